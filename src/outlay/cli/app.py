@@ -1,0 +1,62 @@
+"""The `outlay` command and its groups. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from outlay import __version__
+from outlay.cli import books, runs, tasks
+from outlay.cli.common import fail
+from outlay.errors import OutlayError
+
+app = typer.Typer(
+    name="outlay",
+    help="Spend a fixed budget on the best compact model it can buy: labels, or GPU hours to distil a large teacher.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(runs.demo)
+app.command("run")(runs.run)
+app.command("compare")(runs.compare)
+app.command("report")(runs.report)
+app.add_typer(books.ledger_app, name="ledger")
+app.command("prices")(books.prices)
+app.add_typer(tasks.task_app, name="task")
+app.add_typer(tasks.data_app, name="data")
+app.add_typer(books.store_app, name="store")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"outlay {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Spend a fixed budget on the best compact model it can buy: labels, or GPU hours to distil a large teacher."""
+
+
+def main() -> None:
+    """Entry point: an `OutlayError` becomes one clear line and exit 1; wrong usage exits 2."""
+    try:
+        app()
+    except OutlayError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("stopped; everything bought is kept, run the same command again to go on", code=130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; there is no one left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,123 @@
+"""What every command shares: where things lie, how errors and JSON are printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from outlay.errors import MissingData, MoneyError, UsageError
+
+if TYPE_CHECKING:
+    from outlay.store import Store
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
+StoreOption = Annotated[
+    Path | None,
+    typer.Option("--store", help="Folder of kept artifacts. [default: $OUTLAY_STORE or ~/.cache/outlay/store]"),
+]
+PricesOption = Annotated[
+    list[Path] | None, typer.Option("--prices", help="Your own price file (TOML); may be repeated.")
+]
+ResultsFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A results folder, as `run` and `compare` make it.")]
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def fail(line: str, code: int = 1) -> NoReturn:
+    """Print one line on standard error and exit."""
+    print(f"outlay: {line}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def open_store(folder: Path | None) -> Store:
+    """The store to use: the option, else ``OUTLAY_STORE``, else the user's cache; with the quota of ``OUTLAY_STORE_QUOTA``."""
+    from outlay.store import Store
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = folder or Path(os.environ.get("OUTLAY_STORE") or cache / "outlay" / "store")
+    quota = os.environ.get("OUTLAY_STORE_QUOTA")
+    return Store(root, quota_bytes=parse_bytes(quota) if quota else None)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of ``500M``, ``20G``, ``1000000``.
+
+    Raises:
+        UsageError: not a size.
+    """
+    number, unit = text.strip().rstrip("bB"), ""
+    if number and number[-1].lower() in _UNITS:
+        number, unit = number[:-1], number[-1].lower()
+    try:
+        size = int(float(number) * _UNITS[unit])
+    except (ValueError, OverflowError):
+        raise UsageError(f"{text!r} is not a size; write it like 500M or 20G") from None
+    if size <= 0:
+        raise UsageError(f"the size is {text!r}; it must be above 0")
+    return size
+
+
+def ledger_path(folder: Path) -> Path:
+    """The ledger of a results folder (or the ledger file itself).
+
+    Raises:
+        MissingData: there is none.
+    """
+    path = folder if folder.is_file() else folder / "ledger.sqlite"
+    if not path.exists():
+        raise MissingData(f"no ledger at {path}; name the folder that `run` or `compare` wrote (their --out)")
+    return path
+
+
+def one_run(run_ids: list[str], asked: str | None, folder: Path) -> list[str]:
+    """The runs asked for: all, or the one whose id begins with ``asked``.
+
+    Raises:
+        UsageError: none or several begin with it.
+    """
+    if asked is None:
+        return run_ids
+    found = [run for run in run_ids if run.startswith(asked)]
+    if len(found) != 1:
+        what = "no run" if not found else f"{len(found)} runs"
+        raise UsageError(f"{what} in {folder} whose id begins with {asked!r}; its runs: {', '.join(run_ids) or 'none'}")
+    return found
+
+
+def parse_settings(pairs: list[str] | None) -> dict[str, dict[str, Any]]:
+    """``--set distil.epochs=4`` pairs by role.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    by_role: dict[str, dict[str, Any]] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        role, dot, field = name.partition(".")
+        if not (equals and dot and role and field):
+            raise UsageError(f"--set {pair!r} cannot be read; write ROLE.NAME=VALUE, such as distil.epochs=4")
+        try:
+            by_role.setdefault(role, {})[field] = json.loads(value)
+        except json.JSONDecodeError:
+            by_role.setdefault(role, {})[field] = value
+    return by_role
+
+
+def parse_budgets(text: str) -> tuple[int, ...]:
+    """Comma-separated budgets in dollars; thousands are written without a comma here."""
+    from outlay.money import parse_budget
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise MoneyError(f"--budgets {text!r} cannot be read; write dollars with commas between, such as 300,400")
+    return tuple(parse_budget(part) for part in parts)

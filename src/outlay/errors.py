@@ -1,0 +1,124 @@
+"""Every error a user can meet, in one tree.
+
+::
+
+    OutlayError                      one clear line: the value, the limit, the way out
+    ├── UsageError                   the request itself is wrong (CLI exit 2 is click's; these exit 1)
+    │   ├── MoneyError               an amount or a budget that cannot be read or spent
+    │   ├── UnknownItem              a price that no price book lists
+    │   ├── UnknownTask              no such task name or file
+    │   ├── UnknownModel             a model reference that leads nowhere
+    │   └── UnknownStrategy          no such strategy
+    ├── DataError                    data that cannot be trusted
+    │   ├── TaskFileError            a task file that does not fit the schema
+    │   ├── LabelError               a label outside the label set
+    │   ├── LeakError                test or dev rows inside train or a pool
+    │   └── MissingData              a file that is not there, empty, half-written or has another sha256
+    ├── SpendError                   money that must not move
+    │   ├── BudgetExceeded           a hold larger than what is left
+    │   ├── AlreadyPaid              a key that this run has settled before
+    │   ├── HoldError                a hold that is closed, foreign or unknown
+    │   └── LedgerDamaged            the chain, the sums or the anchor do not agree
+    ├── StoreError                   artifacts on disk
+    │   ├── ArtifactDamaged          bytes that do not match their digest
+    │   ├── QuotaExceeded            the disk quota is full
+    │   └── DiskFull                 no room left on the device
+    ├── SellerError                  a seller of labels could not deliver
+    └── TrainingError                a training that cannot go on
+
+Each carries one line in ``str(error)``. Nothing here imports anything.
+"""
+
+from __future__ import annotations
+
+
+class OutlayError(Exception):
+    """Base of every error `outlay` raises on purpose; ``str(e)`` is one line fit for a user."""
+
+
+class UsageError(OutlayError):
+    """The request itself is wrong."""
+
+
+class MoneyError(UsageError):
+    """An amount or a budget that cannot be read or spent."""
+
+
+class UnknownItem(UsageError):
+    """A price that no price book lists."""
+
+
+class UnknownTask(UsageError):
+    """No such task name or file."""
+
+
+class UnknownModel(UsageError):
+    """A model reference that leads nowhere."""
+
+
+class UnknownStrategy(UsageError):
+    """No such strategy."""
+
+
+class DataError(OutlayError):
+    """Data that cannot be trusted."""
+
+
+class TaskFileError(DataError):
+    """A task file that does not fit the schema."""
+
+
+class LabelError(DataError):
+    """A label outside the label set."""
+
+
+class LeakError(DataError):
+    """Test or dev rows inside train or a pool."""
+
+
+class MissingData(DataError):
+    """A file that is not there, empty, half-written or has another sha256."""
+
+
+class SpendError(OutlayError):
+    """Money that must not move."""
+
+
+class BudgetExceeded(SpendError):
+    """A hold larger than what is left."""
+
+
+class AlreadyPaid(SpendError):
+    """A key that this run has settled before."""
+
+
+class HoldError(SpendError):
+    """A hold that is closed, foreign or unknown."""
+
+
+class LedgerDamaged(SpendError):
+    """The chain, the sums or the anchor do not agree."""
+
+
+class StoreError(OutlayError):
+    """Artifacts on disk."""
+
+
+class ArtifactDamaged(StoreError):
+    """Bytes that do not match their digest."""
+
+
+class QuotaExceeded(StoreError):
+    """The disk quota is full."""
+
+
+class DiskFull(StoreError):
+    """No room left on the device."""
+
+
+class SellerError(OutlayError):
+    """A seller of labels could not deliver."""
+
+
+class TrainingError(OutlayError):
+    """A training that cannot go on."""

@@ -1,0 +1,124 @@
+"""A gold-labelled set as a priced oracle, as Kang et al. 2023 (section 2.4) simulate annotation with existing sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+from outlay.errors import LabelError, SellerError
+from outlay.labels.base import Delivery, Order, majority
+from outlay.money import Price, Quote
+
+
+class Replay:
+    """Sells the labels of `gold` (row id → label) at `price` per answer.
+
+    Every row gets `redundancy` answers, an odd number, and their majority. An answer is wrong with probability
+    `error_rate`, and then any other label, all equally likely. Answers are a pure function of the seed and the row, so
+    a larger order repeats what a smaller one said. `seconds_per_label` of human time is reported per answer, not slept.
+    A replayed label is charged, but costs no cash.
+
+    Raises LabelError for a gold label outside `labels`, SellerError for a setting outside its limits.
+    """
+
+    def __init__(
+        self,
+        gold: Mapping[str, str],
+        labels: Sequence[str],
+        price: Price,
+        *,
+        error_rate: float = 0.0,
+        redundancy: int = 1,
+        seconds_per_label: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        known = set(labels)
+        for row, label in gold.items():
+            if label not in known:
+                raise LabelError(f"row {row} has the label {label!r}; the label set is {', '.join(labels)}")
+        if not 0 <= error_rate <= 1 or (error_rate > 0 and len(known) < 2):
+            raise SellerError(
+                f"the error rate is {error_rate} over {len(known)} labels; give 0 to 1, and 0 for 1 label"
+            )
+        if redundancy < 1 or redundancy % 2 == 0:
+            raise SellerError(f"the redundancy is {redundancy}; give an odd number of answers per row")
+        if not 0 <= seconds_per_label < float("inf"):
+            raise SellerError(f"the seconds per label are {seconds_per_label}; give 0 or more")
+        self._gold = dict(gold)
+        self._labels = tuple(dict.fromkeys(labels))
+        self._price = price
+        self._error_rate = error_rate
+        self._redundancy = redundancy
+        self._seconds_per_label = seconds_per_label
+        self._seed = seed
+        self._sold: dict[str, tuple[Order, Delivery]] = {}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label set."""
+        return self._labels
+
+    @property
+    def price(self) -> Price:
+        """The price of one answer."""
+        return self._price
+
+    @property
+    def billed_micros(self) -> int:
+        """The charge of every order delivered by this object, each order once."""
+        return sum(delivery.charge_micros for _, delivery in self._sold.values())
+
+    def quote(self, n: int) -> Quote:
+        """`n` rows at `redundancy` answers each: charged, but no cash. Raises SellerError for a negative number."""
+        if n < 0:
+            raise SellerError(f"{n} labels were asked for; ask for 0 or more")
+        return Quote.of(self._price, n * self._redundancy, cash_micros=0)
+
+    def identity(self) -> Mapping[str, object]:
+        """What decides the labels; the price and the human seconds do not."""
+        gold = json.dumps(sorted(self._gold.items()), ensure_ascii=True, separators=(",", ":"))
+        return {
+            "seller": "replay",
+            "version": 1,
+            "gold": hashlib.sha256(gold.encode("ascii")).hexdigest(),
+            "labels": list(self._labels),
+            "error_rate": repr(float(self._error_rate)),
+            "redundancy": self._redundancy,
+            "seed": self._seed,
+        }
+
+    def deliver(self, order: Order) -> Delivery:
+        """The labels of the order's rows. Raises SellerError for an unknown row, or a known order id on other rows."""
+        if order.id in self._sold:
+            known, delivery = self._sold[order.id]
+            if known != order:
+                raise SellerError(f"order {order.id!r} was delivered for other rows; give the new rows a new order id")
+            return delivery
+        for example in order.examples:
+            if example.id not in self._gold:
+                raise SellerError(f"row {example.id} of order {order.id!r} has no gold label to replay; leave it out")
+        answers = tuple(self._answers(example.id) for example in order.examples)
+        quote = self.quote(len(answers))
+        delivery = Delivery(
+            order_id=order.id,
+            labels=tuple(majority(given) for given in answers),
+            answers=answers,
+            quantity=quote.quantity,
+            charge_micros=quote.charge_micros,
+            cash_micros=0,
+            human_seconds=float(quote.quantity) * self._seconds_per_label,
+        )
+        self._sold[order.id] = (order, delivery)
+        return delivery
+
+    def _answers(self, row: str) -> tuple[str, ...]:
+        gold = self._gold[row]
+        others = [label for label in self._labels if label != gold]
+        answers = []
+        for number in range(self._redundancy):
+            digest = hashlib.sha256(f"{self._seed}:{row}:{number}".encode()).digest()
+            draw = int.from_bytes(digest[:8], "big") / 2**64
+            wrong = draw < self._error_rate
+            answers.append(others[int.from_bytes(digest[8:16], "big") % len(others)] if wrong else gold)
+        return tuple(answers)

@@ -1,0 +1,500 @@
+"""The point: one request, what came of it, and under which circumstances.
+
+Every comparison, study and report is made of points. ``request`` is what was asked, ``result`` is compared byte for
+byte between runs, executors and resumes, ``circumstance`` is never compared. A value that does not apply is ``None``
+(JSON ``null``); a field is never left out. An amount is a whole number of micro-dollars written as the float nearest
+to its dollars, so two equal amounts are equal floats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from outlay.errors import DataError, MissingData
+
+STATUSES = ("ok", "na", "failed")
+CLOCKS = ("flops", "measured")
+DEV_KINDS = ("given", "bought", "carved")
+MICROS_PER_USD = 1_000_000
+
+
+def usd_of(micros: int) -> float:
+    """Dollars of a whole number of micro-dollars, correctly rounded: the only way an amount enters a point."""
+    return micros / MICROS_PER_USD
+
+
+def micros_of(usd: float) -> int:
+    """Micro-dollars of an amount read from a point.
+
+    Raises:
+        DataError: the amount is negative, not finite or not a whole number of micro-dollars.
+    """
+    micros = round(usd * MICROS_PER_USD) if math.isfinite(usd) else -1
+    if micros < 0 or usd_of(micros) != usd:
+        raise DataError(f"{usd!r} dollars is not a whole, non-negative number of micro-dollars")
+    return micros
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One metric in one reading with its 95 % interval, each 0-100."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class PointRequest:
+    """What was asked: the budget is always the total, ``added_usd`` is what comes on top of the initial labels.
+
+    ``n_initial`` is the fixed number of labels of the teacher, None where a rule chooses it. ``pool`` lists the parts
+    of the unlabelled pool with their number of rows. ``price_book`` is the digest of the prices. ``dev`` says where
+    the dev labels come from (None: there are none).
+    """
+
+    task: str
+    strategy: str
+    budget_usd: float
+    added_usd: float | None
+    n_initial: int | None
+    seed: int
+    teacher: str | None
+    student: str
+    machine: str
+    clock: str
+    price_book: str
+    pool: tuple[tuple[str, int], ...]
+    dev: str | None
+
+    @property
+    def variant(self) -> str:
+        """The strategy as a table names it; a strategy with a teacher and no fixed N chose N by its rule."""
+        by_rule = self.n_initial is None and self.teacher is not None
+        return f"{self.strategy} (N by rule)" if by_rule else self.strategy
+
+
+@dataclass(frozen=True, slots=True)
+class PointResult:
+    """What came of it; a pure function of the request within one environment.
+
+    ``test`` and ``dev`` are the task's main metric, 0-100. ``scores`` maps "metric/reading" to its interval.
+    ``seconds`` maps each machine to its seconds by the ``flops`` clock. ``artifacts`` maps a role to the digest of its
+    bytes.
+    """
+
+    status: str
+    reason: str | None
+    test: float | None
+    dev: float | None
+    scores: Mapping[str, Reading]
+    charge_usd: float
+    n_labels: int
+    n_llm_labels: int
+    llm_tokens_in: int
+    llm_tokens_out: int
+    n_pool: int
+    n_dev: int
+    seconds: Mapping[str, float]
+    flops: int
+    student_parameters: int | None
+    artifacts: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PointCircumstance:
+    """How it went this time: money that left the bank, wall time, the head of the ledger and the environment."""
+
+    cash_usd: float | None = None
+    wall_seconds: float | None = None
+    latency_ms: float | None = None
+    ledger_head: str | None = None
+    environment: Mapping[str, str | int | float | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One request with its result and circumstance."""
+
+    request: PointRequest
+    result: PointResult
+    circumstance: PointCircumstance
+
+    @property
+    def id(self) -> str:
+        """The first 16 hex digits of the sha256 of the request's canonical JSON."""
+        text = json.dumps(_request_to_json(self.request), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether there is a test score."""
+        return self.result.status == "ok"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with every field in the order of its class, mappings sorted by key."""
+        return {
+            "request": _request_to_json(self.request),
+            "result": _result_to_json(self.result),
+            "circumstance": _circumstance_to_json(self.circumstance),
+        }
+
+    def result_bytes(self) -> bytes:
+        """The bytes that undisturbed, resumed and distributed runs of one request must agree on."""
+        return json.dumps(_result_to_json(self.result), ensure_ascii=False, allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, document: object, where: str = "point") -> Point:
+        """The point of a JSON object.
+
+        Raises:
+            DataError: a field is missing, unknown, of another type, or contradicts another; the line names it.
+        """
+        parts = _checked(document, _POINT_FIELDS, where)
+        point = cls(parts["request"], parts["result"], parts["circumstance"])
+        _check_result(point.result, f"{where}.result")
+        return point
+
+
+def _request_to_json(request: PointRequest) -> dict[str, Any]:
+    record = {field.name: getattr(request, field.name) for field in fields(request)}
+    pool = dict(request.pool)
+    if len(pool) != len(request.pool):
+        raise DataError(f"the pool names a part twice: {', '.join(name for name, _ in request.pool)}")
+    return record | {"pool": pool}
+
+
+def _result_to_json(result: PointResult) -> dict[str, Any]:
+    record = {field.name: getattr(result, field.name) for field in fields(result)}
+    scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in result.scores.items()}
+    return record | {
+        "scores": dict(sorted(scores.items())),
+        "seconds": dict(sorted(result.seconds.items())),
+        "artifacts": dict(sorted(result.artifacts.items())),
+    }
+
+
+def _circumstance_to_json(circumstance: PointCircumstance) -> dict[str, Any]:
+    record = {field.name: getattr(circumstance, field.name) for field in fields(circumstance)}
+    environment = circumstance.environment
+    return record | {"environment": None if environment is None else dict(sorted(environment.items()))}
+
+
+# Reading: one checker per kind of field, one table per class.
+Checker = Callable[[object, str], Any]
+
+
+def _wrong(value: object, where: str, wanted: str) -> DataError:
+    shown = json.dumps(value, default=str)
+    return DataError(f"{where} is {shown if len(shown) <= 60 else shown[:57] + '...'}, it must be {wanted}")
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise _wrong(value, where, "a non-empty text")
+    return value
+
+
+def _count(value: object, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _wrong(value, where, "a whole number from 0")
+    return value
+
+
+def _number(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise _wrong(value, where, "a finite number from 0")
+    return float(value)
+
+
+def _percent(value: object, where: str) -> float:
+    number = _number(value, where)
+    if number > 100:
+        raise _wrong(value, where, "a score from 0 to 100")
+    return number
+
+
+def _usd(value: object, where: str) -> float:
+    number = _number(value, where)
+    try:
+        micros_of(number)
+    except DataError:
+        raise _wrong(value, where, "dollars with at most 6 decimals") from None
+    return number
+
+
+def _one_of(*allowed: str) -> Checker:
+    def check(value: object, where: str) -> str:
+        if not isinstance(value, str) or value not in allowed:
+            raise _wrong(value, where, " or ".join(allowed))
+        return value
+
+    return check
+
+
+def _optional(check: Checker) -> Checker:
+    def check_unless_null(value: object, where: str) -> Any:
+        return None if value is None else check(value, where)
+
+    return check_unless_null
+
+
+def _mapping(check: Checker) -> Checker:
+    def check_each(value: object, where: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise _wrong(value, where, "an object")
+        return {name: check(item, f"{where}.{name}") for name, item in value.items()}
+
+    return check_each
+
+
+def _pool(value: object, where: str) -> tuple[tuple[str, int], ...]:
+    return tuple(_mapping(_count)(value, where).items())
+
+
+def _scalar(value: object, where: str) -> str | int | float | None:
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    if not (value is None or (isinstance(value, str | int | float) and is_finite)):
+        raise _wrong(value, where, "a text, a finite number or null")
+    return value
+
+
+def _reading(value: object, where: str) -> Reading:
+    reading = Reading(**_checked(value, {"value": _percent, "low": _percent, "high": _percent}, where))
+    if not reading.low <= reading.value <= reading.high:
+        raise _wrong(value, where, "low <= value <= high")
+    return reading
+
+
+def _checked(value: object, checkers: Mapping[str, Checker], where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _wrong(value, where, "an object")
+    for name in checkers:
+        if name not in value:
+            raise DataError(f"{where}.{name} is left out; an absent value must be written as null")
+    for name in value:
+        if name not in checkers:
+            raise DataError(f"{where}.{name} is not a field of a point; the fields are {', '.join(checkers)}")
+    return {name: check(value[name], f"{where}.{name}") for name, check in checkers.items()}
+
+
+_REQUEST_FIELDS: dict[str, Checker] = {
+    "task": _text,
+    "strategy": _text,
+    "budget_usd": _usd,
+    "added_usd": _optional(_usd),
+    "n_initial": _optional(_count),
+    "seed": _count,
+    "teacher": _optional(_text),
+    "student": _text,
+    "machine": _text,
+    "clock": _one_of(*CLOCKS),
+    "price_book": _text,
+    "pool": _pool,
+    "dev": _optional(_one_of(*DEV_KINDS)),
+}
+
+_RESULT_FIELDS: dict[str, Checker] = {
+    "status": _one_of(*STATUSES),
+    "reason": _optional(_text),
+    "test": _optional(_percent),
+    "dev": _optional(_percent),
+    "scores": _mapping(_reading),
+    "charge_usd": _usd,
+    "n_labels": _count,
+    "n_llm_labels": _count,
+    "llm_tokens_in": _count,
+    "llm_tokens_out": _count,
+    "n_pool": _count,
+    "n_dev": _count,
+    "seconds": _mapping(_number),
+    "flops": _count,
+    "student_parameters": _optional(_count),
+    "artifacts": _mapping(_text),
+}
+
+_CIRCUMSTANCE_FIELDS: dict[str, Checker] = {
+    "cash_usd": _optional(_usd),
+    "wall_seconds": _optional(_number),
+    "latency_ms": _optional(_number),
+    "ledger_head": _optional(_text),
+    "environment": _optional(_mapping(_scalar)),
+}
+
+_POINT_FIELDS: dict[str, Checker] = {
+    "request": lambda value, where: PointRequest(**_checked(value, _REQUEST_FIELDS, where)),
+    "result": lambda value, where: PointResult(**_checked(value, _RESULT_FIELDS, where)),
+    "circumstance": lambda value, where: PointCircumstance(**_checked(value, _CIRCUMSTANCE_FIELDS, where)),
+}
+
+
+def _check_result(result: PointResult, where: str) -> None:
+    has_score, has_reason = result.test is not None, result.reason is not None
+    if (has_score, has_reason) != ((True, False) if result.status == "ok" else (False, True)):
+        raise DataError(f"{where}: a point that is ok has a test score and no reason, any other a reason and no score")
+
+
+def parse_points(document: object, where: str = "points") -> list[Point]:
+    """The points of a JSON array, checked field by field.
+
+    Raises:
+        DataError: the first thing that is wrong, named by its place (``points[3].result.test``), or a request that
+            stands twice.
+    """
+    if not isinstance(document, list):
+        raise _wrong(document, where, "an array of points")
+    points = [Point.from_json(item, f"{where}[{i}]") for i, item in enumerate(document)]
+    first_place: dict[str, int] = {}
+    for i, point in enumerate(points):
+        if point.id in first_place:
+            raise DataError(f"{where}[{i}] asks what {where}[{first_place[point.id]}] asks; a request may stand once")
+        first_place[point.id] = i
+    return points
+
+
+def read_points(path: Path) -> list[Point]:
+    """The points of a ``points.json``.
+
+    Raises:
+        MissingData: the file is absent or is not whole JSON.
+        DataError: a point is malformed.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingData(f"{path} does not exist; `outlay compare` and `outlay study run` write it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MissingData(f"{path} is not whole JSON ({error}); run the comparison again, it resumes") from None
+    return parse_points(document, path.name)
+
+
+def write_points(path: Path, points: Sequence[Point]) -> None:
+    """Write ``points.json`` whole or not at all (temporary name, fsync, rename).
+
+    Raises:
+        DataError: a point that :func:`parse_points` would refuse to read back.
+    """
+    text = json.dumps([point.to_json() for point in points], indent=2, ensure_ascii=False)
+    parse_points(json.loads(text), path.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The seeds of one strategy variant at one budget, sorted by seed."""
+
+    label: str
+    budget_usd: float
+    points: tuple[Point, ...]
+
+    @property
+    def ok(self) -> tuple[Point, ...]:
+        """The points that have a test score."""
+        return tuple(point for point in self.points if point.is_ok)
+
+
+# What tells two groups of one variant and budget apart, in the order in which a label names it.
+_TELLING_FIELDS = (
+    "task",
+    "n_initial",
+    "added_usd",
+    "teacher",
+    "student",
+    "machine",
+    "clock",
+    "price_book",
+    "pool",
+    "dev",
+)
+
+
+def group(points: Iterable[Point]) -> list[Group]:
+    """The points by request without its seed: by budget, then in the order in which the variants first appear.
+
+    Where two groups share variant and budget, their labels name the fields that differ
+    ("distill, student cut:2" and "distill, student cut:3").
+    """
+    members: dict[tuple[Any, ...], list[Point]] = {}
+    for point in points:
+        telling = tuple(getattr(point.request, name) for name in _TELLING_FIELDS)
+        members.setdefault((point.request.variant, point.request.budget_usd, *telling), []).append(point)
+    twins: dict[tuple[str, float], list[tuple[Any, ...]]] = {}
+    for key in members:
+        twins.setdefault((key[0], key[1]), []).append(key[2:])
+    groups = [
+        Group(
+            label=", ".join([key[0], *_differences(key[2:], twins[key[0], key[1]])]),
+            budget_usd=key[1],
+            points=tuple(sorted(seeds, key=lambda point: point.request.seed)),
+        )
+        for key, seeds in members.items()
+    ]
+    return sorted(groups, key=lambda each: each.budget_usd)
+
+
+def _differences(telling: tuple[Any, ...], twins: Sequence[tuple[Any, ...]]) -> list[str]:
+    shown = []
+    for i, name in enumerate(_TELLING_FIELDS):
+        if any(twin[i] != telling[i] for twin in twins):
+            value = telling[i]
+            if name == "pool":
+                value = f"{sum(n_rows for _, n_rows in value)} rows"
+            shown.append(f"{name} {'none' if value is None else value}")
+    return shown
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A named place in the charge x score plane: dollars and 0-100."""
+
+    name: str
+    charge_usd: float
+    score: float
+
+    def dominates(self, other: Spot) -> bool:
+        """Whether this one is at least as cheap and at least as good, and better in one of the two."""
+        no_worse = self.charge_usd <= other.charge_usd and self.score >= other.score
+        return no_worse and (self.charge_usd, self.score) != (other.charge_usd, other.score)
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """Spots nobody dominates, by rising charge; those equal to one of them in both; those that are dominated."""
+
+    front: tuple[Spot, ...]
+    tied: tuple[Spot, ...]
+    dominated: tuple[Spot, ...]
+
+
+def frontier(spots: Sequence[Spot]) -> Frontier:
+    """The non-dominated set of spots, in O(n log n): walk by rising charge, keep what beats the best score so far.
+
+    Of spots that agree in charge and score the first given stands on the front, the others are ``tied``.
+    """
+    front: list[Spot] = []
+    tied: list[Spot] = []
+    dominated: list[Spot] = []
+    for spot in sorted(spots, key=lambda each: (each.charge_usd, -each.score)):
+        if not front or spot.score > front[-1].score:
+            front.append(spot)
+        elif front[-1].dominates(spot):
+            dominated.append(spot)
+        else:
+            tied.append(spot)
+    return Frontier(tuple(front), tuple(tied), tuple(dominated))

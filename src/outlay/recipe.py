@@ -1,0 +1,271 @@
+"""Recipes: what to do, as pure data. Steps know their inputs, so a recipe is a graph; equal steps are one step.
+
+A step's *key* hashes what was asked: its kind and version, its own parameters, the keys of its inputs and the threads it
+runs on. Two recipes that share a teacher share its key, and so its artifact (DESIGN decision 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from outlay.settings import TrainSettings
+from outlay.store import key_of
+
+
+@dataclass(frozen=True)
+class Step:
+    """One distinct piece of work. Abstract: see `Buy`, `Train`, `Teach`, `Distil`, `Score`."""
+
+    kind: ClassVar[str]
+    version: ClassVar[int]
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """Steps whose artifacts this one reads."""
+        return ()
+
+    def parameters(self) -> dict[str, Any]:
+        """What was asked beside the inputs, as JSON values."""
+        raise NotImplementedError
+
+    def request(self) -> dict[str, Any]:
+        """All that the key hashes."""
+        return {
+            "step": self.kind,
+            "version": self.version,
+            "parameters": self.parameters(),
+            "inputs": [step.key for step in self.inputs],
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """Sha256 hex of `request`."""
+        return key_of(self.request())
+
+
+@dataclass(frozen=True)
+class Buy(Step):
+    """The labels of the first ``n`` rows of a split's seeded order, from one seller.
+
+    ``series`` identifies everything but ``n`` (seller, rows and their order), so that a longer purchase of the same series
+    pays only the difference.
+    """
+
+    kind: ClassVar[str] = "buy"
+    version: ClassVar[int] = 1
+
+    split: str
+    n: int
+    order_seed: int
+    rows_digest: str
+    seller: str
+    """Canonical JSON of the seller's identity."""
+
+    @cached_property
+    def series(self) -> str:
+        """Key of the purchase without its size."""
+        return key_of({"step": self.kind, "version": self.version, "parameters": self._series_parameters()})
+
+    def parameters(self) -> dict[str, Any]:
+        return {**self._series_parameters(), "n": self.n}
+
+    def _series_parameters(self) -> dict[str, Any]:
+        return {
+            "split": self.split,
+            "order_seed": self.order_seed,
+            "rows": self.rows_digest,
+            "seller": self.seller,
+        }
+
+
+@dataclass(frozen=True)
+class Dev:
+    """Where the dev labels come from: ``given`` (free), ``bought`` (`labels` on the dev split), ``carved`` (the first ``n`` of the labels bought)."""
+
+    how: str
+    n: int
+    rows_digest: str = ""
+    labels: Buy | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain values for a key."""
+        return {"how": self.how, "n": self.n, "rows": self.rows_digest}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What to start from: a reference, its base, and the fingerprint of the checkpoint's bytes."""
+
+    ref: str
+    base: str
+    fingerprint: str
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain values for a key; the bytes speak for a checkpoint, wherever it lies."""
+        form = self.ref if self.ref.startswith(("cut:", "tiny:")) else "whole"
+        return {"form": form, "checkpoint": self.fingerprint}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How texts become tokens: which fields are segments, the limit, the classes."""
+
+    segments: tuple[str, ...]
+    max_tokens: int
+    labels: tuple[str, ...]
+    metric: str
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain values for a key."""
+        return {
+            "segments": list(self.segments),
+            "max_tokens": self.max_tokens,
+            "labels": list(self.labels),
+            "metric": self.metric,
+        }
+
+
+@dataclass(frozen=True)
+class Train(Step):
+    """Fine-tune ``model`` on bought labels with cross-entropy. ``free``: done, but not charged (Kang et al. 2023, §2.2)."""
+
+    kind: ClassVar[str] = "train"
+    version: ClassVar[int] = 1
+
+    role: str
+    """``teacher`` or ``student``: for people; not part of the key."""
+    model: Model
+    labels: Buy
+    dev: Dev | None
+    encoding: Encoding
+    settings: TrainSettings
+    threads: int
+    free: bool = False
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        return (self.labels, *_dev_inputs(self.dev))
+
+    def parameters(self) -> dict[str, Any]:
+        return _training_parameters(self.model, self.dev, self.encoding, self.settings, self.threads)
+
+
+@dataclass(frozen=True)
+class Teach(Step):
+    """The teacher's targets over one block of consecutive pool rows ``start:stop`` (DESIGN decision 5)."""
+
+    kind: ClassVar[str] = "teach"
+    version: ClassVar[int] = 1
+
+    teacher: Train
+    start: int
+    stop: int
+    rows_digest: str
+    """Of the block's own texts: the same rows under another pool are the same block."""
+    threads: int
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        return (self.teacher,)
+
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "n": self.stop - self.start,
+            "rows": self.rows_digest,
+            "precision": self.teacher.settings.precision,
+            "threads": self.threads,
+        }
+
+
+@dataclass(frozen=True)
+class Distil(Step):
+    """Train ``model`` on the teacher's targets with the KL divergence."""
+
+    kind: ClassVar[str] = "distil"
+    version: ClassVar[int] = 1
+
+    model: Model
+    targets: tuple[Teach, ...]
+    dev: Dev | None
+    encoding: Encoding
+    settings: TrainSettings
+    threads: int
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        return (*self.targets, *_dev_inputs(self.dev))
+
+    @property
+    def n_rows(self) -> int:
+        """Pool rows, ``0:n_rows`` of the seeded order."""
+        return self.targets[-1].stop
+
+    def parameters(self) -> dict[str, Any]:
+        return _training_parameters(self.model, self.dev, self.encoding, self.settings, self.threads)
+
+
+@dataclass(frozen=True)
+class Score(Step):
+    """Predict the test split once and score it."""
+
+    kind: ClassVar[str] = "score"
+    version: ClassVar[int] = 1
+
+    model: Train | Distil
+    rows_digest: str
+    """Of the test split, gold labels included."""
+    threads: int
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        return (self.model,)
+
+    def parameters(self) -> dict[str, Any]:
+        return {"rows": self.rows_digest, "threads": self.threads, "metric": self.model.encoding.metric}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one proposal does: the step it ends in, how its numbers were derived, and facts for the receipt."""
+
+    final: Score
+    derivation: tuple[str, ...]
+
+    def steps(self) -> list[Step]:
+        """Every distinct step once, inputs before what reads them; the order is a pure function of the recipe."""
+        return graph([self.final])
+
+
+def graph(finals: Iterable[Step]) -> list[Step]:
+    """The distinct steps that lead to ``finals``, each once, inputs first."""
+    ordered: dict[str, Step] = {}
+
+    def visit(step: Step) -> None:
+        if step.key in ordered:
+            return
+        for given in step.inputs:
+            visit(given)
+        ordered[step.key] = step
+
+    for final in finals:
+        visit(final)
+    return list(ordered.values())
+
+
+def _dev_inputs(dev: Dev | None) -> tuple[Step, ...]:
+    return (dev.labels,) if dev is not None and dev.labels is not None else ()
+
+
+def _training_parameters(
+    model: Model, dev: Dev | None, encoding: Encoding, settings: TrainSettings, threads: int
+) -> dict[str, Any]:
+    return {
+        "model": model.parameters(),
+        "dev": None if dev is None else dev.parameters(),
+        "encoding": encoding.parameters(),
+        "settings": settings.to_json(),
+        "threads": threads,
+    }

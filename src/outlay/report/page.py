@@ -1,0 +1,125 @@
+"""One self-contained page: chart, table, differences and receipts in a file that asks the network for nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+from outlay.report.charts import chart_svg, frontier_spec
+from outlay.report.tables import Comparison, difference_text, grid, on_front
+
+_STYLE = """
+:root { color-scheme: light dark;
+  --ink: #1c1c1e; --quiet: #5c5c63; --paper: #ffffff; --line: #dcdce0; --front: #eef5fb; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #ececf0; --quiet: #a2a2ab; --paper: #17171a; --line: #3a3a40; --front: #1d2b38; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 60rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; }
+h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
+p, li { max-width: 44rem; }
+.quiet { color: var(--quiet); margin-top: 0; }
+figure { margin: 1.5rem 0 0; padding: .5rem; background: #ffffff; border: 1px solid var(--line); border-radius: .6rem; }
+figure svg { display: block; width: 100%; height: auto; max-width: 46rem; margin: 0 auto; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .42rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th { color: var(--quiet); font-weight: 500; font-size: .85rem; border-bottom-width: 2px; }
+th:first-child, td:first-child { text-align: left; }
+tr.front td { background: var(--front); font-weight: 600; }
+tr.next td { border-top: 2px solid var(--line); }
+details { border-top: 1px solid var(--line); padding: .5rem 0; }
+summary { cursor: pointer; font-weight: 500; }
+pre { overflow-x: auto; font: 13px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace; margin: .6rem 0; }
+@media (max-width: 40rem) { body { padding: 1.25rem .8rem 3rem; } th, td { padding: .35rem .5rem; font-size: .85rem; } }
+@media print {
+  :root { --ink: #000; --quiet: #444; --paper: #fff; --line: #bbb; --front: #f2f2f2; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  figure, table, details { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  pre { white-space: pre-wrap; font-size: 8pt; }
+}
+"""
+
+
+def render_page(
+    comparison: Comparison,
+    receipts: Mapping[str, str] | None = None,
+    title: str | None = None,
+    *,
+    is_open: bool = False,
+) -> str:
+    """The whole page as HTML: no script, no link to fetch, the chart inlined as SVG.
+
+    Args:
+        comparison: what the chart, the table and the lists show.
+        receipts: heading -> plain text of a receipt; each folds out.
+        title: heading of the page; the task by default.
+        is_open: show the receipts unfolded, as for printing.
+    """
+    heading = title or f"{comparison.task}: what a score costs"
+    parts = [
+        f"<h1>{escape(heading)}</h1>",
+        '<p class="quiet">Charge is what a run would cost bought alone; cash is what left the bank this time. '
+        "Marked rows are on the frontier: nothing is cheaper and better.</p>",
+        _figure(comparison),
+        "<h2>Scores</h2>",
+        _table(comparison),
+    ]
+    if comparison.differences:
+        parts += ["<h2>Paired differences</h2>", _list([difference_text(row) for row in comparison.differences])]
+    if comparison.notes:
+        parts += ["<h2>Not available</h2>", _list(list(comparison.notes))]
+    if receipts:
+        parts += ["<h2>Receipts</h2>", *(_receipt(name, text, is_open) for name, text in receipts.items())]
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(heading)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _figure(comparison: Comparison) -> str:
+    if not comparison.frontier.front:
+        return '<p class="quiet">No point has a test score, so there is nothing to draw.</p>'
+    svg = chart_svg(frontier_spec(comparison, "Test score over charge"))
+    return f'<figure role="img" aria-label="Test score over charge, by strategy">{svg}</figure>'
+
+
+def _table(comparison: Comparison) -> str:
+    header, texts = grid(comparison)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    lines = []
+    for i, row in enumerate(comparison.rows):
+        is_next_budget = i > 0 and row.budget_usd != comparison.rows[i - 1].budget_usd
+        classes = ["front"] * on_front(comparison, row) + ["next"] * is_next_budget
+        attribute = f' class="{" ".join(classes)}"' if classes else ""
+        lines.append(f"<tr{attribute}>" + "".join(f"<td>{escape(text)}</td>" for text in texts[i]) + "</tr>")
+    body = "\n".join(lines)
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def _list(lines: list[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def _receipt(name: str, text: str, is_open: bool) -> str:
+    attribute = " open" if is_open else ""
+    return f"<details{attribute}><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>"
+
+
+def write_page(path: Path, html: str) -> Path:
+    """Write a page whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(html, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

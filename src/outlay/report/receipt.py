@@ -1,0 +1,272 @@
+"""The receipt of a run: every dollar, in the order in which it was spent. Computed first, then drawn.
+
+The head and count at its end are those of the run's last entry: an anchor that `Ledger.verify` accepts, and that stays
+the same however long the ledger grows afterwards, so a run that is repeated prints the same receipt.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from itertools import zip_longest
+
+from outlay.errors import HoldError
+from outlay.ledger import Anchor, Entry, Ledger
+from outlay.money import format_usd
+
+WIDTH = 100
+_SHOWN = ("topup", "settle", "overrun", "lost", "cancel")
+_WORDS = {"topup": "budget topped up", "overrun": "overrun", "lost": "lost work", "cancel": "run cancelled"}
+_HEADINGS = ("what", "item", "quantity and price", "charge", "cash", "left")
+_N_WORD_COLUMNS = 2  # they wrap; the columns of numbers never do
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptLine:
+    """One entry that moved money (or ended the run). `left_micros` is the charge that was left after it."""
+
+    seq: int
+    kind: str
+    what: str
+    item: str
+    quantity: Fraction
+    unit: str
+    unit_usd: str
+    charge_micros: int
+    cash_micros: int
+    left_micros: int
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A run's money, in micro-dollars. The totals include overruns; the cash total includes lost work as well."""
+
+    run_id: str
+    opened_at: str
+    opened_with_micros: int
+    budget_micros: int
+    lines: tuple[ReceiptLine, ...]
+    charge_micros: int
+    cash_micros: int
+    lost_micros: int
+    overrun_charge_micros: int
+    overrun_cash_micros: int
+    held_charge_micros: int
+    held_cash_micros: int
+    left_charge_micros: int
+    left_cash_micros: int
+    cancelled: bool
+    anchor: Anchor
+
+
+def receipt(ledger: Ledger, run_id: str) -> Receipt:
+    """The receipt of a run. Raises HoldError for a run that the ledger does not know."""
+    entries = ledger.entries(run_id)
+    if not entries:
+        known = ", ".join(repr(name) for name in ledger.run_ids()) or "none"
+        raise HoldError(f"run {run_id!r} is not in {ledger.path}; its runs: {known}")
+    budget = sum(_charge(entry) for entry in entries if entry.kind in ("open", "topup"))
+    overruns = [entry for entry in entries if entry.kind == "overrun"]
+    lost = sum(entry.cash_micros for entry in entries if entry.kind == "lost")
+    bought = [entry for entry in entries if entry.kind in ("settle", "overrun", "lost")]
+    charge, cash = sum(map(_charge, bought)), sum(entry.cash_micros for entry in bought)
+    closed = {entry.hold_seq for entry in entries if entry.kind in ("settle", "release")}
+    held = [entry for entry in entries if entry.kind == "hold" and entry.seq not in closed]
+    held_charge, held_cash = sum(map(_charge, held)), sum(entry.cash_micros for entry in held)
+    return Receipt(
+        run_id=run_id,
+        opened_at=entries[0].at,
+        opened_with_micros=entries[0].charge_micros,
+        budget_micros=budget,
+        lines=_lines(entries),
+        charge_micros=charge,
+        cash_micros=cash,
+        lost_micros=lost,
+        overrun_charge_micros=sum(map(_charge, overruns)),
+        overrun_cash_micros=sum(entry.cash_micros for entry in overruns),
+        held_charge_micros=held_charge,
+        held_cash_micros=held_cash,
+        left_charge_micros=max(0, budget - charge - held_charge),
+        left_cash_micros=max(0, budget - cash - held_cash),
+        cancelled=any(entry.kind == "cancel" for entry in entries),
+        anchor=Anchor(entries[-1].hash, entries[-1].seq),
+    )
+
+
+def render_text(receipt: Receipt) -> str:
+    """The receipt as plain text, aligned, at most `WIDTH` columns wide where the amounts allow it."""
+    rows = [_HEADINGS, _budget_row(receipt), *(_row(line) for line in receipt.lines)]
+    rows.append(_total_row(receipt))
+    widths = _fit([max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))])
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    drawn = [_aligned(row, widths) for row in rows]
+    title = f"Receipt of run {_one_line(receipt.run_id)}"
+    head = [*textwrap.wrap(title, WIDTH), f"opened {_moment(receipt.opened_at)}", ""]
+    table = [drawn[0], rule, *drawn[1:-1], rule, drawn[-1]]
+    return "\n".join([*head, *table, "", *_summary(receipt)]) + "\n"
+
+
+def render_markdown(receipt: Receipt) -> str:
+    """The receipt as a Markdown table."""
+    rows = [_budget_row(receipt), *(_row(line) for line in receipt.lines), _total_row(receipt)]
+    drawn = [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in (_HEADINGS, *rows)]
+    drawn.insert(1, "|---|---|--:|--:|--:|--:|")
+    title = f"**Receipt of run `{_one_line(receipt.run_id)}`**, opened {_moment(receipt.opened_at)}"
+    summary = [f"- {line}" for line in _summary(receipt)]
+    return "\n".join([title, "", *drawn, "", *summary]) + "\n"
+
+
+def to_json(receipt: Receipt) -> str:
+    """The receipt as JSON: amounts in micro-dollars, quantities as exact fractions, keys in a fixed order."""
+    return json.dumps(asdict(receipt), indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def _charge(entry: Entry) -> int:
+    return entry.charge_micros
+
+
+def _lines(entries: list[Entry]) -> tuple[ReceiptLine, ...]:
+    left = 0
+    lines = []
+    for entry in entries:
+        if entry.kind in ("open", "topup"):
+            left += entry.charge_micros
+        elif entry.kind in ("settle", "overrun"):
+            left -= entry.charge_micros
+        if entry.kind in _SHOWN:
+            # A top-up allows money, it moves none: its amount shows in what is left.
+            moved = (0, 0) if entry.kind == "topup" else (entry.charge_micros, entry.cash_micros)
+            lines.append(
+                ReceiptLine(
+                    seq=entry.seq,
+                    kind=entry.kind,
+                    what=_what(entry),
+                    item=entry.item,
+                    quantity=entry.quantity,
+                    unit=entry.unit,
+                    unit_usd=entry.unit_usd,
+                    charge_micros=moved[0],
+                    cash_micros=moved[1],
+                    left_micros=max(0, left),
+                    at=entry.at,
+                )
+            )
+    return tuple(lines)
+
+
+def _what(entry: Entry) -> str:
+    note = _one_line(_spoken(entry.note))
+    if entry.kind == "settle":
+        return note or _one_line(entry.key)
+    if entry.kind == "topup":
+        return f"{_WORDS['topup']} by {format_usd(entry.charge_micros)}"
+    return f"{_WORDS[entry.kind]}: {note}" if note else _WORDS[entry.kind]
+
+
+def _spoken(note: str) -> str:
+    """The words of a note: where it is a JSON object, what its ``what`` says, and whether the thing was ``reused``."""
+    try:
+        content = json.loads(note)
+    except ValueError:
+        return note
+    if not isinstance(content, dict) or not isinstance(content.get("what"), str):
+        return note
+    return f"{content['what']} (reused)" if content.get("reused") is True else content["what"]
+
+
+def _budget_row(receipt: Receipt) -> tuple[str, ...]:
+    return ("budget", "", "", "", "", format_usd(receipt.opened_with_micros))
+
+
+def _total_row(receipt: Receipt) -> tuple[str, ...]:
+    left = max(0, receipt.budget_micros - receipt.charge_micros)
+    return ("total", "", "", format_usd(receipt.charge_micros), format_usd(receipt.cash_micros), format_usd(left))
+
+
+def _row(line: ReceiptLine) -> tuple[str, ...]:
+    bought = line.kind == "settle"
+    moved = line.kind in ("settle", "overrun", "lost")
+    return (
+        line.what,
+        line.item,
+        f"{_amount(line.quantity, line.unit)} at {_unit_price(line.unit_usd)}" if bought else "",
+        format_usd(line.charge_micros) if moved else "",
+        format_usd(line.cash_micros) if moved else "",
+        format_usd(line.left_micros),
+    )
+
+
+def _amount(quantity: Fraction, unit: str) -> str:
+    """``1,000 labels``, ``0.5213 hours``, ``2.3 × 1000 tokens``: others to 4 significant digits."""
+    if quantity.denominator == 1:
+        number = f"{quantity.numerator:,}"
+    else:
+        digits = max(0, 3 - math.floor(math.log10(quantity)))
+        number = f"{float(quantity):,.{digits}f}"
+        number = number.rstrip("0").rstrip(".") if "." in number else number
+    if unit[:1].isdigit():
+        return f"{number} × {unit}"
+    return f"{number} {unit}" if quantity == 1 else f"{number} {unit}s"
+
+
+def _summary(receipt: Receipt) -> list[str]:
+    lines = [
+        f"charged {format_usd(receipt.charge_micros)} of {format_usd(receipt.budget_micros)}"
+        f" (what the work costs), {format_usd(receipt.left_charge_micros)} left",
+        f"paid {format_usd(receipt.cash_micros)} in cash (what left the bank),"
+        f" {format_usd(receipt.left_cash_micros)} left",
+    ]
+    if receipt.lost_micros:
+        lines.append(f"lost {format_usd(receipt.lost_micros)} of that cash on work that had to be redone")
+    if receipt.overrun_charge_micros or receipt.overrun_cash_micros:
+        charge, cash = format_usd(receipt.overrun_charge_micros), format_usd(receipt.overrun_cash_micros)
+        lines.append(f"overran its holds by {charge} of charge and {cash} of cash")
+    if receipt.held_charge_micros or receipt.held_cash_micros:
+        charge, cash = format_usd(receipt.held_charge_micros), format_usd(receipt.held_cash_micros)
+        lines.append(f"still holds {charge} of charge and {cash} of cash for unfinished work")
+    if receipt.cancelled:
+        lines.append("cancelled: this run can spend nothing more")
+    return [*lines, f"entry {receipt.anchor.count}, head {receipt.anchor.head}"]
+
+
+def _unit_price(unit_usd: str) -> str:
+    """A unit price with all its decimals, and at least 2 of them."""
+    whole, _, decimals = unit_usd.partition(".")
+    return f"${int(whole):,}.{decimals.rstrip('0').ljust(2, '0')}"
+
+
+def _fit(widths: list[int]) -> list[int]:
+    """Shrink the two columns of words, the wider one first, until the table fits into `WIDTH`."""
+    widths = list(widths)
+    while sum(widths) + 2 * (len(widths) - 1) > WIDTH and max(widths[:_N_WORD_COLUMNS]) > 10:
+        widths[0 if widths[0] >= widths[1] else 1] -= 1
+    return widths
+
+
+def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
+    """One row over as many lines as its words need; its numbers stand on the first."""
+    words = [textwrap.wrap(cell, width) for cell, width in zip(row, widths[:_N_WORD_COLUMNS], strict=False)]
+    numbers = [[cell] for cell in row[_N_WORD_COLUMNS:]]
+    lines = []
+    for cells in zip_longest(*words, *numbers, fillvalue=""):
+        pairs = list(zip(cells, widths, strict=True))
+        left = [cell.ljust(width) for cell, width in pairs[:_N_WORD_COLUMNS]]
+        right = [cell.rjust(width) for cell, width in pairs[_N_WORD_COLUMNS:]]
+        lines.append("  ".join([*left, *right]).rstrip())
+    return "\n".join(lines)
+
+
+def _moment(at: str) -> str:
+    return f"{at[:10]} {at[11:16]} UTC"
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("\\", "\\\\").replace("|", "\\|")

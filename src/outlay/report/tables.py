@@ -1,0 +1,352 @@
+"""The comparison: one row per strategy and budget, as numbers first and as rich, Markdown or CSV text then."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from outlay.errors import DataError
+from outlay.point import Frontier, Group, Point, Spot, frontier, group
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+Z_95 = 1.960
+
+MINUS = "−"
+ABSENT = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A mean over seeds, 0-100, and half of its 95 % interval; None where one seed says nothing about the spread."""
+
+    mean: float
+    half: float | None
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval, at least 0."""
+        return max(0.0, self.mean - (self.half or 0.0))
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval, at most 100."""
+        return min(100.0, self.mean + (self.half or 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One strategy variant at one budget: means over the seeds that have a test score, None where none has."""
+
+    label: str
+    budget_usd: float
+    n_labels: float | None
+    n_pool: float | None
+    teacher_dev: float | None
+    test: Score | None
+    charge_usd: float | None
+    cash_usd: float | None
+    n_ok: int
+    n_seeds: int
+    reasons: tuple[str, ...]
+
+    @property
+    def spot(self) -> Spot | None:
+        """The row's place in the charge x score plane."""
+        if self.test is None or self.charge_usd is None:
+            return None
+        return Spot(f"{self.label} at {money(self.budget_usd)}", self.charge_usd, self.test.mean)
+
+
+class Interval(Protocol):
+    """What a paired bootstrap returns: a mean difference with its 95 % interval, in points."""
+
+    @property
+    def mean(self) -> float:
+        """Mean difference."""
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceRow:
+    """A paired difference between two strategies at one budget, first minus second, in points."""
+
+    first: str
+    second: str
+    budget_usd: float
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, first: str, second: str, budget_usd: float, interval: Interval) -> DifferenceRow:
+        """The row of a bootstrapped difference."""
+        return cls(first, second, budget_usd, interval.mean, interval.low, interval.high)
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the 95 % interval leaves zero out."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says, in words."""
+        return "significant at 95 %" if self.is_significant else "not significant at 95 %"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Everything a table, chart or page shows."""
+
+    task: str
+    rows: tuple[Row, ...]
+    differences: tuple[DifferenceRow, ...]
+    frontier: Frontier
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One line for each reason why a point has no score."""
+        lines = {
+            f"{row.label} at {money(row.budget_usd)}: {reason}": None for row in self.rows for reason in row.reasons
+        }
+        return tuple(lines)
+
+
+def compare(
+    points: Sequence[Point],
+    *,
+    correctness: Mapping[str, Sequence[float]] | None = None,
+    teacher_dev: Mapping[str, float] | None = None,
+    differences: Sequence[DifferenceRow] = (),
+) -> Comparison:
+    """Turn points into the numbers of a report.
+
+    Args:
+        points: of one or several tasks; rows are in the order of :func:`outlay.point.group`.
+        correctness: point id -> score of each test example, 0-1, the same examples in the same order for every point.
+            Where every seed of a row has one, its interval is over examples and seeds, otherwise over seeds alone.
+        teacher_dev: point id -> dev score of its teacher, 0-100.
+        differences: paired differences to show beside the rows.
+
+    Raises:
+        DataError: there are no points.
+    """
+    if not points:
+        raise DataError("there are no points to compare; run `outlay compare` or `outlay study run` first")
+    rows = tuple(_row(each, correctness or {}, teacher_dev or {}) for each in group(points))
+    spots = [row.spot for row in rows if row.spot is not None]
+    tasks = dict.fromkeys(point.request.task for point in points)
+    return Comparison(", ".join(tasks), rows, tuple(differences), frontier(spots))
+
+
+def _row(each: Group, correctness: Mapping[str, Sequence[float]], teacher_dev: Mapping[str, float]) -> Row:
+    ok = each.ok
+    results = [point.result for point in ok]
+    tests = [result.test for result in results if result.test is not None]
+    per_example = [correctness[point.id] for point in ok if point.id in correctness]
+    half = half_interval(per_example) if ok and len(per_example) == len(ok) else half_interval_of_seeds(tests)
+    cash = [point.circumstance.cash_usd for point in ok]
+    return Row(
+        label=each.label,
+        budget_usd=each.budget_usd,
+        n_labels=_mean([result.n_labels for result in results]),
+        n_pool=_mean([result.n_pool for result in results]),
+        teacher_dev=_mean([teacher_dev[point.id] for point in ok if point.id in teacher_dev]),
+        test=Score(statistics.fmean(tests), half) if tests else None,
+        charge_usd=_mean([result.charge_usd for result in results]),
+        cash_usd=None if None in cash else _mean([usd for usd in cash if usd is not None]),
+        n_ok=len(ok),
+        n_seeds=len(each.points),
+        reasons=tuple(dict.fromkeys(p.result.reason for p in each.points if p.result.reason is not None)),
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def half_interval_of_seeds(tests: Sequence[float]) -> float | None:
+    """Half of the 95 % t-interval of a mean over seeds; None for fewer than two."""
+    if len(tests) < 2:
+        return None
+    return _t_95(len(tests) - 1) * statistics.stdev(tests) / math.sqrt(len(tests))
+
+
+def half_interval(per_example: Sequence[Sequence[float]]) -> float:
+    """Half of the normal 95 % interval, in points, of a mean over seeds and examples.
+
+    The variance is that of the mean over examples (each averaged over the seeds) plus that of the mean over seeds. The
+    noise that belongs to one example in one seed is in both terms, so the interval is somewhat too wide, never too
+    narrow; with one seed it is the interval over examples.
+
+    Args:
+        per_example: shape (n_seeds, n_examples), 0-1.
+
+    Raises:
+        DataError: the seeds do not have the same number of examples, or fewer than two.
+    """
+    n_seeds, n_examples = len(per_example), len(per_example[0])
+    if n_examples < 2 or any(len(scores) != n_examples for scores in per_example):
+        sizes = ", ".join(str(len(scores)) for scores in per_example)
+        raise DataError(f"the seeds of a row need the same test examples, two or more; they have {sizes}")
+    of_examples = statistics.variance(statistics.fmean(column) for column in zip(*per_example, strict=True))
+    of_seeds = statistics.variance(statistics.fmean(scores) for scores in per_example) if n_seeds > 1 else 0.0
+    return 100 * Z_95 * math.sqrt(of_examples / n_examples + of_seeds / n_seeds)
+
+
+def _t_95(n_degrees: int) -> float:
+    first = (Z_95**3 + Z_95) / (4 * n_degrees)
+    second = (5 * Z_95**5 + 16 * Z_95**3 + 3 * Z_95) / (96 * n_degrees**2)
+    # Beyond the table: two terms of the Cornish-Fisher expansion around the normal quantile, within 0.1 %.
+    return T_95[n_degrees - 1] if n_degrees <= len(T_95) else Z_95 + first + second
+
+
+# --- how values are written -------------------------------------------------------------------------------------------
+
+HEADER = ("Strategy", "Budget", "Labels", "Pool rows", "Teacher dev", "Test", "Charge", "Cash", "Seeds")
+
+
+def money(usd: float | None) -> str:
+    """Dollars for a table: cents from one dollar on, four decimals below."""
+    if usd is None:
+        return ABSENT
+    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.4f}"
+
+
+def count(number: float | None) -> str:
+    """A mean count without decimals, thousands set apart."""
+    return ABSENT if number is None else f"{number:,.0f}"
+
+
+def score(value: Score | None) -> str:
+    """A score with its half interval: "78.0 ± 0.6"."""
+    if value is None:
+        return "N/A"
+    return f"{value.mean:.1f}" if value.half is None else f"{value.mean:.1f} ± {value.half:.1f}"
+
+
+def signed(points: float) -> str:
+    """A difference with its sign: "+4.2", "−0.3"; what rounds to zero has none."""
+    text = f"{abs(points):.1f}"
+    return text if text == "0.0" else ("+" if points > 0 else MINUS) + text
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """The row as texts under :data:`HEADER`."""
+    return (
+        row.label,
+        money(row.budget_usd),
+        count(row.n_labels),
+        count(row.n_pool) if row.n_pool else ABSENT,
+        ABSENT if row.teacher_dev is None else f"{row.teacher_dev:.1f}",
+        score(row.test),
+        money(row.charge_usd),
+        money(row.cash_usd),
+        str(row.n_seeds) if row.n_ok in (0, row.n_seeds) else f"{row.n_ok} of {row.n_seeds}",
+    )
+
+
+def grid(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows as texts, without the columns in which no row has a value."""
+    texts = [cells(row) for row in comparison.rows]
+    kept = [i for i in range(len(HEADER)) if any(row[i] != ABSENT for row in texts)]
+    return tuple(HEADER[i] for i in kept), [tuple(row[i] for i in kept) for row in texts]
+
+
+def difference_text(row: DifferenceRow) -> str:
+    """ "distill − annotate at $300.00: +6.9 [+5.1, +8.7], significant at 95 %"."""
+    interval = f"[{signed(row.low)}, {signed(row.high)}]"
+    return f"{row.first} {MINUS} {row.second} at {money(row.budget_usd)}: {signed(row.mean)} {interval}, {row.verdict}"
+
+
+# --- renderings -------------------------------------------------------------------------------------------------------
+
+
+def render_rich(comparison: Comparison) -> RenderableType:
+    """The comparison for a terminal; rows on the frontier are bold."""
+    from rich.console import Group as RichGroup
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{escape(comparison.task)}: test score by strategy and budget", title_justify="left")
+    header, texts = grid(comparison)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    budget_usd = comparison.rows[0].budget_usd
+    for row, line in zip(comparison.rows, texts, strict=True):
+        if row.budget_usd != budget_usd:
+            table.add_section()
+            budget_usd = row.budget_usd
+        table.add_row(*map(escape, line), style="bold" if on_front(comparison, row) else "")
+    lines = [Text(difference_text(row)) for row in comparison.differences]
+    notes = [Text(f"N/A: {note}", style="dim") for note in comparison.notes]
+    return RichGroup(table, *lines, *notes)
+
+
+def on_front(comparison: Comparison, row: Row) -> bool:
+    """Whether no other row is cheaper and better."""
+    return row.spot in comparison.frontier.front or row.spot in comparison.frontier.tied
+
+
+def render_markdown(comparison: Comparison) -> str:
+    """The comparison as a Markdown table, its differences and notes as lists under it; frontier scores are bold."""
+    header, texts = grid(comparison)
+    lines = [_markdown_line(header), "|---|" + "---:|" * (len(header) - 1)]
+    test = header.index("Test")
+    for row, line in zip(comparison.rows, texts, strict=True):
+        bold = f"**{line[test]}**" if on_front(comparison, row) else line[test]
+        lines.append(_markdown_line([*line[:test], bold, *line[test + 1 :]]))
+    if comparison.differences:
+        lines += ["", *(f"- {difference_text(row)}" for row in comparison.differences)]
+    if comparison.notes:
+        lines += ["", *(f"- N/A: {note}" for note in comparison.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_line(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+
+
+CSV_HEADER = (
+    *("strategy", "budget_usd", "n_labels", "n_pool", "teacher_dev", "test", "test_low", "test_high"),
+    *("charge_usd", "cash_usd", "n_ok", "n_seeds", "on_frontier", "reason"),
+)
+
+
+def render_csv(comparison: Comparison) -> str:
+    """The rows with all digits; an absent value is an empty cell."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for row in comparison.rows:
+        writer.writerow("" if value is None else value for value in _csv_values(comparison, row))
+    return buffer.getvalue()
+
+
+def _csv_values(comparison: Comparison, row: Row) -> tuple[Any, ...]:
+    has_interval = row.test is not None and row.test.half is not None
+    return (
+        *(row.label, row.budget_usd, row.n_labels, row.n_pool, row.teacher_dev),
+        row.test.mean if row.test else None,
+        row.test.low if row.test and has_interval else None,
+        row.test.high if row.test and has_interval else None,
+        *(row.charge_usd, row.cash_usd, row.n_ok, row.n_seeds),
+        "yes" if on_front(comparison, row) else "no",
+        "; ".join(row.reasons) or None,
+    )

@@ -1,0 +1,229 @@
+"""Strategies: given what is known and what is left, propose the next recipe. Pure: no money moves here.
+
+``ask`` is called again after each recipe with what came of the earlier ones, so that a strategy may buy step by step; the three
+here know at once what they want.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from outlay.errors import UnknownStrategy
+from outlay.money import format_usd
+from outlay.quoting import Known, Quoter
+from outlay.recipe import Buy, Dev, Distil, Model, Recipe, Score, Step, Teach, Train
+
+
+@dataclass(frozen=True, slots=True)
+class NotAvailable:
+    """The money (or the data) does not reach; ``reason`` says what is missing and the way out."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of an earlier recipe: strategies see the dev score only."""
+
+    recipe: Recipe
+    dev_score: float | None
+    charge_micros: int
+
+
+class Strategy(Protocol):
+    """The ask/tell policy."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        ...
+
+    def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
+        """The next recipe, `NotAvailable`, or ``None`` when there is nothing more to buy."""
+        ...
+
+
+class Annotate:
+    """All money to labels for the student; its training is charged too, so the two are solved together (DESIGN decision 6)."""
+
+    name = "annotate"
+
+    def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
+        """The most labels such that labels, training and scoring stay within the budget."""
+        if outcomes:
+            return None
+
+        def final(n: int) -> Score:
+            return _score(known, _train(known, "student", known.student, n))
+
+        quoter = Quoter(known)
+        n = _largest(known.n_min, known.n_train, lambda n: quoter.total_micros(final(n)) <= known.budget_micros)
+        if n is None:
+            return _unaffordable(known, quoter, final(known.n_min), f"{known.n_min} labels and the student's training")
+        return Recipe(final(n), _derive(known, quoter, final(n)))
+
+
+@dataclass(frozen=True, slots=True)
+class Distill:
+    """N labels → teacher → pool → student.
+
+    With ``n_initial``: N is fixed (Kang et al. 2023, Table 2) and the pool is as much as the rest pays for. Without: the
+    compute for the whole pool is reserved and the rest buys labels (DESIGN decision 6).
+    ``own_teacher``: the teacher has the student's architecture (self-distillation, Table 3).
+    """
+
+    name: str = "distill"
+    own_teacher: bool = False
+
+    def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
+        """The recipe under the N rule that the request chose."""
+        if outcomes:
+            return None
+        quoter = Quoter(known)
+        teacher = known.student if self.own_teacher else known.teacher
+
+        def final(n: int, n_blocks: int) -> Score:
+            return _score(known, _distil(known, _train(known, "teacher", teacher, n), n_blocks))
+
+        def fits(n: int, n_blocks: int) -> bool:
+            return quoter.total_micros(final(n, n_blocks)) <= known.budget_micros
+
+        n_all = known.n_blocks
+        if n_all == 0:
+            return NotAvailable(f"task {known.task} has no pool to distil over; give it a `pool:`")
+        n: int | None = known.request.n_initial
+        if n is None:
+            n = _largest(known.n_min, known.n_train, lambda n: fits(n, n_all))
+            if n is None:
+                what = f"the whole pool ({known.n_pool:,} rows) and {known.n_min} labels for the teacher"
+                return _unaffordable(known, quoter, final(known.n_min, n_all), what)
+            return Recipe(final(n, n_all), _derive(known, quoter, final(n, n_all)))
+        if n > known.n_train:
+            return NotAvailable(f"--n-initial {n:,} is more than the {known.n_train:,} rows that can be labelled")
+        n_blocks = _largest(1, n_all, lambda b: fits(n, b))
+        if n_blocks is None:
+            what = f"{n:,} labels, the teacher and {known.block_stop(1):,} pool rows"
+            return _unaffordable(known, quoter, final(n, 1), what)
+        return Recipe(final(n, n_blocks), _derive(known, quoter, final(n, n_blocks)))
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "annotate": Annotate(),
+    "distill": Distill(),
+    "self_distill": Distill(name="self_distill", own_teacher=True),
+}
+
+
+def strategy(name: str) -> Strategy:
+    """The strategy of that name.
+
+    Raises:
+        UnknownStrategy: lists the known ones.
+    """
+    if name not in STRATEGIES:
+        near = difflib.get_close_matches(name, STRATEGIES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UnknownStrategy(f"unknown strategy {name!r}; known: {', '.join(STRATEGIES)}{hint}")
+    return STRATEGIES[name]
+
+
+def _buy(known: Known, n: int) -> Buy:
+    return Buy(
+        split="train", n=n, order_seed=known.request.seed, rows_digest=known.train_digest, seller=known.seller_identity
+    )
+
+
+def _dev(known: Known, labels: Buy) -> Dev | None:
+    how = known.request.dev
+    if how is None:
+        return None
+    if how == "carved":
+        return Dev(how, known.n_carved(labels.n), labels=labels)
+    if how == "bought":
+        bought = Buy("dev", known.n_dev, known.request.seed, known.dev_digest, known.seller_identity)
+        return Dev("bought", known.n_dev, labels=bought)
+    return Dev("given", known.n_dev, rows_digest=known.dev_digest)
+
+
+def _train(known: Known, role: str, model: Model, n: int) -> Train:
+    labels = _buy(known, n)
+    return Train(
+        role=role,
+        model=model,
+        labels=labels,
+        dev=_dev(known, labels),
+        encoding=known.encoding,
+        settings=known.settings("teacher" if role == "teacher" and model == known.teacher else "student"),
+        threads=known.request.threads,
+        free=role == "student" and known.request.student_training == "free",
+    )
+
+
+def _distil(known: Known, teacher: Train, n_blocks: int) -> Distil:
+    blocks = tuple(
+        Teach(teacher, known.block_start(b), known.block_stop(b + 1), known.block_digest(b), known.request.threads)
+        for b in range(n_blocks)
+    )
+    return Distil(
+        model=known.student,
+        targets=blocks,
+        dev=teacher.dev,
+        encoding=known.encoding,
+        settings=known.settings("distil"),
+        threads=known.request.threads,
+    )
+
+
+def _score(known: Known, model: Train | Distil) -> Score:
+    return Score(model, known.test_digest, known.request.threads)
+
+
+def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
+    """The largest n in ``low..high`` that fits, for a predicate that only ever turns from True to False; None if none."""
+    if low > high or not fits(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _unaffordable(known: Known, quoter: Quoter, least: Score, what: str) -> NotAvailable:
+    cost = quoter.total_micros(least)
+    return NotAvailable(
+        f"{what} cost {format_usd(cost)}, the budget is {format_usd(known.budget_micros)}; raise it to {format_usd(cost)}"
+    )
+
+
+def _derive(known: Known, quoter: Quoter, final: Score) -> tuple[str, ...]:
+    """The budget, line by line, in the order it is spent; quotes are upper bounds (every epoch run, none stopped early)."""
+    sums: dict[str, int] = {}
+    for step in Recipe(final, ()).steps():
+        name = describe(step)
+        sums[name] = sums.get(name, 0) + quoter.quote(step).charge_micros
+    lines = [f"{name}: at most {format_usd(micros)}" for name, micros in sums.items()]
+    spent = sum(sums.values())
+    left = known.budget_micros - spent
+    return (f"budget: {format_usd(known.budget_micros)}", *lines, f"left over: {format_usd(left)}")
+
+
+def describe(step: Step) -> str:
+    """What a step does, in the words of the receipt; the blocks of one teacher pass read alike."""
+    match step:
+        case Buy():
+            return f"{step.n:,} {step.split} labels"
+        case Train():
+            return f"fine-tune the {step.role} on {step.labels.n:,} labels"
+        case Teach():
+            return "teacher's targets over the pool"
+        case Distil():
+            return f"distil the student over {step.n_rows:,} pool rows"
+        case Score():
+            return "score the test split"
+    raise TypeError(f"no words for {type(step).__name__}")

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from outlay.demo import DemoSplits, generate, grammar, parse_grammar, write_demo
+from outlay.errors import UsageError
+
+# sha256 of the files of seed 0: a change of wording, noise or drawing shows here and changes every demo result.
+GOLDEN = {
+    "train.jsonl": "",
+    "dev.jsonl": "",
+    "test.jsonl": "",
+    "pool.jsonl": "",
+}
+
+
+@pytest.fixture(scope="module")
+def splits() -> DemoSplits:
+    return generate(0)
+
+
+def fold(message: str) -> str:
+    return " ".join(message.lower().split())
+
+
+def test_the_files_are_the_same_everywhere(tmp_path: Path) -> None:
+    write_demo(tmp_path)
+    digests = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in GOLDEN}
+    assert digests == GOLDEN
+
+
+def test_seeds_differ_and_repeat(splits: DemoSplits) -> None:
+    assert generate(0) == splits
+    assert generate(1).test != splits.test
+
+
+def test_no_message_stands_twice_in_any_split(splits: DemoSplits) -> None:
+    labelled = [row.message for rows in (splits.train, splits.dev, splits.test) for row in rows]
+    messages = [fold(message) for message in [*labelled, *splits.pool]]
+    assert len(messages) == 2000 + 240 + 1000 + 4000
+    assert len(set(messages)) == len(messages)
+
+
+def test_every_intent_is_there_in_equal_shares(splits: DemoSplits) -> None:
+    intents = grammar().intents
+    assert len(intents) == 12
+    for rows in (splits.dev, splits.test):
+        counts = Counter(row.label for row in rows)
+        assert set(counts) == set(intents)
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_noise_is_the_rate_asked_and_moves_no_message(splits: DemoSplits) -> None:
+    clean = generate(0, noise=0.0)
+    for noise in (0.03, 0.2):
+        noisy = generate(0, noise=noise)
+        assert [row.message for row in noisy.train] == [row.message for row in clean.train]
+        assert (noisy.dev, noisy.test, noisy.pool) == (clean.dev, clean.test, clean.pool)
+        wrong = [(a.label, b.label) for a, b in zip(clean.train, noisy.train, strict=True) if a.label != b.label]
+        spread = (noise * (1 - noise) / 2000) ** 0.5
+        assert abs(len(wrong) / 2000 - noise) < 4 * spread
+        towards_neighbours = sum(label in grammar().neighbours[right] for right, label in wrong) / len(wrong)
+        assert towards_neighbours > 0.5
+    assert splits == generate(0, noise=0.03)
+
+
+def test_a_row_wrong_at_one_rate_is_as_wrong_at_a_higher_one() -> None:
+    clean, low, high = (generate(3, noise=noise).train for noise in (0.0, 0.05, 0.3))
+    moved = [(b.label, c.label) for a, b, c in zip(clean, low, high, strict=True) if a.label != b.label]
+    assert moved
+    assert all(b == c for b, c in moved)
+
+
+def test_a_few_hundred_labels_leave_the_tail_unseen(splits: DemoSplits) -> None:
+    few = {word for row in splits.train[:240] for word in re.findall(r"[a-z]+", row.message.lower())}
+    unseen = [row for row in splits.test if set(re.findall(r"[a-z]+", row.message.lower())) - few]
+    assert len(unseen) > 0.4 * len(splits.test)
+
+
+def test_words_alone_do_not_give_the_intent_away(splits: DemoSplits) -> None:
+    sklearn_text = pytest.importorskip("sklearn.feature_extraction.text")
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    bag = sklearn_text.TfidfVectorizer(ngram_range=(1, 2))
+    model = linear_model.LogisticRegression(max_iter=300, C=10)
+    few = splits.train[:240]
+    model.fit(bag.fit_transform([row.message for row in few]), [row.label for row in few])
+    hits = model.predict(bag.transform([row.message for row in splits.test])) == [row.label for row in splits.test]
+    assert 0.4 < hits.mean() < 0.75
+
+
+def test_expanded_messages_hold_no_notation(splits: DemoSplits) -> None:
+    for message in [*splits.pool, *(row.message for row in splits.test)]:
+        assert not re.search(r"[\[\]|@]|\$[a-z]|  ", message), message
+        assert message == message.strip()
+        assert 2 <= len(message.split()) <= 60
+
+
+def test_the_grammar_is_sound() -> None:
+    shipped = grammar()
+    wordings = [wording for lines in shipped.wordings.values() for wording in lines]
+    assert all(len(lines) >= 30 for lines in shipped.wordings.values())
+    assert len(set(wordings)) == len(wordings)
+    for wording in [*wordings, *(line for lines in shipped.lists.values() for line in lines)]:
+        assert wording.count("[") == wording.count("]")
+        assert set(re.findall(r"\$([a-z]+)", wording)) <= set(shipped.lists), wording
+    for intent, others in shipped.neighbours.items():
+        assert others
+        assert set(others) <= set(shipped.intents) - {intent}
+
+
+def test_the_grammar_notation() -> None:
+    parsed = parse_grammar(
+        "# a comment\n@pet\ncat\n\n= ask : tell\nwhere is my $pet?\n= tell : ask\n[here|there] it is\n"
+    )
+    assert parsed.lists == {"pet": ["cat"]}
+    assert parsed.wordings == {"ask": ["where is my $pet?"], "tell": ["[here|there] it is"]}
+    assert parsed.neighbours == {"ask": ["tell"], "tell": ["ask"]}
+
+
+@pytest.mark.parametrize("sizes", [{"n_train": -1}, {"noise": 1.0}, {"noise": -0.1}])
+def test_sizes_that_make_no_sense_are_refused(sizes: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="must be 0 or more and noise"):
+        generate(0, **sizes)  # type: ignore[arg-type]
+
+
+def test_the_task_file_describes_the_files(tmp_path: Path) -> None:
+    path = write_demo(tmp_path / "demo", seed=5)
+    task = yaml.safe_load(path.read_text())
+    assert task["labels"] == list(grammar().intents)
+    assert task["price_item"] == "label/demo"
+    for name, source in {**task["data"], "pool": task["pool"][1]}.items():
+        content = (path.parent / source["file"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == source["sha256"], name
+        rows = [json.loads(line) for line in content.decode().splitlines()]
+        assert len(rows) == source["rows"]
+        assert set(rows[0]) == ({"message"} if name == "pool" else {"message", "label"})
+    assert write_demo(tmp_path / "again", seed=5).read_bytes() == path.read_bytes()
+
+
+def test_the_task_loads_and_has_no_leak(tmp_path: Path) -> None:
+    data = pytest.importorskip("outlay.data")
+    tasks = pytest.importorskip("outlay.task")
+    task = tasks.load_task(str(write_demo(tmp_path)))
+    loaded = data.load_data(task)
+    assert (len(loaded.train), len(loaded.dev), len(loaded.test)) == (2000, 240, 1000)
+    assert [(part.name, len(part.examples)) for part in loaded.pool] == [("train", 2000), ("messages", 4000)]
+    assert loaded.test[0].text == generate(0).test[0].message
