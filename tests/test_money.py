@@ -44,7 +44,23 @@ def test_amounts_that_people_write(text: str | int | float | Decimal, micros: in
 @pytest.mark.parametrize(
     "text",
     [
-        *("", " ", "12 dollars", "twelve", "1e5", "NaN", "inf", "$", "$$3", "1,00", "1,0000", "1.2.3", "1.", "٣", "- 3"),
+        *(
+            "",
+            " ",
+            "12 dollars",
+            "twelve",
+            "1e5",
+            "NaN",
+            "inf",
+            "$",
+            "$$3",
+            "1,00",
+            "1,0000",
+            "1.2.3",
+            "1.",
+            "٣",
+            "- 3",
+        ),
         *("0.1234567", "-1", "-$1", "1000000000.01", "9" * 70, "1_000", "0x10", "3\n4"),
         *(float("nan"), float("inf"), -1, -0.01, 1e-7, 1e300, 10**12, True, False),
         *(Decimal("NaN"), Decimal("-1"), Decimal("1e999999"), Decimal("1e-999999"), Decimal("sNaN")),
@@ -151,7 +167,9 @@ def test_the_shipped_prices_are_the_published_ones_or_marked_as_yours_to_set() -
         assert not price.is_yours_to_set
         assert "Kang et al. 2023" in price.source
     others = [price for price in book.items() if price.item not in PUBLISHED]
-    assert {"cpu", "h100", "h200", "a100-80gb", "l4", "t4", "rtx-4090", "label/demo"} <= {price.item for price in others}
+    assert {"cpu", "h100", "h200", "a100-80gb", "l4", "t4", "rtx-4090", "label/demo"} <= {
+        price.item for price in others
+    }
     for price in others:
         assert price.is_yours_to_set
         assert price.checked is None
@@ -186,7 +204,9 @@ def _file(folder: Path, text: str, name: str = "mine.toml") -> Path:
 
 def test_the_later_file_wins(tmp_path: Path) -> None:
     first = _file(tmp_path, '[[price]]\nitem = "h100"\nunit = "hour"\nusd = "2.10"\nchecked = 2024-05-31\n', "a.toml")
-    second = _file(tmp_path, '[[price]]\nitem = "h100"\nunit = "hour"\nusd = 1.99\n[[price]]\nitem="x"\nunit="day"\nusd=4')
+    second = _file(
+        tmp_path, '[[price]]\nitem = "h100"\nunit = "hour"\nusd = 1.99\n[[price]]\nitem="x"\nunit="day"\nusd=4'
+    )
     book = PriceBook.load([first, second])
     assert book.get("h100").usd == Decimal("1.99")
     assert not book.get("h100").is_yours_to_set

@@ -216,7 +216,7 @@ class TestRoom:
         with pytest.raises(DiskFull, match="no room left on the device"):
             put(store, 1, {"a": b"x", "b": b"y"})
         monkeypatch.undo()
-        assert store.artifacts() == []
+        assert store.list() == []
         assert [path.name for path in (store.root / "tmp").iterdir()] == ["lock"]
         assert put(store, 1, {"a": b"x", "b": b"y"}).read_bytes("b") == b"y"
 
@@ -232,7 +232,7 @@ class TestRoom:
             with pytest.raises(DiskFull, match="no room left"):
                 put(store, 2, {"a": b"x" * 100_000})
             assert store.get(small.key) == small
-            assert store.artifacts() == [small]
+            assert store.list() == [small]
             assert [path.name for path in (store.root / "tmp").iterdir()] == ["lock"]
         finally:
             subprocess.run(["umount", str(disk)], check=True)
@@ -333,7 +333,7 @@ class TestKilledWriters:
                 time.sleep(pause)
                 process.kill()
         fresh = Store(store.root)
-        artifacts = fresh.artifacts()
+        artifacts = fresh.list()
         assert artifacts
         assert all(fresh.get(a.key) is not None for a in artifacts)
         assert not (store.root / "damaged").exists()
@@ -378,7 +378,7 @@ class TestKilledWriters:
             worker.join()
             assert worker.exitcode == 0
         assert sorted(log.read_text().split()) == sorted(str(i) for i in range(10))
-        assert len(store.artifacts()) == 10
+        assert len(store.list()) == 10
         assert list((store.root / "making").iterdir()) == []
 
     @pytest.fixture

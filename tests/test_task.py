@@ -178,7 +178,9 @@ def test_every_key_of_the_schema_says_what_it_is() -> None:
 def test_shipped_tasks_fit_the_schema(name: str) -> None:
     schema = json.loads((SHIPPED / "task.schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
-    content = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").replace("[NO, YES]", "['NO', 'YES']"))
+    content = yaml.safe_load(
+        (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").replace("[NO, YES]", "['NO', 'YES']")
+    )
     jsonschema.validate(content, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**content, "labls": []}, schema)

@@ -182,6 +182,7 @@ class _Reader:
         self._above = above
         self._files: dict[Path, list[Row]] = {}
         self._splits: dict[str, list[Example]] = {}
+        self._orders: dict[tuple[str, int], list[int]] = {}
 
     def split(self, name: str) -> list[Example]:
         """Return a labelled split with the ids of its examples set."""
@@ -204,7 +205,7 @@ class _Reader:
         take = {name: c if isinstance(c, Column) else Column(column=c) for name, c in columns.items()}
         others = {name: self._file(c.other) for name, c in take.items() if c.other is not None}
         examples = []
-        for index in _chosen(self._task, source, table):
+        for index in self._chosen(source, table):
             fields = []
             for name, column in take.items():
                 place = index + column.from_next_row
@@ -219,6 +220,31 @@ class _Reader:
                 raise DataError(f"{row.origin} is an empty text; remove the row")
             examples.append(Example("", tuple(fields), text, self._label(source, table, index), row.origin))
         return examples
+
+    def _chosen(self, source: Source, table: _Table) -> list[int]:
+        """Return the indices of the rows a source takes: all in order, or a stretch of the seeded order."""
+        n_rows = len(table)
+        if not n_rows:
+            raise MissingData(
+                f"task {self._task.name}: no row agrees with `where` {dict(source.where)}; correct the values"
+            )
+        if source.n is None and not source.skip:
+            return list(range(n_rows))
+        stop = n_rows if source.n is None else source.skip + source.n
+        if stop > n_rows or source.skip >= n_rows:
+            file = table.rows[0].origin.rpartition(":")[0]
+            asked = f"skip {source.skip}" + (f" and n {source.n}" if source.n is not None else "")
+            raise MissingData(f"task {self._task.name}: {asked} reach past the {n_rows} rows of {file}; ask for fewer")
+        return self._order(source, table)[source.skip : stop]
+
+    def _order(self, source: Source, table: _Table) -> list[int]:
+        """Return the seeded order of a source's rows; that of a whole file is made once for all its parts."""
+        if source.file is None or source.where:
+            return seeded_order([row.origin for row in table.rows], source.seed)
+        key = source.file, source.seed
+        if key not in self._orders:
+            self._orders[key] = seeded_order([row.origin for row in table.rows], source.seed)
+        return self._orders[key]
 
     def _format(self, source: Source) -> TextFormat:
         return TextFormat(source.template) if source.template is not None else self._task.format
@@ -322,18 +348,3 @@ def _value(row: Row, columns: Mapping[str, Any], column: str) -> str:
     raise DataError(
         f"{row.origin} column {column!r} holds {type(value).__name__}, not a text; correct or remove the row"
     )
-
-
-def _chosen(task: Task, source: Source, table: _Table) -> list[int]:
-    """Return the indices of the rows a source takes: all in order, or a stretch of the seeded order."""
-    n_rows = len(table)
-    if not n_rows:
-        raise MissingData(f"task {task.name}: no row agrees with `where` {dict(source.where)}; correct the values")
-    if source.n is None and not source.skip:
-        return list(range(n_rows))
-    stop = n_rows if source.n is None else source.skip + source.n
-    if stop > n_rows or source.skip >= n_rows:
-        file = table.rows[0].origin.rpartition(":")[0]
-        asked = f"skip {source.skip}" + (f" and n {source.n}" if source.n is not None else "")
-        raise MissingData(f"task {task.name}: {asked} reach past the {n_rows} rows of {file}; ask for fewer")
-    return seeded_order([row.origin for row in table.rows], source.seed)[source.skip : stop]

@@ -27,6 +27,10 @@ ALTERNATIVE_SKEW = 1.3
 
 DEFAULT_NOISE = 0.03
 
+# At 0.20 dollars a label: 240 labels for the teacher and the rest for compute, or 360 labels for the student.
+DEMO_BUDGET = "72"
+DEMO_N_INITIAL = 240
+
 P_OPENER = 0.4
 P_CLOSER = 0.35
 P_ASIDE = 0.4
@@ -228,8 +232,9 @@ pool:
   - {{name: train, split: train}}
   - {{name: messages, file: pool.jsonl, rows: {n_pool}, sha256: {pool}}}
 training:
-  teacher: {{epochs: 8, lr: 2.0e-4, batch_size: 16}}
+  teacher: {{epochs: 10, lr: 2.0e-4, batch_size: 16}}
   student: {{epochs: 12, lr: 2.0e-4, batch_size: 16}}
+  distil: {{epochs: 3, lr: 3.0e-4, batch_size: 32}}
 """
 
 

@@ -166,4 +166,4 @@ def seeded_order(ids: Sequence[str], seed: int) -> list[int]:
     """
     prefix = f"{seed}:".encode()
     keys = [hashlib.sha256(prefix + name.encode("utf-8", "surrogatepass")).digest() for name in ids]
-    return sorted(range(len(ids)), key=lambda i: (keys[i], ids[i]))
+    return sorted(range(len(ids)), key=keys.__getitem__)

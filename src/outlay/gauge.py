@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from outlay.compute import Limits, Meter, MeterState, Reserve
 from outlay.money import Price, Quote
@@ -14,14 +16,14 @@ from outlay.quoting import Quoter, Work
 from outlay.recipe import Distil, Step, Train
 
 HEARTBEAT_SECONDS = 0.25
-"""How often the seconds spent are written down: what a kill can hide from the ledger at most, but for one batch."""
+"""How often the seconds spent are written down: what a kill can hide from the ledger at most."""
 
 SAVING_SECONDS = 2.0
 """Wall seconds kept back for writing the model."""
 
 
 class StepGauge:
-    """What `outlay.train` reports to while one step is made under one hold.
+    """What `outlay.train` reports to while one step is made under one hold; beats as long as it is entered.
 
     ``here``: price of the machine that really computes; ``payer``: whose seconds these are; ``kept_seconds``: what earlier attempts
     of this payer spent and a checkpoint keeps; ``heartbeat``: the step's file.
@@ -37,7 +39,7 @@ class StepGauge:
         self._seconds_of_others: dict[str, float] = {}
         self._heartbeat = heartbeat
         self._began = time.monotonic()
-        self._last_beat = self._began
+        self._stop = threading.Event()
         dev = step.dev if isinstance(step, Train | Distil) else None
         self._meter = Meter(
             quoter.machine,
@@ -55,12 +57,10 @@ class StepGauge:
     def trained(self, n_tokens: int) -> None:
         """Count a training batch."""
         self._meter.add(self._train(n_tokens), train=True)
-        self._beat()
 
     def inferred(self, n_tokens: int) -> None:
         """Count an inference batch."""
         self._meter.add(self._infer(n_tokens), train=False)
-        self._beat()
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: what was counted, and whose seconds it took."""
@@ -85,11 +85,27 @@ class StepGauge:
     def _infer(self, n_tokens: int) -> int:
         return sum(self._quoter.flops(Work(self._ref, 0, n_tokens)))
 
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if error is not None:
+            self._write_heartbeat()
+
     def _beat(self) -> None:
-        now = time.monotonic()
-        if now - self._last_beat >= HEARTBEAT_SECONDS:
-            self._last_beat = now
-            write_heartbeat(self._heartbeat, self._kept_before, now - self._began)
+        """From the first moment on, so that loading a model counts too."""
+        self._write_heartbeat()
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            self._write_heartbeat()
+
+    def _write_heartbeat(self) -> None:
+        write_heartbeat(self._heartbeat, self._kept_before, time.monotonic() - self._began)
 
 
 def write_heartbeat(path: Path, kept_before: float, attempt_seconds: float) -> None:

@@ -34,6 +34,8 @@ STATISTICS: dict[str, tuple[Statistic, ...]] = {
 LEVEL = 0.95
 N_BOOTSTRAP = 1000
 _CHUNK_CELLS = 2_000_000
+_ROUNDING = 1e-9
+"""Points below which a resampled difference is zero: ties must not turn on the order of additions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +353,6 @@ def _reading(value: float | np.float64, draws: Floats) -> Reading:
 
 def _difference(mean: float | np.float64, draws: Floats) -> Difference:
     """Turn resampled differences into an interval and p = 2 min(P(<= 0), P(>= 0)); no p is below 2 / (n + 1)."""
-    n_below, n_above = int((draws <= 0).sum()), int((draws >= 0).sum())
+    n_below, n_above = int((draws <= _ROUNDING).sum()), int((draws >= -_ROUNDING).sum())
     p = min(1.0, 2 * (min(n_below, n_above) + 1) / (len(draws) + 1))
     return Difference(float(mean), *_interval(draws), p)

@@ -86,8 +86,7 @@ class PointResult:
     """What came of it; a pure function of the request within one environment.
 
     ``test`` and ``dev`` are the task's main metric, 0-100. ``scores`` maps "metric/reading" to its interval.
-    ``seconds`` maps each machine to its seconds by the ``flops`` clock. ``artifacts`` maps a role to the digest of its
-    bytes.
+    ``seconds`` maps each machine to its seconds by the ``flops`` clock. ``artifacts`` maps a role to a digest.
     """
 
     status: str

@@ -35,7 +35,7 @@ from outlay.task import Task, load_task
 DEFAULT_SETTINGS: dict[str, TrainSettings] = {
     "teacher": TrainSettings(epochs=10, batch_size=32, learning_rate=1e-4),
     "student": TrainSettings(epochs=20, batch_size=32, learning_rate=2e-4),
-    "distil": TrainSettings(epochs=8, batch_size=64, learning_rate=5e-4, dropout=0.0, temperature=2.0),
+    "distil": TrainSettings(epochs=4, batch_size=64, learning_rate=5e-4, dropout=0.0, temperature=2.0),
 }
 """By role, for encoders of 5 to 100 M parameters; `docs/training.md` says how they were chosen. T = 2 as Kang et al. 2023 distil."""
 

@@ -350,15 +350,16 @@ class _Execution:
             self._watcher.progress(progress.step, n_steps, f"epoch {progress.epoch + 1}")
 
         bench = Bench(folder, gauge, on_progress, self._runner._checkpoint_seconds)
-        made = self._workshop.make(step, bench)
-        return self._store.put(
-            self._artifact_key(step, made),
-            step.kind,
-            made.files,
-            meta={"request": step.request(), "what": describe(step)},
-            usage=made.usage,
-            circumstance={**environment(step), "seconds_by_payer": gauge.finish()},
-        )
+        with gauge:
+            made = self._workshop.make(step, bench)
+            return self._store.put(
+                self._artifact_key(step, made),
+                step.kind,
+                made.files,
+                meta={"request": step.request(), "what": describe(step)},
+                usage=made.usage,
+                circumstance={**environment(step), "seconds_by_payer": gauge.finish()},
+            )
 
     def _storage_key(self, step: Step) -> str:
         """The step's key, unless an input was cut short by a limit: what is made of that is not what the key promises."""

@@ -36,6 +36,7 @@ from outlay.errors import ArtifactDamaged, DiskFull, QuotaExceeded, StoreError
 
 __all__ = ["Artifact", "GcReport", "Store", "Workspace", "canonical_json", "digest_of", "key_of"]
 
+Artifacts = list[Artifact]  # inside `Store`, `list` is a method
 USED = "used"
 
 _logger = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ class Store:
                 work.rmdir()
             locks.release(lock, folder, remove=not work.exists())
 
-    def artifacts(self) -> list[Artifact]:
+    def list(self) -> Artifacts:
         """Every artifact with a good manifest, by key; file contents are not read."""
         found = []
         for folder in sorted(self.root.glob("objects/??/*")):
@@ -188,14 +189,14 @@ class Store:
                 found.append(artifact)
         return found
 
-    def find(self, kind: str, where: Mapping[str, Any] | None = None) -> list[Artifact]:
+    def find(self, kind: str, where: Mapping[str, Any] | None = None) -> Artifacts:
         """Artifacts of a kind whose ``meta`` holds every pair of ``where``, by key; only `get` checks their files."""
         pairs = dict(where or {}).items()
-        return [a for a in self.artifacts() if a.kind == kind and all(n in a.meta and a.meta[n] == v for n, v in pairs)]
+        return [a for a in self.list() if a.kind == kind and all(n in a.meta and a.meta[n] == v for n, v in pairs)]
 
-    def find_series(self, series: str) -> list[Artifact]:
+    def find_series(self, series: str) -> Artifacts:
         """Artifacts whose ``meta`` names this series: prefixes of one order of labels, for instance."""
-        return [a for a in self.artifacts() if a.meta.get("series") == series]
+        return [a for a in self.list() if a.meta.get("series") == series]
 
     def disk_bytes(self) -> int:
         """Everything under the root, work in progress included."""
@@ -223,7 +224,7 @@ class Store:
         removed = []
         without_limits = older_than_seconds is None and max_bytes is None
         for used_at, artifact in sorted(
-            ((_used_at(a), a) for a in self.artifacts()), key=lambda pair: (pair[0], pair[1].key)
+            ((_used_at(a), a) for a in self.list()), key=lambda pair: (pair[0], pair[1].key)
         ):
             too_old = older_than_seconds is not None and time.time() - used_at > older_than_seconds
             too_much = max_bytes is not None and total - freed > max_bytes

@@ -103,7 +103,7 @@ class Column(_Model):
     column: NonEmpty
     """Name of the column."""
     from_next_row: int = Field(default=0, ge=0)
-    """How many rows further down the value is read; behind the last row it goes on at the first."""
+    """How many rows further down, among those `where` keeps; behind the last row it goes on at the first."""
     other: DataFile | None = None
     """Another file whose column is read instead, row by row, from the beginning again when it ends."""
 

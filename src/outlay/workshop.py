@@ -103,14 +103,19 @@ class Workshop:
         from outlay.train.steps import distil
         from outlay.train.targets import SparseTargets
 
-        blocks = [SparseTargets.from_bytes(self._file(block, TARGETS_FILE).read_bytes()) for block in step.targets]
         bought = step.dev.labels if step.dev is not None else None
         labels = self.read_labels(bought) if bought is not None else []
+        blocks = [SparseTargets.from_bytes(self._file(block, TARGETS_FILE).read_bytes()) for block in step.targets]
+        # Rows carved out for dev stay in the pool's order, so that its blocks are the same for every run, but are not trained on.
+        carved = self._prepared.train[: step.dev.n] if step.dev is not None and step.dev.how == "carved" else []
+        held_out = {row.text for row in carved}
+        pool = self._prepared.pool[: step.n_rows]
+        kept = [i for i, row in enumerate(pool) if row.text not in held_out]
         out = _fresh(bench.folder / "model")
         progress = distil(
             _spec(step.model, step.encoding.labels, step.settings.seed),
-            self._prepared.texts(self._prepared.pool[: step.n_rows]),
-            SparseTargets.concatenate(blocks),
+            self._prepared.texts([pool[i] for i in kept]),
+            SparseTargets.concatenate(blocks).select(kept),
             step.settings,
             temperature=step.settings.temperature,
             max_tokens=step.encoding.max_tokens,

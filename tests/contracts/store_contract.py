@@ -32,7 +32,7 @@ class StoreContract:
 
     def test_nothing_is_there_before_it_is_put(self, store: Store) -> None:
         assert store.get(key_of("unknown")) is None
-        assert store.artifacts() == []
+        assert store.list() == []
         assert store.find_series("s") == []
         assert store.disk_bytes() == 0
 
@@ -78,7 +78,7 @@ class StoreContract:
     def test_names_are_plain(self, store: Store, name: str) -> None:
         with pytest.raises(StoreError, match="no name for a file"):
             put(store, "bad", {name: b""})
-        assert store.artifacts() == []
+        assert store.list() == []
 
     @pytest.mark.parametrize("key", ["", "abc", "../" * 20, "A" * 64, "0" * 65])
     def test_keys_are_keys(self, store: Store, key: str) -> None:
@@ -142,7 +142,7 @@ class StoreContract:
         store.get(artifacts[2].key)  # a use: now it is the youngest
         report = store.gc(max_bytes=25_000)
         assert [a.key for a in report.removed] == [artifacts[0].key, artifacts[3].key]
-        assert {a.key for a in store.artifacts()} == {artifacts[1].key, artifacts[2].key}
+        assert {a.key for a in store.list()} == {artifacts[1].key, artifacts[2].key}
         assert store.disk_bytes() == report.kept_bytes <= 25_000
 
     def test_gc_keeps_what_it_is_told_to_and_what_is_being_made(self, store: Store) -> None:
@@ -153,7 +153,7 @@ class StoreContract:
             assert store.get(gone.key) == gone
             report = store.gc(lambda artifact: artifact.key == kept.key)
             assert (report.removed, report.freed_bytes) == (dry.removed, dry.freed_bytes)
-        assert {a.key for a in store.artifacts()} == {kept.key, making.key}
+        assert {a.key for a in store.list()} == {kept.key, making.key}
         assert store.gc().removed == ()
 
     def test_gc_by_age(self, store: Store) -> None:

