@@ -310,7 +310,7 @@ def _live_long(seed: int, n_steps: int) -> None:
         machine.the_balances_are_the_models()
         machine.no_key_is_paid_twice()
     machine.teardown()
-    assert machine.n_entries > n_steps / 2
+    assert machine.n_entries > n_steps / 4
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -320,6 +320,6 @@ def test_a_long_life_agrees_with_the_model(seed: int) -> None:
 
 @pytest.mark.slow
 def test_many_random_histories_agree_with_the_model() -> None:
-    _run(1_500)
-    for seed in range(100, 110):
-        _live_long(seed, 2_000)
+    _run(300)
+    for seed in range(100, 140):
+        _live_long(seed, 300)

@@ -25,8 +25,8 @@ SAVING_SECONDS = 2.0
 class StepGauge:
     """What `outlay.train` reports to while one step is made under one hold; beats as long as it is entered.
 
-    ``here``: price of the machine that really computes; ``payer``: whose seconds these are; ``kept_seconds``: what earlier attempts
-    of this payer spent and a checkpoint keeps; ``heartbeat``: the step's file.
+    ``here``: price of the machine that really computes; ``payer``: whose seconds these are; ``kept_seconds``: what earlier
+    attempts of this payer spent and a checkpoint keeps; ``heartbeat``: the step's file.
     """
 
     def __init__(

@@ -37,7 +37,8 @@ DEFAULT_SETTINGS: dict[str, TrainSettings] = {
     "student": TrainSettings(epochs=20, batch_size=32, learning_rate=2e-4),
     "distil": TrainSettings(epochs=4, batch_size=64, learning_rate=5e-4, dropout=0.0, temperature=2.0),
 }
-"""By role, for encoders of 5 to 100 M parameters; `docs/training.md` says how they were chosen. T = 2 as Kang et al. 2023 distil."""
+"""By role, for encoders of 5 to 100 M parameters; `docs/training.md` says how they were chosen. T = 2 as in the released
+script of Kang et al. 2023."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ class Buy(Step):
         return key_of({"step": self.kind, "version": self.version, "parameters": self._series_parameters()})
 
     def parameters(self) -> dict[str, Any]:
+        """What was asked beside the inputs."""
         return {**self._series_parameters(), "n": self.n}
 
     def _series_parameters(self) -> dict[str, Any]:
@@ -83,7 +84,8 @@ class Buy(Step):
 
 @dataclass(frozen=True)
 class Dev:
-    """Where the dev labels come from: ``given`` (free), ``bought`` (`labels` on the dev split), ``carved`` (the first ``n`` of the labels bought)."""
+    """Where the dev labels come from: ``given`` (free), ``bought`` (``labels`` are of the dev split), or ``carved`` (the first
+    ``n`` of the labels bought)."""
 
     how: str
     n: int
@@ -147,9 +149,11 @@ class Train(Step):
 
     @property
     def inputs(self) -> tuple[Step, ...]:
+        """What it reads."""
         return (self.labels, *_dev_inputs(self.dev))
 
     def parameters(self) -> dict[str, Any]:
+        """What was asked beside the inputs."""
         return _training_parameters(self.model, self.dev, self.encoding, self.settings, self.threads)
 
 
@@ -169,9 +173,11 @@ class Teach(Step):
 
     @property
     def inputs(self) -> tuple[Step, ...]:
+        """What it reads."""
         return (self.teacher,)
 
     def parameters(self) -> dict[str, Any]:
+        """What was asked beside the inputs."""
         return {
             "n": self.stop - self.start,
             "rows": self.rows_digest,
@@ -196,6 +202,7 @@ class Distil(Step):
 
     @property
     def inputs(self) -> tuple[Step, ...]:
+        """What it reads."""
         return (*self.targets, *_dev_inputs(self.dev))
 
     @property
@@ -204,6 +211,7 @@ class Distil(Step):
         return self.targets[-1].stop
 
     def parameters(self) -> dict[str, Any]:
+        """What was asked beside the inputs."""
         return _training_parameters(self.model, self.dev, self.encoding, self.settings, self.threads)
 
 
@@ -221,9 +229,11 @@ class Score(Step):
 
     @property
     def inputs(self) -> tuple[Step, ...]:
+        """What it reads."""
         return (self.model,)
 
     def parameters(self) -> dict[str, Any]:
+        """What was asked beside the inputs."""
         return {"rows": self.rows_digest, "threads": self.threads, "metric": self.model.encoding.metric}
 
 

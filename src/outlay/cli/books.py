@@ -17,6 +17,7 @@ from outlay.cli.common import (
     open_store,
     parse_bytes,
     print_json,
+    table_console,
 )
 
 if TYPE_CHECKING:
@@ -121,7 +122,6 @@ def prices(extra: PricesOption = None, as_json: Json = False) -> None:
             }
         )
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -130,7 +130,7 @@ def prices(extra: PricesOption = None, as_json: Json = False) -> None:
     for price in book.items():
         checked = price.checked.isoformat() if price.checked else "[yellow]set it[/yellow]"
         table.add_row(price.item, str(price.usd), price.unit, checked, price.source)
-    Console().print(table)
+    table_console().print(table)
     typer.echo("Prices marked `set it` are placeholders: give your own with --prices FILE.toml (docs/money.md).")
 
 

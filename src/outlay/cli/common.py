@@ -13,6 +13,8 @@ import typer
 from outlay.errors import MissingData, MoneyError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from outlay.store import Store
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
@@ -37,6 +39,14 @@ def fail(line: str, code: int = 1) -> NoReturn:
 def print_json(document: Any) -> None:
     """One JSON document on standard output."""
     print(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def table_console(n_columns: int = 118) -> Console:
+    """A console wide enough for a table: a pipe or a log has no width of its own, and 80 columns would cut the first one."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, n_columns))
 
 
 def open_store(folder: Path | None) -> Store:

@@ -49,7 +49,7 @@ class Screen:
         self._console.print(f"[bold]{line}[/bold]")
         self._last_said = []
 
-    def begin(self, what: str, quote: Quote, balance: Balance) -> None:
+    def begin(self, what: str, quote: Quote, balance: Balance) -> None:  # noqa: ARG002
         """Show a step with its quote."""
         self._close()
         self._task = self._bars.add_task(what, total=None, detail=f"at most {format_usd(quote.charge_micros)}")

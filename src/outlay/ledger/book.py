@@ -340,7 +340,7 @@ class Ledger:
     def _overrun(self, db: sqlite3.Connection, hold: Hold, charge_micros: int, cash_micros: int) -> None:
         if charge_micros or cash_micros:
             amounts = {"charge_micros": charge_micros, "cash_micros": cash_micros}
-            self._append(db, "overrun", {**_of_hold(hold), **amounts, "note": "cost more than its hold"})
+            self._append(db, "overrun", {**_of_hold(hold), **amounts, "note": "above its hold"})
 
     def _require_room(self, db: sqlite3.Connection, run_id: str, quote: Quote) -> None:
         left = reading.balance(db, run_id)

@@ -20,8 +20,8 @@ _POOL_FACTOR = 50
 class Encoded:
     """Tokenised rows laid end to end.
 
-    ``ids`` and ``type_ids``: int32 ``[total tokens]``; ``offsets``: int64 ``[rows + 1]``; row ``i`` is ``offsets[i]:offsets[i + 1]``.
-    ``n_truncated`` counts the rows that were longer than the limit.
+    ``ids`` and ``type_ids``: int32 ``[total tokens]``; ``offsets``: int64 ``[rows + 1]``; row ``i`` is
+    ``offsets[i]:offsets[i + 1]``. ``n_truncated`` counts the rows that were longer than the limit.
     """
 
     ids: NDArray[np.int32]

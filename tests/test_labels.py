@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outlay.errors import LabelError, SellerError
+from outlay.labels import Annotator, Order, Replay
+from outlay.labels.base import majority
+from outlay.money import Price
+from tests.contracts.annotator_contract import AnnotatorContract, TestOrder, example
+
+__all__ = ["TestOrder"]  # the contract's own tests of orders run from here
+
+LABELS = ("yes", "no", "perhaps")
+PRICE = Price("label/x", "label", Decimal("0.129"), "here", None)
+
+
+def gold(n: int) -> dict[str, str]:
+    return {example(number).id: LABELS[number % 3] for number in range(n)}
+
+
+def order(n: int) -> Order:
+    return Order.of("order", [example(number) for number in range(n)])
+
+
+class TestReplayKeepsTheContract(AnnotatorContract):
+    def make_seller(self) -> Annotator:
+        return Replay(gold(self.N_KNOWN), LABELS, PRICE)
+
+    def billed_micros(self, seller: Annotator) -> int:
+        assert isinstance(seller, Replay)
+        return seller.billed_micros
+
+
+class TestNoisyReplayKeepsTheContract(TestReplayKeepsTheContract):
+    def make_seller(self) -> Annotator:
+        return Replay(
+            gold(self.N_KNOWN), LABELS, PRICE, error_rate=0.3, redundancy=3, seconds_per_label=20.0, seed=7
+        )  # fmt: skip
+
+
+def test_without_errors_it_says_the_gold() -> None:
+    delivery = Replay(gold(30), LABELS, PRICE, redundancy=5).deliver(order(30))
+    assert delivery.labels == tuple(LABELS[number % 3] for number in range(30))
+    assert all(set(answers) == {label} for label, answers in zip(delivery.labels, delivery.answers, strict=True))
+
+
+def test_the_price_is_per_answer_and_replayed_labels_cost_no_cash() -> None:
+    seller = Replay(gold(30), LABELS, PRICE, redundancy=3, seconds_per_label=2.5)
+    quote, delivery = seller.quote(10), seller.deliver(order(10))
+    assert (quote.quantity, quote.charge_micros, quote.cash_micros) == (30, 30 * 129_000, 0)
+    assert (delivery.quantity, delivery.charge_micros, delivery.cash_micros) == (Fraction(30), 30 * 129_000, 0)
+    assert delivery.human_seconds == 75.0
+
+
+@pytest.mark.parametrize("error_rate", [0.1, 0.5, 1.0])
+def test_errors_come_at_their_rate_and_evenly(error_rate: float) -> None:
+    n = 6_000
+    answers = Replay(gold(n), LABELS, PRICE, error_rate=error_rate, seed=3).deliver(order(n)).answers
+    wrong = Counter(
+        (LABELS[number % 3], given[0]) for number, given in enumerate(answers) if given[0] != LABELS[number % 3]
+    )
+    deviation = (n * error_rate * (1 - error_rate)) ** 0.5
+    assert abs(sum(wrong.values()) - n * error_rate) <= 4 * deviation
+    expected = n * error_rate / 6  # six ways to be wrong
+    assert len(wrong) == 6
+    assert all(abs(count - expected) < 5 * expected**0.5 for count in wrong.values())
+
+
+def test_a_majority_makes_fewer_errors_as_binomial_arithmetic_says() -> None:
+    n, rate, labels = 6_000, 0.2, ("yes", "no")
+    binary = {example(number).id: labels[number % 2] for number in range(n)}
+    delivery = Replay(binary, labels, PRICE, error_rate=rate, redundancy=3, seed=1).deliver(order(n))
+    wrong = sum(label != labels[number % 2] for number, label in enumerate(delivery.labels))
+    expected = 3 * rate**2 * (1 - rate) + rate**3
+    assert abs(wrong / n - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
+
+
+def test_answers_depend_on_seed_and_row_alone() -> None:
+    def answers(seed: int, redundancy: int = 1, rows: int = 200) -> tuple[tuple[str, ...], ...]:
+        seller = Replay(gold(rows), LABELS, PRICE, error_rate=0.5, redundancy=redundancy, seed=seed)
+        return seller.deliver(order(100)).answers
+
+    assert answers(0) == answers(0, rows=150)
+    assert answers(0) != answers(1)
+    assert answers(0) == tuple(given[:1] for given in answers(0, redundancy=3))
+
+
+def test_identity_names_all_that_decides_the_labels_and_nothing_else() -> None:
+    def identity(rows: int = 9, price: Price = PRICE, **settings: float) -> Mapping[str, object]:
+        return Replay(gold(rows), LABELS, price, **settings).identity()  # type: ignore[arg-type]
+
+    other_price = Price("label/y", "label", Decimal("1"), "there", None)
+    assert identity() == identity(price=other_price) == identity(seconds_per_label=3.0)
+    different = [identity(rows=8), identity(seed=1), identity(error_rate=0.1), identity(redundancy=3)]
+    assert all(one != identity() for one in different)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(LabelError, match="'maybe'"):
+        Replay({"row": "maybe"}, LABELS, PRICE)
+    for rate in (-0.1, 1.1, float("nan")):
+        with pytest.raises(SellerError, match="error rate"):
+            Replay(gold(3), LABELS, PRICE, error_rate=rate)
+    with pytest.raises(SellerError, match="error rate"):
+        Replay({}, ["only"], PRICE, error_rate=0.1)
+    for redundancy in (0, 2, -1):
+        with pytest.raises(SellerError, match="redundancy"):
+            Replay(gold(3), LABELS, PRICE, redundancy=redundancy)
+    for seconds in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(SellerError, match="seconds"):
+            Replay(gold(3), LABELS, PRICE, seconds_per_label=seconds)
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=9))
+def test_majority_is_the_most_frequent_and_ties_go_to_the_first(answers: list[str]) -> None:
+    best = max(answers.count(answer) for answer in answers)
+    assert majority(answers) == next(answer for answer in answers if answers.count(answer) == best)
+
+
+def test_a_majority_of_nothing_is_refused() -> None:
+    with pytest.raises(SellerError):
+        majority([])
