@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -110,10 +111,13 @@ class StepGauge:
 
 def write_heartbeat(path: Path, kept_before: float, attempt_seconds: float) -> None:
     """Note how long an attempt has run, on top of what was kept before it; not synced, a lost beat costs its interval only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"kept_before": kept_before, "attempt_seconds": attempt_seconds}), encoding="utf-8")
-    temporary.replace(path)
+    beat = json.dumps({"kept_before": kept_before, "attempt_seconds": attempt_seconds})
+    # A full disk must not hide behind its heartbeat: the step itself says what is wrong.
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(beat, encoding="utf-8")
+        temporary.replace(path)
 
 
 def lost_seconds(heartbeat: Path, kept_now: float) -> float:

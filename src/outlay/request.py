@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,14 @@ class Seller:
     error_rate: float = 0.0
     redundancy: int = 1
     seconds_per_label: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.error_rate <= 1:
+            raise UsageError(f"the label error rate is {self.error_rate}; it must be from 0 to 1")
+        if self.redundancy < 1 or self.redundancy % 2 == 0:
+            raise UsageError(f"the redundancy is {self.redundancy}; give an odd number of answers per label")
+        if not 0 <= self.seconds_per_label < math.inf:
+            raise UsageError(f"the seconds per label are {self.seconds_per_label}; give 0 or more")
 
 
 @dataclass(frozen=True, slots=True)

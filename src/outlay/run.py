@@ -322,7 +322,7 @@ class _Execution:
         here = self._runner._here
         with self._store.making(self._storage_key(step), on_wait=self._waiting) as workspace:
             artifact = workspace.found
-            free = self._ledger.balance(self._run_id).available_cash_micros
+            free = self._ledger.cash_room_micros(self._run_id)
             cash_micros = free if artifact is None else here.cost_micros(self._my_hours(artifact, again))
             hold = self._hold(step, _with_cash(quote, cash_micros), again)
             reused = artifact is not None

@@ -59,6 +59,8 @@ class Annotate:
         def final(n: int) -> Score:
             return _score(known, _train(known, "student", known.student, n))
 
+        if known.n_train < known.n_min:
+            return _too_few_rows(known)
         quoter = Quoter(known)
         n = _largest(known.n_min, known.n_train, lambda n: quoter.total_micros(final(n)) <= known.budget_micros)
         if n is None:
@@ -96,13 +98,16 @@ class Distill:
             return NotAvailable(f"task {known.task} has no pool to distil over; give it a `pool:`")
         n: int | None = known.request.n_initial
         if n is None:
+            if known.n_train < known.n_min:
+                return _too_few_rows(known)
             n = _largest(known.n_min, known.n_train, lambda n: fits(n, n_all))
             if n is None:
                 what = f"the whole pool ({known.n_pool:,} rows) and {known.n_min} labels for the teacher"
                 return _unaffordable(known, quoter, final(known.n_min, n_all), what)
             return Recipe(final(n, n_all), _derive(known, quoter, final(n, n_all)))
         if n > known.n_train:
-            return NotAvailable(f"--n-initial {n:,} is more than the {known.n_train:,} rows that can be labelled")
+            most = f"the {known.n_train:,} rows that can be labelled"
+            return NotAvailable(f"--n-initial {n:,} is more than {most}; give at most {known.n_train:,}")
         n_blocks = _largest(1, n_all, lambda b: fits(n, b))
         if n_blocks is None:
             what = f"{n:,} labels, the teacher and {known.block_stop(1):,} pool rows"
@@ -141,7 +146,9 @@ def _dev(known: Known, labels: Buy) -> Dev | None:
     if how is None:
         return None
     if how == "carved":
-        return Dev(how, known.n_carved(labels.n), labels=labels)
+        # A single label is never carved: then there is no dev set, and the steps are fixed.
+        n_carved = known.n_carved(labels.n)
+        return Dev(how, n_carved, labels=labels) if n_carved else None
     if how == "bought":
         bought = Buy("dev", known.n_dev, known.request.seed, known.dev_digest, known.seller_identity)
         return Dev("bought", known.n_dev, labels=bought)
@@ -192,6 +199,13 @@ def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
         else:
             high = middle - 1
     return low
+
+
+def _too_few_rows(known: Known) -> NotAvailable:
+    return NotAvailable(
+        f"task {known.task} has {known.n_train:,} rows to label, fewer than the {known.n_min:,} that a training needs; "
+        "add train rows"
+    )
 
 
 def _unaffordable(known: Known, quoter: Quoter, least: Score, what: str) -> NotAvailable:

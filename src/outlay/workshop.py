@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from outlay.metrics import main_score, score
 from outlay.prepare import Prepared
-from outlay.recipe import Buy, Dev, Distil, Model, Score, Step, Teach, Train
+from outlay.recipe import Buy, Dev, Distil, Encoding, Model, Score, Step, Teach, Train
 from outlay.store import Artifact
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Workshop:
             classes,
             step.settings,
             max_tokens=step.encoding.max_tokens,
-            dev=self._dev(step.dev, labels, step.encoding.labels, step.encoding.metric),
+            dev=self._dev(step.dev, step.encoding),
             out=out,
             watch=_watch(bench),
         )
@@ -103,8 +103,6 @@ class Workshop:
         from outlay.train.steps import distil
         from outlay.train.targets import SparseTargets
 
-        bought = step.dev.labels if step.dev is not None else None
-        labels = self.read_labels(bought) if bought is not None else []
         blocks = [SparseTargets.from_bytes(self._file(block, TARGETS_FILE).read_bytes()) for block in step.targets]
         # Rows carved out for dev stay in the pool's order, so that its blocks are the same for every run, but are not trained on.
         carved = self._prepared.train[: step.dev.n] if step.dev is not None and step.dev.how == "carved" else []
@@ -119,7 +117,7 @@ class Workshop:
             step.settings,
             temperature=step.settings.temperature,
             max_tokens=step.encoding.max_tokens,
-            dev=self._dev(step.dev, labels, step.encoding.labels, step.encoding.metric),
+            dev=self._dev(step.dev, step.encoding),
             out=out,
             watch=_watch(bench),
         )
@@ -163,17 +161,15 @@ class Workshop:
         scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
         return Made({PREDICTIONS_FILE: _json(document), SCORES_FILE: _json(scores)}, _usage(0, counter.n_tokens))
 
-    def _dev(self, dev: Dev | None, bought: Sequence[str], labels: tuple[str, ...], metric: str) -> DevTexts | None:
+    def _dev(self, dev: Dev | None, encoding: Encoding) -> DevTexts | None:
         """Dev rows and their labels, from where `Dev.how` says."""
         from outlay.train.steps import DevTexts
 
         if dev is None:
             return None
-        if dev.how == "carved":
-            rows, golds = self._prepared.train[: dev.n], list(bought[: dev.n])
-        else:
-            rows = self._prepared.dev[: dev.n]
-            golds = list(bought) if dev.how == "bought" else [example.label or "" for example in rows]
+        rows = (self._prepared.train if dev.how == "carved" else self._prepared.dev)[: dev.n]
+        golds = [row.label or "" for row in rows] if dev.labels is None else self.read_labels(dev.labels)[: dev.n]
+        metric, labels = encoding.metric, encoding.labels
 
         def dev_score(classes: Any) -> float:
             predictions = [labels[int(c)] for c in classes]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
@@ -32,6 +30,9 @@ app.add_typer(tasks.task_app, name="task")
 app.add_typer(tasks.data_app, name="data")
 app.add_typer(books.store_app, name="store")
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -54,9 +55,11 @@ def main() -> None:
         app()
     except OutlayError as error:
         fail(str(error))
-    except KeyboardInterrupt:
-        fail("stopped; everything bought is kept, run the same command again to go on", code=130)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone; there is no one left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except SystemExit as stop:
+        # typer turns Ctrl-C into a silent exit 130.
+        if stop.code != INTERRUPTED:
+            raise
+        fail("stopped; everything bought is kept, run the same command again to go on", code=INTERRUPTED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        fail(f"{where}{error.strerror or error}; check the path, its permissions and the room on its disk")

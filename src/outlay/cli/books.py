@@ -51,13 +51,17 @@ def ledger_verify(folder: ResultsFolder, as_json: Json = False) -> None:
     """Recompute every hash and sum, and check every run's anchor; exit 1 and name the first bad row otherwise."""
     import json
 
+    from outlay.errors import LedgerDamaged
     from outlay.ledger import Anchor, Ledger
 
     path = ledger_path(folder)
     anchors = []
     for manifest in sorted(path.parent.glob("runs/*/manifest.json")):
-        anchor = json.loads(manifest.read_text(encoding="utf-8"))["anchor"]
-        anchors.append(Anchor(anchor["head"], anchor["count"]))
+        try:
+            anchor = json.loads(manifest.read_text(encoding="utf-8"))["anchor"]
+            anchors.append(Anchor(str(anchor["head"]), int(anchor["count"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise LedgerDamaged(f"{manifest} holds no anchor; it was changed after the run wrote it") from error
     found = Ledger(path).verify(anchors)
     if as_json:
         print_json({"ok": found.ok, "n_entries": found.n_entries, "first_bad": found.first_bad, "reason": found.reason})
@@ -122,6 +126,7 @@ def prices(extra: PricesOption = None, as_json: Json = False) -> None:
             }
         )
         return
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -129,7 +134,7 @@ def prices(extra: PricesOption = None, as_json: Json = False) -> None:
         table.add_column(name, justify="right" if name == "$" else "left", overflow="fold")
     for price in book.items():
         checked = price.checked.isoformat() if price.checked else "[yellow]set it[/yellow]"
-        table.add_row(price.item, str(price.usd), price.unit, checked, price.source)
+        table.add_row(escape(price.item), str(price.usd), escape(price.unit), checked, escape(price.source))
     table_console().print(table)
     typer.echo("Prices marked `set it` are placeholders: give your own with --prices FILE.toml (docs/money.md).")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 StoreOption = Annotated[
     Path | None,
-    typer.Option("--store", help="Folder of kept artifacts. [default: $OUTLAY_STORE or ~/.cache/outlay/store]"),
+    typer.Option("--store", help="Folder of kept artifacts. (default: $OUTLAY_STORE or ~/.cache/outlay/store)"),
 ]
 PricesOption = Annotated[
     list[Path] | None, typer.Option("--prices", help="Your own price file (TOML); may be repeated.")
@@ -105,10 +107,10 @@ def one_run(run_ids: list[str], asked: str | None, folder: Path) -> list[str]:
 
 
 def parse_settings(pairs: list[str] | None) -> dict[str, dict[str, Any]]:
-    """``--set distil.epochs=4`` pairs by role.
+    """``--set distil.epochs=4`` pairs by role; names and roles are checked where they are known.
 
     Raises:
-        UsageError: not of that form.
+        UsageError: not of that form, or a value of another type than the setting has.
     """
     by_role: dict[str, dict[str, Any]] = {}
     for pair in pairs or []:
@@ -117,10 +119,30 @@ def parse_settings(pairs: list[str] | None) -> dict[str, dict[str, Any]]:
         if not (equals and dot and role and field):
             raise UsageError(f"--set {pair!r} cannot be read; write ROLE.NAME=VALUE, such as distil.epochs=4")
         try:
-            by_role.setdefault(role, {})[field] = json.loads(value)
+            read = json.loads(value)
         except json.JSONDecodeError:
-            by_role.setdefault(role, {})[field] = value
+            read = None if value == "none" else value
+        _check_setting_type(pair, field, read)
+        by_role.setdefault(role, {})[field] = read
     return by_role
+
+
+def _check_setting_type(pair: str, field: str, value: object) -> None:
+    from outlay.settings import TrainSettings
+
+    kind = next((f.type for f in dataclasses.fields(TrainSettings) if f.name == field), None)
+    accepted: dict[object, tuple[type, ...]] = {
+        "int": (int,),
+        "int | None": (int, NoneType),
+        "float": (int, float),
+        "float | None": (int, float, NoneType),
+        "str": (str,),
+    }
+    if kind is not None and (isinstance(value, bool) or not isinstance(value, accepted[kind])):
+        words = {"int": "a whole number", "float": "a number", "str": "a word"}
+        plain, _, optional = str(kind).partition(" | ")
+        wanted = words[plain] + (" or none" if optional else "")
+        raise UsageError(f"--set {pair!r} cannot be read; {field} is {wanted}")
 
 
 def parse_budgets(text: str) -> tuple[int, ...]:

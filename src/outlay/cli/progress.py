@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from outlay.ledger import Balance
@@ -46,13 +47,13 @@ class Screen:
 
     def headline(self, line: str) -> None:
         """Which point comes next."""
-        self._console.print(f"[bold]{line}[/bold]")
+        self._console.print(f"[bold]{escape(line)}[/bold]")
         self._last_said = []
 
     def begin(self, what: str, quote: Quote, balance: Balance) -> None:  # noqa: ARG002
         """Show a step with its quote."""
         self._close()
-        self._task = self._bars.add_task(what, total=None, detail=f"at most {format_usd(quote.charge_micros)}")
+        self._task = self._bars.add_task(escape(what), total=None, detail=f"at most {format_usd(quote.charge_micros)}")
         self._last_line = time.monotonic()
 
     def progress(self, n_done: int, n_total: int, detail: str) -> None:
@@ -71,11 +72,11 @@ class Screen:
         self._last_said.append((what, reused))
         spent, left = format_usd(balance.charged_micros), format_usd(balance.available_charge_micros)
         kept = ", reused" if reused else ""
-        self._console.print(f"  {what}{kept}  [dim]spent {spent}, left {left}[/dim]")
+        self._console.print(f"  {escape(what)}{kept}  [dim]spent {spent}, left {left}[/dim]")
 
     def say(self, line: str) -> None:
         """A line worth reading."""
-        self._console.print(f"  [dim]{line}[/dim]")
+        self._console.print(f"  [dim]{escape(line)}[/dim]")
 
     def _close(self) -> None:
         if self._task is not None:

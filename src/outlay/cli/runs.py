@@ -12,6 +12,7 @@ from outlay.cli.common import (
     PricesOption,
     ResultsFolder,
     StoreOption,
+    fail,
     open_store,
     parse_budgets,
     parse_settings,
@@ -21,6 +22,7 @@ from outlay.cli.common import (
 
 if TYPE_CHECKING:
     from outlay.compare import Grid
+    from outlay.point import Point
     from outlay.prepare import Options
     from outlay.run import Runner
 
@@ -48,8 +50,8 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="A training setting, such as distil.epochs=4; roles: teacher, student, distil."),
 ]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of data sets. [default: $OUTLAY_DATA]")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Results folder. [default: outlay-runs/...]")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of data sets. (default: $OUTLAY_DATA)")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Results folder. (default: outlay-runs/...)")]
 CapOption = Annotated[
     str | None, typer.Option("--cash-cap", help="Dollars of cash that all runs here may take together.")
 ]
@@ -94,7 +96,7 @@ def run(
         points = run_points(session.runner, session.workbench, [base], session.announce)
         files = write_report(session.runner)
     _finish(session.runner, files, as_json, receipts=True)
-    raise typer.Exit(_exit_code([point.result.status for point in points]))
+    _fail_if_failed(points)
 
 
 def compare(
@@ -136,7 +138,7 @@ def compare(
         points = run_points(session.runner, session.workbench, grid.options(), session.announce)
         files = write_report(session.runner)
     _finish(session.runner, files, as_json, receipts=False)
-    raise typer.Exit(_exit_code([point.result.status for point in points]))
+    _fail_if_failed(points)
 
 
 def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = False) -> None:
@@ -160,7 +162,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole story in minutes, on a laptop CPU, with no network: is the money better spent on labels or on a teacher?"""
-    from outlay.compare import Grid, run_points, summarise, write_report
+    from outlay.compare import Grid, run_points, write_report
     from outlay.demo import write_demo
     from outlay.report.receipt import receipt, render_text
 
@@ -171,15 +173,12 @@ def demo(
     with _Session(base, "demo", arguments, grid) as session:
         points = run_points(session.runner, session.workbench, grid.options(), session.announce)
         files = write_report(session.runner)
-    if as_json:
-        _finish(session.runner, files, as_json, receipts=False)
-        return
-    requests = [session.workbench.request(options) for options in grid.options()]
-    shown = next(request for request in requests if request.strategy == "distill")
-    typer.echo(render_text(receipt(session.runner.ledger, shown.run_id)))
-    _print_table(summarise(session.runner))
-    _print_files(files)
-    raise typer.Exit(_exit_code([point.result.status for point in points]))
+    if not as_json:
+        requests = [session.workbench.request(options) for options in grid.options()]
+        shown = next(request for request in requests if request.strategy == "distill")
+        typer.echo(render_text(receipt(session.runner.ledger, shown.run_id)))
+    _finish(session.runner, files, as_json, receipts=False)
+    _fail_if_failed(points)
 
 
 class _Session:
@@ -187,6 +186,7 @@ class _Session:
 
     def __init__(self, base: Options, name: str, arguments: dict[str, Any], grid: Grid | None = None) -> None:
         from outlay.cli.progress import Screen
+        from outlay.compute import shape_of
         from outlay.money import PriceBook, parse_budget
         from outlay.prepare import Workbench
         from outlay.run import Runner
@@ -196,6 +196,8 @@ class _Session:
         self.workbench = Workbench(book, data_root=arguments.get("data"))
         self.screen = Screen(quiet=bool(arguments.get("quiet")))
         # Whatever is wrong with the request is said before a folder is made or a label bought.
+        shape_of(base.teacher)
+        shape_of(base.student, base=base.teacher)
         for options in grid.options() if grid is not None else [base]:
             self.workbench.request(options)
         self.runner = Runner(
@@ -288,9 +290,12 @@ def _print_files(files: dict[str, Path]) -> None:
     typer.echo(f"receipts: outlay ledger show {files['page'].parent}")
 
 
-def _exit_code(statuses: list[str]) -> int:
-    """1 where a point failed; `na` is an answer, not a failure."""
-    return 1 if "failed" in statuses else 0
+def _fail_if_failed(points: list[Point]) -> None:
+    """One line and exit 1 where a point failed; `na` is an answer, not a failure."""
+    failed = [point for point in points if point.result.status == "failed"]
+    if failed:
+        count = f"{len(failed)} of {len(points)} points failed, the first: " if len(points) > 1 else ""
+        fail(f"{count}{failed[0].result.reason}")
 
 
 def _stem(task: str) -> str:

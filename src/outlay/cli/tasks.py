@@ -13,7 +13,7 @@ task_app = typer.Typer(help="Check a task before money is spent.", no_args_is_he
 data_app = typer.Typer(help="Fetch the data of a task, checked by sha256.", no_args_is_help=True)
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A shipped task, or the path of a task.yaml.")]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of data sets. [default: $OUTLAY_DATA]")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of data sets. (default: $OUTLAY_DATA)")]
 
 
 @task_app.command("list")
@@ -59,7 +59,7 @@ def data_get(
         str | None, typer.Option("--from", metavar="DIR_OR_URL", help="A mirror laid out like the data folder.")
     ] = None,
     to: Annotated[
-        Path | None, typer.Option("--to", help="Data folder. [default: $OUTLAY_DATA or ~/.local/share/outlay/data]")
+        Path | None, typer.Option("--to", help="Data folder. (default: $OUTLAY_DATA or ~/.local/share/outlay/data)")
     ] = None,
     as_json: Json = False,
 ) -> None:

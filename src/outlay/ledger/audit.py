@@ -33,7 +33,7 @@ class Verification:
     head: str
 
 
-class _Bad(Exception):  # noqa: N818  # a verdict, not an error of ours
+class _Bad(Exception):  # a verdict, not an error of ours
     """Why the entry at hand does not follow from those before it."""
 
 

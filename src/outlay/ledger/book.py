@@ -220,6 +220,13 @@ class Ledger:
             reading.require_run(db, run_id)
             return reading.balance(db, run_id)
 
+    def cash_room_micros(self, run_id: str) -> int:
+        """The most cash that a hold of this run can be granted now: what is left of the run, and of the cap over all runs."""
+        with self._reading() as db:
+            reading.require_run(db, run_id)
+            left, room = reading.balance(db, run_id).available_cash_micros, self._cap_room(db)
+            return left if room is None else min(left, room)
+
     def entries(self, run_id: str | None = None) -> list[Entry]:
         """Every entry in order, of one run or of all; none for an unknown run."""
         with self._reading() as db:
@@ -353,15 +360,20 @@ class Ledger:
                     f"{quote.item} needs {format_usd(wanted)} of {name}, but {format_usd(available)} is left of"
                     f" {format_usd(left.budget_micros)}; buy less, or top the run up"
                 )
-        if self._cash_cap_micros is not None:
-            by_kind = reading.sums(db, None)
-            spent = sum(by_kind.get(kind, (0, 0))[1] for kind in ("settle", "lost", "overrun", "hold"))
-            room = max(0, self._cash_cap_micros - spent)
-            if quote.cash_micros > room:
-                raise BudgetExceeded(
-                    f"{quote.item} needs {format_usd(quote.cash_micros)} of cash, but {format_usd(room)} is left of the"
-                    f" cap of {format_usd(self._cash_cap_micros)} over all runs; buy less, or raise the cap"
-                )
+        room = self._cap_room(db)
+        if self._cash_cap_micros is not None and room is not None and quote.cash_micros > room:
+            raise BudgetExceeded(
+                f"{quote.item} needs {format_usd(quote.cash_micros)} of cash, but {format_usd(room)} is left of the"
+                f" cap of {format_usd(self._cash_cap_micros)} over all runs; buy less, or raise the cap"
+            )
+
+    def _cap_room(self, db: sqlite3.Connection) -> int | None:
+        """Cash that the cap over all runs still allows; None without a cap."""
+        if self._cash_cap_micros is None:
+            return None
+        by_kind = reading.sums(db, None)
+        spent = sum(by_kind.get(kind, (0, 0))[1] for kind in ("settle", "lost", "overrun", "hold"))
+        return max(0, self._cash_cap_micros - spent)
 
     # Leases: who is at work on a hold; never part of the chain
 

@@ -59,10 +59,12 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int) ->
         max_tokens: limit per row, special tokens included.
 
     Raises:
-        ValueError: a row with more than two segments.
+        ValueError: rows of more than two segments, or some of one and some of two.
     """
-    if any(len(row) not in (1, 2) for row in texts):
-        raise ValueError("an encoder reads one or two segments per row")
+    n_segments = {len(row) for row in texts}
+    if not n_segments <= {1, 2} or len(n_segments) > 1:
+        found = " and ".join(str(n) for n in sorted(n_segments))
+        raise ValueError(f"an encoder reads one or two segments, the same number in every row; these rows have {found}")
     ids: list[list[int]] = []
     type_ids: list[list[int]] = []
     n_truncated = 0

@@ -35,15 +35,31 @@ class ModelSpec:
 
 
 def load_tokenizer(ref: str, base: str) -> Any:
-    """The tokenizer of a reference; ``cut:`` and ``tiny:`` models read with their base's tokenizer."""
+    """The tokenizer of a reference; ``cut:`` and ``tiny:`` models read with their base's tokenizer.
+
+    Raises:
+        UnknownModel: the reference leads nowhere, or to a folder without a readable tokenizer.
+    """
     from transformers import AutoTokenizer
 
-    with _quiet():
-        return AutoTokenizer.from_pretrained(resolve_folder(ref, base=base))
+    folder = resolve_folder(ref, base=base)
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise UnknownModel(
+            f"the tokenizer of model {ref!r} does not load from {folder}: {_first_line(error)}"
+        ) from error
+    # Where its files are missing, transformers makes one that knows its special tokens only and reads every word as unknown.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise UnknownModel(f"model {ref!r} has no vocabulary in {folder}; put its tokenizer files beside config.json")
+    return tokenizer
 
 
 def load_classifier(spec: ModelSpec) -> nn.Module:
-    """An encoder with a new classification head over ``spec.labels``, in float32 on the CPU.
+    """An encoder with a new classification layer over ``spec.labels``, in float32 on the CPU.
+
+    New even where the checkpoint brings one: its classes need not be these, nor in this order.
 
     Raises:
         UnknownModel: the reference leads nowhere, or not to an encoder for sequence classification.
@@ -87,17 +103,45 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 
 
 def _from_pretrained(folder: Path, labels: Sequence[str], text: str) -> nn.Module:
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
     try:
         with _quiet():
-            model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32, **_head(labels)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                use_safetensors=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **_head(labels),
             )
-    except (ValueError, OSError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnknownModel(f"model {text!r} does not load for sequence classification: {first[:160]}") from error
-    return model
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise UnknownModel(f"model {text!r} does not load for sequence classification: {_first_line(error)}") from error
+    misfits = sorted(key for key, *_ in report["mismatched_keys"] if key.startswith(f"{model.base_model_prefix}."))
+    if misfits:
+        raise UnknownModel(
+            f"model {text!r}: {len(misfits)} tensors have other shapes than its config.json says, the first is {misfits[0]}; "
+            "fetch the model again"
+        )
+    _renew_classes(model, len(labels), report["missing_keys"])
+    loaded: nn.Module = model
+    return loaded
+
+
+def _renew_classes(model: Any, n_labels: int, already_new: set[str]) -> None:
+    """Draw the classification layer anew where it came with the checkpoint, as `transformers` draws a missing one."""
+    for name, module in model.named_modules():
+        if name.startswith(f"{model.base_model_prefix}.") or f"{name}.weight" in already_new:
+            continue
+        if isinstance(module, nn.Linear) and module.out_features == n_labels:
+            nn.init.normal_(module.weight, std=getattr(model.config, "initializer_range", 0.02))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def _head(labels: Sequence[str]) -> dict[str, Any]:
@@ -112,7 +156,12 @@ def _tiny(folder: Path, ref: ModelRef, labels: Sequence[str]) -> nn.Module:
     """A BERT of L layers and width H with random weights and the base's vocabulary."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    vocab_size = int(json.loads((folder / "config.json").read_text())["vocab_size"])
+    try:
+        vocab_size = int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnknownModel(
+            f"model {ref.text!r}: no vocab_size in {folder / 'config.json'}; name another base"
+        ) from error
     config = BertConfig(
         vocab_size=vocab_size,
         num_hidden_layers=ref.n_layers,

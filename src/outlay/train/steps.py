@@ -63,7 +63,12 @@ def finetune(
     """Train a classifier on labels with cross-entropy and write it to ``out``.
 
     ``classes``: index into ``spec.labels`` per row.
+
+    Raises:
+        ValueError: classes and texts differ in number.
     """
+    if len(classes) != len(texts):
+        raise ValueError(f"{len(texts)} rows to train on but {len(classes)} classes")
     labels = torch.tensor(list(classes), dtype=torch.int64)
 
     def objective(logits: Tensor, rows: Tensor) -> Tensor:
@@ -89,10 +94,13 @@ def distil(
     ``targets`` cover ``texts`` row by row, one position per row.
 
     Raises:
-        ValueError: targets and texts differ in number, or the temperature was not offered.
+        ValueError: targets and texts differ in number, the teacher chose among another number of classes, or the temperature
+            was not offered.
     """
     if len(targets) != len(texts) or len(targets.logits) != len(texts):
         raise ValueError(f"{len(texts)} pool rows but targets for {len(targets)} rows, {len(targets.logits)} positions")
+    if targets.vocab_size != len(spec.labels):
+        raise ValueError(f"the teacher chose among {targets.vocab_size} classes but the student has {len(spec.labels)}")
     indices = torch.from_numpy(targets.indices.astype(np.int64))
     logits_kept = torch.from_numpy(targets.logits)
     logsumexp = torch.from_numpy(targets.logsumexp[:, targets.temperature_column(temperature)])

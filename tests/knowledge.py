@@ -1,0 +1,126 @@
+"""What a strategy may know, made by hand: slow machine, small models, uneven rows, so that labels and compute both matter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
+from itertools import accumulate
+
+from outlay.compute import Machine, ModelShape
+from outlay.money import Price
+from outlay.quoting import Known, TokenCounts
+from outlay.recipe import Encoding, Model
+from outlay.request import Request
+from outlay.settings import TrainSettings
+
+N_TRAIN, N_POOL, N_DEV, N_TEST = 290, 2500, 37, 101
+LABELS = ("no", "yes", "perhaps")
+TEACHER = Model("org/teacher", "org/teacher", "f1")
+STUDENT = Model("cut:1", "org/teacher", "f1")
+# Parameters in matrices: 5 layers of 1,700 and one of 1,100, with heads of 23 x (23 + 3) and 13 x (13 + 3).
+SHAPES = {
+    TEACHER.ref: ModelShape("encoder", 5, 23, 997, 1_700, 30_000, 40_000),
+    STUDENT.ref: ModelShape("encoder", 1, 13, 997, 1_100, 20_000, 22_000),
+}
+N_PARAMETERS = {TEACHER.ref: 5 * 1_700 + 23 * 26, STUDENT.ref: 1_100 + 13 * 16}
+EPOCHS = {"teacher": 10, "student": 20, "distil": 4}
+PEAK, TRAIN_SHARE, INFER_SHARE = 1_000_000, Fraction(1, 2), Fraction(3, 10)
+HOUR_USD, LABEL_USD = Fraction("3.6"), Fraction("0.2")
+
+
+def lengths(n: int, salt: int) -> list[int]:
+    """Tokens per row, uneven and always the same."""
+    return [5 + (i * 7919 + salt) % 31 for i in range(n)]
+
+
+ROWS = {
+    "train": lengths(N_TRAIN, 1),
+    "pool": lengths(N_POOL, 2),
+    "dev": lengths(N_DEV, 3),
+    "test": lengths(N_TEST, 4),
+}
+COUNTS = TokenCounts(**{name: list(accumulate(rows, initial=0)) for name, rows in ROWS.items()})
+
+
+def carved(n: int) -> int:
+    """A tenth of the labels, and at least one left over."""
+    return 0 if n < 2 else min(math.ceil(n / 10), n - 1)
+
+
+def known(budget_micros: int, **changes: object) -> Known:
+    """Known for a request; ``changes`` go to `Request`, or to `Known` where it has a field of that name."""
+    of_known = {name: changes.pop(name) for name in list(changes) if name in Known.__dataclass_fields__}
+    request = Request("made-up", "t0", "annotate", budget_micros, "p0", "m0", machine="box")
+    knows = Known(
+        request=replace(request, **changes),  # type: ignore[arg-type]
+        task="made-up",
+        encoding=Encoding(("text",), 64, LABELS, "accuracy"),
+        teacher=TEACHER,
+        student=STUDENT,
+        shapes=SHAPES,
+        tokens={TEACHER.ref: COUNTS, STUDENT.ref: COUNTS},
+        machine=Machine("box", "box", PEAK, TRAIN_SHARE, INFER_SHARE, "made up"),
+        machine_price=Price("box", "hour", Decimal("3.6"), "made up", date(2024, 1, 1)),
+        label_price=Price("label/made-up", "label", Decimal("0.2"), "made up", date(2024, 1, 1)),
+        seller_identity="seller",
+        train_digest="train",
+        dev_digest="dev",
+        test_digest="test",
+        pool_digests=lambda start, stop: f"pool {start} to {stop}",
+        n_carved=carved,
+        n_train=N_TRAIN,
+        n_pool=N_POOL,
+        n_dev=N_DEV,
+        defaults={role: TrainSettings(epochs, 32, 1e-3) for role, epochs in EPOCHS.items()},
+    )
+    return replace(knows, **of_known)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Bill:
+    """The same costs written out by hand, from rows and prices alone: the reference for quotes."""
+
+    dev: str | None = "given"
+    redundancy: int = 1
+    free_student: bool = False
+
+    def labels(self, n: int) -> int:
+        return math.ceil(n * self.redundancy * LABEL_USD * 1_000_000)
+
+    @staticmethod
+    def compute(ref: str, n_trained: int, n_inferred: int) -> int:
+        flops_train, flops_infer = 6 * N_PARAMETERS[ref] * n_trained, 2 * N_PARAMETERS[ref] * n_inferred
+        seconds = flops_train / (PEAK * TRAIN_SHARE) + flops_infer / (PEAK * INFER_SHARE)
+        return math.ceil(seconds / 3600 * HOUR_USD * 1_000_000)
+
+    def dev_tokens(self, n: int) -> int:
+        if self.dev is None:
+            return 0
+        return sum(ROWS["train"][: carved(n)]) if self.dev == "carved" else sum(ROWS["dev"])
+
+    def training(self, ref: str, role: str, n: int) -> int:
+        rows = ROWS["train"][carved(n) if self.dev == "carved" else 0 : n]
+        return self.compute(ref, EPOCHS[role] * sum(rows), EPOCHS[role] * self.dev_tokens(n))
+
+    def bought(self, n: int) -> int:
+        return self.labels(n) + (self.labels(N_DEV) if self.dev == "bought" else 0)
+
+    def score(self) -> int:
+        return self.compute(STUDENT.ref, 0, sum(ROWS["test"]))
+
+    def annotate(self, n: int) -> int:
+        training = 0 if self.free_student else self.training(STUDENT.ref, "student", n)
+        return self.bought(n) + training + self.score()
+
+    def distill(self, n: int, n_blocks: int, *, teacher: str = TEACHER.ref) -> int:
+        stop = min(n_blocks * 1024, N_POOL)
+        blocks = [sum(ROWS["pool"][b : min(b + 1024, stop)]) for b in range(0, stop, 1024)]
+        role = "teacher" if teacher == TEACHER.ref else "student"
+        student = self.compute(
+            STUDENT.ref, EPOCHS["distil"] * sum(ROWS["pool"][:stop]), EPOCHS["distil"] * self.dev_tokens(n)
+        )
+        spoken = sum(self.compute(teacher, 0, tokens) for tokens in blocks)
+        return self.bought(n) + self.training(teacher, role, n) + spoken + student + self.score()

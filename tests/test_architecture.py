@@ -1,0 +1,332 @@
+"""The architecture is this list: who may import whom, who may use what, who may move money."""
+
+from __future__ import annotations
+
+import ast
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import outlay
+
+ROOT = Path(outlay.__file__).parent
+
+# Unit (a module, or a package as a whole) -> the units of outlay it imports, wherever the import stands. Nothing more may
+# be imported, and nothing may be listed that is not.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "locks": set(),
+    "canonical": {"errors"},
+    "artifact": {"canonical", "errors"},
+    "store": {"artifact", "canonical", "errors", "locks"},
+    "money": {"errors"},
+    "example": {"errors"},
+    "settings": {"errors"},
+    "metrics": {"errors"},
+    "point": {"errors"},
+    "modelref": {"errors"},
+    "demo": {"errors"},
+    "shape": {"errors", "modelref"},
+    "compute": {"errors", "money", "shape"},
+    "task": {"errors", "example"},
+    "rows": {"errors", "task"},
+    "data": {"errors", "example", "rows", "task"},
+    "fetch": {"data", "errors", "rows", "task"},
+    "profile": {"data", "example", "task"},
+    "ledger": {"errors", "money"},
+    "labels": {"errors", "example", "money"},
+    "train": {"errors", "modelref", "settings"},
+    "report": {"errors", "ledger", "money", "point"},
+    "request": {"errors", "money", "store"},
+    "recipe": {"settings", "store"},
+    "quoting": {"compute", "money", "recipe", "request", "settings"},
+    "strategy": {"errors", "money", "quoting", "recipe"},
+    "gauge": {"compute", "money", "quoting", "recipe"},
+    "prepare": {
+        *("compute", "data", "errors", "example", "labels", "modelref", "money", "quoting", "recipe", "request"),
+        *("settings", "store", "strategy", "task", "train"),
+    },
+    "workshop": {"metrics", "prepare", "recipe", "store", "train"},
+    "run": {
+        *("errors", "gauge", "labels", "ledger", "metrics", "money", "point", "prepare", "quoting", "recipe"),
+        *("store", "strategy", "train", "workshop"),
+    },
+    "compare": {"errors", "metrics", "point", "prepare", "report", "run", "workshop"},
+    "cli": {
+        *("__init__", "compare", "compute", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare"),
+        *("profile", "report", "request", "run", "settings", "store", "task"),
+    },
+    "__init__": set(),
+}
+
+# Unit -> what it uses beside the standard library; a unit that is not here uses nothing else.
+THIRD_PARTY: dict[str, set[str]] = {
+    "task": {"pydantic", "yaml"},
+    "rows": {"datasets", "pyarrow"},
+    "modelref": {"huggingface_hub"},
+    "metrics": {"numpy"},
+    "train": {"numpy", "safetensors", "torch", "transformers"},
+    "report": {"altair", "rich", "vl_convert"},
+    "cli": {"rich", "typer"},
+}
+STANDARD_LIBRARY_ONLY = ("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point")
+
+# Inside a package: module -> modules of the same package that it must not import.
+INNER: dict[str, set[str]] = {
+    "labels.base": {"labels.replay", "labels.book"},
+    "labels.replay": {"labels.book"},
+    "ledger.chain": {"ledger.book", "ledger.reading", "ledger.audit", "ledger.file", "ledger.owner"},
+    "ledger.audit": {"ledger.book"},
+    "ledger.reading": {"ledger.book"},
+    "train.losses": {"train.loop", "train.steps", "train.models", "train.targets"},
+    "train.targets": {"train.loop", "train.steps", "train.models"},
+    "train.models": {"train.loop", "train.steps"},
+    "train.loop": {"train.steps", "train.losses", "train.targets", "train.models"},
+    "report.tables": {"report.charts", "report.page", "report.receipt"},
+    "report.charts": {"report.page", "report.receipt"},
+    "cli.common": {"cli.app", "cli.runs", "cli.books", "cli.tasks", "cli.progress"},
+    "cli.runs": {"cli.app", "cli.books", "cli.tasks"},
+    "cli.books": {"cli.app", "cli.runs", "cli.tasks"},
+    "cli.tasks": {"cli.app", "cli.runs", "cli.books"},
+}
+
+MAX_FILE_LINES = 500
+MAX_FUNCTION_LINES = 60
+# What is longer, and how long it may be at most.
+LONG_FILES: dict[str, int] = {"run": 600}
+LONG_FUNCTIONS: dict[str, int] = {"train.loop:fit": 80}
+
+UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}
+HEAVY = ("torch", "transformers", "pydantic", "numpy", "pandas", "altair", "vl_convert", "safetensors", "datasets")
+
+
+@dataclass(frozen=True)
+class Module:
+    name: str
+    tree: ast.Module
+    n_lines: int
+
+    @property
+    def unit(self) -> str:
+        return self.name.split(".")[0]
+
+
+@cache
+def modules() -> dict[str, Module]:
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+        text = path.read_text(encoding="utf-8")
+        found[name] = Module(name, ast.parse(text), len(text.splitlines()))
+    return found
+
+
+def imported(module: Module) -> Iterator[str]:
+    """Dotted names of every import, anywhere in the file; `from a import b` is `a.b` where that is a module of outlay."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module.name} line {node.lineno}: a relative import"
+            base = node.module or ""
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".removeprefix("outlay.")
+                is_module = base.split(".")[0] == "outlay" and inner in modules()
+                yield f"outlay.{inner}" if is_module else base
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
+            assert isinstance(node.args[0], ast.Constant), f"{module.name} line {node.lineno}: which module is this?"
+            yield str(node.args[0].value)
+
+
+def own_imports(module: Module) -> set[str]:
+    names = {name for name in imported(module) if name.split(".")[0] == "outlay"}
+    return {name.removeprefix("outlay").lstrip(".") or "__init__" for name in names}
+
+
+def foreign_imports(module: Module) -> set[str]:
+    roots = {name.split(".")[0] for name in imported(module)}
+    return roots - {"outlay", "__future__"} - set(sys.stdlib_module_names)
+
+
+def of_units() -> dict[str, list[Module]]:
+    units: dict[str, list[Module]] = {}
+    for module in modules().values():
+        units.setdefault(module.unit, []).append(module)
+    return units
+
+
+def test_the_lists_name_every_unit_and_no_other() -> None:
+    assert set(ALLOWED) == set(of_units())
+    assert set(THIRD_PARTY) <= set(ALLOWED)
+    assert set(STANDARD_LIBRARY_ONLY) <= set(ALLOWED)
+    assert {name for pair in INNER.items() for name in (pair[0], *pair[1])} <= set(modules())
+
+
+@pytest.mark.parametrize("unit", sorted(ALLOWED))
+def test_a_unit_imports_what_it_may_and_its_entry_is_not_stale(unit: str) -> None:
+    used = {name.split(".")[0] for module in of_units()[unit] for name in own_imports(module)} - {unit}
+    assert used - ALLOWED[unit] == set(), f"{unit} must not import these"
+    assert ALLOWED[unit] - used == set(), f"{unit} no longer imports these; take them off its list"
+
+
+@pytest.mark.parametrize("unit", sorted(ALLOWED))
+def test_a_unit_uses_the_libraries_it_may(unit: str) -> None:
+    used = {name for module in of_units()[unit] for name in foreign_imports(module)}
+    assert used == THIRD_PARTY.get(unit, set())
+
+
+def test_money_and_what_proves_it_need_the_standard_library_alone() -> None:
+    assert not set(STANDARD_LIBRARY_ONLY) & set(THIRD_PARTY)
+
+    def reached(unit: str) -> set[str]:
+        return {unit}.union(*(reached(lower) for lower in ALLOWED[unit]))
+
+    for unit in STANDARD_LIBRARY_ONLY:
+        assert not reached(unit) & set(THIRD_PARTY), f"{unit} reaches a library through what it imports"
+
+
+def test_training_knows_nothing_of_money_and_sellers_nothing_of_the_ledger() -> None:
+    assert [unit for unit, libraries in THIRD_PARTY.items() if "torch" in libraries] == ["train"]
+    assert not ALLOWED["train"] & {"money", "ledger", "task", "quoting", "compute", "run"}
+    assert not ALLOWED["labels"] & {"ledger", "run", "store"}
+    assert "ledger" not in ALLOWED["strategy"] | ALLOWED["quoting"] | ALLOWED["prepare"] | ALLOWED["workshop"]
+
+
+@pytest.mark.parametrize("name", sorted(INNER))
+def test_imports_inside_a_package_point_down(name: str) -> None:
+    assert not own_imports(modules()[name]) & INNER[name]
+
+
+def test_only_receipts_read_the_ledger_among_reports() -> None:
+    readers = [m.name for m in of_units()["report"] if any(n.startswith("ledger") for n in own_imports(m))]
+    assert readers == ["report.receipt"]
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail[trail.index(name) :], name))
+        if name not in done:
+            for lower in own_imports(modules()[name]) - {name}:
+                visit(lower, (*trail, name))
+            done.add(name)
+
+    for name in modules():
+        visit(name, ())
+
+
+def calls(module: Module) -> Iterator[tuple[str, str]]:
+    """(receiver, method) of every method call, such as ("self._ledger", "hold")."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            yield ast.unparse(node.func.value), node.func.attr
+
+
+def test_one_door_for_money() -> None:
+    spenders: dict[str, set[str]] = {}
+    for module in modules().values():
+        if module.unit == "ledger":
+            continue
+        for receiver, method in calls(module):
+            if method in ("hold", "settle", "release", "renew", "open_run", "top_up", "cancel") and receiver != "locks":
+                spenders.setdefault(module.name, set()).add(method)
+    assert spenders.pop("run") >= {"hold", "settle", "release", "open_run", "cancel"}
+    assert spenders == {"cli.books": {"top_up", "cancel"}}
+
+
+def test_nothing_is_ever_unpickled() -> None:
+    for module in modules().values():
+        assert not {name.split(".")[0] for name in imported(module)} & UNPICKLERS, module.name
+        for receiver, method in calls(module):
+            assert (receiver, method) not in {("torch", "load"), ("torch", "save"), ("np", "load")}, module.name
+        keywords = {k.arg for n in ast.walk(module.tree) if isinstance(n, ast.Call) for k in n.keywords}
+        assert "allow_pickle" not in keywords, module.name
+        names = {n.id for n in ast.walk(module.tree) if isinstance(n, ast.Name)}
+        assert not names & {"eval", "exec"}, module.name
+
+
+def functions(module: Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (n for n in ast.walk(module.tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_files_and_functions_are_short() -> None:
+    files = {m.name: m.n_lines for m in modules().values() if m.n_lines >= MAX_FILE_LINES}
+    assert set(files) == set(LONG_FILES), "longer than allowed, or no longer an exception"
+    assert all(files[name] < most for name, most in LONG_FILES.items()), files
+    lengths = {
+        f"{m.name}:{f.name}": (f.end_lineno or f.lineno) - f.lineno + 1
+        for m in modules().values()
+        for f in functions(m)
+    }
+    long = {name: n for name, n in lengths.items() if n >= MAX_FUNCTION_LINES}
+    assert set(long) == set(LONG_FUNCTIONS), "longer than allowed, or no longer an exception"
+    assert all(long[name] < most for name, most in LONG_FUNCTIONS.items()), long
+
+
+def test_no_function_takes_whatever_it_is_given() -> None:
+    takers = [f"{m.name}:{f.name}" for m in modules().values() for f in functions(m) if f.args.kwarg is not None]
+    assert takers == []
+
+
+# --- what really happens ---------------------------------------------------------------------------------------------
+
+START = """
+import sys
+from outlay.cli import main
+sys.argv = ["outlay", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print(*sorted(sys.modules), file=sys.stderr)
+"""
+
+
+def start(*arguments: str) -> set[str]:
+    """Modules loaded by a command."""
+    ran = subprocess.run([sys.executable, "-c", START, *arguments], capture_output=True, text=True, check=True)
+    assert ran.stdout
+    return set(ran.stderr.split())
+
+
+def test_help_loads_nothing_heavy_and_no_room_of_the_house() -> None:
+    loaded = start("--help")
+    assert not {name.split(".")[0] for name in loaded} & set(HEAVY)
+    rooms = {name.split(".")[1] for name in loaded if name.startswith("outlay.")}
+    assert rooms <= {"cli", "errors"}
+
+
+@pytest.mark.parametrize("arguments", [("ledger", "--help"), ("run", "--help"), ("prices",)])
+def test_looking_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    loaded = start(*arguments)
+    # From 0.29 on typer reads options with pydantic, which is its own affair; our models must not be built for it.
+    assert not {name.split(".")[0] for name in loaded} & (set(HEAVY) - {"pydantic"})
+    assert "outlay.task" not in loaded
+
+
+def test_the_pure_rooms_load_nothing_heavy() -> None:
+    pure = ("compute", "strategy", "ledger", "labels", "report.receipt", "report.tables", "report.page")
+    code = f"import sys, {', '.join('outlay.' + name for name in pure)}\nprint(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {name.split(".")[0] for name in ran.stdout.split()} & set(HEAVY)
+
+
+def test_help_takes_less_than_three_tenths_of_a_second() -> None:
+    def cpu_seconds() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    took = []
+    for _ in range(5):
+        before = cpu_seconds()
+        start("--help")
+        took.append(cpu_seconds() - before)
+    # Processor time, and the best of five, since other programs may be at work on this machine.
+    assert min(took) < 0.3, took

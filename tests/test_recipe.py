@@ -1,0 +1,154 @@
+"""Keys of steps: equal exactly when the same was asked; and the order of a graph."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outlay.recipe import Buy, Dev, Distil, Encoding, Model, Recipe, Score, Step, Teach, Train, graph
+from outlay.settings import TrainSettings
+
+ENCODING = Encoding(("text",), 64, ("no", "yes"), "accuracy")
+MODEL = Model("org/name", "org/name", "bytes")
+SETTINGS = TrainSettings(epochs=3, batch_size=8, learning_rate=1e-3)
+LABELS = Buy("train", 5, 0, "rows", "seller")
+DEV = Dev("given", 3, rows_digest="dev rows")
+TRAIN = Train("teacher", MODEL, LABELS, DEV, ENCODING, SETTINGS, threads=2)
+BLOCKS = tuple(Teach(TRAIN, start, start + 4, f"rows from {start}", 2) for start in (0, 4, 8))
+DISTIL = Distil(Model("cut:1", "org/name", "bytes"), BLOCKS, DEV, ENCODING, SETTINGS, threads=2)
+SCORE = Score(DISTIL, "test rows", 2)
+
+
+def changed(step: Step, name: str, value: object) -> Step:
+    return replace(step, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("step", "name", "value"),
+    [
+        (LABELS, "split", "dev"),
+        (LABELS, "n", 6),
+        (LABELS, "order_seed", 1),
+        (LABELS, "rows_digest", "other rows"),
+        (LABELS, "seller", "another"),
+        (TRAIN, "model", replace(MODEL, fingerprint="other bytes")),
+        (TRAIN, "model", replace(MODEL, ref="cut:2")),
+        (TRAIN, "labels", replace(LABELS, n=6)),
+        (TRAIN, "dev", None),
+        (TRAIN, "dev", replace(DEV, n=2)),
+        (TRAIN, "dev", replace(DEV, rows_digest="other dev rows")),
+        (TRAIN, "dev", Dev("bought", 3, labels=replace(LABELS, split="dev"))),
+        (TRAIN, "dev", Dev("carved", 3, labels=LABELS)),
+        (TRAIN, "encoding", replace(ENCODING, max_tokens=65)),
+        (TRAIN, "encoding", replace(ENCODING, segments=("a", "b"))),
+        (TRAIN, "encoding", replace(ENCODING, labels=("yes", "no"))),
+        (TRAIN, "encoding", replace(ENCODING, metric="f1")),
+        (TRAIN, "threads", 1),
+        (BLOCKS[0], "teacher", replace(TRAIN, threads=1)),
+        (BLOCKS[0], "rows_digest", "other rows"),
+        (BLOCKS[0], "stop", 3),
+        (BLOCKS[0], "threads", 1),
+        (BLOCKS[0], "teacher", replace(TRAIN, settings=replace(SETTINGS, precision="fp32"))),
+        (DISTIL, "targets", BLOCKS[:2]),
+        (DISTIL, "model", MODEL),
+        (DISTIL, "dev", None),
+        (DISTIL, "settings", replace(SETTINGS, temperature=3.0)),
+        (DISTIL, "threads", 1),
+        (SCORE, "model", TRAIN),
+        (SCORE, "rows_digest", "other rows"),
+        (SCORE, "threads", 1),
+    ],
+)
+def test_whatever_changes_the_result_changes_the_key(step: Step, name: str, value: object) -> None:
+    assert changed(step, name, value).key != step.key
+    assert changed(step, name, getattr(step, name)).key == step.key
+
+
+@pytest.mark.parametrize("field", [f.name for f in fields(TrainSettings)])
+def test_every_setting_is_in_the_key(field: str) -> None:
+    named: dict[str, object] = {"patience": 2, "dropout": 0.25, "precision": "fp32", "seed": 1, "epochs": 4}
+    value = named[field] if field in named else getattr(SETTINGS, field) / 2
+    assert replace(TRAIN, settings=SETTINGS.changed({field: value})).key != TRAIN.key
+
+
+def test_who_a_model_is_for_and_who_pays_do_not_change_it() -> None:
+    assert replace(TRAIN, role="student").key == TRAIN.key
+    assert replace(TRAIN, free=True).key == TRAIN.key
+
+
+def test_a_checkpoint_is_its_bytes_and_a_block_its_rows() -> None:
+    moved = replace(MODEL, ref="/elsewhere", base="/elsewhere")
+    assert replace(TRAIN, model=moved).key == TRAIN.key
+    assert replace(BLOCKS[1], start=104, stop=108).key == BLOCKS[1].key
+    assert replace(DISTIL, model=replace(DISTIL.model, base="/elsewhere")).key == DISTIL.key
+
+
+def test_kinds_with_equal_parameters_have_different_keys() -> None:
+    steps: list[Step] = [LABELS, TRAIN, *BLOCKS, DISTIL, SCORE]
+    assert len({step.key for step in steps}) == len(steps)
+    assert [step.request()["step"] for step in (LABELS, TRAIN, DISTIL, SCORE)] == ["buy", "train", "distil", "score"]
+
+
+def test_a_new_version_of_a_step_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = replace(TRAIN).key
+    monkeypatch.setattr(Train, "version", Train.version + 1)
+    assert replace(TRAIN).key != old
+    assert replace(LABELS).key == LABELS.key
+
+
+PURCHASES = st.builds(
+    Buy,
+    split=st.sampled_from(["train", "dev"]),
+    n=st.integers(1, 3),
+    order_seed=st.integers(0, 2),
+    rows_digest=st.sampled_from(["a", "b"]),
+    seller=st.sampled_from(["x", "y"]),
+)
+TRAININGS = st.builds(
+    Train,
+    role=st.sampled_from(["teacher", "student"]),
+    model=st.sampled_from([MODEL, replace(MODEL, fingerprint="other")]),
+    labels=PURCHASES,
+    dev=st.sampled_from([None, DEV]),
+    encoding=st.just(ENCODING),
+    settings=st.sampled_from([SETTINGS, replace(SETTINGS, seed=1)]),
+    threads=st.integers(1, 2),
+    free=st.booleans(),
+)
+
+
+@given(PURCHASES, PURCHASES)
+def test_purchases_share_a_key_exactly_when_they_are_equal(one: Buy, other: Buy) -> None:
+    assert (one.key == other.key) == (one == other)
+    assert (one.series == other.series) == (replace(one, n=1) == replace(other, n=1))
+
+
+@given(TRAININGS, TRAININGS)
+def test_trainings_share_a_key_exactly_when_they_train_alike(one: Train, other: Train) -> None:
+    def alike(step: Train) -> Train:
+        return replace(step, role="any", free=False)
+
+    assert (one.key == other.key) == (alike(one) == alike(other))
+
+
+def test_a_graph_names_every_step_once_and_inputs_first() -> None:
+    steps = Recipe(SCORE, ()).steps()
+    assert [step.key for step in steps] == [step.key for step in (LABELS, TRAIN, *BLOCKS, DISTIL, SCORE)]
+    for i, step in enumerate(steps):
+        assert {given_step.key for given_step in step.inputs} <= {earlier.key for earlier in steps[:i]}
+
+
+def test_two_recipes_share_what_they_have_in_common() -> None:
+    short = replace(DISTIL, targets=BLOCKS[:1])
+    together = graph([Score(short, "test rows", 2), SCORE])
+    alone = len(graph([SCORE]))
+    assert len(together) == alone + 2  # the shorter student and its score; labels, teacher and first block are shared
+    assert [s.key for s in graph([SCORE, SCORE])] == [s.key for s in graph([SCORE])]
+    assert graph([]) == []
+
+
+def test_the_rows_of_a_distillation_end_where_its_last_block_ends() -> None:
+    assert DISTIL.n_rows == 12

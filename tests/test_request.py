@@ -1,0 +1,110 @@
+"""Requests: whatever decides a result is in the run's id, and nothing impossible is asked."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from outlay.errors import UsageError
+from outlay.prepare import Options
+from outlay.request import ROLES, Request, Seller, frozen_overrides
+
+REQUEST = Request("task", "digest", "distill", 1_000_000, "prices", "models")
+
+OTHER: dict[str, Any] = {
+    "task": "other",
+    "task_digest": "other",
+    "strategy": "annotate",
+    "budget_micros": 1_000_001,
+    "price_book": "other",
+    "models": "other",
+    "n_initial": 1,
+    "seed": 1,
+    "teacher": "other",
+    "student": "cut:3",
+    "machine": "a40",
+    "machine_digest": "other",
+    "student_training": "free",
+    "pool_rows": 1,
+    "dev": None,
+    "n_dev": 1,
+    "threads": 1,
+    "seller": Seller(redundancy=3),
+    "overrides": frozen_overrides({"teacher": {"epochs": 1}}),
+}
+
+
+def test_every_field_changes_the_run() -> None:
+    assert set(OTHER) == {field.name for field in fields(Request)}
+    ids = {replace(REQUEST, **{name: value}).run_id for name, value in OTHER.items()}
+    assert len(ids | {REQUEST.run_id}) == len(OTHER) + 1
+
+
+@pytest.mark.parametrize("seller", [Seller(error_rate=0.1), Seller(redundancy=3), Seller(seconds_per_label=1.0)])
+def test_every_field_of_the_seller_changes_the_run(seller: Seller) -> None:
+    assert replace(REQUEST, seller=seller).run_id != REQUEST.run_id
+
+
+def test_the_same_request_is_the_same_run_in_every_process() -> None:
+    assert re.fullmatch(r"[0-9a-f]{16}", REQUEST.run_id)
+    assert replace(REQUEST).run_id == REQUEST.run_id == "dcdb84220253123d"
+    assert json.loads(json.dumps(REQUEST.to_json())) == REQUEST.to_json()
+    assert set(REQUEST.to_json()) == {field.name for field in fields(Request)}
+
+
+def test_the_order_in_which_settings_are_named_does_not_matter() -> None:
+    one = frozen_overrides({"teacher": {"epochs": 1, "dropout": 0.1}, "distil": {"epochs": 2}})
+    other = frozen_overrides({"distil": {"epochs": 2}, "teacher": {"dropout": 0.1, "epochs": 1}, "student": {}})
+    assert one == other
+    assert replace(REQUEST, overrides=one).run_id == replace(REQUEST, overrides=other).run_id
+    assert hash(replace(REQUEST, overrides=one)) == hash(replace(REQUEST, overrides=other))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"budget_micros": 0}, "the budget is $0.00; it must be above $0"),
+        ({"n_initial": 0}, "n_initial is 0; it must be at least 1"),
+        ({"pool_rows": 0}, "pool_rows is 0; it must be at least 1"),
+        ({"n_dev": -3}, "n_dev is -3; it must be at least 1"),
+        ({"threads": 0}, "threads is 0; it must be at least 1"),
+        ({"student_training": "gratis"}, "student_training is 'gratis'; it must be charged or free"),
+        ({"dev": "none"}, "dev is 'none'; it must be given, bought, carved or none"),
+    ],
+)
+def test_an_impossible_request_is_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        replace(REQUEST, **change)
+    assert str(refused.value) == says
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"redundancy": 2}, "the redundancy is 2; give an odd number of answers per label"),
+        ({"redundancy": 0}, "the redundancy is 0; give an odd number"),
+        ({"error_rate": 1.5}, "the label error rate is 1.5; it must be from 0 to 1"),
+        ({"error_rate": float("nan")}, "from 0 to 1"),
+        ({"seconds_per_label": -1.0}, "give 0 or more"),
+        ({"seconds_per_label": float("inf")}, "give 0 or more"),
+    ],
+)
+def test_an_impossible_seller_is_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)):
+        Seller(**change)
+
+
+def test_an_unknown_role_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=f"unknown role 'pupil'.*{', '.join(ROLES)}"):
+        frozen_overrides({"pupil": {"epochs": 1}})
+
+
+def test_options_and_request_have_the_same_defaults() -> None:
+    options = Options("task", "distill", 1)
+    names = ("n_initial", "seed", "teacher", "student", "machine", "student_training", "pool_rows", "n_dev", "threads")
+    assert {name: getattr(options, name) for name in names} == {name: getattr(REQUEST, name) for name in names}
+    assert options.seller == REQUEST.seller
