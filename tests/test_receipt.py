@@ -9,7 +9,7 @@ import pytest
 
 from outlay.errors import HoldError
 from outlay.ledger import Ledger
-from outlay.money import Price, Quote
+from outlay.money import Price, Quote, format_usd
 from outlay.report.receipt import WIDTH, receipt, render_markdown, render_text, to_json
 
 LABEL = Price("label/multipit_id", "label", Decimal("0.2"), "here", None)
@@ -57,7 +57,7 @@ def ledger(tmp_path: Path) -> Ledger:
     ledger.open_run("another", USD)
     ledger.release(ledger.hold("distill", "k3", Quote.of(HOUR, 10)), lost_cash_micros=37_400, note="killed")
     ledger.top_up("distill", 50 * USD)
-    buy(ledger, "k3", HOUR, 20, Fraction(211, 10), Fraction(211, 10), '{"what": "distil", "reused": true, "x": 1}')
+    buy(ledger, "k3", HOUR, 20, Fraction(211, 10), Fraction(211, 10), "distil (reused)")
     buy(ledger, "k4", TOKENS, 20, Fraction(23, 10), 0, "")
     ledger.hold("distill", "k5", Quote.of(HOUR, 10))
     return ledger
@@ -136,3 +136,17 @@ def test_json_is_exact(ledger: Ledger) -> None:
 def test_an_unknown_run_is_refused_with_the_known_ones(ledger: Ledger) -> None:
     with pytest.raises(HoldError, match="'distill', 'another'"):
         receipt(ledger, "nobody")
+
+
+def test_blocks_of_one_thing_are_one_line_and_every_other_line_stays(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.open_run("distill", 10 * USD)
+        for i, note in enumerate(["teach", "teach", "teach", "distil", "teach"]):
+            buy(ledger, f"k{i}", HOUR, 1, Fraction(i + 1, 7), Fraction(i + 1, 7), note)
+        paper = receipt(ledger, "distill")
+        text = render_text(paper)
+    rows = [line.split("  ")[0] for line in text.splitlines() if line.startswith(("teach", "distil"))]
+    assert rows == ["teach, 3 blocks", "distil", "teach"]
+    assert len(paper.lines) == 5
+    three = sum(line.charge_micros for line in paper.lines[:3])
+    assert format_usd(three) in next(line for line in text.splitlines() if line.startswith("teach, 3 blocks"))

@@ -33,6 +33,9 @@ InitialOption = Annotated[
 TeacherOption = Annotated[str, typer.Option("--teacher", help="Hub name, folder, or package:NAME/FOLDER.")]
 StudentOption = Annotated[str, typer.Option("--student", help="As --teacher, or cut:K, or tiny:LxH.")]
 MachineOption = Annotated[str, typer.Option("--machine", help="What compute is charged as; see docs/compute.md.")]
+MachinesOption = Annotated[
+    list[Path] | None, typer.Option("--machines", help="Your own machine file (TOML); may be repeated.")
+]
 HereOption = Annotated[
     str, typer.Option("--here", help="Price item of the machine this really runs on; measured seconds are paid at it.")
 ]
@@ -80,6 +83,7 @@ def run(
     seconds_per_label: SecondsOption = 0.0,
     settings: SetOption = None,
     prices: PricesOption = None,
+    machines: MachinesOption = None,
     data: DataOption = None,
     store: StoreOption = None,
     out: OutOption = None,
@@ -120,6 +124,7 @@ def compare(
     seconds_per_label: SecondsOption = 0.0,
     settings: SetOption = None,
     prices: PricesOption = None,
+    machines: MachinesOption = None,
     data: DataOption = None,
     store: StoreOption = None,
     out: OutOption = None,
@@ -156,7 +161,7 @@ def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = Fal
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Results folder.")] = Path("outlay-runs/demo"),
     store: StoreOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
     threads: ThreadsOption = 2,
     quiet: QuietOption = False,
     as_json: Json = False,
@@ -193,7 +198,7 @@ class _Session:
 
         book = PriceBook.load(arguments.get("prices") or [])
         cap = arguments.get("cash_cap")
-        self.workbench = Workbench(book, data_root=arguments.get("data"))
+        self.workbench = Workbench(book, data_root=arguments.get("data"), machines=arguments.get("machines") or [])
         self.screen = Screen(quiet=bool(arguments.get("quiet")))
         # Whatever is wrong with the request is said before a folder is made or a label bought.
         shape_of(base.teacher)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import zip_longest
 
@@ -99,7 +99,7 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
 
 def render_text(receipt: Receipt) -> str:
     """The receipt as plain text, aligned, at most `WIDTH` columns wide where the amounts allow it."""
-    rows = [_HEADINGS, _budget_row(receipt), *(_row(line) for line in receipt.lines)]
+    rows = [_HEADINGS, _budget_row(receipt), *(_row(line) for line in _merged(receipt.lines))]
     rows.append(_total_row(receipt))
     widths = _fit([max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))])
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
@@ -112,7 +112,7 @@ def render_text(receipt: Receipt) -> str:
 
 def render_markdown(receipt: Receipt) -> str:
     """The receipt as a Markdown table."""
-    rows = [_budget_row(receipt), *(_row(line) for line in receipt.lines), _total_row(receipt)]
+    rows = [_budget_row(receipt), *(_row(line) for line in _merged(receipt.lines)), _total_row(receipt)]
     drawn = [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in (_HEADINGS, *rows)]
     drawn.insert(1, "|---|---|--:|--:|--:|--:|")
     title = f"**Receipt of run `{_one_line(receipt.run_id)}`**, opened {_moment(receipt.opened_at)}"
@@ -159,7 +159,7 @@ def _lines(entries: list[Entry]) -> tuple[ReceiptLine, ...]:
 
 
 def _what(entry: Entry) -> str:
-    note = _one_line(_spoken(entry.note))
+    note = _one_line(entry.note)
     if entry.kind == "settle":
         return note or _one_line(entry.key)
     if entry.kind == "topup":
@@ -167,15 +167,32 @@ def _what(entry: Entry) -> str:
     return f"{_WORDS[entry.kind]}: {note}" if note else _WORDS[entry.kind]
 
 
-def _spoken(note: str) -> str:
-    """The words of a note: where it is a JSON object, what its ``what`` says, and whether the thing was ``reused``."""
-    try:
-        content = json.loads(note)
-    except ValueError:
-        return note
-    if not isinstance(content, dict) or not isinstance(content.get("what"), str):
-        return note
-    return f"{content['what']} (reused)" if content.get("reused") is True else content["what"]
+def _merged(lines: tuple[ReceiptLine, ...]) -> list[ReceiptLine]:
+    """Lines as a reader wants them: consecutive purchases of one thing at one price (the blocks of a teacher pass) are one."""
+    merged: list[ReceiptLine] = []
+    counts: list[int] = []
+    for line in lines:
+        last = merged[-1] if merged else None
+        same = last is not None and line.kind == last.kind == "settle"
+        if last is None or not same or _sold(line) != _sold(last):
+            merged.append(line)
+            counts.append(1)
+            continue
+        counts[-1] += 1
+        merged[-1] = replace(
+            line,
+            quantity=last.quantity + line.quantity,
+            charge_micros=last.charge_micros + line.charge_micros,
+            cash_micros=last.cash_micros + line.cash_micros,
+        )
+    return [
+        line if count == 1 else replace(line, what=f"{line.what}, {count} blocks")
+        for line, count in zip(merged, counts, strict=True)
+    ]
+
+
+def _sold(line: ReceiptLine) -> tuple[str, str, str, str]:
+    return line.what, line.item, line.unit, line.unit_usd
 
 
 def _budget_row(receipt: Receipt) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ class SparseTargets:
 
         return save(
             {
-                "offsets": self.offsets,
+                "offsets": np.ascontiguousarray(self.offsets),
                 "indices": np.ascontiguousarray(self.indices),
                 "logits": np.ascontiguousarray(self.logits),
                 "logsumexp": np.ascontiguousarray(self.logsumexp),

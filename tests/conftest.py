@@ -1,0 +1,23 @@
+"""Fixtures that every test may ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Sentences from a small vocabulary, 3 to 19 words long."""
+    from tests.toys import sentences  # imports torch, which most tests can do without
+
+    return [text for text, _ in sentences(151, seed=0)]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    """A pretrained-looking BERT of four layers whose vocabulary covers ``texts``; read only."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), texts)

@@ -1,0 +1,252 @@
+"""What a reference becomes: layers, embeddings and head against the checkpoint's own tensors, and files on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from outlay.errors import UnknownModel
+from outlay.modelref import cut_layers
+from outlay.train.models import ModelSpec, load_classifier, load_saved, load_tokenizer, save_classifier, set_dropout
+
+LABELS = ("no", "yes", "maybe")
+N_LAYERS, HIDDEN = 4, 32
+"""Of the `checkpoint` fixture."""
+
+
+@pytest.fixture(scope="module")
+def pretrained(checkpoint: Path) -> dict[str, Tensor]:
+    return load_file(checkpoint / "model.safetensors")
+
+
+def spec(ref: str, base: Path, *, labels: tuple[str, ...] = LABELS, seed: int = 0) -> ModelSpec:
+    return ModelSpec(ref, str(base), labels, seed)
+
+
+def logits_of(model: nn.Module, checkpoint: Path, texts: list[str]) -> Tensor:
+    batch = load_tokenizer(str(checkpoint), str(checkpoint))(texts, padding=True, return_tensors="pt")
+    model.eval()
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def layer_tensors(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("n_keep", [1, 2, 3, 4])
+def test_cut_keeps_exactly_the_layers_it_says(checkpoint: Path, pretrained: dict[str, Tensor], n_keep: int) -> None:
+    model = load_classifier(spec(f"cut:{n_keep}", checkpoint))
+    state = model.state_dict()
+    assert model.config.num_hidden_layers == n_keep
+    assert len({name.split(".")[3] for name in state if ".layer." in name}) == n_keep
+    for new, old in enumerate(cut_layers(N_LAYERS, n_keep)):
+        ours = layer_tensors(state, f"bert.encoder.layer.{new}.")
+        theirs = layer_tensors(pretrained, f"encoder.layer.{old}.")
+        assert ours.keys() == theirs.keys()
+        assert len(theirs) == 16
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    embeddings = layer_tensors(pretrained, "embeddings.")
+    assert len(embeddings) == 5
+    assert all(torch.equal(state[f"bert.embeddings.{name}"], tensor) for name, tensor in embeddings.items())
+
+
+def test_cut_to_all_layers_is_the_checkpoint_itself(checkpoint: Path, texts: list[str]) -> None:
+    whole = load_classifier(spec(str(checkpoint), checkpoint))
+    cut = load_classifier(spec(f"cut:{N_LAYERS}", checkpoint))
+    assert torch.equal(logits_of(whole, checkpoint, texts[:7]), logits_of(cut, checkpoint, texts[:7]))
+    fewer = load_classifier(spec("cut:2", checkpoint))
+    assert not torch.equal(logits_of(fewer, checkpoint, texts[:7]), logits_of(cut, checkpoint, texts[:7]))
+
+
+@pytest.mark.parametrize("ref", ["checkpoint", "cut:2"])
+def test_the_head_is_new_and_seeded(checkpoint: Path, pretrained: dict[str, Tensor], ref: str) -> None:
+    ref = str(checkpoint) if ref == "checkpoint" else ref
+    heads = [load_classifier(spec(ref, checkpoint, seed=seed)).classifier for seed in (0, 0, 1)]
+    assert not any("classifier" in name for name in pretrained)
+    assert heads[0].weight.shape == (len(LABELS), HIDDEN)
+    assert torch.equal(heads[0].weight, heads[1].weight)
+    assert not torch.equal(heads[0].weight, heads[2].weight)
+    assert 0.01 < float(heads[0].weight.std()) < 0.04
+    assert not heads[0].bias.any()
+
+
+def test_the_head_does_not_depend_on_what_was_drawn_before(checkpoint: Path) -> None:
+    torch.manual_seed(5)
+    first = load_classifier(spec(str(checkpoint), checkpoint))
+    torch.rand(7)
+    assert torch.equal(first.classifier.weight, load_classifier(spec(str(checkpoint), checkpoint)).classifier.weight)
+
+
+@pytest.mark.parametrize("labels", [("maybe", "no", "yes"), ("no", "yes")])
+def test_a_checkpoints_own_classes_are_never_taken_over(
+    checkpoint: Path, tmp_path: Path, labels: tuple[str, ...]
+) -> None:
+    """Its classes may be of another number, or the same in another order: kept weights would answer for other labels."""
+    theirs = load_classifier(spec(str(checkpoint), checkpoint))
+    with torch.no_grad():
+        theirs.classifier.weight.fill_(3.0)
+        theirs.classifier.bias.fill_(7.0)
+        theirs.bert.embeddings.word_embeddings.weight.mul_(1.5)
+    save_classifier(theirs, load_tokenizer(str(checkpoint), str(checkpoint)), tmp_path / "theirs")
+    ours = load_classifier(spec(str(tmp_path / "theirs"), checkpoint, labels=labels))
+    assert ours.config.id2label == dict(enumerate(labels))
+    assert ours.classifier.weight.shape == (len(labels), HIDDEN)
+    assert float(ours.classifier.weight.abs().max()) < 0.2
+    assert not ours.classifier.bias.any()
+    body = theirs.bert.state_dict()
+    assert all(torch.equal(tensor, body[name]) for name, tensor in ours.bert.state_dict().items())
+    other = load_classifier(spec(str(tmp_path / "theirs"), checkpoint, labels=labels, seed=1))
+    assert not torch.equal(ours.classifier.weight, other.classifier.weight)
+
+
+def test_tiny_has_the_layers_and_width_asked_for(checkpoint: Path, pretrained: dict[str, Tensor]) -> None:
+    model = load_classifier(spec("tiny:3x64", checkpoint))
+    config = model.config
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (3, 64, 2)
+    words = pretrained["embeddings.word_embeddings.weight"]
+    assert model.bert.embeddings.word_embeddings.weight.shape == (words.shape[0], 64)
+    assert config.id2label == dict(enumerate(LABELS))
+    same, other = (load_classifier(spec("tiny:3x64", checkpoint, seed=seed)).state_dict() for seed in (0, 1))
+    assert all(torch.equal(tensor, same[name]) for name, tensor in model.state_dict().items())
+    assert not torch.equal(same["classifier.weight"], other["classifier.weight"])
+    assert not torch.equal(
+        same["bert.encoder.layer.0.output.dense.weight"], other["bert.encoder.layer.0.output.dense.weight"]
+    )
+
+
+@pytest.mark.parametrize("ref", ["checkpoint", "cut:2", "tiny:1x32"])
+def test_save_and_load_round_trip(checkpoint: Path, tmp_path: Path, texts: list[str], ref: str) -> None:
+    model = load_classifier(spec(str(checkpoint) if ref == "checkpoint" else ref, checkpoint))
+    before = logits_of(model, checkpoint, texts[:11])
+    tokenizer = load_tokenizer(ref if ref != "checkpoint" else str(checkpoint), str(checkpoint))
+    files = save_classifier(model, tokenizer, tmp_path / "model")
+    back, its_tokenizer = load_saved(tmp_path / "model")
+    assert torch.equal(logits_of(back, checkpoint, texts[:11]), before)
+    assert back.config.id2label == dict(enumerate(LABELS))
+    assert back.config.label2id == {label: i for i, label in enumerate(LABELS)}
+    assert its_tokenizer(texts[:11])["input_ids"] == tokenizer(texts[:11])["input_ids"]
+    assert files == {path.name: path for path in (tmp_path / "model").iterdir()}
+    assert {path.suffix for path in (tmp_path / "model").rglob("*")} <= {".safetensors", ".json", ".txt", ".jinja"}
+    assert "model.safetensors" in files
+
+
+def test_equal_models_are_written_as_equal_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        model = load_classifier(spec("cut:2", checkpoint))
+        save_classifier(model, load_tokenizer("cut:2", str(checkpoint)), tmp_path / name)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_set_dropout_reaches_every_layer_and_leaves_the_config(checkpoint: Path, texts: list[str]) -> None:
+    model = load_classifier(spec(str(checkpoint), checkpoint))
+    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    assert len(dropouts) == 1 + 3 * N_LAYERS + 1
+    config = model.config.to_dict()
+    set_dropout(model, 0.0)
+    assert {module.p for module in dropouts} == {0.0}
+    evaluated = logits_of(model, checkpoint, texts[:5])
+    model.train()
+    batch = load_tokenizer(str(checkpoint), str(checkpoint))(texts[:5], padding=True, return_tensors="pt")
+    assert torch.equal(model(**batch).logits, evaluated)
+    set_dropout(model, 0.3)
+    assert {module.p for module in dropouts} == {0.3}
+    assert not torch.equal(model(**batch).logits, evaluated)
+    assert model.config.to_dict() == config
+
+
+def test_set_dropout_reaches_a_probability_kept_as_a_number() -> None:
+    class Attention(nn.Module):
+        attention_dropout = 0.1
+
+    model = nn.Sequential(Attention(), nn.Dropout(0.2))
+    set_dropout(model, 0.5)
+    assert (model[0].attention_dropout, model[1].p) == (0.5, 0.5)
+    assert Attention.attention_dropout == 0.1
+
+
+def edit_config(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def halve_weights(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "pickled weights": pickle_only,
+    "half the weights": halve_weights,
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "a broken config": lambda folder: (folder / "config.json").write_text("{"),
+    "an unknown architecture": lambda folder: edit_config(folder, model_type="nonsense"),
+    "another width": lambda folder: edit_config(folder, hidden_size=2 * HIDDEN),
+}
+
+
+def assert_one_line(error: pytest.ExceptionInfo[UnknownModel], ref: str) -> None:
+    assert len(str(error.value).splitlines()) == 1
+    assert ref in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_one_clear_line(checkpoint: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    load_classifier(spec(str(folder), folder))
+    DAMAGES[damage](folder)
+    with pytest.raises(UnknownModel) as error:
+        load_classifier(spec(str(folder), folder))
+    assert_one_line(error, str(folder))
+
+
+@pytest.mark.parametrize(
+    "ref", ["cut:5", "cut:0", "tiny:2x65", "tiny:2", "nonsense:3", "./nowhere", "package:no_such/x", ""]
+)
+def test_a_reference_that_leads_nowhere_is_one_clear_line(checkpoint: Path, ref: str) -> None:
+    with pytest.raises(UnknownModel) as error:
+        load_classifier(spec(ref, checkpoint))
+    assert_one_line(error, ref)
+
+
+def test_cut_needs_a_real_base(checkpoint: Path) -> None:
+    with pytest.raises(UnknownModel, match="needs a real checkpoint"):
+        load_classifier(ModelSpec("cut:2", "cut:3", LABELS, 0))
+
+
+def test_tiny_needs_a_base_with_a_vocabulary(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UnknownModel, match="no vocab_size") as error:
+        load_classifier(spec("tiny:1x32", folder))
+    assert_one_line(error, "tiny:1x32")
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_checkpoint_without_a_vocabulary_is_refused(checkpoint: Path, tmp_path: Path, content: str | None) -> None:
+    """`transformers` would read every word of every text as unknown, and training would go on."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    if content is not None:
+        (folder / "tokenizer.json").write_text(content)
+    for ref in (str(folder), "cut:2"):
+        with pytest.raises(UnknownModel) as error:
+            load_tokenizer(ref, str(folder))
+        assert_one_line(error, ref)

@@ -1,0 +1,109 @@
+"""Toy tasks, a toy model and a gauge that only counts: what the tests of `outlay.train` share."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from outlay.train.encode import Encoded
+
+MARKERS = (("awful", "dull", "broken"), ("lovely", "bright", "clever"))
+FILLERS = (
+    "the",
+    "a",
+    "of",
+    "film",
+    "story",
+    "actor",
+    "scene",
+    "music",
+    "plot",
+    "camera",
+    "light",
+    "with",
+    "from",
+    "under",
+)
+
+N_WORDS = 29
+N_CLASSES = 3
+
+
+def sentences(n: int, seed: int) -> list[tuple[str, int]]:
+    """``n`` sentences of 3 to 19 words and their class (0 or 1), which one marker word decides."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(n):
+        label = rng.randrange(2)
+        words = rng.choices(FILLERS, k=rng.randint(2, 18))
+        words.insert(rng.randrange(len(words) + 1), rng.choice(MARKERS[label]))
+        rows.append((" ".join(words), label))
+    return rows
+
+
+def encoded_rows(rows: list[list[int]], pad_id: int = 0) -> Encoded:
+    """`Encoded` from lists of ids; every token's type is its id modulo 2."""
+    flat = np.array([token for row in rows for token in row], dtype=np.int32)
+    offsets = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64)
+    return Encoded(flat, (flat % 2).astype(np.int32), offsets, pad_id, 0)
+
+
+def toy(n_rows: int, seed: int) -> tuple[Encoded, Tensor]:
+    """Rows of 3 to 17 words in which one of the words 1, 2 and 3 tells the class; separable for `Bag`."""
+    rng = random.Random(seed)
+    labels = [rng.randrange(N_CLASSES) for _ in range(n_rows)]
+    rows = []
+    for label in labels:
+        row = [rng.randrange(5, N_WORDS) for _ in range(rng.randint(2, 16))]
+        row.insert(rng.randrange(len(row) + 1), 1 + label)
+        rows.append(row)
+    return encoded_rows(rows), torch.tensor(labels)
+
+
+class Bag(nn.Module):
+    """Mean of word vectors, one hidden layer, dropout: what it says does not depend on padding."""
+
+    def __init__(self, seed: int = 0, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.words = nn.Embedding(N_WORDS, 13)
+        self.hidden = nn.Linear(13, 7)
+        self.norm = nn.LayerNorm(7)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(7, N_CLASSES)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Any:
+        mask = attention_mask.unsqueeze(-1).float()
+        mean = (self.words(input_ids) * mask).sum(1) / mask.sum(1)
+        return SimpleNamespace(logits=self.head(self.dropout(torch.tanh(self.norm(self.hidden(mean))))))
+
+
+class CountingGauge:
+    """Counts tokens; refuses the batch that would pass ``limit`` trained tokens."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.n_trained = 0
+        self.n_inferred = 0
+        self.n_batches = 0
+
+    def may_train(self, n_tokens: int) -> bool:
+        return self.limit is None or self.n_trained + n_tokens <= self.limit
+
+    def trained(self, n_tokens: int) -> None:
+        self.n_trained += n_tokens
+        self.n_batches += 1
+
+    def inferred(self, n_tokens: int) -> None:
+        self.n_inferred += n_tokens
+
+    def state(self) -> dict[str, Any]:
+        return {"trained": self.n_trained, "inferred": self.n_inferred}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.n_trained, self.n_inferred = state["trained"], state["inferred"]
