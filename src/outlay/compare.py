@@ -21,7 +21,7 @@ from outlay.run import Runner
 from outlay.workshop import PREDICTIONS_FILE
 
 INDEX_FILE = "comparison.json"
-"""Which runs of a folder make up its comparison."""
+"""Which runs of a folder make up its comparison, and the store that holds their artifacts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,16 @@ def run_points(
         points.append(done if done is not None else runner.execute(workbench.prepare(asked)))
         runs.append(request.run_id)
         write_points(runner.folder / "points.json", points)
-        (runner.folder / INDEX_FILE).write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
+        index = {"runs": runs, "store": str(runner.store.root.resolve())}
+        (runner.folder / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return points
+
+
+def store_of(folder: Path) -> Path | None:
+    """The store that a results folder was made with; ``None`` where there is nothing to say so."""
+    index = folder / INDEX_FILE
+    root = json.loads(index.read_text(encoding="utf-8")).get("store") if index.exists() else None
+    return None if root is None else Path(root)
 
 
 def summarise(runner: Runner) -> Comparison:

@@ -29,6 +29,7 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_types()
         limits: tuple[tuple[str, bool, str], ...] = (
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
@@ -44,6 +45,21 @@ class TrainSettings:
         for name, good, limit in limits:
             if not good:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be {limit}")
+
+    def _check_types(self) -> None:
+        whole, number = (int,), (int, float)
+        allowed: dict[str, tuple[type, ...]] = {
+            **dict.fromkeys(("epochs", "batch_size", "seed"), whole),
+            "patience": (int, type(None)),
+            "dropout": (int, float, type(None)),
+            "precision": (str,),
+        }
+        for each in fields(self):
+            value = getattr(self, each.name)
+            wanted = allowed.get(each.name, number)
+            if isinstance(value, bool) or not isinstance(value, wanted):
+                kind = "text" if wanted == (str,) else "a whole number" if float not in wanted else "a number"
+                raise UsageError(f"{each.name} is {value!r}; it must be {kind}")
 
     def changed(self, overrides: dict[str, Any]) -> TrainSettings:
         """These settings with some fields replaced.

@@ -60,9 +60,9 @@ class Workshop:
         Raises:
             TrainingError: the training cannot go on.
         """
-        import torch
+        from outlay.train.steps import use_threads
 
-        torch.set_num_threads(self._prepared.request.threads)
+        use_threads(self._prepared.request.threads)
         match step:
             case Train():
                 return self._train(step, bench)

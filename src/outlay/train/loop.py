@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from outlay.errors import TrainingError
 from outlay.settings import TrainSettings
-from outlay.train.checkpoint import checkpoint_state, newest_checkpoint
+from outlay.train.checkpoint import checkpoint_state, clear_when_full, newest_checkpoint
 from outlay.train.encode import Encoded, collate, inference_batches, training_batches
 
 INFERENCE_BATCH = 64
@@ -276,6 +276,18 @@ class Checkpoints:
         """Save when the last checkpoint is older than ``every_seconds``."""
         if time.monotonic() - self._last < self._every_seconds:
             return
+        with clear_when_full(self._folder):
+            self._save(model, optimizer, gauge, progress, best)
+        self._last = time.monotonic()
+
+    def _save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        gauge: Gauge,
+        progress: Progress,
+        best: dict[str, Tensor] | None,
+    ) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         new = self._folder / f"step-{progress.step}.tmp"
         shutil.rmtree(new, ignore_errors=True)
@@ -292,7 +304,6 @@ class Checkpoints:
         for old in self._folder.iterdir():
             if old.name != f"step-{progress.step}":
                 shutil.rmtree(old, ignore_errors=True)
-        self._last = time.monotonic()
 
     def load(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, gauge: Gauge

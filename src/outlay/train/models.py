@@ -18,6 +18,7 @@ from torch import nn
 
 from outlay.errors import UnknownModel
 from outlay.modelref import ModelRef, cut_layers, parse_ref, resolve_folder, tiny_n_heads
+from outlay.train.checkpoint import clear_when_full
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def save_classifier(model: nn.Module, tokenizer: Any, folder: Path) -> dict[str,
 
     Returns the files by name.
     """
-    with _quiet():
+    with _quiet(), clear_when_full(folder):
         model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
         tokenizer.save_pretrained(folder)
     return {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}

@@ -128,6 +128,11 @@ def predict(
     return [names[int(i)] for i in logits.argmax(-1)], logits
 
 
+def use_threads(n: int) -> None:
+    """Compute with ``n`` threads from here on: sums depend on it, so it is part of every key."""
+    torch.set_num_threads(n)
+
+
 def count_tokens(ref: str, base: str, texts: Texts, max_tokens: int) -> list[int]:
     """Tokens per row as a model of this reference reads them, after truncation, special tokens included."""
     return [int(n) for n in encode(load_tokenizer(ref, base), texts, max_tokens).lengths]
