@@ -477,7 +477,7 @@ def test_a_report_is_drawn_again(shop: Shop, comparison: tuple[Path, Ran]) -> No
 
 
 def test_nothing_to_report_is_one_line(tmp_path: Path, first: tuple[Path, Ran]) -> None:
-    refused(outlay("report", tmp_path), "no ledger", "--out")
+    refused(outlay("report", tmp_path), "no results", "--out")
     shutil.copy(first[0] / "ledger.sqlite", tmp_path)
     refused(outlay("report", tmp_path, "--store", tmp_path / "store"), "no results", "outlay compare")
 

@@ -93,15 +93,6 @@ def test_no_rows_encode_to_no_rows(tokenizer: Any) -> None:
     assert (len(encode(tokenizer, [], LIMIT)), encode(tokenizer, [], LIMIT).n_tokens) == (0, 0)
 
 
-def test_rows_slices(tokenizer: Any, pairs: list[tuple[str, ...]]) -> None:
-    encoded = encode(tokenizer, pairs, 64)
-    for start, stop in [(0, 30), (0, 7), (7, 19), (29, 30), (11, 11)]:
-        part = encoded.rows(start, stop)
-        assert len(part) == stop - start
-        assert [row_of(part, i) for i in range(len(part))] == [row_of(encoded, i) for i in range(start, stop)]
-        assert part.n_tokens == int(encoded.lengths[start:stop].sum())
-
-
 def test_collate_pads_on_the_right_with_the_pad_id() -> None:
     rows = [[11, 12, 13], [21, 22, 23, 24, 25, 26, 27], [31], [41, 42, 43, 44, 45]]
     batch = collate(encoded_rows(rows, pad_id=99), [3, 0, 2], CPU)

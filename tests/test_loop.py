@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -468,7 +469,8 @@ def test_predictions_come_in_row_order_whatever_the_batches() -> None:
     assert model.training
     assert (logits.shape, logits.dtype, logits.requires_grad) == ((131, 3), torch.float32, False)
     assert gauge.n_inferred == encoded.n_tokens
-    alone = [predict_logits(model, encoded.rows(i, i + 1), precision="fp32") for i in range(len(encoded))]
+    rows = [encoded.ids[a:b].tolist() for a, b in itertools.pairwise(encoded.offsets)]
+    alone = [predict_logits(model, encoded_rows([row]), precision="fp32") for row in rows]
     assert torch.allclose(logits, torch.cat(alone), atol=1e-5)
     assert torch.equal(logits, predict_logits(model, encoded, precision="fp32"))
 

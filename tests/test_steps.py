@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from outlay.settings import TrainSettings
 from outlay.train import steps
@@ -145,6 +146,30 @@ def test_distilling_brings_the_student_to_agree_with_its_teacher(
     assert after > 0.9
     assert progress.history[-1]["loss"] < progress.history[0]["loss"] / 2
     assert gauge.n_trained == SETTINGS.epochs * sum(count_tokens("tiny:1x32", str(checkpoint), pool, MAX_TOKENS))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_the_first_loss_is_pytorchs_kl_divergence_at_the_temperature(
+    checkpoint: Path,
+    teacher: tuple[Path, Progress],
+    targets: SparseTargets,
+    pool: Texts,
+    temperature: float,
+    tmp_path: Path,
+) -> None:
+    spec = ModelSpec("tiny:1x32", str(checkpoint), LABELS, seed=2)
+    save_classifier(load_classifier(spec), load_tokenizer(spec.ref, spec.base), tmp_path / "untrained")
+    student, spoken = (
+        predict(folder, pool, max_tokens=MAX_TOKENS, precision="fp32", gauge=CountingGauge())[1] / temperature
+        for folder in (tmp_path / "untrained", teacher[0])
+    )
+    divergence = F.kl_div(student.log_softmax(-1), spoken.log_softmax(-1), reduction="batchmean", log_target=True)
+    settings = SETTINGS.changed({"epochs": 1, "batch_size": len(pool)})
+    watch, out = Watch(CountingGauge()), tmp_path / "student"
+    progress = distil(
+        spec, pool, targets, settings, temperature=temperature, max_tokens=MAX_TOKENS, dev=None, out=out, watch=watch
+    )
+    assert progress.history[0]["loss"] == pytest.approx(divergence.item() * temperature**2, abs=1e-5)
 
 
 def test_the_student_learns_from_the_teachers_words_and_not_from_the_text(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from outlay.errors import DataError, MissingData, UsageError
 from outlay.metrics import Difference, paired_bootstrap_scores
+from outlay.money import Price
 from outlay.point import Point, read_points, write_points
 from outlay.prepare import Options, Workbench
 from outlay.report.charts import frontier_spec, save_chart
@@ -18,10 +20,12 @@ from outlay.report.page import render_page, write_page
 from outlay.report.receipt import receipt, render_text
 from outlay.report.tables import Comparison, DifferenceRow, compare, render_csv, render_markdown
 from outlay.run import Runner
+from outlay.runfolder import write_json
+from outlay.store import Store
 from outlay.workshop import PREDICTIONS_FILE
 
 INDEX_FILE = "comparison.json"
-"""Which runs of a folder make up its comparison, and the store that holds their artifacts."""
+"""Which runs of a folder make up its comparison, the store that holds their artifacts, the machine they ran on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ def run_points(
     """
     points: list[Point] = []
     runs: list[str] = []
+    _write_index(runner, runs)
     for i, asked in enumerate(options):
         on_point(i, asked)
         request = workbench.request(asked)
@@ -74,16 +79,28 @@ def run_points(
         points.append(done if done is not None else runner.execute(workbench.prepare(asked)))
         runs.append(request.run_id)
         write_points(runner.folder / "points.json", points)
-        index = {"runs": runs, "store": str(runner.store.root.resolve())}
-        (runner.folder / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        _write_index(runner, runs)
     return points
 
 
-def store_of(folder: Path) -> Path | None:
-    """The store that a results folder was made with; ``None`` where there is nothing to say so."""
-    index = folder / INDEX_FILE
-    root = json.loads(index.read_text(encoding="utf-8")).get("store") if index.exists() else None
-    return None if root is None else Path(root)
+def _write_index(runner: Runner, runs: Sequence[str]) -> None:
+    here = {"item": runner.here.item, "unit": runner.here.unit, "usd": str(runner.here.usd)}
+    index = {"runs": list(runs), "store": str(runner.store.root.resolve()), "here": here}
+    write_json(runner.folder / INDEX_FILE, index)
+
+
+def reopen(folder: Path, store: Store | None = None) -> Runner:
+    """The runner of a results folder: its own store and its own price of the machine, unless another store is handed in.
+
+    Raises:
+        MissingData: there is nothing in the folder that says what it is.
+    """
+    path = folder / INDEX_FILE
+    if not path.exists():
+        raise MissingData(f"{folder} holds no results; make some with `outlay run` or `outlay compare --out {folder}`")
+    index = json.loads(path.read_text(encoding="utf-8"))
+    here = Price(index["here"]["item"], index["here"]["unit"], Decimal(index["here"]["usd"]), str(path), None)
+    return Runner(folder, store or Store(Path(index["store"])), here=here)
 
 
 def summarise(runner: Runner) -> Comparison:
@@ -93,10 +110,8 @@ def summarise(runner: Runner) -> Comparison:
         MissingData: there is nothing to report in the folder.
     """
     index = runner.folder / INDEX_FILE
-    if not index.exists():
-        raise MissingData(
-            f"{runner.folder} holds no results; make some with `outlay run` or `outlay compare --out {runner.folder}`"
-        )
+    if not index.exists() or not (runner.folder / "points.json").exists():
+        raise MissingData(f"{runner.folder} holds no finished point yet; run its command again to go on")
     points = read_points(runner.folder / "points.json")
     manifests = [_manifest(runner, run) for run in json.loads(index.read_text(encoding="utf-8"))["runs"]]
     if len(points) != len(manifests):

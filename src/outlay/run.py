@@ -6,19 +6,17 @@ the deterministic clock, the cash by the wall clock and only for what was made t
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from outlay.errors import LedgerDamaged, OutlayError, SpendError
+from outlay.errors import LedgerDamaged, OutlayError
 from outlay.gauge import StepGauge, lost_seconds
 from outlay.labels.base import Order
 from outlay.labels.book import LabelBook, Receipt
@@ -29,8 +27,10 @@ from outlay.point import Point, PointCircumstance, PointRequest, PointResult, Re
 from outlay.prepare import Prepared, added_micros
 from outlay.quoting import Quoter, Work
 from outlay.recipe import Buy, Distil, Recipe, Step, Train
+from outlay.runfolder import RunFolder, write_json
 from outlay.store import Artifact, Store, digest_of, key_of
 from outlay.strategy import NotAvailable, Outcome, describe, strategy
+from outlay.watcher import Silent, Watcher
 from outlay.workshop import LABELS_FILE, SCORES_FILE, Bench, Made, Workshop, label_lines
 
 DELIVERY_ROWS = 100
@@ -38,78 +38,6 @@ DELIVERY_ROWS = 100
 
 
 _CUT_SHORT = " (cut short by its hold): "
-
-
-class Watcher(Protocol):
-    """Who is told how a run goes; the command line draws it."""
-
-    def begin(self, what: str, quote: Quote, balance: Balance) -> None:
-        """A step was held and starts."""
-        ...
-
-    def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """The step advanced."""
-        ...
-
-    def end(self, what: str, reused: bool, balance: Balance) -> None:
-        """The step was settled."""
-        ...
-
-    def say(self, line: str) -> None:
-        """A line worth reading: a derivation, a wait, a loss."""
-        ...
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def begin(self, what: str, quote: Quote, balance: Balance) -> None:
-        """Nothing."""
-
-    def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """Nothing."""
-
-    def end(self, what: str, reused: bool, balance: Balance) -> None:
-        """Nothing."""
-
-    def say(self, line: str) -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunFolder:
-    """The files of one run below a results folder."""
-
-    path: Path
-
-    @property
-    def manifest(self) -> Path:
-        """Written last: a run with a manifest is done."""
-        return self.path / "manifest.json"
-
-    def step(self, key: str) -> Path:
-        """What is known about a step under way: its kind, and the heartbeat of its gauge."""
-        return self.path / "steps" / f"{key}.json"
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Execute this run in one process at a time.
-
-        Raises:
-            SpendError: another process is at it.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SpendError(
-                    f"run {self.path.name} is being executed by another process; wait for it to end"
-                ) from None
-            yield
-        finally:
-            os.close(file)
 
 
 class Runner:
@@ -132,7 +60,7 @@ class Runner:
         self.store = store
         self.ledger = Ledger(folder / "ledger.sqlite", cash_cap_micros=cash_cap_micros)
         self._book = LabelBook(store.root / "bought")
-        self._here = here
+        self.here = here
         self._watcher: Watcher = watcher or Silent()
         self._checkpoint_seconds = checkpoint_seconds
 
@@ -175,7 +103,7 @@ class Runner:
             except OutlayError as error:
                 return execution.point("failed", str(error), [])
             files.path.mkdir(parents=True, exist_ok=True)
-            _write(files.manifest, execution.manifest(point, recipes))
+            write_json(files.manifest, execution.manifest(point, recipes))
             return point
 
     def cancel(self, run_id: str) -> None:
@@ -196,7 +124,7 @@ class Runner:
         seconds = lost_seconds(files.step(hold.key), self.kept_seconds(hold.key.split("/")[0], self.payer(hold.run_id)))
         if seconds <= 0:
             return 0, ""
-        return self._here.cost_micros(Fraction(seconds) / 3600), f"{seconds:.1f} s of {self._here.item} to be redone"
+        return self.here.cost_micros(Fraction(seconds) / 3600), f"{seconds:.1f} s of {self.here.item} to be redone"
 
     def kept_seconds(self, key: str, payer: str) -> float:
         """Seconds of ``payer``'s work on ``key`` that are not lost: in the artifact, else in the newest checkpoint."""
@@ -319,7 +247,7 @@ class _Execution:
     def _compute(self, step: Step, again: bool) -> Artifact:
         """Find the artifact of a compute step, or make it under a gauge that stops at the hold."""
         quote = self._quoter.quote(step)
-        here = self._runner._here
+        here = self._runner.here
         with self._store.making(self._storage_key(step), on_wait=self._waiting) as workspace:
             artifact = workspace.found
             free = self._ledger.cash_room_micros(self._run_id)
@@ -340,7 +268,7 @@ class _Execution:
             self._quoter,
             step,
             hold.quote,
-            here=self._runner._here,
+            here=self._runner.here,
             payer=self._payer,
             kept_seconds=self._runner.kept_seconds(self._storage_key(step), self._payer),
             heartbeat=self._files.step(hold.key),
@@ -555,14 +483,3 @@ def _work_of(step: Step, artifact: Artifact, quoter: Quoter) -> Work:
 
 def _with_cash(quote: Quote, cash_micros: int) -> Quote:
     return Quote(quote.item, quote.unit, quote.quantity, quote.unit_usd, quote.charge_micros, cash_micros)
-
-
-def _write(path: Path, document: Any) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(document, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -230,6 +230,7 @@ def _trained(out: Path, progress: Any) -> Made:
         "dev": progress.best_score,
         "stopped": progress.stopped,
         "n_parameters": progress.n_parameters,
+        "n_truncated": progress.n_truncated,
     }
     files[TRAINING_FILE] = _json(training)
     usage = _usage(progress.n_tokens_trained, progress.n_tokens_inferred)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ from outlay.cli.common import (
     print_json,
     table_console,
 )
-
-if TYPE_CHECKING:
-    from outlay.money import Price
 
 ledger_app = typer.Typer(help="Receipts, and proof of them.", no_args_is_help=True)
 store_app = typer.Typer(help="Artifacts kept on disk.", no_args_is_help=True)
@@ -76,7 +73,10 @@ def ledger_verify(folder: ResultsFolder, as_json: Json = False) -> None:
 
 @ledger_app.command("topup")
 def ledger_topup(
-    folder: ResultsFolder, run: RunArgument, amount: Annotated[str, typer.Argument(help="Dollars to add.")]
+    folder: ResultsFolder,
+    run: RunArgument,
+    amount: Annotated[str, typer.Argument(help="Dollars to add.")],
+    as_json: Json = False,
 ) -> None:
     """Add money to a run, for instance after work was lost."""
     from outlay.ledger import Ledger
@@ -86,20 +86,29 @@ def ledger_topup(
     run_id = one_run(ledger.run_ids(), run, folder)[0]
     micros = parse_budget(amount)
     ledger.top_up(run_id, micros, note="by the user")
+    if as_json:
+        print_json(
+            {"run": run_id, "added_micros": micros, "left_micros": ledger.balance(run_id).available_charge_micros}
+        )
+        return
     typer.echo(
         f"run {run_id}: {format_usd(micros)} added, {format_usd(ledger.balance(run_id).available_charge_micros)} left"
     )
 
 
 @ledger_app.command("cancel")
-def ledger_cancel(folder: ResultsFolder, run: RunArgument, store: StoreOption = None) -> None:
+def ledger_cancel(folder: ResultsFolder, run: RunArgument, store: StoreOption = None, as_json: Json = False) -> None:
     """End a run for good: its holds are released and it can spend nothing more. What it bought is kept."""
+    from outlay.compare import reopen
     from outlay.ledger import Ledger
-    from outlay.run import Runner
 
     path = ledger_path(folder)
     run_id = one_run(Ledger(path).run_ids(), run, folder)[0]
-    Runner(path.parent, open_store(store), here=_cpu_price()).cancel(run_id)
+    runner = reopen(path.parent, None if store is None else open_store(store))
+    runner.cancel(run_id)
+    if as_json:
+        print_json({"run": run_id, "cancelled": True, "cash_micros": runner.ledger.balance(run_id).total_cash_micros})
+        return
     typer.echo(f"run {run_id} is cancelled; what it bought is kept")
 
 
@@ -199,9 +208,3 @@ def store_gc(
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-
-
-def _cpu_price() -> Price:
-    from outlay.money import PriceBook
-
-    return PriceBook.load().get("cpu")

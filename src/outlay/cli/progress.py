@@ -18,7 +18,7 @@ QUIET_SECONDS = 15.0
 
 
 class Screen:
-    """A `outlay.run.Watcher` that draws on standard error, so that standard output stays fit for a pipe."""
+    """A `outlay.watcher.Watcher` that draws on standard error, so that standard output stays fit for a pipe."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
@@ -26,6 +26,7 @@ class Screen:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[money]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
@@ -34,7 +35,7 @@ class Screen:
         )
         self._task: TaskID | None = None
         self._last_line = 0.0
-        self._last_said: list[tuple[str, bool]] = []
+        self._done: tuple[str, bool, Balance] | None = None
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -43,17 +44,22 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._say_done()
         self._bars.stop()
 
     def headline(self, line: str) -> None:
         """Which point comes next."""
+        self._say_done()
         self._console.print(f"[bold]{escape(line)}[/bold]")
-        self._last_said = []
 
-    def begin(self, what: str, quote: Quote, balance: Balance) -> None:  # noqa: ARG002
+    def begin(self, what: str, quote: Quote, balance: Balance) -> None:
         """Show a step with its quote."""
         self._close()
-        self._task = self._bars.add_task(escape(what), total=None, detail=f"at most {format_usd(quote.charge_micros)}")
+        if self._done is not None and self._done[0] != what:
+            self._say_done()
+        self._task = self._bars.add_task(
+            escape(what), total=None, detail="", money=f"at most {format_usd(quote.charge_micros)}, {_money(balance)}"
+        )
         self._last_line = time.monotonic()
 
     def progress(self, n_done: int, n_total: int, detail: str) -> None:
@@ -65,14 +71,18 @@ class Screen:
             self._console.print(f"    {n_done:,} of {n_total:,}, {detail}")
 
     def end(self, what: str, reused: bool, balance: Balance) -> None:
-        """Say what the run has spent and has left; blocks of one teacher pass are said once."""
+        """Say what the run has spent and has left; the blocks of one teacher pass are said once, after the last."""
         self._close()
-        if (what, reused) in self._last_said[-1:]:
-            return
-        self._last_said.append((what, reused))
-        spent, left = format_usd(balance.charged_micros), format_usd(balance.available_charge_micros)
-        kept = ", reused" if reused else ""
-        self._console.print(f"  {escape(what)}{kept}  [dim]spent {spent}, left {left}[/dim]")
+        if self._done is not None and self._done[:2] != (what, reused):
+            self._say_done()
+        self._done = what, reused, balance
+
+    def _say_done(self) -> None:
+        if self._done is not None:
+            what, reused, balance = self._done
+            kept = ", reused" if reused else ""
+            self._console.print(f"  {escape(what)}{kept}  [dim]{_money(balance)}[/dim]")
+            self._done = None
 
     def say(self, line: str) -> None:
         """A line worth reading."""
@@ -82,3 +92,7 @@ class Screen:
         if self._task is not None:
             self._bars.remove_task(self._task)
             self._task = None
+
+
+def _money(balance: Balance) -> str:
+    return f"spent {format_usd(balance.charged_micros)}, left {format_usd(balance.available_charge_micros)}"

@@ -148,13 +148,9 @@ def compare(
 
 def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = False) -> None:
     """Draw a results folder again: table, frontier chart, one page, receipts."""
-    from outlay.cli.common import ledger_path
-    from outlay.compare import store_of, write_report
-    from outlay.money import PriceBook
-    from outlay.run import Runner
+    from outlay.compare import reopen, write_report
 
-    path = ledger_path(folder)
-    runner = Runner(path.parent, open_store(store or store_of(path.parent)), here=PriceBook.load().get("cpu"))
+    runner = reopen(folder, None if store is None else open_store(store))
     _finish(runner, write_report(runner), as_json, receipts=False)
 
 

@@ -38,4 +38,6 @@ def clear_when_full(folder: Path) -> Iterator[None]:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
         if not full:
             raise
-        raise DiskFull(f"no room left on the device of {folder}; free some space and run again to go on") from error
+        raise DiskFull(
+            f"no room left on the device of {folder}; free some (`outlay store gc`) and run again to go on"
+        ) from error

@@ -43,12 +43,6 @@ class Encoded:
         """Real tokens of all rows, special tokens included, padding not."""
         return int(self.offsets[-1])
 
-    def rows(self, start: int, stop: int) -> Encoded:
-        """The rows ``start:stop`` as their own `Encoded` (views, no copy)."""
-        first, last = self.offsets[start], self.offsets[stop]
-        offsets = self.offsets[start : stop + 1] - first
-        return Encoded(self.ids[first:last], self.type_ids[first:last], offsets, self.pad_id, self.n_truncated)
-
 
 def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int) -> Encoded:
     """Tokenise rows of one or two segments, truncating the longer segment first.

@@ -86,7 +86,21 @@ class Progress:
     """``finished``, ``early`` (dev stopped improving) or ``limit`` (the gauge refused the next batch)."""
     n_parameters: int = 0
     """All of the model's, embeddings included."""
+    n_truncated: int = 0
+    """Training rows that were longer than the limit, and so cut."""
     history: list[dict[str, float | int | None]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Training:
+    """All that changes while a model trains, and so all that a checkpoint holds."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    gauge: Gauge
+    progress: Progress
+    best: dict[str, Tensor] | None = None
+    """The weights of the best epoch by dev score."""
 
 
 OnProgress = Callable[[Progress, int], None]
@@ -116,25 +130,16 @@ def fit(
     device = next(model.parameters()).device
     n_batches = math.ceil(len(encoded) / settings.batch_size)
     n_steps = n_batches * settings.epochs
-    optimizer = _optimizer(model, settings, device)
-    progress = Progress(n_parameters=sum(parameter.numel() for parameter in model.parameters()))
-    best: dict[str, Tensor] | None = None
-    if checkpoints is not None and (found := checkpoints.load(model, optimizer, gauge)) is not None:
-        progress, best = found
-
-    def evaluate() -> None:
-        nonlocal best
-        loss = progress.epoch_loss / max(1, progress.batch)
-        score: float | None = None
-        if dev is not None:
-            logits = predict_logits(model, dev.encoded, precision=settings.precision, gauge=gauge)
-            progress.n_tokens_inferred += dev.encoded.n_tokens
-            score = dev.score(logits.argmax(-1).numpy())
-            if progress.best_score is None or score > progress.best_score:
-                progress.best_score, progress.best_epoch = score, progress.epoch
-                best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        progress.history.append({"epoch": progress.epoch, "step": progress.step, "loss": round(loss, 6), "dev": score})
-
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    training = Training(
+        model,
+        _optimizer(model, settings, device),
+        gauge,
+        Progress(n_parameters=n_parameters, n_truncated=encoded.n_truncated),
+    )
+    if checkpoints is not None:
+        checkpoints.load(training)
+    progress = training.progress
     while progress.stopped is None:
         batches = training_batches(encoded.lengths, settings.batch_size, settings.seed, progress.epoch)
         model.train()
@@ -144,9 +149,7 @@ def fit(
             if not gauge.may_train(n_tokens):
                 progress.stopped = "limit"
                 break
-            loss = _step(
-                model, optimizer, collate(encoded, rows, device), rows, objective, settings, (progress.step, n_steps)
-            )
+            loss = _step(training, collate(encoded, rows, device), rows, objective, settings, n_steps)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss became {loss} at step {progress.step} of {n_steps}; "
@@ -160,17 +163,17 @@ def fit(
             if on_progress is not None:
                 on_progress(progress, n_steps)
             if checkpoints is not None and progress.batch < len(batches):
-                checkpoints.maybe_save(model, optimizer, gauge, progress, best)
+                checkpoints.maybe_save(training)
         if progress.batch > 0:
-            evaluate()
+            _end_epoch(training, dev, settings.precision)
         progress.epoch += 1
         progress.batch, progress.epoch_loss = 0, 0.0
         if progress.stopped is None:
             progress.stopped = _why_stop(progress, settings)
         if checkpoints is not None and progress.stopped is None:
-            checkpoints.maybe_save(model, optimizer, gauge, progress, best)
-    if best is not None:
-        model.load_state_dict(best)
+            checkpoints.maybe_save(training)
+    if training.best is not None:
+        model.load_state_dict(training.best)
     return progress
 
 
@@ -210,15 +213,15 @@ def step_seed(seed: int, step: int) -> int:
 
 
 def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    training: Training,
     batch: dict[str, Tensor],
     rows: NDArray[np.int64],
     objective: Objective,
     settings: TrainSettings,
-    at: tuple[int, int],
+    n_steps: int,
 ) -> float:
-    step, n_steps = at
+    """One optimiser step; its loss."""
+    model, optimizer, step = training.model, training.optimizer, training.progress.step
     torch.manual_seed(step_seed(settings.seed, step))
     factor = learning_rate_factor(step, n_steps, settings.warmup_fraction)
     for group in optimizer.param_groups:
@@ -232,6 +235,21 @@ def _step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(loss.item())
+
+
+def _end_epoch(training: Training, dev: DevSet | None, precision: str) -> None:
+    """Score the dev set where there is one, keep the weights if they are the best so far, and note the epoch."""
+    progress = training.progress
+    loss = progress.epoch_loss / max(1, progress.batch)
+    score: float | None = None
+    if dev is not None:
+        logits = predict_logits(training.model, dev.encoded, precision=precision, gauge=training.gauge)
+        progress.n_tokens_inferred += dev.encoded.n_tokens
+        score = dev.score(logits.argmax(-1).numpy())
+        if progress.best_score is None or score > progress.best_score:
+            progress.best_score, progress.best_epoch = score, progress.epoch
+            training.best = {name: tensor.detach().clone() for name, tensor in training.model.state_dict().items()}
+    progress.history.append({"epoch": progress.epoch, "step": progress.step, "loss": round(loss, 6), "dev": score})
 
 
 def _optimizer(model: nn.Module, settings: TrainSettings, device: torch.device) -> torch.optim.AdamW:
@@ -265,60 +283,48 @@ class Checkpoints:
         self._every_seconds = every_seconds
         self._last = time.monotonic()
 
-    def maybe_save(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        gauge: Gauge,
-        progress: Progress,
-        best: dict[str, Tensor] | None,
-    ) -> None:
-        """Save when the last checkpoint is older than ``every_seconds``."""
+    def maybe_save(self, training: Training) -> None:
+        """Save when the last checkpoint is older than ``every_seconds``.
+
+        Raises:
+            DiskFull: no room left.
+        """
         if time.monotonic() - self._last < self._every_seconds:
             return
         with clear_when_full(self._folder):
-            self._save(model, optimizer, gauge, progress, best)
+            self._save(training)
         self._last = time.monotonic()
 
-    def _save(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        gauge: Gauge,
-        progress: Progress,
-        best: dict[str, Tensor] | None,
-    ) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        new = self._folder / f"step-{progress.step}.tmp"
+    def load(self, training: Training) -> None:
+        """Go on from the newest whole checkpoint; without one nothing changes."""
+        newest = newest_checkpoint(self._folder)
+        if newest is None:
+            return
+        training.model.load_state_dict(load_file(newest / "model.safetensors"))
+        _load_optimizer(training.optimizer, load_file(newest / "optimizer.safetensors"))
+        best = newest / "best.safetensors"
+        training.best = load_file(best) if best.exists() else None
+        state = checkpoint_state(newest)
+        training.gauge.restore(state["gauge"])
+        training.progress = Progress(**state["progress"])
+
+    def _save(self, training: Training) -> None:
+        name = f"step-{training.progress.step}"
+        new = self._folder / f"{name}.tmp"
         shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        save_file(_plain(model.state_dict()), new / "model.safetensors")
-        if best is not None:
-            save_file(_plain(best), new / "best.safetensors")
-        save_file(_optimizer_tensors(optimizer), new / "optimizer.safetensors")
-        state = {"progress": asdict(progress), "gauge": gauge.state()}
+        new.mkdir(parents=True)
+        save_file(_plain(training.model.state_dict()), new / "model.safetensors")
+        if training.best is not None:
+            save_file(_plain(training.best), new / "best.safetensors")
+        save_file(_optimizer_tensors(training.optimizer), new / "optimizer.safetensors")
+        state = {"progress": asdict(training.progress), "gauge": training.gauge.state()}
         (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
         for path in new.iterdir():
             _fsync(path)
-        new.rename(self._folder / f"step-{progress.step}")
+        new.rename(self._folder / name)
         for old in self._folder.iterdir():
-            if old.name != f"step-{progress.step}":
+            if old.name != name:
                 shutil.rmtree(old, ignore_errors=True)
-
-    def load(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, gauge: Gauge
-    ) -> tuple[Progress, dict[str, Tensor] | None] | None:
-        """Put the newest whole checkpoint into model, optimiser and gauge; ``None`` when there is none."""
-        newest = newest_checkpoint(self._folder)
-        if newest is None:
-            return None
-        model.load_state_dict(load_file(newest / "model.safetensors"))
-        _load_optimizer(optimizer, load_file(newest / "optimizer.safetensors"))
-        best_file = newest / "best.safetensors"
-        best = load_file(best_file) if best_file.exists() else None
-        state = checkpoint_state(newest)
-        gauge.restore(state["gauge"])
-        return Progress(**state["progress"]), best
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
