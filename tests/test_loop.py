@@ -428,11 +428,11 @@ def test_a_gauge_that_refuses_at_an_epochs_end_evaluates_once_only() -> None:
     assert (progress.stopped, progress.step, len(progress.history)) == ("limit", 2 * N_BATCHES, 2)
 
 
-def test_a_gauge_that_refuses_everything_leaves_the_model_as_it_was() -> None:
+def test_a_gauge_that_refuses_the_first_batch_is_an_error_and_no_model() -> None:
     encoded, labels = toy(N_ROWS, seed=0)
     model = Bag(seed=5)
-    progress = fit(model, encoded, objective_of(labels), SETTINGS, gauge=CountingGauge(0), dev=dev_set())
-    assert (progress.stopped, progress.step, progress.history) == ("limit", 0, [])
+    with pytest.raises(TrainingError, match="not one batch"):
+        fit(model, encoded, objective_of(labels), SETTINGS, gauge=CountingGauge(0), dev=dev_set())
     assert same(weights(model), weights(Bag(seed=5)))
 
 

@@ -288,10 +288,28 @@ def test_artifact_lost_after_payment_is_made_again_without_a_charge(world: World
     run_id = prepared.request.run_id
     one.run_folder(run_id).manifest.unlink()
     one.store.gc(lambda artifact: artifact.kind == "buy", max_bytes=0)
+    paid = one.ledger.balance(run_id).total_cash_micros
     again = one.execute(prepared)
     assert again.result_bytes() == point.result_bytes()
     assert one.ledger.verify().ok
     assert one.ledger.balance(run_id).charged_micros == round(point.result.charge_usd * 10**6)
+    assert one.ledger.balance(run_id).total_cash_micros > paid
+
+
+def test_no_cash_left_to_compute_is_refused_until_topped_up(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pay_for_labels(monkeypatch)
+    one = runner(tmp_path / "out", tmp_path / "store")
+    # The labels take all but the 100 micro-dollars that the flops clock asks for; an hour here is dear, so they are gone at once.
+    dear = Runner(one.folder, one.store, here=Price("cpu", "hour", Decimal(1000), "a test", None))
+    prepared = world.prepared(strategy="annotate", n_initial=None, budget_micros=4_000_100)
+    first = dear.execute(prepared)
+    assert (first.result.status, "topup" in str(first.result.reason)) == ("failed", True)
+    one.ledger.top_up(prepared.request.run_id, 1_000_000)
+    assert one.execute(prepared).result.status == "ok"
+    rows = bought_rows(tmp_path / "store")
+    assert len(rows) == len(set(rows)) == 20
 
 
 def test_cancelled_run_spends_nothing_more(world: World, tmp_path: Path) -> None:

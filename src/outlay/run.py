@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from outlay.errors import LedgerDamaged, OutlayError
+from outlay.errors import BudgetExceeded, LedgerDamaged, OutlayError
 from outlay.gauge import StepGauge, lost_seconds
 from outlay.labels.base import Order
 from outlay.labels.book import LabelBook, Receipt
@@ -250,16 +250,19 @@ class _Execution:
         here = self._runner.here
         with self._store.making(self._storage_key(step), on_wait=self._waiting) as workspace:
             artifact = workspace.found
-            free = self._ledger.cash_room_micros(self._run_id)
-            cash_micros = free if artifact is None else here.cost_micros(self._my_hours(artifact, again))
-            hold = self._hold(step, _with_cash(quote, cash_micros), again)
             reused = artifact is not None
+            room = self._ledger.cash_room_micros(self._run_id)
+            if artifact is not None:
+                room = 0 if again else here.cost_micros(self._my_hours(artifact))
+            elif room == 0 and here.usd > 0:
+                raise BudgetExceeded(f"no cash is left to {describe(step)}; top the run up: `outlay ledger topup`")
+            hold = self._hold(step, _with_cash(quote, room), again)
             with self._released_on_error(hold):
                 if artifact is None:
                     artifact = self._make(step, hold, workspace.path)
                     workspace.clear()
             quantity = self._quoter.hours(_work_of(step, artifact, self._quoter))
-            cash_micros = here.cost_micros(self._my_hours(artifact, again))
+            cash_micros = 0 if again and reused else here.cost_micros(self._my_hours(artifact))
             self._settle(step, hold, artifact, quantity, cash_micros, reused)
         return artifact
 
@@ -303,10 +306,8 @@ class _Execution:
             return key
         return key_of({"of": key, "n_tokens_trained": made.usage["n_tokens_trained"]})
 
-    def _my_hours(self, artifact: Artifact, again: bool) -> Fraction:
+    def _my_hours(self, artifact: Artifact) -> Fraction:
         """Measured hours that this run itself spent on an artifact; 0 for what others made."""
-        if again:
-            return Fraction(0)
         return Fraction(artifact.circumstance.get("seconds_by_payer", {}).get(self._payer, 0.0)) / 3600
 
     def _hold(self, step: Step, quote: Quote, again: bool) -> Hold:

@@ -123,7 +123,7 @@ def fit(
     AdamW, linear warm-up then linear decay to zero over all planned steps, gradient clipping by global norm.
 
     Raises:
-        TrainingError: no rows, or a loss that is not finite.
+        TrainingError: no rows, a loss that is not finite, or a gauge that refuses the first batch.
     """
     if len(encoded) == 0:
         raise TrainingError("nothing to train on: 0 rows; buy labels or hand in a pool")
@@ -164,6 +164,10 @@ def fit(
                 on_progress(progress, n_steps)
             if checkpoints is not None and progress.batch < len(batches):
                 checkpoints.maybe_save(training)
+        if progress.step == 0:
+            raise TrainingError(
+                "not one batch fits into the limit of this step; raise it (a run is topped up with `outlay ledger topup`)"
+            )
         if progress.batch > 0:
             _end_epoch(training, dev, settings.precision)
         progress.epoch += 1
