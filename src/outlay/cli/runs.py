@@ -174,11 +174,11 @@ def demo(
     with _Session(base, "demo", arguments, grid) as session:
         points = run_points(session.runner, session.workbench, grid.options(), session.announce)
         files = write_report(session.runner)
+    _finish(session.runner, files, as_json, receipts=False)
     if not as_json:
         requests = [session.workbench.request(options) for options in grid.options()]
         shown = next(request for request in requests if request.strategy == "distill")
-        typer.echo(render_text(receipt(session.runner.ledger, shown.run_id)))
-    _finish(session.runner, files, as_json, receipts=False)
+        typer.echo("\n" + render_text(receipt(session.runner.ledger, shown.run_id)), nl=False)
     _fail_if_failed(points)
 
 
@@ -250,12 +250,18 @@ def _options(given: dict[str, Any], strategy: str, budget_micros: int) -> Option
 
 
 def _demo_options(task: Path, seed: int, threads: int) -> Options:
-    from outlay.demo import DEMO_BUDGET, DEMO_N_INITIAL
+    from outlay.demo import DEMO_BUDGET, DEMO_N_INITIAL, DEMO_POOL_ROWS
     from outlay.money import parse_budget
     from outlay.prepare import Options
 
     return Options(
-        str(task), "annotate", parse_budget(DEMO_BUDGET), n_initial=DEMO_N_INITIAL, seed=seed, threads=threads
+        str(task),
+        "annotate",
+        parse_budget(DEMO_BUDGET),
+        n_initial=DEMO_N_INITIAL,
+        pool_rows=DEMO_POOL_ROWS,
+        seed=seed,
+        threads=threads,
     )
 
 
