@@ -69,7 +69,14 @@ def test_whatever_changes_the_result_changes_the_key(step: Step, name: str, valu
 
 @pytest.mark.parametrize("field", [f.name for f in fields(TrainSettings)])
 def test_every_setting_is_in_the_key(field: str) -> None:
-    named: dict[str, object] = {"patience": 2, "dropout": 0.25, "precision": "fp32", "seed": 1, "epochs": 4}
+    named: dict[str, object] = {
+        "patience": 2,
+        "dropout": 0.25,
+        "precision": "fp32",
+        "seed": 1,
+        "epochs": 4,
+        "batch_size": 4,
+    }
     value = named[field] if field in named else getattr(SETTINGS, field) / 2
     assert replace(TRAIN, settings=SETTINGS.changed({field: value})).key != TRAIN.key
 
