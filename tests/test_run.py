@@ -406,5 +406,27 @@ def test_requests_differ_where_results_may_differ(world: World) -> None:
     assert world.workbench.request(replace(world.options())).run_id == base.run_id
 
 
+def test_pool_of_a_request_does_not_depend_on_the_seed(world: World) -> None:
+    parts = {world.prepared(seed=seed, pool_rows=100).pool_parts for seed in range(4)}
+    assert parts == {(("train+messages", 100),)}
+    assert world.prepared().pool_parts == (("train", 120), ("messages", 150))
+
+
+def test_rows_of_an_f1_task_have_an_interval_over_examples(world: World, tmp_path: Path) -> None:
+    from outlay.compare import Grid, run_points, summarise
+
+    text = world.task.read_text().replace("metric: accuracy", "metric: f1").replace("name: small", "name: small_f1")
+    task = world.task.with_name("f1.yaml")
+    task.write_text(text)
+    base = replace(world.options(strategy="annotate", n_initial=None, budget_micros=4_100_000), task=str(task))
+    one = runner(tmp_path / "out", tmp_path / "store")
+    points = run_points(one, world.workbench, Grid(base, ("annotate",), (4_100_000,), 2).options(), lambda *_: None)
+    assert [point.result.test for point in points] == [p.result.scores["micro_f1/published"].value for p in points]
+    (row,) = summarise(one).rows
+    assert row.test is not None
+    assert row.test.half is not None
+    assert 1.0 < row.test.half < 40.0
+
+
 def _manifest(one: Runner, world: World) -> dict:
     return json.loads(one.run_folder(world.prepared().request.run_id).manifest.read_text())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from outlay.errors import DataError, MissingData, UsageError
-from outlay.metrics import Difference, paired_bootstrap_scores
+from outlay.metrics import STATISTICS, Difference, mean_score, paired_bootstrap_scores
 from outlay.money import Price
 from outlay.point import Point, read_points, write_points
 from outlay.prepare import Options, Workbench
@@ -125,6 +125,7 @@ def summarise(runner: Runner) -> Comparison:
     }
     return compare(
         points,
+        half_of=lambda ok: _half_interval([tests[point.id] for point in ok if point.id in tests], len(ok)),
         correctness={point: test.correct for point, test in tests.items() if test.metric == "accuracy"},
         teacher_dev=teachers,
         differences=_differences(points, tests),
@@ -195,6 +196,15 @@ def _differences(points: Sequence[Point], tests: Mapping[str, _Test]) -> list[Di
                 interval = _difference([by_variant[first][s] for s in seeds], [by_variant[second][s] for s in seeds])
                 rows.append(DifferenceRow.of(first, second, budget, interval))
     return rows
+
+
+def _half_interval(of_seeds: Sequence[_Test], n_seeds: int) -> float | None:
+    """Half of the 95 % interval of F1 over examples and seeds; ``None`` for accuracy, and where a seed's answers are gone."""
+    if len(of_seeds) != n_seeds or not of_seeds or of_seeds[0].metric == "accuracy":
+        return None
+    one = of_seeds[0]
+    reading = mean_score(STATISTICS[one.metric][0], [t.predictions for t in of_seeds], one.golds, one.labels)
+    return (reading.high - reading.low) / 2
 
 
 def _difference(first: Sequence[_Test], second: Sequence[_Test]) -> Difference:

@@ -187,7 +187,10 @@ class Workbench:
             n_dev=n_dev,
             defaults=DEFAULT_SETTINGS,
         )
-        parts = tuple((part.name, _count_kept(part.examples, pool)) for part in data.pool)
+        parts = tuple((part.name, len(part.examples)) for part in data.pool)
+        if len(pool) < sum(n for _, n in parts):
+            # How the first rows spread over the parts depends on the seed's order; a request must not.
+            parts = (("+".join(name for name, _ in parts), len(pool)),)
         return Prepared(request, known, task, train, pool, dev, data.test, parts, self.price_book)
 
     def _models(self, options: Options) -> tuple[Model, Model]:
@@ -241,11 +244,6 @@ def _ordered(examples: Sequence[Example], seed: int) -> list[Example]:
 def _rows_digest(rows: Sequence[Example]) -> str:
     """Over ids, texts and gold labels: replayed answers depend on them, and so does a score."""
     return key_of([[row.id, row.text, row.label] for row in rows])
-
-
-def _count_kept(examples: Sequence[Example], pool: Sequence[Example]) -> int:
-    kept = {id(example) for example in pool}
-    return sum(id(example) in kept for example in examples)
 
 
 def _dev_choice(task: Task, data: TaskData, options: Options) -> tuple[str | None, int | None]:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -131,6 +131,7 @@ def compare(
     points: Sequence[Point],
     *,
     correctness: Mapping[str, Sequence[float]] | None = None,
+    half_of: Callable[[Sequence[Point]], float | None] | None = None,
     teacher_dev: Mapping[str, float] | None = None,
     differences: Sequence[DifferenceRow] = (),
 ) -> Comparison:
@@ -140,6 +141,8 @@ def compare(
         points: of one or several tasks; rows are in the order of :func:`outlay.point.group`.
         correctness: point id -> score of each test example, 0-1, the same examples in the same order for every point.
             Where every seed of a row has one, its interval is over examples and seeds, otherwise over seeds alone.
+        half_of: the points of one row -> half of their interval, for a score that is no mean over examples (F1); None where
+            it has none to give, and then ``correctness`` or the seeds decide.
         teacher_dev: point id -> dev score of its teacher, 0-100.
         differences: paired differences to show beside the rows.
 
@@ -148,18 +151,25 @@ def compare(
     """
     if not points:
         raise DataError("there are no points to compare; run `outlay compare` or `outlay study run` first")
-    rows = tuple(_row(each, correctness or {}, teacher_dev or {}) for each in group(points))
+    rows = tuple(_row(each, correctness or {}, half_of, teacher_dev or {}) for each in group(points))
     spots = [row.spot for row in rows if row.spot is not None]
     tasks = dict.fromkeys(point.request.task for point in points)
     return Comparison(", ".join(tasks), rows, tuple(differences), frontier(spots))
 
 
-def _row(each: Group, correctness: Mapping[str, Sequence[float]], teacher_dev: Mapping[str, float]) -> Row:
+def _row(
+    each: Group,
+    correctness: Mapping[str, Sequence[float]],
+    half_of: Callable[[Sequence[Point]], float | None] | None,
+    teacher_dev: Mapping[str, float],
+) -> Row:
     ok = each.ok
     results = [point.result for point in ok]
     tests = [result.test for result in results if result.test is not None]
     per_example = [correctness[point.id] for point in ok if point.id in correctness]
-    half = half_interval(per_example) if ok and len(per_example) == len(ok) else half_interval_of_seeds(tests)
+    half = half_of(ok) if half_of is not None and ok else None
+    if half is None:
+        half = half_interval(per_example) if ok and len(per_example) == len(ok) else half_interval_of_seeds(tests)
     cash = [point.circumstance.cash_usd for point in ok]
     return Row(
         label=each.label,
