@@ -18,7 +18,6 @@ from outlay.compute import (
     Meter,
     MeterState,
     Reserve,
-    affordable_flops,
     load_machines,
     machine,
 )
@@ -119,22 +118,9 @@ def record(name: str = "x", peak: object = 10, utilisation: str = "0.5") -> str:
     )
 
 
-@given(charge=st.integers(0, 10**12), usd=st.decimals("0.000001", "1000", places=6), train=st.booleans())
-def test_affordable_flops_is_the_largest_that_fits(charge: int, usd: Decimal, train: bool) -> None:
-    price = Price("gpu", "hour", usd, "test", None)
-    n = affordable_flops(FAST, price, charge, train=train)
-    assert n is not None
-
-    def cost(flops: int) -> int:
-        return price.cost_micros(FAST.seconds(flops, train=train) / 3600)
-
-    assert cost(n) <= charge < cost(n + 1)
-
-
-def test_affordable_flops_at_no_price() -> None:
-    assert affordable_flops(FAST, hourly("0"), 1, train=True) is None
+def test_compute_is_paid_by_the_hour() -> None:
     with pytest.raises(MoneyError, match="sold per label, but compute is paid by the hour"):
-        affordable_flops(FAST, Price("x", "label", Decimal(1), "test", None), 1, train=True)
+        Meter(FAST, Price("x", "label", Decimal(1), "test", None), Limits(1, 1))
 
 
 class Clock:

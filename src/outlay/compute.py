@@ -8,7 +8,6 @@ machine that is here. Cash is made of it. An amount is rounded up once, from the
 from __future__ import annotations
 
 import difflib
-import math
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 from outlay.errors import MoneyError, UnknownItem
-from outlay.money import MICROS_PER_USD, Price
+from outlay.money import Price
 from outlay.shape import FAMILY_OF, ModelShape, flops_infer, flops_train, shape_of
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "MeterState",
     "ModelShape",
     "Reserve",
-    "affordable_flops",
     "flops_infer",
     "flops_train",
     "load_machines",
@@ -123,19 +121,6 @@ def machine(name: str, extra: Sequence[Path] = ()) -> Machine:
             f"no machine {name!r}{hint}; known: {', '.join(machines)}; add it with a machine file of your own"
         )
     return machines[name]
-
-
-def affordable_flops(machine: Machine, price: Price, charge_micros: int, *, train: bool) -> int | None:
-    """The most FLOPs whose charge is at most ``charge_micros``; None where an hour costs nothing.
-
-    Raises:
-        MoneyError: the price is not per hour.
-    """
-    _check_hourly(price)
-    if price.usd == 0:
-        return None
-    seconds = Fraction(charge_micros * SECONDS_PER_HOUR, MICROS_PER_USD) / Fraction(price.usd)
-    return math.floor(seconds * machine._reached(train))
 
 
 @dataclass(frozen=True, slots=True)

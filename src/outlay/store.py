@@ -194,10 +194,6 @@ class Store:
         pairs = dict(where or {}).items()
         return [a for a in self.list() if a.kind == kind and all(n in a.meta and a.meta[n] == v for n, v in pairs)]
 
-    def find_series(self, series: str) -> Artifacts:
-        """Artifacts whose ``meta`` names this series: prefixes of one order of labels, for instance."""
-        return [a for a in self.list() if a.meta.get("series") == series]
-
     def disk_bytes(self) -> int:
         """Everything under the root, work in progress included."""
         return _tree_bytes(self.root)

@@ -33,7 +33,6 @@ class StoreContract:
     def test_nothing_is_there_before_it_is_put(self, store: Store) -> None:
         assert store.get(key_of("unknown")) is None
         assert store.list() == []
-        assert store.find_series("s") == []
         assert store.disk_bytes() == 0
 
     @settings(
@@ -92,7 +91,7 @@ class StoreContract:
         long = put(store, 2, {}, kind="labels", series="pool", n=800)
         put(store, 3, {}, kind="labels", series="other", n=200)
         model = put(store, 4, {}, kind="model", n=200)
-        assert {a.key for a in store.find_series("pool")} == {short.key, long.key}
+        assert {a.key for a in store.find("labels", {"series": "pool"})} == {short.key, long.key}
         assert store.find("labels", {"series": "pool", "n": 800}) == [long]
         assert store.find("model") == [model]
         assert store.find("labels", {"missing": None}) == []
