@@ -10,14 +10,16 @@ from fractions import Fraction
 from itertools import accumulate
 
 from outlay.compute import Machine, ModelShape
+from outlay.form import Form
 from outlay.money import Price
-from outlay.quoting import Known, TokenCounts
+from outlay.quoting import Handover, Known, TokenCounts
 from outlay.recipe import Encoding, Model
 from outlay.request import Request
-from outlay.settings import TrainSettings
+from outlay.settings import TeachSettings, TrainSettings
 
 N_TRAIN, N_POOL, N_DEV, N_TEST = 290, 2500, 37, 101
 LABELS = ("no", "yes", "perhaps")
+ENCODING = Encoding(("text",), Form("classification", LABELS, 64, 8), "accuracy")
 TEACHER = Model("org/teacher", "org/teacher", "f1")
 STUDENT = Model("cut:1", "org/teacher", "f1")
 # Parameters in matrices: 5 layers of 1,700 and one of 1,100, with heads of 23 x (23 + 3) and 13 x (13 + 3).
@@ -57,11 +59,13 @@ def known(budget_micros: int, **changes: object) -> Known:
     knows = Known(
         request=replace(request, **changes),  # type: ignore[arg-type]
         task="made-up",
-        encoding=Encoding(("text",), 64, LABELS, "accuracy"),
+        encoding=ENCODING,
         teacher=TEACHER,
         student=STUDENT,
         shapes=SHAPES,
         tokens={TEACHER.ref: COUNTS, STUDENT.ref: COUNTS},
+        longest_answer={TEACHER.ref: 0, STUDENT.ref: 0},
+        handovers={(teacher.ref, STUDENT.ref): Handover("classes") for teacher in (TEACHER, STUDENT)},
         machine=Machine("box", "box", PEAK, TRAIN_SHARE, INFER_SHARE, "made up"),
         machine_price=Price("box", "hour", Decimal("3.6"), "made up", date(2024, 1, 1)),
         label_price=Price("label/made-up", "label", Decimal("0.2"), "made up", date(2024, 1, 1)),
@@ -75,6 +79,7 @@ def known(budget_micros: int, **changes: object) -> Known:
         n_pool=N_POOL,
         n_dev=N_DEV,
         defaults={role: TrainSettings(epochs, 32, 1e-3) for role, epochs in EPOCHS.items()},
+        teach_defaults=TeachSettings(),
     )
     return replace(knows, **of_known)  # type: ignore[arg-type]
 

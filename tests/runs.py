@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -16,7 +17,7 @@ from outlay.money import PriceBook, Quote
 from outlay.prepare import Options, Prepared, Workbench
 from outlay.run import Runner
 from outlay.store import Store
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import make_checkpoint, make_gpt2, make_t5
 
 FAST = {
     "teacher": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"},
@@ -85,6 +86,92 @@ pool:
 
     def prepared(self, **changes: object) -> Prepared:
         return self.workbench.prepare(self.options(**changes))
+
+
+REAGENTS = ("water", "salt", "buffer", "ethanol", "agar")
+ACTIONS = ("mix", "heat", "shake", "cool")
+KINDS = {
+    "classes": "kind: classification\nlabels: [warm, cold]\nmetric: f1",
+    "entities": "kind: entities\nlabels: [Reagent, Action]\nmetric: entity_f1",
+    "questions": "kind: generation\nmetric: qa_f1",
+    "paraphrases": "kind: generation\nmetric: bert_ibleu\nbertscore: {{model: {judge}, layer: 1, idf: true}}",
+}
+ROLES = ("teacher", "student", "distil")
+
+
+class FamilyWorld(World):
+    """Four tasks on the same made-up laboratory notes, and a small checkpoint of each family, below ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        rows = _notes(60)
+        words = [text for row in rows for text in (*row.values(), "warm cold lab: Reagent [Reagent] [Action]")]
+        self.checkpoints = {
+            "encoder": make_checkpoint(root / "encoder", words, n_layers=2),
+            "seq2seq": make_t5(root / "seq2seq", words, n_layers=1),
+            "padded": make_t5(root / "padded", words, n_layers=1, seed=1, vocab_extra=28),
+            "causal": make_gpt2(root / "causal", words, n_layers=1),
+        }
+        self.workbench = Workbench(PriceBook.load())
+        self.tasks = {name: self._write(root / name, name, rows, text) for name, text in KINDS.items()}
+
+    def _write(self, folder: Path, name: str, rows: list[dict[str, str]], kind: str) -> Path:
+        folder.mkdir()
+        for split, start, stop in (("train", 0, 24), ("dev", 24, 32), ("test", 32, 42), ("pool", 42, 60)):
+            lines = [json.dumps({"note": row["note"], "target": row[name]}) for row in rows[start:stop]]
+            (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+        task = folder / "task.yaml"
+        task.write_text(
+            f"""
+name: {name}
+text: "{{note}}"
+prefix: "lab: "
+{kind.format(judge=self.checkpoints["encoder"])}
+price_item: label/demo
+max_source_tokens: 16
+max_target_tokens: 16
+data:
+  train: {{file: train.jsonl, target: target}}
+  dev: {{file: dev.jsonl, target: target}}
+  test: {{file: test.jsonl, target: target}}
+pool:
+  - {{name: train, split: train}}
+  - {{name: notes, file: pool.jsonl}}
+"""
+        )
+        return task
+
+    def family_options(self, task: str, teacher: str, student: str, **changes: object) -> Options:
+        """One epoch on a few rows; what ``changes`` says of ``overrides`` comes on top."""
+        fast = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
+        more: dict[str, dict[str, object]] = changes.pop("overrides", {})  # type: ignore[assignment]
+        base = Options(
+            task=str(self.tasks[task]),
+            strategy="distill",
+            budget_micros=4_000_000,
+            n_initial=12,
+            teacher=str(self.checkpoints[teacher]),
+            student=str(self.checkpoints[student]),
+            threads=1,
+            overrides={role: {**(fast if role in ROLES else {}), **more.get(role, {})} for role in (*ROLES, "teach")},
+        )
+        return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def _notes(n: int) -> list[dict[str, str]]:
+    """Different notes, each with its answer to every task."""
+    rng = random.Random(5)
+    rows: dict[str, dict[str, str]] = {}
+    while len(rows) < n:
+        action, reagent, minutes = rng.choice(ACTIONS), rng.choice(REAGENTS), rng.randrange(2, 40)
+        note = f"{action} the {reagent} for {minutes} minutes"
+        rows[note] = {
+            "note": note,
+            "classes": "warm" if action == "heat" else "cold",
+            "entities": f"{action} [Action] {reagent} [Reagent]",
+            "questions": f"{minutes} minutes",
+            "paraphrases": f"for {minutes} minutes {action} the {reagent}",
+        }
+    return list(rows.values())
 
 
 def runner(folder: Path, store: Path, **changes: object) -> Runner:

@@ -22,62 +22,96 @@ ROOT = Path(outlay.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "locks": set(),
+    "form": set(),
+    "entities": set(),
     "canonical": {"errors"},
     "artifact": {"canonical", "errors"},
     "store": {"artifact", "canonical", "errors", "locks"},
     "money": {"errors"},
     "example": {"errors"},
     "settings": {"errors"},
-    "metrics": {"errors"},
+    "metrics": {"entities", "errors"},
     "point": {"errors"},
+    "grouping": {"point"},
     "modelref": {"errors"},
     "demo": {"errors"},
-    "shape": {"errors", "modelref"},
+    "sizes": {"errors", "form", "modelref"},
+    "shape": {"errors", "form", "modelref", "sizes"},
     "compute": {"errors", "money", "shape"},
-    "task": {"errors", "example"},
-    "rows": {"errors", "task"},
-    "data": {"errors", "example", "rows", "task"},
-    "fetch": {"data", "errors", "rows", "task"},
-    "profile": {"data", "example", "task"},
+    "taskfile": {"errors", "example"},
+    "sources": {"errors", "example", "taskfile"},
+    "training": {"form", "taskfile"},
+    "task": {"errors", "example", "form", "sources", "taskfile", "training"},
+    "rows": {"errors", "sources"},
+    "data": {"entities", "errors", "example", "rows", "sources", "task"},
+    "fetch": {"data", "errors", "rows", "sources", "task"},
+    "profile": {"data", "entities", "example", "task"},
     "ledger": {"errors", "money"},
     "labels": {"errors", "example", "money"},
-    "train": {"errors", "modelref", "settings"},
-    "report": {"errors", "ledger", "money", "point"},
+    "train": {"entities", "errors", "form", "modelref", "settings", "shape", "sizes"},
+    "report": {"errors", "grouping", "ledger", "money", "point"},
     "request": {"errors", "money", "store"},
-    "recipe": {"settings", "store"},
-    "quoting": {"compute", "money", "recipe", "request", "settings"},
+    "recipe": {"form", "settings", "store"},
+    "quoting": {"compute", "form", "money", "recipe", "request", "settings"},
     "strategy": {"errors", "money", "quoting", "recipe"},
     "gauge": {"compute", "money", "quoting", "recipe"},
     "prepare": {
-        *("compute", "data", "errors", "example", "labels", "modelref", "money", "quoting", "recipe", "request"),
+        *(
+            "compute",
+            "data",
+            "errors",
+            "example",
+            "form",
+            "labels",
+            "modelref",
+            "money",
+            "quoting",
+            "recipe",
+            "request",
+        ),
         *("settings", "store", "strategy", "task", "train"),
     },
-    "workshop": {"metrics", "prepare", "recipe", "store", "train"},
+    "workshop": {"example", "metrics", "prepare", "recipe", "store", "train"},
     "run": {
         *("errors", "gauge", "labels", "ledger", "metrics", "money", "point", "prepare", "quoting", "recipe"),
         *("runfolder", "store", "strategy", "train", "watcher", "workshop"),
     },
     "watcher": {"ledger", "money"},
     "runfolder": {"errors"},
-    "compare": {*("errors", "metrics", "money", "point", "prepare", "report", "run", "runfolder", "store", "workshop")},
+    "compare": {
+        *("errors", "grouping", "metrics", "money", "point", "prepare", "report", "run", "runfolder", "store"),
+        *("strategy", "workshop"),
+    },
+    "single": {
+        *("canonical", "data", "entities", "errors", "example", "form", "metrics", "modelref", "prepare", "rows"),
+        *("settings", "shape", "sources", "task", "train"),
+    },
     "cli": {
-        *("__init__", "compare", "compute", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare"),
-        *("profile", "report", "request", "run", "settings", "store", "task"),
+        *("__init__", "compare", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare", "profile"),
+        *("report", "request", "run", "settings", "shape", "single", "sizes", "store", "task", "train"),
     },
     "__init__": set(),
+    "__main__": {"cli"},
 }
 
 # Unit -> what it uses beside the standard library; a unit that is not here uses nothing else.
 THIRD_PARTY: dict[str, set[str]] = {
-    "task": {"pydantic", "yaml"},
+    "taskfile": {"pydantic", "yaml"},
+    "sources": {"pydantic"},
+    "training": {"pydantic"},
+    "task": {"pydantic"},
     "rows": {"datasets", "pyarrow"},
+    "sizes": {"yaml"},
     "modelref": {"huggingface_hub"},
-    "metrics": {"numpy"},
-    "train": {"numpy", "safetensors", "torch", "transformers"},
+    "metrics": {"numpy", "sacrebleu"},
+    "train": {"accelerate", "bitsandbytes", "numpy", "safetensors", "tokenizers", "torch", "transformers"},
     "report": {"altair", "rich", "vl_convert"},
     "cli": {"rich", "typer"},
 }
-STANDARD_LIBRARY_ONLY = ("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point")
+STANDARD_LIBRARY_ONLY = (
+    *("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point", "grouping"),
+    *("form", "entities", "settings"),
+)
 
 # Inside a package: module -> modules of the same package that it must not import.
 INNER: dict[str, set[str]] = {
@@ -86,10 +120,16 @@ INNER: dict[str, set[str]] = {
     "ledger.chain": {"ledger.book", "ledger.reading", "ledger.audit", "ledger.file", "ledger.owner"},
     "ledger.audit": {"ledger.book"},
     "ledger.reading": {"ledger.book"},
-    "train.losses": {"train.loop", "train.steps", "train.models", "train.targets"},
-    "train.targets": {"train.loop", "train.steps", "train.models"},
-    "train.models": {"train.loop", "train.steps"},
-    "train.loop": {"train.steps", "train.losses", "train.targets", "train.models"},
+    "train.losses": {"train.loop", "train.steps", "train.models", "train.targets", "train.heads", "train.lessons"},
+    "train.targets": {"train.loop", "train.steps", "train.models", "train.heads", "train.lessons"},
+    "train.heads": {"train.writers", "train.lessons", "train.models", "train.loop", "train.steps"},
+    "train.writers": {"train.lessons", "train.models", "train.loop", "train.steps"},
+    "train.lessons": {"train.models", "train.loop", "train.steps"},
+    "train.build": {"train.models", "train.loop", "train.steps"},
+    "train.models": {"train.lessons", "train.loop", "train.steps"},
+    # The loop sees a model, a lesson and a score; which family learns what is not its affair.
+    "train.loop": {"train.steps", "train.lessons", "train.targets", "train.models", "train.heads", "train.writers"},
+    "train.place": {"train.loop", "train.steps", "train.models", "train.heads"},
     "report.tables": {"report.charts", "report.page", "report.receipt"},
     "report.charts": {"report.page", "report.receipt"},
     "cli.common": {"cli.app", "cli.runs", "cli.books", "cli.tasks", "cli.progress"},
@@ -102,7 +142,7 @@ MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 # What is longer, and how long it may be at most.
 LONG_FILES: dict[str, int] = {}
-LONG_FUNCTIONS: dict[str, int] = {"train.loop:fit": 80}
+LONG_FUNCTIONS: dict[str, int] = {}
 
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}
 HEAVY = ("torch", "transformers", "pydantic", "numpy", "pandas", "altair", "vl_convert", "safetensors", "datasets")

@@ -179,7 +179,14 @@ def test_a_budget_that_cannot_be_spent(shop: Shop, tmp_path: Path, budget: str, 
         (("--teacher", "nobody/no-such-model"), ("'nobody/no-such-model'", "check the name and the network")),
         (("--student", "cut:9"), ("cut:9", "4 layers", "1 to 4")),
         (("--student", "tiny:1x97"), ("'tiny:1x97'", "multiple of 32")),
-        (("--set", "pupil.epochs=2"), ("'pupil'", "teacher, student, distil")),
+        (("--set", "pupil.epochs=2"), ("'pupil'", "teacher, student, distil, teach")),
+        (("--set", "teach.beams=two"), ("'teach.beams=two'", "a whole number")),
+        (("--set", "teach.sample=1"), ("'teach.sample=1'", "true or false")),
+        (("--set", "teach.beams=0"), ("beams is 0", "at least 1")),
+        (("--set", "teach.epochs=2"), ("unknown teaching setting 'epochs'", "beams")),
+        (("--set", "distil.objective=published"), ("published objective", "hand over classes", "objective=masked")),
+        (("--metric-model", "./no-such-folder"), ("accuracy", "no --metric-model")),
+        (("--base", "./no-such-folder"), ("'./no-such-folder'", "no folder")),
         (("--set", "teacher.lr=2"), ("'lr'", "known:", "learning_rate")),
         (("--set", "teacher.epochs"), ("'teacher.epochs'", "write ROLE.NAME=VALUE")),
         (("--set", "teacher.epochs=many"), ("'teacher.epochs=many'", "a whole number")),
@@ -224,6 +231,9 @@ def test_an_unknown_task(tmp_path: Path, command: str) -> None:
         (("--budgets", "5", "--strategies", "annotate,annotate"), ("strategies", "named twice")),
         (("--budgets", "5", "--strategies", "annotate,guess"), ("'guess'", "known:")),
         (("--budgets", "5", "--strategies", ","), ("no strategies",)),
+        (("--budgets", "5", "--students", "cut:1,cut:1"), ("students", "named twice")),
+        (("--budgets", "5", "--students", "cut:1,cut:9"), ("cut:9", "1 to 4")),
+        (("--budgets", "5", "--strategies", "general_distill", "--general-student", "./none"), ("no folder",)),
     ],
 )
 def test_a_comparison_that_cannot_be_made(
@@ -294,7 +304,9 @@ def test_no_room_for_artifacts(shop: Shop, tmp_path: Path, small_disk: Path) -> 
     assert outlay("ledger", "verify", tmp_path / "out").code == 0
 
 
-def test_no_room_for_the_ledger(shop: Shop, small_disk: Path) -> None:
+def test_no_room_for_the_ledger(shop: Shop, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # SQLite says "busy" where there is no room for its shared memory, and would be asked for a whole minute.
+    monkeypatch.setattr("outlay.ledger.file.BUSY_SECONDS", 1.0)
     (small_disk / "filler").write_bytes(b"x" * 60_000)
     ran = shop.run(small_disk / "out", "--quiet")
     assert ran.code == 1
@@ -489,6 +501,30 @@ def test_a_fixed_n_shows_the_rule_beside(shop: Shop, tmp_path: Path) -> None:
     assert [p["request"]["added_usd"] for p in ran.json] == [3.6, None]
 
 
+def test_sizes_are_a_grid(shop: Shop, tmp_path: Path) -> None:
+    sizes = ("--budgets", "6", "--strategies", "annotate,general_distill", "--students", "cut:1, cut:2")
+    general = ("--general-student", shop.checkpoint, "--json")
+    ran = outlay("compare", shop.task, *sizes, *general, "--out", tmp_path / "o", "--store", shop.store, *shop.models())
+    asked = [(p["request"]["strategy"], p["request"]["student"], p["request"]["teacher"]) for p in ran.json]
+    general_one = ("general_distill", str(shop.checkpoint), None)
+    assert asked == [("annotate", "cut:1", None), ("annotate", "cut:2", None), general_one]
+    assert "1. annotate, $6.00, seed 0, " in ran.err
+    told = (tmp_path / "o" / "table.md").read_text()
+    assert "| annotate, student cut:1 |" in told
+    assert "general_distill − annotate, student cut:2 at $6.00" in told
+    assert "Test: accuracy, published reading, 0-100." in told
+
+
+@pytest.mark.parametrize("command", [("run",), ("compare",)])
+def test_several_processes_are_for_single_steps(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ran = outlay(*command, shop.task, "--budget", "6", "--out", tmp_path / "out", *shop.models())
+    refused(ran, "launched in 2 processes", "`outlay finetune`, `teach`, `distill`, `predict`, `evaluate`")
+    assert not (tmp_path / "out").exists()
+
+
 # --- the books -------------------------------------------------------------------------------------------------------
 
 
@@ -641,7 +677,7 @@ def test_ctrl_c_says_how_to_go_on(shop: Shop, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("outlay.workshop.Workshop.make", interrupt)
     ran = shop.run(tmp_path / "out", "--quiet", store=tmp_path / "store")
     assert ran.code == 130
-    assert ran.err == "outlay: stopped; everything bought is kept, run the same command again to go on\n"
+    assert ran.err == "outlay: stopped; what was bought and done is kept, run the same command again to go on\n"
     assert outlay("ledger", "verify", tmp_path / "out").code == 0
     assert not [e for e in entries(tmp_path / "out") if e["kind"] == "hold"][2:]
 

@@ -9,6 +9,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import sys
 import threading
 import types
@@ -22,9 +23,10 @@ import yaml
 from outlay.data import check_leaks, data_root, find_leaks, load_data
 from outlay.errors import DataError, DiskFull, LabelError, LeakError, MissingData, OutlayError
 from outlay.fetch import data_files, fetch, origins
-from outlay.profile import Lengths, profile
+from outlay.profile import Answers, Lengths, profile
 from outlay.rows import read_file
-from outlay.task import DataFile, Task, load_task, shipped_tasks
+from outlay.sources import DataFile
+from outlay.task import Task, load_task, shipped_tasks
 
 NOUNS = ("otter", "kettle", "ladder", "violin", "pebble")
 
@@ -189,6 +191,65 @@ def test_rows_are_derived_from_another_task(root: Path, tmp_path: Path) -> None:
     assert {f.file for f in data_files(load_task(path))} == {f"objects/{s}.jsonl" for s in ("train", "dev", "test")}
 
 
+def test_only_the_derived_split_is_fetched(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "objects.yaml").write_text(yaml.safe_dump(CONTENT))
+    content = copy.deepcopy(CONTENT)
+    content["data"]["train"] = {"derive": {"task": "objects.yaml", "split": "train"}, "target": "label"}
+    for split in ("dev", "test"):
+        content["data"][split]["file"] = f"words/{split}.jsonl"
+        jsonl(root / f"words/{split}.jsonl", pairs(300, 2) if split == "dev" else pairs(400, 3))
+    (tmp_path / "words.yaml").write_text(yaml.safe_dump({**content, "name": "words"}))
+    task = load_task(tmp_path / "words.yaml")
+    fetched = fetch(task, str(root), tmp_path / "new")
+    assert {f.file for f in fetched} == {"objects/train.jsonl", "words/dev.jsonl", "words/test.jsonl"}
+    assert load_data(task, tmp_path / "new").digest == load_data(task, root).digest
+
+
+def test_train_may_come_from_several_files(root: Path, tmp_path: Path) -> None:
+    jsonl(root / "more.jsonl", [*pairs(500, 3), *pairs(0, 1)])
+    content = copy.deepcopy(CONTENT)
+    content["data"]["more_train"] = [{"file": "more.jsonl", "source": "source", "target": "target"}]
+    (tmp_path / "objects.yaml").write_text(yaml.safe_dump(content))
+    task = load_task(tmp_path / "objects.yaml")
+    data = load_data(task, root)
+    assert [e.origin for e in data.train] == [
+        *(f"objects/train.jsonl:{i}" for i in range(1, 21)),
+        *(f"more.jsonl:{i}" for i in range(1, 5)),
+    ]
+    assert data.train[-1].id == f"{data.train[0].id}:2"
+    assert [e.id for e in data.pool[0].examples] == [e.id for e in data.train]
+    assert "more.jsonl" in {f.file for f in data_files(task)}
+    derived = {"train": {"derive": {"task": "objects.yaml", "split": "train"}, "target": "label"}}
+    (tmp_path / "words.yaml").write_text(
+        yaml.safe_dump({**CONTENT, "name": "words", "data": CONTENT["data"] | derived})
+    )
+    words = load_task(tmp_path / "words.yaml")
+    assert len(load_data(words, root).train) == 24
+    assert "more.jsonl" in {f.file for f in data_files(words)}
+    jsonl(root / "more.jsonl", pairs(200, 1))
+    with pytest.raises(LeakError, match="1 of 21 train rows"):
+        load_data(task, root)
+
+
+def test_a_distinct_part_leaves_out_what_came_before(root: Path) -> None:
+    loud = [{**row, "source": row["source"].replace("the otter", "THE  otter")} for row in pairs(0, 20)]
+    jsonl(root / "extra.jsonl", [*pairs(30, 5), *loud, *pairs(32, 8)])
+    extra = {"name": "extra", "file": "extra.jsonl", "source": "source", "distinct": True}
+
+    def lines(first: dict[str, Any], **cut: int) -> list[int]:
+        pool = load_data(task_with(pool=[first, extra | cut]), root).pool
+        return [int(e.origin.rpartition(":")[2]) for e in pool[1].examples]
+
+    train = {"name": "train", "split": "train"}
+    new = [1, 2, 3, 4, 5, *range(28 + 1, 28 + 6)]
+    assert lines(train) == new
+    assert lines({"name": "other", "file": "objects/train.jsonl", "source": "source", "n": 1})[:5] == new[:5]
+    assert len(lines(train, n=7)) == 7
+    assert lines(train, n=4) == lines(train, n=7)[:4]
+    with pytest.raises(MissingData, match=r"pool\.extra has 10 rows that are new to the pool, not the 11 of `n`"):
+        lines(train, n=11)
+
+
 def test_a_ring_of_derived_tasks_is_refused(root: Path, tmp_path: Path) -> None:
     content = copy.deepcopy(CONTENT)
     content["data"]["train"] = {"derive": {"task": "objects.yaml", "split": "train"}, "target": "label"}
@@ -237,7 +298,11 @@ def test_an_absent_file_names_the_command_that_brings_it(root: Path) -> None:
         (b'{"source": null, "target": "same"}\n', "jsonl:1 column 'source' holds NoneType"),
         (b'{"source": "no template", "target": "same"}\n', "jsonl:1: text 'no template' does not fit"),
         (b'{"source": "left:  right: ", "target": "same"}\n', "jsonl:1 is an empty text"),
-        (b'{"source": "left: a right: b"}\n', "jsonl:1 has no label in column 'target'.*other, same"),
+        (
+            b'{"source": "left: a right: b"}\n',
+            r"jsonl:1 has no label in column 'target' \(its columns are source, left, right\).*other, same",
+        ),
+        (b'{"source": "left: a right: b", "target": " "}\n', "jsonl:1 has no label in column 'target'; give it one of"),
         (
             b'{"source": "left: a right: b", "target": "maybe"}\n',
             "jsonl:1 has the label 'maybe', allowed are other, same",
@@ -333,6 +398,98 @@ def test_a_hub_set_is_read_with_its_class_names(root: Path, monkeypatch: pytest.
     assert asked == [("objects", "small", "train", "abc")]
     with pytest.raises(MissingData, match=r"the hub cannot deliver objects split no: Unknown split\.; check"):
         load_data(with_train(file=None, hub={**hub, "split": "no"}, source="text", target="label"), root)
+
+
+# Answers that are no classes
+
+
+def open_task(root: Path, kind: str, answers: list[Any], **changes: Any) -> Task:
+    rows = [{"line": f"mix the {NOUNS[i % 5]} with 5 ml of {i}", "answer": answer} for i, answer in enumerate(answers)]
+    jsonl(root / "lines/train.jsonl", rows)
+    for split, start in (("dev", 500), ("test", 600)):
+        jsonl(root / f"lines/{split}.jsonl", [{"line": f"spin {start}", "answer": "spin [Action]"}])
+    return Task.model_validate(
+        {
+            **{"name": "lines", "text": "{line}", "kind": kind, "price_item": "label/lines"},
+            **({"labels": ["Amount", "Action", "Unit"]} if kind == "entities" else {}),
+            "data": {s: {"file": f"lines/{s}.jsonl", "target": "answer"} for s in ("train", "dev", "test")},
+            **changes,
+        }
+    )
+
+
+def test_lines_of_entities_are_answers_and_may_be_empty(root: Path) -> None:
+    answers = ["mix [Action] 5 ml [Amount]", "", "otter [1] [action]", 7]
+    task = open_task(root, "entities", answers[:3])
+    assert [e.label for e in load_data(task, root).train] == answers[:3]
+    assert [e.label for e in load_data(open_task(root, "generation", ["a", answers[3]]), root).train] == ["a", "7"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "reason"),
+    [
+        ("entities", "mix [Action] 5 ml", "has no type behind '5 ml' in its target; .*Amount, Action, Unit"),
+        ("entities", "mix [Actoin]", r"has no type behind 'mix \[Actoin\]'"),
+        ("entities", "[Action]", "has a type without a text before it"),
+        ("entities", None, "has no answer in column 'answer'; write it or remove the row"),
+        ("generation", "", "has no answer in column 'answer'; write it or remove the row"),
+        ("generation", " \t", "has no answer in column 'answer'; write it or remove the row"),
+    ],
+)
+def test_an_answer_that_cannot_be_is_refused_with_its_row(root: Path, kind: str, answer: Any, reason: str) -> None:
+    task = open_task(root, kind, ["mix [Action]", answer])
+    with pytest.raises(LabelError, match=rf"lines/train\.jsonl:2 {reason}") as caught:
+        load_data(task, root)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_label_name_that_makes_an_answer_empty_is_refused(root: Path) -> None:
+    task = open_task(root, "generation", ["a", "b"])
+    train = task.data.train.model_copy(update={"label_names": {"b": " "}})
+    data = task.data.model_copy(update={"train": train})
+    with pytest.raises(LabelError, match=r"train\.jsonl:2 has an empty target; write the answer or remove the row"):
+        load_data(task.model_copy(update={"data": data}), root)
+
+
+def test_the_profile_of_entities(root: Path) -> None:
+    answers = [
+        "mix [Action] 5 ml [Amount]",
+        "",
+        "mix [Action] shake [Action]",
+        "kettle [Action] with 5 ml of 3 [Amount]",
+    ]
+    task = open_task(root, "entities", answers, max_target_tokens=6)
+    found = profile(task, load_data(task, root))
+    train = found.splits[0]
+    assert train.labels == {"Amount": 2, "Action": 4, "Unit": 0}
+    # Words per answer: 5, 0, 4 and 8; "kettle" stands in no line whose number leaves 3 when divided by 5.
+    assert train.answers == Answers(Lengths(4, 8, 8), n_over_length=1, n_empty=1, n_entities=6, n_unaligned=2)
+    text = "\n".join(found.lines())
+    for words in (
+        "kind   entities · metric entity_f1",
+        "4/8/8 · 6 entities",
+        "warning: train: empty answers: 1",
+        "warning: train: entities that are not in their source as written: 2",
+        "warning: train: answers longer than 6 words, to be cut: 1",
+        "warning: train: no entity has the type Unit",
+    ):
+        assert words in text
+    assert re.search(r"^  Action +4 +1 +1$", text, re.MULTILINE)
+    assert json.loads(json.dumps(found.to_json()))["splits"][0]["answers"]["n_unaligned"] == 2
+
+
+def test_the_profile_of_free_text(root: Path) -> None:
+    answers = ["Mix the otter with 5 ml of 0", "spin 600", "other words", "other words"]
+    task = open_task(root, "generation", answers)
+    found = profile(task, load_data(task, root))
+    train, dev, _ = found.splits
+    assert train.labels == {}
+    assert train.answers == Answers(Lengths(2, 8, 8), n_copies=1, n_held_out=1)
+    assert dev.answers == Answers(Lengths(2, 2, 2))
+    text = "\n".join(found.lines())
+    assert "train: answers that repeat their source: 1" in text
+    assert "train: answers that are the source of a dev or test row: 1" in text
+    assert "no entity" not in text
 
 
 # Leaks
@@ -563,11 +720,15 @@ def test_shipped_tasks_load_from_the_data_folder(name: str) -> None:
     task = load_task(name)
     data = load_data(task)
     assert [len(data.test), len(data.dev)] == [task.data.test.rows, task.data.dev.rows if task.data.dev else 0]
-    assert len(data.train) + data.dropped.get("train", 0) == task.data.train.rows
+    rows = {"multipit_gen": 3665, "nq": 1702 + 13096}.get(name, task.data.train.rows)
+    assert len(data.train) + data.dropped.get("train", 0) == rows
     expected = {
+        "wlp": {"pool.train": 8825, "pool.protocols": 12595},
         "multipit_id": {"pool.train": 6903, "pool.auto_pairs": 7000, "pool.auto_mixed": 3000},
+        "multipit_gen": {"pool.train": 2733, "pool.auto_tweets": 20000, "pool.quora_questions": 9999},
         "fever": {"pool.train": 6321, "pool.shared_task": 3346, "pool.claims": 13402},
         "stanceosaurus": {"pool.train": 2729, "pool.other_claims": 1000},
+        "nq": {"pool.train": 14798, "pool.questions": 20000},
     }
     assert {key: len(rows) for key, rows in data.splits() if key.startswith("pool.")} == expected[name]
     ids = [example.id for part in data.pool for example in part.examples]

@@ -45,6 +45,48 @@ class TestNoisyReplayKeepsTheContract(TestReplayKeepsTheContract):
         )  # fmt: skip
 
 
+def lines(n: int) -> dict[str, str]:
+    """Free answers: five texts that come again and again, one of them empty, as a line without entities is."""
+    return {example(number).id: ("", "mix [Action]", "a b", "c", "d e f")[number % 5] for number in range(n)}
+
+
+class TestOpenReplayKeepsTheContract(TestReplayKeepsTheContract):
+    def make_seller(self) -> Annotator:
+        return Replay(lines(self.N_KNOWN), (), PRICE)
+
+
+class TestNoisyOpenReplayKeepsTheContract(TestReplayKeepsTheContract):
+    def make_seller(self) -> Annotator:
+        return Replay(lines(self.N_KNOWN), (), PRICE, error_rate=0.4, redundancy=3, seed=5)
+
+
+def test_a_wrong_free_answer_is_the_gold_of_another_row() -> None:
+    n, rate = 5_000, 0.3
+    gold_lines = lines(n)
+    answers = Replay(gold_lines, (), PRICE, error_rate=rate, seed=2).deliver(order(n)).answers
+    wrong = Counter(
+        (gold_lines[example(number).id], given[0])
+        for number, given in enumerate(answers)
+        if given[0] != gold_lines[example(number).id]
+    )
+    assert abs(sum(wrong.values()) - n * rate) <= 4 * (n * rate * (1 - rate)) ** 0.5
+    assert len(wrong) == 20  # every text is taken for every other one
+    assert all(abs(count - n * rate / 20) < 5 * (n * rate / 20) ** 0.5 for count in wrong.values())
+    small = Replay(gold_lines, (), PRICE, error_rate=rate, seed=2).deliver(order(50)).answers
+    assert small == answers[:50]
+
+
+def test_the_majority_of_free_answers_is_mostly_the_gold() -> None:
+    n, rate = 3_000, 0.3
+    rows = {example(number).id: f"answer {number}" for number in range(n)}
+    delivery = Replay(rows, (), PRICE, error_rate=rate, redundancy=3, seed=4).deliver(order(n))
+    wrong = sum(label != f"answer {number}" for number, label in enumerate(delivery.labels)) / n
+    # Errors hardly ever agree, so the gold loses to the first answer only where that is wrong and at most one is right:
+    # first wrong and not both others right, with ties going to the first.
+    expected = rate * (1 - (1 - rate) ** 2)
+    assert abs(wrong - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
+
+
 def test_without_errors_it_says_the_gold() -> None:
     delivery = Replay(gold(30), LABELS, PRICE, redundancy=5).deliver(order(30))
     assert delivery.labels == tuple(LABELS[number % 3] for number in range(30))
@@ -110,6 +152,8 @@ def test_what_cannot_be_is_refused() -> None:
             Replay(gold(3), LABELS, PRICE, error_rate=rate)
     with pytest.raises(SellerError, match="error rate"):
         Replay({}, ["only"], PRICE, error_rate=0.1)
+    with pytest.raises(SellerError, match="over 1 different answers"):
+        Replay({"a": "same", "b": "same"}, (), PRICE, error_rate=0.1)
     for redundancy in (0, 2, -1):
         with pytest.raises(SellerError, match="redundancy"):
             Replay(gold(3), LABELS, PRICE, redundancy=redundancy)

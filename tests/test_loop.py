@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,39 +20,35 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from outlay.errors import TrainingError
+from outlay.errors import TrainingError, UsageError
 from outlay.settings import TrainSettings
 from outlay.train import loop
 from outlay.train.checkpoint import newest_checkpoint
 from outlay.train.encode import Encoded, training_batches
-from outlay.train.loop import Checkpoints, DevSet, Progress, fit, learning_rate_factor, predict_logits, step_seed
-from tests.toys import Bag, CountingGauge, encoded_rows, toy
+from outlay.train.loop import Checkpoints, DevScore, Progress, deal, fit, learning_rate_factor, piece_seed
+from outlay.train.losses import LossSum
+from outlay.train.place import here
+from outlay.train.seeds import step_seed
+from outlay.train.tracking import Tracker
+from tests.toys import Bag, BagLesson, CountingGauge, Tagger, TokenLesson, classes_of, encoded_rows, toy
 
 N_ROWS, BATCH, EPOCHS = 61, 8, 4
 N_BATCHES = 8
 """Of an epoch; the last one has five rows."""
 SETTINGS = TrainSettings(epochs=EPOCHS, batch_size=BATCH, learning_rate=0.02, precision="fp32", seed=3)
 
-Objective = Callable[[Tensor, Tensor], Tensor]
-
 
 class Killed(Exception):
     """Stands for a kill: nothing in the loop may catch it."""
 
 
-def objective_of(labels: Tensor, losses: list[float] | None = None) -> Objective:
-    def objective(logits: Tensor, rows: Tensor) -> Tensor:
-        loss = F.cross_entropy(logits, labels[rows])
-        if losses is not None:
-            losses.append(loss.item())
-        return loss
-
-    return objective
+def lesson_of(n_rows: int = N_ROWS, seed: int = 0) -> BagLesson:
+    return BagLesson(*toy(n_rows, seed))
 
 
-def dev_set(seed: int = 9, n_rows: int = 37) -> DevSet:
+def dev_set(seed: int = 9, n_rows: int = 37) -> DevScore:
     encoded, labels = toy(n_rows, seed)
-    return DevSet(encoded, lambda classes: 100 * float((classes == labels.numpy()).mean()))
+    return lambda model: (100 * float((classes_of(model, encoded) == labels.numpy()).mean()), encoded.n_tokens)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -65,13 +60,12 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_learns_a_separable_task() -> None:
-    encoded, labels = toy(307, seed=0)
     model = Bag()
     unseen, unseen_labels = toy(211, seed=1)
-    before = (predict_logits(model, unseen).argmax(-1) == unseen_labels).float().mean().item()
+    before = (classes_of(model, unseen) == unseen_labels.numpy()).mean()
     settings = TrainSettings(epochs=12, batch_size=16, learning_rate=0.03, seed=1)
-    progress = fit(model, encoded, objective_of(labels), settings, gauge=CountingGauge())
-    after = (predict_logits(model, unseen).argmax(-1) == unseen_labels).float().mean().item()
+    progress = fit(model, lesson_of(307), settings, gauge=CountingGauge())
+    after = (classes_of(model, unseen) == unseen_labels.numpy()).mean()
     assert before < 0.6
     assert after > 0.95
     assert progress.stopped == "finished"
@@ -136,11 +130,11 @@ def plain_training(model: nn.Module, encoded: Encoded, labels: Tensor, s: TrainS
 def test_the_loss_curve_is_that_of_a_plain_loop() -> None:
     encoded, labels = toy(N_ROWS, seed=0)
     settings = SETTINGS.changed({"weight_decay": 0.3, "max_grad_norm": 1.5, "warmup_fraction": 0.2})
-    ours, theirs, losses = Bag(seed=5, dropout=0.2), Bag(seed=5, dropout=0.2), []
-    progress = fit(ours, encoded, objective_of(labels, losses), settings, gauge=CountingGauge())
+    ours, theirs, lesson = Bag(seed=5, dropout=0.2), Bag(seed=5, dropout=0.2), BagLesson(encoded, labels)
+    progress = fit(ours, lesson, settings, gauge=CountingGauge())
     expected, n_clipped = plain_training(theirs, encoded, labels, settings)
     assert len(expected) == N_BATCHES * EPOCHS == progress.step
-    assert losses == pytest.approx(expected, abs=1e-6)
+    assert lesson.losses == pytest.approx(expected, abs=1e-6)
     assert 0 < n_clipped < len(expected)  # both sides of the clipping were taken
     for name, tensor in theirs.state_dict().items():
         assert torch.allclose(ours.state_dict()[name], tensor, atol=1e-5)
@@ -149,27 +143,23 @@ def test_the_loss_curve_is_that_of_a_plain_loop() -> None:
 
 
 def test_a_training_is_a_function_of_its_seed_alone() -> None:
-    encoded, labels = toy(N_ROWS, seed=0)
     ended = []
     for seed, noise in [(3, 0), (3, 1), (4, 0)]:
         model = Bag(seed=5, dropout=0.3)
         torch.manual_seed(noise)
         random.seed(noise)
-        fit(model, encoded, objective_of(labels), SETTINGS.changed({"seed": seed}), gauge=CountingGauge())
+        fit(model, lesson_of(), SETTINGS.changed({"seed": seed}), gauge=CountingGauge())
         ended.append(weights(model))
     assert same(ended[0], ended[1])
     assert not same(ended[0], ended[2])
 
 
 def test_every_real_token_is_counted_once_and_padding_never() -> None:
-    encoded, labels = toy(N_ROWS, seed=0)
-    gauge, dev = CountingGauge(), dev_set()
+    lesson, gauge = lesson_of(), CountingGauge()
     seen: list[int] = []
-    progress = fit(
-        Bag(), encoded, objective_of(labels), SETTINGS, gauge=gauge, dev=dev, on_progress=lambda p, n: seen.append(n)
-    )
-    assert gauge.n_trained == progress.n_tokens_trained == EPOCHS * encoded.n_tokens
-    assert gauge.n_inferred == progress.n_tokens_inferred == EPOCHS * dev.encoded.n_tokens
+    progress = fit(Bag(), lesson, SETTINGS, gauge=gauge, dev=dev_set(), on_progress=lambda p, n: seen.append(n))
+    assert gauge.n_trained == progress.n_tokens_trained == EPOCHS * lesson.encoded.n_tokens
+    assert gauge.n_inferred == progress.n_tokens_inferred == EPOCHS * toy(37, 9)[0].n_tokens
     assert seen == [N_BATCHES * EPOCHS] * (N_BATCHES * EPOCHS)
 
 
@@ -198,9 +188,10 @@ class KillingGauge(CountingGauge):
         self._maybe_kill("inferred")
 
 
-def attempt(folder: Path | None, gauge: CountingGauge, kill_at_step: int = 0) -> tuple[dict[str, Tensor], Progress]:
+def attempt(
+    folder: Path | None, gauge: CountingGauge, kill_at_step: int = 0, settings: TrainSettings = SETTINGS
+) -> tuple[dict[str, Tensor], Progress]:
     """One attempt at the same training, from whatever ``folder`` keeps."""
-    encoded, labels = toy(N_ROWS, seed=0)
     model = Bag(seed=5, dropout=0.3)
 
     def on_progress(progress: Progress, n_steps: int) -> None:
@@ -210,9 +201,8 @@ def attempt(folder: Path | None, gauge: CountingGauge, kill_at_step: int = 0) ->
     checkpoints = None if folder is None else Checkpoints(folder, every_seconds=0)
     progress = fit(
         model,
-        encoded,
-        objective_of(labels),
-        SETTINGS,
+        lesson_of(),
+        settings,
         gauge=gauge,
         dev=dev_set(),
         checkpoints=checkpoints,
@@ -275,7 +265,7 @@ def test_killed_again_and_again_ends_bit_for_bit_alike(unbroken: Any, steps: lis
         assert_equal_to(unbroken, *attempt(Path(folder), gauge), gauge)
 
 
-@pytest.mark.parametrize("part", ["model", "best", "optimizer", "state", "rename"])
+@pytest.mark.parametrize("part", ["model", "optimizer", "best", "state", "rename"])
 def test_killed_while_saving_leaves_the_checkpoint_before(
     unbroken: Any, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,25 +328,52 @@ def test_checkpoints_hold_safetensors_and_json_only_and_one_at_a_time(tmp_path: 
 
 
 def test_no_checkpoint_is_written_before_its_time(tmp_path: Path) -> None:
-    encoded, labels = toy(N_ROWS, seed=0)
     checkpoints = Checkpoints(tmp_path / "checkpoints", every_seconds=3600)
-    fit(Bag(), encoded, objective_of(labels), SETTINGS, gauge=CountingGauge(), checkpoints=checkpoints)
+    fit(Bag(), lesson_of(), SETTINGS, gauge=CountingGauge(), checkpoints=checkpoints)
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("step", [3, 5, 8, 13, 30])
+def test_killed_with_evaluations_in_mid_epoch_and_pieces_ends_bit_for_bit_alike(
+    tmp_path: Path, step: int, optimizer: str
+) -> None:
+    settings = SETTINGS.changed({"eval_steps": 5, "micro_batch_size": 3, "optimizer": optimizer})
+    whole_gauge, gauge = CountingGauge(), CountingGauge()
+    whole = attempt(None, whole_gauge, settings=settings)
+    assert [entry["step"] for entry in whole[1].history] == [5, 10, 15, 20, 25, 30, 32]
+    with pytest.raises(Killed):
+        attempt(tmp_path, CountingGauge(), kill_at_step=step, settings=settings)
+    assert_equal_to((*whole, whole_gauge.state()), *attempt(tmp_path, gauge, settings=settings), gauge)
+    assert gauge.n_batches == N_BATCHES * EPOCHS - (step - 1)
+
+
+def test_checkpoints_can_be_written_by_steps(tmp_path: Path) -> None:
+    saved: list[str] = []
+
+    class Watched(Checkpoints):
+        def _write(self, name: str, *args: Any) -> None:
+            saved.append(name)
+            super()._write(name, *args)
+
+    checkpoints = Watched(tmp_path, every_seconds=3600, every_steps=7)
+    fit(Bag(), lesson_of(), SETTINGS, gauge=CountingGauge(), checkpoints=checkpoints)
+    assert saved == ["step-7", "step-14", "step-21", "step-28"]
 
 
 # Which weights are left.
 
 
-def scripted(model: nn.Module, scores: list[float], seen: list[dict[str, Tensor]]) -> DevSet:
+def scripted(scores: list[float], seen: list[dict[str, Tensor]]) -> DevScore:
     """A dev set that scores what the script says, and notes the weights it was asked about."""
-    encoded, _ = toy(5, seed=2)
 
-    def score(classes: np.ndarray) -> float:
-        assert classes.shape == (5,)
+    def score(model: nn.Module) -> tuple[float, int]:
+        assert not model.training
+        assert not torch.is_grad_enabled()
         seen.append(weights(model))
-        return scores[len(seen) - 1]
+        return scores[len(seen) - 1], 5
 
-    return DevSet(encoded, score)
+    return score
 
 
 @pytest.mark.parametrize(
@@ -373,11 +390,10 @@ def scripted(model: nn.Module, scores: list[float], seen: list[dict[str, Tensor]
 def test_early_stop_and_the_best_epochs_weights(
     scores: list[float], patience: int | None, n_epochs: int, best: int, stopped: str
 ) -> None:
-    encoded, labels = toy(N_ROWS, seed=0)
     model, seen = Bag(seed=5), []
     settings = SETTINGS.changed({"epochs": 6, "patience": patience})
-    dev = scripted(model, scores, seen)
-    progress = fit(model, encoded, objective_of(labels), settings, gauge=CountingGauge(), dev=dev)
+    dev = scripted(scores, seen)
+    progress = fit(model, lesson_of(), settings, gauge=CountingGauge(), dev=dev)
     assert (len(seen), progress.stopped) == (n_epochs, stopped)
     assert (progress.best_epoch, progress.best_score) == (best, scores[best])
     assert [entry["dev"] for entry in progress.history] == scores[:n_epochs]
@@ -385,15 +401,29 @@ def test_early_stop_and_the_best_epochs_weights(
     assert [same(weights(model), epoch) for epoch in seen] == [i == best for i in range(n_epochs)]
 
 
+def test_patience_counts_evaluations_and_the_best_one_is_kept() -> None:
+    model, seen = Bag(seed=5), []
+    settings = SETTINGS.changed({"patience": 2, "eval_steps": 3})
+    progress = fit(model, lesson_of(), settings, gauge=CountingGauge(), dev=scripted([1.0, 2.0, 5.0, 3.0, 5.0], seen))
+    assert [entry["step"] for entry in progress.history] == [3, 6, 9, 12, 15]
+    assert [entry["epoch"] for entry in progress.history] == [0, 0, 1, 1, 1]
+    assert (progress.stopped, progress.best_score, progress.best_evaluation, progress.best_epoch) == (
+        "early",
+        5.0,
+        2,
+        1,
+    )
+    assert [same(weights(model), each) for each in seen] == [False, False, True, False, False]
+
+
 def test_without_dev_the_last_weights_are_left() -> None:
-    encoded, labels = toy(N_ROWS, seed=0)
     model, last = Bag(seed=5), {}
 
     def on_progress(progress: Progress, n_steps: int) -> None:
         last.update(weights(model))
 
     settings = SETTINGS.changed({"patience": 1})
-    progress = fit(model, encoded, objective_of(labels), settings, gauge=CountingGauge(), on_progress=on_progress)
+    progress = fit(model, lesson_of(), settings, gauge=CountingGauge(), on_progress=on_progress)
     assert (progress.step, progress.stopped) == (N_BATCHES * EPOCHS, "finished")
     assert (progress.best_epoch, progress.best_score) == (None, None)
     assert [entry["dev"] for entry in progress.history] == [None] * EPOCHS
@@ -405,11 +435,11 @@ def test_without_dev_the_last_weights_are_left() -> None:
 
 @pytest.mark.parametrize("share", [0.3, 1.5, 2.9])
 def test_a_refusing_gauge_stops_the_training_and_evaluates_what_there_is(share: float) -> None:
-    encoded, labels = toy(N_ROWS, seed=0)
+    encoded, _ = toy(N_ROWS, seed=0)
     limit = int(share * encoded.n_tokens)
     gauge, model, seen = CountingGauge(limit), Bag(seed=5), []
-    dev = scripted(model, [4.0, 1.0, 7.0], seen)
-    progress = fit(model, encoded, objective_of(labels), SETTINGS, gauge=gauge, dev=dev)
+    dev = scripted([4.0, 1.0, 7.0], seen)
+    progress = fit(model, lesson_of(), SETTINGS, gauge=gauge, dev=dev)
     n_epochs = math.ceil(share)
     best = {1: 0, 2: 0, 3: 2}[n_epochs]
     assert progress.stopped == "limit"
@@ -421,67 +451,44 @@ def test_a_refusing_gauge_stops_the_training_and_evaluates_what_there_is(share: 
 
 
 def test_a_gauge_that_refuses_at_an_epochs_end_evaluates_once_only() -> None:
-    encoded, labels = toy(N_ROWS, seed=0)
+    encoded, _ = toy(N_ROWS, seed=0)
     gauge, model, seen = CountingGauge(2 * encoded.n_tokens), Bag(seed=5), []
-    dev = scripted(model, [4.0, 1.0], seen)
-    progress = fit(model, encoded, objective_of(labels), SETTINGS, gauge=gauge, dev=dev)
+    dev = scripted([4.0, 1.0], seen)
+    progress = fit(model, lesson_of(), SETTINGS, gauge=gauge, dev=dev)
     assert (progress.stopped, progress.step, len(progress.history)) == ("limit", 2 * N_BATCHES, 2)
 
 
 def test_a_gauge_that_refuses_the_first_batch_is_an_error_and_no_model() -> None:
-    encoded, labels = toy(N_ROWS, seed=0)
     model = Bag(seed=5)
     with pytest.raises(TrainingError, match="not one batch"):
-        fit(model, encoded, objective_of(labels), SETTINGS, gauge=CountingGauge(0), dev=dev_set())
+        fit(model, lesson_of(), SETTINGS, gauge=CountingGauge(0), dev=dev_set())
     assert same(weights(model), weights(Bag(seed=5)))
 
 
 def test_no_rows_are_an_error() -> None:
     with pytest.raises(TrainingError, match="0 rows") as error:
-        fit(Bag(), encoded_rows([]), objective_of(torch.zeros(0)), SETTINGS, gauge=CountingGauge())
+        fit(Bag(), BagLesson(encoded_rows([]), torch.zeros(0)), SETTINGS, gauge=CountingGauge())
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_an_error(bad: float) -> None:
-    encoded, labels = toy(N_ROWS, seed=0)
-    gauge, n_calls = CountingGauge(), 0
+    gauge, model = CountingGauge(), Bag()
 
-    def objective(logits: Tensor, rows: Tensor) -> Tensor:
-        nonlocal n_calls
-        n_calls += 1
-        return F.cross_entropy(logits, labels[rows]) * (bad if n_calls == 5 else 1.0)
+    class Bad(BagLesson):
+        def loss(self, model: nn.Module, rows: np.ndarray) -> LossSum:
+            right = super().loss(model, rows)
+            return LossSum(right.total * (bad if len(self.losses) == 5 else 1.0), right.n)
 
     with pytest.raises(TrainingError, match=rf"{bad} at step 4 of 32; lower the learning rate \(0\.02\)") as error:
-        fit(Bag(), encoded, objective, SETTINGS, gauge=gauge)
+        fit(model, Bad(*toy(N_ROWS, seed=0)), SETTINGS, gauge=gauge)
     assert "\n" not in str(error.value)
     assert gauge.n_batches == 4
+    assert all(torch.isfinite(p).all() for p in model.parameters())  # the bad step was not taken
 
 
-# Inference.
-
-
-def test_predictions_come_in_row_order_whatever_the_batches() -> None:
-    encoded, _ = toy(2 * loop.INFERENCE_BATCH + 3, seed=4)
-    model, gauge = Bag(dropout=0.5), CountingGauge()
-    model.train()
-    logits = predict_logits(model, encoded, precision="fp32", gauge=gauge)
-    assert model.training
-    assert (logits.shape, logits.dtype, logits.requires_grad) == ((131, 3), torch.float32, False)
-    assert gauge.n_inferred == encoded.n_tokens
-    rows = [encoded.ids[a:b].tolist() for a, b in itertools.pairwise(encoded.offsets)]
-    alone = [predict_logits(model, encoded_rows([row]), precision="fp32") for row in rows]
-    assert torch.allclose(logits, torch.cat(alone), atol=1e-5)
-    assert torch.equal(logits, predict_logits(model, encoded, precision="fp32"))
-
-
-def test_no_rows_have_no_predictions() -> None:
-    assert len(predict_logits(Bag(), encoded_rows([]))) == 0
-
-
-def test_bf16_computes_in_bfloat16_and_loses_in_float32() -> None:
-    encoded, labels = toy(N_ROWS, seed=0)
-    computed, handed = [], []
+def test_bf16_computes_in_bfloat16_and_keeps_weights_in_float32() -> None:
+    computed = []
 
     class Spy(Bag):
         def forward(self, *args: Tensor, **batch: Tensor) -> Any:
@@ -489,13 +496,111 @@ def test_bf16_computes_in_bfloat16_and_loses_in_float32() -> None:
             computed.append(out.logits.dtype)
             return out
 
-    def objective(logits: Tensor, rows: Tensor) -> Tensor:
-        handed.append(logits.dtype)
-        return F.cross_entropy(logits, labels[rows])
-
     model = Spy()
     for precision in ("bf16", "fp32"):
-        fit(model, encoded, objective, SETTINGS.changed({"epochs": 1, "precision": precision}), gauge=CountingGauge())
+        fit(model, lesson_of(), SETTINGS.changed({"epochs": 1, "precision": precision}), gauge=CountingGauge())
     assert computed == [torch.bfloat16] * N_BATCHES + [torch.float32] * N_BATCHES
-    assert set(handed) == {torch.float32}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+# Steps in pieces.
+
+
+@given(st.integers(1, 67), st.integers(1, 5), st.none() | st.integers(1, 9))
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_a_step_is_dealt_so_that_every_row_is_taken_once(n_rows: int, n_processes: int, micro: int | None) -> None:
+    rows = np.random.default_rng(0).permutation(1000)[:n_rows].astype(np.int64)
+    dealt = [deal(rows, rank, n_processes, micro) for rank in range(n_processes)]
+    assert sorted(int(row) for pieces in dealt for piece in pieces for row in piece) == sorted(rows.tolist())
+    assert len({len(pieces) for pieces in dealt}) == 1  # shards need equal numbers of passes
+    sizes = [len(piece) for pieces in dealt for piece in pieces]
+    assert max(sizes) <= (micro or n_rows)
+    per_process = [sum(len(piece) for piece in pieces) for pieces in dealt]
+    assert max(per_process) - min(per_process) <= 1
+    if n_processes == 1 and micro is None:
+        assert np.array_equal(dealt[0][0], rows)
+
+
+def test_pieces_have_their_own_seeds_and_the_first_is_the_steps() -> None:
+    assert piece_seed(3, 17, 0, 0) == step_seed(3, 17)
+    assert (
+        len({piece_seed(3, step, rank, piece) for step in range(5) for rank in range(3) for piece in range(7)}) == 105
+    )
+
+
+@pytest.mark.parametrize("micro", [1, 3, 8, 100])
+def test_a_step_in_pieces_is_the_step_at_once_however_many_positions_the_rows_have(micro: int) -> None:
+    """The mean is over all positions of the step: not the mean of the pieces' means."""
+    histories, ended = [], []
+    for size in (None, micro):
+        model = Tagger(seed=5)
+        lesson = TokenLesson(*toy(N_ROWS, seed=0))
+        progress = fit(model, lesson, SETTINGS.changed({"micro_batch_size": size}), gauge=CountingGauge())
+        histories.append([entry["loss"] for entry in progress.history])
+        ended.append(weights(model))
+    assert histories[1] == pytest.approx(histories[0], abs=3e-6)
+    assert histories[0][0] > 1.1 * histories[0][-1]
+    for name, tensor in ended[0].items():
+        assert torch.allclose(ended[1][name], tensor, atol=1e-5)
+
+
+def test_a_gradient_is_that_of_the_mean_over_positions() -> None:
+    """One step of plain gradient descent: the change of the weights says what the gradient was."""
+    model, reference, lesson = Tagger(seed=5), Tagger(seed=5), TokenLesson(*toy(7, seed=0))
+    once = lesson.loss(reference, np.arange(7))
+    (once.total / once.n).backward()
+    norm = float(torch.stack([p.grad.norm() for p in reference.parameters() if p.grad is not None]).norm())
+    place = here()
+    for rows in deal(np.arange(7), 0, 1, 2):
+        (lesson.loss(model, rows).total / 7).backward()
+    place.add_gradients(model.parameters(), 7 / float(once.n))
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-6 * norm)
+
+
+class TwiceComputed(Tagger):
+    """Has the two methods `transformers` models have, and notes their calls."""
+
+    supports_gradient_checkpointing = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[object] = []
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, bool]) -> None:
+        self.calls.append(gradient_checkpointing_kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.calls.append("off")
+
+
+def test_gradient_checkpointing_is_on_while_training_only_and_refused_where_a_model_cannot() -> None:
+    settings = SETTINGS.changed({"gradient_checkpointing": True, "epochs": 1})
+    model = TwiceComputed()
+    fit(model, TokenLesson(*toy(N_ROWS, seed=0)), settings, gauge=CountingGauge())
+    assert model.calls == [{"use_reentrant": False}, "off"]
+    with pytest.raises(UsageError, match="a Tagger cannot compute its activations twice; turn it off"):
+        fit(Tagger(), TokenLesson(*toy(N_ROWS, seed=0)), settings, gauge=CountingGauge())
+
+
+def test_the_tracker_is_told_of_every_step_and_evaluation() -> None:
+    told: list[tuple[int, dict[str, float]]] = []
+
+    class Told(Tracker):
+        def log(self, figures: Mapping[str, float], step: int) -> None:
+            told.append((step, dict(figures)))
+
+    lesson = lesson_of()
+    fit(Bag(), lesson, SETTINGS, gauge=CountingGauge(), dev=scripted([1.0, 2.0, 3.0, 4.0], []), tracker=Told(None))
+    steps = [(step, figures) for step, figures in told if "loss" in figures]
+    assert [step for step, _ in steps] == list(range(1, 33))
+    assert [figures["loss"] for _, figures in steps] == pytest.approx(lesson.losses, abs=1e-6)
+    assert [figures["learning_rate"] for _, figures in steps] == pytest.approx(
+        [0.02 * learning_rate_factor(step, 32, 0.06) for step in range(32)]
+    )
+    assert [(step, figures) for step, figures in told if "dev" in figures] == [
+        (8, {"dev": 1.0}),
+        (16, {"dev": 2.0}),
+        (24, {"dev": 3.0}),
+        (32, {"dev": 4.0}),
+    ]

@@ -1,8 +1,9 @@
-"""Metrics against scikit-learn, intervals against the truth of simulated data."""
+"""Metrics of classes against scikit-learn, intervals against the truth of simulated data."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from outlay.errors import DataError, LabelError
 from outlay.metrics import (
+    METRICS,
+    STATISTICS,
+    Answered,
     correctness,
     main_score,
     mean_interval,
@@ -60,9 +64,29 @@ def test_strict_micro_f1_counts_an_unknown_answer_as_a_miss_only() -> None:
 
 
 def test_main_scores() -> None:
-    assert (main_score("accuracy"), main_score("f1")) == ("accuracy/published", "micro_f1/published")
-    for metric in ("accuracy", "f1"):
-        assert next(iter(score(metric, ["a"], ["a"], LABELS))) == main_score(metric)
+    assert {metric: main_score(metric) for metric in METRICS} == {
+        "accuracy": "accuracy/published",
+        "f1": "micro_f1/published",
+        "entity_f1": "micro_f1/strict",
+        "qa_f1": "f1/published",
+        "bert_ibleu": "bert_ibleu/published",
+    }
+    for metric in METRICS:
+        answer = "x [a]" if metric == "entity_f1" else "a"
+        scores = score(metric, [answer], [answer], LABELS, sources=["b"], similarities=[0.5], n_bootstrap=2)
+        assert next(iter(scores)) == main_score(metric)
+        assert set(scores) == {
+            f"{name}/{reading}" for name in STATISTICS[metric] for reading in ("published", "strict")
+        }
+
+
+def test_the_page_of_metrics_names_every_one_of_them() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = {
+        row.split("|")[1].strip(" `"): [cell.strip(" `") for cell in row.split("|")[3:5]]
+        for row in page.splitlines()[8:13]
+    }
+    assert rows == {metric: [main_score(metric), ", ".join(STATISTICS[metric])] for metric in METRICS}
 
 
 def test_intervals_depend_on_the_seed_alone() -> None:
@@ -98,7 +122,19 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(DataError, match="shape"):
         mean_interval([1.0, 2.0])
     with pytest.raises(DataError, match="1 seeds are paired with 2"):
-        paired_bootstrap_scores("f1", [["a"]], [["a"], ["a"]], ["a"], LABELS)
+        paired_bootstrap_scores("f1", [of(["a"], ["a"])], [of(["a"], ["a"])] * 2)
+    with pytest.raises(DataError, match="different gold answers"):
+        mean_score("f1", [of(["a"], ["a"]), of(["a"], ["b"])])
+    with pytest.raises(DataError, match="at least one seed"):
+        mean_score("f1", [])
+    with pytest.raises(DataError, match="statistic 'bleu' is unknown; choose one of micro_f1, macro_f1, accuracy"):
+        mean_score("f1", [of(["a"], ["a"])], statistic="bleu")
+    with pytest.raises(DataError, match="reading 'lenient' is unknown; choose one of published, strict"):
+        mean_score("f1", [of(["a"], ["a"])], reading="lenient")  # type: ignore[arg-type]
+
+
+def of(predictions: list[str], golds: list[str]) -> Answered:
+    return Answered(predictions, golds, LABELS)
 
 
 def answers_of(rng: np.random.Generator, golds: list[str], right: float) -> list[str]:
@@ -112,12 +148,12 @@ def test_accuracy_by_either_road_is_the_same_draw_by_draw() -> None:
     b = [answers_of(rng, golds, 0.6) for _ in range(3)]
     right = [[correctness(row, golds, LABELS) for row in side] for side in (a, b)]
     by_values = paired_bootstrap(*right, seed=5)
-    by_scores = paired_bootstrap_scores("accuracy", a, b, golds, LABELS, seed=5)
+    by_scores = paired_bootstrap_scores("accuracy", *([of(row, golds) for row in side] for side in (a, b)), seed=5)
     assert by_scores.mean == pytest.approx(by_values.mean)
     assert (by_scores.low, by_scores.high) == pytest.approx((by_values.low, by_values.high))
     assert by_scores.p_two_sided == by_values.p_two_sided
     alone = mean_interval(right[0], seed=5)
-    same = mean_score("accuracy", a, golds, LABELS, seed=5)
+    same = mean_score("accuracy", [of(row, golds) for row in a], seed=5)
     assert (same.value, same.low, same.high) == pytest.approx((alone.value, alone.low, alone.high))
 
 
@@ -131,7 +167,7 @@ def test_paired_f1_agrees_with_a_plain_loop() -> None:
         return float(np.mean([100 * f1_score(g, p, average="micro", labels=list(LABELS)) for p, g in picked]))
 
     everything = (np.arange(37), np.arange(2))
-    found = paired_bootstrap_scores("f1", a, b, golds, LABELS)
+    found = paired_bootstrap_scores("f1", *([of(row, golds) for row in side] for side in (a, b)))
     assert found.mean == pytest.approx(mean(a, *everything) - mean(b, *everything))
     draws = []
     for _ in range(300):
@@ -188,6 +224,6 @@ def test_many_labels_and_seeds_stay_quick() -> None:
     rng = np.random.default_rng(6)
     labels = [f"intent {i}" for i in range(77)]
     golds = [str(x) for x in rng.choice(labels, 3000)]
-    side = [[str(x) for x in rng.choice(labels, 3000)] for _ in range(2)]
-    found = paired_bootstrap_scores("f1", side, side[::-1], golds, labels)
+    side = [Answered([str(x) for x in rng.choice(labels, 3000)], golds, labels) for _ in range(2)]
+    found = paired_bootstrap_scores("f1", side, side[::-1])
     assert found.mean == pytest.approx(0)

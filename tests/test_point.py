@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outlay.errors import DataError, MissingData
+from outlay.grouping import group, short_model
 from outlay.point import (
     Point,
     PointCircumstance,
@@ -18,7 +19,6 @@ from outlay.point import (
     Reading,
     Spot,
     frontier,
-    group,
     micros_of,
     parse_points,
     read_points,
@@ -140,7 +140,7 @@ def test_every_field_is_required_and_no_other_is_taken(part: str) -> None:
     ("path", "value", "message"),
     [
         ("result.test", 100.5, "score from 0 to 100"),
-        ("result.test", "73", "finite number"),
+        ("result.test", "73", "a score from 0 to 100"),
         ("result.test", None, "ok has a test score"),
         ("result.reason", "because", "no reason"),
         ("result.status", "done", "ok or na or failed"),
@@ -222,6 +222,24 @@ def test_groups_that_share_a_variant_name_what_differs() -> None:
         "distill, student cut:3, pool 16905 rows",
         "distill, student cut:2, pool 0 rows",
     ]
+
+
+def test_groups_name_models_by_the_end_of_their_paths() -> None:
+    labels = [each.label for each in group([point(student=name) for name in ("/a/small", "/b/small", "org/large")])]
+    assert labels == ["distill, student a/small", "distill, student b/small", "distill, student large"]
+    assert short_model("cut:2", {"cut:2", "cut:3"}) == "cut:2"
+    assert short_model("/x/small", {"/x/small", "small"}) == "x/small"
+
+
+def test_a_copy_scored_just_below_zero_is_a_score() -> None:
+    low = point_with(test=-0.005, scores={"bert_ibleu/published": Reading(-0.005, -0.005, 0.0)})
+    assert parse_points([low.to_json()]) == [low]
+    with pytest.raises(DataError, match="a score from 0 to 100"):
+        parse_points([point_with(test=-1.0).to_json()])
+
+
+def point_with(**changes: Any) -> Point:
+    return dataclasses.replace(point(), result=dataclasses.replace(OK_RESULT, **changes))
 
 
 def test_ok_points_leave_out_what_has_no_score() -> None:

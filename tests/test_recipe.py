@@ -8,16 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outlay.recipe import Buy, Dev, Distil, Encoding, Model, Recipe, Score, Step, Teach, Train, graph
-from outlay.settings import TrainSettings
+from outlay.form import Form
+from outlay.recipe import Buy, Dev, Distil, Encoding, Judge, Model, Recipe, Score, Step, Teach, Train, graph
+from outlay.settings import TeachSettings, TrainSettings
 
-ENCODING = Encoding(("text",), 64, ("no", "yes"), "accuracy")
+FORM = Form("classification", ("no", "yes"), 64, 8, "say: ")
+ENCODING = Encoding(("text",), FORM, "accuracy")
+JUDGE = Judge("org/judge", 3, True, "judge's bytes")
 MODEL = Model("org/name", "org/name", "bytes")
 SETTINGS = TrainSettings(epochs=3, batch_size=8, learning_rate=1e-3)
 LABELS = Buy("train", 5, 0, "rows", "seller")
 DEV = Dev("given", 3, rows_digest="dev rows")
 TRAIN = Train("teacher", MODEL, LABELS, DEV, ENCODING, SETTINGS, threads=2)
-BLOCKS = tuple(Teach(TRAIN, start, start + 4, f"rows from {start}", 2) for start in (0, 4, 8))
+SPEECH = TeachSettings()
+BLOCKS = tuple(
+    Teach(TRAIN, start, start + 4, f"rows from {start}", "tokens", SPEECH, 97, threads=2) for start in (0, 4, 8)
+)
 DISTIL = Distil(Model("cut:1", "org/name", "bytes"), BLOCKS, DEV, ENCODING, SETTINGS, threads=2)
 SCORE = Score(DISTIL, "test rows", 2)
 
@@ -42,14 +48,24 @@ def changed(step: Step, name: str, value: object) -> Step:
         (TRAIN, "dev", replace(DEV, rows_digest="other dev rows")),
         (TRAIN, "dev", Dev("bought", 3, labels=replace(LABELS, split="dev"))),
         (TRAIN, "dev", Dev("carved", 3, labels=LABELS)),
-        (TRAIN, "encoding", replace(ENCODING, max_tokens=65)),
+        (TRAIN, "encoding", replace(ENCODING, form=replace(FORM, max_source_tokens=65))),
+        (TRAIN, "encoding", replace(ENCODING, form=replace(FORM, max_target_tokens=9))),
+        (TRAIN, "encoding", replace(ENCODING, form=replace(FORM, prefix=""))),
+        (TRAIN, "encoding", replace(ENCODING, form=replace(FORM, kind="entities"))),
+        (TRAIN, "encoding", replace(ENCODING, judge=JUDGE)),
         (TRAIN, "encoding", replace(ENCODING, segments=("a", "b"))),
-        (TRAIN, "encoding", replace(ENCODING, labels=("yes", "no"))),
+        (TRAIN, "encoding", replace(ENCODING, form=replace(FORM, labels=("yes", "no")))),
         (TRAIN, "encoding", replace(ENCODING, metric="f1")),
         (TRAIN, "threads", 1),
         (BLOCKS[0], "teacher", replace(TRAIN, threads=1)),
         (BLOCKS[0], "rows_digest", "other rows"),
         (BLOCKS[0], "stop", 3),
+        (BLOCKS[0], "target", "text"),
+        (BLOCKS[0], "vocab_size", 96),
+        (BLOCKS[0], "vocab_size", None),
+        (BLOCKS[0], "settings", replace(SPEECH, beams=4)),
+        (BLOCKS[0], "settings", replace(SPEECH, keep_padding=True)),
+        (BLOCKS[0], "settings", replace(SPEECH, max_logits=0)),
         (BLOCKS[0], "threads", 1),
         (BLOCKS[0], "teacher", replace(TRAIN, settings=replace(SETTINGS, precision="fp32"))),
         (DISTIL, "targets", BLOCKS[:2]),
@@ -57,6 +73,7 @@ def changed(step: Step, name: str, value: object) -> Step:
         (DISTIL, "dev", None),
         (DISTIL, "settings", replace(SETTINGS, temperature=3.0)),
         (DISTIL, "threads", 1),
+        (DISTIL, "gold", LABELS),
         (SCORE, "model", TRAIN),
         (SCORE, "rows_digest", "other rows"),
         (SCORE, "threads", 1),
@@ -76,9 +93,23 @@ def test_every_setting_is_in_the_key(field: str) -> None:
         "seed": 1,
         "epochs": 4,
         "batch_size": 4,
+        "objective": "published",
+        "divergence": "js",
+        "gold_weight": 0.5,
+        "micro_batch_size": 2,
+        "optimizer": "adafactor",
+        "gradient_checkpointing": True,
+        "eval_steps": 7,
     }
     value = named[field] if field in named else getattr(SETTINGS, field) / 2
     assert replace(TRAIN, settings=SETTINGS.changed({field: value})).key != TRAIN.key
+
+
+def test_a_judge_is_its_bytes_and_how_it_is_read() -> None:
+    judged = replace(ENCODING, judge=JUDGE)
+    assert replace(judged, judge=replace(JUDGE, ref="/elsewhere")).parameters() == judged.parameters()
+    for change in ({"layer": None}, {"idf": False}, {"fingerprint": "other"}):
+        assert replace(judged, judge=replace(JUDGE, **change)).parameters() != judged.parameters()
 
 
 def test_who_a_model_is_for_and_who_pays_do_not_change_it() -> None:

@@ -117,6 +117,17 @@ def test_a_seed_that_failed_is_counted_and_kept_out_of_the_mean() -> None:
     assert tables.cells(row)[-1] == "1 of 2"
 
 
+def test_the_measure_is_said_wherever_a_score_is_shown(comparison: Comparison) -> None:
+    assert comparison.measure is None
+    told = dataclasses.replace(comparison, measure=tables.measure_text("micro_f1/strict"))
+    assert told.measure == "micro F1, strict reading"
+    assert tables.measure_text("bert_ibleu/published") == "BERT-iBLEU, published reading"
+    assert "\nTest: micro F1, strict reading, 0-100.\n" in tables.render_markdown(told)
+    assert "Test: micro F1, strict reading" in page.render_page(told)
+    assert "Test micro F1, strict reading (0–100)" in str(charts.frontier_spec(told))
+    assert "reading" not in tables.render_markdown(comparison)
+
+
 def test_no_points_is_one_clear_line() -> None:
     with pytest.raises(DataError, match="no points to compare"):
         compare([])

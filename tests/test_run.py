@@ -268,12 +268,12 @@ def test_meter_stops_a_step_at_its_cash_and_keeps_the_best_model_so_far(world: W
 def test_diverged_training_fails_the_point_and_gives_the_hold_back(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import outlay.train.steps as steps
+    import outlay.train.lessons as lessons
 
     one = runner(tmp_path / "out", tmp_path / "store")
     prepared = world.prepared(strategy="annotate", n_initial=None, budget_micros=4_100_000)
     with monkeypatch.context() as broken:
-        broken.setattr(steps, "cross_entropy", lambda logits, _labels: logits.sum() * float("nan"))
+        broken.setattr(lessons, "cross_entropy", lambda logits, _labels: logits.sum(-1) * float("nan"))
         point = one.execute(prepared)
     assert point.result.status == "failed"
     assert "lower the learning rate" in str(point.result.reason)

@@ -8,9 +8,10 @@ from dataclasses import fields
 import pytest
 
 from outlay.errors import UsageError
-from outlay.settings import TrainSettings
+from outlay.settings import TeachSettings, TrainSettings
 
 GOOD = TrainSettings(epochs=3, batch_size=8, learning_rate=1e-3)
+GOOD_TEACHING = TeachSettings()
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,20 @@ GOOD = TrainSettings(epochs=3, batch_size=8, learning_rate=1e-3)
         ("dropout", -0.1, 0.0),
         ("temperature", 0.0, 0.5),
         ("precision", "fp16", "fp32"),
+        ("objective", "both", "published"),
+        ("divergence", "kl", "reverse_kl"),
+        ("divergence", "jsd", "js"),
+        ("js_beta", 0.0, 0.1),
+        ("js_beta", 1.0, 0.9),
+        ("gold_weight", 1.0, 0.99),
+        ("gold_weight", -0.1, 0.0),
+        ("micro_batch_size", 0, None),
+        ("optimizer", "sgd", "adafactor"),
+        ("gradient_checkpointing", 1, True),
+        ("gradient_checkpointing", None, False),
+        ("eval_steps", 0, None),
+        ("eval_steps", 1.5, 1),
+        ("epochs", True, 1),
     ],
 )
 def test_each_setting_has_a_limit_and_the_error_names_it(name: str, bad: object, good: object) -> None:
@@ -58,3 +73,51 @@ def test_plain_values_hold_every_field_and_survive_json() -> None:
     plain = GOOD.to_json()
     assert set(plain) == {field.name for field in fields(TrainSettings)}
     assert TrainSettings(**json.loads(json.dumps(plain))) == GOOD
+
+
+def test_what_a_training_does_by_default_is_what_it_did_before_there_was_a_choice() -> None:
+    plain = GOOD.to_json()
+    assert {
+        name: plain[name] for name in ("objective", "divergence", "gold_weight", "micro_batch_size", "optimizer")
+    } == {
+        "objective": "masked",
+        "divergence": "forward_kl",
+        "gold_weight": 0.0,
+        "micro_batch_size": None,
+        "optimizer": "adamw",
+    }
+    assert (GOOD.eval_steps, GOOD.gradient_checkpointing) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "good"),
+    [
+        ("beams", 0, 4),
+        ("beams", True, 4),
+        ("sample", 1, True),
+        ("sample_temperature", 0.0, 0.7),
+        ("top_p", 0.0, 0.9),
+        ("top_p", 1.1, 1.0),
+        ("max_logits", -1, 0),
+        ("keep_padding", "yes", True),
+        ("batch_size", 0, 1),
+        ("seed", 0.5, 1),
+    ],
+)
+def test_each_teaching_setting_has_a_limit_and_the_error_names_it(name: str, bad: object, good: object) -> None:
+    assert getattr(GOOD_TEACHING.changed({name: good}), name) == good
+    with pytest.raises(UsageError) as refused:
+        GOOD_TEACHING.changed({name: bad})
+    assert name in str(refused.value)
+    assert repr(bad) in str(refused.value)
+    assert "must be" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_teacher_searches_or_samples_and_survives_json() -> None:
+    with pytest.raises(UsageError, match="beams is 4; it must be 1 where the answer is sampled"):
+        TeachSettings(beams=4, sample=True)
+    with pytest.raises(UsageError, match="unknown teaching setting 'epochs'"):
+        GOOD_TEACHING.changed({"epochs": 3})
+    settings = TeachSettings(sample=True, top_p=0.9, max_logits=0)
+    assert TeachSettings(**json.loads(json.dumps(settings.to_json()))) == settings

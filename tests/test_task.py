@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 
 from outlay.errors import DataError, TaskFileError, UnknownTask
 from outlay.example import Example
-from outlay.task import SHIPPED, Task, load_task, shipped_tasks, task_schema
+from outlay.form import Form
+from outlay.metrics import METRICS
+from outlay.settings import TrainSettings
+from outlay.task import METRICS_OF, SHIPPED, Metric, Task, load_task, shipped_tasks, task_schema
+from outlay.training import HyperParameters
 
 MINIMAL: dict[str, Any] = {
     "name": "colours",
@@ -53,7 +57,6 @@ def written(folder: Path, content: Any) -> Path:
 def test_a_minimal_task_has_sensible_defaults(tmp_path: Path) -> None:
     task = load_task(written(tmp_path, MINIMAL))
     assert task.segment_names == ("left", "right")
-    assert task.unknown_label == "same"
     assert (task.metric, task.dev, task.max_source_tokens, task.max_target_tokens) == ("accuracy", "given", 128, 8)
     assert task.folder == tmp_path.resolve()
     assert task.training.teacher.given() == {}
@@ -70,7 +73,18 @@ def test_a_minimal_task_has_sensible_defaults(tmp_path: Path) -> None:
         ("labels", ["one"], ["labels", "at least 2"]),
         ("labels", ["one", "one"], ["labels", "differ"]),
         ("labels", [True, "one"], ["labels.0", "string", "True"]),
-        ("metric", "bleu", ["metric", "'accuracy' or 'f1'", "bleu"]),
+        ("metric", "bleu", ["metric", "'accuracy', 'f1'", "'bleu'"]),
+        ("metric", "qa_f1", ["metric", "qa_f1 does not measure classification", "accuracy or f1"]),
+        ("kind", "regression", ["kind", "'classification', 'entities' or 'generation'"]),
+        ("kind", "generation", ["labels", "free text", "remove the labels"]),
+        ("labels", ..., ["labels", "at least 2, not 0"]),
+        ("bertscore", {"model": "org/encoder"}, ["bertscore", "bert_ibleu", "accuracy"]),
+        ("training.t5", {}, ["training.t5", "unknown key", "seq2seq"]),
+        ("training.seq2seq.teacher.epoch", 3, ["training.seq2seq.teacher.epoch", "did you mean epochs?"]),
+        ("training.distil.objective", "token", ["training.distil.objective", "'masked' or 'published'"]),
+        ("training.encoder.student.lr", 1.0, ["training.encoder.student.lr", "less than 1"]),
+        ("published", {"usd_per_label": 0.1, "n_train": 5}, ["published.source", "required"]),
+        ("data.more_train", [{"target": "label"}], ["data.more_train.0", "exactly one"]),
         ("max_source_tokens", 0, ["max_source_tokens", "greater than 0", "not 0"]),
         ("text", "no field", ["no placeholder"]),
         ("segments", ["middle"], ["segments", "left, right, text"]),
@@ -101,6 +115,76 @@ def test_a_wrong_key_gets_one_clear_line(tmp_path: Path, path: str, value: Any, 
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+ENTITIES: dict[str, Any] = {**MINIMAL, "kind": "entities", "labels": ["Amount", "Reagent"]}
+GENERATION: dict[str, Any] = {key: value for key, value in MINIMAL.items() if key != "labels"} | {"kind": "generation"}
+
+
+def test_what_is_not_said_follows_from_the_kind() -> None:
+    tasks = [Task.model_validate(content) for content in (MINIMAL, ENTITIES, GENERATION)]
+    assert [(task.metric, task.max_target_tokens) for task in tasks] == [
+        ("accuracy", 8),
+        ("entity_f1", 128),
+        ("qa_f1", 32),
+    ]
+    assert [task.segment_names for task in tasks] == [("left", "right"), ("text",), ("left", "right")]
+    assert Task.model_validate({**GENERATION, "metric": "bert_ibleu", "max_target_tokens": 5}).max_target_tokens == 5
+    assert tasks[1].form == Form("entities", ("Amount", "Reagent"), 128, 128, "")
+    assert Task.model_validate({**GENERATION, "prefix": "ask: "}).form == Form("generation", (), 128, 32, "ask: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({**ENTITIES, "labels": []}, ["at least 1, not 0"]),
+        ({**ENTITIES, "labels": ["Amount", "AMOUNT"]}, ["differ in more than case"]),
+        ({**ENTITIES, "labels": ["A[m]ount"]}, ["brackets"]),
+        ({**ENTITIES, "metric": "f1"}, ["f1 does not measure entities", "entity_f1"]),
+        ({**ENTITIES, "segments": ["left"]}, ["segments", "[text]"]),
+        ({**GENERATION, "metric": "accuracy"}, ["qa_f1 or bert_ibleu"]),
+        ({**GENERATION, "bertscore": {"model": "org/encoder"}}, ["bert_ibleu", "qa_f1"]),
+        ({**GENERATION, "metric": "bert_ibleu", "bertscore": {"layer": 3}}, ["bertscore.model", "required"]),
+    ],
+)
+def test_what_does_not_go_with_the_kind_is_refused(tmp_path: Path, content: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(TaskFileError) as caught:
+        load_task(written(tmp_path, content))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_every_metric_of_a_task_can_be_computed() -> None:
+    assert sorted(metric for metrics in METRICS_OF.values() for metric in metrics) == sorted(METRICS)
+    assert sorted(METRICS) == sorted(get_args(Metric))
+
+
+def test_hyper_parameters_of_a_family_win() -> None:
+    training = {
+        "student": {"epochs": 3, "dropout": 0.0},
+        "seq2seq": {"student": {"epochs": 50, "lr": 0.001}, "distil": {"objective": "published", "js_beta": 0.2}},
+    }
+    task = Task.model_validate({**MINIMAL, "training": training})
+    assert task.training.settings_for("encoder", "student") == {"epochs": 3, "dropout": 0.0}
+    wanted = {"epochs": 50, "learning_rate": 0.001, "dropout": 0.0}
+    assert task.training.settings_for("seq2seq", "student") == wanted
+    assert task.training.settings_for("seq2seq", "distil") == {"objective": "published", "js_beta": 0.2}
+    assert task.training.settings_for("causal", "teacher") == {}
+
+
+def test_every_hyper_parameter_is_a_training_setting() -> None:
+    """What a task may set, the settings take under the names `settings_for` gives: no key leads nowhere."""
+    content: dict[str, Any] = {
+        **{"epochs": 7, "lr": 0.01, "batch_size": 5, "warmup_fraction": 0.2, "weight_decay": 0.3, "max_grad_norm": 2.0},
+        **{"patience": 3, "dropout": 0.1, "precision": "fp32", "optimizer": "adafactor", "micro_batch_size": 2},
+        **{"gradient_checkpointing": True, "eval_steps": 11, "temperature": 2.5, "objective": "published"},
+        **{"divergence": "js", "js_beta": 0.3, "gold_weight": 0.4},
+    }
+    assert set(content) == set(HyperParameters.model_fields)
+    task = Task.model_validate({**MINIMAL, "training": {"causal": {"distil": content}}})
+    given = task.training.settings_for("causal", "distil")
+    changed = TrainSettings(1, 1, 0.5).changed(given)
+    assert {name: getattr(changed, name) for name in given} == given
 
 
 @pytest.mark.parametrize(
@@ -186,34 +270,9 @@ def test_shipped_tasks_fit_the_schema(name: str) -> None:
         jsonschema.validate({**content, "labls": []}, schema)
 
 
-@pytest.mark.parametrize(
-    ("name", "labels", "metric", "max_source_tokens"),
-    [
-        ("multipit_id", ("NO", "YES"), "accuracy", 64),
-        ("fever", ("REFUTES", "SUPPORTS"), "accuracy", 128),
-        ("stanceosaurus", ("Irrelevant", "Discussing", "Supporting", "Refuting", "Querying"), "f1", 128),
-    ],
-)
-def test_shipped_tasks_are_the_published_ones(
-    name: str, labels: tuple[str, ...], metric: str, max_source_tokens: int
-) -> None:
-    """Labels, metric and lengths of Kang et al. 2023, Tables 1, 7 and 8."""
+@pytest.mark.parametrize("name", shipped_tasks())
+def test_a_task_survives_a_trip_through_json(name: str) -> None:
     task = load_task(name)
-    assert task.name == name
-    assert (task.labels, task.metric) == (labels, metric)
-    assert (task.max_source_tokens, task.max_target_tokens) == (max_source_tokens, 8)
-    assert task.price_item == f"label/{name}"
-    assert task.folder is None
-    for _, source in task.sources():
-        for file in source.files():
-            assert file.sha256
-            assert file.rows
-            assert file.origin
-            assert file.origin.commit
-
-
-def test_a_task_survives_a_trip_through_json() -> None:
-    task = load_task("multipit_id")
     assert Task.model_validate(json.loads(task.model_dump_json())) == task
 
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from outlay.train.encode import Encoded
+from outlay.train.encode import Encoded, collate
+from outlay.train.losses import LossSum
 
 MARKERS = (("awful", "dull", "broken"), ("lovely", "bright", "clever"))
 FILLERS = (
@@ -107,3 +110,83 @@ class CountingGauge:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.n_trained, self.n_inferred = state["trained"], state["inferred"]
+
+
+def classes_of(model: nn.Module, encoded: Encoded) -> NDArray[np.int64]:
+    """The class `Bag` gives to each row, in eval mode."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits = model(**collate(encoded, np.arange(len(encoded)), torch.device("cpu"))).logits
+    model.train(was_training)
+    return logits.argmax(-1).numpy()
+
+
+class BagLesson:
+    """Cross-entropy of one class per row, for `Bag`; notes the mean of each call in ``losses``."""
+
+    def __init__(self, encoded: Encoded, labels: Tensor) -> None:
+        self.encoded = encoded
+        self.labels = labels
+        self.losses: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return self.encoded.lengths
+
+    @property
+    def n_truncated(self) -> int:
+        return self.encoded.n_truncated
+
+    def loss(self, model: nn.Module, rows: NDArray[np.int64]) -> LossSum:
+        logits = model(**collate(self.encoded, rows, next(model.parameters()).device)).logits.float()
+        total = F.cross_entropy(logits, self.labels[torch.from_numpy(rows)], reduction="sum")
+        self.losses.append(total.item() / len(rows))
+        return LossSum(total, torch.tensor(float(len(rows))))
+
+
+class TokenLesson(BagLesson):
+    """Cross-entropy at every token of a row, for `Tagger`: rows have different numbers of positions."""
+
+    def loss(self, model: nn.Module, rows: NDArray[np.int64]) -> LossSum:
+        batch = collate(self.encoded, rows, next(model.parameters()).device)
+        labels = (batch["input_ids"] + self.labels[torch.from_numpy(rows)].unsqueeze(1)) % N_CLASSES
+        values = F.cross_entropy(model(**batch).logits.float().transpose(1, 2), labels, reduction="none")
+        real = batch["attention_mask"].bool()
+        return LossSum(torch.where(real, values, 0.0).sum(), real.sum().float())
+
+
+class Block(nn.Module):
+    """What must not be split when weights are dealt among processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(13, 13)
+        self.norm = nn.LayerNorm(13)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(hidden + torch.tanh(self.linear(hidden)))
+
+
+class Tagger(nn.Module):
+    """Two blocks over each word and the mean of all."""
+
+    _no_split_modules = ("Block",)
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.words = nn.Embedding(N_WORDS, 13)
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(13, N_CLASSES)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Any:
+        mask = attention_mask.unsqueeze(-1).float()
+        hidden = self.words(input_ids)
+        hidden = hidden + (hidden * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return SimpleNamespace(logits=self.head(hidden))

@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from itertools import combinations
+from functools import cached_property
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 from outlay.errors import DataError, MissingData, UsageError
-from outlay.metrics import STATISTICS, Difference, mean_score, paired_bootstrap_scores
+from outlay.grouping import Group, group
+from outlay.metrics import Answered, correctness, main_score, mean_score, paired_bootstrap_scores
 from outlay.money import Price
-from outlay.point import Point, read_points, write_points
+from outlay.point import Point, PointRequest, read_points, write_points
 from outlay.prepare import Options, Workbench
 from outlay.report.charts import frontier_spec, save_chart
 from outlay.report.page import render_page, write_page
@@ -22,6 +24,7 @@ from outlay.report.tables import Comparison, DifferenceRow, compare, render_csv,
 from outlay.run import Runner
 from outlay.runfolder import write_json
 from outlay.store import Store
+from outlay.strategy import strategy
 from outlay.workshop import PREDICTIONS_FILE
 
 INDEX_FILE = "comparison.json"
@@ -30,36 +33,67 @@ INDEX_FILE = "comparison.json"
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What to compare; ``base`` holds everything that the points share."""
+    """What to compare; ``base`` holds everything that the points share.
+
+    ``teachers`` and ``students``: sizes to compare (Kang et al. 2023, Figures 4 and 5); empty = the one of ``base``. Whatever the
+    teacher, ``cut:`` and ``tiny:`` students are made from one checkpoint: the base's, else the first teacher.
+    """
 
     base: Options
     strategies: tuple[str, ...]
     budgets_micros: tuple[int, ...]
     n_seeds: int
+    teachers: tuple[str, ...] = ()
+    students: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, values in (("strategies", self.strategies), ("budgets", self.budgets_micros)):
             if not values:
                 raise UsageError(f"no {name} to compare; name at least one")
+        for name in ("strategies", "budgets_micros", "teachers", "students"):
+            values = getattr(self, name)
             if len(set(values)) != len(values):
-                raise UsageError(f"one of the {name} is named twice: {', '.join(map(str, values))}")
+                named = name.removesuffix("_micros")
+                raise UsageError(f"one of the {named} is named twice: {', '.join(map(str, values))}")
         if self.n_seeds < 1:
             raise UsageError(f"--seeds is {self.n_seeds}; compare at least 1")
 
     def options(self) -> list[Options]:
-        """One `Options` per point, seed by seed so that a first table is soon there.
+        """One `Options` per point, seed by seed so that a first table is soon there; each point once.
 
         With a fixed N, `distill` under its own N rule stands beside.
         """
-        points = []
+        points: list[Options] = []
         for seed in range(self.base.seed, self.base.seed + self.n_seeds):
             for budget in self.budgets_micros:
                 for name in self.strategies:
-                    asked = replace(self.base, strategy=name, budget_micros=budget, seed=seed)
-                    points.append(asked)
-                    if name == "distill" and asked.n_initial is not None:
-                        points.append(replace(asked, n_initial=None))
+                    for teacher, student in self._models(name):
+                        asked = replace(
+                            self.base,
+                            strategy=name,
+                            budget_micros=budget,
+                            seed=seed,
+                            teacher=teacher,
+                            student=student,
+                            base=None if teacher == self._origin else self._origin,
+                        )
+                        points.append(asked)
+                        if name == "distill" and asked.n_initial is not None:
+                            points.append(replace(asked, n_initial=None))
         return points
+
+    @property
+    def _origin(self) -> str:
+        """What ``cut:`` and ``tiny:`` students are made from."""
+        return self.base.base or (self.teachers or (self.base.teacher,))[0]
+
+    def _models(self, name: str) -> list[tuple[str, str]]:
+        """Teachers and students of a strategy: those that make no difference to it are not varied."""
+        policy = strategy(name)
+        teachers = self.teachers or (self.base.teacher,)
+        students = self.students or (self.base.student,)
+        taught = policy.taught_by == "teacher"
+        return list(product(teachers if taught else teachers[:1], students[:1] if policy.starts_general else students))
 
 
 def run_points(
@@ -123,12 +157,14 @@ def summarise(runner: Runner) -> Comparison:
     teachers = {
         p.id: m["teacher_dev"] for p, m in zip(points, manifests, strict=True) if m and m["teacher_dev"] is not None
     }
+    metrics = {test.metric for test in tests.values()}
     return compare(
         points,
         half_of=lambda ok: _half_interval([tests[point.id] for point in ok if point.id in tests], len(ok)),
         correctness={point: test.correct for point, test in tests.items() if test.metric == "accuracy"},
         teacher_dev=teachers,
         differences=_differences(points, tests),
+        measure=main_score(metrics.pop()) if len(metrics) == 1 else None,
     )
 
 
@@ -139,11 +175,12 @@ def write_report(runner: Runner) -> dict[str, Path]:
     files = {"table": folder / "table.md", "csv": folder / "table.csv"}
     files["table"].write_text(render_markdown(comparison), encoding="utf-8")
     files["csv"].write_text(render_csv(comparison), encoding="utf-8")
-    receipts = {}
+    receipts: dict[str, str] = {}
+    names = _names(read_points(folder / "points.json"))
     for run in json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["runs"]:
         manifest = _manifest(runner, run)
         text = render_text(receipt(runner.ledger, run))
-        name = run if manifest is None else _name(Point.from_json(manifest["point"]))
+        name = run if manifest is None else names[Point.from_json(manifest["point"]).id]
         receipts[name] = text
         target = folder / "receipts" / f"{run}.txt"
         target.parent.mkdir(exist_ok=True)
@@ -156,18 +193,18 @@ def write_report(runner: Runner) -> dict[str, Path]:
     return files
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Test:
     """What a run said about the test split, row by row."""
 
     metric: str
-    labels: tuple[str, ...]
-    predictions: tuple[str, ...]
-    golds: tuple[str, ...]
+    answered: Answered
 
-    @property
+    @cached_property
     def correct(self) -> list[float]:
-        return [float(p == g) for p, g in zip(self.predictions, self.golds, strict=True)]
+        """1 for each right answer and 0 for each wrong one, of a task with classes."""
+        said = self.answered
+        return [points / 100 for points in correctness(said.predictions, said.golds, said.labels)]
 
     @classmethod
     def read(cls, runner: Runner, manifest: Mapping[str, Any] | None) -> _Test | None:
@@ -177,41 +214,60 @@ class _Test:
         if artifact is None:
             return None
         said = json.loads((artifact.path / PREDICTIONS_FILE).read_text(encoding="utf-8"))
-        return cls(said["metric"], tuple(said["labels"]), tuple(said["predictions"]), tuple(said["golds"]))
+        answered = Answered(
+            predictions=said["predictions"],
+            golds=said["golds"],
+            labels=said["labels"],
+            sources=said.get("sources", ()),
+            similarities=said.get("similarities", ()),
+        )
+        return cls(said["metric"], answered)
 
 
 def _differences(points: Sequence[Point], tests: Mapping[str, _Test]) -> list[DifferenceRow]:
-    """Every pair of strategies at each budget, bootstrapped over examples and seeds on the seeds that both have."""
-    budgets = sorted({point.request.budget_usd for point in points})
-    variants = list(dict.fromkeys(point.request.variant for point in points))
+    """Pairs of rows at each budget, bootstrapped over examples and seeds on the seeds that both have."""
     rows = []
-    for budget in budgets:
-        by_variant: dict[str, dict[int, _Test]] = {}
-        for point in points:
-            if point.request.budget_usd == budget and point.id in tests:
-                by_variant.setdefault(point.request.variant, {})[point.request.seed] = tests[point.id]
-        for second, first in combinations([v for v in variants if v in by_variant], 2):
-            seeds = sorted(set(by_variant[first]) & set(by_variant[second]))
-            if seeds:
-                interval = _difference([by_variant[first][s] for s in seeds], [by_variant[second][s] for s in seeds])
-                rows.append(DifferenceRow.of(first, second, budget, interval))
+    groups = [each for each in group(points) if any(point.id in tests for point in each.points)]
+    for second, first in combinations(groups, 2):
+        if first.budget_usd != second.budget_usd or not _is_told_apart(_request(first), _request(second)):
+            continue
+        one, other = _by_seed(first, tests), _by_seed(second, tests)
+        seeds = sorted(set(one) & set(other))
+        if seeds:
+            interval = paired_bootstrap_scores(
+                one[seeds[0]].metric, [one[s].answered for s in seeds], [other[s].answered for s in seeds]
+            )
+            rows.append(DifferenceRow.of(first.label, second.label, first.budget_usd, interval))
     return rows
 
 
+def _request(each: Group) -> PointRequest:
+    return each.points[0].request
+
+
+def _by_seed(each: Group, tests: Mapping[str, _Test]) -> dict[int, _Test]:
+    return {point.request.seed: tests[point.id] for point in each.points if point.id in tests}
+
+
+def _is_told_apart(one: PointRequest, other: PointRequest) -> bool:
+    """Whether a difference has one cause: another strategy with the same models, or one other model within a strategy."""
+    n_others = sum(a != b for a, b in zip(_chosen(one), _chosen(other), strict=True) if a is not None and b is not None)
+    return n_others == (1 if one.variant == other.variant else 0)
+
+
+def _chosen(request: PointRequest) -> tuple[str | None, str | None]:
+    """Teacher and student, ``None`` where the strategy brings its own."""
+    policy = strategy(request.strategy)
+    teacher = request.teacher if policy.taught_by == "teacher" else None
+    return teacher, None if policy.starts_general else request.student
+
+
 def _half_interval(of_seeds: Sequence[_Test], n_seeds: int) -> float | None:
-    """Half of the 95 % interval of F1 over examples and seeds; ``None`` for accuracy, and where a seed's answers are gone."""
+    """Half of the 95 % interval over examples and seeds; ``None`` for accuracy, and where a seed's answers are gone."""
     if len(of_seeds) != n_seeds or not of_seeds or of_seeds[0].metric == "accuracy":
         return None
-    one = of_seeds[0]
-    reading = mean_score(STATISTICS[one.metric][0], [t.predictions for t in of_seeds], one.golds, one.labels)
+    reading = mean_score(of_seeds[0].metric, [test.answered for test in of_seeds])
     return (reading.high - reading.low) / 2
-
-
-def _difference(first: Sequence[_Test], second: Sequence[_Test]) -> Difference:
-    one = first[0]
-    return paired_bootstrap_scores(
-        one.metric, [t.predictions for t in first], [t.predictions for t in second], one.golds, one.labels
-    )
 
 
 def _manifest(runner: Runner, run: str) -> dict[str, Any] | None:
@@ -222,6 +278,10 @@ def _manifest(runner: Runner, run: str) -> dict[str, Any] | None:
     return document
 
 
-def _name(point: Point) -> str:
-    request = point.request
-    return f"{request.variant}, ${request.budget_usd:,.2f}, seed {request.seed}"
+def _names(points: Sequence[Point]) -> dict[str, str]:
+    """What a reader calls each point, by its id."""
+    return {
+        point.id: f"{each.label}, ${each.budget_usd:,.2f}, seed {point.request.seed}"
+        for each in group(points)
+        for point in each.points
+    }

@@ -1,7 +1,7 @@
 """From a task file to examples: read, check, number, and keep the test rows out of everything that is trained on.
 
-``load_data`` is the only door. What comes through it has labels of the label set only, stable ids, and no train or pool
-row that is also a dev or test row.
+``load_data`` is the only door. What comes through it has answers that the task allows, stable ids, and no train or pool row
+that is also a dev or test row.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from outlay.entities import parse_entities, unlabelled
 from outlay.errors import DataError, LabelError, LeakError, MissingData
 from outlay.example import Example, TextFormat, number_repeats, seeded_order, shorten
 from outlay.rows import Row, read_file, read_hub
-from outlay.task import Column, DataFile, Derive, PoolSource, Source, Task, load_task
+from outlay.sources import Column, DataFile, Derive, PoolSource, Source, Split
+from outlay.task import Task, load_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def load_data(task: Task, root: Path | None = None) -> TaskData:
 
     Raises:
         MissingData: A file is absent, empty, half-written, or has another sha256 or number of rows.
-        LabelError: A gold label is missing or outside the label set.
+        LabelError: A gold label is missing or outside the label set; an answer is empty, or an entity has no type.
         LeakError: Train or pool rows are dev or test rows, and the task does not say ``drop_leaks``.
         DataError: A row does not have the columns, or does not fit the template, that the task names.
     """
@@ -124,6 +126,21 @@ def source_key(task: Task, example: Example) -> tuple[str, ...]:
     """Return what makes two examples the same source: all fields folded, in any order for a symmetric task."""
     key = tuple(fold(value) for _, value in example.fields)
     return tuple(sorted(key)) if task.symmetric else key
+
+
+def answer_problem(task: Task, answer: str) -> str | None:
+    """Say what is wrong with a gold answer, to be put behind the name of its row; None when the task allows it."""
+    allowed = ", ".join(task.labels)
+    if task.kind == "classification" and answer not in task.labels:
+        return f"has the label {shorten(answer)!r}, allowed are {allowed}; correct it or `labels`"
+    if task.kind == "entities":
+        if rest := unlabelled(answer, task.labels):
+            return f"has no type behind {shorten(rest)!r} in its target; write `text [Type]`, types are {allowed}"
+        if any(not entity.text for entity in parse_entities(answer, task.labels)):
+            return f"has a type without a text before it in its target {shorten(answer)!r}; write `text [Type]`"
+    if task.kind == "generation" and not answer.strip():
+        return "has an empty target; write the answer or remove the row"
+    return None
 
 
 def find_leaks(task: Task, data: TaskData) -> list[Leak]:
@@ -181,31 +198,50 @@ class _Reader:
         self._root = root
         self._above = above
         self._files: dict[Path, list[Row]] = {}
-        self._splits: dict[str, list[Example]] = {}
+        self._splits: dict[Split, list[Example]] = {}
         self._orders: dict[tuple[str, int], list[int]] = {}
 
-    def split(self, name: str) -> list[Example]:
+    def split(self, name: Split) -> list[Example]:
         """Return a labelled split with the ids of its examples set."""
         if name not in self._splits:
-            source: Source | None = getattr(self._task.data, name)
-            if source is None:
+            sources = self._task.data.sources_of(name)
+            if not sources:
                 raise DataError(f"task {self._task.name} has no {name} split; add `data.{name}` or name another split")
-            self._splits[name] = number_repeats(self._examples(source))
+            self._splits[name] = number_repeats(example for source in sources for example in self._examples(source))
         return self._splits[name]
 
     def pool(self) -> list[PoolPart]:
-        """Return the pool's parts; repeats are numbered through all of them."""
-        parts = [(part.name, self._examples(part)) for part in self._task.pool]
+        """Return the pool's parts; repeats are numbered through all of them, or left out where a part is ``distinct``."""
+        seen: set[tuple[str, ...]] = set()
+        parts = [(part.name, self._part(part, seen)) for part in self._task.pool]
         numbered = iter(number_repeats(example for _, examples in parts for example in examples))
         return [PoolPart(name, [next(numbered) for _ in examples]) for name, examples in parts]
 
-    def _examples(self, source: Source) -> list[Example]:
+    def _part(self, part: PoolSource, seen: set[tuple[str, ...]]) -> list[Example]:
+        """Return the examples of one part of the pool; the sources ``seen`` in parts before it grow by its own."""
+        if not part.distinct:
+            examples = list(self._examples(part))
+            seen.update(source_key(self._task, example) for example in examples)
+            return examples
+        kept: list[Example] = []
+        for example in self._examples(part, to_the_end=True):
+            key = source_key(self._task, example)
+            if key not in seen:
+                seen.add(key)
+                kept.append(example)
+            if len(kept) == part.n:
+                return kept
+        if part.n is not None:
+            found = f"task {self._task.name}: pool.{part.name} has {len(kept)} rows that are new to the pool"
+            raise MissingData(f"{found}, not the {part.n} of `n`; ask for fewer")
+        return kept
+
+    def _examples(self, source: Source, *, to_the_end: bool = False) -> Iterator[Example]:
         table = _Table(self._rows(source), source.source, self._format(source), source.where)
         columns = {name: source.fields.get(name, name) for name in self._task.format.names}
         take = {name: c if isinstance(c, Column) else Column(column=c) for name, c in columns.items()}
         others = {name: self._file(c.other) for name, c in take.items() if c.other is not None}
-        examples = []
-        for index in self._chosen(source, table):
+        for index in self._chosen(source, table, to_the_end):
             fields = []
             for name, column in take.items():
                 place = index + column.from_next_row
@@ -218,11 +254,13 @@ class _Reader:
             text = self._task.format.render(dict(fields))
             if not any(value.strip() for _, value in fields):
                 raise DataError(f"{row.origin} is an empty text; remove the row")
-            examples.append(Example("", tuple(fields), text, self._label(source, table, index), row.origin))
-        return examples
+            yield Example("", tuple(fields), text, self._label(source, table, index), row.origin)
 
-    def _chosen(self, source: Source, table: _Table) -> list[int]:
-        """Return the indices of the rows a source takes: all in order, or a stretch of the seeded order."""
+    def _chosen(self, source: Source, table: _Table, to_the_end: bool) -> list[int]:
+        """Return the indices of the rows a source takes: all in order, or a stretch of the seeded order.
+
+        With ``to_the_end`` the stretch does not stop behind ``n`` rows: the caller does.
+        """
         n_rows = len(table)
         if not n_rows:
             raise MissingData(
@@ -235,7 +273,7 @@ class _Reader:
             file = table.rows[0].origin.rpartition(":")[0]
             asked = f"skip {source.skip}" + (f" and n {source.n}" if source.n is not None else "")
             raise MissingData(f"task {self._task.name}: {asked} reach past the {n_rows} rows of {file}; ask for fewer")
-        return self._order(source, table)[source.skip : stop]
+        return self._order(source, table)[source.skip : None if to_the_end else stop]
 
     def _order(self, source: Source, table: _Table) -> list[int]:
         """Return the seeded order of a source's rows; that of a whole file is made once for all its parts."""
@@ -252,15 +290,19 @@ class _Reader:
     def _label(self, source: Source, table: _Table, index: int) -> str | None:
         if source.target is None:
             return None
-        origin, allowed = table.rows[index].origin, ", ".join(self._task.labels)
-        if table.columns(index).get(source.target) in (None, ""):
-            raise LabelError(f"{origin} has no label in column {source.target!r}; give it one of {allowed}")
+        row, columns = table.rows[index], table.columns(index)
+        may_be_empty = self._task.kind == "entities"
+        if columns.get(source.target) is None or not (may_be_empty or table.value(index, source.target).strip()):
+            labels = ", ".join(self._task.labels)
+            wanted = f"give it one of {labels}" if self._task.kind == "classification" else "write it or remove the row"
+            there = "" if source.target in columns else f" (its columns are {', '.join(columns)})"
+            what = "label" if self._task.kind == "classification" else "answer"
+            raise LabelError(f"{row.origin} has no {what} in column {source.target!r}{there}; {wanted}")
         written = table.value(index, source.target)
         label = source.label_names.get(written, written)
-        if label not in self._task.labels:
-            raise LabelError(
-                f"{origin} has the label {shorten(label)!r}, allowed are {allowed}; correct it or `labels`"
-            )
+        problem = answer_problem(self._task, label)
+        if problem is not None:
+            raise LabelError(f"{row.origin} {problem}")
         return label
 
     def _rows(self, source: Source) -> list[Row]:

@@ -8,7 +8,7 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,8 @@ from typing import IO
 from outlay.data import data_root, derived_task, locate
 from outlay.errors import DataError, DiskFull, MissingData
 from outlay.rows import sha256_of
-from outlay.task import DataFile, Task
+from outlay.sources import DataFile, Source
+from outlay.task import Task
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT_SECONDS = 60
@@ -37,25 +38,26 @@ class Fetched:
 
 
 def data_files(task: Task) -> list[DataFile]:
-    """Return every file the task reads, those of the tasks it is derived from included, each once."""
+    """Return every file the task reads, those of the splits it is derived from included, each once."""
     return [file for _, file in _owned_files(task)]
 
 
 def _owned_files(task: Task) -> list[tuple[Task, DataFile]]:
     found: dict[str, tuple[Task, DataFile]] = {}
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
 
-    def collect(current: Task) -> None:
-        if current.name in seen:
-            return
-        seen.add(current.name)
-        for _, source in current.sources():
+    def collect(owner: Task, sources: Iterable[Source]) -> None:
+        for source in sources:
             for file in source.files():
-                found.setdefault(file.file, (current, file))
-            if source.derive is not None:
-                collect(derived_task(current, source.derive))
+                found.setdefault(file.file, (owner, file))
+            if source.derive is None:
+                continue
+            other, split = derived_task(owner, source.derive), source.derive.split
+            if (other.name, split) not in seen:
+                seen.add((other.name, split))
+                collect(other, other.data.sources_of(split))
 
-    collect(task)
+    collect(task, (source for _, source in task.sources()))
     return list(found.values())
 
 

@@ -41,12 +41,12 @@ class StepGauge:
         self._heartbeat = heartbeat
         self._began = time.monotonic()
         self._stop = threading.Event()
-        dev = step.dev if isinstance(step, Train | Distil) else None
+        n_evaluated = quoter.dev_tokens(step) if isinstance(step, Train | Distil) else 0
         self._meter = Meter(
             quoter.machine,
             Price(hold.item, hold.unit, hold.unit_usd, "the hold", None),
             Limits(hold.charge_micros, hold.cash_micros),
-            reserve=Reserve(flops_infer=self._infer(quoter.dev_tokens(self._ref, dev)), wall_seconds=SAVING_SECONDS),
+            reserve=Reserve(flops_infer=self._infer(n_evaluated), wall_seconds=SAVING_SECONDS),
             cash_price=here,
             clock=time.monotonic,
         )

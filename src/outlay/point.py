@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ STATUSES = ("ok", "na", "failed")
 CLOCKS = ("flops", "measured")
 DEV_KINDS = ("given", "bought", "carved")
 MICROS_PER_USD = 1_000_000
+LOWEST_SCORE, HIGHEST_SCORE = -0.1, 100.1
+"""A score is 0 to 100 but for smoothing: the published BERT-iBLEU of a copied source lies just below 0."""
 
 
 def usd_of(micros: int) -> float:
@@ -214,10 +216,10 @@ def _number(value: object, where: str) -> float:
 
 
 def _percent(value: object, where: str) -> float:
-    number = _number(value, where)
-    if number > 100:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or not is_number or not LOWEST_SCORE <= value <= HIGHEST_SCORE:
         raise _wrong(value, where, "a score from 0 to 100")
-    return number
+    return float(value)
 
 
 def _usd(value: object, where: str) -> float:
@@ -392,70 +394,6 @@ def write_points(path: Path, points: Sequence[Point]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The seeds of one strategy variant at one budget, sorted by seed."""
-
-    label: str
-    budget_usd: float
-    points: tuple[Point, ...]
-
-    @property
-    def ok(self) -> tuple[Point, ...]:
-        """The points that have a test score."""
-        return tuple(point for point in self.points if point.is_ok)
-
-
-# What tells two groups of one variant and budget apart, in the order in which a label names it.
-_TELLING_FIELDS = (
-    "task",
-    "n_initial",
-    "added_usd",
-    "teacher",
-    "student",
-    "machine",
-    "clock",
-    "price_book",
-    "pool",
-    "dev",
-)
-
-
-def group(points: Iterable[Point]) -> list[Group]:
-    """The points by request without its seed: by budget, then in the order in which the variants first appear.
-
-    Where two groups share variant and budget, their labels name the fields that differ
-    ("distill, student cut:2" and "distill, student cut:3").
-    """
-    members: dict[tuple[Any, ...], list[Point]] = {}
-    for point in points:
-        telling = tuple(getattr(point.request, name) for name in _TELLING_FIELDS)
-        members.setdefault((point.request.variant, point.request.budget_usd, *telling), []).append(point)
-    twins: dict[tuple[str, float], list[tuple[Any, ...]]] = {}
-    for key in members:
-        twins.setdefault((key[0], key[1]), []).append(key[2:])
-    groups = [
-        Group(
-            label=", ".join([key[0], *_differences(key[2:], twins[key[0], key[1]])]),
-            budget_usd=key[1],
-            points=tuple(sorted(seeds, key=lambda point: point.request.seed)),
-        )
-        for key, seeds in members.items()
-    ]
-    return sorted(groups, key=lambda each: each.budget_usd)
-
-
-def _differences(telling: tuple[Any, ...], twins: Sequence[tuple[Any, ...]]) -> list[str]:
-    shown = []
-    for i, name in enumerate(_TELLING_FIELDS):
-        if any(twin[i] != telling[i] for twin in twins):
-            value = telling[i]
-            if name == "pool":
-                value = f"{sum(n_rows for _, n_rows in value)} rows"
-            shown.append(f"{name} {'none' if value is None else value}")
-    return shown
 
 
 @dataclass(frozen=True, slots=True)

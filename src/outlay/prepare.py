@@ -8,17 +8,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from outlay.compute import Machine, machine, shape_of
+from outlay.compute import Machine, ModelShape, machine, shape_of
 from outlay.data import TaskData, load_data
-from outlay.errors import TaskFileError, UsageError
+from outlay.errors import TaskFileError, UnknownModel, UsageError
 from outlay.example import Example, seeded_order
+from outlay.form import Family, Kind, can_answer, target_kind
 from outlay.labels.base import Annotator
 from outlay.labels.replay import Replay
 from outlay.modelref import fingerprint
 from outlay.money import PriceBook
-from outlay.quoting import Known, TokenCounts
-from outlay.recipe import Encoding, Model
+from outlay.quoting import Handover, Known, TokenCounts
+from outlay.recipe import Encoding, Judge, Model
 from outlay.request import (
+    DEFAULT_GENERAL,
     DEFAULT_MACHINE,
     DEFAULT_STUDENT,
     DEFAULT_TEACHER,
@@ -27,18 +29,46 @@ from outlay.request import (
     Seller,
     frozen_overrides,
 )
-from outlay.settings import TrainSettings
+from outlay.settings import TeachSettings, TrainSettings
 from outlay.store import canonical_json, key_of
 from outlay.strategy import strategy as strategy_named
 from outlay.task import Task, load_task
 
-DEFAULT_SETTINGS: dict[str, TrainSettings] = {
+_ENCODERS: dict[str, TrainSettings] = {
     "teacher": TrainSettings(epochs=10, batch_size=32, learning_rate=1e-4),
     "student": TrainSettings(epochs=20, batch_size=32, learning_rate=2e-4),
     "distil": TrainSettings(epochs=4, batch_size=64, learning_rate=5e-4, dropout=0.0, temperature=2.0),
 }
 """By role, for encoders of 5 to 100 M parameters; `docs/training.md` says how they were chosen. T = 2 as in the released
 script of Kang et al. 2023."""
+
+_TAGGERS: dict[str, TrainSettings] = {
+    "teacher": TrainSettings(epochs=20, batch_size=16, learning_rate=3e-4),
+    "student": TrainSettings(epochs=30, batch_size=16, learning_rate=5e-4),
+    "distil": TrainSettings(epochs=6, batch_size=32, learning_rate=5e-4, dropout=0.0, temperature=2.0),
+}
+"""The same for encoders that tag entities: a tagging layer begins from nothing and needs more steps."""
+
+_WRITERS: dict[Family, dict[str, TrainSettings]] = {
+    "seq2seq": {
+        "teacher": TrainSettings(epochs=20, batch_size=32, learning_rate=3e-5),
+        "student": TrainSettings(epochs=50, batch_size=32, learning_rate=3e-5),
+        "distil": TrainSettings(epochs=50, batch_size=32, learning_rate=3e-5, temperature=2.0),
+    },
+    "causal": {
+        "teacher": TrainSettings(epochs=3, batch_size=32, learning_rate=2e-5),
+        "student": TrainSettings(epochs=3, batch_size=32, learning_rate=2e-5),
+        "distil": TrainSettings(epochs=3, batch_size=32, learning_rate=2e-5, temperature=2.0),
+    },
+}
+"""By role: Kang et al. 2023, Table 8, for sequence to sequence; the usual few epochs of fine-tuning for causal models."""
+
+
+def default_settings(family: Family, kind: Kind) -> dict[str, TrainSettings]:
+    """Training settings by role, for a model of this family on such a task."""
+    if family == "encoder":
+        return _TAGGERS if kind == "entities" else _ENCODERS
+    return _WRITERS[family]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +91,24 @@ class Options:
     threads: int = DEFAULT_THREADS
     seller: Seller = field(default_factory=Seller)
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    base: str | None = None
+    """What ``cut:`` and ``tiny:`` students are made from; ``None`` = the teacher."""
+    metric_model: str | None = None
+    """Encoder that `bert_ibleu` compares texts with; ``None`` = as the task says."""
+    general: str = DEFAULT_GENERAL
+    """The generally distilled checkpoint that `general_distill` starts from."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cast:
+    """The models of one run. ``used``: those that learn or speak in it, whatever else is named."""
+
+    teacher: Model
+    student: Model
+    judge: Judge | None
+    used: tuple[Model, ...]
+    speaker: Model | None
+    """Whose targets the student learns from."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +125,9 @@ class Prepared:
     pool_parts: tuple[tuple[str, int], ...]
     price_book: PriceBook
 
-    def texts(self, rows: Sequence[Example]) -> list[tuple[str, ...]]:
-        """The segments an encoder reads, row by row."""
-        return [self.task.segments_of(row) for row in rows]
+    def sources(self, rows: Sequence[Example], ref: str) -> list[tuple[str, ...]]:
+        """What a model reads, row by row: an encoder the task's segments, one that writes the whole text."""
+        return _sources(self.task, rows, self.known.shapes[ref].family)
 
     def seller_of(self, split: str) -> Annotator:
         """The replay seller of one split's gold labels."""
@@ -94,7 +142,10 @@ class Workbench:
         self._machine_files = machines
         self._data_root = data_root
         self._tasks: dict[str, tuple[Task, TaskData]] = {}
-        self._lengths: dict[tuple[str, str, int], dict[str, int]] = {}
+        self._lengths: dict[tuple[str, str], dict[str, int]] = {}
+        self._shapes: dict[tuple[str, str], ModelShape] = {}
+        self._spelled: set[tuple[str, str]] = set()
+        self._same_tokens: dict[tuple[str, str], bool] = {}
 
     def load(self, name: str) -> tuple[Task, TaskData]:
         """A task and its data, leaks checked."""
@@ -117,27 +168,32 @@ class Workbench:
         Raises:
             UsageError: whatever is wrong with the options, named one at a time.
         """
-        strategy_named(options.strategy)
         task, data = self.load(options.task)
         chosen = self.machine(options.machine)
         self.price_book.get(chosen.price_item)
         self.price_book.get(task.price_item)
         dev, n_dev = _dev_choice(task, data, options)
-        overrides = {role: dict(given) for role, given in _task_overrides(task).items()}
+        cast = self._cast(task, options)
+        families = self._families_by_role(cast)
+        overrides: dict[str, dict[str, Any]] = {
+            "teacher": task.training.settings_for(families["teacher"], "teacher"),
+            "student": task.training.settings_for(families["student"], "student"),
+            "distil": task.training.settings_for(families["distil"], "distil"),
+        }
         for role, given in options.overrides.items():
             overrides[role] = {**overrides.get(role, {}), **given}
-        teacher, student = self._models(options)
+        models: list[Any] = [cast.teacher.parameters(), cast.student.parameters()]
         request = Request(
             task=task.name,
-            task_digest=key_of({"task": task.model_dump(mode="json", exclude={"description"}), "data": data.digest}),
+            task_digest=_task_digest(task, data),
             strategy=options.strategy,
             budget_micros=options.budget_micros,
             price_book=self.price_book.digest,
-            models=key_of([teacher.parameters(), student.parameters()]),
+            models=key_of(models if cast.judge is None else [*models, cast.judge.parameters()]),
             n_initial=options.n_initial,
             seed=options.seed,
             teacher=options.teacher,
-            student=options.student,
+            student=cast.student.ref,
             machine=chosen.name,
             machine_digest=key_of(chosen.identity()),
             student_training=options.student_training,
@@ -147,32 +203,58 @@ class Workbench:
             threads=options.threads,
             seller=options.seller,
             overrides=frozen_overrides(overrides),
+            base=None if options.base == options.teacher else options.base,
+            metric_model=options.metric_model,
         )
         for role, pairs in request.overrides:
-            DEFAULT_SETTINGS[role].changed(dict(pairs))
+            settings = TeachSettings() if role == "teach" else default_settings(families[role], task.kind)[role]
+            settings.changed(dict(pairs))
         return request
+
+    def check(self, options: Options) -> None:
+        """Refuse what the models cannot do, before money moves; loads tokenizers where a model writes its answers.
+
+        Raises:
+            UsageError: whatever is wrong with the options.
+            LabelError: a tokenizer that cannot spell a label.
+        """
+        request = self.request(options)
+        task, _ = self.load(options.task)
+        cast = self._cast(task, options)
+        for model in cast.used:
+            self._check_spelling(task, model)
+        handover = self._handover(task, cast)
+        objective = dict(next((pairs for role, pairs in request.overrides if role == "distil"), ())).get("objective")
+        if handover is not None and objective == "published" and handover.target != "tokens":
+            raise UsageError(
+                "the published objective needs a teacher and a student that write their answers with one tokenizer; "
+                f"these hand over {handover.target}, so use objective=masked"
+            )
 
     def prepare(self, options: Options) -> Prepared:
         """Rows in order, shapes, token counts: everything a strategy may see."""
+        self.check(options)
         request = self.request(options)
         task, data = self.load(options.task)
-        train = _ordered(data.train, request.seed)
-        dev = _ordered(data.dev, request.seed)
+        cast = self._cast(task, options)
+        train, dev = _ordered(data.train, request.seed), _ordered(data.dev, request.seed)
         pool = _ordered([example for part in data.pool for example in part.examples], request.seed)
         if request.pool_rows is not None:
             pool = pool[: request.pool_rows]
-        teacher, student = self._models(options)
-        n_dev = len(dev) if request.n_dev is None else request.n_dev
-        chosen = self.machine(request.machine)
         rows = {"train": train, "dev": dev, "pool": pool, "test": data.test}
+        chosen, families = self.machine(request.machine), self._families_by_role(cast)
+        handover = self._handover(task, cast)
+        spoken = {} if handover is None or cast.speaker is None else {(cast.speaker.ref, cast.student.ref): handover}
         known = Known(
             request=request,
             task=task.name,
-            encoding=Encoding(task.segment_names, task.max_source_tokens, task.labels, task.metric),
-            teacher=teacher,
-            student=student,
-            shapes={model.ref: shape_of(model.ref, base=model.base) for model in (teacher, student)},
-            tokens={model.ref: self._token_counts(options, task, model, rows) for model in (teacher, student)},
+            encoding=Encoding(task.segment_names, task.form, task.metric, cast.judge),
+            teacher=cast.teacher,
+            student=cast.student,
+            shapes={model.ref: self._shape(model) for model in (cast.teacher, cast.student)},
+            tokens={model.ref: self._token_counts(options, task, model, rows) for model in cast.used},
+            longest_answer={model.ref: self._longest_answer(task, model) for model in cast.used},
+            handovers=spoken,
             machine=chosen,
             machine_price=self.price_book.get(chosen.price_item),
             label_price=self.price_book.get(task.price_item),
@@ -184,33 +266,94 @@ class Workbench:
             n_carved=task.model_copy(update={"dev": request.dev or "none", "n_dev": request.n_dev}).n_carved,
             n_train=len(train),
             n_pool=len(pool),
-            n_dev=n_dev,
-            defaults=DEFAULT_SETTINGS,
+            n_dev=len(dev) if request.n_dev is None else request.n_dev,
+            defaults={role: default_settings(family, task.kind)[role] for role, family in families.items()},
+            teach_defaults=TeachSettings(),
         )
-        parts = tuple((part.name, len(part.examples)) for part in data.pool)
-        if len(pool) < sum(n for _, n in parts):
-            # How the first rows spread over the parts depends on the seed's order; a request must not.
-            parts = (("+".join(name for name, _ in parts), len(pool)),)
+        parts = _pool_parts(data, len(pool))
         return Prepared(request, known, task, train, pool, dev, data.test, parts, self.price_book)
 
-    def _models(self, options: Options) -> tuple[Model, Model]:
-        base = options.teacher
-        teacher = Model(options.teacher, base, fingerprint(options.teacher, base=base))
-        return teacher, Model(options.student, base, fingerprint(options.student, base=base))
+    # --- models ------------------------------------------------------------------------------------------------------
+
+    def _cast(self, task: Task, options: Options) -> _Cast:
+        """Who plays in a run; families that cannot do the task are refused.
+
+        Raises:
+            UsageError: an encoder for a task that needs writing, or no encoder to measure with.
+            UnknownModel: a reference that leads nowhere.
+        """
+        policy = strategy_named(options.strategy)
+        base = options.base or options.teacher
+        teacher = Model(options.teacher, options.teacher, fingerprint(options.teacher, base=options.teacher))
+        ref = options.general if policy.starts_general else options.student
+        student = Model(ref, base, fingerprint(ref, base=base))
+        speaker = {"teacher": teacher, "student": student, None: None}[policy.taught_by]
+        used = (student,) if speaker is None or speaker == student else (teacher, student)
+        for model in used:
+            if not can_answer(self._shape(model).family, task.kind):
+                raise UsageError(
+                    f"model {model.ref!r} is an encoder and cannot write the answers of task {task.name}; "
+                    "name a seq2seq or causal model, such as a T5"
+                )
+        return _Cast(teacher, student, _judge(task, options), used, speaker)
+
+    def _shape(self, model: Model) -> ModelShape:
+        at = (model.ref, model.base)
+        if at not in self._shapes:
+            self._shapes[at] = shape_of(model.ref, base=model.base)
+        return self._shapes[at]
+
+    def _families_by_role(self, cast: _Cast) -> dict[str, Family]:
+        teacher, student = self._shape(cast.teacher).family, self._shape(cast.student).family
+        return {"teacher": teacher, "student": student, "distil": student}
+
+    def _check_spelling(self, task: Task, model: Model) -> None:
+        """Once per task and checkpoint; an encoder's classes need no spelling."""
+        at = (task.name, model.fingerprint)
+        is_classifier = self._shape(model).family == "encoder" and task.kind == "classification"
+        if not is_classifier and at not in self._spelled:
+            from outlay.train.steps import check_labels
+
+            check_labels(model.ref, model.base, task.form)
+            self._spelled.add(at)
+
+    def _handover(self, task: Task, cast: _Cast) -> Handover | None:
+        """What the student is taught with; ``None`` where nobody teaches it."""
+        if cast.speaker is None:
+            return None
+        teacher, student = self._shape(cast.speaker), self._shape(cast.student)
+        families = (teacher.family, student.family)
+        needs_tokens = task.kind != "classification" or "encoder" not in families
+        same = needs_tokens and self._has_same_tokens(cast.speaker, cast.student)
+        target = target_kind(*families, same, task.kind)
+        return Handover(target, min(teacher.vocab_size, student.vocab_size) if target == "tokens" else None)
+
+    def _has_same_tokens(self, one: Model, other: Model) -> bool:
+        at = (one.fingerprint, other.fingerprint)
+        if at not in self._same_tokens:
+            from outlay.train.steps import same_tokenizer
+
+            self._same_tokens[at] = same_tokenizer(one.ref, one.base, other.ref, other.base)
+        return self._same_tokens[at]
+
+    def _longest_answer(self, task: Task, model: Model) -> int:
+        if self._shape(model).family == "encoder":
+            return 0
+        from outlay.train.steps import longest_answer
+
+        return longest_answer(model.ref, model.base, task.form)
 
     def _token_counts(
         self, options: Options, task: Task, model: Model, rows: Mapping[str, list[Example]]
     ) -> TokenCounts:
-        """Counted once per task and tokenizer by row, then summed in each seed's order."""
-        at = (options.task, model.fingerprint, task.max_source_tokens)
-        known = self._lengths.setdefault(at, {})
-        missing = [example for split in rows.values() for example in split if example.text not in known]
+        """Counted once per task and checkpoint by row, then summed in each seed's order."""
+        known = self._lengths.setdefault((options.task, model.fingerprint), {})
+        missing = {e.text: e for split in rows.values() for e in split if e.text not in known}
         if missing:
             from outlay.train.steps import count_tokens
 
-            texts = {example.text: task.segments_of(example) for example in missing}
-            counts = count_tokens(model.ref, model.base, list(texts.values()), task.max_source_tokens)
-            known.update(zip(texts, counts, strict=True))
+            sources = _sources(task, list(missing.values()), self._shape(model).family)
+            known.update(zip(missing, count_tokens(model.ref, model.base, task.form, sources), strict=True))
         sums = {name: list(accumulate((known[e.text] for e in split), initial=0)) for name, split in rows.items()}
         return TokenCounts(sums["train"], sums["pool"], sums["dev"], sums["test"])
 
@@ -237,6 +380,50 @@ def added_micros(prepared: Prepared) -> int | None:
     return max(0, prepared.request.budget_micros - initial)
 
 
+def _task_digest(task: Task, data: TaskData) -> str:
+    """Of all that a task file decides, and of every example; what it tells people is left out."""
+    told = task.model_dump(mode="json", exclude={"description", "published"})
+    return key_of({"task": told, "data": data.digest})
+
+
+def _pool_parts(data: TaskData, n_rows: int) -> tuple[tuple[str, int], ...]:
+    """Names and sizes of the pool's parts. How the first rows of all spread over them depends on the seed's order; a request must
+    not, so then they are one part."""
+    parts = tuple((part.name, len(part.examples)) for part in data.pool)
+    return parts if n_rows == sum(n for _, n in parts) else (("+".join(name for name, _ in parts), n_rows),)
+
+
+def _sources(task: Task, rows: Sequence[Example], family: Family) -> list[tuple[str, ...]]:
+    return [task.segments_of(row) if family == "encoder" else (row.text,) for row in rows]
+
+
+def _judge(task: Task, options: Options) -> Judge | None:
+    """The encoder that the task's metric compares texts with, where it needs one.
+
+    Raises:
+        UsageError: the metric needs one and none is named, or the other way round.
+        UnknownModel: it leads nowhere.
+    """
+    if task.metric != "bert_ibleu":
+        if options.metric_model is not None:
+            raise UsageError(
+                f"task {task.name} is scored by {task.metric}, which needs no --metric-model; leave it out"
+            )
+        return None
+    own = task.bertscore
+    ref = options.metric_model or (own.model if own is not None else None)
+    if ref is None:
+        raise UsageError(
+            f"task {task.name} is scored by bert_ibleu, which needs an encoder; name it with --metric-model"
+        )
+    # A layer is a layer of one checkpoint: of another the last one is compared.
+    layer = own.layer if own is not None and options.metric_model is None else None
+    try:
+        return Judge(ref, layer, own is not None and own.idf, fingerprint(ref))
+    except UnknownModel as error:
+        raise UnknownModel(f"{error}; or name another encoder for bert_ibleu with --metric-model") from None
+
+
 def _ordered(examples: Sequence[Example], seed: int) -> list[Example]:
     return [examples[i] for i in seeded_order([example.id for example in examples], seed)]
 
@@ -261,13 +448,6 @@ def _dev_choice(task: Task, data: TaskData, options: Options) -> tuple[str | Non
     return how, n_dev
 
 
-def _task_overrides(task: Task) -> dict[str, dict[str, Any]]:
-    """A task's hyper-parameters under the names of `TrainSettings`."""
-    names = {"lr": "learning_rate"}
-    roles = {"teacher": task.training.teacher, "student": task.training.student, "distil": task.training.distil}
-    return {role: {names.get(k, k): v for k, v in given.given().items()} for role, given in roles.items()}
-
-
 def _seller(rows: Sequence[Example], task: Task, book: PriceBook, request: Request) -> Annotator:
     gold: dict[str, str] = {}
     for row in rows:
@@ -276,7 +456,7 @@ def _seller(rows: Sequence[Example], task: Task, book: PriceBook, request: Reque
         gold[row.id] = row.label
     return Replay(
         gold,
-        labels=task.labels,
+        labels=task.labels if task.kind == "classification" else (),
         price=book.get(task.price_item),
         error_rate=request.seller.error_rate,
         redundancy=request.seller.redundancy,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from outlay.data import TaskData, find_leaks, fold, source_key
+from outlay.entities import align, parse_entities
 from outlay.example import Example
 from outlay.task import Task
 
@@ -34,6 +35,29 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """The gold answers of a split, where they are lines of entities or free text.
+
+    Attributes:
+        words: White-space separated words per answer.
+        n_over_length: Answers with more words than ``max_target_tokens``; these cannot be learnt whole.
+        n_empty: Answers that are empty, which for entities means that there is none.
+        n_copies: Free texts that repeat their own source.
+        n_held_out: Train answers that are, word for word, the source of a dev or test row.
+        n_entities: Entities in all answers.
+        n_unaligned: Entities that are not found in their source, so that an encoder cannot learn them.
+    """
+
+    words: Lengths
+    n_over_length: int = 0
+    n_empty: int = 0
+    n_copies: int = 0
+    n_held_out: int = 0
+    n_entities: int = 0
+    n_unaligned: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SplitProfile:
     """One split or pool part.
 
@@ -43,9 +67,10 @@ class SplitProfile:
         chars: Characters per text.
         words: White-space separated words per text.
         n_over_length: Rows with more words than ``max_source_tokens``; a word is a token at least, so these are cut.
-        labels: Label → rows, in the order of the label set; empty where there are no labels.
+        labels: Label → rows, or entity type → entities, in the order of the label set; empty where there are no labels.
+        answers: What the gold answers are like; None for classes and where there are no answers.
         n_duplicates: Rows whose whole source came before in the split.
-        n_conflicting: Rows whose source carries another label elsewhere in the split.
+        n_conflicting: Rows whose source carries another answer elsewhere in the split.
         n_leaked: Train or pool rows whose whole source is a dev or test row (0, or ``load_data`` had refused them).
         n_dropped: Leaked rows that ``drop_leaks`` left out.
         n_shared_part: Train or pool rows that share one field, such as one sentence of a pair, with a dev or test row.
@@ -57,11 +82,36 @@ class SplitProfile:
     words: Lengths
     n_over_length: int
     labels: Mapping[str, int]
+    answers: Answers | None
     n_duplicates: int
     n_conflicting: int
     n_leaked: int
     n_dropped: int
     n_shared_part: int
+
+    def warnings(self, max_source_tokens: int, max_target_tokens: int) -> list[str]:
+        """Return what a person should look at, one line each."""
+        answer = "label" if self.answers is None else "answer"
+        counted = [
+            ("left out, because they are also dev or test rows", self.n_dropped),
+            ("sharing a part (one field) with a dev or test row", self.n_shared_part),
+            (f"whose source also carries another {answer}", self.n_conflicting),
+            ("repeating an earlier source", self.n_duplicates),
+            (f"longer than {max_source_tokens} words, to be cut", self.n_over_length),
+        ]
+        found = [f"{self.name}: rows {what}: {n:,}" for what, n in counted if n]
+        absent = [label for label, n in self.labels.items() if not n]
+        if self.answers is None:
+            return found + [f"{self.name}: no row has the label {label}" for label in absent]
+        counted = [
+            (f"answers longer than {max_target_tokens} words, to be cut", self.answers.n_over_length),
+            ("empty answers", self.answers.n_empty),
+            ("answers that repeat their source", self.answers.n_copies),
+            ("answers that are the source of a dev or test row", self.answers.n_held_out),
+            ("entities that are not in their source as written", self.answers.n_unaligned),
+        ]
+        found += [f"{self.name}: {what}: {n:,}" for what, n in counted if n]
+        return found + ([f"{self.name}: no entity has the type {', '.join(absent)}"] if absent else [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +121,12 @@ class Profile:
     task: str
     description: str
     text: str
+    kind: str
     metric: str
     price_item: str
     dev: str
     max_source_tokens: int
+    max_target_tokens: int
     digest: str
     splits: tuple[SplitProfile, ...]
     n_test_in_dev: int
@@ -85,17 +137,8 @@ class Profile:
 
     def warnings(self) -> list[str]:
         """Return what a person should look at, one line each."""
-        found = []
-        for split in self.splits:
-            counted = [
-                ("left out, because they are also dev or test rows", split.n_dropped),
-                ("sharing a part (one field) with a dev or test row", split.n_shared_part),
-                ("whose source also carries another label", split.n_conflicting),
-                ("repeating an earlier source", split.n_duplicates),
-                (f"longer than {self.max_source_tokens} words, to be cut", split.n_over_length),
-            ]
-            found += [f"{split.name}: rows {what}: {n:,}" for what, n in counted if n]
-            found += [f"{split.name}: no row has the label {label}" for label, n in split.labels.items() if not n]
+        limits = self.max_source_tokens, self.max_target_tokens
+        found = [warning for split in self.splits for warning in split.warnings(*limits)]
         if self.n_test_in_dev:
             found.append(
                 f"test: rows that are also dev rows, so that the choice of models sees them: {self.n_test_in_dev:,}"
@@ -107,16 +150,34 @@ class Profile:
         head = [
             f"{self.task}: {self.description}" if self.description else self.task,
             f"  text   {self.text}",
-            f"  metric {self.metric} · price {self.price_item} per label · dev {self.dev} · digest {self.digest[:12]}",
+            f"  kind   {self.kind} · metric {self.metric} · price {self.price_item} per label · dev {self.dev}",
+            f"  limits {self.max_source_tokens} tokens a text, {self.max_target_tokens} an answer · digest {self.digest[:12]}",
         ]
         width = max(len(split.name) for split in self.splits)
-        table = [f"  {'split':<{width}} {'rows':>9}  {'words':>13}  {'characters':>16}  labels"]
+        title = "labels" if self.kind == "classification" else "answers (words)"
+        table = [f"  {'split':<{width}} {'rows':>9}  {'words':>13}  {'characters':>16}  {title}"]
         for split in self.splits:
-            labels = " · ".join(f"{label} {n:,}" for label, n in split.labels.items()) or "none"
             numbers = f"{split.n_rows:>9,}  {split.words!s:>13}  {split.chars!s:>16}"
-            table.append(f"  {split.name:<{width}} {numbers}  {labels}")
+            table.append(f"  {split.name:<{width}} {numbers}  {_answers_shown(split)}")
         notes = [f"  warning: {warning}" for warning in self.warnings()] or ["  nothing to warn about"]
-        return head + table + notes
+        return head + table + self._entity_lines() + notes
+
+    def _entity_lines(self) -> list[str]:
+        """Return a table of entity types by split; empty for other kinds of tasks."""
+        splits = [split for split in self.splits if split.labels]
+        if self.kind != "entities" or not splits:
+            return []
+        rows = [("entities", [split.name for split in splits])]
+        rows += [(label, [f"{split.labels[label]:,}" for split in splits]) for label in splits[0].labels]
+        width = max(len(name) for name, _ in rows)
+        return ["".join((f"  {name:<{width}}", *(f"{cell:>10}" for cell in cells))) for name, cells in rows]
+
+
+def _answers_shown(split: SplitProfile) -> str:
+    if split.answers is None:
+        return " · ".join(f"{label} {n:,}" for label, n in split.labels.items()) or "none"
+    n_entities = f" · {split.answers.n_entities:,} entities" if split.labels else ""
+    return f"{split.answers.words}{n_entities}"
 
 
 def profile(task: Task, data: TaskData) -> Profile:
@@ -124,6 +185,7 @@ def profile(task: Task, data: TaskData) -> Profile:
     leaked = {leak.split: leak.n_leaked for leak in find_leaks(task, data)}
     held = [*data.dev, *data.test]
     parts = _parts(task, held)
+    held_texts = {fold(example.text) for example in held}
     splits = []
     for name, examples in data.splits():
         outside = name in ("dev", "test")
@@ -135,6 +197,7 @@ def profile(task: Task, data: TaskData) -> Profile:
                 words=Lengths.of([len(example.text.split()) for example in examples]),
                 n_over_length=sum(len(example.text.split()) > task.max_source_tokens for example in examples),
                 labels=_label_counts(task, examples),
+                answers=_answers(task, examples, set() if outside else held_texts),
                 n_duplicates=len(examples) - len({source_key(task, example) for example in examples}),
                 n_conflicting=_n_conflicting(task, examples),
                 n_leaked=leaked.get(name, 0),
@@ -147,10 +210,12 @@ def profile(task: Task, data: TaskData) -> Profile:
         task=task.name,
         description=task.description,
         text=task.text,
+        kind=task.kind,
         metric=task.metric,
         price_item=task.price_item,
         dev=task.dev,
         max_source_tokens=task.max_source_tokens,
+        max_target_tokens=task.max_target_tokens,
         digest=data.digest,
         splits=tuple(splits),
         n_test_in_dev=sum(source_key(task, example) in dev_keys for example in data.test),
@@ -166,8 +231,31 @@ def _parts(task: Task, examples: Sequence[Example]) -> set[tuple[str, str]]:
 
 
 def _label_counts(task: Task, examples: Sequence[Example]) -> dict[str, int]:
-    counts = Counter(example.label for example in examples if example.label is not None)
-    return {label: counts[label] for label in task.labels} if counts else {}
+    given = [example.label for example in examples if example.label is not None]
+    if task.kind == "entities":
+        counts = Counter(entity.label for line in given for entity in parse_entities(line, task.labels))
+    else:
+        counts = Counter(given)
+    return {label: counts[label] for label in task.labels} if given else {}
+
+
+def _answers(task: Task, examples: Sequence[Example], held_texts: Set[str]) -> Answers | None:
+    """Measure the answers of a split; ``held_texts`` are the folded dev and test sources that none should be."""
+    answered = [(example.text, example.label) for example in examples if example.label is not None]
+    if task.kind == "classification" or not answered:
+        return None
+    words = [len(answer.split()) for _, answer in answered]
+    pairs = [(fold(text), fold(answer)) for text, answer in answered]
+    lines = [(text, parse_entities(answer, task.labels)) for text, answer in answered if task.kind == "entities"]
+    return Answers(
+        words=Lengths.of(words),
+        n_over_length=sum(n > task.max_target_tokens for n in words),
+        n_empty=words.count(0),
+        n_copies=sum(text == answer for text, answer in pairs),
+        n_held_out=sum(answer in held_texts for _, answer in pairs),
+        n_entities=sum(len(entities) for _, entities in lines),
+        n_unaligned=sum(align(text, entities)[1] for text, entities in lines),
+    )
 
 
 def _n_conflicting(task: Task, examples: Sequence[Example]) -> int:

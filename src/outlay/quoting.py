@@ -5,25 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from outlay.compute import SECONDS_PER_HOUR, Machine, ModelShape, flops_infer, flops_train
+from outlay.form import TargetKind
 from outlay.money import Price, Quote
 from outlay.recipe import Buy, Dev, Distil, Encoding, Model, Score, Step, Teach, Train
 from outlay.request import Request
-from outlay.settings import TrainSettings
+from outlay.settings import TeachSettings, TrainSettings
 
 BLOCK_ROWS = 1024
 """Pool rows per block of targets: the unit of keys, resume and parallel work."""
 
+N_MIN_OPEN = 2
+"""The fewest labels worth a training where answers are open."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Running sums of tokens per row, each starting with 0, in the seeded orders: ``train[n]`` = tokens of the first n rows."""
+    """Running sums of source tokens per row, each starting with 0, in the seeded orders: ``train[n]`` = tokens of the first n
+    rows, as one model reads them."""
 
     train: Sequence[int]
     pool: Sequence[int]
     dev: Sequence[int]
     test: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What one model hands to another: the kind of targets, and for ``tokens`` the vocabulary rows that both have."""
+
+    target: TargetKind
+    vocab_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,10 @@ class Known:
     """By model reference."""
     tokens: Mapping[str, TokenCounts]
     """By model reference."""
+    longest_answer: Mapping[str, int]
+    """Tokens of an answer at most, by model reference; 0 for an encoder, which writes none."""
+    handovers: Mapping[tuple[str, str], Handover]
+    """By the references of teacher and student."""
     machine: Machine
     machine_price: Price
     label_price: Price
@@ -55,6 +73,7 @@ class Known:
     n_dev: int
     defaults: Mapping[str, TrainSettings]
     """By role."""
+    teach_defaults: TeachSettings
 
     @property
     def budget_micros(self) -> int:
@@ -63,8 +82,18 @@ class Known:
 
     @property
     def n_min(self) -> int:
-        """The fewest labels worth a training: one per class (and as many again where some are carved for dev)."""
-        return len(self.encoding.labels) * (2 if self.request.dev == "carved" else 1)
+        """The fewest labels worth a training: one per class, two where answers are no classes (and as many again where some are
+        carved for dev)."""
+        form = self.encoding.form
+        least = len(form.labels) if form.kind == "classification" else N_MIN_OPEN
+        return least * (2 if self.request.dev == "carved" else 1)
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of an encoder's head: the classes, or begin and inside of each entity type and neither; a model that writes
+        has its vocabulary instead."""
+        form = self.encoding.form
+        return 2 * len(form.labels) + 1 if form.kind == "entities" else len(form.labels)
 
     @property
     def n_blocks(self) -> int:
@@ -85,8 +114,16 @@ class Known:
 
     def settings(self, role: str) -> TrainSettings:
         """Training settings of a role, the request's overrides and seed applied."""
-        overrides = dict(next((pairs for name, pairs in self.request.overrides if name == role), ()))
-        return self.defaults[role].changed({"seed": self.request.seed, **overrides})
+        return self.defaults[role].changed({"seed": self.request.seed, **self._overrides(role)})
+
+    @property
+    def teach_settings(self) -> TeachSettings:
+        """How the teacher answers; the published objective needs the positions behind its answers too."""
+        keep = {"keep_padding": True} if self.settings("distil").objective == "published" else {}
+        return self.teach_defaults.changed({"seed": self.request.seed, **self._overrides("teach"), **keep})
+
+    def _overrides(self, role: str) -> dict[str, Any]:
+        return dict(next((pairs for name, pairs in self.request.overrides if name == role), ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,36 +168,75 @@ class Quoter:
 
     def work(self, step: Step) -> Work:
         """Tokens a compute step processes at most, evaluations included."""
-        tokens = self._known.tokens
         match step:
             case Train():
-                counts, epochs = tokens[step.model.ref], step.settings.epochs
-                first = step.dev.n if step.dev is not None and step.dev.how == "carved" else 0
-                n_trained = epochs * (counts.train[step.labels.n] - counts.train[first])
-                return Work(step.model.ref, n_trained, epochs * self.dev_tokens(step.model.ref, step.dev))
+                n_trained = step.settings.epochs * self._bought_tokens(step.model.ref, step.labels, step.dev)
+                n_rows = step.labels.n - _n_carved(step.dev)
+                n_inferred = _n_evaluations(step.settings, n_rows) * self.dev_tokens(step)
+                return Work(step.model.ref, n_trained, n_inferred)
             case Teach():
-                counts = tokens[step.teacher.model.ref]
-                return Work(step.teacher.model.ref, 0, counts.pool[step.stop] - counts.pool[step.start])
+                return Work(step.teacher.model.ref, 0, self._spoken_tokens(step))
             case Distil():
-                counts, epochs = tokens[step.model.ref], step.settings.epochs
-                n_inferred = epochs * self.dev_tokens(step.model.ref, step.dev)
-                return Work(step.model.ref, epochs * counts.pool[step.n_rows], n_inferred)
+                n_inferred = _n_evaluations(step.settings, step.n_rows) * self.dev_tokens(step)
+                return Work(step.model.ref, step.settings.epochs * self._learnt_tokens(step), n_inferred)
             case Score():
-                ref = step.model.model.ref
-                return Work(ref, 0, tokens[ref].test[-1])
+                test = self._known.tokens[step.model.model.ref].test
+                return Work(step.model.model.ref, 0, self._answered_tokens(step.model, test[-1], len(test) - 1))
         raise TypeError(f"{type(step).__name__} is no compute step")
 
-    def dev_tokens(self, ref: str, dev: Dev | None) -> int:
+    def dev_tokens(self, step: Train | Distil) -> int:
         """Tokens of one evaluation on the dev rows."""
-        if dev is None:
+        if step.dev is None:
             return 0
-        counts = self._known.tokens[ref]
-        return counts.train[dev.n] if dev.how == "carved" else counts.dev[dev.n]
+        counts, n_rows = self._known.tokens[step.model.ref], step.dev.n
+        return self._answered_tokens(step, (counts.train if step.dev.how == "carved" else counts.dev)[n_rows], n_rows)
+
+    def _answered_tokens(self, step: Train | Distil, n_source_tokens: int, n_rows: int) -> int:
+        """A model writes one answer per row; one that learnt to choose among the labels scores each of them instead."""
+        ref = step.model.ref
+        if isinstance(step, Distil) and step.target == "classes":
+            return self._scored_tokens(ref, n_source_tokens, n_rows)
+        return n_source_tokens + n_rows * self._known.longest_answer[ref]
+
+    def _bought_tokens(self, ref: str, labels: Buy, dev: Dev | None) -> int:
+        """Sources and answers of the bought rows that are trained on, once."""
+        counts, first = self._known.tokens[ref], _n_carved(dev)
+        sources = counts.train[labels.n] - counts.train[first]
+        return sources + (labels.n - first) * self._known.longest_answer[ref]
+
+    def _spoken_tokens(self, step: Teach) -> int:
+        """A class is scored label by label; an answer is written beam by beam, and read once more where logits are kept."""
+        ref = step.teacher.model.ref
+        counts, n_rows = self._known.tokens[ref], step.stop - step.start
+        sources = counts.pool[step.stop] - counts.pool[step.start]
+        if step.target == "classes":
+            return self._scored_tokens(ref, sources, n_rows)
+        n_passes = step.settings.beams + (1 if step.target == "tokens" else 0)
+        return sources + n_passes * n_rows * self._known.longest_answer[ref]
+
+    def _learnt_tokens(self, step: Distil) -> int:
+        """Tokens of one epoch over the pool; beside a teacher's tokens, a gold answer is read in a pass of its own."""
+        ref, n_rows = step.model.ref, step.n_rows
+        sources = self._known.tokens[ref].pool[n_rows]
+        if step.target == "classes":
+            return self._scored_tokens(ref, sources, n_rows)
+        n_tokens = sources + n_rows * self._known.longest_answer[ref]
+        if step.gold is None or step.target != "tokens":
+            return n_tokens
+        return n_tokens + self._bought_tokens(ref, step.gold, step.dev)
+
+    def _scored_tokens(self, ref: str, n_source_tokens: int, n_rows: int) -> int:
+        """A distribution over the classes takes an encoder one pass, and a model that writes one per label."""
+        if self._known.longest_answer[ref] == 0:
+            return n_source_tokens
+        n_labels = len(self._known.encoding.form.labels)
+        return n_labels * (n_source_tokens + n_rows * self._known.longest_answer[ref])
 
     def flops(self, work: Work) -> tuple[int, int]:
-        """FLOPs trained and inferred (T-Few §4.2: 6N and 2N per token of an encoder)."""
-        shape, n_labels = self._known.shapes[work.ref], len(self._known.encoding.labels)
-        return flops_train(shape, work.n_tokens_trained, n_labels), flops_infer(shape, work.n_tokens_inferred, n_labels)
+        """FLOPs trained and inferred (T-Few §4.2: 6N and 2N per token of an encoder or decoder, 3N and N of both together)."""
+        shape, n_outputs = self._known.shapes[work.ref], self._known.n_outputs
+        trained = flops_train(shape, work.n_tokens_trained, n_outputs)
+        return trained, flops_infer(shape, work.n_tokens_inferred, n_outputs)
 
     def seconds(self, work: Work) -> Fraction:
         """Seconds on the request's machine by the flops clock, exact."""
@@ -169,3 +245,15 @@ class Quoter:
     def hours(self, work: Work) -> Fraction:
         """Machine hours by the flops clock, exact."""
         return self.machine.hours(*self.flops(work))
+
+
+def _n_carved(dev: Dev | None) -> int:
+    return dev.n if dev is not None and dev.how == "carved" else 0
+
+
+def _n_evaluations(settings: TrainSettings, n_rows: int) -> int:
+    """Evaluations of a whole training: one after each epoch, or one every so many steps and one at the end."""
+    if settings.eval_steps is None:
+        return settings.epochs
+    n_steps = settings.epochs * -(-n_rows // settings.batch_size)
+    return -(-n_steps // settings.eval_steps)

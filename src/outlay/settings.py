@@ -1,11 +1,20 @@
-"""What decides a training, as plain data: part of the key of every model."""
+"""What decides a training, and what decides how a teacher speaks, as plain data: part of the key of what comes out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from outlay.errors import UsageError
+
+OBJECTIVES = ("masked", "published")
+DIVERGENCES = ("forward_kl", "reverse_kl", "js")
+OPTIMIZERS = ("adamw", "adafactor", "adamw_8bit")
+PRECISIONS = ("bf16", "fp32")
+
+Limit = tuple[str, bool, str]
+"""A field, whether its value is good, and what it must be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,23 +23,56 @@ class TrainSettings:
 
     epochs: int
     batch_size: int
+    """Rows per optimiser step, over all processes."""
     learning_rate: float
     warmup_fraction: float = 0.06
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     patience: int | None = None
-    """Epochs without a better dev score before stopping; ``None`` = train to the end. The best epoch is kept either way."""
+    """Evaluations without a better dev score before stopping; ``None`` = train to the end. The best one is kept either way."""
     dropout: float | None = None
     """Of every layer; ``None`` = as the checkpoint's config says."""
     temperature: float = 1.0
-    """Of the KL divergence to a teacher; cross-entropy ignores it."""
+    """Of the divergence to a teacher; cross-entropy ignores it."""
     precision: str = "bf16"
     """``bf16`` (autocast; weights and optimiser stay float32) or ``fp32``."""
     seed: int = 0
+    objective: str = "masked"
+    """Of a distillation: ``masked`` (the mean over real positions) or ``published`` (as the public code of Kang et al. 2023: the
+    mean over all positions of the batch, padding included)."""
+    divergence: str = "forward_kl"
+    """From teacher to student: ``forward_kl``, ``reverse_kl`` or ``js`` (Jensen-Shannon)."""
+    js_beta: float = 0.5
+    """The teacher's share in the mixture of ``js``; the others ignore it."""
+    gold_weight: float = 0.0
+    """Share of cross-entropy on gold labels in a distillation: (1 - w) divergence + w cross-entropy."""
+    micro_batch_size: int | None = None
+    """Rows per forward pass and process; ``None`` = all of a process's share of the step at once."""
+    optimizer: str = "adamw"
+    """``adamw`` (fused where it can be), ``adafactor`` (Shazeer & Stern 2018, at the given rate) or ``adamw_8bit``."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them."""
+    eval_steps: int | None = None
+    """Optimiser steps between two evaluations on dev; ``None`` = one after each epoch."""
 
     def __post_init__(self) -> None:
-        self._check_types()
-        limits: tuple[tuple[str, bool, str], ...] = (
+        whole, number, text = (int,), (int, float), (str,)
+        _check_types(
+            self,
+            number,
+            {
+                **dict.fromkeys(("epochs", "batch_size", "seed"), whole),
+                **dict.fromkeys(("patience", "micro_batch_size", "eval_steps"), (int, type(None))),
+                **dict.fromkeys(("precision", "objective", "divergence", "optimizer"), text),
+                "dropout": (int, float, type(None)),
+                "gradient_checkpointing": (bool,),
+            },
+        )
+        _check_limits(self, (*self._step_limits(), *self._loss_limits()))
+
+    def _step_limits(self) -> tuple[Limit, ...]:
+        micro, steps = self.micro_batch_size, self.eval_steps
+        return (
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("learning_rate", 0 < self.learning_rate < 1, "between 0 and 1"),
@@ -39,40 +81,120 @@ class TrainSettings:
             ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
             ("patience", self.patience is None or self.patience >= 1, "at least 1, or none"),
             ("dropout", self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1, or none"),
-            ("temperature", self.temperature > 0, "above 0"),
-            ("precision", self.precision in ("bf16", "fp32"), "bf16 or fp32"),
+            ("precision", self.precision in PRECISIONS, _one_of(PRECISIONS)),
+            ("micro_batch_size", micro is None or micro >= 1, "at least 1, or none"),
+            ("optimizer", self.optimizer in OPTIMIZERS, _one_of(OPTIMIZERS)),
+            ("eval_steps", steps is None or steps >= 1, "at least 1, or none"),
         )
-        for name, good, limit in limits:
-            if not good:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be {limit}")
 
-    def _check_types(self) -> None:
-        whole, number = (int,), (int, float)
-        allowed: dict[str, tuple[type, ...]] = {
-            **dict.fromkeys(("epochs", "batch_size", "seed"), whole),
-            "patience": (int, type(None)),
-            "dropout": (int, float, type(None)),
-            "precision": (str,),
-        }
-        for each in fields(self):
-            value = getattr(self, each.name)
-            wanted = allowed.get(each.name, number)
-            if isinstance(value, bool) or not isinstance(value, wanted):
-                kind = "text" if wanted == (str,) else "a whole number" if float not in wanted else "a number"
-                raise UsageError(f"{each.name} is {value!r}; it must be {kind}")
+    def _loss_limits(self) -> tuple[Limit, ...]:
+        return (
+            ("temperature", self.temperature > 0, "above 0"),
+            ("objective", self.objective in OBJECTIVES, _one_of(OBJECTIVES)),
+            ("divergence", self.divergence in DIVERGENCES, _one_of(DIVERGENCES)),
+            ("js_beta", 0 < self.js_beta < 1, "between 0 and 1"),
+            ("gold_weight", 0 <= self.gold_weight < 1, "from 0 to below 1"),
+        )
 
-    def changed(self, overrides: dict[str, Any]) -> TrainSettings:
+    def changed(self, overrides: Mapping[str, Any]) -> TrainSettings:
         """These settings with some fields replaced.
 
         Raises:
             UsageError: a name that is no setting, or a value outside its limits.
         """
-        known = {f.name for f in fields(self)}
-        for name in overrides:
-            if name not in known:
-                raise UsageError(f"unknown training setting {name!r}; known: {', '.join(sorted(known))}")
+        _check_names(self, overrides, "training")
         return replace(self, **overrides)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for keys and manifests."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class TeachSettings:
+    """How a teacher answers, and how much of what it knows is written down; every field changes the targets."""
+
+    beams: int = 1
+    """Beams of the search for an answer; 1 = greedy."""
+    sample: bool = False
+    """Draw the answer instead of searching for the likeliest."""
+    sample_temperature: float = 1.0
+    top_p: float = 1.0
+    """Draw from the smallest set of tokens with this probability (nucleus sampling, Holtzman et al. 2020)."""
+    max_logits: int = 64
+    """Largest logits kept per position; 0 = the whole vocabulary."""
+    keep_padding: bool = False
+    """Keep the positions after an answer's end too, up to the longest answer allowed: what ``objective: published`` reads."""
+    batch_size: int = 64
+    """Rows per batch; padding changes bits, so it belongs to what decides the targets."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_types(
+            self,
+            (int, float),
+            {
+                **dict.fromkeys(("beams", "max_logits", "batch_size", "seed"), (int,)),
+                **dict.fromkeys(("sample", "keep_padding"), (bool,)),
+            },
+        )
+        _check_limits(
+            self,
+            (
+                ("beams", self.beams >= 1, "at least 1"),
+                ("beams", self.beams == 1 or not self.sample, "1 where the answer is sampled"),
+                ("sample_temperature", self.sample_temperature > 0, "above 0"),
+                ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+                ("max_logits", self.max_logits >= 0, "at least 1, or 0 for the whole vocabulary"),
+                ("batch_size", self.batch_size >= 1, "at least 1"),
+            ),
+        )
+
+    def changed(self, overrides: Mapping[str, Any]) -> TeachSettings:
+        """These settings with some fields replaced.
+
+        Raises:
+            UsageError: a name that is no setting, or a value outside its limits.
+        """
+        _check_names(self, overrides, "teaching")
+        return replace(self, **overrides)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for keys and manifests."""
+        return asdict(self)
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _check_names(settings: TrainSettings | TeachSettings, overrides: Mapping[str, Any], what: str) -> None:
+    known = {each.name for each in fields(settings)}
+    for name in overrides:
+        if name not in known:
+            raise UsageError(f"unknown {what} setting {name!r}; known: {', '.join(sorted(known))}")
+
+
+def _check_types(
+    settings: TrainSettings | TeachSettings, default: tuple[type, ...], allowed: Mapping[str, tuple[type, ...]]
+) -> None:
+    """``allowed``: the types of the fields that are not of the ``default`` ones; a truth value is no number."""
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        wanted = allowed.get(each.name, default)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            raise UsageError(f"{each.name} is {value!r}; it must be {_named(wanted)}")
+
+
+def _named(wanted: tuple[type, ...]) -> str:
+    if wanted == (str,):
+        return "text"
+    if wanted == (bool,):
+        return "true or false"
+    return "a number" if float in wanted else "a whole number"
+
+
+def _check_limits(settings: TrainSettings | TeachSettings, limits: tuple[Limit, ...]) -> None:
+    for name, good, limit in limits:
+        if not good:
+            raise UsageError(f"{name} is {getattr(settings, name)!r}; it must be {limit}")

@@ -12,37 +12,48 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from outlay.errors import UnknownModel
+from outlay.form import Family
 from outlay.modelref import cut_layers, parse_ref, resolve_folder, weight_files
+from outlay.sizes import Size, tiny_size
 
-Family = Literal["encoder", "seq2seq", "causal"]
-
+_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "deberta-v2")
+_SEQ2SEQ = (
+    *("t5", "mt5", "umt5", "longt5"),
+    *("bart", "mbart", "pegasus", "blenderbot", "blenderbot-small", "m2m_100", "plbart", "led"),
+)
+_CAUSAL = (
+    *("gpt2", "gpt_neo", "gpt_neox", "bloom", "llama", "mistral", "qwen2", "qwen3", "phi3"),
+    *("gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "smollm3", "granite", "stablelm", "starcoder2"),
+)
 FAMILY_OF: Mapping[str, Family] = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "deberta-v2"), "encoder"),
-    **dict.fromkeys(("t5", "mt5"), "seq2seq"),
-    **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3"), "causal"),
+    **dict.fromkeys(_ENCODERS, "encoder"),
+    **dict.fromkeys(_SEQ2SEQ, "seq2seq"),
+    **dict.fromkeys(_CAUSAL, "causal"),
 }
 """Families by ``model_type`` of the config. A type that is not here would be counted by guesswork, so it is refused."""
 
-TINY_N_POSITIONS = 512
-TINY_N_SEGMENTS = 2
+T5_N_BUCKETS = 32
+"""Relative distances that T5's first layer of each stack tells apart, for each head."""
+BERT_N_SEGMENTS = 2
 
 _FLOPS_PER_PARAMETER = {"seq2seq": (3, 1), "causal": (6, 2), "encoder": (6, 2)}
 _MAX_HEADER_BYTES = 100_000_000
 _LAYER = re.compile(r"(?:^|\.)(?:layer|layers|h|block)\.(\d+)\.")
 _HEAD = re.compile(
-    r"(?:^|\.)(?:pooler|classifier|pre_classifier|classification_head|cls|lm_head|score|qa_outputs"
+    r"(?:^|\.)(?:pooler|classifier|pre_classifier|classification_head|cls|lm_head|score|qa_outputs|embed_out"
     r"|vocab_(?:transform|layer_norm|projector)|mask_predictions|lm_predictions)\."
 )
 _EMBEDDING = re.compile(r"embed|(?:^|\.)(?:shared|wte|wpe)\.|relative_attention_bias")
-_BUFFER = re.compile(r"(?:^|\.)attn\.(?:masked_)?bias$|position_ids$|token_type_ids$|inv_freq$")
-# T5 files may repeat the shared table under its other names.
-_SHARED_TWIN = re.compile(r"^(?:encoder|decoder)\.embed_tokens\.weight$")
+_BUFFER = re.compile(r"(?:^|\.)attn\.(?:masked_)?bias$|position_ids$|token_type_ids$|inv_freq$|final_logits_bias$")
+_HEAD_TABLES = {"lm_head.weight", "embed_out.weight"}
+# Seq2seq files may hold the shared table under its other names instead, or as well.
+_SHARED_TABLE = re.compile(r"^(?:model\.)?(?:shared|encoder\.embed_tokens|decoder\.embed_tokens)\.weight$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +125,56 @@ def shape_of(ref: str, *, base: str | None = None) -> ModelShape:
     folder = resolve_folder(ref, base=base)
     config = _read_config(folder)
     if parsed.kind == "tiny":
-        return _tiny_shape(parsed.n_layers, parsed.hidden_size, _size(config, folder, "vocab_size"))
+        vocab_size = _size(config, folder, "vocab_size")
+        return shape_of_size(tiny_size(_family(config, folder), parsed.n_layers, parsed.hidden_size, vocab_size))
     return _checkpoint_shape(folder, config, parsed.n_layers if parsed.kind == "cut" else None)
+
+
+def family_of(ref: str, *, base: str | None = None) -> Family:
+    """The family of a model reference; ``cut:`` and ``tiny:`` are of their base's. Only ``config.json`` is read.
+
+    Raises:
+        UnknownModel: the reference leads nowhere, its type is not one of `FAMILY_OF`, or ``tiny:`` of a causal base.
+    """
+    parsed = parse_ref(ref)
+    folder = resolve_folder(ref, base=base)
+    family = _family(_read_config(folder), folder)
+    if parsed.kind == "tiny":
+        tiny_size(family, parsed.n_layers, parsed.hidden_size, 1)
+    return family
+
+
+def shape_of_size(size: Size) -> ModelShape:
+    """The shape of a model that is not built yet, in closed form: what `shape_of` reads from it once it is."""
+    h, inner, f, n_rows = size.hidden_size, size.n_heads * size.head_size, size.d_ff, size.vocab_size
+    attention = 4 * h * inner
+    per_layer, per_decoder_layer, n_small = attention + 2 * h * f, 0, 0
+    n_embedding = (n_rows + size.n_positions) * h
+    if size.type == "t5":
+        per_layer, per_decoder_layer = attention + 3 * h * f, 2 * attention + 3 * h * f
+        # Norms without biases: two in an encoder layer, three in a decoder layer, one behind each stack; no bias anywhere.
+        n_small = (2 * size.n_layers + 3 * size.n_decoder_layers + 2) * h + 2 * T5_N_BUCKETS * size.n_heads
+    else:
+        n_small = size.n_layers * (
+            4 * h + h + f + 4 * h
+        )  # biases of the four maps and of the two in between, two norms
+        if size.type == "gpt2":
+            n_small += 2 * h  # the last norm
+        else:
+            n_embedding += (BERT_N_SEGMENTS * h if size.type == "bert" else 0) + 2 * h  # their norm
+    n_layer_parameters = size.n_layers * per_layer + size.n_decoder_layers * per_decoder_layer
+    return ModelShape(
+        family=size.family,
+        n_layers=size.n_layers,
+        hidden_size=h,
+        vocab_size=n_rows,
+        n_matmul_parameters_per_layer=per_layer,
+        n_embedding_parameters=n_embedding,
+        n_body_parameters=n_embedding + n_layer_parameters + n_small,
+        n_decoder_layers=size.n_decoder_layers,
+        n_matmul_parameters_per_decoder_layer=per_decoder_layer,
+        tied_head=size.type == "gpt2",
+    )
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -166,11 +225,11 @@ class _Stack:
 
 
 def _checkpoint_shape(folder: Path, config: Mapping[str, Any], n_keep: int | None) -> ModelShape:
-    family = FAMILY_OF.get(str(config.get("model_type")))
-    if family is None:
-        known = ", ".join(sorted(FAMILY_OF))
-        raise UnknownModel(f"{folder} holds a {config.get('model_type')!r} model; its cost is only known for {known}")
+    family = _family(config, folder)
     tensors = {name: tensor for path in weight_files(folder) for name, tensor in read_header(path).items()}
+    tables = sorted(name for name in tensors if family == "seq2seq" and _SHARED_TABLE.search(name))
+    # T5's stacks always share one table, also where the head has its own; BART's have two more then.
+    is_one_table = _is_t5(config) or config.get("tie_word_embeddings") is not False
     encoder, decoder = _Stack(), _Stack()
     n_embedding = n_other = 0
     for name, (dtype, sizes) in tensors.items():
@@ -181,17 +240,17 @@ def _checkpoint_shape(folder: Path, config: Mapping[str, Any], n_keep: int | Non
             in_decoder = family == "seq2seq" and "decoder." in name[: layer.start() + 1]
             is_matmul = len(sizes) == 2 and name.endswith(".weight") and not _EMBEDDING.search(name)
             (decoder if in_decoder else encoder).add(int(layer[1]), n, is_matmul)
-        elif _HEAD.search(name) or (_SHARED_TWIN.search(name) and "shared.weight" in tensors):
+        elif _HEAD.search(name) or (is_one_table and name in tables[1:]):
             continue
         elif _EMBEDDING.search(name):
             n_embedding += n
         else:
             n_other += n
-    n_layers = _size(config, folder, "num_hidden_layers", "num_layers", "n_layers", "n_layer")
+    n_layers = _size(config, folder, "num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers")
     kept, per_layer, n_layer_parameters = encoder.kept(folder, n_layers, n_keep)
     decoder_kept = per_decoder_layer = 0
     if family == "seq2seq":
-        n_decoder_layers = int(config.get("num_decoder_layers") or n_layers)
+        n_decoder_layers = int(config.get("num_decoder_layers") or config.get("decoder_layers") or n_layers)
         decoder_kept, per_decoder_layer, n = decoder.kept(folder, n_decoder_layers, n_keep)
         n_layer_parameters += n
     return ModelShape(
@@ -204,25 +263,29 @@ def _checkpoint_shape(folder: Path, config: Mapping[str, Any], n_keep: int | Non
         n_body_parameters=n_embedding + n_other + n_layer_parameters,
         n_decoder_layers=decoder_kept,
         n_matmul_parameters_per_decoder_layer=per_decoder_layer,
-        tied_head=family != "encoder"
-        and ("lm_head.weight" not in tensors or config.get("tie_word_embeddings") is True),
+        tied_head=family != "encoder" and _is_tied(config, tensors.keys()),
     )
 
 
-def _tiny_shape(n_layers: int, hidden_size: int, vocab_size: int) -> ModelShape:
-    """A BERT with H hidden units and 4 H in its feed-forward layers, in closed form."""
-    h = hidden_size
-    n_embedding = (vocab_size + TINY_N_POSITIONS + TINY_N_SEGMENTS + 2) * h  # the 2 are the norm's weight and bias
-    n_biases_and_norms = 4 * h + 4 * h + h + 2 * 2 * h
-    return ModelShape(
-        family="encoder",
-        n_layers=n_layers,
-        hidden_size=h,
-        vocab_size=vocab_size,
-        n_matmul_parameters_per_layer=12 * h * h,
-        n_embedding_parameters=n_embedding,
-        n_body_parameters=n_embedding + n_layers * (12 * h * h + n_biases_and_norms),
-    )
+def _family(config: Mapping[str, Any], folder: Path) -> Family:
+    family = FAMILY_OF.get(str(config.get("model_type")))
+    if family is None:
+        known = ", ".join(sorted(FAMILY_OF))
+        raise UnknownModel(f"{folder} holds a {config.get('model_type')!r} model; its cost is only known for {known}")
+    return family
+
+
+def _is_t5(config: Mapping[str, Any]) -> bool:
+    return str(config["model_type"]).endswith("t5")
+
+
+def _is_tied(config: Mapping[str, Any], names: Set[str]) -> bool:
+    """Whether the head is the table of the words themselves."""
+    if not names & _HEAD_TABLES:
+        return True
+    if _is_t5(config):  # its config says "tied" whatever the weights are, once transformers 5 has written it
+        return not any(_SHARED_TABLE.search(name) for name in names)
+    return config.get("tie_word_embeddings") is True
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Strategies: given what is known and what is left, propose the next recipe. Pure: no money moves here.
 
-``ask`` is called again after each recipe with what came of the earlier ones, so that a strategy may buy step by step; the three
-here know at once what they want.
+``ask`` is called again after each recipe with what came of the earlier ones, so that a strategy may buy step by step; those here
+know at once what they want.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from outlay.errors import UnknownStrategy
 from outlay.money import format_usd
@@ -33,6 +33,10 @@ class Outcome:
     charge_micros: int
 
 
+Teaching = Literal["teacher", "student"]
+"""Who teaches the student: the request's teacher, or a model like the student itself."""
+
+
 class Strategy(Protocol):
     """The ask/tell policy."""
 
@@ -41,15 +45,36 @@ class Strategy(Protocol):
         """What the user calls it."""
         ...
 
+    @property
+    def taught_by(self) -> Teaching | None:
+        """Who teaches; ``None`` where the student learns from labels alone."""
+        ...
+
+    @property
+    def starts_general(self) -> bool:
+        """Whether the student is the generally distilled checkpoint, whatever student the user names."""
+        ...
+
     def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
         """The next recipe, `NotAvailable`, or ``None`` when there is nothing more to buy."""
         ...
 
 
+@dataclass(frozen=True, slots=True)
 class Annotate:
-    """All money to labels for the student; its training is charged too, so the two are solved together (DESIGN decision 6)."""
+    """All money to labels for the student; its training is charged too, so the two are solved together (DESIGN decision 6).
 
-    name = "annotate"
+    ``starts_general``: the student is a generally distilled checkpoint such as DistilBERT; what that cost is taken to be $0,
+    since it is publicly available (Kang et al. 2023, Appendix F, Table 10).
+    """
+
+    name: str = "annotate"
+    starts_general: bool = False
+
+    @property
+    def taught_by(self) -> Teaching | None:
+        """Nobody."""
+        return None
 
     def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
         """The most labels such that labels, training and scoring stay within the budget."""
@@ -65,7 +90,8 @@ class Annotate:
         n = _largest(known.n_min, known.n_train, lambda n: quoter.total_micros(final(n)) <= known.budget_micros)
         if n is None:
             return _unaffordable(known, quoter, final(known.n_min), f"{known.n_min} labels and the student's training")
-        return Recipe(final(n), _derive(known, quoter, final(n)))
+        lines = _derive(known, quoter, final(n))
+        return Recipe(final(n), (lines[0], _free_start(known), *lines[1:]) if self.starts_general else lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +105,16 @@ class Distill:
 
     name: str = "distill"
     own_teacher: bool = False
+
+    @property
+    def taught_by(self) -> Teaching | None:
+        """The teacher, or a model like the student."""
+        return "student" if self.own_teacher else "teacher"
+
+    @property
+    def starts_general(self) -> bool:
+        """It does not."""
+        return False
 
     def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
         """The recipe under the N rule that the request chose."""
@@ -119,6 +155,7 @@ STRATEGIES: dict[str, Strategy] = {
     "annotate": Annotate(),
     "distill": Distill(),
     "self_distill": Distill(name="self_distill", own_teacher=True),
+    "general_distill": Annotate(name="general_distill", starts_general=True),
 }
 
 
@@ -170,8 +207,18 @@ def _train(known: Known, role: str, model: Model, n: int) -> Train:
 
 
 def _distil(known: Known, teacher: Train, n_blocks: int) -> Distil:
+    handover, settings = known.handovers[teacher.model.ref, known.student.ref], known.settings("distil")
     blocks = tuple(
-        Teach(teacher, known.block_start(b), known.block_stop(b + 1), known.block_digest(b), known.request.threads)
+        Teach(
+            teacher=teacher,
+            start=known.block_start(b),
+            stop=known.block_stop(b + 1),
+            rows_digest=known.block_digest(b),
+            target=handover.target,
+            settings=known.teach_settings,
+            vocab_size=handover.vocab_size,
+            threads=known.request.threads,
+        )
         for b in range(n_blocks)
     )
     return Distil(
@@ -179,8 +226,9 @@ def _distil(known: Known, teacher: Train, n_blocks: int) -> Distil:
         targets=blocks,
         dev=teacher.dev,
         encoding=known.encoding,
-        settings=known.settings("distil"),
+        settings=settings,
         threads=known.request.threads,
+        gold=teacher.labels if settings.gold_weight > 0 else None,
     )
 
 
@@ -225,6 +273,10 @@ def _derive(known: Known, quoter: Quoter, final: Score) -> tuple[str, ...]:
     spent = sum(sums.values())
     left = known.budget_micros - spent
     return (f"budget: {format_usd(known.budget_micros)}", *lines, f"left over: {format_usd(left)}")
+
+
+def _free_start(known: Known) -> str:
+    return f"start from {known.student.ref}: free, since it is publicly available: $0.00"
 
 
 def describe(step: Step) -> str:

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outlay.metrics import main_score, score
+from outlay.metrics import main_score, missing_text, score
 from outlay.prepare import Prepared
-from outlay.recipe import Buy, Dev, Distil, Encoding, Model, Score, Step, Teach, Train
+from outlay.recipe import Buy, Dev, Distil, Encoding, Judge, Score, Step, Teach, Train
 from outlay.store import Artifact
 
 if TYPE_CHECKING:
+    from outlay.example import Example
+    from outlay.train.bertscore import BertScore
     from outlay.train.loop import Gauge, OnProgress
     from outlay.train.steps import DevTexts
 
@@ -83,21 +85,18 @@ class Workshop:
         from outlay.train.steps import finetune
 
         labels = self.read_labels(step.labels)
-        first = step.dev.n if step.dev is not None and step.dev.how == "carved" else 0
-        classes = [step.encoding.labels.index(label) for label in labels[first:]]
-        rows = self._prepared.train[first : len(labels)]
+        first = _n_carved(step.dev)
         out = _fresh(bench.folder / "model")
         progress = finetune(
-            _spec(step.model, step.encoding.labels, step.settings.seed),
-            self._prepared.texts(rows),
-            classes,
+            _spec(step),
+            self._prepared.sources(self._prepared.train[first : len(labels)], step.model.ref),
+            labels[first:],
             step.settings,
-            max_tokens=step.encoding.max_tokens,
-            dev=self._dev(step.dev, step.encoding),
+            dev=self._dev(step),
             out=out,
             watch=_watch(bench),
         )
-        return _trained(out, progress)
+        return _trained(out, progress, len(labels) - first)
 
     def _distil(self, step: Distil, bench: Bench) -> Made:
         from outlay.train.steps import distil
@@ -105,23 +104,27 @@ class Workshop:
 
         blocks = [SparseTargets.from_bytes(self._file(block, TARGETS_FILE).read_bytes()) for block in step.targets]
         # Rows carved out for dev stay in the pool's order, so that its blocks are the same for every run, but are not trained on.
-        carved = self._prepared.train[: step.dev.n] if step.dev is not None and step.dev.how == "carved" else []
-        held_out = {row.text for row in carved}
+        held_out = {row.text for row in self._prepared.train[: _n_carved(step.dev)]}
         pool = self._prepared.pool[: step.n_rows]
         kept = [i for i, row in enumerate(pool) if row.text not in held_out]
         out = _fresh(bench.folder / "model")
         progress = distil(
-            _spec(step.model, step.encoding.labels, step.settings.seed),
-            self._prepared.texts([pool[i] for i in kept]),
+            _spec(step),
+            self._prepared.sources([pool[i] for i in kept], step.model.ref),
             SparseTargets.concatenate(blocks).select(kept),
             step.settings,
-            temperature=step.settings.temperature,
-            max_tokens=step.encoding.max_tokens,
-            dev=self._dev(step.dev, step.encoding),
+            gold=None if step.gold is None else self._gold(step.gold, [pool[i] for i in kept]),
+            dev=self._dev(step),
             out=out,
             watch=_watch(bench),
         )
-        return _trained(out, progress)
+        return _trained(out, progress, len(kept))
+
+    def _gold(self, bought: Buy, rows: Sequence[Example]) -> list[str | None]:
+        """The bought labels of those pool rows that are train rows too, told by the hash of their text."""
+        labels = self.read_labels(bought)
+        known = {row.id: label for row, label in zip(self._prepared.train, labels, strict=False)}
+        return [known.get(row.id) for row in rows]
 
     def _teach(self, step: Teach, bench: Bench) -> Made:
         from outlay.train.steps import teach
@@ -130,10 +133,12 @@ class Workshop:
         counter = _Counter(bench.gauge)
         targets = teach(
             self._artifact_of(step.teacher).path,
-            self._prepared.texts(rows),
-            max_tokens=step.teacher.encoding.max_tokens,
+            self._prepared.sources(rows, step.teacher.model.ref),
+            target=step.target,
+            settings=step.settings,
             precision=step.teacher.settings.precision,
             gauge=counter,
+            vocab_size=step.vocab_size,
         )
         return Made({TARGETS_FILE: targets.to_bytes()}, _usage(0, counter.n_tokens))
 
@@ -141,41 +146,49 @@ class Workshop:
         from outlay.train.steps import predict
 
         counter = _Counter(bench.gauge)
-        predictions, _ = predict(
+        test, encoding = self._prepared.test, step.model.encoding
+        predictions = predict(
             self._artifact_of(step.model).path,
-            self._prepared.texts(self._prepared.test),
-            max_tokens=step.model.encoding.max_tokens,
+            self._prepared.sources(test, step.model.model.ref),
             precision=step.model.settings.precision,
             gauge=counter,
         )
-        encoding = step.model.encoding
-        golds = [example.label or "" for example in self._prepared.test]
+        golds, texts = [example.label or "" for example in test], [example.text for example in test]
+        alike = _similarities(encoding.judge, predictions, texts)
         document = {
-            "rows": [example.id for example in self._prepared.test],
+            "rows": [example.id for example in test],
+            "sources": texts,
             "predictions": predictions,
             "golds": golds,
+            "similarities": alike,
             "metric": encoding.metric,
-            "labels": list(encoding.labels),
+            "labels": list(encoding.form.labels),
         }
-        readings = score(encoding.metric, predictions, golds, encoding.labels)
-        scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
+        readings = score(
+            encoding.metric, predictions, golds, encoding.form.labels, sources=texts, similarities=alike or None
+        )
+        # Percentiles of a statistic that is no mean (macro F1 of rare classes) can leave its own value out.
+        scores = {
+            name: {"value": r.value, "low": min(r.low, r.value), "high": max(r.high, r.value)}
+            for name, r in readings.items()
+        }
         return Made({PREDICTIONS_FILE: _json(document), SCORES_FILE: _json(scores)}, _usage(0, counter.n_tokens))
 
-    def _dev(self, dev: Dev | None, encoding: Encoding) -> DevTexts | None:
+    def _dev(self, step: Train | Distil) -> DevTexts | None:
         """Dev rows and their labels, from where `Dev.how` says."""
         from outlay.train.steps import DevTexts
 
+        dev, encoding = step.dev, step.encoding
         if dev is None:
             return None
         rows = (self._prepared.train if dev.how == "carved" else self._prepared.dev)[: dev.n]
         golds = [row.label or "" for row in rows] if dev.labels is None else self.read_labels(dev.labels)[: dev.n]
-        metric, labels = encoding.metric, encoding.labels
+        texts = [row.text for row in rows]
 
-        def dev_score(classes: Any) -> float:
-            predictions = [labels[int(c)] for c in classes]
-            return score(metric, predictions, golds, labels, n_bootstrap=1)[main_score(metric)].value
+        def dev_score(answers: Sequence[str]) -> float:
+            return _main_value(encoding, answers, golds, texts)
 
-        return DevTexts(self._prepared.texts(rows), dev_score)
+        return DevTexts(self._prepared.sources(rows, step.model.ref), dev_score)
 
     def _file(self, step: Step, name: str) -> Path:
         return self._artifact_of(step).path / name
@@ -210,10 +223,57 @@ def label_lines(rows: Sequence[tuple[str, str]]) -> bytes:
     return "".join(json.dumps({"row": row, "label": label}, ensure_ascii=False) + "\n" for row, label in rows).encode()
 
 
-def _spec(model: Model, labels: tuple[str, ...], seed: int) -> Any:
-    from outlay.train.models import ModelSpec
+def cut_lines(step: Step, usage: Mapping[str, Any]) -> list[str]:
+    """What a training could not take in whole, a line each: rows and answers beyond the limits, entities without a place."""
+    if not isinstance(step, Train | Distil):
+        return []
+    form, n_rows = step.encoding.form, f"{usage.get('n_rows', 0):,}"
+    counts = (
+        ("n_truncated", f"of {n_rows} rows were longer than {form.max_source_tokens} tokens and were cut"),
+        ("n_answers_cut", f"of {n_rows} answers were longer than {form.max_target_tokens} tokens and were cut"),
+        ("n_unaligned", f"entities of {n_rows} rows could not be found in their text and were left out"),
+    )
+    return [f"{usage[name]:,} {words}" for name, words in counts if usage.get(name)]
 
-    return ModelSpec(model.ref, model.base, labels, seed)
+
+_judges: dict[Judge, BertScore] = {}
+
+
+def _similarities(judge: Judge | None, answers: Sequence[str], sources: Sequence[str]) -> list[float]:
+    """BERTScore F1 of each answer and its source, 0 to 1; nothing where the metric needs none. The encoder is loaded once."""
+    if judge is None:
+        return []
+    from outlay.train.bertscore import BertScore
+
+    if judge not in _judges:
+        _judges.clear()
+        _judges[judge] = BertScore(judge.ref, layer=judge.layer, idf=judge.idf)
+    return _judges[judge].f1(missing_text(answers), sources)
+
+
+def _main_value(encoding: Encoding, answers: Sequence[str], golds: Sequence[str], sources: Sequence[str]) -> float:
+    """The task's main score, 0 to 100."""
+    readings = score(
+        encoding.metric,
+        answers,
+        golds,
+        encoding.form.labels,
+        sources=sources,
+        similarities=_similarities(encoding.judge, answers, sources) or None,
+        n_bootstrap=1,
+    )
+    return readings[main_score(encoding.metric)].value
+
+
+def _n_carved(dev: Dev | None) -> int:
+    return dev.n if dev is not None and dev.how == "carved" else 0
+
+
+def _spec(step: Train | Distil) -> Any:
+    from outlay.train.steps import ModelSpec
+
+    target = step.target if isinstance(step, Distil) else None
+    return ModelSpec(step.model.ref, step.model.base, step.encoding.form, step.settings.seed, target)
 
 
 def _watch(bench: Bench) -> Any:
@@ -222,7 +282,7 @@ def _watch(bench: Bench) -> Any:
     return Watch(bench.gauge, bench.folder / "checkpoints", bench.checkpoint_seconds, bench.on_progress)
 
 
-def _trained(out: Path, progress: Any) -> Made:
+def _trained(out: Path, progress: Any, n_rows: int) -> Made:
     files: Files = {path.name: path for path in sorted(out.iterdir()) if path.is_file()}
     training = {
         "history": progress.history,
@@ -230,11 +290,14 @@ def _trained(out: Path, progress: Any) -> Made:
         "dev": progress.best_score,
         "stopped": progress.stopped,
         "n_parameters": progress.n_parameters,
+        "n_rows": n_rows,
         "n_truncated": progress.n_truncated,
+        "n_answers_cut": progress.n_answers_cut,
+        "n_unaligned": progress.n_unaligned,
     }
     files[TRAINING_FILE] = _json(training)
     usage = _usage(progress.n_tokens_trained, progress.n_tokens_inferred)
-    extra = {name: training[name] for name in ("dev", "stopped", "n_parameters")}
+    extra = {name: value for name, value in training.items() if name not in ("history", "best_epoch")}
     return Made(files, usage | extra)
 
 

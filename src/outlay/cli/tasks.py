@@ -23,15 +23,15 @@ def task_list(as_json: Json = False) -> None:
 
     tasks = [load_task(name) for name in shipped_tasks()]
     if as_json:
-        print_json([{"name": task.name, "description": task.description} for task in tasks])
+        print_json([{"name": t.name, "kind": t.kind, "metric": t.metric, "description": t.description} for t in tasks])
         return
     for task in tasks:
-        typer.echo(f"{task.name:16} {task.description}")
+        typer.echo(f"{task.name:16} {task.kind:16} {task.metric:12} {task.description}")
 
 
 @task_app.command("check")
 def task_check(task: TaskArgument, data: DataOption = None, as_json: Json = False) -> None:
-    """Profile a task: rows, lengths, labels, duplicates, conflicts, leaks; exit 1 where it cannot be trusted."""
+    """Profile a task: rows, lengths, labels or answers, duplicates, conflicts, leaks; exit 1 where it cannot be trusted."""
     from outlay.data import load_data
     from outlay.profile import profile
     from outlay.task import load_task

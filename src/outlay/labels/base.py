@@ -60,11 +60,12 @@ class Annotator(Protocol):
 
     `deliver` is idempotent by order id: the same order again gives the same delivery and is billed once; other rows
     under a known id are refused. Raises SellerError where it cannot deliver, LabelError for a label outside the set.
+    A label is a text: one of a set, a line of entities, or whatever the task asks for.
     """
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The label set: every delivered label is one of these."""
+        """The label set: every delivered label is one of these; empty where any text is an answer."""
         ...
 
     def quote(self, n: int) -> Quote:

@@ -12,11 +12,13 @@ from outlay.money import Price, Quote
 
 
 class Replay:
-    """Sells the labels of `gold` (row id → label) at `price` per answer.
+    """Sells the labels of `gold` (row id → label) at `price` per answer; without `labels` any text is an answer.
 
     Every row gets `redundancy` answers, an odd number, and their majority. An answer is wrong with probability
-    `error_rate`, and then any other label, all equally likely. Answers are a pure function of the seed and the row, so
-    a larger order repeats what a smaller one said. `seconds_per_label` of human time is reported per answer, not slept.
+    `error_rate`, and then any other label, all equally likely; where any text is an answer, the differing gold answer of
+    another row, all such rows about equally likely. Answers are a pure function of the seed and the row (and of the gold
+    answers, where a wrong one is taken from them), so a larger order repeats what a smaller one said.
+    `seconds_per_label` of human time is reported per answer, not slept.
     A replayed label is charged, but costs no cash.
 
     Raises LabelError for a gold label outside `labels`, SellerError for a setting outside its limits.
@@ -35,11 +37,12 @@ class Replay:
     ) -> None:
         known = set(labels)
         for row, label in gold.items():
-            if label not in known:
+            if known and label not in known:
                 raise LabelError(f"row {row} has the label {label!r}; the label set is {', '.join(labels)}")
-        if not 0 <= error_rate <= 1 or (error_rate > 0 and len(known) < 2):
+        n_answers = len(known or set(gold.values()))
+        if not 0 <= error_rate <= 1 or (error_rate > 0 and n_answers < 2):
             raise SellerError(
-                f"the error rate is {error_rate} over {len(known)} labels; give 0 to 1, and 0 for 1 label"
+                f"the error rate is {error_rate} over {n_answers} different answers; give 0 to 1, and 0 for fewer than 2"
             )
         if redundancy < 1 or redundancy % 2 == 0:
             raise SellerError(f"the redundancy is {redundancy}; give an odd number of answers per row")
@@ -47,6 +50,7 @@ class Replay:
             raise SellerError(f"the seconds per label are {seconds_per_label}; give 0 or more")
         self._gold = dict(gold)
         self._labels = tuple(dict.fromkeys(labels))
+        self._rows = [] if self._labels else sorted(self._gold)
         self._price = price
         self._error_rate = error_rate
         self._redundancy = redundancy
@@ -56,7 +60,7 @@ class Replay:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The label set."""
+        """The label set; empty where any text is an answer."""
         return self._labels
 
     @property
@@ -113,12 +117,21 @@ class Replay:
         return delivery
 
     def _answers(self, row: str) -> tuple[str, ...]:
-        gold = self._gold[row]
-        others = [label for label in self._labels if label != gold]
         answers = []
         for number in range(self._redundancy):
             digest = hashlib.sha256(f"{self._seed}:{row}:{number}".encode()).digest()
             draw = int.from_bytes(digest[:8], "big") / 2**64
             wrong = draw < self._error_rate
-            answers.append(others[int.from_bytes(digest[8:16], "big") % len(others)] if wrong else gold)
+            answers.append(self._wrong(row, int.from_bytes(digest[8:16], "big")) if wrong else self._gold[row])
         return tuple(answers)
+
+    def _wrong(self, row: str, choice: int) -> str:
+        """An answer that differs from the row's gold, chosen by a large number."""
+        gold = self._gold[row]
+        if self._labels:
+            others = [label for label in self._labels if label != gold]
+            return others[choice % len(others)]
+        # From a random row onwards: ids are hashes, so neighbours have nothing in common.
+        start = choice % len(self._rows)
+        around = (self._gold[self._rows[(start + step) % len(self._rows)]] for step in range(len(self._rows)))
+        return next(answer for answer in around if answer != gold)

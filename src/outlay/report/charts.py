@@ -103,7 +103,7 @@ def frontier_spec(comparison: Comparison, title: str | None = None) -> dict[str,
     )
     y = alt.Y(
         "score:Q",
-        title="Test score (0–100)",
+        title=f"Test {comparison.measure or 'score'} (0–100)",
         scale=alt.Scale(domain=[y_scale.low, y_scale.high], nice=False, zero=False),
         axis=alt.Axis(tickCount=6, format="~g"),
     )

@@ -70,6 +70,8 @@ def render_page(
         "<h2>Scores</h2>",
         _table(comparison),
     ]
+    if comparison.measure is not None:
+        parts.append(f'<p class="quiet">Test: {escape(comparison.measure)}, 0–100.</p>')
     if comparison.differences:
         parts += ["<h2>Paired differences</h2>", _list([difference_text(row) for row in comparison.differences])]
     if comparison.notes:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from outlay.errors import DataError
-from outlay.point import Frontier, Group, Point, Spot, frontier, group
+from outlay.grouping import Group, group
+from outlay.point import Frontier, Point, Spot, frontier
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -117,6 +118,8 @@ class Comparison:
     rows: tuple[Row, ...]
     differences: tuple[DifferenceRow, ...]
     frontier: Frontier
+    measure: str | None = None
+    """What the test score is, in words: "micro F1, strict reading"; None where the points have no one metric."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -134,17 +137,19 @@ def compare(
     half_of: Callable[[Sequence[Point]], float | None] | None = None,
     teacher_dev: Mapping[str, float] | None = None,
     differences: Sequence[DifferenceRow] = (),
+    measure: str | None = None,
 ) -> Comparison:
     """Turn points into the numbers of a report.
 
     Args:
-        points: of one or several tasks; rows are in the order of :func:`outlay.point.group`.
+        points: of one or several tasks; rows are in the order of :func:`outlay.grouping.group`.
         correctness: point id -> score of each test example, 0-1, the same examples in the same order for every point.
             Where every seed of a row has one, its interval is over examples and seeds, otherwise over seeds alone.
         half_of: the points of one row -> half of their interval, for a score that is no mean over examples (F1); None where
             it has none to give, and then ``correctness`` or the seeds decide.
         teacher_dev: point id -> dev score of its teacher, 0-100.
         differences: paired differences to show beside the rows.
+        measure: the main score as ``statistic/reading``.
 
     Raises:
         DataError: there are no points.
@@ -154,7 +159,8 @@ def compare(
     rows = tuple(_row(each, correctness or {}, half_of, teacher_dev or {}) for each in group(points))
     spots = [row.spot for row in rows if row.spot is not None]
     tasks = dict.fromkeys(point.request.task for point in points)
-    return Comparison(", ".join(tasks), rows, tuple(differences), frontier(spots))
+    words = None if measure is None else measure_text(measure)
+    return Comparison(", ".join(tasks), rows, tuple(differences), frontier(spots), words)
 
 
 def _row(
@@ -256,6 +262,15 @@ def signed(points: float) -> str:
     return text if text == "0.0" else ("+" if points > 0 else MINUS) + text
 
 
+_STATISTICS = {"bert_ibleu": "BERT-iBLEU"}
+
+
+def measure_text(main_score: str) -> str:
+    """ "micro_f1/strict" as "micro F1, strict reading"."""
+    statistic, _, reading = main_score.partition("/")
+    return f"{_STATISTICS.get(statistic, statistic.replace('_', ' ').replace('f1', 'F1'))}, {reading} reading"
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """The row as texts under :data:`HEADER`."""
     return (
@@ -305,6 +320,8 @@ def render_rich(comparison: Comparison) -> RenderableType:
             budget_usd = row.budget_usd
         table.add_row(*map(escape, line), style="bold" if on_front(comparison, row) else "")
     lines = [Text(difference_text(row)) for row in comparison.differences]
+    if comparison.measure is not None:
+        lines.insert(0, Text(f"Test: {comparison.measure}, 0-100", style="dim"))
     notes = [Text(f"N/A: {note}", style="dim") for note in comparison.notes]
     return RichGroup(table, *lines, *notes)
 
@@ -322,6 +339,8 @@ def render_markdown(comparison: Comparison) -> str:
     for row, line in zip(comparison.rows, texts, strict=True):
         bold = f"**{line[test]}**" if on_front(comparison, row) else line[test]
         lines.append(_markdown_line([*line[:test], bold, *line[test + 1 :]]))
+    if comparison.measure is not None:
+        lines += ["", f"Test: {comparison.measure}, 0-100."]
     if comparison.differences:
         lines += ["", *(f"- {difference_text(row)}" for row in comparison.differences)]
     if comparison.notes:

@@ -1,114 +1,184 @@
-"""Losses: each takes logits of any leading shape and averages over real positions only.
+"""Losses: one value per position, in nats, and their sum over the positions that count.
 
 Shapes are written ``[..., V]``: ``V`` is the number of classes (or the vocabulary), the leading axes are batch, or batch and
 position. Everything is computed in float32 whatever comes in.
+
+The divergences read a teacher through its K largest logits (`Sparse`). The stored classes enter one by one, all the others as one
+*tail bucket*: its teacher mass is exact, because the log-sum-exp over the full vocabulary at this temperature is stored, and only
+the tail's shape is lost. Each divergence is an f-divergence, and putting classes together cannot raise one (the data processing
+inequality), so each is a lower bound of its full form, and equal to it when K = V. ``p`` is the teacher, ``q`` the student.
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_TINY = 1e-12
+DIVERGENCES = ("forward_kl", "reverse_kl", "js")
+
+TAIL_FLOOR = 1e-6
+"""Least mass that a teacher's tail has inside a logarithm: a float32 log-sum-exp of usual size tells no less from nothing."""
+
+_NO_LOGIT = -1e30
+"""Stands for a logit that is not there; finite, so that no gradient becomes 0 x inf."""
 
 
-def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of ``values`` ``[...]`` where ``mask`` ``[...]`` (bool, True = real) holds; 0 when nothing is real."""
+@dataclass(frozen=True, slots=True)
+class LossSum:
+    """A loss summed over positions, both float32 scalars: ``total`` in nats, ``n`` the positions that count."""
+
+    total: Tensor
+    n: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Nats per position that counts; 0 when there is none."""
+        return self.total / self.n.clamp_min(1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """A teacher's distributions at one temperature T.
+
+    ``indices``: ``[..., K]`` int64, classes distinct within a position; ``logits``: ``[..., K]``, theirs, raw (not divided by T);
+    ``logsumexp``: ``[...]``, log Σ_v exp(z_v / T) over the full vocabulary. Where K = V the stored logits say everything and
+    ``logsumexp`` is not read.
+    """
+
+    indices: Tensor
+    logits: Tensor
+    logsumexp: Tensor
+
+
+def summed(values: Tensor, mask: Tensor | None = None) -> LossSum:
+    """Sum ``values`` ``[...]`` where ``mask`` ``[...]`` (bool, True = counts) holds; ``None`` = everywhere."""
     if mask is None:
-        return values.mean()
-    weights = mask.to(values.dtype)
+        return LossSum(values.sum(), values.new_tensor(float(values.numel())))
     # ``where`` and not a product: a masked position may hold inf or nan, and nan x 0 is nan.
-    return torch.where(mask, values, values.new_zeros(())).sum() / weights.sum().clamp_min(1.0)
+    return LossSum(torch.where(mask, values, values.new_zeros(())).sum(), mask.sum().to(values.dtype))
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Cross-entropy in nats, averaged over real positions.
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy ``[...]`` in nats.
 
     Args:
         logits: ``[..., V]``, any float dtype.
-        labels: ``[...]`` int64 class indices; what stands at masked positions is ignored.
-        mask: ``[...]`` bool, True where the position is real; ``None`` = all.
+        labels: ``[...]`` int64 class indices, in range also where the position does not count.
     """
-    n_classes = logits.shape[-1]
-    safe = labels if mask is None else torch.where(mask, labels, torch.zeros_like(labels))
-    losses = F.cross_entropy(logits.float().reshape(-1, n_classes), safe.reshape(-1), reduction="none")
-    return masked_mean(losses.reshape(labels.shape), mask)
+    losses = F.cross_entropy(logits.float().reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
+    return losses.reshape(labels.shape)
 
 
-def sparse_kl(
-    student_logits: Tensor,
-    indices: Tensor,
-    teacher_logits: Tensor,
-    teacher_logsumexp: Tensor,
-    *,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
+def divergence(
+    name: str, student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0, js_beta: float = 0.5
 ) -> Tensor:
-    """KL(teacher || student) at a temperature from the teacher's K largest logits, times T squared.
-
-    Forward KL divergence of Kang et al. 2023, Eq. 1, softened as in Hinton et al. 2015 (the gradients of softened targets
-    scale as 1/T², hence the factor). The K stored classes enter one by one; all the others are one *tail bucket* whose
-    teacher mass is exact, because the teacher's log-sum-exp over the full vocabulary at this temperature is stored. By the
-    log-sum inequality the result is a lower bound of the full divergence, and equal to it when K = V;
-    `sparse_kl_gap_bound` bounds what is lost.
+    """The divergence of this name (`DIVERGENCES`), ``[...]`` in nats times T².
 
     Args:
+        name: ``forward_kl``, ``reverse_kl`` or ``js``; see the functions.
         student_logits: ``[..., V]``, any float dtype.
-        indices: ``[..., K]`` int64, the classes the teacher's stored logits belong to, distinct within a position.
-        teacher_logits: ``[..., K]`` raw (temperature 1) logits.
-        teacher_logsumexp: ``[...]`` float, log Σ_v exp(z_v / T) over the full vocabulary at this ``temperature``.
-        temperature: T > 0.
-        mask: ``[...]`` bool, True where the position is real.
+        teacher: at this temperature, K ≤ V.
+        temperature: T > 0. Gradients of softened distributions scale as 1/T², hence the factor (Hinton et al. 2015, §2).
+        js_beta: the teacher's share of the mixture, for ``js`` only.
 
-    Returns:
-        A scalar: T² times the mean divergence in nats over real positions.
+    Raises:
+        ValueError: another name, or a ``js_beta`` outside (0, 1).
     """
-    teacher_log_p, student_log_q = _top_log_probs(
-        student_logits, indices, teacher_logits, teacher_logsumexp, temperature
-    )
-    teacher_p = teacher_log_p.exp()
-    divergence = (teacher_p * (teacher_log_p - student_log_q)).sum(-1)
-    if indices.shape[-1] < student_logits.shape[-1]:
-        teacher_tail = (1.0 - teacher_p.sum(-1)).clamp_min(_TINY)
-        student_tail = (1.0 - student_log_q.exp().sum(-1)).clamp_min(_TINY)
-        divergence = divergence + teacher_tail * (teacher_tail.log() - student_tail.log())
-    return masked_mean(divergence, mask) * temperature**2
+    if name == "forward_kl":
+        return forward_kl(student_logits, teacher, temperature=temperature)
+    if name == "reverse_kl":
+        return reverse_kl(student_logits, teacher, temperature=temperature)
+    if name == "js":
+        return js(student_logits, teacher, temperature=temperature, beta=js_beta)
+    raise ValueError(f"no divergence is called {name!r}; choose {', '.join(DIVERGENCES)}")
 
 
-def sparse_kl_gap_bound(
-    student_logits: Tensor,
-    indices: Tensor,
-    teacher_logits: Tensor,
-    teacher_logsumexp: Tensor,
-    *,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Upper bound of (full KL - `sparse_kl`), times T squared, from the same inputs.
+def forward_kl(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0) -> Tensor:
+    """T² KL(p || q) = T² Σ p log(p / q) per position, ``[...]``: Kang et al. 2023, Eq. 1; `divergence` has the arguments.
+
+    The tail enters as ``p_tail log(p_tail / q_tail)``; a lower bound by the log-sum inequality. The student is told how much mass
+    belongs outside the K, not where; what is lost is bounded by `sparse_kl_gap_bound`.
+    """
+    buckets = _buckets(student_logits, teacher, temperature)
+    return (buckets.p * (buckets.log_p - buckets.log_q)).sum(-1) * temperature**2
+
+
+def reverse_kl(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0) -> Tensor:
+    """T² KL(q || p) = T² Σ q log(q / p) per position, ``[...]``: Gu et al. 2024 (MiniLLM), §2; `divergence` has the arguments.
+
+    The tail enters as ``q_tail log(q_tail / p_tail)``, with at least `TAIL_FLOOR` for ``p_tail`` in the logarithm: so student
+    mass in a tail that has none of the teacher's has a finite price. A lower bound by the log-sum inequality: full reverse KL
+    also punishes mass at the wrong classes of the tail, which here costs nothing.
+    """
+    buckets = _buckets(student_logits, teacher, temperature)
+    return (buckets.log_q.exp() * (buckets.log_q - buckets.log_p)).sum(-1) * temperature**2
+
+
+def js(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
+    """T² (β KL(p || m) + (1 - β) KL(q || m)) per position, ``[...]``, where m = β p + (1 - β) q.
+
+    The generalised Jensen-Shannon divergence of Agarwal et al. 2024 (GKD), §2, with the teacher's share β as in TRL's
+    ``GKDTrainer``; β = 1/2 is the symmetric one. Near agreement it is β (1 - β) times a KL divergence, so its gradients are that
+    much smaller; JS / β goes to KL(p || q) as β goes to 0, JS / (1 - β) to KL(q || p) as β goes to 1.
+    The tail is one class of the mixture. A lower bound, itself at most T² times the entropy of (β, 1 - β).
+
+    Raises:
+        ValueError: β outside (0, 1).
+    """
+    if not 0.0 < beta < 1.0:
+        raise ValueError(f"js needs 0 < beta < 1, not {beta:g}; beta = 0 is forward_kl, beta = 1 is reverse_kl")
+    buckets = _buckets(student_logits, teacher, temperature)
+    log_m = torch.logaddexp(buckets.log_p + math.log(beta), buckets.log_q + math.log1p(-beta))
+    of_teacher = (buckets.p * (buckets.log_p - log_m)).sum(-1)
+    of_student = (buckets.log_q.exp() * (buckets.log_q - log_m)).sum(-1)
+    return (beta * of_teacher + (1.0 - beta) * of_student) * temperature**2
+
+
+def sparse_kl_gap_bound(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0) -> Tensor:
+    """Upper bound of (full KL(p || q) - `forward_kl`), times T², per position ``[...]``, from the same inputs.
 
     The gap is ``p_tail · KL(p | tail || q | tail)``. No unstored class has more teacher mass than the smallest stored one, so
-    the log-ratio inside the tail is at most ``log min(1, p_K / p_tail) - log min_v (q_v / q_tail)``.
-    Returns a scalar averaged as `sparse_kl` averages; 0 when nothing is in the tail.
+    the log-ratio inside the tail is at most ``log min(1, p_K / p_tail) - log min_v (q_v / q_tail)``. It is 0 when
+    nothing is in the tail.
     """
-    if indices.shape[-1] >= student_logits.shape[-1]:
-        return student_logits.new_zeros((), dtype=torch.float32)
-    teacher_log_p, student_log_q = _top_log_probs(
-        student_logits, indices, teacher_logits, teacher_logsumexp, temperature
-    )
-    teacher_tail = (1.0 - teacher_log_p.exp().sum(-1)).clamp_min(_TINY)
-    student_tail = (1.0 - student_log_q.exp().sum(-1)).clamp_min(_TINY)
-    all_log_q = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    smallest_log_q = all_log_q.scatter(-1, indices, float("inf")).amin(-1)
-    largest_log_p = (teacher_log_p.amin(-1) - teacher_tail.log()).clamp_max(0.0)
-    gap = teacher_tail * (largest_log_p - (smallest_log_q - student_tail.log()))
-    return masked_mean(gap.clamp_min(0.0), mask) * temperature**2
+    if teacher.indices.shape[-1] >= student_logits.shape[-1]:
+        return student_logits.new_zeros(student_logits.shape[:-1], dtype=torch.float32)
+    buckets = _buckets(student_logits, teacher, temperature)
+    scaled = student_logits.float() / temperature
+    smallest_log_q = scaled.scatter(-1, teacher.indices, float("inf")).amin(-1) - torch.logsumexp(scaled, -1)
+    largest_log_p = (buckets.log_p[..., :-1].amin(-1) - buckets.log_p[..., -1]).clamp_max(0.0)
+    gap = buckets.p[..., -1] * (largest_log_p - (smallest_log_q - buckets.log_q[..., -1]))
+    return gap.clamp_min(0.0) * temperature**2
 
 
-def _top_log_probs(
-    student_logits: Tensor, indices: Tensor, teacher_logits: Tensor, teacher_logsumexp: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities ``[..., K]`` of teacher and student at the stored classes, at a temperature."""
-    teacher_log_p = teacher_logits.float() / temperature - teacher_logsumexp.float().unsqueeze(-1)
-    student_log_q = F.log_softmax(student_logits.float() / temperature, dim=-1).gather(-1, indices)
-    return teacher_log_p, student_log_q
+@dataclass(frozen=True, slots=True)
+class _Buckets:
+    """Both distributions over the stored classes and, where K < V, the tail: each ``[..., K + 1]``, else ``[..., K]``.
+
+    ``p`` is 0 for a tail without teacher mass, ``log_p`` never less than log `TAIL_FLOOR` there.
+    """
+
+    p: Tensor
+    log_p: Tensor
+    log_q: Tensor
+
+
+def _buckets(student_logits: Tensor, teacher: Sparse, temperature: float) -> _Buckets:
+    scaled = student_logits.float() / temperature
+    teacher_scaled = teacher.logits.float() / temperature
+    if teacher.indices.shape[-1] >= student_logits.shape[-1]:
+        log_p = F.log_softmax(teacher_scaled, -1)
+        return _Buckets(log_p.exp(), log_p, F.log_softmax(scaled.gather(-1, teacher.indices), -1))
+    log_p = teacher_scaled - teacher.logsumexp.float().unsqueeze(-1)
+    p = log_p.exp()
+    p_tail = (1.0 - p.sum(-1, keepdim=True)).clamp_min(0.0)
+    # The student's tail is summed from its own logits: 1 - Σ q would lose it, and its gradient, to rounding.
+    top = scaled.gather(-1, teacher.indices)
+    tail = torch.logsumexp(scaled.scatter(-1, teacher.indices, _NO_LOGIT), -1, keepdim=True)
+    log_q = F.log_softmax(torch.cat([top, tail], -1), -1)
+    log_p_tail = p_tail.clamp_min(TAIL_FLOOR).log()
+    return _Buckets(torch.cat([p, p_tail], -1), torch.cat([log_p, log_p_tail], -1), log_q)

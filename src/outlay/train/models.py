@@ -1,7 +1,7 @@
 """Model families: what a reference becomes, and how weights are kept.
 
-One family so far: `encoder` (sequence classification, one or two segments). A reference is read by `outlay.modelref`; this
-module turns it into a module with weights. Weights are read and written as safetensors only.
+A reference is read by `outlay.modelref`; this module turns it into a module with weights and the head that speaks for it. Weights
+are read and written as safetensors only.
 """
 
 from __future__ import annotations
@@ -16,23 +16,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from outlay.errors import UnknownModel
-from outlay.modelref import ModelRef, cut_layers, parse_ref, resolve_folder, tiny_n_heads
+from outlay.errors import UnknownModel, UsageError
+from outlay.form import Family, Form, TargetKind, can_answer
+from outlay.modelref import cut_layers, parse_ref, resolve_folder
+from outlay.shape import family_of
 from outlay.train.checkpoint import clear_when_full
+from outlay.train.heads import ClassHead, Head, TagHead
+from outlay.train.writers import ChoiceHead, TextHead
+
+HEAD_FILE = "outlay.json"
+"""Beside the weights of a trained model: which head speaks for it, and the form of its task."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Which model to begin with.
+    """Which model to begin with, and what it is to learn.
 
     ``ref``: a model reference; ``base``: the checkpoint that ``cut:`` and ``tiny:`` take layers, shapes and tokenizer from;
-    ``labels``: the classes, in order; ``seed``: of the new head (and of a ``tiny:`` model's weights).
+    ``form``: the task as the model meets it; ``seed``: of a new head (and of a ``tiny:`` model's weights); ``target``: what its
+    teacher hands over, ``None`` where it learns from labels.
     """
 
     ref: str
     base: str
-    labels: tuple[str, ...]
+    form: Form
     seed: int
+    target: TargetKind | None = None
 
 
 def load_tokenizer(ref: str, base: str) -> Any:
@@ -41,57 +50,85 @@ def load_tokenizer(ref: str, base: str) -> Any:
     Raises:
         UnknownModel: the reference leads nowhere, or to a folder without a readable tokenizer.
     """
-    from transformers import AutoTokenizer
-
-    folder = resolve_folder(ref, base=base)
-    try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (ValueError, OSError) as error:
-        raise UnknownModel(
-            f"the tokenizer of model {ref!r} does not load from {folder}: {_first_line(error)}"
-        ) from error
-    # Where its files are missing, transformers makes one that knows its special tokens only and reads every word as unknown.
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise UnknownModel(f"model {ref!r} has no vocabulary in {folder}; put its tokenizer files beside config.json")
-    return tokenizer
+    return _tokenizer_in(resolve_folder(ref, base=base), ref)
 
 
-def load_classifier(spec: ModelSpec) -> nn.Module:
-    """An encoder with a new classification layer over ``spec.labels``, in float32 on the CPU.
-
-    New even where the checkpoint brings one: its classes need not be these, nor in this order.
+def head_for(family: Family, form: Form, tokenizer: Any, target: TargetKind | None = None) -> Head:
+    """The head that speaks for a model of this family on such a task, learning from ``target``.
 
     Raises:
-        UnknownModel: the reference leads nowhere, or not to an encoder for sequence classification.
+        UsageError: the family cannot do the task.
+    """
+    if not can_answer(family, form.kind):
+        raise UsageError("an encoder cannot write free text; take a seq2seq or causal model (such as T5) for this task")
+    if family == "encoder":
+        return ClassHead(tokenizer, form) if form.kind == "classification" else TagHead(tokenizer, form)
+    text = TextHead(tokenizer, form, family)
+    return ChoiceHead(text) if target == "classes" else text
+
+
+def load_model(spec: ModelSpec) -> tuple[nn.Module, Head, Any]:
+    """A model to train, in float32 on the CPU; its head; its tokenizer.
+
+    An encoder's classification layer is new even where the checkpoint brings one: its classes may be others, in another order.
+
+    Raises:
+        UnknownModel: the reference leads nowhere, or to a checkpoint of another kind.
+        UsageError: the family cannot do the task.
     """
     ref = parse_ref(spec.ref)
     folder = resolve_folder(spec.ref, base=spec.base)
+    family = family_of(spec.ref, base=spec.base)
+    tokenizer = _tokenizer_in(folder, spec.ref)
+    head = head_for(family, spec.form, tokenizer, spec.target)
     torch.manual_seed(spec.seed)
     if ref.kind == "tiny":
-        return _tiny(folder, ref, spec.labels)
-    model = _from_pretrained(folder, spec.labels, spec.ref)
-    return _cut(model, ref.n_layers) if ref.kind == "cut" else model
+        from outlay.train.build import tiny_model
+
+        model = tiny_model(folder, ref, family, _outputs(head), per_token=head.target == "tags")
+    else:
+        model = _from_pretrained(folder, family, head, spec.ref)
+        model = _cut(model, ref.n_layers) if ref.kind == "cut" else model
+    _check_vocabulary(model, tokenizer, spec.ref)
+    return model, head, tokenizer
 
 
-def save_classifier(model: nn.Module, tokenizer: Any, folder: Path) -> dict[str, Path]:
-    """Write weights (safetensors), config and tokenizer into ``folder``; any `AutoModel` loader reads it back.
+def save_model(
+    model: Any, head: Head, tokenizer: Any, folder: Path, state: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write weights (safetensors), config, tokenizer and `HEAD_FILE` into ``folder``; any `AutoModel` loader reads it back.
 
-    Returns the files by name.
+    ``state``: the weights to write, where the model itself does not hold them whole.
     """
     with _quiet(), clear_when_full(folder):
-        model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        model.save_pretrained(folder, state_dict=state)
+        _say_untied(model, folder)
         tokenizer.save_pretrained(folder)
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+        document = {"family": head.family, "target": head.target, "form": head.form.to_json()}
+        (folder / HEAD_FILE).write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def load_saved(folder: Path) -> tuple[nn.Module, Any]:
-    """The model and tokenizer that `save_classifier` wrote."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def load_saved(folder: Path, *, device_map: str | None = None) -> tuple[nn.Module, Head, Any]:
+    """The model, head and tokenizer that `save_model` wrote.
 
-    with _quiet():
-        model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
-        return model, AutoTokenizer.from_pretrained(folder)
+    ``device_map``: ``auto`` spreads a model over every GPU there is, then the CPU (accelerate); ``None``: one device.
+
+    Raises:
+        UnknownModel: no `HEAD_FILE`, or weights that do not load.
+    """
+    try:
+        document = json.loads((folder / HEAD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnknownModel(
+            f"{folder} holds no model that `outlay` trained ({HEAD_FILE} is missing); make one with `outlay finetune`"
+        ) from error
+    form, family = Form.from_json(document["form"]), document["family"]
+    tokenizer = _tokenizer_in(folder, str(folder))
+    head = head_for(family, form, tokenizer, document["target"])
+    more = {} if device_map is None else {"device_map": device_map}
+    with _loading(str(folder), "as its own config says"), _quiet():
+        model: nn.Module = _auto_class(family, head).from_pretrained(folder, use_safetensors=True, **more)
+    return model, head, tokenizer
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
@@ -99,98 +136,183 @@ def set_dropout(model: nn.Module, probability: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", probability)  # noqa: B010
+            continue
+        # Functional dropout: T5 and BART keep the probability as a number on the module.
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, probability)
 
 
-def _from_pretrained(folder: Path, labels: Sequence[str], text: str) -> nn.Module:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification
+def n_logits(ref: str, base: str) -> int:
+    """Rows of a model's vocabulary: at least its tokenizer's, often padded to a round number."""
+    folder = resolve_folder(ref, base=base)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return int(config["vocab_size"])
+
+
+def same_tokenizer(ref_a: str, base_a: str, ref_b: str, base_b: str) -> bool:
+    """Whether two models read and write the same tokens: every token has the same number in both.
+
+    The rows that pad a model's vocabulary beyond its tokenizer (152,064 against 151,936) belong to no token and do not count.
+    """
+    folder_a, folder_b = resolve_folder(ref_a, base=base_a), resolve_folder(ref_b, base=base_b)
+    if folder_a.resolve() == folder_b.resolve():
+        return True
+    a, b = _tokenizer_in(folder_a, ref_a), _tokenizer_in(folder_b, ref_b)
+    return bool(a.get_vocab() == b.get_vocab() and a.all_special_ids == b.all_special_ids)
+
+
+def _tokenizer_in(folder: Path, text: str) -> Any:
+    from transformers import AutoTokenizer
 
     try:
         with _quiet():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                use_safetensors=True,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **_head(labels),
-            )
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise UnknownModel(f"model {text!r} does not load for sequence classification: {_first_line(error)}") from error
-    misfits = sorted(key for key, *_ in report["mismatched_keys"] if key.startswith(f"{model.base_model_prefix}."))
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise UnknownModel(
+            f"the tokenizer of model {text!r} does not load from {folder}: {_first_line(error)}"
+        ) from error
+    # Where its files are missing, transformers makes one that knows its special tokens only and reads every word as unknown.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise UnknownModel(f"model {text!r} has no vocabulary in {folder}; put its tokenizer files beside config.json")
+    return tokenizer
+
+
+def _auto_class(family: Family, head: Head) -> Any:
+    import transformers
+
+    if family == "seq2seq":
+        return transformers.AutoModelForSeq2SeqLM
+    if family == "causal":
+        return transformers.AutoModelForCausalLM
+    if head.target == "tags":
+        return transformers.AutoModelForTokenClassification
+    return transformers.AutoModelForSequenceClassification
+
+
+def _from_pretrained(folder: Path, family: Family, head: Head, text: str) -> nn.Module:
+    purpose = {"seq2seq": "sequence to sequence", "causal": "causal language modelling"}.get(
+        family, "token classification" if head.target == "tags" else "sequence classification"
+    )
+    outputs = _outputs(head)
+    with _loading(text, f"for {purpose}"), _quiet():
+        model, report = _auto_class(family, head).from_pretrained(
+            folder,
+            use_safetensors=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **({} if outputs is None else _layer(outputs)),
+        )
+    own = f"{model.base_model_prefix}." if outputs is not None else ""
+    misfits = sorted(key for key, *_ in report["mismatched_keys"] if key.startswith(own))
     if misfits:
         raise UnknownModel(
             f"model {text!r}: {len(misfits)} tensors have other shapes than its config.json says, the first is {misfits[0]}; "
             "fetch the model again"
         )
-    _renew_classes(model, len(labels), report["missing_keys"])
+    if outputs is not None:
+        _renew_layer(model, len(outputs), report["missing_keys"])
     loaded: nn.Module = model
     return loaded
 
 
-def _renew_classes(model: Any, n_labels: int, already_new: set[str]) -> None:
+def _renew_layer(model: Any, n_outputs: int, already_new: set[str]) -> None:
     """Draw the classification layer anew where it came with the checkpoint, as `transformers` draws a missing one."""
     for name, module in model.named_modules():
         if name.startswith(f"{model.base_model_prefix}.") or f"{name}.weight" in already_new:
             continue
-        if isinstance(module, nn.Linear) and module.out_features == n_labels:
+        if isinstance(module, nn.Linear) and module.out_features == n_outputs:
             nn.init.normal_(module.weight, std=getattr(model.config, "initializer_range", 0.02))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+def _outputs(head: Head) -> tuple[str, ...] | None:
+    """Names of the outputs of an encoder's classification layer."""
+    return head.tags if isinstance(head, TagHead) else head.form.labels if isinstance(head, ClassHead) else None
 
 
-def _head(labels: Sequence[str]) -> dict[str, Any]:
+def _layer(names: Sequence[str]) -> dict[str, Any]:
     return {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)},
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
     }
 
 
-def _tiny(folder: Path, ref: ModelRef, labels: Sequence[str]) -> nn.Module:
-    """A BERT of L layers and width H with random weights and the base's vocabulary."""
-    from transformers import BertConfig, BertForSequenceClassification
+def _say_untied(model: Any, folder: Path) -> None:
+    """T5 v1.1 has a head of its own, but transformers 5 writes that it has none: other readers would take the embeddings for it."""
+    inside, outside = model.get_input_embeddings(), model.get_output_embeddings()
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if outside is not None and config.get("tie_word_embeddings") and outside.weight is not inside.weight:
+        path.write_text(json.dumps({**config, "tie_word_embeddings": False}, indent=2) + "\n", encoding="utf-8")
 
-    try:
-        vocab_size = int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"])
-    except (ValueError, KeyError, TypeError) as error:
+
+def _check_vocabulary(model: Any, tokenizer: Any, text: str) -> None:
+    if len(tokenizer) > model.config.vocab_size:
         raise UnknownModel(
-            f"model {ref.text!r}: no vocab_size in {folder / 'config.json'}; name another base"
-        ) from error
-    config = BertConfig(
-        vocab_size=vocab_size,
-        num_hidden_layers=ref.n_layers,
-        hidden_size=ref.hidden_size,
-        intermediate_size=4 * ref.hidden_size,
-        num_attention_heads=tiny_n_heads(ref.hidden_size),
-        **_head(labels),
-    )
-    model: nn.Module = BertForSequenceClassification(config)
-    return model
+            f"model {text!r} has {model.config.vocab_size:,} rows of vocabulary, its tokenizer {len(tokenizer):,} tokens; "
+            "fetch the model again"
+        )
 
 
 def _cut(model: nn.Module, n_keep: int) -> nn.Module:
-    """Keep ``n_keep`` evenly spaced layers, first and last included; embeddings and head stay as they are."""
+    """Keep ``n_keep`` evenly spaced layers of each stack, first and last included; embeddings and head stay as they are."""
     config: Any = model.config
+    depths = {name: getattr(config, name) for name in _DEPTHS if isinstance(getattr(config, name, None), int)}
     stacks = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers
+        if isinstance(child, nn.ModuleList) and len(child) in depths.values()
     ]
-    if len(stacks) != 1:
-        raise UnknownModel(f"cut:{n_keep} needs one stack of layers to cut, but {config.model_type} has {len(stacks)}")
-    parent, name, layers = stacks[0]
-    kept = cut_layers(len(layers), n_keep)
-    setattr(parent, name, nn.ModuleList([layers[i] for i in kept]))
-    config.num_hidden_layers = n_keep
+    n_stacks = 2 if config.is_encoder_decoder else 1
+    if len(stacks) != n_stacks:
+        raise UnknownModel(
+            f"cut:{n_keep} needs {n_stacks} stack(s) of layers to cut, but {config.model_type} has {len(stacks)}"
+        )
+    for parent, name, layers in stacks:
+        kept = nn.ModuleList([layers[i] for i in cut_layers(len(layers), n_keep)])
+        setattr(parent, name, kept)
+        _renumber(kept)
+    for name in depths:
+        setattr(config, name, n_keep)
     return model
+
+
+_DEPTHS = (
+    "num_hidden_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "n_layer",
+    "n_layers",
+)
+
+
+def _renumber(layers: nn.ModuleList) -> None:
+    """Decoder layers know their place, where they keep what they have read."""
+    for place, layer in enumerate(layers):
+        for module in layer.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                setattr(module, "layer_idx", place)  # noqa: B010
+
+
+@contextlib.contextmanager
+def _loading(text: str, purpose: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise UnknownModel(f"model {text!r} does not load {purpose}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 @contextlib.contextmanager

@@ -2,130 +2,178 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
-from outlay.settings import TrainSettings
-from outlay.train.encode import encode
-from outlay.train.loop import (
-    Checkpoints,
-    DevScore,
-    DevSet,
-    Gauge,
-    Objective,
-    OnProgress,
-    Progress,
-    fit,
-    predict_logits,
+from outlay.errors import UsageError
+from outlay.form import Form, TargetKind, can_answer
+from outlay.settings import TeachSettings, TrainSettings
+from outlay.shape import family_of
+from outlay.train.encode import Units, inference_batches
+from outlay.train.heads import Head, Rows, Sources, Speech, Texts, padded_units
+from outlay.train.lessons import GoldLesson, TargetLesson, gold_units
+from outlay.train.loop import Checkpoints, DevScore, Gauge, Lesson, OnProgress, Progress, fit
+from outlay.train.models import (
+    ModelSpec,
+    head_for,
+    load_model,
+    load_saved,
+    load_tokenizer,
+    n_logits,
+    same_tokenizer,
+    save_model,
+    set_dropout,
 )
-from outlay.train.losses import cross_entropy, sparse_kl
-from outlay.train.models import ModelSpec, load_classifier, load_saved, load_tokenizer, save_classifier, set_dropout
-from outlay.train.targets import SparseTargets
+from outlay.train.place import Place, here
+from outlay.train.targets import SparseTargets, TargetsBuilder
+from outlay.train.tracking import Tracker
+from outlay.train.writers import ChoiceHead, TextHead
 
-Texts = Sequence[tuple[str, ...]]
+__all__ = ["DevTexts", "ModelSpec", "Watch", "distil", "finetune", "n_logits", "predict", "same_tokenizer", "teach"]
+
+INFERENCE_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What stands around a step: the gauge it reports to, where it may checkpoint, who is told of progress."""
+    """What stands around a step: the gauge it reports to, where and how often it may checkpoint, who is told of progress."""
 
     gauge: Gauge
     checkpoints: Path | None = None
     checkpoint_seconds: float = 20.0
     on_progress: OnProgress | None = None
+    save_steps: int | None = None
+    tracker: Tracker | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DevTexts:
-    """Dev rows and how to score predicted classes on them."""
+    """Dev rows and how to score answers to them."""
 
-    texts: Texts
-    score: DevScore
+    sources: Texts
+    score: Callable[[Sequence[str]], float]
 
 
 def finetune(
     spec: ModelSpec,
-    texts: Texts,
-    classes: Sequence[int],
+    sources: Texts,
+    answers: Sequence[str],
     settings: TrainSettings,
     *,
-    max_tokens: int,
     dev: DevTexts | None,
     out: Path,
     watch: Watch,
 ) -> Progress:
-    """Train a classifier on labels with cross-entropy and write it to ``out``.
-
-    ``classes``: index into ``spec.labels`` per row.
+    """Train a model on answers with cross-entropy and write it to ``out``.
 
     Raises:
-        ValueError: classes and texts differ in number.
+        ValueError: answers and sources differ in number.
+        LabelError: an answer outside the label set.
     """
-    if len(classes) != len(texts):
-        raise ValueError(f"{len(texts)} rows to train on but {len(classes)} classes")
-    labels = torch.tensor(list(classes), dtype=torch.int64)
-
-    def objective(logits: Tensor, rows: Tensor) -> Tensor:
-        return cross_entropy(logits, labels[rows].to(logits.device))
-
-    return _train(spec, texts, objective, settings, max_tokens=max_tokens, dev=dev, out=out, watch=watch)
+    if len(answers) != len(sources):
+        raise ValueError(f"{len(sources)} rows to train on but {len(answers)} answers")
+    model, head, tokenizer = load_model(spec)
+    read = head.read(sources)
+    units = head.spell(read, answers)
+    return _train(_Pupil(model, head, tokenizer), GoldLesson(head, read, units), settings, units, dev, out, watch)
 
 
 def distil(
     spec: ModelSpec,
-    texts: Texts,
+    sources: Texts,
     targets: SparseTargets,
     settings: TrainSettings,
     *,
-    temperature: float,
-    max_tokens: int,
+    gold: Sequence[str | None] | None = None,
     dev: DevTexts | None,
     out: Path,
     watch: Watch,
 ) -> Progress:
-    """Train a classifier on a teacher's stored targets with the KL divergence (`sparse_kl`) and write it to ``out``.
+    """Train a model on a teacher's stored targets and write it to ``out``.
 
-    ``targets`` cover ``texts`` row by row, one position per row.
+    ``targets`` cover ``sources`` row by row; ``gold``: each row's gold answer, where it is known, for ``settings.gold_weight``.
+    A teacher's text is learnt by cross-entropy, with the gold answer in its place where there is one and a weight is given.
 
     Raises:
-        ValueError: targets and texts differ in number, the teacher chose among another number of classes, or the temperature
-            was not offered.
+        ValueError: targets and sources differ in number, or the temperature was not offered.
+        UsageError: the student cannot learn from such targets.
     """
-    if len(targets) != len(texts) or len(targets.logits) != len(texts):
-        raise ValueError(f"{len(texts)} pool rows but targets for {len(targets)} rows, {len(targets.logits)} positions")
-    if targets.vocab_size != len(spec.labels):
-        raise ValueError(f"the teacher chose among {targets.vocab_size} classes but the student has {len(spec.labels)}")
-    indices = torch.from_numpy(targets.indices.astype(np.int64))
-    logits_kept = torch.from_numpy(targets.logits)
-    logsumexp = torch.from_numpy(targets.logsumexp[:, targets.temperature_column(temperature)])
+    if len(targets) != len(sources):
+        raise ValueError(f"{len(sources)} pool rows but targets for {len(targets)} rows")
+    model, head, tokenizer = load_model(spec)
+    read = head.read(sources)
+    pupil = _Pupil(model, head, tokenizer)
+    if targets.kind == "text":
+        _only_tokens("the published objective", settings)
+        answers = list(targets.answers)
+        if gold is not None and settings.gold_weight > 0:
+            answers = [said if known is None else known for said, known in zip(answers, gold, strict=True)]
+        units = head.spell(read, answers)
+        return _train(pupil, GoldLesson(head, read, units), settings, units, dev, out, watch)
+    _check_targets(head, targets, settings, model, read)
+    mixed = gold_units(head, read, gold) if gold is not None and settings.gold_weight > 0 else None
+    lesson = TargetLesson(head, read, targets, settings, mixed)
+    return _train(pupil, lesson, settings, mixed or Units.of([]), dev, out, watch)
 
-    def objective(logits: Tensor, rows: Tensor) -> Tensor:
-        picked = (tensor[rows].to(logits.device) for tensor in (indices, logits_kept, logsumexp))
-        return sparse_kl(logits, *picked, temperature=temperature)
 
-    return _train(spec, texts, objective, settings, max_tokens=max_tokens, dev=dev, out=out, watch=watch)
+def teach(
+    model_folder: Path,
+    sources: Texts,
+    *,
+    target: TargetKind,
+    settings: TeachSettings,
+    precision: str,
+    gauge: Gauge,
+    vocab_size: int | None = None,
+    device_map: str | None = None,
+) -> SparseTargets:
+    """The teacher's targets for one block of pool rows, in row order.
 
+    ``vocab_size``: for ``tokens``, the rows of the vocabulary that teacher and student both have; the rest is padding of the
+    teacher's and is left out.
 
-def teach(model_folder: Path, texts: Texts, *, max_tokens: int, precision: str, gauge: Gauge) -> SparseTargets:
-    """The teacher's targets for one block of pool rows, in row order."""
-    logits = _logits(model_folder, texts, max_tokens, precision, gauge)
-    return SparseTargets.from_logits(logits, np.arange(len(texts) + 1, dtype=np.int64))
+    Raises:
+        UsageError: this teacher cannot speak so.
+    """
+    model, head = _loaded_model(model_folder, device_map)
+    if target == "text":
+        return SparseTargets.text_only(_answers(model, head, sources, settings, precision, gauge))
+    head = _speaks(head, target)
+    read = head.read(sources)
+    builder = TargetsBuilder(target, len(read), vocab_size=vocab_size, max_logits=settings.max_logits)
+    answers = [""] * len(read)
+    for rows, speech in _speeches(model, head, read, settings, precision, gauge, with_logits=True):
+        assert speech.logits is not None
+        width = speech.logits.shape[1]
+        n_real = np.array([len(units) for units in speech.units], dtype=np.int64)
+        n_kept = np.full_like(n_real, width) if settings.keep_padding and target == "tokens" else n_real
+        units = padded_units(speech.units, width, head.pad_unit).astype(np.int32)
+        builder.add(rows, speech.logits, units, n_kept=n_kept, n_real=n_real)
+        for row, text in zip(rows, head.words(read, rows, speech.units), strict=True):
+            answers[int(row)] = text
+    return builder.build(answers)
 
 
 def predict(
-    model_folder: Path, texts: Texts, *, max_tokens: int, precision: str, gauge: Gauge
-) -> tuple[list[str], Tensor]:
-    """Predicted labels by row, and logits float32 ``[rows, labels]``."""
-    logits = _logits(model_folder, texts, max_tokens, precision, gauge)
-    model, _ = load_cached(model_folder)
-    names: dict[int, str] = model.config.id2label
-    return [names[int(i)] for i in logits.argmax(-1)], logits
+    model_folder: Path,
+    sources: Texts,
+    *,
+    precision: str,
+    gauge: Gauge,
+    beams: int = 1,
+    batch_size: int = INFERENCE_BATCH,
+    device_map: str | None = None,
+) -> list[str]:
+    """A trained model's answers, in row order."""
+    model, head = _loaded_model(model_folder, device_map)
+    return _answers(model, head, sources, TeachSettings(beams=beams, batch_size=batch_size), precision, gauge)
 
 
 def use_threads(n: int) -> None:
@@ -133,58 +181,199 @@ def use_threads(n: int) -> None:
     torch.set_num_threads(n)
 
 
-def count_tokens(ref: str, base: str, texts: Texts, max_tokens: int) -> list[int]:
+def count_tokens(ref: str, base: str, form: Form, sources: Texts) -> list[int]:
     """Tokens per row as a model of this reference reads them, after truncation, special tokens included."""
-    return [int(n) for n in encode(load_tokenizer(ref, base), texts, max_tokens).lengths]
+    return [int(n) for n in _head_of(ref, base, form).read(sources).encoded.lengths]
 
 
-_loaded: dict[Path, tuple[Any, Any]] = {}
+def longest_answer(ref: str, base: str, form: Form) -> int:
+    """Tokens that an answer has at most: none for an encoder; what a model writes need not be a label, so else the limit."""
+    return form.max_target_tokens if _head_of(ref, base, form).target == "tokens" else 0
 
 
-def load_cached(folder: Path) -> tuple[Any, Any]:
+def check_labels(ref: str, base: str, form: Form) -> None:
+    """Whether a model can spell what it is to answer with, and can do the task at all.
+
+    Raises:
+        UsageError: the family cannot do the task.
+        LabelError: the tokenizer cannot spell a label, or a label is longer than an answer may be.
+    """
+    head = _head_of(ref, base, form)
+    if isinstance(head, TextHead) and form.labels:
+        head.check_spelling(form.labels if form.kind == "classification" else [f"a [{x}]" for x in form.labels])
+
+
+_loaded: dict[tuple[Path, int, str | None], tuple[nn.Module, Head]] = {}
+
+
+def _loaded_model(folder: Path, device_map: str | None) -> tuple[nn.Module, Head]:
     """`load_saved`, keeping the last model: a teacher speaks block after block."""
-    if folder not in _loaded:
+    written = max((path.stat().st_mtime_ns for path in folder.glob("*.safetensors")), default=0)
+    key = (folder.resolve(), written, device_map)
+    if key not in _loaded:
         _loaded.clear()
-        _loaded[folder] = load_saved(folder)
-    return _loaded[folder]
+        model, head, _ = load_saved(folder, device_map=device_map)
+        _loaded[key] = (model if device_map else model.to(here().device), head)
+    return _loaded[key]
 
 
-def _logits(folder: Path, texts: Texts, max_tokens: int, precision: str, gauge: Gauge) -> Tensor:
-    model, tokenizer = load_cached(folder)
-    model.to(_device())
-    return predict_logits(model, encode(tokenizer, texts, max_tokens), precision=precision, gauge=gauge)
+def _head_of(ref: str, base: str, form: Form) -> Head:
+    family = family_of(ref, base=base)
+    if not can_answer(family, form.kind):
+        raise UsageError(
+            f"model {ref!r} is an encoder and cannot write free text; take a seq2seq or causal model (such as T5) for this task"
+        )
+    return head_for(family, form, load_tokenizer(ref, base))
+
+
+def _speaks(head: Head, target: TargetKind) -> Head:
+    """The head through which this model hands over such targets."""
+    if head.target == target:
+        return head
+    if target == "classes" and isinstance(head, TextHead) and head.form.kind == "classification":
+        return ChoiceHead(head)
+    if target == "tokens" and isinstance(head, ChoiceHead):
+        return head.writer
+    raise UsageError(
+        f"a {head.family} model of kind {head.form.kind!r} hands over {head.target} or text, not {target}; choose one of those"
+    )
+
+
+def _speeches(
+    model: nn.Module,
+    head: Head,
+    read: Sources,
+    settings: TeachSettings,
+    precision: str,
+    gauge: Gauge | None,
+    *,
+    with_logits: bool = False,
+    shard: Place | None = None,
+) -> Iterator[tuple[Rows, Speech]]:
+    """Batch by batch, largest first; of several processes each takes every n-th batch where ``shard`` is given."""
+    with _inference(model, precision):
+        for i, rows in enumerate(inference_batches(read.encoded.lengths, settings.batch_size)):
+            if shard is not None and i % shard.n_processes != shard.rank:
+                continue
+            speech = head.speak(model, read, rows, settings, with_logits=with_logits)
+            if gauge is not None:
+                gauge.inferred(speech.n_tokens)
+            yield rows, speech
+
+
+def _answers(
+    model: nn.Module, head: Head, sources: Texts, settings: TeachSettings, precision: str, gauge: Gauge
+) -> list[str]:
+    read = head.read(sources)
+    answers = [""] * len(read)
+    for rows, speech in _speeches(model, head, read, settings, precision, gauge):
+        for row, text in zip(rows, head.words(read, rows, speech.units), strict=True):
+            answers[int(row)] = text
+    return answers
+
+
+@contextmanager
+def _inference(model: nn.Module, precision: str) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        model.train(was_training)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pupil:
+    """A model in training, who speaks for it, and its tokenizer."""
+
+    model: nn.Module
+    head: Head
+    tokenizer: Any
 
 
 def _train(
-    spec: ModelSpec,
-    texts: Texts,
-    objective: Objective,
+    pupil: _Pupil,
+    lesson: Lesson,
     settings: TrainSettings,
-    *,
-    max_tokens: int,
+    units: Units,
     dev: DevTexts | None,
     out: Path,
     watch: Watch,
 ) -> Progress:
-    tokenizer = load_tokenizer(spec.ref, spec.base)
-    model = load_classifier(spec).to(_device())
+    place = here()
+    model = pupil.model
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
-    encoded = encode(tokenizer, texts, max_tokens)
-    dev_set = None if dev is None else DevSet(encode(tokenizer, dev.texts, max_tokens), dev.score)
+    checkpoints = None
+    if watch.checkpoints is not None:
+        checkpoints = Checkpoints(watch.checkpoints, watch.checkpoint_seconds, watch.save_steps)
     progress = fit(
         model,
-        encoded,
-        objective,
+        lesson,
         settings,
         gauge=watch.gauge,
-        dev=dev_set,
-        checkpoints=Checkpoints(watch.checkpoints, watch.checkpoint_seconds) if watch.checkpoints else None,
+        dev=None if dev is None else _dev_score(pupil.head, dev, settings.precision, place),
+        checkpoints=checkpoints,
         on_progress=watch.on_progress,
+        tracker=watch.tracker,
+        place=place,
     )
-    save_classifier(model.to("cpu"), tokenizer, out)
+    progress.n_answers_cut, progress.n_unaligned = units.n_cut, units.n_unaligned
+    state = place.full_state(model.state_dict()) if place.fsdp else None
+    if place.is_main:
+        save_model(model if place.fsdp else model.to("cpu"), pupil.head, pupil.tokenizer, out, state)
+    place.barrier()
     return progress
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _dev_score(head: Head, dev: DevTexts, precision: str, place: Place) -> DevScore:
+    read = head.read(dev.sources)
+    settings = TeachSettings(batch_size=INFERENCE_BATCH)
+    # A model that is itself spread over the processes takes all of them for each row.
+    shard = None if place.fsdp else place
+
+    def score(model: nn.Module) -> tuple[float, int]:
+        said: list[tuple[int, str]] = []
+        n_tokens = 0
+        for rows, speech in _speeches(model, head, read, settings, precision, None, shard=shard):
+            said += zip(rows.tolist(), head.words(read, rows, speech.units), strict=True)
+            n_tokens += speech.n_tokens
+        if shard is not None:
+            said, n_tokens = shard.gather(said), sum(shard.gather([n_tokens]))
+        answers = dict(said)
+        return dev.score([answers[row] for row in range(len(read))]), n_tokens
+
+    return score
+
+
+def _check_targets(
+    head: Head, targets: SparseTargets, settings: TrainSettings, model: nn.Module, read: Sources
+) -> None:
+    if targets.kind != head.target:
+        raise UsageError(
+            f"the targets are {targets.kind}, and this student learns from {head.target} or text; teach again for this student"
+        )
+    if targets.kind != "tokens":
+        _only_tokens("the published objective", settings)
+    n_outputs = head.n_outputs or (len(head.form.labels) if head.target == "classes" else int(model.config.vocab_size))  # type: ignore[union-attr, arg-type]
+    if targets.kind == "tokens":
+        if targets.vocab_size > n_outputs:
+            raise UsageError(
+                f"the teacher chose among {targets.vocab_size:,} tokens but the student has {n_outputs:,}; teach with "
+                f"vocab_size = {n_outputs:,}"
+            )
+    elif targets.vocab_size != n_outputs:
+        raise UsageError(f"the teacher chose among {targets.vocab_size} {targets.kind} but the student has {n_outputs}")
+    if head.target == "tags" and read.places is not None and not np.array_equal(read.places.offsets, targets.offsets):
+        raise UsageError(
+            "the targets have other tokens than the student reads; teach again with the student's tokenizer"
+        )
+
+
+def _only_tokens(what: str, settings: TrainSettings) -> None:
+    if settings.objective == "published":
+        raise UsageError(
+            f"{what} is about the tokens of one vocabulary; take a student with the teacher's tokenizer, or `masked`"
+        )

@@ -1,0 +1,148 @@
+"""Entity lines: ``Assemble [Action] following reagents [Reagent]``, written, read and found again in their source.
+
+The form is that of Kang et al. 2023, Table 7. A line lists the entities of a source in order of appearance, each followed by
+its label in brackets. Words stand between white space; a word in brackets is a label only where the label set has it, so an
+entity such as ``[1-14C] acetate`` keeps its brackets. Labels are read without regard to case and returned as the label set
+spells them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+Span = tuple[int, int, str]
+"""Start, stop (of ``source[start:stop]``) and label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """The words of an entity, one space between them, and its label."""
+
+    text: str
+    label: str
+
+
+def parse_entities(line: str, labels: Sequence[str]) -> list[Entity]:
+    """Read an entity line.
+
+    A label without words before it makes an entity with an empty text; words without a label after them are left out (see
+    `unlabelled`).
+    """
+    return _read(line, labels)[0]
+
+
+def unlabelled(line: str, labels: Sequence[str]) -> str:
+    """The words at the end of a line that no label follows: empty for a line that is whole."""
+    return _read(line, labels)[1]
+
+
+def render_entities(entities: Iterable[Entity]) -> str:
+    """Write an entity line; `parse_entities` reads it back unless a text holds a label of the set in brackets."""
+    return " ".join(f"{entity.text} [{entity.label}]".lstrip() for entity in entities)
+
+
+def align(source: str, entities: Sequence[Entity]) -> tuple[list[Span], int]:
+    """Find entities in the source they were taken from.
+
+    Entities stand in order of appearance, so each is looked for behind the one before it: the first place where it is not part
+    of a longer word, as long as the entities after it still find room, else the first place. One that is out of order may lie
+    anywhere that is still free. A text that is not there as it is written is looked for without regard to white space
+    (``12.5 μl`` in ``12.5μl``).
+
+    Returns:
+        Spans in the order of the source, no two of them overlapping, and how many entities were not found.
+    """
+    places = [_Places(source, entity.text) for entity in entities]
+    limits = _limits(places, len(source))
+    spans: list[Span] = []
+    missing: list[int] = []
+    cursor = 0
+    for i, entity in enumerate(entities):
+        inside = places[i].between(cursor, limits[i])
+        if not inside:
+            missing.append(i)
+            continue
+        start, stop = next((place for place in inside if _is_whole(source, *place)), inside[0])
+        spans.append((start, stop, entity.label))
+        cursor = stop
+    n_missing = 0
+    for i in missing:
+        free = next((place for place in places[i].anywhere() if not _overlaps(place, spans)), None)
+        if free is None:
+            n_missing += 1
+        else:
+            spans.append((*free, entities[i].label))
+    return sorted(spans), n_missing
+
+
+def cut_out(source: str, spans: Iterable[Span]) -> list[Entity]:
+    """The entities that spans mark in their source, white space folded: the inverse of `align`."""
+    return [Entity(" ".join(source[start:stop].split()), label) for start, stop, label in spans]
+
+
+class _Places:
+    """Where a text stands in a source, as (start, stop): as it is written, and without regard to white space."""
+
+    def __init__(self, source: str, text: str) -> None:
+        self._exact = _matches(source, re.escape(text)) if text else []
+        self._source, self._text = source, text
+        self._loose: list[tuple[int, int]] | None = None
+
+    def between(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Places inside ``start:stop``, exact ones where there are any."""
+        inside = [place for place in self._exact if start <= place[0] and place[1] <= stop]
+        return inside or [place for place in self.loose() if start <= place[0] and place[1] <= stop]
+
+    def anywhere(self) -> list[tuple[int, int]]:
+        """Every place, exact ones first."""
+        return [*self._exact, *self.loose()]
+
+    def loose(self) -> list[tuple[int, int]]:
+        """Every place without regard to white space."""
+        if self._loose is None:
+            letters = "".join(self._text.split())
+            self._loose = _matches(self._source, r"\s*".join(map(re.escape, letters))) if letters else []
+        return self._loose
+
+
+def _matches(source: str, pattern: str) -> list[tuple[int, int]]:
+    """Every place of a pattern, overlapping ones included."""
+    return [found.span(1) for found in re.finditer(f"(?=({pattern}))", source)]
+
+
+def _limits(places: Sequence[_Places], stop: int) -> list[int]:
+    """Per entity, where it must end so that the entities behind it still find room: each one's last place, from the right."""
+    limits = []
+    for place in reversed(places):
+        limits.append(stop)
+        inside = place.between(0, stop)
+        if inside:
+            stop = inside[-1][0]
+    return limits[::-1]
+
+
+def _is_whole(source: str, start: int, stop: int) -> bool:
+    """Whether the place does not cut a word in two at either end."""
+    cuts_before = start > 0 and source[start - 1].isalnum() and source[start].isalnum()
+    cuts_behind = stop < len(source) and source[stop - 1].isalnum() and source[stop].isalnum()
+    return not cuts_before and not cuts_behind
+
+
+def _overlaps(place: tuple[int, int], spans: Iterable[Span]) -> bool:
+    return any(place[0] < stop and start < place[1] for start, stop, _ in spans)
+
+
+def _read(line: str, labels: Sequence[str]) -> tuple[list[Entity], str]:
+    spelled = {label.upper(): label for label in reversed(labels)}
+    entities: list[Entity] = []
+    words: list[str] = []
+    for word in line.split():
+        label = spelled.get(word[1:-1].upper()) if word[0] == "[" and word[-1] == "]" else None
+        if label is None:
+            words.append(word)
+        else:
+            entities.append(Entity(" ".join(words), label))
+            words = []
+    return entities, " ".join(words)

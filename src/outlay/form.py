@@ -1,0 +1,60 @@
+"""The form in which a task meets a model, and the form in which a teacher speaks to a student; standard library only.
+
+Every answer is a text: a class label, a line of entities, or free text. Families differ in how they say it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Kind = Literal["classification", "entities", "generation"]
+Family = Literal["encoder", "seq2seq", "causal"]
+TargetKind = Literal["classes", "tags", "tokens", "text"]
+"""What a teacher says of a row: a distribution over the classes, one over the tags of each source token, one over the vocabulary
+at each token of its answer, or its answer alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What is asked, and how long question and answer may be.
+
+    ``labels``: the classes, the entity types, or nothing where the answer is free; ``prefix``: put before the text for models that
+    write their answer (Kang et al. 2023 write ``<task>: ``), not read by encoders; limits in tokens, special tokens included.
+    """
+
+    kind: Kind
+    labels: tuple[str, ...]
+    max_source_tokens: int
+    max_target_tokens: int
+    prefix: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for keys and for the file beside a model."""
+        return {**asdict(self), "labels": list(self.labels)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Form:
+        """Inverse of `to_json`."""
+        return cls(**{**document, "labels": tuple(document["labels"])})
+
+
+def target_kind(teacher: Family, student: Family, same_tokenizer: bool, kind: Kind) -> TargetKind:
+    """What this teacher hands to this student.
+
+    Equal tokenizers speak token by token; else a class is handed over as a distribution over the label set, and everything else
+    as text.
+    """
+    if kind == "classification" and (teacher == "encoder" or student == "encoder"):
+        return "classes"
+    if teacher == student == "encoder":
+        return "tags" if same_tokenizer else "text"
+    if teacher != "encoder" and student != "encoder" and same_tokenizer:
+        return "tokens"
+    return "classes" if kind == "classification" else "text"
+
+
+def can_answer(family: Family, kind: Kind) -> bool:
+    """Whether a family can do such a task at all: an encoder does not write text."""
+    return kind != "generation" or family != "encoder"

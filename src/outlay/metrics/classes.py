@@ -1,0 +1,69 @@
+"""Single-label classification: ``accuracy`` and ``f1``.
+
+An answer outside the label set is *unknown*. The published reading compares without case and makes an unknown answer the task's
+first label; the strict one compares the exact string and makes it wrong: it is no answer for any class. Space around an answer
+never counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from outlay.errors import LabelError
+from outlay.metrics.answers import Answered, Rule
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+
+def class_counts(answered: Answered, reading: Rule) -> Floats:
+    """Per-example counts for `counted`, float64 ``[n_examples, 3 n_labels]``.
+
+    Raises:
+        LabelError: A gold label is outside the label set.
+    """
+    import numpy as np
+
+    golds, answers = _numbers(answered, reading)
+    n_labels = len(answered.labels)
+    counts = np.zeros((len(golds), 3, n_labels))
+    for row, (gold, answer) in zip(counts, zip(golds, answers, strict=True), strict=True):
+        row[1, gold] = 1
+        if answer is not None:
+            row[2, answer] = 1
+            row[0, answer] = answer == gold
+    return counts.reshape(len(golds), 3 * n_labels)
+
+
+def correctness(
+    predictions: Sequence[str], golds: Sequence[str], labels: Sequence[str], reading: Rule = "published"
+) -> list[float]:
+    """Return 100.0 for every right answer and 0.0 for every wrong one; their mean is the accuracy in points.
+
+    Raises:
+        LabelError: A gold label is outside the label set.
+        DataError: There is no example, or the two sequences differ in length.
+    """
+    answered = Answered(predictions, golds, labels)
+    answered.check()
+    return [100.0 * (gold == answer) for gold, answer in zip(*_numbers(answered, reading), strict=True)]
+
+
+def _numbers(answered: Answered, reading: Rule) -> tuple[list[int], list[int | None]]:
+    """Gold and answered classes as indices into the label set; ``None`` is a strict unknown."""
+    labels = answered.labels
+    number = {label: i for i, label in enumerate(labels)}
+    upper = {label.upper(): i for i, label in reversed(list(enumerate(labels)))}
+
+    def answer_of(prediction: str) -> int | None:
+        said = prediction.strip()
+        return number.get(said) if reading == "strict" else number.get(said, upper.get(said.upper(), 0))
+
+    for i, gold in enumerate(answered.golds):
+        if gold not in number:
+            raise LabelError(f"gold label {gold!r} of example {i} is not one of {', '.join(labels)}; correct it")
+    return [number[gold] for gold in answered.golds], [answer_of(prediction) for prediction in answered.predictions]

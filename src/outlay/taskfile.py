@@ -1,0 +1,111 @@
+"""How a task file is read: YAML without its traps, unknown keys refused, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from outlay.errors import TaskFileError
+from outlay.example import shorten
+
+
+def as_text(value: object) -> object:
+    """Read a YAML number as the text it was written as; booleans stay what they are and are refused."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Value = Annotated[str, BeforeValidator(as_text, json_schema_input_type=str | int | float)]
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+class Block(BaseModel):
+    """A block of a task file: values are frozen, keys that nobody knows are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, str_strip_whitespace=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 truth values (only true and false, so that the label NO stays text), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key if isinstance(key, str | int | float) else repr(key))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the keys and values of a task file.
+
+    Raises:
+        TaskFileError: It is no YAML, no UTF-8 text, gives a key twice, or holds something else than keys and values.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "the file is not UTF-8 text"
+        raise TaskFileError(f"{path}{line}: not readable as YAML: {problem}; see docs/tasks.md") from None
+    if not isinstance(content, dict):
+        raise TaskFileError(f"{path}: holds {type(content).__name__}, not keys and values; see docs/tasks.md")
+    return content
+
+
+_UNION_CHOICES = ("constrained-str", "str", "Column")
+"""Parts of a pydantic key path that name a choice of a union, not a key."""
+
+
+def first_problem(error: ValidationError, schema: dict[str, Any]) -> str:
+    """Say the first problem of a task file in one line: key path, what is wrong, the value that is there.
+
+    Args:
+        error: What pydantic found.
+        schema: JSON Schema of the whole file, for the keys that are allowed in a place.
+    """
+    problems = error.errors()
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    where = ".".join(str(part) for part in first["loc"] if part not in _UNION_CHOICES) or "the task"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1], schema)
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        text = f"{where}: unknown key{hint}; allowed here are {', '.join(known)}"
+    elif first["type"] == "missing":
+        text = f"{where}: is required and missing"
+    elif first["type"] == "value_error":
+        text = f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    else:
+        text = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {shorten(repr(first['input']))}"
+    return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def _known_keys(path: tuple[int | str, ...], schema: dict[str, Any]) -> list[str]:
+    """Return the keys allowed at a key path of the task file."""
+    here = schema
+    for part in path:
+        if part in schema["$defs"]:
+            here = schema["$defs"][part]
+        elif isinstance(part, int):
+            here = here.get("items", {})
+        else:
+            here = here.get("properties", {}).get(part, here)
+        options = [option for option in here.get("anyOf", [here]) if "$ref" in option]
+        if options:
+            here = schema["$defs"][options[0]["$ref"].rsplit("/", 1)[1]]
+    return sorted(here.get("properties", {}))

@@ -1,0 +1,297 @@
+"""Heads: how a model of one family answers one kind of task.
+
+A head reads sources, spells answers in the model's own *units* (classes, tags or tokens), gives logits at the positions of an
+answer, and puts units back into words. `outlay.train.writers` has the heads of models that write text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from outlay.entities import Entity, align, parse_entities, render_entities
+from outlay.errors import LabelError
+from outlay.form import Family, Form, TargetKind
+from outlay.settings import TeachSettings
+from outlay.train.encode import Encoded, Units, collate, encode
+
+Texts = Sequence[tuple[str, ...]]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Tokenised sources of a head, and the texts they were.
+
+    ``places``: for tags, the indices of the tokens that stand for text (special tokens do not), row by row.
+    """
+
+    encoded: Encoded
+    texts: Texts
+    places: Units | None = None
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """What a model said of a batch of rows.
+
+    ``units``: one int array per row, its real positions; ``logits``: float32 ``[rows, positions, V]`` on the CPU where they
+    were asked for, else ``None``; ``n_tokens``: tokens that went through the model.
+    """
+
+    units: list[NDArray[np.int32]]
+    logits: Tensor | None
+    n_tokens: int
+
+
+class Head(Protocol):
+    """See the module."""
+
+    @property
+    def family(self) -> Family:
+        """Which models it is for."""
+        ...
+
+    @property
+    def target(self) -> TargetKind:
+        """What its units are: ``classes``, ``tags`` or ``tokens``."""
+        ...
+
+    @property
+    def form(self) -> Form:
+        """The task as it is put to the model."""
+        ...
+
+    @property
+    def n_outputs(self) -> int | None:
+        """Outputs of the classification layer it needs; ``None`` where the vocabulary is used."""
+        ...
+
+    @property
+    def pad_unit(self) -> int:
+        """What stands behind an answer's end where padding is kept."""
+        ...
+
+    def read(self, texts: Texts) -> Sources:
+        """Tokenise sources, cutting those that are too long."""
+        ...
+
+    def spell(self, sources: Sources, answers: Sequence[str]) -> Units:
+        """Answers in the model's units.
+
+        Raises:
+            LabelError: a class outside the label set.
+        """
+        ...
+
+    def n_tokens(self, sources: Sources, units: Units) -> NDArray[np.int64]:
+        """Tokens of each row that go through the model in one pass with these answers, int64 ``[rows]``."""
+        ...
+
+    def logits(self, model: nn.Module, sources: Sources, rows: Rows, units: Tensor) -> Tensor:
+        """Logits ``[len(rows), P, V]`` at the positions of ``units``, int64 ``[len(rows), P]`` on any device."""
+        ...
+
+    def speak(
+        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, with_logits: bool = False
+    ) -> Speech:
+        """The model's own answers, and the logits behind them."""
+        ...
+
+    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Units put into words."""
+        ...
+
+
+class ClassHead:
+    """An encoder with a classification layer: one position per row, one class per label."""
+
+    family: Family = "encoder"
+    target: TargetKind = "classes"
+    pad_unit = 0
+
+    def __init__(self, tokenizer: Any, form: Form) -> None:
+        self.form = form
+        self.n_outputs = len(form.labels)
+        self._tokenizer = tokenizer
+
+    def read(self, texts: Texts) -> Sources:
+        """One or two segments per row."""
+        return Sources(encode(self._tokenizer, texts, self.form.max_source_tokens), texts)
+
+    def spell(self, sources: Sources, answers: Sequence[str]) -> Units:
+        """The class of each answer."""
+        return class_units(self.form, answers)
+
+    def n_tokens(self, sources: Sources, units: Units) -> NDArray[np.int64]:
+        """The source's."""
+        return sources.encoded.lengths
+
+    def logits(self, model: nn.Module, sources: Sources, rows: Rows, units: Tensor) -> Tensor:
+        """``[len(rows), 1, labels]``."""
+        out: Tensor = model(**collate(sources.encoded, rows, device_of(model))).logits
+        return out.unsqueeze(1)
+
+    def speak(
+        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, with_logits: bool = False
+    ) -> Speech:
+        """The likeliest class."""
+        logits = self.logits(model, sources, rows, torch.empty(0)).float().cpu()
+        units = [np.array([int(unit)], dtype=np.int32) for unit in logits[:, 0].argmax(-1)]
+        return Speech(units, logits, int(sources.encoded.lengths[rows].sum()))
+
+    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Labels."""
+        return [self.form.labels[int(row[0])] for row in units]
+
+
+class TagHead:
+    """An encoder with a tagging layer: one position per token of the source, tags O, B-type and I-type.
+
+    Entities are found in the source by `outlay.entities.align`; the first token that overlaps one is its B, the others its I.
+    Read back, an I that does not go on with the entity before it begins one.
+    """
+
+    family: Family = "encoder"
+    target: TargetKind = "tags"
+    pad_unit = 0
+
+    def __init__(self, tokenizer: Any, form: Form) -> None:
+        if not tokenizer.is_fast:
+            raise LabelError("tagging needs a tokenizer that knows which characters a token is; use a fast tokenizer")
+        self.form = form
+        self.tags = ("O", *(f"{part}-{label}" for label in form.labels for part in "BI"))
+        self.n_outputs = len(self.tags)
+        self._tokenizer = tokenizer
+        self._begin = {label: 1 + 2 * i for i, label in enumerate(form.labels)}
+
+    def read(self, texts: Texts) -> Sources:
+        """The whole source as one segment."""
+        encoded = encode(self._tokenizer, texts, self.form.max_source_tokens, with_spans=True)
+        assert encoded.spans is not None
+        real = encoded.spans[:, 1] > encoded.spans[:, 0]
+        bounds = zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True)
+        return Sources(encoded, texts, Units.of([np.flatnonzero(real[start:stop]).tolist() for start, stop in bounds]))
+
+    def spell(self, sources: Sources, answers: Sequence[str]) -> Units:
+        """The tags of each row's tokens; entities that are not in the source, or have no token of their own, are counted."""
+        rows: list[list[int]] = []
+        n_unaligned = 0
+        for row, answer in enumerate(answers):
+            spans, n_missing = align(sources.texts[row][0], parse_entities(answer, self.form.labels))
+            tags, n_lost = self._tag(self._spans(sources, row), spans, sources.encoded.n_truncated > 0)
+            rows.append(tags)
+            n_unaligned += n_missing + n_lost
+        return Units.of(rows, n_unaligned=n_unaligned)
+
+    def n_tokens(self, sources: Sources, units: Units) -> NDArray[np.int64]:
+        """The source's."""
+        return sources.encoded.lengths
+
+    def logits(self, model: nn.Module, sources: Sources, rows: Rows, units: Tensor) -> Tensor:
+        """``[len(rows), P, tags]``, P the most text tokens of a row."""
+        device = device_of(model)
+        out: Tensor = model(**collate(sources.encoded, rows, device)).logits
+        places, _ = self._places(sources).batch(rows)
+        index = places.to(device).unsqueeze(-1).expand(-1, -1, out.shape[-1])
+        return out.gather(1, index)
+
+    def speak(
+        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, with_logits: bool = False
+    ) -> Speech:
+        """The likeliest tag of each token."""
+        logits = self.logits(model, sources, rows, torch.empty(0)).float().cpu()
+        lengths = self._places(sources).lengths[rows]
+        best = logits.argmax(-1).numpy().astype(np.int32)
+        units = [best[i, :length] for i, length in enumerate(lengths)]
+        return Speech(units, logits, int(sources.encoded.lengths[rows].sum()))
+
+    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Lines of entities, each the text of its source from its first token to its last."""
+        lines = []
+        for row, tags in zip(rows, units, strict=True):
+            text = sources.texts[int(row)][0]
+            found = self._read_tags(self._spans(sources, int(row)), tags)
+            lines.append(render_entities([Entity(text[start:stop].strip(), label) for start, stop, label in found]))
+        return lines
+
+    def _places(self, sources: Sources) -> Units:
+        assert sources.places is not None
+        return sources.places
+
+    def _spans(self, sources: Sources, row: int) -> NDArray[np.int32]:
+        """Characters of each text token of a row, int32 ``[positions, 2]``."""
+        places = self._places(sources)
+        inside = places.ids[places.offsets[row] : places.offsets[row + 1]]
+        assert sources.encoded.spans is not None
+        spans: NDArray[np.int32] = sources.encoded.spans[sources.encoded.offsets[row] + inside]
+        return spans
+
+    def _tag(
+        self, tokens: NDArray[np.int32], spans: Sequence[tuple[int, int, str]], may_be_cut: bool
+    ) -> tuple[list[int], int]:
+        """The tags of a row, and how many entities have no token of their own (those behind a cut are not counted)."""
+        tags = [0] * len(tokens)
+        end = int(tokens[-1, 1]) if len(tokens) else 0
+        n_lost = 0
+        for start, stop, label in spans:
+            inside = np.flatnonzero((tokens[:, 0] < stop) & (tokens[:, 1] > start))
+            free = [int(i) for i in inside if tags[int(i)] == 0]
+            if not free:
+                n_lost += not (may_be_cut and start >= end)
+                continue
+            begin = self._begin[label]
+            for i in free:
+                tags[i] = begin + 1
+            tags[free[0]] = begin
+        return tags, n_lost
+
+    def _read_tags(self, tokens: NDArray[np.int32], tags: NDArray[np.int32]) -> list[tuple[int, int, str]]:
+        found: list[tuple[int, int, str]] = []
+        open_label: int | None = None
+        for (start, stop), tag in zip(tokens.tolist(), tags.tolist(), strict=True):
+            if tag == 0:
+                open_label = None
+                continue
+            label, is_inside = (tag - 1) // 2, tag % 2 == 0
+            if is_inside and open_label == label:
+                found[-1] = (found[-1][0], stop, found[-1][2])
+            else:
+                found.append((start, stop, self.form.labels[label]))
+            open_label = label
+        return found
+
+
+def class_units(form: Form, answers: Sequence[str]) -> Units:
+    """One position per row: the class of its answer.
+
+    Raises:
+        LabelError: an answer outside the label set.
+    """
+    number = {label: i for i, label in enumerate(form.labels)}
+    for row, answer in enumerate(answers):
+        if answer not in number:
+            raise LabelError(f"answer {answer!r} of row {row} is not one of {', '.join(form.labels)}; correct it")
+    return Units.of([[number[answer]] for answer in answers])
+
+
+def padded_units(units: Sequence[NDArray[np.int32]], width: int, pad_unit: int) -> NDArray[np.int64]:
+    """Rows of units side by side, int64 ``[rows, width]``."""
+    padded = np.full((len(units), width), pad_unit, dtype=np.int64)
+    for i, row in enumerate(units):
+        padded[i, : len(row)] = row
+    return padded
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model reads its inputs."""
+    return next(model.parameters()).device

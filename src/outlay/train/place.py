@@ -1,0 +1,216 @@
+"""Where this process stands among those that train together: one, several with a copy of the model each, or shards (FSDP).
+
+One code path for all: with one process every function here is the identity. Processes are started by `torchrun` or
+`accelerate launch`; `accelerate` reads their environment and opens the process group.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from outlay.errors import UsageError
+
+if TYPE_CHECKING:
+    from accelerate.state import PartialState
+
+T = TypeVar("T")
+
+FSDP_SWITCH = "ACCELERATE_USE_FSDP"
+
+_BUCKET_BYTES = 64 * 2**20
+"""Gradients summed in one message: large enough that latency does not count, small beside the model."""
+
+_PATIENCE = timedelta(hours=1)
+"""How long processes wait for each other: the main one may score a dev set or write a large model meanwhile."""
+
+
+class Place:
+    """One of ``n_processes`` processes, on its ``device``; ``fsdp``: the model's weights are dealt among them."""
+
+    def __init__(self, state: PartialState, *, fsdp: bool = False) -> None:
+        self.device: torch.device = state.device
+        self.rank: int = state.process_index
+        self.n_processes: int = state.num_processes
+        self.fsdp = fsdp and self.n_processes > 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes, tells and decides."""
+        return self.rank == 0
+
+    # Words between processes.
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.n_processes > 1:
+            dist.barrier()
+
+    def agree(self, word: bool) -> bool:
+        """The main process's word, on every process."""
+        if self.n_processes == 1:
+            return word
+        told = torch.tensor([int(word)], device=self.device)
+        dist.broadcast(told, src=0)
+        return bool(told.item())
+
+    def gather(self, local: list[T]) -> list[T]:
+        """The lists of all processes one after another in rank order, on every process."""
+        if self.n_processes == 1:
+            return local
+        every: list[list[T]] = [[] for _ in range(self.n_processes)]
+        dist.all_gather_object(every, local)
+        return [each for part in every for each in part]
+
+    def total(self, values: Tensor) -> list[float]:
+        """Each of ``values`` ``[n]`` summed over all processes, in float64."""
+        summed = values.detach().to(self.device, torch.float64)
+        if self.n_processes > 1:
+            dist.all_reduce(summed)
+        return [float(value) for value in summed.tolist()]
+
+    def share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This process's rows: every ``n_processes``-th, so that rows sorted by length are dealt evenly."""
+        return rows[self.rank :: self.n_processes]
+
+    # Models.
+
+    def prepare(self, model: nn.Module) -> None:
+        """Move the model to this process's device; make all copies equal to the main one's, or deal its weights (FSDP2).
+
+        With ``fsdp`` every block that the model says must not be split (``_no_split_modules``) is gathered for its own forward
+        and backward pass only; the parameters become `DTensor`, so make the optimiser after this.
+        """
+        if self.fsdp:
+            _shard(model, self.n_processes, self.device)
+            return
+        model.to(self.device)
+        if self.n_processes > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter], factor: float) -> None:
+        """Replace each gradient by its sum over all processes, times ``factor``.
+
+        Every process must hold gradients for the same parameters. Shards have been averaged by the backward pass already.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.fsdp:
+            factor *= self.n_processes
+        elif self.n_processes > 1:
+            for bucket in _buckets(gradients):
+                _add_up(bucket)
+        if factor != 1.0:
+            for gradient in gradients:
+                gradient.mul_(factor)
+
+    def full_state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Own, whole, contiguous copies on the CPU of the main process; every process must call, the others get nothing."""
+        whole: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if self.is_main:
+                whole[name] = gathered.detach().cpu().clone().contiguous()
+        return whole
+
+
+@cache
+def here() -> Place:
+    """This process's place, as its environment says; the same object at every call.
+
+    The weights are dealt among the processes where `FSDP_SWITCH` is ``true`` in the environment, as
+    `accelerate launch --use_fsdp` sets it.
+
+    Raises:
+        UsageError: processes that cannot be joined.
+    """
+    return Place(_process_state(), fsdp=os.environ.get(FSDP_SWITCH, "false").lower() == "true")
+
+
+def like(whole: Tensor, tensor: Tensor) -> Tensor:
+    """``whole``, dealt among the processes as ``tensor`` is; each takes its part of what it has read itself."""
+    if isinstance(tensor, DTensor):
+        return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+    return whole
+
+
+def _process_state() -> PartialState:
+    """Accelerate's word on this process, and the process group opened; the number of threads stays ours to set."""
+    from accelerate.state import PartialState
+
+    n_threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
+            state = PartialState(cpu=not torch.cuda.is_available(), **_group_arguments())
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"the processes of this training cannot be joined ({reason}); start them with "
+            "`python -m torch.distributed.run` or `accelerate launch`"
+        ) from error
+    torch.set_num_threads(n_threads)
+    if state.num_processes > 1:
+        atexit.register(_leave)
+    return state
+
+
+def _group_arguments() -> dict[str, Any]:
+    return {"timeout": _PATIENCE} if "LOCAL_RANK" in os.environ else {}
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _shard(model: nn.Module, n_processes: int, device: torch.device) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+    if isinstance(model, FSDPModule):
+        return
+    mesh = init_device_mesh(device.type, (n_processes,))
+    blocks = set(getattr(model, "_no_split_modules", None) or ())
+    for module in list(model.modules()):
+        if type(module).__name__ in blocks:
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    if hasattr(model, "generate"):
+        # `generate` calls parts of the model directly; without this the root's own weights would still be dealt out.
+        register_fsdp_forward_method(model, "generate")
+
+
+def _buckets(gradients: list[Tensor]) -> Iterable[list[Tensor]]:
+    """Runs of gradients of one dtype, of about `_BUCKET_BYTES` each."""
+    bucket: list[Tensor] = []
+    n_bytes = 0
+    for gradient in gradients:
+        if bucket and (n_bytes >= _BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, n_bytes = [], 0
+        bucket.append(gradient)
+        n_bytes += gradient.nbytes
+    if bucket:
+        yield bucket
+
+
+def _add_up(gradients: list[Tensor]) -> None:
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    at = 0
+    for gradient in gradients:
+        gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
+        at += gradient.numel()

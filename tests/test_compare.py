@@ -1,0 +1,128 @@
+"""Grids: which points a comparison has, what it calls them, and which differences it tells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from outlay.compare import Grid, run_points, summarise, write_report
+from outlay.errors import UsageError
+from outlay.metrics import correctness
+from outlay.point import Point
+from outlay.prepare import Options
+from tests.runs import FamilyWorld, runner
+
+BASE = Options("task", "annotate", 1, teacher="t1", general="g")
+
+
+def asked(grid: Grid) -> list[tuple[str, str, str, str | None]]:
+    return [(each.strategy, each.teacher, each.student, each.base) for each in grid.options()]
+
+
+def test_sizes_are_varied_where_they_make_a_difference() -> None:
+    strategies = ("annotate", "distill", "self_distill", "general_distill")
+    grid = Grid(BASE, strategies, (1,), 1, teachers=("t1", "t2"), students=("cut:1", "cut:2"))
+    assert asked(grid) == [
+        ("annotate", "t1", "cut:1", None),
+        ("annotate", "t1", "cut:2", None),
+        ("distill", "t1", "cut:1", None),
+        ("distill", "t1", "cut:2", None),
+        # A cut student is a cut of the first teacher, whoever teaches it.
+        ("distill", "t2", "cut:1", "t1"),
+        ("distill", "t2", "cut:2", "t1"),
+        ("self_distill", "t1", "cut:1", None),
+        ("self_distill", "t1", "cut:2", None),
+        ("general_distill", "t1", "cut:1", None),
+    ]
+
+
+def test_a_grid_of_one_is_the_plain_comparison() -> None:
+    grid = Grid(replace(BASE, n_initial=5, student="s"), ("annotate", "distill"), (1, 2), 2)
+    assert [(o.seed, o.budget_micros, o.strategy, o.n_initial) for o in grid.options()] == [
+        (seed, budget, name, n)
+        for seed in (0, 1)
+        for budget in (1, 2)
+        for name, n in (("annotate", 5), ("distill", 5), ("distill", None))
+    ]
+    assert {(o.teacher, o.student, o.base) for o in grid.options()} == {("t1", "s", None)}
+    named = Grid(replace(BASE, base="b"), ("distill",), (1,), 1, teachers=("t1", "b"))
+    assert asked(named) == [("distill", "t1", "cut:2", "b"), ("distill", "b", "cut:2", None)]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"teachers": ("a", "a")}, "one of the teachers is named twice: a, a"),
+        ({"students": ("a", "a")}, "one of the students is named twice"),
+        ({"budgets_micros": (1, 1)}, "one of the budgets is named twice"),
+        ({"budgets_micros": ()}, "no budgets to compare"),
+        ({"n_seeds": 0}, "--seeds is 0"),
+    ],
+)
+def test_a_grid_that_makes_no_sense(change: dict[str, object], says: str) -> None:
+    good: dict[str, object] = {"base": BASE, "strategies": ("annotate",), "budgets_micros": (1,), "n_seeds": 1}
+    with pytest.raises(UsageError, match=says):
+        Grid(**{**good, **change})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> FamilyWorld:
+    return FamilyWorld(tmp_path_factory.mktemp("families"))
+
+
+def test_a_grid_of_sizes_end_to_end(families: FamilyWorld, tmp_path: Path) -> None:
+    base = families.family_options("entities", "encoder", "encoder", general=str(families.checkpoints["encoder"]))
+    grid = Grid(
+        replace(base, n_initial=None),
+        ("annotate", "distill", "general_distill"),
+        (2_000_000,),
+        2,
+        teachers=(str(families.checkpoints["encoder"]), str(families.checkpoints["seq2seq"])),
+        students=("cut:1", "cut:2"),
+    )
+    one = runner(tmp_path / "out", tmp_path / "store")
+    points = run_points(one, families.workbench, grid.options(), lambda *_: None)
+    assert all(point.is_ok for point in points), [point.result.reason for point in points]
+    assert len({point.id for point in points}) == len(points) == 2 * (2 + 4 + 1)
+    found = summarise(one)
+    labels = [
+        "annotate, student cut:1",
+        "annotate, student cut:2",
+        "distill (N by rule), teacher encoder, student cut:1",
+        "distill (N by rule), teacher encoder, student cut:2",
+        "distill (N by rule), teacher seq2seq, student cut:1",
+        "distill (N by rule), teacher seq2seq, student cut:2",
+        "general_distill",
+    ]
+    assert [row.label for row in found.rows] == labels
+    assert all(row.test is not None and row.test.half is not None for row in found.rows)
+    assert found.measure == "micro F1, strict reading"
+    # Sizes within a strategy, strategies at equal sizes, and the general student beside everything.
+    told = {(labels.index(row.second), labels.index(row.first)) for row in found.differences}
+    sizes = {(0, 1), (2, 3), (2, 4), (3, 5), (4, 5)}
+    assert told == sizes | {(0, 2), (0, 4), (1, 3), (1, 5)} | {(i, 6) for i in range(6)}
+    files = write_report(one)
+    assert "Test: micro F1, strict reading, 0-100." in files["table"].read_text()
+    page = files["page"].read_text()
+    assert page.count("<details>") == len(points)
+
+
+def test_accuracy_rows_read_answers_as_their_score_does(families: FamilyWorld, tmp_path: Path) -> None:
+    text = families.tasks["classes"].read_text().replace("metric: f1", "metric: accuracy").replace("classes", "exact")
+    task = families.tasks["classes"].with_name("exact.yaml")
+    task.write_text(text)
+    options = families.family_options("classes", "seq2seq", "seq2seq", strategy="annotate", n_initial=None)
+    one = runner(tmp_path / "out", tmp_path / "store")
+    points = run_points(one, families.workbench, [replace(options, task=str(task))], lambda *_: None)
+    (row,) = summarise(one).rows
+    assert row.test is not None
+    assert _is_close(row.test.mean, points[0])
+    # An untrained writer says nothing that is a label: published, that is the first one.
+    golds = [example.label or "" for example in families.workbench.load(str(task))[1].test]
+    assert row.test.mean == pytest.approx(sum(correctness([""] * len(golds), golds, ["warm", "cold"])) / len(golds))
+
+
+def _is_close(mean: float, point: Point) -> bool:
+    return point.result.test is not None and abs(mean - point.result.test) < 1e-9

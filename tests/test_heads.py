@@ -1,0 +1,269 @@
+"""Heads against what the models say when asked row by row, without padding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForTokenClassification, AutoTokenizer
+
+from outlay.errors import LabelError, UsageError
+from outlay.form import Form
+from outlay.settings import TeachSettings
+from outlay.train.encode import Units
+from outlay.train.heads import ClassHead, TagHead
+from outlay.train.models import head_for
+from outlay.train.writers import CAUSAL_SEPARATOR, ChoiceHead, TextHead
+from tests.checkpoints import make_bart, make_checkpoint, make_gpt2, make_t5
+
+TEXTS = [
+    "mix 5 ml of water",
+    "add the salt",
+    "heat the tube and then cool it for 10 minutes in the dark room",
+    "spin",
+    "wash twice with buffer A and dry",
+]
+ANSWERS = [
+    "mix [Action] 5 ml [Amount] water [Reagent]",
+    "add [Action]",
+    "heat [Action]",
+    "",
+    "wash [Action] buffer A [Reagent]",
+]
+LABELS = ("Amount", "Reagent", "Action")
+CLASSES = ("NO", "YES", "YES OF COURSE")
+WORDS = [*TEXTS, *ANSWERS, *CLASSES, "task: "]
+SOURCES = [(text,) for text in TEXTS]
+GREEDY = TeachSettings(batch_size=3)
+
+Made = tuple[TextHead, torch.nn.Module]
+
+
+def writer(family: str, folder: Path, form: Form) -> Made:
+    make = {"t5": make_t5, "bart": make_bart, "gpt2": make_gpt2}[family]
+    make(folder, WORDS)
+    auto = AutoModelForCausalLM if family == "gpt2" else AutoModelForSeq2SeqLM
+    model = auto.from_pretrained(folder).eval()
+    return TextHead(AutoTokenizer.from_pretrained(folder), form, "causal" if family == "gpt2" else "seq2seq"), model
+
+
+@pytest.fixture(scope="module", params=["t5", "bart", "gpt2"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    form = Form("entities", LABELS, 32, 24, "task: ")
+    return writer(request.param, tmp_path_factory.mktemp(request.param), form)
+
+
+def alone(head: TextHead, model: torch.nn.Module, text: str, units: list[int]) -> torch.Tensor:
+    """Logits of each unit of one row, [len(units), V], from the model called as its documentation says."""
+    tokenizer = head._tokenizer
+    if head.family == "seq2seq":
+        source = tokenizer(head.form.prefix + text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            out: torch.Tensor = model(input_ids=source, labels=torch.tensor([units])).logits[0]
+        return out
+    source = tokenizer(head.form.prefix + text + CAUSAL_SEPARATOR)["input_ids"]
+    with torch.no_grad():
+        said: torch.Tensor = model(input_ids=torch.tensor([[*source, *units]])).logits[0]
+    return said[len(source) - 1 : -1]
+
+
+def test_logits_of_a_padded_batch_are_those_of_each_row_alone(made: Made) -> None:
+    head, model = made
+    read = head.read(SOURCES)
+    units = head.spell(read, ANSWERS)
+    rows = np.array([2, 0, 3, 1])
+    padded, mask = units.batch(rows)
+    with torch.no_grad():
+        logits = head.logits(model, read, rows, padded)
+    for at, row in enumerate(rows):
+        length = int(units.lengths[row])
+        assert int(mask[at].sum()) == length
+        expected = alone(head, model, TEXTS[row], padded[at, :length].tolist())
+        torch.testing.assert_close(logits[at, :length], expected, rtol=2e-4, atol=2e-5)
+
+
+def test_greedy_answers_are_the_argmax_of_each_position(made: Made) -> None:
+    head, model = made
+    read = head.read(SOURCES)
+    rows = np.arange(len(TEXTS))
+    speech = head.speak(model, read, rows, GREEDY, with_logits=True)
+    assert speech.logits is not None
+    for row in rows:
+        said: list[int] = []
+        while len(said) < head.form.max_target_tokens:
+            last = alone(head, model, TEXTS[row], [*said, 0])[-1]
+            said.append(int(last.argmax()))
+            if said[-1] == head._eos:
+                break
+        # BART's generation config forces its first and last tokens, which no argmax says.
+        if "bart" not in type(model).__name__.lower():
+            assert speech.units[row].tolist() == said
+        written = speech.units[row].tolist()
+        expected = alone(head, model, TEXTS[row], written)
+        torch.testing.assert_close(speech.logits[row, : len(written)], expected, rtol=2e-4, atol=2e-5)
+    n_said = sum(len(units) for units in speech.units)
+    assert speech.n_tokens == read.encoded.n_tokens + 2 * n_said
+
+
+def test_answers_come_back_from_their_tokens(made: Made) -> None:
+    head, _ = made
+    read = head.read(SOURCES)
+    units = head.spell(read, ANSWERS)
+    rows = np.arange(len(ANSWERS))
+    split = [units.ids[units.offsets[row] : units.offsets[row + 1]] for row in rows]
+    assert head.words(read, rows, split) == ANSWERS
+    assert all(row[-1] == head._eos for row in split)
+    assert units.n_cut == 0
+
+
+def test_long_sources_and_answers_are_cut_and_counted(made: Made) -> None:
+    head, _ = made
+    short = TextHead(head._tokenizer, Form("entities", LABELS, 8, 5, "task: "), head.family)
+    read = short.read(SOURCES)
+    assert read.encoded.lengths.max() == 8
+    lengths = head.read(SOURCES).encoded.lengths
+    assert read.encoded.n_truncated == int((lengths > 8).sum()) > 0
+    units = short.spell(read, ANSWERS)
+    whole = head.spell(head.read(SOURCES), ANSWERS)
+    assert units.lengths.max() == 5
+    assert units.n_cut == int((whole.lengths > 5).sum()) > 0
+    assert all(units.ids[stop - 1] == head._eos for stop in units.offsets[1:])
+
+
+def test_a_choice_is_the_probability_of_writing_each_label(made: Made) -> None:
+    text, model = made
+    form = Form("classification", CLASSES, 32, 8, "task: ")
+    head = ChoiceHead(TextHead(text._tokenizer, form, text.family))
+    read = head.read(SOURCES)
+    rows = np.array([4, 1, 2])
+    with torch.no_grad():
+        logits = head.logits(model, read, rows, torch.empty(0))
+    assert logits.shape == (3, 1, len(CLASSES))
+    for at, row in enumerate(rows):
+        for number, label in enumerate(CLASSES):
+            units = head.writer.spell(read, [label]).ids.tolist()
+            log_p = F.log_softmax(alone(head.writer, model, TEXTS[row], units), dim=-1)
+            expected = log_p[torch.arange(len(units)), torch.tensor(units)].sum()
+            torch.testing.assert_close(logits[at, 0, number], expected, rtol=2e-4, atol=2e-4)
+    speech = head.speak(model, read, rows, GREEDY)
+    best = logits[:, 0].argmax(-1).tolist()
+    assert head.words(read, rows, speech.units) == [CLASSES[i] for i in best]
+    n_labels = int(head.writer.spell(read, CLASSES).lengths.sum())
+    assert speech.n_tokens == 3 * int(read.encoded.lengths[rows].sum()) + 3 * n_labels
+
+
+def test_beams_find_an_answer_at_least_as_likely_and_samples_repeat(made: Made) -> None:
+    head, model = made
+    read, rows = head.read(SOURCES), np.arange(len(TEXTS))
+
+    def log_probability(units: np.ndarray, row: int) -> float:
+        said = units.tolist()
+        log_p = F.log_softmax(alone(head, model, TEXTS[row], said), dim=-1)
+        return float(log_p[torch.arange(len(said)), torch.tensor(said)].sum()) / len(said)
+
+    greedy = head.speak(model, read, rows, GREEDY)
+    beams = head.speak(model, read, rows, GREEDY.changed({"beams": 4}))
+    if "bart" not in type(model).__name__.lower():
+        better = [
+            log_probability(b, i) >= log_probability(g, i) - 1e-4
+            for i, (b, g) in enumerate(zip(beams.units, greedy.units, strict=True))
+        ]
+        assert sum(better) >= len(better) - 1
+    drawn = [head.speak(model, read, rows, TeachSettings(sample=True, seed=seed)) for seed in (1, 1, 2)]
+    as_lists = [[u.tolist() for u in speech.units] for speech in drawn]
+    assert as_lists[0] == as_lists[1] != as_lists[2]
+
+
+def test_padding_kept_for_the_published_objective_reaches_the_limit(made: Made) -> None:
+    head, model = made
+    read, rows = head.read(SOURCES), np.arange(len(TEXTS))
+    how = TeachSettings(keep_padding=True)
+    speech = head.speak(model, read, rows, how, with_logits=True)
+    assert speech.logits is not None
+    limit = head.form.max_target_tokens
+    assert speech.logits.shape[1] == limit
+    assert max(len(units) for units in speech.units) <= limit - 1
+    row = int(np.argmin([len(units) for units in speech.units]))
+    said = [*speech.units[row].tolist(), *[head.pad_unit] * (limit - len(speech.units[row]))]
+    torch.testing.assert_close(speech.logits[row], alone(head, model, TEXTS[row], said), rtol=2e-4, atol=2e-5)
+
+
+# --- encoders --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> tuple[TagHead, torch.nn.Module]:
+    folder = make_checkpoint(tmp_path_factory.mktemp("tagger"), WORDS)
+    head = TagHead(AutoTokenizer.from_pretrained(folder), Form("entities", LABELS, 32, 24))
+    model = AutoModelForTokenClassification.from_pretrained(folder, num_labels=head.n_outputs).eval()
+    return head, model
+
+
+def test_tags_of_an_answer_read_back_as_the_answer(tagger: tuple[TagHead, torch.nn.Module]) -> None:
+    head, _ = tagger
+    read = head.read(SOURCES)
+    units = head.spell(read, ANSWERS)
+    rows = np.arange(len(ANSWERS))
+    split = [units.ids[units.offsets[row] : units.offsets[row + 1]] for row in rows]
+    assert [head.tags[tag] for tag in split[0]] == ["B-Action", "B-Amount", "I-Amount", "O", "B-Reagent"]
+    assert head.words(read, rows, split) == ANSWERS
+    assert units.n_unaligned == 0
+
+
+def test_tag_logits_stand_at_the_tokens_of_the_text(tagger: tuple[TagHead, torch.nn.Module]) -> None:
+    head, model = tagger
+    read = head.read(SOURCES)
+    rows = np.array([3, 2, 0])
+    with torch.no_grad():
+        logits = head.logits(model, read, rows, torch.empty(0))
+    for at, row in enumerate(rows):
+        tokens = head._tokenizer(TEXTS[row], return_tensors="pt")
+        with torch.no_grad():
+            expected = model(**tokens).logits[0, 1:-1]  # without [CLS] and [SEP]
+        torch.testing.assert_close(logits[at, : len(expected)], expected, rtol=2e-4, atol=2e-5)
+
+
+def test_entities_that_cannot_be_tagged_are_counted(tagger: tuple[TagHead, torch.nn.Module]) -> None:
+    head, _ = tagger
+    read = head.read([("add the salt",), ("5ml water",)])
+    units = head.spell(read, ["add [Action] pepper [Reagent]", "5 [Amount] ml [Reagent] water [Reagent]"])
+    # `pepper` is not there; `5` and `ml` are one token, and the first has it.
+    assert units.n_unaligned == 2
+
+
+def test_an_inside_tag_on_its_own_begins_an_entity(tagger: tuple[TagHead, torch.nn.Module]) -> None:
+    head, _ = tagger
+    read = head.read([("mix 5 ml of water",)])
+    tags = [head.tags.index(tag) for tag in ("I-Action", "I-Amount", "B-Amount", "O", "I-Reagent")]
+    line = head.words(read, np.array([0]), [np.array(tags, dtype=np.int32)])[0]
+    assert line == "mix [Action] 5 [Amount] ml [Amount] water [Reagent]"
+
+
+def test_an_encoder_does_not_write_and_a_class_must_be_known(checkpoint: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    with pytest.raises(UsageError, match="seq2seq or causal"):
+        head_for("encoder", Form("generation", (), 32, 32), tokenizer)
+    head = ClassHead(tokenizer, Form("classification", CLASSES, 32, 8))
+    with pytest.raises(LabelError, match="'MAYBE' of row 1"):
+        head.spell(head.read(SOURCES[:2]), ["NO", "MAYBE"])
+
+
+def test_a_label_the_tokenizer_cannot_spell_is_named(made: Made) -> None:
+    text, _ = made
+    head = TextHead(text._tokenizer, Form("classification", ("YES", "жук ☃"), 32, 8), text.family)
+    if text.family == "causal":  # a byte-level tokenizer spells everything, if it is given the room
+        with pytest.raises(LabelError, match="more than max_target_tokens = 8"):
+            head.check_spelling(head.form.labels)
+        return
+    with pytest.raises(LabelError, match="cannot spell"):
+        head.check_spelling(head.form.labels)
+
+
+def test_units_pad_to_the_longest_row() -> None:
+    units = Units.of([[5, 6, 7], [], [8]])
+    ids, mask = units.batch(np.array([1, 0, 2]))
+    assert ids.tolist() == [[0, 0, 0], [5, 6, 7], [8, 0, 0]]
+    assert mask.tolist() == [[False] * 3, [True] * 3, [True, False, False]]
