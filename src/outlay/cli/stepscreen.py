@@ -1,0 +1,99 @@
+"""Progress of a single step: a live bar with loss and speed on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from outlay.cli.common import table_console
+from outlay.cli.progress import QUIET_SECONDS
+
+if TYPE_CHECKING:
+    from outlay.single.work import Outcome
+
+
+class StepScreen:
+    """A `outlay.single.work.Listener` that draws on standard error, so that standard output stays fit for a pipe."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def begin(self, what: str) -> None:
+        """Show a step."""
+        self._console.print(f"[bold]{escape(what)}[/bold]")
+        self._task = self._bars.add_task("", total=None, detail="")
+        self._last_line = time.monotonic()
+
+    def progress(self, n_done: int, n_total: int, detail: str) -> None:
+        """Move the bar; without one say a line now and then."""
+        if self._task is not None:
+            self._bars.update(self._task, completed=n_done, total=n_total, detail=escape(detail))
+        if self._bars.disable and time.monotonic() - self._last_line > QUIET_SECONDS:
+            self._last_line = time.monotonic()
+            self._console.print(f"  {n_done:,} of {n_total:,}, {escape(detail)}")
+
+    def say(self, line: str) -> None:
+        """A line worth reading."""
+        self._console.print(f"  [dim]{escape(line)}[/dim]")
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """What came of a step, on standard output."""
+    if outcome.is_old:
+        typer.echo("already done: the same request was answered here before")
+    facts = outcome.facts
+    if "scores" in facts:
+        _print_scores(facts)
+    for name in ("model", "targets", "predictions"):
+        if name in facts:
+            typer.echo(f"{name}: {facts[name]}")
+    if "scores" in facts:
+        typer.echo(f"scores: {outcome.out}/scores.json")
+    dev = f", {facts['n_dev']:,} dev rows" if facts.get("n_dev") else ""
+    typer.echo(f"rows: {facts['n_rows']:,}{dev}")
+    if facts.get("dev") is not None:
+        typer.echo(f"best {facts['dev_score']} on dev: {facts['dev']:.2f} in epoch {facts['best_epoch'] + 1}")
+    for line in outcome.counts:
+        typer.echo(line)
+    typer.echo(f"compute: {outcome.compute}")
+
+
+def _print_scores(facts: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{facts['metric']}, {facts['n_rows']:,} rows, 95 % intervals over rows", title_justify="left")
+    readings = list(dict.fromkeys(name.split("/")[1] for name in facts["scores"]))
+    for heading in ("statistic", *readings):
+        table.add_column(heading, justify="left" if heading == "statistic" else "right")
+    for statistic in dict.fromkeys(name.split("/")[0] for name in facts["scores"]):
+        found = [facts["scores"].get(f"{statistic}/{reading}") for reading in readings]
+        cells = ["" if s is None else f"{s['value']:.2f} ({s['low']:.2f} to {s['high']:.2f})" for s in found]
+        table.add_row(statistic, *cells)
+    table_console().print(table)

@@ -1,0 +1,402 @@
+"""Using a trained model as single steps: it teaches, predicts, is evaluated. Rows are worked through in blocks.
+
+A block that is there is not made again, so a killed step goes on where it was; of several processes each takes every n-th block.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from outlay.canonical import digest_of
+from outlay.errors import DataError, MissingData, UnknownModel, UsageError
+from outlay.form import Family, Form, TargetKind, target_kind
+from outlay.modelref import fingerprint
+from outlay.settings import PRECISIONS, TeachSettings
+from outlay.single.home import Document, Home, json_bytes, json_lines, read_object
+from outlay.single.inputs import Asked, Inputs, Row, cell, check_golds, read_table, rows_digest, sources_of
+from outlay.single.scoring import MetricAsked, Scorer
+from outlay.single.targets import ANSWERS, INDEX, ROWS, answer_lines, block_name, index_of
+from outlay.single.work import (
+    Count,
+    Listener,
+    Outcome,
+    Running,
+    alone,
+    count_cut,
+    flops_of,
+    n_processes,
+    on_main,
+    rank,
+    refuse_family,
+    wait_for_all,
+)
+
+BLOCK_ROWS = 1024
+"""Consecutive rows that are worked through together, sorted and batched among themselves."""
+
+SAVED = "outlay.json"
+SCORES, PREDICTIONS = "scores.json", "predictions.jsonl"
+PREDICTION, GOLD = "prediction", "gold"
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A model that `outlay` trained: its folder, its family, the question it answers."""
+
+    folder: Path
+    family: Family
+    form: Form
+
+    @classmethod
+    def open(cls, folder: Path) -> Saved:
+        """Read what stands beside the weights.
+
+        Raises:
+            UnknownModel: no such folder, or no model of ours in it.
+        """
+        try:
+            document = read_object(folder / SAVED)
+            return cls(folder, document["family"], Form.from_json(document["form"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UnknownModel(
+                f"{folder} holds no model that `outlay` trained ({SAVED} is missing); make one with `outlay finetune`"
+            ) from None
+
+    def sources(self, rows: Sequence[Row]) -> list[tuple[str, ...]]:
+        """What this model reads."""
+        return sources_of(rows, self.family, self.form.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """What the three steps have in common.
+
+    ``file``, else the ``split`` of ``asked.task``: where rows come from; ``n_gold``: train rows whose labels the pool may carry;
+    ``batch_size``: rows per forward pass, part of the request since padding changes bits; ``block_rows``: see `BLOCK_ROWS`.
+    """
+
+    model: Path
+    out: Path
+    asked: Asked = field(default_factory=Asked)
+    file: Path | None = None
+    split: str = "test"
+    max_rows: int | None = None
+    n_gold: int | None = None
+    seed: int = 0
+    precision: str = "bf16"
+    batch_size: int = 64
+    beams: int = 1
+    block_rows: int = BLOCK_ROWS
+    running: Running = field(default_factory=Running)
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"--precision is {self.precision!r}; it must be {' or '.join(PRECISIONS)}")
+        TeachSettings(beams=self.beams, batch_size=self.batch_size)
+        self.running.check()
+
+    def rows(self, inputs: Inputs, *, needs_target: bool = False) -> list[Row]:
+        """The rows asked for.
+
+        Raises:
+            UsageError: neither task nor file.
+            DataError: what is wrong with them.
+        """
+        if self.file is not None:
+            return inputs.file(self.file, n=self.max_rows, needs_target=needs_target)
+        if inputs.task is None:
+            raise UsageError("there are no rows; name a --task or a --file")
+        return inputs.split(self.split, n=self.max_rows, seed=self.seed, n_gold=self.n_gold)
+
+    def request(self, command: str, rows: Sequence[Row], more: Document) -> Document:
+        """What decides the result, as far as one can ask for it."""
+        return {
+            "command": command,
+            "model": str(self.model),
+            "model_sha256": on_main(lambda: fingerprint(str(self.model))),
+            "rows": rows_digest(rows),
+            "n_rows": len(rows),
+            "precision": self.precision,
+            **more,
+            "threads": self.running.threads,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """What a teacher is asked beside: for whom, or what kind of targets, and how it answers."""
+
+    student: str | None = None
+    base: str | None = None
+    target: str | None = None
+    settings: TeachSettings = field(default_factory=TeachSettings)
+
+
+def teach(asked: Answering, teaching: Teaching, listener: Listener) -> Outcome:
+    """Write a teacher's targets for a student into a folder, in blocks.
+
+    Raises:
+        OutlayError: whatever is wrong with teacher, student, rows or place; one line.
+    """
+    saved, inputs = Saved.open(asked.model), Inputs(asked.asked)
+    form = inputs.form(saved.form)
+    rows = asked.rows(inputs)
+    kind, vocab_size = _handover(saved, form, teaching)
+    if teaching.settings.keep_padding and kind != "tokens":
+        raise UsageError(f"--keep-padding is about the tokens of an answer, and these targets are {kind}; leave it out")
+    about = {
+        "teacher": str(asked.model),
+        "student": [teaching.student, teaching.base],
+        "n_rows": len(rows),
+        "vocab_size": vocab_size,
+    }
+    request = asked.request("teach", rows, {"kind": kind, "settings": teaching.settings.to_json(), **about})
+    home = Home.folder(asked.out)
+
+    def make(part: Sequence[Row], gauge: Count) -> bytes:
+        from outlay.train import steps
+
+        targets = steps.teach(
+            saved.folder,
+            saved.sources(part),
+            target=kind,
+            settings=teaching.settings,
+            precision=asked.precision,
+            gauge=gauge,
+            vocab_size=vocab_size,
+            device_map=asked.running.device_map,
+        )
+        return targets.to_bytes()
+
+    def gather(blocks: Sequence[Path]) -> dict[str, Any]:
+        _write_rows(home, rows, blocks)
+        digests = {path.name: digest_of(path.read_bytes()) for path in blocks}
+        identity = {**about, "model_sha256": request["model_sha256"]}
+        home.write_json(home.out / INDEX, index_of(form, kind, teaching.settings, digests, identity))
+        return {"targets": str(asked.out), "kind": kind, "n_blocks": len(blocks)}
+
+    return _Blocks(asked, saved, rows, home, request, block_name).run(make, gather, listener)
+
+
+def predict(asked: Answering, listener: Listener) -> Outcome:
+    """Write a model's answers as JSON lines: source, prediction, and gold where it is known.
+
+    Raises:
+        OutlayError: whatever is wrong with model, rows or place; one line.
+    """
+    saved, inputs = Saved.open(asked.model), Inputs(asked.asked)
+    inputs.form(saved.form)
+    return _predict(asked, saved, asked.rows(inputs), Home.file(asked.out), listener)
+
+
+def _predict(asked: Answering, saved: Saved, rows: Sequence[Row], home: Home, listener: Listener) -> Outcome:
+    more = {"batch_size": asked.batch_size, "beams": asked.beams}
+    request = asked.request("predict", rows, more)
+
+    def make(part: Sequence[Row], gauge: Count) -> bytes:
+        from outlay.train import steps
+
+        said = steps.predict(
+            saved.folder,
+            saved.sources(part),
+            precision=asked.precision,
+            gauge=gauge,
+            beams=asked.beams,
+            batch_size=asked.batch_size,
+            device_map=asked.running.device_map,
+        )
+        return json_lines(answer_lines(part, said))
+
+    def gather(blocks: Sequence[Path]) -> dict[str, Any]:
+        home.write(home.out, b"".join(path.read_bytes() for path in blocks))
+        return {"predictions": str(home.out)}
+
+    return _Blocks(asked, saved, rows, home, request, lambda number: f"{number:05d}.jsonl").run(make, gather, listener)
+
+
+def evaluate(asked: Answering, metric: MetricAsked, listener: Listener) -> Outcome:
+    """Predict, score every statistic in both readings, and write ``scores.json`` beside the predictions.
+
+    Raises:
+        OutlayError: as `predict`; rows without gold answers; a metric that does not fit.
+    """
+    saved, inputs = Saved.open(asked.model), Inputs(asked.asked)
+    form = inputs.form(saved.form)
+    rows = asked.rows(inputs, needs_target=True)
+    check_golds(rows, form)
+    scorer = Scorer(metric, form, inputs.task)
+    predicted = _predict(asked, saved, rows, Home.file(asked.out / PREDICTIONS), listener)
+
+    def score() -> dict[str, Any]:
+        said = [json.loads(line)[PREDICTION] for line in _lines(asked.out / PREDICTIONS)]
+        return _scores(scorer, said, rows, asked.out)
+
+    facts = on_main(score)
+    return Outcome(
+        command="evaluate",
+        out=str(asked.out),
+        facts={**predicted.facts, **facts},
+        counts=predicted.counts,
+        n_tokens_inferred=predicted.n_tokens_inferred,
+        flops=predicted.flops,
+        seconds=predicted.seconds,
+        is_old=predicted.is_old,
+    )
+
+
+def evaluate_file(
+    predictions: Path, out: Path, asked: Asked, metric: MetricAsked, *, prediction_column: str = PREDICTION
+) -> Outcome:
+    """Score predictions that lie in a file, as `predict` writes it or with columns of other names.
+
+    Raises:
+        OutlayError: a file without predictions or gold answers, labels that are missing, a metric that does not fit.
+    """
+    began = time.monotonic()
+    inputs = Inputs(asked)
+    form = inputs.form()
+    found = read_table(predictions)
+    gold = asked.target_column or (GOLD if GOLD in found[0].columns else "target")
+    source = asked.source_column if asked.source_column in found[0].columns else None
+    rows, said = [], []
+    for number, row in enumerate(found, start=1):
+        text = cell(row, source, "--source-column") if source is not None else ""
+        rows.append(Row(text, (text,), cell(row, gold, "--target-column"), f"{row.origin} (row {number})"))
+        said.append(cell(row, prediction_column, "--prediction-column"))
+    check_golds(rows, form)
+    scorer = Scorer(metric, form, inputs.task)
+    if scorer.metric == "bert_ibleu" and source is None:
+        raise DataError(f"bert_ibleu compares with the source, and {predictions} has no column {asked.source_column!r}")
+    facts = {"predictions": str(predictions), **_scores(scorer, said, rows, out)}
+    return Outcome("evaluate", str(out), facts, seconds=round(time.monotonic() - began, 3))
+
+
+def _scores(scorer: Scorer, said: Sequence[str], rows: Sequence[Row], out: Path) -> dict[str, Any]:
+    readings = scorer.score(said, rows)
+    scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
+    facts = {"n_rows": len(rows), **scorer.identity(), "main": scorer.main, "scores": scores}
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / f".{SCORES}"
+    temporary.write_bytes(json_bytes(facts))
+    temporary.replace(out / SCORES)
+    return facts
+
+
+def _handover(saved: Saved, form: Form, teaching: Teaching) -> tuple[TargetKind, int | None]:
+    """What this teacher hands to this student, and for tokens how many rows of the vocabulary both have."""
+    student, wanted = teaching.student, teaching.target
+    if wanted is not None and wanted not in get_args(TargetKind):
+        raise UsageError(f"--target {wanted!r} is unknown; choose one of {', '.join(get_args(TargetKind))}")
+    if student is None:
+        if wanted is None:
+            raise UsageError("targets are taught for a student; name it with --student, or what to write with --target")
+        return wanted, None  # type: ignore[return-value]
+    from outlay.shape import family_of
+    from outlay.train.steps import n_logits, same_tokenizer
+
+    family = family_of(student, base=teaching.base)
+    refuse_family(family, form, student)
+    teacher, base = str(saved.folder), teaching.base or student
+    kind = target_kind(saved.family, family, same_tokenizer(teacher, teacher, student, base), form.kind)
+    if wanted is not None and wanted not in (kind, "text"):
+        raise UsageError(f"--target {wanted} does not go from this teacher to {student}; it takes {kind} or text")
+    chosen: TargetKind = kind if wanted is None else wanted  # type: ignore[assignment]
+    if chosen != "tokens":
+        return chosen, None
+    return chosen, min(n_logits(teacher, teacher), n_logits(student, base))
+
+
+def _write_rows(home: Home, rows: Sequence[Row], blocks: Sequence[Path]) -> None:
+    """What was asked and what was answered, for people and for the student."""
+    from outlay.train.targets import SparseTargets
+
+    home.write(home.out / ROWS, json_lines([row.to_json() for row in rows]))
+    answers = [answer for path in blocks for answer in SparseTargets.from_bytes(path.read_bytes()).answers]
+    home.write(home.out / ANSWERS, json_lines(answer_lines(rows, answers)))
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """Rows worked through in blocks at one home."""
+
+    asked: Answering
+    saved: Saved
+    rows: Sequence[Row]
+    home: Home
+    request: Document
+    name: Callable[[int], str]
+
+    def run(
+        self,
+        make: Callable[[Sequence[Row], Count], bytes],
+        gather: Callable[[Sequence[Path]], dict[str, Any]],
+        listener: Listener,
+    ) -> Outcome:
+        """Make what is missing, then put it together; the same request again makes nothing twice."""
+        running, home = self.asked.running, self.home
+        summary = on_main(lambda: home.look(self.request, overwrite=running.overwrite))
+        if summary is not None:
+            return Outcome.again(summary)
+        running.prepare()
+        on_main(lambda: home.open(self.request))
+        began = time.monotonic()
+        with alone(home):
+            listener.begin(f"{self.request['command']} {self.asked.model}")
+            self._make(make, listener)
+            wait_for_all()
+            return on_main(lambda: self._finish(gather, time.monotonic() - began))
+
+    def _make(self, make: Callable[[Sequence[Row], Count], bytes], listener: Listener) -> None:
+        n_rows, size = len(self.rows), self.asked.block_rows
+        for number, start in enumerate(range(0, n_rows, size)):
+            if number % n_processes() != rank():
+                continue
+            path = self._path(number)
+            if not path.exists():
+                began, gauge = time.monotonic(), Count()
+                data = make(self.rows[start : start + size], gauge)
+                took = {"tokens": gauge.n_inferred, "seconds": round(time.monotonic() - began, 3)}
+                # First what it took, then the block: a block that is there has its count.
+                self.home.write_json(self._count(number), took)
+                self.home.write(path, data)
+            done = min(start + size, n_rows)
+            count = read_object(self._count(number))
+            speed = (done - start) / max(count["seconds"], 1e-9)
+            listener.progress(done, n_rows, f"{speed:,.0f} rows/s")
+
+    def _finish(self, gather: Callable[[Sequence[Path]], dict[str, Any]], seconds: float) -> Outcome:
+        numbers = range(-(-len(self.rows) // self.asked.block_rows))
+        missing = [self._path(number).name for number in numbers if not self._path(number).exists()]
+        if missing:
+            raise MissingData(f"{missing[0]} is not in {self.home.out}; its process was stopped, run the command again")
+        facts = {"n_rows": len(self.rows), "n_processes": n_processes(), **gather([self._path(i) for i in numbers])}
+        counts = [read_object(self._count(number)) for number in numbers]
+        n_tokens = sum(int(count["tokens"]) for count in counts)
+        folder = str(self.saved.folder)
+        outcome = Outcome(
+            command=self.request["command"],
+            out=str(self.home.out),
+            facts=facts,
+            counts=count_cut(folder, folder, self.saved.form, self.saved.sources(self.rows)),
+            n_tokens_inferred=n_tokens,
+            flops=flops_of(folder, None, self.saved.form, 0, n_tokens),
+            # Blocks of an earlier attempt count as well.
+            seconds=round(max(seconds, sum(float(count["seconds"]) for count in counts) / n_processes()), 3),
+        )
+        self.home.finish(outcome.to_json())
+        return outcome
+
+    def _path(self, number: int) -> Path:
+        return (self.home.out if self.home.is_folder else self.home.work) / self.name(number)
+
+    def _count(self, number: int) -> Path:
+        return self.home.work / f"count-{number:05d}.json"

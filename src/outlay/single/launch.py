@@ -1,0 +1,56 @@
+"""Several processes for one step: the same command, started again by torch's launcher."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from outlay.errors import UsageError
+
+_OURS = "OUTLAY_LAUNCHED"
+
+
+def is_ours() -> bool:
+    """Whether it was `relaunch` that started this process: then its parent speaks of an interruption."""
+    return _OURS in os.environ
+
+
+def is_launched() -> bool:
+    """Whether a launcher (ours, torchrun, `accelerate launch`) started this process beside others."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+
+
+def needs_launch(n_asked: int | None) -> bool:
+    """Whether the command must be started again as several processes.
+
+    Raises:
+        UsageError: less than one process, or another number than a launcher has started already.
+    """
+    if n_asked is not None and n_asked < 1:
+        raise UsageError(f"--processes is {n_asked}; it must be at least 1")
+    if n_asked is None:
+        return False
+    if is_launched():
+        n_there = int(os.environ["WORLD_SIZE"])
+        if n_there != n_asked:
+            raise UsageError(f"--processes is {n_asked}, and a launcher has started {n_there}; leave --processes out")
+        return False
+    return n_asked > 1
+
+
+def relaunch(n_processes: int, arguments: Sequence[str], n_threads: int) -> int:
+    """Run ``outlay`` with these arguments as several processes of this machine; the exit code.
+
+    Ctrl-C reaches every process by itself; it is passed on when they have ended.
+    """
+    launcher = [sys.executable, "-m", "outlay.train.launch", "--standalone", f"--nproc-per-node={n_processes}"]
+    # Without a number of threads the launcher chooses one, and says so.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads), _OURS: "1"}
+    process = subprocess.Popen([*launcher, "-m", "outlay", *arguments], env=environment)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise

@@ -1,0 +1,157 @@
+"""A folder of targets, as `outlay teach` writes it and `outlay distill` reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from outlay.canonical import digest_of
+from outlay.errors import ArtifactDamaged, MissingData, UsageError
+from outlay.form import Form, TargetKind
+from outlay.settings import TeachSettings, TrainSettings
+from outlay.single.home import Document, read_object
+from outlay.single.inputs import Row
+
+if TYPE_CHECKING:
+    from outlay.train.targets import SparseTargets
+
+INDEX, ROWS, ANSWERS = "targets.json", "rows.jsonl", "answers.jsonl"
+FORMAT = 1
+
+
+def block_name(number: int) -> str:
+    """File of one block."""
+    return f"targets-{number:05d}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetsFolder:
+    """``folder`` with its index: form and kind of the targets, how they were taught, sha256 of each block's file."""
+
+    folder: Path
+    index: Document
+    digest: str
+
+    @classmethod
+    def open(cls, folder: Path) -> TargetsFolder:
+        """Read the index of a finished folder.
+
+        Raises:
+            MissingData: no such folder, no targets in it, or not all of them.
+        """
+        path = folder / INDEX
+        if not path.is_file():
+            if any(folder.glob("targets-*.safetensors")):
+                raise MissingData(
+                    f"{folder} holds some targets but no {INDEX}; run its `outlay teach` again to finish them"
+                )
+            raise MissingData(f"{folder} holds no targets ({INDEX} is not there); write them with `outlay teach`")
+        try:
+            index = read_object(path)
+            found = index["format"]
+        except (OSError, ValueError, KeyError) as error:
+            raise MissingData(f"{path} cannot be read ({type(error).__name__}); teach again") from error
+        if found != FORMAT:
+            raise MissingData(f"{path} has format {found}, this version of outlay reads {FORMAT}; teach again")
+        return cls(folder, index, digest_of(path.read_bytes()))
+
+    @property
+    def form(self) -> Form:
+        """The question the teacher answered."""
+        return Form.from_json(self.index["form"])
+
+    @property
+    def kind(self) -> TargetKind:
+        """What it said of each row."""
+        kind: TargetKind = self.index["kind"]
+        return kind
+
+    @property
+    def settings(self) -> TeachSettings:
+        """How it answered."""
+        return TeachSettings(**self.index["settings"])
+
+    def rows(self) -> list[Row]:
+        """What was asked, in order."""
+        path = self.folder / ROWS
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except OSError:
+            raise MissingData(f"{path} is not there; teach again") from None
+        rows = [Row.from_json(json.loads(line), f"{path}:{i}") for i, line in enumerate(lines, start=1) if line]
+        if len(rows) != self.index["n_rows"]:
+            raise MissingData(f"{path} holds {len(rows)} rows, {INDEX} says {self.index['n_rows']}; teach again")
+        return rows
+
+    def load(self, n_rows: int) -> SparseTargets:
+        """The targets of the first ``n_rows`` rows.
+
+        Raises:
+            ArtifactDamaged: a block that does not match its sha256.
+        """
+        from outlay.train.targets import SparseTargets
+
+        blocks: list[SparseTargets] = []
+        for name, sha256 in self.index["blocks"].items():
+            if sum(map(len, blocks)) >= n_rows:
+                break
+            path = self.folder / name
+            data = path.read_bytes() if path.is_file() else b""
+            if digest_of(data) != sha256:
+                raise ArtifactDamaged(
+                    f"{path} does not match its sha256 in {INDEX}; remove {path} and {INDEX}, teach again"
+                )
+            blocks.append(SparseTargets.from_bytes(data))
+        whole = SparseTargets.concatenate(blocks)
+        return whole if len(whole) == n_rows else whole.select(range(n_rows))
+
+    def check_student(self, student: str, base: str | None, settings: TrainSettings) -> None:
+        """Refuse a student that does not read these targets, where that can be told.
+
+        Raises:
+            UsageError: other tokens than the teacher's, or the published objective on targets without padding.
+        """
+        if settings.objective == "published" and not self.settings.keep_padding:
+            raise UsageError(
+                f"--objective published reads padded positions, and {self.folder} keeps none; "
+                "teach again with --keep-padding --max-logits 0"
+            )
+        if self.kind not in ("tokens", "tags") or [student, base] == self.index["student"]:
+            return
+        from outlay.train.steps import same_tokenizer
+
+        teacher = self.index["teacher"]
+        if not Path(teacher).is_dir():
+            raise UsageError(
+                f"the targets are {self.kind} of the teacher's tokenizer, and {teacher} is no longer there to compare "
+                f"with {student}; teach again with --student {student}"
+            )
+        if not same_tokenizer(teacher, teacher, student, base or student):
+            raise UsageError(
+                f"the targets are {self.kind} of another tokenizer than that of {student}; teach again with --student {student}"
+            )
+
+
+def index_of(
+    form: Form, kind: TargetKind, settings: TeachSettings, blocks: Mapping[str, str], about: Mapping[str, Any]
+) -> Document:
+    """The index of a finished folder; ``blocks``: sha256 by file name, in order; ``about``: teacher, student, rows."""
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "form": form.to_json(),
+        "settings": settings.to_json(),
+        **about,
+        "blocks": dict(blocks),
+    }
+
+
+def answer_lines(rows: Sequence[Row], answers: Sequence[str]) -> list[Document]:
+    """What a model said of each row, for people."""
+    return [
+        {"source": row.text, "prediction": said, **({} if row.gold is None else {"gold": row.gold})}
+        for row, said in zip(rows, answers, strict=True)
+    ]

@@ -1,0 +1,504 @@
+"""Single steps as functions: rows from files and tasks, the home of a result, and what the five steps leave behind."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outlay.errors import ArtifactDamaged, LabelError, MissingData, OutlayError, UsageError
+from outlay.form import Form
+from outlay.metrics import score
+from outlay.settings import TeachSettings
+from outlay.shape import flops_infer, flops_train, shape_of
+from outlay.single.answering import Answering, Teaching, evaluate, evaluate_file, predict, teach
+from outlay.single.home import Home
+from outlay.single.inputs import Asked, Inputs, Row, check_golds, sources_of
+from outlay.single.scoring import MetricAsked, Scorer
+from outlay.single.targets import TargetsFolder
+from outlay.single.training import distil, finetune
+from outlay.single.work import Count, Outcome, Running, Silent, cut_words
+from tests.steps_world import KINDS, StepsWorld, rows, tree, write_rows
+
+RUNNING = Running(threads=1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> StepsWorld:
+    return StepsWorld.make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def tagger(world: StepsWorld) -> Path:
+    """An encoder fine-tuned on entities."""
+    out = world.root / "tagger"
+    finetune(world.recipe("entities", "bert", out), Silent(), train_file=world.file("entities", "train"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def writer(world: StepsWorld) -> Path:
+    """A T5 fine-tuned on entities."""
+    out = world.root / "writer"
+    finetune(world.recipe("entities", "t5", out), Silent(), train_file=world.file("entities", "train"))
+    return out
+
+
+def answering(world: StepsWorld, model: Path, out: Path, split: str, **more: Any) -> Answering:
+    file = world.file("entities", split)
+    return Answering(model, out, file=file, precision="fp32", running=RUNNING, **more)
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "json", "json.gz", "csv", "csv.gz", "tsv"])
+def test_a_file_reads_the_same_in_every_form(tmp_path: Path, suffix: str) -> None:
+    found = [{"question": f"what, is “{i}”?", "answer": f"it is\t{i}"} for i in range(7)]
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "tsv":
+        found = [{name: value.replace("\t", " ") for name, value in each.items()} for each in found]
+        lines = ["question\tanswer", *(f"{each['question']}\t{each['answer']}" for each in found)]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        write_rows(path, found)
+    asked = Asked(source_column="question", target_column="answer")
+    read = Inputs(asked).file(path, n=5, needs_target=True)
+    assert [(row.text, row.gold) for row in read] == [(e["question"], e["answer"]) for e in found[:5]]
+    assert read[2].segments == (read[2].text,)
+
+
+def test_a_json_file_of_objects_one_a_line_is_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "published.json"
+    path.write_text('{"source": "a", "target": "b"}\n\n{"source": "c", "target": "d"}\n')
+    assert [row.text for row in Inputs(Asked()).file(path, n=None, needs_target=True)] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "asked", "error", "says"),
+    [
+        ("", Asked(), MissingData, "is empty"),
+        ("[]", Asked(), MissingData, "is empty"),
+        ("[1]", Asked(), OutlayError, "rows.json:1 holds int"),
+        ("[{", Asked(), OutlayError, "neither a JSON list nor"),
+        ('[{"text": "a", "target": "b"}]', Asked(), OutlayError, "no column 'source'; its columns are text, target"),
+        ('[{"source": "a", "label": "b"}]', Asked(), OutlayError, "no column 'target'; its columns are source, label"),
+        ('[{"source": "a", "target": "b"}]', Asked(target_column="gold"), OutlayError, "no column 'gold'"),
+        (
+            '[{"source": "a", "target": "b"}, {"target": "b"}]',
+            Asked(),
+            OutlayError,
+            "rows.json:2 has no column 'source'",
+        ),
+        ('[{"source": " ", "target": "b"}]', Asked(), OutlayError, "(row 1) has an empty source"),
+        ('[{"source": ["a"], "target": "b"}]', Asked(), OutlayError, "holds list, not a text"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused(
+    tmp_path: Path, content: str, asked: Asked, error: type[OutlayError], says: str
+) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(content)
+    with pytest.raises(error) as caught:
+        Inputs(asked).file(path, n=None, needs_target=True)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+FORMS = {
+    "classification": Form("classification", ("NO", "YES"), 8, 8),
+    "entities": Form("entities", ("Action", "Reagent"), 8, 8),
+    "generation": Form("generation", (), 8, 8),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold", "says"),
+    [
+        ("classification", "", "(row 3) has an empty target"),
+        ("classification", "maybe", "has the label 'maybe', allowed are NO, YES"),
+        ("generation", " ", "(row 3) has an empty target"),
+        ("generation", None, "(row 3) has an empty target"),
+        ("entities", None, "(row 3) has an empty target"),
+        ("entities", "mix [Action] salt", "no type behind 'salt'"),
+    ],
+)
+def test_a_gold_answer_that_cannot_be_learnt_is_refused(kind: str, gold: str | None, says: str) -> None:
+    with pytest.raises(LabelError) as caught:
+        check_golds([Row("a", ("a",), gold, "rows.json:3 (row 3)")], FORMS[kind])
+    assert says in str(caught.value)
+
+
+def test_a_text_without_entities_has_an_empty_answer() -> None:
+    check_golds([Row("a", ("a",), "", "rows.json:1")], FORMS["entities"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (Asked(kind="ranking"), "--kind 'ranking' is unknown; choose one of classification, entities, generation"),
+        (Asked(), "classification needs labels, and none came"),
+        (Asked(labels=("A",)), "classification needs labels, and 1 came"),
+        (Asked(labels=("A", "A")), "names a label twice"),
+        (Asked(kind="entities"), "entities needs a label, and none came"),
+        (Asked(kind="generation", labels=("A",)), "generation has free answers"),
+        (Asked(kind="generation", max_source_tokens=0), "--max-source-tokens is 0; it must be at least 1"),
+        (Asked(kind="generation", max_target_tokens=-1), "--max-target-tokens is -1"),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_refused(asked: Asked, says: str) -> None:
+    with pytest.raises(UsageError, match=r"^[^\n]*$") as caught:
+        Inputs(asked).form()
+    assert says in str(caught.value)
+
+
+def test_the_question_is_the_models_then_the_tasks_then_a_default() -> None:
+    saved = Form("classification", ("NO", "YES"), 64, 4, "ask: ")
+    assert Inputs(Asked()).form(saved) == saved
+    assert Inputs(Asked(prefix="", max_source_tokens=32)).form(saved) == replace(saved, prefix="", max_source_tokens=32)
+    shipped = Inputs(Asked(task="fever"))
+    assert shipped.task is not None
+    assert shipped.form() == shipped.task.form
+    assert Inputs(Asked(kind="generation")).form() == Form("generation", (), 128, 32)
+    for wrong in (Asked(task="fever"), Asked(kind="entities"), Asked(labels=("YES", "NO"))):
+        with pytest.raises(UsageError):
+            Inputs(wrong).form(saved)
+
+
+def test_an_encoder_that_classifies_reads_segments_and_everything_else_the_text() -> None:
+    row = Row("a and b", ("a", "b"), None, "")
+    assert sources_of([row], "encoder", "classification") == [("a", "b")]
+    assert sources_of([row], "encoder", "entities") == [("a and b",)]
+    assert sources_of([row], "seq2seq", "classification") == [("a and b",)]
+    assert Row.from_json(row.to_json(), "") == row
+
+
+TASK = """
+name: tones
+text: "{first} / {second}"
+labels: [bad, good]
+price_item: label/multipit_id
+data:
+  train: {file: train.jsonl, target: label}
+  dev: {file: dev.jsonl, target: label}
+  test: {file: test.jsonl, target: label}
+pool:
+  - {name: train, split: train}
+  - {name: more, file: pool.jsonl}
+"""
+
+
+def test_a_task_gives_its_rows_in_the_seeds_order_and_the_pool_the_labels_that_are_known(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    for split, n in (("train", 20), ("dev", 5), ("test", 6), ("pool", 9)):
+        found = [{"first": f"{split} {i}", "second": "x", "label": rng.choice(["bad", "good"])} for i in range(n)]
+        write_rows(tmp_path / f"{split}.jsonl", found)
+    (tmp_path / "task.yaml").write_text(TASK)
+    inputs = Inputs(Asked(task=str(tmp_path / "task.yaml")))
+    train = inputs.split("train", n=None, seed=3)
+    assert inputs.split("train", n=7, seed=3) == train[:7]
+    assert inputs.split("train", n=None, seed=4) != train
+    assert [row.text for row in inputs.split("test", n=2, seed=3)] == ["test 0 / x", "test 1 / x"]
+    assert train[0].segments == tuple(train[0].text.split(" / "))
+    pool = inputs.split("pool", n=None, seed=3, n_gold=7)
+    assert len(pool) == 29
+    known = {row.text: row.gold for row in train[:7]}
+    assert {row.text: row.gold for row in pool if row.gold is not None} == known
+    # A file of the same form is read with the task's template, for a model that reads segments.
+    own = write_rows(tmp_path / "own.jsonl", [{"source": "a / b", "target": "bad"}, {"source": "a", "target": "bad"}])
+    read = inputs.file(own, n=None, needs_target=True)
+    assert [row.segments for row in read] == [("a", "b"), ("a",)]
+    with pytest.raises(OutlayError, match=r"\(row 2\) does not fit the task's template"):
+        sources_of(read, "encoder", "classification")
+    for name, says in (("validation", "is unknown"), ("train", "0 rows were asked for")):
+        with pytest.raises(UsageError, match=says):
+            inputs.split(name, n=0, seed=0)
+
+
+# --- a home ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_home_belongs_to_one_request(tmp_path: Path, is_folder: bool) -> None:
+    out = tmp_path / "deep" / "out"
+    home = Home.folder(out) if is_folder else Home.file(out)
+    one, two = {"a": 1, "b": {"c": (2, 3)}}, {"a": 1, "b": {"c": (2, 4)}}
+    assert home.look(one, overwrite=False) is None
+    home.open(one)
+    # A request that failed at once stands in nobody's way.
+    assert home.look(two, overwrite=False) is None
+    home.open(two)
+    home.open(one)
+    result = out / "model" if is_folder else out
+    with home.alone():
+        home.write(result, b"model")
+        with pytest.raises(UsageError, match="another process"), home.alone():
+            pass
+        home.finish({"done": True})
+    assert not home.work.exists()
+    assert home.look(one, overwrite=False) == {"done": True}
+    assert home.look(one, overwrite=True) == {"done": True}
+    with pytest.raises(UsageError, match=r"another request \(b.c is something else there") as caught:
+        home.look(two, overwrite=False)
+    assert "--overwrite" in str(caught.value)
+    assert home.look(two, overwrite=True) is None
+    home.open(two)
+    assert not result.exists()
+    assert home.look(two, overwrite=False) is None
+
+
+def test_what_no_step_wrote_is_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for home in (Home.folder(tmp_path), Home.file(tmp_path / "thesis.txt")):
+        with pytest.raises(UsageError, match="holds what no such step wrote"):
+            home.look({}, overwrite=True)
+    for home, says in ((Home.folder(tmp_path / "thesis.txt"), "is a file"), (Home.file(tmp_path), "is a folder")):
+        with pytest.raises(UsageError, match=says):
+            home.look({}, overwrite=True)
+
+
+def test_a_count_goes_on_where_it_was() -> None:
+    count = Count()
+    assert count.may_train(10**12)
+    count.trained(5)
+    count.inferred(7)
+    other = Count()
+    other.restore({**count.state(), "seconds": 100.0})
+    assert (other.n_trained, other.n_inferred) == (5, 7)
+    assert other.seconds >= 100.0
+
+
+def test_what_was_cut_is_said_in_words() -> None:
+    assert cut_words(37, 1000, replace(FORMS["generation"], max_source_tokens=128)) == [
+        "37 of 1,000 sources were longer than 128 tokens and were cut"
+    ]
+    assert cut_words(1, 2, FORMS["generation"]) == ["1 of 2 sources was longer than 8 tokens and was cut"]
+    assert cut_words(0, 2, FORMS["generation"]) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"threads": 0}, "--threads is 0"),
+        ({"save_steps": 0}, "--save-steps is 0"),
+        ({"save_seconds": -1.0}, "--save-seconds is -1.0"),
+        ({"device_map": "gpu7"}, "--device-map is gpu7"),
+    ],
+)
+def test_a_way_to_run_that_makes_no_sense_is_refused(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        Running(**wrong)
+    with pytest.raises(UsageError, match="add --processes 2"):
+        Running(fsdp=True).check()
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def test_finetune_leaves_a_model_its_history_and_what_it_took(world: StepsWorld, tmp_path: Path) -> None:
+    train = rows("entities", 9, seed=1)
+    train[4] = {"source": "mix salt", "target": "mix [Action] gold [Reagent]"}
+    train[5] = {"source": " ".join(["water"] * 30), "target": ""}
+    out, file = tmp_path / "out", write_rows(tmp_path / "train.jsonl", train)
+    recipe = world.recipe("entities", "bert", out)
+    outcome = finetune(recipe, Silent(), train_file=file)
+    n_entities = sum(each["target"].count("[") for each in train)
+    assert outcome.counts == [
+        "1 of 9 sources was longer than 24 tokens and was cut",
+        f"1 of {n_entities} entities could not be aligned",
+    ]
+    shape = shape_of(str(out))
+    per_token = flops_train(shape, 1, 5), flops_infer(shape, 1, 5)
+    expected = per_token[0] * outcome.n_tokens_trained + per_token[1] * outcome.n_tokens_inferred
+    assert outcome.flops == expected > 0
+    training = json.loads((out / "training.json").read_text())
+    assert [entry["epoch"] for entry in training["history"]] == [0, 1]
+    assert training["dev"] == max(entry["dev"] for entry in training["history"]) == outcome.facts["dev"]
+    assert not (out / ".work").exists()
+    before = tree(out)
+    again = finetune(recipe, Silent(), train_file=file)
+    assert again == replace(outcome, is_old=True)
+    assert tree(out) == before
+    with pytest.raises(UsageError, match=r"settings\.epochs is 2 there, 3 here"):
+        finetune(replace(recipe, overrides={**recipe.overrides, "epochs": 3}), Silent(), train_file=file)
+
+
+def test_the_best_dev_score_is_that_of_the_model_that_is_left(world: StepsWorld, tagger: Path, tmp_path: Path) -> None:
+    outcome = evaluate(answering(world, tagger, tmp_path / "out", "dev"), MetricAsked(), Silent())
+    training = json.loads((tagger / "training.json").read_text())
+    assert outcome.facts["scores"][training["dev_score"]]["value"] == pytest.approx(training["dev"])
+
+
+def test_evaluate_scores_what_was_predicted(world: StepsWorld, tagger: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = evaluate(answering(world, tagger, out, "train", block_rows=5), MetricAsked(), Silent())
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    given = [json.loads(line) for line in world.file("entities", "train").read_text().splitlines()]
+    assert [(line["source"], line["gold"]) for line in lines] == [(e["source"], e["target"]) for e in given]
+    readings = score("entity_f1", [e["prediction"] for e in lines], [e["gold"] for e in lines], ["Action", "Reagent"])
+    expected = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
+    assert json.loads((out / "scores.json").read_text())["scores"] == expected == outcome.facts["scores"]
+    asked = Asked(**KINDS["entities"])
+    other = evaluate_file(out / "predictions.jsonl", tmp_path / "other", asked, MetricAsked())
+    assert other.facts["scores"] == expected
+    whole = tmp_path / "whole.jsonl"
+    predict(answering(world, tagger, whole, "train"), Silent())
+    assert whole.read_bytes() == (out / "predictions.jsonl").read_bytes()
+
+
+def test_a_teachers_blocks_are_its_targets_row_by_row(world: StepsWorld, writer: Path, tmp_path: Path) -> None:
+    from outlay.train import steps
+
+    out, pool = tmp_path / "out", [json.loads(line) for line in world.file("entities", "pool").read_text().splitlines()]
+    asked = answering(world, writer, out, "pool", block_rows=11)
+    outcome = teach(asked, Teaching(student=world.model("small"), settings=TeachSettings(max_logits=5)), Silent())
+    assert outcome.facts["kind"] == "tokens"
+    assert sorted(path.name for path in out.glob("*.safetensors")) == [f"targets-0000{i}.safetensors" for i in range(3)]
+    stored = TargetsFolder.open(out)
+    assert [row.text for row in stored.rows()] == [each["source"] for each in pool]
+    count = Count()
+    # `small` pads its vocabulary by 3 rows, which the teacher does not have.
+    n_tokens = json.loads(Path(world.model("t5"), "config.json").read_text())["vocab_size"]
+    direct = steps.teach(
+        writer,
+        [(each["source"],) for each in pool[11:22]],
+        target="tokens",
+        settings=TeachSettings(max_logits=5),
+        precision="fp32",
+        gauge=count,
+        vocab_size=n_tokens,
+    )
+    assert (out / "targets-00001.safetensors").read_bytes() == direct.to_bytes()
+    whole = stored.load(29)
+    assert whole.vocab_size == n_tokens
+    assert stored.load(14).to_bytes() == whole.select(range(14)).to_bytes()
+    answers = [json.loads(line)["prediction"] for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert answers == list(whole.answers)
+    assert 0 < count.n_inferred < outcome.n_tokens_inferred
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "base", "kind"),
+    [("tagger", "cut:1", "bert", "tags"), ("writer", "bert", None, "text"), ("tagger", "small", None, "text")],
+)
+def test_what_is_written_depends_on_who_is_taught(
+    world: StepsWorld, request: pytest.FixtureRequest, tmp_path: Path, teacher: str, student: str, base: str, kind: str
+) -> None:
+    model: Path = request.getfixturevalue(teacher)
+    student = student if base else world.model(student)
+    named = world.model(base) if base else None
+    asked = answering(world, model, tmp_path / "targets", "pool")
+    outcome = teach(asked, Teaching(student=student, base=named), Silent())
+    assert outcome.facts["kind"] == kind
+    recipe = world.recipe("entities", student, tmp_path / "student", temperature=2.0)
+    recipe = replace(recipe, model=student, base=named, role="distil")
+    made = distil(recipe, Silent(), targets=tmp_path / "targets", max_rows=20)
+    assert made.facts["n_rows"] == 20
+    assert (tmp_path / "student" / "outlay.json").exists()
+
+
+def test_the_temperature_of_targets_and_gold_answers_reach_the_student(
+    world: StepsWorld, writer: Path, tmp_path: Path
+) -> None:
+    targets = tmp_path / "targets"
+    teach(answering(world, writer, targets, "train"), Teaching(student=world.model("small")), Silent())
+    assert all(row.gold is not None for row in TargetsFolder.open(targets).rows())
+    made = {}
+    for name, more in (("plain", {}), ("gold", {"gold_weight": 0.5}), ("reverse", {"divergence": "reverse_kl"})):
+        recipe = world.recipe("entities", "small", tmp_path / name, temperature=2.0, **more)
+        distil(replace(recipe, role="distil"), Silent(), targets=targets)
+        made[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert len(set(made.values())) == 3
+
+
+def test_targets_that_do_not_fit_are_refused(world: StepsWorld, tagger: Path, writer: Path, tmp_path: Path) -> None:
+    targets = tmp_path / "targets"
+    teach(answering(world, writer, targets, "pool"), Teaching(student=world.model("small")), Silent())
+
+    def refused(says: str, model: str = "small", **overrides: Any) -> None:
+        recipe = replace(world.recipe("entities", model, tmp_path / "no", temperature=2.0, **overrides), role="distil")
+        with pytest.raises(OutlayError) as caught:
+            distil(recipe, Silent(), targets=targets)
+        assert says in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "no" / "model.safetensors").exists()
+
+    refused("of another tokenizer than that of", model="bert")
+    refused("teach again with --keep-padding --max-logits 0", objective="published")
+    refused("no row of", gold_weight=0.5)
+    block = targets / "targets-00000.safetensors"
+    block.write_bytes(block.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ArtifactDamaged, match="does not match its sha256"):
+        TargetsFolder.open(targets).load(29)
+    (targets / "targets.json").unlink()
+    refused("holds some targets but no targets.json")
+    block.unlink()
+    refused("holds no targets (targets.json is not there); write them with `outlay teach`")
+    with pytest.raises(UsageError, match="name it with --student"):
+        teach(answering(world, tagger, tmp_path / "t", "pool"), Teaching(), Silent())
+    with pytest.raises(UsageError, match="--target 'words' is unknown"):
+        teach(answering(world, tagger, tmp_path / "t", "pool"), Teaching(target="words"), Silent())
+    settings = TeachSettings(keep_padding=True)
+    with pytest.raises(UsageError, match="--keep-padding is about the tokens"):
+        teach(answering(world, tagger, tmp_path / "t", "pool"), Teaching(target="tags", settings=settings), Silent())
+
+
+def test_a_finished_result_is_found_again_and_a_damaged_part_is_not_taken_for_one(
+    world: StepsWorld, tagger: Path, tmp_path: Path
+) -> None:
+    asked = answering(world, tagger, tmp_path / "said.jsonl", "pool", block_rows=10)
+    first = predict(asked, Silent())
+    assert isinstance(first, Outcome)
+    assert not first.is_old
+    assert predict(asked, Silent()).is_old
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "said.jsonl",
+        "said.jsonl.request.json",
+        "said.jsonl.summary.json",
+    ]
+    (tmp_path / "said.jsonl").unlink()
+    again = predict(asked, Silent())
+    assert not again.is_old
+    assert (again.n_tokens_inferred, again.facts) == (first.n_tokens_inferred, first.facts)
+
+
+class _Fixed:
+    """Stands in for BERTScore."""
+
+    def __init__(self, ref: str, *, layer: int | None, idf: bool) -> None:
+        self.about = (ref, layer, idf)
+
+    def f1(self, predictions: Sequence[str], sources: Sequence[str]) -> list[float]:
+        assert "" not in predictions
+        return [0.5 for _ in predictions]
+
+
+def test_bert_ibleu_needs_an_encoder_and_hands_it_no_empty_prediction(
+    world: StepsWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outlay.train.bertscore.BertScore", _Fixed)
+    form = FORMS["generation"]
+    with pytest.raises(UsageError, match="name one with --metric-model"):
+        Scorer(MetricAsked("bert_ibleu"), form, None)
+    with pytest.raises(
+        UsageError, match="--metric 'accuracy' does not score generation; choose one of qa_f1, bert_ibleu"
+    ):
+        Scorer(MetricAsked("accuracy"), form, None)
+    scorer = Scorer(MetricAsked("bert_ibleu", world.model("bert"), layer=1), form, None)
+    found = [Row("mix the salt", ("mix the salt",), "x", ""), Row("heat the acid", ("heat the acid",), "x", "")]
+    readings = scorer.score(["stir", ""], found)
+    expected = score(
+        "bert_ibleu",
+        ["stir", ""],
+        ["x", "x"],
+        (),
+        sources=[row.text for row in found],
+        similarities=[0.5, 0.5],
+    )
+    assert readings == expected
+    assert scorer.dev_score(["stir", ""], found) == expected["bert_ibleu/published"].value
