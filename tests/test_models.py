@@ -317,6 +317,15 @@ def test_cut_takes_layers_out_of_every_stack_and_what_is_left_still_writes(write
     assert [int(units[0]) for units in said.units] == said.logits[:, 0].argmax(-1).tolist() or "bart" in str(writer)
 
 
+@pytest.mark.parametrize("n_layers", [2, 3])
+def test_a_layers_parts_are_not_taken_for_layers(tmp_path: Path, n_layers: int) -> None:
+    """A T5 layer is a list of two parts in the encoder and three in the decoder."""
+    base = make_t5(tmp_path / "base", WORDS, n_layers=n_layers)
+    model, _, _ = load_model(spec("cut:1", base))
+    assert (len(model.encoder.block), len(model.decoder.block)) == (1, 1)
+    assert (len(model.encoder.block[0].layer), len(model.decoder.block[0].layer)) == (2, 3)
+
+
 def test_a_model_says_which_head_speaks_for_it(writer: Path, tmp_path: Path) -> None:
     model, head, tokenizer = load_model(ModelSpec(str(writer), str(writer), FORM, 0, "classes"))
     assert (head.target, head.n_outputs) == ("classes", None)

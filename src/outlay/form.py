@@ -20,8 +20,8 @@ at each token of its answer, or its answer alone."""
 class Form:
     """What is asked, and how long question and answer may be.
 
-    ``labels``: the classes, the entity types, or nothing where the answer is free; ``prefix``: put before the text for models that
-    write their answer (Kang et al. 2023 write ``<task>: ``), not read by encoders; limits in tokens, special tokens included.
+    ``labels``: the classes, the entity types, or nothing where the answer is free; ``prefix``: put before the text for models
+    that write their answer (Kang et al. 2023 write ``<task>: ``), not read by encoders; limits in tokens, special ones included.
     """
 
     kind: Kind

@@ -242,7 +242,7 @@ def _layer(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _say_untied(model: Any, folder: Path) -> None:
-    """T5 v1.1 has a head of its own, but transformers 5 writes that it has none: other readers would take the embeddings for it."""
+    """T5 v1.1 has a head of its own, but transformers 5 writes that it has none; other readers would take the embeddings."""
     inside, outside = model.get_input_embeddings(), model.get_output_embeddings()
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -262,12 +262,14 @@ def _cut(model: nn.Module, n_keep: int) -> nn.Module:
     """Keep ``n_keep`` evenly spaced layers of each stack, first and last included; embeddings and head stay as they are."""
     config: Any = model.config
     depths = {name: getattr(config, name) for name in _DEPTHS if isinstance(getattr(config, name, None), int)}
-    stacks = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) in depths.values()
-    ]
+    stacks: list[tuple[nn.Module, str, nn.ModuleList]] = []
+    inside: set[nn.Module] = set()
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            # The parts of a layer may lie in a list too, and as many of them as there are layers.
+            if isinstance(child, nn.ModuleList) and len(child) in depths.values() and child not in inside:
+                stacks.append((parent, name, child))
+                inside.update(child.modules())
     n_stacks = 2 if config.is_encoder_decoder else 1
     if len(stacks) != n_stacks:
         raise UnknownModel(
