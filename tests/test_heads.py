@@ -191,6 +191,16 @@ def test_padding_kept_for_the_published_objective_reaches_the_limit(made: Made) 
     torch.testing.assert_close(speech.logits[row], alone(head, model, TEXTS[row], said), rtol=2e-4, atol=2e-5)
 
 
+def test_rows_that_pad_the_vocabulary_are_never_said(tmp_path: Path) -> None:
+    make_t5(tmp_path, WORDS, vocab_extra=5)
+    head = TextHead(AutoTokenizer.from_pretrained(tmp_path), Form("generation", (), 32, 12), "seq2seq")
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        model.lm_head.weight[-5:] = model.lm_head.weight[:5] * 50  # loud
+    speech = head.speak(model, head.read(SOURCES), np.arange(len(TEXTS)), GREEDY)
+    assert max(int(units.max()) for units in speech.units) < len(head._tokenizer)
+
+
 # --- encoders --------------------------------------------------------------------------------------------------------
 
 

@@ -152,6 +152,9 @@ class TextHead:
         config.temperature, config.top_p = (how.sample_temperature, how.top_p) if how.sample else (None, None)
         config.top_k = 0 if how.sample else None
         config.pad_token_id, config.eos_token_id = self.pad_unit, self._eos
+        # Rows that pad the vocabulary are no tokens. Distillation leaves them as they were: random weights would say them.
+        n_tokens, n_rows = len(self._tokenizer), bare.config.get_text_config().vocab_size
+        config.suppress_tokens = list(range(n_tokens, n_rows)) or None
         # Equal rows under equal settings are answered alike, whichever block or process they are in.
         torch.manual_seed(step_seed(how.seed, int(sources.encoded.row(int(rows[0])).sum())))
         if self.family == "seq2seq":
