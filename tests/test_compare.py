@@ -47,6 +47,8 @@ def test_a_grid_of_one_is_the_plain_comparison() -> None:
         for name, n in (("annotate", 5), ("distill", 5), ("distill", None))
     ]
     assert {(o.teacher, o.student, o.base) for o in grid.options()} == {("t1", "s", None)}
+    fixed = replace(grid, with_rule=False).options()
+    assert fixed == [o for o in grid.options() if o.n_initial is not None]
     named = Grid(replace(BASE, base="b"), ("distill",), (1,), 1, teachers=("t1", "b"))
     assert asked(named) == [("distill", "t1", "cut:2", "b"), ("distill", "b", "cut:2", None)]
 

@@ -1,3 +1,3 @@
 """outlay: spend a fixed budget on the best compact model it can buy."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

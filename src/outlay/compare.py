@@ -45,6 +45,8 @@ class Grid:
     n_seeds: int
     teachers: tuple[str, ...] = ()
     students: tuple[str, ...] = ()
+    with_rule: bool = True
+    """Beside a fixed N, `distill` under its own rule for N."""
 
     def __post_init__(self) -> None:
         for name, values in (("strategies", self.strategies), ("budgets", self.budgets_micros)):
@@ -59,10 +61,7 @@ class Grid:
             raise UsageError(f"--seeds is {self.n_seeds}; compare at least 1")
 
     def options(self) -> list[Options]:
-        """One `Options` per point, seed by seed so that a first table is soon there; each point once.
-
-        With a fixed N, `distill` under its own N rule stands beside.
-        """
+        """One `Options` per point, seed by seed so that a first table is soon there; each point once."""
         points: list[Options] = []
         for seed in range(self.base.seed, self.base.seed + self.n_seeds):
             for budget in self.budgets_micros:
@@ -78,7 +77,7 @@ class Grid:
                             base=None if teacher == self._origin else self._origin,
                         )
                         points.append(asked)
-                        if name == "distill" and asked.n_initial is not None:
+                        if name == "distill" and asked.n_initial is not None and self.with_rule:
                             points.append(replace(asked, n_initial=None))
         return points
 

@@ -126,6 +126,7 @@ def compare(
     strategies: Annotated[str, typer.Option("--strategies", help="With commas.")] = "annotate,distill,self_distill",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from --seed on.")] = 1,
     n_initial: InitialOption = None,
+    rule: Annotated[bool, typer.Option(help="Beside a fixed N, distill with as many labels as its rule buys.")] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
     teacher: TeacherOption = _TEACHER,
     teachers: Annotated[str | None, typer.Option("--teachers", help="Several, with commas, instead of one.")] = None,
@@ -160,7 +161,7 @@ def compare(
     given = locals()
     names, micros = parse_names(strategies), parse_budgets(budgets)
     shared = _options(given, names[0] if names else "", micros[0])
-    asked = Grid(shared, names, micros, seeds, parse_names(teachers), parse_names(students)).options()
+    asked = Grid(shared, names, micros, seeds, parse_names(teachers), parse_names(students), rule).options()
     with _Session(asked, f"{_stem(task)}-compare", given) as session:
         points = run_points(session.runner, session.workbench, asked, session.announce)
         files = write_report(session.runner)
