@@ -15,7 +15,7 @@ from outlay.quoting import Quoter
 from outlay.recipe import Buy, Distil, Step, Teach, Train
 from outlay.run import Runner
 from outlay.strategy import strategy
-from outlay.workshop import PREDICTIONS_FILE, Workshop
+from outlay.workshop import PREDICTIONS_FILE, Workshop, label_lines, parse_label_lines
 from tests.runs import FamilyWorld, runner
 
 PUBLISHED = {"distil": {"objective": "published", "temperature": 2.0}}
@@ -186,3 +186,10 @@ def test_the_general_student_is_the_student_of_its_strategy_alone(families: Fami
     assert (prepared.request.student, prepared.known.student.ref) == (encoder, encoder)
     assert "publicly available" in strategy("general_distill").ask(prepared.known, []).derivation[1]  # type: ignore[union-attr]
     assert families.workbench.request(families.family_options("classes", "encoder", "seq2seq")).student != encoder
+
+
+def test_a_label_may_hold_any_character() -> None:
+    labels = ["plain", "two\nlines", "a\u2028b", "c\x85d", "e\x0bf\x1cg", "", "ж \U0001f9ea"]
+    written = label_lines([(str(i), label) for i, label in enumerate(labels)])
+    assert parse_label_lines(written) == labels
+    assert written.count(b"\n") == len(labels)

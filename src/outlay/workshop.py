@@ -78,8 +78,7 @@ class Workshop:
 
     def read_labels(self, buy: Buy) -> list[str]:
         """The labels bought, in the split's seeded order."""
-        lines = self._file(buy, LABELS_FILE).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line)["label"] for line in lines]
+        return parse_label_lines(self._file(buy, LABELS_FILE).read_bytes())
 
     def _train(self, step: Train, bench: Bench) -> Made:
         from outlay.train.steps import finetune
@@ -221,6 +220,11 @@ class _Counter:
 def label_lines(rows: Sequence[tuple[str, str]]) -> bytes:
     """The bytes of a labels artifact: one JSON object with ``row`` and ``label`` per line."""
     return "".join(json.dumps({"row": row, "label": label}, ensure_ascii=False) + "\n" for row, label in rows).encode()
+
+
+def parse_label_lines(lines: bytes) -> list[str]:
+    """The labels that `label_lines` wrote. A label may hold any character, line separators of Unicode too."""
+    return [json.loads(line)["label"] for line in lines.split(b"\n") if line]
 
 
 def cut_lines(step: Step, usage: Mapping[str, Any]) -> list[str]:
