@@ -34,9 +34,9 @@ from outlay.train.targets import SparseTargets
 VOCAB_SIZE = 1024
 """Small, so that targets over the whole vocabulary with their padding fit into memory (K = 64 keeps a sixteenth)."""
 MAX_TARGET_TOKENS = 10
-N_OTHER = 4000
-ON_LABELS = TrainSettings(epochs=30, batch_size=32, learning_rate=1e-3, dropout=0.1, precision="fp32")
-ON_TARGETS = TrainSettings(epochs=20, batch_size=32, learning_rate=2e-3, dropout=0.0, precision="fp32", temperature=2.0)
+N_OTHER = 2000
+ON_LABELS = TrainSettings(epochs=20, batch_size=32, learning_rate=1e-3, dropout=0.1, precision="fp32")
+ON_TARGETS = TrainSettings(epochs=10, batch_size=32, learning_rate=2e-3, dropout=0.0, precision="fp32", temperature=2.0)
 STUDENTS = {
     "masked, K = 64": ({}, {}),
     "masked, whole vocabulary": ({}, {"max_logits": 0}),
