@@ -88,3 +88,27 @@ def _n_open_files() -> int:
     """Open files of this process; 0 where the system does not say."""
     folder = Path("/proc/self/fd")
     return len(list(folder.iterdir())) if folder.exists() else 0
+
+
+def test_a_folder_removed_between_two_looks_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mkdir` finds the folder there, looks whether it is one, and by then its last holder has removed it."""
+    real, folder = Path.mkdir, tmp_path / "making"
+    failed: list[Path] = []
+
+    def mkdir(self: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        if self == folder and not failed:
+            failed.append(self)
+            raise FileExistsError(17, "File exists", str(self))
+        real(self, mode, parents, exist_ok)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    lock = locks.try_acquire(folder)
+    assert lock is not None
+    assert failed == [folder]
+    locks.release(lock, folder, remove=True)
+
+
+def test_a_file_in_the_folders_place_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "making").write_text("")
+    with pytest.raises(OSError, match="Not a directory"):
+        locks.try_acquire(tmp_path / "making")

@@ -37,7 +37,9 @@ def try_acquire(folder: Path) -> int | None:
     """
     path = folder / LOCK
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        # ``exist_ok`` fails where the last holder removes the folder between its two looks; a file in its place fails below.
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True, exist_ok=True)
         try:
             lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         except FileNotFoundError:
