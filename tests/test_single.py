@@ -502,3 +502,12 @@ def test_bert_ibleu_needs_an_encoder_and_hands_it_no_empty_prediction(
     )
     assert readings == expected
     assert scorer.dev_score(["stir", ""], found) == expected["bert_ibleu/published"].value
+
+
+def test_a_metric_names_the_kind_of_the_predictions_it_scores(tmp_path: Path) -> None:
+    file = tmp_path / "said.jsonl"
+    file.write_text('{"source": "who?", "prediction": "The Beatles", "target": "beatles"}\n')
+    outcome = evaluate_file(file, tmp_path / "out", Asked(), MetricAsked(name="qa_f1"))
+    assert outcome.facts["scores"]["f1/published"]["value"] == 100.0
+    with pytest.raises(UsageError, match="classification needs labels"):
+        evaluate_file(file, tmp_path / "out", Asked(), MetricAsked(name="accuracy"))

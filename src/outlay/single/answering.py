@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -258,7 +258,7 @@ def evaluate_file(
         OutlayError: a file without predictions or gold answers, labels that are missing, a metric that does not fit.
     """
     began = time.monotonic()
-    inputs = Inputs(asked)
+    inputs = Inputs(_with_kind(asked, metric))
     form = inputs.form()
     found = read_table(predictions)
     gold = asked.target_column or (GOLD if GOLD in found[0].columns else "target")
@@ -274,6 +274,15 @@ def evaluate_file(
         raise DataError(f"bert_ibleu compares with the source, and {predictions} has no column {asked.source_column!r}")
     facts = {"predictions": str(predictions), **_scores(scorer, said, rows, out)}
     return Outcome("evaluate", str(out), facts, seconds=round(time.monotonic() - began, 3))
+
+
+def _with_kind(asked: Asked, metric: MetricAsked) -> Asked:
+    """A metric scores one kind of task, so who names it need not name the kind."""
+    from outlay.task import METRICS_OF
+
+    if asked.kind is not None or asked.task is not None:
+        return asked
+    return next((replace(asked, kind=kind) for kind, names in METRICS_OF.items() if metric.name in names), asked)
 
 
 def _scores(scorer: Scorer, said: Sequence[str], rows: Sequence[Row], out: Path) -> dict[str, Any]:
