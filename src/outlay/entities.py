@@ -1,4 +1,4 @@
-"""Entity lines: ``Assemble [Action] following reagents [Reagent]``, written, read and found again in their source.
+"""Entity lines: ``Heat [Action] salt water [Reagent]``, written, read and found again in their source.
 
 The form is that of Kang et al. 2023, Table 7. A line lists the entities of a source in order of appearance, each followed by
 its label in brackets. Words stand between white space; a word in brackets is a label only where the label set has it, so an
