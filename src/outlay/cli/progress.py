@@ -17,22 +17,26 @@ QUIET_SECONDS = 15.0
 """Between plain lines of one step where there is no terminal."""
 
 
+def live_bars(console: Console, fields: tuple[str, ...], *, quiet: bool) -> Progress:
+    """Bars that show these fields of their task, on a terminal only; they vanish when they are done."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        *(TextColumn(f"{{task.fields[{field}]}}") for field in fields),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+
+
 class Screen:
     """A `outlay.watcher.Watcher` that draws on standard error, so that standard output stays fit for a pipe."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[detail]}"),
-            TextColumn("{task.fields[money]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            disable=quiet or not self._console.is_terminal,
-        )
+        self._bars = live_bars(self._console, ("detail", "money"), quiet=quiet)
         self._task: TaskID | None = None
         self._last_line = 0.0
         self._done: tuple[str, bool, Balance] | None = None

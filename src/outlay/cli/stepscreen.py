@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TaskID
 
 from outlay.cli.common import table_console
-from outlay.cli.progress import QUIET_SECONDS
+from outlay.cli.progress import QUIET_SECONDS, live_bars
 
 if TYPE_CHECKING:
     from outlay.single.work import Outcome
@@ -23,16 +23,7 @@ class StepScreen:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            disable=quiet or not self._console.is_terminal,
-        )
+        self._bars = live_bars(self._console, ("detail",), quiet=quiet)
         self._task: TaskID | None = None
         self._last_line = 0.0
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from outlay.entities import Entity, align, parse_entities, render_entities
+from outlay.entities import align, cut_out, parse_entities, render_entities
 from outlay.errors import LabelError
 from outlay.form import Family, Form, TargetKind
 from outlay.settings import TeachSettings
@@ -220,8 +220,7 @@ class TagHead:
         lines = []
         for row, tags in zip(rows, units, strict=True):
             text = sources.texts[int(row)][0]
-            found = self._read_tags(self._spans(sources, int(row)), tags)
-            lines.append(render_entities([Entity(text[start:stop].strip(), label) for start, stop, label in found]))
+            lines.append(render_entities(cut_out(text, self._read_tags(self._spans(sources, int(row)), tags))))
         return lines
 
     def _places(self, sources: Sources) -> Units:
