@@ -141,7 +141,7 @@ class CopyLesson(BagLesson):
     """A T5 repeats the first words of its source."""
 
     def loss(self, model: nn.Module, rows: np.ndarray) -> LossSum:
-        batch = collate(self.encoded, rows, next(model.parameters()).device)
+        batch = collate(self.encoded, rows)
         wanted = batch["input_ids"][:, :3].contiguous()
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=wanted).logits
         values = F.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none")
@@ -164,7 +164,7 @@ def t5(folder: Path) -> dict[str, Any]:
     losses: list[float] = []
 
     def score(model: nn.Module) -> tuple[float, int]:
-        batch = collate(lesson.encoded, np.arange(11), here().device)
+        batch = collate(lesson.encoded, np.arange(11))
         ids, mask = batch["input_ids"], batch["attention_mask"]
         written[:] = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=3, num_beams=2).tolist()
         return 0.0, 11

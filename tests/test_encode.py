@@ -95,7 +95,7 @@ def test_no_rows_encode_to_no_rows(tokenizer: Any) -> None:
 
 def test_collate_pads_on_the_right_with_the_pad_id() -> None:
     rows = [[11, 12, 13], [21, 22, 23, 24, 25, 26, 27], [31], [41, 42, 43, 44, 45]]
-    batch = collate(encoded_rows(rows, pad_id=99), [3, 0, 2], CPU)
+    batch = collate(encoded_rows(rows, pad_id=99), [3, 0, 2])
     assert batch["input_ids"].tolist() == [[41, 42, 43, 44, 45], [11, 12, 13, 99, 99], [31, 99, 99, 99, 99]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
     assert batch["token_type_ids"].tolist() == [[1, 0, 1, 0, 1], [1, 0, 1, 0, 0], [1, 0, 0, 0, 0]]
@@ -106,7 +106,7 @@ def test_collate_pads_on_the_right_with_the_pad_id() -> None:
 
 def test_collate_reads_numpy_rows_as_it_reads_lists() -> None:
     encoded = encoded_rows([[5] * n for n in (2, 7, 3)])
-    by_list, by_array = collate(encoded, [2, 0], CPU), collate(encoded, np.array([2, 0]), CPU)
+    by_list, by_array = collate(encoded, [2, 0]), collate(encoded, np.array([2, 0]))
     assert all(torch.equal(by_list[name], by_array[name]) for name in by_list)
 
 

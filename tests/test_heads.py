@@ -14,7 +14,7 @@ from outlay.errors import LabelError, UsageError
 from outlay.form import Form
 from outlay.settings import TeachSettings
 from outlay.train.encode import Units
-from outlay.train.heads import ClassHead, TagHead
+from outlay.train.heads import ClassHead, TagHead, logits_of
 from outlay.train.models import head_for
 from outlay.train.writers import CAUSAL_SEPARATOR, ChoiceHead, TextHead
 from tests.checkpoints import make_bart, make_checkpoint, make_gpt2, make_t5
@@ -77,7 +77,7 @@ def test_logits_of_a_padded_batch_are_those_of_each_row_alone(made: Made) -> Non
     rows = np.array([2, 0, 3, 1])
     padded, mask = units.batch(rows)
     with torch.no_grad():
-        logits = head.logits(model, read, rows, padded)
+        logits = logits_of(head, model, read, rows, padded)
     for at, row in enumerate(rows):
         length = int(units.lengths[row])
         assert int(mask[at].sum()) == length
@@ -140,7 +140,7 @@ def test_a_choice_is_the_probability_of_writing_each_label(made: Made) -> None:
     read = head.read(SOURCES)
     rows = np.array([4, 1, 2])
     with torch.no_grad():
-        logits = head.logits(model, read, rows, torch.empty(0))
+        logits = logits_of(head, model, read, rows, torch.empty(0))
     assert logits.shape == (3, 1, len(CLASSES))
     for at, row in enumerate(rows):
         for number, label in enumerate(CLASSES):
@@ -228,7 +228,7 @@ def test_tag_logits_stand_at_the_tokens_of_the_text(tagger: tuple[TagHead, torch
     read = head.read(SOURCES)
     rows = np.array([3, 2, 0])
     with torch.no_grad():
-        logits = head.logits(model, read, rows, torch.empty(0))
+        logits = logits_of(head, model, read, rows, torch.empty(0))
     for at, row in enumerate(rows):
         tokens = head._tokenizer(TEXTS[row], return_tensors="pt")
         with torch.no_grad():

@@ -117,7 +117,7 @@ def classes_of(model: nn.Module, encoded: Encoded) -> NDArray[np.int64]:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        logits = model(**collate(encoded, np.arange(len(encoded)), torch.device("cpu"))).logits
+        logits = model(**collate(encoded, np.arange(len(encoded)))).logits
     model.train(was_training)
     return logits.argmax(-1).numpy()
 
@@ -142,7 +142,7 @@ class BagLesson:
         return self.encoded.n_truncated
 
     def loss(self, model: nn.Module, rows: NDArray[np.int64]) -> LossSum:
-        logits = model(**collate(self.encoded, rows, next(model.parameters()).device)).logits.float()
+        logits = model(**collate(self.encoded, rows)).logits.float()
         total = F.cross_entropy(logits, self.labels[torch.from_numpy(rows)], reduction="sum")
         self.losses.append(total.item() / len(rows))
         return LossSum(total, torch.tensor(float(len(rows))))
@@ -152,7 +152,7 @@ class TokenLesson(BagLesson):
     """Cross-entropy at every token of a row, for `Tagger`: rows have different numbers of positions."""
 
     def loss(self, model: nn.Module, rows: NDArray[np.int64]) -> LossSum:
-        batch = collate(self.encoded, rows, next(model.parameters()).device)
+        batch = collate(self.encoded, rows)
         labels = (batch["input_ids"] + self.labels[torch.from_numpy(rows)].unsqueeze(1)) % N_CLASSES
         values = F.cross_entropy(model(**batch).logits.float().transpose(1, 2), labels, reduction="none")
         real = batch["attention_mask"].bool()

@@ -11,7 +11,9 @@ from outlay.errors import UsageError
 OBJECTIVES = ("masked", "published")
 DIVERGENCES = ("forward_kl", "reverse_kl", "js")
 OPTIMIZERS = ("adamw", "adafactor", "adamw_8bit")
-PRECISIONS = ("bf16", "fp32")
+PRECISIONS = ("bf16", "bf16_weights", "fp32")
+PEFT_METHODS = ("none", "lora", "ia3")
+ANSWERS_FROM = ("labels", "free")
 
 Limit = tuple[str, bool, str]
 """A field, whether its value is good, and what it must be."""
@@ -35,7 +37,8 @@ class TrainSettings:
     temperature: float = 1.0
     """Of the divergence to a teacher; cross-entropy ignores it."""
     precision: str = "bf16"
-    """``bf16`` (autocast; weights and optimiser stay float32) or ``fp32``."""
+    """``bf16`` (autocast; weights and optimiser stay float32), ``bf16_weights`` (weights and gradients too, half the memory;
+    updates are rounded at random, so that small ones are not lost) or ``fp32``."""
     seed: int = 0
     objective: str = "masked"
     """Of a distillation: ``masked`` (the mean over real positions) or ``published`` (as the public code of Kang et al. 2023: the
@@ -54,6 +57,18 @@ class TrainSettings:
     """Compute activations twice instead of keeping them."""
     eval_steps: int | None = None
     """Optimiser steps between two evaluations on dev; ``None`` = one after each epoch."""
+    eval_share: float | None = None
+    """Evaluations on dev take at most this share of the training's work: only as many dev rows are answered; ``None`` = all."""
+    batch_tokens: int | None = None
+    """Fill the batch of an optimiser step up to so many tokens, padding included, in place of ``batch_size`` rows."""
+    compile: bool = False
+    """Compile the model (`torch.compile`): a minute at the start, then faster steps on a GPU."""
+    peft: str = "none"
+    """``none`` (every weight is trained), ``lora`` (Hu et al. 2022) or ``ia3`` ((IA)³, Liu et al. 2022, section 3.3)."""
+    lora_rank: int = 16
+    """Rank of the low-rank updates of ``lora``."""
+    lora_alpha: float = 32.0
+    """Scale of the updates of ``lora``: alpha / rank."""
 
     def __post_init__(self) -> None:
         whole, number, text = (int,), (int, float), (str,)
@@ -61,11 +76,11 @@ class TrainSettings:
             self,
             number,
             {
-                **dict.fromkeys(("epochs", "batch_size", "seed"), whole),
-                **dict.fromkeys(("patience", "micro_batch_size", "eval_steps"), (int, type(None))),
-                **dict.fromkeys(("precision", "objective", "divergence", "optimizer"), text),
-                "dropout": (int, float, type(None)),
-                "gradient_checkpointing": (bool,),
+                **dict.fromkeys(("epochs", "batch_size", "seed", "lora_rank"), whole),
+                **dict.fromkeys(("patience", "micro_batch_size", "eval_steps", "batch_tokens"), (int, type(None))),
+                **dict.fromkeys(("precision", "objective", "divergence", "optimizer", "peft"), text),
+                **dict.fromkeys(("dropout", "eval_share"), (int, float, type(None))),
+                **dict.fromkeys(("gradient_checkpointing", "compile"), (bool,)),
             },
         )
         _check_limits(self, (*self._step_limits(), *self._loss_limits()))
@@ -85,6 +100,11 @@ class TrainSettings:
             ("micro_batch_size", micro is None or micro >= 1, "at least 1, or none"),
             ("optimizer", self.optimizer in OPTIMIZERS, _one_of(OPTIMIZERS)),
             ("eval_steps", steps is None or steps >= 1, "at least 1, or none"),
+            ("eval_share", self.eval_share is None or 0 < self.eval_share <= 1, "above 0 and at most 1, or none"),
+            ("batch_tokens", self.batch_tokens is None or self.batch_tokens >= 1, "at least 1, or none"),
+            ("peft", self.peft in PEFT_METHODS, _one_of(PEFT_METHODS)),
+            ("lora_rank", self.lora_rank >= 1, "at least 1"),
+            ("lora_alpha", self.lora_alpha > 0, "above 0"),
         )
 
     def _loss_limits(self) -> tuple[Limit, ...]:
@@ -122,11 +142,19 @@ class TeachSettings:
     top_p: float = 1.0
     """Draw from the smallest set of tokens with this probability (nucleus sampling, Holtzman et al. 2020)."""
     max_logits: int = 64
-    """Largest logits kept per position; 0 = the whole vocabulary."""
+    """Logits kept per position at most, the largest; 0 = the whole vocabulary."""
+    tail_mass: float = 0.001
+    """Probability (at temperature 1) that may be left out at a position: logits are kept until what is left has no more, or
+    ``max_logits`` are; 0 = always ``max_logits``. Label sets are kept whole."""
+    answers_from: str = "labels"
+    """Where a model that writes must answer with a label: ``labels`` scores the labels and takes the likeliest path through them,
+    ``free`` lets it write what it will."""
     keep_padding: bool = False
     """Keep the positions after an answer's end too, up to the longest answer allowed: what ``objective: published`` reads."""
-    batch_size: int = 64
-    """Rows per batch; padding changes bits, so it belongs to what decides the targets."""
+    batch_size: int = 256
+    """Rows per batch at most; padding changes bits, so it belongs to what decides the targets."""
+    batch_tokens: int = 4096
+    """Source tokens per batch at most, padding included; a longer row is a batch of its own."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -134,8 +162,9 @@ class TeachSettings:
             self,
             (int, float),
             {
-                **dict.fromkeys(("beams", "max_logits", "batch_size", "seed"), (int,)),
+                **dict.fromkeys(("beams", "max_logits", "batch_size", "batch_tokens", "seed"), (int,)),
                 **dict.fromkeys(("sample", "keep_padding"), (bool,)),
+                "answers_from": (str,),
             },
         )
         _check_limits(
@@ -146,7 +175,10 @@ class TeachSettings:
                 ("sample_temperature", self.sample_temperature > 0, "above 0"),
                 ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
                 ("max_logits", self.max_logits >= 0, "at least 1, or 0 for the whole vocabulary"),
+                ("tail_mass", 0 <= self.tail_mass < 1, "from 0 to below 1"),
+                ("answers_from", self.answers_from in ANSWERS_FROM, _one_of(ANSWERS_FROM)),
                 ("batch_size", self.batch_size >= 1, "at least 1"),
+                ("batch_tokens", self.batch_tokens >= 1, "at least 1"),
             ),
         )
 

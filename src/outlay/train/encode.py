@@ -135,23 +135,22 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int, *,
     return Encoded(flat, flat_types, offsets, pad_id, n_truncated, kept)
 
 
-def collate(encoded: Encoded, rows: Sequence[int] | NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
+def collate(encoded: Encoded, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
     """Pad the rows to the longest of them.
 
-    Returns ``input_ids``, ``token_type_ids`` and ``attention_mask``, each int64 ``[len(rows), longest]``.
+    Returns ``input_ids``, ``token_type_ids`` and ``attention_mask``, each int64 ``[len(rows), longest]`` on the CPU.
     """
-    lengths = [int(encoded.offsets[i + 1] - encoded.offsets[i]) for i in rows]
-    shape = (len(lengths), max(lengths))
-    ids = np.full(shape, encoded.pad_id, dtype=np.int64)
-    type_ids = np.zeros(shape, dtype=np.int64)
-    mask = np.zeros(shape, dtype=np.int64)
-    for at, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        first = encoded.offsets[row]
-        ids[at, :length] = encoded.ids[first : first + length]
-        type_ids[at, :length] = encoded.type_ids[first : first + length]
-        mask[at, :length] = 1
-    arrays = {"input_ids": ids, "token_type_ids": type_ids, "attention_mask": mask}
-    return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
+    picked = np.asarray(rows, dtype=np.int64)
+    lengths = encoded.offsets[picked + 1] - encoded.offsets[picked]
+    places = np.arange(int(lengths.max()))
+    mask = places[None, :] < lengths[:, None]
+    at = (encoded.offsets[picked][:, None] + places[None, :])[mask]
+    ids = np.full(mask.shape, encoded.pad_id, dtype=np.int64)
+    ids[mask] = encoded.ids[at]
+    type_ids = np.zeros(mask.shape, dtype=np.int64)
+    type_ids[mask] = encoded.type_ids[at]
+    arrays = {"input_ids": ids, "token_type_ids": type_ids, "attention_mask": mask.astype(np.int64)}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def training_batches(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:

@@ -23,6 +23,8 @@ from outlay.train.encode import Encoded, Units, collate, encode
 
 Texts = Sequence[tuple[str, ...]]
 Rows = NDArray[np.int64]
+Inputs = dict[str, Tensor]
+"""What a head needs to give logits for some rows: made on the CPU, then moved to where the model is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,12 @@ class Head(Protocol):
         """Tokens of each row that go through the model in one pass with these answers, int64 ``[rows]``."""
         ...
 
-    def logits(self, model: nn.Module, sources: Sources, rows: Rows, units: Tensor) -> Tensor:
-        """Logits ``[len(rows), P, V]`` at the positions of ``units``, int64 ``[len(rows), P]`` on any device."""
+    def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
+        """What `logits` needs for the positions of ``units``, int64 ``[len(rows), P]``; on the CPU."""
+        ...
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """Logits ``[len(rows), P, V]`` from `inputs` that are where the model is."""
         ...
 
     def speak(
@@ -136,16 +142,20 @@ class ClassHead:
         """The source's."""
         return sources.encoded.lengths
 
-    def logits(self, model: nn.Module, sources: Sources, rows: Rows, units: Tensor) -> Tensor:
+    def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
+        """The sources side by side."""
+        return collate(sources.encoded, rows)
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """``[len(rows), 1, labels]``."""
-        out: Tensor = model(**collate(sources.encoded, rows, device_of(model))).logits
+        out: Tensor = model(**inputs).logits
         return out.unsqueeze(1)
 
     def speak(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, with_logits: bool = False
     ) -> Speech:
         """The likeliest class."""
-        logits = self.logits(model, sources, rows, torch.empty(0)).float().cpu()
+        logits = logits_of(self, model, sources, rows, torch.empty(0)).float().cpu()
         units = [np.array([int(unit)], dtype=np.int32) for unit in logits[:, 0].argmax(-1)]
         return Speech(units, logits, int(sources.encoded.lengths[rows].sum()))
 
@@ -197,19 +207,20 @@ class TagHead:
         """The source's."""
         return sources.encoded.lengths
 
-    def logits(self, model: nn.Module, sources: Sources, rows: Rows, units: Tensor) -> Tensor:
+    def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
+        """The sources side by side, and which of their tokens stand for text (``places``, int64 ``[len(rows), P]``)."""
+        return {**collate(sources.encoded, rows), "places": self._places(sources).batch(rows)[0]}
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """``[len(rows), P, tags]``, P the most text tokens of a row."""
-        device = device_of(model)
-        out: Tensor = model(**collate(sources.encoded, rows, device)).logits
-        places, _ = self._places(sources).batch(rows)
-        index = places.to(device).unsqueeze(-1).expand(-1, -1, out.shape[-1])
-        return out.gather(1, index)
+        out: Tensor = model(**{name: tensor for name, tensor in inputs.items() if name != "places"}).logits
+        return out.gather(1, inputs["places"].unsqueeze(-1).expand(-1, -1, out.shape[-1]))
 
     def speak(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, with_logits: bool = False
     ) -> Speech:
         """The likeliest tag of each token."""
-        logits = self.logits(model, sources, rows, torch.empty(0)).float().cpu()
+        logits = logits_of(self, model, sources, rows, torch.empty(0)).float().cpu()
         lengths = self._places(sources).lengths[rows]
         best = logits.argmax(-1).numpy().astype(np.int32)
         units = [best[i, :length] for i, length in enumerate(lengths)]
@@ -289,6 +300,12 @@ def padded_units(units: Sequence[NDArray[np.int32]], width: int, pad_unit: int) 
     for i, row in enumerate(units):
         padded[i, : len(row)] = row
     return padded
+
+
+def logits_of(head: Head, model: nn.Module, sources: Sources, rows: Rows, units: Tensor) -> Tensor:
+    """Logits of some rows in one go: `Head.inputs`, moved to the model, then `Head.logits`."""
+    inputs, device = head.inputs(sources, rows, units), device_of(model)
+    return head.logits(model, {name: tensor.to(device) for name, tensor in inputs.items()})
 
 
 def device_of(model: nn.Module) -> torch.device:

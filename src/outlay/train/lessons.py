@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from outlay.settings import TrainSettings
 from outlay.train.encode import Units
-from outlay.train.heads import Head, Rows, Sources
+from outlay.train.heads import Head, Rows, Sources, logits_of
 from outlay.train.losses import LossSum, Sparse, cross_entropy, divergence, summed
 from outlay.train.targets import SparseTargets
 
@@ -45,7 +45,7 @@ class GoldLesson:
     def loss(self, model: nn.Module, rows: Rows) -> LossSum:
         """Sum of the cross-entropies of the rows' positions, and how many those are."""
         units, mask = self.units.batch(rows)
-        logits = self.head.logits(model, self.sources, rows, units)
+        logits = logits_of(self.head, model, self.sources, rows, units)
         return summed(cross_entropy(logits, units.to(logits.device)), mask.to(logits.device))
 
 
@@ -93,7 +93,7 @@ class TargetLesson:
         settings = self.settings
         batch = self.targets.batch(rows, with_padding=self._published)
         width = batch.mask.shape[1]
-        logits = self.head.logits(model, self.sources, rows, batch.units)[:, :width, : self.targets.vocab_size]
+        logits = logits_of(self.head, model, self.sources, rows, batch.units)[:, :width, : self.targets.vocab_size]
         column = self.targets.temperature_column(settings.temperature)
         device = logits.device
         teacher = Sparse(batch.indices.to(device), batch.logits.to(device), batch.logsumexp[..., column].to(device))
@@ -127,7 +127,7 @@ class TargetLesson:
         units, real = self.gold.batch(rows[with_gold])
         units, real = units.to(values.device), real.to(values.device)
         if self._second_pass:
-            said = self.head.logits(model, self.sources, rows[with_gold], units)
+            said = logits_of(self.head, model, self.sources, rows[with_gold], units)
         else:
             said = logits[torch.from_numpy(with_gold).to(values.device), : units.shape[1]]
         gold = summed(cross_entropy(said, units), real)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,20 +20,11 @@ from outlay.errors import LabelError
 from outlay.form import Family, Form, TargetKind
 from outlay.settings import TeachSettings
 from outlay.train.encode import Encoded, Units, collate, encode
-from outlay.train.heads import Rows, Sources, Speech, Texts, class_units, device_of, padded_units
+from outlay.train.heads import Inputs, Rows, Sources, Speech, Texts, class_units, device_of, logits_of, padded_units
 from outlay.train.seeds import step_seed
 
 CAUSAL_SEPARATOR = "\n"
 """Between the text and the answer of a causal model."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """A causal model's input: ids and mask, int64 ``[rows, L]``, and where each row's text ends, int64 ``[rows]``."""
-
-    ids: Tensor
-    mask: Tensor
-    n_source: Tensor
 
 
 class TextHead:
@@ -85,21 +75,25 @@ class TextHead:
         total: NDArray[np.int64] = sources.encoded.lengths + units.lengths
         return total
 
-    def logits(self, model: nn.Module, sources: Sources, rows: Rows, units: Tensor) -> Tensor:
-        """``[len(rows), P, V]``: at each position the logits of its token, given the source and the tokens before it."""
-        device = device_of(model)
-        units = units.to(device)
+    def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
+        """Of a sequence-to-sequence model: the sources, and the answers (``answers``); of a causal one: both behind one another,
+        and where each position's logits are found (``places``, int64 ``[len(rows), P]``)."""
         if self.family == "seq2seq":
-            start = units.new_full((len(units), 1), _decoder_start(model))
-            batch = collate(sources.encoded, rows, device)
-            del batch["token_type_ids"]
-            decoder = torch.cat([start, units[:, :-1]], dim=1)
-            out: Tensor = model(**batch, decoder_input_ids=decoder, use_cache=False).logits
+            read = _sources_only(sources.encoded, rows)
+            return {**read, "answers": units}
+        return self._prompt(sources, rows, units)
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """``[len(rows), P, V]``: at each position the logits of its token, given the source and the tokens before it."""
+        read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        if self.family == "seq2seq":
+            answers = inputs["answers"]
+            start = answers.new_full((len(answers), 1), _decoder_start(model))
+            decoder = torch.cat([start, answers[:, :-1]], dim=1)
+            out: Tensor = model(**read, decoder_input_ids=decoder, use_cache=False).logits
             return out
-        prompt = self._prompt(sources, rows, units, device)
-        logits: Tensor = model(input_ids=prompt.ids, attention_mask=prompt.mask, use_cache=False).logits
-        places = prompt.n_source.unsqueeze(1) - 1 + torch.arange(units.shape[1], device=device)
-        return logits.gather(1, places.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        logits: Tensor = model(**read, use_cache=False).logits
+        return logits.gather(1, inputs["places"].unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
     def speak(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, with_logits: bool = False
@@ -113,7 +107,7 @@ class TextHead:
             return Speech(units, None, n_tokens)
         width = limit if how.keep_padding else max(1, max(len(row) for row in units))
         padded = padded_units(units, width, self.pad_unit)
-        logits = self.logits(model, sources, rows, torch.from_numpy(padded)).float().cpu()
+        logits = logits_of(self, model, sources, rows, torch.from_numpy(padded)).float().cpu()
         n_tokens += width * len(units) if how.keep_padding else sum(len(row) for row in units)
         return Speech(units, logits, n_tokens)
 
@@ -158,8 +152,7 @@ class TextHead:
         # Equal rows under equal settings are answered alike, whichever block or process they are in.
         torch.manual_seed(step_seed(how.seed, int(sources.encoded.row(int(rows[0])).sum())))
         if self.family == "seq2seq":
-            batch = collate(sources.encoded, rows, device)
-            del batch["token_type_ids"]
+            batch = {name: tensor.to(device) for name, tensor in _sources_only(sources.encoded, rows).items()}
             written = bare.generate(**batch, generation_config=config)[:, 1:]
         else:
             prompt = self._left_padded(sources, rows, device)
@@ -171,20 +164,21 @@ class TextHead:
         ends = np.flatnonzero(row == self._eos)
         return row[: ends[0] + 1 if len(ends) else len(row)].astype(np.int32)
 
-    def _prompt(self, sources: Sources, rows: Rows, units: Tensor, device: torch.device) -> _Prompt:
+    def _prompt(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
         """Text and answer, one behind the other, padded on the right; the last unit is only predicted."""
         encoded = sources.encoded
         n_source = torch.from_numpy(encoded.lengths[rows])
         n_before = units.shape[1] - 1
         width = int(n_source.max()) + n_before
         ids = np.full((len(rows), width), self.pad_unit, dtype=np.int64)
-        answers = units[:, :-1].cpu().numpy()
+        answers = units[:, :-1].numpy()
         for at, row in enumerate(rows):
             source = encoded.row(int(row))
             ids[at, : len(source)] = source
             ids[at, len(source) : len(source) + n_before] = answers[at]
         mask = torch.arange(width).unsqueeze(0) < n_source.unsqueeze(1) + n_before
-        return _Prompt(torch.from_numpy(ids).to(device), mask.long().to(device), n_source.to(device))
+        places = n_source.unsqueeze(1) - 1 + torch.arange(units.shape[1])
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": mask.long(), "places": places}
 
     def _left_padded(self, sources: Sources, rows: Rows, device: torch.device) -> dict[str, Tensor]:
         encoded = sources.encoded
@@ -229,29 +223,39 @@ class ChoiceHead:
         total: NDArray[np.int64] = n_labels * sources.encoded.lengths + n_answer
         return total
 
-    def logits(self, model: nn.Module, sources: Sources, rows: Rows, units: Tensor) -> Tensor:
-        """``[len(rows), 1, labels]``."""
+    def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
+        """Each source with each label: as the model that writes, the labels' tokens (``spelt``) and which are ``real``."""
         n_labels = len(self._labels)
         tokens, mask = self._labels.batch(np.arange(n_labels))
         repeated = np.repeat(np.asarray(rows), n_labels)
-        answers = tokens.repeat(len(rows), 1)
-        logits = self.writer.logits(model, sources, repeated, answers)
-        log_p = F.log_softmax(logits.float(), dim=-1).gather(-1, answers.to(logits.device).unsqueeze(-1)).squeeze(-1)
-        real = mask.repeat(len(rows), 1).to(logits.device)
-        scores = torch.where(real, log_p, log_p.new_zeros(())).sum(-1)
-        return scores.reshape(len(rows), 1, n_labels)
+        spelt = tokens.repeat(len(rows), 1)
+        return {**self.writer.inputs(sources, repeated, spelt), "spelt": spelt, "real": mask.repeat(len(rows), 1)}
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """``[len(rows), 1, labels]``."""
+        logits = self.writer.logits(model, inputs)
+        log_p = F.log_softmax(logits.float(), dim=-1).gather(-1, inputs["spelt"].unsqueeze(-1)).squeeze(-1)
+        scores = torch.where(inputs["real"], log_p, log_p.new_zeros(())).sum(-1)
+        return scores.reshape(-1, 1, len(self._labels))
 
     def speak(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, with_logits: bool = False
     ) -> Speech:
         """The likeliest label."""
-        logits = self.logits(model, sources, rows, torch.empty(0)).float().cpu()
+        logits = logits_of(self, model, sources, rows, torch.empty(0)).float().cpu()
         units = [np.array([int(unit)], dtype=np.int32) for unit in logits[:, 0].argmax(-1)]
         return Speech(units, logits, int(self.n_tokens(sources, self._labels)[rows].sum()))
 
     def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """Labels."""
         return [self.form.labels[int(row[0])] for row in units]
+
+
+def _sources_only(encoded: Encoded, rows: Rows) -> Inputs:
+    """The sources side by side for a model that knows no segments."""
+    batch = collate(encoded, rows)
+    del batch["token_type_ids"]
+    return batch
 
 
 def _decoder_start(model: nn.Module) -> int:
