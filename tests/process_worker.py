@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from outlay.settings import TrainSettings
+from outlay.train.checkpoints import Checkpoints
 from outlay.train.encode import collate
-from outlay.train.loop import Checkpoints, Progress, fit
+from outlay.train.loop import Audience, fit
 from outlay.train.losses import LossSum
 from outlay.train.place import here
+from outlay.train.progress import Progress
 from tests.toys import Bag, BagLesson, CountingGauge, Tagger, TokenLesson, classes_of, toy
 
 SETTINGS = TrainSettings(epochs=3, batch_size=8, learning_rate=0.02, precision="fp32", seed=3, eval_steps=5)
@@ -78,7 +80,7 @@ def train(
 
     dev_score = score if isinstance(model, Bag) else None
     progress = fit(
-        model, lesson, settings, gauge=gauge, dev=dev_score, checkpoints=checkpoints, on_progress=on_progress
+        model, lesson, settings, gauge=gauge, dev=dev_score, checkpoints=checkpoints, audience=Audience(on_progress)
     )
     return outcome(model, losses, progress, gauge)
 
@@ -130,8 +132,8 @@ def words(folder: Path) -> dict[str, Any]:
     told = place.gather([f"{place.rank}.{i}" for i in range(place.rank + 1)])
     return {
         "gathered": told,
-        "agreed": [place.agree(place.is_main), place.agree(not place.is_main)],
-        "total": place.total(torch.tensor([1.5, 10.0**place.rank])),
+        "agreed": [place.main_says(int(place.is_main)), place.main_says(int(not place.is_main))],
+        "total": place.total(torch.tensor([1.5, 10.0**place.rank])).tolist(),
         "shares": place.gather([place.share(np.arange(7)).tolist()]),
         "place": [place.n_processes, place.fsdp, place.device.type],
     }
@@ -140,8 +142,8 @@ def words(folder: Path) -> dict[str, Any]:
 class CopyLesson(BagLesson):
     """A T5 repeats the first words of its source."""
 
-    def loss(self, model: nn.Module, rows: np.ndarray) -> LossSum:
-        batch = collate(self.encoded, rows)
+    def loss(self, model: nn.Module, batch: tuple[dict[str, Tensor], Tensor]) -> LossSum:
+        batch, _ = batch
         wanted = batch["input_ids"][:, :3].contiguous()
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=wanted).logits
         values = F.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none")
@@ -172,7 +174,7 @@ def t5(folder: Path) -> dict[str, Any]:
     gauge = CountingGauge()
     settings = SETTINGS.changed({"gradient_checkpointing": True, "micro_batch_size": 3})
     progress = fit(
-        model, lesson, settings, gauge=gauge, dev=score, on_progress=lambda p, n: losses.append(p.loss_since)
+        model, lesson, settings, gauge=gauge, dev=score, audience=Audience(lambda p, n: losses.append(p.loss_since))
     )
     return {**outcome(model, losses, progress, gauge), "written": written}
 

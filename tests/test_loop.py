@@ -22,12 +22,15 @@ from torch.nn import functional as F
 
 from outlay.errors import TrainingError, UsageError
 from outlay.settings import TrainSettings
-from outlay.train import loop
+from outlay.train import checkpoints as checkpoints_module
 from outlay.train.checkpoint import newest_checkpoint
+from outlay.train.checkpoints import Checkpoints
 from outlay.train.encode import Encoded, training_batches
-from outlay.train.loop import Checkpoints, DevScore, Progress, deal, fit, learning_rate_factor, piece_seed
+from outlay.train.loop import Audience, DevScore, fit
 from outlay.train.losses import LossSum
 from outlay.train.place import here
+from outlay.train.plan import deal, learning_rate_factor, piece_seed
+from outlay.train.progress import Progress
 from outlay.train.seeds import step_seed
 from outlay.train.tracking import Tracker
 from tests.toys import Bag, BagLesson, CountingGauge, Tagger, TokenLesson, classes_of, encoded_rows, toy
@@ -157,7 +160,7 @@ def test_a_training_is_a_function_of_its_seed_alone() -> None:
 def test_every_real_token_is_counted_once_and_padding_never() -> None:
     lesson, gauge = lesson_of(), CountingGauge()
     seen: list[int] = []
-    progress = fit(Bag(), lesson, SETTINGS, gauge=gauge, dev=dev_set(), on_progress=lambda p, n: seen.append(n))
+    progress = fit(Bag(), lesson, SETTINGS, gauge=gauge, dev=dev_set(), audience=Audience(lambda p, n: seen.append(n)))
     assert gauge.n_trained == progress.n_tokens_trained == EPOCHS * lesson.encoded.n_tokens
     assert gauge.n_inferred == progress.n_tokens_inferred == EPOCHS * toy(37, 9)[0].n_tokens
     assert seen == [N_BATCHES * EPOCHS] * (N_BATCHES * EPOCHS)
@@ -206,7 +209,7 @@ def attempt(
         gauge=gauge,
         dev=dev_set(),
         checkpoints=checkpoints,
-        on_progress=on_progress,
+        audience=Audience(on_progress),
     )
     return weights(model), progress
 
@@ -271,7 +274,7 @@ def test_killed_while_saving_leaves_the_checkpoint_before(
 ) -> None:
     """The half-written one stays as a ``.tmp`` folder, which nobody reads."""
     n_saves = 0
-    real_save, real_rename, real_write = loop.save_file, Path.rename, Path.write_text
+    real_save, real_rename, real_write = checkpoints_module.save_file, Path.rename, Path.write_text
 
     def die(name: str) -> None:
         nonlocal n_saves
@@ -293,7 +296,7 @@ def test_killed_while_saving_leaves_the_checkpoint_before(
         return real_rename(path, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_file", save_file)
+        patch.setattr(checkpoints_module, "save_file", save_file)
         patch.setattr(Path, "write_text", write_text)
         patch.setattr(Path, "rename", rename)
         with pytest.raises(Killed):
@@ -423,7 +426,7 @@ def test_without_dev_the_last_weights_are_left() -> None:
         last.update(weights(model))
 
     settings = SETTINGS.changed({"patience": 1})
-    progress = fit(model, lesson_of(), settings, gauge=CountingGauge(), on_progress=on_progress)
+    progress = fit(model, lesson_of(), settings, gauge=CountingGauge(), audience=Audience(on_progress))
     assert (progress.step, progress.stopped) == (N_BATCHES * EPOCHS, "finished")
     assert (progress.best_epoch, progress.best_score) == (None, None)
     assert [entry["dev"] for entry in progress.history] == [None] * EPOCHS
@@ -476,8 +479,8 @@ def test_a_loss_that_is_not_finite_is_an_error(bad: float) -> None:
     gauge, model = CountingGauge(), Bag()
 
     class Bad(BagLesson):
-        def loss(self, model: nn.Module, rows: np.ndarray) -> LossSum:
-            right = super().loss(model, rows)
+        def loss(self, model: nn.Module, batch: tuple[dict[str, Tensor], Tensor]) -> LossSum:
+            right = super().loss(model, batch)
             return LossSum(right.total * (bad if len(self.losses) == 5 else 1.0), right.n)
 
     with pytest.raises(TrainingError, match=rf"{bad} at step 4 of 32; lower the learning rate \(0\.02\)") as error:
@@ -547,12 +550,12 @@ def test_a_step_in_pieces_is_the_step_at_once_however_many_positions_the_rows_ha
 def test_a_gradient_is_that_of_the_mean_over_positions() -> None:
     """One step of plain gradient descent: the change of the weights says what the gradient was."""
     model, reference, lesson = Tagger(seed=5), Tagger(seed=5), TokenLesson(*toy(7, seed=0))
-    once = lesson.loss(reference, np.arange(7))
+    once = lesson.loss(reference, lesson.batch(np.arange(7)))
     (once.total / once.n).backward()
     norm = float(torch.stack([p.grad.norm() for p in reference.parameters() if p.grad is not None]).norm())
     place = here()
     for rows in deal(np.arange(7), 0, 1, 2):
-        (lesson.loss(model, rows).total / 7).backward()
+        (lesson.loss(model, lesson.batch(rows)).total / 7).backward()
     place.add_gradients(model.parameters(), 7 / float(once.n))
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-6 * norm)
@@ -591,7 +594,14 @@ def test_the_tracker_is_told_of_every_step_and_evaluation() -> None:
             told.append((step, dict(figures)))
 
     lesson = lesson_of()
-    fit(Bag(), lesson, SETTINGS, gauge=CountingGauge(), dev=scripted([1.0, 2.0, 3.0, 4.0], []), tracker=Told(None))
+    fit(
+        Bag(),
+        lesson,
+        SETTINGS,
+        gauge=CountingGauge(),
+        dev=scripted([1.0, 2.0, 3.0, 4.0], []),
+        audience=Audience(tracker=Told(None)),
+    )
     steps = [(step, figures) for step, figures in told if "loss" in figures]
     assert [step for step, _ in steps] == list(range(1, 33))
     assert [figures["loss"] for _, figures in steps] == pytest.approx(lesson.losses, abs=1e-6)

@@ -114,7 +114,7 @@ def test_the_main_process_decides_when_to_stop(copies: dict[str, Any]) -> None:
 
 TOLD = {
     "gathered": ["0.0", "1.0", "1.1"],
-    "agreed": [True, False],
+    "agreed": [1, 0],
     "total": [3.0, 11.0],
     "shares": [[0, 2, 4, 6], [1, 3, 5]],
     "place": [2, False, "cpu"],
@@ -125,7 +125,7 @@ def test_what_processes_tell_each_other(copies: dict[str, Any], tmp_path: Path) 
     assert copies["words"] == TOLD
     assert alone("words", tmp_path) == {
         "gathered": ["0.0"],
-        "agreed": [True, False],
+        "agreed": [1, 0],
         "total": [1.5, 1.0],
         "shares": [[0, 1, 2, 3, 4, 5, 6]],
         "place": [1, False, "cpu"],

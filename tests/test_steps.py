@@ -16,8 +16,8 @@ from outlay.settings import TeachSettings, TrainSettings
 from outlay.train import steps
 from outlay.train.encode import encode
 from outlay.train.heads import Texts
-from outlay.train.loop import Progress
 from outlay.train.models import ModelSpec, load_model, load_saved, load_tokenizer, save_model
+from outlay.train.progress import Progress
 from outlay.train.steps import DevTexts, Watch, count_tokens, distil, finetune, longest_answer, predict, teach
 from outlay.train.targets import SparseTargets
 from tests.toys import CountingGauge, sentences

@@ -16,8 +16,8 @@ from outlay.errors import UsageError
 from outlay.form import Family, Form, TargetKind, target_kind
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.train.heads import Texts
-from outlay.train.loop import Progress
 from outlay.train.models import ModelSpec, load_model, load_saved, save_model
+from outlay.train.progress import Progress
 from outlay.train.steps import DevTexts, Watch, distil, finetune, longest_answer, predict, same_tokenizer, teach
 from outlay.train.targets import SparseTargets
 from tests.checkpoints import make_checkpoint, make_gpt2, make_t5

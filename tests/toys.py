@@ -141,21 +141,24 @@ class BagLesson:
     def n_truncated(self) -> int:
         return self.encoded.n_truncated
 
-    def loss(self, model: nn.Module, rows: NDArray[np.int64]) -> LossSum:
-        logits = model(**collate(self.encoded, rows)).logits.float()
-        total = F.cross_entropy(logits, self.labels[torch.from_numpy(rows)], reduction="sum")
-        self.losses.append(total.item() / len(rows))
-        return LossSum(total, torch.tensor(float(len(rows))))
+    def batch(self, rows: NDArray[np.int64]) -> tuple[dict[str, Tensor], Tensor]:
+        return collate(self.encoded, rows), self.labels[torch.from_numpy(rows)]
+
+    def loss(self, model: nn.Module, batch: tuple[dict[str, Tensor], Tensor]) -> LossSum:
+        inputs, labels = batch
+        total = F.cross_entropy(model(**inputs).logits.float(), labels, reduction="sum")
+        self.losses.append(total.item() / len(labels))
+        return LossSum(total, torch.tensor(float(len(labels))))
 
 
 class TokenLesson(BagLesson):
     """Cross-entropy at every token of a row, for `Tagger`: rows have different numbers of positions."""
 
-    def loss(self, model: nn.Module, rows: NDArray[np.int64]) -> LossSum:
-        batch = collate(self.encoded, rows)
-        labels = (batch["input_ids"] + self.labels[torch.from_numpy(rows)].unsqueeze(1)) % N_CLASSES
-        values = F.cross_entropy(model(**batch).logits.float().transpose(1, 2), labels, reduction="none")
-        real = batch["attention_mask"].bool()
+    def loss(self, model: nn.Module, batch: tuple[dict[str, Tensor], Tensor]) -> LossSum:
+        inputs, classes = batch
+        labels = (inputs["input_ids"] + classes.unsqueeze(1)) % N_CLASSES
+        values = F.cross_entropy(model(**inputs).logits.float().transpose(1, 2), labels, reduction="none")
+        real = inputs["attention_mask"].bool()
         return LossSum(torch.where(real, values, 0.0).sum(), real.sum().float())
 
 

@@ -19,7 +19,7 @@ from outlay.store import Artifact
 if TYPE_CHECKING:
     from outlay.example import Example
     from outlay.train.bertscore import BertScore
-    from outlay.train.loop import Gauge, OnProgress
+    from outlay.train.progress import Gauge, OnProgress
     from outlay.train.steps import DevTexts
 
 LABELS_FILE = "labels.jsonl"
@@ -185,7 +185,7 @@ class Workshop:
         texts = [row.text for row in rows]
 
         def dev_score(answers: Sequence[str]) -> float:
-            return _main_value(encoding, answers, golds, texts)
+            return _main_value(encoding, answers, golds[: len(answers)], texts[: len(answers)])
 
         return DevTexts(self._prepared.sources(rows, step.model.ref), dev_score)
 

@@ -74,6 +74,24 @@ def print_outcome(outcome: Outcome) -> None:
     for line in outcome.counts:
         typer.echo(line)
     typer.echo(f"compute: {outcome.compute}")
+    if "profile" in facts:
+        _print_profile(facts["profile"])
+
+
+def _print_profile(profile: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    wall = profile["wall_seconds"]
+    table = Table(title=f"where {wall:,.2f} s went", title_justify="left")
+    for heading in ("part", "seconds", "share"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for name, seconds in sorted(profile["seconds"].items(), key=lambda item: -item[1]):
+        table.add_row(name, f"{seconds:,.2f}", f"{100 * seconds / max(wall, 1e-9):.1f} %")
+    table_console().print(table)
+    if profile["utilisation"] is not None:
+        peak = profile["peak_flops_per_second"] / 1e9
+        share = f"model-FLOPs utilisation: {100 * profile['utilisation']:.1f} %"
+        typer.echo(f"{share} of {peak:,.0f} GFLOP/s, which a matrix product reaches here")
 
 
 def _print_scores(facts: dict[str, Any]) -> None:

@@ -84,8 +84,8 @@ class Scorer:
         return self._score(predictions, rows, N_BOOTSTRAP, seed)
 
     def dev_score(self, predictions: Sequence[str], rows: Sequence[Row]) -> float:
-        """The main score alone."""
-        return self._score(predictions, rows, 1, 0)[self.main].value
+        """The main score alone, of the first rows where there are fewer predictions."""
+        return self._score(predictions, rows[: len(predictions)], 1, 0)[self.main].value
 
     def _score(
         self, predictions: Sequence[str], rows: Sequence[Row], n_bootstrap: int, seed: int

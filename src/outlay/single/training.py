@@ -15,6 +15,7 @@ from outlay.modelref import fingerprint, resolve_folder
 from outlay.settings import TrainSettings
 from outlay.single.home import Home
 from outlay.single.inputs import Asked, Inputs, Row, check_golds, rows_digest, sources_of
+from outlay.single.profiling import new_stopwatch, profile_of
 from outlay.single.scoring import MetricAsked, Scorer
 from outlay.single.targets import TargetsFolder
 from outlay.single.work import (
@@ -32,8 +33,9 @@ from outlay.single.work import (
 )
 
 if TYPE_CHECKING:
-    from outlay.train.loop import Progress
+    from outlay.train.progress import Progress
     from outlay.train.steps import DevTexts, ModelSpec, Watch
+    from outlay.train.stopwatch import Stopwatch
     from outlay.train.tracking import Tracker
 
     Learn = Callable[[ModelSpec, DevTexts | None, Path, Watch], Progress]
@@ -120,6 +122,14 @@ def distil(recipe: Recipe, listener: Listener, *, targets: Path, max_rows: int |
 
 
 @dataclass(frozen=True, slots=True)
+class Watched:
+    """Who counts a training's work and time."""
+
+    gauge: Count
+    stopwatch: Stopwatch | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class _Plan:
     """A training with everything the user left open resolved, and nothing loaded but rows.
 
@@ -164,9 +174,9 @@ class _Plan:
         running.prepare()
         on_main(lambda: home.open(request))
         with alone(home):
-            gauge = Count()
-            progress = self._train(home, gauge, learn, listener)
-            outcome = self._outcome(progress, gauge)
+            gauge, stopwatch = Count(), new_stopwatch(running.profile)
+            progress = self._train(home, Watched(gauge, stopwatch), learn, listener)
+            outcome = self._outcome(progress, gauge, stopwatch)
             on_main(lambda: _keep(home, progress, outcome))
         return outcome
 
@@ -191,7 +201,7 @@ class _Plan:
 
         check_labels(self.recipe.model, self.base, self.form)
 
-    def _train(self, home: Home, gauge: Count, learn: Learn, listener: Listener) -> Progress:
+    def _train(self, home: Home, watched: Watched, learn: Learn, listener: Listener) -> Progress:
         from outlay.train.checkpoint import newest_checkpoint
         from outlay.train.steps import DevTexts, ModelSpec, Watch
 
@@ -207,7 +217,15 @@ class _Plan:
             dev = DevTexts(self.sources(rows), lambda said: scorer.dev_score(said, rows))
         tracker = self._tracker(home) if rank() == 0 else None
         told = _Telling(listener, self.settings.batch_size)
-        watch = Watch(gauge, checkpoints, running.save_seconds, told, running.save_steps, tracker)
+        watch = Watch(
+            watched.gauge,
+            checkpoints,
+            running.save_seconds,
+            told,
+            running.save_steps,
+            tracker,
+            watched.stopwatch,
+        )
         try:
             return learn(
                 ModelSpec(self.recipe.model, self.base, self.form, self.settings.seed, self.target), dev, out, watch
@@ -222,8 +240,9 @@ class _Plan:
         report_to, settings = self.recipe.running.report_to, self.settings.to_json()
         return open_tracker(report_to, name="outlay", folder=home.out / "tracking", settings=settings)
 
-    def _outcome(self, progress: Progress, gauge: Count) -> Outcome:
+    def _outcome(self, progress: Progress, gauge: Count, stopwatch: Stopwatch | None) -> Outcome:
         n_trained, n_inferred = progress.n_tokens_trained, progress.n_tokens_inferred
+        flops = flops_of(self.recipe.model, self.recipe.base, self.form, n_trained, n_inferred)
         facts = {
             "model": str(self.recipe.out),
             "n_rows": self.n_rows,
@@ -236,6 +255,8 @@ class _Plan:
             "n_parameters": progress.n_parameters,
             "n_processes": n_processes(),
         }
+        if stopwatch is not None:
+            facts["profile"] = profile_of(stopwatch, flops, self.settings.precision)
         return Outcome(
             command=self.command,
             out=str(self.recipe.out),
@@ -243,7 +264,7 @@ class _Plan:
             counts=self._counts(progress),
             n_tokens_trained=n_trained,
             n_tokens_inferred=n_inferred,
-            flops=flops_of(self.recipe.model, self.recipe.base, self.form, n_trained, n_inferred),
+            flops=flops,
             seconds=round(gauge.seconds, 3),
         )
 

@@ -52,7 +52,8 @@ class Running:
     """How a step is run; but for the threads, nothing of it is part of the request.
 
     ``save_seconds``, ``save_steps``: how often a training may write a checkpoint; ``fsdp``: deal the weights among the processes;
-    ``device_map``: ``auto`` spreads a model over every GPU of one process; ``report_to``: a tracker.
+    ``device_map``: ``auto`` spreads a model over every GPU of one process; ``report_to``: a tracker; ``profile``: say where the main
+    process's time went.
     """
 
     threads: int = DEFAULT_THREADS
@@ -62,6 +63,7 @@ class Running:
     report_to: str = "none"
     fsdp: bool = False
     device_map: str | None = None
+    profile: bool = False
 
     def __post_init__(self) -> None:
         limits = (

@@ -71,6 +71,12 @@ class Units:
         flat, offsets = _flat(rows)
         return cls(flat, offsets, n_cut, n_unaligned)
 
+    @classmethod
+    def of_lengths(cls, lengths: NDArray[np.int64]) -> Units:
+        """Rows of so many positions, all of unit 0."""
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+        return cls(np.zeros(int(offsets[-1]), dtype=np.int32), offsets)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -79,11 +85,14 @@ class Units:
         """Positions of each row, int64 ``[rows]``."""
         return np.diff(self.offsets)
 
-    def batch(self, rows: Sequence[int] | NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Pad some rows to the longest of them: int64 ids and bool mask, each ``[len(rows), longest]``; 0 where nothing is."""
+    def batch(self, rows: Sequence[int] | NDArray[np.int64], *, width: int | None = None) -> tuple[Tensor, Tensor]:
+        """Pad some rows to the longest of them, or to ``width`` positions.
+
+        Returns int64 ids and a bool mask, each ``[len(rows), longest]``; 0 where nothing is.
+        """
         picked = np.asarray(rows, dtype=np.int64)
         lengths = self.offsets[picked + 1] - self.offsets[picked]
-        places = np.arange(max(1, int(lengths.max(initial=0))))
+        places = np.arange(max(1, int(lengths.max(initial=0))) if width is None else width)
         mask = places[None, :] < lengths[:, None]
         ids = np.zeros(mask.shape, dtype=np.int64)
         ids[mask] = self.ids[(self.offsets[picked][:, None] + places[None, :])[mask]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +13,29 @@ from torch import Tensor, nn
 
 from outlay.settings import TrainSettings
 from outlay.train.encode import Units
-from outlay.train.heads import Head, Rows, Sources, logits_of
+from outlay.train.heads import Head, Inputs, Rows, Sources
 from outlay.train.losses import LossSum, Sparse, cross_entropy, divergence, summed
 from outlay.train.targets import SparseTargets
+
+
+class GoldBatch(NamedTuple):
+    """Rows and their answers: ``labels`` int64 ``[B, P]``; ``positions`` int64 ``[N]``, those of the flat B x P that count."""
+
+    inputs: Inputs
+    labels: Tensor
+    positions: Tensor
+
+
+class TargetBatch(NamedTuple):
+    """Rows and what a teacher said of them; ``weights`` float32 ``[N]`` of its positions, ``None`` = each counts 1.
+
+    ``gold``: gold answers beside it; its ``inputs`` are empty where they are at the positions of the teacher's.
+    """
+
+    inputs: Inputs
+    teacher: Sparse
+    weights: Tensor | None = None
+    gold: GoldBatch | None = None
 
 
 @dataclass(frozen=True)
@@ -42,11 +63,15 @@ class GoldLesson:
         """Sources that were cut."""
         return self.sources.encoded.n_truncated
 
-    def loss(self, model: nn.Module, rows: Rows) -> LossSum:
+    def batch(self, rows: Rows) -> GoldBatch:
+        """The rows' inputs and answers."""
+        labels, mask = self.units.batch(rows)
+        return GoldBatch(self.head.inputs(self.sources, rows, labels), labels, _places(mask))
+
+    def loss(self, model: nn.Module, batch: GoldBatch) -> LossSum:
         """Sum of the cross-entropies of the rows' positions, and how many those are."""
-        units, mask = self.units.batch(rows)
-        logits = logits_of(self.head, model, self.sources, rows, units)
-        return summed(cross_entropy(logits, units.to(logits.device)), mask.to(logits.device))
+        logits = self.head.logits(model, batch.inputs)
+        return summed(cross_entropy(logits, batch.labels, batch.positions))
 
 
 @dataclass(frozen=True)
@@ -76,8 +101,7 @@ class TargetLesson:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row through the model, int64 ``[rows]``: with gold mixed in, both passes."""
         said = self.targets.n_real.astype(np.int64) + int(self._published)
-        offsets = np.concatenate([[0], np.cumsum(said)])
-        lengths = self.head.n_tokens(self.sources, Units(self.targets.units, offsets))
+        lengths = self.head.n_tokens(self.sources, Units.of_lengths(said))
         if self._second_pass and self.gold is not None:
             has_gold = self.gold.lengths > 0
             lengths = lengths + np.where(has_gold, self.head.n_tokens(self.sources, self.gold), 0)
@@ -88,22 +112,37 @@ class TargetLesson:
         """Sources that were cut."""
         return self.sources.encoded.n_truncated
 
-    def loss(self, model: nn.Module, rows: Rows) -> LossSum:
+    def batch(self, rows: Rows) -> TargetBatch:
+        """The rows' inputs, their teacher's words, and gold answers where they are mixed in."""
+        said = self.targets.batch(rows, temperature=self.settings.temperature, with_padding=self._published)
+        inputs = self.head.inputs(self.sources, rows, said.units)
+        gold = self.gold
+        if gold is None or self.settings.gold_weight == 0 or not (gold.lengths[rows] > 0).any():
+            return TargetBatch(inputs, said.teacher)
+        has_gold = gold.lengths[rows] > 0
+        of_row = torch.from_numpy(has_gold)[said.teacher.positions // said.units.shape[1]]
+        weights = torch.where(of_row, 1.0 - self.settings.gold_weight, 1.0)
+        if self._second_pass:
+            labels, mask = gold.batch(rows[has_gold])
+            own = GoldBatch(self.head.inputs(self.sources, rows[has_gold], labels), labels, _places(mask))
+        else:
+            labels, mask = gold.batch(rows, width=said.units.shape[1])
+            own = GoldBatch({}, labels, _places(mask))
+        return TargetBatch(inputs, said.teacher, weights, own)
+
+    def loss(self, model: nn.Module, batch: TargetBatch) -> LossSum:
         """Weighted sum of the divergences of the rows' positions (and cross-entropies, where mixed), and the sum of weights."""
         settings = self.settings
-        batch = self.targets.batch(rows, with_padding=self._published)
-        width = batch.mask.shape[1]
-        logits = logits_of(self.head, model, self.sources, rows, batch.units)[:, :width, : self.targets.vocab_size]
-        column = self.targets.temperature_column(settings.temperature)
-        device = logits.device
-        teacher = Sparse(batch.indices.to(device), batch.logits.to(device), batch.logsumexp[..., column].to(device))
+        logits = self.head.logits(model, batch.inputs)[..., : self.targets.vocab_size]
         values = divergence(
-            settings.divergence, logits, teacher, temperature=settings.temperature, js_beta=settings.js_beta
+            settings.divergence, logits, batch.teacher, temperature=settings.temperature, js_beta=settings.js_beta
         )
-        mask = batch.mask.to(device)
-        if self.gold is None or settings.gold_weight == 0:
-            return summed(values, mask)
-        return self._mixed(model, rows, values, mask, logits)
+        loss, gold = summed(values, batch.weights), batch.gold
+        if gold is None:
+            return loss
+        said = self.head.logits(model, gold.inputs) if gold.inputs else logits
+        golden, weight = summed(cross_entropy(said, gold.labels, gold.positions)), settings.gold_weight
+        return LossSum(loss.total + weight * golden.total, loss.n + weight * golden.n)
 
     @property
     def _published(self) -> bool:
@@ -113,26 +152,6 @@ class TargetLesson:
     def _second_pass(self) -> bool:
         """A model that writes reads the gold answer in a pass of its own; a class or tag has the same positions."""
         return self.head.target == "tokens" and self.settings.gold_weight > 0
-
-    def _mixed(self, model: nn.Module, rows: Rows, values: Tensor, mask: Tensor, logits: Tensor) -> LossSum:
-        assert self.gold is not None
-        weight = self.settings.gold_weight
-        with_gold = np.flatnonzero(self.gold.lengths[rows] > 0)
-        if len(with_gold) == 0:
-            return summed(values, mask)
-        has_gold = torch.zeros(len(rows), dtype=torch.bool, device=values.device)
-        has_gold[torch.from_numpy(with_gold).to(values.device)] = True
-        alone = summed(values, mask & ~has_gold.unsqueeze(-1))
-        beside = summed(values, mask & has_gold.unsqueeze(-1))
-        units, real = self.gold.batch(rows[with_gold])
-        units, real = units.to(values.device), real.to(values.device)
-        if self._second_pass:
-            said = logits_of(self.head, model, self.sources, rows[with_gold], units)
-        else:
-            said = logits[torch.from_numpy(with_gold).to(values.device), : units.shape[1]]
-        gold = summed(cross_entropy(said, units), real)
-        total = alone.total + (1 - weight) * beside.total + weight * gold.total
-        return LossSum(total, alone.n + (1 - weight) * beside.n + weight * gold.n)
 
 
 def gold_units(head: Head, sources: Sources, gold: Sequence[str | None]) -> Units:
@@ -146,3 +165,8 @@ def gold_units(head: Head, sources: Sources, gold: Sequence[str | None]) -> Unit
     for at, row in enumerate(known):
         rows[row] = spelled.ids[spelled.offsets[at] : spelled.offsets[at + 1]].tolist()
     return Units.of(rows, n_cut=spelled.n_cut, n_unaligned=spelled.n_unaligned)
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where ``mask`` ``[B, P]`` holds, in the flattened B x P, int64 ``[N]``."""
+    return mask.reshape(-1).nonzero().squeeze(1)

@@ -58,13 +58,13 @@ class Place:
         if self.n_processes > 1:
             dist.barrier()
 
-    def agree(self, word: bool) -> bool:
-        """The main process's word, on every process."""
+    def main_says(self, number: int) -> int:
+        """The main process's number, on every process."""
         if self.n_processes == 1:
-            return word
-        told = torch.tensor([int(word)], device=self.device)
+            return number
+        told = torch.tensor([number], device=self.device)
         dist.broadcast(told, src=0)
-        return bool(told.item())
+        return int(told.item())
 
     def gather(self, local: list[T]) -> list[T]:
         """The lists of all processes one after another in rank order, on every process."""
@@ -74,12 +74,12 @@ class Place:
         dist.all_gather_object(every, local)
         return [each for part in every for each in part]
 
-    def total(self, values: Tensor) -> list[float]:
-        """Each of ``values`` ``[n]`` summed over all processes, in float64."""
+    def total(self, values: Tensor) -> Tensor:
+        """Each of ``values`` ``[n]`` summed over all processes, float64 on this process's device."""
         summed = values.detach().to(self.device, torch.float64)
         if self.n_processes > 1:
             dist.all_reduce(summed)
-        return [float(value) for value in summed.tolist()]
+        return summed
 
     def share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """This process's rows: every ``n_processes``-th, so that rows sorted by length are dealt evenly."""
@@ -101,7 +101,7 @@ class Place:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
-    def add_gradients(self, parameters: Iterable[nn.Parameter], factor: float) -> None:
+    def add_gradients(self, parameters: Iterable[nn.Parameter], factor: float = 1.0) -> None:
         """Replace each gradient by its sum over all processes, times ``factor``.
 
         Every process must hold gradients for the same parameters. Shards have been averaged by the backward pass already.

@@ -16,10 +16,11 @@ from outlay.errors import UsageError
 from outlay.form import Form, TargetKind, can_answer
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.shape import family_of
+from outlay.train.checkpoints import Checkpoints
 from outlay.train.encode import Units, inference_batches
-from outlay.train.heads import Head, Rows, Sources, Speech, Texts, padded_units
+from outlay.train.heads import Head, LogitSink, Rows, Sources, Speech, Texts
 from outlay.train.lessons import GoldLesson, TargetLesson, gold_units
-from outlay.train.loop import Checkpoints, DevScore, Gauge, Lesson, OnProgress, Progress, fit
+from outlay.train.loop import Audience, DevScore, Lesson, fit
 from outlay.train.models import (
     ModelSpec,
     head_for,
@@ -32,6 +33,8 @@ from outlay.train.models import (
     set_dropout,
 )
 from outlay.train.place import Place, here
+from outlay.train.progress import Gauge, OnProgress, Progress
+from outlay.train.stopwatch import Stopwatch, part
 from outlay.train.targets import SparseTargets, TargetsBuilder
 from outlay.train.tracking import Tracker
 from outlay.train.writers import ChoiceHead, TextHead
@@ -51,11 +54,12 @@ class Watch:
     on_progress: OnProgress | None = None
     save_steps: int | None = None
     tracker: Tracker | None = None
+    stopwatch: Stopwatch | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DevTexts:
-    """Dev rows and how to score answers to them."""
+    """Dev rows and how to score answers to them, or to the first of them: as many as it is given."""
 
     sources: Texts
     score: Callable[[Sequence[str]], float]
@@ -133,6 +137,7 @@ def teach(
     gauge: Gauge,
     vocab_size: int | None = None,
     device_map: str | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> SparseTargets:
     """The teacher's targets for one block of pool rows, in row order.
 
@@ -142,23 +147,27 @@ def teach(
     Raises:
         UsageError: this teacher cannot speak so.
     """
-    model, head = _loaded_model(model_folder, device_map)
+    with part(stopwatch, "load"):
+        model, head = _loaded_model(model_folder, device_map)
     if target == "text":
-        return SparseTargets.text_only(_answers(model, head, sources, settings, precision, gauge))
+        with part(stopwatch, "speak"):
+            return SparseTargets.text_only(_answers(model, head, sources, settings, precision, gauge))
     head = _speaks(head, target)
-    read = head.read(sources)
-    builder = TargetsBuilder(target, len(read), vocab_size=vocab_size, max_logits=settings.max_logits)
+    with part(stopwatch, "data"):
+        read = head.read(sources)
+    builder = TargetsBuilder(
+        target, len(read), vocab_size=vocab_size, max_logits=settings.max_logits, tail_mass=settings.tail_mass
+    )
     answers = [""] * len(read)
-    for rows, speech in _speeches(model, head, read, settings, precision, gauge, with_logits=True):
-        assert speech.logits is not None
-        width = speech.logits.shape[1]
-        n_real = np.array([len(units) for units in speech.units], dtype=np.int64)
-        n_kept = np.full_like(n_real, width) if settings.keep_padding and target == "tokens" else n_real
-        units = padded_units(speech.units, width, head.pad_unit).astype(np.int32)
-        builder.add(rows, speech.logits, units, n_kept=n_kept, n_real=n_real)
-        for row, text in zip(rows, head.words(read, rows, speech.units), strict=True):
-            answers[int(row)] = text
-    return builder.build(answers)
+    width = head.form.max_target_tokens if settings.keep_padding and target == "tokens" else None
+    with part(stopwatch, "speak"):
+        for rows, speech in _speeches(model, head, read, settings, precision, gauge, sink=builder.put):
+            n_kept = None if width is None else np.full(len(rows), width, dtype=np.int64)
+            builder.answer(rows, speech.units, n_kept=n_kept)
+            for row, text in zip(rows, head.words(read, rows, speech.units), strict=True):
+                answers[int(row)] = text
+    with part(stopwatch, "keep"):
+        return builder.build(answers)
 
 
 def predict(
@@ -171,9 +180,10 @@ def predict(
     batch_size: int = INFERENCE_BATCH,
     device_map: str | None = None,
 ) -> list[str]:
-    """A trained model's answers, in row order."""
+    """A trained model's answers, in row order; one that writes may write what it will."""
     model, head = _loaded_model(model_folder, device_map)
-    return _answers(model, head, sources, TeachSettings(beams=beams, batch_size=batch_size), precision, gauge)
+    settings = TeachSettings(beams=beams, batch_size=batch_size, answers_from="free")
+    return _answers(model, head, sources, settings, precision, gauge)
 
 
 def use_threads(n: int) -> None:
@@ -247,15 +257,16 @@ def _speeches(
     precision: str,
     gauge: Gauge | None,
     *,
-    with_logits: bool = False,
+    sink: LogitSink | None = None,
     shard: Place | None = None,
 ) -> Iterator[tuple[Rows, Speech]]:
     """Batch by batch, largest first; of several processes each takes every n-th batch where ``shard`` is given."""
     with _inference(model, precision):
-        for i, rows in enumerate(inference_batches(read.encoded.lengths, settings.batch_size)):
+        batches = inference_batches(read.encoded.lengths, settings.batch_size, settings.batch_tokens)
+        for i, rows in enumerate(batches):
             if shard is not None and i % shard.n_processes != shard.rank:
                 continue
-            speech = head.speak(model, read, rows, settings, with_logits=with_logits)
+            speech = head.speak(model, read, rows, settings, sink=sink)
             if gauge is not None:
                 gauge.inferred(speech.n_tokens)
             yield rows, speech
@@ -314,10 +325,9 @@ def _train(
         lesson,
         settings,
         gauge=watch.gauge,
-        dev=None if dev is None else _dev_score(pupil.head, dev, settings.precision, place),
+        dev=None if dev is None else _dev_score(pupil.head, dev, settings, lesson, place),
         checkpoints=checkpoints,
-        on_progress=watch.on_progress,
-        tracker=watch.tracker,
+        audience=Audience(watch.on_progress, watch.tracker, watch.stopwatch),
         place=place,
     )
     progress.n_answers_cut, progress.n_unaligned = units.n_cut, units.n_unaligned
@@ -328,16 +338,16 @@ def _train(
     return progress
 
 
-def _dev_score(head: Head, dev: DevTexts, precision: str, place: Place) -> DevScore:
-    read = head.read(dev.sources)
-    settings = TeachSettings(batch_size=INFERENCE_BATCH)
+def _dev_score(head: Head, dev: DevTexts, settings: TrainSettings, lesson: Lesson, place: Place) -> DevScore:
+    read = head.read(dev.sources[: _n_sampled(head, dev, settings, lesson)])
+    how = TeachSettings(batch_size=INFERENCE_BATCH, answers_from="free")
     # A model that is itself spread over the processes takes all of them for each row.
     shard = None if place.fsdp else place
 
     def score(model: nn.Module) -> tuple[float, int]:
         said: list[tuple[int, str]] = []
         n_tokens = 0
-        for rows, speech in _speeches(model, head, read, settings, precision, None, shard=shard):
+        for rows, speech in _speeches(model, head, read, how, settings.precision, None, shard=shard):
             said += zip(rows.tolist(), head.words(read, rows, speech.units), strict=True)
             n_tokens += speech.n_tokens
         if shard is not None:
@@ -346,6 +356,21 @@ def _dev_score(head: Head, dev: DevTexts, precision: str, place: Place) -> DevSc
         return dev.score([answers[row] for row in range(len(read))]), n_tokens
 
     return score
+
+
+_TRAINING_WORK = 3
+"""A token that is trained on costs as much as three that are only read: forward, and twice as much backward."""
+
+
+def _n_sampled(head: Head, dev: DevTexts, settings: TrainSettings, lesson: Lesson) -> int:
+    """How many dev rows, the first ones, an evaluation may take to stay within ``eval_share`` of the training's work."""
+    if settings.eval_share is None:
+        return len(dev.sources)
+    n_steps = -(-len(lesson) // settings.batch_size)
+    n_between = lesson.lengths.sum() * (min(settings.eval_steps or n_steps, n_steps) / n_steps)
+    n_answer = head.form.max_target_tokens if head.target == "tokens" else 0
+    n_tokens = np.cumsum(head.read(dev.sources).encoded.lengths + n_answer)
+    return max(1, int(np.searchsorted(n_tokens, settings.eval_share * _TRAINING_WORK * n_between, side="right")))
 
 
 def _check_targets(

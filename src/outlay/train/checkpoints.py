@@ -1,0 +1,131 @@
+"""A training's checkpoints: written whole or not at all, read back bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from outlay.errors import TrainingError
+from outlay.train.checkpoint import checkpoint_state, clear_when_full, newest_checkpoint
+from outlay.train.place import Place, like
+from outlay.train.progress import Progress, Training
+
+
+class Checkpoints:
+    """A training's checkpoint in a folder: weights, best weights and optimiser moments as safetensors, the rest as JSON.
+
+    A new one is written beside the old one and renamed, so that a kill at any moment leaves one whole checkpoint. Several
+    processes write one, as a single process would; all of them read it, so the folder must be on a disk they share.
+    """
+
+    def __init__(self, folder: Path, every_seconds: float = 20.0, every_steps: int | None = None) -> None:
+        self._folder = folder
+        self._every_seconds = every_seconds
+        self._every_steps = every_steps
+        self._last = time.monotonic()
+
+    def wanted_at(self, step: int) -> bool:
+        """Whether one is asked for at optimiser step ``step``, whatever the time."""
+        return self._every_steps is not None and step % self._every_steps == 0
+
+    def maybe_save(self, training: Training, place: Place) -> None:
+        """Save when the last checkpoint is older than ``every_seconds``, and at every ``every_steps``-th optimiser step.
+
+        Raises:
+            DiskFull: no room left.
+        """
+        due = self.wanted_at(training.progress.step) or time.monotonic() - self._last >= self._every_seconds
+        if not place.main_says(int(due)):
+            return
+        with clear_when_full(self._folder):
+            self._save(training, place)
+        self._last = time.monotonic()
+
+    def load(self, training: Training, place: Place) -> None:
+        """Go on from the newest whole checkpoint; without one nothing changes.
+
+        Raises:
+            TrainingError: processes that see different checkpoints.
+        """
+        newest = newest_checkpoint(self._folder)
+        seen = place.gather(["none" if newest is None else newest.name])
+        if len(set(seen)) > 1:
+            raise TrainingError(
+                f"the processes see different checkpoints ({', '.join(seen)}) below {self._folder}; put it on a disk they share"
+            )
+        if newest is None:
+            return
+        now = training.model.state_dict()
+        training.model.load_state_dict(_dealt(load_file(newest / "model.safetensors"), now))
+        best = newest / "best.safetensors"
+        training.best = _dealt(load_file(best), now) if best.exists() else None
+        state = checkpoint_state(newest)
+        _load_optimizer(training.optimizer, load_file(newest / "optimizer.safetensors"), state["optimizer"])
+        training.gauge.restore(state["gauge"])
+        training.progress = Progress(**state["progress"])
+
+    def _save(self, training: Training, place: Place) -> None:
+        tensors, numbers = _optimizer_state(training.optimizer)
+        parts = {"model": place.full_state(training.model.state_dict()), "optimizer": place.full_state(tensors)}
+        if training.best is not None:
+            parts["best"] = place.full_state(training.best)
+        if place.is_main:
+            state = {"progress": asdict(training.progress), "gauge": training.gauge.state(), "optimizer": numbers}
+            self._write(f"step-{training.progress.step}", parts, state)
+        place.barrier()
+
+    def _write(self, name: str, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        new = self._folder / f"{name}.tmp"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        for part, tensors in parts.items():
+            save_file(tensors, new / f"{part}.safetensors")
+        (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        for path in new.iterdir():
+            _fsync(path)
+        new.rename(self._folder / name)
+        for old in self._folder.iterdir():
+            if old.name != name:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _dealt(whole: dict[str, Tensor], now: dict[str, Any]) -> dict[str, Tensor]:
+    """Whole tensors, dealt among the processes as those of the same name are now."""
+    return {name: like(tensor, now[name]) for name, tensor in whole.items()}
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and numbers by ``parameter index.name``."""
+    flat = {
+        f"{index}.{name}": value
+        for index, slots in optimizer.state_dict()["state"].items()
+        for name, value in slots.items()
+    }
+    tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+    return tensors, {key: value for key, value in flat.items() if key not in tensors}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    """What is kept of a parameter element by element is dealt among the processes as the parameter is."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **numbers}.items():
+        index, name = key.split(".", 1)
+        parameter = parameters[int(index)]
+        whole = isinstance(value, Tensor) and value.shape == parameter.shape
+        state.setdefault(int(index), {})[name] = like(value, parameter) if whole else value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _fsync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

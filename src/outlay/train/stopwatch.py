@@ -1,0 +1,122 @@
+"""Where the time of a step went, and how much of the machine it used."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+TRAINING_PARTS = ("data", "forward", "loss", "backward", "optimiser", "eval", "checkpoint")
+"""Parts of a training: ``data`` is what the loop waits for its batches, ``eval`` what evaluations on dev take."""
+
+TEACHING_PARTS = ("load", "data", "speak", "keep")
+"""Parts of a teacher pass: reading its weights; tokenising and padding; its answers; the largest logits and what is written."""
+
+_PEAK_SECONDS = 0.3
+_PEAK_SIZE = 2048
+
+
+@dataclass
+class Stopwatch:
+    """Adds up seconds by part; a CUDA device is asked for its own time, once, at the end.
+
+    ``seconds``: by part, complete after `stop`; ``wall_seconds``: from the first part begun to `stop`.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seconds: dict[str, float] = field(default_factory=dict)
+    wall_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._rest: dict[str, str] = {}
+        self._began: float | None = None
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time inside as ``name``. A part inside a part counts twice, so none should be."""
+        if self._began is None:
+            self._began = time.perf_counter()
+        if self.device.type == "cuda":
+            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            first.record()
+            yield
+            last.record()
+            self._events.append((name, first, last))
+            return
+        began = time.perf_counter()
+        yield
+        self.add(name, time.perf_counter() - began)
+
+    @contextmanager
+    def rest(self, name: str, *, without: str) -> Iterator[None]:
+        """Count the time inside as ``name``, less all that is counted as ``without``, which must lie inside."""
+        with self.part(name):
+            yield
+        self._rest[name] = without
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count ``seconds`` more as ``name``."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def stop(self) -> None:
+        """Wait for the device and read its clock."""
+        if self._events:
+            torch.cuda.synchronize(self.device)
+        for name, first, last in self._events:
+            self.add(name, first.elapsed_time(last) / 1000)
+        self._events.clear()
+        for name, without in self._rest.items():
+            self.add(name, -self.seconds.get(without, 0.0))
+        self._rest.clear()
+        if self._began is not None:
+            self.wall_seconds = time.perf_counter() - self._began
+
+    @contextmanager
+    def forward_of(self, model: nn.Module) -> Iterator[None]:
+        """Inside, every outermost call of ``model``, or of its encoder alone, counts as ``forward``."""
+        open_parts: list[AbstractContextManager[None]] = []
+
+        def before(*_: object) -> None:
+            open_parts.append(nullcontext() if open_parts else self.part("forward"))
+            open_parts[-1].__enter__()
+
+        def after(*_: object) -> None:
+            open_parts.pop().__exit__(None, None, None)
+
+        parts = [model] + ([model.get_encoder()] if hasattr(model, "get_encoder") else [])
+        hooks = [part.register_forward_pre_hook(before) for part in parts]
+        hooks += [part.register_forward_hook(after) for part in parts]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def part(stopwatch: Stopwatch | None, name: str) -> AbstractContextManager[None]:
+    """`Stopwatch.part`, or nothing where nobody looks."""
+    return nullcontext() if stopwatch is None else stopwatch.part(name)
+
+
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s that a plain matrix product of 2,048 x 2,048 reaches here, in bf16 unless ``precision`` is ``fp32``; takes 0.3 s.
+
+    The peak that model-FLOPs utilisation is a share of, where no data sheet speaks for the machine.
+    """
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    a, b = (torch.randn(_PEAK_SIZE, _PEAK_SIZE, device=device, dtype=dtype) for _ in range(2))
+    best = 0.0
+    began = time.perf_counter()
+    with torch.no_grad():
+        while time.perf_counter() - began < _PEAK_SECONDS:
+            watch = Stopwatch(device)
+            with watch.part("product"):
+                a @ b
+            watch.stop()
+            best = max(best, 2 * _PEAK_SIZE**3 / watch.seconds["product"])
+    return best
