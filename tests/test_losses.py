@@ -1,9 +1,13 @@
-"""The losses against PyTorch's own, closed forms and plain loops over the full vocabulary. Every axis has its own prime size."""
+"""The losses against PyTorch's own, closed forms and plain loops over the full vocabulary. Every axis has its own prime size.
+
+What they are computed with, chunks of logits and ragged rows, has its tests in `test_fused`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,16 +30,27 @@ from outlay.train.losses import (
 )
 
 BATCH, LENGTH, VOCAB = 3, 5, 11
+N = BATCH * LENGTH
 MASK = torch.tensor([[True] * n + [False] * (LENGTH - n) for n in (2, 5, 3)])
+POSITIONS = MASK.flatten().nonzero().squeeze(-1)
 
 
 def random_logits(seed: int, *shape: int, scale: float = 3.0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
 
 
-def sparse(teacher: Tensor, k: int, temperature: float) -> Sparse:
-    top = teacher.topk(k, dim=-1)
-    return Sparse(top.indices, top.values, torch.logsumexp(teacher / temperature, dim=-1))
+def sparse(teacher: Tensor, k: int, temperature: float, *, complete: bool | None = None) -> Sparse:
+    """The ``k`` largest logits of every position of ``[..., V]``, as float32."""
+    rows = teacher.reshape(-1, teacher.shape[-1])
+    top, positions = rows.topk(k, dim=-1), torch.arange(len(rows))
+    return Sparse(
+        positions=positions,
+        entries=positions.repeat_interleave(k),
+        indices=top.indices.flatten(),
+        logits=top.values.flatten().float(),
+        logsumexp=torch.logsumexp(rows / temperature, dim=-1).float(),
+        complete=k == rows.shape[1] if complete is None else complete,
+    )
 
 
 def full(name: str, student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
@@ -52,12 +67,35 @@ def full(name: str, student: Tensor, teacher: Tensor, temperature: float = 1.0, 
 @pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 def test_complete_targets_give_the_full_divergence_at_each_position(name: str, temperature: float) -> None:
-    student, teacher = random_logits(0, BATCH, LENGTH, VOCAB), random_logits(1, BATCH, LENGTH, VOCAB)
+    student, teacher = random_logits(0, BATCH, LENGTH, VOCAB).float(), random_logits(1, BATCH, LENGTH, VOCAB)
     values = divergence(name, student, sparse(teacher, VOCAB, temperature), temperature=temperature, js_beta=0.3)
     expected = full(name, student, teacher, temperature, beta=0.3) * temperature**2
-    assert values.shape == (BATCH, LENGTH)
+    assert values.shape == (N,)
     assert values.dtype == torch.float32
-    assert torch.allclose(values.double(), expected, rtol=1e-6, atol=1e-6 * temperature**2)
+    assert torch.allclose(values.double(), expected.flatten(), rtol=1e-6, atol=1e-6 * temperature**2)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_all_classes_kept_are_the_same_whether_they_are_called_complete(name: str) -> None:
+    student, teacher = random_logits(38, LENGTH, VOCAB), random_logits(39, LENGTH, VOCAB)
+    complete, ragged = (sparse(teacher, VOCAB, 2.0, complete=said) for said in (True, False))
+    values, again = (divergence(name, student, targets, temperature=2.0) for targets in (complete, ragged))
+    assert torch.allclose(values, again, rtol=1e-5, atol=1e-6)
+    slopes = [gradient(name, student, targets, 2.0) for targets in (complete, ragged)]
+    assert torch.allclose(*slopes, atol=1e-6)
+
+
+def test_what_a_complete_teacher_does_not_need_is_not_read() -> None:
+    student, targets = random_logits(40, LENGTH, VOCAB), sparse(random_logits(41, LENGTH, VOCAB), VOCAB, 2.0)
+    nan = replace(targets, logsumexp=torch.full_like(targets.logsumexp, float("nan")))
+    for name in DIVERGENCES:
+        assert torch.equal(divergence(name, student, nan), divergence(name, student, targets))
+
+
+def test_a_complete_teacher_of_another_vocabulary_is_refused() -> None:
+    targets = sparse(random_logits(42, LENGTH, VOCAB), VOCAB, 1.0)
+    with pytest.raises(ValueError, match=r"5 positions and 55 classes in all, but the student has 13 classes at each"):
+        forward_kl(random_logits(43, LENGTH, 13), targets)
 
 
 def test_forward_kl_is_pytorchs_kl_div_over_flattened_positions() -> None:
@@ -101,7 +139,7 @@ def test_the_tail_is_one_class(name: str, k: int) -> None:
     targets = sparse(teacher, k, 2.0)
     values = divergence(name, student, targets, temperature=2.0, js_beta=0.7)
     for at in range(LENGTH):
-        expected = brute_force(name, student[at].tolist(), teacher[at].tolist(), targets.indices[at].tolist(), 2.0, 0.7)
+        expected = brute_force(name, student[at].tolist(), teacher[at].tolist(), targets.indices.view(LENGTH, k)[at].tolist(), 2.0, 0.7)
         assert values[at].item() == pytest.approx(4 * expected, rel=1e-5, abs=1e-5)
 
 
@@ -116,7 +154,7 @@ def test_the_tail_is_one_class(name: str, k: int) -> None:
 def test_sparse_is_a_lower_bound_and_more_logits_are_a_better_one(
     seed: int, k: int, temperature: float, scale: float, beta: float
 ) -> None:
-    student = random_logits(seed, LENGTH, VOCAB, scale=scale)
+    student = random_logits(seed, LENGTH, VOCAB, scale=scale).float()
     teacher = random_logits(seed + 1, LENGTH, VOCAB, scale=scale)
     p_tail = torch.softmax(teacher / temperature, -1).sort(-1).values[..., : VOCAB - k].sum(-1)
     for name in DIVERGENCES:
@@ -138,7 +176,7 @@ def test_sparse_is_a_lower_bound_and_more_logits_are_a_better_one(
 @given(st.integers(0, 10_000), st.integers(1, VOCAB - 1), st.sampled_from([1.0, 2.0]), st.floats(0.1, 6.0))
 @settings(max_examples=150, deadline=None)
 def test_what_forward_kl_loses_is_within_its_bound(seed: int, k: int, temperature: float, scale: float) -> None:
-    student = random_logits(seed, LENGTH, VOCAB, scale=scale)
+    student = random_logits(seed, LENGTH, VOCAB, scale=scale).float()
     teacher = random_logits(seed + 1, LENGTH, VOCAB, scale=scale)
     targets = sparse(teacher, k, temperature)
     exact = full("forward_kl", student, teacher, temperature) * temperature**2
@@ -162,7 +200,7 @@ def test_gap_is_exact_in_a_case_done_by_hand() -> None:
 
 def test_js_goes_to_the_kl_divergences_at_both_ends() -> None:
     student, teacher = (
-        random_logits(8, LENGTH, VOCAB, scale=0.7),
+        random_logits(8, LENGTH, VOCAB, scale=0.7).float(),
         sparse(random_logits(9, LENGTH, VOCAB, scale=0.7), 7, 1.0),
     )
     assert torch.allclose(js(student, teacher, beta=1e-3) / 1e-3, forward_kl(student, teacher), rtol=5e-3, atol=1e-3)
@@ -214,6 +252,8 @@ def test_gradients_equal_the_dense_ones(name: str) -> None:
     (full(name, leaf, teacher, 2.0).sum() * 4).backward()
     assert leaf.grad is not None
     assert torch.allclose(gradient(name, student, sparse(teacher, VOCAB, 2.0), 2.0), leaf.grad, atol=3e-6)
+    single = gradient(name, student.float(), sparse(teacher, VOCAB, 2.0), 2.0)
+    assert torch.allclose(single.double(), leaf.grad, atol=3e-6)
 
 
 def test_forward_kls_gradient_is_in_closed_form() -> None:
@@ -221,10 +261,11 @@ def test_forward_kls_gradient_is_in_closed_form() -> None:
     student, teacher = random_logits(16, BATCH, VOCAB), random_logits(17, BATCH, VOCAB)
     p, q = torch.softmax(teacher / 2, -1), torch.softmax(student / 2, -1)
     targets = sparse(teacher, 7, 2.0)
-    stored = torch.zeros_like(q, dtype=torch.bool).scatter(-1, targets.indices, True)
+    stored = torch.zeros_like(q, dtype=torch.bool).scatter(-1, targets.indices.view(BATCH, 7), True)
     p_tail, q_tail = ((d * ~stored).sum(-1, keepdim=True) for d in (p, q))
     expected = 2 * (q - torch.where(stored, p, q * p_tail / q_tail))
     assert torch.allclose(gradient("forward_kl", student, targets, 2.0), expected, atol=3e-6)
+    assert torch.allclose(gradient("forward_kl", student.float(), targets, 2.0).double(), expected, atol=3e-6)
 
 
 EXTREMES = {
@@ -298,58 +339,88 @@ def test_at_high_temperature_forward_kl_is_the_mean_square_of_centred_logits() -
 # --- sums over positions ---------------------------------------------------------------------------------------------
 
 
-def test_padding_changes_nothing() -> None:
-    student, teacher = random_logits(27, BATCH, LENGTH, VOCAB), random_logits(28, BATCH, LENGTH, VOCAB)
-    targets = sparse(teacher, 7, 2.0)
-    for name in DIVERGENCES:
-        values = divergence(name, student, targets, temperature=2.0)
-        loss = summed(values, MASK)
-        assert loss.n.item() == 10
-        assert loss.total.item() == pytest.approx(math.fsum(values[MASK].tolist()), rel=1e-6)
-        assert loss.mean.item() == pytest.approx(values[MASK].mean().item(), rel=1e-6)
-        spoilt = torch.where(MASK[..., None], student, torch.full_like(student, float("inf")))
-        nan = torch.where(MASK, targets.logsumexp, torch.full_like(targets.logsumexp, float("nan")))
-        again = divergence(name, spoilt, Sparse(targets.indices, targets.logits, nan), temperature=2.0)
-        assert summed(again, MASK).total.item() == loss.total.item()
+def at_positions(targets: Sparse, positions: Tensor) -> Sparse:
+    """The targets of these rows only."""
+    place = torch.full((len(targets.positions),), -1).index_copy(0, positions, torch.arange(len(positions)))
+    kept = place[targets.entries] >= 0
+    return Sparse(
+        positions=positions,
+        entries=place[targets.entries[kept]],
+        indices=targets.indices[kept],
+        logits=targets.logits[kept],
+        logsumexp=targets.logsumexp[positions],
+        complete=targets.complete,
+    )
 
 
-def test_gradients_do_not_see_bad_targets_at_masked_positions() -> None:
-    student, teacher = random_logits(29, BATCH, LENGTH, VOCAB).float(), random_logits(30, BATCH, LENGTH, VOCAB)
-    clean, slopes = sparse(teacher, 7, 2.0), []
-    nan = torch.where(MASK, clean.logsumexp, torch.full_like(clean.logsumexp, 0.0))
-    for targets in (clean, Sparse(clean.indices, clean.logits, nan)):
-        leaf = student.clone().requires_grad_()
-        summed(forward_kl(leaf, targets, temperature=2.0), MASK).mean.backward()
-        assert leaf.grad is not None
-        slopes.append(leaf.grad)
-    assert torch.equal(*slopes)
-    assert (slopes[0][~MASK] == 0).all()
+@pytest.mark.parametrize("k", [7, VOCAB])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_rows_that_do_not_count_are_not_seen(name: str, k: int) -> None:
+    student = random_logits(27, BATCH, LENGTH, VOCAB).float()
+    targets = sparse(random_logits(28, BATCH, LENGTH, VOCAB), k, 2.0)
+    spoilt = torch.where(MASK[..., None], student, torch.tensor([float("inf"), *[float("nan")] * (VOCAB - 1)]))
+    leaf, everywhere = spoilt.clone().requires_grad_(), student.clone().requires_grad_()
+    values = divergence(name, leaf, at_positions(targets, POSITIONS), temperature=2.0)
+    expected = divergence(name, everywhere, targets, temperature=2.0)[POSITIONS]
+    assert values.shape == (10,)
+    assert torch.equal(values, expected)
+    summed(values).mean.backward()
+    expected.mean().backward()
+    assert leaf.grad is not None
+    assert everywhere.grad is not None
+    assert (leaf.grad[~MASK] == 0).all()
+    assert torch.allclose(leaf.grad, everywhere.grad, rtol=1e-6, atol=1e-9)
+    assert (leaf.grad[MASK].abs().sum(-1) > 1e-4).all()
 
 
-def test_without_a_mask_everything_counts() -> None:
-    loss = summed(torch.arange(7.0).reshape(1, 7))
+def test_cross_entropy_does_not_see_rows_that_do_not_count() -> None:
+    logits, labels = random_logits(44, BATCH, LENGTH, VOCAB).float(), torch.arange(N).reshape(BATCH, LENGTH) % VOCAB
+    leaf = torch.where(MASK[..., None], logits, float("nan")).requires_grad_()
+    values = cross_entropy(leaf, torch.where(MASK, labels, -100), POSITIONS)
+    same = logits.clone().requires_grad_()
+    expected = F.cross_entropy(same[MASK], labels[MASK], reduction="none")
+    assert torch.allclose(values, expected, rtol=1e-5)
+    (values * torch.arange(1.0, 11.0)).sum().backward()
+    (expected * torch.arange(1.0, 11.0)).sum().backward()
+    assert leaf.grad is not None
+    assert same.grad is not None
+    assert torch.allclose(leaf.grad, same.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_without_weights_all_values_count_alike() -> None:
+    loss = summed(torch.arange(7.0))
     assert (loss.total.item(), loss.n.item(), loss.mean.item()) == (21.0, 7.0, 3.0)
 
 
+def test_weights_count_above_and_below_the_line() -> None:
+    values = torch.tensor([2.0, 3.0, 5.0])
+    loss = summed(values, torch.tensor([0.25, 0.0, 0.5]))
+    assert (loss.total.item(), loss.n.item(), loss.mean.item()) == (3.0, 0.75, 4.0)
+    both = loss + summed(values[1:], 0.5)
+    assert (both.total.item(), both.n.item()) == (7.0, 1.75)
+
+
 def test_the_sum_of_nothing_has_mean_zero_and_a_zero_gradient() -> None:
-    leaf = torch.ones(BATCH, requires_grad=True)
-    loss = summed(leaf / 0.0, torch.zeros(BATCH, dtype=torch.bool))
-    assert (loss.total.item(), loss.n.item(), loss.mean.item()) == (0.0, 0.0, 0.0)
-    quiet = summed(leaf * 2.0, torch.zeros(BATCH, dtype=torch.bool)).mean
-    quiet.backward()
-    assert leaf.grad is not None
-    assert leaf.grad.tolist() == [0.0] * BATCH
+    nothing = torch.zeros(0, dtype=torch.int64)
+    empty = Sparse(nothing, nothing, nothing, nothing.float(), nothing.float(), complete=False)
+    for targets in (empty, replace(empty, complete=True)):
+        leaf = torch.ones(BATCH, VOCAB, requires_grad=True)
+        loss = summed(forward_kl(leaf, targets)) + summed(cross_entropy(leaf, torch.zeros(BATCH).long(), nothing))
+        assert (loss.total.item(), loss.n.item(), loss.mean.item()) == (0.0, 0.0, 0.0)
+        loss.mean.backward()
+        assert leaf.grad is not None
+        assert (leaf.grad == 0).all()
 
 
 def test_cross_entropy_equals_a_loop() -> None:
-    logits = random_logits(31, BATCH, LENGTH, VOCAB)
+    logits = random_logits(31, BATCH, LENGTH, VOCAB).float()
     labels = torch.randint(0, VOCAB, (BATCH, LENGTH), generator=torch.Generator().manual_seed(7))
     values = cross_entropy(logits, labels)
-    assert values.shape == (BATCH, LENGTH)
+    assert values.shape == (N,)
     for b in range(BATCH):
         for t in range(LENGTH):
             expected = math.log(math.fsum(math.exp(v) for v in logits[b, t])) - logits[b, t, labels[b, t]].item()
-            assert values[b, t].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+            assert values[b * LENGTH + t].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_forward_kl_to_a_sure_teacher_is_cross_entropy() -> None:
@@ -378,5 +449,5 @@ def test_rows_of_a_padded_vocabulary_beyond_the_teachers_count_as_the_tail() -> 
     teacher = random_logits(35, BATCH, VOCAB)
     student = torch.cat([random_logits(36, BATCH, VOCAB), random_logits(37, BATCH, 2)], -1)
     padded = torch.cat([teacher, torch.full((BATCH, 2), -1e4, dtype=torch.float64)], -1)
-    kept = forward_kl(student, sparse(teacher, VOCAB, 2.0), temperature=2.0)
+    kept = forward_kl(student, sparse(teacher, VOCAB, 2.0, complete=False), temperature=2.0)
     assert torch.allclose(kept.double(), 4 * full("forward_kl", student, padded, 2.0), rtol=1e-5, atol=1e-5)
