@@ -1,35 +1,36 @@
-"""Losses: one value per position, in nats, and their sum over the positions that count.
+"""Losses: one value per position that counts, in nats, and their sum.
 
-Shapes are written ``[..., V]``: ``V`` is the number of classes (or the vocabulary), the leading axes are batch, or batch and
-position. Everything is computed in float32 whatever comes in.
+Logits are ``[..., V]``: ``V`` is the number of classes (or the vocabulary); the leading axes are batch, or batch and position, and are
+read as one axis of R rows. N of these rows are the positions that count. Everything is computed in float32 whatever comes in (in
+float64 where the logits are), though never for all logits at once (`outlay.train.fused`). Nothing here makes a GPU wait.
 
-The divergences read a teacher through its K largest logits (`Sparse`). The stored classes enter one by one, all the others as one
+The divergences read a teacher through its largest logits (`Sparse`). The stored classes enter one by one, all the others as one
 *tail bucket*: its teacher mass is exact, because the log-sum-exp over the full vocabulary at this temperature is stored, and only
 the tail's shape is lost. Each divergence is an f-divergence, and putting classes together cannot raise one (the data processing
-inequality), so each is a lower bound of its full form, and equal to it when K = V. ``p`` is the teacher, ``q`` the student.
+inequality), so each is a lower bound of its full form, and equal to it where all classes are stored. ``p`` is the teacher, ``q``
+the student.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from outlay.train.fused import Cells, Segments, least_of_tail, log_probabilities, working_dtype
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "js")
 
 TAIL_FLOOR = 1e-6
 """Least mass that a teacher's tail has inside a logarithm: a float32 log-sum-exp of usual size tells no less from nothing."""
 
-_NO_LOGIT = -1e30
-"""Stands for a logit that is not there; finite, so that no gradient becomes 0 x inf."""
-
 
 @dataclass(frozen=True, slots=True)
 class LossSum:
-    """A loss summed over positions, both float32 scalars: ``total`` in nats, ``n`` the positions that count."""
+    """A loss summed over positions, both float32 scalars: ``total`` in nats, ``n`` the positions that count, or their weights."""
 
     total: Tensor
     n: Tensor
@@ -37,56 +38,69 @@ class LossSum:
     @property
     def mean(self) -> Tensor:
         """Nats per position that counts; 0 when there is none."""
-        return self.total / self.n.clamp_min(1.0)
+        return self.total / torch.where(self.n > 0, self.n, 1.0)
+
+    def __add__(self, other: LossSum) -> LossSum:
+        return LossSum(self.total + other.total, self.n + other.n)
 
 
 @dataclass(frozen=True, slots=True)
 class Sparse:
-    """A teacher's distributions at one temperature T.
+    """A teacher's distributions at one temperature T, over N positions that count; M classes are kept in all.
 
-    ``indices``: ``[..., K]`` int64, classes distinct within a position; ``logits``: ``[..., K]``, theirs, raw (not divided by T);
-    ``logsumexp``: ``[...]``, log Σ_v exp(z_v / T) over the full vocabulary. Where K = V the stored logits say everything and
-    ``logsumexp`` is not read.
+    ``positions``: int64 ``[N]``, rows of the student's flattened logits ``[R, V]``, increasing;
+    ``entries``: int64 ``[M]``, the position (0 to N - 1) of a kept class, non-decreasing, at least one class for each;
+    ``indices``: int64 ``[M]``, the class, distinct within a position; ``logits``: float32 ``[M]``, its raw logit, not divided by T;
+    ``logsumexp``: float32 ``[N]``, log Σ_v exp(z_v / T) over the teacher's full vocabulary;
+    ``complete``: all V classes are kept at every position; there is no tail then, and ``logsumexp`` is not read.
     """
 
+    positions: Tensor
+    entries: Tensor
     indices: Tensor
     logits: Tensor
     logsumexp: Tensor
+    complete: bool
 
 
-def summed(values: Tensor, mask: Tensor | None = None) -> LossSum:
-    """Sum ``values`` ``[...]`` where ``mask`` ``[...]`` (bool, True = counts) holds; ``None`` = everywhere."""
-    if mask is None:
-        return LossSum(values.sum(), values.new_tensor(float(values.numel())))
-    # ``where`` and not a product: a masked position may hold inf or nan, and nan x 0 is nan.
-    return LossSum(torch.where(mask, values, values.new_zeros(())).sum(), mask.sum().to(values.dtype))
+def summed(values: Tensor, weights: Tensor | float = 1.0) -> LossSum:
+    """Sum of ``values`` ``[N]`` times their weights, and the sum of the weights: ``[N]``, or one number for all."""
+    if isinstance(weights, Tensor):
+        return LossSum((values * weights).sum(), weights.to(values.dtype).sum())
+    # `torch.full` is filled on the device; a number copied there would be waited for.
+    n = torch.full((), values.numel() * weights, dtype=values.dtype, device=values.device)
+    return LossSum(values.sum() * weights, n)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy ``[...]`` in nats.
+def cross_entropy(logits: Tensor, labels: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Cross-entropy ``[N]`` in nats: `forward_kl` at T = 1 to a teacher that is sure, and the same code.
 
     Args:
         logits: ``[..., V]``, any float dtype.
-        labels: ``[...]`` int64 class indices, in range also where the position does not count.
+        labels: ``[...]`` int64 class indices, from 0 to V - 1 where the position counts.
+        positions: int64 ``[N]``, the rows of the flattened logits that count, increasing; ``None`` = all.
     """
-    losses = F.cross_entropy(logits.float().reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
-    return losses.reshape(labels.shape)
+    rows = logits.reshape(-1, logits.shape[-1])
+    wanted = labels.reshape(-1) if positions is None else labels.reshape(-1)[positions]
+    segments = Segments.of(torch.arange(len(wanted), device=wanted.device), len(wanted), width=1)
+    log_q, _ = log_probabilities(rows, Cells(_unless_all(positions, rows), segments, wanted, complete=False), 1.0)
+    return -log_q
 
 
 def divergence(
     name: str, student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0, js_beta: float = 0.5
 ) -> Tensor:
-    """The divergence of this name (`DIVERGENCES`), ``[...]`` in nats times T².
+    """The divergence of this name (`DIVERGENCES`), ``[N]`` in nats times T².
 
     Args:
         name: ``forward_kl``, ``reverse_kl`` or ``js``; see the functions.
         student_logits: ``[..., V]``, any float dtype.
-        teacher: at this temperature, K ≤ V.
+        teacher: at this temperature.
         temperature: T > 0. Gradients of softened distributions scale as 1/T², hence the factor (Hinton et al. 2015, §2).
         js_beta: the teacher's share of the mixture, for ``js`` only.
 
     Raises:
-        ValueError: another name, or a ``js_beta`` outside (0, 1).
+        ValueError: another name, a ``js_beta`` outside (0, 1), or a complete teacher of another vocabulary than the student's.
     """
     if name == "forward_kl":
         return forward_kl(student_logits, teacher, temperature=temperature)
@@ -98,28 +112,26 @@ def divergence(
 
 
 def forward_kl(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0) -> Tensor:
-    """T² KL(p || q) = T² Σ p log(p / q) per position, ``[...]``: Kang et al. 2023, Eq. 1; `divergence` has the arguments.
+    """T² KL(p || q) = T² Σ p log(p / q) per position, ``[N]``: Kang et al. 2023, Eq. 1; `divergence` has the arguments.
 
     The tail enters as ``p_tail log(p_tail / q_tail)``; a lower bound by the log-sum inequality. The student is told how much mass
-    belongs outside the K, not where; what is lost is bounded by `sparse_kl_gap_bound`.
+    belongs outside the stored classes, not where; what is lost is bounded by `sparse_kl_gap_bound`.
     """
-    buckets = _buckets(student_logits, teacher, temperature)
-    return (buckets.p * (buckets.log_p - buckets.log_q)).sum(-1) * temperature**2
+    return _per_position(lambda b: b.p * (b.log_p - b.log_q), student_logits, teacher, temperature)
 
 
 def reverse_kl(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0) -> Tensor:
-    """T² KL(q || p) = T² Σ q log(q / p) per position, ``[...]``: Gu et al. 2024 (MiniLLM), §2; `divergence` has the arguments.
+    """T² KL(q || p) = T² Σ q log(q / p) per position, ``[N]``: Gu et al. 2024 (MiniLLM), §2; `divergence` has the arguments.
 
     The tail enters as ``q_tail log(q_tail / p_tail)``, with at least `TAIL_FLOOR` for ``p_tail`` in the logarithm: so student
     mass in a tail that has none of the teacher's has a finite price. A lower bound by the log-sum inequality: full reverse KL
     also punishes mass at the wrong classes of the tail, which here costs nothing.
     """
-    buckets = _buckets(student_logits, teacher, temperature)
-    return (buckets.log_q.exp() * (buckets.log_q - buckets.log_p)).sum(-1) * temperature**2
+    return _per_position(lambda b: b.log_q.exp() * (b.log_q - b.log_p), student_logits, teacher, temperature)
 
 
 def js(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
-    """T² (β KL(p || m) + (1 - β) KL(q || m)) per position, ``[...]``, where m = β p + (1 - β) q.
+    """T² (β KL(p || m) + (1 - β) KL(q || m)) per position, ``[N]``, where m = β p + (1 - β) q.
 
     The generalised Jensen-Shannon divergence of Agarwal et al. 2024 (GKD), §2, with the teacher's share β as in TRL's
     ``GKDTrainer``; β = 1/2 is the symmetric one. Near agreement it is β (1 - β) times a KL divergence, so its gradients are that
@@ -131,33 +143,35 @@ def js(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0, bet
     """
     if not 0.0 < beta < 1.0:
         raise ValueError(f"js needs 0 < beta < 1, not {beta:g}; beta = 0 is forward_kl, beta = 1 is reverse_kl")
-    buckets = _buckets(student_logits, teacher, temperature)
-    log_m = torch.logaddexp(buckets.log_p + math.log(beta), buckets.log_q + math.log1p(-beta))
-    of_teacher = (buckets.p * (buckets.log_p - log_m)).sum(-1)
-    of_student = (buckets.log_q.exp() * (buckets.log_q - log_m)).sum(-1)
-    return (beta * of_teacher + (1.0 - beta) * of_student) * temperature**2
+
+    def term(b: _Buckets) -> Tensor:
+        log_m = torch.logaddexp(b.log_p + math.log(beta), b.log_q + math.log1p(-beta))
+        return beta * b.p * (b.log_p - log_m) + (1.0 - beta) * b.log_q.exp() * (b.log_q - log_m)
+
+    return _per_position(term, student_logits, teacher, temperature)
 
 
+@torch.no_grad()
 def sparse_kl_gap_bound(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0) -> Tensor:
-    """Upper bound of (full KL(p || q) - `forward_kl`), times T², per position ``[...]``, from the same inputs.
+    """Upper bound of (full KL(p || q) - `forward_kl`), times T², per position ``[N]``, from the same inputs.
 
     The gap is ``p_tail · KL(p | tail || q | tail)``. No unstored class has more teacher mass than the smallest stored one, so
     the log-ratio inside the tail is at most ``log min(1, p_K / p_tail) - log min_v (q_v / q_tail)``. It is 0 when
     nothing is in the tail.
     """
-    if teacher.indices.shape[-1] >= student_logits.shape[-1]:
-        return student_logits.new_zeros(student_logits.shape[:-1], dtype=torch.float32)
-    buckets = _buckets(student_logits, teacher, temperature)
-    scaled = student_logits.float() / temperature
-    smallest_log_q = scaled.scatter(-1, teacher.indices, float("inf")).amin(-1) - torch.logsumexp(scaled, -1)
-    largest_log_p = (buckets.log_p[..., :-1].amin(-1) - buckets.log_p[..., -1]).clamp_max(0.0)
-    gap = buckets.p[..., -1] * (largest_log_p - (smallest_log_q - buckets.log_q[..., -1]))
-    return gap.clamp_min(0.0) * temperature**2
+    rows = student_logits.reshape(-1, student_logits.shape[-1])
+    if teacher.complete:
+        return torch.zeros(len(teacher.positions), dtype=working_dtype(rows), device=rows.device)
+    cells = _cells(teacher, rows)
+    _, log_p, p_tail, log_p_tail = _teacher_shares(teacher, cells, rows, temperature)
+    least, tail = least_of_tail(rows, cells, temperature)
+    largest_log_ratio = (cells.segments.amin(log_p) - log_p_tail).clamp_max(0.0) - (least - tail)
+    return torch.where(p_tail > 0, p_tail * largest_log_ratio, 0.0).clamp_min(0.0) * temperature**2
 
 
 @dataclass(frozen=True, slots=True)
 class _Buckets:
-    """Both distributions over the stored classes and, where K < V, the tail: each ``[..., K + 1]``, else ``[..., K]``.
+    """Both distributions over stored classes ``[M]``, or over the tails ``[N]``.
 
     ``p`` is 0 for a tail without teacher mass, ``log_p`` never less than log `TAIL_FLOOR` there.
     """
@@ -167,18 +181,48 @@ class _Buckets:
     log_q: Tensor
 
 
-def _buckets(student_logits: Tensor, teacher: Sparse, temperature: float) -> _Buckets:
-    scaled = student_logits.float() / temperature
-    teacher_scaled = teacher.logits.float() / temperature
-    if teacher.indices.shape[-1] >= student_logits.shape[-1]:
-        log_p = F.log_softmax(teacher_scaled, -1)
-        return _Buckets(log_p.exp(), log_p, F.log_softmax(scaled.gather(-1, teacher.indices), -1))
-    log_p = teacher_scaled - teacher.logsumexp.float().unsqueeze(-1)
+def _per_position(
+    term: Callable[[_Buckets], Tensor], student_logits: Tensor, teacher: Sparse, temperature: float
+) -> Tensor:
+    """T² times the sum of ``term`` over each position's stored classes and its tail, ``[N]``."""
+    rows = student_logits.reshape(-1, student_logits.shape[-1])
+    cells = _cells(teacher, rows)
+    p, log_p, p_tail, log_p_tail = _teacher_shares(teacher, cells, rows, temperature)
+    log_q, log_q_tail = log_probabilities(rows, cells, temperature)
+    values = cells.segments.sum(term(_Buckets(p, log_p, log_q)))
+    if log_q_tail is not None:
+        values = values + term(_Buckets(p_tail, log_p_tail, log_q_tail))
+    return values * temperature**2
+
+
+def _cells(teacher: Sparse, rows: Tensor) -> Cells:
+    n, n_classes = len(teacher.positions), rows.shape[1]
+    if teacher.complete and len(teacher.indices) != n * n_classes:
+        raise ValueError(
+            f"a complete teacher has {n} positions and {len(teacher.indices)} classes in all, but the student has {n_classes} "
+            f"classes at each; cut the student's logits to the teacher's vocabulary"
+        )
+    segments = Segments.of(teacher.entries, n, width=n_classes if teacher.complete else None)
+    return Cells(_unless_all(teacher.positions, rows), segments, teacher.indices, teacher.complete)
+
+
+def _unless_all(positions: Tensor | None, rows: Tensor) -> Tensor | None:
+    """``positions``, or ``None`` where all rows count: as many increasing positions as there are rows are all of them."""
+    return None if positions is None or len(positions) == len(rows) else positions
+
+
+def _teacher_shares(
+    teacher: Sparse, cells: Cells, rows: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """p and log p of the stored classes ``[M]``, of the tail ``[N]``."""
+    scaled, segments = teacher.logits.to(working_dtype(rows)) / temperature, cells.segments
+    if teacher.complete:
+        log_p = scaled.view(cells.n, -1).log_softmax(-1).view(-1)
+        nothing = torch.zeros(cells.n, dtype=scaled.dtype, device=scaled.device)
+        return log_p.exp(), log_p, nothing, nothing
+    log_p = scaled - segments.spread(teacher.logsumexp.to(scaled.dtype))
     p = log_p.exp()
-    p_tail = (1.0 - p.sum(-1, keepdim=True)).clamp_min(0.0)
-    # The student's tail is summed from its own logits: 1 - Σ q would lose it, and its gradient, to rounding.
-    top = scaled.gather(-1, teacher.indices)
-    tail = torch.logsumexp(scaled.scatter(-1, teacher.indices, _NO_LOGIT), -1, keepdim=True)
-    log_q = F.log_softmax(torch.cat([top, tail], -1), -1)
-    log_p_tail = p_tail.clamp_min(TAIL_FLOOR).log()
-    return _Buckets(torch.cat([p, p_tail], -1), torch.cat([log_p, log_p_tail], -1), log_q)
+    # Where every class of a position is stored, what is missing to 1 is rounding.
+    has_tail = segments.offsets.diff() < rows.shape[1]
+    p_tail = torch.where(has_tail, (1.0 - segments.sum(p)).clamp_min(0.0), 0.0)
+    return p, log_p, p_tail, p_tail.clamp_min(TAIL_FLOOR).log()
