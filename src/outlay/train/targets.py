@@ -1,17 +1,18 @@
 """The teacher's words on disk: sparse logits with exact log-sum-exps (DESIGN decision 5).
 
 A block of targets covers consecutive pool rows. A *position* is one place where the teacher spoke: a row of a classifier has
-one, a tagged row as many as tokens of text, a generated answer as many as tokens. Each position keeps what was said there, the K
-largest raw logits and one log-sum-exp over the full vocabulary per offered temperature, so that the mass outside the K is known
-exactly at each of those temperatures.
+one, a tagged row as many as tokens of text, a generated answer as many as tokens. Each position keeps what was said there, its
+largest raw logits, as many as hold all but a given share of the probability, and one log-sum-exp over the full vocabulary per
+offered temperature, so that the mass outside those is known exactly at each of these temperatures.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,69 +20,78 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outlay.form import TargetKind
+from outlay.train import targets_file
+from outlay.train.keep import Largest, largest, to_positions
+from outlay.train.losses import Sparse
+from outlay.train.positions import (
+    MAX_LOGITS,
+    TAIL_MASS,
+    TEMPERATURES,
+    Positions,
+    RowPlaces,
+    Terms,
+    gather,
+    narrowest,
+    offsets_of,
+    ranges,
+)
+from outlay.train.target_statistics import TargetStatistics, measure
+from outlay.train.targets_file import Block
 
-TEMPERATURES = (1.0, 2.0, 4.0)
-"""Offered temperatures; Kang et al. 2023 distil at 2 (their released script)."""
+__all__ = [
+    *("MAX_LOGITS", "TAIL_MASS", "TEMPERATURES", "Positions", "SparseTargets", "TargetBatch", "TargetStatistics"),
+    *("TargetsBuilder", "Terms"),
+]
 
-MAX_LOGITS = 64
-"""Logits kept per position. Label sets are smaller, so a classifier's targets are complete."""
+_PENDING_LOGITS = 1 << 22
+"""Kept logits that stay on the device before they are fetched together (48 MiB with their indices)."""
 
-_CHUNK_LOGITS = 1 << 24
-"""Logits looked at together (64 MiB of float32), whatever the vocabulary."""
+_CHUNK_LOGITS = 1 << 22
+"""Kept logits that statistics look at together, at most."""
 
 
 class TargetBatch(NamedTuple):
     """Targets of some rows side by side, on the CPU; B rows, P positions.
 
-    ``mask``: bool ``[B, P]``, the positions that count; ``units``: int64 ``[B, P]``, 0 at the others; ``indices``: int64
-    ``[B, P, K]``; ``logits``: float32 ``[B, P, K]``; ``logsumexp``: float32 ``[B, P, len(temperatures)]``. Positions that do not
-    count repeat some other one in these three, so that every number is finite.
+    ``units``: int64 ``[B, P]``, 0 where a position does not count; ``mask``: bool ``[B, P]``, the positions that count;
+    ``teacher``: its distributions at those, row by row.
     """
 
     units: Tensor
     mask: Tensor
-    indices: Tensor
-    logits: Tensor
-    logsumexp: Tensor
+    teacher: Sparse
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SparseTargets:
-    """Targets of consecutive pool rows.
+    """Targets of pool rows: where each row's positions lie in pieces that are in memory or mapped from files.
 
-    ``kind``: what a unit is; ``text`` has answers and no positions;
-    ``offsets``: int64 ``[rows + 1]``, row ``i`` owns positions ``offsets[i]:offsets[i + 1]``;
-    ``units``: int32 ``[positions]``, the class, tag or token that was said; a decoder reads it one position later;
-    ``n_real``: int32 ``[rows]``, real positions of each row, its first ones; padding follows where it was kept;
-    ``indices``: int32 ``[positions, K]``, classes by falling logit; ``logits``: float32 ``[positions, K]``, raw;
-    ``logsumexp``: float32 ``[positions, len(temperatures)]``, log Σ_v exp(z_v / T) over the full vocabulary;
-    ``vocab_size``: V, classes the teacher chose among (0 for ``text``); ``answers``: every row's answer in words.
+    Rows can be selected and blocks be put together without copying positions; `batch` reads those of its rows.
+    ``terms``: what is kept of a position; ``places``: where the rows lie in ``pieces``; ``n_real``: int64 ``[rows]``, real
+    positions of each row, its first ones; padding follows where it was kept; ``answers``: every row's answer in words.
 
     Raises:
         ValueError: arrays whose lengths do not belong together.
     """
 
-    kind: TargetKind
-    offsets: NDArray[np.int64]
-    units: NDArray[np.int32]
-    n_real: NDArray[np.int32]
-    indices: NDArray[np.int32]
-    logits: NDArray[np.float32]
-    logsumexp: NDArray[np.float32]
-    temperatures: tuple[float, ...]
-    vocab_size: int
+    terms: Terms
+    pieces: tuple[Positions, ...]
+    places: RowPlaces
+    n_real: NDArray[np.int64]
     answers: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        n_rows, n_positions = len(self.offsets) - 1, int(self.offsets[-1])
-        by_row = {"n_real": len(self.n_real), "answers": len(self.answers)}
-        by_position = {name: len(getattr(self, name)) for name in ("units", "indices", "logits", "logsumexp")}
-        for name, n in (by_row | by_position).items():
-            expected = n_rows if name in by_row else n_positions
-            if n != expected:
-                raise ValueError(
-                    f"targets of {n_rows} rows and {n_positions} positions have {n} {name}, not {expected}"
-                )
+        n_rows = len(self.places.n_positions)
+        for name in ("n_real", "answers"):
+            n = len(getattr(self, name))
+            if n != n_rows:
+                raise ValueError(f"targets of {n_rows} rows have {n} {name}")
+        over = np.flatnonzero(self.n_real > self.places.n_positions)
+        if len(over):
+            row = int(over[0])
+            raise ValueError(
+                f"row {row} has {int(self.n_real[row])} real positions of {int(self.places.n_positions[row])}"
+            )
 
     @classmethod
     def from_logits(
@@ -92,47 +102,77 @@ class SparseTargets:
         units: NDArray[np.int32],
         answers: Sequence[str],
         *,
-        n_real: NDArray[np.int32] | None = None,
+        n_real: NDArray[np.int64] | None = None,
         max_logits: int = MAX_LOGITS,
+        tail_mass: float = TAIL_MASS,
         temperatures: Sequence[float] = TEMPERATURES,
     ) -> SparseTargets:
-        """Keep the largest of full ``logits`` ``[positions, V]``; `TargetsBuilder` does so by batches.
+        """Keep the largest of full ``logits`` ``[positions, V]``; `TargetsBuilder` does so step by step.
 
-        ``n_real`` ``None``: every position is real. ``max_logits`` 0: all of them are kept.
+        ``offsets``: int64 ``[rows + 1]``, row ``i`` owns positions ``offsets[i]:offsets[i + 1]``; ``units``: int32 ``[positions]``;
+        ``n_real`` ``None``: every position is real.
         """
-        kept = _keep(logits.detach(), max_logits, temperatures)
-        counts = np.diff(offsets)
-        return cls(
-            kind=kind,
-            offsets=np.asarray(offsets, dtype=np.int64),
-            units=np.asarray(units, dtype=np.int32),
-            n_real=np.asarray(counts if n_real is None else n_real, dtype=np.int32),
-            indices=kept.indices,
-            logits=kept.logits,
-            logsumexp=kept.logsumexp,
-            temperatures=tuple(float(t) for t in temperatures),
-            vocab_size=logits.shape[-1],
-            answers=tuple(answers),
-        )
+        terms = Terms.of(kind, logits.shape[-1], max_logits, tail_mass, temperatures)
+        kept = to_positions([largest(logits.detach(), terms)], terms)
+        return cls.from_positions(terms, replace(kept, units=units), np.diff(offsets), answers, n_real=n_real)
+
+    @classmethod
+    def from_positions(
+        cls,
+        terms: Terms,
+        positions: Positions,
+        n_positions: NDArray[np.int64],
+        answers: Sequence[str],
+        *,
+        n_real: NDArray[np.int64] | None = None,
+    ) -> SparseTargets:
+        """Rows that follow one another in ``positions``, ``n_positions`` int64 ``[rows]`` each; ``n_real`` ``None``: all real.
+
+        Raises:
+            ValueError: another number of positions.
+        """
+        offsets = offsets_of(n_positions)
+        if offsets[-1] != len(positions):
+            raise ValueError(
+                f"targets of {len(n_positions)} rows and {offsets[-1]} positions have {len(positions)} units"
+            )
+        entries = offsets_of(positions.counts(terms))[offsets]
+        places = RowPlaces.one_piece(n_positions, np.diff(entries))
+        real = n_positions if n_real is None else n_real
+        return cls(terms, (positions,), places, np.array(real, dtype=np.int64), tuple(answers))
 
     @classmethod
     def text_only(cls, answers: Sequence[str]) -> SparseTargets:
         """The teacher's answers and nothing else, for a student of another tokenizer."""
-        return cls(
-            kind="text",
-            offsets=np.zeros(len(answers) + 1, dtype=np.int64),
-            units=np.zeros(0, dtype=np.int32),
-            n_real=np.zeros(len(answers), dtype=np.int32),
-            indices=np.zeros((0, 0), dtype=np.int32),
-            logits=np.zeros((0, 0), dtype=np.float32),
-            logsumexp=np.zeros((0, 0), dtype=np.float32),
-            temperatures=(),
-            vocab_size=0,
-            answers=tuple(answers),
-        )
+        terms, nothing = Terms("text", 0, temperatures=()), np.zeros(len(answers), dtype=np.int64)
+        return cls.from_positions(terms, Positions.none(terms), nothing, answers)
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.n_real)
+
+    @property
+    def kind(self) -> TargetKind:
+        """What a unit is; ``text`` has answers and no positions."""
+        return self.terms.kind
+
+    @property
+    def vocab_size(self) -> int:
+        """V, classes the teacher chose among; 0 for ``text``."""
+        return self.terms.vocab_size
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Those that have a log-sum-exp."""
+        return self.terms.temperatures
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Int64 ``[rows + 1]``: row ``i`` owns positions ``offsets[i]:offsets[i + 1]`` of `positions`."""
+        return offsets_of(self.places.n_positions)
+
+    def positions(self) -> Positions:
+        """Those of all rows, in row order; copied into memory."""
+        return gather(self.pieces, self.terms, self.places, self.places.n_positions)
 
     def temperature_column(self, temperature: float) -> int:
         """Which column of ``logsumexp`` belongs to ``temperature``.
@@ -145,38 +185,45 @@ class SparseTargets:
             raise ValueError(f"targets hold no log-sum-exp for temperature {temperature:g}; offered: {offered}")
         return self.temperatures.index(temperature)
 
-    def batch(self, rows: Sequence[int] | NDArray[np.int64], *, with_padding: bool = False) -> TargetBatch:
-        """Targets of ``rows`` side by side, as wide as the longest of them.
+    def batch(
+        self, rows: Sequence[int] | NDArray[np.int64], *, temperature: float, with_padding: bool = False
+    ) -> TargetBatch:
+        """Targets of ``rows`` side by side, as wide as the longest of them; log-sum-exps are those at ``temperature``.
 
         With ``with_padding`` every position counts, padding included, as in the published objective: a batch is as wide as its
         longest answer and one position more (the published script feeds the generated end of the answer to the decoder too), at
         most as wide as the rows are kept.
 
         Raises:
-            ValueError: targets of kind ``text``; ``with_padding`` where padding was not kept.
+            ValueError: targets of kind ``text``; a temperature that is not offered; ``with_padding`` where padding was not kept.
         """
         if self.kind == "text":
             raise ValueError("targets of kind text hold answers only; train on them with cross-entropy")
+        column = self.temperature_column(temperature)
         picked = np.asarray(rows, dtype=np.int64)
-        starts = self.offsets[picked]
-        counts = self.offsets[picked + 1] - starts
-        n_real = self.n_real[picked].astype(np.int64)
-        width = self._padded_width(picked, counts, n_real) if with_padding else int(n_real.max(initial=0))
-        columns = np.arange(width, dtype=np.int64)
-        mask = np.ones((len(picked), width), dtype=bool) if with_padding else columns < n_real[:, None]
-        # Beyond its last position a row repeats it; a row without any repeats a neighbour's.
-        at = np.minimum(starts[:, None] + columns, np.maximum(starts + counts - 1, 0)[:, None])
-        return TargetBatch(
-            units=torch.from_numpy(np.where(mask, self.units[at], 0).astype(np.int64)),
-            mask=torch.from_numpy(mask),
-            indices=torch.from_numpy(self.indices[at].astype(np.int64)),
-            logits=torch.from_numpy(self.logits[at]),
-            logsumexp=torch.from_numpy(self.logsumexp[at]),
+        places, counts = self.places.of(picked), self.n_real[picked]
+        width = int(counts.max(initial=0))
+        if with_padding:
+            width = self._padded_width(picked, places.n_positions, width)
+            counts = np.full_like(counts, width)
+        kept = gather(self.pieces, self.terms, places, counts)
+        at = ranges(np.arange(len(picked), dtype=np.int64) * width, counts)
+        units, mask = np.zeros(len(picked) * width, dtype=np.int64), np.zeros(len(picked) * width, dtype=bool)
+        units[at], mask[at] = kept.units, True
+        n_kept = kept.counts(self.terms)
+        teacher = Sparse(
+            positions=torch.from_numpy(at),
+            entries=torch.from_numpy(np.repeat(np.arange(len(at), dtype=np.int64), n_kept)),
+            indices=torch.from_numpy(kept.indices.astype(np.int64)),
+            logits=torch.from_numpy(kept.raw_logits()),
+            logsumexp=torch.from_numpy(kept.logsumexp[:, column].copy()),
+            complete=self.terms.complete,
         )
+        shape = (len(picked), width)
+        return TargetBatch(torch.from_numpy(units.reshape(shape)), torch.from_numpy(mask.reshape(shape)), teacher)
 
-    def _padded_width(self, rows: NDArray[np.int64], counts: NDArray[np.int64], n_real: NDArray[np.int64]) -> int:
-        kept, longest = int(counts.max(initial=0)), int(n_real.max(initial=0))
-        width = min(longest + (self.kind == "tokens"), kept)
+    def _padded_width(self, rows: NDArray[np.int64], counts: NDArray[np.int64], longest: int) -> int:
+        width = min(longest + (self.kind == "tokens"), int(counts.max(initial=0)))
         short = np.flatnonzero(counts < width)
         if len(short):
             raise ValueError(
@@ -185,92 +232,87 @@ class SparseTargets:
             )
         return width
 
-    def to_bytes(self) -> bytes:
-        """Safetensors bytes, equal for equal targets."""
-        from safetensors.numpy import save
-
-        shape = {"kind": self.kind, "temperatures": self.temperatures, "vocab_size": self.vocab_size}
-        names = ("offsets", "units", "n_real", "indices", "logits", "logsumexp")
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in names}
-        arrays["answers"] = np.frombuffer(json.dumps(self.answers).encode("ascii"), dtype=np.uint8)
-        return save(arrays, metadata={"shape": json.dumps(shape)})
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> SparseTargets:
-        """Inverse of `to_bytes`."""
-        from safetensors.numpy import load
-
-        header_size = int.from_bytes(data[:8], "little")
-        shape = json.loads(json.loads(data[8 : 8 + header_size])["__metadata__"]["shape"])
-        arrays: dict[str, NDArray[Any]] = load(data)
-        return cls(
-            kind=shape["kind"],
-            offsets=arrays["offsets"],
-            units=arrays["units"],
-            n_real=arrays["n_real"],
-            indices=arrays["indices"],
-            logits=arrays["logits"],
-            logsumexp=arrays["logsumexp"],
-            temperatures=tuple(shape["temperatures"]),
-            vocab_size=int(shape["vocab_size"]),
-            answers=tuple(json.loads(arrays["answers"].tobytes())),
-        )
-
     def select(self, rows: Sequence[int] | NDArray[np.int64]) -> SparseTargets:
-        """The targets of some rows, in the order given."""
+        """The targets of some rows, in the order given; nothing is copied but where they lie."""
         picked = np.asarray(rows, dtype=np.int64)
-        counts = np.diff(self.offsets)[picked]
-        at = _ranges(self.offsets[picked], counts)
-        return SparseTargets(
-            kind=self.kind,
-            offsets=_offsets(counts),
-            units=self.units[at],
-            n_real=self.n_real[picked],
-            indices=self.indices[at],
-            logits=self.logits[at],
-            logsumexp=self.logsumexp[at],
-            temperatures=self.temperatures,
-            vocab_size=self.vocab_size,
-            answers=tuple(self.answers[int(row)] for row in picked),
-        )
+        answers = tuple(self.answers[int(row)] for row in picked)
+        return SparseTargets(self.terms, self.pieces, self.places.of(picked), self.n_real[picked], answers)
 
     @classmethod
     def concatenate(cls, blocks: Sequence[SparseTargets]) -> SparseTargets:
-        """Blocks of consecutive rows as one.
+        """Blocks of consecutive rows as one; nothing is copied but where the rows lie.
 
         Raises:
-            ValueError: no blocks, or blocks of another kind, vocabulary, K or temperatures.
+            ValueError: no blocks, or blocks of other terms.
         """
         if not blocks:
             raise ValueError("no blocks of targets to concatenate")
-        first = blocks[0]
-        for block in blocks:
-            same = (block.kind, block.vocab_size, block.temperatures) == (
-                first.kind,
-                first.vocab_size,
-                first.temperatures,
-            )
-            if not same or block.logits.shape[1] != first.logits.shape[1]:
-                raise ValueError("blocks of targets differ in kind, vocabulary, temperatures or logits kept")
+        if any(block.terms != blocks[0].terms for block in blocks):
+            raise ValueError("blocks of targets differ in kind, vocabulary, temperatures or logits kept")
         return cls(
-            kind=first.kind,
-            offsets=_offsets(np.concatenate([np.diff(block.offsets) for block in blocks])),
-            units=np.concatenate([block.units for block in blocks]),
+            terms=blocks[0].terms,
+            pieces=tuple(piece for block in blocks for piece in block.pieces),
+            places=RowPlaces.joined([block.places for block in blocks], [len(block.pieces) for block in blocks]),
             n_real=np.concatenate([block.n_real for block in blocks]),
-            indices=np.concatenate([block.indices for block in blocks]),
-            logits=np.concatenate([block.logits for block in blocks]),
-            logsumexp=np.concatenate([block.logsumexp for block in blocks]),
-            temperatures=first.temperatures,
-            vocab_size=first.vocab_size,
             answers=tuple(answer for block in blocks for answer in block.answers),
         )
 
+    def to_bytes(self) -> bytes:
+        """The bytes of a file (`outlay.train.targets_file`), equal for equal targets."""
+        return targets_file.to_bytes(self._block())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SparseTargets:
+        """Inverse of `to_bytes`; positions stay where they are in ``data``.
+
+        Raises:
+            ArtifactDamaged: another format, or bytes that are no targets.
+        """
+        return cls._of_block(targets_file.from_bytes(data))
+
+    @classmethod
+    def open(cls, path: Path) -> SparseTargets:
+        """As `from_bytes`, of a file that is mapped into memory: positions are read when they are used.
+
+        Raises:
+            ArtifactDamaged: another format, or bytes that are no targets.
+            OSError: no such file.
+        """
+        return cls._of_block(targets_file.open_file(path))
+
+    def _block(self) -> Block:
+        positions, places = self.positions(), self.places
+        n_entries = np.diff(offsets_of(positions.counts(self.terms))[offsets_of(places.n_positions)])
+        return Block(self.terms, positions, places.n_positions, self.n_real, n_entries, self.answers)
+
+    @classmethod
+    def _of_block(cls, block: Block) -> SparseTargets:
+        places = RowPlaces.one_piece(block.n_positions, block.n_entries)
+        return cls(block.terms, (block.positions,), places, block.n_real.astype(np.int64), block.answers)
+
+    def statistics(self) -> TargetStatistics:
+        """How much is kept and what it takes, from one pass over all positions.
+
+        Raises:
+            ValueError: logits are left out, and temperature 1 is not offered.
+        """
+        column = 0 if self.terms.complete else self.temperature_column(1.0)
+        in_rows = sum(narrowest(counts).nbytes for counts in (self.places.n_positions, self.n_real))
+        total = TargetStatistics(len(self), 0, in_rows + len(json.dumps(self.answers)))
+        n_at_once = max(1, _CHUNK_LOGITS // max(1, self.terms.limit))
+        chunk_of_row = self.offsets[:-1] // n_at_once
+        for rows in np.split(np.arange(len(self)), np.flatnonzero(np.diff(chunk_of_row)) + 1):
+            places = self.places.of(rows)
+            positions = gather(self.pieces, self.terms, places, places.n_positions)
+            total += measure(positions, self.terms, column)
+        return total
+
 
 class TargetsBuilder:
-    """Targets from batches of rows in any order; of full logits, one batch at a time is all that is ever held.
+    """Targets from logits in any order, as a decoder makes them; of full logits, one step's is all that is ever held.
 
     ``vocab_size``: the first so many columns are the vocabulary, the others are padding of the output layer and are left out;
-    ``None`` = all. ``max_logits``: 0 = all.
+    ``None`` = all. ``max_logits`` and ``tail_mass``: as in `outlay.settings.TeachSettings`; what is not ``tokens`` is kept whole.
     """
 
     def __init__(
@@ -280,16 +322,68 @@ class TargetsBuilder:
         *,
         vocab_size: int | None = None,
         max_logits: int = MAX_LOGITS,
+        tail_mass: float = TAIL_MASS,
         temperatures: Sequence[float] = TEMPERATURES,
     ) -> None:
-        self._kind: TargetKind = kind
-        self._vocab_size = vocab_size
-        self._max_logits = max_logits
-        self._temperatures = tuple(float(t) for t in temperatures)
+        self._asked = Terms(kind, vocab_size or 0, max_logits, tail_mass, tuple(temperatures))
+        self._terms: Terms | None = None if vocab_size is None else self._terms_of(vocab_size)
         self._n_kept = np.full(n_rows, -1, dtype=np.int64)
-        self._n_real = np.zeros(n_rows, dtype=np.int32)
-        self._rows: list[NDArray[np.int64]] = []
-        self._pieces: list[_Kept] = []
+        self._n_real = np.zeros(n_rows, dtype=np.int64)
+        self._units: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []
+        self._places: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        self._pending: list[Largest] = []
+        self._n_pending = 0
+        self._pieces: list[Positions] = []
+
+    def put(self, rows: NDArray[np.int64], positions: NDArray[np.int64], logits: Tensor) -> None:
+        """Keep the largest of a step's logits.
+
+        Args:
+            rows: ``[n]``, whose they are.
+            positions: ``[n]``, where in the row's answer; those behind its end may come too, and are left out.
+            logits: ``[n, V]``, any float dtype and device; nothing is read back from the device but now and then.
+
+        Raises:
+            ValueError: fewer classes than the vocabulary has.
+            TrainingError: logits that are not finite.
+        """
+        if self._terms is None:
+            self._terms = self._terms_of(logits.shape[-1])
+        if self._terms.vocab_size > logits.shape[-1]:
+            raise ValueError(f"a vocabulary of {self._terms.vocab_size} but logits of {logits.shape[-1]} classes")
+        if len(rows) == 0:
+            return
+        kept = largest(logits.detach()[:, : self._terms.vocab_size], self._terms)
+        self._places.append((np.asarray(rows, dtype=np.int64), np.asarray(positions, dtype=np.int64)))
+        self._pending.append(kept)
+        self._n_pending += kept.logits.numel()
+        if self._n_pending >= _PENDING_LOGITS:
+            self._fetch()
+
+    def answer(
+        self,
+        rows: NDArray[np.int64],
+        units: Sequence[NDArray[np.int32]],
+        *,
+        n_kept: NDArray[np.int64] | None = None,
+        pad_unit: int = 0,
+    ) -> None:
+        """What was said in ``rows``, ``[n]``; before or after `put`.
+
+        ``units``: of each row, real ones; ``n_kept``: ``[n]``, positions of each row that are kept, its first ones, where those behind
+        the end of an answer are kept too: they hold ``pad_unit``. ``None`` = real positions only.
+
+        Raises:
+            ValueError: a row that was answered before, or an answer longer than what is kept of it.
+        """
+        n_real = np.array([len(each) for each in units], dtype=np.int64)
+        kept = n_real if n_kept is None else np.asarray(n_kept, dtype=np.int64)
+        if (kept < n_real).any():
+            at = int(np.flatnonzero(kept < n_real)[0])
+            raise ValueError(f"row {int(rows[at])} keeps {int(kept[at])} positions of an answer of {int(n_real[at])}")
+        said = np.full(int(kept.sum()), pad_unit, dtype=np.int32)
+        said[ranges(offsets_of(kept)[:-1], n_real)] = np.concatenate([np.zeros(0, dtype=np.int32), *units])
+        self._say(rows, said, kept, n_real)
 
     def add(
         self,
@@ -300,7 +394,7 @@ class TargetsBuilder:
         n_kept: NDArray[np.int64],
         n_real: NDArray[np.int64] | None = None,
     ) -> None:
-        """Keep the largest logits of a batch.
+        """`put` and `answer` for a batch side by side.
 
         Args:
             rows: ``[b]``, which rows these are.
@@ -310,81 +404,72 @@ class TargetsBuilder:
             n_real: ``[b]``, those of them that are real; ``None`` = all.
 
         Raises:
-            ValueError: a row that was added before, or fewer classes than the vocabulary has.
+            ValueError: a row that was answered before, or fewer classes than the vocabulary has.
+            TrainingError: logits that are not finite.
         """
-        twice = np.flatnonzero(self._n_kept[rows] >= 0)
-        if len(twice):
-            raise ValueError(f"targets of row {int(rows[twice[0]])} were added before")
-        vocab_size = logits.shape[-1] if self._vocab_size is None else self._vocab_size
-        if vocab_size > logits.shape[-1]:
-            raise ValueError(f"a vocabulary of {vocab_size} but logits of {logits.shape[-1]} classes")
-        self._vocab_size = vocab_size
-        at = np.arange(logits.shape[1]) < np.asarray(n_kept)[:, None]
-        real = logits.detach()[torch.from_numpy(at).to(logits.device)][:, :vocab_size]
-        kept = _keep(real, self._max_logits, self._temperatures)
-        self._n_kept[rows] = n_kept
-        self._n_real[rows] = n_kept if n_real is None else n_real
-        self._rows.append(np.asarray(rows, dtype=np.int64))
-        self._pieces.append(kept._replace(units=np.asarray(units, dtype=np.int32)[at]))
+        kept = np.asarray(n_kept, dtype=np.int64)
+        row, position = np.nonzero(np.arange(logits.shape[1]) < kept[:, None])
+        self._say(rows, units[row, position], kept, kept if n_real is None else n_real)
+        at = [torch.from_numpy(each).to(logits.device) for each in (row, position)]
+        self.put(np.asarray(rows)[row], position, logits[at[0], at[1]])
 
     def build(self, answers: Sequence[str]) -> SparseTargets:
-        """The targets of all rows, in row order.
+        """The targets of all rows, in row order; ``answers``: theirs, in words.
 
         Raises:
-            ValueError: rows that were never added.
+            ValueError: rows that were never answered, positions that were never put or put twice, another number of answers.
         """
         missing = np.flatnonzero(self._n_kept < 0)
         if len(missing):
             raise ValueError(f"targets of {len(missing)} rows were never added, the first is row {int(missing[0])}")
-        added = np.concatenate([np.zeros(0, dtype=np.int64), *self._rows])
-        came_at = np.empty_like(added)
-        came_at[added] = _offsets(self._n_kept[added])[:-1]
-        order = _ranges(came_at, self._n_kept)
-        pieces = self._pieces or [_keep(torch.zeros(0, 0), 0, self._temperatures)]
-        whole = _Kept(*(np.concatenate(arrays)[order] for arrays in zip(*pieces, strict=True)))
-        return SparseTargets(
-            kind=self._kind,
-            offsets=_offsets(self._n_kept),
-            units=whole.units,
-            n_real=self._n_real.copy(),
-            indices=whole.indices,
-            logits=whole.logits,
-            logsumexp=whole.logsumexp,
-            temperatures=self._temperatures,
-            vocab_size=self._vocab_size or 0,
-            answers=tuple(answers),
+        self._fetch()
+        terms = self._terms or self._terms_of(0)
+        offsets = offsets_of(self._n_kept)
+        positions = gather(self._pieces, terms, self._order(offsets, terms), np.ones(offsets[-1], dtype=np.int64))
+        units = np.zeros(offsets[-1], dtype=np.int32)
+        for rows, said in self._units:
+            units[ranges(offsets[rows], self._n_kept[rows])] = said
+        return SparseTargets.from_positions(
+            terms, replace(positions, units=units), self._n_kept, answers, n_real=self._n_real
         )
 
+    def _terms_of(self, vocab_size: int) -> Terms:
+        asked = self._asked
+        return Terms.of(asked.kind, vocab_size, asked.max_logits, asked.tail_mass, asked.temperatures)
 
-class _Kept(NamedTuple):
-    """What is kept of positions, in their order; see `SparseTargets`."""
+    def _say(
+        self, rows: NDArray[np.int64], units: NDArray[np.int32], n_kept: NDArray[np.int64], n_real: NDArray[np.int64]
+    ) -> None:
+        twice = np.flatnonzero(self._n_kept[rows] >= 0)
+        if len(twice):
+            raise ValueError(f"targets of row {int(rows[twice[0]])} were added before")
+        self._n_kept[rows] = n_kept
+        self._n_real[rows] = n_real
+        self._units.append((np.asarray(rows, dtype=np.int64), units))
 
-    units: NDArray[np.int32]
-    indices: NDArray[np.int32]
-    logits: NDArray[np.float32]
-    logsumexp: NDArray[np.float32]
+    def _fetch(self) -> None:
+        if self._pending and self._terms is not None:
+            self._pieces.append(to_positions(self._pending, self._terms))
+        self._pending.clear()
+        self._n_pending = 0
 
-
-def _keep(logits: Tensor, max_logits: int, temperatures: Sequence[float]) -> _Kept:
-    """The largest of ``logits`` ``[positions, V]`` and their log-sum-exps; units are filled in by the caller."""
-    vocab_size = logits.shape[-1]
-    k = min(max_logits, vocab_size) if max_logits else vocab_size
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for chunk in torch.split(logits, max(1, _CHUNK_LOGITS // max(1, vocab_size))):
-        full = chunk.float()
-        top = full.topk(k, dim=-1)
-        logsumexp = torch.stack([torch.logsumexp(full / t, dim=-1) for t in temperatures], dim=-1)
-        parts.append((top.indices.to(torch.int32).cpu(), top.values.cpu(), logsumexp.cpu()))
-    indices, values, sums = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-    return _Kept(np.zeros(0, dtype=np.int32), indices, values, sums)
-
-
-def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``[rows + 1]`` of ``[rows]``."""
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)])
-
-
-def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``start, start + 1, … start + count - 1`` of each pair, end to end."""
-    offsets = _offsets(counts)
-    return np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1], dtype=np.int64)
+    def _order(self, offsets: NDArray[np.int64], terms: Terms) -> RowPlaces:
+        """Where each position lies among those that came, one row of `RowPlaces` for each."""
+        came = RowPlaces.joined(
+            [RowPlaces.one_piece(np.ones(len(piece)), piece.counts(terms)) for piece in self._pieces],
+            [1] * len(self._pieces),
+        )
+        nothing = np.zeros(0, dtype=np.int64)
+        rows = np.concatenate([nothing, *(rows for rows, _ in self._places)])
+        position = np.concatenate([nothing, *(positions for _, positions in self._places)])
+        wanted = np.flatnonzero(position < self._n_kept[rows])
+        goes_to = offsets[rows[wanted]] + position[wanted]
+        times = np.bincount(goes_to, minlength=int(offsets[-1]))
+        for wrong, what in ((times > 1, "came more than once"), (times == 0, "never came")):
+            if wrong.any():
+                at = int(np.flatnonzero(wrong)[0])
+                row = int(np.searchsorted(offsets, at, side="right")) - 1
+                raise ValueError(f"logits of position {at - int(offsets[row])} of row {row} {what}")
+        order = np.empty(int(offsets[-1]), dtype=np.int64)
+        order[goes_to] = wanted
+        return came.of(order)
