@@ -17,7 +17,7 @@ from outlay.form import Form, TargetKind, can_answer
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.shape import family_of
 from outlay.train.encode import Units, inference_batches
-from outlay.train.heads import Head, Rows, Sources, Speech, Texts, padded_units
+from outlay.train.heads import Head, LogitSink, Rows, Sources, Speech, Texts, padded_units
 from outlay.train.lessons import GoldLesson, TargetLesson, gold_units
 from outlay.train.loop import Checkpoints, DevScore, Gauge, Lesson, OnProgress, Progress, fit
 from outlay.train.models import (
@@ -149,16 +149,37 @@ def teach(
     read = head.read(sources)
     builder = TargetsBuilder(target, len(read), vocab_size=vocab_size, max_logits=settings.max_logits)
     answers = [""] * len(read)
-    for rows, speech in _speeches(model, head, read, settings, precision, gauge, with_logits=True):
-        assert speech.logits is not None
-        width = speech.logits.shape[1]
+    kept = _Kept()
+    for rows, speech in _speeches(model, head, read, settings, precision, gauge, sink=kept):
+        logits = kept.batch(rows)
+        width = logits.shape[1]
         n_real = np.array([len(units) for units in speech.units], dtype=np.int64)
         n_kept = np.full_like(n_real, width) if settings.keep_padding and target == "tokens" else n_real
         units = padded_units(speech.units, width, head.pad_unit).astype(np.int32)
-        builder.add(rows, speech.logits, units, n_kept=n_kept, n_real=n_real)
+        builder.add(rows, logits, units, n_kept=n_kept, n_real=n_real)
         for row, text in zip(rows, head.words(read, rows, speech.units), strict=True):
             answers[int(row)] = text
     return builder.build(answers)
+
+
+class _Kept:
+    """The logits of one batch as they come, then side by side."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[Rows, Rows, torch.Tensor]] = []
+
+    def __call__(self, rows: Rows, positions: Rows, logits: torch.Tensor) -> None:
+        self._pieces.append((rows, positions, logits.float().cpu()))
+
+    def batch(self, rows: Rows) -> torch.Tensor:
+        """Float32 ``[len(rows), P, V]``; what was kept is forgotten."""
+        number = {int(row): i for i, row in enumerate(rows)}
+        width = max(int(positions.max()) + 1 for _, positions, _ in self._pieces)
+        whole = torch.zeros(len(rows), width, self._pieces[0][2].shape[-1])
+        for some, positions, logits in self._pieces:
+            whole[torch.tensor([number[int(row)] for row in some]), torch.from_numpy(positions)] = logits
+        self._pieces.clear()
+        return whole
 
 
 def predict(
@@ -173,7 +194,9 @@ def predict(
 ) -> list[str]:
     """A trained model's answers, in row order."""
     model, head = _loaded_model(model_folder, device_map)
-    return _answers(model, head, sources, TeachSettings(beams=beams, batch_size=batch_size), precision, gauge)
+    return _answers(
+        model, head, sources, TeachSettings(beams=beams, batch_size=batch_size, answers_from="free"), precision, gauge
+    )
 
 
 def use_threads(n: int) -> None:
@@ -247,7 +270,7 @@ def _speeches(
     precision: str,
     gauge: Gauge | None,
     *,
-    with_logits: bool = False,
+    sink: LogitSink | None = None,
     shard: Place | None = None,
 ) -> Iterator[tuple[Rows, Speech]]:
     """Batch by batch, largest first; of several processes each takes every n-th batch where ``shard`` is given."""
@@ -255,7 +278,7 @@ def _speeches(
         for i, rows in enumerate(inference_batches(read.encoded.lengths, settings.batch_size)):
             if shard is not None and i % shard.n_processes != shard.rank:
                 continue
-            speech = head.speak(model, read, rows, settings, with_logits=with_logits)
+            speech = head.speak(model, read, rows, settings, sink=sink)
             if gauge is not None:
                 gauge.inferred(speech.n_tokens)
             yield rows, speech
@@ -330,7 +353,7 @@ def _train(
 
 def _dev_score(head: Head, dev: DevTexts, precision: str, place: Place) -> DevScore:
     read = head.read(dev.sources)
-    settings = TeachSettings(batch_size=INFERENCE_BATCH)
+    settings = TeachSettings(batch_size=INFERENCE_BATCH, answers_from="free")
     # A model that is itself spread over the processes takes all of them for each row.
     shard = None if place.fsdp else place
 
