@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForTokenClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from outlay.errors import LabelError, UsageError
 from outlay.form import Form
@@ -40,6 +46,25 @@ SOURCES = [(text,) for text in TEXTS]
 GREEDY = TeachSettings(batch_size=3)
 
 Made = tuple[TextHead, torch.nn.Module]
+
+
+class Heard:
+    """A sink that keeps what it is given: logits by row and position."""
+
+    def __init__(self) -> None:
+        self.logits: dict[tuple[int, int], torch.Tensor] = {}
+
+    def __call__(self, rows: np.ndarray, positions: np.ndarray, logits: torch.Tensor) -> None:
+        assert len(rows) == len(positions) == len(logits)
+        for row, position, one in zip(rows.tolist(), positions.tolist(), logits, strict=True):
+            assert (row, position) not in self.logits
+            self.logits[row, position] = one
+
+    def row(self, row: int) -> torch.Tensor:
+        """All positions of a row, [P, V]."""
+        places = sorted(position for one, position in self.logits if one == row)
+        assert places == list(range(len(places)))
+        return torch.stack([self.logits[row, position] for position in places])
 
 
 def writer(family: str, folder: Path, form: Form) -> Made:
@@ -89,8 +114,9 @@ def test_greedy_answers_are_the_argmax_of_each_position(made: Made) -> None:
     head, model = made
     read = head.read(SOURCES)
     rows = np.arange(len(TEXTS))
-    speech = head.speak(model, read, rows, GREEDY, with_logits=True)
-    assert speech.logits is not None
+    heard = Heard()
+    with torch.no_grad():
+        speech = head.speak(model, read, rows, GREEDY, sink=heard)
     for row in rows:
         said: list[int] = []
         while len(said) < head.form.max_target_tokens:
@@ -98,14 +124,14 @@ def test_greedy_answers_are_the_argmax_of_each_position(made: Made) -> None:
             said.append(int(last.argmax()))
             if said[-1] == head._eos:
                 break
-        # BART's generation config forces its first and last tokens, which no argmax says.
+        # BART's generation config forces its last token, which no argmax says.
         if "bart" not in type(model).__name__.lower():
             assert speech.units[row].tolist() == said
         written = speech.units[row].tolist()
         expected = alone(head, model, TEXTS[row], written)
-        torch.testing.assert_close(speech.logits[row, : len(written)], expected, rtol=2e-4, atol=2e-5)
-    n_said = sum(len(units) for units in speech.units)
-    assert speech.n_tokens == read.encoded.n_tokens + 2 * n_said
+        torch.testing.assert_close(heard.row(row), expected, rtol=2e-4, atol=2e-5)
+    # The logits are those of the steps themselves, however the model writes.
+    assert speech.n_tokens == read.encoded.n_tokens + sum(len(units) for units in speech.units)
 
 
 def test_answers_come_back_from_their_tokens(made: Made) -> None:
@@ -148,11 +174,96 @@ def test_a_choice_is_the_probability_of_writing_each_label(made: Made) -> None:
             log_p = F.log_softmax(alone(head.writer, model, TEXTS[row], units), dim=-1)
             expected = log_p[torch.arange(len(units)), torch.tensor(units)].sum()
             torch.testing.assert_close(logits[at, 0, number], expected, rtol=2e-4, atol=2e-4)
-    speech = head.speak(model, read, rows, GREEDY)
+    heard = Heard()
+    with torch.no_grad():
+        speech = head.speak(model, read, rows, GREEDY, sink=heard)
+    for at, row in enumerate(rows):
+        assert heard.row(row).dtype == torch.float32
+        torch.testing.assert_close(heard.row(row), logits[at], rtol=1e-5, atol=1e-5)
     best = logits[:, 0].argmax(-1).tolist()
     assert head.words(read, rows, speech.units) == [CLASSES[i] for i in best]
-    n_labels = int(head.writer.spell(read, CLASSES).lengths.sum())
-    assert speech.n_tokens == 3 * int(read.encoded.lengths[rows].sum()) + 3 * n_labels
+    # Said: each source once, and the labels behind it at most. Trained: a causal model reads the source with each label.
+    n_labels, n_sources = int(head.writer.spell(read, CLASSES).lengths.sum()), read.encoded.lengths[rows]
+    assert int(n_sources.sum()) < speech.n_tokens <= int(n_sources.sum()) + 3 * n_labels
+    n_copies = 3 if text.family == "causal" else 1
+    assert head.n_tokens(read, Units.of([]))[rows].tolist() == (n_copies * n_sources + n_labels).tolist()
+
+
+def test_a_source_is_encoded_once_for_all_labels_in_training_too(made: Made) -> None:
+    text, model = made
+    head = ChoiceHead(TextHead(text._tokenizer, Form("classification", CLASSES, 32, 8, "task: "), text.family))
+    read, rows = head.read(SOURCES), np.array([4, 1, 2])
+    inputs = head.inputs(read, rows, torch.empty(0))
+    assert len(inputs["input_ids"]) == (9 if text.family == "causal" else 3)
+    logits = head.logits(model, inputs)
+    weights = torch.linspace(-1, 2, 9).reshape(3, 1, 3)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad((weights * logits).sum(), parameters, allow_unused=True)
+    # The same, each label of each row in a call of its own.
+    total = torch.zeros(())
+    for at, row in enumerate(rows):
+        for number, label in enumerate(CLASSES):
+            units = torch.tensor([head.writer.spell(read, [label]).ids.tolist()])
+            said = logits_of(head.writer, model, read, np.array([row]), units)[0]
+            score = F.log_softmax(said, dim=-1)[torch.arange(units.shape[1]), units[0]].sum()
+            total = total + weights[at, 0, number] * score
+    expected = torch.autograd.grad(total, parameters, allow_unused=True)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_many_labels_are_scored_a_few_rows_at_a_time(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, model = made
+    head = ChoiceHead(TextHead(text._tokenizer, Form("classification", CLASSES, 32, 8, "task: "), text.family))
+    read, rows = head.read(SOURCES), np.array([2, 4, 0, 1, 3])
+    at_once, by_two = Heard(), Heard()
+    with torch.no_grad():
+        whole = head.speak(model, read, rows, GREEDY, sink=at_once)
+        per_row = 3 * (int(read.encoded.lengths.max()) + int(head._labels.lengths.max()))
+        monkeypatch.setattr("outlay.train.writers._CHUNK_TOKENS", 2 * per_row + 1)
+        parts = head.speak(model, read, rows, GREEDY, sink=by_two)
+    assert [unit.tolist() for unit in parts.units] == [unit.tolist() for unit in whole.units]
+    assert parts.n_tokens == whole.n_tokens
+    for row in rows:
+        torch.testing.assert_close(by_two.row(row), at_once.row(row), rtol=1e-5, atol=1e-5)
+
+
+def test_a_label_is_the_greedy_path_among_the_labels(made: Made) -> None:
+    text, model = made
+    head = TextHead(text._tokenizer, Form("classification", CLASSES, 32, 24, "task: "), text.family)
+    read, rows = head.read(SOURCES), np.array([3, 0, 2, 4, 1])
+    paths = [head.spell(read, [label]).ids.tolist() for label in CLASSES]
+    heard = Heard()
+    with torch.no_grad():
+        speech = head.speak(model, read, rows, GREEDY, sink=heard)
+        free = head.speak(model, read, rows, GREEDY.changed({"answers_from": "free"}))
+    for row, units in zip(rows, speech.units, strict=True):
+        said: list[int] = []
+        while said not in paths:
+            logits = alone(head, model, TEXTS[row], [*said, 0])[-1]
+            allowed = sorted({path[len(said)] for path in paths if path[: len(said)] == said})
+            said.append(max(allowed, key=lambda token: float(logits[token])))
+        assert units.tolist() == said
+        torch.testing.assert_close(heard.row(row), alone(head, model, TEXTS[row], said), rtol=2e-4, atol=2e-5)
+    assert set(head.words(read, rows, speech.units)) <= set(CLASSES)
+    assert not set(head.words(read, rows, free.units)) <= set(CLASSES)
+    assert speech.n_tokens == read.encoded.n_tokens + sum(len(units) for units in speech.units)
+
+
+def test_what_was_searched_or_drawn_is_read_once_more_for_its_logits(made: Made) -> None:
+    head, model = made
+    read, rows = head.read(SOURCES), np.array([4, 0, 3])
+    for how, beams in ((GREEDY.changed({"beams": 3}), 3), (TeachSettings(sample=True), 1)):
+        heard = Heard()
+        with torch.no_grad():
+            speech = head.speak(model, read, rows, how, sink=heard)
+        for row, units in zip(rows, speech.units, strict=True):
+            expected = alone(head, model, TEXTS[row], units.tolist())
+            torch.testing.assert_close(heard.row(row), expected, rtol=2e-4, atol=2e-5)
+        n_said = sum(len(units) for units in speech.units)
+        assert speech.n_tokens == int(read.encoded.lengths[rows].sum()) + (beams + 1) * n_said
 
 
 def test_beams_find_an_answer_at_least_as_likely_and_samples_repeat(made: Made) -> None:
@@ -181,14 +292,17 @@ def test_padding_kept_for_the_published_objective_reaches_the_limit(made: Made) 
     head, model = made
     read, rows = head.read(SOURCES), np.arange(len(TEXTS))
     how = TeachSettings(keep_padding=True)
-    speech = head.speak(model, read, rows, how, with_logits=True)
-    assert speech.logits is not None
+    heard = Heard()
+    with torch.no_grad():
+        speech = head.speak(model, read, rows, how, sink=heard)
     limit = head.form.max_target_tokens
-    assert speech.logits.shape[1] == limit
+    assert {len(heard.row(row)) for row in rows} == {limit}
+    n_written = sum(len(units) for units in speech.units)
+    assert speech.n_tokens == read.encoded.n_tokens + n_written + limit * len(rows)
     assert max(len(units) for units in speech.units) <= limit - 1
     row = int(np.argmin([len(units) for units in speech.units]))
     said = [*speech.units[row].tolist(), *[head.pad_unit] * (limit - len(speech.units[row]))]
-    torch.testing.assert_close(speech.logits[row], alone(head, model, TEXTS[row], said), rtol=2e-4, atol=2e-5)
+    torch.testing.assert_close(heard.row(row), alone(head, model, TEXTS[row], said), rtol=2e-4, atol=2e-5)
 
 
 def test_rows_that_pad_the_vocabulary_are_never_said(tmp_path: Path) -> None:
@@ -234,6 +348,29 @@ def test_tag_logits_stand_at_the_tokens_of_the_text(tagger: tuple[TagHead, torch
         with torch.no_grad():
             expected = model(**tokens).logits[0, 1:-1]  # without [CLS] and [SEP]
         torch.testing.assert_close(logits[at, : len(expected)], expected, rtol=2e-4, atol=2e-5)
+
+
+def test_encoders_hand_over_the_logits_of_real_positions(
+    tagger: tuple[TagHead, torch.nn.Module], checkpoint: Path
+) -> None:
+    head, model = tagger
+    read, rows = head.read(SOURCES), np.array([3, 2, 0])
+    heard = Heard()
+    with torch.no_grad():
+        speech = head.speak(model, read, rows, GREEDY, sink=heard)
+        logits = logits_of(head, model, read, rows, torch.empty(0))
+    for at, (row, units) in enumerate(zip(rows, speech.units, strict=True)):
+        torch.testing.assert_close(heard.row(row), logits[at, : len(units)])
+        assert units.tolist() == logits[at, : len(units)].argmax(-1).tolist()
+    chooser = ClassHead(AutoTokenizer.from_pretrained(checkpoint), Form("classification", CLASSES, 32, 8))
+    classifier = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3).eval()
+    heard = Heard()
+    read = chooser.read(SOURCES)
+    with torch.no_grad():
+        speech = chooser.speak(classifier, read, rows, GREEDY, sink=heard)
+        logits = logits_of(chooser, classifier, read, rows, torch.empty(0))
+    assert [int(units[0]) for units in speech.units] == logits[:, 0].argmax(-1).tolist()
+    torch.testing.assert_close(torch.stack([heard.row(row) for row in rows]), logits)
 
 
 def test_entities_that_cannot_be_tagged_are_counted(tagger: tuple[TagHead, torch.nn.Module]) -> None:

@@ -205,13 +205,16 @@ class Quoter:
         return sources + (labels.n - first) * self._known.longest_answer[ref]
 
     def _spoken_tokens(self, step: Teach) -> int:
-        """A class is scored label by label; an answer is written beam by beam, and read once more where logits are kept."""
+        """A class is scored label by label; an answer is written beam by beam. Its logits are those of the steps that wrote it;
+        beams and samples leave none and padding has none, so then it is read once more."""
         ref = step.teacher.model.ref
         counts, n_rows = self._known.tokens[ref], step.stop - step.start
         sources = counts.pool[step.stop] - counts.pool[step.start]
         if step.target == "classes":
             return self._scored_tokens(ref, sources, n_rows)
-        n_passes = step.settings.beams + (1 if step.target == "tokens" else 0)
+        settings = step.settings
+        again = step.target == "tokens" and (settings.beams > 1 or settings.sample or settings.keep_padding)
+        n_passes = settings.beams + (1 if again else 0)
         return sources + n_passes * n_rows * self._known.longest_answer[ref]
 
     def _learnt_tokens(self, step: Distil) -> int:
@@ -219,18 +222,21 @@ class Quoter:
         ref, n_rows = step.model.ref, step.n_rows
         sources = self._known.tokens[ref].pool[n_rows]
         if step.target == "classes":
-            return self._scored_tokens(ref, sources, n_rows)
+            return self._scored_tokens(ref, sources, n_rows, trained=True)
         n_tokens = sources + n_rows * self._known.longest_answer[ref]
         if step.gold is None or step.target != "tokens":
             return n_tokens
         return n_tokens + self._bought_tokens(ref, step.gold, step.dev)
 
-    def _scored_tokens(self, ref: str, n_source_tokens: int, n_rows: int) -> int:
-        """A distribution over the classes takes an encoder one pass, and a model that writes one per label."""
-        if self._known.longest_answer[ref] == 0:
+    def _scored_tokens(self, ref: str, n_source_tokens: int, n_rows: int, *, trained: bool = False) -> int:
+        """A distribution over the classes takes an encoder one pass. A model that writes reads the source once, and behind it each
+        label; only a causal model in training reads the source with every label."""
+        longest = self._known.longest_answer[ref]
+        if longest == 0:
             return n_source_tokens
         n_labels = len(self._known.encoding.form.labels)
-        return n_labels * (n_source_tokens + n_rows * self._known.longest_answer[ref])
+        n_copies = n_labels if trained and self._known.shapes[ref].family == "causal" else 1
+        return n_copies * n_source_tokens + n_labels * n_rows * longest
 
     def flops(self, work: Work) -> tuple[int, int]:
         """FLOPs trained and inferred (T-Few §4.2: 6N and 2N per token of an encoder or decoder, 3N and N of both together)."""

@@ -46,13 +46,19 @@ class Sources:
 class Speech:
     """What a model said of a batch of rows.
 
-    ``units``: one int array per row, its real positions; ``logits``: float32 ``[rows, positions, V]`` on the CPU where they
-    were asked for, else ``None``; ``n_tokens``: tokens that went through the model.
+    ``units``: one int array per row, its real positions; ``n_tokens``: tokens that went through the model.
     """
 
     units: list[NDArray[np.int32]]
-    logits: Tensor | None
     n_tokens: int
+
+
+class LogitSink(Protocol):
+    """Takes the logits behind what a model says, each position of each row once, in any order."""
+
+    def __call__(self, rows: NDArray[np.int64], positions: NDArray[np.int64], logits: Tensor) -> None:
+        """Logits ``[n, V]``, of any float dtype and where the model is, of position ``positions[i]`` of row ``rows[i]``."""
+        ...
 
 
 class Head(Protocol):
@@ -108,9 +114,9 @@ class Head(Protocol):
         ...
 
     def speak(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, with_logits: bool = False
+        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Speech:
-        """The model's own answers, and the logits behind them."""
+        """The model's own answers; the logits behind them go to ``sink``, those of padding too where it is kept."""
         ...
 
     def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
@@ -152,12 +158,12 @@ class ClassHead:
         return out.unsqueeze(1)
 
     def speak(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, with_logits: bool = False
+        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Speech:
         """The likeliest class."""
-        logits = logits_of(self, model, sources, rows, torch.empty(0)).float().cpu()
-        units = [np.array([int(unit)], dtype=np.int32) for unit in logits[:, 0].argmax(-1)]
-        return Speech(units, logits, int(sources.encoded.lengths[rows].sum()))
+        logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
+        hand_over(sink, rows, logits, np.ones(len(rows), dtype=np.int64))
+        return Speech(likeliest(logits[:, 0]), int(sources.encoded.lengths[rows].sum()))
 
     def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """Labels."""
@@ -217,14 +223,15 @@ class TagHead:
         return out.gather(1, inputs["places"].unsqueeze(-1).expand(-1, -1, out.shape[-1]))
 
     def speak(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, with_logits: bool = False
+        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Speech:
         """The likeliest tag of each token."""
-        logits = logits_of(self, model, sources, rows, torch.empty(0)).float().cpu()
+        logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
         lengths = self._places(sources).lengths[rows]
-        best = logits.argmax(-1).numpy().astype(np.int32)
+        hand_over(sink, rows, logits, lengths)
+        best = logits.argmax(-1).cpu().numpy().astype(np.int32)
         units = [best[i, :length] for i, length in enumerate(lengths)]
-        return Speech(units, logits, int(sources.encoded.lengths[rows].sum()))
+        return Speech(units, int(sources.encoded.lengths[rows].sum()))
 
     def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """Lines of entities, each the text of its source from its first token to its last."""
@@ -306,6 +313,20 @@ def logits_of(head: Head, model: nn.Module, sources: Sources, rows: Rows, units:
     """Logits of some rows in one go: `Head.inputs`, moved to the model, then `Head.logits`."""
     inputs, device = head.inputs(sources, rows, units), device_of(model)
     return head.logits(model, {name: tensor.to(device) for name, tensor in inputs.items()})
+
+
+def hand_over(sink: LogitSink | None, rows: Rows, logits: Tensor, counts: NDArray[np.int64]) -> None:
+    """Give a sink the logits ``[b, P, V]`` of ``rows``, the first ``counts[i]`` positions of each."""
+    if sink is None:
+        return
+    which, positions = np.nonzero(np.arange(logits.shape[1]) < counts[:, None])
+    sink(rows[which], positions, logits[torch.from_numpy(which), torch.from_numpy(positions)])
+
+
+def likeliest(scores: Tensor) -> list[NDArray[np.int32]]:
+    """The class of the largest of ``scores`` ``[b, classes]``, as one unit per row."""
+    best: NDArray[np.int32] = scores.argmax(dim=-1).cpu().numpy().astype(np.int32)
+    return list(best[:, None])
 
 
 def device_of(model: nn.Module) -> torch.device:

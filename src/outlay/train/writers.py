@@ -7,7 +7,7 @@ each label's tokens: what a teacher of another tokenizer can be compared by.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,32 @@ from torch.nn import functional as F
 from outlay.errors import LabelError
 from outlay.form import Family, Form, TargetKind
 from outlay.settings import TeachSettings
+from outlay.train.decode import Say, Writing, greedy, is_plain_greedy, n_scored, score, walk
 from outlay.train.encode import Encoded, Units, collate, encode
-from outlay.train.heads import Inputs, Rows, Sources, Speech, Texts, class_units, device_of, logits_of, padded_units
+from outlay.train.heads import (
+    Inputs,
+    LogitSink,
+    Rows,
+    Sources,
+    Speech,
+    Texts,
+    class_units,
+    device_of,
+    hand_over,
+    likeliest,
+    logits_of,
+    padded_units,
+)
 from outlay.train.seeds import step_seed
 
 CAUSAL_SEPARATOR = "\n"
 """Between the text and the answer of a causal model."""
+
+_CHUNK_LOGITS = 1 << 25
+"""Logits that are there at once (128 MiB of float32), where more than one position of a row is asked for."""
+
+_CHUNK_TOKENS = 1 << 15
+"""Tokens whose keys and values are there at once, where a row is read behind with each label."""
 
 
 class TextHead:
@@ -87,29 +107,33 @@ class TextHead:
         """``[len(rows), P, V]``: at each position the logits of its token, given the source and the tokens before it."""
         read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         if self.family == "seq2seq":
-            answers = inputs["answers"]
-            start = answers.new_full((len(answers), 1), _decoder_start(model))
-            decoder = torch.cat([start, answers[:, :-1]], dim=1)
-            out: Tensor = model(**read, decoder_input_ids=decoder, use_cache=False).logits
-            return out
+            return _decoded(model, read, inputs["answers"])
         logits: Tensor = model(**read, use_cache=False).logits
         return logits.gather(1, inputs["places"].unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
     def speak(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, with_logits: bool = False
+        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Speech:
-        """Write answers; the logits come from one more pass over what was written, as a student reads it."""
+        """Write answers; the logits are those of the steps that wrote them.
+
+        Beams and samples leave none, and those of padding are no step's: then one more pass reads what was written, as a student
+        does.
+        """
         limit = self.form.max_target_tokens
         # The published script counts the start token among ``max_target_tokens``, and its targets have a position behind the end.
-        units = self._write(model, sources, rows, how, limit - 1 if how.keep_padding else limit)
-        n_tokens = int(sources.encoded.lengths[rows].sum()) + how.beams * sum(len(row) for row in units)
-        if not with_logits:
-            return Speech(units, None, n_tokens)
-        width = limit if how.keep_padding else max(1, max(len(row) for row in units))
-        padded = padded_units(units, width, self.pad_unit)
-        logits = logits_of(self, model, sources, rows, torch.from_numpy(padded)).float().cpu()
-        n_tokens += width * len(units) if how.keep_padding else sum(len(row) for row in units)
-        return Speech(units, logits, n_tokens)
+        n_new = limit - 1 if how.keep_padding else limit
+        again = sink is not None and (how.keep_padding or how.beams > 1 or how.sample)
+        heard = None if again else sink
+        if how.answers_from == "labels" and self.form.kind == "classification" and how.beams == 1 and not how.sample:
+            units = self._choose(model, sources, rows, heard)
+        else:
+            units = self._write(model, sources, rows, how, n_new, heard)
+        n_written = sum(len(row) for row in units)
+        n_tokens = int(sources.encoded.lengths[rows].sum()) + how.beams * n_written
+        if sink is None or not again:
+            return Speech(units, n_tokens)
+        self._read_again(model, sources, rows, units, limit if how.keep_padding else None, sink)
+        return Speech(units, n_tokens + (limit * len(units) if how.keep_padding else n_written))
 
     def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """The decoded answers, special tokens left out."""
@@ -133,12 +157,52 @@ class TextHead:
                     f"the tokenizer cannot spell {answer!r}, it reads back {said!r}; rename it or take another model"
                 )
 
-    def _write(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, n_new: int
+    def writing(self, model: nn.Module, sources: Sources, rows: Rows) -> Writing:
+        """The rows before their first token."""
+        device = device_of(model)
+        is_causal = self.family == "causal"
+        read = self._left_padded(sources, rows) if is_causal else _sources_only(sources.encoded, rows)
+        there = {name: tensor.to(device) for name, tensor in read.items()}
+        return Writing(model, there, None if is_causal else _decoder_start(model))
+
+    def _choose(
+        self, model: nn.Module, sources: Sources, rows: Rows, sink: LogitSink | None
     ) -> list[NDArray[np.int32]]:
+        """The tokens of a label for each row, found by `walk`."""
+        labels = self.spell(self.read([]), self.form.labels)
+        paths = split_units(labels)
+        units: list[NDArray[np.int32]] = []
+        for some in _chunks(rows, int(labels.lengths.max()) * _n_vocabulary(model)):
+            chosen = walk(self.writing(model, sources, some), paths, say=_told(sink, some))
+            units += [np.array(paths[i], dtype=np.int32) for i in chosen]
+        return units
+
+    def _write(
+        self,
+        model: nn.Module,
+        sources: Sources,
+        rows: Rows,
+        how: TeachSettings,
+        n_new: int,
+        sink: LogitSink | None,
+    ) -> list[NDArray[np.int32]]:
+        config = self._config(model, how, n_new)
+        if is_plain_greedy(config):
+            writing, n_choices = self.writing(model, sources, rows), len(self._tokenizer)
+            return greedy(writing, n_new=n_new, closing=self._eos, n_choices=n_choices, say=_told(sink, rows))
+        # Equal rows under equal settings are answered alike, whichever block or process they are in.
+        torch.manual_seed(step_seed(how.seed, int(sources.encoded.row(int(rows[0])).sum())))
+        if sink is None:
+            return self._generate(model, sources, rows, config, None)
+        units: list[NDArray[np.int32]] = []
+        for some in _chunks(rows, n_new * _n_vocabulary(model)):
+            units += self._generate(model, sources, some, config, sink)
+        return units
+
+    def _config(self, model: nn.Module, how: TeachSettings, n_new: int) -> Any:
+        """The model's own `GenerationConfig`, with our limits and way of searching."""
         from transformers import GenerationConfig
 
-        device = device_of(model)
         bare: Any = getattr(model, "module", model)
         config = copy.deepcopy(bare.generation_config or GenerationConfig())
         config.max_length, config.max_new_tokens, config.min_length = None, n_new, 0
@@ -146,18 +210,48 @@ class TextHead:
         config.temperature, config.top_p = (how.sample_temperature, how.top_p) if how.sample else (None, None)
         config.top_k = 0 if how.sample else None
         config.pad_token_id, config.eos_token_id = self.pad_unit, self._eos
-        # Rows that pad the vocabulary are no tokens. Distillation leaves them as they were: random weights would say them.
-        n_tokens, n_rows = len(self._tokenizer), bare.config.get_text_config().vocab_size
-        config.suppress_tokens = list(range(n_tokens, n_rows)) or None
-        # Equal rows under equal settings are answered alike, whichever block or process they are in.
-        torch.manual_seed(step_seed(how.seed, int(sources.encoded.row(int(rows[0])).sum())))
         if self.family == "seq2seq":
-            batch = {name: tensor.to(device) for name, tensor in _sources_only(sources.encoded, rows).items()}
-            written = bare.generate(**batch, generation_config=config)[:, 1:]
-        else:
-            prompt = self._left_padded(sources, rows, device)
-            written = bare.generate(**prompt, generation_config=config)[:, prompt["input_ids"].shape[1] :]
-        return [self._until_end(row) for row in written.cpu().numpy()]
+            config.decoder_start_token_id = _decoder_start(model)
+        # Rows that pad the vocabulary are no tokens. Distillation leaves them as they were: random weights would say them.
+        n_tokens, n_rows = len(self._tokenizer), _n_vocabulary(model)
+        config.suppress_tokens = list(range(n_tokens, n_rows)) or None
+        return config
+
+    def _generate(
+        self, model: nn.Module, sources: Sources, rows: Rows, config: Any, sink: LogitSink | None
+    ) -> list[NDArray[np.int32]]:
+        """What `generate` writes, for ways of writing that `greedy` does not know."""
+        bare: Any = getattr(model, "module", model)
+        is_causal = self.family == "causal"
+        read = self._left_padded(sources, rows) if is_causal else _sources_only(sources.encoded, rows)
+        there = {name: tensor.to(device_of(model)) for name, tensor in read.items()}
+        config.return_dict_in_generate, config.output_logits = True, sink is not None
+        out = bare.generate(**there, generation_config=config)
+        n_before = read["input_ids"].shape[1] if is_causal else 1
+        units = [self._until_end(row) for row in out.sequences[:, n_before:].cpu().numpy()]
+        if sink is not None:
+            lengths = np.array([len(row) for row in units])
+            for position, logits in enumerate(out.logits):
+                here = np.flatnonzero(lengths > position)
+                sink(rows[here], np.full(len(here), position), logits[torch.from_numpy(here)])
+        return units
+
+    def _read_again(
+        self,
+        model: nn.Module,
+        sources: Sources,
+        rows: Rows,
+        units: Sequence[NDArray[np.int32]],
+        width: int | None,
+        sink: LogitSink,
+    ) -> None:
+        """The logits of answers that were written, padded up to ``width`` where one is given."""
+        longest = max(1, *(len(row) for row in units)) if width is None else width
+        padded = torch.from_numpy(padded_units(units, longest, self.pad_unit))
+        lengths = np.array([len(row) if width is None else width for row in units], dtype=np.int64)
+        for at in _chunks(np.arange(len(rows)), longest * _n_vocabulary(model)):
+            logits = logits_of(self, model, sources, rows[at], padded[torch.from_numpy(at)])
+            hand_over(sink, rows[at], logits, lengths[at])
 
     def _until_end(self, row: NDArray[np.int64]) -> NDArray[np.int32]:
         """What was written up to the closing token: behind it is padding. Without one the limit has cut the answer off."""
@@ -180,7 +274,7 @@ class TextHead:
         places = n_source.unsqueeze(1) - 1 + torch.arange(units.shape[1])
         return {"input_ids": torch.from_numpy(ids), "attention_mask": mask.long(), "places": places}
 
-    def _left_padded(self, sources: Sources, rows: Rows, device: torch.device) -> dict[str, Tensor]:
+    def _left_padded(self, sources: Sources, rows: Rows) -> Inputs:
         encoded = sources.encoded
         width = int(encoded.lengths[rows].max())
         ids = np.full((len(rows), width), self.pad_unit, dtype=np.int64)
@@ -189,7 +283,7 @@ class TextHead:
             source = encoded.row(int(row))
             ids[at, width - len(source) :] = source
             mask[at, width - len(source) :] = 1
-        return {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
 
 class ChoiceHead:
@@ -218,33 +312,45 @@ class ChoiceHead:
         return class_units(self.form, answers)
 
     def n_tokens(self, sources: Sources, units: Units) -> NDArray[np.int64]:
-        """Every label is read with its own copy of the source."""
-        n_labels, n_answer = len(self._labels), int(self._labels.lengths.sum())
-        total: NDArray[np.int64] = n_labels * sources.encoded.lengths + n_answer
+        """A pair of stacks encodes the source once for all labels; a causal model reads every label with its own copy."""
+        n_sources = 1 if self.family == "seq2seq" else len(self._labels)
+        total: NDArray[np.int64] = n_sources * sources.encoded.lengths + int(self._labels.lengths.sum())
         return total
 
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
-        """Each source with each label: as the model that writes, the labels' tokens (``spelt``) and which are ``real``."""
+        """The labels' tokens (``spelt``, ``[len(rows) * labels, A]``) and which are ``real``; the sources, of a causal model each
+        with each label."""
         n_labels = len(self._labels)
         tokens, mask = self._labels.batch(np.arange(n_labels))
+        spelt, real = tokens.repeat(len(rows), 1), mask.repeat(len(rows), 1)
+        if self.family == "seq2seq":
+            return {**_sources_only(sources.encoded, rows), "spelt": spelt, "real": real}
         repeated = np.repeat(np.asarray(rows), n_labels)
-        spelt = tokens.repeat(len(rows), 1)
-        return {**self.writer.inputs(sources, repeated, spelt), "spelt": spelt, "real": mask.repeat(len(rows), 1)}
+        return {**self.writer.inputs(sources, repeated, spelt), "spelt": spelt, "real": real}
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """``[len(rows), 1, labels]``."""
-        logits = self.writer.logits(model, inputs)
+        if self.family == "seq2seq":
+            logits = _decoded(model, _encoded_once(model, inputs, len(self._labels)), inputs["spelt"])
+        else:
+            logits = self.writer.logits(model, inputs)
         log_p = F.log_softmax(logits.float(), dim=-1).gather(-1, inputs["spelt"].unsqueeze(-1)).squeeze(-1)
         scores = torch.where(inputs["real"], log_p, log_p.new_zeros(())).sum(-1)
         return scores.reshape(-1, 1, len(self._labels))
 
     def speak(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, with_logits: bool = False
+        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Speech:
-        """The likeliest label."""
-        logits = logits_of(self, model, sources, rows, torch.empty(0)).float().cpu()
-        units = [np.array([int(unit)], dtype=np.int32) for unit in logits[:, 0].argmax(-1)]
-        return Speech(units, logits, int(self.n_tokens(sources, self._labels)[rows].sum()))
+        """The likeliest label; the source is read once for all of them."""
+        paths = split_units(self._labels)
+        longest, n_labels = int(self._labels.lengths.max()), len(paths)
+        n_read = n_labels * (int(sources.encoded.lengths[rows].max()) + longest)
+        units: list[NDArray[np.int32]] = []
+        for some in _chunks(rows, n_labels * longest * _n_vocabulary(model), n_read):
+            scores = score(self.writer.writing(model, sources, some), paths)
+            hand_over(sink, some, scores.unsqueeze(1), np.ones(len(some), dtype=np.int64))
+            units += likeliest(scores)
+        return Speech(units, int(sources.encoded.lengths[rows].sum()) + len(rows) * n_scored(paths))
 
     def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """Labels."""
@@ -256,6 +362,54 @@ def _sources_only(encoded: Encoded, rows: Rows) -> Inputs:
     batch = collate(encoded, rows)
     del batch["token_type_ids"]
     return batch
+
+
+def split_units(units: Units) -> list[list[int]]:
+    """One list per row."""
+    return [units.ids[start:stop].tolist() for start, stop in zip(units.offsets[:-1], units.offsets[1:], strict=True)]
+
+
+def _told(sink: LogitSink | None, rows: Rows) -> Say | None:
+    """A sink for rows of the sources, as the rows of a batch see it."""
+    if sink is None:
+        return None
+    return lambda at, position, logits: sink(rows[at], np.full(len(at), position, dtype=np.int64), logits)
+
+
+def _chunks(rows: Rows, n_logits: int, n_cached: int = 1) -> list[Rows]:
+    """Rows in order, as many together as `_CHUNK_LOGITS` and `_CHUNK_TOKENS` allow; ``n_logits`` and ``n_cached`` are a row's."""
+    size = max(1, min(_CHUNK_LOGITS // max(1, n_logits), _CHUNK_TOKENS // n_cached))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _decoded(model: nn.Module, read: Mapping[str, Any], answers: Tensor) -> Tensor:
+    """Logits ``[b, P, V]`` of answers ``[b, P]``, each token read behind the one before it."""
+    start = answers.new_full((len(answers), 1), _decoder_start(model))
+    decoder = torch.cat([start, answers[:, :-1]], dim=1)
+    logits: Tensor = model(**read, decoder_input_ids=decoder, use_cache=False).logits
+    return logits
+
+
+def _encoded_once(model: nn.Module, inputs: Inputs, n: int) -> dict[str, Any]:
+    """What the decoder reads of each source, ``n`` times side by side.
+
+    Weights that are dealt among processes come together for the model as a whole: then the encoder reads the copies.
+    """
+    from torch.distributed.fsdp import FSDPModule
+    from transformers.modeling_outputs import BaseModelOutput
+
+    mask = inputs["attention_mask"].repeat_interleave(n, dim=0)
+    if isinstance(model, FSDPModule):
+        return {"input_ids": inputs["input_ids"].repeat_interleave(n, dim=0), "attention_mask": mask}
+    bare: Any = getattr(model, "module", model)
+    hidden = bare.get_encoder()(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])[0]
+    return {"encoder_outputs": BaseModelOutput(hidden.repeat_interleave(n, dim=0)), "attention_mask": mask}
+
+
+def _n_vocabulary(model: nn.Module) -> int:
+    """Rows of the vocabulary, those that pad it included."""
+    config: Any = getattr(model, "module", model).config
+    return int(config.get_text_config().vocab_size)
 
 
 def _decoder_start(model: nn.Module) -> int:
