@@ -113,12 +113,12 @@ def test_predictions_are_the_saved_models_own(teacher: tuple[Path, Progress], po
 
 def test_targets_are_the_teachers_logits(teacher: tuple[Path, Progress], pool: Texts, targets: SparseTargets) -> None:
     logits = logits_of(teacher[0], pool).numpy()
-    assert (len(targets), targets.logits.shape, targets.vocab_size) == (len(pool), (len(pool), 2), 2)
-    np.testing.assert_allclose(
-        np.take_along_axis(logits, targets.indices.astype(np.int64), 1), targets.logits, atol=1e-5
-    )
-    assert (targets.logits[:, 0] >= targets.logits[:, 1]).all()
-    assert list(targets.answers) == [LABELS[unit] for unit in targets.units] == predictions(teacher[0], pool)
+    said = targets.positions()
+    assert (len(targets), len(said), targets.vocab_size) == (len(pool), len(pool), 2)
+    kept, indices = said.raw_logits().reshape(-1, 2), said.indices.reshape(-1, 2).astype(np.int64)
+    np.testing.assert_allclose(np.take_along_axis(logits, indices, 1), kept, atol=1e-5)
+    assert (kept[:, 0] >= kept[:, 1]).all()
+    assert list(targets.answers) == [LABELS[unit] for unit in said.units] == predictions(teacher[0], pool)
 
 
 def test_a_block_is_bit_equal_whenever_it_is_taught(
@@ -186,7 +186,8 @@ def test_the_student_learns_from_the_teachers_words_and_not_from_the_text(
     checkpoint: Path, pool: Texts, teacher: tuple[Path, Progress], targets: SparseTargets, tmp_path: Path
 ) -> None:
     """A teacher whose words are turned round makes a student that says the opposite."""
-    turned = replace(targets, indices=1 - targets.indices)
+    pieces = tuple(replace(piece, indices=(1 - piece.indices.astype(np.int64))) for piece in targets.pieces)
+    turned = replace(targets, pieces=pieces)
     spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
     watch = Watch(CountingGauge())
     out = tmp_path / "student"
@@ -244,7 +245,7 @@ def test_distil_refuses_targets_that_do_not_belong_to_its_rows(
     cases = [
         (pool[:-1], targets, LABELS, 2.0, "228 pool rows but targets for 229 rows"),
         (pool, targets.select(range(100)), LABELS, 2.0, "229 pool rows but targets for 100 rows"),
-        (pool, replace(targets, kind="tags"), LABELS, 2.0, "learns from classes or text"),
+        (pool, replace(targets, terms=replace(targets.terms, kind="tags")), LABELS, 2.0, "learns from classes or text"),
         (pool, targets, ("bad", "good", "so so"), 2.0, "2 classes but the student has 3"),
         (pool, targets, ("bad",), 2.0, "2 classes but the student has 1"),
         (pool, targets, LABELS, 3.0, "temperature 3; offered: 1, 2, 4"),

@@ -114,7 +114,7 @@ def test_tokens_of_one_vocabulary_are_learnt_position_by_position(bases: dict[st
     values: list[Tensor] = []
     golds: list[tuple[Tensor, Tensor]] = []
     for row, (text,) in enumerate(texts):
-        units = targets.units[targets.offsets[row] : targets.offsets[row + 1]].tolist()
+        units = targets.positions().units[targets.offsets[row] : targets.offsets[row + 1]].tolist()
         student_logits = token_logits(blank, text, units)[:, :n_vocabulary]
         values.append(kl(student_logits, token_logits(teacher, text, units), 2.0))
         head = load_saved(blank)[1]
@@ -155,7 +155,9 @@ def test_a_distribution_over_the_labels_passes_between_any_two_families(
 
     def full(said: SparseTargets) -> Tensor:
         logits = np.zeros((len(said), len(LABELS)), dtype=np.float32)
-        np.put_along_axis(logits, said.indices.astype(np.int64), said.logits, 1)
+        kept = said.positions()
+        indices = kept.indices.reshape(logits.shape).astype(np.int64)
+        np.put_along_axis(logits, indices, kept.raw_logits().reshape(logits.shape), 1)
         return torch.from_numpy(logits)
 
     values = kl(full(log_q), full(targets), 2.0)
@@ -190,7 +192,7 @@ def test_tags_pass_between_encoders_and_are_learnt(bases: dict[str, Path], tmp_p
     progress = distil(student, unseen, targets, longer, dev=dev, out=tmp_path / "s", watch=Watch(CountingGauge()))
     assert progress.best_score is not None
     assert progress.best_score > 80
-    others = replace(targets, kind="classes")
+    others = replace(targets, terms=replace(targets.terms, kind="classes"))
     with pytest.raises(UsageError, match="learns from tags"):
         distil(student, unseen, others, settings, dev=None, out=tmp_path / "x", watch=Watch(CountingGauge()))
 

@@ -148,7 +148,7 @@ class _LogProbabilities(torch.autograd.Function):
         return log_q, log_q_tail
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_log_q: Tensor, d_log_q_tail: Tensor | None) -> tuple[Tensor, None, None]:
         """With g the gradient of the log-probabilities: ∂/∂(z_k / T) = g_k - q_k Σ g, the tail being one class."""
         cells, segments = ctx.cells, ctx.cells.segments

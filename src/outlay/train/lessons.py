@@ -137,7 +137,7 @@ class TargetLesson:
         values = divergence(
             settings.divergence, logits, batch.teacher, temperature=settings.temperature, js_beta=settings.js_beta
         )
-        loss, gold = summed(values, batch.weights), batch.gold
+        loss, gold = summed(values, 1.0 if batch.weights is None else batch.weights), batch.gold
         if gold is None:
             return loss
         said = self.head.logits(model, gold.inputs) if gold.inputs else logits

@@ -262,7 +262,7 @@ def _speeches(
 ) -> Iterator[tuple[Rows, Speech]]:
     """Batch by batch, largest first; of several processes each takes every n-th batch where ``shard`` is given."""
     with _inference(model, precision):
-        batches = inference_batches(read.encoded.lengths, settings.batch_size, settings.batch_tokens)
+        batches = inference_batches(read.encoded.lengths, settings.batch_size)
         for i, rows in enumerate(batches):
             if shard is not None and i % shard.n_processes != shard.rank:
                 continue

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ class Stopwatch:
         if self._began is None:
             self._began = time.perf_counter()
         if self.device.type == "cuda":
-            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             first.record()
             yield
             last.record()
@@ -88,9 +89,10 @@ class Stopwatch:
         def after(*_: object) -> None:
             open_parts.pop().__exit__(None, None, None)
 
-        parts = [model] + ([model.get_encoder()] if hasattr(model, "get_encoder") else [])
-        hooks = [part.register_forward_pre_hook(before) for part in parts]
-        hooks += [part.register_forward_hook(after) for part in parts]
+        encoder: Any = getattr(model, "get_encoder", lambda: None)()
+        modules: list[nn.Module] = [model, *([] if encoder is None else [encoder])]
+        hooks = [module.register_forward_pre_hook(before) for module in modules]
+        hooks += [module.register_forward_hook(after) for module in modules]
         try:
             yield
         finally:
