@@ -229,8 +229,8 @@ class Quoter:
         return n_tokens + self._bought_tokens(ref, step.gold, step.dev)
 
     def _scored_tokens(self, ref: str, n_source_tokens: int, n_rows: int, *, trained: bool = False) -> int:
-        """A distribution over the classes takes an encoder one pass. A model that writes reads the source once, and behind it each
-        label; only a causal model in training reads the source with every label."""
+        """A distribution over the classes takes an encoder one pass. A model that writes reads the source once and each label
+        behind it; only a causal model in training reads the source with every label."""
         longest = self._known.longest_answer[ref]
         if longest == 0:
             return n_source_tokens
