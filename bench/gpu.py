@@ -268,7 +268,7 @@ def taught(world: World, model: nn.Module, head: TextHead, size: Size, seconds: 
     sources, units = drawn_rows(scale.lengths, scale.n_taught, n_words(size), seed=7)
     lengths = sources.encoded.lengths + units.lengths
     endings = Endings(units.lengths, world.device)
-    batches = inference_batches(sources.encoded.lengths, scale.taught.batch_size, scale.taught.batch_tokens)
+    batches = list(inference_batches(sources.encoded.lengths, scale.taught.batch_size, scale.taught.batch_tokens))
     # They come by falling length. Should the time be up before the end, those that were done are to stand for all.
     order = np.random.default_rng(0).permutation(len(batches))
     builder = TargetsBuilder(
@@ -410,7 +410,7 @@ def notes(world: World) -> list[str]:
         f"Hours of {N_LABELS:,} labels x {TEACHER_EPOCHS} epochs, a pass over {N_POOL:,} rows, {N_POOL:,} rows x "
         f"{STUDENT_EPOCHS} epochs; without tokenising, evaluation and saving.",
     ]
-    if card.usd_per_hour is not None:
+    if card.counts and card.usd_per_hour is not None:
         lines.append(f"${card.usd_per_hour:g} an hour ({card.price_source}).")
     if not card.counts:
         lines.append("No GPU with 80 GB here, or --toy: toy models, so hours and dollars are not measured.")
