@@ -370,7 +370,8 @@ def measure(given: argparse.Namespace, work: Work) -> Report:
         ("encoder, classes (fever)", encoder_world(given, work, fever), "classes"),
     ]
     epochs = {
-        name: epochs_of(world.head(n_epoch), target, repeats=given.repeats + 2, epochs=2)
+        # Little is compared here, so more often.
+        name: epochs_of(world.head(n_epoch), target, repeats=given.repeats + (0 if given.toy else 2), epochs=2)
         for name, world, target in cases
     }
     return report(curves, costs, epochs, n_pool, n_speed)
