@@ -1,0 +1,467 @@
+"""Distillation from stored targets against the published way, with the teacher in the training loop.
+
+    python -m bench.distil_vs_online [--data DATA] [--work DIR] [--threads 2] [--repeats 3] [--json FILE] | --toy
+
+A teacher of 8 + 8 layers (52M parameters) and a student of 2 + 2 (3M), T5 v1.1's shape, random weights, one tokenizer learnt from
+the claims of FEVER; the teacher has seen enough labels to answer with them. The reference is a `Seq2SeqTrainer` that does what
+the public code of Kang et al. 2023 does: a batch with an input that is new is answered by the teacher (greedy), the answers are
+kept in memory under the input's text, and at every step teacher and student read them; KLDivLoss("batchmean") over all flattened
+positions at T = 2, times T², padding included; float32, batch 32, batches padded as they come.
+
+1. Loss curves: the reference on outlay's batches against `teach` (whole vocabulary, padding kept) + `distil` (published
+   objective), no dropout, float32. Exit code 1 where a step's loss differs by more than 1e-4 of itself.
+2. Seconds of 50 epochs over the pool, from measured steps: the reference's first epoch (it generates) and later ones (it does
+   not), against tokenising, teacher pass (and its writing down) and steps. Loading models counts on neither side.
+3. An epoch from stored targets against an epoch on the teacher's answers by cross-entropy: same student, rows, batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorWithPadding, PrinterCallback, Seq2SeqTrainer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.common import (
+    ENCODER,
+    STUDENT,
+    TEACHER,
+    Clock,
+    ListDataset,
+    Report,
+    Rows,
+    StepTimes,
+    Texts,
+    Work,
+    interleaved,
+    median,
+    parser,
+    run,
+    scratch,
+    task_rows,
+    timed,
+    toy_rows,
+    toy_size,
+    trainer_arguments,
+)
+from bench.published_objective import Curve, FreeGauge, Pair, batches_of
+from outlay.form import Form, TargetKind
+from outlay.settings import TeachSettings, TrainSettings
+from outlay.train.models import ModelSpec
+from outlay.train.steps import Watch, count_tokens, distil, finetune, teach
+from outlay.train.targets import SparseTargets
+
+LIMIT = 1e-4
+"""Of the relative difference of a step's loss."""
+GOALS = {"speed": 10.0, "epoch": 1.10}
+TEMPERATURE = 2.0
+EPOCHS = 50
+N_WARMUP = 2
+"""Steps at the start of a run that are not timed."""
+COMPLETE = TeachSettings(max_logits=0, keep_padding=True)
+DISTIL = TrainSettings(epochs=1, batch_size=32, learning_rate=3e-4, temperature=TEMPERATURE)
+PUBLISHED = replace(DISTIL, objective="published", precision="fp32", warmup_fraction=0.0, weight_decay=0.0)
+ON_LABELS = TrainSettings(epochs=1, batch_size=16, learning_rate=5e-4)
+LONG_ANSWER = 64
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Checkpoint folders of teacher and student, equal in their tokenizer, and what they are asked."""
+
+    teacher: Path
+    student: Path
+    form: Form
+    texts: Texts
+
+    def head(self, n_rows: int) -> World:
+        """The first ``n_rows`` of the texts."""
+        return replace(self, texts=self.texts[:n_rows])
+
+    def spec(self, seed: int, target: TargetKind | None) -> ModelSpec:
+        """The student."""
+        return ModelSpec(str(self.student), str(self.student), self.form, seed, target)
+
+    def teach(self, settings: TeachSettings, precision: str, target: TargetKind = "tokens") -> SparseTargets:
+        """What the teacher says of the texts."""
+        return teach(self.teacher, self.texts, target=target, settings=settings, precision=precision, gauge=FreeGauge())
+
+
+class BatchOrder(Sampler[int]):
+    """Rows in the order of given batches, epoch by epoch."""
+
+    def __init__(self, epochs: Sequence[Sequence[Sequence[int]]]) -> None:
+        self._epochs = [[row for batch in epoch for row in batch] for epoch in epochs]
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._epochs[0])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._epochs[self._epoch])
+
+
+class TeacherInTheLoop(Seq2SeqTrainer):
+    """The published algorithm; see the module. `begin` gives it what a `Trainer` does not have."""
+
+    def begin(self, teacher: nn.Module, form: Form, order: BatchOrder | None = None) -> None:
+        self.teacher: Any = teacher.eval()
+        self.max_target_tokens = form.max_target_tokens
+        self.order = order
+        self.answers: dict[str, list[int]] = {}
+        self.losses: list[Tensor] = []
+        self.divergence = nn.KLDivLoss(reduction="batchmean")
+
+    def compute_loss(
+        self, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            written = self._written(read)
+            said = self.teacher(**read, decoder_input_ids=written).logits
+        heard = model(**read, decoder_input_ids=written).logits
+        vocab_size = said.shape[-1]
+        loss = self.divergence(
+            torch.log_softmax(heard.reshape(-1, vocab_size) / TEMPERATURE, dim=-1),
+            torch.softmax(said.reshape(-1, vocab_size) / TEMPERATURE, dim=-1),
+        )
+        loss = loss * TEMPERATURE**2
+        self.losses.append(loss.detach())
+        return (loss, {"logits": heard}) if return_outputs else loss
+
+    def _written(self, read: Mapping[str, Tensor]) -> Tensor:
+        """The teacher's answers ``[rows, 1 + longest]``, the start token first; generated where one of the inputs is new."""
+        tokenizer: Any = self.processing_class
+        pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+        keys = tokenizer.batch_decode(read["input_ids"], skip_special_tokens=True)
+        if not all(key in self.answers for key in keys):
+            generated = self.teacher.generate(**read, max_length=self.max_target_tokens, do_sample=False, num_beams=1)
+            for key, ids in zip(keys, generated.tolist(), strict=True):
+                self.answers[key] = ids[: ids.index(end) + 1] if end in ids else ids
+        rows = [self.answers[key] for key in keys]
+        width = max(len(ids) for ids in rows)
+        padded = [ids + [pad] * (width - len(ids)) for ids in rows]
+        return torch.tensor(padded, device=read["input_ids"].device)
+
+    def _get_train_sampler(self, *args: Any) -> Any:
+        return super()._get_train_sampler(*args) if self.order is None else self.order
+
+
+def tokenised(world: World) -> ListDataset:
+    """The sources as the `Trainer` reads them."""
+    tokenizer = AutoTokenizer.from_pretrained(world.teacher)
+    read = tokenizer(
+        [world.form.prefix + text[0] for text in world.texts],
+        truncation=True,
+        max_length=world.form.max_source_tokens,
+        return_token_type_ids=False,
+    )
+    return ListDataset({name: read[name] for name in ("input_ids", "attention_mask")})
+
+
+def reference(
+    world: World, settings: TrainSettings, clock: Clock | None = None, order: BatchOrder | None = None
+) -> tuple[list[float], float]:
+    """Train with the teacher in the loop: the loss of every step, and the seconds of tokenising."""
+    dataset, seconds = timed(lambda: tokenised(world))
+    dropout = {} if settings.dropout is None else {"dropout_rate": settings.dropout}
+    student = AutoModelForSeq2SeqLM.from_pretrained(world.student, **dropout)
+    tokenizer = AutoTokenizer.from_pretrained(world.teacher)
+    with scratch() as out:
+        trainer = TeacherInTheLoop(
+            model=student,
+            args=trainer_arguments(settings, len(dataset), out, {}),
+            train_dataset=dataset,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            processing_class=tokenizer,
+        )
+        trainer.begin(AutoModelForSeq2SeqLM.from_pretrained(world.teacher).to(trainer.args.device), world.form, order)
+        trainer.remove_callback(PrinterCallback)
+        if clock is not None:
+            trainer.add_callback(StepTimes(clock))
+        trainer.train()
+    return [float(loss) for loss in trainer.losses], seconds
+
+
+# --- 1: the same curves -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Equality:
+    """Losses per step of the reference and of `teach` + `distil`."""
+
+    reference: list[float]
+    outlay: list[float]
+
+    @property
+    def largest_difference(self) -> float:
+        """Of a step's losses, relative to the reference's."""
+        return max(abs(b - a) / abs(a) for a, b in zip(self.reference, self.outlay, strict=True))
+
+
+def equality(world: World, epochs: int) -> Equality:
+    """Both sides on outlay's batches; the rows of ``world`` fill whole batches."""
+    settings = replace(PUBLISHED, epochs=epochs, dropout=0.0)
+    targets = world.teach(COMPLETE, "fp32")
+    curve = Curve()
+    with scratch() as out:
+        watch = Watch(FreeGauge(), tracker=curve)
+        distil(world.spec(0, "tokens"), world.texts, targets, settings, dev=None, out=out, watch=watch)
+    pair = Pair(world.teacher, world.student, [text[0] for text in world.texts], world.form)
+    batches = batches_of(pair, targets, settings)
+    n = len(batches) // epochs
+    order = BatchOrder([batches[at * n : (at + 1) * n] for at in range(epochs)])
+    losses, _ = reference(world, settings, order=order)
+    return Equality(losses, curve.losses)
+
+
+# --- 2: fifty epochs over the pool --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds of one side, measured on some rows: ``prepare``, per row, once; ``first`` and ``later``, per step of an epoch."""
+
+    prepare: float
+    first: float
+    later: float
+
+    def total(self, n_rows: int, batch_size: int, epochs: int = EPOCHS) -> float:
+        """Seconds of ``epochs`` over ``n_rows``."""
+        n_steps = -(-n_rows // batch_size)
+        return self.prepare * n_rows + n_steps * (self.first + (epochs - 1) * self.later)
+
+    @classmethod
+    def median(cls, runs: Sequence[Cost]) -> Cost:
+        """Of each of the three."""
+        return cls(*(median([getattr(each, name) for each in runs]) for name in ("prepare", "first", "later")))
+
+
+def online_cost(world: World, turn: int) -> Cost:
+    """Two epochs of the reference, as the published script sets it."""
+    clock = Clock()
+    settings = replace(PUBLISHED, epochs=2, seed=turn)
+    _, seconds = reference(world, settings, clock)
+    n_steps = -(-len(world.texts) // settings.batch_size)
+    first, later = clock.per_step(N_WARMUP, n_steps), clock.per_step(n_steps)
+    return Cost(seconds / len(world.texts), first, later)
+
+
+def offline_cost(world: World, said: TeachSettings, settings: TrainSettings) -> Cost:
+    """Tokenising, teacher pass and its bytes, then steps from them."""
+    world.head(settings.batch_size).teach(said, settings.precision)
+    (targets, _), teaching = timed(lambda: written_down(world, said, settings.precision))
+    _, reading = timed(lambda: count_tokens(str(world.student), str(world.student), world.form, world.texts))
+    clock = Clock()
+    with scratch() as out:
+        watch = Watch(FreeGauge(), on_progress=clock)
+        distil(world.spec(settings.seed, "tokens"), world.texts, targets, settings, dev=None, out=out, watch=watch)
+    per_step = clock.per_step(N_WARMUP)
+    return Cost((teaching + reading) / len(world.texts), per_step, per_step)
+
+
+def written_down(world: World, said: TeachSettings, precision: str) -> tuple[SparseTargets, int]:
+    """The teacher's targets, and how many bytes they are on disk."""
+    targets = world.teach(said, precision)
+    return targets, len(targets.to_bytes())
+
+
+def speed(world: World, *, repeats: int, epochs: int) -> dict[str, Cost]:
+    """Each contestant's median costs; ``epochs``: of each of outlay's trainings."""
+    fast, full = replace(DISTIL, epochs=epochs), replace(PUBLISHED, epochs=epochs)
+    contestants = {
+        "teacher in the loop": lambda turn: online_cost(world, turn),
+        "outlay, as it is set": lambda turn: offline_cost(world, TeachSettings(), replace(fast, seed=turn)),
+        "outlay, fp32, whole vocabulary": lambda turn: offline_cost(world, COMPLETE, replace(full, seed=turn)),
+    }
+    return {name: Cost.median(runs) for name, runs in interleaved(contestants, repeats).items()}
+
+
+# --- 3: an epoch from targets against an epoch on answers ---------------------------------------------------------------------
+
+
+def epochs_of(world: World, target: TargetKind, *, repeats: int, epochs: int) -> dict[str, float]:
+    """Seconds of an epoch from stored targets, and on the teacher's answers as labels; median of the runs.
+
+    Rounds are interleaved; each trains ``epochs`` of them, of which the first steps are not timed.
+    """
+    targets = world.teach(TeachSettings(), DISTIL.precision, target)
+    n_steps = -(-len(targets) // DISTIL.batch_size)
+
+    def run_one(from_targets: bool, turn: int) -> float:
+        clock, settings = Clock(), replace(DISTIL, epochs=epochs, seed=turn)
+        watch, spec = Watch(FreeGauge(), on_progress=clock), world.spec(turn, target if from_targets else None)
+        with scratch() as out:
+            if from_targets:
+                distil(spec, world.texts, targets, settings, dev=None, out=out, watch=watch)
+            else:
+                finetune(spec, world.texts, targets.answers, settings, dev=None, out=out, watch=watch)
+        return n_steps * clock.per_step(N_WARMUP)
+
+    contestants = {
+        "answers": lambda turn: run_one(False, turn),
+        "targets": lambda turn: run_one(True, turn),
+    }
+    seconds = {name: median(runs) for name, runs in interleaved(contestants, repeats).items()}
+    n_units = float(targets.n_real.mean())
+    return {**seconds, "ratio": seconds["targets"] / seconds["answers"], "positions_per_row": n_units}
+
+
+# --- the worlds, and the tables -----------------------------------------------------------------------------------------------
+
+
+def fever_world(given: argparse.Namespace, work: Work) -> World:
+    """Claims: short answers, of two labels."""
+    rows = toy_rows("claims") if given.toy else task_rows("fever", given.data)
+    return world_of(rows, given, work)
+
+
+def wlp_world(given: argparse.Namespace, work: Work) -> World:
+    """Lines of lab protocols: long answers."""
+    rows = toy_rows("spans") if given.toy else task_rows("wlp", given.data)
+    return world_of(replace(rows, form=shortened(rows.form)), given, work)
+
+
+def shortened(form: Form) -> Form:
+    """Answers of up to `LONG_ANSWER` tokens."""
+    return replace(form, max_target_tokens=min(form.max_target_tokens, LONG_ANSWER))
+
+
+def world_of(rows: Rows, given: argparse.Namespace, work: Work) -> World:
+    """A teacher that has seen a few labels, a student that has seen nothing."""
+    sizes = [toy_size(size) if given.toy else size for size in (TEACHER, STUDENT)]
+    n = 64 if given.toy else given.teacher_rows
+    # The tokenizer is learnt from all texts, labels come from the first rows.
+    corpus, taught = rows.corpus, replace(rows, train=rows.train[:n], answers=rows.answers[:n])
+    settings = replace(ON_LABELS, epochs=16, learning_rate=5e-3) if given.toy else ON_LABELS
+    teacher = work.tuned(work.blank(sizes[0], corpus), taught, settings)
+    return World(teacher, work.blank(sizes[1], corpus, seed=1), rows.form, rows.pool)
+
+
+def encoder_world(given: argparse.Namespace, work: Work, fever: World) -> World:
+    """The claims again, for a student that chooses a class."""
+    rows = toy_rows("claims") if given.toy else task_rows("fever", given.data, segments=True)
+    encoder = work.blank(toy_size(ENCODER) if given.toy else ENCODER, rows.corpus, seed=1)
+    return replace(fever, student=encoder)
+
+
+def measure(given: argparse.Namespace, work: Work) -> Report:
+    """All three comparisons."""
+    batch = DISTIL.batch_size
+    n_pool = len((fever := fever_world(given, work)).texts)
+    n_equal, n_speed, n_epoch = (64, 96, 96) if given.toy else (10 * batch, given.rows, given.rows)
+    curves = equality(fever.head(n_equal), epochs=3 if given.toy else 10)
+    costs = speed(fever.head(n_speed), repeats=given.repeats, epochs=2 if given.toy else 3)
+    cases: list[tuple[str, World, TargetKind]] = [
+        ("T5, short answers (fever)", fever, "tokens"),
+        ("T5, long answers (wlp)", wlp_world(given, work), "tokens"),
+        ("encoder, classes (fever)", encoder_world(given, work, fever), "classes"),
+    ]
+    epochs = {
+        # Little is compared here, so more often.
+        name: epochs_of(world.head(n_epoch), target, repeats=given.repeats + (0 if given.toy else 2), epochs=2)
+        for name, world, target in cases
+    }
+    return report(curves, costs, epochs, n_pool, n_speed)
+
+
+def report(
+    curves: Equality, costs: Mapping[str, Cost], epochs: Mapping[str, Mapping[str, float]], n_pool: int, n_measured: int
+) -> Report:
+    """The tables and the figures behind them."""
+    batch = DISTIL.batch_size
+    totals = {name: cost.total(n_pool, batch) for name, cost in costs.items()}
+    slowest = next(iter(totals.values()))
+    ratios = {name: slowest / total for name, total in totals.items()}
+    n_steps = len(curves.outlay)
+    equal = (
+        f"1. Loss of {n_steps} steps, fp32, whole vocabulary",
+        ("", "first", "last", "largest relative difference"),
+        [
+            ("teacher in the loop", f"{curves.reference[0]:.6f}", f"{curves.reference[-1]:.6f}", ""),
+            (
+                "outlay",
+                f"{curves.outlay[0]:.6f}",
+                f"{curves.outlay[-1]:.6f}",
+                f"{curves.largest_difference:.1e} (limit {LIMIT:.0e})",
+            ),
+        ],
+    )
+    fast = (
+        f"2. {EPOCHS} epochs over {n_pool:,} claims, from {-(-n_measured // batch)} measured steps an epoch; goal "
+        f"{GOALS['speed']:g}x",
+        ("", "once, ms per row", "step of epoch 1, ms", "step of epoch 2 on, ms", "total, s", "ratio"),
+        [
+            (
+                name,
+                f"{1000 * cost.prepare:.2f}",
+                f"{1000 * cost.first:.1f}",
+                f"{1000 * cost.later:.1f}",
+                f"{totals[name]:,.0f}",
+                f"{ratios[name]:.1f}x",
+            )
+            for name, cost in costs.items()
+        ],
+    )
+    epoch = (
+        f"3. An epoch from stored targets against one on the same answers; goal {GOALS['epoch']:.2f}",
+        ("", "positions per row", "on answers, s", "from targets, s", "ratio"),
+        [
+            (
+                name,
+                f"{each['positions_per_row']:.1f}",
+                f"{each['answers']:.2f}",
+                f"{each['targets']:.2f}",
+                f"{each['ratio']:.3f}",
+            )
+            for name, each in epochs.items()
+        ],
+    )
+    failures = []
+    if not curves.largest_difference <= LIMIT:
+        failures.append(f"a step's loss differs by {curves.largest_difference:.1e} of itself, more than {LIMIT:.0e}")
+    figures = {
+        "equality": {"steps": n_steps, "largest_difference": curves.largest_difference, "limit": LIMIT},
+        "speed": {
+            "pool_rows": n_pool,
+            "epochs": EPOCHS,
+            "batch_size": batch,
+            "measured_rows": n_measured,
+            "contestants": {
+                name: {
+                    "prepare_seconds_per_row": cost.prepare,
+                    "first_seconds_per_step": cost.first,
+                    "later_seconds_per_step": cost.later,
+                    "total_seconds": totals[name],
+                    "ratio": ratios[name],
+                }
+                for name, cost in costs.items()
+            },
+        },
+        "epoch": {name: dict(each) for name, each in epochs.items()},
+        "goals": GOALS,
+    }
+    return Report([equal, fast, epoch], figures, failures)
+
+
+def main() -> int:
+    options = parser(__doc__, repeats=3)
+    options.add_argument("--rows", type=int, default=640, help="pool rows that steps are measured on")
+    options.add_argument("--teacher-rows", type=int, default=1600, help="labelled rows the teachers are fine-tuned on")
+    return run(options.parse_args(), measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
