@@ -286,11 +286,28 @@ def _connected(address: str) -> Iterator[Any]:
             **own,
         )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ClusterError(
-            f"no Ray cluster answers at {address!r} ({why}); start one with `ray start --head`"
-        ) from error
+        raise _unreachable(address, str(error).partition(". ")[0]) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Whether anything listens at HOST:PORT: Ray itself would try for minutes.
+
+    Raises:
+        ClusterError: nothing does.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, why: str) -> ClusterError:
+    said = " ".join(why.split()) or "it did not say why"
+    return ClusterError(f"no Ray cluster answers at {address!r} ({said}); start one with `ray start --head`")
