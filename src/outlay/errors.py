@@ -24,6 +24,7 @@
     │   ├── QuotaExceeded            the disk quota is full
     │   └── DiskFull                 no room left on the device
     ├── SellerError                  a seller of labels could not deliver
+    ├── ClusterError                 machines that cannot be reached, or do not get a job done
     └── TrainingError                a training that cannot go on
 
 Each carries one line in ``str(error)``. Nothing here imports anything.
@@ -118,6 +119,10 @@ class DiskFull(StoreError):
 
 class SellerError(OutlayError):
     """A seller of labels could not deliver."""
+
+
+class ClusterError(OutlayError):
+    """Machines that cannot be reached, or do not get a job done."""
 
 
 class TrainingError(OutlayError):

@@ -161,14 +161,21 @@ def fingerprint(ref: str, *, base: str | None = None) -> str:
     Raises:
         UnknownModel: as `resolve_folder`.
     """
-    folder = resolve_folder(ref, base=base)
-    weights = weight_files(folder)
-    others = {path for pattern in CHECKPOINT_PATTERNS for path in folder.glob(pattern) if path.suffix != ".safetensors"}
-    files = sorted({*weights, *others}, key=lambda path: path.name)
     whole = hashlib.sha256()
-    for path in files:
+    for path in checkpoint_files(resolve_folder(ref, base=base)):
         whole.update(f"{path.name}\0{_file_digest(path)}\n".encode())
     return whole.hexdigest()
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Everything of a checkpoint folder that is read, by name: weights, configuration, tokenizer.
+
+    Raises:
+        UnknownModel: as `weight_files`.
+    """
+    weights = weight_files(folder)
+    others = {path for pattern in CHECKPOINT_PATTERNS for path in folder.glob(pattern) if path.suffix != ".safetensors"}
+    return sorted({*weights, *others}, key=lambda path: path.name)
 
 
 def _file_digest(path: Path) -> str:

@@ -107,6 +107,10 @@ Fsdp = Annotated[bool, option("--fsdp", panel=RUNNING, says="Deal the model's we
 DeviceMap = Annotated[
     str | None, option("--device-map", panel=RUNNING, says="auto spreads the model over every GPU of one process.")
 ]
+Ray = Annotated[
+    str | None,
+    option("--ray", panel=RUNNING, says="Share the work on a Ray cluster: auto, local, HOST:PORT or ray://HOST:PORT."),
+]
 SaveSteps = Annotated[int | None, option("--save-steps", panel=RUNNING, says="Steps between checkpoints.")]
 SaveSeconds = Annotated[float, option("--save-seconds", panel=RUNNING, says="Seconds between checkpoints.")]
 ReportTo = Annotated[str, option("--report-to", panel=RUNNING, says="wandb, tensorboard, trackio or none.")]

@@ -58,6 +58,7 @@ from outlay.cli.stepoptions import (
     Prefix,
     Processes,
     Quiet,
+    Ray,
     ReportTo,
     SaveSeconds,
     SaveSteps,
@@ -176,6 +177,7 @@ def teach(
     threads: Threads = THREADS,
     processes: Processes = None,
     device_map: DeviceMap = None,
+    ray: Ray = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -431,5 +433,5 @@ def _metric(given: dict[str, Any]) -> MetricAsked:
 def _running(given: dict[str, Any]) -> Running:
     from outlay.single.work import Running
 
-    names = ("threads", "overwrite", "save_steps", "save_seconds", "report_to", "fsdp", "device_map")
+    names = ("threads", "overwrite", "save_steps", "save_seconds", "report_to", "fsdp", "device_map", "ray")
     return Running(**{name: given[name] for name in names if name in given})

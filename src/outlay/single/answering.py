@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -158,20 +159,7 @@ def teach(asked: Answering, teaching: Teaching, listener: Listener) -> Outcome:
     request = asked.request("teach", rows, {"kind": kind, "settings": teaching.settings.to_json(), **about})
     home = Home.folder(asked.out)
 
-    def make(part: Sequence[Row], gauge: Count) -> bytes:
-        from outlay.train import steps
-
-        targets = steps.teach(
-            saved.folder,
-            saved.sources(part),
-            target=kind,
-            settings=teaching.settings,
-            precision=asked.precision,
-            gauge=gauge,
-            vocab_size=vocab_size,
-            device_map=asked.running.device_map,
-        )
-        return targets.to_bytes()
+    work = _Teach(saved, asked, kind, teaching.settings, vocab_size)
 
     def gather(blocks: Sequence[Path]) -> dict[str, Any]:
         _write_rows(home, rows, blocks)
@@ -180,7 +168,7 @@ def teach(asked: Answering, teaching: Teaching, listener: Listener) -> Outcome:
         home.write_json(home.out / INDEX, index_of(form, kind, teaching.settings, digests, identity))
         return {"targets": str(asked.out), "kind": kind, "n_blocks": len(blocks)}
 
-    return _Blocks(asked, saved, rows, home, request, block_name).run(make, gather, listener)
+    return _Blocks(asked, saved, rows, home, request, block_name).run(work, gather, listener)
 
 
 def predict(asked: Answering, listener: Listener) -> Outcome:
@@ -198,25 +186,12 @@ def _predict(asked: Answering, saved: Saved, rows: Sequence[Row], home: Home, li
     more = {"batch_size": asked.batch_size, "beams": asked.beams}
     request = asked.request("predict", rows, more)
 
-    def make(part: Sequence[Row], gauge: Count) -> bytes:
-        from outlay.train import steps
-
-        said = steps.predict(
-            saved.folder,
-            saved.sources(part),
-            precision=asked.precision,
-            gauge=gauge,
-            beams=asked.beams,
-            batch_size=asked.batch_size,
-            device_map=asked.running.device_map,
-        )
-        return json_lines(answer_lines(part, said))
-
     def gather(blocks: Sequence[Path]) -> dict[str, Any]:
         home.write(home.out, b"".join(path.read_bytes() for path in blocks))
         return {"predictions": str(home.out)}
 
-    return _Blocks(asked, saved, rows, home, request, lambda number: f"{number:05d}.jsonl").run(make, gather, listener)
+    blocks = _Blocks(asked, saved, rows, home, request, lambda number: f"{number:05d}.jsonl")
+    return blocks.run(_Predict(saved, asked), gather, listener)
 
 
 def evaluate(asked: Answering, metric: MetricAsked, listener: Listener) -> Outcome:
@@ -334,6 +309,66 @@ def _lines(path: Path) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Made:
+    """One block: the bytes of its file, and what it took."""
+
+    data: bytes
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Teach:
+    """A teacher's targets for the rows of a block; called where an executor does it, with the model's folder there."""
+
+    saved: Saved
+    asked: Answering
+    kind: TargetKind
+    settings: TeachSettings
+    vocab_size: int | None
+
+    def __call__(self, folder: Path, part: Sequence[Row]) -> _Made:
+        from outlay.train import steps
+
+        steps.use_threads(self.asked.running.threads)
+        gauge = Count()
+        targets = steps.teach(
+            folder,
+            self.saved.sources(part),
+            target=self.kind,
+            settings=self.settings,
+            precision=self.asked.precision,
+            gauge=gauge,
+            vocab_size=self.vocab_size,
+            device_map=self.asked.running.device_map,
+        )
+        return _Made(targets.to_bytes(), gauge.n_inferred)
+
+
+@dataclass(frozen=True, slots=True)
+class _Predict:
+    """A model's answers to the rows of a block, as JSON lines."""
+
+    saved: Saved
+    asked: Answering
+
+    def __call__(self, folder: Path, part: Sequence[Row]) -> _Made:
+        from outlay.train import steps
+
+        steps.use_threads(self.asked.running.threads)
+        gauge = Count()
+        said = steps.predict(
+            folder,
+            self.saved.sources(part),
+            precision=self.asked.precision,
+            gauge=gauge,
+            beams=self.asked.beams,
+            batch_size=self.asked.batch_size,
+            device_map=self.asked.running.device_map,
+        )
+        return _Made(json_lines(answer_lines(part, said)), gauge.n_inferred)
+
+
+@dataclass(frozen=True, slots=True)
 class _Blocks:
     """Rows worked through in blocks at one home."""
 
@@ -346,7 +381,7 @@ class _Blocks:
 
     def run(
         self,
-        make: Callable[[Sequence[Row], Count], bytes],
+        work: Callable[[Path, Sequence[Row]], _Made],
         gather: Callable[[Sequence[Path]], dict[str, Any]],
         listener: Listener,
     ) -> Outcome:
@@ -360,30 +395,33 @@ class _Blocks:
         began = time.monotonic()
         with alone(home):
             listener.begin(f"{self.request['command']} {self.asked.model}")
-            self._make(make, listener)
+            self._make(work, listener)
             wait_for_all()
             return on_main(lambda: self._finish(gather, time.monotonic() - began))
 
-    def _make(self, make: Callable[[Sequence[Row], Count], bytes], listener: Listener) -> None:
-        n_rows, size = len(self.rows), self.asked.block_rows
-        for number, start in enumerate(range(0, n_rows, size)):
-            if number % n_processes() != rank():
-                continue
-            path = self._path(number)
-            if not path.exists():
-                began, gauge = time.monotonic(), Count()
-                data = make(self.rows[start : start + size], gauge)
-                took = {"tokens": gauge.n_inferred, "seconds": round(time.monotonic() - began, 3)}
-                # First what it took, then the block: a block that is there has its count.
+    def _make(self, work: Callable[[Path, Sequence[Row]], _Made], listener: Listener) -> None:
+        """What is missing of this process's share; a block is written as soon as it is made."""
+        n_rows, shares = len(self.rows), n_processes()
+        own = range(rank(), self._n_blocks, shares)
+        missing = {self.name(number): number for number in own if not self._path(number).exists()}
+        n_done = sum(len(self._part(number)) for number in own if number not in missing.values())
+        n_before, began = n_done, time.monotonic()
+        last = began
+        jobs = ((name, self._part(number)) for name, number in missing.items())
+        with closing(self.asked.running.executor().run(work, jobs, self.saved.folder)) as made:
+            for name, block in made:
+                number, now = missing[name], time.monotonic()
+                # First what it took, then the block: a block that is there has its count. Seconds are those since the block
+                # before, wherever it was made, so that they add up to the wall time.
+                took = {"tokens": block.n_tokens, "seconds": round(now - last, 3)}
                 self.home.write_json(self._count(number), took)
-                self.home.write(path, data)
-            done = min(start + size, n_rows)
-            count = read_object(self._count(number))
-            speed = (done - start) / max(count["seconds"], 1e-9)
-            listener.progress(done, n_rows, f"{speed:,.0f} rows/s")
+                self.home.write(self._path(number), block.data)
+                last, n_done = now, n_done + len(self._part(number))
+                speed = (n_done - n_before) * shares / max(now - began, 1e-9)
+                listener.progress(min(n_done * shares, n_rows), n_rows, f"{speed:,.0f} rows/s")
 
     def _finish(self, gather: Callable[[Sequence[Path]], dict[str, Any]], seconds: float) -> Outcome:
-        numbers = range(-(-len(self.rows) // self.asked.block_rows))
+        numbers = range(self._n_blocks)
         missing = [self._path(number).name for number in numbers if not self._path(number).exists()]
         if missing:
             raise MissingData(f"{missing[0]} is not in {self.home.out}; its process was stopped, run the command again")
@@ -403,6 +441,13 @@ class _Blocks:
         )
         self.home.finish(outcome.to_json())
         return outcome
+
+    @property
+    def _n_blocks(self) -> int:
+        return -(-len(self.rows) // self.asked.block_rows)
+
+    def _part(self, number: int) -> Sequence[Row]:
+        return self.rows[number * self.asked.block_rows : (number + 1) * self.asked.block_rows]
 
     def _path(self, number: int) -> Path:
         return (self.home.out if self.home.is_folder else self.home.work) / self.name(number)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from outlay.errors import OutlayError, UnknownModel, UsageError
+from outlay.executor import Executor, Here
 from outlay.form import Family, Form, can_answer
 from outlay.single.home import Home
 
@@ -52,8 +53,8 @@ class Running:
     """How a step is run; but for the threads, nothing of it is part of the request.
 
     ``save_seconds``, ``save_steps``: how often a training may write a checkpoint; ``fsdp``: deal the weights among the processes;
-    ``device_map``: ``auto`` spreads a model over every GPU of one process; ``report_to``: a tracker; ``profile``: say where the main
-    process's time went.
+    ``device_map``: ``auto`` spreads a model over every GPU of one process; ``report_to``: a tracker; ``profile``: say where the
+    main process's time went; ``ray``: the address of a Ray cluster whose machines do the work, as `outlay.cluster.Cluster` reads it.
     """
 
     threads: int = DEFAULT_THREADS
@@ -64,6 +65,7 @@ class Running:
     fsdp: bool = False
     device_map: str | None = None
     profile: bool = False
+    ray: str | None = None
 
     def __post_init__(self) -> None:
         limits = (
@@ -75,12 +77,16 @@ class Running:
         for name, value, good, wanted in limits:
             if not good:
                 raise UsageError(f"{name} is {value}; it must be {wanted}")
+        if self.ray is not None:
+            from outlay.cluster import check_address
+
+            check_address(self.ray)
 
     def check(self) -> None:
         """Refuse what does not go with the number of processes.
 
         Raises:
-            UsageError: ``fsdp`` with one process, or ``device_map`` with several.
+            UsageError: ``fsdp`` with one process, ``device_map`` or ``ray`` with several, or both of these.
         """
         if self.fsdp and n_processes() == 1:
             raise UsageError("--fsdp deals a model among processes, and there is 1; add --processes 2 or more")
@@ -88,6 +94,12 @@ class Running:
             raise UsageError(
                 f"--device-map gives all GPUs to one process, and there are {n_processes()}; use one of both"
             )
+        if self.ray is not None and n_processes() > 1:
+            raise UsageError(
+                f"--ray deals the work out from one process, and there are {n_processes()}; leave --processes or torchrun out"
+            )
+        if self.ray is not None and self.device_map is not None:
+            raise UsageError("--ray gives one GPU to each worker, --device-map all of them to one; use one of both")
 
     def prepare(self) -> None:
         """Set this process up."""
@@ -97,6 +109,14 @@ class Running:
         from outlay.train.steps import use_threads
 
         use_threads(self.threads)
+
+    def executor(self) -> Executor:
+        """Where the blocks of a step are made."""
+        if self.ray is None:
+            return Here()
+        from outlay.cluster import Cluster
+
+        return Cluster(self.ray, self.threads)
 
 
 class Count:

@@ -1,0 +1,282 @@
+"""Jobs here and on a real Ray cluster of this machine: the same results, retries, and a folder that must be sent."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from outlay.cluster import JOBS_PER_WORKER, N_RETRIES, Cluster
+from outlay.errors import ClusterError, UnknownModel, UsageError
+from outlay.executor import Executor, Here
+from outlay.settings import TeachSettings
+from outlay.single.answering import Answering, Teaching, teach
+from outlay.single.training import finetune
+from outlay.single.work import Running, Silent
+from tests.contracts.executor_contract import ExecutorContract, Multiply, payloads
+from tests.steps_world import StepsWorld, tree
+
+pytest.importorskip("ray")
+N_CPUS = 2
+ONE = Running(threads=1)
+
+
+@pytest.fixture(scope="module")
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder of the machines of the cluster, and where their workers stand."""
+    return tmp_path_factory.mktemp("machine")
+
+
+@pytest.fixture(scope="module")
+def ray(temporary: Path) -> Iterator[None]:
+    """A cluster of two CPUs that this process is connected to."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(temporary)
+        ray.init(
+            address="local",
+            num_cpus=N_CPUS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {"TMPDIR": str(temporary)}},
+        )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What passes for a checkpoint: its files have contents, nobody loads them."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(range(251)) * 17)
+    (folder / "factor.txt").write_text("11")
+    return folder
+
+
+class TestHere(ExecutorContract):
+    @pytest.fixture
+    def executor(self) -> Executor:
+        return Here()
+
+    @pytest.fixture
+    def folder(self, model: Path) -> Path:
+        return model
+
+
+@pytest.mark.usefixtures("ray")
+class TestCluster(ExecutorContract):
+    @pytest.fixture
+    def executor(self) -> Executor:
+        return Cluster("local", 1)
+
+    @pytest.fixture
+    def folder(self, model: Path) -> Path:
+        return model
+
+
+def only_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A path that leads to the folder in this process, and in a worker to what is called so where it stands."""
+    monkeypatch.chdir(folder.parent)
+    return Path("/proc/self/cwd") / folder.name
+
+
+def test_a_folder_that_is_not_there_is_sent_and_removed_again(
+    ray: None, model: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outlay.cluster._PIECE_BYTES", 1009)  # so that the weights take five pieces
+    folder = only_here(model, monkeypatch)
+    with closing(Cluster("local", 1).run(Multiply("factor.txt"), payloads(2, 3, 5, 7, 13), folder)) as made:
+        assert next(made)[1][1] == "folder"  # where a sent one is unpacked
+        [unpacked] = temporary.glob("outlay-*/folder")
+        assert {path.name: path.read_bytes() for path in unpacked.iterdir()} == {
+            path.name: path.read_bytes() for path in model.iterdir()
+        }
+        assert {product for _, (product, _) in made} < {22, 33, 55, 77, 143}
+    assert list(temporary.glob("outlay-*")) == []
+
+
+def test_a_folder_of_that_name_with_another_model_is_not_taken_for_it(
+    ray: None, model: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Same names, same sizes, other weights."""
+    here, there = tmp_path / "teacher", temporary / "teacher"
+    for place, factor in ((here, "11"), (there, "19")):
+        shutil.copytree(model, place)
+        (place / "factor.txt").write_text(factor)
+    [(_, found)] = Cluster("local", 1).run(Multiply("factor.txt"), payloads(3), only_here(here, monkeypatch))
+    assert found == (33, "folder")
+    (there / "factor.txt").write_text("11")
+    [(_, found)] = Cluster("local", 1).run(Multiply("factor.txt"), payloads(3), only_here(here, monkeypatch))
+    assert found == (33, "teacher")
+
+
+@dataclass(frozen=True)
+class Stumble:
+    """Notes every try; the first ``n_bad`` of a job kill the worker, or raise."""
+
+    notes: Path
+    n_bad: int
+    kills: bool
+
+    def __call__(self, folder: Path, payload: int) -> int:
+        tries = self.notes / str(payload)
+        with tries.open("a") as file:
+            file.write("x")
+        if len(tries.read_text()) <= self.n_bad:
+            if self.kills:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError(f"try of {payload}\nand more")
+        return payload
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_a_failed_job_is_tried_twice_more(ray: None, model: Path, tmp_path: Path, kills: bool) -> None:
+    done = dict(Cluster("local", 1).run(Stumble(tmp_path, N_RETRIES, kills), payloads(3), model))
+    assert done == {"job 3": 3}
+    assert (tmp_path / "3").read_text() == "x" * 3
+
+
+def test_a_job_that_fails_for_good_is_named(ray: None, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"^[^\n]*$") as caught:
+        list(Cluster("local", 1).run(Stumble(tmp_path, 99, False), payloads(7), model))
+    assert "job 7 could not be done" in str(caught.value)
+    assert "in 3 tries" in str(caught.value)
+    assert "ValueError (try of 7)" in str(caught.value)
+    assert (tmp_path / "7").read_text() == "xxx"
+
+
+@dataclass(frozen=True)
+class Dawdle:
+    """The job of 1 is done at once, every other takes a minute."""
+
+    notes: Path
+
+    def __call__(self, folder: Path, payload: int) -> int:
+        (self.notes / f"began-{payload}").touch()
+        if payload != 1:
+            time.sleep(60)
+            (self.notes / f"ended-{payload}").touch()
+        return os.getpid()
+
+
+def test_closing_ends_what_is_under_way(ray: None, model: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    with closing(Cluster("local", 1).run(Dawdle(tmp_path), payloads(*range(1, 30)), model)) as made:
+        assert next(made)[0] == "job 1"
+    # Whoever comes next finds the workers free.
+    assert dict(Cluster("local", 1).run(Multiply("factor.txt"), payloads(2), model))["job 2"][0] == 22
+    assert time.monotonic() - began < 30
+    assert list(tmp_path.glob("ended-*")) == []
+    assert len(list(tmp_path.glob("began-*"))) <= JOBS_PER_WORKER * N_CPUS + 1
+
+
+def process_id(folder: Path, payload: int) -> int:
+    return os.getpid()
+
+
+def test_workers_are_kept_from_job_to_job(ray: None, model: Path) -> None:
+    workers = {pid for _, pid in Cluster("local", 1).run(process_id, payloads(*range(17)), model)}
+    assert 1 <= len(workers) <= N_CPUS
+    assert os.getpid() not in workers
+
+
+def test_a_machine_too_small_for_the_threads_is_named(ray: None, model: Path) -> None:
+    with pytest.raises(UsageError, match=r"--threads is 3, and the largest machine .* has 2 CPUs"):
+        list(Cluster("local", 3).run(process_id, payloads(1), model))
+
+
+# --- the teacher pass ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> StepsWorld:
+    return StepsWorld.make(tmp_path_factory.mktemp("world"))
+
+
+def test_a_cluster_writes_the_bytes_of_one_process_and_goes_on_where_it_was(
+    ray: None, world: StepsWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = world.root / "teacher"
+    recipe = world.recipe("entities", "t5", teacher)
+    finetune(recipe, Silent(), train_file=world.file("entities", "train"))
+    asked = Answering(
+        teacher, tmp_path / "one", file=world.file("entities", "pool"), precision="fp32", block_rows=7, running=ONE
+    )
+    for_student = Teaching(student=world.model("small"), settings=TeachSettings(max_logits=5))
+    plain = teach(asked, for_student, Silent())
+    shared = replace(asked, out=tmp_path / "two", running=replace(ONE, ray="local"))
+    assert teach(shared, for_student, Silent()).n_tokens_inferred == plain.n_tokens_inferred
+    expected = tree(tmp_path / "one")
+    assert len([name for name in expected if name.endswith(".safetensors")]) == 5
+    found = tree(tmp_path / "two")
+    assert found.pop("summary.json") != expected.pop("summary.json")  # the folder's name stands in it
+    assert found == expected
+
+    # What is there is not made again: a block of another content stays as it is.
+    half = replace(shared, out=tmp_path / "three")
+    teach(half, for_student, Silent())
+    kept, lost = (tmp_path / "three" / f"targets-0000{number}.safetensors" for number in (1, 3))
+    kept.write_bytes((tmp_path / "one" / "targets-00002.safetensors").read_bytes())
+    lost.unlink()
+    (tmp_path / "three" / "summary.json").unlink()
+    counts = tmp_path / "three" / ".work"
+    counts.mkdir()
+    for number in range(5):
+        (counts / f"count-{number:05d}.json").write_text('{"tokens": 1, "seconds": 0.0}')
+    teach(half, for_student, Silent())
+    again = tree(tmp_path / "three")
+    assert again["targets-00003.safetensors"] == expected["targets-00003.safetensors"]
+    assert again["targets-00001.safetensors"] == expected["targets-00002.safetensors"]
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["", "remote", "host", "http://host:1", "host:port", "a b:1"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(UsageError, match="it must be auto, local, HOST:PORT or ray://HOST:PORT"):
+        Running(ray=address)
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "head.example:6379", "[::1]:6379", "ray://10.0.0.7:10001"])
+def test_addresses_are_read(address: str) -> None:
+    assert isinstance(Running(ray=address).executor(), Cluster)
+
+
+def test_one_process_deals_the_work_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(Running().executor(), Here)
+    with pytest.raises(UsageError, match="use one of both"):
+        Running(ray="auto", device_map="auto").check()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="--ray deals the work out from one process, and there are 2"):
+        Running(ray="auto").check()
+
+
+def test_a_cluster_that_is_not_there_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        with pytest.raises(ClusterError, match=r"^no Ray cluster answers at '[^\n]*refused[^\n]*$"):
+            list(Cluster(address, 1).run(process_id, payloads(1), model))
+
+
+def test_without_ray_the_way_out_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"pip install 'outlay\[ray\]'"):
+        list(Cluster("local", 1).run(process_id, payloads(1), model))
+
+
+def test_a_folder_without_a_model_is_refused_before_anybody_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match=r"no config\.json"):
+        list(Cluster("127.0.0.1:1", 1).run(process_id, payloads(1), tmp_path))
