@@ -71,22 +71,34 @@ def print_outcome(outcome: Outcome) -> None:
     typer.echo(f"rows: {facts['n_rows']:,}{dev}")
     if facts.get("dev") is not None:
         typer.echo(f"best {facts['dev_score']} on dev: {facts['dev']:.2f} in epoch {facts['best_epoch'] + 1}")
+    if facts.get("kept", {}).get("n_positions"):
+        _print_kept(facts["kept"])
     for line in outcome.counts:
         typer.echo(line)
+    if outcome.seconds > 0:
+        typer.echo(f"speed: {facts['n_rows'] / outcome.seconds:,.0f} rows/s")
     typer.echo(f"compute: {outcome.compute}")
     if "profile" in facts:
         _print_profile(facts["profile"])
 
 
+def _print_kept(kept: dict[str, Any]) -> None:
+    capped = f", {kept['n_capped']:,} at the limit of logits" if kept["n_capped"] else ""
+    typer.echo(
+        f"kept: {kept['logits_mean']:.1f} logits a position (most {kept['logits_max']:,}), {kept['bytes_per_position']:.0f} bytes, "
+        f"{100 * kept['mass_mean']:.3f} % of the probability (least {100 * kept['mass_min']:.2f} %){capped}"
+    )
+
+
 def _print_profile(profile: dict[str, Any]) -> None:
     from rich.table import Table
 
-    wall = profile["wall_seconds"]
-    table = Table(title=f"where {wall:,.2f} s went", title_justify="left")
+    total = profile["total_seconds"]
+    table = Table(title=f"where {total:,.2f} s went", title_justify="left")
     for heading in ("part", "seconds", "share"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
     for name, seconds in sorted(profile["seconds"].items(), key=lambda item: -item[1]):
-        table.add_row(name, f"{seconds:,.2f}", f"{100 * seconds / max(wall, 1e-9):.1f} %")
+        table.add_row(name, f"{seconds:,.2f}", f"{100 * seconds / max(total, 1e-9):.1f} %")
     table_console().print(table)
     if profile["utilisation"] is not None:
         peak = profile["peak_flops_per_second"] / 1e9

@@ -20,6 +20,7 @@ from outlay.modelref import fingerprint
 from outlay.settings import PRECISIONS, TeachSettings
 from outlay.single.home import Document, Home, json_bytes, json_lines, read_object
 from outlay.single.inputs import Asked, Inputs, Row, cell, check_golds, read_table, rows_digest, sources_of
+from outlay.single.profiling import new_stopwatch, profile_of_parts, seconds_of
 from outlay.single.scoring import MetricAsked, Scorer
 from outlay.single.targets import ANSWERS, INDEX, ROWS, answer_lines, block_name, index_of
 from outlay.single.work import (
@@ -166,7 +167,8 @@ def teach(asked: Answering, teaching: Teaching, listener: Listener) -> Outcome:
         digests = {path.name: digest_of(path.read_bytes()) for path in blocks}
         identity = {**about, "model_sha256": request["model_sha256"]}
         home.write_json(home.out / INDEX, index_of(form, kind, teaching.settings, digests, identity))
-        return {"targets": str(asked.out), "kind": kind, "n_blocks": len(blocks)}
+        kept = _statistics(blocks)
+        return {"targets": str(asked.out), "kind": kind, "n_blocks": len(blocks), "kept": kept}
 
     return _Blocks(asked, saved, rows, home, request, block_name).run(work, gather, listener)
 
@@ -295,6 +297,23 @@ def _handover(saved: Saved, form: Form, teaching: Teaching) -> tuple[TargetKind,
     return chosen, min(n_logits(teacher, teacher), n_logits(student, base))
 
 
+def _statistics(blocks: Sequence[Path]) -> dict[str, Any]:
+    """How much of what the teacher said is kept, in all blocks."""
+    from outlay.train.target_statistics import TargetStatistics
+    from outlay.train.targets import SparseTargets
+
+    total = sum((SparseTargets.open(path).statistics() for path in blocks), TargetStatistics(0, 0, 0))
+    return {
+        "n_positions": total.n_positions,
+        "bytes_per_position": round(total.bytes_per_position, 2),
+        "logits_mean": round(total.kept_mean, 2),
+        "logits_max": total.kept_max,
+        "mass_mean": round(total.mass_kept_mean, 6),
+        "mass_min": round(total.mass_kept_min, 6),
+        "n_capped": total.n_capped,
+    }
+
+
 def _write_rows(home: Home, rows: Sequence[Row], blocks: Sequence[Path]) -> None:
     """What was asked and what was answered, for people and for the student."""
     from outlay.train.targets import SparseTargets
@@ -310,10 +329,11 @@ def _lines(path: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """One block: the bytes of its file, and what it took."""
+    """One block: the bytes of its file, and what it took; ``parts``: seconds by part, where they were asked for."""
 
     data: bytes
     n_tokens: int
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +350,7 @@ class _Teach:
         from outlay.train import steps
 
         steps.use_threads(self.asked.running.threads)
-        gauge = Count()
+        gauge, stopwatch = Count(), new_stopwatch(self.asked.running.profile)
         targets = steps.teach(
             folder,
             self.saved.sources(part),
@@ -340,8 +360,9 @@ class _Teach:
             gauge=gauge,
             vocab_size=self.vocab_size,
             device_map=self.asked.running.device_map,
+            stopwatch=stopwatch,
         )
-        return _Made(targets.to_bytes(), gauge.n_inferred)
+        return _Made(targets.to_bytes(), gauge.n_inferred, seconds_of(stopwatch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,7 +434,7 @@ class _Blocks:
                 number, now = missing[name], time.monotonic()
                 # First what it took, then the block: a block that is there has its count. Seconds are those since the block
                 # before, wherever it was made, so that they add up to the wall time.
-                took = {"tokens": block.n_tokens, "seconds": round(now - last, 3)}
+                took = {"tokens": block.n_tokens, "seconds": round(now - last, 3), "parts": block.parts}
                 self.home.write_json(self._count(number), took)
                 self.home.write(self._path(number), block.data)
                 last, n_done = now, n_done + len(self._part(number))
@@ -429,13 +450,16 @@ class _Blocks:
         counts = [read_object(self._count(number)) for number in numbers]
         n_tokens = sum(int(count["tokens"]) for count in counts)
         folder = str(self.saved.folder)
+        flops = flops_of(folder, None, self.saved.form, 0, n_tokens)
+        if self.asked.running.profile:
+            facts["profile"] = profile_of_parts([count["parts"] for count in counts], flops, self.asked.precision)
         outcome = Outcome(
             command=self.request["command"],
             out=str(self.home.out),
             facts=facts,
             counts=count_cut(folder, folder, self.saved.form, self.saved.sources(self.rows)),
             n_tokens_inferred=n_tokens,
-            flops=flops_of(folder, None, self.saved.form, 0, n_tokens),
+            flops=flops,
             # Blocks of an earlier attempt count as well.
             seconds=round(max(seconds, sum(float(count["seconds"]) for count in counts) / n_processes()), 3),
         )

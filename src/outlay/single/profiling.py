@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,21 +19,36 @@ def new_stopwatch(wanted: bool) -> Stopwatch | None:
     return Stopwatch(here().device)
 
 
-def profile_of(stopwatch: Stopwatch, flops: int | None, precision: str) -> dict[str, Any]:
-    """What a stopped stopwatch has seen, for people and machines.
+def seconds_of(stopwatch: Stopwatch | None) -> dict[str, float]:
+    """Stop it, and say its seconds by part, the rest as ``other``; nothing where nobody looked."""
+    if stopwatch is None:
+        return {}
+    stopwatch.stop()
+    rest = max(0.0, stopwatch.wall_seconds - sum(stopwatch.seconds.values()))
+    return {name: round(seconds, 4) for name, seconds in {**stopwatch.seconds, "other": rest}.items()}
 
-    ``seconds``: by part, the rest as ``other``; ``flops``: of the model, by `outlay.shape`; ``peak_flops_per_second``: what a plain
-    matrix product reaches here, measured now; ``utilisation``: model FLOPs per wall second as a share of that peak.
+
+def profile_of_parts(pieces: Sequence[Mapping[str, float]], flops: int | None, precision: str) -> dict[str, Any]:
+    """Seconds by part of one or several pieces of work, for people and machines.
+
+    ``flops``: of the model, by `outlay.shape`, ``None`` where they are not known or not all were computed while somebody looked;
+    ``peak_flops_per_second``: what a plain matrix product reaches here, measured at once; ``utilisation``: model FLOPs per second
+    as a share of that peak.
     """
+    from outlay.train.place import here
     from outlay.train.stopwatch import matmul_rate
 
-    wall = stopwatch.wall_seconds
-    seconds = {**stopwatch.seconds, "other": max(0.0, wall - sum(stopwatch.seconds.values()))}
-    peak = matmul_rate(stopwatch.device, precision)
+    seconds: dict[str, float] = {}
+    for piece in pieces:
+        for name, value in piece.items():
+            seconds[name] = round(seconds.get(name, 0.0) + value, 4)
+    total = sum(seconds.values())
+    peak = matmul_rate(here().device, precision)
+    known = flops is not None and total > 0 and all(pieces)
     return {
-        "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        "wall_seconds": round(wall, 4),
+        "seconds": seconds,
+        "total_seconds": round(total, 4),
         "flops": flops,
         "peak_flops_per_second": round(peak),
-        "utilisation": None if flops is None or wall == 0 else round(flops / wall / peak, 4),
+        "utilisation": round((flops or 0) / total / peak, 4) if known else None,
     }

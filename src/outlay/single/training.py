@@ -15,7 +15,7 @@ from outlay.modelref import fingerprint, resolve_folder
 from outlay.settings import TrainSettings
 from outlay.single.home import Home
 from outlay.single.inputs import Asked, Inputs, Row, check_golds, rows_digest, sources_of
-from outlay.single.profiling import new_stopwatch, profile_of
+from outlay.single.profiling import new_stopwatch, profile_of_parts, seconds_of
 from outlay.single.scoring import MetricAsked, Scorer
 from outlay.single.targets import TargetsFolder
 from outlay.single.work import (
@@ -256,7 +256,9 @@ class _Plan:
             "n_processes": n_processes(),
         }
         if stopwatch is not None:
-            facts["profile"] = profile_of(stopwatch, flops, self.settings.precision)
+            # What an earlier attempt computed was not looked at.
+            seen = None if gauge.is_resumed else flops
+            facts["profile"] = profile_of_parts([seconds_of(stopwatch)], seen, self.settings.precision)
         return Outcome(
             command=self.command,
             out=str(self.recipe.out),

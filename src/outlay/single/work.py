@@ -133,6 +133,11 @@ class Count:
         """Wall seconds so far."""
         return self._seconds_before + time.monotonic() - self._began
 
+    @property
+    def is_resumed(self) -> bool:
+        """Whether a part was done by an earlier attempt."""
+        return self._seconds_before > 0
+
     def may_train(self, n_tokens: int) -> bool:
         """Always."""
         return n_tokens >= 0
