@@ -3,7 +3,8 @@
 A load is counted before a step runs, from the shape of the model and the lengths of its rows, batch by batch as the training loop
 and the teacher fill them. A profile holds the seconds of one unit of each term, for each precision, measured by
 `outlay.train.calibrate`. Seconds are the sum of products: a step's overhead, each pass over a layer, FLOPs of the matrices,
-activations and logits that go through memory, weights read and updated. They are for people to plan with: no charge depends on them.
+activations and logits that go through memory, weights read and updated. They are for people to plan with: no charge is made of
+them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 
 from outlay.errors import UsageError
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.shape import ModelShape
+from outlay.shape import ModelShape, flops_infer, flops_train, shape_of_size
+from outlay.sizes import tiny_size
 
 PROFILE_FILE = "machine.toml"
 """Beside the store."""
@@ -25,18 +27,20 @@ WINDOW_BATCHES = 50
 """Batches that the training loop sorts by length together (`outlay.train.encode.training_batches`)."""
 HEAD_SIZE = 64
 """Width of an attention head, where a shape does not say: BERT's and T5's."""
+DECODER_CALLS = 1.5
+"""A decoder layer beside an encoder layer: two attentions and a feed-forward part instead of one and one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
     """What work asks of a machine; loads add up. FLOPs and tokens here include padding, which a charge does not.
 
-    ``steps``: optimiser steps; ``updated``: parameters updated, summed over them. Of training (forward and backward) and of
-    inference: ``calls``: passes over a layer; ``flops``: multiplications and additions of matrices; ``elements``: values that pass
-    through memory between them (tokens x width x layers, and attention scores); ``logits``: positions x outputs. Of inference:
-    ``weights``: parameters read, summed over passes, which is what writing token by token waits for; ``words``: tokens written
-    one after the other; ``kept``: logits searched for the largest, to be written down. ``models``: models made ready; ``loaded``:
-    their parameters; ``read``: tokens of texts read.
+    ``steps``: optimiser steps; ``updated``: parameters updated, summed over them.
+    ``train_*`` (forward and backward), ``infer_*``: ``calls``: passes over a layer; ``flops``: multiplications and additions of
+    matrices; ``elements``: values that go through memory between them (tokens x width x layers, and attention scores);
+    ``logits``: positions x outputs; ``weights``: parameters read, summed over passes: what writing token by token waits for.
+    ``words``: tokens written one after the other; ``kept``: logits searched for the largest, to be written down.
+    ``models``: models made ready; ``loaded``: their parameters; ``read``: tokens of texts.
     """
 
     steps: float = 0.0
@@ -71,8 +75,8 @@ TERMS = tuple(field.name for field in fields(Load))
 class Profile:
     """A machine as measured.
 
-    ``measured``: a date; ``device``: the processor or GPU; ``peak_flops_per_second``: the fastest product of two large matrices seen;
-    ``constants``: by precision (``bf16``, ``fp32``), the seconds of one unit of each of `TERMS`.
+    ``measured``: a date; ``device``: the processor or GPU; ``peak_flops_per_second``: of the fastest product of two large
+    matrices; ``constants``: by precision (``bf16``, ``fp32``), the seconds of one unit of each of `TERMS`.
     """
 
     name: str
@@ -90,7 +94,34 @@ class Profile:
             KeyError: a precision that was not measured.
         """
         constants = self.constants["bf16" if precision.startswith("bf16") else precision]
-        return sum(constants[term] * amount for term, amount in zip(TERMS, astuple(load), strict=True))
+        return float(sum(constants[term] * amount for term, amount in zip(TERMS, astuple(load), strict=True)))
+
+    def utilisation(self, *, train: bool) -> float:
+        """Share of the peak that the model of `REFERENCE` reaches in bf16, in the FLOPs of the charge (`outlay.shape`)."""
+        reader, lengths, n_tokens = REFERENCE, Lengths([64] * 256, [0] * 256), 64 * 256
+        if train:
+            load = training_load(reader, lengths, TrainSettings(epochs=1, batch_size=32, learning_rate=1e-4))
+            flops = flops_train(reader.shape, n_tokens, reader.n_outputs)
+        else:
+            load = answering_load(reader, lengths, TeachSettings(batch_size=64))
+            flops = flops_infer(reader.shape, n_tokens, reader.n_outputs)
+        return min(1.0, flops / self.seconds(load, "bf16") / self.peak_flops_per_second)
+
+    def as_machine(self, price_item: str) -> dict[str, str | int]:
+        """The record of a machine file (`outlay.compute`) that says the same on the flops clock."""
+        return {
+            "name": self.name,
+            "price_item": price_item,
+            "peak_flops_per_second": self.peak_flops_per_second,
+            "utilisation_train": f"{max(1e-4, self.utilisation(train=True)):.4f}",
+            "utilisation_infer": f"{max(1e-4, self.utilisation(train=False)):.4f}",
+            "source": f"measured {self.measured} on {self.device}, {self.threads} threads",
+        }
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        seconds = {precision: dict(constants) for precision, constants in self.constants.items()}
+        return {**{name: getattr(self, name) for name in _HEAD}, "seconds": seconds}
 
     def to_toml(self) -> str:
         """As `load_profile` reads it."""
@@ -152,13 +183,20 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A model and how it answers: ``n_outputs`` of an encoder's head, ``per_token`` where it tags; ``n_choices``: labels that a model
-    which writes must score, 0 where it writes freely."""
+    """A model and how it answers.
+
+    ``n_outputs``: of an encoder's head, ``per_token`` where it tags; ``n_choices``: labels that a model which writes must score,
+    0 where it writes freely.
+    """
 
     shape: ModelShape
     n_outputs: int
     per_token: bool = False
     n_choices: int = 0
+
+
+REFERENCE = Reader(shape_of_size(tiny_size("encoder", 6, 384, 30522)), n_outputs=2)
+"""What utilisation is said of: the shape of all-MiniLM-L6, a common student."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +241,9 @@ def answering_load(reader: Reader, lengths: Lengths, settings: TeachSettings, *,
             total += _inferred(reader, _passed(reader, batch))
         elif reader.n_choices:
             total += _inferred(reader, _encoded(reader, batch))
-            total += _inferred(reader, _decoded(reader, Batch(reader.n_choices * batch.n_rows, batch.source, batch.answer)))
+            total += _inferred(
+                reader, _decoded(reader, Batch(reader.n_choices * batch.n_rows, batch.source, batch.answer))
+            )
         else:
             total += _written(reader, batch, settings.beams)
             if keep:
@@ -265,7 +305,7 @@ def _decoded(reader: Reader, batch: Batch) -> _Pass:
     n_logits = n_said * shape.vocab_size
     elements = n_said * (1.5 * shape.hidden_size + n_heads * seen) + n_read * shape.hidden_size
     flops = 2 * (shape.n_decoder_layers * per_layer + n_logits * shape.hidden_size)
-    return _Pass(shape.n_decoder_layers, flops, shape.n_decoder_layers * elements, n_logits)
+    return _Pass(DECODER_CALLS * shape.n_decoder_layers, flops, shape.n_decoder_layers * elements, n_logits)
 
 
 def _written(reader: Reader, batch: Batch, beams: int) -> Load:
@@ -294,7 +334,7 @@ def _inferred(reader: Reader, one: _Pass) -> Load:
 def _n_weights(shape: ModelShape, one: _Pass) -> float:
     """Parameters that a pass reads, by the share of all layers it goes through."""
     head = shape.hidden_size * shape.vocab_size if shape.family != "encoder" and one.logits else 0
-    share = one.calls / max(1, shape.n_layers + shape.n_decoder_layers)
+    share = one.calls / max(1, shape.n_layers + DECODER_CALLS * shape.n_decoder_layers)
     return share * shape.n_matmul_parameters + head
 
 
@@ -303,7 +343,7 @@ def _n_parameters(reader: Reader) -> int:
 
 
 def _training_batches(lengths: Lengths, settings: TrainSettings) -> Iterator[Batch]:
-    """Batches of one epoch as the loop makes them, but for chance: every k-th row by length stands for a window of shuffled rows."""
+    """Batches of one epoch as the loop makes them, but for chance: every k-th row by length stands for a shuffled window."""
     order = sorted(range(len(lengths)), key=lambda i: lengths.sources[i] + lengths.answers[i])
     n_rows = settings.batch_size
     if settings.batch_tokens is not None:

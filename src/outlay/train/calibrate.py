@@ -1,7 +1,7 @@
-"""Measures a machine: short trainings and answers of random models of several sizes, and the constants that explain their seconds.
+"""Measures a machine: short trainings and answers of random models, and the constants that explain their seconds.
 
-Every figure comes from the same functions that real steps are made of (`outlay.train.steps`), so that a constant holds whatever a step
-really does. The constants of `outlay.speed.Load` are found by least squares on relative errors, none of them negative.
+Every figure comes from the functions that real steps are made of (`outlay.train.steps`), so that a constant stands for all that a
+step really does. The constants of `outlay.speed.Load` are found by least squares on relative errors, none of them negative.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from outlay.form import Form
 from outlay.settings import TeachSettings, TrainSettings
@@ -31,17 +32,19 @@ from outlay.train.models import ModelSpec, head_for, load_tokenizer
 from outlay.train.place import here
 from outlay.train.steps import Watch, finetune, predict, teach, use_threads
 
+Matrix = NDArray[np.float64]
+
 TRAIN_TERMS = ("steps", "updated", "train_calls", "train_flops", "train_elements", "train_logits")
 INFER_TERMS = ("infer_calls", "infer_flops", "infer_elements", "infer_logits", "infer_weights", "words")
 START_TERMS = ("models", "loaded", "read")
 
 N_WORDS = 400
 """Different words of the texts, each one token."""
-MEASURED_SECONDS = 0.7
+MEASURED_SECONDS = 0.4
 """Of one training, once it is warm."""
-N_STEPS, N_LEAST, N_WARM = 24, 5, 2
+N_STEPS, N_LEAST, N_WARM = 16, 4, 2
 """Steps of one training at most, at least, and before they count."""
-N_BATCHES = 4
+N_BATCHES = 3
 PEAK_WIDTH, N_PEAK = 1536, 4
 
 
@@ -74,7 +77,7 @@ def t5_size(n_layers: int, hidden_size: int, vocab_size: int = 8192) -> Size:
 
 
 def default_trials() -> list[Trial]:
-    """Narrow and wide, shallow and deep, short and long, small and large batches; half a minute of training and answering each."""
+    """Narrow and wide, shallow and deep, short and long, small and large batches: every term weighs in some of them."""
     return [
         Trial(encoder_size(2, 128), 8, 16),
         Trial(encoder_size(6, 128), 32, 32),
@@ -127,25 +130,33 @@ def calibrate(
 
 
 def fit_terms(samples: Sequence[Sample], terms: Sequence[str]) -> dict[str, float]:
-    """Seconds of one unit of each term, none below 0, with the least squares of relative errors (0 for a term that no sample has).
-
-    The best of the unconstrained solutions over all subsets of the terms: exact, since there are few.
-    """
+    """Seconds of one unit of each term by `least_relative_squares`; 0 for a term that no sample has."""
     columns = [TERMS.index(term) for term in terms]
     asked = np.array([astuple(sample.load) for sample in samples], dtype=np.float64)[:, columns]
-    relative = asked / np.array([sample.seconds for sample in samples])[:, None]
+    found = least_relative_squares(asked, np.array([sample.seconds for sample in samples]))
+    return dict(zip(terms, found.tolist(), strict=True))
+
+
+def least_relative_squares(amounts: Matrix, seconds: Matrix) -> Matrix:
+    """Constants ``[K]``, none below 0, with the least sum of squares of ``amounts @ constants / seconds - 1``.
+
+    ``amounts``: ``[N, K]``, K small; ``seconds``: ``[N]``, above 0. The best of the unconstrained solutions over all subsets of
+    the K columns: exact.
+    """
+    relative = amounts / seconds[:, None]
     scale = np.linalg.norm(relative, axis=0)
-    usable = [i for i in range(len(terms)) if scale[i] > 0]
-    best, error = np.zeros(len(terms)), float(len(samples))
+    usable = [i for i in range(amounts.shape[1]) if scale[i] > 0]
+    best, error = np.zeros(amounts.shape[1]), float(len(seconds))
     for n in range(1, len(usable) + 1):
         for subset in combinations(usable, n):
             picked = list(subset)
-            part, *_ = np.linalg.lstsq(relative[:, picked] / scale[picked], np.ones(len(samples)), rcond=None)
-            left = float(np.square(relative[:, picked] / scale[picked] @ part - 1).sum())
+            scaled = relative[:, picked] / scale[picked]
+            part, *_ = np.linalg.lstsq(scaled, np.ones(len(seconds)), rcond=None)
+            left = float(np.square(scaled @ part - 1).sum())
             if (part >= 0).all() and left < error:
-                best, error = np.zeros(len(terms)), left
+                best, error = np.zeros(amounts.shape[1]), left
                 best[picked] = part / scale[picked]
-    return dict(zip(terms, best.tolist(), strict=True))
+    return best
 
 
 def answer_lengths(ref: str, base: str, form: Form, answers: Sequence[str]) -> list[int]:
@@ -184,7 +195,9 @@ class Measured:
         if self.keeping:
             # Beside the answers, which are known by now.
             rest = [replace(s, seconds=s.seconds - _seconds(s.load, found)) for s in self.keeping]
-            found |= fit_terms([s for s in rest if s.seconds > 0], ("kept",)) if any(s.seconds > 0 for s in rest) else {}
+            found |= (
+                fit_terms([s for s in rest if s.seconds > 0], ("kept",)) if any(s.seconds > 0 for s in rest) else {}
+            )
         found |= fit_terms([s for s in self.starting if s.seconds > 0], START_TERMS)
         return found
 
@@ -194,15 +207,13 @@ class _Clock:
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
-        self.asked: list[float] = []
         self.done: list[float] = []
         self.n_tokens: list[int] = []
 
     def may_train(self, n_tokens: int) -> bool:
         """Until enough steps were seen."""
-        self.asked.append(time.perf_counter())
         warm = self.done[N_WARM - 1 :]
-        return len(self.done) < N_LEAST or warm[-1] - warm[0] < MEASURED_SECONDS
+        return n_tokens >= 0 and (len(self.done) < N_WARM + N_LEAST or warm[-1] - warm[0] < MEASURED_SECONDS)
 
     def trained(self, n_tokens: int) -> None:
         """Note a training step."""
@@ -285,7 +296,7 @@ class _Lab:
     def _rows(self, trial: Trial, n: int) -> tuple[list[tuple[str, ...]], list[str]]:
         """Texts with more words than tokens may be read, so that each is cut to the same length; answers likewise."""
         draw = random.Random(0)
-        sources = [(" ".join(draw.choices(self._words, k=trial.source)),) for _ in range(n)]
+        sources: list[tuple[str, ...]] = [(" ".join(draw.choices(self._words, k=trial.source)),) for _ in range(n)]
         if not trial.answer:
             return sources, [draw.choice(("no", "yes")) for _ in range(n)]
         return sources, [" ".join(draw.choices(self._words, k=trial.answer)) for _ in range(n)]
@@ -316,7 +327,7 @@ def _lengths(trial: Trial, n: int) -> Lengths:
 
 
 def _seconds(load: Load, constants: dict[str, float]) -> float:
-    return sum(constants[term] * amount for term, amount in zip(TERMS, astuple(load), strict=True))
+    return float(sum(constants[term] * amount for term, amount in zip(TERMS, astuple(load), strict=True)))
 
 
 def _peak_flops_per_second(dtype: torch.dtype) -> float:
