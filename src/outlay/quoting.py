@@ -139,12 +139,12 @@ class Quoter:
     """Upper bounds of what steps cost, from the request, the price book and the flops clock alone."""
 
     def __init__(self, known: Known) -> None:
-        self._known = known
+        self.known = known
         self.machine = known.machine
 
     def quote(self, step: Step) -> Quote:
         """What ``step`` costs at most."""
-        known = self._known
+        known = self.known
         if isinstance(step, Buy):
             return Quote.of(known.label_price, Fraction(step.n * known.request.seller.redundancy))
         price = known.machine_price
@@ -171,16 +171,16 @@ class Quoter:
         match step:
             case Train():
                 n_trained = step.settings.epochs * self._bought_tokens(step.model.ref, step.labels, step.dev)
-                n_rows = step.labels.n - _n_carved(step.dev)
-                n_inferred = _n_evaluations(step.settings, n_rows) * self.dev_tokens(step)
+                n_rows = step.labels.n - n_carved(step.dev)
+                n_inferred = n_evaluations(step.settings, n_rows) * self.dev_tokens(step)
                 return Work(step.model.ref, n_trained, n_inferred)
             case Teach():
                 return Work(step.teacher.model.ref, 0, self._spoken_tokens(step))
             case Distil():
-                n_inferred = _n_evaluations(step.settings, step.n_rows) * self.dev_tokens(step)
+                n_inferred = n_evaluations(step.settings, step.n_rows) * self.dev_tokens(step)
                 return Work(step.model.ref, step.settings.epochs * self._learnt_tokens(step), n_inferred)
             case Score():
-                test = self._known.tokens[step.model.model.ref].test
+                test = self.known.tokens[step.model.model.ref].test
                 return Work(step.model.model.ref, 0, self._answered_tokens(step.model, test[-1], len(test) - 1))
         raise TypeError(f"{type(step).__name__} is no compute step")
 
@@ -188,7 +188,7 @@ class Quoter:
         """Tokens of one evaluation on the dev rows."""
         if step.dev is None:
             return 0
-        counts, n_rows = self._known.tokens[step.model.ref], step.dev.n
+        counts, n_rows = self.known.tokens[step.model.ref], step.dev.n
         return self._answered_tokens(step, (counts.train if step.dev.how == "carved" else counts.dev)[n_rows], n_rows)
 
     def _answered_tokens(self, step: Train | Distil, n_source_tokens: int, n_rows: int) -> int:
@@ -196,34 +196,34 @@ class Quoter:
         ref = step.model.ref
         if isinstance(step, Distil) and step.target == "classes":
             return self._scored_tokens(ref, n_source_tokens, n_rows)
-        return n_source_tokens + n_rows * self._known.longest_answer[ref]
+        return n_source_tokens + n_rows * self.known.longest_answer[ref]
 
     def _bought_tokens(self, ref: str, labels: Buy, dev: Dev | None) -> int:
         """Sources and answers of the bought rows that are trained on, once."""
-        counts, first = self._known.tokens[ref], _n_carved(dev)
+        counts, first = self.known.tokens[ref], n_carved(dev)
         sources = counts.train[labels.n] - counts.train[first]
-        return sources + (labels.n - first) * self._known.longest_answer[ref]
+        return sources + (labels.n - first) * self.known.longest_answer[ref]
 
     def _spoken_tokens(self, step: Teach) -> int:
         """A class is scored label by label; an answer is written beam by beam. Its logits are those of the steps that wrote it;
         beams and samples leave none and padding has none, so then it is read once more."""
         ref = step.teacher.model.ref
-        counts, n_rows = self._known.tokens[ref], step.stop - step.start
+        counts, n_rows = self.known.tokens[ref], step.stop - step.start
         sources = counts.pool[step.stop] - counts.pool[step.start]
         if step.target == "classes":
             return self._scored_tokens(ref, sources, n_rows)
         settings = step.settings
         again = step.target == "tokens" and (settings.beams > 1 or settings.sample or settings.keep_padding)
         n_passes = settings.beams + (1 if again else 0)
-        return sources + n_passes * n_rows * self._known.longest_answer[ref]
+        return sources + n_passes * n_rows * self.known.longest_answer[ref]
 
     def _learnt_tokens(self, step: Distil) -> int:
         """Tokens of one epoch over the pool; beside a teacher's tokens, a gold answer is read in a pass of its own."""
         ref, n_rows = step.model.ref, step.n_rows
-        sources = self._known.tokens[ref].pool[n_rows]
+        sources = self.known.tokens[ref].pool[n_rows]
         if step.target == "classes":
             return self._scored_tokens(ref, sources, n_rows, trained=True)
-        n_tokens = sources + n_rows * self._known.longest_answer[ref]
+        n_tokens = sources + n_rows * self.known.longest_answer[ref]
         if step.gold is None or step.target != "tokens":
             return n_tokens
         return n_tokens + self._bought_tokens(ref, step.gold, step.dev)
@@ -231,16 +231,16 @@ class Quoter:
     def _scored_tokens(self, ref: str, n_source_tokens: int, n_rows: int, *, trained: bool = False) -> int:
         """A distribution over the classes takes an encoder one pass. A model that writes reads the source once and each label
         behind it; only a causal model in training reads the source with every label."""
-        longest = self._known.longest_answer[ref]
+        longest = self.known.longest_answer[ref]
         if longest == 0:
             return n_source_tokens
-        n_labels = len(self._known.encoding.form.labels)
-        n_copies = n_labels if trained and self._known.shapes[ref].family == "causal" else 1
+        n_labels = len(self.known.encoding.form.labels)
+        n_copies = n_labels if trained and self.known.shapes[ref].family == "causal" else 1
         return n_copies * n_source_tokens + n_labels * n_rows * longest
 
     def flops(self, work: Work) -> tuple[int, int]:
         """FLOPs trained and inferred (T-Few §4.2: 6N and 2N per token of an encoder or decoder, 3N and N of both together)."""
-        shape, n_outputs = self._known.shapes[work.ref], self._known.n_outputs
+        shape, n_outputs = self.known.shapes[work.ref], self.known.n_outputs
         trained = flops_train(shape, work.n_tokens_trained, n_outputs)
         return trained, flops_infer(shape, work.n_tokens_inferred, n_outputs)
 
@@ -253,11 +253,12 @@ class Quoter:
         return self.machine.hours(*self.flops(work))
 
 
-def _n_carved(dev: Dev | None) -> int:
+def n_carved(dev: Dev | None) -> int:
+    """Bought labels that are set aside for dev."""
     return dev.n if dev is not None and dev.how == "carved" else 0
 
 
-def _n_evaluations(settings: TrainSettings, n_rows: int) -> int:
+def n_evaluations(settings: TrainSettings, n_rows: int) -> int:
     """Evaluations of a whole training: one after each epoch, or one every so many steps and one at the end."""
     if settings.eval_steps is None:
         return settings.epochs

@@ -7,8 +7,6 @@ the deterministic clock, the cash by the wall clock and only for what was made t
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from outlay.circumstance import environment
 from outlay.errors import BudgetExceeded, LedgerDamaged, OutlayError
 from outlay.gauge import StepGauge, lost_seconds
 from outlay.labels.base import Order
@@ -27,9 +26,11 @@ from outlay.point import Point, PointCircumstance, PointRequest, PointResult, Re
 from outlay.prepare import Prepared, added_micros
 from outlay.quoting import Quoter, Work
 from outlay.recipe import Buy, Distil, Recipe, Step, Train
-from outlay.runfolder import RunFolder, write_json
+from outlay.runfolder import RunFolder, Timing, write_json
+from outlay.speed import PROFILE_FILE, load_profile
 from outlay.store import Artifact, Store, digest_of, key_of
 from outlay.strategy import NotAvailable, Outcome, describe, strategy
+from outlay.timing import Forecast, Forecaster
 from outlay.watcher import Silent, Watcher
 from outlay.workshop import LABELS_FILE, SCORES_FILE, Bench, Made, Workshop, cut_lines, label_lines
 
@@ -66,7 +67,7 @@ class Runner:
 
     def run_folder(self, run_id: str) -> RunFolder:
         """Where one run keeps its files."""
-        return RunFolder(self.folder / "runs" / run_id)
+        return RunFolder.of(self.folder, run_id)
 
     def finished(self, run_id: str) -> Point | None:
         """The point of a run that is done, after checking that the ledger still holds all that the run booked.
@@ -152,6 +153,9 @@ class _Execution:
         self._watcher = runner._watcher
         self._quoter = Quoter(prepared.known)
         self._workshop = Workshop(prepared, self._artifact_of)
+        profile = load_profile(runner.store.root.parent / PROFILE_FILE)
+        self._forecaster = Forecaster(self._quoter, profile, self._workshop.answer_lengths)
+        self._forecasts: dict[str, Forecast] = {}
         self._payer = runner.payer(self._run_id)
         self._artifacts: dict[str, Artifact] = {}
         self._steps: list[Step] = []
@@ -269,6 +273,7 @@ class _Execution:
         return artifact
 
     def _make(self, step: Step, hold: Hold, folder: Path) -> Artifact:
+        self._forecasts[hold.key] = foreseen = self._forecaster.forecast(step)
         gauge = StepGauge(
             self._quoter,
             step,
@@ -291,7 +296,11 @@ class _Execution:
                 made.files,
                 meta={"request": step.request(), "what": describe(step)},
                 usage=made.usage,
-                circumstance={**environment(step), "seconds_by_payer": gauge.finish()},
+                circumstance={
+                    **environment(getattr(step, "threads", None)),
+                    "predicted_seconds": round(foreseen.seconds, 3),
+                    "seconds_by_payer": gauge.finish(),
+                },
             )
 
     def _storage_key(self, step: Step) -> str:
@@ -333,8 +342,16 @@ class _Execution:
             cash_micros=cash_micros,
             note=note,
         )
+        if not isinstance(step, Buy):
+            self._files.note(self._timing(hold.key, describe(step), artifact))
         self._files.step(hold.key).unlink(missing_ok=True)
         self._watcher.end(describe(step), reused, self._ledger.balance(self._run_id))
+
+    def _timing(self, key: str, what: str, artifact: Artifact) -> Timing:
+        seen = self._forecasts.get(key)
+        if seen is None:
+            return Timing(key, what, None, None, None)
+        return Timing(key, what, round(seen.seconds, 3), seen.by, round(float(self._my_hours(artifact) * 3600), 3))
 
     @contextmanager
     def _released_on_error(self, hold: Hold) -> Iterator[None]:
@@ -461,20 +478,6 @@ def role_of(step: Step) -> str:
     if isinstance(step, Train):
         return step.role
     return {"buy": "labels", "teach": "targets", "distil": "student", "score": "scores"}[step.kind]
-
-
-def environment(step: Step | None) -> dict[str, str | int | float | None]:
-    """Machine class, threads and library versions: equal bytes are promised within one such environment only."""
-    from importlib.metadata import version
-
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()}-{platform.machine()}",
-        "n_cores": os.cpu_count(),
-        "threads": getattr(step, "threads", None),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-    }
 
 
 def _work_of(step: Step, artifact: Artifact, quoter: Quoter) -> Work:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,30 @@ from outlay.errors import SpendError
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """Wall seconds of one compute step, for people.
+
+    ``key``: of its hold; ``what`` was done; ``predicted`` before it ran, ``by`` what; ``measured`` this time. All three are
+    ``None`` where it was reused.
+    """
+
+    key: str
+    what: str
+    predicted: float | None
+    by: str | None
+    measured: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunFolder:
     """The files of one run below a results folder."""
 
     path: Path
+
+    @classmethod
+    def of(cls, folder: Path, run_id: str) -> RunFolder:
+        """Of one run of a results folder."""
+        return cls(folder / "runs" / run_id)
 
     @property
     def manifest(self) -> Path:
@@ -28,6 +48,20 @@ class RunFolder:
     def step(self, key: str) -> Path:
         """What is known about a step under way: its kind, and the heartbeat of its gauge."""
         return self.path / "steps" / f"{key}.json"
+
+    def timings(self) -> list[Timing]:
+        """What `note` wrote, in the order of the steps; nothing where nothing was."""
+        path = self._timings
+        return [Timing(**record) for record in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+
+    def note(self, timing: Timing) -> None:
+        """Keep how long a step took."""
+        others = [known for known in self.timings() if known.key != timing.key]
+        write_json(self._timings, [asdict(each) for each in (*others, timing)])
+
+    @property
+    def _timings(self) -> Path:
+        return self.path / "seconds.json"
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -34,7 +34,7 @@ from outlay.artifact import MANIFEST, Artifact, manifest_bytes, read_manifest
 from outlay.canonical import canonical_json, digest_of, key_of
 from outlay.errors import ArtifactDamaged, DiskFull, QuotaExceeded, StoreError
 
-__all__ = ["Artifact", "GcReport", "Store", "Workspace", "canonical_json", "digest_of", "key_of"]
+__all__ = ["Artifact", "GcReport", "Store", "Workspace", "canonical_json", "default_root", "digest_of", "key_of"]
 
 Artifacts = list[Artifact]  # inside `Store`, `list` is a method
 USED = "used"
@@ -386,6 +386,12 @@ class Store:
         """Out of sight in one step, so that a reader never meets half an artifact."""
         with self._device_errors(), self._writing() as temporary:
             folder.rename(temporary / folder.name)
+
+
+def default_root() -> Path:
+    """Where artifacts are kept unless a folder is named: ``OUTLAY_STORE``, else below the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("OUTLAY_STORE") or cache / "outlay" / "store")
 
 
 def _write(path: Path, content: bytes | Path) -> str:

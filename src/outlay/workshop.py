@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from outlay.metrics import main_score, missing_text, score
 from outlay.prepare import Prepared
-from outlay.recipe import Buy, Dev, Distil, Encoding, Judge, Score, Step, Teach, Train
+from outlay.quoting import n_carved
+from outlay.recipe import Buy, Distil, Encoding, Judge, Model, Score, Step, Teach, Train
 from outlay.store import Artifact
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ TARGETS_FILE = "targets.safetensors"
 PREDICTIONS_FILE = "predictions.json"
 SCORES_FILE = "scores.json"
 TRAINING_FILE = "training.json"
+
+N_SAMPLED = 512
+"""Bought labels whose lengths stand for those of all answers, where seconds are foreseen."""
 
 Files = dict[str, bytes | Path]
 
@@ -55,6 +59,7 @@ class Workshop:
     def __init__(self, prepared: Prepared, artifact_of: Callable[[Step], Artifact]) -> None:
         self._prepared = prepared
         self._artifact_of = artifact_of
+        self._answer_lengths: dict[tuple[str, str], list[int]] = {}
 
     def make(self, step: Step, bench: Bench) -> Made:
         """Do the work of ``step`` on the artifacts of its inputs.
@@ -80,11 +85,21 @@ class Workshop:
         """The labels bought, in the split's seeded order."""
         return parse_label_lines(self._file(buy, LABELS_FILE).read_bytes())
 
+    def answer_lengths(self, labels: Buy, model: Model) -> list[int]:
+        """Tokens of some of the labels bought, as ``model`` writes them; 0 for an encoder."""
+        at = labels.key, model.ref
+        if at not in self._answer_lengths:
+            from outlay.train.calibrate import answer_lengths
+
+            said = self.read_labels(labels)[:N_SAMPLED]
+            self._answer_lengths[at] = answer_lengths(model.ref, model.base, self._prepared.task.form, said)
+        return self._answer_lengths[at]
+
     def _train(self, step: Train, bench: Bench) -> Made:
         from outlay.train.steps import finetune
 
         labels = self.read_labels(step.labels)
-        first = _n_carved(step.dev)
+        first = n_carved(step.dev)
         out = _fresh(bench.folder / "model")
         progress = finetune(
             _spec(step),
@@ -103,7 +118,7 @@ class Workshop:
 
         blocks = [SparseTargets.from_bytes(self._file(block, TARGETS_FILE).read_bytes()) for block in step.targets]
         # Rows carved out for dev stay in the pool's order, so that its blocks are the same for every run, but are not trained on.
-        held_out = {row.text for row in self._prepared.train[: _n_carved(step.dev)]}
+        held_out = {row.text for row in self._prepared.train[: n_carved(step.dev)]}
         pool = self._prepared.pool[: step.n_rows]
         kept = [i for i, row in enumerate(pool) if row.text not in held_out]
         out = _fresh(bench.folder / "model")
@@ -267,10 +282,6 @@ def _main_value(encoding: Encoding, answers: Sequence[str], golds: Sequence[str]
         n_bootstrap=1,
     )
     return readings[main_score(encoding.metric)].value
-
-
-def _n_carved(dev: Dev | None) -> int:
-    return dev.n if dev is not None and dev.how == "carved" else 0
 
 
 def _spec(step: Train | Distil) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from outlay import __version__
-from outlay.cli import books, models, runs, steps, tasks
+from outlay.cli import books, machines, models, runs, steps, tasks
 from outlay.cli.common import fail
 from outlay.errors import OutlayError
 
@@ -38,6 +38,7 @@ app.add_typer(tasks.task_app, name="task")
 app.add_typer(tasks.data_app, name="data")
 app.add_typer(models.model_app, name="model")
 app.add_typer(books.store_app, name="store")
+app.add_typer(machines.machine_app, name="machine")
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""

@@ -52,12 +52,10 @@ def table_console(n_columns: int = 118) -> Console:
 
 def open_store(folder: Path | None) -> Store:
     """The store to use: the option, else ``OUTLAY_STORE``, else the user's cache; with the quota of ``OUTLAY_STORE_QUOTA``."""
-    from outlay.store import Store
+    from outlay.store import Store, default_root
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = folder or Path(os.environ.get("OUTLAY_STORE") or cache / "outlay" / "store")
     quota = os.environ.get("OUTLAY_STORE_QUOTA")
-    return Store(root, quota_bytes=parse_bytes(quota) if quota else None)
+    return Store(folder or default_root(), quota_bytes=parse_bytes(quota) if quota else None)
 
 
 def parse_bytes(text: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import zip_longest
@@ -16,11 +17,13 @@ from itertools import zip_longest
 from outlay.errors import HoldError
 from outlay.ledger import Anchor, Entry, Ledger
 from outlay.money import format_usd
+from outlay.runfolder import RunFolder, Timing
 
 WIDTH = 100
 _SHOWN = ("topup", "settle", "overrun", "lost", "cancel")
 _WORDS = {"topup": "budget topped up", "overrun": "overrun", "lost": "lost work", "cancel": "run cancelled"}
 _HEADINGS = ("what", "item", "quantity and price", "charge", "cash", "left")
+_SECONDS = ("what", "seconds by", "predicted", "measured")
 _N_WORD_COLUMNS = 2  # they wrap; the columns of numbers never do
 
 
@@ -43,7 +46,10 @@ class ReceiptLine:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A run's money, in micro-dollars. The totals include overruns; the cash total includes lost work as well."""
+    """A run's money, in micro-dollars. The totals include overruns; the cash total includes lost work as well.
+
+    ``timings``: wall seconds of its compute steps, which are no money: foreseen before each ran, and measured.
+    """
 
     run_id: str
     opened_at: str
@@ -61,6 +67,7 @@ class Receipt:
     left_cash_micros: int
     cancelled: bool
     anchor: Anchor
+    timings: tuple[Timing, ...] = ()
 
 
 def receipt(ledger: Ledger, run_id: str) -> Receipt:
@@ -94,6 +101,7 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
         left_cash_micros=max(0, budget - cash - held_cash),
         cancelled=any(entry.kind == "cancel" for entry in entries),
         anchor=Anchor(entries[-1].hash, entries[-1].seq),
+        timings=tuple(RunFolder.of(ledger.path.parent, run_id).timings()),
     )
 
 
@@ -101,20 +109,18 @@ def render_text(receipt: Receipt) -> str:
     """The receipt as plain text, aligned, at most `WIDTH` columns wide where the amounts allow it."""
     rows = [_HEADINGS, _budget_row(receipt), *(_row(line) for line in _merged(receipt.lines))]
     rows.append(_total_row(receipt))
-    widths = _fit([max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))])
-    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    drawn = [_aligned(row, widths) for row in rows]
     title = f"Receipt of run {_one_line(receipt.run_id)}"
     head = [*textwrap.wrap(title, WIDTH), f"opened {_moment(receipt.opened_at)}", ""]
-    table = [drawn[0], rule, *drawn[1:-1], rule, drawn[-1]]
-    return "\n".join([*head, *table, "", *_summary(receipt)]) + "\n"
+    seconds = [*_drawn([_SECONDS, *_seconds_rows(receipt.timings)]), ""] if receipt.timings else []
+    return "\n".join([*head, *_drawn(rows), "", *seconds, *_summary(receipt)]) + "\n"
 
 
 def render_markdown(receipt: Receipt) -> str:
     """The receipt as a Markdown table."""
     rows = [_budget_row(receipt), *(_row(line) for line in _merged(receipt.lines)), _total_row(receipt)]
-    drawn = [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in (_HEADINGS, *rows)]
-    drawn.insert(1, "|---|---|--:|--:|--:|--:|")
+    drawn = _markdown([_HEADINGS, *rows])
+    if receipt.timings:
+        drawn += ["", *_markdown([_SECONDS, *_seconds_rows(receipt.timings)])]
     title = f"**Receipt of run `{_one_line(receipt.run_id)}`**, opened {_moment(receipt.opened_at)}"
     summary = [f"- {line}" for line in _summary(receipt)]
     return "\n".join([title, "", *drawn, "", *summary]) + "\n"
@@ -254,6 +260,41 @@ def _unit_price(unit_usd: str) -> str:
     """A unit price with all its decimals, and at least 2 of them."""
     whole, _, decimals = unit_usd.partition(".")
     return f"${int(whole):,}.{decimals.rstrip('0').ljust(2, '0')}"
+
+
+def _seconds_rows(timings: Sequence[Timing]) -> list[tuple[str, ...]]:
+    """Predicted and measured seconds of each step, the blocks of a teacher pass together, and the totals of what was done this
+    time."""
+    done = [each for each in timings if each.measured is not None]
+    blocks: dict[tuple[str, str | None], list[Timing]] = {}
+    for each in timings:
+        blocks.setdefault((each.what, each.by), []).append(each)
+    rows = [
+        (_one_line(what if len(each) == 1 else f"{what}, {len(each)} blocks"), by or "reused", *_sums(each))
+        for (what, by), each in blocks.items()
+    ]
+    return [*rows, ("total", "", *_sums(done))]
+
+
+def _sums(timings: Sequence[Timing]) -> tuple[str, str]:
+    if not timings or timings[0].measured is None:
+        return "", ""
+    sums = sum(each.predicted or 0.0 for each in timings), sum(each.measured or 0.0 for each in timings)
+    return f"{sums[0]:,.1f}", f"{sums[1]:,.1f}"
+
+
+def _drawn(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of a table: headings, a rule, rows, a rule, the total."""
+    widths = _fit([max(len(row[column]) for row in rows) for column in range(len(rows[0]))])
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    drawn = [_aligned(row, widths) for row in rows]
+    return [drawn[0], rule, *drawn[1:-1], rule, drawn[-1]]
+
+
+def _markdown(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    drawn = [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in rows]
+    n_numbers = len(rows[0]) - _N_WORD_COLUMNS
+    return [drawn[0], f"|{'---|' * _N_WORD_COLUMNS}{'--:|' * n_numbers}", *drawn[1:]]
 
 
 def _fit(widths: list[int]) -> list[int]:

@@ -1,0 +1,163 @@
+"""`outlay machine`: what machines cost and how fast they are, and how fast the one that is here is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from outlay.cli.common import Json, PricesOption, StoreOption, print_json, table_console
+
+if TYPE_CHECKING:
+    from outlay.compute import Machine
+    from outlay.speed import Profile
+
+machine_app = typer.Typer(help="What machines cost, and how fast they are.", no_args_is_help=True)
+
+MachinesOption = Annotated[
+    list[Path] | None, typer.Option("--machines", help="Your own machine file (TOML); may be repeated.")
+]
+
+
+@machine_app.command("calibrate")
+def calibrate(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The profile to write. (default: machine.toml beside the store)")
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="What to call this machine.")] = "here",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that steps will compute with.")] = 2,
+    price_item: Annotated[
+        str, typer.Option("--price-item", help="Price item of the machine record that is printed.")
+    ] = "cpu",
+    store: StoreOption = None,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine in under a minute, so that the seconds of a step are known before it runs."""
+    from outlay.speed import PROFILE_FILE
+
+    path = out or _root(store).parent / PROFILE_FILE
+    profile = _measured(name, threads, quiet=as_json)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(profile.to_toml(), encoding="utf-8")
+    if as_json:
+        print_json({"file": str(path), "profile": profile.to_json(), "machine": profile.as_machine(price_item)})
+        return
+    _print_measured(profile, price_item, path, is_found=out is None)
+
+
+@machine_app.command("list")
+def list_machines(machines: MachinesOption = None, prices: PricesOption = None, as_json: Json = False) -> None:
+    """List the machines that compute can be charged as: dollars an hour, peak, utilisation."""
+    from outlay.compute import load_machines
+
+    usd = _prices(prices)
+    found = load_machines(machines or [])
+    if as_json:
+        print_json([_document(machine, usd) for machine in found.values()])
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("Machine", "$ an hour", "peak TFLOP/s", "training", "inference", "source"):
+        table.add_column(heading, justify="left" if heading in ("Machine", "source") else "right", overflow="fold")
+    for machine in found.values():
+        table.add_row(
+            escape(machine.name),
+            usd.get(machine.price_item, "no price"),
+            f"{machine.peak_flops_per_second / 1e12:,.4g}",
+            f"{float(machine.utilisation_train):.0%}",
+            f"{float(machine.utilisation_infer):.0%}",
+            escape(machine.source),
+        )
+    table_console().print(table)
+
+
+@machine_app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A machine, or `here`: the one that was measured.")],
+    machines: MachinesOption = None,
+    prices: PricesOption = None,
+    store: StoreOption = None,
+    as_json: Json = False,
+) -> None:
+    """Print one machine: its price and speed, or the profile that `machine calibrate` wrote."""
+    from outlay.compute import load_machines, machine
+    from outlay.speed import PROFILE_FILE, load_profile
+
+    path = _root(store).parent / PROFILE_FILE
+    profile = load_profile(path)
+    if profile is not None and name == profile.name and name not in load_machines(machines or []):
+        if as_json:
+            print_json({"file": str(path), **profile.to_json()})
+        else:
+            typer.echo(f"{path}\n\n{profile.to_toml()}", nl=False)
+        return
+    document = _document(machine(name, machines or []), _prices(prices))
+    if as_json:
+        print_json(document)
+        return
+    for key, value in document.items():
+        typer.echo(f"{key:22}  {'no price' if value is None else value}")
+
+
+def _measured(name: str, threads: int, *, quiet: bool) -> Profile:
+    from rich.console import Console
+
+    from outlay.cli.progress import live_bars
+    from outlay.train.calibrate import calibrate as measure
+
+    console = Console(stderr=True, highlight=False)
+    if not quiet:
+        console.print(f"measuring this machine with {threads} threads; nothing else should run meanwhile")
+    with live_bars(console, ("detail",), quiet=quiet) as bars:
+        task = bars.add_task("measuring", total=None, detail="")
+
+        def told(n_done: int, n_total: int) -> None:
+            bars.update(task, completed=n_done, total=n_total, detail=f"{n_done} of {n_total}")
+
+        return measure(threads=threads, name=name, on_progress=told)
+
+
+def _print_measured(profile: Profile, price_item: str, path: Path, *, is_found: bool) -> None:
+    record = profile.as_machine(price_item)
+    typer.echo(
+        f"{profile.device}, {profile.threads} threads, torch {profile.torch}: "
+        f"{profile.peak_flops_per_second / 1e9:,.0f} GFLOP/s on large matrices, of which training reaches "
+        f"{float(record['utilisation_train']):.0%} and inference {float(record['utilisation_infer']):.0%} "
+        "on a model of 6 layers of 384"
+    )
+    typer.echo(f"profile: {path}")
+    if not is_found:
+        typer.echo(f"steps read machine.toml beside the store; {path} is only kept")
+    typer.echo(
+        "\nTo be charged by what this machine reaches, put this into a file and add --machines FILE --machine NAME:\n"
+    )
+    typer.echo("[[machine]]")
+    for key, value in record.items():
+        typer.echo(f"{key} = {value if isinstance(value, int) else chr(34) + str(value) + chr(34)}")
+
+
+def _root(store: Path | None) -> Path:
+    from outlay.store import default_root
+
+    return store or default_root()
+
+
+def _prices(extra: list[Path] | None) -> dict[str, str]:
+    from outlay.money import PriceBook
+
+    return {price.item: str(price.usd) for price in PriceBook.load(extra or []).items()}
+
+
+def _document(machine: Machine, usd: dict[str, str]) -> dict[str, Any]:
+    return {
+        "name": machine.name,
+        "price_item": machine.price_item,
+        "usd_per_hour": usd.get(machine.price_item),
+        "peak_flops_per_second": machine.peak_flops_per_second,
+        "utilisation_train": float(machine.utilisation_train),
+        "utilisation_infer": float(machine.utilisation_infer),
+        "source": machine.source,
+    }
