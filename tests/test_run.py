@@ -273,7 +273,9 @@ def test_diverged_training_fails_the_point_and_gives_the_hold_back(
     one = runner(tmp_path / "out", tmp_path / "store")
     prepared = world.prepared(strategy="annotate", n_initial=None, budget_micros=4_100_000)
     with monkeypatch.context() as broken:
-        broken.setattr(lessons, "cross_entropy", lambda logits, _labels: logits.sum(-1) * float("nan"))
+        broken.setattr(
+            lessons, "cross_entropy", lambda logits, _labels, _positions: logits.sum(-1).flatten() * float("nan")
+        )
         point = one.execute(prepared)
     assert point.result.status == "failed"
     assert "lower the learning rate" in str(point.result.reason)

@@ -84,8 +84,9 @@ def print_outcome(outcome: Outcome) -> None:
 
 def _print_kept(kept: dict[str, Any]) -> None:
     capped = f", {kept['n_capped']:,} at the limit of logits" if kept["n_capped"] else ""
+    logits = f"{kept['logits_mean']:.1f} logits a position (most {kept['logits_max']:,})"
     typer.echo(
-        f"kept: {kept['logits_mean']:.1f} logits a position (most {kept['logits_max']:,}), {kept['bytes_per_position']:.0f} bytes, "
+        f"kept: {logits}, {kept['bytes_per_position']:.0f} bytes, "
         f"{100 * kept['mass_mean']:.3f} % of the probability (least {100 * kept['mass_min']:.2f} %){capped}"
     )
 

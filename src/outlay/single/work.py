@@ -54,7 +54,8 @@ class Running:
 
     ``save_seconds``, ``save_steps``: how often a training may write a checkpoint; ``fsdp``: deal the weights among the processes;
     ``device_map``: ``auto`` spreads a model over every GPU of one process; ``report_to``: a tracker; ``profile``: say where the
-    main process's time went; ``ray``: the address of a Ray cluster whose machines do the work, as `outlay.cluster.Cluster` reads it.
+    main process's time went; ``ray``: the address of a Ray cluster whose machines do the work, as `outlay.cluster.Cluster`
+    reads it.
     """
 
     threads: int = DEFAULT_THREADS

@@ -1,10 +1,11 @@
 """Log-probabilities of a few classes per row, and of all the others together, without a wide copy of the logits.
 
-A loss over a vocabulary of V classes that names K of them at a position needs K + 1 numbers there: their log-probabilities and that
-of the remaining classes, the *tail*. `log_probabilities` reduces logits ``[R, V]`` to these, chunk by chunk, so that a formula over
-them is a formula over a few thousand numbers, and PyTorch's own autograd differentiates it. The gradient goes back to ``[R, V]``
-through one buffer in the dtype of the logits, which the forward pass fills already: with s_v = exp(z_v / T) / Σ_tail exp(z_u / T),
-the tail's logit is t = log Σ_tail exp(z_u / T) and ∂t/∂z_v = s_v / T, so one multiplication per class is left to the backward pass.
+A loss over a vocabulary of V classes that names K of them at a position needs K + 1 numbers there: their log-probabilities and
+that of the remaining classes, the *tail*. `log_probabilities` reduces logits ``[R, V]`` to these, chunk by chunk, so that a
+formula over them is a formula over a few thousand numbers, and PyTorch's own autograd differentiates it. The gradient goes back
+to ``[R, V]`` through one buffer in the dtype of the logits, which the forward pass fills already: with s_v = exp(z_v / T) /
+Σ_tail exp(z_u / T), the tail's logit is t = log Σ_tail exp(z_u / T) and ∂t/∂z_v = s_v / T, so one multiplication per class is
+left to the backward pass.
 That is one exponential per class for both passes; `torch.nn.functional.cross_entropy` takes two, and two wide buffers more.
 
 N is the number of positions that count, M that of the classes named at them.
@@ -83,9 +84,9 @@ class Segments:
 class Cells:
     """The classes that are named, in logits ``[R, V]``.
 
-    ``rows``: int64 ``[N]``, the rows that count, increasing, or ``None``: all of them; ``segments``: which of these rows a class
-    belongs to; ``indices``: int64 ``[M]``, the classes, distinct within a row; ``complete``: at every row all classes are named, so
-    that there is no tail.
+    ``rows``: int64 ``[N]``, the rows that count, increasing, or ``None``: all of them; ``segments``: which of these rows a
+    class belongs to; ``indices``: int64 ``[M]``, the classes, distinct within a row; ``complete``: at every row all classes are
+    named, so that there is no tail.
     """
 
     rows: Tensor | None
@@ -108,7 +109,8 @@ def log_probabilities(logits: Tensor, cells: Cells, temperature: float) -> tuple
     """log q of the named classes ``[M]`` and of the tail ``[N]`` (``None`` where ``cells`` are complete), q = softmax(z / T).
 
     Rows that do not count are not read, and their gradient is 0. A row whose classes are all named although the cells are not
-    complete has some -10^30 as its tail. The gradient can be taken once: the backward pass works in the buffer of the forward pass.
+    complete has some -10^30 as its tail. The gradient can be taken once: the backward pass works in the buffer of the forward
+    pass.
 
     Args:
         logits: ``[R, V]``, any float dtype. Computed in float32, or in float64 where they are.

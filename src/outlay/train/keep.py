@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ def _exponential_sums(logits: Tensor, top: Tensor, temperatures: Sequence[float]
     falling = sorted({1.0, *temperatures}, reverse=True)
     weights = (logits - top).div_(falling[0]).exp_()
     sums = {falling[0]: weights.sum(-1, keepdim=True)}
-    for above, here in zip(falling[:-1], falling[1:], strict=True):
+    for above, here in itertools.pairwise(falling):
         weights.pow_(above / here)
         sums[here] = weights.sum(-1, keepdim=True)
     return sums

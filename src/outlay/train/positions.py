@@ -34,8 +34,9 @@ _LARGEST_DIFFERENCE = np.float32(np.finfo(np.float16).max)
 class Terms:
     """What is kept of a position; the same for all positions of some targets.
 
-    ``kind``: what a unit is; ``vocab_size``: V, classes the teacher chose among (0 for ``text``); ``max_logits``, ``tail_mass``: as in
-    `outlay.settings.TeachSettings`, both 0 where every class is kept; ``temperatures``: those with a log-sum-exp.
+    ``kind``: what a unit is; ``vocab_size``: V, classes the teacher chose among (0 for ``text``); ``max_logits``,
+    ``tail_mass``: as in `outlay.settings.TeachSettings`, both 0 where every class is kept; ``temperatures``: those with a
+    log-sum-exp.
     """
 
     kind: TargetKind

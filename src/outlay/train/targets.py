@@ -109,7 +109,8 @@ class SparseTargets:
     ) -> SparseTargets:
         """Keep the largest of full ``logits`` ``[positions, V]``; `TargetsBuilder` does so step by step.
 
-        ``offsets``: int64 ``[rows + 1]``, row ``i`` owns positions ``offsets[i]:offsets[i + 1]``; ``units``: int32 ``[positions]``;
+        ``offsets``: int64 ``[rows + 1]``, row ``i`` owns positions ``offsets[i]:offsets[i + 1]``; ``units``: int32
+        ``[positions]``;
         ``n_real`` ``None``: every position is real.
         """
         terms = Terms.of(kind, logits.shape[-1], max_logits, tail_mass, temperatures)
@@ -370,8 +371,8 @@ class TargetsBuilder:
     ) -> None:
         """What was said in ``rows``, ``[n]``; before or after `put`.
 
-        ``units``: of each row, real ones; ``n_kept``: ``[n]``, positions of each row that are kept, its first ones, where those behind
-        the end of an answer are kept too: they hold ``pad_unit``. ``None`` = real positions only.
+        ``units``: of each row, real ones; ``n_kept``: ``[n]``, positions of each row that are kept, its first ones, where those
+        behind the end of an answer are kept too: they hold ``pad_unit``. ``None`` = real positions only.
 
         Raises:
             ValueError: a row that was answered before, or an answer longer than what is kept of it.

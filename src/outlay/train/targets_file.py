@@ -30,8 +30,8 @@ _DTYPES = {
 class Block:
     """Consecutive rows and their positions, end to end.
 
-    ``n_positions``, ``n_real``, ``n_entries``: unsigned ``[rows]``, positions of each row, real ones among them, logits kept by all
-    of them.
+    ``n_positions``, ``n_real``, ``n_entries``: unsigned ``[rows]``, positions of each row, real ones among them, logits kept by
+    all of them.
     """
 
     terms: Terms
