@@ -139,7 +139,9 @@ def test_the_tail_is_one_class(name: str, k: int) -> None:
     targets = sparse(teacher, k, 2.0)
     values = divergence(name, student, targets, temperature=2.0, js_beta=0.7)
     for at in range(LENGTH):
-        expected = brute_force(name, student[at].tolist(), teacher[at].tolist(), targets.indices.view(LENGTH, k)[at].tolist(), 2.0, 0.7)
+        expected = brute_force(
+            name, student[at].tolist(), teacher[at].tolist(), targets.indices.view(LENGTH, k)[at].tolist(), 2.0, 0.7
+        )
         assert values[at].item() == pytest.approx(4 * expected, rel=1e-5, abs=1e-5)
 
 
