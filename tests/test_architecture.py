@@ -123,6 +123,7 @@ INNER: dict[str, set[str]] = {
     "ledger.chain": {"ledger.book", "ledger.reading", "ledger.audit", "ledger.file", "ledger.owner"},
     "ledger.audit": {"ledger.book"},
     "ledger.reading": {"ledger.book"},
+    "train.fused": {"train.losses", "train.targets", "train.heads", "train.lessons", "train.loop", "train.steps"},
     "train.losses": {"train.loop", "train.steps", "train.models", "train.targets", "train.heads", "train.lessons"},
     "train.targets": {"train.loop", "train.steps", "train.models", "train.heads", "train.lessons"},
     "train.heads": {"train.writers", "train.lessons", "train.models", "train.loop", "train.steps"},

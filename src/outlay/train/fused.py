@@ -1,12 +1,11 @@
 """Log-probabilities of a few classes per row, and of all the others together, without a wide copy of the logits.
 
 A loss over a vocabulary of V classes that names K of them at a position needs K + 1 numbers there: their log-probabilities and
-that of the remaining classes, the *tail*. `log_probabilities` reduces logits ``[R, V]`` to these, chunk by chunk, so that a
-formula over them is a formula over a few thousand numbers, and PyTorch's own autograd differentiates it. The gradient goes back
-to ``[R, V]`` through one buffer in the dtype of the logits, which the forward pass fills already: with s_v = exp(z_v / T) /
-Σ_tail exp(z_u / T), the tail's logit is t = log Σ_tail exp(z_u / T) and ∂t/∂z_v = s_v / T, so one multiplication per class is
-left to the backward pass.
-That is one exponential per class for both passes; `torch.nn.functional.cross_entropy` takes two, and two wide buffers more.
+that of the remaining classes, the *tail*. `log_probabilities` reduces logits ``[R, V]`` to these, chunk by chunk, so that the
+loss is a formula over a few thousand numbers, which PyTorch's own autograd differentiates. The gradient of ``[R, V]`` is one
+buffer in the dtype of the logits, and the forward pass fills it: with s_v = exp(z_v / T) / Σ_tail exp(z_u / T), the tail's
+logit is t = log Σ_tail exp(z_u / T) and ∂t/∂z_v = s_v / T, so one multiplication per class is left to the backward pass. That is
+one exponential per class for both passes; `torch.nn.functional.cross_entropy` takes two, and two more wide buffers.
 
 N is the number of positions that count, M that of the classes named at them.
 """
@@ -21,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CPU_CHUNK = 1 << 17
-"""Logits looked at together on a CPU, per thread: 512 KiB of float32, which the cache of one core holds."""
+CPU_CHUNK = 1 << 18
+"""Logits looked at together on a CPU, per thread: 1 MiB of float32, about what the cache of one core holds."""
 
 ACCELERATOR_CHUNK = 1 << 25
 """Logits looked at together elsewhere: 128 MiB of float32, beside which the start of a kernel takes no time."""
@@ -84,9 +83,10 @@ class Segments:
 class Cells:
     """The classes that are named, in logits ``[R, V]``.
 
-    ``rows``: int64 ``[N]``, the rows that count, increasing, or ``None``: all of them; ``segments``: which of these rows a
-    class belongs to; ``indices``: int64 ``[M]``, the classes, distinct within a row; ``complete``: at every row all classes are
-    named, so that there is no tail.
+    ``rows``: int64 ``[N]``, the rows that count, increasing, or ``None``: all of them;
+    ``segments``: which of these rows a class belongs to;
+    ``indices``: int64 ``[M]``, the classes, distinct within a row;
+    ``complete``: all classes of every row are named, so that there is no tail.
     """
 
     rows: Tensor | None
@@ -109,8 +109,7 @@ def log_probabilities(logits: Tensor, cells: Cells, temperature: float) -> tuple
     """log q of the named classes ``[M]`` and of the tail ``[N]`` (``None`` where ``cells`` are complete), q = softmax(z / T).
 
     Rows that do not count are not read, and their gradient is 0. A row whose classes are all named although the cells are not
-    complete has some -10^30 as its tail. The gradient can be taken once: the backward pass works in the buffer of the forward
-    pass.
+    complete has some -10^30 for its tail. A graph gives its gradient once: the backward pass works in the forward pass's buffer.
 
     Args:
         logits: ``[R, V]``, any float dtype. Computed in float32, or in float64 where they are.
@@ -239,7 +238,9 @@ def _chunks(logits: Tensor, cells: Cells, temperature: float, fill: float) -> It
         if chunk.dtype == block.dtype:
             torch.mul(chunk, 1.0 / temperature, out=block)
         else:
-            block.copy_(chunk).mul_(1.0 / temperature)
+            block.copy_(chunk)
+            if temperature != 1.0:
+                block.mul_(1.0 / temperature)
         bounds = cells.segments.bounds(start, stop)
         if bounds is None:
             here = (flat >= start * n_classes) & (flat < stop * n_classes)

@@ -1,9 +1,8 @@
 """Losses: one value per position that counts, in nats, and their sum.
 
-Logits are ``[..., V]``: ``V`` is the number of classes (or the vocabulary); the leading axes are batch, or batch and position,
-and are read as one axis of R rows. N of these rows are the positions that count. Everything is computed in float32 whatever
-comes in (in float64 where the logits are), though never for all logits at once (`outlay.train.fused`). Nothing here makes a GPU
-wait.
+Logits are ``[..., V]``: ``V`` is the number of classes (or the vocabulary); the leading axes, batch, or batch and position, are
+read as one axis of R rows. N of these rows are the positions that count. Everything is computed in float32 whatever comes in (in
+float64 where the logits are), though never for all logits at once (`outlay.train.fused`). Nothing here makes a GPU wait.
 
 The divergences read a teacher through its largest logits (`Sparse`). The stored classes enter one by one, all the others as one
 *tail bucket*: its teacher mass is exact, because the log-sum-exp over the full vocabulary at this temperature is stored, and only
@@ -51,8 +50,8 @@ class Sparse:
 
     ``positions``: int64 ``[N]``, rows of the student's flattened logits ``[R, V]``, increasing;
     ``entries``: int64 ``[M]``, the position (0 to N - 1) of a kept class, non-decreasing, at least one class for each;
-    ``indices``: int64 ``[M]``, the class, distinct within a position; ``logits``: float32 ``[M]``, its raw logit, not divided
-    by T;
+    ``indices``: int64 ``[M]``, the class, distinct within a position;
+    ``logits``: float32 ``[M]``, its raw logit, not divided by T;
     ``logsumexp``: float32 ``[N]``, log Σ_v exp(z_v / T) over the teacher's full vocabulary;
     ``complete``: all V classes are kept at every position; there is no tail then, and ``logsumexp`` is not read.
     """
