@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ class Largest(NamedTuple):
     """The K largest logits of N positions and how many of them are kept, on the logits' device.
 
     ``logits``: float32 ``[N, K]``, falling; ``indices``: int64 ``[N, K]``; ``n_kept``: int64 ``[N]``; ``logsumexp``: float32
-    ``[N, temperatures]``.
+    ``[N, temperatures]``. Where K = V the logits are raw, else less the largest of their position; log-sum-exps are of them.
     """
 
     logits: Tensor
@@ -54,7 +55,11 @@ def _largest(logits: Tensor, terms: Terms) -> Largest:
     if terms.tail_mass > 0:
         mass = ((values - top).double().exp() / sums[1.0].double()).cumsum(-1)
         n_kept = ((1.0 - mass > terms.tail_mass).sum(-1) + 1).clamp_max(values.shape[1])
-    return Largest(values, indices, n_kept, torch.cat([sums[t].log() + top / t for t in terms.temperatures], dim=-1))
+    logsumexp = torch.cat([sums[t].log() for t in terms.temperatures], dim=-1)
+    if terms.complete:
+        level = torch.cat([top / t for t in terms.temperatures], dim=-1)
+        return Largest(values, indices, n_kept, logsumexp + level)
+    return Largest(values - top, indices, n_kept, logsumexp)
 
 
 def _exponential_sums(logits: Tensor, top: Tensor, temperatures: Sequence[float]) -> dict[float, Tensor]:
@@ -65,7 +70,7 @@ def _exponential_sums(logits: Tensor, top: Tensor, temperatures: Sequence[float]
     falling = sorted({1.0, *temperatures}, reverse=True)
     weights = (logits - top).div_(falling[0]).exp_()
     sums = {falling[0]: weights.sum(-1, keepdim=True)}
-    for above, here in zip(falling[:-1], falling[1:], strict=True):
+    for above, here in itertools.pairwise(falling):
         weights.pow_(above / here)
         sums[here] = weights.sum(-1, keepdim=True)
     return sums
