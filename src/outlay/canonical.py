@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 from outlay.errors import StoreError
 
@@ -40,6 +41,16 @@ def key_of(value: object) -> str:
 def digest_of(data: bytes) -> str:
     """Sha256, in hex, of bytes."""
     return hashlib.sha256(data).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """Sha256, in hex, of a file's bytes, read piece by piece.
+
+    Raises:
+        OSError: no such file.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(value: object, at: str) -> object:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outlay.canonical import digest_of
+from outlay.canonical import digest_of, digest_of_file
 from outlay.errors import ArtifactDamaged, MissingData, UsageError
 from outlay.form import Form, TargetKind
 from outlay.settings import TeachSettings, TrainSettings
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from outlay.train.targets import SparseTargets
 
 INDEX, ROWS, ANSWERS = "targets.json", "rows.jsonl", "answers.jsonl"
-FORMAT = 1
+FORMAT = 2
 
 
 def block_name(number: int) -> str:
@@ -87,24 +87,26 @@ class TargetsFolder:
         return rows
 
     def load(self, n_rows: int) -> SparseTargets:
-        """The targets of the first ``n_rows`` rows.
+        """The targets of the first ``n_rows`` rows, mapped into memory: each block is read once here, for its sha256, and then
+        where it is used.
 
         Raises:
-            ArtifactDamaged: a block that does not match its sha256.
+            ArtifactDamaged: a block that is not there, does not match its sha256 or has another format.
         """
         from outlay.train.targets import SparseTargets
 
         blocks: list[SparseTargets] = []
+        n_found = 0
         for name, sha256 in self.index["blocks"].items():
-            if sum(map(len, blocks)) >= n_rows:
+            if n_found >= n_rows:
                 break
             path = self.folder / name
-            data = path.read_bytes() if path.is_file() else b""
-            if digest_of(data) != sha256:
+            if not path.is_file() or digest_of_file(path) != sha256:
                 raise ArtifactDamaged(
                     f"{path} does not match its sha256 in {INDEX}; remove {path} and {INDEX}, teach again"
                 )
-            blocks.append(SparseTargets.from_bytes(data))
+            blocks.append(SparseTargets.open(path))
+            n_found += len(blocks[-1])
         whole = SparseTargets.concatenate(blocks)
         return whole if len(whole) == n_rows else whole.select(range(n_rows))
 

@@ -21,7 +21,7 @@ class Largest(NamedTuple):
     """The K largest logits of N positions and how many of them are kept, on the logits' device.
 
     ``logits``: float32 ``[N, K]``, falling; ``indices``: int64 ``[N, K]``; ``n_kept``: int64 ``[N]``; ``logsumexp``: float32
-    ``[N, temperatures]``.
+    ``[N, temperatures]``. Where K = V the logits are raw, else less the largest of their position; log-sum-exps are of them.
     """
 
     logits: Tensor
@@ -55,7 +55,11 @@ def _largest(logits: Tensor, terms: Terms) -> Largest:
     if terms.tail_mass > 0:
         mass = ((values - top).double().exp() / sums[1.0].double()).cumsum(-1)
         n_kept = ((1.0 - mass > terms.tail_mass).sum(-1) + 1).clamp_max(values.shape[1])
-    return Largest(values, indices, n_kept, torch.cat([sums[t].log() + top / t for t in terms.temperatures], dim=-1))
+    logsumexp = torch.cat([sums[t].log() for t in terms.temperatures], dim=-1)
+    if terms.complete:
+        level = torch.cat([top / t for t in terms.temperatures], dim=-1)
+        return Largest(values, indices, n_kept, logsumexp + level)
+    return Largest(values - top, indices, n_kept, logsumexp)
 
 
 def _exponential_sums(logits: Tensor, top: Tensor, temperatures: Sequence[float]) -> dict[float, Tensor]:

@@ -1,13 +1,16 @@
 """Positions laid end to end, as a teacher's words are kept in memory and on disk: numpy arrays, ragged, gathered without loops.
 
-A position keeps its largest logits. Where the whole vocabulary is kept (*complete*), they are float32. Else the largest is
-float32 and the others are float16 differences below it, which are right to a relative 2⁻¹¹ wherever the logits lie.
+A position keeps its largest logits. Where the whole vocabulary is kept (*complete*), they are raw and float32. Else only what a
+softmax sees is kept: by how much each lies below the largest, in float16, and log-sum-exps less the largest logit over T. These
+are moved by log(Σ_kept exp(rounded z / T) / Σ_kept exp(z / T)), so that what is kept has the mass it had before rounding, and
+the mass of all others, one less that, is right to the precision of float32. Under unmoved log-sum-exps it would take up the
+rounding of all that is kept, a thousand times its own size where a teacher is sure (docs/distillation.md has the figures).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,16 +30,13 @@ TAIL_MASS = TeachSettings().tail_mass
 _NARROW_VOCABULARY = 1 << 16
 """Classes that a uint16 can number."""
 
-_LARGEST_DIFFERENCE = np.float32(np.finfo(np.float16).max)
-
 
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What is kept of a position; the same for all positions of some targets.
 
-    ``kind``: what a unit is; ``vocab_size``: V, classes the teacher chose among (0 for ``text``); ``max_logits``,
-    ``tail_mass``: as in `outlay.settings.TeachSettings`, both 0 where every class is kept; ``temperatures``: those with a
-    log-sum-exp.
+    ``kind``: what a unit is; ``vocab_size``: V, classes the teacher chose among (0 for ``text``); ``max_logits``, ``tail_mass``:
+    as in `outlay.settings.TeachSettings`, both 0 where every class is kept; ``temperatures``: those with a log-sum-exp.
     """
 
     kind: TargetKind
@@ -70,11 +70,11 @@ class Positions:
     """N positions and the M logits that they keep, end to end.
 
     ``units``: ``[N]`` int32 (uint16 where it can be), the class, tag or token that was said there;
-    ``logsumexp``: ``[N, temperatures]`` float32, log Σ_v exp(z_v / T) over the full vocabulary;
+    ``logsumexp``: ``[N, temperatures]`` float32, log Σ_v exp(z_v / T) over the full vocabulary, at the level of ``logits``;
     ``indices``: ``[M]`` int32 (uint16 where V allows), classes by falling logit within a position, equal ones by number;
     ``n_kept``: ``[N]`` unsigned, how many a position keeps, at least 1; ``None`` = V each;
-    ``logits``: raw, ``[N]`` float32, the largest of each position; or ``[M]`` where ``below`` is ``None``, all of them;
-    ``below``: ``[M - N]`` float16, how far the other logits lie below the largest.
+    ``logits``: raw, ``[M]`` float32, where the whole vocabulary is kept; else ``[M - N]`` float16, those of a position less its
+    largest, which is left out.
     """
 
     units: Array
@@ -82,7 +82,6 @@ class Positions:
     indices: Array
     n_kept: Array | None
     logits: Array
-    below: Array | None
 
     def __len__(self) -> int:
         return len(self.units)
@@ -91,7 +90,9 @@ class Positions:
     def pack(
         cls, terms: Terms, units: Array, n_kept: Array, indices: Array, logits: Array, logsumexp: Array
     ) -> Positions:
-        """From float32 ``logits`` ``[M]`` beside ``indices`` ``[M]``, falling within each position, ``n_kept`` ``[N]`` of them.
+        """From ``logits`` ``[M]`` beside ``indices`` ``[M]``, falling within each position, ``n_kept`` ``[N]`` of them.
+
+        They may be at any level within a position (raw, or log-probabilities), the one of ``logsumexp`` ``[N, temperatures]``.
 
         Raises:
             ValueError: lengths that do not belong together, a position without logits or with too many, logits that rise.
@@ -107,36 +108,22 @@ class Positions:
         if n and (counts.min() < (limit if terms.complete else 1) or counts.max() > limit):
             wanted = f"{limit}" if terms.complete else f"1 to {limit}"
             raise ValueError(f"a position keeps {counts.min()} to {counts.max()} logits; it must keep {wanted}")
-        n_each, largest, below = None, logits, None
-        if not terms.complete:
-            first = np.zeros(m, dtype=bool)
-            first[offsets_of(counts)[:-1]] = True
-            n_each, largest = narrowest(counts), logits[first]
-            difference = (np.repeat(largest, counts) - logits)[~first]
-            if (logits[1:] > logits[:-1])[~first[1:]].any():
-                raise ValueError("the logits of a position must fall")
-            below = np.minimum(difference, _LARGEST_DIFFERENCE).astype(np.float16)
-        return cls(
-            units=_narrow_units(units, terms),
-            logsumexp=np.asarray(logsumexp, dtype=np.float32),
-            indices=indices.astype(_class_dtype(terms)),
-            n_kept=n_each,
-            logits=np.asarray(largest, dtype=np.float32),
-            below=below,
-        )
+        said, classes = _narrow_units(units, terms), indices.astype(_class_dtype(terms))
+        if terms.complete:
+            return cls(said, np.asarray(logsumexp, np.float32), classes, None, np.asarray(logits, np.float32))
+        rounded, sums = _rounded(np.asarray(logits), counts, np.asarray(logsumexp), terms.temperatures)
+        return cls(said, sums, classes, narrowest(counts), rounded)
 
     @classmethod
     def none(cls, terms: Terms) -> Positions:
         """No positions."""
         nothing = np.zeros(0)
-        sums = np.zeros((0, len(terms.temperatures)))
-        return cls.pack(terms, nothing, nothing, nothing, np.zeros(0, dtype=np.float32), sums)
+        return cls.pack(terms, nothing, nothing, nothing, nothing, np.zeros((0, len(terms.temperatures))))
 
     def narrowed(self, terms: Terms) -> Positions:
         """The same in the narrowest dtypes that hold it, so that equal positions have equal bytes."""
         n_kept = None if self.n_kept is None else narrowest(self.n_kept)
-        units = _narrow_units(self.units, terms)
-        return Positions(units, self.logsumexp, self.indices, n_kept, self.logits, self.below)
+        return replace(self, units=_narrow_units(self.units, terms), n_kept=n_kept)
 
     def counts(self, terms: Terms) -> NDArray[np.int64]:
         """How many logits each position keeps, int64 ``[N]``."""
@@ -144,15 +131,13 @@ class Positions:
             return np.full(len(self), terms.vocab_size, dtype=np.int64)
         return self.n_kept.astype(np.int64)
 
-    def raw_logits(self) -> NDArray[np.float32]:
-        """All logits kept, float32 ``[M]``."""
-        if self.below is None or self.n_kept is None:
+    def all_logits(self) -> NDArray[np.float32]:
+        """All logits kept, float32 ``[M]``, at the level of ``logsumexp``."""
+        if self.n_kept is None:
             return self.logits
         counts = self.n_kept.astype(np.int64)
-        logits: NDArray[np.float32] = np.repeat(self.logits, counts)
-        others = np.ones(len(logits), dtype=bool)
-        others[offsets_of(counts)[:-1]] = False
-        logits[others] -= self.below
+        logits = np.zeros(int(counts.sum()), dtype=np.float32)
+        logits[~_firsts(counts)] = self.logits
         return logits
 
 
@@ -183,11 +168,12 @@ class RowPlaces:
     def joined(cls, parts: Sequence[RowPlaces], n_pieces: Sequence[int]) -> RowPlaces:
         """The rows of all parts; ``n_pieces``: pieces that each part has."""
         before = offsets_of(np.array(n_pieces))
+        nothing = np.zeros(0, dtype=np.int64)
         return cls(
-            np.concatenate([part.piece + n for part, n in zip(parts, before[:-1], strict=True)]),
-            np.concatenate([part.position for part in parts]),
-            np.concatenate([part.entry for part in parts]),
-            np.concatenate([part.n_positions for part in parts]),
+            np.concatenate([nothing, *(part.piece + n for part, n in zip(parts, before[:-1], strict=True))]),
+            np.concatenate([nothing, *(part.position for part in parts)]),
+            np.concatenate([nothing, *(part.entry for part in parts)]),
+            np.concatenate([nothing, *(part.n_positions for part in parts)]),
         )
 
 
@@ -220,20 +206,19 @@ def _gather_sorted(
         shape = (-1, terms.vocab_size)
         indices = _take([piece.indices.reshape(shape) for piece in used], at, bounds).reshape(-1)
         logits = _take([piece.logits.reshape(shape) for piece in used], at, bounds).reshape(-1)
-        return Positions(units, logsumexp, indices, None, logits, None)
+        return Positions(units, logsumexp, indices, None, logits)
     n_kept = _take([_present(piece.n_kept) for piece in used], at, bounds)
     n_entries = n_kept.astype(np.int64)
     before = offsets_of(n_entries)
     entry = before[:-1] + np.repeat(places.entry - before[offsets[:-1]], counts)
-    # Each position before this one has a logit that is not in ``below``; so has each position gathered.
+    # Each position before this one has a largest logit, which is not there; so has each position gathered.
     others, n_before = ranges(entry - at, n_entries - 1), before[bounds] - bounds
     return Positions(
         units=units,
         logsumexp=logsumexp,
         indices=_take([piece.indices for piece in used], ranges(entry, n_entries), before[bounds]),
         n_kept=n_kept,
-        logits=_take([piece.logits for piece in used], at, bounds),
-        below=_take([_present(piece.below) for piece in used], others, n_before),
+        logits=_take([piece.logits for piece in used], others, n_before),
     )
 
 
@@ -275,6 +260,32 @@ def _narrow_units(units: Array, terms: Terms) -> Array:
     return units.astype(_class_dtype(terms) if fits else np.int32)
 
 
+def _rounded(
+    logits: Array, counts: NDArray[np.int64], logsumexp: Array, temperatures: Sequence[float]
+) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """Logits less the largest of each position, without it, and the log-sum-exps that belong to them."""
+    first = _firsts(counts)
+    if (logits[1:] > logits[:-1])[~first[1:]].any():
+        raise ValueError("the logits of a position must fall")
+    if len(logits) == 0:
+        return np.zeros(0, dtype=np.float16), np.zeros(logsumexp.shape, dtype=np.float32)
+    top = logits[first].astype(np.float64)
+    exact = logits.astype(np.float64) - np.repeat(top, counts)
+    kept = np.maximum(exact, np.finfo(np.float16).min).astype(np.float16)
+    sums, starts = np.empty(logsumexp.shape, dtype=np.float32), np.flatnonzero(first)
+    for column, temperature in enumerate(temperatures):
+        of_kept, of_exact = (np.add.reduceat(np.exp(z / np.float64(temperature)), starts) for z in (kept, exact))
+        sums[:, column] = logsumexp[:, column] - top / temperature + np.log(of_kept / of_exact)
+    return kept[~first], sums
+
+
+def _firsts(counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which kept logits are the first of their position, bool ``[M]``; each position keeps one at least."""
+    first = np.zeros(int(counts.sum()), dtype=bool)
+    first[offsets_of(counts)[:-1]] = True
+    return first
+
+
 def _present(array: Array | None) -> Array:
-    assert array is not None, "targets that are not complete have counts and differences"
+    assert array is not None, "targets that are not complete have counts"
     return array

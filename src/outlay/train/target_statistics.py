@@ -62,14 +62,15 @@ def measure(positions: Positions, terms: Terms, column: int) -> TargetStatistics
     counts = positions.counts(terms)
     mass = np.ones(len(positions))
     if not terms.complete:
-        logits = positions.raw_logits().astype(np.float64)
+        logits = positions.all_logits().astype(np.float64)
         shares = np.exp(logits - np.repeat(positions.logsumexp[:, column], counts))
         mass = np.minimum(np.add.reduceat(shares, offsets_of(counts)[:-1]), 1.0)
-    arrays = (positions.units, positions.logsumexp, positions.indices, positions.n_kept, positions.logits)
+    narrow = positions.narrowed(terms)
+    arrays = (narrow.units, narrow.logsumexp, narrow.indices, narrow.n_kept, narrow.logits)
     return TargetStatistics(
         n_rows=0,
         n_positions=len(positions),
-        n_bytes=sum(array.nbytes for array in (*arrays, positions.below) if array is not None),
+        n_bytes=sum(array.nbytes for array in arrays if array is not None),
         n_entries=int(counts.sum()),
         kept_max=int(counts.max()),
         mass_kept=float(mass.sum()),

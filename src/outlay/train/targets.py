@@ -110,8 +110,7 @@ class SparseTargets:
         """Keep the largest of full ``logits`` ``[positions, V]``; `TargetsBuilder` does so step by step.
 
         ``offsets``: int64 ``[rows + 1]``, row ``i`` owns positions ``offsets[i]:offsets[i + 1]``; ``units``: int32
-        ``[positions]``;
-        ``n_real`` ``None``: every position is real.
+        ``[positions]``; ``n_real`` ``None``: every position is real.
         """
         terms = Terms.of(kind, logits.shape[-1], max_logits, tail_mass, temperatures)
         kept = to_positions([largest(logits.detach(), terms)], terms)
@@ -137,8 +136,7 @@ class SparseTargets:
             raise ValueError(
                 f"targets of {len(n_positions)} rows and {offsets[-1]} positions have {len(positions)} units"
             )
-        entries = offsets_of(positions.counts(terms))[offsets]
-        places = RowPlaces.one_piece(n_positions, np.diff(entries))
+        places = RowPlaces.one_piece(n_positions, _n_entries(positions, terms, n_positions))
         real = n_positions if n_real is None else n_real
         return cls(terms, (positions,), places, np.array(real, dtype=np.int64), tuple(answers))
 
@@ -216,7 +214,7 @@ class SparseTargets:
             positions=torch.from_numpy(at),
             entries=torch.from_numpy(np.repeat(np.arange(len(at), dtype=np.int64), n_kept)),
             indices=torch.from_numpy(kept.indices.astype(np.int64)),
-            logits=torch.from_numpy(kept.raw_logits()),
+            logits=torch.from_numpy(kept.all_logits()),
             logsumexp=torch.from_numpy(kept.logsumexp[:, column].copy()),
             complete=self.terms.complete,
         )
@@ -283,7 +281,7 @@ class SparseTargets:
 
     def _block(self) -> Block:
         positions, places = self.positions(), self.places
-        n_entries = np.diff(offsets_of(positions.counts(self.terms))[offsets_of(places.n_positions)])
+        n_entries = _n_entries(positions, self.terms, places.n_positions)
         return Block(self.terms, positions, places.n_positions, self.n_real, n_entries, self.answers)
 
     @classmethod
@@ -298,15 +296,17 @@ class SparseTargets:
             ValueError: logits are left out, and temperature 1 is not offered.
         """
         column = 0 if self.terms.complete else self.temperature_column(1.0)
-        in_rows = sum(narrowest(counts).nbytes for counts in (self.places.n_positions, self.n_real))
-        total = TargetStatistics(len(self), 0, in_rows + len(json.dumps(self.answers)))
+        n_entries: list[NDArray[np.int64]] = []
+        total = TargetStatistics(len(self), 0, len(json.dumps(self.answers)))
         n_at_once = max(1, _CHUNK_LOGITS // max(1, self.terms.limit))
         chunk_of_row = self.offsets[:-1] // n_at_once
         for rows in np.split(np.arange(len(self)), np.flatnonzero(np.diff(chunk_of_row)) + 1):
             places = self.places.of(rows)
             positions = gather(self.pieces, self.terms, places, places.n_positions)
             total += measure(positions, self.terms, column)
-        return total
+            n_entries.append(_n_entries(positions, self.terms, places.n_positions))
+        by_row = (self.places.n_positions, self.n_real, np.concatenate(n_entries))
+        return total + TargetStatistics(0, 0, sum(narrowest(counts).nbytes for counts in by_row))
 
 
 class TargetsBuilder:
@@ -371,8 +371,8 @@ class TargetsBuilder:
     ) -> None:
         """What was said in ``rows``, ``[n]``; before or after `put`.
 
-        ``units``: of each row, real ones; ``n_kept``: ``[n]``, positions of each row that are kept, its first ones, where those
-        behind the end of an answer are kept too: they hold ``pad_unit``. ``None`` = real positions only.
+        ``units``: of each row, real ones; ``n_kept``: ``[n]``, positions of each row that are kept, its first ones, where
+        those behind the end of an answer are kept too: they hold ``pad_unit``. ``None`` = real positions only.
 
         Raises:
             ValueError: a row that was answered before, or an answer longer than what is kept of it.
@@ -474,3 +474,8 @@ class TargetsBuilder:
         order = np.empty(int(offsets[-1]), dtype=np.int64)
         order[goes_to] = wanted
         return came.of(order)
+
+
+def _n_entries(positions: Positions, terms: Terms, n_positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Logits that each row keeps, int64 ``[rows]``; rows follow one another in ``positions``."""
+    return np.diff(offsets_of(positions.counts(terms))[offsets_of(n_positions)])

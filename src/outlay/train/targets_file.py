@@ -30,8 +30,7 @@ _DTYPES = {
 class Block:
     """Consecutive rows and their positions, end to end.
 
-    ``n_positions``, ``n_real``, ``n_entries``: unsigned ``[rows]``, positions of each row, real ones among them, logits kept by
-    all of them.
+    ``n_positions``, ``n_real``, ``n_entries``: ``[rows]``, positions of each row, real ones among them, logits they keep in all.
     """
 
     terms: Terms
@@ -52,7 +51,7 @@ def to_bytes(block: Block) -> bytes:
         **{"max_logits": terms.max_logits, "tail_mass": terms.tail_mass, "temperatures": terms.temperatures},
     }
     positions = block.positions.narrowed(terms)
-    arrays = {name: getattr(positions, name) for name in ("units", "logsumexp", "indices", "n_kept", "logits", "below")}
+    arrays = {name: getattr(positions, name) for name in ("units", "logsumexp", "indices", "n_kept", "logits")}
     arrays |= {name: narrowest(getattr(block, name)) for name in ("n_positions", "n_real", "n_entries")}
     arrays["answers"] = np.frombuffer(json.dumps(block.answers).encode("ascii"), dtype=np.uint8)
     present = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
@@ -69,11 +68,10 @@ def from_bytes(data: bytes | Array, origin: str = "these targets") -> Block:
     try:
         size = int(whole[:8].view("<u8")[0])
         header: dict[str, Any] = json.loads(whole[8 : 8 + size].tobytes())
-        about = json.loads(header.pop("__metadata__").get("targets", '{"format": "of an earlier version"}'))
-        if about["format"] != FORMAT:
-            raise ArtifactDamaged(
-                f"{origin} have format {about['format']}, this version of outlay reads {FORMAT}; teach again"
-            )
+        about = json.loads(header.pop("__metadata__").get("targets", "{}"))
+        if (found := about.get("format")) != FORMAT:
+            named = "an earlier format" if found is None else f"format {found}"
+            raise ArtifactDamaged(f"{origin} have {named}, this version of outlay reads {FORMAT}; teach again")
         arrays = {name: _view(whole[8 + size :], entry) for name, entry in header.items()}
         return _block(about, arrays)
     except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -120,7 +118,6 @@ def _block(about: dict[str, Any], arrays: dict[str, Array]) -> Block:
         indices=arrays["indices"],
         n_kept=arrays.get("n_kept"),
         logits=arrays["logits"],
-        below=arrays.get("below"),
     )
     rows = (arrays["n_positions"], arrays["n_real"], arrays["n_entries"])
     return Block(terms, positions, *rows, tuple(json.loads(arrays["answers"].tobytes())))
