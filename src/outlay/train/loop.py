@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from outlay.errors import TrainingError, UsageError
 from outlay.settings import TrainSettings
+from outlay.train.batches import training_batches
 from outlay.train.checkpoint import checkpoint_state, clear_when_full, newest_checkpoint
-from outlay.train.encode import training_batches
 from outlay.train.losses import LossSum
 from outlay.train.optimizers import make_optimizer
 from outlay.train.place import Place, here, like
