@@ -29,8 +29,8 @@ from transformers.utils import logging
 from outlay.form import Form
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.sizes import Size
+from outlay.train.batches import training_batches
 from outlay.train.build import Corpus, build_checkpoint
-from outlay.train.encode import training_batches
 from outlay.train.models import ModelSpec
 from outlay.train.steps import Watch, distil, finetune, teach
 from outlay.train.targets import SparseTargets

@@ -1,24 +1,20 @@
-"""Texts to batches, against the tokenizer's own output and plain loops."""
+"""Texts to tensors, against the tokenizer's own output and plain loops."""
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from outlay.train.encode import collate, encode, inference_batches, training_batches
+from outlay.train.encode import collate, encode
 from outlay.train.models import load_tokenizer
 from tests.toys import encoded_rows
 
 LIMIT = 13
 CPU = torch.device("cpu")
-LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=400).map(lambda rows: np.array(rows, dtype=np.int64))
 
 
 @pytest.fixture(scope="module")
@@ -108,59 +104,3 @@ def test_collate_reads_numpy_rows_as_it_reads_lists() -> None:
     encoded = encoded_rows([[5] * n for n in (2, 7, 3)])
     by_list, by_array = collate(encoded, [2, 0]), collate(encoded, np.array([2, 0]))
     assert all(torch.equal(by_list[name], by_array[name]) for name in by_list)
-
-
-@given(LENGTHS, st.integers(1, 17), st.integers(0, 3), st.integers(0, 3))
-@settings(max_examples=100, deadline=None)
-def test_an_epoch_takes_every_row_once_and_is_a_function_of_seed_and_epoch(
-    lengths: np.ndarray, batch_size: int, seed: int, epoch: int
-) -> None:
-    batches = training_batches(lengths, batch_size, seed, epoch)
-    random.seed(0)  # what the global generators hold must not matter
-    again = training_batches(lengths, batch_size, seed, epoch)
-    assert [b.tolist() for b in batches] == [b.tolist() for b in again]
-    assert sorted(int(i) for batch in batches for i in batch) == list(range(len(lengths)))
-    assert len(batches) == -(-len(lengths) // batch_size)
-    assert max(len(batch) for batch in batches) <= batch_size
-
-
-def test_another_seed_or_epoch_is_another_order() -> None:
-    lengths = np.arange(1, 98)
-    orders = {
-        tuple(int(i) for b in training_batches(lengths, 5, seed, epoch) for i in b)
-        for seed in (0, 1)
-        for epoch in (0, 1)
-    }
-    assert len(orders) == 4
-
-
-def padding_share(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
-    padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
-    return 1 - int(lengths.sum()) / padded
-
-
-def test_grouping_by_length_saves_most_of_the_padding() -> None:
-    rng = np.random.default_rng(0)
-    lengths = np.clip(rng.lognormal(3.0, 0.7, 1709), 3, 256).astype(np.int64)
-    order = rng.permutation(len(lengths))
-    unsorted = padding_share(lengths, [order[i : i + 16] for i in range(0, len(order), 16)])
-    grouped = padding_share(lengths, training_batches(lengths, 16, 0, 0))
-    inference = padding_share(lengths, list(inference_batches(lengths, 16)))
-    assert unsorted > 0.5
-    assert grouped < unsorted / 6
-    assert inference < unsorted / 6
-
-
-def test_batches_of_an_epoch_do_not_come_by_length() -> None:
-    lengths = np.sort(np.random.default_rng(1).integers(3, 100, 1709))
-    longest = [int(lengths[batch].max()) for batch in training_batches(lengths, 16, 0, 0)]
-    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3
-
-
-@given(LENGTHS, st.integers(1, 17))
-@settings(max_examples=100, deadline=None)
-def test_inference_takes_every_row_once_by_falling_length(lengths: np.ndarray, batch_size: int) -> None:
-    batches = [batch.tolist() for batch in inference_batches(lengths, batch_size)]
-    order = [i for batch in batches for i in batch]
-    assert order == sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    assert all(len(batch) == batch_size for batch in batches[:-1])

@@ -1,9 +1,8 @@
-"""Texts to batches: tokenise once, bucket by length, pad late."""
+"""Texts to tensors: tokenise once, pad late. Which rows go together is the affair of `outlay.train.batches`."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _CHUNK_ROWS = 4096
-_POOL_FACTOR = 50
-"""Batches sorted by length together: large enough that padding is rare, small enough that an epoch stays shuffled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,31 +157,6 @@ def collate(encoded: Encoded, rows: Sequence[int] | NDArray[np.int64]) -> dict[s
     type_ids[mask] = encoded.type_ids[at]
     arrays = {"input_ids": ids, "token_type_ids": type_ids, "attention_mask": mask.astype(np.int64)}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def training_batches(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """One epoch of length-bucketed batches: every row once, order a pure function of (seed, epoch).
-
-    Rows are shuffled, sorted by length inside windows of 50 batches, cut into batches, and the batches shuffled: the usual
-    length grouping (as in `transformers`' ``group_by_length``), which keeps padding to a few per cent.
-    """
-    rng = random.Random(f"{seed}:{epoch}")
-    order = list(range(len(lengths)))
-    rng.shuffle(order)
-    window = batch_size * _POOL_FACTOR
-    batches: list[NDArray[np.int64]] = []
-    for start in range(0, len(order), window):
-        chunk = sorted(order[start : start + window], key=lambda i: int(lengths[i]))
-        batches.extend(np.array(chunk[k : k + batch_size]) for k in range(0, len(chunk), batch_size))
-    rng.shuffle(batches)
-    return batches
-
-
-def inference_batches(lengths: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Batches by falling length (ties by row), a pure function of the lengths: the largest comes first and fails first."""
-    order = np.lexsort((np.arange(len(lengths)), -lengths))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor
 
 from outlay.errors import TrainingError, UsageError
 from outlay.settings import TrainSettings
-from outlay.train.checkpoints import Checkpoints
-from outlay.train.feed import Batch, Feeder
+from outlay.train.batches import training_batches
+from outlay.train.checkpoint import checkpoint_state, clear_when_full, newest_checkpoint
 from outlay.train.losses import LossSum
 from outlay.train.optimizers import make_optimizer
 from outlay.train.place import Place, here

@@ -16,9 +16,9 @@ from outlay.errors import UsageError
 from outlay.form import Form, TargetKind, can_answer
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.shape import family_of
-from outlay.train.checkpoints import Checkpoints
-from outlay.train.encode import Units, inference_batches
-from outlay.train.heads import Head, LogitSink, Rows, Sources, Speech, Texts
+from outlay.train.batches import inference_batches
+from outlay.train.encode import Units
+from outlay.train.heads import Head, Rows, Sources, Speech, Texts, padded_units
 from outlay.train.lessons import GoldLesson, TargetLesson, gold_units
 from outlay.train.loop import Audience, DevScore, Lesson, fit
 from outlay.train.models import (
