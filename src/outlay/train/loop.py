@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from outlay.errors import TrainingError, UsageError
 from outlay.settings import TrainSettings
+from outlay.train.adapters import eagerly, load_trained_state, trained_state
 from outlay.train.checkpoint import checkpoint_state, clear_when_full, newest_checkpoint
 from outlay.train.encode import training_batches
 from outlay.train.losses import LossSum
@@ -203,7 +204,7 @@ def fit(
     if settings.gradient_checkpointing:
         _compute_twice(model, False)
     if training.best is not None:
-        model.load_state_dict(training.best)
+        load_trained_state(model, training.best)
     return training.progress
 
 
@@ -273,7 +274,7 @@ def _run(
         for tell in tellers:
             tell(progress, figures)
         if progress.step == plan.n_steps or progress.step % (settings.eval_steps or plan.n_batches) == 0:
-            _evaluate(training, dev, tellers)
+            _evaluate(training, plan, dev, tellers)
             progress.stopped = _why_stop(progress, plan)
         if checkpoints is not None and progress.stopped is None:
             checkpoints.maybe_save(training, plan.place)
@@ -282,7 +283,7 @@ def _run(
             "not one batch fits into the limit of this step; raise it (a run is topped up with `outlay ledger topup`)"
         )
     if progress.steps_since > 0:
-        _evaluate(training, dev, tellers)
+        _evaluate(training, plan, dev, tellers)
 
 
 def _step(training: Training, plan: _Plan, rows: NDArray[np.int64]) -> float:
@@ -317,14 +318,14 @@ def _step(training: Training, plan: _Plan, rows: NDArray[np.int64]) -> float:
     return mean
 
 
-def _evaluate(training: Training, dev: DevScore | None, tellers: list[_Teller]) -> None:
+def _evaluate(training: Training, plan: _Plan, dev: DevScore | None, tellers: list[_Teller]) -> None:
     """Score the dev set where there is one, keep the weights if they are the best so far, and note it."""
     progress, model = training.progress, training.model
     loss = progress.loss_since / max(1, progress.steps_since)
     score: float | None = None
     if dev is not None:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), eagerly(plan.settings):
             score, n_tokens = dev(model)
         model.train()
         training.gauge.inferred(n_tokens)
@@ -332,7 +333,7 @@ def _evaluate(training: Training, dev: DevScore | None, tellers: list[_Teller]) 
         if progress.best_score is None or score > progress.best_score:
             progress.best_score, progress.best_epoch = score, progress.epoch
             progress.best_evaluation = len(progress.history)
-            training.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            training.best = {name: tensor.detach().clone() for name, tensor in trained_state(model).items()}
         for tell in tellers:
             tell(progress, {"dev": score})
     progress.history.append({"epoch": progress.epoch, "step": progress.step, "loss": round(loss, 6), "dev": score})
@@ -404,8 +405,8 @@ class Checkpoints:
             )
         if newest is None:
             return
-        now = training.model.state_dict()
-        training.model.load_state_dict(_dealt(load_file(newest / "model.safetensors"), now))
+        now = trained_state(training.model)
+        load_trained_state(training.model, _dealt(load_file(newest / "model.safetensors"), now))
         best = newest / "best.safetensors"
         training.best = _dealt(load_file(best), now) if best.exists() else None
         state = checkpoint_state(newest)
@@ -415,7 +416,7 @@ class Checkpoints:
 
     def _save(self, training: Training, place: Place) -> None:
         tensors, numbers = _optimizer_state(training.optimizer)
-        parts = {"model": place.full_state(training.model.state_dict()), "optimizer": place.full_state(tensors)}
+        parts = {"model": place.full_state(trained_state(training.model)), "optimizer": place.full_state(tensors)}
         if training.best is not None:
             parts["best"] = place.full_state(training.best)
         if place.is_main:
