@@ -15,6 +15,8 @@ PRECISIONS = ("bf16", "bf16_weights", "fp32")
 PEFT_METHODS = ("none", "lora", "ia3")
 ANSWERS_FROM = ("labels", "free")
 
+_FOR_BF16_WEIGHTS = "adafactor where precision is bf16_weights, for its updates are rounded at random"
+
 Limit = tuple[str, bool, str]
 """A field, whether its value is good, and what it must be."""
 
@@ -99,6 +101,7 @@ class TrainSettings:
             ("precision", self.precision in PRECISIONS, _one_of(PRECISIONS)),
             ("micro_batch_size", micro is None or micro >= 1, "at least 1, or none"),
             ("optimizer", self.optimizer in OPTIMIZERS, _one_of(OPTIMIZERS)),
+            ("optimizer", self.precision != "bf16_weights" or self.optimizer == "adafactor", _FOR_BF16_WEIGHTS),
             ("eval_steps", steps is None or steps >= 1, "at least 1, or none"),
             ("eval_share", self.eval_share is None or 0 < self.eval_share <= 1, "above 0 and at most 1, or none"),
             ("batch_tokens", self.batch_tokens is None or self.batch_tokens >= 1, "at least 1, or none"),

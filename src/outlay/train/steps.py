@@ -16,8 +16,8 @@ from outlay.errors import UsageError
 from outlay.form import Form, TargetKind, can_answer
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.shape import family_of
-from outlay.train.batches import inference_batches
-from outlay.train.encode import Units
+from outlay.train.adapters import adapt, cast, check, compiled, merge
+from outlay.train.encode import Units, inference_batches
 from outlay.train.heads import Head, Rows, Sources, Speech, Texts, padded_units
 from outlay.train.lessons import GoldLesson, TargetLesson, gold_units
 from outlay.train.loop import Audience, DevScore, Lesson, fit
@@ -83,6 +83,7 @@ def finetune(
     """
     if len(answers) != len(sources):
         raise ValueError(f"{len(sources)} rows to train on but {len(answers)} answers")
+    check(settings, fsdp=here().fsdp)
     model, head, tokenizer = load_model(spec)
     read = head.read(sources)
     units = head.spell(read, answers)
@@ -111,6 +112,7 @@ def distil(
     """
     if len(targets) != len(sources):
         raise ValueError(f"{len(sources)} pool rows but targets for {len(targets)} rows")
+    check(settings, fsdp=here().fsdp)
     model, head, tokenizer = load_model(spec)
     read = head.read(sources)
     pupil = _Pupil(model, head, tokenizer)
@@ -317,6 +319,7 @@ def _train(
     model = pupil.model
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
+    model = compiled(cast(adapt(model, settings, fsdp=place.fsdp), settings), settings)
     checkpoints = None
     if watch.checkpoints is not None:
         checkpoints = Checkpoints(watch.checkpoints, watch.checkpoint_seconds, watch.save_steps)
@@ -330,6 +333,7 @@ def _train(
         audience=Audience(watch.on_progress, watch.tracker, watch.stopwatch),
         place=place,
     )
+    model = merge(model)
     progress.n_answers_cut, progress.n_unaligned = units.n_cut, units.n_unaligned
     state = place.full_state(model.state_dict()) if place.fsdp else None
     if place.is_main:
