@@ -213,7 +213,7 @@ def cases(given: argparse.Namespace, work: Work) -> list[Case]:
         encoder = str(work.blank(toy_size(ENCODER), pairs.corpus))
     else:
         pairs = cut(task_rows("multipit_id", given.data, segments=True), given.labels, given.test_rows)
-        phrases = cut(sentiment(given.data), 4 * given.labels, given.test_rows)
+        phrases = cut(sentiment(given.data), 8 * given.labels, given.test_rows)
         encoder = MINILM
         try:
             resolve_folder(encoder, base=encoder)
@@ -321,8 +321,8 @@ def report(races: Mapping[str, tuple[Case, Mapping[str, Sequence[Result]]]]) -> 
 
 def main() -> int:
     options = parser(__doc__, repeats=3)
-    options.add_argument("--labels", type=int, default=1000, help="labelled pairs; of phrases four times as many")
-    options.add_argument("--test-rows", type=int, default=1000)
+    options.add_argument("--labels", type=int, default=400, help="labelled pairs; of phrases eight times as many")
+    options.add_argument("--test-rows", type=int, default=500)
     options.add_argument("--compile", action="store_true", help="another contestant: outlay with `compile`")
     return run(options.parse_args(), measure)
 
