@@ -22,11 +22,12 @@ from torch.nn import functional as F
 
 from outlay.errors import TrainingError, UsageError
 from outlay.settings import TrainSettings
-from outlay.train import loop
+from outlay.train import checkpoints as checkpoints_module
 from outlay.train.batches import training_batches
 from outlay.train.checkpoint import newest_checkpoint
+from outlay.train.checkpoints import Checkpoints
 from outlay.train.encode import Encoded
-from outlay.train.loop import Checkpoints, DevScore, Progress, deal, fit, learning_rate_factor, piece_seed
+from outlay.train.loop import Audience, DevScore, fit
 from outlay.train.losses import LossSum
 from outlay.train.place import here
 from outlay.train.plan import deal, learning_rate_factor, piece_seed

@@ -115,7 +115,7 @@ def test_targets_are_the_teachers_logits(teacher: tuple[Path, Progress], pool: T
     logits = logits_of(teacher[0], pool).numpy()
     said = targets.positions()
     assert (len(targets), len(said), targets.vocab_size) == (len(pool), len(pool), 2)
-    kept, indices = said.raw_logits().reshape(-1, 2), said.indices.reshape(-1, 2).astype(np.int64)
+    kept, indices = said.all_logits().reshape(-1, 2), said.indices.reshape(-1, 2).astype(np.int64)
     np.testing.assert_allclose(np.take_along_axis(logits, indices, 1), kept, atol=1e-5)
     assert (kept[:, 0] >= kept[:, 1]).all()
     assert list(targets.answers) == [LABELS[unit] for unit in said.units] == predictions(teacher[0], pool)

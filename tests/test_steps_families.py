@@ -157,7 +157,7 @@ def test_a_distribution_over_the_labels_passes_between_any_two_families(
         logits = np.zeros((len(said), len(LABELS)), dtype=np.float32)
         kept = said.positions()
         indices = kept.indices.reshape(logits.shape).astype(np.int64)
-        np.put_along_axis(logits, indices, kept.raw_logits().reshape(logits.shape), 1)
+        np.put_along_axis(logits, indices, kept.all_logits().reshape(logits.shape), 1)
         return torch.from_numpy(logits)
 
     values = kl(full(log_q), full(targets), 2.0)

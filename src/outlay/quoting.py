@@ -262,5 +262,6 @@ def n_evaluations(settings: TrainSettings, n_rows: int) -> int:
     """Evaluations of a whole training: one after each epoch, or one every so many steps and one at the end."""
     if settings.eval_steps is None:
         return settings.epochs
-    n_steps = settings.epochs * -(-n_rows // settings.batch_size)
+    # A batch filled by tokens has at least one row.
+    n_steps = settings.epochs * -(-n_rows // (1 if settings.batch_tokens is not None else settings.batch_size))
     return -(-n_steps // settings.eval_steps)

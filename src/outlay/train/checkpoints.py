@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from outlay.errors import TrainingError
+from outlay.train.adapters import load_trained_state, trained_state
 from outlay.train.checkpoint import checkpoint_state, clear_when_full, newest_checkpoint
 from outlay.train.place import Place, like
 from outlay.train.progress import Progress, Training
@@ -64,8 +65,8 @@ class Checkpoints:
             )
         if newest is None:
             return
-        now = training.model.state_dict()
-        training.model.load_state_dict(_dealt(load_file(newest / "model.safetensors"), now))
+        now = trained_state(training.model)
+        load_trained_state(training.model, _dealt(load_file(newest / "model.safetensors"), now))
         best = newest / "best.safetensors"
         training.best = _dealt(load_file(best), now) if best.exists() else None
         state = checkpoint_state(newest)
@@ -75,7 +76,7 @@ class Checkpoints:
 
     def _save(self, training: Training, place: Place) -> None:
         tensors, numbers = _optimizer_state(training.optimizer)
-        parts = {"model": place.full_state(training.model.state_dict()), "optimizer": place.full_state(tensors)}
+        parts = {"model": place.full_state(trained_state(training.model)), "optimizer": place.full_state(tensors)}
         if training.best is not None:
             parts["best"] = place.full_state(training.best)
         if place.is_main:

@@ -22,7 +22,8 @@ from torch.distributed.tensor import DTensor
 from outlay.errors import TrainingError, UsageError
 from outlay.settings import TrainSettings
 from outlay.train.adapters import eagerly, load_trained_state, trained_state
-from outlay.train.checkpoint import checkpoint_state, clear_when_full, newest_checkpoint
+from outlay.train.checkpoints import Checkpoints
+from outlay.train.feed import Batch, Feeder
 from outlay.train.losses import LossSum
 from outlay.train.optimizers import make_optimizer
 from outlay.train.place import Place, here
@@ -201,11 +202,28 @@ class _Run:
         progress.step += 1
         n_tokens = plan.n_tokens(step)
         progress.n_tokens_trained += n_tokens
-        gauge.trained(n_tokens)
-        for tell in tellers:
-            tell(progress, figures)
-        if progress.step == plan.n_steps or progress.step % (settings.eval_steps or plan.n_batches) == 0:
-            _evaluate(training, plan, dev, tellers)
+        training.gauge.trained(n_tokens)
+
+    def _loss(self, model: nn.Module, batch: Batch) -> LossSum:
+        watch, settings, device = self.audience.stopwatch, self.plan.settings, self.plan.place.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            if watch is None:
+                return self.lesson.loss(model, batch)
+            with watch.forward_of(model), watch.rest("loss", without="forward"):
+                return self.lesson.loss(model, batch)
+
+    def _after(self, step: int) -> None:
+        """What may follow a step: its loss is told, the model is evaluated, a checkpoint is written."""
+        progress, plan, settings = self.training.progress, self.plan, self.plan.settings
+        is_last = progress.step == plan.n_steps
+        every = settings.eval_steps
+        evaluates = is_last or (plan.ends_epoch(step) if every is None else progress.step % every == 0)
+        wanted = self.checkpoints is not None and self.checkpoints.wanted_at(progress.step)
+        if not (evaluates or wanted or plan.place.device.type == "cpu" or len(self.unread) >= _READ_EVERY):
+            return
+        self._read()
+        if evaluates:
+            self._evaluate()
             progress.stopped = _why_stop(progress, plan)
         if self.checkpoints is not None and progress.stopped is None:
             with part(self.audience.stopwatch, "checkpoint"):
@@ -238,7 +256,7 @@ class _Run:
         score: float | None = None
         if dev is not None:
             training.model.eval()
-            with part(self.audience.stopwatch, "eval"), torch.no_grad():
+            with part(self.audience.stopwatch, "eval"), torch.no_grad(), eagerly(self.plan.settings):
                 score, n_tokens = dev(training.model)
             training.model.train()
             training.gauge.inferred(n_tokens)
@@ -246,7 +264,7 @@ class _Run:
             if progress.best_score is None or score > progress.best_score:
                 progress.best_score, progress.best_epoch = score, progress.epoch
                 progress.best_evaluation = len(progress.history)
-                training.best = {name: _kept(tensor) for name, tensor in training.model.state_dict().items()}
+                training.best = {name: _kept(tensor) for name, tensor in trained_state(training.model).items()}
             if self.plan.place.is_main and self.audience.tracker is not None:
                 self.audience.tracker.log({"dev": score}, progress.step)
         progress.history.append({"epoch": progress.epoch, "step": progress.step, "loss": round(loss, 6), "dev": score})
@@ -259,8 +277,6 @@ def _check_finite(loss: float, step: int, plan: Plan) -> None:
             f"the loss became {loss} at step {step} of {plan.n_steps}; "
             f"lower the learning rate ({plan.settings.learning_rate:g})"
         )
-    if progress.steps_since > 0:
-        _evaluate(training, plan, dev, tellers)
 
 
 def _descend(training: Training, plan: Plan, factor: Tensor) -> None:
@@ -283,26 +299,8 @@ def _descend(training: Training, plan: Plan, factor: Tensor) -> None:
     training.optimizer.zero_grad(set_to_none=True)
 
 
-def _evaluate(training: Training, plan: _Plan, dev: DevScore | None, tellers: list[_Teller]) -> None:
-    """Score the dev set where there is one, keep the weights if they are the best so far, and note it."""
-    progress, model = training.progress, training.model
-    loss = progress.loss_since / max(1, progress.steps_since)
-    score: float | None = None
-    if dev is not None:
-        model.eval()
-        with torch.no_grad(), eagerly(plan.settings):
-            score, n_tokens = dev(model)
-        model.train()
-        training.gauge.inferred(n_tokens)
-        progress.n_tokens_inferred += n_tokens
-        if progress.best_score is None or score > progress.best_score:
-            progress.best_score, progress.best_epoch = score, progress.epoch
-            progress.best_evaluation = len(progress.history)
-            training.best = {name: tensor.detach().clone() for name, tensor in trained_state(model).items()}
-        for tell in tellers:
-            tell(progress, {"dev": score})
-    progress.history.append({"epoch": progress.epoch, "step": progress.step, "loss": round(loss, 6), "dev": score})
-    progress.loss_since, progress.steps_since = 0.0, 0
+_NORM_EPSILON = 1e-6
+"""As in `torch.nn.utils.clip_grad_norm_`."""
 
 
 def _kept(tensor: Tensor) -> Tensor:
@@ -333,110 +331,3 @@ def _compute_twice(model: nn.Module, on: bool) -> None:
         getattr(model, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
     else:
         getattr(model, f"{kind}_checkpointing_disable")()
-
-
-class Checkpoints:
-    """A training's checkpoint in a folder: weights, best weights and optimiser moments as safetensors, the rest as JSON.
-
-    A new one is written beside the old one and renamed, so that a kill at any moment leaves one whole checkpoint. Several
-    processes write one, as a single process would; all of them read it, so the folder must be on a disk they share.
-    """
-
-    def __init__(self, folder: Path, every_seconds: float = 20.0, every_steps: int | None = None) -> None:
-        self._folder = folder
-        self._every_seconds = every_seconds
-        self._every_steps = every_steps
-        self._last = time.monotonic()
-
-    def maybe_save(self, training: Training, place: Place) -> None:
-        """Save when the last checkpoint is older than ``every_seconds``, and at every ``every_steps``-th optimiser step.
-
-        Raises:
-            DiskFull: no room left.
-        """
-        by_steps = self._every_steps is not None and training.progress.step % self._every_steps == 0
-        if not place.agree(by_steps or time.monotonic() - self._last >= self._every_seconds):
-            return
-        with clear_when_full(self._folder):
-            self._save(training, place)
-        self._last = time.monotonic()
-
-    def load(self, training: Training, place: Place) -> None:
-        """Go on from the newest whole checkpoint; without one nothing changes.
-
-        Raises:
-            TrainingError: processes that see different checkpoints.
-        """
-        newest = newest_checkpoint(self._folder)
-        seen = place.gather(["none" if newest is None else newest.name])
-        if len(set(seen)) > 1:
-            raise TrainingError(
-                f"the processes see different checkpoints ({', '.join(seen)}) below {self._folder}; put it on a disk they share"
-            )
-        if newest is None:
-            return
-        now = trained_state(training.model)
-        load_trained_state(training.model, _dealt(load_file(newest / "model.safetensors"), now))
-        best = newest / "best.safetensors"
-        training.best = _dealt(load_file(best), now) if best.exists() else None
-        state = checkpoint_state(newest)
-        _load_optimizer(training.optimizer, load_file(newest / "optimizer.safetensors"), state["optimizer"])
-        training.gauge.restore(state["gauge"])
-        training.progress = Progress(**state["progress"])
-
-    def _save(self, training: Training, place: Place) -> None:
-        tensors, numbers = _optimizer_state(training.optimizer)
-        parts = {"model": place.full_state(trained_state(training.model)), "optimizer": place.full_state(tensors)}
-        if training.best is not None:
-            parts["best"] = place.full_state(training.best)
-        if place.is_main:
-            state = {"progress": asdict(training.progress), "gauge": training.gauge.state(), "optimizer": numbers}
-            self._write(f"step-{training.progress.step}", parts, state)
-        place.barrier()
-
-    def _write(self, name: str, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        new = self._folder / f"{name}.tmp"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        for part, tensors in parts.items():
-            save_file(tensors, new / f"{part}.safetensors")
-        (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        for path in new.iterdir():
-            _fsync(path)
-        new.rename(self._folder / name)
-        for old in self._folder.iterdir():
-            if old.name != name:
-                shutil.rmtree(old, ignore_errors=True)
-
-
-def _dealt(whole: dict[str, Tensor], now: dict[str, Any]) -> dict[str, Tensor]:
-    """Whole tensors, dealt among the processes as those of the same name are now."""
-    return {name: like(tensor, now[name]) for name, tensor in whole.items()}
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and numbers by ``parameter index.name``."""
-    flat = {
-        f"{index}.{name}": value
-        for index, slots in optimizer.state_dict()["state"].items()
-        for name, value in slots.items()
-    }
-    tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
-    return tensors, {key: value for key, value in flat.items() if key not in tensors}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    """What is kept of a parameter element by element is dealt among the processes as the parameter is."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **numbers}.items():
-        index, name = key.split(".", 1)
-        parameter = parameters[int(index)]
-        whole = isinstance(value, Tensor) and value.shape == parameter.shape
-        state.setdefault(int(index), {})[name] = like(value, parameter) if whole else value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _fsync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outlay.settings import TrainSettings
-from outlay.train.encode import training_batches
+from outlay.train.batches import BatchPlan
 from outlay.train.place import Place
 from outlay.train.seeds import step_seed
 
@@ -21,33 +21,29 @@ class Plan:
         self.lengths = lengths
         self.settings = settings
         self.place = place
+        self._batches = BatchPlan(lengths, settings)
         self._epochs: dict[int, list[NDArray[np.int64]]] = {}
-
-    @property
-    def n_batches(self) -> int:
-        """Optimiser steps of an epoch."""
-        return math.ceil(len(self.lengths) / self.settings.batch_size)
 
     @property
     def n_steps(self) -> int:
         """Optimiser steps of all epochs."""
-        return self.n_batches * self.settings.epochs
+        return self._batches.n_steps
 
     def epoch(self, step: int) -> int:
         """Which epoch a step belongs to, from 0."""
-        return step // self.n_batches
+        return self._batches.locate(step)[0]
 
     def ends_epoch(self, step: int) -> bool:
         """Whether ``step`` is the last of its epoch."""
-        return step + 1 == self.n_steps or self.epoch(step + 1) > self.epoch(step)
+        return self._batches.ends_epoch(step + 1)
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """The rows of a step, those of all processes."""
-        epoch, batch = divmod(step, self.n_batches)
+        epoch, batch = self._batches.locate(step)
         if epoch not in self._epochs:
             # Batches are made ahead of the step, so the epoch before is still asked for.
-            self._epochs = {known: batches for known, batches in self._epochs.items() if known == epoch - 1}
-            self._epochs[epoch] = training_batches(self.lengths, self.settings.batch_size, self.settings.seed, epoch)
+            kept = {known: batches for known, batches in self._epochs.items() if known == epoch - 1}
+            self._epochs = {**kept, epoch: self._batches.epoch(epoch)}
         return self._epochs[epoch][batch]
 
     def n_tokens(self, step: int) -> int:

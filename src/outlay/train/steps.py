@@ -17,8 +17,10 @@ from outlay.form import Form, TargetKind, can_answer
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.shape import family_of
 from outlay.train.adapters import adapt, cast, check, compiled, merge
-from outlay.train.encode import Units, inference_batches
-from outlay.train.heads import Head, Rows, Sources, Speech, Texts, padded_units
+from outlay.train.batches import inference_batches
+from outlay.train.checkpoints import Checkpoints
+from outlay.train.encode import Units
+from outlay.train.heads import Head, LogitSink, Rows, Sources, Speech, Texts
 from outlay.train.lessons import GoldLesson, TargetLesson, gold_units
 from outlay.train.loop import Audience, DevScore, Lesson, fit
 from outlay.train.models import (
@@ -264,7 +266,7 @@ def _speeches(
 ) -> Iterator[tuple[Rows, Speech]]:
     """Batch by batch, largest first; of several processes each takes every n-th batch where ``shard`` is given."""
     with _inference(model, precision):
-        batches = inference_batches(read.encoded.lengths, settings.batch_size)
+        batches = inference_batches(read.encoded.lengths, settings.batch_size, settings.batch_tokens)
         for i, rows in enumerate(batches):
             if shard is not None and i % shard.n_processes != shard.rank:
                 continue
