@@ -122,6 +122,7 @@ INNER: dict[str, set[str]] = {
     "ledger.reading": {"ledger.book"},
     "train.losses": {"train.loop", "train.steps", "train.models", "train.targets", "train.heads", "train.lessons"},
     "train.targets": {"train.loop", "train.steps", "train.models", "train.heads", "train.lessons"},
+    "train.decode": {"train.heads", "train.writers", "train.lessons", "train.models", "train.loop", "train.steps"},
     "train.heads": {"train.writers", "train.lessons", "train.models", "train.loop", "train.steps"},
     "train.writers": {"train.lessons", "train.models", "train.loop", "train.steps"},
     "train.lessons": {"train.models", "train.loop", "train.steps"},
