@@ -129,6 +129,7 @@ INNER: dict[str, set[str]] = {
     "train.keep": {"train.targets", "train.targets_file", "train.losses", "train.lessons"},
     "train.targets_file": {"train.keep", "train.targets", "train.losses", "train.lessons"},
     "train.targets": {"train.loop", "train.steps", "train.models", "train.heads", "train.lessons"},
+    "train.decode": {"train.heads", "train.writers", "train.lessons", "train.models", "train.loop", "train.steps"},
     "train.heads": {"train.writers", "train.lessons", "train.models", "train.loop", "train.steps"},
     "train.writers": {"train.lessons", "train.models", "train.loop", "train.steps"},
     "train.lessons": {"train.models", "train.loop", "train.steps"},

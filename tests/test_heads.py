@@ -134,6 +134,25 @@ def test_greedy_answers_are_the_argmax_of_each_position(made: Made) -> None:
     assert speech.n_tokens == read.encoded.n_tokens + sum(len(units) for units in speech.units)
 
 
+def test_generate_writes_only_where_greedy_does_not_do(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, model = made
+    asked: list[int] = []
+    generate = model.generate
+
+    def counted(**inputs: object) -> object:
+        asked.append(1)
+        return generate(**inputs)
+
+    monkeypatch.setattr(model, "generate", counted)
+    read, rows = head.read(SOURCES), np.array([2, 1])
+    with torch.no_grad():
+        head.speak(model, read, rows, GREEDY)
+        assert bool(asked) == (model.config.model_type == "bart")  # it forces the last token at the limit
+        asked.clear()
+        head.speak(model, read, rows, GREEDY.changed({"beams": 2}))
+    assert asked
+
+
 def test_answers_come_back_from_their_tokens(made: Made) -> None:
     head, _ = made
     read = head.read(SOURCES)

@@ -25,7 +25,7 @@ Say = Callable[[NDArray[np.int64], int, Tensor], None]
 """Told at each step: the rows of the batch that still write (int64 ``[n]``), the position, and its logits ``[n, V]``."""
 
 _LEAVE_SHARE = 4
-"""Rows that have ended leave the batch once they are one in so many: moving the cache costs about as much as a step."""
+"""Rows that have ended leave the batch once they are one in so many, so that the cache is not moved for each of them."""
 
 _GREEDY_IGNORES = frozenset(
     (
