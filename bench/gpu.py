@@ -54,7 +54,7 @@ from bench.gpu_table import (
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.shape import flops_infer, flops_train, shape_of_size
 from outlay.sizes import Size, find_size
-from outlay.train.encode import inference_batches
+from outlay.train.batches import inference_batches
 from outlay.train.heads import LogitSink
 from outlay.train.lessons import GoldLesson, TargetLesson
 from outlay.train.loop import Lesson, fit

@@ -20,7 +20,7 @@ from outlay.settings import TeachSettings, TrainSettings
 from outlay.sizes import load_sizes
 from outlay.task import load_task
 from outlay.train.build import Corpus, build_checkpoint
-from outlay.train.encode import inference_batches
+from outlay.train.batches import inference_batches
 from outlay.train.heads import logits_of, padded_units
 from outlay.train.models import ModelSpec, load_saved
 from outlay.train.steps import Watch, distil, finetune, predict

@@ -153,7 +153,7 @@ class Train(Step):
     """Fine-tune ``model`` on bought labels with cross-entropy. ``free``: done, but not charged (Kang et al. 2023, §2.2)."""
 
     kind: ClassVar[str] = "train"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     role: str
     """``teacher`` or ``student``: for people; not part of the key."""
@@ -180,7 +180,7 @@ class Teach(Step):
     """The teacher's targets over one block of consecutive pool rows ``start:stop`` (DESIGN decision 5)."""
 
     kind: ClassVar[str] = "teach"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     teacher: Train
     start: int
@@ -217,7 +217,7 @@ class Distil(Step):
     """Train ``model`` on the teacher's targets: a divergence to its distributions, or cross-entropy on its words."""
 
     kind: ClassVar[str] = "distil"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     model: Model
     targets: tuple[Teach, ...]
@@ -254,7 +254,7 @@ class Score(Step):
     """Predict the test split once and score it."""
 
     kind: ClassVar[str] = "score"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     model: Train | Distil
     rows_digest: str

@@ -116,7 +116,7 @@ class Workshop:
         from outlay.train.steps import distil
         from outlay.train.targets import SparseTargets
 
-        blocks = [SparseTargets.from_bytes(self._file(block, TARGETS_FILE).read_bytes()) for block in step.targets]
+        blocks = [SparseTargets.open(self._file(block, TARGETS_FILE)) for block in step.targets]
         # Rows carved out for dev stay in the pool's order, so that its blocks are the same for every run, but are not trained on.
         held_out = {row.text for row in self._prepared.train[: n_carved(step.dev)]}
         pool = self._prepared.pool[: step.n_rows]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from outlay.canonical import digest_of
+from outlay.canonical import digest_of_file
 from outlay.errors import DataError, MissingData, UnknownModel, UsageError
 from outlay.form import Family, Form, TargetKind, target_kind
 from outlay.modelref import fingerprint
@@ -164,7 +164,7 @@ def teach(asked: Answering, teaching: Teaching, listener: Listener) -> Outcome:
 
     def gather(blocks: Sequence[Path]) -> dict[str, Any]:
         _write_rows(home, rows, blocks)
-        digests = {path.name: digest_of(path.read_bytes()) for path in blocks}
+        digests = {path.name: digest_of_file(path) for path in blocks}
         identity = {**about, "model_sha256": request["model_sha256"]}
         home.write_json(home.out / INDEX, index_of(form, kind, teaching.settings, digests, identity))
         kept = _statistics(blocks)
@@ -319,7 +319,7 @@ def _write_rows(home: Home, rows: Sequence[Row], blocks: Sequence[Path]) -> None
     from outlay.train.targets import SparseTargets
 
     home.write(home.out / ROWS, json_lines([row.to_json() for row in rows]))
-    answers = [answer for path in blocks for answer in SparseTargets.from_bytes(path.read_bytes()).answers]
+    answers = [answer for path in blocks for answer in SparseTargets.open(path).answers]
     home.write(home.out / ANSWERS, json_lines(answer_lines(rows, answers)))
 
 

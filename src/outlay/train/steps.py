@@ -167,7 +167,7 @@ def teach(
     with part(stopwatch, "speak"):
         for rows, speech in _speeches(model, head, read, settings, precision, gauge, sink=builder.put):
             n_kept = None if width is None else np.full(len(rows), width, dtype=np.int64)
-            builder.answer(rows, speech.units, n_kept=n_kept)
+            builder.answer(rows, speech.units, n_kept=n_kept, pad_unit=head.pad_unit)
             for row, text in zip(rows, head.words(read, rows, speech.units), strict=True):
                 answers[int(row)] = text
     with part(stopwatch, "keep"):
