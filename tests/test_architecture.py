@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "sizes": {"errors", "form", "modelref"},
     "shape": {"errors", "form", "modelref", "sizes"},
     "compute": {"errors", "money", "shape"},
+    "speed": {"errors", "settings", "shape", "sizes"},
     "taskfile": {"errors", "example"},
     "sources": {"errors", "example", "taskfile"},
     "training": {"form", "taskfile"},
@@ -50,13 +51,15 @@ ALLOWED: dict[str, set[str]] = {
     "profile": {"data", "entities", "example", "task"},
     "ledger": {"errors", "money"},
     "labels": {"errors", "example", "money"},
-    "train": {"entities", "errors", "form", "modelref", "settings", "shape", "sizes"},
-    "report": {"errors", "grouping", "ledger", "money", "point"},
+    "train": {"entities", "errors", "form", "modelref", "settings", "shape", "sizes", "speed"},
+    "report": {"errors", "grouping", "ledger", "money", "point", "runfolder"},
     "request": {"errors", "money", "store"},
     "recipe": {"form", "settings", "store"},
     "quoting": {"compute", "form", "money", "recipe", "request", "settings"},
     "strategy": {"errors", "money", "quoting", "recipe"},
     "gauge": {"compute", "money", "quoting", "recipe"},
+    "timing": {"quoting", "recipe", "settings", "speed"},
+    "circumstance": set(),
     "prepare": {
         *(
             "compute",
@@ -73,10 +76,10 @@ ALLOWED: dict[str, set[str]] = {
         ),
         *("settings", "store", "strategy", "task", "train"),
     },
-    "workshop": {"example", "metrics", "prepare", "recipe", "store", "train"},
+    "workshop": {"example", "metrics", "prepare", "quoting", "recipe", "store", "train"},
     "run": {
-        *("errors", "gauge", "labels", "ledger", "metrics", "money", "point", "prepare", "quoting", "recipe"),
-        *("runfolder", "store", "strategy", "train", "watcher", "workshop"),
+        *("circumstance", "errors", "gauge", "labels", "ledger", "metrics", "money", "point", "prepare", "quoting"),
+        *("recipe", "runfolder", "speed", "store", "strategy", "timing", "train", "watcher", "workshop"),
     },
     "watcher": {"ledger", "money"},
     "runfolder": {"errors"},
@@ -89,8 +92,9 @@ ALLOWED: dict[str, set[str]] = {
         *("prepare", "rows", "settings", "shape", "sources", "task", "train"),
     },
     "cli": {
-        *("__init__", "compare", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare", "profile"),
-        *("report", "request", "run", "settings", "shape", "single", "sizes", "store", "task", "train"),
+        *("__init__", "compare", "compute", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare"),
+        *("profile", "report", "request", "run", "settings", "shape", "single", "sizes", "speed", "store", "task"),
+        "train",
     },
     "__init__": set(),
     "__main__": {"cli"},
@@ -134,6 +138,7 @@ INNER: dict[str, set[str]] = {
     "train.writers": {"train.lessons", "train.models", "train.loop", "train.steps"},
     "train.lessons": {"train.models", "train.loop", "train.steps"},
     "train.build": {"train.models", "train.loop", "train.steps"},
+    "train.steps": {"train.calibrate"},
     "train.models": {"train.lessons", "train.loop", "train.steps"},
     # The loop sees a model, a lesson and a score; which family learns what is not its affair.
     "train.loop": {"train.steps", "train.lessons", "train.targets", "train.models", "train.heads", "train.writers"},
@@ -365,7 +370,17 @@ def test_looking_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
 
 
 def test_the_pure_rooms_load_nothing_heavy() -> None:
-    pure = ("compute", "strategy", "ledger", "labels", "report.receipt", "report.tables", "report.page")
+    pure = (
+        "compute",
+        "speed",
+        "timing",
+        "strategy",
+        "ledger",
+        "labels",
+        "report.receipt",
+        "report.tables",
+        "report.page",
+    )
     code = f"import sys, {', '.join('outlay.' + name for name in pure)}\nprint(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {name.split(".")[0] for name in ran.stdout.split()} & set(HEAVY)

@@ -286,7 +286,9 @@ def _encoded(reader: Reader, batch: Batch) -> _Pass:
     n_logits, head_flops = 0.0, 0.0
     if shape.family == "encoder":
         n_read = n_tokens if reader.per_token else batch.n_rows
-        n_logits, head_flops = n_read * reader.n_outputs, 2 * n_read * shape.hidden_size * reader.n_outputs
+        # A class is chosen behind one more square layer, a tag is not.
+        before = 0 if reader.per_token else shape.hidden_size
+        n_logits, head_flops = n_read * reader.n_outputs, 2 * n_read * shape.hidden_size * (reader.n_outputs + before)
     elif shape.family == "causal":
         n_logits = n_tokens * shape.vocab_size
         head_flops = 2 * n_logits * shape.hidden_size
