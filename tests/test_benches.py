@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from bench import common, distil_vs_online, loop_vs_trainer, targets
 from bench.common import Clock, Work, interleaved, median, toy_rows
@@ -22,6 +23,16 @@ from outlay.train.models import load_model
 from outlay.train.steps import use_threads
 
 Main = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet() -> Iterator[None]:
+    """The benches silence transformers for good."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    yield
+    logging.set_verbosity(verbosity)
+    if bars:
+        logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")
