@@ -53,14 +53,14 @@ class Plan:
 
 
 _TEACHER = TrainSettings(epochs=10, batch_size=32, learning_rate=1e-3, dropout=0.1, precision="fp32")
-_STUDENT = TrainSettings(epochs=6, batch_size=32, learning_rate=1e-3, dropout=0.0, precision="fp32")
+_STUDENT = TrainSettings(epochs=5, batch_size=32, learning_rate=1e-3, dropout=0.0, precision="fp32")
 
 SST2 = Plan(
     "sst2",
     "accuracy",
     n_labelled=6000,
     n_pool=8000,
-    n_unseen=6000,
+    n_unseen=5000,
     n_compared=600,
     max_source_tokens=40,
     max_target_tokens=10,
@@ -71,7 +71,7 @@ WLP = Plan(
     "wlp",
     "entity_f1",
     n_labelled=6000,
-    n_pool=3000,
+    n_pool=2500,
     n_unseen=500,
     n_compared=150,
     max_source_tokens=48,

@@ -60,6 +60,29 @@ def test_a_step_that_fails_or_hangs_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     assert gpu.attempt(gpu.Task("a", "b", 7, hangs), 0.5).reason == "no time was left"
 
 
+def test_the_table_comes_in_time_whatever_happens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    printed: list[str] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+
+    def hangs(*_: object) -> None:
+        for _ in range(100):
+            if codes:
+                printed.append(capsys.readouterr().out)
+                break
+            time.sleep(0.1)
+
+    monkeypatch.setattr(gpu.os, "_exit", leave)
+    monkeypatch.setattr(gpu, "measure", hangs)
+    gpu.main(["--toy", "--minutes", "0.001"])
+    assert codes == [1]
+    assert "36 + 232 (A40)" in printed[0].splitlines()[-1]
+
+
 def test_the_table_adds_up_what_the_pipeline_takes() -> None:
     rows = [
         Row("teacher pass", "w", 3600, Measured(2, 11, 0.5, 989 * 10**11, 3 * 10**9)),
