@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from outlay.errors import LabelError
 from outlay.form import Family, Form, TargetKind
 from outlay.settings import TeachSettings
-from outlay.train.encode import Encoded, Units, collate, encode
+from outlay.train.encode import Encoded, Units, collate, encode, kept_units
 from outlay.train.heads import Inputs, Rows, Sources, Speech, Texts, class_units, device_of, logits_of, padded_units
 from outlay.train.seeds import step_seed
 
@@ -61,6 +61,10 @@ class TextHead:
         """The tokens of each answer, cut to the limit; the closing token stays."""
         if not answers:
             return Units.of([])
+        how = f"{self.family} of {self.form.max_target_tokens}"
+        return kept_units(self._tokenizer, how, answers, lambda: self._spell(answers))
+
+    def _spell(self, answers: Sequence[str]) -> Units:
         limit = self.form.max_target_tokens
         if self.family == "seq2seq":
             rows = self._tokenizer(text_target=list(answers), truncation=False, verbose=False)["input_ids"]
