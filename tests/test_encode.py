@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import BatchEncoding
 
 from outlay.train.encode import collate, encode
 from outlay.train.models import load_tokenizer
@@ -69,6 +70,26 @@ def test_truncation_counts_the_longer_rows_and_not_the_exact_fit(tokenizer: Any)
     pairs = encode(tokenizer, [("film " * a, "plot " * b) for a, b in [(4, 6), (5, 6), (1, 90)]], LIMIT)
     assert pairs.lengths.tolist() == [13, 13, 13]
     assert pairs.n_truncated == 2
+
+
+class Slow:
+    """A tokenizer that keeps nothing of what it cut off, as one without a backend does."""
+
+    is_fast = False
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.pad_token_id = tokenizer.pad_token_id
+
+    def __call__(self, *texts: Any, **settings: Any) -> BatchEncoding:
+        return BatchEncoding(dict(self._tokenizer(*texts, **settings)))
+
+
+def test_a_slow_tokenizers_rows_are_counted_alike(tokenizer: Any) -> None:
+    for rows in ([("film " * n,) for n in (10, 11, 12, 40)], [("film " * 4, "plot " * n) for n in (6, 7, 90)]):
+        slow, fast = encode(Slow(tokenizer), rows, LIMIT), encode(tokenizer, rows, LIMIT)
+        assert slow.n_truncated == fast.n_truncated == 2
+        assert slow.ids.tolist() == fast.ids.tolist()
 
 
 def test_truncation_takes_from_the_longer_segment(tokenizer: Any) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from outlay.train import token_store
+
+Ids = NDArray[Any]
+"""Of one of the types int32, uint16 and uint8."""
 
 _CHUNK_ROWS = 4096
 
@@ -18,14 +24,14 @@ _CHUNK_ROWS = 4096
 class Encoded:
     """Tokenised rows laid end to end.
 
-    ``ids`` and ``type_ids``: int32 ``[total tokens]``; ``offsets``: int64 ``[rows + 1]``; row ``i`` is
-    ``offsets[i]:offsets[i + 1]``. ``n_truncated`` counts the rows that were longer than the limit. ``spans``: int32
-    ``[total tokens, 2]``, the characters of the row's first segment that a token stands for, empty (0, 0) for special tokens;
-    kept only where it was asked for.
+    ``ids`` and ``type_ids``: ``[total tokens]``, int32, or where they come from the disk (`outlay.train.token_store`) a smaller
+    type that holds them; ``offsets``: int64 ``[rows + 1]``; row ``i`` is ``offsets[i]:offsets[i + 1]``. ``n_truncated`` counts
+    the rows that were longer than the limit. ``spans``: int32 ``[total tokens, 2]``, the characters of the row's first segment
+    that a token stands for, empty (0, 0) for special tokens; kept only where it was asked for.
     """
 
-    ids: NDArray[np.int32]
-    type_ids: NDArray[np.int32]
+    ids: Ids
+    type_ids: Ids
     offsets: NDArray[np.int64]
     pad_id: int
     n_truncated: int
@@ -44,7 +50,7 @@ class Encoded:
         """Real tokens of all rows, special tokens included, padding not."""
         return int(self.offsets[-1])
 
-    def row(self, row: int) -> NDArray[np.int32]:
+    def row(self, row: int) -> Ids:
         """The ids of one row."""
         return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
@@ -53,11 +59,11 @@ class Encoded:
 class Units:
     """What rows are answered with, in the model's own units (classes, tags or tokens), laid end to end.
 
-    ``ids``: int32 ``[positions]``; ``offsets``: int64 ``[rows + 1]``. ``n_cut`` counts answers longer than the limit,
-    ``n_unaligned`` entities that were not found in their source.
+    ``ids``: ``[positions]``, int32, or from the disk a smaller type; ``offsets``: int64 ``[rows + 1]``. ``n_cut`` counts answers
+    longer than the limit, ``n_unaligned`` entities that were not found in their source.
     """
 
-    ids: NDArray[np.int32]
+    ids: Ids
     offsets: NDArray[np.int64]
     n_cut: int = 0
     n_unaligned: int = 0
@@ -112,33 +118,41 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int, *,
     if not n_segments <= {1, 2} or len(n_segments) > 1:
         found = " and ".join(str(n) for n in sorted(n_segments))
         raise ValueError(f"an encoder reads one or two segments, the same number in every row; these rows have {found}")
-    ids: list[list[int]] = []
-    type_ids: list[list[int]] = []
-    spans: list[tuple[int, int]] = []
-    n_truncated = 0
-    for start in range(0, len(texts), _CHUNK_ROWS):
-        chunk = texts[start : start + _CHUNK_ROWS]
-        first = [row[0] for row in chunk]
-        second = [row[1] for row in chunk] if len(chunk[0]) == 2 else None
-        out = tokenizer(
-            first,
-            second,
-            truncation="longest_first",
-            max_length=max_tokens,
-            return_token_type_ids=True,
-            return_offsets_mapping=with_spans,
-            padding=False,
-        )
-        ids.extend(out["input_ids"])
-        type_ids.extend(out["token_type_ids"])
-        if with_spans:
-            spans.extend(span for row in out["offset_mapping"] for span in row)
-        n_truncated += _n_longer(tokenizer, first, second, out["input_ids"], max_tokens)
-    flat, offsets = _flat(ids)
-    flat_types, _ = _flat(type_ids)
+    key = token_store.key_of(tokenizer, f"sources of {max_tokens}, spans {with_spans}", texts)
+    kept = token_store.read(key)
     pad_id = int(tokenizer.pad_token_id or 0)
-    kept = np.array(spans, dtype=np.int32).reshape(-1, 2) if with_spans else None
-    return Encoded(flat, flat_types, offsets, pad_id, n_truncated, kept)
+    if kept is not None:
+        arrays = kept.arrays
+        # Zeros that take no memory.
+        type_ids = arrays.get("type_ids", np.broadcast_to(np.uint8(0), arrays["ids"].shape))
+        n_truncated = kept.counts["n_truncated"]
+        return Encoded(arrays["ids"], type_ids, arrays["offsets"], pad_id, n_truncated, arrays.get("spans"))
+    starts = range(0, len(texts), _CHUNK_ROWS)
+    chunks = [_tokenise(tokenizer, texts[start : start + _CHUNK_ROWS], max_tokens, with_spans) for start in starts]
+    encoded = Encoded(
+        ids=_end_to_end([chunk.ids for chunk in chunks]),
+        type_ids=_end_to_end([chunk.type_ids for chunk in chunks]),
+        offsets=_offsets(_end_to_end([chunk.lengths for chunk in chunks])),
+        pad_id=pad_id,
+        n_truncated=sum(chunk.n_truncated for chunk in chunks),
+        spans=_end_to_end([chunk.spans.ravel() for chunk in chunks if chunk.spans is not None]).reshape(-1, 2)
+        if with_spans
+        else None,
+    )
+    token_store.write(key, _arrays(encoded), {"n_truncated": encoded.n_truncated})
+    return encoded
+
+
+def kept_units(tokenizer: Any, how: str, answers: Sequence[str], make: Callable[[], Units]) -> Units:
+    """Answers spelt before by this tokenizer, or what ``make`` makes of them; ``how``: what else decides it."""
+    key = token_store.key_of(tokenizer, f"answers, {how}", [(answer,) for answer in answers])
+    kept = token_store.read(key)
+    if kept is not None:
+        return Units(kept.arrays["ids"], kept.arrays["offsets"], kept.counts["n_cut"], kept.counts["n_unaligned"])
+    units = make()
+    counts = {"n_cut": units.n_cut, "n_unaligned": units.n_unaligned}
+    token_store.write(key, {"ids": _narrow(units.ids), "offsets": units.offsets}, counts)
+    return units
 
 
 def collate(encoded: Encoded, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
@@ -159,16 +173,68 @@ def collate(encoded: Encoded, rows: Sequence[int] | NDArray[np.int64]) -> dict[s
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def _tokenise(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int, with_spans: bool) -> Encoded:
+    """Some rows in one call, which a fast tokenizer shares among its threads."""
+    first = [row[0] for row in texts]
+    second = [row[1] for row in texts] if len(texts[0]) == 2 else None
+    out = tokenizer(
+        first,
+        second,
+        truncation="longest_first",
+        max_length=max_tokens,
+        return_token_type_ids=True,
+        return_attention_mask=False,
+        return_offsets_mapping=with_spans,
+        padding=False,
+    )
+    ids, offsets = _flat(out["input_ids"])
+    type_ids, _ = _flat(out["token_type_ids"])
+    spans = None
+    if with_spans:
+        edges = chain.from_iterable(chain.from_iterable(out["offset_mapping"]))
+        spans = np.fromiter(edges, dtype=np.int32, count=2 * len(ids)).reshape(-1, 2)
+    full = np.flatnonzero(np.diff(offsets) >= max_tokens).tolist()
+    # A fast tokenizer keeps what it cut off; of a slow one the untruncated length tells.
+    if out.encodings is not None:
+        n_truncated = sum(bool(out.encodings[row].overflowing) for row in full)
+    else:
+        n_truncated = _n_longer(tokenizer, first, second, full, max_tokens)
+    return Encoded(ids, type_ids, offsets, 0, n_truncated, spans)
+
+
+def _arrays(encoded: Encoded) -> dict[str, NDArray[Any]]:
+    """What is kept of it on disk: type ids only where there are any, all in as few bytes as hold them."""
+    arrays: dict[str, NDArray[Any]] = {"ids": _narrow(encoded.ids), "offsets": encoded.offsets}
+    if encoded.type_ids.any():
+        arrays["type_ids"] = _narrow(encoded.type_ids)
+    return arrays if encoded.spans is None else {**arrays, "spans": encoded.spans}
+
+
+def _narrow(ids: Ids) -> Ids:
+    """In the smallest of uint8, uint16 and int32 that holds them."""
+    most, least = int(ids.max(initial=0)), int(ids.min(initial=0))
+    kind = np.uint8 if most < 2**8 else np.uint16 if most < 2**16 else np.int32
+    narrow: Ids = ids.astype(np.int32 if least < 0 else kind)
+    return narrow
+
+
 def _flat(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    flat = np.fromiter((unit for row in rows for unit in row), dtype=np.int32, count=int(offsets[-1]))
-    return flat, offsets
+    offsets = _offsets([len(row) for row in rows])
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1])), offsets
 
 
-def _n_longer(tokenizer: Any, first: list[str], second: list[str] | None, ids: list[list[int]], max_tokens: int) -> int:
-    """Rows longer than the limit. A full row was (but for the rare exact fit) longer; its untruncated length tells."""
-    full = [i for i, row in enumerate(ids) if len(row) >= max_tokens]
+def _offsets(lengths: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _end_to_end(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype=np.int32), *arrays])
+
+
+def _n_longer(tokenizer: Any, first: list[str], second: list[str] | None, full: list[int], max_tokens: int) -> int:
+    """Rows longer than the limit, of those that fill it: the rare exact fit is not longer."""
     if not full:
         return 0
     again = tokenizer(

@@ -20,7 +20,7 @@ from outlay.errors import LabelError
 from outlay.form import Family, Form, TargetKind
 from outlay.settings import TeachSettings
 from outlay.train.decode import Say, Writing, greedy, is_plain_greedy, n_scored, score, walk
-from outlay.train.encode import Encoded, Units, collate, encode
+from outlay.train.encode import Encoded, Units, collate, encode, kept_units
 from outlay.train.heads import (
     Inputs,
     LogitSink,
@@ -81,6 +81,10 @@ class TextHead:
         """The tokens of each answer, cut to the limit; the closing token stays."""
         if not answers:
             return Units.of([])
+        how = f"{self.family} of {self.form.max_target_tokens}"
+        return kept_units(self._tokenizer, how, answers, lambda: self._spell(answers))
+
+    def _spell(self, answers: Sequence[str]) -> Units:
         limit = self.form.max_target_tokens
         if self.family == "seq2seq":
             rows = self._tokenizer(text_target=list(answers), truncation=False, verbose=False)["input_ids"]
