@@ -19,8 +19,8 @@ from outlay.metrics import main_score, score
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.sizes import load_sizes
 from outlay.task import load_task
-from outlay.train.build import Corpus, build_checkpoint
 from outlay.train.batches import inference_batches
+from outlay.train.build import Corpus, build_checkpoint
 from outlay.train.heads import logits_of, padded_units
 from outlay.train.models import ModelSpec, load_saved
 from outlay.train.steps import Watch, distil, finetune, predict
