@@ -89,7 +89,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "single": {
         *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "metrics", "modelref"),
-        *("prepare", "rows", "settings", "shape", "sources", "task", "train"),
+        *("prepare", "rows", "settings", "shape", "sources", "store", "task", "train"),
     },
     "cli": {
         *("__init__", "compare", "compute", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare"),
@@ -111,7 +111,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "sizes": {"yaml"},
     "modelref": {"huggingface_hub"},
     "metrics": {"numpy", "sacrebleu"},
-    "train": {"accelerate", "bitsandbytes", "numpy", "safetensors", "tokenizers", "torch", "transformers"},
+    "train": {"accelerate", "bitsandbytes", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers"},
     "report": {"altair", "rich", "vl_convert"},
     "cli": {"rich", "typer"},
 }

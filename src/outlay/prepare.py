@@ -135,10 +135,21 @@ class Prepared:
 
 
 class Workbench:
-    """Loads tasks once and counts their tokens once, for as many runs as a comparison has."""
+    """Loads tasks once and counts their tokens once, for as many runs as a comparison has.
 
-    def __init__(self, price_book: PriceBook, *, data_root: Path | None = None, machines: Sequence[Path] = ()) -> None:
+    ``tokens``: a folder where tokenised texts are kept for this process's steps and for the next process; ``None`` = nowhere.
+    """
+
+    def __init__(
+        self,
+        price_book: PriceBook,
+        *,
+        data_root: Path | None = None,
+        machines: Sequence[Path] = (),
+        tokens: Path | None = None,
+    ) -> None:
         self.price_book = price_book
+        self._tokens = tokens
         self._machine_files = machines
         self._data_root = data_root
         self._tasks: dict[str, tuple[Task, TaskData]] = {}
@@ -351,7 +362,9 @@ class Workbench:
         missing = {e.text: e for split in rows.values() for e in split if e.text not in known}
         if missing:
             from outlay.train.steps import count_tokens
+            from outlay.train.token_store import keep_in
 
+            keep_in(self._tokens)
             sources = _sources(task, list(missing.values()), self._shape(model).family)
             known.update(zip(missing, count_tokens(model.ref, model.base, task.form, sources), strict=True))
         sums = {name: list(accumulate((known[e.text] for e in split), initial=0)) for name, split in rows.items()}

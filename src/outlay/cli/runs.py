@@ -217,7 +217,13 @@ class _Session:
         _refuse_several_processes()
         book = PriceBook.load(arguments.get("prices") or [])
         cap = arguments.get("cash_cap")
-        self.workbench = Workbench(book, data_root=arguments.get("data"), machines=arguments.get("machines") or [])
+        kept = open_store(arguments.get("store"))
+        self.workbench = Workbench(
+            book,
+            data_root=arguments.get("data"),
+            machines=arguments.get("machines") or [],
+            tokens=kept.root / "tokens",
+        )
         self._asked = asked
         self.screen = Screen(quiet=bool(arguments.get("quiet")))
         # Whatever is wrong with the request is said before a folder is made or a label bought.
@@ -225,7 +231,7 @@ class _Session:
             self.workbench.check(options)
         self.runner = Runner(
             arguments.get("out") or Path("outlay-runs") / name,
-            open_store(arguments.get("store")),
+            kept,
             here=book.get(arguments["here"]),
             cash_cap_micros=None if cap is None else parse_budget(cap),
             watcher=self.screen,

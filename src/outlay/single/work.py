@@ -13,6 +13,7 @@ from outlay.errors import OutlayError, UnknownModel, UsageError
 from outlay.executor import Executor, Here
 from outlay.form import Family, Form, can_answer
 from outlay.single.home import Home
+from outlay.store import default_root
 
 T = TypeVar("T")
 
@@ -108,8 +109,10 @@ class Running:
             # Read by accelerate, and by whoever asks for this process's place.
             os.environ["ACCELERATE_USE_FSDP"] = "true"
         from outlay.train.steps import use_threads
+        from outlay.train.token_store import keep_in
 
         use_threads(self.threads)
+        keep_in(default_root() / "tokens")
 
     def executor(self) -> Executor:
         """Where the blocks of a step are made."""
