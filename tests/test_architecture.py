@@ -104,7 +104,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "sizes": {"yaml"},
     "modelref": {"huggingface_hub"},
     "metrics": {"numpy", "sacrebleu"},
-    "train": {"accelerate", "bitsandbytes", "numpy", "safetensors", "tokenizers", "torch", "transformers"},
+    "train": {"accelerate", "bitsandbytes", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers"},
     "report": {"altair", "rich", "vl_convert"},
     "cli": {"rich", "typer"},
 }
