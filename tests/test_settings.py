@@ -57,6 +57,16 @@ def test_each_setting_has_a_limit_and_the_error_names_it(name: str, bad: object,
     assert "\n" not in str(refused.value)
 
 
+def test_weights_in_bf16_need_the_optimiser_that_rounds_at_random() -> None:
+    good = GOOD.changed({"precision": "bf16_weights", "optimizer": "adafactor"})
+    assert good.precision == "bf16_weights"
+    for optimizer in ("adamw", "adamw_8bit"):
+        with pytest.raises(
+            UsageError, match=f"optimizer is '{optimizer}'; it must be adafactor where precision is bf16"
+        ):
+            good.changed({"optimizer": optimizer})
+
+
 def test_an_unknown_setting_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError) as refused:
         GOOD.changed({"lr": 0.1})

@@ -178,7 +178,8 @@ def test_every_hyper_parameter_is_a_training_setting() -> None:
         **{"epochs": 7, "lr": 0.01, "batch_size": 5, "warmup_fraction": 0.2, "weight_decay": 0.3, "max_grad_norm": 2.0},
         **{"patience": 3, "dropout": 0.1, "precision": "fp32", "optimizer": "adafactor", "micro_batch_size": 2},
         **{"gradient_checkpointing": True, "eval_steps": 11, "temperature": 2.5, "objective": "published"},
-        **{"divergence": "js", "js_beta": 0.3, "gold_weight": 0.4},
+        **{"divergence": "js", "js_beta": 0.3, "gold_weight": 0.4, "batch_tokens": 640, "eval_share": 0.04},
+        **{"compile": True, "peft": "lora", "lora_rank": 4, "lora_alpha": 9.5},
     }
     assert set(content) == set(HyperParameters.model_fields)
     task = Task.model_validate({**MINIMAL, "training": {"causal": {"distil": content}}})

@@ -34,16 +34,28 @@ class HyperParameters(Block):
     """Evaluations on dev without a gain before training stops."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Of every layer."""
-    precision: Literal["bf16", "fp32"] | None = None
-    """``bf16`` (weights and optimiser stay float32) or ``fp32``."""
+    precision: Literal["bf16", "bf16_weights", "fp32"] | None = None
+    """``bf16`` (weights and optimiser stay float32), ``bf16_weights`` (with ``optimizer: adafactor``) or ``fp32``."""
     optimizer: Literal["adamw", "adafactor", "adamw_8bit"] | None = None
     """``adamw``, ``adafactor`` or ``adamw_8bit``."""
     micro_batch_size: int | None = Field(default=None, gt=0)
     """Rows per forward pass; ``batch_size`` rows are accumulated for a step."""
+    batch_tokens: int | None = Field(default=None, gt=0)
+    """Tokens per step, padding included, in place of ``batch_size`` rows."""
     gradient_checkpointing: bool | None = None
     """Compute activations again instead of keeping them: less memory, more time."""
     eval_steps: int | None = Field(default=None, gt=0)
     """Steps between evaluations on dev; without it one after each epoch."""
+    eval_share: float | None = Field(default=None, gt=0, le=1)
+    """Evaluations take at most this share of the work: only as many dev rows are answered."""
+    compile: bool | None = None
+    """Compile the model's blocks: a wait at the start, then faster steps."""
+    peft: Literal["none", "lora", "ia3"] | None = None
+    """``none`` (every weight is trained), ``lora`` or ``ia3``."""
+    lora_rank: int | None = Field(default=None, gt=0)
+    """Rank of the updates of ``lora``."""
+    lora_alpha: float | None = Field(default=None, gt=0)
+    """Their scale is alpha / rank."""
     temperature: float | None = Field(default=None, gt=0)
     """Of the divergence to the teacher; only distillation reads it."""
     objective: Literal["masked", "published"] | None = None

@@ -60,6 +60,10 @@ MetricIdf = Annotated[
 BatchSize = Annotated[
     int | None, option("--batch-size", panel=TRAINING, says="Rows per optimiser step, over all processes.")
 ]
+BatchTokens = Annotated[
+    int | None,
+    option("--batch-tokens", panel=TRAINING, says="Tokens per optimiser step, instead of --batch-size rows."),
+]
 Accumulation = Annotated[
     int, option("--accumulation", panel=TRAINING, says="Forward passes a process makes per optimiser step.")
 ]
@@ -76,6 +80,9 @@ Patience = Annotated[
 EvalSteps = Annotated[
     int | None, option("--eval-steps", panel=TRAINING, says="Steps between dev evaluations. (default: one an epoch)")
 ]
+EvalShare = Annotated[
+    float | None, option("--eval-share", panel=TRAINING, says="Evaluations take at most this share, on fewer dev rows.")
+]
 GradientCheckpointing = Annotated[
     bool | None,
     option(
@@ -84,6 +91,9 @@ GradientCheckpointing = Annotated[
         says="Compute activations twice instead of keeping them.",
     ),
 ]
+Peft = Annotated[str | None, option("--peft", panel=TRAINING, says="none, lora or ia3: train adapters only.")]
+LoraRank = Annotated[int | None, option("--lora-rank", panel=TRAINING, says="Rank of the updates of lora.")]
+LoraAlpha = Annotated[float | None, option("--lora-alpha", panel=TRAINING, says="Their scale is alpha / rank.")]
 Temperature = Annotated[float | None, option("--temperature", panel=DISTILLING, says="Of the divergence: 1, 2 or 4.")]
 Objective = Annotated[
     str | None, option("--objective", panel=DISTILLING, says="masked, or published (padding counts too).")
@@ -94,10 +104,36 @@ GoldWeight = Annotated[
     float | None, option("--gold-weight", panel=DISTILLING, says="Share of cross-entropy on gold answers.")
 ]
 
-Precision = Annotated[str | None, option("--precision", panel=RUNNING, says="bf16 or fp32.")]
+Precision = Annotated[
+    str | None, option("--precision", panel=RUNNING, says="bf16, bf16_weights (with adafactor) or fp32.")
+]
+Compile = Annotated[
+    bool | None,
+    option("--compile/--no-compile", panel=RUNNING, says="Compile the model: a wait at the start, then faster steps."),
+]
 AnswerPrecision = Annotated[str, option("--precision", panel=RUNNING, says="bf16 or fp32.")]
+AnswerTokens = Annotated[
+    int, option("--batch-tokens", panel=ANSWERING, says="Source tokens per forward pass at most, padding included.")
+]
 AnswerBatch = Annotated[int, option("--batch-size", panel=ANSWERING, says="Rows per forward pass.")]
 Beams = Annotated[int, option("--beams", panel=ANSWERING, says="Of the search for an answer; 1 is greedy.")]
+Sample = Annotated[bool, option("--sample", panel=ANSWERING, says="Draw answers instead of searching.")]
+SampleTemperature = Annotated[
+    float, option("--sample-temperature", panel=ANSWERING, says="Of the draw; the targets keep raw logits.")
+]
+TopP = Annotated[float, option("--top-p", panel=ANSWERING, says="Draw from the likeliest share.")]
+MaxLogits = Annotated[
+    int, option("--max-logits", panel=ANSWERING, says="Logits kept per position at most; 0 = the whole vocabulary.")
+]
+TailMass = Annotated[
+    float, option("--tail-mass", panel=ANSWERING, says="Probability that may be left out; 0 = keep --max-logits.")
+]
+AnswersFrom = Annotated[
+    str, option("--answers-from", panel=ANSWERING, says="labels (the likeliest one), or free (what it writes).")
+]
+KeepPadding = Annotated[
+    bool, option("--keep-padding", panel=ANSWERING, says="Keep the positions behind an answer, for published.")
+]
 Seed = Annotated[int, option("--seed", panel=RUNNING, says="Of order, initialisation and sampling.")]
 Threads = Annotated[int, option("--threads", panel=RUNNING, says="Threads per process; part of the request.")]
 Processes = Annotated[

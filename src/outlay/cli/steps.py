@@ -12,7 +12,6 @@ import typer
 
 from outlay.cli.common import Json, print_json
 from outlay.cli.stepoptions import (
-    ANSWERING,
     ROWS,
     SAVE_SECONDS,
     THREADS,
@@ -20,26 +19,35 @@ from outlay.cli.stepoptions import (
     Accumulation,
     AnswerBatch,
     AnswerPrecision,
+    AnswersFrom,
+    AnswerTokens,
     Base,
     BatchSize,
+    BatchTokens,
     Beams,
+    Compile,
     Data,
     DevFile,
     DeviceMap,
     Divergence,
     Dropout,
     Epochs,
+    EvalShare,
     EvalSteps,
     File,
     Fsdp,
     GoldWeight,
     GradientCheckpointing,
     JsBeta,
+    KeepPadding,
     Kind,
     Labels,
+    LoraAlpha,
+    LoraRank,
     Lr,
     MaxDevRows,
     MaxGradNorm,
+    MaxLogits,
     MaxRows,
     MaxSource,
     MaxTarget,
@@ -54,21 +62,26 @@ from outlay.cli.stepoptions import (
     Out,
     Overwrite,
     Patience,
+    Peft,
     Precision,
     Prefix,
     Processes,
     Quiet,
     Ray,
     ReportTo,
+    Sample,
+    SampleTemperature,
     SaveSeconds,
     SaveSteps,
     Seed,
     SourceColumn,
     Split,
+    TailMass,
     TargetColumn,
     Task,
     Temperature,
     Threads,
+    TopP,
     TrainFile,
     Warmup,
     WeightDecay,
@@ -106,6 +119,7 @@ def finetune(
     metric_model: MetricModel = None,
     role: Annotated[str, option("--role", panel=TRAINING, says="Whose defaults: student or teacher.")] = "student",
     batch_size: BatchSize = None,
+    batch_tokens: BatchTokens = None,
     accumulation: Accumulation = 1,
     lr: Lr = None,
     epochs: Epochs = None,
@@ -116,8 +130,13 @@ def finetune(
     dropout: Dropout = None,
     patience: Patience = None,
     eval_steps: EvalSteps = None,
+    eval_share: EvalShare = None,
     gradient_checkpointing: GradientCheckpointing = None,
+    peft: Peft = None,
+    lora_rank: LoraRank = None,
+    lora_alpha: LoraAlpha = None,
     precision: Precision = None,
+    compile: Compile = None,
     seed: Seed = 0,
     threads: Threads = THREADS,
     processes: Processes = None,
@@ -131,13 +150,7 @@ def finetune(
 ) -> None:
     """Train a model on labelled rows; with a dev set the best evaluation is kept."""
     given = locals()
-
-    def step(screen: StepScreen) -> Outcome:
-        from outlay.single.training import finetune as train
-
-        return train(_recipe(given, role), screen, train_file=train_file, max_train_rows=max_train_rows)
-
-    _run(given, step)
+    _run(given, lambda screen: _finetune(given, screen))
 
 
 def teach(
@@ -160,18 +173,15 @@ def teach(
         option("--max-train-rows", panel=ROWS, says="Pool rows may carry the labels of so many train rows."),
     ] = None,
     beams: Beams = 1,
-    sample: Annotated[bool, option("--sample", panel=ANSWERING, says="Draw answers instead of searching.")] = False,
-    sample_temperature: Annotated[
-        float, option("--sample-temperature", panel=ANSWERING, says="Of the draw; the targets keep raw logits.")
-    ] = 1.0,
-    top_p: Annotated[float, option("--top-p", panel=ANSWERING, says="Draw from the likeliest share.")] = 1.0,
-    max_logits: Annotated[
-        int, option("--max-logits", panel=ANSWERING, says="Logits kept per position; 0 = the whole vocabulary.")
-    ] = 64,
-    keep_padding: Annotated[
-        bool, option("--keep-padding", panel=ANSWERING, says="Keep the positions behind an answer, for published.")
-    ] = False,
-    batch_size: AnswerBatch = 64,
+    sample: Sample = False,
+    sample_temperature: SampleTemperature = 1.0,
+    top_p: TopP = 1.0,
+    max_logits: MaxLogits = 64,
+    tail_mass: TailMass = 0.001,
+    answers_from: AnswersFrom = "labels",
+    keep_padding: KeepPadding = False,
+    batch_size: AnswerBatch = 256,
+    batch_tokens: AnswerTokens = 4096,
     precision: AnswerPrecision = "bf16",
     seed: Seed = 0,
     threads: Threads = THREADS,
@@ -184,17 +194,7 @@ def teach(
 ) -> None:
     """Write a teacher's targets for a student, in blocks of 1,024 rows."""
     given = locals()
-
-    def step(screen: StepScreen) -> Outcome:
-        from outlay.settings import TeachSettings
-        from outlay.single.answering import Teaching
-        from outlay.single.answering import teach as write
-
-        names = ("beams", "sample", "sample_temperature", "top_p", "max_logits", "keep_padding", "batch_size", "seed")
-        settings = TeachSettings(**{name: given[name] for name in names})
-        return write(_answering(given), Teaching(student, base, target, settings), screen)
-
-    _run(given, step)
+    _run(given, lambda screen: _teach(given, screen))
 
 
 def distill(
@@ -220,6 +220,7 @@ def distill(
     js_beta: JsBeta = None,
     gold_weight: GoldWeight = None,
     batch_size: BatchSize = None,
+    batch_tokens: BatchTokens = None,
     accumulation: Accumulation = 1,
     lr: Lr = None,
     epochs: Epochs = None,
@@ -230,8 +231,13 @@ def distill(
     dropout: Dropout = None,
     patience: Patience = None,
     eval_steps: EvalSteps = None,
+    eval_share: EvalShare = None,
     gradient_checkpointing: GradientCheckpointing = None,
+    peft: Peft = None,
+    lora_rank: LoraRank = None,
+    lora_alpha: LoraAlpha = None,
     precision: Precision = None,
+    compile: Compile = None,
     seed: Seed = 0,
     threads: Threads = THREADS,
     processes: Processes = None,
@@ -245,13 +251,7 @@ def distill(
 ) -> None:
     """Train a student on a teacher's targets; with a dev set the best evaluation is kept."""
     given = locals()
-
-    def step(screen: StepScreen) -> Outcome:
-        from outlay.single.training import distil
-
-        return distil(_recipe({**given, "model": student}, "distil"), screen, targets=targets, max_rows=max_rows)
-
-    _run(given, step)
+    _run(given, lambda screen: _distil(given, screen))
 
 
 def predict(
@@ -346,6 +346,32 @@ def evaluate(
     _run(given, step)
 
 
+def _finetune(given: dict[str, Any], screen: StepScreen) -> Outcome:
+    from outlay.single.training import finetune
+
+    rows = {name: given[name] for name in ("train_file", "max_train_rows")}
+    return finetune(_recipe(given, given["role"]), screen, **rows)
+
+
+def _teach(given: dict[str, Any], screen: StepScreen) -> Outcome:
+    from outlay.settings import TeachSettings
+    from outlay.single.answering import Teaching, teach
+
+    names = (
+        *("beams", "sample", "sample_temperature", "top_p", "max_logits", "tail_mass", "answers_from"),
+        *("keep_padding", "batch_size", "batch_tokens", "seed"),
+    )
+    settings = TeachSettings(**{name: given[name] for name in names})
+    return teach(_answering(given), Teaching(given["student"], given["base"], given["target"], settings), screen)
+
+
+def _distil(given: dict[str, Any], screen: StepScreen) -> Outcome:
+    from outlay.single.training import distil
+
+    recipe = _recipe({**given, "model": given["student"]}, "distil")
+    return distil(recipe, screen, targets=given["targets"], max_rows=given["max_rows"])
+
+
 def _run(given: dict[str, Any], step: Callable[[StepScreen], Outcome]) -> None:
     """One step in this process, or the whole command again as several; its outcome printed by the main one."""
     from outlay.cli.stepscreen import StepScreen, print_outcome
@@ -386,7 +412,7 @@ def _recipe(given: dict[str, Any], role: str) -> Recipe:
     same = (
         *("batch_size", "epochs", "weight_decay", "max_grad_norm", "optimizer", "dropout", "patience", "eval_steps"),
         *("gradient_checkpointing", "precision", "seed", "temperature", "objective", "divergence", "js_beta"),
-        "gold_weight",
+        *("gold_weight", "batch_tokens", "eval_share", "compile", "peft", "lora_rank", "lora_alpha"),
     )
     names |= {name: name for name in same}
     return Recipe(

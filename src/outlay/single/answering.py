@@ -17,7 +17,7 @@ from outlay.canonical import digest_of_file
 from outlay.errors import DataError, MissingData, UnknownModel, UsageError
 from outlay.form import Family, Form, TargetKind, target_kind
 from outlay.modelref import fingerprint
-from outlay.settings import PRECISIONS, TeachSettings
+from outlay.settings import TeachSettings
 from outlay.single.home import Document, Home, json_bytes, json_lines, read_object
 from outlay.single.inputs import Asked, Inputs, Row, cell, check_golds, read_table, rows_digest, sources_of
 from outlay.single.profiling import new_stopwatch, profile_of_parts, seconds_of
@@ -40,6 +40,9 @@ from outlay.single.work import (
 
 BLOCK_ROWS = 1024
 """Consecutive rows that are worked through together, sorted and batched among themselves."""
+
+PRECISIONS = ("bf16", "fp32")
+"""Of answering: bf16 autocast, or as the weights are kept."""
 
 SAVED = "outlay.json"
 SCORES, PREDICTIONS = "scores.json", "predictions.jsonl"

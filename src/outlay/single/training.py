@@ -309,9 +309,14 @@ def _plan(command: str, recipe: Recipe, inputs: Inputs, form: Form, n_rows: int,
     dev = _dev_rows(recipe, inputs, settings.seed, own_dev)
     check_golds(dev, form)
     scorer = Scorer(recipe.metric, form, inputs.task) if dev else None
-    for option, value in (("--patience", settings.patience), ("--eval-steps", settings.eval_steps)):
-        if scorer is None and value is not None and option.strip("-").replace("-", "_") in recipe.overrides:
+    for name in ("patience", "eval_steps", "eval_share"):
+        if scorer is None and recipe.overrides.get(name) is not None:
+            option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} is about the dev score, and there is no dev set; add --dev-file")
+    for name in ("lora_rank", "lora_alpha"):
+        if name in recipe.overrides and settings.peft != "lora":
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} is about lora, and peft is {settings.peft}; add --peft lora, or leave it out")
     return _Plan(command, recipe, form, family, settings, dev, scorer, n_rows)
 
 
