@@ -151,6 +151,7 @@ SaveSteps = Annotated[int | None, option("--save-steps", panel=RUNNING, says="St
 SaveSeconds = Annotated[float, option("--save-seconds", panel=RUNNING, says="Seconds between checkpoints.")]
 ReportTo = Annotated[str, option("--report-to", panel=RUNNING, says="wandb, tensorboard, trackio or none.")]
 Overwrite = Annotated[bool, option("--overwrite", panel=RUNNING, says="Replace the result of another request.")]
+Profile = Annotated[bool, option("--profile", panel=RUNNING, says="Say where the time went, and the utilisation.")]
 Quiet = Annotated[bool, option("--quiet", "-q", panel=RUNNING, says="No progress.")]
 
 THREADS = 2

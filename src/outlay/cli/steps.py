@@ -66,6 +66,7 @@ from outlay.cli.stepoptions import (
     Precision,
     Prefix,
     Processes,
+    Profile,
     Quiet,
     Ray,
     ReportTo,
@@ -145,6 +146,7 @@ def finetune(
     save_seconds: SaveSeconds = SAVE_SECONDS,
     report_to: ReportTo = "none",
     overwrite: Overwrite = False,
+    profile: Profile = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -189,6 +191,7 @@ def teach(
     device_map: DeviceMap = None,
     ray: Ray = None,
     overwrite: Overwrite = False,
+    profile: Profile = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -246,6 +249,7 @@ def distill(
     save_seconds: SaveSeconds = SAVE_SECONDS,
     report_to: ReportTo = "none",
     overwrite: Overwrite = False,
+    profile: Profile = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -459,5 +463,5 @@ def _metric(given: dict[str, Any]) -> MetricAsked:
 def _running(given: dict[str, Any]) -> Running:
     from outlay.single.work import Running
 
-    names = ("threads", "overwrite", "save_steps", "save_seconds", "report_to", "fsdp", "device_map", "ray")
+    names = ("threads", "overwrite", "save_steps", "save_seconds", "report_to", "fsdp", "device_map", "ray", "profile")
     return Running(**{name: given[name] for name in names if name in given})
