@@ -298,7 +298,7 @@ class _Execution:
                 usage=made.usage,
                 circumstance={
                     **environment(getattr(step, "threads", None)),
-                    "predicted_seconds": round(foreseen.seconds, 3),
+                    "predicted_seconds": round(foreseen.seconds, 6),
                     "seconds_by_payer": gauge.finish(),
                 },
             )
@@ -351,7 +351,7 @@ class _Execution:
         seen = self._forecasts.get(key)
         if seen is None:
             return Timing(key, what, None, None, None)
-        return Timing(key, what, round(seen.seconds, 3), seen.by, round(float(self._my_hours(artifact) * 3600), 3))
+        return Timing(key, what, round(seen.seconds, 6), seen.by, round(float(self._my_hours(artifact) * 3600), 3))
 
     @contextmanager
     def _released_on_error(self, hold: Hold) -> Iterator[None]:
