@@ -87,7 +87,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "single": {
         *("canonical", "data", "entities", "errors", "example", "form", "metrics", "modelref", "prepare", "rows"),
-        *("settings", "shape", "sources", "task", "train"),
+        *("settings", "shape", "sources", "speed", "store", "task", "train"),
     },
     "cli": {
         *("__init__", "compare", "compute", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare"),

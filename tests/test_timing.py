@@ -13,11 +13,14 @@ from outlay.quoting import Quoter
 from outlay.recipe import Buy, Distil, Recipe, Score, Step, Teach, Train
 from outlay.report.receipt import receipt, render_markdown, render_text, to_json
 from outlay.runfolder import RunFolder
+from outlay.single.training import finetune
+from outlay.single.work import Outcome, Silent
 from outlay.speed import TERMS, Profile
 from outlay.strategy import NotAvailable, strategy
 from outlay.timing import ANSWERING, Forecaster
 from outlay.train.steps import INFERENCE_BATCH
 from tests.runs import World, runner
+from tests.steps_world import StepsWorld
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +154,24 @@ def test_a_profile_changes_no_result_and_no_charge(world: World, done: Path, tmp
     timings = RunFolder.of(bare.folder, run_id).timings()
     assert {each.by for each in timings} == {"at most, by the flops clock of cpu"}
     assert all(each.predicted for each in timings)
+
+
+def test_a_single_training_says_what_was_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "world").mkdir()
+    steps = StepsWorld.make(tmp_path / "world")
+    monkeypatch.setenv("OUTLAY_STORE", str(tmp_path / "kept" / "store"))
+    train_file = steps.file("entities", "train")
+
+    def trained(name: str) -> Outcome:
+        return finetune(steps.recipe("entities", "t5", tmp_path / name), Silent(), train_file=train_file)
+
+    bare = trained("bare")
+    assert bare.predicted_seconds is None
+    assert "predicted" not in bare.compute
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "machine.toml").write_text(profile(steps=1000.0).to_toml(), encoding="utf-8")
+    foreseen_too = trained("foreseen")
+    assert foreseen_too.predicted_seconds == 1000.0 * foreseen_too.facts["n_steps"]
+    assert foreseen_too.compute.endswith(f"s (predicted {foreseen_too.predicted_seconds:,.1f} s)")
+    (tmp_path / "kept" / "machine.toml").write_text(profile(threads=2, steps=1.0).to_toml(), encoding="utf-8")
+    assert trained("other").predicted_seconds is None
