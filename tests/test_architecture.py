@@ -89,7 +89,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "single": {
         *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "metrics", "modelref"),
-        *("prepare", "rows", "settings", "shape", "sources", "store", "task", "train"),
+        *("prepare", "rows", "settings", "shape", "sources", "speed", "store", "task", "train"),
     },
     "cli": {
         *("__init__", "compare", "compute", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare"),

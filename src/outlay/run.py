@@ -30,7 +30,7 @@ from outlay.runfolder import RunFolder, Timing, write_json
 from outlay.speed import PROFILE_FILE, load_profile
 from outlay.store import Artifact, Store, digest_of, key_of
 from outlay.strategy import NotAvailable, Outcome, describe, strategy
-from outlay.timing import Forecast, Forecaster
+from outlay.timing import Forecaster
 from outlay.watcher import Silent, Watcher
 from outlay.workshop import LABELS_FILE, SCORES_FILE, Bench, Made, Workshop, cut_lines, label_lines
 
@@ -155,7 +155,6 @@ class _Execution:
         self._workshop = Workshop(prepared, self._artifact_of)
         profile = load_profile(runner.store.root.parent / PROFILE_FILE)
         self._forecaster = Forecaster(self._quoter, profile, self._workshop.answer_lengths)
-        self._forecasts: dict[str, Forecast] = {}
         self._payer = runner.payer(self._run_id)
         self._artifacts: dict[str, Artifact] = {}
         self._steps: list[Step] = []
@@ -273,7 +272,7 @@ class _Execution:
         return artifact
 
     def _make(self, step: Step, hold: Hold, folder: Path) -> Artifact:
-        self._forecasts[hold.key] = foreseen = self._forecaster.forecast(step)
+        foreseen = self._forecaster.forecast(step)
         gauge = StepGauge(
             self._quoter,
             step,
@@ -298,7 +297,7 @@ class _Execution:
                 usage=made.usage,
                 circumstance={
                     **environment(getattr(step, "threads", None)),
-                    "predicted_seconds": round(foreseen.seconds, 3),
+                    "predicted": {"seconds": round(foreseen.seconds, 6), "by": foreseen.by},
                     "seconds_by_payer": gauge.finish(),
                 },
             )
@@ -348,10 +347,11 @@ class _Execution:
         self._watcher.end(describe(step), reused, self._ledger.balance(self._run_id))
 
     def _timing(self, key: str, what: str, artifact: Artifact) -> Timing:
-        seen = self._forecasts.get(key)
-        if seen is None:
+        measured = artifact.circumstance.get("seconds_by_payer", {}).get(self._payer)
+        if measured is None:
             return Timing(key, what, None, None, None)
-        return Timing(key, what, round(seen.seconds, 3), seen.by, round(float(self._my_hours(artifact) * 3600), 3))
+        seen = artifact.circumstance.get("predicted", {})
+        return Timing(key, what, seen.get("seconds"), seen.get("by"), measured)
 
     @contextmanager
     def _released_on_error(self, hold: Hold) -> Iterator[None]:

@@ -28,6 +28,11 @@ class Timing:
     by: str | None
     measured: float | None
 
+    @property
+    def is_reused(self) -> bool:
+        """Whether nothing was done this time."""
+        return self.measured is None
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:

@@ -147,6 +147,8 @@ def load_profile(path: Path) -> Profile | None:
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
+        if unknown := sorted(set(content) - {*_HEAD, "seconds"}):
+            raise ValueError(f"it has an unknown {unknown[0]}")
         constants = {
             str(precision): {term: float(table[term]) for term in TERMS}
             for precision, table in content["seconds"].items()
@@ -345,16 +347,16 @@ def _n_parameters(reader: Reader) -> int:
 
 
 def _training_batches(lengths: Lengths, settings: TrainSettings) -> Iterator[Batch]:
-    """Batches of one epoch as the loop makes them, but for chance: every k-th row by length stands for a shuffled window."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths.sources[i] + lengths.answers[i])
+    """Batches of one epoch as the loop makes them, but for chance: a window of shuffled rows is every k-th of all by length."""
+    total = [source + answer for source, answer in zip(lengths.sources, lengths.answers, strict=True)]
+    order = sorted(range(len(total)), key=total.__getitem__)
     n_rows = settings.batch_size
     if settings.batch_tokens is not None:
-        longest = max((lengths.sources[i] + lengths.answers[i] for i in order), default=1)
-        mean = sum(lengths.sources[i] + lengths.answers[i] for i in order) / max(1, len(order))
-        n_rows = max(1, round(settings.batch_tokens / max(1.0, min(longest, mean))))
-    n_windows = max(1, -(-len(order) // (n_rows * WINDOW_BATCHES)))
-    for first in range(n_windows):
-        window = order[first::n_windows]
+        n_rows = max(1, round(settings.batch_tokens * len(total) / max(1, sum(total))))
+    n_windows, n_rest = divmod(len(order), n_rows * WINDOW_BATCHES)
+    rest = {i * len(order) // n_rest for i in range(n_rest)}
+    others = [row for i, row in enumerate(order) if i not in rest]
+    for window in (*(others[first::n_windows] for first in range(n_windows)), [order[i] for i in sorted(rest)]):
         yield from _filled(window, lengths, settings.batch_size, settings.batch_tokens)
 
 

@@ -265,22 +265,23 @@ def _unit_price(unit_usd: str) -> str:
 def _seconds_rows(timings: Sequence[Timing]) -> list[tuple[str, ...]]:
     """Predicted and measured seconds of each step, the blocks of a teacher pass together, and the totals of what was done this
     time."""
-    done = [each for each in timings if each.measured is not None]
-    blocks: dict[tuple[str, str | None], list[Timing]] = {}
+    alike: dict[tuple[str, str], list[Timing]] = {}
     for each in timings:
-        blocks.setdefault((each.what, each.by), []).append(each)
+        by = "reused" if each.is_reused else each.by or "not predicted"
+        alike.setdefault((each.what, by), []).append(each)
     rows = [
-        (_one_line(what if len(each) == 1 else f"{what}, {len(each)} blocks"), by or "reused", *_sums(each))
-        for (what, by), each in blocks.items()
+        (_one_line(what if len(each) == 1 else f"{what}, {len(each)} blocks"), by, *_sums(each))
+        for (what, by), each in alike.items()
     ]
-    return [*rows, ("total", "", *_sums(done))]
+    return [*rows, ("total", "", *_sums([each for each in timings if not each.is_reused]))]
 
 
 def _sums(timings: Sequence[Timing]) -> tuple[str, str]:
-    if not timings or timings[0].measured is None:
+    if not timings or timings[0].is_reused:
         return "", ""
-    sums = sum(each.predicted or 0.0 for each in timings), sum(each.measured or 0.0 for each in timings)
-    return f"{sums[0]:,.1f}", f"{sums[1]:,.1f}"
+    predicted = [each.predicted for each in timings if each.predicted is not None]
+    measured = sum(each.measured or 0.0 for each in timings)
+    return f"{sum(predicted):,.1f}" if predicted else "", f"{measured:,.1f}"
 
 
 def _drawn(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -13,6 +13,7 @@ from outlay.errors import UsageError
 from outlay.form import Family, Form, TargetKind
 from outlay.modelref import fingerprint, resolve_folder
 from outlay.settings import TrainSettings
+from outlay.single.foreseen import training_seconds
 from outlay.single.home import Home
 from outlay.single.inputs import Asked, Inputs, Row, check_golds, rows_digest, sources_of
 from outlay.single.profiling import new_stopwatch, profile_of_parts, seconds_of
@@ -91,7 +92,7 @@ def finetune(
         golds = [row.gold or "" for row in rows]
         return steps.finetune(spec, plan.sources(rows), golds, plan.settings, dev=dev, out=out, watch=watch)
 
-    plan = plan.on({"train": rows_digest(rows)}, None, n_entities(rows, form))
+    plan = plan.on({"train": rows_digest(rows)}, None, n_entities(rows, form), rows)
     return plan.run(learn, listener)
 
 
@@ -117,7 +118,7 @@ def distil(recipe: Recipe, listener: Listener, *, targets: Path, max_rows: int |
         words = stored.load(len(rows))
         return steps.distil(spec, plan.sources(rows), words, plan.settings, gold=golds, dev=dev, out=out, watch=watch)
 
-    plan = plan.on({"targets": stored.digest, "n_rows": len(rows)}, stored.kind, 0)
+    plan = plan.on({"targets": stored.digest, "n_rows": len(rows)}, stored.kind, 0, rows)
     return plan.run(learn, listener)
 
 
@@ -133,8 +134,8 @@ class Watched:
 class _Plan:
     """A training with everything the user left open resolved, and nothing loaded but rows.
 
-    ``data``: what is trained on, for the request; ``target``: as in `outlay.train.steps.ModelSpec`; ``n_entities``: of the gold
-    answers that are to be aligned.
+    ``data``: what is trained on, for the request, and ``rows``, its texts; ``target``: as in `outlay.train.steps.ModelSpec`;
+    ``n_entities``: of the gold answers that are to be aligned.
     """
 
     command: str
@@ -148,6 +149,7 @@ class _Plan:
     data: Mapping[str, Any] = field(default_factory=dict)
     target: TargetKind | None = None
     n_entities: int = 0
+    rows: Sequence[Row] = ()
 
     @property
     def base(self) -> str:
@@ -158,9 +160,17 @@ class _Plan:
         """What this model reads."""
         return sources_of(rows, self.family, self.form.kind)
 
-    def on(self, data: Mapping[str, Any], target: TargetKind | None, n_entities: int) -> _Plan:
+    def on(self, data: Mapping[str, Any], target: TargetKind | None, n_entities: int, rows: Sequence[Row]) -> _Plan:
         """The same with what is trained on."""
-        return replace(self, data=data, target=target, n_entities=n_entities)
+        return replace(self, data=data, target=target, n_entities=n_entities, rows=rows)
+
+    def predicted_seconds(self) -> float | None:
+        """How long it will take, where this machine's speed was measured."""
+        golds = [row.gold for row in (*self.rows, *self.dev) if row.gold is not None]
+        spec = (self.recipe.model, self.base, self.form)
+        rows, dev = self.sources(self.rows), self.sources(self.dev)
+        threads = self.recipe.running.threads
+        return training_seconds(spec, (rows, golds), (dev, golds), self.settings, threads, self.target)
 
     def run(self, learn: Learn, listener: Listener) -> Outcome:
         """Train at the place the user named, from where an earlier attempt was killed."""
@@ -174,9 +184,10 @@ class _Plan:
         running.prepare()
         on_main(lambda: home.open(request))
         with alone(home):
+            predicted = self.predicted_seconds()
             gauge, stopwatch = Count(), new_stopwatch(running.profile)
             progress = self._train(home, Watched(gauge, stopwatch), learn, listener)
-            outcome = self._outcome(progress, gauge, stopwatch)
+            outcome = replace(self._outcome(progress, gauge, stopwatch), predicted_seconds=predicted)
             on_main(lambda: _keep(home, progress, outcome))
         return outcome
 

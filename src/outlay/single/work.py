@@ -169,7 +169,8 @@ class Outcome:
     """What came of a step.
 
     ``facts``: what it made, by name; ``counts``: what was cut or lost, a sentence each; ``flops``: by `outlay.shape`, ``None``
-    for a model whose cost is not known; ``seconds``: wall time; ``is_old``: it had been done before.
+    for a model whose cost is not known; ``seconds``: wall time; ``is_old``: it had been done before;
+    ``predicted_seconds``: foreseen before it ran, where a profile of this machine was measured.
     """
 
     command: str
@@ -181,6 +182,7 @@ class Outcome:
     flops: int | None = None
     seconds: float = 0.0
     is_old: bool = False
+    predicted_seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For the summary, and for machines."""
@@ -196,7 +198,8 @@ class Outcome:
         """What it took, so that it can be priced."""
         flops = "FLOPs not known for this model" if self.flops is None else f"{self.flops:.3g} FLOPs"
         tokens = f"{self.n_tokens_trained:,} tokens trained, {self.n_tokens_inferred:,} read or written"
-        return f"{tokens}, {flops}, {self.seconds:,.1f} s"
+        predicted = "" if self.predicted_seconds is None else f" (predicted {self.predicted_seconds:,.1f} s)"
+        return f"{tokens}, {flops}, {self.seconds:,.1f} s{predicted}"
 
 
 def flops_of(ref: str, base: str | None, form: Form, n_trained: int, n_inferred: int) -> int | None:

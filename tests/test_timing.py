@@ -1,0 +1,177 @@
+"""Seconds foreseen for the steps of a run, by profiles of which one term alone takes time; and how they stand on the receipt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from outlay.quoting import Quoter
+from outlay.recipe import Buy, Distil, Recipe, Score, Step, Teach, Train
+from outlay.report.receipt import receipt, render_markdown, render_text, to_json
+from outlay.runfolder import RunFolder
+from outlay.single.training import finetune
+from outlay.single.work import Outcome, Silent
+from outlay.speed import TERMS, Profile
+from outlay.strategy import NotAvailable, strategy
+from outlay.timing import ANSWERING, Forecaster
+from outlay.train.steps import INFERENCE_BATCH
+from tests.runs import World, runner
+from tests.steps_world import StepsWorld
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def profile(threads: int = 1, **seconds: float) -> Profile:
+    constants = dict.fromkeys(TERMS, 0.0) | seconds
+    return Profile("here", "2026-11-21", "a device", "2.13.0", threads, 10**11, {"fp32": constants})
+
+
+def steps_of(world: World) -> dict[str, Step]:
+    """One step of each kind, of a run that distils."""
+    known = world.prepared().known
+    recipe = strategy("distill").ask(known, [])
+    assert isinstance(recipe, Recipe)
+    assert not isinstance(recipe, NotAvailable)
+    return {step.kind: step for step in recipe.steps()}
+
+
+def foreseen(world: World, step: Step, profile: Profile | None) -> float:
+    quoter = Quoter(world.prepared().known)
+    return Forecaster(quoter, profile, lambda labels, model: []).forecast(step).seconds
+
+
+def test_optimiser_steps_are_those_of_the_settings(world: World) -> None:
+    steps = steps_of(world)
+    train, learn = steps["train"], steps["distil"]
+    assert isinstance(train, Train)
+    assert isinstance(learn, Distil)
+    of_steps = profile(steps=1.0)
+    assert foreseen(world, train, of_steps) == 2 * -(-60 // 16)
+    assert foreseen(world, learn, of_steps) == 2 * -(-270 // 16)
+    assert foreseen(world, steps["teach"], of_steps) == foreseen(world, steps["score"], of_steps) == 0
+
+
+def test_texts_are_read_once_and_models_made_ready_once(world: World) -> None:
+    from transformers import AutoTokenizer
+
+    prepared, steps = world.prepared(), steps_of(world)
+    tokenizer = AutoTokenizer.from_pretrained(world.checkpoint)
+
+    def n_tokens(rows: list[str]) -> int:
+        return sum(len(ids) for ids in tokenizer(rows, truncation=True, max_length=32)["input_ids"])
+
+    wanted = {
+        "train": n_tokens([row.text for row in prepared.train[:60]]),
+        "teach": n_tokens([row.text for row in prepared.pool]),
+        "distil": n_tokens([row.text for row in prepared.pool]),
+        "score": n_tokens([row.text for row in prepared.test]),
+    }
+    for kind, step in steps.items():
+        if not isinstance(step, Buy):
+            assert foreseen(world, step, profile(read=1.0)) == wanted[kind]
+            assert foreseen(world, step, profile(models=1.0)) == 1
+
+
+def test_evaluations_count_and_their_share_is_kept(world: World) -> None:
+    step = steps_of(world)["train"]
+    assert isinstance(step, Train)
+    # Passes over the four layers: 30 dev rows fit into one batch, evaluated after each of two epochs.
+    assert foreseen(world, step, profile(infer_calls=1.0)) == 2 * 4
+    half = replace(step, settings=step.settings.changed({"eval_share": 0.5}))
+    assert foreseen(world, half, profile(infer_calls=1.0, steps=1.0)) == 8 + 0.5 * 8
+
+
+def test_without_a_fitting_profile_the_flops_clock_says_at_most(world: World) -> None:
+    quoter = Quoter(world.prepared().known)
+    for step in steps_of(world).values():
+        if isinstance(step, Train | Teach | Distil | Score):
+            for given in (None, profile(threads=2, steps=1.0)):
+                forecast = Forecaster(quoter, given, lambda labels, model: []).forecast(step)
+                assert forecast.seconds == float(quoter.seconds(quoter.work(step)))
+                assert forecast.by == "at most, by the flops clock of cpu"
+        else:
+            with pytest.raises(TypeError, match="Buy is no compute step"):
+                Forecaster(quoter, None, lambda labels, model: []).forecast(step)
+
+
+def test_answers_are_given_in_the_batches_that_are_foreseen() -> None:
+    assert ANSWERING.batch_size == INFERENCE_BATCH
+
+
+@pytest.fixture(scope="module")
+def done(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with two results of one request: made with a profile beside the store, then again with what was kept."""
+    root = tmp_path_factory.mktemp("runs")
+    (root / "machine.toml").write_text(profile(steps=0.25).to_toml(), encoding="utf-8")
+    for name in ("made", "reused"):
+        runner(root / name, root / "store").execute(world.prepared())
+    return root
+
+
+def test_the_receipt_shows_predicted_and_measured_seconds(world: World, done: Path) -> None:
+    run_id = world.prepared().request.run_id
+    one = runner(done / "made", done / "store")
+    paper = receipt(one.ledger, run_id)
+    by_what = {each.what.split()[0]: each for each in paper.timings}
+    assert [each.predicted for each in paper.timings] == [2.0, 0.0, 8.5, 0.0]
+    assert all(each.measured is not None and each.measured > 0 for each in paper.timings)
+    # What was measured is what the cash was booked by.
+    cash = sum(line.cash_micros for line in paper.lines if line.unit == "hour")
+    hours = sum(each.measured or 0 for each in paper.timings) / 3600
+    assert cash == pytest.approx(float(one.here.usd) * hours * 1e6, abs=len(by_what) + 1)
+    total = sum(each.measured or 0 for each in paper.timings)
+    text = render_text(paper)
+    assert "the profile of 2026-11-21" in " ".join(text.split())
+    assert f"{total:,.1f}" in text
+    assert "10.5" in text
+    assert f"| total |  | 10.5 | {total:,.1f} |" in render_markdown(paper)
+    assert [each["predicted"] for each in json.loads(to_json(paper))["timings"]] == [2.0, 0.0, 8.5, 0.0]
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_what_was_reused_says_so_and_takes_no_seconds(world: World, done: Path) -> None:
+    run_id = world.prepared().request.run_id
+    paper = receipt(runner(done / "reused", done / "store").ledger, run_id)
+    assert [(each.predicted, each.measured, each.by) for each in paper.timings] == [(None, None, None)] * 4
+    text = " ".join(render_text(paper).split())
+    assert text.count(" reused") >= 4
+
+
+def test_a_profile_changes_no_result_and_no_charge(world: World, done: Path, tmp_path: Path) -> None:
+    run_id = world.prepared().request.run_id
+    bare = runner(tmp_path / "bare", tmp_path / "store")
+    point = bare.execute(world.prepared())
+    kept = runner(done / "made", done / "store").finished(run_id)
+    assert kept is not None
+    assert kept.result_bytes() == point.result_bytes()
+    timings = RunFolder.of(bare.folder, run_id).timings()
+    assert {each.by for each in timings} == {"at most, by the flops clock of cpu"}
+    assert all(each.predicted for each in timings)
+
+
+def test_a_single_training_says_what_was_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "world").mkdir()
+    steps = StepsWorld.make(tmp_path / "world")
+    monkeypatch.setenv("OUTLAY_STORE", str(tmp_path / "kept" / "store"))
+    train_file = steps.file("entities", "train")
+
+    def trained(name: str) -> Outcome:
+        return finetune(steps.recipe("entities", "t5", tmp_path / name), Silent(), train_file=train_file)
+
+    bare = trained("bare")
+    assert bare.predicted_seconds is None
+    assert "predicted" not in bare.compute
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "machine.toml").write_text(profile(steps=1000.0).to_toml(), encoding="utf-8")
+    foreseen_too = trained("foreseen")
+    assert foreseen_too.predicted_seconds == 1000.0 * foreseen_too.facts["n_steps"]
+    assert foreseen_too.compute.endswith(f"s (predicted {foreseen_too.predicted_seconds:,.1f} s)")
+    (tmp_path / "kept" / "machine.toml").write_text(profile(threads=2, steps=1.0).to_toml(), encoding="utf-8")
+    assert trained("other").predicted_seconds is None
