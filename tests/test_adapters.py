@@ -42,7 +42,7 @@ from outlay.train.adapters import (
     trained_state,
 )
 from outlay.train.loop import Progress
-from outlay.train.models import ModelSpec
+from outlay.train.models import ModelSpec, load_saved
 from outlay.train.steps import DevTexts, Watch, finetune, predict
 from tests.checkpoints import make_t5
 from tests.toys import CountingGauge, sentences
@@ -411,6 +411,7 @@ def test_an_encoder_with_adapters_learns_and_leaves_a_plain_model(
     dev = dev_texts()
     said = predict(tmp_path, dev.sources, precision="fp32", gauge=CountingGauge())
     assert dev.score(said) == progress.best_score
+    assert progress.n_parameters == sum(p.numel() for p in load_saved(tmp_path)[0].parameters())
     before, after = (load_file(folder / "model.safetensors") for folder in (encoder_base, tmp_path))
     assert before.keys() == after.keys()
     changed = {name for name in after if not torch.equal(before[name], after[name])}
@@ -464,7 +465,7 @@ def test_bf16_weights_learn_what_bf16_autocast_learns(t5_base: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("name", ["t5", "bert"])
 def test_a_compiled_training_learns_what_the_plain_one_learns(
     t5_base: Path, checkpoint: Path, tmp_path: Path, name: str
