@@ -451,6 +451,15 @@ def test_a_killed_training_with_adapters_goes_on_with_the_same_bits(
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
+def test_adapters_learn_the_same_where_activations_are_computed_twice(t5_base: Path, tmp_path: Path) -> None:
+    settings = TRAIN.changed({"peft": "lora", "epochs": 1, "dropout": 0.1})
+    once = train(t5_base, settings, tmp_path / "once")
+    twice = train(t5_base, settings.changed({"gradient_checkpointing": True}), tmp_path / "twice")
+    assert once.history[0]["loss"] == pytest.approx(twice.history[0]["loss"], rel=1e-5)
+    states = [load_file(tmp_path / name / "model.safetensors") for name in ("once", "twice")]
+    assert all(torch.allclose(states[0][name], states[1][name], atol=1e-5) for name in states[0])
+
+
 def test_bf16_weights_learn_what_bf16_autocast_learns(t5_base: Path, tmp_path: Path) -> None:
     scores = {}
     for precision in ("bf16", "bf16_weights"):
