@@ -42,7 +42,7 @@ from outlay.train.adapters import (
     trained_state,
 )
 from outlay.train.loop import Progress
-from outlay.train.models import ModelSpec
+from outlay.train.models import ModelSpec, load_saved
 from outlay.train.steps import DevTexts, Watch, finetune, predict
 from tests.checkpoints import make_t5
 from tests.toys import CountingGauge, sentences
@@ -411,6 +411,7 @@ def test_an_encoder_with_adapters_learns_and_leaves_a_plain_model(
     dev = dev_texts()
     said = predict(tmp_path, dev.sources, precision="fp32", gauge=CountingGauge())
     assert dev.score(said) == progress.best_score
+    assert progress.n_parameters == sum(p.numel() for p in load_saved(tmp_path)[0].parameters())
     before, after = (load_file(folder / "model.safetensors") for folder in (encoder_base, tmp_path))
     assert before.keys() == after.keys()
     changed = {name for name in after if not torch.equal(before[name], after[name])}
@@ -450,6 +451,15 @@ def test_a_killed_training_with_adapters_goes_on_with_the_same_bits(
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
+def test_adapters_learn_the_same_where_activations_are_computed_twice(t5_base: Path, tmp_path: Path) -> None:
+    settings = TRAIN.changed({"peft": "lora", "epochs": 1, "dropout": 0.1})
+    once = train(t5_base, settings, tmp_path / "once")
+    twice = train(t5_base, settings.changed({"gradient_checkpointing": True}), tmp_path / "twice")
+    assert once.history[0]["loss"] == pytest.approx(twice.history[0]["loss"], rel=1e-5)
+    states = [load_file(tmp_path / name / "model.safetensors") for name in ("once", "twice")]
+    assert all(torch.allclose(states[0][name], states[1][name], atol=1e-5) for name in states[0])
+
+
 def test_bf16_weights_learn_what_bf16_autocast_learns(t5_base: Path, tmp_path: Path) -> None:
     scores = {}
     for precision in ("bf16", "bf16_weights"):
@@ -464,7 +474,7 @@ def test_bf16_weights_learn_what_bf16_autocast_learns(t5_base: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("name", ["t5", "bert"])
 def test_a_compiled_training_learns_what_the_plain_one_learns(
     t5_base: Path, checkpoint: Path, tmp_path: Path, name: str

@@ -131,6 +131,40 @@ def test_every_option_of_a_training_reaches_its_settings(world: StepsWorld, tmp_
     assert [entry["step"] for entry in json.loads((out / "training.json").read_text())["history"]] == [4]
 
 
+def test_every_option_of_a_large_models_training_reaches_its_settings(world: StepsWorld, tmp_path: Path) -> None:
+    options = {
+        "--peft": ("peft", "lora"),
+        "--lora-rank": ("lora_rank", 5),
+        "--lora-alpha": ("lora_alpha", 7.5),
+        "--optimizer": ("optimizer", "adafactor"),
+        "--precision": ("precision", "bf16_weights"),
+        "--batch-tokens": ("batch_tokens", 160),
+        "--eval-share": ("eval_share", 0.5),
+    }
+    given = [word for option, (_, value) in options.items() for word in (option, value)]
+    dev = ("--dev-file", world.file("entities", "dev"), "--max-train-rows", 16, "--max-dev-rows", 5)
+    ran = finetune(world, tmp_path, *dev, *given, "--no-compile")
+    assert ran.code == 0, ran.err
+    found = json.loads((tmp_path / "request.json").read_text())["settings"]
+    assert {name: found[name] for name, _ in options.values()} == dict(options.values())
+    assert found["compile"] is False
+
+
+def test_every_option_of_a_teacher_reaches_its_settings(world: StepsWorld, teacher: Path, tmp_path: Path) -> None:
+    options = {
+        "--max-logits": ("max_logits", 7),
+        "--tail-mass": ("tail_mass", 0.25),
+        "--answers-from": ("answers_from", "free"),
+        "--batch-size": ("batch_size", 3),
+        "--batch-tokens": ("batch_tokens", 48),
+    }
+    given = [word for option, (_, value) in options.items() for word in (option, value)]
+    ran = teach(world, teacher, tmp_path, *given)
+    assert ran.code == 0, ran.err
+    found = json.loads((tmp_path / "request.json").read_text())["settings"]
+    assert {name: found[name] for name, _ in options.values()} == dict(options.values())
+
+
 def test_a_tracker_gets_figures(world: StepsWorld, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     ran = finetune(world, tmp_path / "out", "--max-train-rows", 8, "--report-to", "tensorboard")
@@ -155,6 +189,10 @@ def test_a_tracker_gets_figures(world: StepsWorld, tmp_path: Path) -> None:
         (("--accumulation", 0), ("--accumulation is 0; it must be at least 1",)),
         (("--patience", 2), ("--patience", "add --dev-file")),
         (("--eval-steps", 2), ("--eval-steps", "add --dev-file")),
+        (("--eval-share", 0.5), ("--eval-share", "add --dev-file")),
+        (("--peft", "prefix"), ("peft is 'prefix'; it must be none, lora or ia3",)),
+        (("--lora-rank", 4), ("--lora-rank is about lora, and peft is none", "add --peft lora")),
+        (("--precision", "bf16_weights"), ("optimizer is 'adamw'; it must be adafactor",)),
         (("--processes", 0), ("--processes is 0; it must be at least 1",)),
         (("--threads", 0), ("--threads is 0; it must be at least 1",)),
         (("--max-train-rows", 0), ("0 rows were asked for",)),

@@ -131,8 +131,9 @@ def cast(model: nn.Module, settings: TrainSettings) -> nn.Module:
 def compiled(model: nn.Module, settings: TrainSettings, *, backend: str = "inductor") -> nn.Module:
     """With ``settings.compile`` each of the model's blocks compiled at its first call, for any number of rows and tokens.
 
-    Blocks are alike, so that compiling takes as long for 24 as for two; a model without blocks is compiled whole. Class and
-    `state_dict` stay. Answers are not worth compiling for (each token has a longer cache): put `eagerly` around evaluation.
+    Blocks are alike, so that compiling takes as long for 24 as for two (but a batch without padding, or of one row, has code of
+    its own); a model without blocks is compiled whole. Class and `state_dict` stay. Answers are not worth compiling for (each
+    token has a longer cache): put `eagerly` around evaluation.
     """
     if settings.compile:
         from transformers.modeling_layers import GradientCheckpointingLayer

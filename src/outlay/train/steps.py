@@ -336,6 +336,7 @@ def _train(
         place=place,
     )
     model = merge(model)
+    progress.n_parameters = sum(parameter.numel() for parameter in model.parameters())
     progress.n_answers_cut, progress.n_unaligned = units.n_cut, units.n_unaligned
     state = place.full_state(model.state_dict()) if place.fsdp else None
     if place.is_main:
