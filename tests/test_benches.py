@@ -16,7 +16,17 @@ from transformers.utils import logging
 
 from bench import common, distil_vs_online, loop_vs_trainer, targets
 from bench.common import Clock, Work, interleaved, median, toy_rows
-from bench.distil_vs_online import COMPLETE, PUBLISHED, BatchOrder, Cost, Equality, World, equality, fever_world
+from bench.distil_vs_online import (
+    COMPLETE,
+    PUBLISHED,
+    BatchOrder,
+    Cost,
+    Equality,
+    World,
+    answered_by_first_word,
+    equality,
+    fever_world,
+)
 from bench.loop_vs_trainer import BEST_FLAGS, Case, accuracy, cases, cut, finetuned, trained
 from bench.published_objective import Pair, reference
 from outlay.train.models import load_model
@@ -184,6 +194,15 @@ def test_a_clock_may_be_told_of_some_steps_only() -> None:
     assert clock.seconds == pytest.approx(15.0)
     with pytest.raises(ValueError, match="behind step 7"):
         clock.per_step(7)
+
+
+def test_lines_are_answered_by_their_first_word() -> None:
+    texts = ["add a", "mix b", "add c", "spin d", "add e", "mix f"]
+    rows = replace(toy_rows("spans"), train=[(text,) for text in texts], answers=["x", "yy", "xxx", "z", "xxxx", "y"])
+    made = answered_by_first_word(rows, n_words=2, n_lines=2)
+    assert made.train == [("add a",), ("mix b",), ("add c",), ("add e",), ("mix f",)]
+    assert made.answers == ["xxx", "yy", "xxx", "xxx", "yy"]
+    assert made.pool == rows.pool
 
 
 def test_contestants_take_turns() -> None:
