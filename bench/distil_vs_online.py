@@ -396,83 +396,86 @@ def measure(given: argparse.Namespace, work: Work) -> Report:
     return report(curves, costs, epochs, n_pool, n_speed)
 
 
+Rendered = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+
+
 def report(
     curves: Equality, costs: Mapping[str, Cost], epochs: Mapping[str, Mapping[str, float]], n_pool: int, n_measured: int
 ) -> Report:
-    """The tables and the figures behind them."""
+    """The tables and the figures behind them; ``costs``: the reference's first."""
     batch = DISTIL.batch_size
     totals = {name: cost.total(n_pool, batch) for name, cost in costs.items()}
     slowest = next(iter(totals.values()))
-    ratios = {name: slowest / total for name, total in totals.items()}
-    n_steps = len(curves.outlay)
-    equal = (
-        f"1. Loss of {n_steps} steps, fp32, whole vocabulary",
-        ("", "first", "last", "largest relative difference"),
-        [
-            ("teacher in the loop", f"{curves.reference[0]:.6f}", f"{curves.reference[-1]:.6f}", ""),
-            (
-                "outlay",
-                f"{curves.outlay[0]:.6f}",
-                f"{curves.outlay[-1]:.6f}",
-                f"{curves.largest_difference:.1e} (limit {LIMIT:.0e})",
-            ),
-        ],
-    )
-    fast = (
-        f"2. {EPOCHS} epochs over {n_pool:,} claims, from {-(-n_measured // batch)} measured steps an epoch; goal "
-        f"{GOALS['speed']:g}x",
-        ("", "once, ms per row", "step of epoch 1, ms", "step of epoch 2 on, ms", "total, s", "ratio"),
-        [
-            (
-                name,
-                f"{1000 * cost.prepare:.2f}",
-                f"{1000 * cost.first:.1f}",
-                f"{1000 * cost.later:.1f}",
-                f"{totals[name]:,.0f}",
-                f"{ratios[name]:.1f}x",
-            )
-            for name, cost in costs.items()
-        ],
-    )
-    epoch = (
-        f"3. An epoch from stored targets against one on the same answers; goal {GOALS['epoch']:.2f}",
-        ("", "positions per row", "on answers, s", "from targets, s", "ratio"),
-        [
-            (
-                name,
-                f"{each['positions_per_row']:.1f}",
-                f"{each['answers']:.2f}",
-                f"{each['targets']:.2f}",
-                f"{each['ratio']:.3f}",
-            )
-            for name, each in epochs.items()
-        ],
-    )
-    failures = []
-    if not curves.largest_difference <= LIMIT:
-        failures.append(f"a step's loss differs by {curves.largest_difference:.1e} of itself, more than {LIMIT:.0e}")
+    contestants = {
+        name: {
+            "prepare_seconds_per_row": cost.prepare,
+            "first_seconds_per_step": cost.first,
+            "later_seconds_per_step": cost.later,
+            "total_seconds": totals[name],
+            "ratio": slowest / totals[name],
+        }
+        for name, cost in costs.items()
+    }
+    rows = {"pool_rows": n_pool, "epochs": EPOCHS, "batch_size": batch, "measured_rows": n_measured}
+    largest = curves.largest_difference
     figures = {
-        "equality": {"steps": n_steps, "largest_difference": curves.largest_difference, "limit": LIMIT},
-        "speed": {
-            "pool_rows": n_pool,
-            "epochs": EPOCHS,
-            "batch_size": batch,
-            "measured_rows": n_measured,
-            "contestants": {
-                name: {
-                    "prepare_seconds_per_row": cost.prepare,
-                    "first_seconds_per_step": cost.first,
-                    "later_seconds_per_step": cost.later,
-                    "total_seconds": totals[name],
-                    "ratio": ratios[name],
-                }
-                for name, cost in costs.items()
-            },
-        },
+        "equality": {"steps": len(curves.outlay), "largest_difference": largest, "limit": LIMIT},
+        "speed": {**rows, "contestants": contestants},
         "epoch": {name: dict(each) for name, each in epochs.items()},
         "goals": GOALS,
     }
-    return Report([equal, fast, epoch], figures, failures)
+    failures = [] if largest <= LIMIT else [f"a step's loss differs by {largest:.1e} of itself, more than {LIMIT:.0e}"]
+    tables = [_curves_table(curves), _speed_table(contestants, n_pool, n_measured), _epoch_table(epochs)]
+    return Report(tables, figures, failures)
+
+
+def _curves_table(curves: Equality) -> Rendered:
+    header = ("", "first", "last", "largest relative difference")
+    rows = [
+        ("teacher in the loop", f"{curves.reference[0]:.6f}", f"{curves.reference[-1]:.6f}", ""),
+        (
+            "outlay",
+            f"{curves.outlay[0]:.6f}",
+            f"{curves.outlay[-1]:.6f}",
+            f"{curves.largest_difference:.1e} (limit {LIMIT:.0e})",
+        ),
+    ]
+    return f"1. Loss of {len(curves.outlay)} steps, fp32, whole vocabulary", header, rows
+
+
+def _speed_table(contestants: Mapping[str, Mapping[str, float]], n_pool: int, n_measured: int) -> Rendered:
+    title = (
+        f"2. {EPOCHS} epochs over {n_pool:,} claims, from {-(-n_measured // DISTIL.batch_size)} measured steps an epoch; "
+        f"goal {GOALS['speed']:g}x"
+    )
+    header = ("", "once, ms per row", "step of epoch 1, ms", "step of epoch 2 on, ms", "total, s", "ratio")
+    rows = [
+        (
+            name,
+            f"{1000 * each['prepare_seconds_per_row']:.2f}",
+            f"{1000 * each['first_seconds_per_step']:.1f}",
+            f"{1000 * each['later_seconds_per_step']:.1f}",
+            f"{each['total_seconds']:,.0f}",
+            f"{each['ratio']:.1f}x",
+        )
+        for name, each in contestants.items()
+    ]
+    return title, header, rows
+
+
+def _epoch_table(epochs: Mapping[str, Mapping[str, float]]) -> Rendered:
+    header = ("", "positions per row", "on answers, s", "from targets, s", "ratio")
+    rows = [
+        (
+            name,
+            f"{each['positions_per_row']:.1f}",
+            f"{each['answers']:.2f}",
+            f"{each['targets']:.2f}",
+            f"{each['ratio']:.3f}",
+        )
+        for name, each in epochs.items()
+    ]
+    return f"3. An epoch from stored targets against one on the same answers; goal {GOALS['epoch']:.2f}", header, rows
 
 
 def main() -> int:
