@@ -3,7 +3,8 @@
     python -m bench.targets [--data DATA] [--work DIR] [--threads 2] [--repeats 3] [--rows 512] [--json FILE] | --toy
 
 A T5 v1.1 shape of 8 + 8 layers (52M parameters) that has seen enough labels to answer in the form of its task: claims of FEVER
-(labels, two tokens) and lines of WLP (entities, up to 64 tokens). Contestants read the same rows, greedily:
+(labels, two tokens) and lines of WLP (entities, up to 64 tokens; what it was taught of them says
+`bench.distil_vs_online.answered_by_first_word`). Contestants read the same rows, greedily:
 
 * `generate`, float32, batch 32, in the order of the pool, as published; and with the forward pass over the answers that the
   published loop takes its logits from: a student needs them.
