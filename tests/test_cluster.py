@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from outlay.cluster import JOBS_PER_WORKER, N_RETRIES, Cluster
+from outlay.cluster import N_TRIES, Cluster
 from outlay.errors import ClusterError, UnknownModel, UsageError
 from outlay.executor import Executor, Here
 from outlay.settings import TeachSettings
@@ -143,7 +143,7 @@ class Stumble:
 
 @pytest.mark.parametrize("kills", [False, True])
 def test_a_failed_job_is_tried_twice_more(ray: None, model: Path, tmp_path: Path, kills: bool) -> None:
-    done = dict(Cluster("local", 1).run(Stumble(tmp_path, N_RETRIES, kills), payloads(3), model))
+    done = dict(Cluster("local", 1).run(Stumble(tmp_path, N_TRIES - 1, kills), payloads(3), model))
     assert done == {"job 3": 3}
     assert (tmp_path / "3").read_text() == "x" * 3
 
@@ -179,7 +179,7 @@ def test_closing_ends_what_is_under_way(ray: None, model: Path, tmp_path: Path) 
     assert dict(Cluster("local", 1).run(Multiply("factor.txt"), payloads(2), model))["job 2"][0] == 22
     assert time.monotonic() - began < 30
     assert list(tmp_path.glob("ended-*")) == []
-    assert len(list(tmp_path.glob("began-*"))) <= JOBS_PER_WORKER * N_CPUS + 1
+    assert len(list(tmp_path.glob("began-*"))) <= N_CPUS + 1
 
 
 def process_id(folder: Path, payload: int) -> int:
@@ -226,7 +226,7 @@ def test_a_cluster_writes_the_bytes_of_one_process_and_goes_on_where_it_was(
 
     # What is there is not made again: a block of another content stays as it is.
     half = replace(shared, out=tmp_path / "three")
-    teach(half, for_student, Silent())
+    shutil.copytree(tmp_path / "two", half.out)
     kept, lost = (tmp_path / "three" / f"targets-0000{number}.safetensors" for number in (1, 3))
     kept.write_bytes((tmp_path / "one" / "targets-00002.safetensors").read_bytes())
     lost.unlink()

@@ -1,9 +1,10 @@
 """Jobs on the machines of a Ray cluster (Moritz et al. 2018; https://docs.ray.io).
 
-A worker process keeps what it has loaded from job to job. Workers read this process's version of `outlay`, sent with the
-connection; torch and the other libraries must be installed on every machine. The folder that the work reads is looked for at the
-same path on each machine; where it is not there, or holds something else, it is sent through Ray's object store, once, and
-unpacked in the machine's temporary folder until the work ends. Only this process hands results on, so nothing else is shared.
+A worker keeps its GPU and what it has loaded from job to job, and gets the next job as soon as it is done with one. It reads this
+process's version of `outlay`, sent with the connection; torch and the other libraries must be installed on every machine. The
+folder that the work reads is looked for at the same path on each machine; where it is not there, or holds something else, it is
+sent through Ray's object store, once, and unpacked in the machine's temporary folder until the work ends. Only this process hands
+results on, so nothing else is shared.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -31,10 +34,7 @@ R = TypeVar("R")
 
 ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/]+:\d+")
 
-N_RETRIES = 2
-JOBS_PER_WORKER = 2
-"""Sent at most before the first of them is done: one at work, one that is there when it ends."""
-
+N_TRIES = 3
 _PIECE_BYTES = 2**28
 """A file is sent in pieces of this size, so that a model need not fit into the object store's memory in one piece."""
 
@@ -140,18 +140,27 @@ class _Reply:
     unpacked_on: str | None = None
 
 
-def _do(work: Callable[[Path, Any], Any], payload: Any, folder: _Folder) -> _Reply:
-    """One job, in a worker."""
-    import ray
+class _Worker:
+    """A process of the cluster, an actor in Ray's words.
 
-    place = folder.find()
-    if place is None:
-        return _Reply("lacks")
-    node = ray.get_runtime_context().get_node_id() if place == folder.unpacked else None
-    try:
-        return _Reply("made", work(place, payload), node)
-    except OutlayError as error:
-        return _Reply("refused", error, node)
+    Tasks would not do: on GPUs Ray starts a process for each, or hands a process that is kept another GPU than it has opened.
+    """
+
+    def ready(self) -> None:
+        """Say that it has found its place."""
+
+    def do(self, work: Callable[[Path, Any], Any], payload: Any, folder: _Folder) -> _Reply:
+        """One job."""
+        import ray
+
+        place = folder.find()
+        if place is None:
+            return _Reply("lacks")
+        node = ray.get_runtime_context().get_node_id() if place == folder.unpacked else None
+        try:
+            return _Reply("made", work(place, payload), node)
+        except OutlayError as error:
+            return _Reply("refused", error, node)
 
 
 def _clean(folder: _Folder) -> None:
@@ -159,44 +168,60 @@ def _clean(folder: _Folder) -> None:
     shutil.rmtree(folder.unpacked.parent, ignore_errors=True)
 
 
+_Job = tuple[str, Any]
+
+
 @dataclass(slots=True)
 class _Run:
-    """Jobs of one piece of work on a cluster; ``waiting``: what was sent, by Ray's reference to its reply."""
+    """Jobs of one piece of work on a cluster.
+
+    ``waiting``: by Ray's reference to the reply, the worker and its job, ``None`` while it has yet to find its place; ``again``:
+    jobs to be tried again; ``n_tries``: failed ones, by name.
+    """
 
     ray: Any
     address: str
     threads: int
     work: Callable[[Path, Any], Any]
     folder: _Folder
-    waiting: dict[Any, tuple[str, Any]] = field(default_factory=dict)
+    waiting: dict[Any, tuple[Any, _Job | None]] = field(default_factory=dict)
+    again: list[_Job] = field(default_factory=list)
+    n_tries: Counter[str] = field(default_factory=Counter)
     unpacked_on: set[str] = field(default_factory=set)
 
-    def all(self, jobs: Iterable[tuple[str, Any]]) -> Generator[tuple[str, Any], None, None]:
-        """As they are done."""
+    def all(self, jobs: Iterable[_Job]) -> Generator[_Job, None, None]:
+        """As they are done.
+
+        A worker without a job is ended, so that one that replaces a lost one finds a place. Jobs are tried again here and not by
+        Ray, which would take a job that kills its worker for a fault of the machine, and tells of each try on standard output.
+        """
         resources, n_workers = self._workers()
-        # A worker is kept from job to job: on GPUs Ray would start another for each, which would load the model again.
-        remote = self.ray.remote(max_calls=0, max_retries=N_RETRIES, retry_exceptions=True, **resources)(_do)
-        work, left = self.ray.put(self.work), iter(jobs)
-
-        def send(name: str, payload: Any) -> None:
-            self.waiting[remote.remote(work, payload, self.folder)] = (name, payload)
-
+        jobs = iter(jobs)
+        first = list(islice(jobs, n_workers))
+        left = chain(first, jobs)
+        start = self.ray.remote(**resources)(_Worker).remote
+        work = self.ray.put(self.work)
         try:
-            while True:
-                for name, payload in islice(left, JOBS_PER_WORKER * n_workers - len(self.waiting)):
-                    send(name, payload)
-                if not self.waiting:
-                    return
+            for _ in first:
+                self._await_start(start())
+            while self.waiting:
                 [done], _ = self.ray.wait(list(self.waiting), num_returns=1)
-                name, payload = self.waiting.pop(done)
-                reply = self._reply(done, name)
-                if reply.kind == "lacks":
-                    self._send_folder()
-                    send(name, payload)
+                worker, job = self.waiting[done]
+                reply, is_alive = self._reply(done, job)
+                del self.waiting[done]
+                if not is_alive:
+                    self._await_start(start())
+                elif (following := self.again.pop() if self.again else next(left, None)) is not None:
+                    self.waiting[worker.do.remote(work, following[1], self.folder)] = (worker, following)
                 else:
-                    yield name, reply.value
+                    self.ray.kill(worker)
+                if job is not None and reply is not None:
+                    yield job[0], reply.value
         finally:
             self._end()
+
+    def _await_start(self, worker: Any) -> None:
+        self.waiting[worker.ready.remote()] = (worker, None)
 
     def _workers(self) -> tuple[dict[str, float], int]:
         """What one worker takes, and how many there are room for at this moment.
@@ -217,21 +242,42 @@ class _Run:
             )
         return {"num_cpus": self.threads}, n_workers
 
-    def _reply(self, done: Any, name: str) -> _Reply:
+    def _reply(self, done: Any, job: _Job | None) -> tuple[_Reply | None, bool]:
+        """The result of a job, if this is one, and whether its worker can take another."""
         try:
-            reply: _Reply = self.ray.get(done)
+            reply: _Reply | None = self.ray.get(done)
         except self.ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            why = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no reason given")
-            raise ClusterError(
-                f"{name} could not be done on the Ray cluster at {self.address} in {N_RETRIES + 1} tries, the last one "
-                f"ended with {type(cause).__name__} ({why}); what is done is kept, run the command again, or without --ray"
-            ) from error
+            self._note_failure(job, error)
+            return None, isinstance(error, self.ray.exceptions.RayTaskError)
+        if reply is None:
+            return None, True
         if reply.unpacked_on is not None:
             self.unpacked_on.add(reply.unpacked_on)
         if reply.kind == "refused":
             raise reply.value
-        return reply
+        if reply.kind == "lacks" and job is not None:
+            self._send_folder()
+            self.again.append(job)
+            return None, True
+        return reply, True
+
+    def _note_failure(self, job: _Job | None, error: Exception) -> None:
+        """Try it again.
+
+        Raises:
+            ClusterError: it has been tried often enough.
+        """
+        name = "the start of a worker" if job is None else job[0]
+        self.n_tries[name] += 1
+        if self.n_tries[name] == N_TRIES:
+            cause = getattr(error, "cause", None) or error
+            why = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no reason given")
+            raise ClusterError(
+                f"{name} could not be done on the Ray cluster at {self.address} in {N_TRIES} tries, the last one "
+                f"ended with {type(cause).__name__} ({why}); what is done is kept, run the command again, or without --ray"
+            ) from error
+        if job is not None:
+            self.again.append(job)
 
     def _send_folder(self) -> None:
         """Into the object store, once."""
@@ -244,9 +290,9 @@ class _Run:
 
     def _end(self) -> None:
         """Stop what is under way, and remove what was unpacked."""
-        for reference in self.waiting:
+        for worker, _ in self.waiting.values():
             with suppress(Exception):
-                self.ray.cancel(reference, force=True)
+                self.ray.kill(worker)
         if self.unpacked_on:
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -288,7 +334,9 @@ def _connected(address: str) -> Iterator[Any]:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise _unreachable(address, str(error).partition(". ")[0]) from error
     try:
-        yield ray
+        # Ray tells of lost workers on standard output, which belongs to the result.
+        with redirect_stdout(sys.stderr):
+            yield ray
     finally:
         ray.shutdown()
 
