@@ -39,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from outlay.train.adapters import adapt, cast, compiled
+from outlay.train.batches import inference_batches
 
 from bench.drawn import Endings, Lengths, drawn_head, drawn_model, drawn_rows, drawn_targets, ended, n_words
 from bench.gpu_table import (
@@ -56,7 +57,6 @@ from bench.gpu_table import (
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.shape import flops_infer, flops_train, shape_of_size
 from outlay.sizes import Size, find_size
-from outlay.train.encode import inference_batches
 from outlay.train.heads import LogitSink
 from outlay.train.lessons import GoldLesson, TargetLesson
 from outlay.train.loop import Lesson, fit

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from outlay.train.batches import inference_batches
 
 from bench.published_objective import FreeGauge
 from outlay.example import seeded_order
@@ -20,7 +21,6 @@ from outlay.settings import TeachSettings, TrainSettings
 from outlay.sizes import load_sizes
 from outlay.task import load_task
 from outlay.train.build import Corpus, build_checkpoint
-from outlay.train.encode import inference_batches
 from outlay.train.heads import logits_of, padded_units
 from outlay.train.models import ModelSpec, load_saved
 from outlay.train.steps import Watch, distil, finetune, predict
