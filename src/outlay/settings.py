@@ -150,8 +150,8 @@ class TeachSettings:
     """Probability (at temperature 1) that may be left out at a position: logits are kept until what is left has no more, or
     ``max_logits`` are; 0 = always ``max_logits``. Label sets are kept whole."""
     answers_from: str = "labels"
-    """Where a model that writes must answer with a label: ``labels`` scores the labels and takes the likeliest path through them,
-    ``free`` lets it write what it will."""
+    """Where a model that writes must answer with a label: ``labels`` takes the likeliest path through the labels, token by token,
+    ``free`` lets it write what it will, as beams and samples always do."""
     keep_padding: bool = False
     """Keep the positions after an answer's end too, up to the longest answer allowed: what ``objective: published`` reads."""
     batch_size: int = 256
