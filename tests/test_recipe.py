@@ -100,6 +100,11 @@ def test_every_setting_is_in_the_key(field: str) -> None:
         "optimizer": "adafactor",
         "gradient_checkpointing": True,
         "eval_steps": 7,
+        "eval_share": 0.04,
+        "batch_tokens": 640,
+        "compile": True,
+        "peft": "lora",
+        "lora_rank": 4,
     }
     value = named[field] if field in named else getattr(SETTINGS, field) / 2
     assert replace(TRAIN, settings=SETTINGS.changed({field: value})).key != TRAIN.key
