@@ -221,7 +221,7 @@ def measure(setups: Sequence[Setup], *, seeds: int, jobs: int, threads: int) -> 
         )
         for lines in (part_table(parts(bench)), dtype_table(bench), student_table(bench, seeds)):
             print("\n".join([*lines, ""]), flush=True)
-    print(f"{time.monotonic() - began:.0f} s with {jobs} processes of {threads} threads")
+    print(f"{time.monotonic() - began:.0f} s with {jobs} process(es) of {threads} thread(s)")
 
 
 def run_all(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], jobs: int, threads: int) -> None:

@@ -17,7 +17,7 @@ from outlay.example import seeded_order
 from outlay.form import Form
 from outlay.metrics import main_score, score
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.sizes import load_sizes
+from outlay.sizes import find_size
 from outlay.task import load_task
 from outlay.train.batches import inference_batches
 from outlay.train.build import Corpus, build_checkpoint
@@ -28,7 +28,9 @@ from outlay.train.targets import SparseTargets
 
 VOCAB_SIZE = 1024
 """Small, so that whole distributions over a pool fit into memory."""
-TEACHER, STUDENT = "t5-tiny", "t5-micro"
+TEACHER = "t5-tiny"
+STUDENT = "tiny:1x64"
+"""One layer in each stack; its seed draws the weights as well as the order of the rows."""
 ROWS_AT_ONCE = 64
 
 
@@ -170,14 +172,14 @@ class Bench:
         self.work.mkdir(parents=True, exist_ok=True)
         texts = [self.form.prefix + row["source"] for row in self.pool]
         corpus = Corpus([*texts, *(row["target"] for row in self.labelled)])
-        for name in (TEACHER, STUDENT):
-            if not (self.work / name).exists():
-                build_checkpoint(replace(load_sizes()[name], vocab_size=VOCAB_SIZE), corpus, self.work / name)
+        base = self.work / TEACHER
+        if not base.exists():
+            build_checkpoint(replace(find_size(TEACHER), vocab_size=VOCAB_SIZE), corpus, base)
         teacher = self.work / "teacher"
         note = self.work / "teacher.json"
         if not note.exists():
             golds = [row["target"] for row in self.labelled]
-            spec = self._spec(TEACHER, 0)
+            spec = self._spec(str(base), 0)
             finetune(
                 spec, _texts(self.labelled), golds, self.plan.teacher, dev=None, out=teacher, watch=Watch(FreeGauge())
             )
@@ -213,9 +215,8 @@ class Bench:
         theirs = spoken(folder, _texts(rows), words.units[:n_rows]).logits
         return torch.from_numpy(words.logits[: len(theirs)]), torch.from_numpy(theirs)
 
-    def _spec(self, name: str, seed: int) -> ModelSpec:
-        base = str(self.work / name)
-        return ModelSpec(base, base, self.form, seed)
+    def _spec(self, ref: str, seed: int) -> ModelSpec:
+        return ModelSpec(ref, str(self.work / TEACHER), self.form, seed)
 
 
 def _texts(rows: Sequence[dict[str, str]]) -> list[tuple[str, ...]]:
