@@ -30,9 +30,9 @@ from outlay.speed import (
     starting_load,
     training_load,
 )
+from outlay.train.batches import training_batches
 from outlay.train.build import new_model
 from outlay.train.calibrate import Sample, fit_terms, least_relative_squares
-from outlay.train.encode import training_batches
 
 # Width 38 is 2 heads of 19, since what a shape does not say is taken to be so; every other size is another prime.
 SIZES = {
