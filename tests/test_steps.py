@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from outlay.train.heads import Texts
 from outlay.train.models import ModelSpec, load_model, load_saved, load_tokenizer, save_model
 from outlay.train.progress import Progress
 from outlay.train.steps import DevTexts, Watch, count_tokens, distil, finetune, longest_answer, predict, teach
+from outlay.train.stopwatch import TEACHING_PARTS, Stopwatch
 from outlay.train.targets import SparseTargets
 from tests.toys import CountingGauge, sentences
 
@@ -277,3 +279,46 @@ def test_finetune_refuses_answers_that_do_not_belong_to_its_rows(
 
 def test_an_encoder_says_nothing_token_by_token(checkpoint: Path) -> None:
     assert longest_answer(str(checkpoint), str(checkpoint), FORM) == 0
+
+
+@pytest.mark.parametrize(("share", "eval_steps"), [(0.05, None), (0.05, 3), (0.2, 3), (1.0, None)])
+def test_evaluations_take_their_share_of_the_work_at_most(
+    checkpoint: Path, tmp_path: Path, share: float, eval_steps: int | None
+) -> None:
+    texts, classes = rows_of(97, seed=51)
+    asked: list[int] = []
+
+    def score(answers: Sequence[str]) -> float:
+        asked.append(len(answers))
+        return 0.0
+
+    gauge, dev = CountingGauge(), DevTexts(rows_of(53, seed=21)[0], score)
+    settings = SETTINGS.changed({"epochs": 2, "eval_share": share, "eval_steps": eval_steps})
+    spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
+    finetune(spec, texts, classes, settings, dev=dev, out=tmp_path / "model", watch=Watch(gauge))
+    # Every evaluation reads the first dev rows, as many as fit: one more would be too many.
+    lengths = count_tokens(spec.ref, spec.base, FORM, dev.sources)
+    n_steps = 7
+    between = sum(count_tokens(spec.ref, spec.base, FORM, texts)) * (1 if eval_steps is None else eval_steps / n_steps)
+    [n_rows] = set(asked)
+    assert sum(lengths[:n_rows]) <= share * 3 * between
+    assert n_rows == len(lengths) or sum(lengths[: n_rows + 1]) > share * 3 * between
+    assert n_rows < len(lengths) or share == 1.0
+    assert gauge.n_inferred == len(asked) * sum(lengths[:n_rows])
+
+
+def test_a_teacher_pass_is_told_part_by_part(teacher: tuple[Path, Progress], pool: Texts) -> None:
+    watch = Stopwatch()
+    said = teach(
+        teacher[0],
+        pool,
+        target="classes",
+        settings=TeachSettings(),
+        precision="fp32",
+        gauge=CountingGauge(),
+        stopwatch=watch,
+    )
+    watch.stop()
+    assert set(watch.seconds) == set(TEACHING_PARTS)
+    assert 0 < sum(watch.seconds.values()) <= watch.wall_seconds
+    assert said.to_bytes() == speak(teacher[0], pool).to_bytes()
