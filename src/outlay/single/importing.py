@@ -91,6 +91,7 @@ def _write(
         answers += [each.answer for each in heard]
         name = block_name(len(blocks))
         home.write(home.work / name, data)
+        counts["rows"] += len(part)
         blocks[name] = digest_of(data)
         told(len(rows))
     return _Made(blocks, rows, answers, counts)
@@ -199,8 +200,8 @@ def _sentences(counts: Counter[str], form: Form) -> list[str]:
     said = {
         "unknown": f"{counts['unknown']:,} of {counts['listed']:,} listed tokens are none of the student's, or several, and "
         "belong to the tail",
-        "closed": f"{counts['closed']:,} answers came without a closing token and were given one",
-        "cut": f"{counts['cut']:,} answers were longer than {form.max_target_tokens} tokens and were cut",
+        "closed": f"{counts['closed']:,} of {counts['rows']:,} answers came without a closing token and were given one",
+        "cut": f"{counts['cut']:,} of {counts['rows']:,} answers were longer than {form.max_target_tokens} tokens and were cut",
         "labels": f"{counts['labels']:,} labels were not listed and have the most that was left for them",
     }
     return [sentence for name, sentence in said.items() if counts[name]]
