@@ -119,7 +119,7 @@ def test_exported_logprobs_are_those_of_the_full_vocabulary(world: StepsWorld, t
     block = random_targets("tokens", 61, settings)
     folder = write_folder(tmp_path / "folder", "tokens", [block], settings, world.model("small"))
     outlay("targets", "export", folder, "--out", tmp_path / "said.jsonl.gz")
-    lines = [json.loads(line) for line in gzip.open(tmp_path / "said.jsonl.gz", "rt", encoding="utf-8")]
+    lines = [json.loads(line) for line in gzip.decompress((tmp_path / "said.jsonl.gz").read_bytes()).splitlines()]
     assert [line["answer"] for line in lines] == list(block.answers)
     kept, at = block.positions(), 0
     logits = kept.logits.reshape(-1, 61).astype(np.float64)
@@ -345,11 +345,17 @@ def test_labels_of_one_token_are_a_distribution_over_the_label_set(world: StepsW
     np.testing.assert_allclose(logits, np.log([[0.625, 0.25], [0.9921875, 0.00390625]]), rtol=1e-6)
     for column, t in enumerate(targets.temperatures):
         dense = np.log(np.exp(logits.astype(np.float64) / t).sum(1))
-        np.testing.assert_allclose(targets.positions().logsumexp[:, column], dense, atol=1e-6)
+        np.testing.assert_allclose(targets.positions().logsumexp[:, column], dense, atol=1e-5)
     lines[1] = {"source": "y", **chat("bad", [spot("bad", {"bad": 0.5, "else": 0.25})])}
-    refused(run_import(world, tmp_path, lines, *LABELS, "--overwrite", student="bert"), "theirs.jsonl:2", "top_logprobs")
+    refused(
+        run_import(world, tmp_path, lines, *LABELS, "--overwrite", student="bert"), "theirs.jsonl:2", "top_logprobs"
+    )
     lines[1] = {"source": "y", **chat("bad", [spot("b", {"b": 0.5}), spot("ad", {"ad": 0.5})])}
-    refused(run_import(world, tmp_path, lines, *LABELS, "--overwrite", student="bert"), "first token is 'b'", "--target text")
+    refused(
+        run_import(world, tmp_path, lines, *LABELS, "--overwrite", student="bert"),
+        "first token is 'b'",
+        "--target text",
+    )
     lines[1] = {"source": "y", **chat("dull", [spot("dull", {"dull": 0.5})])}
     refused(run_import(world, tmp_path, lines, *LABELS, "--overwrite", student="bert"), "'dull'", "bad, good")
 
@@ -457,7 +463,7 @@ def test_a_causal_teacher_speaks_through_a_server(world: StepsWorld, tmp_path: P
 
     quick = ("--precision", "fp32", "--threads", 1, "--quiet", "--lr", 1e-2, "--batch-size", 8)
     train = ("--model", world.model("gpt2"), "--train-file", world.file("generation", "train"))
-    ran = outlay("finetune", *train, *FREE[:-1], *quick, "--epochs", 12, "--out", tmp_path / "teacher")
+    ran = outlay("finetune", *train, *FREE[:-1], *quick, "--epochs", 50, "--out", tmp_path / "teacher")
     assert ran.code == 0, ran.err
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "teacher")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher").eval()
@@ -467,11 +473,18 @@ def test_a_causal_teacher_speaks_through_a_server(world: StepsWorld, tmp_path: P
         content, said = [], []
         for _ in range(9):
             with torch.no_grad():
-                p = model(input_ids=torch.cat([ids, torch.tensor([said], dtype=torch.long)], 1)).logits[0, -1].log_softmax(-1)
+                p = (
+                    model(input_ids=torch.cat([ids, torch.tensor([said], dtype=torch.long)], 1))
+                    .logits[0, -1]
+                    .log_softmax(-1)
+                )
             best = int(p.argmax())
             if best == tokenizer.eos_token_id:
                 break
-            top = [{"token": tokenizer.decode([i]), "token_id": i, "logprob": float(p[i])} for i in p.topk(7).indices.tolist()]
+            top = [
+                {"token": tokenizer.decode([i]), "token_id": i, "logprob": float(p[i])}
+                for i in p.topk(7).indices.tolist()
+            ]
             content.append({**top[0], "top_logprobs": top})
             said.append(best)
             dense.append(float(p[best]))
@@ -482,11 +495,11 @@ def test_a_causal_teacher_speaks_through_a_server(world: StepsWorld, tmp_path: P
     targets = imported(world, tmp_path, lines)
     kept = targets.positions()
     is_closing = kept.units == tokenizer.eos_token_id
-    np.testing.assert_allclose(-kept.logsumexp[~is_closing, 0], dense, atol=1e-6)
+    np.testing.assert_allclose(-kept.logsumexp[~is_closing, 0], dense, atol=1e-5)
 
     distil = ("distill", tmp_path / "back", "--student", world.model("gpt2"), *quick, "--out", tmp_path / "student")
-    refused(outlay(*distil, "--temperature", 2), "temperature 2", "offered: 1")
-    ran = outlay(*distil, "--temperature", 1, "--epochs", 12, "--overwrite")
+    refused(outlay(*distil, "--temperature", 2), "--temperature is 2", "at 1 only", "--temperature 1")
+    ran = outlay(*distil, "--temperature", 1, "--epochs", 50, "--overwrite")
     assert ran.code == 0, ran.err
     ask = ("--file", world.file("generation", "pool"), "--precision", "fp32", "--threads", 1, "--quiet")
     assert outlay("predict", tmp_path / "student", *ask, "--out", tmp_path / "said.jsonl").code == 0

@@ -115,18 +115,30 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Make targets of another program's answers, as vLLM and servers with OpenAI's API write them."""
-    given = locals()
-    from outlay.cli.stepscreen import StepScreen, print_kept
+    _import(locals())
+
+
+def _import(given: dict[str, Any]) -> None:
+    from outlay.cli.stepscreen import StepScreen
     from outlay.single.hearing import Importing
     from outlay.single.importing import import_targets
 
-    names = ("file", "out", "rows_file", "student", "base", "target", "match", "closing", "max_logits", "tail_mass")
-    asked = Importing(**{name: given[name] for name in names}, asked=_asked(given), overwrite=overwrite)
-    with StepScreen(quiet=quiet or as_json) as screen:
+    names = (
+        *("file", "out", "rows_file", "student", "base", "target", "match", "closing", "max_logits", "tail_mass"),
+        "overwrite",
+    )
+    asked = Importing(**{name: given[name] for name in names}, asked=_asked(given))
+    with StepScreen(quiet=given["quiet"] or given["as_json"]) as screen:
         outcome = import_targets(asked, screen)
-    if as_json:
+    if given["as_json"]:
         print_json(outcome.to_json())
-        return
+    else:
+        _print_imported(outcome)
+
+
+def _print_imported(outcome: Outcome) -> None:
+    from outlay.cli.stepscreen import print_kept
+
     if outcome.is_old:
         typer.echo("already done: the same request was answered here before")
     typer.echo(f"targets: {outcome.out}")

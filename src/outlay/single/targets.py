@@ -161,8 +161,10 @@ class TargetsFolder:
         """Refuse a student that does not read these targets, where that can be told.
 
         Raises:
-            UsageError: other tokens than the teacher's, or the published objective on targets without padding.
+            UsageError: other tokens than the teacher's, a temperature that is not offered, or the published objective on targets
+                without padding.
         """
+        self._check_temperature(settings.temperature)
         if settings.objective == "published" and not self.settings.keep_padding:
             raise UsageError(
                 f"--objective published reads padded positions, and {self.folder} keeps none; "
@@ -183,6 +185,17 @@ class TargetsFolder:
             raise UsageError(
                 f"the targets are {self.kind} of another tokenizer than that of {student}; "
                 f"{self._again} with --student {student}"
+            )
+
+    def _check_temperature(self, temperature: float) -> None:
+        if self.kind == "text":
+            return
+        offered = next(self.blocks()).temperatures
+        if temperature not in offered:
+            known = ", ".join(f"{t:g}" for t in offered)
+            raise UsageError(
+                f"--temperature is {temperature:g}, and {self.folder} has the teacher's log-sum-exp at {known} only; "
+                f"add --temperature {offered[0]:g}"
             )
 
 
