@@ -399,6 +399,37 @@ def test_a_text_that_several_tokens_have_names_none(world: StepsWorld) -> None:
     assert vocabulary.number(None, -1) is None
 
 
+def test_an_export_for_a_student_of_another_tokenizer(world: StepsWorld, tmp_path: Path) -> None:
+    """By number its tokens would be others, which the answers give away; by text they are found."""
+    n_real = 5
+    tokenizer = load_tokenizer(world.model("gpt2"), world.model("gpt2"))
+    small = load_tokenizer(world.model("small"), world.model("small"))
+    spelt = [small.convert_tokens_to_ids(c) for c in ("w", "x", "a", "z")]
+    assert small.unk_token_id not in spelt
+    units = np.array([*spelt, small.eos_token_id], dtype=np.int32)
+    logits = torch.zeros(n_real, len(small))
+    logits[range(n_real), torch.from_numpy(units).long()] = 9.0
+    settings = TeachSettings(max_logits=3)
+    block = SparseTargets.from_logits("tokens", logits, np.array([0, n_real]), units, ["wxaz"], max_logits=3)
+    folder = write_folder(tmp_path / "folder", "tokens", [block], settings, world.model("small"))
+    assert outlay("targets", "export", folder, "--out", tmp_path / "said.jsonl").code == 0
+    to = ("targets", "import", tmp_path / "said.jsonl", "--student", world.model("gpt2"), "--quiet")
+    refused(outlay(*to, "--out", tmp_path / "back"), "said.jsonl:1", "'wxaz'", "--match text")
+    # Its closing token is no token of the student's: it is named.
+    refused(outlay(*to, "--match", "text", "--out", tmp_path / "back"), "'</s>'", "--closing")
+    closing = ("--match", "text", "--closing", "</s>", "--tail-mass", 0)
+    assert outlay(*to, *closing, "--out", tmp_path / "back").code == 0
+    back = TargetsFolder.open(tmp_path / "back").load(1)
+    wanted = [world_token(world, c) for c in ("w", "x", "a", "z")]
+    assert back.positions().units.tolist() == [*wanted, tokenizer.eos_token_id]
+    p = math.exp(9.0) / (math.exp(9.0) + len(small) - 1)
+    for position, unit in enumerate(back.positions().units.tolist()):
+        assert dense_of(back, position)[0][unit] == pytest.approx(p, rel=1e-3)
+    again = outlay(*to, *closing, "--out", tmp_path / "back")
+    assert again.out.startswith("already done: ")
+    refused(outlay(*to, "--target", "classes", "--out", tmp_path / "else"), "--target classes", "tokens, and text")
+
+
 # --- what cannot be read ---------------------------------------------------------------------------------------------
 
 

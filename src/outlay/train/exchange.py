@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from outlay.errors import DataError
+from outlay.errors import DataError, LabelError
 from outlay.form import TargetKind
 from outlay.train.positions import Positions, Terms, offsets_of
 from outlay.train.targets import SparseTargets
@@ -153,6 +153,8 @@ class Vocabulary:
     """
 
     def __init__(self, tokenizer: Any, size: int, closing: str | None = None) -> None:
+        if tokenizer.eos_token_id is None:
+            raise LabelError("a model that writes needs an end-of-sequence token, and its tokenizer has none; add one")
         self.size = size
         self.closing = int(tokenizer.eos_token_id)
         self._tokenizer = tokenizer
@@ -200,6 +202,7 @@ def vocabulary_of(ref: str, base: str | None, closing: str | None = None) -> Voc
 
     Raises:
         UnknownModel: the reference leads nowhere, or to a folder without a readable tokenizer.
+        LabelError: a tokenizer without a closing token.
     """
     from outlay.train.models import load_tokenizer, n_logits
 
