@@ -235,7 +235,7 @@ class Question:
                 if positions[-1].unit == closing:
                     break
             if not (positions and positions[-1].unit == closing) and not record.is_cut:
-                # A server does not show the token that ended the answer: it was said, so it is taken as certain.
+                # Servers may leave out the token that ended the answer: it was said, so it is taken as certain.
                 positions.append(Heard(closing, [closing], [0.0]))
                 counts["closed"] += 1
             heard.append(positions)
