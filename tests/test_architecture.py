@@ -113,6 +113,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "metrics": {"numpy", "sacrebleu"},
     "train": {"accelerate", "bitsandbytes", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers"},
     "report": {"altair", "rich", "vl_convert"},
+    "single": {"pyarrow"},
     "cli": {"rich", "typer"},
 }
 STANDARD_LIBRARY_ONLY = (
@@ -132,7 +133,10 @@ INNER: dict[str, set[str]] = {
     "train.positions": {"train.keep", "train.targets", "train.targets_file", "train.losses", "train.lessons"},
     "train.keep": {"train.targets", "train.targets_file", "train.losses", "train.lessons"},
     "train.targets_file": {"train.keep", "train.targets", "train.losses", "train.lessons"},
-    "train.targets": {"train.loop", "train.steps", "train.models", "train.heads", "train.lessons"},
+    "train.targets": {
+        *("train.loop", "train.steps", "train.models", "train.heads", "train.lessons", "train.exchange"),
+    },
+    "train.exchange": {"train.loop", "train.steps", "train.heads", "train.lessons", "train.writers"},
     "train.decode": {"train.heads", "train.writers", "train.lessons", "train.models", "train.loop", "train.steps"},
     "train.heads": {"train.writers", "train.lessons", "train.models", "train.loop", "train.steps"},
     "train.writers": {"train.lessons", "train.models", "train.loop", "train.steps"},

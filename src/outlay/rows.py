@@ -22,6 +22,9 @@ from outlay.sources import DataFile, Hub
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".parquet")
 EXTRA = "pip install 'outlay[data]'"
 
+_PARQUET_BATCH = 256
+"""Rows of a Parquet file that are unpacked together where it is read as a stream."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -55,6 +58,19 @@ def read_file(file: DataFile, path: Path) -> list[Row]:
     if file.rows is not None and len(rows) != file.rows:
         raise MissingData(f"{path} holds {len(rows)} rows, the task says {file.rows}; fetch it again or correct `rows`")
     return rows
+
+
+def stream_file(path: Path) -> Iterator[Row]:
+    """Read the rows of a file one after the other, without holding all of them; as `read_file` otherwise.
+
+    Raises:
+        MissingData: The file is empty or breaks off.
+        DataError: Its suffix is unknown, or a row in its middle cannot be read.
+    """
+    if path.stat().st_size == 0:
+        raise MissingData(f"{path} is empty; fetch it again or write rows into it")
+    numbered = _parquet_batches(path) if path.suffix == ".parquet" else _text_rows(path)
+    return (Row(f"{path}:{number}", columns) for number, columns in numbered)
 
 
 def _text_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -119,18 +135,39 @@ def _separated(path: Path, stream: TextIO, delimiter: str) -> Iterator[tuple[int
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise DataError(f"{path} is a Parquet file, which needs the pyarrow library: {EXTRA}") from None
+    parquet = parquet_library(path)
     try:
         columns = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise MissingData(
-            f"{path} cannot be read as Parquet ({reason}); it looks half-written, fetch it again"
-        ) from None
+        raise _broken_parquet(path, error) from None
     return iter(enumerate(columns, start=1))
+
+
+def _parquet_batches(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    parquet = parquet_library(path)
+    try:
+        with parquet.ParquetFile(path) as file:
+            batches = file.iter_batches(batch_size=_PARQUET_BATCH)
+            yield from enumerate((columns for batch in batches for columns in batch.to_pylist()), start=1)
+    except (OSError, ValueError) as error:
+        raise _broken_parquet(path, error) from None
+
+
+def parquet_library(path: Path) -> Any:
+    """``pyarrow.parquet``, for a file that is read or written.
+
+    Raises:
+        DataError: It is not installed.
+    """
+    try:
+        return importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise DataError(f"{path} is a Parquet file, which needs the pyarrow library: {EXTRA}") from None
+
+
+def _broken_parquet(path: Path, error: Exception) -> MissingData:
+    reason = str(error).splitlines()[0]
+    return MissingData(f"{path} cannot be read as Parquet ({reason}); it looks half-written, fetch it again")
 
 
 def read_hub(hub: Hub) -> list[Row]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from outlay import __version__
-from outlay.cli import books, machines, models, runs, steps, tasks
+from outlay.cli import books, machines, models, runs, steps, targets, tasks
 from outlay.cli.common import fail
 from outlay.errors import OutlayError
 
@@ -32,6 +32,7 @@ for name, step in (
     ("evaluate", steps.evaluate),
 ):
     app.command(name, rich_help_panel="Single steps")(step)
+app.add_typer(targets.targets_app, name="targets")
 app.add_typer(books.ledger_app, name="ledger")
 app.command("prices")(books.prices)
 app.add_typer(tasks.task_app, name="task")

@@ -72,7 +72,7 @@ def print_outcome(outcome: Outcome) -> None:
     if facts.get("dev") is not None:
         typer.echo(f"best {facts['dev_score']} on dev: {facts['dev']:.2f} in epoch {facts['best_epoch'] + 1}")
     if facts.get("kept", {}).get("n_positions"):
-        _print_kept(facts["kept"])
+        print_kept(facts["kept"])
     for line in outcome.counts:
         typer.echo(line)
     if outcome.seconds > 0:
@@ -82,7 +82,8 @@ def print_outcome(outcome: Outcome) -> None:
         _print_profile(facts["profile"])
 
 
-def _print_kept(kept: dict[str, Any]) -> None:
+def print_kept(kept: dict[str, Any]) -> None:
+    """How much of a teacher's words targets hold."""
     capped = f", {kept['n_capped']:,} at the limit of logits" if kept["n_capped"] else ""
     logits = f"{kept['logits_mean']:.1f} logits a position (most {kept['logits_max']:,})"
     typer.echo(

@@ -22,7 +22,7 @@ from outlay.single.home import Document, Home, json_bytes, json_lines, read_obje
 from outlay.single.inputs import Asked, Inputs, Row, cell, check_golds, read_table, rows_digest, sources_of
 from outlay.single.profiling import new_stopwatch, profile_of_parts, seconds_of
 from outlay.single.scoring import MetricAsked, Scorer
-from outlay.single.targets import ANSWERS, INDEX, ROWS, answer_lines, block_name, index_of
+from outlay.single.targets import ANSWERS, INDEX, ROWS, answer_lines, block_name, index_of, kept_of
 from outlay.single.work import (
     Count,
     Listener,
@@ -166,11 +166,13 @@ def teach(asked: Answering, teaching: Teaching, listener: Listener) -> Outcome:
     work = _Teach(saved, asked, kind, teaching.settings, vocab_size)
 
     def gather(blocks: Sequence[Path]) -> dict[str, Any]:
+        from outlay.train.targets import SparseTargets
+
         _write_rows(home, rows, blocks)
         digests = {path.name: digest_of_file(path) for path in blocks}
         identity = {**about, "model_sha256": request["model_sha256"]}
         home.write_json(home.out / INDEX, index_of(form, kind, teaching.settings, digests, identity))
-        kept = _statistics(blocks)
+        kept = kept_of(SparseTargets.open(path) for path in blocks)
         return {"targets": str(asked.out), "kind": kind, "n_blocks": len(blocks), "kept": kept}
 
     return _Blocks(asked, saved, rows, home, request, block_name).run(work, gather, listener)
@@ -298,23 +300,6 @@ def _handover(saved: Saved, form: Form, teaching: Teaching) -> tuple[TargetKind,
     if chosen != "tokens":
         return chosen, None
     return chosen, min(n_logits(teacher, teacher), n_logits(student, base))
-
-
-def _statistics(blocks: Sequence[Path]) -> dict[str, Any]:
-    """How much of what the teacher said is kept, in all blocks."""
-    from outlay.train.target_statistics import TargetStatistics
-    from outlay.train.targets import SparseTargets
-
-    total = sum((SparseTargets.open(path).statistics() for path in blocks), TargetStatistics(0, 0, 0))
-    return {
-        "n_positions": total.n_positions,
-        "bytes_per_position": round(total.bytes_per_position, 2),
-        "logits_mean": round(total.kept_mean, 2),
-        "logits_max": total.kept_max,
-        "mass_mean": round(total.mass_kept_mean, 6),
-        "mass_min": round(total.mass_kept_min, 6),
-        "n_capped": total.n_capped,
-    }
 
 
 def _write_rows(home: Home, rows: Sequence[Row], blocks: Sequence[Path]) -> None:

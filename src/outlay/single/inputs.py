@@ -179,9 +179,9 @@ class Inputs:
         if not text.strip():
             raise DataError(f"{row.origin} (row {number}) has an empty source; remove the row")
         gold = None if target is None or row.columns.get(target) is None else cell(row, target, "--target-column")
-        return Row(text, self._segments(text), gold, f"{row.origin} (row {number})")
+        return Row(text, self.segments(text), gold, f"{row.origin} (row {number})")
 
-    def _segments(self, text: str) -> tuple[str, ...]:
+    def segments(self, text: str) -> tuple[str, ...]:
         """The text taken apart by the task's template where it fits."""
         if self.task is None:
             return (text,)
