@@ -43,6 +43,8 @@ def ray(temporary: Path) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(temporary)
+        # Workers unpickle functions of this module.
+        patched.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
         ray.init(
             address="local",
             num_cpus=N_CPUS,
