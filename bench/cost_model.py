@@ -279,7 +279,7 @@ SUBJECTS = (
     Subject(encoder_size(5, 320), encoder_size(3, 192), 768, 6, 60, 0, 32, "bf16"),
     Subject(encoder_size(3, 320), encoder_size(2, 192), 384, 20, 110, 0, 16, "fp32"),
     Subject(t5_size(3, 320), t5_size(2, 192), 512, 6, 50, 10, 32, "bf16"),
-    Subject(t5_size(2, 320), t5_size(1, 192), 256, 10, 30, 6, 16, "fp32"),
+    Subject(t5_size(2, 320), t5_size(1, 192), 768, 10, 30, 6, 16, "fp32"),
 )
 WORDS_SEED = 7
 LEARNING_RATE = 2e-3

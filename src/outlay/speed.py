@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 from outlay.errors import UsageError
@@ -188,7 +188,7 @@ class Reader:
     """A model and how it answers.
 
     ``n_outputs``: of an encoder's head, ``per_token`` where it tags; ``n_choices``: labels that a model which writes must score,
-    0 where it writes freely.
+    1 where it only walks through them, 0 where it writes freely.
     """
 
     shape: ModelShape
@@ -213,12 +213,10 @@ class Batch:
 def training_load(reader: Reader, lengths: Lengths, settings: TrainSettings) -> Load:
     """A whole training, without loading the model and evaluating on dev."""
     micro = settings.micro_batch_size
-    # Every learnt choice is read with its own copy of the source.
-    copies = max(1, reader.n_choices)
     epoch = Load()
     for batch in _training_batches(lengths, settings):
         n_passes = 1 if micro is None else -(-int(batch.n_rows) // micro)
-        per_pass = _passed(reader, Batch(copies * batch.n_rows / n_passes, batch.source, batch.answer))
+        per_pass = _learnt(reader, Batch(batch.n_rows / n_passes, batch.source, batch.answer))
         epoch += Load(
             steps=1,
             updated=_n_parameters(reader),
@@ -235,22 +233,20 @@ def answering_load(reader: Reader, lengths: Lengths, settings: TeachSettings, *,
     """Answers to every row, batches filled as ``settings`` say; ``keep``: the logits behind them are written down.
 
     A model that writes reads the source once. Each label is then scored over the same source; a free answer is written token by
-    token, and read once more where its logits are kept.
+    token. The logits are those of these passes, but where beams, samples or padding leave none: then it is read once more.
     """
     total = Load()
     for batch in _inference_batches(lengths, settings):
         if not any(lengths.answers):
             total += _inferred(reader, _passed(reader, batch))
         elif reader.n_choices:
-            total += _inferred(reader, _encoded(reader, batch))
-            total += _inferred(
-                reader, _decoded(reader, Batch(reader.n_choices * batch.n_rows, batch.source, batch.answer))
-            )
+            total += _inferred(reader, _scored(reader, batch))
         else:
             total += _written(reader, batch, settings.beams)
-            if keep:
-                again = _passed(reader, batch)
-                total += _inferred(reader, again) + Load(kept=again.logits)
+            if keep and (settings.beams > 1 or settings.sample or settings.keep_padding):
+                total += _inferred(reader, _passed(reader, batch))
+        if keep:
+            total += Load(kept=batch.n_rows * batch.answer * reader.shape.vocab_size)
     return total
 
 
@@ -276,6 +272,24 @@ def _passed(reader: Reader, batch: Batch) -> _Pass:
     if reader.shape.family == "seq2seq":
         return _encoded(reader, batch) + _decoded(reader, batch)
     return _encoded(reader, batch)
+
+
+def _learnt(reader: Reader, batch: Batch) -> _Pass:
+    """A pass of training. Choices that are learnt are read one by one: by a pair of stacks behind one reading of the source, by a
+    causal model each with its own."""
+    copies = replace(batch, n_rows=max(1, reader.n_choices) * batch.n_rows)
+    if reader.shape.family == "seq2seq":
+        return _encoded(reader, batch) + _decoded(reader, copies)
+    return _passed(reader, copies)
+
+
+def _scored(reader: Reader, batch: Batch) -> _Pass:
+    """Every choice of every row over one reading of the source, whose keys and values are made once too."""
+    said = Batch(reader.n_choices * batch.n_rows, 0, batch.answer)
+    if reader.shape.family != "seq2seq":
+        return _encoded(reader, Batch(batch.n_rows, batch.source, 0)) + _encoded(reader, said)
+    of_source = replace(_decoded(reader, Batch(batch.n_rows, batch.source, 0)), calls=0.0)
+    return _encoded(reader, batch) + of_source + _decoded(reader, said)
 
 
 def _encoded(reader: Reader, batch: Batch) -> _Pass:

@@ -54,7 +54,9 @@ class Forecaster:
                 pool = self._pool(step, step.model, 0, step.n_rows)
                 return self._trained(step, profile, pool, step.target == "classes")
             case Teach():
-                reader = self._reader(step.teacher, self._is_scored(step))
+                reader = self._reader(step.teacher, step.target == "classes")
+                if self._is_walked(step):
+                    reader = replace(reader, n_choices=1)
                 pool = self._pool(step, step.teacher.model, step.start, step.stop)
                 load = answering_load(reader, pool, step.settings, keep=step.target == "tokens")
                 # The model stays loaded from block to block.
@@ -99,10 +101,11 @@ class Forecaster:
         n_choices = len(form.labels) if writes and scored else 0
         return Reader(shape, self._known.n_outputs, form.kind == "entities" and not writes, n_choices)
 
-    def _is_scored(self, step: Teach) -> bool:
-        """Whether a teacher that writes scores the labels."""
-        is_choice = step.teacher.encoding.form.kind == "classification"
-        return step.target == "classes" or (is_choice and step.settings.answers_from == "labels")
+    def _is_walked(self, step: Teach) -> bool:
+        """Whether a teacher that writes takes the likeliest path through the labels."""
+        settings, is_choice = step.settings, step.teacher.encoding.form.kind == "classification"
+        is_plain = settings.beams == 1 and not settings.sample and settings.answers_from == "labels"
+        return is_choice and is_plain and step.target in ("tokens", "text")
 
     def _bought(self, labels: Buy, dev: Dev | None, model: Model) -> Lengths:
         counts = self._known.tokens[model.ref].train

@@ -104,20 +104,21 @@ def calibrate(
 ) -> Profile:
     """Measure this machine with so many threads; ``on_progress`` is told how many of all measurements are done."""
     trials = default_trials() if trials is None else trials
-    constants: dict[str, dict[str, float]] = {}
+    measured = {precision: Measured() for precision in precisions}
     n_done, n_total = 0, len(precisions) * len(trials) * 2
     with _threads(threads), tempfile.TemporaryDirectory(prefix="outlay-calibrate-") as folder:
         peak = max(_peak_flops_per_second(dtype) for dtype in (torch.bfloat16, torch.float32))
         lab = _Lab(Path(folder))
         for precision in precisions:
-            measured = Measured()
             for trial in trials:
                 for measure in (lab.train, lab.answer):
-                    measure(trial, precision, measured)
+                    measure(trial, precision, measured[precision])
                     n_done += 1
                     if on_progress is not None:
                         on_progress(n_done, n_total)
-            constants[precision] = measured.constants()
+    # How a model is made ready does not depend on what it computes in, and these samples are noisy.
+    started = [sample for each in measured.values() for sample in each.starting]
+    constants = {precision: each.constants(started) for precision, each in measured.items()}
     return Profile(
         name=name,
         measured=datetime.date.today().isoformat(),
@@ -187,8 +188,8 @@ class Measured:
     keeping: list[Sample] = field(default_factory=list)
     starting: list[Sample] = field(default_factory=list)
 
-    def constants(self) -> dict[str, float]:
-        """Of every term."""
+    def constants(self, started: Sequence[Sample]) -> dict[str, float]:
+        """Of every term; ``started``: what starts took, of all precisions."""
         found = dict.fromkeys(TERMS, 0.0)
         found |= fit_terms(self.training, TRAIN_TERMS)
         found |= fit_terms(self.inference, INFER_TERMS)
@@ -198,7 +199,7 @@ class Measured:
             found |= (
                 fit_terms([s for s in rest if s.seconds > 0], ("kept",)) if any(s.seconds > 0 for s in rest) else {}
             )
-        found |= fit_terms([s for s in self.starting if s.seconds > 0], START_TERMS)
+        found |= fit_terms([s for s in started if s.seconds > 0], START_TERMS)
         return found
 
 
