@@ -4,7 +4,7 @@
 
 A T5 v1.1 shape of 8 + 8 layers (52M parameters) that has seen enough labels to answer in the form of its task: claims of FEVER
 (labels, two tokens) and lines of WLP (entities, up to 64 tokens; what it was taught of them says
-`bench.distil_vs_online.answered_by_first_word`). Contestants read the same rows, greedily:
+`bench.distill_vs_online.answered_by_first_word`). Contestants read the same rows, greedily:
 
 * `generate`, float32, batch 32, in the order of the pool, as published; and with the forward pass over the answers that the
   published loop takes its logits from: a student needs them.
@@ -29,7 +29,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import Report, Work, interleaved, median, parser, run, timed
-from bench.distil_vs_online import World, fever_world, wlp_world
+from bench.distill_vs_online import World, fever_world, wlp_world
 from outlay.settings import TeachSettings
 from outlay.train.targets import SparseTargets
 

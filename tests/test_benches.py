@@ -14,9 +14,9 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from bench import common, distil_vs_online, loop_vs_trainer, targets
+from bench import common, distill_vs_online, loop_vs_trainer, targets
 from bench.common import Clock, Work, interleaved, median, toy_rows
-from bench.distil_vs_online import (
+from bench.distill_vs_online import (
     COMPLETE,
     PUBLISHED,
     BatchOrder,
@@ -77,7 +77,7 @@ def test_the_trainer_of_the_reference_is_the_published_algorithm(claims: World) 
     world = claims.head(33)
     batches = [list(range(at, at + 11)) for at in (0, 11, 22)]
     settings = replace(PUBLISHED, batch_size=11, dropout=0.0)
-    losses, _ = distil_vs_online.reference(world, settings, order=BatchOrder([batches]))
+    losses, _ = distill_vs_online.reference(world, settings, order=BatchOrder([batches]))
     pair = Pair(world.teacher, world.student, [text[0] for text in world.texts], world.form)
     assert losses == pytest.approx(reference(pair, batches, settings.learning_rate), rel=1e-5)
     assert losses[2] != pytest.approx(losses[0], rel=1e-3)
@@ -85,18 +85,18 @@ def test_the_trainer_of_the_reference_is_the_published_algorithm(claims: World) 
 
 def test_the_teacher_writes_once_per_distinct_input(claims: World, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    plain = distil_vs_online.TeacherInTheLoop.begin
+    plain = distill_vs_online.TeacherInTheLoop.begin
 
     def begin(trainer: Any, teacher: Any, *more: Any) -> None:
         plain(trainer, teacher, *more)
         write = trainer.teacher.generate
         trainer.teacher.generate = lambda **batch: (asked.append(len(batch["input_ids"])), write(**batch))[1]
 
-    monkeypatch.setattr(distil_vs_online.TeacherInTheLoop, "begin", begin)
+    monkeypatch.setattr(distill_vs_online.TeacherInTheLoop, "begin", begin)
     first, second = ["a fine day", "the plot"], ["a fine day", "bright"]
     world = replace(claims, texts=[(text,) for text in (*first, *second, *first)])
     settings = replace(PUBLISHED, batch_size=2, epochs=2)
-    distil_vs_online.reference(world, settings, order=BatchOrder([[[0, 1], [2, 3], [4, 5]]] * 2))
+    distill_vs_online.reference(world, settings, order=BatchOrder([[[0, 1], [2, 3], [4, 5]]] * 2))
     # The second batch is new by one of its inputs and is written whole, the third is known, and so is the second epoch.
     assert asked == [2, 2]
 
@@ -230,8 +230,8 @@ def test_finished_models_are_taken_over(tmp_path: Path) -> None:
     assert toy_rows("spans") == toy_rows("spans") != toy_rows("pairs")
 
 
-def test_distil_vs_online_runs_through(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, figures, out = main(distil_vs_online, "--toy")
+def test_distill_vs_online_runs_through(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, figures, out = main(distill_vs_online, "--toy")
     assert code == 0
     costs = figures["speed"]["contestants"]
     online, fast = costs["teacher in the loop"], costs["outlay, as it is set"]
@@ -242,9 +242,9 @@ def test_distil_vs_online_runs_through(main: Main, monkeypatch: pytest.MonkeyPat
     assert fast["ratio"] == pytest.approx(online["total_seconds"] / fast["total_seconds"])
     assert f"{fast['ratio']:.1f}x" in out
     assert [each["positions_per_row"] > 2.5 for each in figures["epoch"].values()] == [False, True, False]
-    monkeypatch.setattr(distil_vs_online, "LIMIT", -1.0)
+    monkeypatch.setattr(distill_vs_online, "LIMIT", -1.0)
     curves = Equality([1.0], [1.0])
-    assert distil_vs_online.report(curves, {"a": Cost(1, 1, 1)}, {}, 3, 3).failures
+    assert distill_vs_online.report(curves, {"a": Cost(1, 1, 1)}, {}, 3, 3).failures
 
 
 def test_a_failure_is_an_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,7 +276,7 @@ def test_targets_runs_through(main: Main) -> None:
         assert each["targets"]["bytes_per_token"] > 8
 
 
-@pytest.mark.parametrize("bench", [distil_vs_online, loop_vs_trainer, targets], ids=lambda bench: bench.__name__)
+@pytest.mark.parametrize("bench", [distill_vs_online, loop_vs_trainer, targets], ids=lambda bench: bench.__name__)
 def test_without_data_a_bench_says_that_it_is_skipped(
     bench: ModuleType, main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,6 @@
 """Distillation from stored targets against the published way, with the teacher in the training loop.
 
-    python -m bench.distil_vs_online [--data DATA] [--work DIR] [--threads 2] [--repeats 3] [--json FILE] | --toy
+    python -m bench.distill_vs_online [--data DATA] [--work DIR] [--threads 2] [--repeats 3] [--json FILE] | --toy
 
 A teacher of 8 + 8 layers (52M parameters) and a student of 2 + 2 (3M), T5 v1.1's shape, random weights, one tokenizer learnt from
 the claims of FEVER; the teacher has seen enough labels to answer with them. The reference is a `Seq2SeqTrainer` that does what
