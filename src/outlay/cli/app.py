@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated
 
 import typer
@@ -53,15 +54,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
     """Spend a fixed budget on the best compact model it can buy: labels, or GPU hours to distil a large teacher."""
+    gc.enable()
 
 
 def main() -> None:
     """Entry point: an `OutlayError` becomes one clear line and exit 1; wrong usage exits 2."""
+    # Until a command begins: drawing the help imports more than it makes garbage.
+    gc.disable()
     try:
         app()
     except OutlayError as error:
@@ -74,3 +78,5 @@ def main() -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{error.strerror or error}; check the path, its permissions and the room on its disk")
+    finally:
+        gc.enable()
