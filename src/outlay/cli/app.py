@@ -10,6 +10,7 @@ import typer
 from outlay import __version__
 from outlay.cli import books, machines, models, runs, steps, targets, tasks
 from outlay.cli.common import fail
+from outlay.cli.helptext import Command, Group
 from outlay.errors import OutlayError
 
 app = typer.Typer(
@@ -18,7 +19,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(runs.demo)
@@ -32,7 +34,7 @@ for name, step in (
     ("predict", steps.predict),
     ("evaluate", steps.evaluate),
 ):
-    app.command(name, rich_help_panel="Single steps")(step)
+    app.command(name, rich_help_panel="Single steps", cls=Command)(step)
 app.add_typer(targets.targets_app, name="targets")
 app.add_typer(books.ledger_app, name="ledger")
 app.command("prices")(books.prices)
