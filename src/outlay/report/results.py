@@ -1,0 +1,69 @@
+"""What a report draws from: points, and what their runs left beside them. Read once, then pure numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from outlay.metrics import Answered
+from outlay.point import Point
+
+Layout = Literal[
+    "budgets", "self", "match", "costs", "general", "pool", "initial", "students", "teachers", "llm", "plain"
+]
+    "budgets", "self", "match", "costs", "general", "pool", "initial", "students", "teachers", "llm", "plain"
+]
+"""How a study is laid out: Kang et al. 2023, Tables 2 and 11 (``budgets``), 3 (``self``), 4 (``match``), 6 (``costs``), 10
+(``general``), Figures 2 (``pool``), 3 (``initial``), 4 (``students``), 5 (``teachers``), 6 and 7 (``llm``); ``plain`` is any
+comparison."""
+
+PARTS = ("labels", "teacher", "targets", "student", "scores")
+"""What a charge is made of: the kinds of steps, in the order they are paid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What was studied."""
+
+    name: str
+    title: str
+    layout: Layout
+    source: str | None = None
+    """Whose table or figure it follows: "Kang et al. 2023, Table 2"."""
+    scale: str | None = None
+    command: str | None = None
+    """The command that makes it again."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Aftermath:
+    """What one run left, beside its point. Anything may be missing: an artifact was removed, a run failed."""
+
+    run: str
+    """The run's id."""
+    metric: str | None = None
+    """One of `outlay.metrics.METRICS`."""
+    answered: Answered | None = None
+    """The answers to the test split, the same examples in the same order in every run of a task."""
+    teacher_dev: float | None = None
+    """Dev score of the teacher, 0-100."""
+    charges_usd: Mapping[str, float] | None = None
+    """Charge by part, see `PARTS`; they add up to the point's charge."""
+    receipt: str | None = None
+    """As plain text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A results folder, read. Points stand in the order of the grid; ``left`` is by point id."""
+
+    header: Header
+    points: tuple[Point, ...]
+    left: Mapping[str, Aftermath]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in order of appearance."""
+        return tuple(dict.fromkeys(point.request.task for point in self.points))
