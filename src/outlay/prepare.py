@@ -131,6 +131,7 @@ class Prepared:
     test: list[Example]
     pool_parts: tuple[tuple[str, int], ...]
     price_book: PriceBook
+    options: Options
 
     def sources(self, rows: Sequence[Example], ref: str) -> list[tuple[str, ...]]:
         """What a model reads, row by row: an encoder the task's segments, one that writes the whole text."""
@@ -289,7 +290,7 @@ class Workbench:
             teach_defaults=TeachSettings(),
         )
         parts = _pool_parts(data, len(pool))
-        return Prepared(request, known, task, train, pool, dev, data.test, parts, self.price_book)
+        return Prepared(request, known, task, train, pool, dev, data.test, parts, self.price_book, options)
 
     # --- models ------------------------------------------------------------------------------------------------------
 

@@ -232,6 +232,11 @@ class Ledger:
         with self._reading() as db:
             return reading.select(db, "1") if run_id is None else reading.select(db, "run_id = ?", run_id)
 
+    def first_hash(self) -> str:
+        """The hash of the first entry, which tells this ledger from any other. Raises MissingData where there is none."""
+        with self._reading() as db:
+            return reading.select(db, "seq = 1")[0].hash
+
     def run_ids(self) -> list[str]:
         """Every run, in the order in which they were opened."""
         with self._reading() as db:

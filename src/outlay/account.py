@@ -1,0 +1,125 @@
+"""What a run came to: its point and its manifest, from the steps it settled. Pure but for reading artifacts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from outlay.ledger import Anchor, Balance
+from outlay.metrics import main_score
+from outlay.point import PointRequest, PointResult, Reading, usd_of
+from outlay.prepare import Prepared, added_micros
+from outlay.quoting import Quoter, Work
+from outlay.recipe import Buy, Distil, Recipe, Step, Train
+from outlay.store import Artifact, digest_of
+from outlay.strategy import describe, strategy
+from outlay.workshop import SCORES_FILE
+
+
+@dataclass(frozen=True)
+class Account:
+    """The steps that a run settled, in the order of its recipes, and their artifacts by the keys of the steps."""
+
+    prepared: Prepared
+    quoter: Quoter
+    steps: Sequence[Step]
+    artifacts: Mapping[str, Artifact]
+
+    def asked(self) -> PointRequest:
+        """The request part of the point."""
+        request = self.prepared.request
+        added = added_micros(self.prepared)
+        taught_by = strategy(request.strategy).taught_by
+        return PointRequest(
+            task=request.task,
+            strategy=request.strategy,
+            budget_usd=usd_of(request.budget_micros),
+            added_usd=None if added is None else usd_of(added),
+            n_initial=request.n_initial,
+            seed=request.seed,
+            teacher={"teacher": request.teacher, "student": request.student, None: None}[taught_by],
+            student=request.student,
+            machine=request.machine,
+            clock="flops",
+            price_book=request.price_book,
+            pool=self.prepared.pool_parts,
+            dev=request.dev,
+        )
+
+    def result(self, status: str, reason: str | None, recipes: Sequence[Recipe], balance: Balance) -> PointResult:
+        """The result part: a pure function of the request within one environment."""
+        trains = [step for step in self.steps if isinstance(step, Train)]
+        distils = [step for step in self.steps if isinstance(step, Distil)]
+        work = [work_of(step, self.artifacts[step.key], self.quoter) for step in self.steps if not isinstance(step, Buy)]
+        seconds = sum((self.quoter.seconds(w) for w in work), Fraction(0))
+        scores: dict[str, Reading] = {}
+        dev: float | None = None
+        parameters: int | None = None
+        if recipes:
+            last = recipes[-1].final
+            scores = _scores(self.artifacts[last.key])
+            student = self.artifacts[last.model.key]
+            dev, parameters = student.usage["dev"], int(student.usage["n_parameters"])
+        first_dev = next((step.dev for step in trains if step.dev is not None), None)
+        return PointResult(
+            status=status,
+            reason=reason,
+            test=scores[main_score(self.prepared.task.metric)].value if scores else None,
+            dev=dev,
+            scores=scores,
+            charge_usd=usd_of(balance.total_charge_micros),
+            n_labels=max((step.labels.n for step in trains), default=0),
+            n_llm_labels=0,
+            llm_tokens_in=0,
+            llm_tokens_out=0,
+            n_pool=max((step.n_rows for step in distils), default=0),
+            n_dev=0 if first_dev is None else first_dev.n,
+            seconds={self.prepared.request.machine: float(seconds)} if work else {},
+            flops=sum(sum(self.quoter.flops(w)) for w in work),
+            student_parameters=parameters,
+            artifacts=self._digests(),
+        )
+
+    def _digests(self) -> dict[str, str]:
+        """Digest by role; many of one role (the blocks of targets, labels of two splits) become the digest of their digests."""
+        by_role: dict[str, list[str]] = {}
+        for step in self.steps:
+            by_role.setdefault(role_of(step), []).append(self.artifacts[step.key].digest)
+        return {role: d[0] if len(d) == 1 else digest_of("".join(d).encode()) for role, d in by_role.items()}
+
+    def manifest(self, recipes: Sequence[Recipe], point: Mapping[str, Any], anchor: Anchor) -> dict[str, Any]:
+        """What a finished run leaves behind: the request, the derivation, its artifacts, the point, and the ledger's anchor."""
+        teachers = (step for step in self.steps if isinstance(step, Train) and step.role == "teacher")
+        return {
+            "run_id": self.prepared.request.run_id,
+            "request": self.prepared.request.to_json(),
+            "derivation": [line for recipe in recipes for line in recipe.derivation],
+            "artifacts": [
+                {"step": step.kind, "role": role_of(step), "what": describe(step), "key": self.artifacts[step.key].key}
+                for step in self.steps
+            ],
+            "teacher_dev": next((self.artifacts[step.key].usage["dev"] for step in teachers), None),
+            "point": point,
+            "anchor": {"head": anchor.head, "count": anchor.count},
+        }
+
+
+def _scores(artifact: Artifact) -> dict[str, Reading]:
+    document = json.loads((artifact.path / SCORES_FILE).read_text(encoding="utf-8"))
+    return {name: Reading(**reading) for name, reading in document.items()}
+
+
+def role_of(step: Step) -> str:
+    """The name of a step's artifact in a point: labels, teacher, targets, student or scores."""
+    if isinstance(step, Train):
+        return step.role
+    return {"buy": "labels", "teach": "targets", "distil": "student", "score": "scores"}[step.kind]
+
+
+def work_of(step: Step, artifact: Artifact, quoter: Quoter) -> Work:
+    """What a step really did, from its artifact: at most its quote."""
+    usage = artifact.usage
+    return Work(quoter.work(step).ref, int(usage["n_tokens_trained"]), int(usage["n_tokens_inferred"]))

@@ -1,0 +1,269 @@
+"""Many runs at once: each distinct compute step is handed to a worker once, every run is charged in full.
+
+Only the process of the scheduler writes the ledger. A step that several runs need is held and paid by the first of them, in the
+order of the grid; the others wait for it, find it in the store, and book its charge at no cash. Whatever the number of workers and
+the order in which they finish, results are the same: a step's artifact depends on its key alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol
+
+from outlay.crew import Crew, Ended, Report, Work
+from outlay.errors import OutlayError
+from outlay.execution import Begun, Execution, Need
+from outlay.making import Delivered, Job, Maker
+from outlay.money import PriceBook
+from outlay.point import Point
+from outlay.prepare import Options, Workbench
+from outlay.recipe import Buy, Recipe, Step
+from outlay.run import Runner
+from outlay.store import open_location
+from outlay.strategy import describe
+
+N_TRIES = 3
+"""How often a step is handed out whose worker is lost each time."""
+
+MOST_OPEN = 128
+"""Runs under way at once: enough to find work for every worker, few enough to be open files."""
+
+TICK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class StepCraft:
+    """Sets up a worker that makes compute steps: its own view of store, data and models.
+
+    ``store``: a folder or a URL; both it and ``data_root`` must mean the same on the worker's machine.
+    """
+
+    store: str
+    prices: PriceBook
+    data_root: Path | None = None
+    machines: tuple[Path, ...] = ()
+
+    def __call__(self) -> Work:
+        """The function that makes one job."""
+        store = open_location(self.store)
+        workbench = Workbench(
+            self.prices, data_root=self.data_root, machines=self.machines, tokens=store.root / "tokens"
+        )
+        maker = Maker(store, workbench.prepare)
+
+        def work(job: Job, report: Report) -> Delivered:
+            return maker.make(job, report)
+
+        return work
+
+
+class Observer(Protocol):
+    """Who is told how a study goes."""
+
+    def began(self, what: str, run: str) -> None:
+        """A step was held and handed to a worker."""
+        ...
+
+    def ended(self, what: str, seconds: float, problem: str | None) -> None:
+        """A step was settled, or failed, or lost its worker."""
+        ...
+
+    def point(self, place: int, point: Point, n_done: int) -> None:
+        """A run is over."""
+        ...
+
+    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
+        """Time passed; what the steps under way last reported, by what they do."""
+        ...
+
+
+@dataclass
+class _Open:
+    """A run under way. ``waits_for``: storage keys that it needs and somebody makes."""
+
+    place: int
+    execution: Execution
+    ranks: dict[str, Fraction] = field(default_factory=dict)
+    recipe: Recipe | None = None
+    is_stuck: bool = False
+
+
+class Scheduler:
+    """Executes runs on a crew, in any order, with results in the order they were asked for."""
+
+    def __init__(self, runner: Runner, workbench: Workbench, crew: Crew, observer: Observer) -> None:
+        self._runner = runner
+        self._workbench = workbench
+        self._crew = crew
+        self._observer = observer
+        self._open: dict[int, _Open] = {}
+        self._making: dict[str, tuple[_Open, Begun]] = {}
+        self._failed: dict[str, str] = {}
+        self._n_lost: Counter[str] = Counter()
+        self._points: dict[int, Point] = {}
+        self._idle_since = time.monotonic()
+
+    def run(self, asked: Sequence[Options], done: Callable[[int, Point], None]) -> None:
+        """Bring every run to its point; ``done`` is told of each with its place in ``asked``, as it is over.
+
+        Runs that fail give a point that says so and do not stop the rest; they are tried again the next time.
+        """
+        unopened = list(enumerate(asked))[::-1]
+        try:
+            while unopened or self._open:
+                self._advance_all(done)
+                while unopened and self._wants_more():
+                    self._begin(*unopened.pop(), done)
+                    self._hand_out()
+                self._hand_out()
+                if self._making:
+                    self._observer.tick(self._progress())
+                    for ended in self._crew.wait(TICK_SECONDS):
+                        self._take(ended)
+        finally:
+            for each in self._open.values():
+                self._let_go(each)
+
+    # --- runs --------------------------------------------------------------------------------------------------------
+
+    def _wants_more(self) -> bool:
+        """Whether there is room for another run: always for one, for many while workers have nothing to do."""
+        return len(self._open) < MOST_OPEN and (self._crew.n_free > 0 or not self._open)
+
+    def _begin(self, place: int, options: Options, done: Callable[[int, Point], None]) -> None:
+        execution = Execution(self._runner.till, self._workbench.prepare(options), self._runner.watcher)
+        try:
+            execution.__enter__()
+        except OutlayError as error:
+            self._close(place, execution.point("failed", str(error), []), done)
+            return
+        self._open[place] = _Open(place, execution)
+        self._advance(self._open[place], done)
+
+    def _advance_all(self, done: Callable[[int, Point], None]) -> None:
+        for each in list(self._open.values()):
+            if not each.is_stuck:
+                self._advance(each, done)
+
+    def _advance(self, each: _Open, done: Callable[[int, Point], None]) -> None:
+        """As far as the store allows; then it is stuck until something that it waits for has ended."""
+        execution = each.execution
+        try:
+            point = execution.advance()
+            failed = next((self._failed[n.key] for n in execution.needs() if n.key in self._failed), None)
+        except OutlayError as error:
+            point, failed = None, str(error)
+        if failed is not None:
+            if any(holder is each for holder, _ in self._making.values()):
+                each.is_stuck = True  # what it has under way is settled first
+                return
+            point = execution.point("failed", failed, [])
+        elif point is not None:
+            self._runner.finish(execution, point)
+        if point is None:
+            each.is_stuck = True
+            if each.recipe is not execution.proposal and execution.proposal is not None:
+                each.recipe, each.ranks = execution.proposal, _ranks(execution, execution.proposal)
+            return
+        del self._open[each.place]
+        execution.__exit__(None, None, None)
+        self._close(each.place, point, done)
+
+    def _close(self, place: int, point: Point, done: Callable[[int, Point], None]) -> None:
+        self._points[place] = point
+        done(place, point)
+        self._observer.point(place, point, len(self._points))
+
+    def _let_go(self, each: _Open) -> None:
+        """The study was stopped: give back what is held, the time spent in vain booked as lost."""
+        for holder, begun in list(self._making.values()):
+            if holder is each:
+                each.execution.release(begun, "the study was stopped")
+        each.execution.__exit__(None, None, None)
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def _hand_out(self) -> None:
+        """Give free workers the steps that the longest way still hangs on."""
+        if not self._crew.n_free:
+            return
+        ready: dict[str, tuple[Fraction, int, _Open, Need]] = {}
+        for each in self._open.values():
+            for need in each.execution.needs():
+                if need.key in self._making or need.key in self._failed:
+                    continue
+                rank, place = each.ranks.get(need.step.key, Fraction(0)), -each.place
+                known = ready.get(need.key)
+                # The first run of the grid pays; how urgent the step is, everybody who needs it says.
+                ready[need.key] = (
+                    (rank, place, each, need) if known is None else (max(rank, known[0]), *known[1:])
+                )
+        for _, _, each, need in sorted(ready.values(), key=lambda one: one[:2], reverse=True)[: self._crew.n_free]:
+            self._start(each, need)
+
+    def _start(self, each: _Open, need: Need) -> None:
+        execution = each.execution
+        left = execution.compute_hours()
+        share = execution.hours(need.step) / left if left else Fraction(1)
+        try:
+            begun = execution.begin(need, cash_share=share)
+        except OutlayError as error:
+            self._failed[need.key] = str(error)
+            self._wake()
+            return
+        self._making[need.key] = (each, begun)
+        self._crew.submit(need.key, begun.job)
+        self._observer.began(describe(need.step), execution.run_id)
+
+    def _take(self, ended: Ended) -> None:
+        """Settle what came, or give the hold back."""
+        each, begun = self._making.pop(ended.name)
+        what, problem = describe(begun.need.step), None
+        if ended.lost is not None:
+            self._n_lost[ended.name] += 1
+            problem = f"its worker was lost: {ended.lost}"
+            each.execution.release(begun, problem, seconds=ended.seconds)
+            if self._n_lost[ended.name] >= N_TRIES:
+                self._failed[ended.name] = (
+                    f"{what}: the worker was lost {N_TRIES} times, the last time {ended.lost}; "
+                    "look at its log, give it more memory, or run again"
+                )
+        elif ended.error is not None:
+            problem = str(ended.error)
+            each.execution.release(begun, type(ended.error).__name__, seconds=ended.seconds)
+            self._failed[ended.name] = problem
+        else:
+            each.execution.settle(begun, ended.value)
+        self._observer.ended(what, ended.seconds, problem)
+        self._wake()
+
+    def _wake(self) -> None:
+        for each in self._open.values():
+            each.is_stuck = False
+
+    def _progress(self) -> dict[str, tuple[int, int, str]]:
+        reported = self._crew.progress()
+        return {
+            f"{describe(begun.need.step)} ({each.execution.run_id[:6]})": reported.get(key, (0, 0, ""))
+            for key, (each, begun) in self._making.items()
+        }
+
+
+def _ranks(execution: Execution, recipe: Recipe) -> dict[str, Fraction]:
+    """Hours from the beginning of each step to the end of the recipe, along the longest way (upward rank, Topcuoglu et al. 2002)."""
+    ranks: dict[str, Fraction] = {}
+    behind: dict[str, Fraction] = {}
+
+    def hours(step: Step) -> Fraction:
+        return Fraction(0) if isinstance(step, Buy) else execution.hours(step)
+
+    for step in reversed(recipe.steps()):
+        ranks[step.key] = behind.get(step.key, Fraction(0)) + hours(step)
+        for given in step.inputs:
+            behind[given.key] = max(behind.get(given.key, Fraction(0)), ranks[step.key])
+    return ranks
