@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from outlay.errors import OutlayError
 from outlay.ledger import Anchor, Balance
 from outlay.metrics import main_score
-from outlay.point import PointRequest, PointResult, Reading, usd_of
-from outlay.prepare import Prepared, added_micros
+from outlay.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
+from outlay.prepare import Options, Prepared, Workbench, added_micros
 from outlay.quoting import Quoter, Work
 from outlay.recipe import Buy, Distil, Recipe, Step, Train
 from outlay.store import Artifact, digest_of
@@ -53,7 +54,9 @@ class Account:
         """The result part: a pure function of the request within one environment."""
         trains = [step for step in self.steps if isinstance(step, Train)]
         distils = [step for step in self.steps if isinstance(step, Distil)]
-        work = [work_of(step, self.artifacts[step.key], self.quoter) for step in self.steps if not isinstance(step, Buy)]
+        work = [
+            work_of(step, self.artifacts[step.key], self.quoter) for step in self.steps if not isinstance(step, Buy)
+        ]
         seconds = sum((self.quoter.seconds(w) for w in work), Fraction(0))
         scores: dict[str, Reading] = {}
         dev: float | None = None
@@ -105,6 +108,56 @@ class Account:
             "point": point,
             "anchor": {"head": anchor.head, "count": anchor.count},
         }
+
+
+def absent_point(options: Options, workbench: Workbench, status: str, reason: str) -> Point:
+    """The point of a run that cannot even be prepared: its data or models are not there.
+
+    Where its task cannot be read either, the point names it as it was asked for.
+    """
+    try:
+        task, _ = workbench.load(options.task)
+        name, price = task.name, workbench.price_book.get(task.price_item)
+        initial = (
+            None if options.n_initial is None else price.cost_micros(options.n_initial * options.seller.redundancy)
+        )
+    except OutlayError:
+        name, initial = options.task, None
+    policy = strategy(options.strategy)
+    asked = PointRequest(
+        task=name,
+        strategy=options.strategy,
+        budget_usd=usd_of(options.budget_micros),
+        added_usd=None if initial is None else usd_of(max(0, options.budget_micros - initial)),
+        n_initial=options.n_initial,
+        seed=options.seed,
+        teacher={"teacher": options.teacher, "student": options.student, None: None}[policy.taught_by],
+        student=options.general if policy.starts_general else options.student,
+        machine=options.machine,
+        clock="flops",
+        price_book=workbench.price_book.digest,
+        pool=() if options.pool_rows is None else (("pool", options.pool_rows),),
+        dev=None if options.dev == "none" else options.dev,
+    )
+    nothing = PointResult(
+        status=status,
+        reason=reason,
+        test=None,
+        dev=None,
+        scores={},
+        charge_usd=0.0,
+        n_labels=0,
+        n_llm_labels=0,
+        llm_tokens_in=0,
+        llm_tokens_out=0,
+        n_pool=0,
+        n_dev=0,
+        seconds={},
+        flops=0,
+        student_parameters=None,
+        artifacts={},
+    )
+    return Point(asked, nothing, PointCircumstance())
 
 
 def _scores(artifact: Artifact) -> dict[str, Reading]:

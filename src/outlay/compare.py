@@ -11,6 +11,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+from outlay.aftermath import answers_of, manifest_of
 from outlay.errors import DataError, MissingData, UsageError
 from outlay.grouping import Group, group
 from outlay.metrics import Answered, correctness, main_score, mean_score, paired_bootstrap_scores
@@ -25,7 +26,6 @@ from outlay.run import Runner
 from outlay.runfolder import write_json
 from outlay.store import Store
 from outlay.strategy import strategy
-from outlay.workshop import PREDICTIONS_FILE
 
 INDEX_FILE = "comparison.json"
 """Which runs of a folder make up its comparison, the store that holds their artifacts, the machine they ran on."""
@@ -146,7 +146,7 @@ def summarise(runner: Runner) -> Comparison:
     if not index.exists() or not (runner.folder / "points.json").exists():
         raise MissingData(f"{runner.folder} holds no finished point yet; run its command again to go on")
     points = read_points(runner.folder / "points.json")
-    manifests = [_manifest(runner, run) for run in json.loads(index.read_text(encoding="utf-8"))["runs"]]
+    manifests = [manifest_of(runner, run) for run in json.loads(index.read_text(encoding="utf-8"))["runs"]]
     if len(points) != len(manifests):
         raise DataError(f"{runner.folder}: {len(points)} points but {len(manifests)} runs; run the same command again")
     read = {
@@ -177,7 +177,7 @@ def write_report(runner: Runner) -> dict[str, Path]:
     receipts: dict[str, str] = {}
     names = _names(read_points(folder / "points.json"))
     for run in json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["runs"]:
-        manifest = _manifest(runner, run)
+        manifest = manifest_of(runner, run)
         text = render_text(receipt(runner.ledger, run))
         name = run if manifest is None else names[Point.from_json(manifest["point"]).id]
         receipts[name] = text
@@ -208,19 +208,8 @@ class _Test:
     @classmethod
     def read(cls, runner: Runner, manifest: Mapping[str, Any] | None) -> _Test | None:
         """From the store; ``None`` where the artifact was removed (the table then falls back to seeds alone)."""
-        key = next((a["key"] for a in manifest["artifacts"] if a["step"] == "score"), None) if manifest else None
-        artifact = runner.store.get(key) if key is not None else None
-        if artifact is None:
-            return None
-        said = json.loads((artifact.path / PREDICTIONS_FILE).read_text(encoding="utf-8"))
-        answered = Answered(
-            predictions=said["predictions"],
-            golds=said["golds"],
-            labels=said["labels"],
-            sources=said.get("sources", ()),
-            similarities=said.get("similarities", ()),
-        )
-        return cls(said["metric"], answered)
+        found = answers_of(runner, manifest)
+        return None if found is None else cls(*found)
 
 
 def _differences(points: Sequence[Point], tests: Mapping[str, _Test]) -> list[DifferenceRow]:
@@ -267,14 +256,6 @@ def _half_interval(of_seeds: Sequence[_Test], n_seeds: int) -> float | None:
         return None
     reading = mean_score(of_seeds[0].metric, [test.answered for test in of_seeds])
     return (reading.high - reading.low) / 2
-
-
-def _manifest(runner: Runner, run: str) -> dict[str, Any] | None:
-    path = runner.run_folder(run).manifest
-    if not path.exists():
-        return None
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return document
 
 
 def _names(points: Sequence[Point]) -> dict[str, str]:

@@ -8,6 +8,7 @@ that `begin` opens, and comes back with `settle` or `release`. The only code tha
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from outlay.account import Account, work_of
+from outlay.account import Account, role_of, work_of
 from outlay.circumstance import environment
 from outlay.errors import BudgetExceeded
 from outlay.gauge import lost_seconds
@@ -64,7 +65,7 @@ class Till:
         return f"{self.ledger.first_hash()[:16]}:{run_id}"
 
     def give_back(self, hold: Hold, why: str, *, at_least: float = 0.0) -> str:
-        """Release a hold, and book as lost what its attempt spent and no artifact, checkpoint or book keeps; a note on that, or "".
+        """Release a hold, and book as lost what its attempt spent and nothing on disk keeps; a note on that, or "".
 
         ``at_least``: seconds that are known of the attempt where its heartbeat did not reach this disk.
         """
@@ -76,7 +77,10 @@ class Till:
             seconds = at_least
         lost, note = 0, ""
         if seconds > 0:
-            lost, note = self.here.cost_micros(Fraction(seconds) / 3600), f"{seconds:.1f} s of {self.here.item} to be redone"
+            lost, note = (
+                self.here.cost_micros(Fraction(seconds) / 3600),
+                f"{seconds:.1f} s of {self.here.item} to be redone",
+            )
         self.ledger.release(hold, lost_cash_micros=lost, note=f"{why}; {note}" if note else why)
         heartbeat.unlink(missing_ok=True)
         return note
@@ -279,8 +283,10 @@ class Execution:
         del self._begun[begun.need.step.key]
 
     def release(self, begun: Begun, why: str, *, seconds: float = 0.0) -> None:
-        """Give the hold of a job that failed or was lost back, the time spent in vain (``seconds``, where no heartbeat says) booked
-        as lost; the step is needed again."""
+        """Give back the hold of a job that failed or was lost; the step is needed again.
+
+        ``seconds``: that it took, for where no heartbeat says so.
+        """
         del self._begun[begun.need.step.key]
         self._till.give_back(begun.hold, why, at_least=seconds)
 
@@ -393,7 +399,13 @@ class Execution:
 
     def manifest(self, point: Point) -> dict[str, Any]:
         """What a finished run leaves behind, see `Account.manifest`."""
-        return self._account().manifest(self.recipes, point.to_json(), self._ledger.anchor())
+        account = self._account()
+        roles = {step.key: role_of(step) for step in account.steps}
+        charges: Counter[str] = Counter()
+        for entry in self._ledger.entries(self.run_id):
+            if entry.kind in ("settle", "overrun"):
+                charges[roles[entry.key.split("/")[0]]] += entry.charge_micros
+        return account.manifest(self.recipes, point.to_json(), self._ledger.anchor()) | {"charges_micros": charges}
 
     def _account(self) -> Account:
         finals = [recipe.final for recipe in (*self.recipes, *([self._proposal] if self._proposal else []))]

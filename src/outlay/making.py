@@ -1,4 +1,4 @@
-"""Makes the artifact of one compute step, in whatever process it is asked to: under its hold, alone, resumed where it was cut off.
+"""Makes the artifact of one compute step, in whatever process is asked to: under its hold, alone, resumed where it was cut off.
 
 No money here: whoever asks has held the quote before and settles afterwards.
 """

@@ -96,9 +96,7 @@ class Runner:
     def _make_next(self, execution: Execution, maker: Maker) -> None:
         begun = execution.begin(execution.needs()[0])
         try:
-            delivered = maker.make(
-                begun.job, self.watcher.progress, lambda who: self.watcher.say(f"waiting: {who}")
-            )
+            delivered = maker.make(begun.job, self.watcher.progress, lambda who: self.watcher.say(f"waiting: {who}"))
         except BaseException as error:
             execution.release(begun, type(error).__name__)
             raise

@@ -1,13 +1,12 @@
 """Many runs at once: each distinct compute step is handed to a worker once, every run is charged in full.
 
-Only the process of the scheduler writes the ledger. A step that several runs need is held and paid by the first of them, in the
-order of the grid; the others wait for it, find it in the store, and book its charge at no cash. Whatever the number of workers and
-the order in which they finish, results are the same: a step's artifact depends on its key alone.
+Only the process of the scheduler writes the ledger. A step that several runs need is held and paid by the first of them; the
+others wait for it, find it in the store, and book its charge at no cash. Whatever the number of workers and the order in which
+they finish, results are the same: a step's artifact depends on its key alone.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
+from outlay.account import absent_point
 from outlay.crew import Crew, Ended, Report, Work
 from outlay.errors import OutlayError
 from outlay.execution import Begun, Execution, Need
@@ -32,6 +32,9 @@ N_TRIES = 3
 
 MOST_OPEN = 128
 """Runs under way at once: enough to find work for every worker, few enough to be open files."""
+
+LOOK_AHEAD = 16
+"""Runs that are opened before the first step is handed out, so that the longest comes first."""
 
 TICK_SECONDS = 0.5
 
@@ -84,42 +87,55 @@ class Observer(Protocol):
 
 @dataclass
 class _Open:
-    """A run under way. ``waits_for``: storage keys that it needs and somebody makes."""
+    """A run under way.
+
+    ``needs``: what it could begin, or somebody makes; ``n_begun``: its own steps at workers; ``failed``: why it will not go on;
+    ``ranks``: hours of the longest way from each step to the end of its recipe.
+    """
 
     place: int
     execution: Execution
-    ranks: dict[str, Fraction] = field(default_factory=dict)
+    needs: dict[str, Need] = field(default_factory=dict)
+    n_begun: int = 0
+    failed: str | None = None
     recipe: Recipe | None = None
-    is_stuck: bool = False
+    ranks: dict[str, Fraction] = field(default_factory=dict)
 
 
 class Scheduler:
     """Executes runs on a crew, in any order, with results in the order they were asked for."""
 
-    def __init__(self, runner: Runner, workbench: Workbench, crew: Crew, observer: Observer) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        workbench: Workbench,
+        crew: Crew,
+        observer: Observer,
+        done: Callable[[int, Point], None],
+    ) -> None:
         self._runner = runner
         self._workbench = workbench
         self._crew = crew
         self._observer = observer
+        self._done = done
         self._open: dict[int, _Open] = {}
         self._making: dict[str, tuple[_Open, Begun]] = {}
         self._failed: dict[str, str] = {}
         self._n_lost: Counter[str] = Counter()
-        self._points: dict[int, Point] = {}
-        self._idle_since = time.monotonic()
+        self._n_done = 0
 
-    def run(self, asked: Sequence[Options], done: Callable[[int, Point], None]) -> None:
-        """Bring every run to its point; ``done`` is told of each with its place in ``asked``, as it is over.
+    def run(self, asked: Sequence[Options]) -> None:
+        """Bring every run to its point; ``done`` is told of each, with its place in ``asked``, as soon as it is over.
 
         Runs that fail give a point that says so and do not stop the rest; they are tried again the next time.
         """
         unopened = list(enumerate(asked))[::-1]
         try:
             while unopened or self._open:
-                self._advance_all(done)
                 while unopened and self._wants_more():
-                    self._begin(*unopened.pop(), done)
-                    self._hand_out()
+                    self._begin(*unopened.pop())
+                    if len(self._open) >= LOOK_AHEAD or not unopened:
+                        self._hand_out()
                 self._hand_out()
                 if self._making:
                     self._observer.tick(self._progress())
@@ -132,52 +148,49 @@ class Scheduler:
     # --- runs --------------------------------------------------------------------------------------------------------
 
     def _wants_more(self) -> bool:
-        """Whether there is room for another run: always for one, for many while workers have nothing to do."""
-        return len(self._open) < MOST_OPEN and (self._crew.n_free > 0 or not self._open)
+        """Whether to open another run: a few ahead, to begin with what takes longest, more while a worker has nothing to do."""
+        return len(self._open) < (MOST_OPEN if self._crew.n_free else LOOK_AHEAD)
 
-    def _begin(self, place: int, options: Options, done: Callable[[int, Point], None]) -> None:
-        execution = Execution(self._runner.till, self._workbench.prepare(options), self._runner.watcher)
+    def _begin(self, place: int, options: Options) -> None:
         try:
+            prepared = self._workbench.prepare(options)
+            execution = Execution(self._runner.till, prepared, self._runner.watcher)
             execution.__enter__()
         except OutlayError as error:
-            self._close(place, execution.point("failed", str(error), []), done)
+            self._close(place, absent_point(options, self._workbench, "failed", str(error)))
             return
         self._open[place] = _Open(place, execution)
-        self._advance(self._open[place], done)
+        self._advance(self._open[place])
 
-    def _advance_all(self, done: Callable[[int, Point], None]) -> None:
-        for each in list(self._open.values()):
-            if not each.is_stuck:
-                self._advance(each, done)
-
-    def _advance(self, each: _Open, done: Callable[[int, Point], None]) -> None:
-        """As far as the store allows; then it is stuck until something that it waits for has ended."""
-        execution = each.execution
-        try:
-            point = execution.advance()
-            failed = next((self._failed[n.key] for n in execution.needs() if n.key in self._failed), None)
-        except OutlayError as error:
-            point, failed = None, str(error)
-        if failed is not None:
-            if any(holder is each for holder, _ in self._making.values()):
-                each.is_stuck = True  # what it has under way is settled first
-                return
-            point = execution.point("failed", failed, [])
+    def _advance(self, each: _Open) -> None:
+        """As far as labels and the store allow."""
+        execution, point = each.execution, None
+        if each.failed is None:
+            try:
+                point = execution.advance()
+                each.needs = {need.key: need for need in execution.needs()}
+                each.failed = next((self._failed[key] for key in each.needs if key in self._failed), None)
+            except OutlayError as error:
+                each.failed = str(error)
+        if each.failed is not None:
+            each.needs = {}
+            if each.n_begun:
+                return  # what it has under way is settled first
+            point = execution.point("failed", each.failed, [])
         elif point is not None:
             self._runner.finish(execution, point)
         if point is None:
-            each.is_stuck = True
             if each.recipe is not execution.proposal and execution.proposal is not None:
                 each.recipe, each.ranks = execution.proposal, _ranks(execution, execution.proposal)
             return
         del self._open[each.place]
         execution.__exit__(None, None, None)
-        self._close(each.place, point, done)
+        self._close(each.place, point)
 
-    def _close(self, place: int, point: Point, done: Callable[[int, Point], None]) -> None:
-        self._points[place] = point
-        done(place, point)
-        self._observer.point(place, point, len(self._points))
+    def _close(self, place: int, point: Point) -> None:
+        self._n_done += 1
+        self._done(place, point)
+        self._observer.point(place, point, self._n_done)
 
     def _let_go(self, each: _Open) -> None:
         """The study was stopped: give back what is held, the time spent in vain booked as lost."""
@@ -192,42 +205,41 @@ class Scheduler:
         """Give free workers the steps that the longest way still hangs on."""
         if not self._crew.n_free:
             return
-        ready: dict[str, tuple[Fraction, int, _Open, Need]] = {}
+        ready: dict[str, tuple[Fraction, _Open, Need]] = {}
         for each in self._open.values():
-            for need in each.execution.needs():
-                if need.key in self._making or need.key in self._failed:
-                    continue
-                rank, place = each.ranks.get(need.step.key, Fraction(0)), -each.place
-                known = ready.get(need.key)
-                # The first run of the grid pays; how urgent the step is, everybody who needs it says.
-                ready[need.key] = (
-                    (rank, place, each, need) if known is None else (max(rank, known[0]), *known[1:])
-                )
-        for _, _, each, need in sorted(ready.values(), key=lambda one: one[:2], reverse=True)[: self._crew.n_free]:
+            for key, need in each.needs.items():
+                if key not in self._making:
+                    # The first run of the grid pays; how urgent the step is, everybody who needs it says.
+                    rank = each.ranks.get(need.step.key, Fraction(0))
+                    known = ready.get(key)
+                    ready[key] = (rank, each, need) if known is None else (max(rank, known[0]), *known[1:])
+        for _, each, need in sorted(ready.values(), key=lambda one: (-one[0], one[1].place))[: self._crew.n_free]:
             self._start(each, need)
 
     def _start(self, each: _Open, need: Need) -> None:
         execution = each.execution
-        left = execution.compute_hours()
-        share = execution.hours(need.step) / left if left else Fraction(1)
+        # Of the cash that is left, the step's part of the hours that are left; and a part for each worker that may begin now.
+        share = execution.hours(need.step) / execution.compute_hours() / self._crew.n_free
         try:
             begun = execution.begin(need, cash_share=share)
         except OutlayError as error:
-            self._failed[need.key] = str(error)
-            self._wake()
+            each.failed = str(error)
+            self._advance(each)
             return
+        each.n_begun += 1
         self._making[need.key] = (each, begun)
         self._crew.submit(need.key, begun.job)
         self._observer.began(describe(need.step), execution.run_id)
 
     def _take(self, ended: Ended) -> None:
-        """Settle what came, or give the hold back."""
+        """Settle what came, or give the hold back; then go on with every run that waited for it."""
         each, begun = self._making.pop(ended.name)
         what, problem = describe(begun.need.step), None
+        each.n_begun -= 1
         if ended.lost is not None:
-            self._n_lost[ended.name] += 1
             problem = f"its worker was lost: {ended.lost}"
             each.execution.release(begun, problem, seconds=ended.seconds)
+            self._n_lost[ended.name] += 1
             if self._n_lost[ended.name] >= N_TRIES:
                 self._failed[ended.name] = (
                     f"{what}: the worker was lost {N_TRIES} times, the last time {ended.lost}; "
@@ -240,11 +252,8 @@ class Scheduler:
         else:
             each.execution.settle(begun, ended.value)
         self._observer.ended(what, ended.seconds, problem)
-        self._wake()
-
-    def _wake(self) -> None:
-        for each in self._open.values():
-            each.is_stuck = False
+        for waiting in [one for one in self._open.values() if one is each or ended.name in one.needs]:
+            self._advance(waiting)
 
     def _progress(self) -> dict[str, tuple[int, int, str]]:
         reported = self._crew.progress()
@@ -255,7 +264,7 @@ class Scheduler:
 
 
 def _ranks(execution: Execution, recipe: Recipe) -> dict[str, Fraction]:
-    """Hours from the beginning of each step to the end of the recipe, along the longest way (upward rank, Topcuoglu et al. 2002)."""
+    """Hours from each step to the end of the recipe, along the longest way (the upward rank of Topcuoglu et al. 2002)."""
     ranks: dict[str, Fraction] = {}
     behind: dict[str, Fraction] = {}
 

@@ -1,0 +1,80 @@
+"""How a study looks while it goes on: points done, steps under way, dollars; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import TaskID
+
+from outlay.cli.progress import QUIET_SECONDS, live_bars
+
+if TYPE_CHECKING:
+    from outlay.point import Point
+
+
+class StudyScreen:
+    """An `outlay.scheduler.Observer` that draws on standard error."""
+
+    def __init__(self, n_points: int, n_there: int, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._bars = live_bars(self._console, ("detail",), quiet=quiet)
+        self._n_points, self._n_there = n_points, n_there
+        self._charge = 0.0
+        self._cash = 0.0
+        self._steps: dict[str, TaskID] = {}
+        self._n_steps = 0
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        self._all = self._bars.add_task("points", total=self._n_points, completed=self._n_there, detail="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def began(self, what: str, run: str) -> None:
+        """A step was handed out; `tick` draws it."""
+
+    def ended(self, what: str, seconds: float, problem: str | None) -> None:
+        """Say what went wrong; what went well is only counted."""
+        self._n_steps += 1
+        if problem is not None:
+            self._console.print(f"  [red]{escape(what)}: {escape(problem)}[/red]")
+
+    def point(self, place: int, point: Point, n_done: int) -> None:
+        """A line per point."""
+        request, result = point.request, point.result
+        self._charge += result.charge_usd
+        self._cash += point.circumstance.cash_usd or 0.0
+        fixed = "" if request.n_initial is None else f", N = {request.n_initial:,}"
+        score = f"{result.test:.1f}" if result.test is not None else f"{result.status}: {result.reason}"
+        self._console.print(
+            f"[bold]{self._n_there + n_done}/{self._n_points}[/bold] {escape(request.task)}: {escape(request.variant)}"
+            f"{fixed}, ${request.budget_usd:,.2f}, seed {request.seed}  {escape(score)}"
+        )
+        self._bars.update(
+            self._all,
+            completed=self._n_there + n_done,
+            detail=f"charged ${self._charge:,.2f}, cash ${self._cash:,.4f}, {self._n_steps} steps",
+        )
+
+    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
+        """Move the bars of the steps under way."""
+        for name in set(self._steps) - set(under_way):
+            self._bars.remove_task(self._steps.pop(name))
+        for name, (done, total, words) in under_way.items():
+            if name not in self._steps:
+                self._steps[name] = self._bars.add_task(f"  {escape(name)}", total=None, detail="")
+            self._bars.update(self._steps[name], completed=done, total=total or None, detail=escape(words))
+        if self._bars.disable and time.monotonic() - self._last_line > QUIET_SECONDS:
+            self._last_line = time.monotonic()
+            for name, (done, total, words) in under_way.items():
+                far = f": {done:,} of {total:,}, {words}" if total else ""
+                self._console.print(f"    {escape(name)}{escape(far)}")
