@@ -23,6 +23,9 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "locks": set(),
     "executor": set(),
+    "crew": {"errors"},
+    "worker": {"crew"},
+    "local": {"crew", "errors", "worker"},
     "form": set(),
     "entities": set(),
     "canonical": {"errors"},
@@ -118,7 +121,7 @@ THIRD_PARTY: dict[str, set[str]] = {
 }
 STANDARD_LIBRARY_ONLY = (
     *("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point", "grouping"),
-    *("form", "entities", "settings", "executor"),
+    *("form", "entities", "settings", "executor", "crew", "worker", "local"),
 )
 
 # Inside a package: module -> modules of the same package that it must not import.

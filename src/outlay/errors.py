@@ -25,6 +25,7 @@
     │   └── DiskFull                 no room left on the device
     ├── SellerError                  a seller of labels could not deliver
     ├── ClusterError                 machines that cannot be reached, or do not get a job done
+    ├── WorkFailed                   a worker's piece of work that ended with an error that is none of these
     └── TrainingError                a training that cannot go on
 
 Each carries one line in ``str(error)``. Nothing here imports anything.
@@ -123,6 +124,10 @@ class SellerError(OutlayError):
 
 class ClusterError(OutlayError):
     """Machines that cannot be reached, or do not get a job done."""
+
+
+class WorkFailed(OutlayError):
+    """A worker's piece of work that ended with an error that is none of these; its traceback is the error's note."""
 
 
 class TrainingError(OutlayError):

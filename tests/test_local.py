@@ -1,0 +1,384 @@
+"""Workers that are processes of this machine: their cores, their environment, their end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outlay.crew import Craft, Inline, Report, Work
+from outlay.errors import UsageError
+from outlay.local import THREAD_VARIABLES, LocalCrew, Seat, seats, usable_cores, usable_gpus
+from outlay.worker import REPORT_SECONDS
+from tests.contracts.crew_contract import CrewContract, Handy, Maker, one, wait_for
+
+CORES = usable_cores()
+
+
+class TestInline(CrewContract):
+    n_workers = 1
+    is_elsewhere = False
+    tells_progress = False
+
+    @pytest.fixture
+    def make(self, tmp_path: Path) -> Maker:
+        return lambda craft, n_workers: Inline(craft, logs=tmp_path / "logs")
+
+    def test_progress_is_seen_from_other_threads_while_it_works(self, notes: Path) -> None:
+        seen: list[Any] = []
+
+        def look() -> Work:
+            def work(payload: Any, report: Report) -> None:
+                report(3, 7, "on the way")
+                seen.append(crew.progress())
+
+            return work
+
+        with Inline(look) as crew:
+            crew.submit("slow", None)
+            crew.wait()
+            assert crew.progress() == {}
+        assert seen == [{"slow": (3, 7, "on the way")}]
+
+
+@pytest.mark.skipif(len(CORES) == 1, reason="one core")
+class TestLocal(CrewContract):
+    @pytest.fixture
+    def make(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        return lambda craft, n_workers: LocalCrew(craft, n_workers, 1, logs=tmp_path / "logs")
+
+
+# --- what a worker has to itself -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Look:
+    """A craft whose work tells of its process, as it was before anything was set up."""
+
+    def __call__(self) -> Work:
+        heavy = sorted({"numpy", "torch"} & set(sys.modules))
+        found = (sorted(os.sched_getaffinity(0)), dict(os.environ), heavy, signal.getsignal(signal.SIGINT))
+        return lambda payload, report: found
+
+
+@pytest.mark.skipif(len(CORES) == 1, reason="one core")
+def test_workers_have_cores_of_their_own_and_the_studys_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "17")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with LocalCrew(Look(), 2, 1) as crew:
+        crew.submit("a", None)
+        crew.submit("b", None)
+        found = {each.name: each.value for _ in range(2) for each in crew.wait(60)}
+    assert [found[name][0] for name in "ab"] == [[CORES[0]], [CORES[1]]]
+    for _, environment, heavy, on_interrupt in found.values():
+        assert {environment[name] for name in THREAD_VARIABLES} == {"1"}
+        assert heavy == []
+        assert on_interrupt == signal.SIG_IGN
+    assert os.environ["OMP_NUM_THREADS"] == "17"
+    assert usable_cores() == CORES
+
+
+def test_cores_are_dealt_out_without_overlap() -> None:
+    assert seats(3, 2, (1, 2, 3, 5, 7, 11, 13)) == (Seat(2, (1, 2)), Seat(2, (3, 5)), Seat(2, (7, 11)))
+    assert seats(1, 3, (4, 5)) == (Seat(3),)  # one alone may use them all
+    assert seats(2, 3, ()) == (Seat(3), Seat(3))  # a system that does not tell
+
+
+def test_gpus_are_dealt_out_one_each() -> None:
+    dealt = seats(2, 3, (0,), ("GPU-a", "GPU-b", "GPU-c"))
+    assert dealt == (Seat(3, gpu="GPU-a"), Seat(3, gpu="GPU-b"))
+    environment = dealt[1].environment({"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "0,1"})
+    assert environment == {
+        "PATH": "/bin",
+        "CUDA_VISIBLE_DEVICES": "GPU-b",
+        **dict.fromkeys(THREAD_VARIABLES, "3"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("n_workers", "threads", "gpus", "says"),
+    [
+        (3, 2, (), "3 workers of 2 threads each need 6 cores, and this program may use 5; ask for at most 2 workers"),
+        (2, 3, (), "2 workers of 3 threads each need 6 cores, and this program may use 5; ask for at most 1 worker"),
+        (2, 7, (), "2 workers of 7 threads each need 14 cores, and this program may use 5; ask for at most 1 worker"),
+        (0, 1, (), "the number of workers is 0; it must be at least 1"),
+        (1, 0, (), "the number of threads is 0; it must be at least 1"),
+        (
+            3,
+            1,
+            ("0", "1"),
+            "3 workers need a GPU each, and this machine offers 2; ask for at most 2, "
+            "or set CUDA_VISIBLE_DEVICES to nothing to work on the CPU",
+        ),
+    ],
+)
+def test_more_than_there_is_room_for_is_refused(n_workers: int, threads: int, gpus: tuple[str, ...], says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        seats(n_workers, threads, (0, 1, 2, 3, 4), gpus)
+    assert str(caught.value) == says
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [("", ()), ("-1", ()), ("2, 0", ("2", "0")), ("3,-1,0", ("3",)), ("GPU-8932f937", ("GPU-8932f937",))],
+)
+def test_gpus_are_those_that_the_environment_leaves(named: str, found: tuple[str, ...]) -> None:
+    assert usable_gpus({"CUDA_VISIBLE_DEVICES": named, "PATH": "/nowhere"}) == found
+
+
+LISTING = """\
+GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1f0a)
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-2e1b)
+  MIG 3g.40gb     Device  0: (UUID: MIG-77c0)
+  MIG 3g.40gb     Device  1: (UUID: MIG-88d1)
+GPU 2: NVIDIA H100 80GB HBM3 (UUID: GPU-3d2c)
+"""
+
+
+def test_gpus_are_those_that_the_driver_lists(tmp_path: Path) -> None:
+    proc = tmp_path / "gpus"
+    nothing = {"PATH": str(tmp_path)}
+    assert usable_gpus(nothing, proc) == ()
+    for name in ("0000:3b:00.0", "0000:af:00.0"):
+        (proc / name).mkdir(parents=True)
+    assert usable_gpus(nothing, proc) == ("0", "1")
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n/bin/cat <<'END'\n{LISTING}END\n")
+    program.chmod(0o755)
+    assert usable_gpus(nothing, proc) == ("GPU-1f0a", "MIG-77c0", "MIG-88d1", "GPU-3d2c")
+    program.write_text("#!/bin/sh\necho 'Failed to initialize NVML'\nexit 9\n")
+    assert usable_gpus(nothing, proc) == ()
+
+
+# --- what is said ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chatter:
+    """Prints in every way there is."""
+
+    def __call__(self) -> Work:
+        print("set up")
+        return self.work
+
+    def work(self, payload: str, report: Report) -> None:
+        print(payload)
+        print("a warning", file=sys.stderr)
+        subprocess.run(["/bin/sh", "-c", "echo a program"], check=True)
+        if payload == "die":
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@dataclass(frozen=True)
+class Count:
+    """Reports as fast as it can for some seconds; how often."""
+
+    def __call__(self) -> Work:
+        return self.work
+
+    def work(self, seconds: float, report: Report) -> int:
+        n, began = 0, time.monotonic()
+        while time.monotonic() - began < seconds:
+            report(n, 10**9, "counting")
+            n += 1
+        return n
+
+
+def local(craft: Craft, monkeypatch: pytest.MonkeyPatch, logs: Path | None = None) -> LocalCrew:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return LocalCrew(craft, 1, 1, logs=logs)
+
+
+def test_what_workers_print_goes_to_their_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "new" / "worker-0.txt"
+    with local(Chatter(), monkeypatch, log.parent) as crew:
+        crew.submit("talk", "hello")
+        assert one(crew).error is None
+        assert log.read_text() == "set up\nhello\na warning\na program\n"
+        crew.submit("talk", "die")
+        assert one(crew).lost == f"killed by signal 11 (SIGSEGV); what it printed is in {log}"
+        assert "Fatal Python error: Segmentation fault" in log.read_text()
+        crew.submit("talk", "hello again")
+        assert one(crew).error is None
+    assert log.read_text().count("set up\n") == 2
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_folder_for_logs_standard_output_stays_the_drivers(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with local(Chatter(), monkeypatch) as crew:
+        crew.submit("talk", "hello")
+        one(crew)
+    assert capfd.readouterr() == ("", "set up\nhello\na warning\na program\n")
+
+
+def test_reports_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every one that arrives has its own number."""
+    seen = set()
+    with local(Count(), monkeypatch) as crew:
+        crew.submit("count", 1.0)
+        while not (ended := crew.wait(0.01)):
+            seen |= {n_done for n_done, _, _ in crew.progress().values()}
+    assert ended[0].value > 1000
+    assert 2 <= len(seen) <= 1.0 / REPORT_SECONDS + 1
+
+
+def test_a_worker_that_nobody_reads_is_not_held_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It reports that it is done a hundred thousand times, more than a pipe holds."""
+    with local(Flood(tmp_path), monkeypatch) as crew:
+        crew.submit("flood", 100_000)
+        assert wait_for(tmp_path / "done")
+        assert one(crew).value == 100_000
+
+
+@dataclass(frozen=True)
+class Flood:
+    notes: Path
+
+    def __call__(self) -> Work:
+        return self.work
+
+    def work(self, n: int, report: Report) -> int:
+        for _ in range(n):
+            report(1, 1, "done")
+        (self.notes / "done").touch()
+        return n
+
+
+def test_large_payloads_and_results_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with local(Echo(), monkeypatch) as crew:
+        payload = os.urandom(5_000_011)
+        crew.submit("echo", payload)
+        assert one(crew).value == payload
+
+
+@dataclass(frozen=True)
+class Echo:
+    def __call__(self) -> Work:
+        return lambda payload, report: payload
+
+
+# --- how they end ----------------------------------------------------------------------------------------------------
+
+DRIVER = """
+import sys, threading, time
+from pathlib import Path
+from outlay.local import LocalCrew
+from tests.test_local import Spin
+
+def drive():
+    with LocalCrew(Spin(Path(sys.argv[1])), int(sys.argv[2]), 1) as crew:
+        for number in range(crew.n_workers - 1):
+            crew.submit(str(number), None)
+        crew.wait()
+
+if sys.argv[3] == "thread":
+    thread = threading.Thread(target=drive)
+    thread.start()
+    thread.join()
+else:
+    drive()
+"""
+
+
+@dataclass(frozen=True)
+class Spin:
+    """Notes its process, then computes in Python and never ends."""
+
+    notes: Path
+
+    def __call__(self) -> Work:
+        (self.notes / str(os.getpid())).touch()
+        return self.work
+
+    def work(self, payload: None, report: Report) -> None:
+        (self.notes / f"{os.getpid()}-works").touch()
+        while True:
+            sum(range(1000))
+
+
+def lives(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists() or len(CORES) == 1, reason="needs /proc and two cores")
+@pytest.mark.parametrize("place", ["main", "thread"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_worker_outlives_the_driver(tmp_path: Path, place: str, number: signal.Signals) -> None:
+    """One is at work, one waits; from another thread than the main one, the kernel's signal is not asked for."""
+    if place == "thread" and number == signal.SIGINT:
+        pytest.skip("Python waits for the thread")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tmp_path), "2", place],
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        workers = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
+        assert len(workers) == 2
+        assert all(map(lives, workers))
+    finally:
+        driver.send_signal(number)
+    began = time.monotonic()
+    driver.wait(10)
+    while any(map(lives, workers)):
+        assert time.monotonic() - began < 2, "a worker outlives its driver"
+        time.sleep(0.01)
+
+
+def test_a_worker_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with local(Deaf(tmp_path), monkeypatch) as crew:
+        crew.submit("deaf", None)
+        assert wait_for(tmp_path / "pid")
+        began = time.monotonic()
+    assert 1.9 < time.monotonic() - began < 10
+    assert not lives(int((tmp_path / "pid").read_text()))
+
+
+@dataclass(frozen=True)
+class Deaf:
+    notes: Path
+
+    def __call__(self) -> Work:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return self.work
+
+    def work(self, payload: None, report: Report) -> None:
+        path = self.notes / "new"
+        path.write_text(str(os.getpid()))
+        path.rename(self.notes / "pid")
+        time.sleep(60)
+
+
+def test_a_worker_lost_while_it_waits_is_replaced_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with local(Handy(tmp_path), monkeypatch) as crew:
+        crew.submit("who", ("process_id", None))
+        pid = one(crew).value
+        os.kill(pid, signal.SIGKILL)
+        while lives(pid):
+            time.sleep(0.01)
+        assert crew.n_free == 1
+        crew.submit("who", ("process_id", None))
+        ended = one(crew)
+        assert ended.lost is None
+        assert ended.value not in (pid, os.getpid())
