@@ -30,10 +30,11 @@ from outlay.point import Point, read_points, usd_of, write_points
 from outlay.prepare import Options, Workbench
 from outlay.report.receipt import receipt, render_text
 from outlay.report.results import Header, Results
+from outlay.remote import open_location
 from outlay.run import Runner
 from outlay.runfolder import RunFolder, write_json
 from outlay.scheduler import Observer, Scheduler
-from outlay.store import Store, open_location
+from outlay.store import Store
 
 INDEX_FILE = "study.json"
 FORMAT = 1

@@ -93,6 +93,11 @@ def seats(n_workers: int, threads: int, cores: tuple[int, ...], gpus: tuple[str,
     return tuple(Seat(threads, cores[i * threads : (i + 1) * threads]) for i in range(n_workers))
 
 
+def n_places(threads: int) -> int:
+    """How many workers of so many threads the machine has room for: one per GPU where it has GPUs, else as the cores allow."""
+    return max(1, len(usable_gpus(os.environ)) or len(usable_cores()) // threads)
+
+
 def usable_cores() -> tuple[int, ...]:
     """Cores that this process may use, by number; none on systems that do not tell."""
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()

@@ -23,8 +23,8 @@ from outlay.money import PriceBook
 from outlay.point import Point
 from outlay.prepare import Options, Workbench
 from outlay.recipe import Buy, Recipe, Step
+from outlay.remote import open_location
 from outlay.run import Runner
-from outlay.store import open_location
 from outlay.strategy import describe
 
 N_TRIES = 3

@@ -1,0 +1,228 @@
+"""Many runs at once: the same results as one after another, each distinct step made once, money right in every order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from outlay.crew import Crew, Ended, Inline
+from outlay.errors import TrainingError
+from outlay.local import LocalCrew
+from outlay.making import Delivered, Job
+from outlay.money import PriceBook
+from outlay.point import Point, micros_of
+from outlay.prepare import Options
+from outlay.run import Runner
+from outlay.scheduler import Scheduler, StepCraft
+from tests.runs import World, runner
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def grid(world: World) -> list[Options]:
+    """Two seeds, two budgets, three strategies; teacher and student of `distill` are the same at both budgets."""
+    return [
+        world.options(strategy=name, budget_micros=budget, seed=seed)
+        for seed in (0, 1)
+        for budget in (16_000_000, 19_000_000)
+        for name in ("annotate", "distill", "self_distill")
+    ]
+
+
+class Listener:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.problems: list[str] = []
+
+    def began(self, what: str, run: str) -> None:
+        self.begun.append(what)
+
+    def ended(self, what: str, seconds: float, problem: str | None) -> None:
+        if problem is not None:
+            self.problems.append(problem)
+
+    def point(self, place: int, point: Point, n_done: int) -> None:
+        pass
+
+    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
+        pass
+
+
+def scheduled(one: Runner, world: World, asked: Sequence[Options], crew: Crew) -> tuple[list[Point], Listener]:
+    points: dict[int, Point] = {}
+    listener = Listener()
+    with crew:
+        Scheduler(one, world.workbench, crew, listener, points.__setitem__).run(asked)
+    return [points[i] for i in range(len(asked))], listener
+
+
+def craft(one: Runner) -> StepCraft:
+    return StepCraft(one.store.location, PriceBook.load())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
+    """Each run by itself, in a store of its own: what it would be, bought alone."""
+    points = []
+    for options in grid(world):
+        folder = tmp_path_factory.mktemp("alone")
+        points.append(runner(folder, folder / "store").execute(world.workbench.prepare(options)))
+    return points
+
+
+def test_results_are_those_of_each_run_by_itself(world: World, undisturbed: list[Point], tmp_path: Path) -> None:
+    one = runner(tmp_path, tmp_path / "store")
+    points, listener = scheduled(one, world, grid(world), LocalCrew(craft(one), 2, 1, logs=tmp_path / "logs"))
+    assert [p.result_bytes() for p in points] == [p.result_bytes() for p in undisturbed]
+    assert all(p.is_ok for p in points)
+    assert not listener.problems
+    assert one.ledger.verify().ok
+
+
+def test_one_worker_in_this_process_is_enough(world: World, undisturbed: list[Point], tmp_path: Path) -> None:
+    one = runner(tmp_path, tmp_path / "store")
+    points, _ = scheduled(one, world, grid(world), Inline(craft(one)))
+    assert [p.result_bytes() for p in points] == [p.result_bytes() for p in undisturbed]
+
+
+def test_each_distinct_step_is_made_once_and_every_point_is_charged_in_full(
+    world: World, undisturbed: list[Point], tmp_path: Path
+) -> None:
+    one = runner(tmp_path, tmp_path / "store")
+    asked = grid(world)
+    points, listener = scheduled(one, world, asked, Inline(craft(one)))
+    made = Counter(
+        entry.key for entry in one.ledger.entries() if entry.kind == "settle" and "(reused)" not in entry.note
+    )
+    assert set(made.values()) == {1}
+    separately = sum(len(p.result.artifacts) for p in undisturbed)
+    assert 0 < len(listener.begun) < separately
+    for point, alone in zip(points, undisturbed, strict=True):
+        assert point.result.charge_usd == alone.result.charge_usd
+    for options, point in zip(asked, points, strict=True):
+        run = world.workbench.request(options).run_id
+        booked = sum(entry.charge_micros for entry in one.ledger.entries(run) if entry.kind in ("settle", "overrun"))
+        assert booked == micros_of(point.result.charge_usd)
+        assert booked <= options.budget_micros
+    # What was computed left the bank once: all seconds of all artifacts, and no more.
+    spent = sum(one.ledger.balance(run).total_cash_micros for run in one.ledger.run_ids())
+    seconds = sum(sum(a.circumstance["seconds_by_payer"].values()) for a in one.store.list() if a.kind not in ("buy",))
+    assert spent == pytest.approx(float(one.here.usd) * seconds / 3600 * 1e6, abs=len(made))
+
+
+def test_a_study_that_is_done_is_replayed_and_books_nothing(world: World, tmp_path: Path) -> None:
+    one = runner(tmp_path, tmp_path / "store")
+    asked = grid(world)[:3]
+    first, _ = scheduled(one, world, asked, Inline(craft(one)))
+    n_entries = one.ledger.anchor().count
+    again = one.all_finished([world.workbench.request(options).run_id for options in asked])
+    assert [p.to_json() for p in again.values()] == [p.to_json() for p in first]
+    assert one.ledger.anchor().count == n_entries
+
+
+class Unreliable(Inline):
+    """Loses or spoils what it is told to; the rest it does."""
+
+    def __init__(self, one: Runner, world: World, *, lose: Sequence[str] = (), spoil: str = "") -> None:
+        super().__init__(craft(one))
+        self.kinds: dict[str, str] = {}
+        self.lose = list(lose)
+        self.spoil = spoil
+
+    def submit(self, name: str, payload: Job) -> None:
+        self.kinds[name] = payload.step.kind
+        super().submit(name, payload)
+
+    def wait(self, timeout_seconds: float | None = None) -> list[Ended]:
+        assert self._waiting is not None
+        name = self._waiting[0]
+        if self.kinds[name] in self.lose:
+            self.lose.remove(self.kinds[name])
+            self._waiting = None
+            return [Ended(name, 0.5, lost="killed by signal 9")]
+        if self.kinds[name] == self.spoil:
+            self._waiting = None
+            return [Ended(name, 0.5, error=TrainingError("the loss is not a number"))]
+        return super().wait(timeout_seconds)
+
+
+def test_a_step_whose_worker_is_lost_is_handed_out_again(
+    world: World, undisturbed: list[Point], tmp_path: Path
+) -> None:
+    one = runner(tmp_path, tmp_path / "store")
+    crew = Unreliable(one, world, lose=["train", "teach", "train"])
+    points, listener = scheduled(one, world, grid(world), crew)
+    assert [p.result_bytes() for p in points] == [p.result_bytes() for p in undisturbed]
+    assert listener.problems == ["its worker was lost: killed by signal 9"] * 3
+    assert not crew.lose
+
+
+def test_a_step_that_always_loses_its_worker_fails_its_points_and_no_other(world: World, tmp_path: Path) -> None:
+    one = runner(tmp_path, tmp_path / "store")
+    asked = grid(world)[:3]  # annotate, distill, self_distill
+    points, _ = scheduled(one, world, asked, Unreliable(one, world, lose=["teach"] * 50))
+    assert [p.result.status for p in points] == ["ok", "failed", "failed"]
+    assert "was lost 3 times, the last time killed by signal 9" in (points[1].result.reason or "")
+    assert one.ledger.verify().ok
+    assert not any(one.ledger.open_holds(run) for run in one.ledger.run_ids())
+    healed, _ = scheduled(one, world, asked, Inline(craft(one)))
+    assert all(p.is_ok for p in healed)
+
+
+def test_an_error_of_a_step_fails_every_point_that_needs_it_after_one_try(world: World, tmp_path: Path) -> None:
+    """All three are open before the first step is handed out, so none of them tries by itself."""
+    one = runner(tmp_path, tmp_path / "store")
+    asked = [world.options(budget_micros=budget) for budget in (16_000_000, 17_000_000, 18_000_000)]
+    points, listener = scheduled(one, world, asked, Unreliable(one, world, spoil="distil"))
+    assert [p.result.reason for p in points] == ["the loss is not a number"] * 3
+    assert listener.begun.count(next(what for what in listener.begun if what.startswith("distil"))) == 1
+
+
+def test_a_point_that_cannot_be_prepared_fails_alone(world: World, tmp_path: Path) -> None:
+    one = runner(tmp_path, tmp_path / "store")
+    asked = [world.options(teacher=str(tmp_path / "nowhere")), world.options(strategy="annotate")]
+    points, _ = scheduled(one, world, asked, Inline(craft(one)))
+    assert [p.result.status for p in points] == ["failed", "ok"]
+    assert "nowhere" in (points[0].result.reason or "")
+
+
+def test_a_cash_cap_over_all_runs_is_shared_by_the_steps_under_way(world: World, tmp_path: Path) -> None:
+    """Two workers at once, and neither takes all of the cap: every point is made, and the cap is never passed."""
+    here = runner(tmp_path, tmp_path / "x").here
+    one = Runner(tmp_path, runner(tmp_path, tmp_path / "store").store, here=here, cash_cap_micros=200_000)
+    points, _ = scheduled(one, world, grid(world)[:6], LocalCrew(craft(one), 2, 1, logs=tmp_path / "logs"))
+    assert all(p.is_ok for p in points)
+    assert sum(one.ledger.balance(run).total_cash_micros for run in one.ledger.run_ids()) <= 200_000
+
+
+def test_a_worker_with_other_data_refuses(world: World, tmp_path: Path) -> None:
+    one = runner(tmp_path, tmp_path / "store")
+    book = PriceBook.load()
+    other = StepCraft(one.store.location, PriceBook([book.get("label/demo"), book.get("cpu")]))
+    points, _ = scheduled(one, world, [world.options(strategy="annotate")], Inline(other))
+    assert points[0].result.status == "failed"
+    assert "differ from those it was planned with" in (points[0].result.reason or "")
+
+
+def test_what_comes_back_is_the_key_alone(world: World, tmp_path: Path) -> None:
+    """A result travels through the store; only its key through the crew."""
+    one = runner(tmp_path, tmp_path / "store")
+    seen: list[Delivered] = []
+
+    class Watching(Inline):
+        def wait(self, timeout_seconds: float | None = None) -> list[Ended]:
+            ended = super().wait(timeout_seconds)
+            seen.extend(each.value for each in ended)
+            return ended
+
+    scheduled(one, world, [world.options(strategy="annotate")], Watching(craft(one)))
+    assert seen
+    assert all(one.store.get(each.key) is not None and not each.reused for each in seen)
