@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "settings": {"errors"},
     "metrics": {"entities", "errors"},
     "point": {"errors"},
+    "pareto": {"errors"},
     "grouping": {"point"},
     "modelref": {"errors"},
     "demo": {"errors"},
@@ -55,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "ledger": {"errors", "money"},
     "labels": {"errors", "example", "money"},
     "train": {"entities", "errors", "form", "modelref", "settings", "shape", "sizes", "speed"},
-    "report": {"errors", "grouping", "ledger", "money", "point", "runfolder"},
+    "report": {"errors", "grouping", "ledger", "metrics", "money", "pareto", "point", "runfolder"},
     "request": {"errors", "money", "store"},
     "recipe": {"form", "settings", "store"},
     "quoting": {"compute", "form", "money", "recipe", "request", "settings"},
@@ -122,6 +123,8 @@ THIRD_PARTY: dict[str, set[str]] = {
 STANDARD_LIBRARY_ONLY = (
     *("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point", "grouping"),
     *("form", "entities", "settings", "executor", "crew", "worker", "local"),
+    *("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point", "grouping", "pareto"),
+    *("form", "entities", "settings", "executor"),
 )
 
 # Inside a package: module -> modules of the same package that it must not import.
