@@ -41,6 +41,8 @@ class CellValue:
     """Whether the interval is over examples and seeds; otherwise it is over seeds alone."""
     is_best: bool = False
     on_front: bool = False
+    is_tied: bool = False
+    """Whether something as cheap scores as much or more, but not beyond doubt."""
     points: tuple[str, ...] = ()
     """Ids of the points whose home this cell is; a point has exactly one in all tables of a study. Derived cells have none."""
 
@@ -66,6 +68,8 @@ class CellValue:
     def beneath(self) -> tuple[str, ...]:
         """What stands under or behind the value: the bracket, the seeds where some have no score, the published number."""
         texts = [self.bracket] if self.bracket else []
+        if self.is_tied:
+            texts.append("tied")
         if 0 < self.n_ok < self.n_seeds:
             texts.append(f"{self.n_ok} of {self.n_seeds} seeds")
         if self.published is not None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from outlay.point import PointRequest, Spot, frontier
+from outlay.pareto import Spot, frontier
+from outlay.point import PointRequest
 from outlay.report import papers
 from outlay.report.cells import (
     Entry,
@@ -180,11 +181,17 @@ def _with_front(items: Sequence[Item], seeds: Sequence[Sequence[tuple[Entry, Tol
     spots = []
     for i, (item, of_cell) in enumerate(zip(items, seeds, strict=True)):
         charge = charge_of([each for each, _ in of_cell])
-        if item.cell.value is not None and charge is not None:
-            spots.append(Spot(str(i), charge, item.cell.value))
+        value = item.cell.value
+        if value is not None and charge is not None:
+            ends = (value if end is None else end for end in (item.cell.low, item.cell.high))
+            spots.append(
+                Spot(str(i), charge, value, *(pick(value, end) for pick, end in zip((min, max), ends, strict=True)))
+            )
     found = frontier(spots)
-    best = {spot.name for spot in (*found.front, *found.tied)}
-    return [replace(each, cell=replace(each.cell, on_front=str(i) in best)) for i, each in enumerate(items)]
+    front = {spot.name for spot in spots if found.holds(spot)}
+    tied = {spot.name for spot in found.tied} - front
+    cells = (replace(each.cell, on_front=str(i) in front, is_tied=str(i) in tied) for i, each in enumerate(items))
+    return [replace(each, cell=cell) for each, cell in zip(items, cells, strict=True)]
 
 
 def _legend(plan: Plan, laid: LaidOut, found: Sequence[Entry]) -> list[str]:
@@ -207,6 +214,8 @@ def _legend(plan: Plan, laid: LaidOut, found: Sequence[Entry]) -> list[str]:
         )
     if any(cell.on_front for cell in cells):
         lines.append("Bold: on the frontier, no cell is both cheaper and better.")
+    if any(cell.is_tied for cell in cells):
+        lines.append("“tied”: a cell that is no dearer scores more, but the intervals overlap.")
     if any(cell.published is not None for cell in cells):
         lines.append(papers.NOT_COMPARABLE)
     return lines
