@@ -99,12 +99,15 @@ def score_cell(found: Sequence[Entry], bracket: str = "", published: float | Non
         status="ok" if tests else ("failed" if "failed" in statuses else "na"),
         n_ok=len(ok),
         n_seeds=len(found),
-        reasons=tuple(
-            dict.fromkeys(f"{e.point.result.status}: {e.point.result.reason}" for e in found if not e.point.is_ok)
-        ),
+        reasons=tuple(dict.fromkeys(_reason(e.point) for e in found if not e.point.is_ok)),
         is_over_examples=is_over_examples,
         points=tuple(each.id for each in found),
     )
+
+
+def _reason(point: Point) -> str:
+    """Its status and why, on one line."""
+    return f"{point.result.status}: {' '.join((point.result.reason or '').split())}"
 
 
 def interval(ok: Sequence[Entry], tests: Sequence[float]) -> tuple[float | None, float | None, bool]:

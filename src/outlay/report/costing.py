@@ -137,7 +137,12 @@ def _match_table(taught: Sequence[Entry], labelled: Sequence[Entry], tasks: Sequ
         best = CellValue(top.score, top.low, top.high, bracket=f"({money(top.usd)})", is_over_examples=True)
         best = best if top.high > top.low else replace(best, low=None, high=None)
         items.append(Item(block, Head((2,), f"{student}, the dearest"), column, best))
-    laid = pivot("Distilling, and annotating to the same score (after Table 4)", ("Model",), items, tasks=tuple(tasks))
+    laid = pivot(
+        "Distilling, and annotating to the same score (after Kang et al. 2023, Table 4)",
+        ("Model",),
+        items,
+        tasks=tuple(tasks),
+    )
     measure = measures([*taught, *labelled])
     notes = (
         f"Test score{'' if measure is None else ': ' + measure}, 0-100; ± half of its 95 % interval; ( ): its "
@@ -209,7 +214,12 @@ def lay_out_costs(found: Sequence[Entry]) -> tuple[list[LaidOut], list[Entry]]:
         charge = CellValue(charge_of(seeds), unit="usd")
         cells += [(Head((8,), "Charge"), charge), (Head((9,), "Test"), score_cell(seeds))]
         items += [Item(block, row, head, cell) for head, cell in cells]
-    laid = pivot("What a point is charged, by part (after Table 6)", ("Task", "Bought"), items, tasks=tuple(tasks))
+    laid = pivot(
+        "What a point is charged, by part (after Kang et al. 2023, Table 6)",
+        ("Task", "Bought"),
+        items,
+        tasks=tuple(tasks),
+    )
     measure = measures(found)
     notes = [
         "Dollars, means over seeds; the parts add up to the charge. Where the student's training is free, it is $0.00.",

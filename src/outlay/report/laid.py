@@ -148,7 +148,7 @@ def pivot(
         stub: heading of the blocks and of the rows, or of the rows alone where there is one block.
         items: the cells; two may not share a place.
         tasks: whose points they are.
-        marks_best: mark the best score of each column of a block, as printed, where there are two or more to compare.
+        marks_best: mark the best score of each column of a block, as printed, where it is not the only one.
 
     Raises:
         DataError: two cells have one place.
@@ -180,9 +180,9 @@ def _with_best(laid: LaidOut) -> LaidOut:
     for block in blocks(laid.rows):
         best = []
         for i in range(len(laid.columns)):
-            cells = [row.cells[i] for row in block]
-            values = [round(cell.value, 1) for cell in cells if cell is not None and cell.value is not None]
-            best.append(max(values) if len(values) > 1 else None)
+            cells = [cell for row in block if (cell := row.cells[i]) is not None and cell.unit == "score"]
+            values = [round(cell.value, 1) for cell in cells if cell.value is not None]
+            best.append(max(values) if len(set(values)) > 1 else None)
         rows += [replace(row, cells=tuple(map(_marked_best, row.cells, best))) for row in block]
     return replace(laid, rows=tuple(rows))
 

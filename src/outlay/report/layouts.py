@@ -72,8 +72,10 @@ def lay_out(results: Results) -> tuple[LaidOut, ...]:
         tables += placed
     elif layout in PLANS:
         plan = PLANS[layout]
-        fit = [each for each in found if all(told_apart_by(each.asked)[name] is not None for name in plan.needs)]
-        rest = [each for each in found if each not in fit] if len(fit) < len(found) else []
+        fit: list[Entry] = []
+        rest = []
+        for each in found:
+            (fit if all(getattr(each.asked, name) is not None for name in plan.needs) else rest).append(each)
         tables += _planned(plan, fit, results.tasks)
     else:
         rest = found
@@ -303,7 +305,7 @@ _CHARGE = "( ): what the point would cost bought alone."
 
 PLANS: dict[str, Plan] = {
     "budgets": Plan(
-        title="the same budget for labels or for distillation (after Tables 2 and 11)",
+        title="the same budget for labels or for distillation (after Kang et al. 2023, Tables 2 and 11)",
         stub=("N (initial $)", "Strategy"),
         block=_n_block,
         block_fields=("n_initial",),
@@ -316,7 +318,7 @@ PLANS: dict[str, Plan] = {
         legend=f"{_GOODS} {_TEACHER}",
     ),
     "self": Plan(
-        title="distillation from a large teacher or from a model like the student (after Table 3)",
+        title="distillation from a large teacher or from a model like the student (after Kang et al. 2023, Table 3)",
         stub=("Teacher ⇒ student",),
         column=_self_column,
         column_fields=("n_initial", "n_unlabelled"),
@@ -327,7 +329,7 @@ PLANS: dict[str, Plan] = {
         legend=_TEACHER,
     ),
     "general": Plan(
-        title="general distillation, annotation, task distillation (after Table 10)",
+        title="general distillation, annotation, task distillation (after Kang et al. 2023, Table 10)",
         stub=("Model",),
         column=_task_total_column,
         column_fields=("n_initial", "budget_usd"),
@@ -337,7 +339,7 @@ PLANS: dict[str, Plan] = {
         legend=f"{_GOODS} What general distillation cost is taken to be $0, as in the paper.",
     ),
     "pool": Plan(
-        title="labels and unlabelled rows (after Figure 2)",
+        title="labels and unlabelled rows (after Kang et al. 2023, Figure 2)",
         stub=("Labels (initial $)",),
         row=_labels_row,
         column=_pool_column,
@@ -349,7 +351,7 @@ PLANS: dict[str, Plan] = {
         legend=f"{_CHARGE} 0 unlabelled rows: annotation alone.",
     ),
     "initial": Plan(
-        title="the first N labels under a fixed added budget (after Figure 3)",
+        title="the first N labels under a fixed added budget (after Kang et al. 2023, Figure 3)",
         stub=("Added $", "Strategy"),
         block=lambda told: Head((told["added_usd"],), f"+{dollars(told['added_usd'])}"),
         block_fields=("added_usd",),
@@ -362,7 +364,7 @@ PLANS: dict[str, Plan] = {
         legend=f"{_TEACHER} {_GOODS}",
     ),
     "students": Plan(
-        title="sizes of the student (after Figure 4)",
+        title="sizes of the student (after Kang et al. 2023, Figure 4)",
         stub=("Model",),
         column=_total_column,
         column_fields=("n_initial", "budget_usd"),
@@ -371,7 +373,7 @@ PLANS: dict[str, Plan] = {
         legend=f"{_TEACHER} {_GOODS}",
     ),
     "teachers": Plan(
-        title="sizes of the teacher (after Figure 5)",
+        title="sizes of the teacher (after Kang et al. 2023, Figure 5)",
         stub=("Model",),
         column=_total_column,
         column_fields=("n_initial", "budget_usd"),
@@ -380,7 +382,7 @@ PLANS: dict[str, Plan] = {
         legend=f"{_TEACHER} {_GOODS}",
     ),
     "llm": Plan(
-        title="people, a language model, or distillation (after Figures 6 and 7)",
+        title="people, a language model, or distillation (after Kang et al. 2023, Figures 6 and 7)",
         stub=("Model",),
         column=_total_column,
         column_fields=("n_initial", "budget_usd"),

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
+from outlay import published
 from outlay.point import PointRequest
-from outlay.published import rows
 from outlay.report.cells import STRATEGY_WORDS, dollars, n_unlabelled, strategy_rank, thousands
 from outlay.report.laid import CellValue, Head, Item, LaidOut, pivot
 
@@ -28,6 +28,11 @@ _GENERAL_ROWS = {
 }
 
 
+@cache
+def _rows(name: str) -> list[dict[str, str]]:
+    return published.rows(name)
+
+
 def _number(text: str) -> float | None:
     return float(text) if text else None
 
@@ -37,7 +42,7 @@ def _scores() -> Mapping[Key, float | None]:
     """Tables 2 and 11: task, N, added dollars and strategy → score."""
     return {
         (row["task"], int(row["n_initial"]), float(row["usd_additional"]), row["strategy"]): _number(row["score"])
-        for row in rows("kang_table2_table11")
+        for row in _rows("kang_table2_table11")
     }
 
 
@@ -46,7 +51,7 @@ def _general() -> Mapping[Key, float | None]:
     """Table 10: task, N, total dollars and strategy → score."""
     n_of = {664.0: 1000, 2120.0: 5000, 279.0: 1000, 795.0: 5000}
     found: dict[Key, float | None] = {}
-    for row in rows("kang_table10_general_distillation"):
+    for row in _rows("kang_table10_general_distillation"):
         for column, text in row.items():
             task, _, usd = column.rpartition("_")
             if task and row["model"] in _GENERAL_ROWS:
@@ -70,7 +75,7 @@ def self_score_of(request: PointRequest) -> float | None:
     """The score that Table 3 prints, for 5K labels and 100K rows."""
     if (request.n_initial, n_unlabelled(request)) != (_N_OF_TABLES, _POOL_OF_TABLES):
         return None
-    for row in rows("kang_table3_self_distillation"):
+    for row in _rows("kang_table3_self_distillation"):
         if row["task"] == request.task and request.strategy in row:
             return _number(row[request.strategy])
     return None
@@ -80,7 +85,7 @@ def costs_of(request: PointRequest) -> Mapping[str, float]:
     """The dollars that Table 6 prints, by column, for 5K labels and 100K rows."""
     if request.n_initial != _N_OF_TABLES:
         return {}
-    for row in rows("kang_table6_costs"):
+    for row in _rows("kang_table6_costs"):
         if row["task"] == request.task:
             labels = {"labels": float(row["usd_initial_5k_labels"])}
             if request.strategy == "distill" and n_unlabelled(request) == _POOL_OF_TABLES:
@@ -98,7 +103,7 @@ _ONE_BLOCK = Head((), "")
 def budget_table(task: str) -> LaidOut | None:
     """Tables 2 and 11 of one task; None for a task of none of theirs."""
     items = []
-    for row in rows("kang_table2_table11"):
+    for row in _rows("kang_table2_table11"):
         if row["task"] != task:
             continue
         n, is_distill = int(row["n_initial"]), row["strategy"] == "distill"
@@ -117,14 +122,14 @@ def budget_table(task: str) -> LaidOut | None:
 
 
 def _teacher(task: str, n: int) -> str:
-    found = (r for r in rows("kang_table2_table11") if (r["task"], r["n_initial"]) == (task, str(n)))
+    found = (r for r in _rows("kang_table2_table11") if (r["task"], r["n_initial"]) == (task, str(n)))
     return next(f"{float(r['teacher_score']):.1f}" for r in found if r["teacher_score"])
 
 
 def self_table(tasks: Sequence[str]) -> LaidOut | None:
     """Table 3 for the tasks that are in it."""
     items = []
-    for row in rows("kang_table3_self_distillation"):
+    for row in _rows("kang_table3_self_distillation"):
         if row["task"] not in tasks:
             continue
         for name, teacher, models in (
@@ -146,7 +151,7 @@ def match_table(tasks: Sequence[str]) -> LaidOut | None:
         ("annotate_same", "T5-Small (Annotate), the same score"),
         ("annotate_upper", "T5-Small (Annotate), upper bound"),
     )
-    for row in rows("kang_table4_larger_budgets"):
+    for row in _rows("kang_table4_larger_budgets"):
         for i, (name, words) in enumerate(lines):
             if row["task"] not in tasks:
                 continue
@@ -165,7 +170,7 @@ def cost_table(tasks: Sequence[str]) -> LaidOut | None:
         ("usd_teacher_finetune_5k", "Teacher, 5K labels", "Distill"),
         ("usd_distill_100k", "Distillation, 100K rows", "Distill"),
     )
-    for row in rows("kang_table6_costs"):
+    for row in _rows("kang_table6_costs"):
         if row["task"] in tasks:
             for i, (name, text, over) in enumerate(columns):
                 cell = CellValue(float(row[name]), unit="usd")
@@ -178,7 +183,7 @@ def cost_table(tasks: Sequence[str]) -> LaidOut | None:
 def general_table(tasks: Sequence[str]) -> LaidOut | None:
     """Table 10 for the tasks that are in it."""
     items = []
-    for i, row in enumerate(rows("kang_table10_general_distillation")):
+    for i, row in enumerate(_rows("kang_table10_general_distillation")):
         for (task, n, usd, name), _ in _general().items():
             if name != "annotate" or task not in tasks:
                 continue

@@ -123,7 +123,7 @@ def render_rich(laid: LaidOut) -> RenderableType:
     has_levels = len({column.over for column in laid.columns}) > 1
     for column in laid.columns:
         heads = [column.over] * has_levels + [column.text]
-        table.add_column(Text("\n".join(heads)), justify="right", no_wrap=True)
+        table.add_column(Text("\n".join(heads)), justify="right", overflow="fold")
     for i, (row, texts) in enumerate(zip(laid.rows, _stub_texts(laid.rows), strict=True)):
         if row.starts_block and i:
             table.add_section()
