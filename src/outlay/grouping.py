@@ -48,12 +48,14 @@ def group(points: Iterable[Point]) -> list[Group]:
     for point in points:
         telling = tuple(getattr(point.request, name) for name in _TELLING_FIELDS)
         members.setdefault((point.request.variant, point.request.budget_usd, *telling), []).append(point)
-    twins: dict[tuple[str, float], list[tuple[Any, ...]]] = {}
+    values: dict[tuple[str, float], list[set[Any]]] = {}
     for key in members:
-        twins.setdefault((key[0], key[1]), []).append(key[2:])
+        of_twins = values.setdefault((key[0], key[1]), [set() for _ in _TELLING_FIELDS])
+        for seen, value in zip(of_twins, key[2:], strict=True):
+            seen.add(value)
     groups = [
         Group(
-            label=", ".join([key[0], *_differences(key[2:], twins[key[0], key[1]])]),
+            label=", ".join([key[0], *_differences(key[2:], values[key[0], key[1]])]),
             budget_usd=key[1],
             points=tuple(sorted(seeds, key=lambda point: point.request.seed)),
         )
@@ -72,14 +74,14 @@ def short_model(ref: str, among: Iterable[str]) -> str:
     return ref
 
 
-def _differences(telling: tuple[Any, ...], twins: Sequence[tuple[Any, ...]]) -> list[str]:
+def _differences(telling: tuple[Any, ...], values: Sequence[set[Any]]) -> list[str]:
+    """What tells a group from its twins, given the values that each field has among them."""
     shown = []
-    for i, name in enumerate(_TELLING_FIELDS):
-        if any(twin[i] != telling[i] for twin in twins):
-            value = telling[i]
+    for name, value, among in zip(_TELLING_FIELDS, telling, values, strict=True):
+        if len(among) > 1:
             if name == "pool":
                 value = f"{sum(n_rows for _, n_rows in value)} rows"
             elif name in ("teacher", "student") and value is not None:
-                value = short_model(value, {twin[i] for twin in twins if twin[i] is not None})
+                value = short_model(value, {ref for ref in among if ref is not None})
             shown.append(f"{name} {'none' if value is None else value}")
     return shown

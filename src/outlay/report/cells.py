@@ -1,0 +1,254 @@
+"""From points to cells: the seeds of one request as a mean with its interval, and the words for models, labels and hours."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from outlay.grouping import short_model
+from outlay.metrics import Answered, main_score, mean_score
+from outlay.point import Point, PointRequest
+from outlay.report.laid import CellValue
+from outlay.report.results import Aftermath, Results
+from outlay.report.tables import half_interval_of_seeds, measure_text, money
+
+STRATEGY_WORDS = {
+    "annotate": "Annotate",
+    "general_distill": "General distillation + annotate",
+    "llm_annotate": "LLM annotate",
+    "mix": "Human + LLM annotate",
+    "planned": "Planned",
+    "self_distill": "Self-distill",
+    "distill": "Distill",
+}
+"""Strategies as a table names them, in the order of its rows (Kang et al. 2023, Tables 2, 3 and 10)."""
+
+WITHOUT_POOL = frozenset({"annotate", "general_distill"})
+"""Strategies that leave the unlabelled pool alone: its size does not tell two of their points apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A point with its id and what its run left."""
+
+    point: Point
+    id: str
+    left: Aftermath | None
+
+    @property
+    def asked(self) -> PointRequest:
+        """The request."""
+        return self.point.request
+
+
+def entries(results: Results) -> list[Entry]:
+    """The points of a study, each with its id."""
+    named = [(point, point.id) for point in results.points]
+    return [Entry(point, name, results.left.get(name)) for point, name in named]
+
+
+def n_unlabelled(request: PointRequest) -> int:
+    """Rows of the pool that a request may use; 0 for a strategy that uses none."""
+    return 0 if request.strategy in WITHOUT_POOL else sum(n for _, n in request.pool)
+
+
+def told_apart_by(request: PointRequest) -> dict[str, Any]:
+    """Everything of a request that tells it from another, but its seed."""
+    initial = None if request.added_usd is None else round(request.budget_usd - request.added_usd, 6)
+    return {
+        "task": request.task,
+        "variant": request.variant,
+        "teacher": request.teacher,
+        "student": request.student,
+        "n_initial": request.n_initial,
+        "initial_usd": initial,
+        "added_usd": request.added_usd,
+        "budget_usd": request.budget_usd,
+        "n_unlabelled": n_unlabelled(request),
+        "pool": request.pool,
+        "machine": request.machine,
+        "clock": request.clock,
+        "price_book": request.price_book,
+        "dev": request.dev,
+    }
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+
+def score_cell(found: Sequence[Entry], bracket: str = "", published: float | None = None) -> CellValue:
+    """The mean test score of the seeds of one request, with its interval; ``na`` or ``failed`` where no seed has one.
+
+    Args:
+        found: the seeds.
+        bracket: what the score was bought with, brackets included.
+        published: the paper's number for it.
+    """
+    ok = [each for each in found if each.point.is_ok]
+    tests = [each.point.result.test for each in ok if each.point.result.test is not None]
+    statuses = [each.point.result.status for each in found if not each.point.is_ok]
+    low, high, is_over_examples = interval(ok, tests)
+    return CellValue(
+        value=statistics.fmean(tests) if tests else None,
+        low=low,
+        high=high,
+        bracket=bracket if tests else "",
+        published=published,
+        status="ok" if tests else ("failed" if "failed" in statuses else "na"),
+        n_ok=len(ok),
+        n_seeds=len(found),
+        reasons=tuple(dict.fromkeys(_reason(e.point) for e in found if not e.point.is_ok)),
+        is_over_examples=is_over_examples,
+        points=tuple(each.id for each in found),
+    )
+
+
+def _reason(point: Point) -> str:
+    """Its status and why, on one line."""
+    return f"{point.result.status}: {' '.join((point.result.reason or '').split())}"
+
+
+def interval(ok: Sequence[Entry], tests: Sequence[float]) -> tuple[float | None, float | None, bool]:
+    """The ends of the 95 % interval of a mean score, and whether it is over examples and seeds (`outlay.metrics.mean_score`).
+
+    Where the answers of a seed are gone it is the t-interval over seeds, and none for a single seed.
+    """
+    answered, metrics = _answers(ok)
+    if answered and len(answered) == len(ok) and len(metrics) == 1:
+        reading = mean_score(metrics.pop(), answered)
+        return reading.low, reading.high, True
+    half = half_interval_of_seeds(tests)
+    if half is None:
+        return None, None, False
+    mean = statistics.fmean(tests)
+    return max(0.0, mean - half), min(100.0, mean + half), False
+
+
+def _answers(ok: Sequence[Entry]) -> tuple[list[Answered], set[str]]:
+    left = [each.left for each in ok if each.left is not None]
+    answered = [each.answered for each in left if each.answered is not None]
+    return answered, {each.metric for each in left if each.metric is not None}
+
+
+def mean_of(values: Iterable[float]) -> float | None:
+    """The mean, None of nothing."""
+    found = list(values)
+    return statistics.fmean(found) if found else None
+
+
+def charge_of(found: Sequence[Entry]) -> float | None:
+    """Mean charge of the seeds that have a score, in dollars."""
+    return mean_of(each.point.result.charge_usd for each in found if each.point.is_ok)
+
+
+def teacher_score(found: Iterable[Entry]) -> float | None:
+    """Mean dev score of the teachers of points with a score, 0-100."""
+    left = (each.left for each in found if each.point.is_ok and each.left is not None)
+    return mean_of(each.teacher_dev for each in left if each.teacher_dev is not None)
+
+
+def measures(found: Iterable[Entry]) -> str | None:
+    """What the scores are, in words; None where nothing says so. Tasks with different metrics are named.
+
+    The metric is that of the run; where that is gone, the first of the point's scores that equals its test score.
+    """
+    by_task: dict[str, str] = {}
+    for each in found:
+        task, result = each.asked.task, each.point.result
+        if task in by_task or not each.point.is_ok:
+            continue
+        if each.left is not None and each.left.metric is not None:
+            by_task[task] = measure_text(main_score(each.left.metric))
+        else:
+            equal = [name for name, reading in result.scores.items() if reading.value == result.test]
+            if equal:
+                by_task[task] = measure_text(equal[0])
+    words = set(by_task.values())
+    if len(words) < 2:
+        return words.pop() if words else None
+    return "; ".join(f"{task}: {measure}" for task, measure in by_task.items())
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def models(requests: Sequence[PointRequest]) -> dict[str, str]:
+    """Short names of all teachers and students: "t5-v1_1-xxl" for "google/t5-v1_1-xxl", as much as tells them apart."""
+    refs = {ref for request in requests for ref in (request.teacher, request.student) if ref is not None}
+    bare = {ref: _bare(ref) for ref in refs}
+    return {ref: short_model(name, set(bare.values())) for ref, name in bare.items()}
+
+
+def _bare(ref: str) -> str:
+    """A reference without its kind, where what follows is a path; ``cut:2`` stays what it is."""
+    name = ref.removeprefix("package:")
+    return name.removesuffix("/model") if name != ref else ref
+
+
+def strategy_words(variant: str) -> str:
+    """ "distill (N by rule)" as "Distill (N by rule)"."""
+    name, space, rest = variant.partition(" ")
+    return STRATEGY_WORDS.get(name, name) + space + rest
+
+
+def strategy_rank(variant: str) -> int:
+    """The strategy's place among the rows of a table; those without one come last, in order of appearance."""
+    names = list(STRATEGY_WORDS)
+    name = variant.partition(" ")[0]
+    return names.index(name) if name in names else len(names)
+
+
+def row_words(request: PointRequest, names: Mapping[str, str], teacher: float | None = None) -> str:
+    """A row's heading as in Kang et al. 2023, Table 2: "T5-XXL [72.4] ⇒ T5-Small (Distill)".
+
+    Args:
+        request: of any point of the row.
+        names: short names, of `models`.
+        teacher: its dev score, 0-100.
+    """
+    strategy = strategy_words(request.variant)
+    if request.strategy == "general_distill":  # brings its own student, whatever the request names
+        return strategy
+    student = names[request.student]
+    if request.teacher is None:
+        return f"{student} ({strategy})"
+    score = "" if teacher is None else f" [{teacher:.1f}]"
+    return f"{names[request.teacher]}{score} ⇒ {student} ({strategy})"
+
+
+def thousands(number: float) -> str:
+    """A count as Kang et al. 2023 print it: "384", "1K", "19K", "16.9K"."""
+    if number < 1000:
+        return f"{number:.0f}"
+    return f"{number / 1000:.1f}".removesuffix(".0") + "K"
+
+
+def hours(seconds: float) -> str:
+    """Machine time as Kang et al. 2023 print it ("54h"), in minutes or seconds where it is less than an hour."""
+    if seconds < 59.5:
+        return f"{seconds:.0f}s"
+    if seconds < 59.5 * 60:
+        return f"{seconds / 60:.0f}min"
+    return f"{seconds / 3600:.1f}".removesuffix(".0") + "h" if seconds < 35_820 else f"{seconds / 3600:.0f}h"
+
+
+def dollars(usd: float) -> str:
+    """Dollars of a heading, without cents where there are none: "$1300", "$67.50"."""
+    return f"${usd:.0f}" if usd == round(usd) else money(usd)
+
+
+def bought(found: Sequence[Entry]) -> str:
+    """What a score was bought with (Kang et al. 2023, Table 2): labels beyond the first N, or machine time and pool rows."""
+    results = [each.point.result for each in found if each.point.is_ok]
+    if not results:
+        return ""
+    n_pool = statistics.fmean(result.n_pool for result in results)
+    n_llm = statistics.fmean(result.n_llm_labels for result in results)
+    if n_pool:
+        seconds = statistics.fmean(sum(result.seconds.values()) for result in results)
+        return f"({hours(seconds)} / {thousands(n_pool)})"
+    n_more = statistics.fmean(result.n_labels for result in results) - (found[0].asked.n_initial or 0)
+    parts = [f"{n_more:+.0f}"] if n_more or not n_llm else []
+    return f"({', '.join([*parts, f'{thousands(n_llm)} LLM labels'] if n_llm else parts)})"
