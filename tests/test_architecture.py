@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "ledger": {"errors", "money"},
     "labels": {"errors", "example", "money"},
     "train": {"entities", "errors", "form", "modelref", "settings", "shape", "sizes", "speed"},
-    "report": {"errors", "grouping", "ledger", "money", "point", "runfolder"},
+    "report": {"errors", "grouping", "ledger", "metrics", "money", "point", "runfolder"},
     "request": {"errors", "money", "store"},
     "recipe": {"form", "settings", "store"},
     "quoting": {"compute", "form", "money", "recipe", "request", "settings"},
