@@ -102,16 +102,17 @@ def _average(values: Sequence[float]) -> float | None:
 def _interval(scored: Sequence[Point], afters: Sequence[Aftermath | None]) -> tuple[float | None, float | None]:
     tests = [point.result.test for point in scored if point.result.test is not None]
     told = [(each.metric, each.answered) for each in afters if each is not None]
-    answers = [answered for metric, answered in told if metric is not None and answered is not None]
-    metrics = {metric for metric, _ in told if metric is not None}
-    if scored and len(answers) == len(scored) and len(metrics) == 1:
-        over_both = mean_score(*metrics, answers)
+    answers = [answered for _, answered in told if answered is not None]
+    metrics = {name for name, _ in told if name is not None}
+    metric = metrics.pop() if len(metrics) == 1 else None
+    if metric is not None and scored and len(answers) == len(scored):
+        over_both = mean_score(metric, answers)
         return over_both.low, over_both.high
     half = half_interval_of_seeds(tests)
     if half is not None:
         mean = statistics.fmean(tests)
         return max(0.0, mean - half), min(100.0, mean + half)
-    own = scored[0].result.scores.get(main_score(*metrics)) if len(scored) == len(metrics) == 1 else None
+    own = scored[0].result.scores.get(main_score(metric)) if metric is not None and len(scored) == 1 else None
     return (None, None) if own is None else (own.low, own.high)
 
 
