@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "locks": set(),
     "executor": set(),
+    "crew": {"errors"},
     "form": set(),
     "entities": set(),
     "canonical": {"errors"},
@@ -33,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "settings": {"errors"},
     "metrics": {"entities", "errors"},
     "point": {"errors"},
+    "pareto": {"errors"},
     "grouping": {"point"},
     "modelref": {"errors"},
     "demo": {"errors"},
@@ -52,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "ledger": {"errors", "money"},
     "labels": {"errors", "example", "money"},
     "train": {"entities", "errors", "form", "modelref", "settings", "shape", "sizes", "speed"},
-    "report": {"errors", "grouping", "ledger", "metrics", "money", "point", "runfolder"},
+    "report": {"errors", "grouping", "ledger", "metrics", "money", "pareto", "point", "runfolder"},
     "request": {"errors", "money", "store"},
     "recipe": {"form", "settings", "store"},
     "quoting": {"compute", "form", "money", "recipe", "request", "settings"},
@@ -117,7 +119,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "cli": {"rich", "typer"},
 }
 STANDARD_LIBRARY_ONLY = (
-    *("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point", "grouping"),
+    *("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point", "grouping", "pareto"),
     *("form", "entities", "settings", "executor"),
 )
 

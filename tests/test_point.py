@@ -17,8 +17,6 @@ from outlay.point import (
     PointRequest,
     PointResult,
     Reading,
-    Spot,
-    frontier,
     micros_of,
     parse_points,
     read_points,
@@ -246,25 +244,3 @@ def test_ok_points_leave_out_what_has_no_score() -> None:
     (each,) = group([point(seed=0), not_available(seed=1)])
     assert [p.request.seed for p in each.ok] == [0]
     assert len(each.points) == 2
-
-
-spots = st.lists(
-    st.builds(Spot, st.text(max_size=3), st.integers(0, 6).map(float), st.integers(0, 6).map(float)), max_size=30
-)
-
-
-@given(spots)
-def test_the_frontier_against_the_definition(given_spots: list[Spot]) -> None:
-    found = frontier(given_spots)
-    by_definition = [s for s in given_spots if any(other.dominates(s) for other in given_spots)]
-    assert sorted(found.dominated, key=repr) == sorted(by_definition, key=repr)
-    assert sorted([*found.front, *found.tied, *found.dominated], key=repr) == sorted(given_spots, key=repr)
-    places = [(spot.charge_usd, spot.score) for spot in found.front]
-    assert places == sorted(set(places))
-    assert {(spot.charge_usd, spot.score) for spot in found.tied} <= set(places)
-
-
-def test_a_tie_is_not_dominated() -> None:
-    a, b, c = Spot("a", 100.0, 80.0), Spot("b", 100.0, 80.0), Spot("c", 100.000001, 80.0)
-    found = frontier([c, a, b])
-    assert (found.front, found.tied, found.dominated) == ((a,), (b,), (c,))

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from outlay.errors import DataError, UsageError
-from outlay.point import Frontier, Point, PointCircumstance, PointRequest, PointResult
+from outlay.pareto import Frontier
+from outlay.point import Point, PointCircumstance, PointRequest, PointResult
 from outlay.report import charts, page, tables
 from outlay.report.tables import Comparison, DifferenceRow, Row, Score, compare
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from outlay.errors import DataError, UsageError
-from outlay.point import Spot
+from outlay.pareto import Spot
 from outlay.report.tables import Comparison, Row, money
 
 WIDTH, HEIGHT = 620, 380

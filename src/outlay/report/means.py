@@ -107,7 +107,8 @@ def _interval(scored: Sequence[Point], afters: Sequence[Aftermath | None]) -> tu
     metric = metrics.pop() if len(metrics) == 1 else None
     if metric is not None and scored and len(answers) == len(scored):
         over_both = mean_score(metric, answers)
-        return over_both.low, over_both.high
+        # The percentiles of a statistic that is no mean over examples may leave its value out.
+        return min(over_both.low, over_both.value), max(over_both.high, over_both.value)
     half = half_interval_of_seeds(tests)
     if half is not None:
         mean = statistics.fmean(tests)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from outlay.grouping import short_model
 from outlay.metrics import main_score
-from outlay.point import Spot, frontier
+from outlay.pareto import Spot, frontier
 from outlay.report.charts import PALETTE, SHAPES, look
 from outlay.report.means import Mean
 from outlay.report.results import PARTS, Aftermath, Results

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from outlay.errors import DataError
 from outlay.grouping import Group, group
-from outlay.point import Frontier, Point, Spot, frontier
+from outlay.pareto import Frontier, Spot, frontier
+from outlay.point import Point
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,13 +35,13 @@ class Score:
 
     @property
     def low(self) -> float:
-        """Lower end of the interval, at least 0."""
-        return max(0.0, self.mean - (self.half or 0.0))
+        """Lower end of the interval, at least 0; a mean below 0 is its own end."""
+        return min(self.mean, max(0.0, self.mean - (self.half or 0.0)))
 
     @property
     def high(self) -> float:
-        """Upper end of the interval, at most 100."""
-        return min(100.0, self.mean + (self.half or 0.0))
+        """Upper end of the interval, at most 100; a mean above 100 is its own end."""
+        return max(self.mean, min(100.0, self.mean + (self.half or 0.0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,10 @@ class Row:
         """The row's place in the charge x score plane."""
         if self.test is None or self.charge_usd is None:
             return None
-        return Spot(f"{self.label} at {money(self.budget_usd)}", self.charge_usd, self.test.mean)
+        name = f"{self.label} at {money(self.budget_usd)}"
+        if self.test.half is None:
+            return Spot(name, self.charge_usd, self.test.mean)
+        return Spot(name, self.charge_usd, self.test.mean, self.test.low, self.test.high)
 
 
 class Interval(Protocol):
@@ -328,7 +332,7 @@ def render_rich(comparison: Comparison) -> RenderableType:
 
 def on_front(comparison: Comparison, row: Row) -> bool:
     """Whether no other row is cheaper and better."""
-    return row.spot in comparison.frontier.front or row.spot in comparison.frontier.tied
+    return row.spot is not None and comparison.frontier.holds(row.spot)
 
 
 def render_markdown(comparison: Comparison) -> str:
