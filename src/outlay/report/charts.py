@@ -89,7 +89,7 @@ def frontier_spec(comparison: Comparison, title: str | None = None) -> dict[str,
     x_scale, y_scale = scales(rows)
     labels = place_labels(rows, comparison.frontier.front, x_scale, y_scale)
     strategies = list(dict.fromkeys(row.label for row in rows))
-    looks = [_look(name, strategies) for name in strategies]
+    looks = [look(name, strategies) for name in strategies]
     colors, shapes = [PALETTE[i] for i in looks], [SHAPES[i] for i in looks]
     has_legend = len(labels) < len(strategies)
     legend = alt.Legend(orient="top", title=None, labelLimit=0, symbolStrokeWidth=0) if has_legend else None
@@ -122,14 +122,14 @@ def frontier_spec(comparison: Comparison, title: str | None = None) -> dict[str,
     ]
     heading = title or f"{comparison.task}: what a score costs"
     chart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=_title(comparison, heading))
-    spec: dict[str, Any] = chart.configure(**_CONFIG).to_dict()
+    spec: dict[str, Any] = chart.configure(**CONFIG).to_dict()
     return spec
 
 
 # A step: up to the next dearer point of the frontier, the money buys what the last one bought.
 _FRONT_LINE: dict[str, Any] = {"interpolate": "step-after", "color": QUIET, "strokeDash": [5, 4], "strokeWidth": 1.5}
 
-_CONFIG: dict[str, Any] = {
+CONFIG: dict[str, Any] = {
     "font": FONT,
     "background": "white",
     "padding": 14,
@@ -166,7 +166,7 @@ def _record(row: Row) -> dict[str, Any]:
     }
 
 
-def _look(name: str, strategies: Sequence[str]) -> int:
+def look(name: str, strategies: Sequence[str]) -> int:
     """Place of a strategy in the palettes and shapes."""
     if name in KNOWN:
         return KNOWN.index(name)

@@ -8,43 +8,8 @@ from html import escape
 from pathlib import Path
 
 from outlay.report.charts import chart_svg, frontier_spec
+from outlay.report.style import STYLE
 from outlay.report.tables import Comparison, difference_text, grid, on_front
-
-_STYLE = """
-:root { color-scheme: light dark;
-  --ink: #1c1c1e; --quiet: #5c5c63; --paper: #ffffff; --line: #dcdce0; --front: #eef5fb; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ececf0; --quiet: #a2a2ab; --paper: #17171a; --line: #3a3a40; --front: #1d2b38; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 60rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; }
-h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
-p, li { max-width: 44rem; }
-.quiet { color: var(--quiet); margin-top: 0; }
-figure { margin: 1.5rem 0 0; padding: .5rem; background: #ffffff; border: 1px solid var(--line); border-radius: .6rem; }
-figure svg { display: block; width: 100%; height: auto; max-width: 46rem; margin: 0 auto; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .42rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { color: var(--quiet); font-weight: 500; font-size: .85rem; border-bottom-width: 2px; }
-th:first-child, td:first-child { text-align: left; }
-tr.front td { background: var(--front); font-weight: 600; }
-tr.next td { border-top: 2px solid var(--line); }
-details { border-top: 1px solid var(--line); padding: .5rem 0; }
-summary { cursor: pointer; font-weight: 500; }
-pre { overflow-x: auto; font: 13px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace; margin: .6rem 0; }
-@media (max-width: 40rem) { body { padding: 1.25rem .8rem 3rem; } th, td { padding: .35rem .5rem; font-size: .85rem; } }
-@media print {
-  :root { --ink: #000; --quiet: #444; --paper: #fff; --line: #bbb; --front: #f2f2f2; }
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  figure, table, details { break-inside: avoid; }
-  h2 { break-after: avoid; }
-  pre { white-space: pre-wrap; font-size: 8pt; }
-}
-"""
-
 
 def render_page(
     comparison: Comparison,
@@ -82,7 +47,7 @@ def render_page(
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(heading)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{escape(heading)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 

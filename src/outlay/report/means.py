@@ -1,0 +1,124 @@
+"""The marks of a report: points that differ in their seed alone, averaged, each with its 95 % interval."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from outlay.metrics import main_score, mean_score
+from outlay.point import Point, PointRequest
+from outlay.report.results import PARTS, Aftermath, Results
+from outlay.report.tables import half_interval_of_seeds
+
+_KEY_FIELDS = tuple(field.name for field in fields(PointRequest) if field.name != "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """One request over its seeds. Averages are over the seeds that have a test score, None where none has one.
+
+    ``value``, ``low`` and ``high`` are test scores, 0-100; without an interval both bounds are None.
+    """
+
+    request: PointRequest
+    """Of the first seed."""
+    ids: tuple[str, ...]
+    """Of every point, by rising seed."""
+    runs: tuple[str, ...]
+    """Run ids of the points that have left something."""
+    n_ok: int
+    n_seeds: int
+    value: float | None
+    low: float | None
+    high: float | None
+    dev: float | None
+    teacher_dev: float | None
+    charge_usd: float | None
+    charges_usd: Mapping[str, float] | None
+    """By part (`outlay.report.results.PARTS`); None unless every seed that is ok tells its parts."""
+    n_labels: float | None
+    n_llm_labels: float | None
+    n_pool: float | None
+    reason: str | None
+    """Why seeds have no score: their distinct reasons."""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The request without its seed."""
+        return _key(self.request)
+
+
+def means(results: Results) -> list[Mean]:
+    """One mean per request without its seed, in the order of the grid.
+
+    An interval is over examples and seeds (`outlay.metrics.mean_score`) where every seed's answers are there; else, for two
+    seeds and more, over seeds (Student's t); else it is the one over examples that the point itself carries, if its metric
+    is known.
+    """
+    members: dict[tuple[object, ...], list[Point]] = {}
+    for point in results.points:
+        members.setdefault(_key(point.request), []).append(point)
+    return [_mean(sorted(seeds, key=lambda point: point.request.seed), results.left) for seeds in members.values()]
+
+
+def _key(request: PointRequest) -> tuple[object, ...]:
+    return tuple(getattr(request, name) for name in _KEY_FIELDS)
+
+
+def _mean(seeds: Sequence[Point], left_by_id: Mapping[str, Aftermath]) -> Mean:
+    ids = [point.id for point in seeds]
+    left = [left_by_id.get(each) for each in ids]
+    ok = [(point, after) for point, after in zip(seeds, left, strict=True) if point.is_ok]
+    scored = [point for point, _ in ok]
+    afters = [after for _, after in ok]
+    low, high = _interval(scored, afters)
+    devs = [point.result.dev for point in scored if point.result.dev is not None]
+    reasons = dict.fromkeys(point.result.reason for point in seeds if point.result.reason is not None)
+    return Mean(
+        request=seeds[0].request,
+        ids=tuple(ids),
+        runs=tuple(after.run for after in left if after is not None),
+        n_ok=len(ok),
+        n_seeds=len(seeds),
+        value=_average([point.result.test for point in scored if point.result.test is not None]),
+        low=low,
+        high=high,
+        dev=_average(devs),
+        teacher_dev=_average([a.teacher_dev for a in afters if a is not None and a.teacher_dev is not None]),
+        charge_usd=_average([point.result.charge_usd for point in scored]),
+        charges_usd=_parts(afters),
+        n_labels=_average([point.result.n_labels for point in scored]),
+        n_llm_labels=_average([point.result.n_llm_labels for point in scored]),
+        n_pool=_average([point.result.n_pool for point in scored]),
+        reason="; ".join(reasons) or None,
+    )
+
+
+def _average(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _interval(scored: Sequence[Point], afters: Sequence[Aftermath | None]) -> tuple[float | None, float | None]:
+    tests = [point.result.test for point in scored if point.result.test is not None]
+    told = [(each.metric, each.answered) for each in afters if each is not None]
+    answers = [answered for _, answered in told if answered is not None]
+    metrics = {name for name, _ in told if name is not None}
+    metric = metrics.pop() if len(metrics) == 1 else None
+    if metric is not None and scored and len(answers) == len(scored):
+        over_both = mean_score(metric, answers)
+        # The percentiles of a statistic that is no mean over examples may leave its value out.
+        return min(over_both.low, over_both.value), max(over_both.high, over_both.value)
+    half = half_interval_of_seeds(tests)
+    if half is not None:
+        mean = statistics.fmean(tests)
+        return max(0.0, mean - half), min(100.0, mean + half)
+    own = scored[0].result.scores.get(main_score(metric)) if metric is not None and len(scored) == 1 else None
+    return (None, None) if own is None else (own.low, own.high)
+
+
+def _parts(afters: Sequence[Aftermath | None]) -> dict[str, float] | None:
+    told = [after.charges_usd for after in afters if after is not None and after.charges_usd is not None]
+    if not told or len(told) != len(afters):
+        return None
+    return {part: statistics.fmean(charges.get(part, 0.0) for charges in told) for part in PARTS}

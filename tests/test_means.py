@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import dataclasses
+import random
+import statistics
+import time
+
+import pytest
+
+from outlay.metrics import Answered, mean_score
+from outlay.point import Reading
+from outlay.report.means import means
+from outlay.report.results import Aftermath, Header, Results
+from tests.test_report import point
+
+HEADER = Header("table2", "Table 2", "budgets")
+
+
+def answered(seed: int, n_examples: int = 41) -> Answered:
+    rng = random.Random(seed)
+    golds = ["yes" if i % 3 else "no" for i in range(n_examples)]
+    return Answered([gold if rng.random() < 0.8 else "no" for gold in golds], golds, ("yes", "no"))
+
+
+def test_seeds_are_averaged_and_every_other_difference_is_another_mean() -> None:
+    points = [point("distill", 300.0, seed, 70.0 + seed, charge_usd=200.0 + seed, n_labels=1000) for seed in (2, 0, 1)]
+    points += [
+        point("distill", 300.0, 0, 60.0, n_initial=100),
+        point("distill", 300.0, 0, 50.0, pool=(("train", 100),)),
+    ]
+    first, fewer, smaller = means(Results(HEADER, tuple(points), {}))
+    assert first.ids == tuple(each.id for each in sorted(points[:3], key=lambda each: each.request.seed))
+    assert (first.value, first.charge_usd, first.n_labels, first.n_ok, first.n_seeds) == (71.0, 201.0, 1000, 3, 3)
+    assert (fewer.value, smaller.value, fewer.low, fewer.n_ok) == (60.0, 50.0, None, 1)
+    assert len({first.key, fewer.key, smaller.key}) == 3
+    # Student's t by hand: 4.303 * 1 / sqrt(3)
+    assert first.low == pytest.approx(71 - 4.303 / 3**0.5)
+    assert first.high == pytest.approx(71 + 4.303 / 3**0.5)
+
+
+def test_with_every_seeds_answers_the_interval_is_over_examples_and_seeds() -> None:
+    points = [point("distill", 300.0, seed, 80.0) for seed in range(3)]
+    left = {
+        each.id: Aftermath(f"run{i}", "accuracy", answered(i), teacher_dev=83.0 + i, charges_usd={"labels": 10.0 * i})
+        for i, each in enumerate(points)
+    }
+    (mean,) = means(Results(HEADER, tuple(points), left))
+    wanted = mean_score("accuracy", [answered(i) for i in range(3)])
+    assert (mean.low, mean.high, mean.runs) == (wanted.low, wanted.high, ("run0", "run1", "run2"))
+    assert mean.teacher_dev == 84.0
+    assert mean.charges_usd == {"labels": 10.0, "teacher": 0.0, "targets": 0.0, "student": 0.0, "scores": 0.0}
+    # One seed's answers are gone: over seeds alone, and these agree.
+    del left[points[1].id]
+    (mean,) = means(Results(HEADER, tuple(points), left))
+    assert (mean.low, mean.high, mean.charges_usd) == (80.0, 80.0, None)
+
+
+def test_one_seed_without_answers_has_the_interval_of_its_point() -> None:
+    one = point("distill", 300.0, 0, 80.0, scores={"accuracy/published": Reading(80.0, 77.5, 82.0)})
+    (mean,) = means(Results(HEADER, (one,), {one.id: Aftermath("run", "accuracy")}))
+    assert (mean.low, mean.high) == (77.5, 82.0)
+    (mean,) = means(Results(HEADER, (one,), {}))
+    assert (mean.low, mean.high) == (None, None)
+
+
+def test_a_mean_without_a_score_says_why_and_a_lost_seed_is_left_out() -> None:
+    points = [point("distill", 300.0, 0, None), point("distill", 300.0, 1, 70.0, charge_usd=99.0)]
+    (mean,) = means(Results(HEADER, tuple(points), {}))
+    assert (mean.value, mean.charge_usd, mean.n_ok, mean.n_seeds) == (70.0, 99.0, 1, 2)
+    assert mean.reason == "needs $412.00 for <the> teacher | pool"
+    (mean,) = means(Results(HEADER, tuple(points[:1]), {}))
+    assert (mean.value, mean.low, mean.charge_usd, mean.n_labels, mean.n_ok) == (None, None, None, None, 0)
+
+
+def test_ten_thousand_points_take_seconds() -> None:
+    base = point("distill", 300.0, 0, 80.0)
+    points = [
+        dataclasses.replace(base, request=dataclasses.replace(base.request, seed=i % 5, n_initial=1 + i // 5))
+        for i in range(10_000)
+    ]
+    started = time.process_time()
+    found = means(Results(HEADER, tuple(points), {}))
+    assert time.process_time() - started < 5
+    assert len(found) == 2000
+    assert statistics.fmean(mean.n_seeds for mean in found) == 5
