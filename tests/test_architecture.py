@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "canonical": {"errors"},
     "artifact": {"canonical", "errors"},
     "store": {"artifact", "canonical", "errors", "locks"},
+    "remote": {"artifact", "canonical", "errors", "locks", "store"},
     "money": {"errors"},
     "example": {"errors"},
     "settings": {"errors"},
@@ -84,8 +85,8 @@ ALLOWED: dict[str, set[str]] = {
     "watcher": {"ledger", "money"},
     "runfolder": {"errors"},
     "compare": {
-        *("errors", "grouping", "metrics", "money", "point", "prepare", "report", "run", "runfolder", "store"),
-        *("strategy", "workshop"),
+        *("errors", "grouping", "metrics", "money", "point", "prepare", "remote", "report", "run", "runfolder"),
+        *("store", "strategy", "workshop"),
     },
     "single": {
         *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "metrics", "modelref"),
@@ -93,8 +94,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cli": {
         *("__init__", "compare", "compute", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare"),
-        *("profile", "report", "request", "run", "settings", "shape", "single", "sizes", "speed", "store", "task"),
-        "train",
+        *("profile", "remote", "report", "request", "run", "settings", "shape", "single", "sizes", "speed"),
+        *("store", "task", "train"),
     },
     "__init__": set(),
     "__main__": {"cli"},
@@ -108,6 +109,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "task": {"pydantic"},
     "rows": {"datasets", "pyarrow"},
     "cluster": {"ray"},
+    "remote": {"fsspec"},
     "sizes": {"yaml"},
     "modelref": {"huggingface_hub"},
     "metrics": {"numpy", "sacrebleu"},

@@ -131,7 +131,7 @@ class Runner:
         """Seconds of ``payer``'s work on ``key`` that are not lost: in the artifact, else in the newest checkpoint."""
         from outlay.train.checkpoint import checkpoint_state, newest_checkpoint
 
-        artifact = self.store.get(key, verify=False)
+        artifact = self.store.about(key)
         if artifact is not None:
             return float(artifact.circumstance.get("seconds_by_payer", {}).get(payer, 0.0))
         newest = newest_checkpoint(self.store.root / "making" / key / "work" / "checkpoints")
