@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "canonical": {"errors"},
     "artifact": {"canonical", "errors"},
     "store": {"artifact", "canonical", "errors", "locks"},
+    "remote": {"artifact", "canonical", "errors", "locks", "store"},
     "money": {"errors"},
     "example": {"errors"},
     "settings": {"errors"},
@@ -89,8 +90,8 @@ ALLOWED: dict[str, set[str]] = {
     "watcher": {"ledger", "money"},
     "runfolder": {"errors"},
     "compare": {
-        *("errors", "grouping", "metrics", "money", "point", "prepare", "report", "run", "runfolder", "store"),
-        *("strategy", "workshop"),
+        *("errors", "grouping", "metrics", "money", "point", "prepare", "remote", "report", "run", "runfolder"),
+        *("store", "strategy", "workshop"),
     },
     "single": {
         *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "metrics", "modelref"),
@@ -98,8 +99,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cli": {
         *("__init__", "compare", "compute", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare"),
-        *("profile", "report", "request", "run", "settings", "shape", "single", "sizes", "speed", "store", "task"),
-        "train",
+        *("profile", "remote", "report", "request", "run", "settings", "shape", "single", "sizes", "speed"),
+        *("store", "task", "train"),
     },
     "__init__": set(),
     "__main__": {"cli"},
@@ -113,6 +114,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "task": {"pydantic"},
     "rows": {"datasets", "pyarrow"},
     "cluster": {"ray"},
+    "remote": {"fsspec"},
     "sizes": {"yaml"},
     "modelref": {"huggingface_hub"},
     "metrics": {"numpy", "sacrebleu"},

@@ -68,8 +68,9 @@ as `run` and `compare` make it.
 | variable | what it sets |
 |---|---|
 | `OUTLAY_DATA` | the folder of data sets |
-| `OUTLAY_STORE` | the folder of kept artifacts ([store](store.md)) |
-| `OUTLAY_STORE_QUOTA` | the most that folder may hold, such as `20G` |
+| `OUTLAY_STORE` | the folder, or the URL, of kept artifacts ([store](store.md)) |
+| `OUTLAY_STORE_QUOTA` | the most that folder, or the local copy of that URL, may hold, such as `20G` |
+| `OUTLAY_CACHE` | the folder, in place of `~/.cache/outlay`, of the store and of local copies of URLs |
 """
 
 

@@ -22,7 +22,8 @@ FORMAT = 1
 class Artifact:
     """What one request brought.
 
-    ``key``: of the request; ``kind``: what it is (``labels``, ``model``, ``targets``, ...); ``path``: its folder;
+    ``key``: of the request; ``kind``: what it is (``labels``, ``model``, ``targets``, ...); ``path``: its folder, where
+    its files lie once `Store.get` has returned it (after `Store.about` alone they may still be at the store's URL only);
     ``digest``: sha256 over names and digests of all files; ``files``: sha256 by file name; ``meta``: the request;
     ``usage``: what it took, deterministic (flops, tokens, labels); ``circumstance``: how it went this time (machine,
     threads, versions, wall seconds, run, cash).
@@ -54,8 +55,12 @@ class Artifact:
 
         Raises:
             ArtifactDamaged: they do not match.
+            StoreError: the file is not here; `Store.about` looks an artifact up, `Store.get` brings its files.
         """
-        data = self.file(name).read_bytes()
+        try:
+            data = self.file(name).read_bytes()
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.path / name} is not here; ask the store for {self.key[:12]} again") from error
         if digest_of(data) != self.files[name]:
             raise ArtifactDamaged(
                 f"{self.path / name} does not match its sha256; run the command again to make it anew"
@@ -87,12 +92,26 @@ def read_manifest(folder: Path) -> Artifact:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactDamaged(f"{path} cannot be read ({type(error).__name__})") from error
+    return parse_manifest(data, folder, str(path))
+
+
+def parse_manifest(data: bytes, folder: Path, source: str) -> Artifact:
+    """The artifact of the key ``folder.name`` that the bytes of a manifest describe; ``source`` names them in errors.
+
+    Raises:
+        ArtifactDamaged: they are unreadable, changed, or of another key.
+        StoreError: a good manifest of a later version of `outlay`.
+    """
+    try:
+        manifest = json.loads(data)
         if manifest.pop("seal") != key_of(manifest) or manifest["key"] != folder.name:
-            raise ArtifactDamaged(f"{path} was changed after it was written")
+            raise ArtifactDamaged(f"{source} was changed after it was written")
         version = manifest.pop("format")
         if version == FORMAT:
             return Artifact(path=folder, **manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactDamaged(f"{path} cannot be read ({type(error).__name__})") from error
-    raise StoreError(f"{path} has format {version}, and this version of outlay reads {FORMAT}; upgrade outlay")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactDamaged(f"{source} cannot be read ({type(error).__name__})") from error
+    raise StoreError(f"{source} has format {version}, and this version of outlay reads {FORMAT}; upgrade outlay")

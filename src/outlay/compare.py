@@ -18,6 +18,7 @@ from outlay.metrics import Answered, correctness, main_score, mean_score, paired
 from outlay.money import Price
 from outlay.point import Point, PointRequest, read_points, write_points
 from outlay.prepare import Options, Workbench
+from outlay.remote import open_location
 from outlay.report.charts import frontier_spec, save_chart
 from outlay.report.page import render_page, write_page
 from outlay.report.receipt import receipt, render_text
@@ -118,7 +119,7 @@ def run_points(
 
 def _write_index(runner: Runner, runs: Sequence[str]) -> None:
     here = {"item": runner.here.item, "unit": runner.here.unit, "usd": str(runner.here.usd)}
-    index = {"runs": list(runs), "store": str(runner.store.root.resolve()), "here": here}
+    index = {"runs": list(runs), "store": runner.store.location, "here": here}
     write_json(runner.folder / INDEX_FILE, index)
 
 
@@ -133,7 +134,7 @@ def reopen(folder: Path, store: Store | None = None) -> Runner:
         raise MissingData(f"{folder} holds no results; make some with `outlay run` or `outlay compare --out {folder}`")
     index = json.loads(path.read_text(encoding="utf-8"))
     here = Price(index["here"]["item"], index["here"]["unit"], Decimal(index["here"]["usd"]), str(path), None)
-    return Runner(folder, store or Store(Path(index["store"])), here=here)
+    return Runner(folder, store or open_location(index["store"]), here=here)
 
 
 def summarise(runner: Runner) -> Comparison:

@@ -132,7 +132,7 @@ def kept_seconds(store: Store, key: str, payer: str) -> float:
     """Seconds of ``payer``'s work on ``key`` that are not lost: in the artifact, else in the newest checkpoint."""
     from outlay.train.checkpoint import checkpoint_state, newest_checkpoint
 
-    artifact = store.get(key, verify=False)
+    artifact = store.about(key)
     if artifact is not None:
         return float(artifact.circumstance.get("seconds_by_payer", {}).get(payer, 0.0))
     newest = newest_checkpoint(store.root / "making" / key / "work" / "checkpoints")

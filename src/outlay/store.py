@@ -34,7 +34,19 @@ from outlay.artifact import MANIFEST, Artifact, manifest_bytes, read_manifest
 from outlay.canonical import canonical_json, digest_of, key_of
 from outlay.errors import ArtifactDamaged, DiskFull, QuotaExceeded, StoreError
 
-__all__ = ["Artifact", "GcReport", "Store", "Workspace", "canonical_json", "default_root", "digest_of", "key_of"]
+__all__ = [
+    "Artifact",
+    "GcReport",
+    "Store",
+    "Workspace",
+    "canonical_json",
+    "default_location",
+    "default_root",
+    "digest_of",
+    "is_url",
+    "key_of",
+    "local_root",
+]
 
 Artifacts = list[Artifact]  # inside `Store`, `list` is a method
 USED = "used"
@@ -79,6 +91,8 @@ class Store:
     ``quota_bytes`` limits everything under ``root``; writers that race may pass it by what they have in hand.
     """
 
+    _marks: tuple[str, ...] = (USED,)  # empty files that `put` leaves beside those of an artifact
+
     def __init__(self, root: Path, *, quota_bytes: int | None = None) -> None:
         if quota_bytes is not None and quota_bytes < 0:
             raise StoreError(f"a disk quota of {quota_bytes} bytes; it must be 0 or more")
@@ -86,6 +100,19 @@ class Store:
         self.quota_bytes = quota_bytes
         self._verified: dict[Path, tuple[tuple[int, int, int], str]] = {}
         self._manifests: dict[Path, tuple[tuple[int, int, int], Artifact]] = {}
+
+    @property
+    def location(self) -> str:
+        """What `outlay.remote.open_location` opens this store by again: the path of its folder, or its URL."""
+        return str(self.root.resolve())
+
+    def about(self, key: str) -> Artifact | None:
+        """What the manifest of a key says (usage, circumstance, digests), or None; its files are neither read nor fetched.
+
+        Raises:
+            StoreError: not a key, or an artifact of a later version.
+        """
+        return self.get(key, verify=False)
 
     def get(self, key: str, *, verify: bool = True) -> Artifact | None:
         """The artifact of a key, or None. A use: what was used least recently is collected first.
@@ -130,7 +157,7 @@ class Store:
             DiskFull: no room on the device; what was written is removed.
         """
         for name in files:
-            if not _FILE_NAME.fullmatch(name) or name in (MANIFEST, USED):
+            if not is_plain_name(name):
                 raise StoreError(
                     f"{name!r} is no name for a file of an artifact; use letters, digits, '.', '_' and '-'"
                 )
@@ -141,7 +168,8 @@ class Store:
         self._check_quota(sum(len(c) if isinstance(c, bytes) else c.stat().st_size for c in files.values()))
         with self._device_errors(), self._writing() as temporary:
             digests = {name: _write(temporary / name, content) for name, content in sorted(files.items())}
-            _write(temporary / USED, b"")
+            for mark in self._marks:
+                _write(temporary / mark, b"")
             _write(temporary / MANIFEST, manifest_bytes(key, digests, about))
             _sync_folder(temporary)
             self._rename_into_place(temporary, self._folder(key))
@@ -388,10 +416,37 @@ class Store:
             folder.rename(temporary / folder.name)
 
 
+def is_url(location: str | Path) -> bool:
+    """Whether a store is kept at a URL (``s3://bucket/prefix``) and not in a folder."""
+    return isinstance(location, str) and "://" in location
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a file of an artifact may have this name."""
+    return _FILE_NAME.fullmatch(name) is not None and name not in (MANIFEST, USED)
+
+
+def local_root(location: str | Path) -> Path:
+    """The folder of a store on this machine: itself, or where the local copy of a URL lies: one folder for each URL, in
+    ``OUTLAY_CACHE``, else in ``outlay`` below the user's cache."""
+    if not is_url(location):
+        return Path(location)
+    return _cache() / f"remote-{digest_of(str(location).encode())[:16]}"
+
+
+def default_location() -> str:
+    """Where artifacts are kept unless ``--store`` says so: ``OUTLAY_STORE`` (a folder or a URL), else below the user's cache."""
+    return os.environ.get("OUTLAY_STORE") or str(_cache() / "store")
+
+
 def default_root() -> Path:
-    """Where artifacts are kept unless a folder is named: ``OUTLAY_STORE``, else below the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("OUTLAY_STORE") or cache / "outlay" / "store")
+    """The folder on this machine of `default_location`."""
+    return local_root(default_location())
+
+
+def _cache() -> Path:
+    below = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("OUTLAY_CACHE") or below / "outlay")
 
 
 def _write(path: Path, content: bytes | Path) -> str:

@@ -38,7 +38,12 @@ class StoreContract:
     @settings(
         deadline=None,
         max_examples=40,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+        # One test is run by a class for each store, on purpose.
+        suppress_health_check=[
+            HealthCheck.function_scoped_fixture,
+            HealthCheck.too_slow,
+            HealthCheck.differing_executors,
+        ],
     )
     @given(request=JSON, files=FILES, meta=OBJECTS, usage=OBJECTS, circumstance=OBJECTS)
     def test_what_was_put_comes_back(

@@ -150,12 +150,15 @@ def prices(extra: PricesOption = None, as_json: Json = False) -> None:
 
 @store_app.command("show")
 def store_show(store: StoreOption = None, as_json: Json = False) -> None:
-    """List what is kept: kind, size, what it is."""
+    """List what is kept on this machine: kind, size, what it is."""
+    from outlay.store import is_url
+
     kept = open_store(store)
     artifacts = kept.list()
     if as_json:
         print_json(
             {
+                "location": kept.location,
                 "root": str(kept.root),
                 "bytes": kept.disk_bytes(),
                 "artifacts": [
@@ -176,6 +179,8 @@ def store_show(store: StoreOption = None, as_json: Json = False) -> None:
             f"{artifact.key[:12]}  {artifact.kind:8}  {_size(artifact.path) / 1e6:8.2f} MB  {artifact.meta.get('what', '')}"
         )
     typer.echo(f"{len(artifacts)} artifacts, {kept.disk_bytes() / 1e6:.1f} MB in {kept.root}")
+    if is_url(kept.location):
+        typer.echo(f"this is the local copy of {kept.location}, which may keep more")
 
 
 @store_app.command("gc")
@@ -188,7 +193,7 @@ def store_gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove artifacts, least recently used first; bought labels are never removed."""
+    """Remove artifacts from this machine, least recently used first; bought labels are never removed, nor what a URL keeps."""
     from outlay.errors import UsageError
 
     if max_size is None and older_than is None:

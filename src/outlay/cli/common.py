@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 StoreOption = Annotated[
-    Path | None,
-    typer.Option("--store", help="Folder of kept artifacts. (default: $OUTLAY_STORE or ~/.cache/outlay/store)"),
+    str | None,  # not a Path, which would make s3:/bucket of s3://bucket
+    typer.Option(
+        "--store",
+        metavar="DIR|URL",
+        help="Folder or URL (s3://bucket/prefix) of kept artifacts. (default: $OUTLAY_STORE or ~/.cache/outlay/store)",
+    ),
 ]
 PricesOption = Annotated[
     list[Path] | None, typer.Option("--prices", help="Your own price file (TOML); may be repeated.")
@@ -50,12 +54,14 @@ def table_console(n_columns: int = 118) -> Console:
     return console if console.is_terminal else Console(width=max(console.width, n_columns))
 
 
-def open_store(folder: Path | None) -> Store:
-    """The store to use: the option, else ``OUTLAY_STORE``, else the user's cache; with the quota of ``OUTLAY_STORE_QUOTA``."""
-    from outlay.store import Store, default_root
+def open_store(location: str | Path | None) -> Store:
+    """The store to use: the option (a folder or a URL), else ``OUTLAY_STORE``, else the user's cache; with the quota of
+    ``OUTLAY_STORE_QUOTA``, which limits what a store takes on this machine."""
+    from outlay.remote import open_location
+    from outlay.store import default_location
 
     quota = os.environ.get("OUTLAY_STORE_QUOTA")
-    return Store(folder or default_root(), quota_bytes=parse_bytes(quota) if quota else None)
+    return open_location(location or default_location(), quota_bytes=parse_bytes(quota) if quota else None)
 
 
 def parse_bytes(text: str) -> int:

@@ -139,10 +139,10 @@ def _print_measured(profile: Profile, price_item: str, path: Path, *, is_found: 
         typer.echo(f"{key} = {value if isinstance(value, int) else chr(34) + str(value) + chr(34)}")
 
 
-def _root(store: Path | None) -> Path:
-    from outlay.store import default_root
+def _root(store: str | None) -> Path:
+    from outlay.store import default_location, local_root
 
-    return store or default_root()
+    return local_root(store or default_location())
 
 
 def _prices(extra: list[Path] | None) -> dict[str, str]:
