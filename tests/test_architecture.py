@@ -87,6 +87,11 @@ ALLOWED: dict[str, set[str]] = {
         *("circumstance", "errors", "gauge", "labels", "ledger", "metrics", "money", "point", "prepare", "quoting"),
         *("recipe", "runfolder", "speed", "store", "strategy", "timing", "train", "watcher", "workshop"),
     },
+    "published": {"errors"},
+    "studyfile": {"errors", "money", "request", "settings", "taskfile", "training"},
+    "study": {
+        *("errors", "modelref", "money", "prepare", "report", "request", "strategy", "studyfile", "task", "taskfile"),
+    },
     "watcher": {"ledger", "money"},
     "runfolder": {"errors"},
     "compare": {
@@ -112,6 +117,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "sources": {"pydantic"},
     "training": {"pydantic"},
     "task": {"pydantic"},
+    "studyfile": {"pydantic"},
+    "study": {"pydantic"},
     "rows": {"datasets", "pyarrow"},
     "cluster": {"ray"},
     "remote": {"fsspec"},

@@ -8,9 +8,11 @@
     │   ├── UnknownItem              a price that no price book lists
     │   ├── UnknownTask              no such task name or file
     │   ├── UnknownModel             a model reference that leads nowhere
-    │   └── UnknownStrategy          no such strategy
+    │   ├── UnknownStrategy          no such strategy
+    │   └── UnknownStudy             no such study name or file, or no such scale in it
     ├── DataError                    data that cannot be trusted
     │   ├── TaskFileError            a task file that does not fit the schema
+    │   ├── StudyFileError           a study file that does not fit the schema, or asks for what cannot be
     │   ├── LabelError               a label outside the label set
     │   ├── LeakError                test or dev rows inside train or a pool
     │   └── MissingData              a file that is not there, empty, half-written or has another sha256
@@ -62,12 +64,20 @@ class UnknownStrategy(UsageError):
     """No such strategy."""
 
 
+class UnknownStudy(UsageError):
+    """No such study name or file, or no such scale in it."""
+
+
 class DataError(OutlayError):
     """Data that cannot be trusted."""
 
 
 class TaskFileError(DataError):
     """A task file that does not fit the schema."""
+
+
+class StudyFileError(DataError):
+    """A study file that does not fit the schema, or asks for what cannot be."""
 
 
 class LabelError(DataError):

@@ -15,7 +15,7 @@ from outlay.example import Example, seeded_order
 from outlay.form import Family, Kind, can_answer, target_kind
 from outlay.labels.base import Annotator
 from outlay.labels.replay import Replay
-from outlay.modelref import fingerprint
+from outlay.modelref import fingerprint, parse_ref
 from outlay.money import PriceBook
 from outlay.quoting import Handover, Known, TokenCounts
 from outlay.recipe import Encoding, Judge, Model
@@ -104,6 +104,10 @@ class Options:
     """Encoder that `bert_ibleu` compares texts with; ``None`` = as the task says."""
     general: str = DEFAULT_GENERAL
     """The generally distilled checkpoint that `general_distill` starts from."""
+    llm_error_rate: float | None = None
+    """Share of an LLM's labels that are wrong, where they are replayed."""
+    llm_price_item: str | None = None
+    """Item of the price book that one label of an LLM costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +307,9 @@ class Workbench:
         """
         policy = strategy_named(options.strategy)
         base = options.base or options.teacher
-        teacher = Model(options.teacher, options.teacher, fingerprint(options.teacher, base=options.teacher))
+        # A teacher may be a cut of the base too (Kang et al. 2023, Figure 5, compares sizes of teachers).
+        origin = base if parse_ref(options.teacher).needs_base else options.teacher
+        teacher = Model(options.teacher, origin, fingerprint(options.teacher, base=origin))
         ref = options.general if policy.starts_general else options.student
         student = Model(ref, base, fingerprint(ref, base=base))
         speaker = {"teacher": teacher, "student": student, None: None}[policy.taught_by]

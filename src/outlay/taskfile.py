@@ -1,4 +1,4 @@
-"""How a task file is read: YAML without its traps, unknown keys refused, and one line for what is wrong."""
+"""How a task or study file is read: YAML without its traps, unknown keys refused, and one line for what is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from outlay.errors import TaskFileError
+from outlay.errors import DataError, TaskFileError
 from outlay.example import shorten
 
 
@@ -23,7 +23,7 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 
 
 class Block(BaseModel):
-    """A block of a task file: values are frozen, keys that nobody knows are refused."""
+    """A block of a task or study file: values are frozen, keys that nobody knows are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, str_strip_whitespace=False)
 
@@ -49,11 +49,12 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the keys and values of a task file.
+def read_yaml(path: Path, error_type: type[DataError] = TaskFileError, page: str = "docs/tasks.md") -> dict[str, Any]:
+    """Read the keys and values of a file; ``page`` is where such files are described.
 
     Raises:
-        TaskFileError: It is no YAML, no UTF-8 text, gives a key twice, or holds something else than keys and values.
+        TaskFileError: (or ``error_type``) It is no YAML, no UTF-8 text, gives a key twice, or holds something else than
+            keys and values.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -61,9 +62,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "the file is not UTF-8 text"
-        raise TaskFileError(f"{path}{line}: not readable as YAML: {problem}; see docs/tasks.md") from None
+        raise error_type(f"{path}{line}: not readable as YAML: {problem}; see {page}") from None
     if not isinstance(content, dict):
-        raise TaskFileError(f"{path}: holds {type(content).__name__}, not keys and values; see docs/tasks.md")
+        raise error_type(f"{path}: holds {type(content).__name__}, not keys and values; see {page}")
     return content
 
 
@@ -71,16 +72,17 @@ _UNION_CHOICES = ("constrained-str", "str", "Column")
 """Parts of a pydantic key path that name a choice of a union, not a key."""
 
 
-def first_problem(error: ValidationError, schema: dict[str, Any]) -> str:
-    """Say the first problem of a task file in one line: key path, what is wrong, the value that is there.
+def first_problem(error: ValidationError, schema: dict[str, Any], whole: str = "the task") -> str:
+    """Say the first problem of a file in one line: key path, what is wrong, the value that is there.
 
     Args:
         error: What pydantic found.
         schema: JSON Schema of the whole file, for the keys that are allowed in a place.
+        whole: What the file describes, where it is wrong as a whole.
     """
     problems = error.errors()
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    where = ".".join(str(part) for part in first["loc"] if part not in _UNION_CHOICES) or "the task"
+    where = ".".join(str(part) for part in first["loc"] if part not in _UNION_CHOICES) or whole
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1], schema)
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
