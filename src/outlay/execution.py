@@ -29,7 +29,7 @@ from outlay.money import Price, Quote, cost_micros
 from outlay.point import Point, PointCircumstance, usd_of
 from outlay.prepare import Prepared
 from outlay.quoting import Quoter
-from outlay.recipe import Buy, Recipe, Step, graph
+from outlay.recipe import Buy, Recipe, Score, Step, graph
 from outlay.runfolder import RunFolder, Timing
 from outlay.store import Artifact, Store, key_of
 from outlay.strategy import NotAvailable, Outcome, describe, strategy
@@ -199,14 +199,18 @@ class Execution:
         """Have the artifact of ``step``, paid for, if that takes no computing."""
         paid = self._paid(step)
         if paid is not None:
-            artifact = self._store.get(_artifact_key_in(paid) or self._storage_key(step))
+            artifact = self._find(step, _artifact_key_in(paid) or self._storage_key(step))
             if artifact is not None:
                 self._artifacts[step.key] = artifact
                 return
         if isinstance(step, Buy):
             self._artifacts[step.key] = self._buy(step, again=paid is not None)
-        elif (found := self._store.get(self._storage_key(step))) is not None:
+        elif (found := self._find(step, self._storage_key(step))) is not None:
             self._book_found(step, found, again=paid is not None)
+
+    def _find(self, step: Step, key: str) -> Artifact | None:
+        """What is in the store; of models and targets nothing but their manifest is read here."""
+        return self._store.get(key) if isinstance(step, Buy | Score) else self._store.check(key)
 
     def _paid(self, step: Step) -> str | None:
         """The note of the entry that settled the step."""
@@ -275,7 +279,7 @@ class Execution:
 
     def settle(self, begun: Begun, delivered: Delivered) -> None:
         """Book what a job brought."""
-        artifact = self._store.get(delivered.key)
+        artifact = self._find(begun.need.step, delivered.key)
         if artifact is None:
             self.release(begun, "the artifact was removed from the store before it was settled")
             return

@@ -70,6 +70,13 @@ class RemoteStore(Store):
             return self._described(key, found)
         return artifact
 
+    def check(self, key: str) -> Artifact | None:
+        """See `Store.check`: files in the local folder are verified, those at the URL are for `get` to verify."""
+        artifact = super().get(key)
+        if artifact is None:
+            return self.about(key)
+        return self.get(key) if (artifact.path / UNSENT).exists() else artifact
+
     def get(self, key: str, *, verify: bool = True) -> Artifact | None:
         """The artifact of a key with all its files in the local folder, fetched from the URL if need be; or None.
 

@@ -114,6 +114,14 @@ class Store:
         """
         return self.get(key, verify=False)
 
+    def check(self, key: str) -> Artifact | None:
+        """The artifact of a key if it is there, its files verified if they lie here; what is kept elsewhere is not fetched.
+
+        Raises:
+            StoreError: not a key, or an artifact of a later version.
+        """
+        return self.get(key)
+
     def get(self, key: str, *, verify: bool = True) -> Artifact | None:
         """The artifact of a key, or None. A use: what was used least recently is collected first.
 
