@@ -18,10 +18,12 @@ import pytest
 from outlay.cluster import N_TRIES, Cluster
 from outlay.errors import ClusterError, UnknownModel, UsageError
 from outlay.executor import Executor, Here
+from outlay.raycrew import RayCrew, workers_of
 from outlay.settings import TeachSettings
 from outlay.single.answering import Answering, Teaching, teach
 from outlay.single.training import finetune
 from outlay.single.work import Running, Silent
+from tests.contracts.crew_contract import CrewContract, Maker, one
 from tests.contracts.executor_contract import ExecutorContract, Multiply, payloads
 from tests.steps_world import StepsWorld, tree
 
@@ -86,6 +88,16 @@ class TestCluster(ExecutorContract):
     @pytest.fixture
     def folder(self, model: Path) -> Path:
         return model
+
+
+@pytest.mark.usefixtures("ray")
+class TestRayCrew(CrewContract):
+    n_workers = N_CPUS
+    tells_progress = False
+
+    @pytest.fixture
+    def make(self, tmp_path: Path) -> Maker:
+        return lambda craft, n_workers: RayCrew(craft, "local", 1, max_workers=n_workers, logs=tmp_path / "logs")
 
 
 def only_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

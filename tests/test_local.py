@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from outlay.crew import Craft, Inline, Report, Work
+from outlay.crew import THREAD_VARIABLES, Craft, Inline, Report, Work
 from outlay.errors import UsageError
-from outlay.local import THREAD_VARIABLES, LocalCrew, Seat, seats, usable_cores, usable_gpus
+from outlay.local import LocalCrew, Seat, seats, usable_cores, usable_gpus
 from outlay.worker import REPORT_SECONDS
 from tests.contracts.crew_contract import CrewContract, Handy, Maker, one, wait_for
 

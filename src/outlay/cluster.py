@@ -1,55 +1,36 @@
-"""Jobs on the machines of a Ray cluster (Moritz et al. 2018; https://docs.ray.io).
+"""Jobs on the machines of a Ray cluster that read a folder (a model, say), by the crew of `outlay.raycrew`.
 
-A worker keeps its GPU and what it has loaded from job to job, and gets the next job as soon as it is done with one. It reads this
-process's version of `outlay`, sent with the connection; torch and the other libraries must be installed on every machine. The
-folder that the work reads is looked for at the same path on each machine; where it is not there, or holds something else, it is
-sent through Ray's object store, once, and unpacked in the machine's temporary folder until the work ends. Only this process hands
-results on, so nothing else is shared.
+A worker keeps its GPU and what it has loaded from job to job, and gets the next job as soon as it is done with one. The folder is
+looked for at the same path on each machine; where it is not there, or holds something else, it is sent through Ray's object store,
+once, and unpacked in the machine's temporary folder until the work ends. Only this process hands results on, so nothing else is
+shared.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import shutil
-import socket
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import outlay
-from outlay.errors import ClusterError, OutlayError, UnknownModel, UsageError
+from outlay.crew import Crew, Ended, Report, Work
+from outlay.errors import ClusterError, OutlayError, UnknownModel, WorkFailed
 from outlay.locks import acquire, release
 from outlay.modelref import checkpoint_files, fingerprint
+from outlay.raycrew import RayCrew, check_address, connected
 
 P = TypeVar("P")
 R = TypeVar("R")
-
-ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/]+:\d+")
 
 N_TRIES = 3
 _PIECE_BYTES = 2**28
 """A file is sent in pieces of this size, so that a model need not fit into the object store's memory in one piece."""
 
 _CLEANING_SECONDS = 10.0
-_KNOCK_SECONDS = 5.0
-
-
-def check_address(address: str) -> None:
-    """Refuse what is no address of a cluster.
-
-    Raises:
-        UsageError: neither ``auto`` nor ``local`` nor HOST:PORT nor ray://HOST:PORT.
-    """
-    if ADDRESS.fullmatch(address) is None:
-        raise UsageError(f"--ray is {address!r}; it must be auto, local, HOST:PORT or ray://HOST:PORT")
 
 
 class Cluster:
@@ -75,7 +56,7 @@ class Cluster:
             OutlayError: as ``work`` raised it; such a job is not tried again.
         """
         needed = _Folder(folder.absolute(), fingerprint(str(folder)))
-        with _connected(self._address) as ray:
+        with connected(self._address) as ray:
             yield from _Run(ray, self._address, self._threads, work, needed).all(jobs)
 
 
@@ -140,25 +121,26 @@ class _Reply:
     unpacked_on: str | None = None
 
 
-class _Worker:
-    """A process of the cluster, an actor in Ray's words.
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """A craft whose work is done on a folder."""
 
-    Tasks would not do: on GPUs Ray starts a process for each, or hands a process that is kept another GPU than it has opened.
-    """
+    work: Callable[[Path, Any], Any]
 
-    def ready(self) -> None:
-        """Say that it has found its place."""
+    def __call__(self) -> Work:
+        return self.do
 
-    def do(self, work: Callable[[Path, Any], Any], payload: Any, folder: _Folder) -> _Reply:
+    def do(self, payload: tuple[_Folder, Any], report: Report) -> _Reply:  # noqa: ARG002
         """One job."""
         import ray
 
+        folder, job = payload
         place = folder.find()
         if place is None:
             return _Reply("lacks")
         node = ray.get_runtime_context().get_node_id() if place == folder.unpacked else None
         try:
-            return _Reply("made", work(place, payload), node)
+            return _Reply("made", self.work(place, job), node)
         except OutlayError as error:
             return _Reply("refused", error, node)
 
@@ -175,8 +157,7 @@ _Job = tuple[str, Any]
 class _Run:
     """Jobs of one piece of work on a cluster.
 
-    ``waiting``: by Ray's reference to the reply, the worker and its job, ``None`` while it has yet to find its place; ``again``:
-    jobs to be tried again; ``n_tries``: failed ones, by name.
+    ``waiting``: jobs under way, by name; ``again``: jobs to be tried again; ``n_tries``: failed ones, by name.
     """
 
     ray: Any
@@ -184,100 +165,66 @@ class _Run:
     threads: int
     work: Callable[[Path, Any], Any]
     folder: _Folder
-    waiting: dict[Any, tuple[Any, _Job | None]] = field(default_factory=dict)
+    waiting: dict[str, _Job] = field(default_factory=dict)
     again: list[_Job] = field(default_factory=list)
     n_tries: Counter[str] = field(default_factory=Counter)
     unpacked_on: set[str] = field(default_factory=set)
 
     def all(self, jobs: Iterable[_Job]) -> Generator[_Job, None, None]:
-        """As they are done.
-
-        A worker without a job is ended, so that one that replaces a lost one finds a place. Jobs are tried again here and not by
-        Ray, which would take a job that kills its worker for a fault of the machine, and tells of each try on standard output.
-        """
-        resources, n_workers = self._workers()
-        jobs = iter(jobs)
-        first = list(islice(jobs, n_workers))
-        left = chain(first, jobs)
-        start = self.ray.remote(**resources)(_Worker).remote
-        work = self.ray.put(self.work)
+        """As they are done."""
+        left = iter(jobs)
         try:
-            for _ in first:
-                self._await_start(start())
-            while self.waiting:
-                [done], _ = self.ray.wait(list(self.waiting), num_returns=1)
-                worker, job = self.waiting[done]
-                reply, is_alive = self._reply(done, job)
-                del self.waiting[done]
-                if not is_alive:
-                    self._await_start(start())
-                elif (following := self.again.pop() if self.again else next(left, None)) is not None:
-                    self.waiting[worker.do.remote(work, following[1], self.folder)] = (worker, following)
-                else:
-                    self.ray.kill(worker)
-                if job is not None and reply is not None:
-                    yield job[0], reply.value
+            with RayCrew(_Reader(self.work), self.address, self.threads) as crew:
+                self._hand_out(crew, left)
+                while ended := crew.wait():
+                    for each in ended:
+                        reply = self._reply(each)
+                        self._hand_out(crew, left)
+                        if reply is not None:
+                            yield each.name, reply.value
         finally:
             self._end()
 
-    def _await_start(self, worker: Any) -> None:
-        self.waiting[worker.ready.remote()] = (worker, None)
+    def _hand_out(self, crew: Crew, left: Iterator[_Job]) -> None:
+        """To whoever is free."""
+        while crew.n_free and (job := self.again.pop() if self.again else next(left, None)) is not None:
+            name, payload = job
+            self.waiting[name] = job
+            crew.submit(name, (self.folder, payload))
 
-    def _workers(self) -> tuple[dict[str, float], int]:
-        """What one worker takes, and how many there are room for at this moment.
+    def _reply(self, ended: Ended) -> _Reply | None:
+        """The result of a job; ``None`` where it is to be tried again.
 
         Raises:
-            UsageError: no machine has so many CPUs.
+            OutlayError: as the work raised it.
+            ClusterError: it has been tried often enough.
         """
-        machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        n_gpus = sum(int(each.get("GPU", 0)) for each in machines)
-        if n_gpus:
-            return {"num_gpus": 1, "num_cpus": 0}, n_gpus
-        cpus = [int(each.get("CPU", 0)) for each in machines]
-        n_workers = sum(n // self.threads for n in cpus)
-        if not n_workers:
-            raise UsageError(
-                f"--threads is {self.threads}, and the largest machine of the Ray cluster at {self.address} has "
-                f"{max(cpus, default=0)} CPUs; ask for fewer threads"
-            )
-        return {"num_cpus": self.threads}, n_workers
-
-    def _reply(self, done: Any, job: _Job | None) -> tuple[_Reply | None, bool]:
-        """The result of a job, if this is one, and whether its worker can take another."""
-        try:
-            reply: _Reply | None = self.ray.get(done)
-        except self.ray.exceptions.RayError as error:
-            self._note_failure(job, error)
-            return None, isinstance(error, self.ray.exceptions.RayTaskError)
-        if reply is None:
-            return None, True
+        job = self.waiting.pop(ended.name)
+        if ended.lost is not None or isinstance(ended.error, WorkFailed):
+            self._note_failure(ended)
+            self.again.append(job)
+            return None
+        if ended.error is not None:
+            raise ended.error
+        reply: _Reply = ended.value
         if reply.unpacked_on is not None:
             self.unpacked_on.add(reply.unpacked_on)
         if reply.kind == "refused":
             raise reply.value
-        if reply.kind == "lacks" and job is not None:
+        if reply.kind == "lacks":
             self._send_folder()
             self.again.append(job)
-            return None, True
-        return reply, True
+            return None
+        return reply
 
-    def _note_failure(self, job: _Job | None, error: Exception) -> None:
-        """Try it again.
-
-        Raises:
-            ClusterError: it has been tried often enough.
-        """
-        name = "the start of a worker" if job is None else job[0]
-        self.n_tries[name] += 1
-        if self.n_tries[name] == N_TRIES:
-            cause = getattr(error, "cause", None) or error
-            why = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no reason given")
+    def _note_failure(self, ended: Ended) -> None:
+        self.n_tries[ended.name] += 1
+        if self.n_tries[ended.name] == N_TRIES:
+            why = f"its worker was lost, {ended.lost}" if ended.lost is not None else str(ended.error)
             raise ClusterError(
-                f"{name} could not be done on the Ray cluster at {self.address} in {N_TRIES} tries, the last one "
-                f"ended with {type(cause).__name__} ({why}); what is done is kept, run the command again, or without --ray"
-            ) from error
-        if job is not None:
-            self.again.append(job)
+                f"{ended.name} could not be done on the Ray cluster at {self.address} in {N_TRIES} tries; of the last one: "
+                f"{why}; what is done is kept, run the command again, or without --ray"
+            ) from ended.error
 
     def _send_folder(self) -> None:
         """Into the object store, once."""
@@ -289,10 +236,7 @@ class _Run:
             self.folder = replace(self.folder, files=files)
 
     def _end(self) -> None:
-        """Stop what is under way, and remove what was unpacked."""
-        for worker, _ in self.waiting.values():
-            with suppress(Exception):
-                self.ray.kill(worker)
+        """Remove what was unpacked."""
         if self.unpacked_on:
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -309,53 +253,3 @@ def _pieces(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while piece := file.read(_PIECE_BYTES):
             yield piece
-
-
-@contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """Ray, connected to a cluster until the end."""
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("--ray needs Ray, which is not installed; pip install 'outlay[ray]'") from None
-    if ray.is_initialized():
-        yield ray
-        return
-    _knock(address)
-    own = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"py_modules": [str(Path(outlay.__file__).parent)]},
-            **own,
-        )
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise _unreachable(address, str(error).partition(". ")[0]) from error
-    try:
-        # Ray tells of lost workers on standard output, which belongs to the result.
-        with redirect_stdout(sys.stderr):
-            yield ray
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Whether anything listens at HOST:PORT: Ray itself would try for minutes.
-
-    Raises:
-        ClusterError: nothing does.
-    """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon:
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise _unreachable(address, str(error)) from error
-
-
-def _unreachable(address: str, why: str) -> ClusterError:
-    said = " ".join(why.split()) or "it did not say why"
-    return ClusterError(f"no Ray cluster answers at {address!r} ({said}); start one with `ray start --head`")

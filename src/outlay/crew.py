@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -30,6 +31,22 @@ Work = Callable[[Any, Report], Any]
 
 Craft = Callable[[], Work]
 """Sets a worker up; picklable, so a module-level class or `functools.partial`, never a closure."""
+
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+"""What OpenMP, the linear algebra libraries and tokenizers read when they are loaded."""
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """What a worker's environment says of its number of threads, before it imports anything."""
+    return dict.fromkeys(THREAD_VARIABLES, str(threads))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +144,16 @@ def attempt(do: Callable[[], Any]) -> Reply:
         return Reply(error=error)
     except (Exception, SystemExit) as error:
         return Reply.of(error)
+
+
+def fit_to_send(reply: Reply) -> Reply:
+    """The same; an error of ours that another process could not make again is told like any other error."""
+    if reply.error is not None:
+        try:
+            ForkingPickler.loads(ForkingPickler.dumps(reply.error))
+        except Exception:
+            return Reply.of(reply.error)
+    return reply
 
 
 class Inline:

@@ -27,19 +27,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from outlay.crew import Craft, Ended, Reply
+from outlay.crew import Craft, Ended, Reply, thread_variables
 from outlay.errors import ClusterError, UsageError
 from outlay.worker import START, Replied, Reported
-
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "RAYON_NUM_THREADS",
-)
-"""What OpenMP, the linear algebra libraries and tokenizers read when they are loaded."""
 
 _PATIENCE_SECONDS = 2.0
 """From asking a worker to end to killing it."""
@@ -60,8 +50,11 @@ class Seat:
 
     def environment(self, outer: Mapping[str, str]) -> dict[str, str]:
         """The variables of the process."""
-        own = dict.fromkeys(THREAD_VARIABLES, str(self.threads))
-        return {**outer, **own, **({} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu})}
+        return {
+            **outer,
+            **thread_variables(self.threads),
+            **({} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}),
+        }
 
 
 def seats(n_workers: int, threads: int, cores: tuple[int, ...], gpus: tuple[str, ...] = ()) -> tuple[Seat, ...]:

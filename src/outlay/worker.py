@@ -22,7 +22,7 @@ from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any
 
-from outlay.crew import Craft, Reply, Work, attempt
+from outlay.crew import Craft, Reply, Work, attempt, fit_to_send
 
 REPORT_SECONDS = 0.2
 """Reports of progress are sent this often at most, the last one (all done) excepted."""
@@ -123,7 +123,7 @@ class _Desk:
         while True:
             payload = inbox.get()
             self._is_busy = True
-            reply = attempt(partial(self._do, made.value, payload)) if is_made else made
+            reply = fit_to_send(attempt(partial(self._do, made.value, payload)) if is_made else made)
             self._reply(reply, is_last=not is_made or reply.said is not None)
 
     def _do(self, work: Work, payload: bytes) -> Any:
@@ -143,8 +143,6 @@ class _Desk:
         now = time.monotonic()
         try:
             data = ForkingPickler.dumps(Replied(reply, now, is_last))
-            if reply.error is not None:
-                ForkingPickler.loads(data)  # an error may fail to be made again
         except Exception as error:
             data = ForkingPickler.dumps(Replied(Reply.of(error), now, is_last))
         with self._sending:
