@@ -220,8 +220,8 @@ class _Execution:
 
     def _buy(self, step: Buy, again: bool) -> Artifact:
         """Buy what the book of this series does not hold yet, delivery by delivery."""
-        rows = (self._prepared.train if step.split == "train" else self._prepared.dev)[: step.n]
-        seller = self._prepared.seller_of(step.split)
+        rows = (self._prepared.train if step.split == "train" else self._prepared.dev)[step.start : step.stop]
+        seller = self._prepared.seller_of(step)
         quote = self._quoter.quote(step)
         with self._runner._book.open(step.series) as purchases:
             missing = [row for row in rows if row.id not in purchases.labels]
@@ -420,8 +420,8 @@ class _Execution:
             dev=dev,
             scores=scores,
             charge_usd=usd_of(balance.total_charge_micros),
-            n_labels=max((step.labels.n for step in trains), default=0),
-            n_llm_labels=0,
+            n_labels=max((step.n_labels_of("human") for step in trains), default=0),
+            n_llm_labels=max((step.n_labels_of("llm") for step in trains), default=0),
             llm_tokens_in=0,
             llm_tokens_out=0,
             n_pool=max((step.n_rows for step in distils), default=0),
