@@ -18,7 +18,7 @@ from outlay.recipe import Buy, Distil, Recipe, Score, Step, Teach, Train
 from outlay.request import Seller, frozen_overrides
 from outlay.settings import TeachSettings
 from outlay.strategy import STRATEGIES, NotAvailable, Outcome, describe, strategy
-from tests.knowledge import ENCODING, LABELS, LLM_USD, N_DEV, N_POOL, N_TRAIN, STUDENT, TEACHER, Bill, carved, known
+from tests.knowledge import ENCODING, LABELS, N_DEV, N_POOL, N_TRAIN, STUDENT, TEACHER, Bill, carved, known
 
 DEVS = ("given", "bought", "carved", None)
 BUDGETS = (1_000_000, 3_000_000, 12_345_678, 40_000_000, 61_000_000, 90_000_000)
@@ -300,7 +300,7 @@ def test_the_derivation_is_the_budget_line_by_line(name: str) -> None:
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        UnknownStrategy, match="annotate, distill, .*general_distill, llm_annotate, mix; did you mean distill"
+        UnknownStrategy, match=r"annotate, distill, .*general_distill, llm_annotate, mix; did you mean distill"
     ):
         strategy("distil")
 
