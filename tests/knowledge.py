@@ -12,7 +12,7 @@ from itertools import accumulate
 from outlay.compute import Machine, ModelShape
 from outlay.form import Form
 from outlay.money import Price
-from outlay.quoting import Handover, Known, TokenCounts
+from outlay.quoting import Handover, Known, Offer, TokenCounts
 from outlay.recipe import Encoding, Model
 from outlay.request import Request
 from outlay.settings import TeachSettings, TrainSettings
@@ -30,7 +30,7 @@ SHAPES = {
 N_PARAMETERS = {TEACHER.ref: 5 * 1_700 + 23 * 26, STUDENT.ref: 1_100 + 13 * 16}
 EPOCHS = {"teacher": 10, "student": 20, "distil": 4}
 PEAK, TRAIN_SHARE, INFER_SHARE = 1_000_000, Fraction(1, 2), Fraction(3, 10)
-HOUR_USD, LABEL_USD = Fraction("3.6"), Fraction("0.2")
+HOUR_USD, LABEL_USD, LLM_USD = Fraction("3.6"), Fraction("0.2"), Fraction("0.046")
 
 
 def lengths(n: int, salt: int) -> list[int]:
@@ -80,6 +80,7 @@ def known(budget_micros: int, **changes: object) -> Known:
         n_dev=N_DEV,
         defaults={role: TrainSettings(epochs, 32, 1e-3) for role, epochs in EPOCHS.items()},
         teach_defaults=TeachSettings(),
+        llm=Offer(Price("llm/made-up", "label", Decimal("0.046"), "made up", date(2024, 1, 1), "a model"), "llm"),
     )
     return replace(knows, **of_known)  # type: ignore[arg-type]
 
@@ -112,6 +113,15 @@ class Bill:
 
     def bought(self, n: int) -> int:
         return self.labels(n) + (self.labels(N_DEV) if self.dev == "bought" else 0)
+
+    def hired(self, n_human: int, n_llm: int) -> int:
+        """People label the first rows, an LLM those behind them; dev is carved from the first seller's."""
+        n, n_carved = n_human + n_llm, carved(n_human or n_llm) if self.dev == "carved" else 0
+        bought = self.bought(n_human) + math.ceil(n_llm * LLM_USD * 1_000_000)
+        n_dev = sum(ROWS["train"][:n_carved]) if self.dev == "carved" else self.dev_tokens(0)
+        epochs = EPOCHS["student"]
+        training = self.compute(STUDENT.ref, epochs * sum(ROWS["train"][n_carved:n]), epochs * n_dev)
+        return bought + (0 if self.free_student else training) + self.score()
 
     def score(self) -> int:
         return self.compute(STUDENT.ref, 0, sum(ROWS["test"]))

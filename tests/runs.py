@@ -9,7 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from outlay import prepare
+from outlay import sellers
 from outlay.demo import generate
 from outlay.labels.base import Delivery, Order
 from outlay.labels.replay import Replay
@@ -181,7 +181,7 @@ def runner(folder: Path, store: Path, **changes: object) -> Runner:
 
 def pay_for_labels(monkeypatch: object) -> None:
     """Let every label of this test leave the bank."""
-    monkeypatch.setattr(prepare, "Replay", PayingReplay)  # type: ignore[attr-defined]
+    monkeypatch.setattr(sellers, "Replay", PayingReplay)  # type: ignore[attr-defined]
 
 
 def bought_rows(store: Path) -> list[str]:

@@ -196,6 +196,8 @@ def test_a_budget_that_cannot_be_spent(shop: Shop, tmp_path: Path, budget: str, 
         (("--set", "distil.temperature=[2]"), ("'distil.temperature=[2]'", "a number")),
         (("--set", "distil.precision=8"), ("'distil.precision=8'", "a word")),
         (("--set", "teacher.epochs=0"), ("epochs is 0", "at least 1")),
+        (("--strategy", "llm_annotate"), ("llm_annotate", "for you to assume", "--llm-error-rate")),
+        (("--strategy", "mix"), ("mix", "how many labels people give", "--n-initial")),
         (("--n-initial", "0"), ("n_initial is 0", "at least 1")),
         (("--pool-rows", "0"), ("pool_rows is 0", "at least 1")),
         (("--n-dev", "31"), ("31 dev labels", "30", "at most that many")),
@@ -215,6 +217,28 @@ def test_a_request_that_cannot_be_met(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ((), ("no 'gpt-3.5-label/tickets'", "name what an LLM's label costs with --llm-price-item")),
+        (
+            ("--llm-price-item", "gpt-4-label/wlp"),
+            ("no price for 'gpt-4-label/wlp'", "did you mean 'gpt-3.5-label/wlp'"),
+        ),
+        (
+            ("--llm-price-item", "text-davinci-003"),
+            ("'text-davinci-003' is priced per 1000 tokens", "--llm-price-item"),
+        ),
+    ],
+)
+def test_labels_of_an_llm_without_a_price(
+    shop: Shop, tmp_path: Path, options: tuple[str, ...], says: tuple[str, ...]
+) -> None:
+    hired = ("--strategy", "llm_annotate", "--llm-error-rate", "0.3")
+    refused(shop.run(tmp_path / "out", *hired, *options), *says)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("command", ["run", "task check"])
 def test_an_unknown_task(tmp_path: Path, command: str) -> None:
     budget = ("--budget", "5", "--out", tmp_path / "out") if command == "run" else ()
@@ -231,6 +255,7 @@ def test_an_unknown_task(tmp_path: Path, command: str) -> None:
         (("--budgets", "5", "--strategies", "annotate,annotate"), ("strategies", "named twice")),
         (("--budgets", "5", "--strategies", "annotate,guess"), ("'guess'", "known:")),
         (("--budgets", "5", "--strategies", ","), ("no strategies",)),
+        (("--budgets", "5", "--strategies", "annotate,mix"), ("mix", "give --n-initial")),
         (("--budgets", "5", "--students", "cut:1,cut:1"), ("students", "named twice")),
         (("--budgets", "5", "--students", "cut:1,cut:9"), ("cut:9", "1 to 4")),
         (("--budgets", "5", "--strategies", "general_distill", "--general-student", "./none"), ("no folder",)),

@@ -18,6 +18,7 @@ JUDGE = Judge("org/judge", 3, True, "judge's bytes")
 MODEL = Model("org/name", "org/name", "bytes")
 SETTINGS = TrainSettings(epochs=3, batch_size=8, learning_rate=1e-3)
 LABELS = Buy("train", 5, 0, "rows", "seller")
+MORE = Buy("train", 7, 0, "rows", "a model", start=5, annotator="llm")
 DEV = Dev("given", 3, rows_digest="dev rows")
 TRAIN = Train("teacher", MODEL, LABELS, DEV, ENCODING, SETTINGS, threads=2)
 SPEECH = TeachSettings()
@@ -40,6 +41,7 @@ def changed(step: Step, name: str, value: object) -> Step:
         (LABELS, "order_seed", 1),
         (LABELS, "rows_digest", "other rows"),
         (LABELS, "seller", "another"),
+        (LABELS, "start", 1),
         (TRAIN, "model", replace(MODEL, fingerprint="other bytes")),
         (TRAIN, "model", replace(MODEL, ref="cut:2")),
         (TRAIN, "labels", replace(LABELS, n=6)),
@@ -56,6 +58,9 @@ def changed(step: Step, name: str, value: object) -> Step:
         (TRAIN, "encoding", replace(ENCODING, segments=("a", "b"))),
         (TRAIN, "encoding", replace(ENCODING, form=replace(FORM, labels=("yes", "no")))),
         (TRAIN, "encoding", replace(ENCODING, metric="f1")),
+        (TRAIN, "more", MORE),
+        (replace(TRAIN, more=MORE), "more", replace(MORE, n=8)),
+        (replace(TRAIN, more=MORE), "more", replace(MORE, start=6)),
         (TRAIN, "threads", 1),
         (BLOCKS[0], "teacher", replace(TRAIN, threads=1)),
         (BLOCKS[0], "rows_digest", "other rows"),
@@ -120,6 +125,26 @@ def test_a_judge_is_its_bytes_and_how_it_is_read() -> None:
 def test_who_a_model_is_for_and_who_pays_do_not_change_it() -> None:
     assert replace(TRAIN, role="student").key == TRAIN.key
     assert replace(TRAIN, free=True).key == TRAIN.key
+    assert replace(LABELS, annotator="llm").key == LABELS.key  # who that is, the seller's identity says
+
+
+def test_keys_stay_what_they_were_before_a_training_could_have_two_sellers() -> None:
+    carved = replace(TRAIN, dev=Dev("carved", 3, labels=LABELS))
+    assert LABELS.key == "5c0914b9d4a88498c079de1e76e4ccb60bc0c4138685fed1296fdcc19ef75e44"
+    assert LABELS.series == "ec7a9531a8473bbba4acfa461913cbdbd72f632bb81ab397b58b8cd44d9fb09a"
+    assert TRAIN.key == "2930f4d2a33106ae560e6faa719ea510c188a1819052534d408d4b24bf14808a"
+    assert carved.key == "a1c5b3181a147578d2d20b66104c4feb34dc7c0e62fac11efbf1508f2db272b0"
+    assert DISTIL.key == "bf936c8580e75a6e4b432caf1d7658c3586d74a999bbc52a8bf83e7ea1b40c29"
+    assert SCORE.key == "34f145c0a3d9637cbccd32d5013e844afc4d34ce768f0485092878219e2aa946"
+
+
+def test_a_training_reads_its_purchases_in_order_and_counts_them_by_who_gave_them() -> None:
+    both = replace(TRAIN, more=MORE, dev=Dev("carved", 3, labels=LABELS))
+    assert both.inputs == (LABELS, MORE, LABELS)
+    assert (both.n_labels, both.n_labels_of("human"), both.n_labels_of("llm")) == (12, 5, 7)
+    assert (TRAIN.n_labels, TRAIN.n_labels_of("human"), TRAIN.n_labels_of("llm")) == (5, 5, 0)
+    assert (MORE.start, MORE.stop, LABELS.stop) == (5, 12, 5)
+    assert [step.key for step in graph([both])] == [LABELS.key, MORE.key, both.key]
 
 
 def test_a_checkpoint_is_its_bytes_and_a_block_its_rows() -> None:
@@ -149,13 +174,15 @@ PURCHASES = st.builds(
     order_seed=st.integers(0, 2),
     rows_digest=st.sampled_from(["a", "b"]),
     seller=st.sampled_from(["x", "y"]),
+    start=st.integers(0, 2),
 )
 TRAININGS = st.builds(
     Train,
     role=st.sampled_from(["teacher", "student"]),
     model=st.sampled_from([MODEL, replace(MODEL, fingerprint="other")]),
     labels=PURCHASES,
-    dev=st.sampled_from([None, DEV]),
+    dev=st.sampled_from([None, DEV, Dev("bought", 3, labels=replace(LABELS, split="dev"))]),
+    more=st.sampled_from([None, MORE, LABELS]),
     encoding=st.just(ENCODING),
     settings=st.sampled_from([SETTINGS, replace(SETTINGS, seed=1)]),
     threads=st.integers(1, 2),
@@ -166,7 +193,7 @@ TRAININGS = st.builds(
 @given(PURCHASES, PURCHASES)
 def test_purchases_share_a_key_exactly_when_they_are_equal(one: Buy, other: Buy) -> None:
     assert (one.key == other.key) == (one == other)
-    assert (one.series == other.series) == (replace(one, n=1) == replace(other, n=1))
+    assert (one.series == other.series) == (replace(one, n=1, start=0) == replace(other, n=1, start=0))
 
 
 @given(TRAININGS, TRAININGS)

@@ -37,8 +37,10 @@ OTHER: dict[str, Any] = {
     "overrides": frozen_overrides({"teacher": {"epochs": 1}}),
     "base": "other",
     "metric_model": "other",
+    "llm_error_rate": 0.0,
+    "llm_price_item": "other",
 }
-LATER = {"base", "metric_model"}
+LATER = {"base", "metric_model", "llm_error_rate", "llm_price_item"}
 """Fields that old requests did not have: they are said only where they say something, so that run ids stay."""
 
 
@@ -58,8 +60,11 @@ def test_the_same_request_is_the_same_run_in_every_process() -> None:
     assert replace(REQUEST).run_id == REQUEST.run_id == "dcdb84220253123d"
     assert json.loads(json.dumps(REQUEST.to_json())) == REQUEST.to_json()
     assert set(REQUEST.to_json()) == {field.name for field in fields(Request)} - LATER
-    full = replace(REQUEST, base="b", metric_model="m").to_json()
-    assert set(full) == {field.name for field in fields(Request)}
+    full = replace(REQUEST, base="b", metric_model="m")
+    assert full.run_id == "3541ea84a1706490"
+    assert set(replace(full, llm_error_rate=0.3, llm_price_item="x").to_json()) == {
+        field.name for field in fields(Request)
+    }
 
 
 def test_the_order_in_which_settings_are_named_does_not_matter() -> None:
@@ -79,6 +84,8 @@ def test_the_order_in_which_settings_are_named_does_not_matter() -> None:
         ({"n_dev": -3}, "n_dev is -3; it must be at least 1"),
         ({"threads": 0}, "threads is 0; it must be at least 1"),
         ({"student_training": "gratis"}, "student_training is 'gratis'; it must be charged or free"),
+        ({"llm_error_rate": 1.01}, "the LLM error rate is 1.01; it must be from 0 to 1"),
+        ({"llm_error_rate": float("nan")}, "the LLM error rate is nan; it must be from 0 to 1"),
         ({"dev": "none"}, "dev is 'none'; it must be given, bought, carved or none"),
     ],
 )
@@ -114,4 +121,5 @@ def test_options_and_request_have_the_same_defaults() -> None:
     names = ("n_initial", "seed", "teacher", "student", "machine", "student_training", "pool_rows", "n_dev", "threads")
     assert {name: getattr(options, name) for name in names} == {name: getattr(REQUEST, name) for name in names}
     assert options.seller == REQUEST.seller
-    assert (options.base, options.metric_model) == (REQUEST.base, REQUEST.metric_model) == (None, None)
+    for of in (options, REQUEST):
+        assert {getattr(of, name) for name in LATER} == {None}

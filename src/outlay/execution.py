@@ -221,8 +221,8 @@ class Execution:
 
     def _buy(self, step: Buy, again: bool) -> Artifact:
         """Buy what the book of this series does not hold yet, delivery by delivery."""
-        rows = (self.prepared.train if step.split == "train" else self.prepared.dev)[: step.n]
-        seller = self.prepared.seller_of(step.split)
+        rows = (self.prepared.train if step.split == "train" else self.prepared.dev)[step.start : step.stop]
+        seller = self.prepared.seller_of(step)
         quote = self._quoter.quote(step)
         with self._till.book.open(step.series) as purchases:
             missing = [row for row in rows if row.id not in purchases.labels]

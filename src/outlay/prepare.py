@@ -10,15 +10,14 @@ from typing import Any
 
 from outlay.compute import Machine, ModelShape, machine, shape_of
 from outlay.data import TaskData, load_data
-from outlay.errors import TaskFileError, UnknownModel, UsageError
+from outlay.errors import UnknownModel, UsageError
 from outlay.example import Example, seeded_order
 from outlay.form import Family, Kind, can_answer, target_kind
 from outlay.labels.base import Annotator
-from outlay.labels.replay import Replay
 from outlay.modelref import fingerprint, parse_ref
 from outlay.money import PriceBook
 from outlay.quoting import Handover, Known, TokenCounts
-from outlay.recipe import Encoding, Judge, Model
+from outlay.recipe import Buy, Encoding, Judge, Model
 from outlay.request import (
     DEFAULT_GENERAL,
     DEFAULT_MACHINE,
@@ -29,8 +28,9 @@ from outlay.request import (
     Seller,
     frozen_overrides,
 )
+from outlay.sellers import human_seller, identity_of, llm_offer, llm_seller, llm_terms
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.store import canonical_json, key_of
+from outlay.store import key_of
 from outlay.strategy import strategy as strategy_named
 from outlay.task import Task, load_task
 
@@ -105,9 +105,9 @@ class Options:
     general: str = DEFAULT_GENERAL
     """The generally distilled checkpoint that `general_distill` starts from."""
     llm_error_rate: float | None = None
-    """Share of an LLM's labels that are wrong, where they are replayed."""
+    """Share of an LLM's labels that are wrong, in replay; strategies that hire one need it."""
     llm_price_item: str | None = None
-    """Item of the price book that one label of an LLM costs."""
+    """What one of its labels is charged as; ``None`` = ``gpt-3.5-label/`` and the task's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +141,10 @@ class Prepared:
         """What a model reads, row by row: an encoder the task's segments, one that writes the whole text."""
         return _sources(self.task, rows, self.known.shapes[ref].family)
 
-    def seller_of(self, split: str) -> Annotator:
-        """The replay seller of one split's gold labels."""
-        return _seller(self.train if split == "train" else self.dev, self.task, self.price_book, self.request)
+    def seller_of(self, step: Buy) -> Annotator:
+        """Who sells the labels of a purchase, replayed from the gold labels of its split."""
+        seller = human_seller if step.annotator == "human" else llm_seller
+        return seller(self.train if step.split == "train" else self.dev, self.task, self.price_book, self.request)
 
 
 class Workbench:
@@ -197,6 +198,8 @@ class Workbench:
         self.price_book.get(task.price_item)
         dev, n_dev = _dev_choice(task, data, options)
         cast = self._cast(task, options)
+        asked = (options.n_initial, options.llm_error_rate, options.llm_price_item)
+        llm_error_rate, llm_item = llm_terms(strategy_named(options.strategy), task, self.price_book, *asked)
         families = self._families_by_role(cast)
         overrides: dict[str, dict[str, Any]] = {
             "teacher": task.training.settings_for(families["teacher"], "teacher"),
@@ -228,6 +231,8 @@ class Workbench:
             overrides=frozen_overrides(overrides),
             base=None if options.base == options.teacher else options.base,
             metric_model=options.metric_model,
+            llm_error_rate=llm_error_rate,
+            llm_price_item=llm_item,
         )
         for role, pairs in request.overrides:
             settings = TeachSettings() if role == "teach" else default_settings(families[role], task.kind)[role]
@@ -281,7 +286,7 @@ class Workbench:
             machine=chosen,
             machine_price=self.price_book.get(chosen.price_item),
             label_price=self.price_book.get(task.price_item),
-            seller_identity=canonical_json(dict(_seller(train, task, self.price_book, request).identity())),
+            seller_identity=identity_of(human_seller(train, task, self.price_book, request)),
             train_digest=_rows_digest(train),
             dev_digest=_rows_digest(dev),
             test_digest=_rows_digest(data.test),
@@ -292,6 +297,7 @@ class Workbench:
             n_dev=len(dev) if request.n_dev is None else request.n_dev,
             defaults={role: default_settings(family, task.kind)[role] for role, family in families.items()},
             teach_defaults=TeachSettings(),
+            llm=llm_offer(train, task, self.price_book, request),
         )
         parts = _pool_parts(data, len(pool))
         return Prepared(request, known, task, train, pool, dev, data.test, parts, self.price_book, options)
@@ -473,20 +479,3 @@ def _dev_choice(task: Task, data: TaskData, options: Options) -> tuple[str | Non
     if n_dev is not None and n_dev > len(data.dev):
         raise UsageError(f"{n_dev:,} dev labels asked, the dev split has {len(data.dev):,}; ask for at most that many")
     return how, n_dev
-
-
-def _seller(rows: Sequence[Example], task: Task, book: PriceBook, request: Request) -> Annotator:
-    gold: dict[str, str] = {}
-    for row in rows:
-        if row.label is None:
-            raise TaskFileError(f"task {task.name}: row {row.id[:12]} has no gold label to replay; give `target:`")
-        gold[row.id] = row.label
-    return Replay(
-        gold,
-        labels=task.labels if task.kind == "classification" else (),
-        price=book.get(task.price_item),
-        error_rate=request.seller.error_rate,
-        redundancy=request.seller.redundancy,
-        seconds_per_label=request.seller.seconds_per_label,
-        seed=request.seed,
-    )

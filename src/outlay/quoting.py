@@ -8,9 +8,10 @@ from fractions import Fraction
 from typing import Any
 
 from outlay.compute import SECONDS_PER_HOUR, Machine, ModelShape, flops_infer, flops_train
+from outlay.errors import UsageError
 from outlay.form import TargetKind
 from outlay.money import Price, Quote
-from outlay.recipe import Buy, Dev, Distil, Encoding, Model, Score, Step, Teach, Train
+from outlay.recipe import Annotating, Buy, Dev, Distil, Encoding, Model, Score, Step, Teach, Train
 from outlay.request import Request
 from outlay.settings import TeachSettings, TrainSettings
 
@@ -38,6 +39,16 @@ class Handover:
 
     target: TargetKind
     vocab_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a seller of labels asks: the price of one answer, how many answers make a label, who it is."""
+
+    price: Price
+    identity: str
+    """Canonical JSON of the seller's identity."""
+    redundancy: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,20 @@ class Known:
     defaults: Mapping[str, TrainSettings]
     """By role."""
     teach_defaults: TeachSettings
+    llm: Offer | None = None
+    """Of the LLM that labels train rows; ``None`` where the request hires none."""
+
+    def offer(self, annotator: Annotating) -> Offer:
+        """What people, or the LLM, ask for a label.
+
+        Raises:
+            UsageError: an LLM's labels are asked for, and none is hired.
+        """
+        if annotator == "human":
+            return Offer(self.label_price, self.seller_identity, self.request.seller.redundancy)
+        if self.llm is None:
+            raise UsageError(f"strategy {self.request.strategy} buys labels of an LLM; hire one with --llm-error-rate")
+        return self.llm
 
     @property
     def budget_micros(self) -> int:
@@ -146,7 +171,8 @@ class Quoter:
         """What ``step`` costs at most."""
         known = self.known
         if isinstance(step, Buy):
-            return Quote.of(known.label_price, Fraction(step.n * known.request.seller.redundancy))
+            offer = known.offer(step.annotator)
+            return Quote.of(offer.price, Fraction(step.n * offer.redundancy))
         price = known.machine_price
         quantity = self.hours(self.work(step))
         if isinstance(step, Train) and step.free:
@@ -170,8 +196,11 @@ class Quoter:
         """Tokens a compute step processes at most, evaluations included."""
         match step:
             case Train():
-                n_trained = step.settings.epochs * self._bought_tokens(step.model.ref, step.labels, step.dev)
-                n_rows = step.labels.n - n_carved(step.dev)
+                n_epoch = self._bought_tokens(step.model.ref, step.labels, step.dev)
+                if step.more is not None:
+                    n_epoch += self._bought_tokens(step.model.ref, step.more, None)
+                n_trained = step.settings.epochs * n_epoch
+                n_rows = step.n_labels - n_carved(step.dev)
                 n_inferred = n_evaluations(step.settings, n_rows) * self.dev_tokens(step)
                 return Work(step.model.ref, n_trained, n_inferred)
             case Teach():
@@ -200,9 +229,9 @@ class Quoter:
 
     def _bought_tokens(self, ref: str, labels: Buy, dev: Dev | None) -> int:
         """Sources and answers of the bought rows that are trained on, once."""
-        counts, first = self.known.tokens[ref], n_carved(dev)
-        sources = counts.train[labels.n] - counts.train[first]
-        return sources + (labels.n - first) * self.known.longest_answer[ref]
+        counts, first = self.known.tokens[ref], labels.start + n_carved(dev)
+        sources = counts.train[labels.stop] - counts.train[first]
+        return sources + (labels.stop - first) * self.known.longest_answer[ref]
 
     def _spoken_tokens(self, step: Teach) -> int:
         """A class is scored label by label; an answer is written beam by beam. Its logits are those of the steps that wrote it;

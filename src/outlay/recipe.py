@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from outlay.form import Form, TargetKind
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.store import key_of
+
+Annotating = Literal["human", "llm"]
+"""Who labels: people, or a large language model."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Buy(Step):
-    """The labels of the first ``n`` rows of a split's seeded order, from one seller.
+    """The labels of ``n`` rows of a split's seeded order, from row ``start`` on, from one seller.
 
-    ``series`` identifies everything but ``n`` (seller, rows and their order), so that a longer purchase of the same series
-    pays only the difference.
+    ``series`` identifies everything but which rows (seller, split and order), so that a longer purchase of the same series, or
+    one that starts elsewhere, pays only for rows that were not bought before.
     """
 
     kind: ClassVar[str] = "buy"
@@ -64,6 +67,14 @@ class Buy(Step):
     rows_digest: str
     seller: str
     """Canonical JSON of the seller's identity."""
+    start: int = 0
+    annotator: Annotating = "human"
+    """For people: the seller's identity, which is in the key, decides."""
+
+    @property
+    def stop(self) -> int:
+        """One past the last row, in the seeded order."""
+        return self.start + self.n
 
     @cached_property
     def series(self) -> str:
@@ -72,7 +83,8 @@ class Buy(Step):
 
     def parameters(self) -> dict[str, Any]:
         """What was asked beside the inputs."""
-        return {**self._series_parameters(), "n": self.n}
+        start = {"start": self.start} if self.start else {}
+        return {**self._series_parameters(), "n": self.n, **start}
 
     def _series_parameters(self) -> dict[str, Any]:
         return {
@@ -150,7 +162,10 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Train(Step):
-    """Fine-tune ``model`` on bought labels with cross-entropy. ``free``: done, but not charged (Kang et al. 2023, §2.2)."""
+    """Fine-tune ``model`` on bought labels with cross-entropy. ``free``: done, but not charged (Kang et al. 2023, §2.2).
+
+    ``more``: labels of further rows, from another seller, trained on after ``labels`` as one set.
+    """
 
     kind: ClassVar[str] = "train"
     version: ClassVar[int] = 3
@@ -164,11 +179,26 @@ class Train(Step):
     settings: TrainSettings
     threads: int
     free: bool = False
+    more: Buy | None = None
+
+    @property
+    def bought(self) -> tuple[Buy, ...]:
+        """Every purchase of labels it trains on, in training order."""
+        return (self.labels,) if self.more is None else (self.labels, self.more)
+
+    @property
+    def n_labels(self) -> int:
+        """Labels of every purchase, those carved out for dev included."""
+        return sum(buy.n for buy in self.bought)
+
+    def n_labels_of(self, annotator: Annotating) -> int:
+        """Those of its labels that people, or an LLM, gave."""
+        return sum(buy.n for buy in self.bought if buy.annotator == annotator)
 
     @property
     def inputs(self) -> tuple[Step, ...]:
         """What it reads."""
-        return (self.labels, *_dev_inputs(self.dev))
+        return (*self.bought, *_dev_inputs(self.dev))
 
     def parameters(self) -> dict[str, Any]:
         """What was asked beside the inputs."""

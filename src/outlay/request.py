@@ -71,6 +71,10 @@ class Request:
     """What ``cut:`` and ``tiny:`` students are made from; ``None`` = the teacher."""
     metric_model: str | None = None
     """Encoder that a metric compares texts with; ``None`` = the task's own."""
+    llm_error_rate: float | None = None
+    """Share of an LLM's labels that are wrong, in replay; ``None`` where the strategy hires no LLM."""
+    llm_price_item: str | None = None
+    """What one of its labels is charged as; ``None`` where the strategy hires no LLM."""
 
     def __post_init__(self) -> None:
         if self.budget_micros <= 0:
@@ -83,12 +87,19 @@ class Request:
             raise UsageError(f"threads is {self.threads}; it must be at least 1")
         if self.student_training not in ("charged", "free"):
             raise UsageError(f"student_training is {self.student_training!r}; it must be charged or free")
+        if self.llm_error_rate is not None and not 0 <= self.llm_error_rate <= 1:
+            raise UsageError(f"the LLM error rate is {self.llm_error_rate}; it must be from 0 to 1")
         if self.dev not in (None, "given", "bought", "carved"):
             raise UsageError(f"dev is {self.dev!r}; it must be given, bought, carved or none")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, in a stable order; what came later is left out where it says nothing, so that run ids stay."""
-        later = {"base": self.base, "metric_model": self.metric_model}
+        later = {
+            "base": self.base,
+            "metric_model": self.metric_model,
+            "llm_error_rate": self.llm_error_rate,
+            "llm_price_item": self.llm_price_item,
+        }
         return {
             "task": self.task,
             "task_digest": self.task_digest,

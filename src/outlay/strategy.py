@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from outlay.errors import UnknownStrategy
 from outlay.money import format_usd
 from outlay.quoting import Known, Quoter
-from outlay.recipe import Buy, Dev, Distil, Model, Recipe, Score, Step, Teach, Train
+from outlay.recipe import Annotating, Buy, Dev, Distil, Model, Recipe, Score, Step, Teach, Train
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,9 @@ class Outcome:
 Teaching = Literal["teacher", "student"]
 """Who teaches the student: the request's teacher, or a model like the student itself."""
 
+Labelling = Literal["human", "llm", "both"]
+"""Who labels what a model learns from: people, an LLM, or people first and an LLM further rows."""
+
 
 class Strategy(Protocol):
     """The ask/tell policy."""
@@ -53,6 +56,11 @@ class Strategy(Protocol):
     @property
     def starts_general(self) -> bool:
         """Whether the student is the generally distilled checkpoint, whatever student the user names."""
+        ...
+
+    @property
+    def labelled_by(self) -> Labelling:
+        """Who labels."""
         ...
 
     def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
@@ -75,6 +83,11 @@ class Annotate:
     def taught_by(self) -> Teaching | None:
         """Nobody."""
         return None
+
+    @property
+    def labelled_by(self) -> Labelling:
+        """People."""
+        return "human"
 
     def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
         """The most labels such that labels, training and scoring stay within the budget."""
@@ -116,6 +129,11 @@ class Distill:
         """It does not."""
         return False
 
+    @property
+    def labelled_by(self) -> Labelling:
+        """People."""
+        return "human"
+
     def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
         """The recipe under the N rule that the request chose."""
         if outcomes:
@@ -151,11 +169,64 @@ class Distill:
         return Recipe(final(n, n_blocks), _derive(known, quoter, final(n, n_blocks)))
 
 
+@dataclass(frozen=True, slots=True)
+class Hire:
+    """All money to the labels of an LLM, or all that the first N labels of people leave (Kang et al. 2023, section 5, Figure 6:
+    "GPT-3.5 Ann.", "Human + GPT-3.5 Ann."). The LLM labels the train rows that follow those of the people.
+    """
+
+    name: str = "llm_annotate"
+    labelled_by: Labelling = "llm"
+
+    @property
+    def taught_by(self) -> Teaching | None:
+        """Nobody: its labels are learnt from as if they were right."""
+        return None
+
+    @property
+    def starts_general(self) -> bool:
+        """It does not."""
+        return False
+
+    def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
+        """The most LLM labels such that all labels, training and scoring stay within the budget."""
+        if outcomes:
+            return None
+        n_human = known.request.n_initial if self.labelled_by == "both" else 0
+        if n_human is None:
+            return NotAvailable(f"strategy {self.name} needs to know how many labels people give; give --n-initial")
+        n_left = known.n_train - n_human
+        if n_human and n_left < 1:
+            most = f"of the {known.n_train:,} rows that can be labelled"
+            return NotAvailable(
+                f"--n-initial {n_human:,} {most} leaves none to an LLM; give at most {known.n_train - 1:,}"
+            )
+        n_min = max(1, known.n_min - n_human)
+        if n_left < n_min:
+            return _too_few_rows(known)
+
+        def final(n: int) -> Score:
+            return _score(known, _train_with_llm(known, n_human, n))
+
+        quoter = Quoter(known)
+        n = _largest(n_min, n_left, lambda n: quoter.total_micros(final(n)) <= known.budget_micros)
+        if n is None:
+            people = f"{n_human:,} labels, " if n_human else ""
+            return _unaffordable(
+                known, quoter, final(n_min), f"{people}{n_min:,} LLM labels and the student's training"
+            )
+        lines = _derive(known, quoter, final(n))
+        every = (_all_labelled(n),) if n == n_left else ()
+        return Recipe(final(n), (lines[0], _assumed(known), *lines[1:-1], *every, lines[-1]))
+
+
 STRATEGIES: dict[str, Strategy] = {
     "annotate": Annotate(),
     "distill": Distill(),
     "self_distill": Distill(name="self_distill", own_teacher=True),
     "general_distill": Annotate(name="general_distill", starts_general=True),
+    "llm_annotate": Hire(),
+    "mix": Hire(name="mix", labelled_by="both"),
 }
 
 
@@ -172,10 +243,9 @@ def strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
-def _buy(known: Known, n: int) -> Buy:
-    return Buy(
-        split="train", n=n, order_seed=known.request.seed, rows_digest=known.train_digest, seller=known.seller_identity
-    )
+def _buy(known: Known, n: int, start: int = 0, annotator: Annotating = "human") -> Buy:
+    identity = known.offer(annotator).identity
+    return Buy("train", n, known.request.seed, known.train_digest, identity, start, annotator)
 
 
 def _dev(known: Known, labels: Buy) -> Dev | None:
@@ -193,7 +263,17 @@ def _dev(known: Known, labels: Buy) -> Dev | None:
 
 
 def _train(known: Known, role: str, model: Model, n: int) -> Train:
-    labels = _buy(known, n)
+    return _train_on(known, role, model, _buy(known, n))
+
+
+def _train_with_llm(known: Known, n_human: int, n_llm: int) -> Train:
+    """The student, on the labels of people and then of an LLM; where people give none, dev is carved from the LLM's."""
+    hired = _buy(known, n_llm, n_human, "llm")
+    first, more = (_buy(known, n_human), hired) if n_human else (hired, None)
+    return _train_on(known, "student", known.student, first, more)
+
+
+def _train_on(known: Known, role: str, model: Model, labels: Buy, more: Buy | None = None) -> Train:
     return Train(
         role=role,
         model=model,
@@ -203,6 +283,7 @@ def _train(known: Known, role: str, model: Model, n: int) -> Train:
         settings=known.settings("teacher" if role == "teacher" and model == known.teacher else "student"),
         threads=known.request.threads,
         free=role == "student" and known.request.student_training == "free",
+        more=more,
     )
 
 
@@ -279,13 +360,24 @@ def _free_start(known: Known) -> str:
     return f"start from {known.student.ref}: free, since it is publicly available: $0.00"
 
 
+def _assumed(known: Known) -> str:
+    """Where an LLM's labels come from and how good they are taken to be: an assumption, so the receipt says it."""
+    price, rate = known.offer("llm").price, known.request.llm_error_rate or 0.0
+    wrong = f"replayed gold with {100 * rate:g} % wrong answers, which is an assumption"
+    return f"LLM labels: {wrong}, ${price.usd:f} each ({price.note or price.source})"
+
+
+def _all_labelled(n: int) -> str:
+    return f"LLM labels: no more than {n:,}, since no train row is left; add train rows to buy more"
+
+
 def describe(step: Step) -> str:
     """What a step does, in the words of the receipt; the blocks of one teacher pass read alike."""
     match step:
         case Buy():
-            return f"{step.n:,} {step.split} labels"
+            return f"{step.n:,} {'LLM' if step.annotator == 'llm' else step.split} labels"
         case Train():
-            return f"fine-tune the {step.role} on {step.labels.n:,} labels"
+            return f"fine-tune the {step.role} on {step.n_labels:,} labels"
         case Teach():
             return "teacher's targets over the pool"
         case Distil():

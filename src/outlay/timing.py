@@ -49,7 +49,11 @@ class Forecaster:
     def _seconds(self, step: Step, profile: Profile) -> float:
         match step:
             case Train():
-                return self._trained(step, profile, self._bought(step.labels, step.dev, step.model), False)
+                rows = self._bought(step.labels, step.dev, step.model)
+                if step.more is not None:
+                    more = self._bought(step.more, None, step.model)
+                    rows = Lengths([*rows.sources, *more.sources], [*rows.answers, *more.answers])
+                return self._trained(step, profile, rows, False)
             case Distil():
                 pool = self._pool(step, step.model, 0, step.n_rows)
                 return self._trained(step, profile, pool, step.target == "classes")
@@ -89,7 +93,7 @@ class Forecaster:
         counts, n_rows = self._known.tokens[step.model.ref], step.dev.n
         split = counts.train if step.dev.how == "carved" else counts.dev
         load = answering_load(reader, self._lengths(step, step.model, split, 0, n_rows), ANSWERING)
-        n_learnt = step.n_rows if isinstance(step, Distil) else step.labels.n - n_carved(step.dev)
+        n_learnt = step.n_rows if isinstance(step, Distil) else step.n_labels - n_carved(step.dev)
         settings: TrainSettings = step.settings
         seconds = n_evaluations(settings, n_learnt) * profile.seconds(load, settings.precision)
         return seconds if settings.eval_share is None else min(seconds, settings.eval_share * worked)
@@ -109,8 +113,8 @@ class Forecaster:
 
     def _bought(self, labels: Buy, dev: Dev | None, model: Model) -> Lengths:
         counts = self._known.tokens[model.ref].train
-        first = n_carved(dev)
-        return _lengths(counts, first, labels.n, self._answers(labels, model))
+        first = labels.start + n_carved(dev)
+        return _lengths(counts, first, labels.stop, self._answers(labels, model))
 
     def _pool(self, step: Teach | Distil, model: Model, start: int, stop: int) -> Lengths:
         return self._lengths(step, model, self._known.tokens[model.ref].pool, start, stop)

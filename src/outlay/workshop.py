@@ -98,12 +98,13 @@ class Workshop:
     def _train(self, step: Train, bench: Bench) -> Made:
         from outlay.train.steps import finetune
 
-        labels = self.read_labels(step.labels)
+        labels = [label for buy in step.bought for label in self.read_labels(buy)]
+        rows = [row for buy in step.bought for row in self._prepared.train[buy.start : buy.stop]]
         first = n_carved(step.dev)
         out = _fresh(bench.folder / "model")
         progress = finetune(
             _spec(step),
-            self._prepared.sources(self._prepared.train[first : len(labels)], step.model.ref),
+            self._prepared.sources(rows[first:], step.model.ref),
             labels[first:],
             step.settings,
             dev=self._dev(step),

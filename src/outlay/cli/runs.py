@@ -63,6 +63,19 @@ MetricModelOption = Annotated[
     str | None,
     typer.Option("--metric-model", help="Encoder that bert_ibleu compares texts with, instead of the task's."),
 ]
+LlmErrorOption = Annotated[
+    float | None,
+    typer.Option("--llm-error-rate", min=0, max=1, help="Of each replayed LLM label; llm_annotate and mix need it."),
+]
+LlmPriceOption = Annotated[
+    str | None,
+    typer.Option("--llm-price-item", help="What an LLM label is charged as. (default: gpt-3.5-label/ and the task)"),
+]
+StrategyOption = Annotated[
+    str,
+    typer.Option("--strategy", help="annotate, distill, self_distill, general_distill, llm_annotate or mix."),
+]
+StrategiesOption = Annotated[str, typer.Option("--strategies", help="With commas; those of `run --strategy`.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of data sets. (default: $OUTLAY_DATA)")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Results folder. (default: outlay-runs/...)")]
 CapOption = Annotated[
@@ -77,9 +90,7 @@ _GENERAL = "distilbert/distilbert-base-uncased"
 def run(
     task: TaskArgument,
     budget: Annotated[str, typer.Option("--budget", help="Dollars in total.")],
-    strategy: Annotated[
-        str, typer.Option("--strategy", help="annotate, distill, self_distill or general_distill.")
-    ] = "distill",
+    strategy: StrategyOption = "distill",
     n_initial: InitialOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
     teacher: TeacherOption = _TEACHER,
@@ -96,6 +107,8 @@ def run(
     label_error_rate: ErrorOption = 0.0,
     redundancy: RedundancyOption = 1,
     seconds_per_label: SecondsOption = 0.0,
+    llm_error_rate: LlmErrorOption = None,
+    llm_price_item: LlmPriceOption = None,
     settings: SetOption = None,
     metric_model: MetricModelOption = None,
     prices: PricesOption = None,
@@ -123,7 +136,7 @@ def run(
 def compare(
     task: TaskArgument,
     budgets: Annotated[str, typer.Option("--budgets", "--budget", help="Dollars in total, with commas: 300,400.")],
-    strategies: Annotated[str, typer.Option("--strategies", help="With commas.")] = "annotate,distill,self_distill",
+    strategies: StrategiesOption = "annotate,distill,self_distill",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from --seed on.")] = 1,
     n_initial: InitialOption = None,
     rule: Annotated[bool, typer.Option(help="Beside a fixed N, distill with as many labels as its rule buys.")] = True,
@@ -144,6 +157,8 @@ def compare(
     label_error_rate: ErrorOption = 0.0,
     redundancy: RedundancyOption = 1,
     seconds_per_label: SecondsOption = 0.0,
+    llm_error_rate: LlmErrorOption = None,
+    llm_price_item: LlmPriceOption = None,
     settings: SetOption = None,
     metric_model: MetricModelOption = None,
     prices: PricesOption = None,
@@ -292,6 +307,8 @@ def _options(given: dict[str, Any], strategy: str, budget_micros: int) -> Option
         base=given["base"],
         metric_model=given["metric_model"],
         general=given["general_student"],
+        llm_error_rate=given["llm_error_rate"],
+        llm_price_item=given["llm_price_item"],
     )
 
 

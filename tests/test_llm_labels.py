@@ -1,0 +1,398 @@
+"""An LLM as a second seller: what its money buys, whose labels a student learns, and what stands in the receipt."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outlay.errors import UnknownItem, UsageError
+from outlay.point import Point
+from outlay.prepare import Prepared
+from outlay.quoting import Quoter
+from outlay.recipe import Buy, Recipe, Train
+from outlay.report.receipt import receipt, render_text
+from outlay.request import Seller
+from outlay.run import Runner
+from outlay.sellers import human_seller, llm_seller
+from outlay.speed import TERMS, Profile
+from outlay.strategy import NotAvailable, describe, strategy
+from outlay.timing import Forecaster
+from outlay.workshop import LABELS_FILE
+from tests.knowledge import LABELS, N_TRAIN, STUDENT, Bill, carved, known
+from tests.runs import World, bought_rows, pay_for_labels, runner
+
+DEVS = ("given", "bought", "carved", None)
+N_HUMAN = 50
+ITEM = "gpt-3.5-label/wlp"
+"""Priced at $0.046; the small task has no LLM price of its own."""
+
+
+def train_of(recipe: object) -> Train:
+    assert isinstance(recipe, Recipe), recipe
+    (train,) = [step for step in recipe.steps() if isinstance(step, Train)]
+    return train
+
+
+# --- what the money buys -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("dev", DEVS)
+@pytest.mark.parametrize("budget", [600_000, 3_000_000, 9_876_543, 12_345_678, 19_000_000, 61_000_000])
+@pytest.mark.parametrize(("name", "n_human"), [("llm_annotate", 0), ("mix", N_HUMAN)])
+def test_an_llm_labels_as_many_rows_as_the_rest_of_the_budget_pays_for(
+    name: str, n_human: int, budget: int, dev: str | None, free: bool
+) -> None:
+    bill = Bill(dev, redundancy=3, free_student=free)
+    least = max(1, len(LABELS) * (2 if dev == "carved" else 1) - n_human)
+    affordable = [n for n in range(least, N_TRAIN - n_human + 1) if bill.hired(n_human, n) <= budget]
+    training = "free" if free else "charged"
+    seller = Seller(redundancy=3)  # answers of people; an LLM gives one
+    knows = known(budget, dev=dev, n_initial=N_HUMAN, seller=seller, student_training=training, strategy=name)
+    found = strategy(name).ask(knows, [])
+    if not affordable:
+        assert isinstance(found, NotAvailable)
+        assert "the budget is" in found.reason
+        return
+    train = train_of(found)
+    assert (train.n_labels_of("human"), train.n_labels_of("llm")) == (n_human, max(affordable))
+    assert isinstance(found, Recipe)
+    assert Quoter(knows).total_micros(found.final) == bill.hired(n_human, max(affordable)) <= budget
+    assert [(buy.start, buy.stop) for buy in train.bought][-1] == (n_human, n_human + max(affordable))
+
+
+def test_the_cases_above_hold_every_limit() -> None:
+    """Budgets that buy nothing, something, and every row there is."""
+    for name, n_human in (("llm_annotate", 0), ("mix", N_HUMAN)):
+        said = [
+            strategy(name).ask(known(budget, n_initial=N_HUMAN), []) for budget in (100_000, 11_500_000, 61_000_000)
+        ]
+        assert isinstance(said[0], NotAvailable)
+        assert 0 < train_of(said[1]).n_labels_of("llm") < N_TRAIN - n_human
+        assert train_of(said[2]).n_labels_of("llm") == N_TRAIN - n_human
+
+
+def test_the_published_dollars_buy_the_published_labels() -> None:
+    """Kang et al. 2023, Appendix E: $200 buys 4,347 labels of WLP at $0.046 (the training free, as section 2.2 has it)."""
+    rows = [1] * 6_000
+    sums = list(range(len(rows) + 1))
+    knows = known(200_000_000, student_training="free")
+    tokens = knows.tokens[STUDENT.ref]
+    more = {ref: type(tokens)(sums, tokens.pool, tokens.dev, tokens.test) for ref in knows.tokens}
+    knows = known(200_000_000, student_training="free", n_train=len(rows), tokens=more)
+    recipe = strategy("llm_annotate").ask(knows, [])
+    assert train_of(recipe).n_labels == 4_347
+
+
+@pytest.mark.parametrize("dev", ["carved", "bought"])
+def test_dev_labels_come_from_people_where_there_are_any(dev: str) -> None:
+    mixed = train_of(strategy("mix").ask(known(15_000_000 + 8_000_000, dev=dev, n_initial=N_HUMAN), []))
+    alone = train_of(strategy("llm_annotate").ask(known(9_000_000, dev=dev), []))
+    assert mixed.dev is not None
+    assert alone.dev is not None
+    assert mixed.dev.labels is not None
+    assert alone.dev.labels is not None
+    assert mixed.dev.labels.annotator == "human"
+    if dev == "carved":
+        assert (mixed.dev.n, mixed.dev.labels) == (carved(N_HUMAN), mixed.labels)
+        assert (alone.dev.n, alone.dev.labels) == (carved(alone.n_labels), alone.labels)
+        assert alone.dev.labels.annotator == "llm"
+    else:
+        assert alone.dev.labels.annotator == "human"
+
+
+def test_the_derivation_says_what_is_assumed_and_where_the_rows_end() -> None:
+    knows = known(61_000_000, n_initial=N_HUMAN, llm_error_rate=0.3)
+    found = strategy("mix").ask(knows, [])
+    assert isinstance(found, Recipe)
+    budget, assumed, people, hired, training, _, end, left = found.derivation
+    assert budget == "budget: $61.00"
+    assert assumed == (
+        "LLM labels: replayed gold with 30 % wrong answers, which is an assumption, $0.046 each (a model)"
+    )
+    assert people == "50 train labels: at most $10.00"
+    assert hired == "240 LLM labels: at most $11.04"
+    assert training.startswith("fine-tune the student on 290 labels: at most $")
+    assert end == "LLM labels: no more than 240, since no train row is left; add train rows to buy more"
+    assert left.startswith("left over: $")
+    fewer = strategy("mix").ask(known(14_000_000, n_initial=N_HUMAN, student_training="free"), [])
+    assert isinstance(fewer, Recipe)
+    assert not [line for line in fewer.derivation if "no train row" in line]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("mix", {"n_initial": None}, "needs to know how many labels people give; give --n-initial"),
+        ("mix", {"n_initial": N_TRAIN}, "--n-initial 290 of the 290 rows that can be labelled leaves none to an LLM"),
+        ("mix", {"n_initial": N_TRAIN + 7}, "give at most 289"),
+        ("llm_annotate", {"n_train": 2}, "add train rows"),
+        ("mix", {"n_initial": 1, "n_train": 2}, "add train rows"),
+    ],
+)
+def test_what_the_data_cannot_give_is_refused(name: str, changes: dict[str, object], says: str) -> None:
+    refused = strategy(name).ask(known(90_000_000, **changes), [])
+    assert isinstance(refused, NotAvailable)
+    assert says in refused.reason
+
+
+def test_no_labels_of_an_llm_without_one() -> None:
+    with pytest.raises(UsageError, match="hire one with --llm-error-rate"):
+        strategy("llm_annotate").ask(known(9_000_000, llm=None), [])
+    # Nobody else needs one.
+    assert isinstance(strategy("annotate").ask(known(9_000_000, llm=None), []), Recipe)
+
+
+# --- runs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def hired(world: World, name: str, **changes: Any) -> Prepared:
+    base = {"llm_error_rate": 0.3, "llm_price_item": ITEM, "n_initial": 20 if name == "mix" else None}
+    return world.prepared(strategy=name, **{"budget_micros": 6_000_000, **base, **changes})
+
+
+@pytest.fixture(scope="module")
+def mixed(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Runner, Prepared, Point]:
+    """20 labels of people at $0.20 and as many of an LLM as $2.05 pay for, less the cents of compute."""
+    root = tmp_path_factory.mktemp("mixed")
+    one, prepared = runner(root / "out", root / "store"), hired(world, "mix", budget_micros=6_050_000)
+    return one, prepared, one.execute(prepared)
+
+
+def labels_in(one: Runner, prepared: Prepared) -> list[list[tuple[str, str]]]:
+    """Row and label of each purchase of a run, in the order bought."""
+    manifest = json.loads(one.run_folder(prepared.request.run_id).manifest.read_text())
+    bought = []
+    for entry in manifest["artifacts"]:
+        if entry["step"] == "buy":
+            artifact = one.store.get(entry["key"])
+            assert artifact is not None
+            lines = (artifact.path / LABELS_FILE).read_text().splitlines()
+            bought.append([(line["row"], line["label"]) for line in map(json.loads, lines)])
+    return bought
+
+
+def test_a_mix_is_charged_and_counted_seller_by_seller(mixed: tuple[Runner, Prepared, Point]) -> None:
+    one, prepared, point = mixed
+    n = point.result.n_llm_labels
+    assert (point.result.status, point.result.n_labels) == ("ok", 20)
+    assert 40 <= n <= 44  # $2.05 / $0.046 = 44.6
+    assert (point.result.llm_tokens_in, point.result.llm_tokens_out) == (0, 0)
+    assert (point.request.variant, point.request.teacher, point.request.added_usd) == ("mix", None, 2.05)
+    entries = [e for e in one.ledger.entries(prepared.request.run_id) if e.kind == "settle"]
+    assert [e.note for e in entries] == [
+        "20 train labels",
+        f"{n} LLM labels",
+        f"fine-tune the student on {20 + n} labels",
+        "score the test split",
+    ]
+    assert [e.charge_micros for e in entries[:2]] == [20 * 200_000, n * 46_000]
+    assert [e.cash_micros for e in entries[:2]] == [0, 0]
+    assert sum(e.charge_micros for e in entries) == round(point.result.charge_usd * 10**6) <= 6_050_000
+    tokens = prepared.known.tokens[prepared.known.student.ref]
+    flops = Quoter(prepared.known).flops(Quoter(prepared.known).work(train_of(_recipe(prepared))))
+    epochs, n_dev = 2, tokens.dev[30]
+    assert flops == _flops(prepared, epochs * tokens.train[20 + n], epochs * n_dev)
+
+
+def _recipe(prepared: Prepared) -> object:
+    return strategy(prepared.request.strategy).ask(prepared.known, [])
+
+
+def _flops(prepared: Prepared, n_trained: int, n_inferred: int) -> tuple[int, int]:
+    from outlay.compute import flops_infer, flops_train
+
+    shape = prepared.known.shapes[prepared.known.student.ref]
+    return flops_train(shape, n_trained, 12), flops_infer(shape, n_inferred, 12)
+
+
+def test_the_receipt_of_a_mix_reads_well(mixed: tuple[Runner, Prepared, Point]) -> None:
+    one, prepared, point = mixed
+    told = render_text(receipt(one.ledger, prepared.request.run_id))
+    assert f"{point.result.n_llm_labels} LLM labels" in told
+    assert ITEM in told
+    document = json.loads(one.run_folder(prepared.request.run_id).manifest.read_text())
+    said = (
+        "LLM labels: replayed gold with 30 % wrong answers, which is an assumption, $0.046 each (text-davinci-003, 32"
+    )
+    assert document["derivation"][1].startswith(said)
+    assert document["request"]["llm_error_rate"] == 0.3
+    assert document["request"]["llm_price_item"] == ITEM
+
+
+def test_people_label_the_first_rows_and_an_llm_those_behind_them(mixed: tuple[Runner, Prepared, Point]) -> None:
+    one, prepared, point = mixed
+    people, llm = labels_in(one, prepared)
+    rows, n = prepared.train, point.result.n_llm_labels
+    assert people == [(row.id, row.label) for row in rows[:20]]
+    assert [row for row, _ in llm] == [row.id for row in rows[20 : 20 + n]]
+    n_wrong = sum(label != row.label for (_, label), row in zip(llm, rows[20:], strict=False))
+    assert abs(n_wrong - 0.3 * n) <= 4 * (0.3 * 0.7 * n) ** 0.5
+    assert n_wrong > 0
+
+
+@pytest.mark.parametrize(("name", "dev"), [("mix", "given"), ("mix", "carved"), ("llm_annotate", "carved")])
+def test_the_student_learns_each_row_with_the_label_that_was_bought_for_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, dev: str
+) -> None:
+    from outlay.train import steps
+
+    learnt: list[tuple[str, str]] = []
+    finetune = steps.finetune
+
+    def listening(spec: Any, sources: Any, labels: Any, settings: Any, **rest: Any) -> Any:
+        learnt.extend(zip([" ".join(source) for source in sources], labels, strict=True))
+        return finetune(spec, sources, labels, settings, **rest)
+
+    monkeypatch.setattr(steps, "finetune", listening)
+    one, prepared = runner(tmp_path / "out", tmp_path / "store"), hired(world, name, dev=dev)
+    point = one.execute(prepared)
+    texts = {row.id: row.text for row in prepared.train}
+    bought = [(texts[row], label) for part in labels_in(one, prepared) for row, label in part]
+    n_human = 20 if name == "mix" else 0
+    n_carved = prepared.known.n_carved(n_human or point.result.n_llm_labels) if dev == "carved" else 0
+    assert learnt == bought[n_carved:]
+    assert (point.result.n_labels, point.result.n_llm_labels) == (n_human, len(bought) - n_human)
+    assert point.result.n_dev == (n_carved or 30)
+
+
+def test_a_larger_budget_buys_only_the_rows_that_were_not_bought(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pay_for_labels(monkeypatch)
+    one = runner(tmp_path / "out", tmp_path / "store")
+    small, large = hired(world, "mix", budget_micros=5_100_000), hired(world, "mix", budget_micros=6_050_000)
+    alone = hired(world, "llm_annotate", budget_micros=2_000_000)
+    points = [one.execute(prepared) for prepared in (small, large, alone)]
+    first, second, third = (point.result.n_llm_labels for point in points)
+    assert 0 < first < second
+    cash = [e.cash_micros for e in one.ledger.entries() if e.kind == "settle" and "LLM labels" in e.note]
+    # The run without people starts at row 0; only the 20 rows before the mix's are new to the seller.
+    assert third <= 20 + second
+    assert cash == [first * 46_000, (second - first) * 46_000, 20 * 46_000]
+    rows = bought_rows(tmp_path / "store")
+    assert len(rows) == 20 + 20 + second
+    order = [row.id for row in large.train]
+    assert sorted(rows) == sorted(order[:20] + order[: 20 + second])
+    said = dict(labels_in(one, large)[1])
+    assert all(said[row] == label for row, label in labels_in(one, small)[1])
+    assert all(said[row] == label for row, label in labels_in(one, alone)[0] if row in said)
+
+
+def test_where_rows_run_out_the_money_stays(world: World, tmp_path: Path) -> None:
+    one, prepared = runner(tmp_path / "out", tmp_path / "store"), hired(world, "llm_annotate", budget_micros=50_000_000)
+    point = one.execute(prepared)
+    assert (point.result.n_labels, point.result.n_llm_labels, point.result.status) == (0, 120, "ok")
+    assert point.result.charge_usd == pytest.approx(120 * 0.046, abs=0.05)
+    assert (point.request.variant, point.request.added_usd) == ("llm_annotate", None)
+
+
+def test_the_errors_of_an_llm_are_a_stream_of_their_own(world: World) -> None:
+    from outlay.labels.base import Order
+
+    prepared = hired(world, "llm_annotate", seller=Seller(error_rate=0.3))
+    given = prepared.train, prepared.task, prepared.price_book, prepared.request
+    people, llm = human_seller(*given), llm_seller(*given)
+    order = Order.of("every row", prepared.train)
+
+    def wrong(labels: tuple[str, ...]) -> set[int]:
+        return {i for i, (label, row) in enumerate(zip(labels, prepared.train, strict=True)) if label != row.label}
+
+    by_people, by_llm = wrong(people.deliver(order).labels), wrong(llm.deliver(order).labels)
+    n = len(prepared.train)
+    for each in (by_people, by_llm):
+        assert abs(len(each) - 0.3 * n) <= 4 * (0.3 * 0.7 * n) ** 0.5
+    # Independent: 9 % of the rows are wrong in both, not 30 %.
+    assert abs(len(by_people & by_llm) - 0.09 * n) <= 4 * (0.09 * 0.91 * n) ** 0.5
+    assert people.identity() != llm.identity()
+    # People make the same errors whether an LLM is hired or not, and no seed repeats another's.
+    alone = world.prepared(strategy="annotate", seller=Seller(error_rate=0.3))
+    assert alone.known.seller_identity == prepared.known.seller_identity
+    other = hired(world, "llm_annotate", seed=1)
+    assert prepared.known.llm is not None
+    assert other.known.llm is not None
+    assert prepared.known.llm.identity != other.known.llm.identity
+
+
+def test_seconds_of_a_mix_are_foreseen_for_the_rows_of_both_sellers(mixed: tuple[Runner, Prepared, Point]) -> None:
+    _, prepared, _ = mixed
+    train = train_of(_recipe(prepared))
+    of_steps = Profile(
+        "here", "2026-11-21", "a device", "2.13.0", 1, 10**11, {"fp32": dict.fromkeys(TERMS, 0.0) | {"steps": 1.0}}
+    )
+    foreseen = Forecaster(Quoter(prepared.known), of_steps, lambda labels, model: []).forecast(train).seconds
+    assert foreseen == 2 * -(-train.n_labels // 16)
+    assert train.n_labels > 48
+
+
+def test_a_purchase_is_told_by_who_sells_it(mixed: tuple[Runner, Prepared, Point]) -> None:
+    train = train_of(_recipe(mixed[1]))
+    assert [describe(buy) for buy in train.bought] == ["20 train labels", f"{train.n_labels - 20} LLM labels"]
+    assert describe(Buy("train", 2739, 0, "", "", start=1000, annotator="llm")) == "2,739 LLM labels"
+    assert describe(Buy("train", 1000, 0, "", "")) == "1,000 train labels"
+
+
+# --- requests ----------------------------------------------------------------------------------------------------------
+
+
+def test_only_a_strategy_that_hires_one_is_another_run_for_it(world: World) -> None:
+    terms = {"llm_error_rate": 0.3, "llm_price_item": ITEM}
+    for name in ("annotate", "distill", "self_distill", "general_distill"):
+        plain = world.options(strategy=name, general=str(world.checkpoint))
+        named = world.options(strategy=name, general=str(world.checkpoint), **terms)
+        assert world.workbench.request(named) == world.workbench.request(plain)
+        assert "llm_error_rate" not in world.workbench.request(named).to_json()
+    ids = {
+        hired(world, "mix", **changes).request.run_id
+        for changes in ({}, {"llm_error_rate": 0.2}, {"llm_price_item": "gpt-3.5-label/stanceosaurus"})
+    }
+    assert len(ids) == 3
+    whole = world.workbench.request(world.options(strategy="llm_annotate", **{**terms, "llm_error_rate": 0}))
+    assert repr(whole.llm_error_rate) == "0.0"  # one run, however the number is written
+
+
+def test_a_published_price_needs_no_name(world: World, tmp_path: Path) -> None:
+    for item, usd in (("wlp", Fraction("0.046")), ("stanceosaurus", Fraction("0.073"))):
+        text = world.task.read_text().replace("name: small", f"name: {item}")
+        task = world.task.parent / f"{item}.yaml"
+        task.write_text(text)
+        asked = world.options(task=str(task), strategy="llm_annotate", llm_error_rate=0.3)
+        request = world.workbench.request(asked)
+        assert request.llm_price_item == f"gpt-3.5-label/{item}"
+        named = world.options(
+            task=str(task), strategy="llm_annotate", llm_error_rate=0.3, llm_price_item=f"gpt-3.5-label/{item}"
+        )
+        assert world.workbench.request(named).run_id == request.run_id
+        offer = world.workbench.prepare(asked).known.llm
+        assert offer is not None
+        assert Fraction(offer.price.usd) == usd
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "error", "says"),
+    [
+        ("llm_annotate", {"llm_error_rate": None}, UsageError, "for you to assume; give --llm-error-rate, such as 0.3"),
+        ("mix", {"llm_error_rate": None}, UsageError, "give --llm-error-rate"),
+        ("mix", {"n_initial": None}, UsageError, "needs to know how many labels people give; give --n-initial"),
+        ("mix", {"llm_error_rate": 1.5}, UsageError, "the LLM error rate is 1.5; it must be from 0 to 1"),
+        ("mix", {"llm_price_item": None}, UsageError, "no 'gpt-3.5-label/small'; name what an LLM's label costs with"),
+        ("mix", {"llm_price_item": "a100-40gb"}, UsageError, "'a100-40gb' is priced per hour; name an item per label"),
+        ("mix", {"llm_price_item": "gpt-5"}, UnknownItem, "no price for 'gpt-5'"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(
+    world: World, name: str, changes: dict[str, Any], error: type[UsageError], says: str
+) -> None:
+    with pytest.raises(error) as refused:
+        hired(world, name, **changes)
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
