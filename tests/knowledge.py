@@ -114,7 +114,7 @@ class Bill:
         return self.labels(n) + (self.labels(N_DEV) if self.dev == "bought" else 0)
 
     def score(self) -> int:
-        return self.compute(STUDENT.ref, 0, sum(ROWS["test"]))
+        return 0 if self.free_student else self.compute(STUDENT.ref, 0, sum(ROWS["test"]))
 
     def annotate(self, n: int) -> int:
         training = 0 if self.free_student else self.training(STUDENT.ref, "student", n)

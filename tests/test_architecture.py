@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "locks": set(),
     "executor": set(),
+    "memo": set(),
     "form": set(),
     "entities": set(),
     "canonical": {"errors"},
@@ -55,26 +56,34 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"errors", "grouping", "ledger", "money", "point", "runfolder"},
     "request": {"errors", "money", "store"},
     "recipe": {"form", "settings", "store"},
-    "quoting": {"compute", "form", "money", "recipe", "request", "settings"},
-    "strategy": {"errors", "money", "quoting", "recipe"},
+    "quoting": {"compute", "form", "memo", "money", "recipe", "request", "settings"},
+    "strategy": {"errors", "memo", "money", "quoting", "recipe"},
     "gauge": {"compute", "money", "quoting", "recipe"},
     "timing": {"quoting", "recipe", "settings", "speed"},
     "circumstance": set(),
+    "defaults": {"form", "settings"},
+    "ordered": {"data", "example", "store"},
     "prepare": {
         *(
             "compute",
             "data",
+            "defaults",
             "errors",
             "example",
             "form",
             "labels",
+            "memo",
             "modelref",
             "money",
+            "ordered",
             "quoting",
             "recipe",
             "request",
         ),
         *("settings", "store", "strategy", "task", "train"),
+    },
+    "planning": {
+        *("errors", "money", "point", "prepare", "quoting", "recipe", "speed", "strategy", "timing"),
     },
     "workshop": {"example", "metrics", "prepare", "quoting", "recipe", "store", "train"},
     "run": {
@@ -89,7 +98,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "single": {
         *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "metrics", "modelref"),
-        *("prepare", "rows", "settings", "shape", "sources", "speed", "store", "task", "train"),
+        *("defaults", "rows", "settings", "shape", "sources", "speed", "store", "task", "train"),
     },
     "cli": {
         *("__init__", "compare", "compute", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare"),
@@ -107,6 +116,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "training": {"pydantic"},
     "task": {"pydantic"},
     "rows": {"datasets", "pyarrow"},
+    "planning": {"rich"},
     "cluster": {"ray"},
     "sizes": {"yaml"},
     "modelref": {"huggingface_hub"},
@@ -118,7 +128,7 @@ THIRD_PARTY: dict[str, set[str]] = {
 }
 STANDARD_LIBRARY_ONLY = (
     *("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point", "grouping"),
-    *("form", "entities", "settings", "executor"),
+    *("form", "entities", "settings", "executor", "memo"),
 )
 
 # Inside a package: module -> modules of the same package that it must not import.

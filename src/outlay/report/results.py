@@ -12,8 +12,6 @@ from outlay.point import Point
 Layout = Literal[
     "budgets", "self", "match", "costs", "general", "pool", "initial", "students", "teachers", "llm", "plain"
 ]
-    "budgets", "self", "match", "costs", "general", "pool", "initial", "students", "teachers", "llm", "plain"
-]
 """How a study is laid out: Kang et al. 2023, Tables 2 and 11 (``budgets``), 3 (``self``), 4 (``match``), 6 (``costs``), 10
 (``general``), Figures 2 (``pool``), 3 (``initial``), 4 (``students``), 5 (``teachers``), 6 and 7 (``llm``); ``plain`` is any
 comparison."""
