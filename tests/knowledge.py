@@ -124,7 +124,7 @@ class Bill:
         return bought + (0 if self.free_student else training) + self.score()
 
     def score(self) -> int:
-        return self.compute(STUDENT.ref, 0, sum(ROWS["test"]))
+        return 0 if self.free_student else self.compute(STUDENT.ref, 0, sum(ROWS["test"]))
 
     def annotate(self, n: int) -> int:
         training = 0 if self.free_student else self.training(STUDENT.ref, "student", n)

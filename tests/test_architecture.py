@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "crew": {"errors"},
     "worker": {"crew"},
     "local": {"crew", "errors", "worker"},
+    "memo": set(),
     "form": set(),
     "entities": set(),
     "canonical": {"errors"},
@@ -65,24 +66,34 @@ ALLOWED: dict[str, set[str]] = {
     "quoting": {"compute", "errors", "form", "money", "recipe", "request", "settings"},
     "strategy": {"errors", "money", "quoting", "recipe"},
     "sellers": {"errors", "example", "labels", "money", "quoting", "request", "store", "strategy", "task"},
+    "quoting": {"compute", "form", "memo", "money", "recipe", "request", "settings"},
+    "strategy": {"errors", "memo", "money", "quoting", "recipe"},
     "gauge": {"compute", "money", "quoting", "recipe"},
     "timing": {"quoting", "recipe", "settings", "speed"},
     "circumstance": set(),
+    "defaults": {"form", "settings"},
+    "ordered": {"data", "example", "store"},
     "prepare": {
         *(
             "compute",
             "data",
+            "defaults",
             "errors",
             "example",
             "form",
             "labels",
+            "memo",
             "modelref",
             "money",
+            "ordered",
             "quoting",
             "recipe",
             "request",
         ),
         *("sellers", "settings", "store", "strategy", "task", "train"),
+    },
+    "planning": {
+        *("errors", "money", "point", "prepare", "quoting", "recipe", "speed", "strategy", "timing"),
     },
     "workshop": {"example", "metrics", "prepare", "quoting", "recipe", "store", "train"},
     "run": {
@@ -102,7 +113,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "single": {
         *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "metrics", "modelref"),
-        *("prepare", "rows", "settings", "shape", "sources", "speed", "store", "task", "train"),
+        *("defaults", "rows", "settings", "shape", "sources", "speed", "store", "task", "train"),
     },
     "cli": {
         *("__init__", "compare", "compute", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare"),
@@ -123,6 +134,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "study": {"pydantic"},
     "rows": {"datasets", "pyarrow"},
     "raycrew": {"ray"},
+    "planning": {"rich"},
     "cluster": {"ray"},
     "remote": {"fsspec"},
     "sizes": {"yaml"},
@@ -138,6 +150,7 @@ STANDARD_LIBRARY_ONLY = (
     *("form", "entities", "settings", "executor", "crew", "worker", "local"),
     *("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point", "grouping", "pareto"),
     *("form", "entities", "settings", "executor"),
+    *("form", "entities", "settings", "executor", "memo"),
 )
 
 # Inside a package: module -> modules of the same package that it must not import.
@@ -167,7 +180,14 @@ INNER: dict[str, set[str]] = {
     "train.loop": {"train.steps", "train.lessons", "train.targets", "train.models", "train.heads", "train.writers"},
     "train.place": {"train.loop", "train.steps", "train.models", "train.heads"},
     "report.tables": {"report.charts", "report.page", "report.receipt"},
-    "report.laid": {"report.cells", "report.papers", "report.layouts", "report.rendering", "report.charts", "report.page"},
+    "report.laid": {
+        "report.cells",
+        "report.papers",
+        "report.layouts",
+        "report.rendering",
+        "report.charts",
+        "report.page",
+    },
     "report.cells": {"report.papers", "report.layouts", "report.summaries", "report.costing", "report.rendering"},
     "report.papers": {"report.layouts", "report.summaries", "report.costing", "report.rendering"},
     "report.summaries": {"report.layouts", "report.costing", "report.rendering"},

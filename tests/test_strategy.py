@@ -171,15 +171,16 @@ def test_students_train_free_only_by_name_and_only_on_labels() -> None:
     budget = 10_000_000
     charged, free = known(budget), known(budget, student_training="free")
     assert total(free, recipe("annotate", free)) == Bill(free_student=True).annotate(n_labels(recipe("annotate", free)))
-    assert n_labels(recipe("annotate", free)) == 49  # $10 at $0.20, less the cents that scoring costs
-    assert n_labels(recipe("annotate", charged)) < 49
-    (training,) = of_kind(recipe("annotate", free), Train)
-    quote = Quoter(free).quote(training)
-    assert (quote.charge_micros, quote.unit_usd) == (0, 0)
-    assert quote.cash_micros == Bill().training(STUDENT.ref, "student", 49)  # its time is still paid in cash
-    assert "free" in quote.item
+    assert n_labels(recipe("annotate", free)) == 50  # $10 at $0.20: neither training nor scoring is charged
+    assert n_labels(recipe("annotate", charged)) < 50
+    for kind, cash in ((Train, Bill().training(STUDENT.ref, "student", 50)), (Score, Bill().score())):
+        (step,) = of_kind(recipe("annotate", free), kind)
+        quote = Quoter(free).quote(step)
+        assert (quote.charge_micros, quote.unit_usd, quote.item) == (0, 0, "box (free)")
+        assert quote.cash_micros == cash > 0  # its time is still paid in cash
     plain, named = known(40_000_000, n_initial=50), known(40_000_000, n_initial=50, student_training="free")
-    assert total(named, recipe("distill", named)) == total(plain, recipe("distill", plain))
+    # Of a distillation the scoring alone is free.
+    assert total(named, recipe("distill", named)) == total(plain, recipe("distill", plain)) - Bill().score()
 
 
 def test_carved_dev_labels_are_the_first_ones_and_are_not_trained_on() -> None:

@@ -28,9 +28,9 @@ from outlay.money import Price, format_usd
 from outlay.planning import Plan
 from outlay.point import Point, read_points, usd_of, write_points
 from outlay.prepare import Options, Workbench
+from outlay.remote import open_location
 from outlay.report.receipt import receipt, render_text
 from outlay.report.results import Header, Results
-from outlay.remote import open_location
 from outlay.run import Runner
 from outlay.runfolder import RunFolder, write_json
 from outlay.scheduler import Observer, Scheduler

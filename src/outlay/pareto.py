@@ -207,7 +207,9 @@ def averaged(by_task: Mapping[str, Frontier], charges_usd: Sequence[float], *, w
         DataError: no tasks, no charges, or a charge that is not a finite number above 0.
     """
     if not by_task or not charges_usd:
-        raise DataError(f"{len(by_task)} frontiers at {len(charges_usd)} charges have no mean; give at least one of each")
+        raise DataError(
+            f"{len(by_task)} frontiers at {len(charges_usd)} charges have no mean; give at least one of each"
+        )
     charges = sorted(set(charges_usd))
     volumes: dict[str, float] = {}
     if len(charges) > 1:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from outlay.compute import Machine, ModelShape, machine, shape_of
 from outlay.data import TaskData, load_data
+from outlay.defaults import default_settings
 from outlay.errors import UnknownModel, UsageError
-from outlay.example import Example, seeded_order
-from outlay.form import Family, Kind, can_answer, target_kind
+from outlay.example import Example
+from outlay.form import Family, can_answer, target_kind
 from outlay.labels.base import Annotator
+from outlay.memo import Memo, once
 from outlay.modelref import fingerprint, parse_ref
 from outlay.money import PriceBook
+from outlay.ordered import Ordered
 from outlay.quoting import Handover, Known, TokenCounts
 from outlay.recipe import Buy, Encoding, Judge, Model
 from outlay.request import (
@@ -29,53 +33,10 @@ from outlay.request import (
     frozen_overrides,
 )
 from outlay.sellers import human_seller, identity_of, llm_offer, llm_seller, llm_terms
-from outlay.settings import TeachSettings, TrainSettings
+from outlay.settings import TeachSettings
 from outlay.store import key_of
 from outlay.strategy import strategy as strategy_named
 from outlay.task import Task, load_task
-
-EVAL_SHARE = 0.05
-"""A distillation has a pool of rows, and mostly far fewer dev rows; where it has not, evaluations are held to this share."""
-
-_ENCODERS: dict[str, TrainSettings] = {
-    "teacher": TrainSettings(epochs=10, batch_size=32, learning_rate=1e-4),
-    "student": TrainSettings(epochs=20, batch_size=32, learning_rate=2e-4),
-    "distil": TrainSettings(
-        epochs=4, batch_size=64, learning_rate=5e-4, dropout=0.0, temperature=2.0, eval_share=EVAL_SHARE
-    ),
-}
-"""By role, for encoders of 5 to 100 M parameters; `docs/training.md` says how they were chosen. T = 2 as in the released
-script of Kang et al. 2023."""
-
-_TAGGERS: dict[str, TrainSettings] = {
-    "teacher": TrainSettings(epochs=20, batch_size=16, learning_rate=3e-4),
-    "student": TrainSettings(epochs=30, batch_size=16, learning_rate=5e-4),
-    "distil": TrainSettings(
-        epochs=6, batch_size=32, learning_rate=5e-4, dropout=0.0, temperature=2.0, eval_share=EVAL_SHARE
-    ),
-}
-"""The same for encoders that tag entities: a tagging layer begins from nothing and needs more steps."""
-
-_WRITERS: dict[Family, dict[str, TrainSettings]] = {
-    "seq2seq": {
-        "teacher": TrainSettings(epochs=20, batch_size=32, learning_rate=3e-5),
-        "student": TrainSettings(epochs=50, batch_size=32, learning_rate=3e-5),
-        "distil": TrainSettings(epochs=50, batch_size=32, learning_rate=3e-5, temperature=2.0, eval_share=EVAL_SHARE),
-    },
-    "causal": {
-        "teacher": TrainSettings(epochs=3, batch_size=32, learning_rate=2e-5),
-        "student": TrainSettings(epochs=3, batch_size=32, learning_rate=2e-5),
-        "distil": TrainSettings(epochs=3, batch_size=32, learning_rate=2e-5, temperature=2.0, eval_share=EVAL_SHARE),
-    },
-}
-"""By role: Kang et al. 2023, Table 8, for sequence to sequence; the usual few epochs of fine-tuning for causal models."""
-
-
-def default_settings(family: Family, kind: Kind) -> dict[str, TrainSettings]:
-    """Training settings by role, for a model of this family on such a task."""
-    if family == "encoder":
-        return _TAGGERS if kind == "entities" else _ENCODERS
-    return _WRITERS[family]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +69,10 @@ class Options:
     """Share of an LLM's labels that are wrong, in replay; strategies that hire one need it."""
     llm_price_item: str | None = None
     """What one of its labels is charged as; ``None`` = ``gpt-3.5-label/`` and the task's name."""
+
+
+_OWN = ("budget_micros", "n_initial")
+"""Options that decide neither rows nor models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +113,8 @@ class Prepared:
 
 
 class Workbench:
-    """Loads tasks once and counts their tokens once, for as many runs as a comparison has.
+    """Loads tasks, reads checkpoints and counts tokens once, for as many runs as a comparison or a study has; it lives for one
+    command, and what changes on the disk meanwhile is not seen.
 
     ``tokens``: a folder where tokenised texts are kept for this process's steps and for the next process; ``None`` = nowhere.
     """
@@ -170,6 +136,7 @@ class Workbench:
         self._shapes: dict[tuple[str, str], ModelShape] = {}
         self._spelled: set[tuple[str, str]] = set()
         self._same_tokens: dict[tuple[str, str], bool] = {}
+        self.memo = Memo()
 
     def load(self, name: str) -> tuple[Task, TaskData]:
         """A task and its data, leaks checked."""
@@ -178,6 +145,7 @@ class Workbench:
             self._tasks[name] = task, load_data(task, self._data_root)
         return self._tasks[name]
 
+    @once
     def machine(self, name: str) -> Machine:
         """A machine of the shipped or the user's files.
 
@@ -192,6 +160,10 @@ class Workbench:
         Raises:
             UsageError: whatever is wrong with the options, named one at a time.
         """
+        request = self.memo.once(("request", *_shared(options)), lambda: self._request(options))
+        return replace(request, budget_micros=options.budget_micros, n_initial=options.n_initial)
+
+    def _request(self, options: Options) -> Request:
         task, data = self.load(options.task)
         chosen = self.machine(options.machine)
         self.price_book.get(chosen.price_item)
@@ -247,6 +219,9 @@ class Workbench:
             LabelError: a tokenizer that cannot spell a label.
         """
         request = self.request(options)
+        self.memo.once(("check", *_shared(options)), lambda: self._check(options, request))
+
+    def _check(self, options: Options, request: Request) -> None:
         task, _ = self.load(options.task)
         cast = self._cast(task, options)
         for model in cast.used:
@@ -260,15 +235,18 @@ class Workbench:
             )
 
     def prepare(self, options: Options) -> Prepared:
-        """Rows in order, shapes, token counts: everything a strategy may see."""
+        """Rows in order, shapes, token counts: everything a strategy may see. Runs that differ in budget and N share it."""
         self.check(options)
         request = self.request(options)
+        prepared = self.memo.once(("prepare", *_shared(options)), lambda: self._prepare(options, request))
+        known = prepared.known.asked(request.budget_micros, request.n_initial)
+        return replace(prepared, request=known.request, known=known, options=options)
+
+    def _prepare(self, options: Options, request: Request) -> Prepared:
         task, data = self.load(options.task)
         cast = self._cast(task, options)
-        train, dev = _ordered(data.train, request.seed), _ordered(data.dev, request.seed)
-        pool = _ordered([example for part in data.pool for example in part.examples], request.seed)
-        if request.pool_rows is not None:
-            pool = pool[: request.pool_rows]
+        ordered = self.memo.once(("ordered", options.task, request.seed), lambda: Ordered.of(data, request.seed))
+        train, dev, pool = ordered.train, ordered.dev, ordered.pool[: request.pool_rows]
         rows = {"train": train, "dev": dev, "pool": pool, "test": data.test}
         chosen, families = self.machine(request.machine), self._families_by_role(cast)
         handover = self._handover(task, cast)
@@ -286,11 +264,14 @@ class Workbench:
             machine=chosen,
             machine_price=self.price_book.get(chosen.price_item),
             label_price=self.price_book.get(task.price_item),
-            seller_identity=identity_of(human_seller(train, task, self.price_book, request)),
-            train_digest=_rows_digest(train),
-            dev_digest=_rows_digest(dev),
-            test_digest=_rows_digest(data.test),
-            pool_digests=_PoolDigests(pool),
+            seller_identity=self.memo.once(
+                ("seller", options.task, request.seed, request.seller),
+                lambda: identity_of(human_seller(train, task, self.price_book, request)),
+            ),
+            train_digest=ordered.train_digest,
+            dev_digest=ordered.dev_digest,
+            test_digest=ordered.test_digest,
+            pool_digests=ordered.pool_digests,
             n_carved=task.model_copy(update={"dev": request.dev or "none", "n_dev": request.n_dev}).n_carved,
             n_train=len(train),
             n_pool=len(pool),
@@ -315,9 +296,9 @@ class Workbench:
         base = options.base or options.teacher
         # A teacher may be a cut of the base too (Kang et al. 2023, Figure 5, compares sizes of teachers).
         origin = base if parse_ref(options.teacher).needs_base else options.teacher
-        teacher = Model(options.teacher, origin, fingerprint(options.teacher, base=origin))
+        teacher = Model(options.teacher, origin, self._fingerprint(options.teacher, origin))
         ref = options.general if policy.starts_general else options.student
-        student = Model(ref, base, fingerprint(ref, base=base))
+        student = Model(ref, base, self._fingerprint(ref, base))
         speaker = {"teacher": teacher, "student": student, None: None}[policy.taught_by]
         used = (student,) if speaker is None or speaker == student else (teacher, student)
         for model in used:
@@ -327,6 +308,20 @@ class Workbench:
                     "name a seq2seq or causal model, such as a T5"
                 )
         return _Cast(teacher, student, _judge(task, options), used, speaker)
+
+    def _fingerprint(self, ref: str, base: str) -> str:
+        """Read once; so is the failure, which may have asked the hub."""
+
+        def tried() -> str | UnknownModel:
+            try:
+                return fingerprint(ref, base=base)
+            except UnknownModel as error:
+                return error
+
+        found = self.memo.once(("fingerprint", ref, base), tried)
+        if isinstance(found, UnknownModel):
+            raise UnknownModel(str(found))
+        return found
 
     def _shape(self, model: Model) -> ModelShape:
         at = (model.ref, model.base)
@@ -377,8 +372,12 @@ class Workbench:
     def _token_counts(
         self, options: Options, task: Task, model: Model, rows: Mapping[str, list[Example]]
     ) -> TokenCounts:
-        """Counted once per task and checkpoint by row, then summed in each seed's order."""
-        known = self._lengths.setdefault((options.task, model.fingerprint), {})
+        """Counted once per task and checkpoint by row, then summed once in each seed's order."""
+        at = ("tokens", options.task, options.seed, model.fingerprint, len(rows["pool"]))
+        return self.memo.once(at, lambda: self._counted(options.task, task, model, rows))
+
+    def _counted(self, name: str, task: Task, model: Model, rows: Mapping[str, list[Example]]) -> TokenCounts:
+        known = self._lengths.setdefault((name, model.fingerprint), {})
         missing = {e.text: e for split in rows.values() for e in split if e.text not in known}
         if missing:
             from outlay.train.steps import count_tokens
@@ -387,21 +386,13 @@ class Workbench:
             keep_in(self._tokens)
             sources = _sources(task, list(missing.values()), self._shape(model).family)
             known.update(zip(missing, count_tokens(model.ref, model.base, task.form, sources), strict=True))
-        sums = {name: list(accumulate((known[e.text] for e in split), initial=0)) for name, split in rows.items()}
+        sums = {at: array("q", accumulate((known[e.text] for e in split), initial=0)) for at, split in rows.items()}
         return TokenCounts(sums["train"], sums["pool"], sums["dev"], sums["test"])
 
 
-class _PoolDigests:
-    """Digest of a slice of the pool, each computed once."""
-
-    def __init__(self, pool: Sequence[Example]) -> None:
-        self._pool = pool
-        self._known: dict[tuple[int, int], str] = {}
-
-    def __call__(self, start: int, stop: int) -> str:
-        if (start, stop) not in self._known:
-            self._known[start, stop] = key_of([example.text for example in self._pool[start:stop]])
-        return self._known[start, stop]
+def _shared(options: Options) -> tuple[Hashable, ...]:
+    """What decides a run but its budget and its N, as it is written: 2 epochs are not 2.0."""
+    return tuple(repr(getattr(options, each.name)) for each in fields(options) if each.name not in _OWN)
 
 
 def added_micros(prepared: Prepared) -> int | None:
@@ -455,15 +446,6 @@ def _judge(task: Task, options: Options) -> Judge | None:
         return Judge(ref, layer, own is not None and own.idf, fingerprint(ref))
     except UnknownModel as error:
         raise UnknownModel(f"{error}; or name another encoder for bert_ibleu with --metric-model") from None
-
-
-def _ordered(examples: Sequence[Example], seed: int) -> list[Example]:
-    return [examples[i] for i in seeded_order([example.id for example in examples], seed)]
-
-
-def _rows_digest(rows: Sequence[Example]) -> str:
-    """Over ids, texts and gold labels: replayed answers depend on them, and so does a score."""
-    return key_of([[row.id, row.text, row.label] for row in rows])
 
 
 def _dev_choice(task: Task, data: TaskData, options: Options) -> tuple[str | None, int | None]:

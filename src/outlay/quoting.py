@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
 from outlay.compute import SECONDS_PER_HOUR, Machine, ModelShape, flops_infer, flops_train
 from outlay.errors import UsageError
 from outlay.form import TargetKind
+from outlay.memo import Memo, Same, once
 from outlay.money import Price, Quote
 from outlay.recipe import Annotating, Buy, Dev, Distil, Encoding, Model, Score, Step, Teach, Train
 from outlay.request import Request
@@ -100,6 +101,15 @@ class Known:
             raise UsageError(f"strategy {self.request.strategy} buys labels of an LLM; hire one with --llm-error-rate")
         return self.llm
 
+    memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
+    """Steps and quotes worked out so far, for all that differ in budget and N alone."""
+
+    def asked(self, budget_micros: int, n_initial: int | None) -> Known:
+        """The same under another budget and another N, with the same memo."""
+        known = replace(self, request=replace(self.request, budget_micros=budget_micros, n_initial=n_initial))
+        object.__setattr__(known, "memo", self.memo)
+        return known
+
     @property
     def budget_micros(self) -> int:
         """The whole budget."""
@@ -137,6 +147,7 @@ class Known:
         """Digest of a block's rows."""
         return self.pool_digests(self.block_start(block), self.block_stop(block + 1))
 
+    @once
     def settings(self, role: str) -> TrainSettings:
         """Training settings of a role, the request's overrides and seed applied."""
         return self.defaults[role].changed({"seed": self.request.seed, **self._overrides(role)})
@@ -144,6 +155,9 @@ class Known:
     @property
     def teach_settings(self) -> TeachSettings:
         """How the teacher answers; the published objective needs the positions behind its answers too."""
+        return self.memo.once("teach_settings", self._teach_settings)
+
+    def _teach_settings(self) -> TeachSettings:
         keep = {"keep_padding": True} if self.settings("distil").objective == "published" else {}
         return self.teach_defaults.changed({"seed": self.request.seed, **self._overrides("teach"), **keep})
 
@@ -168,24 +182,36 @@ class Quoter:
         self.machine = known.machine
 
     def quote(self, step: Step) -> Quote:
-        """What ``step`` costs at most."""
+        """What ``step`` costs at most; where the student's training on labels is free, scoring the test split is too."""
+        return self.known.memo.once(("quote", Same(step)), lambda: self._quote(step))
+
+    def _quote(self, step: Step) -> Quote:
         known = self.known
         if isinstance(step, Buy):
             offer = known.offer(step.annotator)
             return Quote.of(offer.price, Fraction(step.n * offer.redundancy))
         price = known.machine_price
         quantity = self.hours(self.work(step))
-        if isinstance(step, Train) and step.free:
+        scores_free = isinstance(step, Score) and known.request.student_training == "free"
+        if scores_free or (isinstance(step, Train) and step.free):
             return Quote(f"{price.item} (free)", price.unit, quantity, price.usd * 0, 0, price.cost_micros(quantity))
         return Quote.of(price, quantity)
 
     def total_micros(self, final: Step) -> int:
-        """Sum of the quotes of every distinct step that leads to ``final``."""
-        seen: dict[str, int] = {}
+        """Sum of the quotes of every distinct step that leads to ``final``.
+
+        Without a key, which takes longer than all else: purchases are told apart by what they buy, any other step by which object
+        it is, since a strategy makes each of them once (`outlay.memo.once`).
+        """
+        return self.known.memo.once(("total", Same(final)), lambda: self._total_micros(final))
+
+    def _total_micros(self, final: Step) -> int:
+        seen: dict[object, int] = {}
 
         def visit(step: Step) -> None:
-            if step.key not in seen:
-                seen[step.key] = self.quote(step).charge_micros
+            at = step if isinstance(step, Buy) else id(step)
+            if at not in seen:
+                seen[at] = self.quote(step).charge_micros
                 for given in step.inputs:
                     visit(given)
 

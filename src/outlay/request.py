@@ -61,6 +61,7 @@ class Request:
     machine_digest: str = ""
     """Of the machine's speed: another figure is another charge."""
     student_training: str = "charged"
+    """``charged``, or ``free``: neither the student's training on labels nor the scoring of the test split is charged."""
     pool_rows: int | None = None
     dev: str | None = "given"
     n_dev: int | None = None

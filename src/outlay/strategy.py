@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from outlay.errors import UnknownStrategy
+from outlay.memo import once
 from outlay.money import format_usd
-from outlay.quoting import Known, Quoter
+from outlay.quoting import Handover, Known, Quoter
 from outlay.recipe import Annotating, Buy, Dev, Distil, Model, Recipe, Score, Step, Teach, Train
 
 
@@ -262,6 +263,7 @@ def _dev(known: Known, labels: Buy) -> Dev | None:
     return Dev("given", known.n_dev, rows_digest=known.dev_digest)
 
 
+@once
 def _train(known: Known, role: str, model: Model, n: int) -> Train:
     return _train_on(known, role, model, _buy(known, n))
 
@@ -287,24 +289,12 @@ def _train_on(known: Known, role: str, model: Model, labels: Buy, more: Buy | No
     )
 
 
+@once
 def _distil(known: Known, teacher: Train, n_blocks: int) -> Distil:
     handover, settings = known.handovers[teacher.model.ref, known.student.ref], known.settings("distil")
-    blocks = tuple(
-        Teach(
-            teacher=teacher,
-            start=known.block_start(b),
-            stop=known.block_stop(b + 1),
-            rows_digest=known.block_digest(b),
-            target=handover.target,
-            settings=known.teach_settings,
-            vocab_size=handover.vocab_size,
-            threads=known.request.threads,
-        )
-        for b in range(n_blocks)
-    )
     return Distil(
         model=known.student,
-        targets=blocks,
+        targets=tuple(_block(known, teacher, handover, b) for b in range(n_blocks)),
         dev=teacher.dev,
         encoding=known.encoding,
         settings=settings,
@@ -313,6 +303,21 @@ def _distil(known: Known, teacher: Train, n_blocks: int) -> Distil:
     )
 
 
+@once
+def _block(known: Known, teacher: Train, handover: Handover, block: int) -> Teach:
+    return Teach(
+        teacher=teacher,
+        start=known.block_start(block),
+        stop=known.block_stop(block + 1),
+        rows_digest=known.block_digest(block),
+        target=handover.target,
+        settings=known.teach_settings,
+        vocab_size=handover.vocab_size,
+        threads=known.request.threads,
+    )
+
+
+@once
 def _score(known: Known, model: Train | Distil) -> Score:
     return Score(model, known.test_digest, known.request.threads)
 

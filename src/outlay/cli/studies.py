@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +42,9 @@ def run(
     tasks: TasksOption = None,
     scale: ScaleOption = "cpu",
     seeds: SeedsOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print points, steps, hours and dollars; start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print points, steps, hours and dollars; start nothing.")
+    ] = False,
     executor: Annotated[str, typer.Option("--executor", help="local, or ray.")] = "local",
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Steps at once. (default: as many as cores or GPUs allow)")
@@ -112,7 +112,10 @@ def list_studies(as_json: Json = False) -> None:
     found = [(path, load_study(path)) for path in shipped_studies()]
     if as_json:
         print_json(
-            [{"name": s.name, "title": s.title, "source": s.source, "scales": list(s.scales), "file": str(p)} for p, s in found]
+            [
+                {"name": s.name, "title": s.title, "source": s.source, "scales": list(s.scales), "file": str(p)}
+                for p, s in found
+            ]
         )
         return
     table = Table(box=None, pad_edge=False)
@@ -135,7 +138,9 @@ def status(folder: StudyFolder, as_json: Json = False) -> None:
         print_json(asdict(found) | {"is_done": found.is_done})
         return
     total = sum(found.n_by_status.values())
-    counts = ", ".join(f"{found.n_by_status[name]} {name}" for name in ("ok", "na", "failed", "left") if found.n_by_status.get(name))
+    counts = ", ".join(
+        f"{found.n_by_status[name]} {name}" for name in ("ok", "na", "failed", "left") if found.n_by_status.get(name)
+    )
     typer.echo(f"{found.header.name} ({found.header.title}), scale {found.header.scale}: {total} points: {counts}")
     typer.echo(f"cash so far: ${found.cash_usd:,.4f}")
     for line in found.under_way:

@@ -358,9 +358,7 @@ def _teachers(scored: Sequence[Mean]) -> Figure | None:
 
 def _llm(scored: Sequence[Mean]) -> Figure | None:
     """Figures 6 and 7."""
-    figure = _over_charge(
-        scored, "labels of people and of a language model", is_joined=True, has_labels=True
-    )
+    figure = _over_charge(scored, "labels of people and of a language model", is_joined=True, has_labels=True)
     return None if figure is None else replace(figure, notes=("beside a mark: its labels", *figure.notes))
 
 

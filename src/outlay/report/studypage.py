@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from outlay.grouping import short_model
-from outlay.point import Point, PointRequest
 from outlay.report.figures import Spec, figure_svg
-from outlay.report.means import means
-from outlay.report.results import Aftermath, Results
+from outlay.report.results import Results
 from outlay.report.style import STUDY_STYLE, STYLE
-from outlay.report.tables import ABSENT, count, money
 
 MAX_FOLDED = 300
 """Up to so many points carry their receipts in the page; of more, the receipts are files beside it."""

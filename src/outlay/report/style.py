@@ -50,7 +50,8 @@ def _dark_rules() -> str:
     pairs = [*inks, ("white", "var(--paper)"), *zip(PALETTE, _DARK_PALETTE, strict=True)]
     pairs += [pair for pair in zip(TEXT_PALETTE, _DARK_PALETTE, strict=True) if pair[0] not in PALETTE]
     return "\n".join(
-        f'  .charts [fill="{old}"] {{ fill: {new}; }} .charts [stroke="{old}"] {{ stroke: {new}; }}' for old, new in pairs
+        f'  .charts [fill="{old}"] {{ fill: {new}; }} .charts [stroke="{old}"] {{ stroke: {new}; }}'
+        for old, new in pairs
     )
 
 

@@ -333,7 +333,7 @@ def _plan(command: str, recipe: Recipe, inputs: Inputs, form: Form, n_rows: int,
 
 def _settings(recipe: Recipe, family: Family, form: Form, inputs: Inputs) -> TrainSettings:
     """Defaults of family and role, then the task's, then the user's."""
-    from outlay.prepare import default_settings
+    from outlay.defaults import default_settings
 
     settings = default_settings(family, form.kind)[recipe.role]
     if inputs.task is not None:
