@@ -52,7 +52,7 @@ MARKERS = (("awful", "dull", "broken"), ("lovely", "bright", "clever"))
 SIZE = Size("tiny", "bert", 4, 32, 64, 2, vocab_size=300, head_size=16, n_positions=64)
 TASK = """\
 name: made_up
-text: "{text}"
+text: "{message}"
 labels: ["0", "1"]
 metric: accuracy
 price_item: label/demo
@@ -75,7 +75,7 @@ def make_task(folder: Path, n_pool: int = N_BLOCKS * BLOCK_ROWS) -> tuple[Path, 
         label = rng.randrange(2)
         words = [*rng.choices(FILLERS, k=rng.randint(5, 15)), rng.choice(MARKERS[label])]
         texts[" ".join(rng.sample(words, len(words)))] = label
-    rows = [{"text": text, "label": str(label)} for text, label in texts.items()]
+    rows = [{"message": text, "label": str(label)} for text, label in texts.items()]
     start = 0
     for name, n in (("train", N_TRAIN), ("dev", N_DEV), ("test", N_TEST), ("pool", n_pool)):
         lines = (json.dumps(row) + "\n" for row in rows[start : start + n])

@@ -137,13 +137,12 @@ def conduct(
         LedgerDamaged: it does not hold all that finished runs booked.
     """
     folder = _Folder(plan, header, runner)
-    folder.write({})
-    runs = [planned.run_id for planned in plan.points]
+    runs = folder.runs
     finished = runner.all_finished([run for run in runs if run is not None])
     points = {i: finished[run] for i, run in enumerate(runs) if run in finished}
     for i, planned in enumerate(plan.points):
-        if planned.run_id is None:
-            points[i] = absent_point(planned.options, workbench, "na", planned.reason or "it cannot be planned")
+        if planned.recipe is None:
+            points[i] = absent_point(planned.options, workbench, "na", planned.reason or "nothing is proposed")
     left = [i for i in range(len(runs)) if i not in points]
     written = time.monotonic()
 
@@ -168,21 +167,21 @@ class _Folder:
 
     def __init__(self, plan: Plan, header: Header, runner: Runner) -> None:
         self._runner = runner
-        self._runs = [planned.run_id for planned in plan.points]
+        self.runs = [None if planned.recipe is None else planned.run_id for planned in plan.points]
         self._labels = [label_of(planned.options) for planned in plan.points]
         self._header = header
 
     def write(self, points: Mapping[int, Point]) -> None:
         """The index, then the points so far."""
         cells = tuple(
-            Entry(run, points[i].id if i in points else None, self._labels[i]) for i, run in enumerate(self._runs)
+            Entry(run, points[i].id if i in points else None, self._labels[i]) for i, run in enumerate(self.runs)
         )
         Index(self._header, self._runner.store.location, self._runner.here, cells).write(self._runner.folder)
         write_points(self._runner.folder / "points.json", [points[i] for i in sorted(points)])
 
     def write_receipt(self, place: int) -> None:
         """Of a run that is over, whether it got its point or failed."""
-        run = self._runs[place]
+        run = self.runs[place]
         if run is not None:
             # A run that could not even be prepared was never opened.
             with suppress(HoldError, MissingData):

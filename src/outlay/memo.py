@@ -25,17 +25,32 @@ class Same:
         return isinstance(other, Same) and self._it is other._it
 
 
+class _Failed:
+    """In place of a value: the error that came instead."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
 class Memo:
-    """What was worked out so far, by what was asked. An error is not kept: asking again raises it again."""
+    """What was worked out so far, by what was asked."""
 
     def __init__(self) -> None:
         self._values: dict[Hashable, Any] = {}
 
-    def once(self, at: Hashable, make: Callable[[], T]) -> T:
-        """The value kept at ``at``, made where there is none yet."""
+    def once(self, at: Hashable, make: Callable[[], T], *, keep: type[Exception] | None = None) -> T:
+        """The value kept at ``at``, made where there is none yet; errors of the class ``keep`` are kept and raised again, others
+        leave nothing behind."""
         if at not in self._values:
-            self._values[at] = make()
-        value: T = self._values[at]
+            try:
+                self._values[at] = make()
+            except Exception as error:
+                if keep is not None and isinstance(error, keep):
+                    self._values[at] = _Failed(error)
+                raise
+        value: T | _Failed = self._values[at]
+        if isinstance(value, _Failed):
+            raise value.error.with_traceback(None)
         return value
 
 

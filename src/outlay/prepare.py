@@ -12,7 +12,7 @@ from typing import Any
 from outlay.compute import Machine, ModelShape, machine, shape_of
 from outlay.data import TaskData, load_data
 from outlay.defaults import default_settings
-from outlay.errors import UnknownModel, UsageError
+from outlay.errors import OutlayError, UnknownModel, UsageError
 from outlay.example import Example
 from outlay.form import Family, can_answer, target_kind
 from outlay.labels.base import Annotator
@@ -131,7 +131,6 @@ class Workbench:
         self._tokens = tokens
         self._machine_files = machines
         self._data_root = data_root
-        self._tasks: dict[str, tuple[Task, TaskData]] = {}
         self._lengths: dict[tuple[str, str], dict[str, int]] = {}
         self._shapes: dict[tuple[str, str], ModelShape] = {}
         self._spelled: set[tuple[str, str]] = set()
@@ -140,10 +139,12 @@ class Workbench:
 
     def load(self, name: str) -> tuple[Task, TaskData]:
         """A task and its data, leaks checked."""
-        if name not in self._tasks:
+
+        def loaded() -> tuple[Task, TaskData]:
             task = load_task(name)
-            self._tasks[name] = task, load_data(task, self._data_root)
-        return self._tasks[name]
+            return task, load_data(task, self._data_root)
+
+        return self.memo.once(("load", name), loaded, keep=OutlayError)
 
     @once
     def machine(self, name: str) -> Machine:
@@ -219,7 +220,7 @@ class Workbench:
             LabelError: a tokenizer that cannot spell a label.
         """
         request = self.request(options)
-        self.memo.once(("check", *_shared(options)), lambda: self._check(options, request))
+        self.memo.once(("check", *_shared(options)), lambda: self._check(options, request), keep=OutlayError)
 
     def _check(self, options: Options, request: Request) -> None:
         task, _ = self.load(options.task)
@@ -310,18 +311,8 @@ class Workbench:
         return _Cast(teacher, student, _judge(task, options), used, speaker)
 
     def _fingerprint(self, ref: str, base: str) -> str:
-        """Read once; so is the failure, which may have asked the hub."""
-
-        def tried() -> str | UnknownModel:
-            try:
-                return fingerprint(ref, base=base)
-            except UnknownModel as error:
-                return error
-
-        found = self.memo.once(("fingerprint", ref, base), tried)
-        if isinstance(found, UnknownModel):
-            raise UnknownModel(str(found))
-        return found
+        """Read once; a failure, which may have asked the hub, is kept too."""
+        return self.memo.once(("fingerprint", ref, base), lambda: fingerprint(ref, base=base), keep=UnknownModel)
 
     def _shape(self, model: Model) -> ModelShape:
         at = (model.ref, model.base)
