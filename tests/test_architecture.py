@@ -55,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "labels": {"errors", "example", "money"},
     "train": {"entities", "errors", "form", "modelref", "settings", "shape", "sizes", "speed"},
     "report": {"errors", "grouping", "ledger", "metrics", "money", "pareto", "point", "runfolder"},
+    "significance": {"errors", "grouping", "metrics", "point", "report", "strategy"},
     "request": {"errors", "money", "store"},
     "recipe": {"form", "settings", "store"},
     "quoting": {"compute", "form", "money", "recipe", "request", "settings"},
@@ -87,7 +88,7 @@ ALLOWED: dict[str, set[str]] = {
     "runfolder": {"errors"},
     "compare": {
         *("errors", "grouping", "metrics", "money", "point", "prepare", "report", "run", "runfolder", "store"),
-        *("strategy", "workshop"),
+        *("significance", "strategy", "workshop"),
     },
     "single": {
         *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "metrics", "modelref"),
@@ -113,6 +114,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "sizes": {"yaml"},
     "modelref": {"huggingface_hub"},
     "metrics": {"numpy", "sacrebleu"},
+    "significance": {"numpy"},
     "train": {"accelerate", "bitsandbytes", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers"},
     "report": {"altair", "rich", "vl_convert"},
     "single": {"pyarrow"},
