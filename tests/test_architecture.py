@@ -61,6 +61,8 @@ ALLOWED: dict[str, set[str]] = {
     "labels": {"errors", "example", "money"},
     "train": {"entities", "errors", "form", "modelref", "settings", "shape", "sizes", "speed"},
     "report": {"errors", "grouping", "ledger", "metrics", "money", "pareto", "point", "published", "runfolder"},
+    "report": {"errors", "grouping", "ledger", "metrics", "money", "pareto", "point", "runfolder"},
+    "significance": {"errors", "grouping", "metrics", "point", "report", "strategy"},
     "request": {"errors", "money", "store"},
     "recipe": {"form", "settings", "store"},
     "quoting": {"compute", "errors", "form", "money", "recipe", "request", "settings"},
@@ -110,6 +112,8 @@ ALLOWED: dict[str, set[str]] = {
     "compare": {
         *("errors", "grouping", "metrics", "money", "point", "prepare", "remote", "report", "run", "runfolder"),
         *("store", "strategy", "workshop"),
+        *("errors", "grouping", "metrics", "money", "point", "prepare", "report", "run", "runfolder", "store"),
+        *("significance", "strategy", "workshop"),
     },
     "single": {
         *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "metrics", "modelref"),
@@ -140,6 +144,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "sizes": {"yaml"},
     "modelref": {"huggingface_hub"},
     "metrics": {"numpy", "sacrebleu"},
+    "significance": {"numpy"},
     "train": {"accelerate", "bitsandbytes", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers"},
     "report": {"altair", "pyarrow", "rich", "vl_convert"},
     "single": {"pyarrow"},
