@@ -195,6 +195,7 @@ INNER: dict[str, set[str]] = {
     },
     "report.cells": {"report.papers", "report.layouts", "report.summaries", "report.costing", "report.rendering"},
     "report.papers": {"report.layouts", "report.summaries", "report.costing", "report.rendering"},
+    "report.differences": {"report.layouts", "report.papers", "report.rendering"},
     "report.summaries": {"report.layouts", "report.costing", "report.rendering"},
     "report.costing": {"report.layouts", "report.summaries", "report.rendering"},
     # Numbers first: a layout does not know how it is drawn, and the drawing does not know what is laid out.

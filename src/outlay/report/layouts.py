@@ -172,7 +172,7 @@ def _field_words(name: str, value: Any, names: Mapping[str, str]) -> str:
     if name == "n_initial":
         return f"N={thousands(value)}"
     if name == "pool":
-        return "pool " + "+".join(part for part, _ in value)
+        return "pool " + "+".join(f"{part} {thousands(n)}" for part, n in value)
     if name == "price_book":
         return f"prices {value[:8]}"
     return f"{name} {names.get(value, value)}" if name in ("teacher", "student") else f"{name} {value}"

@@ -9,7 +9,6 @@ from dataclasses import replace
 from outlay.grouping import group
 from outlay.report.cells import (
     Entry,
-    interval,
     measures,
     score_cell,
     strategy_rank,
@@ -40,14 +39,16 @@ def _plain(title: str, task: str, found: Sequence[Entry]) -> LaidOut:
     of_id = {each.id: each for each in found}
     of_point = {id(each.point): each for each in found}
     groups = [[of_point[id(point)] for point in each.points] for each in group([each.point for each in found])]
+    tested = [score_cell(seeds) for seeds in groups]
+    cell_of = {name: cell for cell in tested for name in cell.points}
     teachers = {name: each.left.teacher_dev for name, each in of_id.items() if each.left is not None}
     comparison = compare(
         [each.point for each in found],
-        half_of=lambda ok: _half([of_point[id(point)] for point in ok]),
+        half_of=lambda ok: _half(cell_of[of_point[id(ok[0])].id]),
         teacher_dev={name: dev for name, dev in teachers.items() if dev is not None},
         measure=None,
     )
-    rows = _plain_rows(comparison, groups)
+    rows = _plain_rows(comparison, tested)
     columns = tuple(Column(name) for name in HEADER[1:])
     kept = [i for i in range(len(columns)) if any(cell is not None for row in rows for cell in row.cells[i : i + 1])]
     laid = LaidOut(
@@ -61,21 +62,20 @@ def _plain(title: str, task: str, found: Sequence[Entry]) -> LaidOut:
     return numbered(laid)
 
 
-def _plain_rows(comparison: Comparison, groups: Sequence[Sequence[Entry]]) -> list[LaidRow]:
+def _plain_rows(comparison: Comparison, tested: Sequence[CellValue]) -> list[LaidRow]:
     rows = []
     budget_usd = None
-    for row, seeds in zip(comparison.rows, groups, strict=True):
+    for row, cell in zip(comparison.rows, tested, strict=True):
         texts = cells(row)
         values = [None if text == "–" else CellValue(unit="words", words=text) for text in texts[1:]]
-        values[HEADER.index("Test") - 1] = replace(score_cell(seeds), on_front=on_front(comparison, row))
+        values[HEADER.index("Test") - 1] = replace(cell, on_front=on_front(comparison, row))
         rows.append(LaidRow((texts[0],), tuple(values), starts_block=row.budget_usd != budget_usd))
         budget_usd = row.budget_usd
     return rows
 
 
-def _half(ok: Sequence[Entry]) -> float | None:
-    low, high, _ = interval(ok, [each.point.result.test for each in ok if each.point.result.test is not None])
-    return None if low is None or high is None else (high - low) / 2
+def _half(cell: CellValue) -> float | None:
+    return None if cell.low is None or cell.high is None else (cell.high - cell.low) / 2
 
 
 # --- over tasks ------------------------------------------------------------------------------------------------------

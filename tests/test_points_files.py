@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outlay.point import Point, PointCircumstance, Reading
+from outlay.report import files
+from outlay.report.results import Aftermath, Header, Results
+from tests.test_report import point
+
+
+@pytest.fixture
+def results() -> Results:
+    first = point(
+        "annotate",
+        300.0,
+        0,
+        73.25,
+        scores={"accuracy/published": Reading(73.25, 72.0, 1 / 3 + 74), "macro_f1/strict": Reading(0.0, 0.0, 0.1)},
+        artifacts={"student": "a" * 64},
+    )
+    second = point(
+        "distill",
+        300.1,
+        1,
+        80.5,
+        added_usd=100.1,
+        pool=(("web, “rows”", 7), ("train", 3)),
+        seconds={"a40": 0.1 + 0.2, "cpu": 2.0},
+        artifacts={"teacher": "b" * 64, "student": "c" * 64},
+        flops=3 * 10**19,
+    )
+    environment: dict[str, str | int | float | None] = {"torch": "2.13", "threads": 2, "load": 0.5, "odd": 1}
+    second = dataclasses.replace(second, circumstance=PointCircumstance(0.25, 12.5, None, "d" * 64, environment))
+    third = point("distill", 300.2, 2, None, reason='it failed,\nso "this"', status="failed")
+    third = dataclasses.replace(
+        third, circumstance=PointCircumstance(environment={"threads": 1, "load": 1, "odd": "x"})
+    )
+    left = {
+        first.id: Aftermath("run-1", "accuracy", charges_usd={"labels": 299.0, "student": 0.5}),
+        second.id: Aftermath("run-2", "accuracy", teacher_dev=84.6, charges_usd={"labels": 200.0, "other": 0.000001}),
+    }
+    return Results(Header("s", "A study", "plain"), (first, second, third), left)
+
+
+def expected(each: Point, left: Aftermath | None, name: str) -> Any:
+    """The value of a column, read from the point's own JSON by the column's name."""
+    document = each.to_json()
+    kind, _, rest = name.partition(":")
+    if name == "id":
+        return each.id
+    if name in ("run", "metric", "teacher_dev"):
+        return getattr(left, name) if left else None
+    if kind == "charge_usd" and rest:
+        return ((left.charges_usd if left else None) or {}).get(rest)
+    if kind == "score":
+        statistic, _, part = rest.partition(":")
+        return document["result"]["scores"].get(statistic, {}).get(part or "value")
+    if kind in ("seconds", "digest"):
+        return document["result"]["seconds" if kind == "seconds" else "artifacts"].get(rest)
+    if kind == "environment":
+        return (document["circumstance"]["environment"] or {}).get(rest)
+    if name == "pool":
+        return json.dumps(document["request"]["pool"], ensure_ascii=False)
+    if name == "dev_labels":
+        return document["request"]["dev"]
+    (part,) = [
+        document[p]
+        for p in ("request", "result", "circumstance")
+        if name in document[p] and (p, name) != ("request", "dev")
+    ]
+    return part[name]
+
+
+def test_both_files_hold_every_value_of_every_point(results: Results, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = files.write_points_parquet(tmp_path / "new" / "points.parquet", results)
+    columns = parquet.read_table(path).to_pydict()
+    with files.write_points_csv(tmp_path / "points.csv", results).open(encoding="utf-8", newline="") as file:
+        records = list(csv.DictReader(file))
+    assert list(columns) == list(records[0])
+    assert len(records) == len(results.points)
+    assert sorted(each.name for each in tmp_path.rglob("*")) == ["new", "points.csv", "points.parquet"]
+    for i, each in enumerate(results.points):
+        left = results.left.get(each.id)
+        for name in columns:
+            wanted = expected(each, left, name)
+            if name in ("environment:odd", "environment:load") and wanted is not None:
+                wanted = {"odd": str, "load": float}[name.partition(":")[2]](wanted)
+            assert columns[name][i] == wanted, name
+            text = records[i][name]
+            assert (type(wanted)(text) if wanted is not None else text or None) == wanted, name
+    assert columns["flops"] == [10**15, 3 * 10**19, 10**15]
+    assert columns["environment:threads"] == [None, 2, 1]
+
+
+def test_no_part_of_a_point_is_left_out(results: Results) -> None:
+    names = [field.name for field in files.fields(results)]
+    assert len(set(names)) == len(names)
+    document = results.points[1].to_json()
+    flat = {"scores", "seconds", "artifacts", "environment"}
+    for part in document.values():
+        for name, value in part.items():
+            if name not in flat:
+                assert name in names
+            elif name in ("seconds", "environment"):
+                assert {f"{name}:{each}" for each in value} <= set(names)
+    assert {"digest:student", "digest:teacher", "score:accuracy/published:low", "charge_usd:other"} <= set(names)
+    assert names.index("cash_usd") > max(
+        i for i, name in enumerate(names) if name.startswith(("score:", "charge_usd:"))
+    )
+
+
+def test_without_pyarrow_no_file_is_written(results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert files.write_points_parquet(tmp_path / "points.parquet", results) is None
+    assert list(tmp_path.iterdir()) == []
+    assert "pip install 'outlay[data]'" in files.NEEDS_PYARROW
+
+
+def test_ten_thousand_points_are_written_in_time(results: Results, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    scores = results.points[0].result.scores
+    points = tuple(point("annotate", 300.0, seed, 73.0, scores=scores) for seed in range(10_000))
+    many = dataclasses.replace(results, points=points)
+    began = time.process_time()
+    files.write_points_csv(tmp_path / "points.csv", many)
+    files.write_points_parquet(tmp_path / "points.parquet", many)
+    assert time.process_time() - began < 8
