@@ -6,14 +6,13 @@ recipe is planned with that first recipe alone; those of `outlay.strategy` know 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from outlay.errors import OutlayError
-from outlay.money import Price, cost_micros, format_usd
+from outlay.money import Price, cost_micros
 from outlay.point import usd_of
 from outlay.prepare import Options, Workbench
 from outlay.quoting import Known, Quoter, n_carved
@@ -23,7 +22,7 @@ from outlay.strategy import NotAvailable, strategy
 from outlay.timing import Forecaster
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    pass
 
 KINDS = ("buy", "train", "teach", "distil", "score")
 """Of steps, in the order in which they are done."""

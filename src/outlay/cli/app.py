@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from outlay import __version__
-from outlay.cli import books, machines, models, runs, steps, targets, tasks
+from outlay.cli import books, machines, models, runs, steps, studies, targets, tasks
 from outlay.cli.common import fail
 from outlay.cli.helptext import Command, Group
 from outlay.errors import OutlayError
@@ -27,6 +27,7 @@ app.command("demo")(runs.demo)
 app.command("run")(runs.run)
 app.command("compare")(runs.compare)
 app.command("report")(runs.report)
+app.add_typer(studies.study_app, name="study")
 for name, step in (
     ("finetune", steps.finetune),
     ("teach", steps.teach),

@@ -185,10 +185,17 @@ def compare(
 
 
 def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = False) -> None:
-    """Draw a results folder again: table, frontier chart, one page, receipts."""
+    """Draw a results folder again: tables, charts, one page, flat files, receipts."""
     from outlay.compare import reopen, write_report
+    from outlay.conduct import INDEX_FILE
 
-    runner = reopen(folder, None if store is None else open_store(store))
+    kept = None if store is None else open_store(store)
+    if (folder / INDEX_FILE).exists():
+        from outlay.cli.studies import draw
+
+        draw(folder, kept, as_json=as_json)
+        return
+    runner = reopen(folder, kept)
     _finish(runner, write_report(runner), as_json, receipts=False)
 
 

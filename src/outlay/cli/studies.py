@@ -66,7 +66,6 @@ def run(
     from outlay.conduct import INDEX_FILE, conduct
     from outlay.money import PriceBook, parse_budget
     from outlay.prepare import Workbench
-    from outlay.report.study import write_study_report
     from outlay.run import Runner
 
     _check_executor(executor)
@@ -74,11 +73,11 @@ def run(
     asked = _study(study, tasks, scale, seeds, book)
     kept = open_store(store)
     bench = Workbench(book, data_root=data, machines=machines or [], tokens=kept.root / "tokens")
-    planned = _plan(bench, asked, quiet or as_json, here=book.get(here), store=kept)
+    planned = _plan(bench, asked, quiet or as_json, book.get(here), kept)
     if dry_run:
         _print_plan(planned, as_json)
         return
-    folder = out or Path("outlay-runs") / _folder_name(asked)
+    folder = Path(out or Path("outlay-runs") / _folder_name(asked))
     cap = None if cash_cap is None else parse_budget(cash_cap)
     runner = Runner(folder, kept, here=book.get(here), cash_cap_micros=cap)
     from outlay.cli.studyscreen import StudyScreen
@@ -89,11 +88,7 @@ def run(
     header = _header(asked, study, scale, seeds)
     with StudyScreen(len(planned.points), 0, quiet=quiet or as_json) as screen, crew:
         points = conduct(planned, header, runner, bench, crew, screen)
-    files = write_study_report(folder, kept)
-    if as_json:
-        print_json(json.loads((folder / "points.json").read_text(encoding="utf-8")))
-    else:
-        _show(folder, kept, files)
+    draw(folder, kept, as_json=as_json)
     failed = [point for point in points if point.result.status == "failed"]
     if failed:
         fail(
@@ -102,14 +97,25 @@ def run(
         )
 
 
+def draw(folder: Path, store: Any, *, as_json: bool) -> None:
+    """Write the report of a study's folder and print its tables, or its points as JSON."""
+    from outlay.reporting import write_study_report
+
+    files = write_study_report(folder, store)
+    if as_json:
+        print_json(json.loads((folder / "points.json").read_text(encoding="utf-8")))
+    else:
+        _show(folder, store, files)
+
+
 @study_app.command("list")
 def list_studies(as_json: Json = False) -> None:
     """The shipped studies: what each asks, and at which scales."""
     from rich.table import Table
 
-    from outlay.study import load_study, shipped_studies
+    from outlay.study import find_study, load_study, shipped_studies
 
-    found = [(path, load_study(path)) for path in shipped_studies()]
+    found = [(path, load_study(path)) for path in map(find_study, shipped_studies())]
     if as_json:
         print_json(
             [
@@ -166,16 +172,17 @@ def _study(name: str, tasks: str | None, scale: str, seeds: int | None, book: An
     return load_study(find_study(name)).at(scale, parse_names(tasks), n_seeds=seeds, price=book.get)
 
 
-def _plan(bench: Any, study: Study, quiet: bool, **changes: Any) -> Plan:
-    """Every point planned, with a line of progress for large grids."""
+def _plan(bench: Any, study: Study, quiet: bool, here: Any, kept: Any) -> Plan:
+    """Every point planned."""
     from rich.console import Console
 
     from outlay.planning import plan
+    from outlay.speed import PROFILE_FILE, load_profile
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
-    asked = [(cell.options, cell.absent) for cell in study.cells]
+    asked = [cell.options if cell.absent is None else (cell.options, cell.absent) for cell in study.cells]
     with console.status(f"planning {len(asked):,} points"):
-        return plan(bench, asked, **changes)
+        return plan(bench, asked, profile=load_profile(kept.root.parent / PROFILE_FILE), here=here)
 
 
 def _print_plan(planned: Plan, as_json: bool) -> None:
@@ -220,8 +227,8 @@ def _header(study: Study, name: str, scale: str, seeds: int | None) -> Any:
 
 def _show(folder: Path, store: Any, files: dict[str, Path]) -> None:
     from outlay.conduct import read_results
-    from outlay.report.study import render_terminal
+    from outlay.reporting import StudyReport
 
-    table_console().print(render_terminal(read_results(folder, store)))
+    table_console().print(StudyReport(read_results(folder, store)).terminal())
     for name, path in files.items():
         typer.echo(f"{name}: {path}")
