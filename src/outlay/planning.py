@@ -6,13 +6,14 @@ recipe is planned with that first recipe alone; those of `outlay.strategy` know 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from outlay.errors import OutlayError
-from outlay.money import Price, cost_micros
+from outlay.money import Price, cost_micros, format_usd
 from outlay.point import usd_of
 from outlay.prepare import Options, Workbench
 from outlay.quoting import Known, Quoter, n_carved
@@ -22,7 +23,7 @@ from outlay.strategy import NotAvailable, strategy
 from outlay.timing import Forecaster
 
 if TYPE_CHECKING:
-    pass
+    from rich.console import RenderableType
 
 KINDS = ("buy", "train", "teach", "distil", "score")
 """Of steps, in the order in which they are done."""
@@ -327,3 +328,89 @@ def _sizes(recipe: Recipe | None) -> tuple[int | None, int | None]:
 def _n_labels(step: Train) -> int:
     """Labels that it learns from, those set aside for dev included."""
     return step.n_labels
+
+
+# --- for a terminal --------------------------------------------------------------------------------------------------
+
+_WORDS = {
+    "buy": "purchases of labels",
+    "train": "fine-tunings",
+    "teach": "blocks of targets",
+    "distil": "distillations",
+    "score": "scorings of the test split",
+}
+MAX_REASONS = 12
+"""Reasons for ``na`` that are shown, the most frequent first."""
+
+
+def render(planned: Plan) -> RenderableType:
+    """The plan for a terminal: points by task, strategy and N; the work; hours and dollars."""
+    from rich.console import Group
+
+    return Group(_points_table(planned), _work_table(planned), *_closing(planned))
+
+
+def _points_table(planned: Plan) -> RenderableType:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{planned.n_points:,} points, {planned.n_na:,} of them N/A", title_justify="left")
+    for i, name in enumerate(("Task", "Strategy", "N", "Points", "N/A", "Labels", "Pool rows", "Charge at most")):
+        table.add_column(name, justify="left" if i < 2 else "right", no_wrap=i > 1)
+    groups: dict[tuple[str, str, int | None], list[PlannedPoint]] = {}
+    for point in planned.points:
+        asked = point.options
+        groups.setdefault((asked.task, asked.strategy, asked.n_initial), []).append(point)
+    for (task, name, n_initial), points in groups.items():
+        sizes = [_sizes(point.recipe) for point in points]
+        table.add_row(
+            *(escape(task), escape(name), "by rule" if n_initial is None else f"{n_initial:,}"),
+            *(f"{len(points):,}", f"{sum(point.recipe is None for point in points):,}"),
+            *(_range([size[i] for size in sizes]) for i in range(2)),
+            format_usd(sum(point.charge_micros for point in points)),
+        )
+    return table
+
+
+def _work_table(planned: Plan) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(title="Work: each distinct step once, beside separate runs", title_justify="left")
+    for i, name in enumerate(("", "Distinct", "Separate")):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    both = (planned.distinct, planned.separate)
+    for kind in KINDS:
+        table.add_row(_WORDS[kind], *(f"{work.n_steps[kind]:,}" for work in both))
+    table.add_section()
+    table.add_row("optimiser steps", *(f"{work.n_optimizer_steps:,}" for work in both))
+    machines = ", ".join(dict.fromkeys(point.options.machine for point in planned.points))
+    table.add_row(f"hours by the flops clock of {machines}, at most", *(f"{work.hours:,.2f}" for work in both))
+    seconds = [work.seconds_here for work in both]
+    if None not in seconds:
+        table.add_row(
+            "hours foreseen on this machine", *(f"{each / 3600:,.2f}" for each in seconds if each is not None)
+        )
+    return table
+
+
+def _closing(planned: Plan) -> list[RenderableType]:
+    from rich.text import Text
+
+    cash = "" if planned.cash_micros is None else f"; cash for compute here: {format_usd(planned.cash_micros)}"
+    lines = [
+        f"Sharing saves {100 * planned.saved:.1f} % of the optimiser steps.",
+        f"Charge of all points at most: {format_usd(planned.charge_micros)}{cash}",
+    ]
+    reasons = Counter(point.reason for point in planned.points if point.reason is not None).most_common()
+    lines += [f"N/A: {n:,} x {reason}" for reason, n in reasons[:MAX_REASONS]]
+    if len(reasons) > MAX_REASONS:
+        lines.append(f"N/A: {len(reasons) - MAX_REASONS:,} further reasons; --json lists every point's")
+    return [Text(line) for line in lines]
+
+
+def _range(values: Sequence[int | None]) -> str:
+    given = [value for value in values if value is not None]
+    if not given:
+        return "-"
+    low, high = min(given), max(given)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

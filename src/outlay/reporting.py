@@ -60,18 +60,13 @@ class StudyReport:
     def markdown(self) -> str:
         """All tables, under the study's heading."""
         header = self.results.header
-        facts = [
-            f"Follows {header.source}." if header.source else "",
-            f"Scale: {header.scale}." if header.scale else "",
-        ]
-        lines = [
-            f"# {header.title}",
-            "",
-            " ".join(fact for fact in facts if fact),
-            *(["", f"    {header.command}"] if header.command else []),
-        ]
-        lines += ["", *(f"- {note}" for note in header.notes)] if header.notes else []
-        return "\n".join(lines) + "\n\n" + "\n".join(render_markdown(table) for table in self.tables)
+        facts = [f"Follows {header.source}."] if header.source else []
+        facts += [f"Scale: {header.scale}."] if header.scale else []
+        lines = [f"# {header.title}", ""]
+        lines += [" ".join(facts), ""] if facts else []
+        lines += ["```", header.command, "```", ""] if header.command else []
+        lines += [*(f"- {note}" for note in header.notes), ""] if header.notes else []
+        return "\n".join(lines) + "\n" + "\n".join(render_markdown(table) for table in self.tables)
 
     def terminal(self) -> RenderableType:
         """All tables, for a terminal."""
@@ -126,16 +121,11 @@ def lay_out_frontiers(marks: Sequence[Mean]) -> LaidOut | None:
     grid = [charges[0] * (charges[-1] / charges[0]) ** (i / (N_CHARGES - 1)) for i in range(N_CHARGES)]
     grid[-1] = charges[-1]
     over_all = averaged(fronts, grid)
-    columns = [
-        *(Column(dollars(usd), "Score on the frontier at") for usd in grid),
-        Column("Share"),
-        Column("Front, tied, dominated"),
-    ]
+    columns = [Column(dollars(usd), "Score on the frontier at") for usd in grid]
+    columns += [Column("Share"), Column("Front, tied, dominated")]
     rows = [
-        LaidRow(
-            (task,), (*_reached(front, grid), _share(over_all.hypervolumes[task]), _counts(front)), starts_block=i == 0
-        )
-        for i, (task, front) in enumerate(fronts.items())
+        LaidRow((task,), (*_reached(front, grid), _share(over_all.hypervolumes[task]), _counts(front)))
+        for task, front in fronts.items()
     ]
     if len(fronts) > 1:
         mean = [CellValue(place.score, words="" if place.score is not None else "–") for place in over_all.places]
@@ -143,8 +133,8 @@ def lay_out_frontiers(marks: Sequence[Mean]) -> LaidOut | None:
         rows.append(LaidRow(("mean over tasks",), (*mean, _share(over_all.hypervolume), None), starts_block=True))
     notes = (
         "On the frontier nothing is cheaper and better; between its points the score is interpolated in log charge "
-        "(Kang et al. 2023, Figure 2). Share: hypervolume in log charge and score, 0 to 1. A point off the frontier is tied where its "
-        "interval meets that of a better one that is no dearer, and dominated where it does not.",
+        "(Kang et al. 2023, Figure 2). Share: hypervolume in log charge and score, 0 to 1. A point off the frontier is tied "
+        "where its interval meets that of a better one that is no dearer, and dominated where it does not.",
     )
     return LaidOut("Frontier", ("Task",), tuple(columns), tuple(rows), notes, tuple(fronts))
 

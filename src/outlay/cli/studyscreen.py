@@ -42,13 +42,13 @@ class StudyScreen:
     def began(self, what: str, run: str) -> None:
         """A step was handed out; `tick` draws it."""
 
-    def ended(self, what: str, seconds: float, problem: str | None) -> None:
+    def ended(self, what: str, seconds: float, problem: str | None) -> None:  # noqa: ARG002
         """Say what went wrong; what went well is only counted."""
         self._n_steps += 1
         if problem is not None:
             self._console.print(f"  [red]{escape(what)}: {escape(problem)}[/red]")
 
-    def point(self, place: int, point: Point, n_done: int) -> None:
+    def point(self, place: int, point: Point, n_done: int) -> None:  # noqa: ARG002
         """A line per point."""
         request, result = point.request, point.result
         self._charge += result.charge_usd
