@@ -283,7 +283,7 @@ def test_room_is_counted_machine_by_machine(
 def test_more_than_a_machine_has_is_refused() -> None:
     with pytest.raises(UsageError, match="asks for 2 GPUs, and the largest machine of the Ray cluster has 1; ask for"):
         workers_of([{"GPU": 1.0}, {"GPU": 1.0}], 1, 2.0)
-    with pytest.raises(UsageError, match="asks for 0.5 GPUs, and the largest machine of the Ray cluster has 0"):
+    with pytest.raises(UsageError, match=r"asks for 0\.5 GPUs, and the largest machine of the Ray cluster has 0"):
         workers_of([{"CPU": 1.0}], 1, 0.5)
 
 
