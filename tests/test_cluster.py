@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from outlay.cluster import N_TRIES, Cluster
-from outlay.errors import ClusterError, UnknownModel, UsageError
+from outlay.crew import THREAD_VARIABLES, Work
+from outlay.errors import ClusterError, UnknownModel, UsageError, WorkFailed
 from outlay.executor import Executor, Here
 from outlay.raycrew import RayCrew, workers_of
 from outlay.settings import TeachSettings
@@ -211,6 +213,95 @@ def test_a_machine_too_small_for_the_threads_is_named(ray: None, model: Path) ->
         list(Cluster("local", 3).run(process_id, payloads(1), model))
 
 
+# --- the crew --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Look:
+    """A craft whose work tells of its process."""
+
+    def __call__(self) -> Work:
+        heavy = "torch" in sys.modules
+        return lambda payload, report: (os.getpid(), {name: os.environ.get(name) for name in THREAD_VARIABLES}, heavy)
+
+
+def test_workers_have_the_studys_threads_and_start_when_they_are_needed(ray: None) -> None:
+    import ray
+
+    with RayCrew(Look(), "local", 1) as crew:
+        assert crew.n_workers == crew.n_free == N_CPUS
+        pids = set()
+        for _ in range(3):
+            crew.submit("look", None)
+            pid, threads, heavy = one(crew).value
+            pids.add(pid)
+            assert threads == dict.fromkeys(THREAD_VARIABLES, "1")
+            assert not heavy
+        assert len(pids) == 1
+        assert ray.available_resources()["CPU"] == N_CPUS - 1
+    with RayCrew(Look(), "local", 2, max_workers=5) as crew:
+        assert crew.n_workers == 1
+        crew.submit("look", None)
+        assert one(crew).value[1]["OMP_NUM_THREADS"] == "2"
+
+
+def test_what_a_worker_cannot_read_is_told(ray: None, tmp_path: Path) -> None:
+    with RayCrew(Look(), "local", 1, logs=tmp_path) as crew:
+        crew.submit("odd", Unreadable())
+        error = one(crew).error
+        assert isinstance(error, WorkFailed)
+        assert str(error).startswith("odd failed with RaySystemError (System error: nobody can read this")
+        crew.submit("look", None)
+        assert one(crew).error is None
+
+
+class Unreadable:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_not_read, ())
+
+
+def _not_read() -> None:
+    raise ValueError("nobody can read this")
+
+
+@pytest.mark.parametrize(
+    ("machines", "threads", "gpus", "found"),
+    [
+        ([{"CPU": 7.0}, {"CPU": 4.0}, {}], 2, None, ({"num_cpus": 2}, 5)),
+        ([{"CPU": 7.0, "GPU": 3.0}, {"CPU": 64.0}], 2, None, ({"num_gpus": 1.0, "num_cpus": 0}, 3)),
+        ([{"CPU": 7.0, "GPU": 3.0}, {"CPU": 64.0}], 2, 0.0, ({"num_cpus": 2}, 35)),
+        ([{"GPU": 3.0}, {"GPU": 2.0}], 2, 0.4, ({"num_gpus": 0.4, "num_cpus": 0}, 10)),
+        ([{"GPU": 5.0}, {"GPU": 1.0}], 2, 2.0, ({"num_gpus": 2.0, "num_cpus": 0}, 2)),
+    ],
+)
+def test_room_is_counted_machine_by_machine(
+    machines: list[dict[str, float]], threads: int, gpus: float | None, found: tuple[dict[str, float], int]
+) -> None:
+    assert workers_of(machines, threads, gpus) == found
+
+
+def test_more_than_a_machine_has_is_refused() -> None:
+    with pytest.raises(UsageError, match="asks for 2 GPUs, and the largest machine of the Ray cluster has 1; ask for"):
+        workers_of([{"GPU": 1.0}, {"GPU": 1.0}], 1, 2.0)
+    with pytest.raises(UsageError, match=r"asks for 0\.5 GPUs, and the largest machine of the Ray cluster has 0"):
+        workers_of([{"CPU": 1.0}], 1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [
+        ((0, None, None), "the number of threads is 0; it must be at least 1"),
+        ((1, 1.5, None), r"the number of GPUs per worker is 1\.5; it must be whole, or below 1"),
+        ((1, -1.0, None), r"the number of GPUs per worker is -1\.0; it must be whole, or below 1"),
+        ((1, None, 0), "the number of workers is 0; it must be at least 1"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(numbers: tuple[int, float | None, int | None], says: str) -> None:
+    threads, gpus, most = numbers
+    with pytest.raises(UsageError, match=says):
+        RayCrew(Look(), "local", threads, gpus_per_worker=gpus, max_workers=most)
+
+
 # --- the teacher pass ------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +371,8 @@ def test_one_process_deals_the_work_out(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_cluster_that_is_not_there_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(ClusterError, match=r"^no Ray cluster answers"), RayCrew(Look(), "127.0.0.1:1", 1):
+        pass
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
         with pytest.raises(ClusterError, match=r"^no Ray cluster answers at '[^\n]*refused[^\n]*$"):
             list(Cluster(address, 1).run(process_id, payloads(1), model))

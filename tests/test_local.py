@@ -65,7 +65,8 @@ class Look:
 
     def __call__(self) -> Work:
         heavy = sorted({"numpy", "torch"} & set(sys.modules))
-        found = (sorted(os.sched_getaffinity(0)), dict(os.environ), heavy, signal.getsignal(signal.SIGINT))
+        signals = (signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        found = (sorted(os.sched_getaffinity(0)), dict(os.environ), heavy, signals)
         return lambda payload, report: found
 
 
@@ -78,10 +79,10 @@ def test_workers_have_cores_of_their_own_and_the_studys_threads(monkeypatch: pyt
         crew.submit("b", None)
         found = {each.name: each.value for _ in range(2) for each in crew.wait(60)}
     assert [found[name][0] for name in "ab"] == [[CORES[0]], [CORES[1]]]
-    for _, environment, heavy, on_interrupt in found.values():
+    for _, environment, heavy, (on_interrupt, blocked) in found.values():
         assert {environment[name] for name in THREAD_VARIABLES} == {"1"}
         assert heavy == []
-        assert on_interrupt == signal.SIG_IGN
+        assert (on_interrupt, blocked) == (signal.SIG_IGN, set())
     assert os.environ["OMP_NUM_THREADS"] == "17"
     assert usable_cores() == CORES
 
@@ -382,3 +383,23 @@ def test_a_worker_lost_while_it_waits_is_replaced_unseen(tmp_path: Path, monkeyp
         ended = one(crew)
         assert ended.lost is None
         assert ended.value not in (pid, os.getpid())
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_an_interruption_does_not_reach_a_worker_that_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C reaches every process of a terminal."""
+
+    def children() -> set[int]:
+        lists = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
+        return {int(pid) for each in lists for pid in each.split()}
+
+    before = children()
+    with local(Handy(tmp_path), monkeypatch) as crew:
+        [pid] = children() - before
+        os.kill(pid, signal.SIGINT)
+        crew.submit("who", ("process_id", None))
+        assert one(crew).value == pid
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+    assert capfd.readouterr() == ("", "")

@@ -1,9 +1,9 @@
 """Jobs on the machines of a Ray cluster that read a folder (a model, say), by the crew of `outlay.raycrew`.
 
-A worker keeps its GPU and what it has loaded from job to job, and gets the next job as soon as it is done with one. The folder is
-looked for at the same path on each machine; where it is not there, or holds something else, it is sent through Ray's object store,
-once, and unpacked in the machine's temporary folder until the work ends. Only this process hands results on, so nothing else is
-shared.
+A worker keeps its GPU and what it has loaded from job to job, and gets the next job as soon as it is done with one. The folder
+is looked for at the same path on each machine; where it is not there, or holds something else, it is sent through Ray's object
+store, once, and unpacked in the machine's temporary folder until the work ends. Only this process hands results on, so nothing
+else is shared.
 """
 
 from __future__ import annotations

@@ -303,7 +303,7 @@ class _Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             options = {
-                "path": sys.path,
+                "path": [str(entry) for entry in sys.path],
                 "pipe": theirs.fileno(),
                 "parent": os.getpid(),
                 "cores": self._seat.cores,
@@ -327,6 +327,9 @@ class _Worker:
             if self._log is not None:
                 self._log.parent.mkdir(parents=True, exist_ok=True)
                 output = stack.enter_context(self._log.open("ab")).fileno()
+            # Ctrl-C must not reach it before it has said that it will not listen; what is blocked here is blocked there.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

@@ -65,6 +65,7 @@ def main(pipe: int, parent: int, cores: list[int] | None, dies_by_signal: bool) 
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is for whoever handed the work out, who then ends this process.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.set_inheritable(pipe, False)
     if dies_by_signal:
         _die_with_starter()
