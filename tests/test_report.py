@@ -185,6 +185,32 @@ def test_a_difference_says_whether_it_is_significant(low: float, high: float, ve
     assert tables.difference_text(row).endswith(f"], {verdict}")
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"p": 0.01, "p_adjusted": 0.12, "n_comparisons": 12},
+            "not significant at 95 % after Holm's correction over 12 comparisons",
+        ),
+        (
+            {"p": 0.002, "p_adjusted": 0.05, "n_comparisons": 12},
+            "significant at 95 % after Holm's correction over 12 comparisons",
+        ),
+        ({"p": 0.03, "p_adjusted": 0.03, "n_comparisons": 1, "smallest": 0.9}, "significant at 95 %"),
+        ({"p": 0.3, "p_adjusted": 0.3, "smallest": 1.74}, "not significant at 95 % (it could have seen about 1.7)"),
+        ({"p": 0.001}, "significant at 95 %"),
+    ],
+)
+def test_a_verdict_goes_by_the_corrected_p_where_there_is_one(changes: dict[str, Any], text: str) -> None:
+    row = dataclasses.replace(DifferenceRow("distill", "annotate", 300.0, 1.0, 0.1, 1.9), **changes)
+    assert row.verdict == text
+    assert row.is_significant == text.startswith("significant")
+    assert tables.difference_text(row) == f"distill − annotate at $300.00: +1.0 [+0.1, +1.9], {text}"
+    alone = tables.difference_text(dataclasses.replace(row, covers="examples"))
+    assert alone == f"distill − annotate at $300.00: +1.0 [+0.1, +1.9] over examples only, {text}"
+    assert tables.difference_text(dataclasses.replace(row, covers="examples and seeds")) == tables.difference_text(row)
+
+
 def test_how_values_are_written() -> None:
     assert tables.money(1234.5) == "$1,234.50"
     assert tables.money(0.03744) == "$0.0374"
@@ -364,6 +390,28 @@ def test_the_page_is_self_contained_and_complete(comparison: Comparison, tmp_pat
     for row in comparison.rows:
         assert all(cell in reader.text for cell in tables.cells(row))
     assert all(note in reader.text for note in comparison.notes)
+
+
+def test_a_row_beside_the_frontier_ties_where_the_intervals_meet() -> None:
+    points = [point("annotate", 300.0, seed, 80.0 + shift) for seed, shift in enumerate((-0.6, 0.0, 0.6))]
+    points += [point("distill", 400.0, seed, 79.0 + shift) for seed, shift in enumerate((-0.6, 0.0, 0.6))]
+    points += [point("self_distill", 400.0, seed, 70.0 + shift) for seed, shift in enumerate((-0.6, 0.0, 0.6))]
+    found = compare(points)
+    names = [[spot.name for spot in part] for part in (found.frontier.front, found.frontier.tied)]
+    assert names == [["annotate at $300.00"], ["distill at $400.00"]]
+    assert [spot.name for spot in found.frontier.dominated] == ["self_distill at $400.00"]
+    # A tie is no place on the frontier: only one row is bold.
+    assert [tables.on_front(found, row) for row in found.rows] == [True, False, False]
+    spot = row_of(found, "annotate").spot
+    assert spot is not None
+    assert (spot.least, spot.most) == pytest.approx((80 - 4.303 * 0.6 / 3**0.5, 80 + 4.303 * 0.6 / 3**0.5))
+
+
+def test_a_score_just_outside_the_range_keeps_its_place() -> None:
+    assert (Score(-0.005, 1.0).low, Score(-0.005, 1.0).high) == pytest.approx((-0.005, 0.995))
+    assert (Score(100.02, 1.0).low, Score(100.02, 1.0).high) == pytest.approx((99.02, 100.02))
+    (row,) = compare([point("distill", 300.0, seed, -0.005) for seed in range(2)]).rows
+    assert row.spot is not None
 
 
 def test_rows_on_the_frontier_are_marked(comparison: Comparison) -> None:

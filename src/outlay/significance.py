@@ -77,9 +77,9 @@ def _rising(p_values: Sequence[float]) -> list[int]:
 def smallest_difference(low: float, high: float, n_comparisons: int = 1) -> float:
     """How small a difference a test could have told from none: half the width of its 95 % interval, in points.
 
-    A true difference of this size is found about every second time, one 1.4 times as large four times out of five. Among several
-    comparisons the half-width is scaled to the level of the first step of Holm's correction, by the ratio of the normal
-    quantiles of 1 - 0.025 / n and 0.975.
+    A true difference of this size is found about every second time, one 1.4 times as large at least four times out of five.
+    Among several comparisons the half-width is scaled to the level of the first step of Holm's correction, by the ratio of the
+    normal quantiles of 1 - 0.025 / n and 0.975.
 
     Raises:
         DataError: ``high`` is below ``low``, or there is no comparison.
