@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"entities", "errors"},
     "point": {"errors"},
     "pareto": {"errors"},
-    "published": set(),
+    "published": {"errors"},
     "grouping": {"point"},
     "modelref": {"errors"},
     "demo": {"errors"},

@@ -148,8 +148,9 @@ def test_budgets_in_markdown() -> None:
 | 1K ($200) | t5-v1_1-small (Annotate) | 53.0 (+0) | 53.0 ± 1.5 (+250) |
 |  | t5-v1_1-xxl [84.6] ⇒ t5-v1_1-small (Distill) | na¹ | **80.3 ± 3.8**² (2min / 16.9K) 2 of 3 seeds |
 
-- Test score: accuracy, published reading; ± half of its 95 % interval over seeds. 0-100.
-- (+labels beyond N), or (machine time by the flops clock / pool rows). [ ]: the teacher's dev score.
+- Test score, 0-100: accuracy, published reading; ± half of its 95 % interval over seeds.
+- [ ]: the teacher's dev score.
+- ( ): labels beyond N, or machine time by the flops clock / pool rows.
 - Bold: the highest mean of a column within its block; whether it differs is said by the tests, not by the bold.
 - ¹ na: the teacher costs $0.02, raise the budget
 - ² na: needs $412.00 for <the> teacher \\| pool
@@ -181,7 +182,7 @@ def test_self_distillation_in_markdown() -> None:
         "| T5-XXL ⇒ T5-Small (Distill) | **74.2** [78.0] |",
     ]
     assert paper.is_published
-    assert paper.notes[0].startswith("Source: Kang et al. 2023, as printed. Other models")
+    assert paper.notes[0].startswith("Kang et al. 2023, as printed; T5-XXL and T5-Small. Other models")
 
 
 def test_labels_and_rows_with_their_frontier() -> None:
@@ -212,13 +213,12 @@ def test_annotating_to_the_same_score() -> None:
         made("distill", 2.0, 71.0, n_initial=5, task="nq"),
     ]
     match, annotation, paper = lay_out(results("match", [*labelled, *taught]))
-    assert render_markdown(match).splitlines()[2:10] == [
+    assert render_markdown(match).splitlines()[2:9] == [
         "| Model | nq |",
         "|---|---:|",
-        "| t5-v1_1-xxl ⇒ t5-v1_1-small (Distill) | 65.0 ($20.00) |",
+        "| t5-v1_1-xxl ⇒ t5-v1_1-small (Distill): N=5, +$1 | 65.0 ($20.00) |",
         "| t5-v1_1-small (Annotate), the same score | $316.23 |",
-        "| t5-v1_1-small (Annotate), the dearest | **69.0** ($10,000.00) |",
-        "| t5-v1_1-xxl ⇒ t5-v1_1-small (Distill) | **71.0** ($2.50) |",
+        "| t5-v1_1-xxl ⇒ t5-v1_1-small (Distill): N=5, +$2 | **71.0** ($2.50) |",
         "| t5-v1_1-small (Annotate), the same score | not reached |",
         "| t5-v1_1-small (Annotate), the dearest | 69.0 ($10,000.00) |",
     ]
@@ -294,7 +294,7 @@ def test_the_papers_table_stands_apart_where_no_number_fits() -> None:
     mine, paper = lay_out(results("budgets", points))
     assert all(cell.published is None for cell in mine.cells)
     assert "“paper”" not in render_markdown(mine)
-    assert (paper.title, paper.is_published) == ("In the paper: fever, Tables 2 and 11", True)
+    assert (paper.title, paper.is_published) == ("In the paper, Tables 2 and 11: fever", True)
     assert [cell.text for cell in paper.rows[0].cells if cell] == ["50.3", "49.3", "49.7", "49.7"]
     assert [row.heads[0] for row in paper.rows] == ["100 ($13)"] * 2 + ["1K ($129)"] * 2 + ["5K ($645)"] * 2
     assert [table.is_published for table in lay_out(results("budgets", [made("annotate", 5.0, 60.0)]))] == [False]
@@ -313,7 +313,7 @@ def test_intervals_are_over_examples_where_the_answers_are_there() -> None:
     (cell,) = table.cells
     expected = mean_score("accuracy", answered)
     assert (cell.low, cell.high, cell.is_over_examples) == (expected.low, expected.high, True)
-    assert "± half of its 95 % interval over examples and seeds. 0-100." in table.notes[0]
+    assert "± half of its 95 % interval over examples and seeds." in table.notes[0]
     gone = {name: dataclasses.replace(each, answered=None) for name, each in list(left.items())[:1]}
     (table,) = lay_out(Results(Header("s", "s", "students"), tuple(points), left | gone))
     (cell,) = table.cells
@@ -323,7 +323,7 @@ def test_intervals_are_over_examples_where_the_answers_are_there() -> None:
 def test_the_measure_is_read_from_the_scores_where_the_run_is_gone() -> None:
     scores = {"macro_f1/strict": Reading(50.0, 49.0, 51.0), "micro_f1/strict": Reading(61.0, 60.0, 62.0)}
     (table,) = lay_out(results("students", [made("annotate", 5.0, 61.0, scores=scores)]))
-    assert table.notes[0] == "Test score: micro F1, strict reading. 0-100."
+    assert table.notes[0] == "Test score, 0-100: micro F1, strict reading."
 
 
 # --- every point has a home ------------------------------------------------------------------------------------------

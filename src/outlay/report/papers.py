@@ -118,7 +118,7 @@ def budget_table(task: str) -> LaidOut | None:
                 _printed(_number(row["score"]), bracket),
             )
         )
-    return _paper_table(f"{task}, Tables 2 and 11", ("N (initial $)", "Strategy"), items, [task])
+    return _paper_table(f"Tables 2 and 11: {task}", ("N (initial $)", "Strategy"), items, [task])
 
 
 def _teacher(task: str, n: int) -> str:
@@ -158,7 +158,7 @@ def match_table(tasks: Sequence[str]) -> LaidOut | None:
             usd = _number(row[f"{name}_usd"])
             cell = _printed(_number(row[name]), "" if usd is None else f"(${usd:,.0f})")
             items.append(Item(_ONE_BLOCK, Head((i,), words), Head((tasks.index(row["task"]),), row["task"]), cell))
-    return _paper_table("Table 4", ("Model",), items, tasks)
+    return _paper_table("Table 4: 100K unlabelled rows", ("Model",), items, tasks)
 
 
 def cost_table(tasks: Sequence[str]) -> LaidOut | None:
@@ -177,7 +177,7 @@ def cost_table(tasks: Sequence[str]) -> LaidOut | None:
                 items.append(
                     Item(_ONE_BLOCK, Head((tasks.index(row["task"]),), row["task"]), Head((i,), text, over), cell)
                 )
-    return _paper_table("Table 6: T5-XXL and T5-Small at $1.875 per A40 hour", ("Task",), items, tasks)
+    return _paper_table("Table 6: one A40 hour at $1.875", ("Task",), items, tasks)
 
 
 def general_table(tasks: Sequence[str]) -> LaidOut | None:
@@ -190,7 +190,7 @@ def general_table(tasks: Sequence[str]) -> LaidOut | None:
             column = Head((tasks.index(task), usd), f"{dollars(usd)} (N={thousands(n)})", task)
             words = Head((i,), row["model"].replace("->", "⇒"))
             items.append(Item(_ONE_BLOCK, words, column, _printed(_number(row[f"{task}_{usd:.0f}"]), "")))
-    return _paper_table("Table 10", ("Model",), items, tasks)
+    return _paper_table("Table 10: the same budgets for each model", ("Model",), items, tasks)
 
 
 def _row_head(strategy: str, words: str) -> Head:
@@ -204,5 +204,7 @@ def _printed(value: float | None, bracket: str) -> CellValue:
 def _paper_table(name: str, stub: tuple[str, ...], items: Sequence[Item], tasks: Iterable[str]) -> LaidOut | None:
     if not items:
         return None
-    laid = pivot(f"In the paper: {name}", stub, items, tasks=tuple(tasks))
-    return replace(laid, notes=(f"Source: Kang et al. 2023, as printed. {_APART}", *laid.notes), is_published=True)
+    laid = pivot(f"In the paper, {name}", stub, items, tasks=tuple(tasks))
+    return replace(
+        laid, notes=(f"Kang et al. 2023, as printed; T5-XXL and T5-Small. {_APART}", *laid.notes), is_published=True
+    )
