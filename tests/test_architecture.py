@@ -56,6 +56,8 @@ ALLOWED: dict[str, set[str]] = {
     "labels": {"errors", "example", "money"},
     "train": {"entities", "errors", "form", "modelref", "settings", "shape", "sizes", "speed"},
     "report": {"errors", "grouping", "ledger", "metrics", "money", "pareto", "point", "published", "runfolder"},
+    "report": {"errors", "grouping", "ledger", "metrics", "money", "pareto", "point", "runfolder"},
+    "significance": {"errors", "grouping", "metrics", "point", "report", "strategy"},
     "request": {"errors", "money", "store"},
     "recipe": {"form", "settings", "store"},
     "quoting": {"compute", "form", "money", "recipe", "request", "settings"},
@@ -88,7 +90,7 @@ ALLOWED: dict[str, set[str]] = {
     "runfolder": {"errors"},
     "compare": {
         *("errors", "grouping", "metrics", "money", "point", "prepare", "report", "run", "runfolder", "store"),
-        *("strategy", "workshop"),
+        *("significance", "strategy", "workshop"),
     },
     "single": {
         *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "metrics", "modelref"),
@@ -114,6 +116,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "sizes": {"yaml"},
     "modelref": {"huggingface_hub"},
     "metrics": {"numpy", "sacrebleu"},
+    "significance": {"numpy"},
     "train": {"accelerate", "bitsandbytes", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers"},
     "report": {"altair", "pyarrow", "rich", "vl_convert"},
     "single": {"pyarrow"},

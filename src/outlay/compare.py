@@ -7,22 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from outlay.errors import DataError, MissingData, UsageError
-from outlay.grouping import Group, group
-from outlay.metrics import Answered, correctness, main_score, mean_score, paired_bootstrap_scores
+from outlay.grouping import group
+from outlay.metrics import Answered, correctness, main_score, mean_score
 from outlay.money import Price
-from outlay.point import Point, PointRequest, read_points, write_points
+from outlay.point import Point, read_points, write_points
 from outlay.prepare import Options, Workbench
 from outlay.report.charts import frontier_spec, save_chart
 from outlay.report.page import render_page, write_page
 from outlay.report.receipt import receipt, render_text
+from outlay.report.results import Aftermath, Header, Results
 from outlay.report.tables import Comparison, DifferenceRow, compare, render_csv, render_markdown
 from outlay.run import Runner
 from outlay.runfolder import write_json
+from outlay.significance import family
 from outlay.store import Store
 from outlay.strategy import strategy
 from outlay.workshop import PREDICTIONS_FILE
@@ -224,41 +226,20 @@ class _Test:
 
 
 def _differences(points: Sequence[Point], tests: Mapping[str, _Test]) -> list[DifferenceRow]:
-    """Pairs of rows at each budget, bootstrapped over examples and seeds on the seeds that both have."""
-    rows = []
-    groups = [each for each in group(points) if any(point.id in tests for point in each.points)]
-    for second, first in combinations(groups, 2):
-        if first.budget_usd != second.budget_usd or not _is_told_apart(_request(first), _request(second)):
-            continue
-        one, other = _by_seed(first, tests), _by_seed(second, tests)
-        seeds = sorted(set(one) & set(other))
-        if seeds:
-            interval = paired_bootstrap_scores(
-                one[seeds[0]].metric, [one[s].answered for s in seeds], [other[s].answered for s in seeds]
-            )
-            rows.append(DifferenceRow.of(first.label, second.label, first.budget_usd, interval))
-    return rows
-
-
-def _request(each: Group) -> PointRequest:
-    return each.points[0].request
-
-
-def _by_seed(each: Group, tests: Mapping[str, _Test]) -> dict[int, _Test]:
-    return {point.request.seed: tests[point.id] for point in each.points if point.id in tests}
-
-
-def _is_told_apart(one: PointRequest, other: PointRequest) -> bool:
-    """Whether a difference has one cause: another strategy with the same models, or one other model within a strategy."""
-    n_others = sum(a != b for a, b in zip(_chosen(one), _chosen(other), strict=True) if a is not None and b is not None)
-    return n_others == (1 if one.variant == other.variant else 0)
-
-
-def _chosen(request: PointRequest) -> tuple[str | None, str | None]:
-    """Teacher and student, ``None`` where the strategy brings its own."""
-    policy = strategy(request.strategy)
-    teacher = request.teacher if policy.taught_by == "teacher" else None
-    return teacher, None if policy.starts_general else request.student
+    """Pairs of rows at each budget, tested over examples and seeds as one family."""
+    left = {point: Aftermath(run=point, metric=test.metric, answered=test.answered) for point, test in tests.items()}
+    results = Results(Header("comparison", "Comparison", "plain"), tuple(points), left)
+    return [
+        DifferenceRow(
+            *(row.first, row.second, row.budget_usd, row.mean, row.low, row.high),
+            p=row.p,
+            p_adjusted=row.p_holm,
+            n_comparisons=row.n_comparisons,
+            smallest=row.smallest,
+            covers=row.covers,
+        )
+        for row in family(results)
+    ]
 
 
 def _half_interval(of_seeds: Sequence[_Test], n_seeds: int) -> float | None:

@@ -128,13 +128,13 @@ class Frontier:
 def frontier(spots: Sequence[Spot], *, is_tie: Callable[[Spot, Spot], bool] | None = None) -> Frontier:
     """Sort spots into those on the front, those tied with a better one, and those dominated by it.
 
-    The front goes by the scores alone; of spots that agree in charge and score the first given stands on it and the others are
-    tied. A spot off the front is dominated where some spot that is at least as cheap has a score that is higher beyond
-    doubt: by ``is_tie(better, spot)``, such as a paired test, where it is given; otherwise where the two intervals have no score in
-    common. So without intervals only equal scores tie.
+    The front goes by the scores alone; of spots that agree in charge and score the first given stands on it and the others
+    are tied. A spot off the front is dominated where some spot that is at least as cheap has a score that is higher beyond
+    doubt: by ``is_tie(better, spot)``, such as a paired test, where it is given; otherwise where the two intervals have
+    no score in common. So without intervals only equal scores tie.
 
-    Takes O(n log n); with ``is_tie`` each spot off the front is compared with the better ones that are no dearer, best first, until
-    one does not tie.
+    Takes O(n log n); with ``is_tie`` each spot off the front is compared with the better ones that are no dearer, best
+    first, until one does not tie.
 
     Args:
         spots: in any order.
@@ -207,7 +207,9 @@ def averaged(by_task: Mapping[str, Frontier], charges_usd: Sequence[float], *, w
         DataError: no tasks, no charges, or a charge that is not a finite number above 0.
     """
     if not by_task or not charges_usd:
-        raise DataError(f"{len(by_task)} frontiers at {len(charges_usd)} charges have no mean; give at least one of each")
+        raise DataError(
+            f"{len(by_task)} frontiers at {len(charges_usd)} charges have no mean; give at least one of each"
+        )
     charges = sorted(set(charges_usd))
     volumes: dict[str, float] = {}
     if len(charges) > 1:

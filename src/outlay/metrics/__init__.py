@@ -8,7 +8,7 @@ want to know. Both are always reported; ``docs/metrics.md`` has every formula. I
 from outlay.metrics.answers import NO_PREDICTION, Answered, Rule, missing_text
 from outlay.metrics.bootstrap import LEVEL, N_BOOTSTRAP, Difference, Reading, mean_interval, paired_bootstrap
 from outlay.metrics.classes import correctness
-from outlay.metrics.scoring import METRICS, STATISTICS, main_score, mean_score, paired_bootstrap_scores, score
+from outlay.metrics.scoring import METRICS, STATISTICS, featured, main_score, mean_score, paired_bootstrap_scores, score
 
 __all__ = [
     "LEVEL",
@@ -21,6 +21,7 @@ __all__ = [
     "Reading",
     "Rule",
     "correctness",
+    "featured",
     "main_score",
     "mean_interval",
     "mean_score",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 N_BOOTSTRAP = 1000
 _CHUNK_CELLS = 2_000_000
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 """Points below which a resampled difference is zero: ties must not turn on the order of additions."""
 
 
@@ -52,7 +52,7 @@ class Difference:
     @classmethod
     def of(cls, mean: float | np.float64, draws: Floats) -> Difference:
         """A mean with the interval of its resamples and p = 2 min(P(<= 0), P(>= 0)); no p is below 2 / (n + 1)."""
-        n_below, n_above = int((draws <= _ROUNDING).sum()), int((draws >= -_ROUNDING).sum())
+        n_below, n_above = int((draws <= ROUNDING).sum()), int((draws >= -ROUNDING).sum())
         p = min(1.0, 2 * (min(n_below, n_above) + 1) / (len(draws) + 1))
         return cls(float(mean), *_interval(draws), p)
 
@@ -108,7 +108,7 @@ def resampled_sums(features: Floats, n_bootstrap: int, seed: int) -> Floats:
 
 
 def resampled_scores(
-    sides: Sequence[Sequence[Floats]], value: Callable[[Floats], Floats], seed: int
+    sides: Sequence[Sequence[Floats]], value: Callable[[Floats], Floats], seed: int, n_bootstrap: int = N_BOOTSTRAP
 ) -> tuple[Floats, Floats]:
     """Compute a statistic of summed features for several systems, each trained with the same seeds.
 
@@ -116,17 +116,21 @@ def resampled_scores(
         sides: Per system and seed, features of the same examples, ``[n_examples, n_features]``.
         value: Summed features ``[..., n_features]`` → the statistic ``[...]``; the scale of the sums must not matter.
         seed: Seed of the resamples: the same seeds and examples are drawn for every system.
+        n_bootstrap: Number of resamples.
 
     Returns:
-        Each system's mean over seeds ``[n_sides]``, and its resamples ``[n_sides, N_BOOTSTRAP]``.
+        Each system's mean over seeds ``[n_sides]``, and its resamples ``[n_sides, n_bootstrap]``.
     """
     import numpy as np
 
+    n_sides, n_seeds = len(sides), len(sides[0])
     values = np.array([[value(table.sum(0)) for table in side] for side in sides]).mean(-1)
+    # One product for all systems: a matrix with few columns is multiplied slowly.
+    features = np.concatenate([table for side in sides for table in side], axis=1)
     chunks = []
-    for seeds, examples in _draws(len(sides[0]), len(sides[0][0]), N_BOOTSTRAP, seed):
-        scores = np.stack([[value(examples @ table) for table in side] for side in sides])
-        chunks.append(np.einsum("asn,ns->an", scores, seeds))
+    for seeds, examples in _draws(n_seeds, len(features), n_bootstrap, seed):
+        scores = value((examples @ features).reshape(len(examples), n_sides, n_seeds, -1))
+        chunks.append(np.einsum("nas,ns->an", scores, seeds))
     return values, np.concatenate(chunks, axis=1)
 
 

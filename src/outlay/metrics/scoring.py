@@ -161,8 +161,7 @@ def mean_score(
         LabelError: A gold answer is outside the label set.
         DataError: The metric, statistic or reading is unknown, or the seeds do not answer the same examples.
     """
-    found = _metric(metric)
-    value, draws = _resampled(found, [answered], statistic or found.statistics[0], reading or found.reading, seed)
+    value, draws = _resampled(metric, [answered], statistic, reading, seed)
     return Reading.of(value[0], draws[0])
 
 
@@ -193,8 +192,7 @@ def paired_bootstrap_scores(
     """
     if len(a) != len(b):
         raise DataError(f"{len(a)} seeds are paired with {len(b)}; give both sides the same seeds")
-    found = _metric(metric)
-    value, draws = _resampled(found, [a, b], statistic or found.statistics[0], reading or found.reading, seed)
+    value, draws = _resampled(metric, [a, b], statistic, reading, seed)
     return Difference.of(value[0] - value[1], draws[0] - draws[1])
 
 
@@ -204,17 +202,43 @@ def _metric(name: str) -> Metric:
     return METRICS[name]
 
 
+def featured(
+    metric: str, answered: Sequence[Answered], *, statistic: str | None = None, reading: Rule | None = None
+) -> tuple[list[Floats], Callable[[Floats], Floats]]:
+    """Turn answers to the same examples into what every test between systems works on.
+
+    Args:
+        metric: One of `METRICS`.
+        answered: One per system and seed, over the same examples in the same order.
+        statistic: One of the metric's; the main one by default.
+        reading: ``published`` or ``strict``; that of the main score by default.
+
+    Returns:
+        Per answered its features, float64 ``[n_examples, n_features]``, and the statistic: summed features
+        ``[..., n_features]`` → points ``[...]``.
+
+    Raises:
+        LabelError: A gold answer is outside the label set.
+        DataError: The metric, statistic or reading is unknown, or the answers are not to the same examples.
+    """
+    found = _metric(metric)
+    statistic, reading = statistic or found.statistics[0], reading or found.reading
+    found.check(statistic, reading)
+    if not answered:
+        raise DataError("there is nothing to score; give the answers of at least one seed")
+    golds, labels = list(answered[0].golds), list(answered[0].labels)
+    for each in answered:
+        each.check()
+        if list(each.golds) != golds or list(each.labels) != labels:
+            raise DataError("the seeds have different gold answers or labels; score the same examples with each")
+    return [found.features(each, reading) for each in answered], partial(found.value, statistic)
+
+
 def _resampled(
-    metric: Metric, sides: Sequence[Sequence[Answered]], statistic: str, reading: Rule, seed: int
+    metric: str, sides: Sequence[Sequence[Answered]], statistic: str | None, reading: Rule | None, seed: int
 ) -> tuple[Floats, Floats]:
     """Each side's mean over seeds and its resamples, as `resampled_scores` returns them."""
-    metric.check(statistic, reading)
     everyone = [answered for side in sides for answered in side]
-    if not everyone:
-        raise DataError("there is nothing to score; give the answers of at least one seed")
-    for answered in everyone:
-        answered.check()
-        if list(answered.golds) != list(everyone[0].golds) or list(answered.labels) != list(everyone[0].labels):
-            raise DataError("the seeds have different gold answers or labels; score the same examples with each")
-    tables = [[metric.features(answered, reading) for answered in side] for side in sides]
-    return resampled_scores(tables, partial(metric.value, statistic), seed)
+    tables, value = featured(metric, everyone, statistic=statistic, reading=reading)
+    n_seeds = len(sides[0])
+    return resampled_scores([tables[i : i + n_seeds] for i in range(0, len(tables), n_seeds)], value, seed)

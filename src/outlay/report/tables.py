@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 Z_95 = 1.960
+ALPHA = 0.05
+"""The highest p that is called significant at 95 %."""
 
 MINUS = "−"
 ABSENT = "–"
@@ -89,7 +91,12 @@ class Interval(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DifferenceRow:
-    """A paired difference between two strategies at one budget, first minus second, in points."""
+    """A paired difference between two strategies at one budget, first minus second, in points.
+
+    ``p`` is the two-sided p of "no difference", ``p_adjusted`` the same after Holm's correction over ``n_comparisons``;
+    ``smallest`` is how small a difference the test could have seen, ``covers`` what it generalises to. Each is None where it is
+    not known.
+    """
 
     first: str
     second: str
@@ -97,6 +104,11 @@ class DifferenceRow:
     mean: float
     low: float
     high: float
+    p: float | None = None
+    p_adjusted: float | None = None
+    n_comparisons: int | None = None
+    smallest: float | None = None
+    covers: str | None = None
 
     @classmethod
     def of(cls, first: str, second: str, budget_usd: float, interval: Interval) -> DifferenceRow:
@@ -105,13 +117,20 @@ class DifferenceRow:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the 95 % interval leaves zero out."""
+        """Whether the corrected p is at most 0.05; without one, whether the 95 % interval leaves zero out."""
+        if self.p_adjusted is not None:
+            return self.p_adjusted <= ALPHA
         return self.low > 0 or self.high < 0
 
     @property
     def verdict(self) -> str:
-        """What the interval says, in words."""
-        return "significant at 95 %" if self.is_significant else "not significant at 95 %"
+        """What the test says, in words; one that finds nothing says what it could have found."""
+        words = "significant at 95 %" if self.is_significant else "not significant at 95 %"
+        if self.p_adjusted is not None and self.n_comparisons is not None and self.n_comparisons > 1:
+            words += f" after Holm's correction over {self.n_comparisons} comparisons"
+        if self.smallest is not None and not self.is_significant:
+            words += f" (it could have seen about {self.smallest:.1f})"
+        return words
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +319,9 @@ def grid(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]
 def difference_text(row: DifferenceRow) -> str:
     """ "distill − annotate at $300.00: +6.9 [+5.1, +8.7], significant at 95 %"."""
     interval = f"[{signed(row.low)}, {signed(row.high)}]"
-    return f"{row.first} {MINUS} {row.second} at {money(row.budget_usd)}: {signed(row.mean)} {interval}, {row.verdict}"
+    scope = " over examples only" if row.covers == "examples" else ""
+    place = f"{row.first} {MINUS} {row.second} at {money(row.budget_usd)}"
+    return f"{place}: {signed(row.mean)} {interval}{scope}, {row.verdict}"
 
 
 # --- renderings -------------------------------------------------------------------------------------------------------
