@@ -22,6 +22,7 @@ from outlay.report.laid import CellValue, Head, Item, LaidOut, pivot
 from outlay.report.layouts import lay_out
 from outlay.report.rendering import render_html, render_markdown, render_rich
 from outlay.report.results import Aftermath, Header, Layout, Results
+from outlay.significance import family
 from tests.test_report import point
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -265,20 +266,36 @@ def test_costs_by_part() -> None:
     ]
 
 
+def test_the_published_costs_stand_beside_those_of_the_same_work() -> None:
+    pool = (("all", 100_000),)
+    each = made("distill", 1000.0, 80.0, task="fever", n_initial=5000, pool=pool, n_pool=100_000)
+    charges = {"labels": 645.0, "teacher": 20.0, "targets": 50.0, "student": 20.0}
+    left = {each.id: Aftermath(run="r", charges_usd=charges)}
+    (table,) = lay_out(Results(Header("table6", "Table 6", "costs"), (each,), left))[:1]
+    beside = {column.text: cell for column, cell in zip(table.columns, table.rows[0].cells, strict=True) if cell}
+    assert [beside[name].published for name in ("Labels", "Teacher", "Scoring", "Charge")] == [645.0, 22.5, None, None]
+    distillation = beside["Distillation: targets and student"]
+    assert (distillation.text, distillation.beneath) == ("$70.00", ("paper $78.00",))
+
+
 def test_general_distillation_beside_the_published_numbers() -> None:
     points = [
         made("annotate", 300.0, 45.0, task="stanceosaurus", initial_usd=364.0, n_labels=1824),
         made("general_distill", 300.0, 52.0, task="stanceosaurus", initial_usd=364.0, n_labels=1824),
+        made(
+            "annotate", 300.0, 55.0, task="stanceosaurus", initial_usd=364.0, n_labels=1824, student="bert-base-cased"
+        ),
         made("distill", 300.0, 57.0, task="stanceosaurus", initial_usd=364.0, n_pool=126_000),
     ]
     mine, paper = lay_out(results("general", points))
     assert [row.heads[0] for row in mine.rows] == [
         "t5-v1_1-small (Annotate)",
+        "bert-base-cased (Annotate)",
         "General distillation + annotate",
         "t5-v1_1-xxl ⇒ t5-v1_1-small (Distill)",
     ]
     assert [(c.text, c.over) for c in mine.columns] == [("$664 (N=1K)", "stanceosaurus")]
-    assert [cell.published for cell in mine.cells] == [44.7, 56.3, 56.9]
+    assert [cell.published for cell in mine.cells] == [44.7, 56.0, 56.3, 56.9]
     assert [(c.text, c.over) for c in paper.columns] == [
         ("$664 (N=1K)", "stanceosaurus"),
         ("$2120 (N=5K)", "stanceosaurus"),
@@ -548,3 +565,19 @@ def test_differences() -> None:
     )
     assert '<th scope="rowgroup" rowspan="2">toy, $250 (N=1K)</th>' in render_html(table)
     assert lay_out_differences([]) is None
+
+
+def test_the_tests_of_a_study_are_laid_out() -> None:
+    rng = random.Random(1)
+    golds = [rng.choice("AB") for _ in range(67)]
+    points = [made("annotate", 50.0, 60.0), made("distill", 50.0, 90.0)]
+    said = [[rng.choice("AB") for _ in golds], golds]
+    left = {
+        p.id: Aftermath(run=p.id, metric="accuracy", answered=Answered(s, golds, ("A", "B")))
+        for p, s in zip(points, said, strict=True)
+    }
+    (test,) = family(Results(Header("s", "s", "budgets"), tuple(points), left))
+    table = lay_out_differences([test])
+    assert table is not None
+    assert table.rows[0].heads == ("toy, $250 (N=1K)", "distill − annotate")
+    assert [cell.words for cell in table.cells][1:] == [f"{test.p_holm:.3f}", "distill is ahead"]

@@ -144,7 +144,7 @@ def _match_table(taught: Sequence[Entry], labelled: Sequence[Entry], tasks: Sequ
     laid = pivot("Distilling, and annotating to the same score (after Kang et al. 2023, Table 4)", ("Model",), items)
     notes = (
         score_legend([*taught, *labelled], list(laid.cells)),
-        "( ): its charge. Bold: the highest mean of a task.",
+        "( ): its charge, the first labels included. Bold: the highest mean of a task.",
         "The same score: the least money at which annotation's scores, joined over the logarithm of the charge, reach that "
         "of the line above; [ ]: where their upper ends reach its lower end, where their lower ends reach its upper end.",
         f"“{NOT_REACHED}”: not with all the labels that the study bought; the dearest: with all of them.",
