@@ -56,7 +56,6 @@ ALLOWED: dict[str, set[str]] = {
     "labels": {"errors", "example", "money"},
     "train": {"entities", "errors", "form", "modelref", "settings", "shape", "sizes", "speed"},
     "report": {"errors", "grouping", "ledger", "metrics", "money", "pareto", "point", "published", "runfolder"},
-    "report": {"errors", "grouping", "ledger", "metrics", "money", "pareto", "point", "runfolder"},
     "significance": {"errors", "grouping", "metrics", "point", "report", "strategy"},
     "request": {"errors", "money", "store"},
     "recipe": {"form", "settings", "store"},
