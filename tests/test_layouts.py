@@ -22,6 +22,7 @@ from outlay.report.laid import CellValue, Head, Item, LaidOut, pivot
 from outlay.report.layouts import lay_out
 from outlay.report.rendering import render_html, render_markdown, render_rich
 from outlay.report.results import Aftermath, Header, Layout, Results
+from outlay.significance import family
 from tests.test_report import point
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -148,8 +149,9 @@ def test_budgets_in_markdown() -> None:
 | 1K ($200) | t5-v1_1-small (Annotate) | 53.0 (+0) | 53.0 ± 1.5 (+250) |
 |  | t5-v1_1-xxl [84.6] ⇒ t5-v1_1-small (Distill) | na¹ | **80.3 ± 3.8**² (2min / 16.9K) 2 of 3 seeds |
 
-- Test score: accuracy, published reading; ± half of its 95 % interval over seeds. 0-100.
-- (+labels beyond N), or (machine time by the flops clock / pool rows). [ ]: the teacher's dev score.
+- Test score, 0-100: accuracy, published reading; ± half of its 95 % interval over seeds.
+- [ ]: the teacher's dev score.
+- ( ): labels beyond N, or machine time by the flops clock / pool rows.
 - Bold: the highest mean of a column within its block; whether it differs is said by the tests, not by the bold.
 - ¹ na: the teacher costs $0.02, raise the budget
 - ² na: needs $412.00 for <the> teacher \\| pool
@@ -181,7 +183,7 @@ def test_self_distillation_in_markdown() -> None:
         "| T5-XXL ⇒ T5-Small (Distill) | **74.2** [78.0] |",
     ]
     assert paper.is_published
-    assert paper.notes[0].startswith("Source: Kang et al. 2023, as printed. Other models")
+    assert paper.notes[0].startswith("Kang et al. 2023, as printed; T5-XXL and T5-Small. Other models")
 
 
 def test_labels_and_rows_with_their_frontier() -> None:
@@ -212,13 +214,12 @@ def test_annotating_to_the_same_score() -> None:
         made("distill", 2.0, 71.0, n_initial=5, task="nq"),
     ]
     match, annotation, paper = lay_out(results("match", [*labelled, *taught]))
-    assert render_markdown(match).splitlines()[2:10] == [
+    assert render_markdown(match).splitlines()[2:9] == [
         "| Model | nq |",
         "|---|---:|",
-        "| t5-v1_1-xxl ⇒ t5-v1_1-small (Distill) | 65.0 ($20.00) |",
+        "| t5-v1_1-xxl ⇒ t5-v1_1-small (Distill): N=5, +$1 | 65.0 ($20.00) |",
         "| t5-v1_1-small (Annotate), the same score | $316.23 |",
-        "| t5-v1_1-small (Annotate), the dearest | **69.0** ($10,000.00) |",
-        "| t5-v1_1-xxl ⇒ t5-v1_1-small (Distill) | **71.0** ($2.50) |",
+        "| t5-v1_1-xxl ⇒ t5-v1_1-small (Distill): N=5, +$2 | **71.0** ($2.50) |",
         "| t5-v1_1-small (Annotate), the same score | not reached |",
         "| t5-v1_1-small (Annotate), the dearest | 69.0 ($10,000.00) |",
     ]
@@ -265,20 +266,36 @@ def test_costs_by_part() -> None:
     ]
 
 
+def test_the_published_costs_stand_beside_those_of_the_same_work() -> None:
+    pool = (("all", 100_000),)
+    each = made("distill", 1000.0, 80.0, task="fever", n_initial=5000, pool=pool, n_pool=100_000)
+    charges = {"labels": 645.0, "teacher": 20.0, "targets": 50.0, "student": 20.0}
+    left = {each.id: Aftermath(run="r", charges_usd=charges)}
+    (table,) = lay_out(Results(Header("table6", "Table 6", "costs"), (each,), left))[:1]
+    beside = {column.text: cell for column, cell in zip(table.columns, table.rows[0].cells, strict=True) if cell}
+    assert [beside[name].published for name in ("Labels", "Teacher", "Scoring", "Charge")] == [645.0, 22.5, None, None]
+    distillation = beside["Distillation: targets and student"]
+    assert (distillation.text, distillation.beneath) == ("$70.00", ("paper $78.00",))
+
+
 def test_general_distillation_beside_the_published_numbers() -> None:
     points = [
         made("annotate", 300.0, 45.0, task="stanceosaurus", initial_usd=364.0, n_labels=1824),
         made("general_distill", 300.0, 52.0, task="stanceosaurus", initial_usd=364.0, n_labels=1824),
+        made(
+            "annotate", 300.0, 55.0, task="stanceosaurus", initial_usd=364.0, n_labels=1824, student="bert-base-cased"
+        ),
         made("distill", 300.0, 57.0, task="stanceosaurus", initial_usd=364.0, n_pool=126_000),
     ]
     mine, paper = lay_out(results("general", points))
     assert [row.heads[0] for row in mine.rows] == [
         "t5-v1_1-small (Annotate)",
+        "bert-base-cased (Annotate)",
         "General distillation + annotate",
         "t5-v1_1-xxl ⇒ t5-v1_1-small (Distill)",
     ]
     assert [(c.text, c.over) for c in mine.columns] == [("$664 (N=1K)", "stanceosaurus")]
-    assert [cell.published for cell in mine.cells] == [44.7, 56.3, 56.9]
+    assert [cell.published for cell in mine.cells] == [44.7, 56.0, 56.3, 56.9]
     assert [(c.text, c.over) for c in paper.columns] == [
         ("$664 (N=1K)", "stanceosaurus"),
         ("$2120 (N=5K)", "stanceosaurus"),
@@ -294,7 +311,7 @@ def test_the_papers_table_stands_apart_where_no_number_fits() -> None:
     mine, paper = lay_out(results("budgets", points))
     assert all(cell.published is None for cell in mine.cells)
     assert "“paper”" not in render_markdown(mine)
-    assert (paper.title, paper.is_published) == ("In the paper: fever, Tables 2 and 11", True)
+    assert (paper.title, paper.is_published) == ("In the paper, Tables 2 and 11: fever", True)
     assert [cell.text for cell in paper.rows[0].cells if cell] == ["50.3", "49.3", "49.7", "49.7"]
     assert [row.heads[0] for row in paper.rows] == ["100 ($13)"] * 2 + ["1K ($129)"] * 2 + ["5K ($645)"] * 2
     assert [table.is_published for table in lay_out(results("budgets", [made("annotate", 5.0, 60.0)]))] == [False]
@@ -313,7 +330,7 @@ def test_intervals_are_over_examples_where_the_answers_are_there() -> None:
     (cell,) = table.cells
     expected = mean_score("accuracy", answered)
     assert (cell.low, cell.high, cell.is_over_examples) == (expected.low, expected.high, True)
-    assert "± half of its 95 % interval over examples and seeds. 0-100." in table.notes[0]
+    assert "± half of its 95 % interval over examples and seeds." in table.notes[0]
     gone = {name: dataclasses.replace(each, answered=None) for name, each in list(left.items())[:1]}
     (table,) = lay_out(Results(Header("s", "s", "students"), tuple(points), left | gone))
     (cell,) = table.cells
@@ -323,7 +340,7 @@ def test_intervals_are_over_examples_where_the_answers_are_there() -> None:
 def test_the_measure_is_read_from_the_scores_where_the_run_is_gone() -> None:
     scores = {"macro_f1/strict": Reading(50.0, 49.0, 51.0), "micro_f1/strict": Reading(61.0, 60.0, 62.0)}
     (table,) = lay_out(results("students", [made("annotate", 5.0, 61.0, scores=scores)]))
-    assert table.notes[0] == "Test score: micro F1, strict reading. 0-100."
+    assert table.notes[0] == "Test score, 0-100: micro F1, strict reading."
 
 
 # --- every point has a home ------------------------------------------------------------------------------------------
@@ -548,3 +565,19 @@ def test_differences() -> None:
     )
     assert '<th scope="rowgroup" rowspan="2">toy, $250 (N=1K)</th>' in render_html(table)
     assert lay_out_differences([]) is None
+
+
+def test_the_tests_of_a_study_are_laid_out() -> None:
+    rng = random.Random(1)
+    golds = [rng.choice("AB") for _ in range(67)]
+    points = [made("annotate", 50.0, 60.0), made("distill", 50.0, 90.0)]
+    said = [[rng.choice("AB") for _ in golds], golds]
+    left = {
+        p.id: Aftermath(run=p.id, metric="accuracy", answered=Answered(s, golds, ("A", "B")))
+        for p, s in zip(points, said, strict=True)
+    }
+    (test,) = family(Results(Header("s", "s", "budgets"), tuple(points), left))
+    table = lay_out_differences([test])
+    assert table is not None
+    assert table.rows[0].heads == ("toy, $250 (N=1K)", "distill − annotate")
+    assert [cell.words for cell in table.cells][1:] == [f"{test.p_holm:.3f}", "distill is ahead"]

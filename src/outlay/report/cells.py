@@ -171,6 +171,16 @@ def measures(found: Iterable[Entry]) -> str | None:
     return "; ".join(f"{task}: {measure}" for task, measure in by_task.items())
 
 
+def score_legend(found: Sequence[Entry], cells: Sequence[CellValue]) -> str:
+    """What the scores of a table are and what their ± is: "Test score, 0-100: accuracy, published reading; ± half ..."."""
+    measure, spans = measures(found), [cell for cell in cells if cell.low is not None and cell.unit == "score"]
+    n_over_examples = sum(cell.is_over_examples for cell in spans)
+    text = "Test score, 0-100" + ("" if measure is None else f": {measure}")
+    if spans:
+        text += f"; ± half of its 95 % interval over {'examples and seeds' if n_over_examples else 'seeds'}"
+    return text + (", over seeds alone where the answers are gone." if 0 < n_over_examples < len(spans) else ".")
+
+
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
@@ -188,9 +198,9 @@ def _bare(ref: str) -> str:
 
 
 def strategy_words(variant: str) -> str:
-    """ "distill (N by rule)" as "Distill (N by rule)"."""
-    name, space, rest = variant.partition(" ")
-    return STRATEGY_WORDS.get(name, name) + space + rest
+    """ "distill (N by rule)" as "Distill, N by rule"."""
+    name, _, rest = variant.partition(" ")
+    return ", ".join([STRATEGY_WORDS.get(name, name), *([rest.strip("()")] if rest else [])])
 
 
 def strategy_rank(variant: str) -> int:
@@ -216,6 +226,13 @@ def row_words(request: PointRequest, names: Mapping[str, str], teacher: float | 
         return f"{student} ({strategy})"
     score = "" if teacher is None else f" [{teacher:.1f}]"
     return f"{names[request.teacher]}{score} ⇒ {student} ({strategy})"
+
+
+def request_words(request: PointRequest) -> str:
+    """Initial labels and money: "N=1K, +$100", "N by rule, $300 in all"."""
+    n = "N by rule" if request.n_initial is None else f"N={thousands(request.n_initial)}"
+    added = request.added_usd
+    return f"{n}, {f'{dollars(request.budget_usd)} in all' if added is None else f'+{dollars(added)}'}"
 
 
 def thousands(number: float) -> str:

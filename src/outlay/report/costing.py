@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,10 +14,11 @@ from outlay.report.cells import (
     charge_of,
     dollars,
     mean_of,
-    measures,
     models,
+    request_words,
     row_words,
     score_cell,
+    score_legend,
     strategy_rank,
     thousands,
     told_apart_by,
@@ -47,6 +49,7 @@ class Rung:
     score: float
     low: float
     high: float
+    cell: CellValue
 
     @classmethod
     def of(cls, seeds: Sequence[Entry]) -> Rung | None:
@@ -54,7 +57,8 @@ class Rung:
         cell, usd = score_cell(seeds), charge_of(seeds)
         if cell.value is None or not usd:
             return None
-        return cls(usd, cell.value, *(cell.value if end is None else end for end in (cell.low, cell.high)))
+        low, high = (cell.value if end is None else end for end in (cell.low, cell.high))
+        return cls(usd, cell.value, low, high, cell)
 
 
 def usd_to_reach(score: float, curve: Sequence[tuple[float, float]]) -> float | None:
@@ -117,41 +121,35 @@ def _match_table(taught: Sequence[Entry], labelled: Sequence[Entry], tasks: Sequ
     names = models([each.asked for each in (*taught, *labelled)])
     curves = _curves(labelled)
     items: list[Item] = []
-    seen: dict[tuple[str, str], int] = {}
-    for seeds in _cells_of(taught):
+    cells = [(row_words(seeds[0].asked, names), seeds) for seeds in _cells_of(taught)]
+    of_words = Counter((seeds[0].asked.task, words) for words, seeds in cells)
+    seen: Counter[tuple[str, str]] = Counter()
+    for words, seeds in cells:
         asked = seeds[0].asked
-        words = row_words(asked, names)
-        nth = seen[asked.task, words] = seen.get((asked.task, words), -1) + 1
+        if max(n for (_, each), n in of_words.items() if each == words) > 1:
+            words = f"{words}: {request_words(asked)}"
         column = Head((tasks.index(asked.task),), asked.task)
-        block = Head((strategy_rank(asked.variant), words, nth), "")
+        place = (0, strategy_rank(asked.variant), words, seen[asked.task, words])
+        seen[asked.task, words] += 1
         goal, usd = Rung.of(seeds), charge_of(seeds)
-        items.append(
-            Item(block, Head((0,), words), column, score_cell(seeds, "" if usd is None else f"({money(usd)})"))
-        )
-        curve = curves.get((asked.task, asked.student), [])
-        if goal is None or not curve:
-            continue
-        student = f"{names[asked.student]} (Annotate)"
-        items.append(Item(block, Head((1,), f"{student}, the same score"), column, same_score_cell(goal, curve)))
-        top = curve[-1]
-        best = CellValue(top.score, top.low, top.high, bracket=f"({money(top.usd)})", is_over_examples=True)
-        best = best if top.high > top.low else replace(best, low=None, high=None)
-        items.append(Item(block, Head((2,), f"{student}, the dearest"), column, best))
-    laid = pivot(
-        "Distilling, and annotating to the same score (after Kang et al. 2023, Table 4)",
-        ("Model",),
-        items,
-        tasks=tuple(tasks),
-    )
-    measure = measures([*taught, *labelled])
+        cell = score_cell(seeds, "" if usd is None else f"({money(usd)})")
+        items.append(Item(_ONE_BLOCK, Head((*place, 0), words), column, cell))
+        if goal is not None and (curve := curves.get((asked.task, asked.student))):
+            same = f"{names[asked.student]} (Annotate), the same score"
+            items.append(Item(_ONE_BLOCK, Head((*place, 1), same), column, same_score_cell(goal, curve)))
+    for (task, student), curve in curves.items():
+        top = replace(curve[-1].cell, bracket=f"({money(curve[-1].usd)})", points=())
+        dearest = Head((1, names[student]), f"{names[student]} (Annotate), the dearest")
+        items.append(Item(_ONE_BLOCK, dearest, Head((tasks.index(task),), task), top))
+    laid = pivot("Distilling, and annotating to the same score (after Kang et al. 2023, Table 4)", ("Model",), items)
     notes = (
-        f"Test score{'' if measure is None else ': ' + measure}, 0-100; ± half of its 95 % interval; ( ): its "
-        "charge. Bold: the highest.",
+        score_legend([*taught, *labelled], list(laid.cells)),
+        "( ): its charge, the first labels included. Bold: the highest mean of a task.",
         "The same score: the least money at which annotation's scores, joined over the logarithm of the charge, reach that "
         "of the line above; [ ]: where their upper ends reach its lower end, where their lower ends reach its upper end.",
         f"“{NOT_REACHED}”: not with all the labels that the study bought; the dearest: with all of them.",
     )
-    return replace(laid, notes=(*notes, *laid.notes))
+    return replace(laid, notes=(*notes, *laid.notes), tasks=tuple(tasks))
 
 
 def _curves(labelled: Sequence[Entry]) -> dict[tuple[str, str], list[Rung]]:
@@ -220,10 +218,9 @@ def lay_out_costs(found: Sequence[Entry]) -> tuple[list[LaidOut], list[Entry]]:
         items,
         tasks=tuple(tasks),
     )
-    measure = measures(found)
     notes = [
         "Dollars, means over seeds; the parts add up to the charge. Where the student's training is free, it is $0.00.",
-        f"Test score{'' if measure is None else ': ' + measure}, 0-100. Bold: the highest of a task.",
+        f"{score_legend(found, list(laid.cells))} Bold: the highest mean of a task.",
     ]
     if any(cell.published is not None for cell in laid.cells):
         notes.append(papers.NOT_COMPARABLE)
@@ -232,14 +229,9 @@ def lay_out_costs(found: Sequence[Entry]) -> tuple[list[LaidOut], list[Entry]]:
 
 def _cost_row(seeds: Sequence[Entry], words: str) -> str:
     asked = seeds[0].asked
-    n = "N by rule" if asked.n_initial is None else f"N={thousands(asked.n_initial)}"
     n_pool = mean_of(each.point.result.n_pool for each in seeds if each.point.is_ok)
-    parts = [
-        n,
-        *([f"+{dollars(asked.added_usd)}"] if asked.added_usd is not None else [f"{dollars(asked.budget_usd)} in all"]),
-    ]
-    parts += [f"{thousands(n_pool)} rows"] if n_pool and asked.strategy not in WITHOUT_POOL else []
-    return f"{words}: {', '.join(parts)}"
+    rows = f", {thousands(n_pool)} rows" if n_pool and asked.strategy not in WITHOUT_POOL else ""
+    return f"{words}: {request_words(asked)}{rows}"
 
 
 def _part_cell(seeds: Sequence[Entry], name: str, parts: Sequence[str]) -> CellValue | None:

@@ -15,10 +15,10 @@ from outlay.report.cells import (
     charge_of,
     dollars,
     entries,
-    measures,
     models,
     row_words,
     score_cell,
+    score_legend,
     strategy_rank,
     teacher_score,
     thousands,
@@ -31,6 +31,11 @@ from outlay.report.summaries import across_tasks, plain_tables
 
 Told = Mapping[str, Any]
 """What tells a request apart, `outlay.report.cells.told_apart_by`."""
+
+
+_GOODS = "( ): labels beyond N, or machine time by the flops clock / pool rows."
+_TEACHER = "[ ]: the teacher's dev score."
+_CHARGE = "( ): what the point would cost bought alone."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,9 @@ class Plan:
     needs: tuple[str, ...] = ()
     """Fields that a point of this layout has."""
     bracket: Callable[[Sequence[Entry]], str] = bought
-    legend: str = ""
+    legend: str = _GOODS
+    """What stands in ( ) behind a score."""
+    remark: str = ""
     over_tasks: bool = False
     teacher_in_head: bool = False
     published: Callable[[PointRequest], float | None] = lambda _: None
@@ -116,7 +123,7 @@ def _table(plan: Plan, found: Sequence[Entry], tasks: Sequence[str]) -> LaidOut:
         items.append(Item(place.block, heads[place.block.order, place.row], place.column, cell))
     if plan.marks_front:
         items = _with_front(items, list(cells.values()))
-    title = plan.title if plan.over_tasks else f"{tasks[0]}: {plan.title}"
+    title = plan.title[0].upper() + plan.title[1:] if plan.over_tasks else f"{tasks[0]}: {plan.title}"
     laid = pivot(title, plan.stub, items, tasks=tuple(tasks), marks_best=not plan.marks_front)
     return replace(laid, notes=(*_legend(plan, laid, found), *laid.notes))
 
@@ -198,18 +205,13 @@ def _with_front(items: Sequence[Item], seeds: Sequence[Sequence[tuple[Entry, Tol
 
 def _legend(plan: Plan, laid: LaidOut, found: Sequence[Entry]) -> list[str]:
     cells = list(laid.cells)
-    lines = []
-    measure = measures(found)
-    what = "Test score" if measure is None else f"Test score: {measure}"
-    spans = [cell for cell in cells if cell.low is not None]
-    if spans:
-        n_over_examples = sum(cell.is_over_examples for cell in spans)
-        words = "examples and seeds" if n_over_examples else "seeds"
-        if 0 < n_over_examples < len(spans):
-            words += ", over seeds alone where the answers are not at hand"
-        what += f"; ± half of its 95 % interval over {words}"
-    lines.append(f"{what}. 0-100.")
-    lines += [plan.legend] if plan.legend else []
+    lines = [score_legend(found, cells)]
+    shown = {sign for cell in cells for sign in ("[", "(") if sign in cell.bracket}
+    if "[" in shown or any("[" in head for row in laid.rows for head in row.heads):
+        lines.append(_TEACHER)
+    if "(" in shown:
+        lines.append(plan.legend)
+    lines += [plan.remark] if plan.remark else []
     if any(cell.is_best for cell in cells):
         lines.append(
             "Bold: the highest mean of a column within its block; whether it differs is said by the tests, not by the bold."
@@ -226,7 +228,7 @@ def _legend(plan: Plan, laid: LaidOut, found: Sequence[Entry]) -> list[str]:
 def _papers_own(layout: str, tasks: Sequence[str], tables: Sequence[LaidOut]) -> list[LaidOut]:
     """The paper's tables of this layout for the tasks that it has, unless all of their numbers stand beside ours."""
     own: list[LaidOut | None] = []
-    if layout in ("budgets", "initial"):
+    if layout == "budgets":
         own = [papers.budget_table(task) for task in tasks]
     elif layout in _PAPERS:
         own = [_PAPERS[layout](tasks)]
@@ -299,10 +301,6 @@ def _with_teacher_and_goods(found: Sequence[Entry]) -> str:
     return " ".join(text for text in (_with_teacher(found), bought(found)) if text)
 
 
-_GOODS = "(+labels beyond N), or (machine time by the flops clock / pool rows)."
-_TEACHER = "[ ]: the teacher's dev score."
-_CHARGE = "( ): what the point would cost bought alone."
-
 PLANS: dict[str, Plan] = {
     "budgets": Plan(
         title="the same budget for labels or for distillation (after Kang et al. 2023, Tables 2 and 11)",
@@ -315,7 +313,6 @@ PLANS: dict[str, Plan] = {
         needs=("n_initial", "added_usd"),
         teacher_in_head=True,
         published=papers.score_of,
-        legend=f"{_GOODS} {_TEACHER}",
     ),
     "self": Plan(
         title="distillation from a large teacher or from a model like the student (after Kang et al. 2023, Table 3)",
@@ -326,7 +323,6 @@ PLANS: dict[str, Plan] = {
         bracket=_with_teacher,
         over_tasks=True,
         published=papers.self_score_of,
-        legend=_TEACHER,
     ),
     "general": Plan(
         title="general distillation, annotation, task distillation (after Kang et al. 2023, Table 10)",
@@ -336,7 +332,7 @@ PLANS: dict[str, Plan] = {
         aside=("added_usd", "n_unlabelled"),
         over_tasks=True,
         published=papers.general_score_of,
-        legend=f"{_GOODS} What general distillation cost is taken to be $0, as in the paper.",
+        remark="What general distillation cost is taken to be $0, as in the paper.",
     ),
     "pool": Plan(
         title="labels and unlabelled rows (after Kang et al. 2023, Figure 2)",
@@ -348,7 +344,8 @@ PLANS: dict[str, Plan] = {
         needs=("n_initial", "added_usd"),
         bracket=_with_charge,
         marks_front=True,
-        legend=f"{_CHARGE} 0 unlabelled rows: annotation alone.",
+        legend=_CHARGE,
+        remark="0 unlabelled rows: annotation alone.",
     ),
     "initial": Plan(
         title="the first N labels under a fixed added budget (after Kang et al. 2023, Figure 3)",
@@ -361,7 +358,6 @@ PLANS: dict[str, Plan] = {
         needs=("n_initial", "added_usd"),
         bracket=_with_teacher_and_goods,
         published=papers.score_of,
-        legend=f"{_TEACHER} {_GOODS}",
     ),
     "students": Plan(
         title="sizes of the student (after Kang et al. 2023, Figure 4)",
@@ -370,7 +366,6 @@ PLANS: dict[str, Plan] = {
         column_fields=("n_initial", "budget_usd"),
         aside=("added_usd", "n_unlabelled"),
         bracket=_with_teacher_and_goods,
-        legend=f"{_TEACHER} {_GOODS}",
     ),
     "teachers": Plan(
         title="sizes of the teacher (after Kang et al. 2023, Figure 5)",
@@ -379,7 +374,6 @@ PLANS: dict[str, Plan] = {
         column_fields=("n_initial", "budget_usd"),
         aside=("added_usd", "n_unlabelled"),
         bracket=_with_teacher_and_goods,
-        legend=f"{_TEACHER} {_GOODS}",
     ),
     "llm": Plan(
         title="people, a language model, or distillation (after Kang et al. 2023, Figures 6 and 7)",
@@ -388,7 +382,6 @@ PLANS: dict[str, Plan] = {
         column_fields=("n_initial", "budget_usd"),
         aside=("added_usd", "n_unlabelled"),
         bracket=_with_teacher_and_goods,
-        legend=f"{_TEACHER} {_GOODS}",
     ),
 }
 """Layout → where its points stand; ``match`` and ``costs`` are in `outlay.report.costing`, ``plain`` in `summaries`."""

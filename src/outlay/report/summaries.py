@@ -9,8 +9,8 @@ from dataclasses import replace
 from outlay.grouping import group
 from outlay.report.cells import (
     Entry,
-    measures,
     score_cell,
+    score_legend,
     strategy_rank,
     strategy_words,
 )
@@ -56,7 +56,7 @@ def _plain(title: str, task: str, found: Sequence[Entry]) -> LaidOut:
         (HEADER[0],),
         tuple(columns[i] for i in kept),
         tuple(replace(row, cells=tuple(row.cells[i] for i in kept)) for row in rows),
-        (f"Test: {measures(found) or 'the main score of the task'}, 0-100. Bold: on the frontier.",),
+        (score_legend(found, tested), "Bold: on the frontier, no row is both cheaper and better."),
         (task,),
     )
     return numbered(laid)
