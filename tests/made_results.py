@@ -41,7 +41,9 @@ def asked(layout: Layout) -> list[dict[str, Any]]:
         sold = ("annotate", "llm_annotate", "mix", "distill")
         return [cell(s, n, 20_000, 200) for s, n in itertools.product(sold, (100, 1000, 5000))]
     if layout == "general":
-        return [cell(s, n, 20_000) for n, s in itertools.product((1000, 5000), ("annotate", "general_distill", "distill"))]
+        return [
+            cell(s, n, 20_000) for n, s in itertools.product((1000, 5000), ("annotate", "general_distill", "distill"))
+        ]
     if layout == "self":
         return [cell(s, 1000, 20_000) for s in ("self_distill", "distill")]
     return [cell(s, n, 20_000, a) for s, n, a in itertools.product((*both, "self_distill"), (1000,), (100, 300))]
@@ -56,7 +58,13 @@ def cell(strategy: str, n_initial: int, n_pool: int, added: float = 0.0, **model
     gain = {"distill": 3.2, "self_distill": 1.5, "general_distill": 0.0, "mix": 1.0}.get(strategy, 0.0)
     score = 48 + 3.4 * math.log(labels) + (gain * math.log10(1 + pool) * 0.35 if pool else gain) + size
     labels_usd = round(labels * LABEL_USD, 4)
-    compute = {"labels": labels_usd, "teacher": START_USD, "targets": round(pool * ROW_USD, 4), "student": 3.0, "scores": 0.5}
+    compute = {
+        "labels": labels_usd,
+        "teacher": START_USD,
+        "targets": round(pool * ROW_USD, 4),
+        "student": 3.0,
+        "scores": 0.5,
+    }
     charges = compute if is_taught else {"labels": labels_usd, "student": 3.0, "scores": 0.5}
     return {
         "strategy": strategy,

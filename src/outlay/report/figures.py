@@ -25,9 +25,11 @@ Spec = dict[str, Any]
 WIDTH, HEIGHT = 400, 270
 """Of a plot, in pixels. At the width of a phone its letters keep more than two thirds of their size."""
 PANEL_HEIGHT, ROW_HEIGHT = 190, 30
-FONT_PX, SMALL_PX = 14, 13
-LETTER_PX = 7.0
-NOTE_LETTERS = 58
+FONT_PX, SMALL_PX = 15, 14
+LETTER_PX = 7.5
+NOTE_LETTERS = 54
+MAX_LEGEND = 16
+"""More series than this have no legend: their looks repeat, and pointing at a mark names it."""
 CROWD = 150
 """From as many marks on, they are drawn small, and without bars and labels."""
 DASHES = ((1, 0), (7, 3), (2, 3))
@@ -80,7 +82,8 @@ def _config() -> dict[str, Any]:
     config = {name: dict(part) if isinstance(part, dict) else part for name, part in charts.CONFIG.items()}
     config["axis"] |= {"labelFontSize": FONT_PX, "titleFontSize": FONT_PX, "titlePadding": 8}
     config["legend"] |= {"labelFontSize": FONT_PX, "symbolSize": 120}
-    config["title"] |= {"fontSize": 16, "subtitleFontSize": SMALL_PX, "subtitleLineHeight": 17}
+    config["title"] |= {"fontSize": 16, "subtitleFontSize": SMALL_PX, "subtitleLineHeight": 18}
+    config["padding"] = 8
     return config
 
 
@@ -174,10 +177,11 @@ def _looks(figure: Figure, *, has_legend: bool) -> tuple[Any, Any, Any]:
 
     series = list(dict.fromkeys(mark.series for panel in figure.panels for mark in panel.marks))
     names = [each.name for each in series]
-    columns = max(1, int(WIDTH // (max(map(len, names)) * LETTER_PX + 34)))
-    legend = (
-        alt.Legend(orient="top", title=None, labelLimit=0, columns=columns, symbolStrokeWidth=0) if has_legend else None
-    )
+    widths = [len(name) * LETTER_PX + 34 for name in names]
+    columns = len(names) if sum(widths) <= WIDTH else max(1, int(WIDTH // max(widths)))
+    legend = alt.Legend(orient="top", title=None, labelLimit=0, columns=columns, symbolStrokeWidth=0)
+    if not has_legend or len(names) > MAX_LEGEND:
+        legend = None
 
     def scale(values: list[Any]) -> Any:
         return alt.Scale(domain=names, range=values)

@@ -11,6 +11,7 @@ from outlay.report.charts import chart_svg, frontier_spec
 from outlay.report.style import STYLE
 from outlay.report.tables import Comparison, difference_text, grid, on_front
 
+
 def render_page(
     comparison: Comparison,
     receipts: Mapping[str, str] | None = None,

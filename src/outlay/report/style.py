@@ -50,7 +50,8 @@ def _dark_rules() -> str:
     pairs = [*inks, ("white", "var(--paper)"), *zip(PALETTE, _DARK_PALETTE, strict=True)]
     pairs += [pair for pair in zip(TEXT_PALETTE, _DARK_PALETTE, strict=True) if pair[0] not in PALETTE]
     return "\n".join(
-        f'  .charts [fill="{old}"] {{ fill: {new}; }} .charts [stroke="{old}"] {{ stroke: {new}; }}' for old, new in pairs
+        f'  .charts [fill="{old}"] {{ fill: {new}; }} .charts [stroke="{old}"] {{ stroke: {new}; }}'
+        for old, new in pairs
     )
 
 
@@ -66,11 +67,13 @@ a:focus-visible, summary:focus-visible, .wide:focus-visible {{ outline: 3px soli
 .facts dt {{ color: var(--quiet); }}
 .facts dd {{ margin: 0; overflow-wrap: anywhere; }}
 code {{ font: .92em/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }}
-.points td.reason {{ white-space: normal; text-align: left; min-width: 16rem; color: var(--quiet); }}
-.points td.word {{ text-align: left; }}
+.points td.name, .points td.reason {{ white-space: normal; text-align: left; }}
+.points td.reason {{ color: var(--quiet); }}
+.points .link {{ white-space: normal; }}
 tr:target td {{ background: var(--front); font-weight: 600; }}
 tr:target, pre:target {{ scroll-margin-top: 4rem; }}
 pre:target {{ outline: 2px solid #d55e00; outline-offset: 4px; }}
+@media (max-width: 40rem) {{ .charts figure {{ padding: 0; }} }}
 @media screen and (prefers-color-scheme: dark) {{
   a {{ color: #7cc0f4; }}
   .charts figure {{ background: var(--paper); }}
