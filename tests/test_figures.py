@@ -62,7 +62,7 @@ def test_the_parts_of_a_charge_add_up_and_are_drawn_at_their_length() -> None:
         assert sum(bar.end - bar.start for bar in own) == pytest.approx(charge)
         assert all(bar.end == following.start for bar, following in pairwise(own))
     words = [said for _, said in marks_of(figures.draw(figure))]
-    assert "annotate, $229.00; labels: $228.98; of charge: $232.47" in words
+    assert "annotate, $229.00; labels: $228.97; of charge: $232.47" in words
 
 
 def test_marks_stand_where_their_values_are() -> None:
