@@ -13,8 +13,9 @@ import pytest
 
 from outlay.errors import UsageError
 from outlay.report import figures, panels
-from outlay.report.charts import PALETTE, SHAPES
-from outlay.report.figures import figure_svg, log_ticks, place, save
+from outlay.report.axes import HEIGHT, LETTER_PX, log_ticks, place, score_axis, x_axis
+from outlay.report.charts import PALETTE, SHAPES, Box
+from outlay.report.figures import figure_svg, save
 from outlay.report.means import means
 from outlay.report.panels import Level, Mark, Panel, Series, layouts, matching_charge
 from outlay.report.results import Header, Layout, Results
@@ -147,18 +148,18 @@ def test_words_beside_marks_cover_neither_marks_nor_words() -> None:
     results = made("pool")
     for figure in layouts(results, means(results)).values():
         (panel,) = figure.panels
-        labels = place(figure, panel, figures.HEIGHT)
-        x_axis, y_axis = figures._x_axis(figure), figures._score_axis(figure)
+        labels = place(figure, panel, HEIGHT)
+        across, up = x_axis(figure), score_axis(figure)
         boxes = []
         for label in labels:
-            width = len(label.text) * figures.LETTER_PX * 0.9
-            left = x_axis.px(label.x) + label.dx - {"left": 0, "right": width, "center": width / 2}[label.align]
-            middle = y_axis.px(label.y) - label.dy
-            boxes.append(figures.Box(left, middle - 7, left + width, middle + 7))
+            width = len(label.text) * LETTER_PX * 0.9
+            left = across.px(label.x) + label.dx - {"left": 0, "right": width, "center": width / 2}[label.align]
+            middle = up.px(label.y) - label.dy
+            boxes.append(Box(left, middle - 7, left + width, middle + 7))
         assert len(labels) > 8
         assert not any(one.meets(other) for one, other in combinations(boxes, 2))
         for mark in panel.marks:
-            spot = figures.Box(*2 * (x_axis.px(mark.x), y_axis.px(mark.y)))
+            spot = Box(*2 * (across.px(mark.x), up.px(mark.y)))
             assert not any(box.meets(spot) for box in boxes)
 
 
@@ -220,6 +221,6 @@ def test_a_level_is_written_above_or_below_its_line() -> None:
     marks = tuple(Mark(series, x, y, y - 1, y + 1, None, "", "") for x, y in ((10.0, 50.0), (1000.0, 70.0)))
     panel = Panel(None, marks, levels=(Level(60.0, 20.0, 500.0, "matched at $500.00"),))
     figure = panels.Figure("marks", "t", (), "charge", (panel,), is_log=True)
-    (label,) = place(figure, panel, figures.HEIGHT)
+    (label,) = place(figure, panel, HEIGHT)
     assert label.x == pytest.approx(100.0)
     assert (label.y, label.dx, abs(label.dy)) == (60.0, 0.0, 12.0)

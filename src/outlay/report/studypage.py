@@ -123,9 +123,10 @@ def _name(point: Point, short: Mapping[str, str]) -> str:
         request.variant,
         " → ".join(short[ref] for ref in (request.teacher, request.student) if ref is not None),
         None if request.n_initial is None else f"N = {request.n_initial:,}",
-        f"{money(request.budget_usd)} in all" if request.added_usd is None else f"{money(request.added_usd)} added",
+        f"{money(request.budget_usd)} in all" if request.added_usd is None else None,
+        f"{money(request.added_usd)} added" if request.added_usd else None,
         f"pool of {sum(n_rows for _, n_rows in request.pool):,}" if is_pooled else None,
-        f"seed {request.seed}",
+        f"seed\u00a0{request.seed}",
     ]
     return ", ".join(part for part in parts if part)
 
