@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import html
-import math
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from outlay.errors import UsageError
 from outlay.report import charts
-from outlay.report.charts import INK, PALETTE, QUIET, SHAPES, TEXT_PALETTE, Box
+from outlay.report.axes import FONT_PX, HEIGHT, LETTER_PX, SMALL_PX, WIDTH, Label, log_ticks, place, score_axis, x_axis
+from outlay.report.charts import INK, PALETTE, QUIET, SHAPES, TEXT_PALETTE
 from outlay.report.means import Mean, means
-from outlay.report.panels import Bar, Figure, Level, Mark, Panel, Series, layouts
+from outlay.report.panels import Bar, Figure, Mark, Panel, Series, layouts
 from outlay.report.results import PARTS, Results
 
 Spec = dict[str, Any]
 """A Vega-Lite specification."""
 
-WIDTH, HEIGHT = 400, 270
-"""Of a plot, in pixels. At the width of a phone its letters keep more than two thirds of their size."""
 PANEL_HEIGHT, ROW_HEIGHT = 190, 30
-FONT_PX, SMALL_PX = 14, 13
-LETTER_PX = 7.0
-NOTE_LETTERS = 58
+NOTE_LETTERS = 54
+MAX_LEGEND = 16
+"""More series than this have no legend: their looks repeat, and pointing at a mark names it."""
 CROWD = 150
 """From as many marks on, they are drawn small, and without bars and labels."""
 DASHES = ((1, 0), (7, 3), (2, 3))
@@ -71,7 +67,7 @@ def draw(figure: Figure) -> Spec:
 def _notes(figure: Figure) -> list[str]:
     notes = list(figure.notes)
     if figure.kind != "bars":
-        low = _score_axis(figure).low
+        low = score_axis(figure).low
         notes.append("the score axis starts at 0" if low == 0 else f"the score axis starts at {low:g}, not at 0")
     return [line for note in notes for line in textwrap.wrap(note, NOTE_LETTERS)]
 
@@ -80,64 +76,18 @@ def _config() -> dict[str, Any]:
     config = {name: dict(part) if isinstance(part, dict) else part for name, part in charts.CONFIG.items()}
     config["axis"] |= {"labelFontSize": FONT_PX, "titleFontSize": FONT_PX, "titlePadding": 8}
     config["legend"] |= {"labelFontSize": FONT_PX, "symbolSize": 120}
-    config["title"] |= {"fontSize": 16, "subtitleFontSize": SMALL_PX, "subtitleLineHeight": 17}
+    config["title"] |= {"fontSize": 16, "subtitleFontSize": SMALL_PX, "subtitleLineHeight": 18}
+    config["padding"] = 8
     return config
 
 
 # --- axes -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """An axis: its ends in data units, whether it is logarithmic, its length in pixels."""
-
-    low: float
-    high: float
-    is_log: bool
-    length_px: float
-
-    def px(self, value: float) -> float:
-        """Distance of a value from the low end."""
-        if self.is_log:
-            return math.log(value / self.low) / math.log(self.high / self.low) * self.length_px
-        return (value - self.low) / (self.high - self.low) * self.length_px
-
-
-def _score_axis(figure: Figure, length_px: float = HEIGHT) -> Span:
-    """Holds every mark and bar of every panel with a margin, from a whole number; it need not start at zero."""
-    marks = [mark for panel in figure.panels for mark in panel.marks]
-    low = min(mark.y if mark.low is None else mark.low for mark in marks)
-    high = max(mark.y if mark.high is None else mark.high for mark in marks)
-    margin = max(0.1 * (high - low), 0.5)
-    return Span(max(0.0, math.floor(low - margin)), min(100.0, math.ceil(high + 1.5 * margin)), False, length_px)
-
-
-def _x_axis(figure: Figure) -> Span:
-    values = [mark.x for panel in figure.panels for mark in panel.marks]
-    values += [level.end for panel in figure.panels for level in panel.levels]
-    low, high = min(values), max(values)
-    if figure.is_log:
-        margin = max((high / low) ** 0.08, 1.1)
-        return Span(low / margin, high * margin, True, WIDTH)
-    margin = 0.08 * (high - low) or max(0.1 * high, 0.01)
-    return Span(max(0.0, low - margin) if low > 0 else -margin / 2, high + margin, False, WIDTH)
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers within two ends: powers of ten; where these are fewer than four with 2 and 5, then all ten."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks: list[float] = []
-    for steps in ((1,), (1, 2, 5), range(1, 10)):
-        ticks = [each for power in powers for step in steps if low <= (each := step * 10.0**power) <= high]
-        if len(ticks) > 3:
-            break
-    return ticks
-
-
 def _x_encoding(figure: Figure, *, has_title: bool = True) -> Any:
     import altair as alt
 
-    span = _x_axis(figure)
+    span = x_axis(figure)
     is_money = figure.axis in ("charge", "added", "budget")
     numbers = sorted({mark.x for panel in figure.panels for mark in panel.marks})
     own = numbers if figure.axis in ("labels", "added") and len(numbers) <= 7 else None
@@ -160,7 +110,7 @@ def _x_encoding(figure: Figure, *, has_title: bool = True) -> Any:
 def _y_encoding(figure: Figure, length_px: float) -> Any:
     import altair as alt
 
-    span = _score_axis(figure, length_px)
+    span = score_axis(figure, length_px)
     scale = alt.Scale(domain=[span.low, span.high], nice=False, zero=False)
     return alt.Y("y:Q", title=_AXIS_TITLES["score"], scale=scale, axis=alt.Axis(tickCount=5, format=".4~g"))
 
@@ -174,10 +124,11 @@ def _looks(figure: Figure, *, has_legend: bool) -> tuple[Any, Any, Any]:
 
     series = list(dict.fromkeys(mark.series for panel in figure.panels for mark in panel.marks))
     names = [each.name for each in series]
-    columns = max(1, int(WIDTH // (max(map(len, names)) * LETTER_PX + 34)))
-    legend = (
-        alt.Legend(orient="top", title=None, labelLimit=0, columns=columns, symbolStrokeWidth=0) if has_legend else None
-    )
+    widths = [len(name) * LETTER_PX + 34 for name in names]
+    columns = len(names) if sum(widths) <= WIDTH else max(1, int(WIDTH // max(widths)))
+    legend = alt.Legend(orient="top", title=None, labelLimit=0, columns=columns, symbolStrokeWidth=0)
+    if not has_legend or len(names) > MAX_LEGEND:
+        legend = None
 
     def scale(values: list[Any]) -> Any:
         return alt.Scale(domain=names, range=values)
@@ -263,102 +214,6 @@ def _level_layers(panel: Panel, x: Any, y: Any) -> list[Any]:
     return [line.encode(x=x, x2="end:Q", y=y)]
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
-    """A text beside a mark, in data coordinates with an offset in pixels (y downwards)."""
-
-    text: str
-    x: float
-    y: float
-    align: str
-    dx: float
-    dy: float
-    color: str
-
-
-def place(figure: Figure, panel: Panel, height: float) -> list[Label]:
-    """Greedy placement: each text at the first place beside its mark where it covers nothing; without one it is left out."""
-    x_span, y_span = _x_axis(figure), _score_axis(figure, height)
-
-    def box_of(mark: Mark) -> Box:
-        x, y = x_span.px(mark.x), y_span.px(mark.y)
-        ends = [y_span.px(end) for end in (mark.low, mark.high) if end is not None]
-        return Box(x - 7, min([y - 7, *ends]), x + 7, max([y + 7, *ends]))
-
-    taken = [box_of(mark) for mark in panel.marks]
-    boxes = list(taken)
-    for line in _lines(figure, panel):
-        taken += _along([(x_span.px(x), y_span.px(y)) for x, y in line])
-    wanted = [_level_wish(level, x_span, y_span) for level in panel.levels]
-    wanted += [
-        (mark.label, (mark.x, mark.y), box, mark.series)
-        for mark, box in zip(panel.marks, boxes, strict=True)
-        if mark.label is not None
-    ]
-    labels = []
-    for text, at, box, series in wanted:
-        for label, own in _beside(text, at, box, (x_span.px(at[0]), y_span.px(at[1])), series):
-            is_inside = own.left >= 0 and own.bottom >= 0 and own.right <= WIDTH and own.top <= height
-            if is_inside and not any(own.meets(other) for other in taken):
-                labels.append(label)
-                taken.append(own)
-                break
-    return labels
-
-
-_Wish = tuple[str, tuple[float, float], Box, Series | None]
-"""A text, the place in data coordinates that it belongs to, what it stands beside, and its series."""
-
-
-def _level_wish(level: Level, x_span: Span, y_span: Span) -> _Wish:
-    """Above or below the middle of the line, which is its middle in pixels on a logarithmic axis."""
-    at = math.sqrt(level.start * level.end), level.y
-    x, y = x_span.px(at[0]), y_span.px(level.y)
-    return level.text, at, Box(x, y - 1, x, y + 1), None
-
-
-def _lines(figure: Figure, panel: Panel) -> list[list[tuple[float, float]]]:
-    """Every line of a panel as its corners (x, score)."""
-    lines = [list(panel.front)] + [[(level.start, level.y), (level.end, level.y)] for level in panel.levels]
-    if figure.is_joined:
-        for series in dict.fromkeys(mark.series for mark in panel.marks):
-            lines.append(sorted((mark.x, mark.y) for mark in panel.marks if mark.series == series))
-    return lines
-
-
-def _along(corners: Sequence[tuple[float, float]], step_px: float = 6.0) -> list[Box]:
-    """Small boxes that cover a line given by its corners in pixels."""
-    boxes = []
-    for (left, start), (right, end) in pairwise(corners):
-        n_steps = max(1, math.ceil(math.hypot(right - left, end - start) / step_px))
-        for i in range(n_steps + 1):
-            x, y = left + (right - left) * i / n_steps, start + (end - start) * i / n_steps
-            boxes.append(Box(x - 1, y - 1, x + 1, y + 1))
-    return boxes
-
-
-def _beside(
-    text: str, at: tuple[float, float], mark: Box, px: tuple[float, float], series: Series | None
-) -> list[tuple[Label, Box]]:
-    """Where a text may stand: beside its mark, above it, below it; a line's text above and below, near and far."""
-    width, half = len(text) * LETTER_PX * SMALL_PX / FONT_PX, SMALL_PX * 0.6
-    x, y = px
-    aside, above, below = mark.right - x + 4, mark.top + half + 3 - y, mark.bottom - half - 3 - y
-    places = [("left", aside, 0.0), ("right", -aside, 0.0), ("center", 0.0, above), ("center", 0.0, below)]
-    if series is None:
-        places = [(align, 0.0, up) for up in _FAR_PX for align in ("center", "left", "right")]
-    candidates = []
-    for align, dx, up in places:
-        left = x + dx - {"left": 0.0, "right": width, "center": width / 2}[align]
-        box = Box(left, y + up - half, left + width, y + up + half)
-        color = QUIET if series is None else TEXT_PALETTE[series.color]
-        candidates.append((Label(text, *at, align, dx, -up, color), box))
-    return candidates
-
-
-_FAR_PX = (12.0, -12.0, 26.0, -26.0, 40.0, -40.0, 54.0, -54.0, 68.0)
-
-
 def _text(label: Label, x: Any, y: Any) -> Any:
     import altair as alt
 
@@ -387,7 +242,7 @@ def _draw_dots(figure: Figure) -> Any:
     (panel,) = figure.panels
     rows = list(dict.fromkeys(mark.label or "" for mark in panel.marks))
     row, width = _row_encoding(rows)
-    span = _score_axis(figure)
+    span = score_axis(figure)
     scale = alt.Scale(domain=[span.low, span.high], nice=False, zero=False)
     x = alt.X("y:Q", title=_AXIS_TITLES["score"], scale=scale, axis=alt.Axis(tickCount=5, format=".4~g", grid=False))
     color, shape, _ = _looks(figure, has_legend=False)

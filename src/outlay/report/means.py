@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from outlay.metrics import main_score, mean_score
@@ -56,10 +56,15 @@ def means(results: Results) -> list[Mean]:
     seeds and more, over seeds (Student's t); else it is the one over examples that the point itself carries, if its metric
     is known.
     """
+    return [_mean(seeds, results.left) for seeds in by_seed(results.points)]
+
+
+def by_seed(points: Iterable[Point]) -> list[tuple[Point, ...]]:
+    """The points that differ in their seed alone, by rising seed; in the order in which the requests first appear."""
     members: dict[tuple[object, ...], list[Point]] = {}
-    for point in results.points:
+    for point in points:
         members.setdefault(_key(point.request), []).append(point)
-    return [_mean(sorted(seeds, key=lambda point: point.request.seed), results.left) for seeds in members.values()]
+    return [tuple(sorted(seeds, key=lambda point: point.request.seed)) for seeds in members.values()]
 
 
 def _key(request: PointRequest) -> tuple[object, ...]:

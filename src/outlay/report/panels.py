@@ -18,6 +18,8 @@ from outlay.report.tables import measure_text, money
 
 MAX_ROWS = 60
 """Rows of a dot plot or bar chart; a study with more is drawn as score over charge, or cut."""
+MAX_PANELS = 8
+"""Plots of one figure; a study with more is drawn as score over charge."""
 MAX_LEVELS = 3
 
 Axis = Literal["charge", "added", "budget", "labels", "score", "part"]
@@ -275,10 +277,13 @@ def _front(scored: Sequence[Mean]) -> tuple[tuple[float, float], ...]:
     return tuple((spot.charge_usd, spot.score) for spot in frontier(spots).front)
 
 
+def _front_note(panel: Panel) -> tuple[str, ...]:
+    return ("dashed: Pareto frontier, interpolated on log cost",) if len(panel.front) > 1 else ()
+
+
 # --- layouts ----------------------------------------------------------------------------------------------------------
 
 _NO_COST = "they cost nothing, and the axis is logarithmic"
-_FRONT_NOTE = "dashed: Pareto frontier, interpolated on log cost"
 
 
 def _over_charge(scored: Sequence[Mean], title: str, *, is_joined: bool, has_labels: bool) -> Figure | None:
@@ -296,7 +301,8 @@ def _n_label(mean: Mean) -> str | None:
 def _pool(scored: Sequence[Mean]) -> Figure | None:
     """Figure 2: labels x unlabelled rows."""
     panel = Panel(None, _marks(scored, by_pool(scored), _charge, _n_label), _front([m for m in scored if _charge(m)]))
-    notes = ("beside a mark: its labels; U: its unlabelled rows", _FRONT_NOTE, *_left_out(scored, [panel], _NO_COST))
+    told = ("beside a mark: its labels; U: its unlabelled rows", *_front_note(panel))
+    notes = (*told, *_left_out(scored, [panel], _NO_COST))
     return Figure("marks", "labels × unlabelled rows", notes, "charge", (panel,), is_log=True) if panel.marks else None
 
 
@@ -306,7 +312,11 @@ def _plain(scored: Sequence[Mean]) -> Figure | None:
     if figure is None:
         return None
     panel = replace(figure.panels[0], front=_front([mean for mean in scored if _charge(mean)]))
-    return replace(figure, panels=(panel,), notes=(_FRONT_NOTE, *figure.notes))
+    return replace(figure, panels=(panel,), notes=(*_front_note(panel), *figure.notes))
+
+
+_BUDGETS_TITLE = "what is added to N labels"
+_INITIAL_TITLE = "starting labels at a fixed added budget"
 
 
 def _budgets(scored: Sequence[Mean]) -> Figure | None:
@@ -314,6 +324,9 @@ def _budgets(scored: Sequence[Mean]) -> Figure | None:
     series = by_strategy(scored)
     is_added = all(mean.request.added_usd is not None for mean in scored)
     sizes = sorted({mean.request.n_initial for mean in scored}, key=lambda n: (n is None, n))
+
+    if len(sizes) > MAX_PANELS:
+        return _over_charge(scored, _BUDGETS_TITLE, is_joined=False, has_labels=False)
 
     def x_of(mean: Mean) -> float | None:
         return mean.request.added_usd if is_added else mean.request.budget_usd
@@ -326,7 +339,7 @@ def _budgets(scored: Sequence[Mean]) -> Figure | None:
         for n in sizes
     )
     axis: Axis = "added" if is_added else "budget"
-    return Figure("marks", "what is added to N labels", (), axis, panels, is_joined=True)
+    return Figure("marks", _BUDGETS_TITLE, (), axis, panels, is_joined=True)
 
 
 def _initial(scored: Sequence[Mean]) -> Figure | None:
@@ -334,6 +347,8 @@ def _initial(scored: Sequence[Mean]) -> Figure | None:
     series = by_strategy(scored)
     fixed = [mean for mean in scored if mean.request.n_initial is not None]
     added = sorted({mean.request.added_usd or 0.0 for mean in fixed})
+    if len(added) > MAX_PANELS:
+        return _over_charge(scored, _INITIAL_TITLE, is_joined=False, has_labels=False)
     panels = tuple(
         Panel(
             f"{money(usd)} added",
@@ -342,8 +357,7 @@ def _initial(scored: Sequence[Mean]) -> Figure | None:
         for usd in added
     )
     notes = _left_out(scored, panels, "their N is chosen by rule")
-    title = "starting labels at a fixed added budget"
-    return Figure("marks", title, notes, "labels", panels, is_log=True, is_joined=True) if panels else None
+    return Figure("marks", _INITIAL_TITLE, notes, "labels", panels, is_log=True, is_joined=True) if panels else None
 
 
 def _students(scored: Sequence[Mean]) -> Figure | None:
@@ -371,7 +385,8 @@ def _match(scored: Sequence[Mean]) -> Figure | None:
     curve = sorted((m.x, m.y) for m in panel.marks if m.series.name.startswith("annotate"))
     others = sorted((m for m in panel.marks if not m.series.name.startswith("annotate")), key=lambda m: -m.y)
     levels = tuple(_level(mark, curve) for mark in others[:MAX_LEVELS]) if curve else ()
-    notes = ("beside a mark: its labels; dotted: to where annotation scores as much", *figure.notes)
+    dotted = ("dotted: to where annotation scores as much",) if levels else ()
+    notes = ("beside a mark: its labels", *dotted, *figure.notes)
     return replace(figure, panels=(replace(panel, levels=levels),), notes=notes)
 
 

@@ -1,4 +1,4 @@
-"""The page of a study: one self-contained file with its figures, tables, points and receipts, and a link from each to the next."""
+"""The page of a study: one self-contained file with figures, tables, points and receipts, and a link from each to the next."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from outlay.grouping import short_model
+from outlay.point import Point
 from outlay.report.figures import Spec, figure_svg
-from outlay.report.results import Results
+from outlay.report.means import by_seed
+from outlay.report.results import Aftermath, Results
 from outlay.report.style import STUDY_STYLE, STYLE
+from outlay.report.tables import ABSENT, money
 
 MAX_FOLDED = 300
 """Up to so many points carry their receipts in the page; of more, the receipts are files beside it."""
@@ -87,22 +90,86 @@ def _figure(spec: Spec) -> str:
 
 # --- points -----------------------------------------------------------------------------------------------------------
 
-_HEADER = ("Task", "Strategy", "Models", "N", "Added", "Pool", "Seed", "Test", "Charge", "Labels", "Receipt")
-_N_WORDS = 3
-
 
 def _points(results: Results, *, is_folded: bool) -> str:
-    by_id = {point.id: point for point in results.points}
-    refs = sorted({ref for p in results.points for ref in (p.request.teacher, p.request.student) if ref is not None})
-    short = {ref: short_model(ref, refs) for ref in refs}
-    rows = [
-        _row(each, by_id[each], results.left.get(each), short, is_folded=is_folded)
-        for mean in means_ids(results)
-        for each in mean
-    ]
-    head = "".join(f'<th scope="col"{_class(i)}>{name}</th>' for i, name in enumerate(_HEADER))
+    """A row per point; those that differ in their seed alone stand together. Four columns, so that they fit a phone."""
+    names = _names(results.points)
+    rows = []
+    for seeds in by_seed(results.points):
+        for point in seeds:
+            link = _receipt_link(results.left.get(point.id), is_folded=is_folded)
+            cells = f'<td class="name">{escape(names[point.id])}</td>{_found(point)}<td class="link">{link}</td>'
+            rows.append(f'<tr id="point-{point.id}">{cells}</tr>')
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Point", "Test", "Charge"))
     body = "\n".join(rows)
     return (
-        '<div class="wide" tabindex="0"><table class="points">\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
+        '<div class="wide"><table class="points">\n'
+        f'<thead><tr>{head}<th scope="col" class="link">Receipt</th></tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    )
+
+
+def _names(points: Sequence[Point]) -> dict[str, str]:
+    """What a reader calls each point, by its id: "fever, distill, t5-xxl → t5-small, N = 1,000, $100.00 added, …, seed 0"."""
+    refs = {ref for point in points for ref in (point.request.teacher, point.request.student) if ref is not None}
+    short = {ref: short_model(ref, refs) for ref in refs}
+    return {point.id: _name(point, short) for point in points}
+
+
+def _name(point: Point, short: Mapping[str, str]) -> str:
+    request = point.request
+    is_pooled = point.result.n_pool > 0
+    parts = [
+        request.task,
+        request.variant,
+        " → ".join(short[ref] for ref in (request.teacher, request.student) if ref is not None),
+        None if request.n_initial is None else f"N = {request.n_initial:,}",
+        f"{money(request.budget_usd)} in all" if request.added_usd is None else None,
+        f"{money(request.added_usd)} added" if request.added_usd else None,
+        f"pool of {sum(n_rows for _, n_rows in request.pool):,}" if is_pooled else None,
+        f"seed\u00a0{request.seed}",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _found(point: Point) -> str:
+    result = point.result
+    if result.test is None:
+        why = f"{result.status}: {result.reason or 'no reason given'}"
+        return f'<td class="reason" colspan="2">{escape(why)}</td>'
+    return f"<td>{result.test:.1f}</td><td>{money(result.charge_usd)}</td>"
+
+
+def _receipt_link(after: Aftermath | None, *, is_folded: bool) -> str:
+    if after is None or after.receipt is None:
+        return ABSENT
+    file = f"receipts/{escape(after.run)}.txt"
+    if not is_folded:
+        return f'<a href="{file}">receipt</a>'
+    return f'<a href="#receipt-{escape(after.run)}">receipt</a> <a href="{file}">file</a>'
+
+
+# --- receipts ---------------------------------------------------------------------------------------------------------
+
+
+def _receipts(results: Results, *, is_folded: bool, is_open: bool) -> str:
+    where = "Each lies beside this page as a file, <code>receipts/&lt;run&gt;.txt</code>."
+    if not is_folded:
+        return f'<p class="quiet">{where}</p>'
+    names = _names(results.points)
+    folded = [
+        _receipt(point.id, names[point.id], after, is_open=is_open)
+        for seeds in by_seed(results.points)
+        for point in seeds
+        if (after := results.left.get(point.id)) is not None and after.receipt is not None
+    ]
+    return f'<p class="quiet">{where}</p>\n<div class="receipts">\n' + "\n".join(folded) + "\n</div>"
+
+
+def _receipt(point: str, name: str, after: Aftermath, *, is_open: bool) -> str:
+    """Folded; a link to the text inside unfolds it, as HTML demands of a fragment in closed details."""
+    attribute = " open" if is_open else ""
+    return (
+        f"<details{attribute}><summary>{escape(name)}</summary>"
+        f'<p class="quiet">Run {escape(after.run)} of <a href="#point-{point}">its point</a></p>'
+        f'<pre id="receipt-{escape(after.run)}">{escape(after.receipt or "")}</pre></details>'
     )
