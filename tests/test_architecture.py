@@ -28,7 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "canonical": {"errors"},
     "artifact": {"canonical", "errors"},
     "store": {"artifact", "canonical", "errors", "locks"},
-    "remote": {"artifact", "canonical", "errors", "locks", "store"},
+    "location": {"canonical"},
+    "remote": {"artifact", "canonical", "errors", "location", "locks", "store"},
     "money": {"errors"},
     "example": {"errors"},
     "settings": {"errors"},
@@ -89,13 +90,13 @@ ALLOWED: dict[str, set[str]] = {
         *("store", "strategy", "workshop"),
     },
     "single": {
-        *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "metrics", "modelref"),
-        *("prepare", "rows", "settings", "shape", "sources", "speed", "store", "task", "train"),
+        *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "location", "metrics"),
+        *("modelref", "prepare", "rows", "settings", "shape", "sources", "speed", "task", "train"),
     },
     "cli": {
         *("__init__", "compare", "compute", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare"),
-        *("profile", "remote", "report", "request", "run", "settings", "shape", "single", "sizes", "speed"),
-        *("store", "task", "train"),
+        *("location", "profile", "remote", "report", "request", "run", "settings", "shape", "single", "sizes"),
+        *("speed", "store", "task", "train"),
     },
     "__init__": set(),
     "__main__": {"cli"},
@@ -119,7 +120,19 @@ THIRD_PARTY: dict[str, set[str]] = {
     "cli": {"rich", "typer"},
 }
 STANDARD_LIBRARY_ONLY = (
-    *("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point", "grouping"),
+    *(
+        "money",
+        "store",
+        "artifact",
+        "canonical",
+        "location",
+        "locks",
+        "example",
+        "ledger",
+        "labels",
+        "point",
+        "grouping",
+    ),
     *("form", "entities", "settings", "executor"),
 )
 

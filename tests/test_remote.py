@@ -21,8 +21,9 @@ from outlay import remote as remote_module
 from outlay.artifact import MANIFEST, manifest_bytes
 from outlay.cli.common import open_store
 from outlay.errors import QuotaExceeded, StoreError
+from outlay.location import default_root, local_root
 from outlay.remote import UNSENT, RemoteStore, open_location
-from outlay.store import Artifact, Store, default_root, digest_of, key_of, local_root
+from outlay.store import Artifact, Store, digest_of, key_of
 from tests.contracts.store_contract import StoreContract, put
 
 SOURCE = Path(remote_module.__file__).parents[1]
