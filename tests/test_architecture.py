@@ -120,20 +120,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "cli": {"rich", "typer"},
 }
 STANDARD_LIBRARY_ONLY = (
-    *(
-        "money",
-        "store",
-        "artifact",
-        "canonical",
-        "location",
-        "locks",
-        "example",
-        "ledger",
-        "labels",
-        "point",
-        "grouping",
-    ),
-    *("form", "entities", "settings", "executor"),
+    *("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point", "grouping"),
+    *("form", "entities", "settings", "executor", "location"),
 )
 
 # Inside a package: module -> modules of the same package that it must not import.

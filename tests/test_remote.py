@@ -286,6 +286,7 @@ class TestDamage:
             case "evil name":
                 (tmp_path / "kept" / "evil").write_bytes(b"evil")
                 evil = {"../../../../evil": digest_of(b"evil")}
+                (folder / key_of(evil)).mkdir()
                 (folder / MANIFEST).write_bytes(manifest_bytes(artifact.key, evil, about))
         two = RemoteStore(url, tmp_path / "two")
         with caplog.at_level(logging.WARNING):
