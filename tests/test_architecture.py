@@ -32,7 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "canonical": {"errors"},
     "artifact": {"canonical", "errors"},
     "store": {"artifact", "canonical", "errors", "locks"},
-    "remote": {"artifact", "canonical", "errors", "locks", "store"},
+    "location": {"canonical"},
+    "remote": {"artifact", "canonical", "errors", "location", "locks", "store"},
     "money": {"errors"},
     "example": {"errors"},
     "settings": {"errors"},
@@ -117,11 +118,13 @@ ALLOWED: dict[str, set[str]] = {
     "single": {
         *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "metrics", "modelref"),
         *("defaults", "rows", "settings", "shape", "sources", "speed", "store", "task", "train"),
+        *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "location", "metrics"),
+        *("modelref", "prepare", "rows", "settings", "shape", "sources", "speed", "task", "train"),
     },
     "cli": {
         *("__init__", "compare", "compute", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare"),
-        *("profile", "remote", "report", "request", "run", "settings", "shape", "single", "sizes", "speed"),
-        *("store", "task", "train"),
+        *("location", "profile", "remote", "report", "request", "run", "settings", "shape", "single", "sizes"),
+        *("speed", "store", "task", "train"),
     },
     "__init__": set(),
     "__main__": {"cli"},
@@ -155,6 +158,7 @@ STANDARD_LIBRARY_ONLY = (
     *("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point", "grouping", "pareto"),
     *("form", "entities", "settings", "executor"),
     *("form", "entities", "settings", "executor", "memo"),
+    *("form", "entities", "settings", "executor", "location"),
 )
 
 # Inside a package: module -> modules of the same package that it must not import.

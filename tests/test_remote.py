@@ -21,8 +21,9 @@ from outlay import remote as remote_module
 from outlay.artifact import MANIFEST, manifest_bytes
 from outlay.cli.common import open_store
 from outlay.errors import QuotaExceeded, StoreError
+from outlay.location import default_root, local_root
 from outlay.remote import UNSENT, RemoteStore, open_location
-from outlay.store import Artifact, Store, default_root, digest_of, key_of, local_root
+from outlay.store import Artifact, Store, digest_of, key_of
 from tests.contracts.store_contract import StoreContract, put
 
 SOURCE = Path(remote_module.__file__).parents[1]
@@ -285,6 +286,7 @@ class TestDamage:
             case "evil name":
                 (tmp_path / "kept" / "evil").write_bytes(b"evil")
                 evil = {"../../../../evil": digest_of(b"evil")}
+                (folder / key_of(evil)).mkdir()
                 (folder / MANIFEST).write_bytes(manifest_bytes(artifact.key, evil, about))
         two = RemoteStore(url, tmp_path / "two")
         with caplog.at_level(logging.WARNING):

@@ -425,6 +425,25 @@ def test_two_writers_of_one_key_without_the_lock(store: Store) -> None:
     assert [path.name for path in (store.root / "tmp").iterdir()] == ["lock"]
 
 
+def test_an_artifact_that_comes_in_the_middle_of_a_look_is_not_damaged(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader finds no manifest, then a folder: between the two, another process has renamed the artifact into place."""
+    key, real = key_of("it"), Path.exists
+
+    def late(self: Path, **more: Any) -> bool:
+        if self.name == key:
+            monkeypatch.undo()
+            put(Store(store.root), "it", {"a": b"x"})
+        return real(self, **more)
+
+    monkeypatch.setattr(Path, "exists", late)
+    found = store.get(key)
+    assert found is not None
+    assert found.read_bytes("a") == b"x"
+    assert not (store.root / "damaged").exists()
+
+
 def test_reading_a_store_that_is_not_there_creates_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "no" / "store")
     assert store.get(key_of(1)) is None

@@ -26,7 +26,8 @@ from outlay import locks
 from outlay.artifact import MANIFEST, Artifact, parse_manifest
 from outlay.canonical import key_of
 from outlay.errors import ArtifactDamaged, OutlayError, StoreError
-from outlay.store import USED, GcReport, Store, is_plain_name, is_url, local_root
+from outlay.location import is_url, local_root
+from outlay.store import USED, GcReport, Store, is_plain_name
 
 UNSENT = ".unsent"
 """Marks a local artifact that is not known to be whole at the URL."""

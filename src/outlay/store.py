@@ -34,19 +34,7 @@ from outlay.artifact import MANIFEST, Artifact, manifest_bytes, read_manifest
 from outlay.canonical import canonical_json, digest_of, key_of
 from outlay.errors import ArtifactDamaged, DiskFull, QuotaExceeded, StoreError
 
-__all__ = [
-    "Artifact",
-    "GcReport",
-    "Store",
-    "Workspace",
-    "canonical_json",
-    "default_location",
-    "default_root",
-    "digest_of",
-    "is_url",
-    "key_of",
-    "local_root",
-]
+__all__ = ["Artifact", "GcReport", "Store", "Workspace", "canonical_json", "digest_of", "is_plain_name", "key_of"]
 
 Artifacts = list[Artifact]  # inside `Store`, `list` is a method
 USED = "used"
@@ -133,13 +121,11 @@ class Store:
         """
         folder = self._folder(key)
         try:
-            artifact = self._read(folder)
-            if artifact is None:
-                return None
-            if verify:
-                self._verify(artifact)
+            artifact = self._read_twice(folder, verify)
         except ArtifactDamaged as error:
             self._move_aside(folder, str(error))
+            return None
+        if artifact is None:
             return None
         with suppress(OSError):  # a store on a read-only disk is still worth reading
             os.utime(folder / USED)
@@ -277,6 +263,20 @@ class Store:
         if not _KEY.fullmatch(key):
             raise StoreError(f"{key[:80]!r} is not a key; keys are 64 hexadecimal digits from key_of()")
         return self.root / "objects" / key[:2] / key
+
+    def _read_twice(self, folder: Path, verify: bool) -> Artifact | None:
+        """What lies there. Other processes rename artifacts into and out of place at any moment: what looks damaged because
+        it came or went in the middle of a look is whole, or gone, at a second one."""
+        for is_last in (False, True):
+            try:
+                artifact = self._read(folder)
+                if artifact is not None and verify:
+                    self._verify(artifact)
+                return artifact
+            except ArtifactDamaged:
+                if is_last:
+                    raise
+        return None
 
     def _read(self, folder: Path) -> Artifact | None:
         path = folder / MANIFEST
@@ -424,37 +424,9 @@ class Store:
             folder.rename(temporary / folder.name)
 
 
-def is_url(location: str | Path) -> bool:
-    """Whether a store is kept at a URL (``s3://bucket/prefix``) and not in a folder."""
-    return isinstance(location, str) and "://" in location
-
-
 def is_plain_name(name: str) -> bool:
     """Whether a file of an artifact may have this name."""
     return _FILE_NAME.fullmatch(name) is not None and name not in (MANIFEST, USED)
-
-
-def local_root(location: str | Path) -> Path:
-    """The folder of a store on this machine: itself, or where the local copy of a URL lies: one folder for each URL, in
-    ``OUTLAY_CACHE``, else in ``outlay`` below the user's cache."""
-    if not is_url(location):
-        return Path(location)
-    return _cache() / f"remote-{digest_of(str(location).encode())[:16]}"
-
-
-def default_location() -> str:
-    """Where artifacts are kept unless ``--store`` says so: ``OUTLAY_STORE`` (a folder or a URL), else below the user's cache."""
-    return os.environ.get("OUTLAY_STORE") or str(_cache() / "store")
-
-
-def default_root() -> Path:
-    """The folder on this machine of `default_location`."""
-    return local_root(default_location())
-
-
-def _cache() -> Path:
-    below = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("OUTLAY_CACHE") or below / "outlay")
 
 
 def _write(path: Path, content: bytes | Path) -> str:

@@ -151,7 +151,7 @@ def prices(extra: PricesOption = None, as_json: Json = False) -> None:
 @store_app.command("show")
 def store_show(store: StoreOption = None, as_json: Json = False) -> None:
     """List what is kept on this machine: kind, size, what it is."""
-    from outlay.store import is_url
+    from outlay.location import is_url
 
     kept = open_store(store)
     artifacts = kept.list()

@@ -57,8 +57,8 @@ def table_console(n_columns: int = 118) -> Console:
 def open_store(location: str | Path | None) -> Store:
     """The store to use: the option (a folder or a URL), else ``OUTLAY_STORE``, else the user's cache; with the quota of
     ``OUTLAY_STORE_QUOTA``, which limits what a store takes on this machine."""
+    from outlay.location import default_location
     from outlay.remote import open_location
-    from outlay.store import default_location
 
     quota = os.environ.get("OUTLAY_STORE_QUOTA")
     return open_location(location or default_location(), quota_bytes=parse_bytes(quota) if quota else None)

@@ -140,7 +140,7 @@ def _print_measured(profile: Profile, price_item: str, path: Path, *, is_found: 
 
 
 def _root(store: str | None) -> Path:
-    from outlay.store import default_location, local_root
+    from outlay.location import default_location, local_root
 
     return local_root(store or default_location())
 

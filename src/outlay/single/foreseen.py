@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from outlay.errors import UnknownModel
 from outlay.form import Form, TargetKind
+from outlay.location import default_root
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.single.work import n_outputs_of, n_processes
 from outlay.speed import (
@@ -18,7 +19,6 @@ from outlay.speed import (
     starting_load,
     training_load,
 )
-from outlay.store import default_root
 
 N_SAMPLED = 512
 """Rows whose lengths stand for those of all."""

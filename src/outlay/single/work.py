@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeVar
 from outlay.errors import OutlayError, UnknownModel, UsageError
 from outlay.executor import Executor, Here
 from outlay.form import Family, Form, can_answer
+from outlay.location import default_root
 from outlay.single.home import Home
-from outlay.store import default_root
 
 T = TypeVar("T")
 
