@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import jsonschema
 import pytest
 import yaml
 
-from outlay.errors import MissingData, OutlayError, StudyFileError, UnknownStudy
+from outlay.errors import MissingData, OutlayError, StudyFileError, UnknownModel, UnknownStudy
+from outlay.modelref import fingerprint
 from outlay.money import PriceBook
 from outlay.prepare import Options, Workbench
 from outlay.published import names, rows
+from outlay.store import key_of
 from outlay.strategy import STRATEGIES
 from outlay.study import StudyFile, find_study, load_study, shipped_studies, study_schema
 from outlay.task import load_task
@@ -63,9 +66,11 @@ def test_shipped_studies_unfold_on_all_their_tasks(name: str, scale: str) -> Non
     for cell in found.cells:
         encoder_cannot = scale == "cpu" and cell.options.task in ("multipit_gen", "nq")
         assert (cell.absent is not None) == encoder_cannot
-        price = BOOK.get(load_task(cell.options.task).price_item).usd
         assert cell.options.n_initial is not None
-        assert cell.options.budget_micros >= price * cell.options.n_initial * 1_000_000
+        assert (
+            cell.options.budget_micros
+            >= BOOK.get(f"label/{cell.options.task}").usd * cell.options.n_initial * 1_000_000
+        )
     alone = file.at(scale, [found.tasks[0]], n_seeds=1, price=BOOK.get)
     assert {cell.options.seed for cell in alone.cells} == {0}
     assert [c for c in found.cells if c.options.task == found.tasks[0] and c.options.seed == 0] == list(alone.cells)
@@ -412,14 +417,14 @@ def test_published_figures_are_read_by_name() -> None:
 
 
 def test_the_models_of_a_cut_teacher_are_cut_from_the_base(tmp_path: Path) -> None:
-    task = _tiny_task(tmp_path)
     bench = Workbench(BOOK, data_root=tmp_path)
-    whole = Options(task, "distill", 1_000_000, n_initial=2, teacher=MINILM)
-    cut = Options(task, "distill", 1_000_000, n_initial=2, teacher="cut:3", base=MINILM)
-    known = bench.prepare(cut).known
-    assert (known.teacher.base, known.teacher.fingerprint) == (MINILM, bench.prepare(whole).known.teacher.fingerprint)
-    assert [known.shapes[ref].n_layers for ref in ("cut:3", "cut:2")] == [3, 2]
-    assert known.student == bench.prepare(whole).known.student
+    asked = Options(_tiny_task(tmp_path), "distill", 1_000_000, n_initial=2, teacher="cut:3", base=MINILM)
+    request = bench.request(asked)
+    checkpoint = fingerprint(MINILM)
+    assert request.models == key_of([{"form": form, "checkpoint": checkpoint} for form in ("cut:3", "cut:2")])
+    assert request.base == MINILM
+    with pytest.raises(UnknownModel, match="'cut:3' needs a real checkpoint to start from, but its base is 'cut:3'"):
+        bench.request(replace(asked, base=None))
 
 
 def _tiny_task(folder: Path) -> str:
