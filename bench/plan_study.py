@@ -18,10 +18,11 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from decimal import Decimal
 from itertools import product
 from pathlib import Path
 
-from outlay.money import PriceBook
+from outlay.money import Price, PriceBook
 from outlay.planning import Plan, plan
 from outlay.prepare import Options, Workbench
 from outlay.quoting import BLOCK_ROWS
@@ -30,6 +31,8 @@ from outlay.train.build import Corpus, build_checkpoint
 
 LABEL_MICROS = 200_000
 """Of the price that the task names: $0.20."""
+HOUR_USD = Decimal(15_000)
+"""Of the machine: so dear that added budgets of 10 to 100 labels pay for 1 to 20 blocks with so small a model."""
 STRATEGIES = ("annotate", "distill", "self_distill", "general_distill")
 N_TRAIN, N_DEV, N_TEST, N_BLOCKS = 2000, 200, 1000, 20
 FILLERS = (
@@ -67,7 +70,7 @@ pool:
 """
 
 
-def make_task(folder: Path, n_pool: int = N_BLOCKS * BLOCK_ROWS) -> tuple[Path, Path]:
+def make_task(folder: Path, n_pool: int) -> tuple[Path, Path]:
     """A task file with its data, and a checkpoint; returns both paths."""
     rng = random.Random(0)
     texts: dict[str, int] = {}
@@ -102,15 +105,20 @@ def grid(task: Path, model: Path, n_seeds: int) -> list[Options]:
     return [
         replace(base, seed=seed, n_initial=n, strategy=name, budget_micros=n * LABEL_MICROS + added)
         for seed, n, added, name in product(
-            range(n_seeds), range(50, 550, 50), range(2_000, 102_000, 10_000), STRATEGIES
+            range(n_seeds), range(50, 550, 50), range(2_000_000, 22_000_000, 2_000_000), STRATEGIES
         )
     ]
+
+
+def price_book() -> PriceBook:
+    """The shipped prices, but for the machine's hour."""
+    return PriceBook([*PriceBook.load().items(), Price("cpu", "hour", HOUR_USD, "bench/plan_study.py", None)])
 
 
 def planned_at_once(points: list[Options]) -> tuple[Plan, float]:
     """The plan of all points with one workbench, and the seconds it took, loading and counting included."""
     began = time.perf_counter()
-    made = plan(Workbench(PriceBook.load()), points)
+    made = plan(Workbench(price_book()), points)
     return made, time.perf_counter() - began
 
 
@@ -119,7 +127,7 @@ def planned_alone(points: list[Options]) -> tuple[list[Plan], list[float]]:
     made, seconds = [], []
     for point in points:
         began = time.perf_counter()
-        made.append(plan(Workbench(PriceBook.load()), [point]))
+        made.append(plan(Workbench(price_book()), [point]))
         seconds.append(time.perf_counter() - began)
     return made, seconds
 
@@ -132,7 +140,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        task, model = make_task(Path(folder))
+        task, model = make_task(Path(folder), N_BLOCKS * BLOCK_ROWS)
         points = grid(task, model, args.seeds)
         planned_alone(points[:1])  # imports
         made, seconds = planned_at_once(points)
