@@ -65,10 +65,8 @@ ALLOWED: dict[str, set[str]] = {
     "significance": {"errors", "grouping", "metrics", "point", "report", "strategy"},
     "request": {"errors", "money", "store"},
     "recipe": {"form", "settings", "store"},
-    "quoting": {"compute", "errors", "form", "money", "recipe", "request", "settings"},
-    "strategy": {"errors", "money", "quoting", "recipe"},
     "sellers": {"errors", "example", "labels", "money", "quoting", "request", "store", "strategy", "task"},
-    "quoting": {"compute", "form", "memo", "money", "recipe", "request", "settings"},
+    "quoting": {"compute", "errors", "form", "memo", "money", "recipe", "request", "settings"},
     "strategy": {"errors", "memo", "money", "quoting", "recipe"},
     "gauge": {"compute", "money", "quoting", "recipe"},
     "timing": {"quoting", "recipe", "settings", "speed"},
@@ -98,11 +96,31 @@ ALLOWED: dict[str, set[str]] = {
         *("errors", "money", "point", "prepare", "quoting", "recipe", "speed", "strategy", "timing"),
     },
     "workshop": {"example", "metrics", "prepare", "quoting", "recipe", "store", "train"},
-    "run": {
-        *("circumstance", "errors", "gauge", "labels", "ledger", "metrics", "money", "point", "prepare", "quoting"),
-        *("recipe", "runfolder", "speed", "store", "strategy", "timing", "train", "watcher", "workshop"),
+    "making": {
+        *("circumstance", "errors", "gauge", "money", "prepare", "quoting", "recipe", "speed", "store", "strategy"),
+        *("timing", "train", "workshop"),
     },
-    "published": {"errors"},
+    "account": {
+        *("errors", "ledger", "metrics", "point", "prepare", "quoting", "recipe", "store", "strategy", "workshop"),
+    },
+    "execution": {
+        *("account", "circumstance", "errors", "gauge", "labels", "ledger", "making", "money", "point", "prepare"),
+        *("quoting", "recipe", "runfolder", "store", "strategy", "watcher", "workshop"),
+    },
+    "run": {
+        *("errors", "execution", "labels", "ledger", "making", "money", "point", "prepare", "runfolder", "store"),
+        "watcher",
+    },
+    "aftermath": {"metrics", "report", "run", "workshop"},
+    "scheduler": {
+        *("account", "crew", "errors", "execution", "making", "money", "point", "prepare", "recipe", "remote", "run"),
+        "strategy",
+    },
+    "conduct": {
+        *("account", "aftermath", "crew", "errors", "ledger", "money", "planning", "point", "prepare", "remote"),
+        *("report", "run", "runfolder", "scheduler", "store"),
+    },
+    "reporting": {"conduct", "pareto", "report", "significance", "store"},
     "studyfile": {"errors", "money", "request", "settings", "taskfile", "training"},
     "study": {
         *("errors", "modelref", "money", "prepare", "report", "request", "strategy", "studyfile", "task", "taskfile"),
@@ -110,21 +128,18 @@ ALLOWED: dict[str, set[str]] = {
     "watcher": {"ledger", "money"},
     "runfolder": {"errors"},
     "compare": {
-        *("errors", "grouping", "metrics", "money", "point", "prepare", "remote", "report", "run", "runfolder"),
-        *("store", "strategy", "workshop"),
-        *("errors", "grouping", "metrics", "money", "point", "prepare", "report", "run", "runfolder", "store"),
-        *("significance", "strategy", "workshop"),
+        *("aftermath", "errors", "grouping", "metrics", "money", "point", "prepare", "remote", "report", "run"),
+        *("runfolder", "significance", "store", "strategy"),
     },
     "single": {
-        *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "metrics", "modelref"),
-        *("defaults", "rows", "settings", "shape", "sources", "speed", "store", "task", "train"),
-        *("canonical", "cluster", "data", "entities", "errors", "example", "executor", "form", "location", "metrics"),
-        *("modelref", "prepare", "rows", "settings", "shape", "sources", "speed", "task", "train"),
+        *("canonical", "cluster", "data", "defaults", "entities", "errors", "example", "executor", "form", "location"),
+        *("metrics", "modelref", "rows", "settings", "shape", "sources", "speed", "task", "train"),
     },
     "cli": {
-        *("__init__", "compare", "compute", "data", "demo", "errors", "fetch", "ledger", "money", "point", "prepare"),
-        *("location", "profile", "remote", "report", "request", "run", "settings", "shape", "single", "sizes"),
-        *("speed", "store", "task", "train"),
+        *("__init__", "compare", "compute", "conduct", "crew", "data", "demo", "errors", "fetch", "ledger", "local"),
+        *("location", "money", "planning", "point", "prepare", "profile", "raycrew", "remote", "report", "reporting"),
+        *("request", "run", "scheduler", "settings", "shape", "single", "sizes", "speed", "store", "study", "task"),
+        "train",
     },
     "__init__": set(),
     "__main__": {"cli"},
@@ -138,6 +153,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "task": {"pydantic"},
     "studyfile": {"pydantic"},
     "study": {"pydantic"},
+    "reporting": {"rich"},
     "rows": {"datasets", "pyarrow"},
     "raycrew": {"ray"},
     "planning": {"rich"},
@@ -205,7 +221,6 @@ INNER: dict[str, set[str]] = {
     "report.layouts": {"report.rendering", "report.charts", "report.page", "report.files"},
     "report.rendering": {"report.layouts", "report.cells", "report.papers", "report.results"},
     "report.files": {"report.layouts", "report.laid", "report.tables", "report.page"},
-    "report.charts": {"report.page", "report.receipt"},
     "report.charts": {"report.page", "report.receipt", "report.style"},
     "report.style": {"report.page", "report.studypage"},
     "report.means": {
@@ -367,8 +382,14 @@ def test_one_door_for_money() -> None:
         for receiver, method in calls(module):
             if method in ("hold", "settle", "release", "renew", "open_run", "top_up", "cancel") and receiver != "locks":
                 spenders.setdefault(module.name, set()).add(method)
-    assert spenders.pop("run") >= {"hold", "settle", "release", "open_run", "cancel"}
+    assert spenders.pop("execution") >= {"hold", "settle", "release", "open_run"}
+    # Those that drive executions tell them what came of a job; of the ledger they ask nothing but its end.
+    assert spenders.pop("run") == {"settle", "release", "cancel"}
+    assert spenders.pop("scheduler") == {"settle", "release"}
     assert spenders == {"cli.books": {"top_up", "cancel"}}
+    for driver in ("run", "scheduler"):
+        receivers = {receiver for receiver, method in calls(modules()[driver]) if method in ("settle", "release")}
+        assert all(receiver.endswith("execution") for receiver in receivers)
 
 
 def test_nothing_is_ever_unpickled() -> None:

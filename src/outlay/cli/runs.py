@@ -191,9 +191,9 @@ def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = Fal
 
     kept = None if store is None else open_store(store)
     if (folder / INDEX_FILE).exists():
-        from outlay.cli.studies import draw
+        from outlay.cli.studyscreen import draw_study
 
-        draw(folder, kept, as_json=as_json)
+        draw_study(folder, kept, as_json=as_json)
         return
     runner = reopen(folder, kept)
     _finish(runner, write_report(runner), as_json, receipts=False)

@@ -63,10 +63,12 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a grid of points, each distinct step once; the same command goes on where it was stopped."""
+    from outlay.cli.studyscreen import StudyScreen, draw_study
     from outlay.conduct import INDEX_FILE, conduct
     from outlay.money import PriceBook, parse_budget
     from outlay.prepare import Workbench
     from outlay.run import Runner
+    from outlay.scheduler import StepCraft
 
     _check_executor(executor)
     book = PriceBook.load(prices or [])
@@ -80,32 +82,18 @@ def run(
     folder = Path(out or Path("outlay-runs") / _folder_name(asked))
     cap = None if cash_cap is None else parse_budget(cash_cap)
     runner = Runner(folder, kept, here=book.get(here), cash_cap_micros=cap)
-    from outlay.cli.studyscreen import StudyScreen
-    from outlay.scheduler import StepCraft
-
     craft = StepCraft(kept.location, book, None if data is None else data.resolve(), tuple(machines or ()))
     crew = _crew(executor, craft, workers, asked.threads, ray, folder / "logs")
     header = _header(asked, study, scale, seeds)
     with StudyScreen(len(planned.points), 0, quiet=quiet or as_json) as screen, crew:
         points = conduct(planned, header, runner, bench, crew, screen)
-    draw(folder, kept, as_json=as_json)
+    draw_study(folder, kept, as_json=as_json)
     failed = [point for point in points if point.result.status == "failed"]
     if failed:
         fail(
             f"{len(failed)} of {len(points)} points failed, the first: {failed[0].result.reason}; "
             f"see {folder / INDEX_FILE} and {folder / 'logs'}, and run the same command again"
         )
-
-
-def draw(folder: Path, store: Any, *, as_json: bool) -> None:
-    """Write the report of a study's folder and print its tables, or its points as JSON."""
-    from outlay.reporting import write_study_report
-
-    files = write_study_report(folder, store)
-    if as_json:
-        print_json(json.loads((folder / "points.json").read_text(encoding="utf-8")))
-    else:
-        _show(folder, store, files)
 
 
 @study_app.command("list")
@@ -160,10 +148,12 @@ def status(folder: StudyFolder, as_json: Json = False) -> None:
 @study_app.command("show")
 def show(folder: StudyFolder, store: StoreOption = None, as_json: Json = False) -> None:
     """The tables of a study, as far as it is."""
+    from outlay.cli.studyscreen import show_study
+
     if as_json:
         print_json(json.loads((folder / "points.json").read_text(encoding="utf-8")))
         return
-    _show(folder, None if store is None else open_store(store), {})
+    show_study(folder, None if store is None else open_store(store), {})
 
 
 def _study(name: str, tasks: str | None, scale: str, seeds: int | None, book: Any) -> Study:
@@ -223,12 +213,3 @@ def _header(study: Study, name: str, scale: str, seeds: int | None) -> Any:
     if seeds is not None:
         given.append(f"--seeds {seeds}")
     return Header(study.name, study.title, study.layout, study.source, study.scale, " ".join(given), study.notes)
-
-
-def _show(folder: Path, store: Any, files: dict[str, Path]) -> None:
-    from outlay.conduct import read_results
-    from outlay.reporting import StudyReport
-
-    table_console().print(StudyReport(read_results(folder, store)).terminal())
-    for name, path in files.items():
-        typer.echo(f"{name}: {path}")

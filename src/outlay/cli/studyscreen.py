@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -10,10 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import TaskID
 
+from outlay.cli.common import print_json, table_console
 from outlay.cli.progress import QUIET_SECONDS, live_bars
 
 if TYPE_CHECKING:
     from outlay.point import Point
+    from outlay.store import Store
 
 
 class StudyScreen:
@@ -78,3 +83,24 @@ class StudyScreen:
             for name, (done, total, words) in under_way.items():
                 far = f": {done:,} of {total:,}, {words}" if total else ""
                 self._console.print(f"    {escape(name)}{escape(far)}")
+
+
+def draw_study(folder: Path, store: Store | None, *, as_json: bool) -> None:
+    """Write the report of a study's folder and print its tables, or its points as JSON."""
+    from outlay.reporting import write_study_report
+
+    files = write_study_report(folder, store)
+    if as_json:
+        print_json(json.loads((folder / "points.json").read_text(encoding="utf-8")))
+    else:
+        show_study(folder, store, files)
+
+
+def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> None:
+    """Print the tables of a study's folder, and where its files are."""
+    from outlay.conduct import read_results
+    from outlay.reporting import StudyReport
+
+    table_console().print(StudyReport(read_results(folder, store)).terminal())
+    for name, path in files.items():
+        print(f"{name}: {path}")

@@ -80,7 +80,7 @@ class Running:
             if not good:
                 raise UsageError(f"{name} is {value}; it must be {wanted}")
         if self.ray is not None:
-            from outlay.cluster import check_address
+            from outlay.raycrew import check_address
 
             check_address(self.ray)
 
