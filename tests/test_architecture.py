@@ -133,7 +133,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "single": {
         *("canonical", "cluster", "data", "defaults", "entities", "errors", "example", "executor", "form", "location"),
-        *("metrics", "modelref", "rows", "settings", "shape", "sources", "speed", "task", "train"),
+        *("metrics", "modelref", "raycrew", "rows", "settings", "shape", "sources", "speed", "task", "train"),
     },
     "cli": {
         *("__init__", "compare", "compute", "conduct", "crew", "data", "demo", "errors", "fetch", "ledger", "local"),

@@ -106,7 +106,7 @@ def test_table2_on_cpu_counted_by_hand() -> None:
         ("annotate", 250, 150_000_000),
         ("distill", 250, 150_000_000),
     ]
-    assert [o.pool_rows for o in first] == [None, None, 3072, None, 3072, None, 3072]
+    assert [o.pool_rows for o in first] == [None, None, 4096, None, 4096, None, 4096]
     assert {(o.teacher, o.student, o.base, o.threads, o.machine) for o in first} == {(MINILM, "cut:2", None, 1, "cpu")}
     assert (found.layout, found.source, found.scale) == ("budgets", "Kang et al. 2023, Table 2", "cpu")
 

@@ -38,11 +38,11 @@ _TELLING_FIELDS = (
 )
 
 
-def group(points: Iterable[Point]) -> list[Group]:
+def group(points: Iterable[Point], *, unnamed: Sequence[str] = ()) -> list[Group]:
     """The points by request without its seed: by budget, then in the order in which the variants first appear.
 
     Where two groups share variant and budget, their labels name the fields that differ
-    ("distill, student cut:2" and "distill, student cut:3").
+    ("distill, student cut:2" and "distill, student cut:3"), but for those ``unnamed``.
     """
     members: dict[tuple[Any, ...], list[Point]] = {}
     for point in points:
@@ -55,7 +55,7 @@ def group(points: Iterable[Point]) -> list[Group]:
             seen.add(value)
     groups = [
         Group(
-            label=", ".join([key[0], *_differences(key[2:], values[key[0], key[1]])]),
+            label=", ".join([key[0], *_differences(key[2:], values[key[0], key[1]], unnamed)]),
             budget_usd=key[1],
             points=tuple(sorted(seeds, key=lambda point: point.request.seed)),
         )
@@ -74,11 +74,11 @@ def short_model(ref: str, among: Iterable[str]) -> str:
     return ref
 
 
-def _differences(telling: tuple[Any, ...], values: Sequence[set[Any]]) -> list[str]:
+def _differences(telling: tuple[Any, ...], values: Sequence[set[Any]], unnamed: Sequence[str]) -> list[str]:
     """What tells a group from its twins, given the values that each field has among them."""
     shown = []
     for name, value, among in zip(_TELLING_FIELDS, telling, values, strict=True):
-        if len(among) > 1:
+        if len(among) > 1 and name not in unnamed:
             if name == "pool":
                 value = f"{sum(n_rows for _, n_rows in value)} rows"
             elif name in ("teacher", "student") and value is not None:

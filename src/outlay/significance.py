@@ -312,7 +312,7 @@ def _pairs(results: Results) -> list[_Pair]:
     found = []
     for points in by_task.values():
         buckets: dict[tuple[object, ...], list[tuple[Group, dict[int, str]]]] = {}
-        for each in group(points):
+        for each in group(points, unnamed=("n_initial", "added_usd")):
             of_seed = {point.request.seed: point.id for point in each.points if point.id in answered}
             if of_seed:
                 buckets.setdefault(_circumstances(each.points[0].request), []).append((each, of_seed))
