@@ -432,3 +432,18 @@ def test_rows_of_an_f1_task_have_an_interval_over_examples(world: World, tmp_pat
 
 def _manifest(one: Runner, world: World) -> dict:
     return json.loads(one.run_folder(world.prepared().request.run_id).manifest.read_text())
+
+
+def test_labels_that_another_machine_bought_are_not_bought_again(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its artifact is in the store, its book of labels is not here: an empty cache beside a store at a URL."""
+    pay_for_labels(monkeypatch)
+    prepared = world.prepared(strategy="annotate")
+    first = runner(tmp_path / "one", tmp_path / "store")
+    point = first.execute(prepared)
+    (first.store.root / "bought").rename(tmp_path / "elsewhere")
+    again = runner(tmp_path / "two", tmp_path / "store").execute(prepared)
+    assert again.result_bytes() == point.result_bytes()
+    assert (point.circumstance.cash_usd or 0) > 1
+    assert again.circumstance.cash_usd == 0

@@ -7,6 +7,7 @@ that `begin` opens, and comes back with `settle` or `release`. The only code tha
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from outlay.circumstance import environment
 from outlay.errors import BudgetExceeded
 from outlay.gauge import lost_seconds
 from outlay.labels.base import Order
-from outlay.labels.book import LabelBook, Receipt
+from outlay.labels.book import LabelBook, Purchases, Receipt
 from outlay.ledger import Hold, Ledger
 from outlay.making import Delivered, Job, kept_seconds
 from outlay.money import Price, Quote, cost_micros
@@ -225,6 +226,7 @@ class Execution:
         seller = self.prepared.seller_of(step)
         quote = self._quoter.quote(step)
         with self._till.book.open(step.series) as purchases:
+            self._take_over(step, purchases)
             missing = [row for row in rows if row.id not in purchases.labels]
             already = 0 if again else purchases.paid_by(self._payer)
             hold = self._hold(step, _with_cash(quote, already + seller.quote(len(missing)).cash_micros), again)
@@ -247,6 +249,14 @@ class Execution:
             cash_micros = 0 if again else purchases.paid_by(self._payer)
             self._settle(step, hold, artifact, quote.quantity, cash_micros, reused=not missing)
         return artifact
+
+    def _take_over(self, step: Buy, purchases: Purchases) -> None:
+        """Into the book of this machine, what another one bought and left at the URL of the store: it is not bought again."""
+        found = self._store.get(step.key) if not purchases.labels else None
+        if found is not None:
+            rows = [json.loads(line) for line in found.read_bytes(LABELS_FILE).split(b"\n") if line]
+            labels = tuple((row["row"], row["label"]) for row in rows)
+            purchases.add(Receipt(key_of([step.series, "taken over"]), "another machine", 0, 0.0, labels))
 
     # --- compute steps -----------------------------------------------------------------------------------------------
 

@@ -65,7 +65,10 @@ def group(points: Iterable[Point], *, unnamed: Sequence[str] = ()) -> list[Group
 
 
 def short_model(ref: str, among: Iterable[str]) -> str:
-    """The end of a model's reference, as much of its path as tells it from the others."""
+    """The end of a model's reference, as much of its path as tells it from the others; of a package, its name."""
+    package = ref.removeprefix("package:").split("/")[0]
+    if ref.startswith("package:") and not any(other != ref and f":{package}/" in other for other in among):
+        return package
     parts = ref.split("/")
     for n in range(1, len(parts)):
         short = "/".join(parts[-n:])

@@ -98,6 +98,9 @@ class Annotate:
         def final(n: int) -> Score:
             return _score(known, _train(known, "student", known.student, n))
 
+        asked = known.request.n_initial
+        if asked is not None and asked > known.n_train:
+            return _too_many_labels(known, asked)
         if known.n_train < known.n_min:
             return _too_few_rows(known)
         quoter = Quoter(known)
@@ -161,8 +164,7 @@ class Distill:
                 return _unaffordable(known, quoter, final(known.n_min, n_all), what)
             return Recipe(final(n, n_all), _derive(known, quoter, final(n, n_all)))
         if n > known.n_train:
-            most = f"the {known.n_train:,} rows that can be labelled"
-            return NotAvailable(f"--n-initial {n:,} is more than {most}; give at most {known.n_train:,}")
+            return _too_many_labels(known, n)
         n_blocks = _largest(1, n_all, lambda b: fits(n, b))
         if n_blocks is None:
             what = f"{n:,} labels, the teacher and {known.block_stop(1):,} pool rows"
@@ -333,6 +335,11 @@ def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
         else:
             high = middle - 1
     return low
+
+
+def _too_many_labels(known: Known, n_initial: int) -> NotAvailable:
+    most = f"the {known.n_train:,} rows that can be labelled"
+    return NotAvailable(f"--n-initial {n_initial:,} is more than {most}; give at most {known.n_train:,}")
 
 
 def _too_few_rows(known: Known) -> NotAvailable:

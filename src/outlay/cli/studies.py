@@ -79,6 +79,7 @@ def run(
     if dry_run:
         _print_plan(planned, as_json)
         return
+    _refuse_if_nothing_to_do(planned)
     folder = Path(out or Path("outlay-runs") / _folder_name(asked))
     cap = None if cash_cap is None else parse_budget(cash_cap)
     runner = Runner(folder, kept, here=book.get(here), cash_cap_micros=cap)
@@ -182,6 +183,16 @@ def _print_plan(planned: Plan, as_json: bool) -> None:
         print_json(planned.to_json())
     else:
         table_console().print(render(planned))
+
+
+def _refuse_if_nothing_to_do(planned: Plan) -> None:
+    """Where no point can be filled there is nothing to run, and the first reason is most likely the one to mend."""
+    from outlay.errors import UsageError
+
+    if planned.n_na == planned.n_points:
+        raise UsageError(
+            f"none of the {planned.n_points:,} points can be filled, the first: {planned.points[0].reason}"
+        )
 
 
 def _check_executor(name: str) -> None:

@@ -67,6 +67,16 @@ a:focus-visible, summary:focus-visible, .wide:focus-visible {{ outline: 3px soli
 .facts dt {{ color: var(--quiet); }}
 .facts dd {{ margin: 0; overflow-wrap: anywhere; }}
 code {{ font: .92em/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }}
+.laid {{ margin-top: 1.6rem; }}
+.laid caption {{ text-align: left; font-weight: 600; padding-bottom: .4rem; }}
+.laid tbody th, .laid thead th[rowspan] {{ text-align: left; vertical-align: top; }}
+.laid tbody th {{ color: var(--ink); border-bottom-width: 1px; white-space: normal; }}
+.laid thead th[colspan] {{ text-align: center; }}
+.laid tbody tr:last-child > * {{ border-bottom-color: var(--quiet); }}
+.laid .beneath {{ display: block; color: var(--quiet); font-size: .85em; font-weight: 400; }}
+.laid .best {{ font-weight: 700; }}
+.laid .front {{ background: var(--front); }}
+.notes {{ color: var(--quiet); font-size: .88rem; margin-top: .5rem; padding-left: 1.1rem; }}
 .points td.name, .points td.reason {{ white-space: normal; text-align: left; }}
 .points td.reason {{ color: var(--quiet); }}
 tr:target td {{ background: var(--front); font-weight: 600; }}
