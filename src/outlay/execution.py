@@ -106,7 +106,7 @@ class Begun:
 
 
 class Execution:
-    """One run. Entering it opens the run and recovers what an attempt that died left behind; one process at a time."""
+    """One run, taken by one process at a time: with `open` and `close`, or for the length of a ``with``."""
 
     def __init__(self, till: Till, prepared: Prepared, watcher: Watcher) -> None:
         self.run_id = prepared.request.run_id
@@ -125,7 +125,12 @@ class Execution:
         self._started = time.monotonic()
         self._open = ExitStack()
 
-    def __enter__(self) -> Self:
+    def open(self) -> Self:
+        """Take the run: nobody else may execute it until `close`. What an attempt that died left behind is recovered.
+
+        Raises:
+            SpendError: another process executes it.
+        """
         self._open.enter_context(self._files.alone())
         try:
             request = self.prepared.request
@@ -133,14 +138,21 @@ class Execution:
             self._payer = self._till.payer(self.run_id)
             self._recover()
         except BaseException:
-            self._open.close()
+            self.close()
             raise
         return self
+
+    def close(self) -> None:
+        """Let the run go."""
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self.open()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.close()
+        self.close()
 
     def _recover(self) -> None:
         """Close the holds of an attempt that died, and book what it computed in vain as lost."""

@@ -154,8 +154,7 @@ class Scheduler:
     def _begin(self, place: int, options: Options) -> None:
         try:
             prepared = self._workbench.prepare(options)
-            execution = Execution(self._runner.till, prepared, self._runner.watcher)
-            execution.__enter__()
+            execution = Execution(self._runner.till, prepared, self._runner.watcher).open()
         except OutlayError as error:
             self._close(place, absent_point(options, self._workbench, "failed", str(error)))
             return
@@ -184,7 +183,7 @@ class Scheduler:
                 each.recipe, each.ranks = execution.proposal, _ranks(execution, execution.proposal)
             return
         del self._open[each.place]
-        execution.__exit__(None, None, None)
+        execution.close()
         self._close(each.place, point)
 
     def _close(self, place: int, point: Point) -> None:
@@ -197,7 +196,7 @@ class Scheduler:
         for holder, begun in list(self._making.values()):
             if holder is each:
                 each.execution.release(begun, "the study was stopped")
-        each.execution.__exit__(None, None, None)
+        each.execution.close()
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
