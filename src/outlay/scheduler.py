@@ -212,7 +212,9 @@ class Scheduler:
                     rank = each.ranks.get(need.step.key, Fraction(0))
                     known = ready.get(key)
                     ready[key] = (rank, each, need) if known is None else (max(rank, known[0]), *known[1:])
-        for _, each, need in sorted(ready.values(), key=lambda one: (-one[0], one[1].place))[: self._crew.n_free]:
+        # What a run ends with is short, and then its point is there: it goes before what takes longest.
+        urgent = sorted(ready.values(), key=lambda one: (one[2].step.kind != "score", -one[0], one[1].place))
+        for _, each, need in urgent[: self._crew.n_free]:
             self._start(each, need)
 
     def _start(self, each: _Open, need: Need) -> None:
