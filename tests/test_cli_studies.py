@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from outlay.crew import THREAD_VARIABLES
+from outlay.cli import studies
+from outlay.crew import THREAD_VARIABLES, Inline
 from outlay.ledger import Ledger
+from outlay.local import usable_cores
 from outlay.point import read_points
 from outlay.study import study_schema
 from tests.runs import World
@@ -37,7 +40,10 @@ SCALE = """
   {name}:
     models: {{teacher: {checkpoint}, student: cut:1}}
     threads: 1
-    settings: {{teacher: &{name} {{epochs: {epochs}, batch_size: 16, lr: 0.001, precision: fp32}}, student: *{name}, distil: *{name}}}
+    settings:
+      teacher: &{name} {{epochs: {epochs}, batch_size: 16, lr: 0.001, precision: fp32}}
+      student: *{name}
+      distil: *{name}
     n_initial: 20
     added_usd: {{annotate: [0, 2], distill: [2, 40]}}
     tasks: {{task.yaml: {{}}}}
@@ -75,7 +81,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="module")
 def ran(place: Place) -> Ran:
-    return place.run("--workers", 1)
+    return place.run("--workers", min(2, len(usable_cores()) or 2))
+
+
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that are not of workers, which take seconds to start."""
+    monkeypatch.setattr(studies, "_crew", lambda executor, craft, *more: Inline(craft))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -162,7 +173,7 @@ def test_what_lies_in_the_folder(place: Place, ran: Ran) -> None:
 
 def test_the_same_command_again_replays(place: Place, ran: Ran) -> None:
     before = files(place.out)
-    again = place.run("--workers", 1, "--json")
+    again = place.run("--json")
     assert again.err == ""
     assert again.json == json.loads(before["points.json"])
     assert files(place.out) == before
@@ -202,21 +213,23 @@ def test_a_report_is_drawn_again_from_what_is_there(place: Place, ran: Ran) -> N
     assert page.read_text() == text
 
 
-def test_a_larger_grid_goes_on_from_the_smaller_one(place: Place, ran: Ran) -> None:
-    """The command in the header is the one of the larger grid."""
-    n_entries = Ledger(place.out / "ledger.sqlite").anchor().count
-    (place.root / "toys.yaml").write_text(place.study.read_text().replace("[0, 2]", "[0, 2, 4]"))
-    try:
-        more = outlay(
-            *("study", "run", place.root / "toys.yaml", "--workers", 1, "--out", place.out),
-            *("--store", place.root / "store"),
-        )
-        assert more.err.startswith(f"5 points in {place.out}: 4 there already, 1 to do\n5/5 small: annotate")
-        assert f"outlay study run {place.root / 'toys.yaml'} --scale cpu\n" in (place.out / "table.md").read_text()
-        # A purchase, a training and a scoring, each held and settled, of a run that was opened.
-        assert Ledger(place.out / "ledger.sqlite").anchor().count == n_entries + 1 + 2 * 3
-    finally:
-        place.run("--quiet")
+def test_a_larger_grid_goes_on_from_the_smaller_one(
+    place: Place, ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its command is the one in the header from then on."""
+    in_this_process(monkeypatch)
+    out = tmp_path / "out"
+    shutil.copytree(place.out, out)
+    larger = place.root / "larger.yaml"
+    larger.write_text(place.study.read_text().replace("[0, 2]", "[0, 2, 4]"))
+    more = outlay("study", "run", larger, "--out", out, "--store", place.root / "store")
+    said = more.err.splitlines()
+    assert said[0] == f"5 points in {out}: 4 there already, 1 to do"
+    assert said[-1].startswith("5/5 small: annotate, N = 20, $8.00, seed 0")
+    assert f"outlay study run {larger} --scale cpu\n" in (out / "table.md").read_text()
+    # A run is opened; a purchase, a training and a scoring are each held and settled.
+    entries = [Ledger(folder / "ledger.sqlite").anchor().count for folder in (out, place.out)]
+    assert entries[0] - entries[1] == 1 + 3 * 2
 
 
 # --- what stops it ---------------------------------------------------------------------------------------------------
@@ -258,9 +271,12 @@ def test_ctrl_c_keeps_what_is_done(place: Place, ran: Ran, tmp_path: Path) -> No
     assert not any("under way" in line for line in told)
 
 
-def test_a_cash_cap_fails_points_and_says_so(place: Place, ran: Ran, tmp_path: Path) -> None:
+def test_a_cash_cap_fails_points_and_says_so(
+    place: Place, ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_this_process(monkeypatch)
     out = tmp_path / "out"
-    poor = place.run("--cash-cap", "0.000001", "--workers", 1, out=out, store="poor")
+    poor = place.run("--cash-cap", "0.000001", out=out, store="poor")
     assert poor.code == 1
     last = poor.err.splitlines()[-1]
     assert last.startswith(
@@ -275,7 +291,7 @@ def test_a_cash_cap_fails_points_and_says_so(place: Place, ran: Ran, tmp_path: P
     assert " and 1 more: no cash is left to fine-tune the teacher on 20 labels" in status
     assert "to try what failed again: outlay study run" in status
     # What was made elsewhere costs no cash.
-    rich = place.run("--cash-cap", "0.000001", "--workers", 1, out=out)
+    rich = place.run("--cash-cap", "0.000001", out=out)
     assert rich.code == 0, rich.err
     assert outlay("study", "status", out, "--json").json["cash_usd"] == 0
 
@@ -299,18 +315,23 @@ def test_wrong_usage(place: Place, ran: Ran, tmp_path: Path) -> None:
     assert outlay("study", "run", place.study, "--seeds", 0).code == 2
 
 
-def test_a_point_that_cannot_be_planned_says_why(place: Place, tmp_path: Path) -> None:
-    text = place.study.read_text().replace("cut:1", "cut:9")
-    study = tmp_path / "nine.yaml"
-    study.write_text(text.replace("task.yaml:", f"{place.root / 'task.yaml'}:"))
-    ran = outlay("study", "run", study, "--out", tmp_path / "out", "--store", tmp_path / "store")
-    assert ran.code == 0, ran.err
-    assert ran.err == f"4 points in {tmp_path / 'out'}: 4 not available, nothing to do\n"
-    status = outlay("study", "status", tmp_path / "out").out
-    assert "4 points: 4 na" in status
-    assert "na: " in status.splitlines()[2]
-    assert "cut:9" in status.splitlines()[2]
-    assert not (tmp_path / "out" / "logs").exists()
+def test_models_that_cannot_be(place: Place, ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no point is left there is nothing to run; where some are, the others say why not."""
+    in_this_process(monkeypatch)
+    text = place.study.read_text().replace("task.yaml:", f"{place.root / 'task.yaml'}:")
+    nine, store = tmp_path / "nine.yaml", ("--store", place.root / "store")
+    nine.write_text(text.replace("student: cut:1", "student: cut:9"))
+    refused(outlay("study", "run", nine, "--out", tmp_path / "out"), "none of the 4 points", "cut:9", "1 to 4")
+    assert not (tmp_path / "out").exists()
+    nine.write_text(text.replace("student: cut:1", "student: {annotate: cut:1, distill: cut:9}"))
+    half = outlay("study", "run", nine, "--out", tmp_path / "out", *store)
+    assert half.code == 0, half.err
+    assert half.err.startswith(f"4 points in {tmp_path / 'out'}: 2 not available, 2 to do\n")
+    status = outlay("study", "status", tmp_path / "out").out.splitlines()
+    assert status[0] == "toy (Labels or a teacher), scale cpu: 4 points: 2 ok, 2 na"
+    assert status[2].startswith("na: ")
+    assert " and 1 more: cut:9 of a model with 4 layers" in status[2]
+    assert len(status) == 3
 
 
 # --- the shipped ones ------------------------------------------------------------------------------------------------

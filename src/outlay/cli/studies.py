@@ -102,6 +102,7 @@ def run(
     if dry_run:
         _print_plan(planned, as_json)
         return
+    _refuse_if_nothing_to_do(planned)
     runner = Runner(folder, kept, here=price_here, cash_cap_micros=cap)
     conductor = Conductor(planned, header, runner, bench)
     _bring_about(conductor, crew, quiet=quiet or as_json)
@@ -262,3 +263,13 @@ def _command(study: str, given: Mapping[str, object], prices: list[Path] | None,
     for name, value in (*given.items(), *files):
         words += [] if value is None else [name, str(value)]
     return shlex.join(words)
+
+
+def _refuse_if_nothing_to_do(planned: Plan) -> None:
+    """Where no point can be filled there is nothing to run, and the first reason is most likely the one to mend."""
+    from outlay.errors import UsageError
+
+    if planned.n_na == planned.n_points:
+        raise UsageError(
+            f"none of the {planned.n_points:,} points can be filled, the first: {planned.points[0].reason}"
+        )
