@@ -136,9 +136,10 @@ ALLOWED: dict[str, set[str]] = {
         *("metrics", "modelref", "raycrew", "rows", "settings", "shape", "sources", "speed", "task", "train"),
     },
     "cli": {
-        *("__init__", "compare", "compute", "conduct", "crew", "data", "demo", "errors", "fetch", "grouping"),
-        *("ledger", "local", "location", "money", "planning", "point", "prepare", "profile", "raycrew", "remote", "report", "reporting"),
-        *("request", "run", "scheduler", "settings", "shape", "single", "sizes", "speed", "store", "study", "task"),
+        *("__init__", "compare", "compute", "conduct", "crew", "data", "demo", "errors", "fetch", "grouping", "ledger"),
+        *("local", "location", "money", "planning", "point", "prepare", "profile", "raycrew", "remote", "report"),
+        *("reporting", "request", "run", "scheduler", "settings", "shape", "single", "sizes", "speed", "store"),
+        *("study", "task"),
         "train",
     },
     "__init__": set(),
