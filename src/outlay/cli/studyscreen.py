@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,9 +90,12 @@ class StudyScreen:
 
 def draw_study(folder: Path, store: Store | None, *, as_json: bool) -> None:
     """Write the report of a study's folder and print its tables, or its points as JSON."""
+    from outlay.report.files import NEEDS_PYARROW
     from outlay.reporting import write_study_report
 
     files = write_study_report(folder, store)
+    if "parquet" not in files:
+        print(f"note: {NEEDS_PYARROW}", file=sys.stderr)
     if as_json:
         print_json(json.loads((folder / "points.json").read_text(encoding="utf-8")))
     else:
