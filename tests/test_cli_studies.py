@@ -247,14 +247,14 @@ def test_ctrl_c_keeps_what_is_done(place: Place, ran: Ran, tmp_path: Path) -> No
         env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")},
     )
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not (found := list(out.glob("runs/*/steps/*.json"))) and time.monotonic() < until:
             time.sleep(0.1)
         assert found, process.poll()
         status = outlay("study", "status", out)
         assert "under way: a step of " in status.out
         process.send_signal(signal.SIGINT)
-        said, warned = process.communicate(timeout=60)
+        said, warned = process.communicate(timeout=300)
     finally:
         process.kill()
         process.wait()
