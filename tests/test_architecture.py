@@ -93,7 +93,7 @@ ALLOWED: dict[str, set[str]] = {
         *("sellers", "settings", "store", "strategy", "task", "train"),
     },
     "planning": {
-        *("errors", "money", "point", "prepare", "quoting", "recipe", "speed", "strategy", "timing"),
+        *("errors", "grouping", "money", "point", "prepare", "quoting", "recipe", "speed", "strategy", "timing"),
     },
     "workshop": {"example", "metrics", "prepare", "quoting", "recipe", "store", "train"},
     "making": {
@@ -117,8 +117,8 @@ ALLOWED: dict[str, set[str]] = {
         "strategy",
     },
     "conduct": {
-        *("account", "aftermath", "crew", "errors", "ledger", "money", "planning", "point", "prepare", "remote"),
-        *("report", "run", "runfolder", "scheduler", "store"),
+        *("account", "aftermath", "crew", "errors", "gauge", "grouping", "ledger", "location", "money", "planning"),
+        *("point", "prepare", "remote", "report", "request", "run", "runfolder", "scheduler", "store"),
     },
     "reporting": {"conduct", "pareto", "report", "significance", "store"},
     "studyfile": {"errors", "money", "request", "settings", "taskfile", "training"},
@@ -136,9 +136,10 @@ ALLOWED: dict[str, set[str]] = {
         *("metrics", "modelref", "raycrew", "rows", "settings", "shape", "sources", "speed", "task", "train"),
     },
     "cli": {
-        *("__init__", "compare", "compute", "conduct", "crew", "data", "demo", "errors", "fetch", "ledger", "local"),
-        *("location", "money", "planning", "point", "prepare", "profile", "raycrew", "remote", "report", "reporting"),
-        *("request", "run", "scheduler", "settings", "shape", "single", "sizes", "speed", "store", "study", "task"),
+        *("__init__", "compare", "compute", "conduct", "crew", "data", "demo", "errors", "fetch", "grouping", "ledger"),
+        *("local", "location", "money", "planning", "point", "prepare", "profile", "raycrew", "remote", "report"),
+        *("reporting", "request", "run", "scheduler", "settings", "shape", "single", "sizes", "speed", "store"),
+        *("study", "task"),
         "train",
     },
     "__init__": set(),

@@ -62,8 +62,8 @@ HEAD = """# The command line
 
 Every command takes `--help`. An error is one line on standard error and exit 1; wrong usage exits 2; Ctrl-C exits 130, and the
 same command goes on where it was. Progress goes to standard error, so standard output can be piped; with `--json` it is one JSON
-document. `TASK` is the name of a shipped task or the path of your own `task.yaml` ([tasks](tasks.md)); `DIR` is a results folder,
-as `run` and `compare` make it.
+document. `TASK` is the name of a shipped task or the path of your own `task.yaml` ([tasks](tasks.md)), `STUDY` that of a study
+([studies](studies.md)); `DIR` is a results folder, as `run`, `compare` and `study run` make it.
 
 | variable | what it sets |
 |---|---|

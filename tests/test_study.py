@@ -90,23 +90,26 @@ def test_studies_of_an_llm_unfold_where_its_strategies_are(name: str) -> None:
 
 
 def test_table2_on_cpu_counted_by_hand() -> None:
-    # N = 250 and 500; annotate at 4 budgets, distill at 3 of them, since it is not to be had for nothing; 2 seeds.
-    file = load_study(find_study("table2"))
-    found = file.at("cpu", ["multipit_id"], price=BOOK.get)
-    n_budgets = len(file.scales["cpu"].added_usd["others"])  # type: ignore[index]
-    assert len(found.cells) == 2 * 2 * (4 + 3)
-    assert n_budgets == 4
-    first = [cell.options for cell in found.cells[:7]]
+    # N = 250 and 500; annotate at 3 budgets, distill at 2 of them, since it is not to be had for nothing; 2 seeds.
+    found = load_study(find_study("table2")).at("cpu", ["multipit_id"], price=BOOK.get)
+    assert len(found.cells) == 2 * 2 * (3 + 2)
+    first = [cell.options for cell in found.cells[:10]]
+    # A label is $0.20, so 250 are $50 and 500 are $100.
     assert [(o.strategy, o.n_initial, o.budget_micros) for o in first] == [
         ("annotate", 250, 50_000_000),
-        ("annotate", 250, 75_000_000),
-        ("distill", 250, 75_000_000),
         ("annotate", 250, 100_000_000),
         ("distill", 250, 100_000_000),
         ("annotate", 250, 150_000_000),
         ("distill", 250, 150_000_000),
+        ("annotate", 500, 100_000_000),
+        ("annotate", 500, 150_000_000),
+        ("distill", 500, 150_000_000),
+        ("annotate", 500, 200_000_000),
+        ("distill", 500, 200_000_000),
     ]
-    assert [o.pool_rows for o in first] == [None, None, 4096, None, 4096, None, 4096]
+    assert [o.pool_rows for o in first] == [None, None, 3072, None, 3072] * 2
+    assert [o.seed for o in first] == [0] * 10
+    assert [replace(cell.options, seed=0) for cell in found.cells[10:]] == first
     assert {(o.teacher, o.student, o.base, o.threads, o.machine) for o in first} == {(MINILM, "cut:2", None, 1, "cpu")}
     assert (found.layout, found.source, found.scale) == ("budgets", "Kang et al. 2023, Table 2", "cpu")
 

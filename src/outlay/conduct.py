@@ -11,6 +11,7 @@ DIR/
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -23,7 +24,10 @@ from outlay.account import absent_point
 from outlay.aftermath import aftermath_of, receipt_file
 from outlay.crew import Crew
 from outlay.errors import HoldError, MissingData, UsageError
+from outlay.gauge import seconds_at
+from outlay.grouping import short_model, short_task
 from outlay.ledger import Ledger
+from outlay.location import default_location
 from outlay.money import Price, format_usd
 from outlay.planning import Plan
 from outlay.point import Point, read_points, usd_of, write_points
@@ -31,6 +35,7 @@ from outlay.prepare import Options, Workbench
 from outlay.remote import open_location
 from outlay.report.receipt import receipt, render_text
 from outlay.report.results import Header, Results
+from outlay.request import DEFAULT_MACHINE
 from outlay.run import Runner
 from outlay.runfolder import RunFolder, write_json
 from outlay.scheduler import Observer, Scheduler
@@ -62,21 +67,10 @@ class Index:
     cells: tuple[Entry, ...]
 
     def write(self, folder: Path) -> None:
-        """Into a results folder, whole or not at all.
-
-        Raises:
-            UsageError: the folder holds another study.
-        """
-        path = folder / INDEX_FILE
-        if path.exists():
-            other = Index.read(folder)
-            if (other.header.name, other.header.scale) != (self.header.name, self.header.scale):
-                raise UsageError(
-                    f"{folder} holds study {other.header.name} at scale {other.header.scale}; give another --out"
-                )
+        """Into a results folder, whole or not at all."""
         here = {"item": self.here.item, "unit": self.here.unit, "usd": str(self.here.usd)}
         write_json(
-            path,
+            folder / INDEX_FILE,
             {
                 "format": FORMAT,
                 "header": asdict(self.header),
@@ -106,6 +100,27 @@ class Index:
         )
         return cls(header, document["store"], here, tuple(Entry(**cell) for cell in document["cells"]))
 
+    def again(self, folder: Path) -> str | None:
+        """The command that goes on with it: what made the grid, in this folder, with its store and its price of the hour."""
+        if self.header.command is None:
+            return None
+        words = [self.header.command]
+        if self.here.item != DEFAULT_MACHINE:
+            words.append(shlex.join(("--here", self.here.item)))
+        if self.store != open_location(default_location()).location:
+            words.append(shlex.join(("--store", self.store)))
+        return " ".join((*words, shlex.join(("--out", str(folder)))))
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A step that is held: of which cell, charged on what, seconds it has taken, and whether the process that held it ended."""
+
+    label: str
+    item: str
+    seconds: float
+    is_cut_off: bool
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -113,10 +128,12 @@ class Status:
 
     header: Header
     n_by_status: dict[str, int]
-    under_way: tuple[str, ...]
-    failures: tuple[tuple[str, str], ...]
-    """Label and reason."""
+    held: tuple[Held, ...]
+    reasons: tuple[tuple[str, str, str], ...]
+    """Status, label and reason of every cell that is ``failed`` or ``na``."""
     cash_usd: float
+    again: str | None
+    """The command that goes on with it; relative paths count from where it was first given."""
 
     @property
     def is_done(self) -> bool:
@@ -124,42 +141,82 @@ class Status:
         return not self.n_by_status.get("left")
 
 
-def conduct(
-    plan: Plan, header: Header, runner: Runner, workbench: Workbench, crew: Crew, observer: Observer
-) -> list[Point]:
-    """Bring every planned point about; those that are there already are replayed and book nothing.
-
-    Returns:
-        The points in the order of the plan.
+class Conductor:
+    """A plan being brought about in a results folder; what is there already is replayed and books nothing.
 
     Raises:
         UsageError: the folder holds another study.
         LedgerDamaged: it does not hold all that finished runs booked.
     """
-    folder = _Folder(plan, header, runner)
-    runs = folder.runs
-    finished = runner.all_finished([run for run in runs if run is not None])
-    points = {i: finished[run] for i, run in enumerate(runs) if run in finished}
-    for i, planned in enumerate(plan.points):
-        if planned.recipe is None:
-            points[i] = absent_point(planned.options, workbench, "na", planned.reason or "nothing is proposed")
-    left = [i for i in range(len(runs)) if i not in points]
-    written = time.monotonic()
 
-    def done(place: int, point: Point) -> None:
-        nonlocal written
-        points[left[place]] = point
-        folder.write_receipt(left[place])
-        if time.monotonic() - written > WRITE_SECONDS:
-            folder.write(points)
-            written = time.monotonic()
+    def __init__(self, plan: Plan, header: Header, runner: Runner, workbench: Workbench) -> None:
+        check_folder(runner.folder, header)
+        self._plan, self._runner, self._workbench = plan, runner, workbench
+        self.folder = runner.folder
+        self._files = _Folder(plan, header, runner)
+        runs = self._files.runs
+        finished = runner.all_finished([run for run in runs if run is not None])
+        self.points = {i: finished[run] for i, run in enumerate(runs) if run in finished}
+        """By place in the plan; of those with a recipe, the ones that are over."""
+        self.n_replayed = len(self.points)
+        for i, planned in enumerate(plan.points):
+            if planned.recipe is None:
+                self.points[i] = absent_point(planned.options, workbench, "na", planned.reason or "nothing is proposed")
+        self.left = [i for i in range(len(runs)) if i not in self.points]
+        """Places of the points to be brought about."""
+        self._files.write(self.points)
 
-    folder.write(points)
-    try:
-        Scheduler(runner, workbench, crew, observer, done).run([plan.points[i].options for i in left])
-    finally:
-        folder.write(points)
-    return [points[i] for i in range(len(runs))]
+    def run(self, crew: Crew, observer: Observer) -> None:
+        """Bring about what is left; whatever happens, the points so far are in the folder."""
+        if not self.left:
+            return
+        written = time.monotonic()
+        places = list(self.left)
+
+        def done(place: int, point: Point) -> None:
+            nonlocal written
+            self.points[places[place]] = point
+            self._files.write_receipt(places[place])
+            if time.monotonic() - written > WRITE_SECONDS:
+                self._files.write(self.points)
+                written = time.monotonic()
+
+        try:
+            options = [self._plan.points[i].options for i in places]
+            Scheduler(self._runner, self._workbench, crew, observer, done).run(options)
+        finally:
+            self._files.write(self.points)
+        self.left = [i for i in places if i not in self.points]
+
+
+def conduct(
+    plan: Plan, header: Header, runner: Runner, workbench: Workbench, crew: Crew, observer: Observer
+) -> list[Point]:
+    """Bring every planned point about with a crew that is at work; see `Conductor` for errors.
+
+    Returns:
+        The points in the order of the plan.
+    """
+    conductor = Conductor(plan, header, runner, workbench)
+    conductor.run(crew, observer)
+    return [conductor.points[i] for i in range(len(plan.points))]
+
+
+def check_folder(folder: Path, header: Header) -> None:
+    """Refuse a results folder that is another's.
+
+    Raises:
+        UsageError: it holds another study, or runs of no study.
+    """
+    if (folder / INDEX_FILE).exists():
+        other = Index.read(folder).header
+        if (other.name, other.scale) != (header.name, header.scale):
+            raise UsageError(
+                f"{folder} holds study {other.name} at scale {other.scale}, and this is {header.name} at scale "
+                f"{header.scale}; give another --out"
+            )
+    elif (folder / "ledger.sqlite").exists():
+        raise UsageError(f"{folder} holds runs that are not of a study; give another --out")
 
 
 class _Folder:
@@ -196,8 +253,8 @@ def label_of(options: Options) -> str:
     fixed = "" if options.n_initial is None else f", N = {options.n_initial:,}"
     pool = "" if options.pool_rows is None else f", {options.pool_rows:,} pool rows"
     return (
-        f"{Path(options.task).stem}: {options.strategy}{fixed}{pool}, {format_usd(options.budget_micros)}, "
-        f"{options.teacher} to {options.student}, seed {options.seed}"
+        f"{short_task(options.task)}: {options.strategy}{fixed}{pool}, {format_usd(options.budget_micros)}, "
+        f"{short_model(options.teacher, ())} to {short_model(options.student, ())}, seed {options.seed}"
     )
 
 
@@ -234,16 +291,24 @@ def status_of(folder: Path) -> Status:
     ledger = Ledger(folder / "ledger.sqlite")
     known = set(ledger.run_ids()) if ledger.path.exists() else set()
     counts: Counter[str] = Counter()
-    under_way, failures, cash = [], [], 0
+    held: list[Held] = []
+    reasons, cash = [], 0
     for cell in index.cells:
         point = points.get(cell.point or "")
         ended = cell.run is not None and RunFolder.of(folder, cell.run).manifest.exists()
         status = point.result.status if point is not None else "ok" if ended else "left"
         counts[status] += 1
-        if status == "failed" and point is not None:
-            failures.append((cell.label, point.result.reason or ""))
+        if point is not None and not point.is_ok:
+            reasons.append((status, cell.label, point.result.reason or ""))
         if cell.run in known:
             cash += ledger.balance(cell.run).total_cash_micros
-            if not ended:
-                under_way += [f"{hold.quote.item}: {cell.label}" for hold in ledger.open_holds(cell.run)]
-    return Status(index.header, dict(counts), tuple(under_way), tuple(failures), usd_of(cash))
+            held += [] if ended else _held(ledger, folder, cell.run, cell.label)
+    return Status(index.header, dict(counts), tuple(held), tuple(reasons), usd_of(cash), index.again(folder))
+
+
+def _held(ledger: Ledger, folder: Path, run: str, label: str) -> list[Held]:
+    cut_off = {hold.key for hold in ledger.expired_holds(run)}
+    return [
+        Held(label, hold.quote.item, seconds_at(RunFolder.of(folder, run).step(hold.key)), hold.key in cut_off)
+        for hold in ledger.open_holds(run)
+    ]

@@ -281,7 +281,9 @@ class Execution:
         here, step = self._till.here, need.step
         room = int(self._ledger.cash_room_micros(self.run_id) * cash_share)
         if room == 0 and here.usd > 0:
-            raise BudgetExceeded(f"no cash is left to {describe(step)}; top the run up: `outlay ledger topup`")
+            capped = self._ledger.balance(self.run_id).available_cash_micros > 0
+            way = "raise --cash-cap, which all runs here share" if capped else "top the run up: `outlay ledger topup`"
+            raise BudgetExceeded(f"no cash is left to {describe(step)}; {way}")
         hold = self._hold(step, _with_cash(self._quoter.quote(step), room), need.again)
         behind = {given.key: self._artifacts[given.key].key for given in graph(step.inputs)}
         job = Job(

@@ -127,3 +127,11 @@ def lost_seconds(heartbeat: Path, kept_now: float) -> float:
     except (OSError, json.JSONDecodeError):
         return 0.0
     return max(0.0, float(beat["kept_before"]) + float(beat["attempt_seconds"]) - kept_now)
+
+
+def seconds_at(heartbeat: Path) -> float:
+    """Seconds that the attempt under way has taken up to its last beat; 0 where none is known."""
+    try:
+        return float(json.loads(heartbeat.read_text(encoding="utf-8"))["attempt_seconds"])
+    except (OSError, json.JSONDecodeError):
+        return 0.0

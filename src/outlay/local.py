@@ -79,8 +79,9 @@ def seats(n_workers: int, threads: int, cores: tuple[int, ...], gpus: tuple[str,
         return (Seat(threads),) * n_workers
     if n_workers * threads > len(cores):
         room = max(len(cores) // threads, 1)
+        each = f"{threads} thread{'s' * (threads > 1)} each"
         raise UsageError(
-            f"{n_workers} workers of {threads} threads each need {n_workers * threads} cores, and this program may use "
+            f"{n_workers} workers of {each} need {n_workers * threads} cores, and this program may use "
             f"{len(cores)}; ask for at most {room} worker{'s' * (room > 1)}"
         )
     return tuple(Seat(threads, cores[i * threads : (i + 1) * threads]) for i in range(n_workers))

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from outlay.errors import OutlayError
+from outlay.grouping import short_task
 from outlay.money import Price, cost_micros, format_usd
 from outlay.point import usd_of
 from outlay.prepare import Options, Workbench
@@ -355,7 +355,7 @@ def _points_table(planned: Plan) -> RenderableType:
     from rich.markup import escape
     from rich.table import Table
 
-    tasks = ", ".join(dict.fromkeys(_stem(point.options) for point in planned.points))
+    tasks = ", ".join(dict.fromkeys(short_task(point.options.task) for point in planned.points))
     title = f"{tasks}: {planned.n_points:,} points, {planned.n_na:,} of them N/A"
     table = Table(title=escape(title), title_justify="left")
     for i, name in enumerate(("Task", "Strategy", "N", "Points", "N/A", "Labels", "Pool rows", "Charge at most")):
@@ -363,7 +363,7 @@ def _points_table(planned: Plan) -> RenderableType:
     groups: dict[tuple[str, str, int | None], list[PlannedPoint]] = {}
     for point in planned.points:
         asked = point.options
-        groups.setdefault((_stem(asked), asked.strategy, asked.n_initial), []).append(point)
+        groups.setdefault((short_task(asked.task), asked.strategy, asked.n_initial), []).append(point)
     for (task, name, n_initial), points in groups.items():
         sizes = [_sizes(point.recipe) for point in points]
         table.add_row(
@@ -373,11 +373,6 @@ def _points_table(planned: Plan) -> RenderableType:
             format_usd(sum(point.charge_micros for point in points)),
         )
     return table
-
-
-def _stem(options: Options) -> str:
-    """A task's name, or that of its file."""
-    return PurePath(options.task).stem
 
 
 def _work_table(planned: Plan) -> RenderableType:

@@ -72,7 +72,8 @@ class StudyReport:
         """All tables, for a terminal."""
         from rich.console import Group
 
-        return Group(*(render_rich(table) for table in self.tables))
+        drawn = [part for table in self.tables for part in ("", render_rich(table))]
+        return Group(*drawn[1:])
 
     def page(self) -> str:
         """The self-contained page."""
@@ -95,6 +96,8 @@ def write_study_report(folder: Path, store: Store | None = None) -> dict[str, Pa
                 files[name.replace("-", " ", 1)] = path
     files["page"].write_text(report.page(), encoding="utf-8")
     files["points"] = write_points_csv(folder / "points.csv", report.results)
+    if (receipts := folder / "receipts").is_dir():
+        files["receipts"] = receipts
     parquet = write_points_parquet(folder / "points.parquet", report.results)
     if parquet is not None:
         files["parquet"] = parquet

@@ -30,7 +30,9 @@ StoreOption = Annotated[
 PricesOption = Annotated[
     list[Path] | None, typer.Option("--prices", help="Your own price file (TOML); may be repeated.")
 ]
-ResultsFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A results folder, as `run` and `compare` make it.")]
+ResultsFolder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A results folder, as `run`, `compare` and `study run` make it.")
+]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 

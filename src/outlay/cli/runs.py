@@ -122,11 +122,12 @@ def run(
 ) -> None:
     """Spend a budget by one strategy: buy, train, score, and print the result with its receipt."""
     from outlay.compare import run_points, write_report
+    from outlay.grouping import short_task
     from outlay.money import parse_budget
 
     given = locals()
     asked = [_options(given, strategy, parse_budget(budget))]
-    with _Session(asked, f"{_stem(task)}-{strategy}", given) as session:
+    with _Session(asked, f"{short_task(task)}-{strategy}", given) as session:
         points = run_points(session.runner, session.workbench, asked, session.announce)
         files = write_report(session.runner)
     _finish(session.runner, files, as_json, receipts=True)
@@ -172,12 +173,13 @@ def compare(
 ) -> None:
     """Every strategy at the same budgets and seeds: one table, one frontier, every dollar in a receipt."""
     from outlay.compare import Grid, run_points, write_report
+    from outlay.grouping import short_task
 
     given = locals()
     names, micros = parse_names(strategies), parse_budgets(budgets)
     shared = _options(given, names[0] if names else "", micros[0])
     asked = Grid(shared, names, micros, seeds, parse_names(teachers), parse_names(students), rule).options()
-    with _Session(asked, f"{_stem(task)}-compare", given) as session:
+    with _Session(asked, f"{short_task(task)}-compare", given) as session:
         points = run_points(session.runner, session.workbench, asked, session.announce)
         files = write_report(session.runner)
     _finish(session.runner, files, as_json, receipts=False)
@@ -236,7 +238,7 @@ class _Session:
         from outlay.prepare import Workbench
         from outlay.run import Runner
 
-        _refuse_several_processes()
+        refuse_several_processes()
         book = PriceBook.load(arguments.get("prices") or [])
         cap = arguments.get("cash_cap")
         kept = open_store(arguments.get("store"))
@@ -278,7 +280,7 @@ class _Session:
         )
 
 
-def _refuse_several_processes() -> None:
+def refuse_several_processes() -> None:
     """A run is one process, with one ledger; a single step may be several."""
     import os
 
@@ -373,8 +375,3 @@ def _fail_if_failed(points: list[Point]) -> None:
     if failed:
         count = f"{len(failed)} of {len(points)} points failed, the first: " if len(points) > 1 else ""
         fail(f"{count}{failed[0].result.reason}")
-
-
-def _stem(task: str) -> str:
-    path = Path(task)
-    return path.resolve().parent.name if path.suffix in (".yaml", ".yml") and path.stem == "task" else path.stem

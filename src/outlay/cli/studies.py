@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +20,21 @@ from outlay.cli.common import (
     print_json,
     table_console,
 )
-from outlay.cli.runs import CapOption, DataOption, HereOption, MachinesOption, OutOption, QuietOption
+from outlay.cli.runs import (
+    CapOption,
+    DataOption,
+    HereOption,
+    MachinesOption,
+    OutOption,
+    QuietOption,
+    refuse_several_processes,
+)
 
 if TYPE_CHECKING:
+    from outlay.conduct import Conductor
     from outlay.crew import Crew
     from outlay.planning import Plan
+    from outlay.report.results import Header
     from outlay.study import Study
 
 study_app = typer.Typer(help="Grids of runs: every table and figure as something to run.", no_args_is_help=True)
@@ -63,37 +75,65 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a grid of points, each distinct step once; the same command goes on where it was stopped."""
-    from outlay.cli.studyscreen import StudyScreen, draw_study
-    from outlay.conduct import INDEX_FILE, conduct
+    from outlay.cli.studyscreen import draw_study
+    from outlay.conduct import Conductor, check_folder
     from outlay.money import PriceBook, parse_budget
     from outlay.prepare import Workbench
     from outlay.run import Runner
     from outlay.scheduler import StepCraft
 
+    # Whatever is wrong with the request is said before anything is planned, and before a folder is made.
+    refuse_several_processes()
     _check_executor(executor)
+    cap = None if cash_cap is None else parse_budget(cash_cap)
     book = PriceBook.load(prices or [])
+    price_here = book.get(here)
     asked = _study(study, tasks, scale, seeds, book)
     kept = open_store(store)
+    folder = Path(out or Path("outlay-runs") / _folder_name(asked, tasks))
+    command = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--data": data}
+    header = _header(asked, _command(study, command, prices, machines))
+    craft = StepCraft(kept.location, book, None if data is None else data.resolve(), tuple(machines or ()))
+    crew = _crew(executor, craft, workers, asked.threads, ray, folder / "logs")
+    if not dry_run:
+        check_folder(folder, header)
     bench = Workbench(book, data_root=data, machines=machines or [], tokens=kept.root / "tokens")
-    planned = _plan(bench, asked, quiet or as_json, book.get(here), kept)
+    planned = _plan(bench, asked, quiet or as_json, price_here, kept)
     if dry_run:
         _print_plan(planned, as_json)
         return
     _refuse_if_nothing_to_do(planned)
-    folder = Path(out or Path("outlay-runs") / _folder_name(asked))
-    cap = None if cash_cap is None else parse_budget(cash_cap)
-    runner = Runner(folder, kept, here=book.get(here), cash_cap_micros=cap)
-    craft = StepCraft(kept.location, book, None if data is None else data.resolve(), tuple(machines or ()))
-    crew = _crew(executor, craft, workers, asked.threads, ray, folder / "logs")
-    header = _header(asked, study, scale, seeds)
-    with StudyScreen(len(planned.points), 0, quiet=quiet or as_json) as screen, crew:
-        points = conduct(planned, header, runner, bench, crew, screen)
+    runner = Runner(folder, kept, here=price_here, cash_cap_micros=cap)
+    conductor = Conductor(planned, header, runner, bench)
+    _bring_about(conductor, crew, quiet=quiet or as_json)
     draw_study(folder, kept, as_json=as_json)
+    _fail_if_failed(conductor, folder)
+
+
+def _bring_about(conductor: Conductor, crew: Crew, *, quiet: bool) -> None:
+    """What is left, with a screen; no worker is started where nothing is."""
+    from outlay.cli.studyscreen import StudyScreen
+
+    n_points, n_left = len(conductor.points) + len(conductor.left), len(conductor.left)
+    n_absent = n_points - n_left - conductor.n_replayed
+    counts = [f"{conductor.n_replayed:,} there already"] if conductor.n_replayed else []
+    counts += [f"{n_absent:,} not available"] if n_absent else []
+    counts.append(f"{n_left:,} to do" if n_left else "nothing to do")
+    if not quiet:
+        typer.echo(f"{n_points:,} points in {conductor.folder}: {', '.join(counts)}", err=True)
+    if n_left:
+        with StudyScreen(n_points, n_points - n_left, quiet=quiet) as screen, crew:
+            conductor.run(crew, screen)
+
+
+def _fail_if_failed(conductor: Conductor, folder: Path) -> None:
+    """One line and exit 1 where a point failed; `na` is an answer, not a failure."""
+    points = [conductor.points[i] for i in sorted(conductor.points)]
     failed = [point for point in points if point.result.status == "failed"]
     if failed:
         fail(
             f"{len(failed)} of {len(points)} points failed, the first: {failed[0].result.reason}; "
-            f"see {folder / INDEX_FILE} and {folder / 'logs'}, and run the same command again"
+            f"all of them: `outlay study status {folder}`; the same command tries them again"
         )
 
 
@@ -126,35 +166,35 @@ def status(folder: StudyFolder, as_json: Json = False) -> None:
     """How far a study is, which steps are under way, what failed and why; also while it runs."""
     from dataclasses import asdict
 
+    from outlay.cli.studyscreen import status_lines
     from outlay.conduct import status_of
 
     found = status_of(folder)
     if as_json:
         print_json(asdict(found) | {"is_done": found.is_done})
         return
-    total = sum(found.n_by_status.values())
-    counts = ", ".join(
-        f"{found.n_by_status[name]} {name}" for name in ("ok", "na", "failed", "left") if found.n_by_status.get(name)
-    )
-    typer.echo(f"{found.header.name} ({found.header.title}), scale {found.header.scale}: {total} points: {counts}")
-    typer.echo(f"cash so far: ${found.cash_usd:,.4f}")
-    for line in found.under_way:
-        typer.echo(f"held: {line}")
-    for label, reason in found.failures:
-        typer.echo(f"failed: {label}: {reason}")
-    if not found.is_done and found.header.command:
-        typer.echo(f"to go on: {found.header.command} --out {folder}")
+    typer.echo("\n".join(status_lines(found)))
 
 
 @study_app.command("show")
 def show(folder: StudyFolder, store: StoreOption = None, as_json: Json = False) -> None:
     """The tables of a study, as far as it is."""
     from outlay.cli.studyscreen import show_study
+    from outlay.conduct import Index
 
+    Index.read(folder)
     if as_json:
         print_json(json.loads((folder / "points.json").read_text(encoding="utf-8")))
         return
     show_study(folder, None if store is None else open_store(store), {})
+
+
+@study_app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of study files."""
+    from outlay.study import study_schema
+
+    print_json(study_schema())
 
 
 def _study(name: str, tasks: str | None, scale: str, seeds: int | None, book: Any) -> Study:
@@ -185,16 +225,6 @@ def _print_plan(planned: Plan, as_json: bool) -> None:
         table_console().print(render(planned))
 
 
-def _refuse_if_nothing_to_do(planned: Plan) -> None:
-    """Where no point can be filled there is nothing to run, and the first reason is most likely the one to mend."""
-    from outlay.errors import UsageError
-
-    if planned.n_na == planned.n_points:
-        raise UsageError(
-            f"none of the {planned.n_points:,} points can be filled, the first: {planned.points[0].reason}"
-        )
-
-
 def _check_executor(name: str) -> None:
     from outlay.errors import UsageError
 
@@ -212,15 +242,34 @@ def _crew(executor: str, craft: Any, workers: int | None, threads: int, ray: str
     return LocalCrew(craft, workers or n_places(threads), threads, logs=logs)
 
 
-def _folder_name(study: Study) -> str:
-    tasks = "" if len(study.tasks) != 1 else f"-{Path(study.tasks[0]).stem}"
-    return f"{study.name}-{study.scale}{tasks}"
+def _folder_name(study: Study, tasks: str | None) -> str:
+    """Of the study and its scale, and of the tasks where they were named or are one."""
+    from outlay.grouping import short_task
+
+    named = study.tasks if tasks or len(study.tasks) == 1 else ()
+    return "-".join((study.name, study.scale, *(short_task(task) for task in named)))
 
 
-def _header(study: Study, name: str, scale: str, seeds: int | None) -> Any:
+def _header(study: Study, command: str) -> Header:
     from outlay.report.results import Header
 
-    given = [f"outlay study run {name} --scale {scale} --task {','.join(study.tasks)}"]
-    if seeds is not None:
-        given.append(f"--seeds {seeds}")
-    return Header(study.name, study.title, study.layout, study.source, study.scale, " ".join(given), study.notes)
+    return Header(study.name, study.title, study.layout, study.source, study.scale, command, study.notes)
+
+
+def _command(study: str, given: Mapping[str, object], prices: list[Path] | None, machines: list[Path] | None) -> str:
+    """What makes the same grid again, with the same prices, wherever its artifacts are kept and whoever makes them."""
+    words = ["outlay", "study", "run", study]
+    files = [("--prices", path) for path in prices or []] + [("--machines", path) for path in machines or []]
+    for name, value in (*given.items(), *files):
+        words += [] if value is None else [name, str(value)]
+    return shlex.join(words)
+
+
+def _refuse_if_nothing_to_do(planned: Plan) -> None:
+    """Where no point can be filled there is nothing to run, and the first reason is most likely the one to mend."""
+    from outlay.errors import UsageError
+
+    if planned.n_na == planned.n_points:
+        raise UsageError(
+            f"none of the {planned.n_points:,} points can be filled, the first: {planned.points[0].reason}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from outlay.cli.common import print_json, table_console
 from outlay.cli.progress import QUIET_SECONDS, live_bars
 
 if TYPE_CHECKING:
+    from outlay.conduct import Status
     from outlay.point import Point
     from outlay.store import Store
 
@@ -51,7 +53,7 @@ class StudyScreen:
         """Say what went wrong; what went well is only counted."""
         self._n_steps += 1
         if problem is not None:
-            self._console.print(f"  [red]{escape(what)}: {escape(problem)}[/red]")
+            self._console.print(f"  [red]{escape(what)}: {escape(problem)}[/red]", soft_wrap=True)
 
     def point(self, place: int, point: Point, n_done: int) -> None:  # noqa: ARG002
         """A line per point."""
@@ -62,7 +64,8 @@ class StudyScreen:
         score = f"{result.test:.1f}" if result.test is not None else f"{result.status}: {result.reason}"
         self._console.print(
             f"[bold]{self._n_there + n_done}/{self._n_points}[/bold] {escape(request.task)}: {escape(request.variant)}"
-            f"{fixed}, ${request.budget_usd:,.2f}, seed {request.seed}  {escape(score)}"
+            f"{fixed}, ${request.budget_usd:,.2f}, seed {request.seed}  {escape(score)}",
+            soft_wrap=True,
         )
         self._bars.update(
             self._all,
@@ -82,14 +85,17 @@ class StudyScreen:
             self._last_line = time.monotonic()
             for name, (done, total, words) in under_way.items():
                 far = f": {done:,} of {total:,}, {words}" if total else ""
-                self._console.print(f"    {escape(name)}{escape(far)}")
+                self._console.print(f"    {escape(name)}{escape(far)}", soft_wrap=True)
 
 
 def draw_study(folder: Path, store: Store | None, *, as_json: bool) -> None:
     """Write the report of a study's folder and print its tables, or its points as JSON."""
+    from outlay.report.files import NEEDS_PYARROW
     from outlay.reporting import write_study_report
 
     files = write_study_report(folder, store)
+    if "parquet" not in files:
+        print(f"note: {NEEDS_PYARROW}", file=sys.stderr)
     if as_json:
         print_json(json.loads((folder / "points.json").read_text(encoding="utf-8")))
     else:
@@ -102,5 +108,33 @@ def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> 
     from outlay.reporting import StudyReport
 
     table_console().print(StudyReport(read_results(folder, store)).terminal())
+    if files:
+        print()
     for name, path in files.items():
         print(f"{name}: {path}")
+
+
+def status_lines(found: Status) -> list[str]:
+    """A study's status for people: how far, what is held, what is missing and why, and how to go on."""
+    total = sum(found.n_by_status.values())
+    counts = ", ".join(
+        f"{found.n_by_status[name]:,} {name}" for name in ("ok", "na", "failed", "left") if name in found.n_by_status
+    )
+    lines = [
+        f"{found.header.name} ({found.header.title}), scale {found.header.scale}: {total:,} points: {counts}",
+        f"cash so far: ${found.cash_usd:,.4f}",
+    ]
+    for held in found.held:
+        state = "cut off" if held.is_cut_off else "under way"
+        lines.append(f"{state}: a step of {held.label}, {held.seconds:,.0f} s on {held.item}")
+    labels: dict[tuple[str, str], list[str]] = {}
+    for status, label, reason in found.reasons:
+        labels.setdefault((status, reason), []).append(label)
+    for (status, reason), cells in labels.items():
+        more = f" and {len(cells) - 1:,} more" if len(cells) > 1 else ""
+        lines.append(f"{status}: {cells[0]}{more}: {reason}")
+    if found.again is not None and not found.is_done:
+        lines.append(f"to go on: {found.again}")
+    elif found.again is not None and "failed" in found.n_by_status:
+        lines.append(f"to try what failed again: {found.again}")
+    return lines
