@@ -4,7 +4,7 @@
     python -m bench.report_study --layout plain --json FILE
     python -m bench.report_study --quick                               # a test of the bench
 
-Both studies are made up and written as `outlay.conduct` leaves them: index, points, manifest and receipt of every run. Scores rise
+Both are made up and written as `outlay.conduct` leaves them: index, points, manifest and receipt of every run. Scores rise
 with the logarithm of the labels, more where a pool is distilled, and scatter over seeds; one point in a hundred failed. In the
 second study the answers of every run (3,000 rows, two seeds) lie in a store, so that every interval and every paired test is
 resampled. `seconds` are by the clock on the wall, `CPU` is the time of the process with all its threads; both are of
@@ -178,7 +178,7 @@ def made_point(
         seconds={"cpu": 12.5 * request.n_initial},
         flops=10**12 * request.n_initial,
         student_parameters=76_961_152,
-        artifacts={role: f"{request.seed:064x}" for role in roles},
+        artifacts=dict.fromkeys(roles, f"{request.seed:064x}"),
     )
     environment: dict[str, str | int | float | None] = {
         "python": "3.11.9",
@@ -277,9 +277,13 @@ PARTS = {
 def report(folder: Path, store: Store) -> tuple[Watch, dict[str, Path]]:
     """Write the report of a study, part by part under a watch."""
     watch = Watch()
-    with patch.multiple(reporting, **{name: watch.timed(what, getattr(reporting, name)) for name, what in PARTS.items()}):
-        with watch.part("the rest"):
-            files = reporting.write_study_report(folder, store)
+    with (
+        patch.multiple(
+            reporting, **{name: watch.timed(what, getattr(reporting, name)) for name, what in PARTS.items()}
+        ),
+        watch.part("the rest"),
+    ):
+        files = reporting.write_study_report(folder, store)
     return watch, files
 
 
