@@ -5,8 +5,8 @@
     python -m bench.study_workers --only scheduler             # the second table alone
     python -m bench.study_workers --quick                      # a test of the bench
 
-Workers: the demo's generated messages, MiniLM-L6 with its real weights and cuts of it, a few hundred labels; each run in a folder
-and a store of its own, one worker and two in turn. `seconds` are from the crew's start to the last point, on the wall; the results
+Workers: the demo's generated messages, MiniLM-L6 with its real weights and cuts of it, few labels; each run in a folder
+and a store of its own, one worker and two in turn. `seconds` are from the start of the crew to the last point; the results
 of all runs must be equal byte for byte.
 
 Scheduler: a study of a tiny made-up task whose steps take no time (a stub puts a tiny artifact of the right shape at once), in
@@ -111,7 +111,9 @@ def working_study(folder: Path, *, is_quick: bool) -> Study:
         pool_rows=32 if is_quick else 1024,
         overrides={"teacher": settings, "student": settings, "distil": {**settings, "epochs": 1}},
     )
-    alone = [replace(base, seed=seed, budget_micros=n * plan_study.LABEL_MICROS) for seed in range(1 if is_quick else 4)]
+    alone = [
+        replace(base, seed=seed, budget_micros=n * plan_study.LABEL_MICROS) for seed in range(1 if is_quick else 4)
+    ]
     taught = [replace(base, seed=seed, strategy="distill") for seed in range(10, 11 if is_quick else 12)]
     return Study([*taught, *alone], PriceBook.load())
 
@@ -251,7 +253,9 @@ def scheduler_table(found: dict[str, Any]) -> Table:
         table.add_column(name, justify="left" if name == "per" else "right")
     for kind in ("distinct", "settled"):
         ms, cpu = found[f"ms_per_{kind}_step"], found[f"cpu_ms_per_{kind}_step"]
-        table.add_row(f"{kind} step", f"{found[f'{kind}_steps']:,}", f"{ms:.1f}", f"{cpu:.1f}", f"{found['goal_ms']:.0f}")
+        table.add_row(
+            f"{kind} step", f"{found[f'{kind}_steps']:,}", f"{ms:.1f}", f"{cpu:.1f}", f"{found['goal_ms']:.0f}"
+        )
     return table
 
 
@@ -284,7 +288,9 @@ def main() -> int:
     if (found := figures.get("scheduler")) is not None:
         console.print(scheduler_table(found))
         if not given.quick and found["ms_per_distinct_step"] > GOAL_MS:
-            failures.append(f"a step takes the scheduler {found['ms_per_distinct_step']:.1f} ms; the goal is {GOAL_MS:.0f}")
+            failures.append(
+                f"a step takes the scheduler {found['ms_per_distinct_step']:.1f} ms; the goal is {GOAL_MS:.0f}"
+            )
     for failure in failures:
         print(f"FAILED: {failure}")
     return int(bool(failures))
