@@ -96,8 +96,9 @@ class Ledger:
                 self._n_together -= 1
                 if self._n_together == 0 and self._joined is not None:
                     db, self._joined = self._joined, None
-                    _commit(db)
-                    self._write_anchor(db)
+                    if db.in_transaction:  # a full disk ends it
+                        _commit(db)
+                        self._write_anchor(db)
 
     # Runs
 
