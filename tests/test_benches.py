@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from bench import common, distill_vs_online, loop_vs_trainer, targets
+from bench import common, distill_vs_online, loop_vs_trainer, report_study, study_workers, targets
 from bench.common import Clock, Work, interleaved, median, toy_rows
 from bench.distill_vs_online import (
     COMPLETE,
@@ -29,6 +30,8 @@ from bench.distill_vs_online import (
 )
 from bench.loop_vs_trainer import BEST_FLAGS, Case, accuracy, cases, cut, finetuned, trained
 from bench.published_objective import Pair, reference
+from outlay.conduct import read_results
+from outlay.store import Store
 from outlay.train.models import load_model
 from outlay.train.steps import use_threads
 
@@ -288,3 +291,61 @@ def test_without_data_a_bench_says_that_it_is_skipped(
     assert (code, figures) == (0, {})
     assert out.startswith("skipped:")
     assert str(tmp_path) in out
+
+
+def test_report_study_runs_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    monkeypatch.setattr(sys, "argv", ["report_study.py", "--quick", "--json", str(file)])
+    code, figures = report_study.main(), json.loads(file.read_text())
+    assert code == int(any(found["seconds"] > found["goal_seconds"] for found in figures.values()))
+    assert {name: found["points"] for name, found in figures.items()} == {"large": 72, "answered": 12}
+    for found in figures.values():
+        assert sum(part["seconds"] for part in found["parts"].values()) == pytest.approx(found["seconds"])
+        assert found["bytes"]["page"] > 10_000
+    assert figures["answered"]["parts"]["paired tests"]["cpu_seconds"] > 0
+    assert "report of 72 points" in capsys.readouterr().out
+
+
+def test_a_made_up_study_is_read_as_it_was_meant(tmp_path: Path) -> None:
+    grid = report_study.Grid(1, 2, 1, 3, 2, 31)
+    store = Store(tmp_path / "store")
+    (tmp_path / "study").mkdir()
+    report_study.make_study(tmp_path / "study", store, grid)
+    results = read_results(tmp_path / "study", store)
+    assert len(results.points) == grid.n_points == 12
+    answered = [results.left[point.id].answered for point in results.points if point.is_ok]
+    assert all(each is not None and len(each.predictions) == 31 for each in answered)
+    for point in results.points:
+        parts = results.left[point.id].charges_usd
+        assert parts is not None
+        assert sum(parts.values()) == pytest.approx(point.result.charge_usd)
+
+
+def test_a_part_within_a_part_is_timed_for_itself() -> None:
+    watch = report_study.Watch()
+    with watch.part("outer"), watch.part("inner"):
+        time.sleep(0.05)
+    assert watch.seconds["inner"][0] >= 0.05 > watch.seconds["outer"][0]
+
+
+def test_study_workers_runs_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "figures.json"
+    monkeypatch.setattr(
+        sys, "argv", ["study_workers.py", "--quick", "--only", "scheduler", "--points", "8", "--json", str(file)]
+    )
+    assert study_workers.main() == 0
+    found = json.loads(file.read_text())["scheduler"]
+    assert found["points"] == 8
+    assert 0 < found["distinct_steps"] < found["settled_steps"]
+    assert found["ms_per_settled_step"] * found["settled_steps"] == pytest.approx(1e3 * found["seconds"])
+
+
+@pytest.mark.slow
+def test_one_worker_and_two_bring_equal_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["study_workers.py", "--quick", "--only", "workers"])
+    assert study_workers.main() == 0
+    assert "1 of 1 thread" in capsys.readouterr().out

@@ -127,6 +127,59 @@ def test_lost_work_costs_cash_and_never_a_charge(ledger: Ledger) -> None:
     assert ledger.verify().ok
 
 
+def test_what_is_booked_together_is_committed_together(ledger: Ledger, path: Path) -> None:
+    elsewhere = Ledger(path)
+    anchor = ledger.anchor_path.read_bytes()
+    with ledger.together():
+        settle(ledger, ledger.hold("run", "a", quote(4)), 4)
+        with ledger.together():
+            settle(ledger, ledger.hold("run", "b", quote(8)), 8)
+        assert ledger.settled("run", "b") is not None
+        assert ledger.balance("run").charged_micros == 3 * USD
+        assert elsewhere.settled("run", "a") is None
+        assert ledger.anchor_path.read_bytes() == anchor
+    assert elsewhere.balance("run").charged_micros == 3 * USD
+    assert ledger.verify().ok
+    assert json.loads(ledger.anchor_path.read_text())["count"] == 5
+
+
+def test_of_what_is_booked_together_each_call_fails_for_itself(ledger: Ledger) -> None:
+    def booked() -> None:
+        with ledger.together():
+            settle(ledger, ledger.hold("run", "a", quote(4)), 4)
+            with pytest.raises(BudgetExceeded):
+                ledger.hold("run", "b", quote(400))
+            hold = ledger.hold("run", "c", quote(8))
+            with pytest.raises(MoneyError):
+                ledger.settle(hold, quantity=Fraction(8), charge_micros=1, cash_micros=0)
+            raise KeyError("in the middle")
+
+    with pytest.raises(KeyError):
+        booked()
+    assert [hold.key for hold in ledger.open_holds("run")] == ["c"]
+    assert ledger.balance("run").charged_micros == 1 * USD
+    assert ledger.verify().ok
+    with ledger.together():
+        pass
+    assert len(ledger.entries()) == 4
+
+
+def test_what_is_booked_together_is_gone_where_the_process_dies_before_the_end(ledger: Ledger, path: Path) -> None:
+    def die() -> None:
+        own = Ledger(path)
+        with own.together():
+            settle(own, own.hold("run", "a", quote(4)), 4)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=die)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert [entry.kind for entry in ledger.entries()] == ["open"]
+    settle(ledger, ledger.hold("run", "a", quote(4)), 4)
+    assert ledger.verify().ok
+
+
 def test_a_key_is_paid_once_and_held_once(ledger: Ledger) -> None:
     hold = ledger.hold("run", "a", quote(1))
     with pytest.raises(HoldError, match="held by entry 2"):

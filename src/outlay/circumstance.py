@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import cache
 from importlib.metadata import version
 
 
@@ -14,6 +15,10 @@ def environment(threads: int | None) -> dict[str, str | int | float | None]:
         "platform": f"{platform.system()}-{platform.machine()}",
         "n_cores": os.cpu_count(),
         "threads": threads,
-        "torch": version("torch"),
-        "transformers": version("transformers"),
+        "torch": _version("torch"),
+        "transformers": _version("transformers"),
     }
+
+
+_version = cache(version)
+"""Read from the installed package's files, once."""

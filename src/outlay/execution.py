@@ -11,9 +11,10 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -122,6 +123,7 @@ class Execution:
         self._proposal: Recipe | None = None
         self._artifacts: dict[str, Artifact] = {}
         self._begun: dict[str, Begun] = {}
+        self._timings: list[Timing] = []
         self._started = time.monotonic()
         self._open = ExitStack()
 
@@ -184,9 +186,7 @@ class Execution:
                 for line in asked.derivation:
                     self._watcher.say(line)
                 self._proposal = asked
-            for step in self._proposal.steps():
-                if step.key not in self._artifacts and self._has_inputs(step):
-                    self._obtain(step)
+            self._obtain_all(self._proposal)
             final = self._proposal.final
             if final.key not in self._artifacts:
                 return None
@@ -207,6 +207,17 @@ class Execution:
 
     def _has_inputs(self, step: Step) -> bool:
         return all(given.key in self._artifacts for given in step.inputs)
+
+    def _obtain_all(self, recipe: Recipe) -> None:
+        """Whatever takes no computing; what is in the store already is booked together."""
+        try:
+            for is_bought, steps in groupby(recipe.steps(), key=lambda step: isinstance(step, Buy)):
+                with nullcontext() if is_bought else self._ledger.together():
+                    for step in steps:
+                        if step.key not in self._artifacts and self._has_inputs(step):
+                            self._obtain(step)
+        finally:
+            self._note()
 
     def _obtain(self, step: Step) -> None:
         """Have the artifact of ``step``, paid for, if that takes no computing."""
@@ -308,6 +319,7 @@ class Execution:
             self.release(begun, "the artifact was removed from the store before it was settled")
             return
         self._book(begun.need.step, artifact, begun.hold, begun.need.again, delivered.reused)
+        self._note()
         del self._begun[begun.need.step.key]
 
     def release(self, begun: Begun, why: str, *, seconds: float = 0.0) -> None:
@@ -391,9 +403,15 @@ class Execution:
             note=note,
         )
         if not isinstance(step, Buy):
-            self._files.note(self._timing(hold.key, describe(step), artifact))
+            self._timings.append(self._timing(hold.key, describe(step), artifact))
         self._files.step(hold.key).unlink(missing_ok=True)
         self._watcher.end(describe(step), reused, self._ledger.balance(self.run_id))
+
+    def _note(self) -> None:
+        """Keep the timings of what was settled."""
+        timings, self._timings = self._timings, []
+        if timings:
+            self._files.note(timings)
 
     def _timing(self, key: str, what: str, artifact: Artifact) -> Timing:
         measured = artifact.circumstance.get("seconds_by_payer", {}).get(self._payer)

@@ -13,7 +13,8 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ class PointCircumstance:
     environment: Mapping[str, str | int | float | None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Point:
     """One request with its result and circumstance."""
 
@@ -128,7 +129,7 @@ class Point:
     result: PointResult
     circumstance: PointCircumstance
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The first 16 hex digits of the sha256 of the request's canonical JSON."""
         text = json.dumps(_request_to_json(self.request), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -165,7 +166,7 @@ class Point:
 
 
 def _request_to_json(request: PointRequest) -> dict[str, Any]:
-    record = {field.name: getattr(request, field.name) for field in fields(request)}
+    record = {name: getattr(request, name) for name in _REQUEST_FIELDS}
     pool = dict(request.pool)
     if len(pool) != len(request.pool):
         raise DataError(f"the pool names a part twice: {', '.join(name for name, _ in request.pool)}")
@@ -173,7 +174,7 @@ def _request_to_json(request: PointRequest) -> dict[str, Any]:
 
 
 def _result_to_json(result: PointResult) -> dict[str, Any]:
-    record = {field.name: getattr(result, field.name) for field in fields(result)}
+    record = {name: getattr(result, name) for name in _RESULT_FIELDS}
     scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in result.scores.items()}
     return record | {
         "scores": dict(sorted(scores.items())),
@@ -183,7 +184,7 @@ def _result_to_json(result: PointResult) -> dict[str, Any]:
 
 
 def _circumstance_to_json(circumstance: PointCircumstance) -> dict[str, Any]:
-    record = {field.name: getattr(circumstance, field.name) for field in fields(circumstance)}
+    record = {name: getattr(circumstance, name) for name in _CIRCUMSTANCE_FIELDS}
     environment = circumstance.environment
     return record | {"environment": None if environment is None else dict(sorted(environment.items()))}
 

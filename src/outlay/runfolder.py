@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,10 +59,11 @@ class RunFolder:
         path = self._timings
         return [Timing(**record) for record in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
 
-    def note(self, timing: Timing) -> None:
-        """Keep how long a step took."""
-        others = [known for known in self.timings() if known.key != timing.key]
-        write_json(self._timings, [asdict(each) for each in (*others, timing)])
+    def note(self, timings: Sequence[Timing]) -> None:
+        """Keep how long steps took."""
+        keys = {timing.key for timing in timings}
+        others = [known for known in self.timings() if known.key not in keys]
+        write_json(self._timings, [asdict(each) for each in (*others, *timings)])
 
     @property
     def _timings(self) -> Path:

@@ -270,6 +270,7 @@ def _train(known: Known, role: str, model: Model, n: int) -> Train:
     return _train_on(known, role, model, _buy(known, n))
 
 
+@once
 def _train_with_llm(known: Known, n_human: int, n_llm: int) -> Train:
     """The student, on the labels of people and then of an LLM; where people give none, dev is carved from the LLM's."""
     hired = _buy(known, n_llm, n_human, "llm")

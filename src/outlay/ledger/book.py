@@ -58,6 +58,8 @@ class Ledger:
         self._clock = clock
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
+        self._joined: sqlite3.Connection | None = None  # the transaction of `together`, once something is written in it
+        self._n_together = 0
         self._pid = os.getpid()
 
     def __enter__(self) -> Ledger:
@@ -78,6 +80,25 @@ class Ledger:
             if self._db is not None:
                 self._db.close()
             self._db = None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Commit what this block books in one transaction at its end, whatever ends it; each call succeeds or fails for itself.
+
+        For entries behind which nothing is bought or made, such as those of what is in the store already: nothing is on the
+        disk before the end. Other processes that write wait from the first entry on.
+        """
+        with self._own_lock(), clear_errors(self.path):
+            self._n_together += 1
+            try:
+                yield
+            finally:
+                self._n_together -= 1
+                if self._n_together == 0 and self._joined is not None:
+                    db, self._joined = self._joined, None
+                    if db.in_transaction:  # a full disk ends it
+                        _commit(db)
+                        self._write_anchor(db)
 
     # Runs
 
@@ -274,6 +295,7 @@ class Ledger:
             if self._db is not None:
                 _inherited.append(self._db)
             self._db, self._pid, self._lock = None, os.getpid(), threading.RLock()
+            self._joined, self._n_together = None, 0
         return self._lock
 
     def _connection(self, *, create: bool = False) -> sqlite3.Connection:
@@ -294,6 +316,9 @@ class Ledger:
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._own_lock(), clear_errors(self.path):
+            if self._joined is not None:
+                yield self._joined
+                return
             db = self._connection()
             db.execute("BEGIN")
             try:
@@ -305,18 +330,31 @@ class Ledger:
     def _writing(self, *, create: bool = False) -> Iterator[sqlite3.Connection]:
         with self._own_lock(), clear_errors(self.path):
             db = self._connection(create=create)
+            if self._n_together:
+                with self._joining(db):
+                    yield db
+                return
             db.execute("BEGIN IMMEDIATE")
-            try:
-                before = db.total_changes
+            before = db.total_changes
+            with _undone_on_error(db, "ROLLBACK"):
                 yield db
-                changed = db.total_changes != before
-                db.execute("COMMIT" if changed else "ROLLBACK")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
+            changed = db.total_changes != before
             if changed:
+                _commit(db)
                 self._write_anchor(db)
+            else:
+                db.execute("ROLLBACK")
+
+    @contextmanager
+    def _joining(self, db: sqlite3.Connection) -> Iterator[None]:
+        """One call within `together`."""
+        if self._joined is None:
+            db.execute("BEGIN IMMEDIATE")
+            self._joined = db
+        db.execute("SAVEPOINT one")
+        with _undone_on_error(db, "ROLLBACK TO one"):
+            yield
+        db.execute("RELEASE one")
 
     def _write_anchor(self, db: sqlite3.Connection) -> None:
         # The write lock orders the writers, so an older anchor never replaces a newer one. An anchor that cannot be
@@ -390,6 +428,21 @@ class Ledger:
     def _is_expired(self, db: sqlite3.Connection, hold: Hold) -> bool:
         row = db.execute("SELECT * FROM leases WHERE hold_seq = ?", (hold.seq,)).fetchone()
         return row is None or row[1] <= self._clock() or Owner(*row[2:]).is_dead()
+
+
+@contextmanager
+def _undone_on_error(db: sqlite3.Connection, undo: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if db.in_transaction:
+            db.execute(undo)
+        raise
+
+
+def _commit(db: sqlite3.Connection) -> None:
+    with _undone_on_error(db, "ROLLBACK"):
+        db.execute("COMMIT")
 
 
 def _sold(quote: Quote) -> dict[str, object]:

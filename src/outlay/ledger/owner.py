@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -19,7 +20,7 @@ class Owner:
     @classmethod
     def current(cls) -> Owner:
         """The process that asks."""
-        return cls(_host(), os.getpid(), _started(os.getpid()) or "")
+        return _of_process(os.getpid())
 
     def is_dead(self) -> bool:
         """Whether this process is known to have ended; False where that cannot be known, as on another host."""
@@ -34,6 +35,12 @@ class Owner:
         except PermissionError:
             return False
         return False
+
+
+@lru_cache(maxsize=1)
+def _of_process(pid: int) -> Owner:
+    """The owner that this process is; by its number, since a fork has another."""
+    return Owner(_host(), pid, _started(pid) or "")
 
 
 def _host() -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from outlay.errors import DataError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 N_BOOTSTRAP = 1000
 _CHUNK_CELLS = 2_000_000
+_KEPT_CELLS = 8_000_000
+"""Weights that are kept for the next statistic over as many seeds and examples: 64 MB."""
 ROUNDING = 1e-9
 """Points below which a resampled difference is zero: ties must not turn on the order of additions."""
 
@@ -146,8 +149,22 @@ def _table(values: ArrayLike) -> Floats:
     return table
 
 
-def _draws(n_seeds: int, n_examples: int, n_bootstrap: int, seed: int) -> Iterator[tuple[Floats, Floats]]:
-    """Yield resampling weights in chunks: (n, n_seeds) and (n, n_examples), every row summing to one."""
+def _draws(n_seeds: int, n_examples: int, n_bootstrap: int, seed: int) -> Iterable[tuple[Floats, Floats]]:
+    """Resampling weights in chunks: (n, n_seeds) and (n, n_examples), every row summing to one.
+
+    The last ones are kept where they are few: the means of a report are all resampled alike.
+    """
+    if n_examples * n_bootstrap <= _KEPT_CELLS:
+        return _kept_draws(n_seeds, n_examples, n_bootstrap, seed)
+    return _drawn(n_seeds, n_examples, n_bootstrap, seed)
+
+
+@lru_cache(maxsize=1)
+def _kept_draws(n_seeds: int, n_examples: int, n_bootstrap: int, seed: int) -> list[tuple[Floats, Floats]]:
+    return list(_drawn(n_seeds, n_examples, n_bootstrap, seed))
+
+
+def _drawn(n_seeds: int, n_examples: int, n_bootstrap: int, seed: int) -> Iterator[tuple[Floats, Floats]]:
     import numpy as np
 
     rng = np.random.default_rng(seed)

@@ -30,12 +30,13 @@ def class_counts(answered: Answered, reading: Rule) -> Floats:
 
     golds, answers = _numbers(answered, reading)
     n_labels = len(answered.labels)
+    gold = np.array(golds, dtype=np.intp)
+    answer = np.array([-1 if each is None else each for each in answers], dtype=np.intp)
+    (said,), (right,) = np.nonzero(answer >= 0), np.nonzero(answer == gold)
     counts = np.zeros((len(golds), 3, n_labels))
-    for row, (gold, answer) in zip(counts, zip(golds, answers, strict=True), strict=True):
-        row[1, gold] = 1
-        if answer is not None:
-            row[2, answer] = 1
-            row[0, answer] = answer == gold
+    counts[np.arange(len(golds)), 1, gold] = 1
+    counts[said, 2, answer[said]] = 1
+    counts[right, 0, answer[right]] = 1
     return counts.reshape(len(golds), 3 * n_labels)
 
 

@@ -5,8 +5,10 @@ A chart is a Vega-Lite specification (a dict) first; :func:`save_chart` draws it
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -246,7 +248,12 @@ def _candidates(row: Row, x_scale: Scale, y_scale: Scale) -> list[tuple[Label, B
 
 
 def chart_svg(spec: dict[str, Any]) -> str:
-    """The drawing as SVG text."""
+    """The drawing as SVG text; of the last few specifications it is drawn once."""
+    return _drawn(json.dumps(spec))
+
+
+@lru_cache(maxsize=16)
+def _drawn(spec: str) -> str:
     import vl_convert
 
     svg: str = vl_convert.vegalite_to_svg(spec)

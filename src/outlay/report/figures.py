@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,22 @@ def figures(results: Results, marks: Sequence[Mean] | None = None) -> dict[str, 
 def draw(figure: Figure) -> Spec:
     """The specification of one figure."""
     import altair as alt
+    from altair.utils import schemapi
 
     drawers = {"marks": _draw_marks, "dots": _draw_dots, "bars": _draw_bars}
-    chart = drawers[figure.kind](figure).properties(title=alt.TitleParams(figure.title, subtitle=_notes(figure)))
-    spec: Spec = chart.configure(**_config()).to_dict()
+    # Altair checks each piece against Vega-Lite's schema as it is made and copied, which takes most of a second a figure.
+    with schemapi.debug_mode(False):
+        chart = drawers[figure.kind](figure).properties(title=alt.TitleParams(figure.title, subtitle=_notes(figure)))
+        spec: Spec = chart.configure(**_config()).to_dict(validate=False)
     return spec
+
+
+def _chart(records: Iterable[Mapping[str, Any]]) -> Any:
+    """A chart of these records. A tuple, since Altair copies a list item by item each time charts are put together."""
+    import altair as alt
+
+    values: Any = tuple(records)
+    return alt.Chart(alt.Data(values=values))
 
 
 def _notes(figure: Figure) -> list[str]:
@@ -161,12 +172,12 @@ def _layers(figure: Figure, panel: Panel, height: float) -> list[Any]:
     color, shape, dash = _looks(figure, has_legend=panel is figure.panels[0])
     layers = []
     if len(panel.front) > 1:
-        front = alt.Chart(alt.Data(values=[{"x": usd, "y": score} for usd, score in panel.front]))
+        front = _chart({"x": usd, "y": score} for usd, score in panel.front)
         layers.append(front.mark_line(aria=False, **_FRONT).encode(x=x, y=y))
     layers += _level_layers(panel, x, y)
     aside = _asides(figure, panel)
     bases = [
-        (px, alt.Chart(alt.Data(values=[_record(mark) for mark in panel.marks if aside[mark.series] == px])))
+        (px, _chart(_record(mark) for mark in panel.marks if aside[mark.series] == px))
         for px in sorted(set(aside.values()))
     ]
     for px, base in bases if figure.is_joined and not is_crowd else ():
@@ -205,19 +216,17 @@ def _record(mark: Mark) -> dict[str, Any]:
 
 
 def _level_layers(panel: Panel, x: Any, y: Any) -> list[Any]:
-    import altair as alt
 
     if not panel.levels:
         return []
     values = [{"x": each.start, "end": each.end, "y": each.y} for each in panel.levels]
-    line = alt.Chart(alt.Data(values=values)).mark_rule(aria=False, color=QUIET, strokeDash=[2, 3], strokeWidth=1.5)
+    line = _chart(values).mark_rule(aria=False, color=QUIET, strokeDash=[2, 3], strokeWidth=1.5)
     return [line.encode(x=x, x2="end:Q", y=y)]
 
 
 def _text(label: Label, x: Any, y: Any) -> Any:
-    import altair as alt
 
-    data = alt.Chart(alt.Data(values=[{"x": label.x, "y": label.y, "text": label.text}]))
+    data = _chart([{"x": label.x, "y": label.y, "text": label.text}])
     mark = data.mark_text(
         aria=False, align=label.align, dx=label.dx, dy=label.dy, baseline="middle", fontSize=SMALL_PX, color=label.color
     )
@@ -246,7 +255,7 @@ def _draw_dots(figure: Figure) -> Any:
     scale = alt.Scale(domain=[span.low, span.high], nice=False, zero=False)
     x = alt.X("y:Q", title=_AXIS_TITLES["score"], scale=scale, axis=alt.Axis(tickCount=5, format=".4~g", grid=False))
     color, shape, _ = _looks(figure, has_legend=False)
-    base = alt.Chart(alt.Data(values=[_record(mark) for mark in panel.marks]))
+    base = _chart(map(_record, panel.marks))
     bars = base.transform_filter("isValid(datum.low)").mark_rule(aria=False, strokeWidth=2)
     points = base.mark_point(filled=True, opacity=1, size=120)
     texts = base.mark_text(aria=False, dy=-13, fontSize=SMALL_PX, color=INK)
@@ -274,7 +283,7 @@ def _draw_bars(figure: Figure) -> Any:
     scale = alt.Scale(domain=[0, high * 1.02], nice=False)
     axis = alt.Axis(format="$,.3~r", tickCount=4, grid=False)
     x = alt.X("start:Q", title=_AXIS_TITLES["part"], scale=scale, axis=axis)
-    base = alt.Chart(alt.Data(values=[_bar_record(bar, high / width) for bar in figure.bars]))
+    base = _chart(_bar_record(bar, high / width) for bar in figure.bars)
     bars = base.mark_bar(stroke="white", strokeWidth=1.5, height=ROW_HEIGHT - 8)
     texts = base.transform_filter("datum.text != ''").mark_text(aria=False, fontSize=SMALL_PX, color="white")
     layers = alt.layer(
@@ -335,9 +344,9 @@ def save(spec: Spec, path: Path) -> Path:
     if path.suffix == ".svg":
         content = figure_svg(spec, _PAGE).encode()
     elif path.suffix == ".png":
-        content = vl_convert.vegalite_to_png(spec, scale=2)
+        content = vl_convert.svg_to_png(charts.chart_svg(spec), scale=2)
     elif path.suffix == ".pdf":
-        content = vl_convert.vegalite_to_pdf(spec)
+        content = vl_convert.svg_to_pdf(charts.chart_svg(spec))
     else:
         raise UsageError(
             f"a figure cannot be written as {path.suffix or path.name!r}; end its name in .png, .svg or .pdf"
