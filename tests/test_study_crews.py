@@ -1,0 +1,42 @@
+"""The same study by one process, and by one and two workers of this machine; `tests.test_cluster` has the cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from outlay.crew import Inline
+from outlay.local import LocalCrew
+from tests.contracts.study_contract import CrewMaker, StudyContract
+from tests.runs import World
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+class TestInline(StudyContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def make(cls) -> CrewMaker:
+        return Inline
+
+
+class Locally(StudyContract):
+    n_workers = 1
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def make(cls, tmp_path_factory: pytest.TempPathFactory) -> CrewMaker:
+        logs: Path = tmp_path_factory.mktemp("logs")
+        return lambda craft: LocalCrew(craft, cls.n_workers, 1, logs=logs)
+
+
+class TestOneWorker(Locally):
+    pass
+
+
+class TestTwoWorkers(Locally):
+    n_workers = 2
