@@ -19,14 +19,14 @@ from tests.runs import World
 HEADER = Header("toy", "A toy study", "plain", scale="cpu")
 
 
-def toy_cells(world: World, seed: int = 0) -> list[Options]:
+def toy_cells(world: World, **changes: object) -> list[Options]:
     """Six cells: three strategies at two budgets, the last of them without enough money."""
     asked = [
-        world.options(strategy=name, budget_micros=budget, seed=seed)
+        world.options(strategy=name, budget_micros=budget, **changes)
         for budget in (16_000_000, 19_000_000)
         for name in ("annotate", "distill", "self_distill")
     ]
-    return [*asked[:-1], world.options(strategy="self_distill", budget_micros=1_000_000, seed=seed)]
+    return [*asked[:-1], world.options(strategy="self_distill", budget_micros=1_000_000, **changes)]
 
 
 class Onlooker:

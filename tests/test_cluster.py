@@ -27,7 +27,7 @@ from outlay.single.training import finetune
 from outlay.single.work import Running, Silent
 from tests.contracts.crew_contract import CrewContract, Maker, one
 from tests.contracts.executor_contract import ExecutorContract, Multiply, payloads
-from tests.contracts.study_contract import CrewMaker, StudyContract
+from tests.contracts.study_contract import CrewMaker, StudyContract, conducted_plainly, small_world
 from tests.runs import World
 from tests.steps_world import StepsWorld, tree
 
@@ -109,7 +109,12 @@ class TestStudiesOnACluster(StudyContract):
     @pytest.fixture(scope="class")
     @classmethod
     def world(cls, tmp_path_factory: pytest.TempPathFactory) -> World:
-        return World(tmp_path_factory.mktemp("study"))
+        return small_world(tmp_path_factory.mktemp("study"))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def plain(cls, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return conducted_plainly(world, tmp_path_factory.mktemp("plain"))
 
     @pytest.fixture(scope="class")
     @classmethod

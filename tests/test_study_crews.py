@@ -8,13 +8,18 @@ import pytest
 
 from outlay.crew import Inline
 from outlay.local import LocalCrew
-from tests.contracts.study_contract import CrewMaker, StudyContract
+from tests.contracts.study_contract import CrewMaker, StudyContract, conducted_plainly, small_world
 from tests.runs import World
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
+    return small_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def plain(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return conducted_plainly(world, tmp_path_factory.mktemp("plain"))
 
 
 class TestInline(StudyContract):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
 import traceback
@@ -98,7 +99,8 @@ class Kill:
     held: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.who} after {self.seconds:.2f} s; held: {'; '.join(self.held) or 'nothing'}"
+        held = "; ".join(re.sub(r"/\S*/", "", label) for label in self.held)
+        return f"{self.who} after {self.seconds:.2f} s; held: {held or 'nothing'}"
 
 
 @dataclass

@@ -22,6 +22,19 @@ from tests.runs import World, runner
 from tests.studies import Idle, Onlooker, check_books, conducted, craft, toy_cells
 
 CrewMaker = Callable[[StepCraft], Crew]
+STUDENT = "cut:1"
+
+
+def small_world(root: Path) -> World:
+    return World(root, n_layers=2)
+
+
+def conducted_plainly(world: World, folder: Path) -> Path:
+    """The results folder of the study as one process conducts it, undisturbed, with a store of its own."""
+    one = runner(folder / "out", folder / "store")
+    with Inline(craft(one)) as crew:
+        conducted(world.workbench, toy_cells(world, student=STUDENT), one, crew)
+    return folder / "out"
 
 
 class Stopper(Onlooker):
@@ -53,7 +66,8 @@ def n_entries(one: Runner, runs: Sequence[str]) -> dict[str, int]:
 
 
 class StudyContract:
-    """Make `Test…` a subclass of this and define `make`."""
+    """Make `Test…` a subclass of this and define `make`, in reach of fixtures ``world`` (of `small_world`) and ``plain`` (of
+    `conducted_plainly`)."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -73,41 +87,25 @@ class StudyContract:
         with make(craft(runner(tmp_path_factory.mktemp("any"), store))) as crew:
             yield crew
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def plain(cls, world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-        """The folder of the study with that seed as one process conducts it, undisturbed, in a store of its own."""
-        made: dict[int, Path] = {}
-
-        def folder(seed: int) -> Path:
-            if seed not in made:
-                made[seed] = tmp_path_factory.mktemp("plain")
-                one = runner(made[seed] / "out", made[seed] / "store")
-                with Inline(craft(one)) as crew:
-                    conducted(world.workbench, toy_cells(world, seed), one, crew)
-            return made[seed] / "out"
-
-        return folder
-
     def test_results_and_cells_are_those_of_one_process(
-        self, world: World, crew: Crew, store: Path, plain: Callable[[int], Path], tmp_path: Path
+        self, world: World, crew: Crew, store: Path, plain: Path, tmp_path: Path
     ) -> None:
-        asked, one, onlooker = toy_cells(world), runner(tmp_path, store), Onlooker()
+        asked, one, onlooker = toy_cells(world, student=STUDENT), runner(tmp_path, store), Onlooker()
         points = conducted(world.workbench, asked, one, crew, onlooker)
         assert [point.result.status for point in points] == ["ok"] * 5 + ["na"]
         assert onlooker.problems == []
-        assert results(points) == results(read_points(plain(0) / "points.json"))
+        assert results(points) == results(read_points(plain / "points.json"))
         assert results(read_points(tmp_path / "points.json")) == results(points)
-        assert index_of(tmp_path) == index_of(plain(0))
+        assert index_of(tmp_path) == index_of(plain)
         assert {path.name for path in (tmp_path / "receipts").iterdir()} == {
             f"{world.workbench.request(options).run_id}.txt" for options in asked[:5]
         }
         check_books(one, world.workbench, asked, points)
 
     def test_a_study_that_is_stopped_goes_on_and_replays_what_is_done(
-        self, world: World, make: CrewMaker, crew: Crew, store: Path, plain: Callable[[int], Path], tmp_path: Path
+        self, world: World, make: CrewMaker, crew: Crew, store: Path, plain: Path, tmp_path: Path
     ) -> None:
-        asked, one, stopper = toy_cells(world, seed=0), runner(tmp_path, tmp_path / "store"), Stopper(tmp_path)
+        asked, one, stopper = toy_cells(world, student=STUDENT), runner(tmp_path, tmp_path / "store"), Stopper(tmp_path)
         with pytest.raises(KeyboardInterrupt), make(craft(one)) as stopped:
             conducted(world.workbench, asked, one, stopped, stopper)
         assert stopper.seen is not None
@@ -125,7 +123,7 @@ class StudyContract:
         # What the first test of the class made is there for the steps that are left.
         again = runner(tmp_path, store)
         points = conducted(world.workbench, asked, again, crew)
-        assert results(points) == results(read_points(plain(0) / "points.json"))
+        assert results(points) == results(read_points(plain / "points.json"))
         by_id = {point.id: point for point in points}
         assert [by_id[point.id].to_json() for point in kept] == [point.to_json() for point in kept]
         assert len(again.ledger.entries(done)) == n_before
@@ -147,9 +145,11 @@ class StudyContract:
         teacher = tmp_path / "teacher"
         make_checkpoint(teacher, ["a few words"], n_layers=1, seed=7)
         asked = [
-            world.options(strategy="annotate", seed=2),
-            world.options(strategy="distill", seed=2, teacher=str(teacher), base=str(world.checkpoint)),
-            world.options(strategy="self_distill", seed=2),
+            world.options(strategy="annotate", seed=2, student=STUDENT),
+            world.options(
+                strategy="distill", seed=2, teacher=str(teacher), student=STUDENT, base=str(world.checkpoint)
+            ),
+            world.options(strategy="self_distill", seed=2, student=STUDENT),
             world.options(
                 strategy="annotate", seed=2, teacher=str(tmp_path / "nowhere"), student=str(world.checkpoint)
             ),
