@@ -41,8 +41,8 @@ class PayingReplay(Replay):
 class World:
     """Files of one task and one checkpoint below ``root``."""
 
-    def __init__(self, root: Path) -> None:
-        splits = generate(seed=3, n_train=120, n_dev=30, n_test=40, n_pool=150, noise=0.0)
+    def __init__(self, root: Path, *, n_pool: int = 150, n_layers: int = 4) -> None:
+        splits = generate(seed=3, n_train=120, n_dev=30, n_test=40, n_pool=n_pool, noise=0.0)
         labels = sorted({row.label for row in splits.train})
         self.task = root / "task.yaml"
         for name, rows in (("train", splits.train), ("dev", splits.dev), ("test", splits.test)):
@@ -68,7 +68,7 @@ pool:
 """
         )
         texts = [row.message for row in splits.train] + list(splits.pool)
-        self.checkpoint = make_checkpoint(root / "checkpoint", texts)
+        self.checkpoint = make_checkpoint(root / "checkpoint", texts, n_layers=n_layers)
         self.workbench = Workbench(PriceBook.load())
 
     def options(self, **changes: object) -> Options:

@@ -27,6 +27,8 @@ from outlay.single.training import finetune
 from outlay.single.work import Running, Silent
 from tests.contracts.crew_contract import CrewContract, Maker, one
 from tests.contracts.executor_contract import ExecutorContract, Multiply, payloads
+from tests.contracts.study_contract import CrewMaker, StudyContract, conducted_plainly, small_world
+from tests.runs import World
 from tests.steps_world import StepsWorld, tree
 
 pytest.importorskip("ray")
@@ -100,6 +102,24 @@ class TestRayCrew(CrewContract):
     @pytest.fixture
     def make(self, tmp_path: Path) -> Maker:
         return lambda craft, n_workers: RayCrew(craft, "local", 1, max_workers=n_workers, logs=tmp_path / "logs")
+
+
+@pytest.mark.usefixtures("ray")
+class TestStudiesOnACluster(StudyContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls, tmp_path_factory: pytest.TempPathFactory) -> World:
+        return small_world(tmp_path_factory.mktemp("study"))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def plain(cls, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return conducted_plainly(world, tmp_path_factory.mktemp("plain"))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def make(cls) -> CrewMaker:
+        return lambda craft: RayCrew(craft, "local", 1, max_workers=N_CPUS)
 
 
 def only_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

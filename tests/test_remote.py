@@ -577,3 +577,51 @@ def test_two_runs_with_caches_of_their_own_share_what_was_made(
     assert len(kinds) >= 3
     assert sorted(artifact.kind for artifact in second.store.list()) == kinds
     assert reopen(second.folder).store.location == url
+
+
+def test_a_study_on_s3_is_reused_from_an_empty_cache(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers make it and send it to the bucket; on the second machine no step is made."""
+    import fsspec
+
+    from outlay.conduct import read_results
+    from outlay.local import LocalCrew
+    from outlay.money import PriceBook
+    from outlay.run import Runner
+    from tests.runs import World
+    from tests.studies import HEADER, Idle, Onlooker, check_books, conducted, craft
+
+    fsspec.filesystem("s3").mkdir("studies")
+    url = "s3://studies/some/prefix"
+    world = World(tmp_path, n_layers=2)
+    asked = [
+        world.options(strategy=name, budget_micros=16_000_000, student="cut:1")
+        for name in ("annotate", "distill", "self_distill")
+    ]
+
+    def opened(name: str) -> Any:
+        monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path / name / "cache"))
+        return Runner(tmp_path / name / "out", open_location(url), here=PriceBook.load().get("cpu"))
+
+    first = opened("first")
+    with LocalCrew(craft(first), 2, 1, logs=tmp_path / "logs") as crew:
+        made = conducted(world.workbench, asked, first, crew, onlooker := Onlooker())
+    assert [point.result.status for point in made] == ["ok"] * 3
+    assert onlooker.problems == []
+    check_books(first, world.workbench, asked, made)
+    second = opened("second")
+    assert second.store.list() == []
+    with Idle(craft(second)) as idle:
+        found = conducted(world.workbench, asked, second, idle)
+    assert [point.result_bytes() for point in found] == [point.result_bytes() for point in made]
+    check_books(second, world.workbench, asked, found)
+    settled = [
+        sum(entry.cash_micros for entry in one.ledger.entries() if entry.kind == "settle") for one in (first, second)
+    ]
+    assert settled[0] > settled[1] == 0
+    # Scores are read; models and targets stay where they are.
+    assert {artifact.kind for artifact in second.store.list()} == {"buy", "score"}
+    reopened = read_results(second.folder)
+    assert [point.to_json() for point in reopened.points] == [point.to_json() for point in found]
+    assert reopened.header == HEADER

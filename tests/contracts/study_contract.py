@@ -1,0 +1,173 @@
+"""What a study must come to on every crew: subclass `StudyContract`, say how to make the crew, and run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outlay.conduct import INDEX_FILE, Status, status_of
+from outlay.crew import Crew, Inline
+from outlay.planning import plan
+from outlay.point import Point, read_points
+from outlay.prepare import Workbench
+from outlay.run import Runner
+from outlay.scheduler import StepCraft
+from tests.checkpoints import make_checkpoint
+from tests.runs import World, runner
+from tests.studies import Idle, Onlooker, check_books, conducted, craft, toy_cells
+
+CrewMaker = Callable[[StepCraft], Crew]
+STUDENT = "cut:1"
+PATIENCE_SECONDS = 60.0
+
+
+def small_world(root: Path) -> World:
+    return World(root, n_layers=2)
+
+
+def conducted_plainly(world: World, folder: Path) -> Path:
+    """The results folder of the study as one process conducts it, undisturbed, with a store of its own."""
+    one = runner(folder / "out", folder / "store")
+    with Inline(craft(one)) as crew:
+        conducted(world.workbench, toy_cells(world, student=STUDENT), one, crew)
+    return folder / "out"
+
+
+class Stopper(Onlooker):
+    """Looks at the study from outside as soon as a point is there, then stops it as Ctrl-C does."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self.seen: Status | None = None
+
+    def point(self, place: int, point: Point, n_done: int) -> None:
+        self.seen = status_of(self._folder)
+        raise KeyboardInterrupt
+
+
+def index_of(folder: Path) -> dict[str, Any]:
+    """The index of a study's folder, without where its artifacts are."""
+    document: dict[str, Any] = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    del document["store"]
+    return document
+
+
+def results(points: Sequence[Point]) -> list[bytes]:
+    return [point.result_bytes() for point in points]
+
+
+def n_entries(one: Runner, runs: Sequence[str]) -> dict[str, int]:
+    return {run: len(one.ledger.entries(run)) for run in runs}
+
+
+class StudyContract:
+    """Make `Test…` a subclass of this and define `make`, in reach of fixtures ``world`` (of `small_world`) and ``plain`` (of
+    `conducted_plainly`)."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def make(cls) -> CrewMaker:
+        """What is tested, of a craft."""
+        raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def store(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Of all tests of a class, so that its workers serve them all; each test has a seed of its own, and so its own steps."""
+        return tmp_path_factory.mktemp("store")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def crew(cls, make: CrewMaker, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+        with make(craft(runner(tmp_path_factory.mktemp("any"), store))) as crew:
+            yield crew
+
+    def test_a_study_that_is_stopped_goes_on_to_the_results_of_one_process(
+        self, world: World, crew: Crew, store: Path, plain: Path, tmp_path: Path
+    ) -> None:
+        asked, one = toy_cells(world, student=STUDENT), runner(tmp_path, store)
+        runs = [world.workbench.request(options).run_id for options in asked[:5]]
+        stopper = Stopper(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            conducted(world.workbench, asked, one, crew, stopper)
+        while crew.n_free < crew.n_workers:  # whoever stops a study leaves its crew; this one is needed again
+            crew.wait(PATIENCE_SECONDS)
+        status = status_of(tmp_path)
+        assert stopper.seen is not None
+        assert stopper.seen.n_by_status == status.n_by_status == {"ok": 1, "na": 1, "left": 4}
+        assert not status.is_done
+        assert status.under_way == status.failures == ()
+        kept = read_points(tmp_path / "points.json")
+        assert sorted(point.result.status for point in kept) == ["na", "ok"]
+        [done] = [run for run in runs if one.run_folder(run).manifest.exists()]
+        before = n_entries(one, [done])
+
+        onlooker = Onlooker()
+        points = conducted(world.workbench, asked, one, crew, onlooker)
+        assert onlooker.begun
+        assert onlooker.problems == []
+        assert [point.result.status for point in points] == ["ok"] * 5 + ["na"]
+        assert results(points) == results(read_points(plain / "points.json"))
+        assert results(read_points(tmp_path / "points.json")) == results(points)
+        by_id = {point.id: point for point in points}
+        assert [by_id[point.id].to_json() for point in kept] == [point.to_json() for point in kept]
+        assert n_entries(one, [done]) == before
+        assert index_of(tmp_path) == index_of(plain)
+        assert {path.stem for path in (tmp_path / "receipts").iterdir()} == set(runs)
+        check_books(one, world.workbench, asked, points)
+        status = status_of(tmp_path)
+        assert status.is_done
+        assert (status.n_by_status, status.under_way, status.failures) == ({"ok": 5, "na": 1}, (), ())
+
+        n_booked = one.ledger.anchor().count
+        with Idle(craft(one)) as idle:
+            replayed = conducted(world.workbench, asked, one, idle)
+        assert [point.to_json() for point in replayed] == [point.to_json() for point in points]
+        assert one.ledger.anchor().count == n_booked
+
+    def test_a_point_that_cannot_be_made_fails_alone_and_is_tried_again(
+        self, world: World, crew: Crew, store: Path, tmp_path: Path
+    ) -> None:
+        """The teacher's checkpoint goes away between the plan and the work."""
+        teacher = tmp_path / "teacher"
+        make_checkpoint(teacher, ["a few words"], n_layers=1, seed=7)
+        asked = [
+            world.options(strategy="annotate", seed=2, student=STUDENT),
+            world.options(
+                strategy="distill", seed=2, teacher=str(teacher), student=STUDENT, base=str(world.checkpoint)
+            ),
+            world.options(strategy="self_distill", seed=2, student=STUDENT),
+            world.options(
+                strategy="annotate", seed=2, teacher=str(tmp_path / "nowhere"), student=str(world.checkpoint)
+            ),
+        ]
+        one, bench = runner(tmp_path / "out", store), Workbench(world.workbench.price_book)
+        planned = plan(bench, asked)
+        assert [point.recipe is not None for point in planned.points] == [True, True, True, False]
+        away = shutil.move(teacher, tmp_path / "away")
+        points = conducted(bench, asked, one, crew)
+        assert [point.result.status for point in points] == ["ok", "failed", "ok", "na"]
+        reason = points[1].result.reason or ""
+        assert str(teacher) in reason
+        assert "nowhere" in (points[3].result.reason or "")
+        check_books(one, bench, asked[:3], points[:3])
+        kept = read_points(tmp_path / "out" / "points.json")
+        assert [point.to_json() for point in kept] == [point.to_json() for point in points]
+        status = status_of(tmp_path / "out")
+        assert status.n_by_status == {"ok": 2, "failed": 1, "na": 1}
+        assert [why for _, why in status.failures] == [reason]
+
+        shutil.move(away, teacher)
+        finished = [bench.request(options).run_id for options in (asked[0], asked[2])]
+        before = n_entries(one, finished)
+        with Inline(craft(one)) as fresh:  # workers remember what could not be read for as long as they live
+            healed = conducted(bench, asked, one, fresh)
+        assert [point.result.status for point in healed] == ["ok", "ok", "ok", "na"]
+        assert n_entries(one, finished) == before
+        check_books(one, bench, asked[:3], healed[:3])

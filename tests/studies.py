@@ -1,0 +1,99 @@
+"""A small study, conducted for real; and what must hold of its books however it was disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from outlay.conduct import conduct
+from outlay.crew import Crew, Inline
+from outlay.money import PriceBook
+from outlay.planning import plan
+from outlay.point import Point, micros_of
+from outlay.prepare import Options, Workbench
+from outlay.report.results import Header
+from outlay.run import Runner
+from outlay.scheduler import StepCraft
+from tests.runs import World
+
+HEADER = Header("toy", "A toy study", "plain", scale="cpu")
+
+
+def toy_cells(world: World, **changes: object) -> list[Options]:
+    """Six cells: three strategies at two budgets, the last of them without enough money."""
+    asked = [
+        world.options(strategy=name, budget_micros=budget, **changes)
+        for budget in (16_000_000, 19_000_000)
+        for name in ("annotate", "distill", "self_distill")
+    ]
+    return [*asked[:-1], world.options(strategy="self_distill", budget_micros=1_000_000, **changes)]
+
+
+class Onlooker:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.problems: list[str] = []
+
+    def began(self, what: str, run: str) -> None:
+        self.begun.append(what)
+
+    def ended(self, what: str, seconds: float, problem: str | None) -> None:
+        if problem is not None:
+            self.problems.append(problem)
+
+    def point(self, place: int, point: Point, n_done: int) -> None:
+        pass
+
+    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
+        pass
+
+
+def craft(one: Runner, book: PriceBook | None = None) -> StepCraft:
+    return StepCraft(one.store.location, book or PriceBook.load())
+
+
+class Idle(Inline):
+    """A crew that nobody should need."""
+
+    def submit(self, name: str, payload: Any) -> None:
+        raise AssertionError(f"{payload.step.kind} {name[:12]} is made again")
+
+
+def conducted(
+    workbench: Workbench, asked: Sequence[Options], one: Runner, crew: Crew, observer: Any = None
+) -> list[Point]:
+    """By a crew that is entered already."""
+    return conduct(plan(workbench, asked), HEADER, one, workbench, crew, observer or Onlooker())
+
+
+def check_books(one: Runner, workbench: Workbench, asked: Sequence[Options], points: Sequence[Point]) -> None:
+    """The ledger is whole, every hold is closed once, every run is charged once, in full, and within its budget."""
+    assert one.ledger.verify().ok
+    for options, point in zip(asked, points, strict=True):
+        run = workbench.request(options).run_id
+        if point.result.status == "na":
+            assert run not in one.ledger.run_ids()
+            continue
+        entries = one.ledger.entries(run)
+        holds = [entry.seq for entry in entries if entry.kind == "hold"]
+        closed = [entry.hold_seq for entry in entries if entry.kind in ("settle", "release")]
+        assert sorted(closed) == holds, "a hold was left open, or closed twice"
+        assert one.ledger.open_holds(run) == []
+        charged = [entry for entry in entries if entry.kind in ("settle", "overrun") and entry.charge_micros]
+        steps = [entry.key.split("/")[0] for entry in charged if entry.kind == "settle"]
+        assert len(steps) == len(set(steps)), "a step was charged twice"
+        assert sum(entry.charge_micros for entry in charged) == micros_of(point.result.charge_usd)
+        assert micros_of(point.result.charge_usd) <= options.budget_micros
+
+
+def cash_of_steps(one: Runner) -> tuple[int, int]:
+    """Micro-dollars that left the bank for settled labels, and for settled compute steps."""
+    labels = {step.key for step in one.store.find("buy")}
+    spent = [entry for run in one.ledger.run_ids() for entry in one.ledger.entries(run) if entry.kind == "settle"]
+    is_label = [entry.key.split("/")[0] in labels for entry in spent]
+    return (
+        sum(entry.cash_micros for entry, is_one in zip(spent, is_label, strict=True) if is_one),
+        sum(entry.cash_micros for entry, is_one in zip(spent, is_label, strict=True) if not is_one),
+    )
