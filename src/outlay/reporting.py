@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 N_CHARGES = 5
 """Equal charges at which the frontiers of several tasks are averaged: a geometric grid over what the study covers."""
 
+LEAST_SPAN = 1.05
+"""How many times the cheapest the dearest charge must be for a frontier over charge to say anything."""
+
 
 @dataclass(frozen=True)
 class StudyReport:
@@ -105,7 +108,7 @@ def write_study_report(folder: Path, store: Store | None = None) -> dict[str, Pa
 
 
 def lay_out_frontiers(marks: Sequence[Mean]) -> LaidOut | None:
-    """What nobody can buy cheaper and better, task by task, and the mean over tasks at equal charge; None without charges.
+    """What nobody can buy cheaper and better, task by task, and the mean over tasks at equal charge; None where all cost alike.
 
     The share is the hypervolume: how much of the rectangle of log charge and score the frontier dominates, from the lowest to the
     highest charge of all tasks, above a score of 0.
@@ -118,7 +121,7 @@ def lay_out_frontiers(marks: Sequence[Mean]) -> LaidOut | None:
                 Spot(words, mark.charge_usd, mark.value, mark.low, mark.high)
             )
     charges = sorted({spot.charge_usd for spots in by_task.values() for spot in spots})
-    if len(charges) < 2:
+    if not charges or charges[-1] < LEAST_SPAN * charges[0]:
         return None
     fronts = {task: frontier(spots) for task, spots in by_task.items()}
     grid = [charges[0] * (charges[-1] / charges[0]) ** (i / (N_CHARGES - 1)) for i in range(N_CHARGES)]

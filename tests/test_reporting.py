@@ -1,0 +1,82 @@
+"""The report of a study as a whole: its parts agree, and the table of frontiers says what the frontier is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from outlay.report.means import Mean, means
+from outlay.report.results import Layout
+from outlay.reporting import LEAST_SPAN, N_CHARGES, StudyReport, lay_out_frontiers
+from tests.made_results import LAYOUTS, made
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_has_its_tables_figures_and_page(layout: Layout) -> None:
+    report = StudyReport(made(layout))
+    markdown, page = report.markdown(), report.page()
+    assert report.results.header.title in markdown
+    for table in report.tables:
+        assert f"### {table.title}" in markdown
+        for note in table.notes:
+            assert f"- {note}" in markdown
+    assert set(report.figures) == {f"figure-{task}" for task in report.results.tasks}
+    assert page.count("<svg") == len(report.figures)
+    assert all(f'id="point-{point.id}"' in page for point in report.results.points)
+    assert [test for test in report.tests if test.n_seeds != 3] == []
+
+
+def scores_at(marks: list[Mean], task: str, usd: float) -> float | None:
+    """By hand: the best score that so many dollars buy or, between two marks of the front, a line in log dollars."""
+    own = sorted(
+        (m.charge_usd, m.value) for m in marks if m.request.task == task and m.value is not None and m.charge_usd
+    )
+    front: list[tuple[float, float]] = []
+    for charge, value in own:
+        if not front or value > front[-1][1]:
+            # Of equal charges the best counts.
+            front = [each for each in front if each[0] != charge] + [(charge, value)]
+    if usd < front[0][0]:
+        return None
+    before = [each for each in front if each[0] <= usd * (1 + 1e-12)]
+    after = [each for each in front if each[0] > usd * (1 + 1e-12)]
+    if not after:
+        return before[-1][1]
+    (x0, y0), (x1, y1) = before[-1], after[0]
+    return y0 + (y1 - y0) * math.log(usd / x0) / math.log(x1 / x0)
+
+
+def test_the_table_of_frontiers_against_a_count_by_hand() -> None:
+    marks = means(made("pool"))
+    table = lay_out_frontiers(marks)
+    assert table is not None
+    tasks = ["fever", "multipit_id"]
+    charges = sorted({m.charge_usd for m in marks if m.value is not None and m.charge_usd})
+    grid = [charges[0] * (charges[-1] / charges[0]) ** (i / (N_CHARGES - 1)) for i in range(N_CHARGES)]
+    assert [row.heads for row in table.rows] == [(task,) for task in tasks] + [("mean over tasks",)]
+    for row, task in zip(table.rows, tasks, strict=False):
+        found = [None if cell is None else cell.value for cell in row.cells[:N_CHARGES]]
+        expected = [scores_at(marks, task, usd) for usd in grid]
+        assert found == [None if each is None else pytest.approx(each) for each in expected]
+        n_marks = sum(m.request.task == task and m.value is not None for m in marks)
+        counts = row.cells[-1]
+        assert counts is not None
+        assert sum(map(int, counts.text.split(", "))) == n_marks
+    for i, usd in enumerate(grid):
+        mean = table.rows[-1].cells[i]
+        both = [scores_at(marks, task, usd) for task in tasks]
+        assert mean is not None
+        if None in both:
+            assert mean.value is None
+        else:
+            assert mean.value == pytest.approx(sum(each for each in both if each is not None) / 2)
+
+
+def test_charges_that_are_all_alike_make_no_frontier() -> None:
+    marks = [replace(mark, charge_usd=100 + i * 1e-3) for i, mark in enumerate(means(made("self")))]
+    assert lay_out_frontiers(marks) is None
+    apart = [replace(mark, charge_usd=100 * LEAST_SPAN**i) for i, mark in enumerate(marks)]
+    assert lay_out_frontiers(apart) is not None
+    assert lay_out_frontiers([]) is None
