@@ -4,8 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # The CPU build where the machine offers one; on a GPU machine: make TORCH="torch>=2.8,<2.14" setup
 TORCH  ?= torch==2.13.0
-# One thread per test process: small tensors are slower on more, and results stay the same on every machine.
+# One thread per test process: small tensors are slower on more, and results stay the same on every machine. A file's tests stay
+# together, since they share what was made for the first of them.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+AT_ONCE  := --numprocesses $(shell $(PYTHON) -c 'import os; print(min(4, len(os.sched_getaffinity(0))))') --dist loadfile
 
 .PHONY: setup demo test test-slow lint format clean
 
@@ -23,7 +25,7 @@ demo: setup
 	$(BIN)/outlay demo
 
 test: setup
-	$(TEST_ENV) $(BIN)/python -m pytest
+	$(TEST_ENV) $(BIN)/python -m pytest $(AT_ONCE)
 
 # Minutes: fifty kills, and the tests that read the public data sets in $$OUTLAY_DATA (skipped where that is not set).
 test-slow: setup

@@ -573,9 +573,10 @@ def test_two_runs_with_caches_of_their_own_share_what_was_made(
     second, found = run("second")
     assert found.result_bytes() == made.result_bytes()
     assert second.store.root != first.store.root
-    kinds = sorted(artifact.kind for artifact in first.store.list())
-    assert len(kinds) >= 3
-    assert sorted(artifact.kind for artifact in second.store.list()) == kinds
+    kinds = {artifact.kind for artifact in first.store.list()}
+    assert kinds == {"buy", "train", "score"}
+    # To settle a model, its manifest is enough: it stays where it is.
+    assert {artifact.kind for artifact in second.store.list()} == {"buy", "score"}
     assert reopen(second.folder).store.location == url
 
 

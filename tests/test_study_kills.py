@@ -146,7 +146,7 @@ class Killer:
 
     def _note(self, folder: Path, delay: float) -> None:
         index = folder / "out" / "study.json"
-        held = status_of(folder / "out").under_way if index.exists() else ()
+        held = tuple(each.label for each in status_of(folder / "out").held) if index.exists() else ()
         self.kills.append(Kill(self.whom.pop(0), delay, held))
 
 
@@ -157,7 +157,7 @@ def check(world: World, asked: Sequence[Options], folder: Path, expected: Sequen
     check_books(one, world.workbench, asked, points)
     status = status_of(folder / "out")
     assert status.is_done
-    assert status.under_way == ()
+    assert status.held == ()
     assert status.n_by_status == Counter(p.result.status for p in expected)
     rows = bought_rows(folder / "store")
     assert len(rows) == len(set(rows)), "a label was bought twice"

@@ -161,7 +161,9 @@ class Workbench:
         Raises:
             UsageError: whatever is wrong with the options, named one at a time.
         """
-        request = self.memo.once(("request", *_shared(options)), lambda: self._request(options))
+        # Whether N is given decides what is refused, its number nothing.
+        at = ("request", options.n_initial is None, *_shared(options))
+        request = self.memo.once(at, lambda: self._request(options))
         return replace(request, budget_micros=options.budget_micros, n_initial=options.n_initial)
 
     def _request(self, options: Options) -> Request:

@@ -102,7 +102,8 @@ class StudyContract:
         assert stopper.seen is not None
         assert stopper.seen.n_by_status == status.n_by_status == {"ok": 1, "na": 1, "left": 4}
         assert not status.is_done
-        assert status.under_way == status.failures == ()
+        assert status.held == ()
+        assert [why for why, *_ in status.reasons] == ["na"]
         kept = read_points(tmp_path / "points.json")
         assert sorted(point.result.status for point in kept) == ["na", "ok"]
         [done] = [run for run in runs if one.run_folder(run).manifest.exists()]
@@ -123,7 +124,8 @@ class StudyContract:
         check_books(one, world.workbench, asked, points)
         status = status_of(tmp_path)
         assert status.is_done
-        assert (status.n_by_status, status.under_way, status.failures) == ({"ok": 5, "na": 1}, (), ())
+        assert (status.n_by_status, status.held) == ({"ok": 5, "na": 1}, ())
+        assert [why for why, *_ in status.reasons] == ["na"]
 
         n_booked = one.ledger.anchor().count
         with Idle(craft(one)) as idle:
@@ -161,7 +163,7 @@ class StudyContract:
         assert [point.to_json() for point in kept] == [point.to_json() for point in points]
         status = status_of(tmp_path / "out")
         assert status.n_by_status == {"ok": 2, "failed": 1, "na": 1}
-        assert [why for _, why in status.failures] == [reason]
+        assert [why for kind, _, why in status.reasons if kind == "failed"] == [reason]
 
         shutil.move(away, teacher)
         finished = [bench.request(options).run_id for options in (asked[0], asked[2])]
