@@ -3,15 +3,88 @@
 from __future__ import annotations
 
 import gc
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, NoReturn
 
 import typer
 
 from outlay import __version__
-from outlay.cli import books, machines, models, runs, steps, studies, targets, tasks
-from outlay.cli.common import fail
-from outlay.cli.helptext import Command, Group
+from outlay.cli.helptext import Command, Later, root
 from outlay.errors import OutlayError
+
+_STEPS = "Single steps"
+
+COMMANDS = {
+    "demo": Later(
+        lambda: import_module("outlay.cli.runs").demo,
+        "The whole story in minutes, on a laptop CPU, with no network: is the money better spent on labels or on a teacher?",
+    ),
+    "run": Later(
+        lambda: import_module("outlay.cli.runs").run,
+        "Spend a budget by one strategy: buy, train, score, and print the result with its receipt.",
+    ),
+    "compare": Later(
+        lambda: import_module("outlay.cli.runs").compare,
+        "Every strategy at the same budgets and seeds: one table, one frontier, every dollar in a receipt.",
+    ),
+    "study": Later(
+        lambda: import_module("outlay.cli.studies").study_app,
+        "Grids of runs: every table and figure as something to run.",
+    ),
+    "report": Later(
+        lambda: import_module("outlay.cli.runs").report,
+        "Draw a results folder again: tables, charts, one page, flat files, receipts.",
+    ),
+    "finetune": Later(
+        lambda: import_module("outlay.cli.steps").finetune,
+        "Train a model on labelled rows; with a dev set the best evaluation is kept.",
+        _STEPS,
+        Command,
+    ),
+    "teach": Later(
+        lambda: import_module("outlay.cli.steps").teach,
+        "Write a teacher's targets for a student, in blocks of 1,024 rows.",
+        _STEPS,
+        Command,
+    ),
+    "distill": Later(
+        lambda: import_module("outlay.cli.steps").distill,
+        "Train a student on a teacher's targets; with a dev set the best evaluation is kept.",
+        _STEPS,
+        Command,
+    ),
+    "predict": Later(
+        lambda: import_module("outlay.cli.steps").predict,
+        "Write a model's answers as JSON lines: source, prediction, and gold where it is known.",
+        _STEPS,
+        Command,
+    ),
+    "evaluate": Later(
+        lambda: import_module("outlay.cli.steps").evaluate,
+        "Score a model or a file of predictions: every statistic in both readings with its 95 % interval.",
+        _STEPS,
+        Command,
+    ),
+    "targets": Later(
+        lambda: import_module("outlay.cli.targets").targets_app, "A teacher's targets: look at them, hand them over."
+    ),
+    "ledger": Later(lambda: import_module("outlay.cli.books").ledger_app, "Receipts, and proof of them."),
+    "prices": Later(
+        lambda: import_module("outlay.cli.books").prices,
+        "Print the price book: item, price, unit, source, when it was read.",
+    ),
+    "task": Later(lambda: import_module("outlay.cli.tasks").task_app, "Check a task before money is spent."),
+    "data": Later(lambda: import_module("outlay.cli.tasks").data_app, "Fetch the data of a task, checked by sha256."),
+    "model": Later(
+        lambda: import_module("outlay.cli.models").model_app,
+        "What models weigh, and models of random weights to try things with.",
+    ),
+    "store": Later(lambda: import_module("outlay.cli.books").store_app, "Artifacts kept on disk."),
+    "machine": Later(
+        lambda: import_module("outlay.cli.machines").machine_app, "What machines cost, and how fast they are."
+    ),
+}
+"""Each is loaded when it is asked for; a test compares what they say here with what they say of themselves."""
 
 app = typer.Typer(
     name="outlay",
@@ -20,30 +93,9 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    cls=Group,
+    cls=root(COMMANDS),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(runs.demo)
-app.command("run")(runs.run)
-app.command("compare")(runs.compare)
-app.command("report")(runs.report)
-app.add_typer(studies.study_app, name="study")
-for name, step in (
-    ("finetune", steps.finetune),
-    ("teach", steps.teach),
-    ("distill", steps.distill),
-    ("predict", steps.predict),
-    ("evaluate", steps.evaluate),
-):
-    app.command(name, rich_help_panel="Single steps", cls=Command)(step)
-app.add_typer(targets.targets_app, name="targets")
-app.add_typer(books.ledger_app, name="ledger")
-app.command("prices")(books.prices)
-app.add_typer(tasks.task_app, name="task")
-app.add_typer(tasks.data_app, name="data")
-app.add_typer(models.model_app, name="model")
-app.add_typer(books.store_app, name="store")
-app.add_typer(machines.machine_app, name="machine")
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -65,6 +117,12 @@ def _root(
     gc.enable()
 
 
+def _fail(line: str, code: int = 1) -> NoReturn:
+    from outlay.cli.common import fail
+
+    fail(line, code=code)
+
+
 def main() -> None:
     """Entry point: an `OutlayError` becomes one clear line and exit 1; wrong usage exits 2."""
     # Until a command begins: drawing the help imports more than it makes garbage.
@@ -72,14 +130,14 @@ def main() -> None:
     try:
         app()
     except OutlayError as error:
-        fail(str(error))
+        _fail(str(error))
     except SystemExit as stop:
         # typer turns Ctrl-C into a silent exit 130.
         if stop.code != INTERRUPTED:
             raise
-        fail("stopped; what was bought and done is kept, run the same command again to go on", code=INTERRUPTED)
+        _fail("stopped; what was bought and done is kept, run the same command again to go on", code=INTERRUPTED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        fail(f"{where}{error.strerror or error}; check the path, its permissions and the room on its disk")
+        _fail(f"{where}{error.strerror or error}; check the path, its permissions and the room on its disk")
     finally:
         gc.enable()

@@ -5,9 +5,11 @@ Drawing them with boxes takes longer to load than everything else that a help pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 
@@ -36,6 +38,73 @@ class Group(TyperGroup):
             if command is not None and not command.hidden
         ]
         _write_sections(rows, "Commands", formatter)
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A command, or a group of them, that is loaded when it is asked for: ``says`` is its line of the help page."""
+
+    load: Callable[[], Any]
+    """Gives the function of the command, or the `typer.Typer` of the group."""
+    says: str
+    heading: str | None = None
+    cls: type[TyperCommand] = TyperCommand
+
+    def build(self, name: str) -> Any:
+        """The click command."""
+        found = self.load()
+        plain = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False)
+        plain.rich_markup_mode = None
+        plain.pretty_exceptions_enable = False
+        if plain is found:
+            plain.info.cls = Group
+            built: Any = typer.main.get_group(plain)
+        else:
+            plain.command(name, cls=self.cls)(found)
+            built = typer.main.get_command(plain)
+        built.name = name
+        return built
+
+
+class Laters(Mapping[str, Any]):
+    """Commands by name, each built the first time it is asked for."""
+
+    def __init__(self, laters: Mapping[str, Later]) -> None:
+        self._laters = laters
+        self._built: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._built:
+            self._built[name] = self._laters[name].build(name)
+        return self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._laters)
+
+    def __len__(self) -> int:
+        return len(self._laters)
+
+
+def root(laters: Mapping[str, Later]) -> type[Group]:
+    """The group of all commands: its help page loads none of them."""
+
+    found = Laters(laters)
+
+    class Root(Group):
+        @property
+        def commands(self) -> Any:
+            """All of them."""
+            return found
+
+        @commands.setter
+        def commands(self, registered: Any) -> None:
+            """What was registered with typer: nothing."""
+
+        def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+            """From what each says of itself."""
+            _write_sections(((each.heading, (name, each.says)) for name, each in laters.items()), "Commands", formatter)
+
+    return Root
 
 
 def _write_parameters(parameters: Iterable[Any], ctx: Any, formatter: Any) -> None:
