@@ -118,6 +118,8 @@ def verdict(test: Tested) -> str:
     """What a test says, in words; of one that finds nothing, how small a difference it could have seen."""
     if test.is_significant:
         return f"{test.first if test.mean > 0 else test.second} is ahead"
+    if abs(test.mean) >= test.smallest:
+        return "not told apart, just"  # the interval is a little skewed, or p as fine as the resamples allow
     return f"not told apart; {test.smallest:.1f} points would be"
 
 
