@@ -25,7 +25,7 @@ from outlay.settings import TeachSettings
 from outlay.single.answering import Answering, Teaching, teach
 from outlay.single.training import finetune
 from outlay.single.work import Running, Silent
-from tests.contracts.crew_contract import CrewContract, Maker, one
+from tests.contracts.crew_contract import CrewElsewhereContract, Maker, one
 from tests.contracts.executor_contract import ExecutorContract, Multiply, payloads
 from tests.contracts.study_contract import CrewMaker, StudyContract, conducted_plainly, small_world
 from tests.runs import World
@@ -95,9 +95,8 @@ class TestCluster(ExecutorContract):
 
 
 @pytest.mark.usefixtures("ray")
-class TestRayCrew(CrewContract):
+class TestRayCrew(CrewElsewhereContract):
     n_workers = N_CPUS
-    tells_progress = False
 
     @pytest.fixture
     def make(self, tmp_path: Path) -> Maker:

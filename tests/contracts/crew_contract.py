@@ -135,9 +135,6 @@ class CrewContract:
     """Make `Test…` a subclass of this and define `make`."""
 
     n_workers = 2
-    is_elsewhere = True
-    """Whether workers are other processes, that can be lost."""
-    tells_progress = True
 
     @pytest.fixture
     def make(self, tmp_path: Path) -> Maker:
@@ -246,9 +243,11 @@ class CrewContract:
             assert isinstance(error, WorkFailed)
             assert "first failed with ValueError (nobody foresaw this)" in str(error)
 
+
+class CrewElsewhereContract(CrewContract):
+    """What a crew must keep beside it whose workers are other processes: they can be lost, and left at work."""
+
     def test_a_lost_worker_is_told_and_replaced(self, make: Maker, notes: Path) -> None:
-        if not self.is_elsewhere:
-            pytest.skip("whoever loses this process loses its only worker")
         with make(Handy(notes), self.n_workers) as crew:
             crew.submit("bad", ("die", int(signal.SIGKILL)))
             ended = one(crew)
@@ -264,8 +263,6 @@ class CrewContract:
             assert all(each.value is True for each in all_of(crew, self.n_workers).values())
 
     def test_what_cannot_be_sent_back_is_told(self, make: Maker, notes: Path) -> None:
-        if not self.is_elsewhere:
-            pytest.skip("nothing is sent")
         with make(Handy(notes), 1) as crew:
             crew.submit("oddly", ("refuse_oddly", "row 7 has no label"))
             error = one(crew).error
@@ -274,22 +271,7 @@ class CrewContract:
             crew.submit("good", ("double", 4))
             assert one(crew).value == 8
 
-    def test_progress_is_seen_and_ends_with_the_work(self, make: Maker, notes: Path) -> None:
-        if not self.tells_progress:
-            pytest.skip("reports do not reach this place")
-        with make(Handy(notes), 1) as crew:
-            crew.submit("slow", ("dawdle", "slow"))
-            assert wait_for(notes / "slow")
-            assert crew.wait(0.01) == []
-            deadline = time.monotonic() + PATIENCE_SECONDS
-            while not crew.progress() and time.monotonic() < deadline:
-                time.sleep(0.02)
-            assert crew.progress() == {"slow": (3, 7, "on the way")}
-            assert crew.n_free == 0
-
     def test_leaving_ends_what_is_under_way(self, make: Maker, notes: Path) -> None:
-        if not self.is_elsewhere:
-            pytest.skip("nothing is under way outside of wait")
         with make(Handy(notes), self.n_workers) as crew:
             for number in range(self.n_workers):
                 crew.submit(f"slow {number}", ("dawdle", f"slow-{number}"))
@@ -301,3 +283,18 @@ class CrewContract:
             crew.submit("good", ("double", 4))
             assert one(crew).value == 8
         assert list(notes.glob("*-is-over")) == []
+
+
+class TellsProgress:
+    """What a crew must keep beside it that reports reach."""
+
+    def test_progress_is_seen_and_ends_with_the_work(self, make: Maker, notes: Path) -> None:
+        with make(Handy(notes), 1) as crew:
+            crew.submit("slow", ("dawdle", "slow"))
+            assert wait_for(notes / "slow")
+            assert crew.wait(0.01) == []
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while not crew.progress() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert crew.progress() == {"slow": (3, 7, "on the way")}
+            assert crew.n_free == 0
