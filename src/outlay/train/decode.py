@@ -8,7 +8,6 @@ answer is, which writes nothing).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from outlay.train.cache import cache_in, parameters, with_cache
 
 Tokens = Sequence[int]
 """An allowed answer, the closing token included."""
@@ -57,8 +58,8 @@ class Writing:
         self._start = start
         self._cache: Any = None
         self._memory: Tensor | None = None
-        knows = _parameters(model)
-        self._has_positions, self._may_skip = "position_ids" in knows, "logits_to_keep" in knows
+        self._takes = parameters(model)
+        self._has_positions, self._may_skip = "position_ids" in self._takes, "logits_to_keep" in self._takes
 
     def __len__(self) -> int:
         return len(self._mask)
@@ -73,7 +74,7 @@ class Writing:
             return self._go_on(torch.cat([self._ids, tokens], dim=1), 1 + len(first))
         decoder = torch.cat([self._ids.new_full((len(self), 1), self._start), tokens], dim=1)
         out = self._model(input_ids=self._ids, attention_mask=self._mask, decoder_input_ids=decoder, use_cache=True)
-        self._cache, self._memory = out.past_key_values, out.encoder_last_hidden_state
+        self._cache, self._memory = cache_in(out), out.encoder_last_hidden_state
         logits: Tensor = out.logits
         return logits
 
@@ -87,8 +88,7 @@ class Writing:
             encoder_outputs=BaseModelOutput(last_hidden_state=self._memory),
             attention_mask=self._mask,
             decoder_input_ids=tokens,
-            past_key_values=self._cache,
-            use_cache=True,
+            **with_cache(self._takes, self._cache),
         )
         logits: Tensor = out.logits
         return logits
@@ -122,10 +122,8 @@ class Writing:
             more["position_ids"] = positions[:, -tokens.shape[1] :]
         if self._may_skip:
             more["logits_to_keep"] = n_logits
-        out = self._model(
-            input_ids=tokens, attention_mask=self._mask, past_key_values=self._cache, use_cache=True, **more
-        )
-        self._cache = out.past_key_values
+        out = self._model(input_ids=tokens, attention_mask=self._mask, **with_cache(self._takes, self._cache), **more)
+        self._cache = cache_in(out)
         logits: Tensor = out.logits[:, -n_logits:]
         return logits
 
@@ -237,13 +235,6 @@ def is_plain_greedy(config: Any) -> bool:
     return all(
         value is None or value is False or value == _GREEDY_IGNORES_AT.get(name) for name, value in asked.items()
     )
-
-
-def _parameters(model: nn.Module) -> frozenset[str]:
-    """What the model's ``forward`` takes; adapters around a model hand on what they do not know."""
-    inner: Any = getattr(model, "module", model)
-    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    return frozenset(inspect.signature(inner.forward).parameters)
 
 
 def _table(paths: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
