@@ -78,6 +78,11 @@ document. `TASK` is the name of a shipped task or the path of your own `task.yam
 | `OUTLAY_STORE` | the folder, or the URL, of kept artifacts ([store](store.md)) |
 | `OUTLAY_STORE_QUOTA` | the most that folder, or the local copy of that URL, may hold, such as `20G` |
 | `OUTLAY_CACHE` | the folder, in place of `~/.cache/outlay`, of the store and of local copies of URLs |
+
+A path may begin with `~` or `~user` wherever one is given: in an option, a variable, a task or study file. Where there is
+no home folder that can be written, store and caches lie in `outlay-runs/cache` of the current folder, which is said. What
+says what is asked for (`--budget`, `--strategies`, `--seed` and the like) is given once; any other option of one value may
+be repeated, and the last one counts.
 """
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from outlay.entities import parse_entities, unlabelled
 from outlay.errors import DataError, LabelError, LeakError, MissingData
 from outlay.example import Example, TextFormat, number_repeats, seeded_order, shorten
+from outlay.paths import command_line, expand, expand_path, home
 from outlay.rows import Row, read_file, read_hub
 from outlay.sources import Column, DataFile, Derive, PoolSource, Source, Split
 from outlay.task import Task, load_task
@@ -70,20 +71,36 @@ def data_root(root: Path | None = None) -> Path:
     """Return the folder task files are relative to: ``root``, ``OUTLAY_DATA``, or outlay's own data folder.
 
     The last one is ``$XDG_DATA_HOME/outlay/data``, or ``~/.local/share/outlay/data``.
+
+    Raises:
+        UsageError: a ``~`` that cannot be expanded.
+        MissingData: nobody names one, and there is no home folder.
     """
     if root is not None:
         return root
     if named := os.environ.get("OUTLAY_DATA"):
-        return Path(named).expanduser()
-    home = os.environ.get("XDG_DATA_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "share") / "outlay" / "data"
+        return expand_path(named)
+    if shared := os.environ.get("XDG_DATA_HOME"):
+        return expand_path(shared) / "outlay" / "data"
+    user = home()
+    if user is None:
+        raise MissingData("no folder of data sets: there is no home folder; name one with --data or OUTLAY_DATA")
+    return user / ".local" / "share" / "outlay" / "data"
 
 
 def locate(task: Task, file: DataFile, root: Path | None = None) -> Path:
     """Return where a task's file lies: beside the task's own YAML if it is there, else below the data folder."""
-    if task.folder is not None and (beside := task.folder / file.file).exists():
+    name = expand(file.file)
+    if Path(name).is_absolute():
+        return Path(name)
+    if task.folder is not None and (beside := task.folder / name).exists():
         return beside
-    return data_root(root) / file.file
+    return data_root(root) / name
+
+
+def get_command(task: Task) -> str:
+    """The command that brings a task's data from a mirror, which is for the user to name."""
+    return f"{command_line('outlay', 'data', 'get', task.reference)} --from DIR_OR_URL"
 
 
 def load_data(task: Task, root: Path | None = None) -> TaskData:
@@ -320,7 +337,7 @@ class _Reader:
         path = locate(self._task, file, self._root)
         if path not in self._files:
             if not path.is_file():
-                way_out = f"`outlay data get {self._task.name} --from DIR_OR_URL` lays it there"
+                way_out = f"`{get_command(self._task)}` lays it there"
                 raise MissingData(f"{path} is not there; {way_out}, or OUTLAY_DATA names another data folder")
             self._files[path] = read_file(file, path)
         return self._files[path]
@@ -343,7 +360,7 @@ def derived_task(task: Task, derive: Derive) -> Task:
         UnknownTask: There is no such task.
         TaskFileError: Its file does not fit the schema.
     """
-    beside = task.folder / derive.task if task.folder is not None else None
+    beside = task.folder / expand(derive.task) if task.folder is not None else None
     return load_task(beside if beside is not None and beside.is_file() else derive.task)
 
 

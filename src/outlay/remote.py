@@ -27,6 +27,7 @@ from outlay.artifact import MANIFEST, Artifact, parse_manifest
 from outlay.canonical import key_of
 from outlay.errors import ArtifactDamaged, OutlayError, StoreError
 from outlay.location import is_url, local_root
+from outlay.paths import expand_path
 from outlay.store import USED, GcReport, Store, is_plain_name
 
 UNSENT = ".unsent"
@@ -233,7 +234,7 @@ def open_location(location: str | Path, *, quota_bytes: int | None = None) -> St
     """
     if is_url(location):
         return RemoteStore(str(location), quota_bytes=quota_bytes)
-    return Store(Path(location), quota_bytes=quota_bytes)
+    return Store(location if isinstance(location, Path) else expand_path(location), quota_bytes=quota_bytes)
 
 
 def _fsspec() -> Any:

@@ -19,6 +19,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator
 from outlay.errors import StudyFileError, UnknownStrategy, UnknownStudy, UnknownTask, UsageError
 from outlay.modelref import parse_ref
 from outlay.money import Price, format_usd
+from outlay.paths import as_word, expand
 from outlay.prepare import Options
 from outlay.report.results import Layout
 from outlay.request import DEFAULT_GENERAL, DEFAULT_STUDENT, DEFAULT_TEACHER, frozen_overrides
@@ -168,7 +169,7 @@ class StudyFile(Block):
 
     def _located(self, key: str) -> str:
         """A task's name as it is; a path counts from the folder of the study file."""
-        return key if not _is_path(key) or self._folder is None else str(self._folder / key)
+        return key if not _is_path(key) or self._folder is None else as_word(self._folder / expand(key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +332,7 @@ def find_study(name_or_path: str) -> Path:
     Raises:
         UnknownStudy: there is no such file and no such name.
     """
-    path = Path(name_or_path)
+    path = Path(expand(name_or_path))
     if path.is_file():
         return path
     shipped = _shipped() / f"{path.stem if path.parts[:-1] == ('studies',) else name_or_path}.yaml"
@@ -392,4 +393,4 @@ def _is_path(task: str) -> bool:
 
 
 def _same_place(one: str, other: str) -> bool:
-    return _is_path(one) and _is_path(other) and Path(one).resolve() == Path(other).resolve()
+    return _is_path(one) and _is_path(other) and Path(expand(one)).resolve() == Path(expand(other)).resolve()

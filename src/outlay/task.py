@@ -18,6 +18,7 @@ from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_
 from outlay.errors import TaskFileError, UnknownTask
 from outlay.example import Example, TextFormat
 from outlay.form import Form, Kind
+from outlay.paths import expand
 from outlay.sources import Data, PoolSource, Source, compiled
 from outlay.taskfile import Block, NonEmpty, Value, first_problem, read_yaml
 from outlay.training import Training
@@ -111,7 +112,7 @@ class Task(Block):
     """Overrides of hyper-parameters."""
     published: Published | None = None
     """Figures of a paper; nothing is computed from them."""
-    _folder: Path | None = PrivateAttr(default=None)
+    _file: Path | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -182,7 +183,12 @@ class Task(Block):
     @property
     def folder(self) -> Path | None:
         """Folder of the task's own file, where its data is looked for first; None for a shipped task."""
-        return self._folder
+        return None if self._file is None else self._file.resolve().parent
+
+    @property
+    def reference(self) -> str | Path:
+        """What a command calls it: the path of its own file, or the name of a shipped task."""
+        return self.name if self._file is None else self._file
 
     @cached_property
     def format(self) -> TextFormat:
@@ -235,10 +241,11 @@ def load_task(name_or_path: str | Path) -> Task:
     """Load a shipped task by name, or a task file by path.
 
     Raises:
+        UsageError: A ``~`` that cannot be expanded.
         UnknownTask: There is no such name and no such file.
         TaskFileError: The file does not fit the schema.
     """
-    path = Path(name_or_path)
+    path = name_or_path if isinstance(name_or_path, Path) else Path(expand(name_or_path))
     is_path = isinstance(name_or_path, Path) or path.suffix in (".yaml", ".yml") or len(path.parts) > 1
     if not is_path:
         shipped = SHIPPED / f"{name_or_path}.yaml"
@@ -253,7 +260,7 @@ def load_task(name_or_path: str | Path) -> Task:
     if not path.is_file():
         raise UnknownTask(f"no task file {path}; give an existing YAML file or one of {', '.join(shipped_tasks())}")
     task = _read(path)
-    task._folder = path.resolve().parent
+    task._file = path.absolute()
     return task
 
 

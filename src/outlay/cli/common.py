@@ -56,13 +56,22 @@ def table_console(n_columns: int = 118) -> Console:
     return console if console.is_terminal else Console(width=max(console.width, n_columns))
 
 
-def open_store(location: str | Path | None) -> Store:
+def say_stand_in(location: str | None) -> None:
+    """Say on standard error where things are kept, where that is not the user's cache as usual."""
+    from outlay.location import stand_in_note
+
+    if (note := stand_in_note(location)) is not None:
+        print(f"outlay: {note}", file=sys.stderr)
+
+
+def open_store(location: str | None) -> Store:
     """The store to use: the option (a folder or a URL), else ``OUTLAY_STORE``, else the user's cache; with the quota of
     ``OUTLAY_STORE_QUOTA``, which limits what a store takes on this machine."""
     from outlay.location import default_location
     from outlay.remote import open_location
 
     quota = os.environ.get("OUTLAY_STORE_QUOTA")
+    say_stand_in(location)
     return open_location(location or default_location(), quota_bytes=parse_bytes(quota) if quota else None)
 
 

@@ -5,15 +5,52 @@ Drawing them with boxes takes longer to load than everything else that a help pa
 
 from __future__ import annotations
 
+import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from outlay.errors import UsageError
 
-class Command(TyperCommand):
+GIVEN_ONCE = frozenset(
+    ("budget", "budgets", "strategy", "strategies", "seed", "seeds", "teachers", "students", "general_student", "tasks")
+)
+"""Options of one value that say what is asked for: a second one would silently take the place of the first."""
+
+
+class Plain(TyperCommand):
+    """A command that refuses to be asked for two things at once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """As click reads them.
+
+        Raises:
+            UsageError: an option of `GIVEN_ONCE` is given twice.
+        """
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            times = Counter(each.name for each in order if each.name in GIVEN_ONCE)
+            twice = next((each for each in order if times[each.name] > 1), None)
+            if twice is not None:
+                raise UsageError(f"{twice.opts[0]} is given {times[twice.name]} times; give it once")
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """As click does, once every cache has a place and every path is written out."""
+        from outlay.location import settle_caches
+
+        settle_caches()
+        for name in places_of(self.callback):
+            ctx.params[name] = _expanded(ctx.params[name])
+        return super().invoke(ctx)
+
+
+class Command(Plain):
     """A command whose options stand under their headings."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -48,7 +85,7 @@ class Later:
     """Gives the function of the command, or the `typer.Typer` of the group."""
     says: str
     heading: str | None = None
-    cls: type[TyperCommand] = TyperCommand
+    cls: type[Plain] = Plain
 
     def build(self, name: str) -> Any:
         """The click command."""
@@ -58,12 +95,33 @@ class Later:
         plain.pretty_exceptions_enable = False
         if plain is found:
             plain.info.cls = Group
+            for each in plain.registered_commands:
+                each.cls = Plain
             built: Any = typer.main.get_group(plain)
         else:
             plain.command(name, cls=self.cls)(found)
             built = typer.main.get_command(plain)
         built.name = name
         return built
+
+
+def places_of(command: Any) -> tuple[str, ...]:
+    """The parameters of a command's function that are paths, or lists of them."""
+    return tuple(name for name, hint in get_type_hints(inspect.unwrap(command)).items() if Path in _parts(hint))
+
+
+def _parts(hint: Any) -> set[Any]:
+    """A type, and those it is made of."""
+    return {hint}.union(*(_parts(each) for each in get_args(hint)))
+
+
+def _expanded(value: Any) -> Any:
+    """A path, or several; older typers hand them over as texts."""
+    from outlay.paths import expand
+
+    if isinstance(value, list | tuple):
+        return type(value)(_expanded(each) for each in value)
+    return value if value is None else type(value)(expand(str(value)))
 
 
 class Laters(Mapping[str, Any]):

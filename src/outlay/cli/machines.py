@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outlay.cli.common import Json, PricesOption, StoreOption, print_json, table_console
+from outlay.cli.common import Json, PricesOption, StoreOption, print_json, say_stand_in, table_console
 
 if TYPE_CHECKING:
     from outlay.compute import Machine
@@ -142,6 +142,7 @@ def _print_measured(profile: Profile, price_item: str, path: Path, *, is_found: 
 def _root(store: str | None) -> Path:
     from outlay.location import default_location, local_root
 
+    say_stand_in(store)
     return local_root(store or default_location())
 
 

@@ -72,9 +72,8 @@ def data_get(
 
     loaded = load_task(task)
     bars: dict[str, int] = {}
-    with Progress(
-        TextColumn("{task.description}"), DownloadColumn(), console=Console(stderr=True), transient=True
-    ) as progress:
+    console, columns = Console(stderr=True), (TextColumn("{task.description}"), DownloadColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
 
         def moved(file: str, n_bytes: int, n_expected: int | None) -> None:
             if file not in bars:
