@@ -15,7 +15,7 @@ from outlay.aftermath import answers_of, manifest_of
 from outlay.errors import DataError, MissingData, UsageError
 from outlay.grouping import group
 from outlay.metrics import Answered, correctness, main_score, mean_score
-from outlay.money import Price
+from outlay.money import Price, show_usd, write_usd
 from outlay.point import Point, read_points, write_points
 from outlay.prepare import Options, Workbench
 from outlay.remote import open_location
@@ -29,6 +29,7 @@ from outlay.runfolder import write_json
 from outlay.significance import family
 from outlay.store import Store
 from outlay.strategy import strategy
+from outlay.writing import write_text
 
 INDEX_FILE = "comparison.json"
 """Which runs of a folder make up its comparison, the store that holds their artifacts, the machine they ran on."""
@@ -120,7 +121,7 @@ def run_points(
 
 
 def _write_index(runner: Runner, runs: Sequence[str]) -> None:
-    here = {"item": runner.here.item, "unit": runner.here.unit, "usd": str(runner.here.usd)}
+    here = {"item": runner.here.item, "unit": runner.here.unit, "usd": write_usd(runner.here.usd)}
     index = {"runs": list(runs), "store": runner.store.location, "here": here}
     write_json(runner.folder / INDEX_FILE, index)
 
@@ -175,8 +176,8 @@ def write_report(runner: Runner) -> dict[str, Path]:
     comparison = summarise(runner)
     folder = runner.folder
     files = {"table": folder / "table.md", "csv": folder / "table.csv"}
-    files["table"].write_text(render_markdown(comparison), encoding="utf-8")
-    files["csv"].write_text(render_csv(comparison), encoding="utf-8")
+    write_text(files["table"], render_markdown(comparison))
+    write_text(files["csv"], render_csv(comparison))
     receipts: dict[str, str] = {}
     names = _names(read_points(folder / "points.json"))
     for run in json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["runs"]:
@@ -184,9 +185,7 @@ def write_report(runner: Runner) -> dict[str, Path]:
         text = render_text(receipt(runner.ledger, run))
         name = run if manifest is None else names[Point.from_json(manifest["point"]).id]
         receipts[name] = text
-        target = folder / "receipts" / f"{run}.txt"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        write_text(folder / "receipts" / f"{run}.txt", text)
     if comparison.frontier.front:
         spec = frontier_spec(comparison)
         files["chart"] = save_chart(spec, folder / "frontier.png")
@@ -243,7 +242,7 @@ def _half_interval(of_seeds: Sequence[_Test], n_seeds: int) -> float | None:
 def _names(points: Sequence[Point]) -> dict[str, str]:
     """What a reader calls each point, by its id."""
     return {
-        point.id: f"{each.label}, ${each.budget_usd:,.2f}, seed {point.request.seed}"
+        point.id: f"{each.label}, {show_usd(each.budget_usd)}, seed {point.request.seed}"
         for each in group(points)
         for point in each.points
     }

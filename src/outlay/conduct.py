@@ -28,7 +28,7 @@ from outlay.gauge import seconds_at
 from outlay.grouping import short_model, short_task
 from outlay.ledger import Ledger
 from outlay.location import default_location
-from outlay.money import Price, format_usd
+from outlay.money import Price, format_usd, write_usd
 from outlay.planning import Plan
 from outlay.point import Point, read_points, usd_of, write_points
 from outlay.prepare import Options, Workbench
@@ -40,6 +40,7 @@ from outlay.run import Runner
 from outlay.runfolder import RunFolder, write_json
 from outlay.scheduler import Observer, Scheduler
 from outlay.store import Store
+from outlay.writing import write_text
 
 INDEX_FILE = "study.json"
 FORMAT = 1
@@ -71,7 +72,7 @@ class Index:
 
     def write(self, folder: Path) -> None:
         """Into a results folder, whole or not at all."""
-        here = {"item": self.here.item, "unit": self.here.unit, "usd": str(self.here.usd)}
+        here = {"item": self.here.item, "unit": self.here.unit, "usd": write_usd(self.here.usd)}
         write_json(
             folder / INDEX_FILE,
             {
@@ -248,9 +249,7 @@ class _Folder:
             # A run that could not even be prepared was never opened.
             with suppress(HoldError, MissingData):
                 text = render_text(receipt(self._runner.ledger, run))
-                path = receipt_file(self._runner.folder, run)
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(text, encoding="utf-8")
+                write_text(receipt_file(self._runner.folder, run), text)
 
 
 def label_of(options: Options) -> str:

@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 
 from outlay.errors import UsageError
+from outlay.writing import write_bytes, write_text
 
 # Exponents of the preference for early alternatives: index = floor(n * u ** skew) for u uniform on [0, 1).
 WORDING_SKEW = 1.25
@@ -254,14 +255,14 @@ def write_demo(folder: Path, seed: int = 0, noise: float = DEFAULT_NOISE) -> Pat
     files["pool"] = _jsonl([{"message": message} for message in splits.pool])
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        (folder / f"{name}.jsonl").write_bytes(content)
+        write_bytes(folder / f"{name}.jsonl", content)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     counts = {f"n_{name}": content.count(b"\n") for name, content in files.items()}
     text = _TASK_FILE.format_map(
         {"seed": seed, "noise": noise, "labels": ", ".join(grammar().intents), **digests, **counts}
     )
     task_file = folder / "task.yaml"
-    task_file.write_text(text, encoding="utf-8")
+    write_text(task_file, text)
     return task_file
 
 

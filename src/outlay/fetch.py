@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import http.client
 import os
 import urllib.error
@@ -20,6 +19,7 @@ from outlay.paths import expand
 from outlay.rows import sha256_of
 from outlay.sources import DataFile, Source
 from outlay.task import Task
+from outlay.writing import NO_ROOM
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT_SECONDS = 60
@@ -146,7 +146,7 @@ def _copy(file: DataFile, source: str, target: Path, progress: Progress) -> None
             raise MissingData(f"{where}, the task says {file.sha256}; use another mirror")
         temporary.replace(target)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_ROOM:
             raise DiskFull(f"no room left for {target}; free some or let OUTLAY_DATA name another folder") from None
         raise MissingData(f"{file.file} cannot be copied from {source}: {_reason(error)}; check the mirror") from None
     except http.client.HTTPException as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -21,14 +22,18 @@ from importlib import resources
 from pathlib import Path
 
 from outlay.errors import MoneyError, UnknownItem
+from outlay.writing import plain_number
 
 MICROS_PER_USD = 1_000_000
 MAX_USD = 1_000_000_000  # keeps every sum far inside SQLite's 64-bit integers
 MAX_MICROS = MAX_USD * MICROS_PER_USD
+_MAX_PRICE_LETTERS = 400
 YOURS_TO_SET = "yours to set"
 """How the source of a price begins when nobody read it anywhere: it is a placeholder."""
 
 _AMOUNT = re.compile(r"\$?\s*(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)", re.ASCII)
+_SCIENTIFIC = re.compile(r"\$?\s*(?P<number>[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,2}|[0-9]+\.[0-9]+)", re.ASCII)
+"""How a price file may write a price beside `_AMOUNT`: as spreadsheets do, 1.5E-7, or with any number of decimals."""
 _PRICE_FIELDS = ("item", "unit", "usd", "source", "checked", "note")
 
 
@@ -67,6 +72,26 @@ def format_usd(micros: int) -> str:
     return f"{'-' if micros < 0 else ''}${dollars:,}.{decimals}"
 
 
+def write_usd(usd: Decimal | float) -> str:
+    """Dollars in digits alone, every one of them and no exponent: ``"0.00000015"``. A price file reads them again.
+
+    Floats are written as Python does, ``"300.0"``, so that they read back as the same float.
+    """
+    return plain_number(str(usd) if isinstance(usd, Decimal) else repr(usd))
+
+
+def show_usd(usd: float) -> str:
+    """Dollars for people: ``"$1,980.00"``, ``"$0.0024"``, ``"$0.000025"``.
+
+    Cents from one dollar on; below it four decimals, or as many as two significant digits take. Nothing is ``"$0.00"``.
+    """
+    sign, usd = "-" if usd < 0 else "", abs(usd)
+    if usd == 0 or usd >= 1:
+        return f"{sign}${usd:,.2f}"
+    digits = f"{usd:.{max(4, 1 - math.floor(math.log10(usd)))}f}"
+    return f"{sign}${digits[:6]}{digits[6:].rstrip('0')}"
+
+
 def check_micros(name: str, micros: int) -> int:
     """`micros` itself when it is a whole number of micro-dollars from 0 to `MAX_MICROS`; MoneyError otherwise."""
     if isinstance(micros, bool) or not isinstance(micros, int):
@@ -82,7 +107,7 @@ def cost_micros(quantity: Fraction | int, unit_usd: Decimal) -> int:
     micros = -((-exact.numerator) // exact.denominator)
     if quantity < 0 or micros > MAX_MICROS:
         raise MoneyError(
-            f"{float(quantity):g} units at ${unit_usd} cannot be charged; the limits are $0 and ${MAX_USD:,}"
+            f"{float(quantity):g} units at ${write_usd(unit_usd)} cannot be charged; the limits are $0 and ${MAX_USD:,}"
         )
     return micros
 
@@ -105,9 +130,11 @@ class Price:
         if not self.item.strip() or not self.unit.strip():
             raise MoneyError(f"the price of {self.item!r} per {self.unit!r} needs a name for its item and its unit")
         if not self.usd.is_finite() or self.usd.is_signed() or self.usd.adjusted() > 12 or self.usd > MAX_USD:
-            raise MoneyError(f"the price of {self.item!r} is {self.usd}; give dollars from 0 to {MAX_USD:,}")
+            raise MoneyError(f"the price of {self.item!r} is {write_usd(self.usd)}; give dollars from 0 to {MAX_USD:,}")
         if self.usd and self.usd.adjusted() < -30:
-            raise MoneyError(f"the price of {self.item!r} is {self.usd}; give it for a larger unit than {self.unit!r}")
+            raise MoneyError(
+                f"the price of {self.item!r} is {write_usd(self.usd)}; give it for a larger unit than {self.unit!r}"
+            )
 
     @property
     def is_yours_to_set(self) -> bool:
@@ -207,7 +234,7 @@ class PriceBook:
         return len(self._prices)
 
 
-def _decimal_of(text: str | int | float | Decimal) -> Decimal:
+def _decimal_of(text: object) -> Decimal:
     unreadable = MoneyError(f"{_shown(text)} is not an amount of dollars; write it like 300, $300 or 1,000.50")
     if isinstance(text, str):
         stripped = text.strip()
@@ -222,6 +249,13 @@ def _decimal_of(text: str | int | float | Decimal) -> Decimal:
     if not usd.is_finite():
         raise unreadable
     return usd
+
+
+def _price_decimal(usd: object) -> Decimal:
+    """The amount of a price file: liberal in what is read, since a price may have more decimals than an amount that is paid."""
+    if isinstance(usd, str) and len(usd) <= _MAX_PRICE_LETTERS and (match := _SCIENTIFIC.fullmatch(usd.strip())):
+        return Decimal(match["number"])
+    return _decimal_of(usd)
 
 
 def _shown(text: object) -> str:
@@ -265,7 +299,7 @@ def _price_of(where: str, record: object) -> Price:
     if checked is not None and (not isinstance(checked, date) or isinstance(checked, datetime)):
         raise MoneyError(f"{where}: checked is {checked!r}; write a date like 2024-05-31")
     try:
-        usd = _decimal_of(record["usd"])
+        usd = _price_decimal(record["usd"])
         source = record.get("source", "your price file")
         return Price(record["item"], record["unit"], usd, source, checked, record.get("note", ""))
     except MoneyError as error:

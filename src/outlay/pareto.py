@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from outlay.errors import DataError
+from outlay.money import write_usd
 
 BEST = 100.0
 """The highest score there is."""
@@ -32,7 +33,9 @@ class Spot:
 
     def __post_init__(self) -> None:
         if not 0 <= self.charge_usd < math.inf:
-            raise DataError(f"{self.name} charges {self.charge_usd} dollars; a charge is a finite number from 0")
+            raise DataError(
+                f"{self.name} charges {write_usd(self.charge_usd)} dollars; a charge is a finite number from 0"
+            )
         if not self.least <= self.score <= self.most:
             raise DataError(
                 f"{self.name} scores {self.score} outside its interval {self.low} to {self.high}; give low <= score <= high"
@@ -86,7 +89,9 @@ class Frontier:
             DataError: the charge is not a finite number above 0.
         """
         if not 0 < charge_usd < math.inf:
-            raise DataError(f"a charge of {charge_usd} dollars has no place on a logarithmic axis; ask above $0")
+            raise DataError(
+                f"a charge of {write_usd(charge_usd)} dollars has no place on a logarithmic axis; ask above $0"
+            )
         after = bisect_right(self.front, charge_usd, key=lambda spot: spot.charge_usd)
         if after == 0:
             return None
@@ -110,7 +115,8 @@ class Frontier:
         """
         if not 0 < cheapest_usd < dearest_usd < math.inf:
             raise DataError(
-                f"the charges from {cheapest_usd} to {dearest_usd} dollars span no logarithmic axis; give 0 < cheapest < dearest"
+                f"the charges from {write_usd(cheapest_usd)} to {write_usd(dearest_usd)} dollars span no logarithmic "
+                "axis; give 0 < cheapest < dearest"
             )
         if not -math.inf < worst < BEST:
             raise DataError(f"the worst score is {worst}; it must be below {BEST:g}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from outlay.display import visible
 from outlay.errors import OutlayError
 from outlay.grouping import short_task
 from outlay.money import Price, cost_micros, format_usd
@@ -352,12 +353,12 @@ def render(planned: Plan) -> RenderableType:
 
 
 def _points_table(planned: Plan) -> RenderableType:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     tasks = ", ".join(dict.fromkeys(short_task(point.options.task) for point in planned.points))
     title = f"{tasks}: {planned.n_points:,} points, {planned.n_na:,} of them N/A"
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=Text(visible(title)), title_justify="left")
     for i, name in enumerate(("Task", "Strategy", "N", "Points", "N/A", "Labels", "Pool rows", "Charge at most")):
         table.add_column(name, justify="left" if i < 2 else "right", no_wrap=i > 1)
     groups: dict[tuple[str, str, int | None], list[PlannedPoint]] = {}
@@ -367,7 +368,7 @@ def _points_table(planned: Plan) -> RenderableType:
     for (task, name, n_initial), points in groups.items():
         sizes = [_sizes(point.recipe) for point in points]
         table.add_row(
-            *(escape(task), escape(name), "by rule" if n_initial is None else f"{n_initial:,}"),
+            *(Text(visible(task)), Text(visible(name)), "by rule" if n_initial is None else f"{n_initial:,}"),
             *(f"{len(points):,}", f"{sum(point.recipe is None for point in points):,}"),
             *(_range([size[i] for size in sizes]) for i in range(2)),
             format_usd(sum(point.charge_micros for point in points)),

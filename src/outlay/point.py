@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from outlay.errors import DataError, MissingData
+from outlay.writing import plain_number, plain_numbers, write_text
 
 STATUSES = ("ok", "na", "failed")
 CLOCKS = ("flops", "measured")
@@ -41,7 +41,7 @@ def micros_of(usd: float) -> int:
     """
     micros = round(usd * MICROS_PER_USD) if math.isfinite(usd) else -1
     if micros < 0 or usd_of(micros) != usd:
-        raise DataError(f"{usd!r} dollars is not a whole, non-negative number of micro-dollars")
+        raise DataError(f"{plain_number(repr(usd))} dollars is not a whole, non-negative number of micro-dollars")
     return micros
 
 
@@ -383,15 +383,6 @@ def write_points(path: Path, points: Sequence[Point]) -> None:
     Raises:
         DataError: a point that :func:`parse_points` would refuse to read back.
     """
-    text = json.dumps([point.to_json() for point in points], indent=2, ensure_ascii=False)
+    text = plain_numbers(json.dumps([point.to_json() for point in points], indent=2, ensure_ascii=False))
     parse_points(json.loads(text), path.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, text + "\n", sync=True)

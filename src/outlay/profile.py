@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from outlay.data import TaskData, find_leaks, fold, source_key
+from outlay.display import left, right, visible, width
 from outlay.entities import align, parse_entities
 from outlay.example import Example
 from outlay.task import Task
@@ -153,24 +154,27 @@ class Profile:
             f"  kind   {self.kind} · metric {self.metric} · price {self.price_item} per label · dev {self.dev}",
             f"  limits {self.max_source_tokens} tokens a text, {self.max_target_tokens} an answer · digest {self.digest[:12]}",
         ]
-        width = max(len(split.name) for split in self.splits)
+        names = [visible(split.name) for split in self.splits]
+        n_cells = max(map(width, ["split", *names]))
         title = "labels" if self.kind == "classification" else "answers (words)"
-        table = [f"  {'split':<{width}} {'rows':>9}  {'words':>13}  {'characters':>16}  {title}"]
-        for split in self.splits:
+        table = [f"  {left('split', n_cells)} {'rows':>9}  {'words':>13}  {'characters':>16}  {title}"]
+        for name, split in zip(names, self.splits, strict=True):
             numbers = f"{split.n_rows:>9,}  {split.words!s:>13}  {split.chars!s:>16}"
-            table.append(f"  {split.name:<{width}} {numbers}  {_answers_shown(split)}")
+            table.append(f"  {left(name, n_cells)} {numbers}  {_answers_shown(split)}")
         notes = [f"  warning: {warning}" for warning in self.warnings()] or ["  nothing to warn about"]
-        return head + table + self._entity_lines() + notes
+        return [visible(line) for line in head + table + self._entity_lines() + notes]
 
     def _entity_lines(self) -> list[str]:
         """Return a table of entity types by split; empty for other kinds of tasks."""
         splits = [split for split in self.splits if split.labels]
         if self.kind != "entities" or not splits:
             return []
-        rows = [("entities", [split.name for split in splits])]
-        rows += [(label, [f"{split.labels[label]:,}" for split in splits]) for label in splits[0].labels]
-        width = max(len(name) for name, _ in rows)
-        return ["".join((f"  {name:<{width}}", *(f"{cell:>10}" for cell in cells))) for name, cells in rows]
+        rows = [["entities", *(split.name for split in splits)]]
+        rows += [[label, *(f"{split.labels[label]:,}" for split in splits)] for label in splits[0].labels]
+        rows = [list(map(visible, row)) for row in rows]
+        n_cells = [max(width(row[i]) for row in rows) for i in range(len(rows[0]))]
+        ends = [max(10, n + 1) for n in n_cells[1:]]
+        return ["".join((f"  {left(row[0], n_cells[0])}", *map(right, row[1:], ends))) for row in rows]
 
 
 def _answers_shown(split: SplitProfile) -> str:

@@ -22,6 +22,7 @@ from outlay.report.results import Results
 from outlay.report.studypage import render_study
 from outlay.significance import PairedTest, family
 from outlay.store import Store
+from outlay.writing import write_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -91,13 +92,13 @@ def write_study_report(folder: Path, store: Store | None = None) -> dict[str, Pa
     """
     report = StudyReport(read_results(folder, store))
     files = {"table": folder / "table.md", "page": folder / "report.html"}
-    files["table"].write_text(report.markdown(), encoding="utf-8")
+    write_text(files["table"], report.markdown())
     for name, spec in report.figures.items():
         for ending in ("png", "svg", "pdf"):
             path = save(spec, folder / f"{name}.{ending}")
             if ending == "png":
                 files[name.replace("-", " ", 1)] = path
-    files["page"].write_text(report.page(), encoding="utf-8")
+    write_text(files["page"], report.page())
     files["points"] = write_points_csv(folder / "points.csv", report.results)
     if (receipts := folder / "receipts").is_dir():
         files["receipts"] = receipts

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from outlay.errors import SpendError
+from outlay.writing import plain_numbers, write_text, writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,9 @@ class RunFolder:
         Raises:
             SpendError: another process is at it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        with writing(self.path / "lock"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,10 +94,4 @@ class RunFolder:
 
 def write_json(path: Path, document: Any) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(document, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_text(path, plain_numbers(json.dumps(document, ensure_ascii=False, indent=1)), sync=True)

@@ -33,6 +33,7 @@ from outlay import locks
 from outlay.artifact import MANIFEST, Artifact, manifest_bytes, read_manifest
 from outlay.canonical import canonical_json, digest_of, key_of
 from outlay.errors import ArtifactDamaged, DiskFull, QuotaExceeded, StoreError
+from outlay.writing import NO_ROOM
 
 __all__ = ["Artifact", "GcReport", "Store", "Workspace", "canonical_json", "digest_of", "is_plain_name", "key_of"]
 
@@ -359,7 +360,7 @@ class Store:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in NO_ROOM:
                 raise DiskFull(
                     f"no room left on the device of {self.root}; free some, or run `outlay store gc`; nothing was kept"
                 ) from error

@@ -18,7 +18,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from outlay.errors import StudyFileError, UnknownStrategy, UnknownStudy, UnknownTask, UsageError
 from outlay.modelref import parse_ref
-from outlay.money import Price, format_usd
+from outlay.money import Price, format_usd, write_usd
 from outlay.paths import as_word, expand
 from outlay.prepare import Options
 from outlay.report.results import Layout
@@ -214,7 +214,8 @@ class _Grid:
                     if budget < initial:
                         raise StudyFileError(
                             f"{self.where}: `budget_usd` {format_usd(budget)} does not pay for {n:,} labels at "
-                            f"${label_price.usd} ({format_usd(initial)}); raise it, lower `n_initial`, or use `added_usd`"
+                            f"${write_usd(label_price.usd)} ({format_usd(initial)}); raise it, lower `n_initial`, or use "
+                            "`added_usd`"
                         )
                     # A teacher, and nothing to pay it with: the tables have no such cell.
                     if policy.taught_by is None or n is None or budget > initial:

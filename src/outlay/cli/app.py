@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from importlib import import_module
 from typing import Annotated, NoReturn
 
@@ -10,7 +11,7 @@ import typer
 
 from outlay import __version__
 from outlay.cli.helptext import Command, Later, root
-from outlay.errors import OutlayError
+from outlay.cli.terminal import PIPE_CLOSED, abandon_output, echo, prepare_streams
 
 _STEPS = "Single steps"
 
@@ -103,7 +104,7 @@ INTERRUPTED = 130
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"outlay {__version__}")
+        echo(f"outlay {__version__}")
         raise typer.Exit
 
 
@@ -117,27 +118,54 @@ def _root(
     gc.enable()
 
 
-def _fail(line: str, code: int = 1) -> NoReturn:
-    from outlay.cli.common import fail
-
-    fail(line, code=code)
-
-
 def main() -> None:
     """Entry point: an `OutlayError` becomes one clear line and exit 1; wrong usage exits 2."""
     # Until a command begins: drawing the help imports more than it makes garbage.
     gc.disable()
+    prepare_streams()
     try:
-        app()
-    except OutlayError as error:
-        _fail(str(error))
+        _run()
+    except BrokenPipeError:
+        abandon_output()
+        raise SystemExit(PIPE_CLOSED) from None
     except SystemExit as stop:
         # typer turns Ctrl-C into a silent exit 130.
         if stop.code != INTERRUPTED:
             raise
         _fail("stopped; what was bought and done is kept, run the same command again to go on", code=INTERRUPTED)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}; check the path, its permissions and the room on its disk")
+    except Exception as error:
+        from outlay.cli.failures import line_of
+
+        line = line_of(error)
+        if line is None:
+            raise
+        _fail(line)
     finally:
         gc.enable()
+
+
+def _run() -> None:
+    """Run the command, and write what it printed, so that a full disk or a closed pipe behind standard output is seen here."""
+    try:
+        app()
+    except SystemExit as stop:
+        # typer and rich turn a closed pipe into an exit of their own.
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise stop.__context__ from None
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        raise
+
+
+def _fail(line: str, code: int = 1) -> NoReturn:
+    from outlay.cli.common import fail
+
+    try:
+        fail(line, code=code)
+    finally:
+        # What else is to be written may be what failed.
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:
+            abandon_output()

@@ -16,9 +16,8 @@ from outlay.cli.common import (
     one_run,
     open_store,
     parse_bytes,
-    print_json,
-    table_console,
 )
+from outlay.cli.terminal import echo, print_json, table_console
 
 ledger_app = typer.Typer(help="Receipts, and proof of them.", no_args_is_help=True)
 store_app = typer.Typer(help="Artifacts kept on disk.", no_args_is_help=True)
@@ -40,7 +39,7 @@ def ledger_show(folder: ResultsFolder, run: RunOption = None, as_json: Json = Fa
     if as_json:
         print_json([json.loads(to_json(one)) for one in receipts])
     else:
-        typer.echo("\n".join(render_text(one) for one in receipts), nl=False)
+        echo("\n".join(render_text(one) for one in receipts), nl=False)
 
 
 @ledger_app.command("verify")
@@ -63,10 +62,10 @@ def ledger_verify(folder: ResultsFolder, as_json: Json = False) -> None:
     if as_json:
         print_json({"ok": found.ok, "n_entries": found.n_entries, "first_bad": found.first_bad, "reason": found.reason})
     elif found.ok:
-        typer.echo(f"{path}: {found.n_entries} entries, chain, sums and {len(anchors)} run anchors agree")
+        echo(f"{path}: {found.n_entries} entries, chain, sums and {len(anchors)} run anchors agree")
     else:
         where = "" if found.first_bad is None else f"entry {found.first_bad}: "
-        typer.echo(f"{path}: DAMAGED, {where}{found.reason}", err=True)
+        echo(f"{path}: DAMAGED, {where}{found.reason}", err=True)
     if not found.ok:
         raise typer.Exit(1)
 
@@ -91,9 +90,7 @@ def ledger_topup(
             {"run": run_id, "added_micros": micros, "left_micros": ledger.balance(run_id).available_charge_micros}
         )
         return
-    typer.echo(
-        f"run {run_id}: {format_usd(micros)} added, {format_usd(ledger.balance(run_id).available_charge_micros)} left"
-    )
+    echo(f"run {run_id}: {format_usd(micros)} added, {format_usd(ledger.balance(run_id).available_charge_micros)} left")
 
 
 @ledger_app.command("cancel")
@@ -109,12 +106,12 @@ def ledger_cancel(folder: ResultsFolder, run: RunArgument, store: StoreOption = 
     if as_json:
         print_json({"run": run_id, "cancelled": True, "cash_micros": runner.ledger.balance(run_id).total_cash_micros})
         return
-    typer.echo(f"run {run_id} is cancelled; what it bought is kept")
+    echo(f"run {run_id} is cancelled; what it bought is kept")
 
 
 def prices(extra: PricesOption = None, as_json: Json = False) -> None:
     """Print the price book: item, price, unit, source, when it was read."""
-    from outlay.money import PriceBook
+    from outlay.money import PriceBook, write_usd
 
     book = PriceBook.load(extra or [])
     if as_json:
@@ -124,7 +121,7 @@ def prices(extra: PricesOption = None, as_json: Json = False) -> None:
                 "prices": [
                     {
                         "item": price.item,
-                        "usd": str(price.usd),
+                        "usd": write_usd(price.usd),
                         "unit": price.unit,
                         "source": price.source,
                         "checked": None if price.checked is None else price.checked.isoformat(),
@@ -135,17 +132,17 @@ def prices(extra: PricesOption = None, as_json: Json = False) -> None:
             }
         )
         return
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("Item", "$", "per", "checked", "source"):
         table.add_column(name, justify="right" if name == "$" else "left", overflow="fold")
     for price in book.items():
-        checked = price.checked.isoformat() if price.checked else "[yellow]set it[/yellow]"
-        table.add_row(escape(price.item), str(price.usd), escape(price.unit), checked, escape(price.source))
+        checked = Text(price.checked.isoformat()) if price.checked else Text("set it", style="yellow")
+        table.add_row(price.item, write_usd(price.usd), price.unit, checked, price.source)
     table_console().print(table)
-    typer.echo("Prices marked `set it` are placeholders: give your own with --prices FILE.toml (docs/money.md).")
+    echo("Prices marked `set it` are placeholders: give your own with --prices FILE.toml (docs/money.md).")
 
 
 @store_app.command("show")
@@ -175,12 +172,12 @@ def store_show(store: StoreOption = None, as_json: Json = False) -> None:
         )
         return
     for artifact in artifacts:
-        typer.echo(
+        echo(
             f"{artifact.key[:12]}  {artifact.kind:8}  {_size(artifact.path) / 1e6:8.2f} MB  {artifact.meta.get('what', '')}"
         )
-    typer.echo(f"{len(artifacts)} artifacts, {kept.disk_bytes() / 1e6:.1f} MB in {kept.root}")
+    echo(f"{len(artifacts)} artifacts, {kept.disk_bytes() / 1e6:.1f} MB in {kept.root}")
     if is_url(kept.location):
-        typer.echo(f"this is the local copy of {kept.location}, which may keep more")
+        echo(f"this is the local copy of {kept.location}, which may keep more")
 
 
 @store_app.command("gc")
@@ -208,7 +205,7 @@ def store_gc(
         print_json({"removed": [a.key for a in report.removed], "freed_bytes": report.freed_bytes, "dry_run": dry_run})
         return
     verb = "would remove" if dry_run else "removed"
-    typer.echo(f"{verb} {len(report.removed)} artifacts, {report.freed_bytes / 1e6:.1f} MB")
+    echo(f"{verb} {len(report.removed)} artifacts, {report.freed_bytes / 1e6:.1f} MB")
 
 
 def _size(folder: Path) -> int:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from outlay.cli.terminal import echo
 from outlay.errors import MissingData, MoneyError, UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from outlay.store import Store
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
@@ -39,21 +37,10 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 def fail(line: str, code: int = 1) -> NoReturn:
     """Print one line on standard error and exit."""
-    print(f"outlay: {line}", file=sys.stderr)
+    from outlay.display import visible
+
+    echo(visible(f"outlay: {line}"), err=True)
     raise SystemExit(code)
-
-
-def print_json(document: Any) -> None:
-    """One JSON document on standard output."""
-    print(json.dumps(document, ensure_ascii=False, indent=2))
-
-
-def table_console(n_columns: int = 118) -> Console:
-    """A console wide enough for a table: a pipe or a log has no width of its own, and 80 columns would cut the first one."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, n_columns))
 
 
 def say_stand_in(location: str | None) -> None:
@@ -61,7 +48,7 @@ def say_stand_in(location: str | None) -> None:
     from outlay.location import stand_in_note
 
     if (note := stand_in_note(location)) is not None:
-        print(f"outlay: {note}", file=sys.stderr)
+        echo(f"outlay: {note}", err=True)
 
 
 def open_store(location: str | None) -> Store:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outlay.cli.common import Json, PricesOption, StoreOption, print_json, say_stand_in, table_console
+from outlay.cli.common import Json, PricesOption, StoreOption, say_stand_in
+from outlay.cli.terminal import console, echo, print_json, table_console
 
 if TYPE_CHECKING:
     from outlay.compute import Machine
@@ -35,11 +36,11 @@ def calibrate(
 ) -> None:
     """Measure this machine in under a minute, so that the seconds of a step are known before it runs."""
     from outlay.speed import PROFILE_FILE
+    from outlay.writing import write_text
 
     path = out or _root(store).parent / PROFILE_FILE
     profile = _measured(name, threads, quiet=as_json)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(profile.to_toml(), encoding="utf-8")
+    write_text(path, profile.to_toml())
     if as_json:
         print_json({"file": str(path), "profile": profile.to_json(), "machine": profile.as_machine(price_item)})
         return
@@ -56,7 +57,6 @@ def list_machines(machines: MachinesOption = None, prices: PricesOption = None, 
     if as_json:
         print_json([_document(machine, usd) for machine in found.values()])
         return
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -64,12 +64,12 @@ def list_machines(machines: MachinesOption = None, prices: PricesOption = None, 
         table.add_column(heading, justify="left" if heading in ("Machine", "source") else "right", overflow="fold")
     for machine in found.values():
         table.add_row(
-            escape(machine.name),
+            machine.name,
             usd.get(machine.price_item, "no price"),
             f"{machine.peak_flops_per_second / 1e12:,.4g}",
             f"{float(machine.utilisation_train):.0%}",
             f"{float(machine.utilisation_infer):.0%}",
-            escape(machine.source),
+            machine.source,
         )
     table_console().print(table)
 
@@ -92,26 +92,24 @@ def show(
         if as_json:
             print_json({"file": str(path), **profile.to_json()})
         else:
-            typer.echo(f"{path}\n\n{profile.to_toml()}", nl=False)
+            echo(f"{path}\n\n{profile.to_toml()}", nl=False)
         return
     document = _document(machine(name, machines or []), _prices(prices))
     if as_json:
         print_json(document)
         return
     for key, value in document.items():
-        typer.echo(f"{key:22}  {'no price' if value is None else value}")
+        echo(f"{key:22}  {'no price' if value is None else value}")
 
 
 def _measured(name: str, threads: int, *, quiet: bool) -> Profile:
-    from rich.console import Console
-
     from outlay.cli.progress import live_bars
     from outlay.train.calibrate import calibrate as measure
 
-    console = Console(stderr=True, highlight=False)
+    screen = console(err=True)
     if not quiet:
-        console.print(f"measuring this machine with {threads} threads; nothing else should run meanwhile")
-    with live_bars(console, ("detail",), quiet=quiet) as bars:
+        screen.print(f"measuring this machine with {threads} threads; nothing else should run meanwhile")
+    with live_bars(screen, ("detail",), quiet=quiet) as bars:
         task = bars.add_task("measuring", total=None, detail="")
 
         def told(n_done: int, n_total: int) -> None:
@@ -122,21 +120,19 @@ def _measured(name: str, threads: int, *, quiet: bool) -> Profile:
 
 def _print_measured(profile: Profile, price_item: str, path: Path, *, is_found: bool) -> None:
     record = profile.as_machine(price_item)
-    typer.echo(
+    echo(
         f"{profile.device}, {profile.threads} threads, torch {profile.torch}: "
         f"{profile.peak_flops_per_second / 1e9:,.0f} GFLOP/s on large matrices, of which training reaches "
         f"{float(record['utilisation_train']):.0%} and inference {float(record['utilisation_infer']):.0%} "
         "on a model of 6 layers of 384"
     )
-    typer.echo(f"profile: {path}")
+    echo(f"profile: {path}")
     if not is_found:
-        typer.echo(f"steps read machine.toml beside the store; {path} is only kept")
-    typer.echo(
-        "\nTo be charged by what this machine reaches, put this into a file and add --machines FILE --machine NAME:\n"
-    )
-    typer.echo("[[machine]]")
+        echo(f"steps read machine.toml beside the store; {path} is only kept")
+    echo("\nTo be charged by what this machine reaches, put this into a file and add --machines FILE --machine NAME:\n")
+    echo("[[machine]]")
     for key, value in record.items():
-        typer.echo(f"{key} = {value if isinstance(value, int) else chr(34) + str(value) + chr(34)}")
+        echo(f"{key} = {value if isinstance(value, int) else chr(34) + str(value) + chr(34)}")
 
 
 def _root(store: str | None) -> Path:
@@ -147,9 +143,9 @@ def _root(store: str | None) -> Path:
 
 
 def _prices(extra: list[Path] | None) -> dict[str, str]:
-    from outlay.money import PriceBook
+    from outlay.money import PriceBook, write_usd
 
-    return {price.item: str(price.usd) for price in PriceBook.load(extra or []).items()}
+    return {price.item: write_usd(price.usd) for price in PriceBook.load(extra or []).items()}
 
 
 def _document(machine: Machine, usd: dict[str, str]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outlay.cli.common import Json, print_json, table_console
+from outlay.cli.common import Json
+from outlay.cli.terminal import echo, print_json, table_console
 
 if TYPE_CHECKING:
     from outlay.shape import ModelShape
@@ -104,7 +105,7 @@ def model_show(
         ("counted (N)", f"{row['n_counted_parameters']:,}: weight matrices of the layers and of {head}{tied}"),
         ("FLOPs/token", f"{row['flops_train_per_token']:,} to train, {row['flops_infer_per_token']:,} forward"),
     ]
-    typer.echo("\n".join(f"{name:13} {value}" for name, value in lines))
+    echo("\n".join(f"{name:13} {value}" for name, value in lines))
 
 
 @model_app.command("make")
@@ -135,7 +136,7 @@ def model_make(
         document = {"n_texts": len(corpus.texts), "seed": seed, "knows_nothing": True}
         print_json({**asdict(built), "folder": str(built.folder), "size": asdict(chosen), **document})
         return
-    typer.echo(
+    echo(
         f"{built.folder}: {chosen.name} with {built.n_parameters:,} parameters, {built.n_tokens:,} tokens learnt from "
         f"{len(corpus.texts):,} texts\nIts weights are random: it knows nothing. It is for trying things and for measuring speed."
     )

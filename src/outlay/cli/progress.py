@@ -7,9 +7,11 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
+from outlay.cli.terminal import console
+from outlay.display import visible
 from outlay.ledger import Balance
 from outlay.money import Quote, format_usd
 
@@ -17,12 +19,24 @@ QUIET_SECONDS = 15.0
 """Between plain lines of one step where there is no terminal."""
 
 
+class Words(ProgressColumn):
+    """What a task is called, or one of its fields, as it stands."""
+
+    def __init__(self, field: str | None = None) -> None:
+        super().__init__()
+        self._field = field
+
+    def render(self, task: Task) -> Text:
+        """The text of one task."""
+        return Text(visible(task.description if self._field is None else str(task.fields[self._field])))
+
+
 def live_bars(console: Console, fields: tuple[str, ...], *, quiet: bool) -> Progress:
-    """Bars that show these fields of their task, on a terminal only; they vanish when they are done."""
+    """Bars that show these fields of their task as they are, on a terminal only; they vanish when they are done."""
     return Progress(
-        TextColumn("{task.description}"),
+        Words(),
         BarColumn(bar_width=24),
-        *(TextColumn(f"{{task.fields[{field}]}}") for field in fields),
+        *map(Words, fields),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -35,7 +49,7 @@ class Screen:
     """A `outlay.watcher.Watcher` that draws on standard error, so that standard output stays fit for a pipe."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._console = console(err=True, quiet=quiet)
         self._bars = live_bars(self._console, ("detail", "money"), quiet=quiet)
         self._task: TaskID | None = None
         self._last_line = 0.0
@@ -54,7 +68,7 @@ class Screen:
     def headline(self, line: str) -> None:
         """Which point comes next."""
         self._say_done()
-        self._console.print(f"[bold]{escape(line)}[/bold]")
+        self._console.print(line, style="bold")
 
     def begin(self, what: str, quote: Quote, balance: Balance) -> None:
         """Show a step with its quote."""
@@ -62,7 +76,7 @@ class Screen:
         if self._done is not None and self._done[0] != what:
             self._say_done()
         self._task = self._bars.add_task(
-            escape(what), total=None, detail="", money=f"at most {format_usd(quote.charge_micros)}, {_money(balance)}"
+            what, total=None, detail="", money=f"at most {format_usd(quote.charge_micros)}, {_money(balance)}"
         )
         self._last_line = time.monotonic()
 
@@ -85,12 +99,12 @@ class Screen:
         if self._done is not None:
             what, reused, balance = self._done
             kept = ", reused" if reused else ""
-            self._console.print(f"  {escape(what)}{kept}  [dim]{_money(balance)}[/dim]")
+            self._console.print(Text.assemble(f"  {what}{kept}  ", (_money(balance), "dim")))
             self._done = None
 
     def say(self, line: str) -> None:
         """A line worth reading."""
-        self._console.print(f"  [dim]{escape(line)}[/dim]")
+        self._console.print(f"  {line}", style="dim")
 
     def _close(self) -> None:
         if self._task is not None:

@@ -17,9 +17,8 @@ from outlay.cli.common import (
     parse_budgets,
     parse_names,
     parse_settings,
-    print_json,
-    table_console,
 )
+from outlay.cli.terminal import echo, print_json, table_console
 
 if TYPE_CHECKING:
     from outlay.point import Point
@@ -225,7 +224,7 @@ def demo(
     if not as_json:
         requests = [session.workbench.request(options) for options in asked]
         shown = next(request for request in requests if request.strategy == "distill")
-        typer.echo("\n" + render_text(receipt(session.runner.ledger, shown.run_id)), nl=False)
+        echo("\n" + render_text(receipt(session.runner.ledger, shown.run_id)), nl=False)
     _fail_if_failed(points)
 
 
@@ -349,7 +348,7 @@ def _finish(runner: Runner, files: dict[str, Path], as_json: bool, *, receipts: 
         return
     if receipts:
         for run_id in json.loads((runner.folder / INDEX_FILE).read_text(encoding="utf-8"))["runs"]:
-            typer.echo(render_text(receipt(runner.ledger, run_id)))
+            echo(render_text(receipt(runner.ledger, run_id)))
     _print_table(summarise(runner))
     _print_files(files)
 
@@ -361,12 +360,12 @@ def _print_table(comparison: Any) -> None:
 
 
 def _print_files(files: dict[str, Path]) -> None:
-    typer.echo("")
+    echo("")
     words = {"chart": "frontier", "page": "page", "table": "table"}
     for name, word in words.items():
         if name in files:
-            typer.echo(f"{word}: {files[name]}")
-    typer.echo(f"receipts: outlay ledger show {files['page'].parent}")
+            echo(f"{word}: {files[name]}")
+    echo(f"receipts: outlay ledger show {files['page'].parent}")
 
 
 def _fail_if_failed(points: list[Point]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outlay.cli.common import Json, print_json
+from outlay.cli.common import Json
 from outlay.cli.stepoptions import (
     ROWS,
     SAVE_SECONDS,
@@ -88,6 +88,7 @@ from outlay.cli.stepoptions import (
     WeightDecay,
     option,
 )
+from outlay.cli.terminal import print_json
 from outlay.errors import OutlayError
 
 if TYPE_CHECKING:

@@ -6,13 +6,10 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import TaskID
 
-from outlay.cli.common import table_console
 from outlay.cli.progress import QUIET_SECONDS, live_bars
+from outlay.cli.terminal import console, echo, table_console
 
 if TYPE_CHECKING:
     from outlay.single.work import Outcome
@@ -22,7 +19,7 @@ class StepScreen:
     """A `outlay.single.work.Listener` that draws on standard error, so that standard output stays fit for a pipe."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._console = console(err=True, quiet=quiet)
         self._bars = live_bars(self._console, ("detail",), quiet=quiet)
         self._task: TaskID | None = None
         self._last_line = 0.0
@@ -38,46 +35,46 @@ class StepScreen:
 
     def begin(self, what: str) -> None:
         """Show a step."""
-        self._console.print(f"[bold]{escape(what)}[/bold]")
+        self._console.print(what, style="bold")
         self._task = self._bars.add_task("", total=None, detail="")
         self._last_line = time.monotonic()
 
     def progress(self, n_done: int, n_total: int, detail: str) -> None:
         """Move the bar; without one say a line now and then."""
         if self._task is not None:
-            self._bars.update(self._task, completed=n_done, total=n_total, detail=escape(detail))
+            self._bars.update(self._task, completed=n_done, total=n_total, detail=detail)
         if self._bars.disable and time.monotonic() - self._last_line > QUIET_SECONDS:
             self._last_line = time.monotonic()
-            self._console.print(f"  {n_done:,} of {n_total:,}, {escape(detail)}")
+            self._console.print(f"  {n_done:,} of {n_total:,}, {detail}")
 
     def say(self, line: str) -> None:
         """A line worth reading."""
-        self._console.print(f"  [dim]{escape(line)}[/dim]")
+        self._console.print(f"  {line}", style="dim")
 
 
 def print_outcome(outcome: Outcome) -> None:
     """What came of a step, on standard output."""
     if outcome.is_old:
-        typer.echo("already done: the same request was answered here before")
+        echo("already done: the same request was answered here before")
     facts = outcome.facts
     if "scores" in facts:
         _print_scores(facts)
     for name in ("model", "targets", "predictions"):
         if name in facts:
-            typer.echo(f"{name}: {facts[name]}")
+            echo(f"{name}: {facts[name]}")
     if "scores" in facts:
-        typer.echo(f"scores: {outcome.out}/scores.json")
+        echo(f"scores: {outcome.out}/scores.json")
     dev = f", {facts['n_dev']:,} dev rows" if facts.get("n_dev") else ""
-    typer.echo(f"rows: {facts['n_rows']:,}{dev}")
+    echo(f"rows: {facts['n_rows']:,}{dev}")
     if facts.get("dev") is not None:
-        typer.echo(f"best {facts['dev_score']} on dev: {facts['dev']:.2f} in epoch {facts['best_epoch'] + 1}")
+        echo(f"best {facts['dev_score']} on dev: {facts['dev']:.2f} in epoch {facts['best_epoch'] + 1}")
     if facts.get("kept", {}).get("n_positions"):
         print_kept(facts["kept"])
     for line in outcome.counts:
-        typer.echo(line)
+        echo(line)
     if outcome.seconds > 0:
-        typer.echo(f"speed: {facts['n_rows'] / outcome.seconds:,.0f} rows/s")
-    typer.echo(f"compute: {outcome.compute}")
+        echo(f"speed: {facts['n_rows'] / outcome.seconds:,.0f} rows/s")
+    echo(f"compute: {outcome.compute}")
     if "profile" in facts:
         _print_profile(facts["profile"])
 
@@ -86,7 +83,7 @@ def print_kept(kept: dict[str, Any]) -> None:
     """How much of a teacher's words targets hold."""
     capped = f", {kept['n_capped']:,} at the limit of logits" if kept["n_capped"] else ""
     logits = f"{kept['logits_mean']:.1f} logits a position (most {kept['logits_max']:,})"
-    typer.echo(
+    echo(
         f"kept: {logits}, {kept['bytes_per_position']:.0f} bytes, "
         f"{100 * kept['mass_mean']:.3f} % of the probability (least {100 * kept['mass_min']:.2f} %){capped}"
     )
@@ -105,7 +102,7 @@ def _print_profile(profile: dict[str, Any]) -> None:
     if profile["utilisation"] is not None:
         peak = profile["peak_flops_per_second"] / 1e9
         share = f"model-FLOPs utilisation: {100 * profile['utilisation']:.1f} %"
-        typer.echo(f"{share} of {peak:,.0f} GFLOP/s, which a matrix product reaches here")
+        echo(f"{share} of {peak:,.0f} GFLOP/s, which a matrix product reaches here")
 
 
 def _print_scores(facts: dict[str, Any]) -> None:

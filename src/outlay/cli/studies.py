@@ -17,8 +17,6 @@ from outlay.cli.common import (
     fail,
     open_store,
     parse_names,
-    print_json,
-    table_console,
 )
 from outlay.cli.runs import (
     CapOption,
@@ -29,6 +27,7 @@ from outlay.cli.runs import (
     QuietOption,
     refuse_several_processes,
 )
+from outlay.cli.terminal import console, echo, print_json, table_console
 
 if TYPE_CHECKING:
     from outlay.conduct import Conductor
@@ -120,7 +119,7 @@ def _bring_about(conductor: Conductor, crew: Crew, *, quiet: bool) -> None:
     counts += [f"{n_absent:,} not available"] if n_absent else []
     counts.append(f"{n_left:,} to do" if n_left else "nothing to do")
     if not quiet:
-        typer.echo(f"{n_points:,} points in {conductor.folder}: {', '.join(counts)}", err=True)
+        echo(f"{n_points:,} points in {conductor.folder}: {', '.join(counts)}", err=True)
     if n_left:
         with StudyScreen(n_points, n_points - n_left, quiet=quiet) as screen, crew:
             conductor.run(crew, screen)
@@ -173,7 +172,7 @@ def status(folder: StudyFolder, as_json: Json = False) -> None:
     if as_json:
         print_json(asdict(found) | {"is_done": found.is_done})
         return
-    typer.echo("\n".join(status_lines(found)))
+    echo("\n".join(status_lines(found)))
 
 
 @study_app.command("show")
@@ -205,14 +204,12 @@ def _study(name: str, tasks: str | None, scale: str, seeds: int | None, book: An
 
 def _plan(bench: Any, study: Study, quiet: bool, here: Any, kept: Any) -> Plan:
     """Every point planned."""
-    from rich.console import Console
-
     from outlay.planning import plan
     from outlay.speed import PROFILE_FILE, load_profile
 
-    console = Console(stderr=True, quiet=quiet, highlight=False)
+    screen = console(err=True, quiet=quiet)
     asked = [cell.options if cell.absent is None else (cell.options, cell.absent) for cell in study.cells]
-    with console.status(f"planning {len(asked):,} points"):
+    with screen.status(f"planning {len(asked):,} points"):
         return plan(bench, asked, profile=load_profile(kept.root.parent / PROFILE_FILE), here=here)
 
 

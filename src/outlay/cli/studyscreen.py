@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import TaskID
+from rich.text import Text
 
-from outlay.cli.common import print_json, table_console
 from outlay.cli.progress import QUIET_SECONDS, live_bars
+from outlay.cli.terminal import console, echo, print_json, table_console
+from outlay.money import show_usd
 
 if TYPE_CHECKING:
     from outlay.conduct import Status
@@ -27,7 +26,7 @@ class StudyScreen:
     """An `outlay.scheduler.Observer` that draws on standard error."""
 
     def __init__(self, n_points: int, n_there: int, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._console = console(err=True, quiet=quiet)
         self._bars = live_bars(self._console, ("detail",), quiet=quiet)
         self._n_points, self._n_there = n_points, n_there
         self._charge = 0.0
@@ -53,7 +52,7 @@ class StudyScreen:
         """Say what went wrong; what went well is only counted."""
         self._n_steps += 1
         if problem is not None:
-            self._console.print(f"  [red]{escape(what)}: {escape(problem)}[/red]", soft_wrap=True)
+            self._console.print(f"  {what}: {problem}", style="red", soft_wrap=True)
 
     def point(self, place: int, point: Point, n_done: int) -> None:  # noqa: ARG002
         """A line per point."""
@@ -63,14 +62,16 @@ class StudyScreen:
         fixed = "" if request.n_initial is None else f", N = {request.n_initial:,}"
         score = f"{result.test:.1f}" if result.test is not None else f"{result.status}: {result.reason}"
         self._console.print(
-            f"[bold]{self._n_there + n_done}/{self._n_points}[/bold] {escape(request.task)}: {escape(request.variant)}"
-            f"{fixed}, ${request.budget_usd:,.2f}, seed {request.seed}  {escape(score)}",
+            Text.assemble(
+                (f"{self._n_there + n_done}/{self._n_points}", "bold"),
+                f" {request.task}: {request.variant}{fixed}, {show_usd(request.budget_usd)}, seed {request.seed}  {score}",
+            ),
             soft_wrap=True,
         )
         self._bars.update(
             self._all,
             completed=self._n_there + n_done,
-            detail=f"charged ${self._charge:,.2f}, cash ${self._cash:,.4f}, {self._n_steps} steps",
+            detail=f"charged {show_usd(self._charge)}, cash {show_usd(self._cash)}, {self._n_steps} steps",
         )
 
     def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
@@ -79,13 +80,13 @@ class StudyScreen:
             self._bars.remove_task(self._steps.pop(name))
         for name, (done, total, words) in under_way.items():
             if name not in self._steps:
-                self._steps[name] = self._bars.add_task(f"  {escape(name)}", total=None, detail="")
-            self._bars.update(self._steps[name], completed=done, total=total or None, detail=escape(words))
+                self._steps[name] = self._bars.add_task(f"  {name}", total=None, detail="")
+            self._bars.update(self._steps[name], completed=done, total=total or None, detail=words)
         if self._bars.disable and time.monotonic() - self._last_line > QUIET_SECONDS:
             self._last_line = time.monotonic()
             for name, (done, total, words) in under_way.items():
                 far = f": {done:,} of {total:,}, {words}" if total else ""
-                self._console.print(f"    {escape(name)}{escape(far)}", soft_wrap=True)
+                self._console.print(f"    {name}{far}", soft_wrap=True)
 
 
 def draw_study(folder: Path, store: Store | None, *, as_json: bool) -> None:
@@ -95,7 +96,7 @@ def draw_study(folder: Path, store: Store | None, *, as_json: bool) -> None:
 
     files = write_study_report(folder, store)
     if "parquet" not in files:
-        print(f"note: {NEEDS_PYARROW}", file=sys.stderr)
+        echo(f"note: {NEEDS_PYARROW}", err=True)
     if as_json:
         print_json(json.loads((folder / "points.json").read_text(encoding="utf-8")))
     else:
@@ -109,9 +110,9 @@ def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> 
 
     table_console().print(StudyReport(read_results(folder, store)).terminal())
     if files:
-        print()
+        echo()
     for name, path in files.items():
-        print(f"{name}: {path}")
+        echo(f"{name}: {path}")
 
 
 def status_lines(found: Status) -> list[str]:
@@ -122,7 +123,7 @@ def status_lines(found: Status) -> list[str]:
     )
     lines = [
         f"{found.header.name} ({found.header.title}), scale {found.header.scale}: {total:,} points: {counts}",
-        f"cash so far: ${found.cash_usd:,.4f}",
+        f"cash so far: {show_usd(found.cash_usd)}",
     ]
     for held in found.held:
         state = "cut off" if held.is_cut_off else "under way"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outlay.cli.common import Json, print_json
+from outlay.cli.common import Json
 from outlay.cli.stepoptions import (
     ROWS,
     Base,
@@ -24,6 +24,7 @@ from outlay.cli.stepoptions import (
     Task,
     option,
 )
+from outlay.cli.terminal import echo, print_json
 
 if TYPE_CHECKING:
     from outlay.single.work import Outcome
@@ -63,8 +64,8 @@ def export(
         return
     facts = outcome.facts
     per = f", {facts['n_bytes'] / facts['n_positions']:,.0f} bytes a position" if facts["n_positions"] else ""
-    typer.echo(f"file: {facts['file']}")
-    typer.echo(f"rows: {facts['n_rows']:,} of {facts['kind']}, {facts['n_positions']:,} positions{per}")
+    echo(f"file: {facts['file']}")
+    echo(f"rows: {facts['n_rows']:,} of {facts['kind']}, {facts['n_positions']:,} positions{per}")
     _print_speed(outcome)
 
 
@@ -140,13 +141,13 @@ def _print_imported(outcome: Outcome) -> None:
     from outlay.cli.stepscreen import print_kept
 
     if outcome.is_old:
-        typer.echo("already done: the same request was answered here before")
-    typer.echo(f"targets: {outcome.out}")
-    typer.echo(f"rows: {outcome.facts['n_rows']:,} of {outcome.facts['kind']}")
+        echo("already done: the same request was answered here before")
+    echo(f"targets: {outcome.out}")
+    echo(f"rows: {outcome.facts['n_rows']:,} of {outcome.facts['kind']}")
     if outcome.facts["kept"]["n_positions"]:
         print_kept(outcome.facts["kept"])
     for line in outcome.counts:
-        typer.echo(line)
+        echo(line)
     _print_speed(outcome)
 
 
@@ -165,28 +166,28 @@ def _print_about(about: dict[str, Any]) -> None:
     from outlay.cli.stepscreen import print_kept
 
     kept, form = about["kept"], about["form"]
-    typer.echo(f"targets: {about['targets']}")
+    echo(f"targets: {about['targets']}")
     over = f" over {', '.join(form['labels'])}" if form["labels"] else ""
-    typer.echo(f"rows: {about['n_rows']:,} of {about['kind']}, {kept['n_positions']:,} positions, {form['kind']}{over}")
-    typer.echo(f"teacher: {about['teacher']}")
+    echo(f"rows: {about['n_rows']:,} of {about['kind']}, {kept['n_positions']:,} positions, {form['kind']}{over}")
+    echo(f"teacher: {about['teacher']}")
     if about["imported"] is not None:
-        typer.echo(f"imported: {about['imported']['file']}")
+        echo(f"imported: {about['imported']['file']}")
     student = [part for part in about["student"] if part]
     if student:
-        typer.echo(f"student: {' of '.join(student)}")
+        echo(f"student: {' of '.join(student)}")
     if about["temperatures"]:
         offered = ", ".join(f"{t:g}" for t in about["temperatures"])
-        typer.echo(f"temperatures: {offered}, over {about['vocab_size']:,} classes")
+        echo(f"temperatures: {offered}, over {about['vocab_size']:,} classes")
     if kept["n_positions"]:
         print_kept(kept)
     if about["rows_per_second"] is not None:
-        typer.echo(f"speed: {about['rows_per_second']:,.0f} rows/s when they were made")
+        echo(f"speed: {about['rows_per_second']:,.0f} rows/s when they were made")
     states = {name: block["state"] for name, block in about["blocks"].items()}
     bad = [f"{name} is {state}" for name, state in states.items() if state != "sound"]
     verdict = "; ".join(bad) if bad else "each matches its sha256"
-    typer.echo(f"blocks: {len(states):,}, {about['n_bytes']:,} bytes; {verdict}")
+    echo(f"blocks: {len(states):,}, {about['n_bytes']:,} bytes; {verdict}")
 
 
 def _print_speed(outcome: Outcome) -> None:
     if outcome.seconds > 0:
-        typer.echo(f"speed: {outcome.facts['n_rows'] / outcome.seconds:,.0f} rows/s")
+        echo(f"speed: {outcome.facts['n_rows'] / outcome.seconds:,.0f} rows/s")

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from outlay.cli.common import Json, print_json
+from outlay.cli.common import Json
+from outlay.cli.terminal import console, echo, print_json
 
 task_app = typer.Typer(help="Check a task before money is spent.", no_args_is_help=True)
 data_app = typer.Typer(help="Fetch the data of a task, checked by sha256.", no_args_is_help=True)
@@ -19,6 +20,7 @@ DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of data 
 @task_app.command("list")
 def task_list(as_json: Json = False) -> None:
     """Name the shipped tasks."""
+    from outlay.display import left
     from outlay.task import load_task, shipped_tasks
 
     tasks = [load_task(name) for name in shipped_tasks()]
@@ -26,7 +28,7 @@ def task_list(as_json: Json = False) -> None:
         print_json([{"name": t.name, "kind": t.kind, "metric": t.metric, "description": t.description} for t in tasks])
         return
     for task in tasks:
-        typer.echo(f"{task.name:16} {task.kind:16} {task.metric:12} {task.description}")
+        echo(f"{left(task.name, 16)} {task.kind:16} {task.metric:12} {task.description}")
 
 
 @task_app.command("check")
@@ -41,7 +43,7 @@ def task_check(task: TaskArgument, data: DataOption = None, as_json: Json = Fals
     if as_json:
         print_json(found.to_json())
     else:
-        typer.echo("\n".join(found.lines()))
+        echo("\n".join(found.lines()))
 
 
 @task_app.command("schema")
@@ -64,16 +66,18 @@ def data_get(
     as_json: Json = False,
 ) -> None:
     """Bring every file the task needs into the data folder, checked by sha256."""
-    from rich.console import Console
-    from rich.progress import DownloadColumn, Progress, TextColumn
+    from rich.progress import DownloadColumn, Progress
 
+    from outlay.cli.progress import Words
     from outlay.fetch import fetch
     from outlay.task import load_task
 
     loaded = load_task(task)
     bars: dict[str, int] = {}
-    console, columns = Console(stderr=True), (TextColumn("{task.description}"), DownloadColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    screen = console(err=True)
+    with Progress(
+        Words(), DownloadColumn(), console=screen, transient=True, disable=not screen.is_terminal
+    ) as progress:
 
         def moved(file: str, n_bytes: int, n_expected: int | None) -> None:
             if file not in bars:
@@ -86,4 +90,4 @@ def data_get(
         return
     for file in files:
         state = "fetched" if file.copied else "in place"
-        typer.echo(f"{state:8}  {file.n_bytes / 1e6:7.2f} MB  {file.path}")
+        echo(f"{state:8}  {file.n_bytes / 1e6:7.2f} MB  {file.path}")

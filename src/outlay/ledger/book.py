@@ -30,7 +30,7 @@ from outlay.ledger.chain import COLUMNS, Anchor, Entry, hash_of, uri_of
 from outlay.ledger.file import BUSY_SECONDS, clear_errors, prepare
 from outlay.ledger.owner import Owner
 from outlay.ledger.reading import Balance, Hold
-from outlay.money import Quote, check_micros, cost_micros, format_usd
+from outlay.money import Quote, check_micros, cost_micros, format_usd, write_usd
 
 _BLANK: Mapping[str, object] = {
     **dict.fromkeys(("key", "item", "unit", "note"), ""),
@@ -446,7 +446,7 @@ def _commit(db: sqlite3.Connection) -> None:
 
 
 def _sold(quote: Quote) -> dict[str, object]:
-    return {"item": quote.item, "unit": quote.unit, "unit_usd": format(quote.unit_usd, "f")}
+    return {"item": quote.item, "unit": quote.unit, "unit_usd": write_usd(quote.unit_usd)}
 
 
 def _of_hold(hold: Hold) -> dict[str, object]:
@@ -468,6 +468,6 @@ def _check_product(name: str, micros: int, quantity: Fraction, quote: Quote) -> 
     due = cost_micros(quantity, quote.unit_usd)
     if micros != due:
         raise MoneyError(
-            f"the {name} of {float(quantity):g} at ${quote.unit_usd} per {quote.unit} is {format_usd(due)},"
+            f"the {name} of {float(quantity):g} at ${write_usd(quote.unit_usd)} per {quote.unit} is {format_usd(due)},"
             f" not {format_usd(micros)}; round the exact product up, once"
         )

@@ -16,6 +16,7 @@ from typing import Any
 from outlay.errors import DataError, UsageError
 from outlay.pareto import Spot
 from outlay.report.tables import Comparison, Row, money
+from outlay.writing import write_bytes
 
 WIDTH, HEIGHT = 620, 380
 FONT = "Helvetica, Arial, sans-serif"
@@ -101,7 +102,7 @@ def frontier_spec(comparison: Comparison, title: str | None = None) -> dict[str,
         "charge_usd:Q",
         title="Charge (US dollars)",
         scale=alt.Scale(domain=[x_scale.low, x_scale.high], nice=False, zero=False),
-        axis=alt.Axis(format="$,.2~f" if x_scale.high < 10 else "$,.0f", tickCount=6, grid=False),
+        axis=alt.Axis(format="$,.3~r" if x_scale.high < 10 else "$,.0f", tickCount=6, grid=False),
     )
     y = alt.Y(
         "score:Q",
@@ -274,6 +275,5 @@ def save_chart(spec: dict[str, Any], path: Path) -> Path:
         content = vl_convert.vegalite_to_png(spec, scale=2)
     else:
         raise UsageError(f"a chart cannot be written as {path.suffix or path.name!r}; end its name in .png or .svg")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    write_bytes(path, content)
     return path

@@ -16,6 +16,7 @@ from outlay.report.charts import INK, PALETTE, QUIET, SHAPES, TEXT_PALETTE
 from outlay.report.means import Mean, means
 from outlay.report.panels import Bar, Figure, Mark, Panel, Series, layouts
 from outlay.report.results import PARTS, Results
+from outlay.writing import write_bytes
 
 Spec = dict[str, Any]
 """A Vega-Lite specification."""
@@ -351,6 +352,5 @@ def save(spec: Spec, path: Path) -> Path:
         raise UsageError(
             f"a figure cannot be written as {path.suffix or path.name!r}; end its name in .png, .svg or .pdf"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    write_bytes(path, content)
     return path

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from outlay.point import Point
 from outlay.report.results import PARTS, Aftermath, Results
+from outlay.writing import csv_text, replacing
 
 Kind = Literal["text", "int", "float"]
 Value = str | int | float | None
@@ -64,10 +63,10 @@ def rows(results: Results) -> tuple[tuple[Field, ...], list[tuple[Value, ...]]]:
 def write_points_csv(path: Path, results: Results) -> Path:
     """Write ``points.csv``, all digits kept; what is absent is an empty cell. Whole or not at all."""
     columns, table = rows(results)
-    with _replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(column.name for column in columns)
-        writer.writerows(["" if value is None else value for value in row] for row in table)
+        writer.writerows(map(csv_text, row) for row in table)
     return path
 
 
@@ -86,20 +85,9 @@ def write_points_parquet(path: Path, results: Results) -> Path | None:
         is_large = column.kind == "int" and any(value is not None and int(value) > MAX_INT64 for value in values)
         arrays.append(pyarrow.array(values, pyarrow.decimal128(38) if is_large else types[column.kind]))
     named = pyarrow.Table.from_arrays(arrays, names=[column.name for column in columns])
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         parquet.write_table(named, temporary)
     return path
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --- the columns -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from outlay.report.charts import chart_svg, frontier_spec
 from outlay.report.style import STYLE
 from outlay.report.tables import Comparison, difference_text, grid, on_front
+from outlay.writing import write_text
 
 
 def render_page(
@@ -83,11 +83,5 @@ def _receipt(name: str, text: str, is_open: bool) -> str:
 
 def write_page(path: Path, html: str) -> Path:
     """Write a page whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(html, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, html)
     return path

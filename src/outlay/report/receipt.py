@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import zip_longest
 
+from outlay.display import left, right, visible, width, wrap
 from outlay.errors import HoldError
 from outlay.ledger import Anchor, Entry, Ledger
 from outlay.money import format_usd
@@ -110,7 +110,7 @@ def render_text(receipt: Receipt) -> str:
     rows = [_HEADINGS, _budget_row(receipt), *(_row(line) for line in _merged(receipt.lines))]
     rows.append(_total_row(receipt))
     title = f"Receipt of run {_one_line(receipt.run_id)}"
-    head = [*textwrap.wrap(title, WIDTH), f"opened {_moment(receipt.opened_at)}", ""]
+    head = [*wrap(title, WIDTH), f"opened {_moment(receipt.opened_at)}", ""]
     seconds = [*_drawn([_SECONDS, *_seconds_rows(receipt.timings)]), ""] if receipt.timings else []
     return "\n".join([*head, *_drawn(rows), "", *seconds, *_summary(receipt)]) + "\n"
 
@@ -215,8 +215,8 @@ def _row(line: ReceiptLine) -> tuple[str, ...]:
     moved = line.kind in ("settle", "overrun", "lost")
     return (
         line.what,
-        line.item,
-        f"{_amount(line.quantity, line.unit)} at {_unit_price(line.unit_usd)}" if bought else "",
+        _one_line(line.item),
+        f"{_amount(line.quantity, _one_line(line.unit))} at {_unit_price(line.unit_usd)}" if bought else "",
         format_usd(line.charge_micros) if moved else "",
         format_usd(line.cash_micros) if moved else "",
         format_usd(line.left_micros),
@@ -286,7 +286,7 @@ def _sums(timings: Sequence[Timing]) -> tuple[str, str]:
 
 def _drawn(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Lines of a table: headings, a rule, rows, a rule, the total."""
-    widths = _fit([max(len(row[column]) for row in rows) for column in range(len(rows[0]))])
+    widths = _fit([max(width(row[column]) for row in rows) for column in range(len(rows[0]))])
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
     drawn = [_aligned(row, widths) for row in rows]
     return [drawn[0], rule, *drawn[1:-1], rule, drawn[-1]]
@@ -308,14 +308,13 @@ def _fit(widths: list[int]) -> list[int]:
 
 def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
     """One row over as many lines as its words need; its numbers stand on the first."""
-    words = [textwrap.wrap(cell, width) for cell, width in zip(row, widths[:_N_WORD_COLUMNS], strict=False)]
+    words = [wrap(cell, n_cells) for cell, n_cells in zip(row, widths[:_N_WORD_COLUMNS], strict=False)]
     numbers = [[cell] for cell in row[_N_WORD_COLUMNS:]]
     lines = []
     for cells in zip_longest(*words, *numbers, fillvalue=""):
         pairs = list(zip(cells, widths, strict=True))
-        left = [cell.ljust(width) for cell, width in pairs[:_N_WORD_COLUMNS]]
-        right = [cell.rjust(width) for cell, width in pairs[_N_WORD_COLUMNS:]]
-        lines.append("  ".join([*left, *right]).rstrip())
+        padded = [left(*pair) for pair in pairs[:_N_WORD_COLUMNS]] + [right(*pair) for pair in pairs[_N_WORD_COLUMNS:]]
+        lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
 
 
@@ -324,7 +323,8 @@ def _moment(at: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    """A text of a user on one line, with what steers a terminal escaped."""
+    return visible(" ".join(text.split()))
 
 
 def _escaped(cell: str) -> str:

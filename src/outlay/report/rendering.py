@@ -7,6 +7,7 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from outlay.display import visible
 from outlay.report.laid import CellValue, LaidOut, LaidRow, blocks
 from outlay.report.tables import ABSENT
 
@@ -117,12 +118,12 @@ def render_rich(laid: LaidOut) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(laid.title), title_justify="left")
+    table = Table(title=Text(visible(laid.title)), title_justify="left")
     for name in laid.stub:
-        table.add_column(Text(name), justify="left")
+        table.add_column(Text(visible(name)), justify="left")
     has_levels = len({column.over for column in laid.columns}) > 1
     for column in laid.columns:
-        heads = [column.over] * has_levels + [column.text]
+        heads = map(visible, [column.over] * has_levels + [column.text])
         table.add_column(Text("\n".join(heads)), justify="right", overflow="fold")
     for i, (row, texts) in enumerate(zip(laid.rows, _stub_texts(laid.rows), strict=True)):
         if row.starts_block and i:
@@ -131,9 +132,9 @@ def render_rich(laid: LaidOut) -> RenderableType:
         for cell in row.cells:
             text = Text(ABSENT)
             if cell is not None:
-                text = Text(cell.text + cell.marks_text, style="bold" if _is_bold(cell) else "")
+                text = Text(visible(cell.text + cell.marks_text), style="bold" if _is_bold(cell) else "")
                 for line in cell.beneath:
-                    text.append(f"\n{line}", style="not bold dim")
+                    text.append(f"\n{visible(line)}", style="not bold dim")
             cells.append(text)
-        table.add_row(*map(Text, texts), *cells)
+        table.add_row(*(Text(visible(text)) for text in texts), *cells)
     return Group(table, *(Text(note, style="dim") for note in laid.notes))

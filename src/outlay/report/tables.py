@@ -10,10 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from outlay.display import visible
 from outlay.errors import DataError
 from outlay.grouping import Group, group
+from outlay.money import show_usd
 from outlay.pareto import Frontier, Spot, frontier
 from outlay.point import Point
+from outlay.writing import csv_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -261,10 +264,8 @@ HEADER = ("Strategy", "Budget", "Labels", "Pool rows", "Teacher dev", "Test", "C
 
 
 def money(usd: float | None) -> str:
-    """Dollars for a table: cents from one dollar on, four decimals below."""
-    if usd is None:
-        return ABSENT
-    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.4f}"
+    """Dollars for a table, as `outlay.money.show_usd` writes them; a dash where there are none."""
+    return ABSENT if usd is None else show_usd(usd)
 
 
 def count(number: float | None) -> str:
@@ -330,11 +331,11 @@ def difference_text(row: DifferenceRow) -> str:
 def render_rich(comparison: Comparison) -> RenderableType:
     """The comparison for a terminal; rows on the frontier are bold."""
     from rich.console import Group as RichGroup
-    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{escape(comparison.task)}: test score by strategy and budget", title_justify="left")
+    title = Text(visible(f"{comparison.task}: test score by strategy and budget"))
+    table = Table(title=title, title_justify="left")
     header, texts = grid(comparison)
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
@@ -343,7 +344,7 @@ def render_rich(comparison: Comparison) -> RenderableType:
         if row.budget_usd != budget_usd:
             table.add_section()
             budget_usd = row.budget_usd
-        table.add_row(*map(escape, line), style="bold" if on_front(comparison, row) else "")
+        table.add_row(*(Text(visible(text)) for text in line), style="bold" if on_front(comparison, row) else "")
     lines = [Text(difference_text(row)) for row in comparison.differences]
     if comparison.measure is not None:
         lines.insert(0, Text(f"Test: {comparison.measure}, 0-100", style="dim"))
@@ -389,7 +390,7 @@ def render_csv(comparison: Comparison) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_HEADER)
     for row in comparison.rows:
-        writer.writerow("" if value is None else value for value in _csv_values(comparison, row))
+        writer.writerow(map(csv_text, _csv_values(comparison, row)))
     return buffer.getvalue()
 
 

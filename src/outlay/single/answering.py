@@ -37,6 +37,7 @@ from outlay.single.work import (
     refuse_family,
     wait_for_all,
 )
+from outlay.writing import write_bytes
 
 BLOCK_ROWS = 1024
 """Consecutive rows that are worked through together, sorted and batched among themselves."""
@@ -271,10 +272,7 @@ def _scores(scorer: Scorer, said: Sequence[str], rows: Sequence[Row], out: Path)
     readings = scorer.score(said, rows)
     scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
     facts = {"n_rows": len(rows), **scorer.identity(), "main": scorer.main, "scores": scores}
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{SCORES}"
-    temporary.write_bytes(json_bytes(facts))
-    temporary.replace(out / SCORES)
+    write_bytes(out / SCORES, json_bytes(facts))
     return facts
 
 

@@ -19,6 +19,7 @@ from outlay.single.home import Document
 from outlay.single.inputs import Row
 from outlay.single.targets import TargetsFolder
 from outlay.single.work import Outcome
+from outlay.writing import replacing
 
 if TYPE_CHECKING:
     from outlay.train.exchange import Heard
@@ -132,15 +133,10 @@ def _names(stored: TargetsFolder) -> Name:
 @contextmanager
 def _writer(out: Path, stored: TargetsFolder) -> Iterator[Write]:
     """Writes rows to a file of that suffix, which takes its name when all of them are written."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.part")
-    opened = _parquet_writer(temporary, stored) if out.suffix == ".parquet" else _text_writer(temporary, out.suffix)
-    try:
+    with replacing(out) as temporary:
+        opened = _parquet_writer(temporary, stored) if out.suffix == ".parquet" else _text_writer(temporary, out.suffix)
         with opened as write:
             yield write
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

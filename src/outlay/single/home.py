@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from outlay.errors import UsageError
+from outlay.writing import writing
 
 REQUEST, SUMMARY, WORK = "request.json", "summary.json", ".work"
 
@@ -82,8 +83,9 @@ class Home:
         Raises:
             UsageError: another process is at it.
         """
-        self.work.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        with writing(self.work / "lock"):
+            self.work.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,13 +97,14 @@ class Home:
 
     def write(self, path: Path, data: bytes) -> None:
         """Whole or not at all; what a kill leaves behind lies in the work folder."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        temporary = self.work / f"{path.name}.tmp"
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with writing(path):
+            self.work.mkdir(parents=True, exist_ok=True)
+            temporary = self.work / f"{path.name}.tmp"
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
 
     def write_json(self, path: Path, document: Any) -> None:
         """As `write`."""

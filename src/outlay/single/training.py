@@ -32,6 +32,7 @@ from outlay.single.work import (
     rank,
     refuse_family,
 )
+from outlay.writing import writing
 
 if TYPE_CHECKING:
     from outlay.train.progress import Progress
@@ -379,7 +380,8 @@ class _Telling:
 def _keep(home: Home, progress: Progress, outcome: Outcome) -> None:
     """Move the model to its place, the history beside it, the summary last."""
     for path in sorted((home.work / "model").iterdir()):
-        path.replace(home.out / path.name)
+        with writing(home.out / path.name):
+            path.replace(home.out / path.name)
     facts = {
         name: outcome.facts[name] for name in ("dev", "dev_score", "best_epoch", "n_steps", "stopped", "n_parameters")
     }

@@ -26,10 +26,10 @@ from torch import nn
 
 from outlay.errors import DataError, DiskFull, UnknownModel, UsageError
 from outlay.form import Family
-from outlay.modelref import ModelRef
+from outlay.modelref import SINGLE_WEIGHTS, ModelRef
 from outlay.shape import shape_of_size
 from outlay.sizes import Size, tiny_size
-from outlay.train.checkpoint import clear_when_full
+from outlay.writing import writing
 
 COVERAGE = 0.9995
 """Share of all characters that get a piece of their own, the commonest first, as in SentencePiece; others are spelt in bytes."""
@@ -81,13 +81,16 @@ def build_checkpoint(size: Size, corpus: Corpus, folder: Path, *, seed: int = 0,
     dtype = torch.bfloat16 if bf16 else torch.float32
     _check_room(size, folder, dtype)
     tokenizer = learn_tokenizer(corpus, size)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    half_made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        half_made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
         model = new_model(size, seed=seed, dtype=dtype)
-        with _quiet(), clear_when_full(folder):
-            tokenizer.save_pretrained(half_made)
-            model.save_pretrained(half_made, max_shard_size=_MAX_SHARD_SIZE)  # type: ignore[operator]
+        with _quiet():
+            with writing(folder / "tokenizer.json"):
+                tokenizer.save_pretrained(half_made)
+            with writing(folder / SINGLE_WEIGHTS):
+                model.save_pretrained(half_made, max_shard_size=_MAX_SHARD_SIZE)  # type: ignore[operator]
         half_made.chmod(0o777 & ~_umask())
         half_made.replace(folder)
     finally:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from outlay.errors import TrainingError
 from outlay.train.adapters import load_trained_state, trained_state
-from outlay.train.checkpoint import checkpoint_state, clear_when_full, newest_checkpoint
+from outlay.train.checkpoint import checkpoint_state, newest_checkpoint
 from outlay.train.place import Place, like
 from outlay.train.progress import Progress, Training
+from outlay.writing import writing
 
 
 class Checkpoints:
@@ -47,8 +48,7 @@ class Checkpoints:
         due = self.wanted_at(training.progress.step) or time.monotonic() - self._last >= self._every_seconds
         if not place.main_says(int(due)):
             return
-        with clear_when_full(self._folder):
-            self._save(training, place)
+        self._save(training, place)
         self._last = time.monotonic()
 
     def load(self, training: Training, place: Place) -> None:
@@ -87,13 +87,18 @@ class Checkpoints:
     def _write(self, name: str, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         new = self._folder / f"{name}.tmp"
         shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
+        with writing(new):
+            new.mkdir(parents=True)
         for part, tensors in parts.items():
-            save_file(tensors, new / f"{part}.safetensors")
-        (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            with writing(path := new / f"{part}.safetensors"):
+                save_file(tensors, path)
+        with writing(path := new / "state.json"):
+            path.write_text(json.dumps(state), encoding="utf-8")
         for path in new.iterdir():
-            _fsync(path)
-        new.rename(self._folder / name)
+            with writing(path):
+                _fsync(path)
+        with writing(self._folder / name):
+            new.rename(self._folder / name)
         for old in self._folder.iterdir():
             if old.name != name:
                 shutil.rmtree(old, ignore_errors=True)

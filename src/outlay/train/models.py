@@ -18,11 +18,11 @@ from torch import nn
 
 from outlay.errors import UnknownModel, UsageError
 from outlay.form import Family, Form, TargetKind, can_answer
-from outlay.modelref import cut_layers, parse_ref, resolve_folder
+from outlay.modelref import SINGLE_WEIGHTS, cut_layers, parse_ref, resolve_folder
 from outlay.shape import family_of
-from outlay.train.checkpoint import clear_when_full
 from outlay.train.heads import ClassHead, Head, TagHead
 from outlay.train.writers import ChoiceHead, TextHead
+from outlay.writing import writing
 
 HEAD_FILE = "outlay.json"
 """Beside the weights of a trained model: which head speaks for it, and the form of its task."""
@@ -100,11 +100,14 @@ def save_model(
 
     ``state``: the weights to write, where the model itself does not hold them whole.
     """
-    with _quiet(), clear_when_full(folder):
-        model.save_pretrained(folder, state_dict=state)
-        _say_untied(model, folder)
-        tokenizer.save_pretrained(folder)
-        document = {"family": head.family, "target": head.target, "form": head.form.to_json()}
+    with _quiet():
+        with writing(folder / SINGLE_WEIGHTS):
+            model.save_pretrained(folder, state_dict=state)
+            _say_untied(model, folder)
+        with writing(folder / "tokenizer.json"):
+            tokenizer.save_pretrained(folder)
+    document = {"family": head.family, "target": head.target, "form": head.form.to_json()}
+    with writing(folder / HEAD_FILE):
         (folder / HEAD_FILE).write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

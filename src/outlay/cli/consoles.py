@@ -1,0 +1,46 @@
+"""The console of rich that every table, bar and line of progress is drawn on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, HighlighterType, JustifyMethod, OverflowMethod, RenderableType
+from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text
+
+from outlay.display import visible_lines
+
+
+class PlainConsole(Console):
+    """A console on which a text cannot steer the terminal, whatever it holds."""
+
+    def render_str(
+        self,
+        text: str,
+        *,
+        style: str | Style = "",
+        justify: JustifyMethod | None = None,
+        overflow: OverflowMethod | None = None,
+        emoji: bool | None = None,
+        markup: bool | None = None,
+        highlight: bool | None = None,
+        highlighter: HighlighterType | None = None,
+    ) -> Text:
+        """A text with its markup read; it is escaped before its width is measured, so that columns stay straight."""
+        return super().render_str(
+            visible_lines(text),
+            style=style,
+            justify=justify,
+            overflow=overflow,
+            emoji=emoji,
+            markup=markup,
+            highlight=highlight,
+            highlighter=highlighter,
+        )
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Segments to print: control characters of texts are escaped, those of rich itself stay."""
+        for text, style, control in super().render(renderable, options):
+            is_own = control is not None or text == "\n"
+            yield Segment(text, style, control) if is_own else Segment(visible_lines(text), style)

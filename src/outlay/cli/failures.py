@@ -1,0 +1,44 @@
+"""What a command says where something failed that no part of `outlay` turned into an error of its own."""
+
+from __future__ import annotations
+
+from outlay.errors import OutlayError
+from outlay.writing import NO_ROOM, errno_of
+
+_CHECK = "check the path, its permissions and the room on its disk"
+_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
+
+
+def line_of(error: Exception) -> str | None:
+    """One line for a user; None where it is a mistake of the program, whose traceback is of use."""
+    if isinstance(error, OutlayError):
+        return str(error)
+    if isinstance(error, UnicodeEncodeError):
+        return (
+            f"{error.object[error.start : error.end]!a} cannot be written as {error.encoding}, the encoding of names here; "
+            "set PYTHONUTF8=1 or LC_ALL=C.UTF-8"
+        )
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({_first_line(error)}); take a smaller --batch-size or model, or end other programs, and run the "
+            "same command again to go on"
+        )
+    code = errno_of(error)
+    if code is None:
+        return None
+    if not isinstance(error, OSError):
+        again = " and run the same command again to go on" if code in NO_ROOM else ""
+        return f"{type(error).__name__}: {_first_line(error)}; {_CHECK}{again}"
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; {_CHECK}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, torch or the system could not get the memory that was asked for."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _MEMORY)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
