@@ -21,6 +21,7 @@ from outlay.cli import studies
 from outlay.crew import THREAD_VARIABLES, Inline
 from outlay.ledger import Ledger
 from outlay.local import usable_cores
+from outlay.money import show_usd
 from outlay.point import read_points
 from outlay.study import study_schema
 from tests.runs import World
@@ -191,7 +192,7 @@ def test_status_of_a_finished_study(place: Place, ran: Ran) -> None:
     assert (found["is_done"], found["n_by_status"], found["held"], found["reasons"]) == (True, {"ok": 4}, [], [])
     spent = sum(point.circumstance.cash_usd or 0 for point in read_points(place.out / "points.json"))
     assert found["cash_usd"] == pytest.approx(spent)
-    assert told.out.splitlines()[1] == f"cash so far: ${spent:,.4f}"
+    assert told.out.splitlines()[1] == f"cash so far: {show_usd(spent)}"
 
 
 def test_show_prints_the_tables_and_writes_nothing(place: Place, ran: Ran) -> None:

@@ -72,6 +72,14 @@ same command goes on where it was. Progress goes to standard error, so standard 
 document. `TASK` is the name of a shipped task or the path of your own `task.yaml` ([tasks](tasks.md)), `STUDY` that of a study
 ([studies](studies.md)); `DIR` is a results folder, as `run`, `compare` and `study run` make it.
 
+Output fits the terminal. Where its encoding lacks a letter (`LC_ALL=C`, `PYTHONIOENCODING=latin-1`), lines and signs
+are drawn in ASCII, other letters as `?`, and JSON escapes them; the exit code stays the same. An error handler that
+`PYTHONIOENCODING` names (`ascii:xmlcharrefreplace`) counts. Columns are measured in cells, so CJK letters and emoji
+keep them straight. Control characters in labels and texts are shown (`\\x1b`), never sent, and `[markup]` in them is
+text. A reader that stops early (`outlay prices | head -1`) ends a command quietly with exit 141. Where the system
+refuses to write a file (a full disk, a limit on its size, permissions) one line names it; make room and run the same
+command again, it goes on with what was bought and done.
+
 | variable | what it sets |
 |---|---|
 | `OUTLAY_DATA` | the folder of data sets |
