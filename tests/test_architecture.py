@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "demo": {"errors", "writing"},
     "raycrew": {"__init__", "crew", "errors"},
     "cluster": {"crew", "errors", "locks", "modelref", "raycrew"},
-    "sizes": {"errors", "form", "modelref"},
+    "sizes": {"errors", "form", "modelref", "taskfile"},
     "shape": {"errors", "form", "modelref", "sizes"},
     "compute": {"errors", "money", "shape"},
     "speed": {"errors", "settings", "shape", "sizes"},
@@ -99,7 +99,7 @@ ALLOWED: dict[str, set[str]] = {
         *("sellers", "settings", "store", "strategy", "task", "train"),
     },
     "planning": {
-        *("display", "errors", "grouping", "money", "point", "prepare", "quoting", "recipe", "speed"),
+        *("display", "errors", "money", "point", "prepare", "quoting", "recipe", "speed"),
         *("strategy", "timing"),
     },
     "workshop": {"example", "metrics", "prepare", "quoting", "recipe", "store", "train"},
@@ -137,8 +137,8 @@ ALLOWED: dict[str, set[str]] = {
     "watcher": {"ledger", "money"},
     "runfolder": {"errors", "writing"},
     "compare": {
-        *("aftermath", "errors", "grouping", "metrics", "money", "point", "prepare", "remote", "report"),
-        *("run", "runfolder", "significance", "store", "strategy", "writing"),
+        *("aftermath", "errors", "grouping", "metrics", "modelref", "money", "point", "prepare", "remote"),
+        *("report", "run", "runfolder", "significance", "store", "strategy", "writing"),
     },
     "single": {
         *("canonical", "cluster", "data", "defaults", "entities", "errors", "example", "executor", "form"),
@@ -146,8 +146,8 @@ ALLOWED: dict[str, set[str]] = {
         *("task", "train", "writing"),
     },
     "cli": {
-        *("__init__", "compare", "compute", "conduct", "crew", "data", "demo", "display", "errors", "fetch"),
-        *("grouping", "ledger", "local", "location", "money", "paths", "planning", "point", "prepare"),
+        *("__init__", "canonical", "compare", "compute", "conduct", "crew", "data", "demo", "display", "errors"),
+        *("fetch", "ledger", "local", "location", "money", "paths", "planning", "point", "prepare"),
         *("profile", "raycrew", "remote", "report", "reporting", "request", "run", "scheduler", "settings"),
         *("shape", "single", "sizes", "speed", "store", "study", "task", "train", "writing"),
     },

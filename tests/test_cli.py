@@ -118,8 +118,10 @@ class Shop:
         return ("--teacher", self.checkpoint, "--student", "cut:1", *epochs, "--threads", "1")
 
     def run(self, out: Path, *more: object, budget: object = 6, store: Path | None = None) -> Ran:
+        own = {f"--set={str(word).partition('=')[0]}" for word in more}
+        models = [word for word in self.models() if str(word).rpartition("=")[0] not in own]
         return outlay(
-            *("run", self.task, "--budget", budget, "--out", out, "--store", store or self.store, *self.models(), *more)
+            "run", self.task, "--budget", budget, "--out", out, "--store", store or self.store, *models, *more
         )
 
 

@@ -102,9 +102,8 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(place: Place, tmp_pa
     ran = place.run("--dry-run", out=tmp_path / "out", store="nothing")
     assert ran.code == 0, ran.err
     lines = [" ".join(line.replace("│", " ").split()) for line in ran.out.splitlines()]
-    name = place.root.name
     # annotate: $4 and $6; distill: $4 of labels at both budgets, and next to nothing for the teacher.
-    assert f"{name} annotate 20 2 0 20 to 30 0 $10.00" in lines
+    assert "small annotate 20 2 0 20 to 30 0 $10.00" in lines
     assert "purchases of labels 2 4" in lines  # 20 and 30 labels; separately, 20 three times and 30 once
     assert "fine-tunings 3 4" in lines  # a student on 20 and on 30, a teacher on 20, which both budgets share
     assert "distillations 1 2" in lines

@@ -57,9 +57,9 @@ def test_a_grid_of_one_is_the_plain_comparison() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"teachers": ("a", "a")}, "one of the teachers is named twice: a, a"),
-        ({"students": ("a", "a")}, "one of the students is named twice"),
-        ({"budgets_micros": (1, 1)}, "one of the budgets is named twice"),
+        ({"teachers": ("a", "a")}, "a is named twice among the teachers"),
+        ({"students": ("a", "a")}, "a is named twice among the students"),
+        ({"budgets_micros": (1, 1)}, "$0.000001 is named twice among the budgets"),
         ({"budgets_micros": ()}, "no budgets to compare"),
         ({"n_seeds": 0}, "--seeds is 0"),
     ],

@@ -117,15 +117,15 @@ def absent_point(options: Options, workbench: Workbench, status: str, reason: st
     """
     try:
         task, _ = workbench.load(options.task)
-        name, price = task.name, workbench.price_book.get(task.price_item)
+        price = workbench.price_book.get(task.price_item)
         initial = (
             None if options.n_initial is None else price.cost_micros(options.n_initial * options.seller.redundancy)
         )
     except OutlayError:
-        name, initial = options.task, None
+        initial = None
     policy = strategy(options.strategy)
     asked = PointRequest(
-        task=name,
+        task=workbench.name_of(options.task),
         strategy=options.strategy,
         budget_usd=usd_of(options.budget_micros),
         added_usd=None if initial is None else usd_of(max(0, options.budget_micros - initial)),

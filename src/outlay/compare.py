@@ -15,6 +15,7 @@ from outlay.aftermath import answers_of, manifest_of
 from outlay.errors import DataError, MissingData, UsageError
 from outlay.grouping import group
 from outlay.metrics import Answered, correctness, main_score, mean_score
+from outlay.modelref import place_of
 from outlay.money import Price, show_usd, write_usd
 from outlay.point import Point, read_points, write_points
 from outlay.prepare import Options, Workbench
@@ -56,11 +57,15 @@ class Grid:
         for name, values in (("strategies", self.strategies), ("budgets", self.budgets_micros)):
             if not values:
                 raise UsageError(f"no {name} to compare; name at least one")
-        for name in ("strategies", "budgets_micros", "teachers", "students"):
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
-                named = name.removesuffix("_micros")
-                raise UsageError(f"one of the {named} is named twice: {', '.join(map(str, values))}")
+        for name, values in (
+            ("strategies", self.strategies),
+            ("budgets", tuple(map(show_usd, self.budgets_micros))),
+            ("teachers", tuple(map(place_of, self.teachers))),
+            ("students", tuple(map(place_of, self.students))),
+        ):
+            twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
+            if twice is not None:
+                raise UsageError(f"{twice} is named twice among the {name}; name each once")
         if self.n_seeds < 1:
             raise UsageError(f"--seeds is {self.n_seeds}; compare at least 1")
 

@@ -14,7 +14,7 @@ import json
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from decimal import Decimal
@@ -25,7 +25,7 @@ from outlay.aftermath import aftermath_of, receipt_file
 from outlay.crew import Crew
 from outlay.errors import HoldError, MissingData, UsageError
 from outlay.gauge import seconds_at
-from outlay.grouping import short_model, short_task
+from outlay.grouping import short_model
 from outlay.ledger import Ledger
 from outlay.location import default_location
 from outlay.money import Price, format_usd, write_usd
@@ -231,7 +231,10 @@ class _Folder:
     def __init__(self, plan: Plan, header: Header, runner: Runner) -> None:
         self._runner = runner
         self.runs = [None if planned.recipe is None else planned.run_id for planned in plan.points]
-        self._labels = [label_of(planned.options) for planned in plan.points]
+        models = tuple(
+            dict.fromkeys(ref for each in plan.points for ref in (each.options.teacher, each.options.student))
+        )
+        self._labels = [label_of(planned.options, planned.task, models) for planned in plan.points]
         self._header = header
 
     def write(self, points: Mapping[int, Point]) -> None:
@@ -252,13 +255,19 @@ class _Folder:
                 write_text(receipt_file(self._runner.folder, run), text)
 
 
-def label_of(options: Options) -> str:
-    """What a reader calls a cell."""
+def label_of(options: Options, task: str, models: Sequence[str]) -> str:
+    """What a reader calls a cell.
+
+    Args:
+        options: of the cell.
+        task: the name of its task.
+        models: references of all models that it must be told from.
+    """
     fixed = "" if options.n_initial is None else f", N = {options.n_initial:,}"
     pool = "" if options.pool_rows is None else f", {options.pool_rows:,} pool rows"
     return (
-        f"{short_task(options.task)}: {options.strategy}{fixed}{pool}, {format_usd(options.budget_micros)}, "
-        f"{short_model(options.teacher, ())} to {short_model(options.student, ())}, seed {options.seed}"
+        f"{task}: {options.strategy}{fixed}{pool}, {format_usd(options.budget_micros)}, "
+        f"{short_model(options.teacher, models)} to {short_model(options.student, models)}, seed {options.seed}"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from outlay.point import Point
@@ -76,12 +75,6 @@ def short_model(ref: str, among: Iterable[str]) -> str:
         if short and not any(other != ref and f"/{other}".endswith(f"/{short}") for other in among):
             return short
     return ref
-
-
-def short_task(task: str) -> str:
-    """What people call a task by its name or path: the name of its file, or of the folder of a ``task.yaml``."""
-    path = Path(task)
-    return path.resolve().parent.name if path.suffix in (".yaml", ".yml") and path.stem == "task" else path.stem
 
 
 def _differences(telling: tuple[Any, ...], values: Sequence[set[Any]], unnamed: Sequence[str]) -> list[str]:

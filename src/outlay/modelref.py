@@ -88,6 +88,16 @@ def parse_ref(ref: str) -> ModelRef:
     raise UnknownModel(f"model {ref!r} cannot be read; write {FORMS}")
 
 
+def place_of(ref: str) -> str:
+    """What a reference names, however it is written: of a local folder its whole path, anything else as it is.
+
+    Raises:
+        UsageError: a ``~`` that cannot be expanded.
+        UnknownModel: as `parse_ref`.
+    """
+    return str(Path(expand(ref)).resolve()) if parse_ref(ref).kind == "folder" else ref
+
+
 def resolve_folder(ref: str, *, base: str | None = None) -> Path:
     """The folder with ``config.json``, weights and tokenizer that ``ref`` reads; the base's for ``cut:`` and ``tiny:``.
 

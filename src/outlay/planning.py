@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from outlay.display import visible
 from outlay.errors import OutlayError
-from outlay.grouping import short_task
 from outlay.money import Price, cost_micros, format_usd
 from outlay.point import usd_of
 from outlay.prepare import Options, Workbench
@@ -35,10 +34,12 @@ KINDS = ("buy", "train", "teach", "distil", "score")
 class PlannedPoint:
     """One point: its ``recipe``, or the ``reason`` why it is ``na``.
 
+    ``task``: its name, as in the point of the run.
     ``run_id``: ``None`` where there is not even a request (a model that leads nowhere); ``charge_micros``: at most, 0 for ``na``.
     """
 
     options: Options
+    task: str
     run_id: str | None
     recipe: Recipe | None
     reason: str | None
@@ -49,7 +50,7 @@ class PlannedPoint:
         asked = self.options
         n_labels, n_pool = _sizes(self.recipe)
         return {
-            "task": asked.task,
+            "task": self.task,
             "strategy": asked.strategy,
             "budget_usd": usd_of(asked.budget_micros),
             "n_initial": asked.n_initial,
@@ -170,6 +171,7 @@ def plan(
 
 def _planned(workbench: Workbench, options: Options, absent: str | None) -> tuple[PlannedPoint, Known | None]:
     run_id: str | None = None
+    name = workbench.name_of(options.task)
     try:
         run_id = workbench.request(options).run_id
         reason = absent or _too_small_a_pool(workbench, options)
@@ -178,11 +180,11 @@ def _planned(workbench: Workbench, options: Options, absent: str | None) -> tupl
             proposal = strategy(options.strategy).ask(known, [])
             if isinstance(proposal, Recipe):
                 charge_micros = Quoter(known).total_micros(proposal.final)
-                return PlannedPoint(options, run_id, proposal, None, charge_micros), known
+                return PlannedPoint(options, name, run_id, proposal, None, charge_micros), known
             reason = proposal.reason if isinstance(proposal, NotAvailable) else "the strategy proposes nothing"
     except OutlayError as error:
         reason = absent or str(error)
-    return PlannedPoint(options, run_id, None, reason, 0), None
+    return PlannedPoint(options, name, run_id, None, reason, 0), None
 
 
 def _too_small_a_pool(workbench: Workbench, options: Options) -> str | None:
@@ -356,7 +358,7 @@ def _points_table(planned: Plan) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    tasks = ", ".join(dict.fromkeys(short_task(point.options.task) for point in planned.points))
+    tasks = ", ".join(dict.fromkeys(point.task for point in planned.points))
     title = f"{tasks}: {planned.n_points:,} points, {planned.n_na:,} of them N/A"
     table = Table(title=Text(visible(title)), title_justify="left")
     for i, name in enumerate(("Task", "Strategy", "N", "Points", "N/A", "Labels", "Pool rows", "Charge at most")):
@@ -364,7 +366,7 @@ def _points_table(planned: Plan) -> RenderableType:
     groups: dict[tuple[str, str, int | None], list[PlannedPoint]] = {}
     for point in planned.points:
         asked = point.options
-        groups.setdefault((short_task(asked.task), asked.strategy, asked.n_initial), []).append(point)
+        groups.setdefault((point.task, asked.strategy, asked.n_initial), []).append(point)
     for (task, name, n_initial), points in groups.items():
         sizes = [_sizes(point.recipe) for point in points]
         table.add_row(

@@ -147,6 +147,14 @@ class Workbench:
         return self.memo.once(("load", name), loaded, keep=OutlayError)
 
     @once
+    def name_of(self, task: str) -> str:
+        """What a task is called, whose data need not be there; one that cannot be read, as it was asked for."""
+        try:
+            return load_task(task).name
+        except OutlayError:
+            return task
+
+    @once
     def machine(self, name: str) -> Machine:
         """A machine of the shipped or the user's files.
 

@@ -139,13 +139,16 @@ def find_size(name: str, extra: Sequence[Path] = ()) -> Size:
 def _sizes_of(origin: str, text: str) -> dict[str, Size]:
     import yaml
 
+    from outlay.taskfile import parse_yaml
+
     try:
-        document = yaml.safe_load(text)
+        document = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "it breaks off"
         raise UnknownModel(
-            f"{origin}{line}: not readable as YAML; write `NAME: {{type: t5, n_layers: 2, ...}}`"
+            f"{origin}{line}: not readable as YAML ({problem}); write `NAME: {{type: t5, n_layers: 2, ...}}`"
         ) from None
     if not isinstance(document, dict):
         raise UnknownModel(f"{origin}: holds no sizes by name; write `NAME: {{type: t5, n_layers: 2, ...}}`")

@@ -27,7 +27,7 @@ from outlay.strategy import Strategy
 from outlay.strategy import strategy as strategy_named
 from outlay.studyfile import OTHERS, Scale, TaskAxes, merged, union_of, values_of
 from outlay.task import load_task
-from outlay.taskfile import Block, NonEmpty, first_problem, read_yaml
+from outlay.taskfile import Block, Name, NonEmpty, first_problem, read_yaml
 
 LLM_STRATEGIES = ("llm_annotate", "mix")
 """Strategies that buy labels from an LLM, and so need its error rate."""
@@ -52,6 +52,8 @@ class Study:
     scale: str
     tasks: tuple[str, ...]
     """Names or paths, as `outlay.task.load_task` takes them."""
+    names: tuple[str, ...]
+    """What those tasks are called, each differently."""
     threads: int
     notes: tuple[str, ...]
     cells: tuple[Cell, ...]
@@ -60,8 +62,8 @@ class Study:
 class StudyFile(Block):
     """A study as its file describes it."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    """Short name; letters, digits, ``_``, ``.`` and ``-``."""
+    name: Name
+    """Short name of at most 100 characters: letters, digits, ``_``, ``.`` and ``-``, the last two not first."""
     title: str = ""
     """One line for people."""
     source: NonEmpty | None = None
@@ -74,7 +76,7 @@ class StudyFile(Block):
     """Whether the student's own training on labels is paid for; the published tables say ``free``."""
     notes: tuple[NonEmpty, ...] = ()
     """Said in the report."""
-    scales: dict[str, Scale] = Field(min_length=1)
+    scales: dict[Name, Scale] = Field(min_length=1)
     """The study in one or more sizes, by name."""
     _folder: Path | None = PrivateAttr(default=None)
 
@@ -107,15 +109,18 @@ class StudyFile(Block):
             UnknownTask: a task that is not there, or about which the file says nothing.
             UnknownStrategy: a strategy that is not there.
             UnknownItem: a label without a price.
-            StudyFileError: a grid that cannot be: a budget below the price of its labels, an axis that is missing.
+            StudyFileError: a grid that cannot be: a budget below the price of its labels, an axis that is missing, two tasks of
+                one name.
         """
         chosen = self._scale(scale)
         if n_seeds is not None and n_seeds < 1:
             raise UsageError(f"--seeds is {n_seeds}; study at least 1")
         named = self._tasks(scale, chosen, tasks)
+        loaded = [load_task(name) for name, _ in named]
+        _check_names([name for name, _ in named], [task.name for task in loaded], f"{self.name}, scale {scale}")
         grids = [_Grid(self, f"{self.name}, scale {scale}, task {name}", chosen, name, axes) for name, axes in named]
         cells: dict[tuple[Any, ...], Cell] = {}
-        by_task = [tuple(grid.points(price(load_task(grid.task).price_item), price)) for grid in grids]
+        by_task = [tuple(grid.points(price(task.price_item), price)) for grid, task in zip(grids, loaded, strict=True)]
         for seed in range(chosen.first_seed, chosen.first_seed + (n_seeds or chosen.n_seeds)):
             for grid, points in zip(grids, by_task, strict=True):
                 for asked in points:
@@ -132,6 +137,7 @@ class StudyFile(Block):
             source=self.source,
             scale=scale,
             tasks=tuple(grid.task for grid in grids),
+            names=tuple(task.name for task in loaded),
             threads=chosen.threads,
             notes=(*self.notes, *chosen.notes),
             cells=tuple(cells.values()),
@@ -162,7 +168,7 @@ class StudyFile(Block):
                     f"study {self.name} says nothing about task {task} at scale {scale}; it has {', '.join(own)}; "
                     "add it under `tasks`, or `any_task` for whatever is not listed"
                 )
-            if any(name == before for before, _ in found):
+            if any(name == before or _same_place(name, before) for before, _ in found):
                 raise UsageError(f"task {task} is named twice; name each task once")
             found.append((name, merged(chosen, axes)))
         return found
@@ -387,6 +393,22 @@ def _identity(options: Options) -> tuple[Any, ...]:
 
 def _plain(overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return {role: dict(settings) for role, settings in overrides.items()}
+
+
+def _check_names(places: Sequence[str], names: Sequence[str], where: str) -> None:
+    """Refuse tasks that their names do not tell apart: tables, files and figures are named by them."""
+    first: dict[str, int] = {}
+    for i, name in enumerate(names):
+        j = first.setdefault(name.casefold(), i)
+        if i != j:
+            both = (
+                f"both called {name}"
+                if names[j] == name
+                else f"called {names[j]} and {name}, which differ in case only"
+            )
+            raise StudyFileError(
+                f"study {where}: the tasks {places[j]} and {places[i]} are {both}; change the `name:` of one"
+            )
 
 
 def _is_path(task: str) -> bool:

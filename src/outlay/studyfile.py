@@ -143,6 +143,8 @@ class Axes(Block):
         for role, given in settings.items():
             if role not in ROLES:
                 raise ValueError(f"unknown role {role!r}; known: {', '.join(ROLES)}")
+            if twice := sorted(given.keys() & {SETTING_NAMES.get(name) for name in given}):
+                raise ValueError(f"{role}: {twice[0]} is given twice, under its two names; give it once")
             renamed[role] = {SETTING_NAMES.get(name, name): value for name, value in given.items()}
             known = TeachSettings() if role == "teach" else TrainSettings(epochs=1, batch_size=1, learning_rate=1e-4)
             try:

@@ -20,7 +20,7 @@ from outlay.example import Example, TextFormat
 from outlay.form import Form, Kind
 from outlay.paths import expand
 from outlay.sources import Data, PoolSource, Source, compiled
-from outlay.taskfile import Block, NonEmpty, Value, first_problem, read_yaml
+from outlay.taskfile import Block, Name, NonEmpty, Value, first_problem, read_yaml
 from outlay.training import Training
 
 SHIPPED = Path(__file__).parent / "tasks"
@@ -70,8 +70,8 @@ class Published(Block):
 class Task(Block):
     """A task as its file describes it."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    """Short name; letters, digits, ``_``, ``.`` and ``-``."""
+    name: Name
+    """Short name of at most 100 characters: letters, digits, ``_``, ``.`` and ``-``, the last two not first."""
     description: str = ""
     """One line for people."""
     kind: Kind = "classification"
@@ -150,6 +150,8 @@ class Task(Block):
     @model_validator(mode="after")
     def _consistent(self) -> Task:
         names = compiled(self.text).names
+        if len(set(self.segments)) != len(self.segments):
+            raise ValueError(f"`segments` names {', '.join(self.segments)}; name each field once")
         if self.segments and (len(self.segments) > 2 or not set(self.segments) <= {*names, "text"}):
             raise ValueError(f"`segments` takes one or two of {', '.join(names)}, text")
         if self.kind == "entities" and self.segments not in ((), ("text",)):
@@ -161,8 +163,15 @@ class Task(Block):
             if unknown:
                 raise ValueError(f"`{where}.fields` names {', '.join(unknown)}; `text` has {', '.join(names)}")
         parts = [part.name for part in self.pool]
-        if len(set(parts)) != len(parts):
-            raise ValueError("the parts of `pool` must have different names")
+        twice = next((name for i, name in enumerate(parts) if name in parts[:i]), None)
+        if twice is not None:
+            raise ValueError(f"the parts of `pool` must have different names, and two are called {twice!r}")
+        rows = [source.model_dump(exclude={"rows", "sha256", "origin"}) for source in self.data.sources_of("train")]
+        again = next((i for i, source in enumerate(rows) if source in rows[:i]), None)
+        if again is not None:
+            raise ValueError(
+                f"`data.more_train.{again - 1}` takes rows that train has already, to be bought twice; remove it"
+            )
         self._check_dev()
         return self
 

@@ -20,6 +20,8 @@ def as_text(value: object) -> object:
 
 Value = Annotated[str, BeforeValidator(as_text, json_schema_input_type=str | int | float)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
+"""What files and folders are named by too: no slash, no leading dot or dash, far from the 255 bytes of a file system."""
 
 
 class Block(BaseModel):
@@ -49,6 +51,15 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
+def parse_yaml(text: str) -> Any:
+    """Read YAML text, without its traps.
+
+    Raises:
+        yaml.YAMLError: It is no YAML, or gives a key twice.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_yaml(path: Path, error_type: type[DataError] = TaskFileError, page: str = "docs/tasks.md") -> dict[str, Any]:
     """Read the keys and values of a file; ``page`` is where such files are described.
 
@@ -57,7 +68,7 @@ def read_yaml(path: Path, error_type: type[DataError] = TaskFileError, page: str
             keys and values.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
@@ -106,7 +117,7 @@ def _known_keys(path: tuple[int | str, ...], schema: dict[str, Any]) -> list[str
         elif isinstance(part, int):
             here = here.get("items", {})
         else:
-            others = here.get("additionalProperties")
+            others = next(iter(here.get("patternProperties", {}).values()), here.get("additionalProperties"))
             here = here.get("properties", {}).get(part, others if isinstance(others, dict) else here)
         options = [option for option in here.get("anyOf", [here]) if "$ref" in option]
         if options:

@@ -124,6 +124,8 @@ def parse_settings(pairs: list[str] | None) -> dict[str, dict[str, Any]]:
         except json.JSONDecodeError:
             read = None if value == "none" else value
         _check_setting_type(pair, role, field, read)
+        if field in by_role.get(role, {}):
+            raise UsageError(f"--set {name} is given twice, last as {pair!r}; give each setting once")
         by_role.setdefault(role, {})[field] = read
     return by_role
 

@@ -121,12 +121,12 @@ def run(
 ) -> None:
     """Spend a budget by one strategy: buy, train, score, and print the result with its receipt."""
     from outlay.compare import run_points, write_report
-    from outlay.grouping import short_task
     from outlay.money import parse_budget
+    from outlay.task import load_task
 
     given = locals()
     asked = [_options(given, strategy, parse_budget(budget))]
-    with _Session(asked, f"{short_task(task)}-{strategy}", given) as session:
+    with _Session(asked, f"{load_task(task).name}-{strategy}", given) as session:
         points = run_points(session.runner, session.workbench, asked, session.announce)
         files = write_report(session.runner)
     _finish(session.runner, files, as_json, receipts=True)
@@ -172,13 +172,13 @@ def compare(
 ) -> None:
     """Every strategy at the same budgets and seeds: one table, one frontier, every dollar in a receipt."""
     from outlay.compare import Grid, run_points, write_report
-    from outlay.grouping import short_task
+    from outlay.task import load_task
 
     given = locals()
     names, micros = parse_names(strategies), parse_budgets(budgets)
     shared = _options(given, names[0] if names else "", micros[0])
     asked = Grid(shared, names, micros, seeds, parse_names(teachers), parse_names(students), rule).options()
-    with _Session(asked, f"{short_task(task)}-compare", given) as session:
+    with _Session(asked, f"{load_task(task).name}-compare", given) as session:
         points = run_points(session.runner, session.workbench, asked, session.announce)
         files = write_report(session.runner)
     _finish(session.runner, files, as_json, receipts=False)

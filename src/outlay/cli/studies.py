@@ -94,14 +94,14 @@ def run(
     header = _header(asked, _command(study, command, prices, machines))
     craft = StepCraft(kept.location, book, None if data is None else data.resolve(), tuple(machines or ()))
     crew = _crew(executor, craft, workers, asked.threads, ray, folder / "logs")
-    if not dry_run:
-        check_folder(folder, header)
+    check_folder(folder, header)
     bench = Workbench(book, data_root=data, machines=machines or [], tokens=kept.root / "tokens")
     planned = _plan(bench, asked, quiet or as_json, price_here, kept)
     if dry_run:
         _print_plan(planned, as_json)
-        return
     _refuse_if_nothing_to_do(planned)
+    if dry_run:
+        return
     runner = Runner(folder, kept, here=price_here, cash_cap_micros=cap)
     conductor = Conductor(planned, header, runner, bench)
     _bring_about(conductor, crew, quiet=quiet or as_json)
@@ -239,12 +239,18 @@ def _crew(executor: str, craft: Any, workers: int | None, threads: int, ray: str
     return LocalCrew(craft, workers or n_places(threads), threads, logs=logs)
 
 
+FOLDER_LENGTH = 150
+"""Longest name of a results folder that is made of other names; a file system takes 255 bytes."""
+
+
 def _folder_name(study: Study, tasks: str | None) -> str:
     """Of the study and its scale, and of the tasks where they were named or are one."""
-    from outlay.grouping import short_task
+    from outlay.canonical import digest_of
 
-    named = study.tasks if tasks or len(study.tasks) == 1 else ()
-    return "-".join((study.name, study.scale, *(short_task(task) for task in named)))
+    named = study.names if tasks or len(study.names) == 1 else ()
+    name = "-".join((study.name, study.scale, *named))
+    whole = f"{name[:FOLDER_LENGTH]}-{digest_of(name.encode())[:8]}"
+    return name if len(name) <= FOLDER_LENGTH else whole
 
 
 def _header(study: Study, command: str) -> Header:
