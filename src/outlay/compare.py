@@ -16,7 +16,7 @@ from outlay.errors import DataError, MissingData, UsageError
 from outlay.grouping import group
 from outlay.metrics import Answered, correctness, main_score, mean_score
 from outlay.modelref import place_of
-from outlay.money import Price, show_usd, write_usd
+from outlay.money import Price, format_usd, show_usd, write_usd
 from outlay.point import Point, read_points, write_points
 from outlay.prepare import Options, Workbench
 from outlay.remote import open_location
@@ -59,7 +59,7 @@ class Grid:
                 raise UsageError(f"no {name} to compare; name at least one")
         for name, values in (
             ("strategies", self.strategies),
-            ("budgets", tuple(map(show_usd, self.budgets_micros))),
+            ("budgets", tuple(map(format_usd, self.budgets_micros))),
             ("teachers", tuple(map(place_of, self.teachers))),
             ("students", tuple(map(place_of, self.students))),
         ):
