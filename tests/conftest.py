@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoints import make_checkpoint
+
+# What `auto` means must not depend on the machine that the tests run on; those of `auto` itself take it away again.
+os.environ["OUTLAY_PRECISION"] = "fp32"
 
 
 @pytest.fixture(scope="session")

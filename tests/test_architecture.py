@@ -24,6 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "display": set(),
     "writing": {"errors"},
     "locks": set(),
+    "quota": set(),
+    "precision": {"errors", "location", "locks", "train"},
     "executor": set(),
     "crew": {"errors"},
     "worker": {"crew"},
@@ -55,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "speed": {"errors", "settings", "shape", "sizes"},
     "taskfile": {"errors", "example"},
     "sources": {"errors", "example", "taskfile"},
-    "training": {"form", "taskfile"},
+    "training": {"precision", "form", "taskfile"},
     "task": {"errors", "example", "form", "paths", "sources", "taskfile", "training"},
     "rows": {"errors", "sources"},
     "data": {"entities", "errors", "example", "paths", "rows", "sources", "task"},
@@ -65,21 +67,23 @@ ALLOWED: dict[str, set[str]] = {
     "labels": {"errors", "example", "money"},
     "train": {"entities", "errors", "form", "modelref", "settings", "shape", "sizes", "speed", "writing"},
     "report": {
+        "precision",
         *("display", "errors", "grouping", "ledger", "metrics", "money", "pareto", "point", "published"),
         *("runfolder", "writing"),
     },
     "significance": {"errors", "grouping", "metrics", "point", "report", "strategy"},
-    "request": {"errors", "money", "store"},
+    "request": {"precision", "errors", "money", "store"},
     "recipe": {"form", "settings", "store"},
     "sellers": {"errors", "example", "labels", "money", "quoting", "request", "store", "strategy", "task"},
     "quoting": {"compute", "errors", "form", "memo", "money", "recipe", "request", "settings"},
     "strategy": {"errors", "memo", "money", "quoting", "recipe"},
     "gauge": {"compute", "money", "quoting", "recipe"},
     "timing": {"quoting", "recipe", "settings", "speed"},
-    "circumstance": set(),
+    "circumstance": {"precision", "quota"},
     "defaults": {"form", "settings"},
     "ordered": {"data", "example", "store"},
     "prepare": {
+        "precision",
         *(
             "compute",
             "data",
@@ -104,6 +108,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "workshop": {"example", "metrics", "prepare", "quoting", "recipe", "store", "train"},
     "making": {
+        "precision",
         *("circumstance", "errors", "gauge", "money", "prepare", "quoting", "recipe", "speed", "store", "strategy"),
         *("timing", "train", "workshop"),
     },
@@ -111,10 +116,12 @@ ALLOWED: dict[str, set[str]] = {
         *("errors", "ledger", "metrics", "point", "prepare", "quoting", "recipe", "store", "strategy", "workshop"),
     },
     "execution": {
+        "precision",
         *("account", "circumstance", "errors", "gauge", "labels", "ledger", "making", "money", "point", "prepare"),
         *("quoting", "recipe", "runfolder", "store", "strategy", "watcher", "workshop"),
     },
     "run": {
+        "precision",
         *("errors", "execution", "labels", "ledger", "making", "money", "point", "prepare", "runfolder", "store"),
         "watcher",
     },
@@ -129,8 +136,9 @@ ALLOWED: dict[str, set[str]] = {
         *("store", "writing"),
     },
     "reporting": {"conduct", "pareto", "report", "significance", "store", "writing"},
-    "studyfile": {"errors", "money", "request", "settings", "taskfile", "training"},
+    "studyfile": {"precision", "errors", "money", "request", "settings", "taskfile", "training"},
     "study": {
+        "precision",
         *("errors", "modelref", "money", "paths", "prepare", "report", "request", "strategy", "studyfile", "task"),
         "taskfile",
     },
@@ -141,6 +149,7 @@ ALLOWED: dict[str, set[str]] = {
         *("report", "run", "runfolder", "significance", "store", "strategy", "writing"),
     },
     "single": {
+        "precision",
         *("canonical", "cluster", "data", "defaults", "entities", "errors", "example", "executor", "form"),
         *("location", "metrics", "modelref", "raycrew", "rows", "settings", "shape", "sources", "speed"),
         *("task", "train", "writing"),
@@ -180,6 +189,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "cli": {"rich", "typer"},
 }
 STANDARD_LIBRARY_ONLY = (
+    "quota",
+    "quota",
     "writing",
     *("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point", "grouping"),
     *("form", "entities", "settings", "executor", "crew", "worker", "local"),

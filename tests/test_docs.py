@@ -86,6 +86,7 @@ command again, it goes on with what was bought and done.
 | `OUTLAY_STORE` | the folder, or the URL, of kept artifacts ([store](store.md)) |
 | `OUTLAY_STORE_QUOTA` | the most that folder, or the local copy of that URL, may hold, such as `20G` |
 | `OUTLAY_CACHE` | the folder, in place of `~/.cache/outlay`, of the store and of local copies of URLs |
+| `OUTLAY_PRECISION` | `bf16` or `fp32`: what `--precision auto` means here, in place of a measurement ([training](training.md)) |
 
 A path may begin with `~` or `~user` wherever one is given: in an option, a variable, a task or study file. Where there is
 no home folder that can be written, store and caches lie in `outlay-runs/cache` of the current folder, which is said. What

@@ -39,6 +39,7 @@ OTHER: dict[str, Any] = {
     "metric_model": "other",
     "llm_error_rate": 0.0,
     "llm_price_item": "other",
+    "precision": "fp32",
 }
 LATER = {"base", "metric_model", "llm_error_rate", "llm_price_item"}
 """Fields that old requests did not have: they are said only where they say something, so that run ids stay."""
@@ -59,12 +60,12 @@ def test_the_same_request_is_the_same_run_in_every_process() -> None:
     assert re.fullmatch(r"[0-9a-f]{16}", REQUEST.run_id)
     assert replace(REQUEST).run_id == REQUEST.run_id == "dcdb84220253123d"
     assert json.loads(json.dumps(REQUEST.to_json())) == REQUEST.to_json()
-    assert set(REQUEST.to_json()) == {field.name for field in fields(Request)} - LATER
+    assert set(REQUEST.to_json()) == {field.name for field in fields(Request)} - LATER - {"precision"}
+    assert replace(REQUEST, precision="bf16") == REQUEST  # what every run was in before there was a choice
     full = replace(REQUEST, base="b", metric_model="m")
     assert full.run_id == "3541ea84a1706490"
-    assert set(replace(full, llm_error_rate=0.3, llm_price_item="x").to_json()) == {
-        field.name for field in fields(Request)
-    }
+    whole = replace(full, llm_error_rate=0.3, llm_price_item="x", precision="fp32")
+    assert set(whole.to_json()) == {field.name for field in fields(Request)}
 
 
 def test_the_order_in_which_settings_are_named_does_not_matter() -> None:
@@ -83,6 +84,7 @@ def test_the_order_in_which_settings_are_named_does_not_matter() -> None:
         ({"pool_rows": 0}, "pool_rows is 0; it must be at least 1"),
         ({"n_dev": -3}, "n_dev is -3; it must be at least 1"),
         ({"threads": 0}, "threads is 0; it must be at least 1"),
+        ({"precision": "auto"}, "precision is 'auto'; it must be bf16 or fp32 by now"),
         ({"student_training": "gratis"}, "student_training is 'gratis'; it must be charged or free"),
         ({"llm_error_rate": 1.01}, "the LLM error rate is 1.01; it must be from 0 to 1"),
         ({"llm_error_rate": float("nan")}, "the LLM error rate is nan; it must be from 0 to 1"),

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from functools import cache
 from importlib.metadata import version
 
+from outlay.precision import cpu_name, kept_bf16_speed
+from outlay.quota import usable_cores
 
-def environment(threads: int | None) -> dict[str, str | int | float | None]:
-    """Machine class, threads and library versions: equal bytes are promised within one such environment only."""
+
+def environment(threads: int | None, precision: str | None = None) -> dict[str, str | int | float | None]:
+    """Machine, threads, precision and library versions: equal bytes are promised within one such environment only.
+
+    ``bf16_ratio``: the machine's speed in bf16 as a multiple of that in float32; ``None`` where it was not measured.
+    """
+    known = kept_bf16_speed()
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()}-{platform.machine()}",
-        "n_cores": os.cpu_count(),
+        "cpu": cpu_name(),
+        "n_cores": usable_cores(),
         "threads": threads,
+        "precision": precision,
+        "bf16_ratio": None if known is None else known.ratio,
         "torch": _version("torch"),
         "transformers": _version("transformers"),
     }

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +29,7 @@ from outlay.ledger import Hold, Ledger
 from outlay.making import Delivered, Job, kept_seconds
 from outlay.money import Price, Quote, cost_micros
 from outlay.point import Point, PointCircumstance, usd_of
+from outlay.precision import AUTO, kept_bf16_speed
 from outlay.prepare import Prepared
 from outlay.quoting import Quoter
 from outlay.recipe import Buy, Recipe, Score, Step, graph
@@ -137,6 +138,7 @@ class Execution:
         try:
             request = self.prepared.request
             self._ledger.open_run(self.run_id, request.budget_micros, note=request.task)
+            self._files.note_precision(_precision_facts(self.prepared))
             self._payer = self._till.payer(self.run_id)
             self._recover()
         except BaseException:
@@ -301,7 +303,9 @@ class Execution:
             step=step,
             key=need.key,
             artifacts=behind,
-            options=self.prepared.options,
+            # In the precision of the run, whatever another machine would choose.
+            options=replace(self.prepared.options, precision=self.prepared.request.precision),
+            is_precision_asked=self.prepared.options.precision != AUTO,
             run_id=self.run_id,
             quote=hold.quote,
             here=here,
@@ -439,7 +443,7 @@ class Execution:
             wall_seconds=round(time.monotonic() - self._started, 3),
             latency_ms=None,
             ledger_head=self._ledger.anchor().head,
-            environment=environment(None),
+            environment=environment(None, self.prepared.request.precision),
         )
         return Point(account.asked(), account.result(status, reason, recipes, balance), circumstance)
 
@@ -457,6 +461,19 @@ class Execution:
         finals = [recipe.final for recipe in (*self.recipes, *([self._proposal] if self._proposal else []))]
         steps = [step for step in graph(finals) if step.key in self._artifacts]
         return Account(self.prepared, self._quoter, steps, self._artifacts)
+
+
+def _precision_facts(prepared: Prepared) -> dict[str, Any]:
+    """What a run computes in, and why, for its receipt."""
+    request, known = prepared.request, kept_bf16_speed()
+    of_roles = {role: dict(settings).get("precision") for role, settings in request.overrides}
+    return {
+        "precision": request.precision,
+        "asked": prepared.options.precision != AUTO,
+        "bf16_ratio": None if known is None else known.ratio,
+        "device": None if known is None else known.device,
+        "roles": {role: name for role, name in of_roles.items() if name is not None},
+    }
 
 
 def _artifact_key_in(note: str) -> str | None:

@@ -27,7 +27,7 @@ def local_root(location: str | Path) -> Path:
         return location
     if not is_url(location):
         return expand_path(location)
-    return _cache() / f"remote-{digest_of(location.encode())[:16]}"
+    return cache_folder() / f"remote-{digest_of(location.encode())[:16]}"
 
 
 def default_location() -> str:
@@ -36,7 +36,7 @@ def default_location() -> str:
     Raises:
         UsageError: a ``~`` that cannot be expanded.
     """
-    return expand(os.environ.get("OUTLAY_STORE", "")) or str(_cache() / "store")
+    return expand(os.environ.get("OUTLAY_STORE", "")) or str(cache_folder() / "store")
 
 
 def default_root() -> Path:
@@ -71,7 +71,7 @@ def settle_caches() -> None:
     usual = _usual_cache()
     if usual is None or not _is_writable(usual):
         for name, below in _LIBRARY_CACHES.items():
-            os.environ.setdefault(name, str(_cache() / below))
+            os.environ.setdefault(name, str(cache_folder() / below))
 
 
 _LIBRARY_CACHES = {
@@ -83,7 +83,7 @@ _LIBRARY_CACHES = {
 """Variables by which the libraries of a step are told where to keep what they make or fetch."""
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     """``OUTLAY_CACHE`` as it is named; else a folder below the user's cache, or a stand-in where that cannot be written."""
     if named := os.environ.get("OUTLAY_CACHE"):
         return expand_path(named)

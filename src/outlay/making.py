@@ -14,9 +14,10 @@ from outlay.circumstance import environment
 from outlay.errors import SpendError
 from outlay.gauge import StepGauge
 from outlay.money import Price, Quote
+from outlay.precision import check_worker
 from outlay.prepare import Options, Prepared
 from outlay.quoting import Quoter
-from outlay.recipe import Step
+from outlay.recipe import Distil, Score, Step, Teach, Train
 from outlay.speed import PROFILE_FILE, load_profile
 from outlay.store import Artifact, Store, key_of
 from outlay.strategy import describe
@@ -34,6 +35,9 @@ class Job:
     artifacts: Mapping[str, str]
     """Keys of the artifacts behind it, by the keys of their steps."""
     options: Options
+    """Of the run, its precision resolved."""
+    is_precision_asked: bool
+    """Whether it was asked for, or chosen by the machine that planned the run."""
     run_id: str
     quote: Quote
     """The hold's: the work stops before it passes it."""
@@ -72,6 +76,7 @@ class Maker:
 
         Raises:
             SpendError: data or models here are not those of the run.
+            UsageError: the run's precision is far slower here than this machine's own.
             TrainingError: the training cannot go on.
         """
         with self._store.making(job.key, on_wait=on_wait) as workspace:
@@ -88,6 +93,8 @@ class Maker:
                 f"run {job.run_id} would be run {prepared.request.run_id} here: the data, models or prices on this "
                 "machine differ from those it was planned with; make them the same and run again"
             )
+        if not job.is_precision_asked:
+            check_worker(prepared.request.precision)
         workshop, quoter = Workshop(prepared, lambda behind: self._artifact(job, behind)), Quoter(prepared.known)
         profile = load_profile(self._store.root.parent / PROFILE_FILE)
         foreseen = Forecaster(quoter, profile, workshop.answer_lengths).forecast(step)
@@ -113,7 +120,7 @@ class Maker:
                 meta={"request": step.request(), "what": describe(step)},
                 usage=made.usage,
                 circumstance={
-                    **environment(getattr(step, "threads", None)),
+                    **environment(getattr(step, "threads", None), _precision_of(step)),
                     "predicted": {"seconds": round(foreseen.seconds, 6), "by": foreseen.by},
                     "seconds_by_payer": gauge.finish(),
                 },
@@ -139,6 +146,18 @@ def kept_seconds(store: Store, key: str, payer: str) -> float:
     if newest is None:
         return 0.0
     return float(checkpoint_state(newest)["gauge"]["seconds_by_payer"].get(payer, 0.0))
+
+
+def _precision_of(step: Step) -> str | None:
+    """What a step computes in."""
+    match step:
+        case Train() | Distil():
+            return step.settings.precision
+        case Teach():
+            return step.teacher.settings.precision
+        case Score():
+            return step.model.settings.precision
+    return None
 
 
 def _artifact_key(key: str, made: Made) -> str:

@@ -20,6 +20,7 @@ from outlay.memo import Memo, once
 from outlay.modelref import fingerprint, parse_ref
 from outlay.money import PriceBook
 from outlay.ordered import Ordered
+from outlay.precision import AUTO, BF16, check_asked, remarks, resolve, without_auto
 from outlay.quoting import Handover, Known, TokenCounts
 from outlay.recipe import Buy, Encoding, Judge, Model
 from outlay.request import (
@@ -69,8 +70,14 @@ class Options:
     """Share of an LLM's labels that are wrong, in replay; strategies that hire one need it."""
     llm_price_item: str | None = None
     """What one of its labels is charged as; ``None`` = ``gpt-3.5-label/`` and the task's name."""
+    precision: str = AUTO
+    """``auto`` (as this machine is fast), ``bf16`` or ``fp32``, where neither task nor ``overrides`` name one for a role."""
+
+    def __post_init__(self) -> None:
+        check_asked(self.precision)
 
 
+_TRAINED = ("teacher", "student", "distil")
 _OWN = ("budget_micros", "n_initial")
 """Options that decide neither rows nor models."""
 
@@ -190,7 +197,7 @@ class Workbench:
             "distil": task.training.settings_for(families["distil"], "distil"),
         }
         for role, given in options.overrides.items():
-            overrides[role] = {**overrides.get(role, {}), **given}
+            overrides[role] = without_auto({**overrides.get(role, {}), **given})
         models: list[Any] = [cast.teacher.parameters(), cast.student.parameters()]
         request = Request(
             task=task.name,
@@ -216,6 +223,7 @@ class Workbench:
             metric_model=options.metric_model,
             llm_error_rate=llm_error_rate,
             llm_price_item=llm_item,
+            precision=_run_precision(options, overrides),
         )
         for role, pairs in request.overrides:
             settings = TeachSettings() if role == "teach" else default_settings(families[role], task.kind)[role]
@@ -389,6 +397,22 @@ class Workbench:
             known.update(zip(missing, count_tokens(model.ref, model.base, task.form, sources), strict=True))
         sums = {at: array("q", accumulate((known[e.text] for e in split), initial=0)) for at, split in rows.items()}
         return TokenCounts(sums["train"], sums["pool"], sums["dev"], sums["test"])
+
+
+def precision_remarks(workbench: Workbench, asked: Sequence[Options]) -> list[str]:
+    """Lines on what runs compute in, where that is not plain; see `outlay.precision.remarks`."""
+    wanted: set[str] = set()
+    for options in asked:
+        named = {role: dict(pairs).get("precision") for role, pairs in workbench.request(options).overrides}
+        wanted |= {named.get(role) or options.precision for role in _TRAINED}
+    return remarks(wanted)
+
+
+def _run_precision(options: Options, overrides: Mapping[str, Mapping[str, Any]]) -> str:
+    """What roles compute in that name nothing themselves; where none is left, the machine is not asked, and run ids stay."""
+    if all("precision" in overrides[role] for role in _TRAINED):
+        return BF16
+    return resolve(options.precision)
 
 
 def _shared(options: Options) -> tuple[Hashable, ...]:

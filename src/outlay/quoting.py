@@ -149,8 +149,9 @@ class Known:
 
     @once
     def settings(self, role: str) -> TrainSettings:
-        """Training settings of a role, the request's overrides and seed applied."""
-        return self.defaults[role].changed({"seed": self.request.seed, **self._overrides(role)})
+        """Training settings of a role, the request's overrides, seed and precision applied."""
+        run = {"seed": self.request.seed, "precision": self.request.precision}
+        return self.defaults[role].changed({**run, **self._overrides(role)})
 
     @property
     def teach_settings(self) -> TeachSettings:

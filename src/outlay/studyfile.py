@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from outlay.errors import MoneyError, UsageError
 from outlay.money import format_usd, parse_usd
+from outlay.precision import without_auto
 from outlay.request import DEFAULT_MACHINE, DEFAULT_THREADS, ROLES
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.taskfile import Block, NonEmpty
@@ -146,9 +147,10 @@ class Axes(Block):
             if twice := sorted(given.keys() & {SETTING_NAMES.get(name) for name in given}):
                 raise ValueError(f"{role}: {twice[0]} is given twice, under its two names; give it once")
             renamed[role] = {SETTING_NAMES.get(name, name): value for name, value in given.items()}
+            checked = without_auto(renamed[role])
             known = TeachSettings() if role == "teach" else TrainSettings(epochs=1, batch_size=1, learning_rate=1e-4)
             try:
-                known.changed(renamed[role])
+                known.changed(checked)
             except UsageError as error:
                 raise ValueError(f"{role}: {error}") from None
         return renamed
@@ -174,6 +176,8 @@ class Scale(Axes):
     """What compute is charged as."""
     threads: int = Field(default=DEFAULT_THREADS, ge=1, strict=True)
     """Threads of each step, whatever the number of workers."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """What is computed in where ``settings`` name nothing else; ``auto``: bf16 where this machine is faster in it."""
     n_seeds: int = Field(default=1, ge=1, strict=True)
     """Seeds, each of order and initialisation together."""
     first_seed: int = Field(default=0, ge=0, strict=True)

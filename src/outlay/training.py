@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from outlay.form import Family
+from outlay.precision import without_auto
 from outlay.taskfile import Block
 
 Role = Literal["teacher", "student", "distil"]
@@ -34,8 +35,9 @@ class HyperParameters(Block):
     """Evaluations on dev without a gain before training stops."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Of every layer."""
-    precision: Literal["bf16", "bf16_weights", "fp32"] | None = None
-    """``bf16`` (weights and optimiser stay float32), ``bf16_weights`` (with ``optimizer: adafactor``) or ``fp32``."""
+    precision: Literal["auto", "bf16", "bf16_weights", "fp32"] | None = None
+    """``auto`` (that of the run: bf16 where the machine is faster in it), ``bf16`` (weights and optimiser stay
+    float32), ``bf16_weights`` (with ``optimizer: adafactor``) or ``fp32``."""
     optimizer: Literal["adamw", "adafactor", "adamw_8bit"] | None = None
     """``adamw``, ``adafactor`` or ``adamw_8bit``."""
     micro_batch_size: int | None = Field(default=None, gt=0)
@@ -101,5 +103,5 @@ class Training(Roles):
     def settings_for(self, family: Family, role: Role) -> dict[str, Any]:
         """Return the overrides of a role of a family, under the names of the training settings."""
         families = {"encoder": self.encoder, "seq2seq": self.seq2seq, "causal": self.causal}
-        merged = {**self.of(role), **families[family].of(role)}
+        merged = without_auto({**self.of(role), **families[family].of(role)})
         return {SETTING_NAMES.get(name, name): value for name, value in merged.items()}

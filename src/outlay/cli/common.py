@@ -28,6 +28,13 @@ StoreOption = Annotated[
 PricesOption = Annotated[
     list[Path] | None, typer.Option("--prices", help="Your own price file (TOML); may be repeated.")
 ]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="auto (bf16 where this machine is faster in it, else float32), bf16 or fp32; part of every key.",
+    ),
+]
 ResultsFolder = Annotated[
     Path, typer.Argument(metavar="DIR", help="A results folder, as `run`, `compare` and `study run` make it.")
 ]

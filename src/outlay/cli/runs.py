@@ -9,6 +9,7 @@ import typer
 
 from outlay.cli.common import (
     Json,
+    PrecisionOption,
     PricesOption,
     ResultsFolder,
     StoreOption,
@@ -103,6 +104,7 @@ def run(
     dev: DevOption = None,
     n_dev: NDevOption = None,
     threads: ThreadsOption = 2,
+    precision: PrecisionOption = "auto",
     label_error_rate: ErrorOption = 0.0,
     redundancy: RedundancyOption = 1,
     seconds_per_label: SecondsOption = 0.0,
@@ -154,6 +156,7 @@ def compare(
     dev: DevOption = None,
     n_dev: NDevOption = None,
     threads: ThreadsOption = 2,
+    precision: PrecisionOption = "auto",
     label_error_rate: ErrorOption = 0.0,
     redundancy: RedundancyOption = 1,
     seconds_per_label: SecondsOption = 0.0,
@@ -205,6 +208,7 @@ def demo(
     store: StoreOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
     threads: ThreadsOption = 2,
+    precision: PrecisionOption = "auto",
     quiet: QuietOption = False,
     as_json: Json = False,
 ) -> None:
@@ -214,7 +218,7 @@ def demo(
     from outlay.report.receipt import receipt, render_text
 
     task = write_demo(out / "task")
-    shared = _demo_options(task, seed, threads)
+    shared = _demo_options(task, seed, threads, precision)
     asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), 1).options()
     arguments: dict[str, Any] = {"out": out, "store": store, "quiet": quiet, "here": "cpu"}
     with _Session(asked, "demo", arguments) as session:
@@ -259,9 +263,14 @@ class _Session:
             cash_cap_micros=None if cap is None else parse_budget(cap),
             watcher=self.screen,
         )
+        self.runner.refuse_other_precision(self.workbench, asked)
 
     def __enter__(self) -> _Session:
+        from outlay.prepare import precision_remarks
+
         self.screen.__enter__()
+        for line in precision_remarks(self.workbench, self._asked):
+            self.screen.say(line)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -317,10 +326,11 @@ def _options(given: dict[str, Any], strategy: str, budget_micros: int) -> Option
         general=given["general_student"],
         llm_error_rate=given["llm_error_rate"],
         llm_price_item=given["llm_price_item"],
+        precision=given["precision"],
     )
 
 
-def _demo_options(task: Path, seed: int, threads: int) -> Options:
+def _demo_options(task: Path, seed: int, threads: int, precision: str) -> Options:
     from outlay.demo import DEMO_BUDGET, DEMO_N_INITIAL, DEMO_POOL_ROWS
     from outlay.money import parse_budget
     from outlay.prepare import Options
@@ -333,6 +343,7 @@ def _demo_options(task: Path, seed: int, threads: int) -> Options:
         pool_rows=DEMO_POOL_ROWS,
         seed=seed,
         threads=threads,
+        precision=precision,
     )
 
 

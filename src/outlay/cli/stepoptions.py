@@ -105,13 +105,14 @@ GoldWeight = Annotated[
 ]
 
 Precision = Annotated[
-    str | None, option("--precision", panel=RUNNING, says="bf16, bf16_weights (with adafactor) or fp32.")
+    str | None,
+    option("--precision", panel=RUNNING, says="auto, bf16, bf16_weights (with adafactor) or fp32. (default: auto)"),
 ]
 Compile = Annotated[
     bool | None,
     option("--compile/--no-compile", panel=RUNNING, says="Compile the model: a wait at the start, then faster steps."),
 ]
-AnswerPrecision = Annotated[str, option("--precision", panel=RUNNING, says="bf16 or fp32.")]
+AnswerPrecision = Annotated[str, option("--precision", panel=RUNNING, says="auto, bf16 or fp32.")]
 AnswerTokens = Annotated[
     int, option("--batch-tokens", panel=ANSWERING, says="Source tokens per forward pass at most, padding included.")
 ]

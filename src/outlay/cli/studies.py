@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from outlay.conduct import Conductor
     from outlay.crew import Crew
     from outlay.planning import Plan
+    from outlay.prepare import Workbench
     from outlay.report.results import Header
+    from outlay.run import Runner
     from outlay.study import Study
 
 study_app = typer.Typer(help="Grids of runs: every table and figure as something to run.", no_args_is_help=True)
@@ -44,6 +46,10 @@ TasksOption = Annotated[
 ]
 ScaleOption = Annotated[str, typer.Option("--scale", help="One of the study's scales, such as cpu or paper.")]
 SeedsOption = Annotated[int | None, typer.Option("--seeds", min=1, help="How many seeds, instead of the study's.")]
+OtherPrecision = Annotated[
+    str | None,
+    typer.Option("--precision", help="auto, bf16 or fp32, instead of the study's; auto where it names none."),
+]
 StudyFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A results folder, as `study run` makes it.")]
 
 
@@ -53,6 +59,7 @@ def run(
     tasks: TasksOption = None,
     scale: ScaleOption = "cpu",
     seeds: SeedsOption = None,
+    precision: OtherPrecision = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print points, steps, hours and dollars; start nothing.")
     ] = False,
@@ -83,14 +90,13 @@ def run(
 
     # Whatever is wrong with the request is said before anything is planned, and before a folder is made.
     refuse_several_processes()
-    _check_executor(executor)
     cap = None if cash_cap is None else parse_budget(cash_cap)
     book = PriceBook.load(prices or [])
     price_here = book.get(here)
-    asked = _study(study, tasks, scale, seeds, book)
+    asked = _study(study, (tasks, scale, seeds, precision), book)
     kept = open_store(store)
     folder = Path(out or Path("outlay-runs") / _folder_name(asked, tasks))
-    command = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--data": data}
+    command = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--precision": precision, "--data": data}
     header = _header(asked, _command(study, command, prices, machines))
     craft = StepCraft(kept.location, book, None if data is None else data.resolve(), tuple(machines or ()))
     crew = _crew(executor, craft, workers, asked.threads, ray, folder / "logs")
@@ -100,9 +106,10 @@ def run(
     if dry_run:
         _print_plan(planned, as_json)
     _refuse_if_nothing_to_do(planned)
+    runner = Runner(folder, kept, here=price_here, cash_cap_micros=cap)
+    _check_plan(runner, bench, planned, quiet or as_json)
     if dry_run:
         return
-    runner = Runner(folder, kept, here=price_here, cash_cap_micros=cap)
     conductor = Conductor(planned, header, runner, bench)
     _bring_about(conductor, crew, quiet=quiet or as_json)
     draw_study(folder, kept, as_json=as_json)
@@ -196,10 +203,24 @@ def schema() -> None:
     print_json(study_schema())
 
 
-def _study(name: str, tasks: str | None, scale: str, seeds: int | None, book: Any) -> Study:
+def _study(name: str, asked: tuple[str | None, str, int | None, str | None], book: Any) -> Study:
+    """``asked``: tasks, scale, number of seeds, precision."""
     from outlay.study import find_study, load_study
 
-    return load_study(find_study(name)).at(scale, parse_names(tasks), n_seeds=seeds, price=book.get)
+    tasks, scale, seeds, precision = asked
+    file = load_study(find_study(name))
+    return file.at(scale, parse_names(tasks), n_seeds=seeds, precision=precision, price=book.get)
+
+
+def _check_plan(runner: Runner, bench: Workbench, planned: Plan, quiet: bool) -> None:
+    """Refuse a plan whose runs are in the folder in the other precision; say what is computed in, where that is not plain."""
+    from outlay.prepare import precision_remarks
+
+    asked = [point.options for point in planned.points if point.recipe is not None]
+    runner.refuse_other_precision(bench, asked)
+    for line in precision_remarks(bench, asked):
+        if not quiet:
+            typer.echo(line, err=True)
 
 
 def _plan(bench: Any, study: Study, quiet: bool, here: Any, kept: Any) -> Plan:
@@ -230,6 +251,7 @@ def _check_executor(name: str) -> None:
 
 
 def _crew(executor: str, craft: Any, workers: int | None, threads: int, ray: str, logs: Path) -> Crew:
+    _check_executor(executor)
     if executor == "ray":
         from outlay.raycrew import RayCrew
 

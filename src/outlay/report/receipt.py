@@ -12,14 +12,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import zip_longest
+from typing import Any
 
 from outlay.display import left, right, visible, width, wrap
 from outlay.errors import HoldError
 from outlay.ledger import Anchor, Entry, Ledger
 from outlay.money import format_usd
+from outlay.precision import precision_name, ratio_words
 from outlay.runfolder import RunFolder, Timing
 
 WIDTH = 100
+N_TRAINED_ROLES = 3
+"""Teacher, student and distil: where each names a precision, that of the run holds for none."""
 _SHOWN = ("topup", "settle", "overrun", "lost", "cancel")
 _WORDS = {"topup": "budget topped up", "overrun": "overrun", "lost": "lost work", "cancel": "run cancelled"}
 _HEADINGS = ("what", "item", "quantity and price", "charge", "cash", "left")
@@ -68,6 +72,8 @@ class Receipt:
     cancelled: bool
     anchor: Anchor
     timings: tuple[Timing, ...] = ()
+    precision: dict[str, Any] | None = None
+    """What the run computes in and how fast the machine is in bf16; ``None`` of a run of before."""
 
 
 def receipt(ledger: Ledger, run_id: str) -> Receipt:
@@ -76,6 +82,7 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
     if not entries:
         known = ", ".join(repr(name) for name in ledger.run_ids()) or "none"
         raise HoldError(f"run {run_id!r} is not in {ledger.path}; its runs: {known}")
+    files = RunFolder.of(ledger.path.parent, run_id)
     budget = sum(_charge(entry) for entry in entries if entry.kind in ("open", "topup"))
     overruns = [entry for entry in entries if entry.kind == "overrun"]
     lost = sum(entry.cash_micros for entry in entries if entry.kind == "lost")
@@ -101,7 +108,8 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
         left_cash_micros=max(0, budget - cash - held_cash),
         cancelled=any(entry.kind == "cancel" for entry in entries),
         anchor=Anchor(entries[-1].hash, entries[-1].seq),
-        timings=tuple(RunFolder.of(ledger.path.parent, run_id).timings()),
+        timings=tuple(files.timings()),
+        precision=files.precision(),
     )
 
 
@@ -253,7 +261,19 @@ def _summary(receipt: Receipt) -> list[str]:
         lines.append(f"still holds {charge} of charge and {cash} of cash for unfinished work")
     if receipt.cancelled:
         lines.append("cancelled: this run can spend nothing more")
+    lines += [] if receipt.precision is None else _precision_lines(receipt.precision)
     return [*lines, f"entry {receipt.anchor.count}, head {receipt.anchor.head}"]
+
+
+def _precision_lines(facts: dict[str, Any]) -> list[str]:
+    """What the run computed in, and how fast its machine is in bf16, as far as that is known."""
+    roles = [f"{role} in {precision_name(name)}" for role, name in facts["roles"].items()]
+    if len(roles) < N_TRAINED_ROLES:
+        roles = ["in " + precision_name(facts["precision"]) + (" as asked" if facts["asked"] else ""), *roles]
+    why = ""
+    if facts["bf16_ratio"] is not None:
+        why += f"; bf16 is {ratio_words(facts['bf16_ratio'])} times as fast as float32 on {visible(facts['device'])}"
+    return wrap(f"computed: {', '.join(roles)}{why}", WIDTH)
 
 
 def _unit_price(unit_usd: str) -> str:

@@ -17,6 +17,7 @@ from outlay.canonical import digest_of_file
 from outlay.errors import DataError, MissingData, UnknownModel, UsageError
 from outlay.form import Family, Form, TargetKind, target_kind
 from outlay.modelref import fingerprint
+from outlay.precision import AUTO, check_asked, check_worker
 from outlay.settings import TeachSettings
 from outlay.single.home import Document, Home, json_bytes, json_lines, read_object
 from outlay.single.inputs import Asked, Inputs, Row, cell, check_golds, read_table, rows_digest, sources_of
@@ -35,15 +36,13 @@ from outlay.single.work import (
     on_main,
     rank,
     refuse_family,
+    resolved,
     wait_for_all,
 )
 from outlay.writing import write_bytes
 
 BLOCK_ROWS = 1024
 """Consecutive rows that are worked through together, sorted and batched among themselves."""
-
-PRECISIONS = ("bf16", "fp32")
-"""Of answering: bf16 autocast, or as the weights are kept."""
 
 SAVED = "outlay.json"
 SCORES, PREDICTIONS = "scores.json", "predictions.jsonl"
@@ -83,7 +82,8 @@ class Answering:
     """What the three steps have in common.
 
     ``file``, else the ``split`` of ``asked.task``: where rows come from; ``n_gold``: train rows whose labels the pool may carry;
-    ``batch_size``: rows per forward pass, part of the request since padding changes bits; ``block_rows``: see `BLOCK_ROWS`.
+    ``batch_size``: rows per forward pass, part of the request since padding changes bits; ``block_rows``: see `BLOCK_ROWS`;
+    ``is_precision_asked``: whether `precision` was asked for, or resolved from ``auto``.
     """
 
     model: Path
@@ -94,17 +94,31 @@ class Answering:
     max_rows: int | None = None
     n_gold: int | None = None
     seed: int = 0
-    precision: str = "bf16"
+    precision: str = AUTO
     batch_size: int = 64
     beams: int = 1
     block_rows: int = BLOCK_ROWS
     running: Running = field(default_factory=Running)
+    is_precision_asked: bool = True
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"--precision is {self.precision!r}; it must be {' or '.join(PRECISIONS)}")
+        check_asked(self.precision)
         TeachSettings(beams=self.beams, batch_size=self.batch_size)
         self.running.check()
+
+    def resolved(self, listener: Listener) -> Answering:
+        """The same in the precision that ``auto`` means here, and a line on it where it is not plain."""
+        precision = resolved(self.precision, listener)
+        return replace(self, precision=precision, is_precision_asked=self.precision != AUTO)
+
+    def check_worker(self) -> None:
+        """Compare the precision with that of the machine this is called on, which may be a worker's.
+
+        Raises:
+            UsageError: it is far slower here than this machine's own.
+        """
+        if not self.is_precision_asked:
+            check_worker(self.precision)
 
     def rows(self, inputs: Inputs, *, needs_target: bool = False) -> list[Row]:
         """The rows asked for.
@@ -151,7 +165,7 @@ def teach(asked: Answering, teaching: Teaching, listener: Listener) -> Outcome:
     """
     saved, inputs = Saved.open(asked.model), Inputs(asked.asked)
     form = inputs.form(saved.form)
-    rows = asked.rows(inputs)
+    asked, rows = asked.resolved(listener), asked.rows(inputs)
     kind, vocab_size = _handover(saved, form, teaching)
     if teaching.settings.keep_padding and kind != "tokens":
         raise UsageError(f"--keep-padding is about the tokens of an answer, and these targets are {kind}; leave it out")
@@ -187,7 +201,8 @@ def predict(asked: Answering, listener: Listener) -> Outcome:
     """
     saved, inputs = Saved.open(asked.model), Inputs(asked.asked)
     inputs.form(saved.form)
-    return _predict(asked, saved, asked.rows(inputs), Home.file(asked.out), listener)
+    rows = asked.rows(inputs)
+    return _predict(asked.resolved(listener), saved, rows, Home.file(asked.out), listener)
 
 
 def _predict(asked: Answering, saved: Saved, rows: Sequence[Row], home: Home, listener: Listener) -> Outcome:
@@ -213,7 +228,7 @@ def evaluate(asked: Answering, metric: MetricAsked, listener: Listener) -> Outco
     rows = asked.rows(inputs, needs_target=True)
     check_golds(rows, form)
     scorer = Scorer(metric, form, inputs.task)
-    predicted = _predict(asked, saved, rows, Home.file(asked.out / PREDICTIONS), listener)
+    predicted = _predict(asked.resolved(listener), saved, rows, Home.file(asked.out / PREDICTIONS), listener)
 
     def score() -> dict[str, Any]:
         said = [json.loads(line)[PREDICTION] for line in _lines(asked.out / PREDICTIONS)]
@@ -335,6 +350,7 @@ class _Teach:
     def __call__(self, folder: Path, part: Sequence[Row]) -> _Made:
         from outlay.train import steps
 
+        self.asked.check_worker()
         steps.use_threads(self.asked.running.threads)
         gauge, stopwatch = Count(), new_stopwatch(self.asked.running.profile)
         targets = steps.teach(
@@ -361,6 +377,7 @@ class _Predict:
     def __call__(self, folder: Path, part: Sequence[Row]) -> _Made:
         from outlay.train import steps
 
+        self.asked.check_worker()
         steps.use_threads(self.asked.running.threads)
         gauge = Count()
         said = steps.predict(

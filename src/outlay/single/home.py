@@ -64,7 +64,7 @@ class Home:
         if known is not None and known != asked and not overwrite and self._is_begun():
             raise UsageError(
                 f"--out {self.out} holds the result of another request ({_difference(known, asked)}); "
-                "choose another --out, or add --overwrite"
+                f"{_way_on(known, asked)}choose another --out, or add --overwrite"
             )
         return self._finished() if known == asked else None
 
@@ -189,6 +189,15 @@ def _difference(known: Mapping[str, Any], asked: Mapping[str, Any], above: str =
             return _difference(there, here, f"{above}{name}.")
         return f"{above}{name} is {_shown(there)} there, {_shown(here)} here"
     return "they differ"
+
+
+def _way_on(known: Document, asked: Document) -> str:
+    """How to go on where nothing but the precision differs: another machine may have resolved ``auto`` otherwise."""
+    there = known.get("precision") or known.get("settings", {}).get("precision")
+    same = {**asked, "precision": there} if "precision" in asked else asked
+    if "settings" in asked and "precision" in asked["settings"]:
+        same = {**same, "settings": {**asked["settings"], "precision": there}}
+    return f"go on with it by --precision {there}, " if same == known else ""
 
 
 def _shown(value: object) -> str:

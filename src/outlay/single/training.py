@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from outlay.errors import UsageError
 from outlay.form import Family, Form, TargetKind
 from outlay.modelref import fingerprint, resolve_folder
+from outlay.precision import AUTO, remarks, resolve, without_auto
 from outlay.settings import TrainSettings
 from outlay.single.foreseen import training_seconds
 from outlay.single.home import Home
@@ -144,6 +145,7 @@ class _Plan:
     form: Form
     family: Family
     settings: TrainSettings
+    asked_precision: str
     dev: Sequence[Row]
     scorer: Scorer | None
     n_rows: int
@@ -182,6 +184,8 @@ class _Plan:
         if summary is not None:
             return Outcome.again(summary)
         self._check_labels()
+        for line in remarks([self.asked_precision]):
+            listener.say(line)
         running.prepare()
         on_main(lambda: home.open(request))
         with alone(home):
@@ -317,7 +321,7 @@ def _plan(command: str, recipe: Recipe, inputs: Inputs, form: Form, n_rows: int,
     resolve_folder(recipe.model, base=recipe.base)
     family = family_of(recipe.model, base=recipe.base)
     refuse_family(family, form, recipe.model)
-    settings = _settings(recipe, family, form, inputs)
+    settings, asked_precision = _settings(recipe, family, form, inputs)
     dev = _dev_rows(recipe, inputs, settings.seed, own_dev)
     check_golds(dev, form)
     scorer = Scorer(recipe.metric, form, inputs.task) if dev else None
@@ -329,23 +333,25 @@ def _plan(command: str, recipe: Recipe, inputs: Inputs, form: Form, n_rows: int,
         if name in recipe.overrides and settings.peft != "lora":
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} is about lora, and peft is {settings.peft}; add --peft lora, or leave it out")
-    return _Plan(command, recipe, form, family, settings, dev, scorer, n_rows)
+    return _Plan(command, recipe, form, family, settings, asked_precision, dev, scorer, n_rows)
 
 
-def _settings(recipe: Recipe, family: Family, form: Form, inputs: Inputs) -> TrainSettings:
-    """Defaults of family and role, then the task's, then the user's."""
+def _settings(recipe: Recipe, family: Family, form: Form, inputs: Inputs) -> tuple[TrainSettings, str]:
+    """Defaults of family and role, then the task's, then the user's; and the precision asked for, resolved in the settings."""
     from outlay.defaults import default_settings
 
-    settings = default_settings(family, form.kind)[recipe.role]
-    if inputs.task is not None:
-        settings = settings.changed(inputs.task.training.settings_for(family, recipe.role))
-    settings = settings.changed(recipe.overrides)
+    of_task = {} if inputs.task is None else inputs.task.training.settings_for(family, recipe.role)
+    given = without_auto({**of_task, **recipe.overrides})
+    asked = str(given.setdefault("precision", AUTO))
+    if asked == AUTO:
+        given["precision"] = on_main(lambda: resolve(AUTO))
+    settings = default_settings(family, form.kind)[recipe.role].changed(given)
     if recipe.accumulation < 1:
         raise UsageError(f"--accumulation is {recipe.accumulation}; it must be at least 1")
     if recipe.accumulation > 1:
         rows = -(-settings.batch_size // (n_processes() * recipe.accumulation))
         settings = settings.changed({"micro_batch_size": rows})
-    return settings
+    return settings, asked
 
 
 def _dev_rows(recipe: Recipe, inputs: Inputs, seed: int, own_dev: bool) -> list[Row]:

@@ -13,6 +13,7 @@ from outlay.errors import OutlayError, UnknownModel, UsageError
 from outlay.executor import Executor, Here
 from outlay.form import Family, Form, can_answer
 from outlay.location import default_root
+from outlay.precision import remarks, resolve
 from outlay.single.home import Home
 
 T = TypeVar("T")
@@ -248,6 +249,14 @@ def refuse_family(family: Family, form: Form, ref: str) -> None:
         raise UsageError(
             f"model {ref!r} is an encoder and cannot write free text; take a seq2seq or causal model (such as T5)"
         )
+
+
+def resolved(asked: str, listener: Listener) -> str:
+    """What ``asked`` means on the main process's machine; the listener is told in a line where that is not plain."""
+    precision = on_main(lambda: resolve(asked))
+    for line in remarks([asked]):
+        listener.say(line)
+    return precision
 
 
 # --- several processes -----------------------------------------------------------------------------------------------

@@ -1,0 +1,87 @@
+"""Measures how fast bf16 matrix products are here, as a multiple of float32's speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.nn.functional import linear
+
+N_WARM, N_REPEATS = 2, 5
+"""Interleaved pairs of products before they count, and that count."""
+CLEARLY_SLOW = 1 / 3
+"""Below this ratio a small product is enough."""
+SMALL = (192, 192, 192)
+WIDE = (256, 384, 1536)
+"""Rows, inputs and outputs of a product on a CPU: a layer of MiniLM's width over 256 tokens, some milliseconds."""
+ON_GPU = (4096, 4096, 4096)
+
+
+def measure_bf16_ratio() -> float:
+    """Return the speed of bf16 products as a multiple of float32's, on the GPU where torch has one; takes at most 0.3 s.
+
+    The second lowest of `N_REPEATS` interleaved ratios: what all but one of the repeats reach. On a CPU one thread is timed
+    by its own processor time: every core has the same units, and neither waiting for a core nor for other threads counts,
+    so that a busy machine gives the answer of an idle one.
+    """
+    with torch.inference_mode():
+        if torch.cuda.is_available():
+            return _gpu_ratio()
+        with _one_thread():
+            first = _Products(SMALL, torch.device("cpu"), time.thread_time)
+            ratio = max(first.ratio(), first.ratio())
+            if ratio < CLEARLY_SLOW:
+                return ratio
+            return _second_lowest(_Products(WIDE, torch.device("cpu"), time.thread_time))
+
+
+def gpu_name() -> str | None:
+    """Return the name of the GPU that torch takes; ``None`` where it has none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _gpu_ratio() -> float:
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        return 0.0
+    return _second_lowest(_Products(ON_GPU, torch.device("cuda"), _gpu_clock))
+
+
+def _gpu_clock() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _second_lowest(products: _Products) -> float:
+    ratios = [products.ratio() for _ in range(N_WARM + N_REPEATS)]
+    return sorted(ratios[N_WARM:])[1]
+
+
+class _Products:
+    """One product in both precisions: ``[rows, inputs]`` by ``[outputs, inputs]``, as a linear layer has it."""
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device, clock: Callable[[], float]) -> None:
+        rows, inputs, outputs = shape
+        wide = torch.ones(rows, inputs, device=device), torch.ones(outputs, inputs, device=device)
+        self._pairs = wide, (wide[0].bfloat16(), wide[1].bfloat16())
+        self._clock = clock
+
+    def ratio(self) -> float:
+        """Time one product in each."""
+        seconds = []
+        for x, weight in self._pairs:
+            began = self._clock()
+            linear(x, weight)
+            seconds.append(self._clock() - began)
+        return seconds[0] / max(seconds[1], 1e-9)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
