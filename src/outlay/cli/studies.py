@@ -110,13 +110,12 @@ def run(
     _check_plan(runner, bench, planned, quiet or as_json)
     if dry_run:
         return
-    conductor = Conductor(planned, header, runner, bench)
-    _bring_about(conductor, crew, quiet=quiet or as_json)
+    conductor = _bring_about(Conductor(planned, header, runner, bench), crew, quiet=quiet or as_json)
     draw_study(folder, kept, as_json=as_json)
     _fail_if_failed(conductor, folder)
 
 
-def _bring_about(conductor: Conductor, crew: Crew, *, quiet: bool) -> None:
+def _bring_about(conductor: Conductor, crew: Crew, *, quiet: bool) -> Conductor:
     """What is left, with a screen; no worker is started where nothing is."""
     from outlay.cli.studyscreen import StudyScreen
 
@@ -130,6 +129,7 @@ def _bring_about(conductor: Conductor, crew: Crew, *, quiet: bool) -> None:
     if n_left:
         with StudyScreen(n_points, n_points - n_left, quiet=quiet) as screen, crew:
             conductor.run(crew, screen)
+    return conductor
 
 
 def _fail_if_failed(conductor: Conductor, folder: Path) -> None:
