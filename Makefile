@@ -1,27 +1,30 @@
 # Every target sets up what it needs: a fresh clone and `make demo` or `make test` is all there is to do.
+# The folder of the clone may have any name: no rule speaks of it, paths here are relative.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# The CPU build where the machine offers one; on a GPU machine: make TORCH="torch>=2.8,<2.14" setup
-TORCH  ?= torch==2.13.0
+# torch comes as a CPU build where there is one; on a GPU machine: make GPU=1 setup
+INSTALL := "$(PYTHON)" tools/install.py $(if $(GPU),--gpu)
+LOCKED  := pyproject.toml constraints.txt tools/install.py
 # One thread per test process: small tensors are slower on more, and results stay the same on every machine. A file's tests stay
 # together, since they share what was made for the first of them.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-AT_ONCE  := --numprocesses $(shell $(PYTHON) -c 'import os; print(min(4, len(os.sched_getaffinity(0))))') --dist loadfile
+AT_ONCE  := --numprocesses $(shell "$(PYTHON)" -c 'import os; print(min(4, len(os.sched_getaffinity(0))))') --dist loadfile
 
-.PHONY: setup demo test test-slow lint format clean
+.PHONY: setup demo test test-slow test-oldest test-newest lock lint format clean
 
-$(VENV)/.stamp: pyproject.toml
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "outlay needs Python 3.11 or later"'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	touch $@
+# What the demo needs; `make test` adds the rest to the same environment.
+$(VENV)/.stamp-demo: $(LOCKED)
+	$(INSTALL) demo $(VENV)
+	@touch $@
+
+$(VENV)/.stamp: $(LOCKED)
+	$(INSTALL) dev $(VENV)
+	@touch $(VENV)/.stamp-demo $@
 
 setup: $(VENV)/.stamp
 
-demo: setup
+demo: $(VENV)/.stamp-demo
 	$(BIN)/outlay demo
 
 test: setup
@@ -30,6 +33,21 @@ test: setup
 # Minutes: fifty kills, and the tests that read the public data sets in $$OUTLAY_DATA (skipped where that is not set).
 test-slow: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m "slow or integration"
+
+# The two ends of the ranges in pyproject.toml, each in an environment of its own, without what this machine tells pip.
+test-oldest test-newest: test-%: .venv-lock/.stamp
+	OUTLAY_PYTHON="$(PYTHON)" .venv-lock/bin/python tools/lock.py $* .venv-lock/$*.txt
+	$(INSTALL) --alone --constraints .venv-lock/$*.txt dev .venv-$*
+	$(TEST_ENV) .venv-$*/bin/python -m pytest $(AT_ONCE)
+
+# constraints.txt anew: the newest versions that the ranges allow.
+lock: .venv-lock/.stamp
+	.venv-lock/bin/python tools/lock.py
+
+.venv-lock/.stamp:
+	"$(PYTHON)" -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .
@@ -41,4 +59,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis outlay-runs
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis outlay-runs

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import make_checkpoint
+from tests.skips import pytest_configure, pytest_runtest_setup, pytest_terminal_summary
+
+__all__ = ["pytest_configure", "pytest_runtest_setup", "pytest_terminal_summary"]
 
 # What `auto` means must not depend on the machine that the tests run on; those of `auto` itself take it away again.
 os.environ["OUTLAY_PRECISION"] = "fp32"

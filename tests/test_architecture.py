@@ -28,7 +28,9 @@ ALLOWED: dict[str, set[str]] = {
     "precision": {"errors", "location", "locks", "train"},
     "executor": set(),
     "crew": {"errors"},
-    "worker": {"crew"},
+    "quiet": set(),
+    "supported": set(),
+    "worker": {"crew", "quiet"},
     "local": {"crew", "errors", "worker"},
     "memo": set(),
     "form": set(),
@@ -49,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "grouping": {"point"},
     "modelref": {"errors", "paths"},
     "demo": {"errors", "writing"},
-    "raycrew": {"__init__", "crew", "errors"},
+    "raycrew": {"__init__", "crew", "errors", "quiet"},
     "cluster": {"crew", "errors", "locks", "modelref", "raycrew"},
     "sizes": {"errors", "form", "modelref", "taskfile"},
     "shape": {"errors", "form", "modelref", "sizes"},
@@ -65,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "profile": {"data", "display", "entities", "example", "task"},
     "ledger": {"errors", "money"},
     "labels": {"errors", "example", "money"},
-    "train": {"entities", "errors", "form", "modelref", "settings", "shape", "sizes", "speed", "writing"},
+    "train": {"entities", "errors", "form", "modelref", "quiet", "settings", "shape", "sizes", "speed", "writing"},
     "report": {
         "precision",
         *("display", "errors", "grouping", "ledger", "metrics", "money", "pareto", "point", "published"),
@@ -157,8 +159,8 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {
         *("__init__", "canonical", "compare", "compute", "conduct", "crew", "data", "demo", "display", "errors"),
         *("fetch", "ledger", "local", "location", "money", "paths", "planning", "point", "prepare"),
-        *("profile", "raycrew", "remote", "report", "reporting", "request", "run", "scheduler", "settings"),
-        *("shape", "single", "sizes", "speed", "store", "study", "task", "train", "writing"),
+        *("profile", "quiet", "raycrew", "remote", "report", "reporting", "request", "run", "scheduler", "settings"),
+        *("shape", "single", "sizes", "speed", "store", "study", "supported", "task", "train", "writing"),
     },
     "__init__": set(),
     "__main__": {"cli"},
@@ -193,7 +195,7 @@ STANDARD_LIBRARY_ONLY = (
     "quota",
     "writing",
     *("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point", "grouping"),
-    *("form", "entities", "settings", "executor", "crew", "worker", "local"),
+    *("form", "entities", "settings", "executor", "crew", "worker", "local", "quiet", "supported"),
     *("money", "store", "artifact", "canonical", "locks", "example", "ledger", "labels", "point", "grouping", "pareto"),
     *("form", "entities", "settings", "executor"),
     *("form", "entities", "settings", "executor", "memo"),
@@ -473,7 +475,7 @@ def test_help_loads_nothing_heavy_and_no_room_of_the_house() -> None:
     loaded = start("--help")
     assert not {name.split(".")[0] for name in loaded} & set(HEAVY)
     rooms = {name.split(".")[1] for name in loaded if name.startswith("outlay.")}
-    assert rooms <= {"cli", "errors"}
+    assert rooms <= {"cli", "errors", "quiet", "supported"}
 
 
 @pytest.mark.parametrize("arguments", [("ledger", "--help"), ("run", "--help"), ("prices",)])

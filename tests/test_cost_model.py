@@ -45,7 +45,7 @@ def test_padding_is_to_the_longest_of_a_batch(bench: ModuleType) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.skipif("OUTLAY_DATA" not in os.environ, reason="OUTLAY_DATA names the folder of data sets")
+@pytest.mark.skipif("OUTLAY_DATA" not in os.environ, reason="no public data sets: OUTLAY_DATA=DIR make test-slow")
 def test_three_constants_explain_table_6(bench: ModuleType) -> None:
     tasks, usd = [bench.counted(task) for task in bench.TASKS], bench.published_usd()
     assert usd.tolist() == [67.5, 60, 22.5, 37.5, 45, 30, 435, 225, 78, 123, 163, 86]

@@ -678,7 +678,7 @@ def test_a_file_outside_the_data_folder_is_not_fetched(root: Path, tmp_path: Pat
         fetch(with_train(file="../escape.jsonl"), str(root), tmp_path / "new")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full: run on Linux")
 def test_a_full_disk_gets_one_line(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dest = tmp_path / "new"
     (dest / "objects").mkdir(parents=True)
@@ -716,7 +716,7 @@ def test_reading_does_not_depend_on_the_place(root: Path) -> None:
 @pytest.mark.parametrize("name", shipped_tasks())
 def test_shipped_tasks_load_from_the_data_folder(name: str) -> None:
     if "OUTLAY_DATA" not in os.environ:
-        pytest.skip("OUTLAY_DATA does not name the folder of the public data sets")
+        pytest.skip("no public data sets: OUTLAY_DATA=DIR make test-slow")
     task = load_task(name)
     data = load_data(task)
     assert [len(data.test), len(data.dev)] == [task.data.test.rows, task.data.dev.rows if task.data.dev else 0]

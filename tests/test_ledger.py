@@ -653,7 +653,9 @@ def _child(path: Path, what: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="process start times come from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="no /proc, which has the times processes started: run on Linux"
+)
 def test_the_hold_of_a_killed_process_is_expired_at_once(ledger: Ledger) -> None:
     with _child(ledger.path, "kill") as child:
         child.communicate()
@@ -674,7 +676,9 @@ def test_the_hold_of_a_living_process_is_not_expired(ledger: Ledger) -> None:
         child.communicate("")
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="process start times come from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="no /proc, which has the times processes started: run on Linux"
+)
 def test_a_reused_process_number_and_another_host_are_told_apart(ledger: Ledger) -> None:
     hold = ledger.hold("run", "a", quote(1))
     with closing(sqlite3.connect(ledger.path, isolation_level=None)) as db:
@@ -744,7 +748,7 @@ def test_threads_share_one_ledger(ledger: Ledger) -> None:
     assert ledger.verify().ok
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork: run on Linux")
 def test_a_forked_child_opens_the_file_for_itself(ledger: Ledger) -> None:
     ledger.hold("run", "parent", quote(1))
     child = os.fork()

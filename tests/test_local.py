@@ -54,7 +54,7 @@ class TestInline(CrewContract):
         assert seen == [{"slow": (3, 7, "on the way")}]
 
 
-@pytest.mark.skipif(len(CORES) == 1, reason="one core")
+@pytest.mark.skipif(len(CORES) == 1, reason="one core: run on two")
 class TestLocal(TellsProgress, CrewElsewhereContract):
     @pytest.fixture
     def make(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
@@ -76,7 +76,7 @@ class Look:
         return lambda payload, report: found
 
 
-@pytest.mark.skipif(len(CORES) == 1, reason="one core")
+@pytest.mark.skipif(len(CORES) == 1, reason="one core: run on two")
 def test_workers_have_cores_of_their_own_and_the_studys_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "17")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -323,7 +323,9 @@ def lives(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists() or len(CORES) == 1, reason="needs /proc and two cores")
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists() or len(CORES) == 1, reason="no /proc or one core: run on Linux on two"
+)
 @pytest.mark.parametrize(
     ("place", "number"),
     # Not Ctrl-C with the crew in another thread: there Python itself waits for that thread.
@@ -393,7 +395,7 @@ def test_a_worker_lost_while_it_waits_is_replaced_unseen(tmp_path: Path, monkeyp
         assert ended.value not in (pid, os.getpid())
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc: run on Linux")
 def test_an_interruption_does_not_reach_a_worker_that_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

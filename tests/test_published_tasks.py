@@ -142,7 +142,7 @@ def test_the_page_of_tasks_says_what_they_are(name: str) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_the_page_of_tasks_counts_their_rows(name: str) -> None:
     if "OUTLAY_DATA" not in os.environ:
-        pytest.skip("OUTLAY_DATA does not name the folder of the public data sets")
+        pytest.skip("no public data sets: OUTLAY_DATA=DIR make test-slow")
     data = load_data(load_task(name))
     rows = ", ".join(f"{len(split):,}" for split in (data.train, data.dev, data.test))
     assert told_of(name)[3:] == [rows, f"{sum(len(part.examples) for part in data.pool):,}"]

@@ -35,7 +35,7 @@ def outlay(*arguments: str, store: Path) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.skipif("OUTLAY_DATA" not in os.environ, reason="OUTLAY_DATA names no folder of the public data sets")
+@pytest.mark.skipif("OUTLAY_DATA" not in os.environ, reason="no public data sets: OUTLAY_DATA=DIR make test-slow")
 @pytest.mark.parametrize("task", shipped_tasks())
 def test_a_task_end_to_end(task: str, tmp_path: Path) -> None:
     teacher, student = tmp_path / "teacher", tmp_path / "student"

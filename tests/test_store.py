@@ -225,7 +225,7 @@ class TestRoom:
         disk.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
         if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-            pytest.skip("only root can mount a small disk here")
+            pytest.skip("no small disk may be mounted: run as root, outside of a container without CAP_SYS_ADMIN")
         try:
             store = Store(disk / "store")
             small = put(store, 1, {"a": b"x"})

@@ -19,8 +19,7 @@ from outlay.report.studypage import render_study
 from tests.browser import Chromium, find_chromium
 from tests.made_results import made
 
-EXECUTABLE = find_chromium()
-needs_browser = pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium on this machine: no page can be opened")
+needs_browser = pytest.mark.browser
 TABLE = "<table><tr><th>Strategy</th><th>Test</th></tr><tr><td>distill</td><td>79.1</td></tr></table>"
 
 
@@ -45,8 +44,9 @@ def page(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    assert EXECUTABLE is not None
-    with Chromium(EXECUTABLE, tmp_path_factory.mktemp("profile")) as opened:
+    executable = find_chromium()
+    assert executable is not None
+    with Chromium(executable, tmp_path_factory.mktemp("profile")) as opened:
         yield opened
 
 

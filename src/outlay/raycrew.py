@@ -23,6 +23,7 @@ from typing import Any, Self
 import outlay
 from outlay.crew import Craft, Ended, Reply, Work, attempt, fit_to_send, thread_variables
 from outlay.errors import ClusterError, UsageError
+from outlay.quiet import hide_deprecations
 
 ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/]+:\d+")
 
@@ -186,6 +187,8 @@ class _Worker:
 
     def __init__(self, craft: list[Any]) -> None:
         import ray
+
+        hide_deprecations()
 
         def set_up() -> Work:
             made: Craft = ray.get(craft[0])

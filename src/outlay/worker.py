@@ -23,6 +23,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from outlay.crew import Craft, Reply, Work, attempt, fit_to_send
+from outlay.quiet import hide_deprecations
 
 REPORT_SECONDS = 0.2
 """Reports of progress are sent this often at most, the last one (all done) excepted."""
@@ -74,6 +75,7 @@ def main(pipe: int, parent: int, cores: list[int] | None, dies_by_signal: bool) 
     if cores is not None:
         os.sched_setaffinity(0, cores)
     faulthandler.enable()
+    hide_deprecations()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     connection = Connection(pipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from importlib import import_module
 from typing import Annotated, NoReturn
@@ -12,6 +13,8 @@ import typer
 from outlay import __version__
 from outlay.cli.helptext import Command, Later, root
 from outlay.cli.terminal import PIPE_CLOSED, abandon_output, echo, prepare_streams
+from outlay.quiet import hide_deprecations
+from outlay.supported import unsupported, untested
 
 _STEPS = "Single steps"
 
@@ -118,11 +121,22 @@ def _root(
     gc.enable()
 
 
+def _look_at_the_machine() -> None:
+    """End where nothing works; say what is untested here, once where several processes are launched."""
+    if (line := unsupported(sys.platform)) is not None:
+        _fail(line)
+    line = untested(sys.platform, os.uname().machine, sys.version_info[:2])
+    if line is not None and os.environ.get("RANK", "0") == "0":
+        echo(f"outlay: {line}", err=True)
+
+
 def main() -> None:
     """Entry point: an `OutlayError` becomes one clear line and exit 1; wrong usage exits 2."""
     # Until a command begins: drawing the help imports more than it makes garbage.
     gc.disable()
     prepare_streams()
+    hide_deprecations()
+    _look_at_the_machine()
     try:
         _run()
     except BrokenPipeError:

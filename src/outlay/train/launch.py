@@ -8,9 +8,12 @@ from __future__ import annotations
 import logging
 import sys
 
+from outlay.quiet import hide_deprecations
+
 
 def main(arguments: list[str]) -> int:
     """Start the processes and wait for them; the exit code of the first that failed, 130 after Ctrl-C."""
+    hide_deprecations()
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as launch
