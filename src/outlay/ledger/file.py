@@ -11,6 +11,11 @@ from pathlib import Path
 from outlay.errors import DiskFull, LedgerDamaged, SpendError
 from outlay.ledger.chain import MIGRATIONS
 
+# SQLite says "disk I/O error" where a file may not grow; only what it reads wrongly is damage.
+_WRITE_ERRORS = (
+    *(sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC),
+    *(sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMMAP),
+)
 BUSY_SECONDS = 60.0
 """How long one process waits for another that is writing."""
 
@@ -75,6 +80,11 @@ def clear_errors(path: Path) -> Iterator[None]:
         primary = None if code is None else code & 0xFF
         if primary == sqlite3.SQLITE_FULL:
             raise DiskFull(f"no room on the disk of {path}: nothing was booked; free some space") from error
+        if code in _WRITE_ERRORS:
+            raise DiskFull(
+                f"{path} cannot be written ({error}): nothing was booked; make room on its disk, or raise the limit on the size "
+                "of files, and run the same command again to go on"
+            ) from error
         if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise SpendError(
                 f"{path} was locked by another process for {BUSY_SECONDS:g} s: nothing was booked; try again"
