@@ -220,7 +220,7 @@ def _check_plan(runner: Runner, bench: Workbench, planned: Plan, quiet: bool) ->
     runner.refuse_other_precision(bench, asked)
     for line in precision_remarks(bench, asked):
         if not quiet:
-            typer.echo(line, err=True)
+            echo(line, err=True)
 
 
 def _plan(bench: Any, study: Study, quiet: bool, here: Any, kept: Any) -> Plan:
