@@ -153,7 +153,7 @@ def made_point(
     bought = 0 if request.teacher else int((request.added_usd or 0) * 1_000_000) // LABEL_MICROS
     scores = {}
     if golds:
-        read = score("f1", said, golds, LABELS, n_bootstrap=50)
+        read = score("f1", said, golds, LABELS)
         scores = {name: Reading(each.value, each.low, each.high) for name, each in read.items()}
         expected = scores["micro_f1/published"].value
     else:

@@ -205,7 +205,7 @@ class Bench:
         """Points of a model on the unseen rows."""
         said = predict(folder, _texts(self.unseen), precision="fp32", gauge=FreeGauge())
         golds = [row["target"] for row in self.unseen]
-        readings = score(self.plan.metric, said, golds, self.labels, n_bootstrap=2)
+        readings = score(self.plan.metric, said, golds, self.labels)
         return readings[main_score(self.plan.metric)].value
 
     def beside(self, folder: Path, name: str, n_rows: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,9 +33,9 @@ def test_seeds_are_averaged_and_every_other_difference_is_another_mean() -> None
     assert (first.value, first.charge_usd, first.n_labels, first.n_ok, first.n_seeds) == (71.0, 201.0, 1000, 3, 3)
     assert (fewer.value, smaller.value, fewer.low, fewer.n_ok) == (60.0, 50.0, None, 1)
     assert len({first.key, fewer.key, smaller.key}) == 3
-    # Student's t by hand: 4.303 * 1 / sqrt(3)
-    assert first.low == pytest.approx(71 - 4.303 / 3**0.5)
-    assert first.high == pytest.approx(71 + 4.303 / 3**0.5)
+    # Student's t by hand: 4.302653 * 1 / sqrt(3)
+    assert first.low == pytest.approx(71 - 4.302653 / 3**0.5)
+    assert first.high == pytest.approx(71 + 4.302653 / 3**0.5)
 
 
 def test_with_every_seeds_answers_the_interval_is_over_examples_and_seeds() -> None:
@@ -49,18 +49,22 @@ def test_with_every_seeds_answers_the_interval_is_over_examples_and_seeds() -> N
     assert (mean.low, mean.high, mean.runs) == (wanted.low, wanted.high, ("run0", "run1", "run2"))
     assert mean.teacher_dev == 84.0
     assert mean.charges_usd == {"labels": 10.0, "teacher": 0.0, "targets": 0.0, "student": 0.0, "scores": 0.0}
-    # One seed's answers are gone: over seeds alone, and these agree.
+    assert mean.covers == "seeds and rows"
+    # One seed's answers are gone and nothing tells how rows vary: over seeds alone, and these agree.
     del left[points[1].id]
     (mean,) = means(Results(HEADER, tuple(points), left))
-    assert (mean.low, mean.high, mean.charges_usd) == (80.0, 80.0, None)
+    assert (mean.low, mean.high, mean.charges_usd, mean.covers) == (80.0, 80.0, None, "seeds")
 
 
 def test_one_seed_without_answers_has_the_interval_of_its_point() -> None:
     one = point("distill", 300.0, 0, 80.0, scores={"accuracy/published": Reading(80.0, 77.5, 82.0)})
     (mean,) = means(Results(HEADER, (one,), {one.id: Aftermath("run", "accuracy")}))
-    assert (mean.low, mean.high) == (77.5, 82.0)
+    assert (mean.low, mean.high, mean.covers) == (77.5, 82.0, "rows")
     (mean,) = means(Results(HEADER, (one,), {}))
-    assert (mean.low, mean.high) == (None, None)
+    assert (mean.low, mean.high) == (77.5, 82.0), "found by its value, without a metric"
+    bare = point("distill", 300.0, 0, 80.0)
+    (mean,) = means(Results(HEADER, (bare,), {}))
+    assert (mean.low, mean.high, mean.covers) == (None, None, None)
 
 
 def test_a_mean_without_a_score_says_why_and_a_lost_seed_is_left_out() -> None:

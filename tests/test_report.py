@@ -9,14 +9,17 @@ import sys
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
 
 from outlay.errors import DataError, UsageError
+from outlay.metrics import Answered
 from outlay.pareto import Frontier
-from outlay.point import Point, PointCircumstance, PointRequest, PointResult
+from outlay.point import Point, PointCircumstance, PointRequest, PointResult, Reading
 from outlay.report import charts, page, tables
+from outlay.report.results import Aftermath
 from outlay.report.tables import Comparison, DifferenceRow, Row, Score, compare
 
 
@@ -77,7 +80,7 @@ def comparison() -> Comparison:
     return compare(
         points,
         teacher_dev={p.id: 83.7 for p in points if p.request.teacher},
-        differences=[DifferenceRow("distill", "annotate", 300.0, 6.94, 5.1, 8.7)],
+        differences=[DifferenceRow("distill", "annotate", 300.0, 6.94, 5.1, 8.7, 0.01, 1, 1.8, 3, 700)],
     )
 
 
@@ -90,8 +93,9 @@ def test_a_row_holds_the_means_over_its_seeds(comparison: Comparison) -> None:
     row = row_of(comparison, "distill")
     assert row.test is not None
     assert row.test.mean == pytest.approx(80.0)
-    # t interval by hand: 4.303 * 0.6 / sqrt(3)
-    assert row.test.half == pytest.approx(4.303 * 0.6 / 3**0.5)
+    # t interval by hand: 4.302653 * 0.6 / sqrt(3)
+    assert row.test.high - 80.0 == pytest.approx(4.302653 * 0.6 / 3**0.5)
+    assert row.test.covers == "seeds"
     assert (row.charge_usd, row.cash_usd, row.n_labels, row.n_pool) == (200.35, 12.25, 1000, 16905)
     assert row.teacher_dev == pytest.approx(83.7)
     assert (row.n_ok, row.n_seeds) == (3, 3)
@@ -113,7 +117,7 @@ def test_a_row_without_a_score_says_why(comparison: Comparison) -> None:
 
 def test_a_seed_that_failed_is_counted_and_kept_out_of_the_mean() -> None:
     (row,) = compare([point("distill", 300.0, 0, 80.0), point("distill", 300.0, 1, None, charge_usd=0.0)]).rows
-    assert row.test == Score(80.0, None)
+    assert row.test == Score(80.0)
     assert row.charge_usd == 299.5
     assert tables.cells(row)[-1] == "1 of 2"
 
@@ -123,7 +127,8 @@ def test_the_measure_is_said_wherever_a_score_is_shown(comparison: Comparison) -
     told = dataclasses.replace(comparison, measure=tables.measure_text("micro_f1/strict"))
     assert told.measure == "micro F1, strict reading"
     assert tables.measure_text("bert_ibleu/published") == "BERT-iBLEU, published reading"
-    assert "\nTest: micro F1, strict reading, 0-100.\n" in tables.render_markdown(told)
+    written = "\nTest: micro F1, strict reading, 0-100. ±: half of the 95 % interval over new seeds alone"
+    assert written in tables.render_markdown(told)
     assert "Test: micro F1, strict reading" in page.render_page(told)
     assert "Test micro F1, strict reading (0–100)" in str(charts.frontier_spec(told))
     assert "reading" not in tables.render_markdown(comparison)
@@ -134,81 +139,59 @@ def test_no_points_is_one_clear_line() -> None:
         compare([])
 
 
-def test_example_interval_of_one_seed_is_the_binomial_one() -> None:
-    scores = [1.0] * 720 + [0.0] * 280
-    half = tables.half_interval([scores])
-    assert half == pytest.approx(100 * 1.96 * (0.72 * 0.28 / 999) ** 0.5)
+def test_the_interval_of_one_seed_is_labelled_and_the_binomial_one() -> None:
     asked = point("distill", 300.0, 0, 72.0)
-    (row,) = compare([asked], correctness={asked.id: scores}).rows
-    assert row.test == Score(72.0, half)
+    golds = ["yes"] * 1000
+    said = Answered(["yes"] * 720 + ["no"] * 280, golds, ("yes", "no"))
+    found = compare([asked], left={asked.id: Aftermath("run", "accuracy", said)})
+    (row,) = found.rows
+    assert row.test is not None
+    # Wilson 1927
+    z = NormalDist().inv_cdf(0.975)
+    centre, half = 0.72 + z * z / 2000, z * (0.72 * 0.28 / 1000 + z * z / 4e6) ** 0.5
+    assert (row.test.low, row.test.high) == pytest.approx(
+        (100 * (centre - half) / (1 + z * z / 1000), 100 * (centre + half) / (1 + z * z / 1000))
+    )
+    assert row.test.covers == "rows"
+    for text in (tables.render_markdown(found), page.render_page(found)):
+        assert "95 % interval of this model on these test rows (one seed)" in text
 
 
-def test_example_intervals_cover_the_truth_in_simulated_data() -> None:
-    rng = random.Random(7)
-    n_covered, n_trials, truth = 0, 200, 0.7
-    for _ in range(n_trials):
-        ease = [truth + 0.25 * (2 * rng.random() - 1) for _ in range(200)]
-        shifts = [rng.gauss(0, 0.02) for _ in range(5)]
-        scores = [[float(rng.random() < p + shift) for p in ease] for shift in shifts]
-        mean = 100 * statistics.fmean(statistics.fmean(column) for column in scores)
-        n_covered += abs(mean - 100 * truth) <= tables.half_interval(scores)
-    assert 0.92 <= n_covered / n_trials <= 1.0
-
-
-def test_seeds_with_other_examples_are_refused() -> None:
-    with pytest.raises(DataError, match="they have 3, 2"):
-        tables.half_interval([[1.0, 0.0, 1.0], [1.0, 0.0]])
-
-
-@pytest.mark.parametrize(("n_degrees", "expected"), [(1, 12.706), (10, 2.228), (11, 2.201), (29, 2.045), (100, 1.984)])
-def test_t_quantiles(n_degrees: int, expected: float) -> None:
-    seeds = [60.0, 70.0] * ((n_degrees + 1) // 2) + [65.0] * ((n_degrees + 1) % 2)
-    standard_error = statistics.stdev(seeds) / len(seeds) ** 0.5
-    half = tables.half_interval_of_seeds(seeds)
-    assert half is not None
-    assert half / standard_error == pytest.approx(expected, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [(0.1, 2.0, "significant at 95 %"), (-2.0, -0.1, "significant at 95 %"), (-0.1, 2.0, "not significant at 95 %")],
-)
-def test_a_difference_says_whether_it_is_significant(low: float, high: float, verdict: str) -> None:
-    @dataclasses.dataclass
-    class Bootstrapped:
-        mean: float
-        low: float
-        high: float
-
-    row = DifferenceRow.of("distill", "annotate", 300.0, Bootstrapped((low + high) / 2, low, high))
-    assert row.verdict == verdict
-    assert tables.difference_text(row).endswith(f"], {verdict}")
+def test_seeds_whose_answers_are_gone_have_the_interval_of_their_points() -> None:
+    tests = (72.0, 74.0, 75.0)
+    own = {"accuracy/published": 1.6}
+    points = [
+        point("distill", 300.0, s, t, scores={n: Reading(t, t - h, t + h) for n, h in own.items()})
+        for s, t in enumerate(tests)
+    ]
+    (row,) = compare(points).rows
+    assert row.test is not None
+    seeds, rows = statistics.variance(tests) / 3, (1.6 / NormalDist().inv_cdf(0.975)) ** 2
+    # Cochran 1964: each quantile weighed by its variance; 4.302653 is Student's for two degrees of freedom.
+    half = (4.302653 * seeds + 1.959964 * rows) / (seeds + rows) ** 0.5
+    assert row.test.high - row.test.low == pytest.approx(2 * half, rel=0.03)
+    assert row.test.covers == "seeds and rows"
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (
-            {"p": 0.01, "p_adjusted": 0.12, "n_comparisons": 12},
-            "not significant at 95 % after Holm's correction over 12 comparisons",
-        ),
-        (
-            {"p": 0.002, "p_adjusted": 0.05, "n_comparisons": 12},
-            "significant at 95 % after Holm's correction over 12 comparisons",
-        ),
-        ({"p": 0.03, "p_adjusted": 0.03, "n_comparisons": 1, "smallest": 0.9}, "significant at 95 %"),
-        ({"p": 0.3, "p_adjusted": 0.3, "smallest": 1.74}, "not significant at 95 % (it could have seen about 1.7)"),
-        ({"p": 0.001}, "significant at 95 %"),
+        ({"p_holm": 0.12, "n_comparisons": 12}, "not significant at 95 % after Holm's correction over 12 comparisons"),
+        ({"p_holm": 0.05, "n_comparisons": 12}, "significant at 95 % after Holm's correction over 12 comparisons"),
+        ({"p_holm": 0.03, "smallest": 0.9}, "significant at 95 %"),
+        ({"p_holm": 0.3, "smallest": 1.74}, "not significant at 95 % (it could have seen about 1.7)"),
+        ({"p_holm": 0.3, "smallest": 0.01}, "not significant at 95 % (it could have seen about less than 0.1)"),
+        ({"p_holm": 1.0, "smallest": 0.01, "n_apart": 0}, "every test row scored alike"),
+        ({"n_seeds": 1}, "these two models on these test rows (one seed), no test"),
+        ({"n_seeds": 3}, "too few test rows for a test"),
     ],
 )
-def test_a_verdict_goes_by_the_corrected_p_where_there_is_one(changes: dict[str, Any], text: str) -> None:
-    row = dataclasses.replace(DifferenceRow("distill", "annotate", 300.0, 1.0, 0.1, 1.9), **changes)
+def test_a_verdict_goes_by_the_corrected_p_and_there_is_none_without_a_test(changes: dict[str, Any], text: str) -> None:
+    row = DifferenceRow("distill", "annotate", 300.0, 1.0, 0.1, 1.9, None, 1, None, 3, 17)
+    row = dataclasses.replace(row, **changes)
     assert row.verdict == text
     assert row.is_significant == text.startswith("significant")
     assert tables.difference_text(row) == f"distill − annotate at $300.00: +1.0 [+0.1, +1.9], {text}"
-    alone = tables.difference_text(dataclasses.replace(row, covers="examples"))
-    assert alone == f"distill − annotate at $300.00: +1.0 [+0.1, +1.9] over examples only, {text}"
-    assert tables.difference_text(dataclasses.replace(row, covers="examples and seeds")) == tables.difference_text(row)
 
 
 def test_how_values_are_written() -> None:
@@ -217,7 +200,10 @@ def test_how_values_are_written() -> None:
     assert tables.money(0.0) == "$0.00"
     assert tables.money(None) == "–"
     assert (tables.signed(4.24), tables.signed(-0.3), tables.signed(-0.04)) == ("+4.2", "−0.3", "0.0")
-    assert tables.score(Score(78.04, 0.61)) == "78.0 ± 0.6"
+    assert tables.score(Score(78.04, (77.43, 78.65))) == "78.0 ± 0.6"
+    assert tables.score(Score(100.0, (92.9, 100.0))) == "100.0 (92.9 to 100.0)"
+    assert tables.score(Score(78.04)) == "78.0"
+    assert [tables.points_text(size) for size in (0.0, 0.04, 0.06, 1.74)] == ["less than 0.1"] * 2 + ["0.1", "1.7"]
 
 
 def test_markdown(comparison: Comparison) -> None:
@@ -305,7 +291,7 @@ def test_axes_hold_every_mark_and_bar(comparison: Comparison) -> None:
 
 
 def scored(label: str, charge_usd: float, mean: float) -> Row:
-    return Row(label, charge_usd, 1, 0, None, Score(mean, 0.5), charge_usd, None, 1, 1, ())
+    return Row(label, charge_usd, 1, 0, None, Score(mean, (mean - 0.5, mean + 0.5)), charge_usd, None, 1, 1, ())
 
 
 def test_labels_cover_neither_marks_nor_each_other() -> None:
@@ -404,12 +390,10 @@ def test_a_row_beside_the_frontier_ties_where_the_intervals_meet() -> None:
     assert [tables.on_front(found, row) for row in found.rows] == [True, False, False]
     spot = row_of(found, "annotate").spot
     assert spot is not None
-    assert (spot.least, spot.most) == pytest.approx((80 - 4.303 * 0.6 / 3**0.5, 80 + 4.303 * 0.6 / 3**0.5))
+    assert (spot.least, spot.most) == pytest.approx((80 - 4.302653 * 0.6 / 3**0.5, 80 + 4.302653 * 0.6 / 3**0.5))
 
 
 def test_a_score_just_outside_the_range_keeps_its_place() -> None:
-    assert (Score(-0.005, 1.0).low, Score(-0.005, 1.0).high) == pytest.approx((-0.005, 0.995))
-    assert (Score(100.02, 1.0).low, Score(100.02, 1.0).high) == pytest.approx((99.02, 100.02))
     (row,) = compare([point("distill", 300.0, seed, -0.005) for seed in range(2)]).rows
     assert row.spot is not None
 

@@ -6,15 +6,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from outlay.aftermath import answers_of, manifest_of
 from outlay.errors import DataError, MissingData, UsageError
 from outlay.grouping import group
-from outlay.metrics import Answered, correctness, main_score, mean_score
+from outlay.metrics import main_score
 from outlay.modelref import place_of
 from outlay.money import Price, format_usd, show_usd, write_usd
 from outlay.point import Point, read_points, write_points
@@ -158,20 +156,19 @@ def summarise(runner: Runner) -> Comparison:
     manifests = [manifest_of(runner, run) for run in json.loads(index.read_text(encoding="utf-8"))["runs"]]
     if len(points) != len(manifests):
         raise DataError(f"{runner.folder}: {len(points)} points but {len(manifests)} runs; run the same command again")
-    read = {
-        point.id: _Test.read(runner, manifest) for point, manifest in zip(points, manifests, strict=True) if point.is_ok
-    }
-    tests = {point: test for point, test in read.items() if test is not None}
+    left: dict[str, Aftermath] = {}
+    for point, manifest in zip(points, manifests, strict=True):
+        if point.is_ok and (answers := answers_of(runner, manifest)) is not None:
+            left[point.id] = Aftermath(run=point.id, metric=answers[0], answered=answers[1])
     teachers = {
         p.id: m["teacher_dev"] for p, m in zip(points, manifests, strict=True) if m and m["teacher_dev"] is not None
     }
-    metrics = {test.metric for test in tests.values()}
+    metrics = {each.metric for each in left.values() if each.metric is not None}
     return compare(
         points,
-        half_of=lambda ok: _half_interval([tests[point.id] for point in ok if point.id in tests], len(ok)),
-        correctness={point: test.correct for point, test in tests.items() if test.metric == "accuracy"},
+        left=left,
         teacher_dev=teachers,
-        differences=_differences(points, tests),
+        differences=_differences(points, left),
         measure=main_score(metrics.pop()) if len(metrics) == 1 else None,
     )
 
@@ -199,49 +196,20 @@ def write_report(runner: Runner) -> dict[str, Path]:
     return files
 
 
-@dataclass(frozen=True)
-class _Test:
-    """What a run said about the test split, row by row."""
-
-    metric: str
-    answered: Answered
-
-    @cached_property
-    def correct(self) -> list[float]:
-        """1 for each right answer and 0 for each wrong one, of a task with classes."""
-        said = self.answered
-        return [points / 100 for points in correctness(said.predictions, said.golds, said.labels)]
-
-    @classmethod
-    def read(cls, runner: Runner, manifest: Mapping[str, Any] | None) -> _Test | None:
-        """From the store; ``None`` where the artifact was removed (the table then falls back to seeds alone)."""
-        found = answers_of(runner, manifest)
-        return None if found is None else cls(*found)
-
-
-def _differences(points: Sequence[Point], tests: Mapping[str, _Test]) -> list[DifferenceRow]:
-    """Pairs of rows at each budget, tested over examples and seeds as one family."""
-    left = {point: Aftermath(run=point, metric=test.metric, answered=test.answered) for point, test in tests.items()}
+def _differences(points: Sequence[Point], left: Mapping[str, Aftermath]) -> list[DifferenceRow]:
+    """Pairs of rows at each budget, tested over seeds and test rows as one family."""
     results = Results(Header("comparison", "Comparison", "plain"), tuple(points), left)
     return [
         DifferenceRow(
             *(row.first, row.second, row.budget_usd, row.mean, row.low, row.high),
-            p=row.p,
-            p_adjusted=row.p_holm,
+            p_holm=row.p_holm,
             n_comparisons=row.n_comparisons,
             smallest=row.smallest,
-            covers=row.covers,
+            n_seeds=row.n_seeds,
+            n_apart=row.n_apart,
         )
         for row in family(results)
     ]
-
-
-def _half_interval(of_seeds: Sequence[_Test], n_seeds: int) -> float | None:
-    """Half of the 95 % interval over examples and seeds; ``None`` for accuracy, and where a seed's answers are gone."""
-    if len(of_seeds) != n_seeds or not of_seeds or of_seeds[0].metric == "accuracy":
-        return None
-    reading = mean_score(of_seeds[0].metric, [test.answered for test in of_seeds])
-    return (reading.high - reading.low) / 2
 
 
 def _names(points: Sequence[Point]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from outlay.report.layouts import lay_out
 from outlay.report.means import Mean, means
 from outlay.report.rendering import render_html, render_markdown, render_rich
 from outlay.report.results import Results
+from outlay.report.scores import ONE_SEED
 from outlay.report.studypage import render_study
 from outlay.significance import PairedTest, family
 from outlay.store import Store
@@ -138,10 +139,16 @@ def lay_out_frontiers(marks: Sequence[Mean]) -> LaidOut | None:
         mean = [CellValue(place.score, words="" if place.score is not None else "–") for place in over_all.places]
         assert over_all.hypervolume is not None
         rows.append(LaidRow(("mean over tasks",), (*mean, _share(over_all.hypervolume), None), starts_block=True))
+    is_one_seed = any(mark.covers == "rows" for mark in marks)
     notes = (
         "On the frontier nothing is cheaper and better; between its points the score is interpolated in log charge "
         "(Kang et al. 2023, Figure 2). Share: hypervolume in log charge and score, 0 to 1. A point off the frontier is tied "
         "where its interval meets that of a better one that is no dearer, and dominated where it does not.",
+        *(
+            [f"Intervals of one seed are of {ONE_SEED}: with another seed a tie may go, or come."]
+            if is_one_seed
+            else []
+        ),
     )
     return LaidOut("Frontier", ("Task",), tuple(columns), tuple(rows), notes, tuple(fronts))
 

@@ -1,20 +1,21 @@
-"""Tests between strategies: paired over the same examples and seeds, and corrected for how many there are.
+"""Tests between strategies: paired over the same test rows and seeds, and corrected for how many there are.
 
-A test that finds nothing does not say that two strategies are equal: :func:`smallest_difference` says what it could have found.
+One seed is no evidence about a method: such a row has a difference and an interval that speaks of these two models, and no test.
+A test that finds nothing does not say that two strategies are equal: `PairedTest.smallest` says what it could have found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from statistics import NormalDist
+from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 from outlay.errors import DataError
 from outlay.grouping import Group, group
-from outlay.metrics import LEVEL, N_BOOTSTRAP, Answered, Difference, Rule, featured
-from outlay.metrics.bootstrap import ROUNDING, resampled_scores
+from outlay.metrics import ALPHA, Answered, Difference, Rule, featured
+from outlay.metrics.intervals import ROUNDING
+from outlay.metrics.scoring import Side
 from outlay.point import Point, PointRequest
 from outlay.report.results import Results
 from outlay.strategy import STRATEGIES
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-MOST_RESAMPLES = 20_000
-"""Enough for Holm's first step over 500 comparisons, see :func:`n_resamples`."""
+N_ROUNDS = 1000
+"""Rounds of a permutation test; with so many assignments or fewer each is counted instead."""
 _CHUNK_CELLS = 2_000_000
 _MOST_CELLS = 50_000_000
 """Features held at once: 400 MB."""
@@ -49,48 +50,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Adjust a family of p-values so that the expected share of wrong ones among its rejections is bounded.
-
-    Benjamini & Hochberg 1995, step-up. The k-th smallest of m is min over j >= k of m p_(j) / j, at most 1; in the order given.
-    Holds for tests that are independent or positively dependent.
-
-    Raises:
-        DataError: A value is not between 0 and 1.
-    """
-    order = _rising(p_values)
-    adjusted, lowest = [0.0] * len(order), 1.0
-    for rank in range(len(order), 0, -1):
-        i = order[rank - 1]
-        lowest = min(lowest, len(order) * p_values[i] / rank)
-        adjusted[i] = lowest
-    return adjusted
-
-
 def _rising(p_values: Sequence[float]) -> list[int]:
     for p in p_values:
         if not 0 <= p <= 1:
             raise DataError(f"{p} is no p-value; it must be from 0 to 1")
     return sorted(range(len(p_values)), key=lambda i: p_values[i])
-
-
-def smallest_difference(low: float, high: float, n_comparisons: int = 1) -> float:
-    """How small a difference a test could have told from none: half the width of its 95 % interval, in points.
-
-    A true difference of this size is found about every second time, one 1.4 times as large at least four times out of five.
-    Among several comparisons the half-width is scaled to the level of the first step of Holm's correction, by the ratio of the
-    normal quantiles of 1 - 0.025 / n and 0.975.
-
-    Raises:
-        DataError: ``high`` is below ``low``, or there is no comparison.
-    """
-    if not low <= high or n_comparisons < 1:
-        raise DataError(
-            f"an interval from {low} to {high} among {n_comparisons} comparisons; give low <= high, 1 or more"
-        )
-    tail = (1 - LEVEL) / 2
-    quantile = NormalDist().inv_cdf
-    return (high - low) / 2 * quantile(1 - tail / n_comparisons) / quantile(1 - tail)
 
 
 def permutation_test(
@@ -100,15 +64,15 @@ def permutation_test(
     *,
     statistic: str | None = None,
     reading: Rule | None = None,
-    n_rounds: int = N_BOOTSTRAP,
+    n_rounds: int = N_ROUNDS,
     seed: int = 0,
 ) -> float:
     """Return the two-sided p of "no difference" by approximate randomisation (Noreen 1989; for F1 Yeh 2000).
 
     If the systems are alike, their answers to an example may be swapped. Each round swaps those of half of the examples, drawn
     anew and jointly over seeds, and p = (1 + number of rounds with |d*| >= |d|) / (1 + n_rounds) where d is the difference of the
-    means over seeds. It speaks of these seeds and of other examples; of other seeds only the bootstrap does
-    (:func:`outlay.metrics.paired_bootstrap_scores`).
+    means over seeds. Where no more than ``n_rounds`` assignments differ, each is counted once. It speaks of these very models and
+    other examples; of other seeds only :func:`outlay.metrics.paired_scores` does.
 
     Args:
         metric: One of `METRICS`.
@@ -116,7 +80,7 @@ def permutation_test(
         b: The same seeds and examples.
         statistic: One of the metric's; the main one by default.
         reading: ``published`` or ``strict``; that of the main score by default.
-        n_rounds: Number of rounds; no p is below 1 / (1 + n_rounds).
+        n_rounds: Number of rounds; no p is below 1 / (1 + n_rounds), nor below 2 / 2^n over n examples.
         seed: Seed of the rounds.
 
     Raises:
@@ -144,14 +108,25 @@ def _permuted(
     sums = np.array([[table.sum(0) for table in side] for side in sides])
     scores = value(sums).mean(-1)
     features = np.concatenate([table for side in sides for table in side], axis=1)
-    n_as_large = [0] * len(pairs)
-    for swaps in _swaps(len(features), n_rounds, seed):
+
+    def n_as_large(i: int, j: int, gained: Floats) -> int:
+        permuted = (value(sums[i] + gained) - value(sums[j] - gained)).mean(-1)
+        return int((abs(permuted) >= abs(scores[i] - scores[j]) - ROUNDING).sum())
+
+    found: list[float | None] = [None] * len(pairs)
+    for k, (i, j) in enumerate(pairs):
+        gains = np.stack(sides[j]) - np.stack(sides[i])
+        apart = gains[:, (abs(gains) > ROUNDING).any((0, 2))]
+        if 2 ** apart.shape[1] <= n_rounds:
+            every = np.array(list(product((0.0, 1.0), repeat=apart.shape[1])))
+            found[k] = n_as_large(i, j, np.einsum("am,smf->asf", every, apart)) / len(every)
+    counts = dict.fromkeys((k for k, p in enumerate(found) if p is None), 0)
+    for swaps in _swaps(len(features), n_rounds, seed) if counts else ():
         moved = (swaps @ features).reshape(len(swaps), n_sides, n_seeds, -1)
-        for k, (i, j) in enumerate(pairs):
-            gained = moved[:, j] - moved[:, i]
-            permuted = (value(sums[i] + gained) - value(sums[j] - gained)).mean(-1)
-            n_as_large[k] += int((abs(permuted) >= abs(scores[i] - scores[j]) - ROUNDING).sum())
-    return [(1 + n) / (1 + n_rounds) for n in n_as_large]
+        for k in counts:
+            i, j = pairs[k]
+            counts[k] += n_as_large(i, j, moved[:, j] - moved[:, i])
+    return [(1 + counts[k]) / (1 + n_rounds) if p is None else p for k, p in enumerate(found)]
 
 
 def _swaps(n_examples: int, n_rounds: int, seed: int) -> Iterator[Floats]:
@@ -177,15 +152,17 @@ class PairedTest:
         first: Label of the first, as :func:`outlay.grouping.group` names it among the points of its task.
         second: Label of the second.
         mean: Difference of the means over the seeds that both have.
-        low: Lower end of its 95 % bootstrap interval.
+        low: Lower end of its 95 % interval (`outlay.metrics.Difference`).
         high: Upper end.
-        p: Two-sided p of "no difference" by the same resamples.
-        p_permuted: Two-sided p by swapping answers, see :func:`permutation_test`; over examples alone.
+        p: Two-sided p of "no difference" for new seeds and new rows; None where there is no test: one seed, or one row.
         p_holm: ``p`` after Holm's correction over the family.
-        p_bh: ``p`` after Benjamini and Hochberg's.
-        n_comparisons: Size of the family.
+        p_permuted: Two-sided p by swapping answers, see :func:`permutation_test`: of these very models on other rows.
+        smallest: How small a difference this test could have told from none at the first step of Holm's correction, in points;
+            one of this size is found about every second time. None without a test.
+        n_comparisons: Tests of the family.
         n_seeds: Seeds that both have.
-        n_examples: Test examples.
+        n_examples: Test rows.
+        n_apart: Rows on which the two do not score alike in some seed.
         points: Ids of the points on either side, by seed.
     """
 
@@ -198,29 +175,20 @@ class PairedTest:
     mean: float
     low: float
     high: float
-    p: float
+    p: float | None
+    p_holm: float | None
     p_permuted: float
-    p_holm: float
-    p_bh: float
+    smallest: float | None
     n_comparisons: int
     n_seeds: int
     n_examples: int
+    n_apart: int
     points: tuple[tuple[str, ...], tuple[str, ...]]
 
     @property
     def is_significant(self) -> bool:
-        """Whether the difference is told from none at 95 % after Holm's correction."""
-        return self.p_holm <= 1 - LEVEL
-
-    @property
-    def covers(self) -> str:
-        """What interval and p generalise to; one seed says nothing of others."""
-        return "examples" if self.n_seeds == 1 else "examples and seeds"
-
-    @property
-    def smallest(self) -> float:
-        """How small a difference this test could have seen within its family, in points."""
-        return smallest_difference(self.low, self.high, self.n_comparisons)
+        """Whether the difference is told from none at 95 % after Holm's correction; never without a test."""
+        return self.p_holm is not None and self.p_holm <= ALPHA
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +206,7 @@ class _Pair:
         return self.first.points[0].request.task
 
 
-def family(results: Results, *, n_bootstrap: int | None = None, seed: int = 0) -> tuple[PairedTest, ...]:
+def family(results: Results, *, seed: int = 0) -> tuple[PairedTest, ...]:
     """Every paired test that the answers of a results folder allow, corrected as one family.
 
     Within a task two variants are compared at equal budget, initial labels, pool, machine, prices and dev labels, on the seeds
@@ -248,8 +216,7 @@ def family(results: Results, *, n_bootstrap: int | None = None, seed: int = 0) -
 
     Args:
         results: Points of one or several tasks with what their runs left.
-        n_bootstrap: Number of resamples; by default :func:`n_resamples` of the family's size.
-        seed: Seed of resamples and permutations; with it equal results give equal rows.
+        seed: Seed of the permutations.
 
     Returns:
         One row per pair: by task, budget and the order of the points, the later variant minus the earlier.
@@ -259,47 +226,36 @@ def family(results: Results, *, n_bootstrap: int | None = None, seed: int = 0) -
         DataError: Points of one task answer different examples, or not as their metric needs.
     """
     pairs = _pairs(results)
-    n_draws = n_resamples(len(pairs)) if n_bootstrap is None else n_bootstrap
-    tested: dict[int, tuple[Difference, float, int]] = {}
+    tested: dict[int, tuple[Difference, float]] = {}
     for batch in _batches(results, pairs):
-        tested.update(zip(batch, _tested(results, [pairs[i] for i in batch], n_draws, seed), strict=True))
-    p_values = [tested[i][0].p_two_sided for i in range(len(pairs))]
-    by_holm, by_bh = holm(p_values), benjamini_hochberg(p_values)
-    rows = []
-    for i, pair in enumerate(pairs):
-        difference, p_permuted, n_examples = tested[i]
-        one, other = pair.first.points[0].request, pair.second.points[0].request
-        row = PairedTest(
-            task=pair.task,
-            budget_usd=one.budget_usd,
-            added_usd=other.added_usd if one.added_usd is None else one.added_usd,
-            n_initial=other.n_initial if one.n_initial is None else one.n_initial,
-            first=pair.first.label,
-            second=pair.second.label,
-            mean=difference.mean,
-            low=difference.low,
-            high=difference.high,
-            p=difference.p_two_sided,
-            p_permuted=p_permuted,
-            p_holm=by_holm[i],
-            p_bh=by_bh[i],
-            n_comparisons=len(pairs),
-            n_seeds=len(pair.seeds),
-            n_examples=n_examples,
-            points=pair.points,
-        )
-        rows.append(row)
-    return tuple(rows)
+        tested.update(zip(batch, _tested(results, [pairs[i] for i in batch], seed), strict=True))
+    p_values = {i: p for i in range(len(pairs)) if (p := tested[i][0].p) is not None}
+    by_holm = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return tuple(_row(pair, *tested[i], by_holm.get(i), len(by_holm)) for i, pair in enumerate(pairs))
 
 
-def n_resamples(n_comparisons: int) -> int:
-    """As many resamples as let the first step of Holm's correction reject: 40 per comparison, from 1,000 to `MOST_RESAMPLES`.
-
-    The least p of n resamples is 2 / (n + 1), so m comparisons need 2 m / (n + 1) <= 0.05. Beyond 500 comparisons Holm's p cannot
-    reach 0.05 with the most resamples; Benjamini and Hochberg's can.
-    """
-    wanted = round(2 / (1 - LEVEL)) * n_comparisons
-    return min(MOST_RESAMPLES, max(N_BOOTSTRAP, -(-wanted // 1000) * 1000))
+def _row(pair: _Pair, found: Difference, p_permuted: float, p_holm: float | None, n_comparisons: int) -> PairedTest:
+    one, other = pair.first.points[0].request, pair.second.points[0].request
+    return PairedTest(
+        task=pair.task,
+        budget_usd=one.budget_usd,
+        added_usd=other.added_usd if one.added_usd is None else one.added_usd,
+        n_initial=other.n_initial if one.n_initial is None else one.n_initial,
+        first=pair.first.label,
+        second=pair.second.label,
+        mean=found.mean,
+        low=found.low,
+        high=found.high,
+        p=found.p,
+        p_holm=p_holm,
+        p_permuted=p_permuted,
+        smallest=None if found.p is None else found.spread.half(ALPHA / n_comparisons),
+        n_comparisons=n_comparisons,
+        n_seeds=found.n_seeds,
+        n_examples=found.n_examples,
+        n_apart=found.n_apart,
+        points=pair.points,
+    )
 
 
 def _pairs(results: Results) -> list[_Pair]:
@@ -359,7 +315,7 @@ def _models(request: PointRequest) -> tuple[str | None, str | None]:
 
 
 def _batches(results: Results, pairs: Sequence[_Pair]) -> Iterator[list[int]]:
-    """Places of pairs that are resampled together: the same task and seeds, and no more features at once than fit."""
+    """Places of pairs that are tested together: the same task and seeds, and no more features at once than fit."""
     alike: dict[tuple[str, tuple[int, ...]], list[int]] = {}
     for i, pair in enumerate(pairs):
         alike.setdefault((pair.task, pair.seeds), []).append(i)
@@ -391,20 +347,15 @@ def _answers(results: Results, ids: Sequence[str]) -> tuple[str, list[Answered]]
     return metrics.pop(), answers
 
 
-def _tested(
-    results: Results, pairs: Sequence[_Pair], n_bootstrap: int, seed: int
-) -> list[tuple[Difference, float, int]]:
-    """Bootstrapped difference, permutation p and examples of each pair; a side is resampled once for all its pairs."""
-    sides = list(dict.fromkeys(side for pair in pairs for side in pair.points))
-    metric, answers = _answers(results, [point for side in sides for point in side])
+def _tested(results: Results, pairs: Sequence[_Pair], seed: int) -> list[tuple[Difference, float]]:
+    """Difference and permutation p of each pair; a side's rows are worked out once for all its pairs."""
+    names = list(dict.fromkeys(side for pair in pairs for side in pair.points))
+    metric, answers = _answers(results, [point for side in names for point in side])
     flat, value = featured(metric, answers)
-    n_seeds, n_examples = len(sides[0]), len(flat[0])
+    n_seeds = len(names[0])
     tables = [flat[i : i + n_seeds] for i in range(0, len(flat), n_seeds)]
-    values, draws = resampled_scores(tables, value, seed, n_bootstrap)
-    place = {side: i for i, side in enumerate(sides)}
+    sides = [Side.of(each, value) for each in tables]
+    place = {name: i for i, name in enumerate(names)}
     places = [(place[pair.points[0]], place[pair.points[1]]) for pair in pairs]
-    permuted = _permuted(tables, places, value, N_BOOTSTRAP, seed)
-    return [
-        (Difference.of(values[i] - values[j], draws[i] - draws[j]), p, n_examples)
-        for (i, j), p in zip(places, permuted, strict=True)
-    ]
+    permuted = _permuted(tables, places, value, N_ROUNDS, seed)
+    return [(sides[i].minus(sides[j]), p) for (i, j), p in zip(places, permuted, strict=True)]

@@ -280,7 +280,6 @@ def _main_value(encoding: Encoding, answers: Sequence[str], golds: Sequence[str]
         encoding.form.labels,
         sources=sources,
         similarities=_similarities(encoding.judge, answers, sources) or None,
-        n_bootstrap=1,
     )
     return readings[main_score(encoding.metric)].value
 

@@ -108,7 +108,10 @@ def _print_profile(profile: dict[str, Any]) -> None:
 def _print_scores(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{facts['metric']}, {facts['n_rows']:,} rows, 95 % intervals over rows", title_justify="left")
+    table = Table(
+        title=f"{facts['metric']}, {facts['n_rows']:,} rows, 95 % intervals of this model on these rows",
+        title_justify="left",
+    )
     readings = list(dict.fromkeys(name.split("/")[1] for name in facts["scores"]))
     for heading in ("statistic", *readings):
         table.add_column(heading, justify="left" if heading == "statistic" else "right")

@@ -1,20 +1,20 @@
-"""Scores of answers, in two readings, with bootstrap intervals. Everything is in points, 0 to 100.
+"""Scores of answers, in two readings, with intervals. Everything is in points, 0 to 100.
 
 The ``published`` reading is that of the code of Kang et al. 2023, quirks included; the ``strict`` reading is what a user would
-want to know. Both are always reported; ``docs/metrics.md`` has every formula. Intervals are 95 % percentile bootstrap intervals
-(Efron & Tibshirani 1993, section 13.3) and depend on nothing but the input and the seed.
+want to know. Both are always reported; ``docs/metrics.md`` has every formula. Intervals are 95 % intervals over new seeds and
+test rows (``docs/statistics.md``) and depend on nothing but the input.
 """
 
 from outlay.metrics.answers import NO_PREDICTION, Answered, Rule, missing_text
-from outlay.metrics.bootstrap import LEVEL, N_BOOTSTRAP, Difference, Reading, mean_interval, paired_bootstrap
 from outlay.metrics.classes import correctness
-from outlay.metrics.scoring import METRICS, STATISTICS, featured, main_score, mean_score, paired_bootstrap_scores, score
+from outlay.metrics.intervals import ALPHA, LEVEL, Difference, Reading, mean_interval, paired_difference
+from outlay.metrics.scoring import METRICS, STATISTICS, featured, main_score, mean_score, paired_scores, score
 
 __all__ = [
+    "ALPHA",
     "LEVEL",
     "METRICS",
     "NO_PREDICTION",
-    "N_BOOTSTRAP",
     "STATISTICS",
     "Answered",
     "Difference",
@@ -26,7 +26,7 @@ __all__ = [
     "mean_interval",
     "mean_score",
     "missing_text",
-    "paired_bootstrap",
-    "paired_bootstrap_scores",
+    "paired_difference",
+    "paired_scores",
     "score",
 ]

@@ -1,7 +1,7 @@
 """The metrics by name, and the three questions asked of each: a score, a mean over seeds, a difference of two systems.
 
-A metric is two functions: answers to per-example features, and summed features to a statistic. Everything between is one
-bootstrap for all of them.
+A metric is two functions: answers to per-example features, and summed features to a statistic. Intervals and tests need no more
+than these: each row's part in a statistic comes by leaving the row out.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from outlay.errors import DataError
 from outlay.metrics.answers import Answered, Rule
-from outlay.metrics.bootstrap import N_BOOTSTRAP, Difference, Reading, resampled_scores, resampled_sums
 from outlay.metrics.classes import class_counts
 from outlay.metrics.counts import counted
+from outlay.metrics.intervals import ROUNDING, Difference, Reading, difference_of, reading_of, row_values
 from outlay.metrics.paraphrases import paraphrase_values
 from outlay.metrics.questions import answer_values
 from outlay.metrics.spans import entity_counts
@@ -102,10 +102,8 @@ def score(
     *,
     sources: Sequence[str] | None = None,
     similarities: Sequence[float] | None = None,
-    n_bootstrap: int = N_BOOTSTRAP,
-    seed: int = 0,
 ) -> dict[str, Reading]:
-    """Score answers: every statistic of the metric in both readings, with intervals over examples.
+    """Score answers: every statistic of the metric in both readings, with intervals for this model on other test rows.
 
     Args:
         metric: One of `METRICS`.
@@ -114,8 +112,6 @@ def score(
         labels: The label set, its first label the published reading of an unknown answer; empty for ``qa_f1`` and ``bert_ibleu``.
         sources: The texts that were paraphrased; ``bert_ibleu`` only.
         similarities: BERTScore F1 of predictions and sources (see :class:`Answered`); ``bert_ibleu`` only.
-        n_bootstrap: Number of resamples of the examples.
-        seed: Seed of the resamples.
 
     Returns:
         ``statistic/reading`` → score, the main one first.
@@ -127,17 +123,14 @@ def score(
     found = _metric(metric)
     answered = Answered(predictions, golds, labels, sources or (), () if similarities is None else similarities)
     answered.check()
-    sums, draws = {}, {}
-    for reading in found.readings:
-        features = found.features(answered, reading)
-        sums[reading], draws[reading] = features.sum(0), resampled_sums(features, n_bootstrap, seed)
-    return {
-        f"{statistic}/{reading}": Reading.of(
-            found.value(statistic, sums[reading]).item(), found.value(statistic, draws[reading])
-        )
-        for statistic in found.statistics
-        for reading in found.readings
-    }
+    features = {reading: found.features(answered, reading) for reading in found.readings}
+    scores = {}
+    for statistic in found.statistics:
+        for reading, of_rows in features.items():
+            value = partial(found.value, statistic)
+            mean, table = _means([of_rows], value)
+            scores[f"{statistic}/{reading}"] = reading_of(mean, table)
+    return scores
 
 
 def mean_score(
@@ -146,37 +139,34 @@ def mean_score(
     *,
     statistic: str | None = None,
     reading: Rule | None = None,
-    seed: int = 0,
 ) -> Reading:
-    """Return a statistic's mean over seeds with an interval over seeds and examples, as :func:`mean_interval` does.
+    """Return a statistic's mean over seeds with its interval over new seeds and rows, as :func:`mean_interval` does.
 
     Args:
         metric: One of `METRICS`.
         answered: One per seed, over the same examples in the same order.
         statistic: One of the metric's; the main one by default.
         reading: ``published`` or ``strict``; that of the main score by default.
-        seed: Seed of the resamples.
 
     Raises:
         LabelError: A gold answer is outside the label set.
         DataError: The metric, statistic or reading is unknown, or the seeds do not answer the same examples.
     """
-    value, draws = _resampled(metric, [answered], statistic, reading, seed)
-    return Reading.of(value[0], draws[0])
+    tables, value = featured(metric, answered, statistic=statistic, reading=reading)
+    return reading_of(*_means(tables, value))
 
 
-def paired_bootstrap_scores(
+def paired_scores(
     metric: str,
     a: Sequence[Answered],
     b: Sequence[Answered],
     *,
     statistic: str | None = None,
     reading: Rule | None = None,
-    seed: int = 0,
 ) -> Difference:
     """Compare two systems by a statistic, which need not be a mean over examples (F1).
 
-    For accuracy this equals :func:`paired_bootstrap` over :func:`correctness`, draw by draw.
+    For accuracy this equals :func:`paired_difference` over :func:`correctness`.
 
     Args:
         metric: One of `METRICS`.
@@ -184,7 +174,6 @@ def paired_bootstrap_scores(
         b: The same seeds and examples.
         statistic: One of the metric's; the main one by default.
         reading: ``published`` or ``strict``; that of the main score by default.
-        seed: Seed of the resamples.
 
     Raises:
         LabelError: A gold answer is outside the label set.
@@ -192,8 +181,47 @@ def paired_bootstrap_scores(
     """
     if len(a) != len(b):
         raise DataError(f"{len(a)} seeds are paired with {len(b)}; give both sides the same seeds")
-    value, draws = _resampled(metric, [a, b], statistic, reading, seed)
-    return Difference.of(value[0] - value[1], draws[0] - draws[1])
+    tables, value = featured(metric, [*a, *b], statistic=statistic, reading=reading)
+    return Side.of(tables[: len(a)], value).minus(Side.of(tables[len(a) :], value))
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One system in a comparison: a statistic's mean over seeds, and each row's part in it.
+
+    Attributes:
+        mean: In points.
+        rows: Float64 ``[n_seeds, n_examples]`` (:func:`outlay.metrics.intervals.row_values`).
+        tables: Per seed the features of :func:`featured`, float64 ``[n_examples, n_features]``.
+    """
+
+    mean: float
+    rows: Floats
+    tables: Sequence[Floats]
+
+    @classmethod
+    def of(cls, tables: Sequence[Floats], value: Callable[[Floats], Floats]) -> Side:
+        """Compute the statistic of each seed's features."""
+        return cls(*_means(tables, value), tables)
+
+    def minus(self, other: Side) -> Difference:
+        """Compare with another system over the same seeds and rows."""
+        import numpy as np
+
+        is_apart = np.zeros(self.rows.shape[1], dtype=bool)
+        for one, its in zip(self.tables, other.tables, strict=True):
+            is_apart |= (abs(one - its) > ROUNDING).any(-1)
+        # Two wrong answers may differ and score alike; a row's part in a ratio may differ though its answers do not.
+        is_apart &= (abs(self.rows - other.rows) > ROUNDING).any(0)
+        return difference_of(self.mean - other.mean, self.rows - other.rows, int(is_apart.sum()))
+
+
+def _means(tables: Sequence[Floats], value: Callable[[Floats], Floats]) -> tuple[float, Floats]:
+    """A statistic's mean over seeds, and each row's part in it ``[n_seeds, n_examples]``."""
+    import numpy as np
+
+    mean = float(np.mean([value(table.sum(0)) for table in tables]))
+    return mean, np.array([row_values(table, value) for table in tables])
 
 
 def _metric(name: str) -> Metric:
@@ -232,13 +260,3 @@ def featured(
         if list(each.golds) != golds or list(each.labels) != labels:
             raise DataError("the seeds have different gold answers or labels; score the same examples with each")
     return [found.features(each, reading) for each in answered], partial(found.value, statistic)
-
-
-def _resampled(
-    metric: str, sides: Sequence[Sequence[Answered]], statistic: str | None, reading: Rule | None, seed: int
-) -> tuple[Floats, Floats]:
-    """Each side's mean over seeds and its resamples, as `resampled_scores` returns them."""
-    everyone = [answered for side in sides for answered in side]
-    tables, value = featured(metric, everyone, statistic=statistic, reading=reading)
-    n_seeds = len(sides[0])
-    return resampled_scores([tables[i : i + n_seeds] for i in range(0, len(tables), n_seeds)], value, seed)

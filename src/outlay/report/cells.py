@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from outlay.grouping import short_model
-from outlay.metrics import Answered, main_score, mean_score
+from outlay.metrics import main_score
 from outlay.point import Point, PointRequest
 from outlay.report.laid import CellValue
 from outlay.report.results import Aftermath, Results
-from outlay.report.tables import half_interval_of_seeds, measure_text, money
+from outlay.report.scores import covers_words, mean_of_seeds
+from outlay.report.tables import measure_text, money
 
 STRATEGY_WORDS = {
     "annotate": "Annotate",
@@ -87,20 +88,19 @@ def score_cell(found: Sequence[Entry], bracket: str = "", published: float | Non
         published: the paper's number for it.
     """
     ok = [each for each in found if each.point.is_ok]
-    tests = [each.point.result.test for each in ok if each.point.result.test is not None]
+    score = mean_of_seeds([each.point for each in ok], {each.id: each.left for each in ok if each.left is not None})
     statuses = [each.point.result.status for each in found if not each.point.is_ok]
-    low, high, is_over_examples = interval(ok, tests)
     return CellValue(
-        value=statistics.fmean(tests) if tests else None,
-        low=low,
-        high=high,
-        bracket=bracket if tests else "",
+        value=None if score is None else score.mean,
+        low=None if score is None or score.bounds is None else score.low,
+        high=None if score is None or score.bounds is None else score.high,
+        bracket="" if score is None else bracket,
         published=published,
-        status="ok" if tests else ("failed" if "failed" in statuses else "na"),
+        status="ok" if score is not None else ("failed" if "failed" in statuses else "na"),
         n_ok=len(ok),
         n_seeds=len(found),
         reasons=tuple(dict.fromkeys(_reason(e.point) for e in found if not e.point.is_ok)),
-        is_over_examples=is_over_examples,
+        covers=None if score is None else score.covers,
         points=tuple(each.id for each in found),
     )
 
@@ -108,28 +108,6 @@ def score_cell(found: Sequence[Entry], bracket: str = "", published: float | Non
 def _reason(point: Point) -> str:
     """Its status and why, on one line."""
     return f"{point.result.status}: {' '.join((point.result.reason or '').split())}"
-
-
-def interval(ok: Sequence[Entry], tests: Sequence[float]) -> tuple[float | None, float | None, bool]:
-    """The ends of the 95 % interval of a mean score, and whether it is over examples and seeds (`outlay.metrics.mean_score`).
-
-    Where the answers of a seed are gone it is the t-interval over seeds, and none for a single seed.
-    """
-    answered, metrics = _answers(ok)
-    if answered and len(answered) == len(ok) and len(metrics) == 1:
-        reading = mean_score(metrics.pop(), answered)
-        return reading.low, reading.high, True
-    half = half_interval_of_seeds(tests)
-    if half is None:
-        return None, None, False
-    mean = statistics.fmean(tests)
-    return max(0.0, mean - half), min(100.0, mean + half), False
-
-
-def _answers(ok: Sequence[Entry]) -> tuple[list[Answered], set[str]]:
-    left = [each.left for each in ok if each.left is not None]
-    answered = [each.answered for each in left if each.answered is not None]
-    return answered, {each.metric for each in left if each.metric is not None}
 
 
 def mean_of(values: Iterable[float]) -> float | None:
@@ -172,13 +150,10 @@ def measures(found: Iterable[Entry]) -> str | None:
 
 
 def score_legend(found: Sequence[Entry], cells: Sequence[CellValue]) -> str:
-    """What the scores of a table are and what their ± is: "Test score, 0-100: accuracy, published reading; ± half ..."."""
-    measure, spans = measures(found), [cell for cell in cells if cell.low is not None and cell.unit == "score"]
-    n_over_examples = sum(cell.is_over_examples for cell in spans)
+    """What the scores of a table are and what their ± is: "Test score, 0-100: accuracy, published reading; ±: half ..."."""
+    measure, span = measures(found), covers_words(cell.covers for cell in cells)
     text = "Test score, 0-100" + ("" if measure is None else f": {measure}")
-    if spans:
-        text += f"; ± half of its 95 % interval over {'examples and seeds' if n_over_examples else 'seeds'}"
-    return text + (", over seeds alone where the answers are gone." if 0 < n_over_examples < len(spans) else ".")
+    return text + (f"; {span}." if span else ".")
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 
 from outlay.errors import DataError, UsageError
 from outlay.pareto import Spot
+from outlay.report.scores import bars_words
 from outlay.report.tables import Comparison, Row, money
 from outlay.writing import write_bytes
 
@@ -152,8 +153,10 @@ CONFIG: dict[str, Any] = {
 def _title(comparison: Comparison, heading: str) -> dict[str, Any]:
     n_seeds = max(row.n_ok for row in comparison.rows)
     seeds = f"mean of {n_seeds} seeds" if n_seeds > 1 else "one seed"
-    has_bars = any(row.test is not None and row.test.half is not None for row in comparison.rows)
-    bars = ", bars: 95 % interval" if has_bars else ""
+    has_bars = any(row.test is not None and row.test.bounds is not None for row in comparison.rows)
+    bars = (
+        f", bars: {bars_words(row.test.covers for row in comparison.rows if row.test is not None)}" if has_bars else ""
+    )
     return {"text": heading, "subtitle": f"{seeds}{bars}, dashed: the frontier (nothing is cheaper and better)"}
 
 

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from outlay.report.cells import dollars, thousands
 from outlay.report.laid import CellValue, Head, Item, LaidOut, pivot
-from outlay.report.tables import MINUS, signed
+from outlay.report.scores import ONE_SEED_PAIR
+from outlay.report.tables import MINUS, points_text, signed
 
 SMALLEST_P = 0.001
 """Below it a p is written as "< 0.001"."""
@@ -50,16 +51,16 @@ class Tested(Protocol):
         """Upper end."""
 
     @property
-    def p_holm(self) -> float:
-        """Two-sided p after Holm's correction over the family."""
+    def p_holm(self) -> float | None:
+        """Two-sided p after Holm's correction over the family; None where there is no test."""
 
     @property
     def is_significant(self) -> bool:
         """Whether that p is at most 0.05."""
 
     @property
-    def smallest(self) -> float:
-        """How small a difference the test could have seen within its family."""
+    def smallest(self) -> float | None:
+        """How small a difference the test could have seen within its family; None where there is no test."""
 
     @property
     def n_comparisons(self) -> int:
@@ -73,11 +74,15 @@ class Tested(Protocol):
     def n_examples(self) -> int:
         """Test examples."""
 
+    @property
+    def n_apart(self) -> int:
+        """Test rows on which the two do not score alike."""
+
 
 def lay_out_differences(tests: Sequence[Tested]) -> LaidOut | None:
-    """One row per test, block by block of a task and budget, in the order given; None without tests.
+    """One row per pair, block by block of a task and budget, in the order given; None without pairs.
 
-    Bold: told from none after the correction. The verdict of the others says what they could have seen.
+    Bold: told from none after the correction. The verdict of the others says what they could have seen, or why there is no test.
     """
     if not tests:
         return None
@@ -90,37 +95,58 @@ def lay_out_differences(tests: Sequence[Tested]) -> LaidOut | None:
         block = Head((places.setdefault(at, len(places)),), at)
         row = Head((i,), f"{test.first} {MINUS} {test.second}")
         items += [Item(block, row, head, cell) for head, cell in _cells(test)]
-    n_seeds, n_examples = ({getattr(test, name) for test in tests} for name in ("n_seeds", "n_examples"))
     laid = pivot("Differences", ("Task, budget", "Pair"), items, tasks=tasks)
-    notes = (
-        "Points of the test score with their 95 % intervals, paired over the same test examples and seeds: "
-        f"{_span(n_examples)} examples, {_span(n_seeds)} {'seed' if n_seeds == {1} else 'seeds'}."
-        + (" One seed says nothing of others." if 1 in n_seeds else ""),
-        f"p: two-sided, after Holm's correction over all {tests[0].n_comparisons} comparisons. Bold: p is at most 0.05.",
-    )
-    return replace(laid, notes=notes)
+    return replace(laid, notes=_notes(tests))
+
+
+def _notes(tests: Sequence[Tested]) -> tuple[str, ...]:
+    n_seeds, n_examples = ({getattr(test, name) for test in tests} for name in ("n_seeds", "n_examples"))
+    span = "over new seeds and new test rows"
+    if n_seeds == {1}:
+        span = f"of {ONE_SEED_PAIR}"
+    elif 1 in n_seeds:
+        span += f", of {ONE_SEED_PAIR} where there is one seed"
+    notes = [
+        f"Points of the test score with their 95 % intervals, {span}; paired over the same test rows and seeds: "
+        f"{_span(n_examples)} rows, {_span(n_seeds)} {'seed' if n_seeds == {1} else 'seeds'}."
+    ]
+    if 1 in n_seeds:
+        notes.append("One seed is no evidence about a strategy: its rows have no test.")
+    if tested := [test for test in tests if test.p_holm is not None]:
+        notes.append(
+            f"p: two-sided, after Holm's correction over all {tested[0].n_comparisons} comparisons. Bold: p is at most 0.05."
+        )
+    return tuple(notes)
 
 
 def _cells(test: Tested) -> list[tuple[Head, CellValue]]:
     difference = f"{signed(test.mean)} [{signed(test.low)}, {signed(test.high)}]"
-    p = f"< {SMALLEST_P}" if test.p_holm < SMALLEST_P else f"{test.p_holm:.3f}"
+    p = [] if test.p_holm is None else [(Head((1,), "p"), _p_cell(test.p_holm))]
     return [
         (
             Head((0,), "Difference"),
             CellValue(test.mean, test.low, test.high, "words", words=difference, is_best=test.is_significant),
         ),
-        (Head((1,), "p"), CellValue(test.p_holm, unit="words", words=p)),
+        *p,
         (Head((2,), "Verdict"), CellValue(unit="words", words=verdict(test))),
     ]
 
 
+def _p_cell(p: float) -> CellValue:
+    return CellValue(p, unit="words", words=f"< {SMALLEST_P}" if p < SMALLEST_P else f"{p:.3f}")
+
+
 def verdict(test: Tested) -> str:
     """What a test says, in words; of one that finds nothing, how small a difference it could have seen."""
+    if test.n_apart == 0:
+        return "every test row scored alike"
+    if test.p_holm is None or test.smallest is None:
+        return "one seed, no test" if test.n_seeds == 1 else "too few test rows for a test"
     if test.is_significant:
         return f"{test.first if test.mean > 0 else test.second} is ahead"
     if abs(test.mean) >= test.smallest:
-        return "not told apart, just"  # the interval is a little skewed, or p as fine as the resamples allow
-    return f"not told apart; {test.smallest:.1f} points would be"
+        return "not told apart, just"  # later steps of the correction are milder than the first
+    return f"not told apart; {points_text(test.smallest)} points would be"
 
 
 def _span(numbers: set[int]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from outlay.errors import DataError
+from outlay.report.scores import Covers, with_interval
 from outlay.report.tables import ABSENT, MINUS, money, signed
 
 Unit = Literal["score", "difference", "usd", "words"]
@@ -37,8 +38,8 @@ class CellValue:
     """Why seeds have no score, each beginning with its status."""
     marks: tuple[int, ...] = ()
     """Numbers of the notes that give the reasons."""
-    is_over_examples: bool = False
-    """Whether the interval is over examples and seeds; otherwise it is over seeds alone."""
+    covers: Covers | None = None
+    """Whom the interval of a test score speaks of."""
     is_best: bool = False
     on_front: bool = False
     is_tied: bool = False
@@ -57,7 +58,7 @@ class CellValue:
             ends = "" if self.low is None or self.high is None else f" [{money(self.low)}, {money(self.high)}]"
             return money(self.value) + ends
         text = signed(self.value) if self.unit == "difference" else f"{self.value:.1f}".replace("-", MINUS)
-        return text if self.low is None or self.high is None else f"{text} ± {(self.high - self.low) / 2:.1f}"
+        return text if self.low is None or self.high is None else with_interval(text, self.value, self.low, self.high)
 
     @property
     def marks_text(self) -> str:

@@ -27,6 +27,7 @@ from outlay.report.cells import (
 from outlay.report.costing import lay_out_costs, lay_out_match
 from outlay.report.laid import CellValue, Head, Item, LaidOut, pivot
 from outlay.report.results import Results
+from outlay.report.scores import ONE_SEED
 from outlay.report.summaries import across_tasks, plain_tables
 
 Told = Mapping[str, Any]
@@ -219,7 +220,8 @@ def _legend(plan: Plan, laid: LaidOut, found: Sequence[Entry]) -> list[str]:
     if any(cell.on_front for cell in cells):
         lines.append("Bold: on the frontier, no cell is both cheaper and better.")
     if any(cell.is_tied for cell in cells):
-        lines.append("“tied”: a cell that is no dearer scores more, but the intervals overlap.")
+        one_seed = f", which are of {ONE_SEED}" if any(cell.covers == "rows" for cell in cells) else ""
+        lines.append(f"“tied”: a cell that is no dearer scores more, but the intervals{one_seed} overlap.")
     if any(cell.published is not None for cell in cells):
         lines.append(papers.NOT_COMPARABLE)
     return lines

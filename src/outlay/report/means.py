@@ -6,10 +6,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from outlay.metrics import main_score, mean_score
 from outlay.point import Point, PointRequest
 from outlay.report.results import PARTS, Aftermath, Results
-from outlay.report.tables import half_interval_of_seeds
+from outlay.report.scores import Covers, mean_of_seeds
 
 _KEY_FIELDS = tuple(field.name for field in fields(PointRequest) if field.name != "seed")
 
@@ -32,6 +31,8 @@ class Mean:
     value: float | None
     low: float | None
     high: float | None
+    covers: Covers | None
+    """Whom the interval speaks of."""
     dev: float | None
     teacher_dev: float | None
     charge_usd: float | None
@@ -52,9 +53,7 @@ class Mean:
 def means(results: Results) -> list[Mean]:
     """One mean per request without its seed, in the order of the grid.
 
-    An interval is over examples and seeds (`outlay.metrics.mean_score`) where every seed's answers are there; else, for two
-    seeds and more, over seeds (Student's t); else it is the one over examples that the point itself carries, if its metric
-    is known.
+    Where an interval comes from: :func:`outlay.report.scores.mean_of_seeds`.
     """
     return [_mean(seeds, results.left) for seeds in by_seed(results.points)]
 
@@ -77,7 +76,7 @@ def _mean(seeds: Sequence[Point], left_by_id: Mapping[str, Aftermath]) -> Mean:
     ok = [(point, after) for point, after in zip(seeds, left, strict=True) if point.is_ok]
     scored = [point for point, _ in ok]
     afters = [after for _, after in ok]
-    low, high = _interval(scored, afters)
+    score = mean_of_seeds(scored, left_by_id)
     devs = [point.result.dev for point in scored if point.result.dev is not None]
     reasons = dict.fromkeys(point.result.reason for point in seeds if point.result.reason is not None)
     return Mean(
@@ -86,9 +85,10 @@ def _mean(seeds: Sequence[Point], left_by_id: Mapping[str, Aftermath]) -> Mean:
         runs=tuple(after.run for after in left if after is not None),
         n_ok=len(ok),
         n_seeds=len(seeds),
-        value=_average([point.result.test for point in scored if point.result.test is not None]),
-        low=low,
-        high=high,
+        value=None if score is None else score.mean,
+        low=None if score is None or score.bounds is None else score.low,
+        high=None if score is None or score.bounds is None else score.high,
+        covers=None if score is None else score.covers,
         dev=_average(devs),
         teacher_dev=_average([a.teacher_dev for a in afters if a is not None and a.teacher_dev is not None]),
         charge_usd=_average([point.result.charge_usd for point in scored]),
@@ -102,24 +102,6 @@ def _mean(seeds: Sequence[Point], left_by_id: Mapping[str, Aftermath]) -> Mean:
 
 def _average(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
-
-
-def _interval(scored: Sequence[Point], afters: Sequence[Aftermath | None]) -> tuple[float | None, float | None]:
-    tests = [point.result.test for point in scored if point.result.test is not None]
-    told = [(each.metric, each.answered) for each in afters if each is not None]
-    answers = [answered for _, answered in told if answered is not None]
-    metrics = {name for name, _ in told if name is not None}
-    metric = metrics.pop() if len(metrics) == 1 else None
-    if metric is not None and scored and len(answers) == len(scored):
-        over_both = mean_score(metric, answers)
-        # The percentiles of a statistic that is no mean over examples may leave its value out.
-        return min(over_both.low, over_both.value), max(over_both.high, over_both.value)
-    half = half_interval_of_seeds(tests)
-    if half is not None:
-        mean = statistics.fmean(tests)
-        return max(0.0, mean - half), min(100.0, mean + half)
-    own = scored[0].result.scores.get(main_score(metric)) if metric is not None and len(scored) == 1 else None
-    return (None, None) if own is None else (own.low, own.high)
 
 
 def _parts(afters: Sequence[Aftermath | None]) -> dict[str, float] | None:

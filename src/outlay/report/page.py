@@ -8,7 +8,7 @@ from pathlib import Path
 
 from outlay.report.charts import chart_svg, frontier_spec
 from outlay.report.style import STYLE
-from outlay.report.tables import Comparison, difference_text, grid, on_front
+from outlay.report.tables import Comparison, difference_text, grid, legend, on_front
 from outlay.writing import write_text
 
 
@@ -36,8 +36,8 @@ def render_page(
         "<h2>Scores</h2>",
         _table(comparison),
     ]
-    if comparison.measure is not None:
-        parts.append(f'<p class="quiet">Test: {escape(comparison.measure)}, 0–100.</p>')
+    if words := legend(comparison):
+        parts.append(f'<p class="quiet">{escape(words)}</p>')
     if comparison.differences:
         parts += ["<h2>Paired differences</h2>", _list([difference_text(row) for row in comparison.differences])]
     if comparison.notes:

@@ -14,6 +14,7 @@ from outlay.pareto import Spot, frontier
 from outlay.report.charts import PALETTE, SHAPES, look
 from outlay.report.means import Mean
 from outlay.report.results import PARTS, Aftermath, Results
+from outlay.report.scores import bars_words
 from outlay.report.tables import measure_text, money
 
 MAX_ROWS = 60
@@ -111,8 +112,9 @@ def layouts(results: Results, marks: Sequence[Mean]) -> dict[str, Figure]:
         if figure is not None:
             title = f"{task}: {figure.title}"
             has_bars = figure.kind != "bars" and any(mean.low is not None for mean in scored)
+            bars = bars_words(mean.covers for mean in scored).replace(" %", "\u00a0%")
             first = [f"{measure}, 0–100"] if figure.kind != "bars" else []
-            first += [seeds_text(scored) + (", bars: 95\u00a0% interval" if has_bars else "")]
+            first += [seeds_text(scored) + (f", bars: {bars}" if has_bars else "")]
             figures[task] = replace(figure, title=title, notes=(*first, *figure.notes))
     return figures
 

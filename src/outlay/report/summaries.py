@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from outlay.grouping import group
+from outlay.metrics.intervals import half_of_means
 from outlay.report.cells import (
     Entry,
     score_cell,
@@ -15,7 +16,7 @@ from outlay.report.cells import (
     strategy_words,
 )
 from outlay.report.laid import CellValue, Column, Head, Item, LaidOut, LaidRow, numbered, pivot
-from outlay.report.tables import HEADER, Comparison, cells, compare, half_interval_of_seeds, on_front
+from outlay.report.tables import HEADER, Comparison, cells, compare, on_front
 
 BASELINE = "annotate"
 """What every strategy is held against: the same money in labels."""
@@ -40,11 +41,10 @@ def _plain(title: str, task: str, found: Sequence[Entry]) -> LaidOut:
     of_point = {id(each.point): each for each in found}
     groups = [[of_point[id(point)] for point in each.points] for each in group([each.point for each in found])]
     tested = [score_cell(seeds) for seeds in groups]
-    cell_of = {name: cell for cell in tested for name in cell.points}
     teachers = {name: each.left.teacher_dev for name, each in of_id.items() if each.left is not None}
     comparison = compare(
         [each.point for each in found],
-        half_of=lambda ok: _half(cell_of[of_point[id(ok[0])].id]),
+        left={name: each.left for name, each in of_id.items() if each.left is not None},
         teacher_dev={name: dev for name, dev in teachers.items() if dev is not None},
         measure=None,
     )
@@ -72,10 +72,6 @@ def _plain_rows(comparison: Comparison, tested: Sequence[CellValue]) -> list[Lai
         rows.append(LaidRow((texts[0],), tuple(values), starts_block=row.budget_usd != budget_usd))
         budget_usd = row.budget_usd
     return rows
-
-
-def _half(cell: CellValue) -> float | None:
-    return None if cell.low is None or cell.high is None else (cell.high - cell.low) / 2
 
 
 # --- over tasks ------------------------------------------------------------------------------------------------------
@@ -138,6 +134,6 @@ def _gain_cell(value: float, gains: Sequence[float]) -> CellValue:
 
 
 def _mean_cell(per_task: Sequence[float]) -> CellValue:
-    mean, half = statistics.fmean(per_task), half_interval_of_seeds(per_task)
+    mean, half = statistics.fmean(per_task), half_of_means(per_task)
     whole = CellValue(mean, unit="difference")
     return whole if half is None else replace(whole, low=mean - half, high=mean + half)

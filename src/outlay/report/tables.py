@@ -4,49 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from outlay.display import visible
 from outlay.errors import DataError
 from outlay.grouping import Group, group
+from outlay.metrics import ALPHA
 from outlay.money import show_usd
 from outlay.pareto import Frontier, Spot, frontier
 from outlay.point import Point
+from outlay.report.results import Aftermath
+from outlay.report.scores import ONE_SEED_PAIR, Score, covers_words, mean_of_seeds, with_interval
 from outlay.writing import csv_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-Z_95 = 1.960
-ALPHA = 0.05
-"""The highest p that is called significant at 95 %."""
-
 MINUS = "−"
 ABSENT = "–"
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """A mean over seeds, 0-100, and half of its 95 % interval; None where one seed says nothing about the spread."""
-
-    mean: float
-    half: float | None
-
-    @property
-    def low(self) -> float:
-        """Lower end of the interval, at least 0; a mean below 0 is its own end."""
-        return min(self.mean, max(0.0, self.mean - (self.half or 0.0)))
-
-    @property
-    def high(self) -> float:
-        """Upper end of the interval, at most 100; a mean above 100 is its own end."""
-        return max(self.mean, min(100.0, self.mean + (self.half or 0.0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,34 +49,18 @@ class Row:
         if self.test is None or self.charge_usd is None:
             return None
         name = f"{self.label} at {money(self.budget_usd)}"
-        if self.test.half is None:
+        if self.test.bounds is None:
             return Spot(name, self.charge_usd, self.test.mean)
         return Spot(name, self.charge_usd, self.test.mean, self.test.low, self.test.high)
 
 
-class Interval(Protocol):
-    """What a paired bootstrap returns: a mean difference with its 95 % interval, in points."""
-
-    @property
-    def mean(self) -> float:
-        """Mean difference."""
-
-    @property
-    def low(self) -> float:
-        """Lower end."""
-
-    @property
-    def high(self) -> float:
-        """Upper end."""
-
-
 @dataclass(frozen=True, slots=True)
 class DifferenceRow:
-    """A paired difference between two strategies at one budget, first minus second, in points.
+    """A paired difference between two strategies at one budget, first minus second, in points (`outlay.significance.PairedTest`).
 
-    ``p`` is the two-sided p of "no difference", ``p_adjusted`` the same after Holm's correction over ``n_comparisons``;
-    ``smallest`` is how small a difference the test could have seen, ``covers`` what it generalises to. Each is None where it is
-    not known.
+    ``p_holm`` is the two-sided p of "no difference" for new seeds and new test rows after Holm's correction over
+    ``n_comparisons``, and ``smallest`` how small a difference the test could have seen; both None where there is no test.
+    ``n_apart``: test rows on which the two do not score alike.
     """
 
     first: str
@@ -107,32 +69,29 @@ class DifferenceRow:
     mean: float
     low: float
     high: float
-    p: float | None = None
-    p_adjusted: float | None = None
-    n_comparisons: int | None = None
-    smallest: float | None = None
-    covers: str | None = None
-
-    @classmethod
-    def of(cls, first: str, second: str, budget_usd: float, interval: Interval) -> DifferenceRow:
-        """The row of a bootstrapped difference."""
-        return cls(first, second, budget_usd, interval.mean, interval.low, interval.high)
+    p_holm: float | None
+    n_comparisons: int
+    smallest: float | None
+    n_seeds: int
+    n_apart: int
 
     @property
     def is_significant(self) -> bool:
-        """Whether the corrected p is at most 0.05; without one, whether the 95 % interval leaves zero out."""
-        if self.p_adjusted is not None:
-            return self.p_adjusted <= ALPHA
-        return self.low > 0 or self.high < 0
+        """Whether there is a test and its corrected p is at most 0.05."""
+        return self.p_holm is not None and self.p_holm <= ALPHA
 
     @property
     def verdict(self) -> str:
         """What the test says, in words; one that finds nothing says what it could have found."""
+        if self.n_apart == 0:
+            return "every test row scored alike"
+        if self.p_holm is None:
+            return "too few test rows for a test" if self.n_seeds > 1 else f"{ONE_SEED_PAIR} (one seed), no test"
         words = "significant at 95 %" if self.is_significant else "not significant at 95 %"
-        if self.p_adjusted is not None and self.n_comparisons is not None and self.n_comparisons > 1:
+        if self.n_comparisons > 1:
             words += f" after Holm's correction over {self.n_comparisons} comparisons"
         if self.smallest is not None and not self.is_significant:
-            words += f" (it could have seen about {self.smallest:.1f})"
+            words += f" (it could have seen about {points_text(self.smallest)})"
         return words
 
 
@@ -159,8 +118,7 @@ class Comparison:
 def compare(
     points: Sequence[Point],
     *,
-    correctness: Mapping[str, Sequence[float]] | None = None,
-    half_of: Callable[[Sequence[Point]], float | None] | None = None,
+    left: Mapping[str, Aftermath] | None = None,
     teacher_dev: Mapping[str, float] | None = None,
     differences: Sequence[DifferenceRow] = (),
     measure: str | None = None,
@@ -169,10 +127,7 @@ def compare(
 
     Args:
         points: of one or several tasks; rows are in the order of :func:`outlay.grouping.group`.
-        correctness: point id -> score of each test example, 0-1, the same examples in the same order for every point.
-            Where every seed of a row has one, its interval is over examples and seeds, otherwise over seeds alone.
-        half_of: the points of one row -> half of their interval, for a score that is no mean over examples (F1); None where
-            it has none to give, and then ``correctness`` or the seeds decide.
+        left: point id -> what its run left; from its answers come the intervals (:func:`outlay.report.scores.mean_of_seeds`).
         teacher_dev: point id -> dev score of its teacher, 0-100.
         differences: paired differences to show beside the rows.
         measure: the main score as ``statistic/reading``.
@@ -182,26 +137,16 @@ def compare(
     """
     if not points:
         raise DataError("there are no points to compare; run `outlay compare` or `outlay study run` first")
-    rows = tuple(_row(each, correctness or {}, half_of, teacher_dev or {}) for each in group(points))
+    rows = tuple(_row(each, left or {}, teacher_dev or {}) for each in group(points))
     spots = [row.spot for row in rows if row.spot is not None]
     tasks = dict.fromkeys(point.request.task for point in points)
     words = None if measure is None else measure_text(measure)
     return Comparison(", ".join(tasks), rows, tuple(differences), frontier(spots), words)
 
 
-def _row(
-    each: Group,
-    correctness: Mapping[str, Sequence[float]],
-    half_of: Callable[[Sequence[Point]], float | None] | None,
-    teacher_dev: Mapping[str, float],
-) -> Row:
+def _row(each: Group, left: Mapping[str, Aftermath], teacher_dev: Mapping[str, float]) -> Row:
     ok = each.ok
     results = [point.result for point in ok]
-    tests = [result.test for result in results if result.test is not None]
-    per_example = [correctness[point.id] for point in ok if point.id in correctness]
-    half = half_of(ok) if half_of is not None and ok else None
-    if half is None:
-        half = half_interval(per_example) if ok and len(per_example) == len(ok) else half_interval_of_seeds(tests)
     cash = [point.circumstance.cash_usd for point in ok]
     return Row(
         label=each.label,
@@ -209,7 +154,7 @@ def _row(
         n_labels=_mean([result.n_labels for result in results]),
         n_pool=_mean([result.n_pool for result in results]),
         teacher_dev=_mean([teacher_dev[point.id] for point in ok if point.id in teacher_dev]),
-        test=Score(statistics.fmean(tests), half) if tests else None,
+        test=mean_of_seeds(ok, left),
         charge_usd=_mean([result.charge_usd for result in results]),
         cash_usd=None if None in cash else _mean([usd for usd in cash if usd is not None]),
         n_ok=len(ok),
@@ -220,42 +165,6 @@ def _row(
 
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
-
-
-def half_interval_of_seeds(tests: Sequence[float]) -> float | None:
-    """Half of the 95 % t-interval of a mean over seeds; None for fewer than two."""
-    if len(tests) < 2:
-        return None
-    return _t_95(len(tests) - 1) * statistics.stdev(tests) / math.sqrt(len(tests))
-
-
-def half_interval(per_example: Sequence[Sequence[float]]) -> float:
-    """Half of the normal 95 % interval, in points, of a mean over seeds and examples.
-
-    The variance is that of the mean over examples (each averaged over the seeds) plus that of the mean over seeds. The
-    noise that belongs to one example in one seed is in both terms, so the interval is somewhat too wide, never too
-    narrow; with one seed it is the interval over examples.
-
-    Args:
-        per_example: shape (n_seeds, n_examples), 0-1.
-
-    Raises:
-        DataError: the seeds do not have the same number of examples, or fewer than two.
-    """
-    n_seeds, n_examples = len(per_example), len(per_example[0])
-    if n_examples < 2 or any(len(scores) != n_examples for scores in per_example):
-        sizes = ", ".join(str(len(scores)) for scores in per_example)
-        raise DataError(f"the seeds of a row need the same test examples, two or more; they have {sizes}")
-    of_examples = statistics.variance(statistics.fmean(column) for column in zip(*per_example, strict=True))
-    of_seeds = statistics.variance(statistics.fmean(scores) for scores in per_example) if n_seeds > 1 else 0.0
-    return 100 * Z_95 * math.sqrt(of_examples / n_examples + of_seeds / n_seeds)
-
-
-def _t_95(n_degrees: int) -> float:
-    first = (Z_95**3 + Z_95) / (4 * n_degrees)
-    second = (5 * Z_95**5 + 16 * Z_95**3 + 3 * Z_95) / (96 * n_degrees**2)
-    # Beyond the table: two terms of the Cornish-Fisher expansion around the normal quantile, within 0.1 %.
-    return T_95[n_degrees - 1] if n_degrees <= len(T_95) else Z_95 + first + second
 
 
 # --- how values are written -------------------------------------------------------------------------------------------
@@ -274,16 +183,22 @@ def count(number: float | None) -> str:
 
 
 def score(value: Score | None) -> str:
-    """A score with its half interval: "78.0 ± 0.6"."""
+    """A score with its interval: "78.0 ± 0.6"."""
     if value is None:
         return "N/A"
-    return f"{value.mean:.1f}" if value.half is None else f"{value.mean:.1f} ± {value.half:.1f}"
+    text = f"{value.mean:.1f}"
+    return text if value.bounds is None else with_interval(text, value.mean, *value.bounds)
 
 
 def signed(points: float) -> str:
     """A difference with its sign: "+4.2", "−0.3"; what rounds to zero has none."""
     text = f"{abs(points):.1f}"
     return text if text == "0.0" else ("+" if points > 0 else MINUS) + text
+
+
+def points_text(points: float) -> str:
+    """A size in points: "1.7"; one that would round to nothing is "less than 0.1"."""
+    return "less than 0.1" if points < 0.05 else f"{points:.1f}"
 
 
 _STATISTICS = {"bert_ibleu": "BERT-iBLEU"}
@@ -320,9 +235,15 @@ def grid(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]
 def difference_text(row: DifferenceRow) -> str:
     """ "distill − annotate at $300.00: +6.9 [+5.1, +8.7], significant at 95 %"."""
     interval = f"[{signed(row.low)}, {signed(row.high)}]"
-    scope = " over examples only" if row.covers == "examples" else ""
     place = f"{row.first} {MINUS} {row.second} at {money(row.budget_usd)}"
-    return f"{place}: {signed(row.mean)} {interval}{scope}, {row.verdict}"
+    return f"{place}: {signed(row.mean)} {interval}, {row.verdict}"
+
+
+def legend(comparison: Comparison) -> str:
+    """What the test scores are and what their intervals speak of; nothing where neither is known."""
+    measure = "" if comparison.measure is None else f"Test: {comparison.measure}, 0-100. "
+    span = covers_words(row.test.covers for row in comparison.rows if row.test is not None)
+    return (measure + (f"{span}." if span else "")).strip()
 
 
 # --- renderings -------------------------------------------------------------------------------------------------------
@@ -346,8 +267,8 @@ def render_rich(comparison: Comparison) -> RenderableType:
             budget_usd = row.budget_usd
         table.add_row(*(Text(visible(text)) for text in line), style="bold" if on_front(comparison, row) else "")
     lines = [Text(difference_text(row)) for row in comparison.differences]
-    if comparison.measure is not None:
-        lines.insert(0, Text(f"Test: {comparison.measure}, 0-100", style="dim"))
+    if words := legend(comparison):
+        lines.insert(0, Text(words, style="dim"))
     notes = [Text(f"N/A: {note}", style="dim") for note in comparison.notes]
     return RichGroup(table, *lines, *notes)
 
@@ -365,8 +286,8 @@ def render_markdown(comparison: Comparison) -> str:
     for row, line in zip(comparison.rows, texts, strict=True):
         bold = f"**{line[test]}**" if on_front(comparison, row) else line[test]
         lines.append(_markdown_line([*line[:test], bold, *line[test + 1 :]]))
-    if comparison.measure is not None:
-        lines += ["", f"Test: {comparison.measure}, 0-100."]
+    if words := legend(comparison):
+        lines += ["", words]
     if comparison.differences:
         lines += ["", *(f"- {difference_text(row)}" for row in comparison.differences)]
     if comparison.notes:
@@ -379,7 +300,7 @@ def _markdown_line(texts: Sequence[str]) -> str:
 
 
 CSV_HEADER = (
-    *("strategy", "budget_usd", "n_labels", "n_pool", "teacher_dev", "test", "test_low", "test_high"),
+    *("strategy", "budget_usd", "n_labels", "n_pool", "teacher_dev", "test", "test_low", "test_high", "interval"),
     *("charge_usd", "cash_usd", "n_ok", "n_seeds", "on_frontier", "reason"),
 )
 
@@ -395,12 +316,13 @@ def render_csv(comparison: Comparison) -> str:
 
 
 def _csv_values(comparison: Comparison, row: Row) -> tuple[Any, ...]:
-    has_interval = row.test is not None and row.test.half is not None
+    has_interval = row.test is not None and row.test.bounds is not None
     return (
         *(row.label, row.budget_usd, row.n_labels, row.n_pool, row.teacher_dev),
         row.test.mean if row.test else None,
         row.test.low if row.test and has_interval else None,
         row.test.high if row.test and has_interval else None,
+        row.test.covers if row.test else None,
         *(row.charge_usd, row.cash_usd, row.n_ok, row.n_seeds),
         "yes" if on_front(comparison, row) else "no",
         "; ".join(row.reasons) or None,

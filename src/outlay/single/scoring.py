@@ -77,19 +77,12 @@ class Scorer:
 
         return main_score(self.metric)
 
-    def score(self, predictions: Sequence[str], rows: Sequence[Row], *, seed: int = 0) -> dict[str, Reading]:
-        """Every statistic in both readings with its interval."""
-        from outlay.metrics import N_BOOTSTRAP
-
-        return self._score(predictions, rows, N_BOOTSTRAP, seed)
-
     def dev_score(self, predictions: Sequence[str], rows: Sequence[Row]) -> float:
         """The main score alone, of the first rows where there are fewer predictions."""
-        return self._score(predictions, rows[: len(predictions)], 1, 0)[self.main].value
+        return self.score(predictions, rows[: len(predictions)])[self.main].value
 
-    def _score(
-        self, predictions: Sequence[str], rows: Sequence[Row], n_bootstrap: int, seed: int
-    ) -> dict[str, Reading]:
+    def score(self, predictions: Sequence[str], rows: Sequence[Row]) -> dict[str, Reading]:
+        """Every statistic in both readings with its interval."""
         from outlay.metrics import score
 
         texts = [row.text for row in rows]
@@ -100,8 +93,6 @@ class Scorer:
             self.form.labels,
             sources=texts,
             similarities=self._similarities(predictions, texts),
-            n_bootstrap=n_bootstrap,
-            seed=seed,
         )
 
     def _similarities(self, predictions: Sequence[str], texts: Sequence[str]) -> list[float] | None:
