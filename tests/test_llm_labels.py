@@ -329,8 +329,9 @@ def test_seconds_of_a_mix_are_foreseen_for_the_rows_of_both_sellers(mixed: tuple
     of_steps = Profile(
         "here", "2026-11-21", "a device", "2.13.0", 1, 10**11, {"fp32": dict.fromkeys(TERMS, 0.0) | {"steps": 1.0}}
     )
-    foreseen = Forecaster(Quoter(prepared.known), of_steps, lambda labels, model: []).forecast(train).seconds
-    assert foreseen == 2 * -(-train.n_labels // 16)
+    foreseen = Forecaster(Quoter(prepared.known), of_steps, lambda labels, model: []).forecast(train)
+    assert foreseen is not None
+    assert foreseen.seconds == 2 * -(-train.n_labels // 16)
     assert train.n_labels > 48
 
 

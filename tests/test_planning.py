@@ -20,7 +20,7 @@ from rich.console import Console
 from bench import plan_study
 from outlay import prepare, quoting
 from outlay.canonical import key_of
-from outlay.money import Price, PriceBook, parse_usd
+from outlay.money import Price, PriceBook, format_usd, parse_usd
 from outlay.planning import Plan, plan, render
 from outlay.prepare import Options, Workbench
 from outlay.quoting import Quoter
@@ -118,8 +118,8 @@ def test_the_plan_is_the_sum_of_its_points_each_step_once(grid: list[Options], d
     n_separate = sum(batches(every[key]) for key in separate)
     assert (planned.distinct.n_optimizer_steps, planned.separate.n_optimizer_steps) == (n_distinct, n_separate)
     assert planned.saved == 1 - n_distinct / n_separate > 0.1
-    assert planned.distinct.hours == pytest.approx(float(sum(hours.values())), rel=1e-12)
-    assert planned.separate.hours == pytest.approx(float(sum(hours[key] for key in separate)), rel=1e-12)
+    assert planned.distinct.charged_hours == pytest.approx(float(sum(hours.values())), rel=1e-12)
+    assert planned.separate.charged_hours == pytest.approx(float(sum(hours[key] for key in separate)), rel=1e-12)
 
 
 def test_the_grid_of_these_tests_takes_more_and_fewer_blocks(planned: Plan) -> None:
@@ -149,8 +149,8 @@ def test_the_same_step_on_two_machines_is_done_once_and_told_at_both_speeds(worl
     alone = [plan(world.workbench, [options]) for options in both]
     together = plan(world.workbench, both)
     assert together.distinct == alone[0].distinct
-    assert together.separate.hours == pytest.approx(sum(each.distinct.hours for each in alone))
-    assert alone[0].distinct.hours > 2 * alone[1].distinct.hours
+    assert together.separate.charged_hours == pytest.approx(sum(each.distinct.charged_hours for each in alone))
+    assert alone[0].distinct.charged_hours > 2 * alone[1].distinct.charged_hours
 
 
 # --- sharing changes nothing -----------------------------------------------------------------------------------------
@@ -338,7 +338,9 @@ def test_seconds_and_cash_here_are_those_of_the_distinct_steps(world: World) -> 
         )
         for step in recipe.steps():
             if isinstance(step, Train | Teach | Distil | Score):
-                seconds[step.key] = longest.forecast(step).seconds
+                forecast = longest.forecast(step)
+                assert forecast is not None
+                seconds[step.key] = forecast.seconds
                 n_separate[step.key] = n_separate.get(step.key, 0) + 1
     # Of another seed's rows the order alone differs, which padding feels a little.
     assert planned.distinct.seconds_here == pytest.approx(sum(seconds.values()), rel=0.02)
@@ -349,11 +351,44 @@ def test_seconds_and_cash_here_are_those_of_the_distinct_steps(world: World) -> 
     assert planned.cash_micros == pytest.approx(cash, abs=1)
 
     other = plan(world.workbench, asked, profile=replace(profile, threads=2), here=here)
-    assert other.distinct.seconds_here is None  # no profile of these threads: the flops clock of what is charged
-    assert other.cash_micros == pytest.approx(other.distinct.hours * 500_000, abs=1)
-    elsewhere = [replace(options, machine="a100-40gb") for options in asked]
-    assert plan(world.workbench, elsewhere, here=here).cash_micros is None
-    assert plan(world.workbench, asked).cash_micros is None
+    # No profile of these threads: what is charged bounds neither wall seconds nor cash, so nothing is forecast.
+    assert other.distinct.seconds_here is None
+    assert other.cash_micros is None
+    assert other.distinct.charged_hours > 0
+    for unknown in (plan(world.workbench, asked, here=here), plan(world.workbench, asked)):
+        document = unknown.to_json()
+        assert document["cash_forecast_usd"] is None
+        assert document["distinct"]["wall_seconds_forecast"] is None
+        assert document["distinct"]["charged_hours_at_most"] > 0
+    assert plan(world.workbench, asked, profile=profile).cash_micros is None  # no price of the machine that is here
+
+
+def test_a_bound_of_the_charge_is_shown_as_no_forecast(world: World) -> None:
+    profile = Profile("here", "2026-11-21", "a device", "2.13.0", 1, 10**11, {"fp32": dict.fromkeys(TERMS, 0.01)})
+    here = Price("cpu", "hour", Decimal("0.5"), "a test", None)
+
+    def shown(planned: Plan) -> str:
+        console = Console(width=160, record=True, file=io.StringIO())
+        console.print(render(planned))
+        return console.export_text()
+
+    def cells(text: str, heading: str) -> list[str]:
+        row = next(line for line in text.splitlines() if heading in line)
+        return [cell.strip() for cell in row.strip("│ ").split("│")[1:]]
+
+    bare = shown(plan(world.workbench, [world.options()], here=here))
+    assert cells(bare, "hours on this machine, forecast") == ["–", "–"]
+    assert all(float(cell) > 0 for cell in cells(bare, "hours charged at most, as cpu"))
+    assert "no forecast; `outlay machine calibrate`" in " ".join(bare.split())
+    assert "forecast: $" not in bare
+    planned = plan(world.workbench, [world.options()], profile=profile, here=here)
+    known = shown(planned)
+    assert planned.distinct.seconds_here is not None
+    assert planned.cash_micros is not None
+    assert float(cells(known, "hours on this machine, forecast")[0].replace(",", "")) == pytest.approx(
+        planned.distinct.seconds_here / 3600, rel=0.05
+    )
+    assert f"Cash for compute here, forecast: {format_usd(planned.cash_micros)}" in known
 
 
 def test_json_has_every_point_and_the_sums(planned: Plan) -> None:
@@ -361,9 +396,11 @@ def test_json_has_every_point_and_the_sums(planned: Plan) -> None:
     assert [document["n_points"], document["n_na"]] == [planned.n_points, planned.n_na]
     assert document["distinct"]["steps"] == planned.distinct.n_steps
     assert document["separate"]["optimizer_steps"] == planned.separate.n_optimizer_steps
-    assert document["charge_usd"] * 10**6 == pytest.approx(planned.charge_micros)
-    assert document["charge_usd"] == pytest.approx(sum(point["charge_usd"] for point in document["points"]))
-    assert document["cash_usd"] is None
+    assert document["charge_at_most_usd"] * 10**6 == pytest.approx(planned.charge_micros)
+    assert document["charge_at_most_usd"] == pytest.approx(
+        sum(point["charge_at_most_usd"] for point in document["points"])
+    )
+    assert document["cash_forecast_usd"] is None
     for point, said in zip(planned.points, document["points"], strict=True):
         asked = point.options
         assert said["run"] == point.run_id

@@ -421,8 +421,9 @@ class Execution:
         measured = artifact.circumstance.get("seconds_by_payer", {}).get(self._payer)
         if measured is None:
             return Timing(key, what, None, None, None)
-        seen = artifact.circumstance.get("predicted", {})
-        return Timing(key, what, seen.get("seconds"), seen.get("by"), measured)
+        seen = artifact.circumstance.get("predicted") or {}
+        working = artifact.circumstance.get("working_seconds")
+        return Timing(key, what, seen.get("seconds"), seen.get("by"), measured, working)
 
     @contextmanager
     def _released_on_error(self, hold: Hold) -> Iterator[None]:

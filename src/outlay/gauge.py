@@ -80,6 +80,13 @@ class StepGauge:
         mine = self._kept_before + time.monotonic() - self._began
         return {**self._seconds_of_others, self._payer: round(mine, 3)}
 
+    def working_seconds(self) -> float | None:
+        """Wall seconds inside the batches that the charge counts, the rest being loading, tokenising and saving.
+
+        ``None`` where another payer did a part, since a checkpoint does not keep whose they were.
+        """
+        return None if self._seconds_of_others else round(self._meter.state().work_seconds, 3)
+
     def _train(self, n_tokens: int) -> int:
         return sum(self._quoter.flops(Work(self._ref, n_tokens, 0)))
 

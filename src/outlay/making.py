@@ -121,8 +121,9 @@ class Maker:
                 usage=made.usage,
                 circumstance={
                     **environment(getattr(step, "threads", None), _precision_of(step)),
-                    "predicted": {"seconds": round(foreseen.seconds, 6), "by": foreseen.by},
+                    "predicted": foreseen and {"seconds": round(foreseen.seconds, 6), "by": foreseen.by},
                     "seconds_by_payer": gauge.finish(),
+                    "working_seconds": gauge.working_seconds(),
                 },
             )
 

@@ -1,5 +1,8 @@
 """A study before it runs: what each point would do, the distinct steps of all, and what they cost in work, hours and dollars.
 
+Charges, and the hours that they are made of by the flops clock, are bounds. Wall seconds and cash are forecasts by a measured
+profile of the machine that is here; without one there are none.
+
 Pure: no money moves, no model is loaded and nothing is written. A strategy that asks again once it knows what came of its first
 recipe is planned with that first recipe alone; those of `outlay.strategy` know at once what they want.
 """
@@ -35,7 +38,7 @@ class PlannedPoint:
     """One point: its ``recipe``, or the ``reason`` why it is ``na``.
 
     ``task``: its name, as in the point of the run.
-    ``run_id``: ``None`` where there is not even a request (a model that leads nowhere); ``charge_micros``: at most, 0 for ``na``.
+    ``run_id``: ``None`` where there is not even a request (a model that leads nowhere); ``charge_micros``: a bound, 0 for ``na``.
     """
 
     options: Options
@@ -64,7 +67,7 @@ class PlannedPoint:
             "reason": self.reason,
             "n_labels": n_labels,
             "n_pool": n_pool,
-            "charge_usd": usd_of(self.charge_micros),
+            "charge_at_most_usd": usd_of(self.charge_micros),
         }
 
 
@@ -72,14 +75,14 @@ class PlannedPoint:
 class Work:
     """What some steps come to.
 
-    ``n_steps``: by kind; ``n_optimizer_steps``: batches trained, every epoch run to its end; ``hours``: on the machines they are
-    charged as, by the flops clock; ``seconds_here``: wall seconds foreseen for the machine that is here, ``None`` where no
-    profile was measured with their threads.
+    ``n_steps``: by kind; ``n_optimizer_steps``: batches trained, every epoch run to its end; ``charged_hours``: on the
+    machines they are charged as, by the flops clock, which bounds the charge and says nothing of wall time; ``seconds_here``: the
+    forecast of wall seconds on the machine that is here, ``None`` where no profile was measured with their threads.
     """
 
     n_steps: Mapping[str, int]
     n_optimizer_steps: int
-    hours: float
+    charged_hours: float
     seconds_here: float | None
 
     def to_json(self) -> dict[str, Any]:
@@ -87,8 +90,8 @@ class Work:
         return {
             "steps": {kind: self.n_steps.get(kind, 0) for kind in KINDS},
             "optimizer_steps": self.n_optimizer_steps,
-            "hours": self.hours,
-            "seconds_here": self.seconds_here,
+            "charged_hours_at_most": self.charged_hours,
+            "wall_seconds_forecast": self.seconds_here,
         }
 
 
@@ -96,9 +99,9 @@ class Work:
 class Plan:
     """Points in the order asked, and the distinct steps of all of them, inputs before what reads them.
 
-    ``distinct``: each step once; ``separate``: as separate runs would do it, each point for itself; ``cash_micros``: of the
-    distinct steps' hours at the price of the machine that is here, ``None`` where neither a profile nor the charged machine says
-    how many those are. Replayed labels take no cash.
+    ``distinct``: each step once; ``separate``: as separate runs would do it, each point for itself; ``cash_micros``: the forecast
+    for the distinct steps at the price of the machine that is here, ``None`` without a forecast of their seconds. Replayed labels
+    take no cash.
     """
 
     points: tuple[PlannedPoint, ...]
@@ -136,8 +139,8 @@ class Plan:
             "distinct": self.distinct.to_json(),
             "separate": self.separate.to_json(),
             "optimizer_steps_saved": self.saved,
-            "charge_usd": usd_of(self.charge_micros),
-            "cash_usd": None if self.cash_micros is None else usd_of(self.cash_micros),
+            "charge_at_most_usd": usd_of(self.charge_micros),
+            "cash_forecast_usd": None if self.cash_micros is None else usd_of(self.cash_micros),
             "points": [point.to_json() for point in self.points],
         }
 
@@ -204,13 +207,12 @@ _On = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """Of one step; ``hours_here``: ``None`` where nothing says."""
+    """Of one step, as in `Work`."""
 
     kind: str
     n_optimizer_steps: int
-    hours: float
+    charged_hours: float
     seconds_here: float | None
-    hours_here: float | None
 
 
 class _Sums:
@@ -247,36 +249,28 @@ class _Sums:
 
     def cash_micros(self) -> int | None:
         """Of the distinct steps, rounded up once."""
-        if self._here is None:
+        seconds = self.distinct().seconds_here
+        if self._here is None or seconds is None:
             return None
-        total = 0.0
-        for at in self._first:
-            hours = self._figures[at].hours_here
-            if hours is None:
-                return None
-            total += hours
-        return cost_micros(Fraction(total), self._here.usd)
+        return cost_micros(Fraction(seconds) / 3600, self._here.usd)
 
     def _work(self, counts: Mapping[_On, int]) -> Work:
         n_steps = dict.fromkeys(KINDS, 0)
-        n_optimizer_steps, hours = 0, 0.0
+        n_optimizer_steps, charged_hours = 0, 0.0
         seconds: float | None = 0.0
         for at, n in counts.items():
             each = self._figures[at]
             n_steps[each.kind] += n
             n_optimizer_steps += n * each.n_optimizer_steps
-            hours += n * each.hours
+            charged_hours += n * each.charged_hours
             seconds = None if seconds is None or each.seconds_here is None else seconds + n * each.seconds_here
-        return Work(n_steps, n_optimizer_steps, hours, seconds)
+        return Work(n_steps, n_optimizer_steps, charged_hours, seconds)
 
     def _figures_of(self, step: Step, known: Known) -> _Figures:
         if not isinstance(step, Train | Teach | Distil | Score):
-            return _Figures(step.kind, 0, 0.0, 0.0, 0.0)
+            return _Figures(step.kind, 0, 0.0, 0.0)
         hours = float(Quoter(known).quote(step).quantity)
-        seconds = self._seconds_here(step, known)
-        is_here = self._here is not None and self._here.item == known.machine_price.item
-        hours_here = seconds / 3600 if seconds is not None else hours if is_here else None
-        return _Figures(step.kind, _n_optimizer_steps(step, known), hours, seconds, hours_here)
+        return _Figures(step.kind, _n_optimizer_steps(step, known), hours, self._seconds_here(step, known))
 
     def _seconds_here(self, step: Train | Teach | Distil | Score, known: Known) -> float | None:
         """Foreseen once for all steps that differ in their seed, or in the teacher's labels, alone."""
@@ -286,7 +280,9 @@ class _Sums:
         if at not in self._foreseen:
             # No label is bought yet: every answer is taken at its longest.
             forecaster = Forecaster(Quoter(known), self._profile, lambda _, model: [known.longest_answer[model.ref]])
-            self._foreseen[at] = forecaster.forecast(step).seconds
+            forecast = forecaster.forecast(step)
+            assert forecast is not None, "the profile's threads are the step's"
+            self._foreseen[at] = forecast.seconds
         return self._foreseen[at]
 
 
@@ -390,28 +386,44 @@ def _work_table(planned: Plan) -> RenderableType:
     table.add_section()
     table.add_row("optimiser steps", *(f"{work.n_optimizer_steps:,}" for work in both))
     machines = ", ".join(dict.fromkeys(point.options.machine for point in planned.points))
-    table.add_row(f"hours by the flops clock of {machines}, at most", *(f"{work.hours:,.2f}" for work in both))
-    seconds = [work.seconds_here for work in both]
-    if None not in seconds:
-        table.add_row(
-            "hours foreseen on this machine", *(f"{each / 3600:,.2f}" for each in seconds if each is not None)
-        )
+    table.add_row(f"hours charged at most, as {machines}", *(_hours(work.charged_hours) for work in both))
+    forecasts = [work.seconds_here for work in both]
+    table.add_row(
+        "hours on this machine, forecast", *("–" if each is None else _hours(each / 3600) for each in forecasts)
+    )
     return table
+
+
+def _hours(hours: float) -> str:
+    """Two decimals, or two digits where that would be nothing: 0.0012."""
+    return f"{hours:,.2f}" if hours >= 0.1 or hours == 0 else f"{hours:.2g}"
 
 
 def _closing(planned: Plan) -> list[RenderableType]:
     from rich.text import Text
 
-    cash = "" if planned.cash_micros is None else f"; cash for compute here: {format_usd(planned.cash_micros)}"
     lines = [
         f"Sharing saves {100 * planned.saved:.1f} % of the optimiser steps.",
-        f"Charge of all points at most: {format_usd(planned.charge_micros)}{cash}",
+        f"Charge of all points at most: {format_usd(planned.charge_micros)}",
+        _cash_words(planned),
     ]
     reasons = Counter(point.reason for point in planned.points if point.reason is not None).most_common()
     lines += [f"N/A: {n:,} x {reason}" for reason, n in reasons[:MAX_REASONS]]
     if len(reasons) > MAX_REASONS:
         lines.append(f"N/A: {len(reasons) - MAX_REASONS:,} further reasons; --json lists every point's")
     return [Text(line) for line in lines]
+
+
+def _cash_words(planned: Plan) -> str:
+    """The forecast of what leaves the bank, or what it lacks."""
+    if planned.cash_micros is not None:
+        return f"Cash for compute here, forecast: {format_usd(planned.cash_micros)}"
+    if planned.distinct.seconds_here is not None:
+        return "Cash for compute here: no forecast without the price of this machine"
+    return (
+        "Hours and cash here: no forecast; `outlay machine calibrate` measures this machine. "
+        "A charge counts arithmetic only, so its hours say nothing of that."
+    )
 
 
 def _range(values: Sequence[int | None]) -> str:

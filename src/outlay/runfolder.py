@@ -14,13 +14,16 @@ from typing import Any
 from outlay.errors import SpendError
 from outlay.writing import plain_numbers, write_text, writing
 
+BOUND_OF_CHARGE = "at most, by the flops clock"
+"""How a forecast began that was none, in files written up to 2026-11: seconds that a charge is bounded by."""
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Wall seconds of one compute step, for people.
 
-    ``key``: of its hold; ``what`` was done; ``predicted`` before it ran, ``by`` what; ``measured`` this time. All three are
-    ``None`` where it was reused.
+    ``key``: of its hold; ``what`` was done; ``predicted`` before it ran, ``by`` which profile, ``None`` without one; ``measured``
+    this time; ``working``: the part of them inside batches, ``None`` where it is not known. All are ``None`` where it was reused.
     """
 
     key: str
@@ -28,6 +31,12 @@ class Timing:
     predicted: float | None
     by: str | None
     measured: float | None
+    working: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.by is not None and self.by.startswith(BOUND_OF_CHARGE):
+            object.__setattr__(self, "predicted", None)
+            object.__setattr__(self, "by", None)
 
     @property
     def is_reused(self) -> bool:

@@ -1,5 +1,8 @@
-"""How long a step of a run will take, said before it runs: by the measured profile of the machine that is here, else by the flops
-clock. For people to plan with: no charge, key or result depends on it."""
+"""Forecasts the wall seconds of a run's steps by the measured profile of the machine that is here.
+
+For people to plan with: no charge, key or result depends on one. The flops clock is no forecast: it bounds what a step is
+charged, not how long it takes, since it counts arithmetic alone, at a speed that nobody measured here.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ ANSWERING = TeachSettings(batch_size=64)
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """``seconds`` of wall time; ``by``: what foresaw them."""
+    """``seconds`` of wall time, neither a bound nor a promise; ``by``: the profile they follow from."""
 
     seconds: float
     by: str
@@ -35,15 +38,17 @@ class Forecaster:
         self._profile = profile
         self._answers = answers
 
-    def forecast(self, step: Step) -> Forecast:
-        """Seconds of a compute step: by the profile where one was measured with the step's threads, else the most that the flops
-        clock of the request's machine allows it."""
+    def forecast(self, step: Step) -> Forecast | None:
+        """Wall seconds of a compute step; ``None`` without a profile that was measured with the step's threads.
+
+        Raises:
+            TypeError: the step buys labels.
+        """
         if not isinstance(step, Train | Teach | Distil | Score):
             raise TypeError(f"{type(step).__name__} is no compute step")
         profile = self._profile
         if profile is None or profile.threads != step.threads:
-            seconds = float(self._quoter.seconds(self._quoter.work(step)))
-            return Forecast(seconds, f"at most, by the flops clock of {self._quoter.machine.name}")
+            return None
         return Forecast(self._seconds(step, profile), f"the profile of {profile.measured}")
 
     def _seconds(self, step: Step, profile: Profile) -> float:

@@ -34,7 +34,7 @@ def calibrate(
     store: StoreOption = None,
     as_json: Json = False,
 ) -> None:
-    """Measure this machine in under a minute, so that the seconds of a step are known before it runs."""
+    """Measure this machine in under a minute, so that the seconds of a step can be forecast."""
     from outlay.speed import PROFILE_FILE
     from outlay.writing import write_text
 

@@ -76,7 +76,7 @@ class Screen:
         if self._done is not None and self._done[0] != what:
             self._say_done()
         self._task = self._bars.add_task(
-            what, total=None, detail="", money=f"at most {format_usd(quote.charge_micros)}, {_money(balance)}"
+            what, total=None, detail="", money=f"charge at most {format_usd(quote.charge_micros)}, {_money(balance)}"
         )
         self._last_line = time.monotonic()
 

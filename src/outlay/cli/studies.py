@@ -61,7 +61,7 @@ def run(
     seeds: SeedsOption = None,
     precision: OtherPrecision = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print points, steps, hours and dollars; start nothing.")
+        bool, typer.Option("--dry-run", help="Print the plan, its bounds and forecasts; start nothing.")
     ] = False,
     executor: Annotated[str, typer.Option("--executor", help="local, or ray.")] = "local",
     workers: Annotated[

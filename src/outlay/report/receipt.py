@@ -27,7 +27,10 @@ N_TRAINED_ROLES = 3
 _SHOWN = ("topup", "settle", "overrun", "lost", "cancel")
 _WORDS = {"topup": "budget topped up", "overrun": "overrun", "lost": "lost work", "cancel": "run cancelled"}
 _HEADINGS = ("what", "item", "quantity and price", "charge", "cash", "left")
-_SECONDS = ("what", "seconds by", "predicted", "measured")
+_SECONDS = ("what", "forecast by", "forecast s", "measured s")
+_HOUR = "hour"
+"""The unit of compute, and of nothing else that is sold."""
+_NO_FORECAST = "–"
 _N_WORD_COLUMNS = 2  # they wrap; the columns of numbers never do
 
 
@@ -49,10 +52,29 @@ class ReceiptLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Compute:
+    """What the charge of the steps made this time counts, beside what they took on the machine that is here.
+
+    ``charged_seconds``: arithmetic alone, by the flops clock of the charged machine; ``measured_seconds``: wall time;
+    ``working_seconds``: the part of it inside batches. ``uncharged_seconds``: the rest, which is loading, tokenising and saving,
+    with its ``uncharged_cash_micros``: in cash alone. Those three are ``None`` where a step's batches were not timed.
+    """
+
+    charged_seconds: float
+    charge_micros: int
+    measured_seconds: float
+    cash_micros: int
+    working_seconds: float | None
+    uncharged_seconds: float | None
+    uncharged_cash_micros: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """A run's money, in micro-dollars. The totals include overruns; the cash total includes lost work as well.
 
-    ``timings``: wall seconds of its compute steps, which are no money: foreseen before each ran, and measured.
+    ``timings``: wall seconds of its compute steps, which are no money: the forecast before each ran, and measured. ``compute``:
+    how its charge stands to them; ``None`` where nothing was computed this time.
     """
 
     run_id: str
@@ -72,6 +94,7 @@ class Receipt:
     cancelled: bool
     anchor: Anchor
     timings: tuple[Timing, ...] = ()
+    compute: Compute | None = None
     precision: dict[str, Any] | None = None
     """What the run computes in and how fast the machine is in bf16; ``None`` of a run of before."""
 
@@ -91,6 +114,7 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
     closed = {entry.hold_seq for entry in entries if entry.kind in ("settle", "release")}
     held = [entry for entry in entries if entry.kind == "hold" and entry.seq not in closed]
     held_charge, held_cash = sum(map(_charge, held)), sum(entry.cash_micros for entry in held)
+    timings = tuple(files.timings())
     return Receipt(
         run_id=run_id,
         opened_at=entries[0].at,
@@ -108,7 +132,8 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
         left_cash_micros=max(0, budget - cash - held_cash),
         cancelled=any(entry.kind == "cancel" for entry in entries),
         anchor=Anchor(entries[-1].hash, entries[-1].seq),
-        timings=tuple(files.timings()),
+        timings=timings,
+        compute=_compute(entries, timings),
         precision=files.precision(),
     )
 
@@ -120,7 +145,8 @@ def render_text(receipt: Receipt) -> str:
     title = f"Receipt of run {_one_line(receipt.run_id)}"
     head = [*wrap(title, WIDTH), f"opened {_moment(receipt.opened_at)}", ""]
     seconds = [*_drawn([_SECONDS, *_seconds_rows(receipt.timings)]), ""] if receipt.timings else []
-    return "\n".join([*head, *_drawn(rows), "", *seconds, *_summary(receipt)]) + "\n"
+    summary = [wrapped for line in _summary(receipt) for wrapped in wrap(line, WIDTH)]
+    return "\n".join([*head, *_drawn(rows), "", *seconds, *summary]) + "\n"
 
 
 def render_markdown(receipt: Receipt) -> str:
@@ -141,6 +167,33 @@ def to_json(receipt: Receipt) -> str:
 
 def _charge(entry: Entry) -> int:
     return entry.charge_micros
+
+
+def _compute(entries: Sequence[Entry], timings: Sequence[Timing]) -> Compute | None:
+    """Of the settled compute steps that were made this time."""
+    by_key = {each.key: each for each in timings if each.measured is not None}
+    made = [entry for entry in entries if entry.kind == "settle" and entry.unit == _HOUR and entry.key in by_key]
+    if not made:
+        return None
+    charged = 3600 * sum((entry.quantity for entry in made if Fraction(entry.unit_usd) > 0), Fraction(0))
+    measured = sum(by_key[entry.key].measured or 0.0 for entry in made)
+    cash = sum(entry.cash_micros for entry in made)
+    working: float | None = 0.0
+    rest_micros = 0.0
+    for entry in made:
+        timing = by_key[entry.key]
+        took, worked = timing.measured or 0.0, timing.working
+        working = None if working is None or worked is None else working + min(worked, took)
+        rest_micros += entry.cash_micros * (1 - min(worked or 0.0, took) / took) if took > 0 else 0.0
+    return Compute(
+        charged_seconds=float(charged),
+        charge_micros=sum(map(_charge, made)),
+        measured_seconds=measured,
+        cash_micros=cash,
+        working_seconds=working,
+        uncharged_seconds=None if working is None else measured - working,
+        uncharged_cash_micros=None if working is None else round(rest_micros),
+    )
 
 
 def _lines(entries: list[Entry]) -> tuple[ReceiptLine, ...]:
@@ -247,10 +300,14 @@ def _amount(quantity: Fraction, unit: str) -> str:
 def _summary(receipt: Receipt) -> list[str]:
     lines = [
         f"charged {format_usd(receipt.charge_micros)} of {format_usd(receipt.budget_micros)}"
-        f" (what the work costs), {format_usd(receipt.left_charge_micros)} left",
+        f" (labels, and the arithmetic of the work), {format_usd(receipt.left_charge_micros)} left",
         f"paid {format_usd(receipt.cash_micros)} in cash (what left the bank),"
         f" {format_usd(receipt.left_cash_micros)} left",
     ]
+    if receipt.compute is not None:
+        lines.append(_compute_words(receipt.compute))
+    if any(each.measured is not None and each.predicted is None for each in receipt.timings):
+        lines.append("no forecast of seconds: `outlay machine calibrate` measures this machine")
     if receipt.lost_micros:
         lines.append(f"lost {format_usd(receipt.lost_micros)} of that cash on work that had to be redone")
     if receipt.overrun_charge_micros or receipt.overrun_cash_micros:
@@ -276,6 +333,24 @@ def _precision_lines(facts: dict[str, Any]) -> list[str]:
     return wrap(f"computed: {', '.join(roles)}{why}", WIDTH)
 
 
+def _compute_words(compute: Compute) -> str:
+    """What the charge of compute leaves out, with its figures."""
+    counts = f"the charge counts arithmetic only: {_seconds(compute.charged_seconds)} by the flops clock"
+    if compute.working_seconds is None or compute.uncharged_seconds is None or compute.uncharged_cash_micros is None:
+        took = f"{_seconds(compute.measured_seconds)}, {format_usd(compute.cash_micros)}"
+        return f"{counts}. It took {took} in cash here, with loading, tokenising and saving, which are in cash alone"
+    rest = f"{_seconds(compute.uncharged_seconds)}, {format_usd(compute.uncharged_cash_micros)}"
+    return (
+        f"{counts}, {_seconds(compute.working_seconds)} here; loading, tokenising and saving took {rest}, "
+        "and are in cash alone"
+    )
+
+
+def _seconds(seconds: float) -> str:
+    """``29.8 s``; small ones with two digits, so that little is not nothing."""
+    return f"{seconds:,.1f} s" if seconds >= 1 or seconds == 0 else f"{seconds:.2g} s"
+
+
 def _unit_price(unit_usd: str) -> str:
     """A unit price with all its decimals, and at least 2 of them."""
     whole, _, decimals = unit_usd.partition(".")
@@ -283,11 +358,11 @@ def _unit_price(unit_usd: str) -> str:
 
 
 def _seconds_rows(timings: Sequence[Timing]) -> list[tuple[str, ...]]:
-    """Predicted and measured seconds of each step, the blocks of a teacher pass together, and the totals of what was done this
-    time."""
+    """Forecast and measured seconds of each step, the blocks of a teacher pass together, and the totals of what was done this
+    time; a dash where nothing was forecast."""
     alike: dict[tuple[str, str], list[Timing]] = {}
     for each in timings:
-        by = "reused" if each.is_reused else each.by or "not predicted"
+        by = "reused" if each.is_reused else each.by or _NO_FORECAST
         alike.setdefault((each.what, by), []).append(each)
     rows = [
         (_one_line(what if len(each) == 1 else f"{what}, {len(each)} blocks"), by, *_sums(each))
@@ -301,7 +376,8 @@ def _sums(timings: Sequence[Timing]) -> tuple[str, str]:
         return "", ""
     predicted = [each.predicted for each in timings if each.predicted is not None]
     measured = sum(each.measured or 0.0 for each in timings)
-    return f"{sum(predicted):,.1f}" if predicted else "", f"{measured:,.1f}"
+    # A sum over some of the steps would be read as one over all.
+    return f"{sum(predicted):,.1f}" if len(predicted) == len(timings) else _NO_FORECAST, f"{measured:,.1f}"
 
 
 def _drawn(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How long a single step will take, by the profile of this machine where `outlay machine calibrate` wrote one."""
+"""Forecasts the wall seconds of a single step by the profile of this machine where `outlay machine calibrate` wrote one."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ class Outcome:
 
     ``facts``: what it made, by name; ``counts``: what was cut or lost, a sentence each; ``flops``: by `outlay.shape`, ``None``
     for a model whose cost is not known; ``seconds``: wall time; ``is_old``: it had been done before;
-    ``predicted_seconds``: foreseen before it ran, where a profile of this machine was measured.
+    ``predicted_seconds``: the forecast of wall seconds before it ran, where a profile of this machine was measured; no bound.
     """
 
     command: str
@@ -199,7 +199,7 @@ class Outcome:
         """What it took, so that it can be priced."""
         flops = "FLOPs not known for this model" if self.flops is None else f"{self.flops:.3g} FLOPs"
         tokens = f"{self.n_tokens_trained:,} tokens trained, {self.n_tokens_inferred:,} read or written"
-        predicted = "" if self.predicted_seconds is None else f" (predicted {self.predicted_seconds:,.1f} s)"
+        predicted = "" if self.predicted_seconds is None else f" (forecast {self.predicted_seconds:,.1f} s)"
         return f"{tokens}, {flops}, {self.seconds:,.1f} s{predicted}"
 
 

@@ -221,8 +221,9 @@ class _Clock:
         self._note(n_tokens)
 
     def inferred(self, n_tokens: int) -> None:
-        """Note a batch."""
-        self._note(n_tokens)
+        """Note a batch; one of no tokens says only that answering begins."""
+        if n_tokens:
+            self._note(n_tokens)
 
     def state(self) -> dict[str, Any]:
         """Nothing is kept."""

@@ -25,7 +25,7 @@ class Gauge(Protocol):
         ...
 
     def inferred(self, n_tokens: int) -> None:
-        """``n_tokens`` went forward."""
+        """``n_tokens`` went forward; 0 says that answering begins now."""
         ...
 
     def state(self) -> dict[str, Any]:

@@ -267,6 +267,8 @@ def _speeches(
     """Batch by batch, largest first; of several processes each takes every n-th batch where ``shard`` is given."""
     with _inference(model, precision):
         batches = inference_batches(read.encoded.lengths, settings.batch_size, settings.batch_tokens)
+        if gauge is not None:
+            gauge.inferred(0)  # the work begins here: what went before was loading and tokenising
         for i, rows in enumerate(batches):
             if shard is not None and i % shard.n_processes != shard.rank:
                 continue
