@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "entities": set(),
     "canonical": {"errors"},
     "artifact": {"canonical", "errors"},
-    "store": {"artifact", "canonical", "errors", "locks", "writing"},
+    "store": {"artifact", "canonical", "errors", "locks", "writing", "paths"},
     "paths": {"errors"},
     "location": {"canonical", "paths"},
     "remote": {"artifact", "canonical", "errors", "location", "locks", "paths", "store"},
@@ -56,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "sizes": {"errors", "form", "modelref", "taskfile"},
     "shape": {"errors", "form", "modelref", "sizes"},
     "compute": {"errors", "money", "shape"},
-    "speed": {"errors", "settings", "shape", "sizes"},
+    "speed": {"errors", "settings", "shape", "sizes", "paths"},
     "taskfile": {"errors", "example"},
     "sources": {"errors", "example", "taskfile"},
     "training": {"precision", "form", "taskfile"},
@@ -65,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"entities", "errors", "example", "paths", "rows", "sources", "task"},
     "fetch": {"data", "errors", "paths", "rows", "sources", "task", "writing"},
     "profile": {"data", "display", "entities", "example", "task"},
-    "ledger": {"errors", "money"},
+    "ledger": {"errors", "money", "paths"},
     "labels": {"errors", "example", "money"},
     "train": {"entities", "errors", "form", "modelref", "quiet", "settings", "shape", "sizes", "speed", "writing"},
     "report": {
@@ -121,11 +121,13 @@ ALLOWED: dict[str, set[str]] = {
         "precision",
         *("account", "circumstance", "errors", "gauge", "labels", "ledger", "making", "money", "point", "prepare"),
         *("quoting", "recipe", "runfolder", "store", "strategy", "watcher", "workshop"),
+        "paths",
     },
     "run": {
         "precision",
         *("errors", "execution", "labels", "ledger", "making", "money", "point", "prepare", "runfolder", "store"),
         "watcher",
+        "paths",
     },
     "aftermath": {"metrics", "report", "run", "workshop"},
     "scheduler": {
@@ -136,6 +138,7 @@ ALLOWED: dict[str, set[str]] = {
         *("account", "aftermath", "crew", "errors", "gauge", "grouping", "ledger", "location", "money"),
         *("planning", "point", "prepare", "remote", "report", "request", "run", "runfolder", "scheduler"),
         *("store", "writing"),
+        "paths",
     },
     "reporting": {"conduct", "pareto", "report", "significance", "store", "writing"},
     "studyfile": {"precision", "errors", "money", "request", "settings", "taskfile", "training"},
@@ -149,6 +152,7 @@ ALLOWED: dict[str, set[str]] = {
     "compare": {
         *("aftermath", "errors", "grouping", "metrics", "modelref", "money", "point", "prepare", "remote"),
         *("report", "run", "runfolder", "significance", "store", "strategy", "writing"),
+        "paths",
     },
     "single": {
         "precision",

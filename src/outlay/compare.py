@@ -15,6 +15,7 @@ from outlay.grouping import group
 from outlay.metrics import main_score
 from outlay.modelref import place_of
 from outlay.money import Price, format_usd, show_usd, write_usd
+from outlay.paths import command_line
 from outlay.point import Point, read_points, write_points
 from outlay.prepare import Options, Workbench
 from outlay.remote import open_location
@@ -137,7 +138,8 @@ def reopen(folder: Path, store: Store | None = None) -> Runner:
     """
     path = folder / INDEX_FILE
     if not path.exists():
-        raise MissingData(f"{folder} holds no results; make some with `outlay run` or `outlay compare --out {folder}`")
+        again = command_line("outlay", "compare", "TASK", "--budgets", "DOLLARS", "--out", folder)
+        raise MissingData(f"{folder} holds no results; make some with `outlay run` or `{again}`")
     index = json.loads(path.read_text(encoding="utf-8"))
     here = Price(index["here"]["item"], index["here"]["unit"], Decimal(index["here"]["usd"]), str(path), None)
     return Runner(folder, store or open_location(index["store"]), here=here)

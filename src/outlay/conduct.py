@@ -11,7 +11,6 @@ DIR/
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from outlay.grouping import short_model
 from outlay.ledger import Ledger
 from outlay.location import default_location
 from outlay.money import Price, format_usd, write_usd
+from outlay.paths import command_line
 from outlay.planning import Plan
 from outlay.point import Point, read_points, usd_of, write_points
 from outlay.prepare import Options, Workbench
@@ -95,9 +95,8 @@ class Index:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise MissingData(
-                f"{folder} holds no study; make one with `outlay study run STUDY --out {folder}`"
-            ) from None
+            again = command_line("outlay", "study", "run", "STUDY", "--out", folder)
+            raise MissingData(f"{folder} holds no study; make one with `{again}`") from None
         header = Header(**{**document["header"], "notes": tuple(document["header"]["notes"])})
         here = Price(
             document["here"]["item"], document["here"]["unit"], Decimal(document["here"]["usd"]), str(path), None
@@ -110,10 +109,10 @@ class Index:
             return None
         words = [self.header.command]
         if self.here.item != DEFAULT_MACHINE:
-            words.append(shlex.join(("--here", self.here.item)))
+            words.append(command_line("--here", self.here.item))
         if self.store != open_location(default_location()).location:
-            words.append(shlex.join(("--store", self.store)))
-        return " ".join((*words, shlex.join(("--out", str(folder)))))
+            words.append(command_line("--store", self.store))
+        return " ".join((*words, command_line("--out", folder)))
 
 
 @dataclass(frozen=True, slots=True)

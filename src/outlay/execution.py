@@ -28,6 +28,7 @@ from outlay.labels.book import LabelBook, Purchases, Receipt
 from outlay.ledger import Hold, Ledger
 from outlay.making import Delivered, Job, kept_seconds
 from outlay.money import Price, Quote, cost_micros
+from outlay.paths import command_line
 from outlay.point import Point, PointCircumstance, usd_of
 from outlay.precision import AUTO, kept_bf16_speed
 from outlay.prepare import Prepared
@@ -295,7 +296,8 @@ class Execution:
         room = int(self._ledger.cash_room_micros(self.run_id) * cash_share)
         if room == 0 and here.usd > 0:
             capped = self._ledger.balance(self.run_id).available_cash_micros > 0
-            way = "raise --cash-cap, which all runs here share" if capped else "top the run up: `outlay ledger topup`"
+            top_up = command_line("outlay", "ledger", "topup", self._till.folder, self.run_id, "DOLLARS")
+            way = "raise --cash-cap, which all runs here share" if capped else f"top the run up: `{top_up}`"
             raise BudgetExceeded(f"no cash is left to {describe(step)}; {way}")
         hold = self._hold(step, _with_cash(self._quoter.quote(step), room), need.again)
         behind = {given.key: self._artifacts[given.key].key for given in graph(step.inputs)}

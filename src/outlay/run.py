@@ -17,6 +17,7 @@ from outlay.labels.book import LabelBook
 from outlay.ledger import Anchor, Ledger
 from outlay.making import Maker
 from outlay.money import Price
+from outlay.paths import command_line
 from outlay.point import Point
 from outlay.precision import AUTO, OTHER, bf16_speed, precision_name
 from outlay.prepare import Options, Prepared, Workbench
@@ -74,7 +75,8 @@ class Runner:
                 anchors.append(Anchor(document["anchor"]["head"], document["anchor"]["count"]))
                 points[run_id] = Point.from_json(document["point"], str(manifest))
         if anchors and not (check := self.ledger.verify(anchors)).ok:
-            raise LedgerDamaged(f"{self.ledger.path}: {check.reason}; see `outlay ledger verify {self.folder}`")
+            again = command_line("outlay", "ledger", "verify", self.folder)
+            raise LedgerDamaged(f"{self.ledger.path}: {check.reason}; see `{again}`")
         return points
 
     def execute(self, prepared: Prepared) -> Point:

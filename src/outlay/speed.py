@@ -16,6 +16,7 @@ from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 from outlay.errors import UsageError
+from outlay.paths import command_line
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.shape import ModelShape, flops_infer, flops_train, shape_of_size
 from outlay.sizes import tiny_size
@@ -165,7 +166,8 @@ def load_profile(path: Path) -> Profile | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"{path} is no profile of a machine ({type(error).__name__}: {error}); measure it anew: `outlay machine calibrate`"
+            f"{path} is no profile of a machine ({type(error).__name__}: {error}); measure it anew: "
+            f"`{command_line('outlay', 'machine', 'calibrate', '--out', path)}`"
         ) from None
 
 

@@ -33,6 +33,7 @@ from outlay import locks
 from outlay.artifact import MANIFEST, Artifact, manifest_bytes, read_manifest
 from outlay.canonical import canonical_json, digest_of, key_of
 from outlay.errors import ArtifactDamaged, DiskFull, QuotaExceeded, StoreError
+from outlay.paths import command_line
 from outlay.writing import NO_ROOM
 
 __all__ = ["Artifact", "GcReport", "Store", "Workspace", "canonical_json", "digest_of", "is_plain_name", "key_of"]
@@ -327,8 +328,12 @@ class Store:
         if used + n_bytes > self.quota_bytes:
             raise QuotaExceeded(
                 f"{n_bytes:,} bytes do not fit: {used:,} of the quota of {self.quota_bytes:,} are used in {self.root}; "
-                "run `outlay store gc` or raise OUTLAY_STORE_QUOTA"
+                f"run `{self._gc_command()}` or raise OUTLAY_STORE_QUOTA"
             )
+
+    def _gc_command(self) -> str:
+        """What frees room: artifacts that nobody used for a month."""
+        return command_line("outlay", "store", "gc", "--store", self.location, "--older-than", 30)
 
     @contextmanager
     def _writing(self) -> Iterator[Path]:
@@ -362,7 +367,7 @@ class Store:
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise DiskFull(
-                    f"no room left on the device of {self.root}; free some, or run `outlay store gc`; nothing was kept"
+                    f"no room left on the device of {self.root}; free some, or run `{self._gc_command()}`; nothing was kept"
                 ) from error
             raise StoreError(
                 f"cannot write to the store {self.root}: {error.strerror or error}; check the path"

@@ -20,6 +20,7 @@ from outlay.cli.common import (
     parse_settings,
 )
 from outlay.cli.terminal import echo, print_json, table_console
+from outlay.paths import command_line
 
 if TYPE_CHECKING:
     from outlay.point import Point
@@ -376,7 +377,7 @@ def _print_files(files: dict[str, Path]) -> None:
     for name, word in words.items():
         if name in files:
             echo(f"{word}: {files[name]}")
-    echo(f"receipts: outlay ledger show {files['page'].parent}")
+    echo(f"receipts: {command_line('outlay', 'ledger', 'show', files['page'].parent)}")
 
 
 def _fail_if_failed(points: list[Point]) -> None:

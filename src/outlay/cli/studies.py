@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +27,7 @@ from outlay.cli.runs import (
     refuse_several_processes,
 )
 from outlay.cli.terminal import console, echo, print_json, table_console
+from outlay.paths import as_word, command_line
 
 if TYPE_CHECKING:
     from outlay.conduct import Conductor
@@ -139,7 +139,7 @@ def _fail_if_failed(conductor: Conductor, folder: Path) -> None:
     if failed:
         fail(
             f"{len(failed)} of {len(points)} points failed, the first: {failed[0].result.reason}; "
-            f"all of them: `outlay study status {folder}`; the same command tries them again"
+            f"all of them: `{command_line('outlay', 'study', 'status', folder)}`; the same command tries them again"
         )
 
 
@@ -283,11 +283,11 @@ def _header(study: Study, command: str) -> Header:
 
 def _command(study: str, given: Mapping[str, object], prices: list[Path] | None, machines: list[Path] | None) -> str:
     """What makes the same grid again, with the same prices, wherever its artifacts are kept and whoever makes them."""
-    words = ["outlay", "study", "run", study]
+    words: list[object] = ["outlay", "study", "run", as_word(study) if study.startswith("-") else study]
     files = [("--prices", path) for path in prices or []] + [("--machines", path) for path in machines or []]
     for name, value in (*given.items(), *files):
-        words += [] if value is None else [name, str(value)]
-    return shlex.join(words)
+        words += [] if value is None else [name, value]
+    return command_line(*words)
 
 
 def _refuse_if_nothing_to_do(planned: Plan) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from outlay.errors import DiskFull, LedgerDamaged, SpendError
 from outlay.ledger.chain import MIGRATIONS
+from outlay.paths import command_line
 
 # SQLite says "disk I/O error" where a file may not grow; only what it reads wrongly is damage.
 _WRITE_ERRORS = (
@@ -93,4 +94,5 @@ def clear_errors(path: Path) -> Iterator[None]:
             raise SpendError(
                 f"{path} cannot be opened or written: {error}; check its folder and permissions"
             ) from error
-        raise LedgerDamaged(f"{path}: {error}; `outlay ledger verify` says where") from error
+        verify = command_line("outlay", "ledger", "verify", path)
+        raise LedgerDamaged(f"{path}: {error}; `{verify}` says where") from error
