@@ -332,6 +332,48 @@ def test_answers_of_a_batch_find_their_rows(world: StepsWorld, tmp_path: Path) -
     refused(run_import(world, tmp_path, lines, "--file", bare, "--overwrite"), "3 answers for the 5 rows")
 
 
+def test_rows_that_are_answered_twice_or_never_are_named(world: StepsWorld, tmp_path: Path) -> None:
+    """Requests of a batch that failed are answers of none; everything else is a mistake that only the user can mend."""
+    file = write_rows(tmp_path / "asked.jsonl", [{"custom_id": f"row-{i}", "source": f"text {i}"} for i in range(6)])
+
+    def batch(*numbers: int) -> list[dict[str, Any]]:
+        body = chat("w", [spot("w", {"w": 0.5})])
+        return [{"custom_id": f"row-{i}", "response": {"status_code": 200, "body": body}} for i in numbers]
+
+    failures = [
+        {"custom_id": "row-1", "response": {"status_code": 500, "body": {"error": "busy"}}, "error": None},
+        {"custom_id": "row-2", "response": None, "error": {"code": "expired"}},
+        {"custom_id": "row-3", "response": None, "error": {"code": "expired"}},
+    ]
+    ran = run_import(world, tmp_path, [*failures, *batch(0, 3)], "--file", file)
+    assert "4 requests have no answer (2 failed): 'row-1', 'row-2', 'row-4' and 1 more" in ran.out
+    assert [row.text for row in TargetsFolder.open(tmp_path / "back").rows()] == ["text 0", "text 3"]
+    again = ("--overwrite", "--file", file)
+    refused(
+        run_import(world, tmp_path, batch(5, 4, 3, 4, 5, 2, 2, 1, 1), *again),
+        "theirs.jsonl answers 4 custom_id more than once: 'row-5', 'row-4', 'row-2' and 1 more",
+    )
+    refused(run_import(world, tmp_path, batch(0, 7, 8), *again), "answers 2 custom_id that no row", "'row-7', 'row-8'")
+    for lines in (batch(0, 1), batch(1, 0)):
+        del lines[1]["custom_id"]
+        refused(run_import(world, tmp_path, lines, *again), "1 of the 2 answers", "no custom_id")
+        refused(run_import(world, tmp_path, lines[::-1], *again), "1 of the 2 answers", "no custom_id")
+    named = [{"source": "x", **each} for each in batch(0, 0)]
+    refused(run_import(world, tmp_path, named, "--overwrite"), "answers 1 custom_id more than once: 'row-0'")
+    for rows_, says in (
+        (
+            [{"custom_id": "a", "source": "x"}, {"custom_id": "a", "source": "y"}],
+            "have 1 custom_id more than once: 'a'",
+        ),
+        ([{"custom_id": "a", "source": "x"}, {"source": "y"}], "1 of the 2 rows of"),
+    ):
+        write_rows(tmp_path / "asked.jsonl", rows_)
+        refused(run_import(world, tmp_path, batch(0), *again), says)
+    write_rows(tmp_path / "said.jsonl", [{"custom_id": "a", "prediction": "x", "target": "x"}] * 2)
+    scored = outlay("evaluate", "--predictions", tmp_path / "said.jsonl", "--kind", "generation", "--metric", "qa_f1")
+    refused(scored, "said.jsonl answers 1 custom_id more than once: 'a'")
+
+
 def test_labels_of_one_token_are_a_distribution_over_the_label_set(world: StepsWorld, tmp_path: Path) -> None:
     first = {" good": 0.5, "good": 0.125, "bad": 0.25, "else": 0.0625}
     lines = [

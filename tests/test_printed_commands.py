@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 import outlay as package
 from outlay.cli import studies
+from outlay.cli.app import COMMANDS
 from outlay.compare import reopen
 from outlay.conduct import Index, status_of
 from outlay.crew import Inline
@@ -60,6 +62,7 @@ def test_other_words_are_what_they_are() -> None:
 SOURCES = sorted(Path(package.__file__).parent.rglob("*.py"))
 
 
+@functools.cache
 def said(path: Path) -> list[tuple[int, str, bool]]:
     """Line, text and whether it holds values, of every text of a file but its docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -97,7 +100,7 @@ def test_no_command_is_put_together_by_hand() -> None:
         f"{path.name}:{line}: {words}"
         for path in SOURCES
         for line, words, has_values in said(path)
-        if has_values and re.search(r"(?:^|[`:] ?)outlay [a-z][^`]*\{", words)
+        if has_values and re.search(rf"\boutlay (?:{'|'.join(COMMANDS)})\b[^`]*\{{", words)
     ]
     assert by_hand == []
 

@@ -20,7 +20,18 @@ from outlay.modelref import fingerprint
 from outlay.precision import AUTO, check_asked, check_worker
 from outlay.settings import TeachSettings
 from outlay.single.home import Document, Home, json_bytes, json_lines, read_object
-from outlay.single.inputs import Asked, Inputs, Row, cell, check_golds, read_table, rows_digest, sources_of
+from outlay.single.inputs import (
+    CUSTOM_ID,
+    Asked,
+    Inputs,
+    Row,
+    cell,
+    check_each_once,
+    check_golds,
+    read_table,
+    rows_digest,
+    sources_of,
+)
 from outlay.single.profiling import new_stopwatch, profile_of_parts, seconds_of
 from outlay.single.scoring import MetricAsked, Scorer
 from outlay.single.targets import ANSWERS, INDEX, ROWS, answer_lines, block_name, index_of, kept_of
@@ -261,6 +272,8 @@ def evaluate_file(
     found = read_table(predictions)
     gold = asked.target_column or (GOLD if GOLD in found[0].columns else "target")
     source = asked.source_column if asked.source_column in found[0].columns else None
+    ids = [str(row.columns[CUSTOM_ID]) for row in found if row.columns.get(CUSTOM_ID) is not None]
+    check_each_once(ids, f"{predictions} answers")
     rows, said = [], []
     for number, row in enumerate(found, start=1):
         text = cell(row, source, "--source-column") if source is not None else ""

@@ -18,6 +18,9 @@ from outlay.example import shorten
 
 Columns = Mapping[str, Any]
 
+HTTP_ERROR = 400
+"""The lowest status of a response that is none."""
+
 UNKNOWN_LOGPROB = -9999.0
 """What OpenAI's API gives as the log-probability of a token that is not among the likeliest; ours does so too."""
 
@@ -92,6 +95,15 @@ def read_record(columns: Columns, origin: str, *, source_column: str, target_col
             f"{origin} is no answer with log-probabilities as a server writes it ({_why(error)}); "
             "docs/distillation.md shows the forms that are read"
         ) from None
+
+
+def is_failure(columns: Columns) -> bool:
+    """Whether a line of a batch says that its request failed, and so holds no answer."""
+    if columns.get("custom_id") is None:
+        return False
+    response = columns.get("response")
+    status = response.get("status_code") if isinstance(response, Mapping) else None
+    return columns.get("error") is not None or (isinstance(status, int) and status >= HTTP_ERROR)
 
 
 def _answer(columns: Columns) -> tuple[str | None, Any, Columns]:

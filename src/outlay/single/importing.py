@@ -14,14 +14,12 @@ from outlay.canonical import digest_of
 from outlay.errors import DataError, MissingData
 from outlay.form import Form
 from outlay.rows import stream_file
-from outlay.single.formats import Record, read_record
+from outlay.single.formats import Record, is_failure, read_record
 from outlay.single.hearing import Importing, Question
 from outlay.single.home import Home, json_lines
-from outlay.single.inputs import SOURCE, Inputs, Row, read_table, rows_digest
+from outlay.single.inputs import CUSTOM_ID, SOURCE, Inputs, Row, check_each_once, read_table, rows_digest, some_of
 from outlay.single.targets import ANSWERS, INDEX, ROWS, answer_lines, block_name, index_of, kept_of
 from outlay.single.work import Listener, Outcome
-
-CUSTOM_ID = "custom_id"
 
 
 def import_targets(asked: Importing, listener: Listener) -> Outcome:
@@ -34,7 +32,8 @@ def import_targets(asked: Importing, listener: Listener) -> Outcome:
     if not asked.file.is_file():
         raise MissingData(f"{asked.file} is not there; check the path")
     inputs = Inputs(asked.asked)
-    records = _records(asked)
+    failed: list[str] = []
+    records = _records(asked, failed)
     first = next(records, None)
     if first is None:
         raise MissingData(f"{asked.file} holds no rows; write answers into it")
@@ -50,14 +49,14 @@ def import_targets(asked: Importing, listener: Listener) -> Outcome:
         listener.begin(f"import {asked.file}")
         try:
             told = _Telling(listener, began)
-            made = _write(question, home, itertools.chain([first], records), _rows_of(inputs, rows), told)
-            if rows is not None:
-                rows.check_all_answered(made.n_rows, asked.file)
+            pairing = _Pairing(inputs, asked.file, rows, failed)
+            made = _write(question, home, itertools.chain([first], records), pairing, told)
+            unanswered = pairing.check(made.n_rows)
         except BaseException:
             # A file that is corrected is another request: it finds the place free.
             shutil.rmtree(home.work, ignore_errors=True)
             raise
-        return _finish(question, home, made, began)
+        return _finish(question, home, made, unanswered, began)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ def _write(
     return _Made(blocks, rows, answers, counts)
 
 
-def _finish(question: Question, home: Home, made: _Made, began: float) -> Outcome:
+def _finish(question: Question, home: Home, made: _Made, unanswered: Sequence[str], began: float) -> Outcome:
     from outlay.train.targets import SparseTargets
 
     for name in made.blocks:
@@ -115,14 +114,19 @@ def _finish(question: Question, home: Home, made: _Made, began: float) -> Outcom
         "kept": kept_of(SparseTargets.open(home.out / name) for name in made.blocks),
     }
     seconds = round(time.monotonic() - began, 3)
-    outcome = Outcome("targets import", str(home.out), facts, _sentences(made.counts, question.form), seconds=seconds)
+    said = [*_sentences(made.counts, question.form), *unanswered]
+    outcome = Outcome("targets import", str(home.out), facts, said, seconds=seconds)
     home.finish(outcome.to_json())
     return outcome
 
 
-def _records(asked: Importing) -> Iterator[Record]:
+def _records(asked: Importing, failed: list[str]) -> Iterator[Record]:
+    """The answers of a file; names of requests of a batch that failed go to ``failed``."""
     columns = asked.asked
     for row in stream_file(asked.file):
+        if is_failure(row.columns):
+            failed.append(str(row.columns[CUSTOM_ID]))
+            continue
         yield read_record(
             row.columns, row.origin, source_column=columns.source_column, target_column=columns.target_column
         )
@@ -138,38 +142,86 @@ class _RowsFile:
 
     @classmethod
     def read(cls, path: Path, inputs: Inputs) -> _RowsFile:
+        """From a file.
+
+        Raises:
+            DataError: some of its rows have a ``custom_id`` and some have none, or two have the same.
+        """
         rows = inputs.file(path, n=None, needs_target=False)
-        ids = [row.columns.get(CUSTOM_ID) for row in read_table(path)]
-        return cls(path, rows, {str(each): at for at, each in enumerate(ids) if each is not None})
-
-    def row(self, record: Record, number: int) -> Row:
-        if record.custom_id is not None and self.place_of:
-            if record.custom_id not in self.place_of:
-                raise DataError(
-                    f"{record.origin} answers {record.custom_id!r}, and no row of {self.path} has this {CUSTOM_ID}"
-                )
-            return self.rows[self.place_of[record.custom_id]]
-        if number >= len(self.rows):
+        ids = [str(each) for row in read_table(path) if (each := row.columns.get(CUSTOM_ID)) is not None]
+        if 0 < len(ids) < len(rows):
             raise DataError(
-                f"{record.origin} is answer {number + 1}, and {self.path} holds {len(self.rows)} rows; pair them"
+                f"{len(rows) - len(ids):,} of the {len(rows):,} rows of {path} have no {CUSTOM_ID}; give them one"
             )
-        return self.rows[number]
+        check_each_once(ids, f"the rows of {path} have")
+        return cls(path, rows, {each: at for at, each in enumerate(ids)})
 
-    def check_all_answered(self, n: int, file: Path) -> None:
-        """Answers in order must be as many as rows; those with a name may leave some out (requests that failed)."""
-        if not self.place_of and n != len(self.rows):
+
+class _Pairing:
+    """Finds the row that an answer is to, and says afterwards which were answered twice or never."""
+
+    def __init__(self, inputs: Inputs, file: Path, asked: _RowsFile | None, failed: Sequence[str]) -> None:
+        self._inputs, self._file, self._asked, self._failed = inputs, file, asked, failed
+        self._ids: list[str] = []
+        self._unknown: list[str] = []
+        self._n = 0
+
+    def __call__(self, record: Record) -> Row:
+        number, self._n = self._n, self._n + 1
+        if record.custom_id is not None:
+            self._ids.append(record.custom_id)
+        if self._asked is None:
+            return self._own_row(record)
+        return self._row_by_id(record) if self._asked.place_of and self._ids else self._row_at(record, number)
+
+    def check(self, n: int) -> list[str]:
+        """What is to be said of the ``n`` answers.
+
+        Raises:
+            DataError: an answer to no row, two to one, or in order more or fewer than rows.
+        """
+        check_each_once(self._ids, f"{self._file} answers")
+        asked, given = self._asked, set(self._ids)
+        missing = [name for name in dict.fromkeys(self._failed) if name not in given]
+        if asked is not None and asked.place_of and self._ids:
+            self._check_ids(asked, n)
+            missing = [name for name in asked.place_of if name not in given]
+        elif asked is not None and n != len(asked.rows):
             raise DataError(
-                f"{file} holds {n} answers for the {len(self.rows)} rows of {self.path}; pair them one to one"
+                f"{self._file} holds {n} answers for the {len(asked.rows)} rows of {asked.path}; pair them one to one"
+            )
+        n_failed = len(set(self._failed) & set(missing))
+        why = f" ({n_failed:,} failed)" if n_failed else ""
+        return [f"{len(missing):,} requests have no answer{why}: {some_of(missing)}"] if missing else []
+
+    def _check_ids(self, asked: _RowsFile, n: int) -> None:
+        if n != len(self._ids):
+            raise DataError(
+                f"{n - len(self._ids):,} of the {n:,} answers of {self._file} have no {CUSTOM_ID}; give them one"
+            )
+        if self._unknown:
+            raise DataError(
+                f"{self._file} answers {len(self._unknown):,} {CUSTOM_ID} that no row of {asked.path} has: "
+                f"{some_of(self._unknown)}; is it the file that was asked?"
             )
 
+    def _row_by_id(self, record: Record) -> Row:
+        assert self._asked is not None
+        place = self._asked.place_of.get(record.custom_id or "")
+        if place is None and record.custom_id is not None:
+            self._unknown.append(record.custom_id)
+        # Whatever it is given: that it has no row of its own is refused when all are read.
+        return self._asked.rows[place or 0]
 
-def _rows_of(inputs: Inputs, rows: _RowsFile | None) -> Callable[[Record], Row]:
-    numbers = itertools.count()
+    def _row_at(self, record: Record, number: int) -> Row:
+        assert self._asked is not None
+        if number >= len(self._asked.rows):
+            path, n_rows = self._asked.path, len(self._asked.rows)
+            raise DataError(f"{record.origin} is answer {number + 1}, and {path} holds {n_rows} rows; pair them")
+        return self._asked.rows[number]
 
-    def row_of(record: Record) -> Row:
-        number = next(numbers)
-        if rows is not None:
-            return rows.row(record, number)
+    def _own_row(self, record: Record) -> Row:
+        inputs = self._inputs
         if record.source is None or not record.source.strip():
             column = inputs.asked.source_column
             also = "" if column != SOURCE else " or 'prompt'"
@@ -179,8 +231,6 @@ def _rows_of(inputs: Inputs, rows: _RowsFile | None) -> Callable[[Record], Row]:
             )
         segments = record.segments or inputs.segments(record.source)
         return Row(record.source, segments, record.gold, record.origin)
-
-    return row_of
 
 
 class _Telling:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "dev", "test", "pool")
 SOURCE, TARGET = "source", "target"
+CUSTOM_ID = "custom_id"
+"""Column by which the answers of a batch find their requests, as OpenAI's API has it."""
+N_SHOWN = 3
+"""Names that are shown of many."""
 MAX_SOURCE_TOKENS = 128
 
 
@@ -328,6 +333,23 @@ def _asks(form: Form) -> str:
 
 def _ordered(examples: Sequence[Example], seed: int) -> list[Example]:
     return [examples[i] for i in seeded_order([example.id for example in examples], seed)]
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first few of many names, and how many more there are."""
+    more = f" and {len(names) - N_SHOWN:,} more" if len(names) > N_SHOWN else ""
+    return ", ".join(repr(shorten(name)) for name in names[:N_SHOWN]) + more
+
+
+def check_each_once(ids: Iterable[str], what: str) -> None:
+    """Refuse names of rows that are there more than once; ``what``: who gives them, such as a file.
+
+    Raises:
+        DataError: names the first of them.
+    """
+    twice = [name for name, n in Counter(ids).items() if n > 1]
+    if twice:
+        raise DataError(f"{what} {len(twice):,} {CUSTOM_ID} more than once: {some_of(twice)}; keep one of each")
 
 
 def _count(n: int | None) -> int | None:
