@@ -302,7 +302,7 @@ class TestCommands:
             ([], "from --task NAME or from --texts FILE; give one of them"),
             (["--task", "fever", "--texts", "f"], "give one of them"),
             (["--task", "fever", "--labels", "A"], "--labels belongs to --texts"),
-            (["--texts", "/none"], "cannot read /none as lines of text: FileNotFoundError"),
+            (["--texts", "/none"], "/none cannot be read: no such file or directory; check the path"),
         ],
     )
     def test_one_clear_line(self, arguments: list[str], message: str, tmp_path: Path) -> None:

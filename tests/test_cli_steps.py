@@ -182,7 +182,7 @@ def test_a_tracker_gets_figures(world: StepsWorld, tmp_path: Path) -> None:
         (("--target-column", "gold"), ("no column 'gold'; its columns are source, target", "--target-column")),
         (("--kind", "ranking"), ("--kind 'ranking' is unknown",)),
         (("--kind", "generation"), ("generation has free answers", "leave them out")),
-        (("--labels", "Reagent,Reagent"), ("names a label twice",)),
+        (("--labels", "Action, Reagent"), ("--labels 'Action, Reagent', 'Action, Reagent' names a label twice",)),
         (("--metric", "accuracy"), ()),
         (("--lr", 2), ("learning_rate is 2.0; it must be between 0 and 1",)),
         (("--optimizer", "sgd"), ("optimizer is 'sgd'", "adamw, adafactor or adamw_8bit")),
@@ -241,7 +241,7 @@ def test_a_label_outside_the_set_and_one_that_cannot_be_spelt_are_refused(world:
         model = ("--model", world.model("t5"), "--train-file", file)
         return outlay("finetune", *model, "--labels", labels, *QUICK, "--out", tmp_path / "out")
 
-    refused(classes("NO,YES", "maybe"), "(row 1) has the label 'maybe', allowed are NO, YES")
+    refused(classes("NO,YES", "maybe"), "(row 1) has the label 'maybe', allowed are 'NO', 'YES'")
     refused(classes("NO,Ωμέγα", "NO"), "the tokenizer cannot spell 'Ωμέγα'")
     assert not (tmp_path / "out").exists()
 

@@ -295,7 +295,7 @@ def test_an_absent_file_names_the_command_that_brings_it(root: Path) -> None:
         (b'[1, 2]\n{"source": "x"}\n', "line 1 holds list"),
         (b'{"source": "\xff"}\n', "not UTF-8"),
         (b'{"target": "same"}\n', "jsonl:1 has no column 'source'; its columns are target"),
-        (b'{"source": null, "target": "same"}\n', "jsonl:1 column 'source' holds NoneType"),
+        (b'{"source": null, "target": "same"}\n', "jsonl:1 column 'source' holds null, a missing value"),
         (b'{"source": "no template", "target": "same"}\n', "jsonl:1: text 'no template' does not fit"),
         (b'{"source": "left:  right: ", "target": "same"}\n', "jsonl:1 is an empty text"),
         (
@@ -305,7 +305,7 @@ def test_an_absent_file_names_the_command_that_brings_it(root: Path) -> None:
         (b'{"source": "left: a right: b", "target": " "}\n', "jsonl:1 has no label in column 'target'; give it one of"),
         (
             b'{"source": "left: a right: b", "target": "maybe"}\n',
-            "jsonl:1 has the label 'maybe', allowed are other, same",
+            "jsonl:1 has the label 'maybe', allowed are 'other', 'same'; correct it or `labels`",
         ),
     ],
 )
@@ -333,7 +333,8 @@ def test_gzip_in_name_only_is_refused(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("source,target\na", "line 2 has 1 columns"), ('source\n"a', "line 2 cannot")]
+    ("text", "reason"),
+    [("source,target\na", "line 2 has 1 columns"), ('source\n"a', "line 2 opens a quote that does not close")],
 )
 def test_a_half_written_csv_is_refused(root: Path, text: str, reason: str) -> None:
     (root / "cut.csv").write_text(text)
@@ -709,7 +710,9 @@ def test_a_file_beside_the_task_comes_before_the_data_folder(root: Path, tmp_pat
 
 def test_reading_does_not_depend_on_the_place(root: Path) -> None:
     file = DataFile(file="objects/dev.jsonl")
-    assert [row.origin for row in read_file(file, root / file.file)] == [f"objects/dev.jsonl:{i}" for i in range(1, 7)]
+    assert [row.origin for row in read_file(file, root / file.file).rows] == [
+        f"objects/dev.jsonl:{i}" for i in range(1, 7)
+    ]
 
 
 @pytest.mark.integration

@@ -58,7 +58,7 @@ def test_render_and_parse_are_inverse(literals: tuple[str, str, str], values: tu
         ("", "no placeholder"),
         ("{a}{b}", "right behind"),
         ("{a} {a}", "twice"),
-        ("{text}", "reserves"),
+        ("so: {text}", "`text` is the whole text; choose another name such as {message}"),
         ("{a!r}", "plain name"),
         ("{a:>3}", "plain name"),
         ("{}", "plain name"),

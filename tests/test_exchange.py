@@ -399,7 +399,7 @@ def test_labels_of_one_token_are_a_distribution_over_the_label_set(world: StepsW
         "--target text",
     )
     lines[1] = {"source": "y", **chat("dull", [spot("dull", {"dull": 0.5})])}
-    refused(run_import(world, tmp_path, lines, *LABELS, "--overwrite", student="bert"), "'dull'", "bad, good")
+    refused(run_import(world, tmp_path, lines, *LABELS, "--overwrite", student="bert"), "'dull'", "'bad', 'good'")
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,8 @@ PLACES = {
 }
 """Options of text that may hold a path: each is read by a function that is tested below."""
 WORDS = {
-    *("amount", "answers_from", "budget", "budgets", "cash_cap", "closing", "dev", "device_map", "divergence"),
+    *("amount", "answers_from", "budget", "budgets", "cash_cap", "closing", "delimiter", "dev", "device_map"),
+    "divergence",
     *("executor", "here", "kind", "labels", "llm_price_item", "machine", "match", "max_size", "metric", "name"),
     *("objective", "optimizer", "peft", "precision", "prediction_column", "prefix", "price_item", "ray", "report_to"),
     *("role", "run", "scale", "settings", "size", "source_column", "split", "strategies", "strategy"),

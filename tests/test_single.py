@@ -16,9 +16,10 @@ from outlay.form import Form
 from outlay.metrics import score
 from outlay.settings import TeachSettings
 from outlay.shape import flops_infer, flops_train, shape_of
-from outlay.single.answering import Answering, Teaching, evaluate, evaluate_file, predict, teach
+from outlay.single.answering import Answering, Teaching, evaluate, predict, teach
 from outlay.single.home import Home
 from outlay.single.inputs import Asked, Inputs, Row, check_golds, sources_of
+from outlay.single.prediction_file import evaluate_file
 from outlay.single.scoring import MetricAsked, Scorer
 from outlay.single.targets import TargetsFolder
 from outlay.single.training import distil, finetune
@@ -83,9 +84,10 @@ def test_a_json_file_of_objects_one_a_line_is_read_too(tmp_path: Path) -> None:
     ("content", "asked", "error", "says"),
     [
         ("", Asked(), MissingData, "is empty"),
-        ("[]", Asked(), MissingData, "is empty"),
+        ("[]", Asked(), MissingData, "holds no rows"),
         ("[1]", Asked(), OutlayError, "rows.json:1 holds int"),
-        ("[{", Asked(), OutlayError, "neither a JSON list nor"),
+        ("[{", Asked(), MissingData, "breaks off; it looks half-written"),
+        ("[{}, 7 8]", Asked(), OutlayError, "write a JSON list of objects, or one object a line"),
         ('[{"text": "a", "target": "b"}]', Asked(), OutlayError, "no column 'source'; its columns are text, target"),
         ('[{"source": "a", "label": "b"}]', Asked(), OutlayError, "no column 'target'; its columns are source, label"),
         ('[{"source": "a", "target": "b"}]', Asked(target_column="gold"), OutlayError, "no column 'gold'"),
@@ -96,7 +98,7 @@ def test_a_json_file_of_objects_one_a_line_is_read_too(tmp_path: Path) -> None:
             "rows.json:2 has no column 'source'",
         ),
         ('[{"source": " ", "target": "b"}]', Asked(), OutlayError, "(row 1) has an empty source"),
-        ('[{"source": ["a"], "target": "b"}]', Asked(), OutlayError, "holds list, not a text"),
+        ('[{"source": ["a"], "target": "b"}]', Asked(), OutlayError, "holds a list, not a text"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(
@@ -121,7 +123,7 @@ FORMS = {
     ("kind", "gold", "says"),
     [
         ("classification", "", "(row 3) has an empty target"),
-        ("classification", "maybe", "has the label 'maybe', allowed are NO, YES"),
+        ("classification", "maybe", "has the label 'maybe', allowed are 'NO', 'YES'"),
         ("generation", " ", "(row 3) has an empty target"),
         ("generation", None, "(row 3) has an empty target"),
         ("entities", None, "(row 3) has an empty target"),

@@ -72,7 +72,7 @@ def test_a_minimal_task_has_sensible_defaults(tmp_path: Path) -> None:
         ("name", "two words", ["name", "two words"]),
         ("labels", ["one"], ["labels", "at least 2"]),
         ("labels", ["one", "one"], ["labels", "differ"]),
-        ("labels", [True, "one"], ["labels.0", "string", "True"]),
+        ("labels", [True, "one"], ["labels.0", "string", "true", "write it in quotes"]),
         ("metric", "bleu", ["metric", "'accuracy', 'f1'", "'bleu'"]),
         ("metric", "qa_f1", ["metric", "qa_f1 does not measure classification", "accuracy or f1"]),
         ("kind", "regression", ["kind", "'classification', 'entities' or 'generation'"]),

@@ -16,9 +16,10 @@ from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 
-from outlay.errors import MoneyError, UnknownItem
+from outlay.errors import MissingData, MoneyError, UnknownItem
 from outlay.money import Price
 from outlay.shape import FAMILY_OF, ModelShape, flops_infer, flops_train, shape_of
+from outlay.textfile import read_text
 
 __all__ = [
     "FAMILY_OF",
@@ -98,9 +99,9 @@ def load_machines(extra: Sequence[Path] = ()) -> dict[str, Machine]:
     machines = _machines_of("machines.toml", shipped.read_text(encoding="utf-8"))
     for path in extra:
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise MoneyError(f"cannot read the machine file {path}: {type(error).__name__}; check the path") from error
+            text = read_text(Path(path))
+        except MissingData as error:
+            raise MoneyError(f"cannot read the machine file: {error}") from None
         machines |= _machines_of(str(path), text)
     return machines
 
@@ -293,8 +294,9 @@ def _check_hourly(price: Price) -> None:
 def _machines_of(name: str, text: str) -> dict[str, Machine]:
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise MoneyError(f"{name} is not a TOML machine file: {error}") from error
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise MoneyError(f"{name} is not a TOML machine file: {reason}") from None
     records = content.get("machine")
     if set(content) != {"machine"} or not isinstance(records, list):
         raise MoneyError(f"{name} holds no machines; write one [[machine]] table each")

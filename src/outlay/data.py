@@ -12,13 +12,15 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from outlay.entities import parse_entities, unlabelled
 from outlay.errors import DataError, LabelError, LeakError, MissingData
 from outlay.example import Example, TextFormat, number_repeats, seeded_order, shorten
+from outlay.form import named_class
+from outlay.legible import label_problem, named
 from outlay.paths import command_line, expand, expand_path, home
-from outlay.rows import Row, read_file, read_hub
+from outlay.rows import TEXT_COLUMN, FileRows, Row, cell_text, missing_value, read_file, read_hub
+from outlay.source_table import SourceTable
 from outlay.sources import Column, DataFile, Derive, PoolSource, Source, Split
 from outlay.task import Task, load_task
 
@@ -42,6 +44,7 @@ class TaskData:
         pool: Parts of the unlabelled pool, in the order of the task file; ids are unique over all parts.
         digest: sha256 over split, id, label and text of every example above.
         dropped: Split or ``pool.NAME`` → rows that ``drop_leaks`` left out; empty where none was.
+        notes: What was decided about the form of files and labels and could have been otherwise, a sentence each.
     """
 
     train: list[Example]
@@ -50,6 +53,7 @@ class TaskData:
     pool: list[PoolPart]
     digest: str
     dropped: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
     def splits(self) -> list[tuple[str, list[Example]]]:
         """Return train, dev, test and every pool part (as ``pool.NAME``) with their examples."""
@@ -93,7 +97,7 @@ def locate(task: Task, file: DataFile, root: Path | None = None) -> Path:
     name = expand(file.file)
     if Path(name).is_absolute():
         return Path(name)
-    if task.folder is not None and (beside := task.folder / name).exists():
+    if task.folder is not None and _is_there(beside := task.folder / name):
         return beside
     return data_root(root) / name
 
@@ -101,6 +105,14 @@ def locate(task: Task, file: DataFile, root: Path | None = None) -> Path:
 def get_command(task: Task) -> str:
     """The command that brings a task's data from a mirror, which is for the user to name."""
     return f"{command_line('outlay', 'data', 'get', task.reference)} --from DIR_OR_URL"
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists; one that the system cannot even look up, such as one too long, does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def load_data(task: Task, root: Path | None = None) -> TaskData:
@@ -131,7 +143,7 @@ def load_data(task: Task, root: Path | None = None) -> TaskData:
         pool = [PoolPart(part.name, _without(task, part.examples, held)) for part in pool]
     dropped = {leak.split: leak.n_leaked for leak in leaks}
     digest = _digest([("train", train), ("dev", dev), ("test", test), *((f"pool.{p.name}", p.examples) for p in pool)])
-    return TaskData(train, dev, test, pool, digest, dropped)
+    return TaskData(train, dev, test, pool, digest, dropped, tuple(reader.notes()))
 
 
 def fold(text: str) -> str:
@@ -147,9 +159,9 @@ def source_key(task: Task, example: Example) -> tuple[str, ...]:
 
 def answer_problem(task: Task, answer: str) -> str | None:
     """Say what is wrong with a gold answer, to be put behind the name of its row; None when the task allows it."""
-    allowed = ", ".join(task.labels)
+    allowed = named(task.labels)
     if task.kind == "classification" and answer not in task.labels:
-        return f"has the label {shorten(answer)!r}, allowed are {allowed}; correct it or `labels`"
+        return f"{label_problem(answer, task.labels)}; correct it or `labels`, or translate it by `label_names`"
     if task.kind == "entities":
         if rest := unlabelled(answer, task.labels):
             return f"has no type behind {shorten(rest)!r} in its target; write `text [Type]`, types are {allowed}"
@@ -214,9 +226,20 @@ class _Reader:
         self._task = task
         self._root = root
         self._above = above
-        self._files: dict[Path, list[Row]] = {}
+        self._files: dict[tuple[Path, str | None], FileRows] = {}
+        self._number_coded: dict[str, tuple[str, str]] = {}
+        self._derived_notes: list[str] = []
         self._splits: dict[Split, list[Example]] = {}
         self._orders: dict[tuple[str, int], list[int]] = {}
+
+    def notes(self) -> list[str]:
+        """Return what was decided and could have been otherwise: of each file once, and of labels that are numbers."""
+        coded = [
+            f"{file}: labels such as {written} are read as {label}"
+            for file, (written, label) in self._number_coded.items()
+        ]
+        of_files = [note for read in self._files.values() for note in read.notes]
+        return list(dict.fromkeys([*of_files, *coded, *self._derived_notes]))
 
     def split(self, name: Split) -> list[Example]:
         """Return a labelled split with the ids of its examples set."""
@@ -254,9 +277,9 @@ class _Reader:
         return kept
 
     def _examples(self, source: Source, *, to_the_end: bool = False) -> Iterator[Example]:
-        table = _Table(self._rows(source), source.source, self._format(source), source.where)
-        columns = {name: source.fields.get(name, name) for name in self._task.format.names}
-        take = {name: c if isinstance(c, Column) else Column(column=c) for name, c in columns.items()}
+        table = SourceTable(self._rows(source), source.source, self._format(source), source.where)
+        self._refuse_ambiguous(source, table)
+        take = {name: c if isinstance(c, Column) else Column(column=c) for name, c in self._columns(source).items()}
         others = {name: self._file(c.other) for name, c in take.items() if c.other is not None}
         for index in self._chosen(source, table, to_the_end):
             fields = []
@@ -264,16 +287,35 @@ class _Reader:
                 place = index + column.from_next_row
                 if name in others:
                     row = others[name][place % len(others[name])]
-                    fields.append((name, _value(row, row.columns, column.column)))
+                    value = cell_text(row.origin, row.columns, column.column)
+                    if value is None:
+                        raise missing_value(row.origin, row.columns, column.column)
                 else:
-                    fields.append((name, table.value(place % len(table), column.column)))
+                    value = table.value(place % len(table), column.column)
+                fields.append((name, value))
             row = table.rows[index]
             text = self._task.format.render(dict(fields))
             if not any(value.strip() for _, value in fields):
                 raise DataError(f"{row.origin} is an empty text; remove the row")
             yield Example("", tuple(fields), text, self._label(source, table, index), row.origin)
 
-    def _chosen(self, source: Source, table: _Table, to_the_end: bool) -> list[int]:
+    def _columns(self, source: Source) -> dict[str, str | Column]:
+        """Return the column of each field; the only field of a task is the line of a text file."""
+        names = self._task.format.names
+        is_lines = source.data_file is not None and source.data_file.is_lines and source.source is None
+        own = TEXT_COLUMN if is_lines and len(names) == 1 else None
+        return {name: source.fields.get(name, own or name) for name in names}
+
+    def _refuse_ambiguous(self, source: Source, table: SourceTable) -> None:
+        """Refuse a gold label whose column has the name of a part of the text."""
+        parts = self._format(source).names if source.source is not None else ()
+        if source.target in parts and any(source.target in row.columns for row in table.rows):
+            raise DataError(
+                f"task {self._task.name}: {source.target!r} is a column of the rows and a part of the text in "
+                f"{source.source!r}; name the field of the template otherwise"
+            )
+
+    def _chosen(self, source: Source, table: SourceTable, to_the_end: bool) -> list[int]:
         """Return the indices of the rows a source takes: all in order, or a stretch of the seeded order.
 
         With ``to_the_end`` the stretch does not stop behind ``n`` rows: the caller does.
@@ -292,7 +334,7 @@ class _Reader:
             raise MissingData(f"task {self._task.name}: {asked} reach past the {n_rows} rows of {file}; ask for fewer")
         return self._order(source, table)[source.skip : None if to_the_end else stop]
 
-    def _order(self, source: Source, table: _Table) -> list[int]:
+    def _order(self, source: Source, table: SourceTable) -> list[int]:
         """Return the seeded order of a source's rows; that of a whole file is made once for all its parts."""
         if source.file is None or source.where:
             return seeded_order([row.origin for row in table.rows], source.seed)
@@ -304,23 +346,35 @@ class _Reader:
     def _format(self, source: Source) -> TextFormat:
         return TextFormat(source.template) if source.template is not None else self._task.format
 
-    def _label(self, source: Source, table: _Table, index: int) -> str | None:
+    def _label(self, source: Source, table: SourceTable, index: int) -> str | None:
         if source.target is None:
             return None
-        row, columns = table.rows[index], table.columns(index)
-        may_be_empty = self._task.kind == "entities"
-        if columns.get(source.target) is None or not (may_be_empty or table.value(index, source.target).strip()):
-            labels = ", ".join(self._task.labels)
-            wanted = f"give it one of {labels}" if self._task.kind == "classification" else "write it or remove the row"
-            there = "" if source.target in columns else f" (its columns are {', '.join(columns)})"
-            what = "label" if self._task.kind == "classification" else "answer"
-            raise LabelError(f"{row.origin} has no {what} in column {source.target!r}{there}; {wanted}")
-        written = table.value(index, source.target)
-        label = source.label_names.get(written, written)
+        row = table.rows[index]
+        written = table.given(index, source.target)
+        if written is None or not (self._task.kind == "entities" or written.strip()):
+            raise self._unlabelled(source, table, index)
+        label = _translated(written, source.label_names)
+        if self._task.kind == "classification" and (known := named_class(label, self._task.labels)) != label:
+            self._number_coded.setdefault(row.origin.rpartition(":")[0], (written, known))
+            label = known
         problem = answer_problem(self._task, label)
         if problem is not None:
             raise LabelError(f"{row.origin} {problem}")
         return label
+
+    def _unlabelled(self, source: Source, table: SourceTable, index: int) -> LabelError:
+        """Say which row has no label, and how many more have none."""
+        assert source.target is not None
+        is_class, row, columns = self._task.kind == "classification", table.rows[index], table.columns(index)
+        what = "label" if is_class else "answer"
+        there = "" if source.target in columns else f" (its columns are {named(columns)})"
+        wanted = f"give it one of {named(self._task.labels)}" if is_class else "write it or remove the row"
+        values = (table.given(i, source.target) for i in range(len(table)))
+        n_without = sum(value is None or not (self._task.kind == "entities" or value.strip()) for value in values)
+        if n_without > 1:
+            there += f", nor have {n_without - 1:,} more of the {len(table):,} rows"
+            wanted += ", or move such rows to a file of their own and name it in `pool`"
+        return LabelError(f"{row.origin} has no {what} in column {source.target!r}{there}; {wanted}")
 
     def _rows(self, source: Source) -> list[Row]:
         if source.data_file is not None:
@@ -334,13 +388,25 @@ class _Reader:
         return [Row(example.origin, dict(example.fields)) for example in self.split(source.split)]
 
     def _file(self, file: DataFile) -> list[Row]:
-        path = locate(self._task, file, self._root)
-        if path not in self._files:
-            if not path.is_file():
-                way_out = f"`{get_command(self._task)}` lays it there"
-                raise MissingData(f"{path} is not there; {way_out}, or OUTLAY_DATA names another data folder")
-            self._files[path] = read_file(file, path)
-        return self._files[path]
+        at = locate(self._task, file, self._root), file.delimiter
+        if at not in self._files:
+            if not _is_file(at[0]):
+                raise self._absent(file, at[0])
+            self._files[at] = read_file(file, at[0])
+        return self._files[at].rows
+
+    def _absent(self, file: DataFile, path: Path) -> MissingData:
+        """Say where a file was looked for, and the way out: only files with a public origin can be fetched."""
+        folder = self._task.folder
+        if folder is None:
+            way_out = f"`{get_command(self._task)}` lays it there"
+            return MissingData(f"{path} is not there; {way_out}, or OUTLAY_DATA names another data folder")
+        if _is_there(path):
+            return MissingData(f"{path} is a folder, not a file of rows; name the file")
+        beside = folder / expand(file.file)
+        where = f"{beside} is not there" + ("" if beside == path else f", nor is {path}")
+        fetched = f", or `{get_command(self._task)}` fetches it" if file.origin is not None else ""
+        return MissingData(f"{where}; correct `file` in the task, or put the file there{fetched}")
 
     def _derived(self, derive: Derive) -> list[Row]:
         other = derived_task(self._task, derive)
@@ -349,7 +415,14 @@ class _Reader:
             raise DataError(
                 f"task {other.name} is derived from itself ({' from '.join((*above, other.name))}); break the ring"
             )
-        examples = _Reader(other, self._root, above).split(derive.split)
+        if taken := {"label"} & set(other.format.names):
+            raise DataError(
+                f"task {other.name} has a field named {taken.pop()!r}, which is the column of its answers where rows are "
+                "derived from it; name the field otherwise"
+            )
+        reader = _Reader(other, self._root, above)
+        examples = reader.split(derive.split)
+        self._derived_notes += reader.notes()
         return [Row(e.origin, {**dict(e.fields), "text": e.text, "label": e.label}) for e in examples]
 
 
@@ -364,46 +437,14 @@ def derived_task(task: Task, derive: Derive) -> Task:
     return load_task(beside if beside is not None and beside.is_file() else derive.task)
 
 
-class _Table:
-    """The rows of a source that ``where`` keeps; a row's whole text is taken apart when its columns are asked for."""
-
-    def __init__(
-        self, rows: list[Row], text_column: str | None, text_format: TextFormat, where: Mapping[str, Any]
-    ) -> None:
-        self._text_column = text_column
-        self._format = text_format
-        self.rows = rows
-        if where:
-            wanted = {column: {w} if isinstance(w, str) else set(w) for column, w in where.items()}
-            kept = [i for i in range(len(rows)) if all(self.value(i, c) in values for c, values in wanted.items())]
-            self.rows = [rows[i] for i in kept]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def columns(self, index: int) -> Mapping[str, Any]:
-        row = self.rows[index]
-        if self._text_column is None:
-            return row.columns
-        text = _value(row, row.columns, self._text_column)
-        try:
-            return {**row.columns, **self._format.parse(text)}
-        except DataError as error:
-            raise DataError(f"{row.origin}: {error}") from None
-
-    def value(self, index: int, column: str) -> str:
-        return _value(self.rows[index], self.columns(index), column)
+def _translated(written: str, names: Mapping[str, str]) -> str:
+    """The task's label for one as it is written in the rows; a number with a fraction of zeros is the one without."""
+    known = named_class(written, list(names))
+    return names.get(known, written)
 
 
-def _value(row: Row, columns: Mapping[str, Any], column: str) -> str:
-    """Return one value as text; numbers and truth values are written as JSON writes them."""
-    value = columns.get(column)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float):
-        return json.dumps(value)
-    if column not in columns:
-        raise DataError(f"{row.origin} has no column {column!r}; its columns are {', '.join(columns)}")
-    raise DataError(
-        f"{row.origin} column {column!r} holds {type(value).__name__}, not a text; correct or remove the row"
-    )
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False

@@ -1,15 +1,15 @@
 """Entity lines: ``Heat [Action] salt water [Reagent]``, written, read and found again in their source.
 
 The form is that of Kang et al. 2023, Table 7. A line lists the entities of a source in order of appearance, each followed by
-its label in brackets. Words stand between white space; a word in brackets is a label only where the label set has it, so an
-entity such as ``[1-14C] acetate`` keeps its brackets. Labels are read without regard to case and returned as the label set
-spells them.
+its label in brackets. Words stand between white space; words in brackets are a label only where the label set has it, so an
+entity such as ``[1-14C] acetate`` keeps its brackets. A label may be several words (``[Body part]``). Labels are read without
+regard to case and returned as the label set spells them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Span = tuple[int, int, str]
@@ -135,14 +135,26 @@ def _overlaps(place: tuple[int, int], spans: Iterable[Span]) -> bool:
 
 
 def _read(line: str, labels: Sequence[str]) -> tuple[list[Entity], str]:
-    spelled = {label.upper(): label for label in reversed(labels)}
+    spelled = {f"[{label}]".upper(): label for label in reversed(labels)}
+    lengths = sorted({len(label.split()) for label in labels}, reverse=True)
     entities: list[Entity] = []
     words: list[str] = []
-    for word in line.split():
-        label = spelled.get(word[1:-1].upper()) if word[0] == "[" and word[-1] == "]" else None
-        if label is None:
-            words.append(word)
-        else:
+    rest = line.split()
+    at = 0
+    while at < len(rest):
+        n_words = _length_of_label(rest, at, spelled, lengths)
+        if n_words:
+            label = spelled[" ".join(rest[at : at + n_words]).upper()]
             entities.append(Entity(" ".join(words), label))
             words = []
+        else:
+            words.append(rest[at])
+        at += max(n_words, 1)
     return entities, " ".join(words)
+
+
+def _length_of_label(words: Sequence[str], at: int, spelled: Mapping[str, str], lengths: Sequence[int]) -> int:
+    """How many words the label in brackets takes that begins there, such as 2 of ``[Body part]``; 0 where there is none."""
+    if words[at][0] != "[":
+        return 0
+    return next((n for n in lengths if " ".join(words[at : at + n]).upper() in spelled), 0)

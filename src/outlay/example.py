@@ -85,8 +85,13 @@ class TextFormat:
                 continue
             if not name.isidentifier() or spec or conversion:
                 raise DataError(f"template {template!r} has a placeholder that is not a plain name; write {{name}}")
-            if name in names or name == "text":
-                raise DataError(f"template {template!r} uses {{{name}}} twice or reserves it; choose another name")
+            if name in names:
+                raise DataError(f"template {template!r} uses {{{name}}} twice; give each field a name of its own")
+            if name == "text" and template != "{text}":
+                raise DataError(
+                    f"template {template!r} names a field {{text}}, but `text` is the whole text; choose another name such as "
+                    "{message}, and where rows have a column text say `fields: {message: text}`"
+                )
             names.append(name)
             pattern += "(.*?)"
         if not names:

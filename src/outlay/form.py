@@ -5,7 +5,8 @@ Every answer is a text: a class label, a line of entities, or free text. Familie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -53,6 +54,26 @@ def target_kind(teacher: Family, student: Family, same_tokenizer: bool, kind: Ki
     if teacher != "encoder" and student != "encoder" and same_tokenizer:
         return "tokens"
     return "classes" if kind == "classification" else "text"
+
+
+_WITHOUT_FRACTION = re.compile(r"(-?[0-9]+)\.0+")
+
+
+def _whole(text: str) -> str:
+    found = _WITHOUT_FRACTION.fullmatch(text)
+    return found[1] if found else text
+
+
+def named_class(answer: str, labels: Sequence[str]) -> str:
+    """Return the class an answer names: itself, or the label it is but for a fraction of zeros, as 1.0 names the class 1.
+
+    Programs that hold classes as numbers write them with a fraction as soon as one row has none.
+    """
+    if answer in labels:
+        return answer
+    whole = _whole(answer)
+    same = [label for label in labels if _whole(label) == whole]
+    return same[0] if len(same) == 1 else answer
 
 
 def can_answer(family: Family, kind: Kind) -> bool:

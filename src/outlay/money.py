@@ -21,7 +21,8 @@ from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 
-from outlay.errors import MoneyError, UnknownItem
+from outlay.errors import MissingData, MoneyError, UnknownItem
+from outlay.textfile import read_text
 from outlay.writing import plain_number
 
 MICROS_PER_USD = 1_000_000
@@ -195,9 +196,9 @@ class PriceBook:
                 prices.update(_prices_of(shipped.name, shipped.read_text(encoding="utf-8")))
         for path in extra:
             try:
-                text = Path(path).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise MoneyError(f"cannot read the price file {path}: {_first_line(error)}") from error
+                text = read_text(Path(path))
+            except MissingData as error:
+                raise MoneyError(f"cannot read the price file: {error}") from None
             for item, price in _prices_of(str(path), text).items():
                 known = prices.get(item)
                 if known and known.unit != price.unit:
@@ -270,6 +271,8 @@ def _first_line(error: Exception) -> str:
 def _prices_of(name: str, text: str) -> dict[str, Price]:
     try:
         content = tomllib.loads(text, parse_float=Decimal)
+    except RecursionError:
+        raise MoneyError(f"{name} is not a TOML price file: it is nested too deep") from None
     except (tomllib.TOMLDecodeError, InvalidOperation, ValueError) as error:
         raise MoneyError(f"{name} is not a TOML price file: {_first_line(error)}") from error
     records = content.get("price")

@@ -143,13 +143,17 @@ class Workbench:
         self._spelled: set[tuple[str, str]] = set()
         self._same_tokens: dict[tuple[str, str], bool] = {}
         self.memo = Memo()
+        self.notes: list[str] = []
+        """What was decided about the form of the files that were read, a sentence each."""
 
     def load(self, name: str) -> tuple[Task, TaskData]:
         """A task and its data, leaks checked."""
 
         def loaded() -> tuple[Task, TaskData]:
             task = load_task(name)
-            return task, load_data(task, self._data_root)
+            data = load_data(task, self._data_root)
+            self.notes += [note for note in data.notes if note not in self.notes]
+            return task, data
 
         return self.memo.once(("load", name), loaded, keep=OutlayError)
 

@@ -117,7 +117,7 @@ class SplitProfile:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The profile of a task: its splits, and how many test rows are also dev rows."""
+    """The profile of a task: its splits, how many test rows are also dev rows, and what was decided about its files."""
 
     task: str
     description: str
@@ -131,6 +131,7 @@ class Profile:
     digest: str
     splits: tuple[SplitProfile, ...]
     n_test_in_dev: int
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile as plain JSON values, with its warnings."""
@@ -161,8 +162,9 @@ class Profile:
         for name, split in zip(names, self.splits, strict=True):
             numbers = f"{split.n_rows:>9,}  {split.words!s:>13}  {split.chars!s:>16}"
             table.append(f"  {left(name, n_cells)} {numbers}  {_answers_shown(split)}")
-        notes = [f"  warning: {warning}" for warning in self.warnings()] or ["  nothing to warn about"]
-        return [visible(line) for line in head + table + self._entity_lines() + notes]
+        said = [f"  note: {note}" for note in self.notes]
+        said += [f"  warning: {warning}" for warning in self.warnings()] or ["  nothing to warn about"]
+        return [visible(line) for line in head + table + self._entity_lines() + said]
 
     def _entity_lines(self) -> list[str]:
         """Return a table of entity types by split; empty for other kinds of tasks."""
@@ -223,6 +225,7 @@ def profile(task: Task, data: TaskData) -> Profile:
         digest=data.digest,
         splits=tuple(splits),
         n_test_in_dev=sum(source_key(task, example) in dev_keys for example in data.test),
+        notes=data.notes,
     )
 
 

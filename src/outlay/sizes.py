@@ -9,9 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from outlay.errors import UnknownModel
+from outlay.errors import MissingData, UnknownModel
 from outlay.form import Family
 from outlay.modelref import tiny_n_heads
+from outlay.textfile import read_text
 
 ModelType = Literal["t5", "bert", "distilbert", "gpt2"]
 
@@ -111,11 +112,9 @@ def load_sizes(extra: Sequence[Path] = ()) -> dict[str, Size]:
     sizes = _sizes_of("sizes.yaml", shipped.read_text(encoding="utf-8"))
     for path in extra:
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UnknownModel(
-                f"cannot read the file of sizes {path}: {type(error).__name__}; check the path"
-            ) from error
+            text = read_text(Path(path))
+        except MissingData as error:
+            raise UnknownModel(f"cannot read the file of sizes: {error}") from None
         sizes |= _sizes_of(str(path), text)
     return sizes
 
@@ -137,18 +136,14 @@ def find_size(name: str, extra: Sequence[Path] = ()) -> Size:
 
 
 def _sizes_of(origin: str, text: str) -> dict[str, Size]:
-    import yaml
-
-    from outlay.taskfile import parse_yaml
+    from outlay.yamltext import BadYaml, parse_yaml, plain
 
     try:
-        document = parse_yaml(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "it breaks off"
+        document = plain(parse_yaml(text))
+    except BadYaml as error:
+        line = f" line {error.line}" if error.line is not None else ""
         raise UnknownModel(
-            f"{origin}{line}: not readable as YAML ({problem}); write `NAME: {{type: t5, n_layers: 2, ...}}`"
+            f"{origin}{line}: not readable as YAML ({error}); write `NAME: {{type: t5, n_layers: 2, ...}}`"
         ) from None
     if not isinstance(document, dict):
         raise UnknownModel(f"{origin}: holds no sizes by name; write `NAME: {{type: t5, n_layers: 2, ...}}`")

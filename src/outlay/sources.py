@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from outlay.errors import DataError
 from outlay.example import TextFormat
-from outlay.taskfile import Block, NonEmpty, Value, as_text
+from outlay.taskfile import Block, NonEmpty, Value
+from outlay.yamltext import written_text
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Split = Literal["train", "dev", "test"]
@@ -37,8 +38,24 @@ class Origin(Block):
     """Licence the origin states."""
 
 
+def one_mark(value: str | None) -> str | None:
+    """Check a delimiter: one character that is no letter, digit, quote or line end.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if value is not None and (len(value) != 1 or value.isalnum() or value in '"\r\n'):
+        raise ValueError(
+            'a delimiter is one character such as "," or ";" or "\\t", no letter, digit, quote or line end'
+        )
+    return value
+
+
+Delimiter = Annotated[str, AfterValidator(one_mark)]
+
+
 class DataFile(Block):
-    """One file of rows: JSON lines, CSV, TSV (each also gzip-packed) or Parquet, told by its suffix."""
+    """One file of rows: JSON lines or list, CSV, TSV, text (each also packed by gzip) or Parquet, told by its suffix."""
 
     file: NonEmpty
     """Path below the data folder; for a task file of your own first below the folder of the YAML file."""
@@ -46,8 +63,15 @@ class DataFile(Block):
     """Number of rows the file must have."""
     sha256: Sha256 | None = None
     """Digest of the file's bytes as they lie on disk (packed, if it is packed)."""
+    delimiter: Delimiter | None = Field(default=None, exclude=True)
+    """Character between the columns of a CSV or TSV file; without it that of the header line."""
     origin: Origin | None = None
     """Public origin, printed when there is no mirror to fetch from."""
+
+    @property
+    def is_lines(self) -> bool:
+        """Whether each line of the file is a text, without columns."""
+        return self.file.lower().removesuffix(".gz").endswith(".txt")
 
 
 class Hub(Block):
@@ -92,6 +116,8 @@ class Source(Block):
     """Number of rows the file must have."""
     sha256: Sha256 | None = None
     """Digest of the file's bytes as they lie on disk."""
+    delimiter: Delimiter | None = Field(default=None, exclude=True)
+    """Character between the columns of a CSV or TSV file; without it that of the header line."""
     origin: Origin | None = None
     """Public origin of the file."""
     hub: Hub | None = None
@@ -106,7 +132,7 @@ class Source(Block):
     """Task field → column; a field that is not named here is read from the column of its own name."""
     target: NonEmpty | None = None
     """Column of the gold label."""
-    label_names: dict[Annotated[str, BeforeValidator(as_text)], NonEmpty] = Field(default_factory=dict)
+    label_names: dict[Annotated[str, BeforeValidator(written_text)], Value] = Field(default_factory=dict)
     """Label as written in the rows → label of the task; labels not named here stay as they are."""
     where: dict[str, Value | tuple[Value, ...]] = Field(default_factory=dict)
     """Column → value (or list of values): only rows that agree are kept."""
@@ -123,8 +149,8 @@ class Source(Block):
         if sum(place is not None for place in places) != 1:
             choices = "`file`, `hub`, `derive` or (in a pool) `split`"
             raise ValueError(f"rows come from exactly one of {choices}; give one of them")
-        if self.file is None and (self.rows or self.sha256):
-            raise ValueError("`rows` and `sha256` describe a `file`; remove them or give the file")
+        if self.file is None and (self.rows or self.sha256 or self.delimiter):
+            raise ValueError("`rows`, `sha256` and `delimiter` describe a `file`; remove them or give the file")
         if self.template is not None:
             if self.source is None:
                 raise ValueError("`template` takes the `source` column apart; name that column")
@@ -136,7 +162,9 @@ class Source(Block):
         """The file of this source, or None when its rows come from elsewhere."""
         if self.file is None:
             return None
-        return DataFile(file=self.file, rows=self.rows, sha256=self.sha256, origin=self.origin)
+        return DataFile(
+            file=self.file, rows=self.rows, sha256=self.sha256, delimiter=self.delimiter, origin=self.origin
+        )
 
     def files(self) -> list[DataFile]:
         """Return every file this source reads: its own and those its columns are taken from."""

@@ -164,7 +164,7 @@ def load_profile(path: Path) -> Profile | None:
         )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UsageError(
             f"{path} is no profile of a machine ({type(error).__name__}: {error}); measure it anew: "
             f"`{command_line('outlay', 'machine', 'calibrate', '--out', path)}`"

@@ -419,7 +419,7 @@ def _check_names(places: Sequence[str], names: Sequence[str], where: str) -> Non
 
 
 def _is_path(task: str) -> bool:
-    return Path(task).suffix in (".yaml", ".yml") or len(Path(task).parts) > 1
+    return Path(task).suffix.lower() in (".yaml", ".yml") or len(Path(task).parts) > 1
 
 
 def _same_place(one: str, other: str) -> bool:

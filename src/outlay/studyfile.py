@@ -14,6 +14,7 @@ from outlay.request import DEFAULT_MACHINE, DEFAULT_THREADS, ROLES
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.taskfile import Block, NonEmpty
 from outlay.training import SETTING_NAMES
+from outlay.yamltext import plain
 
 OTHERS = "others"
 """In an axis by strategy: the strategies that are not named."""
@@ -146,7 +147,7 @@ class Axes(Block):
                 raise ValueError(f"unknown role {role!r}; known: {', '.join(ROLES)}")
             if twice := sorted(given.keys() & {SETTING_NAMES.get(name) for name in given}):
                 raise ValueError(f"{role}: {twice[0]} is given twice, under its two names; give it once")
-            renamed[role] = {SETTING_NAMES.get(name, name): value for name, value in given.items()}
+            renamed[role] = {SETTING_NAMES.get(name, name): plain(value) for name, value in given.items()}
             checked = without_auto(renamed[role])
             known = TeachSettings() if role == "teach" else TrainSettings(epochs=1, batch_size=1, learning_rate=1e-4)
             try:

@@ -8,6 +8,7 @@ JSON Schema ``tasks/task.schema.json``.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_
 from outlay.errors import TaskFileError, UnknownTask
 from outlay.example import Example, TextFormat
 from outlay.form import Form, Kind
+from outlay.legible import alike, likeness, outer_blanks, quoted
 from outlay.paths import expand
 from outlay.sources import Data, PoolSource, Source, compiled
 from outlay.taskfile import Block, Name, NonEmpty, Value, first_problem, read_yaml
@@ -129,14 +131,27 @@ class Task(Block):
         kind: Kind | None = info.data.get("kind")
         if len(set(labels)) != len(labels) or "" in labels:
             raise ValueError("the labels must differ from each other and be more than nothing")
+        for label in labels:
+            if where := outer_blanks(label) or ("nothing but blanks" if label and not label.strip() else ""):
+                raise ValueError(
+                    f"{quoted(label)} is a label {where}, and models that write answer without; write it without, and where "
+                    f"rows have it `label_names: {{{json.dumps(label)}: {json.dumps(label.strip() or 'NAME')}}}`"
+                )
+        if same := alike(labels):
+            raise ValueError(
+                f"{quoted(same[0])} and {quoted(same[1])} look the same ({likeness(same[1], same[:1])}); keep one"
+            )
         if kind is not None and len(labels) < MIN_LABELS[kind]:
             raise ValueError(f"a task of kind {kind} needs at least {MIN_LABELS[kind]}, not {len(labels)}")
         if kind == "generation" and labels:
             raise ValueError("a task of kind generation answers with free text; remove the labels or choose a kind")
         if kind == "entities":
-            bad = [label for label in labels if "[" in label or "]" in label or label != label.strip()]
+            bad = [label for label in labels if "[" in label or "]" in label or label != " ".join(label.split())]
             if len({label.lower() for label in labels}) != len(labels) or bad:
-                raise ValueError("entity types have no brackets or outer blanks and differ in more than case")
+                shown = f"{quoted(bad[0])} is none: " if bad else ""
+                raise ValueError(
+                    f"{shown}entity types have no brackets, single blanks between words, and differ in more than case"
+                )
         return labels
 
     @field_validator("metric")
@@ -255,7 +270,7 @@ def load_task(name_or_path: str | Path) -> Task:
         TaskFileError: The file does not fit the schema.
     """
     path = name_or_path if isinstance(name_or_path, Path) else Path(expand(name_or_path))
-    is_path = isinstance(name_or_path, Path) or path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+    is_path = isinstance(name_or_path, Path) or path.suffix.lower() in (".yaml", ".yml") or len(path.parts) > 1
     if not is_path:
         shipped = SHIPPED / f"{name_or_path}.yaml"
         if str(name_or_path) not in shipped_tasks():

@@ -1,24 +1,20 @@
-"""How a task or study file is read: YAML without its traps, unknown keys refused, and one line for what is wrong."""
+"""How a task or study file is read: unknown keys refused, and one line for what is wrong; the YAML is `outlay.yamltext`'s."""
 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from outlay.errors import DataError, TaskFileError
+from outlay.errors import DataError, MissingData, TaskFileError
 from outlay.example import shorten
+from outlay.textfile import read_text
+from outlay.yamltext import BadYaml, WrittenFloat, WrittenInt, parse_yaml, written_text
 
-
-def as_text(value: object) -> object:
-    """Read a YAML number as the text it was written as; booleans stay what they are and are refused."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-Value = Annotated[str, BeforeValidator(as_text, json_schema_input_type=str | int | float)]
+Value = Annotated[str, BeforeValidator(written_text, json_schema_input_type=str | int | float)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 """What files and folders are named by too: no slash, no leading dot or dash, far from the 255 bytes of a file system."""
@@ -30,36 +26,6 @@ class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, str_strip_whitespace=False)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 truth values (only true and false, so that the label NO stays text), and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str | int | float) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key if isinstance(key, str | int | float) else repr(key))
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def parse_yaml(text: str) -> Any:
-    """Read YAML text, without its traps.
-
-    Raises:
-        yaml.YAMLError: It is no YAML, or gives a key twice.
-    """
-    return yaml.load(text, Loader=_Loader)
-
-
 def read_yaml(path: Path, error_type: type[DataError] = TaskFileError, page: str = "docs/tasks.md") -> dict[str, Any]:
     """Read the keys and values of a file; ``page`` is where such files are described.
 
@@ -68,12 +34,12 @@ def read_yaml(path: Path, error_type: type[DataError] = TaskFileError, page: str
             keys and values.
     """
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "the file is not UTF-8 text"
-        raise error_type(f"{path}{line}: not readable as YAML: {problem}; see {page}") from None
+        content = parse_yaml(read_text(path))
+    except BadYaml as error:
+        line = "" if error.line is None else f" line {error.line}"
+        raise error_type(f"{path}{line}: not readable as YAML: {error}; see {page}") from None
+    except MissingData as error:
+        raise error_type(f"{error}; a YAML file is UTF-8 text, see {page}") from None
     if not isinstance(content, dict):
         raise error_type(f"{path}: holds {type(content).__name__}, not keys and values; see {page}")
     return content
@@ -104,8 +70,23 @@ def first_problem(error: ValidationError, schema: dict[str, Any], whole: str = "
     elif first["type"] == "value_error":
         text = f"{where}: {first['msg'].removeprefix('Value error, ')}"
     else:
-        text = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {shorten(repr(first['input']))}"
+        text = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {_shown(first['input'])}"
+        if first["type"] == "string_type" and not isinstance(first["input"], list | tuple | dict):
+            text += "; write it in quotes"
     return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 3, 4, 4, 80, 80
+
+
+def _shown(value: object) -> str:
+    """Show a value as far as a line allows: lists inside each other may be endless, and numbers too long to write."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, WrittenInt | WrittenFloat):
+        return shorten(value.written)
+    return shorten(_REPR.repr(value))
 
 
 def _known_keys(path: tuple[int | str, ...], schema: dict[str, Any]) -> list[str]:

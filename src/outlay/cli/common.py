@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -128,7 +129,7 @@ def parse_settings(pairs: list[str] | None) -> dict[str, dict[str, Any]]:
             raise UsageError(f"--set {pair!r} cannot be read; write ROLE.NAME=VALUE, such as distil.epochs=4")
         try:
             read = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             read = None if value == "none" else value
         _check_setting_type(pair, role, field, read)
         if field in by_role.get(role, {}):
@@ -163,6 +164,19 @@ def _check_setting_type(pair: str, role: str, field: str, value: object) -> None
 def parse_names(text: str | None) -> tuple[str, ...]:
     """Comma-separated names; blanks around them do not count."""
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def say_notes(notes: Sequence[str], *, quiet: bool = False) -> None:
+    """Say on standard error what was decided about files and could have been otherwise."""
+    for note in () if quiet else notes:
+        echo(f"note: {note}", err=True)
+
+
+def parse_labels(given: Sequence[str] | None) -> tuple[str, ...]:
+    """Labels of ``--labels``: given once a list with commas, given several times one label each, commas and all."""
+    several = given or ()
+    names = several[0].split(",") if len(several) == 1 else several
+    return tuple(name.strip() for name in names if name.strip())
 
 
 def parse_budgets(text: str) -> tuple[int, ...]:

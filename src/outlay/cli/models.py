@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outlay.cli.common import Json
+from outlay.cli.common import Json, parse_labels
 from outlay.cli.terminal import echo, print_json, table_console
 
 if TYPE_CHECKING:
@@ -34,7 +33,8 @@ TextsOption = Annotated[
     list[Path] | None, typer.Option("--texts", help="Learn the tokenizer from the lines of this file; may be repeated.")
 ]
 LabelsOption = Annotated[
-    str | None, typer.Option("--labels", help="With --texts: words that get a token each, with commas between.")
+    list[str] | None,
+    typer.Option("--labels", help="With --texts: words that get a token each, with commas; or --labels once for each."),
 ]
 
 
@@ -158,7 +158,7 @@ def _layers(shape: ModelShape) -> str:
     return f"{shape.n_layers} + {shape.n_decoder_layers}" if shape.n_decoder_layers else str(shape.n_layers)
 
 
-def _corpus(task: str | None, data: Path | None, files: list[Path] | None, labels: str | None) -> Corpus:
+def _corpus(task: str | None, data: Path | None, files: list[Path] | None, labels: list[str] | None) -> Corpus:
     from outlay.errors import UsageError
 
     if (task is None) == (not files):
@@ -182,15 +182,13 @@ def _task_corpus(name: str, root: Path | None) -> Corpus:
     return Corpus([form.prefix + example.text for example in rows], tuple(answers))
 
 
-def _file_corpus(files: list[Path], labels: str | None) -> Corpus:
-    from outlay.errors import MissingData
+def _file_corpus(files: list[Path], labels: list[str] | None) -> Corpus:
+    from outlay.textfile import open_text
     from outlay.train.build import Corpus
 
     texts = []
     for path in files:
-        try:
-            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-                texts += [text for line in file if (text := line.rstrip("\n"))]
-        except (OSError, UnicodeDecodeError, EOFError) as error:
-            raise MissingData(f"cannot read {path} as lines of text: {type(error).__name__}; check the path") from error
-    return Corpus(texts, tuple(label for label in (labels or "").split(",") if label))
+        with open_text(path) as file:
+            lines = (line.rstrip("\r\n") for line in file)
+            texts += [text for text in lines if text.strip()]
+    return Corpus(texts, parse_labels(labels))

@@ -18,6 +18,7 @@ from outlay.cli.common import (
     parse_budgets,
     parse_names,
     parse_settings,
+    say_notes,
 )
 from outlay.cli.terminal import echo, print_json, table_console
 from outlay.paths import command_line
@@ -257,6 +258,7 @@ class _Session:
         # Whatever is wrong with the request is said before a folder is made or a label bought.
         for options in asked:
             self.workbench.check(options)
+        say_notes(self.workbench.notes, quiet=bool(arguments.get("quiet")))
         self.runner = Runner(
             arguments.get("out") or Path("outlay-runs") / name,
             kept,

@@ -23,7 +23,7 @@ ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A folder t
 Task = Annotated[str | None, option("--task", panel=ROWS, says="A shipped task, or the path of a task.yaml.")]
 Data = Annotated[Path | None, option("--data", panel=ROWS, says="Folder of data sets. (default: $OUTLAY_DATA)")]
 File = Annotated[
-    Path | None, option("--file", panel=ROWS, says="Rows: .jsonl, .json, .csv, .tsv (also .gz), .parquet.")
+    Path | None, option("--file", panel=ROWS, says="Rows: .jsonl, .json, .csv, .tsv, .txt (also .gz), .parquet.")
 ]
 TrainFile = Annotated[Path | None, option("--train-file", panel=ROWS, says="Rows to train on, instead of a task's.")]
 DevFile = Annotated[Path | None, option("--dev-file", panel=ROWS, says="Rows to choose the best model by.")]
@@ -33,6 +33,10 @@ TargetColumn = Annotated[
     str | None,
     option("--target-column", panel=ROWS, says="Column of the answer. (default: target, where it is there)"),
 ]
+Delimiter = Annotated[
+    str | None,
+    option("--delimiter", panel=ROWS, says="Between columns of .csv and .tsv. (default: as in the first line)"),
+]
 MaxRows = Annotated[int | None, option("--max-rows", panel=ROWS, says="Only the first so many rows.")]
 MaxTrainRows = Annotated[int | None, option("--max-train-rows", panel=ROWS, says="Only the first so many train rows.")]
 MaxDevRows = Annotated[int | None, option("--max-dev-rows", panel=ROWS, says="Only the first so many dev rows.")]
@@ -41,7 +45,8 @@ Kind = Annotated[
     str | None, option("--kind", panel=QUESTION, says="classification, entities or generation. (default: the task's)")
 ]
 Labels = Annotated[
-    list[str] | None, option("--labels", panel=QUESTION, says="Classes or entity types, with commas; may be repeated.")
+    list[str] | None,
+    option("--labels", panel=QUESTION, says="Classes or entity types, with commas; or --labels once for each."),
 ]
 Prefix = Annotated[
     str | None, option("--prefix", panel=QUESTION, says="Put before each text for a model that writes, as 'fever: '.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outlay.cli.common import Json
+from outlay.cli.common import Json, parse_labels
 from outlay.cli.stepoptions import (
     ROWS,
     SAVE_SECONDS,
@@ -27,6 +27,7 @@ from outlay.cli.stepoptions import (
     Beams,
     Compile,
     Data,
+    Delimiter,
     DevFile,
     DeviceMap,
     Divergence,
@@ -110,6 +111,7 @@ def finetune(
     dev_file: DevFile = None,
     source_column: SourceColumn = "source",
     target_column: TargetColumn = None,
+    delimiter: Delimiter = None,
     max_train_rows: MaxTrainRows = None,
     max_dev_rows: MaxDevRows = None,
     kind: Kind = None,
@@ -170,6 +172,7 @@ def teach(
     file: File = None,
     source_column: SourceColumn = "source",
     target_column: TargetColumn = None,
+    delimiter: Delimiter = None,
     max_rows: MaxRows = None,
     max_train_rows: Annotated[
         int | None,
@@ -211,6 +214,7 @@ def distill(
     dev_file: DevFile = None,
     source_column: SourceColumn = "source",
     target_column: TargetColumn = None,
+    delimiter: Delimiter = None,
     max_rows: MaxRows = None,
     max_dev_rows: MaxDevRows = None,
     prefix: Prefix = None,
@@ -268,6 +272,7 @@ def predict(
     file: File = None,
     source_column: SourceColumn = "source",
     target_column: TargetColumn = None,
+    delimiter: Delimiter = None,
     max_rows: MaxRows = None,
     beams: Beams = 1,
     batch_size: AnswerBatch = 64,
@@ -307,6 +312,7 @@ def evaluate(
     file: File = None,
     source_column: SourceColumn = "source",
     target_column: TargetColumn = None,
+    delimiter: Delimiter = None,
     prediction_column: Annotated[
         str, option("--prediction-column", panel=ROWS, says="Column of the prediction in --predictions.")
     ] = "prediction",
@@ -334,7 +340,7 @@ def evaluate(
     def step(screen: StepScreen) -> Outcome:
         from outlay.errors import UsageError
         from outlay.single.answering import evaluate as score
-        from outlay.single.answering import evaluate_file
+        from outlay.single.prediction_file import evaluate_file
 
         if (model is None) == (predictions is None):
             raise UsageError("score a MODEL or a file of --predictions; name one of them")
@@ -446,13 +452,12 @@ def _answering(given: dict[str, Any]) -> Answering:
 def _asked(given: dict[str, Any]) -> Asked:
     from outlay.single.inputs import Asked
 
-    labels = [label.strip() for part in given.get("labels") or () for label in part.split(",")]
     names = (
         *("task", "data", "source_column", "target_column", "kind", "prefix"),
-        *("max_source_tokens", "max_target_tokens"),
+        *("max_source_tokens", "max_target_tokens", "delimiter"),
     )
     plain: dict[str, Any] = {name: given[name] for name in names if name in given}
-    return Asked(**plain, labels=tuple(label for label in labels if label))
+    return Asked(**plain, labels=parse_labels(given.get("labels")))
 
 
 def _metric(given: dict[str, Any]) -> MetricAsked:

@@ -16,6 +16,7 @@ from outlay.cli.common import (
     fail,
     open_store,
     parse_names,
+    say_notes,
 )
 from outlay.cli.runs import (
     CapOption,
@@ -224,14 +225,16 @@ def _check_plan(runner: Runner, bench: Workbench, planned: Plan, quiet: bool) ->
 
 
 def _plan(bench: Any, study: Study, quiet: bool, here: Any, kept: Any) -> Plan:
-    """Every point planned."""
+    """Every point planned; what was decided about the files is said."""
     from outlay.planning import plan
     from outlay.speed import PROFILE_FILE, load_profile
 
     screen = console(err=True, quiet=quiet)
     asked = [cell.options if cell.absent is None else (cell.options, cell.absent) for cell in study.cells]
     with screen.status(f"planning {len(asked):,} points"):
-        return plan(bench, asked, profile=load_profile(kept.root.parent / PROFILE_FILE), here=here)
+        planned = plan(bench, asked, profile=load_profile(kept.root.parent / PROFILE_FILE), here=here)
+    say_notes(bench.notes, quiet=quiet)
+    return planned
 
 
 def _print_plan(planned: Plan, as_json: bool) -> None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outlay.cli.common import Json
+from outlay.cli.common import Json, parse_labels
 from outlay.cli.stepoptions import (
     ROWS,
     Base,
+    Delimiter,
     Kind,
     Labels,
     MaxSource,
@@ -91,6 +92,7 @@ def import_(
     ] = None,
     source_column: SourceColumn = "source",
     target_column: TargetColumn = None,
+    delimiter: Delimiter = None,
     kind: Kind = None,
     labels: Labels = None,
     prefix: Prefix = None,
@@ -154,20 +156,20 @@ def _print_imported(outcome: Outcome) -> None:
 def _asked(given: dict[str, Any]) -> Any:
     from outlay.single.inputs import Asked
 
-    labels = [label.strip() for part in given["labels"] or () for label in part.split(",")]
     names = (
         *("task", "source_column", "target_column", "kind", "prefix"),
-        *("max_source_tokens", "max_target_tokens"),
+        *("max_source_tokens", "max_target_tokens", "delimiter"),
     )
-    return Asked(**{name: given[name] for name in names}, labels=tuple(label for label in labels if label))
+    return Asked(**{name: given[name] for name in names}, labels=parse_labels(given["labels"]))
 
 
 def _print_about(about: dict[str, Any]) -> None:
     from outlay.cli.stepscreen import print_kept
+    from outlay.legible import named
 
     kept, form = about["kept"], about["form"]
     echo(f"targets: {about['targets']}")
-    over = f" over {', '.join(form['labels'])}" if form["labels"] else ""
+    over = f" over {named(form['labels'])}" if form["labels"] else ""
     echo(f"rows: {about['n_rows']:,} of {about['kind']}, {kept['n_positions']:,} positions, {form['kind']}{over}")
     echo(f"teacher: {about['teacher']}")
     if about["imported"] is not None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from outlay.errors import LabelError, SellerError
 from outlay.labels.base import Delivery, Order, majority
+from outlay.legible import label_problem
 from outlay.money import Price, Quote
 
 
@@ -38,7 +39,7 @@ class Replay:
         known = set(labels)
         for row, label in gold.items():
             if known and label not in known:
-                raise LabelError(f"row {row} has the label {label!r}; the label set is {', '.join(labels)}")
+                raise LabelError(f"row {row} {label_problem(label, labels)}")
         n_answers = len(known or set(gold.values()))
         if not 0 <= error_rate <= 1 or (error_rate > 0 and n_answers < 2):
             raise SellerError(

@@ -2,7 +2,7 @@
 
 An answer outside the label set is *unknown*. The published reading compares without case and makes an unknown answer the task's
 first label; the strict one compares the exact string and makes it wrong: it is no answer for any class. Space around an answer
-never counts.
+counts only where a label has it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from outlay.errors import LabelError
+from outlay.legible import listed
 from outlay.metrics.answers import Answered, Rule
 
 if TYPE_CHECKING:
@@ -61,10 +62,10 @@ def _numbers(answered: Answered, reading: Rule) -> tuple[list[int], list[int | N
     upper = {label.upper(): i for i, label in reversed(list(enumerate(labels)))}
 
     def answer_of(prediction: str) -> int | None:
-        said = prediction.strip()
+        said = prediction if prediction in number else prediction.strip()
         return number.get(said) if reading == "strict" else number.get(said, upper.get(said.upper(), 0))
 
     for i, gold in enumerate(answered.golds):
         if gold not in number:
-            raise LabelError(f"gold label {gold!r} of example {i} is not one of {', '.join(labels)}; correct it")
+            raise LabelError(f"gold label {gold!r} of example {i} is not one of {listed(labels)}; correct it")
     return [number[gold] for gold in answered.golds], [answer_of(prediction) for prediction in answered.predictions]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from outlay.entities import Entity, parse_entities, unlabelled
 from outlay.errors import LabelError
+from outlay.legible import named
 from outlay.metrics.answers import Answered, Rule
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def entity_counts(answered: Answered, reading: Rule) -> Floats:
     for i, (prediction, gold) in enumerate(zip(answered.predictions, answered.golds, strict=True)):
         if left := unlabelled(gold, labels):
             raise LabelError(
-                f"gold entities of example {i} end in {left!r}, which has no label of {', '.join(labels)}; correct them"
+                f"gold entities of example {i} end in {left!r}, which has no label of {named(labels)}; correct them"
             )
         count(counts[i], parse_entities(prediction, labels), parse_entities(gold, labels), number)
     return counts.reshape(len(answered.golds), 3 * len(labels))

@@ -14,26 +14,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from outlay.canonical import digest_of_file
-from outlay.errors import DataError, MissingData, UnknownModel, UsageError
-from outlay.form import Family, Form, TargetKind, target_kind
+from outlay.errors import MissingData, UnknownModel, UsageError
+from outlay.form import Family, Form, TargetKind, named_class, target_kind
 from outlay.modelref import fingerprint
 from outlay.precision import AUTO, check_asked, check_worker
 from outlay.settings import TeachSettings
-from outlay.single.home import Document, Home, json_bytes, json_lines, read_object
-from outlay.single.inputs import (
-    CUSTOM_ID,
-    Asked,
-    Inputs,
-    Row,
-    cell,
-    check_each_once,
-    check_golds,
-    read_table,
-    rows_digest,
-    sources_of,
-)
+from outlay.single.home import Document, Home, json_lines, read_object
+from outlay.single.inputs import Asked, Inputs, Row, rows_digest, sources_of
+from outlay.single.prediction_file import PREDICTION
 from outlay.single.profiling import new_stopwatch, profile_of_parts, seconds_of
-from outlay.single.scoring import MetricAsked, Scorer
+from outlay.single.scoring import MetricAsked, Scorer, outside, write_scores
 from outlay.single.targets import ANSWERS, INDEX, ROWS, answer_lines, block_name, index_of, kept_of
 from outlay.single.work import (
     Count,
@@ -50,14 +40,12 @@ from outlay.single.work import (
     resolved,
     wait_for_all,
 )
-from outlay.writing import write_bytes
 
 BLOCK_ROWS = 1024
 """Consecutive rows that are worked through together, sorted and batched among themselves."""
 
 SAVED = "outlay.json"
-SCORES, PREDICTIONS = "scores.json", "predictions.jsonl"
-PREDICTION, GOLD = "prediction", "gold"
+PREDICTIONS = "predictions.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +164,7 @@ def teach(asked: Answering, teaching: Teaching, listener: Listener) -> Outcome:
     """
     saved, inputs = Saved.open(asked.model), Inputs(asked.asked)
     form = inputs.form(saved.form)
-    asked, rows = asked.resolved(listener), asked.rows(inputs)
+    asked, rows = asked.resolved(listener), [_with_named_gold(row, form) for row in asked.rows(inputs)]
     kind, vocab_size = _handover(saved, form, teaching)
     if teaching.settings.keep_padding and kind != "tokens":
         raise UsageError(f"--keep-padding is about the tokens of an answer, and these targets are {kind}; leave it out")
@@ -201,7 +189,16 @@ def teach(asked: Answering, teaching: Teaching, listener: Listener) -> Outcome:
         kept = kept_of(SparseTargets.open(path) for path in blocks)
         return {"targets": str(asked.out), "kind": kind, "n_blocks": len(blocks), "kept": kept}
 
-    return _Blocks(asked, saved, rows, home, request, block_name).run(work, gather, listener)
+    return _Blocks(asked, saved, rows, home, request, block_name, inputs.notes).run(work, gather, listener)
+
+
+def _with_named_gold(row: Row, form: Form) -> Row:
+    """The row with its gold answer as the label set spells it, where it is one of the set."""
+    return (
+        row
+        if row.gold is None or form.kind != "classification"
+        else replace(row, gold=named_class(row.gold, form.labels))
+    )
 
 
 def predict(asked: Answering, listener: Listener) -> Outcome:
@@ -213,10 +210,12 @@ def predict(asked: Answering, listener: Listener) -> Outcome:
     saved, inputs = Saved.open(asked.model), Inputs(asked.asked)
     inputs.form(saved.form)
     rows = asked.rows(inputs)
-    return _predict(asked.resolved(listener), saved, rows, Home.file(asked.out), listener)
+    return _predict(asked.resolved(listener), saved, rows, Home.file(asked.out), listener, inputs.notes)
 
 
-def _predict(asked: Answering, saved: Saved, rows: Sequence[Row], home: Home, listener: Listener) -> Outcome:
+def _predict(
+    asked: Answering, saved: Saved, rows: Sequence[Row], home: Home, listener: Listener, notes: Sequence[str]
+) -> Outcome:
     more = {"batch_size": asked.batch_size, "beams": asked.beams}
     request = asked.request("predict", rows, more)
 
@@ -224,7 +223,7 @@ def _predict(asked: Answering, saved: Saved, rows: Sequence[Row], home: Home, li
         home.write(home.out, b"".join(path.read_bytes() for path in blocks))
         return {"predictions": str(home.out)}
 
-    blocks = _Blocks(asked, saved, rows, home, request, lambda number: f"{number:05d}.jsonl")
+    blocks = _Blocks(asked, saved, rows, home, request, lambda number: f"{number:05d}.jsonl", notes)
     return blocks.run(_Predict(saved, asked), gather, listener)
 
 
@@ -236,72 +235,26 @@ def evaluate(asked: Answering, metric: MetricAsked, listener: Listener) -> Outco
     """
     saved, inputs = Saved.open(asked.model), Inputs(asked.asked)
     form = inputs.form(saved.form)
-    rows = asked.rows(inputs, needs_target=True)
-    check_golds(rows, form)
+    rows = inputs.checked(asked.rows(inputs, needs_target=True), form)
     scorer = Scorer(metric, form, inputs.task)
-    predicted = _predict(asked.resolved(listener), saved, rows, Home.file(asked.out / PREDICTIONS), listener)
+    home = Home.file(asked.out / PREDICTIONS)
+    predicted = _predict(asked.resolved(listener), saved, rows, home, listener, inputs.notes)
 
-    def score() -> dict[str, Any]:
+    def score() -> tuple[dict[str, Any], list[str]]:
         said = [json.loads(line)[PREDICTION] for line in _lines(asked.out / PREDICTIONS)]
-        return _scores(scorer, said, rows, asked.out)
+        return write_scores(scorer, said, rows, asked.out), outside(said, form)
 
-    facts = on_main(score)
+    facts, unknown = on_main(score)
     return Outcome(
         command="evaluate",
         out=str(asked.out),
         facts={**predicted.facts, **facts},
-        counts=predicted.counts,
+        counts=[*predicted.counts, *unknown],
         n_tokens_inferred=predicted.n_tokens_inferred,
         flops=predicted.flops,
         seconds=predicted.seconds,
         is_old=predicted.is_old,
     )
-
-
-def evaluate_file(
-    predictions: Path, out: Path, asked: Asked, metric: MetricAsked, *, prediction_column: str = PREDICTION
-) -> Outcome:
-    """Score predictions that lie in a file, as `predict` writes it or with columns of other names.
-
-    Raises:
-        OutlayError: a file without predictions or gold answers, labels that are missing, a metric that does not fit.
-    """
-    began = time.monotonic()
-    inputs = Inputs(_with_kind(asked, metric))
-    form = inputs.form()
-    found = read_table(predictions)
-    gold = asked.target_column or (GOLD if GOLD in found[0].columns else "target")
-    source = asked.source_column if asked.source_column in found[0].columns else None
-    ids = [str(row.columns[CUSTOM_ID]) for row in found if row.columns.get(CUSTOM_ID) is not None]
-    check_each_once(ids, f"{predictions} answers")
-    rows, said = [], []
-    for number, row in enumerate(found, start=1):
-        text = cell(row, source, "--source-column") if source is not None else ""
-        rows.append(Row(text, (text,), cell(row, gold, "--target-column"), f"{row.origin} (row {number})"))
-        said.append(cell(row, prediction_column, "--prediction-column"))
-    check_golds(rows, form)
-    scorer = Scorer(metric, form, inputs.task)
-    if scorer.metric == "bert_ibleu" and source is None:
-        raise DataError(f"bert_ibleu compares with the source, and {predictions} has no column {asked.source_column!r}")
-    facts = {"predictions": str(predictions), **_scores(scorer, said, rows, out)}
-    return Outcome("evaluate", str(out), facts, seconds=round(time.monotonic() - began, 3))
-
-
-def _with_kind(asked: Asked, metric: MetricAsked) -> Asked:
-    """A metric scores one kind of task, so who names it need not name the kind."""
-    from outlay.task import METRICS_OF
-
-    if asked.kind is not None or asked.task is not None:
-        return asked
-    return next((replace(asked, kind=kind) for kind, names in METRICS_OF.items() if metric.name in names), asked)
-
-
-def _scores(scorer: Scorer, said: Sequence[str], rows: Sequence[Row], out: Path) -> dict[str, Any]:
-    readings = scorer.score(said, rows)
-    scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
-    facts = {"n_rows": len(rows), **scorer.identity(), "main": scorer.main, "scores": scores}
-    write_bytes(out / SCORES, json_bytes(facts))
-    return facts
 
 
 def _handover(saved: Saved, form: Form, teaching: Teaching) -> tuple[TargetKind, int | None]:
@@ -415,6 +368,7 @@ class _Blocks:
     home: Home
     request: Document
     name: Callable[[int], str]
+    notes: Sequence[str] = ()
 
     def run(
         self,
@@ -473,7 +427,7 @@ class _Blocks:
             command=self.request["command"],
             out=str(self.home.out),
             facts=facts,
-            counts=count_cut(folder, folder, self.saved.form, self.saved.sources(self.rows)),
+            counts=[*self.notes, *count_cut(folder, folder, self.saved.form, self.saved.sources(self.rows))],
             n_tokens_inferred=n_tokens,
             flops=flops,
             # Blocks of an earlier attempt count as well.

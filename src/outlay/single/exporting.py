@@ -19,6 +19,7 @@ from outlay.single.home import Document
 from outlay.single.inputs import Row
 from outlay.single.targets import TargetsFolder
 from outlay.single.work import Outcome
+from outlay.textfile import is_packed, suffix_of
 from outlay.writing import replacing
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def check_suffix(path: Path, option: str) -> None:
     Raises:
         UsageError: an unknown suffix.
     """
-    if not path.name.endswith(SUFFIXES):
+    if not path.name.lower().endswith(SUFFIXES):
         raise UsageError(f"{option} {path} has an unknown suffix; name a file that ends in {', '.join(SUFFIXES)}")
 
 
@@ -134,16 +135,16 @@ def _names(stored: TargetsFolder) -> Name:
 def _writer(out: Path, stored: TargetsFolder) -> Iterator[Write]:
     """Writes rows to a file of that suffix, which takes its name when all of them are written."""
     with replacing(out) as temporary:
-        opened = _parquet_writer(temporary, stored) if out.suffix == ".parquet" else _text_writer(temporary, out.suffix)
+        opened = _parquet_writer(temporary, stored) if suffix_of(out) == ".parquet" else _text_writer(temporary, out)
         with opened as write:
             yield write
 
 
 @contextmanager
-def _text_writer(path: Path, suffix: str) -> Iterator[Write]:
+def _text_writer(path: Path, out: Path) -> Iterator[Write]:
     with path.open("wb") as raw:
         # Without a time of day in it, equal targets make equal files.
-        packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if suffix == ".gz" else None
+        packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if is_packed(out) else None
         with io.TextIOWrapper(packed or raw, encoding="utf-8", newline="") as stream:
             yield lambda lines: stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 

@@ -13,6 +13,7 @@ from outlay.canonical import digest_of_file
 from outlay.errors import DataError, LabelError, UsageError
 from outlay.example import shorten
 from outlay.form import Form, TargetKind
+from outlay.legible import label_problem
 from outlay.settings import TeachSettings
 from outlay.single.answering import BLOCK_ROWS
 from outlay.single.exporting import check_suffix
@@ -160,10 +161,7 @@ class Question:
             raise DataError(f"{record.origin} has no answer in words; add one or remove the row")
         answer = record.answer if self.own is not None else record.answer.strip()
         if self.form.kind == "classification" and answer not in self.form.labels:
-            known = ", ".join(self.form.labels)
-            raise LabelError(
-                f"{record.origin} answers {shorten(answer)!r}, labels are {known}; correct or remove the row"
-            )
+            raise LabelError(f"{record.origin} {label_problem(answer, self.form.labels)}; correct or remove the row")
         return answer
 
     def _own(self, record: Record) -> HeardRow:

@@ -17,7 +17,7 @@ from outlay.rows import stream_file
 from outlay.single.formats import Record, is_failure, read_record
 from outlay.single.hearing import Importing, Question
 from outlay.single.home import Home, json_lines
-from outlay.single.inputs import CUSTOM_ID, SOURCE, Inputs, Row, check_each_once, read_table, rows_digest, some_of
+from outlay.single.inputs import CUSTOM_ID, SOURCE, Inputs, Row, check_each_once, rows_digest, some_of
 from outlay.single.targets import ANSWERS, INDEX, ROWS, answer_lines, block_name, index_of, kept_of
 from outlay.single.work import Listener, Outcome
 
@@ -148,7 +148,7 @@ class _RowsFile:
             DataError: some of its rows have a ``custom_id`` and some have none, or two have the same.
         """
         rows = inputs.file(path, n=None, needs_target=False)
-        ids = [str(each) for row in read_table(path) if (each := row.columns.get(CUSTOM_ID)) is not None]
+        ids = [str(each) for row in inputs.table(path) if (each := row.columns.get(CUSTOM_ID)) is not None]
         if 0 < len(ids) < len(rows):
             raise DataError(
                 f"{len(rows) - len(ids):,} of the {len(rows):,} rows of {path} have no {CUSTOM_ID}; give them one"

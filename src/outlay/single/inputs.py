@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -14,9 +12,11 @@ from outlay.canonical import key_of
 from outlay.entities import unlabelled
 from outlay.errors import DataError, LabelError, MissingData, UsageError
 from outlay.example import Example, seeded_order, shorten
-from outlay.form import Family, Form, Kind
+from outlay.form import Family, Form, Kind, named_class
+from outlay.legible import alike, label_problem, likeness, listed, named
 
 if TYPE_CHECKING:
+    from outlay.rows import FileRows
     from outlay.rows import Row as FileRow
     from outlay.task import Task
 
@@ -58,7 +58,8 @@ class Row:
 class Asked:
     """What the user says of rows and question; what is ``None`` comes from the task, the model, or a default.
 
-    ``target_column``: ``None`` reads ``target`` where a file has it.
+    ``target_column``: ``None`` reads ``target`` where a file has it; ``delimiter``: of CSV and TSV files, ``None`` = as in their
+    first line.
     """
 
     task: str | None = None
@@ -70,6 +71,7 @@ class Asked:
     prefix: str | None = None
     max_source_tokens: int | None = None
     max_target_tokens: int | None = None
+    delimiter: str | None = None
 
 
 def sources_of(rows: Sequence[Row], family: Family, kind: Kind) -> list[tuple[str, ...]]:
@@ -109,6 +111,8 @@ class Inputs:
 
             self.task = load_task(asked.task)
         self._splits: dict[str, list[Example]] | None = None
+        self.notes: list[str] = []
+        """What was decided about the form of files and labels and could have been otherwise, a sentence each."""
 
     def form(self, saved: Form | None = None) -> Form:
         """The question: of the model that answers it (``saved``), else of the task, else in the user's words.
@@ -175,13 +179,44 @@ class Inputs:
             MissingData: the file is absent, empty or breaks off.
             DataError: it lacks a column, or a source is empty.
         """
-        found = read_table(path)
+        found = self.table(path)
         target = self._target_column(path, found, needs_target)
-        return [self._file_row(number, row, target) for number, row in enumerate(found[: _count(n)], start=1)]
+        source = self._source_column(path, found[0])
+        return [self._file_row(number, row, source, target) for number, row in enumerate(found[: _count(n)], start=1)]
 
-    def _file_row(self, number: int, row: FileRow, target: str | None) -> Row:
-        text = cell(row, self.asked.source_column, "--source-column")
-        if not text.strip():
+    def table(self, path: Path) -> list[FileRow]:
+        """Every row of a file with its columns; what was decided about its form is noted.
+
+        Raises:
+            MissingData: the file is absent, empty or breaks off.
+            DataError: its suffix is unknown or a row cannot be read.
+        """
+        found = read_table(path, self.asked.delimiter)
+        self.notes += [note for note in found.notes if note not in self.notes]
+        return found.rows
+
+    def checked(self, rows: Sequence[Row], form: Form) -> list[Row]:
+        """Rows that can be trained on or scored, as `check_golds` gives them; golds that are numbers are noted.
+
+        Raises:
+            LabelError: as `check_golds`.
+        """
+        checked = check_golds(rows, form)
+        before, after = [row.gold or "" for row in rows], [row.gold or "" for row in checked]
+        self.notes += number_coded(before, after, "gold answers")
+        return checked
+
+    def _source_column(self, path: Path, first: FileRow) -> str:
+        """The column that was asked for; of a text file, which has no columns, its lines."""
+        from outlay.rows import TEXT_COLUMN
+        from outlay.textfile import suffix_of
+
+        is_lines = suffix_of(path) == ".txt" and self.asked.source_column not in first.columns
+        return TEXT_COLUMN if is_lines else self.asked.source_column
+
+    def _file_row(self, number: int, row: FileRow, source: str, target: str | None) -> Row:
+        text = cell(row, source, "--source-column")
+        if text is None or not text.strip():
             raise DataError(f"{row.origin} (row {number}) has an empty source; remove the row")
         gold = None if target is None or row.columns.get(target) is None else cell(row, target, "--target-column")
         return Row(text, self.segments(text), gold, f"{row.origin} (row {number})")
@@ -216,6 +251,7 @@ class Inputs:
 
             assert self.task is not None
             data = load_data(self.task, self.asked.data)
+            self.notes += data.notes
             pool = [example for part in data.pool for example in part.examples]
             self._splits = {"train": data.train, "dev": data.dev, "test": data.test, "pool": pool}
         return self._splits
@@ -225,90 +261,82 @@ class Inputs:
         return {example.text: example.label for example in train if example.label is not None}
 
 
-def check_golds(rows: Sequence[Row], form: Form) -> None:
-    """Refuse rows that cannot be trained on or scored.
+def check_golds(rows: Sequence[Row], form: Form) -> list[Row]:
+    """Refuse rows that cannot be trained on or scored; return them with each gold answer as the label set spells it.
 
     Raises:
         LabelError: no gold answer, an empty one where there must be one (a text without entities has an empty line), or one
             outside the label set.
     """
-    for row in rows:
+    checked = list(rows)
+    for i, row in enumerate(rows):
         if row.gold is None or (form.kind != "entities" and not row.gold.strip()):
-            raise LabelError(f"{row.origin} has an empty target; give it an answer or remove the row")
+            raise _unlabelled(rows, row, form)
         if form.kind == "classification" and row.gold not in form.labels:
-            known = ", ".join(form.labels)
-            raise LabelError(
-                f"{row.origin} has the label {shorten(row.gold)!r}, allowed are {known}; correct it or --labels"
-            )
+            checked[i] = replace(row, gold=named_class(row.gold, form.labels))
+            if checked[i].gold not in form.labels:
+                raise LabelError(f"{row.origin} {label_problem(row.gold, form.labels)}; correct it or --labels")
         if form.kind == "entities" and (rest := unlabelled(row.gold, form.labels)):
-            known = ", ".join(form.labels)
             raise LabelError(
-                f"{row.origin} has no type behind {shorten(rest)!r}; write `text [Type]`, types are {known}"
+                f"{row.origin} has no type behind {shorten(rest)!r}; write `text [Type]`, types are {named(form.labels)}"
             )
+    return checked
 
 
-def read_table(path: Path) -> list[FileRow]:
-    """Rows of a file: JSON lines, a JSON list of objects, CSV or TSV (each also gzip-packed), or Parquet.
+def _unlabelled(rows: Sequence[Row], first: Row, form: Form) -> LabelError:
+    n_without = sum(row.gold is None or (form.kind != "entities" and not row.gold.strip()) for row in rows)
+    also = f", as {n_without:,} of the {len(rows):,} rows have" if n_without > 1 else ""
+    return LabelError(f"{first.origin} has an empty target{also}; give it an answer or remove the row")
+
+
+def number_coded(before: Iterable[str], after: Iterable[str], what: str) -> list[str]:
+    """Say how many answers are numbers such as 1.0 that were read as the class 1; nothing where none is."""
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    if not changed:
+        return []
+    old, new = changed[0]
+    return [f"{len(changed):,} {what} are numbers such as {old}, which is read as {new}"]
+
+
+def read_table(path: Path, delimiter: str | None = None) -> FileRows:
+    """Rows of a file: JSON lines, a JSON list of objects, CSV, TSV or text (each also gzip-packed), or Parquet.
 
     Raises:
         MissingData: the file is absent, empty or breaks off.
         DataError: its suffix is unknown or a row cannot be read.
     """
+    from pydantic import ValidationError
+
     from outlay.rows import read_file
     from outlay.sources import DataFile
 
     if not path.is_file():
-        raise MissingData(f"{path} is not there; check the path")
-    if path.name.endswith((".json", ".json.gz")):
-        return _json_rows(path)
-    return read_file(DataFile(file=str(path)), path)
+        what = "is a folder, not a file of rows" if path.is_dir() else "is not there"
+        raise MissingData(f"{path} {what}; check the path")
+    try:
+        file = DataFile(file=str(path), delimiter=delimiter)
+    except ValidationError:
+        raise UsageError(
+            f"--delimiter {delimiter!r} is no character between columns; give one such as ',', ';' or a tab"
+        ) from None
+    return read_file(file, path)
 
 
-def cell(row: FileRow, column: str, option: str) -> str:
-    """One value as text.
+def cell(row: FileRow, column: str, option: str) -> str | None:
+    """One value as text, ``None`` where it is missing.
 
     Raises:
         DataError: no such column, or neither text nor number in it.
     """
+    from outlay.rows import cell_text
+
     if column not in row.columns:
         raise _no_column(row.origin, column, row.columns, option)
-    value = row.columns[column]
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float):
-        return json.dumps(value)
-    raise DataError(
-        f"{row.origin} column {column!r} holds {type(value).__name__}, not a text; correct or remove the row"
-    )
-
-
-def _json_rows(path: Path) -> list[FileRow]:
-    """A list of objects, or objects one a line, as the public files of Kang et al. 2023 are."""
-    from outlay.rows import Row as Found
-
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
-        raise MissingData(f"{path} cannot be read ({error}); it looks half-written, fetch it again") from None
-    try:
-        whole = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in _lines(text)]
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is neither a JSON list nor one JSON object a line: {error.msg}; correct it") from None
-    if not whole:
-        raise MissingData(f"{path} is empty; fetch it again or write rows into it")
-    for number, columns in enumerate(whole, start=1):
-        if not isinstance(columns, dict):
-            raise DataError(f"{path}:{number} holds {type(columns).__name__}, not an object; write one object a row")
-    return [Found(f"{path}:{number}", columns) for number, columns in enumerate(whole, start=1)]
-
-
-def _lines(text: str) -> list[str]:
-    return [line for line in text.split("\n") if line.strip()]
+    return cell_text(row.origin, row.columns, column)
 
 
 def _no_column(where: str, name: str, columns: Mapping[str, Any], option: str) -> DataError:
-    return DataError(f"{where} has no column {name!r}; its columns are {', '.join(columns)}; name one with {option}")
+    return DataError(f"{where} has no column {name!r}; its columns are {named(columns)}; name one with {option}")
 
 
 def _check_form(form: Form) -> None:
@@ -319,16 +347,18 @@ def _check_form(form: Form) -> None:
     if len(form.labels) < least:
         raise UsageError(
             f"{form.kind} needs {'labels' if least > 1 else 'a label'}, and {len(form.labels) or 'none'} came; "
-            "write them with commas: --labels NO,YES"
+            "write them with commas, --labels NO,YES, or give --labels once for each label"
         )
     if form.kind == "generation" and form.labels:
         raise UsageError(f"generation has free answers, and --labels gives {len(form.labels)}; leave them out")
     if len(set(form.labels)) != len(form.labels):
-        raise UsageError(f"--labels {','.join(form.labels)} names a label twice; write each once")
+        raise UsageError(f"--labels {listed(form.labels)} names a label twice; write each once")
+    if same := alike(form.labels):
+        raise UsageError(f"--labels names two that look the same: {likeness(same[1], same[:1])}; keep one")
 
 
 def _asks(form: Form) -> str:
-    return f"{form.kind} over {', '.join(form.labels)}" if form.labels else str(form.kind)
+    return f"{form.kind} over {named(form.labels)}" if form.labels else str(form.kind)
 
 
 def _ordered(examples: Sequence[Example], seed: int) -> list[Example]:

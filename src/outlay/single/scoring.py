@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.errors import UsageError
 from outlay.form import Form
+from outlay.legible import quoted
+from outlay.single.home import json_bytes
 from outlay.single.inputs import Row
+from outlay.writing import write_bytes
 
 if TYPE_CHECKING:
     from outlay.metrics import Reading
     from outlay.task import Task
     from outlay.train.bertscore import BertScore
+
+SCORES = "scores.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +111,35 @@ class Scorer:
         if self._loaded is None:
             self._loaded = BertScore(self._model, layer=self._layer, idf=self._idf)
         return self._loaded.f1(missing_text(predictions), texts)
+
+
+_N_SHOWN = 3
+"""Answers outside the label set that are named."""
+
+
+def outside(said: Sequence[str], form: Form) -> list[str]:
+    """Say how many answers are none of the label set, and which; nothing for free text or where none is."""
+    if form.kind != "classification":
+        n_empty = sum(not answer.strip() for answer in said)
+        return [f"{n_empty:,} of {len(said):,} answers are empty"] if n_empty and form.kind == "generation" else []
+    known = {*form.labels, *(label.upper() for label in form.labels)}
+    unknown = Counter(
+        a.strip() for a in said if a not in known and a.strip() not in known and a.strip().upper() not in known
+    )
+    if not unknown:
+        return []
+    shown = ", ".join(f"{quoted(a) if a else 'no answer'} ({n:,})" for a, n in unknown.most_common(_N_SHOWN))
+    more = f" and {len(unknown) - _N_SHOWN} other" if len(unknown) > _N_SHOWN else ""
+    return [
+        f"{unknown.total():,} of {len(said):,} answers are outside the label set: {shown}{more}; strict counts them as wrong, "
+        f"published as {quoted(form.labels[0])}, the first label"
+    ]
+
+
+def write_scores(scorer: Scorer, said: Sequence[str], rows: Sequence[Row], out: Path) -> dict[str, Any]:
+    """Score answers and leave ``scores.json`` in a folder; return what stands in it."""
+    readings = scorer.score(said, rows)
+    scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
+    facts = {"n_rows": len(rows), **scorer.identity(), "main": scorer.main, "scores": scores}
+    write_bytes(out / SCORES, json_bytes(facts))
+    return facts

@@ -16,7 +16,7 @@ from outlay.precision import AUTO, remarks, resolve, without_auto
 from outlay.settings import TrainSettings
 from outlay.single.foreseen import training_seconds
 from outlay.single.home import Home
-from outlay.single.inputs import Asked, Inputs, Row, check_golds, rows_digest, sources_of
+from outlay.single.inputs import Asked, Inputs, Row, rows_digest, sources_of
 from outlay.single.profiling import new_stopwatch, profile_of_parts, seconds_of
 from outlay.single.scoring import MetricAsked, Scorer
 from outlay.single.targets import TargetsFolder
@@ -85,7 +85,7 @@ def finetune(
     else:
         rows = inputs.split("train", n=max_train_rows, seed=int(recipe.overrides.get("seed", 0)))
     form = inputs.form()
-    check_golds(rows, form)
+    rows = inputs.checked(rows, form)
     plan = _plan("finetune", recipe, inputs, form, len(rows), own_dev=train_file is None)
 
     def learn(spec: ModelSpec, dev: DevTexts | None, out: Path, watch: Watch) -> Progress:
@@ -153,6 +153,7 @@ class _Plan:
     target: TargetKind | None = None
     n_entities: int = 0
     rows: Sequence[Row] = ()
+    notes: list[str] = field(default_factory=list)
 
     @property
     def base(self) -> str:
@@ -287,7 +288,7 @@ class _Plan:
         )
 
     def _counts(self, progress: Progress) -> list[str]:
-        counts = cut_words(progress.n_truncated, self.n_rows, self.form)
+        counts = self.notes + cut_words(progress.n_truncated, self.n_rows, self.form)
         if progress.n_answers_cut:
             limit = self.form.max_target_tokens
             counts.append(
@@ -323,7 +324,7 @@ def _plan(command: str, recipe: Recipe, inputs: Inputs, form: Form, n_rows: int,
     refuse_family(family, form, recipe.model)
     settings, asked_precision = _settings(recipe, family, form, inputs)
     dev = _dev_rows(recipe, inputs, settings.seed, own_dev)
-    check_golds(dev, form)
+    dev = inputs.checked(dev, form)
     scorer = Scorer(recipe.metric, form, inputs.task) if dev else None
     for name in ("patience", "eval_steps", "eval_share"):
         if scorer is None and recipe.overrides.get(name) is not None:
@@ -333,7 +334,8 @@ def _plan(command: str, recipe: Recipe, inputs: Inputs, form: Form, n_rows: int,
         if name in recipe.overrides and settings.peft != "lora":
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} is about lora, and peft is {settings.peft}; add --peft lora, or leave it out")
-    return _Plan(command, recipe, form, family, settings, asked_precision, dev, scorer, n_rows)
+    plan = _Plan(command, recipe, form, family, settings, asked_precision, dev, scorer, n_rows)
+    return replace(plan, notes=inputs.notes)
 
 
 def _settings(recipe: Recipe, family: Family, form: Form, inputs: Inputs) -> tuple[TrainSettings, str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from outlay.entities import align, cut_out, parse_entities, render_entities
 from outlay.errors import LabelError
 from outlay.form import Family, Form, TargetKind
+from outlay.legible import listed
 from outlay.settings import TeachSettings
 from outlay.train.encode import Encoded, Units, collate, encode
 
@@ -297,7 +298,7 @@ def class_units(form: Form, answers: Sequence[str]) -> Units:
     number = {label: i for i, label in enumerate(form.labels)}
     for row, answer in enumerate(answers):
         if answer not in number:
-            raise LabelError(f"answer {answer!r} of row {row} is not one of {', '.join(form.labels)}; correct it")
+            raise LabelError(f"answer {answer!r} of row {row} is not one of {listed(form.labels)}; correct it")
     return Units.of([[number[answer]] for answer in answers])
 
 
