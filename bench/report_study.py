@@ -6,8 +6,8 @@
 
 Both are made up and written as `outlay.conduct` leaves them: index, points, manifest and receipt of every run. Scores rise
 with the logarithm of the labels, more where a pool is distilled, and scatter over seeds; one point in a hundred failed. In the
-second study the answers of every run (3,000 rows, two seeds) lie in a store, so that every interval and every paired test is
-resampled. `seconds` are by the clock on the wall, `CPU` is the time of the process with all its threads; both are of
+second study the answers of every run (3,000 rows, two seeds) lie in a store, so that there is every interval and every
+paired test. `seconds` are by the clock on the wall, `CPU` is the time of the process with all its threads; both are of
 `outlay.reporting.write_study_report` as a whole and of the parts it calls.
 """
 

@@ -24,6 +24,7 @@ from outlay.report.cells import (
     told_apart_by,
 )
 from outlay.report.laid import CellValue, Head, Item, LaidOut, pivot
+from outlay.report.scores import ONE_SEED
 from outlay.report.tables import money
 
 _ONE_BLOCK = Head((), "")
@@ -142,11 +143,13 @@ def _match_table(taught: Sequence[Entry], labelled: Sequence[Entry], tasks: Sequ
         dearest = Head((1, names[student]), f"{names[student]} (Annotate), the dearest")
         items.append(Item(_ONE_BLOCK, dearest, Head((tasks.index(task),), task), top))
     laid = pivot("Distilling, and annotating to the same score (after Kang et al. 2023, Table 4)", ("Model",), items)
+    is_one_seed = any(cell.covers == "rows" for cell in laid.cells)
     notes = (
         score_legend([*taught, *labelled], list(laid.cells)),
         "( ): its charge, the first labels included. Bold: the highest mean of a task.",
         "The same score: the least money at which annotation's scores, joined over the logarithm of the charge, reach that "
         "of the line above; [ ]: where their upper ends reach its lower end, where their lower ends reach its upper end.",
+        *([f"Ends are those of {ONE_SEED}: another seed may lie outside."] if is_one_seed else []),
         f"“{NOT_REACHED}”: not with all the labels that the study bought; the dearest: with all of them.",
     )
     return replace(laid, notes=(*notes, *laid.notes), tasks=tuple(tasks))

@@ -213,15 +213,19 @@ def _legend(plan: Plan, laid: LaidOut, found: Sequence[Entry]) -> list[str]:
     if "(" in shown:
         lines.append(plan.legend)
     lines += [plan.remark] if plan.remark else []
+    is_one_seed = any(cell.covers == "rows" for cell in cells)
     if any(cell.is_best for cell in cells):
-        lines.append(
-            "Bold: the highest mean of a column within its block; whether it differs is said by the tests, not by the bold."
+        best = (
+            "of one seed, which may be chance"
+            if is_one_seed
+            else "whether it differs is said by the tests, not by the bold"
         )
+        lines.append(f"Bold: the highest mean of a column within its block; {best}.")
     if any(cell.on_front for cell in cells):
         lines.append("Bold: on the frontier, no cell is both cheaper and better.")
     if any(cell.is_tied for cell in cells):
-        one_seed = f", which are of {ONE_SEED}" if any(cell.covers == "rows" for cell in cells) else ""
-        lines.append(f"“tied”: a cell that is no dearer scores more, but the intervals{one_seed} overlap.")
+        whose = f" ({ONE_SEED})" if is_one_seed else ""
+        lines.append(f"“tied”: a cell that is no dearer scores more, but the intervals{whose} overlap.")
     if any(cell.published is not None for cell in cells):
         lines.append(papers.NOT_COMPARABLE)
     return lines

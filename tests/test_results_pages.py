@@ -1,0 +1,73 @@
+"""What docs/results shows is what its points say (bench/redraw.py)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.redraw import COMPARISONS, RESULTS, ROOT, comparison, comparison_page, study_page, study_results
+from outlay.report.tables import score
+from outlay.reporting import StudyReport
+
+STUDIES = sorted(path for path in (RESULTS / "studies").iterdir())
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_the_tables_of_a_study_are_drawn_from_its_points(folder: Path) -> None:
+    report = StudyReport(study_results(folder))
+    assert (folder / "README.md").read_text(encoding="utf-8") == study_page(folder, report), "run bench/redraw.py"
+    # One seed each, and no answers kept: no test may stand there.
+    assert {point.request.seed for point in report.results.points} == {0}
+    assert report.tests == ()
+
+
+@pytest.mark.parametrize(("name", "page"), [(name, page) for name, pages in COMPARISONS.items() for page in pages])
+def test_the_tables_of_a_comparison_are_drawn_from_its_points(name: str, page: str) -> None:
+    assert (ROOT / page).read_text(encoding="utf-8") == comparison_page(name, ROOT / page), "run bench/redraw.py"
+
+
+def test_a_changed_figure_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    wrong = (
+        (RESULTS / "wlp.md")
+        .read_text(encoding="utf-8")
+        .replace("65.9 ± 1.9", "66.9 ± 0.2")
+        .replace("seed +7.5", "seed +9.5")
+    )
+    page.write_text(wrong, encoding="utf-8")
+    assert comparison_page("wlp", page) == (RESULTS / "wlp.md").read_text(encoding="utf-8") != wrong
+
+
+def test_sentences_hold_the_scores_that_were_drawn() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    annotate, distill = comparison("wlp").rows
+    assert (
+        f"a teacher scores {score(distill.test)} strict F1 where 384 more labels score {score(annotate.test)}" in readme
+    )
+    tests = {(row.label, row.budget_usd): row.test for row in comparison("multipit_id").rows}
+    for budget_usd in (300.0, 400.0):
+        less, more = tests["annotate", budget_usd], tests["distill", budget_usd]
+        assert less is not None
+        assert more is not None
+        # "about 7 points more than annotating at both budgets, and the intervals do not meet"
+        assert 6 <= more.mean - less.mean <= 8
+        assert less.high < more.low
+        # "self-distillation stays near annotating ... with intervals that overlap"
+        own = tests["self_distill", budget_usd]
+        assert own is not None
+        assert own.low < less.high
+        assert own.high < more.low
+
+
+@pytest.mark.parametrize(
+    "page", sorted([ROOT / "README.md", *RESULTS.rglob("*.md")]), ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_no_page_of_results_claims_a_test(page: Path) -> None:
+    """Nothing there has answers that were kept, so nothing was tested."""
+    text = page.read_text(encoding="utf-8")
+    for word in (r"significan", r"\bp 0\.", r"beats? annotating", r"beyond doubt", r"told apart", r"is ahead \|"):
+        assert not re.search(word, text), f"{page}: {word}"
+    if page.parent.parent.name == "studies":
+        assert "(one seed)" in text
