@@ -153,6 +153,10 @@ def test_the_interval_of_one_seed_is_labelled_and_the_binomial_one() -> None:
         (100 * (centre - half) / (1 + z * z / 1000), 100 * (centre + half) / (1 + z * z / 1000))
     )
     assert row.test.covers == "rows"
+    assert tables.ONE_SEED_ADVICE not in tables.legend(found), "nothing is compared"
+    other = point("annotate", 300.0, 0, 72.0)
+    two = compare([asked, other], left={p.id: Aftermath("run", "accuracy", said) for p in (asked, other)})
+    assert tables.legend(two).endswith(tables.ONE_SEED_ADVICE)
     for text in (tables.render_markdown(found), page.render_page(found)):
         assert "95 % interval of this model on these test rows (one seed)" in text
 

@@ -62,9 +62,9 @@ class Frontier:
     """Spots told apart by what is at least as cheap as they are.
 
     ``front``: nothing as cheap scores as much; both charge and score rise along it.
-    ``dominated``: something as cheap has a score that is higher beyond doubt.
-    ``tied``: the others. Something as cheap scores as much or more, but not by more than chance: which of them belongs on
-    the front cannot be told.
+    ``dominated``: something as cheap has an interval that lies above this one's (or another test says so).
+    ``tied``: the others. Something as cheap scores as much or more, but the intervals meet: which of them belongs on the
+    front cannot be told. Intervals of one seed speak of these models on these test rows, and so do ties among them.
     All three stand by rising charge.
     """
 
@@ -135,8 +135,8 @@ def frontier(spots: Sequence[Spot], *, is_tie: Callable[[Spot, Spot], bool] | No
     """Sort spots into those on the front, those tied with a better one, and those dominated by it.
 
     The front goes by the scores alone; of spots that agree in charge and score the first given stands on it and the others
-    are tied. A spot off the front is dominated where some spot that is at least as cheap has a score that is higher beyond
-    doubt: by ``is_tie(better, spot)``, such as a paired test, where it is given; otherwise where the two intervals have
+    are tied. A spot off the front is dominated where some spot that is at least as cheap has a higher score that does not tie
+    with it: by ``is_tie(better, spot)``, such as a paired test, where it is given; otherwise where the two intervals have
     no score in common. So without intervals only equal scores tie.
 
     Takes O(n log n); with ``is_tie`` each spot off the front is compared with the better ones that are no dearer, best

@@ -43,7 +43,7 @@ class CellValue:
     is_best: bool = False
     on_front: bool = False
     is_tied: bool = False
-    """Whether something as cheap scores as much or more, but not beyond doubt."""
+    """Whether something as cheap scores as much or more, but the intervals meet."""
     points: tuple[str, ...] = ()
     """Ids of the points whose home this cell is; a point has exactly one in all tables of a study. Derived cells have none."""
 

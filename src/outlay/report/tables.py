@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 MINUS = "−"
+ONE_SEED_ADVICE = "One seed is no evidence about a strategy; with --seeds 5 there are tests."
 ABSENT = "–"
 
 
@@ -243,7 +244,9 @@ def legend(comparison: Comparison) -> str:
     """What the test scores are and what their intervals speak of; nothing where neither is known."""
     measure = "" if comparison.measure is None else f"Test: {comparison.measure}, 0-100. "
     span = covers_words(row.test.covers for row in comparison.rows if row.test is not None)
-    return (measure + (f"{span}." if span else "")).strip()
+    covers = [row.test.covers for row in comparison.rows if row.test is not None]
+    advice = f" {ONE_SEED_ADVICE}" if len(covers) > 1 and set(covers) == {"rows"} else ""
+    return (measure + (f"{span}." if span else "") + advice).strip()
 
 
 # --- renderings -------------------------------------------------------------------------------------------------------
