@@ -212,6 +212,8 @@ VARIABLES = {
     "OUTLAY_DATA": PATH,
     "OUTLAY_STORE_QUOTA": WORD,
     "OUTLAY_LAUNCHED": WORD,
+    "OUTLAY_NO_HOME": WORD,
+    "OUTLAY_PRECISION": WORD,
 }
 
 
@@ -241,7 +243,7 @@ def test_variables_that_hold_paths(home: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def _own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `settle_caches` sets is gone after the test."""
-    for name in (*_LIBRARY_CACHES, "USER"):
+    for name in (*_LIBRARY_CACHES, "USER", paths.NO_HOME):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -277,12 +279,17 @@ def test_without_a_home_things_are_kept_beside_the_results(monkeypatch: pytest.M
     assert outlay("store", "show").err == ""
 
 
-@pytest.mark.usefixtures("homeless")
-def test_without_a_home_libraries_are_told_where_their_caches_are() -> None:
+def test_without_a_home_libraries_are_told_where_their_caches_are(homeless: str) -> None:
     settle_caches()
     here = Path.cwd() / "outlay-runs" / "cache"
     assert {Path(os.environ[name]).parent for name in _LIBRARY_CACHES} == {here}
     assert getpass.getuser()
+    assert Path.home().is_absolute()
+    assert Path("~").expanduser().is_absolute()
+    if homeless in ("absent", "unknown"):
+        assert paths.home() is None
+        with pytest.raises(UsageError, match="set HOME"):
+            paths.expand("~/x")
 
 
 def test_with_a_home_nothing_is_said_to_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

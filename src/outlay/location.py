@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from outlay.canonical import digest_of
-from outlay.paths import expand, expand_path, home
+from outlay.paths import NO_HOME, expand, expand_path, home
 
 
 def is_url(location: str | Path) -> bool:
@@ -69,6 +69,9 @@ def settle_caches() -> None:
     except KeyError:
         os.environ.setdefault("USER", f"uid{os.getuid()}")
     usual = _usual_cache()
+    if home() is None and NO_HOME not in os.environ:
+        # Some ask for it as they are imported.
+        os.environ |= {NO_HOME: "1", "HOME": str(_stand_in())}
     if usual is None or not _is_writable(usual):
         for name, below in _LIBRARY_CACHES.items():
             os.environ.setdefault(name, str(cache_folder() / below))

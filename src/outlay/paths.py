@@ -9,6 +9,9 @@ from pathlib import Path
 
 from outlay.errors import UsageError
 
+NO_HOME = "OUTLAY_NO_HOME"
+"""Set where ``HOME`` is a stand-in that libraries were given, and no folder of the user's."""
+
 
 def expand(text: str) -> str:
     """Replace a leading ``~`` or ``~user`` by that home folder; any other text (URLs, ``package:`` references) stays as it is.
@@ -33,6 +36,8 @@ def expand_path(path: str | Path) -> Path:
 def home() -> Path | None:
     """The user's home folder: ``HOME``, else what the system's list of users says; ``None`` where neither does."""
     named = os.environ.get("HOME")
+    if NO_HOME in os.environ:
+        return None
     if named:
         return Path(named)
     try:
