@@ -31,6 +31,7 @@ from bench.published_objective import FreeGauge
 from outlay.errors import MissingData
 from outlay.example import Example, seeded_order
 from outlay.form import Form
+from outlay.quota import usable_cores
 from outlay.settings import TrainSettings
 from outlay.sizes import Size
 from outlay.task import load_task
@@ -188,7 +189,7 @@ def parser(doc: str | None, repeats: int) -> argparse.ArgumentParser:
     made.add_argument(
         "--toy", action="store_true", help="seconds, on rows and models too small to measure: a test of the bench"
     )
-    made.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    made.add_argument("--threads", type=int, default=usable_cores())
     made.add_argument("--repeats", type=int, default=repeats, help="interleaved runs, of which the median is printed")
     made.add_argument(
         "--work", type=Path, help="keep models here, and take those that are here (default: make them anew)"
@@ -354,7 +355,7 @@ def machine(threads: int) -> str:
         cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
-    return f"{cpu}, {threads} threads of {os.cpu_count()}{device}, {versions}"
+    return f"{cpu}, {threads} threads of {usable_cores()}{device}, {versions}"
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

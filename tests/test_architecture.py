@@ -25,13 +25,14 @@ ALLOWED: dict[str, set[str]] = {
     "writing": {"errors"},
     "locks": set(),
     "quota": set(),
+    "waiting": set(),
     "precision": {"errors", "location", "locks", "train"},
     "executor": set(),
-    "crew": {"errors"},
+    "crew": {"waiting", "errors"},
     "quiet": set(),
     "supported": set(),
     "worker": {"crew", "quiet"},
-    "local": {"crew", "errors", "worker"},
+    "local": {"quota", "crew", "errors", "worker"},
     "memo": set(),
     "form": set(),
     "entities": set(),
@@ -61,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "sizes": {"errors", "form", "modelref", "textfile", "yamltext"},
     "shape": {"errors", "form", "modelref", "sizes"},
     "compute": {"errors", "money", "shape", "textfile"},
-    "speed": {"errors", "settings", "shape", "sizes", "paths"},
+    "speed": {"precision", "errors", "settings", "shape", "sizes", "paths"},
     "taskfile": {"errors", "example", "textfile", "yamltext"},
     "sources": {"errors", "example", "taskfile", "yamltext"},
     "training": {"precision", "form", "taskfile"},
@@ -74,6 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     "ledger": {"errors", "money", "paths"},
     "labels": {"errors", "example", "legible", "money"},
     "train": {
+        "quota",
         *("entities", "errors", "form", "legible", "modelref", "quiet", "settings", "shape", "sizes", "speed"),
         "writing",
     },
@@ -170,6 +172,8 @@ ALLOWED: dict[str, set[str]] = {
         *("task", "textfile", "train", "writing"),
     },
     "cli": {
+        "precision",
+        "waiting",
         *("__init__", "canonical", "compare", "compute", "conduct", "crew", "data", "demo", "display", "errors"),
         *("fetch", "ledger", "legible", "local", "location", "money", "paths", "planning", "point", "prepare"),
         *("profile", "quiet", "raycrew", "remote", "report", "reporting", "request", "run", "scheduler", "settings"),
@@ -204,6 +208,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "cli": {"rich", "typer"},
 }
 STANDARD_LIBRARY_ONLY = (
+    "quota",
     "quota",
     "quota",
     "writing",
@@ -489,7 +494,7 @@ def test_help_loads_nothing_heavy_and_no_room_of_the_house() -> None:
     loaded = start("--help")
     assert not {name.split(".")[0] for name in loaded} & set(HEAVY)
     rooms = {name.split(".")[1] for name in loaded if name.startswith("outlay.")}
-    assert rooms <= {"cli", "errors", "quiet", "supported"}
+    assert rooms <= {"cli", "errors", "quiet", "supported", "waiting"}
 
 
 @pytest.mark.parametrize("arguments", [("ledger", "--help"), ("run", "--help"), ("prices",)])

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from outlay.cli.machines import machine_app
 from outlay.errors import UnknownItem
 from outlay.form import Form
+from outlay.precision import ratio_words
 from outlay.settings import TrainSettings
 from outlay.shape import shape_of_size
 from outlay.speed import TERMS, Lengths, Profile, Reader, load_profile, training_load
@@ -53,6 +54,8 @@ def test_every_term_has_a_constant_and_none_is_negative(measured: tuple[Profile,
     assert profile.torch == torch.__version__
     assert profile.peak_flops_per_second > 0
     assert told == [(i, 16) for i in range(1, 17)]
+    assert profile.bf16_ratio is not None
+    assert profile.bf16_ratio > 0
 
 
 def test_more_work_takes_longer(measured: tuple[Profile, list[tuple[int, int]]]) -> None:
@@ -102,12 +105,14 @@ def test_the_command_writes_what_steps_read(
     assert load_profile(tmp_path / "kept" / "machine.toml") == Profile(
         **{name: getattr(profile, name) for name in ("name", "measured", "device", "torch", "threads")},
         peak_flops_per_second=profile.peak_flops_per_second,
+        bf16_ratio=float(f"{profile.bf16_ratio:.4g}"),
         constants={
             precision: {term: float(f"{value:.6e}") for term, value in constants.items()}
             for precision, constants in profile.constants.items()
         },
     )
     assert "[[machine]]" in said
+    assert f"bf16 is {ratio_words(profile.bf16_ratio or 0)} times as fast as float32 in a matrix product" in said
     assert run("show", "here", "--store", str(store)).startswith(str(tmp_path / "kept" / "machine.toml"))
     document = json.loads(run("calibrate", "--out", str(tmp_path / "other.toml"), "--json"))
     assert document["file"] == str(tmp_path / "other.toml")

@@ -177,6 +177,16 @@ def test_a_profile_comes_back_from_its_file(tmp_path: Path) -> None:
     assert load_profile(path) == measured
 
 
+def test_a_profile_of_a_machine_that_is_slow_in_bf16_is_of_float32() -> None:
+    slow, fast = (
+        profile(train_flops=50 / 2e10, infer_flops=50 / 2e10),
+        profile(train_flops=1 / 2e10, infer_flops=1 / 2e10),
+    )
+    both = replace(slow, constants={"bf16": slow.constants["bf16"], "fp32": fast.constants["bf16"]}, bf16_ratio=0.02)
+    assert (both.precision, replace(both, bf16_ratio=1.2).precision, slow.precision) == ("fp32", "bf16", "bf16")
+    assert both.utilisation(train=True) == fast.utilisation(train=True) > 40 * slow.utilisation(train=True)
+
+
 @pytest.mark.parametrize(
     "damage", [("steps = ", "stops = "), ("[seconds.bf16]", ""), ("threads = 3", ""), ("-11-21", "")]
 )

@@ -107,7 +107,8 @@ def test_a_training_is_told_part_by_part() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_rate_of_this_machine_is_one_that_machines_have(precision: str) -> None:
-    assert 1e9 < matmul_rate(torch.device("cpu"), precision) < 1e15
+    """Half the FLOP/s of any CPU in float32; in bf16 it may be a hundred times less where there are no instructions for it."""
+    assert (1e9 if precision == "fp32" else 1e7) < matmul_rate(torch.device("cpu"), precision) < 1e15
 
 
 def test_a_model_without_an_encoder_of_its_own() -> None:

@@ -10,6 +10,7 @@ error that is not `outlay`'s: a library may be left in a state (a GPU's, say) in
 
 from __future__ import annotations
 
+import os
 import re
 import time
 import traceback
@@ -22,6 +23,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from outlay.errors import OutlayError, WorkFailed
+from outlay.waiting import waiting_variables
 
 Report = Callable[[int, int, str], None]
 """Progress of the work under way: done, of how many, in words."""
@@ -45,8 +47,8 @@ THREAD_VARIABLES = (
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """What a worker's environment says of its number of threads, before it imports anything."""
-    return dict.fromkeys(THREAD_VARIABLES, str(threads))
+    """What a worker's environment says of its threads, how many and how they wait, before it imports anything."""
+    return dict.fromkeys(THREAD_VARIABLES, str(threads)) | waiting_variables(os.environ)
 
 
 @dataclass(frozen=True, slots=True)

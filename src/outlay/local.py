@@ -29,6 +29,8 @@ from typing import Any, Self
 
 from outlay.crew import Craft, Ended, Reply, thread_variables
 from outlay.errors import ClusterError, UsageError
+from outlay.quota import core_numbers
+from outlay.quota import usable_cores as n_usable_cores
 from outlay.worker import START, Replied, Reported
 
 _PATIENCE_SECONDS = 2.0
@@ -93,8 +95,8 @@ def n_places(threads: int) -> int:
 
 
 def usable_cores() -> tuple[int, ...]:
-    """Cores that this process may use, by number; none on systems that do not tell."""
-    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+    """Cores that this process may use, by number, as many as its container's quota; none on systems that do not tell."""
+    return core_numbers()[: n_usable_cores()]
 
 
 def usable_gpus(environment: Mapping[str, str], proc: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:

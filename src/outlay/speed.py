@@ -17,6 +17,7 @@ from pathlib import Path
 
 from outlay.errors import UsageError
 from outlay.paths import command_line
+from outlay.precision import BF16, FP32, LEAST_SPEEDUP
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.shape import ModelShape, flops_infer, flops_train, shape_of_size
 from outlay.sizes import tiny_size
@@ -87,6 +88,14 @@ class Profile:
     threads: int
     peak_flops_per_second: int
     constants: Mapping[str, Mapping[str, float]]
+    bf16_ratio: float | None = None
+    """Speed of products in bf16 as a multiple of that in float32; ``None`` in a profile of before."""
+
+    @property
+    def precision(self) -> str:
+        """What this machine computes in where nothing else is asked for."""
+        is_slow = self.bf16_ratio is not None and self.bf16_ratio < LEAST_SPEEDUP
+        return FP32 if is_slow and FP32 in self.constants else BF16
 
     def seconds(self, load: Load, precision: str) -> float:
         """Seconds that a load takes; ``bf16_weights`` is taken for ``bf16``.
@@ -98,7 +107,7 @@ class Profile:
         return float(sum(constants[term] * amount for term, amount in zip(TERMS, astuple(load), strict=True)))
 
     def utilisation(self, *, train: bool) -> float:
-        """Share of the peak that the model of `REFERENCE` reaches in bf16, in the FLOPs of the charge (`outlay.shape`)."""
+        """Share of the peak that the model of `REFERENCE` reaches in `precision`, in the FLOPs of the charge (`outlay.shape`)."""
         reader, lengths, n_tokens = REFERENCE, Lengths([64] * 256, [0] * 256), 64 * 256
         if train:
             load = training_load(reader, lengths, TrainSettings(epochs=1, batch_size=32, learning_rate=1e-4))
@@ -106,7 +115,7 @@ class Profile:
         else:
             load = answering_load(reader, lengths, TeachSettings(batch_size=64))
             flops = flops_infer(reader.shape, n_tokens, reader.n_outputs)
-        return min(1.0, flops / self.seconds(load, "bf16") / self.peak_flops_per_second)
+        return min(1.0, flops / self.seconds(load, self.precision) / self.peak_flops_per_second)
 
     def as_machine(self, price_item: str) -> dict[str, str | int]:
         """The record of a machine file (`outlay.compute`) that says the same on the flops clock."""
@@ -122,13 +131,14 @@ class Profile:
     def to_json(self) -> dict[str, object]:
         """Plain values."""
         seconds = {precision: dict(constants) for precision, constants in self.constants.items()}
-        return {**{name: getattr(self, name) for name in _HEAD}, "seconds": seconds}
+        return {**{name: getattr(self, name) for name in (*_HEAD, _RATIO)}, "seconds": seconds}
 
     def to_toml(self) -> str:
         """As `load_profile` reads it."""
         head = [
             "# Speed of a machine, measured by `outlay machine calibrate`: what predicted seconds are made of.",
             *(f"{name} = {_toml(getattr(self, name))}" for name in _HEAD),
+            *([] if self.bf16_ratio is None else [f"{_RATIO} = {self.bf16_ratio:.4g}"]),
         ]
         tables = [
             "\n".join([f"[seconds.{precision}]", *(f"{term} = {constants[term]:.6e}" for term in TERMS)])
@@ -138,6 +148,7 @@ class Profile:
 
 
 _HEAD = ("name", "measured", "device", "torch", "threads", "peak_flops_per_second")
+_RATIO = "bf16_ratio"
 
 
 def load_profile(path: Path) -> Profile | None:
@@ -148,7 +159,7 @@ def load_profile(path: Path) -> Profile | None:
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        if unknown := sorted(set(content) - {*_HEAD, "seconds"}):
+        if unknown := sorted(set(content) - {*_HEAD, _RATIO, "seconds"}):
             raise ValueError(f"it has an unknown {unknown[0]}")
         constants = {
             str(precision): {term: float(table[term]) for term in TERMS}
@@ -161,6 +172,7 @@ def load_profile(path: Path) -> Profile | None:
             threads=int(content["threads"]),
             peak_flops_per_second=int(content["peak_flops_per_second"]),
             constants=constants,
+            bf16_ratio=float(content[_RATIO]) if _RATIO in content else None,
         )
     except FileNotFoundError:
         return None

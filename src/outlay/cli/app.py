@@ -15,6 +15,7 @@ from outlay.cli.helptext import Command, Later, root
 from outlay.cli.terminal import PIPE_CLOSED, abandon_output, echo, prepare_streams
 from outlay.quiet import hide_deprecations
 from outlay.supported import unsupported, untested
+from outlay.waiting import waiting_variables
 
 _STEPS = "Single steps"
 
@@ -132,6 +133,8 @@ def _look_at_the_machine() -> None:
 
 def main() -> None:
     """Entry point: an `OutlayError` becomes one clear line and exit 1; wrong usage exits 2."""
+    # Before anything loads OpenMP, and for every process this one starts.
+    os.environ.update(waiting_variables(os.environ))
     # Until a command begins: drawing the help imports more than it makes garbage.
     gc.disable()
     prepare_streams()

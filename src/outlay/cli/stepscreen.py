@@ -92,6 +92,8 @@ def print_kept(kept: dict[str, Any]) -> None:
 def _print_profile(profile: dict[str, Any]) -> None:
     from rich.table import Table
 
+    from outlay.precision import precision_name
+
     total = profile["total_seconds"]
     table = Table(title=f"where {total:,.2f} s went", title_justify="left")
     for heading in ("part", "seconds", "share"):
@@ -102,7 +104,10 @@ def _print_profile(profile: dict[str, Any]) -> None:
     if profile["utilisation"] is not None:
         peak = profile["peak_flops_per_second"] / 1e9
         share = f"model-FLOPs utilisation: {100 * profile['utilisation']:.1f} %"
-        echo(f"{share} of {peak:,.0f} GFLOP/s, which a matrix product reaches here")
+        name = f" in {precision_name(profile['precision'])}" if "precision" in profile else ""
+        echo(f"{share} of {peak:,.3g} GFLOP/s, which a matrix product reaches here{name}")
+    elif profile.get("why"):
+        echo(f"model-FLOPs utilisation: not known; {profile['why']}")
 
 
 def _print_scores(facts: dict[str, Any]) -> None:

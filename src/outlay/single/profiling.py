@@ -32,8 +32,8 @@ def profile_of_parts(pieces: Sequence[Mapping[str, float]], flops: int | None, p
     """Seconds by part of one or several pieces of work, for people and machines.
 
     ``flops``: of the model, by `outlay.shape`, ``None`` where they are not known or not all were computed while somebody looked;
-    ``peak_flops_per_second``: what a plain matrix product reaches here, measured at once; ``utilisation``: model FLOPs per second
-    as a share of that peak.
+    ``peak_flops_per_second``: what a plain matrix product reaches here in ``precision``, measured at once; ``utilisation``: model
+    FLOPs per second as a share of that peak, ``None`` where it cannot be told, and then ``why`` says so.
     """
     from outlay.train.place import here
     from outlay.train.stopwatch import matmul_rate
@@ -42,13 +42,25 @@ def profile_of_parts(pieces: Sequence[Mapping[str, float]], flops: int | None, p
     for piece in pieces:
         for name, value in piece.items():
             seconds[name] = round(seconds.get(name, 0.0) + value, 4)
-    total = sum(seconds.values())
-    peak = matmul_rate(here().device, precision)
-    known = flops is not None and total > 0 and all(pieces)
+    total, peak = sum(seconds.values()), matmul_rate(here().device, precision)
+    why = _why_unknown(flops, total, peak, all(pieces))
     return {
         "seconds": seconds,
         "total_seconds": round(total, 4),
         "flops": flops,
+        "precision": precision,
         "peak_flops_per_second": round(peak),
-        "utilisation": round((flops or 0) / total / peak, 4) if known else None,
+        "utilisation": round((flops or 0) / total / peak, 4) if why is None else None,
+        "why": why,
     }
+
+
+def _why_unknown(flops: int | None, seconds: float, peak: float, was_all_seen: bool) -> str | None:
+    if flops is None or not was_all_seen or seconds <= 0:
+        return "the FLOPs of this model, or of what an earlier attempt did, are not known"
+    if flops > seconds * peak:
+        rate = f"{flops / seconds / 1e9:,.3g} GFLOP/s"
+        return (
+            f"the work went at {rate}, faster than the matrix product it is compared with, which did not have the cores"
+        )
+    return None

@@ -27,6 +27,7 @@ from torch import nn
 from outlay.errors import DataError, DiskFull, UnknownModel, UsageError
 from outlay.form import Family
 from outlay.modelref import SINGLE_WEIGHTS, ModelRef
+from outlay.quota import usable_memory
 from outlay.shape import shape_of_size
 from outlay.sizes import Size, tiny_size
 from outlay.writing import writing
@@ -306,9 +307,9 @@ def _common(size: Size, width: str, n_layers: str, n_heads: str, d_ff: str) -> d
 
 def _check_room(size: Size, folder: Path, dtype: torch.dtype) -> None:
     n_bytes = shape_of_size(size).n_total_parameters(0) * dtype.itemsize
-    n_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    n_memory = usable_memory()
     needs = f"{size.name} in {str(dtype).removeprefix('torch.')} has {n_bytes / 1e9:.1f} GB"
-    if n_bytes > n_memory:
+    if n_memory is not None and n_bytes > n_memory:
         raise UsageError(
             f"{needs} of weights, this machine {n_memory / 1e9:.1f} GB of memory; take a smaller size or --bf16"
         )

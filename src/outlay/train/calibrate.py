@@ -27,6 +27,7 @@ from outlay.settings import TeachSettings, TrainSettings
 from outlay.shape import family_of, shape_of_size
 from outlay.sizes import Size
 from outlay.speed import TERMS, Lengths, Load, Profile, Reader, answering_load, starting_load, training_load
+from outlay.train.bf16 import CLEARLY_SLOW, measure_bf16_ratio
 from outlay.train.build import Corpus, build_checkpoint
 from outlay.train.models import ModelSpec, head_for, load_tokenizer
 from outlay.train.place import here
@@ -94,6 +95,21 @@ def default_trials() -> list[Trial]:
     ]
 
 
+def light_trials() -> list[Trial]:
+    """Small ones that still tell the terms apart, for a precision in which a machine is very slow."""
+    return [
+        Trial(encoder_size(2, 128), 8, 16),
+        Trial(encoder_size(1, 192), 8, 32),
+        Trial(encoder_size(2, 64, 16384), 8, 24),
+        Trial(t5_size(1, 96, 2048), 8, 12, 4),
+        Trial(t5_size(2, 64, 2048), 8, 16, 6),
+    ]
+
+
+def _trials(precision: str, ratio: float) -> list[Trial]:
+    return light_trials() if precision == "bf16" and ratio < CLEARLY_SLOW else default_trials()
+
+
 def calibrate(
     *,
     threads: int,
@@ -103,14 +119,17 @@ def calibrate(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Profile:
     """Measure this machine with so many threads; ``on_progress`` is told how many of all measurements are done."""
-    trials = default_trials() if trials is None else trials
     measured = {precision: Measured() for precision in precisions}
-    n_done, n_total = 0, len(precisions) * len(trials) * 2
+    ratio = measure_bf16_ratio()
+    chosen = {each: _trials(each, ratio) if trials is None else trials for each in precisions}
+    n_done, n_total = 0, 2 * sum(map(len, chosen.values()))
     with _threads(threads), tempfile.TemporaryDirectory(prefix="outlay-calibrate-") as folder:
-        peak = max(_peak_flops_per_second(dtype) for dtype in (torch.bfloat16, torch.float32))
+        # A product of the wider trials would take a minute where bf16 is very slow, and would not be the faster one.
+        dtypes = (torch.float32,) if ratio < CLEARLY_SLOW else (torch.bfloat16, torch.float32)
+        peak = max(_peak_flops_per_second(dtype) for dtype in dtypes)
         lab = _Lab(Path(folder))
         for precision in precisions:
-            for trial in trials:
+            for trial in chosen[precision]:
                 for measure in (lab.train, lab.answer):
                     measure(trial, precision, measured[precision])
                     n_done += 1
@@ -127,6 +146,7 @@ def calibrate(
         threads=threads,
         peak_flops_per_second=round(peak),
         constants=constants,
+        bf16_ratio=round(ratio, 4),
     )
 
 

@@ -1,0 +1,17 @@
+"""How OpenMP's threads wait for one another: asleep, unless the user has chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""What OpenMP reads about it; a user who sets one of them has chosen."""
+
+
+def waiting_variables(given: Mapping[str, str]) -> dict[str, str]:
+    """Return what is to be added to an environment before OpenMP is loaded in it.
+
+    A thread that spins keeps a core from whoever else wants it: where more threads want cores than there are, the one that all
+    wait for does not get one (`bench/threads.py`). torch's wheels bring GNU's libgomp, which reads this when it is loaded.
+    """
+    return {} if any(name in given for name in WAITING) else {"OMP_WAIT_POLICY": "PASSIVE"}
