@@ -199,7 +199,8 @@ def test_ia3_rescales_keys_values_and_inner_activations(make: Make) -> None:
             bias = before[f"{name}.bias"] * (1.0 if name in inner else scale)
             assert torch.allclose(after[f"{name}.bias"], bias, atol=1e-6), name
     assert (moved - own).abs().max() > 1e-4
-    assert torch.allclose(logits_of(model), moved, atol=1e-6)
+    # In another order of the same products: 1.01e-6 apart with torch 2.11.
+    assert torch.allclose(logits_of(model), moved, atol=5e-6)
 
 
 def test_ia3_of_a_gated_t5_is_what_its_authors_code_rescales() -> None:
@@ -332,6 +333,8 @@ class Counting:
         return run
 
 
+# torch 2.15 says so of this one release of Python.
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_blocks_are_compiled_once_for_all_shapes_and_depths(monkeypatch: pytest.MonkeyPatch) -> None:
     on = SETTINGS.changed({"compile": True})
     shapes = [(3, 11), (5, 7), (2, 13), (3, 17)]
