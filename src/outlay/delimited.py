@@ -170,9 +170,10 @@ def _read_tabs(text: str, delimiter: str) -> tuple[_Rows, list[str]]:
 
 
 def _plain_lines(text: str, delimiter: str) -> list[list[str] | None]:
-    """The fields of every line where quotes are characters; None for a blank line."""
-    lines = io.StringIO(text, newline="")
-    return [line.rstrip("\r\n").split(delimiter) if line.strip() else None for line in lines]
+    """The fields of every line where quotes are characters; None for a line without any value."""
+    lines = [line.rstrip("\r\n").split(delimiter) for line in io.StringIO(text, newline="")]
+    header = next((i for i, fields in enumerate(lines) if len(fields) > 1 or fields[0].strip()), 0)
+    return [fields if i == header or any(field.strip() for field in fields) else None for i, fields in enumerate(lines)]
 
 
 def _is_plain(value: str) -> bool:
@@ -184,7 +185,7 @@ def _is_enclosed(value: str) -> bool:
 
 
 def _quoted_rows(text: str, delimiter: str) -> _Rows:
-    """Rows by the rules of CSV, blank lines left out.
+    """Rows by the rules of CSV; those without any value are left out, as blank lines are.
 
     Raises:
         BadTable: A line has other columns than the first, or quotes do not close.
@@ -196,7 +197,7 @@ def _quoted_rows(text: str, delimiter: str) -> _Rows:
     try:
         for values in reader:
             first, start = start, reader.line_num + 1
-            if not values or (len(values) == 1 and not values[0].strip() and rows and len(rows[0][1]) > 1):
+            if not any(value.strip() for value in values) and (rows or len(values) < 2):
                 continue
             if rows and len(values) != len(rows[0][1]):
                 n_lines = sum(1 for _ in io.StringIO(text, newline=""))
@@ -213,6 +214,6 @@ def _quoted_rows(text: str, delimiter: str) -> _Rows:
 
 
 def _ragged(number: int, n_found: int, n_columns: int, *, is_last: bool) -> BadTable:
-    return BadTable(
-        f"line {number} has {n_found} columns, the header {n_columns}", is_cut=is_last and n_found < n_columns
-    )
+    hint = ", and `delimiter` names what separates them" if n_columns == 1 else ""
+    found = f"line {number} has {n_found} columns, the header {n_columns}{hint}"
+    return BadTable(found, is_cut=is_last and n_found < n_columns)

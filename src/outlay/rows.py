@@ -21,7 +21,7 @@ from outlay.errors import DataError, MissingData
 from outlay.jsontext import BadJson, parse_json
 from outlay.legible import listed, named
 from outlay.sources import DataFile, Hub
-from outlay.textfile import looks_wide, open_text, suffix_of, unreadable
+from outlay.textfile import open_text, refuse_zero_bytes, suffix_of, unreadable
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 """Of files of rows, in upper or lower case; all but the last may be packed by gzip (``.gz`` behind)."""
@@ -151,23 +151,11 @@ def _rows_of(path: Path, delimiter: str | None, notes: list[str]) -> _Numbered:
             yield from _separated(path, stream, _DELIMITER_OF[kind], delimiter, notes)
 
 
-def _refuse_nul(path: Path, text: str, first_line: int = 1) -> None:
-    """Refuse zero bytes: mostly a file in UTF-16, else one that a crash or a copy damaged."""
-    if "\x00" not in text:
-        return
-    if wide := looks_wide(path):
-        raise MissingData(
-            f"{path} is not UTF-8 text: it looks like {wide}; save it as UTF-8 (iconv -f {wide} -t UTF-8)"
-        )
-    number = first_line + text[: text.index("\x00")].count("\n")
-    raise MissingData(f"{path} line {number} holds a zero byte; the file looks damaged, fetch it again")
-
-
 def _json_lines(path: Path, stream: TextIO) -> _Numbered:
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
-        _refuse_nul(path, line, number)
+        refuse_zero_bytes(path, line, number)
         try:
             columns = parse_json(line)
         except BadJson as error:
@@ -182,7 +170,7 @@ def _json_lines(path: Path, stream: TextIO) -> _Numbered:
 def _json_list(path: Path, stream: TextIO) -> _Numbered:
     """A list of objects, or objects one a line, as the public files of Kang et al. 2023 are; rows are numbered as they come."""
     text = stream.read()
-    _refuse_nul(path, text)
+    refuse_zero_bytes(path, text)
     if not text.lstrip().startswith("["):
         lines = _json_lines(path, io.StringIO(text, newline=""))
         yield from enumerate((columns for _, columns in lines), start=1)
@@ -206,14 +194,14 @@ def _object(where: str, columns: Any, each: str) -> dict[str, Any]:
 def _lines(path: Path, stream: TextIO) -> _Numbered:
     """One text a line, in the column ``text``; blank lines are left out."""
     for number, line in enumerate(stream, start=1):
-        _refuse_nul(path, line, number)
+        refuse_zero_bytes(path, line, number)
         if line.strip():
             yield number, {TEXT_COLUMN: line.rstrip("\r\n")}
 
 
 def _separated(path: Path, stream: TextIO, usual: str, delimiter: str | None, notes: list[str]) -> _Numbered:
     text = stream.read()
-    _refuse_nul(path, text)
+    refuse_zero_bytes(path, text)
     try:
         table = read_delimited(text, usual, delimiter)
     except BadTable as error:

@@ -53,7 +53,25 @@ def read_text(path: Path) -> str:
         MissingData: It is absent, a folder, not readable, damaged, or no UTF-8 text; one line that says what it likely is.
     """
     with open_text(path) as stream:
-        return stream.read()
+        text = stream.read()
+    refuse_zero_bytes(path, text)
+    return text
+
+
+def refuse_zero_bytes(path: Path, text: str, first_line: int = 1) -> None:
+    """Refuse text with zero bytes: mostly a file in UTF-16, else one that a crash or a copy damaged.
+
+    Raises:
+        MissingData: There is one; says the line, counted from ``first_line``.
+    """
+    if "\x00" not in text:
+        return
+    if wide := _wide(_head(path, packed=False)):
+        raise MissingData(
+            f"{path} is not UTF-8 text: it looks like {wide}; save it as UTF-8 (iconv -f {wide} -t UTF-8)"
+        )
+    number = first_line + text[: text.index("\x00")].count("\n")
+    raise MissingData(f"{path} line {number} holds a zero byte; the file looks damaged, fetch it again")
 
 
 @contextmanager
@@ -157,11 +175,6 @@ def _wide(head: bytes) -> str | None:
     if max(even, odd) * 4 < len(head):
         return None
     return "UTF-16LE" if odd > even else "UTF-16BE"
-
-
-def looks_wide(path: Path) -> str | None:
-    """Name the encoding of a file whose zero bytes are those of UTF-16; None for any other."""
-    return _wide(_head(path, packed=False))
 
 
 def _first_bad_line(path: Path) -> tuple[int, bytes, int, bool, bool]:

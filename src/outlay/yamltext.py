@@ -16,6 +16,8 @@ from outlay.jsontext import MAX_DIGITS
 _TAG = "tag:yaml.org,2002:"
 _MAX_KEYS = 10_000
 """Keys of one mapping: merge keys that name each other would double them without end."""
+_MAX_BRACKETS = 200
+_BRACKET = re.compile(r"[\[\]{}]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -126,12 +128,22 @@ for _tag, _regexp, _first in (
     _Loader.add_implicit_resolver(f"{_TAG}{_tag}", re.compile(rf"^(?:{_regexp})$"), list(_first))
 
 
+def _refuse_deep(text: str) -> None:
+    """Refuse brackets inside brackets without end before they are read: PyYAML takes time with the square of their number."""
+    depth = 0
+    for found in _BRACKET.finditer(text):
+        depth += 1 if found[0] in "[{" else -1
+        if depth > _MAX_BRACKETS:
+            raise BadYaml("it is nested too deep: brackets inside each other hundreds of times")
+
+
 def parse_yaml(text: str) -> Any:
     """Parse YAML; numbers are `WrittenInt` and `WrittenFloat`, keys are texts.
 
     Raises:
         BadYaml: It is no YAML, gives a key twice, holds a tag, half a surrogate pair, or is nested too deep.
     """
+    _refuse_deep(text)
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.reader.ReaderError as error:
@@ -141,7 +153,7 @@ def parse_yaml(text: str) -> Any:
         ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problem = error.problem or error.context or "it cannot be read"
+        problem = ", ".join(part for part in (error.context, error.problem) if part) or "it cannot be read"
         if "could not determine a constructor" in problem:
             problem = "tags such as !!python/name are not read; write plain values"
         raise BadYaml(problem, None if mark is None else mark.line + 1) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -183,12 +184,12 @@ def _task_corpus(name: str, root: Path | None) -> Corpus:
 
 
 def _file_corpus(files: list[Path], labels: list[str] | None) -> Corpus:
-    from outlay.textfile import open_text
-    from outlay.train.build import Corpus
+    from outlay.textfile import read_text
 
     texts = []
     for path in files:
-        with open_text(path) as file:
-            lines = (line.rstrip("\r\n") for line in file)
-            texts += [text for text in lines if text.strip()]
+        lines = io.StringIO(read_text(path), newline="")
+        texts += [text for line in lines if (text := line.rstrip("\r\n")).strip()]
+    from outlay.train.build import Corpus
+
     return Corpus(texts, parse_labels(labels))

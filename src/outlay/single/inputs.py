@@ -203,7 +203,7 @@ class Inputs:
         """
         checked = check_golds(rows, form)
         before, after = [row.gold or "" for row in rows], [row.gold or "" for row in checked]
-        self.notes += number_coded(before, after, "gold answers")
+        self.notes += number_coded(before, after, "gold answer")
         return checked
 
     def _source_column(self, path: Path, first: FileRow) -> str:
@@ -295,7 +295,8 @@ def number_coded(before: Iterable[str], after: Iterable[str], what: str) -> list
     if not changed:
         return []
     old, new = changed[0]
-    return [f"{len(changed):,} {what} are numbers such as {old}, which is read as {new}"]
+    are = f"{what} is a number" if len(changed) == 1 else f"{what}s are numbers"
+    return [f"{len(changed):,} {are} such as {old}, which is read as {new}"]
 
 
 def read_table(path: Path, delimiter: str | None = None) -> FileRows:

@@ -42,7 +42,7 @@ def evaluate_file(
     if scorer.metric == "bert_ibleu" and source is None:
         raise DataError(f"bert_ibleu compares with the source, and {predictions} has no column {asked.source_column!r}")
     read = [named_class(answer, form.labels) for answer in said] if form.kind == "classification" else said
-    counts = [*inputs.notes, *number_coded(said, read, "predictions"), *outside(read, form)]
+    counts = [*inputs.notes, *number_coded(said, read, "prediction"), *outside(read, form)]
     facts = {"predictions": str(predictions), **write_scores(scorer, read, rows, out)}
     return Outcome("evaluate", str(out), facts, counts, seconds=round(time.monotonic() - began, 3))
 
