@@ -198,6 +198,7 @@ def test_single_steps_in_odd_folders(here: Path) -> None:
     assert outlay("distill", "./-t", "--student", "cut:1", *model, *few, "--out", '"d"').code == 0
     scored = outlay("evaluate", '"d"', *few[:2], "--quiet")
     assert scored.code == 0, scored.err
+    assert [path.name for path in (here / '"d"' / "evaluation").iterdir()] == ["tk-test"]
     assert outlay("predict", '"d"', *few[:2], "--quiet", "--out", "-p.jsonl").code == 0
     assert (here / "-p.jsonl").exists()
 

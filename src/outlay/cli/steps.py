@@ -350,11 +350,19 @@ def evaluate(
                 predictions, folder, _asked(given), _metric(given), prediction_column=prediction_column
             )
         assert model is not None
-        stem = file.stem if file is not None else f"{Path(task or '').stem}-{split}"
-        folder = out or model / "evaluation" / stem
+        folder = out or model / "evaluation" / _scored(task, split, file)
         return score(_answering({**given, "out": folder}), _metric(given), screen)
 
     _run(given, step)
+
+
+def _scored(task: str | None, split: str, file: Path | None) -> str:
+    """What the folder of the scores is called: the file, or the task and its split."""
+    if file is not None or task is None:
+        return split if file is None else file.stem
+    from outlay.task import load_task
+
+    return f"{load_task(task).name}-{split}"
 
 
 def _finetune(given: dict[str, Any], screen: StepScreen) -> Outcome:
