@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.checkpoints import make_checkpoint
 from tests.skips import pytest_configure, pytest_runtest_setup, pytest_terminal_summary
@@ -14,6 +15,11 @@ __all__ = ["pytest_configure", "pytest_runtest_setup", "pytest_terminal_summary"
 
 # What `auto` means must not depend on the machine that the tests run on; those of `auto` itself take it away again.
 os.environ["OUTLAY_PRECISION"] = "fp32"
+
+
+# A slow machine, or one that does something else meanwhile, is no failure of what is tested.
+settings.register_profile("outlay", deadline=None)
+settings.load_profile("outlay")
 
 
 @pytest.fixture(scope="session")

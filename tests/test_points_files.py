@@ -67,6 +67,8 @@ def expected(each: Point, left: Aftermath | None, name: str) -> Any:
         return document["result"]["seconds" if kind == "seconds" else "artifacts"].get(rest)
     if kind == "environment":
         return (document["circumstance"]["environment"] or {}).get(rest)
+    if name == "notes":
+        return "; ".join(document["result"].get("notes", [])) or None
     if name == "pool":
         return json.dumps(document["request"]["pool"], ensure_ascii=False)
     if name == "dev_labels":

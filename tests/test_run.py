@@ -426,8 +426,8 @@ def test_rows_of_an_f1_task_have_an_interval_over_examples(world: World, tmp_pat
     assert [point.result.test for point in points] == [p.result.scores["micro_f1/published"].value for p in points]
     (row,) = summarise(one).rows
     assert row.test is not None
-    assert row.test.half is not None
-    assert 1.0 < row.test.half < 40.0
+    assert row.test.bounds is not None
+    assert 1.0 < row.test.mean - row.test.low < 40.0
 
 
 def _manifest(one: Runner, world: World) -> dict:

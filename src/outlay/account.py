@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from outlay.degenerate import Floor, dev_remarks, test_remarks
 from outlay.errors import OutlayError
 from outlay.ledger import Anchor, Balance
-from outlay.metrics import main_score
+from outlay.metrics import Answered, main_score
 from outlay.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
 from outlay.prepare import Options, Prepared, Workbench, added_micros
 from outlay.quoting import Quoter, Work
 from outlay.recipe import Buy, Distil, Recipe, Step, Train
 from outlay.store import Artifact, digest_of
 from outlay.strategy import describe, strategy
-from outlay.workshop import SCORES_FILE
+from outlay.workshop import PREDICTIONS_FILE, SCORES_FILE
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,25 @@ class Account:
             flops=sum(sum(self.quoter.flops(w)) for w in work),
             student_parameters=parameters,
             artifacts=self._digests(),
+            notes=self._notes(recipes),
+        )
+
+    def _notes(self, recipes: Sequence[Recipe]) -> tuple[str, ...]:
+        """Where the scores mean less than their numbers say, a line each."""
+        if not recipes:
+            return ()
+        final, metric = recipes[-1].final, self.prepared.task.metric
+        said = json.loads((self.artifacts[final.key].path / PREDICTIONS_FILE).read_text(encoding="utf-8"))
+        answered = Answered(said["predictions"], said["golds"], said["labels"], said.get("sources", ()))
+        notes = test_remarks(metric, answered, _scores(self.artifacts[final.key])[main_score(metric)].value)
+        teachers = [step for step in self.steps if isinstance(step, Train) and step.role == "teacher"]
+        models = dict.fromkeys(["the teacher"], teachers[0]) if teachers else {}
+        usages = {who: self.artifacts[step.key].usage for who, step in [*models.items(), ("the student", final.model)]}
+        first = next(iter(usages.values()))
+        floor = None if first.get("dev_floor") is None else Floor(**first["dev_floor"])
+        return (
+            *notes,
+            *dev_remarks(first.get("n_dev", 0), {who: usage["dev"] for who, usage in usages.items()}, floor),
         )
 
     def _digests(self) -> dict[str, str]:

@@ -89,7 +89,8 @@ class PointResult:
     """What came of it; a pure function of the request within one environment.
 
     ``test`` and ``dev`` are the task's main metric, 0-100. ``scores`` maps "metric/reading" to its interval.
-    ``seconds`` maps each machine to its seconds by the ``flops`` clock. ``artifacts`` maps a role to a digest.
+    ``seconds`` maps each machine to its seconds by the ``flops`` clock. ``artifacts`` maps a role to a digest. ``notes`` say
+    where a score means less than its number (`outlay.degenerate`); in JSON they are left out where there are none.
     """
 
     status: str
@@ -108,6 +109,7 @@ class PointResult:
     flops: int
     student_parameters: int | None
     artifacts: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,7 @@ def _result_to_json(result: PointResult) -> dict[str, Any]:
         "scores": dict(sorted(scores.items())),
         "seconds": dict(sorted(result.seconds.items())),
         "artifacts": dict(sorted(result.artifacts.items())),
+        **({"notes": list(result.notes)} if result.notes else {}),
     }
 
 
@@ -332,9 +335,17 @@ _CIRCUMSTANCE_FIELDS: dict[str, Checker] = {
 
 _POINT_FIELDS: dict[str, Checker] = {
     "request": lambda value, where: PointRequest(**_checked(value, _REQUEST_FIELDS, where)),
-    "result": lambda value, where: PointResult(**_checked(value, _RESULT_FIELDS, where)),
+    "result": lambda value, where: _result_of(value, where),
     "circumstance": lambda value, where: PointCircumstance(**_checked(value, _CIRCUMSTANCE_FIELDS, where)),
 }
+
+
+def _result_of(value: object, where: str) -> PointResult:
+    notes = value.get("notes", []) if isinstance(value, dict) else []
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise _wrong(notes, f"{where}.notes", "an array of texts")
+    fields = {name: each for name, each in value.items() if name != "notes"} if isinstance(value, dict) else value
+    return PointResult(**_checked(fields, _RESULT_FIELDS, where), notes=tuple(notes))
 
 
 def _check_result(result: PointResult, where: str) -> None:

@@ -69,6 +69,13 @@ class RunFolder:
         path = self._timings
         return [Timing(**record) for record in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
 
+    def notes(self) -> tuple[str, ...]:
+        """The notes of the run's point, once the run is over."""
+        if not self.manifest.exists():
+            return ()
+        result = json.loads(self.manifest.read_text(encoding="utf-8")).get("point", {}).get("result", {})
+        return tuple(result.get("notes", ()))
+
     def note(self, timings: Sequence[Timing]) -> None:
         """Keep how long steps took."""
         keys = {timing.key for timing in timings}

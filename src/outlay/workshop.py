@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from outlay.degenerate import floor_of
 from outlay.metrics import main_score, missing_text, score
 from outlay.prepare import Prepared
 from outlay.quoting import n_carved
-from outlay.recipe import Buy, Distil, Encoding, Judge, Model, Score, Step, Teach, Train
+from outlay.recipe import Buy, Dev, Distil, Encoding, Judge, Model, Score, Step, Teach, Train
 from outlay.store import Artifact
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Workshop:
             out=out,
             watch=_watch(bench),
         )
-        return _trained(out, progress, len(labels) - first)
+        return _trained(out, progress, len(labels) - first, self._dev_floor(step))
 
     def _distil(self, step: Distil, bench: Bench) -> Made:
         from outlay.train.steps import distil
@@ -133,7 +134,7 @@ class Workshop:
             out=out,
             watch=_watch(bench),
         )
-        return _trained(out, progress, len(kept))
+        return _trained(out, progress, len(kept), self._dev_floor(step))
 
     def _gold(self, bought: Buy, rows: Sequence[Example]) -> list[str | None]:
         """The bought labels of those pool rows that are train rows too, told by the hash of their text."""
@@ -196,14 +197,26 @@ class Workshop:
         dev, encoding = step.dev, step.encoding
         if dev is None:
             return None
-        rows = (self._prepared.train if dev.how == "carved" else self._prepared.dev)[: dev.n]
-        golds = [row.label or "" for row in rows] if dev.labels is None else self.read_labels(dev.labels)[: dev.n]
+        rows, golds = self._dev_rows(dev)
         texts = [row.text for row in rows]
 
         def dev_score(answers: Sequence[str]) -> float:
             return _main_value(encoding, answers, golds[: len(answers)], texts[: len(answers)])
 
         return DevTexts(self._prepared.sources(rows, step.model.ref), dev_score)
+
+    def _dev_rows(self, dev: Dev) -> tuple[Sequence[Example], list[str]]:
+        rows = (self._prepared.train if dev.how == "carved" else self._prepared.dev)[: dev.n]
+        golds = [row.label or "" for row in rows] if dev.labels is None else self.read_labels(dev.labels)[: dev.n]
+        return rows, golds
+
+    def _dev_floor(self, step: Train | Distil) -> dict[str, Any]:
+        """How many dev rows there were, and what the commonest answer to all of them scores, for a model's usage."""
+        if step.dev is None:
+            return {}
+        golds = self._dev_rows(step.dev)[1]
+        floor = floor_of(step.encoding.metric, golds, step.encoding.form.labels)
+        return {"n_dev": len(golds), "dev_floor": None if floor is None else asdict(floor)}
 
     def _file(self, step: Step, name: str) -> Path:
         return self._artifact_of(step).path / name
@@ -297,7 +310,7 @@ def _watch(bench: Bench) -> Any:
     return Watch(bench.gauge, bench.folder / "checkpoints", bench.checkpoint_seconds, bench.on_progress)
 
 
-def _trained(out: Path, progress: Any, n_rows: int) -> Made:
+def _trained(out: Path, progress: Any, n_rows: int, dev: dict[str, Any]) -> Made:
     files: Files = {path.name: path for path in sorted(out.iterdir()) if path.is_file()}
     training = {
         "history": progress.history,
@@ -313,7 +326,7 @@ def _trained(out: Path, progress: Any, n_rows: int) -> Made:
     files[TRAINING_FILE] = _json(training)
     usage = _usage(progress.n_tokens_trained, progress.n_tokens_inferred)
     extra = {name: value for name, value in training.items() if name not in ("history", "best_epoch")}
-    return Made(files, usage | extra)
+    return Made(files, usage | extra | dev)
 
 
 def _usage(n_tokens_trained: int, n_tokens_inferred: int) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class StepScreen:
 
 def print_outcome(outcome: Outcome) -> None:
     """What came of a step, on standard output."""
+    from outlay.degenerate import of_rows
+
     if outcome.is_old:
         echo("already done: the same request was answered here before")
     facts = outcome.facts
@@ -67,11 +69,14 @@ def print_outcome(outcome: Outcome) -> None:
     dev = f", {facts['n_dev']:,} dev rows" if facts.get("n_dev") else ""
     echo(f"rows: {facts['n_rows']:,}{dev}")
     if facts.get("dev") is not None:
-        echo(f"best {facts['dev_score']} on dev: {facts['dev']:.2f} in epoch {facts['best_epoch'] + 1}")
+        dev = f"{facts['dev']:.2f}{of_rows(facts.get('n_dev'))}"
+        echo(f"best {facts['dev_score']} on dev: {dev} in epoch {facts['best_epoch'] + 1}")
     if facts.get("kept", {}).get("n_positions"):
         print_kept(facts["kept"])
     for line in outcome.counts:
         echo(line)
+    for note in facts.get("notes", ()):
+        echo(f"note: {note}")
     if outcome.seconds > 0:
         echo(f"speed: {facts['n_rows'] / outcome.seconds:,.0f} rows/s")
     echo(f"compute: {outcome.compute}")

@@ -13,7 +13,7 @@ from outlay.point import Point, PointRequest
 from outlay.report.laid import CellValue
 from outlay.report.results import Aftermath, Results
 from outlay.report.scores import covers_words, mean_of_seeds
-from outlay.report.tables import measure_text, money
+from outlay.report.tables import measure_text, money, remarks_of
 
 STRATEGY_WORDS = {
     "annotate": "Annotate",
@@ -99,7 +99,10 @@ def score_cell(found: Sequence[Entry], bracket: str = "", published: float | Non
         status="ok" if score is not None else ("failed" if "failed" in statuses else "na"),
         n_ok=len(ok),
         n_seeds=len(found),
-        reasons=tuple(dict.fromkeys(_reason(e.point) for e in found if not e.point.is_ok)),
+        reasons=(
+            *dict.fromkeys(_reason(e.point) for e in found if not e.point.is_ok),
+            *remarks_of([e.point for e in ok]),
+        ),
         covers=None if score is None else score.covers,
         points=tuple(each.id for each in found),
     )

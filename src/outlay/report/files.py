@@ -124,6 +124,7 @@ def _result_fields(points: Sequence[Point]) -> Iterator[Field]:
     counts = ("n_labels", "n_llm_labels", "llm_tokens_in", "llm_tokens_out", "n_pool", "n_dev", "flops")
     for name in ("status", "reason", "test", "dev", "charge_usd", *counts, "student_parameters"):
         yield Field(name, kinds.get(name, "int"), _in_result(name))
+    yield Field("notes", "text", lambda point, _: "; ".join(point.result.notes) or None)
     for machine in _names((), (point.result.seconds for point in points)):
         yield Field(f"seconds:{machine}", "float", _in_mapping("seconds", machine))
     for score in _names((), (point.result.scores for point in points)):

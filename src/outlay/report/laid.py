@@ -35,7 +35,7 @@ class CellValue:
     n_ok: int = 0
     n_seeds: int = 0
     reasons: tuple[str, ...] = ()
-    """Why seeds have no score, each beginning with its status."""
+    """Why seeds have no score, each beginning with its status; then where a score means less than its number."""
     marks: tuple[int, ...] = ()
     """Numbers of the notes that give the reasons."""
     covers: Covers | None = None

@@ -40,6 +40,8 @@ def render_page(
         parts.append(f'<p class="quiet">{escape(words)}</p>')
     if comparison.differences:
         parts += ["<h2>Paired differences</h2>", _list([difference_text(row) for row in comparison.differences])]
+    if comparison.remarks:
+        parts += ["<h2>What these scores do not say</h2>", _list(list(comparison.remarks))]
     if comparison.notes:
         parts += ["<h2>Not available</h2>", _list(list(comparison.notes))]
     if receipts:

@@ -95,6 +95,8 @@ class Receipt:
     anchor: Anchor
     timings: tuple[Timing, ...] = ()
     compute: Compute | None = None
+    notes: tuple[str, ...] = ()
+    """Where the run's score means less than its number, see `outlay.degenerate`."""
     precision: dict[str, Any] | None = None
     """What the run computes in and how fast the machine is in bf16; ``None`` of a run of before."""
 
@@ -134,6 +136,7 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
         anchor=Anchor(entries[-1].hash, entries[-1].seq),
         timings=timings,
         compute=_compute(entries, timings),
+        notes=files.notes(),
         precision=files.precision(),
     )
 
@@ -319,6 +322,7 @@ def _summary(receipt: Receipt) -> list[str]:
     if receipt.cancelled:
         lines.append("cancelled: this run can spend nothing more")
     lines += [] if receipt.precision is None else _precision_lines(receipt.precision)
+    lines += [f"note: {_one_line(note)}" for note in receipt.notes]
     return [*lines, f"entry {receipt.anchor.count}, head {receipt.anchor.head}"]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from outlay.degenerate import of_rows
 from outlay.display import visible
 from outlay.errors import DataError
 from outlay.grouping import Group, group
@@ -43,6 +44,10 @@ class Row:
     n_ok: int
     n_seeds: int
     reasons: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    """Where a score means less than its number, see `outlay.degenerate`."""
+    n_dev: int | None = None
+    """Rows of the smallest dev set of its seeds."""
 
     @property
     def spot(self) -> Spot | None:
@@ -115,6 +120,11 @@ class Comparison:
         }
         return tuple(lines)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """One line for each score that means less than its number."""
+        return tuple(f"{row.label} at {money(row.budget_usd)}: {remark}" for row in self.rows for remark in row.remarks)
+
 
 def compare(
     points: Sequence[Point],
@@ -161,6 +171,20 @@ def _row(each: Group, left: Mapping[str, Aftermath], teacher_dev: Mapping[str, f
         n_ok=len(ok),
         n_seeds=len(each.points),
         reasons=tuple(dict.fromkeys(p.result.reason for p in each.points if p.result.reason is not None)),
+        remarks=remarks_of(ok),
+        n_dev=min((result.n_dev for result in results), default=None),
+    )
+
+
+def remarks_of(seeds: Sequence[Point]) -> tuple[str, ...]:
+    """The notes of the seeds of one row, each once, with the seeds it is about where it is not about all."""
+    about: dict[str, list[int]] = {}
+    for point in seeds:
+        for note in point.result.notes:
+            about.setdefault(note, []).append(point.request.seed)
+    return tuple(
+        note if len(found) == len(seeds) else f"seed {', '.join(map(str, found))}: {note}"
+        for note, found in about.items()
     )
 
 
@@ -218,7 +242,7 @@ def cells(row: Row) -> tuple[str, ...]:
         money(row.budget_usd),
         count(row.n_labels),
         count(row.n_pool) if row.n_pool else ABSENT,
-        ABSENT if row.teacher_dev is None else f"{row.teacher_dev:.1f}",
+        ABSENT if row.teacher_dev is None else f"{row.teacher_dev:.1f}{of_rows(row.n_dev)}",
         score(row.test),
         money(row.charge_usd),
         money(row.cash_usd),
@@ -272,7 +296,8 @@ def render_rich(comparison: Comparison) -> RenderableType:
     lines = [Text(difference_text(row)) for row in comparison.differences]
     if words := legend(comparison):
         lines.insert(0, Text(words, style="dim"))
-    notes = [Text(f"N/A: {note}", style="dim") for note in comparison.notes]
+    notes = [Text(f"Note: {remark}") for remark in comparison.remarks]
+    notes += [Text(f"N/A: {note}", style="dim") for note in comparison.notes]
     return RichGroup(table, *lines, *notes)
 
 
@@ -293,6 +318,8 @@ def render_markdown(comparison: Comparison) -> str:
         lines += ["", words]
     if comparison.differences:
         lines += ["", *(f"- {difference_text(row)}" for row in comparison.differences)]
+    if comparison.remarks:
+        lines += ["", *(f"- Note: {remark}" for remark in comparison.remarks)]
     if comparison.notes:
         lines += ["", *(f"- N/A: {note}" for note in comparison.notes)]
     return "\n".join(lines) + "\n"
@@ -304,7 +331,7 @@ def _markdown_line(texts: Sequence[str]) -> str:
 
 CSV_HEADER = (
     *("strategy", "budget_usd", "n_labels", "n_pool", "teacher_dev", "test", "test_low", "test_high", "interval"),
-    *("charge_usd", "cash_usd", "n_ok", "n_seeds", "on_frontier", "reason"),
+    *("charge_usd", "cash_usd", "n_ok", "n_seeds", "on_frontier", "reason", "notes"),
 )
 
 
@@ -329,4 +356,5 @@ def _csv_values(comparison: Comparison, row: Row) -> tuple[Any, ...]:
         *(row.charge_usd, row.cash_usd, row.n_ok, row.n_seeds),
         "yes" if on_front(comparison, row) else "no",
         "; ".join(row.reasons) or None,
+        "; ".join(row.remarks) or None,
     )

@@ -88,6 +88,21 @@ class Scorer:
         """The main score alone, of the first rows where there are fewer predictions."""
         return self.score(predictions, rows[: len(predictions)])[self.main].value
 
+    def remarks(self, predictions: Sequence[str], rows: Sequence[Row], value: float) -> list[str]:
+        """Where the main score of these rows, 0-100, means less than its number."""
+        from outlay.degenerate import test_remarks
+        from outlay.metrics import Answered
+
+        golds, sources = [row.gold or "" for row in rows], [row.text for row in rows]
+        return test_remarks(self.metric, Answered(predictions, golds, self.form.labels, sources), value)
+
+    def dev_remarks(self, value: float | None, rows: Sequence[Row]) -> list[str]:
+        """The same of a dev score."""
+        from outlay.degenerate import dev_remarks, floor_of
+
+        floor = floor_of(self.metric, [row.gold or "" for row in rows], self.form.labels)
+        return dev_remarks(len(rows), {"this model": value}, floor)
+
     def score(self, predictions: Sequence[str], rows: Sequence[Row]) -> dict[str, Reading]:
         """Every statistic in both readings with its interval."""
         from outlay.metrics import score
@@ -141,5 +156,6 @@ def write_scores(scorer: Scorer, said: Sequence[str], rows: Sequence[Row], out: 
     readings = scorer.score(said, rows)
     scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
     facts = {"n_rows": len(rows), **scorer.identity(), "main": scorer.main, "scores": scores}
+    facts["notes"] = scorer.remarks(said, rows, scores[scorer.main]["value"])
     write_bytes(out / SCORES, json_bytes(facts))
     return facts

@@ -271,6 +271,7 @@ class _Plan:
             "stopped": progress.stopped,
             "n_parameters": progress.n_parameters,
             "n_processes": n_processes(),
+            "notes": [] if self.scorer is None else self.scorer.dev_remarks(progress.best_score, self.dev),
         }
         if stopwatch is not None:
             # What an earlier attempt computed was not looked at.
