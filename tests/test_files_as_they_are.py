@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from outlay.cli.common import parse_labels
+from outlay.cli.common import parse_labels, say_notes
 from outlay.cli.models import _file_corpus
 from outlay.data import load_data
 from outlay.delimited import read_delimited
@@ -21,6 +21,7 @@ from outlay.form import named_class
 from outlay.jsontext import BadJson, parse_json
 from outlay.legible import label_problem, listed, named
 from outlay.money import PriceBook
+from outlay.prepare import Workbench
 from outlay.profile import profile
 from outlay.rows import Row, read_file
 from outlay.sizes import load_sizes
@@ -253,6 +254,21 @@ def test_another_delimiter_is_found_and_said(tmp_path: Path, suffix: str, text: 
     assert any(f"columns are separated by {words}" in note for note in data.notes)
     assert f"note: train{suffix}: columns are separated by {words}" in outlay("task", "check", path).out
     assert json.loads(outlay("task", "check", path, "--json").out)["notes"] == list(data.notes)
+
+
+def test_what_was_decided_about_files_is_said_by_whatever_reads_a_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Workbench(PriceBook.load())
+    task = str(write_task(tmp_path, "message;label\nso, so;pos\n", ".csv"))
+    bench.load(task)
+    say_notes(bench.notes, quiet=True)
+    assert capsys.readouterr().err == ""
+    say_notes(bench.notes)
+    assert capsys.readouterr().err.startswith("note: train.csv: columns are separated by semicolons")
+    (tmp_path / "said.csv").write_text("gold;prediction\npos;pos\n")
+    ran = outlay("evaluate", "--predictions", tmp_path / "said.csv", "--task", task, "--out", tmp_path / "o")
+    assert "said.csv: columns are separated by semicolons" in ran.out
 
 
 def test_a_delimiter_may_be_named(tmp_path: Path) -> None:
