@@ -28,7 +28,7 @@ ALPHA = 1 - LEVEL
 """The highest p that is called significant."""
 ROUNDING = 1e-9
 """Points below which two values are one: ties must not turn on the order of additions."""
-_HALVINGS = 60
+_MOST_STEPS, _CLOSE = 100, 1e-10
 _EXACT_DF = 30
 """From so many degrees of freedom on, t quantiles are a series around the normal one, within 1e-5 of it for p down to 1e-4."""
 
@@ -129,14 +129,13 @@ class Spread:
         total = self.seeds + self.shared
         if self.n_seeds == 1 or not self.seeds:
             return by_rows
-        wanted, low, high = size * math.sqrt(total), 0.0, size * math.sqrt(total) / self.seeds
-        for _ in range(_HALVINGS):
-            x = (low + high) / 2
-            reached = self.seeds * x
-            if self.shared:
-                reached += self.shared * t_quantile(t_tail(x, self.n_seeds - 1), self.df_rows)
-            low, high = (x, high) if reached < wanted else (low, x)
-        return max(by_rows, t_tail((low + high) / 2, self.n_seeds - 1))
+        wanted = size * math.sqrt(total)
+
+        def beyond(x: float) -> float:
+            of_rows = t_quantile(t_tail(x, self.n_seeds - 1), self.df_rows) if self.shared else 0.0
+            return self.seeds * x + (self.shared * of_rows if self.shared else 0.0) - wanted
+
+        return max(by_rows, t_tail(_root(beyond, 0.0, wanted / self.seeds), self.n_seeds - 1))
 
 
 # --- Student's t ------------------------------------------------------------------------------------------------------
@@ -169,7 +168,7 @@ def t_tail(x: float, df: float) -> float:
 def t_quantile(alpha: float, df: float) -> float:
     """Return x with P(|T| >= x) = ``alpha``; infinite without a degree of freedom.
 
-    Few degrees of freedom by bisection of :func:`t_tail`, `_EXACT_DF` and more by the Cornish-Fisher series of Abramowitz &
+    Few degrees of freedom from :func:`t_tail`, `_EXACT_DF` and more by the Cornish-Fisher series of Abramowitz &
     Stegun 1964, 26.7.5.
     """
     if df < 1 or alpha <= 0:
@@ -187,12 +186,35 @@ def t_quantile(alpha: float, df: float) -> float:
             (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
         )
         return z + sum(term / df ** (i + 1) for i, term in enumerate(terms))
+
+    def below(x: float) -> float:
+        return math.log(alpha / max(t_tail(x, df), 1e-300))
+
     low, high = 0.0, 1.0
-    while t_tail(high, df) > alpha and high < 1e12:
+    while below(high) < 0 and high < 1e12:
         low, high = high, 2 * high
-    for _ in range(_HALVINGS):
-        x = (low + high) / 2
-        low, high = (x, high) if t_tail(x, df) > alpha else (low, x)
+    return _root(below, low, high)
+
+
+def _root(rising: Callable[[float], float], low: float, high: float) -> float:
+    """Where a rising function crosses 0 between two places, by regula falsi in its Illinois form (Dowell & Jarratt 1971)."""
+    at_low, at_high = rising(low), rising(high)
+    kept = 0
+    for _ in range(_MOST_STEPS):
+        if at_high <= 0:
+            return high
+        if at_low >= 0 or high - low <= _CLOSE * high:
+            return low
+        x = high - at_high * (high - low) / (at_high - at_low) if math.isfinite(at_high) else (low + high) / 2
+        at_x = rising(x)
+        if at_x < 0:
+            low, at_low = x, at_x
+            at_high, kept = (at_high / 2 if kept < 0 else at_high), -1
+        elif at_x > 0:
+            high, at_high = x, at_x
+            at_low, kept = (at_low / 2 if kept > 0 else at_low), 1
+        else:
+            return x
     return (low + high) / 2
 
 
