@@ -190,7 +190,7 @@ def test_paired_f1_agrees_with_a_plain_loop() -> None:
     assert found.mean == pytest.approx(mean(a, *everything) - mean(b, *everything))
     # Over rows alone: the jackknife's variance is that of resampled rows.
     draws = []
-    for _ in range(300):
+    for _ in range(120):
         drawn = rng.integers(0, 37, 37), np.arange(2)
         draws.append(mean(a, *drawn) - mean(b, *drawn))
     assert found.spread.rows**0.5 == pytest.approx(np.std(draws), rel=0.3)

@@ -23,6 +23,7 @@ WIDTH, HEIGHT = 620, 380
 FONT = "Helvetica, Arial, sans-serif"
 FONT_PX = 14
 LETTER_PX = 7.2  # mean width of a letter at FONT_PX
+SUBTITLE_LETTERS = 100  # what fits on one line
 LABEL_GAP_PX = 12
 INK, QUIET, GRID = "#222222", "#666666", "#e6e6e6"
 
@@ -157,7 +158,9 @@ def _title(comparison: Comparison, heading: str) -> dict[str, Any]:
     bars = (
         f", bars: {bars_words(row.test.covers for row in comparison.rows if row.test is not None)}" if has_bars else ""
     )
-    return {"text": heading, "subtitle": f"{seeds}{bars}, dashed: the frontier (nothing is cheaper and better)"}
+    front = "dashed: the frontier (nothing is cheaper and better)"
+    whole = f"{seeds}{bars}, {front}"
+    return {"text": heading, "subtitle": whole if len(whole) <= SUBTITLE_LETTERS else [f"{seeds}{bars}", front]}
 
 
 def _record(row: Row) -> dict[str, Any]:
