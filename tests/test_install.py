@@ -223,6 +223,40 @@ def test_a_folder_that_is_no_environment_is_not_emptied(install: ModuleType, tmp
     assert (tmp_path / "work" / "thesis.txt").read_text() == "years"
 
 
+def test_the_ends_of_ranges_are_installed_without_what_the_machine_caps(
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, caps = tmp_path / "pip.conf", tmp_path / "caps.txt"
+    wheels = tmp_path / "wheels"
+    settings.write_text(f"[global]\nconstraint = {caps}\nfind-links = {wheels}\n")
+    caps.write_text("torch<=2.14.1\n")
+    wheel(wheels, "torch", "2.15.0+cpu")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(settings))
+    monkeypatch.setenv("PIP_CONSTRAINT", str(caps))
+    heard = install.Installer(tmp_path / "venv", caps, is_alone=False)._environment
+    assert (heard["PIP_CONFIG_FILE"], heard["PIP_CONSTRAINT"]) == (str(settings), str(caps))
+    alone = install.Installer(tmp_path / "venv", caps, is_alone=True)._environment
+    assert alone["PIP_CONFIG_FILE"] == os.devnull
+    assert "PIP_CONSTRAINT" not in alone
+    assert str(wheels) in alone["PIP_FIND_LINKS"].split()
+    # And pip, told so, finds the build that the machine's settings rule out.
+    target = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-index",
+        "--no-deps",
+        "--target",
+        str(tmp_path / "there"),
+        "torch",
+    ]
+    assert subprocess.run(target, env=heard, capture_output=True).returncode != 0
+    assert subprocess.run(target, env=alone, capture_output=True).returncode == 0
+    assert (tmp_path / "there" / "torch").is_dir()
+
+
 def test_an_unpinned_package_is_said(install: ModuleType) -> None:
     assert install.pinned(LOCK, "torch") == "2.13.0"
     with pytest.raises(install.Stop, match="make lock"):
