@@ -31,6 +31,7 @@ from bench.published_objective import FreeGauge
 from outlay.errors import MissingData
 from outlay.example import Example, seeded_order
 from outlay.form import Form
+from outlay.precision import bf16_speed, ratio_words
 from outlay.quota import usable_cores
 from outlay.settings import TrainSettings
 from outlay.sizes import Size
@@ -219,6 +220,7 @@ def run(given: argparse.Namespace, bench: Callable[[argparse.Namespace, Work], R
         "command": shlex.join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "date": began.date().isoformat(),
         "machine": machine(given.threads),
+        "bf16 ratio": ratio_words(bf16_speed().ratio or 0.0) if bf16_speed().ratio is not None else "not measured",
         "seconds": round((datetime.now(UTC) - began).total_seconds()),
     }
     if given.json:

@@ -56,6 +56,7 @@ from bench.common import (
 )
 from bench.published_objective import Curve, FreeGauge, Pair, batches_of
 from outlay.form import Form, TargetKind
+from outlay.precision import resolve
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.train.models import ModelSpec
 from outlay.train.steps import Watch, count_tokens, distil, finetune, teach
@@ -69,9 +70,11 @@ EPOCHS = 50
 N_WARMUP = 2
 """Steps at the start of a run that are not timed."""
 COMPLETE = TeachSettings(max_logits=0, keep_padding=True)
-DISTIL = TrainSettings(epochs=1, batch_size=32, learning_rate=3e-4, temperature=TEMPERATURE)
+AS_SET = resolve("auto")
+"""What a user of this machine computes in who asks for nothing."""
+DISTIL = TrainSettings(epochs=1, batch_size=32, learning_rate=3e-4, temperature=TEMPERATURE, precision=AS_SET)
 PUBLISHED = replace(DISTIL, objective="published", precision="fp32", warmup_fraction=0.0, weight_decay=0.0)
-ON_LABELS = TrainSettings(epochs=1, batch_size=16, learning_rate=5e-4)
+ON_LABELS = TrainSettings(epochs=1, batch_size=16, learning_rate=5e-4, precision=AS_SET)
 LONG_ANSWER = 64
 
 

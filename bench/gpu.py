@@ -248,7 +248,12 @@ def student_tasks(world: World) -> Iterator[Task]:
     for is_compiled in (False, True) if scale.compile else (False,):
         for batch in scale.student_batches:
             settings = TrainSettings(
-                epochs=1000, batch_size=batch, learning_rate=3e-5, temperature=2.0, compile=is_compiled
+                epochs=1000,
+                batch_size=batch,
+                learning_rate=3e-5,
+                temperature=2.0,
+                precision="bf16",
+                compile=is_compiled,
             )
             lessons: dict[str, Lesson] = {"distil student": TargetLesson(head, sources, targets, settings)}
             if not is_compiled:

