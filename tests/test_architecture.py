@@ -62,10 +62,11 @@ ALLOWED: dict[str, set[str]] = {
     "cluster": {"crew", "errors", "locks", "modelref", "raycrew"},
     "sizes": {"errors", "form", "modelref", "textfile", "yamltext"},
     "shape": {"errors", "form", "modelref", "sizes"},
+    "window": {"errors", "form", "modelref", "shape", "sizes"},
     "compute": {"errors", "money", "shape", "textfile"},
     "speed": {"precision", "errors", "settings", "shape", "sizes", "paths"},
     "taskfile": {"errors", "example", "textfile", "yamltext"},
-    "sources": {"errors", "example", "taskfile", "yamltext"},
+    "sources": {"errors", "example", "settings", "taskfile", "yamltext"},
     "training": {"precision", "form", "taskfile"},
     "task": {"errors", "example", "form", "legible", "paths", "sources", "taskfile", "training"},
     "rows": {"delimited", "errors", "jsontext", "legible", "sources", "textfile"},
@@ -78,6 +79,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": {
         "quota",
         *("entities", "errors", "form", "legible", "modelref", "quiet", "settings", "shape", "sizes", "speed"),
+        "window",
         "writing",
     },
     "report": {
@@ -85,19 +87,21 @@ ALLOWED: dict[str, set[str]] = {
         *("precision", "published", "runfolder", "writing"),
     },
     "significance": {"errors", "grouping", "metrics", "point", "report", "strategy"},
-    "request": {"precision", "errors", "money", "store"},
+    "request": {"errors", "money", "precision", "settings", "store"},
     "recipe": {"form", "settings", "store"},
     "sellers": {"errors", "example", "labels", "money", "quoting", "request", "store", "strategy", "task"},
-    "quoting": {"compute", "errors", "form", "memo", "money", "recipe", "request", "settings"},
+    "quoting": {"compute", "errors", "form", "memo", "money", "recipe", "request", "settings", "window"},
     "strategy": {"errors", "memo", "money", "quoting", "recipe"},
     "gauge": {"compute", "money", "quoting", "recipe"},
     "timing": {"quoting", "recipe", "settings", "speed"},
     "circumstance": {"precision", "quota"},
     "defaults": {"form", "settings"},
+    "choices": {"data", "errors", "modelref", "recipe", "shape", "task"},
     "ordered": {"data", "example", "store"},
     "prepare": {
         "precision",
         *(
+            "choices",
             "compute",
             "data",
             "defaults",
@@ -113,7 +117,7 @@ ALLOWED: dict[str, set[str]] = {
             "recipe",
             "request",
         ),
-        *("sellers", "settings", "store", "strategy", "task", "train"),
+        *("sellers", "settings", "store", "strategy", "task", "train", "window"),
     },
     "planning": {
         *("display", "errors", "money", "point", "prepare", "quoting", "recipe", "speed"),
@@ -169,7 +173,7 @@ ALLOWED: dict[str, set[str]] = {
     "single": {
         *("canonical", "cluster", "data", "defaults", "degenerate", "entities", "errors", "example"),
         *("executor", "form", "legible", "location", "metrics", "modelref", "precision", "raycrew", "rows"),
-        *("settings", "shape", "sources", "speed", "task", "textfile", "train", "writing"),
+        *("settings", "shape", "sources", "speed", "task", "textfile", "train", "window", "writing"),
     },
     "cli": {
         *("__init__", "canonical", "compare", "compute", "conduct", "crew", "data", "degenerate", "demo"),

@@ -438,11 +438,12 @@ def test_elsewhere_the_same_request_finds_everything_and_pays_no_cash(
 
 def test_a_budget_that_does_not_reach_is_an_answer(shop: Shop, tmp_path: Path) -> None:
     ran = shop.run(tmp_path / "out", budget="0.10")
-    assert ran.code == 0
+    assert ran.code == 1
+    assert ran.err.splitlines()[-1].startswith("outlay: no result: ")
     words = " ".join(ran.out.split())
     assert "N/A" in words
     assert "the budget is $0.10; raise it to $0.6" in words
-    (point,) = shop.run(tmp_path / "out", "--json", budget="0.10").json
+    (point,) = json.loads(shop.run(tmp_path / "out", "--json", budget="0.10").out)
     assert (point["result"]["status"], point["result"]["charge_usd"]) == ("na", 0)
     assert "raise it to" in point["result"]["reason"]
 

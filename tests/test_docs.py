@@ -67,8 +67,7 @@ def test_the_first_page_of_help_says_what_each_command_says_of_itself() -> None:
 
 HEAD = """# The command line
 
-Every command takes `--help`. An error is one line on standard error and exit 1; wrong usage exits 2; Ctrl-C exits 130, and the
-same command goes on where it was. Progress goes to standard error, so standard output can be piped; with `--json` it is one JSON
+Every command takes `--help`. Progress goes to standard error, so standard output can be piped; with `--json` it is one JSON
 document. `TASK` is the name of a shipped task or the path of your own `task.yaml` ([tasks](tasks.md)), `STUDY` that of a study
 ([studies](studies.md)); `DIR` is a results folder, as `run`, `compare` and `study run` make it.
 
@@ -92,6 +91,22 @@ A path may begin with `~` or `~user` wherever one is given: in an option, a vari
 no home folder that can be written, store and caches lie in `outlay-runs/cache` of the current folder, which is said. What
 says what is asked for (`--budget`, `--strategies`, `--seed` and the like) is given once; any other option of one value may
 be repeated, and the last one counts.
+
+| exit | what it says |
+|---|---|
+| 0 | done; of several points at least one has a result |
+| 1 | refused or failed, in one line on standard error; also where no point has a result (N/A), or one failed |
+| 2 | the command is written wrongly: an unknown option, a missing value |
+| 130 | Ctrl-C; the same command goes on where it was |
+| 141 | whoever read the output stopped early |
+
+A command that ends with 1 because of its points has printed, and written, what there is.
+
+**Nothing is bought before everything that can be known is checked**: models, their tokenizers and the lengths they read, labels
+that they can spell, data, prices and their units, every run of a grid. `run` and `compare` into a folder that holds a report go
+on with it where every score in it is asked for again (the same command; more budgets, more seeds). Else they refuse;
+`--overwrite` puts the new report in its place, and leaves the ledger and the runs. The single steps, `evaluate` among them,
+refuse in the same way.
 """
 
 

@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outlay.errors import MoneyError, UnknownItem
-from outlay.money import MAX_MICROS, Price, PriceBook, Quote, check_micros, format_usd, parse_budget, parse_usd
+from outlay.money import (
+    MAX_MICROS,
+    Price,
+    PriceBook,
+    Quote,
+    _prices_of,
+    check_micros,
+    format_usd,
+    parse_budget,
+    parse_usd,
+    read_unit,
+)
 
 
 def _price(usd: str, unit: str = "label") -> Price:
@@ -205,7 +216,7 @@ def _file(folder: Path, text: str, name: str = "mine.toml") -> Path:
 def test_the_later_file_wins(tmp_path: Path) -> None:
     first = _file(tmp_path, '[[price]]\nitem = "h100"\nunit = "hour"\nusd = "2.10"\nchecked = 2024-05-31\n', "a.toml")
     second = _file(
-        tmp_path, '[[price]]\nitem = "h100"\nunit = "hour"\nusd = 1.99\n[[price]]\nitem="x"\nunit="day"\nusd=4'
+        tmp_path, '[[price]]\nitem = "h100"\nunit = "hour"\nusd = 1.99\n[[price]]\nitem="x"\nunit="label"\nusd=4'
     )
     book = PriceBook.load([first, second])
     assert book.get("h100").usd == Decimal("1.99")
@@ -244,7 +255,13 @@ def test_the_digest_names_the_money_and_nothing_else(tmp_path: Path) -> None:
         ('[[price]]\nitem = "a"\nunit = "hour"\nusd = "1"\nprize = 3', "prize"),
         ('[[price]]\nitem = "a"\nunit = "hour"\nusd = "1"\nchecked = "today"', "checked"),
         ('[[price]]\nitem = "a"\nunit = "hour"\nusd = "1"\n[[price]]\nitem = "a"\nunit = "hour"\nusd = "2"', "twice"),
-        ('[[price]]\nitem = "a40"\nunit = "day"\nusd = "30"', "per hour, not per day"),
+        (
+            '[[price]]\nitem = "a40"\nunit = "day"\nusd = "30"',
+            "the unit 'day' is unknown; write label, hour or 1000 tokens",
+        ),
+        ('[[price]]\nitem = "a40"\nunit = "label"\nusd = "30"', "per hour, not per label"),
+        ('[[price]]\nitem = "x"\nunit = "lable"\nusd = "30"', r"\(did you mean 'label'\?\)"),
+        ('[[price]]\nitem = "x"\nunit = "3 labels"\nusd = "10"', "no exact price of one label"),
     ],
 )
 def test_a_bad_price_file_is_refused_in_one_line_that_names_it(tmp_path: Path, text: str, says: str) -> None:
@@ -260,3 +277,72 @@ def test_a_price_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(MoneyError, match=r"bytes\.toml"):
         PriceBook.load([tmp_path / "bytes.toml"])
+
+
+# --- units -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "noun", "number"),
+    [
+        ("label", "label", 1),
+        ("Labels", "label", 1),
+        ("1000 labels", "label", 1000),
+        ("per 1,000 labels", "label", 1000),
+        ("1_000 labels", "label", 1000),
+        ("thousand labels", "label", 1000),
+        ("hour", "hour", 1),
+        ("2 hours", "hour", 2),
+        ("token", "token", 1),
+        ("1000 tokens", "token", 1000),
+        ("1k tokens", "token", 1000),
+        ("1M tokens", "token", 1_000_000),
+        ("million tokens", "token", 1_000_000),
+    ],
+)
+def test_a_unit_says_what_is_sold_and_how_many(written: str, noun: str, number: int) -> None:
+    assert read_unit(written) == (noun, number)
+
+
+@pytest.mark.parametrize(
+    "written", ["", "1000", "labelss", "lable", "day", "0 labels", "3 3 labels", "1,00 labels", "each"]
+)
+def test_a_unit_that_sells_nothing_known_is_refused(written: str) -> None:
+    with pytest.raises(MoneyError, match="write label, hour or 1000 tokens"):
+        read_unit(written)
+
+
+@given(
+    st.decimals(min_value=0, max_value=99, places=6),
+    st.sampled_from([1, 2, 5, 8, 10, 64, 100, 1000, 1_000_000]),
+    st.integers(0, 10**7),
+)
+def test_many_labels_at_one_price_cost_their_exact_share_rounded_up_once(usd: Decimal, number: int, n: int) -> None:
+    written = f'[[price]]\nitem = "label/x"\nunit = "{number} labels"\nusd = "{usd:f}"\n'
+    price = PriceBook(list(_prices_of("mine.toml", written).values())).label("label/x")
+    assert price.unit == "label"
+    assert price.cost_micros(n) == math.ceil(Fraction(usd) * n * 1_000_000 / number)
+
+
+def test_a_price_is_the_same_however_its_unit_is_written(tmp_path: Path) -> None:
+    digests = set()
+    for unit, usd in (("label", "0.1"), ("1000 labels", "100"), ("per 10 labels", "1.00")):
+        digests.add(
+            PriceBook.load([_file(tmp_path, f'[[price]]\nitem = "label/x"\nunit = "{unit}"\nusd = "{usd}"\n')]).digest
+        )
+    assert len(digests) == 1
+    shipped = PriceBook.load()
+    mine = PriceBook.load([_file(tmp_path, '[[price]]\nitem = "text-davinci-003"\nunit = "1M tokens"\nusd = "20"\n')])
+    assert mine.digest == shipped.digest
+
+
+def test_labels_are_not_bought_by_the_hour_nor_hours_by_the_label() -> None:
+    book = PriceBook.load()
+    assert book.label("label/demo").usd == Decimal("0.20")
+    assert book.hour("cpu").unit == "hour"
+    with pytest.raises(MoneyError, match="'cpu' is sold per hour, but labels are bought one by one"):
+        book.label("cpu")
+    with pytest.raises(MoneyError, match="'label/demo' is sold per label, but compute is paid by the hour"):
+        book.hour("label/demo")
+    with pytest.raises(MoneyError, match="'text-davinci-003' is sold per 1000 tokens"):
+        book.label("text-davinci-003")

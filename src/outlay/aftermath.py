@@ -12,6 +12,9 @@ from outlay.report.results import Aftermath
 from outlay.run import Runner
 from outlay.workshop import PREDICTIONS_FILE
 
+FEWEST_ANSWERS = 2
+"""Below which no interval and no test can be had."""
+
 
 def manifest_of(runner: Runner, run: str) -> dict[str, Any] | None:
     """What a run that is over left behind; ``None`` for one that is not."""
@@ -39,6 +42,11 @@ def answers_of(runner: Runner, manifest: Mapping[str, Any] | None) -> tuple[str,
     return said["metric"], answered
 
 
+def can_be_resampled(answered: Answered) -> bool:
+    """Whether there are answers to draw an interval or a test from: one test row has no spread."""
+    return len(answered.predictions) >= FEWEST_ANSWERS
+
+
 def receipt_file(folder: Path, run: str) -> Path:
     """Where a results folder keeps the receipt of a run, as text."""
     return folder / "receipts" / f"{run}.txt"
@@ -53,7 +61,7 @@ def aftermath_of(runner: Runner, run: str) -> Aftermath:
     return Aftermath(
         run=run,
         metric=None if found is None else found[0],
-        answered=None if found is None else found[1],
+        answered=found[1] if found is not None and can_be_resampled(found[1]) else None,
         teacher_dev=None if manifest is None else manifest["teacher_dev"],
         charges_usd=None if charges is None else {part: micros / 1_000_000 for part, micros in charges.items()},
         receipt=path.read_text(encoding="utf-8") if path.exists() else None,

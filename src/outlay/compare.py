@@ -9,7 +9,7 @@ from decimal import Decimal
 from itertools import product
 from pathlib import Path
 
-from outlay.aftermath import answers_of, manifest_of
+from outlay.aftermath import answers_of, can_be_resampled, manifest_of
 from outlay.errors import DataError, MissingData, UsageError
 from outlay.grouping import group
 from outlay.metrics import main_score
@@ -30,6 +30,9 @@ from outlay.significance import family
 from outlay.store import Store
 from outlay.strategy import strategy
 from outlay.writing import write_text
+
+STUDY_FILE = "study.json"
+"""What `outlay.conduct` leaves in a folder of its own."""
 
 INDEX_FILE = "comparison.json"
 """Which runs of a folder make up its comparison, the store that holds their artifacts, the machine they ran on."""
@@ -103,25 +106,69 @@ class Grid:
         return list(product(teachers if taught else teachers[:1], students[:1] if policy.starts_general else students))
 
 
+def check_folder(folder: Path, asked: Sequence[str], *, overwrite: bool) -> None:
+    """Refuse a results folder whose report would lose what is in it; a grid that holds all of it, and more, goes on there.
+
+    Points that came to nothing are no loss. ``asked``: ids of the runs that are asked for.
+
+    Raises:
+        UsageError: it holds a study, or a score that is not asked for (unless ``overwrite``: its ledger and the files of its runs
+            stay, its table and page are replaced).
+    """
+    if (folder / STUDY_FILE).exists():
+        raise UsageError(f"{folder} holds a study; give another --out")
+    if overwrite or not (folder / INDEX_FILE).exists() or not (folder / "points.json").exists():
+        return
+    runs = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["runs"]
+    points = read_points(folder / "points.json")
+    lost = [point for run, point in zip(runs, points, strict=False) if point.is_ok and run not in asked]
+    if lost:
+        first = lost[0].request
+        what = f"{first.variant} at {show_usd(first.budget_usd)}, seed {first.seed}"
+        raise UsageError(
+            f"{folder} holds the report of another request: this one would drop {len(lost)} of its {len(points)} points, the "
+            f"first {first.task}: {what}; ask for those too, give another --out, or add --overwrite"
+        )
+
+
+def foresee(workbench: Workbench, options: Sequence[Options]) -> None:
+    """Bring every run as far as its first recipe: whatever it meets on the way is met before the first of them buys a label.
+
+    Raises:
+        OutlayError: what `Workbench.prepare` refuses.
+    """
+    for asked in options:
+        strategy(asked.strategy).ask(workbench.prepare(asked).known, [])
+
+
 def run_points(
     runner: Runner, workbench: Workbench, options: Sequence[Options], on_point: Callable[[int, Options], None]
 ) -> list[Point]:
     """Execute every point, note each as it is done, and leave ``points.json`` and the index in the runner's folder.
 
-    A point that fails is recorded with its reason and does not stop the rest.
+    A point that fails is recorded with its reason and does not stop the rest. Those that are over already are in both files from
+    the start, so that a grid which grew loses nothing where it is stopped.
     """
-    points: list[Point] = []
-    runs: list[str] = []
-    _write_index(runner, runs)
+    runs = [workbench.request(asked).run_id for asked in options]
+    done = runner.all_finished(runs)
+    _write(runner, runs, done)
     for i, asked in enumerate(options):
         on_point(i, asked)
-        request = workbench.request(asked)
-        done = runner.finished(request.run_id)
-        points.append(done if done is not None else runner.execute(workbench.prepare(asked)))
-        runs.append(request.run_id)
-        write_points(runner.folder / "points.json", points)
-        _write_index(runner, runs)
-    return points
+        if runs[i] not in done:
+            done[runs[i]] = runner.execute(workbench.prepare(asked))
+            _write(runner, runs, done)
+    return [done[run] for run in runs]
+
+
+def _write(runner: Runner, asked: Sequence[str], done: Mapping[str, Point]) -> None:
+    """The points so far in the order asked, and the index of their runs."""
+    runs = [run for run in dict.fromkeys(asked) if run in done]
+    path = runner.folder / "points.json"
+    if runs:
+        write_points(path, [done[run] for run in runs])
+    else:
+        path.unlink(missing_ok=True)
+    _write_index(runner, runs)
 
 
 def _write_index(runner: Runner, runs: Sequence[str]) -> None:
@@ -161,7 +208,8 @@ def summarise(runner: Runner) -> Comparison:
     left: dict[str, Aftermath] = {}
     for point, manifest in zip(points, manifests, strict=True):
         if point.is_ok and (answers := answers_of(runner, manifest)) is not None:
-            left[point.id] = Aftermath(run=point.id, metric=answers[0], answered=answers[1])
+            answered = answers[1] if can_be_resampled(answers[1]) else None
+            left[point.id] = Aftermath(run=point.id, metric=answers[0], answered=answered)
     teachers = {
         p.id: m["teacher_dev"] for p, m in zip(points, manifests, strict=True) if m and m["teacher_dev"] is not None
     }

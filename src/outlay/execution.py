@@ -362,7 +362,7 @@ class Execution:
         cash_micros = 0 if again and reused else self._my_cash(artifact)
         self._settle(step, hold, artifact, quantity, cash_micros, reused)
         self._artifacts[step.key] = artifact
-        for line in cut_lines(step, artifact.usage):
+        for line in cut_lines(step, artifact.usage, self.prepared.known):
             self._watcher.say(line)
 
     def _my_cash(self, artifact: Artifact) -> int:

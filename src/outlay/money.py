@@ -14,9 +14,9 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
@@ -35,6 +35,14 @@ YOURS_TO_SET = "yours to set"
 _AMOUNT = re.compile(r"\$?\s*(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)", re.ASCII)
 _SCIENTIFIC = re.compile(r"\$?\s*(?P<number>[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,2}|[0-9]+\.[0-9]+)", re.ASCII)
 """How a price file may write a price beside `_AMOUNT`: as spreadsheets do, 1.5E-7, or with any number of decimals."""
+_PER = {"label": 1, "hour": 1, "token": 1000}
+"""What is sold, and how many of it make the unit that prices are kept in: a price per 1000 tokens, as APIs print them."""
+_UNIT = re.compile(
+    r"(?:per\s+)?(?:(?P<number>[0-9]{1,3}(?:[,_ ][0-9]{3})+|[0-9]{1,12})\s*)?(?P<scale>k|m|thousand|million)?\s*"
+    r"(?P<noun>label|hour|token)s?",
+    re.ASCII | re.IGNORECASE,
+)
+_SCALES = {"k": 1_000, "thousand": 1_000, "m": 1_000_000, "million": 1_000_000}
 _PRICE_FIELDS = ("item", "unit", "usd", "source", "checked", "note")
 
 
@@ -91,6 +99,42 @@ def show_usd(usd: float) -> str:
         return f"{sign}${usd:,.2f}"
     digits = f"{usd:.{max(4, 1 - math.floor(math.log10(usd)))}f}"
     return f"{sign}${digits[:6]}{digits[6:].rstrip('0')}"
+
+
+def read_unit(text: str) -> tuple[str, int]:
+    """What one price buys: ``("label", 1000)`` of ``1000 labels``, ``("token", 1000000)`` of ``1M tokens``.
+
+    Raises MoneyError for anything that is no number of labels, hours or tokens.
+    """
+    match = _UNIT.fullmatch(text.strip())
+    number = int(re.sub(r"[,_ ]", "", match["number"] or "1")) if match else 0
+    if match is None or number < 1:
+        near = difflib.get_close_matches(text.strip().lower(), ("label", "hour", "1000 tokens"), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise MoneyError(f"the unit {_shown(text)} is unknown{hint}; write label, hour or 1000 tokens, or 1000 labels")
+    return match["noun"].lower(), number * _SCALES.get((match["scale"] or "").lower(), 1)
+
+
+def _per_unit(usd: Decimal, text: str) -> tuple[str, Decimal]:
+    """The unit that prices are kept in, and the price of one: $100 per 1000 labels are $0.1 per label, exactly."""
+    noun, number = read_unit(text)
+    kept = _PER[noun]
+    exact = Fraction(usd) * kept / number if usd.is_finite() else Fraction(0)
+    n_decimals = 0
+    while (10**n_decimals) % exact.denominator and n_decimals < _MOST_DECIMALS:
+        n_decimals += 1
+    if (10**n_decimals) % exact.denominator:
+        raise MoneyError(
+            f"${usd} per {text.strip()} is no exact price of one {noun}; give the price of 1, 10, 100 or 1000 {noun}s"
+        )
+    unit = noun if kept == 1 else f"{kept} {noun}s"
+    if number == kept:
+        return unit, usd
+    return unit, Decimal(int(exact * 10**n_decimals)).scaleb(-n_decimals, _EXACT)
+
+
+_MOST_DECIMALS = 60
+_EXACT = Context(prec=200)
 
 
 def check_micros(name: str, micros: int) -> int:
@@ -228,6 +272,22 @@ class PriceBook:
             raise UnknownItem(f"no price for {item!r}{hint}; known: {known}; add it with a price file of your own")
         return price
 
+    def label(self, item: str) -> Price:
+        """The price of one label. Raises UnknownItem as `get`, MoneyError for an item that is sold by something else."""
+        return self._sold_by(
+            "label", item, "labels are bought one by one; give its price per label, or per 1000 labels"
+        )
+
+    def hour(self, item: str) -> Price:
+        """The price of a machine's hour. Raises UnknownItem as `get`, MoneyError for an item that is sold by something else."""
+        return self._sold_by("hour", item, "compute is paid by the hour; name a machine's price")
+
+    def _sold_by(self, unit: str, item: str, why: str) -> Price:
+        price = self.get(item)
+        if price.unit != unit:
+            raise MoneyError(f"{item!r} is sold per {price.unit}, but {why}")
+        return price
+
     def __contains__(self, item: object) -> bool:
         return item in self._prices
 
@@ -304,6 +364,8 @@ def _price_of(where: str, record: object) -> Price:
     try:
         usd = _price_decimal(record["usd"])
         source = record.get("source", "your price file")
-        return Price(record["item"], record["unit"], usd, source, checked, record.get("note", ""))
+        as_written = Price(record["item"], record["unit"], usd, source, checked, record.get("note", ""))
+        unit, per_unit = _per_unit(usd, record["unit"])
+        return replace(as_written, unit=unit, usd=per_unit)
     except MoneyError as error:
-        raise MoneyError(f"{where}: {error}") from error
+        raise MoneyError(f"{where} ({record['item']!r}): {error}") from error

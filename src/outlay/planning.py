@@ -47,6 +47,8 @@ class PlannedPoint:
     recipe: Recipe | None
     reason: str | None
     charge_micros: int
+    notes: tuple[str, ...] = ()
+    """What the models cannot keep of the task's limits."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; absent ones are null."""
@@ -126,6 +128,11 @@ class Plan:
         return sum(point.charge_micros for point in self.points)
 
     @property
+    def notes(self) -> list[str]:
+        """What the models of the points cannot keep of the limits of their tasks, each once."""
+        return list(dict.fromkeys(f"{point.task}: {note}" for point in self.points for note in point.notes))
+
+    @property
     def saved(self) -> float:
         """Share (0-1) of the optimiser steps of separate runs that need not be done."""
         n_separate = self.separate.n_optimizer_steps
@@ -141,6 +148,7 @@ class Plan:
             "optimizer_steps_saved": self.saved,
             "charge_at_most_usd": usd_of(self.charge_micros),
             "cash_forecast_usd": None if self.cash_micros is None else usd_of(self.cash_micros),
+            "notes": self.notes,
             "points": [point.to_json() for point in self.points],
         }
 
@@ -183,7 +191,8 @@ def _planned(workbench: Workbench, options: Options, absent: str | None) -> tupl
             proposal = strategy(options.strategy).ask(known, [])
             if isinstance(proposal, Recipe):
                 charge_micros = Quoter(known).total_micros(proposal.final)
-                return PlannedPoint(options, name, run_id, proposal, None, charge_micros), known
+                notes = tuple(known.lowered)
+                return PlannedPoint(options, name, run_id, proposal, None, charge_micros, notes), known
             reason = proposal.reason if isinstance(proposal, NotAvailable) else "the strategy proposes nothing"
     except OutlayError as error:
         reason = absent or str(error)
@@ -406,6 +415,7 @@ def _closing(planned: Plan) -> list[RenderableType]:
         f"Sharing saves {100 * planned.saved:.1f} % of the optimiser steps.",
         f"Charge of all points at most: {format_usd(planned.charge_micros)}",
         _cash_words(planned),
+        *planned.notes,
     ]
     reasons = Counter(point.reason for point in planned.points if point.reason is not None).most_common()
     lines += [f"N/A: {n:,} x {reason}" for reason, n in reasons[:MAX_REASONS]]

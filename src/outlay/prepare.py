@@ -9,6 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from outlay.choices import dev_choice, judge_of
 from outlay.compute import Machine, ModelShape, machine, shape_of
 from outlay.data import TaskData, load_data
 from outlay.defaults import default_settings
@@ -34,10 +35,11 @@ from outlay.request import (
     frozen_overrides,
 )
 from outlay.sellers import human_seller, identity_of, llm_offer, llm_seller, llm_terms
-from outlay.settings import TeachSettings
+from outlay.settings import TEMPERATURES, TeachSettings, TrainSettings
 from outlay.store import key_of
 from outlay.strategy import strategy as strategy_named
 from outlay.task import Task, load_task
+from outlay.window import Window, check_handover, window_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +140,9 @@ class Workbench:
         self._tokens = tokens
         self._machine_files = machines
         self._data_root = data_root
-        self._lengths: dict[tuple[str, str], dict[str, int]] = {}
+        self._lengths: dict[tuple[str, str, Window], dict[str, int]] = {}
         self._shapes: dict[tuple[str, str], ModelShape] = {}
-        self._spelled: set[tuple[str, str]] = set()
+        self._able: set[Hashable] = set()
         self._same_tokens: dict[tuple[str, str], bool] = {}
         self.memo = Memo()
         self.notes: list[str] = []
@@ -188,9 +190,9 @@ class Workbench:
     def _request(self, options: Options) -> Request:
         task, data = self.load(options.task)
         chosen = self.machine(options.machine)
-        self.price_book.get(chosen.price_item)
-        self.price_book.get(task.price_item)
-        dev, n_dev = _dev_choice(task, data, options)
+        self.price_book.hour(chosen.price_item)
+        self.price_book.label(task.price_item)
+        dev, n_dev = dev_choice(task, data, options.dev, options.n_dev)
         cast = self._cast(task, options)
         asked = (options.n_initial, options.llm_error_rate, options.llm_price_item)
         llm_error_rate, llm_item = llm_terms(strategy_named(options.strategy), task, self.price_book, *asked)
@@ -235,11 +237,12 @@ class Workbench:
         return request
 
     def check(self, options: Options) -> None:
-        """Refuse what the models cannot do, before money moves; loads tokenizers where a model writes its answers.
+        """Refuse what the models cannot do, before money moves; loads their tokenizers, and no weights.
 
         Raises:
             UsageError: whatever is wrong with the options.
             LabelError: a tokenizer that cannot spell a label.
+            UnknownModel: a model without a tokenizer.
         """
         request = self.request(options)
         self.memo.once(("check", *_shared(options)), lambda: self._check(options, request), keep=OutlayError)
@@ -247,9 +250,14 @@ class Workbench:
     def _check(self, options: Options, request: Request) -> None:
         task, _ = self.load(options.task)
         cast = self._cast(task, options)
-        for model in cast.used:
-            self._check_spelling(task, model)
+        for model, settings in self._trainings(task, cast, request).items():
+            self._check_able(task, model, settings)
         handover = self._handover(task, cast)
+        if handover is not None and handover.target != "text":
+            self._check_temperature(task, cast, request)
+        if handover is not None and cast.speaker is not None:
+            teacher, student = (self._window(each).fit(task.form) for each in (cast.speaker, cast.student))
+            check_handover(handover.target, teacher, student, cast.student.ref)
         objective = dict(next((pairs for role, pairs in request.overrides if role == "distil"), ())).get("objective")
         if handover is not None and objective == "published" and handover.target != "tokens":
             raise UsageError(
@@ -285,8 +293,8 @@ class Workbench:
             longest_answer={model.ref: self._longest_answer(task, model) for model in cast.used},
             handovers=spoken,
             machine=chosen,
-            machine_price=self.price_book.get(chosen.price_item),
-            label_price=self.price_book.get(task.price_item),
+            machine_price=self.price_book.hour(chosen.price_item),
+            label_price=self.price_book.label(task.price_item),
             seller_identity=self.memo.once(
                 ("seller", options.task, request.seed, request.seller),
                 lambda: identity_of(human_seller(train, task, self.price_book, request)),
@@ -302,6 +310,7 @@ class Workbench:
             defaults={role: default_settings(family, task.kind)[role] for role, family in families.items()},
             teach_defaults=TeachSettings(),
             llm=llm_offer(train, task, self.price_book, request),
+            windows={model.ref: self._window(model) for model in cast.used},
         )
         parts = _pool_parts(data, len(pool))
         return Prepared(request, known, task, train, pool, dev, data.test, parts, self.price_book, options)
@@ -330,7 +339,7 @@ class Workbench:
                     f"model {model.ref!r} is an encoder and cannot write the answers of task {task.name}; "
                     "name a seq2seq or causal model, such as a T5"
                 )
-        return _Cast(teacher, student, _judge(task, options), used, speaker)
+        return _Cast(teacher, student, judge_of(task, options.metric_model), used, speaker)
 
     def _fingerprint(self, ref: str, base: str) -> str:
         """Read once; a failure, which may have asked the hub, is kept too."""
@@ -346,15 +355,40 @@ class Workbench:
         teacher, student = self._shape(cast.teacher).family, self._shape(cast.student).family
         return {"teacher": teacher, "student": student, "distil": student}
 
-    def _check_spelling(self, task: Task, model: Model) -> None:
-        """Once per task and checkpoint; an encoder's classes need no spelling."""
-        at = (task.name, model.fingerprint)
-        is_classifier = self._shape(model).family == "encoder" and task.kind == "classification"
-        if not is_classifier and at not in self._spelled:
-            from outlay.train.steps import check_labels
+    def _window(self, model: Model) -> Window:
+        return self.memo.once(("window", model.ref, model.base), lambda: window_of(model.ref, base=model.base))
 
-            check_labels(model.ref, model.base, task.form)
-            self._spelled.add(at)
+    def _trainings(self, task: Task, cast: _Cast, request: Request) -> dict[Model, tuple[TrainSettings, ...]]:
+        """Who is trained in a run, and how."""
+        families, given = self._families_by_role(cast), dict(request.overrides)
+        roles = (
+            [(cast.student, "student")]
+            if cast.speaker is None
+            else [(cast.speaker, "teacher"), (cast.student, "distil")]
+        )
+        found: dict[Model, tuple[TrainSettings, ...]] = {}
+        for model, role in roles:
+            settings = default_settings(families[role], task.kind)[role].changed(dict(given.get(role, ())))
+            found[model] = (*found.get(model, ()), settings)
+        return found
+
+    def _check_temperature(self, task: Task, cast: _Cast, request: Request) -> None:
+        distil = self._trainings(task, cast, request)[cast.student][-1]
+        if distil.temperature not in TEMPERATURES:
+            raise UsageError(
+                f"distil.temperature is {distil.temperature:g}, and a teacher writes its targets for "
+                f"{', '.join(f'{t:g}' for t in TEMPERATURES)}; choose one of them"
+            )
+
+    def _check_able(self, task: Task, model: Model, settings: tuple[TrainSettings, ...]) -> None:
+        """Whether a model has room for a text, can spell the answers and can be trained so; once per form and checkpoint."""
+        n_segments = len(_segments(task, self._shape(model).family))
+        at = (task.form, n_segments, f"{model.ref} {model.fingerprint}", settings)
+        if at not in self._able:
+            from outlay.train.steps import check_model
+
+            check_model(model.ref, model.base, task.form, n_segments, settings)
+            self._able.add(at)
 
     def _handover(self, task: Task, cast: _Cast) -> Handover | None:
         """What the student is taught with; ``None`` where nobody teaches it."""
@@ -386,11 +420,11 @@ class Workbench:
         self, options: Options, task: Task, model: Model, rows: Mapping[str, list[Example]]
     ) -> TokenCounts:
         """Counted once per task and checkpoint by row, then summed once in each seed's order."""
-        at = ("tokens", options.task, options.seed, model.fingerprint, len(rows["pool"]))
+        at = ("tokens", options.task, options.seed, model.fingerprint, self._window(model), len(rows["pool"]))
         return self.memo.once(at, lambda: self._counted(options.task, task, model, rows))
 
     def _counted(self, name: str, task: Task, model: Model, rows: Mapping[str, list[Example]]) -> TokenCounts:
-        known = self._lengths.setdefault((name, model.fingerprint), {})
+        known = self._lengths.setdefault((name, model.fingerprint, self._window(model)), {})
         missing = {e.text: e for split in rows.values() for e in split if e.text not in known}
         if missing:
             from outlay.train.steps import count_tokens
@@ -446,47 +480,10 @@ def _pool_parts(data: TaskData, n_rows: int) -> tuple[tuple[str, int], ...]:
     return parts if n_rows == sum(n for _, n in parts) else (("+".join(name for name, _ in parts), n_rows),)
 
 
+def _segments(task: Task, family: Family) -> tuple[str, ...]:
+    """What a model of a family reads side by side: an encoder the task's segments, one that writes the whole text."""
+    return task.segment_names if family == "encoder" else ("text",)
+
+
 def _sources(task: Task, rows: Sequence[Example], family: Family) -> list[tuple[str, ...]]:
     return [task.segments_of(row) if family == "encoder" else (row.text,) for row in rows]
-
-
-def _judge(task: Task, options: Options) -> Judge | None:
-    """The encoder that the task's metric compares texts with, where it needs one.
-
-    Raises:
-        UsageError: the metric needs one and none is named, or the other way round.
-        UnknownModel: it leads nowhere.
-    """
-    if task.metric != "bert_ibleu":
-        if options.metric_model is not None:
-            raise UsageError(
-                f"task {task.name} is scored by {task.metric}, which needs no --metric-model; leave it out"
-            )
-        return None
-    own = task.bertscore
-    ref = options.metric_model or (own.model if own is not None else None)
-    if ref is None:
-        raise UsageError(
-            f"task {task.name} is scored by bert_ibleu, which needs an encoder; name it with --metric-model"
-        )
-    # A layer is a layer of one checkpoint: of another the last one is compared.
-    layer = own.layer if own is not None and options.metric_model is None else None
-    try:
-        return Judge(ref, layer, own is not None and own.idf, fingerprint(ref))
-    except UnknownModel as error:
-        raise UnknownModel(f"{error}; or name another encoder for bert_ibleu with --metric-model") from None
-
-
-def _dev_choice(task: Task, data: TaskData, options: Options) -> tuple[str | None, int | None]:
-    """How dev labels come, and how many (``None``: the whole split, or the default share where carved)."""
-    how = options.dev or task.dev
-    n_dev = options.n_dev if options.n_dev is not None else task.n_dev
-    if how == "none":
-        return None, None
-    if how == "carved":
-        return how, n_dev
-    if not data.dev:
-        raise UsageError(f"dev {how!r} needs a dev split, and task {task.name} has none; choose carved or none")
-    if n_dev is not None and n_dev > len(data.dev):
-        raise UsageError(f"{n_dev:,} dev labels asked, the dev split has {len(data.dev):,}; ask for at most that many")
-    return how, n_dev

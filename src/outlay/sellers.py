@@ -19,6 +19,10 @@ LLM_PRICE_ITEM = "gpt-3.5-label/{task}"
 """What an LLM's label costs unless the user names another item: the published tasks' prices (Kang et al. 2023, Appendix E)."""
 
 
+N_NAMED = 3
+"""Rows that an error names."""
+
+
 def human_seller(rows: Sequence[Example], task: Task, book: PriceBook, request: Request) -> Annotator:
     """The people who label ``rows``.
 
@@ -28,7 +32,7 @@ def human_seller(rows: Sequence[Example], task: Task, book: PriceBook, request: 
     return Replay(
         _gold(rows, task),
         labels=_label_set(task),
-        price=book.get(task.price_item),
+        price=book.label(task.price_item),
         error_rate=request.seller.error_rate,
         redundancy=request.seller.redundancy,
         seconds_per_label=request.seller.seconds_per_label,
@@ -50,7 +54,7 @@ def llm_seller(rows: Sequence[Example], task: Task, book: PriceBook, request: Re
     return Replay(
         _gold(rows, task),
         labels=_label_set(task),
-        price=book.get(request.llm_price_item),
+        price=book.label(request.llm_price_item),
         error_rate=request.llm_error_rate,
         # The hash of the seed is no seed that a user gives, so the two sellers never err alike.
         seed=int(key_of(["llm", request.seed])[:12], 16),
@@ -61,7 +65,7 @@ def llm_offer(rows: Sequence[Example], task: Task, book: PriceBook, request: Req
     """What that LLM asks; ``None`` where the request hires none."""
     if request.llm_error_rate is None or request.llm_price_item is None:
         return None
-    return Offer(book.get(request.llm_price_item), identity_of(llm_seller(rows, task, book, request)))
+    return Offer(book.label(request.llm_price_item), identity_of(llm_seller(rows, task, book, request)))
 
 
 def identity_of(seller: Annotator) -> str:
@@ -101,12 +105,20 @@ def _price_item(task: Task, book: PriceBook, named: str | None) -> str:
 
 
 def _gold(rows: Sequence[Example], task: Task) -> dict[str, str]:
-    gold: dict[str, str] = {}
-    for row in rows:
-        if row.label is None:
-            raise TaskFileError(f"task {task.name}: row {row.id[:12]} has no gold label to replay; give `target:`")
-        gold[row.id] = row.label
-    return gold
+    bare = [row for row in rows if row.label is None]
+    if bare:
+        first = ", ".join(sorted((row.origin for row in bare), key=_place)[:N_NAMED])
+        raise TaskFileError(
+            f"task {task.name}: {len(bare):,} of {len(rows):,} rows have no gold label to replay, the first at {first}; "
+            "give `target:`, the column of their labels, or remove the rows"
+        )
+    return {row.id: row.label for row in rows if row.label is not None}
+
+
+def _place(origin: str) -> tuple[str, int]:
+    """In the order of files and of their lines."""
+    file, _, line = origin.rpartition(":")
+    return (file, int(line)) if line.isdecimal() else (origin, 0)
 
 
 def _label_set(task: Task) -> tuple[str, ...]:

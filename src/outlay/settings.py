@@ -14,6 +14,10 @@ OPTIMIZERS = ("adamw", "adafactor", "adamw_8bit")
 PRECISIONS = ("bf16", "bf16_weights", "fp32")
 PEFT_METHODS = ("none", "lora", "ia3")
 ANSWERS_FROM = ("labels", "free")
+TEMPERATURES = (1.0, 2.0, 4.0)
+"""Offered temperatures; Kang et al. 2023 distil at 2 (their released script)."""
+LEAST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1
+"""What torch's generators take (`torch.Generator.manual_seed`); orders of rows are hashes and would take any number."""
 
 _FOR_BF16_WEIGHTS = "adafactor where precision is bf16_weights, for its updates are rounded at random"
 
@@ -109,6 +113,7 @@ class TrainSettings:
             ("peft", self.peft in PEFT_METHODS, _one_of(PEFT_METHODS)),
             ("lora_rank", self.lora_rank >= 1, "at least 1"),
             ("lora_alpha", self.lora_alpha > 0, "above 0"),
+            ("seed", LEAST_SEED <= self.seed <= LARGEST_SEED, _SEEDS),
         )
 
     def _loss_limits(self) -> tuple[Limit, ...]:
@@ -183,6 +188,7 @@ class TeachSettings:
                 ("answers_from", self.answers_from in ANSWERS_FROM, _one_of(ANSWERS_FROM)),
                 ("batch_size", self.batch_size >= 1, "at least 1"),
                 ("batch_tokens", self.batch_tokens >= 1, "at least 1"),
+                ("seed", LEAST_SEED <= self.seed <= LARGEST_SEED, _SEEDS),
             ),
         )
 
@@ -198,6 +204,35 @@ class TeachSettings:
     def to_json(self) -> dict[str, Any]:
         """Plain values, for keys and manifests."""
         return asdict(self)
+
+
+MOST_THREADS = 1024
+"""More than any machine has cores for; torch fails with far more, once it is too late."""
+
+
+def check_threads(threads: int) -> int:
+    """Return the number of threads where a step can have so many.
+
+    Raises:
+        UsageError: it is below 1 or above `MOST_THREADS`.
+    """
+    if not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"threads is {threads}; it must be at least 1, and at most {MOST_THREADS:,}")
+    return threads
+
+
+_SEEDS = f"a whole number from {LEAST_SEED} to {LARGEST_SEED}"
+
+
+def check_seed(seed: int, least: int = LEAST_SEED) -> int:
+    """Return the seed itself where every generator takes it.
+
+    Raises:
+        UsageError: it is below ``least`` or above `LARGEST_SEED`.
+    """
+    if not least <= seed <= LARGEST_SEED:
+        raise UsageError(f"the seed is {seed}; it must be a whole number from {least} to {LARGEST_SEED}")
+    return seed
 
 
 def _one_of(names: tuple[str, ...]) -> str:

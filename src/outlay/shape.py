@@ -42,6 +42,7 @@ T5_N_BUCKETS = 32
 """Relative distances that T5's first layer of each stack tells apart, for each head."""
 BERT_N_SEGMENTS = 2
 
+_N_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers")
 _FLOPS_PER_PARAMETER = {"seq2seq": (3, 1), "causal": (6, 2), "encoder": (6, 2)}
 _MAX_HEADER_BYTES = 100_000_000
 _LAYER = re.compile(r"(?:^|\.)(?:layer|layers|h|block)\.(\d+)\.")
@@ -123,7 +124,7 @@ def shape_of(ref: str, *, base: str | None = None) -> ModelShape:
     """
     parsed = parse_ref(ref)
     folder = resolve_folder(ref, base=base)
-    config = _read_config(folder)
+    config = read_config(folder)
     if parsed.kind == "tiny":
         vocab_size = _size(config, folder, "vocab_size")
         return shape_of_size(tiny_size(_family(config, folder), parsed.n_layers, parsed.hidden_size, vocab_size))
@@ -138,10 +139,24 @@ def family_of(ref: str, *, base: str | None = None) -> Family:
     """
     parsed = parse_ref(ref)
     folder = resolve_folder(ref, base=base)
-    family = _family(_read_config(folder), folder)
+    family = _family(read_config(folder), folder)
     if parsed.kind == "tiny":
         tiny_size(family, parsed.n_layers, parsed.hidden_size, 1)
     return family
+
+
+def check_layer(ref: str, layer: int | None) -> None:
+    """Whether a checkpoint has a layer: 0 for its embeddings, k for the output of layer k; ``None`` is always there.
+
+    Raises:
+        UnknownModel: the reference leads nowhere, or the layer lies behind the last.
+    """
+    config = read_config(resolve_folder(ref))
+    n_layers = next((n for name in _N_LAYERS if isinstance(n := config.get(name), int)), None)
+    if layer is not None and n_layers is not None and not 0 <= layer <= n_layers:
+        raise UnknownModel(
+            f"layer {layer} of model {ref!r}, which has {n_layers} layers; choose one of 0 to {n_layers}"
+        )
 
 
 def shape_of_size(size: Size) -> ModelShape:
@@ -246,7 +261,7 @@ def _checkpoint_shape(folder: Path, config: Mapping[str, Any], n_keep: int | Non
             n_embedding += n
         else:
             n_other += n
-    n_layers = _size(config, folder, "num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers")
+    n_layers = _size(config, folder, *_N_LAYERS)
     kept, per_layer, n_layer_parameters = encoder.kept(folder, n_layers, n_keep)
     decoder_kept = per_decoder_layer = 0
     if family == "seq2seq":
@@ -288,7 +303,12 @@ def _is_tied(config: Mapping[str, Any], names: Set[str]) -> bool:
     return config.get("tie_word_embeddings") is True
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a checkpoint.
+
+    Raises:
+        UnknownModel: it is not there, or no JSON object.
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from outlay.errors import DataError
 from outlay.example import TextFormat
+from outlay.settings import LARGEST_SEED, LEAST_SEED
 from outlay.taskfile import Block, NonEmpty, Value
 from outlay.yamltext import written_text
 
@@ -140,7 +141,7 @@ class Source(Block):
     """Number of rows to leave out at the beginning of the seeded order."""
     n: int | None = Field(default=None, gt=0)
     """Number of rows to keep, in the seeded order; without ``n`` and ``skip`` all rows stay in their own order."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=LEAST_SEED, le=LARGEST_SEED)
     """Seed of that order: ``skip: 7000`` of a seed never meets ``n: 7000`` of the same seed and file."""
 
     @model_validator(mode="after")

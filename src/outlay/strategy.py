@@ -366,7 +366,7 @@ def _derive(known: Known, quoter: Quoter, final: Score) -> tuple[str, ...]:
     lines = [f"{name}: at most {format_usd(micros)}" for name, micros in sums.items()]
     spent = sum(sums.values())
     left = known.budget_micros - spent
-    return (f"budget: {format_usd(known.budget_micros)}", *lines, f"left over: {format_usd(left)}")
+    return (f"budget: {format_usd(known.budget_micros)}", *known.lowered, *lines, f"left over: {format_usd(left)}")
 
 
 def _free_start(known: Known) -> str:

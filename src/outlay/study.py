@@ -105,13 +105,13 @@ class StudyFile(Block):
             tasks: shipped names, or paths of task files.
             n_seeds: in place of the scale's.
             precision: in place of the scale's; ``auto``, ``bf16`` or ``fp32``.
-            price: of an item of the price book, such as `PriceBook.get`.
+            price: of one label of an item of the price book, such as `PriceBook.label`.
 
         Raises:
             UnknownStudy: there is no such scale.
             UnknownTask: a task that is not there, or about which the file says nothing.
             UnknownStrategy: a strategy that is not there.
-            UnknownItem: a label without a price.
+            UnknownItem: a label without a price; `MoneyError`: one that is not sold by the label.
             StudyFileError: a grid that cannot be: a budget below the price of its labels, an axis that is missing, two tasks of
                 one name.
         """
@@ -290,14 +290,14 @@ class _Grid:
         """The axis of dollars, and its name."""
         axes = self.axes
         if axes.budget_usd is not None:
-            return "budget_usd", axes.budget_usd
+            return "budget_usd", _micros(axes.budget_usd)
         if axes.added_usd is None:
             raise StudyFileError(f"{self.where}: no dollars to spend; give `added_usd` or `budget_usd`")
         if axes.n_initial is None:
             raise StudyFileError(
                 f"{self.where}: `added_usd` comes on top of the first labels; give `n_initial`, or `budget_usd` instead"
             )
-        return "added_usd", axes.added_usd
+        return "added_usd", _micros(axes.added_usd)
 
     def _given(self, name: str, axis: Mapping[str, Sequence[Any]], strategy: str) -> Sequence[Any]:
         values = values_of(axis, strategy)
@@ -396,6 +396,11 @@ def _identity(options: Options) -> tuple[Any, ...]:
         *(value for name, value in values.items() if name != "overrides"),
         frozen_overrides(_plain(options.overrides)),
     )
+
+
+def _micros(axis: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    """Amounts as the plain numbers that a request is made of: the file's show themselves as dollars."""
+    return {name: tuple(map(int, amounts)) for name, amounts in axis.items()}
 
 
 def _plain(overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

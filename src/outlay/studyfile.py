@@ -11,7 +11,7 @@ from outlay.errors import MoneyError, UsageError
 from outlay.money import format_usd, parse_usd
 from outlay.precision import without_auto
 from outlay.request import DEFAULT_MACHINE, DEFAULT_THREADS, ROLES
-from outlay.settings import TeachSettings, TrainSettings
+from outlay.settings import LARGEST_SEED, MOST_THREADS, TeachSettings, TrainSettings
 from outlay.taskfile import Block, NonEmpty
 from outlay.training import SETTING_NAMES
 from outlay.yamltext import plain
@@ -175,13 +175,13 @@ class Scale(Axes):
 
     machine: NonEmpty = DEFAULT_MACHINE
     """What compute is charged as."""
-    threads: int = Field(default=DEFAULT_THREADS, ge=1, strict=True)
+    threads: int = Field(default=DEFAULT_THREADS, ge=1, le=MOST_THREADS, strict=True)
     """Threads of each step, whatever the number of workers."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """What is computed in where ``settings`` name nothing else; ``auto``: bf16 where this machine is faster in it."""
     n_seeds: int = Field(default=1, ge=1, strict=True)
     """Seeds, each of order and initialisation together."""
-    first_seed: int = Field(default=0, ge=0, strict=True)
+    first_seed: int = Field(default=0, ge=0, le=LARGEST_SEED, strict=True)
     """The first of them."""
     notes: tuple[NonEmpty, ...] = ()
     """Said in the report at this scale, behind those of the file."""

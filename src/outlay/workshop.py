@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from outlay.degenerate import floor_of
 from outlay.metrics import main_score, missing_text, score
 from outlay.prepare import Prepared
-from outlay.quoting import n_carved
+from outlay.quoting import Known, n_carved
 from outlay.recipe import Buy, Dev, Distil, Encoding, Judge, Model, Score, Step, Teach, Train
 from outlay.store import Artifact
 
@@ -256,11 +256,11 @@ def parse_label_lines(lines: bytes) -> list[str]:
     return [json.loads(line)["label"] for line in lines.split(b"\n") if line]
 
 
-def cut_lines(step: Step, usage: Mapping[str, Any]) -> list[str]:
+def cut_lines(step: Step, usage: Mapping[str, Any], known: Known) -> list[str]:
     """What a training could not take in whole, a line each: rows and answers beyond the limits, entities without a place."""
     if not isinstance(step, Train | Distil):
         return []
-    form, n_rows = step.encoding.form, f"{usage.get('n_rows', 0):,}"
+    form, n_rows = known.form_of(step.model.ref), f"{usage.get('n_rows', 0):,}"
     counts = (
         ("n_truncated", f"of {n_rows} rows were longer than {form.max_source_tokens} tokens and were cut"),
         ("n_answers_cut", f"of {n_rows} answers were longer than {form.max_target_tokens} tokens and were cut"),

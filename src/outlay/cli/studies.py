@@ -93,7 +93,7 @@ def run(
     refuse_several_processes()
     cap = None if cash_cap is None else parse_budget(cash_cap)
     book = PriceBook.load(prices or [])
-    price_here = book.get(here)
+    price_here = book.hour(here)
     asked = _study(study, (tasks, scale, seeds, precision), book)
     kept = open_store(store)
     folder = Path(out or Path("outlay-runs") / _folder_name(asked, tasks))
@@ -210,7 +210,7 @@ def _study(name: str, asked: tuple[str | None, str, int | None, str | None], boo
 
     tasks, scale, seeds, precision = asked
     file = load_study(find_study(name))
-    return file.at(scale, parse_names(tasks), n_seeds=seeds, precision=precision, price=book.get)
+    return file.at(scale, parse_names(tasks), n_seeds=seeds, precision=precision, price=book.label)
 
 
 def _check_plan(runner: Runner, bench: Workbench, planned: Plan, quiet: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from outlay.cli.common import Json
+from outlay.cli.common import Json, PricesOption
 from outlay.cli.terminal import console, echo, print_json
 
 task_app = typer.Typer(help="Check a task before money is spent.", no_args_is_help=True)
@@ -32,18 +32,21 @@ def task_list(as_json: Json = False) -> None:
 
 
 @task_app.command("check")
-def task_check(task: TaskArgument, data: DataOption = None, as_json: Json = False) -> None:
-    """Profile a task: rows, lengths, labels or answers, duplicates, conflicts, leaks; exit 1 where it cannot be trusted."""
+def task_check(task: TaskArgument, prices: PricesOption = None, data: DataOption = None, as_json: Json = False) -> None:
+    """Profile a task: rows, lengths, labels or answers, duplicates, conflicts, leaks, price; exit 1 where it is not sound."""
     from outlay.data import load_data
+    from outlay.money import PriceBook
     from outlay.profile import profile
     from outlay.task import load_task
 
-    loaded = load_task(task)
+    book, loaded = PriceBook.load(prices or []), load_task(task)
     found = profile(loaded, load_data(loaded, data))
     if as_json:
         print_json(found.to_json())
     else:
         echo("\n".join(found.lines()))
+    # Last, so that whoever has no price yet sees what the data is like.
+    book.label(loaded.price_item)
 
 
 @task_app.command("schema")

@@ -18,12 +18,13 @@ from outlay.errors import MissingData, UnknownModel, UsageError
 from outlay.form import Family, Form, TargetKind, named_class, target_kind
 from outlay.modelref import fingerprint
 from outlay.precision import AUTO, check_asked, check_worker
-from outlay.settings import TeachSettings
+from outlay.settings import TeachSettings, check_seed
+from outlay.shape import read_config
 from outlay.single.home import Document, Home, json_lines, read_object
 from outlay.single.inputs import Asked, Inputs, Row, rows_digest, sources_of
 from outlay.single.prediction_file import PREDICTION
 from outlay.single.profiling import new_stopwatch, profile_of_parts, seconds_of
-from outlay.single.scoring import MetricAsked, Scorer, outside, write_scores
+from outlay.single.scoring import MetricAsked, Scorer, about_scores, check_scores, outside, write_scores
 from outlay.single.targets import ANSWERS, INDEX, ROWS, answer_lines, block_name, index_of, kept_of
 from outlay.single.work import (
     Count,
@@ -40,6 +41,7 @@ from outlay.single.work import (
     resolved,
     wait_for_all,
 )
+from outlay.window import check_handover, window_in, window_of
 
 BLOCK_ROWS = 1024
 """Consecutive rows that are worked through together, sorted and batched among themselves."""
@@ -50,11 +52,15 @@ PREDICTIONS = "predictions.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A model that `outlay` trained: its folder, its family, the question it answers."""
+    """A model that `outlay` trained: its folder, its family, the question it answers.
+
+    ``lowered``: what of the question, as it was put to it, the model cannot do, a line each; ``form`` is what it does.
+    """
 
     folder: Path
     family: Family
     form: Form
+    lowered: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, folder: Path) -> Saved:
@@ -65,11 +71,13 @@ class Saved:
         """
         try:
             document = read_object(folder / SAVED)
-            return cls(folder, document["family"], Form.from_json(document["form"]))
+            family, form = document["family"], Form.from_json(document["form"])
         except (OSError, ValueError, KeyError, TypeError):
             raise UnknownModel(
                 f"{folder} holds no model that `outlay` trained ({SAVED} is missing); make one with `outlay finetune`"
             ) from None
+        window = window_in(read_config(folder), family)
+        return cls(folder, family, window.fit(form, str(folder)), tuple(window.lines(form, str(folder))))
 
     def sources(self, rows: Sequence[Row]) -> list[tuple[str, ...]]:
         """What this model reads."""
@@ -103,6 +111,7 @@ class Answering:
     def __post_init__(self) -> None:
         check_asked(self.precision)
         TeachSettings(beams=self.beams, batch_size=self.batch_size)
+        check_seed(self.seed)
         self.running.check()
 
     def resolved(self, listener: Listener) -> Answering:
@@ -237,12 +246,14 @@ def evaluate(asked: Answering, metric: MetricAsked, listener: Listener) -> Outco
     form = inputs.form(saved.form)
     rows = inputs.checked(asked.rows(inputs, needs_target=True), form)
     scorer = Scorer(metric, form, inputs.task)
+    about = {"model_sha256": on_main(lambda: fingerprint(str(asked.model))), **about_scores(scorer, rows)}
+    on_main(lambda: check_scores(asked.out, about, overwrite=asked.running.overwrite))
     home = Home.file(asked.out / PREDICTIONS)
     predicted = _predict(asked.resolved(listener), saved, rows, home, listener, inputs.notes)
 
     def score() -> tuple[dict[str, Any], list[str]]:
         said = [json.loads(line)[PREDICTION] for line in _lines(asked.out / PREDICTIONS)]
-        return write_scores(scorer, said, rows, asked.out), outside(said, form)
+        return write_scores(scorer, said, rows, asked.out, about), outside(said, form)
 
     facts, unknown = on_main(score)
     return Outcome(
@@ -276,6 +287,7 @@ def _handover(saved: Saved, form: Form, teaching: Teaching) -> tuple[TargetKind,
     if wanted is not None and wanted not in (kind, "text"):
         raise UsageError(f"--target {wanted} does not go from this teacher to {student}; it takes {kind} or text")
     chosen: TargetKind = kind if wanted is None else wanted  # type: ignore[assignment]
+    check_handover(chosen, form, window_of(student, base=teaching.base).fit(form, student), student)
     if chosen != "tokens":
         return chosen, None
     return chosen, min(n_logits(teacher, teacher), n_logits(student, base))
@@ -383,6 +395,8 @@ class _Blocks:
             return Outcome.again(summary)
         running.prepare()
         on_main(lambda: home.open(self.request))
+        for line in self.saved.lowered:
+            listener.say(line)
         began = time.monotonic()
         with alone(home):
             listener.begin(f"{self.request['command']} {self.asked.model}")
@@ -427,7 +441,11 @@ class _Blocks:
             command=self.request["command"],
             out=str(self.home.out),
             facts=facts,
-            counts=[*self.notes, *count_cut(folder, folder, self.saved.form, self.saved.sources(self.rows))],
+            counts=[
+                *self.notes,
+                *self.saved.lowered,
+                *count_cut(folder, folder, self.saved.form, self.saved.sources(self.rows)),
+            ],
             n_tokens_inferred=n_tokens,
             flops=flops,
             # Blocks of an earlier attempt count as well.

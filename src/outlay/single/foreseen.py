@@ -19,6 +19,7 @@ from outlay.speed import (
     starting_load,
     training_load,
 )
+from outlay.window import window_of
 
 N_SAMPLED = 512
 """Rows whose lengths stand for those of all."""
@@ -81,7 +82,8 @@ def _lengths(spec: tuple[str, str, Form], sources: Texts, answers: Sequence[str]
     read, form = count_tokens(*spec, sampled), spec[2]
     known = list(answers[:N_SAMPLED]) or list(form.labels if form.kind == "classification" else ())
     # Where nothing is known, an answer is taken to be as long as it may be.
-    said = answer_lengths(*spec, known) or [form.max_target_tokens if writes else 0]
+    fitted = window_of(spec[0], base=spec[1]).fit(form)
+    said = answer_lengths(*spec, known) or [fitted.max_target_tokens if writes else 0]
     return Lengths(
         [read[row % len(read)] for row in range(len(sources))], [said[row % len(said)] for row in range(len(sources))]
     )

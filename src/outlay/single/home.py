@@ -63,7 +63,7 @@ class Home:
             raise UsageError(f"--out {self.out} holds what no such step wrote; choose another --out")
         if known is not None and known != asked and not overwrite and self._is_begun():
             raise UsageError(
-                f"--out {self.out} holds the result of another request ({_difference(known, asked)}); "
+                f"--out {self.out} holds the result of another request ({difference(known, asked)}); "
                 f"{_way_on(known, asked)}choose another --out, or add --overwrite"
             )
         return self._finished() if known == asked else None
@@ -179,14 +179,14 @@ def json_lines(documents: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents).encode()
 
 
-def _difference(known: Mapping[str, Any], asked: Mapping[str, Any], above: str = "") -> str:
+def difference(known: Mapping[str, Any], asked: Mapping[str, Any], above: str = "") -> str:
     """The first value in which two requests differ, in words."""
     for name in (*known, *(name for name in asked if name not in known)):
         there, here = known.get(name), asked.get(name)
         if there == here:
             continue
         if isinstance(there, dict) and isinstance(here, dict):
-            return _difference(there, here, f"{above}{name}.")
+            return difference(there, here, f"{above}{name}.")
         return f"{above}{name} is {_shown(there)} there, {_shown(here)} here"
     return "they differ"
 

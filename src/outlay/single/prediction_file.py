@@ -6,22 +6,30 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from outlay.canonical import key_of
 from outlay.errors import DataError
 from outlay.form import named_class
 from outlay.single.inputs import CUSTOM_ID, Asked, Inputs, Row, cell, check_each_once, number_coded
-from outlay.single.scoring import MetricAsked, Scorer, outside, write_scores
+from outlay.single.scoring import MetricAsked, Scorer, about_scores, check_scores, outside, write_scores
 from outlay.single.work import Outcome
 
 PREDICTION, GOLD = "prediction", "gold"
 
 
 def evaluate_file(
-    predictions: Path, out: Path, asked: Asked, metric: MetricAsked, *, prediction_column: str = PREDICTION
+    predictions: Path,
+    out: Path,
+    asked: Asked,
+    metric: MetricAsked,
+    *,
+    prediction_column: str = PREDICTION,
+    overwrite: bool = False,
 ) -> Outcome:
     """Score predictions that lie in a file, as `predict` writes it or with columns of other names.
 
     Raises:
-        OutlayError: a file without predictions or gold answers, labels that are missing, a metric that does not fit.
+        OutlayError: a file without predictions or gold answers, labels that are missing, a metric that does not fit, scores of
+            something else in ``out`` (unless ``overwrite``).
     """
     began = time.monotonic()
     inputs = Inputs(_with_kind(asked, metric))
@@ -43,7 +51,9 @@ def evaluate_file(
         raise DataError(f"bert_ibleu compares with the source, and {predictions} has no column {asked.source_column!r}")
     read = [named_class(answer, form.labels) for answer in said] if form.kind == "classification" else said
     counts = [*inputs.notes, *number_coded(said, read, "prediction"), *outside(read, form)]
-    facts = {"predictions": str(predictions), **write_scores(scorer, read, rows, out)}
+    about = {"predictions_sha256": key_of(read), **about_scores(scorer, rows)}
+    check_scores(out, about, overwrite=overwrite)
+    facts = {"predictions": str(predictions), **write_scores(scorer, read, rows, out, about)}
     return Outcome("evaluate", str(out), facts, counts, seconds=round(time.monotonic() - began, 3))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from outlay.errors import UsageError
 from outlay.form import Form
 from outlay.legible import quoted
-from outlay.single.home import json_bytes
-from outlay.single.inputs import Row
+from outlay.single.home import Document, difference, json_bytes, read_object
+from outlay.single.inputs import Row, rows_digest
 from outlay.writing import write_bytes
 
 if TYPE_CHECKING:
@@ -21,6 +21,36 @@ if TYPE_CHECKING:
     from outlay.train.bertscore import BertScore
 
 SCORES = "scores.json"
+
+
+SCORES = "scores.json"
+
+
+def check_scores(out: Path, asked: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Refuse a folder with the scores of something else; equal ones are written again.
+
+    ``asked``: what decides scores, as they keep it themselves.
+
+    Raises:
+        UsageError: ``out`` is a file, or its scores are of another model, other rows or another metric (unless ``overwrite``).
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; name a folder")
+    if overwrite or not (out / SCORES).exists():
+        return
+    try:
+        known: Any = read_object(out / SCORES).get("asked")
+    except (OSError, ValueError):
+        known = None
+    if known is None:
+        raise UsageError(
+            f"--out {out} holds {SCORES} that do not say what they are of; choose another --out, or add --overwrite"
+        )
+    if known != dict(asked):
+        raise UsageError(
+            f"--out {out} holds the scores of another request ({difference(known, asked)}); choose another --out, or add "
+            "--overwrite"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +90,7 @@ class Scorer:
         self._loaded: BertScore | None = None
 
     def _choose_model(self, asked: MetricAsked, task: Task | None) -> None:
-        from outlay.modelref import resolve_folder
+        from outlay.shape import check_layer
 
         told = task.bertscore if task is not None else None
         self._model = asked.model or (told.model if told is not None else None)
@@ -70,7 +100,7 @@ class Scorer:
             self._layer, self._idf = told.layer, told.idf
         self._layer = asked.layer if asked.layer is not None else self._layer
         self._idf = asked.idf if asked.idf is not None else self._idf
-        resolve_folder(self._model)
+        check_layer(self._model, self._layer)
 
     def identity(self) -> dict[str, Any]:
         """What decides its scores, fit for a request."""
@@ -151,11 +181,18 @@ def outside(said: Sequence[str], form: Form) -> list[str]:
     ]
 
 
-def write_scores(scorer: Scorer, said: Sequence[str], rows: Sequence[Row], out: Path) -> dict[str, Any]:
-    """Score answers and leave ``scores.json`` in a folder; return what stands in it."""
+def about_scores(scorer: Scorer, rows: Sequence[Row]) -> Document:
+    """What decides scores, beside the answers."""
+    return {"rows": rows_digest(rows), "n_rows": len(rows), "labels": list(scorer.form.labels), **scorer.identity()}
+
+
+def write_scores(
+    scorer: Scorer, said: Sequence[str], rows: Sequence[Row], out: Path, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Score answers and keep it in ``out``, with what it is of; returns what is kept but for that."""
     readings = scorer.score(said, rows)
     scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
     facts = {"n_rows": len(rows), **scorer.identity(), "main": scorer.main, "scores": scores}
     facts["notes"] = scorer.remarks(said, rows, scores[scorer.main]["value"])
-    write_bytes(out / SCORES, json_bytes(facts))
+    write_bytes(out / SCORES, json_bytes({**facts, "asked": about}))
     return facts

@@ -33,6 +33,7 @@ from outlay.single.work import (
     rank,
     refuse_family,
 )
+from outlay.window import ENDLESS, Window, check_handover, window_of
 from outlay.writing import writing
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def distil(recipe: Recipe, listener: Listener, *, targets: Path, max_rows: int |
     form = inputs.form(stored.form)
     rows = stored.rows()[:max_rows]
     plan = _plan("distill", recipe, inputs, form, len(rows))
+    check_handover(stored.kind, form, plan.fitted, recipe.model)
     stored.check_student(recipe.model, recipe.base, plan.settings)
     golds = [row.gold for row in rows]
     if plan.settings.gold_weight > 0 and not any(gold is not None for gold in golds):
@@ -149,6 +151,7 @@ class _Plan:
     dev: Sequence[Row]
     scorer: Scorer | None
     n_rows: int
+    window: Window = ENDLESS
     data: Mapping[str, Any] = field(default_factory=dict)
     target: TargetKind | None = None
     n_entities: int = 0
@@ -159,6 +162,16 @@ class _Plan:
     def base(self) -> str:
         """A real checkpoint is its own base."""
         return self.recipe.base or self.recipe.model
+
+    @property
+    def fitted(self) -> Form:
+        """The form as this model can do it."""
+        return self.window.fit(self.form, self.recipe.model)
+
+    @property
+    def lowered(self) -> list[str]:
+        """What of the form it cannot do, a line each."""
+        return self.window.lines(self.form, self.recipe.model)
 
     def sources(self, rows: Sequence[Row]) -> list[tuple[str, ...]]:
         """What this model reads."""
@@ -184,11 +197,13 @@ class _Plan:
         summary = on_main(lambda: home.look(request, overwrite=running.overwrite))
         if summary is not None:
             return Outcome.again(summary)
-        self._check_labels()
+        self._check_model()
         for line in remarks([self.asked_precision]):
             listener.say(line)
         running.prepare()
         on_main(lambda: home.open(request))
+        for line in self.lowered:
+            listener.say(line)
         with alone(home):
             predicted = self.predicted_seconds()
             gauge, stopwatch = Count(), new_stopwatch(running.profile)
@@ -213,10 +228,11 @@ class _Plan:
             "threads": self.recipe.running.threads,
         }
 
-    def _check_labels(self) -> None:
-        from outlay.train.steps import check_labels
+    def _check_model(self) -> None:
+        from outlay.train.steps import check_model
 
-        check_labels(self.recipe.model, self.base, self.form)
+        n_segments = len(self.sources(self.rows[:1])[0]) if self.rows else 1
+        check_model(self.recipe.model, self.base, self.form, n_segments, (self.settings,))
 
     def _train(self, home: Home, watched: Watched, learn: Learn, listener: Listener) -> Progress:
         from outlay.train.checkpoint import newest_checkpoint
@@ -289,9 +305,9 @@ class _Plan:
         )
 
     def _counts(self, progress: Progress) -> list[str]:
-        counts = self.notes + cut_words(progress.n_truncated, self.n_rows, self.form)
+        counts = self.notes + self.lowered + cut_words(progress.n_truncated, self.n_rows, self.fitted)
         if progress.n_answers_cut:
-            limit = self.form.max_target_tokens
+            limit = self.fitted.max_target_tokens
             counts.append(
                 f"{progress.n_answers_cut:,} of {self.n_rows:,} answers were longer than {limit} tokens and were cut"
             )
@@ -335,7 +351,9 @@ def _plan(command: str, recipe: Recipe, inputs: Inputs, form: Form, n_rows: int,
         if name in recipe.overrides and settings.peft != "lora":
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} is about lora, and peft is {settings.peft}; add --peft lora, or leave it out")
-    plan = _Plan(command, recipe, form, family, settings, asked_precision, dev, scorer, n_rows)
+    window = window_of(recipe.model, base=recipe.base)
+    window.fit(form, recipe.model)
+    plan = _Plan(command, recipe, form, family, settings, asked_precision, dev, scorer, n_rows, window)
     return replace(plan, notes=inputs.notes)
 
 

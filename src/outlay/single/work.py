@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from outlay.errors import OutlayError, UnknownModel, UsageError
@@ -14,6 +14,7 @@ from outlay.executor import Executor, Here
 from outlay.form import Family, Form, can_answer
 from outlay.location import default_root
 from outlay.precision import remarks, resolve
+from outlay.settings import MOST_THREADS
 from outlay.single.home import Home
 
 T = TypeVar("T")
@@ -72,7 +73,7 @@ class Running:
 
     def __post_init__(self) -> None:
         limits = (
-            ("--threads", self.threads, self.threads >= 1, "at least 1"),
+            ("--threads", self.threads, 1 <= self.threads <= MOST_THREADS, f"at least 1, and at most {MOST_THREADS:,}"),
             ("--save-steps", self.save_steps, self.save_steps is None or self.save_steps >= 1, "at least 1"),
             ("--save-seconds", self.save_seconds, self.save_seconds >= 0, "0 or more"),
             ("--device-map", self.device_map, self.device_map in (None, "auto"), "auto, or left out"),
@@ -222,13 +223,9 @@ def n_outputs_of(form: Form) -> int:
 
 def count_cut(ref: str, base: str, form: Form, sources: Sequence[tuple[str, ...]]) -> list[str]:
     """A sentence on the sources that are longer than the limit; none where none is."""
-    from outlay.train.steps import count_tokens
+    from outlay.train.steps import count_cut as n_cut
 
-    lengths = count_tokens(ref, base, replace(form, max_source_tokens=_NO_LIMIT), sources)
-    return cut_words(sum(n > form.max_source_tokens for n in lengths), len(sources), form)
-
-
-_NO_LIMIT = 2**20
+    return cut_words(n_cut(ref, base, form, sources), len(sources), form)
 
 
 def cut_words(n_cut: int, n_rows: int, form: Form) -> list[str]:

@@ -79,6 +79,17 @@ def adapt(model: nn.Module, settings: TrainSettings, *, fsdp: bool = False) -> n
     return model
 
 
+def check_layers(model: nn.Module, settings: TrainSettings) -> None:
+    """Whether the adapters that ``settings.peft`` names find their layers in ``model``, which may be one without weights.
+
+    Raises:
+        UsageError: what `check` says, or a type of model whose layers have other names.
+    """
+    check(settings)
+    if settings.peft != "none":
+        _ = _lora(model, settings) if settings.peft == "lora" else _ia3(model)
+
+
 def merge(model: nn.Module) -> nn.Module:
     """Multiply the adapters into the weights and take them out: the checkpoint's own layers, every weight trainable again.
 

@@ -13,17 +13,20 @@ from torch import Tensor, nn
 from outlay.errors import UnknownModel
 from outlay.modelref import resolve_folder
 from outlay.train.models import _loading, _quiet
+from outlay.window import n_positions
 
 _BATCH_PAIRS = 32
 _NO_LIMIT = 100_000
 """What tokenizers that know no limit report is far above this."""
+_USUAL = 512
+"""Tokens of a text where neither tokenizer nor model says."""
 
 
 class BertScore:
     """Greedy cosine matching of contextual embeddings, as the ``bert-score`` package computes it without a baseline.
 
-    The encoder runs in float32 without dropout; an encoder-decoder lends its encoder. Texts longer than the tokenizer's limit are
-    cut. The first and the last special token can be matched but do not count themselves.
+    The encoder runs in float32 without dropout; an encoder-decoder lends its encoder. Texts longer than the tokenizer's limit, or
+    than the model has positions for, are cut. The first and the last special token can be matched but do not count themselves.
 
     Args:
         ref: A model reference that stands alone (a folder, a hub name, ``package:``); published: microsoft/deberta-xlarge-mnli.
@@ -136,7 +139,8 @@ def _weighted(values: Tensor, weights: Sequence[float]) -> float:
 
 
 def _limit(tokenizer: Any, config: Any) -> int:
-    """Tokens that a text may have: the tokenizer's limit, or the model's positions where it has none."""
-    limit = int(tokenizer.model_max_length)
-    positions = getattr(config, "max_position_embeddings", None) or 512
-    return limit if limit < _NO_LIMIT else int(positions)
+    """Tokens that a text may have: the tokenizer's limit, and no more than the model has positions for."""
+    limit, positions = int(tokenizer.model_max_length), n_positions(config.to_dict())
+    if limit < _NO_LIMIT:
+        return limit if positions is None else min(limit, positions)
+    return positions or _USUAL

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from outlay.form import Form
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.shape import family_of, shape_of_size
+from outlay.shape import shape_of_size
 from outlay.sizes import Size
 from outlay.speed import TERMS, Lengths, Load, Profile, Reader, answering_load, starting_load, training_load
 from outlay.train.bf16 import CLEARLY_SLOW, measure_bf16_ratio
 from outlay.train.build import Corpus, build_checkpoint
-from outlay.train.models import ModelSpec, head_for, load_tokenizer
+from outlay.train.models import ModelSpec, head_of
 from outlay.train.place import here
 from outlay.train.steps import Watch, finetune, predict, teach, use_threads
 
@@ -182,7 +182,7 @@ def least_relative_squares(amounts: Matrix, seconds: Matrix) -> Matrix:
 
 def answer_lengths(ref: str, base: str, form: Form, answers: Sequence[str]) -> list[int]:
     """Tokens of each answer as a model of this reference writes it, cut to the limit; 0 for an encoder, which writes none."""
-    head = head_for(family_of(ref, base=base), form, load_tokenizer(ref, base))
+    head = head_of(ref, base, form)
     if head.target != "tokens":
         return [0] * len(answers)
     return [int(n) for n in head.spell(head.read([]), answers).lengths]

@@ -19,9 +19,13 @@ from torch import nn
 from outlay.errors import UnknownModel, UsageError
 from outlay.form import Family, Form, TargetKind, can_answer
 from outlay.modelref import SINGLE_WEIGHTS, cut_layers, parse_ref, resolve_folder
-from outlay.shape import family_of
+from outlay.settings import TrainSettings
+from outlay.shape import family_of, read_config
+from outlay.train.adapters import check, check_layers
 from outlay.train.heads import ClassHead, Head, TagHead
+from outlay.train.optimizers import check_optimizer
 from outlay.train.writers import ChoiceHead, TextHead
+from outlay.window import ENDLESS, Window, window_in, window_of
 from outlay.writing import writing
 
 HEAD_FILE = "outlay.json"
@@ -53,18 +57,44 @@ def load_tokenizer(ref: str, base: str) -> Any:
     return _tokenizer_in(resolve_folder(ref, base=base), ref)
 
 
-def head_for(family: Family, form: Form, tokenizer: Any, target: TargetKind | None = None) -> Head:
-    """The head that speaks for a model of this family on such a task, learning from ``target``.
+def head_for(
+    family: Family, form: Form, tokenizer: Any, target: TargetKind | None = None, *, window: Window = ENDLESS
+) -> Head:
+    """The head that speaks for a model of this family on such a task, learning from ``target``; ``window``: the model's, which
+    the limits of the head's form are lowered to.
 
     Raises:
-        UsageError: the family cannot do the task.
+        UsageError: the family cannot do the task, or an answer of the asked length leaves no position to the text.
     """
+    form = window.fit(form)
     if not can_answer(family, form.kind):
         raise UsageError("an encoder cannot write free text; take a seq2seq or causal model (such as T5) for this task")
     if family == "encoder":
         return ClassHead(tokenizer, form) if form.kind == "classification" else TagHead(tokenizer, form)
     text = TextHead(tokenizer, form, family)
     return ChoiceHead(text) if target == "classes" else text
+
+
+def head_of(ref: str, base: str, form: Form) -> Head:
+    """The head of a model reference; see `read_head`."""
+    return read_head(ref, base, form)[0]
+
+
+def read_head(ref: str, base: str, form: Form) -> tuple[Head, Any]:
+    """The head of a model reference, and its tokenizer; its weights stay where they are.
+
+    Raises:
+        UnknownModel: the reference leads nowhere, or to a folder without a readable tokenizer.
+        UsageError: as `head_for`.
+    """
+    family = family_of(ref, base=base)
+    if not can_answer(family, form.kind):
+        raise UsageError(
+            f"model {ref!r} is an encoder and cannot write free text; take a seq2seq or causal model (such as T5) for this task"
+        )
+    fitted = window_of(ref, base=base).fit(form, ref)
+    tokenizer = load_tokenizer(ref, base)
+    return head_for(family, fitted, tokenizer), tokenizer
 
 
 def load_model(spec: ModelSpec) -> tuple[nn.Module, Head, Any]:
@@ -80,7 +110,7 @@ def load_model(spec: ModelSpec) -> tuple[nn.Module, Head, Any]:
     folder = resolve_folder(spec.ref, base=spec.base)
     family = family_of(spec.ref, base=spec.base)
     tokenizer = _tokenizer_in(folder, spec.ref)
-    head = head_for(family, spec.form, tokenizer, spec.target)
+    head = head_for(family, spec.form, tokenizer, spec.target, window=window_of(spec.ref, base=spec.base))
     torch.manual_seed(spec.seed)
     if ref.kind == "tiny":
         from outlay.train.build import tiny_model
@@ -91,6 +121,33 @@ def load_model(spec: ModelSpec) -> tuple[nn.Module, Head, Any]:
         model = _cut(model, ref.n_layers) if ref.kind == "cut" else model
     _check_vocabulary(model, tokenizer, spec.ref)
     return model, head, tokenizer
+
+
+def check_checkpoint(ref: str, base: str, head: Head, tokenizer: Any, settings: Sequence[TrainSettings] = ()) -> None:
+    """Whether a reference can be loaded and trained with each of ``settings``, as far as its files say it without the weights.
+
+    Raises:
+        UnknownModel: a tokenizer of more tokens than the model has rows, or a model whose layers cannot be cut.
+        UsageError: adapters or an optimiser that cannot be had here, or not for this model.
+    """
+    parsed = parse_ref(ref)
+    n_tokens = len(tokenizer)
+    if n_tokens > (n_rows := n_logits(ref, base)):
+        raise _too_few_rows(ref, n_rows, n_tokens)
+    for each in settings:
+        check_optimizer(each.optimizer, has_gpu=torch.cuda.is_available())
+        check(each)
+    adapted = [each for each in settings if each.peft != "none"]
+    if parsed.kind == "tiny" or not (adapted or parsed.kind == "cut"):
+        return
+    from transformers import AutoConfig
+
+    folder = resolve_folder(ref, base=base)
+    with torch.device("meta"), _loading(ref, "from its config"), _quiet():
+        model: nn.Module = _auto_class(head.family, head).from_config(AutoConfig.from_pretrained(folder))
+        model = _cut(model, parsed.n_layers) if parsed.kind == "cut" else model
+    for each in adapted:
+        check_layers(model, each)
 
 
 def save_model(
@@ -127,7 +184,7 @@ def load_saved(folder: Path, *, device_map: str | None = None) -> tuple[nn.Modul
         ) from error
     form, family = Form.from_json(document["form"]), document["family"]
     tokenizer = _tokenizer_in(folder, str(folder))
-    head = head_for(family, form, tokenizer, document["target"])
+    head = head_for(family, form, tokenizer, document["target"], window=window_in(read_config(folder), family))
     more = {} if device_map is None else {"device_map": device_map}
     with _loading(str(folder), "as its own config says"), _quiet():
         model: nn.Module = _auto_class(family, head).from_pretrained(folder, use_safetensors=True, **more)
@@ -255,10 +312,13 @@ def _say_untied(model: Any, folder: Path) -> None:
 
 def _check_vocabulary(model: Any, tokenizer: Any, text: str) -> None:
     if len(tokenizer) > model.config.vocab_size:
-        raise UnknownModel(
-            f"model {text!r} has {model.config.vocab_size:,} rows of vocabulary, its tokenizer {len(tokenizer):,} tokens; "
-            "fetch the model again"
-        )
+        raise _too_few_rows(text, model.config.vocab_size, len(tokenizer))
+
+
+def _too_few_rows(text: str, n_rows: int, n_tokens: int) -> UnknownModel:
+    return UnknownModel(
+        f"model {text!r} has {n_rows:,} rows of vocabulary, its tokenizer {n_tokens:,} tokens; fetch the model again"
+    )
 
 
 def _cut(model: nn.Module, n_keep: int) -> nn.Module:

@@ -185,16 +185,27 @@ def _is_matrix(parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and min(parameter.shape) > 1
 
 
-def _adamw_8bit(
-    parameters: list[nn.Parameter], groups: list[dict[str, Any]], learning_rate: float
-) -> torch.optim.Optimizer:
+def check_optimizer(name: str, *, has_gpu: bool) -> None:
+    """Refuse an optimiser that cannot work here.
+
+    Raises:
+        UsageError: ``adamw_8bit`` without bitsandbytes, or without a GPU.
+    """
+    if name != "adamw_8bit":
+        return
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UsageError(
             "optimizer adamw_8bit needs bitsandbytes, which is not installed; "
             "`pip install bitsandbytes`, or choose adamw or adafactor"
         )
-    if any(p.device.type != "cuda" for p in parameters):
+    if not has_gpu:
         raise UsageError("optimizer adamw_8bit needs a GPU, and there is none here; choose adamw or adafactor")
+
+
+def _adamw_8bit(
+    parameters: list[nn.Parameter], groups: list[dict[str, Any]], learning_rate: float
+) -> torch.optim.Optimizer:
+    check_optimizer("adamw_8bit", has_gpu=all(p.device.type == "cuda" for p in parameters))
     if any(isinstance(p, DTensor) for p in parameters):
         raise UsageError("optimizer adamw_8bit cannot be used with FSDP; choose adamw or adafactor")
     bitsandbytes = importlib.import_module("bitsandbytes")

@@ -17,12 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outlay.form import TargetKind
-from outlay.settings import TeachSettings
+from outlay.settings import TEMPERATURES, TeachSettings
 
 Array = NDArray[Any]
-
-TEMPERATURES = (1.0, 2.0, 4.0)
-"""Offered temperatures; Kang et al. 2023 distil at 2 (their released script)."""
 
 MAX_LOGITS = TeachSettings().max_logits
 TAIL_MASS = TeachSettings().tail_mass

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ import torch
 from torch import nn
 
 from outlay.errors import UsageError
-from outlay.form import Form, TargetKind, can_answer
+from outlay.form import Form, TargetKind
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.shape import family_of
 from outlay.train.adapters import adapt, cast, check, compiled, merge
 from outlay.train.batches import inference_batches
 from outlay.train.checkpoints import Checkpoints
@@ -25,11 +25,12 @@ from outlay.train.lessons import GoldLesson, TargetLesson, gold_units
 from outlay.train.loop import Audience, DevScore, Lesson, fit
 from outlay.train.models import (
     ModelSpec,
-    head_for,
+    check_checkpoint,
+    head_of,
     load_model,
     load_saved,
-    load_tokenizer,
     n_logits,
+    read_head,
     same_tokenizer,
     save_model,
     set_dropout,
@@ -44,6 +45,7 @@ from outlay.train.writers import ChoiceHead, TextHead
 __all__ = ["DevTexts", "ModelSpec", "Watch", "distil", "finetune", "n_logits", "predict", "same_tokenizer", "teach"]
 
 INFERENCE_BATCH = 64
+_NO_LIMIT = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,24 +199,49 @@ def use_threads(n: int) -> None:
 
 def count_tokens(ref: str, base: str, form: Form, sources: Texts) -> list[int]:
     """Tokens per row as a model of this reference reads them, after truncation, special tokens included."""
-    return [int(n) for n in _head_of(ref, base, form).read(sources).encoded.lengths]
+    return [int(n) for n in head_of(ref, base, form).read(sources).encoded.lengths]
+
+
+def count_cut(ref: str, base: str, form: Form, sources: Texts) -> int:
+    """Rows that are longer than a model of this reference reads."""
+    return head_of(ref, base, form).read(sources).encoded.n_truncated
 
 
 def longest_answer(ref: str, base: str, form: Form) -> int:
     """Tokens that an answer has at most: none for an encoder; what a model writes need not be a label, so else the limit."""
-    return form.max_target_tokens if _head_of(ref, base, form).target == "tokens" else 0
+    head = head_of(ref, base, form)
+    return head.form.max_target_tokens if head.target == "tokens" else 0
 
 
-def check_labels(ref: str, base: str, form: Form) -> None:
-    """Whether a model can spell what it is to answer with, and can do the task at all.
+def check_model(ref: str, base: str, form: Form, n_segments: int = 1, settings: Sequence[TrainSettings] = ()) -> None:
+    """Whether a model can do the task at all, has room for the text, can spell what it is to answer with, and can be trained so.
+
+    ``n_segments``: the texts that an encoder reads side by side; ``settings``: of each training of it. No weights are read.
 
     Raises:
-        UsageError: the family cannot do the task.
+        UsageError: the family cannot do the task, prefix and special tokens leave no token to the text, or adapters or optimiser
+            cannot be had.
         LabelError: the tokenizer cannot spell a label, or a label is longer than an answer may be.
+        UnknownModel: files that do not fit each other, or a model whose layers cannot be cut.
     """
-    head = _head_of(ref, base, form)
+    head, tokenizer = read_head(ref, base, form)
+    check_checkpoint(ref, base, head, tokenizer, settings)
+    _check_room(head, ref, n_segments)
     if isinstance(head, TextHead) and form.labels:
         head.check_spelling(form.labels if form.kind == "classification" else [f"a [{x}]" for x in form.labels])
+
+
+def _check_room(head: Head, ref: str, n_segments: int) -> None:
+    """Refuse limits that cut every text down to what stands around it."""
+    limit = head.form.max_source_tokens
+    wide: Any = copy.copy(head)
+    wide.form = replace(head.form, max_source_tokens=_NO_LIMIT)
+    n_around = wide.read([("",) * n_segments]).encoded.n_tokens
+    if limit - n_around < n_segments:
+        raise UsageError(
+            f"max_source_tokens is {limit:,} for model {ref!r}, and prefix and special tokens take {n_around:,}: no token of a "
+            f"text is left; give at least {n_around + n_segments:,}, or a shorter prefix"
+        )
 
 
 _loaded: dict[tuple[Path, int, str | None], tuple[nn.Module, Head]] = {}
@@ -229,15 +256,6 @@ def _loaded_model(folder: Path, device_map: str | None) -> tuple[nn.Module, Head
         model, head, _ = load_saved(folder, device_map=device_map)
         _loaded[key] = (model if device_map else model.to(here().device), head)
     return _loaded[key]
-
-
-def _head_of(ref: str, base: str, form: Form) -> Head:
-    family = family_of(ref, base=base)
-    if not can_answer(family, form.kind):
-        raise UsageError(
-            f"model {ref!r} is an encoder and cannot write free text; take a seq2seq or causal model (such as T5) for this task"
-        )
-    return head_for(family, form, load_tokenizer(ref, base))
 
 
 def _speaks(head: Head, target: TargetKind) -> Head:

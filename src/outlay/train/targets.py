@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outlay.form import TargetKind
+from outlay.settings import TEMPERATURES
 from outlay.train import targets_file
 from outlay.train.keep import Largest, largest, to_positions
 from outlay.train.losses import Sparse
 from outlay.train.positions import (
     MAX_LOGITS,
     TAIL_MASS,
-    TEMPERATURES,
     Positions,
     RowPlaces,
     Terms,
