@@ -271,6 +271,15 @@ def test_a_ledger_that_may_not_grow_says_so_and_is_not_damaged(tmp_path: Path) -
     assert ledger.verify().ok
     ledger.open_run("two", 1_000_000)
     assert ledger.run_ids() == ["one", "two"]
+    new = Ledger(tmp_path / "new.sqlite")
+    assert not new.is_begun
+    with file_limit(100), pytest.raises(DiskFull):
+        new.open_run("one", 1_000_000)
+    assert new.path.exists()
+    assert not new.is_begun
+    new.close()
+    new.open_run("one", 1_000_000)
+    assert new.is_begun
     with pytest.raises(OutlayError), clear_errors(path):
         raise sqlite3.DatabaseError("malformed")
 

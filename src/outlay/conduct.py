@@ -301,7 +301,7 @@ def status_of(folder: Path) -> Status:
     path = folder / "points.json"
     points = {point.id: point for point in read_points(path)} if path.exists() else {}
     ledger = Ledger(folder / "ledger.sqlite")
-    known = set(ledger.run_ids()) if ledger.path.exists() else set()
+    known = set(ledger.run_ids()) if ledger.is_begun else set()
     counts: Counter[str] = Counter()
     held: list[Held] = []
     reasons, cash = [], 0

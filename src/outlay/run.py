@@ -116,7 +116,7 @@ class Runner:
         Raises:
             UsageError: a run whose precision was left open is here in the other precision alone.
         """
-        known = set(self.ledger.run_ids()) if self.ledger.path.exists() else set()
+        known = set(self.ledger.run_ids()) if self.ledger.is_begun else set()
         for options in asked if known else ():
             if options.precision == AUTO:
                 request = workbench.request(options)

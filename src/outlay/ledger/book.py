@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -27,7 +27,7 @@ from outlay.errors import AlreadyPaid, BudgetExceeded, HoldError, MissingData, M
 from outlay.ledger import reading
 from outlay.ledger.audit import Verification, audit
 from outlay.ledger.chain import COLUMNS, Anchor, Entry, hash_of, uri_of
-from outlay.ledger.file import BUSY_SECONDS, clear_errors, prepare
+from outlay.ledger.file import BUSY_SECONDS, clear_errors, holds_anything, prepare
 from outlay.ledger.owner import Owner
 from outlay.ledger.reading import Balance, Hold
 from outlay.money import Quote, check_micros, cost_micros, format_usd, write_usd
@@ -297,6 +297,14 @@ class Ledger:
             self._db, self._pid, self._lock = None, os.getpid(), threading.RLock()
             self._joined, self._n_together = None, 0
         return self._lock
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is a ledger at the path. A file that could not be filled when it was made (a full disk) is none yet."""
+        if not self.path.exists() or self.anchor_path.exists():
+            return self.path.exists()
+        with clear_errors(self.path), closing(sqlite3.connect(uri_of(self.path, "rw"), uri=True)) as db:
+            return holds_anything(db)
 
     def _connection(self, *, create: bool = False) -> sqlite3.Connection:
         if self._db is None:

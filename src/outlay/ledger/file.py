@@ -44,6 +44,13 @@ def prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:
     db.execute("PRAGMA synchronous = FULL")
 
 
+def holds_anything(db: sqlite3.Connection) -> bool:
+    """Whether anything was ever written to an SQLite file."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (n_objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return bool(version or n_objects)
+
+
 def _use_write_ahead_log(db: sqlite3.Connection) -> None:
     # SQLite answers "locked" at once, whatever the timeout, when two processes switch the mode of a new file together.
     deadline = time.monotonic() + BUSY_SECONDS
