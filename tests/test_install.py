@@ -335,6 +335,19 @@ def test_elsewhere_one_line_says_what_is_untested(
     assert "WSL 2" in (unsupported("win32") or "")
 
 
+@pytest.mark.parametrize(
+    ("platform", "code", "says"), [("win32", 1, "does not work on win32"), ("darwin", 0, "macOS is untested")]
+)
+def test_a_command_says_so_in_one_line(platform: str, code: int, says: str) -> None:
+    program = "import sys; from outlay.cli import main; sys.platform = sys.argv.pop(); main()"
+    command = [sys.executable, "-c", program, "--version", platform]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    assert done.stderr.startswith("outlay: ")
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_ranges_and_the_pages_name_the_same_pythons() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     told = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
