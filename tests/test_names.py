@@ -45,7 +45,7 @@ scales:
     models: {{teacher: {model}, student: cut:1}}
     threads: 1
     settings:
-      teacher: &few {{epochs: 1, batch_size: 16, lr: 0.001, precision: fp32}}
+      teacher: &few {{epochs: 1, batch_size: 16, lr: 0.001}}
       student: *few
       distil: *few
     n_initial: 10
@@ -153,7 +153,8 @@ def test_a_dry_run_finds_what_the_run_finds(place: Path, model: Path, more: str)
     assert foreseen == found
     assert {p["task"] for p in planned.json["points"]} <= {"tk_a", "tk_b", "tk_c"}
     charges = [
-        (p["charge_usd"], q["result"]["charge_usd"]) for p, q in zip(planned.json["points"], ran.json, strict=True)
+        (p["charge_at_most_usd"], q["result"]["charge_usd"])
+        for p, q in zip(planned.json["points"], ran.json, strict=True)
     ]
     assert all(charge <= at_most for at_most, charge in charges)
     (folder,) = (place / "outlay-runs").iterdir()

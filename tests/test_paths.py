@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import outlay as package
 from outlay import paths
+from outlay.cli.failures import line_of
 from outlay.cli.helptext import Later, Plain
 from outlay.data import data_root, locate
 from outlay.errors import MissingData, UsageError
@@ -292,6 +293,15 @@ def test_without_a_home_libraries_are_told_where_their_caches_are(homeless: str)
             paths.expand("~/x")
 
 
+def test_models_in_a_home_that_cannot_be_written_are_still_found(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _own_variables(monkeypatch)
+    (home / ".cache" / "huggingface").mkdir(parents=True)
+    (home / ".cache" / "outlay").touch()
+    settle_caches()
+    assert "HF_HOME" not in os.environ
+    assert os.environ["TRITON_CACHE_DIR"].startswith(str(Path.cwd()))
+
+
 def test_with_a_home_nothing_is_said_to_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _own_variables(monkeypatch)
     settle_caches()
@@ -306,6 +316,17 @@ def test_without_a_home_or_a_folder_for_results_they_are_kept_among_temporary_fi
     (Path.cwd() / "outlay-runs").touch()
     monkeypatch.setattr("outlay.location.tempfile.gettempdir", lambda: str(tmp_path / "temp"))
     assert Path(default_location()).is_relative_to(tmp_path / "temp")
+
+
+def test_what_only_a_home_can_keep_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typer writes its completion there, before any command is looked at."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(paths.pwd, "getpwuid", _unknown)
+    assert home.is_dir()
+    with pytest.raises(RuntimeError) as asked:
+        Path.home()
+    assert (line_of(asked.value) or "").startswith("there is no home folder")
+    refused(outlay("--install-completion", "bash"), "there is no home folder")
 
 
 def test_without_a_home_data_must_be_named(homeless: str) -> None:

@@ -74,14 +74,15 @@ def settle_caches() -> None:
         os.environ |= {NO_HOME: "1", "HOME": str(_stand_in())}
     if usual is None or not _is_writable(usual):
         for name, below in _LIBRARY_CACHES.items():
-            os.environ.setdefault(name, str(cache_folder() / below))
+            # Models that somebody laid there before it was sealed are still to be found.
+            if usual is None or not (usual.parent / below).is_dir():
+                os.environ.setdefault(name, str(cache_folder() / below))
 
 
 _LIBRARY_CACHES = {
     "HF_HOME": "huggingface",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
-    "TORCH_HOME": "torch",
 }
 """Variables by which the libraries of a step are told where to keep what they make or fetch."""
 

@@ -6,6 +6,8 @@ from outlay.errors import OutlayError
 from outlay.writing import NO_ROOM, errno_of
 
 _CHECK = "check the path, its permissions and the room on its disk"
+_HOMELESS = "Could not determine home directory"
+"""What `pathlib` says to whoever asks for it."""
 _MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
 
 
@@ -23,6 +25,8 @@ def line_of(error: Exception) -> str | None:
             f"out of memory ({_first_line(error)}); take a smaller --batch-size or model, or end other programs, and run the "
             "same command again to go on"
         )
+    if isinstance(error, RuntimeError) and _HOMELESS in str(error):
+        return "there is no home folder, and this writes to it; set HOME to a folder that can be written"
     code = errno_of(error)
     if code is None:
         return None
