@@ -211,6 +211,13 @@ def test_tabs_with_quotes(text: str, rows: list[list[str]]) -> None:
     assert [values for _, values in read_delimited(text, "\t").rows] == rows
 
 
+def test_the_line_that_decides_about_quotes_is_named() -> None:
+    said_ = read_delimited('a\tb\n"x"\t1\ny "z"\t2\n', "\t").notes
+    assert said_ == ("each line is a row and quotes are characters (line 3 has one that does not enclose a field)",)
+    assert read_delimited('a\tb\n"x"\t1\n', "\t").notes == ("quotes around fields are taken off, as in CSV",)
+    assert read_delimited('a\tb\n5" x\t1\n', "\t").notes == ()
+
+
 @pytest.mark.parametrize("n_columns", [2, 3])
 @pytest.mark.parametrize("quoting", ["minimal", "all", "none"])
 def test_what_the_csv_module_and_plain_joins_write_is_read_back(n_columns: int, quoting: str, tmp_path: Path) -> None:
@@ -451,7 +458,7 @@ def test_a_file_that_is_not_there_is_looked_for_beside_the_task(tmp_path: Path) 
         ("café ", ["'café '", "with a blank behind"]),
         ("\u00a0café", ["'\\xa0café'", "U+00A0 NO-BREAK SPACE in front"]),
         ("cafe\u0301", ["looks like 'café' in another Unicode form (NFD)", "U+0301 COMBINING ACUTE ACCENT", "U+00E9"]),
-        ("caf\u200bé", ["'caf\\u200bé'", "looks like 'café'", "U+200B ZERO WIDTH SPACE"]),
+        ("caf\u200bé", ["'caf\\u200bé'", "looks like 'café'", "it has U+200B ZERO WIDTH SPACE more"]),
         ("сafé", ["looks like 'café'", "U+0441 CYRILLIC SMALL LETTER ES in place of U+0063 LATIN SMALL LETTER C"]),
         ("CAFÉ", ["the label is spelt 'café'"]),
         ("ｃａｆé", ["looks like 'café'", "U+FF43"]),

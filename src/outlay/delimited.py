@@ -154,14 +154,14 @@ def _read_tabs(text: str, delimiter: str) -> tuple[_Rows, list[str]]:
         quoted, problem = None, error
     if ragged is None:
         keeps_rule = all(_is_plain(value) or _is_enclosed(value) for _, fields in plain for value in fields)
-        if quoted is not None and len(quoted) == len(plain) and keeps_rule:
+        if quoted is not None and keeps_rule:
             enclosed = any(_is_enclosed(value) for _, fields in plain for value in fields)
             return quoted, ["quotes around fields are taken off, as in CSV"] if enclosed else []
-        opens = next((n for n, fields in plain if any(value.startswith('"') for value in fields)), None)
-        if opens is None:
+        if not any(value.startswith('"') for _, fields in plain for value in fields):
             return plain, []
+        line = next((n for n, fields in plain if not all(_is_plain(v) or _is_enclosed(v) for v in fields)), 1)
         return plain, [
-            f"each line is a row and quotes are characters (line {opens} has one that does not enclose a field)"
+            f"each line is a row and quotes are characters (line {line} has one that does not enclose a field)"
         ]
     if quoted is not None:
         return quoted, ["quotes around fields are taken off, as in CSV, and some fields span lines"]

@@ -103,10 +103,9 @@ def _difference(text: str, value: str) -> str:
     while stop < min(len(text), len(value)) - start and text[-1 - stop] == value[-1 - stop]:
         stop += 1
     here, there = text[start : len(text) - stop], value[start : len(value) - stop]
-    if not here or not there:
-        one_more = start - 1 if start else start
-        here, there = (here or text[one_more : start + 1]), (there or value[one_more : start + 1])
-    return f"{code_points(here)} in place of {code_points(there)}" if there else f"{code_points(here)} more"
+    if not there:
+        return f"it has {code_points(here)} more"
+    return f"it lacks {code_points(there)}" if not here else f"{code_points(here)} in place of {code_points(there)}"
 
 
 def label_problem(label: str, known: Sequence[str]) -> str:
