@@ -200,7 +200,7 @@ def test_a_run_whose_every_path_begins_at_home(home: Path, monkeypatch: pytest.M
     assert f"outlay ledger show {home}/results\n" in ran.out
     assert outlay("ledger", "verify", "~/results").code == 0
     assert "label/mine" in outlay("prices", "--prices=~/prices.toml").out
-    assert outlay("task", "check", "~/task/task.yaml").code == 0
+    assert outlay("task", "check", "~/task/task.yaml", "--prices=~/prices.toml").code == 0
     refused(outlay("task", "check", "~/none.yaml"), f"no task file {home}/none.yaml")
     refused(outlay("task", "check", "~nobody-here/task.yaml"), "no such user")
 
