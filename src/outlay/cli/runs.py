@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -214,6 +215,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Results folder.")] = Path("outlay-runs/demo"),
     store: StoreOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from --seed on.")] = 1,
     threads: ThreadsOption = 2,
     precision: PrecisionOption = "auto",
     quiet: QuietOption = False,
@@ -221,14 +223,15 @@ def demo(
 ) -> None:
     """The whole story in minutes, on a laptop CPU, with no network: is the money better spent on labels or on a teacher?"""
     from outlay.compare import Grid, run_points, write_report
-    from outlay.demo import write_demo
+    from outlay.demo import demo_story, write_demo
     from outlay.report.receipt import receipt, render_text
 
     task = write_demo(out / "task")
     shared = _demo_options(task, seed, threads, precision)
-    asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), 1).options()
+    asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), seeds).options()
     arguments: dict[str, Any] = {"out": out, "store": store, "quiet": quiet, "here": "cpu"}
     with _Session(asked, "demo", arguments) as session:
+        session.screen.headline(demo_story(len(asked), session.book.get("label/demo").usd))
         points = run_points(session.runner, session.workbench, asked, session.announce)
         files = write_report(session.runner)
     _finish(session.runner, files, as_json, receipts=False)
@@ -236,7 +239,28 @@ def demo(
         requests = [session.workbench.request(options) for options in asked]
         shown = next(request for request in requests if request.strategy == "distill")
         echo("\n" + render_text(receipt(session.runner.ledger, shown.run_id)), nl=False)
+        options = {"--seed": seed or None, "--threads": threads, "--precision": precision, "--store": store}
+        _say_what_next(out, files["page"], None if seeds > 1 else options)
     _fail_without_result(points)
+
+
+def _say_what_next(out: Path, page: Path, again: Mapping[str, Any] | None) -> None:
+    """Print where a newcomer goes from the demo; ``again``: options of one of a single seed, to be tested over several."""
+    import shlex
+
+    lines = [
+        ("look at it", str(page)),
+        ("prove every dollar", shlex.join(["outlay", "ledger", "verify", str(out)])),
+        ("a task to copy", shlex.join(["outlay", "task", "check", str(out / "task" / "task.yaml")])),
+    ]
+    if again is not None:
+        given = [word for name, value in again.items() if value is not None for word in (name, str(value))]
+        lines.append(
+            ("test over 3 seeds", shlex.join(["outlay", "demo", "--seeds", "3", *given, "--out", f"{out}-3-seeds"]))
+        )
+    echo("\nnext")
+    for what, how in lines:
+        echo(f"  {what:18}  {how}")
 
 
 class _Session:
@@ -250,7 +274,7 @@ class _Session:
         from outlay.run import Runner
 
         refuse_several_processes()
-        book = PriceBook.load(arguments.get("prices") or [])
+        self.book = book = PriceBook.load(arguments.get("prices") or [])
         cap = arguments.get("cash_cap")
         kept = open_store(arguments.get("store"))
         self.workbench = Workbench(
@@ -345,7 +369,7 @@ def _options(given: dict[str, Any], strategy: str, budget_micros: int) -> Option
 
 
 def _demo_options(task: Path, seed: int, threads: int, precision: str) -> Options:
-    from outlay.demo import DEMO_BUDGET, DEMO_N_INITIAL, DEMO_POOL_ROWS
+    from outlay.demo import DEMO_BUDGET, DEMO_N_DEV, DEMO_N_INITIAL, DEMO_POOL_ROWS, DEMO_STUDENT
     from outlay.money import parse_budget
     from outlay.prepare import Options
 
@@ -355,6 +379,8 @@ def _demo_options(task: Path, seed: int, threads: int, precision: str) -> Option
         parse_budget(DEMO_BUDGET),
         n_initial=DEMO_N_INITIAL,
         pool_rows=DEMO_POOL_ROWS,
+        n_dev=DEMO_N_DEV,
+        student=DEMO_STUDENT,
         seed=seed,
         threads=threads,
         precision=precision,
