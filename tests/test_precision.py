@@ -14,7 +14,10 @@ import pytest
 
 from outlay import precision
 from outlay.cli.app import main
+from outlay.conduct import Index
 from outlay.errors import UsageError
+from outlay.ledger import Ledger
+from outlay.money import PriceBook
 from outlay.precision import (
     FILE,
     FOLDER,
@@ -30,7 +33,8 @@ from outlay.precision import (
     resolve,
     without_auto,
 )
-from outlay.prepare import Options
+from outlay.prepare import Options, Workbench
+from outlay.report.results import Header
 from outlay.single.answering import Answering, predict
 from outlay.single.training import finetune
 from outlay.single.work import Running, Silent
@@ -47,7 +51,8 @@ SLOW, FAST = 0.02, 3.0
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of this test's own, and nothing chosen beforehand."""
-    monkeypatch.delenv("OUTLAY_PRECISION")
+    for name in ("OUTLAY_PRECISION", *precision.LIMITS):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(precision, "_measured", {})
     monkeypatch.setattr(precision, "_told", set())
@@ -238,8 +243,6 @@ def test_runs_of_before_keep_their_ids(cache: Path, world: World) -> None:
 
 
 def test_published_studies_are_in_bf16_on_every_machine(cache: Path) -> None:
-    from outlay.money import PriceBook
-
     for name in shipped_studies():
         file, price = load_study(find_study(name)), PriceBook.load().get
         assert {cell.options.precision for cell in file.at("paper", price=price).cells} == {"bf16"}
@@ -280,6 +283,39 @@ def test_a_run_is_not_bought_again_in_silence(
     assert (tmp_path / "out/ledger.sqlite").read_bytes() == ledger
     assert outlay(*ask, "--precision", names[first][0]).code == 0
     assert (tmp_path / "out/ledger.sqlite").read_bytes() == ledger
+
+
+STUDY = """
+name: toy
+strategies: [annotate]
+scales:
+  cpu:
+    models: {{teacher: {checkpoint}, student: cut:1}}
+    threads: 1
+    n_initial: 20
+    added_usd: 0
+    tasks: {{{task}: {{}}}}
+"""
+
+
+def test_a_study_is_not_bought_again_in_silence(cache: Path, world: World, tmp_path: Path) -> None:
+    """A folder with the index of a study and a ledger that knows its run in the other precision."""
+    file, folder = tmp_path / "toy.yaml", tmp_path / "out"
+    file.write_text(STUDY.format(checkpoint=world.checkpoint, task=world.task))
+    prices = PriceBook.load()
+    [cell] = load_study(file).at("cpu", price=prices.get).cells
+    begun = Workbench(prices).request(replace(cell.options, precision="bf16"))
+    Index(Header("toy", "toy", "plain", None, "cpu"), str(tmp_path / "store"), prices.get("cpu"), ()).write(folder)
+    Ledger(folder / "ledger.sqlite").open_run(begun.run_id, begun.budget_micros)
+    ask = ("study", "run", file, "--out", folder, "--store", tmp_path / "store")
+
+    keep_bf16_speed(SLOW)
+    refused(outlay(*ask), "holds this run in bf16, and this machine would compute in float32", "--precision bf16")
+    planned = outlay(*ask, "--dry-run", "--precision", "bf16")
+    assert planned.code == 0, planned.err
+    assert "bf16 as asked, though bf16 is 0.02 times as fast" in " ".join(planned.err.split())
+    keep_bf16_speed(FAST)
+    assert outlay(*ask, "--dry-run").code == 0
 
 
 def test_a_step_is_not_done_again_in_silence(cache: Path, tmp_path: Path) -> None:
