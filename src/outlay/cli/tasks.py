@@ -35,18 +35,28 @@ def task_list(as_json: Json = False) -> None:
 def task_check(task: TaskArgument, prices: PricesOption = None, data: DataOption = None, as_json: Json = False) -> None:
     """Profile a task: rows, lengths, labels or answers, duplicates, conflicts, leaks, price; exit 1 where it is not sound."""
     from outlay.data import load_data
+    from outlay.errors import UnknownItem
     from outlay.money import PriceBook
     from outlay.profile import profile
     from outlay.task import load_task
 
     book, loaded = PriceBook.load(prices or []), load_task(task)
     found = profile(loaded, load_data(loaded, data))
+    document, unpriced = found.to_json(), None
+    try:
+        book.label(loaded.price_item)
+    except UnknownItem as error:
+        unpriced = error
+        document["warnings"] = [*document["warnings"], f"price: {error}"]
     if as_json:
-        print_json(found.to_json())
+        print_json(document)
     else:
         echo("\n".join(found.lines()))
-    # Last, so that whoever has no price yet sees what the data is like.
-    book.label(loaded.price_item)
+    # Last, so that whoever has no price yet sees what the data is like; a file of prices that lacks the item is a mistake.
+    if unpriced is not None and prices:
+        raise unpriced
+    if unpriced is not None:
+        echo(f"outlay: warning: {unpriced}; a run needs it", err=True)
 
 
 @task_app.command("schema")
