@@ -83,7 +83,7 @@ def test_the_order_in_which_settings_are_named_does_not_matter() -> None:
         ({"n_initial": 0}, "n_initial is 0; it must be at least 1"),
         ({"pool_rows": 0}, "pool_rows is 0; it must be at least 1"),
         ({"n_dev": -3}, "n_dev is -3; it must be at least 1"),
-        ({"threads": 0}, "threads is 0; it must be at least 1"),
+        ({"threads": 0}, "threads is 0; it must be at least 1, and at most 1,024"),
         ({"precision": "auto"}, "precision is 'auto'; it must be bf16 or fp32 by now"),
         ({"student_training": "gratis"}, "student_training is 'gratis'; it must be charged or free"),
         ({"llm_error_rate": 1.01}, "the LLM error rate is 1.01; it must be from 0 to 1"),
