@@ -34,7 +34,7 @@ TASK: dict[str, Any] = {
     "name": "mail",
     "text": "{message}",
     "labels": ["pos", "neg"],
-    "price_item": "label/t",
+    "price_item": "label/multipit_id",
     "dev": "none",
     "data": {
         "train": {"file": "train.jsonl", "target": "label"},
