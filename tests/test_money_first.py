@@ -85,7 +85,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Town:
 # --- lengths ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["bert", "gpt2"])
+@pytest.mark.parametrize("model", ["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_a_run_cuts_texts_where_the_model_ends_and_says_so(town: Town, tmp_path: Path, model: str) -> None:
     task = town.task(tmp_path, max_source_tokens=1000)
     ran = town.run(task, model=model)
@@ -98,7 +98,9 @@ def test_a_run_cuts_texts_where_the_model_ends_and_says_so(town: Town, tmp_path:
     assert f"rows were longer than {64 if model == 'bert' else 249} tokens and were cut" in said
 
 
-@pytest.mark.parametrize(("model", "limit"), [("bert", 64), ("gpt2", 249), ("bart", 128)])
+@pytest.mark.parametrize(
+    ("model", "limit"), [("bert", 64), ("gpt2", 249), pytest.param("bart", 128, marks=pytest.mark.slow)]
+)
 def test_a_limit_above_the_model_is_the_models_own(town: Town, tmp_path: Path, model: str, limit: int) -> None:
     """Weights and answers are, bit for bit, those of a task that asks for what the model can do."""
     rows = tmp_path / "rows.jsonl"
@@ -122,6 +124,7 @@ def test_a_limit_above_the_model_is_the_models_own(town: Town, tmp_path: Path, m
     assert made[1000] == made[limit]
 
 
+@pytest.mark.slow
 def test_targets_are_taught_and_learnt_within_both_models(town: Town, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     texts = [{**each, "message": f"{each['message']} {'please ' * 300}"} for each in map(row, range(9))]
