@@ -244,7 +244,7 @@ def test_the_demo_runs_to_its_end_and_says_what_comes_next(tmp_path: Path, monke
         words = shlex.split(said[what])
         assert words[0] == "outlay"
         assert outlay(*words[1:]).code == 0
-    again = shlex.split(said["test over 3 seeds"])
-    assert again[:4] == ["outlay", "demo", "--seeds", "3"]
-    assert {"--seed", "--store", str(tmp_path / "store"), f"{out}-3-seeds"} <= set(again)
+    again = shlex.split(said["test over 5 seeds"])
+    assert again[:4] == ["outlay", "demo", "--seeds", "5"]
+    assert {"--seed", "--store", str(tmp_path / "store"), f"{out}-5-seeds"} <= set(again)
     assert len(json.loads((out / "points.json").read_text())) == 4

@@ -256,7 +256,7 @@ def _say_what_next(out: Path, page: Path, again: Mapping[str, Any] | None) -> No
     if again is not None:
         given = [word for name, value in again.items() if value is not None for word in (name, str(value))]
         lines.append(
-            ("test over 3 seeds", shlex.join(["outlay", "demo", "--seeds", "3", *given, "--out", f"{out}-3-seeds"]))
+            ("test over 5 seeds", shlex.join(["outlay", "demo", "--seeds", "5", *given, "--out", f"{out}-5-seeds"]))
         )
     echo("\nnext")
     for what, how in lines:
