@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import random
+import re
 import statistics
 import sys
 from html.parser import HTMLParser
@@ -333,6 +334,17 @@ def test_nothing_to_draw_is_one_clear_line() -> None:
     with pytest.raises(DataError, match="nothing to draw"):
         charts.frontier_spec(empty)
     assert "nothing to draw" in page.render_page(empty)
+
+
+@pytest.mark.parametrize(("low", "high"), [(34.8, 81.1), (72.0, 73.5), (79.61, 79.66)])
+def test_ticks_are_plain_numbers_over_tens_as_over_tenths(low: float, high: float, tmp_path: Path) -> None:
+    pair = tuple(
+        scored(name, charge, mean) for name, charge, mean in (("annotate", 47.8, low), ("distill", 36.0, high))
+    )
+    rows = Comparison("wide", pair, (), tables.frontier([row.spot for row in pair if row.spot]))
+    svg = charts.save_chart(charts.frontier_spec(rows), tmp_path / "frontier.svg").read_text()
+    assert not re.findall(r">[−+0-9.]+e[−+0-9]+<", svg)
+    assert len(set(re.findall(r">[0-9]+(?:[.][0-9]+)?<", svg))) >= 3
 
 
 def test_pictures_are_drawn_without_a_network(comparison: Comparison, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def frontier_spec(comparison: Comparison, title: str | None = None) -> dict[str,
         "score:Q",
         title=f"Test {comparison.measure or 'score'} (0–100)",
         scale=alt.Scale(domain=[y_scale.low, y_scale.high], nice=False, zero=False),
-        axis=alt.Axis(tickCount=6, format="~g"),
+        axis=alt.Axis(tickCount=6, format="~f"),
     )
     base = alt.Chart(alt.Data(values=[_record(row) for row in rows]))
     front = [{"charge_usd": spot.charge_usd, "score": spot.score} for spot in comparison.frontier.front]
