@@ -282,7 +282,7 @@ def _edit(name: str, change: Callable[[str], str]) -> Callable[[Path], None]:
     [
         (
             _edit("train.jsonl", lambda t: t.replace('"refund"', '"refunded"', 1)),
-            ("'refunded'", "other, refund, delivery"),
+            ("'refunded'", "'other', 'refund', 'delivery'"),
         ),
         (_edit("test.jsonl", lambda _: ""), ("test.jsonl", "empty")),
         (_edit("train.jsonl", lambda t: t[: len(t) // 2]), ("train.jsonl", "line")),
