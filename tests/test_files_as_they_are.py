@@ -400,7 +400,7 @@ def test_json_lists_and_lines_of_text_are_files_of_a_task(tmp_path: Path) -> Non
         ("message,label\nso,pos\n".encode("utf-32"), "it looks like UTF-32"),
         ("message,label\nüber,pos\ncafé".encode()[:-1], "line 3 breaks off inside a character; it looks half-written"),
         (b"message,label\n\x81\xff,pos\n", "line 2 has the byte 0x81; save it as UTF-8"),
-        (gzip.compress(b"message,label\n"), "it is a gzip file; add .gz to its name"),
+        (gzip.compress(b"message,label\n", mtime=0), "it is a gzip file; add .gz to its name"),
         (b"PK\x03\x04\xff\xfe", "it is a ZIP file, as Excel writes"),
     ],
 )
