@@ -49,13 +49,17 @@ def uv(*arguments: str | Path) -> str:
     return done.stdout
 
 
+def builders() -> str:
+    """Name what builds the project and what installs it; pip is left out by uv unless it is asked for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return "\n".join([*project["build-system"]["requires"], "pip>=26.1"]) + "\n"
+
+
 def lock() -> str:
     """Resolve for every supported Python and machine at once."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         others, torch = Path(folder, "others.in"), Path(folder, "torch.in")
-        # What builds the project and what installs it; pip is left out by uv unless it is asked for.
-        others.write_text("\n".join([*project["build-system"]["requires"], "pip>=26.1"]) + "\n", encoding="utf-8")
+        others.write_text(builders(), encoding="utf-8")
         torch.write_text(f"torch=={TORCH}\n", encoding="utf-8")
         resolved = uv(
             *("--universal", "--python-version", PYTHONS[0], "--extra", EXTRA, "--constraint", torch),
@@ -101,10 +105,10 @@ def ends(which: str) -> str:
     """Resolve one end of the ranges, for this Python and machine."""
     how = {"oldest": "lowest-direct", "newest": "highest"}[which]
     with tempfile.TemporaryDirectory() as folder:
-        pip = Path(folder, "pip.in")
-        pip.write_text("pip>=26.1\nhatchling>=1.25\n", encoding="utf-8")
+        others = Path(folder, "others.in")
+        others.write_text(builders(), encoding="utf-8")
         python = os.environ.get("OUTLAY_PYTHON", sys.executable)
-        return uv("--resolution", how, "--python", python, "--extra", EXTRA, "pyproject.toml", pip)
+        return uv("--resolution", how, "--python", python, "--extra", EXTRA, "pyproject.toml", others)
 
 
 def main(arguments: list[str]) -> None:
