@@ -326,6 +326,8 @@ def test_what_only_a_home_can_keep_says_so(home: Path, monkeypatch: pytest.Monke
     with pytest.raises(RuntimeError) as asked:
         Path.home()
     assert (line_of(asked.value) or "").startswith("there is no home folder")
+    # typer would ask which shell is above this process.
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     refused(outlay("--install-completion", "bash"), "there is no home folder")
 
 

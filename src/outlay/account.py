@@ -93,7 +93,10 @@ class Account:
         if not recipes:
             return ()
         final, metric = recipes[-1].final, self.prepared.task.metric
-        said = json.loads((self.artifacts[final.key].path / PREDICTIONS_FILE).read_text(encoding="utf-8"))
+        predictions = self.artifacts[final.key].path / PREDICTIONS_FILE
+        if not predictions.exists():
+            return ()
+        said = json.loads(predictions.read_text(encoding="utf-8"))
         answered = Answered(said["predictions"], said["golds"], said["labels"], said.get("sources", ()))
         notes = test_remarks(metric, answered, _scores(self.artifacts[final.key])[main_score(metric)].value)
         teachers = [step for step in self.steps if isinstance(step, Train) and step.role == "teacher"]

@@ -17,6 +17,7 @@ _WRITE_ERRORS = (
     *(sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC),
     *(sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMMAP),
 )
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 BUSY_SECONDS = 60.0
 """How long one process waits for another that is writing."""
 
@@ -51,6 +52,12 @@ def holds_anything(db: sqlite3.Connection) -> bool:
     return bool(version or n_objects)
 
 
+def _primary(error: sqlite3.Error) -> int | None:
+    """SQLite's code of an error without its refinements; ``None`` where Python itself raised it."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
 def _use_write_ahead_log(db: sqlite3.Connection) -> None:
     # SQLite answers "locked" at once, whatever the timeout, when two processes switch the mode of a new file together.
     deadline = time.monotonic() + BUSY_SECONDS
@@ -58,8 +65,8 @@ def _use_write_ahead_log(db: sqlite3.Connection) -> None:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             return
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
+        except sqlite3.OperationalError as error:
+            if _primary(error) not in _LOCKED or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 
@@ -84,8 +91,7 @@ def clear_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", None)
-        primary = None if code is None else code & 0xFF
+        code, primary = getattr(error, "sqlite_errorcode", None), _primary(error)
         if primary == sqlite3.SQLITE_FULL:
             raise DiskFull(f"no room on the disk of {path}: nothing was booked; free some space") from error
         if code in _WRITE_ERRORS:
@@ -93,7 +99,7 @@ def clear_errors(path: Path) -> Iterator[None]:
                 f"{path} cannot be written ({error}): nothing was booked; make room on its disk, or raise the limit on the size "
                 "of files, and run the same command again to go on"
             ) from error
-        if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if primary in _LOCKED:
             raise SpendError(
                 f"{path} was locked by another process for {BUSY_SECONDS:g} s: nothing was booked; try again"
             ) from error
