@@ -257,7 +257,7 @@ def test_a_gradient_is_taken_once() -> None:
 
 def largest_allocation(work: Callable[[], object]) -> int:
     """Bytes of the largest piece of memory that is asked for."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as found:
         work()
     assert found.profiler is not None
     events = found.profiler.kineto_results.events()
