@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -118,6 +118,8 @@ def test_seeds_and_rows_are_told_apart_as_in_a_two_way_table() -> None:
 
 
 @settings(deadline=None)
+@example(seeds=1.1e-308, rows=1.0, share=1.0, n_seeds=2, n=31, alpha=0.5)
+@example(seeds=1e-28, rows=1.0, share=1.0, n_seeds=30, n=31, alpha=0.05)
 @given(
     st.floats(0, 50),
     st.floats(0.01, 50),

@@ -31,6 +31,8 @@ ROUNDING = 1e-9
 _MOST_STEPS, _CLOSE = 100, 1e-10
 _EXACT_DF = 30
 """From so many degrees of freedom on, t quantiles are a series around the normal one, within 1e-5 of it for p down to 1e-4."""
+_NO_SPREAD = 1e-12
+"""Share of the variance over rows below which seeds differ by rounding alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class Spread:
             return 1.0
         by_rows = t_tail(size / math.sqrt(self.rows), self.df_rows) if self.rows else 0.0
         total = self.seeds + self.shared
-        if self.n_seeds == 1 or not self.seeds:
+        if self.n_seeds == 1 or self.seeds <= _NO_SPREAD * self.rows:
             return by_rows
         wanted = size * math.sqrt(total)
 
@@ -171,7 +173,7 @@ def t_quantile(alpha: float, df: float) -> float:
     Few degrees of freedom from :func:`t_tail`, `_EXACT_DF` and more by the Cornish-Fisher series of Abramowitz &
     Stegun 1964, 26.7.5.
     """
-    if df < 1 or alpha <= 0:
+    if df < 1 or alpha / 2 <= 0:  # the smallest numbers have no half
         return math.inf
     if df == 1:
         return 1 / math.tan(math.pi * alpha / 2)
