@@ -51,8 +51,6 @@ def ray(temporary: Path) -> Iterator[None]:
         patched.chdir(temporary)
         # Workers unpickle functions of this module.
         patched.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
-        # As `outlay.raycrew` sets it: Ray before 2.60 warns otherwise.
-        patched.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray.init(
             address="local",
             num_cpus=N_CPUS,

@@ -9,7 +9,6 @@ would take work that kills its worker for a fault of the machine, and tells of e
 from __future__ import annotations
 
 import logging
-import os
 import re
 import socket
 import sys
@@ -287,8 +286,6 @@ class _Open:
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
     """Ray, connected to a cluster until the end."""
-    # What Ray 2.60 does anyway; versions before warn that they will.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError:
