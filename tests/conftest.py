@@ -17,6 +17,20 @@ __all__ = ["pytest_configure", "pytest_runtest_setup", "pytest_terminal_summary"
 os.environ["OUTLAY_PRECISION"] = "fp32"
 
 
+LONGEST = (
+    *("test_cluster", "test_scheduler", "test_cli_steps", "test_cli_studies", "test_remote", "test_kill_single"),
+    *("test_study_kills", "test_kill", "test_study_sharing", "test_processes", "test_benches", "test_study_crews"),
+    *("test_compare", "test_full_disk", "test_demo_task", "test_install", "test_place"),
+)
+"""Files that take the longest, which begin first: one that begins last is waited for alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files, for workers that are handed one file after another."""
+    rank = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 # A slow machine, or one that does something else meanwhile, is no failure of what is tested.
 settings.register_profile("outlay", deadline=None)
 settings.load_profile("outlay")
