@@ -294,6 +294,8 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
         return
     _knock(address)
+    if address == "local":
+        check_interpreter(sys.executable)
     own = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(
@@ -311,6 +313,19 @@ def connected(address: str) -> Iterator[Any]:
             yield ray
     finally:
         ray.shutdown()
+
+
+def check_interpreter(python: str) -> None:
+    """Refuse a Python that Ray cannot start workers with: it hands the path to a shell as it is, and tries for ever.
+
+    Raises:
+        UsageError: there is a blank in the path.
+    """
+    if python.split() != [python]:
+        raise UsageError(
+            f"Ray cannot start workers with {python!r}, a path with blanks; install outlay in a folder without any, leave "
+            "Ray out, or name a cluster that runs"
+        )
 
 
 def _knock(address: str) -> None:
