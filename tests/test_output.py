@@ -208,7 +208,10 @@ def test_help_of_every_command_prints_in_every_encoding() -> None:
 def test_a_case_as_a_user_has_it(world: Path) -> None:
     """A real interpreter, with the locale and with the variable that choose another encoding."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHONUTF8"))}
-    for extra in ({"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+    chosen = [{"PYTHONIOENCODING": "latin-1"}]
+    if str(Path(__file__)).isascii():  # else Python itself does not find its packages in this locale
+        chosen.append({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    for extra in chosen:
         for words in (("task", "check", "task.yaml"), ("ledger", "show", ".")):
             command = [sys.executable, "-m", "outlay", *words]
             found = subprocess.run(command, cwd=world, env=plain | extra, capture_output=True, check=False)

@@ -188,7 +188,9 @@ def test_what_the_charge_leaves_out_stands_on_the_receipt_with_its_figures(
     assert found.uncharged_cash_micros == pytest.approx(found.uncharged_seconds * hour, abs=5)
     text = " ".join(render_text(paper).split())
     assert "the charge counts arithmetic only" in text
-    line = f"took {found.uncharged_seconds:,.1f} s, {format_usd(found.uncharged_cash_micros)}, and are in cash alone"
+    digits = ",.1f" if found.uncharged_seconds >= 1 else ".2g"
+    cash = format_usd(found.uncharged_cash_micros)
+    line = f"took {found.uncharged_seconds:{digits}} s, {cash}, and are in cash alone"
     assert f"loading, tokenising and saving {line}" in text
     assert line in render_markdown(paper)
     assert json.loads(to_json(paper))["compute"] == asdict(found)
