@@ -171,7 +171,9 @@ class Installer:
         """
         self._tell(f"installing {what}")
         begun = time.monotonic()
-        flags = ["--quiet", "--no-compile", "--disable-pip-version-check", "--constraint", str(self._constraints)]
+        # What is imported is compiled then and kept; where nothing may be kept, each process would compile all of torch again.
+        once = "--compile" if os.environ.get("PYTHONDONTWRITEBYTECODE") else "--no-compile"
+        flags = ["--quiet", once, "--disable-pip-version-check", "--constraint", str(self._constraints)]
         self._run([str(self.python), "-m", "pip", "install", *flags, *arguments], f"{what}: pip could not install it")
         if (seconds := time.monotonic() - begun) >= 5:
             self._tell(f"  took {seconds:.0f} s")
