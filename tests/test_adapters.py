@@ -182,7 +182,7 @@ def test_lora_is_a_low_rank_update_beside_the_weights(make: Make) -> None:
 
 @pytest.mark.parametrize("make", FAMILIES)
 def test_ia3_rescales_keys_values_and_inner_activations(make: Make) -> None:
-    model = drawn(make)
+    model = drawn(make).double()  # merging orders the same products otherwise: 1.01e-6 in float32 with torch 2.11
     before, own = {n: t.clone() for n, t in model.state_dict().items()}, logits_of(model)
     adapt(model, IA3)
     assert torch.equal(logits_of(model), own)
@@ -199,8 +199,7 @@ def test_ia3_rescales_keys_values_and_inner_activations(make: Make) -> None:
             bias = before[f"{name}.bias"] * (1.0 if name in inner else scale)
             assert torch.allclose(after[f"{name}.bias"], bias, atol=1e-6), name
     assert (moved - own).abs().max() > 1e-4
-    # In another order of the same products: 1.01e-6 apart with torch 2.11.
-    assert torch.allclose(logits_of(model), moved, atol=5e-6)
+    assert torch.allclose(logits_of(model), moved, atol=1e-12)
 
 
 def test_ia3_of_a_gated_t5_is_what_its_authors_code_rescales() -> None:

@@ -39,7 +39,6 @@ class Locally(StudyContract):
         return lambda craft: LocalCrew(craft, cls.n_workers, 1, logs=logs)
 
 
-@pytest.mark.slow  # two workers do all that one does
 class TestOneWorker(Locally):
     pass
 

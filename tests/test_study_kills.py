@@ -191,10 +191,10 @@ def kill(world: World, root: Path, whom: Sequence[str], seed: int) -> list[Kill]
     return killer.kills
 
 
-def test_a_study_survives_two_kills(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_survives_three_kills(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pay_for_labels(monkeypatch)
     seed = int.from_bytes(os.urandom(4), "big")
-    kills = kill(world, tmp_path, [WORKER, DRIVER], seed)
+    kills = kill(world, tmp_path, [WORKER, DRIVER, WORKER], seed)
     print(f"seed {seed}", *kills, sep="\n")
     assert any(each.held for each in kills), "no kill came while something was held"
 
