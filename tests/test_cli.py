@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -61,20 +61,23 @@ class Ran:
         return json.loads(self.out)
 
 
-def outlay(*arguments: object) -> Ran:
-    """One command in this process, as the console script runs it."""
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["outlay", *map(str, arguments)]
+def code_of(out: TextIO, err: TextIO, *arguments: object) -> int:
+    """The exit code of one command in this process, as the console script runs it, which prints on these streams."""
+    argv, sys.argv = sys.argv, ["outlay", *map(str, arguments)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main()
-                code = 0
-            except SystemExit as stop:
-                code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            main()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
         sys.argv = argv
-    return Ran(code, out.getvalue(), err.getvalue())
+    return 0
+
+
+def outlay(*arguments: object) -> Ran:
+    """One command in this process, and what it prints."""
+    out, err = io.StringIO(), io.StringIO()
+    return Ran(code_of(out, err, *arguments), out.getvalue(), err.getvalue())
 
 
 def refused(ran: Ran, *says: str) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from rich.table import Table
 
 import outlay
 from outlay.cli import terminal
-from outlay.cli.app import COMMANDS, main
+from outlay.cli.app import COMMANDS
 from outlay.cli.consoles import PlainConsole
 from outlay.cli.progress import Screen, live_bars
 from outlay.cli.stepscreen import StepScreen
@@ -34,6 +34,7 @@ from outlay.money import PriceBook, Quote
 from outlay.report.receipt import receipt, render_text
 from outlay.report.rendering import render_rich as render_laid
 from outlay.report.tables import compare, render_rich
+from tests.test_cli import code_of
 from tests.test_report import point
 
 ENCODINGS = ("ascii", "latin-1", "cp1252", "utf-8")
@@ -63,18 +64,9 @@ class Ran:
 
 def ran(encoding: str, *arguments: object) -> Ran:
     """One command in this process, on streams of that encoding, as an interpreter opens them for a terminal."""
-    raw, argv = (io.BytesIO(), io.BytesIO()), sys.argv
+    raw = (io.BytesIO(), io.BytesIO())
     out, err = (io.TextIOWrapper(each, encoding=encoding, errors="strict") for each in raw)
-    sys.argv = ["outlay", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main()
-                code = 0
-            except SystemExit as stop:
-                code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    finally:
-        sys.argv = argv
+    code = code_of(out, err, *arguments)
     out.flush()
     err.flush()
     return Ran(code, raw[0].getvalue(), raw[1].getvalue(), encoding)
@@ -229,14 +221,19 @@ def test_how_a_user_wants_it_done_counts() -> None:
     assert raw.getvalue() == b"&#228;\n"
 
 
-@given(st.text(), st.sampled_from([*ENCODINGS, "cp437", "shift_jis", "koi8-r"]))
-def test_any_text_is_printed_in_any_encoding(text: str, encoding: str) -> None:
+def printed(what: Callable[[], None], encoding: str) -> str:
+    """What reaches a terminal of that encoding."""
     terminal.prepare_streams()
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding, errors="outlay.spelled")
     with contextlib.redirect_stdout(stream):
-        terminal.echo(text)
-    found = raw.getvalue().decode(encoding)
+        what()
+    return raw.getvalue().decode(encoding)
+
+
+@given(st.text(), st.sampled_from([*ENCODINGS, "cp437", "shift_jis", "koi8-r"]))
+def test_any_text_is_printed_in_any_encoding(text: str, encoding: str) -> None:
+    found = printed(lambda: terminal.echo(text), encoding)
     assert found.count("\n") == text.count("\n") + 1
     assert is_clean(found)
 
@@ -263,12 +260,7 @@ JSON_VALUES = st.recursive(
 
 @given(JSON_VALUES, st.sampled_from(ENCODINGS))
 def test_any_document_is_valid_json_in_any_encoding(document: Any, encoding: str) -> None:
-    terminal.prepare_streams()
-    raw = io.BytesIO()
-    stream = io.TextIOWrapper(raw, encoding=encoding, errors="outlay.spelled")
-    with contextlib.redirect_stdout(stream):
-        terminal.print_json(document)
-    assert json.loads(raw.getvalue().decode(encoding)) == document
+    assert json.loads(printed(lambda: terminal.print_json(document), encoding)) == document
 
 
 # --- what steers a terminal --------------------------------------------------------------------------------------------
