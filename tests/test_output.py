@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import typer.main
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.table import Table
@@ -323,6 +323,7 @@ def test_only_the_terminal_prints() -> None:
 # --- columns -----------------------------------------------------------------------------------------------------------
 
 
+@example("aaaaaaa\u200da文文文\u200da文", 8)
 @given(st.text("ab 文é\u0301👩\u200d-", max_size=60), st.integers(8, 30))
 def test_wrapped_lines_fit_and_keep_their_words(text: str, n_cells: int) -> None:
     lines = wrap(text, n_cells)

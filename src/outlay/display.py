@@ -45,17 +45,28 @@ def right(text: str, n_cells: int) -> str:
 
 def wrap(text: str, n_cells: int) -> list[str]:
     """Fold words into lines of at most so many cells, as `textwrap.wrap` does for letters of one cell."""
-    if width(text) == len(text):
+    if text.isascii():
         return textwrap.wrap(text, n_cells)
-    from rich.cells import chop_cells
-
     lines: list[str] = []
     for word in text.split():
         if lines and width(lines[-1]) + 1 + width(word) <= n_cells:
             lines[-1] += f" {word}"
         else:
-            lines += chop_cells(word, n_cells) or [word]  # combining marks alone have no cells
+            lines += _chopped(word, n_cells)
     return lines
+
+
+def _chopped(word: str, n_cells: int) -> list[str]:
+    """Cut a word into pieces of at most so many cells; a mark without cells stays with the letter before it.
+
+    Pieces are measured whole: the width of joined letters is not the sum of theirs, and `rich.cells.chop_cells` adds.
+    """
+    pieces, begin = [], 0
+    for end in range(2, len(word) + 1):
+        if end - begin > 1 and width(word[begin:end]) > n_cells:
+            pieces.append(word[begin : end - 1])
+            begin = end - 1
+    return [*pieces, word[begin:]]
 
 
 def _escape(found: re.Match[str]) -> str:
