@@ -370,17 +370,27 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
     from outlay.watcher import Silent as Quiet
     from tests.runs import runner as runner_of
 
-    for asked, problem in (("auto", True), ("bf16", False)):
+    for asked, named, wanted, problem in (
+        ("auto", None, "bf16", True),
+        ("bf16", None, "bf16", False),
+        ("auto", "fp32", "bf16", False),  # each role names its own: nothing computes in what the run's would be
+        ("auto", "bf16", "bf16", False),
+    ):
         keep_bf16_speed(FAST)
         world.workbench.memo = type(world.workbench.memo)()
-        runner = runner_of(tmp_path / asked, tmp_path / f"{asked}-store")
+        place = f"{asked}-{named}"
+        runner = runner_of(tmp_path / place, tmp_path / f"{place}-store")
         from outlay.execution import Execution
 
-        prepared = world.workbench.prepare(plain(world, strategy="annotate", budget_micros=3_000_000, precision=asked))
+        options = plain(world, strategy="annotate", budget_micros=3_000_000, precision=asked)
+        if named is not None:
+            own = {role: {**fast, "precision": named} for role, fast in options.overrides.items()}
+            options = replace(options, overrides=own)
+        prepared = world.workbench.prepare(options)
         with Execution(runner.till, prepared, Quiet()) as execution:
             execution.advance()
             begun = execution.begin(execution.needs()[0])
-            assert begun.job.options.precision == "bf16"
+            assert begun.job.options.precision == wanted
             keep_bf16_speed(SLOW)
             maker = Maker(runner.store, world.workbench.prepare)
             if problem:

@@ -33,7 +33,7 @@ from outlay.point import Point, PointCircumstance, usd_of
 from outlay.precision import AUTO, kept_bf16_speed
 from outlay.prepare import Prepared
 from outlay.quoting import Quoter
-from outlay.recipe import Buy, Recipe, Score, Step, graph
+from outlay.recipe import Buy, Recipe, Score, Step, graph, learner_of
 from outlay.runfolder import RunFolder, Timing
 from outlay.store import Artifact, Store, key_of
 from outlay.strategy import NotAvailable, Outcome, describe, strategy
@@ -307,7 +307,7 @@ class Execution:
             artifacts=behind,
             # In the precision of the run, whatever another machine would choose.
             options=replace(self.prepared.options, precision=self.prepared.request.precision),
-            is_precision_asked=self.prepared.options.precision != AUTO,
+            is_precision_asked=self.prepared.is_precision_asked(learner_of(step).settings.precision),
             run_id=self.run_id,
             quote=hold.quote,
             here=here,
@@ -446,9 +446,13 @@ class Execution:
             wall_seconds=round(time.monotonic() - self._started, 3),
             latency_ms=None,
             ledger_head=self._ledger.anchor().head,
-            environment=environment(None, self.prepared.request.precision),
+            environment=environment(None, ", ".join(sorted(self._precisions()))),
         )
         return Point(account.asked(), account.result(status, reason, recipes, balance), circumstance)
+
+    def _precisions(self) -> set[str]:
+        """What the roles of this run compute in."""
+        return {self.prepared.known.settings(role).precision for role in ("teacher", "student", "distil")}
 
     def manifest(self, point: Point) -> dict[str, Any]:
         """What a finished run leaves behind, see `Account.manifest`."""

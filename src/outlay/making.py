@@ -17,7 +17,7 @@ from outlay.money import Price, Quote
 from outlay.precision import check_worker
 from outlay.prepare import Options, Prepared
 from outlay.quoting import Quoter
-from outlay.recipe import Distil, Score, Step, Teach, Train
+from outlay.recipe import Step, learner_of
 from outlay.speed import PROFILE_FILE, load_profile
 from outlay.store import Artifact, Store, key_of
 from outlay.strategy import describe
@@ -37,7 +37,7 @@ class Job:
     options: Options
     """Of the run, its precision resolved."""
     is_precision_asked: bool
-    """Whether it was asked for, or chosen by the machine that planned the run."""
+    """Whether what the step computes in was asked for, or chosen by the machine that planned the run."""
     run_id: str
     quote: Quote
     """The hold's: the work stops before it passes it."""
@@ -59,12 +59,14 @@ class Delivered:
 class Maker:
     """Makes jobs with the artifacts of one store.
 
-    ``prepared_of``: rows, shapes and token counts of a run; called for each job.
+    ``prepared_of``: rows, shapes and token counts of a run; called for each job. A damaged profile of the machine beside the
+    store is refused here, before anything is bought.
     """
 
     def __init__(self, store: Store, prepared_of: Callable[[Options], Prepared]) -> None:
         self._store = store
         self._prepared_of = prepared_of
+        self._profile = load_profile(store.root.parent / PROFILE_FILE)
 
     def make(
         self,
@@ -93,11 +95,11 @@ class Maker:
                 f"run {job.run_id} would be run {prepared.request.run_id} here: the data, models or prices on this "
                 "machine differ from those it was planned with; make them the same and run again"
             )
+        precision = learner_of(step).settings.precision
         if not job.is_precision_asked:
-            check_worker(prepared.request.precision)
+            check_worker(precision)
         workshop, quoter = Workshop(prepared, lambda behind: self._artifact(job, behind)), Quoter(prepared.known)
-        profile = load_profile(self._store.root.parent / PROFILE_FILE)
-        foreseen = Forecaster(quoter, profile, workshop.answer_lengths).forecast(step)
+        foreseen = Forecaster(quoter, self._profile, workshop.answer_lengths).forecast(step)
         gauge = StepGauge(
             quoter,
             step,
@@ -120,7 +122,7 @@ class Maker:
                 meta={"request": step.request(), "what": describe(step)},
                 usage=made.usage,
                 circumstance={
-                    **environment(getattr(step, "threads", None), _precision_of(step)),
+                    **environment(getattr(step, "threads", None), precision),
                     "predicted": foreseen and {"seconds": round(foreseen.seconds, 6), "by": foreseen.by},
                     "seconds_by_payer": gauge.finish(),
                     "working_seconds": gauge.working_seconds(),
@@ -147,18 +149,6 @@ def kept_seconds(store: Store, key: str, payer: str) -> float:
     if newest is None:
         return 0.0
     return float(checkpoint_state(newest)["gauge"]["seconds_by_payer"].get(payer, 0.0))
-
-
-def _precision_of(step: Step) -> str | None:
-    """What a step computes in."""
-    match step:
-        case Train() | Distil():
-            return step.settings.precision
-        case Teach():
-            return step.teacher.settings.precision
-        case Score():
-            return step.model.settings.precision
-    return None
 
 
 def _artifact_key(key: str, made: Made) -> str:

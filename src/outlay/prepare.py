@@ -111,6 +111,15 @@ class Prepared:
     price_book: PriceBook
     options: Options
 
+    def is_precision_asked(self, precision: str) -> bool:
+        """Whether somebody asked for what a step computes in, or the machine chose it."""
+        named = dict(self.request.overrides)
+        return (
+            self.options.precision != AUTO
+            or precision != self.request.precision
+            or all("precision" in dict(named.get(role, ())) for role in _TRAINED)
+        )
+
     def sources(self, rows: Sequence[Example], ref: str) -> list[tuple[str, ...]]:
         """What a model reads, row by row: an encoder the task's segments, one that writes the whole text."""
         return _sources(self.task, rows, self.known.shapes[ref].family)

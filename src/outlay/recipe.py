@@ -313,6 +313,22 @@ class Recipe:
         return graph([self.final])
 
 
+def learner_of(step: Step) -> Train | Distil:
+    """The training that a compute step does, or whose model it uses.
+
+    Raises:
+        TypeError: a purchase.
+    """
+    match step:
+        case Train() | Distil():
+            return step
+        case Teach():
+            return step.teacher
+        case Score():
+            return step.model
+    raise TypeError(f"{type(step).__name__} is no compute step")
+
+
 def graph(finals: Iterable[Step]) -> list[Step]:
     """The distinct steps that lead to ``finals``, each once, inputs first."""
     ordered: dict[str, Step] = {}
