@@ -121,7 +121,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "planning": {
         *("display", "errors", "money", "point", "prepare", "quoting", "recipe", "speed"),
-        *("strategy", "timing"),
+        *("strategy", "timing", "writing"),
     },
     "workshop": {"degenerate", "example", "metrics", "prepare", "quoting", "recipe", "store", "train"},
     "making": {

@@ -322,7 +322,7 @@ def test_a_bad_file_is_named_with_its_line(root: Path, content: bytes, reason: s
 def test_a_truncated_gzip_file_is_half_written(root: Path, share: float) -> None:
     path = jsonl(root / "cut.jsonl.gz", pairs(0, 500))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(MissingData, match=r"cut\.jsonl\.gz breaks off after line \d+.*half-written"):
+    with pytest.raises(MissingData, match=r"cut\.jsonl\.gz breaks off after line [1-9]\d*: .*half-written"):
         load_data(with_train(file="cut.jsonl.gz"), root)
 
 

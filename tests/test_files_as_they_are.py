@@ -114,7 +114,7 @@ def test_case_json_nan_text(tmp_path: Path, value: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["said.json.gz", "said.jsonl.gz", "said.csv.gz", "said.txt.GZ"])
-@pytest.mark.parametrize("harm", ["flipped", "cut", "behind", "header", "plain"])
+@pytest.mark.parametrize("harm", ["flipped", "cut", "behind", "header", "plain", "latin"])
 def test_case_json_gz_damaged(tmp_path: Path, name: str, harm: str) -> None:
     rows = "".join(json.dumps({"target": "pos", "prediction": f"neg {i * i}"}) + "\n" for i in range(300))
     packed = bytearray(gzip.compress(rows.encode(), mtime=0))
@@ -126,10 +126,21 @@ def test_case_json_gz_damaged(tmp_path: Path, name: str, harm: str) -> None:
         "behind": bytes(packed) + b"no gzip",
         "header": bytes(packed[:4]),
         "plain": rows.encode(),
+        "latin": gzip.compress(rows.encode() + b"\xe9\n", mtime=0)[:-8],
     }[harm]
     (tmp_path / name).write_bytes(damaged)
     asked = ("--labels", "pos,neg", "--target-column", "target", "--out", tmp_path / "o")
-    refused(outlay("evaluate", "--predictions", tmp_path / name, *asked), name, "breaks off after line")
+    refused(
+        outlay("evaluate", "--predictions", tmp_path / name, *asked),
+        name,
+        f"breaks off after line {300 if harm == 'behind' else ''}",
+    )
+
+
+def test_a_first_line_of_any_length_is_read(tmp_path: Path) -> None:
+    header = "x" * 140_000
+    (tmp_path / "wide.csv").write_text(f"{header},b\n1,2\n")
+    assert read_file(DataFile(file="wide.csv"), tmp_path / "wide.csv").rows[0].columns == {header: "1", "b": "2"}
 
 
 def test_case_label_leading_space(tmp_path: Path) -> None:

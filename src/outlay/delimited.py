@@ -60,6 +60,14 @@ def read_delimited(text: str, usual: str, delimiter: str | None = None) -> Delim
     Raises:
         BadTable: Lines and header differ in their columns, quotes do not close, or a column has the name of another.
     """
+    before = csv.field_size_limit(_FIELD_LIMIT)
+    try:
+        return _read(text, usual, delimiter)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _read(text: str, usual: str, delimiter: str | None) -> Delimited:
     notes: list[str] = []
     if delimiter is None:
         delimiter = _find_delimiter(text, usual)
@@ -190,7 +198,6 @@ def _quoted_rows(text: str, delimiter: str) -> _Rows:
     Raises:
         BadTable: A line has other columns than the first, or quotes do not close.
     """
-    before = csv.field_size_limit(_FIELD_LIMIT)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: _Rows = []
     start = 1
@@ -208,8 +215,6 @@ def _quoted_rows(text: str, delimiter: str) -> _Rows:
         opened = f"line {start} opens a quote that does not close" if "unexpected end" in str(error) else None
         reason = opened or f"line {start} is badly quoted ({error})"
         raise BadTable(reason, is_cut=opened is not None) from None
-    finally:
-        csv.field_size_limit(before)
     return rows
 
 

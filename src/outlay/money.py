@@ -38,7 +38,7 @@ _SCIENTIFIC = re.compile(r"\$?\s*(?P<number>[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,
 _PER = {"label": 1, "hour": 1, "token": 1000}
 """What is sold, and how many of it make the unit that prices are kept in: a price per 1000 tokens, as APIs print them."""
 _UNIT = re.compile(
-    r"(?:per\s+)?(?:(?P<number>[0-9]{1,3}(?:[,_ ][0-9]{3})+|[0-9]{1,12})\s*)?(?P<scale>k|m|thousand|million)?\s*"
+    r"(?:per\s+)?(?:(?P<number>[0-9]{1,3}(?:[,_ ][0-9]{3}){1,4}|[0-9]{1,12})\s*)?(?P<scale>k|m|thousand|million)?\s*"
     r"(?P<noun>label|hour|token)s?",
     re.ASCII | re.IGNORECASE,
 )
@@ -119,17 +119,16 @@ def _per_unit(usd: Decimal, text: str) -> tuple[str, Decimal]:
     """The unit that prices are kept in, and the price of one: $100 per 1000 labels are $0.1 per label, exactly."""
     noun, number = read_unit(text)
     kept = _PER[noun]
-    exact = Fraction(usd) * kept / number if usd.is_finite() else Fraction(0)
-    n_decimals = 0
-    while (10**n_decimals) % exact.denominator and n_decimals < _MOST_DECIMALS:
-        n_decimals += 1
-    if (10**n_decimals) % exact.denominator:
-        raise MoneyError(
-            f"${usd} per {text.strip()} is no exact price of one {noun}; give the price of 1, 10, 100 or 1000 {noun}s"
-        )
     unit = noun if kept == 1 else f"{kept} {noun}s"
     if number == kept:
         return unit, usd
+    exact = Fraction(usd) * kept / number
+    n_decimals = next((n for n in range(_MOST_DECIMALS + 1) if 10**n % exact.denominator == 0), None)
+    if n_decimals is None:
+        raise MoneyError(
+            f"${write_usd(usd)} per {text.strip()} is no exact price of one {noun}; "
+            f"give the price of 1, 10, 100 or 1000 {noun}s"
+        )
     return unit, Decimal(int(exact * 10**n_decimals)).scaleb(-n_decimals, _EXACT)
 
 

@@ -25,6 +25,7 @@ from outlay.recipe import Distil, Recipe, Score, Step, Teach, Train
 from outlay.speed import Profile
 from outlay.strategy import NotAvailable, strategy
 from outlay.timing import Forecaster
+from outlay.writing import plain_number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -405,7 +406,7 @@ def _work_table(planned: Plan) -> RenderableType:
 
 def _hours(hours: float) -> str:
     """Two decimals, or two digits where that would be nothing: 0.0012."""
-    return f"{hours:,.2f}" if hours >= 0.1 or hours == 0 else f"{hours:.2g}"
+    return f"{hours:,.2f}" if hours >= 0.1 or hours == 0 else plain_number(f"{hours:.2g}")
 
 
 def _closing(planned: Plan) -> list[RenderableType]:

@@ -373,7 +373,7 @@ class Workbench:
         roles = (
             [(cast.student, "student")]
             if cast.speaker is None
-            else [(cast.speaker, "teacher"), (cast.student, "distil")]
+            else [(cast.speaker, "teacher" if cast.speaker == cast.teacher else "student"), (cast.student, "distil")]
         )
         found: dict[Model, tuple[TrainSettings, ...]] = {}
         for model, role in roles:

@@ -10,7 +10,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TextIO
 
@@ -31,7 +31,7 @@ _BYTE_ORDER_MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-PACKED_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
+_PACKED_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 """What reading a damaged gzip file raises."""
 
 
@@ -81,15 +81,14 @@ def open_text(path: Path) -> Iterator[TextIO]:
     Raises:
         MissingData: As `read_text`.
     """
-    lines = _Counted(path)
     try:
-        with _open_bytes(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
-            lines.stream = stream
-            yield stream
-    except PACKED_ERRORS as error:
-        raise MissingData(lines.broken(error)) from None
-    except UnicodeDecodeError:
-        raise MissingData(f"{path} is not UTF-8 text: {_what_it_is(path)}") from None
+        try:
+            with _open_bytes(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
+                yield stream
+        except UnicodeDecodeError:
+            raise MissingData(f"{path} is not UTF-8 text: {_what_it_is(path)}") from None
+    except _PACKED_ERRORS as error:  # also where a damaged file looked like another encoding
+        raise MissingData(_where_it_breaks(path, error)) from None
     except OSError as error:
         raise unreadable(path, error) from None
 
@@ -100,29 +99,17 @@ def unreadable(path: Path, error: OSError) -> MissingData:
     return MissingData(f"{path} cannot be read: {reason}; check the path")
 
 
-class _Counted:
-    """How far a file could be unpacked, counted only where it is damaged."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.stream: TextIO | None = None
-
-    def broken(self, error: Exception) -> str:
-        """Say after which line the file breaks off."""
-        n_lines, n_bytes = 0, 0
-        try:
-            with _open_bytes(self.path) as raw:
-                while chunk := raw.read(1 << 16):
-                    n_lines += chunk.count(b"\n")
-                    n_bytes += len(chunk)
-        except PACKED_ERRORS:
-            pass
-        if not n_bytes and isinstance(error, gzip.BadGzipFile) and _head(self.path, packed=True)[:2] != b"\x1f\x8b":
-            return f"{self.path} breaks off after line 0: it is not packed by gzip; take .gz off its name or pack it"
-        reason = str(error).rstrip(".")
-        return (
-            f"{self.path} breaks off after line {n_lines}: {reason}; it looks half-written or damaged, fetch it again"
-        )
+def _where_it_breaks(path: Path, error: Exception) -> str:
+    """Say behind which line a packed file cannot be read any more."""
+    if _head(path, packed=True)[:2] != b"\x1f\x8b":
+        return f"{path} breaks off after line 0: it is not packed by gzip; take .gz off its name or pack it"
+    n_lines = 0
+    # Line by line: a larger read that fails gives nothing of what came before.
+    with suppress(*_PACKED_ERRORS), _open_bytes(path) as raw:
+        for _ in raw:
+            n_lines += 1
+    reason = str(error).rstrip(".")
+    return f"{path} breaks off after line {n_lines}: {reason}; it looks half-written or damaged, fetch it again"
 
 
 def _open_bytes(path: Path) -> IO[bytes]:

@@ -63,7 +63,8 @@ def _is_about_another(error: Exception, path: Path) -> bool:
     named = getattr(error, "filename", None)
     if not isinstance(named, str):
         return False
-    return path.parent.absolute() not in Path(named).absolute().parents and Path(named) != path.parent
+    folder, other = path.parent.absolute(), Path(named).absolute()
+    return other != folder and folder not in other.parents and other not in folder.parents
 
 
 def refused(path: Path, code: int) -> StoreError:

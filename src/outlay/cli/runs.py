@@ -246,18 +246,15 @@ def demo(
 
 def _say_what_next(out: Path, page: Path, again: Mapping[str, Any] | None) -> None:
     """Print where a newcomer goes from the demo; ``again``: options of one of a single seed, to be tested over several."""
-    import shlex
-
     lines = [
         ("look at it", str(page)),
-        ("prove every dollar", shlex.join(["outlay", "ledger", "verify", str(out)])),
-        ("a task to copy", shlex.join(["outlay", "task", "check", str(out / "task" / "task.yaml")])),
+        ("prove every dollar", command_line("outlay", "ledger", "verify", out)),
+        ("a task to copy", command_line("outlay", "task", "check", out / "task" / "task.yaml")),
     ]
     if again is not None:
-        given = [word for name, value in again.items() if value is not None for word in (name, str(value))]
-        lines.append(
-            ("test over 5 seeds", shlex.join(["outlay", "demo", "--seeds", "5", *given, "--out", f"{out}-5-seeds"]))
-        )
+        given = [word for name, value in again.items() if value is not None for word in (name, value)]
+        five = command_line("outlay", "demo", "--seeds", 5, *given, "--out", Path(f"{out}-5-seeds"))
+        lines.append(("test over 5 seeds", five))
     echo("\nnext")
     for what, how in lines:
         echo(f"  {what:18}  {how}")

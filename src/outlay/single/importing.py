@@ -36,7 +36,8 @@ def import_targets(asked: Importing, listener: Listener) -> Outcome:
     records = _records(asked, failed)
     first = next(records, None)
     if first is None:
-        raise MissingData(f"{asked.file} holds no rows; write answers into it")
+        failures = f"no answers: all {len(failed):,} of its requests failed; ask them again"
+        raise MissingData(f"{asked.file} holds {failures if failed else 'no rows; write answers into it'}")
     question = Question.of(asked, inputs, first)
     rows = None if asked.rows_file is None else _RowsFile.read(asked.rows_file, inputs)
     request = question.request(None if rows is None else rows_digest(rows.rows))

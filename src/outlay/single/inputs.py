@@ -234,7 +234,7 @@ class Inputs:
     def _target_column(self, path: Path, found: Sequence[FileRow], needs_target: bool) -> str | None:
         name = self.asked.target_column or TARGET
         columns = found[0].columns
-        if name in columns:
+        if any(name in row.columns for row in found):
             return name
         if needs_target or self.asked.target_column is not None:
             raise _no_column(str(path), name, columns, "--target-column")
