@@ -32,6 +32,7 @@ from outlay.errors import MissingData
 from outlay.example import Example, seeded_order
 from outlay.form import Form
 from outlay.precision import bf16_speed, ratio_words
+from outlay.processor import cpu_name
 from outlay.quota import usable_cores
 from outlay.settings import TrainSettings
 from outlay.sizes import Size
@@ -216,11 +217,12 @@ def run(given: argparse.Namespace, bench: Callable[[argparse.Namespace, Work], R
         except MissingData as error:
             print(f"skipped: {error}")
             return 0
+    ratio = bf16_speed().ratio
     about = {
         "command": shlex.join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "date": began.date().isoformat(),
         "machine": machine(given.threads),
-        "bf16 ratio": ratio_words(bf16_speed().ratio or 0.0) if bf16_speed().ratio is not None else "not measured",
+        "bf16 ratio": "not measured" if ratio is None else ratio_words(ratio),
         "seconds": round((datetime.now(UTC) - began).total_seconds()),
     }
     if given.json:
@@ -350,14 +352,9 @@ def toy_size(size: Size) -> Size:
 
 def machine(threads: int) -> str:
     """Processor, threads and library versions in one line."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
-    return f"{cpu}, {threads} threads of {usable_cores()}{device}, {versions}"
+    return f"{cpu_name()}, {threads} threads of {usable_cores()}{device}, {versions}"
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -17,7 +17,8 @@ import sys
 import time
 from datetime import date
 
-from outlay.precision import LIMITS, VARIABLE, Bf16Speed, cpu_name, ratio_words
+from outlay.precision import LIMITS, VARIABLE, Bf16Speed, ratio_words
+from outlay.processor import cpu_name
 from outlay.quota import usable_cores
 from outlay.waiting import waiting_variables
 

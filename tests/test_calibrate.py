@@ -33,7 +33,6 @@ def measured() -> tuple[Profile, list[tuple[int, int]]]:
     told: list[tuple[int, int]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibrating, "MEASURED_SECONDS", 0.0)
-        patch.setattr(calibrating, "PEAK_WIDTH", 64)
         before = torch.get_num_threads()
         profile = calibrate(threads=1, trials=TRIALS, on_progress=lambda *done: told.append(done))
         assert torch.get_num_threads() == before

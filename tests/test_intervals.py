@@ -212,4 +212,4 @@ def test_f1_of_equal_strategies_is_seldom_told_apart(statistic: str) -> None:
             sides.append([Answered(answers, golds, labels) for answers in said])
         n_told += paired_scores("f1", *sides, statistic=statistic).significant
         assert mean_score("f1", sides[0], statistic=statistic).low > 0
-    assert n_told <= 0.07 * n_worlds + 3 * math.sqrt(0.07 * 0.93 * n_worlds)
+    assert n_told <= 0.05 * n_worlds + 2 * math.sqrt(0.05 * 0.95 * n_worlds)

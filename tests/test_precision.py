@@ -26,7 +26,6 @@ from outlay.precision import (
     Bf16Speed,
     bf16_speed,
     check_worker,
-    cpu_name,
     keep_bf16_speed,
     kept_bf16_speed,
     remarks,
@@ -34,6 +33,7 @@ from outlay.precision import (
     without_auto,
 )
 from outlay.prepare import Options, Workbench
+from outlay.processor import cpu_name
 from outlay.report.results import Header
 from outlay.single.answering import Answering, predict
 from outlay.single.training import finetune
@@ -406,3 +406,8 @@ def test_the_command_takes_nothing_else(capsys: pytest.CaptureFixture[str], monk
     with pytest.raises(SystemExit):
         main()
     assert "outlay: --precision is 'half'; it must be auto, bf16 or fp32" in capsys.readouterr().err
+
+
+def test_an_arm_core_is_named_by_its_numbers(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n")
+    assert cpu_name(tmp_path / "cpuinfo") == f"{platform.machine()} 0x41 0xd0c"

@@ -11,14 +11,14 @@ from typing import Any
 from outlay.degenerate import Floor, dev_remarks, test_remarks
 from outlay.errors import OutlayError
 from outlay.ledger import Anchor, Balance
-from outlay.metrics import Answered, main_score
+from outlay.metrics import main_score
 from outlay.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
 from outlay.prepare import Options, Prepared, Workbench, added_micros
 from outlay.quoting import Quoter, Work
 from outlay.recipe import Buy, Distil, Recipe, Step, Train
 from outlay.store import Artifact, digest_of
 from outlay.strategy import describe, strategy
-from outlay.workshop import PREDICTIONS_FILE, SCORES_FILE
+from outlay.workshop import SCORES_FILE, read_answers
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,8 @@ class Account:
         """Where the scores mean less than their numbers say, a line each."""
         if not recipes:
             return ()
-        final, metric = recipes[-1].final, self.prepared.task.metric
-        predictions = self.artifacts[final.key].path / PREDICTIONS_FILE
-        if not predictions.exists():
-            return ()
-        said = json.loads(predictions.read_text(encoding="utf-8"))
-        answered = Answered(said["predictions"], said["golds"], said["labels"], said.get("sources", ()))
+        final = recipes[-1].final
+        metric, answered = read_answers(self.artifacts[final.key])
         notes = test_remarks(metric, answered, _scores(self.artifacts[final.key])[main_score(metric)].value)
         teachers = [step for step in self.steps if isinstance(step, Train) and step.role == "teacher"]
         models = dict.fromkeys(["the teacher"], teachers[0]) if teachers else {}

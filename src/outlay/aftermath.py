@@ -10,10 +10,7 @@ from typing import Any
 from outlay.metrics import Answered
 from outlay.report.results import Aftermath
 from outlay.run import Runner
-from outlay.workshop import PREDICTIONS_FILE
-
-FEWEST_ANSWERS = 2
-"""Below which no interval and no test can be had."""
+from outlay.workshop import read_answers
 
 
 def manifest_of(runner: Runner, run: str) -> dict[str, Any] | None:
@@ -31,20 +28,7 @@ def answers_of(runner: Runner, manifest: Mapping[str, Any] | None) -> tuple[str,
     artifact = runner.store.get(key) if key is not None else None
     if artifact is None:
         return None
-    said = json.loads((artifact.path / PREDICTIONS_FILE).read_text(encoding="utf-8"))
-    answered = Answered(
-        predictions=said["predictions"],
-        golds=said["golds"],
-        labels=said["labels"],
-        sources=said.get("sources", ()),
-        similarities=said.get("similarities", ()),
-    )
-    return said["metric"], answered
-
-
-def can_be_resampled(answered: Answered) -> bool:
-    """Whether there are answers to draw an interval or a test from: one test row has no spread."""
-    return len(answered.predictions) >= FEWEST_ANSWERS
+    return read_answers(artifact)
 
 
 def receipt_file(folder: Path, run: str) -> Path:
@@ -61,7 +45,7 @@ def aftermath_of(runner: Runner, run: str) -> Aftermath:
     return Aftermath(
         run=run,
         metric=None if found is None else found[0],
-        answered=found[1] if found is not None and can_be_resampled(found[1]) else None,
+        answered=None if found is None else found[1],
         teacher_dev=None if manifest is None else manifest["teacher_dev"],
         charges_usd=None if charges is None else {part: micros / 1_000_000 for part, micros in charges.items()},
         receipt=path.read_text(encoding="utf-8") if path.exists() else None,

@@ -6,7 +6,8 @@ import platform
 from functools import cache
 from importlib.metadata import version
 
-from outlay.precision import cpu_name, kept_bf16_speed
+from outlay.precision import kept_bf16_speed
+from outlay.processor import cpu_name
 from outlay.quota import usable_cores
 
 

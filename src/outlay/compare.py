@@ -9,7 +9,7 @@ from decimal import Decimal
 from itertools import product
 from pathlib import Path
 
-from outlay.aftermath import answers_of, can_be_resampled, manifest_of
+from outlay.aftermath import aftermath_of, manifest_of, receipt_file
 from outlay.errors import DataError, MissingData, UsageError
 from outlay.grouping import group
 from outlay.metrics import main_score
@@ -25,14 +25,11 @@ from outlay.report.receipt import receipt, render_text
 from outlay.report.results import Aftermath, Header, Results
 from outlay.report.tables import Comparison, DifferenceRow, compare, render_csv, render_markdown
 from outlay.run import Runner
-from outlay.runfolder import write_json
+from outlay.runfolder import STUDY_FILE, write_json
 from outlay.significance import family
 from outlay.store import Store
 from outlay.strategy import strategy
 from outlay.writing import write_text
-
-STUDY_FILE = "study.json"
-"""What `outlay.conduct` leaves in a folder of its own."""
 
 INDEX_FILE = "comparison.json"
 """Which runs of a folder make up its comparison, the store that holds their artifacts, the machine they ran on."""
@@ -202,17 +199,11 @@ def summarise(runner: Runner) -> Comparison:
     if not index.exists() or not (runner.folder / "points.json").exists():
         raise MissingData(f"{runner.folder} holds no finished point yet; run its command again to go on")
     points = read_points(runner.folder / "points.json")
-    manifests = [manifest_of(runner, run) for run in json.loads(index.read_text(encoding="utf-8"))["runs"]]
-    if len(points) != len(manifests):
-        raise DataError(f"{runner.folder}: {len(points)} points but {len(manifests)} runs; run the same command again")
-    left: dict[str, Aftermath] = {}
-    for point, manifest in zip(points, manifests, strict=True):
-        if point.is_ok and (answers := answers_of(runner, manifest)) is not None:
-            answered = answers[1] if can_be_resampled(answers[1]) else None
-            left[point.id] = Aftermath(run=point.id, metric=answers[0], answered=answered)
-    teachers = {
-        p.id: m["teacher_dev"] for p, m in zip(points, manifests, strict=True) if m and m["teacher_dev"] is not None
-    }
+    runs = json.loads(index.read_text(encoding="utf-8"))["runs"]
+    if len(points) != len(runs):
+        raise DataError(f"{runner.folder}: {len(points)} points but {len(runs)} runs; run the same command again")
+    left = {point.id: aftermath_of(runner, run) for point, run in zip(points, runs, strict=True) if point.is_ok}
+    teachers = {point: each.teacher_dev for point, each in left.items() if each.teacher_dev is not None}
     metrics = {each.metric for each in left.values() if each.metric is not None}
     return compare(
         points,
@@ -237,7 +228,7 @@ def write_report(runner: Runner) -> dict[str, Path]:
         text = render_text(receipt(runner.ledger, run))
         name = run if manifest is None else names[Point.from_json(manifest["point"]).id]
         receipts[name] = text
-        write_text(folder / "receipts" / f"{run}.txt", text)
+        write_text(receipt_file(folder, run), text)
     if comparison.frontier.front:
         spec = frontier_spec(comparison)
         files["chart"] = save_chart(spec, folder / "frontier.png")

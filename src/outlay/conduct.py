@@ -37,12 +37,11 @@ from outlay.report.receipt import receipt, render_text
 from outlay.report.results import Header, Results
 from outlay.request import DEFAULT_MACHINE
 from outlay.run import Runner
-from outlay.runfolder import RunFolder, write_json
+from outlay.runfolder import STUDY_FILE, RunFolder, write_json
 from outlay.scheduler import Observer, Scheduler
 from outlay.store import Store
 from outlay.writing import write_text
 
-INDEX_FILE = "study.json"
 FORMAT = 1
 WRITE_SECONDS = 10.0
 """Between two times that the points so far are written; each run's own manifest is written as it ends."""
@@ -74,7 +73,7 @@ class Index:
         """Into a results folder, whole or not at all."""
         here = {"item": self.here.item, "unit": self.here.unit, "usd": write_usd(self.here.usd)}
         write_json(
-            folder / INDEX_FILE,
+            folder / STUDY_FILE,
             {
                 "format": FORMAT,
                 "header": asdict(self.header),
@@ -91,7 +90,7 @@ class Index:
         Raises:
             MissingData: it holds no study.
         """
-        path = folder / INDEX_FILE
+        path = folder / STUDY_FILE
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -213,7 +212,7 @@ def check_folder(folder: Path, header: Header) -> None:
     Raises:
         UsageError: it holds another study, or runs of no study.
     """
-    if (folder / INDEX_FILE).exists():
+    if (folder / STUDY_FILE).exists():
         other = Index.read(folder).header
         if (other.name, other.scale) != (header.name, header.scale):
             raise UsageError(

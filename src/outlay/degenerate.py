@@ -12,10 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from outlay.entities import parse_entities
-from outlay.metrics import Answered, main_score, score
+from outlay.legible import quoted
+from outlay.metrics import Answered
 
 HANDFUL = 30
-"""Rows below which a count stands beside a score. The 95 % interval of an accuracy over 30 rows is up to 36 points wide."""
+"""Rows below which a count stands beside a score. The 95 % interval of an accuracy over 30 rows is up to 34 points wide."""
+N_SHOWN = 40
+"""Characters of an answer that a line shows."""
 _CLASSES = ("accuracy", "f1")
 
 
@@ -32,10 +35,10 @@ def floor_of(metric: str, golds: Sequence[str], labels: Sequence[str]) -> Floor 
     if metric not in _CLASSES or not golds:
         return None
     # The first of the label set where several are as common, so that the same rows always give the same line.
-    counts = Counter(gold.strip() for gold in golds)
+    counts = Counter(golds)
     answer = max(counts, key=lambda gold: (counts[gold], -_place(gold, labels)))
-    readings = score(metric, [answer] * len(golds), golds, labels)
-    return Floor(readings[main_score(metric)].value, answer)
+    # For both metrics: micro F1 of one answer a row is accuracy.
+    return Floor(100 * counts[answer] / len(golds), answer)
 
 
 def test_remarks(metric: str, said: Answered, value: float) -> list[str]:
@@ -69,7 +72,7 @@ def dev_remarks(n_rows: int, scores: Mapping[str, float | None], floor: Floor | 
         return []
     found = [f"dev scores rest on {_rows(n_rows)}"] if n_rows < HANDFUL else []
     return found + [
-        f"{who} is no better on dev than always answering {floor.answer!r}: {value:.1f}, {floor.value:.1f}"
+        f"{who} is no better on dev than always answering {quoted(floor.answer, N_SHOWN)}: {value:.1f}, {floor.value:.1f}"
         for who, value in known.items()
         if floor is not None and _is_at_most(value, floor.value)
     ]
@@ -83,13 +86,12 @@ def of_rows(n_rows: int | None) -> str:
 def _of_classes(metric: str, said: Answered, value: float) -> list[str]:
     found = _sameness(said)
     if len(set(_folded(said.golds))) == 1 and len(said.golds) > 1:
-        found.append(
-            f"all {_rows(len(said.golds))} of the test split have the label {said.golds[0]!r}: nothing is told apart"
-        )
+        label = quoted(said.golds[0], N_SHOWN)
+        found.append(f"all {_rows(len(said.golds))} of the test split have the label {label}: nothing is told apart")
     floor = floor_of(metric, said.golds, said.labels)
     if floor is not None and _is_at_most(value, floor.value):
         found.append(
-            f"the test score {value:.1f} is no better than always answering {floor.answer!r}: {floor.value:.1f}"
+            f"the test score {value:.1f} is no better than always answering {quoted(floor.answer, N_SHOWN)}: {floor.value:.1f}"
         )
     return found
 
@@ -125,9 +127,8 @@ def _sameness(said: Answered) -> list[str]:
     answers = set(_folded(said.predictions))
     if len(answers) != 1 or len(set(_folded(said.golds))) < 2:
         return []
-    return [
-        f"the student gives one and the same answer, {_shown(said.predictions[0])}, to all {_rows(len(said.predictions))}"
-    ]
+    answer = quoted(said.predictions[0], N_SHOWN)
+    return [f"the student gives one and the same answer, {answer}, to all {_rows(len(said.predictions))}"]
 
 
 def _is_at_most(value: float, floor: float) -> bool:
@@ -140,10 +141,6 @@ def _folded(texts: Sequence[str]) -> list[str]:
 
 def _rows(n: int) -> str:
     return f"{n:,} row" if n == 1 else f"{n:,} rows"
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:39]}…")
 
 
 def _place(label: str, labels: Sequence[str]) -> int:

@@ -18,9 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from outlay.errors import UsageError
+from outlay.errors import StoreError, UsageError
 from outlay.location import cache_folder
 from outlay.locks import acquire, release
+from outlay.processor import cpu_flags, cpu_name
+from outlay.writing import write_text
 
 AUTO, BF16, FP32 = "auto", "bf16", "fp32"
 RUN_PRECISIONS = (AUTO, BF16, FP32)
@@ -72,14 +74,6 @@ class Bf16Speed:
         if self.ratio is None:
             return f"as {VARIABLE} says"
         return f"bf16 is {ratio_words(self.ratio)} times as fast on {self.device}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, for files and for ``--json``."""
-        return {"precision": self.precision, "bf16_ratio": self.ratio, "device": self.device, "by": self._by}
-
-    @property
-    def _by(self) -> str:
-        return VARIABLE if self.ratio is None else "measured"
 
 
 def ratio_words(ratio: float) -> str:
@@ -150,7 +144,7 @@ def bf16_speed() -> Bf16Speed:
 
         found = _measured[key] = Bf16Speed(_device(), measure_bf16_ratio())
         if lock is not None:
-            with suppress(OSError):
+            with suppress(StoreError):
                 _write(folder, key, found)
         return found
     finally:
@@ -176,7 +170,8 @@ def keep_bf16_speed(ratio: float) -> Bf16Speed:
     """Keep a ratio for this machine in place of what was kept.
 
     Raises:
-        OSError: the cache cannot be written.
+        OSError: the folder cannot be locked.
+        StoreError: the file cannot be written.
     """
     folder, found = cache_folder() / FOLDER, Bf16Speed(_device(), ratio)
     lock = acquire(folder, None, 0.05)
@@ -213,7 +208,7 @@ _measured: dict[str, Bf16Speed] = {}
 
 def _key() -> str:
     limits = [f"{name}={os.environ[name]}" for name in LIMITS if os.environ.get(name)]
-    return ", ".join((_device(), *_flags(), f"torch {version('torch')}", *limits))
+    return ", ".join((_device(), *cpu_flags(_FLAGS), f"torch {version('torch')}", *limits))
 
 
 def _read(folder: Path, key: str) -> Bf16Speed | None:
@@ -235,9 +230,7 @@ def _write(folder: Path, key: str, found: Bf16Speed) -> None:
     except (OSError, ValueError):
         kept = {}
     kept[key] = {"ratio": found.ratio, "measured": datetime.date.today().isoformat()}
-    temporary = path.with_name(f".{FILE}.{os.getpid()}")
-    temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(kept, indent=1) + "\n")
 
 
 def _device() -> str:
@@ -254,28 +247,3 @@ def _may_have_gpu() -> bool:
     if version("torch").endswith("+cpu") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return any(Path(place).exists() for place in ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/kfd", "/dev/dxg"))
-
-
-def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor's model name; of an ARM core, which has none, its implementer and part numbers."""
-    facts = _cpu_facts(cpuinfo)
-    if "model name" in facts:
-        return facts["model name"]
-    numbers = [facts[name] for name in ("CPU implementer", "CPU part") if name in facts]
-    return " ".join((platform.machine(), *numbers)) if numbers else platform.processor() or platform.machine()
-
-
-def _flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    facts = _cpu_facts(cpuinfo)
-    there = set((facts.get("flags") or facts.get("Features") or "").split())
-    return [name for name in _FLAGS if name in there]
-
-
-def _cpu_facts(cpuinfo: Path) -> dict[str, str]:
-    """Of the first core."""
-    try:
-        text = cpuinfo.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return {}
-    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}

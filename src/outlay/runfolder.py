@@ -14,6 +14,9 @@ from typing import Any
 from outlay.errors import SpendError
 from outlay.writing import plain_numbers, write_text, writing
 
+STUDY_FILE = "study.json"
+"""The index of a study, by which its results folder is known."""
+
 BOUND_OF_CHARGE = "at most, by the flops clock"
 """How a forecast began that was none, in files written up to 2026-11: seconds that a charge is bounded by."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.degenerate import floor_of
-from outlay.metrics import main_score, missing_text, score
+from outlay.metrics import Answered, main_score, missing_text, score
 from outlay.prepare import Prepared
 from outlay.quoting import Known, n_carved
 from outlay.recipe import Buy, Dev, Distil, Encoding, Judge, Model, Score, Step, Teach, Train
@@ -52,6 +52,13 @@ class Bench:
     gauge: Gauge
     on_progress: OnProgress | None = None
     checkpoint_seconds: float = 20.0
+
+
+def read_answers(artifact: Artifact) -> tuple[str, Answered]:
+    """The metric and the answers to the test split that the artifact of a scoring holds."""
+    said = json.loads((artifact.path / PREDICTIONS_FILE).read_text(encoding="utf-8"))
+    optional = said.get("sources", ()), said.get("similarities", ())
+    return said["metric"], Answered(said["predictions"], said["golds"], said["labels"], *optional)
 
 
 class Workshop:
@@ -183,11 +190,7 @@ class Workshop:
         readings = score(
             encoding.metric, predictions, golds, encoding.form.labels, sources=texts, similarities=alike or None
         )
-        # Percentiles of a statistic that is no mean (macro F1 of rare classes) can leave its own value out.
-        scores = {
-            name: {"value": r.value, "low": min(r.low, r.value), "high": max(r.high, r.value)}
-            for name, r in readings.items()
-        }
+        scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
         return Made({PREDICTIONS_FILE: _json(document), SCORES_FILE: _json(scores)}, _usage(0, counter.n_tokens))
 
     def _dev(self, step: Train | Distil) -> DevTexts | None:

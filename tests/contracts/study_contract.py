@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from outlay.conduct import INDEX_FILE, Status, status_of
+from outlay.conduct import Status, status_of
 from outlay.crew import Crew, Inline
 from outlay.planning import plan
 from outlay.point import Point, read_points
 from outlay.prepare import Workbench
 from outlay.run import Runner
+from outlay.runfolder import STUDY_FILE
 from outlay.scheduler import StepCraft
 from tests.checkpoints import make_checkpoint
 from tests.runs import World, runner
@@ -53,7 +54,7 @@ class Stopper(Onlooker):
 
 def index_of(folder: Path) -> dict[str, Any]:
     """The index of a study's folder, without where its artifacts are."""
-    document: dict[str, Any] = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    document: dict[str, Any] = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))
     del document["store"]
     return document
 

@@ -124,15 +124,16 @@ def _keep_ratio(profile: Profile) -> None:
     import os
     from contextlib import suppress
 
+    from outlay.errors import StoreError
     from outlay.precision import VARIABLE, keep_bf16_speed
 
     if profile.bf16_ratio is not None and not os.environ.get(VARIABLE):
-        with suppress(OSError):
+        with suppress(OSError, StoreError):
             keep_bf16_speed(profile.bf16_ratio)
 
 
 def _print_measured(profile: Profile, price_item: str, path: Path, *, is_found: bool) -> None:
-    from outlay.precision import precision_name, ratio_words
+    from outlay.precision import AUTO, precision_name, ratio_words, resolve
 
     record = profile.as_machine(price_item)
     echo(
@@ -142,7 +143,7 @@ def _print_measured(profile: Profile, price_item: str, path: Path, *, is_found: 
         f"on a model of 6 layers of 384 in {precision_name(profile.precision)}"
     )
     if profile.bf16_ratio is not None:
-        name, ratio = precision_name(profile.precision), ratio_words(profile.bf16_ratio)
+        name, ratio = precision_name(resolve(AUTO)), ratio_words(profile.bf16_ratio)
         echo(f"bf16 is {ratio} times as fast as float32 in a matrix product: `--precision auto` is {name} here")
     echo(f"profile: {path}")
     if not is_found:

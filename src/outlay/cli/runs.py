@@ -199,10 +199,10 @@ def compare(
 def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = False) -> None:
     """Draw a results folder again: tables, charts, one page, flat files, receipts."""
     from outlay.compare import reopen, write_report
-    from outlay.conduct import INDEX_FILE
+    from outlay.runfolder import STUDY_FILE
 
     kept = None if store is None else open_store(store)
-    if (folder / INDEX_FILE).exists():
+    if (folder / STUDY_FILE).exists():
         from outlay.cli.studyscreen import draw_study
 
         draw_study(folder, kept, as_json=as_json)

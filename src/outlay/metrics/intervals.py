@@ -29,8 +29,9 @@ ALPHA = 1 - LEVEL
 ROUNDING = 1e-9
 """Points below which two values are one: ties must not turn on the order of additions."""
 _MOST_STEPS, _CLOSE = 100, 1e-10
-_EXACT_DF = 30
-"""From so many degrees of freedom on, t quantiles are a series around the normal one, within 1e-5 of it for p down to 1e-4."""
+_SERIES_DF = 30
+"""From so many degrees of freedom on, t quantiles come from a series around the normal one, true to 1e-5 of themselves for p
+down to 1e-4."""
 _NO_SPREAD = 1e-12
 """Share of the variance over rows below which seeds differ by rounding alone."""
 
@@ -170,14 +171,14 @@ def t_tail(x: float, df: float) -> float:
 def t_quantile(alpha: float, df: float) -> float:
     """Return x with P(|T| >= x) = ``alpha``; infinite without a degree of freedom.
 
-    Few degrees of freedom from :func:`t_tail`, `_EXACT_DF` and more by the Cornish-Fisher series of Abramowitz &
+    Few degrees of freedom from :func:`t_tail`, `_SERIES_DF` and more by the Cornish-Fisher series of Abramowitz &
     Stegun 1964, 26.7.5.
     """
     if df < 1 or alpha / 2 <= 0:  # the smallest numbers have no half
         return math.inf
     if df == 1:
         return 1 / math.tan(math.pi * alpha / 2)
-    if df >= _EXACT_DF:
+    if df >= _SERIES_DF:
         z = -NormalDist().inv_cdf(alpha / 2)
         if math.isinf(df):
             return z
@@ -271,7 +272,8 @@ def reading_of(value: float, table: Floats) -> Reading:
     is_binary = bool((np.minimum(abs(of_rows), abs(of_rows - 100)) <= ROUNDING).all())
     df = math.inf if is_binary else n - 1
     rows = float(of_rows.var(ddof=0 if is_binary else 1)) / n if n > 1 else 0.0
-    half = Spread.of(table, rows=rows, df_rows=df).half()
+    # One row that is not plainly right or wrong says nothing of others, however many seeds answered it.
+    half = Spread.of(table, rows=rows, df_rows=df).half() if df else math.inf
     return within_ends(value, half, t_quantile(ALPHA, df) ** 2 / n)
 
 

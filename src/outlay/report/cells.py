@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from outlay.grouping import short_model
-from outlay.metrics import main_score
 from outlay.point import Point, PointRequest
 from outlay.report.laid import CellValue
 from outlay.report.results import Aftermath, Results
-from outlay.report.scores import covers_words, mean_of_seeds
+from outlay.report.scores import covers_words, mean_of_seeds, measure_of
 from outlay.report.tables import measure_text, money, remarks_of
 
 STRATEGY_WORDS = {
@@ -137,15 +136,9 @@ def measures(found: Iterable[Entry]) -> str | None:
     """
     by_task: dict[str, str] = {}
     for each in found:
-        task, result = each.asked.task, each.point.result
-        if task in by_task or not each.point.is_ok:
-            continue
-        if each.left is not None and each.left.metric is not None:
-            by_task[task] = measure_text(main_score(each.left.metric))
-        else:
-            equal = [name for name, reading in result.scores.items() if reading.value == result.test]
-            if equal:
-                by_task[task] = measure_text(equal[0])
+        task = each.asked.task
+        if task not in by_task and each.point.is_ok and (name := measure_of(each.point, each.left)) is not None:
+            by_task[task] = measure_text(name)
     words = set(by_task.values())
     if len(words) < 2:
         return words.pop() if words else None

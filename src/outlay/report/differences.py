@@ -145,7 +145,9 @@ def verdict(test: Tested) -> str:
     if test.is_significant:
         return f"{test.first if test.mean > 0 else test.second} is ahead"
     if abs(test.mean) >= test.smallest:
-        return "not told apart, just"  # later steps of the correction are milder than the first
+        return (
+            "not told apart, just"  # the two rows that are added draw the mean in, and few rows that differ keep p up
+        )
     return f"not told apart; {points_text(test.smallest)} points would be"
 
 

@@ -321,12 +321,12 @@ def _summary(receipt: Receipt) -> list[str]:
         lines.append(f"still holds {charge} of charge and {cash} of cash for unfinished work")
     if receipt.cancelled:
         lines.append("cancelled: this run can spend nothing more")
-    lines += [] if receipt.precision is None else _precision_lines(receipt.precision)
+    lines += [] if receipt.precision is None else [_precision_words(receipt.precision)]
     lines += [f"note: {_one_line(note)}" for note in receipt.notes]
     return [*lines, f"entry {receipt.anchor.count}, head {receipt.anchor.head}"]
 
 
-def _precision_lines(facts: dict[str, Any]) -> list[str]:
+def _precision_words(facts: dict[str, Any]) -> str:
     """What the run computed in, and how fast its machine is in bf16, as far as that is known."""
     roles = [f"{role} in {precision_name(name)}" for role, name in facts["roles"].items()]
     if len(roles) < N_TRAINED_ROLES:
@@ -334,7 +334,7 @@ def _precision_lines(facts: dict[str, Any]) -> list[str]:
     why = ""
     if facts["bf16_ratio"] is not None:
         why += f"; bf16 is {ratio_words(facts['bf16_ratio'])} times as fast as float32 on {visible(facts['device'])}"
-    return wrap(f"computed: {', '.join(roles)}{why}", WIDTH)
+    return f"computed: {', '.join(roles)}{why}"
 
 
 def _compute_words(compute: Compute) -> str:

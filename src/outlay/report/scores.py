@@ -82,13 +82,16 @@ def _by_answers(left: Sequence[Aftermath | None]) -> Reading | None:
     return mean_score(metrics.pop(), answers) if len(answers) == len(left) and len(metrics) == 1 else None
 
 
+def measure_of(point: Point, after: Aftermath | None) -> str | None:
+    """Name the score that the test score is: by the run's metric, else the first of the point's that equals it."""
+    if after is not None and after.metric is not None:
+        return main_score(after.metric)
+    return next((name for name, each in point.result.scores.items() if each.value == point.result.test), None)
+
+
 def _own(point: Point, after: Aftermath | None) -> Reading | None:
     """The reading of the test score that the point carries."""
-    scores = point.result.scores
-    if after is not None and after.metric is not None:
-        found = scores.get(main_score(after.metric))
-    else:
-        found = next((reading for reading in scores.values() if reading.value == point.result.test), None)
+    found = point.result.scores.get(measure_of(point, after) or "")
     return None if found is None else Reading(found.value, found.low, found.high)
 
 

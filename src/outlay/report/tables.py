@@ -96,7 +96,7 @@ class DifferenceRow:
         words = "significant at 95 %" if self.is_significant else "not significant at 95 %"
         if self.n_comparisons > 1:
             words += f" after Holm's correction over {self.n_comparisons} comparisons"
-        if self.smallest is not None and not self.is_significant:
+        if self.smallest is not None and not self.is_significant and abs(self.mean) < self.smallest:
             words += f" (it could have seen about {points_text(self.smallest)})"
         return words
 

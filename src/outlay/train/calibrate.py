@@ -7,7 +7,6 @@ step really does. The constants of `outlay.speed.Load` are found by least square
 from __future__ import annotations
 
 import datetime
-import platform
 import random
 import tempfile
 import time
@@ -23,15 +22,17 @@ import torch
 from numpy.typing import NDArray
 
 from outlay.form import Form
+from outlay.processor import cpu_name
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.shape import shape_of_size
 from outlay.sizes import Size
 from outlay.speed import TERMS, Lengths, Load, Profile, Reader, answering_load, starting_load, training_load
-from outlay.train.bf16 import CLEARLY_SLOW, measure_bf16_ratio
+from outlay.train.bf16 import CLEARLY_SLOW, gpu_name, measure_bf16_ratio
 from outlay.train.build import Corpus, build_checkpoint
 from outlay.train.models import ModelSpec, head_of
 from outlay.train.place import here
 from outlay.train.steps import Watch, finetune, predict, teach, use_threads
+from outlay.train.stopwatch import matmul_rate
 
 Matrix = NDArray[np.float64]
 
@@ -46,7 +47,6 @@ MEASURED_SECONDS = 0.4
 N_STEPS, N_LEAST, N_WARM = 16, 4, 2
 """Steps of one training at most, at least, and before they count."""
 N_BATCHES = 3
-PEAK_WIDTH, N_PEAK = 1536, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +124,7 @@ def calibrate(
     chosen = {each: _trials(each, ratio) if trials is None else trials for each in precisions}
     n_done, n_total = 0, 2 * sum(map(len, chosen.values()))
     with _threads(threads), tempfile.TemporaryDirectory(prefix="outlay-calibrate-") as folder:
-        # A product of the wider trials would take a minute where bf16 is very slow, and would not be the faster one.
-        dtypes = (torch.float32,) if ratio < CLEARLY_SLOW else (torch.bfloat16, torch.float32)
-        peak = max(_peak_flops_per_second(dtype) for dtype in dtypes)
+        peak = max(matmul_rate(here().device, precision) for precision in ("bf16", "fp32"))
         lab = _Lab(Path(folder))
         for precision in precisions:
             for trial in chosen[precision]:
@@ -141,7 +139,7 @@ def calibrate(
     return Profile(
         name=name,
         measured=datetime.date.today().isoformat(),
-        device=device_name(),
+        device=gpu_name() or cpu_name(),
         torch=torch.__version__,
         threads=threads,
         peak_flops_per_second=round(peak),
@@ -186,17 +184,6 @@ def answer_lengths(ref: str, base: str, form: Form, answers: Sequence[str]) -> l
     if head.target != "tokens":
         return [0] * len(answers)
     return [int(n) for n in head.spell(head.read([]), answers).lengths]
-
-
-def device_name() -> str:
-    """The GPU that steps run on, else the processor."""
-    device = here().device
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    for line in _lines_of(Path("/proc/cpuinfo")):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @dataclass(slots=True)
@@ -352,19 +339,6 @@ def _seconds(load: Load, constants: dict[str, float]) -> float:
     return float(sum(constants[term] * amount for term, amount in zip(TERMS, astuple(load), strict=True)))
 
 
-def _peak_flops_per_second(dtype: torch.dtype) -> float:
-    """The best of a few products of two square matrices."""
-    place = here()
-    a, b = (torch.randn(PEAK_WIDTH, PEAK_WIDTH, device=place.device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(N_PEAK):
-        began = time.perf_counter()
-        product = a @ b
-        product.flatten()[0].item()
-        best = min(best, time.perf_counter() - began)
-    return 2 * PEAK_WIDTH**3 / best
-
-
 @contextmanager
 def _threads(n: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -373,10 +347,3 @@ def _threads(n: int) -> Iterator[None]:
         yield
     finally:
         use_threads(before)
-
-
-def _lines_of(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []

@@ -25,7 +25,7 @@ from outlay.train.adapters import check, check_layers
 from outlay.train.heads import ClassHead, Head, TagHead
 from outlay.train.optimizers import check_optimizer
 from outlay.train.writers import ChoiceHead, TextHead
-from outlay.window import ENDLESS, Window, window_in, window_of
+from outlay.window import window_in, window_of
 from outlay.writing import writing
 
 HEAD_FILE = "outlay.json"
@@ -57,16 +57,13 @@ def load_tokenizer(ref: str, base: str) -> Any:
     return _tokenizer_in(resolve_folder(ref, base=base), ref)
 
 
-def head_for(
-    family: Family, form: Form, tokenizer: Any, target: TargetKind | None = None, *, window: Window = ENDLESS
-) -> Head:
-    """The head that speaks for a model of this family on such a task, learning from ``target``; ``window``: the model's, which
-    the limits of the head's form are lowered to.
+def head_for(family: Family, form: Form, tokenizer: Any, target: TargetKind | None = None) -> Head:
+    """The head that speaks for a model of this family on such a task, learning from ``target``; the limits of ``form`` are the
+    model's.
 
     Raises:
-        UsageError: the family cannot do the task, or an answer of the asked length leaves no position to the text.
+        UsageError: the family cannot do the task.
     """
-    form = window.fit(form)
     if not can_answer(family, form.kind):
         raise UsageError("an encoder cannot write free text; take a seq2seq or causal model (such as T5) for this task")
     if family == "encoder":
@@ -110,7 +107,8 @@ def load_model(spec: ModelSpec) -> tuple[nn.Module, Head, Any]:
     folder = resolve_folder(spec.ref, base=spec.base)
     family = family_of(spec.ref, base=spec.base)
     tokenizer = _tokenizer_in(folder, spec.ref)
-    head = head_for(family, spec.form, tokenizer, spec.target, window=window_of(spec.ref, base=spec.base))
+    form = window_of(spec.ref, base=spec.base).fit(spec.form, spec.ref)
+    head = head_for(family, form, tokenizer, spec.target)
     torch.manual_seed(spec.seed)
     if ref.kind == "tiny":
         from outlay.train.build import tiny_model
@@ -182,9 +180,10 @@ def load_saved(folder: Path, *, device_map: str | None = None) -> tuple[nn.Modul
         raise UnknownModel(
             f"{folder} holds no model that `outlay` trained ({HEAD_FILE} is missing); make one with `outlay finetune`"
         ) from error
-    form, family = Form.from_json(document["form"]), document["family"]
+    family = document["family"]
+    form = window_in(read_config(folder), family).fit(Form.from_json(document["form"]), str(folder))
     tokenizer = _tokenizer_in(folder, str(folder))
-    head = head_for(family, form, tokenizer, document["target"], window=window_in(read_config(folder), family))
+    head = head_for(family, form, tokenizer, document["target"])
     more = {} if device_map is None else {"device_map": device_map}
     with _loading(str(folder), "as its own config says"), _quiet():
         model: nn.Module = _auto_class(family, head).from_pretrained(folder, use_safetensors=True, **more)
