@@ -16,6 +16,7 @@ import pytest
 from outlay.crew import THREAD_VARIABLES, Craft, Inline, Report, Work
 from outlay.errors import UsageError
 from outlay.local import LocalCrew, Seat, seats, usable_cores, usable_gpus
+from outlay.quota import core_numbers
 from outlay.worker import REPORT_SECONDS
 from tests.contracts.crew_contract import (
     CrewContract,
@@ -84,13 +85,23 @@ def test_workers_have_cores_of_their_own_and_the_studys_threads(monkeypatch: pyt
         crew.submit("a", None)
         crew.submit("b", None)
         found = {each.name: each.value for _ in range(2) for each in crew.wait(60)}
-    assert [found[name][0] for name in "ab"] == [[CORES[0]], [CORES[1]]]
+    is_quota = len(CORES) < len(core_numbers())
+    assert [found[name][0] for name in "ab"] == ([list(core_numbers())] * 2 if is_quota else [[CORES[0]], [CORES[1]]])
     for _, environment, heavy, (on_interrupt, blocked) in found.values():
         assert {environment[name] for name in THREAD_VARIABLES} == {"1"}
         assert heavy == []
         assert (on_interrupt, blocked) == (signal.SIG_IGN, set())
     assert os.environ["OMP_NUM_THREADS"] == "17"
     assert usable_cores() == CORES
+
+
+@pytest.mark.skipif(len(core_numbers()) == 1, reason="one core: run on two")
+def test_workers_are_pinned_to_none_under_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("outlay.local.n_usable_cores", lambda: 1)
+    with LocalCrew(Look(), 1, 1) as crew:
+        crew.submit("a", None)
+        assert [each.value[0] for each in crew.wait(60)] == [list(core_numbers())]
 
 
 def test_cores_are_dealt_out_without_overlap() -> None:

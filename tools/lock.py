@@ -1,8 +1,8 @@
 """Resolve the ranges of `pyproject.toml` to exact versions, with uv (https://docs.astral.sh/uv).
 
     python tools/lock.py                              # constraints.txt: what `make` installs, anew
-    python tools/lock.py oldest .venv-oldest/constraints.txt    # the lower ends of the ranges, for this Python
-    python tools/lock.py newest .venv-newest/constraints.txt    # the upper ends
+    python tools/lock.py oldest .venv-lock/oldest.txt    # the lower ends of the ranges, for this Python
+    python tools/lock.py newest .venv-lock/newest.txt    # the upper ends
 
 A constraints file and not `uv.lock`: pip reads it, finds torch as a CPU build among a machine's own wheels by its settings, and
 needs no second tool. One file serves Python 3.11 to 3.13 on Linux on x86-64 and arm64; each is tried before it is written.

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.reduction import ForkingPickler
@@ -143,7 +143,10 @@ class LocalCrew:
     """
 
     def __init__(self, craft: Craft, n_workers: int, threads: int, *, logs: Path | None = None) -> None:
-        self._seats = seats(n_workers, threads, usable_cores(), usable_gpus(os.environ))
+        dealt = seats(n_workers, threads, usable_cores(), usable_gpus(os.environ))
+        # A quota is time on any core: the first ones may be those of every container on the host.
+        is_quota = n_usable_cores() < len(core_numbers())
+        self._seats = tuple(replace(seat, cores=None) for seat in dealt) if is_quota else dealt
         self._craft = bytes(ForkingPickler.dumps(craft))
         self._logs = logs
         self._workers: list[_Worker] = []
