@@ -9,7 +9,7 @@ LOCKED  := pyproject.toml constraints.txt tools/install.py
 # One thread per test process: small tensors are slower on more, and results stay the same on every machine. A file's tests stay
 # together, since they share what was made for the first of them.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-AT_ONCE  := --numprocesses $(shell "$(PYTHON)" -c 'import sys; sys.path.insert(0, "src"); from outlay.quota import suite_workers; print(suite_workers())') --dist loadfile --no-loadscope-reorder
+AT_ONCE  := --numprocesses $(shell "$(PYTHON)" -c 'import sys; sys.path.insert(0, "src"); from outlay.hardware.quota import suite_workers; print(suite_workers())') --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-slow test-oldest test-newest lock lint format clean
 

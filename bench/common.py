@@ -29,17 +29,17 @@ from transformers.utils import logging
 
 from bench.published_objective import FreeGauge
 from outlay.errors import MissingData
-from outlay.example import Example, seeded_order
-from outlay.form import Form
-from outlay.precision import bf16_speed, ratio_words
-from outlay.processor import cpu_name
-from outlay.quota import usable_cores
+from outlay.hardware.precision import bf16_speed, ratio_words
+from outlay.hardware.processor import cpu_name
+from outlay.hardware.quota import usable_cores
+from outlay.models.loading import ModelSpec
+from outlay.models.random_init import Corpus, build_checkpoint
+from outlay.models.sizes import Size
 from outlay.settings import TrainSettings
-from outlay.sizes import Size
-from outlay.task import load_task
-from outlay.train.build import Corpus, build_checkpoint
-from outlay.train.models import ModelSpec
-from outlay.train.steps import Watch, finetune, use_threads
+from outlay.spec import Form
+from outlay.tasks.example import Example, seeded_order
+from outlay.tasks.task import load_task
+from outlay.train.api import Watch, finetune, use_threads
 
 Made = TypeVar("Made")
 Texts = list[tuple[str, ...]]
@@ -303,7 +303,7 @@ def task_rows(name: str, data: Path, *, segments: bool = False) -> Rows:
     Raises:
         MissingData: its files are not in ``data``.
     """
-    from outlay.data import load_data
+    from outlay.tasks.loading import load_data
 
     task = load_task(name)
     read = load_data(task, data)

@@ -34,16 +34,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from outlay.form import Form
+from outlay.models.cost_model import (
+    Lengths,
+    Profile,
+    Reader,
+    answering_load,
+    load_profile,
+    starting_load,
+    training_load,
+)
+from outlay.models.loading import ModelSpec
+from outlay.models.random_init import Corpus, build_checkpoint
+from outlay.models.shape import ModelShape, shape_of_size
+from outlay.models.sizes import Size, find_size
+from outlay.plan.forecast import ANSWERING
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.shape import ModelShape, shape_of_size
-from outlay.sizes import Size, find_size
-from outlay.speed import Lengths, Profile, Reader, answering_load, load_profile, starting_load, training_load
-from outlay.timing import ANSWERING
-from outlay.train.build import Corpus, build_checkpoint
-from outlay.train.calibrate import answer_lengths, calibrate, encoder_size, least_relative_squares, t5_size
-from outlay.train.models import ModelSpec
-from outlay.train.steps import Watch, count_tokens, distil, finetune, predict, teach, use_threads
+from outlay.spec import Form
+from outlay.train.api import Watch, count_tokens, distil, finetune, predict, teach, use_threads
+from outlay.train.calibration import answer_lengths, calibrate, encoder_size, least_relative_squares, t5_size
 
 # --- Table 6 ---------------------------------------------------------------------------------------------------------
 
@@ -95,9 +103,9 @@ def counted(task_name: str) -> Counted:
     """Tokens of a task's texts as a T5 reads them: prefix and text, one token to close, cut at the published limits."""
     from tokenizers import Tokenizer
 
-    from outlay.data import load_data
-    from outlay.modelref import resolve_folder
-    from outlay.task import load_task
+    from outlay.models.reference import resolve_folder
+    from outlay.tasks.loading import load_data
+    from outlay.tasks.task import load_task
 
     task = load_task(task_name)
     data = load_data(task)

@@ -55,12 +55,12 @@ from bench.common import (
     trainer_arguments,
 )
 from bench.published_objective import Curve, FreeGauge, Pair, batches_of
-from outlay.form import Form, TargetKind
-from outlay.precision import resolve
+from outlay.hardware.precision import resolve
+from outlay.models.loading import ModelSpec
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.train.models import ModelSpec
-from outlay.train.steps import Watch, count_tokens, distil, finetune, teach
-from outlay.train.targets import SparseTargets
+from outlay.spec import Form, TargetKind
+from outlay.train.api import Watch, count_tokens, distil, finetune, teach
+from outlay.train.targets.targets import SparseTargets
 
 LIMIT = 1e-4
 """Of the relative difference of a step's loss."""

@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from outlay.form import Form
+from outlay.models.generative_heads import TextHead
+from outlay.models.heads import Sources
+from outlay.models.random_init import new_model
+from outlay.models.sizes import Size
+from outlay.models.tokenization import Encoded, Units
 from outlay.settings import TeachSettings
-from outlay.sizes import Size
-from outlay.train.build import new_model
-from outlay.train.encode import Encoded, Units
-from outlay.train.heads import Sources
-from outlay.train.targets import SparseTargets, TargetsBuilder
-from outlay.train.writers import TextHead
+from outlay.spec import Form
+from outlay.train.targets.targets import SparseTargets, TargetsBuilder
 
 LOG_SIGMA = (0.45, 0.63)
 """Standard deviations of the logarithms of the lengths of WLP lines and answers (12,510 train rows, BERT's WordPiece)."""

@@ -51,17 +51,17 @@ from bench.gpu_table import (
     line,
     table,
 )
+from outlay.models.generative_heads import TextHead
+from outlay.models.heads import LogitSink
+from outlay.models.peft import adapt, cast, compiled
+from outlay.models.shape import flops_infer, flops_train, shape_of_size
+from outlay.models.sizes import Size, find_size
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.shape import flops_infer, flops_train, shape_of_size
-from outlay.sizes import Size, find_size
-from outlay.train.adapters import adapt, cast, compiled
-from outlay.train.batches import inference_batches
-from outlay.train.heads import LogitSink
-from outlay.train.lessons import GoldLesson, TargetLesson
+from outlay.train.batching import inference_batches
+from outlay.train.distributed import Place, here
 from outlay.train.loop import Lesson, fit
-from outlay.train.place import Place, here
-from outlay.train.targets import TargetsBuilder
-from outlay.train.writers import TextHead
+from outlay.train.objectives import GoldLesson, TargetLesson
+from outlay.train.targets.targets import TargetsBuilder
 
 LEAST_BYTES = 75 * 2**30
 """Memory below which the true sizes are not tried; a GPU sold as 80 GB shows a little less."""
@@ -269,7 +269,7 @@ def student_tasks(world: World) -> Iterator[Task]:
 
 
 def taught(world: World, model: nn.Module, head: TextHead, size: Size, seconds: float) -> Measured:
-    """The teacher pass over a block of rows, as `outlay.train.steps.teach` makes it."""
+    """The teacher pass over a block of rows, as `outlay.train.api.teach` makes it."""
     scale, until = world.scale, time.perf_counter() + seconds
     sources, units = drawn_rows(scale.lengths, scale.n_taught, n_words(size), seed=7)
     lengths = sources.encoded.lengths + units.lengths

@@ -22,7 +22,7 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What went through a step in ``seconds``; ``n_tokens`` without padding, ``flops`` by `outlay.shape`."""
+    """What went through a step in ``seconds``; ``n_tokens`` without padding, ``flops`` by `outlay.models.shape`."""
 
     n_examples: int
     n_tokens: int
@@ -114,7 +114,7 @@ def _cost(card: Card, hours: float | None) -> str:
 def prices() -> dict[str, tuple[float, str]]:
     """Dollars an hour and their source, by item of the price book."""
     found: dict[str, tuple[float, str]] = {}
-    for path in sorted((resources.files("outlay") / "prices").iterdir(), key=lambda path: path.name):
+    for path in sorted((resources.files("outlay.money") / "prices").iterdir(), key=lambda path: path.name):
         for price in tomllib.loads(path.read_text(encoding="utf-8"))["price"]:
             if price["unit"] == "hour":
                 found[price["item"]] = (float(price["usd"]), price["source"])
@@ -123,7 +123,7 @@ def prices() -> dict[str, tuple[float, str]]:
 
 def card_of(name: str, *, counts: bool) -> Card:
     """The record of ``machines.toml`` all of whose words are in a device's name (``a100-80gb``: "NVIDIA A100-SXM4-80GB")."""
-    text = (resources.files("outlay") / "machines.toml").read_text(encoding="utf-8")
+    text = (resources.files("outlay.money") / "machines.toml").read_text(encoding="utf-8")
     machines = [
         machine
         for machine in tomllib.loads(text)["machine"]

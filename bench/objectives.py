@@ -22,14 +22,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from outlay.example import seeded_order
-from outlay.form import Form
+from outlay.models.loading import ModelSpec
+from outlay.models.random_init import Corpus, build_checkpoint
+from outlay.models.sizes import load_sizes
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.sizes import load_sizes
-from outlay.train.build import Corpus, build_checkpoint
-from outlay.train.models import ModelSpec
-from outlay.train.steps import DevTexts, Watch, distil, finetune, predict, teach, use_threads
-from outlay.train.targets import SparseTargets
+from outlay.spec import Form
+from outlay.tasks.example import seeded_order
+from outlay.train.api import DevTexts, Watch, distil, finetune, predict, teach, use_threads
+from outlay.train.targets.targets import SparseTargets
 
 VOCAB_SIZE = 1024
 """Small, so that targets over the whole vocabulary with their padding fit into memory (K = 64 keeps a sixteenth)."""

@@ -22,12 +22,12 @@ from decimal import Decimal
 from itertools import product
 from pathlib import Path
 
-from outlay.money import Price, PriceBook
-from outlay.planning import Plan, plan
-from outlay.prepare import Options, Workbench
-from outlay.quoting import BLOCK_ROWS
-from outlay.sizes import Size
-from outlay.train.build import Corpus, build_checkpoint
+from outlay.engine.prepare import Options, Workbench
+from outlay.models.random_init import Corpus, build_checkpoint
+from outlay.models.sizes import Size
+from outlay.money.amounts import Price, PriceBook
+from outlay.plan.context import BLOCK_ROWS
+from outlay.study.dry_run import Plan, plan
 
 LABEL_MICROS = 200_000
 """Of the price that the task names: $0.20."""

@@ -2,9 +2,9 @@
 
     python -m bench.precision [--threads N] [--seconds 3] [--rounds 2] [--json] [--toy]
 
-The ratio of a matrix product, which `--precision auto` goes by (`outlay.precision`), and that of a training step of MiniLM's
-shape (6 layers of 384, 8 texts of 64 tokens) under autocast. Each measurement is a process of its own, since the limits are
-read when torch is loaded; the two precisions take turns within it. Prints lines of Markdown.
+The ratio of a matrix product, which `--precision auto` goes by (`outlay.hardware.precision`), and that of a training step of
+MiniLM's shape (6 layers of 384, 8 texts of 64 tokens) under autocast. Each measurement is a process of its own, since the
+limits are read when torch is loaded; the two precisions take turns within it. Prints lines of Markdown.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import sys
 import time
 from datetime import date
 
-from outlay.precision import LIMITS, VARIABLE, Bf16Speed, ratio_words
-from outlay.processor import cpu_name
-from outlay.quota import usable_cores
-from outlay.waiting import waiting_variables
+from outlay.hardware.openmp import waiting_variables
+from outlay.hardware.precision import LIMITS, VARIABLE, Bf16Speed, ratio_words
+from outlay.hardware.processor import cpu_name
+from outlay.hardware.quota import usable_cores
 
 AVX2 = {"DNNL_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 """Makes a CPU without bf16 of any that has AVX2: the first holds oneDNN, whose products these are, the second torch itself."""
@@ -71,7 +71,7 @@ def child(code: str, limits: dict[str, str]) -> object:
 
 def product() -> float:
     """The ratio as it is measured for `auto`, anew."""
-    from outlay.train.bf16 import measure_bf16_ratio
+    from outlay.hardware.bf16 import measure_bf16_ratio
 
     return measure_bf16_ratio()
 

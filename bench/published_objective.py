@@ -26,15 +26,15 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging
 
-from outlay.form import Form
+from outlay.models.loading import ModelSpec
+from outlay.models.random_init import Corpus, build_checkpoint
+from outlay.models.sizes import Size
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.sizes import Size
-from outlay.train.batches import training_batches
-from outlay.train.build import Corpus, build_checkpoint
-from outlay.train.models import ModelSpec
-from outlay.train.steps import Watch, distil, finetune, teach
-from outlay.train.targets import SparseTargets
-from outlay.train.tracking import Tracker
+from outlay.spec import Form
+from outlay.train.api import Watch, distil, finetune, teach
+from outlay.train.batching import training_batches
+from outlay.train.targets.targets import SparseTargets
+from outlay.train.trackers import Tracker
 
 LIMIT = 1e-4
 TEMPERATURE = 2.0

@@ -23,14 +23,15 @@ from typing import Any
 
 import yaml
 
-from outlay.grouping import group
-from outlay.point import Point, read_points
+from outlay.engine.outputs import Aftermath
+from outlay.engine.point import Point, read_points
 from outlay.report.charts import frontier_spec, save_chart
+from outlay.report.comparison import MINUS, Comparison, compare, money, on_front, score, signed
 from outlay.report.figures import save
-from outlay.report.rendering import render_markdown
-from outlay.report.results import Aftermath, Header, Results
-from outlay.report.tables import MINUS, Comparison, compare, money, on_front, score, signed
-from outlay.reporting import StudyReport
+from outlay.report.grouping import group
+from outlay.report.results import Header, Results
+from outlay.report.study_report import StudyReport
+from outlay.report.table_formats import render_markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -4,11 +4,11 @@
     python -m bench.report_study --layout plain --json FILE
     python -m bench.report_study --quick                               # a test of the bench
 
-Both are made up and written as `outlay.conduct` leaves them: index, points, manifest and receipt of every run. Scores rise
+Both are made up and written as `outlay.study.runner` leaves them: index, points, manifest and receipt of every run. Scores rise
 with the logarithm of the labels, more where a pool is distilled, and scatter over seeds; one point in a hundred failed. In the
 second study the answers of every run (3,000 rows, two seeds) lie in a store, so that there is every interval and every
 paired test. `seconds` are by the clock on the wall, `CPU` is the time of the process with all its threads; both are of
-`outlay.reporting.write_study_report` as a whole and of the parts it calls.
+`outlay.report.study_report.write_study_report` as a whole and of the parts it calls.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-from outlay import reporting
-from outlay.aftermath import receipt_file
-from outlay.conduct import Entry, Index
+from outlay.engine.outputs import receipt_file
+from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of, write_points
+from outlay.engine.run_dir import RunFolder
 from outlay.metrics import score
-from outlay.money import PriceBook
-from outlay.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of, write_points
+from outlay.money.amounts import PriceBook
+from outlay.plan.steps import PREDICTIONS_FILE
+from outlay.report import study_report
 from outlay.report.results import Header, Layout
-from outlay.runfolder import RunFolder
-from outlay.store import Store, key_of
-from outlay.workshop import PREDICTIONS_FILE
+from outlay.storage.store import Store, key_of
+from outlay.study.runner import Entry, Index, read_results
 
 TASKS = ("fever", "stanceosaurus", "multipit_id", "wlp")
 STRATEGIES = ("annotate", "distill", "self_distill", "general_distill", "mix")
@@ -257,7 +257,6 @@ class Watch:
 
 
 PARTS = {
-    "read_results": "read index, points, runs",
     "means": "means with intervals",
     "family": "paired tests",
     "lay_out": "tables laid out",
@@ -271,19 +270,21 @@ PARTS = {
     "write_points_csv": "points.csv",
     "write_points_parquet": "points.parquet",
 }
-"""Functions of `outlay.reporting` that its report calls, and what they do."""
+"""Functions of `outlay.report.study_report` that its report calls, and what they do."""
 
 
 def report(folder: Path, store: Store) -> tuple[Watch, dict[str, Path]]:
     """Write the report of a study, part by part under a watch."""
     watch = Watch()
+    with watch.part("read index, points, runs"):
+        results = read_results(folder, store)
     with (
         patch.multiple(
-            reporting, **{name: watch.timed(what, getattr(reporting, name)) for name, what in PARTS.items()}
+            study_report, **{name: watch.timed(what, getattr(study_report, name)) for name, what in PARTS.items()}
         ),
         watch.part("the rest"),
     ):
-        files = reporting.write_study_report(folder, store)
+        files = study_report.write_study_report(folder, results)
     return watch, files
 
 

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.sparse_error import DTYPES, Loss, dtype_losses, full_kl, kept_counts, kept_mask, losses_of
 from bench.sparse_tasks import PLANS, Bench, Plan
 from outlay.settings import TeachSettings
-from outlay.train.steps import use_threads
+from outlay.train.api import use_threads
 
 TEMPERATURES = (1.0, 2.0)
 """outlay's default and the published one (Kang et al. 2023, released script)."""

@@ -13,18 +13,18 @@ import torch
 from numpy.typing import NDArray
 
 from bench.published_objective import FreeGauge
-from outlay.example import seeded_order
-from outlay.form import Form
 from outlay.metrics import main_score, score
+from outlay.models.heads import logits_of, padded_units
+from outlay.models.loading import ModelSpec, load_saved
+from outlay.models.random_init import Corpus, build_checkpoint
+from outlay.models.sizes import find_size
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.sizes import find_size
-from outlay.task import load_task
-from outlay.train.batches import inference_batches
-from outlay.train.build import Corpus, build_checkpoint
-from outlay.train.heads import logits_of, padded_units
-from outlay.train.models import ModelSpec, load_saved
-from outlay.train.steps import Watch, distil, finetune, predict
-from outlay.train.targets import SparseTargets
+from outlay.spec import Form
+from outlay.tasks.example import seeded_order
+from outlay.tasks.task import load_task
+from outlay.train.api import Watch, distil, finetune, predict
+from outlay.train.batching import inference_batches
+from outlay.train.targets.targets import SparseTargets
 
 VOCAB_SIZE = 1024
 """Small, so that whole distributions over a pool fit into memory."""

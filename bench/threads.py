@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from datetime import date
 from statistics import median
 
-from outlay.processor import cpu_name
+from outlay.hardware.processor import cpu_name
 
 POLICIES = ("PASSIVE", "ACTIVE")
 N_BUSY = 2

@@ -9,13 +9,14 @@ from decimal import Decimal
 from fractions import Fraction
 from itertools import accumulate
 
-from outlay.compute import Machine, ModelShape
-from outlay.form import Form
-from outlay.money import Price
-from outlay.quoting import Handover, Known, Offer, TokenCounts
-from outlay.recipe import Encoding, Model
-from outlay.request import Request
+from outlay.models.shape import ModelShape
+from outlay.money.amounts import Price
+from outlay.money.machines import Machine
+from outlay.plan.context import Handover, Known, Offer, TokenCounts
+from outlay.plan.request import Request
+from outlay.plan.steps import Encoding, Model
 from outlay.settings import TeachSettings, TrainSettings
+from outlay.spec import Form
 
 N_TRAIN, N_POOL, N_DEV, N_TEST = 290, 2500, 37, 101
 LABELS = ("no", "yes", "perhaps")

@@ -7,9 +7,10 @@ import math
 import random
 from typing import Any, get_args
 
+from outlay.engine.outputs import Aftermath
+from outlay.engine.point import Point
 from outlay.metrics import Answered
-from outlay.point import Point
-from outlay.report.results import Aftermath, Header, Layout, Results
+from outlay.report.results import Header, Layout, Results
 from tests.test_report import point
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)

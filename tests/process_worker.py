@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from outlay.models.tokenization import collate
 from outlay.settings import TrainSettings
 from outlay.train.checkpoints import Checkpoints
-from outlay.train.encode import collate
+from outlay.train.distributed import here
 from outlay.train.loop import Audience, fit
 from outlay.train.losses import LossSum
-from outlay.train.place import here
-from outlay.train.progress import Progress
+from outlay.train.state import Progress
 from tests.toys import Bag, BagLesson, CountingGauge, Tagger, TokenLesson, classes_of, toy
 
 SETTINGS = TrainSettings(epochs=3, batch_size=8, learning_rate=0.02, precision="fp32", seed=3, eval_steps=5)

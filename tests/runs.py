@@ -9,14 +9,14 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from outlay import sellers
-from outlay.demo import generate
-from outlay.labels.base import Delivery, Order
+from outlay.engine import sellers
+from outlay.engine.prepare import Options, Prepared, Workbench
+from outlay.engine.runner import Runner
+from outlay.labels.annotator import Delivery, Order
 from outlay.labels.replay import Replay
-from outlay.money import PriceBook, Quote
-from outlay.prepare import Options, Prepared, Workbench
-from outlay.run import Runner
-from outlay.store import Store
+from outlay.money.amounts import PriceBook, Quote
+from outlay.storage.store import Store
+from outlay.tasks.demo import generate
 from tests.checkpoints import make_checkpoint, make_gpt2, make_t5
 
 FAST = {

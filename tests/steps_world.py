@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outlay.single.inputs import Asked
-from outlay.single.training import Recipe
-from outlay.single.work import Running
+from outlay.standalone.inputs import Asked
+from outlay.standalone.runtime import Running
+from outlay.standalone.training import Recipe
 from tests.checkpoints import make_checkpoint, make_t5
 
 ACTIONS, REAGENTS, FILLERS = (

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from outlay.conduct import conduct
-from outlay.crew import Crew, Inline
-from outlay.money import PriceBook
-from outlay.planning import plan
-from outlay.point import Point, micros_of
-from outlay.prepare import Options, Workbench
+from outlay.engine.point import Point, micros_of
+from outlay.engine.prepare import Options, Workbench
+from outlay.engine.runner import Runner
+from outlay.money.amounts import PriceBook
 from outlay.report.results import Header
-from outlay.run import Runner
-from outlay.scheduler import StepCraft
+from outlay.study.dry_run import plan
+from outlay.study.runner import conduct
+from outlay.study.scheduler import StepCraft
+from outlay.workers.pool import Crew, Inline
 from tests.runs import World
 
 HEADER = Header("toy", "A toy study", "plain", scale="cpu")

@@ -29,21 +29,12 @@ from transformers import (
 )
 
 from outlay.errors import UsageError
-from outlay.form import Form
+from outlay.models.loading import ModelSpec, load_saved
+from outlay.models.peft import adapt, cast, check, compiled, eagerly, load_trained_state, merge, trained_state
 from outlay.settings import TrainSettings
-from outlay.train.adapters import (
-    adapt,
-    cast,
-    check,
-    compiled,
-    eagerly,
-    load_trained_state,
-    merge,
-    trained_state,
-)
+from outlay.spec import Form
+from outlay.train.api import DevTexts, Watch, finetune, predict
 from outlay.train.loop import Progress
-from outlay.train.models import ModelSpec, load_saved
-from outlay.train.steps import DevTexts, Watch, finetune, predict
 from tests.checkpoints import make_t5
 from tests.toys import CountingGauge, sentences
 

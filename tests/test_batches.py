@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from outlay.settings import TrainSettings
-from outlay.train.batches import BatchPlan, inference_batches, training_batches
+from outlay.train.batching import BatchPlan, inference_batches, training_batches
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=400).map(lambda rows: np.array(rows, dtype=np.int64))
 BUDGETS = st.integers(1, 300)

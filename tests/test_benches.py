@@ -30,10 +30,10 @@ from bench.distill_vs_online import (
 )
 from bench.loop_vs_trainer import BEST_FLAGS, Case, accuracy, cases, cut, finetuned, trained
 from bench.published_objective import Pair, reference
-from outlay.conduct import read_results
-from outlay.store import Store
-from outlay.train.models import load_model
-from outlay.train.steps import use_threads
+from outlay.models.loading import load_model
+from outlay.storage.store import Store
+from outlay.study.runner import read_results
+from outlay.train.api import use_threads
 
 Main = Callable[..., tuple[int, dict[str, Any], str]]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from outlay.errors import UnknownModel
-from outlay.train.bertscore import BertScore
+from outlay.metrics.bertscore import BertScore
 from tests.checkpoints import make_t5
 
 N_CASES = 200

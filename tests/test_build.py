@@ -15,13 +15,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from outlay.cli.models import model_app
+from outlay.cli.model_commands import model_app
 from outlay.errors import DataError, DiskFull, OutlayError, UnknownModel, UsageError
-from outlay.modelref import parse_ref
-from outlay.shape import shape_of, shape_of_size
-from outlay.sizes import Size, find_size, load_sizes
-from outlay.train import build as build_module
-from outlay.train.build import Corpus, build_checkpoint, learn_tokenizer, new_model, tiny_model
+from outlay.models import random_init as build_module
+from outlay.models.random_init import Corpus, build_checkpoint, learn_tokenizer, new_model, tiny_model
+from outlay.models.reference import parse_ref
+from outlay.models.shape import shape_of, shape_of_size
+from outlay.models.sizes import Size, find_size, load_sizes
 
 LABELS = ("YES", "NO", "[Mod-Link]", "Query or Irrelevant")
 # Every size is another prime, where heads need not divide it.
@@ -165,7 +165,7 @@ class TestModels:
         (tmp_path / "texts.txt").write_text("\n".join(corpus.texts[:60]))
         plain = Corpus(corpus.texts[:60], ("YES", "NO"))
         build_checkpoint(replace(find_size("t5-micro"), vocab_size=512), plain, tmp_path / "again", seed=3)
-        program = "import sys; sys.argv[0] = 'model'; from outlay.cli.models import model_app; model_app()"
+        program = "import sys; sys.argv[0] = 'model'; from outlay.cli.model_commands import model_app; model_app()"
         arguments = [
             "make",
             "t5-micro",
@@ -290,7 +290,7 @@ class TestCommands:
         assert AutoConfig.from_pretrained(out).vocab_size == 400
 
     def test_what_is_not_for_sale_is_not_looked_at(self, tmp_path: Path) -> None:
-        from outlay.cli.models import _task_corpus
+        from outlay.cli.model_commands import _task_corpus
 
         found = _task_corpus(str(_task(tmp_path)), None)
         assert sorted(found.texts) == ["check: train one", "check: train two", "check: unlabelled"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from outlay.train.cache import cache_in, parameters
-from outlay.train.decode import Writing, greedy
+from outlay.models.decoder_cache import cache_in, parameters
+from outlay.models.decoding import Writing, greedy
 
 
 class Counter:

@@ -10,15 +10,15 @@ import torch
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from outlay.cli.machines import machine_app
+from outlay.cli.machine_commands import machine_app
 from outlay.errors import UnknownItem
-from outlay.form import Form
-from outlay.precision import ratio_words
+from outlay.hardware.precision import ratio_words
+from outlay.models.cost_model import TERMS, Lengths, Profile, Reader, load_profile, training_load
+from outlay.models.shape import shape_of_size
 from outlay.settings import TrainSettings
-from outlay.shape import shape_of_size
-from outlay.speed import TERMS, Lengths, Profile, Reader, load_profile, training_load
-from outlay.train import calibrate as calibrating
-from outlay.train.calibrate import Trial, answer_lengths, calibrate, encoder_size, t5_size
+from outlay.spec import Form
+from outlay.train import calibration as calibrating
+from outlay.train.calibration import Trial, answer_lengths, calibrate, encoder_size, t5_size
 
 TRIALS = [
     Trial(encoder_size(1, 64, 1024), 3, 7),
@@ -67,7 +67,7 @@ def test_more_work_takes_longer(measured: tuple[Profile, list[tuple[int, int]]])
 
 
 def test_texts_are_as_long_as_a_trial_says(tmp_path: Path) -> None:
-    from outlay.train.steps import count_tokens
+    from outlay.train.api import count_tokens
 
     for trial in TRIALS:
         lab = calibrating._Lab(tmp_path)

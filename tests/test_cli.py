@@ -19,11 +19,11 @@ from typing import Any, TextIO
 import pytest
 
 from outlay import __version__
-from outlay import store as store_module
 from outlay.cli.app import main
 from outlay.cli.progress import Screen
-from outlay.point import read_points
-from outlay.store import Store
+from outlay.engine.point import read_points
+from outlay.storage import store as store_module
+from outlay.storage.store import Store
 from tests.checkpoints import make_checkpoint
 
 WORDS = {
@@ -338,7 +338,7 @@ def test_no_room_for_artifacts(shop: Shop, tmp_path: Path, small_disk: Path) -> 
 
 def test_no_room_for_the_ledger(shop: Shop, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # SQLite says "busy" where there is no room for its shared memory, and would be asked for a whole minute.
-    monkeypatch.setattr("outlay.ledger.file.BUSY_SECONDS", 1.0)
+    monkeypatch.setattr("outlay.money.ledger.sqlite_file.BUSY_SECONDS", 1.0)
     (small_disk / "filler").write_bytes(b"x" * 60_000)
     ran = shop.run(small_disk / "out", "--quiet")
     assert ran.code == 1
@@ -709,7 +709,7 @@ def test_ctrl_c_says_how_to_go_on(shop: Shop, tmp_path: Path, monkeypatch: pytes
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("outlay.workshop.Workshop.make", interrupt)
+    monkeypatch.setattr("outlay.engine.step_runner.Workshop.make", interrupt)
     ran = shop.run(tmp_path / "out", "--quiet", store=tmp_path / "store")
     assert ran.code == 130
     assert ran.err == "outlay: stopped; what was bought and done is kept, run the same command again to go on\n"

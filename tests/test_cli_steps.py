@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from outlay.single.launch import needs_launch
+from outlay.standalone.launch import needs_launch
 from tests.steps_world import StepsWorld, tree, write_rows
 from tests.test_cli import Ran, outlay, refused
 

@@ -17,13 +17,13 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from outlay.cli import studies
-from outlay.crew import THREAD_VARIABLES, Inline
-from outlay.ledger import Ledger
-from outlay.local import usable_cores
-from outlay.money import show_usd
-from outlay.point import read_points
-from outlay.study import study_schema
+from outlay.cli import study_commands
+from outlay.engine.point import read_points
+from outlay.money.amounts import show_usd
+from outlay.money.ledger import Ledger
+from outlay.study.grid import study_schema
+from outlay.workers.local import usable_cores
+from outlay.workers.pool import THREAD_VARIABLES, Inline
 from tests.runs import World
 from tests.test_cli import Ran, outlay, refused
 
@@ -87,7 +87,7 @@ def ran(place: Place) -> Ran:
 
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that are not of workers, which take seconds to start."""
-    monkeypatch.setattr(studies, "_crew", lambda executor, craft, *more: Inline(craft))
+    monkeypatch.setattr(study_commands, "_crew", lambda executor, craft, *more: Inline(craft))
 
 
 def files(folder: Path) -> dict[str, bytes]:

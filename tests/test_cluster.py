@@ -16,15 +16,14 @@ from typing import Any
 
 import pytest
 
-from outlay.cluster import N_TRIES, Cluster
-from outlay.crew import THREAD_VARIABLES, Work
 from outlay.errors import ClusterError, UnknownModel, UsageError, WorkFailed
-from outlay.executor import Executor, Here
-from outlay.raycrew import RayCrew, check_interpreter, workers_of
 from outlay.settings import TeachSettings
-from outlay.single.answering import Answering, Teaching, teach
-from outlay.single.training import finetune
-from outlay.single.work import Running, Silent
+from outlay.standalone.inference import Answering, Teaching, teach
+from outlay.standalone.runtime import Running, Silent
+from outlay.standalone.training import finetune
+from outlay.workers.pool import THREAD_VARIABLES, Work
+from outlay.workers.ray import RayCrew, check_interpreter, workers_of
+from outlay.workers.ray_map import N_TRIES, Cluster, Executor, Here
 from tests.contracts.crew_contract import CrewElsewhereContract, Maker, one
 from tests.contracts.executor_contract import ExecutorContract, Multiply, payloads
 from tests.contracts.study_contract import CrewMaker, StudyContract, conducted_plainly, small_world
@@ -132,7 +131,7 @@ def only_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_folder_that_is_not_there_is_sent_and_removed_again(
     ray: None, model: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outlay.cluster._PIECE_BYTES", 1009)  # so that the weights take five pieces
+    monkeypatch.setattr("outlay.workers.ray_map._PIECE_BYTES", 1009)  # so that the weights take five pieces
     folder = only_here(model, monkeypatch)
     with closing(Cluster("local", 1).run(Multiply("factor.txt"), payloads(2, 3, 5, 7, 13), folder)) as made:
         assert next(made)[1][1] == "folder"  # where a sent one is unpacked

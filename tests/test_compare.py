@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from outlay.compare import Grid, run_points, summarise, write_report
+from outlay.engine.point import Point
+from outlay.engine.prepare import Options
 from outlay.errors import UsageError
 from outlay.metrics import correctness
-from outlay.point import Point
-from outlay.prepare import Options
+from outlay.study.compare import run_points, summarise, write_report
+from outlay.study.grid import Grid
 from tests.runs import FamilyWorld, runner
 
 BASE = Options("task", "annotate", 1, teacher="t1", general="g")

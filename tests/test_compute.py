@@ -12,17 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outlay.compute import (
-    Limits,
-    Machine,
-    Meter,
-    MeterState,
-    Reserve,
-    load_machines,
-    machine,
-)
 from outlay.errors import MoneyError, UnknownItem
-from outlay.money import Price, PriceBook
+from outlay.money.amounts import Price, PriceBook
+from outlay.money.machines import Machine, load_machines, machine
+from outlay.money.meter import Limits, Meter, MeterState, Reserve
 
 
 def hourly(usd: str = "3.75", item: str = "gpu") -> Price:

@@ -11,8 +11,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from outlay.shape import shape_of_size
-from outlay.sizes import find_size
+from outlay.models.shape import shape_of_size
+from outlay.models.sizes import find_size
 
 BENCH = Path(__file__).parent.parent / "bench" / "cost_model.py"
 

@@ -20,13 +20,14 @@ from typing import Any
 import pytest
 import yaml
 
-from outlay.data import check_leaks, data_root, find_leaks, load_data
 from outlay.errors import DataError, DiskFull, LabelError, LeakError, MissingData, OutlayError
-from outlay.fetch import data_files, fetch, origins
-from outlay.profile import Answers, Lengths, profile
-from outlay.rows import read_file
-from outlay.sources import DataFile
-from outlay.task import Task, load_task, shipped_tasks
+from outlay.tasks.download import data_files, fetch, origins
+from outlay.tasks.leaks import check_leaks, find_leaks
+from outlay.tasks.loading import data_root, load_data
+from outlay.tasks.readers import read_file
+from outlay.tasks.sources import DataFile
+from outlay.tasks.statistics import Answers, Lengths, profile
+from outlay.tasks.task import Task, load_task, shipped_tasks
 
 NOUNS = ("otter", "kettle", "ladder", "violin", "pebble")
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
-from outlay.train.decode import Writing, greedy, is_plain_greedy, n_scored, score, walk
+from outlay.models.decoding import Writing, greedy, is_plain_greedy, n_scored, score, walk
 from tests.checkpoints import make_bart, make_gpt2, make_t5
 
 TEXTS = [

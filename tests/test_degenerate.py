@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outlay.degenerate import HANDFUL, Floor, dev_remarks, floor_of, of_rows
-from outlay.degenerate import test_remarks as remarks
+from outlay.engine.point import Point, parse_points
 from outlay.errors import DataError
 from outlay.metrics import Answered, main_score, score
-from outlay.point import Point, parse_points
+from outlay.metrics.degenerate import HANDFUL, Floor, dev_remarks, floor_of, of_rows
+from outlay.metrics.degenerate import test_remarks as remarks
+from outlay.report.comparison import compare, render_csv, render_markdown
 from outlay.report.layouts import lay_out
 from outlay.report.page import render_page
-from outlay.report.rendering import render_markdown as render_laid
-from outlay.report.tables import compare, render_csv, render_markdown
+from outlay.report.table_formats import render_markdown as render_laid
 from tests.runs import World
 from tests.steps_world import write_rows
 from tests.test_cli import outlay

@@ -11,10 +11,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from outlay import demo
-from outlay.cli.runs import _demo_options
-from outlay.compare import Grid
-from outlay.demo import (
+from outlay.cli.run_commands import _demo_options
+from outlay.engine.prepare import Workbench
+from outlay.errors import UsageError
+from outlay.money.amounts import PriceBook
+from outlay.plan.context import Known
+from outlay.plan.quotes import Quoter
+from outlay.plan.steps import Buy, Recipe
+from outlay.plan.strategies import strategy
+from outlay.study.dry_run import plan
+from outlay.study.grid import Grid
+from outlay.tasks import demo
+from outlay.tasks.demo import (
     DEMO_BUDGET,
     DEMO_N_INITIAL,
     DemoSplits,
@@ -24,13 +32,6 @@ from outlay.demo import (
     parse_grammar,
     write_demo,
 )
-from outlay.errors import UsageError
-from outlay.money import PriceBook
-from outlay.planning import plan
-from outlay.prepare import Workbench
-from outlay.quoting import Known, Quoter
-from outlay.recipe import Buy, Recipe
-from outlay.strategy import strategy
 from tests.test_cli import outlay
 
 # sha256 of the files of seed 0: a change of wording, noise or drawing shows here and changes every demo result.
@@ -166,8 +167,8 @@ def test_the_task_file_describes_the_files(tmp_path: Path) -> None:
 
 
 def test_the_task_loads_and_has_no_leak(tmp_path: Path) -> None:
-    data = pytest.importorskip("outlay.data")
-    tasks = pytest.importorskip("outlay.task")
+    data = pytest.importorskip("outlay.tasks.loading")
+    tasks = pytest.importorskip("outlay.tasks.task")
     task = tasks.load_task(str(write_demo(tmp_path)))
     loaded = data.load_data(task)
     assert (len(loaded.train), len(loaded.dev), len(loaded.test)) == (2000, 240, 1000)

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outlay.engine.point import PointCircumstance, read_points, usd_of, write_points
 from outlay.errors import MoneyError
-from outlay.money import MAX_USD, PriceBook, parse_usd, show_usd, write_usd
-from outlay.point import PointCircumstance, read_points, usd_of, write_points
-from outlay.report.files import write_points_csv
-from outlay.report.means import means
+from outlay.money.amounts import MAX_USD, PriceBook, parse_usd, show_usd, write_usd
+from outlay.report.comparison import compare, render_csv, render_markdown
+from outlay.report.figure_data import what
+from outlay.report.flat_files import write_points_csv
 from outlay.report.page import render_page
-from outlay.report.panels import what
-from outlay.report.tables import compare, render_csv, render_markdown
-from outlay.writing import csv_text, plain_number, plain_numbers
+from outlay.report.seed_means import means
+from outlay.storage.files import csv_text, plain_number, plain_numbers
 from tests.test_cli import outlay
 from tests.test_layouts import results
 from tests.test_report import point

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import BatchEncoding
 
-from outlay.train.encode import collate, encode
-from outlay.train.models import load_tokenizer
+from outlay.models.loading import load_tokenizer
+from outlay.models.tokenization import collate, encode
 from tests.toys import encoded_rows
 
 LIMIT = 13

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outlay.entities import Entity, align, cut_out, parse_entities, render_entities, unlabelled
+from outlay.text.entities import Entity, align, cut_out, parse_entities, render_entities, unlabelled
 
 LABELS = ("Amount", "Reagent", "pH", "Measure-Type")
 

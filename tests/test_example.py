@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from outlay.errors import DataError
-from outlay.example import Example, TextFormat, number_repeats, seeded_order, shorten, text_id
+from outlay.tasks.example import Example, TextFormat, number_repeats, seeded_order, shorten, text_id
 
 PAIR = TextFormat("sentence1: {sentence1} sentence2: {sentence2}")
 LITERAL = st.text(alphabet="ab: |{}", min_size=1, max_size=4)

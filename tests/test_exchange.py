@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from outlay.canonical import digest_of
-from outlay.form import Form, TargetKind
+from outlay.models.loading import load_tokenizer
 from outlay.settings import TeachSettings
-from outlay.single.targets import TargetsFolder, index_of
-from outlay.train.exchange import Vocabulary, label_logprobs
-from outlay.train.models import load_tokenizer
-from outlay.train.targets import SparseTargets
+from outlay.spec import Form, TargetKind
+from outlay.standalone.targets_dir import TargetsFolder, index_of
+from outlay.storage.hashing import digest_of
+from outlay.train.targets.logprobs import Vocabulary, label_logprobs
+from outlay.train.targets.targets import SparseTargets
 from tests.checkpoints import make_gpt2
 from tests.steps_world import REAGENTS, StepsWorld, rows, tree, write_rows
 from tests.test_cli import Ran, outlay, refused

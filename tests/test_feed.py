@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from outlay.train.feed import Feeder, moved
+from outlay.train.prefetch import Feeder, moved
 
 CPU = torch.device("cpu")
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from outlay.errors import UsageError
-from outlay.report import figures, panels
+from outlay.report import figure_data, figures
 from outlay.report.axes import HEIGHT, LETTER_PX, log_ticks, place, score_axis, x_axis
 from outlay.report.charts import PALETTE, SHAPES, Box
+from outlay.report.figure_data import Level, Mark, Panel, Series, layouts, matching_charge
 from outlay.report.figures import figure_svg, save
-from outlay.report.means import means
-from outlay.report.panels import Level, Mark, Panel, Series, layouts, matching_charge
 from outlay.report.results import Header, Layout, Results
+from outlay.report.seed_means import means
 from tests.made_results import LAYOUTS, TASKS, made
 from tests.test_report import point
 
@@ -99,7 +99,7 @@ def test_the_frontier_of_figure_2_is_drawn_through_what_nothing_beats() -> None:
 
 
 def test_panels_and_axes_of_tables_and_figures() -> None:
-    def drawn(layout: Layout) -> panels.Figure:
+    def drawn(layout: Layout) -> figure_data.Figure:
         results = made(layout)
         return layouts(results, means(results))["fever"]
 
@@ -220,7 +220,7 @@ def test_a_level_is_written_above_or_below_its_line() -> None:
     series = Series("annotate", 1, 1)
     marks = tuple(Mark(series, x, y, y - 1, y + 1, None, "", "") for x, y in ((10.0, 50.0), (1000.0, 70.0)))
     panel = Panel(None, marks, levels=(Level(60.0, 20.0, 500.0, "matched at $500.00"),))
-    figure = panels.Figure("marks", "t", (), "charge", (panel,), is_log=True)
+    figure = figure_data.Figure("marks", "t", (), "charge", (panel,), is_log=True)
     (label,) = place(figure, panel, HEIGHT)
     assert label.x == pytest.approx(100.0)
     assert (label.y, label.dx, abs(label.dy)) == (60.0, 0.0, 12.0)

@@ -12,22 +12,22 @@ import pytest
 import yaml
 
 from outlay.cli.common import parse_labels, say_notes
-from outlay.cli.models import _file_corpus
-from outlay.data import load_data
-from outlay.delimited import read_delimited
-from outlay.entities import Entity, parse_entities, render_entities, unlabelled
+from outlay.cli.model_commands import _file_corpus
+from outlay.engine.prepare import Workbench
 from outlay.errors import DataError, MissingData, MoneyError, OutlayError, TaskFileError, UnknownModel
-from outlay.form import named_class
-from outlay.jsontext import BadJson, parse_json
-from outlay.legible import label_problem, listed, named
-from outlay.money import PriceBook
-from outlay.prepare import Workbench
-from outlay.profile import profile
-from outlay.rows import Row, read_file
-from outlay.sizes import load_sizes
-from outlay.sources import DataFile
-from outlay.task import Task, load_task
-from outlay.yamltext import BadYaml, parse_yaml, plain
+from outlay.models.sizes import load_sizes
+from outlay.money.amounts import PriceBook
+from outlay.spec import named_class
+from outlay.tasks.loading import load_data
+from outlay.tasks.readers import Row, read_file
+from outlay.tasks.sources import DataFile
+from outlay.tasks.statistics import profile
+from outlay.tasks.task import Task, load_task
+from outlay.text.delimited import read_delimited
+from outlay.text.entities import Entity, parse_entities, render_entities, unlabelled
+from outlay.text.json_text import BadJson, parse_json
+from outlay.text.legible import label_problem, listed, named
+from outlay.text.yaml_text import BadYaml, parse_yaml, plain
 from tests.test_cli import Ran, outlay, refused
 
 TASK: dict[str, Any] = {

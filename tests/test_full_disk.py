@@ -23,13 +23,13 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outlay.cli import studies
+from outlay.cli import study_commands
 from outlay.cli.failures import line_of
-from outlay.crew import Inline
 from outlay.errors import DataError, DiskFull, OutlayError, StoreError
-from outlay.ledger import Ledger
-from outlay.ledger.file import clear_errors
-from outlay.writing import errno_of, replacing, write_text, writing
+from outlay.money.ledger import Ledger
+from outlay.money.ledger.sqlite_file import clear_errors
+from outlay.storage.files import errno_of, replacing, write_text, writing
+from outlay.workers.pool import Inline
 from tests.runs import World, bought_rows
 from tests.steps_world import StepsWorld
 from tests.test_cli import Ran, outlay
@@ -187,7 +187,7 @@ def test_a_run_that_finds_no_room_after_its_labels_were_bought_buys_none_twice(
 
 
 def test_a_study_that_finds_no_room_goes_on(shop: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(studies, "_crew", lambda executor, craft, *more: Inline(craft))
+    monkeypatch.setattr(study_commands, "_crew", lambda executor, craft, *more: Inline(craft))
     for name in ("task.yaml", *(f"{split}.jsonl" for split in ("train", "dev", "test", "pool"))):
         shutil.copy(shop.task.parent / name, tmp_path / name)
     (tmp_path / "toy.yaml").write_text(STUDY + SCALE.format(name="cpu", checkpoint=shop.checkpoint, epochs=1))

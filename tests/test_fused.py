@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from outlay.train import fused
+from outlay.train import fused_log_probs
 from outlay.train.losses import (
     DIVERGENCES,
     TAIL_FLOOR,
@@ -73,9 +73,9 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Chunks of two rows; on a GPU it is not known beforehand which entries belong to one."""
     if request.param != "whole":
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-        monkeypatch.setattr(fused, "CPU_CHUNK", 2 * VOCAB + 3)
+        monkeypatch.setattr(fused_log_probs, "CPU_CHUNK", 2 * VOCAB + 3)
     if request.param == "chunks, as on a GPU":
-        monkeypatch.setattr(fused.Segments, "bounds", lambda *_: None)
+        monkeypatch.setattr(fused_log_probs.Segments, "bounds", lambda *_: None)
     return str(request.param)
 
 
@@ -153,8 +153,8 @@ def test_bound_of_the_gap_is_the_one_of_each_row_alone() -> None:
 def test_bits_do_not_depend_on_the_chunk(call: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = random_logits(6, ROWS, VOCAB).float(), random_logits(7, ROWS, VOCAB)
     targets, found = ragged(teacher, POSITIONS, COUNTS, 2.0), []
-    for size in (1, 3 * VOCAB, fused.CPU_CHUNK):
-        monkeypatch.setattr(fused, "CPU_CHUNK", size)
+    for size in (1, 3 * VOCAB, fused_log_probs.CPU_CHUNK):
+        monkeypatch.setattr(fused_log_probs, "CPU_CHUNK", size)
         leaf = student.clone().requires_grad_()
         values = call(leaf, targets, temperature=2.0)
         values.sum().backward()
@@ -269,7 +269,7 @@ def largest_allocation(work: Callable[[], object]) -> int:
 def test_no_wide_copy_in_float32_is_made(name: str, everywhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient, two bytes a logit, is the largest piece."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr(fused, "CPU_CHUNK", 5 * 101)
+    monkeypatch.setattr(fused_log_probs, "CPU_CHUNK", 5 * 101)
     rows = list(range(127 if everywhere else 113))
     targets = ragged(random_logits(21, 127, 101), rows, [3] * len(rows), 1.0)
     leaf, labels = random_logits(22, 127, 101).bfloat16().requires_grad_(), torch.arange(127) % 101
@@ -304,7 +304,7 @@ def test_memory_is_not_read_before_it_is_written(complete: bool, dtype: torch.dt
 @pytest.mark.parametrize("positions", [61, 127])
 def test_nothing_waits_for_a_gpu(positions: int, complete: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors without values: to read one, or a shape that depends on some, raises."""
-    monkeypatch.setattr(fused, "ACCELERATOR_CHUNK", 5 * 101)
+    monkeypatch.setattr(fused_log_probs, "ACCELERATOR_CHUNK", 5 * 101)
     n_kept = positions * (101 if complete else 3)
     integers = torch.empty(n_kept, dtype=torch.int64, device="meta")
     targets = Sparse(

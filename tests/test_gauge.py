@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outlay import gauge as gauge_module
+from outlay.engine import step_meter as gauge_module
+from outlay.engine.step_meter import StepGauge, lost_seconds, write_heartbeat
 from outlay.errors import DiskFull
-from outlay.gauge import StepGauge, lost_seconds, write_heartbeat
-from outlay.money import Price, Quote
-from outlay.quoting import Quoter, Work
-from outlay.recipe import Score, Teach, Train
-from outlay.strategy import strategy
+from outlay.money.amounts import Price, Quote
+from outlay.plan.quotes import Quoter, Work
+from outlay.plan.steps import Score, Teach, Train
+from outlay.plan.strategies import strategy
 from tests.knowledge import N_PARAMETERS, PEAK, ROWS, STUDENT, TRAIN_SHARE, known
 
 HERE = Price("here", "hour", Decimal("36"), "made up", date(2024, 1, 1))

@@ -17,12 +17,12 @@ from transformers import (
 )
 
 from outlay.errors import LabelError, UsageError
-from outlay.form import Form
+from outlay.models.generative_heads import CAUSAL_SEPARATOR, ChoiceHead, TextHead
+from outlay.models.heads import ClassHead, TagHead, logits_of
+from outlay.models.loading import head_for
+from outlay.models.tokenization import Units
 from outlay.settings import TeachSettings
-from outlay.train.encode import Units
-from outlay.train.heads import ClassHead, TagHead, logits_of
-from outlay.train.models import head_for
-from outlay.train.writers import CAUSAL_SEPARATOR, ChoiceHead, TextHead
+from outlay.spec import Form
 from tests.checkpoints import make_bart, make_checkpoint, make_gpt2, make_t5
 
 TEXTS = [
@@ -241,7 +241,7 @@ def test_many_labels_are_scored_a_few_rows_at_a_time(made: Made, monkeypatch: py
     with torch.no_grad():
         whole = head.speak(model, read, rows, GREEDY, sink=at_once)
         per_row = 3 * (int(read.encoded.lengths.max()) + int(head._labels.lengths.max()))
-        monkeypatch.setattr("outlay.train.writers._CHUNK_TOKENS", 2 * per_row + 1)
+        monkeypatch.setattr("outlay.models.generative_heads._CHUNK_TOKENS", 2 * per_row + 1)
         parts = head.speak(model, read, rows, GREEDY, sink=by_two)
     assert [unit.tolist() for unit in parts.units] == [unit.tolist() for unit in whole.units]
     assert parts.n_tokens == whole.n_tokens

@@ -23,7 +23,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from outlay.supported import unsupported, untested
+from outlay.cli.supported import unsupported, untested
 
 ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "constraints.txt").read_text(encoding="utf-8")

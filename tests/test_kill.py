@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from outlay.ledger import Entry
-from outlay.point import Point
-from outlay.prepare import Prepared
-from outlay.run import Runner
+from outlay.engine.point import Point
+from outlay.engine.prepare import Prepared
+from outlay.engine.runner import Runner
+from outlay.money.ledger import Entry
 from tests.runs import FamilyWorld, World, bought_rows, pay_for_labels, runner
 
 CHECKPOINT_SECONDS = 0.05

@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from outlay.settings import TeachSettings
-from outlay.single.answering import Answering, Teaching, evaluate, predict, teach
-from outlay.single.scoring import MetricAsked
-from outlay.single.training import distil, finetune
-from outlay.single.work import Running, Silent
+from outlay.standalone.evaluator import MetricAsked
+from outlay.standalone.inference import Answering, Teaching, evaluate, predict, teach
+from outlay.standalone.runtime import Running, Silent
+from outlay.standalone.training import distil, finetune
 from tests.steps_world import StepsWorld, tree
 
 Step = Callable[[Path], object]

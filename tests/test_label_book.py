@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from outlay.errors import StoreError
-from outlay.labels import book as book_module
-from outlay.labels.book import LabelBook, Receipt
-from outlay.recipe import Buy
+from outlay.labels import purchases as book_module
+from outlay.labels.purchases import LabelBook, Receipt
+from outlay.plan.steps import Buy
 
 SERIES = "a" * 64
 
@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
 BUYER = """
 import sys, time
 from pathlib import Path
-from outlay.labels.book import LabelBook, Receipt
+from outlay.labels.purchases import LabelBook, Receipt
 folder, payer = Path(sys.argv[1]), sys.argv[2]
 (folder / payer).touch()
 while len(list(folder.glob("buyer-*"))) < 2:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from outlay.errors import LabelError, SellerError
 from outlay.labels import Annotator, Order, Replay
-from outlay.labels.base import majority
-from outlay.money import Price
+from outlay.labels.annotator import majority
+from outlay.money.amounts import Price
 from tests.contracts.annotator_contract import AnnotatorContract, TestOrder, example
 
 __all__ = ["TestOrder"]  # the contract's own tests of orders run from here

@@ -11,18 +11,19 @@ from typing import Any
 
 import pytest
 
+from outlay.engine.outputs import Aftermath
+from outlay.engine.point import Point, Reading
 from outlay.errors import DataError
 from outlay.metrics import Answered, mean_score
-from outlay.point import Point, Reading
-from outlay.published import rows
 from outlay.report.cells import hours, thousands
-from outlay.report.costing import usd_to_reach
-from outlay.report.differences import lay_out_differences
-from outlay.report.laid import CellValue, Head, Item, LaidOut, pivot
+from outlay.report.cost_tables import usd_to_reach
+from outlay.report.difference_table import lay_out_differences
 from outlay.report.layouts import lay_out
-from outlay.report.rendering import render_html, render_markdown, render_rich
-from outlay.report.results import Aftermath, Header, Layout, Results
-from outlay.significance import family
+from outlay.report.published import rows
+from outlay.report.results import Header, Layout, Results
+from outlay.report.significance import family
+from outlay.report.table import CellValue, Head, Item, LaidOut, pivot
+from outlay.report.table_formats import render_html, render_markdown, render_rich
 from tests.test_report import point
 
 LAYOUTS: tuple[Layout, ...] = (

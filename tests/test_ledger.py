@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from outlay.errors import AlreadyPaid, BudgetExceeded, HoldError, LedgerDamaged, MissingData, MoneyError
-from outlay.ledger import Anchor, Hold, Ledger
-from outlay.ledger.chain import COLUMNS, hash_of
-from outlay.money import Price, Quote
+from outlay.money.amounts import Price, Quote
+from outlay.money.ledger import Anchor, Hold, Ledger
+from outlay.money.ledger.chain import COLUMNS, hash_of
 
 LABEL = Price("label/x", "label", Decimal("0.25"), "here", None)
 HOUR = Price("gpu", "hour", Decimal("1.875"), "here", None)
@@ -635,8 +635,8 @@ KILLED = """
 import os, signal, sys
 from decimal import Decimal
 from pathlib import Path
-from outlay.ledger import Ledger
-from outlay.money import Price, Quote
+from outlay.money.ledger import Ledger
+from outlay.money.amounts import Price, Quote
 ledger = Ledger(Path(sys.argv[1]))
 price = Price("label/x", "label", Decimal("0.25"), "here", None)
 ledger.hold("run", "labels", Quote.of(price, 8), lease_seconds=10_000)

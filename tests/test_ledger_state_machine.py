@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from outlay.errors import AlreadyPaid, BudgetExceeded, HoldError, MoneyError, OutlayError
-from outlay.ledger import Hold, Ledger
-from outlay.money import Quote
+from outlay.money.amounts import Quote
+from outlay.money.ledger import Hold, Ledger
 
 CASH_CAP_MICROS = 4_000
 RUNS = st.sampled_from(["r1", "r2", "r3"])

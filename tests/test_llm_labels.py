@@ -9,19 +9,18 @@ from typing import Any
 
 import pytest
 
+from outlay.engine.point import Point
+from outlay.engine.prepare import Prepared
+from outlay.engine.runner import Runner
+from outlay.engine.sellers import human_seller, llm_seller
 from outlay.errors import UnknownItem, UsageError
-from outlay.point import Point
-from outlay.prepare import Prepared
-from outlay.quoting import Quoter
-from outlay.recipe import Buy, Recipe, Train
+from outlay.models.cost_model import TERMS, Profile
+from outlay.plan.forecast import Forecaster
+from outlay.plan.quotes import Quoter
+from outlay.plan.request import Seller
+from outlay.plan.steps import LABELS_FILE, Buy, Recipe, Train, describe
+from outlay.plan.strategies import NotAvailable, strategy
 from outlay.report.receipt import receipt, render_text
-from outlay.request import Seller
-from outlay.run import Runner
-from outlay.sellers import human_seller, llm_seller
-from outlay.speed import TERMS, Profile
-from outlay.strategy import NotAvailable, describe, strategy
-from outlay.timing import Forecaster
-from outlay.workshop import LABELS_FILE
 from tests.knowledge import LABELS, N_TRAIN, STUDENT, Bill, carved, known
 from tests.runs import World, bought_rows, pay_for_labels, runner
 
@@ -209,7 +208,7 @@ def _recipe(prepared: Prepared) -> object:
 
 
 def _flops(prepared: Prepared, n_trained: int, n_inferred: int) -> tuple[int, int]:
-    from outlay.compute import flops_infer, flops_train
+    from outlay.models.shape import flops_infer, flops_train
 
     shape = prepared.known.shapes[prepared.known.student.ref]
     return flops_train(shape, n_trained, 12), flops_infer(shape, n_inferred, 12)
@@ -244,16 +243,16 @@ def test_people_label_the_first_rows_and_an_llm_those_behind_them(mixed: tuple[R
 def test_the_student_learns_each_row_with_the_label_that_was_bought_for_it(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, dev: str
 ) -> None:
-    from outlay.train import steps
+    from outlay.train import api as train_api
 
     learnt: list[tuple[str, str]] = []
-    finetune = steps.finetune
+    finetune = train_api.finetune
 
     def listening(spec: Any, sources: Any, labels: Any, settings: Any, **rest: Any) -> Any:
         learnt.extend(zip([" ".join(source) for source in sources], labels, strict=True))
         return finetune(spec, sources, labels, settings, **rest)
 
-    monkeypatch.setattr(steps, "finetune", listening)
+    monkeypatch.setattr(train_api, "finetune", listening)
     one, prepared = runner(tmp_path / "out", tmp_path / "store"), hired(world, name, dev=dev)
     point = one.execute(prepared)
     texts = {row.id: row.text for row in prepared.train}
@@ -297,7 +296,7 @@ def test_where_rows_run_out_the_money_stays(world: World, tmp_path: Path) -> Non
 
 
 def test_the_errors_of_an_llm_are_a_stream_of_their_own(world: World) -> None:
-    from outlay.labels.base import Order
+    from outlay.labels.annotator import Order
 
     prepared = hired(world, "llm_annotate", seller=Seller(error_rate=0.3))
     given = prepared.train, prepared.task, prepared.price_book, prepared.request

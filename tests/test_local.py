@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from outlay.crew import THREAD_VARIABLES, Craft, Inline, Report, Work
 from outlay.errors import UsageError
-from outlay.local import LocalCrew, Seat, seats, usable_cores, usable_gpus
-from outlay.quota import core_numbers
-from outlay.worker import REPORT_SECONDS
+from outlay.hardware.quota import core_numbers
+from outlay.workers.local import LocalCrew, Seat, seats, usable_cores, usable_gpus
+from outlay.workers.pool import THREAD_VARIABLES, Craft, Inline, Report, Work
+from outlay.workers.process import REPORT_SECONDS
 from tests.contracts.crew_contract import (
     CrewContract,
     CrewElsewhereContract,
@@ -98,7 +98,7 @@ def test_workers_have_cores_of_their_own_and_the_studys_threads(monkeypatch: pyt
 @pytest.mark.skipif(len(core_numbers()) == 1, reason="one core: run on two")
 def test_workers_are_pinned_to_none_under_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("outlay.local.n_usable_cores", lambda: 1)
+    monkeypatch.setattr("outlay.workers.local.n_usable_cores", lambda: 1)
     with LocalCrew(Look(), 1, 1) as crew:
         crew.submit("a", None)
         assert [each.value[0] for each in crew.wait(60)] == [list(core_numbers())]
@@ -292,7 +292,7 @@ class Echo:
 DRIVER = """
 import sys, threading, time
 from pathlib import Path
-from outlay.local import LocalCrew
+from outlay.workers.local import LocalCrew
 from tests.test_local import Spin
 
 def drive():

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from outlay import locks
+from outlay.storage import locks
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:

@@ -21,19 +21,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from outlay.errors import TrainingError, UsageError
+from outlay.models.seeds import step_seed
+from outlay.models.tokenization import Encoded
 from outlay.settings import TrainSettings
+from outlay.storage.checkpoint_files import newest_checkpoint
 from outlay.train import checkpoints as checkpoints_module
-from outlay.train.batches import training_batches
-from outlay.train.checkpoint import newest_checkpoint
+from outlay.train.batching import training_batches
 from outlay.train.checkpoints import Checkpoints
-from outlay.train.encode import Encoded
+from outlay.train.distributed import here
 from outlay.train.loop import Audience, DevScore, fit
 from outlay.train.losses import LossSum
-from outlay.train.place import here
-from outlay.train.plan import deal, learning_rate_factor, piece_seed
-from outlay.train.progress import Progress
-from outlay.train.seeds import step_seed
-from outlay.train.tracking import Tracker
+from outlay.train.schedule import deal, learning_rate_factor, piece_seed
+from outlay.train.state import Progress
+from outlay.train.trackers import Tracker
 from tests.toys import Bag, BagLesson, CountingGauge, Tagger, TokenLesson, classes_of, encoded_rows, toy
 
 N_ROWS, BATCH, EPOCHS = 61, 8, 4

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
+from outlay.engine.outputs import Aftermath
+from outlay.engine.point import Reading
 from outlay.metrics import Answered, mean_score
-from outlay.point import Reading
-from outlay.report.means import means
-from outlay.report.results import Aftermath, Header, Results
+from outlay.report.results import Header, Results
+from outlay.report.seed_means import means
 from tests.test_report import point
 
 HEADER = Header("table2", "Table 2", "budgets")

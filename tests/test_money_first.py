@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from outlay.ledger import Ledger
-from outlay.money import PriceBook
-from outlay.prepare import Options, Workbench
+from outlay.engine.prepare import Options, Workbench
+from outlay.money.amounts import PriceBook
+from outlay.money.ledger import Ledger
 from tests.checkpoints import make_bart, make_checkpoint, make_gpt2, make_t5
 from tests.test_cli import Ran, outlay, refused, row
 
@@ -254,7 +254,7 @@ def test_a_temperature_that_no_teacher_writes_for_is_refused_first(town: Town, t
 def test_adapters_for_layers_nobody_knows_are_refused_first(
     town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outlay.train.adapters.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("outlay.models.peft.importlib.util.find_spec", lambda name: None)
     refused(town.run(town.task(tmp_path), "--set", "student.peft=lora"), "pip install 'outlay[peft]'")
     assert not bought(tmp_path)
 
@@ -368,7 +368,7 @@ def test_another_request_does_not_take_a_reports_place(town: Town, tmp_path: Pat
 def test_a_comparison_that_grows_loses_nothing_where_it_is_stopped(
     town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from outlay.run import Runner
+    from outlay.engine.runner import Runner
 
     task = town.task(tmp_path)
     assert town.run(task, budget="1", command="compare").code == 0

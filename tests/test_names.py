@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from outlay.cli import studies
-from outlay.compare import Grid
-from outlay.compute import load_machines
-from outlay.crew import Inline
+from outlay.cli import study_commands
+from outlay.engine.prepare import Options
 from outlay.errors import OutlayError, StudyFileError, TaskFileError, UsageError
-from outlay.money import PriceBook
-from outlay.prepare import Options
-from outlay.sizes import load_sizes
-from outlay.study import load_study
-from outlay.task import load_task
+from outlay.models.sizes import load_sizes
+from outlay.money.amounts import PriceBook
+from outlay.money.machines import load_machines
+from outlay.study.grid import Grid, load_study
+from outlay.tasks.task import load_task
+from outlay.workers.pool import Inline
 from tests.checkpoints import make_checkpoint
 from tests.test_cli import Ran, outlay, refused
 
@@ -84,7 +83,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_task(tmp_path / "b" / "data", "tk_b")
     (tmp_path / "prices.toml").write_text(PRICES)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(studies, "_crew", lambda executor, craft, *more: Inline(craft))
+    monkeypatch.setattr(study_commands, "_crew", lambda executor, craft, *more: Inline(craft))
     return tmp_path
 
 

@@ -27,13 +27,13 @@ from outlay.cli import terminal
 from outlay.cli.app import COMMANDS
 from outlay.cli.consoles import PlainConsole
 from outlay.cli.progress import Screen, live_bars
-from outlay.cli.stepscreen import StepScreen
-from outlay.display import left, right, visible, visible_lines, width, wrap
-from outlay.ledger import Balance, Ledger
-from outlay.money import PriceBook, Quote
+from outlay.cli.step_screen import StepScreen
+from outlay.money.amounts import PriceBook, Quote
+from outlay.money.ledger import Balance, Ledger
+from outlay.report.comparison import compare, render_rich
 from outlay.report.receipt import receipt, render_text
-from outlay.report.rendering import render_rich as render_laid
-from outlay.report.tables import compare, render_rich
+from outlay.report.table_formats import render_rich as render_laid
+from outlay.text.display import left, right, visible, visible_lines, width, wrap
 from tests.test_cli import code_of
 from tests.test_report import point
 

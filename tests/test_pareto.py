@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outlay.errors import DataError
-from outlay.pareto import Frontier, Spot, averaged, frontier
+from outlay.report.frontier import Frontier, Spot, averaged, frontier
 
 
 @st.composite

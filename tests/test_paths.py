@@ -18,18 +18,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import outlay as package
-from outlay import paths
 from outlay.cli.failures import line_of
-from outlay.cli.helptext import Later, Plain
-from outlay.data import data_root, locate
+from outlay.cli.lazy_help import Later, Plain
 from outlay.errors import MissingData, UsageError
-from outlay.fetch import fetch
-from outlay.location import _LIBRARY_CACHES, default_location, local_root, settle_caches, stand_in_note
-from outlay.modelref import resolve_folder
-from outlay.remote import open_location
-from outlay.sources import DataFile
-from outlay.study import find_study, load_study
-from outlay.task import load_task
+from outlay.models.reference import resolve_folder
+from outlay.storage import paths
+from outlay.storage.locations import _LIBRARY_CACHES, default_location, local_root, settle_caches, stand_in_note
+from outlay.storage.remote import open_location
+from outlay.study.grid import find_study, load_study
+from outlay.tasks.download import fetch
+from outlay.tasks.loading import data_root, locate
+from outlay.tasks.sources import DataFile
+from outlay.tasks.task import load_task
 from tests.checkpoints import make_checkpoint
 from tests.test_cli import TASK, outlay, refused, row, write_task
 from tests.test_docs import commands
@@ -314,7 +314,7 @@ def test_without_a_home_or_a_folder_for_results_they_are_kept_among_temporary_fi
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (Path.cwd() / "outlay-runs").touch()
-    monkeypatch.setattr("outlay.location.tempfile.gettempdir", lambda: str(tmp_path / "temp"))
+    monkeypatch.setattr("outlay.storage.locations.tempfile.gettempdir", lambda: str(tmp_path / "temp"))
     assert Path(default_location()).is_relative_to(tmp_path / "temp")
 
 

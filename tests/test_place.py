@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from outlay.train.place import here
+from outlay.train.distributed import here
 
 
 def test_one_process_is_the_main_one_and_says_everything_to_itself() -> None:
@@ -26,7 +26,10 @@ def test_one_process_is_the_main_one_and_says_everything_to_itself() -> None:
 
 def test_a_place_takes_threads_as_they_are_set() -> None:
     """A process that looks where it is computes with as many threads as before: sums depend on them."""
-    code = "import torch; torch.set_num_threads(3); import outlay.train.place as p; p.here(); print(torch.get_num_threads())"
+    code = (
+        "import torch; torch.set_num_threads(3); import outlay.train.distributed as p; p.here(); "
+        "print(torch.get_num_threads())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["3"]
 
@@ -52,7 +55,7 @@ def test_gradients_of_one_process_are_scaled_and_absent_ones_stay_absent() -> No
 
 
 def test_processes_without_an_address_are_refused_in_one_line() -> None:
-    code = "import outlay.train.place as p\ntry: p.here()\nexcept p.UsageError as error: print(error)"
+    code = "import outlay.train.distributed as p\ntry: p.here()\nexcept p.UsageError as error: print(error)"
     lonely = {key: value for key, value in os.environ.items() if key not in ("MASTER_ADDR", "MASTER_PORT")}
     environment = {**lonely, "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(

@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outlay.errors import DataError, MissingData
-from outlay.grouping import group, short_model
-from outlay.point import (
+from outlay.engine.point import (
     Point,
     PointCircumstance,
     PointRequest,
@@ -23,6 +21,8 @@ from outlay.point import (
     usd_of,
     write_points,
 )
+from outlay.errors import DataError, MissingData
+from outlay.report.grouping import group, short_model
 
 # The fields of a point as the design page lists them, in its order.
 REQUEST = [

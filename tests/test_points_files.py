@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from outlay.point import Point, PointCircumstance, Reading
-from outlay.report import files
-from outlay.report.results import Aftermath, Header, Results
+from outlay.engine.outputs import Aftermath
+from outlay.engine.point import Point, PointCircumstance, Reading
+from outlay.report import flat_files
+from outlay.report.results import Header, Results
 from tests.test_report import point
 
 
@@ -83,9 +84,9 @@ def expected(each: Point, left: Aftermath | None, name: str) -> Any:
 
 def test_both_files_hold_every_value_of_every_point(results: Results, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    path = files.write_points_parquet(tmp_path / "new" / "points.parquet", results)
+    path = flat_files.write_points_parquet(tmp_path / "new" / "points.parquet", results)
     columns = parquet.read_table(path).to_pydict()
-    with files.write_points_csv(tmp_path / "points.csv", results).open(encoding="utf-8", newline="") as file:
+    with flat_files.write_points_csv(tmp_path / "points.csv", results).open(encoding="utf-8", newline="") as file:
         records = list(csv.DictReader(file))
     assert list(columns) == list(records[0])
     assert len(records) == len(results.points)
@@ -104,7 +105,7 @@ def test_both_files_hold_every_value_of_every_point(results: Results, tmp_path: 
 
 
 def test_no_part_of_a_point_is_left_out(results: Results) -> None:
-    names = [field.name for field in files.fields(results)]
+    names = [field.name for field in flat_files.fields(results)]
     assert len(set(names)) == len(names)
     document = results.points[1].to_json()
     flat = {"scores", "seconds", "artifacts", "environment"}
@@ -122,9 +123,9 @@ def test_no_part_of_a_point_is_left_out(results: Results) -> None:
 
 def test_without_pyarrow_no_file_is_written(results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert files.write_points_parquet(tmp_path / "points.parquet", results) is None
+    assert flat_files.write_points_parquet(tmp_path / "points.parquet", results) is None
     assert list(tmp_path.iterdir()) == []
-    assert "pip install 'outlay[data]'" in files.NEEDS_PYARROW
+    assert "pip install 'outlay[data]'" in flat_files.NEEDS_PYARROW
 
 
 def test_ten_thousand_points_are_written_in_time(results: Results, tmp_path: Path) -> None:
@@ -133,6 +134,6 @@ def test_ten_thousand_points_are_written_in_time(results: Results, tmp_path: Pat
     points = tuple(point("annotate", 300.0, seed, 73.0, scores=scores) for seed in range(10_000))
     many = dataclasses.replace(results, points=points)
     began = time.process_time()
-    files.write_points_csv(tmp_path / "points.csv", many)
-    files.write_points_parquet(tmp_path / "points.parquet", many)
+    flat_files.write_points_csv(tmp_path / "points.csv", many)
+    flat_files.write_points_parquet(tmp_path / "points.parquet", many)
     assert time.process_time() - began < 8

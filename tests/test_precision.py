@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from outlay import precision
 from outlay.cli.app import main
-from outlay.conduct import Index
+from outlay.engine.prepare import Options, Workbench
 from outlay.errors import UsageError
-from outlay.ledger import Ledger
-from outlay.money import PriceBook
-from outlay.precision import (
+from outlay.hardware import precision
+from outlay.hardware.precision import (
     FILE,
     FOLDER,
     LEAST_SPEEDUP,
@@ -32,14 +30,16 @@ from outlay.precision import (
     resolve,
     without_auto,
 )
-from outlay.prepare import Options, Workbench
-from outlay.processor import cpu_name
+from outlay.hardware.processor import cpu_name
+from outlay.money.amounts import PriceBook
+from outlay.money.ledger import Ledger
 from outlay.report.results import Header
-from outlay.single.answering import Answering, predict
-from outlay.single.training import finetune
-from outlay.single.work import Running, Silent
-from outlay.study import find_study, load_study, shipped_studies
-from outlay.training import Training
+from outlay.standalone.inference import Answering, predict
+from outlay.standalone.runtime import Running, Silent
+from outlay.standalone.training import finetune
+from outlay.study.grid import find_study, load_study, shipped_studies
+from outlay.study.runner import Index
+from outlay.tasks.overrides import Training
 from tests.runs import World
 from tests.steps_world import StepsWorld
 from tests.test_cli import outlay, refused
@@ -62,7 +62,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What measurements find, one after another; each is taken away."""
-    from outlay.train import bf16
+    from outlay.hardware import bf16
 
     found: list[float] = []
     monkeypatch.setattr(bf16, "measure_bf16_ratio", lambda: found.pop(0))
@@ -147,7 +147,7 @@ def test_the_variable_decides_without_a_measurement(cache: Path, monkeypatch: py
 
 def test_a_kept_answer_needs_no_torch(cache: Path) -> None:
     keep_bf16_speed(FAST)
-    code = "import sys; from outlay.precision import resolve; print(resolve('auto'), 'torch' in sys.modules)"
+    code = "import sys; from outlay.hardware.precision import resolve; print(resolve('auto'), 'torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert said.stdout.split() == ["bf16", "False"]
 
@@ -157,7 +157,7 @@ def test_this_machine_is_measured_in_a_moment() -> None:
 
     import torch
 
-    from outlay.train.bf16 import measure_bf16_ratio
+    from outlay.hardware.bf16 import measure_bf16_ratio
 
     threads, began = torch.get_num_threads(), time.process_time()
     ratio = measure_bf16_ratio()
@@ -170,7 +170,7 @@ def test_this_machine_is_measured_in_a_moment() -> None:
 def test_a_limited_cpu_is_a_slow_one(cache: Path) -> None:
     """`DNNL_MAX_CPU_ISA=AVX2` with `ATEN_CPU_CAPABILITY=avx2` makes a machine without bf16 of any."""
     limited = {"DNNL_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-    code = "from outlay.precision import bf16_speed; print(bf16_speed().ratio)"
+    code = "from outlay.hardware.precision import bf16_speed; print(bf16_speed().ratio)"
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **limited}
     )
@@ -365,9 +365,9 @@ def test_a_worker_that_would_choose_otherwise_says_so_once(
 
 def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_path: Path) -> None:
     """A worker on a slow machine refuses a job that a fast one planned; one that was asked for by name it does."""
+    from outlay.engine.job_runner import Maker
+    from outlay.engine.listeners import Silent as Quiet
     from outlay.errors import OutlayError
-    from outlay.making import Maker
-    from outlay.watcher import Silent as Quiet
     from tests.runs import runner as runner_of
 
     for asked, named, wanted, problem in (
@@ -380,7 +380,7 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
         world.workbench.memo = type(world.workbench.memo)()
         place = f"{asked}-{named}"
         runner = runner_of(tmp_path / place, tmp_path / f"{place}-store")
-        from outlay.execution import Execution
+        from outlay.engine.run import Execution
 
         options = plain(world, strategy="annotate", budget_micros=3_000_000, precision=asked)
         if named is not None:

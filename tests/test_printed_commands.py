@@ -16,16 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import outlay as package
-from outlay.cli import studies
+from outlay.cli import study_commands
 from outlay.cli.app import COMMANDS
-from outlay.compare import reopen
-from outlay.conduct import Index, status_of
-from outlay.crew import Inline
 from outlay.errors import OutlayError
-from outlay.ledger import Ledger
-from outlay.paths import as_word, command_line
-from outlay.speed import load_profile
-from outlay.store import Store
+from outlay.models.cost_model import load_profile
+from outlay.money.ledger import Ledger
+from outlay.storage.paths import as_word, command_line
+from outlay.storage.store import Store
+from outlay.study.compare import reopen
+from outlay.study.runner import Index, status_of
+from outlay.workers.pool import Inline
 from tests.checkpoints import make_checkpoint
 from tests.test_cli import Ran, outlay, refused
 from tests.test_docs import problem
@@ -121,7 +121,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(made)
-    monkeypatch.setattr(studies, "_crew", lambda executor, craft, *more: Inline(craft))
+    monkeypatch.setattr(study_commands, "_crew", lambda executor, craft, *more: Inline(craft))
     return made
 
 

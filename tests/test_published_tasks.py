@@ -10,11 +10,11 @@ from typing import get_args
 
 import pytest
 
-from outlay.data import load_data
-from outlay.fetch import data_files
-from outlay.form import Family, Form
-from outlay.money import PriceBook
-from outlay.task import load_task, shipped_tasks
+from outlay.money.amounts import PriceBook
+from outlay.spec import Family, Form
+from outlay.tasks.download import data_files
+from outlay.tasks.loading import load_data
+from outlay.tasks.task import load_task, shipped_tasks
 
 FIGURES = Path(__file__).parent / "published" / "kang_tasks.csv"
 ROWS = {row["task"]: row for row in csv.DictReader(FIGURES.read_text(encoding="utf-8").splitlines())}

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from outlay.crew import Work
-from outlay.local import LocalCrew
-from outlay.quiet import hide_deprecations
+from outlay.library_warnings import hide_deprecations
+from outlay.workers.local import LocalCrew
+from outlay.workers.pool import Work
 
 # A library that says what will change, by every category, at its caller's door and at its own, with a filter of its own before
 # everybody's; and one thing that a user should know.

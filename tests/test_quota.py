@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from outlay import quota
-from outlay.local import usable_cores as core_list
-from outlay.quota import core_numbers, suite_workers, usable_cores, usable_memory
-from outlay.waiting import waiting_variables
+from outlay.hardware import quota
+from outlay.hardware.openmp import waiting_variables
+from outlay.hardware.quota import core_numbers, suite_workers, usable_cores, usable_memory
+from outlay.workers.local import usable_cores as core_list
 
 GB = 10**9
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw"
@@ -115,7 +115,7 @@ def test_systems_that_tell_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_workers_are_dealt_no_more_cores_than_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     numbers = core_numbers()
-    monkeypatch.setattr("outlay.local.n_usable_cores", lambda: 1)
+    monkeypatch.setattr("outlay.workers.local.n_usable_cores", lambda: 1)
     assert core_list() == numbers[:1]
 
 

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outlay.compute import ModelShape
-from outlay.form import Family, Form, TargetKind
-from outlay.quoting import Handover, Known, Quoter, TokenCounts
-from outlay.recipe import Distil, Score, Step, Teach, Train
-from outlay.request import frozen_overrides
-from outlay.strategy import strategy
+from outlay.models.shape import ModelShape
+from outlay.plan.context import Handover, Known, TokenCounts
+from outlay.plan.quotes import Quoter
+from outlay.plan.request import frozen_overrides
+from outlay.plan.steps import Distil, Score, Step, Teach, Train
+from outlay.plan.strategies import strategy
+from outlay.spec import Family, Form, TargetKind
 from tests.knowledge import (
     COUNTS,
     ENCODING,

@@ -15,18 +15,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from outlay.compute import load_machines
-from outlay.data import load_data
-from outlay.delimited import read_delimited
 from outlay.errors import OutlayError
-from outlay.money import PriceBook
-from outlay.rows import SUFFIXES, read_file, stream_file
-from outlay.single.formats import read_record
-from outlay.sizes import load_sizes
-from outlay.sources import DataFile
-from outlay.study import load_study
-from outlay.task import load_task
-from outlay.textfile import read_text
+from outlay.models.sizes import load_sizes
+from outlay.money.amounts import PriceBook
+from outlay.money.machines import load_machines
+from outlay.standalone.logprob_formats import read_record
+from outlay.study.grid import load_study
+from outlay.tasks.loading import load_data
+from outlay.tasks.readers import SUFFIXES, read_file, stream_file
+from outlay.tasks.sources import DataFile
+from outlay.tasks.task import load_task
+from outlay.text.delimited import read_delimited
+from outlay.text.text_file import read_text
 
 FEW = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

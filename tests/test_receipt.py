@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from outlay.errors import HoldError
-from outlay.ledger import Ledger
-from outlay.money import Price, Quote, format_usd
+from outlay.money.amounts import Price, Quote, format_usd
+from outlay.money.ledger import Ledger
 from outlay.report.receipt import WIDTH, receipt, render_markdown, render_text, to_json
 
 LABEL = Price("label/multipit_id", "label", Decimal("0.2"), "here", None)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outlay.form import Form
-from outlay.recipe import Buy, Dev, Distil, Encoding, Judge, Model, Recipe, Score, Step, Teach, Train, graph
+from outlay.plan.steps import Buy, Dev, Distil, Encoding, Judge, Model, Recipe, Score, Step, Teach, Train, graph
 from outlay.settings import TeachSettings, TrainSettings
+from outlay.spec import Form
 
 FORM = Form("classification", ("no", "yes"), 64, 8, "say: ")
 ENCODING = Encoding(("text",), FORM, "accuracy")

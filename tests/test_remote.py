@@ -17,13 +17,13 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from outlay import remote as remote_module
-from outlay.artifact import MANIFEST, manifest_bytes
 from outlay.cli.common import open_store
 from outlay.errors import QuotaExceeded, StoreError
-from outlay.location import default_root, local_root
-from outlay.remote import UNSENT, RemoteStore, open_location
-from outlay.store import Artifact, Store, digest_of, key_of
+from outlay.storage import remote as remote_module
+from outlay.storage.artifact import MANIFEST, manifest_bytes
+from outlay.storage.locations import default_root, local_root
+from outlay.storage.remote import UNSENT, RemoteStore, open_location
+from outlay.storage.store import Artifact, Store, digest_of, key_of
 from tests.contracts.store_contract import StoreContract, put
 
 SOURCE = Path(remote_module.__file__).parents[1]
@@ -149,8 +149,8 @@ KILLED_UPLOADS = """
 import os, signal, sys
 from pathlib import Path
 import fsspec, s3fs
-from outlay.remote import RemoteStore
-from outlay.store import key_of
+from outlay.storage.remote import RemoteStore
+from outlay.storage.store import key_of
 
 FILES = {"a.bin": b"0123456789", "b.txt": b"", "c.bin": b"c" * 5_003}
 
@@ -184,8 +184,8 @@ KILL_AT_EVERY_STEP = """
 import os, shutil, signal, sys
 from pathlib import Path
 import fsspec
-from outlay.remote import RemoteStore
-from outlay.store import key_of
+from outlay.storage.remote import RemoteStore
+from outlay.storage.store import key_of
 
 root, key = Path(sys.argv[1]), key_of("it")
 url, cache = f"file://{root}/kept", root / "cache"
@@ -305,7 +305,7 @@ class TestDamage:
 
     def test_a_later_version_is_left_alone(self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         artifact = put(RemoteStore(url, tmp_path / "one"), "it", FILES)
-        monkeypatch.setattr("outlay.artifact.FORMAT", 99)
+        monkeypatch.setattr("outlay.storage.artifact.FORMAT", 99)
         for ask in (RemoteStore(url, tmp_path / "two").get, RemoteStore(url, tmp_path / "two").about):
             with pytest.raises(StoreError, match="upgrade outlay"):
                 ask(artifact.key)
@@ -435,8 +435,8 @@ class TestManyReaders:
         program = """
             import sys
             from pathlib import Path
-            from outlay.remote import RemoteStore
-            from outlay.store import key_of
+            from outlay.storage.remote import RemoteStore
+            from outlay.storage.store import key_of
             sys.stdin.readline()
             for i in range(5):
                 artifact = RemoteStore(sys.argv[1], Path(sys.argv[2])).get(key_of(i))
@@ -553,10 +553,10 @@ def test_two_runs_with_caches_of_their_own_share_what_was_made(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second machine computes nothing, is charged alike, and its folder is opened again by the URL that it names."""
-    from outlay.compare import reopen, run_points
-    from outlay.money import PriceBook
-    from outlay.run import Runner
-    from outlay.workshop import Workshop
+    from outlay.engine.runner import Runner
+    from outlay.engine.step_runner import Workshop
+    from outlay.money.amounts import PriceBook
+    from outlay.study.compare import reopen, run_points
     from tests.runs import World  # imports torch, which the other tests here can do without
 
     world = World(tmp_path)
@@ -586,10 +586,10 @@ def test_a_study_on_s3_is_reused_from_an_empty_cache(
     """Two workers make it and send it to the bucket; on the second machine no step is made."""
     import fsspec
 
-    from outlay.conduct import read_results
-    from outlay.local import LocalCrew
-    from outlay.money import PriceBook
-    from outlay.run import Runner
+    from outlay.engine.runner import Runner
+    from outlay.money.amounts import PriceBook
+    from outlay.study.runner import read_results
+    from outlay.workers.local import LocalCrew
     from tests.runs import World
     from tests.studies import HEADER, Idle, Onlooker, check_books, conducted, craft
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
+from outlay.engine.outputs import Aftermath
+from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading
 from outlay.errors import DataError, UsageError
 from outlay.metrics import Answered
-from outlay.pareto import Frontier
-from outlay.point import Point, PointCircumstance, PointRequest, PointResult, Reading
-from outlay.report import charts, page, tables
-from outlay.report.results import Aftermath
-from outlay.report.tables import Comparison, DifferenceRow, Row, Score, compare
+from outlay.report import charts, page
+from outlay.report import comparison as tables
+from outlay.report.comparison import Comparison, DifferenceRow, Row, Score, compare
+from outlay.report.frontier import Frontier
 
 
 def point(strategy: str, budget_usd: float, seed: int, test: float | None, **changes: Any) -> Point:
@@ -252,7 +253,7 @@ def test_the_table_leaves_the_drawing_libraries_alone() -> None:
     import subprocess
 
     code = (
-        "import sys; import outlay.report.tables, outlay.report.charts, outlay.report.page, outlay.point;"
+        "import sys; import outlay.report.comparison, outlay.report.charts, outlay.report.page, outlay.engine.point;"
         "print([m for m in ('altair', 'vl_convert', 'rich', 'numpy', 'torch', 'pydantic') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

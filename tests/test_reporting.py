@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from outlay.report.means import Mean, means
 from outlay.report.results import Layout
-from outlay.reporting import LEAST_SPAN, N_CHARGES, StudyReport, lay_out_frontiers
+from outlay.report.seed_means import Mean, means
+from outlay.report.study_report import LEAST_SPAN, N_CHARGES, StudyReport, lay_out_frontiers
 from tests.made_results import LAYOUTS, made
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from outlay.engine.prepare import Options
 from outlay.errors import UsageError
-from outlay.prepare import Options
-from outlay.request import ROLES, Request, Seller, frozen_overrides
+from outlay.plan.request import ROLES, Request, Seller, frozen_overrides
 
 REQUEST = Request("task", "digest", "distill", 1_000_000, "prices", "models")
 

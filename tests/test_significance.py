@@ -15,18 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import permutation_test as scipy_permutation_test
 
-from outlay import significance
+from outlay.engine.outputs import Aftermath
+from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult
 from outlay.errors import DataError
 from outlay.metrics import METRICS, Answered, paired_scores
-from outlay.point import Point, PointCircumstance, PointRequest, PointResult
-from outlay.report.results import Aftermath, Header, Results
-from outlay.significance import (
-    PairedTest,
-    family,
-    holm,
-    is_told_apart,
-    permutation_test,
-)
+from outlay.report import significance
+from outlay.report.results import Header, Results
+from outlay.report.significance import PairedTest, family, holm, is_told_apart, permutation_test
 
 LABELS = ("a", "b", "c")
 P_VALUES = st.lists(st.floats(0, 1, allow_subnormal=False) | st.sampled_from([0.0, 0.01, 0.5, 1.0]), max_size=12)

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from outlay.errors import ArtifactDamaged, LabelError, MissingData, OutlayError, UsageError
-from outlay.form import Form
 from outlay.metrics import score
+from outlay.models.shape import flops_infer, flops_train, shape_of
 from outlay.settings import TeachSettings
-from outlay.shape import flops_infer, flops_train, shape_of
-from outlay.single.answering import Answering, Teaching, evaluate, predict, teach
-from outlay.single.home import Home
-from outlay.single.inputs import Asked, Inputs, Row, check_golds, sources_of
-from outlay.single.prediction_file import evaluate_file
-from outlay.single.scoring import MetricAsked, Scorer
-from outlay.single.targets import TargetsFolder
-from outlay.single.training import distil, finetune
-from outlay.single.work import Count, Outcome, Running, Silent, cut_words
+from outlay.spec import Form
+from outlay.standalone.evaluator import MetricAsked, Scorer
+from outlay.standalone.inference import Answering, Teaching, evaluate, predict, teach
+from outlay.standalone.inputs import Asked, Inputs, Row, check_golds, sources_of
+from outlay.standalone.output_dir import Home
+from outlay.standalone.prediction_file import evaluate_file
+from outlay.standalone.runtime import Count, Outcome, Running, Silent, cut_words
+from outlay.standalone.targets_dir import TargetsFolder
+from outlay.standalone.training import distil, finetune
 from tests.steps_world import KINDS, StepsWorld, rows, tree, write_rows
 
 RUNNING = Running(threads=1)
@@ -354,7 +354,7 @@ def test_evaluate_scores_what_was_predicted(world: StepsWorld, tagger: Path, tmp
 
 
 def test_a_teachers_blocks_are_its_targets_row_by_row(world: StepsWorld, writer: Path, tmp_path: Path) -> None:
-    from outlay.train import steps
+    from outlay.train import api as train_api
 
     out, pool = tmp_path / "out", [json.loads(line) for line in world.file("entities", "pool").read_text().splitlines()]
     asked = answering(world, writer, out, "pool", block_rows=11)
@@ -366,7 +366,7 @@ def test_a_teachers_blocks_are_its_targets_row_by_row(world: StepsWorld, writer:
     count = Count()
     # `small` pads its vocabulary by 3 rows, which the teacher does not have.
     n_tokens = json.loads(Path(world.model("t5"), "config.json").read_text())["vocab_size"]
-    direct = steps.teach(
+    direct = train_api.teach(
         writer,
         [(each["source"],) for each in pool[11:22]],
         target="tokens",
@@ -483,7 +483,7 @@ class _Fixed:
 def test_bert_ibleu_needs_an_encoder_and_hands_it_no_empty_prediction(
     world: StepsWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outlay.train.bertscore.BertScore", _Fixed)
+    monkeypatch.setattr("outlay.metrics.bertscore.BertScore", _Fixed)
     form = FORMS["generation"]
     with pytest.raises(UsageError, match="name one with --metric-model"):
         Scorer(MetricAsked("bert_ibleu"), form, None)

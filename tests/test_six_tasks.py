@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from outlay.metrics import STATISTICS
-from outlay.task import load_task, shipped_tasks
+from outlay.tasks.task import load_task, shipped_tasks
 
 pytestmark = pytest.mark.integration
 

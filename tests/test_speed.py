@@ -15,12 +15,8 @@ from sklearn.linear_model import LinearRegression
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from outlay.compute import load_machines
 from outlay.errors import UsageError
-from outlay.settings import TeachSettings, TrainSettings
-from outlay.shape import shape_of_size
-from outlay.sizes import Size
-from outlay.speed import (
+from outlay.models.cost_model import (
     TERMS,
     Lengths,
     Load,
@@ -31,9 +27,13 @@ from outlay.speed import (
     starting_load,
     training_load,
 )
-from outlay.train.batches import training_batches
-from outlay.train.build import new_model
-from outlay.train.calibrate import Sample, fit_terms, least_relative_squares
+from outlay.models.random_init import new_model
+from outlay.models.shape import shape_of_size
+from outlay.models.sizes import Size
+from outlay.money.machines import load_machines
+from outlay.settings import TeachSettings, TrainSettings
+from outlay.train.batching import training_batches
+from outlay.train.calibration import Sample, fit_terms, least_relative_squares
 
 # Width 38 is 2 heads of 19, since what a shape does not say is taken to be so; every other size is another prime.
 SIZES = {

@@ -12,16 +12,16 @@ import torch
 from torch.nn import functional as F
 
 from outlay.errors import LabelError, UsageError
-from outlay.form import Form
+from outlay.models.heads import Texts
+from outlay.models.loading import ModelSpec, load_model, load_saved, load_tokenizer, save_model
+from outlay.models.tokenization import encode
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.train import steps
-from outlay.train.encode import encode
-from outlay.train.heads import Texts
-from outlay.train.models import ModelSpec, load_model, load_saved, load_tokenizer, save_model
-from outlay.train.progress import Progress
-from outlay.train.steps import DevTexts, Watch, count_tokens, distil, finetune, longest_answer, predict, teach
-from outlay.train.stopwatch import TEACHING_PARTS, Stopwatch
-from outlay.train.targets import SparseTargets
+from outlay.spec import Form
+from outlay.train import api as train_api
+from outlay.train.api import DevTexts, Watch, count_tokens, distil, finetune, longest_answer, predict, teach
+from outlay.train.profiler import TEACHING_PARTS, Stopwatch
+from outlay.train.state import Progress
+from outlay.train.targets.targets import SparseTargets
 from tests.toys import CountingGauge, sentences
 
 LABELS = ("bad", "good")
@@ -131,7 +131,7 @@ def test_a_block_is_bit_equal_whenever_it_is_taught(
     # another order, each in a process that has just loaded the teacher
     again = []
     for block in reversed(blocks):
-        monkeypatch.setattr(steps, "_loaded", {})
+        monkeypatch.setattr(train_api, "_loaded", {})
         torch.manual_seed(len(again))
         again.append(speak(teacher[0], block).to_bytes())
     assert again[::-1] == as_one_run

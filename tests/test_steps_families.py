@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from outlay.errors import UsageError
-from outlay.form import Family, Form, TargetKind, target_kind
+from outlay.models.heads import Texts
+from outlay.models.loading import ModelSpec, load_model, load_saved, save_model
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.train.heads import Texts
-from outlay.train.models import ModelSpec, load_model, load_saved, save_model
-from outlay.train.progress import Progress
-from outlay.train.steps import DevTexts, Watch, distil, finetune, longest_answer, predict, same_tokenizer, teach
-from outlay.train.targets import SparseTargets
+from outlay.spec import Family, Form, TargetKind, target_kind
+from outlay.train.api import DevTexts, Watch, distil, finetune, longest_answer, predict, same_tokenizer, teach
+from outlay.train.state import Progress
+from outlay.train.targets.targets import SparseTargets
 from tests.checkpoints import make_checkpoint, make_gpt2, make_t5
 from tests.toys import CountingGauge, sentences
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from outlay.settings import TrainSettings
 from outlay.train.loop import Audience, fit
-from outlay.train.stopwatch import TRAINING_PARTS, Stopwatch, matmul_rate, part
+from outlay.train.profiler import TRAINING_PARTS, Stopwatch, matmul_rate, part
 from tests.toys import Bag, BagLesson, CountingGauge, toy
 
 
@@ -30,7 +30,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr("outlay.train.stopwatch.time", made)
+    monkeypatch.setattr("outlay.train.profiler.time", made)
     return made
 
 

@@ -23,10 +23,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outlay import artifact as artifact_module
-from outlay import store as store_module
 from outlay.errors import ArtifactDamaged, DiskFull, QuotaExceeded, StoreError
-from outlay.store import Artifact, Store, canonical_json, digest_of, key_of
+from outlay.storage import artifact as artifact_module
+from outlay.storage import store as store_module
+from outlay.storage.store import Artifact, Store, canonical_json, digest_of, key_of
 from tests.contracts.store_contract import JSON, StoreContract, put
 
 SOURCE = Path(store_module.__file__).parents[1]
@@ -252,7 +252,7 @@ class TestRoom:
 KILL_AT_EVERY_STEP = """
 import os, signal, sys
 from pathlib import Path
-from outlay.store import Store, key_of
+from outlay.storage.store import Store, key_of
 
 root, key = Path(sys.argv[1]), key_of("it")
 STEPS = ("open", "os.mkdir", "os.rename", "os.utime", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
@@ -314,7 +314,7 @@ class TestKilledWriters:
         program = """
             import sys
             from pathlib import Path
-            from outlay.store import Store, key_of
+            from outlay.storage.store import Store, key_of
             store = Store(Path(sys.argv[1]))
             for i in range(10_000):
                 files = {"a": b"a" * 100_000, "b": str(i).encode()}
@@ -342,7 +342,7 @@ class TestKilledWriters:
         program = """
             import sys, time
             from pathlib import Path
-            from outlay.store import Store, key_of
+            from outlay.storage.store import Store, key_of
             with Store(Path(sys.argv[1])).making(key_of("it")) as work:
                 (work.path / "checkpoint").write_text("step 7")
                 print("making", flush=True)

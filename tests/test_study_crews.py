@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from outlay.crew import Inline
-from outlay.local import LocalCrew
+from outlay.workers.local import LocalCrew
+from outlay.workers.pool import Inline
 from tests.contracts.study_contract import CrewMaker, StudyContract, conducted_plainly, small_world
 from tests.runs import World
 

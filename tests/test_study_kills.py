@@ -1,7 +1,7 @@
 """Studies whose driver and whose workers are killed with SIGKILL at random moments, and started again until they are done.
 
 The test has torch loaded and forks its drivers, so that most kills land in the work and not in an import; the workers are the
-processes of `outlay.local`.
+processes of `outlay.workers.local`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pathlib import Path
 
 import pytest
 
-from outlay.conduct import status_of
-from outlay.crew import Inline
-from outlay.local import LocalCrew
-from outlay.point import Point, read_points
-from outlay.prepare import Options
-from outlay.run import Runner
+from outlay.engine.point import Point, read_points
+from outlay.engine.prepare import Options
+from outlay.engine.runner import Runner
+from outlay.study.runner import status_of
+from outlay.workers.local import LocalCrew
+from outlay.workers.pool import Inline
 from tests.runs import World, bought_rows, pay_for_labels, runner
 from tests.studies import cash_of_steps, check_books, conducted, craft, toy_cells
 

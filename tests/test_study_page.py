@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from outlay.report.figures import figures
-from outlay.report.means import means
 from outlay.report.page import write_page
 from outlay.report.results import Results
-from outlay.report.studypage import render_study
+from outlay.report.seed_means import means
+from outlay.report.study_page import render_study
 from tests.browser import Chromium, find_chromium
 from tests.made_results import made
 

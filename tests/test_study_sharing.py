@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from outlay import quoting
-from outlay.aftermath import manifest_of
-from outlay.conduct import read_results
-from outlay.crew import Ended, Inline
-from outlay.money import Price, PriceBook
-from outlay.planning import Plan, plan
-from outlay.point import Point, micros_of
-from outlay.prepare import Options, Workbench
+from outlay.engine.outputs import manifest_of
+from outlay.engine.point import Point, micros_of
+from outlay.engine.prepare import Options, Workbench
+from outlay.engine.runner import Runner
+from outlay.money.amounts import Price, PriceBook
+from outlay.plan import quotes
 from outlay.report.receipt import receipt
-from outlay.run import Runner
+from outlay.study.dry_run import Plan, plan
+from outlay.study.runner import read_results
+from outlay.workers.pool import Ended, Inline
 from tests.runs import World, runner
 from tests.studies import check_books, conducted, craft
 
@@ -39,7 +39,7 @@ SETTINGS = {"teacher": {**ONE_EPOCH, "epochs": 2}, "student": ONE_EPOCH, "distil
 @pytest.fixture(scope="module", autouse=True)
 def _small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quoting, "BLOCK_ROWS", BLOCK)
+        patch.setattr(quotes, "BLOCK_ROWS", BLOCK)
         yield
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from outlay.errors import TrainingError
-from outlay.train.positions import Positions, Terms
-from outlay.train.targets import MAX_LOGITS, TEMPERATURES, SparseTargets, TargetsBuilder
+from outlay.train.targets.sparse_logits import Positions, Terms
+from outlay.train.targets.targets import MAX_LOGITS, TEMPERATURES, SparseTargets, TargetsBuilder
 
 POSITIONS, VOCAB, KEPT, TAIL = 13, 23, 5, 0.05
 N_POSITIONS = (2, 0, 7, 1, 3)
@@ -441,7 +441,7 @@ def test_batches_in_any_order_are_the_bytes_of_all_at_once(
     bounds = [0, *sorted(cuts), len(order)]
     batches = [order[start:stop] for start, stop in itertools.pairwise(bounds)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("outlay.train.targets._PENDING_LOGITS", pending)
+        patch.setattr("outlay.train.targets.targets._PENDING_LOGITS", pending)
         assert built(random_logits(0), batches, kept=kept).to_bytes() == make(kept=kept).to_bytes()
         real = (1, 0, 5, 1, 2)
         assert built(random_logits(0), batches, real, kept=kept).to_bytes() == make(n_real=real, kept=kept).to_bytes()
@@ -484,7 +484,7 @@ def test_padding_behind_an_answer_is_kept_where_it_is_asked_for() -> None:
 
 def test_chunks_change_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make().to_bytes()
-    monkeypatch.setattr("outlay.train.keep._CHUNK_LOGITS", 3 * VOCAB)
+    monkeypatch.setattr("outlay.train.targets.top_logits._CHUNK_LOGITS", 3 * VOCAB)
     assert make().to_bytes() == whole
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from outlay.errors import ArtifactDamaged
-from outlay.train.positions import Positions, Terms
-from outlay.train.target_statistics import TargetStatistics
-from outlay.train.targets import SparseTargets
+from outlay.train.targets.sparse_logits import Positions, Terms
+from outlay.train.targets.statistics import TargetStatistics
+from outlay.train.targets.targets import SparseTargets
 from tests.test_targets import KEPT, TAIL, VOCAB, as_lists, as_positions, make, of_positions, random_logits, words
 
 
@@ -198,7 +198,7 @@ def test_statistics_are_those_of_a_loop_and_add_up(monkeypatch: pytest.MonkeyPat
     together = parts[0] + parts[1] + TargetStatistics(0, 0, 0)
     assert replace(together, mass_kept=0.0, n_bytes=0) == replace(found, mass_kept=0.0, n_bytes=0)
     assert together.mass_kept == pytest.approx(found.mass_kept)
-    monkeypatch.setattr("outlay.train.targets._CHUNK_LOGITS", 3 * KEPT)
+    monkeypatch.setattr("outlay.train.targets.targets._CHUNK_LOGITS", 3 * KEPT)
     assert replace(targets.statistics(), mass_kept=found.mass_kept) == found
 
 

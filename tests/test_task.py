@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outlay.errors import DataError, TaskFileError, UnknownTask
-from outlay.example import Example
-from outlay.form import Form
 from outlay.metrics import METRICS
 from outlay.settings import TrainSettings
-from outlay.task import METRICS_OF, SHIPPED, Metric, Task, load_task, shipped_tasks, task_schema
-from outlay.training import HyperParameters
+from outlay.spec import Form
+from outlay.tasks.example import Example
+from outlay.tasks.overrides import HyperParameters
+from outlay.tasks.task import METRICS_OF, SHIPPED, Metric, Task, load_task, shipped_tasks, task_schema
 
 MINIMAL: dict[str, Any] = {
     "name": "colours",
@@ -246,9 +246,9 @@ def test_values_are_frozen() -> None:
 
 
 def test_the_published_schema_is_current() -> None:
-    text = (SHIPPED / "task.schema.json").read_text(encoding="utf-8")
+    text = (SHIPPED.parent / "task.schema.json").read_text(encoding="utf-8")
     assert text == json.dumps(task_schema(), indent=2, ensure_ascii=False) + "\n", (
-        "write json.dumps(outlay.task.task_schema(), indent=2, ensure_ascii=False) and a newline to task.schema.json"
+        "write json.dumps(outlay.tasks.task.task_schema(), indent=2, ensure_ascii=False) and a newline to task.schema.json"
     )
 
 
@@ -261,7 +261,7 @@ def test_every_key_of_the_schema_says_what_it_is() -> None:
 
 @pytest.mark.parametrize("name", shipped_tasks())
 def test_shipped_tasks_fit_the_schema(name: str) -> None:
-    schema = json.loads((SHIPPED / "task.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads((SHIPPED.parent / "task.schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
     content = yaml.safe_load(
         (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").replace("[NO, YES]", "['NO', 'YES']")

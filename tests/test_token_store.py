@@ -13,13 +13,13 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import AddedToken
 
-from outlay.form import Form
-from outlay.train import encode as encode_module
-from outlay.train import token_store
-from outlay.train.encode import Encoded, collate, encode
-from outlay.train.models import load_tokenizer
-from outlay.train.token_store import Kept, TokenStore, keep_in
-from outlay.train.writers import TextHead
+from outlay.models import token_cache
+from outlay.models import tokenization as encode_module
+from outlay.models.generative_heads import TextHead
+from outlay.models.loading import load_tokenizer
+from outlay.models.token_cache import Kept, TokenStore, keep_in
+from outlay.models.tokenization import Encoded, collate, encode
+from outlay.spec import Form
 from tests.checkpoints import make_t5
 
 LIMIT = 13
@@ -133,7 +133,7 @@ def test_segments_are_not_their_concatenation(tokenizer: Any) -> None:
     keep_in(Path("unused"), min_rows=1)
     try:
         keys = {
-            token_store.key_of(tokenizer, "how", rows)
+            token_cache.key_of(tokenizer, "how", rows)
             for rows in ([("ab", "c")], [("a", "bc")], [("abc",)], [("ab",), ("c",)], [("ab\x00", "c")], [("\ud800",)])
         }
         assert None not in keys

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from outlay.errors import UsageError
-from outlay.train.tracking import open_tracker
+from outlay.train.trackers import open_tracker
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

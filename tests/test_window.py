@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outlay.errors import UsageError
-from outlay.form import Form
-from outlay.shape import FAMILY_OF
-from outlay.window import Window, check_handover, n_positions, window_in, window_of
+from outlay.models.shape import FAMILY_OF
+from outlay.models.window import Window, check_handover, n_positions, window_in, window_of
+from outlay.spec import Form
 
 N = 12
 """Positions of the little models."""

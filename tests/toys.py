@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from outlay.train.encode import Encoded, collate
+from outlay.models.tokenization import Encoded, collate
 from outlay.train.losses import LossSum
 
 MARKERS = (("awful", "dull", "broken"), ("lovely", "bright", "clever"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from outlay.errors import UsageError
+from outlay.spec import Family, Kind
 
 OBJECTIVES = ("masked", "published")
 DIVERGENCES = ("forward_kl", "reverse_kl", "js")
@@ -45,7 +47,7 @@ class TrainSettings:
     precision: str = "fp32"
     """``bf16`` (autocast; weights and optimiser stay float32), ``bf16_weights`` (weights and gradients too, half the memory;
     updates are rounded at random, so that small ones are not lost) or ``fp32``; never ``auto``, which is resolved before
-    settings are made (`outlay.precision`)."""
+    settings are made (`outlay.hardware.precision`)."""
     seed: int = 0
     objective: str = "masked"
     """Of a distillation: ``masked`` (the mean over real positions) or ``published`` (as the public code of Kang et al. 2023: the
@@ -269,3 +271,67 @@ def _check_limits(settings: TrainSettings | TeachSettings, limits: tuple[Limit, 
     for name, good, limit in limits:
         if not good:
             raise UsageError(f"{name} is {getattr(settings, name)!r}; it must be {limit}")
+
+
+def check_optimizer(name: str, *, has_gpu: bool) -> None:
+    """Refuse an optimiser that cannot work here.
+
+    Raises:
+        UsageError: ``adamw_8bit`` without bitsandbytes, or without a GPU.
+    """
+    if name != "adamw_8bit":
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError(
+            "optimizer adamw_8bit needs bitsandbytes, which is not installed; "
+            "`pip install bitsandbytes`, or choose adamw or adafactor"
+        )
+    if not has_gpu:
+        raise UsageError("optimizer adamw_8bit needs a GPU, and there is none here; choose adamw or adafactor")
+
+
+EVAL_SHARE = 0.05
+"""A distillation has a pool of rows, and mostly far fewer dev rows; where it has not, evaluations are held to this share."""
+
+
+_ENCODERS: dict[str, TrainSettings] = {
+    "teacher": TrainSettings(epochs=10, batch_size=32, learning_rate=1e-4),
+    "student": TrainSettings(epochs=20, batch_size=32, learning_rate=2e-4),
+    "distil": TrainSettings(
+        epochs=4, batch_size=64, learning_rate=5e-4, dropout=0.0, temperature=2.0, eval_share=EVAL_SHARE
+    ),
+}
+"""By role, for encoders of 5 to 100 M parameters; `docs/training.md` says how they were chosen. T = 2 as in the released
+script of Kang et al. 2023."""
+
+
+_TAGGERS: dict[str, TrainSettings] = {
+    "teacher": TrainSettings(epochs=20, batch_size=16, learning_rate=3e-4),
+    "student": TrainSettings(epochs=30, batch_size=16, learning_rate=5e-4),
+    "distil": TrainSettings(
+        epochs=6, batch_size=32, learning_rate=5e-4, dropout=0.0, temperature=2.0, eval_share=EVAL_SHARE
+    ),
+}
+"""The same for encoders that tag entities: a tagging layer begins from nothing and needs more steps."""
+
+
+_WRITERS: dict[Family, dict[str, TrainSettings]] = {
+    "seq2seq": {
+        "teacher": TrainSettings(epochs=20, batch_size=32, learning_rate=3e-5),
+        "student": TrainSettings(epochs=50, batch_size=32, learning_rate=3e-5),
+        "distil": TrainSettings(epochs=50, batch_size=32, learning_rate=3e-5, temperature=2.0, eval_share=EVAL_SHARE),
+    },
+    "causal": {
+        "teacher": TrainSettings(epochs=3, batch_size=32, learning_rate=2e-5),
+        "student": TrainSettings(epochs=3, batch_size=32, learning_rate=2e-5),
+        "distil": TrainSettings(epochs=3, batch_size=32, learning_rate=2e-5, temperature=2.0, eval_share=EVAL_SHARE),
+    },
+}
+"""By role: Kang et al. 2023, Table 8, for sequence to sequence; the usual few epochs of fine-tuning for causal models."""
+
+
+def default_settings(family: Family, kind: Kind) -> dict[str, TrainSettings]:
+    """Training settings by role, for a model of this family on such a task."""
+    if family == "encoder":
+        return _TAGGERS if kind == "entities" else _ENCODERS
+    return _WRITERS[family]

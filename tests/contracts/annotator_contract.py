@@ -9,8 +9,8 @@ from fractions import Fraction
 import pytest
 
 from outlay.errors import OutlayError, SellerError
-from outlay.example import Example
 from outlay.labels import Annotator, Order
+from outlay.tasks.example import Example
 
 
 def example(number: int, label: str | None = None) -> Example:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from outlay.crew import Craft, Crew, Ended, Report, Work
 from outlay.errors import DataError, WorkFailed
+from outlay.workers.pool import Craft, Crew, Ended, Report, Work
 
 PATIENCE_SECONDS = 60.0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from outlay.errors import DataError
-from outlay.executor import Executor
+from outlay.workers.ray_map import Executor
 
 
 @dataclass(frozen=True)

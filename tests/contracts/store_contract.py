@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outlay.errors import StoreError
-from outlay.store import Artifact, Store, digest_of, key_of
+from outlay.storage.store import Artifact, Store, digest_of, key_of
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_.-]{0,10}", fullmatch=True)
 FILES = st.dictionaries(NAMES, st.binary(max_size=200), max_size=4)

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from outlay.conduct import Status, status_of
-from outlay.crew import Crew, Inline
-from outlay.planning import plan
-from outlay.point import Point, read_points
-from outlay.prepare import Workbench
-from outlay.run import Runner
-from outlay.runfolder import STUDY_FILE
-from outlay.scheduler import StepCraft
+from outlay.engine.point import Point, read_points
+from outlay.engine.prepare import Workbench
+from outlay.engine.run_dir import STUDY_FILE
+from outlay.engine.runner import Runner
+from outlay.study.dry_run import plan
+from outlay.study.runner import Status, status_of
+from outlay.study.scheduler import StepCraft
+from outlay.workers.pool import Crew, Inline
 from tests.checkpoints import make_checkpoint
 from tests.runs import World, runner
 from tests.studies import Idle, Onlooker, check_books, conducted, craft, toy_cells

@@ -11,82 +11,85 @@ from typing import Annotated, NoReturn
 import typer
 
 from outlay import __version__
-from outlay.cli.helptext import Command, Later, root
+from outlay.cli.lazy_help import Command, Later, root
+from outlay.cli.supported import unsupported, untested
 from outlay.cli.terminal import PIPE_CLOSED, abandon_output, echo, prepare_streams
-from outlay.quiet import hide_deprecations
-from outlay.supported import unsupported, untested
-from outlay.waiting import waiting_variables
+from outlay.hardware.openmp import waiting_variables
+from outlay.library_warnings import hide_deprecations
 
 _STEPS = "Single steps"
 
 COMMANDS = {
     "demo": Later(
-        lambda: import_module("outlay.cli.runs").demo,
+        lambda: import_module("outlay.cli.run_commands").demo,
         "The whole story in minutes, on a laptop CPU, with no network: is the money better spent on labels or on a teacher?",
     ),
     "run": Later(
-        lambda: import_module("outlay.cli.runs").run,
+        lambda: import_module("outlay.cli.run_commands").run,
         "Spend a budget by one strategy: buy, train, score, and print the result with its receipt.",
     ),
     "compare": Later(
-        lambda: import_module("outlay.cli.runs").compare,
+        lambda: import_module("outlay.cli.run_commands").compare,
         "Every strategy at the same budgets and seeds: one table, one frontier, every dollar in a receipt.",
     ),
     "study": Later(
-        lambda: import_module("outlay.cli.studies").study_app,
+        lambda: import_module("outlay.cli.study_commands").study_app,
         "Grids of runs: every table and figure as something to run.",
     ),
     "report": Later(
-        lambda: import_module("outlay.cli.runs").report,
+        lambda: import_module("outlay.cli.run_commands").report,
         "Draw a results folder again: tables, charts, one page, flat files, receipts.",
     ),
     "finetune": Later(
-        lambda: import_module("outlay.cli.steps").finetune,
+        lambda: import_module("outlay.cli.step_commands").finetune,
         "Train a model on labelled rows; with a dev set the best evaluation is kept.",
         _STEPS,
         Command,
     ),
     "teach": Later(
-        lambda: import_module("outlay.cli.steps").teach,
+        lambda: import_module("outlay.cli.step_commands").teach,
         "Write a teacher's targets for a student, in blocks of 1,024 rows.",
         _STEPS,
         Command,
     ),
     "distill": Later(
-        lambda: import_module("outlay.cli.steps").distill,
+        lambda: import_module("outlay.cli.step_commands").distill,
         "Train a student on a teacher's targets; with a dev set the best evaluation is kept.",
         _STEPS,
         Command,
     ),
     "predict": Later(
-        lambda: import_module("outlay.cli.steps").predict,
+        lambda: import_module("outlay.cli.step_commands").predict,
         "Write a model's answers as JSON lines: source, prediction, and gold where it is known.",
         _STEPS,
         Command,
     ),
     "evaluate": Later(
-        lambda: import_module("outlay.cli.steps").evaluate,
+        lambda: import_module("outlay.cli.step_commands").evaluate,
         "Score a model or a file of predictions: every statistic in both readings with its 95 % interval.",
         _STEPS,
         Command,
     ),
     "targets": Later(
-        lambda: import_module("outlay.cli.targets").targets_app, "A teacher's targets: look at them, hand them over."
+        lambda: import_module("outlay.cli.target_commands").targets_app,
+        "A teacher's targets: look at them, hand them over.",
     ),
-    "ledger": Later(lambda: import_module("outlay.cli.books").ledger_app, "Receipts, and proof of them."),
+    "ledger": Later(lambda: import_module("outlay.cli.ledger_commands").ledger_app, "Receipts, and proof of them."),
     "prices": Later(
-        lambda: import_module("outlay.cli.books").prices,
+        lambda: import_module("outlay.cli.ledger_commands").prices,
         "Print the price book: item, price, unit, source, when it was read.",
     ),
-    "task": Later(lambda: import_module("outlay.cli.tasks").task_app, "Check a task before money is spent."),
-    "data": Later(lambda: import_module("outlay.cli.tasks").data_app, "Fetch the data of a task, checked by sha256."),
+    "task": Later(lambda: import_module("outlay.cli.task_commands").task_app, "Check a task before money is spent."),
+    "data": Later(
+        lambda: import_module("outlay.cli.task_commands").data_app, "Fetch the data of a task, checked by sha256."
+    ),
     "model": Later(
-        lambda: import_module("outlay.cli.models").model_app,
+        lambda: import_module("outlay.cli.model_commands").model_app,
         "What models weigh, and models of random weights to try things with.",
     ),
-    "store": Later(lambda: import_module("outlay.cli.books").store_app, "Artifacts kept on disk."),
+    "store": Later(lambda: import_module("outlay.cli.ledger_commands").store_app, "Artifacts kept on disk."),
     "machine": Later(
-        lambda: import_module("outlay.cli.machines").machine_app, "What machines cost, and how fast they are."
+        lambda: import_module("outlay.cli.machine_commands").machine_app, "What machines cost, and how fast they are."
     ),
 }
 """Each is loaded when it is asked for; a test compares what they say here with what they say of themselves."""

@@ -15,7 +15,7 @@ from outlay.cli.terminal import echo
 from outlay.errors import MissingData, MoneyError, UsageError
 
 if TYPE_CHECKING:
-    from outlay.store import Store
+    from outlay.storage.store import Store
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 StoreOption = Annotated[
@@ -45,7 +45,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 def fail(line: str, code: int = 1) -> NoReturn:
     """Print one line on standard error and exit."""
-    from outlay.display import visible
+    from outlay.text.display import visible
 
     echo(visible(f"outlay: {line}"), err=True)
     raise SystemExit(code)
@@ -53,7 +53,7 @@ def fail(line: str, code: int = 1) -> NoReturn:
 
 def say_stand_in(location: str | None) -> None:
     """Say on standard error where things are kept, where that is not the user's cache as usual."""
-    from outlay.location import stand_in_note
+    from outlay.storage.locations import stand_in_note
 
     if (note := stand_in_note(location)) is not None:
         echo(f"outlay: {note}", err=True)
@@ -62,8 +62,8 @@ def say_stand_in(location: str | None) -> None:
 def open_store(location: str | None) -> Store:
     """The store to use: the option (a folder or a URL), else ``OUTLAY_STORE``, else the user's cache; with the quota of
     ``OUTLAY_STORE_QUOTA``, which limits what a store takes on this machine."""
-    from outlay.location import default_location
-    from outlay.remote import open_location
+    from outlay.storage.locations import default_location
+    from outlay.storage.remote import open_location
 
     quota = os.environ.get("OUTLAY_STORE_QUOTA")
     say_stand_in(location)
@@ -181,7 +181,7 @@ def parse_labels(given: Sequence[str] | None) -> tuple[str, ...]:
 
 def parse_budgets(text: str) -> tuple[int, ...]:
     """Comma-separated budgets in dollars; thousands are written without a comma here."""
-    from outlay.money import parse_budget
+    from outlay.money.amounts import parse_budget
 
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):

@@ -9,7 +9,7 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-from outlay.display import visible_lines
+from outlay.text.display import visible_lines
 
 
 class PlainConsole(Console):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from outlay.errors import OutlayError
-from outlay.writing import NO_ROOM, errno_of
+from outlay.storage.files import NO_ROOM, errno_of
 
 _CHECK = "check the path, its permissions and the room on its disk"
 _HOMELESS = "Could not determine home directory"

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tim
 from rich.text import Text
 
 from outlay.cli.terminal import console
-from outlay.display import visible
-from outlay.ledger import Balance
-from outlay.money import Quote, format_usd
+from outlay.money.amounts import Quote, format_usd
+from outlay.money.ledger import Balance
+from outlay.text.display import visible
 
 QUIET_SECONDS = 15.0
 """Between plain lines of one step where there is no terminal."""
@@ -46,7 +46,7 @@ def live_bars(console: Console, fields: tuple[str, ...], *, quiet: bool) -> Prog
 
 
 class Screen:
-    """A `outlay.watcher.Watcher` that draws on standard error, so that standard output stays fit for a pipe."""
+    """A `outlay.engine.listeners.Watcher` that draws on standard error, so that standard output stays fit for a pipe."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = console(err=True, quiet=quiet)

@@ -51,14 +51,14 @@ def abandon_output() -> None:
 
 def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     """Print lines; control characters in them are shown, not sent."""
-    from outlay.display import visible_lines
+    from outlay.text.display import visible_lines
 
     _print(visible_lines(str(text)) + ("\n" if nl else ""), sys.stderr if err else sys.stdout)
 
 
 def print_json(document: Any) -> None:
     """One JSON document on standard output: valid in every encoding, and without exponents."""
-    from outlay.writing import plain_numbers
+    from outlay.storage.files import plain_numbers
 
     text = plain_numbers(json.dumps(document, ensure_ascii=not _can_write_all(sys.stdout), indent=2))
     if any("\ud800" <= char <= "\udfff" for char in text):
@@ -111,7 +111,7 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
         return spelled, end
     while end < error.end and error.object[end] not in _WIDER and _spelled(error.object[end]) is None:
         end += 1
-    from outlay.display import width
+    from outlay.text.display import width
 
     return "?" * width(error.object[error.start : end]), end
 

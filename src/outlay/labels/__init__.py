@@ -1,6 +1,6 @@
 """Sellers of labels: one protocol, `Annotator`, and everyone who keeps it."""
 
-from outlay.labels.base import Annotator, Delivery, Order
+from outlay.labels.annotator import Annotator, Delivery, Order
 from outlay.labels.replay import Replay
 
 __all__ = ["Annotator", "Delivery", "Order", "Replay"]

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 
 from outlay.errors import LabelError, SellerError
-from outlay.labels.base import Delivery, Order, majority
-from outlay.legible import label_problem
-from outlay.money import Price, Quote
+from outlay.labels.annotator import Delivery, Order, majority
+from outlay.money.amounts import Price, Quote
+from outlay.text.legible import label_problem
 
 
 class Replay:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from outlay.errors import LabelError
-from outlay.legible import listed
 from outlay.metrics.answers import Answered, Rule
+from outlay.text.legible import listed
 
 if TYPE_CHECKING:
     import numpy as np

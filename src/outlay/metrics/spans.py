@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from outlay.entities import Entity, parse_entities, unlabelled
 from outlay.errors import LabelError
-from outlay.legible import named
 from outlay.metrics.answers import Answered, Rule
+from outlay.text.entities import Entity, parse_entities, unlabelled
+from outlay.text.legible import named
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from outlay.report.charts import QUIET, TEXT_PALETTE, Box
-from outlay.report.panels import Figure, Level, Mark, Panel, Series
+from outlay.report.figure_data import Figure, Level, Mark, Panel, Series
 
 WIDTH, HEIGHT = 400, 270
 """Of a plot, in pixels. At the width of a phone its letters keep more than two thirds of their size."""

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from outlay.grouping import short_model
-from outlay.point import Point, PointRequest
-from outlay.report.laid import CellValue
-from outlay.report.results import Aftermath, Results
+from outlay.engine.outputs import Aftermath
+from outlay.engine.point import Point, PointRequest
+from outlay.report.comparison import measure_text, money, remarks_of
+from outlay.report.grouping import short_model
+from outlay.report.results import Results
 from outlay.report.scores import covers_words, mean_of_seeds, measure_of
-from outlay.report.tables import measure_text, money, remarks_of
+from outlay.report.table import CellValue
 
 STRATEGY_WORDS = {
     "annotate": "Annotate",

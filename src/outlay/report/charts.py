@@ -1,4 +1,4 @@
-"""The frontier chart: what a score costs, drawn from a :class:`~outlay.report.tables.Comparison`.
+"""The frontier chart: what a score costs, drawn from a :class:`~outlay.report.comparison.Comparison`.
 
 A chart is a Vega-Lite specification (a dict) first; :func:`save_chart` draws it, without a browser or a network.
 """
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from outlay.errors import DataError, UsageError
-from outlay.pareto import Spot
+from outlay.report.comparison import Comparison, Row, money
+from outlay.report.frontier import Spot
 from outlay.report.scores import bars_words
-from outlay.report.tables import Comparison, Row, money
-from outlay.writing import write_bytes
+from outlay.storage.files import write_bytes
 
 WIDTH, HEIGHT = 620, 380
 FONT = "Helvetica, Arial, sans-serif"

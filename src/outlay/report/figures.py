@@ -1,4 +1,4 @@
-"""The figures of a study: `outlay.report.panels` drawn as Vega-Lite, and from there as SVG, PNG and PDF."""
+"""The figures of a study: `outlay.report.figure_data` drawn as Vega-Lite, and from there as SVG, PNG and PDF."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from outlay.engine.outputs import PARTS
 from outlay.errors import UsageError
 from outlay.report import charts
 from outlay.report.axes import FONT_PX, HEIGHT, LETTER_PX, SMALL_PX, WIDTH, Label, log_ticks, place, score_axis, x_axis
 from outlay.report.charts import INK, PALETTE, QUIET, SHAPES, TEXT_PALETTE
-from outlay.report.means import Mean, means
-from outlay.report.panels import Bar, Figure, Mark, Panel, Series, layouts
-from outlay.report.results import PARTS, Results
-from outlay.writing import write_bytes
+from outlay.report.figure_data import Bar, Figure, Mark, Panel, Series, layouts
+from outlay.report.results import Results
+from outlay.report.seed_means import Mean, means
+from outlay.storage.files import write_bytes
 
 Spec = dict[str, Any]
 """A Vega-Lite specification."""
@@ -46,7 +47,7 @@ def figures(results: Results, marks: Sequence[Mean] | None = None) -> dict[str, 
 
     Args:
         results: a study's points.
-        marks: `outlay.report.means.means` of them, where these are at hand.
+        marks: `outlay.report.seed_means.means` of them, where these are at hand.
 
     Returns:
         ``figure-<task>`` -> specification. A mark links to ``#point-<id>`` of its first seed.

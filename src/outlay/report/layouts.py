@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from outlay.pareto import Spot, frontier
-from outlay.point import PointRequest
-from outlay.report import papers
+from outlay.engine.point import PointRequest
+from outlay.report import paper_tables
 from outlay.report.cells import (
     Entry,
     bought,
@@ -24,11 +23,12 @@ from outlay.report.cells import (
     thousands,
     told_apart_by,
 )
-from outlay.report.costing import lay_out_costs, lay_out_match
-from outlay.report.laid import CellValue, Head, Item, LaidOut, pivot
+from outlay.report.cost_tables import lay_out_costs, lay_out_match
+from outlay.report.frontier import Spot, frontier
 from outlay.report.results import Results
 from outlay.report.scores import ONE_SEED
-from outlay.report.summaries import across_tasks, plain_tables
+from outlay.report.summary_tables import across_tasks, plain_tables
+from outlay.report.table import CellValue, Head, Item, LaidOut, pivot
 
 Told = Mapping[str, Any]
 """What tells a request apart, `outlay.report.cells.told_apart_by`."""
@@ -227,7 +227,7 @@ def _legend(plan: Plan, laid: LaidOut, found: Sequence[Entry]) -> list[str]:
         whose = f" ({ONE_SEED})" if is_one_seed else ""
         lines.append(f"“tied”: a cell that is no dearer scores more, but the intervals{whose} overlap.")
     if any(cell.published is not None for cell in cells):
-        lines.append(papers.NOT_COMPARABLE)
+        lines.append(paper_tables.NOT_COMPARABLE)
     return lines
 
 
@@ -235,7 +235,7 @@ def _papers_own(layout: str, tasks: Sequence[str], tables: Sequence[LaidOut]) ->
     """The paper's tables of this layout for the tasks that it has, unless all of their numbers stand beside ours."""
     own: list[LaidOut | None] = []
     if layout == "budgets":
-        own = [papers.budget_table(task) for task in tasks]
+        own = [paper_tables.budget_table(task) for task in tasks]
     elif layout in _PAPERS:
         own = [_PAPERS[layout](tasks)]
     beside = {table.tasks: sum(cell.published is not None for cell in table.cells) for table in tables}
@@ -244,10 +244,10 @@ def _papers_own(layout: str, tasks: Sequence[str], tables: Sequence[LaidOut]) ->
 
 
 _PAPERS: dict[str, Callable[[Sequence[str]], LaidOut | None]] = {
-    "self": papers.self_table,
-    "match": papers.match_table,
-    "costs": papers.cost_table,
-    "general": papers.general_table,
+    "self": paper_tables.self_table,
+    "match": paper_tables.match_table,
+    "costs": paper_tables.cost_table,
+    "general": paper_tables.general_table,
 }
 
 
@@ -318,7 +318,7 @@ PLANS: dict[str, Plan] = {
         aside=("budget_usd", "n_unlabelled"),
         needs=("n_initial", "added_usd"),
         teacher_in_head=True,
-        published=papers.score_of,
+        published=paper_tables.score_of,
     ),
     "self": Plan(
         title="distillation from a large teacher or from a model like the student (after Kang et al. 2023, Table 3)",
@@ -328,7 +328,7 @@ PLANS: dict[str, Plan] = {
         aside=("budget_usd", "added_usd"),
         bracket=_with_teacher,
         over_tasks=True,
-        published=papers.self_score_of,
+        published=paper_tables.self_score_of,
     ),
     "general": Plan(
         title="general distillation, annotation, task distillation (after Kang et al. 2023, Table 10)",
@@ -337,7 +337,7 @@ PLANS: dict[str, Plan] = {
         column_fields=("n_initial", "budget_usd"),
         aside=("added_usd", "n_unlabelled"),
         over_tasks=True,
-        published=papers.general_score_of,
+        published=paper_tables.general_score_of,
         remark="What general distillation cost is taken to be $0, as in the paper.",
     ),
     "pool": Plan(
@@ -363,7 +363,7 @@ PLANS: dict[str, Plan] = {
         aside=("budget_usd", "n_unlabelled"),
         needs=("n_initial", "added_usd"),
         bracket=_with_teacher_and_goods,
-        published=papers.score_of,
+        published=paper_tables.score_of,
     ),
     "students": Plan(
         title="sizes of the student (after Kang et al. 2023, Figure 4)",
@@ -390,4 +390,4 @@ PLANS: dict[str, Plan] = {
         bracket=_with_teacher_and_goods,
     ),
 }
-"""Layout → where its points stand; ``match`` and ``costs`` are in `outlay.report.costing`, ``plain`` in `summaries`."""
+"""Layout → where its points stand; ``match`` and ``costs`` are in `outlay.report.cost_tables`, ``plain`` in `summaries`."""

@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 
 from outlay.report.charts import chart_svg, frontier_spec
+from outlay.report.comparison import Comparison, difference_text, grid, legend, on_front
 from outlay.report.style import STYLE
-from outlay.report.tables import Comparison, difference_text, grid, legend, on_front
-from outlay.writing import write_text
+from outlay.storage.files import write_text
 
 
 def render_page(

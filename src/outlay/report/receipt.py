@@ -14,12 +14,12 @@ from fractions import Fraction
 from itertools import zip_longest
 from typing import Any
 
-from outlay.display import left, right, visible, width, wrap
+from outlay.engine.run_dir import RunFolder, Timing
 from outlay.errors import HoldError
-from outlay.ledger import Anchor, Entry, Ledger
-from outlay.money import format_usd
-from outlay.precision import precision_name, ratio_words
-from outlay.runfolder import RunFolder, Timing
+from outlay.hardware.precision import precision_name, ratio_words
+from outlay.money.amounts import format_usd
+from outlay.money.ledger import Anchor, Entry, Ledger
+from outlay.text.display import left, right, visible, width, wrap
 
 WIDTH = 100
 N_TRAINED_ROLES = 3
@@ -96,7 +96,7 @@ class Receipt:
     timings: tuple[Timing, ...] = ()
     compute: Compute | None = None
     notes: tuple[str, ...] = ()
-    """Where the run's score means less than its number, see `outlay.degenerate`."""
+    """Where the run's score means less than its number, see `outlay.metrics.degenerate`."""
     precision: dict[str, Any] | None = None
     """What the run computes in and how fast the machine is in bf16; ``None`` of a run of before."""
 

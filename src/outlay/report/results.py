@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from outlay.metrics import Answered
-from outlay.point import Point
+from outlay.engine.outputs import Aftermath
+from outlay.engine.point import Point
 
 Layout = Literal[
     "budgets", "self", "match", "costs", "general", "pool", "initial", "students", "teachers", "llm", "plain"
@@ -15,9 +15,6 @@ Layout = Literal[
 """How a study is laid out: Kang et al. 2023, Tables 2 and 11 (``budgets``), 3 (``self``), 4 (``match``), 6 (``costs``), 10
 (``general``), Figures 2 (``pool``), 3 (``initial``), 4 (``students``), 5 (``teachers``), 6 and 7 (``llm``); ``plain`` is any
 comparison."""
-
-PARTS = ("labels", "teacher", "targets", "student", "scores")
-"""What a charge is made of: the kinds of steps, in the order they are paid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +30,6 @@ class Header:
     command: str | None = None
     """The command that makes it again."""
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Aftermath:
-    """What one run left, beside its point. Anything may be missing: an artifact was removed, a run failed."""
-
-    run: str
-    """The run's id."""
-    metric: str | None = None
-    """One of `outlay.metrics.METRICS`."""
-    answered: Answered | None = None
-    """The answers to the test split, the same examples in the same order in every run of a task."""
-    teacher_dev: float | None = None
-    """Dev score of the teacher, 0-100."""
-    charges_usd: Mapping[str, float] | None = None
-    """Charge by part, see `PARTS`; they add up to the point's charge."""
-    receipt: str | None = None
-    """As plain text."""
 
 
 @dataclass(frozen=True, slots=True)

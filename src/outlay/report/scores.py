@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from outlay.engine.outputs import Aftermath
+from outlay.engine.point import Point
 from outlay.metrics import ALPHA, Reading, main_score, mean_score
 from outlay.metrics.intervals import Spread, half_of_means, t_quantile, within_ends
-from outlay.point import Point
-from outlay.report.results import Aftermath
 
 Covers = Literal["rows", "seeds and rows", "seeds"]
 """Whom an interval speaks of: this model on other test rows; other seeds and rows; other seeds on these test rows."""

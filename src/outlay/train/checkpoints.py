@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from outlay.errors import TrainingError
-from outlay.train.adapters import load_trained_state, trained_state
-from outlay.train.checkpoint import checkpoint_state, newest_checkpoint
-from outlay.train.place import Place, like
-from outlay.train.progress import Progress, Training
-from outlay.writing import writing
+from outlay.models.peft import load_trained_state, trained_state
+from outlay.storage.checkpoint_files import checkpoint_state, newest_checkpoint
+from outlay.storage.files import writing
+from outlay.train.distributed import Place, like
+from outlay.train.state import Progress, Training
 
 
 class Checkpoints:

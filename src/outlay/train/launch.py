@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from outlay.quiet import hide_deprecations
+from outlay.library_warnings import hide_deprecations
 
 
 def main(arguments: list[str]) -> int:

@@ -20,19 +20,19 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from outlay.errors import TrainingError, UsageError
+from outlay.models.peft import eagerly, load_trained_state, trained_state
 from outlay.settings import TrainSettings
-from outlay.train.adapters import eagerly, load_trained_state, trained_state
 from outlay.train.checkpoints import Checkpoints
-from outlay.train.feed import Batch, Feeder
+from outlay.train.distributed import Place, here
 from outlay.train.losses import LossSum
 from outlay.train.optimizers import make_optimizer
-from outlay.train.place import Place, here
-from outlay.train.plan import Plan, piece_seed
-from outlay.train.progress import Gauge, OnProgress, Progress, Training
-from outlay.train.stopwatch import Stopwatch, part
+from outlay.train.prefetch import Batch, Feeder
+from outlay.train.profiler import Stopwatch, part
+from outlay.train.schedule import Plan, piece_seed
+from outlay.train.state import Gauge, OnProgress, Progress, Training
 
 if TYPE_CHECKING:
-    from outlay.train.tracking import Tracker
+    from outlay.train.trackers import Tracker
 
 _READ_EVERY = 16
 """Steps between two looks at what a GPU has computed, and between two questions to the gauge of several processes."""

@@ -2,7 +2,8 @@
 
 Logits are ``[..., V]``: ``V`` is the number of classes (or the vocabulary); the leading axes, batch, or batch and position, are
 read as one axis of R rows. N of these rows are the positions that count. Everything is computed in float32 whatever comes in (in
-float64 where the logits are), though never for all logits at once (`outlay.train.fused`). Nothing here makes a GPU wait.
+float64 where the logits are), though never for all logits at once (`outlay.train.fused_log_probs`). Nothing here makes a GPU
+wait.
 
 The divergences read a teacher through its largest logits (`Sparse`). The stored classes enter one by one, all the others as one
 *tail bucket*: its teacher mass is exact, because the log-sum-exp over the full vocabulary at this temperature is stored, and only
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from outlay.train.fused import Cells, Segments, least_of_tail, log_probabilities, working_dtype
+from outlay.train.fused_log_probs import Cells, Segments, least_of_tail, log_probabilities, working_dtype
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "js")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from outlay.errors import UsageError
-from outlay.settings import TrainSettings
-from outlay.train.seeds import step_seed
+from outlay.models.seeds import step_seed
+from outlay.settings import TrainSettings, check_optimizer
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -183,23 +182,6 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
 def _is_matrix(parameter: Tensor) -> bool:
     """The vectors of (IA)³ have an axis of one beside their own, and begin at one: they must not decay to zero."""
     return parameter.ndim >= 2 and min(parameter.shape) > 1
-
-
-def check_optimizer(name: str, *, has_gpu: bool) -> None:
-    """Refuse an optimiser that cannot work here.
-
-    Raises:
-        UsageError: ``adamw_8bit`` without bitsandbytes, or without a GPU.
-    """
-    if name != "adamw_8bit":
-        return
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError(
-            "optimizer adamw_8bit needs bitsandbytes, which is not installed; "
-            "`pip install bitsandbytes`, or choose adamw or adafactor"
-        )
-    if not has_gpu:
-        raise UsageError("optimizer adamw_8bit needs a GPU, and there is none here; choose adamw or adafactor")
 
 
 def _adamw_8bit(

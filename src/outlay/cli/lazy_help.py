@@ -1,0 +1,186 @@
+"""Help pages in plain text, under the headings that commands and options name.
+
+Drawing them with boxes takes longer to load than everything else that a help page needs, and leaves half the width for words.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from outlay.errors import UsageError
+
+GIVEN_ONCE = frozenset(
+    ("budget", "budgets", "strategy", "strategies", "seed", "seeds", "teachers", "students", "general_student", "tasks")
+)
+"""Options of one value that say what is asked for: a second one would silently take the place of the first."""
+
+
+class Plain(TyperCommand):
+    """A command that refuses to be asked for two things at once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """As click reads them.
+
+        Raises:
+            UsageError: an option of `GIVEN_ONCE` is given twice.
+        """
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            times = Counter(each.name for each in order if each.name in GIVEN_ONCE)
+            twice = next((each for each in order if times[each.name] > 1), None)
+            if twice is not None:
+                raise UsageError(f"{twice.opts[0]} is given {times[twice.name]} times; give it once")
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """As click does, once every cache has a place and every path is written out."""
+        from outlay.storage.locations import settle_caches
+
+        settle_caches()
+        for name in places_of(self.callback):
+            ctx.params[name] = _expanded(ctx.params[name])
+        return super().invoke(ctx)
+
+
+class Command(Plain):
+    """A command whose options stand under their headings."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments, options without a heading, then heading by heading."""
+        _write_parameters(self.get_params(ctx), ctx, formatter)
+
+
+class Group(TyperGroup):
+    """Commands under their headings, each with its first sentence in full."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Options, then commands."""
+        _write_parameters(self.get_params(ctx), ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Heading by heading, in the order in which they were added."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [
+            (getattr(command, "rich_help_panel", None), (name, command.get_short_help_str(limit=400)))
+            for name, command in commands
+            if command is not None and not command.hidden
+        ]
+        _write_sections(rows, "Commands", formatter)
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A command, or a group of them, that is loaded when it is asked for: ``says`` is its line of the help page."""
+
+    load: Callable[[], Any]
+    """Gives the function of the command, or the `typer.Typer` of the group."""
+    says: str
+    heading: str | None = None
+    cls: type[Plain] = Plain
+
+    def build(self, name: str) -> Any:
+        """The click command."""
+        found = self.load()
+        plain = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False)
+        plain.rich_markup_mode = None
+        plain.pretty_exceptions_enable = False
+        if plain is found:
+            plain.info.cls = Group
+            for each in plain.registered_commands:
+                each.cls = Plain
+            built: Any = typer.main.get_group(plain)
+        else:
+            plain.command(name, cls=self.cls)(found)
+            built = typer.main.get_command(plain)
+        built.name = name
+        return built
+
+
+def places_of(command: Any) -> tuple[str, ...]:
+    """The parameters of a command's function that are paths, or lists of them."""
+    return tuple(name for name, hint in get_type_hints(inspect.unwrap(command)).items() if Path in _parts(hint))
+
+
+def _parts(hint: Any) -> set[Any]:
+    """A type, and those it is made of."""
+    return {hint}.union(*(_parts(each) for each in get_args(hint)))
+
+
+def _expanded(value: Any) -> Any:
+    """A path, or several; older typers hand them over as texts."""
+    from outlay.storage.paths import expand
+
+    if isinstance(value, list | tuple):
+        return type(value)(_expanded(each) for each in value)
+    return value if value is None else type(value)(expand(str(value)))
+
+
+class Laters(Mapping[str, Any]):
+    """Commands by name, each built the first time it is asked for."""
+
+    def __init__(self, laters: Mapping[str, Later]) -> None:
+        self._laters = laters
+        self._built: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._built:
+            self._built[name] = self._laters[name].build(name)
+        return self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._laters)
+
+    def __len__(self) -> int:
+        return len(self._laters)
+
+
+def root(laters: Mapping[str, Later]) -> type[Group]:
+    """The group of all commands: its help page loads none of them."""
+
+    found = Laters(laters)
+
+    class Root(Group):
+        @property
+        def commands(self) -> Any:
+            """All of them."""
+            return found
+
+        @commands.setter
+        def commands(self, registered: Any) -> None:
+            """What was registered with typer: nothing."""
+
+        def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+            """From what each says of itself."""
+            _write_sections(((each.heading, (name, each.says)) for name, each in laters.items()), "Commands", formatter)
+
+    return Root
+
+
+def _write_parameters(parameters: Iterable[Any], ctx: Any, formatter: Any) -> None:
+    rows = []
+    for parameter in parameters:
+        record = parameter.get_help_record(ctx)
+        if record is not None:
+            plain = "Arguments" if parameter.param_type_name == "argument" else None
+            rows.append((plain or getattr(parameter, "rich_help_panel", None), record))
+    # Arguments first, then options without a heading.
+    rows.sort(key=lambda row: (row[0] != "Arguments", row[0] is not None))
+    _write_sections(rows, "Options", formatter)
+
+
+def _write_sections(rows: Iterable[tuple[Any, tuple[str, str]]], unnamed: str, formatter: Any) -> None:
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for heading, row in rows:
+        sections.setdefault(heading if isinstance(heading, str) else unnamed, []).append(row)
+    for heading, lines in sections.items():
+        with formatter.section(heading):
+            formatter.write_dl(lines)

@@ -1,0 +1,132 @@
+"""Progress of a single step: a live bar with loss and speed on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.progress import TaskID
+
+from outlay.cli.progress import QUIET_SECONDS, live_bars
+from outlay.cli.terminal import console, echo, table_console
+
+if TYPE_CHECKING:
+    from outlay.standalone.runtime import Outcome
+
+
+class StepScreen:
+    """A `outlay.standalone.runtime.Listener` that draws on standard error, so that standard output stays fit for a pipe."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = console(err=True, quiet=quiet)
+        self._bars = live_bars(self._console, ("detail",), quiet=quiet)
+        self._task: TaskID | None = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def begin(self, what: str) -> None:
+        """Show a step."""
+        self._console.print(what, style="bold")
+        self._task = self._bars.add_task("", total=None, detail="")
+        self._last_line = time.monotonic()
+
+    def progress(self, n_done: int, n_total: int, detail: str) -> None:
+        """Move the bar; without one say a line now and then."""
+        if self._task is not None:
+            self._bars.update(self._task, completed=n_done, total=n_total, detail=detail)
+        if self._bars.disable and time.monotonic() - self._last_line > QUIET_SECONDS:
+            self._last_line = time.monotonic()
+            self._console.print(f"  {n_done:,} of {n_total:,}, {detail}")
+
+    def say(self, line: str) -> None:
+        """A line worth reading."""
+        self._console.print(f"  {line}", style="dim")
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """What came of a step, on standard output."""
+    from outlay.metrics.degenerate import of_rows
+
+    if outcome.is_old:
+        echo("already done: the same request was answered here before")
+    facts = outcome.facts
+    if "scores" in facts:
+        _print_scores(facts)
+    for name in ("model", "targets", "predictions"):
+        if name in facts:
+            echo(f"{name}: {facts[name]}")
+    if "scores" in facts:
+        echo(f"scores: {outcome.out}/scores.json")
+    dev = f", {facts['n_dev']:,} dev rows" if facts.get("n_dev") else ""
+    echo(f"rows: {facts['n_rows']:,}{dev}")
+    if facts.get("dev") is not None:
+        dev = f"{facts['dev']:.2f}{of_rows(facts.get('n_dev'))}"
+        echo(f"best {facts['dev_score']} on dev: {dev} in epoch {facts['best_epoch'] + 1}")
+    if facts.get("kept", {}).get("n_positions"):
+        print_kept(facts["kept"])
+    for line in outcome.counts:
+        echo(line)
+    for note in facts.get("notes", ()):
+        echo(f"note: {note}")
+    if outcome.seconds > 0:
+        echo(f"speed: {facts['n_rows'] / outcome.seconds:,.0f} rows/s")
+    echo(f"compute: {outcome.compute}")
+    if "profile" in facts:
+        _print_profile(facts["profile"])
+
+
+def print_kept(kept: dict[str, Any]) -> None:
+    """How much of a teacher's words targets hold."""
+    capped = f", {kept['n_capped']:,} at the limit of logits" if kept["n_capped"] else ""
+    logits = f"{kept['logits_mean']:.1f} logits a position (most {kept['logits_max']:,})"
+    echo(
+        f"kept: {logits}, {kept['bytes_per_position']:.0f} bytes, "
+        f"{100 * kept['mass_mean']:.3f} % of the probability (least {100 * kept['mass_min']:.2f} %){capped}"
+    )
+
+
+def _print_profile(profile: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from outlay.hardware.precision import precision_name
+
+    total = profile["total_seconds"]
+    table = Table(title=f"where {total:,.2f} s went", title_justify="left")
+    for heading in ("part", "seconds", "share"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for name, seconds in sorted(profile["seconds"].items(), key=lambda item: -item[1]):
+        table.add_row(name, f"{seconds:,.2f}", f"{100 * seconds / max(total, 1e-9):.1f} %")
+    table_console().print(table)
+    if profile["utilisation"] is not None:
+        peak = profile["peak_flops_per_second"] / 1e9
+        share = f"model-FLOPs utilisation: {100 * profile['utilisation']:.1f} %"
+        name = f" in {precision_name(profile['precision'])}" if "precision" in profile else ""
+        echo(f"{share} of {peak:,.3g} GFLOP/s, which a matrix product reaches here{name}")
+    elif profile.get("why"):
+        echo(f"model-FLOPs utilisation: not known; {profile['why']}")
+
+
+def _print_scores(facts: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(
+        title=f"{facts['metric']}, {facts['n_rows']:,} rows, 95 % intervals of this model on these rows",
+        title_justify="left",
+    )
+    readings = list(dict.fromkeys(name.split("/")[1] for name in facts["scores"]))
+    for heading in ("statistic", *readings):
+        table.add_column(heading, justify="left" if heading == "statistic" else "right")
+    for statistic in dict.fromkeys(name.split("/")[0] for name in facts["scores"]):
+        found = [facts["scores"].get(f"{statistic}/{reading}") for reading in readings]
+        cells = ["" if s is None else f"{s['value']:.2f} ({s['low']:.2f} to {s['high']:.2f})" for s in found]
+        table.add_row(statistic, *cells)
+    table_console().print(table)

@@ -1,0 +1,142 @@
+"""How a study looks while it goes on: points done, steps under way, dollars; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.progress import TaskID
+from rich.text import Text
+
+from outlay.cli.progress import QUIET_SECONDS, live_bars
+from outlay.cli.terminal import console, echo, print_json, table_console
+from outlay.money.amounts import show_usd
+
+if TYPE_CHECKING:
+    from outlay.engine.point import Point
+    from outlay.storage.store import Store
+    from outlay.study.runner import Status
+
+
+class StudyScreen:
+    """An `outlay.study.scheduler.Observer` that draws on standard error."""
+
+    def __init__(self, n_points: int, n_there: int, *, quiet: bool = False) -> None:
+        self._console = console(err=True, quiet=quiet)
+        self._bars = live_bars(self._console, ("detail",), quiet=quiet)
+        self._n_points, self._n_there = n_points, n_there
+        self._charge = 0.0
+        self._cash = 0.0
+        self._steps: dict[str, TaskID] = {}
+        self._n_steps = 0
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        self._all = self._bars.add_task("points", total=self._n_points, completed=self._n_there, detail="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def began(self, what: str, run: str) -> None:
+        """A step was handed out; `tick` draws it."""
+
+    def ended(self, what: str, seconds: float, problem: str | None) -> None:  # noqa: ARG002
+        """Say what went wrong; what went well is only counted."""
+        self._n_steps += 1
+        if problem is not None:
+            self._console.print(f"  {what}: {problem}", style="red", soft_wrap=True)
+
+    def point(self, place: int, point: Point, n_done: int) -> None:  # noqa: ARG002
+        """A line per point."""
+        request, result = point.request, point.result
+        self._charge += result.charge_usd
+        self._cash += point.circumstance.cash_usd or 0.0
+        fixed = "" if request.n_initial is None else f", N = {request.n_initial:,}"
+        score = f"{result.test:.1f}" if result.test is not None else f"{result.status}: {result.reason}"
+        self._console.print(
+            Text.assemble(
+                (f"{self._n_there + n_done}/{self._n_points}", "bold"),
+                f" {request.task}: {request.variant}{fixed}, {show_usd(request.budget_usd)}, seed {request.seed}  {score}",
+            ),
+            soft_wrap=True,
+        )
+        self._bars.update(
+            self._all,
+            completed=self._n_there + n_done,
+            detail=f"charged {show_usd(self._charge)}, cash {show_usd(self._cash)}, {self._n_steps} steps",
+        )
+
+    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
+        """Move the bars of the steps under way."""
+        for name in set(self._steps) - set(under_way):
+            self._bars.remove_task(self._steps.pop(name))
+        for name, (done, total, words) in under_way.items():
+            if name not in self._steps:
+                self._steps[name] = self._bars.add_task(f"  {name}", total=None, detail="")
+            self._bars.update(self._steps[name], completed=done, total=total or None, detail=words)
+        if self._bars.disable and time.monotonic() - self._last_line > QUIET_SECONDS:
+            self._last_line = time.monotonic()
+            for name, (done, total, words) in under_way.items():
+                far = f": {done:,} of {total:,}, {words}" if total else ""
+                self._console.print(f"    {name}{far}", soft_wrap=True)
+
+
+def draw_study(folder: Path, store: Store | None, *, as_json: bool) -> None:
+    """Write the report of a study's folder and print its tables, or its points as JSON."""
+    from outlay.report.flat_files import NEEDS_PYARROW
+    from outlay.report.study_report import write_study_report
+    from outlay.study.runner import read_results
+
+    files = write_study_report(folder, read_results(folder, store))
+    if "parquet" not in files:
+        echo(f"note: {NEEDS_PYARROW}", err=True)
+    if as_json:
+        print_json(json.loads((folder / "points.json").read_text(encoding="utf-8")))
+    else:
+        show_study(folder, store, files)
+
+
+def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> None:
+    """Print the tables of a study's folder, and where its files are."""
+    from outlay.report.study_report import StudyReport
+    from outlay.study.runner import read_results
+
+    table_console().print(StudyReport(read_results(folder, store)).terminal())
+    if files:
+        echo()
+    for name, path in files.items():
+        echo(f"{name}: {path}")
+
+
+def status_lines(found: Status) -> list[str]:
+    """A study's status for people: how far, what is held, what is missing and why, and how to go on."""
+    total = sum(found.n_by_status.values())
+    counts = ", ".join(
+        f"{found.n_by_status[name]:,} {name}" for name in ("ok", "na", "failed", "left") if name in found.n_by_status
+    )
+    lines = [
+        f"{found.header.name} ({found.header.title}), scale {found.header.scale}: {total:,} points: {counts}",
+        f"cash so far: {show_usd(found.cash_usd)}",
+    ]
+    for held in found.held:
+        state = "cut off" if held.is_cut_off else "under way"
+        lines.append(f"{state}: a step of {held.label}, {held.seconds:,.0f} s on {held.item}")
+    labels: dict[tuple[str, str], list[str]] = {}
+    for status, label, reason in found.reasons:
+        labels.setdefault((status, reason), []).append(label)
+    for (status, reason), cells in labels.items():
+        more = f" and {len(cells) - 1:,} more" if len(cells) > 1 else ""
+        lines.append(f"{status}: {cells[0]}{more}: {reason}")
+    if found.again is not None and not found.is_done:
+        lines.append(f"to go on: {found.again}")
+    elif found.again is not None and "failed" in found.n_by_status:
+        lines.append(f"to try what failed again: {found.again}")
+    return lines

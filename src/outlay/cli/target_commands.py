@@ -1,0 +1,195 @@
+"""`outlay targets`: what a folder of targets holds, and its way to other programs and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from outlay.cli.common import Json, parse_labels
+from outlay.cli.step_options import (
+    ROWS,
+    Base,
+    Delimiter,
+    Kind,
+    Labels,
+    MaxSource,
+    MaxTarget,
+    Out,
+    Overwrite,
+    Prefix,
+    Quiet,
+    SourceColumn,
+    TargetColumn,
+    Task,
+    option,
+)
+from outlay.cli.terminal import echo, print_json
+
+if TYPE_CHECKING:
+    from outlay.standalone.runtime import Outcome
+
+targets_app = typer.Typer(help="A teacher's targets: look at them, hand them over.", no_args_is_help=True)
+
+TargetsFolder = Annotated[Path, typer.Argument(metavar="TARGETS", help="A folder that teach or targets import wrote.")]
+
+TOKENS = "Tokens"
+
+
+@targets_app.command("show")
+def show(folder: TargetsFolder, as_json: Json = False) -> None:
+    """Print what targets hold: rows, bytes per token, logits and probability kept, the state of every block."""
+    from outlay.standalone.targets_dir import TargetsFolder
+
+    about = TargetsFolder.open(folder).about()
+    if as_json:
+        print_json(about)
+        return
+    _print_about(about)
+
+
+@targets_app.command("export")
+def export(
+    folder: TargetsFolder,
+    out: Annotated[Path, typer.Option("--out", help="The file: .jsonl, .jsonl.gz or .parquet.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write targets as log-probabilities, one row a line, in the names of OpenAI's API."""
+    from outlay.standalone.export_targets import export as write
+
+    outcome = write(folder, out, overwrite=overwrite)
+    if as_json:
+        print_json(outcome.to_json())
+        return
+    facts = outcome.facts
+    per = f", {facts['n_bytes'] / facts['n_positions']:,.0f} bytes a position" if facts["n_positions"] else ""
+    echo(f"file: {facts['file']}")
+    echo(f"rows: {facts['n_rows']:,} of {facts['kind']}, {facts['n_positions']:,} positions{per}")
+    _print_speed(outcome)
+
+
+@targets_app.command("import")
+def import_(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Answers with log-probabilities: .jsonl, .jsonl.gz or .parquet.")
+    ],
+    out: Out,
+    student: Annotated[str | None, typer.Option("--student", help="Who is taught: decides what is written.")] = None,
+    base: Base = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="classes, tokens or text. (default: what the student can read)")
+    ] = None,
+    task: Task = None,
+    rows_file: Annotated[
+        Path | None,
+        option(
+            "--file",
+            panel=ROWS,
+            says="The rows that were asked, where answers do not repeat them: in order or by custom_id.",
+        ),
+    ] = None,
+    source_column: SourceColumn = "source",
+    target_column: TargetColumn = None,
+    delimiter: Delimiter = None,
+    kind: Kind = None,
+    labels: Labels = None,
+    prefix: Prefix = None,
+    max_source_tokens: MaxSource = None,
+    max_target_tokens: MaxTarget = None,
+    match: Annotated[
+        str | None,
+        option(
+            "--match",
+            panel=TOKENS,
+            says="Find the student's tokens by ids or text. (default: ids, where there are some)",
+        ),
+    ] = None,
+    closing: Annotated[
+        str | None, option("--closing", panel=TOKENS, says="The teacher's closing token, as '<|im_end|>'.")
+    ] = None,
+    max_logits: Annotated[int, option("--max-logits", panel=TOKENS, says="Kept per position at most; 0 = all.")] = 64,
+    tail_mass: Annotated[
+        float, option("--tail-mass", panel=TOKENS, says="Probability that may be left out at a position.")
+    ] = 0.001,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Make targets of another program's answers, as vLLM and servers with OpenAI's API write them."""
+    _import(locals())
+
+
+def _import(given: dict[str, Any]) -> None:
+    from outlay.cli.step_screen import StepScreen
+    from outlay.standalone.import_request import Importing
+    from outlay.standalone.import_targets import import_targets
+
+    names = (
+        *("file", "out", "rows_file", "student", "base", "target", "match", "closing", "max_logits", "tail_mass"),
+        "overwrite",
+    )
+    asked = Importing(**{name: given[name] for name in names}, asked=_asked(given))
+    with StepScreen(quiet=given["quiet"] or given["as_json"]) as screen:
+        outcome = import_targets(asked, screen)
+    if given["as_json"]:
+        print_json(outcome.to_json())
+    else:
+        _print_imported(outcome)
+
+
+def _print_imported(outcome: Outcome) -> None:
+    from outlay.cli.step_screen import print_kept
+
+    if outcome.is_old:
+        echo("already done: the same request was answered here before")
+    echo(f"targets: {outcome.out}")
+    echo(f"rows: {outcome.facts['n_rows']:,} of {outcome.facts['kind']}")
+    if outcome.facts["kept"]["n_positions"]:
+        print_kept(outcome.facts["kept"])
+    for line in outcome.counts:
+        echo(line)
+    _print_speed(outcome)
+
+
+def _asked(given: dict[str, Any]) -> Any:
+    from outlay.standalone.inputs import Asked
+
+    names = (
+        *("task", "source_column", "target_column", "kind", "prefix"),
+        *("max_source_tokens", "max_target_tokens", "delimiter"),
+    )
+    return Asked(**{name: given[name] for name in names}, labels=parse_labels(given["labels"]))
+
+
+def _print_about(about: dict[str, Any]) -> None:
+    from outlay.cli.step_screen import print_kept
+    from outlay.text.legible import named
+
+    kept, form = about["kept"], about["form"]
+    echo(f"targets: {about['targets']}")
+    over = f" over {named(form['labels'])}" if form["labels"] else ""
+    echo(f"rows: {about['n_rows']:,} of {about['kind']}, {kept['n_positions']:,} positions, {form['kind']}{over}")
+    echo(f"teacher: {about['teacher']}")
+    if about["imported"] is not None:
+        echo(f"imported: {about['imported']['file']}")
+    student = [part for part in about["student"] if part]
+    if student:
+        echo(f"student: {' of '.join(student)}")
+    if about["temperatures"]:
+        offered = ", ".join(f"{t:g}" for t in about["temperatures"])
+        echo(f"temperatures: {offered}, over {about['vocab_size']:,} classes")
+    if kept["n_positions"]:
+        print_kept(kept)
+    if about["rows_per_second"] is not None:
+        echo(f"speed: {about['rows_per_second']:,.0f} rows/s when they were made")
+    states = {name: block["state"] for name, block in about["blocks"].items()}
+    bad = [f"{name} is {state}" for name, state in states.items() if state != "sound"]
+    verdict = "; ".join(bad) if bad else "each matches its sha256"
+    echo(f"blocks: {len(states):,}, {about['n_bytes']:,} bytes; {verdict}")
+
+
+def _print_speed(outcome: Outcome) -> None:
+    if outcome.seconds > 0:
+        echo(f"speed: {outcome.facts['n_rows'] / outcome.seconds:,.0f} rows/s")

@@ -1,0 +1,57 @@
+"""What a request may leave to its task: the encoder that its metric compares texts with, and where dev labels come from."""
+
+from __future__ import annotations
+
+from outlay.errors import UnknownModel, UsageError
+from outlay.models.reference import fingerprint
+from outlay.models.shape import check_layer
+from outlay.plan.steps import Judge
+from outlay.tasks.splits import TaskData
+from outlay.tasks.task import Task
+
+
+def judge_of(task: Task, metric_model: str | None) -> Judge | None:
+    """The encoder that the task's metric compares texts with, where it needs one; ``metric_model``: in place of the task's own.
+
+    Raises:
+        UsageError: the metric needs one and none is named, or the other way round.
+        UnknownModel: it leads nowhere.
+    """
+    if task.metric != "bert_ibleu":
+        if metric_model is not None:
+            raise UsageError(
+                f"task {task.name} is scored by {task.metric}, which needs no --metric-model; leave it out"
+            )
+        return None
+    own = task.bertscore
+    ref = metric_model or (own.model if own is not None else None)
+    if ref is None:
+        raise UsageError(
+            f"task {task.name} is scored by bert_ibleu, which needs an encoder; name it with --metric-model"
+        )
+    # A layer is a layer of one checkpoint: of another the last one is compared.
+    layer = own.layer if own is not None and metric_model is None else None
+    try:
+        check_layer(ref, layer)
+        return Judge(ref, layer, own is not None and own.idf, fingerprint(ref))
+    except UnknownModel as error:
+        raise UnknownModel(f"{error}; or name another encoder for bert_ibleu with --metric-model") from None
+
+
+def dev_choice(task: Task, data: TaskData, dev: str | None, n_dev: int | None) -> tuple[str | None, int | None]:
+    """How dev labels come, and how many (``None``: the whole split, or the default share where carved).
+
+    Raises:
+        UsageError: a dev split that is not there, or has fewer rows.
+    """
+    how = dev or task.dev
+    n_dev = n_dev if n_dev is not None else task.n_dev
+    if how == "none":
+        return None, None
+    if how == "carved":
+        return how, n_dev
+    if not data.dev:
+        raise UsageError(f"dev {how!r} needs a dev split, and task {task.name} has none; choose carved or none")
+    if n_dev is not None and n_dev > len(data.dev):
+        raise UsageError(f"{n_dev:,} dev labels asked, the dev split has {len(data.dev):,}; ask for at most that many")
+    return how, n_dev

@@ -1,0 +1,34 @@
+"""Where a step was made: what may differ between two runs of the same request."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from importlib.metadata import version
+
+from outlay.hardware.precision import kept_bf16_speed
+from outlay.hardware.processor import cpu_name
+from outlay.hardware.quota import usable_cores
+
+
+def environment(threads: int | None, precision: str | None = None) -> dict[str, str | int | float | None]:
+    """Machine, threads, precision and library versions: equal bytes are promised within one such environment only.
+
+    ``bf16_ratio``: the machine's speed in bf16 as a multiple of that in float32; ``None`` where it was not measured.
+    """
+    known = kept_bf16_speed()
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()}-{platform.machine()}",
+        "cpu": cpu_name(),
+        "n_cores": usable_cores(),
+        "threads": threads,
+        "precision": precision,
+        "bf16_ratio": None if known is None else known.ratio,
+        "torch": _version("torch"),
+        "transformers": _version("transformers"),
+    }
+
+
+_version = cache(version)
+"""Read from the installed package's files, once."""

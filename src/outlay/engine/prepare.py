@@ -1,0 +1,498 @@
+"""From the words of a user to a request and all that is known about it, before money moves."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from outlay.engine.choices import dev_choice, judge_of
+from outlay.engine.sellers import human_seller, identity_of, llm_offer, llm_seller, llm_terms
+from outlay.errors import OutlayError, UnknownModel, UsageError
+from outlay.hardware.precision import AUTO, BF16, check_asked, remarks, resolve, without_auto
+from outlay.labels.annotator import Annotator
+from outlay.models.reference import fingerprint, parse_ref
+from outlay.models.shape import ModelShape, shape_of
+from outlay.models.window import Window, check_handover, window_of
+from outlay.money.amounts import PriceBook
+from outlay.money.machines import Machine, machine
+from outlay.plan.cache import Memo, once
+from outlay.plan.context import Handover, Known, TokenCounts
+from outlay.plan.request import (
+    DEFAULT_GENERAL,
+    DEFAULT_MACHINE,
+    DEFAULT_STUDENT,
+    DEFAULT_TEACHER,
+    DEFAULT_THREADS,
+    Request,
+    Seller,
+    frozen_overrides,
+)
+from outlay.plan.steps import Buy, Encoding, Judge, Model
+from outlay.plan.strategies import strategy as strategy_named
+from outlay.settings import TEMPERATURES, TeachSettings, TrainSettings, default_settings
+from outlay.spec import Family, can_answer, target_kind
+from outlay.storage.store import key_of
+from outlay.tasks.example import Example
+from outlay.tasks.loading import load_data
+from outlay.tasks.splits import Ordered, TaskData
+from outlay.tasks.task import Task, load_task
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user asks of one run, in their words; every field but the first three has a default."""
+
+    task: str
+    strategy: str
+    budget_micros: int
+    n_initial: int | None = None
+    seed: int = 0
+    teacher: str = DEFAULT_TEACHER
+    student: str = DEFAULT_STUDENT
+    machine: str = DEFAULT_MACHINE
+    student_training: str = "charged"
+    pool_rows: int | None = None
+    dev: str | None = None
+    """``given``, ``bought``, ``carved`` or ``none``; ``None`` = as the task says."""
+    n_dev: int | None = None
+    threads: int = DEFAULT_THREADS
+    seller: Seller = field(default_factory=Seller)
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    base: str | None = None
+    """What ``cut:`` and ``tiny:`` students are made from; ``None`` = the teacher."""
+    metric_model: str | None = None
+    """Encoder that `bert_ibleu` compares texts with; ``None`` = as the task says."""
+    general: str = DEFAULT_GENERAL
+    """The generally distilled checkpoint that `general_distill` starts from."""
+    llm_error_rate: float | None = None
+    """Share of an LLM's labels that are wrong, in replay; strategies that hire one need it."""
+    llm_price_item: str | None = None
+    """What one of its labels is charged as; ``None`` = ``gpt-3.5-label/`` and the task's name."""
+    precision: str = AUTO
+    """``auto`` (as this machine is fast), ``bf16`` or ``fp32``, where neither task nor ``overrides`` name one for a role."""
+
+    def __post_init__(self) -> None:
+        check_asked(self.precision)
+
+
+_TRAINED = ("teacher", "student", "distil")
+_OWN = ("budget_micros", "n_initial")
+"""Options that decide neither rows nor models."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cast:
+    """The models of one run. ``used``: those that learn or speak in it, whatever else is named."""
+
+    teacher: Model
+    student: Model
+    judge: Judge | None
+    used: tuple[Model, ...]
+    speaker: Model | None
+    """Whose targets the student learns from."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One run, ready to be quoted and executed: rows in their seeded orders, and what is known of them."""
+
+    request: Request
+    known: Known
+    task: Task
+    train: list[Example]
+    pool: list[Example]
+    dev: list[Example]
+    test: list[Example]
+    pool_parts: tuple[tuple[str, int], ...]
+    price_book: PriceBook
+    options: Options
+
+    def is_precision_asked(self, precision: str) -> bool:
+        """Whether somebody asked for what a step computes in, or the machine chose it."""
+        named = dict(self.request.overrides)
+        return (
+            self.options.precision != AUTO
+            or precision != self.request.precision
+            or all("precision" in dict(named.get(role, ())) for role in _TRAINED)
+        )
+
+    def sources(self, rows: Sequence[Example], ref: str) -> list[tuple[str, ...]]:
+        """What a model reads, row by row: an encoder the task's segments, one that writes the whole text."""
+        return _sources(self.task, rows, self.known.shapes[ref].family)
+
+    def seller_of(self, step: Buy) -> Annotator:
+        """Who sells the labels of a purchase, replayed from the gold labels of its split."""
+        seller = human_seller if step.annotator == "human" else llm_seller
+        return seller(self.train if step.split == "train" else self.dev, self.task, self.price_book, self.request)
+
+
+class Workbench:
+    """Loads tasks, reads checkpoints and counts tokens once, for as many runs as a comparison or a study has; it lives for one
+    command, and what changes on the disk meanwhile is not seen.
+
+    ``tokens``: a folder where tokenised texts are kept for this process's steps and for the next process; ``None`` = nowhere.
+    """
+
+    def __init__(
+        self,
+        price_book: PriceBook,
+        *,
+        data_root: Path | None = None,
+        machines: Sequence[Path] = (),
+        tokens: Path | None = None,
+    ) -> None:
+        self.price_book = price_book
+        self._tokens = tokens
+        self._machine_files = machines
+        self._data_root = data_root
+        self._lengths: dict[tuple[str, str, Window], dict[str, int]] = {}
+        self._shapes: dict[tuple[str, str], ModelShape] = {}
+        self._able: set[Hashable] = set()
+        self._same_tokens: dict[tuple[str, str], bool] = {}
+        self.memo = Memo()
+        self.notes: list[str] = []
+        """What was decided about the form of the files that were read, a sentence each."""
+
+    def load(self, name: str) -> tuple[Task, TaskData]:
+        """A task and its data, leaks checked."""
+
+        def loaded() -> tuple[Task, TaskData]:
+            task = load_task(name)
+            data = load_data(task, self._data_root)
+            self.notes += [note for note in data.notes if note not in self.notes]
+            return task, data
+
+        return self.memo.once(("load", name), loaded, keep=OutlayError)
+
+    @once
+    def name_of(self, task: str) -> str:
+        """What a task is called, whose data need not be there; one that cannot be read, as it was asked for."""
+        try:
+            return load_task(task).name
+        except OutlayError:
+            return task
+
+    @once
+    def machine(self, name: str) -> Machine:
+        """A machine of the shipped or the user's files.
+
+        Raises:
+            UnknownItem: lists the known ones.
+        """
+        return machine(name, self._machine_files)
+
+    def request(self, options: Options) -> Request:
+        """The request of ``options``; cheap but for reading the data: no model is loaded.
+
+        Raises:
+            UsageError: whatever is wrong with the options, named one at a time.
+        """
+        # Whether N is given decides what is refused, its number nothing.
+        at = ("request", options.n_initial is None, *_shared(options))
+        request = self.memo.once(at, lambda: self._request(options))
+        return replace(request, budget_micros=options.budget_micros, n_initial=options.n_initial)
+
+    def _request(self, options: Options) -> Request:
+        task, data = self.load(options.task)
+        chosen = self.machine(options.machine)
+        self.price_book.hour(chosen.price_item)
+        self.price_book.label(task.price_item)
+        dev, n_dev = dev_choice(task, data, options.dev, options.n_dev)
+        cast = self._cast(task, options)
+        asked = (options.n_initial, options.llm_error_rate, options.llm_price_item)
+        llm_error_rate, llm_item = llm_terms(strategy_named(options.strategy), task, self.price_book, *asked)
+        families = self._families_by_role(cast)
+        overrides: dict[str, dict[str, Any]] = {
+            "teacher": task.training.settings_for(families["teacher"], "teacher"),
+            "student": task.training.settings_for(families["student"], "student"),
+            "distil": task.training.settings_for(families["distil"], "distil"),
+        }
+        for role, given in options.overrides.items():
+            overrides[role] = without_auto({**overrides.get(role, {}), **given})
+        models: list[Any] = [cast.teacher.parameters(), cast.student.parameters()]
+        request = Request(
+            task=task.name,
+            task_digest=_task_digest(task, data),
+            strategy=options.strategy,
+            budget_micros=options.budget_micros,
+            price_book=self.price_book.digest,
+            models=key_of(models if cast.judge is None else [*models, cast.judge.parameters()]),
+            n_initial=options.n_initial,
+            seed=options.seed,
+            teacher=options.teacher,
+            student=cast.student.ref,
+            machine=chosen.name,
+            machine_digest=key_of(chosen.identity()),
+            student_training=options.student_training,
+            pool_rows=options.pool_rows,
+            dev=dev,
+            n_dev=n_dev,
+            threads=options.threads,
+            seller=options.seller,
+            overrides=frozen_overrides(overrides),
+            base=None if options.base == options.teacher else options.base,
+            metric_model=options.metric_model,
+            llm_error_rate=llm_error_rate,
+            llm_price_item=llm_item,
+            precision=_run_precision(options, overrides),
+        )
+        for role, pairs in request.overrides:
+            settings = TeachSettings() if role == "teach" else default_settings(families[role], task.kind)[role]
+            settings.changed(dict(pairs))
+        return request
+
+    def check(self, options: Options) -> None:
+        """Refuse what the models cannot do, before money moves; loads their tokenizers, and no weights.
+
+        Raises:
+            UsageError: whatever is wrong with the options.
+            LabelError: a tokenizer that cannot spell a label.
+            UnknownModel: a model without a tokenizer.
+        """
+        request = self.request(options)
+        self.memo.once(("check", *_shared(options)), lambda: self._check(options, request), keep=OutlayError)
+
+    def _check(self, options: Options, request: Request) -> None:
+        task, _ = self.load(options.task)
+        cast = self._cast(task, options)
+        for model, settings in self._trainings(task, cast, request).items():
+            self._check_able(task, model, settings)
+        handover = self._handover(task, cast)
+        if handover is not None and handover.target != "text":
+            self._check_temperature(task, cast, request)
+        if handover is not None and cast.speaker is not None:
+            teacher, student = (self._window(each).fit(task.form) for each in (cast.speaker, cast.student))
+            check_handover(handover.target, teacher, student, cast.student.ref)
+        objective = dict(next((pairs for role, pairs in request.overrides if role == "distil"), ())).get("objective")
+        if handover is not None and objective == "published" and handover.target != "tokens":
+            raise UsageError(
+                "the published objective needs a teacher and a student that write their answers with one tokenizer; "
+                f"these hand over {handover.target}, so use objective=masked"
+            )
+
+    def prepare(self, options: Options) -> Prepared:
+        """Rows in order, shapes, token counts: everything a strategy may see. Runs that differ in budget and N share it."""
+        self.check(options)
+        request = self.request(options)
+        prepared = self.memo.once(("prepare", *_shared(options)), lambda: self._prepare(options, request))
+        known = prepared.known.asked(request.budget_micros, request.n_initial)
+        return replace(prepared, request=known.request, known=known, options=options)
+
+    def _prepare(self, options: Options, request: Request) -> Prepared:
+        task, data = self.load(options.task)
+        cast = self._cast(task, options)
+        ordered = self.memo.once(("ordered", options.task, request.seed), lambda: Ordered.of(data, request.seed))
+        train, dev, pool = ordered.train, ordered.dev, ordered.pool[: request.pool_rows]
+        rows = {"train": train, "dev": dev, "pool": pool, "test": data.test}
+        chosen, families = self.machine(request.machine), self._families_by_role(cast)
+        handover = self._handover(task, cast)
+        spoken = {} if handover is None or cast.speaker is None else {(cast.speaker.ref, cast.student.ref): handover}
+        known = Known(
+            request=request,
+            task=task.name,
+            encoding=Encoding(task.segment_names, task.form, task.metric, cast.judge),
+            teacher=cast.teacher,
+            student=cast.student,
+            shapes={model.ref: self._shape(model) for model in (cast.teacher, cast.student)},
+            tokens={model.ref: self._token_counts(options, task, model, rows) for model in cast.used},
+            longest_answer={model.ref: self._longest_answer(task, model) for model in cast.used},
+            handovers=spoken,
+            machine=chosen,
+            machine_price=self.price_book.hour(chosen.price_item),
+            label_price=self.price_book.label(task.price_item),
+            seller_identity=self.memo.once(
+                ("seller", options.task, request.seed, request.seller),
+                lambda: identity_of(human_seller(train, task, self.price_book, request)),
+            ),
+            train_digest=ordered.train_digest,
+            dev_digest=ordered.dev_digest,
+            test_digest=ordered.test_digest,
+            pool_digests=ordered.pool_digests,
+            n_carved=task.model_copy(update={"dev": request.dev or "none", "n_dev": request.n_dev}).n_carved,
+            n_train=len(train),
+            n_pool=len(pool),
+            n_dev=len(dev) if request.n_dev is None else request.n_dev,
+            defaults={role: default_settings(family, task.kind)[role] for role, family in families.items()},
+            teach_defaults=TeachSettings(),
+            llm=llm_offer(train, task, self.price_book, request),
+            windows={model.ref: self._window(model) for model in cast.used},
+        )
+        parts = _pool_parts(data, len(pool))
+        return Prepared(request, known, task, train, pool, dev, data.test, parts, self.price_book, options)
+
+    # --- models ------------------------------------------------------------------------------------------------------
+
+    def _cast(self, task: Task, options: Options) -> _Cast:
+        """Who plays in a run; families that cannot do the task are refused.
+
+        Raises:
+            UsageError: an encoder for a task that needs writing, or no encoder to measure with.
+            UnknownModel: a reference that leads nowhere.
+        """
+        policy = strategy_named(options.strategy)
+        base = options.base or options.teacher
+        # A teacher may be a cut of the base too (Kang et al. 2023, Figure 5, compares sizes of teachers).
+        origin = base if parse_ref(options.teacher).needs_base else options.teacher
+        teacher = Model(options.teacher, origin, self._fingerprint(options.teacher, origin))
+        ref = options.general if policy.starts_general else options.student
+        student = Model(ref, base, self._fingerprint(ref, base))
+        speaker = {"teacher": teacher, "student": student, None: None}[policy.taught_by]
+        used = (student,) if speaker is None or speaker == student else (teacher, student)
+        for model in used:
+            if not can_answer(self._shape(model).family, task.kind):
+                raise UsageError(
+                    f"model {model.ref!r} is an encoder and cannot write the answers of task {task.name}; "
+                    "name a seq2seq or causal model, such as a T5"
+                )
+        return _Cast(teacher, student, judge_of(task, options.metric_model), used, speaker)
+
+    def _fingerprint(self, ref: str, base: str) -> str:
+        """Read once; a failure, which may have asked the hub, is kept too."""
+        return self.memo.once(("fingerprint", ref, base), lambda: fingerprint(ref, base=base), keep=UnknownModel)
+
+    def _shape(self, model: Model) -> ModelShape:
+        at = (model.ref, model.base)
+        if at not in self._shapes:
+            self._shapes[at] = shape_of(model.ref, base=model.base)
+        return self._shapes[at]
+
+    def _families_by_role(self, cast: _Cast) -> dict[str, Family]:
+        teacher, student = self._shape(cast.teacher).family, self._shape(cast.student).family
+        return {"teacher": teacher, "student": student, "distil": student}
+
+    def _window(self, model: Model) -> Window:
+        return self.memo.once(("window", model.ref, model.base), lambda: window_of(model.ref, base=model.base))
+
+    def _trainings(self, task: Task, cast: _Cast, request: Request) -> dict[Model, tuple[TrainSettings, ...]]:
+        """Who is trained in a run, and how."""
+        families, given = self._families_by_role(cast), dict(request.overrides)
+        roles = (
+            [(cast.student, "student")]
+            if cast.speaker is None
+            else [(cast.speaker, "teacher" if cast.speaker == cast.teacher else "student"), (cast.student, "distil")]
+        )
+        found: dict[Model, tuple[TrainSettings, ...]] = {}
+        for model, role in roles:
+            settings = default_settings(families[role], task.kind)[role].changed(dict(given.get(role, ())))
+            found[model] = (*found.get(model, ()), settings)
+        return found
+
+    def _check_temperature(self, task: Task, cast: _Cast, request: Request) -> None:
+        distil = self._trainings(task, cast, request)[cast.student][-1]
+        if distil.temperature not in TEMPERATURES:
+            raise UsageError(
+                f"distil.temperature is {distil.temperature:g}, and a teacher writes its targets for "
+                f"{', '.join(f'{t:g}' for t in TEMPERATURES)}; choose one of them"
+            )
+
+    def _check_able(self, task: Task, model: Model, settings: tuple[TrainSettings, ...]) -> None:
+        """Whether a model has room for a text, can spell the answers and can be trained so; once per form and checkpoint."""
+        n_segments = len(_segments(task, self._shape(model).family))
+        at = (task.form, n_segments, f"{model.ref} {model.fingerprint}", settings)
+        if at not in self._able:
+            from outlay.train.api import check_model
+
+            check_model(model.ref, model.base, task.form, n_segments, settings)
+            self._able.add(at)
+
+    def _handover(self, task: Task, cast: _Cast) -> Handover | None:
+        """What the student is taught with; ``None`` where nobody teaches it."""
+        if cast.speaker is None:
+            return None
+        teacher, student = self._shape(cast.speaker), self._shape(cast.student)
+        families = (teacher.family, student.family)
+        needs_tokens = task.kind != "classification" or "encoder" not in families
+        same = needs_tokens and self._has_same_tokens(cast.speaker, cast.student)
+        target = target_kind(*families, same, task.kind)
+        return Handover(target, min(teacher.vocab_size, student.vocab_size) if target == "tokens" else None)
+
+    def _has_same_tokens(self, one: Model, other: Model) -> bool:
+        at = (one.fingerprint, other.fingerprint)
+        if at not in self._same_tokens:
+            from outlay.train.api import same_tokenizer
+
+            self._same_tokens[at] = same_tokenizer(one.ref, one.base, other.ref, other.base)
+        return self._same_tokens[at]
+
+    def _longest_answer(self, task: Task, model: Model) -> int:
+        if self._shape(model).family == "encoder":
+            return 0
+        from outlay.train.api import longest_answer
+
+        return longest_answer(model.ref, model.base, task.form)
+
+    def _token_counts(
+        self, options: Options, task: Task, model: Model, rows: Mapping[str, list[Example]]
+    ) -> TokenCounts:
+        """Counted once per task and checkpoint by row, then summed once in each seed's order."""
+        at = ("tokens", options.task, options.seed, model.fingerprint, self._window(model), len(rows["pool"]))
+        return self.memo.once(at, lambda: self._counted(options.task, task, model, rows))
+
+    def _counted(self, name: str, task: Task, model: Model, rows: Mapping[str, list[Example]]) -> TokenCounts:
+        known = self._lengths.setdefault((name, model.fingerprint, self._window(model)), {})
+        missing = {e.text: e for split in rows.values() for e in split if e.text not in known}
+        if missing:
+            from outlay.models.token_cache import keep_in
+            from outlay.train.api import count_tokens
+
+            keep_in(self._tokens)
+            sources = _sources(task, list(missing.values()), self._shape(model).family)
+            known.update(zip(missing, count_tokens(model.ref, model.base, task.form, sources), strict=True))
+        sums = {at: array("q", accumulate((known[e.text] for e in split), initial=0)) for at, split in rows.items()}
+        return TokenCounts(sums["train"], sums["pool"], sums["dev"], sums["test"])
+
+
+def precision_remarks(workbench: Workbench, asked: Sequence[Options]) -> list[str]:
+    """Lines on what runs compute in, where that is not plain; see `outlay.hardware.precision.remarks`."""
+    wanted: set[str] = set()
+    for options in asked:
+        named = {role: dict(pairs).get("precision") for role, pairs in workbench.request(options).overrides}
+        wanted |= {named.get(role) or options.precision for role in _TRAINED}
+    return remarks(wanted)
+
+
+def _run_precision(options: Options, overrides: Mapping[str, Mapping[str, Any]]) -> str:
+    """What roles compute in that name nothing themselves; where none is left, the machine is not asked, and run ids stay."""
+    if all("precision" in overrides[role] for role in _TRAINED):
+        return BF16
+    return resolve(options.precision)
+
+
+def _shared(options: Options) -> tuple[Hashable, ...]:
+    """What decides a run but its budget and its N, as it is written: 2 epochs are not 2.0."""
+    return tuple(repr(getattr(options, each.name)) for each in fields(options) if each.name not in _OWN)
+
+
+def added_micros(prepared: Prepared) -> int | None:
+    """What comes on top of the initial labels (DESIGN decision 6); ``None`` where N is chosen by a rule."""
+    n_initial = prepared.request.n_initial
+    if n_initial is None:
+        return None
+    initial = prepared.known.label_price.cost_micros(n_initial * prepared.request.seller.redundancy)
+    return max(0, prepared.request.budget_micros - initial)
+
+
+def _task_digest(task: Task, data: TaskData) -> str:
+    """Of all that a task file decides, and of every example; what it tells people is left out."""
+    told = task.model_dump(mode="json", exclude={"description", "published"})
+    return key_of({"task": told, "data": data.digest})
+
+
+def _pool_parts(data: TaskData, n_rows: int) -> tuple[tuple[str, int], ...]:
+    """Names and sizes of the pool's parts. How the first rows of all spread over them depends on the seed's order; a request must
+    not, so then they are one part."""
+    parts = tuple((part.name, len(part.examples)) for part in data.pool)
+    return parts if n_rows == sum(n for _, n in parts) else (("+".join(name for name, _ in parts), n_rows),)
+
+
+def _segments(task: Task, family: Family) -> tuple[str, ...]:
+    """What a model of a family reads side by side: an encoder the task's segments, one that writes the whole text."""
+    return task.segment_names if family == "encoder" else ("text",)
+
+
+def _sources(task: Task, rows: Sequence[Example], family: Family) -> list[tuple[str, ...]]:
+    return [task.segments_of(row) if family == "encoder" else (row.text,) for row in rows]

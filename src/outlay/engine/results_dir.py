@@ -1,0 +1,59 @@
+"""A results folder: its ledger, its purchases and its store, opened once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from outlay.engine.job_runner import kept_seconds
+from outlay.engine.run_dir import RunFolder
+from outlay.engine.step_meter import lost_seconds
+from outlay.labels.purchases import LabelBook
+from outlay.money.amounts import Price
+from outlay.money.ledger import Hold, Ledger
+from outlay.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Till:
+    """Where the runs of one results folder are paid: the ledger, the book of labels, the store they draw from.
+
+    ``here``: price per hour of the machine that really computes, which cash is measured with.
+    """
+
+    folder: Path
+    ledger: Ledger
+    book: LabelBook
+    store: Store
+    here: Price
+    checkpoint_seconds: float
+
+    def files(self, run_id: str) -> RunFolder:
+        """Where one run keeps its files."""
+        return RunFolder.of(self.folder, run_id)
+
+    def payer(self, run_id: str) -> str:
+        """Who pays: this run in this ledger. The same request in another folder is another payer."""
+        return f"{self.ledger.first_hash()[:16]}:{run_id}"
+
+    def give_back(self, hold: Hold, why: str, *, at_least: float = 0.0) -> str:
+        """Release a hold, and book as lost what its attempt spent and nothing on disk keeps; a note on that, or "".
+
+        ``at_least``: seconds that are known of the attempt where its heartbeat did not reach this disk.
+        """
+        heartbeat = self.files(hold.run_id).step(hold.key)
+        if heartbeat.exists():
+            kept = kept_seconds(self.store, hold.key.split("/")[0], self.payer(hold.run_id))
+            seconds = lost_seconds(heartbeat, kept)
+        else:
+            seconds = at_least
+        lost, note = 0, ""
+        if seconds > 0:
+            lost, note = (
+                self.here.cost_micros(Fraction(seconds) / 3600),
+                f"{seconds:.1f} s of {self.here.item} to be redone",
+            )
+        self.ledger.release(hold, lost_cash_micros=lost, note=f"{why}; {note}" if note else why)
+        heartbeat.unlink(missing_ok=True)
+        return note

@@ -1,0 +1,139 @@
+"""Runs of one results folder, one step after another in this process.
+
+Every step is held at its quote before it starts, made (or found in the store), and settled at what it really cost: the charge by
+the deterministic clock, the cash by the wall clock and only for what was made this time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from outlay.engine.job_runner import Maker
+from outlay.engine.listeners import Silent, Watcher
+from outlay.engine.point import Point
+from outlay.engine.prepare import Options, Prepared, Workbench
+from outlay.engine.results_dir import Till
+from outlay.engine.run import Execution
+from outlay.engine.run_dir import RunFolder
+from outlay.errors import LedgerDamaged, OutlayError, UsageError
+from outlay.hardware.precision import AUTO, OTHER, bf16_speed, precision_name
+from outlay.labels.purchases import LabelBook
+from outlay.money.amounts import Price
+from outlay.money.ledger import Anchor, Ledger
+from outlay.storage.files import write_json
+from outlay.storage.paths import command_line
+from outlay.storage.store import Store
+
+
+class Runner:
+    """Executes runs whose ledger and results lie in one folder, with artifacts in a store that folders may share.
+
+    ``here``: price per hour of the machine that really computes, which cash is measured with.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        store: Store,
+        *,
+        here: Price,
+        cash_cap_micros: int | None = None,
+        watcher: Watcher | None = None,
+        checkpoint_seconds: float = 20.0,
+    ) -> None:
+        self.folder = folder
+        self.store = store
+        self.ledger = Ledger(folder / "ledger.sqlite", cash_cap_micros=cash_cap_micros)
+        self.here = here
+        self.watcher: Watcher = watcher or Silent()
+        self.till = Till(folder, self.ledger, LabelBook(store.root / "bought"), store, here, checkpoint_seconds)
+
+    def run_folder(self, run_id: str) -> RunFolder:
+        """Where one run keeps its files."""
+        return self.till.files(run_id)
+
+    def finished(self, run_id: str) -> Point | None:
+        """The point of a run that is done, after checking that the ledger still holds all that the run booked.
+
+        Raises:
+            LedgerDamaged: it does not.
+        """
+        return self.all_finished([run_id]).get(run_id)
+
+    def all_finished(self, run_ids: Sequence[str]) -> dict[str, Point]:
+        """The points of those runs that are done, as `finished` finds each; the ledger is read once.
+
+        Raises:
+            LedgerDamaged: it does not hold all that they booked.
+        """
+        points, anchors = {}, []
+        for run_id in run_ids:
+            manifest = self.run_folder(run_id).manifest
+            if manifest.exists():
+                document = json.loads(manifest.read_text(encoding="utf-8"))
+                anchors.append(Anchor(document["anchor"]["head"], document["anchor"]["count"]))
+                points[run_id] = Point.from_json(document["point"], str(manifest))
+        if anchors and not (check := self.ledger.verify(anchors)).ok:
+            again = command_line("outlay", "ledger", "verify", self.folder)
+            raise LedgerDamaged(f"{self.ledger.path}: {check.reason}; see `{again}`")
+        return points
+
+    def execute(self, prepared: Prepared) -> Point:
+        """Run to the end, from wherever an earlier attempt was cut off; a run that is done is replayed and books nothing.
+
+        Raises:
+            SpendError: another process executes this run, or the ledger is damaged.
+        """
+        if (done := self.finished(prepared.request.run_id)) is not None:
+            return done
+        maker = Maker(self.store, lambda _: prepared)
+        with Execution(self.till, prepared, self.watcher) as execution:
+            try:
+                while (point := execution.advance()) is None:
+                    self._make_next(execution, maker)
+            except OutlayError as error:
+                return execution.point("failed", str(error), [])
+            self.finish(execution, point)
+            return point
+
+    def _make_next(self, execution: Execution, maker: Maker) -> None:
+        begun = execution.begin(execution.needs()[0])
+        try:
+            delivered = maker.make(begun.job, self.watcher.progress, lambda who: self.watcher.say(f"waiting: {who}"))
+        except BaseException as error:
+            execution.release(begun, type(error).__name__)
+            raise
+        execution.settle(begun, delivered)
+
+    def finish(self, execution: Execution, point: Point) -> None:
+        """Leave the manifest of a run that is over: from then on it is replayed."""
+        write_json(self.run_folder(execution.run_id).manifest, execution.manifest(point))
+
+    def refuse_other_precision(self, workbench: Workbench, asked: Sequence[Options]) -> None:
+        """Refuse to buy again, in this machine's precision, what was begun here in the other one.
+
+        Raises:
+            UsageError: a run whose precision was left open is here in the other precision alone.
+        """
+        known = set(self.ledger.run_ids()) if self.ledger.is_begun else set()
+        for options in asked if known else ():
+            if options.precision == AUTO:
+                request = workbench.request(options)
+                there = replace(request, precision=OTHER[request.precision])
+                if there.run_id in known and request.run_id not in known:
+                    before, now = precision_name(there.precision), precision_name(request.precision)
+                    raise UsageError(
+                        f"{self.folder} holds this run in {before}, and this machine would compute in {now} "
+                        f"({bf16_speed().reason()}); go on with --precision {there.precision}, or buy again with "
+                        f"--precision {request.precision}"
+                    )
+
+    def cancel(self, run_id: str) -> None:
+        """End a run for good: open holds are released, and what was already delivered or computed is booked to cash."""
+        with self.run_folder(run_id).alone():
+            for hold in self.ledger.open_holds(run_id):
+                self.till.give_back(hold, "cancelled")
+            self.ledger.cancel(run_id)

@@ -1,0 +1,190 @@
+"""What a run came to: its point and its manifest, from the steps it settled. Pure but for reading artifacts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
+from outlay.engine.prepare import Options, Prepared, Workbench, added_micros
+from outlay.engine.step_runner import read_answers
+from outlay.errors import OutlayError
+from outlay.metrics import main_score
+from outlay.metrics.degenerate import Floor, dev_remarks, test_remarks
+from outlay.money.ledger import Anchor, Balance
+from outlay.plan.quotes import Quoter, Work
+from outlay.plan.steps import SCORES_FILE, Buy, Distil, Recipe, Step, Train, describe, role_of
+from outlay.plan.strategies import strategy
+from outlay.storage.store import Artifact, digest_of
+
+
+@dataclass(frozen=True)
+class Account:
+    """The steps that a run settled, in the order of its recipes, and their artifacts by the keys of the steps."""
+
+    prepared: Prepared
+    quoter: Quoter
+    steps: Sequence[Step]
+    artifacts: Mapping[str, Artifact]
+
+    def asked(self) -> PointRequest:
+        """The request part of the point."""
+        request = self.prepared.request
+        added = added_micros(self.prepared)
+        taught_by = strategy(request.strategy).taught_by
+        return PointRequest(
+            task=request.task,
+            strategy=request.strategy,
+            budget_usd=usd_of(request.budget_micros),
+            added_usd=None if added is None else usd_of(added),
+            n_initial=request.n_initial,
+            seed=request.seed,
+            teacher={"teacher": request.teacher, "student": request.student, None: None}[taught_by],
+            student=request.student,
+            machine=request.machine,
+            clock="flops",
+            price_book=request.price_book,
+            pool=self.prepared.pool_parts,
+            dev=request.dev,
+        )
+
+    def result(self, status: str, reason: str | None, recipes: Sequence[Recipe], balance: Balance) -> PointResult:
+        """The result part: a pure function of the request within one environment."""
+        trains = [step for step in self.steps if isinstance(step, Train)]
+        distils = [step for step in self.steps if isinstance(step, Distil)]
+        work = [
+            work_of(step, self.artifacts[step.key], self.quoter) for step in self.steps if not isinstance(step, Buy)
+        ]
+        seconds = sum((self.quoter.seconds(w) for w in work), Fraction(0))
+        scores: dict[str, Reading] = {}
+        dev: float | None = None
+        parameters: int | None = None
+        if recipes:
+            last = recipes[-1].final
+            scores = _scores(self.artifacts[last.key])
+            student = self.artifacts[last.model.key]
+            dev, parameters = student.usage["dev"], int(student.usage["n_parameters"])
+        first_dev = next((step.dev for step in trains if step.dev is not None), None)
+        return PointResult(
+            status=status,
+            reason=reason,
+            test=scores[main_score(self.prepared.task.metric)].value if scores else None,
+            dev=dev,
+            scores=scores,
+            charge_usd=usd_of(balance.total_charge_micros),
+            n_labels=max((step.n_labels_of("human") for step in trains), default=0),
+            n_llm_labels=max((step.n_labels_of("llm") for step in trains), default=0),
+            llm_tokens_in=0,
+            llm_tokens_out=0,
+            n_pool=max((step.n_rows for step in distils), default=0),
+            n_dev=0 if first_dev is None else first_dev.n,
+            seconds={self.prepared.request.machine: float(seconds)} if work else {},
+            flops=sum(sum(self.quoter.flops(w)) for w in work),
+            student_parameters=parameters,
+            artifacts=self._digests(),
+            notes=self._notes(recipes),
+        )
+
+    def _notes(self, recipes: Sequence[Recipe]) -> tuple[str, ...]:
+        """Where the scores mean less than their numbers say, a line each."""
+        if not recipes:
+            return ()
+        final = recipes[-1].final
+        metric, answered = read_answers(self.artifacts[final.key])
+        notes = test_remarks(metric, answered, _scores(self.artifacts[final.key])[main_score(metric)].value)
+        teachers = [step for step in self.steps if isinstance(step, Train) and step.role == "teacher"]
+        models = dict.fromkeys(["the teacher"], teachers[0]) if teachers else {}
+        usages = {who: self.artifacts[step.key].usage for who, step in [*models.items(), ("the student", final.model)]}
+        first = next(iter(usages.values()))
+        floor = None if first.get("dev_floor") is None else Floor(**first["dev_floor"])
+        return (
+            *notes,
+            *dev_remarks(first.get("n_dev", 0), {who: usage["dev"] for who, usage in usages.items()}, floor),
+        )
+
+    def _digests(self) -> dict[str, str]:
+        """Digest by role; many of one role (the blocks of targets, labels of two splits) become the digest of their digests."""
+        by_role: dict[str, list[str]] = {}
+        for step in self.steps:
+            by_role.setdefault(role_of(step), []).append(self.artifacts[step.key].digest)
+        return {role: d[0] if len(d) == 1 else digest_of("".join(d).encode()) for role, d in by_role.items()}
+
+    def manifest(self, recipes: Sequence[Recipe], point: Mapping[str, Any], anchor: Anchor) -> dict[str, Any]:
+        """What a finished run leaves behind: the request, the derivation, its artifacts, the point, and the ledger's anchor."""
+        teachers = (step for step in self.steps if isinstance(step, Train) and step.role == "teacher")
+        return {
+            "run_id": self.prepared.request.run_id,
+            "request": self.prepared.request.to_json(),
+            "derivation": [line for recipe in recipes for line in recipe.derivation],
+            "artifacts": [
+                {"step": step.kind, "role": role_of(step), "what": describe(step), "key": self.artifacts[step.key].key}
+                for step in self.steps
+            ],
+            "teacher_dev": next((self.artifacts[step.key].usage["dev"] for step in teachers), None),
+            "point": point,
+            "anchor": {"head": anchor.head, "count": anchor.count},
+        }
+
+
+def absent_point(options: Options, workbench: Workbench, status: str, reason: str) -> Point:
+    """The point of a run that cannot even be prepared: its data or models are not there.
+
+    Where its task cannot be read either, the point names it as it was asked for.
+    """
+    try:
+        task, _ = workbench.load(options.task)
+        price = workbench.price_book.get(task.price_item)
+        initial = (
+            None if options.n_initial is None else price.cost_micros(options.n_initial * options.seller.redundancy)
+        )
+    except OutlayError:
+        initial = None
+    policy = strategy(options.strategy)
+    asked = PointRequest(
+        task=workbench.name_of(options.task),
+        strategy=options.strategy,
+        budget_usd=usd_of(options.budget_micros),
+        added_usd=None if initial is None else usd_of(max(0, options.budget_micros - initial)),
+        n_initial=options.n_initial,
+        seed=options.seed,
+        teacher={"teacher": options.teacher, "student": options.student, None: None}[policy.taught_by],
+        student=options.general if policy.starts_general else options.student,
+        machine=options.machine,
+        clock="flops",
+        price_book=workbench.price_book.digest,
+        pool=() if options.pool_rows is None else (("pool", options.pool_rows),),
+        dev=None if options.dev == "none" else options.dev,
+    )
+    nothing = PointResult(
+        status=status,
+        reason=reason,
+        test=None,
+        dev=None,
+        scores={},
+        charge_usd=0.0,
+        n_labels=0,
+        n_llm_labels=0,
+        llm_tokens_in=0,
+        llm_tokens_out=0,
+        n_pool=0,
+        n_dev=0,
+        seconds={},
+        flops=0,
+        student_parameters=None,
+        artifacts={},
+    )
+    return Point(asked, nothing, PointCircumstance())
+
+
+def _scores(artifact: Artifact) -> dict[str, Reading]:
+    document = json.loads((artifact.path / SCORES_FILE).read_text(encoding="utf-8"))
+    return {name: Reading(**reading) for name, reading in document.items()}
+
+
+def work_of(step: Step, artifact: Artifact, quoter: Quoter) -> Work:
+    """What a step really did, from its artifact: at most its quote."""
+    usage = artifact.usage
+    return Work(quoter.work(step).ref, int(usage["n_tokens_trained"]), int(usage["n_tokens_inferred"]))

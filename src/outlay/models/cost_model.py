@@ -1,0 +1,418 @@
+"""How long work takes: what a step asks of a machine (its load), and the measured constants that make seconds of it.
+
+A load is counted before a step runs, from the shape of the model and the lengths of its rows, batch by batch as the training loop
+and the teacher fill them. A profile holds the seconds of one unit of each term, for each precision, measured by
+`outlay.train.calibration`. Seconds are the sum of products: a step's overhead, each pass over a layer, FLOPs of the matrices,
+activations and logits that go through memory, weights read and updated. They are for people to plan with: no charge is made of
+them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+
+from outlay.errors import UsageError
+from outlay.hardware.precision import BF16, FP32, LEAST_SPEEDUP
+from outlay.models.shape import ModelShape, flops_infer, flops_train, shape_of_size
+from outlay.models.sizes import tiny_size
+from outlay.settings import TeachSettings, TrainSettings
+from outlay.storage.paths import command_line
+
+PROFILE_FILE = "machine.toml"
+"""Beside the store."""
+
+WINDOW_BATCHES = 50
+"""Batches that the training loop sorts by length together (`outlay.models.tokenization.training_batches`)."""
+HEAD_SIZE = 64
+"""Width of an attention head, where a shape does not say: BERT's and T5's."""
+DECODER_CALLS = 1.5
+"""A decoder layer beside an encoder layer: two attentions and a feed-forward part instead of one and one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What work asks of a machine; loads add up. FLOPs and tokens here include padding, which a charge does not.
+
+    ``steps``: optimiser steps; ``updated``: parameters updated, summed over them.
+    ``train_*`` (forward and backward), ``infer_*``: ``calls``: passes over a layer; ``flops``: multiplications and additions of
+    matrices; ``elements``: values that go through memory between them (tokens x width x layers, and attention scores);
+    ``logits``: positions x outputs; ``weights``: parameters read, summed over passes: what writing token by token waits for.
+    ``words``: tokens written one after the other; ``kept``: logits searched for the largest, to be written down.
+    ``models``: models made ready; ``loaded``: their parameters; ``read``: tokens of texts.
+    """
+
+    steps: float = 0.0
+    updated: float = 0.0
+    train_calls: float = 0.0
+    train_flops: float = 0.0
+    train_elements: float = 0.0
+    train_logits: float = 0.0
+    infer_calls: float = 0.0
+    infer_flops: float = 0.0
+    infer_elements: float = 0.0
+    infer_logits: float = 0.0
+    infer_weights: float = 0.0
+    words: float = 0.0
+    kept: float = 0.0
+    models: float = 0.0
+    loaded: float = 0.0
+    read: float = 0.0
+
+    def __add__(self, other: Load) -> Load:
+        return Load(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+    def times(self, n: float) -> Load:
+        """The same ``n`` times."""
+        return Load(*(n * amount for amount in astuple(self)))
+
+
+TERMS = tuple(field.name for field in fields(Load))
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A machine as measured.
+
+    ``measured``: a date; ``device``: the processor or GPU; ``peak_flops_per_second``: of the fastest product of two large
+    matrices; ``constants``: by precision (``bf16``, ``fp32``), the seconds of one unit of each of `TERMS`.
+    """
+
+    name: str
+    measured: str
+    device: str
+    torch: str
+    threads: int
+    peak_flops_per_second: int
+    constants: Mapping[str, Mapping[str, float]]
+    bf16_ratio: float | None = None
+    """Speed of products in bf16 as a multiple of that in float32; ``None`` in a profile of before."""
+
+    @property
+    def precision(self) -> str:
+        """What this machine computes in where nothing else is asked for."""
+        is_slow = self.bf16_ratio is not None and self.bf16_ratio < LEAST_SPEEDUP
+        return FP32 if is_slow and FP32 in self.constants else BF16
+
+    def seconds(self, load: Load, precision: str) -> float:
+        """Seconds that a load takes; ``bf16_weights`` is taken for ``bf16``.
+
+        Raises:
+            KeyError: a precision that was not measured.
+        """
+        constants = self.constants["bf16" if precision.startswith("bf16") else precision]
+        return float(sum(constants[term] * amount for term, amount in zip(TERMS, astuple(load), strict=True)))
+
+    def utilisation(self, *, train: bool) -> float:
+        """Share of the peak that `REFERENCE` reaches in `precision`, in the FLOPs of the charge (`outlay.models.shape`)."""
+        reader, lengths, n_tokens = REFERENCE, Lengths([64] * 256, [0] * 256), 64 * 256
+        if train:
+            load = training_load(reader, lengths, TrainSettings(epochs=1, batch_size=32, learning_rate=1e-4))
+            flops = flops_train(reader.shape, n_tokens, reader.n_outputs)
+        else:
+            load = answering_load(reader, lengths, TeachSettings(batch_size=64))
+            flops = flops_infer(reader.shape, n_tokens, reader.n_outputs)
+        return min(1.0, flops / self.seconds(load, self.precision) / self.peak_flops_per_second)
+
+    def as_machine(self, price_item: str) -> dict[str, str | int]:
+        """The record of a machine file (`outlay.money.machines`) that says the same on the flops clock."""
+        return {
+            "name": self.name,
+            "price_item": price_item,
+            "peak_flops_per_second": self.peak_flops_per_second,
+            "utilisation_train": f"{max(1e-4, self.utilisation(train=True)):.4f}",
+            "utilisation_infer": f"{max(1e-4, self.utilisation(train=False)):.4f}",
+            "source": f"measured {self.measured} on {self.device}, {self.threads} threads",
+        }
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        seconds = {precision: dict(constants) for precision, constants in self.constants.items()}
+        return {**{name: getattr(self, name) for name in (*_HEAD, _RATIO)}, "seconds": seconds}
+
+    def to_toml(self) -> str:
+        """As `load_profile` reads it."""
+        head = [
+            "# Speed of a machine, measured by `outlay machine calibrate`: what predicted seconds are made of.",
+            *(f"{name} = {_toml(getattr(self, name))}" for name in _HEAD),
+            *([] if self.bf16_ratio is None else [f"{_RATIO} = {self.bf16_ratio:.4g}"]),
+        ]
+        tables = [
+            "\n".join([f"[seconds.{precision}]", *(f"{term} = {constants[term]:.6e}" for term in TERMS)])
+            for precision, constants in self.constants.items()
+        ]
+        return "\n\n".join(["\n".join(head), *tables]) + "\n"
+
+
+_HEAD = ("name", "measured", "device", "torch", "threads", "peak_flops_per_second")
+_RATIO = "bf16_ratio"
+
+
+def load_profile(path: Path) -> Profile | None:
+    """The profile in a file; ``None`` where there is none.
+
+    Raises:
+        UsageError: a file that holds none; one line that names it and the way out.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        if unknown := sorted(set(content) - {*_HEAD, _RATIO, "seconds"}):
+            raise ValueError(f"it has an unknown {unknown[0]}")
+        constants = {
+            str(precision): {term: float(table[term]) for term in TERMS}
+            for precision, table in content["seconds"].items()
+        }
+        text = {name: str(content[name]) for name in ("name", "measured", "device", "torch")}
+        datetime.date.fromisoformat(text["measured"])
+        return Profile(
+            **text,
+            threads=int(content["threads"]),
+            peak_flops_per_second=int(content["peak_flops_per_second"]),
+            constants=constants,
+            bf16_ratio=float(content[_RATIO]) if _RATIO in content else None,
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UsageError(
+            f"{path} is no profile of a machine ({type(error).__name__}: {error}); measure it anew: "
+            f"`{command_line('outlay', 'machine', 'calibrate', '--out', path)}`"
+        ) from None
+
+
+# --- loads -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of rows: of each source as the model reads it, and of each answer as it writes it (0 for an encoder)."""
+
+    sources: Sequence[int]
+    answers: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A model and how it answers.
+
+    ``n_outputs``: of an encoder's head, ``per_token`` where it tags; ``n_choices``: labels that a model which writes must score,
+    1 where it only walks through them, 0 where it writes freely.
+    """
+
+    shape: ModelShape
+    n_outputs: int
+    per_token: bool = False
+    n_choices: int = 0
+
+
+REFERENCE = Reader(shape_of_size(tiny_size("encoder", 6, 384, 30522)), n_outputs=2)
+"""What utilisation is said of: the shape of all-MiniLM-L6, a common student."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows side by side: padded to ``source`` tokens, and to ``answer`` tokens of an answer."""
+
+    n_rows: float
+    source: float
+    answer: float
+
+
+def training_load(reader: Reader, lengths: Lengths, settings: TrainSettings) -> Load:
+    """A whole training, without loading the model and evaluating on dev."""
+    micro = settings.micro_batch_size
+    epoch = Load()
+    for batch in _training_batches(lengths, settings):
+        n_passes = 1 if micro is None else -(-int(batch.n_rows) // micro)
+        per_pass = _learnt(reader, Batch(batch.n_rows / n_passes, batch.source, batch.answer))
+        epoch += Load(
+            steps=1,
+            updated=_n_parameters(reader),
+            train_calls=n_passes * per_pass.calls,
+            # A backward pass multiplies twice as much as the forward pass (Kaplan et al. 2020, section 2.1).
+            train_flops=3 * n_passes * per_pass.flops,
+            train_elements=n_passes * per_pass.elements,
+            train_logits=n_passes * per_pass.logits,
+        )
+    return epoch.times(settings.epochs)
+
+
+def answering_load(reader: Reader, lengths: Lengths, settings: TeachSettings, *, keep: bool = False) -> Load:
+    """Answers to every row, batches filled as ``settings`` say; ``keep``: the logits behind them are written down.
+
+    A model that writes reads the source once. Each label is then scored over the same source; a free answer is written token by
+    token. The logits are those of these passes, but where beams, samples or padding leave none: then it is read once more.
+    """
+    total = Load()
+    for batch in _inference_batches(lengths, settings):
+        if not any(lengths.answers):
+            total += _inferred(reader, _passed(reader, batch))
+        elif reader.n_choices:
+            total += _inferred(reader, _scored(reader, batch))
+        else:
+            total += _written(reader, batch, settings.beams)
+            if keep and (settings.beams > 1 or settings.sample or settings.keep_padding):
+                total += _inferred(reader, _passed(reader, batch))
+        if keep:
+            total += Load(kept=batch.n_rows * batch.answer * reader.shape.vocab_size)
+    return total
+
+
+def starting_load(reader: Reader, lengths: Lengths) -> Load:
+    """A model made ready, and the texts it is to read."""
+    return Load(models=1, loaded=_n_parameters(reader), read=sum(lengths.sources) + sum(lengths.answers))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """One forward pass: as in `Load`."""
+
+    calls: float = 0.0
+    flops: float = 0.0
+    elements: float = 0.0
+    logits: float = 0.0
+
+    def __add__(self, other: _Pass) -> _Pass:
+        return _Pass(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+
+def _passed(reader: Reader, batch: Batch) -> _Pass:
+    if reader.shape.family == "seq2seq":
+        return _encoded(reader, batch) + _decoded(reader, batch)
+    return _encoded(reader, batch)
+
+
+def _learnt(reader: Reader, batch: Batch) -> _Pass:
+    """A pass of training. Choices that are learnt are read one by one: by a pair of stacks behind one reading of the source, by a
+    causal model each with its own."""
+    copies = replace(batch, n_rows=max(1, reader.n_choices) * batch.n_rows)
+    if reader.shape.family == "seq2seq":
+        return _encoded(reader, batch) + _decoded(reader, copies)
+    return _passed(reader, copies)
+
+
+def _scored(reader: Reader, batch: Batch) -> _Pass:
+    """Every choice of every row over one reading of the source, whose keys and values are made once too."""
+    said = Batch(reader.n_choices * batch.n_rows, 0, batch.answer)
+    if reader.shape.family != "seq2seq":
+        return _encoded(reader, Batch(batch.n_rows, batch.source, 0)) + _encoded(reader, said)
+    of_source = replace(_decoded(reader, Batch(batch.n_rows, batch.source, 0)), calls=0.0)
+    return _encoded(reader, batch) + of_source + _decoded(reader, said)
+
+
+def _encoded(reader: Reader, batch: Batch) -> _Pass:
+    """The encoder of a pair, or the only stack (a causal model reads source and answer as one text)."""
+    shape = reader.shape
+    width = batch.source + (batch.answer if shape.family == "causal" else 0)
+    n_tokens, n_heads = batch.n_rows * width, max(1, shape.hidden_size // HEAD_SIZE)
+    flops = 2 * n_tokens * shape.n_layers * (shape.n_matmul_parameters_per_layer + 2 * width * shape.hidden_size)
+    elements = n_tokens * shape.n_layers * (shape.hidden_size + n_heads * width)
+    n_logits, head_flops = 0.0, 0.0
+    if shape.family == "encoder":
+        n_read = n_tokens if reader.per_token else batch.n_rows
+        # A class is chosen behind one more square layer, a tag is not.
+        before = 0 if reader.per_token else shape.hidden_size
+        n_logits, head_flops = n_read * reader.n_outputs, 2 * n_read * shape.hidden_size * (reader.n_outputs + before)
+    elif shape.family == "causal":
+        n_logits = n_tokens * shape.vocab_size
+        head_flops = 2 * n_logits * shape.hidden_size
+    return _Pass(shape.n_layers, flops + head_flops, elements, n_logits)
+
+
+def _decoded(reader: Reader, batch: Batch) -> _Pass:
+    """The decoder of a pair over whole answers. Cross-attention's keys and values are made of the source: of a decoder layer's
+    parameters, half of what it has more than an encoder layer."""
+    shape = reader.shape
+    of_source = max(0, shape.n_matmul_parameters_per_decoder_layer - shape.n_matmul_parameters_per_layer) / 2
+    of_answer = shape.n_matmul_parameters_per_decoder_layer - of_source
+    n_said, n_read = batch.n_rows * batch.answer, batch.n_rows * batch.source
+    n_heads, seen = max(1, shape.hidden_size // HEAD_SIZE), batch.answer + batch.source
+    per_layer = n_said * of_answer + n_read * of_source + 2 * n_said * seen * shape.hidden_size
+    n_logits = n_said * shape.vocab_size
+    elements = n_said * (1.5 * shape.hidden_size + n_heads * seen) + n_read * shape.hidden_size
+    flops = 2 * (shape.n_decoder_layers * per_layer + n_logits * shape.hidden_size)
+    return _Pass(DECODER_CALLS * shape.n_decoder_layers, flops, shape.n_decoder_layers * elements, n_logits)
+
+
+def _written(reader: Reader, batch: Batch, beams: int) -> Load:
+    """A source read once, then an answer token by token, each beam a row of its own."""
+    read = _encoded(reader, Batch(batch.n_rows, batch.source, 0))
+    shape = reader.shape
+    rows = Batch(batch.n_rows * beams, batch.source, 1)
+    if shape.family == "seq2seq":
+        token = _decoded(reader, Batch(rows.n_rows, 0, 1))
+    else:
+        token = _encoded(reader, Batch(rows.n_rows, 0, 1))
+    each = _inferred(reader, token) + Load(words=1)
+    return _inferred(reader, read) + each.times(batch.answer)
+
+
+def _inferred(reader: Reader, one: _Pass) -> Load:
+    return Load(
+        infer_calls=one.calls,
+        infer_flops=one.flops,
+        infer_elements=one.elements,
+        infer_logits=one.logits,
+        infer_weights=_n_weights(reader.shape, one),
+    )
+
+
+def _n_weights(shape: ModelShape, one: _Pass) -> float:
+    """Parameters that a pass reads, by the share of all layers it goes through."""
+    head = shape.hidden_size * shape.vocab_size if shape.family != "encoder" and one.logits else 0
+    share = one.calls / max(1, shape.n_layers + DECODER_CALLS * shape.n_decoder_layers)
+    return share * shape.n_matmul_parameters + head
+
+
+def _n_parameters(reader: Reader) -> int:
+    return reader.shape.n_total_parameters(reader.n_outputs)
+
+
+def _training_batches(lengths: Lengths, settings: TrainSettings) -> Iterator[Batch]:
+    """Batches of one epoch as the loop makes them, but for chance: a window of shuffled rows is every k-th of all by length."""
+    total = [source + answer for source, answer in zip(lengths.sources, lengths.answers, strict=True)]
+    order = sorted(range(len(total)), key=total.__getitem__)
+    n_rows = settings.batch_size
+    if settings.batch_tokens is not None:
+        n_rows = max(1, round(settings.batch_tokens * len(total) / max(1, sum(total))))
+    n_windows, n_rest = divmod(len(order), n_rows * WINDOW_BATCHES)
+    rest = {i * len(order) // n_rest for i in range(n_rest)}
+    others = [row for i, row in enumerate(order) if i not in rest]
+    for window in (*(others[first::n_windows] for first in range(n_windows)), [order[i] for i in sorted(rest)]):
+        yield from _filled(window, lengths, settings.batch_size, settings.batch_tokens)
+
+
+def _inference_batches(lengths: Lengths, settings: TeachSettings) -> Iterator[Batch]:
+    order = sorted(range(len(lengths)), key=lambda i: lengths.sources[i])
+    yield from _filled(order, lengths, settings.batch_size, settings.batch_tokens, also_rows=True)
+
+
+def _filled(
+    order: Sequence[int], lengths: Lengths, n_rows: int, n_tokens: int | None, *, also_rows: bool = False
+) -> Iterator[Batch]:
+    """Batches of rows by rising length: up to ``n_rows``, or up to ``n_tokens`` with padding (``also_rows``: up to both)."""
+    start = 0
+    while start < len(order):
+        stop, most = start, len(order) if n_tokens is not None and not also_rows else start + n_rows
+        while stop < min(most, len(order)):
+            row = order[stop]
+            longest = lengths.sources[row] + (0 if also_rows else lengths.answers[row])
+            if n_tokens is not None and stop > start and (stop + 1 - start) * longest > n_tokens:
+                break
+            stop += 1
+        rows = order[start:stop]
+        yield Batch(len(rows), max(lengths.sources[i] for i in rows), max(lengths.answers[i] for i in rows))
+        start = stop
+
+
+def _toml(value: str | int) -> str:
+    if isinstance(value, int):
+        return str(value)
+    plain = "".join(character if character.isprintable() else " " for character in value)
+    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'

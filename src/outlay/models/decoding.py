@@ -1,0 +1,287 @@
+"""Answers token by token, against a source that is read once.
+
+`Writing` is a batch of rows that a model answers: the keys and values of what it has read stay with it, so that a token costs one
+step of the decoder, and rows that have said their last token leave. Three ways to answer stand on it: `greedy` (the likeliest
+token at each step), `walk` (the likeliest of the tokens that go on to an allowed answer) and `score` (how likely each allowed
+answer is, which writes nothing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from outlay.models.decoder_cache import cache_in, parameters, with_cache
+
+Tokens = Sequence[int]
+"""An allowed answer, the closing token included."""
+
+Say = Callable[[NDArray[np.int64], int, Tensor], None]
+"""Told at each step: the rows of the batch that still write (int64 ``[n]``), the position, and its logits ``[n, V]``."""
+
+_LEAVE_SHARE = 4
+"""Rows that have ended leave the batch once they are one in so many, so that the cache is not moved for each of them."""
+
+_GREEDY_IGNORES = frozenset(
+    (
+        *("max_length", "max_new_tokens", "min_length", "suppress_tokens", "do_sample", "num_beams", "use_cache"),
+        *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "early_stopping", "length_penalty"),
+        *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+        *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
+        *("cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile"),
+        *("renormalize_logits", "_from_model_config", "transformers_version"),
+    )
+)
+_GREEDY_IGNORES_AT: dict[str, float] = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"), 1),
+    **dict.fromkeys(("num_return_sequences", "num_beam_groups"), 1),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_new_tokens", "diversity_penalty"), 0),
+}
+
+
+class Writing:
+    """Rows that a model is answering.
+
+    ``read``: ``input_ids`` and ``attention_mask``, int64 ``[b, S]``, where the model is; a causal model's are padded on the left.
+    ``start``: what a decoder reads before its first token; ``None`` for a causal model, which goes on from its prompt.
+    """
+
+    def __init__(self, model: nn.Module, read: dict[str, Tensor], start: int | None) -> None:
+        self._model = model
+        self._ids, self._mask = read["input_ids"], read["attention_mask"]
+        self._start = start
+        self._cache: Any = None
+        self._memory: Tensor | None = None
+        self._takes = parameters(model)
+        self._has_positions, self._may_skip = "position_ids" in self._takes, "logits_to_keep" in self._takes
+
+    def __len__(self) -> int:
+        return len(self._mask)
+
+    def begin(self, first: Tokens = ()) -> Tensor:
+        """Read the sources, and the tokens ``first`` that every answer begins with.
+
+        Returns the logits ``[b, len(first) + 1, V]`` of those tokens and of the one behind them.
+        """
+        tokens = self._ids.new_tensor(list(first)).expand(len(self), -1)
+        if self._start is None:
+            return self._go_on(torch.cat([self._ids, tokens], dim=1), 1 + len(first))
+        decoder = torch.cat([self._ids.new_full((len(self), 1), self._start), tokens], dim=1)
+        out = self._model(input_ids=self._ids, attention_mask=self._mask, decoder_input_ids=decoder, use_cache=True)
+        self._cache, self._memory = cache_in(out), out.encoder_last_hidden_state
+        logits: Tensor = out.logits
+        return logits
+
+    def go_on(self, tokens: Tensor) -> Tensor:
+        """Read ``tokens`` ``[b, k]`` of the answers; returns the logits ``[b, k, V]`` of what follows each."""
+        if self._start is None:
+            return self._go_on(tokens, tokens.shape[1])
+        from transformers.modeling_outputs import BaseModelOutput
+
+        out = self._model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=self._memory),
+            attention_mask=self._mask,
+            decoder_input_ids=tokens,
+            **with_cache(self._takes, self._cache),
+        )
+        logits: Tensor = out.logits
+        return logits
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """Go on with ``rows`` alone, in this order."""
+        # An index on the CPU serves layers on any device.
+        at = torch.from_numpy(rows)
+        self._cache.batch_select_indices(at)
+        self._mask = self._mask[at]
+        if self._memory is not None:
+            self._memory = self._memory[at]
+
+    def repeat(self, n: int) -> None:
+        """Go on with each row ``n`` times, the copies side by side."""
+        self._cache.batch_repeat_interleave(n)
+        self._mask = self._mask.repeat_interleave(n, dim=0)
+        if self._memory is not None:
+            self._memory = self._memory.repeat_interleave(n, dim=0)
+
+    def _go_on(self, tokens: Tensor, n_logits: int) -> Tensor:
+        """Of a causal model: the last ``n_logits`` of ``tokens``, which stand behind what was read."""
+        is_first = self._cache is None
+        if not is_first:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(tokens.shape)], dim=1)
+        elif n_logits > 1:
+            self._mask = torch.cat([self._mask, self._mask.new_ones((len(self), n_logits - 1))], dim=1)
+        more: dict[str, Any] = {}
+        if self._has_positions:
+            positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)
+            more["position_ids"] = positions[:, -tokens.shape[1] :]
+        if self._may_skip:
+            more["logits_to_keep"] = n_logits
+        out = self._model(input_ids=tokens, attention_mask=self._mask, **with_cache(self._takes, self._cache), **more)
+        self._cache = cache_in(out)
+        logits: Tensor = out.logits[:, -n_logits:]
+        return logits
+
+
+def greedy(
+    writing: Writing, *, n_new: int, closing: int, n_choices: int, say: Say | None = None
+) -> list[NDArray[np.int32]]:
+    """The likeliest token at each step, until ``closing`` or ``n_new`` tokens: what `generate` writes without sampling or beams.
+
+    Only the first ``n_choices`` of the vocabulary are chosen from; ``say`` hears the logits of all of it. Returns one row of
+    tokens each, the closing one included.
+    """
+    said = np.zeros((len(writing), n_new), dtype=np.int32)
+    lengths = np.zeros(len(writing), dtype=np.int64)
+    held = np.arange(len(writing))
+    writes = np.ones(len(writing), dtype=bool)
+    logits = writing.begin()[:, -1]
+    for position in range(n_new):
+        tokens = logits[:, :n_choices].argmax(dim=-1)
+        at = np.flatnonzero(writes)
+        if say is not None:
+            say(held[at], position, logits if len(at) == len(held) else logits[torch.from_numpy(at)])
+        chosen = tokens.cpu().numpy()
+        said[held[at], position] = chosen[at]
+        lengths[held[at]] = position + 1
+        writes &= chosen != closing
+        n_writing = int(writes.sum())
+        if n_writing == 0 or position + 1 == n_new:
+            break
+        if (len(held) - n_writing) * _LEAVE_SHARE >= len(held):
+            stay = np.flatnonzero(writes)
+            writing.keep(stay)
+            held, writes, tokens = held[stay], writes[stay], tokens[torch.from_numpy(stay)]
+        logits = writing.go_on(tokens.unsqueeze(1))[:, -1]
+    return [row[:length] for row, length in zip(said, lengths, strict=True)]
+
+
+def walk(writing: Writing, paths: Sequence[Tokens], *, say: Say | None = None) -> NDArray[np.int64]:
+    """Which of ``paths`` each row says, int64 ``[b]``: where they part, the likeliest token that goes on to one of them.
+
+    So it is what `greedy` writes wherever that is one of them. Tokens on which nothing hangs are read together, in one step from
+    one parting to the next. No path may be the beginning of another; closing tokens see to that.
+    """
+    order = sorted(range(len(paths)), key=lambda i: list(paths[i]))  # equal logits: the smaller token, as in `argmax`
+    table, lengths = _table([paths[i] for i in order])
+    longest = int(lengths.max())
+    stops = [*_partings(paths), longest - 1]
+    is_open = np.ones((len(writing), len(paths)), dtype=bool)
+    said = np.zeros(len(writing), dtype=np.int64)
+    held = np.arange(len(writing))
+    logits = writing.begin(table[0, : stops[0]].tolist())
+    _say_each(say, held, 0, logits, np.full(len(held), longest))
+    for parting, stop in pairwise(stops):
+        options = torch.from_numpy(table[:, parting]).to(logits.device)
+        scores = logits[:, -1].index_select(-1, options).float().cpu().numpy()
+        best = np.where(is_open[held], scores, -np.inf).argmax(axis=1)  # an answer that has ended is alone and stays
+        said[held] = best
+        is_open[held] &= table[:, parting] == table[best, parting][:, None]
+        stay = np.flatnonzero(lengths[best] > parting + 1)
+        if len(stay) == 0:
+            break
+        if len(stay) < len(held):
+            writing.keep(stay)
+            held, best = held[stay], best[stay]
+        logits = writing.go_on(torch.from_numpy(table[best, parting:stop]).to(logits.device))
+        _say_each(say, held, parting + 1, logits, lengths[best])
+    return np.asarray(order, dtype=np.int64)[said]
+
+
+def score(writing: Writing, paths: Sequence[Tokens]) -> Tensor:
+    """The log-probability of writing each of ``paths``, float32 ``[b, len(paths)]``, where the model is.
+
+    What all of them begin with is read once, their other tokens side by side; the last token of a path is only predicted, and a
+    path that is the beginning of another needs no reading of its own.
+    """
+    n_shared, read = _to_read(paths)
+    logits = writing.begin(paths[0][:n_shared])
+    spots = [(i, 0, at, token) for i, path in enumerate(paths) for at, token in enumerate(path[: n_shared + 1])]
+    total = _sums(logits.unsqueeze(1), spots, len(paths))
+    if not read:
+        return total
+    n_rows = len(writing)
+    writing.repeat(len(read))
+    table = torch.from_numpy(_table(read)[0]).to(logits.device)
+    logits = writing.go_on(table.repeat(n_rows, 1))
+    logits = logits.reshape(n_rows, len(read), *logits.shape[1:])
+    spots = []
+    for i, path in enumerate(paths):
+        rest = tuple(path[n_shared:-1])
+        where = next(k for k, other in enumerate(read) if other[: len(rest)] == rest)
+        spots += [(i, where, at, token) for at, token in enumerate(path[n_shared + 1 :])]
+    return total + _sums(logits, spots, len(paths))
+
+
+def n_scored(paths: Sequence[Tokens]) -> int:
+    """Tokens of a row's answers that `score` reads, a start token included."""
+    n_shared, read = _to_read(paths)
+    return 1 + n_shared + sum(len(rest) for rest in read)
+
+
+def is_plain_greedy(config: Any) -> bool:
+    """Whether `generate` with this `GenerationConfig` takes the likeliest token at each step, whatever came before it.
+
+    Unknown settings count as asking for more.
+    """
+    if (config.num_beams or 1) > 1 or config.do_sample:
+        return False
+    asked = {name: value for name, value in config.to_diff_dict().items() if name not in _GREEDY_IGNORES}
+    return all(
+        value is None or value is False or value == _GREEDY_IGNORES_AT.get(name) for name, value in asked.items()
+    )
+
+
+def _table(paths: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Paths below one another, int64 ``[len(paths), longest]``, 0 behind their ends; and their lengths."""
+    lengths = np.array([len(path) for path in paths], dtype=np.int64)
+    table = np.zeros((len(paths), int(lengths.max())), dtype=np.int64)
+    for i, path in enumerate(paths):
+        table[i, : len(path)] = path
+    return table, lengths
+
+
+def _partings(paths: Sequence[Tokens]) -> list[int]:
+    """The positions, rising, at which some paths that were alike so far go on with different tokens."""
+    tokens: dict[tuple[int, ...], set[int]] = {}
+    for path in paths:
+        for at, token in enumerate(path):
+            tokens.setdefault(tuple(path[:at]), set()).add(token)
+    return sorted({len(before) for before, after in tokens.items() if len(after) > 1})
+
+
+def _to_read(paths: Sequence[Tokens]) -> tuple[int, list[tuple[int, ...]]]:
+    """How many tokens all paths begin with (the last of none), and what must be read behind them, each continuation once."""
+    n_shared = min([*_partings(paths), *(len(path) - 1 for path in paths)])
+    rests = dict.fromkeys(tuple(path[n_shared:-1]) for path in paths)
+    longer = [other for other in rests if other]
+    return n_shared, [one for one in longer if not any(one != other and other[: len(one)] == one for other in longer)]
+
+
+def _say_each(say: Say | None, rows: NDArray[np.int64], start: int, logits: Tensor, lengths: NDArray[np.int64]) -> None:
+    """Tell the logits ``[n, k, V]`` of the positions from ``start`` on, those before the end of each row's answer."""
+    if say is None:
+        return
+    for at in range(logits.shape[1]):
+        here = np.flatnonzero(lengths > start + at)
+        if len(here):
+            said = logits[:, at]
+            say(rows[here], start + at, said if len(here) == len(rows) else said[torch.from_numpy(here)])
+
+
+def _sums(logits: Tensor, spots: Sequence[tuple[int, int, int, int]], n_paths: int) -> Tensor:
+    """Sums of log-probabilities by path, float32 ``[b, n_paths]``.
+
+    ``logits``: ``[b, read, positions, V]``; each of ``spots``: a path, where it was read, a position and the token behind it.
+    """
+    path, read, position, token = torch.tensor(spots).reshape(-1, 4).to(logits.device).unbind(dim=1)
+    log_sum = torch.logsumexp(logits.float(), dim=-1)
+    log_p = logits[:, read, position, token].float() - log_sum[:, read, position]
+    by_position = log_p.new_zeros((len(logits), n_paths, logits.shape[2]))
+    by_position[:, path, position] = log_p
+    return by_position.sum(dim=-1)

@@ -1,0 +1,335 @@
+"""Heads: how a model of one family answers one kind of task.
+
+A head reads sources, spells answers in the model's own *units* (classes, tags or tokens), gives logits at the positions of an
+answer, and puts units back into words. `outlay.models.generative_heads` has the heads of models that write text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from outlay.errors import LabelError
+from outlay.models.tokenization import Encoded, Units, collate, encode
+from outlay.settings import TeachSettings
+from outlay.spec import Family, Form, TargetKind
+from outlay.text.entities import align, cut_out, parse_entities, render_entities
+from outlay.text.legible import listed
+
+Texts = Sequence[tuple[str, ...]]
+Rows = NDArray[np.int64]
+Inputs = dict[str, Tensor]
+"""What a head needs to give logits for some rows: made on the CPU, then moved to where the model is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Tokenised sources of a head, and the texts they were.
+
+    ``places``: for tags, the indices of the tokens that stand for text (special tokens do not), row by row.
+    """
+
+    encoded: Encoded
+    texts: Texts
+    places: Units | None = None
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """What a model said of a batch of rows.
+
+    ``units``: one int array per row, its real positions; ``n_tokens``: tokens that went through the model.
+    """
+
+    units: list[NDArray[np.int32]]
+    n_tokens: int
+
+
+class LogitSink(Protocol):
+    """Takes the logits behind what a model says, each position of each row once, in any order."""
+
+    def __call__(self, rows: NDArray[np.int64], positions: NDArray[np.int64], logits: Tensor) -> None:
+        """Logits ``[n, V]``, of any float dtype and where the model is, of position ``positions[i]`` of row ``rows[i]``."""
+        ...
+
+
+class Head(Protocol):
+    """See the module."""
+
+    @property
+    def family(self) -> Family:
+        """Which models it is for."""
+        ...
+
+    @property
+    def target(self) -> TargetKind:
+        """What its units are: ``classes``, ``tags`` or ``tokens``."""
+        ...
+
+    @property
+    def form(self) -> Form:
+        """The task as it is put to the model."""
+        ...
+
+    @property
+    def n_outputs(self) -> int | None:
+        """Outputs of the classification layer it needs; ``None`` where the vocabulary is used."""
+        ...
+
+    @property
+    def pad_unit(self) -> int:
+        """What stands behind an answer's end where padding is kept."""
+        ...
+
+    def read(self, texts: Texts) -> Sources:
+        """Tokenise sources, cutting those that are too long."""
+        ...
+
+    def spell(self, sources: Sources, answers: Sequence[str]) -> Units:
+        """Answers in the model's units.
+
+        Raises:
+            LabelError: a class outside the label set.
+        """
+        ...
+
+    def n_tokens(self, sources: Sources, units: Units) -> NDArray[np.int64]:
+        """Tokens of each row that go through the model in one pass with these answers, int64 ``[rows]``."""
+        ...
+
+    def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
+        """What `logits` needs for the positions of ``units``, int64 ``[len(rows), P]``; on the CPU."""
+        ...
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """Logits ``[len(rows), P, V]`` from `inputs` that are where the model is."""
+        ...
+
+    def speak(
+        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
+    ) -> Speech:
+        """The model's own answers; the logits behind them go to ``sink``, those of padding too where it is kept."""
+        ...
+
+    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Units put into words."""
+        ...
+
+
+class ClassHead:
+    """An encoder with a classification layer: one position per row, one class per label."""
+
+    family: Family = "encoder"
+    target: TargetKind = "classes"
+    pad_unit = 0
+
+    def __init__(self, tokenizer: Any, form: Form) -> None:
+        self.form = form
+        self.n_outputs = len(form.labels)
+        self._tokenizer = tokenizer
+
+    def read(self, texts: Texts) -> Sources:
+        """One or two segments per row."""
+        return Sources(encode(self._tokenizer, texts, self.form.max_source_tokens), texts)
+
+    def spell(self, sources: Sources, answers: Sequence[str]) -> Units:
+        """The class of each answer."""
+        return class_units(self.form, answers)
+
+    def n_tokens(self, sources: Sources, units: Units) -> NDArray[np.int64]:
+        """The source's."""
+        return sources.encoded.lengths
+
+    def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
+        """The sources side by side."""
+        return collate(sources.encoded, rows)
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """``[len(rows), 1, labels]``."""
+        out: Tensor = model(**inputs).logits
+        return out.unsqueeze(1)
+
+    def speak(
+        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
+    ) -> Speech:
+        """The likeliest class."""
+        logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
+        hand_over(sink, rows, logits, np.ones(len(rows), dtype=np.int64))
+        return Speech(likeliest(logits[:, 0]), int(sources.encoded.lengths[rows].sum()))
+
+    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Labels."""
+        return [self.form.labels[int(row[0])] for row in units]
+
+
+class TagHead:
+    """An encoder with a tagging layer: one position per token of the source, tags O, B-type and I-type.
+
+    Entities are found in the source by `outlay.text.entities.align`; the first token that overlaps one is its B, the others
+    its I. Read back, an I that does not go on with the entity before it begins one.
+    """
+
+    family: Family = "encoder"
+    target: TargetKind = "tags"
+    pad_unit = 0
+
+    def __init__(self, tokenizer: Any, form: Form) -> None:
+        if not tokenizer.is_fast:
+            raise LabelError("tagging needs a tokenizer that knows which characters a token is; use a fast tokenizer")
+        self.form = form
+        self.tags = ("O", *(f"{part}-{label}" for label in form.labels for part in "BI"))
+        self.n_outputs = len(self.tags)
+        self._tokenizer = tokenizer
+        self._begin = {label: 1 + 2 * i for i, label in enumerate(form.labels)}
+
+    def read(self, texts: Texts) -> Sources:
+        """The whole source as one segment."""
+        encoded = encode(self._tokenizer, texts, self.form.max_source_tokens, with_spans=True)
+        assert encoded.spans is not None
+        real = encoded.spans[:, 1] > encoded.spans[:, 0]
+        bounds = zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True)
+        return Sources(encoded, texts, Units.of([np.flatnonzero(real[start:stop]).tolist() for start, stop in bounds]))
+
+    def spell(self, sources: Sources, answers: Sequence[str]) -> Units:
+        """The tags of each row's tokens; entities that are not in the source, or have no token of their own, are counted."""
+        rows: list[list[int]] = []
+        n_unaligned = 0
+        for row, answer in enumerate(answers):
+            spans, n_missing = align(sources.texts[row][0], parse_entities(answer, self.form.labels))
+            tags, n_lost = self._tag(self._spans(sources, row), spans, sources.encoded.n_truncated > 0)
+            rows.append(tags)
+            n_unaligned += n_missing + n_lost
+        return Units.of(rows, n_unaligned=n_unaligned)
+
+    def n_tokens(self, sources: Sources, units: Units) -> NDArray[np.int64]:
+        """The source's."""
+        return sources.encoded.lengths
+
+    def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
+        """The sources side by side, and which of their tokens stand for text (``places``, int64 ``[len(rows), P]``)."""
+        return {**collate(sources.encoded, rows), "places": self._places(sources).batch(rows)[0]}
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """``[len(rows), P, tags]``, P the most text tokens of a row."""
+        out: Tensor = model(**{name: tensor for name, tensor in inputs.items() if name != "places"}).logits
+        return out.gather(1, inputs["places"].unsqueeze(-1).expand(-1, -1, out.shape[-1]))
+
+    def speak(
+        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
+    ) -> Speech:
+        """The likeliest tag of each token."""
+        logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
+        lengths = self._places(sources).lengths[rows]
+        hand_over(sink, rows, logits, lengths)
+        best = logits.argmax(-1).cpu().numpy().astype(np.int32)
+        units = [best[i, :length] for i, length in enumerate(lengths)]
+        return Speech(units, int(sources.encoded.lengths[rows].sum()))
+
+    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Lines of entities, each the text of its source from its first token to its last."""
+        lines = []
+        for row, tags in zip(rows, units, strict=True):
+            text = sources.texts[int(row)][0]
+            lines.append(render_entities(cut_out(text, self._read_tags(self._spans(sources, int(row)), tags))))
+        return lines
+
+    def _places(self, sources: Sources) -> Units:
+        assert sources.places is not None
+        return sources.places
+
+    def _spans(self, sources: Sources, row: int) -> NDArray[np.int32]:
+        """Characters of each text token of a row, int32 ``[positions, 2]``."""
+        places = self._places(sources)
+        inside = places.ids[places.offsets[row] : places.offsets[row + 1]]
+        assert sources.encoded.spans is not None
+        spans: NDArray[np.int32] = sources.encoded.spans[sources.encoded.offsets[row] + inside]
+        return spans
+
+    def _tag(
+        self, tokens: NDArray[np.int32], spans: Sequence[tuple[int, int, str]], may_be_cut: bool
+    ) -> tuple[list[int], int]:
+        """The tags of a row, and how many entities have no token of their own (those behind a cut are not counted)."""
+        tags = [0] * len(tokens)
+        end = int(tokens[-1, 1]) if len(tokens) else 0
+        n_lost = 0
+        for start, stop, label in spans:
+            inside = np.flatnonzero((tokens[:, 0] < stop) & (tokens[:, 1] > start))
+            free = [int(i) for i in inside if tags[int(i)] == 0]
+            if not free:
+                n_lost += not (may_be_cut and start >= end)
+                continue
+            begin = self._begin[label]
+            for i in free:
+                tags[i] = begin + 1
+            tags[free[0]] = begin
+        return tags, n_lost
+
+    def _read_tags(self, tokens: NDArray[np.int32], tags: NDArray[np.int32]) -> list[tuple[int, int, str]]:
+        found: list[tuple[int, int, str]] = []
+        open_label: int | None = None
+        for (start, stop), tag in zip(tokens.tolist(), tags.tolist(), strict=True):
+            if tag == 0:
+                open_label = None
+                continue
+            label, is_inside = (tag - 1) // 2, tag % 2 == 0
+            if is_inside and open_label == label:
+                found[-1] = (found[-1][0], stop, found[-1][2])
+            else:
+                found.append((start, stop, self.form.labels[label]))
+            open_label = label
+        return found
+
+
+def class_units(form: Form, answers: Sequence[str]) -> Units:
+    """One position per row: the class of its answer.
+
+    Raises:
+        LabelError: an answer outside the label set.
+    """
+    number = {label: i for i, label in enumerate(form.labels)}
+    for row, answer in enumerate(answers):
+        if answer not in number:
+            raise LabelError(f"answer {answer!r} of row {row} is not one of {listed(form.labels)}; correct it")
+    return Units.of([[number[answer]] for answer in answers])
+
+
+def padded_units(units: Sequence[NDArray[np.int32]], width: int, pad_unit: int) -> NDArray[np.int64]:
+    """Rows of units side by side, int64 ``[rows, width]``."""
+    padded = np.full((len(units), width), pad_unit, dtype=np.int64)
+    for i, row in enumerate(units):
+        padded[i, : len(row)] = row
+    return padded
+
+
+def logits_of(head: Head, model: nn.Module, sources: Sources, rows: Rows, units: Tensor) -> Tensor:
+    """Logits of some rows in one go: `Head.inputs`, moved to the model, then `Head.logits`."""
+    inputs, device = head.inputs(sources, rows, units), device_of(model)
+    return head.logits(model, {name: tensor.to(device) for name, tensor in inputs.items()})
+
+
+def hand_over(sink: LogitSink | None, rows: Rows, logits: Tensor, counts: NDArray[np.int64]) -> None:
+    """Give a sink the logits ``[b, P, V]`` of ``rows``, the first ``counts[i]`` positions of each."""
+    if sink is None:
+        return
+    which, positions = np.nonzero(np.arange(logits.shape[1]) < counts[:, None])
+    sink(rows[which], positions, logits[torch.from_numpy(which), torch.from_numpy(positions)])
+
+
+def likeliest(scores: Tensor) -> list[NDArray[np.int32]]:
+    """The class of the largest of ``scores`` ``[b, classes]``, as one unit per row."""
+    best: NDArray[np.int32] = scores.argmax(dim=-1).cpu().numpy().astype(np.int32)
+    return list(best[:, None])
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model reads its inputs."""
+    return next(model.parameters()).device

@@ -1,0 +1,395 @@
+"""Model families: what a reference becomes, and how weights are kept.
+
+A reference is read by `outlay.models.reference`; this module turns it into a module with weights and the head that speaks for
+it. Weights are read and written as safetensors only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from outlay.errors import UnknownModel, UsageError
+from outlay.models.generative_heads import ChoiceHead, TextHead
+from outlay.models.heads import ClassHead, Head, TagHead
+from outlay.models.peft import check, check_layers
+from outlay.models.reference import SINGLE_WEIGHTS, cut_layers, parse_ref, resolve_folder
+from outlay.models.shape import family_of, read_config
+from outlay.models.window import window_in, window_of
+from outlay.settings import TrainSettings, check_optimizer
+from outlay.spec import Family, Form, TargetKind, can_answer
+from outlay.storage.files import writing
+
+HEAD_FILE = "outlay.json"
+"""Beside the weights of a trained model: which head speaks for it, and the form of its task."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which model to begin with, and what it is to learn.
+
+    ``ref``: a model reference; ``base``: the checkpoint that ``cut:`` and ``tiny:`` take layers, shapes and tokenizer from;
+    ``form``: the task as the model meets it; ``seed``: of a new head (and of a ``tiny:`` model's weights); ``target``: what its
+    teacher hands over, ``None`` where it learns from labels.
+    """
+
+    ref: str
+    base: str
+    form: Form
+    seed: int
+    target: TargetKind | None = None
+
+
+def load_tokenizer(ref: str, base: str) -> Any:
+    """The tokenizer of a reference; ``cut:`` and ``tiny:`` models read with their base's tokenizer.
+
+    Raises:
+        UnknownModel: the reference leads nowhere, or to a folder without a readable tokenizer.
+    """
+    return _tokenizer_in(resolve_folder(ref, base=base), ref)
+
+
+def head_for(family: Family, form: Form, tokenizer: Any, target: TargetKind | None = None) -> Head:
+    """The head that speaks for a model of this family on such a task, learning from ``target``; the limits of ``form`` are the
+    model's.
+
+    Raises:
+        UsageError: the family cannot do the task.
+    """
+    if not can_answer(family, form.kind):
+        raise UsageError("an encoder cannot write free text; take a seq2seq or causal model (such as T5) for this task")
+    if family == "encoder":
+        return ClassHead(tokenizer, form) if form.kind == "classification" else TagHead(tokenizer, form)
+    text = TextHead(tokenizer, form, family)
+    return ChoiceHead(text) if target == "classes" else text
+
+
+def head_of(ref: str, base: str, form: Form) -> Head:
+    """The head of a model reference; see `read_head`."""
+    return read_head(ref, base, form)[0]
+
+
+def read_head(ref: str, base: str, form: Form) -> tuple[Head, Any]:
+    """The head of a model reference, and its tokenizer; its weights stay where they are.
+
+    Raises:
+        UnknownModel: the reference leads nowhere, or to a folder without a readable tokenizer.
+        UsageError: as `head_for`.
+    """
+    family = family_of(ref, base=base)
+    if not can_answer(family, form.kind):
+        raise UsageError(
+            f"model {ref!r} is an encoder and cannot write free text; take a seq2seq or causal model (such as T5) for this task"
+        )
+    fitted = window_of(ref, base=base).fit(form, ref)
+    tokenizer = load_tokenizer(ref, base)
+    return head_for(family, fitted, tokenizer), tokenizer
+
+
+def load_model(spec: ModelSpec) -> tuple[nn.Module, Head, Any]:
+    """A model to train, in float32 on the CPU; its head; its tokenizer.
+
+    An encoder's classification layer is new even where the checkpoint brings one: its classes may be others, in another order.
+
+    Raises:
+        UnknownModel: the reference leads nowhere, or to a checkpoint of another kind.
+        UsageError: the family cannot do the task.
+    """
+    ref = parse_ref(spec.ref)
+    folder = resolve_folder(spec.ref, base=spec.base)
+    family = family_of(spec.ref, base=spec.base)
+    tokenizer = _tokenizer_in(folder, spec.ref)
+    form = window_of(spec.ref, base=spec.base).fit(spec.form, spec.ref)
+    head = head_for(family, form, tokenizer, spec.target)
+    torch.manual_seed(spec.seed)
+    if ref.kind == "tiny":
+        from outlay.models.random_init import tiny_model
+
+        model = tiny_model(folder, ref, family, _outputs(head), per_token=head.target == "tags")
+    else:
+        model = _from_pretrained(folder, family, head, spec.ref)
+        model = _cut(model, ref.n_layers) if ref.kind == "cut" else model
+    _check_vocabulary(model, tokenizer, spec.ref)
+    return model, head, tokenizer
+
+
+def check_checkpoint(ref: str, base: str, head: Head, tokenizer: Any, settings: Sequence[TrainSettings] = ()) -> None:
+    """Whether a reference can be loaded and trained with each of ``settings``, as far as its files say it without the weights.
+
+    Raises:
+        UnknownModel: a tokenizer of more tokens than the model has rows, or a model whose layers cannot be cut.
+        UsageError: adapters or an optimiser that cannot be had here, or not for this model.
+    """
+    parsed = parse_ref(ref)
+    n_tokens = len(tokenizer)
+    if n_tokens > (n_rows := n_logits(ref, base)):
+        raise _too_few_rows(ref, n_rows, n_tokens)
+    for each in settings:
+        check_optimizer(each.optimizer, has_gpu=torch.cuda.is_available())
+        check(each)
+    adapted = [each for each in settings if each.peft != "none"]
+    if parsed.kind == "tiny" or not (adapted or parsed.kind == "cut"):
+        return
+    from transformers import AutoConfig
+
+    folder = resolve_folder(ref, base=base)
+    with torch.device("meta"), _loading(ref, "from its config"), _quiet():
+        model: nn.Module = _auto_class(head.family, head).from_config(AutoConfig.from_pretrained(folder))
+        model = _cut(model, parsed.n_layers) if parsed.kind == "cut" else model
+    for each in adapted:
+        check_layers(model, each)
+
+
+def save_model(
+    model: Any, head: Head, tokenizer: Any, folder: Path, state: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write weights (safetensors), config, tokenizer and `HEAD_FILE` into ``folder``; any `AutoModel` loader reads it back.
+
+    ``state``: the weights to write, where the model itself does not hold them whole.
+    """
+    with _quiet():
+        with writing(folder / SINGLE_WEIGHTS):
+            model.save_pretrained(folder, state_dict=state)
+            _say_untied(model, folder)
+        with writing(folder / "tokenizer.json"):
+            tokenizer.save_pretrained(folder)
+    document = {"family": head.family, "target": head.target, "form": head.form.to_json()}
+    with writing(folder / HEAD_FILE):
+        (folder / HEAD_FILE).write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def load_saved(folder: Path, *, device_map: str | None = None) -> tuple[nn.Module, Head, Any]:
+    """The model, head and tokenizer that `save_model` wrote.
+
+    ``device_map``: ``auto`` spreads a model over every GPU there is, then the CPU (accelerate); ``None``: one device.
+
+    Raises:
+        UnknownModel: no `HEAD_FILE`, or weights that do not load.
+    """
+    try:
+        document = json.loads((folder / HEAD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnknownModel(
+            f"{folder} holds no model that `outlay` trained ({HEAD_FILE} is missing); make one with `outlay finetune`"
+        ) from error
+    family = document["family"]
+    form = window_in(read_config(folder), family).fit(Form.from_json(document["form"]), str(folder))
+    tokenizer = _tokenizer_in(folder, str(folder))
+    head = head_for(family, form, tokenizer, document["target"])
+    more = {} if device_map is None else {"device_map": device_map}
+    with _loading(str(folder), "as its own config says"), _quiet():
+        model: nn.Module = _auto_class(family, head).from_pretrained(folder, use_safetensors=True, **more)
+    return model, head, tokenizer
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Give every dropout of the model the same probability, attention included; the config keeps the checkpoint's."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+            continue
+        # Functional dropout: T5 and BART keep the probability as a number on the module.
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, probability)
+
+
+def n_logits(ref: str, base: str) -> int:
+    """Rows of a model's vocabulary: at least its tokenizer's, often padded to a round number."""
+    folder = resolve_folder(ref, base=base)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return int(config["vocab_size"])
+
+
+def same_tokenizer(ref_a: str, base_a: str, ref_b: str, base_b: str) -> bool:
+    """Whether two models read and write the same tokens: every token has the same number in both.
+
+    The rows that pad a model's vocabulary beyond its tokenizer (152,064 against 151,936) belong to no token and do not count.
+    """
+    folder_a, folder_b = resolve_folder(ref_a, base=base_a), resolve_folder(ref_b, base=base_b)
+    if folder_a.resolve() == folder_b.resolve():
+        return True
+    a, b = _tokenizer_in(folder_a, ref_a), _tokenizer_in(folder_b, ref_b)
+    return bool(a.get_vocab() == b.get_vocab() and a.all_special_ids == b.all_special_ids)
+
+
+def _tokenizer_in(folder: Path, text: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise UnknownModel(
+            f"the tokenizer of model {text!r} does not load from {folder}: {_first_line(error)}"
+        ) from error
+    # Where its files are missing, transformers makes one that knows its special tokens only and reads every word as unknown.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise UnknownModel(f"model {text!r} has no vocabulary in {folder}; put its tokenizer files beside config.json")
+    return tokenizer
+
+
+def _auto_class(family: Family, head: Head) -> Any:
+    import transformers
+
+    if family == "seq2seq":
+        return transformers.AutoModelForSeq2SeqLM
+    if family == "causal":
+        return transformers.AutoModelForCausalLM
+    if head.target == "tags":
+        return transformers.AutoModelForTokenClassification
+    return transformers.AutoModelForSequenceClassification
+
+
+def _from_pretrained(folder: Path, family: Family, head: Head, text: str) -> nn.Module:
+    purpose = {"seq2seq": "sequence to sequence", "causal": "causal language modelling"}.get(
+        family, "token classification" if head.target == "tags" else "sequence classification"
+    )
+    outputs = _outputs(head)
+    with _loading(text, f"for {purpose}"), _quiet():
+        model, report = _auto_class(family, head).from_pretrained(
+            folder,
+            use_safetensors=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **({} if outputs is None else _layer(outputs)),
+        )
+    own = f"{model.base_model_prefix}." if outputs is not None else ""
+    misfits = sorted(key for key, *_ in report["mismatched_keys"] if key.startswith(own))
+    if misfits:
+        raise UnknownModel(
+            f"model {text!r}: {len(misfits)} tensors have other shapes than its config.json says, the first is {misfits[0]}; "
+            "fetch the model again"
+        )
+    if outputs is not None:
+        _renew_layer(model, len(outputs), report["missing_keys"])
+    loaded: nn.Module = model
+    return loaded
+
+
+def _renew_layer(model: Any, n_outputs: int, already_new: set[str]) -> None:
+    """Draw the classification layer anew where it came with the checkpoint, as `transformers` draws a missing one."""
+    for name, module in model.named_modules():
+        if name.startswith(f"{model.base_model_prefix}.") or f"{name}.weight" in already_new:
+            continue
+        if isinstance(module, nn.Linear) and module.out_features == n_outputs:
+            nn.init.normal_(module.weight, std=getattr(model.config, "initializer_range", 0.02))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _outputs(head: Head) -> tuple[str, ...] | None:
+    """Names of the outputs of an encoder's classification layer."""
+    return head.tags if isinstance(head, TagHead) else head.form.labels if isinstance(head, ClassHead) else None
+
+
+def _layer(names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def _say_untied(model: Any, folder: Path) -> None:
+    """T5 v1.1 has a head of its own, but transformers 5 writes that it has none; other readers would take the embeddings."""
+    inside, outside = model.get_input_embeddings(), model.get_output_embeddings()
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if outside is not None and config.get("tie_word_embeddings") and outside.weight is not inside.weight:
+        path.write_text(json.dumps({**config, "tie_word_embeddings": False}, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_vocabulary(model: Any, tokenizer: Any, text: str) -> None:
+    if len(tokenizer) > model.config.vocab_size:
+        raise _too_few_rows(text, model.config.vocab_size, len(tokenizer))
+
+
+def _too_few_rows(text: str, n_rows: int, n_tokens: int) -> UnknownModel:
+    return UnknownModel(
+        f"model {text!r} has {n_rows:,} rows of vocabulary, its tokenizer {n_tokens:,} tokens; fetch the model again"
+    )
+
+
+def _cut(model: nn.Module, n_keep: int) -> nn.Module:
+    """Keep ``n_keep`` evenly spaced layers of each stack, first and last included; embeddings and head stay as they are."""
+    config: Any = model.config
+    depths = {name: getattr(config, name) for name in _DEPTHS if isinstance(getattr(config, name, None), int)}
+    stacks: list[tuple[nn.Module, str, nn.ModuleList]] = []
+    inside: set[nn.Module] = set()
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            # The parts of a layer may lie in a list too, and as many of them as there are layers.
+            if isinstance(child, nn.ModuleList) and len(child) in depths.values() and child not in inside:
+                stacks.append((parent, name, child))
+                inside.update(child.modules())
+    n_stacks = 2 if config.is_encoder_decoder else 1
+    if len(stacks) != n_stacks:
+        raise UnknownModel(
+            f"cut:{n_keep} needs {n_stacks} stack(s) of layers to cut, but {config.model_type} has {len(stacks)}"
+        )
+    for parent, name, layers in stacks:
+        kept = nn.ModuleList([layers[i] for i in cut_layers(len(layers), n_keep)])
+        setattr(parent, name, kept)
+        _renumber(kept)
+    for name in depths:
+        setattr(config, name, n_keep)
+    return model
+
+
+_DEPTHS = (
+    "num_hidden_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "n_layer",
+    "n_layers",
+)
+
+
+def _renumber(layers: nn.ModuleList) -> None:
+    """Decoder layers know their place, where they keep what they have read."""
+    for place, layer in enumerate(layers):
+        for module in layer.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                setattr(module, "layer_idx", place)  # noqa: B010
+
+
+@contextlib.contextmanager
+def _loading(text: str, purpose: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise UnknownModel(f"model {text!r} does not load {purpose}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the loading bars and the report on the (always new) classification head."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()

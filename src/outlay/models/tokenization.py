@@ -1,0 +1,246 @@
+"""Texts to tensors: tokenise once, pad late. Which rows go together is the affair of `outlay.train.batching`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from outlay.models import token_cache
+
+Ids = NDArray[Any]
+"""Of one of the types int32, uint16 and uint8."""
+
+_CHUNK_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Tokenised rows laid end to end.
+
+    ``ids`` and ``type_ids``: ``[total tokens]``, int32, or where they come from the disk (`outlay.models.token_cache`) a smaller
+    type that holds them; ``offsets``: int64 ``[rows + 1]``; row ``i`` is ``offsets[i]:offsets[i + 1]``. ``n_truncated`` counts
+    the rows that were longer than the limit. ``spans``: int32 ``[total tokens, 2]``, the characters of the row's first segment
+    that a token stands for, empty (0, 0) for special tokens; kept only where it was asked for.
+    """
+
+    ids: Ids
+    type_ids: Ids
+    offsets: NDArray[np.int64]
+    pad_id: int
+    n_truncated: int
+    spans: NDArray[np.int32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row, int64 ``[rows]``, special tokens included."""
+        return np.diff(self.offsets)
+
+    @property
+    def n_tokens(self) -> int:
+        """Real tokens of all rows, special tokens included, padding not."""
+        return int(self.offsets[-1])
+
+    def row(self, row: int) -> Ids:
+        """The ids of one row."""
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What rows are answered with, in the model's own units (classes, tags or tokens), laid end to end.
+
+    ``ids``: ``[positions]``, int32, or from the disk a smaller type; ``offsets``: int64 ``[rows + 1]``. ``n_cut`` counts answers
+    longer than the limit, ``n_unaligned`` entities that were not found in their source.
+    """
+
+    ids: Ids
+    offsets: NDArray[np.int64]
+    n_cut: int = 0
+    n_unaligned: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], *, n_cut: int = 0, n_unaligned: int = 0) -> Units:
+        """From one sequence per row."""
+        flat, offsets = _flat(rows)
+        return cls(flat, offsets, n_cut, n_unaligned)
+
+    @classmethod
+    def of_lengths(cls, lengths: NDArray[np.int64]) -> Units:
+        """Rows of so many positions, all of unit 0."""
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+        return cls(np.zeros(int(offsets[-1]), dtype=np.int32), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Positions of each row, int64 ``[rows]``."""
+        return np.diff(self.offsets)
+
+    def batch(self, rows: Sequence[int] | NDArray[np.int64], *, width: int | None = None) -> tuple[Tensor, Tensor]:
+        """Pad some rows to the longest of them, or to ``width`` positions.
+
+        Returns int64 ids and a bool mask, each ``[len(rows), longest]``; 0 where nothing is.
+        """
+        picked = np.asarray(rows, dtype=np.int64)
+        lengths = self.offsets[picked + 1] - self.offsets[picked]
+        places = np.arange(max(1, int(lengths.max(initial=0))) if width is None else width)
+        mask = places[None, :] < lengths[:, None]
+        ids = np.zeros(mask.shape, dtype=np.int64)
+        ids[mask] = self.ids[(self.offsets[picked][:, None] + places[None, :])[mask]]
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int, *, with_spans: bool = False) -> Encoded:
+    """Tokenise rows of one or two segments, truncating the longer segment first.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        texts: per row a tuple of one or two strings (a pair is read as two segments).
+        max_tokens: limit per row, special tokens included.
+        with_spans: keep the characters each token stands for.
+
+    Raises:
+        ValueError: rows of more than two segments, or some of one and some of two.
+    """
+    n_segments = {len(row) for row in texts}
+    if not n_segments <= {1, 2} or len(n_segments) > 1:
+        found = " and ".join(str(n) for n in sorted(n_segments))
+        raise ValueError(f"an encoder reads one or two segments, the same number in every row; these rows have {found}")
+    key = token_cache.key_of(tokenizer, f"sources of {max_tokens}, spans {with_spans}", texts)
+    kept = token_cache.read(key)
+    pad_id = int(tokenizer.pad_token_id or 0)
+    if kept is not None:
+        arrays = kept.arrays
+        # Zeros that take no memory.
+        type_ids = arrays.get("type_ids", np.broadcast_to(np.uint8(0), arrays["ids"].shape))
+        n_truncated = kept.counts["n_truncated"]
+        return Encoded(arrays["ids"], type_ids, arrays["offsets"], pad_id, n_truncated, arrays.get("spans"))
+    starts = range(0, len(texts), _CHUNK_ROWS)
+    chunks = [_tokenise(tokenizer, texts[start : start + _CHUNK_ROWS], max_tokens, with_spans) for start in starts]
+    encoded = Encoded(
+        ids=_end_to_end([chunk.ids for chunk in chunks]),
+        type_ids=_end_to_end([chunk.type_ids for chunk in chunks]),
+        offsets=_offsets(_end_to_end([chunk.lengths for chunk in chunks])),
+        pad_id=pad_id,
+        n_truncated=sum(chunk.n_truncated for chunk in chunks),
+        spans=_end_to_end([chunk.spans.ravel() for chunk in chunks if chunk.spans is not None]).reshape(-1, 2)
+        if with_spans
+        else None,
+    )
+    token_cache.write(key, _arrays(encoded), {"n_truncated": encoded.n_truncated})
+    return encoded
+
+
+def kept_units(tokenizer: Any, how: str, answers: Sequence[str], make: Callable[[], Units]) -> Units:
+    """Answers spelt before by this tokenizer, or what ``make`` makes of them; ``how``: what else decides it."""
+    key = token_cache.key_of(tokenizer, f"answers, {how}", [(answer,) for answer in answers])
+    kept = token_cache.read(key)
+    if kept is not None:
+        return Units(kept.arrays["ids"], kept.arrays["offsets"], kept.counts["n_cut"], kept.counts["n_unaligned"])
+    units = make()
+    counts = {"n_cut": units.n_cut, "n_unaligned": units.n_unaligned}
+    token_cache.write(key, {"ids": _narrow(units.ids), "offsets": units.offsets}, counts)
+    return units
+
+
+def collate(encoded: Encoded, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
+    """Pad the rows to the longest of them.
+
+    Returns ``input_ids``, ``token_type_ids`` and ``attention_mask``, each int64 ``[len(rows), longest]`` on the CPU.
+    """
+    picked = np.asarray(rows, dtype=np.int64)
+    lengths = encoded.offsets[picked + 1] - encoded.offsets[picked]
+    places = np.arange(int(lengths.max()))
+    mask = places[None, :] < lengths[:, None]
+    at = (encoded.offsets[picked][:, None] + places[None, :])[mask]
+    ids = np.full(mask.shape, encoded.pad_id, dtype=np.int64)
+    ids[mask] = encoded.ids[at]
+    type_ids = np.zeros(mask.shape, dtype=np.int64)
+    type_ids[mask] = encoded.type_ids[at]
+    arrays = {"input_ids": ids, "token_type_ids": type_ids, "attention_mask": mask.astype(np.int64)}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _tokenise(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int, with_spans: bool) -> Encoded:
+    """Some rows in one call, which a fast tokenizer shares among its threads."""
+    first = [row[0] for row in texts]
+    second = [row[1] for row in texts] if len(texts[0]) == 2 else None
+    out = tokenizer(
+        first,
+        second,
+        truncation="longest_first",
+        max_length=max_tokens,
+        return_token_type_ids=True,
+        return_attention_mask=False,
+        return_offsets_mapping=with_spans,
+        padding=False,
+    )
+    ids, offsets = _flat(out["input_ids"])
+    type_ids, _ = _flat(out["token_type_ids"])
+    spans = None
+    if with_spans:
+        edges = chain.from_iterable(chain.from_iterable(out["offset_mapping"]))
+        spans = np.fromiter(edges, dtype=np.int32, count=2 * len(ids)).reshape(-1, 2)
+    full = np.flatnonzero(np.diff(offsets) >= max_tokens).tolist()
+    # A fast tokenizer keeps what it cut off; of a slow one the untruncated length tells.
+    if out.encodings is not None:
+        n_truncated = sum(bool(out.encodings[row].overflowing) for row in full)
+    else:
+        n_truncated = _n_longer(tokenizer, first, second, full, max_tokens)
+    return Encoded(ids, type_ids, offsets, 0, n_truncated, spans)
+
+
+def _arrays(encoded: Encoded) -> dict[str, NDArray[Any]]:
+    """What is kept of it on disk: type ids only where there are any, all in as few bytes as hold them."""
+    arrays: dict[str, NDArray[Any]] = {"ids": _narrow(encoded.ids), "offsets": encoded.offsets}
+    if encoded.type_ids.any():
+        arrays["type_ids"] = _narrow(encoded.type_ids)
+    return arrays if encoded.spans is None else {**arrays, "spans": encoded.spans}
+
+
+def _narrow(ids: Ids) -> Ids:
+    """In the smallest of uint8, uint16 and int32 that holds them."""
+    most, least = int(ids.max(initial=0)), int(ids.min(initial=0))
+    kind = np.uint8 if most < 2**8 else np.uint16 if most < 2**16 else np.int32
+    narrow: Ids = ids.astype(np.int32 if least < 0 else kind)
+    return narrow
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    offsets = _offsets([len(row) for row in rows])
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1])), offsets
+
+
+def _offsets(lengths: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _end_to_end(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype=np.int32), *arrays])
+
+
+def _n_longer(tokenizer: Any, first: list[str], second: list[str] | None, full: list[int], max_tokens: int) -> int:
+    """Rows longer than the limit, of those that fill it: the rare exact fit is not longer."""
+    if not full:
+        return 0
+    again = tokenizer(
+        [first[i] for i in full],
+        [second[i] for i in full] if second is not None else None,
+        truncation=False,
+        verbose=False,
+    )
+    return sum(len(row) > max_tokens for row in again["input_ids"])

@@ -1,0 +1,370 @@
+"""Money: integer micro-dollars, prices with their source, and quotes.
+
+Amounts are whole micro-dollars (a millionth of a dollar). Quantities and products are exact fractions, rounded up
+once, when an amount becomes an entry. A price is a dated record that says where it was read; a price nobody could
+read is marked as the user's to set.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from decimal import Context, Decimal, InvalidOperation
+from fractions import Fraction
+from importlib import resources
+from pathlib import Path
+
+from outlay.errors import MissingData, MoneyError, UnknownItem
+from outlay.storage.files import plain_number
+from outlay.text.text_file import read_text
+
+MICROS_PER_USD = 1_000_000
+MAX_USD = 1_000_000_000  # keeps every sum far inside SQLite's 64-bit integers
+MAX_MICROS = MAX_USD * MICROS_PER_USD
+_MAX_PRICE_LETTERS = 400
+YOURS_TO_SET = "yours to set"
+"""How the source of a price begins when nobody read it anywhere: it is a placeholder."""
+
+_AMOUNT = re.compile(r"\$?\s*(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)", re.ASCII)
+_SCIENTIFIC = re.compile(r"\$?\s*(?P<number>[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,2}|[0-9]+\.[0-9]+)", re.ASCII)
+"""How a price file may write a price beside `_AMOUNT`: as spreadsheets do, 1.5E-7, or with any number of decimals."""
+_PER = {"label": 1, "hour": 1, "token": 1000}
+"""What is sold, and how many of it make the unit that prices are kept in: a price per 1000 tokens, as APIs print them."""
+_UNIT = re.compile(
+    r"(?:per\s+)?(?:(?P<number>[0-9]{1,3}(?:[,_ ][0-9]{3}){1,4}|[0-9]{1,12})\s*)?(?P<scale>k|m|thousand|million)?\s*"
+    r"(?P<noun>label|hour|token)s?",
+    re.ASCII | re.IGNORECASE,
+)
+_SCALES = {"k": 1_000, "thousand": 1_000, "m": 1_000_000, "million": 1_000_000}
+_PRICE_FIELDS = ("item", "unit", "usd", "source", "checked", "note")
+
+
+def parse_usd(text: str | int | float | Decimal) -> int:
+    """Micro-dollars of an amount such as ``300``, ``"$300"`` or ``"1,000.50"``.
+
+    Raises MoneyError for anything that is not a plain amount of dollars: words, NaN, infinity, a negative number,
+    more than `MAX_USD`, or a fraction of a micro-dollar.
+    """
+    usd = _decimal_of(text)
+    if usd.is_signed() and usd:
+        raise MoneyError(f"{_shown(text)} is negative; an amount is $0 or more")
+    if usd.adjusted() > 12 or usd > MAX_USD:
+        raise MoneyError(f"{_shown(text)} is more than the limit of ${MAX_USD:,}; give a smaller amount")
+    too_fine = MoneyError(f"{_shown(text)} is finer than a micro-dollar; give at most 6 decimals")
+    if usd and usd.adjusted() < -6:
+        raise too_fine
+    micros = Fraction(usd) * MICROS_PER_USD
+    if micros.denominator != 1:
+        raise too_fine
+    return int(micros)
+
+
+def parse_budget(text: str | int | float | Decimal) -> int:
+    """Micro-dollars of a budget: `parse_usd`, and more than zero. Raises MoneyError."""
+    micros = parse_usd(text)
+    if micros == 0:
+        raise MoneyError(f"a budget of {_shown(text)} buys nothing; give more than $0")
+    return micros
+
+
+def format_usd(micros: int) -> str:
+    """``"$300.00"``, ``"$0.0374"``, ``"$1,820.000001"``: at least 2 decimals and as many as are needed, up to 6."""
+    dollars, rest = divmod(abs(micros), MICROS_PER_USD)
+    decimals = f"{rest:06d}".rstrip("0").ljust(2, "0")
+    return f"{'-' if micros < 0 else ''}${dollars:,}.{decimals}"
+
+
+def write_usd(usd: Decimal | float) -> str:
+    """Dollars in digits alone, every one of them and no exponent: ``"0.00000015"``. A price file reads them again.
+
+    Floats are written as Python does, ``"300.0"``, so that they read back as the same float.
+    """
+    return plain_number(str(usd) if isinstance(usd, Decimal) else repr(usd))
+
+
+def show_usd(usd: float) -> str:
+    """Dollars for people: ``"$1,980.00"``, ``"$0.0024"``, ``"$0.000025"``.
+
+    Cents from one dollar on; below it four decimals, or as many as two significant digits take. Nothing is ``"$0.00"``.
+    """
+    sign, usd = "-" if usd < 0 else "", abs(usd)
+    if usd == 0 or usd >= 1:
+        return f"{sign}${usd:,.2f}"
+    digits = f"{usd:.{max(4, 1 - math.floor(math.log10(usd)))}f}"
+    return f"{sign}${digits[:6]}{digits[6:].rstrip('0')}"
+
+
+def read_unit(text: str) -> tuple[str, int]:
+    """What one price buys: ``("label", 1000)`` of ``1000 labels``, ``("token", 1000000)`` of ``1M tokens``.
+
+    Raises MoneyError for anything that is no number of labels, hours or tokens.
+    """
+    match = _UNIT.fullmatch(text.strip())
+    number = int(re.sub(r"[,_ ]", "", match["number"] or "1")) if match else 0
+    if match is None or number < 1:
+        near = difflib.get_close_matches(text.strip().lower(), ("label", "hour", "1000 tokens"), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise MoneyError(f"the unit {_shown(text)} is unknown{hint}; write label, hour or 1000 tokens, or 1000 labels")
+    return match["noun"].lower(), number * _SCALES.get((match["scale"] or "").lower(), 1)
+
+
+def _per_unit(usd: Decimal, text: str) -> tuple[str, Decimal]:
+    """The unit that prices are kept in, and the price of one: $100 per 1000 labels are $0.1 per label, exactly."""
+    noun, number = read_unit(text)
+    kept = _PER[noun]
+    unit = noun if kept == 1 else f"{kept} {noun}s"
+    if number == kept:
+        return unit, usd
+    exact = Fraction(usd) * kept / number
+    n_decimals = next((n for n in range(_MOST_DECIMALS + 1) if 10**n % exact.denominator == 0), None)
+    if n_decimals is None:
+        raise MoneyError(
+            f"${write_usd(usd)} per {text.strip()} is no exact price of one {noun}; "
+            f"give the price of 1, 10, 100 or 1000 {noun}s"
+        )
+    return unit, Decimal(int(exact * 10**n_decimals)).scaleb(-n_decimals, _EXACT)
+
+
+_MOST_DECIMALS = 60
+_EXACT = Context(prec=200)
+
+
+def check_micros(name: str, micros: int) -> int:
+    """`micros` itself when it is a whole number of micro-dollars from 0 to `MAX_MICROS`; MoneyError otherwise."""
+    if isinstance(micros, bool) or not isinstance(micros, int):
+        raise MoneyError(f"{name} is {micros!r}; give a whole number of micro-dollars")
+    if not 0 <= micros <= MAX_MICROS:
+        raise MoneyError(f"{name} is {micros} micro-dollars; the limits are 0 and {MAX_MICROS}")
+    return micros
+
+
+def cost_micros(quantity: Fraction | int, unit_usd: Decimal) -> int:
+    """Quantity times unit price in micro-dollars, rounded up once. Raises MoneyError below 0 or above `MAX_MICROS`."""
+    exact = Fraction(quantity) * Fraction(unit_usd) * MICROS_PER_USD
+    micros = -((-exact.numerator) // exact.denominator)
+    if quantity < 0 or micros > MAX_MICROS:
+        raise MoneyError(
+            f"{float(quantity):g} units at ${write_usd(unit_usd)} cannot be charged; the limits are $0 and ${MAX_USD:,}"
+        )
+    return micros
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What one `unit` of `item` costs, who says so and when that was read (None: nobody read it yet).
+
+    `usd` keeps its exact decimals: a price per token may be finer than a micro-dollar.
+    """
+
+    item: str
+    unit: str
+    usd: Decimal
+    source: str
+    checked: date | None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.item.strip() or not self.unit.strip():
+            raise MoneyError(f"the price of {self.item!r} per {self.unit!r} needs a name for its item and its unit")
+        if not self.usd.is_finite() or self.usd.is_signed() or self.usd.adjusted() > 12 or self.usd > MAX_USD:
+            raise MoneyError(f"the price of {self.item!r} is {write_usd(self.usd)}; give dollars from 0 to {MAX_USD:,}")
+        if self.usd and self.usd.adjusted() < -30:
+            raise MoneyError(
+                f"the price of {self.item!r} is {write_usd(self.usd)}; give it for a larger unit than {self.unit!r}"
+            )
+
+    @property
+    def is_yours_to_set(self) -> bool:
+        """Whether the amount is a placeholder that the user should replace with their own price."""
+        return self.source.startswith(YOURS_TO_SET)
+
+    def cost_micros(self, quantity: Fraction | int) -> int:
+        """What `quantity` units cost in micro-dollars, rounded up once. Raises MoneyError for a negative quantity."""
+        return cost_micros(quantity, self.usd)
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """Upper bounds for one purchase: `quantity` units of `item`, its charge, and the cash that may leave the bank."""
+
+    item: str
+    unit: str
+    quantity: Fraction
+    unit_usd: Decimal
+    charge_micros: int
+    cash_micros: int
+
+    def __post_init__(self) -> None:
+        if self.quantity < 0:
+            raise MoneyError(f"a quote for {self.quantity} {self.unit} of {self.item!r} is negative; quote 0 or more")
+        check_micros(f"the charge quoted for {self.item!r}", self.charge_micros)
+        check_micros(f"the cash quoted for {self.item!r}", self.cash_micros)
+
+    @classmethod
+    def of(cls, price: Price, quantity: Fraction | int, cash_micros: int | None = None) -> Quote:
+        """The quote of `quantity` units at `price`; the cash bound is the charge unless it is given."""
+        charge = price.cost_micros(quantity)
+        cash = charge if cash_micros is None else cash_micros
+        return cls(price.item, price.unit, Fraction(quantity), price.usd, charge, cash)
+
+
+class PriceBook:
+    """Every price by item. Immutable; `digest` names what it says about money."""
+
+    __slots__ = ("_digest", "_prices")
+
+    def __init__(self, prices: Sequence[Price]) -> None:
+        """A book of `prices`; of two prices of one item the later one counts."""
+        by_item = {price.item: price for price in prices}
+        self._prices: Mapping[str, Price] = {item: by_item[item] for item in sorted(by_item)}
+        lines = [[price.item, price.unit, str(Fraction(price.usd))] for price in self._prices.values()]
+        self._digest = hashlib.sha256(json.dumps(lines, separators=(",", ":")).encode()).hexdigest()
+
+    @classmethod
+    def load(cls, extra: Sequence[Path] = ()) -> PriceBook:
+        """The shipped prices, then the user's files in order; the later price of an item wins.
+
+        Raises MoneyError, in one line that names the file, for a file that cannot be read or a record that is wrong.
+        """
+        prices: dict[str, Price] = {}
+        for shipped in sorted(resources.files("outlay.money").joinpath("prices").iterdir(), key=lambda file: file.name):
+            if shipped.name.endswith(".toml"):
+                prices.update(_prices_of(shipped.name, shipped.read_text(encoding="utf-8")))
+        for path in extra:
+            try:
+                text = read_text(Path(path))
+            except MissingData as error:
+                raise MoneyError(f"cannot read the price file: {error}") from None
+            for item, price in _prices_of(str(path), text).items():
+                known = prices.get(item)
+                if known and known.unit != price.unit:
+                    raise MoneyError(
+                        f"{path}: {item!r} is sold per {known.unit}, not per {price.unit};"
+                        f" give the price per {known.unit} or name another item"
+                    )
+                prices[item] = price
+        return cls(list(prices.values()))
+
+    @property
+    def digest(self) -> str:
+        """sha256, in hex, of every (item, unit, exact price); sources, dates and notes do not change it."""
+        return self._digest
+
+    def items(self) -> tuple[Price, ...]:
+        """Every price, sorted by item."""
+        return tuple(self._prices.values())
+
+    def get(self, item: str) -> Price:
+        """The price of `item`. Raises UnknownItem with the nearest name and the list of known ones."""
+        price = self._prices.get(item)
+        if price is None:
+            near = difflib.get_close_matches(item, self._prices, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            known = ", ".join(self._prices) or "none"
+            raise UnknownItem(f"no price for {item!r}{hint}; known: {known}; add it with a price file of your own")
+        return price
+
+    def label(self, item: str) -> Price:
+        """The price of one label. Raises UnknownItem as `get`, MoneyError for an item that is sold by something else."""
+        return self._sold_by(
+            "label", item, "labels are bought one by one; give its price per label, or per 1000 labels"
+        )
+
+    def hour(self, item: str) -> Price:
+        """The price of a machine's hour. Raises UnknownItem as `get`, MoneyError for an item that is sold by something else."""
+        return self._sold_by("hour", item, "compute is paid by the hour; name a machine's price")
+
+    def _sold_by(self, unit: str, item: str, why: str) -> Price:
+        price = self.get(item)
+        if price.unit != unit:
+            raise MoneyError(f"{item!r} is sold per {price.unit}, but {why}")
+        return price
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._prices
+
+    def __len__(self) -> int:
+        return len(self._prices)
+
+
+def _decimal_of(text: object) -> Decimal:
+    unreadable = MoneyError(f"{_shown(text)} is not an amount of dollars; write it like 300, $300 or 1,000.50")
+    if isinstance(text, str):
+        stripped = text.strip()
+        sign = "-" if stripped.startswith("-") else ""
+        match = _AMOUNT.fullmatch(stripped.removeprefix("-"))
+        if match is None or len(stripped) > 60:
+            raise unreadable
+        return Decimal(sign + match["digits"].replace(",", ""))
+    if isinstance(text, bool) or not isinstance(text, int | float | Decimal):
+        raise unreadable
+    usd = Decimal(repr(text)) if isinstance(text, float) else Decimal(text)
+    if not usd.is_finite():
+        raise unreadable
+    return usd
+
+
+def _price_decimal(usd: object) -> Decimal:
+    """The amount of a price file: liberal in what is read, since a price may have more decimals than an amount that is paid."""
+    if isinstance(usd, str) and len(usd) <= _MAX_PRICE_LETTERS and (match := _SCIENTIFIC.fullmatch(usd.strip())):
+        return Decimal(match["number"])
+    return _decimal_of(usd)
+
+
+def _shown(text: object) -> str:
+    shown = repr(text) if isinstance(text, str) else str(text)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _prices_of(name: str, text: str) -> dict[str, Price]:
+    try:
+        content = tomllib.loads(text, parse_float=Decimal)
+    except RecursionError:
+        raise MoneyError(f"{name} is not a TOML price file: it is nested too deep") from None
+    except (tomllib.TOMLDecodeError, InvalidOperation, ValueError) as error:
+        raise MoneyError(f"{name} is not a TOML price file: {_first_line(error)}") from error
+    records = content.get("price")
+    if set(content) != {"price"} or not isinstance(records, list):
+        raise MoneyError(f"{name} holds no prices; write one [[price]] table per item, with item, unit and usd")
+    prices: dict[str, Price] = {}
+    for number, record in enumerate(records, start=1):
+        price = _price_of(f"{name}, price {number}", record)
+        if price.item in prices:
+            raise MoneyError(f"{name}, price {number}: {price.item!r} is listed twice; keep one")
+        prices[price.item] = price
+    return prices
+
+
+def _price_of(where: str, record: object) -> Price:
+    if not isinstance(record, dict):
+        raise MoneyError(f"{where} is {record!r}; write a [[price]] table with item, unit and usd")
+    strange = sorted(set(record) - set(_PRICE_FIELDS))
+    missing = [name for name in ("item", "unit", "usd") if name not in record]
+    if strange or missing:
+        what = f"does not know {strange[0]!r}" if strange else f"has no {missing[0]}"
+        raise MoneyError(f"{where} {what}; a price has the fields {', '.join(_PRICE_FIELDS)}")
+    for name in ("item", "unit", "source", "note"):
+        if not isinstance(record.get(name, ""), str):
+            raise MoneyError(f"{where}: {name} is {record[name]!r}; write it as text")
+    checked = record.get("checked")
+    if checked is not None and (not isinstance(checked, date) or isinstance(checked, datetime)):
+        raise MoneyError(f"{where}: checked is {checked!r}; write a date like 2024-05-31")
+    try:
+        usd = _price_decimal(record["usd"])
+        source = record.get("source", "your price file")
+        as_written = Price(record["item"], record["unit"], usd, source, checked, record.get("note", ""))
+        unit, per_unit = _per_unit(usd, record["unit"])
+        return replace(as_written, unit=unit, usd=per_unit)
+    except MoneyError as error:
+        raise MoneyError(f"{where} ({record['item']!r}): {error}") from error

@@ -1,0 +1,181 @@
+"""What the entries of a ledger say: holds, balances and the head, asked of SQLite inside the caller's transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from decimal import Decimal
+
+from outlay.errors import HoldError, LedgerDamaged
+from outlay.money.amounts import Quote
+from outlay.money.ledger.chain import COLUMNS, GENESIS, Anchor, Entry
+
+_COLUMN_LIST = ", ".join(COLUMNS)
+_OPEN_HOLD = (
+    "kind = 'hold' AND NOT EXISTS (SELECT 1 FROM entries AS closing"
+    " WHERE closing.kind IN ('settle', 'release') AND closing.hold_seq = entries.seq)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A quote set aside under `key` in a run: the entry `seq` of the ledger, with that entry's hash."""
+
+    seq: int
+    run_id: str
+    key: str
+    quote: Quote
+    hash: str
+
+    @classmethod
+    def of(cls, entry: Entry) -> Hold:
+        """The hold that an entry of kind ``hold`` stands for."""
+        quote = Quote(
+            entry.item, entry.unit, entry.quantity, Decimal(entry.unit_usd), entry.charge_micros, entry.cash_micros
+        )
+        return cls(entry.seq, entry.run_id, entry.key, quote, entry.hash)
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Where a run's budget stands, in micro-dollars.
+
+    Charged, cash, lost and held amounts fit into the budget by construction; what exceeded a hold is told apart as
+    overrun, and can make the totals exceed it.
+    """
+
+    budget_micros: int
+    charged_micros: int
+    cash_micros: int
+    lost_micros: int
+    overrun_charge_micros: int
+    overrun_cash_micros: int
+    held_charge_micros: int
+    held_cash_micros: int
+
+    @property
+    def total_charge_micros(self) -> int:
+        """The whole charge, overruns included."""
+        return self.charged_micros + self.overrun_charge_micros
+
+    @property
+    def total_cash_micros(self) -> int:
+        """All cash that left the bank, lost work and overruns included."""
+        return self.cash_micros + self.lost_micros + self.overrun_cash_micros
+
+    @property
+    def available_charge_micros(self) -> int:
+        """What a new hold may charge: never negative."""
+        return max(0, self.budget_micros - self.total_charge_micros - self.held_charge_micros)
+
+    @property
+    def available_cash_micros(self) -> int:
+        """What a new hold may take from the bank: never negative."""
+        return max(0, self.budget_micros - self.total_cash_micros - self.held_cash_micros)
+
+
+def select(db: sqlite3.Connection, condition: str, *values: object) -> list[Entry]:
+    """The entries that meet an SQL condition, in order. Raises LedgerDamaged where one cannot be read."""
+    rows = db.execute(f"SELECT {_COLUMN_LIST} FROM entries WHERE {condition} ORDER BY seq", values)
+    try:
+        return [Entry.of_row(row) for row in rows]
+    except ValueError as error:
+        raise LedgerDamaged(
+            f"an entry of the ledger cannot be read: {error}; `outlay ledger verify` says more"
+        ) from error
+
+
+def find(db: sqlite3.Connection, condition: str, *values: object) -> Entry | None:
+    """The first entry that meets an SQL condition, or None."""
+    return next(iter(select(db, condition, *values)), None)
+
+
+def open_holds(db: sqlite3.Connection, run_id: str) -> list[Hold]:
+    """The holds of a run that are neither settled nor released, oldest first."""
+    return [Hold.of(entry) for entry in select(db, f"run_id = ? AND {_OPEN_HOLD}", run_id)]
+
+
+def sums(db: sqlite3.Connection, run_id: str | None) -> dict[str, tuple[int, int]]:
+    """Charge and cash in micro-dollars by kind, of one run or of all; ``hold`` counts the open holds only."""
+    condition = "1" if run_id is None else "run_id = ?"
+    values = () if run_id is None else (run_id,)
+    columns = "coalesce(sum(charge_micros), 0), coalesce(sum(cash_micros), 0)"
+    found = {
+        kind: (charge, cash)
+        for kind, charge, cash in db.execute(
+            f"SELECT kind, {columns} FROM entries WHERE {condition} GROUP BY kind", values
+        )
+    }
+    found["hold"] = db.execute(f"SELECT {columns} FROM entries WHERE {condition} AND {_OPEN_HOLD}", values).fetchone()
+    return found
+
+
+def balance(db: sqlite3.Connection, run_id: str) -> Balance:
+    """Where the budget of a run stands."""
+    by_kind = sums(db, run_id)
+
+    def of(kind: str) -> tuple[int, int]:
+        return by_kind.get(kind, (0, 0))
+
+    return Balance(
+        budget_micros=of("open")[0] + of("topup")[0],
+        charged_micros=of("settle")[0],
+        cash_micros=of("settle")[1],
+        lost_micros=of("lost")[1],
+        overrun_charge_micros=of("overrun")[0],
+        overrun_cash_micros=of("overrun")[1],
+        held_charge_micros=of("hold")[0],
+        held_cash_micros=of("hold")[1],
+    )
+
+
+def anchor(db: sqlite3.Connection) -> Anchor:
+    """The head and the number of entries."""
+    row = db.execute("SELECT hash, seq FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
+    return Anchor(*row) if row else Anchor(GENESIS, 0)
+
+
+def require_run(db: sqlite3.Connection, run_id: str) -> Entry:
+    """The entry that opened a run. Raises HoldError for an unknown one."""
+    opened = find(db, "kind = 'open' AND run_id = ?", run_id)
+    if opened is None:
+        raise HoldError(f"run {run_id!r} is not in this ledger; open it with its budget first")
+    return opened
+
+
+def cancelled(db: sqlite3.Connection, run_id: str) -> Entry | None:
+    """The entry that cancelled a run, or None."""
+    return find(db, "kind = 'cancel' AND run_id = ?", run_id)
+
+
+def require_active(db: sqlite3.Connection, run_id: str) -> None:
+    """Raise HoldError for a run that is unknown or cancelled."""
+    require_run(db, run_id)
+    end = cancelled(db, run_id)
+    if end:
+        raise HoldError(f"run {run_id!r} was cancelled at {end.at}; start another run")
+
+
+def require_open(db: sqlite3.Connection, hold: Hold) -> None:
+    """Raise HoldError for a hold that is closed, foreign or unknown."""
+    _require_ours(db, hold)
+    closing = find(db, "kind IN ('settle', 'release') AND hold_seq = ?", hold.seq)
+    if closing:
+        raise HoldError(
+            f"hold {hold.seq} of key {hold.key!r} was closed by {closing.kind} entry {closing.seq}; hold anew"
+        )
+
+
+def released_by_cancel(db: sqlite3.Connection, hold: Hold) -> bool:
+    """Whether `cancel` released this hold, and no loss was booked on it since."""
+    _require_ours(db, hold)
+    end = cancelled(db, hold.run_id)
+    released = find(db, "kind = 'release' AND hold_seq = ?", hold.seq)
+    lost = find(db, "run_id = ? AND kind = 'lost' AND hold_seq = ?", hold.run_id, hold.seq)
+    return end is not None and released is not None and released.seq > end.seq and lost is None
+
+
+def _require_ours(db: sqlite3.Connection, hold: Hold) -> None:
+    entry = find(db, "seq = ? AND kind = 'hold'", hold.seq)
+    if entry is None or Hold.of(entry) != hold:
+        raise HoldError(f"hold {hold.seq} of key {hold.key!r} in run {hold.run_id!r} is not of this ledger")

@@ -1,0 +1,111 @@
+"""The SQLite file under a ledger: its settings, its schema, and one clear line for what goes wrong with it."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from outlay.errors import DiskFull, LedgerDamaged, SpendError
+from outlay.money.ledger.chain import MIGRATIONS
+from outlay.storage.paths import command_line
+
+# SQLite says "disk I/O error" where a file may not grow; only what it reads wrongly is damage.
+_WRITE_ERRORS = (
+    *(sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC),
+    *(sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMMAP),
+)
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+BUSY_SECONDS = 60.0
+"""How long one process waits for another that is writing."""
+
+
+def prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:
+    """Bring an open connection to this program's settings and, where `create` allows it, the file to its schema.
+
+    Raises LedgerDamaged for a file that is no ledger, or one of a newer outlay.
+    """
+    db.execute("BEGIN")  # one snapshot: another process may be making the schema right now
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (n_objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    db.execute("ROLLBACK")
+    if version > len(MIGRATIONS):
+        raise LedgerDamaged(
+            f"{path} is a ledger of version {version}, this outlay reads up to {len(MIGRATIONS)}; upgrade outlay"
+        )
+    if version == 0 and n_objects:
+        raise LedgerDamaged(f"{path} is an SQLite file but no ledger; name another file")
+    if version < len(MIGRATIONS):
+        if version == 0 and not create:
+            raise LedgerDamaged(f"{path} is empty; restore it from a copy, or remove it to begin anew")
+        _use_write_ahead_log(db)
+        _migrate(db)
+    db.execute("PRAGMA synchronous = FULL")
+
+
+def holds_anything(db: sqlite3.Connection) -> bool:
+    """Whether anything was ever written to an SQLite file."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (n_objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return bool(version or n_objects)
+
+
+def _primary(error: sqlite3.Error) -> int | None:
+    """SQLite's code of an error without its refinements; ``None`` where Python itself raised it."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def _use_write_ahead_log(db: sqlite3.Connection) -> None:
+    # SQLite answers "locked" at once, whatever the timeout, when two processes switch the mode of a new file together.
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if _primary(error) not in _LOCKED or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = db.execute("PRAGMA user_version").fetchone()  # another process may have been first
+        for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
+            for statement in migration:
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {number}")
+        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def clear_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours: DiskFull, SpendError (locked, read-only), LedgerDamaged (anything else)."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code, primary = getattr(error, "sqlite_errorcode", None), _primary(error)
+        if primary == sqlite3.SQLITE_FULL:
+            raise DiskFull(f"no room on the disk of {path}: nothing was booked; free some space") from error
+        if code in _WRITE_ERRORS:
+            raise DiskFull(
+                f"{path} cannot be written ({error}): nothing was booked; make room on its disk, or raise the limit on the size "
+                "of files, and run the same command again to go on"
+            ) from error
+        if primary in _LOCKED:
+            raise SpendError(
+                f"{path} was locked by another process for {BUSY_SECONDS:g} s: nothing was booked; try again"
+            ) from error
+        if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            raise SpendError(
+                f"{path} cannot be opened or written: {error}; check its folder and permissions"
+            ) from error
+        verify = command_line("outlay", "ledger", "verify", path)
+        raise LedgerDamaged(f"{path}: {error}; `{verify}` says where") from error

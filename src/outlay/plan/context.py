@@ -1,0 +1,180 @@
+"""What a strategy may know when it plans: models, rows, offers and prices, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from outlay.errors import UsageError
+from outlay.models.shape import ModelShape
+from outlay.models.window import ENDLESS, Window
+from outlay.money.amounts import Price
+from outlay.money.machines import Machine
+from outlay.plan.cache import Memo, once
+from outlay.plan.request import Request
+from outlay.plan.steps import Annotating, Encoding, Model
+from outlay.settings import TeachSettings, TrainSettings
+from outlay.spec import Form, TargetKind
+
+BLOCK_ROWS = 1024
+"""Pool rows per block of targets: the unit of keys, resume and parallel work."""
+
+
+N_MIN_OPEN = 2
+"""The fewest labels worth a training where answers are open."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Running sums of source tokens per row, each starting with 0, in the seeded orders: ``train[n]`` = tokens of the first n
+    rows, as one model reads them."""
+
+    train: Sequence[int]
+    pool: Sequence[int]
+    dev: Sequence[int]
+    test: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What one model hands to another: the kind of targets, and for ``tokens`` the vocabulary rows that both have."""
+
+    target: TargetKind
+    vocab_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a seller of labels asks: the price of one answer, how many answers make a label, who it is."""
+
+    price: Price
+    identity: str
+    """Canonical JSON of the seller's identity."""
+    redundancy: int = 1
+
+
+@dataclass(frozen=True)
+class Known:
+    """Everything a strategy may see: the request, prices, shapes and token counts, never a test label."""
+
+    request: Request
+    task: str
+    encoding: Encoding
+    teacher: Model
+    student: Model
+    shapes: Mapping[str, ModelShape]
+    """By model reference."""
+    tokens: Mapping[str, TokenCounts]
+    """By model reference."""
+    longest_answer: Mapping[str, int]
+    """Tokens of an answer at most, by model reference; 0 for an encoder, which writes none."""
+    handovers: Mapping[tuple[str, str], Handover]
+    """By the references of teacher and student."""
+    machine: Machine
+    machine_price: Price
+    label_price: Price
+    seller_identity: str
+    train_digest: str
+    dev_digest: str
+    test_digest: str
+    pool_digests: Callable[[int, int], str]
+    """Digest of the pool rows ``start:stop`` of the seeded order."""
+    n_carved: Callable[[int], int]
+    """How many of so many bought labels are set aside for dev: the first ones, so that they stay when more are bought."""
+    n_train: int
+    n_pool: int
+    n_dev: int
+    defaults: Mapping[str, TrainSettings]
+    """By role."""
+    teach_defaults: TeachSettings
+    llm: Offer | None = None
+    """Of the LLM that labels train rows; ``None`` where the request hires none."""
+    windows: Mapping[str, Window] = field(default_factory=dict)
+    """How many tokens each model can read and write, by its reference; without an entry as many as the task asks for."""
+
+    def form_of(self, ref: str) -> Form:
+        """The form of the task, its limits lowered to what a model can read and write."""
+        return self.windows.get(ref, ENDLESS).fit(self.encoding.form, ref)
+
+    @property
+    def lowered(self) -> list[str]:
+        """Limits of the task that a model of the run cannot keep, a line each."""
+        form = self.encoding.form
+        return [line for ref, window in self.windows.items() for line in window.lines(form, ref)]
+
+    def offer(self, annotator: Annotating) -> Offer:
+        """What people, or the LLM, ask for a label.
+
+        Raises:
+            UsageError: an LLM's labels are asked for, and none is hired.
+        """
+        if annotator == "human":
+            return Offer(self.label_price, self.seller_identity, self.request.seller.redundancy)
+        if self.llm is None:
+            raise UsageError(f"strategy {self.request.strategy} buys labels of an LLM; hire one with --llm-error-rate")
+        return self.llm
+
+    memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
+    """Steps and quotes worked out so far, for all that differ in budget and N alone."""
+
+    def asked(self, budget_micros: int, n_initial: int | None) -> Known:
+        """The same under another budget and another N, with the same memo."""
+        known = replace(self, request=replace(self.request, budget_micros=budget_micros, n_initial=n_initial))
+        object.__setattr__(known, "memo", self.memo)
+        return known
+
+    @property
+    def budget_micros(self) -> int:
+        """The whole budget."""
+        return self.request.budget_micros
+
+    @property
+    def n_min(self) -> int:
+        """The fewest labels worth a training: one per class, two where answers are no classes (and as many again where some are
+        carved for dev)."""
+        form = self.encoding.form
+        least = len(form.labels) if form.kind == "classification" else N_MIN_OPEN
+        return least * (2 if self.request.dev == "carved" else 1)
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of an encoder's head: the classes, or begin and inside of each entity type and neither; a model that writes
+        has its vocabulary instead."""
+        form = self.encoding.form
+        return 2 * len(form.labels) + 1 if form.kind == "entities" else len(form.labels)
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of the whole pool."""
+        return -(-self.n_pool // BLOCK_ROWS)
+
+    def block_start(self, block: int) -> int:
+        """First pool row of a block."""
+        return block * BLOCK_ROWS
+
+    def block_stop(self, n_blocks: int) -> int:
+        """Pool rows in the first ``n_blocks`` blocks."""
+        return min(n_blocks * BLOCK_ROWS, self.n_pool)
+
+    def block_digest(self, block: int) -> str:
+        """Digest of a block's rows."""
+        return self.pool_digests(self.block_start(block), self.block_stop(block + 1))
+
+    @once
+    def settings(self, role: str) -> TrainSettings:
+        """Training settings of a role, the request's overrides, seed and precision applied."""
+        run = {"seed": self.request.seed, "precision": self.request.precision}
+        return self.defaults[role].changed({**run, **self._overrides(role)})
+
+    @property
+    def teach_settings(self) -> TeachSettings:
+        """How the teacher answers; the published objective needs the positions behind its answers too."""
+        return self.memo.once("teach_settings", self._teach_settings)
+
+    def _teach_settings(self) -> TeachSettings:
+        keep = {"keep_padding": True} if self.settings("distil").objective == "published" else {}
+        return self.teach_defaults.changed({"seed": self.request.seed, **self._overrides("teach"), **keep})
+
+    def _overrides(self, role: str) -> dict[str, Any]:
+        return dict(next((pairs for name, pairs in self.request.overrides if name == role), ()))

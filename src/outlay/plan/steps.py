@@ -1,0 +1,409 @@
+"""Recipes: what to do, as pure data. Steps know their inputs, so a recipe is a graph; equal steps are one step.
+
+A step's *key* hashes what was asked: its kind and version, its own parameters, the keys of its inputs and the threads it
+runs on. Two recipes that share a teacher share its key, and so its artifact (DESIGN decision 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import ClassVar, Literal
+
+from outlay.settings import TeachSettings, TrainSettings
+from outlay.spec import Form, TargetKind
+from outlay.storage.store import key_of
+
+Annotating = Literal["human", "llm"]
+"""Who labels: people, or a large language model."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One distinct piece of work. Abstract: see `Buy`, `Train`, `Teach`, `Distil`, `Score`."""
+
+    kind: ClassVar[str]
+    version: ClassVar[int]
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """Steps whose artifacts this one reads."""
+        return ()
+
+    def parameters(self) -> dict[str, Any]:
+        """What was asked beside the inputs, as JSON values."""
+        raise NotImplementedError
+
+    def request(self) -> dict[str, Any]:
+        """All that the key hashes."""
+        return {
+            "step": self.kind,
+            "version": self.version,
+            "parameters": self.parameters(),
+            "inputs": [step.key for step in self.inputs],
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """Sha256 hex of `request`."""
+        return key_of(self.request())
+
+
+@dataclass(frozen=True)
+class Buy(Step):
+    """The labels of ``n`` rows of a split's seeded order, from row ``start`` on, from one seller.
+
+    ``series`` identifies everything but which rows (seller, split and order), so that a longer purchase of the same series, or
+    one that starts elsewhere, pays only for rows that were not bought before.
+    """
+
+    kind: ClassVar[str] = "buy"
+    version: ClassVar[int] = 1
+
+    split: str
+    n: int
+    order_seed: int
+    rows_digest: str
+    seller: str
+    """Canonical JSON of the seller's identity."""
+    start: int = 0
+    annotator: Annotating = "human"
+    """For people: the seller's identity, which is in the key, decides."""
+
+    @property
+    def stop(self) -> int:
+        """One past the last row, in the seeded order."""
+        return self.start + self.n
+
+    @cached_property
+    def series(self) -> str:
+        """Key of the purchase without its size."""
+        return key_of({"step": self.kind, "version": self.version, "parameters": self._series_parameters()})
+
+    def parameters(self) -> dict[str, Any]:
+        """What was asked beside the inputs."""
+        start = {"start": self.start} if self.start else {}
+        return {**self._series_parameters(), "n": self.n, **start}
+
+    def _series_parameters(self) -> dict[str, Any]:
+        return {
+            "split": self.split,
+            "order_seed": self.order_seed,
+            "rows": self.rows_digest,
+            "seller": self.seller,
+        }
+
+
+@dataclass(frozen=True)
+class Dev:
+    """Where the dev labels come from: ``given`` (free), ``bought`` (``labels`` are of the dev split), or ``carved`` (the first
+    ``n`` of the labels bought)."""
+
+    how: str
+    n: int
+    rows_digest: str = ""
+    labels: Buy | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain values for a key."""
+        return {"how": self.how, "n": self.n, "rows": self.rows_digest}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What to start from: a reference, its base, and the fingerprint of the checkpoint's bytes."""
+
+    ref: str
+    base: str
+    fingerprint: str
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain values for a key; the bytes speak for a checkpoint, wherever it lies."""
+        form = self.ref if self.ref.startswith(("cut:", "tiny:")) else "whole"
+        return {"form": form, "checkpoint": self.fingerprint}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The encoder that a metric compares texts with (BERTScore): a reference, what it is read with, its checkpoint's bytes.
+
+    ``layer``: the hidden state that is compared, ``None`` = the last; ``idf``: whether rare tokens weigh more.
+    """
+
+    ref: str
+    layer: int | None
+    idf: bool
+    fingerprint: str
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain values for a key."""
+        return {"checkpoint": self.fingerprint, "layer": self.layer, "idf": self.idf}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a task meets a model: the fields an encoder reads as segments, the form of question and answer, what is scored."""
+
+    segments: tuple[str, ...]
+    form: Form
+    metric: str
+    judge: Judge | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain values for a key."""
+        return {
+            "segments": list(self.segments),
+            "form": self.form.to_json(),
+            "metric": self.metric,
+            "judge": None if self.judge is None else self.judge.parameters(),
+        }
+
+
+@dataclass(frozen=True)
+class Train(Step):
+    """Fine-tune ``model`` on bought labels with cross-entropy. ``free``: done, but not charged (Kang et al. 2023, §2.2).
+
+    ``more``: labels of further rows, from another seller, trained on after ``labels`` as one set.
+    """
+
+    kind: ClassVar[str] = "train"
+    version: ClassVar[int] = 3
+
+    role: str
+    """``teacher`` or ``student``: for people; not part of the key."""
+    model: Model
+    labels: Buy
+    dev: Dev | None
+    encoding: Encoding
+    settings: TrainSettings
+    threads: int
+    free: bool = False
+    more: Buy | None = None
+
+    @property
+    def bought(self) -> tuple[Buy, ...]:
+        """Every purchase of labels it trains on, in training order."""
+        return (self.labels,) if self.more is None else (self.labels, self.more)
+
+    @property
+    def n_labels(self) -> int:
+        """Labels of every purchase, those carved out for dev included."""
+        return sum(buy.n for buy in self.bought)
+
+    def n_labels_of(self, annotator: Annotating) -> int:
+        """Those of its labels that people, or an LLM, gave."""
+        return sum(buy.n for buy in self.bought if buy.annotator == annotator)
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """What it reads."""
+        return (*self.bought, *_dev_inputs(self.dev))
+
+    def parameters(self) -> dict[str, Any]:
+        """What was asked beside the inputs."""
+        return _training_parameters(self.model, self.dev, self.encoding, self.settings, self.threads)
+
+
+@dataclass(frozen=True)
+class Teach(Step):
+    """The teacher's targets over one block of consecutive pool rows ``start:stop`` (DESIGN decision 5)."""
+
+    kind: ClassVar[str] = "teach"
+    version: ClassVar[int] = 3
+
+    teacher: Train
+    start: int
+    stop: int
+    rows_digest: str
+    """Of the block's own texts: the same rows under another pool are the same block."""
+    target: TargetKind
+    """What is handed over; the student's tokenizer is in the key only through it and ``vocab_size``."""
+    settings: TeachSettings
+    vocab_size: int | None
+    """For ``tokens``: vocabulary rows that teacher and student both have; they may pad the same tokenizer differently."""
+    threads: int
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """What it reads."""
+        return (self.teacher,)
+
+    def parameters(self) -> dict[str, Any]:
+        """What was asked beside the inputs."""
+        return {
+            "n": self.stop - self.start,
+            "rows": self.rows_digest,
+            "target": self.target,
+            "settings": self.settings.to_json(),
+            "vocab_size": self.vocab_size,
+            "precision": self.teacher.settings.precision,
+            "threads": self.threads,
+        }
+
+
+@dataclass(frozen=True)
+class Distil(Step):
+    """Train ``model`` on the teacher's targets: a divergence to its distributions, or cross-entropy on its words."""
+
+    kind: ClassVar[str] = "distil"
+    version: ClassVar[int] = 3
+
+    model: Model
+    targets: tuple[Teach, ...]
+    dev: Dev | None
+    encoding: Encoding
+    settings: TrainSettings
+    threads: int
+    gold: Buy | None = None
+    """Bought labels that are mixed in where a pool row has one (``gold_weight`` above 0)."""
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """What it reads."""
+        gold = () if self.gold is None else (self.gold,)
+        return (*self.targets, *_dev_inputs(self.dev), *gold)
+
+    @property
+    def target(self) -> TargetKind:
+        """What it learns from; the same in every block."""
+        return self.targets[0].target
+
+    @property
+    def n_rows(self) -> int:
+        """Pool rows, ``0:n_rows`` of the seeded order."""
+        return self.targets[-1].stop
+
+    def parameters(self) -> dict[str, Any]:
+        """What was asked beside the inputs."""
+        return _training_parameters(self.model, self.dev, self.encoding, self.settings, self.threads)
+
+
+@dataclass(frozen=True)
+class Score(Step):
+    """Predict the test split once and score it."""
+
+    kind: ClassVar[str] = "score"
+    version: ClassVar[int] = 3
+
+    model: Train | Distil
+    rows_digest: str
+    """Of the test split, gold labels included."""
+    threads: int
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """What it reads."""
+        return (self.model,)
+
+    def parameters(self) -> dict[str, Any]:
+        """What was asked beside the inputs."""
+        return {"rows": self.rows_digest, "threads": self.threads, "metric": self.model.encoding.metric}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one proposal does: the step it ends in, how its numbers were derived, and facts for the receipt."""
+
+    final: Score
+    derivation: tuple[str, ...]
+
+    def steps(self) -> list[Step]:
+        """Every distinct step once, inputs before what reads them; the order is a pure function of the recipe."""
+        return graph([self.final])
+
+
+def learner_of(step: Step) -> Train | Distil:
+    """The training that a compute step does, or whose model it uses.
+
+    Raises:
+        TypeError: a purchase.
+    """
+    match step:
+        case Train() | Distil():
+            return step
+        case Teach():
+            return step.teacher
+        case Score():
+            return step.model
+    raise TypeError(f"{type(step).__name__} is no compute step")
+
+
+def graph(finals: Iterable[Step]) -> list[Step]:
+    """The distinct steps that lead to ``finals``, each once, inputs first."""
+    ordered: dict[str, Step] = {}
+
+    def visit(step: Step) -> None:
+        if step.key in ordered:
+            return
+        for given in step.inputs:
+            visit(given)
+        ordered[step.key] = step
+
+    for final in finals:
+        visit(final)
+    return list(ordered.values())
+
+
+def _dev_inputs(dev: Dev | None) -> tuple[Step, ...]:
+    return (dev.labels,) if dev is not None and dev.labels is not None else ()
+
+
+def _training_parameters(
+    model: Model, dev: Dev | None, encoding: Encoding, settings: TrainSettings, threads: int
+) -> dict[str, Any]:
+    return {
+        "model": model.parameters(),
+        "dev": None if dev is None else dev.parameters(),
+        "encoding": encoding.parameters(),
+        "settings": settings.to_json(),
+        "threads": threads,
+    }
+
+
+def n_carved(dev: Dev | None) -> int:
+    """Bought labels that are set aside for dev."""
+    return dev.n if dev is not None and dev.how == "carved" else 0
+
+
+def describe(step: Step) -> str:
+    """What a step does, in the words of the receipt; the blocks of one teacher pass read alike."""
+    match step:
+        case Buy():
+            return f"{step.n:,} {'LLM' if step.annotator == 'llm' else step.split} labels"
+        case Train():
+            return f"fine-tune the {step.role} on {step.n_labels:,} labels"
+        case Teach():
+            return "teacher's targets over the pool"
+        case Distil():
+            return f"distil the student over {step.n_rows:,} pool rows"
+        case Score():
+            return "score the test split"
+    raise TypeError(f"no words for {type(step).__name__}")
+
+
+def role_of(step: Step) -> str:
+    """The name of a step's artifact in a point: labels, teacher, targets, student or scores."""
+    if isinstance(step, Train):
+        return step.role
+    return {"buy": "labels", "teach": "targets", "distil": "student", "score": "scores"}[step.kind]
+
+
+LABELS_FILE = "labels.jsonl"
+
+
+TARGETS_FILE = "targets.safetensors"
+
+
+PREDICTIONS_FILE = "predictions.json"
+
+
+SCORES_FILE = "scores.json"
+
+
+TRAINING_FILE = "training.json"

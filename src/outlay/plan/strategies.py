@@ -1,0 +1,385 @@
+"""Strategies: given what is known and what is left, propose the next recipe. Pure: no money moves here.
+
+``ask`` is called again after each recipe with what came of the earlier ones, so that a strategy may buy step by step; those here
+know at once what they want.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from outlay.errors import UnknownStrategy
+from outlay.money.amounts import format_usd
+from outlay.plan.cache import once
+from outlay.plan.context import Handover, Known
+from outlay.plan.quotes import Quoter
+from outlay.plan.steps import Annotating, Buy, Dev, Distil, Model, Recipe, Score, Teach, Train, describe
+
+
+@dataclass(frozen=True, slots=True)
+class NotAvailable:
+    """The money (or the data) does not reach; ``reason`` says what is missing and the way out."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of an earlier recipe: strategies see the dev score only."""
+
+    recipe: Recipe
+    dev_score: float | None
+    charge_micros: int
+
+
+Teaching = Literal["teacher", "student"]
+"""Who teaches the student: the request's teacher, or a model like the student itself."""
+
+Labelling = Literal["human", "llm", "both"]
+"""Who labels what a model learns from: people, an LLM, or people first and an LLM further rows."""
+
+
+class Strategy(Protocol):
+    """The ask/tell policy."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        ...
+
+    @property
+    def taught_by(self) -> Teaching | None:
+        """Who teaches; ``None`` where the student learns from labels alone."""
+        ...
+
+    @property
+    def starts_general(self) -> bool:
+        """Whether the student is the generally distilled checkpoint, whatever student the user names."""
+        ...
+
+    @property
+    def labelled_by(self) -> Labelling:
+        """Who labels."""
+        ...
+
+    def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
+        """The next recipe, `NotAvailable`, or ``None`` when there is nothing more to buy."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Annotate:
+    """All money to labels for the student; its training is charged too, so the two are solved together (DESIGN decision 6).
+
+    ``starts_general``: the student is a generally distilled checkpoint such as DistilBERT; what that cost is taken to be $0,
+    since it is publicly available (Kang et al. 2023, Appendix F, Table 10).
+    """
+
+    name: str = "annotate"
+    starts_general: bool = False
+
+    @property
+    def taught_by(self) -> Teaching | None:
+        """Nobody."""
+        return None
+
+    @property
+    def labelled_by(self) -> Labelling:
+        """People."""
+        return "human"
+
+    def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
+        """The most labels such that labels, training and scoring stay within the budget."""
+        if outcomes:
+            return None
+
+        def final(n: int) -> Score:
+            return _score(known, _train(known, "student", known.student, n))
+
+        asked = known.request.n_initial
+        if asked is not None and asked > known.n_train:
+            return _too_many_labels(known, asked)
+        if known.n_train < known.n_min:
+            return _too_few_rows(known)
+        quoter = Quoter(known)
+        n = _largest(known.n_min, known.n_train, lambda n: quoter.total_micros(final(n)) <= known.budget_micros)
+        if n is None:
+            return _unaffordable(known, quoter, final(known.n_min), f"{known.n_min} labels and the student's training")
+        lines = _derive(known, quoter, final(n))
+        return Recipe(final(n), (lines[0], _free_start(known), *lines[1:]) if self.starts_general else lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Distill:
+    """N labels → teacher → pool → student.
+
+    With ``n_initial``: N is fixed (Kang et al. 2023, Table 2) and the pool is as much as the rest pays for. Without: the
+    compute for the whole pool is reserved and the rest buys labels (DESIGN decision 6).
+    ``own_teacher``: the teacher has the student's architecture (self-distillation, Table 3).
+    """
+
+    name: str = "distill"
+    own_teacher: bool = False
+
+    @property
+    def taught_by(self) -> Teaching | None:
+        """The teacher, or a model like the student."""
+        return "student" if self.own_teacher else "teacher"
+
+    @property
+    def starts_general(self) -> bool:
+        """It does not."""
+        return False
+
+    @property
+    def labelled_by(self) -> Labelling:
+        """People."""
+        return "human"
+
+    def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
+        """The recipe under the N rule that the request chose."""
+        if outcomes:
+            return None
+        quoter = Quoter(known)
+        teacher = known.student if self.own_teacher else known.teacher
+
+        def final(n: int, n_blocks: int) -> Score:
+            return _score(known, _distil(known, _train(known, "teacher", teacher, n), n_blocks))
+
+        def fits(n: int, n_blocks: int) -> bool:
+            return quoter.total_micros(final(n, n_blocks)) <= known.budget_micros
+
+        n_all = known.n_blocks
+        if n_all == 0:
+            return NotAvailable(f"task {known.task} has no pool to distil over; give it a `pool:`")
+        n: int | None = known.request.n_initial
+        if n is None:
+            if known.n_train < known.n_min:
+                return _too_few_rows(known)
+            n = _largest(known.n_min, known.n_train, lambda n: fits(n, n_all))
+            if n is None:
+                what = f"the whole pool ({known.n_pool:,} rows) and {known.n_min} labels for the teacher"
+                return _unaffordable(known, quoter, final(known.n_min, n_all), what)
+            return Recipe(final(n, n_all), _derive(known, quoter, final(n, n_all)))
+        if n > known.n_train:
+            return _too_many_labels(known, n)
+        n_blocks = _largest(1, n_all, lambda b: fits(n, b))
+        if n_blocks is None:
+            what = f"{n:,} labels, the teacher and {known.block_stop(1):,} pool rows"
+            return _unaffordable(known, quoter, final(n, 1), what)
+        return Recipe(final(n, n_blocks), _derive(known, quoter, final(n, n_blocks)))
+
+
+@dataclass(frozen=True, slots=True)
+class Hire:
+    """All money to the labels of an LLM, or all that the first N labels of people leave (Kang et al. 2023, section 5, Figure 6:
+    "GPT-3.5 Ann.", "Human + GPT-3.5 Ann."). The LLM labels the train rows that follow those of the people.
+    """
+
+    name: str = "llm_annotate"
+    labelled_by: Labelling = "llm"
+
+    @property
+    def taught_by(self) -> Teaching | None:
+        """Nobody: its labels are learnt from as if they were right."""
+        return None
+
+    @property
+    def starts_general(self) -> bool:
+        """It does not."""
+        return False
+
+    def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
+        """The most LLM labels such that all labels, training and scoring stay within the budget."""
+        if outcomes:
+            return None
+        n_human = known.request.n_initial if self.labelled_by == "both" else 0
+        if n_human is None:
+            return NotAvailable(f"strategy {self.name} needs to know how many labels people give; give --n-initial")
+        n_left = known.n_train - n_human
+        if n_human and n_left < 1:
+            most = f"of the {known.n_train:,} rows that can be labelled"
+            return NotAvailable(
+                f"--n-initial {n_human:,} {most} leaves none to an LLM; give at most {known.n_train - 1:,}"
+            )
+        n_min = max(1, known.n_min - n_human)
+        if n_left < n_min:
+            return _too_few_rows(known)
+
+        def final(n: int) -> Score:
+            return _score(known, _train_with_llm(known, n_human, n))
+
+        quoter = Quoter(known)
+        n = _largest(n_min, n_left, lambda n: quoter.total_micros(final(n)) <= known.budget_micros)
+        if n is None:
+            people = f"{n_human:,} labels, " if n_human else ""
+            return _unaffordable(
+                known, quoter, final(n_min), f"{people}{n_min:,} LLM labels and the student's training"
+            )
+        lines = _derive(known, quoter, final(n))
+        every = (_all_labelled(n),) if n == n_left else ()
+        return Recipe(final(n), (lines[0], _assumed(known), *lines[1:-1], *every, lines[-1]))
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "annotate": Annotate(),
+    "distill": Distill(),
+    "self_distill": Distill(name="self_distill", own_teacher=True),
+    "general_distill": Annotate(name="general_distill", starts_general=True),
+    "llm_annotate": Hire(),
+    "mix": Hire(name="mix", labelled_by="both"),
+}
+
+
+def strategy(name: str) -> Strategy:
+    """The strategy of that name.
+
+    Raises:
+        UnknownStrategy: lists the known ones.
+    """
+    if name not in STRATEGIES:
+        near = difflib.get_close_matches(name, STRATEGIES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UnknownStrategy(f"unknown strategy {name!r}; known: {', '.join(STRATEGIES)}{hint}")
+    return STRATEGIES[name]
+
+
+def _buy(known: Known, n: int, start: int = 0, annotator: Annotating = "human") -> Buy:
+    identity = known.offer(annotator).identity
+    return Buy("train", n, known.request.seed, known.train_digest, identity, start, annotator)
+
+
+def _dev(known: Known, labels: Buy) -> Dev | None:
+    how = known.request.dev
+    if how is None:
+        return None
+    if how == "carved":
+        # A single label is never carved: then there is no dev set, and the steps are fixed.
+        n_carved = known.n_carved(labels.n)
+        return Dev(how, n_carved, labels=labels) if n_carved else None
+    if how == "bought":
+        bought = Buy("dev", known.n_dev, known.request.seed, known.dev_digest, known.seller_identity)
+        return Dev("bought", known.n_dev, labels=bought)
+    return Dev("given", known.n_dev, rows_digest=known.dev_digest)
+
+
+@once
+def _train(known: Known, role: str, model: Model, n: int) -> Train:
+    return _train_on(known, role, model, _buy(known, n))
+
+
+@once
+def _train_with_llm(known: Known, n_human: int, n_llm: int) -> Train:
+    """The student, on the labels of people and then of an LLM; where people give none, dev is carved from the LLM's."""
+    hired = _buy(known, n_llm, n_human, "llm")
+    first, more = (_buy(known, n_human), hired) if n_human else (hired, None)
+    return _train_on(known, "student", known.student, first, more)
+
+
+def _train_on(known: Known, role: str, model: Model, labels: Buy, more: Buy | None = None) -> Train:
+    return Train(
+        role=role,
+        model=model,
+        labels=labels,
+        dev=_dev(known, labels),
+        encoding=known.encoding,
+        settings=known.settings("teacher" if role == "teacher" and model == known.teacher else "student"),
+        threads=known.request.threads,
+        free=role == "student" and known.request.student_training == "free",
+        more=more,
+    )
+
+
+@once
+def _distil(known: Known, teacher: Train, n_blocks: int) -> Distil:
+    handover, settings = known.handovers[teacher.model.ref, known.student.ref], known.settings("distil")
+    return Distil(
+        model=known.student,
+        targets=tuple(_block(known, teacher, handover, b) for b in range(n_blocks)),
+        dev=teacher.dev,
+        encoding=known.encoding,
+        settings=settings,
+        threads=known.request.threads,
+        gold=teacher.labels if settings.gold_weight > 0 else None,
+    )
+
+
+@once
+def _block(known: Known, teacher: Train, handover: Handover, block: int) -> Teach:
+    return Teach(
+        teacher=teacher,
+        start=known.block_start(block),
+        stop=known.block_stop(block + 1),
+        rows_digest=known.block_digest(block),
+        target=handover.target,
+        settings=known.teach_settings,
+        vocab_size=handover.vocab_size,
+        threads=known.request.threads,
+    )
+
+
+@once
+def _score(known: Known, model: Train | Distil) -> Score:
+    return Score(model, known.test_digest, known.request.threads)
+
+
+def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
+    """The largest n in ``low..high`` that fits, for a predicate that only ever turns from True to False; None if none."""
+    if low > high or not fits(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _too_many_labels(known: Known, n_initial: int) -> NotAvailable:
+    most = f"the {known.n_train:,} rows that can be labelled"
+    return NotAvailable(f"--n-initial {n_initial:,} is more than {most}; give at most {known.n_train:,}")
+
+
+def _too_few_rows(known: Known) -> NotAvailable:
+    return NotAvailable(
+        f"task {known.task} has {known.n_train:,} rows to label, fewer than the {known.n_min:,} that a training needs; "
+        "add train rows"
+    )
+
+
+def _unaffordable(known: Known, quoter: Quoter, least: Score, what: str) -> NotAvailable:
+    cost = quoter.total_micros(least)
+    return NotAvailable(
+        f"{what} cost {format_usd(cost)}, the budget is {format_usd(known.budget_micros)}; raise it to {format_usd(cost)}"
+    )
+
+
+def _derive(known: Known, quoter: Quoter, final: Score) -> tuple[str, ...]:
+    """The budget, line by line, in the order it is spent; quotes are upper bounds (every epoch run, none stopped early)."""
+    sums: dict[str, int] = {}
+    for step in Recipe(final, ()).steps():
+        name = describe(step)
+        sums[name] = sums.get(name, 0) + quoter.quote(step).charge_micros
+    lines = [f"{name}: at most {format_usd(micros)}" for name, micros in sums.items()]
+    spent = sum(sums.values())
+    left = known.budget_micros - spent
+    return (f"budget: {format_usd(known.budget_micros)}", *known.lowered, *lines, f"left over: {format_usd(left)}")
+
+
+def _free_start(known: Known) -> str:
+    return f"start from {known.student.ref}: free, since it is publicly available: $0.00"
+
+
+def _assumed(known: Known) -> str:
+    """Where an LLM's labels come from and how good they are taken to be: an assumption, so the receipt says it."""
+    price, rate = known.offer("llm").price, known.request.llm_error_rate or 0.0
+    wrong = f"replayed gold with {100 * rate:g} % wrong answers, which is an assumption"
+    return f"LLM labels: {wrong}, ${price.usd:f} each ({price.note or price.source})"
+
+
+def _all_labelled(n: int) -> str:
+    return f"LLM labels: no more than {n:,}, since no train row is left; add train rows to buy more"

@@ -1,0 +1,156 @@
+"""The table of differences: every pair of strategies at one budget, with its interval, its corrected p and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from outlay.report.cells import dollars, thousands
+from outlay.report.comparison import MINUS, points_text, signed
+from outlay.report.scores import ONE_SEED_PAIR
+from outlay.report.table import CellValue, Head, Item, LaidOut, pivot
+
+SMALLEST_P = 0.001
+"""Below it a p is written as "< 0.001"."""
+
+
+class Tested(Protocol):
+    """A paired test of a family, first minus second, in points (`outlay.report.significance.PairedTest`)."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+
+    @property
+    def budget_usd(self) -> float:
+        """Total budget of both sides."""
+
+    @property
+    def n_initial(self) -> int | None:
+        """Initial labels of both."""
+
+    @property
+    def first(self) -> str:
+        """Label of the first side."""
+
+    @property
+    def second(self) -> str:
+        """Label of the second side."""
+
+    @property
+    def mean(self) -> float:
+        """Mean difference."""
+
+    @property
+    def low(self) -> float:
+        """Lower end of its 95 % interval."""
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+
+    @property
+    def p_holm(self) -> float | None:
+        """Two-sided p after Holm's correction over the family; None where there is no test."""
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether that p is at most 0.05."""
+
+    @property
+    def smallest(self) -> float | None:
+        """How small a difference the test could have seen within its family; None where there is no test."""
+
+    @property
+    def n_comparisons(self) -> int:
+        """Size of the family."""
+
+    @property
+    def n_seeds(self) -> int:
+        """Seeds that both sides have."""
+
+    @property
+    def n_examples(self) -> int:
+        """Test examples."""
+
+    @property
+    def n_apart(self) -> int:
+        """Test rows on which the two do not score alike."""
+
+
+def lay_out_differences(tests: Sequence[Tested]) -> LaidOut | None:
+    """One row per pair, block by block of a task and budget, in the order given; None without pairs.
+
+    Bold: told from none after the correction. The verdict of the others says what they could have seen, or why there is no test.
+    """
+    if not tests:
+        return None
+    tasks = tuple(dict.fromkeys(test.task for test in tests))
+    items: list[Item] = []
+    places: dict[str, int] = {}
+    for i, test in enumerate(tests):
+        n = "" if test.n_initial is None else f" (N={thousands(test.n_initial)})"
+        at = f"{test.task}, {dollars(test.budget_usd)}{n}"
+        block = Head((places.setdefault(at, len(places)),), at)
+        row = Head((i,), f"{test.first} {MINUS} {test.second}")
+        items += [Item(block, row, head, cell) for head, cell in _cells(test)]
+    laid = pivot("Differences", ("Task, budget", "Pair"), items, tasks=tasks)
+    return replace(laid, notes=_notes(tests))
+
+
+def _notes(tests: Sequence[Tested]) -> tuple[str, ...]:
+    n_seeds, n_examples = ({getattr(test, name) for test in tests} for name in ("n_seeds", "n_examples"))
+    span = "over new seeds and new test rows"
+    if n_seeds == {1}:
+        span = f"of {ONE_SEED_PAIR}"
+    elif 1 in n_seeds:
+        span += f", of {ONE_SEED_PAIR} where there is one seed"
+    notes = [
+        f"Points of the test score with their 95 % intervals, {span}; paired over the same test rows and seeds: "
+        f"{_span(n_examples)} rows, {_span(n_seeds)} {'seed' if n_seeds == {1} else 'seeds'}."
+    ]
+    if 1 in n_seeds:
+        notes.append("One seed is no evidence about a strategy: its rows have no test.")
+    if tested := [test for test in tests if test.p_holm is not None]:
+        notes.append(
+            f"p: two-sided, after Holm's correction over all {tested[0].n_comparisons} comparisons. Bold: p is at most 0.05."
+        )
+    return tuple(notes)
+
+
+def _cells(test: Tested) -> list[tuple[Head, CellValue]]:
+    difference = f"{signed(test.mean)} [{signed(test.low)}, {signed(test.high)}]"
+    p = [] if test.p_holm is None else [(Head((1,), "p"), _p_cell(test.p_holm))]
+    return [
+        (
+            Head((0,), "Difference"),
+            CellValue(test.mean, test.low, test.high, "words", words=difference, is_best=test.is_significant),
+        ),
+        *p,
+        (Head((2,), "Verdict"), CellValue(unit="words", words=verdict(test))),
+    ]
+
+
+def _p_cell(p: float) -> CellValue:
+    return CellValue(p, unit="words", words=f"< {SMALLEST_P}" if p < SMALLEST_P else f"{p:.3f}")
+
+
+def verdict(test: Tested) -> str:
+    """What a test says, in words; of one that finds nothing, how small a difference it could have seen."""
+    if test.n_apart == 0:
+        return "every test row scored alike"
+    if test.p_holm is None or test.smallest is None:
+        return "one seed, no test" if test.n_seeds == 1 else "too few test rows for a test"
+    if test.is_significant:
+        return f"{test.first if test.mean > 0 else test.second} is ahead"
+    if abs(test.mean) >= test.smallest:
+        return (
+            "not told apart, just"  # the two rows that are added draw the mean in, and few rows that differ keep p up
+        )
+    return f"not told apart; {points_text(test.smallest)} points would be"
+
+
+def _span(numbers: set[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"

@@ -1,0 +1,465 @@
+"""What a figure of a study shows: series, marks, panels. Computed here, drawn by `outlay.report.figures`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+from outlay.engine.outputs import PARTS, Aftermath
+from outlay.metrics import main_score
+from outlay.report.charts import PALETTE, SHAPES, look
+from outlay.report.comparison import measure_text, money
+from outlay.report.frontier import Spot, frontier
+from outlay.report.grouping import short_model
+from outlay.report.results import Results
+from outlay.report.scores import bars_words
+from outlay.report.seed_means import Mean
+
+MAX_ROWS = 60
+"""Rows of a dot plot or bar chart; a study with more is drawn as score over charge, or cut."""
+MAX_PANELS = 8
+"""Plots of one figure; a study with more is drawn as score over charge."""
+MAX_LEVELS = 3
+
+Axis = Literal["charge", "added", "budget", "labels", "score", "part"]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Marks of one look: its name, and its place among the colours, shapes and dashes."""
+
+    name: str
+    color: int
+    shape: int
+    dash: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One mean. ``x`` is in the units of the figure's axis, ``y``, ``low`` and ``high`` are scores, 0-100."""
+
+    series: Series
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    label: str | None
+    """Written beside the mark, or the name of its row in a dot plot."""
+    what: str
+    """Every value of the mark in words, for its tooltip and for those who cannot see it."""
+    point: str
+    """Id of the point of the first seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One part of a charge: from ``start`` to ``end`` dollars in its row."""
+
+    row: str
+    part: str
+    start: float
+    end: float
+    what: str
+    point: str
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A horizontal line at a score, from one charge to another, with what it says."""
+
+    y: float
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One plot. ``front`` is the frontier as (charge, score), by rising charge."""
+
+    title: str | None
+    marks: tuple[Mark, ...]
+    front: tuple[tuple[float, float], ...] = ()
+    levels: tuple[Level, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure of one task: ``marks`` over an axis, ``dots`` in rows, or ``bars`` in rows."""
+
+    kind: Literal["marks", "dots", "bars"]
+    title: str
+    notes: tuple[str, ...]
+    """Lines under the title."""
+    axis: Axis
+    panels: tuple[Panel, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    is_log: bool = False
+    is_joined: bool = False
+    """Whether the marks of a series are joined by a line."""
+
+
+def layouts(results: Results, marks: Sequence[Mean]) -> dict[str, Figure]:
+    """Figures by task, laid out as the header says; a task without a score has none."""
+    figures = {}
+    for task in results.tasks:
+        scored = [mean for mean in marks if mean.request.task == task and mean.value is not None]
+        metrics = {after.metric for mean in scored for after in _left(results, mean) if after.metric is not None}
+        measure = measure_text(main_score(metrics.pop())) if len(metrics) == 1 else "test score"
+        figure = _LAYOUTS[results.header.layout](scored) if scored else None
+        if figure is not None:
+            title = f"{task}: {figure.title}"
+            has_bars = figure.kind != "bars" and any(mean.low is not None for mean in scored)
+            bars = bars_words(mean.covers for mean in scored).replace(" %", "\u00a0%")
+            first = [f"{measure}, 0–100"] if figure.kind != "bars" else []
+            first += [seeds_text(scored) + (f", bars: {bars}" if has_bars else "")]
+            figures[task] = replace(figure, title=title, notes=(*first, *figure.notes))
+    return figures
+
+
+def _left(results: Results, mean: Mean) -> list[Aftermath]:
+    return [results.left[each] for each in mean.ids if each in results.left]
+
+
+def seeds_text(scored: Sequence[Mean]) -> str:
+    """ "one seed", "mean of 3 seeds", "mean of 2 to 3 seeds"."""
+    fewest, most = min(mean.n_ok for mean in scored), max(mean.n_ok for mean in scored)
+    return "one seed" if most == 1 else f"mean of {fewest} to {most} seeds".replace(f"{most} to ", "")
+
+
+def short_count(number: float) -> str:
+    """ "100", "1K", "16.9K", "1.2M": as the figures of Kang et al. 2023 write numbers of examples."""
+    for unit, size in (("M", 1_000_000), ("K", 1_000)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+# --- series -----------------------------------------------------------------------------------------------------------
+
+
+def by_strategy(scored: Sequence[Mean]) -> dict[tuple[object, ...], Series]:
+    """The series of each mean by its key: the strategy, with its models where these are varied.
+
+    One look per strategy; where models are varied, a colour per models and a shape and dash per strategy.
+    """
+    variants = list(dict.fromkeys(mean.request.variant for mean in scored))
+    apart = _varied(scored)
+    extras = {mean.key: _extra(mean, apart) for mean in scored}
+    varied = list(dict.fromkeys(extra for extra in extras.values() if extra))
+    series = {}
+    for mean in scored:
+        variant, extra = mean.request.variant, extras[mean.key]
+        place = look(variant, variants) % len(SHAPES)
+        if not varied:
+            series[mean.key] = Series(variant, place, place)
+        else:
+            color = varied.index(extra) % (len(PALETTE) - 1) if extra else len(PALETTE) - 1
+            series[mean.key] = Series(
+                f"{variant}, {extra}" if extra else variant, color, place, variants.index(variant) % 3
+            )
+    return series
+
+
+def _varied(scored: Sequence[Mean]) -> dict[str, set[str | None]]:
+    """The fields of the request that tell series of one strategy apart, with their values, where they have several."""
+    told = ("teacher", "student", "machine", "clock", "price_book", "dev")
+    values: dict[str, set[str | None]] = {name: {getattr(mean.request, name) for mean in scored} for name in told}
+    for name in ("teacher", "student"):
+        values[name].discard(None)  # a strategy without one is told by its own name
+    return {name: of_name for name, of_name in values.items() if len(of_name) > 1}
+
+
+def _extra(mean: Mean, varied: Mapping[str, set[str | None]]) -> str:
+    """What else than its strategy tells a mean's series: "t5-xl → t5-small", "dev carved"; empty where nothing does."""
+    models, parts = [], []
+    for name, values in varied.items():
+        value = getattr(mean.request, name)
+        if name in ("teacher", "student"):
+            models += [] if value is None else [short_model(value, [ref for ref in values if ref is not None])]
+        else:
+            parts.append(f"{name.replace('_', ' ')} {'none' if value is None else value[:12]}")
+    return ", ".join([" → ".join(models), *parts] if models else parts)
+
+
+def by_pool(scored: Sequence[Mean]) -> dict[tuple[object, ...], Series]:
+    """The series of each mean by its key: its number of unlabelled rows U, "U = 0 (annotate)" and "U = 10K"."""
+    sizes = {mean.key: _n_unlabelled(mean) for mean in scored}
+    of_size: dict[int, set[str]] = {}
+    for mean in scored:
+        of_size.setdefault(sizes[mean.key], set()).add(mean.request.variant)
+    names = {
+        mean.key: f"U = {short_count(sizes[mean.key])}"
+        + (f" ({mean.request.variant})" if sizes[mean.key] == 0 or len(of_size[sizes[mean.key]]) > 1 else "")
+        for mean in scored
+    }
+    order = [names[mean.key] for mean in sorted(scored, key=lambda mean: sizes[mean.key])]
+    places = {name: i for i, name in enumerate(dict.fromkeys(order))}
+    # Annotation keeps its look from chart to chart; the pools take the others.
+    free = [1, 0, *range(2, len(PALETTE))]
+    looks = {name: free[i % len(free)] for name, i in places.items()}
+    return {key: Series(name, looks[name], looks[name]) for key, name in names.items()}
+
+
+def _n_unlabelled(mean: Mean) -> int:
+    return sum(n_rows for _, n_rows in mean.request.pool) if mean.n_pool else 0
+
+
+def row_names(scored: Sequence[Mean]) -> dict[tuple[object, ...], str]:
+    """A name per mean: its series, with N and the budget where one series has several."""
+    series = by_strategy(scored)
+    names = {}
+    for mean in scored:
+        own = [other.request for other in scored if series[other.key] == series[mean.key]]
+        parts = [series[mean.key].name]
+        if len({request.n_initial for request in own}) > 1 and mean.request.n_initial is not None:
+            parts.append(f"N = {short_count(mean.request.n_initial)}")
+        if len({request.budget_usd for request in own if request.n_initial == mean.request.n_initial}) > 1:
+            parts.append(money(mean.request.budget_usd))
+        if len({request.pool for request in own}) > 1:
+            parts.append(f"U = {short_count(_n_unlabelled(mean))}")
+        names[mean.key] = ", ".join(parts)
+    return names
+
+
+# --- marks ------------------------------------------------------------------------------------------------------------
+
+
+def what(mean: Mean, name: str) -> str:
+    """A mean in words: "distill; charge: $200.35; test: 79.70; 95 % interval: 78.01 to 81.20; …; seeds: 3"."""
+    request = mean.request
+    parts = [
+        name,
+        f"charge: {money(mean.charge_usd)}",
+        f"test: {mean.value:.2f}",
+        None if mean.low is None else f"95 % interval: {mean.low:.2f} to {mean.high:.2f}",
+        None if request.n_initial is None else f"N: {request.n_initial:,}",
+        None if request.added_usd is None else f"added: {money(request.added_usd)}",
+        f"labels: {mean.n_labels:,.0f}",
+        f"pool rows: {mean.n_pool:,.0f}" if mean.n_pool else None,
+        f"seeds: {mean.n_ok}" if mean.n_ok == mean.n_seeds else f"seeds: {mean.n_ok} of {mean.n_seeds}",
+    ]
+    return "; ".join(part for part in parts if part is not None)
+
+
+def _marks(
+    scored: Sequence[Mean],
+    series: dict[tuple[object, ...], Series],
+    x_of: Callable[[Mean], float | None],
+    label_of: Callable[[Mean], str | None] = lambda _: None,
+) -> tuple[Mark, ...]:
+    """A mark for each mean that has an x; the others are left out."""
+    marks = []
+    for mean in scored:
+        x, own = x_of(mean), series[mean.key]
+        if x is not None and mean.value is not None:
+            text = what(mean, own.name)
+            marks.append(Mark(own, x, mean.value, mean.low, mean.high, label_of(mean), text, mean.ids[0]))
+    return tuple(marks)
+
+
+def _charge(mean: Mean) -> float | None:
+    """The charge, for a logarithmic axis: None where there is none, or nothing was paid."""
+    return mean.charge_usd or None
+
+
+def _left_out(scored: Sequence[Mean], panels: Iterable[Panel], why: str) -> tuple[str, ...]:
+    n_lost = len(scored) - sum(len(panel.marks) for panel in panels)
+    return (f"{n_lost} of {len(scored)} marks are left out: {why}",) if n_lost else ()
+
+
+def _front(scored: Sequence[Mean]) -> tuple[tuple[float, float], ...]:
+    spots = [
+        Spot(mean.ids[0], mean.charge_usd, mean.value)
+        for mean in scored
+        if mean.value is not None and mean.charge_usd is not None
+    ]
+    return tuple((spot.charge_usd, spot.score) for spot in frontier(spots).front)
+
+
+def _front_note(panel: Panel) -> tuple[str, ...]:
+    return ("dashed: Pareto frontier, interpolated on log cost",) if len(panel.front) > 1 else ()
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------------
+
+_NO_COST = "they cost nothing, and the axis is logarithmic"
+
+
+def _over_charge(scored: Sequence[Mean], title: str, *, is_joined: bool, has_labels: bool) -> Figure | None:
+    """Score over charge, a series per strategy and models."""
+    marks = _marks(scored, by_strategy(scored), _charge, _n_label if has_labels else lambda _: None)
+    panel = Panel(None, marks)
+    notes = _left_out(scored, [panel], _NO_COST)
+    return Figure("marks", title, notes, "charge", (panel,), is_log=True, is_joined=is_joined) if marks else None
+
+
+def _n_label(mean: Mean) -> str | None:
+    return None if mean.n_labels is None else short_count(mean.n_labels)
+
+
+def _pool(scored: Sequence[Mean]) -> Figure | None:
+    """Figure 2: labels x unlabelled rows."""
+    panel = Panel(None, _marks(scored, by_pool(scored), _charge, _n_label), _front([m for m in scored if _charge(m)]))
+    told = ("beside a mark: its labels; U: its unlabelled rows", *_front_note(panel))
+    notes = (*told, *_left_out(scored, [panel], _NO_COST))
+    return Figure("marks", "labels × unlabelled rows", notes, "charge", (panel,), is_log=True) if panel.marks else None
+
+
+def _plain(scored: Sequence[Mean]) -> Figure | None:
+    """Any comparison: what a score costs."""
+    figure = _over_charge(scored, "what a score costs", is_joined=False, has_labels=False)
+    if figure is None:
+        return None
+    panel = replace(figure.panels[0], front=_front([mean for mean in scored if _charge(mean)]))
+    return replace(figure, panels=(panel,), notes=(*_front_note(panel), *figure.notes))
+
+
+_BUDGETS_TITLE = "what is added to N labels"
+_INITIAL_TITLE = "starting labels at a fixed added budget"
+
+
+def _budgets(scored: Sequence[Mean]) -> Figure | None:
+    """Tables 2 and 11: score over what is added, a panel per N."""
+    series = by_strategy(scored)
+    is_added = all(mean.request.added_usd is not None for mean in scored)
+    sizes = sorted({mean.request.n_initial for mean in scored}, key=lambda n: (n is None, n))
+
+    if len(sizes) > MAX_PANELS:
+        return _over_charge(scored, _BUDGETS_TITLE, is_joined=False, has_labels=False)
+
+    def x_of(mean: Mean) -> float | None:
+        return mean.request.added_usd if is_added else mean.request.budget_usd
+
+    panels = tuple(
+        Panel(
+            "N by rule" if n is None else f"N = {n:,}",
+            _marks([mean for mean in scored if mean.request.n_initial == n], series, x_of),
+        )
+        for n in sizes
+    )
+    axis: Axis = "added" if is_added else "budget"
+    return Figure("marks", _BUDGETS_TITLE, (), axis, panels, is_joined=True)
+
+
+def _initial(scored: Sequence[Mean]) -> Figure | None:
+    """Figure 3: score over N, a panel per added budget."""
+    series = by_strategy(scored)
+    fixed = [mean for mean in scored if mean.request.n_initial is not None]
+    added = sorted({mean.request.added_usd or 0.0 for mean in fixed})
+    if len(added) > MAX_PANELS:
+        return _over_charge(scored, _INITIAL_TITLE, is_joined=False, has_labels=False)
+    panels = tuple(
+        Panel(
+            f"{money(usd)} added",
+            _marks([m for m in fixed if (m.request.added_usd or 0.0) == usd], series, lambda m: m.request.n_initial),
+        )
+        for usd in added
+    )
+    notes = _left_out(scored, panels, "their N is chosen by rule")
+    return Figure("marks", _INITIAL_TITLE, notes, "labels", panels, is_log=True, is_joined=True) if panels else None
+
+
+def _students(scored: Sequence[Mean]) -> Figure | None:
+    """Figure 4."""
+    return _over_charge(scored, "student sizes", is_joined=True, has_labels=False)
+
+
+def _teachers(scored: Sequence[Mean]) -> Figure | None:
+    """Figure 5."""
+    return _over_charge(scored, "teacher sizes", is_joined=True, has_labels=False)
+
+
+def _llm(scored: Sequence[Mean]) -> Figure | None:
+    """Figures 6 and 7."""
+    figure = _over_charge(scored, "labels of people and of a language model", is_joined=True, has_labels=True)
+    return None if figure is None else replace(figure, notes=("beside a mark: its labels", *figure.notes))
+
+
+def _match(scored: Sequence[Mean]) -> Figure | None:
+    """Table 4: the annotation curve, and how far it has to go to score what distillation scores."""
+    figure = _over_charge(scored, "what annotation costs to match distillation", is_joined=True, has_labels=True)
+    if figure is None:
+        return None
+    (panel,) = figure.panels
+    curve = sorted((m.x, m.y) for m in panel.marks if m.series.name.startswith("annotate"))
+    others = sorted((m for m in panel.marks if not m.series.name.startswith("annotate")), key=lambda m: -m.y)
+    levels = tuple(_level(mark, curve) for mark in others[:MAX_LEVELS]) if curve else ()
+    dotted = ("dotted: to where annotation scores as much",) if levels else ()
+    notes = ("beside a mark: its labels", *dotted, *figure.notes)
+    return replace(figure, panels=(replace(panel, levels=levels),), notes=notes)
+
+
+def matching_charge(curve: Sequence[tuple[float, float]], score: float) -> float | None:
+    """The least charge at which a curve of (charge, score), interpolated linearly in log charge, reaches a score.
+
+    None where it never does within its charges. Charges are above zero and rise.
+    """
+    if curve and curve[0][1] >= score:
+        return curve[0][0]
+    for (cheap, low), (dear, high) in pairwise(curve):
+        if high >= score:
+            share = (score - low) / (high - low)
+            return math.exp(math.log(cheap) + share * (math.log(dear) - math.log(cheap)))
+    return None
+
+
+def _level(mark: Mark, curve: Sequence[tuple[float, float]]) -> Level:
+    matched = matching_charge(curve, mark.y)
+    if matched is None:
+        dearest = curve[-1][0]
+        return Level(mark.y, mark.x, max(dearest, mark.x), f"not matched by {money(dearest)} of annotation")
+    return Level(mark.y, mark.x, matched, f"matched at {money(matched)}")
+
+
+def _dots(scored: Sequence[Mean], title: str) -> Figure | None:
+    if len(scored) > MAX_ROWS:
+        return _over_charge(scored, title, is_joined=False, has_labels=False)
+    names = row_names(scored)
+    marks = _marks(scored, by_strategy(scored), lambda mean: mean.value, lambda mean: names[mean.key])
+    return Figure("dots", title, (), "score", (Panel(None, marks),))
+
+
+def _self(scored: Sequence[Mean]) -> Figure | None:
+    """Table 3."""
+    return _dots(scored, "self-distillation at an equal pool")
+
+
+def _general(scored: Sequence[Mean]) -> Figure | None:
+    """Table 10."""
+    return _dots(scored, "general distillation")
+
+
+def _costs(scored: Sequence[Mean]) -> Figure | None:
+    """Table 6: each charge by its parts."""
+    told = [mean for mean in scored if mean.charges_usd is not None]
+    shown = told[:MAX_ROWS]
+    names, bars = row_names(shown), []
+    for mean in shown:
+        start = 0.0
+        for part in PARTS:
+            usd = (mean.charges_usd or {}).get(part, 0.0)
+            if usd > 0:
+                text = f"{names[mean.key]}; {part}: {money(usd)}; of charge: {money(mean.charge_usd)}"
+                bars.append(Bar(names[mean.key], part, start, start + usd, text, mean.ids[0]))
+            start += usd
+    notes = (f"the first {MAX_ROWS} of {len(told)} rows",) if len(told) > MAX_ROWS else ()
+    return Figure("bars", "what a charge is made of", notes, "part", bars=tuple(bars)) if bars else None
+
+
+_LAYOUTS: dict[str, Callable[[Sequence[Mean]], Figure | None]] = {
+    "budgets": _budgets,
+    "self": _self,
+    "match": _match,
+    "costs": _costs,
+    "general": _general,
+    "pool": _pool,
+    "initial": _initial,
+    "students": _students,
+    "teachers": _teachers,
+    "llm": _llm,
+    "plain": _plain,
+}

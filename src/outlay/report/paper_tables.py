@@ -1,0 +1,216 @@
+"""What Kang et al. 2023 print: the number for a request of theirs, and their own tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+
+from outlay.engine.point import PointRequest
+from outlay.report import published
+from outlay.report.cells import STRATEGY_WORDS, dollars, n_unlabelled, strategy_rank, thousands
+from outlay.report.table import CellValue, Head, Item, LaidOut, pivot
+
+NOT_COMPARABLE = (
+    "“paper”: the number printed for the same task, N and budget, from other models (T5-XXL, T5-Small), splits and pools; "
+    "it shows what was found there and is no mark to reach."
+)
+_APART = "Other models, splits and pools: compare who wins and where, not the heights."
+_N_OF_TABLES = 5000
+"""Labels of Tables 3 and 6, by their captions."""
+_N_OF_TABLE_3 = {"multipit_gen": 10_000, "nq": 10_000}
+"""Where the teacher's score in Table 3 is that of Table 2 on 10K labels."""
+_POOL_OF_TABLES = 100_000
+
+Key = tuple[str, int, float, str]
+_GENERAL_ROWS = {
+    "T5-Small (annotate)": "annotate",
+    "DistilBERT (general distillation + annotate)": "general_distill",
+    "BERT-base (annotate)": "annotate BERT",
+    "T5-XXL -> T5-Small (distill)": "distill",
+}
+
+
+@cache
+def _rows(name: str) -> list[dict[str, str]]:
+    return published.rows(name)
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+@cache
+def _scores() -> Mapping[Key, float | None]:
+    """Tables 2 and 11: task, N, added dollars and strategy → score."""
+    return {
+        (row["task"], int(row["n_initial"]), float(row["usd_additional"]), row["strategy"]): _number(row["score"])
+        for row in _rows("kang_table2_table11")
+    }
+
+
+@cache
+def _general() -> Mapping[Key, float | None]:
+    """Table 10: task, N, total dollars and strategy → score."""
+    n_of = {664.0: 1000, 2120.0: 5000, 279.0: 1000, 795.0: 5000}
+    found: dict[Key, float | None] = {}
+    for row in _rows("kang_table10_general_distillation"):
+        for column, text in row.items():
+            task, _, usd = column.rpartition("_")
+            if task and row["model"] in _GENERAL_ROWS:
+                found[task, n_of[float(usd)], float(usd), _GENERAL_ROWS[row["model"]]] = _number(text)
+    return found
+
+
+def score_of(request: PointRequest) -> float | None:
+    """The score that Tables 2 and 11 print for a task, N, added budget and strategy; None where they print none."""
+    if request.n_initial is None or request.added_usd is None:
+        return None
+    return _scores().get((request.task, request.n_initial, request.added_usd, request.strategy))
+
+
+def general_score_of(request: PointRequest) -> float | None:
+    """The score that Table 10 prints; it annotates for two students, the small one and BERT."""
+    is_bert = request.strategy == "annotate" and "bert" in request.student.lower()
+    name = f"{request.strategy} BERT" if is_bert else request.strategy
+    return _general().get((request.task, request.n_initial or 0, request.budget_usd, name))
+
+
+def self_score_of(request: PointRequest) -> float | None:
+    """The score that Table 3 prints, for 5K labels (two tasks: 10K) and 100K rows."""
+    n = _N_OF_TABLE_3.get(request.task, _N_OF_TABLES)
+    if (request.n_initial, n_unlabelled(request)) != (n, _POOL_OF_TABLES):
+        return None
+    for row in _rows("kang_table3_self_distillation"):
+        if row["task"] == request.task and request.strategy in row:
+            return _number(row[request.strategy])
+    return None
+
+
+def costs_of(request: PointRequest) -> Mapping[str, float]:
+    """The dollars that Table 6 prints, by column, for 5K labels and 100K rows."""
+    if request.n_initial != _N_OF_TABLES:
+        return {}
+    for row in _rows("kang_table6_costs"):
+        if row["task"] == request.task:
+            labels = {"labels": float(row["usd_initial_5k_labels"])}
+            if request.strategy == "distill" and n_unlabelled(request) == _POOL_OF_TABLES:
+                teacher, student = float(row["usd_teacher_finetune_5k"]), float(row["usd_distill_100k"])
+                return labels | {"teacher": teacher, "distillation": student}
+            return labels if request.added_usd == 0 else {}
+    return {}
+
+
+# --- their tables ----------------------------------------------------------------------------------------------------
+
+_ONE_BLOCK = Head((), "")
+
+
+def budget_table(task: str) -> LaidOut | None:
+    """Tables 2 and 11 of one task; None for a task of none of theirs."""
+    items = []
+    for row in _rows("kang_table2_table11"):
+        if row["task"] != task:
+            continue
+        n, is_distill = int(row["n_initial"]), row["strategy"] == "distill"
+        teacher = f"T5-XXL [{_teacher(task, n)}] ⇒ T5-Small" if is_distill else "T5-Small"
+        hours = f"({row['gpu_hours']}h / {thousands(int(row['n_unlabeled'] or 0))})"
+        bracket = (hours if is_distill else f"(+{row['n_additional_labels']})") if row["score"] else ""
+        items.append(
+            Item(
+                Head((n,), f"{thousands(n)} ({dollars(float(row['usd_initial']))})"),
+                _row_head(row["strategy"], teacher),
+                Head((float(row["usd_additional"]),), f"+{dollars(float(row['usd_additional']))}", "Additional $"),
+                _printed(_number(row["score"]), bracket),
+            )
+        )
+    return _paper_table(f"Tables 2 and 11: {task}", ("N (initial $)", "Strategy"), items, [task])
+
+
+def _teacher(task: str, n: int) -> str:
+    found = (r for r in _rows("kang_table2_table11") if (r["task"], r["n_initial"]) == (task, str(n)))
+    return next(f"{float(r['teacher_score']):.1f}" for r in found if r["teacher_score"])
+
+
+def self_table(tasks: Sequence[str]) -> LaidOut | None:
+    """Table 3 for the tasks that are in it."""
+    items = []
+    for row in _rows("kang_table3_self_distillation"):
+        if row["task"] not in tasks:
+            continue
+        for name, teacher, models in (
+            ("self_distill", "self_teacher", "T5-Small ⇒ T5-Small"),
+            ("distill", "distill_teacher", "T5-XXL ⇒ T5-Small"),
+        ):
+            cell = replace(_printed(_number(row[name]), ""), bracket=f"[{float(row[teacher]):.1f}]")
+            items.append(
+                Item(_ONE_BLOCK, _row_head(name, models), Head((tasks.index(row["task"]),), row["task"]), cell)
+            )
+    return _paper_table("Table 3: 5K labels, 100K unlabelled rows", ("Teacher ⇒ student",), items, tasks)
+
+
+def match_table(tasks: Sequence[str]) -> LaidOut | None:
+    """Table 4 for the tasks that are in it."""
+    items = []
+    lines = (
+        ("distill", "T5-XXL ⇒ T5-Small (Distill)"),
+        ("annotate_same", "T5-Small (Annotate), the same score"),
+        ("annotate_upper", "T5-Small (Annotate), upper bound"),
+    )
+    for row in _rows("kang_table4_larger_budgets"):
+        for i, (name, words) in enumerate(lines):
+            if row["task"] not in tasks:
+                continue
+            usd = _number(row[f"{name}_usd"])
+            cell = _printed(_number(row[name]), "" if usd is None else f"(${usd:,.0f})")
+            items.append(Item(_ONE_BLOCK, Head((i,), words), Head((tasks.index(row["task"]),), row["task"]), cell))
+    return _paper_table("Table 4: 100K unlabelled rows, dollars on top of the first labels", ("Model",), items, tasks)
+
+
+def cost_table(tasks: Sequence[str]) -> LaidOut | None:
+    """Table 6 for the tasks that are in it."""
+    items = []
+    columns = (
+        ("usd_initial_5k_labels", "Initial 5K labels", ""),
+        ("usd_1k_labels", "+1K labels", "Annotate"),
+        ("usd_teacher_finetune_5k", "Teacher, 5K labels", "Distill"),
+        ("usd_distill_100k", "Distillation, 100K rows", "Distill"),
+    )
+    for row in _rows("kang_table6_costs"):
+        if row["task"] in tasks:
+            for i, (name, text, over) in enumerate(columns):
+                cell = CellValue(float(row[name]), unit="usd")
+                items.append(
+                    Item(_ONE_BLOCK, Head((tasks.index(row["task"]),), row["task"]), Head((i,), text, over), cell)
+                )
+    return _paper_table("Table 6: one A40 hour at $1.875", ("Task",), items, tasks)
+
+
+def general_table(tasks: Sequence[str]) -> LaidOut | None:
+    """Table 10 for the tasks that are in it."""
+    items = []
+    for i, row in enumerate(_rows("kang_table10_general_distillation")):
+        for (task, n, usd, name), _ in _general().items():
+            if name != "annotate" or task not in tasks:
+                continue
+            column = Head((tasks.index(task), usd), f"{dollars(usd)} (N={thousands(n)})", task)
+            words = Head((i,), row["model"].replace("->", "⇒"))
+            items.append(Item(_ONE_BLOCK, words, column, _printed(_number(row[f"{task}_{usd:.0f}"]), "")))
+    return _paper_table("Table 10: the same budgets for each model", ("Model",), items, tasks)
+
+
+def _row_head(strategy: str, words: str) -> Head:
+    return Head((strategy_rank(strategy),), f"{words} ({STRATEGY_WORDS[strategy]})")
+
+
+def _printed(value: float | None, bracket: str) -> CellValue:
+    return CellValue(value, bracket=bracket, words="N/A")
+
+
+def _paper_table(name: str, stub: tuple[str, ...], items: Sequence[Item], tasks: Iterable[str]) -> LaidOut | None:
+    if not items:
+        return None
+    laid = pivot(f"In the paper, {name}", stub, items, tasks=tuple(tasks))
+    return replace(
+        laid, notes=(f"Kang et al. 2023, as printed; T5-XXL and T5-Small. {_APART}", *laid.notes), is_published=True
+    )

@@ -1,0 +1,361 @@
+"""Tests between strategies: paired over the same test rows and seeds, and corrected for how many there are.
+
+One seed is no evidence about a method: such a row has a difference and an interval that speaks of these two models, and no test.
+A test that finds nothing does not say that two strategies are equal: `PairedTest.smallest` says what it could have found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import TYPE_CHECKING
+
+from outlay.engine.point import Point, PointRequest
+from outlay.errors import DataError
+from outlay.metrics import ALPHA, Answered, Difference, Rule, featured
+from outlay.metrics.intervals import ROUNDING
+from outlay.metrics.scoring import Side
+from outlay.plan.strategies import STRATEGIES
+from outlay.report.grouping import Group, group
+from outlay.report.results import Results
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+N_ROUNDS = 1000
+"""Rounds of a permutation test; with so many assignments or fewer each is counted instead."""
+_CHUNK_CELLS = 2_000_000
+_MOST_CELLS = 50_000_000
+"""Features held at once: 400 MB."""
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust a family of p-values so that any wrong rejection among them is as rare as one test's (Holm 1979, step-down).
+
+    The k-th smallest of m is max over j <= k of (m - j + 1) p_(j), at most 1; in the order given, and never below the plain
+    p. Holds whatever the dependence between the tests.
+
+    Raises:
+        DataError: A value is not between 0 and 1.
+    """
+    order = _rising(p_values)
+    adjusted, highest = [0.0] * len(order), 0.0
+    for n_before, i in enumerate(order):
+        highest = max(highest, (len(order) - n_before) * p_values[i])
+        adjusted[i] = min(1.0, highest)
+    return adjusted
+
+
+def _rising(p_values: Sequence[float]) -> list[int]:
+    for p in p_values:
+        if not 0 <= p <= 1:
+            raise DataError(f"{p} is no p-value; it must be from 0 to 1")
+    return sorted(range(len(p_values)), key=lambda i: p_values[i])
+
+
+def permutation_test(
+    metric: str,
+    a: Sequence[Answered],
+    b: Sequence[Answered],
+    *,
+    statistic: str | None = None,
+    reading: Rule | None = None,
+    n_rounds: int = N_ROUNDS,
+    seed: int = 0,
+) -> float:
+    """Return the two-sided p of "no difference" by approximate randomisation (Noreen 1989; for F1 Yeh 2000).
+
+    If the systems are alike, their answers to an example may be swapped. Each round swaps those of half of the examples, drawn
+    anew and jointly over seeds, and p = (1 + number of rounds with |d*| >= |d|) / (1 + n_rounds) where d is the difference of the
+    means over seeds. Where no more than ``n_rounds`` assignments differ, each is counted once. It speaks of these very models and
+    other examples; of other seeds only :func:`outlay.metrics.paired_scores` does.
+
+    Args:
+        metric: One of `METRICS`.
+        a: One per seed, over the same examples in the same order.
+        b: The same seeds and examples.
+        statistic: One of the metric's; the main one by default.
+        reading: ``published`` or ``strict``; that of the main score by default.
+        n_rounds: Number of rounds; no p is below 1 / (1 + n_rounds), nor below 2 / 2^n over n examples.
+        seed: Seed of the rounds.
+
+    Raises:
+        LabelError: A gold answer is outside the label set.
+        DataError: The metric, statistic or reading is unknown, or seeds and examples do not agree.
+    """
+    if len(a) != len(b):
+        raise DataError(f"{len(a)} seeds are paired with {len(b)}; give both sides the same seeds")
+    tables, value = featured(metric, [*a, *b], statistic=statistic, reading=reading)
+    (p,) = _permuted([tables[: len(a)], tables[len(a) :]], [(0, 1)], value, n_rounds, seed)
+    return p
+
+
+def _permuted(
+    sides: Sequence[Sequence[Floats]],
+    pairs: Sequence[tuple[int, int]],
+    value: Callable[[Floats], Floats],
+    n_rounds: int,
+    seed: int,
+) -> list[float]:
+    """The p of each pair of sides; a side is its features per seed, ``[n_examples, n_features]``."""
+    import numpy as np
+
+    n_sides, n_seeds = len(sides), len(sides[0])
+    sums = np.array([[table.sum(0) for table in side] for side in sides])
+    scores = value(sums).mean(-1)
+    features = np.concatenate([table for side in sides for table in side], axis=1)
+
+    def n_as_large(i: int, j: int, gained: Floats) -> int:
+        permuted = (value(sums[i] + gained) - value(sums[j] - gained)).mean(-1)
+        return int((abs(permuted) >= abs(scores[i] - scores[j]) - ROUNDING).sum())
+
+    found: list[float | None] = [None] * len(pairs)
+    for k, (i, j) in enumerate(pairs):
+        gains = np.stack(sides[j]) - np.stack(sides[i])
+        apart = gains[:, (abs(gains) > ROUNDING).any((0, 2))]
+        if 2 ** apart.shape[1] <= n_rounds:
+            every = np.array(list(product((0.0, 1.0), repeat=apart.shape[1])))
+            found[k] = n_as_large(i, j, np.einsum("am,smf->asf", every, apart)) / len(every)
+    counts = dict.fromkeys((k for k, p in enumerate(found) if p is None), 0)
+    for swaps in _swaps(len(features), n_rounds, seed) if counts else ():
+        moved = (swaps @ features).reshape(len(swaps), n_sides, n_seeds, -1)
+        for k in counts:
+            i, j = pairs[k]
+            counts[k] += n_as_large(i, j, moved[:, j] - moved[:, i])
+    return [(1 + counts[k]) / (1 + n_rounds) if p is None else p for k, p in enumerate(found)]
+
+
+def _swaps(n_examples: int, n_rounds: int, seed: int) -> Iterator[Floats]:
+    """Yield which examples are swapped, 0 or 1, in chunks ``[n, n_examples]``."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK_CELLS // n_examples)
+    for start in range(0, n_rounds, chunk):
+        drawn = rng.integers(0, 256, (min(chunk, n_rounds - start), (n_examples + 7) // 8), dtype=np.uint8)
+        yield np.unpackbits(drawn, axis=1, count=n_examples).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class PairedTest:
+    """Two strategy variants at one budget, first minus second, in points of the task's main score.
+
+    Attributes:
+        task: Name of the task.
+        budget_usd: The total budget of both.
+        added_usd: What comes on top of the initial labels, None where neither side says.
+        n_initial: The initial labels of both, None where neither side says.
+        first: Label of the first, as :func:`outlay.report.grouping.group` names it among the points of its task.
+        second: Label of the second.
+        mean: Difference of the means over the seeds that both have.
+        low: Lower end of its 95 % interval (`outlay.metrics.Difference`).
+        high: Upper end.
+        p: Two-sided p of "no difference" for new seeds and new rows; None where there is no test: one seed, or one row.
+        p_holm: ``p`` after Holm's correction over the family.
+        p_permuted: Two-sided p by swapping answers, see :func:`permutation_test`: of these very models on other rows.
+        smallest: How small a difference this test could have told from none at the first step of Holm's correction, in points;
+            one of this size is found about every second time. None without a test.
+        n_comparisons: Tests of the family.
+        n_seeds: Seeds that both have.
+        n_examples: Test rows.
+        n_apart: Rows on which the two do not score alike in some seed.
+        points: Ids of the points on either side, by seed.
+    """
+
+    task: str
+    budget_usd: float
+    added_usd: float | None
+    n_initial: int | None
+    first: str
+    second: str
+    mean: float
+    low: float
+    high: float
+    p: float | None
+    p_holm: float | None
+    p_permuted: float
+    smallest: float | None
+    n_comparisons: int
+    n_seeds: int
+    n_examples: int
+    n_apart: int
+    points: tuple[tuple[str, ...], tuple[str, ...]]
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the difference is told from none at 95 % after Holm's correction; never without a test."""
+        return self.p_holm is not None and self.p_holm <= ALPHA
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two sides, each the ids of the points of the seeds that both answered."""
+
+    first: Group
+    second: Group
+    seeds: tuple[int, ...]
+    points: tuple[tuple[str, ...], tuple[str, ...]]
+
+    @property
+    def task(self) -> str:
+        """The task of both."""
+        return self.first.points[0].request.task
+
+
+def family(results: Results, *, seed: int = 0) -> tuple[PairedTest, ...]:
+    """Every paired test that the answers of a results folder allow, corrected as one family.
+
+    Within a task two variants are compared at equal budget, initial labels, pool, machine, prices and dev labels, on the seeds
+    that both answered, where they differ in one thing: the strategy, with the same models; or, within a strategy, one model.
+    What a strategy has no use for (the pool of one that distils nothing) is no difference. A point whose answers are gone has
+    no row.
+
+    Args:
+        results: Points of one or several tasks with what their runs left.
+        seed: Seed of the permutations.
+
+    Returns:
+        One row per pair: by task, budget and the order of the points, the later variant minus the earlier.
+
+    Raises:
+        LabelError: A gold answer is outside its label set.
+        DataError: Points of one task answer different examples, or not as their metric needs.
+    """
+    pairs = _pairs(results)
+    tested: dict[int, tuple[Difference, float]] = {}
+    for batch in _batches(results, pairs):
+        tested.update(zip(batch, _tested(results, [pairs[i] for i in batch], seed), strict=True))
+    p_values = {i: p for i in range(len(pairs)) if (p := tested[i][0].p) is not None}
+    by_holm = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return tuple(_row(pair, *tested[i], by_holm.get(i), len(by_holm)) for i, pair in enumerate(pairs))
+
+
+def _row(pair: _Pair, found: Difference, p_permuted: float, p_holm: float | None, n_comparisons: int) -> PairedTest:
+    one, other = pair.first.points[0].request, pair.second.points[0].request
+    return PairedTest(
+        task=pair.task,
+        budget_usd=one.budget_usd,
+        added_usd=other.added_usd if one.added_usd is None else one.added_usd,
+        n_initial=other.n_initial if one.n_initial is None else one.n_initial,
+        first=pair.first.label,
+        second=pair.second.label,
+        mean=found.mean,
+        low=found.low,
+        high=found.high,
+        p=found.p,
+        p_holm=p_holm,
+        p_permuted=p_permuted,
+        smallest=None if found.p is None else found.spread.half(ALPHA / n_comparisons),
+        n_comparisons=n_comparisons,
+        n_seeds=found.n_seeds,
+        n_examples=found.n_examples,
+        n_apart=found.n_apart,
+        points=pair.points,
+    )
+
+
+def _pairs(results: Results) -> list[_Pair]:
+    answered = {point for point, aftermath in results.left.items() if aftermath.answered is not None}
+    if not answered:
+        return []
+    by_task: dict[str, list[Point]] = {}
+    for point in results.points:
+        by_task.setdefault(point.request.task, []).append(point)
+    found = []
+    for points in by_task.values():
+        buckets: dict[tuple[object, ...], list[tuple[Group, dict[int, str]]]] = {}
+        for each in group(points, unnamed=("n_initial", "added_usd")):
+            of_seed = {point.request.seed: point.id for point in each.points if point.id in answered}
+            if of_seed:
+                buckets.setdefault(_circumstances(each.points[0].request), []).append((each, of_seed))
+        found += [pair for bucket in buckets.values() for pair in _paired(bucket)]
+    return found
+
+
+def _paired(bucket: Sequence[tuple[Group, dict[int, str]]]) -> Iterator[_Pair]:
+    for (second, others), (first, ones) in combinations(bucket, 2):
+        seeds = tuple(sorted(set(ones) & set(others)))
+        if seeds and is_told_apart(first.points[0].request, second.points[0].request):
+            yield _Pair(first, second, seeds, (tuple(ones[s] for s in seeds), tuple(others[s] for s in seeds)))
+
+
+def _circumstances(request: PointRequest) -> tuple[object, ...]:
+    """What must be equal on both sides whatever the strategies."""
+    return request.budget_usd, request.machine, request.clock, request.price_book, request.dev
+
+
+def is_told_apart(one: PointRequest, other: PointRequest) -> bool:
+    """Whether a difference has one cause: another strategy with the same models, or one other model within a strategy.
+
+    Initial labels and pool must agree where both sides have them.
+    """
+    for a, b in ((one.n_initial, other.n_initial), (_pool(one), _pool(other))):
+        if a is not None and b is not None and a != b:
+            return False
+    n_others = sum(a != b for a, b in zip(_models(one), _models(other), strict=True) if a is not None and b is not None)
+    return n_others == (1 if one.variant == other.variant else 0)
+
+
+def _pool(request: PointRequest) -> tuple[tuple[str, int], ...] | None:
+    """The pool, ``None`` where no teacher labels it."""
+    return None if request.teacher is None else request.pool
+
+
+def _models(request: PointRequest) -> tuple[str | None, str | None]:
+    """Teacher and student, ``None`` where the strategy brings its own."""
+    policy = STRATEGIES.get(request.strategy)
+    if policy is None:
+        return request.teacher, request.student
+    teacher = request.teacher if policy.taught_by == "teacher" else None
+    return teacher, None if policy.starts_general else request.student
+
+
+def _batches(results: Results, pairs: Sequence[_Pair]) -> Iterator[list[int]]:
+    """Places of pairs that are tested together: the same task and seeds, and no more features at once than fit."""
+    alike: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+    for i, pair in enumerate(pairs):
+        alike.setdefault((pair.task, pair.seeds), []).append(i)
+    for places in alike.values():
+        ids = pairs[places[0]].points[0]
+        metric, (answered, *_) = _answers(results, ids)
+        (table,), _ = featured(metric, [answered])
+        most = max(2, _MOST_CELLS // (table.size * len(ids)))
+        batch: list[int] = []
+        sides: set[tuple[str, ...]] = set()
+        for i in places:
+            if len(sides | set(pairs[i].points)) > most:
+                yield batch
+                batch, sides = [], set()
+            batch.append(i)
+            sides |= set(pairs[i].points)
+        yield batch
+
+
+def _answers(results: Results, ids: Sequence[str]) -> tuple[str, list[Answered]]:
+    """The one metric and the answers of points of a task."""
+    answers, metrics = [], set()
+    for left in (results.left[point] for point in ids):
+        if left.answered is not None:
+            answers.append(left.answered)
+            metrics.add(left.metric or "none")
+    if len(metrics) != 1:
+        raise DataError(f"the points of one task are scored by {', '.join(sorted(metrics))}; score all by one metric")
+    return metrics.pop(), answers
+
+
+def _tested(results: Results, pairs: Sequence[_Pair], seed: int) -> list[tuple[Difference, float]]:
+    """Difference and permutation p of each pair; a side's rows are worked out once for all its pairs."""
+    names = list(dict.fromkeys(side for pair in pairs for side in pair.points))
+    metric, answers = _answers(results, [point for side in names for point in side])
+    flat, value = featured(metric, answers)
+    n_seeds = len(names[0])
+    tables = [flat[i : i + n_seeds] for i in range(0, len(flat), n_seeds)]
+    sides = [Side.of(each, value) for each in tables]
+    place = {name: i for i, name in enumerate(names)}
+    places = [(place[pair.points[0]], place[pair.points[1]]) for pair in pairs]
+    permuted = _permuted(tables, places, value, N_ROUNDS, seed)
+    return [(sides[i].minus(sides[j]), p) for (i, j), p in zip(places, permuted, strict=True)]

@@ -1,0 +1,176 @@
+"""The page of a study: one self-contained file with figures, tables, points and receipts, and a link from each to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from outlay.engine.outputs import Aftermath
+from outlay.engine.point import Point
+from outlay.report.comparison import ABSENT, money
+from outlay.report.figures import Spec, figure_svg
+from outlay.report.grouping import short_model
+from outlay.report.results import Results
+from outlay.report.seed_means import by_seed
+from outlay.report.style import STUDY_STYLE, STYLE
+
+MAX_FOLDED = 300
+"""Up to so many points carry their receipts in the page; of more, the receipts are files beside it."""
+
+
+def render_study(
+    results: Results,
+    tables_html: Sequence[str],
+    figures: Mapping[str, Spec],
+    *,
+    differences: Sequence[str] = (),
+    is_open: bool = False,
+) -> str:
+    """The whole page as HTML: no script, nothing to fetch, the figures inlined as SVG.
+
+    A mark of a figure links to the row of its point, a row to its receipt: folded in the page up to `MAX_FOLDED` points, and a
+    file ``receipts/<run>.txt`` beside it in any case.
+
+    Args:
+        results: what was studied.
+        tables_html: tables, each a piece of HTML that is put in as it is.
+        figures: of `outlay.report.figures.figures`.
+        differences: paired differences, a line of text each.
+        is_open: show the receipts unfolded, as for printing.
+    """
+    header = results.header
+    parts = [f"<h1>{escape(header.title)}</h1>", _facts(results)]
+    if header.notes:
+        parts.append(_list(header.notes))
+    parts.append("<h2>Figures</h2>" if figures else '<p class="quiet">No point has a test score: nothing to draw.</p>')
+    if figures:
+        hint = "Each mark links to its point below, and shows its values when pointed at. Charge is what a run would cost alone."
+        parts.append(f'<p class="quiet">{hint}</p>')
+        parts.append(f'<div class="charts">{"".join(map(_figure, figures.values()))}</div>')
+    if tables_html:
+        parts += ["<h2>Tables</h2>", *(f'<div class="wide" tabindex="0">{table}</div>' for table in tables_html)]
+    if differences:
+        parts += ["<h2>Paired differences</h2>", _list(differences)]
+    is_folded = len(results.points) <= MAX_FOLDED
+    parts += ["<h2>Points</h2>", _points(results, is_folded=is_folded)]
+    parts += ["<h2>Receipts</h2>", _receipts(results, is_folded=is_folded, is_open=is_open)]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(header.title)}</title>\n<style>{STYLE}{STUDY_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _facts(results: Results) -> str:
+    header = results.header
+    by_status = [point.result.status for point in results.points]
+    counts = [f"{by_status.count(status):,} {status}" for status in ("ok", "na", "failed") if status in by_status]
+    facts = {
+        "Study": header.name,
+        "Follows": header.source,
+        "Scale": header.scale,
+        "Tasks": ", ".join(results.tasks),
+        "Points": f"{len(results.points):,} ({', '.join(counts)})" if counts else "none",
+    }
+    rows = [f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items() if value]
+    if header.command:
+        rows.append(f"<dt>Made by</dt><dd><code>{escape(header.command)}</code></dd>")
+    return f'<dl class="facts">{"".join(rows)}</dl>'
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def _figure(spec: Spec) -> str:
+    name = escape(spec["title"]["text"])
+    return f'<figure role="group" aria-label="{name}">{figure_svg(spec)}</figure>'
+
+
+# --- points -----------------------------------------------------------------------------------------------------------
+
+
+def _points(results: Results, *, is_folded: bool) -> str:
+    """A row per point; those that differ in their seed alone stand together. Four columns, so that they fit a phone."""
+    names = _names(results.points)
+    rows = []
+    for seeds in by_seed(results.points):
+        for point in seeds:
+            link = _receipt_link(results.left.get(point.id), is_folded=is_folded)
+            cells = f'<td class="name">{escape(names[point.id])}</td>{_found(point)}<td class="link">{link}</td>'
+            rows.append(f'<tr id="point-{point.id}">{cells}</tr>')
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Point", "Test", "Charge"))
+    body = "\n".join(rows)
+    return (
+        '<div class="wide"><table class="points">\n'
+        f'<thead><tr>{head}<th scope="col" class="link">Receipt</th></tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    )
+
+
+def _names(points: Sequence[Point]) -> dict[str, str]:
+    """What a reader calls each point, by its id: "fever, distill, t5-xxl → t5-small, N = 1,000, $100.00 added, …, seed 0"."""
+    refs = {ref for point in points for ref in (point.request.teacher, point.request.student) if ref is not None}
+    short = {ref: short_model(ref, refs) for ref in refs}
+    return {point.id: _name(point, short) for point in points}
+
+
+def _name(point: Point, short: Mapping[str, str]) -> str:
+    request = point.request
+    is_pooled = point.result.n_pool > 0
+    parts = [
+        request.task,
+        request.variant,
+        " → ".join(short[ref] for ref in (request.teacher, request.student) if ref is not None),
+        None if request.n_initial is None else f"N = {request.n_initial:,}",
+        f"{money(request.budget_usd)} in all" if request.added_usd is None else None,
+        f"{money(request.added_usd)} added" if request.added_usd else None,
+        f"pool of {sum(n_rows for _, n_rows in request.pool):,}" if is_pooled else None,
+        f"seed\u00a0{request.seed}",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _found(point: Point) -> str:
+    result = point.result
+    if result.test is None:
+        why = f"{result.status}: {result.reason or 'no reason given'}"
+        return f'<td class="reason" colspan="2">{escape(why)}</td>'
+    return f"<td>{result.test:.1f}</td><td>{money(result.charge_usd)}</td>"
+
+
+def _receipt_link(after: Aftermath | None, *, is_folded: bool) -> str:
+    if after is None or after.receipt is None:
+        return ABSENT
+    file = f"receipts/{escape(after.run)}.txt"
+    if not is_folded:
+        return f'<a href="{file}">receipt</a>'
+    return f'<a href="#receipt-{escape(after.run)}">receipt</a> <a href="{file}">file</a>'
+
+
+# --- receipts ---------------------------------------------------------------------------------------------------------
+
+
+def _receipts(results: Results, *, is_folded: bool, is_open: bool) -> str:
+    where = "Each lies beside this page as a file, <code>receipts/&lt;run&gt;.txt</code>."
+    if not is_folded:
+        return f'<p class="quiet">{where}</p>'
+    names = _names(results.points)
+    folded = [
+        _receipt(point.id, names[point.id], after, is_open=is_open)
+        for seeds in by_seed(results.points)
+        for point in seeds
+        if (after := results.left.get(point.id)) is not None and after.receipt is not None
+    ]
+    return f'<p class="quiet">{where}</p>\n<div class="receipts">\n' + "\n".join(folded) + "\n</div>"
+
+
+def _receipt(point: str, name: str, after: Aftermath, *, is_open: bool) -> str:
+    """Folded; a link to the text inside unfolds it, as HTML demands of a fragment in closed details."""
+    attribute = " open" if is_open else ""
+    return (
+        f"<details{attribute}><summary>{escape(name)}</summary>"
+        f'<p class="quiet">Run {escape(after.run)} of <a href="#point-{point}">its point</a></p>'
+        f'<pre id="receipt-{escape(after.run)}">{escape(after.receipt or "")}</pre></details>'
+    )

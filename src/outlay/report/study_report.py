@@ -1,0 +1,160 @@
+"""Writes the report of a study: computed once from its points, then drawn as tables, figures, one page and flat files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from outlay.report.cells import dollars
+from outlay.report.difference_table import lay_out_differences
+from outlay.report.figures import Spec, figures, save
+from outlay.report.flat_files import write_points_csv, write_points_parquet
+from outlay.report.frontier import Frontier, Spot, averaged, frontier
+from outlay.report.layouts import lay_out
+from outlay.report.results import Results
+from outlay.report.scores import ONE_SEED
+from outlay.report.seed_means import Mean, means
+from outlay.report.significance import PairedTest, family
+from outlay.report.study_page import render_study
+from outlay.report.table import CellValue, Column, LaidOut, LaidRow
+from outlay.report.table_formats import render_html, render_markdown, render_rich
+from outlay.storage.files import write_text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+N_CHARGES = 5
+"""Equal charges at which the frontiers of several tasks are averaged: a geometric grid over what the study covers."""
+
+LEAST_SPAN = 1.05
+"""How many times the cheapest the dearest charge must be for a frontier over charge to say anything."""
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """Everything a report of these results shows; each part is worked out once, when it is asked for."""
+
+    results: Results
+
+    @cached_property
+    def means(self) -> list[Mean]:
+        """Points averaged over their seeds."""
+        return means(self.results)
+
+    @cached_property
+    def tests(self) -> tuple[PairedTest, ...]:
+        """Paired tests, corrected as one family."""
+        return family(self.results)
+
+    @cached_property
+    def tables(self) -> tuple[LaidOut, ...]:
+        """The tables of the layout, then the frontier, then the differences."""
+        own = [lay_out_frontiers(self.means), lay_out_differences(self.tests)]
+        return (*lay_out(self.results), *(table for table in own if table is not None))
+
+    @cached_property
+    def figures(self) -> dict[str, Spec]:
+        """One per task."""
+        return figures(self.results, self.means)
+
+    def markdown(self) -> str:
+        """All tables, under the study's heading."""
+        header = self.results.header
+        facts = [f"Follows {header.source}."] if header.source else []
+        facts += [f"Scale: {header.scale}."] if header.scale else []
+        lines = [f"# {header.title}", ""]
+        lines += [" ".join(facts), ""] if facts else []
+        lines += ["```", header.command, "```", ""] if header.command else []
+        lines += [*(f"- {note}" for note in header.notes), ""] if header.notes else []
+        return "\n".join(lines) + "\n" + "\n".join(render_markdown(table) for table in self.tables)
+
+    def terminal(self) -> RenderableType:
+        """All tables, for a terminal."""
+        from rich.console import Group
+
+        drawn = [part for table in self.tables for part in ("", render_rich(table))]
+        return Group(*drawn[1:])
+
+    def page(self) -> str:
+        """The self-contained page."""
+        return render_study(self.results, [render_html(table) for table in self.tables], self.figures)
+
+
+def write_study_report(folder: Path, results: Results) -> dict[str, Path]:
+    """Write the files of a study's report into its folder; returns them by what they are."""
+    report = StudyReport(results)
+    files = {"table": folder / "table.md", "page": folder / "report.html"}
+    write_text(files["table"], report.markdown())
+    for name, spec in report.figures.items():
+        for ending in ("png", "svg", "pdf"):
+            path = save(spec, folder / f"{name}.{ending}")
+            if ending == "png":
+                files[name.replace("-", " ", 1)] = path
+    write_text(files["page"], report.page())
+    files["points"] = write_points_csv(folder / "points.csv", report.results)
+    if (receipts := folder / "receipts").is_dir():
+        files["receipts"] = receipts
+    parquet = write_points_parquet(folder / "points.parquet", report.results)
+    if parquet is not None:
+        files["parquet"] = parquet
+    return files
+
+
+def lay_out_frontiers(marks: Sequence[Mean]) -> LaidOut | None:
+    """What nobody can buy cheaper and better, task by task, and the mean over tasks at equal charge; None where all cost alike.
+
+    The share is the hypervolume: how much of the rectangle of log charge and score the frontier dominates, from the lowest to the
+    highest charge of all tasks, above a score of 0.
+    """
+    by_task: dict[str, list[Spot]] = {}
+    for mark in marks:
+        if mark.value is not None and mark.charge_usd:
+            words = f"{mark.request.variant} at {dollars(mark.charge_usd)}"
+            by_task.setdefault(mark.request.task, []).append(
+                Spot(words, mark.charge_usd, mark.value, mark.low, mark.high)
+            )
+    charges = sorted({spot.charge_usd for spots in by_task.values() for spot in spots})
+    if not charges or charges[-1] < LEAST_SPAN * charges[0]:
+        return None
+    fronts = {task: frontier(spots) for task, spots in by_task.items()}
+    grid = [charges[0] * (charges[-1] / charges[0]) ** (i / (N_CHARGES - 1)) for i in range(N_CHARGES)]
+    grid[-1] = charges[-1]
+    over_all = averaged(fronts, grid)
+    columns = [Column(dollars(usd), "Score on the frontier at") for usd in grid]
+    columns += [Column("Share"), Column("Front, tied, dominated")]
+    rows = [
+        LaidRow((task,), (*_reached(front, grid), _share(over_all.hypervolumes[task]), _counts(front)))
+        for task, front in fronts.items()
+    ]
+    if len(fronts) > 1:
+        mean = [CellValue(place.score, words="" if place.score is not None else "–") for place in over_all.places]
+        assert over_all.hypervolume is not None
+        rows.append(LaidRow(("mean over tasks",), (*mean, _share(over_all.hypervolume), None), starts_block=True))
+    is_one_seed = any(mark.covers == "rows" for mark in marks)
+    notes = (
+        "On the frontier nothing is cheaper and better; between its points the score is interpolated in log charge "
+        "(Kang et al. 2023, Figure 2). Share: hypervolume in log charge and score, 0 to 1. A point off the frontier is tied "
+        "where its interval meets that of a better one that is no dearer, and dominated where it does not.",
+        *(
+            [f"Intervals of one seed are of {ONE_SEED}: with another seed a tie may go, or come."]
+            if is_one_seed
+            else []
+        ),
+    )
+    return LaidOut("Frontier", ("Task",), tuple(columns), tuple(rows), notes, tuple(fronts))
+
+
+def _reached(front: Frontier, grid: Sequence[float]) -> list[CellValue]:
+    found = [front.score_at(usd) for usd in grid]
+    return [CellValue(value, words="" if value is not None else "–") for value in found]
+
+
+def _share(value: float) -> CellValue:
+    return CellValue(None, words=f"{value:.3f}")
+
+
+def _counts(front: Frontier) -> CellValue:
+    return CellValue(None, words=f"{len(front.front)}, {len(front.tied)}, {len(front.dominated)}")

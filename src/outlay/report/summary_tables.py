@@ -1,0 +1,133 @@
+"""Tables of any study: the plain comparison, and what a strategy gains over annotating on each task and on their mean."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+
+from outlay.metrics.intervals import half_of_means
+from outlay.report.cells import Entry, score_cell, score_legend, strategy_rank, strategy_words
+from outlay.report.comparison import HEADER, Comparison, cells, compare, on_front
+from outlay.report.grouping import group
+from outlay.report.table import CellValue, Column, Head, Item, LaidOut, LaidRow, numbered, pivot
+
+BASELINE = "annotate"
+"""What every strategy is held against: the same money in labels."""
+
+
+def plain_tables(found: Sequence[Entry], *, is_rest: bool) -> list[LaidOut]:
+    """The plain comparison of each task: a row per strategy and budget (`outlay.report.comparison`).
+
+    Args:
+        found: points of one or several tasks.
+        is_rest: they are what a layout had no place for.
+    """
+    by_task: dict[str, list[Entry]] = {}
+    for each in found:
+        by_task.setdefault(each.asked.task, []).append(each)
+    title = "points that the layout has no place for" if is_rest else "test score by strategy and budget"
+    return [_plain(f"{task}: {title}", task, of_task) for task, of_task in by_task.items()]
+
+
+def _plain(title: str, task: str, found: Sequence[Entry]) -> LaidOut:
+    of_id = {each.id: each for each in found}
+    of_point = {id(each.point): each for each in found}
+    groups = [[of_point[id(point)] for point in each.points] for each in group([each.point for each in found])]
+    tested = [score_cell(seeds) for seeds in groups]
+    teachers = {name: each.left.teacher_dev for name, each in of_id.items() if each.left is not None}
+    comparison = compare(
+        [each.point for each in found],
+        left={name: each.left for name, each in of_id.items() if each.left is not None},
+        teacher_dev={name: dev for name, dev in teachers.items() if dev is not None},
+        measure=None,
+    )
+    rows = _plain_rows(comparison, tested)
+    columns = tuple(Column(name) for name in HEADER[1:])
+    kept = [i for i in range(len(columns)) if any(cell is not None for row in rows for cell in row.cells[i : i + 1])]
+    laid = LaidOut(
+        title,
+        (HEADER[0],),
+        tuple(columns[i] for i in kept),
+        tuple(replace(row, cells=tuple(row.cells[i] for i in kept)) for row in rows),
+        (score_legend(found, tested), "Bold: on the frontier, no row is both cheaper and better."),
+        (task,),
+    )
+    return numbered(laid)
+
+
+def _plain_rows(comparison: Comparison, tested: Sequence[CellValue]) -> list[LaidRow]:
+    rows = []
+    budget_usd = None
+    for row, cell in zip(comparison.rows, tested, strict=True):
+        texts = cells(row)
+        values = [None if text == "–" else CellValue(unit="words", words=text) for text in texts[1:]]
+        values[HEADER.index("Test") - 1] = replace(cell, on_front=on_front(comparison, row))
+        rows.append(LaidRow((texts[0],), tuple(values), starts_block=row.budget_usd != budget_usd))
+        budget_usd = row.budget_usd
+    return rows
+
+
+# --- over tasks ------------------------------------------------------------------------------------------------------
+
+_Cell = tuple[object, ...]
+
+
+def across_tasks(found: Sequence[Entry]) -> list[LaidOut]:
+    """For each strategy, its mean gain over annotating at equal N, budget and student: on each task, and over the tasks.
+
+    A task counts once, however many cells it has. Nothing where no task has a pair to compare.
+    """
+    tasks = list(dict.fromkeys(each.asked.task for each in found))
+    means = _means(found)
+    strategies = sorted({key[1] for key in means if key[1] != BASELINE}, key=lambda name: (strategy_rank(name), name))
+    items: list[Item] = []
+    for name in strategies:
+        gains = {task: _gains(means, task, name) for task in tasks}
+        per_task = {task: statistics.fmean(values) for task, values in gains.items() if values}
+        row = Head((strategy_rank(name), name), f"{strategy_words(name)} − {strategy_words(BASELINE)}")
+        items += [
+            Item(Head((), ""), row, Head((0, tasks.index(task)), task), _gain_cell(value, gains[task]))
+            for task, value in per_task.items()
+        ]
+        if per_task:
+            items.append(Item(Head((), ""), row, Head((1,), "Mean over tasks"), _mean_cell(list(per_task.values()))))
+    if not items:
+        return []
+    laid = pivot("Over the tasks: what a strategy gains over annotating", ("Strategy",), items, tasks=tuple(tasks))
+    notes = (
+        "Points of each task's own test score, at equal N, budget and student, averaged over such cells; ( ): cells in which the "
+        "strategy is ahead.",
+        "Mean over tasks: each task counts once; ± half of the 95 % t-interval over tasks. Their metrics may differ.",
+    )
+    return [replace(laid, notes=(*notes, *laid.notes))]
+
+
+def _means(found: Sequence[Entry]) -> dict[tuple[str, str, _Cell], float]:
+    """Task, strategy variant and cell → mean test score over seeds. Of several models in one cell, the mean of all."""
+    tests: dict[tuple[str, str, _Cell], list[float]] = {}
+    for each in found:
+        asked, test = each.asked, each.point.result.test
+        if test is not None:
+            cell = (asked.n_initial, asked.budget_usd, asked.student, asked.machine, asked.price_book)
+            tests.setdefault((asked.task, asked.variant, cell), []).append(test)
+    return {key: statistics.fmean(values) for key, values in tests.items()}
+
+
+def _gains(means: dict[tuple[str, str, _Cell], float], task: str, name: str) -> list[float]:
+    return [
+        value - means[task, BASELINE, cell]
+        for (of_task, variant, cell), value in means.items()
+        if (of_task, variant) == (task, name) and (task, BASELINE, cell) in means
+    ]
+
+
+def _gain_cell(value: float, gains: Sequence[float]) -> CellValue:
+    n_ahead = sum(gain > 0 for gain in gains)
+    return CellValue(value, unit="difference", bracket=f"({n_ahead} of {len(gains)})")
+
+
+def _mean_cell(per_task: Sequence[float]) -> CellValue:
+    mean, half = statistics.fmean(per_task), half_of_means(per_task)
+    whole = CellValue(mean, unit="difference")
+    return whole if half is None else replace(whole, low=mean - half, high=mean + half)

@@ -1,0 +1,176 @@
+"""A folder of targets written as one file of log-probabilities, in the names that OpenAI's API uses for them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from outlay.errors import UnknownModel, UsageError
+from outlay.standalone.inputs import Row
+from outlay.standalone.logprob_formats import HEADER, TOKEN_ID, UNKNOWN_LOGPROB
+from outlay.standalone.output_dir import Document
+from outlay.standalone.runtime import Outcome
+from outlay.standalone.targets_dir import TargetsFolder
+from outlay.storage.files import replacing
+from outlay.tasks.readers import parquet_library
+from outlay.text.text_file import is_packed, suffix_of
+
+if TYPE_CHECKING:
+    from outlay.train.targets.logprobs import Heard
+    from outlay.train.targets.logprobs import Row as SpokenRow
+    from outlay.train.targets.sparse_logits import Terms
+
+    Name = Callable[[int], str]
+    Write = Callable[[Sequence[Document]], None]
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+def export(folder: Path, out: Path, *, overwrite: bool = False) -> Outcome:
+    """Write the targets of ``folder`` to ``out``, block by block.
+
+    Each row has its ``source``, ``answer`` and, where it is known, ``gold``; ``content`` holds its positions, each ``{token,
+    token_id, logprob, top_logprobs, logsumexp}`` with natural log-probabilities at T = 1 over the full vocabulary. A stored logit
+    is its ``logprob`` plus ``logsumexp`` at T = 1, so that nothing is lost on the way back; a token that was said but not kept
+    has the log-probability -9999. ``padding`` has the positions behind the answer, where they were kept. The first row carries
+    the folder's index as ``outlay``.
+
+    Raises:
+        OutlayError: no targets, a damaged block, a suffix that is unknown, or a file that is there already.
+    """
+    began = time.monotonic()
+    check_suffix(out, "--out")
+    if out.exists() and not overwrite:
+        raise UsageError(f"--out {out} is there already; choose another --out, or add --overwrite")
+    stored = TargetsFolder.open(folder)
+    rows = stored.rows()
+    name = _names(stored)
+    n_positions = n_done = 0
+    with _writer(out, stored) as write:
+        from outlay.train.targets.logprobs import spoken
+
+        for block in stored.blocks():
+            part = rows[n_done : n_done + len(block)]
+            lines = [
+                _line(row, said, block.terms, name, stored if n_done + at == 0 else None)
+                for at, (row, said) in enumerate(zip(part, spoken(block), strict=True))
+            ]
+            write(lines)
+            n_done += len(part)
+            n_positions += int(block.n_real.sum())
+    facts = {"file": str(out), "kind": stored.kind, "n_rows": n_done, "n_positions": n_positions}
+    facts["n_bytes"] = out.stat().st_size
+    return Outcome("targets export", str(out), facts, seconds=round(time.monotonic() - began, 3))
+
+
+def check_suffix(path: Path, option: str) -> None:
+    """Refuse a file of another kind.
+
+    Raises:
+        UsageError: an unknown suffix.
+    """
+    if not path.name.lower().endswith(SUFFIXES):
+        raise UsageError(f"{option} {path} has an unknown suffix; name a file that ends in {', '.join(SUFFIXES)}")
+
+
+def _line(row: Row, said: SpokenRow, terms: Terms, name: Name, first: TargetsFolder | None) -> Document:
+    """One row; ``first``: the folder, for the first of its rows."""
+    line: Document = {**row.to_json(), "answer": said.answer}
+    if said.positions:
+        places = [_place(each, terms, name) for each in said.positions]
+        line["content"] = places[: said.n_real]
+        if said.n_real < len(places):
+            line["padding"] = places[said.n_real :]
+    if first is not None:
+        line[HEADER] = {**{key: each for key, each in first.index.items() if key != "blocks"}, "terms": asdict(terms)}
+    return line
+
+
+def _place(heard: Heard, terms: Terms, name: Name) -> Document:
+    logprob_of = dict(zip(heard.classes, heard.logprobs, strict=True))
+    temperatures = [1.0, *(t for t in terms.temperatures if t != 1.0)]
+    return {
+        **_token(heard.unit, logprob_of.get(heard.unit, UNKNOWN_LOGPROB), name),
+        "top_logprobs": [_token(number, logprob, name) for number, logprob in logprob_of.items()],
+        "logsumexp": {f"{t:g}": each for t, each in zip(temperatures, heard.logsumexp or (), strict=True)},
+    }
+
+
+def _token(number: int, logprob: float, name: Name) -> Document:
+    return {"token": name(number), "token_id": number, "logprob": logprob}
+
+
+def _names(stored: TargetsFolder) -> Name:
+    """What each unit is called: a label, a tag, a token's text; ``token_id:N`` where no tokenizer is at hand."""
+    labels = stored.form.labels
+    if stored.kind == "classes":
+        return lambda number: labels[number]
+    if stored.kind == "tags":
+        tags = ("O", *(f"{part}-{label}" for label in labels for part in "BI"))
+        return lambda number: tags[number]
+    if stored.kind == "text":
+        return str
+    from outlay.train.targets.logprobs import vocabulary_of
+
+    student, base = stored.index["student"]
+    for ref, own in ((student, base), (stored.index["teacher"], None)):
+        if ref is None:
+            continue
+        try:
+            vocabulary = vocabulary_of(ref, own)
+        except UnknownModel:
+            continue
+        return lambda number: vocabulary.text(number) or f"{TOKEN_ID}{number}"
+    return lambda number: f"{TOKEN_ID}{number}"
+
+
+@contextmanager
+def _writer(out: Path, stored: TargetsFolder) -> Iterator[Write]:
+    """Writes rows to a file of that suffix, which takes its name when all of them are written."""
+    with replacing(out) as temporary:
+        opened = _parquet_writer(temporary, stored) if suffix_of(out) == ".parquet" else _text_writer(temporary, out)
+        with opened as write:
+            yield write
+
+
+@contextmanager
+def _text_writer(path: Path, out: Path) -> Iterator[Write]:
+    with path.open("wb") as raw:
+        # Without a time of day in it, equal targets make equal files.
+        packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if is_packed(out) else None
+        with io.TextIOWrapper(packed or raw, encoding="utf-8", newline="") as stream:
+            yield lambda lines: stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+@contextmanager
+def _parquet_writer(path: Path, stored: TargetsFolder) -> Iterator[Write]:
+    parquet = parquet_library(path)
+    temperatures = [] if stored.kind == "text" else [f"{t:g}" for t in next(stored.blocks()).temperatures]
+    schema = _schema(temperatures)
+    import pyarrow
+
+    with parquet.ParquetWriter(path, schema) as writer:
+
+        def write(lines: Sequence[Document]) -> None:
+            flat = [{**line, HEADER: json.dumps(line[HEADER])} if HEADER in line else line for line in lines]
+            writer.write_table(pyarrow.Table.from_pylist(flat, schema=schema))
+
+        yield write
+
+
+def _schema(temperatures: Sequence[str]) -> Any:
+    """Columns of a Parquet file: those of a line, the header as JSON."""
+    import pyarrow as pa
+
+    token = [("token", pa.string()), ("token_id", pa.int32()), ("logprob", pa.float64())]
+    sums = [("logsumexp", pa.struct([(t, pa.float64()) for t in temperatures]))] if temperatures else []
+    places = pa.list_(pa.struct([*token, ("top_logprobs", pa.list_(pa.struct(token))), *sums]))
+    texts = [(name, pa.string()) for name in ("source", "gold", "answer", HEADER)]
+    return pa.schema([*texts, ("segments", pa.list_(pa.string())), ("content", places), ("padding", places)])

@@ -1,0 +1,258 @@
+"""A file of another program's answers and log-probabilities made into a folder of targets, as `outlay teach` writes one."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from outlay.errors import DataError, MissingData
+from outlay.spec import Form
+from outlay.standalone.import_request import Importing, Question
+from outlay.standalone.inputs import CUSTOM_ID, SOURCE, Inputs, Row, check_each_once, rows_digest, some_of
+from outlay.standalone.logprob_formats import Record, is_failure, read_record
+from outlay.standalone.output_dir import Home, json_lines
+from outlay.standalone.runtime import Listener, Outcome
+from outlay.standalone.targets_dir import ANSWERS, INDEX, ROWS, answer_lines, block_name, index_of, kept_of
+from outlay.storage.hashing import digest_of
+from outlay.tasks.readers import stream_file
+
+
+def import_targets(asked: Importing, listener: Listener) -> Outcome:
+    """Write the targets that a file holds into a folder, in blocks.
+
+    Raises:
+        OutlayError: whatever is wrong with file, rows, student or place; one line.
+    """
+    began = time.monotonic()
+    if not asked.file.is_file():
+        raise MissingData(f"{asked.file} is not there; check the path")
+    inputs = Inputs(asked.asked)
+    failed: list[str] = []
+    records = _records(asked, failed)
+    first = next(records, None)
+    if first is None:
+        failures = f"no answers: all {len(failed):,} of its requests failed; ask them again"
+        raise MissingData(f"{asked.file} holds {failures if failed else 'no rows; write answers into it'}")
+    question = Question.of(asked, inputs, first)
+    rows = None if asked.rows_file is None else _RowsFile.read(asked.rows_file, inputs)
+    request = question.request(None if rows is None else rows_digest(rows.rows))
+    home = Home.folder(asked.out)
+    summary = home.look(request, overwrite=asked.overwrite)
+    if summary is not None:
+        return Outcome.again(summary)
+    home.open(request)
+    with home.alone():
+        listener.begin(f"import {asked.file}")
+        try:
+            told = _Telling(listener, began)
+            pairing = _Pairing(inputs, asked.file, rows, failed)
+            made = _write(question, home, itertools.chain([first], records), pairing, told)
+            unanswered = pairing.check(made.n_rows)
+        except BaseException:
+            # A file that is corrected is another request: it finds the place free.
+            shutil.rmtree(home.work, ignore_errors=True)
+            raise
+        return _finish(question, home, made, unanswered, began)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Blocks that are written, by name, the rows they are of, and what was counted."""
+
+    blocks: Mapping[str, str]
+    rows: Sequence[Row]
+    answers: Sequence[str]
+    counts: Counter[str]
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.rows)
+
+
+def _write(
+    question: Question, home: Home, records: Iterator[Record], row_of: Callable[[Record], Row], told: _Telling
+) -> _Made:
+    """Block by block into the work folder; no more than one is in memory."""
+    from outlay.train.targets.logprobs import block_of
+
+    counts: Counter[str] = Counter()
+    blocks: dict[str, str] = {}
+    rows: list[Row] = []
+    answers: list[str] = []
+    while part := list(itertools.islice(records, question.asked.block_rows)):
+        rows += map(row_of, part)
+        heard = question.heard(part, counts)
+        data = block_of(question.kind, heard, question.terms, is_own=question.is_own).to_bytes()
+        answers += [each.answer for each in heard]
+        name = block_name(len(blocks))
+        home.write(home.work / name, data)
+        counts["rows"] += len(part)
+        blocks[name] = digest_of(data)
+        told(len(rows))
+    return _Made(blocks, rows, answers, counts)
+
+
+def _finish(question: Question, home: Home, made: _Made, unanswered: Sequence[str], began: float) -> Outcome:
+    from outlay.train.targets.targets import SparseTargets
+
+    for name in made.blocks:
+        (home.work / name).replace(home.out / name)
+    home.write(home.out / ROWS, json_lines([row.to_json() for row in made.rows]))
+    home.write(home.out / ANSWERS, json_lines(answer_lines(made.rows, made.answers)))
+    about = {**question.about, "n_rows": made.n_rows}
+    index = index_of(question.form, question.kind, question.settings, made.blocks, about)
+    home.write_json(home.out / INDEX, index)
+    facts = {
+        "targets": str(home.out),
+        "kind": question.kind,
+        "n_rows": made.n_rows,
+        "n_blocks": len(made.blocks),
+        "kept": kept_of(SparseTargets.open(home.out / name) for name in made.blocks),
+    }
+    seconds = round(time.monotonic() - began, 3)
+    said = [*_sentences(made.counts, question.form), *unanswered]
+    outcome = Outcome("targets import", str(home.out), facts, said, seconds=seconds)
+    home.finish(outcome.to_json())
+    return outcome
+
+
+def _records(asked: Importing, failed: list[str]) -> Iterator[Record]:
+    """The answers of a file; names of requests of a batch that failed go to ``failed``."""
+    columns = asked.asked
+    for row in stream_file(asked.file):
+        if is_failure(row.columns):
+            failed.append(str(row.columns[CUSTOM_ID]))
+            continue
+        yield read_record(
+            row.columns, row.origin, source_column=columns.source_column, target_column=columns.target_column
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _RowsFile:
+    """The rows that were asked, by ``custom_id`` where they have one."""
+
+    path: Path
+    rows: Sequence[Row]
+    place_of: Mapping[str, int]
+
+    @classmethod
+    def read(cls, path: Path, inputs: Inputs) -> _RowsFile:
+        """From a file.
+
+        Raises:
+            DataError: some of its rows have a ``custom_id`` and some have none, or two have the same.
+        """
+        rows = inputs.file(path, n=None, needs_target=False)
+        ids = [str(each) for row in inputs.table(path) if (each := row.columns.get(CUSTOM_ID)) is not None]
+        if 0 < len(ids) < len(rows):
+            raise DataError(
+                f"{len(rows) - len(ids):,} of the {len(rows):,} rows of {path} have no {CUSTOM_ID}; give them one"
+            )
+        check_each_once(ids, f"the rows of {path} have")
+        return cls(path, rows, {each: at for at, each in enumerate(ids)})
+
+
+class _Pairing:
+    """Finds the row that an answer is to, and says afterwards which were answered twice or never."""
+
+    def __init__(self, inputs: Inputs, file: Path, asked: _RowsFile | None, failed: Sequence[str]) -> None:
+        self._inputs, self._file, self._asked, self._failed = inputs, file, asked, failed
+        self._ids: list[str] = []
+        self._unknown: list[str] = []
+        self._n = 0
+
+    def __call__(self, record: Record) -> Row:
+        number, self._n = self._n, self._n + 1
+        if record.custom_id is not None:
+            self._ids.append(record.custom_id)
+        if self._asked is None:
+            return self._own_row(record)
+        return self._row_by_id(record) if self._asked.place_of and self._ids else self._row_at(record, number)
+
+    def check(self, n: int) -> list[str]:
+        """What is to be said of the ``n`` answers.
+
+        Raises:
+            DataError: an answer to no row, two to one, or in order more or fewer than rows.
+        """
+        check_each_once(self._ids, f"{self._file} answers")
+        asked, given = self._asked, set(self._ids)
+        missing = [name for name in dict.fromkeys(self._failed) if name not in given]
+        if asked is not None and asked.place_of and self._ids:
+            self._check_ids(asked, n)
+            missing = [name for name in asked.place_of if name not in given]
+        elif asked is not None and n != len(asked.rows):
+            raise DataError(
+                f"{self._file} holds {n} answers for the {len(asked.rows)} rows of {asked.path}; pair them one to one"
+            )
+        n_failed = len(set(self._failed) & set(missing))
+        why = f" ({n_failed:,} failed)" if n_failed else ""
+        return [f"{len(missing):,} requests have no answer{why}: {some_of(missing)}"] if missing else []
+
+    def _check_ids(self, asked: _RowsFile, n: int) -> None:
+        if n != len(self._ids):
+            raise DataError(
+                f"{n - len(self._ids):,} of the {n:,} answers of {self._file} have no {CUSTOM_ID}; give them one"
+            )
+        if self._unknown:
+            raise DataError(
+                f"{self._file} answers {len(self._unknown):,} {CUSTOM_ID} that no row of {asked.path} has: "
+                f"{some_of(self._unknown)}; is it the file that was asked?"
+            )
+
+    def _row_by_id(self, record: Record) -> Row:
+        assert self._asked is not None
+        place = self._asked.place_of.get(record.custom_id or "")
+        if place is None and record.custom_id is not None:
+            self._unknown.append(record.custom_id)
+        # Whatever it is given: that it has no row of its own is refused when all are read.
+        return self._asked.rows[place or 0]
+
+    def _row_at(self, record: Record, number: int) -> Row:
+        assert self._asked is not None
+        if number >= len(self._asked.rows):
+            path, n_rows = self._asked.path, len(self._asked.rows)
+            raise DataError(f"{record.origin} is answer {number + 1}, and {path} holds {n_rows} rows; pair them")
+        return self._asked.rows[number]
+
+    def _own_row(self, record: Record) -> Row:
+        inputs = self._inputs
+        if record.source is None or not record.source.strip():
+            column = inputs.asked.source_column
+            also = "" if column != SOURCE else " or 'prompt'"
+            raise DataError(
+                f"{record.origin} has no source in column {column!r}{also}; name its column with --source-column, or the rows "
+                "that were asked with --file"
+            )
+        segments = record.segments or inputs.segments(record.source)
+        return Row(record.source, segments, record.gold, record.origin)
+
+
+class _Telling:
+    """Passes on how many rows are done."""
+
+    def __init__(self, listener: Listener, began: float) -> None:
+        self._listener = listener
+        self._began = began
+
+    def __call__(self, n_done: int) -> None:
+        speed = n_done / max(time.monotonic() - self._began, 1e-9)
+        self._listener.progress(n_done, n_done, f"{speed:,.0f} rows/s")
+
+
+def _sentences(counts: Counter[str], form: Form) -> list[str]:
+    """What was counted, a sentence each."""
+    said = {
+        "unknown": f"{counts['unknown']:,} of {counts['listed']:,} listed tokens are none of the student's, or several, and "
+        "belong to the tail",
+        "closed": f"{counts['closed']:,} of {counts['rows']:,} answers came without a closing token and were given one",
+        "cut": f"{counts['cut']:,} of {counts['rows']:,} answers were longer than {form.max_target_tokens} tokens and were cut",
+        "labels": f"{counts['labels']:,} labels were not listed and have the most that was left for them",
+    }
+    return [sentence for name, sentence in said.items() if counts[name]]

@@ -1,0 +1,194 @@
+"""Answers with log-probabilities as servers and libraries write them: what one row of such a file says.
+
+Read are our own export, chat completions (``choices[0].logprobs.content``) and completions (``tokens``, ``token_logprobs``,
+``top_logprobs``) of servers that speak OpenAI's API, also as lines of a batch, and vLLM's ``RequestOutput`` and
+``CompletionOutput`` written as objects. A token is known by its number, its text, or both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from outlay.errors import DataError
+from outlay.tasks.example import shorten
+
+Columns = Mapping[str, Any]
+
+HTTP_ERROR = 400
+"""The lowest status of a response that is none."""
+
+UNKNOWN_LOGPROB = -9999.0
+"""What OpenAI's API gives as the log-probability of a token that is not among the likeliest; ours does so too."""
+
+TOKEN_ID = "token_id:"
+"""Begins a token that is written by its number (vLLM, ``return_tokens_as_token_ids``)."""
+
+HEADER = "outlay"
+"""Column of our own export, filled in its first row: the index of the folder."""
+
+
+class Token(NamedTuple):
+    """A token that could be said: its text and its number, where the file has them, and its log-probability in nats."""
+
+    text: str | None
+    number: int | None
+    logprob: float
+
+
+class Place(NamedTuple):
+    """One position: what was said there, and the likeliest; ``logsumexp``: of our own export, by temperature."""
+
+    said: Token
+    likeliest: Sequence[Token]
+    logsumexp: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a file.
+
+    ``answer``: ``None`` where the file gives tokens only; ``places``: ``None`` where it gives no log-probabilities; ``padding``:
+    positions behind the answer's end; ``is_cut``: the answer ended because it was as long as it might be; ``about``: the header.
+    """
+
+    origin: str
+    source: str | None
+    custom_id: str | None
+    answer: str | None
+    gold: str | None
+    segments: tuple[str, ...] | None
+    places: tuple[Place, ...] | None
+    padding: tuple[Place, ...] = ()
+    is_cut: bool = False
+    about: Columns | None = None
+
+
+def read_record(columns: Columns, origin: str, *, source_column: str, target_column: str | None) -> Record:
+    """What a row says; ``source_column``, else ``prompt``, holds its source, ``target_column``, else ``gold``, its gold answer.
+
+    Raises:
+        DataError: the row has another form, or a log-probability that is no number; names the ``origin``.
+    """
+    try:
+        answer, found, said = _answer(columns)
+        places = None if found is None else _places(found, said, origin)
+        padding = tuple(_spot(each, origin) for each in columns.get("padding") or ())
+        about = columns.get(HEADER)
+        return Record(
+            origin=origin,
+            source=_text(columns, source_column, "prompt"),
+            custom_id=None if columns.get("custom_id") is None else str(columns["custom_id"]),
+            answer=answer,
+            gold=_text(columns, target_column or "gold"),
+            segments=None if columns.get("segments") is None else tuple(columns["segments"]),
+            places=places,
+            padding=padding,
+            is_cut=said.get("finish_reason") == "length",
+            about=json.loads(about) if isinstance(about, str) else about,
+        )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{origin} is no answer with log-probabilities as a server writes it ({_why(error)}); "
+            "docs/distillation.md shows the forms that are read"
+        ) from None
+
+
+def is_failure(columns: Columns) -> bool:
+    """Whether a line of a batch says that its request failed, and so holds no answer."""
+    if columns.get("custom_id") is None:
+        return False
+    response = columns.get("response")
+    status = response.get("status_code") if isinstance(response, Mapping) else None
+    return columns.get("error") is not None or (isinstance(status, int) and status >= HTTP_ERROR)
+
+
+def _answer(columns: Columns) -> tuple[str | None, Any, Columns]:
+    """The answer in words, its log-probabilities in whatever form, and the object that holds them."""
+    response = columns.get("response")
+    body = response.get("body", response) if isinstance(response, Mapping) else columns
+    if body.get("choices"):
+        choice = body["choices"][0]
+        message = choice.get("message")
+        text = choice.get("text") if message is None else message.get("content")
+        return text, choice.get("logprobs"), choice
+    said = body["outputs"][0] if body.get("outputs") else body
+    found = said.get("logprobs")
+    return _text(said, "answer", "text"), said.get("content") if found is None else found, said
+
+
+def _places(found: Any, said: Columns, origin: str) -> tuple[Place, ...]:
+    if isinstance(found, Mapping) and found.get("tokens") is not None:
+        return _of_completion(found, origin)
+    if isinstance(found, Mapping):
+        return tuple(_spot(each, origin) for each in found["content"])
+    if all("logprob" in each for each in found):
+        return tuple(_spot(each, origin) for each in found)
+    numbers: Sequence[Any] = said["token_ids"]
+    if len(numbers) != len(found):
+        raise ValueError(f"{len(numbers)} token_ids but logprobs of {len(found)} positions")
+    return tuple(_of_vllm(int(number), each, origin) for number, each in zip(numbers, found, strict=True))
+
+
+def _spot(each: Columns, origin: str) -> Place:
+    """``{token, token_id, logprob, top_logprobs: [{token, token_id, logprob}]}``."""
+    said, likeliest = _token(each, origin), [_token(top, origin) for top in each.get("top_logprobs") or ()]
+    return Place(said, likeliest, each.get("logsumexp"))
+
+
+def _token(each: Columns, origin: str) -> Token:
+    number = each.get("token_id")
+    return _named(each.get("token"), None if number is None else int(number), each["logprob"], origin)
+
+
+def _of_completion(found: Columns, origin: str) -> tuple[Place, ...]:
+    """``{tokens, token_logprobs, top_logprobs: [{token: logprob}]}``; the likeliest may be left out."""
+    tokens, logprobs = found["tokens"], found["token_logprobs"]
+    tops = found.get("top_logprobs") or [None] * len(tokens)
+    return tuple(
+        Place(
+            _named(token, None, logprob, origin),
+            [_named(text, None, value, origin) for text, value in (top or {}).items()],
+        )
+        for token, logprob, top in zip(tokens, logprobs, tops, strict=True)
+    )
+
+
+def _of_vllm(number: int, found: Columns, origin: str) -> Place:
+    """``{"<token_id>": {logprob, rank, decoded_token}}``, the token that was said among them."""
+    tokens = [
+        _named(entry.get("decoded_token"), int(key), entry["logprob"], origin)
+        for key, entry in found.items()
+        if entry is not None
+    ]
+    said = next((token for token in tokens if token.number == number), None)
+    if said is None:
+        raise ValueError(f"token {number} is not among its own logprobs")
+    return Place(said, tokens)
+
+
+def _named(text: str | None, number: int | None, logprob: Any, origin: str) -> Token:
+    if text is not None and (digits := text.removeprefix(TOKEN_ID)) != text and digits.isdecimal():
+        text, number = None, int(digits)
+    if text is None and number is None:
+        raise ValueError("a token has neither text nor number")
+    if isinstance(logprob, bool) or not isinstance(logprob, int | float) or not math.isfinite(logprob):
+        shown = shorten(str(number) if text is None else text)
+        raise DataError(
+            f"{origin} gives token {shown!r} the log-probability {logprob}; it must be a finite number, correct or remove the row"
+        )
+    return Token(text, number, float(logprob))
+
+
+def _text(columns: Columns, *names: str) -> str | None:
+    value = next((columns[name] for name in names if columns.get(name) is not None), None)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{type(value).__name__} where a text should be")
+    return value
+
+
+def _why(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else shorten(str(error))

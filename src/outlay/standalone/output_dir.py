@@ -1,0 +1,207 @@
+"""Where a step's result lies, with the request it answers, and the work under way beside it.
+
+The request is written first, the summary last: a result with a summary is finished. Everything between them is made in the work
+folder and renamed, so that a kill at any moment leaves something the same request goes on from.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outlay.errors import UsageError
+from outlay.storage.files import writing
+
+REQUEST, SUMMARY, WORK = "request.json", "summary.json", ".work"
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """``out``: the folder or file the user named; ``request``, ``summary``: files; ``work``: a folder, removed at the end."""
+
+    out: Path
+    request: Path
+    summary: Path
+    work: Path
+
+    @classmethod
+    def folder(cls, out: Path) -> Home:
+        """A result that is a folder: all of it inside."""
+        return cls(out, out / REQUEST, out / SUMMARY, out / WORK)
+
+    @classmethod
+    def file(cls, out: Path) -> Home:
+        """A result that is one file: request and summary stand beside it."""
+        request, summary, work = (out.with_name(f"{out.name}.{name}") for name in (REQUEST, SUMMARY, "part"))
+        return cls(out, request, summary, work)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the result is a folder."""
+        return self.request.parent == self.out
+
+    def look(self, request: Mapping[str, Any], *, overwrite: bool) -> Document | None:
+        """Whether this request may be answered here; its summary where that is done already. Nothing is written.
+
+        Raises:
+            UsageError: something else lies there: another request's result (unless ``overwrite``), or what no step wrote.
+        """
+        if self.out.exists() and self.out.is_dir() != self.is_folder:
+            wanted, found = ("folder", "file") if self.is_folder else ("file", "folder")
+            raise UsageError(f"--out {self.out} is a {found}; name a {wanted}")
+        known, asked = self._known(), _plain(request)
+        if known is None and self._is_used():
+            raise UsageError(f"--out {self.out} holds what no such step wrote; choose another --out")
+        if known is not None and known != asked and not overwrite and self._is_begun():
+            raise UsageError(
+                f"--out {self.out} holds the result of another request ({difference(known, asked)}); "
+                f"{_way_on(known, asked)}choose another --out, or add --overwrite"
+            )
+        return self._finished() if known == asked else None
+
+    def open(self, request: Mapping[str, Any]) -> None:
+        """Make the place this request's own, as `look` allowed: what another request left is removed."""
+        known, asked = self._known(), _plain(request)
+        if known is not None and known != asked:
+            self._clear()
+        if known != asked:
+            self.write_json(self.request, asked)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Work here in one process at a time.
+
+        Raises:
+            UsageError: another process is at it.
+        """
+        with writing(self.work / "lock"):
+            self.work.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"another process is at work on --out {self.out}; wait for it to end") from None
+            yield
+        finally:
+            os.close(file)
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Whole or not at all; what a kill leaves behind lies in the work folder."""
+        with writing(path):
+            self.work.mkdir(parents=True, exist_ok=True)
+            temporary = self.work / f"{path.name}.tmp"
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+
+    def write_json(self, path: Path, document: Any) -> None:
+        """As `write`."""
+        self.write(path, json_bytes(document))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Say that the result is whole, and take the scaffolding down."""
+        self.write_json(self.summary, summary)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _known(self) -> Document | None:
+        try:
+            return read_object(self.request)
+        except (OSError, ValueError):
+            return None
+
+    def _finished(self) -> Document | None:
+        if not self.summary.exists() or not self.out.exists():
+            return None
+        shutil.rmtree(self.work, ignore_errors=True)
+        return read_object(self.summary)
+
+    def _is_used(self) -> bool:
+        if not self.is_folder:
+            return self.out.exists()
+        return self.out.is_dir() and any(path != self.work for path in self.out.iterdir())
+
+    def _is_begun(self) -> bool:
+        """Whether anything of worth lies here; a request that failed at once left none."""
+        kept = [path for path in self.work.rglob("*") if path.is_file() and path.name != "lock"]
+        beside = (
+            [path for path in self.out.iterdir() if path not in (self.request, self.work)] if self.is_folder else []
+        )
+        return bool(kept or beside or (not self.is_folder and self.out.exists()))
+
+    def _clear(self) -> None:
+        """Only what a step of `outlay` wrote: there was a request of it."""
+        if self.is_folder:
+            shutil.rmtree(self.out)
+            return
+        shutil.rmtree(self.work, ignore_errors=True)
+        for path in (self.out, self.summary, self.request):
+            path.unlink(missing_ok=True)
+
+
+def _plain(request: Mapping[str, Any]) -> Document:
+    """As it comes back from a file."""
+    document: Document = json.loads(json.dumps(request))
+    return document
+
+
+def read_object(path: Path) -> Document:
+    """A JSON object.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds something else.
+    """
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return document
+
+
+def json_bytes(document: Any) -> bytes:
+    """Indented, in the order given."""
+    return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def json_lines(documents: Sequence[Mapping[str, Any]]) -> bytes:
+    """One object a line."""
+    return "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents).encode()
+
+
+def difference(known: Mapping[str, Any], asked: Mapping[str, Any], above: str = "") -> str:
+    """The first value in which two requests differ, in words."""
+    for name in (*known, *(name for name in asked if name not in known)):
+        there, here = known.get(name), asked.get(name)
+        if there == here:
+            continue
+        if isinstance(there, dict) and isinstance(here, dict):
+            return difference(there, here, f"{above}{name}.")
+        return f"{above}{name} is {_shown(there)} there, {_shown(here)} here"
+    return "they differ"
+
+
+def _way_on(known: Document, asked: Document) -> str:
+    """How to go on where nothing but the precision differs: another machine may have resolved ``auto`` otherwise."""
+    there = known.get("precision") or known.get("settings", {}).get("precision")
+    same = {**asked, "precision": there} if "precision" in asked else asked
+    if "settings" in asked and "precision" in asked["settings"]:
+        same = {**same, "settings": {**asked["settings"], "precision": there}}
+    return f"go on with it by --precision {there}, " if same == known else ""
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict | list):
+        return "something else"
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:39] + "…"

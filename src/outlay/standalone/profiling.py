@@ -1,0 +1,67 @@
+"""`--profile`: where a step's time went, and how much of the machine it used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from outlay.train.profiler import Stopwatch
+
+
+def new_stopwatch(wanted: bool) -> Stopwatch | None:
+    """A stopwatch for this process's device, where one is wanted."""
+    if not wanted:
+        return None
+    from outlay.train.distributed import here
+    from outlay.train.profiler import Stopwatch
+
+    return Stopwatch(here().device)
+
+
+def seconds_of(stopwatch: Stopwatch | None) -> dict[str, float]:
+    """Stop it, and say its seconds by part, the rest as ``other``; nothing where nobody looked."""
+    if stopwatch is None:
+        return {}
+    stopwatch.stop()
+    rest = max(0.0, stopwatch.wall_seconds - sum(stopwatch.seconds.values()))
+    return {name: round(seconds, 4) for name, seconds in {**stopwatch.seconds, "other": rest}.items()}
+
+
+def profile_of_parts(pieces: Sequence[Mapping[str, float]], flops: int | None, precision: str) -> dict[str, Any]:
+    """Seconds by part of one or several pieces of work, for people and machines.
+
+    ``flops``: of the model, by `outlay.models.shape`, ``None`` where they are not known or not all were computed while
+    somebody looked;
+    ``peak_flops_per_second``: what a plain matrix product reaches here in ``precision``, measured at once; ``utilisation``: model
+    FLOPs per second as a share of that peak, ``None`` where it cannot be told, and then ``why`` says so.
+    """
+    from outlay.train.distributed import here
+    from outlay.train.profiler import matmul_rate
+
+    seconds: dict[str, float] = {}
+    for piece in pieces:
+        for name, value in piece.items():
+            seconds[name] = round(seconds.get(name, 0.0) + value, 4)
+    total, peak = sum(seconds.values()), matmul_rate(here().device, precision)
+    why = _why_unknown(flops, total, peak, all(pieces))
+    return {
+        "seconds": seconds,
+        "total_seconds": round(total, 4),
+        "flops": flops,
+        "precision": precision,
+        "peak_flops_per_second": round(peak),
+        "utilisation": round((flops or 0) / total / peak, 4) if why is None else None,
+        "why": why,
+    }
+
+
+def _why_unknown(flops: int | None, seconds: float, peak: float, was_all_seen: bool) -> str | None:
+    if flops is None or not was_all_seen or seconds <= 0:
+        return "the FLOPs of this model, or of what an earlier attempt did, are not known"
+    if flops > seconds * peak:
+        rate = f"{flops / seconds / 1e9:,.3g} GFLOP/s"
+        return (
+            f"the work went at {rate}, faster than the matrix product it is compared with, which did not have the cores"
+        )
+    return None

@@ -1,0 +1,308 @@
+"""What every step shares: who is told, what is counted, what came of it, and which of several processes speaks."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from outlay.errors import OutlayError, UnknownModel, UsageError
+from outlay.hardware.precision import remarks, resolve
+from outlay.settings import MOST_THREADS
+from outlay.spec import Family, Form, can_answer
+from outlay.standalone.output_dir import Home
+from outlay.storage.locations import default_root
+from outlay.workers.ray_map import Executor, Here
+
+T = TypeVar("T")
+
+DEFAULT_THREADS = 2
+
+
+class Listener(Protocol):
+    """Who is told how a step goes; the command line draws it."""
+
+    def begin(self, what: str) -> None:
+        """A part of the step starts."""
+        ...
+
+    def progress(self, n_done: int, n_total: int, detail: str) -> None:
+        """It advanced."""
+        ...
+
+    def say(self, line: str) -> None:
+        """A line worth reading."""
+        ...
+
+
+class Silent:
+    """A listener that says nothing."""
+
+    def begin(self, what: str) -> None:
+        """Nothing."""
+
+    def progress(self, n_done: int, n_total: int, detail: str) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How a step is run; but for the threads, nothing of it is part of the request.
+
+    ``save_seconds``, ``save_steps``: how often a training may write a checkpoint; ``fsdp``: deal the weights among the processes;
+    ``device_map``: ``auto`` spreads a model over every GPU of one process; ``report_to``: a tracker; ``profile``: say where the
+    main process's time went; ``ray``: the address of a Ray cluster whose machines do the work, as
+    `outlay.workers.ray_map.Cluster` reads it.
+    """
+
+    threads: int = DEFAULT_THREADS
+    overwrite: bool = False
+    save_steps: int | None = None
+    save_seconds: float = 20.0
+    report_to: str = "none"
+    fsdp: bool = False
+    device_map: str | None = None
+    profile: bool = False
+    ray: str | None = None
+
+    def __post_init__(self) -> None:
+        limits = (
+            ("--threads", self.threads, 1 <= self.threads <= MOST_THREADS, f"at least 1, and at most {MOST_THREADS:,}"),
+            ("--save-steps", self.save_steps, self.save_steps is None or self.save_steps >= 1, "at least 1"),
+            ("--save-seconds", self.save_seconds, self.save_seconds >= 0, "0 or more"),
+            ("--device-map", self.device_map, self.device_map in (None, "auto"), "auto, or left out"),
+        )
+        for name, value, good, wanted in limits:
+            if not good:
+                raise UsageError(f"{name} is {value}; it must be {wanted}")
+        if self.ray is not None:
+            from outlay.workers.ray import check_address
+
+            check_address(self.ray)
+
+    def check(self) -> None:
+        """Refuse what does not go with the number of processes.
+
+        Raises:
+            UsageError: ``fsdp`` with one process, ``device_map`` or ``ray`` with several, or both of these.
+        """
+        if self.fsdp and n_processes() == 1:
+            raise UsageError("--fsdp deals a model among processes, and there is 1; add --processes 2 or more")
+        if self.device_map is not None and n_processes() > 1:
+            raise UsageError(
+                f"--device-map gives all GPUs to one process, and there are {n_processes()}; use one of both"
+            )
+        if self.ray is not None and n_processes() > 1:
+            raise UsageError(
+                f"--ray deals the work out from one process, and there are {n_processes()}; leave --processes or torchrun out"
+            )
+        if self.ray is not None and self.device_map is not None:
+            raise UsageError("--ray gives one GPU to each worker, --device-map all of them to one; use one of both")
+
+    def prepare(self) -> None:
+        """Set this process up."""
+        if self.fsdp:
+            # Read by accelerate, and by whoever asks for this process's place.
+            os.environ["ACCELERATE_USE_FSDP"] = "true"
+        from outlay.models.token_cache import keep_in
+        from outlay.train.api import use_threads
+
+        use_threads(self.threads)
+        keep_in(default_root() / "tokens")
+
+    def executor(self) -> Executor:
+        """Where the blocks of a step are made."""
+        if self.ray is None:
+            return Here()
+        from outlay.workers.ray_map import Cluster
+
+        return Cluster(self.ray, self.threads)
+
+
+class Count:
+    """A gauge that refuses nothing and counts tokens and seconds, those of killed attempts included as far as they are kept."""
+
+    def __init__(self) -> None:
+        self.n_trained = 0
+        self.n_inferred = 0
+        self._seconds_before = 0.0
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds so far."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether a part was done by an earlier attempt."""
+        return self._seconds_before > 0
+
+    def may_train(self, n_tokens: int) -> bool:
+        """Always."""
+        return n_tokens >= 0
+
+    def trained(self, n_tokens: int) -> None:
+        """Count a training batch."""
+        self.n_trained += n_tokens
+
+    def inferred(self, n_tokens: int) -> None:
+        """Count an inference batch."""
+        self.n_inferred += n_tokens
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"trained": self.n_trained, "inferred": self.n_inferred, "seconds": self.seconds}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.n_trained, self.n_inferred = int(state["trained"]), int(state["inferred"])
+        self._seconds_before = float(state["seconds"])
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a step.
+
+    ``facts``: what it made, by name; ``counts``: what was cut or lost, a sentence each; ``flops``: by `outlay.models.shape`,
+    ``None`` for a model whose cost is not known; ``seconds``: wall time; ``is_old``: it had been done before;
+    ``predicted_seconds``: the forecast of wall seconds before it ran, where a profile of this machine was measured; no bound.
+    """
+
+    command: str
+    out: str
+    facts: dict[str, Any]
+    counts: list[str] = field(default_factory=list)
+    n_tokens_trained: int = 0
+    n_tokens_inferred: int = 0
+    flops: int | None = None
+    seconds: float = 0.0
+    is_old: bool = False
+    predicted_seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For the summary, and for machines."""
+        return asdict(self)
+
+    @classmethod
+    def again(cls, summary: dict[str, Any]) -> Outcome:
+        """From the summary of a finished step."""
+        return cls(**{**summary, "is_old": True})
+
+    @property
+    def compute(self) -> str:
+        """What it took, so that it can be priced."""
+        flops = "FLOPs not known for this model" if self.flops is None else f"{self.flops:.3g} FLOPs"
+        tokens = f"{self.n_tokens_trained:,} tokens trained, {self.n_tokens_inferred:,} read or written"
+        predicted = "" if self.predicted_seconds is None else f" (forecast {self.predicted_seconds:,.1f} s)"
+        return f"{tokens}, {flops}, {self.seconds:,.1f} s{predicted}"
+
+
+def flops_of(ref: str, base: str | None, form: Form, n_trained: int, n_inferred: int) -> int | None:
+    """FLOPs of a step by the formulas of `outlay.models.shape`; ``None`` for a model type they do not know."""
+    from outlay.models.shape import flops_infer, flops_train, shape_of
+
+    try:
+        shape = shape_of(ref, base=base)
+    except UnknownModel:
+        return None
+    n_outputs = n_outputs_of(form)
+    return flops_train(shape, n_trained, n_outputs) + flops_infer(shape, n_inferred, n_outputs)
+
+
+def n_outputs_of(form: Form) -> int:
+    """Outputs of an encoder's head: one per class, or O and two per entity type."""
+    return 1 + 2 * len(form.labels) if form.kind == "entities" else len(form.labels)
+
+
+def count_cut(ref: str, base: str, form: Form, sources: Sequence[tuple[str, ...]]) -> list[str]:
+    """A sentence on the sources that are longer than the limit; none where none is."""
+    from outlay.train.api import count_cut as n_cut
+
+    return cut_words(n_cut(ref, base, form, sources), len(sources), form)
+
+
+def cut_words(n_cut: int, n_rows: int, form: Form) -> list[str]:
+    """The same, counted already."""
+    if not n_cut:
+        return []
+    verb = "was" if n_cut == 1 else "were"
+    return [f"{n_cut:,} of {n_rows:,} sources {verb} longer than {form.max_source_tokens} tokens and {verb} cut"]
+
+
+def refuse_family(family: Family, form: Form, ref: str) -> None:
+    """Refuse a model that cannot do the task at all.
+
+    Raises:
+        UsageError: an encoder that should write.
+    """
+    if not can_answer(family, form.kind):
+        raise UsageError(
+            f"model {ref!r} is an encoder and cannot write free text; take a seq2seq or causal model (such as T5)"
+        )
+
+
+def resolved(asked: str, listener: Listener) -> str:
+    """What ``asked`` means on the main process's machine; the listener is told in a line where that is not plain."""
+    precision = on_main(lambda: resolve(asked))
+    for line in remarks([asked]):
+        listener.say(line)
+    return precision
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def n_processes() -> int:
+    """Processes of this launch, by its environment (torchrun and `accelerate launch` set it)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Which of them this one is."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def on_main(act: Callable[[], T]) -> T:
+    """Done by the main process alone; what comes of it, or its error, reaches every process."""
+    if n_processes() == 1:
+        return act()
+    from outlay.train.distributed import here
+
+    place = here()
+    told: list[tuple[T | None, OutlayError | None]] = []
+    if place.is_main:
+        try:
+            told = [(act(), None)]
+        except OutlayError as error:
+            told = [(None, error)]
+    [(value, problem)] = place.gather(told)
+    if problem is not None:
+        raise problem
+    return value  # type: ignore[return-value]
+
+
+@contextmanager
+def alone(home: Home) -> Iterator[None]:
+    """Work at a home in one launch at a time.
+
+    Raises:
+        UsageError: another launch is at it.
+    """
+    with ExitStack() as stack:
+        on_main(lambda: stack.enter_context(home.alone()))
+        yield
+
+
+def wait_for_all() -> None:
+    """Until every process is here."""
+    if n_processes() > 1:
+        from outlay.train.distributed import here
+
+        here().barrier()

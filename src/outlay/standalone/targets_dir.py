@@ -1,0 +1,237 @@
+"""A folder of targets, as `outlay teach` writes it and `outlay distill` reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from outlay.errors import ArtifactDamaged, MissingData, UsageError
+from outlay.settings import TeachSettings, TrainSettings
+from outlay.spec import Form, TargetKind
+from outlay.standalone.inputs import Row
+from outlay.standalone.output_dir import SUMMARY, Document, read_object
+from outlay.storage.hashing import digest_of, digest_of_file
+
+if TYPE_CHECKING:
+    from outlay.train.targets.targets import SparseTargets
+
+INDEX, ROWS, ANSWERS = "targets.json", "rows.jsonl", "answers.jsonl"
+FORMAT = 2
+
+
+def block_name(number: int) -> str:
+    """File of one block."""
+    return f"targets-{number:05d}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetsFolder:
+    """``folder`` with its index: form and kind of the targets, how they were taught, sha256 of each block's file."""
+
+    folder: Path
+    index: Document
+    digest: str
+
+    @classmethod
+    def open(cls, folder: Path) -> TargetsFolder:
+        """Read the index of a finished folder.
+
+        Raises:
+            MissingData: no such folder, no targets in it, or not all of them.
+        """
+        path = folder / INDEX
+        if not path.is_file():
+            if any(folder.glob("targets-*.safetensors")):
+                raise MissingData(
+                    f"{folder} holds some targets but no {INDEX}; run its `outlay teach` again to finish them"
+                )
+            raise MissingData(f"{folder} holds no targets ({INDEX} is not there); write them with `outlay teach`")
+        try:
+            index = read_object(path)
+            found = index["format"]
+        except (OSError, ValueError, KeyError) as error:
+            raise MissingData(f"{path} cannot be read ({type(error).__name__}); teach again") from error
+        if found != FORMAT:
+            raise MissingData(f"{path} has format {found}, this version of outlay reads {FORMAT}; teach again")
+        return cls(folder, index, digest_of(path.read_bytes()))
+
+    @property
+    def form(self) -> Form:
+        """The question the teacher answered."""
+        return Form.from_json(self.index["form"])
+
+    @property
+    def kind(self) -> TargetKind:
+        """What it said of each row."""
+        kind: TargetKind = self.index["kind"]
+        return kind
+
+    @property
+    def settings(self) -> TeachSettings:
+        """How it answered."""
+        return TeachSettings(**self.index["settings"])
+
+    def rows(self) -> list[Row]:
+        """What was asked, in order."""
+        path = self.folder / ROWS
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except OSError:
+            raise MissingData(f"{path} is not there; teach again") from None
+        rows = [Row.from_json(json.loads(line), f"{path}:{i}") for i, line in enumerate(lines, start=1) if line]
+        if len(rows) != self.index["n_rows"]:
+            raise MissingData(f"{path} holds {len(rows)} rows, {INDEX} says {self.index['n_rows']}; teach again")
+        return rows
+
+    def load(self, n_rows: int) -> SparseTargets:
+        """The targets of the first ``n_rows`` rows, mapped into memory: each block is read once here, for its sha256, and then
+        where it is used.
+
+        Raises:
+            ArtifactDamaged: a block that is not there, does not match its sha256 or has another format.
+        """
+        from outlay.train.targets.targets import SparseTargets
+
+        blocks: list[SparseTargets] = []
+        n_found = 0
+        for block in self.blocks():
+            blocks.append(block)
+            n_found += len(block)
+            if n_found >= n_rows:
+                break
+        whole = SparseTargets.concatenate(blocks)
+        return whole if len(whole) == n_rows else whole.select(range(n_rows))
+
+    def blocks(self) -> Iterator[SparseTargets]:
+        """The blocks in order, each mapped into memory after its sha256 has been compared.
+
+        Raises:
+            ArtifactDamaged: a block that is not there, does not match its sha256 or has another format.
+        """
+        from outlay.train.targets.targets import SparseTargets
+
+        for name in self.index["blocks"]:
+            path = self.folder / name
+            if self.state(name) != "sound":
+                raise ArtifactDamaged(
+                    f"{path} does not match its sha256 in {INDEX}; remove {path} and {INDEX}, {self._again}"
+                )
+            yield SparseTargets.open(path)
+
+    def about(self) -> Document:
+        """What the folder holds, for people and machines: terms and statistics are of its sound blocks."""
+        from outlay.train.targets.targets import SparseTargets
+
+        states = {name: self.state(name) for name in self.index["blocks"]}
+        blocks = [SparseTargets.open(self.folder / name) for name, state in states.items() if state == "sound"]
+        summary = self.folder / SUMMARY
+        seconds = read_object(summary)["seconds"] if summary.is_file() else 0.0
+        return {
+            "targets": str(self.folder),
+            "kind": self.kind,
+            "n_rows": self.index["n_rows"],
+            "temperatures": list(blocks[0].temperatures) if blocks else [],
+            "vocab_size": blocks[0].vocab_size if blocks else None,
+            "teacher": self.index["teacher"],
+            "student": self.index["student"],
+            "imported": self.index.get("imported"),
+            "form": self.form.to_json(),
+            "settings": self.settings.to_json(),
+            "kept": kept_of(blocks),
+            "rows_per_second": round(self.index["n_rows"] / seconds, 1) if seconds > 0 else None,
+            "n_bytes": sum(path.stat().st_size for name in states if (path := self.folder / name).is_file()),
+            "blocks": {name: {"sha256": self.index["blocks"][name], "state": state} for name, state in states.items()},
+        }
+
+    def state(self, block: str) -> str:
+        """Whether a block's file is ``sound``, ``damaged`` or ``missing``, by its sha256."""
+        path = self.folder / block
+        if not path.is_file():
+            return "missing"
+        return "sound" if digest_of_file(path) == self.index["blocks"][block] else "damaged"
+
+    @property
+    def _again(self) -> str:
+        return "import again" if "imported" in self.index else "teach again"
+
+    def check_student(self, student: str, base: str | None, settings: TrainSettings) -> None:
+        """Refuse a student that does not read these targets, where that can be told.
+
+        Raises:
+            UsageError: other tokens than the teacher's, a temperature that is not offered, or the published objective on targets
+                without padding.
+        """
+        self._check_temperature(settings.temperature)
+        if settings.objective == "published" and not self.settings.keep_padding:
+            raise UsageError(
+                f"--objective published reads padded positions, and {self.folder} keeps none; "
+                "teach again with --keep-padding --max-logits 0"
+            )
+        if self.kind not in ("tokens", "tags") or [student, base] == self.index["student"]:
+            return
+        from outlay.train.api import same_tokenizer
+
+        # Targets that were imported have the tokens of the student they were imported for.
+        teacher, own = self.index["student"] if "imported" in self.index else (self.index["teacher"], None)
+        if "imported" not in self.index and not Path(teacher).is_dir():
+            raise UsageError(
+                f"the targets are {self.kind} of the teacher's tokenizer, and {teacher} is no longer there to compare "
+                f"with {student}; teach again with --student {student}"
+            )
+        if not same_tokenizer(teacher, own or teacher, student, base or student):
+            raise UsageError(
+                f"the targets are {self.kind} of another tokenizer than that of {student}; "
+                f"{self._again} with --student {student}"
+            )
+
+    def _check_temperature(self, temperature: float) -> None:
+        if self.kind == "text":
+            return
+        offered = next(self.blocks()).temperatures
+        if temperature not in offered:
+            known = ", ".join(f"{t:g}" for t in offered)
+            raise UsageError(
+                f"--temperature is {temperature:g}, and {self.folder} has the teacher's log-sum-exp at {known} only; "
+                f"add --temperature {offered[0]:g}"
+            )
+
+
+def index_of(
+    form: Form, kind: TargetKind, settings: TeachSettings, blocks: Mapping[str, str], about: Mapping[str, Any]
+) -> Document:
+    """The index of a finished folder; ``blocks``: sha256 by file name, in order; ``about``: teacher, student, rows."""
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "form": form.to_json(),
+        "settings": settings.to_json(),
+        **about,
+        "blocks": dict(blocks),
+    }
+
+
+def answer_lines(rows: Sequence[Row], answers: Sequence[str]) -> list[Document]:
+    """What a model said of each row, for people."""
+    return [
+        {"source": row.text, "prediction": said, **({} if row.gold is None else {"gold": row.gold})}
+        for row, said in zip(rows, answers, strict=True)
+    ]
+
+
+def kept_of(blocks: Iterable[SparseTargets]) -> Document:
+    """How much of what a teacher said is kept, in all blocks."""
+    from outlay.train.targets.statistics import TargetStatistics
+
+    total = sum((block.statistics() for block in blocks), TargetStatistics(0, 0, 0))
+    return {
+        "n_positions": total.n_positions,
+        "bytes_per_position": round(total.bytes_per_position, 2),
+        "logits_mean": round(total.kept_mean, 2),
+        "logits_max": total.kept_max,
+        "mass_mean": round(total.mass_kept_mean, 6),
+        "mass_min": round(total.mass_kept_min, 6),
+        "n_capped": total.n_capped,
+    }

@@ -1,0 +1,423 @@
+"""Training as single steps: on gold answers, and on a teacher's stored targets."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from outlay.errors import UsageError
+from outlay.hardware.precision import AUTO, remarks, resolve, without_auto
+from outlay.models.reference import fingerprint, resolve_folder
+from outlay.models.window import ENDLESS, Window, check_handover, window_of
+from outlay.settings import TrainSettings
+from outlay.spec import Family, Form, TargetKind
+from outlay.standalone.evaluator import MetricAsked, Scorer
+from outlay.standalone.forecast import training_seconds
+from outlay.standalone.inputs import Asked, Inputs, Row, rows_digest, sources_of
+from outlay.standalone.output_dir import Home
+from outlay.standalone.profiling import new_stopwatch, profile_of_parts, seconds_of
+from outlay.standalone.runtime import (
+    Count,
+    Listener,
+    Outcome,
+    Running,
+    alone,
+    cut_words,
+    flops_of,
+    n_processes,
+    on_main,
+    rank,
+    refuse_family,
+)
+from outlay.standalone.targets_dir import TargetsFolder
+from outlay.storage.files import writing
+
+if TYPE_CHECKING:
+    from outlay.train.api import DevTexts, ModelSpec, Watch
+    from outlay.train.profiler import Stopwatch
+    from outlay.train.state import Progress
+    from outlay.train.trackers import Tracker
+
+    Learn = Callable[[ModelSpec, DevTexts | None, Path, Watch], Progress]
+
+Role = Literal["teacher", "student", "distil"]
+
+TRAINING = "training.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What both trainings are asked for.
+
+    ``model``, ``base``: as in `outlay.models.reference`; ``role``: whose defaults hold; ``overrides``: settings the user gave;
+    ``accumulation``: forward passes per optimiser step and process.
+    """
+
+    model: str
+    out: Path
+    base: str | None = None
+    role: Role = "student"
+    asked: Asked = field(default_factory=Asked)
+    dev_file: Path | None = None
+    max_dev_rows: int | None = None
+    metric: MetricAsked = field(default_factory=MetricAsked)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    accumulation: int = 1
+    running: Running = field(default_factory=Running)
+
+
+def finetune(
+    recipe: Recipe, listener: Listener, *, train_file: Path | None = None, max_train_rows: int | None = None
+) -> Outcome:
+    """Train a model on gold answers, and leave in ``recipe.out`` the best one by dev score (the last one without a dev set).
+
+    Raises:
+        OutlayError: whatever is wrong with rows, model, settings or place; one line.
+    """
+    inputs = Inputs(recipe.asked)
+    if train_file is not None:
+        rows = inputs.file(train_file, n=max_train_rows, needs_target=True)
+    elif inputs.task is None:
+        raise UsageError("there is nothing to train on; name a --task or a --train-file")
+    else:
+        rows = inputs.split("train", n=max_train_rows, seed=int(recipe.overrides.get("seed", 0)))
+    form = inputs.form()
+    rows = inputs.checked(rows, form)
+    plan = _plan("finetune", recipe, inputs, form, len(rows), own_dev=train_file is None)
+
+    def learn(spec: ModelSpec, dev: DevTexts | None, out: Path, watch: Watch) -> Progress:
+        from outlay.train import api as train_api
+
+        golds = [row.gold or "" for row in rows]
+        return train_api.finetune(spec, plan.sources(rows), golds, plan.settings, dev=dev, out=out, watch=watch)
+
+    plan = plan.on({"train": rows_digest(rows)}, None, n_entities(rows, form), rows)
+    return plan.run(learn, listener)
+
+
+def distil(recipe: Recipe, listener: Listener, *, targets: Path, max_rows: int | None = None) -> Outcome:
+    """Train a student on the targets that `outlay teach` wrote, and leave it in ``recipe.out`` as `finetune` does.
+
+    Raises:
+        OutlayError: whatever is wrong with targets, rows, student, settings or place; one line.
+    """
+    stored = TargetsFolder.open(targets)
+    inputs = Inputs(recipe.asked)
+    form = inputs.form(stored.form)
+    rows = stored.rows()[:max_rows]
+    plan = _plan("distill", recipe, inputs, form, len(rows))
+    check_handover(stored.kind, form, plan.fitted, recipe.model)
+    stored.check_student(recipe.model, recipe.base, plan.settings)
+    golds = [row.gold for row in rows]
+    if plan.settings.gold_weight > 0 and not any(gold is not None for gold in golds):
+        raise UsageError(f"--gold-weight mixes in gold answers, and no row of {targets} has one; leave it out")
+
+    def learn(spec: ModelSpec, dev: DevTexts | None, out: Path, watch: Watch) -> Progress:
+        from outlay.train import api as train_api
+
+        words = stored.load(len(rows))
+        return train_api.distil(
+            spec, plan.sources(rows), words, plan.settings, gold=golds, dev=dev, out=out, watch=watch
+        )
+
+    plan = plan.on({"targets": stored.digest, "n_rows": len(rows)}, stored.kind, 0, rows)
+    return plan.run(learn, listener)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Who counts a training's work and time."""
+
+    gauge: Count
+    stopwatch: Stopwatch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A training with everything the user left open resolved, and nothing loaded but rows.
+
+    ``data``: what is trained on, for the request, and ``rows``, its texts; ``target``: as in `outlay.train.api.ModelSpec`;
+    ``n_entities``: of the gold answers that are to be aligned.
+    """
+
+    command: str
+    recipe: Recipe
+    form: Form
+    family: Family
+    settings: TrainSettings
+    asked_precision: str
+    dev: Sequence[Row]
+    scorer: Scorer | None
+    n_rows: int
+    window: Window = ENDLESS
+    data: Mapping[str, Any] = field(default_factory=dict)
+    target: TargetKind | None = None
+    n_entities: int = 0
+    rows: Sequence[Row] = ()
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def base(self) -> str:
+        """A real checkpoint is its own base."""
+        return self.recipe.base or self.recipe.model
+
+    @property
+    def fitted(self) -> Form:
+        """The form as this model can do it."""
+        return self.window.fit(self.form, self.recipe.model)
+
+    @property
+    def lowered(self) -> list[str]:
+        """What of the form it cannot do, a line each."""
+        return self.window.lines(self.form, self.recipe.model)
+
+    def sources(self, rows: Sequence[Row]) -> list[tuple[str, ...]]:
+        """What this model reads."""
+        return sources_of(rows, self.family, self.form.kind)
+
+    def on(self, data: Mapping[str, Any], target: TargetKind | None, n_entities: int, rows: Sequence[Row]) -> _Plan:
+        """The same with what is trained on."""
+        return replace(self, data=data, target=target, n_entities=n_entities, rows=rows)
+
+    def predicted_seconds(self) -> float | None:
+        """How long it will take, where this machine's speed was measured."""
+        golds = [row.gold for row in (*self.rows, *self.dev) if row.gold is not None]
+        spec = (self.recipe.model, self.base, self.form)
+        rows, dev = self.sources(self.rows), self.sources(self.dev)
+        threads = self.recipe.running.threads
+        return training_seconds(spec, (rows, golds), (dev, golds), self.settings, threads, self.target)
+
+    def run(self, learn: Learn, listener: Listener) -> Outcome:
+        """Train at the place the user named, from where an earlier attempt was killed."""
+        running, home = self.recipe.running, Home.folder(self.recipe.out)
+        running.check()
+        request = self._request()
+        summary = on_main(lambda: home.look(request, overwrite=running.overwrite))
+        if summary is not None:
+            return Outcome.again(summary)
+        self._check_model()
+        for line in remarks([self.asked_precision]):
+            listener.say(line)
+        running.prepare()
+        on_main(lambda: home.open(request))
+        for line in self.lowered:
+            listener.say(line)
+        with alone(home):
+            predicted = self.predicted_seconds()
+            gauge, stopwatch = Count(), new_stopwatch(running.profile)
+            progress = self._train(home, Watched(gauge, stopwatch), learn, listener)
+            outcome = replace(self._outcome(progress, gauge, stopwatch), predicted_seconds=predicted)
+            on_main(lambda: _keep(home, progress, outcome))
+        return outcome
+
+    def _request(self) -> dict[str, Any]:
+        """What decides the model, as far as one can ask for it; how many processes share the work does not."""
+        settings = {name: value for name, value in self.settings.to_json().items() if name != "micro_batch_size"}
+        scored = None if self.scorer is None else {"rows": rows_digest(self.dev), **self.scorer.identity()}
+        return {
+            "command": self.command,
+            "model": self.recipe.model,
+            "base": self.recipe.base,
+            "model_sha256": on_main(lambda: fingerprint(self.recipe.model, base=self.recipe.base)),
+            "form": self.form.to_json(),
+            "settings": {**settings, "accumulation": self.recipe.accumulation},
+            **self.data,
+            "dev": scored,
+            "threads": self.recipe.running.threads,
+        }
+
+    def _check_model(self) -> None:
+        from outlay.train.api import check_model
+
+        n_segments = len(self.sources(self.rows[:1])[0]) if self.rows else 1
+        check_model(self.recipe.model, self.base, self.form, n_segments, (self.settings,))
+
+    def _train(self, home: Home, watched: Watched, learn: Learn, listener: Listener) -> Progress:
+        from outlay.storage.checkpoint_files import newest_checkpoint
+        from outlay.train.api import DevTexts, ModelSpec, Watch
+
+        running, checkpoints, out = self.recipe.running, home.work / "checkpoints", home.work / "model"
+        listener.begin(f"{self.command} {self.recipe.model}")
+        kept = newest_checkpoint(checkpoints)
+        if kept is not None:
+            listener.say(f"going on from {kept.name.replace('-', ' ')}")
+        on_main(lambda: _fresh(out))
+        dev: DevTexts | None = None
+        if self.scorer is not None:
+            scorer, rows = self.scorer, self.dev
+            dev = DevTexts(self.sources(rows), lambda said: scorer.dev_score(said, rows))
+        tracker = self._tracker(home) if rank() == 0 else None
+        told = _Telling(listener, self.settings.batch_size)
+        watch = Watch(
+            watched.gauge,
+            checkpoints,
+            running.save_seconds,
+            told,
+            running.save_steps,
+            tracker,
+            watched.stopwatch,
+        )
+        try:
+            return learn(
+                ModelSpec(self.recipe.model, self.base, self.form, self.settings.seed, self.target), dev, out, watch
+            )
+        finally:
+            if tracker is not None:
+                tracker.close()
+
+    def _tracker(self, home: Home) -> Tracker | None:
+        from outlay.train.trackers import open_tracker
+
+        report_to, settings = self.recipe.running.report_to, self.settings.to_json()
+        return open_tracker(report_to, name="outlay", folder=home.out / "tracking", settings=settings)
+
+    def _outcome(self, progress: Progress, gauge: Count, stopwatch: Stopwatch | None) -> Outcome:
+        n_trained, n_inferred = progress.n_tokens_trained, progress.n_tokens_inferred
+        flops = flops_of(self.recipe.model, self.recipe.base, self.form, n_trained, n_inferred)
+        facts = {
+            "model": str(self.recipe.out),
+            "n_rows": self.n_rows,
+            "n_dev": len(self.dev),
+            "dev": progress.best_score,
+            "dev_score": None if self.scorer is None else self.scorer.main,
+            "best_epoch": progress.best_epoch,
+            "n_steps": progress.step,
+            "stopped": progress.stopped,
+            "n_parameters": progress.n_parameters,
+            "n_processes": n_processes(),
+            "notes": [] if self.scorer is None else self.scorer.dev_remarks(progress.best_score, self.dev),
+        }
+        if stopwatch is not None:
+            # What an earlier attempt computed was not looked at.
+            seen = None if gauge.is_resumed else flops
+            facts["profile"] = profile_of_parts([seconds_of(stopwatch)], seen, self.settings.precision)
+        return Outcome(
+            command=self.command,
+            out=str(self.recipe.out),
+            facts=facts,
+            counts=self._counts(progress),
+            n_tokens_trained=n_trained,
+            n_tokens_inferred=n_inferred,
+            flops=flops,
+            seconds=round(gauge.seconds, 3),
+        )
+
+    def _counts(self, progress: Progress) -> list[str]:
+        counts = self.notes + self.lowered + cut_words(progress.n_truncated, self.n_rows, self.fitted)
+        if progress.n_answers_cut:
+            limit = self.fitted.max_target_tokens
+            counts.append(
+                f"{progress.n_answers_cut:,} of {self.n_rows:,} answers were longer than {limit} tokens and were cut"
+            )
+        if progress.n_unaligned:
+            counts.append(f"{progress.n_unaligned:,} of {self.n_entities:,} entities could not be aligned")
+        return counts
+
+
+def n_entities(rows: Sequence[Row], form: Form) -> int:
+    """Entities of the gold answers."""
+    if form.kind != "entities":
+        return 0
+    from outlay.text.entities import parse_entities
+
+    return sum(len(parse_entities(row.gold or "", form.labels)) for row in rows)
+
+
+def _plan(command: str, recipe: Recipe, inputs: Inputs, form: Form, n_rows: int, *, own_dev: bool = True) -> _Plan:
+    """Resolve what the user left open, and refuse what cannot work, before a model is loaded.
+
+    ``own_dev``: the task's dev split chooses the model where no file does.
+
+    Raises:
+        UsageError: a family that cannot do the task, a setting outside its limits, a metric that does not fit.
+        LabelError: a dev row without a gold answer of the label set.
+    """
+    from outlay.models.shape import family_of
+
+    resolve_folder(recipe.model, base=recipe.base)
+    family = family_of(recipe.model, base=recipe.base)
+    refuse_family(family, form, recipe.model)
+    settings, asked_precision = _settings(recipe, family, form, inputs)
+    dev = _dev_rows(recipe, inputs, settings.seed, own_dev)
+    dev = inputs.checked(dev, form)
+    scorer = Scorer(recipe.metric, form, inputs.task) if dev else None
+    for name in ("patience", "eval_steps", "eval_share"):
+        if scorer is None and recipe.overrides.get(name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} is about the dev score, and there is no dev set; add --dev-file")
+    for name in ("lora_rank", "lora_alpha"):
+        if name in recipe.overrides and settings.peft != "lora":
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} is about lora, and peft is {settings.peft}; add --peft lora, or leave it out")
+    window = window_of(recipe.model, base=recipe.base)
+    window.fit(form, recipe.model)
+    plan = _Plan(command, recipe, form, family, settings, asked_precision, dev, scorer, n_rows, window)
+    return replace(plan, notes=inputs.notes)
+
+
+def _settings(recipe: Recipe, family: Family, form: Form, inputs: Inputs) -> tuple[TrainSettings, str]:
+    """Defaults of family and role, then the task's, then the user's; and the precision asked for, resolved in the settings."""
+    from outlay.settings import default_settings
+
+    of_task = {} if inputs.task is None else inputs.task.training.settings_for(family, recipe.role)
+    given = without_auto({**of_task, **recipe.overrides})
+    asked = str(given.setdefault("precision", AUTO))
+    if asked == AUTO:
+        given["precision"] = on_main(lambda: resolve(AUTO))
+    settings = default_settings(family, form.kind)[recipe.role].changed(given)
+    if recipe.accumulation < 1:
+        raise UsageError(f"--accumulation is {recipe.accumulation}; it must be at least 1")
+    if recipe.accumulation > 1:
+        rows = -(-settings.batch_size // (n_processes() * recipe.accumulation))
+        settings = settings.changed({"micro_batch_size": rows})
+    return settings, asked
+
+
+def _dev_rows(recipe: Recipe, inputs: Inputs, seed: int, own_dev: bool) -> list[Row]:
+    """From the file, else the task's dev split where it has one; beside training rows of another origin it might repeat them."""
+    if recipe.dev_file is not None:
+        return inputs.file(recipe.dev_file, n=recipe.max_dev_rows, needs_target=True)
+    if inputs.task is None or inputs.task.data.dev is None or not own_dev:
+        return []
+    return inputs.split("dev", n=recipe.max_dev_rows, seed=seed)
+
+
+class _Telling:
+    """Passes a training's progress on: loss and rows a second."""
+
+    def __init__(self, listener: Listener, batch_size: int) -> None:
+        self._listener = listener
+        self._batch_size = batch_size
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, progress: Progress, n_steps: int) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = progress.step, now
+        step, began = self._first
+        speed = (progress.step - step) * self._batch_size / max(now - began, 1e-9)
+        loss = progress.loss_since / max(1, progress.steps_since)
+        score = "" if progress.best_score is None else f", dev {progress.best_score:.2f}"
+        detail = f"loss {loss:.4f}, {speed:,.0f} rows/s{score}" if progress.step > step else f"loss {loss:.4f}"
+        self._listener.progress(progress.step, n_steps, detail)
+
+
+def _keep(home: Home, progress: Progress, outcome: Outcome) -> None:
+    """Move the model to its place, the history beside it, the summary last."""
+    for path in sorted((home.work / "model").iterdir()):
+        with writing(home.out / path.name):
+            path.replace(home.out / path.name)
+    facts = {
+        name: outcome.facts[name] for name in ("dev", "dev_score", "best_epoch", "n_steps", "stopped", "n_parameters")
+    }
+    home.write_json(home.out / TRAINING, {**facts, "counts": outcome.counts, "history": progress.history})
+    home.finish(outcome.to_json())
+
+
+def _fresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)

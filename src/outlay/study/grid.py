@@ -1,0 +1,499 @@
+"""Studies: a YAML grid of runs. A file holds one or more scales; at one of them it unfolds into cells, each a run to ask for.
+
+The shipped files follow the tables and figures of Kang et al. 2023; `docs/studies.md` describes every key, and the JSON Schema
+``studies/study.schema.json`` checks them in an editor.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
+
+from outlay.engine.prepare import Options
+from outlay.errors import StudyFileError, UnknownStrategy, UnknownStudy, UnknownTask, UsageError
+from outlay.hardware.precision import check_asked
+from outlay.models.reference import parse_ref, place_of
+from outlay.money.amounts import Price, format_usd, write_usd
+from outlay.plan.request import DEFAULT_GENERAL, DEFAULT_STUDENT, DEFAULT_TEACHER, frozen_overrides
+from outlay.plan.strategies import Strategy, strategy
+from outlay.plan.strategies import strategy as strategy_named
+from outlay.report.results import Layout
+from outlay.storage.paths import as_word, expand
+from outlay.study.schema import OTHERS, Scale, TaskAxes, merged, union_of, values_of
+from outlay.tasks.task import load_task
+from outlay.tasks.yaml_file import Block, Name, NonEmpty, first_problem, read_yaml
+
+LLM_STRATEGIES = ("llm_annotate", "mix")
+"""Strategies that buy labels from an LLM, and so need its error rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One point of the grid: what is asked, and why it is known beforehand that it cannot be had, where it is."""
+
+    options: Options
+    absent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A study file at one scale on its tasks. ``cells``: each distinct request once, seed by seed, in grid order."""
+
+    name: str
+    title: str
+    layout: Layout
+    source: str | None
+    scale: str
+    tasks: tuple[str, ...]
+    """Names or paths, as `outlay.tasks.task.load_task` takes them."""
+    names: tuple[str, ...]
+    """What those tasks are called, each differently."""
+    threads: int
+    notes: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+
+class StudyFile(Block):
+    """A study as its file describes it."""
+
+    name: Name
+    """Short name of at most 100 characters: letters, digits, ``_``, ``.`` and ``-``, the last two not first."""
+    title: str = ""
+    """One line for people."""
+    source: NonEmpty | None = None
+    """Whose table or figure it follows."""
+    layout: Layout = "plain"
+    """How the report is laid out; ``plain`` suits any grid."""
+    strategies: tuple[NonEmpty, ...] = Field(min_length=1)
+    """What is compared."""
+    student_training: Literal["charged", "free"] = "charged"
+    """Whether the student's own training on labels is paid for; the published tables say ``free``."""
+    notes: tuple[NonEmpty, ...] = ()
+    """Said in the report."""
+    scales: dict[Name, Scale] = Field(min_length=1)
+    """The study in one or more sizes, by name."""
+    _folder: Path | None = PrivateAttr(default=None)
+
+    @field_validator("strategies")
+    @classmethod
+    def _each_once(cls, strategies: tuple[str, ...]) -> tuple[str, ...]:
+        twice = next((name for i, name in enumerate(strategies) if name in strategies[:i]), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is given twice; give each value once")
+        return strategies
+
+    def at(
+        self,
+        scale: str,
+        tasks: Sequence[str] = (),
+        *,
+        n_seeds: int | None = None,
+        precision: str | None = None,
+        price: Callable[[str], Price],
+    ) -> Study:
+        """The study at one scale, on the tasks that are named, else on those of the file.
+
+        Args:
+            scale: one of `scales`.
+            tasks: shipped names, or paths of task files.
+            n_seeds: in place of the scale's.
+            precision: in place of the scale's; ``auto``, ``bf16`` or ``fp32``.
+            price: of one label of an item of the price book, such as `PriceBook.label`.
+
+        Raises:
+            UnknownStudy: there is no such scale.
+            UnknownTask: a task that is not there, or about which the file says nothing.
+            UnknownStrategy: a strategy that is not there.
+            UnknownItem: a label without a price; `MoneyError`: one that is not sold by the label.
+            StudyFileError: a grid that cannot be: a budget below the price of its labels, an axis that is missing, two tasks of
+                one name.
+        """
+        chosen = self._scale(scale)
+        if precision is not None:
+            check_asked(precision)
+            chosen = chosen.model_copy(update={"precision": precision})
+        if n_seeds is not None and n_seeds < 1:
+            raise UsageError(f"--seeds is {n_seeds}; study at least 1")
+        named = self._tasks(scale, chosen, tasks)
+        loaded = [load_task(name) for name, _ in named]
+        _check_names([name for name, _ in named], [task.name for task in loaded], f"{self.name}, scale {scale}")
+        grids = [_Grid(self, f"{self.name}, scale {scale}, task {name}", chosen, name, axes) for name, axes in named]
+        cells: dict[tuple[Any, ...], Cell] = {}
+        by_task = [tuple(grid.points(price(task.price_item), price)) for grid, task in zip(grids, loaded, strict=True)]
+        for seed in range(chosen.first_seed, chosen.first_seed + (n_seeds or chosen.n_seeds)):
+            for grid, points in zip(grids, by_task, strict=True):
+                for asked in points:
+                    cell = Cell(grid.options(asked, seed), grid.axes.absent)
+                    cells.setdefault(_identity(cell.options), cell)
+        if not cells:
+            raise StudyFileError(
+                f"study {self.name}, scale {scale}: no point is left; a teacher needs `added_usd` above 0"
+            )
+        return Study(
+            name=self.name,
+            title=self.title or self.name,
+            layout=self.layout,
+            source=self.source,
+            scale=scale,
+            tasks=tuple(grid.task for grid in grids),
+            names=tuple(task.name for task in loaded),
+            threads=chosen.threads,
+            notes=(*self.notes, *chosen.notes),
+            cells=tuple(cells.values()),
+        )
+
+    def _scale(self, name: str) -> Scale:
+        if name not in self.scales:
+            near = difflib.get_close_matches(name, self.scales, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UnknownStudy(f"study {self.name} has no scale {name!r}{hint}; it has {', '.join(self.scales)}")
+        return self.scales[name]
+
+    def _tasks(self, scale: str, chosen: Scale, asked: Sequence[str]) -> list[tuple[str, TaskAxes]]:
+        """Names or paths of the tasks, each with its axes."""
+        own = {key: self._located(key) for key in chosen.tasks}
+        asked = asked or tuple(own.values())
+        if not asked:
+            raise UsageError(f"study {self.name} names no task at scale {scale}; name one with --task")
+        found: list[tuple[str, TaskAxes]] = []
+        for task in asked:
+            key = next((key for key, place in own.items() if task == key or _same_place(task, place)), None)
+            name = task if key is None else own[key]
+            axes = chosen.any_task if key is None else chosen.tasks[key]
+            if axes is None and not own:
+                axes = TaskAxes()
+            if axes is None:
+                raise UnknownTask(
+                    f"study {self.name} says nothing about task {task} at scale {scale}; it has {', '.join(own)}; "
+                    "add it under `tasks`, or `any_task` for whatever is not listed"
+                )
+            if any(name == before or _same_place(name, before) for before, _ in found):
+                raise UsageError(f"task {task} is named twice; name each task once")
+            found.append((name, merged(chosen, axes)))
+        return found
+
+    def _located(self, key: str) -> str:
+        """A task's name as it is; a path counts from the folder of the study file."""
+        return key if not _is_path(key) or self._folder is None else as_word(self._folder / expand(key))
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """What varies within a task; the seed does too, but changes nothing else."""
+
+    strategy: str
+    n_initial: int | None
+    budget_micros: int
+    teacher: str
+    student: str
+    pool_rows: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """One task of a study at one scale. ``where``: how an error names the place."""
+
+    file: StudyFile
+    where: str
+    scale: Scale
+    task: str
+    axes: TaskAxes
+
+    def points(self, label_price: Price, price: Callable[[str], Price]) -> Iterator[_Point]:
+        """N by N, budget by budget, strategy by strategy."""
+        axes = self.axes
+        strategies = axes.strategies or self.file.strategies
+        policies = {name: self._policy(name, price) for name in strategies}
+        self._check_names(strategies)
+        spent, amounts = self._amounts()
+        n_axis: Mapping[str, Sequence[int | None]] = axes.n_initial or {OTHERS: (None,)}
+        for n in union_of(n_axis):
+            for amount in union_of(amounts):
+                for name, policy in policies.items():
+                    if n not in self._given("n_initial", n_axis, name) or amount not in self._given(
+                        spent, amounts, name
+                    ):
+                        continue
+                    initial = 0 if n is None else label_price.cost_micros(n)
+                    budget = initial + amount if spent == "added_usd" else amount
+                    if budget < initial:
+                        raise StudyFileError(
+                            f"{self.where}: `budget_usd` {format_usd(budget)} does not pay for {n:,} labels at "
+                            f"${write_usd(label_price.usd)} ({format_usd(initial)}); raise it, lower `n_initial`, or use "
+                            "`added_usd`"
+                        )
+                    # A teacher, and nothing to pay it with: the tables have no such cell.
+                    if policy.taught_by is None or n is None or budget > initial:
+                        yield from self._models(name, policy, n, budget)
+
+    def options(self, point: _Point, seed: int) -> Options:
+        """What is asked at one point."""
+        axes, base = self.axes, self._base(point)
+        llm = axes.llm if point.strategy in LLM_STRATEGIES else None
+        return Options(
+            task=self.task,
+            strategy=point.strategy,
+            budget_micros=point.budget_micros,
+            n_initial=point.n_initial,
+            seed=seed,
+            teacher=point.teacher,
+            student=point.student,
+            machine=self.scale.machine,
+            student_training=self.file.student_training,
+            pool_rows=point.pool_rows,
+            threads=self.scale.threads,
+            overrides=axes.settings or {},
+            base=None if base == point.teacher else base,
+            metric_model=axes.models.metric_model,
+            general=axes.models.general or DEFAULT_GENERAL,
+            llm_error_rate=None if llm is None else llm.error_rate,
+            llm_price_item=None if llm is None else llm.price_item,
+            precision=self.scale.precision,
+        )
+
+    def _models(self, name: str, policy: Strategy, n: int | None, budget: int) -> Iterator[_Point]:
+        """Models and pools that make a difference to the strategy; others are not varied."""
+        models = self.axes.models
+        teachers = values_of(models.teacher or {}, name) or (DEFAULT_TEACHER,)
+        students = values_of(models.student or {}, name) or (DEFAULT_STUDENT,)
+        pools = values_of(self.axes.pool_rows or {}, name) or (None,)
+        for teacher, student, pool in product(
+            teachers if policy.taught_by == "teacher" else (self._origin,),
+            students[:1] if policy.starts_general else students,
+            (None,) if policy.taught_by is None else pools,
+        ):
+            yield _Point(name, n, budget, teacher, student, pool)
+
+    @property
+    def _origin(self) -> str:
+        """The whole checkpoint that ``cut:`` and ``tiny:`` models are made from."""
+        models = self.axes.models
+        teachers = union_of(models.teacher or {OTHERS: (DEFAULT_TEACHER,)})
+        whole = next((teacher for teacher in teachers if not parse_ref(teacher).needs_base), None)
+        if models.base is None and whole is None:
+            raise StudyFileError(f"{self.where}: {teachers[0]} is made from a checkpoint; name it as `models.base`")
+        return models.base or whole or DEFAULT_TEACHER
+
+    def _base(self, point: _Point) -> str | None:
+        """What the models of a point are made from; ``None`` where both are whole."""
+        made = any(parse_ref(ref).needs_base for ref in (point.teacher, point.student))
+        return self._origin if made else None
+
+    def _amounts(self) -> tuple[str, Mapping[str, Sequence[int]]]:
+        """The axis of dollars, and its name."""
+        axes = self.axes
+        if axes.budget_usd is not None:
+            return "budget_usd", _micros(axes.budget_usd)
+        if axes.added_usd is None:
+            raise StudyFileError(f"{self.where}: no dollars to spend; give `added_usd` or `budget_usd`")
+        if axes.n_initial is None:
+            raise StudyFileError(
+                f"{self.where}: `added_usd` comes on top of the first labels; give `n_initial`, or `budget_usd` instead"
+            )
+        return "added_usd", _micros(axes.added_usd)
+
+    def _given(self, name: str, axis: Mapping[str, Sequence[Any]], strategy: str) -> Sequence[Any]:
+        values = values_of(axis, strategy)
+        if not values:
+            raise StudyFileError(f"{self.where}: `{name}` gives nothing for {strategy}; name it there, or `{OTHERS}`")
+        return values
+
+    def _policy(self, name: str, price: Callable[[str], Price]) -> Strategy:
+        try:
+            policy = strategy_named(name)
+        except UnknownStrategy as error:
+            raise UnknownStrategy(f"{self.where}: {error}") from None
+        llm = self.axes.llm
+        if name in LLM_STRATEGIES:
+            if llm.error_rate is None:
+                raise StudyFileError(
+                    f"{self.where}: {name} replays an LLM's labels, and how often they are wrong is for you to assume; "
+                    "give `llm: {error_rate: 0.3}`"
+                )
+            if llm.price_item is not None:
+                price(llm.price_item)
+        return policy
+
+    def _check_names(self, strategies: Sequence[str]) -> None:
+        """Refuse an axis that names a strategy which is not compared."""
+        axes: Mapping[str, Mapping[str, Sequence[Any]] | None] = {
+            **{name: getattr(self.axes, name) for name in ("n_initial", "added_usd", "budget_usd", "pool_rows")},
+            **{f"models.{name}": getattr(self.axes.models, name) for name in ("teacher", "student")},
+        }
+        for name, axis in axes.items():
+            strange = next((key for key in axis or {} if key not in (*strategies, OTHERS)), None)
+            if strange is not None:
+                raise StudyFileError(
+                    f"{self.where}: `{name}` names {strange!r}, which is not among its strategies: {', '.join(strategies)}"
+                )
+
+
+def shipped_studies() -> list[str]:
+    """Names of the studies that come with the package."""
+    return sorted(path.stem for path in _shipped().glob("*.yaml"))
+
+
+def find_study(name_or_path: str) -> Path:
+    """The file of a study: a path, or the name of a shipped one.
+
+    Raises:
+        UnknownStudy: there is no such file and no such name.
+    """
+    path = Path(expand(name_or_path))
+    if path.is_file():
+        return path
+    shipped = _shipped() / f"{path.stem if path.parts[:-1] == ('studies',) else name_or_path}.yaml"
+    if shipped.is_file() and shipped.parent == _shipped():
+        return shipped
+    near = difflib.get_close_matches(path.stem, shipped_studies(), n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise UnknownStudy(
+        f"no study {name_or_path!r}{hint}; shipped are {', '.join(shipped_studies())}, or give the path of a YAML file"
+    )
+
+
+def load_study(path: Path) -> StudyFile:
+    """Read a study file.
+
+    Raises:
+        StudyFileError: it is no YAML, or does not fit the schema; one line.
+    """
+    if not path.is_file():
+        raise UnknownStudy(f"no study file {path}; give an existing YAML file or one of {', '.join(shipped_studies())}")
+    content = read_yaml(path, StudyFileError, "docs/studies.md")
+    try:
+        study = StudyFile.model_validate(content)
+    except ValidationError as error:
+        raise StudyFileError(f"{path}: {first_problem(error, study_schema(), 'the study')}") from None
+    study._folder = path.parent
+    return study
+
+
+def study_schema() -> dict[str, Any]:
+    """The JSON Schema of a study file (draft 2020-12); ``studies/study.schema.json`` is a copy of it."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **StudyFile.model_json_schema()}
+
+
+@cache
+def _shipped() -> Path:
+    """Inside the installed package, or at the top of the source tree."""
+    package = Path(__file__).parents[1]
+    inside = package / "studies"
+    return inside if inside.is_dir() else package.parent.parent / "studies"
+
+
+def _identity(options: Options) -> tuple[Any, ...]:
+    """Equal for options that ask the same."""
+    values = {name: getattr(options, name) for name in options.__slots__}
+    return (
+        *(value for name, value in values.items() if name != "overrides"),
+        frozen_overrides(_plain(options.overrides)),
+    )
+
+
+def _micros(axis: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    """Amounts as the plain numbers that a request is made of: the file's show themselves as dollars."""
+    return {name: tuple(map(int, amounts)) for name, amounts in axis.items()}
+
+
+def _plain(overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {role: dict(settings) for role, settings in overrides.items()}
+
+
+def _check_names(places: Sequence[str], names: Sequence[str], where: str) -> None:
+    """Refuse tasks that their names do not tell apart: tables, files and figures are named by them."""
+    first: dict[str, int] = {}
+    for i, name in enumerate(names):
+        j = first.setdefault(name.casefold(), i)
+        if i != j:
+            both = (
+                f"both called {name}"
+                if names[j] == name
+                else f"called {names[j]} and {name}, which differ in case only"
+            )
+            raise StudyFileError(
+                f"study {where}: the tasks {places[j]} and {places[i]} are {both}; change the `name:` of one"
+            )
+
+
+def _is_path(task: str) -> bool:
+    return Path(task).suffix.lower() in (".yaml", ".yml") or len(Path(task).parts) > 1
+
+
+def _same_place(one: str, other: str) -> bool:
+    return _is_path(one) and _is_path(other) and Path(expand(one)).resolve() == Path(expand(other)).resolve()
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What to compare; ``base`` holds everything that the points share.
+
+    ``teachers`` and ``students``: sizes to compare (Kang et al. 2023, Figures 4 and 5); empty = the one of ``base``. Whatever the
+    teacher, ``cut:`` and ``tiny:`` students are made from one checkpoint: the base's, else the first teacher.
+    """
+
+    base: Options
+    strategies: tuple[str, ...]
+    budgets_micros: tuple[int, ...]
+    n_seeds: int
+    teachers: tuple[str, ...] = ()
+    students: tuple[str, ...] = ()
+    with_rule: bool = True
+    """Beside a fixed N, `distill` under its own rule for N."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("strategies", self.strategies), ("budgets", self.budgets_micros)):
+            if not values:
+                raise UsageError(f"no {name} to compare; name at least one")
+        for name, values in (
+            ("strategies", self.strategies),
+            ("budgets", tuple(map(format_usd, self.budgets_micros))),
+            ("teachers", tuple(map(place_of, self.teachers))),
+            ("students", tuple(map(place_of, self.students))),
+        ):
+            twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
+            if twice is not None:
+                raise UsageError(f"{twice} is named twice among the {name}; name each once")
+        if self.n_seeds < 1:
+            raise UsageError(f"--seeds is {self.n_seeds}; compare at least 1")
+
+    def options(self) -> list[Options]:
+        """One `Options` per point, seed by seed so that a first table is soon there; each point once."""
+        points: list[Options] = []
+        for seed in range(self.base.seed, self.base.seed + self.n_seeds):
+            for budget in self.budgets_micros:
+                for name in self.strategies:
+                    for teacher, student in self._models(name):
+                        asked = replace(
+                            self.base,
+                            strategy=name,
+                            budget_micros=budget,
+                            seed=seed,
+                            teacher=teacher,
+                            student=student,
+                            base=None if teacher == self._origin else self._origin,
+                        )
+                        points.append(asked)
+                        if name == "distill" and asked.n_initial is not None and self.with_rule:
+                            points.append(replace(asked, n_initial=None))
+        return points
+
+    @property
+    def _origin(self) -> str:
+        """What ``cut:`` and ``tiny:`` students are made from."""
+        return self.base.base or (self.teachers or (self.base.teacher,))[0]
+
+    def _models(self, name: str) -> list[tuple[str, str]]:
+        """Teachers and students of a strategy: those that make no difference to it are not varied."""
+        policy = strategy(name)
+        teachers = self.teachers or (self.base.teacher,)
+        students = self.students or (self.base.student,)
+        taught = policy.taught_by == "teacher"
+        return list(product(teachers if taught else teachers[:1], students[:1] if policy.starts_general else students))

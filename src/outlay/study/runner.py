@@ -1,0 +1,325 @@
+"""Conducts a study: from its cells to points in a results folder, resumable at any moment, and read back for a report. ::
+
+DIR/
+├── study.json        what was studied, and which run fills which cell; written first
+├── ledger.sqlite     every dollar of every run
+├── runs/<run id>/    what a run that is over left behind; what it has under way
+├── points.json       the points so far, in the order of the grid
+└── receipts/         one text per run
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from outlay.engine.outputs import aftermath_of, receipt_file
+from outlay.engine.point import Point, read_points, usd_of, write_points
+from outlay.engine.prepare import Options, Workbench
+from outlay.engine.run_dir import STUDY_FILE, RunFolder
+from outlay.engine.runner import Runner
+from outlay.engine.step_meter import seconds_at
+from outlay.engine.summary import absent_point
+from outlay.errors import HoldError, MissingData, UsageError
+from outlay.money.amounts import Price, format_usd, write_usd
+from outlay.money.ledger import Ledger
+from outlay.plan.request import DEFAULT_MACHINE
+from outlay.report.grouping import short_model
+from outlay.report.receipt import receipt, render_text
+from outlay.report.results import Header, Results
+from outlay.storage.files import write_json, write_text
+from outlay.storage.locations import default_location
+from outlay.storage.paths import command_line
+from outlay.storage.remote import open_location
+from outlay.storage.store import Store
+from outlay.study.dry_run import Plan
+from outlay.study.scheduler import Observer, Scheduler
+from outlay.workers.pool import Crew
+
+FORMAT = 1
+WRITE_SECONDS = 10.0
+"""Between two times that the points so far are written; each run's own manifest is written as it ends."""
+
+WRITE_SHARE = 50
+"""And so many times as long as writing them took: of thousands of points it takes seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One cell of the grid in the index: its run, ``None`` where there is none; and the request in short."""
+
+    run: str | None
+    point: str | None
+    """The id of its point, once there is one."""
+    label: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """What `study.json` says."""
+
+    header: Header
+    store: str
+    here: Price
+    cells: tuple[Entry, ...]
+
+    def write(self, folder: Path) -> None:
+        """Into a results folder, whole or not at all."""
+        here = {"item": self.here.item, "unit": self.here.unit, "usd": write_usd(self.here.usd)}
+        write_json(
+            folder / STUDY_FILE,
+            {
+                "format": FORMAT,
+                "header": asdict(self.header),
+                "store": self.store,
+                "here": here,
+                "cells": [asdict(cell) for cell in self.cells],
+            },
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> Index:
+        """From a results folder.
+
+        Raises:
+            MissingData: it holds no study.
+        """
+        path = folder / STUDY_FILE
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            again = command_line("outlay", "study", "run", "STUDY", "--out", folder)
+            raise MissingData(f"{folder} holds no study; make one with `{again}`") from None
+        header = Header(**{**document["header"], "notes": tuple(document["header"]["notes"])})
+        here = Price(
+            document["here"]["item"], document["here"]["unit"], Decimal(document["here"]["usd"]), str(path), None
+        )
+        return cls(header, document["store"], here, tuple(Entry(**cell) for cell in document["cells"]))
+
+    def again(self, folder: Path) -> str | None:
+        """The command that goes on with it: what made the grid, in this folder, with its store and its price of the hour."""
+        if self.header.command is None:
+            return None
+        words = [self.header.command]
+        if self.here.item != DEFAULT_MACHINE:
+            words.append(command_line("--here", self.here.item))
+        if self.store != open_location(default_location()).location:
+            words.append(command_line("--store", self.store))
+        return " ".join((*words, command_line("--out", folder)))
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A step that is held: of which cell, charged on what, seconds it has taken, and whether the process that held it ended."""
+
+    label: str
+    item: str
+    seconds: float
+    is_cut_off: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How far a study is: cells by status (``ok``, ``na``, ``failed``, ``left``), steps that are held, what was spent."""
+
+    header: Header
+    n_by_status: dict[str, int]
+    held: tuple[Held, ...]
+    reasons: tuple[tuple[str, str, str], ...]
+    """Status, label and reason of every cell that is ``failed`` or ``na``."""
+    cash_usd: float
+    again: str | None
+    """The command that goes on with it; relative paths count from where it was first given."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every cell has its point, failed ones aside."""
+        return not self.n_by_status.get("left")
+
+
+class Conductor:
+    """A plan being brought about in a results folder; what is there already is replayed and books nothing.
+
+    Raises:
+        UsageError: the folder holds another study.
+        LedgerDamaged: it does not hold all that finished runs booked.
+    """
+
+    def __init__(self, plan: Plan, header: Header, runner: Runner, workbench: Workbench) -> None:
+        check_folder(runner.folder, header)
+        self._plan, self._runner, self._workbench = plan, runner, workbench
+        self.folder = runner.folder
+        self._files = _Folder(plan, header, runner)
+        runs = self._files.runs
+        finished = runner.all_finished([run for run in runs if run is not None])
+        self.points = {i: finished[run] for i, run in enumerate(runs) if run in finished}
+        """By place in the plan; of those with a recipe, the ones that are over."""
+        self.n_replayed = len(self.points)
+        for i, planned in enumerate(plan.points):
+            if planned.recipe is None:
+                self.points[i] = absent_point(planned.options, workbench, "na", planned.reason or "nothing is proposed")
+        self.left = [i for i in range(len(runs)) if i not in self.points]
+        """Places of the points to be brought about."""
+        self._files.write(self.points)
+
+    def run(self, crew: Crew, observer: Observer) -> None:
+        """Bring about what is left; whatever happens, the points so far are in the folder."""
+        if not self.left:
+            return
+        due = time.monotonic() + WRITE_SECONDS
+        places = list(self.left)
+
+        def done(place: int, point: Point) -> None:
+            nonlocal due
+            self.points[places[place]] = point
+            self._files.write_receipt(places[place])
+            began = time.monotonic()
+            if began > due:
+                self._files.write(self.points)
+                took = time.monotonic() - began
+                due = time.monotonic() + max(WRITE_SECONDS, WRITE_SHARE * took)
+
+        try:
+            options = [self._plan.points[i].options for i in places]
+            Scheduler(self._runner, self._workbench, crew, observer, done).run(options)
+        finally:
+            self._files.write(self.points)
+        self.left = [i for i in places if i not in self.points]
+
+
+def conduct(
+    plan: Plan, header: Header, runner: Runner, workbench: Workbench, crew: Crew, observer: Observer
+) -> list[Point]:
+    """Bring every planned point about with a crew that is at work; see `Conductor` for errors.
+
+    Returns:
+        The points in the order of the plan.
+    """
+    conductor = Conductor(plan, header, runner, workbench)
+    conductor.run(crew, observer)
+    return [conductor.points[i] for i in range(len(plan.points))]
+
+
+def check_folder(folder: Path, header: Header) -> None:
+    """Refuse a results folder that is another's.
+
+    Raises:
+        UsageError: it holds another study, or runs of no study.
+    """
+    if (folder / STUDY_FILE).exists():
+        other = Index.read(folder).header
+        if (other.name, other.scale) != (header.name, header.scale):
+            raise UsageError(
+                f"{folder} holds study {other.name} at scale {other.scale}, and this is {header.name} at scale "
+                f"{header.scale}; give another --out"
+            )
+    elif (folder / "ledger.sqlite").exists():
+        raise UsageError(f"{folder} holds runs that are not of a study; give another --out")
+
+
+class _Folder:
+    """The files of a study as it goes on."""
+
+    def __init__(self, plan: Plan, header: Header, runner: Runner) -> None:
+        self._runner = runner
+        self.runs = [None if planned.recipe is None else planned.run_id for planned in plan.points]
+        models = tuple(
+            dict.fromkeys(ref for each in plan.points for ref in (each.options.teacher, each.options.student))
+        )
+        self._labels = [label_of(planned.options, planned.task, models) for planned in plan.points]
+        self._header = header
+
+    def write(self, points: Mapping[int, Point]) -> None:
+        """The index, then the points so far."""
+        cells = tuple(
+            Entry(run, points[i].id if i in points else None, self._labels[i]) for i, run in enumerate(self.runs)
+        )
+        Index(self._header, self._runner.store.location, self._runner.here, cells).write(self._runner.folder)
+        write_points(self._runner.folder / "points.json", [points[i] for i in sorted(points)])
+
+    def write_receipt(self, place: int) -> None:
+        """Of a run that is over, whether it got its point or failed."""
+        run = self.runs[place]
+        if run is not None:
+            # A run that could not even be prepared was never opened.
+            with suppress(HoldError, MissingData):
+                text = render_text(receipt(self._runner.ledger, run))
+                write_text(receipt_file(self._runner.folder, run), text)
+
+
+def label_of(options: Options, task: str, models: Sequence[str]) -> str:
+    """What a reader calls a cell.
+
+    Args:
+        options: of the cell.
+        task: the name of its task.
+        models: references of all models that it must be told from.
+    """
+    fixed = "" if options.n_initial is None else f", N = {options.n_initial:,}"
+    pool = "" if options.pool_rows is None else f", {options.pool_rows:,} pool rows"
+    return (
+        f"{task}: {options.strategy}{fixed}{pool}, {format_usd(options.budget_micros)}, "
+        f"{short_model(options.teacher, models)} to {short_model(options.student, models)}, seed {options.seed}"
+    )
+
+
+def reopen_study(folder: Path, store: Store | None = None) -> Runner:
+    """The runner of a study's folder, for reading: its own store and price, unless another store is handed in."""
+    index = Index.read(folder)
+    return Runner(folder, store or open_location(index.store), here=index.here)
+
+
+def read_results(folder: Path, store: Store | None = None) -> Results:
+    """A study's folder, as far as it is: what a report draws from.
+
+    Raises:
+        MissingData: there is no study, or no point yet.
+    """
+    index, runner = Index.read(folder), reopen_study(folder, store)
+    points = read_points(folder / "points.json")
+    if not points:
+        raise MissingData(f"{folder} holds no finished point yet; run its command again to go on")
+    runs = {cell.point: cell.run for cell in index.cells if cell.point is not None and cell.run is not None}
+    left = {point.id: aftermath_of(runner, runs[point.id]) for point in points if point.id in runs}
+    return Results(index.header, tuple(points), left)
+
+
+def status_of(folder: Path) -> Status:
+    """How far a study is, from its files alone; it may be under way in another process.
+
+    Raises:
+        MissingData: the folder holds no study.
+    """
+    index = Index.read(folder)
+    path = folder / "points.json"
+    points = {point.id: point for point in read_points(path)} if path.exists() else {}
+    ledger = Ledger(folder / "ledger.sqlite")
+    known = set(ledger.run_ids()) if ledger.is_begun else set()
+    counts: Counter[str] = Counter()
+    held: list[Held] = []
+    reasons, cash = [], 0
+    for cell in index.cells:
+        point = points.get(cell.point or "")
+        ended = cell.run is not None and RunFolder.of(folder, cell.run).manifest.exists()
+        status = point.result.status if point is not None else "ok" if ended else "left"
+        counts[status] += 1
+        if point is not None and not point.is_ok:
+            reasons.append((status, cell.label, point.result.reason or ""))
+        if cell.run in known:
+            cash += ledger.balance(cell.run).total_cash_micros
+            held += [] if ended else _held(ledger, folder, cell.run, cell.label)
+    return Status(index.header, dict(counts), tuple(held), tuple(reasons), usd_of(cash), index.again(folder))
+
+
+def _held(ledger: Ledger, folder: Path, run: str, label: str) -> list[Held]:
+    cut_off = {hold.key for hold in ledger.expired_holds(run)}
+    return [
+        Held(label, hold.quote.item, seconds_at(RunFolder.of(folder, run).step(hold.key)), hold.key in cut_off)
+        for hold in ledger.open_holds(run)
+    ]

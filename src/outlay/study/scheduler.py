@@ -1,0 +1,278 @@
+"""Many runs at once: each distinct compute step is handed to a worker once, every run is charged in full.
+
+Only the process of the scheduler writes the ledger. A step that several runs need is held and paid by the first of them; the
+others wait for it, find it in the store, and book its charge at no cash. Whatever the number of workers and the order in which
+they finish, results are the same: a step's artifact depends on its key alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol
+
+from outlay.engine.job_runner import Delivered, Job, Maker
+from outlay.engine.point import Point
+from outlay.engine.prepare import Options, Workbench
+from outlay.engine.run import Begun, Execution, Need
+from outlay.engine.runner import Runner
+from outlay.engine.summary import absent_point
+from outlay.errors import OutlayError
+from outlay.money.amounts import PriceBook
+from outlay.plan.steps import Buy, Recipe, Step, describe
+from outlay.storage.remote import open_location
+from outlay.workers.pool import Crew, Ended, Report, Work
+
+N_TRIES = 3
+"""How often a step is handed out whose worker is lost each time."""
+
+MOST_OPEN = 128
+"""Runs under way at once: enough to find work for every worker, few enough to be open files."""
+
+LOOK_AHEAD = 16
+"""Runs that are opened before the first step is handed out, so that the longest comes first."""
+
+TICK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class StepCraft:
+    """Sets up a worker that makes compute steps: its own view of store, data and models.
+
+    ``store``: a folder or a URL; both it and ``data_root`` must mean the same on the worker's machine.
+    """
+
+    store: str
+    prices: PriceBook
+    data_root: Path | None = None
+    machines: tuple[Path, ...] = ()
+
+    def __call__(self) -> Work:
+        """The function that makes one job."""
+        store = open_location(self.store)
+        workbench = Workbench(
+            self.prices, data_root=self.data_root, machines=self.machines, tokens=store.root / "tokens"
+        )
+        maker = Maker(store, workbench.prepare)
+
+        def work(job: Job, report: Report) -> Delivered:
+            return maker.make(job, report)
+
+        return work
+
+
+class Observer(Protocol):
+    """Who is told how a study goes."""
+
+    def began(self, what: str, run: str) -> None:
+        """A step was held and handed to a worker."""
+        ...
+
+    def ended(self, what: str, seconds: float, problem: str | None) -> None:
+        """A step was settled, or failed, or lost its worker."""
+        ...
+
+    def point(self, place: int, point: Point, n_done: int) -> None:
+        """A run is over."""
+        ...
+
+    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
+        """Time passed; what the steps under way last reported, by what they do."""
+        ...
+
+
+@dataclass
+class _Open:
+    """A run under way.
+
+    ``needs``: what it could begin, or somebody makes; ``n_begun``: its own steps at workers; ``failed``: why it will not go on;
+    ``ranks``: hours of the longest way from each step to the end of its recipe.
+    """
+
+    place: int
+    execution: Execution
+    needs: dict[str, Need] = field(default_factory=dict)
+    n_begun: int = 0
+    failed: str | None = None
+    recipe: Recipe | None = None
+    ranks: dict[str, Fraction] = field(default_factory=dict)
+
+
+class Scheduler:
+    """Executes runs on a crew, in any order, with results in the order they were asked for."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        workbench: Workbench,
+        crew: Crew,
+        observer: Observer,
+        done: Callable[[int, Point], None],
+    ) -> None:
+        self._runner = runner
+        self._workbench = workbench
+        self._crew = crew
+        self._observer = observer
+        self._done = done
+        self._open: dict[int, _Open] = {}
+        self._making: dict[str, tuple[_Open, Begun]] = {}
+        self._failed: dict[str, str] = {}
+        self._n_lost: Counter[str] = Counter()
+        self._n_done = 0
+
+    def run(self, asked: Sequence[Options]) -> None:
+        """Bring every run to its point; ``done`` is told of each, with its place in ``asked``, as soon as it is over.
+
+        Runs that fail give a point that says so and do not stop the rest; they are tried again the next time.
+        """
+        unopened = list(enumerate(asked))[::-1]
+        try:
+            while unopened or self._open:
+                while unopened and self._wants_more():
+                    self._begin(*unopened.pop())
+                    if len(self._open) >= LOOK_AHEAD or not unopened:
+                        self._hand_out()
+                self._hand_out()
+                if self._making:
+                    self._observer.tick(self._progress())
+                    for ended in self._crew.wait(TICK_SECONDS):
+                        self._take(ended)
+        finally:
+            for each in self._open.values():
+                self._let_go(each)
+
+    # --- runs --------------------------------------------------------------------------------------------------------
+
+    def _wants_more(self) -> bool:
+        """Whether to open another run: a few ahead, to begin with what takes longest, more while a worker has nothing to do."""
+        return len(self._open) < (MOST_OPEN if self._crew.n_free else LOOK_AHEAD)
+
+    def _begin(self, place: int, options: Options) -> None:
+        try:
+            prepared = self._workbench.prepare(options)
+            execution = Execution(self._runner.till, prepared, self._runner.watcher).open()
+        except OutlayError as error:
+            self._close(place, absent_point(options, self._workbench, "failed", str(error)))
+            return
+        self._open[place] = _Open(place, execution)
+        self._advance(self._open[place])
+
+    def _advance(self, each: _Open) -> None:
+        """As far as labels and the store allow."""
+        execution, point = each.execution, None
+        if each.failed is None:
+            try:
+                point = execution.advance()
+                each.needs = {need.key: need for need in execution.needs()}
+                each.failed = next((self._failed[key] for key in each.needs if key in self._failed), None)
+            except OutlayError as error:
+                each.failed = str(error)
+        if each.failed is not None:
+            each.needs = {}
+            if each.n_begun:
+                return  # what it has under way is settled first
+            point = execution.point("failed", each.failed, [])
+        elif point is not None:
+            self._runner.finish(execution, point)
+        if point is None:
+            if each.recipe is not execution.proposal and execution.proposal is not None:
+                each.recipe, each.ranks = execution.proposal, _ranks(execution, execution.proposal)
+            return
+        del self._open[each.place]
+        execution.close()
+        self._close(each.place, point)
+
+    def _close(self, place: int, point: Point) -> None:
+        self._n_done += 1
+        self._done(place, point)
+        self._observer.point(place, point, self._n_done)
+
+    def _let_go(self, each: _Open) -> None:
+        """The study was stopped: give back what is held, the time spent in vain booked as lost."""
+        for holder, begun in list(self._making.values()):
+            if holder is each:
+                each.execution.release(begun, "the study was stopped")
+        each.execution.close()
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def _hand_out(self) -> None:
+        """Give free workers the steps that the longest way still hangs on."""
+        if not self._crew.n_free:
+            return
+        ready: dict[str, tuple[Fraction, _Open, Need]] = {}
+        for each in self._open.values():
+            for key, need in each.needs.items():
+                if key not in self._making:
+                    # The first run of the grid pays; how urgent the step is, everybody who needs it says.
+                    rank = each.ranks.get(need.step.key, Fraction(0))
+                    known = ready.get(key)
+                    ready[key] = (rank, each, need) if known is None else (max(rank, known[0]), *known[1:])
+        # What a run ends with is short, and then its point is there: it goes before what takes longest.
+        urgent = sorted(ready.values(), key=lambda one: (one[2].step.kind != "score", -one[0], one[1].place))
+        for _, each, need in urgent[: self._crew.n_free]:
+            self._start(each, need)
+
+    def _start(self, each: _Open, need: Need) -> None:
+        execution = each.execution
+        # Of the cash that is left, the step's part of the hours that are left; and a part for each worker that may begin now.
+        share = execution.hours(need.step) / execution.compute_hours() / self._crew.n_free
+        try:
+            begun = execution.begin(need, cash_share=share)
+        except OutlayError as error:
+            each.failed = str(error)
+            self._advance(each)
+            return
+        each.n_begun += 1
+        self._making[need.key] = (each, begun)
+        self._crew.submit(need.key, begun.job)
+        self._observer.began(describe(need.step), execution.run_id)
+
+    def _take(self, ended: Ended) -> None:
+        """Settle what came, or give the hold back; then go on with every run that waited for it."""
+        each, begun = self._making.pop(ended.name)
+        what, problem = describe(begun.need.step), None
+        each.n_begun -= 1
+        if ended.lost is not None:
+            problem = f"its worker was lost: {ended.lost}"
+            each.execution.release(begun, problem, seconds=ended.seconds)
+            self._n_lost[ended.name] += 1
+            if self._n_lost[ended.name] >= N_TRIES:
+                self._failed[ended.name] = (
+                    f"{what}: the worker was lost {N_TRIES} times, the last time {ended.lost}; "
+                    "look at its log, give it more memory, or run again"
+                )
+        elif ended.error is not None:
+            problem = str(ended.error)
+            each.execution.release(begun, type(ended.error).__name__, seconds=ended.seconds)
+            self._failed[ended.name] = problem
+        else:
+            each.execution.settle(begun, ended.value)
+        self._observer.ended(what, ended.seconds, problem)
+        for waiting in [one for one in self._open.values() if one is each or ended.name in one.needs]:
+            self._advance(waiting)
+
+    def _progress(self) -> dict[str, tuple[int, int, str]]:
+        reported = self._crew.progress()
+        return {
+            f"{describe(begun.need.step)} ({each.execution.run_id[:6]})": reported.get(key, (0, 0, ""))
+            for key, (each, begun) in self._making.items()
+        }
+
+
+def _ranks(execution: Execution, recipe: Recipe) -> dict[str, Fraction]:
+    """Hours from each step to the end of the recipe, along the longest way (the upward rank of Topcuoglu et al. 2002)."""
+    ranks: dict[str, Fraction] = {}
+    behind: dict[str, Fraction] = {}
+
+    def hours(step: Step) -> Fraction:
+        return Fraction(0) if isinstance(step, Buy) else execution.hours(step)
+
+    for step in reversed(recipe.steps()):
+        ranks[step.key] = behind.get(step.key, Fraction(0)) + hours(step)
+        for given in step.inputs:
+            behind[given.key] = max(behind.get(given.key, Fraction(0)), ranks[step.key])
+    return ranks

@@ -1,0 +1,221 @@
+"""What a study file may hold: strategies, and at each scale the models and the axes of a grid. `outlay.study.grid` unfolds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+
+from outlay.errors import MoneyError, UsageError
+from outlay.hardware.precision import without_auto
+from outlay.money.amounts import format_usd, parse_usd
+from outlay.plan.request import DEFAULT_MACHINE, DEFAULT_THREADS, ROLES
+from outlay.settings import LARGEST_SEED, MOST_THREADS, TeachSettings, TrainSettings
+from outlay.tasks.overrides import SETTING_NAMES
+from outlay.tasks.yaml_file import Block, NonEmpty
+from outlay.text.yaml_text import plain
+
+OTHERS = "others"
+"""In an axis by strategy: the strategies that are not named."""
+
+T = TypeVar("T")
+
+
+class Usd(int):
+    """Micro-dollars that show themselves as dollars."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return format_usd(self)
+
+    __str__ = __repr__
+
+
+def _by_strategy(value: object) -> object:
+    """One value is a list of one; a list holds for every strategy."""
+    lists = value if isinstance(value, dict) else {OTHERS: value}
+    return {name: each if isinstance(each, list | tuple) else [each] for name, each in lists.items()}
+
+
+def _distinct(axis: Mapping[str, Sequence[T]]) -> Mapping[str, Sequence[T]]:
+    for values in axis.values():
+        if not values:
+            raise ValueError("an axis without values makes no point; give at least one, or leave the key out")
+        twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is given twice; give each value once")
+    return axis
+
+
+def _usd(value: object) -> Usd:
+    """Dollars as they are written, without a float in between."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is not an amount of dollars; write it like 300, $300 or 1,000.50")
+    try:
+        return Usd(parse_usd(value))
+    except MoneyError as error:
+        raise ValueError(str(error)) from None
+
+
+_Amount = int | float | str
+_Name = Annotated[str, Field(min_length=1, strict=True)]
+_Count = Annotated[int, Field(gt=0, strict=True)]
+_Usd = Annotated[int, BeforeValidator(_usd, json_schema_input_type=_Amount), AfterValidator(Usd)]
+
+Names = Annotated[
+    dict[str, tuple[_Name, ...]],
+    BeforeValidator(_by_strategy, json_schema_input_type=str | list[str] | dict[str, str | list[str]]),
+    AfterValidator(_distinct),
+]
+"""Models, by strategy."""
+Counts = Annotated[
+    dict[str, tuple[_Count, ...]],
+    BeforeValidator(_by_strategy, json_schema_input_type=int | list[int] | dict[str, int | list[int]]),
+    AfterValidator(_distinct),
+]
+"""Numbers of rows, by strategy."""
+Amounts = Annotated[
+    dict[str, tuple[_Usd, ...]],
+    BeforeValidator(_by_strategy, json_schema_input_type=_Amount | list[_Amount] | dict[str, _Amount | list[_Amount]]),
+    AfterValidator(_distinct),
+]
+"""Micro-dollars, by strategy."""
+Settings = Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+
+
+class Models(Block):
+    """Who learns and who teaches; each is a reference such as ``cut:2``, a folder, or a name on the hub."""
+
+    teacher: Names | None = None
+    """One or several; default all-MiniLM-L6-v2."""
+    student: Names | None = None
+    """One or several; default ``cut:2``."""
+    base: NonEmpty | None = None
+    """What ``cut:`` and ``tiny:`` models are made from; default the first teacher that is a whole checkpoint."""
+    general: NonEmpty | None = None
+    """The generally distilled checkpoint that ``general_distill`` starts from."""
+    metric_model: NonEmpty | None = None
+    """Encoder that ``bert_ibleu`` compares texts with; default as the task says."""
+
+
+class LLM(Block):
+    """An LLM that sells labels, replayed: gold labels with errors, at a price of their own."""
+
+    error_rate: float | None = Field(default=None, ge=0, le=1)
+    """Share of its labels that are wrong."""
+    price_item: NonEmpty | None = None
+    """Item of the price book that one of its labels costs; default ``gpt-3.5-label/`` and the task's name."""
+
+
+class Axes(Block):
+    """What is varied, and what is fixed. An axis is one value, a list, or lists by strategy (``others``: those not named)."""
+
+    strategies: tuple[NonEmpty, ...] | None = Field(default=None, min_length=1)
+    """Default: those of the file."""
+    models: Models = Models()
+    """Teachers, students, and what they are made from."""
+    n_initial: Counts | None = None
+    """Human labels to begin with, N; without it each strategy chooses by its rule."""
+    added_usd: Amounts | None = None
+    """Dollars on top of what the first N labels cost; excludes ``budget_usd``."""
+    budget_usd: Amounts | None = None
+    """Dollars in all; excludes ``added_usd``."""
+    pool_rows: Counts | None = None
+    """Unlabelled rows to teach on at most; without it the whole pool."""
+    settings: Settings | None = None
+    """Training settings by role: ``teacher``, ``student``, ``distil``, ``teach``."""
+    llm: LLM = LLM()
+    """For strategies that buy labels from an LLM."""
+
+    @field_validator("strategies")
+    @classmethod
+    def _each_once(cls, strategies: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if strategies is not None:
+            _distinct({OTHERS: strategies})
+        return strategies
+
+    @field_validator("settings")
+    @classmethod
+    def _known_settings(cls, settings: dict[str, dict[str, Any]] | None) -> dict[str, dict[str, Any]] | None:
+        if settings is None:
+            return None
+        renamed: dict[str, dict[str, Any]] = {}
+        for role, given in settings.items():
+            if role not in ROLES:
+                raise ValueError(f"unknown role {role!r}; known: {', '.join(ROLES)}")
+            if twice := sorted(given.keys() & {SETTING_NAMES.get(name) for name in given}):
+                raise ValueError(f"{role}: {twice[0]} is given twice, under its two names; give it once")
+            renamed[role] = {SETTING_NAMES.get(name, name): plain(value) for name, value in given.items()}
+            checked = without_auto(renamed[role])
+            known = TeachSettings() if role == "teach" else TrainSettings(epochs=1, batch_size=1, learning_rate=1e-4)
+            try:
+                known.changed(checked)
+            except UsageError as error:
+                raise ValueError(f"{role}: {error}") from None
+        return renamed
+
+    @model_validator(mode="after")
+    def _one_kind_of_budget(self) -> Axes:
+        if self.added_usd is not None and self.budget_usd is not None:
+            raise ValueError("`added_usd` and `budget_usd` exclude each other; keep one")
+        return self
+
+
+class TaskAxes(Axes):
+    """What differs on one task; whatever is not given holds as at the scale."""
+
+    absent: NonEmpty | None = None
+    """Why no point of the task can be filled; its points are then listed as not available, with this reason."""
+
+
+class Scale(Axes):
+    """The study in one size: ``cpu``, ``paper``, or whatever you call it."""
+
+    machine: NonEmpty = DEFAULT_MACHINE
+    """What compute is charged as."""
+    threads: int = Field(default=DEFAULT_THREADS, ge=1, le=MOST_THREADS, strict=True)
+    """Threads of each step, whatever the number of workers."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """What is computed in where ``settings`` name nothing else; ``auto``: bf16 where this machine is faster in it."""
+    n_seeds: int = Field(default=1, ge=1, strict=True)
+    """Seeds, each of order and initialisation together."""
+    first_seed: int = Field(default=0, ge=0, le=LARGEST_SEED, strict=True)
+    """The first of them."""
+    notes: tuple[NonEmpty, ...] = ()
+    """Said in the report at this scale, behind those of the file."""
+    tasks: dict[str, TaskAxes] = Field(default_factory=dict)
+    """By shipped name, or path of a task file beside this one: the tasks of the study and what differs on them."""
+    any_task: TaskAxes | None = None
+    """What holds for a task that is not listed; without it only listed tasks are known, or any where none is listed."""
+
+
+def values_of(axis: Mapping[str, Sequence[T]], strategy: str) -> Sequence[T]:
+    """The values of an axis for a strategy; none where it is neither named nor among the others."""
+    return axis.get(strategy, axis.get(OTHERS, ()))
+
+
+def union_of(axis: Mapping[str, Sequence[T]]) -> tuple[T, ...]:
+    """Every value of an axis once; in rising order where they are numbers, else as they are written."""
+    values = tuple(dict.fromkeys(value for each in axis.values() for value in each))
+    return tuple(sorted(values)) if all(isinstance(value, int) for value in values) else values  # type: ignore[type-var]
+
+
+def merged(scale: Axes, task: Axes) -> TaskAxes:
+    """The axes of one task: its own, else the scale's. Models, settings and what is said of an LLM are merged key by key."""
+    shared = {name: getattr(scale, name) for name in Axes.model_fields}
+    own = {name: getattr(task, name) for name in task.model_fields_set}
+    if own.keys() & {"added_usd", "budget_usd"}:
+        shared |= {"added_usd": None, "budget_usd": None}
+    both: dict[str, Any] = {**shared, **own}
+    for name in ("models", "llm"):
+        given = getattr(task, name)
+        both[name] = getattr(scale, name).model_copy(
+            update={key: getattr(given, key) for key in given.model_fields_set}
+        )
+    roles = {**(scale.settings or {}), **(task.settings or {})}
+    both["settings"] = {
+        role: {**(scale.settings or {}).get(role, {}), **(task.settings or {}).get(role, {})} for role in roles
+    } or None
+    return TaskAxes.model_construct(**both)

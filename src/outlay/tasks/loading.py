@@ -1,0 +1,356 @@
+"""From a task file to examples: read, check, number, and keep the test rows out of everything that is trained on.
+
+``load_data`` is the only door. What comes through it has answers that the task allows, stable ids, and no train or pool row
+that is also a dev or test row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from outlay.errors import DataError, LabelError, MissingData
+from outlay.spec import named_class
+from outlay.storage.paths import command_line, expand, expand_path, home
+from outlay.tasks.example import Example, TextFormat, number_repeats, seeded_order, shorten
+from outlay.tasks.leaks import _leak_error, _leaks_into, _without, source_key
+from outlay.tasks.readers import TEXT_COLUMN, FileRows, Row, cell_text, missing_value, read_file, read_hub
+from outlay.tasks.source_table import SourceTable
+from outlay.tasks.sources import Column, DataFile, Derive, PoolSource, Source, Split
+from outlay.tasks.splits import PoolPart, TaskData
+from outlay.tasks.task import Task, load_task
+from outlay.text.entities import parse_entities, unlabelled
+from outlay.text.legible import label_problem, named
+
+
+def data_root(root: Path | None = None) -> Path:
+    """Return the folder task files are relative to: ``root``, ``OUTLAY_DATA``, or outlay's own data folder.
+
+    The last one is ``$XDG_DATA_HOME/outlay/data``, or ``~/.local/share/outlay/data``.
+
+    Raises:
+        UsageError: a ``~`` that cannot be expanded.
+        MissingData: nobody names one, and there is no home folder.
+    """
+    if root is not None:
+        return root
+    if named := os.environ.get("OUTLAY_DATA"):
+        return expand_path(named)
+    if shared := os.environ.get("XDG_DATA_HOME"):
+        return expand_path(shared) / "outlay" / "data"
+    user = home()
+    if user is None:
+        raise MissingData("no folder of data sets: there is no home folder; name one with --data or OUTLAY_DATA")
+    return user / ".local" / "share" / "outlay" / "data"
+
+
+def locate(task: Task, file: DataFile, root: Path | None = None) -> Path:
+    """Return where a task's file lies: beside the task's own YAML if it is there, else below the data folder."""
+    name = expand(file.file)
+    if Path(name).is_absolute():
+        return Path(name)
+    if task.folder is not None and _is_there(beside := task.folder / name):
+        return beside
+    return data_root(root) / name
+
+
+def get_command(task: Task) -> str:
+    """The command that brings a task's data from a mirror, which is for the user to name."""
+    return f"{command_line('outlay', 'data', 'get', task.reference)} --from DIR_OR_URL"
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists; one that the system cannot even look up, such as one too long, does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def load_data(task: Task, root: Path | None = None) -> TaskData:
+    """Read every split and pool part of a task.
+
+    Args:
+        task: The task.
+        root: Data folder; by default ``OUTLAY_DATA`` or outlay's own data folder.
+
+    Raises:
+        MissingData: A file is absent, empty, half-written, or has another sha256 or number of rows.
+        LabelError: A gold label is missing or outside the label set; an answer is empty, or an entity has no type.
+        LeakError: Train or pool rows are dev or test rows, and the task does not say ``drop_leaks``.
+        DataError: A row does not have the columns, or does not fit the template, that the task names.
+    """
+    reader = _Reader(task, root)
+    train, test = reader.split("train"), reader.split("test")
+    dev = reader.split("dev") if task.data.dev is not None else []
+    if task.dev == "bought" and task.n_dev is not None:
+        dev = [dev[i] for i in seeded_order([example.id for example in dev], 0)[: task.n_dev]]
+    pool = reader.pool()
+    held = {source_key(task, example) for example in [*dev, *test]}
+    leaks = _leaks_into(task, held, [("train", train), *((f"pool.{part.name}", part.examples) for part in pool)])
+    if leaks and not task.drop_leaks:
+        raise _leak_error(task, leaks)
+    if leaks:
+        train = _without(task, train, held)
+        pool = [PoolPart(part.name, _without(task, part.examples, held)) for part in pool]
+    dropped = {leak.split: leak.n_leaked for leak in leaks}
+    digest = _digest([("train", train), ("dev", dev), ("test", test), *((f"pool.{p.name}", p.examples) for p in pool)])
+    return TaskData(train, dev, test, pool, digest, dropped, tuple(reader.notes()))
+
+
+def answer_problem(task: Task, answer: str) -> str | None:
+    """Say what is wrong with a gold answer, to be put behind the name of its row; None when the task allows it."""
+    allowed = named(task.labels)
+    if task.kind == "classification" and answer not in task.labels:
+        return f"{label_problem(answer, task.labels)}; correct it or `labels`, or translate it by `label_names`"
+    if task.kind == "entities":
+        if rest := unlabelled(answer, task.labels):
+            return f"has no type behind {shorten(rest)!r} in its target; write `text [Type]`, types are {allowed}"
+        if any(not entity.text for entity in parse_entities(answer, task.labels)):
+            return f"has a type without a text before it in its target {shorten(answer)!r}; write `text [Type]`"
+    if task.kind == "generation" and not answer.strip():
+        return "has an empty target; write the answer or remove the row"
+    return None
+
+
+def _digest(splits: Iterable[tuple[str, list[Example]]]) -> str:
+    digest = hashlib.sha256()
+    for name, examples in splits:
+        for example in examples:
+            digest.update(json.dumps([name, example.id, example.label, example.text]).encode())
+            digest.update(b"\n")
+    return digest.hexdigest()
+
+
+class _Reader:
+    """Reads the sources of one task; a file that several sources name is read once."""
+
+    def __init__(self, task: Task, root: Path | None, above: tuple[str, ...] = ()) -> None:
+        self._task = task
+        self._root = root
+        self._above = above
+        self._files: dict[tuple[Path, str | None], FileRows] = {}
+        self._number_coded: dict[str, tuple[str, str]] = {}
+        self._derived_notes: list[str] = []
+        self._splits: dict[Split, list[Example]] = {}
+        self._orders: dict[tuple[str, int], list[int]] = {}
+
+    def notes(self) -> list[str]:
+        """Return what was decided and could have been otherwise: of each file once, and of labels that are numbers."""
+        coded = [
+            f"{file}: labels such as {written} are read as {label}"
+            for file, (written, label) in self._number_coded.items()
+        ]
+        of_files = [note for read in self._files.values() for note in read.notes]
+        return list(dict.fromkeys([*of_files, *coded, *self._derived_notes]))
+
+    def split(self, name: Split) -> list[Example]:
+        """Return a labelled split with the ids of its examples set."""
+        if name not in self._splits:
+            sources = self._task.data.sources_of(name)
+            if not sources:
+                raise DataError(f"task {self._task.name} has no {name} split; add `data.{name}` or name another split")
+            self._splits[name] = number_repeats(example for source in sources for example in self._examples(source))
+        return self._splits[name]
+
+    def pool(self) -> list[PoolPart]:
+        """Return the pool's parts; repeats are numbered through all of them, or left out where a part is ``distinct``."""
+        seen: set[tuple[str, ...]] = set()
+        parts = [(part.name, self._part(part, seen)) for part in self._task.pool]
+        numbered = iter(number_repeats(example for _, examples in parts for example in examples))
+        return [PoolPart(name, [next(numbered) for _ in examples]) for name, examples in parts]
+
+    def _part(self, part: PoolSource, seen: set[tuple[str, ...]]) -> list[Example]:
+        """Return the examples of one part of the pool; the sources ``seen`` in parts before it grow by its own."""
+        if not part.distinct:
+            examples = list(self._examples(part))
+            seen.update(source_key(self._task, example) for example in examples)
+            return examples
+        kept: list[Example] = []
+        for example in self._examples(part, to_the_end=True):
+            key = source_key(self._task, example)
+            if key not in seen:
+                seen.add(key)
+                kept.append(example)
+            if len(kept) == part.n:
+                return kept
+        if part.n is not None:
+            found = f"task {self._task.name}: pool.{part.name} has {len(kept)} rows that are new to the pool"
+            raise MissingData(f"{found}, not the {part.n} of `n`; ask for fewer")
+        return kept
+
+    def _examples(self, source: Source, *, to_the_end: bool = False) -> Iterator[Example]:
+        table = SourceTable(self._rows(source), source.source, self._format(source), source.where)
+        self._refuse_ambiguous(source, table)
+        take = {name: c if isinstance(c, Column) else Column(column=c) for name, c in self._columns(source).items()}
+        others = {name: self._file(c.other) for name, c in take.items() if c.other is not None}
+        for index in self._chosen(source, table, to_the_end):
+            fields = []
+            for name, column in take.items():
+                place = index + column.from_next_row
+                if name in others:
+                    row = others[name][place % len(others[name])]
+                    value = cell_text(row.origin, row.columns, column.column)
+                    if value is None:
+                        raise missing_value(row.origin, row.columns, column.column)
+                else:
+                    value = table.value(place % len(table), column.column)
+                fields.append((name, value))
+            row = table.rows[index]
+            text = self._task.format.render(dict(fields))
+            if not any(value.strip() for _, value in fields):
+                raise DataError(f"{row.origin} is an empty text; remove the row")
+            yield Example("", tuple(fields), text, self._label(source, table, index), row.origin)
+
+    def _columns(self, source: Source) -> dict[str, str | Column]:
+        """Return the column of each field; the only field of a task is the line of a text file."""
+        names = self._task.format.names
+        is_lines = source.data_file is not None and source.data_file.is_lines and source.source is None
+        own = TEXT_COLUMN if is_lines and len(names) == 1 else None
+        return {name: source.fields.get(name, own or name) for name in names}
+
+    def _refuse_ambiguous(self, source: Source, table: SourceTable) -> None:
+        """Refuse a gold label whose column has the name of a part of the text."""
+        parts = self._format(source).names if source.source is not None else ()
+        if source.target in parts and any(source.target in row.columns for row in table.rows):
+            raise DataError(
+                f"task {self._task.name}: {source.target!r} is a column of the rows and a part of the text in "
+                f"{source.source!r}; name the field of the template otherwise"
+            )
+
+    def _chosen(self, source: Source, table: SourceTable, to_the_end: bool) -> list[int]:
+        """Return the indices of the rows a source takes: all in order, or a stretch of the seeded order.
+
+        With ``to_the_end`` the stretch does not stop behind ``n`` rows: the caller does.
+        """
+        n_rows = len(table)
+        if not n_rows:
+            raise MissingData(
+                f"task {self._task.name}: no row agrees with `where` {dict(source.where)}; correct the values"
+            )
+        if source.n is None and not source.skip:
+            return list(range(n_rows))
+        stop = n_rows if source.n is None else source.skip + source.n
+        if stop > n_rows or source.skip >= n_rows:
+            file = table.rows[0].origin.rpartition(":")[0]
+            asked = f"skip {source.skip}" + (f" and n {source.n}" if source.n is not None else "")
+            raise MissingData(f"task {self._task.name}: {asked} reach past the {n_rows} rows of {file}; ask for fewer")
+        return self._order(source, table)[source.skip : None if to_the_end else stop]
+
+    def _order(self, source: Source, table: SourceTable) -> list[int]:
+        """Return the seeded order of a source's rows; that of a whole file is made once for all its parts."""
+        if source.file is None or source.where:
+            return seeded_order([row.origin for row in table.rows], source.seed)
+        key = source.file, source.seed
+        if key not in self._orders:
+            self._orders[key] = seeded_order([row.origin for row in table.rows], source.seed)
+        return self._orders[key]
+
+    def _format(self, source: Source) -> TextFormat:
+        return TextFormat(source.template) if source.template is not None else self._task.format
+
+    def _label(self, source: Source, table: SourceTable, index: int) -> str | None:
+        if source.target is None:
+            return None
+        row = table.rows[index]
+        written = table.given(index, source.target)
+        if written is None or not (self._task.kind == "entities" or written.strip()):
+            raise self._unlabelled(source, table, index)
+        label = _translated(written, source.label_names)
+        if self._task.kind == "classification" and (known := named_class(label, self._task.labels)) != label:
+            self._number_coded.setdefault(row.origin.rpartition(":")[0], (written, known))
+            label = known
+        problem = answer_problem(self._task, label)
+        if problem is not None:
+            raise LabelError(f"{row.origin} {problem}")
+        return label
+
+    def _unlabelled(self, source: Source, table: SourceTable, index: int) -> LabelError:
+        """Say which row has no label, and how many more have none."""
+        assert source.target is not None
+        is_class, row, columns = self._task.kind == "classification", table.rows[index], table.columns(index)
+        what = "label" if is_class else "answer"
+        there = "" if source.target in columns else f" (its columns are {named(columns)})"
+        wanted = f"give it one of {named(self._task.labels)}" if is_class else "write it or remove the row"
+        values = (table.given(i, source.target) for i in range(len(table)))
+        n_without = sum(value is None or not (self._task.kind == "entities" or value.strip()) for value in values)
+        if n_without > 1:
+            there += f", nor have {n_without - 1:,} more of the {len(table):,} rows"
+            wanted += ", or move such rows to a file of their own and name it in `pool`"
+        return LabelError(f"{row.origin} has no {what} in column {source.target!r}{there}; {wanted}")
+
+    def _rows(self, source: Source) -> list[Row]:
+        if source.data_file is not None:
+            return self._file(source.data_file)
+        if source.hub is not None:
+            return read_hub(source.hub)
+        if source.derive is not None:
+            return self._derived(source.derive)
+        assert isinstance(source, PoolSource)
+        assert source.split is not None
+        return [Row(example.origin, dict(example.fields)) for example in self.split(source.split)]
+
+    def _file(self, file: DataFile) -> list[Row]:
+        at = locate(self._task, file, self._root), file.delimiter
+        if at not in self._files:
+            if not _is_file(at[0]):
+                raise self._absent(file, at[0])
+            self._files[at] = read_file(file, at[0])
+        return self._files[at].rows
+
+    def _absent(self, file: DataFile, path: Path) -> MissingData:
+        """Say where a file was looked for, and the way out: only files with a public origin can be fetched."""
+        folder = self._task.folder
+        if folder is None:
+            way_out = f"`{get_command(self._task)}` lays it there"
+            return MissingData(f"{path} is not there; {way_out}, or OUTLAY_DATA names another data folder")
+        if _is_there(path):
+            return MissingData(f"{path} is a folder, not a file of rows; name the file")
+        beside = folder / expand(file.file)
+        where = f"{beside} is not there" + ("" if beside == path else f", nor is {path}")
+        fetched = f", or `{get_command(self._task)}` fetches it" if file.origin is not None else ""
+        return MissingData(f"{where}; correct `file` in the task, or put the file there{fetched}")
+
+    def _derived(self, derive: Derive) -> list[Row]:
+        other = derived_task(self._task, derive)
+        above = (*self._above, self._task.name)
+        if other.name in above:
+            raise DataError(
+                f"task {other.name} is derived from itself ({' from '.join((*above, other.name))}); break the ring"
+            )
+        if taken := {"label"} & set(other.format.names):
+            raise DataError(
+                f"task {other.name} has a field named {taken.pop()!r}, which is the column of its answers where rows are "
+                "derived from it; name the field otherwise"
+            )
+        reader = _Reader(other, self._root, above)
+        examples = reader.split(derive.split)
+        self._derived_notes += reader.notes()
+        return [Row(e.origin, {**dict(e.fields), "text": e.text, "label": e.label}) for e in examples]
+
+
+def derived_task(task: Task, derive: Derive) -> Task:
+    """Load the task that ``derive`` names; a path is relative to the folder of the deriving task's file.
+
+    Raises:
+        UnknownTask: There is no such task.
+        TaskFileError: Its file does not fit the schema.
+    """
+    beside = task.folder / expand(derive.task) if task.folder is not None else None
+    return load_task(beside if beside is not None and beside.is_file() else derive.task)
+
+
+def _translated(written: str, names: Mapping[str, str]) -> str:
+    """The task's label for one as it is written in the rows; a number with a fraction of zeros is the one without."""
+    known = named_class(written, list(names))
+    return names.get(known, written)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False

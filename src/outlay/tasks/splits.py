@@ -1,0 +1,101 @@
+"""A task's rows in the order of one seed, and the digests that the keys of steps are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from outlay.storage.store import key_of
+from outlay.tasks.example import Example, seeded_order
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """Train, dev and pool in their seeded orders; the test split as it lies. Shared by runs, so never changed."""
+
+    train: list[Example]
+    dev: list[Example]
+    pool: list[Example]
+    test: list[Example]
+    pool_digests: PoolDigests
+
+    @classmethod
+    def of(cls, data: TaskData, seed: int) -> Ordered:
+        """The rows of ``data`` in the order of ``seed``."""
+        pool = _ordered([example for part in data.pool for example in part.examples], seed)
+        return cls(_ordered(data.train, seed), _ordered(data.dev, seed), pool, data.test, PoolDigests(pool))
+
+    @cached_property
+    def train_digest(self) -> str:
+        """Of all train rows."""
+        return _rows_digest(self.train)
+
+    @cached_property
+    def dev_digest(self) -> str:
+        """Of all dev rows."""
+        return _rows_digest(self.dev)
+
+    @cached_property
+    def test_digest(self) -> str:
+        """Of all test rows."""
+        return _rows_digest(self.test)
+
+
+class PoolDigests:
+    """Digest of a slice of the pool, each computed once."""
+
+    def __init__(self, pool: Sequence[Example]) -> None:
+        self._pool = pool
+        self._known: dict[tuple[int, int], str] = {}
+
+    def __call__(self, start: int, stop: int) -> str:
+        """Of the texts of rows ``start:stop``."""
+        if (start, stop) not in self._known:
+            self._known[start, stop] = key_of([example.text for example in self._pool[start:stop]])
+        return self._known[start, stop]
+
+
+def _ordered(examples: Sequence[Example], seed: int) -> list[Example]:
+    return [examples[i] for i in seeded_order([example.id for example in examples], seed)]
+
+
+def _rows_digest(rows: Sequence[Example]) -> str:
+    """Over ids, texts and gold labels: replayed answers depend on them, and so does a score."""
+    return key_of([[row.id, row.text, row.label] for row in rows])
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPart:
+    """One named part of the unlabelled pool."""
+
+    name: str
+    examples: list[Example]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskData:
+    """Everything a task's file points to.
+
+    Attributes:
+        train: Rows whose labels are for sale.
+        dev: Rows to choose models on; empty for ``dev: carved`` and ``dev: none``.
+        test: Rows that are scored once, at the end.
+        pool: Parts of the unlabelled pool, in the order of the task file; ids are unique over all parts.
+        digest: sha256 over split, id, label and text of every example above.
+        dropped: Split or ``pool.NAME`` → rows that ``drop_leaks`` left out; empty where none was.
+        notes: What was decided about the form of files and labels and could have been otherwise, a sentence each.
+    """
+
+    train: list[Example]
+    dev: list[Example]
+    test: list[Example]
+    pool: list[PoolPart]
+    digest: str
+    dropped: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+    def splits(self) -> list[tuple[str, list[Example]]]:
+        """Return train, dev, test and every pool part (as ``pool.NAME``) with their examples."""
+        labelled = [("train", self.train), ("dev", self.dev), ("test", self.test)]
+        return labelled + [(f"pool.{part.name}", part.examples) for part in self.pool]

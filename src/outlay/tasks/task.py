@@ -1,0 +1,301 @@
+"""Task files: what is predicted, from which text, on which data, at which price.
+
+A task is one YAML file. This module says what the file may hold; :mod:`outlay.tasks.sources` and
+:mod:`outlay.tasks.overrides` describe its two large blocks, and :mod:`outlay.tasks.loading` reads the rows it points to.
+Every key is described in ``docs/tasks.md`` and in the JSON Schema ``tasks/task.schema.json``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
+
+from outlay.errors import TaskFileError, UnknownTask
+from outlay.spec import Form, Kind
+from outlay.storage.paths import expand
+from outlay.tasks.example import Example, TextFormat
+from outlay.tasks.overrides import Training
+from outlay.tasks.sources import Data, PoolSource, Source, compiled
+from outlay.tasks.yaml_file import Block, Name, NonEmpty, Value, first_problem, read_yaml
+from outlay.text.legible import alike, likeness, outer_blanks, quoted
+
+SHIPPED = Path(__file__).parent / "shipped"
+DEFAULT_DEV_FRACTION = 0.1
+"""Share of the bought labels that ``dev: carved`` sets aside when the task names none."""
+
+Metric = Literal["accuracy", "f1", "entity_f1", "qa_f1", "bert_ibleu"]
+METRICS_OF: dict[Kind, tuple[Metric, ...]] = {
+    "classification": ("accuracy", "f1"),
+    "entities": ("entity_f1",),
+    "generation": ("qa_f1", "bert_ibleu"),
+}
+"""Main metrics a kind of task may have; the first one is its default."""
+MAX_TARGET_TOKENS: dict[Kind, int] = {"classification": 8, "entities": 128, "generation": 32}
+"""Longest answer where the task does not say, as in Kang et al. 2023, Table 8."""
+MIN_LABELS: dict[Kind, int] = {"classification": 2, "entities": 1, "generation": 0}
+
+
+class MetricModel(Block):
+    """The encoder that BERTScore compares texts with."""
+
+    model: NonEmpty
+    """Folder or hub name of the encoder."""
+    layer: int | None = Field(default=None, gt=0)
+    """Layer whose states are compared; without it the last one."""
+    idf: bool = False
+    """Weight tokens by how rare they are among the references."""
+
+
+class Published(Block):
+    """What a paper prints about the task, to be held against what is done here."""
+
+    usd_per_label: float = Field(gt=0)
+    """Price of one label, in dollars."""
+    n_train: int = Field(gt=0)
+    """Labelled training rows."""
+    n_dev: int | None = Field(default=None, gt=0)
+    """Dev rows."""
+    n_test: int | None = Field(default=None, gt=0)
+    """Test rows; absent where the paper reports on its dev rows."""
+    n_unlabeled: int | None = Field(default=None, gt=0)
+    """Most unlabelled rows the paper used."""
+    source: NonEmpty
+    """Paper and tables."""
+
+
+class Task(Block):
+    """A task as its file describes it."""
+
+    name: Name
+    """Short name of at most 100 characters: letters, digits, ``_``, ``.`` and ``-``, the last two not first."""
+    description: str = ""
+    """One line for people."""
+    kind: Kind = "classification"
+    """What is answered: one of ``labels``, a line of entities of the types ``labels``, or free text (``generation``)."""
+    text: NonEmpty
+    """Template of the text a model reads, such as ``claim: {claim} tweet: {tweet}``."""
+    segments: tuple[str, ...] = ()
+    """One or two fields an encoder reads as its segments; default: all fields, or ``[text]`` where there are more."""
+    prefix: str = ""
+    """Put before the text for models that write their answer, such as ``nq: ``; encoders do not read it."""
+    labels: tuple[Value, ...] = Field(default=(), validate_default=True)
+    """Label set, or entity types; none for ``generation``. The published reading counts an unknown one as the first."""
+    metric: Metric = "accuracy"
+    """``accuracy`` or ``f1`` (micro-averaged); ``entity_f1`` for entities; ``qa_f1`` or ``bert_ibleu`` for generation."""
+    bertscore: MetricModel | None = None
+    """Encoder that ``bert_ibleu`` measures likeness of meaning with; a command may name another."""
+    price_item: NonEmpty
+    """Item of the price book that one label costs."""
+    max_source_tokens: int = Field(default=128, gt=0)
+    """Longest input, in tokens; longer ones are cut."""
+    max_target_tokens: int = Field(default=8, gt=0)
+    """Longest answer, in tokens, for models that write their answer; default 128 for entities, 32 for generation."""
+    symmetric: bool = False
+    """The label does not depend on the order of the fields, so a swapped pair is the same source."""
+    dev: Literal["given", "bought", "carved", "none"] = "given"
+    """Dev labels: free, bought like any label, carved out of the bought training labels, or none (fixed steps)."""
+    n_dev: int | None = Field(default=None, gt=0)
+    """Number of dev labels that are bought or carved; for ``bought`` the default is the whole dev split."""
+    dev_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the bought labels that is carved; default 0.1."""
+    drop_leaks: bool = False
+    """Leave train and pool rows out that are also dev or test rows, instead of refusing the data."""
+    data: Data
+    """The labelled splits."""
+    pool: tuple[PoolSource, ...] = ()
+    """Parts of the unlabelled pool, in order."""
+    training: Training = Training()
+    """Overrides of hyper-parameters."""
+    published: Published | None = None
+    """Figures of a paper; nothing is computed from them."""
+    _file: Path | None = PrivateAttr(default=None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_kind(cls, content: Any) -> Any:
+        """Fill in what depends on the kind of task."""
+        kind = content.get("kind", "classification") if isinstance(content, dict) else None
+        if kind not in METRICS_OF:
+            return content
+        return {"metric": METRICS_OF[kind][0], "max_target_tokens": MAX_TARGET_TOKENS[kind], **content}
+
+    @field_validator("labels")
+    @classmethod
+    def _fitting_labels(cls, labels: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        kind: Kind | None = info.data.get("kind")
+        if len(set(labels)) != len(labels) or "" in labels:
+            raise ValueError("the labels must differ from each other and be more than nothing")
+        for label in labels:
+            if where := outer_blanks(label) or ("nothing but blanks" if label and not label.strip() else ""):
+                raise ValueError(
+                    f"{quoted(label)} is a label {where}, and models that write answer without; write it without, and where "
+                    f"rows have it `label_names: {{{json.dumps(label)}: {json.dumps(label.strip() or 'NAME')}}}`"
+                )
+        if same := alike(labels):
+            raise ValueError(
+                f"{quoted(same[0])} and {quoted(same[1])} look the same ({likeness(same[1], same[:1])}); keep one"
+            )
+        if kind is not None and len(labels) < MIN_LABELS[kind]:
+            raise ValueError(f"a task of kind {kind} needs at least {MIN_LABELS[kind]}, not {len(labels)}")
+        if kind == "generation" and labels:
+            raise ValueError("a task of kind generation answers with free text; remove the labels or choose a kind")
+        if kind == "entities":
+            bad = [label for label in labels if "[" in label or "]" in label or label != " ".join(label.split())]
+            if len({label.lower() for label in labels}) != len(labels) or bad:
+                shown = f"{quoted(bad[0])} is none: " if bad else ""
+                raise ValueError(
+                    f"{shown}entity types have no brackets, single blanks between words, and differ in more than case"
+                )
+        return labels
+
+    @field_validator("metric")
+    @classmethod
+    def _fitting_metric(cls, metric: Metric, info: ValidationInfo) -> Metric:
+        kind: Kind | None = info.data.get("kind")
+        if kind is not None and metric not in METRICS_OF[kind]:
+            raise ValueError(f"{metric} does not measure {kind}; choose {' or '.join(METRICS_OF[kind])}")
+        return metric
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Task:
+        names = compiled(self.text).names
+        if len(set(self.segments)) != len(self.segments):
+            raise ValueError(f"`segments` names {', '.join(self.segments)}; name each field once")
+        if self.segments and (len(self.segments) > 2 or not set(self.segments) <= {*names, "text"}):
+            raise ValueError(f"`segments` takes one or two of {', '.join(names)}, text")
+        if self.kind == "entities" and self.segments not in ((), ("text",)):
+            raise ValueError("`segments` of a task of kind entities is [text]: spans lie in the whole text; remove it")
+        if self.bertscore is not None and self.metric != "bert_ibleu":
+            raise ValueError(f"`bertscore` belongs to `metric: bert_ibleu`, not {self.metric}; remove it")
+        for where, source in self.sources():
+            unknown = sorted(set(source.fields) - set(names))
+            if unknown:
+                raise ValueError(f"`{where}.fields` names {', '.join(unknown)}; `text` has {', '.join(names)}")
+        parts = [part.name for part in self.pool]
+        twice = next((name for i, name in enumerate(parts) if name in parts[:i]), None)
+        if twice is not None:
+            raise ValueError(f"the parts of `pool` must have different names, and two are called {twice!r}")
+        rows = [source.model_dump(exclude={"rows", "sha256", "origin"}) for source in self.data.sources_of("train")]
+        again = next((i for i, source in enumerate(rows) if source in rows[:i]), None)
+        if again is not None:
+            raise ValueError(
+                f"`data.more_train.{again - 1}` takes rows that train has already, to be bought twice; remove it"
+            )
+        self._check_dev()
+        return self
+
+    def _check_dev(self) -> None:
+        needs_split = self.dev in ("given", "bought")
+        if needs_split and self.data.dev is None:
+            raise ValueError(f"`dev: {self.dev}` needs `data.dev`; add it, or choose carved or none")
+        if not needs_split and self.data.dev is not None:
+            raise ValueError(f"`dev: {self.dev}` does not read `data.dev`; remove it, or choose given or bought")
+        if self.n_dev is not None and self.dev not in ("bought", "carved"):
+            raise ValueError(f"`n_dev` belongs to `dev: bought` or `dev: carved`, not {self.dev}")
+        if self.dev_fraction is not None and (self.dev != "carved" or self.n_dev is not None):
+            raise ValueError("`dev_fraction` belongs to `dev: carved` and excludes `n_dev`")
+        for name, source in (("dev", self.data.dev), ("test", self.data.test)):
+            if source is not None and source.target is None:
+                raise ValueError(f"`data.{name}` needs `target`, the column of its gold label")
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the task's own file, where its data is looked for first; None for a shipped task."""
+        return None if self._file is None else self._file.resolve().parent
+
+    @property
+    def reference(self) -> str | Path:
+        """What a command calls it: the path of its own file, or the name of a shipped task."""
+        return self.name if self._file is None else self._file
+
+    @cached_property
+    def format(self) -> TextFormat:
+        """The compiled template ``text``."""
+        return TextFormat(self.text)
+
+    @cached_property
+    def segment_names(self) -> tuple[str, ...]:
+        """Names of the one or two segments an encoder reads."""
+        if self.segments:
+            return self.segments
+        if self.kind == "entities":
+            return ("text",)
+        return self.format.names if len(self.format.names) <= 2 else ("text",)
+
+    @property
+    def form(self) -> Form:
+        """What a model has to know of the task."""
+        return Form(self.kind, self.labels, self.max_source_tokens, self.max_target_tokens, self.prefix)
+
+    def segments_of(self, example: Example) -> tuple[str, ...]:
+        """Return the one or two texts an encoder reads for an example."""
+        return tuple(example.field(name) for name in self.segment_names)
+
+    def n_carved(self, n_labels: int) -> int:
+        """Return how many of ``n_labels`` bought labels are set aside for dev: 0 unless ``dev: carved``.
+
+        At least one label is left on each side; a single label is never carved.
+        """
+        if self.dev != "carved" or n_labels < 2:
+            return 0
+        wanted = self.n_dev or math.ceil(n_labels * (self.dev_fraction or DEFAULT_DEV_FRACTION))
+        return min(wanted, n_labels - 1)
+
+    def sources(self) -> list[tuple[str, Source]]:
+        """Return every source with its key path: the splits that are given, then the parts of the pool."""
+        more = [(f"data.more_train.{i}", source) for i, source in enumerate(self.data.more_train)]
+        held = [("data.dev", self.data.dev), ("data.test", self.data.test)]
+        splits = [("data.train", self.data.train), *more, *held]
+        given = [(path, source) for path, source in splits if source is not None]
+        return given + [(f"pool.{part.name}", part) for part in self.pool]
+
+
+def shipped_tasks() -> list[str]:
+    """Return the names of the tasks that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def load_task(name_or_path: str | Path) -> Task:
+    """Load a shipped task by name, or a task file by path.
+
+    Raises:
+        UsageError: A ``~`` that cannot be expanded.
+        UnknownTask: There is no such name and no such file.
+        TaskFileError: The file does not fit the schema.
+    """
+    path = name_or_path if isinstance(name_or_path, Path) else Path(expand(name_or_path))
+    is_path = isinstance(name_or_path, Path) or path.suffix.lower() in (".yaml", ".yml") or len(path.parts) > 1
+    if not is_path:
+        shipped = SHIPPED / f"{name_or_path}.yaml"
+        if str(name_or_path) not in shipped_tasks():
+            near = difflib.get_close_matches(str(name_or_path), shipped_tasks(), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            known = ", ".join(shipped_tasks())
+            raise UnknownTask(
+                f"no task {str(name_or_path)!r}{hint}; shipped are {known}, or give the path of a YAML file"
+            )
+        return _read(shipped)
+    if not path.is_file():
+        raise UnknownTask(f"no task file {path}; give an existing YAML file or one of {', '.join(shipped_tasks())}")
+    task = _read(path)
+    task._file = path.absolute()
+    return task
+
+
+def _read(path: Path) -> Task:
+    try:
+        return Task.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise TaskFileError(f"{path}: {first_problem(error, task_schema())}") from None
+
+
+def task_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a task file (draft 2020-12); ``tasks/task.schema.json`` is a copy of it."""
+    schema = Task.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

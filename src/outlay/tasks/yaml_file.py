@@ -1,0 +1,106 @@
+"""Read a task or study file: unknown keys are refused, and what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from outlay.errors import DataError, MissingData, TaskFileError
+from outlay.tasks.example import shorten
+from outlay.text.text_file import read_text
+from outlay.text.yaml_text import BadYaml, WrittenFloat, WrittenInt, parse_yaml, written_text
+
+Value = Annotated[str, BeforeValidator(written_text, json_schema_input_type=str | int | float)]
+NonEmpty = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
+"""What files and folders are named by too: no slash, no leading dot or dash, far from the 255 bytes of a file system."""
+
+
+class Block(BaseModel):
+    """A block of a task or study file: values are frozen, keys that nobody knows are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, str_strip_whitespace=False)
+
+
+def read_yaml(path: Path, error_type: type[DataError] = TaskFileError, page: str = "docs/tasks.md") -> dict[str, Any]:
+    """Read the keys and values of a file; ``page`` is where such files are described.
+
+    Raises:
+        TaskFileError: (or ``error_type``) It is no YAML, no UTF-8 text, gives a key twice, or holds something else than
+            keys and values.
+    """
+    try:
+        content = parse_yaml(read_text(path))
+    except BadYaml as error:
+        line = "" if error.line is None else f" line {error.line}"
+        raise error_type(f"{path}{line}: not readable as YAML: {error}; see {page}") from None
+    except MissingData as error:
+        raise error_type(f"{error}; a YAML file is UTF-8 text, see {page}") from None
+    if not isinstance(content, dict):
+        raise error_type(f"{path}: holds {type(content).__name__}, not keys and values; see {page}")
+    return content
+
+
+_UNION_CHOICES = ("constrained-str", "str", "Column")
+"""Parts of a pydantic key path that name a choice of a union, not a key."""
+
+
+def first_problem(error: ValidationError, schema: dict[str, Any], whole: str = "the task") -> str:
+    """Say the first problem of a file in one line: key path, what is wrong, the value that is there.
+
+    Args:
+        error: What pydantic found.
+        schema: JSON Schema of the whole file, for the keys that are allowed in a place.
+        whole: What the file describes, where it is wrong as a whole.
+    """
+    problems = error.errors()
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    where = ".".join(str(part) for part in first["loc"] if part not in _UNION_CHOICES) or whole
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1], schema)
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        text = f"{where}: unknown key{hint}; allowed here are {', '.join(known)}"
+    elif first["type"] == "missing":
+        text = f"{where}: is required and missing"
+    elif first["type"] == "value_error":
+        text = f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    else:
+        text = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {_shown(first['input'])}"
+        if first["type"] == "string_type" and not isinstance(first["input"], list | tuple | dict):
+            text += "; write it in quotes"
+    return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 3, 4, 4, 80, 80
+
+
+def _shown(value: object) -> str:
+    """Show a value as far as a line allows: lists inside each other may be endless, and numbers too long to write."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, WrittenInt | WrittenFloat):
+        return shorten(value.written)
+    return shorten(_REPR.repr(value))
+
+
+def _known_keys(path: tuple[int | str, ...], schema: dict[str, Any]) -> list[str]:
+    """Return the keys allowed at a key path of the task file."""
+    here = schema
+    for part in path:
+        if part in schema["$defs"]:
+            here = schema["$defs"][part]
+        elif isinstance(part, int):
+            here = here.get("items", {})
+        else:
+            others = next(iter(here.get("patternProperties", {}).values()), here.get("additionalProperties"))
+            here = here.get("properties", {}).get(part, others if isinstance(others, dict) else here)
+        options = [option for option in here.get("anyOf", [here]) if "$ref" in option]
+        if options:
+            here = schema["$defs"][options[0]["$ref"].rsplit("/", 1)[1]]
+    return sorted(here.get("properties", {}))

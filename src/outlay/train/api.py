@@ -1,0 +1,431 @@
+"""The steps of a recipe as functions: fine-tune, teach, distil, predict. Inputs are texts and folders, outputs are files."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from outlay.errors import UsageError
+from outlay.models.generative_heads import ChoiceHead, TextHead
+from outlay.models.heads import Head, LogitSink, Rows, Sources, Speech, Texts
+from outlay.models.loading import (
+    ModelSpec,
+    check_checkpoint,
+    head_of,
+    load_model,
+    load_saved,
+    n_logits,
+    read_head,
+    same_tokenizer,
+    save_model,
+    set_dropout,
+)
+from outlay.models.peft import adapt, cast, check, compiled, merge
+from outlay.models.tokenization import Units
+from outlay.settings import TeachSettings, TrainSettings
+from outlay.spec import Form, TargetKind
+from outlay.train.batching import inference_batches
+from outlay.train.checkpoints import Checkpoints
+from outlay.train.distributed import Place, here
+from outlay.train.loop import Audience, DevScore, Lesson, fit
+from outlay.train.objectives import GoldLesson, TargetLesson, gold_units
+from outlay.train.profiler import Stopwatch, part
+from outlay.train.state import Gauge, OnProgress, Progress
+from outlay.train.targets.targets import SparseTargets, TargetsBuilder
+from outlay.train.trackers import Tracker
+
+__all__ = ["DevTexts", "ModelSpec", "Watch", "distil", "finetune", "n_logits", "predict", "same_tokenizer", "teach"]
+
+INFERENCE_BATCH = 64
+_NO_LIMIT = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What stands around a step: the gauge it reports to, where and how often it may checkpoint, who is told of progress."""
+
+    gauge: Gauge
+    checkpoints: Path | None = None
+    checkpoint_seconds: float = 20.0
+    on_progress: OnProgress | None = None
+    save_steps: int | None = None
+    tracker: Tracker | None = None
+    stopwatch: Stopwatch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DevTexts:
+    """Dev rows and how to score answers to them, or to the first of them: as many as it is given."""
+
+    sources: Texts
+    score: Callable[[Sequence[str]], float]
+
+
+def finetune(
+    spec: ModelSpec,
+    sources: Texts,
+    answers: Sequence[str],
+    settings: TrainSettings,
+    *,
+    dev: DevTexts | None,
+    out: Path,
+    watch: Watch,
+) -> Progress:
+    """Train a model on answers with cross-entropy and write it to ``out``.
+
+    Raises:
+        ValueError: answers and sources differ in number.
+        LabelError: an answer outside the label set.
+    """
+    if len(answers) != len(sources):
+        raise ValueError(f"{len(sources)} rows to train on but {len(answers)} answers")
+    check(settings, fsdp=here().fsdp)
+    model, head, tokenizer = load_model(spec)
+    read = head.read(sources)
+    units = head.spell(read, answers)
+    return _train(_Pupil(model, head, tokenizer), GoldLesson(head, read, units), settings, units, dev, out, watch)
+
+
+def distil(
+    spec: ModelSpec,
+    sources: Texts,
+    targets: SparseTargets,
+    settings: TrainSettings,
+    *,
+    gold: Sequence[str | None] | None = None,
+    dev: DevTexts | None,
+    out: Path,
+    watch: Watch,
+) -> Progress:
+    """Train a model on a teacher's stored targets and write it to ``out``.
+
+    ``targets`` cover ``sources`` row by row; ``gold``: each row's gold answer, where it is known, for ``settings.gold_weight``.
+    A teacher's text is learnt by cross-entropy, with the gold answer in its place where there is one and a weight is given.
+
+    Raises:
+        ValueError: targets and sources differ in number, or the temperature was not offered.
+        UsageError: the student cannot learn from such targets.
+    """
+    if len(targets) != len(sources):
+        raise ValueError(f"{len(sources)} pool rows but targets for {len(targets)} rows")
+    check(settings, fsdp=here().fsdp)
+    model, head, tokenizer = load_model(spec)
+    read = head.read(sources)
+    pupil = _Pupil(model, head, tokenizer)
+    if targets.kind == "text":
+        _only_tokens("the published objective", settings)
+        answers = list(targets.answers)
+        if gold is not None and settings.gold_weight > 0:
+            answers = [said if known is None else known for said, known in zip(answers, gold, strict=True)]
+        units = head.spell(read, answers)
+        return _train(pupil, GoldLesson(head, read, units), settings, units, dev, out, watch)
+    _check_targets(head, targets, settings, model, read)
+    mixed = gold_units(head, read, gold) if gold is not None and settings.gold_weight > 0 else None
+    lesson = TargetLesson(head, read, targets, settings, mixed)
+    return _train(pupil, lesson, settings, mixed or Units.of([]), dev, out, watch)
+
+
+def teach(
+    model_folder: Path,
+    sources: Texts,
+    *,
+    target: TargetKind,
+    settings: TeachSettings,
+    precision: str,
+    gauge: Gauge,
+    vocab_size: int | None = None,
+    device_map: str | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> SparseTargets:
+    """The teacher's targets for one block of pool rows, in row order.
+
+    ``vocab_size``: for ``tokens``, the rows of the vocabulary that teacher and student both have; the rest is padding of the
+    teacher's and is left out.
+
+    Raises:
+        UsageError: this teacher cannot speak so.
+    """
+    with part(stopwatch, "load"):
+        model, head = _loaded_model(model_folder, device_map)
+    if target == "text":
+        with part(stopwatch, "speak"):
+            return SparseTargets.text_only(_answers(model, head, sources, settings, precision, gauge))
+    head = _speaks(head, target)
+    with part(stopwatch, "data"):
+        read = head.read(sources)
+    builder = TargetsBuilder(
+        target, len(read), vocab_size=vocab_size, max_logits=settings.max_logits, tail_mass=settings.tail_mass
+    )
+    answers = [""] * len(read)
+    width = head.form.max_target_tokens if settings.keep_padding and target == "tokens" else None
+    with part(stopwatch, "speak"):
+        for rows, speech in _speeches(model, head, read, settings, precision, gauge, sink=builder.put):
+            n_kept = None if width is None else np.full(len(rows), width, dtype=np.int64)
+            builder.answer(rows, speech.units, n_kept=n_kept, pad_unit=head.pad_unit)
+            for row, text in zip(rows, head.words(read, rows, speech.units), strict=True):
+                answers[int(row)] = text
+    with part(stopwatch, "keep"):
+        return builder.build(answers)
+
+
+def predict(
+    model_folder: Path,
+    sources: Texts,
+    *,
+    precision: str,
+    gauge: Gauge,
+    beams: int = 1,
+    batch_size: int = INFERENCE_BATCH,
+    device_map: str | None = None,
+) -> list[str]:
+    """A trained model's answers, in row order; one that writes may write what it will."""
+    model, head = _loaded_model(model_folder, device_map)
+    settings = TeachSettings(beams=beams, batch_size=batch_size, answers_from="free")
+    return _answers(model, head, sources, settings, precision, gauge)
+
+
+def use_threads(n: int) -> None:
+    """Compute with ``n`` threads from here on: sums depend on it, so it is part of every key."""
+    torch.set_num_threads(n)
+
+
+def count_tokens(ref: str, base: str, form: Form, sources: Texts) -> list[int]:
+    """Tokens per row as a model of this reference reads them, after truncation, special tokens included."""
+    return [int(n) for n in head_of(ref, base, form).read(sources).encoded.lengths]
+
+
+def count_cut(ref: str, base: str, form: Form, sources: Texts) -> int:
+    """Rows that are longer than a model of this reference reads."""
+    return head_of(ref, base, form).read(sources).encoded.n_truncated
+
+
+def longest_answer(ref: str, base: str, form: Form) -> int:
+    """Tokens that an answer has at most: none for an encoder; what a model writes need not be a label, so else the limit."""
+    head = head_of(ref, base, form)
+    return head.form.max_target_tokens if head.target == "tokens" else 0
+
+
+def check_model(ref: str, base: str, form: Form, n_segments: int = 1, settings: Sequence[TrainSettings] = ()) -> None:
+    """Whether a model can do the task at all, has room for the text, can spell what it is to answer with, and can be trained so.
+
+    ``n_segments``: the texts that an encoder reads side by side; ``settings``: of each training of it. No weights are read.
+
+    Raises:
+        UsageError: the family cannot do the task, prefix and special tokens leave no token to the text, or adapters or optimiser
+            cannot be had.
+        LabelError: the tokenizer cannot spell a label, or a label is longer than an answer may be.
+        UnknownModel: files that do not fit each other, or a model whose layers cannot be cut.
+    """
+    head, tokenizer = read_head(ref, base, form)
+    check_checkpoint(ref, base, head, tokenizer, settings)
+    _check_room(head, ref, n_segments)
+    if isinstance(head, TextHead) and form.labels:
+        head.check_spelling(form.labels if form.kind == "classification" else [f"a [{x}]" for x in form.labels])
+
+
+def _check_room(head: Head, ref: str, n_segments: int) -> None:
+    """Refuse limits that cut every text down to what stands around it."""
+    limit = head.form.max_source_tokens
+    wide: Any = copy.copy(head)
+    wide.form = replace(head.form, max_source_tokens=_NO_LIMIT)
+    n_around = wide.read([("",) * n_segments]).encoded.n_tokens
+    if limit - n_around < n_segments:
+        raise UsageError(
+            f"max_source_tokens is {limit:,} for model {ref!r}, and prefix and special tokens take {n_around:,}: no token of a "
+            f"text is left; give at least {n_around + n_segments:,}, or a shorter prefix"
+        )
+
+
+_loaded: dict[tuple[Path, int, str | None], tuple[nn.Module, Head]] = {}
+
+
+def _loaded_model(folder: Path, device_map: str | None) -> tuple[nn.Module, Head]:
+    """`load_saved`, keeping the last model: a teacher speaks block after block."""
+    written = max((path.stat().st_mtime_ns for path in folder.glob("*.safetensors")), default=0)
+    key = (folder.resolve(), written, device_map)
+    if key not in _loaded:
+        _loaded.clear()
+        model, head, _ = load_saved(folder, device_map=device_map)
+        _loaded[key] = (model if device_map else model.to(here().device), head)
+    return _loaded[key]
+
+
+def _speaks(head: Head, target: TargetKind) -> Head:
+    """The head through which this model hands over such targets."""
+    if head.target == target:
+        return head
+    if target == "classes" and isinstance(head, TextHead) and head.form.kind == "classification":
+        return ChoiceHead(head)
+    if target == "tokens" and isinstance(head, ChoiceHead):
+        return head.writer
+    raise UsageError(
+        f"a {head.family} model of kind {head.form.kind!r} hands over {head.target} or text, not {target}; choose one of those"
+    )
+
+
+def _speeches(
+    model: nn.Module,
+    head: Head,
+    read: Sources,
+    settings: TeachSettings,
+    precision: str,
+    gauge: Gauge | None,
+    *,
+    sink: LogitSink | None = None,
+    shard: Place | None = None,
+) -> Iterator[tuple[Rows, Speech]]:
+    """Batch by batch, largest first; of several processes each takes every n-th batch where ``shard`` is given."""
+    with _inference(model, precision):
+        batches = inference_batches(read.encoded.lengths, settings.batch_size, settings.batch_tokens)
+        if gauge is not None:
+            gauge.inferred(0)  # the work begins here: what went before was loading and tokenising
+        for i, rows in enumerate(batches):
+            if shard is not None and i % shard.n_processes != shard.rank:
+                continue
+            speech = head.speak(model, read, rows, settings, sink=sink)
+            if gauge is not None:
+                gauge.inferred(speech.n_tokens)
+            yield rows, speech
+
+
+def _answers(
+    model: nn.Module, head: Head, sources: Texts, settings: TeachSettings, precision: str, gauge: Gauge
+) -> list[str]:
+    read = head.read(sources)
+    answers = [""] * len(read)
+    for rows, speech in _speeches(model, head, read, settings, precision, gauge):
+        for row, text in zip(rows, head.words(read, rows, speech.units), strict=True):
+            answers[int(row)] = text
+    return answers
+
+
+@contextmanager
+def _inference(model: nn.Module, precision: str) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        model.train(was_training)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pupil:
+    """A model in training, who speaks for it, and its tokenizer."""
+
+    model: nn.Module
+    head: Head
+    tokenizer: Any
+
+
+def _train(
+    pupil: _Pupil,
+    lesson: Lesson,
+    settings: TrainSettings,
+    units: Units,
+    dev: DevTexts | None,
+    out: Path,
+    watch: Watch,
+) -> Progress:
+    place = here()
+    model = pupil.model
+    if settings.dropout is not None:
+        set_dropout(model, settings.dropout)
+    model = compiled(cast(adapt(model, settings, fsdp=place.fsdp), settings), settings)
+    checkpoints = None
+    if watch.checkpoints is not None:
+        checkpoints = Checkpoints(watch.checkpoints, watch.checkpoint_seconds, watch.save_steps)
+    progress = fit(
+        model,
+        lesson,
+        settings,
+        gauge=watch.gauge,
+        dev=None if dev is None else _dev_score(pupil.head, dev, settings, lesson, place),
+        checkpoints=checkpoints,
+        audience=Audience(watch.on_progress, watch.tracker, watch.stopwatch),
+        place=place,
+    )
+    model = merge(model)
+    progress.n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    progress.n_answers_cut, progress.n_unaligned = units.n_cut, units.n_unaligned
+    state = place.full_state(model.state_dict()) if place.fsdp else None
+    if place.is_main:
+        save_model(model if place.fsdp else model.to("cpu"), pupil.head, pupil.tokenizer, out, state)
+    place.barrier()
+    return progress
+
+
+def _dev_score(head: Head, dev: DevTexts, settings: TrainSettings, lesson: Lesson, place: Place) -> DevScore:
+    read = head.read(dev.sources[: _n_sampled(head, dev, settings, lesson)])
+    how = TeachSettings(batch_size=INFERENCE_BATCH, answers_from="free")
+    # A model that is itself spread over the processes takes all of them for each row.
+    shard = None if place.fsdp else place
+
+    def score(model: nn.Module) -> tuple[float, int]:
+        said: list[tuple[int, str]] = []
+        n_tokens = 0
+        for rows, speech in _speeches(model, head, read, how, settings.precision, None, shard=shard):
+            said += zip(rows.tolist(), head.words(read, rows, speech.units), strict=True)
+            n_tokens += speech.n_tokens
+        if shard is not None:
+            said, n_tokens = shard.gather(said), sum(shard.gather([n_tokens]))
+        answers = dict(said)
+        return dev.score([answers[row] for row in range(len(read))]), n_tokens
+
+    return score
+
+
+_TRAINING_WORK = 3
+"""A token that is trained on costs as much as three that are only read: forward, and twice as much backward."""
+
+
+def _n_sampled(head: Head, dev: DevTexts, settings: TrainSettings, lesson: Lesson) -> int:
+    """How many dev rows, the first ones, an evaluation may take to stay within ``eval_share`` of the training's work."""
+    if settings.eval_share is None:
+        return len(dev.sources)
+    n_steps = -(-len(lesson) // settings.batch_size)
+    n_between = lesson.lengths.sum() * (min(settings.eval_steps or n_steps, n_steps) / n_steps)
+    n_answer = head.form.max_target_tokens if head.target == "tokens" else 0
+    n_tokens = np.cumsum(head.read(dev.sources).encoded.lengths + n_answer)
+    return max(1, int(np.searchsorted(n_tokens, settings.eval_share * _TRAINING_WORK * n_between, side="right")))
+
+
+def _check_targets(
+    head: Head, targets: SparseTargets, settings: TrainSettings, model: nn.Module, read: Sources
+) -> None:
+    if targets.kind != head.target:
+        raise UsageError(
+            f"the targets are {targets.kind}, and this student learns from {head.target} or text; teach again for this student"
+        )
+    if targets.kind != "tokens":
+        _only_tokens("the published objective", settings)
+    n_outputs = head.n_outputs or (len(head.form.labels) if head.target == "classes" else int(model.config.vocab_size))  # type: ignore[union-attr, arg-type]
+    if targets.kind == "tokens":
+        if targets.vocab_size > n_outputs:
+            raise UsageError(
+                f"the teacher chose among {targets.vocab_size:,} tokens but the student has {n_outputs:,}; teach with "
+                f"vocab_size = {n_outputs:,}"
+            )
+    elif targets.vocab_size != n_outputs:
+        raise UsageError(f"the teacher chose among {targets.vocab_size} {targets.kind} but the student has {n_outputs}")
+    if head.target == "tags" and read.places is not None and not np.array_equal(read.places.offsets, targets.offsets):
+        raise UsageError(
+            "the targets have other tokens than the student reads; teach again with the student's tokenizer"
+        )
+
+
+def _only_tokens(what: str, settings: TrainSettings) -> None:
+    if settings.objective == "published":
+        raise UsageError(
+            f"{what} is about the tokens of one vocabulary; take a student with the teacher's tokenizer, or `masked`"
+        )

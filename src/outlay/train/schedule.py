@@ -1,0 +1,92 @@
+"""What a training will do, step by step, before it begins: whose rows when, and at which learning rate."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outlay.models.seeds import step_seed
+from outlay.settings import TrainSettings
+from outlay.train.batching import BatchPlan
+from outlay.train.distributed import Place
+
+
+class Plan:
+    """The steps of a training over rows of these ``lengths`` (tokens, int64 ``[rows]``), as one process takes part in them."""
+
+    def __init__(self, lengths: NDArray[np.int64], settings: TrainSettings, place: Place) -> None:
+        self.lengths = lengths
+        self.settings = settings
+        self.place = place
+        self._batches = BatchPlan(lengths, settings)
+        self._epochs: dict[int, list[NDArray[np.int64]]] = {}
+
+    @property
+    def n_steps(self) -> int:
+        """Optimiser steps of all epochs."""
+        return self._batches.n_steps
+
+    def epoch(self, step: int) -> int:
+        """Which epoch a step belongs to, from 0."""
+        return self._batches.locate(step)[0]
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether ``step`` is the last of its epoch."""
+        return self._batches.ends_epoch(step + 1)
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """The rows of a step, those of all processes."""
+        epoch, batch = self._batches.locate(step)
+        if epoch not in self._epochs:
+            # Batches are made ahead of the step, so the epoch before is still asked for.
+            kept = {known: batches for known, batches in self._epochs.items() if known == epoch - 1}
+            self._epochs = {**kept, epoch: self._batches.epoch(epoch)}
+        return self._epochs[epoch][batch]
+
+    def n_tokens(self, step: int) -> int:
+        """Tokens of a step, padding not counted."""
+        return int(self.lengths[self.rows(step)].sum())
+
+    def pieces(self, step: int) -> list[NDArray[np.int64]]:
+        """The rows of each of this process's forward passes; a process without rows of its own looks at one of another's."""
+        rows = self.rows(step)
+        dealt = deal(rows, self.place.rank, self.place.n_processes, self.settings.micro_batch_size)
+        return [own if len(own) else rows[:1] for own in dealt]
+
+    def weights(self, step: int) -> list[float]:
+        """What each of this process's forward passes counts: 0 where its rows are another's."""
+        dealt = deal(self.rows(step), self.place.rank, self.place.n_processes, self.settings.micro_batch_size)
+        return [1.0 if len(own) else 0.0 for own in dealt]
+
+    def learning_rate(self, step: int) -> float:
+        """At optimiser step ``step``, from 0."""
+        return self.settings.learning_rate * learning_rate_factor(step, self.n_steps, self.settings.warmup_fraction)
+
+
+def learning_rate_factor(step: int, n_steps: int, warmup_fraction: float) -> float:
+    """Share of the peak learning rate at optimiser step ``step`` (from 0): linear up over the warm-up, linear down to zero."""
+    n_warmup = max(1, round(warmup_fraction * n_steps)) if warmup_fraction > 0 else 0
+    if step < n_warmup:
+        return (step + 1) / n_warmup
+    return max(0.0, (n_steps - step) / max(1, n_steps - n_warmup))
+
+
+def piece_seed(seed: int, step: int, rank: int, piece: int) -> int:
+    """The generator seed of one forward pass, so that dropout does not depend on what came before; `step_seed` for the first."""
+    if rank == piece == 0:
+        return step_seed(seed, step)
+    return int.from_bytes(hashlib.sha256(f"{seed}:{step}:{rank}:{piece}".encode()).digest()[:8], "big") >> 1
+
+
+def deal(rows: NDArray[np.int64], rank: int, n_processes: int, micro_batch_size: int | None) -> list[NDArray[np.int64]]:
+    """The pieces of a step's rows that process ``rank`` takes, one per forward pass; the same number on every process.
+
+    Over all processes every row is in one piece. A piece has at most ``micro_batch_size`` rows, and none where a process has
+    fewer rows than others have pieces.
+    """
+    most = math.ceil(len(rows) / n_processes)
+    n_pieces = 1 if micro_batch_size is None else math.ceil(most / micro_batch_size)
+    return np.array_split(rows[rank::n_processes], n_pieces)

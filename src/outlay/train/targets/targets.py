@@ -1,0 +1,481 @@
+"""The teacher's words on disk: sparse logits with exact log-sum-exps (DESIGN decision 5).
+
+A block of targets covers consecutive pool rows. A *position* is one place where the teacher spoke: a row of a classifier has
+one, a tagged row as many as tokens of text, a generated answer as many as tokens. Each position keeps what was said there, its
+largest raw logits, as many as hold all but a given share of the probability, and one log-sum-exp over the full vocabulary per
+offered temperature, so that the mass outside those is known exactly at each of these temperatures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from outlay.settings import TEMPERATURES
+from outlay.spec import TargetKind
+from outlay.train.losses import Sparse
+from outlay.train.targets import file_format
+from outlay.train.targets.file_format import Block
+from outlay.train.targets.sparse_logits import (
+    MAX_LOGITS,
+    TAIL_MASS,
+    Positions,
+    RowPlaces,
+    Terms,
+    gather,
+    narrowest,
+    offsets_of,
+    ranges,
+)
+from outlay.train.targets.statistics import TargetStatistics, measure
+from outlay.train.targets.top_logits import Largest, largest, to_positions
+
+__all__ = [
+    *("MAX_LOGITS", "TAIL_MASS", "TEMPERATURES", "Positions", "SparseTargets", "TargetBatch", "TargetStatistics"),
+    *("TargetsBuilder", "Terms"),
+]
+
+_PENDING_LOGITS = 1 << 22
+"""Kept logits that stay on the device before they are fetched together (48 MiB with their indices)."""
+
+_CHUNK_LOGITS = 1 << 22
+"""Kept logits that statistics look at together, at most."""
+
+
+class TargetBatch(NamedTuple):
+    """Targets of some rows side by side, on the CPU; B rows, P positions.
+
+    ``units``: int64 ``[B, P]``, 0 where a position does not count; ``mask``: bool ``[B, P]``, the positions that count;
+    ``teacher``: its distributions at those, row by row.
+    """
+
+    units: Tensor
+    mask: Tensor
+    teacher: Sparse
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseTargets:
+    """Targets of pool rows: where each row's positions lie in pieces that are in memory or mapped from files.
+
+    Rows can be selected and blocks be put together without copying positions; `batch` reads those of its rows.
+    ``terms``: what is kept of a position; ``places``: where the rows lie in ``pieces``; ``n_real``: int64 ``[rows]``, real
+    positions of each row, its first ones; padding follows where it was kept; ``answers``: every row's answer in words.
+
+    Raises:
+        ValueError: arrays whose lengths do not belong together.
+    """
+
+    terms: Terms
+    pieces: tuple[Positions, ...]
+    places: RowPlaces
+    n_real: NDArray[np.int64]
+    answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        n_rows = len(self.places.n_positions)
+        for name in ("n_real", "answers"):
+            n = len(getattr(self, name))
+            if n != n_rows:
+                raise ValueError(f"targets of {n_rows} rows have {n} {name}")
+        over = np.flatnonzero(self.n_real > self.places.n_positions)
+        if len(over):
+            row = int(over[0])
+            raise ValueError(
+                f"row {row} has {int(self.n_real[row])} real positions of {int(self.places.n_positions[row])}"
+            )
+
+    @classmethod
+    def from_logits(
+        cls,
+        kind: TargetKind,
+        logits: Tensor,
+        offsets: NDArray[np.int64],
+        units: NDArray[np.int32],
+        answers: Sequence[str],
+        *,
+        n_real: NDArray[np.int64] | None = None,
+        max_logits: int = MAX_LOGITS,
+        tail_mass: float = TAIL_MASS,
+        temperatures: Sequence[float] = TEMPERATURES,
+    ) -> SparseTargets:
+        """Keep the largest of full ``logits`` ``[positions, V]``; `TargetsBuilder` does so step by step.
+
+        ``offsets``: int64 ``[rows + 1]``, row ``i`` owns positions ``offsets[i]:offsets[i + 1]``; ``units``: int32
+        ``[positions]``; ``n_real`` ``None``: every position is real.
+        """
+        terms = Terms.of(kind, logits.shape[-1], max_logits, tail_mass, temperatures)
+        kept = to_positions([largest(logits.detach(), terms)], terms)
+        return cls.from_positions(terms, replace(kept, units=units), np.diff(offsets), answers, n_real=n_real)
+
+    @classmethod
+    def from_positions(
+        cls,
+        terms: Terms,
+        positions: Positions,
+        n_positions: NDArray[np.int64],
+        answers: Sequence[str],
+        *,
+        n_real: NDArray[np.int64] | None = None,
+    ) -> SparseTargets:
+        """Rows that follow one another in ``positions``, ``n_positions`` int64 ``[rows]`` each; ``n_real`` ``None``: all real.
+
+        Raises:
+            ValueError: another number of positions.
+        """
+        offsets = offsets_of(n_positions)
+        if offsets[-1] != len(positions):
+            raise ValueError(
+                f"targets of {len(n_positions)} rows and {offsets[-1]} positions have {len(positions)} units"
+            )
+        places = RowPlaces.one_piece(n_positions, _n_entries(positions, terms, n_positions))
+        real = n_positions if n_real is None else n_real
+        return cls(terms, (positions,), places, np.array(real, dtype=np.int64), tuple(answers))
+
+    @classmethod
+    def text_only(cls, answers: Sequence[str]) -> SparseTargets:
+        """The teacher's answers and nothing else, for a student of another tokenizer."""
+        terms, nothing = Terms("text", 0, temperatures=()), np.zeros(len(answers), dtype=np.int64)
+        return cls.from_positions(terms, Positions.none(terms), nothing, answers)
+
+    def __len__(self) -> int:
+        return len(self.n_real)
+
+    @property
+    def kind(self) -> TargetKind:
+        """What a unit is; ``text`` has answers and no positions."""
+        return self.terms.kind
+
+    @property
+    def vocab_size(self) -> int:
+        """V, classes the teacher chose among; 0 for ``text``."""
+        return self.terms.vocab_size
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Those that have a log-sum-exp."""
+        return self.terms.temperatures
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Int64 ``[rows + 1]``: row ``i`` owns positions ``offsets[i]:offsets[i + 1]`` of `positions`."""
+        return offsets_of(self.places.n_positions)
+
+    def positions(self) -> Positions:
+        """Those of all rows, in row order; copied into memory."""
+        return gather(self.pieces, self.terms, self.places, self.places.n_positions)
+
+    def temperature_column(self, temperature: float) -> int:
+        """Which column of ``logsumexp`` belongs to ``temperature``.
+
+        Raises:
+            ValueError: the temperature was not offered when the targets were written.
+        """
+        if temperature not in self.temperatures:
+            offered = ", ".join(f"{t:g}" for t in self.temperatures)
+            raise ValueError(f"targets hold no log-sum-exp for temperature {temperature:g}; offered: {offered}")
+        return self.temperatures.index(temperature)
+
+    def batch(
+        self, rows: Sequence[int] | NDArray[np.int64], *, temperature: float, with_padding: bool = False
+    ) -> TargetBatch:
+        """Targets of ``rows`` side by side, as wide as the longest of them; log-sum-exps are those at ``temperature``.
+
+        With ``with_padding`` every position counts, padding included, as in the published objective: a batch is as wide as its
+        longest answer and one position more (the published script feeds the generated end of the answer to the decoder too), at
+        most as wide as the rows are kept.
+
+        Raises:
+            ValueError: targets of kind ``text``; a temperature that is not offered; ``with_padding`` where padding was not kept.
+        """
+        if self.kind == "text":
+            raise ValueError("targets of kind text hold answers only; train on them with cross-entropy")
+        column = self.temperature_column(temperature)
+        picked = np.asarray(rows, dtype=np.int64)
+        places, counts = self.places.of(picked), self.n_real[picked]
+        width = int(counts.max(initial=0))
+        if with_padding:
+            width = self._padded_width(picked, places.n_positions, width)
+            counts = np.full_like(counts, width)
+        kept = gather(self.pieces, self.terms, places, counts)
+        at = ranges(np.arange(len(picked), dtype=np.int64) * width, counts)
+        units, mask = np.zeros(len(picked) * width, dtype=np.int64), np.zeros(len(picked) * width, dtype=bool)
+        units[at], mask[at] = kept.units, True
+        n_kept = kept.counts(self.terms)
+        teacher = Sparse(
+            positions=torch.from_numpy(at),
+            entries=torch.from_numpy(np.repeat(np.arange(len(at), dtype=np.int64), n_kept)),
+            indices=torch.from_numpy(kept.indices.astype(np.int64)),
+            logits=torch.from_numpy(kept.all_logits()),
+            logsumexp=torch.from_numpy(kept.logsumexp[:, column].copy()),
+            complete=self.terms.complete,
+        )
+        shape = (len(picked), width)
+        return TargetBatch(torch.from_numpy(units.reshape(shape)), torch.from_numpy(mask.reshape(shape)), teacher)
+
+    def _padded_width(self, rows: NDArray[np.int64], counts: NDArray[np.int64], longest: int) -> int:
+        width = min(longest + (self.kind == "tokens"), int(counts.max(initial=0)))
+        short = np.flatnonzero(counts < width)
+        if len(short):
+            raise ValueError(
+                f"row {int(rows[short[0]])} keeps {int(counts[short[0]])} positions but its batch is {width} wide; "
+                "the published objective needs targets that keep their padding (keep_padding)"
+            )
+        return width
+
+    def select(self, rows: Sequence[int] | NDArray[np.int64]) -> SparseTargets:
+        """The targets of some rows, in the order given; nothing is copied but where they lie."""
+        picked = np.asarray(rows, dtype=np.int64)
+        answers = tuple(self.answers[int(row)] for row in picked)
+        return SparseTargets(self.terms, self.pieces, self.places.of(picked), self.n_real[picked], answers)
+
+    @classmethod
+    def concatenate(cls, blocks: Sequence[SparseTargets]) -> SparseTargets:
+        """Blocks of consecutive rows as one; nothing is copied but where the rows lie.
+
+        Raises:
+            ValueError: no blocks, or blocks of other terms.
+        """
+        if not blocks:
+            raise ValueError("no blocks of targets to concatenate")
+        if any(block.terms != blocks[0].terms for block in blocks):
+            raise ValueError("blocks of targets differ in kind, vocabulary, temperatures or logits kept")
+        return cls(
+            terms=blocks[0].terms,
+            pieces=tuple(piece for block in blocks for piece in block.pieces),
+            places=RowPlaces.joined([block.places for block in blocks], [len(block.pieces) for block in blocks]),
+            n_real=np.concatenate([block.n_real for block in blocks]),
+            answers=tuple(answer for block in blocks for answer in block.answers),
+        )
+
+    def to_bytes(self) -> bytes:
+        """The bytes of a file (`outlay.train.targets.file_format`), equal for equal targets."""
+        return file_format.to_bytes(self._block())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SparseTargets:
+        """Inverse of `to_bytes`; positions stay where they are in ``data``.
+
+        Raises:
+            ArtifactDamaged: another format, or bytes that are no targets.
+        """
+        return cls._of_block(file_format.from_bytes(data))
+
+    @classmethod
+    def open(cls, path: Path) -> SparseTargets:
+        """As `from_bytes`, of a file that is mapped into memory: positions are read when they are used.
+
+        Raises:
+            ArtifactDamaged: another format, or bytes that are no targets.
+            OSError: no such file.
+        """
+        return cls._of_block(file_format.open_file(path))
+
+    def _block(self) -> Block:
+        positions, places = self.positions(), self.places
+        n_entries = _n_entries(positions, self.terms, places.n_positions)
+        return Block(self.terms, positions, places.n_positions, self.n_real, n_entries, self.answers)
+
+    @classmethod
+    def _of_block(cls, block: Block) -> SparseTargets:
+        places = RowPlaces.one_piece(block.n_positions, block.n_entries)
+        return cls(block.terms, (block.positions,), places, block.n_real.astype(np.int64), block.answers)
+
+    def statistics(self) -> TargetStatistics:
+        """How much is kept and what it takes, from one pass over all positions.
+
+        Raises:
+            ValueError: logits are left out, and temperature 1 is not offered.
+        """
+        column = 0 if self.terms.complete else self.temperature_column(1.0)
+        n_entries: list[NDArray[np.int64]] = []
+        total = TargetStatistics(len(self), 0, len(json.dumps(self.answers)))
+        n_at_once = max(1, _CHUNK_LOGITS // max(1, self.terms.limit))
+        chunk_of_row = self.offsets[:-1] // n_at_once
+        for rows in np.split(np.arange(len(self)), np.flatnonzero(np.diff(chunk_of_row)) + 1):
+            places = self.places.of(rows)
+            positions = gather(self.pieces, self.terms, places, places.n_positions)
+            total += measure(positions, self.terms, column)
+            n_entries.append(_n_entries(positions, self.terms, places.n_positions))
+        by_row = (self.places.n_positions, self.n_real, np.concatenate(n_entries))
+        return total + TargetStatistics(0, 0, sum(narrowest(counts).nbytes for counts in by_row))
+
+
+class TargetsBuilder:
+    """Targets from logits in any order, as a decoder makes them; of full logits, one step's is all that is ever held.
+
+    ``vocab_size``: the first so many columns are the vocabulary, the others are padding of the output layer and are left out;
+    ``None`` = all. ``max_logits`` and ``tail_mass``: as in `outlay.settings.TeachSettings`; what is not ``tokens`` is kept whole.
+    """
+
+    def __init__(
+        self,
+        kind: TargetKind,
+        n_rows: int,
+        *,
+        vocab_size: int | None = None,
+        max_logits: int = MAX_LOGITS,
+        tail_mass: float = TAIL_MASS,
+        temperatures: Sequence[float] = TEMPERATURES,
+    ) -> None:
+        self._asked = Terms(kind, vocab_size or 0, max_logits, tail_mass, tuple(temperatures))
+        self._terms: Terms | None = None if vocab_size is None else self._terms_of(vocab_size)
+        self._n_kept = np.full(n_rows, -1, dtype=np.int64)
+        self._n_real = np.zeros(n_rows, dtype=np.int64)
+        self._units: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []
+        self._places: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        self._pending: list[Largest] = []
+        self._n_pending = 0
+        self._pieces: list[Positions] = []
+
+    def put(self, rows: NDArray[np.int64], positions: NDArray[np.int64], logits: Tensor) -> None:
+        """Keep the largest of a step's logits.
+
+        Args:
+            rows: ``[n]``, whose they are.
+            positions: ``[n]``, where in the row's answer; those behind its end may come too, and are left out.
+            logits: ``[n, V]``, any float dtype and device; nothing is read back from the device but now and then.
+
+        Raises:
+            ValueError: fewer classes than the vocabulary has.
+            TrainingError: logits that are not finite.
+        """
+        if self._terms is None:
+            self._terms = self._terms_of(logits.shape[-1])
+        if self._terms.vocab_size > logits.shape[-1]:
+            raise ValueError(f"a vocabulary of {self._terms.vocab_size} but logits of {logits.shape[-1]} classes")
+        if len(rows) == 0:
+            return
+        kept = largest(logits.detach()[:, : self._terms.vocab_size], self._terms)
+        self._places.append((np.asarray(rows, dtype=np.int64), np.asarray(positions, dtype=np.int64)))
+        self._pending.append(kept)
+        self._n_pending += kept.logits.numel()
+        if self._n_pending >= _PENDING_LOGITS:
+            self._fetch()
+
+    def answer(
+        self,
+        rows: NDArray[np.int64],
+        units: Sequence[NDArray[np.int32]],
+        *,
+        n_kept: NDArray[np.int64] | None = None,
+        pad_unit: int = 0,
+    ) -> None:
+        """What was said in ``rows``, ``[n]``; before or after `put`.
+
+        ``units``: of each row, real ones; ``n_kept``: ``[n]``, positions of each row that are kept, its first ones, where
+        those behind the end of an answer are kept too: they hold ``pad_unit``. ``None`` = real positions only.
+
+        Raises:
+            ValueError: a row that was answered before, or an answer longer than what is kept of it.
+        """
+        n_real = np.array([len(each) for each in units], dtype=np.int64)
+        kept = n_real if n_kept is None else np.asarray(n_kept, dtype=np.int64)
+        if (kept < n_real).any():
+            at = int(np.flatnonzero(kept < n_real)[0])
+            raise ValueError(f"row {int(rows[at])} keeps {int(kept[at])} positions of an answer of {int(n_real[at])}")
+        said = np.full(int(kept.sum()), pad_unit, dtype=np.int32)
+        said[ranges(offsets_of(kept)[:-1], n_real)] = np.concatenate([np.zeros(0, dtype=np.int32), *units])
+        self._say(rows, said, kept, n_real)
+
+    def add(
+        self,
+        rows: NDArray[np.int64],
+        logits: Tensor,
+        units: NDArray[np.int32],
+        *,
+        n_kept: NDArray[np.int64],
+        n_real: NDArray[np.int64] | None = None,
+    ) -> None:
+        """`put` and `answer` for a batch side by side.
+
+        Args:
+            rows: ``[b]``, which rows these are.
+            logits: ``[b, P, V]``, any float dtype and device.
+            units: ``[b, P]``, what was said at each position.
+            n_kept: ``[b]``, positions of each row that are kept, its first ones.
+            n_real: ``[b]``, those of them that are real; ``None`` = all.
+
+        Raises:
+            ValueError: a row that was answered before, or fewer classes than the vocabulary has.
+            TrainingError: logits that are not finite.
+        """
+        kept = np.asarray(n_kept, dtype=np.int64)
+        row, position = np.nonzero(np.arange(logits.shape[1]) < kept[:, None])
+        self._say(rows, units[row, position], kept, kept if n_real is None else n_real)
+        at = [torch.from_numpy(each).to(logits.device) for each in (row, position)]
+        self.put(np.asarray(rows)[row], position, logits[at[0], at[1]])
+
+    def build(self, answers: Sequence[str]) -> SparseTargets:
+        """The targets of all rows, in row order; ``answers``: theirs, in words.
+
+        Raises:
+            ValueError: rows that were never answered, positions that were never put or put twice, another number of answers.
+        """
+        missing = np.flatnonzero(self._n_kept < 0)
+        if len(missing):
+            raise ValueError(f"targets of {len(missing)} rows were never added, the first is row {int(missing[0])}")
+        self._fetch()
+        terms = self._terms or self._terms_of(0)
+        offsets = offsets_of(self._n_kept)
+        positions = gather(self._pieces, terms, self._order(offsets, terms), np.ones(offsets[-1], dtype=np.int64))
+        units = np.zeros(offsets[-1], dtype=np.int32)
+        for rows, said in self._units:
+            units[ranges(offsets[rows], self._n_kept[rows])] = said
+        return SparseTargets.from_positions(
+            terms, replace(positions, units=units), self._n_kept, answers, n_real=self._n_real
+        )
+
+    def _terms_of(self, vocab_size: int) -> Terms:
+        asked = self._asked
+        return Terms.of(asked.kind, vocab_size, asked.max_logits, asked.tail_mass, asked.temperatures)
+
+    def _say(
+        self, rows: NDArray[np.int64], units: NDArray[np.int32], n_kept: NDArray[np.int64], n_real: NDArray[np.int64]
+    ) -> None:
+        twice = np.flatnonzero(self._n_kept[rows] >= 0)
+        if len(twice):
+            raise ValueError(f"targets of row {int(rows[twice[0]])} were added before")
+        self._n_kept[rows] = n_kept
+        self._n_real[rows] = n_real
+        self._units.append((np.asarray(rows, dtype=np.int64), units))
+
+    def _fetch(self) -> None:
+        if self._pending and self._terms is not None:
+            self._pieces.append(to_positions(self._pending, self._terms))
+        self._pending.clear()
+        self._n_pending = 0
+
+    def _order(self, offsets: NDArray[np.int64], terms: Terms) -> RowPlaces:
+        """Where each position lies among those that came, one row of `RowPlaces` for each."""
+        came = RowPlaces.joined(
+            [RowPlaces.one_piece(np.ones(len(piece)), piece.counts(terms)) for piece in self._pieces],
+            [1] * len(self._pieces),
+        )
+        nothing = np.zeros(0, dtype=np.int64)
+        rows = np.concatenate([nothing, *(rows for rows, _ in self._places)])
+        position = np.concatenate([nothing, *(positions for _, positions in self._places)])
+        wanted = np.flatnonzero(position < self._n_kept[rows])
+        goes_to = offsets[rows[wanted]] + position[wanted]
+        times = np.bincount(goes_to, minlength=int(offsets[-1]))
+        for wrong, what in ((times > 1, "came more than once"), (times == 0, "never came")):
+            if wrong.any():
+                at = int(np.flatnonzero(wrong)[0])
+                row = int(np.searchsorted(offsets, at, side="right")) - 1
+                raise ValueError(f"logits of position {at - int(offsets[row])} of row {row} {what}")
+        order = np.empty(int(offsets[-1]), dtype=np.int64)
+        order[goes_to] = wanted
+        return came.of(order)
+
+
+def _n_entries(positions: Positions, terms: Terms, n_positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Logits that each row keeps, int64 ``[rows]``; rows follow one another in ``positions``."""
+    return np.diff(offsets_of(positions.counts(terms))[offsets_of(n_positions)])

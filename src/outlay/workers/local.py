@@ -1,0 +1,394 @@
+"""A crew of processes of this machine, each with its own cores or its own GPU.
+
+Two workers of two threads each on the same two cores take many times as long as one worker after the other, so that each is
+kept to its share. A worker is a fresh process, not a fork: it has the environment's thread counts before it imports anything,
+and nothing of what the driver has open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for_any
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from outlay.errors import ClusterError, UsageError
+from outlay.hardware.quota import core_numbers
+from outlay.hardware.quota import usable_cores as n_usable_cores
+from outlay.workers.pool import Craft, Ended, Reply, thread_variables
+from outlay.workers.process import START, Replied, Reported
+
+_PATIENCE_SECONDS = 2.0
+"""From asking a worker to end to killing it."""
+
+_LISTED = re.compile(r"^\s*(GPU|MIG) .*\(UUID: ([^)]+)\)")
+
+
+# --- what a worker has to itself -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A worker's place on the machine: ``cores`` (``None``: any), ``gpu`` as ``CUDA_VISIBLE_DEVICES`` names it, ``threads``."""
+
+    threads: int
+    cores: tuple[int, ...] | None = None
+    gpu: str | None = None
+
+    def environment(self, outer: Mapping[str, str]) -> dict[str, str]:
+        """The variables of the process."""
+        return {
+            **outer,
+            **thread_variables(self.threads),
+            **({} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}),
+        }
+
+
+def seats(n_workers: int, threads: int, cores: tuple[int, ...], gpus: tuple[str, ...] = ()) -> tuple[Seat, ...]:
+    """Deal the machine out: a GPU each where there are GPUs, else ``threads`` cores each.
+
+    A single worker may have more threads than there are cores, and is then free to use them all.
+
+    Raises:
+        UsageError: fewer than one worker or thread, or more than the machine has room for.
+    """
+    for name, value in (("workers", n_workers), ("threads", threads)):
+        if value < 1:
+            raise UsageError(f"the number of {name} is {value}; it must be at least 1")
+    if gpus:
+        if n_workers > len(gpus):
+            raise UsageError(
+                f"{n_workers} workers need a GPU each, and this machine offers {len(gpus)}; ask for at most {len(gpus)}, "
+                "or set CUDA_VISIBLE_DEVICES to nothing to work on the CPU"
+            )
+        return tuple(Seat(threads, gpu=gpu) for gpu in gpus[:n_workers])
+    if not cores or (n_workers == 1 and threads > len(cores)):
+        return (Seat(threads),) * n_workers
+    if n_workers * threads > len(cores):
+        room = max(len(cores) // threads, 1)
+        each = f"{threads} thread{'s' * (threads > 1)} each"
+        raise UsageError(
+            f"{n_workers} workers of {each} need {n_workers * threads} cores, and this program may use "
+            f"{len(cores)}; ask for at most {room} worker{'s' * (room > 1)}"
+        )
+    return tuple(Seat(threads, cores[i * threads : (i + 1) * threads]) for i in range(n_workers))
+
+
+def n_places(threads: int) -> int:
+    """How many workers of so many threads the machine has room for: one per GPU where it has GPUs, else as the cores allow."""
+    return max(1, len(usable_gpus(os.environ)) or len(usable_cores()) // threads)
+
+
+def usable_cores() -> tuple[int, ...]:
+    """Cores that this process may use, by number, as many as its container's quota; none on systems that do not tell."""
+    return core_numbers()[: n_usable_cores()]
+
+
+def usable_gpus(environment: Mapping[str, str], proc: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
+    """NVIDIA GPUs, or the parts into which they are divided, as ``CUDA_VISIBLE_DEVICES`` may name them.
+
+    By that variable where it is set (everything after an invalid number is hidden, as CUDA has it), else by ``nvidia-smi -L``,
+    else by the folders of the driver in ``proc``.
+    """
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        entries = [entry.strip() for entry in named.split(",")]
+        n_good = next((i for i, entry in enumerate(entries) if entry in ("", "-1")), len(entries))
+        return tuple(entries[:n_good])
+    program = shutil.which("nvidia-smi", path=environment.get("PATH"))
+    if program is not None:
+        with suppress(OSError, subprocess.TimeoutExpired):
+            listed = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=30)
+            return _listed(listed.stdout) if listed.returncode == 0 else ()
+    return tuple(str(i) for i, _ in enumerate(proc.iterdir())) if proc.is_dir() else ()
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """UUIDs in what ``nvidia-smi -L`` prints; a GPU that is divided is left out for its parts."""
+    found: list[tuple[str, str]] = []
+    for match in filter(None, map(_LISTED.match, text.splitlines())):
+        kind, uuid = match.groups()
+        if kind == "MIG" and found and found[-1][0] == "GPU":
+            found.pop()
+        found.append((kind, uuid))
+    return tuple(uuid for _, uuid in found)
+
+
+# --- the workers -----------------------------------------------------------------------------------------------------
+
+
+class LocalCrew:
+    """``n_workers`` processes of ``threads`` threads each; see `seats` for what each has to itself.
+
+    ``logs``: a folder for what the workers print (``worker-0.txt`` and so on) and for tracebacks of errors that are not ours;
+    without it they print to this program's standard error.
+
+    Raises:
+        UsageError: the machine has no room for so many.
+    """
+
+    def __init__(self, craft: Craft, n_workers: int, threads: int, *, logs: Path | None = None) -> None:
+        dealt = seats(n_workers, threads, usable_cores(), usable_gpus(os.environ))
+        # A quota is time on any core: the first ones may be those of every container on the host.
+        is_quota = n_usable_cores() < len(core_numbers())
+        self._seats = tuple(replace(seat, cores=None) for seat in dealt) if is_quota else dealt
+        self._craft = bytes(ForkingPickler.dumps(craft))
+        self._logs = logs
+        self._workers: list[_Worker] = []
+
+    @property
+    def n_workers(self) -> int:
+        """See `outlay.workers.pool.Crew`."""
+        return len(self._seats)
+
+    @property
+    def n_free(self) -> int:
+        """See `outlay.workers.pool.Crew`; none before entering and after leaving."""
+        return sum(not worker.is_busy for worker in self._workers)
+
+    def submit(self, name: str, payload: Any) -> None:
+        """See `outlay.workers.pool.Crew`.
+
+        Raises:
+            RuntimeError: no worker is free.
+            ClusterError: a process cannot be started in place of a lost one.
+        """
+        worker = next((each for each in self._workers if not each.is_busy), None)
+        if worker is None:
+            raise RuntimeError(f"no worker is free for {name}; n_free says how many are")
+        worker.hand(name, bytes(ForkingPickler.dumps(payload)))
+
+    def wait(self, timeout_seconds: float | None = None) -> list[Ended]:
+        """See `outlay.workers.pool.Crew`."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while busy := self._busy():
+            for worker in busy:
+                worker.listen()
+            done = sorted((worker for worker in busy if worker.has_ended), key=lambda worker: worker.ended_at)
+            if done:
+                return [worker.collect(self._logs) for worker in done]
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            wait_for_any([source for worker in busy for source in worker.sources], left)
+        return []
+
+    def progress(self) -> dict[str, tuple[int, int, str]]:
+        """See `outlay.workers.pool.Crew`."""
+        busy = self._busy()
+        for worker in busy:
+            worker.listen()
+        return {worker.name: worker.reported for worker in busy if worker.name and worker.reported is not None}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            workers = [_Worker(i, seat, self._craft, self._logs) for i, seat in enumerate(self._seats)]
+            for worker in workers:
+                stack.callback(worker.end)
+                worker.start()
+            stack.pop_all()
+        self._workers = workers
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.ask_to_end()
+        with ExitStack() as stack:  # every one of them, whatever happens on the way
+            for worker in workers:
+                stack.callback(worker.end)
+
+    def _busy(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.is_busy]
+
+
+class _Worker:
+    """One seat, the process that has it at this moment, and what it is at."""
+
+    def __init__(self, number: int, seat: Seat, craft: bytes, logs: Path | None) -> None:
+        self._number = number
+        self._seat = seat
+        self._craft = craft
+        self._log = None if logs is None else logs / f"worker-{number}.txt"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._sentinel: int | None = None
+        self._replied: Replied | None = None
+        self._lost: str | None = None
+        self._began = 0.0
+        self.name: str | None = None
+        self.reported: tuple[int, int, str] | None = None
+        self.ended_at = 0.0
+
+    # --- what it is at
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has work whose end has not been collected."""
+        return self.name is not None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether that end is there."""
+        return self._replied is not None or self._lost is not None
+
+    @property
+    def sources(self) -> list[Any]:
+        """What becomes readable when something is to be heard: the pipe, and the process itself when it ends."""
+        return [source for source in (self._connection, self._sentinel) if source is not None]
+
+    def hand(self, name: str, payload: bytes) -> None:
+        """Give it work; first a new process where the last one is gone."""
+        if self._process is None or self._process.poll() is not None:
+            self.end()
+            self.start()
+        self.name, self._began = name, time.monotonic()
+        assert self._connection is not None
+        with suppress(OSError):  # it has died since; `listen` will say so
+            self._connection.send_bytes(payload)
+
+    def listen(self) -> None:
+        """Take in what it has said, and notice when it is gone; never blocks for long."""
+        assert self._process is not None
+        assert self._connection is not None
+        if self.has_ended:
+            return
+        is_gone = self._process.poll() is not None  # first, so that all it ever said is in the pipe
+        try:
+            while not self.has_ended and self._connection.poll():
+                self._hear(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            is_gone = True
+        if is_gone and not self.has_ended:
+            self._lost, self.ended_at = self._reason(), time.monotonic()
+
+    def _hear(self, data: bytes) -> None:
+        try:
+            message: Reported | Replied = ForkingPickler.loads(data)
+        except Exception as error:  # a result that can be pickled there and not be made again here
+            message = Replied(Reply.of(error), time.monotonic(), is_last=False)
+        if isinstance(message, Reported):
+            self.reported = (message.n_done, message.n_total, message.words)
+        else:
+            self._replied, self.ended_at = message, message.at
+
+    def collect(self, logs: Path | None) -> Ended:
+        """How its work ended; then it is free."""
+        assert self.name is not None
+        name, seconds, replied, lost = self.name, self.ended_at - self._began, self._replied, self._lost
+        self.name = self.reported = self._replied = self._lost = None
+        if replied is None or replied.is_last:
+            self.end()
+        return Ended(name, seconds, lost=lost) if replied is None else replied.reply.ended(name, seconds, logs)
+
+    # --- the process
+
+    def start(self) -> None:
+        """Start it; it sets itself up while this program goes on.
+
+        Raises:
+            ClusterError: the system refuses.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            options = {
+                "path": [str(entry) for entry in sys.path],
+                "pipe": theirs.fileno(),
+                "parent": os.getpid(),
+                "cores": self._seat.cores,
+                # The kernel's signal comes with the end of the thread that starts a process, not of the program.
+                "dies_by_signal": threading.current_thread() is threading.main_thread(),
+            }
+            try:
+                self._process = self._popen([sys.executable, "-c", START, json.dumps(options)], theirs.fileno())
+            except OSError as error:
+                ours.close()
+                raise ClusterError(f"worker {self._number} cannot be started ({error})") from error
+        self._connection = Connection(ours.detach())
+        if hasattr(os, "pidfd_open"):
+            self._sentinel = os.pidfd_open(self._process.pid)
+        with suppress(OSError):
+            self._connection.send_bytes(self._craft)
+
+    def _popen(self, command: list[str], pipe: int) -> subprocess.Popen[bytes]:
+        with ExitStack() as stack:
+            output = 2
+            if self._log is not None:
+                self._log.parent.mkdir(parents=True, exist_ok=True)
+                output = stack.enter_context(self._log.open("ab")).fileno()
+            # Ctrl-C must not reach it before it has said that it will not listen; what is blocked here is blocked there.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._seat.environment(os.environ),
+                pass_fds=(pipe,),
+            )
+
+    def _reason(self) -> str:
+        """Why it is gone."""
+        assert self._process is not None
+        try:
+            code = self._process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "closed its pipe and stayed"
+        where = "" if self._log is None else f"; what it printed is in {self._log}"
+        if code >= 0:
+            return f"ended by itself with exit code {code}{where}"
+        return f"killed by signal {-code} ({_signal_name(-code)}){where}"
+
+    def ask_to_end(self) -> None:
+        """Without waiting for it."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def end(self) -> None:
+        """Asked once, killed soon after; gone when this returns."""
+        process, self._process = self._process, None
+        connection, self._connection = self._connection, None
+        sentinel, self._sentinel = self._sentinel, None
+        if process is not None:
+            _end(process)
+        if connection is not None:
+            connection.close()
+        if sentinel is not None:
+            os.close(sentinel)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.terminate()
+        process.wait(_PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+    return f"{name}, as when memory runs out" if number == signal.SIGKILL else name

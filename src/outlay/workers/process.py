@@ -1,0 +1,160 @@
+"""The other end of `outlay.workers.local`: a process that does what comes over a pipe, and ends with who started it.
+
+Nothing but the standard library is imported before the craft is: until then the process has its cores and its environment.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import io
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from queue import SimpleQueue
+from typing import Any
+
+from outlay.library_warnings import hide_deprecations
+from outlay.workers.pool import Craft, Reply, Work, attempt, fit_to_send
+
+REPORT_SECONDS = 0.2
+"""Reports of progress are sent this often at most, the last one (all done) excepted."""
+
+_LOOK_SECONDS = 0.25
+"""How often a worker looks whether the process that started it is still there."""
+
+_PR_SET_PDEATHSIG = 1
+"""The number of that operation in Linux's ``prctl(2)``."""
+
+START = (
+    "import json, sys; o = json.loads(sys.argv[1]); sys.path[:] = o.pop('path'); "
+    "from outlay.workers.process import main; main(**o)"
+)
+"""What Python is told to run; its argument is a JSON object of ``path`` (``sys.path`` of the process that starts it) and of the
+parameters of `main`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """Progress of the work under way."""
+
+    n_done: int
+    n_total: int
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replied:
+    """The work ended, ``at`` this time of the machine's monotonic clock; ``is_last``: the worker takes no other."""
+
+    reply: Reply
+    at: float
+    is_last: bool
+
+
+def main(pipe: int, parent: int, cores: list[int] | None, dies_by_signal: bool) -> None:
+    """Do work until the pipe ends.
+
+    ``pipe``: the number of its open file; ``parent``: the process that started this one; ``cores``: to work on, ``None`` for
+    any; ``dies_by_signal``: let the kernel end this process with the thread that started it.
+    """
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for whoever handed the work out, who then ends this process.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    os.set_inheritable(pipe, False)
+    if dies_by_signal:
+        _die_with_starter()
+    if os.getppid() != parent:
+        os._exit(1)
+    if cores is not None:
+        os.sched_setaffinity(0, cores)
+    faulthandler.enable()
+    hide_deprecations()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    connection = Connection(pipe)
+    inbox: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, parent, inbox), daemon=True).start()
+    _Desk(connection).serve(inbox)
+
+
+def _die_with_starter() -> None:
+    """Where the kernel is Linux; elsewhere `_listen` is what is left."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def _listen(connection: Connection, parent: int, inbox: SimpleQueue[bytes]) -> None:
+    """Take in what is sent while the main thread works; end the process when nobody is left to send."""
+    while True:
+        try:
+            if connection.poll(_LOOK_SECONDS):
+                inbox.put(connection.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(1)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+class _Desk:
+    """Where the worker sits: one piece of work after another."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._is_busy = False
+        self._reported_at = 0.0
+        self._room = select.poll()
+        self._room.register(connection.fileno(), select.POLLOUT)
+
+    def serve(self, inbox: SimpleQueue[bytes]) -> None:
+        """The first thing that comes is the craft, then payloads; until the process ends."""
+        data = inbox.get()
+
+        def set_up() -> Work:
+            craft: Craft = ForkingPickler.loads(data)
+            return craft()
+
+        made = attempt(set_up)
+        is_made = made.error is None and made.said is None
+        while True:
+            payload = inbox.get()
+            self._is_busy = True
+            reply = fit_to_send(attempt(partial(self._do, made.value, payload)) if is_made else made)
+            self._reply(reply, is_last=not is_made or reply.said is not None)
+
+    def _do(self, work: Work, payload: bytes) -> Any:
+        return work(ForkingPickler.loads(payload), self.report)
+
+    def report(self, n_done: int, n_total: int, words: str) -> None:
+        """Send it, unless the last one was just now, or nobody has read those before."""
+        now = time.monotonic()
+        if n_done < n_total and now - self._reported_at < REPORT_SECONDS:
+            return
+        with self._sending:
+            if self._is_busy and self._room.poll(0):
+                self._reported_at = now
+                self._send(ForkingPickler.dumps(Reported(n_done, n_total, words)))
+
+    def _reply(self, reply: Reply, *, is_last: bool) -> None:
+        now = time.monotonic()
+        try:
+            data = ForkingPickler.dumps(Replied(reply, now, is_last))
+        except Exception as error:
+            data = ForkingPickler.dumps(Replied(Reply.of(error), now, is_last))
+        with self._sending:
+            self._is_busy = False
+            self._send(data)
+
+    def _send(self, data: Any) -> None:
+        with suppress(OSError):  # nobody is there any more, and `_listen` ends the process
+            self._connection.send_bytes(data)

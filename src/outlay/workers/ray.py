@@ -1,0 +1,348 @@
+"""A crew on the machines of a Ray cluster (Moritz et al. 2018; https://docs.ray.io), and the connection to one.
+
+A worker is an actor in Ray's words, with its GPU or its CPUs for as long as it lives. Tasks would not do: on GPUs Ray starts a
+process for each, or hands a process that is kept another GPU than it has opened. Workers read this process's version of `outlay`,
+sent with the connection; torch and the other libraries must be installed on every machine. Ray itself tries nothing again: it
+would take work that kills its worker for a fault of the machine, and tells of each try on standard output.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import outlay
+from outlay.errors import ClusterError, UsageError
+from outlay.library_warnings import hide_deprecations
+from outlay.workers.pool import Craft, Ended, Reply, Work, attempt, fit_to_send, thread_variables
+
+ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/]+:\d+")
+
+_KNOCK_SECONDS = 5.0
+
+
+def check_address(address: str) -> None:
+    """Refuse what is no address of a cluster.
+
+    Raises:
+        UsageError: neither ``auto`` nor ``local`` nor HOST:PORT nor ray://HOST:PORT.
+    """
+    if ADDRESS.fullmatch(address) is None:
+        raise UsageError(f"--ray is {address!r}; it must be auto, local, HOST:PORT or ray://HOST:PORT")
+
+
+def workers_of(
+    machines: Sequence[Mapping[str, float]], threads: int, gpus_per_worker: float | None = None
+) -> tuple[dict[str, float], int]:
+    """What one worker takes, and how many there is room for on machines with these resources (``CPU``, ``GPU``).
+
+    A worker takes ``gpus_per_worker`` GPUs, without it one where there are GPUs; where it takes none, ``threads`` CPUs.
+
+    Raises:
+        UsageError: no machine has so many.
+    """
+    gpus = [each.get("GPU", 0.0) for each in machines]
+    share = float(any(n >= 1 for n in gpus)) if gpus_per_worker is None else gpus_per_worker
+    if share:
+        # Workers that take less than one GPU share one; none has parts of two.
+        n_workers = sum(int(n) * int(1 / share) if share < 1 else int(n / share) for n in gpus)
+        if not n_workers:
+            raise UsageError(
+                f"a worker asks for {share:g} GPUs, and the largest machine of the Ray cluster has "
+                f"{max(gpus, default=0):g}; ask for fewer, or for 0 to work on CPUs"
+            )
+        return {"num_gpus": share, "num_cpus": 0}, n_workers
+    cpus = [int(each.get("CPU", 0)) for each in machines]
+    n_workers = sum(n // threads for n in cpus)
+    if not n_workers:
+        raise UsageError(
+            f"--threads is {threads}, and the largest machine of the Ray cluster has {max(cpus, default=0)} CPUs; "
+            "ask for fewer threads"
+        )
+    return {"num_cpus": threads}, n_workers
+
+
+class RayCrew:
+    """The workers of a Ray cluster: one per ``gpus_per_worker`` GPUs (one, where the cluster has any), else per ``threads`` CPUs.
+
+    ``address``: ``auto`` (the cluster that this machine belongs to), ``local`` (one of this machine alone, started and ended with
+    the crew), HOST:PORT or ray://HOST:PORT. Where this program is connected to a cluster already, that one is used. There are as
+    many workers as there is room for on entering, at most ``max_workers``; each starts when it is needed. Progress is not told.
+    ``logs``: a folder of this machine for the tracebacks of errors that are not ours.
+
+    Raises:
+        UsageError: what is no address, or a number that cannot be.
+    """
+
+    def __init__(
+        self,
+        craft: Craft,
+        address: str,
+        threads: int,
+        *,
+        gpus_per_worker: float | None = None,
+        max_workers: int | None = None,
+        logs: Path | None = None,
+    ) -> None:
+        check_address(address)
+        for name, value, is_good, wanted in (
+            ("threads", threads, threads >= 1, "at least 1"),
+            (
+                "GPUs per worker",
+                gpus_per_worker,
+                gpus_per_worker is None or _is_share(gpus_per_worker),
+                "whole, or below 1",
+            ),
+            ("workers", max_workers, max_workers is None or max_workers >= 1, "at least 1"),
+        ):
+            if not is_good:
+                raise UsageError(f"the number of {name} is {value}; it must be {wanted}")
+        self._craft = craft
+        self._address = address
+        self._threads = threads
+        self._gpus_per_worker = gpus_per_worker
+        self._max_workers = max_workers
+        self._logs = logs
+        self._open: _Open | None = None
+        self._leaving = ExitStack()
+
+    @property
+    def n_workers(self) -> int:
+        """See `outlay.workers.pool.Crew`; none before entering and after leaving."""
+        return 0 if self._open is None else len(self._open.workers)
+
+    @property
+    def n_free(self) -> int:
+        """See `outlay.workers.pool.Crew`."""
+        return 0 if self._open is None else len(self._open.workers) - len(self._open.under_way)
+
+    def submit(self, name: str, payload: Any) -> None:
+        """See `outlay.workers.pool.Crew`.
+
+        Raises:
+            RuntimeError: no worker is free.
+            ClusterError: the cluster is gone.
+        """
+        if self._open is None or not self.n_free:
+            raise RuntimeError(f"no worker is free for {name}; n_free says how many are")
+        with self._told(self._open.ray):
+            self._open.submit(name, payload)
+
+    def wait(self, timeout_seconds: float | None = None) -> list[Ended]:
+        """See `outlay.workers.pool.Crew`."""
+        if self._open is None or not self._open.under_way:
+            return []
+        with self._told(self._open.ray):
+            return [self._open.collect(done, self._logs) for done in self._open.done(timeout_seconds)]
+
+    def progress(self) -> dict[str, tuple[int, int, str]]:
+        """Nothing: reports do not reach this process."""
+        return {}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            ray = stack.enter_context(connected(self._address))
+            with self._told(ray):
+                machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+                resources, room = workers_of(machines, self._threads, self._gpus_per_worker)
+                n_workers = room if self._max_workers is None else min(room, self._max_workers)
+                self._open = _Open(ray, self._craft, self._threads, resources, n_workers)
+            stack.callback(self._open.end)
+            self._leaving = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open = None
+        self._leaving.close()
+
+    @contextmanager
+    def _told(self, ray: Any) -> Iterator[None]:
+        """What Ray itself raises comes as one of ours."""
+        try:
+            yield
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            said = Reply.of(error).said
+            raise ClusterError(
+                f"the Ray cluster at {self._address} cannot be reached any more: {said}; run the command again when it is there"
+            ) from error
+
+
+def _is_share(n_gpus: float) -> bool:
+    return 0 <= n_gpus < 1 or (n_gpus > 0 and n_gpus == int(n_gpus))
+
+
+class _Worker:
+    """The actor. Craft and payloads come as references in a list: then what cannot be unpickled does not end the actor."""
+
+    def __init__(self, craft: list[Any]) -> None:
+        import ray
+
+        hide_deprecations()
+
+        def set_up() -> Work:
+            made: Craft = ray.get(craft[0])
+            return made()
+
+        self._made = attempt(set_up)
+
+    def do(self, payload: list[Any]) -> tuple[Reply, bool]:
+        """The reply, and whether the worker can take other work."""
+        import ray
+
+        made = self._made
+        if made.error is not None or made.said is not None:
+            return fit_to_send(made), False
+        reply = fit_to_send(attempt(lambda: made.value(ray.get(payload[0]), _unheard)))
+        return reply, reply.said is None
+
+
+def _unheard(n_done: int, n_total: int, words: str) -> None:
+    """Nobody is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """Work under way: its name, its worker's place among the workers, when it was handed out."""
+
+    name: str
+    place: int
+    began: float
+
+
+class _Open:
+    """Workers of a cluster that this process is connected to; ``under_way`` by Ray's reference to the reply."""
+
+    def __init__(self, ray: Any, craft: Craft, threads: int, resources: dict[str, float], n_workers: int) -> None:
+        self.ray = ray
+        # Left alone, Ray allows as many threads as a worker takes CPUs, and one beside a GPU.
+        own = {"env_vars": thread_variables(threads)}
+        self._start = ray.remote(**resources, max_restarts=0, max_task_retries=0, runtime_env=own)(_Worker).remote
+        self._craft = [ray.put(craft)]
+        self.workers: list[Any] = [None] * n_workers
+        self.under_way: dict[Any, _Given] = {}
+
+    def submit(self, name: str, payload: Any) -> None:
+        """To a free worker; a new one is started where none of them waits."""
+        busy = {given.place for given in self.under_way.values()}
+        free = [place for place in range(len(self.workers)) if place not in busy]
+        place = next((each for each in free if self.workers[each] is not None), free[0])
+        if self.workers[place] is None:
+            self.workers[place] = self._start(self._craft)
+        reference = self.workers[place].do.remote([self.ray.put(payload)])
+        self.under_way[reference] = _Given(name, place, time.monotonic())
+
+    def done(self, timeout_seconds: float | None) -> list[Any]:
+        """References to replies that are there, or never will be."""
+        references = list(self.under_way)
+        found, _ = self.ray.wait(references, num_returns=1, timeout=timeout_seconds)
+        if found:
+            found, _ = self.ray.wait(references, num_returns=len(references), timeout=0)
+        return list(found)
+
+    def collect(self, reference: Any, logs: Path | None) -> Ended:
+        """How that work ended; then its worker is free, or gone."""
+        given, errors = self.under_way[reference], self.ray.exceptions
+        reply, lost, stays = None, None, False
+        try:
+            reply, stays = self.ray.get(reference)
+        except (errors.RayTaskError, errors.RaySystemError) as error:  # what came of it cannot be sent
+            reply = Reply.of(getattr(error, "cause", None) or error)
+        except errors.LocalRayletDiedError:
+            raise
+        except errors.RayError as error:
+            lost = Reply.of(error).said
+        del self.under_way[reference]
+        if not stays:
+            self._end(given.place)
+        seconds = time.monotonic() - given.began
+        return Ended(given.name, seconds, lost=lost) if reply is None else reply.ended(given.name, seconds, logs)
+
+    def end(self) -> None:
+        """All workers, whatever they are at."""
+        for place in range(len(self.workers)):
+            self._end(place)
+
+    def _end(self, place: int) -> None:
+        worker, self.workers[place] = self.workers[place], None
+        if worker is not None:
+            with suppress(Exception):  # it, or the whole cluster, may be gone
+                self.ray.kill(worker)
+
+
+# --- the connection -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """Ray, connected to a cluster until the end."""
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("--ray needs Ray, which is not installed; pip install 'outlay[ray]'") from None
+    if ray.is_initialized():
+        yield ray
+        return
+    _knock(address)
+    if address == "local":
+        check_interpreter(sys.executable)
+    own = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"py_modules": [str(Path(outlay.__file__).parent)]},
+            **own,
+        )
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise _unreachable(address, str(error).partition(". ")[0]) from error
+    try:
+        # Ray tells of lost workers on standard output, which belongs to the result.
+        with redirect_stdout(sys.stderr):
+            yield ray
+    finally:
+        ray.shutdown()
+
+
+def check_interpreter(python: str) -> None:
+    """Refuse a Python that Ray cannot start workers with: it hands the path to a shell as it is, and tries for ever.
+
+    Raises:
+        UsageError: there is a blank in the path.
+    """
+    if python.split() != [python]:
+        raise UsageError(
+            f"Ray cannot start workers with {python!r}, a path with blanks; install outlay in a folder without any, leave "
+            "Ray out, or name a cluster that runs"
+        )
+
+
+def _knock(address: str) -> None:
+    """Whether anything listens at HOST:PORT: Ray itself would try for minutes.
+
+    Raises:
+        ClusterError: nothing does.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, why: str) -> ClusterError:
+    said = " ".join(why.split()) or "it did not say why"
+    return ClusterError(f"no Ray cluster answers at {address!r} ({said}); start one with `ray start --head`")

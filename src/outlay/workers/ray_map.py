@@ -1,0 +1,283 @@
+"""Jobs on the machines of a Ray cluster that read a folder (a model, say), by the crew of `outlay.workers.ray`.
+
+A worker keeps its GPU and what it has loaded from job to job, and gets the next job as soon as it is done with one. The folder
+is looked for at the same path on each machine; where it is not there, or holds something else, it is sent through Ray's object
+store, once, and unpacked in the machine's temporary folder until the work ends. Only this process hands results on, so nothing
+else is shared.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+from outlay.errors import ClusterError, OutlayError, UnknownModel, WorkFailed
+from outlay.models.reference import checkpoint_files, fingerprint
+from outlay.storage.locks import acquire, release
+from outlay.workers.pool import Crew, Ended, Report, Work
+from outlay.workers.ray import RayCrew, check_address, connected
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+N_TRIES = 3
+_PIECE_BYTES = 2**28
+"""A file is sent in pieces of this size, so that a model need not fit into the object store's memory in one piece."""
+
+_CLEANING_SECONDS = 10.0
+
+
+class Executor(Protocol):
+    """Does jobs."""
+
+    def run(
+        self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
+    ) -> Generator[tuple[str, R], None, None]:
+        """``work(folder, payload)`` of each job, handed over with the job's name as soon as it is done, in any order.
+
+        Closing the generator ends what is still under way. ``work``, payloads and results can be pickled; ``work`` is handed
+        ``folder``, or a copy of it where it is done on another machine.
+
+        Raises:
+            OutlayError: of ``work``; or a place that cannot be reached, or does not get a job done.
+        """
+        ...
+
+
+class Here:
+    """This process: one job after another, in their order."""
+
+    def run(
+        self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
+    ) -> Generator[tuple[str, R], None, None]:
+        """See `Executor`."""
+        for name, payload in jobs:
+            yield name, work(folder, payload)
+
+
+class Cluster:
+    """The workers of a Ray cluster: one per GPU where it has GPUs, else one per ``threads`` CPUs of a machine.
+
+    ``address``: ``auto`` (the cluster that this machine belongs to), ``local`` (one of this machine alone, started and ended with
+    the work), HOST:PORT or ray://HOST:PORT. Where this program is connected to a cluster already, that one is used.
+    """
+
+    def __init__(self, address: str, threads: int) -> None:
+        check_address(address)
+        self._address = address
+        self._threads = threads
+
+    def run(
+        self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
+    ) -> Generator[tuple[str, R], None, None]:
+        """See `outlay.workers.executor.Executor`. ``folder`` holds a model.
+
+        Raises:
+            UsageError: Ray is not installed, or no machine has enough CPUs.
+            ClusterError: no cluster answers, or a job failed three times.
+            OutlayError: as ``work`` raised it; such a job is not tried again.
+        """
+        needed = _Folder(folder.absolute(), fingerprint(str(folder)))
+        with connected(self._address) as ray:
+            yield from _Run(ray, self._address, self._threads, work, needed).all(jobs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """What the work reads: ``path`` here, ``sha256`` of its files, and the files in pieces where they have been sent."""
+
+    path: Path
+    sha256: str
+    files: tuple[tuple[str, list[Any]], ...] | None = None
+
+    @property
+    def unpacked(self) -> Path:
+        """Where it lies on a machine that it was sent to."""
+        return Path(tempfile.gettempdir()) / f"outlay-{os.getuid()}-{self.sha256[:16]}" / "folder"
+
+    def is_at(self, place: Path) -> bool:
+        """Whether it lies there, byte for byte."""
+        try:
+            return fingerprint(str(place)) == self.sha256
+        except (OSError, UnknownModel):
+            return False
+
+    def find(self) -> Path | None:
+        """Where it lies on this machine; ``None`` where it must be sent first."""
+        places = (self.path, self.unpacked)
+        found = next((place for place in places if self.is_at(place)), None)
+        return self._unpack() if found is None and self.files is not None else found
+
+    def _unpack(self) -> Path:
+        """Put the pieces together; the workers of one machine do it once."""
+        import ray
+
+        assert self.files is not None
+        place = self.unpacked
+        lock = acquire(place.parent, None, 0.2)
+        try:
+            if not self.is_at(place):
+                new = place.with_name("new")
+                for folder in (new, place):
+                    shutil.rmtree(folder, ignore_errors=True)
+                new.mkdir(mode=0o700)
+                for name, pieces in self.files:
+                    with (new / name).open("wb") as file:
+                        for piece in pieces:
+                            file.write(ray.get(piece))
+                new.rename(place)
+        finally:
+            release(lock, place.parent, remove=False)
+        return place
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """What a worker answers: the result, an error that another try would not mend, or that it lacks the folder.
+
+    ``unpacked_on``: the machine, where the folder had to be unpacked.
+    """
+
+    kind: Literal["made", "refused", "lacks"]
+    value: Any = None
+    unpacked_on: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """A craft whose work is done on a folder."""
+
+    work: Callable[[Path, Any], Any]
+
+    def __call__(self) -> Work:
+        return self.do
+
+    def do(self, payload: tuple[_Folder, Any], report: Report) -> _Reply:  # noqa: ARG002
+        """One job."""
+        import ray
+
+        folder, job = payload
+        place = folder.find()
+        if place is None:
+            return _Reply("lacks")
+        node = ray.get_runtime_context().get_node_id() if place == folder.unpacked else None
+        try:
+            return _Reply("made", self.work(place, job), node)
+        except OutlayError as error:
+            return _Reply("refused", error, node)
+
+
+def _clean(folder: _Folder) -> None:
+    """Remove what was unpacked, on its machine."""
+    shutil.rmtree(folder.unpacked.parent, ignore_errors=True)
+
+
+_Job = tuple[str, Any]
+
+
+@dataclass(slots=True)
+class _Run:
+    """Jobs of one piece of work on a cluster.
+
+    ``waiting``: jobs under way, by name; ``again``: jobs to be tried again; ``n_tries``: failed ones, by name.
+    """
+
+    ray: Any
+    address: str
+    threads: int
+    work: Callable[[Path, Any], Any]
+    folder: _Folder
+    waiting: dict[str, _Job] = field(default_factory=dict)
+    again: list[_Job] = field(default_factory=list)
+    n_tries: Counter[str] = field(default_factory=Counter)
+    unpacked_on: set[str] = field(default_factory=set)
+
+    def all(self, jobs: Iterable[_Job]) -> Generator[_Job, None, None]:
+        """As they are done."""
+        left = iter(jobs)
+        try:
+            with RayCrew(_Reader(self.work), self.address, self.threads) as crew:
+                self._hand_out(crew, left)
+                while ended := crew.wait():
+                    for each in ended:
+                        reply = self._reply(each)
+                        self._hand_out(crew, left)
+                        if reply is not None:
+                            yield each.name, reply.value
+        finally:
+            self._end()
+
+    def _hand_out(self, crew: Crew, left: Iterator[_Job]) -> None:
+        """To whoever is free."""
+        while crew.n_free and (job := self.again.pop() if self.again else next(left, None)) is not None:
+            name, payload = job
+            self.waiting[name] = job
+            crew.submit(name, (self.folder, payload))
+
+    def _reply(self, ended: Ended) -> _Reply | None:
+        """The result of a job; ``None`` where it is to be tried again.
+
+        Raises:
+            OutlayError: as the work raised it.
+            ClusterError: it has been tried often enough.
+        """
+        job = self.waiting.pop(ended.name)
+        if ended.lost is not None or isinstance(ended.error, WorkFailed):
+            self._note_failure(ended)
+            self.again.append(job)
+            return None
+        if ended.error is not None:
+            raise ended.error
+        reply: _Reply = ended.value
+        if reply.unpacked_on is not None:
+            self.unpacked_on.add(reply.unpacked_on)
+        if reply.kind == "refused":
+            raise reply.value
+        if reply.kind == "lacks":
+            self._send_folder()
+            self.again.append(job)
+            return None
+        return reply
+
+    def _note_failure(self, ended: Ended) -> None:
+        self.n_tries[ended.name] += 1
+        if self.n_tries[ended.name] == N_TRIES:
+            why = f"its worker was lost, {ended.lost}" if ended.lost is not None else str(ended.error)
+            raise ClusterError(
+                f"{ended.name} could not be done on the Ray cluster at {self.address} in {N_TRIES} tries; of the last one: "
+                f"{why}; what is done is kept, run the command again, or without --ray"
+            ) from ended.error
+
+    def _send_folder(self) -> None:
+        """Into the object store, once."""
+        if self.folder.files is None:
+            files = tuple(
+                (path.name, [self.ray.put(piece) for piece in _pieces(path)])
+                for path in checkpoint_files(self.folder.path)
+            )
+            self.folder = replace(self.folder, files=files)
+
+    def _end(self) -> None:
+        """Remove what was unpacked."""
+        if self.unpacked_on:
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            clean = self.ray.remote(num_cpus=0)(_clean)
+            there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in sorted(self.unpacked_on)]
+            sent = [
+                clean.options(scheduling_strategy=each).remote(_Folder(self.folder.path, self.folder.sha256))
+                for each in there
+            ]
+            self.ray.wait(sent, num_returns=len(sent), timeout=_CLEANING_SECONDS)
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece
