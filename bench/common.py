@@ -36,10 +36,10 @@ from outlay.models.loading import ModelSpec
 from outlay.models.random_init import Corpus, build_checkpoint
 from outlay.models.sizes import Size
 from outlay.settings import TrainSettings
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 from outlay.tasks.example import Example, seeded_order
 from outlay.tasks.task import load_task
-from outlay.train.api import Watch, finetune, use_threads
+from outlay.train.api import TrainContext, finetune, use_threads
 
 Made = TypeVar("Made")
 Texts = list[tuple[str, ...]]
@@ -66,7 +66,7 @@ class Rows:
     A text is a tuple of one or two strings: what an encoder reads as its segments, or the one text a T5 reads behind its prefix.
     """
 
-    form: Form
+    form: TaskSpec
     train: Texts
     answers: list[str]
     pool: Texts
@@ -167,7 +167,7 @@ class Work:
         def make(folder: Path) -> None:
             print(f"fine-tuning {blank.name} on {len(rows.train):,} labels", file=sys.stderr, flush=True)
             spec = ModelSpec(str(blank), str(blank), rows.form, settings.seed)
-            finetune(spec, rows.train, rows.answers, settings, dev=None, out=folder, watch=Watch(FreeGauge()))
+            finetune(spec, rows.train, rows.answers, settings, dev=None, out=folder, watch=TrainContext(FreeGauge()))
 
         decides = (blank.name, rows.form, rows.train, rows.answers, asdict(settings))
         return self.made(f"tuned-{blank.name}", decides, make)
@@ -336,9 +336,9 @@ def toy_rows(kind: str, *, n: int = 96) -> Rows:
         listed = " ".join(f"{word} [Mood]" for word in words if word in sum(_MARKERS, ()))
         segments = (" ".join(words), *([" ".join(rng.choices(_FILLERS, k=3))] if kind == "pairs" else []))
         rows.append((segments, listed if kind == "spans" else ("bad", "good")[label]))
-    form = Form("classification", ("bad", "good"), 32, 8, "mood: ")
+    form = TaskSpec("classification", ("bad", "good"), 32, 8, "mood: ")
     if kind == "spans":
-        form = Form("entities", ("Mood",), 32, 24, "moods: ")
+        form = TaskSpec("entities", ("Mood",), 32, 24, "moods: ")
     parts = [rows[at * n : (at + 1) * n] for at in range(3)]
     split_texts, split_answers = ([[row[i] for row in part] for part in parts] for i in range(2))
     return Rows(form, split_texts[0], split_answers[0], split_texts[2], split_texts[1], split_answers[1])  # type: ignore[arg-type]

@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 
 from outlay.models.cost_model import (
     Lengths,
-    Profile,
-    Reader,
+    MachineProfile,
+    ModelProfile,
     answering_load,
     load_profile,
     starting_load,
@@ -49,8 +49,8 @@ from outlay.models.shape import ModelShape, shape_of_size
 from outlay.models.sizes import Size, find_size
 from outlay.plan.forecast import ANSWERING
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Form
-from outlay.train.api import Watch, count_tokens, distil, finetune, predict, teach, use_threads
+from outlay.spec import TaskSpec
+from outlay.train.api import TrainContext, count_tokens, distil, finetune, predict, teach, use_threads
 from outlay.train.calibration import answer_lengths, calibrate, encoder_size, least_relative_squares, t5_size
 
 # --- Table 6 ---------------------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ LEARNING_RATE = 2e-3
 class Laboratory:
     """Runs the steps of one subject and predicts them."""
 
-    def __init__(self, subject: Subject, profile: Profile, folder: Path) -> None:
+    def __init__(self, subject: Subject, profile: MachineProfile, folder: Path) -> None:
         self.subject, self.profile, self.folder = subject, profile, folder
         draw = random.Random(WORDS_SEED)
         words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=5)) for _ in range(500)]
@@ -304,11 +304,11 @@ class Laboratory:
         n_words = [draw.randint(subject.shortest, subject.longest) for _ in range(subject.n_rows)]
         self.sources = [(" ".join(draw.choices(words, k=n)),) for n in n_words]
         if subject.answer:
-            self.form = Form("generation", (), subject.longest + 2, subject.answer)
+            self.form = TaskSpec("generation", (), subject.longest + 2, subject.answer)
             # One phrase for every row: learnt at once, so that answers are as long as those that were learnt from.
             self.answers = [" ".join(words[: subject.answer - 1])] * len(n_words)
         else:
-            self.form = Form("classification", ("cold", "mild", "warm"), subject.longest + 2, 1)
+            self.form = TaskSpec("classification", ("cold", "mild", "warm"), subject.longest + 2, 1)
             self.answers = [draw.choice(self.form.labels) for _ in n_words]
 
     def spec(self, size: Size) -> ModelSpec:
@@ -317,8 +317,8 @@ class Laboratory:
             build_checkpoint(size, self.corpus, folder)
         return ModelSpec(str(folder), str(folder), self.form, 0)
 
-    def reader(self, size: Size) -> Reader:
-        return Reader(shape_of_size(size), len(self.form.labels))
+    def reader(self, size: Size) -> ModelProfile:
+        return ModelProfile(shape_of_size(size), len(self.form.labels))
 
     def lengths(self, size: Size) -> Lengths:
         ref = self.spec(size).ref
@@ -339,7 +339,7 @@ class Laboratory:
         trained = {size: self.folder / f"{size.name}-trained" for size in (teacher, student)}
         for path in trained.values():
             path.mkdir(exist_ok=True)
-        watch = Watch(Free())
+        watch = TrainContext(Free())
 
         def note(name: str, load: Any, act: Callable[[], Any]) -> Any:
             began = time.perf_counter()

@@ -58,8 +58,8 @@ from bench.published_objective import Curve, FreeGauge, Pair, batches_of
 from outlay.hardware.precision import resolve
 from outlay.models.loading import ModelSpec
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Form, TargetKind
-from outlay.train.api import Watch, count_tokens, distil, finetune, teach
+from outlay.spec import TargetKind, TaskSpec
+from outlay.train.api import TrainContext, count_tokens, distil, finetune, teach
 from outlay.train.targets.targets import SparseTargets
 
 LIMIT = 1e-4
@@ -84,7 +84,7 @@ class World:
 
     teacher: Path
     student: Path
-    form: Form
+    form: TaskSpec
     texts: Texts
 
     def head(self, n_rows: int) -> World:
@@ -120,7 +120,7 @@ class BatchOrder(Sampler[int]):
 class TeacherInTheLoop(Seq2SeqTrainer):
     """The published algorithm; see the module. `begin` gives it what a `Trainer` does not have."""
 
-    def begin(self, teacher: nn.Module, form: Form, order: BatchOrder | None = None) -> None:
+    def begin(self, teacher: nn.Module, form: TaskSpec, order: BatchOrder | None = None) -> None:
         self.teacher: Any = teacher.eval()
         self.max_target_tokens = form.max_target_tokens
         self.order = order
@@ -220,7 +220,7 @@ def equality(world: World, epochs: int) -> Equality:
     targets = world.teach(COMPLETE, "fp32")
     curve = Curve()
     with scratch() as out:
-        watch = Watch(FreeGauge(), tracker=curve)
+        watch = TrainContext(FreeGauge(), tracker=curve)
         distil(world.spec(0, "tokens"), world.texts, targets, settings, dev=None, out=out, watch=watch)
     pair = Pair(world.teacher, world.student, [text[0] for text in world.texts], world.form)
     batches = batches_of(pair, targets, settings)
@@ -269,7 +269,7 @@ def offline_cost(world: World, said: TeachSettings, settings: TrainSettings) -> 
     _, reading = timed(lambda: count_tokens(str(world.student), str(world.student), world.form, world.texts))
     clock = Clock()
     with scratch() as out:
-        watch = Watch(FreeGauge(), on_progress=clock)
+        watch = TrainContext(FreeGauge(), on_progress=clock)
         distil(world.spec(settings.seed, "tokens"), world.texts, targets, settings, dev=None, out=out, watch=watch)
     per_step = clock.per_step(N_WARMUP)
     return Cost((teaching + reading) / len(world.texts), per_step, per_step)
@@ -305,7 +305,7 @@ def epochs_of(world: World, target: TargetKind, *, repeats: int, epochs: int) ->
 
     def run_one(from_targets: bool, turn: int) -> float:
         clock, settings = Clock(), replace(DISTIL, epochs=epochs, seed=turn)
-        watch, spec = Watch(FreeGauge(), on_progress=clock), world.spec(turn, target if from_targets else None)
+        watch, spec = TrainContext(FreeGauge(), on_progress=clock), world.spec(turn, target if from_targets else None)
         with scratch() as out:
             if from_targets:
                 distil(spec, world.texts, targets, settings, dev=None, out=out, watch=watch)

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from outlay.models.generative_heads import TextHead
+from outlay.models.generative_heads import GenerationHead
 from outlay.models.heads import Sources
 from outlay.models.random_init import new_model
 from outlay.models.sizes import Size
-from outlay.models.tokenization import Encoded, Units
+from outlay.models.tokenization import AnswerIds, Encoded
 from outlay.settings import TeachSettings
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 from outlay.train.targets.targets import SparseTargets, TargetsBuilder
 
 LOG_SIGMA = (0.45, 0.63)
@@ -54,7 +54,7 @@ def drawn_lengths(lengths: Lengths, n_rows: int, seed: int) -> tuple[NDArray[np.
     return drawn[0], drawn[1]
 
 
-def drawn_rows(lengths: Lengths, n_rows: int, vocab_size: int, seed: int = 0) -> tuple[Sources, Units]:
+def drawn_rows(lengths: Lengths, n_rows: int, vocab_size: int, seed: int = 0) -> tuple[Sources, AnswerIds]:
     """Lines and answers of random tokens, each closed as T5 closes a text."""
     rng = np.random.default_rng(seed + 1)
     flat = []
@@ -65,7 +65,7 @@ def drawn_rows(lengths: Lengths, n_rows: int, vocab_size: int, seed: int = 0) ->
         flat.append((ids, offsets))
     (ids, offsets), (units, bounds) = flat
     encoded = Encoded(ids, np.zeros_like(ids), offsets, 0, 0)
-    return Sources(encoded, [("",)] * n_rows), Units(units, bounds)
+    return Sources(encoded, [("",)] * n_rows), AnswerIds(units, bounds)
 
 
 def n_words(size: Size) -> int:
@@ -73,7 +73,7 @@ def n_words(size: Size) -> int:
     return size.vocab_size - 28
 
 
-def drawn_head(most_tokens: int, size: Size) -> TextHead:
+def drawn_head(most_tokens: int, size: Size) -> GenerationHead:
     """The head of a model that writes; its tokenizer knows as many words as T5's (28 fewer than its models have rows)."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -84,7 +84,7 @@ def drawn_head(most_tokens: int, size: Size) -> TextHead:
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token=SPECIAL[2])),
         **dict(zip(("pad_token", "eos_token", "unk_token"), SPECIAL, strict=True)),
     )
-    return TextHead(tokenizer, Form("generation", (), most_tokens, most_tokens), "seq2seq")
+    return GenerationHead(tokenizer, TaskSpec("generation", (), most_tokens, most_tokens), "seq2seq")
 
 
 def drawn_model(size: Size, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -93,7 +93,7 @@ def drawn_model(size: Size, dtype: torch.dtype, device: torch.device) -> nn.Modu
         return new_model(size, seed=0, dtype=dtype)
 
 
-def drawn_targets(units: Units, vocab_size: int, how: TeachSettings, device: torch.device) -> SparseTargets:
+def drawn_targets(units: AnswerIds, vocab_size: int, how: TeachSettings, device: torch.device) -> SparseTargets:
     """Targets of a teacher who knows nothing: as many logits at each position as may be kept."""
     builder = TargetsBuilder("tokens", len(units), max_logits=how.max_logits, tail_mass=how.tail_mass)
     generator = torch.Generator(device).manual_seed(0)

@@ -51,16 +51,16 @@ from bench.gpu_table import (
     line,
     table,
 )
-from outlay.models.generative_heads import TextHead
+from outlay.models.generative_heads import GenerationHead
 from outlay.models.heads import LogitSink
-from outlay.models.peft import adapt, cast, compiled
+from outlay.models.peft import add_adapters, cast, compiled
 from outlay.models.shape import flops_infer, flops_train, shape_of_size
 from outlay.models.sizes import Size, find_size
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.train.batching import inference_batches
-from outlay.train.distributed import Place, here
-from outlay.train.loop import Lesson, fit
-from outlay.train.objectives import GoldLesson, TargetLesson
+from outlay.train.distributed import ProcessGroup, current_process
+from outlay.train.loop import Objective, fit
+from outlay.train.objectives import DistillationObjective, SupervisedObjective
 from outlay.train.targets.targets import TargetsBuilder
 
 LEAST_BYTES = 75 * 2**30
@@ -137,7 +137,7 @@ class World:
     """What every section has at hand."""
 
     scale: Scale
-    place: Place
+    place: ProcessGroup
     card: Card
     ends: float
     rows: list[Row] = field(default_factory=list)
@@ -220,7 +220,7 @@ def teacher_tasks(world: World) -> Iterator[Task]:
     how = f"at most {scale.taught.batch_size:,} rows, {scale.taught.batch_tokens:,} tokens"
     yield Task("teacher pass", how, N_POOL, lambda seconds: taught(world, model, head, size, seconds))
     sources, units = drawn_rows(scale.lengths, scale.teacher_batch * (scale.n_steps + scale.n_warm), n_words(size))
-    lesson = GoldLesson(head, sources, units)
+    lesson = SupervisedObjective(head, sources, units)
     full = TrainSettings(
         epochs=1000,
         batch_size=scale.teacher_batch,
@@ -255,9 +255,9 @@ def student_tasks(world: World) -> Iterator[Task]:
                 precision="bf16",
                 compile=is_compiled,
             )
-            lessons: dict[str, Lesson] = {"distil student": TargetLesson(head, sources, targets, settings)}
+            lessons: dict[str, Objective] = {"distil student": DistillationObjective(head, sources, targets, settings)}
             if not is_compiled:
-                lessons["student on cross-entropy"] = GoldLesson(head, sources, units)
+                lessons["student on cross-entropy"] = SupervisedObjective(head, sources, units)
             for what, lesson in lessons.items():
                 model = drawn_model(size, torch.float32, world.device)
                 yield Task(
@@ -268,7 +268,7 @@ def student_tasks(world: World) -> Iterator[Task]:
                 )
 
 
-def taught(world: World, model: nn.Module, head: TextHead, size: Size, seconds: float) -> Measured:
+def taught(world: World, model: nn.Module, head: GenerationHead, size: Size, seconds: float) -> Measured:
     """The teacher pass over a block of rows, as `outlay.train.api.teach` makes it."""
     scale, until = world.scale, time.perf_counter() + seconds
     sources, units = drawn_rows(scale.lengths, scale.n_taught, n_words(size), seed=7)
@@ -306,14 +306,18 @@ def taught(world: World, model: nn.Module, head: TextHead, size: Size, seconds: 
 
 
 def stepped(
-    world: World, learner: tuple[nn.Module, Size], lesson: Lesson, settings: TrainSettings, seconds: float
+    world: World, learner: tuple[nn.Module, Size], lesson: Objective, settings: TrainSettings, seconds: float
 ) -> Measured:
     """Steps of the training loop."""
     model, size = learner
     clock = Clock(world, seconds)
     try:
         fit(
-            compiled(cast(adapt(model, settings), settings), settings), lesson, settings, gauge=clock, place=world.place
+            compiled(cast(add_adapters(model, settings), settings), settings),
+            lesson,
+            settings,
+            gauge=clock,
+            place=world.place,
         )
         spent = clock.seconds()
     finally:
@@ -423,7 +427,7 @@ def notes(world: World) -> list[str]:
 
 def make_world(toy: bool, minutes: float) -> World:
     """The device that is here, and the true scale where it fits."""
-    place, began = here(), time.perf_counter()
+    place, began = current_process(), time.perf_counter()
     on_gpu = place.device.type == "cuda"
     fits = on_gpu and torch.cuda.get_device_properties(place.device).total_memory >= LEAST_BYTES and not toy
     card = card_of(torch.cuda.get_device_name() if on_gpu else "CPU", counts=fits)

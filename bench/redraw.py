@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from outlay.engine.outputs import Aftermath
+from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, read_points
 from outlay.report.charts import frontier_spec, save_chart
 from outlay.report.comparison import MINUS, Comparison, compare, money, on_front, score, signed
@@ -109,8 +109,8 @@ def _part(row: Mapping[str, str], prefix: str) -> Iterator[tuple[str, str]]:
     return ((name.removeprefix(prefix), value) for name, value in row.items() if name.startswith(prefix) and value)
 
 
-def _aftermath(row: Mapping[str, str]) -> Aftermath:
-    return Aftermath(
+def _aftermath(row: Mapping[str, str]) -> RunOutputs:
+    return RunOutputs(
         run=row["run"],
         metric=row["metric"] or None,
         teacher_dev=float(row["teacher_dev"]) if row["teacher_dev"] else None,

@@ -33,14 +33,14 @@ from rich.table import Table
 
 from outlay.engine.outputs import receipt_file
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of, write_points
-from outlay.engine.run_dir import RunFolder
+from outlay.engine.run_dir import RunDir
 from outlay.metrics import score
 from outlay.money.amounts import PriceBook
 from outlay.plan.steps import PREDICTIONS_FILE
 from outlay.report import study_report
 from outlay.report.results import Header, Layout
 from outlay.storage.store import Store, key_of
-from outlay.study.runner import Entry, Index, read_results
+from outlay.study.runner import StudyCell, StudyIndex, read_results
 
 TASKS = ("fever", "stanceosaurus", "multipit_id", "wlp")
 STRATEGIES = ("annotate", "distill", "self_distill", "general_distill", "mix")
@@ -103,10 +103,10 @@ def make_study(folder: Path, store: Store, grid: Grid) -> None:
                 usage={},
                 circumstance={},
             )
-        entries.append(Entry(run, point.id, f"{request.task}: {request.strategy}, seed {request.seed}"))
+        entries.append(StudyCell(run, point.id, f"{request.task}: {request.strategy}, seed {request.seed}"))
         points.append(point)
     header = Header("made_up", "Made up", grid.layout, scale="cpu", command="python -m bench.report_study")
-    Index(header, store.location, PriceBook.load().get("cpu"), tuple(entries)).write(folder)
+    StudyIndex(header, store.location, PriceBook.load().get("cpu"), tuple(entries)).write(folder)
     write_points(folder / "points.json", points)
 
 
@@ -212,7 +212,7 @@ def leave_run(folder: Path, run: str, key: str, point: Point, charges: dict[str,
         "anchor": {"head": "0" * 64, "count": 1},
         "charges_micros": charges,
     }
-    path = RunFolder.of(folder, run).manifest
+    path = RunDir.of(folder, run).manifest
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(document, indent=1), encoding="utf-8")
     receipt = receipt_file(folder, run)

@@ -19,10 +19,10 @@ from outlay.models.loading import ModelSpec, load_saved
 from outlay.models.random_init import Corpus, build_checkpoint
 from outlay.models.sizes import find_size
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 from outlay.tasks.example import seeded_order
 from outlay.tasks.task import load_task
-from outlay.train.api import Watch, distil, finetune, predict
+from outlay.train.api import TrainContext, distil, finetune, predict
 from outlay.train.batching import inference_batches
 from outlay.train.targets.targets import SparseTargets
 
@@ -165,7 +165,7 @@ class Bench:
         self.labels = ("negative", "positive") if task is None else tuple(task.labels)
         kind = "classification" if task is None else "entities"
         limits = (plan.max_source_tokens, plan.max_target_tokens)
-        self.form = Form(kind, self.labels, *limits, "mood: " if task is None else "wlp: ")
+        self.form = TaskSpec(kind, self.labels, *limits, "mood: " if task is None else "wlp: ")
 
     def prepare(self) -> None:
         """Checkpoints, teacher, its words over pool and unseen rows, and a student that is half done."""
@@ -181,7 +181,13 @@ class Bench:
             golds = [row["target"] for row in self.labelled]
             spec = self._spec(str(base), 0)
             finetune(
-                spec, _texts(self.labelled), golds, self.plan.teacher, dev=None, out=teacher, watch=Watch(FreeGauge())
+                spec,
+                _texts(self.labelled),
+                golds,
+                self.plan.teacher,
+                dev=None,
+                out=teacher,
+                watch=TrainContext(FreeGauge()),
             )
             note.write_text(json.dumps(self.score(teacher)))
         for name, rows in (("pool", self.pool), ("unseen", self.unseen[: self.plan.n_compared])):
@@ -199,7 +205,7 @@ class Bench:
     def student(self, targets: SparseTargets, settings: TrainSettings, out: Path) -> None:
         """A student of these targets over the pool."""
         spec = replace(self._spec(STUDENT, settings.seed), target="tokens")
-        distil(spec, _texts(self.pool), targets, settings, dev=None, out=out, watch=Watch(FreeGauge()))
+        distil(spec, _texts(self.pool), targets, settings, dev=None, out=out, watch=TrainContext(FreeGauge()))
 
     def score(self, folder: Path) -> float:
         """Points of a model on the unseen rows."""

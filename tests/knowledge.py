@@ -12,15 +12,15 @@ from itertools import accumulate
 from outlay.models.shape import ModelShape
 from outlay.money.amounts import Price
 from outlay.money.machines import Machine
-from outlay.plan.context import Handover, Known, Offer, TokenCounts
+from outlay.plan.context import Offer, PlanningContext, TargetSpec, TokenCounts
 from outlay.plan.request import Request
 from outlay.plan.steps import Encoding, Model
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 
 N_TRAIN, N_POOL, N_DEV, N_TEST = 290, 2500, 37, 101
 LABELS = ("no", "yes", "perhaps")
-ENCODING = Encoding(("text",), Form("classification", LABELS, 64, 8), "accuracy")
+ENCODING = Encoding(("text",), TaskSpec("classification", LABELS, 64, 8), "accuracy")
 TEACHER = Model("org/teacher", "org/teacher", "f1")
 STUDENT = Model("cut:1", "org/teacher", "f1")
 # Parameters in matrices: 5 layers of 1,700 and one of 1,100, with heads of 23 x (23 + 3) and 13 x (13 + 3).
@@ -53,11 +53,11 @@ def carved(n: int) -> int:
     return 0 if n < 2 else min(math.ceil(n / 10), n - 1)
 
 
-def known(budget_micros: int, **changes: object) -> Known:
-    """Known for a request; ``changes`` go to `Request`, or to `Known` where it has a field of that name."""
-    of_known = {name: changes.pop(name) for name in list(changes) if name in Known.__dataclass_fields__}
+def known(budget_micros: int, **changes: object) -> PlanningContext:
+    """Known for a request; ``changes`` go to `Request`, or to `PlanningContext` where it has a field of that name."""
+    of_known = {name: changes.pop(name) for name in list(changes) if name in PlanningContext.__dataclass_fields__}
     request = Request("made-up", "t0", "annotate", budget_micros, "p0", "m0", machine="box")
-    knows = Known(
+    knows = PlanningContext(
         request=replace(request, **changes),  # type: ignore[arg-type]
         task="made-up",
         encoding=ENCODING,
@@ -66,7 +66,7 @@ def known(budget_micros: int, **changes: object) -> Known:
         shapes=SHAPES,
         tokens={TEACHER.ref: COUNTS, STUDENT.ref: COUNTS},
         longest_answer={TEACHER.ref: 0, STUDENT.ref: 0},
-        handovers={(teacher.ref, STUDENT.ref): Handover("classes") for teacher in (TEACHER, STUDENT)},
+        handovers={(teacher.ref, STUDENT.ref): TargetSpec("classes") for teacher in (TEACHER, STUDENT)},
         machine=Machine("box", "box", PEAK, TRAIN_SHARE, INFER_SHARE, "made up"),
         machine_price=Price("box", "hour", Decimal("3.6"), "made up", date(2024, 1, 1)),
         label_price=Price("label/made-up", "label", Decimal("0.2"), "made up", date(2024, 1, 1)),

@@ -7,7 +7,7 @@ import math
 import random
 from typing import Any, get_args
 
-from outlay.engine.outputs import Aftermath
+from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point
 from outlay.metrics import Answered
 from outlay.report.results import Header, Layout, Results
@@ -85,7 +85,7 @@ def cell(strategy: str, n_initial: int, n_pool: int, added: float = 0.0, **model
 def made(layout: Layout, *, n_seeds: int = 3, tasks: tuple[str, ...] = TASKS, missing: bool = True) -> Results:
     """A study of a layout with answers, charges by part and receipts; its last cell failed."""
     points: list[Point] = []
-    left: dict[str, Aftermath] = {}
+    left: dict[str, RunOutputs] = {}
     rng = random.Random(11)
     cells = asked(layout)
     for (t, task), (c, asked_for), seed in itertools.product(enumerate(tasks), enumerate(cells), range(n_seeds)):
@@ -104,7 +104,7 @@ def made(layout: Layout, *, n_seeds: int = 3, tasks: tuple[str, ...] = TASKS, mi
         run = f"{len(points):016x}"
         answered = Answered(["yes" if hit else "no" for hit in right], ["yes"] * N_EXAMPLES, ("yes", "no"))
         text = f"run {run}\nbudget ${asked_for['budget_usd']:,.2f}\n  labels <{asked_for['n_labels']}> & more\ntotal charge ..."
-        left[one.id] = Aftermath(run, "accuracy", None if is_lost else answered, None, asked_for["charges"], text)
+        left[one.id] = RunOutputs(run, "accuracy", None if is_lost else answered, None, asked_for["charges"], text)
         points.append(one)
     title = {"pool": "Labels and unlabelled rows", "budgets": "Annotate or distill"}.get(layout, layout)
     header = Header(

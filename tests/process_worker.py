@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from outlay.models.tokenization import collate
 from outlay.settings import TrainSettings
 from outlay.train.checkpoints import Checkpoints
-from outlay.train.distributed import here
-from outlay.train.loop import Audience, fit
+from outlay.train.distributed import current_process
+from outlay.train.loop import Callbacks, fit
 from outlay.train.losses import LossSum
-from outlay.train.state import Progress
+from outlay.train.state import TrainProgress
 from tests.toys import Bag, BagLesson, CountingGauge, Tagger, TokenLesson, classes_of, toy
 
 SETTINGS = TrainSettings(epochs=3, batch_size=8, learning_rate=0.02, precision="fp32", seed=3, eval_steps=5)
@@ -40,11 +40,11 @@ class Refusing(CountingGauge):
     """Refuses after 700 tokens on the main process, and everywhere else never: only the main one's word counts."""
 
     def may_train(self, n_tokens: int) -> bool:
-        return not here().is_main or self.n_trained + n_tokens <= 700
+        return not current_process().is_main or self.n_trained + n_tokens <= 700
 
 
-def outcome(model: nn.Module, losses: list[float], progress: Progress, gauge: CountingGauge) -> dict[str, Any]:
-    state = here().full_state(model.state_dict())
+def outcome(model: nn.Module, losses: list[float], progress: TrainProgress, gauge: CountingGauge) -> dict[str, Any]:
+    state = current_process().full_state(model.state_dict())
     return {
         "losses": losses,
         "history": progress.history,
@@ -67,7 +67,7 @@ def train(
     losses: list[float] = []
 
     def score(model: nn.Module) -> tuple[float, int]:
-        place = here()
+        place = current_process()
         rows = np.arange(len(dev))
         own = rows if place.fsdp else place.share(rows)
         said = dict(place.gather([(int(row), int(classes_of(model, dev)[row])) for row in own]))
@@ -75,12 +75,12 @@ def train(
         every = n_tokens if place.fsdp else sum(place.gather([n_tokens]))
         return float(np.mean([said[row] == int(labels[row]) for row in range(len(dev))])), every
 
-    def on_progress(progress: Progress, n_steps: int) -> None:
+    def on_progress(progress: TrainProgress, n_steps: int) -> None:
         losses.append(progress.loss_since)
 
     dev_score = score if isinstance(model, Bag) else None
     progress = fit(
-        model, lesson, settings, gauge=gauge, dev=dev_score, checkpoints=checkpoints, audience=Audience(on_progress)
+        model, lesson, settings, gauge=gauge, dev=dev_score, checkpoints=checkpoints, audience=Callbacks(on_progress)
     )
     return outcome(model, losses, progress, gauge)
 
@@ -117,18 +117,18 @@ def resumed(folder: Path) -> dict[str, Any]:
     def checkpoints() -> Checkpoints:
         return Checkpoints(folder / "resumed", every_seconds=3600, every_steps=3)
 
-    settings = CLIPPED.changed({"optimizer": "adafactor" if here().fsdp else "adamw"})
+    settings = CLIPPED.changed({"optimizer": "adafactor" if current_process().fsdp else "adamw"})
     try:
         train(Tagger(seed=5), lesson, settings, Killing(), checkpoints())
     except Killed:
-        here().barrier()
+        current_process().barrier()
         return train(Tagger(seed=6), lesson, settings, CountingGauge(), checkpoints())
     raise AssertionError("nobody was killed")
 
 
 def words(folder: Path) -> dict[str, Any]:
     """What processes tell each other."""
-    place = here()
+    place = current_process()
     told = place.gather([f"{place.rank}.{i}" for i in range(place.rank + 1)])
     return {
         "gathered": told,
@@ -174,7 +174,7 @@ def t5(folder: Path) -> dict[str, Any]:
     gauge = CountingGauge()
     settings = SETTINGS.changed({"gradient_checkpointing": True, "micro_batch_size": 3})
     progress = fit(
-        model, lesson, settings, gauge=gauge, dev=score, audience=Audience(lambda p, n: losses.append(p.loss_since))
+        model, lesson, settings, gauge=gauge, dev=score, audience=Callbacks(lambda p, n: losses.append(p.loss_since))
     )
     return {**outcome(model, losses, progress, gauge), "written": written}
 
@@ -187,9 +187,9 @@ TRAININGS: dict[str, Callable[[Path], dict[str, Any]]] = {
 def main(out: str, *names: str) -> None:
     torch.set_num_threads(1)
     done = {name: TRAININGS[name](Path(out).parent) for name in names}
-    if here().is_main:
+    if current_process().is_main:
         Path(out).write_text(json.dumps(done), encoding="utf-8")
-    here().barrier()
+    current_process().barrier()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from outlay.engine import sellers
-from outlay.engine.prepare import Options, Prepared, Workbench
+from outlay.engine.prepare import Options, PreparedRun, RunBuilder
 from outlay.engine.runner import Runner
 from outlay.labels.annotator import Delivery, Order
 from outlay.labels.replay import Replay
@@ -69,7 +69,7 @@ pool:
         )
         texts = [row.message for row in splits.train] + list(splits.pool)
         self.checkpoint = make_checkpoint(root / "checkpoint", texts, n_layers=n_layers)
-        self.workbench = Workbench(PriceBook.load())
+        self.workbench = RunBuilder(PriceBook.load())
 
     def options(self, **changes: object) -> Options:
         base = Options(
@@ -84,7 +84,7 @@ pool:
         )
         return replace(base, **changes)  # type: ignore[arg-type]
 
-    def prepared(self, **changes: object) -> Prepared:
+    def prepared(self, **changes: object) -> PreparedRun:
         return self.workbench.prepare(self.options(**changes))
 
 
@@ -111,7 +111,7 @@ class FamilyWorld(World):
             "padded": make_t5(root / "padded", words, n_layers=1, seed=1, vocab_extra=28),
             "causal": make_gpt2(root / "causal", words, n_layers=1),
         }
-        self.workbench = Workbench(PriceBook.load())
+        self.workbench = RunBuilder(PriceBook.load())
         self.tasks = {name: self._write(root / name, name, rows, text) for name, text in KINDS.items()}
 
     def _write(self, folder: Path, name: str, rows: list[dict[str, str]], kind: str) -> Path:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outlay.standalone.inputs import Asked
-from outlay.standalone.runtime import Running
-from outlay.standalone.training import Recipe
+from outlay.standalone.inputs import DataOptions
+from outlay.standalone.runtime import RuntimeOptions
+from outlay.standalone.training import TrainingRequest
 from tests.checkpoints import make_checkpoint, make_t5
 
 ACTIONS, REAGENTS, FILLERS = (
@@ -90,16 +90,18 @@ class StepsWorld:
     def model(self, name: str) -> str:
         return str(self.root / name)
 
-    def recipe(self, kind: str, model: str, out: Path, *, running: Running | None = None, **overrides: Any) -> Recipe:
+    def recipe(
+        self, kind: str, model: str, out: Path, *, running: RuntimeOptions | None = None, **overrides: Any
+    ) -> TrainingRequest:
         """Two quick epochs with a dev set; ``distill`` reads the question from the targets."""
         settings = {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "precision": "fp32", "patience": None}
-        return Recipe(
+        return TrainingRequest(
             model=self.model(model),
             out=out,
-            asked=Asked(**KINDS[kind], max_source_tokens=24, max_target_tokens=12),
+            asked=DataOptions(**KINDS[kind], max_source_tokens=24, max_target_tokens=12),
             dev_file=self.file(kind, "dev"),
             overrides={**settings, **overrides},
-            running=running or Running(threads=1),
+            running=running or RuntimeOptions(threads=1),
         )
 
 

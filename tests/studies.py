@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from outlay.engine.point import Point, micros_of
-from outlay.engine.prepare import Options, Workbench
+from outlay.engine.prepare import Options, RunBuilder
 from outlay.engine.runner import Runner
 from outlay.money.amounts import PriceBook
 from outlay.report.results import Header
 from outlay.study.dry_run import plan
 from outlay.study.runner import conduct
-from outlay.study.scheduler import StepCraft
-from outlay.workers.pool import Crew, Inline
+from outlay.study.scheduler import StepRunnerFactory
+from outlay.workers.pool import InProcessPool, WorkerPool
 from tests.runs import World
 
 HEADER = Header("toy", "A toy study", "plain", scale="cpu")
@@ -50,11 +50,11 @@ class Onlooker:
         pass
 
 
-def craft(one: Runner, book: PriceBook | None = None) -> StepCraft:
-    return StepCraft(one.store.location, book or PriceBook.load())
+def craft(one: Runner, book: PriceBook | None = None) -> StepRunnerFactory:
+    return StepRunnerFactory(one.store.location, book or PriceBook.load())
 
 
-class Idle(Inline):
+class Idle(InProcessPool):
     """A crew that nobody should need."""
 
     def submit(self, name: str, payload: Any) -> None:
@@ -62,13 +62,13 @@ class Idle(Inline):
 
 
 def conducted(
-    workbench: Workbench, asked: Sequence[Options], one: Runner, crew: Crew, observer: Any = None
+    workbench: RunBuilder, asked: Sequence[Options], one: Runner, crew: WorkerPool, observer: Any = None
 ) -> list[Point]:
     """By a crew that is entered already."""
     return conduct(plan(workbench, asked), HEADER, one, workbench, crew, observer or Onlooker())
 
 
-def check_books(one: Runner, workbench: Workbench, asked: Sequence[Options], points: Sequence[Point]) -> None:
+def check_books(one: Runner, workbench: RunBuilder, asked: Sequence[Options], points: Sequence[Point]) -> None:
     """The ledger is whole, every hold is closed once, every run is charged once, in full, and within its budget."""
     assert one.ledger.verify().ok
     for options, point in zip(asked, points, strict=True):

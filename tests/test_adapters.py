@@ -30,10 +30,19 @@ from transformers import (
 
 from outlay.errors import UsageError
 from outlay.models.loading import ModelSpec, load_saved
-from outlay.models.peft import adapt, cast, check, compiled, eagerly, load_trained_state, merge, trained_state
+from outlay.models.peft import (
+    add_adapters,
+    cast,
+    check,
+    compiled,
+    eagerly,
+    load_trained_state,
+    merge_adapters,
+    trained_state,
+)
 from outlay.settings import TrainSettings
-from outlay.spec import Form
-from outlay.train.api import DevTexts, Watch, finetune, predict
+from outlay.spec import TaskSpec
+from outlay.train.api import DevTexts, TrainContext, finetune, predict
 from outlay.train.loop import Progress
 from tests.checkpoints import make_t5
 from tests.toys import CountingGauge, sentences
@@ -138,7 +147,7 @@ def test_adapters_sit_where_their_papers_put_them(make: Make, peft: str, attenti
     plain = drawn(make)
     names = {name for name, _ in plain.named_modules()}
     wanted = {n for n in names if f".{n}".endswith(tuple(f".{end}" for end in attention | inner))}
-    found = adapted(adapt(plain, SETTINGS.changed({"peft": peft})))
+    found = adapted(add_adapters(plain, SETTINGS.changed({"peft": peft})))
     assert found.keys() == wanted
     for name, module in found.items():
         assert getattr(module, "is_feedforward", False) == name.endswith(tuple(inner) or ("no",))
@@ -148,7 +157,7 @@ def test_adapters_sit_where_their_papers_put_them(make: Make, peft: str, attenti
 def test_lora_is_a_low_rank_update_beside_the_weights(make: Make) -> None:
     model = drawn(make)
     before, own = {n: t.clone() for n, t in model.state_dict().items()}, logits_of(model)
-    assert adapt(model, LORA) is model
+    assert add_adapters(model, LORA) is model
     assert torch.equal(logits_of(model), own)
     layers = adapted(shaken(model))
     moved, kind = logits_of(model), type(model)
@@ -158,7 +167,7 @@ def test_lora_is_a_low_rank_update_beside_the_weights(make: Make) -> None:
         assert (a.shape[0], b.shape[1]) == (3, 3)
         update = 2.0 * (b @ a)
         wanted[f"{name}.weight"] = before[f"{name}.weight"] + (update.T if make is gpt2 else update)
-    merged = merge(model)
+    merged = merge_adapters(model)
     after = merged.state_dict()
     assert merged is model
     assert type(merged) is kind
@@ -175,12 +184,12 @@ def test_lora_is_a_low_rank_update_beside_the_weights(make: Make) -> None:
 def test_ia3_rescales_keys_values_and_inner_activations(make: Make) -> None:
     model = drawn(make).double()  # merging orders the same products otherwise: 1.01e-6 in float32 with torch 2.11
     before, own = {n: t.clone() for n, t in model.state_dict().items()}, logits_of(model)
-    adapt(model, IA3)
+    add_adapters(model, IA3)
     assert torch.equal(logits_of(model), own)
     layers = adapted(shaken(model))
     moved, scales = logits_of(model), {n: layer.ia3_l["default"].detach().flatten() for n, layer in layers.items()}
     inner = {name for name, layer in layers.items() if layer.is_feedforward}
-    after = merge(model).state_dict()
+    after = merge_adapters(model).state_dict()
     assert after.keys() == before.keys()
     for name, scale in scales.items():
         weight = before[f"{name}.weight"].T if make is gpt2 else before[f"{name}.weight"]
@@ -198,7 +207,7 @@ def test_ia3_of_a_gated_t5_is_what_its_authors_code_rescales() -> None:
     model = drawn(t5)
     layer = model.get_submodule("encoder.block.0.layer.1.DenseReluDense")
     hidden = torch.randn(2, 5, 10, generator=torch.Generator().manual_seed(3))
-    adapted(shaken(adapt(model, IA3)))
+    adapted(shaken(add_adapters(model, IA3)))
     scale = layer.wo.ia3_l["default"].flatten()
     gate = nn.functional.gelu(layer.wi_0(hidden), approximate="tanh")
     assert torch.allclose(layer(hidden), layer.wo.base_layer(gate * (layer.wi_1(hidden) * scale)), atol=1e-6)
@@ -209,7 +218,7 @@ def test_ia3_of_a_gated_t5_is_what_its_authors_code_rescales() -> None:
 def test_only_adapters_and_a_classification_layer_are_trained(make: Make, settings: TrainSettings) -> None:
     model = drawn(make)
     own = {name for name, _ in model.named_parameters()}
-    adapt(model, settings)
+    add_adapters(model, settings)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     parts = {name for name in trained if "lora_" not in name and "ia3_l" not in name}
     layers = {
@@ -229,7 +238,7 @@ def test_what_is_drawn_depends_on_the_seed_alone() -> None:
     def state(seed: int, drawn_before: int) -> dict[str, Tensor]:
         model = drawn(t5)
         torch.rand(drawn_before)
-        return trained_state(adapt(model, LORA.changed({"seed": seed})))
+        return trained_state(add_adapters(model, LORA.changed({"seed": seed})))
 
     one, same, other = state(7, 0), state(7, 13), state(8, 0)
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -239,7 +248,7 @@ def test_what_is_drawn_depends_on_the_seed_alone() -> None:
 
 
 def test_the_trained_part_is_put_back_and_a_foreign_one_refused() -> None:
-    model = adapt(drawn(bert), LORA)
+    model = add_adapters(drawn(bert), LORA)
     kept = {name: tensor.clone() for name, tensor in trained_state(model).items()}
     own, moved = logits_of(model), logits_of(shaken(model))
     assert not torch.allclose(own, moved, atol=1e-3)
@@ -251,19 +260,19 @@ def test_the_trained_part_is_put_back_and_a_foreign_one_refused() -> None:
 
 
 def test_a_model_with_adapters_writes_and_what_is_merged_writes_the_same() -> None:
-    model: Any = shaken(adapt(drawn(t5), LORA))
+    model: Any = shaken(add_adapters(drawn(t5), LORA))
     ids = torch.randint(3, N_WORDS, (5, 11), generator=torch.Generator().manual_seed(1))
     written = model.generate(input_ids=ids, max_new_tokens=7, do_sample=False)
-    merged: Any = merge(model)
+    merged: Any = merge_adapters(model)
     assert torch.equal(merged.generate(input_ids=ids, max_new_tokens=7, do_sample=False), written)
     assert len({tuple(row) for row in written.tolist()}) > 1
 
 
 def test_without_adapters_nothing_happens() -> None:
     model = drawn(t5)
-    assert adapt(model, SETTINGS) is model
+    assert add_adapters(model, SETTINGS) is model
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert merge(model) is model
+    assert merge_adapters(model) is model
 
 
 class Odd(nn.Module):
@@ -278,10 +287,10 @@ class Odd(nn.Module):
 def test_what_cannot_be_had_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for settings in (LORA, IA3):
         with pytest.raises(UsageError, match=f"peft {settings.peft} .* type 'odd'; choose peft none") as error:
-            adapt(Odd(), settings)
+            add_adapters(Odd(), settings)
         assert "\n" not in str(error.value)
     with pytest.raises(UsageError, match=r"peft lora cannot be used with FSDP.* leave out --fsdp"):
-        adapt(drawn(t5), LORA, fsdp=True)
+        add_adapters(drawn(t5), LORA, fsdp=True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"peft ia3 needs the library peft.*pip install 'outlay\[peft\]'") as error:
         check(IA3)
@@ -351,7 +360,7 @@ def test_blocks_are_compiled_once_for_all_shapes_and_depths(monkeypatch: pytest.
 # --- through a whole training ----------------------------------------------------------------------------------------
 
 LABELS = ("bad", "good")
-FORM = Form("classification", LABELS, 32, 4, "mood: ")
+FORM = TaskSpec("classification", LABELS, 32, 4, "mood: ")
 TRAIN = TrainSettings(epochs=6, batch_size=16, learning_rate=0.01, dropout=0.0, precision="fp32", seed=3)
 
 
@@ -378,7 +387,7 @@ def t5_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(base: Path, settings: TrainSettings, out: Path, **watch: Any) -> Progress:
     spec = ModelSpec(str(base), str(base), FORM, seed=1)
     return finetune(
-        spec, *rows_of(211, seed=11), settings, dev=dev_texts(), out=out, watch=Watch(CountingGauge(), **watch)
+        spec, *rows_of(211, seed=11), settings, dev=dev_texts(), out=out, watch=TrainContext(CountingGauge(), **watch)
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from outlay.models.decoder_cache import cache_in, parameters
-from outlay.models.decoding import Writing, greedy
+from outlay.models.decoding import DecodingState, greedy
 
 
 class Counter:
@@ -77,7 +77,7 @@ class Adapted(nn.Module):
 @pytest.mark.parametrize("model", [Old(), New(), Adapted(Old()), Adapted(New())])
 def test_a_model_goes_on_from_its_cache_by_either_name(model: nn.Module) -> None:
     read = {"input_ids": torch.ones(2, 3, dtype=torch.int64), "attention_mask": torch.ones(2, 3, dtype=torch.int64)}
-    said = greedy(Writing(model, read, None), n_new=6, closing=-1, n_choices=7)
+    said = greedy(DecodingState(model, read, None), n_new=6, closing=-1, n_choices=7)
     assert [row.tolist() for row in said] == [[3, 4, 5, 6, 0, 1]] * 2
 
 

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from outlay.cli.machine_commands import machine_app
 from outlay.errors import UnknownItem
 from outlay.hardware.precision import ratio_words
-from outlay.models.cost_model import TERMS, Lengths, Profile, Reader, load_profile, training_load
+from outlay.models.cost_model import TERMS, Lengths, MachineProfile, ModelProfile, load_profile, training_load
 from outlay.models.shape import shape_of_size
 from outlay.settings import TrainSettings
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 from outlay.train import calibration as calibrating
 from outlay.train.calibration import Trial, answer_lengths, calibrate, encoder_size, t5_size
 
@@ -29,7 +29,7 @@ TRIALS = [
 
 
 @pytest.fixture(scope="module")
-def measured() -> tuple[Profile, list[tuple[int, int]]]:
+def measured() -> tuple[MachineProfile, list[tuple[int, int]]]:
     told: list[tuple[int, int]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibrating, "MEASURED_SECONDS", 0.0)
@@ -39,7 +39,7 @@ def measured() -> tuple[Profile, list[tuple[int, int]]]:
     return profile, told
 
 
-def test_every_term_has_a_constant_and_none_is_negative(measured: tuple[Profile, list[tuple[int, int]]]) -> None:
+def test_every_term_has_a_constant_and_none_is_negative(measured: tuple[MachineProfile, list[tuple[int, int]]]) -> None:
     profile, told = measured
     assert set(profile.constants) == {"bf16", "fp32"}
     for constants in profile.constants.values():
@@ -57,9 +57,9 @@ def test_every_term_has_a_constant_and_none_is_negative(measured: tuple[Profile,
     assert profile.bf16_ratio > 0
 
 
-def test_more_work_takes_longer(measured: tuple[Profile, list[tuple[int, int]]]) -> None:
+def test_more_work_takes_longer(measured: tuple[MachineProfile, list[tuple[int, int]]]) -> None:
     profile, _ = measured
-    reader = Reader(shape_of_size(encoder_size(2, 64, 1024)), 2)
+    reader = ModelProfile(shape_of_size(encoder_size(2, 64, 1024)), 2)
     settings = TrainSettings(epochs=1, batch_size=8, learning_rate=1e-3)
     few, many = (training_load(reader, Lengths([11] * n, [0] * n), settings) for n in (64, 640))
     assert profile.seconds(many, "bf16") == pytest.approx(10 * profile.seconds(few, "bf16"))
@@ -82,7 +82,7 @@ def test_answers_are_counted_as_the_tokenizer_cuts_them(tmp_path: Path) -> None:
     spec = lab._spec(TRIALS[2])
     tokenizer = AutoTokenizer.from_pretrained(spec.ref)
     answers = ["a", "several words of it", "two words"]
-    form = Form("generation", (), 50, 5)
+    form = TaskSpec("generation", (), 50, 5)
     wanted = [min(5, len(tokenizer(text)["input_ids"])) for text in answers]
     assert answer_lengths(spec.ref, spec.base, form, answers) == wanted
     assert len(set(wanted)) > 1
@@ -95,13 +95,13 @@ def run(*arguments: str) -> str:
 
 
 def test_the_command_writes_what_steps_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: tuple[Profile, list[tuple[int, int]]]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: tuple[MachineProfile, list[tuple[int, int]]]
 ) -> None:
     profile, _ = measured
     monkeypatch.setattr(calibrating, "calibrate", lambda *, threads, name, on_progress: profile)
     store = tmp_path / "kept" / "store"
     said = run("calibrate", "--store", str(store), "--threads", "1")
-    assert load_profile(tmp_path / "kept" / "machine.toml") == Profile(
+    assert load_profile(tmp_path / "kept" / "machine.toml") == MachineProfile(
         **{name: getattr(profile, name) for name in ("name", "measured", "device", "torch", "threads")},
         peak_flops_per_second=profile.peak_flops_per_second,
         bf16_ratio=float(f"{profile.bf16_ratio:.4g}"),

@@ -709,7 +709,7 @@ def test_ctrl_c_says_how_to_go_on(shop: Shop, tmp_path: Path, monkeypatch: pytes
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("outlay.engine.step_runner.Workshop.make", interrupt)
+    monkeypatch.setattr("outlay.engine.step_runner.StepRunner.make", interrupt)
     ran = shop.run(tmp_path / "out", "--quiet", store=tmp_path / "store")
     assert ran.code == 130
     assert ran.err == "outlay: stopped; what was bought and done is kept, run the same command again to go on\n"

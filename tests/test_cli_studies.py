@@ -23,7 +23,7 @@ from outlay.money.amounts import show_usd
 from outlay.money.ledger import Ledger
 from outlay.study.grid import study_schema
 from outlay.workers.local import usable_cores
-from outlay.workers.pool import THREAD_VARIABLES, Inline
+from outlay.workers.pool import THREAD_VARIABLES, InProcessPool
 from tests.runs import World
 from tests.test_cli import Ran, outlay, refused
 
@@ -87,7 +87,7 @@ def ran(place: Place) -> Ran:
 
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that are not of workers, which take seconds to start."""
-    monkeypatch.setattr(study_commands, "_crew", lambda executor, craft, *more: Inline(craft))
+    monkeypatch.setattr(study_commands, "_crew", lambda executor, craft, *more: InProcessPool(craft))
 
 
 def files(folder: Path) -> dict[str, bytes]:

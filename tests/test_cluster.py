@@ -18,12 +18,12 @@ import pytest
 
 from outlay.errors import ClusterError, UnknownModel, UsageError, WorkFailed
 from outlay.settings import TeachSettings
-from outlay.standalone.inference import Answering, Teaching, teach
-from outlay.standalone.runtime import Running, Silent
+from outlay.standalone.inference import InferenceOptions, Teaching, teach
+from outlay.standalone.runtime import RuntimeOptions, Silent
 from outlay.standalone.training import finetune
-from outlay.workers.pool import THREAD_VARIABLES, Work
-from outlay.workers.ray import RayCrew, check_interpreter, workers_of
-from outlay.workers.ray_map import N_TRIES, Cluster, Executor, Here
+from outlay.workers.pool import THREAD_VARIABLES, WorkerFn
+from outlay.workers.ray import RayPool, check_interpreter, workers_of
+from outlay.workers.ray_map import N_TRIES, Cluster, Executor, InThisProcess
 from tests.contracts.crew_contract import CrewElsewhereContract, Maker, one
 from tests.contracts.executor_contract import ExecutorContract, Multiply, payloads
 from tests.contracts.study_contract import CrewMaker, StudyContract, conducted_plainly, small_world
@@ -32,7 +32,7 @@ from tests.steps_world import StepsWorld, tree
 
 pytest.importorskip("ray")
 N_CPUS = 2
-ONE = Running(threads=1)
+ONE = RuntimeOptions(threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestHere(ExecutorContract):
     @pytest.fixture
     def executor(self) -> Executor:
-        return Here()
+        return InThisProcess()
 
     @pytest.fixture
     def folder(self, model: Path) -> Path:
@@ -101,7 +101,7 @@ class TestRayCrew(CrewElsewhereContract):
 
     @pytest.fixture
     def make(self, tmp_path: Path) -> Maker:
-        return lambda craft, n_workers: RayCrew(craft, "local", 1, max_workers=n_workers, logs=tmp_path / "logs")
+        return lambda craft, n_workers: RayPool(craft, "local", 1, max_workers=n_workers, logs=tmp_path / "logs")
 
 
 @pytest.mark.usefixtures("ray")
@@ -119,7 +119,7 @@ class TestStudiesOnACluster(StudyContract):
     @pytest.fixture(scope="class")
     @classmethod
     def make(cls) -> CrewMaker:
-        return lambda craft: RayCrew(craft, "local", 1, max_workers=N_CPUS)
+        return lambda craft: RayPool(craft, "local", 1, max_workers=N_CPUS)
 
 
 def only_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -240,7 +240,7 @@ def test_a_machine_too_small_for_the_threads_is_named(ray: None, model: Path) ->
 class Look:
     """A craft whose work tells of its process."""
 
-    def __call__(self) -> Work:
+    def __call__(self) -> WorkerFn:
         heavy = "torch" in sys.modules
         return lambda payload, report: (os.getpid(), {name: os.environ.get(name) for name in THREAD_VARIABLES}, heavy)
 
@@ -248,7 +248,7 @@ class Look:
 def test_workers_have_the_studys_threads_and_start_when_they_are_needed(ray: None) -> None:
     import ray
 
-    with RayCrew(Look(), "local", 1) as crew:
+    with RayPool(Look(), "local", 1) as crew:
         assert crew.n_workers == crew.n_free == N_CPUS
         pids = set()
         for _ in range(3):
@@ -259,14 +259,14 @@ def test_workers_have_the_studys_threads_and_start_when_they_are_needed(ray: Non
             assert not heavy
         assert len(pids) == 1
         assert ray.available_resources()["CPU"] == N_CPUS - 1
-    with RayCrew(Look(), "local", 2, max_workers=5) as crew:
+    with RayPool(Look(), "local", 2, max_workers=5) as crew:
         assert crew.n_workers == 1
         crew.submit("look", None)
         assert one(crew).value[1]["OMP_NUM_THREADS"] == "2"
 
 
 def test_what_a_worker_cannot_read_is_told(ray: None, tmp_path: Path) -> None:
-    with RayCrew(Look(), "local", 1, logs=tmp_path) as crew:
+    with RayPool(Look(), "local", 1, logs=tmp_path) as crew:
         crew.submit("odd", Unreadable())
         error = one(crew).error
         assert isinstance(error, WorkFailed)
@@ -319,7 +319,7 @@ def test_more_than_a_machine_has_is_refused() -> None:
 def test_numbers_that_cannot_be_are_refused(numbers: tuple[int, float | None, int | None], says: str) -> None:
     threads, gpus, most = numbers
     with pytest.raises(UsageError, match=says):
-        RayCrew(Look(), "local", threads, gpus_per_worker=gpus, max_workers=most)
+        RayPool(Look(), "local", threads, gpus_per_worker=gpus, max_workers=most)
 
 
 # --- the teacher pass ------------------------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_a_cluster_writes_the_bytes_of_one_process_and_goes_on_where_it_was(
     teacher = world.root / "teacher"
     recipe = world.recipe("entities", "t5", teacher)
     finetune(recipe, Silent(), train_file=world.file("entities", "train"))
-    asked = Answering(
+    asked = InferenceOptions(
         teacher, tmp_path / "one", file=world.file("entities", "pool"), precision="fp32", block_rows=7, running=ONE
     )
     for_student = Teaching(student=world.model("small"), settings=TeachSettings(max_logits=5))
@@ -372,26 +372,26 @@ def test_a_cluster_writes_the_bytes_of_one_process_and_goes_on_where_it_was(
 @pytest.mark.parametrize("address", ["", "remote", "host", "http://host:1", "host:port", "a b:1"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="it must be auto, local, HOST:PORT or ray://HOST:PORT"):
-        Running(ray=address)
+        RuntimeOptions(ray=address)
 
 
 @pytest.mark.parametrize("address", ["auto", "local", "head.example:6379", "[::1]:6379", "ray://10.0.0.7:10001"])
 def test_addresses_are_read(address: str) -> None:
-    assert isinstance(Running(ray=address).executor(), Cluster)
+    assert isinstance(RuntimeOptions(ray=address).executor(), Cluster)
 
 
 def test_one_process_deals_the_work_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(Running().executor(), Here)
+    assert isinstance(RuntimeOptions().executor(), InThisProcess)
     with pytest.raises(UsageError, match="use one of both"):
-        Running(ray="auto", device_map="auto").check()
+        RuntimeOptions(ray="auto", device_map="auto").check()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="--ray deals the work out from one process, and there are 2"):
-        Running(ray="auto").check()
+        RuntimeOptions(ray="auto").check()
 
 
 def test_a_cluster_that_is_not_there_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    with pytest.raises(ClusterError, match=r"^no Ray cluster answers"), RayCrew(Look(), "127.0.0.1:1", 1):
+    with pytest.raises(ClusterError, match=r"^no Ray cluster answers"), RayPool(Look(), "127.0.0.1:1", 1):
         pass
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
         with pytest.raises(ClusterError, match=r"^no Ray cluster answers at '[^\n]*refused[^\n]*$"):

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
-from outlay.models.decoding import Writing, greedy, is_plain_greedy, n_scored, score, walk
+from outlay.models.decoding import DecodingState, greedy, is_plain_greedy, n_scored, score, walk
 from tests.checkpoints import make_bart, make_gpt2, make_t5
 
 TEXTS = [
@@ -57,8 +57,8 @@ class Toy:
             ids[i, at], mask[i, at] = torch.tensor(row), 1
         return {"input_ids": ids, "attention_mask": mask}
 
-    def writing(self) -> Writing:
-        return Writing(self.model, self.read(), self.start)
+    def writing(self) -> DecodingState:
+        return DecodingState(self.model, self.read(), self.start)
 
     def alone(self, row: int, said: list[int]) -> torch.Tensor:
         """Logits ``[len(said), V]`` behind each token of an answer, from one call on one row without padding."""
@@ -138,8 +138,8 @@ def test_rows_leave_once_a_quarter_has_ended(toy: Toy, monkeypatch: pytest.Monke
     n_new = 11
     closing = closing_of(toy, n_new)
     kept: list[int] = []
-    keep = Writing.keep
-    monkeypatch.setattr(Writing, "keep", lambda self, rows: (kept.append(len(rows)), keep(self, rows))[1])
+    keep = DecodingState.keep
+    monkeypatch.setattr(DecodingState, "keep", lambda self, rows: (kept.append(len(rows)), keep(self, rows))[1])
     with torch.no_grad():
         greedy(toy.writing(), n_new=n_new, closing=closing, n_choices=toy.n_choices)
     assert kept

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from outlay.cli.run_commands import _demo_options
-from outlay.engine.prepare import Workbench
+from outlay.engine.prepare import RunBuilder
 from outlay.errors import UsageError
 from outlay.money.amounts import PriceBook
-from outlay.plan.context import Known
+from outlay.plan.context import PlanningContext
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Buy, Recipe
 from outlay.plan.strategies import strategy
@@ -183,7 +183,7 @@ def test_the_demo_stays_small(tmp_path: Path) -> None:
     shared = _demo_options(task, seed=0, threads=2, precision="fp32")
     asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), 1).options()
     assert [options.strategy for options in asked] == ["annotate", "distill", "distill", "self_distill"]
-    bench = Workbench(PriceBook.load(), tokens=tmp_path / "tokens")
+    bench = RunBuilder(PriceBook.load(), tokens=tmp_path / "tokens")
     planned = plan(bench, asked)
     assert planned.n_na == 0
     quoters = [Quoter(bench.prepare(options).known) for options in asked]
@@ -205,7 +205,7 @@ def test_the_demo_stays_small(tmp_path: Path) -> None:
     assert max(map(len, story.splitlines())) < 80
 
 
-def _keys(known: Known) -> set[str]:
+def _keys(known: PlanningContext) -> set[str]:
     recipe = strategy(known.request.strategy).ask(known, [])
     assert isinstance(recipe, Recipe)
     return {step.key for step in recipe.steps()}

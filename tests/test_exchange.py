@@ -15,7 +15,7 @@ import torch
 
 from outlay.models.loading import load_tokenizer
 from outlay.settings import TeachSettings
-from outlay.spec import Form, TargetKind
+from outlay.spec import TargetKind, TaskSpec
 from outlay.standalone.targets_dir import TargetsFolder, index_of
 from outlay.storage.hashing import digest_of
 from outlay.train.targets.logprobs import Vocabulary, label_logprobs
@@ -25,10 +25,10 @@ from tests.steps_world import REAGENTS, StepsWorld, rows, tree, write_rows
 from tests.test_cli import Ran, outlay, refused
 
 FORMS = {
-    "tokens": Form("generation", (), 24, 17),
-    "text": Form("generation", (), 24, 17),
-    "classes": Form("classification", ("bad", "fair", "good"), 24, 17),
-    "tags": Form("entities", ("Action", "Reagent"), 24, 17),
+    "tokens": TaskSpec("generation", (), 24, 17),
+    "text": TaskSpec("generation", (), 24, 17),
+    "classes": TaskSpec("classification", ("bad", "fair", "good"), 24, 17),
+    "tags": TaskSpec("entities", ("Action", "Reagent"), 24, 17),
 }
 FREE = ("--kind", "generation", "--max-source-tokens", 24, "--max-target-tokens", 17, "--quiet")
 LABELS = ("--kind", "classification", "--labels", "bad,good", "--quiet")

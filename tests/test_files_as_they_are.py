@@ -13,13 +13,13 @@ import yaml
 
 from outlay.cli.common import parse_labels, say_notes
 from outlay.cli.model_commands import _file_corpus
-from outlay.engine.prepare import Workbench
+from outlay.engine.prepare import RunBuilder
 from outlay.errors import DataError, MissingData, MoneyError, OutlayError, TaskFileError, UnknownModel
 from outlay.models.sizes import load_sizes
 from outlay.money.amounts import PriceBook
 from outlay.spec import named_class
 from outlay.tasks.loading import load_data
-from outlay.tasks.readers import Row, read_file
+from outlay.tasks.readers import SourceRow, read_file
 from outlay.tasks.sources import DataFile
 from outlay.tasks.statistics import profile
 from outlay.tasks.task import Task, load_task
@@ -277,7 +277,7 @@ def test_another_delimiter_is_found_and_said(tmp_path: Path, suffix: str, text: 
 def test_what_was_decided_about_files_is_said_by_whatever_reads_a_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench = Workbench(PriceBook.load())
+    bench = RunBuilder(PriceBook.load())
     task = str(write_task(tmp_path, "message;label\nso, so;pos\n", ".csv"))
     bench.load(task)
     say_notes(bench.notes, quiet=True)
@@ -760,4 +760,4 @@ def test_rows_keep_the_lines_they_end_in(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('a,b\nx,1\n"two\nlines",2\n\ny,3\n')
     found = read_file(DataFile(file="t.csv"), tmp_path / "t.csv").rows
     assert [row.origin for row in found] == ["t.csv:2", "t.csv:4", "t.csv:6"]
-    assert found[0] == Row("t.csv:2", {"a": "x", "b": "1"})
+    assert found[0] == SourceRow("t.csv:2", {"a": "x", "b": "1"})

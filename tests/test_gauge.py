@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outlay.engine import step_meter as gauge_module
-from outlay.engine.step_meter import StepGauge, lost_seconds, write_heartbeat
+from outlay.engine.step_meter import StepMeter, lost_seconds, write_heartbeat
 from outlay.errors import DiskFull
 from outlay.money.amounts import Price, Quote
 from outlay.plan.quotes import Quoter, Work
@@ -53,8 +53,8 @@ def step_of(kind: type, budget: int = 40_000_000) -> tuple[Quoter, Train | Teach
 
 def made(
     quoter: Quoter, step: Train | Teach | Score, hold: Quote, tmp_path: Path, *, payer: str = "me", kept: float = 0.0
-) -> StepGauge:
-    return StepGauge(
+) -> StepMeter:
+    return StepMeter(
         quoter, step, hold, here=HERE, payer=payer, kept_seconds=kept, heartbeat=tmp_path / "steps" / "beat.json"
     )
 

@@ -17,12 +17,12 @@ from transformers import (
 )
 
 from outlay.errors import LabelError, UsageError
-from outlay.models.generative_heads import CAUSAL_SEPARATOR, ChoiceHead, TextHead
-from outlay.models.heads import ClassHead, TagHead, logits_of
+from outlay.models.generative_heads import CAUSAL_SEPARATOR, GenerationHead, RankClassificationHead
+from outlay.models.heads import ClassificationHead, TaggingHead, logits_of
 from outlay.models.loading import head_for
-from outlay.models.tokenization import Units
+from outlay.models.tokenization import AnswerIds
 from outlay.settings import TeachSettings
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 from tests.checkpoints import make_bart, make_checkpoint, make_gpt2, make_t5
 
 TEXTS = [
@@ -45,7 +45,7 @@ WORDS = [*TEXTS, *ANSWERS, *CLASSES, "task: "]
 SOURCES = [(text,) for text in TEXTS]
 GREEDY = TeachSettings(batch_size=3)
 
-Made = tuple[TextHead, torch.nn.Module]
+Made = tuple[GenerationHead, torch.nn.Module]
 
 
 class Heard:
@@ -67,21 +67,23 @@ class Heard:
         return torch.stack([self.logits[row, position] for position in places])
 
 
-def writer(family: str, folder: Path, form: Form) -> Made:
+def writer(family: str, folder: Path, form: TaskSpec) -> Made:
     make = {"t5": make_t5, "bart": make_bart, "gpt2": make_gpt2}[family]
     make(folder, WORDS)
     auto = AutoModelForCausalLM if family == "gpt2" else AutoModelForSeq2SeqLM
     model = auto.from_pretrained(folder).eval()
-    return TextHead(AutoTokenizer.from_pretrained(folder), form, "causal" if family == "gpt2" else "seq2seq"), model
+    return GenerationHead(
+        AutoTokenizer.from_pretrained(folder), form, "causal" if family == "gpt2" else "seq2seq"
+    ), model
 
 
 @pytest.fixture(scope="module", params=["t5", "bart", "gpt2"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    form = Form("entities", LABELS, 32, 24, "task: ")
+    form = TaskSpec("entities", LABELS, 32, 24, "task: ")
     return writer(request.param, tmp_path_factory.mktemp(request.param), form)
 
 
-def alone(head: TextHead, model: torch.nn.Module, text: str, units: list[int]) -> torch.Tensor:
+def alone(head: GenerationHead, model: torch.nn.Module, text: str, units: list[int]) -> torch.Tensor:
     """Logits of each unit of one row, [len(units), V], from the model called as its documentation says."""
     tokenizer = head._tokenizer
     if head.family == "seq2seq":
@@ -166,7 +168,7 @@ def test_answers_come_back_from_their_tokens(made: Made) -> None:
 
 def test_long_sources_and_answers_are_cut_and_counted(made: Made) -> None:
     head, _ = made
-    short = TextHead(head._tokenizer, Form("entities", LABELS, 8, 5, "task: "), head.family)
+    short = GenerationHead(head._tokenizer, TaskSpec("entities", LABELS, 8, 5, "task: "), head.family)
     read = short.read(SOURCES)
     assert read.encoded.lengths.max() == 8
     lengths = head.read(SOURCES).encoded.lengths
@@ -180,8 +182,8 @@ def test_long_sources_and_answers_are_cut_and_counted(made: Made) -> None:
 
 def test_a_choice_is_the_probability_of_writing_each_label(made: Made) -> None:
     text, model = made
-    form = Form("classification", CLASSES, 32, 8, "task: ")
-    head = ChoiceHead(TextHead(text._tokenizer, form, text.family))
+    form = TaskSpec("classification", CLASSES, 32, 8, "task: ")
+    head = RankClassificationHead(GenerationHead(text._tokenizer, form, text.family))
     read = head.read(SOURCES)
     rows = np.array([4, 1, 2])
     with torch.no_grad():
@@ -205,12 +207,14 @@ def test_a_choice_is_the_probability_of_writing_each_label(made: Made) -> None:
     n_labels, n_sources = int(head.writer.spell(read, CLASSES).lengths.sum()), read.encoded.lengths[rows]
     assert int(n_sources.sum()) < speech.n_tokens <= int(n_sources.sum()) + 3 * n_labels
     n_copies = 3 if text.family == "causal" else 1
-    assert head.n_tokens(read, Units.of([]))[rows].tolist() == (n_copies * n_sources + n_labels).tolist()
+    assert head.n_tokens(read, AnswerIds.of([]))[rows].tolist() == (n_copies * n_sources + n_labels).tolist()
 
 
 def test_a_source_is_encoded_once_for_all_labels_in_training_too(made: Made) -> None:
     text, model = made
-    head = ChoiceHead(TextHead(text._tokenizer, Form("classification", CLASSES, 32, 8, "task: "), text.family))
+    head = RankClassificationHead(
+        GenerationHead(text._tokenizer, TaskSpec("classification", CLASSES, 32, 8, "task: "), text.family)
+    )
     read, rows = head.read(SOURCES), np.array([4, 1, 2])
     inputs = head.inputs(read, rows, torch.empty(0))
     assert len(inputs["input_ids"]) == (9 if text.family == "causal" else 3)
@@ -235,7 +239,9 @@ def test_a_source_is_encoded_once_for_all_labels_in_training_too(made: Made) -> 
 
 def test_many_labels_are_scored_a_few_rows_at_a_time(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     text, model = made
-    head = ChoiceHead(TextHead(text._tokenizer, Form("classification", CLASSES, 32, 8, "task: "), text.family))
+    head = RankClassificationHead(
+        GenerationHead(text._tokenizer, TaskSpec("classification", CLASSES, 32, 8, "task: "), text.family)
+    )
     read, rows = head.read(SOURCES), np.array([2, 4, 0, 1, 3])
     at_once, by_two = Heard(), Heard()
     with torch.no_grad():
@@ -251,7 +257,7 @@ def test_many_labels_are_scored_a_few_rows_at_a_time(made: Made, monkeypatch: py
 
 def test_a_label_is_the_greedy_path_among_the_labels(made: Made) -> None:
     text, model = made
-    head = TextHead(text._tokenizer, Form("classification", CLASSES, 32, 24, "task: "), text.family)
+    head = GenerationHead(text._tokenizer, TaskSpec("classification", CLASSES, 32, 24, "task: "), text.family)
     read, rows = head.read(SOURCES), np.array([3, 0, 2, 4, 1])
     paths = [head.spell(read, [label]).ids.tolist() for label in CLASSES]
     heard = Heard()
@@ -326,7 +332,7 @@ def test_padding_kept_for_the_published_objective_reaches_the_limit(made: Made) 
 
 def test_rows_that_pad_the_vocabulary_are_never_said(tmp_path: Path) -> None:
     make_t5(tmp_path, WORDS, vocab_extra=5)
-    head = TextHead(AutoTokenizer.from_pretrained(tmp_path), Form("generation", (), 32, 12), "seq2seq")
+    head = GenerationHead(AutoTokenizer.from_pretrained(tmp_path), TaskSpec("generation", (), 32, 12), "seq2seq")
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         model.lm_head.weight[-5:] = model.lm_head.weight[:5] * 50  # loud
@@ -338,14 +344,14 @@ def test_rows_that_pad_the_vocabulary_are_never_said(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tagger(tmp_path_factory: pytest.TempPathFactory) -> tuple[TagHead, torch.nn.Module]:
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> tuple[TaggingHead, torch.nn.Module]:
     folder = make_checkpoint(tmp_path_factory.mktemp("tagger"), WORDS)
-    head = TagHead(AutoTokenizer.from_pretrained(folder), Form("entities", LABELS, 32, 24))
+    head = TaggingHead(AutoTokenizer.from_pretrained(folder), TaskSpec("entities", LABELS, 32, 24))
     model = AutoModelForTokenClassification.from_pretrained(folder, num_labels=head.n_outputs).eval()
     return head, model
 
 
-def test_tags_of_an_answer_read_back_as_the_answer(tagger: tuple[TagHead, torch.nn.Module]) -> None:
+def test_tags_of_an_answer_read_back_as_the_answer(tagger: tuple[TaggingHead, torch.nn.Module]) -> None:
     head, _ = tagger
     read = head.read(SOURCES)
     units = head.spell(read, ANSWERS)
@@ -356,7 +362,7 @@ def test_tags_of_an_answer_read_back_as_the_answer(tagger: tuple[TagHead, torch.
     assert units.n_unaligned == 0
 
 
-def test_tag_logits_stand_at_the_tokens_of_the_text(tagger: tuple[TagHead, torch.nn.Module]) -> None:
+def test_tag_logits_stand_at_the_tokens_of_the_text(tagger: tuple[TaggingHead, torch.nn.Module]) -> None:
     head, model = tagger
     read = head.read(SOURCES)
     rows = np.array([3, 2, 0])
@@ -370,7 +376,7 @@ def test_tag_logits_stand_at_the_tokens_of_the_text(tagger: tuple[TagHead, torch
 
 
 def test_encoders_hand_over_the_logits_of_real_positions(
-    tagger: tuple[TagHead, torch.nn.Module], checkpoint: Path
+    tagger: tuple[TaggingHead, torch.nn.Module], checkpoint: Path
 ) -> None:
     head, model = tagger
     read, rows = head.read(SOURCES), np.array([3, 2, 0])
@@ -381,7 +387,7 @@ def test_encoders_hand_over_the_logits_of_real_positions(
     for at, (row, units) in enumerate(zip(rows, speech.units, strict=True)):
         torch.testing.assert_close(heard.row(row), logits[at, : len(units)])
         assert units.tolist() == logits[at, : len(units)].argmax(-1).tolist()
-    chooser = ClassHead(AutoTokenizer.from_pretrained(checkpoint), Form("classification", CLASSES, 32, 8))
+    chooser = ClassificationHead(AutoTokenizer.from_pretrained(checkpoint), TaskSpec("classification", CLASSES, 32, 8))
     classifier = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3).eval()
     heard = Heard()
     read = chooser.read(SOURCES)
@@ -392,7 +398,7 @@ def test_encoders_hand_over_the_logits_of_real_positions(
     torch.testing.assert_close(torch.stack([heard.row(row) for row in rows]), logits)
 
 
-def test_entities_that_cannot_be_tagged_are_counted(tagger: tuple[TagHead, torch.nn.Module]) -> None:
+def test_entities_that_cannot_be_tagged_are_counted(tagger: tuple[TaggingHead, torch.nn.Module]) -> None:
     head, _ = tagger
     read = head.read([("add the salt",), ("5ml water",)])
     units = head.spell(read, ["add [Action] pepper [Reagent]", "5 [Amount] ml [Reagent] water [Reagent]"])
@@ -400,7 +406,7 @@ def test_entities_that_cannot_be_tagged_are_counted(tagger: tuple[TagHead, torch
     assert units.n_unaligned == 2
 
 
-def test_an_inside_tag_on_its_own_begins_an_entity(tagger: tuple[TagHead, torch.nn.Module]) -> None:
+def test_an_inside_tag_on_its_own_begins_an_entity(tagger: tuple[TaggingHead, torch.nn.Module]) -> None:
     head, _ = tagger
     read = head.read([("mix 5 ml of water",)])
     tags = [head.tags.index(tag) for tag in ("I-Action", "I-Amount", "B-Amount", "O", "I-Reagent")]
@@ -411,15 +417,15 @@ def test_an_inside_tag_on_its_own_begins_an_entity(tagger: tuple[TagHead, torch.
 def test_an_encoder_does_not_write_and_a_class_must_be_known(checkpoint: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     with pytest.raises(UsageError, match="seq2seq or causal"):
-        head_for("encoder", Form("generation", (), 32, 32), tokenizer)
-    head = ClassHead(tokenizer, Form("classification", CLASSES, 32, 8))
+        head_for("encoder", TaskSpec("generation", (), 32, 32), tokenizer)
+    head = ClassificationHead(tokenizer, TaskSpec("classification", CLASSES, 32, 8))
     with pytest.raises(LabelError, match="'MAYBE' of row 1"):
         head.spell(head.read(SOURCES[:2]), ["NO", "MAYBE"])
 
 
 def test_a_label_the_tokenizer_cannot_spell_is_named(made: Made) -> None:
     text, _ = made
-    head = TextHead(text._tokenizer, Form("classification", ("YES", "жук ☃"), 32, 8), text.family)
+    head = GenerationHead(text._tokenizer, TaskSpec("classification", ("YES", "жук ☃"), 32, 8), text.family)
     if text.family == "causal":  # a byte-level tokenizer spells everything, if it is given the room
         with pytest.raises(LabelError, match="more than max_target_tokens = 8"):
             head.check_spelling(head.form.labels)
@@ -429,7 +435,7 @@ def test_a_label_the_tokenizer_cannot_spell_is_named(made: Made) -> None:
 
 
 def test_units_pad_to_the_longest_row() -> None:
-    units = Units.of([[5, 6, 7], [], [8]])
+    units = AnswerIds.of([[5, 6, 7], [], [8]])
     ids, mask = units.batch(np.array([1, 0, 2]))
     assert ids.tolist() == [[0, 0, 0], [5, 6, 7], [8, 0, 0]]
     assert mask.tolist() == [[False] * 3, [True] * 3, [True, False, False]]

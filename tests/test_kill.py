@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from outlay.engine.point import Point
-from outlay.engine.prepare import Prepared
+from outlay.engine.prepare import PreparedRun
 from outlay.engine.runner import Runner
 from outlay.money.ledger import Entry
 from tests.runs import FamilyWorld, World, bought_rows, pay_for_labels, runner
@@ -28,7 +28,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("world"))
 
 
-def start(folder: Path, store: Path, prepared: Prepared) -> int:
+def start(folder: Path, store: Path, prepared: PreparedRun) -> int:
     """Execute in a child; its pid."""
     pid = os.fork()
     if pid:
@@ -46,14 +46,14 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def undisturbed(root: Path, prepared: Prepared) -> tuple[Runner, float]:
+def undisturbed(root: Path, prepared: PreparedRun) -> tuple[Runner, float]:
     """One whole run, and how long it takes."""
     began = time.monotonic()
     assert wait(start(root / "whole", root / "whole-store", prepared)) == 0
     return runner(root / "whole", root / "whole-store"), time.monotonic() - began
 
 
-def kill_until_done(folder: Path, store: Path, prepared: Prepared, longest: float, rng: random.Random) -> int:
+def kill_until_done(folder: Path, store: Path, prepared: PreparedRun, longest: float, rng: random.Random) -> int:
     """Kill the run after a random time, again and again, until it gets to its end; how often it was killed."""
     n_kills = 0
     while True:
@@ -79,7 +79,7 @@ def spent(entries: list[Entry], kinds: tuple[str, ...]) -> int:
     return sum(entry.cash_micros for entry in entries if entry.kind in kinds)
 
 
-def check(one: Runner, whole: Runner, prepared: Prepared, store: Path) -> Point:
+def check(one: Runner, whole: Runner, prepared: PreparedRun, store: Path) -> Point:
     run_id = prepared.request.run_id
     point, expected = one.finished(run_id), whole.finished(run_id)
     assert point is not None
@@ -109,7 +109,7 @@ def check(one: Runner, whole: Runner, prepared: Prepared, store: Path) -> Point:
     return point
 
 
-def kills(prepared: Prepared, root: Path, n: int, seed: int) -> tuple[int, int]:
+def kills(prepared: PreparedRun, root: Path, n: int, seed: int) -> tuple[int, int]:
     """``n`` runs, each killed until it is done; the number of kills, and the cash booked as lost, in micro-dollars."""
     rng = random.Random(seed)
     whole, seconds = undisturbed(root, prepared)

@@ -20,15 +20,15 @@ import torch
 
 from outlay.settings import TeachSettings
 from outlay.standalone.evaluator import MetricAsked
-from outlay.standalone.inference import Answering, Teaching, evaluate, predict, teach
-from outlay.standalone.runtime import Running, Silent
+from outlay.standalone.inference import InferenceOptions, Teaching, evaluate, predict, teach
+from outlay.standalone.runtime import RuntimeOptions, Silent
 from outlay.standalone.training import distil, finetune
 from tests.steps_world import StepsWorld, tree
 
 Step = Callable[[Path], object]
 
 N_KILLS = 3
-RUNNING = Running(threads=1, save_seconds=0.0)
+RUNNING = RuntimeOptions(threads=1, save_seconds=0.0)
 KIND = "entities"
 
 
@@ -60,9 +60,9 @@ class Ready:
     def evaluate(self, out: Path) -> None:
         evaluate(self.answering(out, "train"), MetricAsked(), Silent())
 
-    def answering(self, out: Path, split: str) -> Answering:
+    def answering(self, out: Path, split: str) -> InferenceOptions:
         file = self.world.file(KIND, split)
-        return Answering(self.teacher, out, file=file, precision="fp32", block_rows=3, running=RUNNING)
+        return InferenceOptions(self.teacher, out, file=file, precision="fp32", block_rows=3, running=RUNNING)
 
 
 def start(step: Step, out: Path) -> int:

@@ -14,31 +14,31 @@ import pytest
 
 from outlay.errors import StoreError
 from outlay.labels import purchases as book_module
-from outlay.labels.purchases import LabelBook, Receipt
+from outlay.labels.purchases import PurchaseLog, PurchaseRecord
 from outlay.plan.steps import Buy
 
 SERIES = "a" * 64
 
 
-def receipt(order: str, rows: range | list[int], payer: str = "me", cash: int = 7) -> Receipt:
-    return Receipt(order, payer, cash, 1.5, tuple((f"row {i}", f"label {i % 3} é\n") for i in rows))
+def receipt(order: str, rows: range | list[int], payer: str = "me", cash: int = 7) -> PurchaseRecord:
+    return PurchaseRecord(order, payer, cash, 1.5, tuple((f"row {i}", f"label {i % 3} é\n") for i in rows))
 
 
 def test_what_was_added_is_there_when_opened_again(tmp_path: Path) -> None:
-    book = LabelBook(tmp_path / "bought")
+    book = PurchaseLog(tmp_path / "bought")
     with book.open(SERIES) as purchases:
         assert (purchases.labels, purchases.receipts) == ({}, [])
         purchases.add(receipt("one", range(3)))
         purchases.add(receipt("two", range(3, 5), payer="you", cash=11))
         seen = dict(purchases.labels)
-    with LabelBook(tmp_path / "bought").open(SERIES) as purchases:
+    with PurchaseLog(tmp_path / "bought").open(SERIES) as purchases:
         assert purchases.labels == seen == {f"row {i}": f"label {i % 3} é\n" for i in range(5)}
         assert purchases.receipts == [receipt("one", range(3)), receipt("two", range(3, 5), payer="you", cash=11)]
         assert [purchases.paid_by(payer) for payer in ("me", "you", "nobody")] == [7, 11, 0]
 
 
 def test_series_are_kept_apart(tmp_path: Path) -> None:
-    book = LabelBook(tmp_path)
+    book = PurchaseLog(tmp_path)
     with book.open(SERIES) as purchases, book.open("b" * 64) as others:
         purchases.add(receipt("one", range(3)))
         assert others.labels == {}
@@ -50,7 +50,7 @@ def test_series_are_kept_apart(tmp_path: Path) -> None:
 def test_a_line_that_a_crash_cut_short_is_dropped_and_the_order_can_be_asked_for_again(
     tmp_path: Path, n_bytes_left: int
 ) -> None:
-    book, path = LabelBook(tmp_path), tmp_path / f"{SERIES}.jsonl"
+    book, path = PurchaseLog(tmp_path), tmp_path / f"{SERIES}.jsonl"
     with book.open(SERIES) as purchases:
         purchases.add(receipt("one", range(3)))
     whole = path.read_bytes()
@@ -70,7 +70,7 @@ def test_a_longer_purchase_of_one_series_misses_only_the_difference(tmp_path: Pa
     short = Buy("train", 2, 0, "rows", "seller")
     long = replace(short, n=5)
     assert (short.series == long.series, short.key == long.key) == (True, False)
-    book = LabelBook(tmp_path)
+    book = PurchaseLog(tmp_path)
     with book.open(short.series) as purchases:
         purchases.add(receipt("short", range(short.n)))
     with book.open(long.series) as purchases:
@@ -80,7 +80,7 @@ def test_a_longer_purchase_of_one_series_misses_only_the_difference(tmp_path: Pa
 
 
 def test_no_room_is_one_clear_line_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    book = LabelBook(tmp_path)
+    book = PurchaseLog(tmp_path)
     with book.open(SERIES) as purchases:
         purchases.add(receipt("one", range(3)))
     really_write = os.write
@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(StoreError, match="cannot open the book"),
-        LabelBook(tmp_path / "file" / "bought").open(SERIES),
+        PurchaseLog(tmp_path / "file" / "bought").open(SERIES),
     ):
         pass
 
@@ -114,17 +114,17 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
 BUYER = """
 import sys, time
 from pathlib import Path
-from outlay.labels.purchases import LabelBook, Receipt
+from outlay.labels.purchases import PurchaseLog, PurchaseRecord
 folder, payer = Path(sys.argv[1]), sys.argv[2]
 (folder / payer).touch()
 while len(list(folder.glob("buyer-*"))) < 2:
     time.sleep(0.005)
 for n in (10, 25, 40):
-    with LabelBook(folder).open("a" * 64) as purchases:
+    with PurchaseLog(folder).open("a" * 64) as purchases:
         missing = [i for i in range(n) if f"row {i}" not in purchases.labels]
         for start in range(0, len(missing), 4):
             rows = tuple((f"row {i}", payer) for i in missing[start : start + 4])
-            purchases.add(Receipt(f"order {start}", payer, len(rows), 0.0, rows))
+            purchases.add(PurchaseRecord(f"order {start}", payer, len(rows), 0.0, rows))
             time.sleep(0.002)
     time.sleep(0.003)
 """
@@ -140,5 +140,5 @@ def test_two_processes_never_buy_a_row_twice(tmp_path: Path) -> None:
     lines = (tmp_path / f"{SERIES}.jsonl").read_text().splitlines()
     rows = [row for line in lines for row, _ in json.loads(line)["labels"]]
     assert sorted(rows) == sorted(f"row {i}" for i in range(40))
-    with LabelBook(tmp_path).open(SERIES) as purchases:
+    with PurchaseLog(tmp_path).open(SERIES) as purchases:
         assert sum(purchases.paid_by(f"buyer-{i}") for i in range(2)) == 40

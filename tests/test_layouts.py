@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from outlay.engine.outputs import Aftermath
+from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, Reading
 from outlay.errors import DataError
 from outlay.metrics import Answered, mean_score
@@ -22,7 +22,7 @@ from outlay.report.layouts import lay_out
 from outlay.report.published import rows
 from outlay.report.results import Header, Layout, Results
 from outlay.report.significance import family
-from outlay.report.table import CellValue, Head, Item, LaidOut, pivot
+from outlay.report.table import CellContent, Head, Item, Table, pivot
 from outlay.report.table_formats import render_html, render_markdown, render_rich
 from tests.test_report import point
 
@@ -43,11 +43,11 @@ def made(strategy: str, added_usd: float, test: float | None, **changes: Any) ->
 
 
 def results(layout: Layout, points: list[Point], **left: Any) -> Results:
-    aftermath = {p.id: Aftermath(run=p.id[:8], **left) for p in points} if left else {}
+    aftermath = {p.id: RunOutputs(run=p.id[:8], **left) for p in points} if left else {}
     return Results(Header("study", "A study", layout), tuple(points), aftermath)
 
 
-def published_points() -> tuple[list[Point], dict[str, Aftermath]]:
+def published_points() -> tuple[list[Point], dict[str, RunOutputs]]:
     points, left = [], {}
     for row in rows("kang_table2_table11"):
         is_distill = row["strategy"] == "distill"
@@ -64,13 +64,13 @@ def published_points() -> tuple[list[Point], dict[str, Aftermath]]:
         )
         points.append(each)
         teacher = float(row["teacher_score"]) if is_distill else None
-        left[each.id] = Aftermath(run=each.id, teacher_dev=teacher)
+        left[each.id] = RunOutputs(run=each.id, teacher_dev=teacher)
     return points, left
 
 
-def written(laid: LaidOut) -> list[tuple[tuple[str, ...], list[tuple[float | None, str]]]]:
+def written(laid: Table) -> list[tuple[tuple[str, ...], list[tuple[float | None, str]]]]:
     """Each row's headings with its cells as value and bracket."""
-    empty = CellValue()
+    empty = CellContent()
     return [(row.heads, [((c or empty).value, (c or empty).bracket) for c in row.cells]) for row in laid.rows]
 
 
@@ -168,7 +168,9 @@ def test_self_distillation_in_markdown() -> None:
         made("distill", 0.0, 74.0, n_initial=1000, task="fever", pool=pool),
         made("distill", 0.0, 80.0, n_initial=5000, task="toy", pool=pool),
     ]
-    left = {p.id: Aftermath(run=p.id, teacher_dev=dev) for p, dev in zip(points, (72.0, 83.0, 78.0, 85.0), strict=True)}
+    left = {
+        p.id: RunOutputs(run=p.id, teacher_dev=dev) for p, dev in zip(points, (72.0, 83.0, 78.0, 85.0), strict=True)
+    }
     (mine,) = lay_out(Results(Header("table3", "Table 3", "self"), tuple(points), left))
     assert render_markdown(mine).splitlines()[2:6] == [
         "| Teacher ⇒ student | fever: N=1K, 100K rows | fever: N=5K, 100K rows | toy: N=5K, 100K rows |",
@@ -255,7 +257,7 @@ def test_costs_by_part() -> None:
         {"labels": 250.0, "student": 0.0},
         {"labels": 200.0, "teacher": 2.0, "targets": 1.0, "student": 0.25, "scores": 0.25},
     ]
-    left = {p.id: Aftermath(run=p.id, charges_usd=each) for p, each in zip(points, charges, strict=False)}
+    left = {p.id: RunOutputs(run=p.id, charges_usd=each) for p, each in zip(points, charges, strict=False)}
     (table,) = lay_out(Results(Header("table6", "Table 6", "costs"), tuple(points), left))
     distilled = "t5-v1_1-xxl ⇒ t5-v1_1-small (Distill): N=1K"
     assert render_markdown(table).splitlines()[2:7] == [
@@ -271,7 +273,7 @@ def test_the_published_costs_stand_beside_those_of_the_same_work() -> None:
     pool = (("all", 100_000),)
     each = made("distill", 1000.0, 80.0, task="fever", n_initial=5000, pool=pool, n_pool=100_000)
     charges = {"labels": 645.0, "teacher": 20.0, "targets": 50.0, "student": 20.0}
-    left = {each.id: Aftermath(run="r", charges_usd=charges)}
+    left = {each.id: RunOutputs(run="r", charges_usd=charges)}
     (table,) = lay_out(Results(Header("table6", "Table 6", "costs"), (each,), left))[:1]
     beside = {column.text: cell for column, cell in zip(table.columns, table.rows[0].cells, strict=True) if cell}
     assert [beside[name].published for name in ("Labels", "Teacher", "Scoring", "Charge")] == [645.0, 22.5, None, None]
@@ -326,7 +328,7 @@ def test_intervals_are_over_examples_where_the_answers_are_there() -> None:
     points = [made("annotate", 50.0, 60.0, seed=seed) for seed in range(3)]
     golds = [rng.choice("AB") for _ in range(61)]
     answered = [Answered([rng.choice((g, "B")) for g in golds], golds, ("A", "B")) for _ in points]
-    left = {p.id: Aftermath(run=p.id, metric="accuracy", answered=a) for p, a in zip(points, answered, strict=True)}
+    left = {p.id: RunOutputs(run=p.id, metric="accuracy", answered=a) for p, a in zip(points, answered, strict=True)}
     (table,) = lay_out(Results(Header("s", "s", "students"), tuple(points), left))
     (cell,) = table.cells
     expected = mean_score("accuracy", answered)
@@ -392,7 +394,7 @@ def test_every_point_is_at_home_in_one_cell(layout: Layout, seed: int) -> None:
 
 
 def test_two_cells_in_one_place_are_refused() -> None:
-    item = Item(Head((), ""), Head((0,), "row"), Head((0,), "column"), CellValue(1.0))
+    item = Item(Head((), ""), Head((0,), "row"), Head((0,), "column"), CellContent(1.0))
     with pytest.raises(DataError, match="two cells for 'row' at 'column'"):
         pivot("t", ("s",), [item, item])
 
@@ -587,7 +589,7 @@ def test_the_tests_of_a_study_are_laid_out() -> None:
     ]
     said = [each for _ in range(5) for each in ([rng.choice("AB") for _ in golds], golds)]
     left = {
-        p.id: Aftermath(run=p.id, metric="accuracy", answered=Answered(s, golds, ("A", "B")))
+        p.id: RunOutputs(run=p.id, metric="accuracy", answered=Answered(s, golds, ("A", "B")))
         for p, s in zip(points, said, strict=True)
     }
     (test,) = family(Results(Header("s", "s", "budgets"), tuple(points), left))

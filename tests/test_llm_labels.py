@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from outlay.engine.point import Point
-from outlay.engine.prepare import Prepared
+from outlay.engine.prepare import PreparedRun
 from outlay.engine.runner import Runner
 from outlay.engine.sellers import human_seller, llm_seller
 from outlay.errors import UnknownItem, UsageError
-from outlay.models.cost_model import TERMS, Profile
+from outlay.models.cost_model import TERMS, MachineProfile
 from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import Seller
@@ -154,20 +154,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("world"))
 
 
-def hired(world: World, name: str, **changes: Any) -> Prepared:
+def hired(world: World, name: str, **changes: Any) -> PreparedRun:
     base = {"llm_error_rate": 0.3, "llm_price_item": ITEM, "n_initial": 20 if name == "mix" else None}
     return world.prepared(strategy=name, **{"budget_micros": 6_000_000, **base, **changes})
 
 
 @pytest.fixture(scope="module")
-def mixed(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Runner, Prepared, Point]:
+def mixed(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Runner, PreparedRun, Point]:
     """20 labels of people at $0.20 and as many of an LLM as $2.05 pay for, less the cents of compute."""
     root = tmp_path_factory.mktemp("mixed")
     one, prepared = runner(root / "out", root / "store"), hired(world, "mix", budget_micros=6_050_000)
     return one, prepared, one.execute(prepared)
 
 
-def labels_in(one: Runner, prepared: Prepared) -> list[list[tuple[str, str]]]:
+def labels_in(one: Runner, prepared: PreparedRun) -> list[list[tuple[str, str]]]:
     """Row and label of each purchase of a run, in the order bought."""
     manifest = json.loads(one.run_folder(prepared.request.run_id).manifest.read_text())
     bought = []
@@ -180,7 +180,7 @@ def labels_in(one: Runner, prepared: Prepared) -> list[list[tuple[str, str]]]:
     return bought
 
 
-def test_a_mix_is_charged_and_counted_seller_by_seller(mixed: tuple[Runner, Prepared, Point]) -> None:
+def test_a_mix_is_charged_and_counted_seller_by_seller(mixed: tuple[Runner, PreparedRun, Point]) -> None:
     one, prepared, point = mixed
     n = point.result.n_llm_labels
     assert (point.result.status, point.result.n_labels) == ("ok", 20)
@@ -203,18 +203,18 @@ def test_a_mix_is_charged_and_counted_seller_by_seller(mixed: tuple[Runner, Prep
     assert flops == _flops(prepared, epochs * tokens.train[20 + n], epochs * n_dev)
 
 
-def _recipe(prepared: Prepared) -> object:
+def _recipe(prepared: PreparedRun) -> object:
     return strategy(prepared.request.strategy).ask(prepared.known, [])
 
 
-def _flops(prepared: Prepared, n_trained: int, n_inferred: int) -> tuple[int, int]:
+def _flops(prepared: PreparedRun, n_trained: int, n_inferred: int) -> tuple[int, int]:
     from outlay.models.shape import flops_infer, flops_train
 
     shape = prepared.known.shapes[prepared.known.student.ref]
     return flops_train(shape, n_trained, 12), flops_infer(shape, n_inferred, 12)
 
 
-def test_the_receipt_of_a_mix_reads_well(mixed: tuple[Runner, Prepared, Point]) -> None:
+def test_the_receipt_of_a_mix_reads_well(mixed: tuple[Runner, PreparedRun, Point]) -> None:
     one, prepared, point = mixed
     told = render_text(receipt(one.ledger, prepared.request.run_id))
     assert f"{point.result.n_llm_labels} LLM labels" in told
@@ -228,7 +228,7 @@ def test_the_receipt_of_a_mix_reads_well(mixed: tuple[Runner, Prepared, Point]) 
     assert document["request"]["llm_price_item"] == ITEM
 
 
-def test_people_label_the_first_rows_and_an_llm_those_behind_them(mixed: tuple[Runner, Prepared, Point]) -> None:
+def test_people_label_the_first_rows_and_an_llm_those_behind_them(mixed: tuple[Runner, PreparedRun, Point]) -> None:
     one, prepared, point = mixed
     people, llm = labels_in(one, prepared)
     rows, n = prepared.train, point.result.n_llm_labels
@@ -322,10 +322,10 @@ def test_the_errors_of_an_llm_are_a_stream_of_their_own(world: World) -> None:
     assert prepared.known.llm.identity != other.known.llm.identity
 
 
-def test_seconds_of_a_mix_are_foreseen_for_the_rows_of_both_sellers(mixed: tuple[Runner, Prepared, Point]) -> None:
+def test_seconds_of_a_mix_are_foreseen_for_the_rows_of_both_sellers(mixed: tuple[Runner, PreparedRun, Point]) -> None:
     _, prepared, _ = mixed
     train = train_of(_recipe(prepared))
-    of_steps = Profile(
+    of_steps = MachineProfile(
         "here", "2026-11-21", "a device", "2.13.0", 1, 10**11, {"fp32": dict.fromkeys(TERMS, 0.0) | {"steps": 1.0}}
     )
     foreseen = Forecaster(Quoter(prepared.known), of_steps, lambda labels, model: []).forecast(train)
@@ -334,7 +334,7 @@ def test_seconds_of_a_mix_are_foreseen_for_the_rows_of_both_sellers(mixed: tuple
     assert train.n_labels > 48
 
 
-def test_a_purchase_is_told_by_who_sells_it(mixed: tuple[Runner, Prepared, Point]) -> None:
+def test_a_purchase_is_told_by_who_sells_it(mixed: tuple[Runner, PreparedRun, Point]) -> None:
     train = train_of(_recipe(mixed[1]))
     assert [describe(buy) for buy in train.bought] == ["20 train labels", f"{train.n_labels - 20} LLM labels"]
     assert describe(Buy("train", 2739, 0, "", "", start=1000, annotator="llm")) == "2,739 LLM labels"

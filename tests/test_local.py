@@ -15,8 +15,8 @@ import pytest
 
 from outlay.errors import UsageError
 from outlay.hardware.quota import core_numbers
-from outlay.workers.local import LocalCrew, Seat, seats, usable_cores, usable_gpus
-from outlay.workers.pool import THREAD_VARIABLES, Craft, Inline, Report, Work
+from outlay.workers.local import LocalPool, WorkerSlot, usable_cores, usable_gpus, worker_slots
+from outlay.workers.pool import THREAD_VARIABLES, InProcessPool, Report, WorkerFactory, WorkerFn
 from outlay.workers.process import REPORT_SECONDS
 from tests.contracts.crew_contract import (
     CrewContract,
@@ -36,19 +36,19 @@ class TestInline(CrewContract):
 
     @pytest.fixture
     def make(self, tmp_path: Path) -> Maker:
-        return lambda craft, n_workers: Inline(craft, logs=tmp_path / "logs")
+        return lambda craft, n_workers: InProcessPool(craft, logs=tmp_path / "logs")
 
     def test_progress_is_seen_from_other_threads_while_it_works(self, notes: Path) -> None:
         seen: list[Any] = []
 
-        def look() -> Work:
+        def look() -> WorkerFn:
             def work(payload: Any, report: Report) -> None:
                 report(3, 7, "on the way")
                 seen.append(crew.progress())
 
             return work
 
-        with Inline(look) as crew:
+        with InProcessPool(look) as crew:
             crew.submit("slow", None)
             crew.wait()
             assert crew.progress() == {}
@@ -60,7 +60,7 @@ class TestLocal(TellsProgress, CrewElsewhereContract):
     @pytest.fixture
     def make(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-        return lambda craft, n_workers: LocalCrew(craft, n_workers, 1, logs=tmp_path / "logs")
+        return lambda craft, n_workers: LocalPool(craft, n_workers, 1, logs=tmp_path / "logs")
 
 
 # --- what a worker has to itself -------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ class TestLocal(TellsProgress, CrewElsewhereContract):
 class Look:
     """A craft whose work tells of its process, as it was before anything was set up."""
 
-    def __call__(self) -> Work:
+    def __call__(self) -> WorkerFn:
         heavy = sorted({"numpy", "torch"} & set(sys.modules))
         signals = (signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
         found = (sorted(os.sched_getaffinity(0)), dict(os.environ), heavy, signals)
@@ -81,7 +81,7 @@ class Look:
 def test_workers_have_cores_of_their_own_and_the_studys_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "17")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with LocalCrew(Look(), 2, 1) as crew:
+    with LocalPool(Look(), 2, 1) as crew:
         crew.submit("a", None)
         crew.submit("b", None)
         found = {each.name: each.value for _ in range(2) for each in crew.wait(60)}
@@ -99,20 +99,24 @@ def test_workers_have_cores_of_their_own_and_the_studys_threads(monkeypatch: pyt
 def test_workers_are_pinned_to_none_under_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("outlay.workers.local.n_usable_cores", lambda: 1)
-    with LocalCrew(Look(), 1, 1) as crew:
+    with LocalPool(Look(), 1, 1) as crew:
         crew.submit("a", None)
         assert [each.value[0] for each in crew.wait(60)] == [list(core_numbers())]
 
 
 def test_cores_are_dealt_out_without_overlap() -> None:
-    assert seats(3, 2, (1, 2, 3, 5, 7, 11, 13)) == (Seat(2, (1, 2)), Seat(2, (3, 5)), Seat(2, (7, 11)))
-    assert seats(1, 3, (4, 5)) == (Seat(3),)  # one alone may use them all
-    assert seats(2, 3, ()) == (Seat(3), Seat(3))  # a system that does not tell
+    assert worker_slots(3, 2, (1, 2, 3, 5, 7, 11, 13)) == (
+        WorkerSlot(2, (1, 2)),
+        WorkerSlot(2, (3, 5)),
+        WorkerSlot(2, (7, 11)),
+    )
+    assert worker_slots(1, 3, (4, 5)) == (WorkerSlot(3),)  # one alone may use them all
+    assert worker_slots(2, 3, ()) == (WorkerSlot(3), WorkerSlot(3))  # a system that does not tell
 
 
 def test_gpus_are_dealt_out_one_each() -> None:
-    dealt = seats(2, 3, (0,), ("GPU-a", "GPU-b", "GPU-c"))
-    assert dealt == (Seat(3, gpu="GPU-a"), Seat(3, gpu="GPU-b"))
+    dealt = worker_slots(2, 3, (0,), ("GPU-a", "GPU-b", "GPU-c"))
+    assert dealt == (WorkerSlot(3, gpu="GPU-a"), WorkerSlot(3, gpu="GPU-b"))
     environment = dealt[1].environment({"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "0,1"})
     assert environment == {
         "PATH": "/bin",
@@ -140,7 +144,7 @@ def test_gpus_are_dealt_out_one_each() -> None:
 )
 def test_more_than_there_is_room_for_is_refused(n_workers: int, threads: int, gpus: tuple[str, ...], says: str) -> None:
     with pytest.raises(UsageError) as caught:
-        seats(n_workers, threads, (0, 1, 2, 3, 4), gpus)
+        worker_slots(n_workers, threads, (0, 1, 2, 3, 4), gpus)
     assert str(caught.value) == says
 
 
@@ -183,7 +187,7 @@ def test_gpus_are_those_that_the_driver_lists(tmp_path: Path) -> None:
 class Chatter:
     """Prints in every way there is."""
 
-    def __call__(self) -> Work:
+    def __call__(self) -> WorkerFn:
         print("set up")
         return self.work
 
@@ -199,7 +203,7 @@ class Chatter:
 class Count:
     """Reports as fast as it can for some seconds; how often."""
 
-    def __call__(self) -> Work:
+    def __call__(self) -> WorkerFn:
         return self.work
 
     def work(self, seconds: float, report: Report) -> int:
@@ -210,9 +214,9 @@ class Count:
         return n
 
 
-def local(craft: Craft, monkeypatch: pytest.MonkeyPatch, logs: Path | None = None) -> LocalCrew:
+def local(craft: WorkerFactory, monkeypatch: pytest.MonkeyPatch, logs: Path | None = None) -> LocalPool:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    return LocalCrew(craft, 1, 1, logs=logs)
+    return LocalPool(craft, 1, 1, logs=logs)
 
 
 def test_what_workers_print_goes_to_their_logs(
@@ -264,7 +268,7 @@ def test_a_worker_that_nobody_reads_is_not_held_up(monkeypatch: pytest.MonkeyPat
 class Flood:
     notes: Path
 
-    def __call__(self) -> Work:
+    def __call__(self) -> WorkerFn:
         return self.work
 
     def work(self, n: int, report: Report) -> int:
@@ -283,7 +287,7 @@ def test_large_payloads_and_results_pass(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 @dataclass(frozen=True)
 class Echo:
-    def __call__(self) -> Work:
+    def __call__(self) -> WorkerFn:
         return lambda payload, report: payload
 
 
@@ -292,11 +296,11 @@ class Echo:
 DRIVER = """
 import sys, threading, time
 from pathlib import Path
-from outlay.workers.local import LocalCrew
+from outlay.workers.local import LocalPool
 from tests.test_local import Spin
 
 def drive():
-    with LocalCrew(Spin(Path(sys.argv[1])), int(sys.argv[2]), 1) as crew:
+    with LocalPool(Spin(Path(sys.argv[1])), int(sys.argv[2]), 1) as crew:
         for number in range(crew.n_workers - 1):
             crew.submit(str(number), None)
         crew.wait()
@@ -316,7 +320,7 @@ class Spin:
 
     notes: Path
 
-    def __call__(self) -> Work:
+    def __call__(self) -> WorkerFn:
         (self.notes / str(os.getpid())).touch()
         return self.work
 
@@ -381,7 +385,7 @@ def test_a_worker_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch
 class Deaf:
     notes: Path
 
-    def __call__(self) -> Work:
+    def __call__(self) -> WorkerFn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return self.work
 

@@ -28,11 +28,11 @@ from outlay.storage.checkpoint_files import newest_checkpoint
 from outlay.train import checkpoints as checkpoints_module
 from outlay.train.batching import training_batches
 from outlay.train.checkpoints import Checkpoints
-from outlay.train.distributed import here
-from outlay.train.loop import Audience, DevScore, fit
+from outlay.train.distributed import current_process
+from outlay.train.loop import Callbacks, DevScore, fit
 from outlay.train.losses import LossSum
 from outlay.train.schedule import deal, learning_rate_factor, piece_seed
-from outlay.train.state import Progress
+from outlay.train.state import TrainProgress
 from outlay.train.trackers import Tracker
 from tests.toys import Bag, BagLesson, CountingGauge, Tagger, TokenLesson, classes_of, encoded_rows, toy
 
@@ -161,7 +161,7 @@ def test_a_training_is_a_function_of_its_seed_alone() -> None:
 def test_every_real_token_is_counted_once_and_padding_never() -> None:
     lesson, gauge = lesson_of(), CountingGauge()
     seen: list[int] = []
-    progress = fit(Bag(), lesson, SETTINGS, gauge=gauge, dev=dev_set(), audience=Audience(lambda p, n: seen.append(n)))
+    progress = fit(Bag(), lesson, SETTINGS, gauge=gauge, dev=dev_set(), audience=Callbacks(lambda p, n: seen.append(n)))
     assert gauge.n_trained == progress.n_tokens_trained == EPOCHS * lesson.encoded.n_tokens
     assert gauge.n_inferred == progress.n_tokens_inferred == EPOCHS * toy(37, 9)[0].n_tokens
     assert seen == [N_BATCHES * EPOCHS] * (N_BATCHES * EPOCHS)
@@ -194,11 +194,11 @@ class KillingGauge(CountingGauge):
 
 def attempt(
     folder: Path | None, gauge: CountingGauge, kill_at_step: int = 0, settings: TrainSettings = SETTINGS
-) -> tuple[dict[str, Tensor], Progress]:
+) -> tuple[dict[str, Tensor], TrainProgress]:
     """One attempt at the same training, from whatever ``folder`` keeps."""
     model = Bag(seed=5, dropout=0.3)
 
-    def on_progress(progress: Progress, n_steps: int) -> None:
+    def on_progress(progress: TrainProgress, n_steps: int) -> None:
         if progress.step == kill_at_step:
             raise Killed
 
@@ -210,20 +210,20 @@ def attempt(
         gauge=gauge,
         dev=dev_set(),
         checkpoints=checkpoints,
-        audience=Audience(on_progress),
+        audience=Callbacks(on_progress),
     )
     return weights(model), progress
 
 
 @pytest.fixture(scope="module")
-def unbroken() -> tuple[dict[str, Tensor], Progress, dict[str, Any]]:
+def unbroken() -> tuple[dict[str, Tensor], TrainProgress, dict[str, Any]]:
     gauge = CountingGauge()
     ended, progress = attempt(None, gauge)
     assert progress.best_epoch is not None
     return ended, progress, gauge.state()
 
 
-def assert_equal_to(unbroken: Any, ended: dict[str, Tensor], progress: Progress, gauge: CountingGauge) -> None:
+def assert_equal_to(unbroken: Any, ended: dict[str, Tensor], progress: TrainProgress, gauge: CountingGauge) -> None:
     assert same(ended, unbroken[0])
     assert asdict(progress) == asdict(unbroken[1])
     assert gauge.state() == unbroken[2]
@@ -423,11 +423,11 @@ def test_patience_counts_evaluations_and_the_best_one_is_kept() -> None:
 def test_without_dev_the_last_weights_are_left() -> None:
     model, last = Bag(seed=5), {}
 
-    def on_progress(progress: Progress, n_steps: int) -> None:
+    def on_progress(progress: TrainProgress, n_steps: int) -> None:
         last.update(weights(model))
 
     settings = SETTINGS.changed({"patience": 1})
-    progress = fit(model, lesson_of(), settings, gauge=CountingGauge(), audience=Audience(on_progress))
+    progress = fit(model, lesson_of(), settings, gauge=CountingGauge(), audience=Callbacks(on_progress))
     assert (progress.step, progress.stopped) == (N_BATCHES * EPOCHS, "finished")
     assert (progress.best_epoch, progress.best_score) == (None, None)
     assert [entry["dev"] for entry in progress.history] == [None] * EPOCHS
@@ -554,7 +554,7 @@ def test_a_gradient_is_that_of_the_mean_over_positions() -> None:
     once = lesson.loss(reference, lesson.batch(np.arange(7)))
     (once.total / once.n).backward()
     norm = float(torch.stack([p.grad.norm() for p in reference.parameters() if p.grad is not None]).norm())
-    place = here()
+    place = current_process()
     for rows in deal(np.arange(7), 0, 1, 2):
         (lesson.loss(model, lesson.batch(rows)).total / 7).backward()
     place.add_gradients(model.parameters(), 7 / float(once.n))
@@ -601,7 +601,7 @@ def test_the_tracker_is_told_of_every_step_and_evaluation() -> None:
         SETTINGS,
         gauge=CountingGauge(),
         dev=scripted([1.0, 2.0, 3.0, 4.0], []),
-        audience=Audience(tracker=Told(None)),
+        audience=Callbacks(tracker=Told(None)),
     )
     steps = [(step, figures) for step, figures in told if "loss" in figures]
     assert [step for step, _ in steps] == list(range(1, 33))

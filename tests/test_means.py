@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from outlay.engine.outputs import Aftermath
+from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Reading
 from outlay.metrics import Answered, mean_score
 from outlay.report.results import Header, Results
@@ -42,7 +42,7 @@ def test_seeds_are_averaged_and_every_other_difference_is_another_mean() -> None
 def test_with_every_seeds_answers_the_interval_is_over_examples_and_seeds() -> None:
     points = [point("distill", 300.0, seed, 80.0) for seed in range(3)]
     left = {
-        each.id: Aftermath(f"run{i}", "accuracy", answered(i), teacher_dev=83.0 + i, charges_usd={"labels": 10.0 * i})
+        each.id: RunOutputs(f"run{i}", "accuracy", answered(i), teacher_dev=83.0 + i, charges_usd={"labels": 10.0 * i})
         for i, each in enumerate(points)
     }
     (mean,) = means(Results(HEADER, tuple(points), left))
@@ -59,7 +59,7 @@ def test_with_every_seeds_answers_the_interval_is_over_examples_and_seeds() -> N
 
 def test_one_seed_without_answers_has_the_interval_of_its_point() -> None:
     one = point("distill", 300.0, 0, 80.0, scores={"accuracy/published": Reading(80.0, 77.5, 82.0)})
-    (mean,) = means(Results(HEADER, (one,), {one.id: Aftermath("run", "accuracy")}))
+    (mean,) = means(Results(HEADER, (one,), {one.id: RunOutputs("run", "accuracy")}))
     assert (mean.low, mean.high, mean.covers) == (77.5, 82.0, "rows")
     (mean,) = means(Results(HEADER, (one,), {}))
     assert (mean.low, mean.high) == (77.5, 82.0), "found by its value, without a metric"

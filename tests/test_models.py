@@ -30,11 +30,11 @@ from outlay.models.loading import (
 )
 from outlay.models.reference import cut_layers
 from outlay.settings import TeachSettings
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 from tests.checkpoints import make_bart, make_gpt2, make_t5
 
 LABELS = ("no", "yes", "maybe")
-FORM = Form("classification", LABELS, 32, 8)
+FORM = TaskSpec("classification", LABELS, 32, 8)
 N_LAYERS, HIDDEN = 4, 32
 """Of the `checkpoint` fixture."""
 
@@ -378,7 +378,7 @@ def test_tokenizers_are_the_same_beyond_padded_rows(tmp_path: Path) -> None:
 
 def test_an_encoder_is_refused_for_free_text(checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="cannot write free text"):
-        load_model(ModelSpec(str(checkpoint), str(checkpoint), Form("generation", (), 32, 32), 0))
+        load_model(ModelSpec(str(checkpoint), str(checkpoint), TaskSpec("generation", (), 32, 32), 0))
 
 
 def test_a_head_of_its_own_is_written_down(tmp_path: Path) -> None:

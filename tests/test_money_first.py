@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from outlay.engine.prepare import Options, Workbench
+from outlay.engine.prepare import Options, RunBuilder
 from outlay.money.amounts import PriceBook
 from outlay.money.ledger import Ledger
 from tests.checkpoints import make_bart, make_checkpoint, make_gpt2, make_t5
@@ -147,7 +147,7 @@ def test_quotes_are_made_of_what_is_read(town: Town, tmp_path: Path) -> None:
             task = town.task(tmp_path / f"{name}-{asked}", max_source_tokens=asked)
             model = str(town.model(name))
             options = Options(str(task), "annotate", 2_000_000, teacher=model, student=model, threads=1)
-            bench = Workbench(PriceBook.load([task.parent / "prices.toml"]))
+            bench = RunBuilder(PriceBook.load([task.parent / "prices.toml"]))
             known = bench.prepare(options).known
             counts[name, asked] = known.tokens[model].train[-1] / 30
         assert counts[name, 1000] <= N_POSITIONS[name]

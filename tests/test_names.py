@@ -17,7 +17,7 @@ from outlay.money.amounts import PriceBook
 from outlay.money.machines import load_machines
 from outlay.study.grid import Grid, load_study
 from outlay.tasks.task import load_task
-from outlay.workers.pool import Inline
+from outlay.workers.pool import InProcessPool
 from tests.checkpoints import make_checkpoint
 from tests.test_cli import Ran, outlay, refused
 
@@ -83,7 +83,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_task(tmp_path / "b" / "data", "tk_b")
     (tmp_path / "prices.toml").write_text(PRICES)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study_commands, "_crew", lambda executor, craft, *more: Inline(craft))
+    monkeypatch.setattr(study_commands, "_crew", lambda executor, craft, *more: InProcessPool(craft))
     return tmp_path
 
 

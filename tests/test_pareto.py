@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outlay.errors import DataError
-from outlay.report.frontier import Frontier, Spot, averaged, frontier
+from outlay.report.frontier import CostScore, Frontier, averaged, frontier
 
 
 @st.composite
-def drawn_spot(draw: st.DrawFn, *, free: bool = True) -> Spot:
+def drawn_spot(draw: st.DrawFn, *, free: bool = True) -> CostScore:
     """A spot with coarse values, so that many agree; with an interval, one bound of it, or none."""
     charge, score = draw(st.integers(0 if free else 1, 6)), draw(st.integers(0, 8))
     low, high = draw(st.none() | st.integers(0, 3)), draw(st.none() | st.integers(0, 3))
-    return Spot(
+    return CostScore(
         draw(st.sampled_from("abc")),
         float(charge),
         10.0 * score,
@@ -33,17 +33,17 @@ SPOTS = st.lists(drawn_spot(), max_size=25)
 PAID = st.lists(drawn_spot(free=False), max_size=25)
 
 
-def plain(spots: list[Spot]) -> list[Spot]:
-    return [Spot(spot.name, spot.charge_usd, spot.score) for spot in spots]
+def plain(spots: list[CostScore]) -> list[CostScore]:
+    return [CostScore(spot.name, spot.charge_usd, spot.score) for spot in spots]
 
 
-def beyond_doubt(better: Spot, spot: Spot) -> bool:
+def beyond_doubt(better: CostScore, spot: CostScore) -> bool:
     """By intervals: the least the one may have is above the most the other may have."""
     low = better.score if better.low is None else better.low
     return low > (spot.score if spot.high is None else spot.high)
 
 
-def by_definition(spots: list[Spot], is_beaten: Callable[[Spot, Spot], bool]) -> Frontier:
+def by_definition(spots: list[CostScore], is_beaten: Callable[[CostScore, CostScore], bool]) -> Frontier:
     """Each against each, by index, so that spots that agree in everything stay apart."""
     front, tied, dominated = [], [], []
     for i, spot in enumerate(spots):
@@ -69,12 +69,12 @@ def assert_same(found: Frontier, expected: Frontier) -> None:
 
 
 @given(SPOTS)
-def test_the_frontier_against_its_definition(spots: list[Spot]) -> None:
+def test_the_frontier_against_its_definition(spots: list[CostScore]) -> None:
     assert_same(frontier(spots), by_definition(spots, beyond_doubt))
 
 
 @given(SPOTS)
-def test_without_intervals_only_equal_scores_tie(spots: list[Spot]) -> None:
+def test_without_intervals_only_equal_scores_tie(spots: list[CostScore]) -> None:
     exact = plain(spots)
     found = frontier(exact)
     assert_same(found, by_definition(exact, lambda better, spot: better.score > spot.score))
@@ -86,9 +86,9 @@ def test_without_intervals_only_equal_scores_tie(spots: list[Spot]) -> None:
 
 
 @given(SPOTS, st.integers(0, 1000))
-def test_a_test_decides_what_ties_where_there_is_one(spots: list[Spot], salt: int) -> None:
+def test_a_test_decides_what_ties_where_there_is_one(spots: list[CostScore], salt: int) -> None:
     # A verdict that has nothing to do with the intervals and is not transitive either.
-    def is_tie(better: Spot, spot: Spot) -> bool:
+    def is_tie(better: CostScore, spot: CostScore) -> bool:
         assert better.score > spot.score
         return hash((better.charge_usd, better.score, spot.charge_usd, spot.score, salt)) % 3 > 0
 
@@ -97,19 +97,23 @@ def test_a_test_decides_what_ties_where_there_is_one(spots: list[Spot], salt: in
 
 
 def test_equal_spots_and_intervals_that_touch() -> None:
-    a, b, c = Spot("a", 100.0, 80.0), Spot("b", 100.0, 80.0), Spot("c", 100.000001, 80.0)
+    a, b, c = CostScore("a", 100.0, 80.0), CostScore("b", 100.0, 80.0), CostScore("c", 100.000001, 80.0)
     assert frontier([c, a, b]) == Frontier((a,), (b, c), ())
-    wide, near, far = Spot("wide", 1.0, 80.0, 78.0, 82.0), Spot("near", 2.0, 77.0, 76.0, 78.0), Spot("far", 2.0, 77.0)
+    wide, near, far = (
+        CostScore("wide", 1.0, 80.0, 78.0, 82.0),
+        CostScore("near", 2.0, 77.0, 76.0, 78.0),
+        CostScore("far", 2.0, 77.0),
+    )
     assert frontier([wide, near, far]) == Frontier((wide,), (near,), (far,))
     # A lower score that is surer beats beyond doubt what the best one, less sure, does not.
-    unsure, sure = Spot("unsure", 1.0, 90.0, 60.0, 95.0), Spot("sure", 1.0, 85.0, 84.0, 86.0)
-    poor = Spot("poor", 3.0, 70.0, 65.0, 75.0)
+    unsure, sure = CostScore("unsure", 1.0, 90.0, 60.0, 95.0), CostScore("sure", 1.0, 85.0, 84.0, 86.0)
+    poor = CostScore("poor", 3.0, 70.0, 65.0, 75.0)
     assert frontier([poor, sure, unsure]) == Frontier((unsure,), (sure,), (poor,))
     assert frontier([poor, unsure]) == Frontier((unsure,), (poor,), ())
 
 
 def test_the_front_holds_what_agrees_with_one_of_its_spots() -> None:
-    a, b, c, d = Spot("a", 1.0, 5.0), Spot("b", 1.0, 5.0), Spot("c", 2.0, 5.0), Spot("d", 1.0, 4.0)
+    a, b, c, d = CostScore("a", 1.0, 5.0), CostScore("b", 1.0, 5.0), CostScore("c", 2.0, 5.0), CostScore("d", 1.0, 4.0)
     found = frontier([a, b, c, d])
     assert [found.holds(each) for each in (a, b, c, d)] == [True, True, False, False]
 
@@ -127,12 +131,12 @@ def test_the_front_holds_what_agrees_with_one_of_its_spots() -> None:
 )
 def test_what_is_no_spot(spot: tuple[float, ...], says: str) -> None:
     with pytest.raises(DataError, match=says):
-        Spot("x", *spot)
+        CostScore("x", *spot)
 
 
 def test_ten_thousand_spots_are_quick() -> None:
     rng = random.Random(1)
-    spots = [Spot(str(i), 1 + 99 * rng.random(), s := 60 * rng.random() + 20, s - 2, s + 2) for i in range(10_000)]
+    spots = [CostScore(str(i), 1 + 99 * rng.random(), s := 60 * rng.random() + 20, s - 2, s + 2) for i in range(10_000)]
     before = time.process_time()
     by_interval = frontier(spots)
     by_test = frontier(spots, is_tie=lambda better, spot: better.score - spot.score <= 4)
@@ -143,7 +147,14 @@ def test_ten_thousand_spots_are_quick() -> None:
 
 
 def test_scores_between_spots_lie_on_a_line_over_log_charge() -> None:
-    found = frontier([Spot("a", 10.0, 50.0), Spot("b", 1000.0, 70.0), Spot("c", 100.0, 40.0), Spot("d", 4000.0, 71.0)])
+    found = frontier(
+        [
+            CostScore("a", 10.0, 50.0),
+            CostScore("b", 1000.0, 70.0),
+            CostScore("c", 100.0, 40.0),
+            CostScore("d", 4000.0, 71.0),
+        ]
+    )
     assert found.score_at(9.99) is None
     assert found.score_at(10.0) == 50.0
     assert found.score_at(100.0) == pytest.approx(60.0)
@@ -154,13 +165,13 @@ def test_scores_between_spots_lie_on_a_line_over_log_charge() -> None:
 
 
 def test_nothing_rises_from_a_free_spot() -> None:
-    found = frontier([Spot("free", 0.0, 50.0), Spot("b", 10.0, 70.0)])
+    found = frontier([CostScore("free", 0.0, 50.0), CostScore("b", 10.0, 70.0)])
     assert [found.score_at(charge) for charge in (1e-9, 9.99, 10.0)] == [50.0, 50.0, 70.0]
     assert found.hypervolume(1.0, 100.0) == pytest.approx((50 + 70) / 200)
 
 
 @given(PAID, st.floats(0.5, 8))
-def test_the_line_against_numpy(spots: list[Spot], charge: float) -> None:
+def test_the_line_against_numpy(spots: list[CostScore], charge: float) -> None:
     import numpy as np
 
     found = frontier(spots)
@@ -174,7 +185,7 @@ def test_the_line_against_numpy(spots: list[Spot], charge: float) -> None:
 
 @pytest.mark.parametrize("charge", [0.0, -1.0, math.inf, math.nan])
 def test_charges_that_have_no_logarithm(charge: float) -> None:
-    found = frontier([Spot("a", 1.0, 50.0)])
+    found = frontier([CostScore("a", 1.0, 50.0)])
     with pytest.raises(DataError, match="no place on a logarithmic axis; ask above"):
         found.score_at(charge)
     with pytest.raises(DataError, match="span no logarithmic axis"):
@@ -188,7 +199,7 @@ def test_charges_that_have_no_logarithm(charge: float) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_hypervolume_against_a_count_of_random_places(seed: int) -> None:
     rng = random.Random(seed)
-    spots = [Spot(str(i), math.exp(rng.uniform(-1, 6)), rng.uniform(10, 100)) for i in range(11)]
+    spots = [CostScore(str(i), math.exp(rng.uniform(-1, 6)), rng.uniform(10, 100)) for i in range(11)]
     cheapest, dearest, worst = 1.3, 170.0, 30.0
     n_under, n_places = 0, 20_000
     for _ in range(n_places):
@@ -200,7 +211,7 @@ def test_the_hypervolume_against_a_count_of_random_places(seed: int) -> None:
 
 
 def test_the_hypervolume_by_hand() -> None:
-    found = frontier([Spot("a", 10.0, 50.0), Spot("b", 100.0, 80.0)])
+    found = frontier([CostScore("a", 10.0, 50.0), CostScore("b", 100.0, 80.0)])
     assert found.hypervolume(10.0, 1000.0) == pytest.approx(0.65)
     assert found.hypervolume(1.0, 1000.0) == pytest.approx((50 + 80) / 300)
     assert found.hypervolume(100.0, 1000.0) == pytest.approx(0.8)
@@ -208,12 +219,12 @@ def test_the_hypervolume_by_hand() -> None:
     assert found.hypervolume(10.0, 1000.0, worst=60.0) == pytest.approx(0.25)
     assert found.hypervolume(10.0, 1000.0, worst=80.0) == 0
     assert frontier([]).hypervolume(1.0, 2.0) == 0
-    assert frontier([Spot("smoothed", 1.0, 100.1)]).hypervolume(1.0, 2.0) == 1
+    assert frontier([CostScore("smoothed", 1.0, 100.1)]).hypervolume(1.0, 2.0) == 1
 
 
 @given(SPOTS, drawn_spot(), st.floats(-20, 20))
-def test_more_spots_never_lower_the_hypervolume(spots: list[Spot], more: Spot, log_scale: float) -> None:
-    def volume(chosen: list[Spot], scale: float = 1.0) -> float:
+def test_more_spots_never_lower_the_hypervolume(spots: list[CostScore], more: CostScore, log_scale: float) -> None:
+    def volume(chosen: list[CostScore], scale: float = 1.0) -> float:
         return frontier(chosen).hypervolume(1.5 * scale, 5.5 * scale, 10.0)
 
     whole = volume(spots)
@@ -222,14 +233,14 @@ def test_more_spots_never_lower_the_hypervolume(spots: list[Spot], more: Spot, l
     found = frontier(spots)
     assert volume(list(found.front)) == whole == volume([*found.front, *found.dominated])
     scale = math.exp(log_scale)
-    scaled = [Spot(spot.name, spot.charge_usd * scale, spot.score) for spot in spots]
+    scaled = [CostScore(spot.name, spot.charge_usd * scale, spot.score) for spot in spots]
     assert volume(scaled, scale) == pytest.approx(whole, abs=1e-12)
 
 
 def test_averages_name_the_tasks_that_have_nothing_as_cheap() -> None:
     tasks = {
-        "early": frontier([Spot("a", 10.0, 50.0), Spot("b", 1000.0, 70.0)]),
-        "late": frontier([Spot("c", 100.0, 90.0)]),
+        "early": frontier([CostScore("a", 10.0, 50.0), CostScore("b", 1000.0, 70.0)]),
+        "late": frontier([CostScore("c", 100.0, 90.0)]),
     }
     found = averaged(tasks, [1000.0, 10.0, 100.0, 10.0, 5.0])
     assert [place.charge_usd for place in found.places] == [5.0, 10.0, 100.0, 1000.0]
@@ -252,7 +263,7 @@ def test_an_average_of_nothing(tasks: dict[str, Frontier], charges: list[float])
 
 
 @given(st.lists(PAID, min_size=1, max_size=4), st.floats(0.5, 8))
-def test_an_average_is_the_mean_of_what_each_task_reaches(of_tasks: list[list[Spot]], charge: float) -> None:
+def test_an_average_is_the_mean_of_what_each_task_reaches(of_tasks: list[list[CostScore]], charge: float) -> None:
     tasks = {f"task {i}": frontier(spots) for i, spots in enumerate(of_tasks)}
     reached = [each.score_at(charge) for each in tasks.values()]
     (place,) = averaged(tasks, [charge]).places

@@ -20,8 +20,8 @@ from rich.console import Console
 from bench import plan_study
 from outlay.cli.plan_table import render
 from outlay.engine import prepare
-from outlay.engine.prepare import Options, Workbench
-from outlay.models.cost_model import TERMS, Profile
+from outlay.engine.prepare import Options, RunBuilder
+from outlay.models.cost_model import TERMS, MachineProfile
 from outlay.money.amounts import Price, PriceBook, format_usd, parse_usd
 from outlay.plan import quotes
 from outlay.plan.forecast import Forecaster
@@ -30,7 +30,7 @@ from outlay.plan.request import Seller
 from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train
 from outlay.plan.strategies import NotAvailable, strategy
 from outlay.storage.hashing import key_of
-from outlay.study.dry_run import Plan, plan
+from outlay.study.dry_run import StudyPlan, plan
 from tests.knowledge import LABELS, N_TRAIN, Bill, known
 from tests.runs import World
 
@@ -68,8 +68,8 @@ def grid(world: World) -> list[Options]:
 
 
 @pytest.fixture(scope="module")
-def planned(grid: list[Options], dear: PriceBook) -> Plan:
-    return plan(Workbench(dear), grid)
+def planned(grid: list[Options], dear: PriceBook) -> StudyPlan:
+    return plan(RunBuilder(dear), grid)
 
 
 def batches(step: Step) -> int:
@@ -83,13 +83,15 @@ def batches(step: Step) -> int:
 # --- counts ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_plan_is_the_sum_of_its_points_each_step_once(grid: list[Options], dear: PriceBook, planned: Plan) -> None:
+def test_the_plan_is_the_sum_of_its_points_each_step_once(
+    grid: list[Options], dear: PriceBook, planned: StudyPlan
+) -> None:
     every: dict[str, Step] = {}
     hours: dict[str, Fraction] = {}
     separate: list[str] = []
     charge = n_na = 0
     for options, point in zip(grid, planned.points, strict=True):
-        prepared = Workbench(dear).prepare(options)
+        prepared = RunBuilder(dear).prepare(options)
         recipe = strategy(options.strategy).ask(prepared.known, [])
         assert point.options == options
         assert point.run_id == prepared.request.run_id
@@ -124,12 +126,12 @@ def test_the_plan_is_the_sum_of_its_points_each_step_once(grid: list[Options], d
     assert planned.separate.charged_hours == pytest.approx(float(sum(hours[key] for key in separate)), rel=1e-12)
 
 
-def test_the_grid_of_these_tests_takes_more_and_fewer_blocks(planned: Plan) -> None:
+def test_the_grid_of_these_tests_takes_more_and_fewer_blocks(planned: StudyPlan) -> None:
     recipes = [point.recipe for point in planned.points if point.recipe is not None]
     assert len({sum(isinstance(step, Teach) for step in recipe.steps()) for recipe in recipes}) >= 4
 
 
-def test_inputs_stand_before_what_reads_them(planned: Plan) -> None:
+def test_inputs_stand_before_what_reads_them(planned: StudyPlan) -> None:
     seen: set[str] = set()
     for step in planned.steps:
         assert {given.key for given in step.inputs} <= seen
@@ -219,7 +221,7 @@ def test_one_memo_for_all_budgets_answers_as_brute_force_does(
 
 
 def test_a_shared_workbench_prepares_what_a_fresh_one_does(world: World) -> None:
-    shared = Workbench(PriceBook.load())
+    shared = RunBuilder(PriceBook.load())
     changes: list[dict[str, object]] = [
         {},
         {"budget_micros": 9_000_000},
@@ -238,7 +240,7 @@ def test_a_shared_workbench_prepares_what_a_fresh_one_does(world: World) -> None
     ]
     for change in changes:
         options = world.options(**change)
-        one, other = shared.prepare(options), Workbench(PriceBook.load()).prepare(options)
+        one, other = shared.prepare(options), RunBuilder(PriceBook.load()).prepare(options)
         assert one.request == other.request == one.known.request == shared.request(options)
         assert (one.train, one.dev, one.pool, one.test) == (other.train, other.dev, other.pool, other.test)
         assert one.pool_parts == other.pool_parts
@@ -305,7 +307,7 @@ def test_what_fails_is_tried_once(world: World, monkeypatch: pytest.MonkeyPatch)
     original = prepare.fingerprint
     monkeypatch.setattr(prepare, "fingerprint", counting)
     asked = [world.options(teacher="/nowhere/at/all", seed=seed, n_initial=n) for seed in range(3) for n in (5, 6)]
-    planned = plan(Workbench(PriceBook.load()), asked)
+    planned = plan(RunBuilder(PriceBook.load()), asked)
     assert planned.n_na == 6
     assert len({point.reason for point in planned.points}) == 1
     assert tried == ["/nowhere/at/all"]
@@ -317,14 +319,16 @@ def test_a_checkpoint_that_changed_is_seen_by_the_next_command(tmp_path: Path) -
     config = own.checkpoint / "config.json"
     config.write_text(config.read_text() + "\n")
     assert own.workbench.request(own.options()).run_id == before.run_id
-    assert Workbench(PriceBook.load()).request(own.options()).models != before.models
+    assert RunBuilder(PriceBook.load()).request(own.options()).models != before.models
 
 
 # --- here, and for people --------------------------------------------------------------------------------------------
 
 
 def test_seconds_and_cash_here_are_those_of_the_distinct_steps(world: World) -> None:
-    profile = Profile("here", "2026-11-21", "a device", "2.13.0", 1, 10**11, {"fp32": dict.fromkeys(TERMS, 0.01)})
+    profile = MachineProfile(
+        "here", "2026-11-21", "a device", "2.13.0", 1, 10**11, {"fp32": dict.fromkeys(TERMS, 0.01)}
+    )
     asked = [world.options(budget_micros=budget, seed=seed) for budget in (14_000_000, 20_000_000) for seed in (0, 1)]
     asked.append(world.options(strategy="annotate"))
     here = Price("cpu", "hour", Decimal("0.5"), "a test", None)
@@ -366,10 +370,12 @@ def test_seconds_and_cash_here_are_those_of_the_distinct_steps(world: World) -> 
 
 
 def test_a_bound_of_the_charge_is_shown_as_no_forecast(world: World) -> None:
-    profile = Profile("here", "2026-11-21", "a device", "2.13.0", 1, 10**11, {"fp32": dict.fromkeys(TERMS, 0.01)})
+    profile = MachineProfile(
+        "here", "2026-11-21", "a device", "2.13.0", 1, 10**11, {"fp32": dict.fromkeys(TERMS, 0.01)}
+    )
     here = Price("cpu", "hour", Decimal("0.5"), "a test", None)
 
-    def shown(planned: Plan) -> str:
+    def shown(planned: StudyPlan) -> str:
         console = Console(width=160, record=True, file=io.StringIO())
         console.print(render(planned))
         return console.export_text()
@@ -393,7 +399,7 @@ def test_a_bound_of_the_charge_is_shown_as_no_forecast(world: World) -> None:
     assert f"Cash for compute here, forecast: {format_usd(planned.cash_micros)}" in known
 
 
-def test_json_has_every_point_and_the_sums(planned: Plan) -> None:
+def test_json_has_every_point_and_the_sums(planned: StudyPlan) -> None:
     document = json.loads(json.dumps(planned.to_json(), allow_nan=False))
     assert [document["n_points"], document["n_na"]] == [planned.n_points, planned.n_na]
     assert document["distinct"]["steps"] == planned.distinct.n_steps
@@ -415,7 +421,7 @@ def test_json_has_every_point_and_the_sums(planned: Plan) -> None:
             assert said["n_pool"] == (by_kind["distil"].n_rows if "distil" in by_kind else 0)  # type: ignore[attr-defined]
 
 
-def test_a_terminal_shows_groups_and_sums_not_every_point(planned: Plan) -> None:
+def test_a_terminal_shows_groups_and_sums_not_every_point(planned: StudyPlan) -> None:
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(render(planned))
     text = console.export_text()
@@ -444,7 +450,7 @@ def test_a_thousand_points_plan_in_seconds(tmp_path: Path, monkeypatch: pytest.M
     task, model = plan_study.make_task(tmp_path, n_pool=20 * 32)
     points = plan_study.grid(task, model, 3)[:1000]
     began = time.process_time()
-    planned = plan(Workbench(plan_study.price_book()), points)
+    planned = plan(RunBuilder(plan_study.price_book()), points)
     seconds = time.process_time() - began
     assert len(planned.steps) > 1000
     assert seconds < 10, seconds

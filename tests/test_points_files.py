@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from outlay.engine.outputs import Aftermath
+from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, PointCircumstance, Reading
 from outlay.report import flat_files
 from outlay.report.results import Header, Results
@@ -45,13 +45,13 @@ def results() -> Results:
         third, circumstance=PointCircumstance(environment={"threads": 1, "load": 1, "odd": "x"})
     )
     left = {
-        first.id: Aftermath("run-1", "accuracy", charges_usd={"labels": 299.0, "student": 0.5}),
-        second.id: Aftermath("run-2", "accuracy", teacher_dev=84.6, charges_usd={"labels": 200.0, "other": 0.000001}),
+        first.id: RunOutputs("run-1", "accuracy", charges_usd={"labels": 299.0, "student": 0.5}),
+        second.id: RunOutputs("run-2", "accuracy", teacher_dev=84.6, charges_usd={"labels": 200.0, "other": 0.000001}),
     }
     return Results(Header("s", "A study", "plain"), (first, second, third), left)
 
 
-def expected(each: Point, left: Aftermath | None, name: str) -> Any:
+def expected(each: Point, left: RunOutputs | None, name: str) -> Any:
     """The value of a column, read from the point's own JSON by the column's name."""
     document = each.to_json()
     kind, _, rest = name.partition(":")

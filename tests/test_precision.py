@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from outlay.cli.app import main
-from outlay.engine.prepare import Options, Workbench
+from outlay.engine.prepare import Options, RunBuilder
 from outlay.errors import UsageError
 from outlay.hardware import precision
 from outlay.hardware.precision import (
@@ -34,12 +34,12 @@ from outlay.hardware.processor import cpu_name
 from outlay.money.amounts import PriceBook
 from outlay.money.ledger import Ledger
 from outlay.report.results import Header
-from outlay.standalone.inference import Answering, predict
-from outlay.standalone.runtime import Running, Silent
+from outlay.standalone.inference import InferenceOptions, predict
+from outlay.standalone.runtime import RuntimeOptions, Silent
 from outlay.standalone.training import finetune
 from outlay.study.grid import find_study, load_study, shipped_studies
-from outlay.study.runner import Index
-from outlay.tasks.overrides import Training
+from outlay.study.runner import StudyIndex
+from outlay.tasks.overrides import TrainingOverrides
 from tests.runs import World
 from tests.steps_world import StepsWorld
 from tests.test_cli import outlay, refused
@@ -196,7 +196,7 @@ def test_float32_is_said_where_auto_means_it_and_bf16_where_it_is_slow(cache: Pa
 def test_auto_in_settings_gives_way_to_the_runs() -> None:
     assert without_auto({"precision": "auto", "epochs": 2}) == {"epochs": 2}
     assert without_auto({"precision": "fp32"}) == {"precision": "fp32"}
-    training = Training.model_validate(
+    training = TrainingOverrides.model_validate(
         {"teacher": {"precision": "bf16"}, "encoder": {"teacher": {"precision": "auto"}}}
     )
     assert training.settings_for("encoder", "teacher") == {}
@@ -304,8 +304,8 @@ def test_a_study_is_not_bought_again_in_silence(cache: Path, world: World, tmp_p
     file.write_text(STUDY.format(checkpoint=world.checkpoint, task=world.task))
     prices = PriceBook.load()
     [cell] = load_study(file).at("cpu", price=prices.get).cells
-    begun = Workbench(prices).request(replace(cell.options, precision="bf16"))
-    Index(Header("toy", "toy", "plain", None, "cpu"), str(tmp_path / "store"), prices.get("cpu"), ()).write(folder)
+    begun = RunBuilder(prices).request(replace(cell.options, precision="bf16"))
+    StudyIndex(Header("toy", "toy", "plain", None, "cpu"), str(tmp_path / "store"), prices.get("cpu"), ()).write(folder)
     Ledger(folder / "ledger.sqlite").open_run(begun.run_id, begun.budget_micros)
     ask = ("study", "run", file, "--out", folder, "--store", tmp_path / "store")
 
@@ -328,7 +328,7 @@ def test_a_step_is_not_done_again_in_silence(cache: Path, tmp_path: Path) -> Non
     finetune(recipe, Silent(), train_file=train)
     request = json.loads((tmp_path / "model/request.json").read_text())
     assert request["settings"]["precision"] == "fp32"
-    asked = Answering(tmp_path / "model", tmp_path / "said.jsonl", file=train, running=Running(threads=1))
+    asked = InferenceOptions(tmp_path / "model", tmp_path / "said.jsonl", file=train, running=RuntimeOptions(threads=1))
     predict(asked, Silent())
     assert json.loads((tmp_path / "said.jsonl.request.json").read_text())["precision"] == "fp32"
 
@@ -365,7 +365,7 @@ def test_a_worker_that_would_choose_otherwise_says_so_once(
 
 def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_path: Path) -> None:
     """A worker on a slow machine refuses a job that a fast one planned; one that was asked for by name it does."""
-    from outlay.engine.job_runner import Maker
+    from outlay.engine.job_runner import JobRunner
     from outlay.engine.listeners import Silent as Quiet
     from outlay.errors import OutlayError
     from tests.runs import runner as runner_of
@@ -380,19 +380,19 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
         world.workbench.memo = type(world.workbench.memo)()
         place = f"{asked}-{named}"
         runner = runner_of(tmp_path / place, tmp_path / f"{place}-store")
-        from outlay.engine.run import Execution
+        from outlay.engine.run import RunExecution
 
         options = plain(world, strategy="annotate", budget_micros=3_000_000, precision=asked)
         if named is not None:
             own = {role: {**fast, "precision": named} for role, fast in options.overrides.items()}
             options = replace(options, overrides=own)
         prepared = world.workbench.prepare(options)
-        with Execution(runner.till, prepared, Quiet()) as execution:
+        with RunExecution(runner.till, prepared, Quiet()) as execution:
             execution.advance()
             begun = execution.begin(execution.needs()[0])
             assert begun.job.options.precision == wanted
             keep_bf16_speed(SLOW)
-            maker = Maker(runner.store, world.workbench.prepare)
+            maker = JobRunner(runner.store, world.workbench.prepare)
             if problem:
                 with pytest.raises(OutlayError, match="the job computes in bf16"):
                     maker.make(begun.job, lambda *_: None)

@@ -24,8 +24,8 @@ from outlay.money.ledger import Ledger
 from outlay.storage.paths import as_word, command_line
 from outlay.storage.store import Store
 from outlay.study.compare import reopen
-from outlay.study.runner import Index, status_of
-from outlay.workers.pool import Inline
+from outlay.study.runner import StudyIndex, status_of
+from outlay.workers.pool import InProcessPool
 from tests.checkpoints import make_checkpoint
 from tests.test_cli import Ran, outlay, refused
 from tests.test_docs import problem
@@ -121,7 +121,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(made)
-    monkeypatch.setattr(study_commands, "_crew", lambda executor, craft, *more: Inline(craft))
+    monkeypatch.setattr(study_commands, "_crew", lambda executor, craft, *more: InProcessPool(craft))
     return made
 
 
@@ -178,7 +178,7 @@ def test_a_study_is_gone_on_with(here: Path, folder: str) -> None:
     out = Path(folder)
     command = status_of(out).again
     assert command is not None
-    assert command == Index.read(out).again(out)
+    assert command == StudyIndex.read(out).again(out)
     again = paste(command)
     assert again.code == 0, again.err
     assert "2 there already, nothing to do" in again.err
@@ -216,7 +216,7 @@ def test_hints_name_the_folder_they_are_about(here: Path, folder: str) -> None:
     with pytest.raises(OutlayError) as full:
         store._check_quota(2)
     hints.append(str(full.value))
-    for look in (Index.read, reopen):
+    for look in (StudyIndex.read, reopen):
         with pytest.raises(OutlayError) as found:
             look(Path(folder) / "nothing here")  # type: ignore[operator]
         hints.append(str(found.value).replace("`outlay run`", "it"))

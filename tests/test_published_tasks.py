@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from outlay.money.amounts import PriceBook
-from outlay.spec import Family, Form
+from outlay.spec import Family, TaskSpec
 from outlay.tasks.download import data_files
 from outlay.tasks.loading import load_data
 from outlay.tasks.task import load_task, shipped_tasks
@@ -51,7 +51,7 @@ def test_kind_metric_and_lengths_are_those_of_tables_1_and_8(name: str) -> None:
     kind = KINDS.get(row["kind"], "classification")
     assert (task.name, task.kind, task.metric) == (name, kind, METRICS[row["metric"]])
     limits = int(row["max_source_tokens"]), int(row["max_target_tokens"])
-    assert task.form == Form(task.kind, task.labels, *limits, f"{name}: ")
+    assert task.form == TaskSpec(task.kind, task.labels, *limits, f"{name}: ")
     assert task.dev == "given"
     assert task.folder is None
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from outlay.library_warnings import hide_deprecations
-from outlay.workers.local import LocalCrew
-from outlay.workers.pool import Work
+from outlay.workers.local import LocalPool
+from outlay.workers.pool import WorkerFn
 
 # A library that says what will change, by every category, at its caller's door and at its own, with a filter of its own before
 # everybody's; and one thing that a user should know.
@@ -66,7 +66,7 @@ def test_who_asks_python_hears_it(library: Path) -> None:
     assert run(library, "-m", "outlay", "--version", PYTHONWARNINGS="default").count("this goes away") >= 6
 
 
-def speaks() -> Work:
+def speaks() -> WorkerFn:
     """A craft whose work is to call the library."""
     from noisy_library import speak  # type: ignore[import-not-found]
 
@@ -80,7 +80,7 @@ def test_workers_show_none_either(library: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(str(library))
     monkeypatch.delenv("PYTHONWARNINGS", raising=False)
     logs = tmp_path / "logs"
-    with LocalCrew(speaks, 1, 1, logs=logs) as crew:
+    with LocalPool(speaks, 1, 1, logs=logs) as crew:
         crew.submit("one", None)
         (ended,) = crew.wait()
     assert (ended.error, ended.lost) == (None, None)

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outlay.models.shape import ModelShape
-from outlay.plan.context import Handover, Known, TokenCounts
+from outlay.plan.context import PlanningContext, TargetSpec, TokenCounts
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import frozen_overrides
 from outlay.plan.steps import Distil, Score, Step, Teach, Train
 from outlay.plan.strategies import strategy
-from outlay.spec import Family, Form, TargetKind
+from outlay.spec import Family, TargetKind, TaskSpec
 from tests.knowledge import (
     COUNTS,
     ENCODING,
@@ -57,7 +57,7 @@ STUDENT_ROWS = {
 }
 
 
-def knows(teacher: Family, student: Family, target: TargetKind, **changes: object) -> Known:
+def knows(teacher: Family, student: Family, target: TargetKind, **changes: object) -> PlanningContext:
     """The student reads other tokens than the teacher; each family has its own formula."""
     shapes: dict[str, ModelShape] = {
         ref: replace(SHAPES[ref], family=family) for ref, family in ((TEACHER.ref, teacher), (STUDENT.ref, student))
@@ -67,16 +67,16 @@ def knows(teacher: Family, student: Family, target: TargetKind, **changes: objec
     return known(
         10**10,
         n_initial=N,
-        encoding=replace(ENCODING, form=Form("classification", LABELS, 64, LIMIT)),
+        encoding=replace(ENCODING, form=TaskSpec("classification", LABELS, 64, LIMIT)),
         shapes=shapes,
         tokens={TEACHER.ref: COUNTS, STUDENT.ref: TokenCounts(**counts)},
         longest_answer=longest,
-        handovers={(TEACHER.ref, STUDENT.ref): Handover(target, 97 if target == "tokens" else None)},
+        handovers={(TEACHER.ref, STUDENT.ref): TargetSpec(target, 97 if target == "tokens" else None)},
         **changes,
     )
 
 
-def steps(of: Known) -> dict[str, list[Step]]:
+def steps(of: PlanningContext) -> dict[str, list[Step]]:
     recipe = strategy("distill").ask(of, [])
     found: dict[str, list[Step]] = {}
     for step in recipe.steps():  # type: ignore[union-attr]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from outlay.plan.steps import Buy, Dev, Distil, Encoding, Judge, Model, Recipe, Score, Step, Teach, Train, graph
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 
-FORM = Form("classification", ("no", "yes"), 64, 8, "say: ")
+FORM = TaskSpec("classification", ("no", "yes"), 64, 8, "say: ")
 ENCODING = Encoding(("text",), FORM, "accuracy")
 JUDGE = Judge("org/judge", 3, True, "judge's bytes")
 MODEL = Model("org/name", "org/name", "bytes")

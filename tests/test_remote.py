@@ -554,7 +554,7 @@ def test_two_runs_with_caches_of_their_own_share_what_was_made(
 ) -> None:
     """The second machine computes nothing, is charged alike, and its folder is opened again by the URL that it names."""
     from outlay.engine.runner import Runner
-    from outlay.engine.step_runner import Workshop
+    from outlay.engine.step_runner import StepRunner
     from outlay.money.amounts import PriceBook
     from outlay.study.compare import reopen, run_points
     from tests.runs import World  # imports torch, which the other tests here can do without
@@ -569,7 +569,7 @@ def test_two_runs_with_caches_of_their_own_share_what_was_made(
 
     first, made = run("first")
     assert made.result.status == "ok", made.result.reason
-    monkeypatch.setattr(Workshop, "make", lambda *_: pytest.fail("nothing should be computed here"))
+    monkeypatch.setattr(StepRunner, "make", lambda *_: pytest.fail("nothing should be computed here"))
     second, found = run("second")
     assert found.result_bytes() == made.result_bytes()
     assert second.store.root != first.store.root
@@ -589,7 +589,7 @@ def test_a_study_on_s3_is_reused_from_an_empty_cache(
     from outlay.engine.runner import Runner
     from outlay.money.amounts import PriceBook
     from outlay.study.runner import read_results
-    from outlay.workers.local import LocalCrew
+    from outlay.workers.local import LocalPool
     from tests.runs import World
     from tests.studies import HEADER, Idle, Onlooker, check_books, conducted, craft
 
@@ -606,7 +606,7 @@ def test_a_study_on_s3_is_reused_from_an_empty_cache(
         return Runner(tmp_path / name / "out", open_location(url), here=PriceBook.load().get("cpu"))
 
     first = opened("first")
-    with LocalCrew(craft(first), 2, 1, logs=tmp_path / "logs") as crew:
+    with LocalPool(craft(first), 2, 1, logs=tmp_path / "logs") as crew:
         made = conducted(world.workbench, asked, first, crew, onlooker := Onlooker())
     assert [point.result.status for point in made] == ["ok"] * 3
     assert onlooker.problems == []

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from outlay.engine.outputs import Aftermath
+from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading
 from outlay.errors import DataError, UsageError
 from outlay.metrics import Answered
@@ -145,7 +145,7 @@ def test_the_interval_of_one_seed_is_labelled_and_the_binomial_one() -> None:
     asked = point("distill", 300.0, 0, 72.0)
     golds = ["yes"] * 1000
     said = Answered(["yes"] * 720 + ["no"] * 280, golds, ("yes", "no"))
-    found = compare([asked], left={asked.id: Aftermath("run", "accuracy", said)})
+    found = compare([asked], left={asked.id: RunOutputs("run", "accuracy", said)})
     (row,) = found.rows
     assert row.test is not None
     # Wilson 1927
@@ -157,7 +157,7 @@ def test_the_interval_of_one_seed_is_labelled_and_the_binomial_one() -> None:
     assert row.test.covers == "rows"
     assert tables.ONE_SEED_ADVICE not in tables.legend(found), "nothing is compared"
     other = point("annotate", 300.0, 0, 72.0)
-    two = compare([asked, other], left={p.id: Aftermath("run", "accuracy", said) for p in (asked, other)})
+    two = compare([asked, other], left={p.id: RunOutputs("run", "accuracy", said) for p in (asked, other)})
     assert tables.legend(two).endswith(tables.ONE_SEED_ADVICE)
     for text in (tables.render_markdown(found), page.render_page(found)):
         assert "95 % interval of this model on these test rows (one seed)" in text

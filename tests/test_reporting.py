@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from outlay.report.results import Layout
-from outlay.report.seed_means import Mean, means
+from outlay.report.seed_means import SeedMean, means
 from outlay.report.study_report import LEAST_SPAN, N_CHARGES, StudyReport, lay_out_frontiers
 from tests.made_results import LAYOUTS, made
 
@@ -28,7 +28,7 @@ def test_every_layout_has_its_tables_figures_and_page(layout: Layout) -> None:
     assert [test for test in report.tests if test.n_seeds != 3] == []
 
 
-def scores_at(marks: list[Mean], task: str, usd: float) -> float | None:
+def scores_at(marks: list[SeedMean], task: str, usd: float) -> float | None:
     """By hand: the best score that so many dollars buy or, between two marks of the front, a line in log dollars."""
     own = sorted(
         (m.charge_usd, m.value) for m in marks if m.request.task == task and m.value is not None and m.charge_usd

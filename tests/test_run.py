@@ -13,7 +13,7 @@ import pytest
 
 from outlay.engine.point import Point
 from outlay.engine.runner import Runner
-from outlay.engine.step_runner import Workshop
+from outlay.engine.step_runner import StepRunner
 from outlay.errors import SpendError
 from outlay.money.amounts import Price
 from outlay.plan.request import Seller
@@ -42,7 +42,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("nothing should be computed here")
 
-    monkeypatch.setattr(Workshop, "make", refuse)
+    monkeypatch.setattr(StepRunner, "make", refuse)
 
 
 def test_charge_is_the_price_of_labels_and_flops_counted_by_hand(world: World, distilled: tuple[Runner, Point]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from outlay.engine.runner import Runner
-from outlay.engine.step_runner import Workshop
+from outlay.engine.step_runner import StepRunner
 from outlay.errors import UnknownModel, UsageError
 from outlay.labels.purchases import label_lines, parse_label_lines
 from outlay.metrics import STATISTICS
@@ -45,14 +45,14 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> FamilyWorld:
 def made_steps(one: Runner, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Step, dict[str, Any]]]:
     """Every compute step that is made from here on, with what it used."""
     seen: dict[str, tuple[Step, dict[str, Any]]] = {}
-    make = Workshop.make
+    make = StepRunner.make
 
-    def watched(self: Workshop, step: Step, bench: Any) -> Any:
+    def watched(self: StepRunner, step: Step, bench: Any) -> Any:
         made = make(self, step, bench)
         seen[step.key] = (step, made.usage)
         return made
 
-    monkeypatch.setattr(Workshop, "make", watched)
+    monkeypatch.setattr(StepRunner, "make", watched)
     return seen
 
 
@@ -109,7 +109,7 @@ def test_the_gold_of_bought_pool_rows_is_mixed_in_and_no_other(families: FamilyW
     one = runner(tmp_path / "out", tmp_path / "store")
     bought = next(s for s in _steps(prepared) if isinstance(s, Buy))
     one.execute(prepared)
-    shop = Workshop(prepared, lambda step: one.store.get(step.key))  # type: ignore[arg-type, return-value]
+    shop = StepRunner(prepared, lambda step: one.store.get(step.key))  # type: ignore[arg-type, return-value]
     gold = shop._gold(bought, prepared.pool)
     known = {row.text: row.label for row in prepared.train[: bought.n]}
     assert gold == [known.get(row.text) for row in prepared.pool]

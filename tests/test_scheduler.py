@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from outlay.engine.job_runner import Delivered, Job
+from outlay.engine.job_runner import Job, JobResult
 from outlay.engine.point import Point, micros_of
 from outlay.engine.prepare import Options
 from outlay.engine.runner import Runner
 from outlay.errors import TrainingError
 from outlay.money.amounts import PriceBook
-from outlay.study.scheduler import Scheduler, StepCraft
-from outlay.workers.local import LocalCrew
-from outlay.workers.pool import Crew, Ended, Inline
+from outlay.study.scheduler import Scheduler, StepRunnerFactory
+from outlay.workers.local import LocalPool
+from outlay.workers.pool import InProcessPool, TaskResult, WorkerPool
 from tests.runs import World, runner
 
 
@@ -56,7 +56,7 @@ class Listener:
         pass
 
 
-def scheduled(one: Runner, world: World, asked: Sequence[Options], crew: Crew) -> tuple[list[Point], Listener]:
+def scheduled(one: Runner, world: World, asked: Sequence[Options], crew: WorkerPool) -> tuple[list[Point], Listener]:
     points: dict[int, Point] = {}
     listener = Listener()
     with crew:
@@ -64,8 +64,8 @@ def scheduled(one: Runner, world: World, asked: Sequence[Options], crew: Crew) -
     return [points[i] for i in range(len(asked))], listener
 
 
-def craft(one: Runner) -> StepCraft:
-    return StepCraft(one.store.location, PriceBook.load())
+def craft(one: Runner) -> StepRunnerFactory:
+    return StepRunnerFactory(one.store.location, PriceBook.load())
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 def test_results_are_those_of_each_run_by_itself(world: World, undisturbed: list[Point], tmp_path: Path) -> None:
     one = runner(tmp_path, tmp_path / "store")
-    points, listener = scheduled(one, world, grid(world), LocalCrew(craft(one), 2, 1, logs=tmp_path / "logs"))
+    points, listener = scheduled(one, world, grid(world), LocalPool(craft(one), 2, 1, logs=tmp_path / "logs"))
     assert [p.result_bytes() for p in points] == [p.result_bytes() for p in undisturbed]
     assert all(p.is_ok for p in points)
     assert not listener.problems
@@ -89,7 +89,7 @@ def test_results_are_those_of_each_run_by_itself(world: World, undisturbed: list
 
 def test_one_worker_in_this_process_is_enough(world: World, undisturbed: list[Point], tmp_path: Path) -> None:
     one = runner(tmp_path, tmp_path / "store")
-    points, _ = scheduled(one, world, grid(world), Inline(craft(one)))
+    points, _ = scheduled(one, world, grid(world), InProcessPool(craft(one)))
     assert [p.result_bytes() for p in points] == [p.result_bytes() for p in undisturbed]
 
 
@@ -98,7 +98,7 @@ def test_each_distinct_step_is_made_once_and_every_point_is_charged_in_full(
 ) -> None:
     one = runner(tmp_path, tmp_path / "store")
     asked = grid(world)
-    points, listener = scheduled(one, world, asked, Inline(craft(one)))
+    points, listener = scheduled(one, world, asked, InProcessPool(craft(one)))
     made = Counter(
         entry.key for entry in one.ledger.entries() if entry.kind == "settle" and "(reused)" not in entry.note
     )
@@ -121,14 +121,14 @@ def test_each_distinct_step_is_made_once_and_every_point_is_charged_in_full(
 def test_a_study_that_is_done_is_replayed_and_books_nothing(world: World, tmp_path: Path) -> None:
     one = runner(tmp_path, tmp_path / "store")
     asked = grid(world)[:3]
-    first, _ = scheduled(one, world, asked, Inline(craft(one)))
+    first, _ = scheduled(one, world, asked, InProcessPool(craft(one)))
     n_entries = one.ledger.anchor().count
     again = one.all_finished([world.workbench.request(options).run_id for options in asked])
     assert [p.to_json() for p in again.values()] == [p.to_json() for p in first]
     assert one.ledger.anchor().count == n_entries
 
 
-class Unreliable(Inline):
+class Unreliable(InProcessPool):
     """Loses or spoils what it is told to; the rest it does."""
 
     def __init__(self, one: Runner, world: World, *, lose: Sequence[str] = (), spoil: str = "") -> None:
@@ -141,16 +141,16 @@ class Unreliable(Inline):
         self.kinds[name] = payload.step.kind
         super().submit(name, payload)
 
-    def wait(self, timeout_seconds: float | None = None) -> list[Ended]:
+    def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:
         assert self._waiting is not None
         name = self._waiting[0]
         if self.kinds[name] in self.lose:
             self.lose.remove(self.kinds[name])
             self._waiting = None
-            return [Ended(name, 0.5, lost="killed by signal 9")]
+            return [TaskResult(name, 0.5, lost="killed by signal 9")]
         if self.kinds[name] == self.spoil:
             self._waiting = None
-            return [Ended(name, 0.5, error=TrainingError("the loss is not a number"))]
+            return [TaskResult(name, 0.5, error=TrainingError("the loss is not a number"))]
         return super().wait(timeout_seconds)
 
 
@@ -173,7 +173,7 @@ def test_a_step_that_always_loses_its_worker_fails_its_points_and_no_other(world
     assert "was lost 3 times, the last time killed by signal 9" in (points[1].result.reason or "")
     assert one.ledger.verify().ok
     assert not any(one.ledger.open_holds(run) for run in one.ledger.run_ids())
-    healed, _ = scheduled(one, world, asked, Inline(craft(one)))
+    healed, _ = scheduled(one, world, asked, InProcessPool(craft(one)))
     assert all(p.is_ok for p in healed)
 
 
@@ -189,7 +189,7 @@ def test_an_error_of_a_step_fails_every_point_that_needs_it_after_one_try(world:
 def test_a_point_that_cannot_be_prepared_fails_alone(world: World, tmp_path: Path) -> None:
     one = runner(tmp_path, tmp_path / "store")
     asked = [world.options(teacher=str(tmp_path / "nowhere")), world.options(strategy="annotate")]
-    points, _ = scheduled(one, world, asked, Inline(craft(one)))
+    points, _ = scheduled(one, world, asked, InProcessPool(craft(one)))
     assert [p.result.status for p in points] == ["failed", "ok"]
     assert "nowhere" in (points[0].result.reason or "")
 
@@ -198,7 +198,7 @@ def test_a_cash_cap_over_all_runs_is_shared_by_the_steps_under_way(world: World,
     """Two workers at once, and neither takes all of the cap: every point is made, and the cap is never passed."""
     here = runner(tmp_path, tmp_path / "x").here
     one = Runner(tmp_path, runner(tmp_path, tmp_path / "store").store, here=here, cash_cap_micros=200_000)
-    points, _ = scheduled(one, world, grid(world)[:6], LocalCrew(craft(one), 2, 1, logs=tmp_path / "logs"))
+    points, _ = scheduled(one, world, grid(world)[:6], LocalPool(craft(one), 2, 1, logs=tmp_path / "logs"))
     assert all(p.is_ok for p in points)
     assert sum(one.ledger.balance(run).total_cash_micros for run in one.ledger.run_ids()) <= 200_000
 
@@ -206,8 +206,8 @@ def test_a_cash_cap_over_all_runs_is_shared_by_the_steps_under_way(world: World,
 def test_a_worker_with_other_data_refuses(world: World, tmp_path: Path) -> None:
     one = runner(tmp_path, tmp_path / "store")
     book = PriceBook.load()
-    other = StepCraft(one.store.location, PriceBook([book.get("label/demo"), book.get("cpu")]))
-    points, _ = scheduled(one, world, [world.options(strategy="annotate")], Inline(other))
+    other = StepRunnerFactory(one.store.location, PriceBook([book.get("label/demo"), book.get("cpu")]))
+    points, _ = scheduled(one, world, [world.options(strategy="annotate")], InProcessPool(other))
     assert points[0].result.status == "failed"
     assert "differ from those it was planned with" in (points[0].result.reason or "")
 
@@ -215,10 +215,10 @@ def test_a_worker_with_other_data_refuses(world: World, tmp_path: Path) -> None:
 def test_what_comes_back_is_the_key_alone(world: World, tmp_path: Path) -> None:
     """A result travels through the store; only its key through the crew."""
     one = runner(tmp_path, tmp_path / "store")
-    seen: list[Delivered] = []
+    seen: list[JobResult] = []
 
-    class Watching(Inline):
-        def wait(self, timeout_seconds: float | None = None) -> list[Ended]:
+    class Watching(InProcessPool):
+        def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:
             ended = super().wait(timeout_seconds)
             seen.extend(each.value for each in ended)
             return ended

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import permutation_test as scipy_permutation_test
 
-from outlay.engine.outputs import Aftermath
+from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult
 from outlay.errors import DataError
 from outlay.metrics import METRICS, Answered, paired_scores
@@ -225,7 +225,7 @@ def answers(share: float, seed: int, n_examples: int = 211, labels: tuple[str, .
 
 
 def results(answered: list[tuple[Point, Answered | None]], metric: str = "f1") -> Results:
-    left = {p.id: Aftermath(f"run {i}", metric, said) for i, (p, said) in enumerate(answered)}
+    left = {p.id: RunOutputs(f"run {i}", metric, said) for i, (p, said) in enumerate(answered)}
     return Results(Header("table2", "Table 2", "budgets"), tuple(p for p, _ in answered), left)
 
 

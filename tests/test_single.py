@@ -15,18 +15,18 @@ from outlay.errors import ArtifactDamaged, LabelError, MissingData, OutlayError,
 from outlay.metrics import score
 from outlay.models.shape import flops_infer, flops_train, shape_of
 from outlay.settings import TeachSettings
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 from outlay.standalone.evaluator import MetricAsked, Scorer
-from outlay.standalone.inference import Answering, Teaching, evaluate, predict, teach
-from outlay.standalone.inputs import Asked, Inputs, Row, check_golds, sources_of
-from outlay.standalone.output_dir import Home
+from outlay.standalone.inference import InferenceOptions, Teaching, evaluate, predict, teach
+from outlay.standalone.inputs import DataOptions, DataReader, TaskRow, check_golds, sources_of
+from outlay.standalone.output_dir import OutputDir
 from outlay.standalone.prediction_file import evaluate_file
-from outlay.standalone.runtime import Count, Outcome, Running, Silent, cut_words
+from outlay.standalone.runtime import RuntimeOptions, Silent, StepReport, TokenCounter, cut_words
 from outlay.standalone.targets_dir import TargetsFolder
 from outlay.standalone.training import distil, finetune
 from tests.steps_world import KINDS, StepsWorld, rows, tree, write_rows
 
-RUNNING = Running(threads=1)
+RUNNING = RuntimeOptions(threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def writer(world: StepsWorld) -> Path:
     return out
 
 
-def answering(world: StepsWorld, model: Path, out: Path, split: str, **more: Any) -> Answering:
+def answering(world: StepsWorld, model: Path, out: Path, split: str, **more: Any) -> InferenceOptions:
     file = world.file("entities", split)
-    return Answering(model, out, file=file, precision="fp32", running=RUNNING, **more)
+    return InferenceOptions(model, out, file=file, precision="fp32", running=RUNNING, **more)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -68,8 +68,8 @@ def test_a_file_reads_the_same_in_every_form(tmp_path: Path, suffix: str) -> Non
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     else:
         write_rows(path, found)
-    asked = Asked(source_column="question", target_column="answer")
-    read = Inputs(asked).file(path, n=5, needs_target=True)
+    asked = DataOptions(source_column="question", target_column="answer")
+    read = DataReader(asked).file(path, n=5, needs_target=True)
     assert [(row.text, row.gold) for row in read] == [(e["question"], e["answer"]) for e in found[:5]]
     assert read[2].segments == (read[2].text,)
 
@@ -77,45 +77,55 @@ def test_a_file_reads_the_same_in_every_form(tmp_path: Path, suffix: str) -> Non
 def test_a_json_file_of_objects_one_a_line_is_read_too(tmp_path: Path) -> None:
     path = tmp_path / "published.json"
     path.write_text('{"source": "a", "target": "b"}\n\n{"source": "c", "target": "d"}\n')
-    assert [row.text for row in Inputs(Asked()).file(path, n=None, needs_target=True)] == ["a", "c"]
+    assert [row.text for row in DataReader(DataOptions()).file(path, n=None, needs_target=True)] == ["a", "c"]
 
 
 @pytest.mark.parametrize(
     ("content", "asked", "error", "says"),
     [
-        ("", Asked(), MissingData, "is empty"),
-        ("[]", Asked(), MissingData, "holds no rows"),
-        ("[1]", Asked(), OutlayError, "rows.json:1 holds int"),
-        ("[{", Asked(), MissingData, "breaks off; it looks half-written"),
-        ("[{}, 7 8]", Asked(), OutlayError, "write a JSON list of objects, or one object a line"),
-        ('[{"text": "a", "target": "b"}]', Asked(), OutlayError, "no column 'source'; its columns are text, target"),
-        ('[{"source": "a", "label": "b"}]', Asked(), OutlayError, "no column 'target'; its columns are source, label"),
-        ('[{"source": "a", "target": "b"}]', Asked(target_column="gold"), OutlayError, "no column 'gold'"),
+        ("", DataOptions(), MissingData, "is empty"),
+        ("[]", DataOptions(), MissingData, "holds no rows"),
+        ("[1]", DataOptions(), OutlayError, "rows.json:1 holds int"),
+        ("[{", DataOptions(), MissingData, "breaks off; it looks half-written"),
+        ("[{}, 7 8]", DataOptions(), OutlayError, "write a JSON list of objects, or one object a line"),
+        (
+            '[{"text": "a", "target": "b"}]',
+            DataOptions(),
+            OutlayError,
+            "no column 'source'; its columns are text, target",
+        ),
+        (
+            '[{"source": "a", "label": "b"}]',
+            DataOptions(),
+            OutlayError,
+            "no column 'target'; its columns are source, label",
+        ),
+        ('[{"source": "a", "target": "b"}]', DataOptions(target_column="gold"), OutlayError, "no column 'gold'"),
         (
             '[{"source": "a", "target": "b"}, {"target": "b"}]',
-            Asked(),
+            DataOptions(),
             OutlayError,
             "rows.json:2 has no column 'source'",
         ),
-        ('[{"source": " ", "target": "b"}]', Asked(), OutlayError, "(row 1) has an empty source"),
-        ('[{"source": ["a"], "target": "b"}]', Asked(), OutlayError, "holds a list, not a text"),
+        ('[{"source": " ", "target": "b"}]', DataOptions(), OutlayError, "(row 1) has an empty source"),
+        ('[{"source": ["a"], "target": "b"}]', DataOptions(), OutlayError, "holds a list, not a text"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(
-    tmp_path: Path, content: str, asked: Asked, error: type[OutlayError], says: str
+    tmp_path: Path, content: str, asked: DataOptions, error: type[OutlayError], says: str
 ) -> None:
     path = tmp_path / "rows.json"
     path.write_text(content)
     with pytest.raises(error) as caught:
-        Inputs(asked).file(path, n=None, needs_target=True)
+        DataReader(asked).file(path, n=None, needs_target=True)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 FORMS = {
-    "classification": Form("classification", ("NO", "YES"), 8, 8),
-    "entities": Form("entities", ("Action", "Reagent"), 8, 8),
-    "generation": Form("generation", (), 8, 8),
+    "classification": TaskSpec("classification", ("NO", "YES"), 8, 8),
+    "entities": TaskSpec("entities", ("Action", "Reagent"), 8, 8),
+    "generation": TaskSpec("generation", (), 8, 8),
 }
 
 
@@ -132,52 +142,57 @@ FORMS = {
 )
 def test_a_gold_answer_that_cannot_be_learnt_is_refused(kind: str, gold: str | None, says: str) -> None:
     with pytest.raises(LabelError) as caught:
-        check_golds([Row("a", ("a",), gold, "rows.json:3 (row 3)")], FORMS[kind])
+        check_golds([TaskRow("a", ("a",), gold, "rows.json:3 (row 3)")], FORMS[kind])
     assert says in str(caught.value)
 
 
 def test_a_text_without_entities_has_an_empty_answer() -> None:
-    check_golds([Row("a", ("a",), "", "rows.json:1")], FORMS["entities"])
+    check_golds([TaskRow("a", ("a",), "", "rows.json:1")], FORMS["entities"])
 
 
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (Asked(kind="ranking"), "--kind 'ranking' is unknown; choose one of classification, entities, generation"),
-        (Asked(), "classification needs labels, and none came"),
-        (Asked(labels=("A",)), "classification needs labels, and 1 came"),
-        (Asked(labels=("A", "A")), "names a label twice"),
-        (Asked(kind="entities"), "entities needs a label, and none came"),
-        (Asked(kind="generation", labels=("A",)), "generation has free answers"),
-        (Asked(kind="generation", max_source_tokens=0), "--max-source-tokens is 0; it must be at least 1"),
-        (Asked(kind="generation", max_target_tokens=-1), "--max-target-tokens is -1"),
+        (
+            DataOptions(kind="ranking"),
+            "--kind 'ranking' is unknown; choose one of classification, entities, generation",
+        ),
+        (DataOptions(), "classification needs labels, and none came"),
+        (DataOptions(labels=("A",)), "classification needs labels, and 1 came"),
+        (DataOptions(labels=("A", "A")), "names a label twice"),
+        (DataOptions(kind="entities"), "entities needs a label, and none came"),
+        (DataOptions(kind="generation", labels=("A",)), "generation has free answers"),
+        (DataOptions(kind="generation", max_source_tokens=0), "--max-source-tokens is 0; it must be at least 1"),
+        (DataOptions(kind="generation", max_target_tokens=-1), "--max-target-tokens is -1"),
     ],
 )
-def test_a_question_that_makes_no_sense_is_refused(asked: Asked, says: str) -> None:
+def test_a_question_that_makes_no_sense_is_refused(asked: DataOptions, says: str) -> None:
     with pytest.raises(UsageError, match=r"^[^\n]*$") as caught:
-        Inputs(asked).form()
+        DataReader(asked).form()
     assert says in str(caught.value)
 
 
 def test_the_question_is_the_models_then_the_tasks_then_a_default() -> None:
-    saved = Form("classification", ("NO", "YES"), 64, 4, "ask: ")
-    assert Inputs(Asked()).form(saved) == saved
-    assert Inputs(Asked(prefix="", max_source_tokens=32)).form(saved) == replace(saved, prefix="", max_source_tokens=32)
-    shipped = Inputs(Asked(task="fever"))
+    saved = TaskSpec("classification", ("NO", "YES"), 64, 4, "ask: ")
+    assert DataReader(DataOptions()).form(saved) == saved
+    assert DataReader(DataOptions(prefix="", max_source_tokens=32)).form(saved) == replace(
+        saved, prefix="", max_source_tokens=32
+    )
+    shipped = DataReader(DataOptions(task="fever"))
     assert shipped.task is not None
     assert shipped.form() == shipped.task.form
-    assert Inputs(Asked(kind="generation")).form() == Form("generation", (), 128, 32)
-    for wrong in (Asked(task="fever"), Asked(kind="entities"), Asked(labels=("YES", "NO"))):
+    assert DataReader(DataOptions(kind="generation")).form() == TaskSpec("generation", (), 128, 32)
+    for wrong in (DataOptions(task="fever"), DataOptions(kind="entities"), DataOptions(labels=("YES", "NO"))):
         with pytest.raises(UsageError):
-            Inputs(wrong).form(saved)
+            DataReader(wrong).form(saved)
 
 
 def test_an_encoder_that_classifies_reads_segments_and_everything_else_the_text() -> None:
-    row = Row("a and b", ("a", "b"), None, "")
+    row = TaskRow("a and b", ("a", "b"), None, "")
     assert sources_of([row], "encoder", "classification") == [("a", "b")]
     assert sources_of([row], "encoder", "entities") == [("a and b",)]
     assert sources_of([row], "seq2seq", "classification") == [("a and b",)]
-    assert Row.from_json(row.to_json(), "") == row
+    assert TaskRow.from_json(row.to_json(), "") == row
 
 
 TASK = """
@@ -201,7 +216,7 @@ def test_a_task_gives_its_rows_in_the_seeds_order_and_the_pool_the_labels_that_a
         found = [{"first": f"{split} {i}", "second": "x", "label": rng.choice(["bad", "good"])} for i in range(n)]
         write_rows(tmp_path / f"{split}.jsonl", found)
     (tmp_path / "task.yaml").write_text(TASK)
-    inputs = Inputs(Asked(task=str(tmp_path / "task.yaml")))
+    inputs = DataReader(DataOptions(task=str(tmp_path / "task.yaml")))
     train = inputs.split("train", n=None, seed=3)
     assert inputs.split("train", n=7, seed=3) == train[:7]
     assert inputs.split("train", n=None, seed=4) != train
@@ -228,7 +243,7 @@ def test_a_task_gives_its_rows_in_the_seeds_order_and_the_pool_the_labels_that_a
 @pytest.mark.parametrize("is_folder", [True, False])
 def test_a_home_belongs_to_one_request(tmp_path: Path, is_folder: bool) -> None:
     out = tmp_path / "deep" / "out"
-    home = Home.folder(out) if is_folder else Home.file(out)
+    home = OutputDir.folder(out) if is_folder else OutputDir.file(out)
     one, two = {"a": 1, "b": {"c": (2, 3)}}, {"a": 1, "b": {"c": (2, 4)}}
     assert home.look(one, overwrite=False) is None
     home.open(one)
@@ -256,20 +271,23 @@ def test_a_home_belongs_to_one_request(tmp_path: Path, is_folder: bool) -> None:
 
 def test_what_no_step_wrote_is_never_removed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    for home in (Home.folder(tmp_path), Home.file(tmp_path / "thesis.txt")):
+    for home in (OutputDir.folder(tmp_path), OutputDir.file(tmp_path / "thesis.txt")):
         with pytest.raises(UsageError, match="holds what no such step wrote"):
             home.look({}, overwrite=True)
-    for home, says in ((Home.folder(tmp_path / "thesis.txt"), "is a file"), (Home.file(tmp_path), "is a folder")):
+    for home, says in (
+        (OutputDir.folder(tmp_path / "thesis.txt"), "is a file"),
+        (OutputDir.file(tmp_path), "is a folder"),
+    ):
         with pytest.raises(UsageError, match=says):
             home.look({}, overwrite=True)
 
 
 def test_a_count_goes_on_where_it_was() -> None:
-    count = Count()
+    count = TokenCounter()
     assert count.may_train(10**12)
     count.trained(5)
     count.inferred(7)
-    other = Count()
+    other = TokenCounter()
     other.restore({**count.state(), "seconds": 100.0})
     assert (other.n_trained, other.n_inferred) == (5, 7)
     assert other.seconds >= 100.0
@@ -294,9 +312,9 @@ def test_what_was_cut_is_said_in_words() -> None:
 )
 def test_a_way_to_run_that_makes_no_sense_is_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        Running(**wrong)
+        RuntimeOptions(**wrong)
     with pytest.raises(UsageError, match="add --processes 2"):
-        Running(fsdp=True).check()
+        RuntimeOptions(fsdp=True).check()
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
@@ -345,7 +363,7 @@ def test_evaluate_scores_what_was_predicted(world: StepsWorld, tagger: Path, tmp
     readings = score("entity_f1", [e["prediction"] for e in lines], [e["gold"] for e in lines], ["Action", "Reagent"])
     expected = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
     assert json.loads((out / "scores.json").read_text())["scores"] == expected == outcome.facts["scores"]
-    asked = Asked(**KINDS["entities"])
+    asked = DataOptions(**KINDS["entities"])
     other = evaluate_file(out / "predictions.jsonl", tmp_path / "other", asked, MetricAsked())
     assert other.facts["scores"] == expected
     whole = tmp_path / "whole.jsonl"
@@ -363,7 +381,7 @@ def test_a_teachers_blocks_are_its_targets_row_by_row(world: StepsWorld, writer:
     assert sorted(path.name for path in out.glob("*.safetensors")) == [f"targets-0000{i}.safetensors" for i in range(3)]
     stored = TargetsFolder.open(out)
     assert [row.text for row in stored.rows()] == [each["source"] for each in pool]
-    count = Count()
+    count = TokenCounter()
     # `small` pads its vocabulary by 3 rows, which the teacher does not have.
     n_tokens = json.loads(Path(world.model("t5"), "config.json").read_text())["vocab_size"]
     direct = train_api.teach(
@@ -455,7 +473,7 @@ def test_a_finished_result_is_found_again_and_a_damaged_part_is_not_taken_for_on
 ) -> None:
     asked = answering(world, tagger, tmp_path / "said.jsonl", "pool", block_rows=10)
     first = predict(asked, Silent())
-    assert isinstance(first, Outcome)
+    assert isinstance(first, StepReport)
     assert not first.is_old
     assert predict(asked, Silent()).is_old
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -492,7 +510,7 @@ def test_bert_ibleu_needs_an_encoder_and_hands_it_no_empty_prediction(
     ):
         Scorer(MetricAsked("accuracy"), form, None)
     scorer = Scorer(MetricAsked("bert_ibleu", world.model("bert"), layer=1), form, None)
-    found = [Row("mix the salt", ("mix the salt",), "x", ""), Row("heat the acid", ("heat the acid",), "x", "")]
+    found = [TaskRow("mix the salt", ("mix the salt",), "x", ""), TaskRow("heat the acid", ("heat the acid",), "x", "")]
     readings = scorer.score(["stir", ""], found)
     expected = score(
         "bert_ibleu",
@@ -509,7 +527,7 @@ def test_bert_ibleu_needs_an_encoder_and_hands_it_no_empty_prediction(
 def test_a_metric_names_the_kind_of_the_predictions_it_scores(tmp_path: Path) -> None:
     file = tmp_path / "said.jsonl"
     file.write_text('{"source": "who?", "prediction": "The Beatles", "target": "beatles"}\n')
-    outcome = evaluate_file(file, tmp_path / "out", Asked(), MetricAsked(name="qa_f1"))
+    outcome = evaluate_file(file, tmp_path / "out", DataOptions(), MetricAsked(name="qa_f1"))
     assert outcome.facts["scores"]["f1/published"]["value"] == 100.0
     with pytest.raises(UsageError, match="classification needs labels"):
-        evaluate_file(file, tmp_path / "out", Asked(), MetricAsked(name="accuracy"))
+        evaluate_file(file, tmp_path / "out", DataOptions(), MetricAsked(name="accuracy"))

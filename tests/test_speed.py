@@ -19,9 +19,9 @@ from outlay.errors import UsageError
 from outlay.models.cost_model import (
     TERMS,
     Lengths,
-    Load,
-    Profile,
-    Reader,
+    MachineProfile,
+    ModelProfile,
+    Workload,
     answering_load,
     load_profile,
     starting_load,
@@ -44,10 +44,10 @@ SIZES = {
 ROWS, SOURCE, ANSWER = 7, 29, 11
 
 
-def profile(**seconds: float) -> Profile:
+def profile(**seconds: float) -> MachineProfile:
     """A machine on which only these terms take time."""
     constants = dict.fromkeys(TERMS, 0.0) | seconds
-    return Profile(
+    return MachineProfile(
         "here", "2026-11-21", 'an "odd" \\ device', "2.13.0", 3, 10**11, {"bf16": constants, "fp32": constants}
     )
 
@@ -79,15 +79,15 @@ def counted_flops(kind: str) -> int:
 
 @pytest.mark.parametrize("kind", SIZES)
 def test_flops_of_a_pass_are_those_that_torch_counts(kind: str) -> None:
-    reader = Reader(shape_of_size(SIZES[kind]), n_outputs=13)
+    reader = ModelProfile(shape_of_size(SIZES[kind]), n_outputs=13)
     settings = TrainSettings(epochs=1, batch_size=ROWS, learning_rate=1e-3)
     trained = training_load(reader, one_batch(kind), settings)
     assert trained.train_flops == pytest.approx(3 * counted_flops(kind), rel=1e-9)
 
 
 def test_a_label_set_is_scored_over_sources_that_are_read_once() -> None:
-    reader = Reader(shape_of_size(SIZES["t5"]), 0, n_choices=3)
-    alone = Reader(shape_of_size(SIZES["t5"]), 0)
+    reader = ModelProfile(shape_of_size(SIZES["t5"]), 0, n_choices=3)
+    alone = ModelProfile(shape_of_size(SIZES["t5"]), 0)
     nothing_said = Lengths([SOURCE] * ROWS, [0] * ROWS)
     settings = TeachSettings(batch_size=ROWS)
     chosen = answering_load(reader, one_batch("t5"), settings)
@@ -99,7 +99,7 @@ def test_a_label_set_is_scored_over_sources_that_are_read_once() -> None:
 
 
 def test_writing_passes_through_the_decoder_once_a_token() -> None:
-    reader = Reader(shape_of_size(SIZES["t5"]), 0)
+    reader = ModelProfile(shape_of_size(SIZES["t5"]), 0)
     written = answering_load(reader, one_batch("t5"), TeachSettings(batch_size=ROWS))
     beamed = answering_load(reader, one_batch("t5"), TeachSettings(batch_size=ROWS, beams=2))
     kept = answering_load(reader, one_batch("t5"), TeachSettings(batch_size=ROWS), keep=True)
@@ -117,7 +117,7 @@ def test_batches_are_padded_as_the_loop_pads_them() -> None:
     lengths = Lengths([draw.randint(3, 97) for _ in range(4999)], [draw.randint(1, 23) for _ in range(4999)])
     settings = TrainSettings(epochs=3, batch_size=16, learning_rate=1e-3)
     shape = replace(shape_of_size(SIZES["bert"]), hidden_size=64)
-    load = training_load(Reader(shape, 13, per_token=True), lengths, settings)
+    load = training_load(ModelProfile(shape, 13, per_token=True), lengths, settings)
     total = np.array(lengths.sources) + np.array(lengths.answers)
     batches = [training_batches(total, 16, 0, epoch) for epoch in range(3)]
     sources = np.array(lengths.sources)
@@ -129,7 +129,7 @@ def test_batches_are_padded_as_the_loop_pads_them() -> None:
 
 def test_a_batch_fills_up_to_its_tokens() -> None:
     lengths = Lengths([2, 3, 5, 7, 11, 13, 17, 19], [0] * 8)
-    reader = Reader(shape_of_size(SIZES["bert"]), 13, per_token=True)
+    reader = ModelProfile(shape_of_size(SIZES["bert"]), 13, per_token=True)
     # By hand: 2 3 5 7 (28), 11 13 (26), 17 (17), 19 (19).
     by_tokens = TrainSettings(epochs=1, batch_size=2, learning_rate=1e-3, batch_tokens=31)
     load = training_load(reader, lengths, by_tokens)
@@ -144,7 +144,7 @@ def test_a_batch_fills_up_to_its_tokens() -> None:
 
 def test_pieces_of_a_step_are_passes_of_their_own() -> None:
     lengths = Lengths([SOURCE] * 14, [0] * 14)
-    reader = Reader(shape_of_size(SIZES["bert"]), 13)
+    reader = ModelProfile(shape_of_size(SIZES["bert"]), 13)
     whole = TrainSettings(epochs=2, batch_size=7, learning_rate=1e-3)
     one = training_load(reader, lengths, whole)
     pieces = training_load(reader, lengths, whole.changed({"micro_batch_size": 3}))
@@ -154,17 +154,17 @@ def test_pieces_of_a_step_are_passes_of_their_own() -> None:
 
 
 def test_loads_add_up_and_a_model_is_made_ready_once() -> None:
-    reader = Reader(shape_of_size(SIZES["t5"]), 0)
+    reader = ModelProfile(shape_of_size(SIZES["t5"]), 0)
     load = starting_load(reader, one_batch("t5"))
     assert load.read == ROWS * (SOURCE + ANSWER)
     assert (load.models, load.loaded) == (1, shape_of_size(SIZES["t5"]).n_total_parameters(0))
     assert load + load == load.times(2)
-    assert astuple(Load()) == (0.0,) * len(TERMS)
+    assert astuple(Workload()) == (0.0,) * len(TERMS)
 
 
 def test_seconds_are_the_sum_of_products() -> None:
     measured = profile(steps=2.0, train_flops=0.5, read=7.0)
-    load = Load(steps=3, train_flops=11, read=13, words=17)
+    load = Workload(steps=3, train_flops=11, read=13, words=17)
     assert measured.seconds(load, "bf16") == measured.seconds(load, "bf16_weights") == 3 * 2 + 11 * 0.5 + 13 * 7
     with pytest.raises(KeyError):
         measured.seconds(load, "fp64")
@@ -224,7 +224,7 @@ def test_constants_come_back_from_what_they_explain() -> None:
     draw = random.Random(0)
     true = {"steps": 0.013, "train_flops": 3e-12, "train_calls": 0.0007}
     loads = [
-        Load(steps=draw.randint(1, 9), train_flops=draw.uniform(1e9, 1e11), train_calls=draw.randint(2, 50))
+        Workload(steps=draw.randint(1, 9), train_flops=draw.uniform(1e9, 1e11), train_calls=draw.randint(2, 50))
         for _ in range(17)
     ]
     samples = [Sample(load, sum(value * getattr(load, term) for term, value in true.items())) for load in loads]

@@ -16,17 +16,17 @@ from outlay.models.heads import Texts
 from outlay.models.loading import ModelSpec, load_model, load_saved, load_tokenizer, save_model
 from outlay.models.tokenization import encode
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 from outlay.train import api as train_api
-from outlay.train.api import DevTexts, Watch, count_tokens, distil, finetune, longest_answer, predict, teach
-from outlay.train.profiler import TEACHING_PARTS, Stopwatch
-from outlay.train.state import Progress
+from outlay.train.api import DevTexts, TrainContext, count_tokens, distil, finetune, longest_answer, predict, teach
+from outlay.train.profiler import TEACHING_PARTS, Profiler
+from outlay.train.state import TrainProgress
 from outlay.train.targets.targets import SparseTargets
 from tests.toys import CountingGauge, sentences
 
 LABELS = ("bad", "good")
 MAX_TOKENS = 24
-FORM = Form("classification", LABELS, MAX_TOKENS, 8)
+FORM = TaskSpec("classification", LABELS, MAX_TOKENS, 8)
 SETTINGS = TrainSettings(epochs=8, batch_size=16, learning_rate=3e-3, dropout=0.0, precision="fp32", seed=1)
 
 
@@ -71,7 +71,7 @@ def save_untrained(spec: ModelSpec, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def teacher(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Progress]:
+def teacher(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainProgress]:
     folder = tmp_path_factory.mktemp("teacher") / "model"
     texts, classes = rows_of(211, seed=11)
     spec = ModelSpec(str(checkpoint), str(checkpoint), FORM, seed=0)
@@ -82,7 +82,7 @@ def teacher(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         SETTINGS,
         dev=dev_texts(),
         out=folder,
-        watch=Watch(CountingGauge()),
+        watch=TrainContext(CountingGauge()),
     )
     return folder, progress
 
@@ -93,11 +93,11 @@ def pool() -> Texts:
 
 
 @pytest.fixture(scope="module")
-def targets(teacher: tuple[Path, Progress], pool: Texts) -> SparseTargets:
+def targets(teacher: tuple[Path, TrainProgress], pool: Texts) -> SparseTargets:
     return speak(teacher[0], pool)
 
 
-def test_finetuning_learns_and_writes_the_best_epoch(teacher: tuple[Path, Progress]) -> None:
+def test_finetuning_learns_and_writes_the_best_epoch(teacher: tuple[Path, TrainProgress]) -> None:
     folder, progress = teacher
     texts, classes = rows_of(101, seed=41)
     assert share_equal(predictions(folder, texts), classes) > 0.9
@@ -105,7 +105,7 @@ def test_finetuning_learns_and_writes_the_best_epoch(teacher: tuple[Path, Progre
     assert dev.score(predictions(folder, dev.sources)) == progress.best_score == max(e["dev"] for e in progress.history)
 
 
-def test_predictions_are_the_saved_models_own(teacher: tuple[Path, Progress], pool: Texts) -> None:
+def test_predictions_are_the_saved_models_own(teacher: tuple[Path, TrainProgress], pool: Texts) -> None:
     gauge = CountingGauge()
     names = predict(teacher[0], pool[:17], precision="fp32", gauge=gauge)
     assert names == [LABELS[int(own)] for own in logits_of(teacher[0], pool[:17]).argmax(-1)]
@@ -113,7 +113,9 @@ def test_predictions_are_the_saved_models_own(teacher: tuple[Path, Progress], po
     assert predict(teacher[0], [], precision="fp32", gauge=gauge) == []
 
 
-def test_targets_are_the_teachers_logits(teacher: tuple[Path, Progress], pool: Texts, targets: SparseTargets) -> None:
+def test_targets_are_the_teachers_logits(
+    teacher: tuple[Path, TrainProgress], pool: Texts, targets: SparseTargets
+) -> None:
     logits = logits_of(teacher[0], pool).numpy()
     said = targets.positions()
     assert (len(targets), len(said), targets.vocab_size) == (len(pool), len(pool), 2)
@@ -124,7 +126,7 @@ def test_targets_are_the_teachers_logits(teacher: tuple[Path, Progress], pool: T
 
 
 def test_a_block_is_bit_equal_whenever_it_is_taught(
-    teacher: tuple[Path, Progress], pool: Texts, monkeypatch: pytest.MonkeyPatch
+    teacher: tuple[Path, TrainProgress], pool: Texts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks = [pool[start : start + 97] for start in range(0, len(pool), 97)]
     as_one_run = [speak(teacher[0], block).to_bytes() for block in blocks]
@@ -141,7 +143,7 @@ def test_a_block_is_bit_equal_whenever_it_is_taught(
 
 
 def test_distilling_brings_the_student_to_agree_with_its_teacher(
-    checkpoint: Path, teacher: tuple[Path, Progress], pool: Texts, targets: SparseTargets, tmp_path: Path
+    checkpoint: Path, teacher: tuple[Path, TrainProgress], pool: Texts, targets: SparseTargets, tmp_path: Path
 ) -> None:
     unseen = rows_of(101, seed=51)[0]
     spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
@@ -155,7 +157,7 @@ def test_distilling_brings_the_student_to_agree_with_its_teacher(
         SETTINGS.changed({"temperature": 2.0}),
         dev=None,
         out=tmp_path / "student",
-        watch=Watch(gauge),
+        watch=TrainContext(gauge),
     )
     said = predictions(teacher[0], unseen)
     before, after = (share_equal(predictions(tmp_path / name, unseen), said) for name in ("untrained", "student"))
@@ -168,7 +170,7 @@ def test_distilling_brings_the_student_to_agree_with_its_teacher(
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 def test_the_first_loss_is_pytorchs_kl_divergence_at_the_temperature(
     checkpoint: Path,
-    teacher: tuple[Path, Progress],
+    teacher: tuple[Path, TrainProgress],
     targets: SparseTargets,
     pool: Texts,
     temperature: float,
@@ -179,19 +181,19 @@ def test_the_first_loss_is_pytorchs_kl_divergence_at_the_temperature(
     student, spoken = (logits_of(folder, pool) / temperature for folder in (tmp_path / "untrained", teacher[0]))
     divergence = F.kl_div(student.log_softmax(-1), spoken.log_softmax(-1), reduction="batchmean", log_target=True)
     settings = SETTINGS.changed({"epochs": 1, "batch_size": len(pool), "temperature": temperature})
-    watch, out = Watch(CountingGauge()), tmp_path / "student"
+    watch, out = TrainContext(CountingGauge()), tmp_path / "student"
     progress = distil(spec, pool, targets, settings, dev=None, out=out, watch=watch)
     assert progress.history[0]["loss"] == pytest.approx(divergence.item() * temperature**2, abs=1e-5)
 
 
 def test_the_student_learns_from_the_teachers_words_and_not_from_the_text(
-    checkpoint: Path, pool: Texts, teacher: tuple[Path, Progress], targets: SparseTargets, tmp_path: Path
+    checkpoint: Path, pool: Texts, teacher: tuple[Path, TrainProgress], targets: SparseTargets, tmp_path: Path
 ) -> None:
     """A teacher whose words are turned round makes a student that says the opposite."""
     pieces = tuple(replace(piece, indices=(1 - piece.indices.astype(np.int64))) for piece in targets.pieces)
     turned = replace(targets, pieces=pieces)
     spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
-    watch = Watch(CountingGauge())
+    watch = TrainContext(CountingGauge())
     out = tmp_path / "student"
     distil(spec, pool, turned, SETTINGS, dev=None, out=out, watch=watch)
     assert share_equal(predictions(out, pool), predictions(teacher[0], pool)) < 0.1
@@ -203,7 +205,7 @@ def test_dropout_of_the_settings_reaches_the_model(checkpoint: Path, tmp_path: P
     losses = []
     for name, dropout in [("zero", 0.0), ("most", 0.9), ("config", None)]:
         settings = SETTINGS.changed({"epochs": 1, "dropout": dropout})
-        watch = Watch(CountingGauge())
+        watch = TrainContext(CountingGauge())
         progress = finetune(spec, texts, classes, settings, dev=None, out=tmp_path / name, watch=watch)
         losses.append(progress.history[0]["loss"])
     assert len(set(losses)) == 3
@@ -214,21 +216,21 @@ def test_an_interrupted_finetuning_goes_on_from_its_checkpoint(checkpoint: Path,
     spec = ModelSpec("cut:2", str(checkpoint), FORM, seed=2)
     settings = SETTINGS.changed({"epochs": 2, "dropout": 0.2, "precision": "bf16"})
 
-    def kill(progress: Progress, n_steps: int) -> None:
+    def kill(progress: TrainProgress, n_steps: int) -> None:
         if progress.step == 6:
             raise KeyboardInterrupt
 
-    def train(name: str, watch: Watch) -> bytes:
+    def train(name: str, watch: TrainContext) -> bytes:
         out = tmp_path / name
         finetune(spec, texts, classes, settings, dev=dev_texts(), out=out, watch=watch)
         return (out / "model.safetensors").read_bytes()
 
-    unbroken = train("unbroken", Watch(CountingGauge()))
+    unbroken = train("unbroken", TrainContext(CountingGauge()))
     with pytest.raises(KeyboardInterrupt):
-        train("killed", Watch(CountingGauge(), tmp_path / "checkpoints", 0, kill))
+        train("killed", TrainContext(CountingGauge(), tmp_path / "checkpoints", 0, kill))
     assert not (tmp_path / "killed").exists()
     gauge = CountingGauge()
-    assert train("resumed", Watch(gauge, tmp_path / "checkpoints", 0)) == unbroken
+    assert train("resumed", TrainContext(gauge, tmp_path / "checkpoints", 0)) == unbroken
     assert gauge.n_batches == 3
 
 
@@ -256,11 +258,13 @@ def test_distil_refuses_targets_that_do_not_belong_to_its_rows(
         spec = ModelSpec("tiny:1x32", str(checkpoint), replace(FORM, labels=labels), seed=2)
         settings = SETTINGS.changed({"temperature": temperature})
         with pytest.raises((ValueError, UsageError), match=message):
-            distil(spec, texts, handed, settings, dev=None, out=tmp_path / "student", watch=Watch(CountingGauge()))
+            distil(
+                spec, texts, handed, settings, dev=None, out=tmp_path / "student", watch=TrainContext(CountingGauge())
+            )
     published = SETTINGS.changed({"objective": "published"})
     spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
     with pytest.raises(UsageError, match="published objective"):
-        distil(spec, pool, targets, published, dev=None, out=tmp_path / "student", watch=Watch(CountingGauge()))
+        distil(spec, pool, targets, published, dev=None, out=tmp_path / "student", watch=TrainContext(CountingGauge()))
     assert not (tmp_path / "student").exists()
 
 
@@ -269,7 +273,7 @@ def test_finetune_refuses_answers_that_do_not_belong_to_its_rows(
     checkpoint: Path, tmp_path: Path, n_answers: int
 ) -> None:
     spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
-    watch, out = Watch(CountingGauge()), tmp_path / "model"
+    watch, out = TrainContext(CountingGauge()), tmp_path / "model"
     texts, _ = rows_of(7, seed=1)
     with pytest.raises(ValueError, match=f"7 rows to train on but {n_answers} answers"):
         finetune(spec, texts, ["bad"] * n_answers, SETTINGS, dev=None, out=out, watch=watch)
@@ -295,7 +299,7 @@ def test_evaluations_take_their_share_of_the_work_at_most(
     gauge, dev = CountingGauge(), DevTexts(rows_of(53, seed=21)[0], score)
     settings = SETTINGS.changed({"epochs": 2, "eval_share": share, "eval_steps": eval_steps})
     spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
-    finetune(spec, texts, classes, settings, dev=dev, out=tmp_path / "model", watch=Watch(gauge))
+    finetune(spec, texts, classes, settings, dev=dev, out=tmp_path / "model", watch=TrainContext(gauge))
     # Every evaluation reads the first dev rows, as many as fit: one more would be too many.
     lengths = count_tokens(spec.ref, spec.base, FORM, dev.sources)
     n_steps = 7
@@ -307,8 +311,8 @@ def test_evaluations_take_their_share_of_the_work_at_most(
     assert gauge.n_inferred == len(asked) * sum(lengths[:n_rows])
 
 
-def test_a_teacher_pass_is_told_part_by_part(teacher: tuple[Path, Progress], pool: Texts) -> None:
-    watch = Stopwatch()
+def test_a_teacher_pass_is_told_part_by_part(teacher: tuple[Path, TrainProgress], pool: Texts) -> None:
+    watch = Profiler()
     said = teach(
         teacher[0],
         pool,

@@ -16,17 +16,17 @@ from outlay.errors import UsageError
 from outlay.models.heads import Texts
 from outlay.models.loading import ModelSpec, load_model, load_saved, save_model
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Family, Form, TargetKind, target_kind
-from outlay.train.api import DevTexts, Watch, distil, finetune, longest_answer, predict, same_tokenizer, teach
-from outlay.train.state import Progress
+from outlay.spec import Family, TargetKind, TaskSpec, target_kind
+from outlay.train.api import DevTexts, TrainContext, distil, finetune, longest_answer, predict, same_tokenizer, teach
+from outlay.train.state import TrainProgress
 from outlay.train.targets.targets import SparseTargets
 from tests.checkpoints import make_checkpoint, make_gpt2, make_t5
 from tests.toys import CountingGauge, sentences
 
 LABELS = ("bad", "so good")
 TYPES = ("Dark", "Light")
-CLASSES = Form("classification", LABELS, 32, 6, "mood: ")
-ENTITIES = Form("entities", TYPES, 32, 16, "find: ")
+CLASSES = TaskSpec("classification", LABELS, 32, 6, "mood: ")
+ENTITIES = TaskSpec("entities", TYPES, 32, 16, "find: ")
 MARKERS = {"awful": "Dark", "dull": "Dark", "broken": "Dark", "lovely": "Light", "bright": "Light", "clever": "Light"}
 ONE_STEP = TrainSettings(epochs=1, batch_size=64, learning_rate=1e-3, dropout=0.0, precision="fp32", temperature=2.0)
 
@@ -52,7 +52,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def spec(base: Path, form: Form, target: TargetKind | None = None, seed: int = 0) -> ModelSpec:
+def spec(base: Path, form: TaskSpec, target: TargetKind | None = None, seed: int = 0) -> ModelSpec:
     return ModelSpec(str(base), str(base), form, seed, target)
 
 
@@ -77,7 +77,7 @@ def first_loss(
     settings: TrainSettings = ONE_STEP,
     gold: list[str | None] | None = None,
 ) -> float:
-    progress = distil(one, texts, targets, settings, gold=gold, dev=None, out=out, watch=Watch(CountingGauge()))
+    progress = distil(one, texts, targets, settings, gold=gold, dev=None, out=out, watch=TrainContext(CountingGauge()))
     return float(progress.history[0]["loss"] or 0.0)
 
 
@@ -105,7 +105,7 @@ def test_tokens_of_one_vocabulary_are_learnt_position_by_position(bases: dict[st
         ONE_STEP.changed({"epochs": 3, "batch_size": 8, "learning_rate": 1e-2}),
         dev=None,
         out=teacher,
-        watch=Watch(CountingGauge()),
+        watch=TrainContext(CountingGauge()),
     )
     student = spec(bases["padded"], ENTITIES, "tokens", seed=1)
     blank = untrained(student, tmp_path / "blank")
@@ -180,7 +180,7 @@ def test_tags_pass_between_encoders_and_are_learnt(bases: dict[str, Path], tmp_p
     unseen, _, gold = texts_of(60, 9)
     dev = DevTexts(unseen, lambda answers: 100 * sum(a == b for a, b in zip(answers, gold, strict=True)) / len(gold))
     teacher = spec(bases["encoder"], ENTITIES)
-    taught = finetune(teacher, texts, lines, settings, dev=dev, out=tmp_path / "t", watch=Watch(CountingGauge()))
+    taught = finetune(teacher, texts, lines, settings, dev=dev, out=tmp_path / "t", watch=TrainContext(CountingGauge()))
     assert taught.best_score is not None
     assert taught.best_score > 90
     assert taught.n_unaligned == 0
@@ -189,12 +189,14 @@ def test_tags_pass_between_encoders_and_are_learnt(bases: dict[str, Path], tmp_p
     assert list(targets.answers) == predict(tmp_path / "t", unseen, precision="fp32", gauge=CountingGauge())
     student = ModelSpec("tiny:1x32", str(bases["encoder"]), ENTITIES, 2, "tags")
     longer = settings.changed({"epochs": 25})
-    progress = distil(student, unseen, targets, longer, dev=dev, out=tmp_path / "s", watch=Watch(CountingGauge()))
+    progress = distil(
+        student, unseen, targets, longer, dev=dev, out=tmp_path / "s", watch=TrainContext(CountingGauge())
+    )
     assert progress.best_score is not None
     assert progress.best_score > 80
     others = replace(targets, terms=replace(targets.terms, kind="classes"))
     with pytest.raises(UsageError, match="learns from tags"):
-        distil(student, unseen, others, settings, dev=None, out=tmp_path / "x", watch=Watch(CountingGauge()))
+        distil(student, unseen, others, settings, dev=None, out=tmp_path / "x", watch=TrainContext(CountingGauge()))
 
 
 @pytest.mark.parametrize(
@@ -219,18 +221,18 @@ def test_a_teacher_of_another_tokenizer_hands_over_its_words(
     student = spec(bases[student_family], ENTITIES, "text", seed=1)
     settings = ONE_STEP.changed({"gold_weight": 0.5})
     learnt = first_loss(student, texts, targets, tmp_path / "a", settings, gold)
-    plain = finetune(student, texts, words, ONE_STEP, dev=None, out=tmp_path / "b", watch=Watch(CountingGauge()))
+    plain = finetune(student, texts, words, ONE_STEP, dev=None, out=tmp_path / "b", watch=TrainContext(CountingGauge()))
     assert learnt == pytest.approx(plain.history[0]["loss"], rel=1e-6)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
     with pytest.raises(UsageError, match="published objective"):
         first_loss(student, texts, targets, tmp_path / "c", ONE_STEP.changed({"objective": "published"}))
 
 
-def learnt(base: Path, form: Form, answers: int, out: Path) -> tuple[Progress, list[str], list[str]]:
+def learnt(base: Path, form: TaskSpec, answers: int, out: Path) -> tuple[TrainProgress, list[str], list[str]]:
     rows, unseen = texts_of(160, 3), texts_of(40, 4)
     settings = TrainSettings(epochs=12, batch_size=16, learning_rate=1e-2, dropout=0.0, precision="fp32")
     progress = finetune(
-        spec(base, form), rows[0], rows[answers], settings, dev=None, out=out, watch=Watch(CountingGauge())
+        spec(base, form), rows[0], rows[answers], settings, dev=None, out=out, watch=TrainContext(CountingGauge())
     )
     return progress, predict(out, unseen[0], precision="fp32", gauge=CountingGauge()), unseen[answers]
 

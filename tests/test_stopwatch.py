@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from outlay.settings import TrainSettings
-from outlay.train.loop import Audience, fit
-from outlay.train.profiler import TRAINING_PARTS, Stopwatch, matmul_rate, part
+from outlay.train.loop import Callbacks, fit
+from outlay.train.profiler import TRAINING_PARTS, Profiler, matmul_rate, part
 from tests.toys import Bag, BagLesson, CountingGauge, toy
 
 
@@ -35,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_parts_are_added_up(clock: Clock) -> None:
-    watch = Stopwatch()
+    watch = Profiler()
     for _ in range(2):
         with watch.part("nap"):
             clock.nap(2)
@@ -78,7 +78,7 @@ class Nap(nn.Module):
 
 
 def test_forward_is_told_from_loss_and_an_encoder_alone_counts_too(clock: Clock) -> None:
-    watch, model = Stopwatch(), Slow(clock)
+    watch, model = Profiler(), Slow(clock)
     with watch.forward_of(model), watch.rest("loss", without="forward"):
         model(torch.ones(1))
         model.encoder(torch.ones(1))
@@ -89,7 +89,7 @@ def test_forward_is_told_from_loss_and_an_encoder_alone_counts_too(clock: Clock)
 
 
 def test_a_training_is_told_part_by_part() -> None:
-    watch = Stopwatch()
+    watch = Profiler()
     settings = TrainSettings(epochs=3, batch_size=8, learning_rate=0.02, seed=3)
 
     def dev(model: nn.Module) -> tuple[float, int]:
@@ -97,7 +97,7 @@ def test_a_training_is_told_part_by_part() -> None:
 
     plain, watched = Bag(seed=5), Bag(seed=5)
     fit(plain, BagLesson(*toy(57, 0)), settings, gauge=CountingGauge(), dev=dev)
-    told = Audience(stopwatch=watch)
+    told = Callbacks(stopwatch=watch)
     fit(watched, BagLesson(*toy(57, 0)), settings, gauge=CountingGauge(), dev=dev, audience=told)
     assert set(watch.seconds) == set(TRAINING_PARTS) - {"checkpoint"}
     assert all(seconds > 0 for seconds in watch.seconds.values())
@@ -112,7 +112,7 @@ def test_the_rate_of_this_machine_is_one_that_machines_have(precision: str) -> N
 
 
 def test_a_model_without_an_encoder_of_its_own() -> None:
-    watch, model = Stopwatch(), Bag()
+    watch, model = Profiler(), Bag()
     with watch.forward_of(model):
         ids = torch.ones(2, 3, dtype=torch.int64)
         out = model(input_ids=ids, token_type_ids=0 * ids, attention_mask=ids)

@@ -12,26 +12,26 @@ from hypothesis import strategies as st
 
 from outlay.errors import UnknownStrategy
 from outlay.money.amounts import parse_usd
-from outlay.plan.context import Known
+from outlay.plan.context import PlanningContext
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import Seller, frozen_overrides
 from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train, describe
-from outlay.plan.strategies import STRATEGIES, NotAvailable, Outcome, strategy
+from outlay.plan.strategies import STRATEGIES, NotAvailable, StrategyOutcome, strategy
 from outlay.settings import TeachSettings
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 from tests.knowledge import ENCODING, LABELS, N_DEV, N_POOL, N_TRAIN, STUDENT, TEACHER, Bill, carved, known
 
 DEVS = ("given", "bought", "carved", None)
 BUDGETS = (1_000_000, 3_000_000, 12_345_678, 40_000_000, 61_000_000, 90_000_000)
 
 
-def ask(name: str, knows: Known) -> Recipe | NotAvailable:
+def ask(name: str, knows: PlanningContext) -> Recipe | NotAvailable:
     answer = strategy(name).ask(knows, [])
     assert answer is not None
     return answer
 
 
-def recipe(name: str, knows: Known) -> Recipe:
+def recipe(name: str, knows: PlanningContext) -> Recipe:
     answer = ask(name, knows)
     assert isinstance(answer, Recipe), answer
     return answer
@@ -51,7 +51,7 @@ def n_blocks(found: Recipe) -> int:
     return len(of_kind(found, Teach))
 
 
-def total(knows: Known, found: Recipe) -> int:
+def total(knows: PlanningContext, found: Recipe) -> int:
     return sum(Quoter(knows).quote(step).charge_micros for step in found.steps())
 
 
@@ -230,10 +230,10 @@ def test_general_distillation_is_annotation_from_a_checkpoint_that_is_free() -> 
 
 def test_open_answers_need_two_labels_and_not_one_per_type() -> None:
     types = tuple(f"type {i}" for i in range(40))
-    knows = known(900_000, encoding=replace(ENCODING, form=Form("entities", types, 64, 64), metric="entity_f1"))
+    knows = known(900_000, encoding=replace(ENCODING, form=TaskSpec("entities", types, 64, 64), metric="entity_f1"))
     assert (knows.n_min, knows.n_outputs) == (2, 81)
     assert n_labels(recipe("annotate", knows)) < 40
-    assert known(1, encoding=replace(ENCODING, form=Form("generation", (), 64, 64)), dev="carved").n_min == 4
+    assert known(1, encoding=replace(ENCODING, form=TaskSpec("generation", (), 64, 64)), dev="carved").n_min == 4
 
 
 def test_gold_labels_are_mixed_in_only_where_they_are_asked_for() -> None:
@@ -285,7 +285,7 @@ def test_the_student_of_a_teacher_is_asked_for_once() -> None:
     knows = known(40_000_000, n_initial=50)
     for name in STRATEGIES:
         found = recipe(name, knows)
-        assert strategy(name).ask(knows, [Outcome(found, 50.0, 1)]) is None
+        assert strategy(name).ask(knows, [StrategyOutcome(found, 50.0, 1)]) is None
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from outlay.engine.prepare import Options, Workbench
+from outlay.engine.prepare import Options, RunBuilder
 from outlay.errors import MissingData, OutlayError, StudyFileError, UnknownModel, UnknownStudy
 from outlay.models.reference import fingerprint
 from outlay.money.amounts import PriceBook
@@ -420,7 +420,7 @@ def test_published_figures_are_read_by_name() -> None:
 
 
 def test_the_models_of_a_cut_teacher_are_cut_from_the_base(tmp_path: Path) -> None:
-    bench = Workbench(BOOK, data_root=tmp_path)
+    bench = RunBuilder(BOOK, data_root=tmp_path)
     asked = Options(_tiny_task(tmp_path), "distill", 1_000_000, n_initial=2, teacher="cut:3", base=MINILM)
     request = bench.request(asked)
     checkpoint = fingerprint(MINILM)

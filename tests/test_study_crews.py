@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from outlay.workers.local import LocalCrew
-from outlay.workers.pool import Inline
+from outlay.workers.local import LocalPool
+from outlay.workers.pool import InProcessPool
 from tests.contracts.study_contract import CrewMaker, StudyContract, conducted_plainly, small_world
 from tests.runs import World
 
@@ -26,7 +26,7 @@ class TestInline(StudyContract):
     @pytest.fixture(scope="class")
     @classmethod
     def make(cls) -> CrewMaker:
-        return Inline
+        return InProcessPool
 
 
 class Locally(StudyContract):
@@ -36,7 +36,7 @@ class Locally(StudyContract):
     @classmethod
     def make(cls, tmp_path_factory: pytest.TempPathFactory) -> CrewMaker:
         logs: Path = tmp_path_factory.mktemp("logs")
-        return lambda craft: LocalCrew(craft, cls.n_workers, 1, logs=logs)
+        return lambda craft: LocalPool(craft, cls.n_workers, 1, logs=logs)
 
 
 class TestOneWorker(Locally):

@@ -24,8 +24,8 @@ from outlay.engine.point import Point, read_points
 from outlay.engine.prepare import Options
 from outlay.engine.runner import Runner
 from outlay.study.runner import status_of
-from outlay.workers.local import LocalCrew
-from outlay.workers.pool import Inline
+from outlay.workers.local import LocalPool
+from outlay.workers.pool import InProcessPool
 from tests.runs import World, bought_rows, pay_for_labels, runner
 from tests.studies import cash_of_steps, check_books, conducted, craft, toy_cells
 
@@ -53,7 +53,7 @@ def start(world: World, asked: Sequence[Options], folder: Path) -> int:
     code = 1
     try:
         one = opened(folder)
-        with LocalCrew(craft(one), 2, 1, logs=folder / "out" / "logs") as crew:
+        with LocalPool(craft(one), 2, 1, logs=folder / "out" / "logs") as crew:
             points = conducted(world.workbench, asked, one, crew)
         code = 3 if any(point.result.status == "failed" for point in points) else 0
     except BaseException:
@@ -176,7 +176,7 @@ def kill(world: World, root: Path, whom: Sequence[str], seed: int) -> list[Kill]
     asked = toy_cells(world)
     alone = opened(root / "whole")
     began = time.monotonic()
-    with Inline(craft(alone)) as crew:
+    with InProcessPool(craft(alone)) as crew:
         expected = conducted(world.workbench, asked, alone, crew)
     seconds = time.monotonic() - began
     assert [p.result.status for p in expected] == ["ok"] * 5 + ["na"]

@@ -19,14 +19,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from outlay.engine.outputs import manifest_of
 from outlay.engine.point import Point, micros_of
-from outlay.engine.prepare import Options, Workbench
+from outlay.engine.prepare import Options, RunBuilder
 from outlay.engine.runner import Runner
 from outlay.money.amounts import Price, PriceBook
 from outlay.plan import quotes
 from outlay.report.receipt import receipt
-from outlay.study.dry_run import Plan, plan
+from outlay.study.dry_run import StudyPlan, plan
 from outlay.study.runner import read_results
-from outlay.workers.pool import Ended, Inline
+from outlay.workers.pool import InProcessPool, TaskResult
 from tests.runs import World, runner
 from tests.studies import check_books, conducted, craft
 
@@ -43,14 +43,14 @@ def _small_blocks() -> Iterator[None]:
         yield
 
 
-class Counting(Inline):
+class Counting(InProcessPool):
     """Counts the optimiser's steps of each piece of work."""
 
     def __init__(self, one: Runner, book: PriceBook) -> None:
         super().__init__(craft(one, book))
         self.n_steps: Counter[str] = Counter()
 
-    def wait(self, timeout_seconds: float | None = None) -> list[Ended]:
+    def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:
         counted = 0
 
         def count(*_: Any) -> None:
@@ -74,8 +74,8 @@ class Conducted:
     """The study when it is over."""
 
     asked: list[Options]
-    workbench: Workbench
-    planned: Plan
+    workbench: RunBuilder
+    planned: StudyPlan
     one: Runner
     points: list[Point]
     n_steps: Counter[str]
@@ -107,7 +107,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Conducted:
         for seed, n, added, name in product((0, 1), (20, 40), (1, 2, 3, 4, 5), ("annotate", "distill"))
     ]
     dear = PriceBook([*PriceBook.load().items(), Price("cpu", "hour", Decimal(750_000), "a test", None)])
-    folder, workbench = tmp_path_factory.mktemp("study"), Workbench(dear)
+    folder, workbench = tmp_path_factory.mktemp("study"), RunBuilder(dear)
     one = runner(folder / "out", folder / "store")
     with Counting(one, dear) as crew:
         points = conducted(workbench, asked, one, crew)

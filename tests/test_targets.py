@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from outlay.errors import TrainingError
-from outlay.train.targets.sparse_logits import Positions, Terms
+from outlay.train.targets.sparse_logits import SparseLogits, SparsityRule
 from outlay.train.targets.targets import MAX_LOGITS, TEMPERATURES, SparseTargets, TargetsBuilder
 
 POSITIONS, VOCAB, KEPT, TAIL = 13, 23, 5, 0.05
@@ -65,7 +65,7 @@ def of_positions(logits: torch.Tensor, kind: Any = "tokens", **kept: Any) -> Spa
     return SparseTargets.from_logits(kind, logits, np.arange(n + 1), units, words(n), **kept)
 
 
-def as_positions(positions: Positions, terms: Terms) -> list[Position]:
+def as_positions(positions: SparseLogits, terms: SparsityRule) -> list[Position]:
     """Unit, indices, logits and log-sum-exps of each position."""
     bounds = [0, *np.cumsum(positions.counts(terms)).tolist()]
     logits = positions.all_logits()
@@ -269,14 +269,16 @@ def test_arrays_that_do_not_belong_together_are_refused() -> None:
     ):
         indices = np.arange(sum(n_kept))
         with pytest.raises(ValueError, match=says):
-            Positions.pack(terms, np.ones(2), np.array(n_kept), indices, np.array(logits), sums)
+            SparseLogits.pack(terms, np.ones(2), np.array(n_kept), indices, np.array(logits), sums)
 
 
 def test_log_probabilities_from_elsewhere_can_be_packed() -> None:
     """What a server returns: the largest log-probabilities, whose log-sum-exp is 0 at temperature 1."""
-    terms = Terms.of("tokens", VOCAB, KEPT, TAIL, (1.0,))
+    terms = SparsityRule.of("tokens", VOCAB, KEPT, TAIL, (1.0,))
     logprobs = np.log([0.5, 0.25, 0.9])
-    packed = Positions.pack(terms, np.array([4, 7]), np.array([2, 1]), np.array([4, 2, 7]), logprobs, np.zeros((2, 1)))
+    packed = SparseLogits.pack(
+        terms, np.array([4, 7]), np.array([2, 1]), np.array([4, 2, 7]), logprobs, np.zeros((2, 1))
+    )
     targets = SparseTargets.from_positions(terms, packed, np.array([1, 1]), ["a", "b"])
     teacher = targets.batch([0, 1], temperature=1.0).teacher
     kept = (teacher.logits - teacher.logsumexp[teacher.entries]).exp()

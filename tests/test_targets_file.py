@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from outlay.errors import ArtifactDamaged
-from outlay.train.targets.sparse_logits import Positions, Terms
+from outlay.train.targets.sparse_logits import SparseLogits, SparsityRule
 from outlay.train.targets.statistics import TargetStatistics
 from outlay.train.targets.targets import SparseTargets
 from tests.test_targets import KEPT, TAIL, VOCAB, as_lists, as_positions, make, of_positions, random_logits, words
@@ -79,8 +79,8 @@ def test_numbers_take_the_narrowest_type_that_holds_them() -> None:
         **{"units": "uint16", "indices": "uint16", "logsumexp": "float32", "logits": "float16", "n_kept": "uint8"},
         **{"n_positions": "uint8", "n_real": "uint8", "n_entries": "uint8", "answers": "uint8"},
     }
-    wide = Terms.of("tokens", 70_001, 300, 0.0, (1.0,))
-    position = Positions.pack(
+    wide = SparsityRule.of("tokens", 70_001, 300, 0.0, (1.0,))
+    position = SparseLogits.pack(
         wide, np.array([70_000]), np.array([300]), np.arange(70_000, 69_700, -1), -np.arange(300.0), np.ones((1, 1))
     )
     arrays = load(SparseTargets.from_positions(wide, position, np.array([1]), ["x"]).to_bytes())

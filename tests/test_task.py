@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from outlay.errors import DataError, TaskFileError, UnknownTask
 from outlay.metrics import METRICS
 from outlay.settings import TrainSettings
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 from outlay.tasks.example import Example
 from outlay.tasks.overrides import HyperParameters
 from outlay.tasks.task import METRICS_OF, SHIPPED, Metric, Task, load_task, shipped_tasks, task_schema
@@ -130,8 +130,8 @@ def test_what_is_not_said_follows_from_the_kind() -> None:
     ]
     assert [task.segment_names for task in tasks] == [("left", "right"), ("text",), ("left", "right")]
     assert Task.model_validate({**GENERATION, "metric": "bert_ibleu", "max_target_tokens": 5}).max_target_tokens == 5
-    assert tasks[1].form == Form("entities", ("Amount", "Reagent"), 128, 128, "")
-    assert Task.model_validate({**GENERATION, "prefix": "ask: "}).form == Form("generation", (), 128, 32, "ask: ")
+    assert tasks[1].form == TaskSpec("entities", ("Amount", "Reagent"), 128, 128, "")
+    assert Task.model_validate({**GENERATION, "prefix": "ask: "}).form == TaskSpec("generation", (), 128, 32, "ask: ")
 
 
 @pytest.mark.parametrize(

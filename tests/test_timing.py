@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from outlay.engine.run_dir import RunFolder
-from outlay.models.cost_model import TERMS, Profile
+from outlay.engine.run_dir import RunDir
+from outlay.models.cost_model import TERMS, MachineProfile
 from outlay.money.amounts import format_usd
 from outlay.plan.forecast import ANSWERING, Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train
 from outlay.plan.strategies import NotAvailable, strategy
 from outlay.report.receipt import receipt, render_markdown, render_text, to_json
-from outlay.standalone.runtime import Outcome, Silent
+from outlay.standalone.runtime import Silent, StepReport
 from outlay.standalone.training import finetune
 from outlay.train import api as train_api
 from outlay.train.api import INFERENCE_BATCH
@@ -31,9 +31,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("world"))
 
 
-def profile(threads: int = 1, **seconds: float) -> Profile:
+def profile(threads: int = 1, **seconds: float) -> MachineProfile:
     constants = dict.fromkeys(TERMS, 0.0) | seconds
-    return Profile("here", "2026-11-21", "a device", "2.13.0", threads, 10**11, {"fp32": constants})
+    return MachineProfile("here", "2026-11-21", "a device", "2.13.0", threads, 10**11, {"fp32": constants})
 
 
 def steps_of(world: World) -> dict[str, Step]:
@@ -45,7 +45,7 @@ def steps_of(world: World) -> dict[str, Step]:
     return {step.kind: step for step in recipe.steps()}
 
 
-def foreseen(world: World, step: Step, profile: Profile | None) -> float:
+def foreseen(world: World, step: Step, profile: MachineProfile | None) -> float:
     quoter = Quoter(world.prepared().known)
     forecast = Forecaster(quoter, profile, lambda labels, model: []).forecast(step)
     assert forecast is not None
@@ -202,7 +202,7 @@ def test_seconds_of_the_flops_clock_are_no_forecast_on_any_receipt(world: World,
     bare = runner(tmp_path / "bare", tmp_path / "store")
     bare.execute(world.prepared())
     papers = [receipt(bare.ledger, run_id)]
-    path = RunFolder.of(bare.folder, run_id).path / "seconds.json"
+    path = RunDir.of(bare.folder, run_id).path / "seconds.json"
     records = json.loads(path.read_text())
     for record in records:
         record |= {"predicted": 0.0271, "by": "at most, by the flops clock of cpu"}
@@ -240,7 +240,7 @@ def test_a_profile_changes_no_result_and_no_charge(world: World, done: Path, tmp
     kept = runner(done / "made", done / "store").finished(run_id)
     assert kept is not None
     assert kept.result_bytes() == point.result_bytes()
-    timings = RunFolder.of(bare.folder, run_id).timings()
+    timings = RunDir.of(bare.folder, run_id).timings()
     assert {(each.predicted, each.by) for each in timings} == {(None, None)}
 
 
@@ -250,7 +250,7 @@ def test_a_single_training_says_what_was_foreseen(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("OUTLAY_STORE", str(tmp_path / "kept" / "store"))
     train_file = small.file("entities", "train")
 
-    def trained(name: str) -> Outcome:
+    def trained(name: str) -> StepReport:
         return finetune(small.recipe("entities", "t5", tmp_path / name), Silent(), train_file=train_file)
 
     bare = trained("bare")

@@ -15,11 +15,11 @@ from tokenizers import AddedToken
 
 from outlay.models import token_cache
 from outlay.models import tokenization as encode_module
-from outlay.models.generative_heads import TextHead
+from outlay.models.generative_heads import GenerationHead
 from outlay.models.loading import load_tokenizer
 from outlay.models.token_cache import Kept, TokenStore, keep_in
 from outlay.models.tokenization import Encoded, collate, encode
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 from tests.checkpoints import make_t5
 
 LIMIT = 13
@@ -231,13 +231,13 @@ def test_answers_that_are_spelt_are_kept_too(
     texts: list[str], tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = str(make_t5(tmp_path / "t5", texts, n_layers=1, hidden_size=16))
-    form = Form("generation", (), LIMIT, 5)
-    head = TextHead(load_tokenizer(model, model), form, "seq2seq")
+    form = TaskSpec("generation", (), LIMIT, 5)
+    head = GenerationHead(load_tokenizer(model, model), form, "seq2seq")
     read = head.read([(text,) for text in texts[:N_ROWS]])
     expected = head._spell(texts[:N_ROWS])
     assert expected.n_cut > 0
     made = head.spell(read, texts[:N_ROWS])
-    monkeypatch.setattr(TextHead, "_spell", None)
+    monkeypatch.setattr(GenerationHead, "_spell", None)
     found = head.spell(read, texts[:N_ROWS])
     for units in (made, found):
         assert units.ids.tolist() == expected.ids.tolist()

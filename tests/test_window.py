@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from outlay.errors import UsageError
 from outlay.models.shape import FAMILY_OF
 from outlay.models.window import Window, check_handover, n_positions, window_in, window_of
-from outlay.spec import Form
+from outlay.spec import TaskSpec
 
 N = 12
 """Positions of the little models."""
@@ -24,7 +24,7 @@ TABLES = (
 )
 """Types that fail behind the last row of their table."""
 ENDLESS = ("t5", "mt5", "umt5", "longt5", "bloom")
-FORM = Form("classification", ("no", "yes"), 1000, 4)
+FORM = TaskSpec("classification", ("no", "yes"), 1000, 4)
 
 
 def little(kind: str, n: int = N) -> Any:
@@ -119,7 +119,7 @@ def test_roberta_reads_two_less_than_its_table_has() -> None:
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 200), st.booleans())
 def test_what_is_fitted_is_within_both(n: int, source: int, target: int, is_shared: bool) -> None:
-    form = Form("classification", ("a", "b"), source, target)
+    form = TaskSpec("classification", ("a", "b"), source, target)
     window = Window(n, None, is_shared=is_shared)
     if is_shared and target > n:
         with pytest.raises(UsageError, match="positions for text and answer together"):
@@ -145,7 +145,7 @@ def test_the_line_names_both_limits() -> None:
 
 
 def test_targets_that_a_student_has_no_positions_for_are_refused() -> None:
-    long, short = Form("entities", ("X",), 512, 64), Form("entities", ("X",), 128, 32)
+    long, short = TaskSpec("entities", ("X",), 512, 64), TaskSpec("entities", ("X",), 128, 32)
     with pytest.raises(UsageError, match="give max_source_tokens 128 or less"):
         check_handover("tags", long, short, "s")
     with pytest.raises(UsageError, match="give max_target_tokens 32 or less"):

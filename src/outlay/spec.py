@@ -18,7 +18,7 @@ at each token of its answer, or its answer alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class TaskSpec:
     """What is asked, and how long question and answer may be.
 
     ``labels``: the classes, the entity types, or nothing where the answer is free; ``prefix``: put before the text for models
@@ -36,7 +36,7 @@ class Form:
         return {**asdict(self), "labels": list(self.labels)}
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Form:
+    def from_json(cls, document: Mapping[str, Any]) -> TaskSpec:
         """Inverse of `to_json`."""
         return cls(**{**document, "labels": tuple(document["labels"])})
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from outlay.errors import DataError, WorkFailed
-from outlay.workers.pool import Craft, Crew, Ended, Report, Work
+from outlay.workers.pool import Report, TaskResult, WorkerFactory, WorkerFn, WorkerPool
 
 PATIENCE_SECONDS = 60.0
 
@@ -38,7 +38,7 @@ class Handy:
 
     notes: Path
 
-    def __call__(self) -> Work:
+    def __call__(self) -> WorkerFn:
         note(self.notes, f"craft-{os.getpid()}")
         return self.work
 
@@ -105,25 +105,25 @@ class Unable:
     notes: Path
     error: Exception
 
-    def __call__(self) -> Work:
+    def __call__(self) -> WorkerFn:
         note(self.notes, "tries")
         if not (self.notes / "able").exists():
             raise self.error
         return Handy(self.notes)()
 
 
-Maker = Callable[[Craft, int], Crew]
+Maker = Callable[[WorkerFactory, int], WorkerPool]
 
 
-def one(crew: Crew) -> Ended:
+def one(crew: WorkerPool) -> TaskResult:
     """The only piece of work under way."""
     ended = crew.wait(PATIENCE_SECONDS)
     assert len(ended) == 1
     return ended[0]
 
 
-def all_of(crew: Crew, n: int) -> dict[str, Ended]:
-    found: dict[str, Ended] = {}
+def all_of(crew: WorkerPool, n: int) -> dict[str, TaskResult]:
+    found: dict[str, TaskResult] = {}
     while len(found) < n:
         ended = crew.wait(PATIENCE_SECONDS)
         assert ended, f"only {sorted(found)} of {n} have ended"
@@ -152,7 +152,7 @@ class CrewContract:
         self, make: Maker, notes: Path
     ) -> None:
         left = list(range(17))
-        found: dict[str, Ended] = {}
+        found: dict[str, TaskResult] = {}
         began = time.monotonic()
         with make(Handy(notes), self.n_workers) as crew:
             assert crew.n_workers == self.n_workers

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 from outlay.engine.point import Point, read_points
-from outlay.engine.prepare import Workbench
+from outlay.engine.prepare import RunBuilder
 from outlay.engine.run_dir import STUDY_FILE
 from outlay.engine.runner import Runner
 from outlay.study.dry_run import plan
 from outlay.study.runner import Status, status_of
-from outlay.study.scheduler import StepCraft
-from outlay.workers.pool import Crew, Inline
+from outlay.study.scheduler import StepRunnerFactory
+from outlay.workers.pool import InProcessPool, WorkerPool
 from tests.checkpoints import make_checkpoint
 from tests.runs import World, runner
 from tests.studies import Idle, Onlooker, check_books, conducted, craft, toy_cells
 
-CrewMaker = Callable[[StepCraft], Crew]
+CrewMaker = Callable[[StepRunnerFactory], WorkerPool]
 STUDENT = "cut:1"
 PATIENCE_SECONDS = 60.0
 
@@ -34,7 +34,7 @@ def small_world(root: Path) -> World:
 def conducted_plainly(world: World, folder: Path) -> Path:
     """The results folder of the study as one process conducts it, undisturbed, with a store of its own."""
     one = runner(folder / "out", folder / "store")
-    with Inline(craft(one)) as crew:
+    with InProcessPool(craft(one)) as crew:
         conducted(world.workbench, toy_cells(world, student=STUDENT), one, crew)
     return folder / "out"
 
@@ -85,12 +85,12 @@ class StudyContract:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def crew(cls, make: CrewMaker, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+    def crew(cls, make: CrewMaker, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerPool]:
         with make(craft(runner(tmp_path_factory.mktemp("any"), store))) as crew:
             yield crew
 
     def test_a_study_that_is_stopped_goes_on_to_the_results_of_one_process(
-        self, world: World, crew: Crew, store: Path, plain: Path, tmp_path: Path
+        self, world: World, crew: WorkerPool, store: Path, plain: Path, tmp_path: Path
     ) -> None:
         asked, one = toy_cells(world, student=STUDENT), runner(tmp_path, store)
         runs = [world.workbench.request(options).run_id for options in asked[:5]]
@@ -135,7 +135,7 @@ class StudyContract:
         assert one.ledger.anchor().count == n_booked
 
     def test_a_point_that_cannot_be_made_fails_alone_and_is_tried_again(
-        self, world: World, crew: Crew, store: Path, tmp_path: Path
+        self, world: World, crew: WorkerPool, store: Path, tmp_path: Path
     ) -> None:
         """The teacher's checkpoint goes away between the plan and the work."""
         teacher = tmp_path / "teacher"
@@ -150,7 +150,7 @@ class StudyContract:
                 strategy="annotate", seed=2, teacher=str(tmp_path / "nowhere"), student=str(world.checkpoint)
             ),
         ]
-        one, bench = runner(tmp_path / "out", store), Workbench(world.workbench.price_book)
+        one, bench = runner(tmp_path / "out", store), RunBuilder(world.workbench.price_book)
         planned = plan(bench, asked)
         assert [point.recipe is not None for point in planned.points] == [True, True, True, False]
         away = shutil.move(teacher, tmp_path / "away")
@@ -169,7 +169,7 @@ class StudyContract:
         shutil.move(away, teacher)
         finished = [bench.request(options).run_id for options in (asked[0], asked[2])]
         before = n_entries(one, finished)
-        with Inline(craft(one)) as fresh:  # workers remember what could not be read for as long as they live
+        with InProcessPool(craft(one)) as fresh:  # workers remember what could not be read for as long as they live
             healed = conducted(bench, asked, one, fresh)
         assert [point.result.status for point in healed] == ["ok", "ok", "ok", "na"]
         assert n_entries(one, finished) == before

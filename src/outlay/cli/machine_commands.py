@@ -11,7 +11,7 @@ from outlay.cli.common import Json, PricesOption, StoreOption, say_stand_in
 from outlay.cli.terminal import console, echo, print_json, table_console
 
 if TYPE_CHECKING:
-    from outlay.models.cost_model import Profile
+    from outlay.models.cost_model import MachineProfile
     from outlay.money.machines import Machine
 
 machine_app = typer.Typer(help="What machines cost, and how fast they are.", no_args_is_help=True)
@@ -103,7 +103,7 @@ def show(
         echo(f"{key:22}  {'no price' if value is None else value}")
 
 
-def _measured(name: str, threads: int, *, quiet: bool) -> Profile:
+def _measured(name: str, threads: int, *, quiet: bool) -> MachineProfile:
     from outlay.cli.progress import live_bars
     from outlay.train.calibration import calibrate as measure
 
@@ -119,7 +119,7 @@ def _measured(name: str, threads: int, *, quiet: bool) -> Profile:
         return measure(threads=threads, name=name, on_progress=told)
 
 
-def _keep_ratio(profile: Profile) -> None:
+def _keep_ratio(profile: MachineProfile) -> None:
     """For whoever asks what `auto` means on this machine; where nothing can be kept they measure it anew."""
     import os
     from contextlib import suppress
@@ -132,7 +132,7 @@ def _keep_ratio(profile: Profile) -> None:
             keep_bf16_speed(profile.bf16_ratio)
 
 
-def _print_measured(profile: Profile, price_item: str, path: Path, *, is_found: bool) -> None:
+def _print_measured(profile: MachineProfile, price_item: str, path: Path, *, is_found: bool) -> None:
     from outlay.hardware.precision import AUTO, precision_name, ratio_words, resolve
 
     record = profile.as_machine(price_item)

@@ -12,7 +12,7 @@ from outlay.text.display import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-from outlay.study.dry_run import KINDS, Plan, PlannedPoint, _sizes
+from outlay.study.dry_run import KINDS, PlannedPoint, StudyPlan, _sizes
 
 _WORDS = {
     "buy": "purchases of labels",
@@ -27,14 +27,14 @@ MAX_REASONS = 12
 """Reasons for ``na`` that are shown, the most frequent first."""
 
 
-def render(planned: Plan) -> RenderableType:
+def render(planned: StudyPlan) -> RenderableType:
     """The plan for a terminal: points by task, strategy and N; the work; hours and dollars."""
     from rich.console import Group
 
     return Group(_points_table(planned), _work_table(planned), *_closing(planned))
 
 
-def _points_table(planned: Plan) -> RenderableType:
+def _points_table(planned: StudyPlan) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
@@ -58,7 +58,7 @@ def _points_table(planned: Plan) -> RenderableType:
     return table
 
 
-def _work_table(planned: Plan) -> RenderableType:
+def _work_table(planned: StudyPlan) -> RenderableType:
     from rich.table import Table
 
     table = Table(title="Work: each distinct step once, beside separate runs", title_justify="left")
@@ -83,7 +83,7 @@ def _hours(hours: float) -> str:
     return f"{hours:,.2f}" if hours >= 0.1 or hours == 0 else plain_number(f"{hours:.2g}")
 
 
-def _closing(planned: Plan) -> list[RenderableType]:
+def _closing(planned: StudyPlan) -> list[RenderableType]:
     from rich.text import Text
 
     lines = [
@@ -99,7 +99,7 @@ def _closing(planned: Plan) -> list[RenderableType]:
     return [Text(line) for line in lines]
 
 
-def _cash_words(planned: Plan) -> str:
+def _cash_words(planned: StudyPlan) -> str:
     """The forecast of what leaves the bank, or what it lacks."""
     if planned.cash_micros is not None:
         return f"Cash for compute here, forecast: {format_usd(planned.cash_micros)}"

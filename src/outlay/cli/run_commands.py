@@ -267,7 +267,7 @@ class _Session:
 
     def __init__(self, asked: list[Options], name: str, arguments: dict[str, Any]) -> None:
         from outlay.cli.progress import Screen
-        from outlay.engine.prepare import Workbench
+        from outlay.engine.prepare import RunBuilder
         from outlay.engine.runner import Runner
         from outlay.money.amounts import PriceBook, parse_budget
         from outlay.study.compare import check_folder, foresee
@@ -276,7 +276,7 @@ class _Session:
         self.book = book = PriceBook.load(arguments.get("prices") or [])
         cap = arguments.get("cash_cap")
         kept = open_store(arguments.get("store"))
-        self.workbench = Workbench(
+        self.workbench = RunBuilder(
             book,
             data_root=arguments.get("data"),
             machines=arguments.get("machines") or [],

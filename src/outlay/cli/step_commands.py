@@ -95,10 +95,10 @@ from outlay.errors import OutlayError
 if TYPE_CHECKING:
     from outlay.cli.step_screen import StepScreen
     from outlay.standalone.evaluator import MetricAsked
-    from outlay.standalone.inference import Answering
-    from outlay.standalone.inputs import Asked
-    from outlay.standalone.runtime import Outcome, Running
-    from outlay.standalone.training import Recipe
+    from outlay.standalone.inference import InferenceOptions
+    from outlay.standalone.inputs import DataOptions
+    from outlay.standalone.runtime import RuntimeOptions, StepReport
+    from outlay.standalone.training import TrainingRequest
 
 
 def finetune(
@@ -288,7 +288,7 @@ def predict(
     """Write a model's answers as JSON lines: source, prediction, and gold where it is known."""
     given = locals()
 
-    def step(screen: StepScreen) -> Outcome:
+    def step(screen: StepScreen) -> StepReport:
         from outlay.standalone.inference import predict as write
 
         return write(_answering(given), screen)
@@ -337,7 +337,7 @@ def evaluate(
     """Score a model or a file of predictions: every statistic in both readings with its 95 % interval."""
     given = locals()
 
-    def step(screen: StepScreen) -> Outcome:
+    def step(screen: StepScreen) -> StepReport:
         from outlay.errors import UsageError
         from outlay.standalone.inference import evaluate as score
         from outlay.standalone.prediction_file import evaluate_file
@@ -364,14 +364,14 @@ def _scored(task: str | None, split: str, file: Path | None) -> str:
     return f"{load_task(task).name}-{split}"
 
 
-def _finetune(given: dict[str, Any], screen: StepScreen) -> Outcome:
+def _finetune(given: dict[str, Any], screen: StepScreen) -> StepReport:
     from outlay.standalone.training import finetune
 
     rows = {name: given[name] for name in ("train_file", "max_train_rows")}
     return finetune(_recipe(given, given["role"]), screen, **rows)
 
 
-def _teach(given: dict[str, Any], screen: StepScreen) -> Outcome:
+def _teach(given: dict[str, Any], screen: StepScreen) -> StepReport:
     from outlay.settings import TeachSettings
     from outlay.standalone.inference import Teaching, teach
 
@@ -383,14 +383,14 @@ def _teach(given: dict[str, Any], screen: StepScreen) -> Outcome:
     return teach(_answering(given), Teaching(given["student"], given["base"], given["target"], settings), screen)
 
 
-def _distil(given: dict[str, Any], screen: StepScreen) -> Outcome:
+def _distil(given: dict[str, Any], screen: StepScreen) -> StepReport:
     from outlay.standalone.training import distil
 
     recipe = _recipe({**given, "model": given["student"]}, "distil")
     return distil(recipe, screen, targets=given["targets"], max_rows=given["max_rows"])
 
 
-def _run(given: dict[str, Any], step: Callable[[StepScreen], Outcome]) -> None:
+def _run(given: dict[str, Any], step: Callable[[StepScreen], StepReport]) -> None:
     """One step in this process, or the whole command again as several; its outcome printed by the main one."""
     from outlay.cli.step_screen import StepScreen, print_outcome
     from outlay.standalone.launch import is_ours, needs_launch, relaunch
@@ -420,9 +420,9 @@ _GRACE_SECONDS = 3.0
 """What is wrong for all processes is said by the main one, which then ends the others; what is wrong here alone is said here."""
 
 
-def _recipe(given: dict[str, Any], role: str) -> Recipe:
+def _recipe(given: dict[str, Any], role: str) -> TrainingRequest:
     from outlay.errors import UsageError
-    from outlay.standalone.training import Recipe
+    from outlay.standalone.training import TrainingRequest
 
     if role not in ("teacher", "student", "distil"):
         raise UsageError(f"--role {role!r} is unknown; choose student or teacher")
@@ -433,7 +433,7 @@ def _recipe(given: dict[str, Any], role: str) -> Recipe:
         *("gold_weight", "batch_tokens", "eval_share", "compile", "peft", "lora_rank", "lora_alpha"),
     )
     names |= {name: name for name in same}
-    return Recipe(
+    return TrainingRequest(
         model=given["model"],
         out=given["out"],
         base=given["base"],
@@ -448,23 +448,23 @@ def _recipe(given: dict[str, Any], role: str) -> Recipe:
     )
 
 
-def _answering(given: dict[str, Any]) -> Answering:
-    from outlay.standalone.inference import Answering
+def _answering(given: dict[str, Any]) -> InferenceOptions:
+    from outlay.standalone.inference import InferenceOptions
 
     names = ("model", "out", "file", "split", "max_rows", "seed", "precision", "batch_size", "beams")
     plain = {name: given[name] for name in names}
-    return Answering(**plain, asked=_asked(given), n_gold=given.get("max_train_rows"), running=_running(given))
+    return InferenceOptions(**plain, asked=_asked(given), n_gold=given.get("max_train_rows"), running=_running(given))
 
 
-def _asked(given: dict[str, Any]) -> Asked:
-    from outlay.standalone.inputs import Asked
+def _asked(given: dict[str, Any]) -> DataOptions:
+    from outlay.standalone.inputs import DataOptions
 
     names = (
         *("task", "data", "source_column", "target_column", "kind", "prefix"),
         *("max_source_tokens", "max_target_tokens", "delimiter"),
     )
     plain: dict[str, Any] = {name: given[name] for name in names if name in given}
-    return Asked(**plain, labels=parse_labels(given.get("labels")))
+    return DataOptions(**plain, labels=parse_labels(given.get("labels")))
 
 
 def _metric(given: dict[str, Any]) -> MetricAsked:
@@ -473,8 +473,8 @@ def _metric(given: dict[str, Any]) -> MetricAsked:
     return MetricAsked(given["metric"], given["metric_model"], given.get("metric_layer"), given.get("metric_idf"))
 
 
-def _running(given: dict[str, Any]) -> Running:
-    from outlay.standalone.runtime import Running
+def _running(given: dict[str, Any]) -> RuntimeOptions:
+    from outlay.standalone.runtime import RuntimeOptions
 
     names = ("threads", "overwrite", "save_steps", "save_seconds", "report_to", "fsdp", "device_map", "ray", "profile")
-    return Running(**{name: given[name] for name in names if name in given})
+    return RuntimeOptions(**{name: given[name] for name in names if name in given})

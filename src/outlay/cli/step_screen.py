@@ -12,7 +12,7 @@ from outlay.cli.progress import QUIET_SECONDS, live_bars
 from outlay.cli.terminal import console, echo, table_console
 
 if TYPE_CHECKING:
-    from outlay.standalone.runtime import Outcome
+    from outlay.standalone.runtime import StepReport
 
 
 class StepScreen:
@@ -52,7 +52,7 @@ class StepScreen:
         self._console.print(f"  {line}", style="dim")
 
 
-def print_outcome(outcome: Outcome) -> None:
+def print_outcome(outcome: StepReport) -> None:
     """What came of a step, on standard output."""
     from outlay.metrics.degenerate import of_rows
 

@@ -23,13 +23,13 @@ from outlay.cli.terminal import console, echo, print_json, table_console
 from outlay.storage.paths import as_word, command_line
 
 if TYPE_CHECKING:
-    from outlay.engine.prepare import Workbench
+    from outlay.engine.prepare import RunBuilder
     from outlay.engine.runner import Runner
     from outlay.report.results import Header
-    from outlay.study.dry_run import Plan
+    from outlay.study.dry_run import StudyPlan
     from outlay.study.grid import Study
-    from outlay.study.runner import Conductor
-    from outlay.workers.pool import Crew
+    from outlay.study.runner import StudyRunner
+    from outlay.workers.pool import WorkerPool
 
 study_app = typer.Typer(help="Grids of runs: every table and figure as something to run.", no_args_is_help=True)
 
@@ -75,11 +75,11 @@ def run(
 ) -> None:
     """Run a grid of points, each distinct step once; the same command goes on where it was stopped."""
     from outlay.cli.study_screen import draw_study
-    from outlay.engine.prepare import Workbench
+    from outlay.engine.prepare import RunBuilder
     from outlay.engine.runner import Runner
     from outlay.money.amounts import PriceBook, parse_budget
-    from outlay.study.runner import Conductor, check_folder
-    from outlay.study.scheduler import StepCraft
+    from outlay.study.runner import StudyRunner, check_folder
+    from outlay.study.scheduler import StepRunnerFactory
 
     # Whatever is wrong with the request is said before anything is planned, and before a folder is made.
     refuse_several_processes()
@@ -91,10 +91,10 @@ def run(
     folder = Path(out or Path("outlay-runs") / _folder_name(asked, tasks))
     command = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--precision": precision, "--data": data}
     header = _header(asked, _command(study, command, prices, machines))
-    craft = StepCraft(kept.location, book, None if data is None else data.resolve(), tuple(machines or ()))
+    craft = StepRunnerFactory(kept.location, book, None if data is None else data.resolve(), tuple(machines or ()))
     crew = _crew(executor, craft, workers, asked.threads, ray, folder / "logs")
     check_folder(folder, header)
-    bench = Workbench(book, data_root=data, machines=machines or [], tokens=kept.root / "tokens")
+    bench = RunBuilder(book, data_root=data, machines=machines or [], tokens=kept.root / "tokens")
     planned = _plan(bench, asked, quiet or as_json, price_here, kept)
     if dry_run:
         _print_plan(planned, as_json)
@@ -103,12 +103,12 @@ def run(
     _check_plan(runner, bench, planned, quiet or as_json)
     if dry_run:
         return
-    conductor = _bring_about(Conductor(planned, header, runner, bench), crew, quiet=quiet or as_json)
+    conductor = _bring_about(StudyRunner(planned, header, runner, bench), crew, quiet=quiet or as_json)
     draw_study(folder, kept, as_json=as_json)
     _fail_if_failed(conductor, folder)
 
 
-def _bring_about(conductor: Conductor, crew: Crew, *, quiet: bool) -> Conductor:
+def _bring_about(conductor: StudyRunner, crew: WorkerPool, *, quiet: bool) -> StudyRunner:
     """What is left, with a screen; no worker is started where nothing is."""
     from outlay.cli.study_screen import StudyScreen
 
@@ -125,7 +125,7 @@ def _bring_about(conductor: Conductor, crew: Crew, *, quiet: bool) -> Conductor:
     return conductor
 
 
-def _fail_if_failed(conductor: Conductor, folder: Path) -> None:
+def _fail_if_failed(conductor: StudyRunner, folder: Path) -> None:
     """One line and exit 1 where a point failed; `na` is an answer, not a failure."""
     points = [conductor.points[i] for i in sorted(conductor.points)]
     failed = [point for point in points if point.result.status == "failed"]
@@ -179,9 +179,9 @@ def status(folder: StudyFolder, as_json: Json = False) -> None:
 def show(folder: StudyFolder, store: StoreOption = None, as_json: Json = False) -> None:
     """The tables of a study, as far as it is."""
     from outlay.cli.study_screen import show_study
-    from outlay.study.runner import Index
+    from outlay.study.runner import StudyIndex
 
-    Index.read(folder)
+    StudyIndex.read(folder)
     if as_json:
         print_json(json.loads((folder / "points.json").read_text(encoding="utf-8")))
         return
@@ -205,7 +205,7 @@ def _study(name: str, asked: tuple[str | None, str, int | None, str | None], boo
     return file.at(scale, parse_names(tasks), n_seeds=seeds, precision=precision, price=book.label)
 
 
-def _check_plan(runner: Runner, bench: Workbench, planned: Plan, quiet: bool) -> None:
+def _check_plan(runner: Runner, bench: RunBuilder, planned: StudyPlan, quiet: bool) -> None:
     """Refuse a plan whose runs are in the folder in the other precision; say what is computed in, where that is not plain."""
     from outlay.engine.prepare import precision_remarks
 
@@ -216,7 +216,7 @@ def _check_plan(runner: Runner, bench: Workbench, planned: Plan, quiet: bool) ->
             echo(line, err=True)
 
 
-def _plan(bench: Any, study: Study, quiet: bool, here: Any, kept: Any) -> Plan:
+def _plan(bench: Any, study: Study, quiet: bool, here: Any, kept: Any) -> StudyPlan:
     """Every point planned; what was decided about the files is said."""
     from outlay.models.cost_model import PROFILE_FILE, load_profile
     from outlay.study.dry_run import plan
@@ -229,7 +229,7 @@ def _plan(bench: Any, study: Study, quiet: bool, here: Any, kept: Any) -> Plan:
     return planned
 
 
-def _print_plan(planned: Plan, as_json: bool) -> None:
+def _print_plan(planned: StudyPlan, as_json: bool) -> None:
     from outlay.cli.plan_table import render
 
     if as_json:
@@ -245,15 +245,15 @@ def _check_executor(name: str) -> None:
         raise UsageError(f"--executor is {name!r}; it must be local or ray")
 
 
-def _crew(executor: str, craft: Any, workers: int | None, threads: int, ray: str, logs: Path) -> Crew:
+def _crew(executor: str, craft: Any, workers: int | None, threads: int, ray: str, logs: Path) -> WorkerPool:
     _check_executor(executor)
     if executor == "ray":
-        from outlay.workers.ray import RayCrew
+        from outlay.workers.ray import RayPool
 
-        return RayCrew(craft, ray, threads, max_workers=workers)
-    from outlay.workers.local import LocalCrew, n_places
+        return RayPool(craft, ray, threads, max_workers=workers)
+    from outlay.workers.local import LocalPool, n_places
 
-    return LocalCrew(craft, workers or n_places(threads), threads, logs=logs)
+    return LocalPool(craft, workers or n_places(threads), threads, logs=logs)
 
 
 FOLDER_LENGTH = 150
@@ -285,7 +285,7 @@ def _command(study: str, given: Mapping[str, object], prices: list[Path] | None,
     return command_line(*words)
 
 
-def _refuse_if_nothing_to_do(planned: Plan) -> None:
+def _refuse_if_nothing_to_do(planned: StudyPlan) -> None:
     """Where no point can be filled there is nothing to run, and the first reason is most likely the one to mend."""
     from outlay.errors import UsageError
 

@@ -28,7 +28,7 @@ from outlay.cli.step_options import (
 from outlay.cli.terminal import echo, print_json
 
 if TYPE_CHECKING:
-    from outlay.standalone.runtime import Outcome
+    from outlay.standalone.runtime import StepReport
 
 targets_app = typer.Typer(help="A teacher's targets: look at them, hand them over.", no_args_is_help=True)
 
@@ -139,7 +139,7 @@ def _import(given: dict[str, Any]) -> None:
         _print_imported(outcome)
 
 
-def _print_imported(outcome: Outcome) -> None:
+def _print_imported(outcome: StepReport) -> None:
     from outlay.cli.step_screen import print_kept
 
     if outcome.is_old:
@@ -154,13 +154,13 @@ def _print_imported(outcome: Outcome) -> None:
 
 
 def _asked(given: dict[str, Any]) -> Any:
-    from outlay.standalone.inputs import Asked
+    from outlay.standalone.inputs import DataOptions
 
     names = (
         *("task", "source_column", "target_column", "kind", "prefix"),
         *("max_source_tokens", "max_target_tokens", "delimiter"),
     )
-    return Asked(**{name: given[name] for name in names}, labels=parse_labels(given["labels"]))
+    return DataOptions(**{name: given[name] for name in names}, labels=parse_labels(given["labels"]))
 
 
 def _print_about(about: dict[str, Any]) -> None:
@@ -190,6 +190,6 @@ def _print_about(about: dict[str, Any]) -> None:
     echo(f"blocks: {len(states):,}, {about['n_bytes']:,} bytes; {verdict}")
 
 
-def _print_speed(outcome: Outcome) -> None:
+def _print_speed(outcome: StepReport) -> None:
     if outcome.seconds > 0:
         echo(f"speed: {outcome.facts['n_rows'] / outcome.seconds:,.0f} rows/s")

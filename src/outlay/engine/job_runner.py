@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from outlay.engine.environment import environment
-from outlay.engine.prepare import Options, Prepared
-from outlay.engine.step_meter import StepGauge
-from outlay.engine.step_runner import Bench, Made, Workshop
+from outlay.engine.prepare import Options, PreparedRun
+from outlay.engine.step_meter import StepMeter
+from outlay.engine.step_runner import StepContext, StepOutput, StepRunner
 from outlay.errors import SpendError
 from outlay.hardware.precision import check_worker
 from outlay.models.cost_model import PROFILE_FILE, load_profile
@@ -48,21 +48,21 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
+class JobResult:
     """The key of the artifact, and whether it was there already."""
 
     key: str
     reused: bool
 
 
-class Maker:
+class JobRunner:
     """Makes jobs with the artifacts of one store.
 
     ``prepared_of``: rows, shapes and token counts of a run; called for each job. A damaged profile of the machine beside the
     store is refused here, before anything is bought.
     """
 
-    def __init__(self, store: Store, prepared_of: Callable[[Options], Prepared]) -> None:
+    def __init__(self, store: Store, prepared_of: Callable[[Options], PreparedRun]) -> None:
         self._store = store
         self._prepared_of = prepared_of
         self._profile = load_profile(store.root.parent / PROFILE_FILE)
@@ -72,7 +72,7 @@ class Maker:
         job: Job,
         on_progress: Callable[[int, int, str], None],
         on_wait: Callable[[str], None] | None = None,
-    ) -> Delivered:
+    ) -> JobResult:
         """Find the job's artifact, wait for whoever makes it, or make it.
 
         Raises:
@@ -82,10 +82,10 @@ class Maker:
         """
         with self._store.making(job.key, on_wait=on_wait) as workspace:
             if workspace.found is not None:
-                return Delivered(workspace.found.key, reused=True)
+                return JobResult(workspace.found.key, reused=True)
             artifact = self._make(job, workspace.path, on_progress)
             workspace.clear()
-        return Delivered(artifact.key, reused=False)
+        return JobResult(artifact.key, reused=False)
 
     def _make(self, job: Job, folder: Path, on_progress: Callable[[int, int, str], None]) -> Artifact:
         prepared, step = self._prepared_of(job.options), job.step
@@ -97,9 +97,9 @@ class Maker:
         precision = learner_of(step).settings.precision
         if not job.is_precision_asked:
             check_worker(precision)
-        workshop, quoter = Workshop(prepared, lambda behind: self._artifact(job, behind)), Quoter(prepared.known)
+        workshop, quoter = StepRunner(prepared, lambda behind: self._artifact(job, behind)), Quoter(prepared.known)
         foreseen = Forecaster(quoter, self._profile, workshop.answer_lengths).forecast(step)
-        gauge = StepGauge(
+        gauge = StepMeter(
             quoter,
             step,
             job.quote,
@@ -113,7 +113,7 @@ class Maker:
             on_progress(progress.step, n_steps, f"epoch {progress.epoch + 1}")
 
         with gauge:
-            made = workshop.make(step, Bench(folder, gauge, report, job.checkpoint_seconds))
+            made = workshop.make(step, StepContext(folder, gauge, report, job.checkpoint_seconds))
             return self._store.put(
                 _artifact_key(job.key, made),
                 step.kind,
@@ -150,7 +150,7 @@ def kept_seconds(store: Store, key: str, payer: str) -> float:
     return float(checkpoint_state(newest)["gauge"]["seconds_by_payer"].get(payer, 0.0))
 
 
-def _artifact_key(key: str, made: Made) -> str:
+def _artifact_key(key: str, made: StepOutput) -> str:
     """Where an artifact is kept; one that a limit cut short has a key of its own, so that no run takes it for the whole."""
     if made.usage.get("stopped") != "limit":
         return key

@@ -36,13 +36,13 @@ def receipt_file(folder: Path, run: str) -> Path:
     return folder / "receipts" / f"{run}.txt"
 
 
-def aftermath_of(runner: Runner, run: str) -> Aftermath:
+def outputs_of(runner: Runner, run: str) -> RunOutputs:
     """All that a report draws from beside the point; what is gone is left out."""
     manifest = manifest_of(runner, run)
     found = answers_of(runner, manifest)
     path = receipt_file(runner.folder, run)
     charges = None if manifest is None else manifest.get("charges_micros")
-    return Aftermath(
+    return RunOutputs(
         run=run,
         metric=None if found is None else found[0],
         answered=None if found is None else found[1],
@@ -57,7 +57,7 @@ PARTS = ("labels", "teacher", "targets", "student", "scores")
 
 
 @dataclass(frozen=True, slots=True)
-class Aftermath:
+class RunOutputs:
     """What one run left, beside its point. Anything may be missing: an artifact was removed, a run failed."""
 
     run: str

@@ -20,7 +20,7 @@ from outlay.models.window import Window, check_handover, window_of
 from outlay.money.amounts import PriceBook
 from outlay.money.machines import Machine, machine
 from outlay.plan.cache import Memo, once
-from outlay.plan.context import Handover, Known, TokenCounts
+from outlay.plan.context import PlanningContext, TargetSpec, TokenCounts
 from outlay.plan.request import (
     DEFAULT_GENERAL,
     DEFAULT_MACHINE,
@@ -38,7 +38,7 @@ from outlay.spec import Family, can_answer, target_kind
 from outlay.storage.store import key_of
 from outlay.tasks.example import Example
 from outlay.tasks.loading import load_data
-from outlay.tasks.splits import Ordered, TaskData
+from outlay.tasks.splits import SeededOrder, TaskData
 from outlay.tasks.task import Task, load_task
 
 
@@ -85,7 +85,7 @@ _OWN = ("budget_micros", "n_initial")
 
 
 @dataclass(frozen=True, slots=True)
-class _Cast:
+class ModelRoles:
     """The models of one run. ``used``: those that learn or speak in it, whatever else is named."""
 
     teacher: Model
@@ -97,11 +97,11 @@ class _Cast:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """One run, ready to be quoted and executed: rows in their seeded orders, and what is known of them."""
 
     request: Request
-    known: Known
+    known: PlanningContext
     task: Task
     train: list[Example]
     pool: list[Example]
@@ -130,7 +130,7 @@ class Prepared:
         return seller(self.train if step.split == "train" else self.dev, self.task, self.price_book, self.request)
 
 
-class Workbench:
+class RunBuilder:
     """Loads tasks, reads checkpoints and counts tokens once, for as many runs as a comparison or a study has; it lives for one
     command, and what changes on the disk meanwhile is not seen.
 
@@ -274,7 +274,7 @@ class Workbench:
                 f"these hand over {handover.target}, so use objective=masked"
             )
 
-    def prepare(self, options: Options) -> Prepared:
+    def prepare(self, options: Options) -> PreparedRun:
         """Rows in order, shapes, token counts: everything a strategy may see. Runs that differ in budget and N share it."""
         self.check(options)
         request = self.request(options)
@@ -282,16 +282,16 @@ class Workbench:
         known = prepared.known.asked(request.budget_micros, request.n_initial)
         return replace(prepared, request=known.request, known=known, options=options)
 
-    def _prepare(self, options: Options, request: Request) -> Prepared:
+    def _prepare(self, options: Options, request: Request) -> PreparedRun:
         task, data = self.load(options.task)
         cast = self._cast(task, options)
-        ordered = self.memo.once(("ordered", options.task, request.seed), lambda: Ordered.of(data, request.seed))
+        ordered = self.memo.once(("ordered", options.task, request.seed), lambda: SeededOrder.of(data, request.seed))
         train, dev, pool = ordered.train, ordered.dev, ordered.pool[: request.pool_rows]
         rows = {"train": train, "dev": dev, "pool": pool, "test": data.test}
         chosen, families = self.machine(request.machine), self._families_by_role(cast)
         handover = self._handover(task, cast)
         spoken = {} if handover is None or cast.speaker is None else {(cast.speaker.ref, cast.student.ref): handover}
-        known = Known(
+        known = PlanningContext(
             request=request,
             task=task.name,
             encoding=Encoding(task.segment_names, task.form, task.metric, cast.judge),
@@ -322,11 +322,11 @@ class Workbench:
             windows={model.ref: self._window(model) for model in cast.used},
         )
         parts = _pool_parts(data, len(pool))
-        return Prepared(request, known, task, train, pool, dev, data.test, parts, self.price_book, options)
+        return PreparedRun(request, known, task, train, pool, dev, data.test, parts, self.price_book, options)
 
     # --- models ------------------------------------------------------------------------------------------------------
 
-    def _cast(self, task: Task, options: Options) -> _Cast:
+    def _cast(self, task: Task, options: Options) -> ModelRoles:
         """Who plays in a run; families that cannot do the task are refused.
 
         Raises:
@@ -348,7 +348,7 @@ class Workbench:
                     f"model {model.ref!r} is an encoder and cannot write the answers of task {task.name}; "
                     "name a seq2seq or causal model, such as a T5"
                 )
-        return _Cast(teacher, student, judge_of(task, options.metric_model), used, speaker)
+        return ModelRoles(teacher, student, judge_of(task, options.metric_model), used, speaker)
 
     def _fingerprint(self, ref: str, base: str) -> str:
         """Read once; a failure, which may have asked the hub, is kept too."""
@@ -360,14 +360,14 @@ class Workbench:
             self._shapes[at] = shape_of(model.ref, base=model.base)
         return self._shapes[at]
 
-    def _families_by_role(self, cast: _Cast) -> dict[str, Family]:
+    def _families_by_role(self, cast: ModelRoles) -> dict[str, Family]:
         teacher, student = self._shape(cast.teacher).family, self._shape(cast.student).family
         return {"teacher": teacher, "student": student, "distil": student}
 
     def _window(self, model: Model) -> Window:
         return self.memo.once(("window", model.ref, model.base), lambda: window_of(model.ref, base=model.base))
 
-    def _trainings(self, task: Task, cast: _Cast, request: Request) -> dict[Model, tuple[TrainSettings, ...]]:
+    def _trainings(self, task: Task, cast: ModelRoles, request: Request) -> dict[Model, tuple[TrainSettings, ...]]:
         """Who is trained in a run, and how."""
         families, given = self._families_by_role(cast), dict(request.overrides)
         roles = (
@@ -381,7 +381,7 @@ class Workbench:
             found[model] = (*found.get(model, ()), settings)
         return found
 
-    def _check_temperature(self, task: Task, cast: _Cast, request: Request) -> None:
+    def _check_temperature(self, task: Task, cast: ModelRoles, request: Request) -> None:
         distil = self._trainings(task, cast, request)[cast.student][-1]
         if distil.temperature not in TEMPERATURES:
             raise UsageError(
@@ -399,7 +399,7 @@ class Workbench:
             check_model(model.ref, model.base, task.form, n_segments, settings)
             self._able.add(at)
 
-    def _handover(self, task: Task, cast: _Cast) -> Handover | None:
+    def _handover(self, task: Task, cast: ModelRoles) -> TargetSpec | None:
         """What the student is taught with; ``None`` where nobody teaches it."""
         if cast.speaker is None:
             return None
@@ -408,7 +408,7 @@ class Workbench:
         needs_tokens = task.kind != "classification" or "encoder" not in families
         same = needs_tokens and self._has_same_tokens(cast.speaker, cast.student)
         target = target_kind(*families, same, task.kind)
-        return Handover(target, min(teacher.vocab_size, student.vocab_size) if target == "tokens" else None)
+        return TargetSpec(target, min(teacher.vocab_size, student.vocab_size) if target == "tokens" else None)
 
     def _has_same_tokens(self, one: Model, other: Model) -> bool:
         at = (one.fingerprint, other.fingerprint)
@@ -446,7 +446,7 @@ class Workbench:
         return TokenCounts(sums["train"], sums["pool"], sums["dev"], sums["test"])
 
 
-def precision_remarks(workbench: Workbench, asked: Sequence[Options]) -> list[str]:
+def precision_remarks(workbench: RunBuilder, asked: Sequence[Options]) -> list[str]:
     """Lines on what runs compute in, where that is not plain; see `outlay.hardware.precision.remarks`."""
     wanted: set[str] = set()
     for options in asked:
@@ -467,7 +467,7 @@ def _shared(options: Options) -> tuple[Hashable, ...]:
     return tuple(repr(getattr(options, each.name)) for each in fields(options) if each.name not in _OWN)
 
 
-def added_micros(prepared: Prepared) -> int | None:
+def added_micros(prepared: PreparedRun) -> int | None:
     """What comes on top of the initial labels (DESIGN decision 6); ``None`` where N is chosen by a rule."""
     n_initial = prepared.request.n_initial
     if n_initial is None:

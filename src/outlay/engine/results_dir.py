@@ -7,16 +7,16 @@ from fractions import Fraction
 from pathlib import Path
 
 from outlay.engine.job_runner import kept_seconds
-from outlay.engine.run_dir import RunFolder
+from outlay.engine.run_dir import RunDir
 from outlay.engine.step_meter import lost_seconds
-from outlay.labels.purchases import LabelBook
+from outlay.labels.purchases import PurchaseLog
 from outlay.money.amounts import Price
 from outlay.money.ledger import Hold, Ledger
 from outlay.storage.store import Store
 
 
 @dataclass(frozen=True)
-class Till:
+class ResultsDir:
     """Where the runs of one results folder are paid: the ledger, the book of labels, the store they draw from.
 
     ``here``: price per hour of the machine that really computes, which cash is measured with.
@@ -24,14 +24,14 @@ class Till:
 
     folder: Path
     ledger: Ledger
-    book: LabelBook
+    book: PurchaseLog
     store: Store
     here: Price
     checkpoint_seconds: float
 
-    def files(self, run_id: str) -> RunFolder:
+    def files(self, run_id: str) -> RunDir:
         """Where one run keeps its files."""
-        return RunFolder.of(self.folder, run_id)
+        return RunDir.of(self.folder, run_id)
 
     def payer(self, run_id: str) -> str:
         """Who pays: this run in this ledger. The same request in another folder is another payer."""

@@ -19,23 +19,23 @@ from types import TracebackType
 from typing import Any, Self
 
 from outlay.engine.environment import environment
-from outlay.engine.job_runner import Delivered, Job
+from outlay.engine.job_runner import Job, JobResult
 from outlay.engine.listeners import Watcher
 from outlay.engine.point import Point, PointCircumstance, usd_of
-from outlay.engine.prepare import Prepared
-from outlay.engine.results_dir import Till
+from outlay.engine.prepare import PreparedRun
+from outlay.engine.results_dir import ResultsDir
 from outlay.engine.run_dir import Timing
 from outlay.engine.step_runner import cut_lines
-from outlay.engine.summary import Account, work_of
+from outlay.engine.summary import RunSummary, work_of
 from outlay.errors import BudgetExceeded
 from outlay.hardware.precision import AUTO, kept_bf16_speed
 from outlay.labels.annotator import Order
-from outlay.labels.purchases import Purchases, Receipt, label_lines
+from outlay.labels.purchases import PurchaseRecord, SellerLog, label_lines
 from outlay.money.amounts import Quote, cost_micros
 from outlay.money.ledger import Hold
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import LABELS_FILE, Buy, Recipe, Score, Step, describe, graph, learner_of, role_of
-from outlay.plan.strategies import NotAvailable, Outcome, strategy
+from outlay.plan.strategies import NotAvailable, StrategyOutcome, strategy
 from outlay.storage.paths import command_line
 from outlay.storage.store import Artifact, key_of
 
@@ -46,7 +46,7 @@ _CUT_SHORT = " (cut short by its hold): "
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class ReadyStep:
     """A compute step that can be made now. ``key``: what its artifact is stored under; ``again``: it was paid before."""
 
     step: Step
@@ -55,18 +55,18 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class HeldStep:
     """A need that is held, and the job that makes it."""
 
-    need: Need
+    need: ReadyStep
     hold: Hold
     job: Job
 
 
-class Execution:
+class RunExecution:
     """One run, taken by one process at a time: with `open` and `close`, or for the length of a ``with``."""
 
-    def __init__(self, till: Till, prepared: Prepared, watcher: Watcher) -> None:
+    def __init__(self, till: ResultsDir, prepared: PreparedRun, watcher: Watcher) -> None:
         self.run_id = prepared.request.run_id
         self.prepared = prepared
         self._till = till
@@ -76,10 +76,10 @@ class Execution:
         self._watcher = watcher
         self._quoter = Quoter(prepared.known)
         self._policy = strategy(prepared.request.strategy)
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[StrategyOutcome] = []
         self._proposal: Recipe | None = None
         self._artifacts: dict[str, Artifact] = {}
-        self._begun: dict[str, Begun] = {}
+        self._begun: dict[str, HeldStep] = {}
         self._timings: list[Timing] = []
         self._started = time.monotonic()
         self._open = ExitStack()
@@ -150,15 +150,15 @@ class Execution:
                 return None
             balance = self._ledger.balance(self.run_id)
             dev = self._artifacts[final.model.key].usage.get("dev")
-            self._outcomes.append(Outcome(self._proposal, dev, balance.charged_micros))
+            self._outcomes.append(StrategyOutcome(self._proposal, dev, balance.charged_micros))
             self._proposal = None
 
-    def needs(self) -> list[Need]:
+    def needs(self) -> list[ReadyStep]:
         """Compute steps whose inputs are there and that nobody has begun for this run, in the recipe's order."""
         if self._proposal is None:
             return []
         return [
-            Need(step, self._storage_key(step), self._paid(step) is not None)
+            ReadyStep(step, self._storage_key(step), self._paid(step) is not None)
             for step in self._proposal.steps()
             if step.key not in self._artifacts and step.key not in self._begun and self._has_inputs(step)
         ]
@@ -217,7 +217,9 @@ class Execution:
                     order = Order.of(key_of([step.series, [row.id for row in batch]]), batch)
                     delivery = seller.deliver(order)
                     labels = tuple((row.id, label) for row, label in zip(batch, delivery.labels, strict=True))
-                    purchases.add(Receipt(order.id, self._payer, delivery.cash_micros, delivery.human_seconds, labels))
+                    purchases.add(
+                        PurchaseRecord(order.id, self._payer, delivery.cash_micros, delivery.human_seconds, labels)
+                    )
                     self._watcher.progress(start + len(batch), len(missing), "labels")
                 artifact = self._store.put(
                     step.key,
@@ -231,17 +233,17 @@ class Execution:
             self._settle(step, hold, artifact, quote.quantity, cash_micros, reused=not missing)
         return artifact
 
-    def _take_over(self, step: Buy, purchases: Purchases) -> None:
+    def _take_over(self, step: Buy, purchases: SellerLog) -> None:
         """Into the book of this machine, what another one bought and left at the URL of the store: it is not bought again."""
         found = self._store.get(step.key) if not purchases.labels else None
         if found is not None:
             rows = [json.loads(line) for line in found.read_bytes(LABELS_FILE).split(b"\n") if line]
             labels = tuple((row["row"], row["label"]) for row in rows)
-            purchases.add(Receipt(key_of([step.series, "taken over"]), "another machine", 0, 0.0, labels))
+            purchases.add(PurchaseRecord(key_of([step.series, "taken over"]), "another machine", 0, 0.0, labels))
 
     # --- compute steps -----------------------------------------------------------------------------------------------
 
-    def begin(self, need: Need, *, cash_share: Fraction = Fraction(1)) -> Begun:
+    def begin(self, need: ReadyStep, *, cash_share: Fraction = Fraction(1)) -> HeldStep:
         """Hold a need at its quote, with ``cash_share`` of the cash that is left, and say what is to be made.
 
         Raises:
@@ -270,10 +272,10 @@ class Execution:
             heartbeat=self._files.step(hold.key),
             checkpoint_seconds=self._till.checkpoint_seconds,
         )
-        self._begun[step.key] = Begun(need, hold, job)
+        self._begun[step.key] = HeldStep(need, hold, job)
         return self._begun[step.key]
 
-    def settle(self, begun: Begun, delivered: Delivered) -> None:
+    def settle(self, begun: HeldStep, delivered: JobResult) -> None:
         """Book what a job brought."""
         artifact = self._find(begun.need.step, delivered.key)
         if artifact is None:
@@ -283,7 +285,7 @@ class Execution:
         self._note()
         del self._begun[begun.need.step.key]
 
-    def release(self, begun: Begun, why: str, *, seconds: float = 0.0) -> None:
+    def release(self, begun: HeldStep, why: str, *, seconds: float = 0.0) -> None:
         """Give back the hold of a job that failed or was lost; the step is needed again.
 
         ``seconds``: that it took, for where no heartbeat says so.
@@ -410,7 +412,7 @@ class Execution:
         return {self.prepared.known.settings(role).precision for role in ("teacher", "student", "distil")}
 
     def manifest(self, point: Point) -> dict[str, Any]:
-        """What a finished run leaves behind, see `Account.manifest`."""
+        """What a finished run leaves behind, see `RunSummary.manifest`."""
         account = self._account()
         roles = {step.key: role_of(step) for step in account.steps}
         charges: Counter[str] = Counter()
@@ -419,13 +421,13 @@ class Execution:
                 charges[roles[entry.key.split("/")[0]]] += entry.charge_micros
         return account.manifest(self.recipes, point.to_json(), self._ledger.anchor()) | {"charges_micros": charges}
 
-    def _account(self) -> Account:
+    def _account(self) -> RunSummary:
         finals = [recipe.final for recipe in (*self.recipes, *([self._proposal] if self._proposal else []))]
         steps = [step for step in graph(finals) if step.key in self._artifacts]
-        return Account(self.prepared, self._quoter, steps, self._artifacts)
+        return RunSummary(self.prepared, self._quoter, steps, self._artifacts)
 
 
-def _precision_facts(prepared: Prepared) -> dict[str, Any]:
+def _precision_facts(prepared: PreparedRun) -> dict[str, Any]:
     """What a run computes in, and why, for its receipt."""
     request, known = prepared.request, kept_bf16_speed()
     of_roles = {role: dict(settings).get("precision") for role, settings in request.overrides}

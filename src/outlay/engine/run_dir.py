@@ -48,13 +48,13 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class RunFolder:
+class RunDir:
     """The files of one run below a results folder."""
 
     path: Path
 
     @classmethod
-    def of(cls, folder: Path, run_id: str) -> RunFolder:
+    def of(cls, folder: Path, run_id: str) -> RunDir:
         """Of one run of a results folder."""
         return cls(folder / "runs" / run_id)
 

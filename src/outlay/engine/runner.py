@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from outlay.engine.job_runner import Maker
+from outlay.engine.job_runner import JobRunner
 from outlay.engine.listeners import Silent, Watcher
 from outlay.engine.point import Point
-from outlay.engine.prepare import Options, Prepared, Workbench
-from outlay.engine.results_dir import Till
-from outlay.engine.run import Execution
-from outlay.engine.run_dir import RunFolder
+from outlay.engine.prepare import Options, PreparedRun, RunBuilder
+from outlay.engine.results_dir import ResultsDir
+from outlay.engine.run import RunExecution
+from outlay.engine.run_dir import RunDir
 from outlay.errors import LedgerDamaged, OutlayError, UsageError
 from outlay.hardware.precision import AUTO, OTHER, bf16_speed, precision_name
-from outlay.labels.purchases import LabelBook
+from outlay.labels.purchases import PurchaseLog
 from outlay.money.amounts import Price
 from outlay.money.ledger import Anchor, Ledger
 from outlay.storage.files import write_json
@@ -49,9 +49,9 @@ class Runner:
         self.ledger = Ledger(folder / "ledger.sqlite", cash_cap_micros=cash_cap_micros)
         self.here = here
         self.watcher: Watcher = watcher or Silent()
-        self.till = Till(folder, self.ledger, LabelBook(store.root / "bought"), store, here, checkpoint_seconds)
+        self.till = ResultsDir(folder, self.ledger, PurchaseLog(store.root / "bought"), store, here, checkpoint_seconds)
 
-    def run_folder(self, run_id: str) -> RunFolder:
+    def run_folder(self, run_id: str) -> RunDir:
         """Where one run keeps its files."""
         return self.till.files(run_id)
 
@@ -81,7 +81,7 @@ class Runner:
             raise LedgerDamaged(f"{self.ledger.path}: {check.reason}; see `{again}`")
         return points
 
-    def execute(self, prepared: Prepared) -> Point:
+    def execute(self, prepared: PreparedRun) -> Point:
         """Run to the end, from wherever an earlier attempt was cut off; a run that is done is replayed and books nothing.
 
         Raises:
@@ -89,8 +89,8 @@ class Runner:
         """
         if (done := self.finished(prepared.request.run_id)) is not None:
             return done
-        maker = Maker(self.store, lambda _: prepared)
-        with Execution(self.till, prepared, self.watcher) as execution:
+        maker = JobRunner(self.store, lambda _: prepared)
+        with RunExecution(self.till, prepared, self.watcher) as execution:
             try:
                 while (point := execution.advance()) is None:
                     self._make_next(execution, maker)
@@ -99,7 +99,7 @@ class Runner:
             self.finish(execution, point)
             return point
 
-    def _make_next(self, execution: Execution, maker: Maker) -> None:
+    def _make_next(self, execution: RunExecution, maker: JobRunner) -> None:
         begun = execution.begin(execution.needs()[0])
         try:
             delivered = maker.make(begun.job, self.watcher.progress, lambda who: self.watcher.say(f"waiting: {who}"))
@@ -108,11 +108,11 @@ class Runner:
             raise
         execution.settle(begun, delivered)
 
-    def finish(self, execution: Execution, point: Point) -> None:
+    def finish(self, execution: RunExecution, point: Point) -> None:
         """Leave the manifest of a run that is over: from then on it is replayed."""
         write_json(self.run_folder(execution.run_id).manifest, execution.manifest(point))
 
-    def refuse_other_precision(self, workbench: Workbench, asked: Sequence[Options]) -> None:
+    def refuse_other_precision(self, workbench: RunBuilder, asked: Sequence[Options]) -> None:
         """Refuse to buy again, in this machine's precision, what was begun here in the other one.
 
         Raises:

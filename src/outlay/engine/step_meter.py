@@ -23,7 +23,7 @@ SAVING_SECONDS = 2.0
 """Wall seconds kept back for writing the model."""
 
 
-class StepGauge:
+class StepMeter:
     """What `outlay.train` reports to while one step is made under one hold; beats as long as it is entered.
 
     ``here``: price of the machine that really computes; ``payer``: whose seconds these are; ``kept_seconds``: what earlier

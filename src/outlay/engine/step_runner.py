@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outlay.engine.prepare import Prepared
+from outlay.engine.prepare import PreparedRun
 from outlay.labels.purchases import parse_label_lines
 from outlay.metrics import Answered, main_score, missing_text, score
 from outlay.metrics.degenerate import floor_of
-from outlay.plan.context import Known
+from outlay.plan.context import PlanningContext
 from outlay.plan.steps import (
     LABELS_FILE,
     PREDICTIONS_FILE,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from outlay.metrics.bertscore import BertScore
     from outlay.tasks.example import Example
     from outlay.train.api import DevTexts
-    from outlay.train.state import Gauge, OnProgress
+    from outlay.train.state import OnProgress, WorkMeter
 
 
 N_SAMPLED = 512
@@ -50,7 +50,7 @@ Files = dict[str, bytes | Path]
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class StepOutput:
     """What came of a step: files by name, and what it used (deterministic within one environment)."""
 
     files: Files
@@ -58,11 +58,11 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class StepContext:
     """Where and under whose eyes a step is made: a scratch folder that outlives a kill, the gauge, a listener."""
 
     folder: Path
-    gauge: Gauge
+    gauge: WorkMeter
     on_progress: OnProgress | None = None
     checkpoint_seconds: float = 20.0
 
@@ -74,15 +74,15 @@ def read_answers(artifact: Artifact) -> tuple[str, Answered]:
     return said["metric"], Answered(said["predictions"], said["golds"], said["labels"], *optional)
 
 
-class Workshop:
+class StepRunner:
     """Makes compute steps of one prepared run."""
 
-    def __init__(self, prepared: Prepared, artifact_of: Callable[[Step], Artifact]) -> None:
+    def __init__(self, prepared: PreparedRun, artifact_of: Callable[[Step], Artifact]) -> None:
         self._prepared = prepared
         self._artifact_of = artifact_of
         self._answer_lengths: dict[tuple[str, str], list[int]] = {}
 
-    def make(self, step: Step, bench: Bench) -> Made:
+    def make(self, step: Step, bench: StepContext) -> StepOutput:
         """Do the work of ``step`` on the artifacts of its inputs.
 
         Raises:
@@ -116,7 +116,7 @@ class Workshop:
             self._answer_lengths[at] = answer_lengths(model.ref, model.base, self._prepared.task.form, said)
         return self._answer_lengths[at]
 
-    def _train(self, step: Train, bench: Bench) -> Made:
+    def _train(self, step: Train, bench: StepContext) -> StepOutput:
         from outlay.train.api import finetune
 
         labels = [label for buy in step.bought for label in self.read_labels(buy)]
@@ -134,7 +134,7 @@ class Workshop:
         )
         return _trained(out, progress, len(labels) - first, self._dev_floor(step))
 
-    def _distil(self, step: Distil, bench: Bench) -> Made:
+    def _distil(self, step: Distil, bench: StepContext) -> StepOutput:
         from outlay.train.api import distil
         from outlay.train.targets.targets import SparseTargets
 
@@ -162,7 +162,7 @@ class Workshop:
         known = {row.id: label for row, label in zip(self._prepared.train, labels, strict=False)}
         return [known.get(row.id) for row in rows]
 
-    def _teach(self, step: Teach, bench: Bench) -> Made:
+    def _teach(self, step: Teach, bench: StepContext) -> StepOutput:
         from outlay.train.api import teach
 
         rows = self._prepared.pool[step.start : step.stop]
@@ -176,9 +176,9 @@ class Workshop:
             gauge=counter,
             vocab_size=step.vocab_size,
         )
-        return Made({TARGETS_FILE: targets.to_bytes()}, _usage(0, counter.n_tokens))
+        return StepOutput({TARGETS_FILE: targets.to_bytes()}, _usage(0, counter.n_tokens))
 
-    def _score(self, step: Score, bench: Bench) -> Made:
+    def _score(self, step: Score, bench: StepContext) -> StepOutput:
         from outlay.train.api import predict
 
         counter = _Counter(bench.gauge)
@@ -204,7 +204,7 @@ class Workshop:
             encoding.metric, predictions, golds, encoding.form.labels, sources=texts, similarities=alike or None
         )
         scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
-        return Made({PREDICTIONS_FILE: _json(document), SCORES_FILE: _json(scores)}, _usage(0, counter.n_tokens))
+        return StepOutput({PREDICTIONS_FILE: _json(document), SCORES_FILE: _json(scores)}, _usage(0, counter.n_tokens))
 
     def _dev(self, step: Train | Distil) -> DevTexts | None:
         """Dev rows and their labels, from where `Dev.how` says."""
@@ -241,7 +241,7 @@ class Workshop:
 class _Counter:
     """A gauge that also counts the tokens of one inference."""
 
-    def __init__(self, gauge: Gauge) -> None:
+    def __init__(self, gauge: WorkMeter) -> None:
         self._gauge = gauge
         self.n_tokens = 0
 
@@ -262,7 +262,7 @@ class _Counter:
         self._gauge.restore(state)
 
 
-def cut_lines(step: Step, usage: Mapping[str, Any], known: Known) -> list[str]:
+def cut_lines(step: Step, usage: Mapping[str, Any], known: PlanningContext) -> list[str]:
     """What a training could not take in whole, a line each: rows and answers beyond the limits, entities without a place."""
     if not isinstance(step, Train | Distil):
         return []
@@ -310,13 +310,13 @@ def _spec(step: Train | Distil) -> Any:
     return ModelSpec(step.model.ref, step.model.base, step.encoding.form, step.settings.seed, target)
 
 
-def _watch(bench: Bench) -> Any:
-    from outlay.train.api import Watch
+def _watch(bench: StepContext) -> Any:
+    from outlay.train.api import TrainContext
 
-    return Watch(bench.gauge, bench.folder / "checkpoints", bench.checkpoint_seconds, bench.on_progress)
+    return TrainContext(bench.gauge, bench.folder / "checkpoints", bench.checkpoint_seconds, bench.on_progress)
 
 
-def _trained(out: Path, progress: Any, n_rows: int, dev: dict[str, Any]) -> Made:
+def _trained(out: Path, progress: Any, n_rows: int, dev: dict[str, Any]) -> StepOutput:
     files: Files = {path.name: path for path in sorted(out.iterdir()) if path.is_file()}
     training = {
         "history": progress.history,
@@ -332,7 +332,7 @@ def _trained(out: Path, progress: Any, n_rows: int, dev: dict[str, Any]) -> Made
     files[TRAINING_FILE] = _json(training)
     usage = _usage(progress.n_tokens_trained, progress.n_tokens_inferred)
     extra = {name: value for name, value in training.items() if name not in ("history", "best_epoch")}
-    return Made(files, usage | extra | dev)
+    return StepOutput(files, usage | extra | dev)
 
 
 def _usage(n_tokens_trained: int, n_tokens_inferred: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
-from outlay.engine.prepare import Options, Prepared, Workbench, added_micros
+from outlay.engine.prepare import Options, PreparedRun, RunBuilder, added_micros
 from outlay.engine.step_runner import read_answers
 from outlay.errors import OutlayError
 from outlay.metrics import main_score
@@ -22,10 +22,10 @@ from outlay.storage.store import Artifact, digest_of
 
 
 @dataclass(frozen=True)
-class Account:
+class RunSummary:
     """The steps that a run settled, in the order of its recipes, and their artifacts by the keys of the steps."""
 
-    prepared: Prepared
+    prepared: PreparedRun
     quoter: Quoter
     steps: Sequence[Step]
     artifacts: Mapping[str, Artifact]
@@ -129,7 +129,7 @@ class Account:
         }
 
 
-def absent_point(options: Options, workbench: Workbench, status: str, reason: str) -> Point:
+def absent_point(options: Options, workbench: RunBuilder, status: str, reason: str) -> Point:
     """The point of a run that cannot even be prepared: its data or models are not there.
 
     Where its task cannot be read either, the point names it as it was asked for.

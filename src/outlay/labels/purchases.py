@@ -25,7 +25,7 @@ from outlay.errors import StoreError
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class PurchaseRecord:
     """One delivery as it stands in the book: the order, who paid (a run in a ledger), what left the bank, human seconds,
     and the labels by row id."""
 
@@ -36,14 +36,14 @@ class Receipt:
     labels: tuple[tuple[str, str], ...]
 
 
-class LabelBook:
+class PurchaseLog:
     """The folder of all series."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     @contextmanager
-    def open(self, series: str) -> Iterator[Purchases]:
+    def open(self, series: str) -> Iterator[SellerLog]:
         """One series, alone: another process that buys from it waits here.
 
         Raises:
@@ -56,18 +56,18 @@ class LabelBook:
             raise StoreError(f"cannot open the book of bought labels in {self._root}: {error.strerror}") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield Purchases(file)
+            yield SellerLog(file)
         finally:
             os.close(file)
 
 
-class Purchases:
+class SellerLog:
     """What was bought of one series: ``labels`` by row id, and the ``receipts`` in the order they came."""
 
     def __init__(self, file: int) -> None:
         self._file = file
         self.labels: dict[str, str] = {}
-        self.receipts: list[Receipt] = []
+        self.receipts: list[PurchaseRecord] = []
         data = b""
         while chunk := os.read(file, 1 << 20):
             data += chunk
@@ -76,13 +76,13 @@ class Purchases:
             os.ftruncate(file, len(whole))
         for line in whole.splitlines():
             record = json.loads(line)
-            self._keep(Receipt(**{**record, "labels": tuple((row, label) for row, label in record["labels"])}))
+            self._keep(PurchaseRecord(**{**record, "labels": tuple((row, label) for row, label in record["labels"])}))
 
     def paid_by(self, payer: str) -> int:
         """Micro-dollars that left the bank of ``payer`` for this series."""
         return sum(receipt.cash_micros for receipt in self.receipts if receipt.payer == payer)
 
-    def add(self, receipt: Receipt) -> None:
+    def add(self, receipt: PurchaseRecord) -> None:
         """Write one delivery, on disk when this returns.
 
         Raises:
@@ -97,7 +97,7 @@ class Purchases:
             raise StoreError(f"cannot write bought labels: {error.strerror}; make room and run again") from error
         self._keep(receipt)
 
-    def _keep(self, receipt: Receipt) -> None:
+    def _keep(self, receipt: PurchaseRecord) -> None:
         self.receipts.append(receipt)
         self.labels.update(receipt.labels)
 

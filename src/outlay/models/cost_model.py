@@ -34,7 +34,7 @@ DECODER_CALLS = 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class Workload:
     """What work asks of a machine; loads add up. FLOPs and tokens here include padding, which a charge does not.
 
     ``steps``: optimiser steps; ``updated``: parameters updated, summed over them.
@@ -62,19 +62,19 @@ class Load:
     loaded: float = 0.0
     read: float = 0.0
 
-    def __add__(self, other: Load) -> Load:
-        return Load(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: Workload) -> Workload:
+        return Workload(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
-    def times(self, n: float) -> Load:
+    def times(self, n: float) -> Workload:
         """The same ``n`` times."""
-        return Load(*(n * amount for amount in astuple(self)))
+        return Workload(*(n * amount for amount in astuple(self)))
 
 
-TERMS = tuple(field.name for field in fields(Load))
+TERMS = tuple(field.name for field in fields(Workload))
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class MachineProfile:
     """A machine as measured.
 
     ``measured``: a date; ``device``: the processor or GPU; ``peak_flops_per_second``: of the fastest product of two large
@@ -97,7 +97,7 @@ class Profile:
         is_slow = self.bf16_ratio is not None and self.bf16_ratio < LEAST_SPEEDUP
         return FP32 if is_slow and FP32 in self.constants else BF16
 
-    def seconds(self, load: Load, precision: str) -> float:
+    def seconds(self, load: Workload, precision: str) -> float:
         """Seconds that a load takes; ``bf16_weights`` is taken for ``bf16``.
 
         Raises:
@@ -151,7 +151,7 @@ _HEAD = ("name", "measured", "device", "torch", "threads", "peak_flops_per_secon
 _RATIO = "bf16_ratio"
 
 
-def load_profile(path: Path) -> Profile | None:
+def load_profile(path: Path) -> MachineProfile | None:
     """The profile in a file; ``None`` where there is none.
 
     Raises:
@@ -167,7 +167,7 @@ def load_profile(path: Path) -> Profile | None:
         }
         text = {name: str(content[name]) for name in ("name", "measured", "device", "torch")}
         datetime.date.fromisoformat(text["measured"])
-        return Profile(
+        return MachineProfile(
             **text,
             threads=int(content["threads"]),
             peak_flops_per_second=int(content["peak_flops_per_second"]),
@@ -198,7 +198,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class ModelProfile:
     """A model and how it answers.
 
     ``n_outputs``: of an encoder's head, ``per_token`` where it tags; ``n_choices``: labels that a model which writes must score,
@@ -211,7 +211,7 @@ class Reader:
     n_choices: int = 0
 
 
-REFERENCE = Reader(shape_of_size(tiny_size("encoder", 6, 384, 30522)), n_outputs=2)
+REFERENCE = ModelProfile(shape_of_size(tiny_size("encoder", 6, 384, 30522)), n_outputs=2)
 """What utilisation is said of: the shape of all-MiniLM-L6, a common student."""
 
 
@@ -224,14 +224,14 @@ class Batch:
     answer: float
 
 
-def training_load(reader: Reader, lengths: Lengths, settings: TrainSettings) -> Load:
+def training_load(reader: ModelProfile, lengths: Lengths, settings: TrainSettings) -> Workload:
     """A whole training, without loading the model and evaluating on dev."""
     micro = settings.micro_batch_size
-    epoch = Load()
+    epoch = Workload()
     for batch in _training_batches(lengths, settings):
         n_passes = 1 if micro is None else -(-int(batch.n_rows) // micro)
         per_pass = _learnt(reader, Batch(batch.n_rows / n_passes, batch.source, batch.answer))
-        epoch += Load(
+        epoch += Workload(
             steps=1,
             updated=_n_parameters(reader),
             train_calls=n_passes * per_pass.calls,
@@ -243,13 +243,13 @@ def training_load(reader: Reader, lengths: Lengths, settings: TrainSettings) -> 
     return epoch.times(settings.epochs)
 
 
-def answering_load(reader: Reader, lengths: Lengths, settings: TeachSettings, *, keep: bool = False) -> Load:
+def answering_load(reader: ModelProfile, lengths: Lengths, settings: TeachSettings, *, keep: bool = False) -> Workload:
     """Answers to every row, batches filled as ``settings`` say; ``keep``: the logits behind them are written down.
 
     A model that writes reads the source once. Each label is then scored over the same source; a free answer is written token by
     token. The logits are those of these passes, but where beams, samples or padding leave none: then it is read once more.
     """
-    total = Load()
+    total = Workload()
     for batch in _inference_batches(lengths, settings):
         if not any(lengths.answers):
             total += _inferred(reader, _passed(reader, batch))
@@ -260,18 +260,18 @@ def answering_load(reader: Reader, lengths: Lengths, settings: TeachSettings, *,
             if keep and (settings.beams > 1 or settings.sample or settings.keep_padding):
                 total += _inferred(reader, _passed(reader, batch))
         if keep:
-            total += Load(kept=batch.n_rows * batch.answer * reader.shape.vocab_size)
+            total += Workload(kept=batch.n_rows * batch.answer * reader.shape.vocab_size)
     return total
 
 
-def starting_load(reader: Reader, lengths: Lengths) -> Load:
+def starting_load(reader: ModelProfile, lengths: Lengths) -> Workload:
     """A model made ready, and the texts it is to read."""
-    return Load(models=1, loaded=_n_parameters(reader), read=sum(lengths.sources) + sum(lengths.answers))
+    return Workload(models=1, loaded=_n_parameters(reader), read=sum(lengths.sources) + sum(lengths.answers))
 
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """One forward pass: as in `Load`."""
+    """One forward pass: as in `Workload`."""
 
     calls: float = 0.0
     flops: float = 0.0
@@ -282,13 +282,13 @@ class _Pass:
         return _Pass(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
 
-def _passed(reader: Reader, batch: Batch) -> _Pass:
+def _passed(reader: ModelProfile, batch: Batch) -> _Pass:
     if reader.shape.family == "seq2seq":
         return _encoded(reader, batch) + _decoded(reader, batch)
     return _encoded(reader, batch)
 
 
-def _learnt(reader: Reader, batch: Batch) -> _Pass:
+def _learnt(reader: ModelProfile, batch: Batch) -> _Pass:
     """A pass of training. Choices that are learnt are read one by one: by a pair of stacks behind one reading of the source, by a
     causal model each with its own."""
     copies = replace(batch, n_rows=max(1, reader.n_choices) * batch.n_rows)
@@ -297,7 +297,7 @@ def _learnt(reader: Reader, batch: Batch) -> _Pass:
     return _passed(reader, copies)
 
 
-def _scored(reader: Reader, batch: Batch) -> _Pass:
+def _scored(reader: ModelProfile, batch: Batch) -> _Pass:
     """Every choice of every row over one reading of the source, whose keys and values are made once too."""
     said = Batch(reader.n_choices * batch.n_rows, 0, batch.answer)
     if reader.shape.family != "seq2seq":
@@ -306,7 +306,7 @@ def _scored(reader: Reader, batch: Batch) -> _Pass:
     return _encoded(reader, batch) + of_source + _decoded(reader, said)
 
 
-def _encoded(reader: Reader, batch: Batch) -> _Pass:
+def _encoded(reader: ModelProfile, batch: Batch) -> _Pass:
     """The encoder of a pair, or the only stack (a causal model reads source and answer as one text)."""
     shape = reader.shape
     width = batch.source + (batch.answer if shape.family == "causal" else 0)
@@ -325,7 +325,7 @@ def _encoded(reader: Reader, batch: Batch) -> _Pass:
     return _Pass(shape.n_layers, flops + head_flops, elements, n_logits)
 
 
-def _decoded(reader: Reader, batch: Batch) -> _Pass:
+def _decoded(reader: ModelProfile, batch: Batch) -> _Pass:
     """The decoder of a pair over whole answers. Cross-attention's keys and values are made of the source: of a decoder layer's
     parameters, half of what it has more than an encoder layer."""
     shape = reader.shape
@@ -340,7 +340,7 @@ def _decoded(reader: Reader, batch: Batch) -> _Pass:
     return _Pass(DECODER_CALLS * shape.n_decoder_layers, flops, shape.n_decoder_layers * elements, n_logits)
 
 
-def _written(reader: Reader, batch: Batch, beams: int) -> Load:
+def _written(reader: ModelProfile, batch: Batch, beams: int) -> Workload:
     """A source read once, then an answer token by token, each beam a row of its own."""
     read = _encoded(reader, Batch(batch.n_rows, batch.source, 0))
     shape = reader.shape
@@ -349,12 +349,12 @@ def _written(reader: Reader, batch: Batch, beams: int) -> Load:
         token = _decoded(reader, Batch(rows.n_rows, 0, 1))
     else:
         token = _encoded(reader, Batch(rows.n_rows, 0, 1))
-    each = _inferred(reader, token) + Load(words=1)
+    each = _inferred(reader, token) + Workload(words=1)
     return _inferred(reader, read) + each.times(batch.answer)
 
 
-def _inferred(reader: Reader, one: _Pass) -> Load:
-    return Load(
+def _inferred(reader: ModelProfile, one: _Pass) -> Workload:
+    return Workload(
         infer_calls=one.calls,
         infer_flops=one.flops,
         infer_elements=one.elements,
@@ -370,7 +370,7 @@ def _n_weights(shape: ModelShape, one: _Pass) -> float:
     return share * shape.n_matmul_parameters + head
 
 
-def _n_parameters(reader: Reader) -> int:
+def _n_parameters(reader: ModelProfile) -> int:
     return reader.shape.n_total_parameters(reader.n_outputs)
 
 

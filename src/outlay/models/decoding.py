@@ -1,9 +1,9 @@
 """Answers token by token, against a source that is read once.
 
-`Writing` is a batch of rows that a model answers: the keys and values of what it has read stay with it, so that a token costs one
-step of the decoder, and rows that have said their last token leave. Three ways to answer stand on it: `greedy` (the likeliest
-token at each step), `walk` (the likeliest of the tokens that go on to an allowed answer) and `score` (how likely each allowed
-answer is, which writes nothing).
+`DecodingState` is a batch of rows that a model answers: the keys and values of what it has read stay with it, so that a token
+costs one step of the decoder, and rows that have said their last token leave. Three ways to answer stand on it: `greedy` (the
+likeliest token at each step), `walk` (the likeliest of the tokens that go on to an allowed answer) and `score` (how likely
+each allowed answer is, which writes nothing).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _GREEDY_IGNORES_AT: dict[str, float] = {
 }
 
 
-class Writing:
+class DecodingState:
     """Rows that a model is answering.
 
     ``read``: ``input_ids`` and ``attention_mask``, int64 ``[b, S]``, where the model is; a causal model's are padded on the left.
@@ -129,7 +129,7 @@ class Writing:
 
 
 def greedy(
-    writing: Writing, *, n_new: int, closing: int, n_choices: int, say: Say | None = None
+    writing: DecodingState, *, n_new: int, closing: int, n_choices: int, say: Say | None = None
 ) -> list[NDArray[np.int32]]:
     """The likeliest token at each step, until ``closing`` or ``n_new`` tokens: what `generate` writes without sampling or beams.
 
@@ -161,7 +161,7 @@ def greedy(
     return [row[:length] for row, length in zip(said, lengths, strict=True)]
 
 
-def walk(writing: Writing, paths: Sequence[Tokens], *, say: Say | None = None) -> NDArray[np.int64]:
+def walk(writing: DecodingState, paths: Sequence[Tokens], *, say: Say | None = None) -> NDArray[np.int64]:
     """Which of ``paths`` each row says, int64 ``[b]``: where they part, the likeliest token that goes on to one of them.
 
     So it is what `greedy` writes wherever that is one of them. Tokens on which nothing hangs are read together, in one step from
@@ -193,7 +193,7 @@ def walk(writing: Writing, paths: Sequence[Tokens], *, say: Say | None = None) -
     return np.asarray(order, dtype=np.int64)[said]
 
 
-def score(writing: Writing, paths: Sequence[Tokens]) -> Tensor:
+def score(writing: DecodingState, paths: Sequence[Tokens]) -> Tensor:
     """The log-probability of writing each of ``paths``, float32 ``[b, len(paths)]``, where the model is.
 
     What all of them begin with is read once, their other tokens side by side; the last token of a path is only predicted, and a

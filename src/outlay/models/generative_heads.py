@@ -1,7 +1,7 @@
 """Heads of models that write their answer: sequence to sequence, and causal (Raffel et al. 2020; Kang et al. 2023, Appendix B).
 
-`TextHead` reads and writes tokens. `ChoiceHead` lets the same models choose among a label set by the probability they give to
-each label's tokens: what a teacher of another tokenizer can be compared by.
+`GenerationHead` reads and writes tokens. `RankClassificationHead` lets the same models choose among a label set by the
+probability they give to each label's tokens: what a teacher of another tokenizer can be compared by.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from outlay.errors import LabelError
-from outlay.models.decoding import Say, Writing, greedy, is_plain_greedy, n_scored, score, walk
+from outlay.models.decoding import DecodingState, Say, greedy, is_plain_greedy, n_scored, score, walk
 from outlay.models.heads import (
+    Generation,
     Inputs,
     LogitSink,
     Rows,
     Sources,
-    Speech,
     Texts,
     class_units,
     device_of,
@@ -33,9 +33,9 @@ from outlay.models.heads import (
     padded_units,
 )
 from outlay.models.seeds import step_seed
-from outlay.models.tokenization import Encoded, Units, collate, encode, kept_units
+from outlay.models.tokenization import AnswerIds, Encoded, collate, encode, kept_units
 from outlay.settings import TeachSettings
-from outlay.spec import Family, Form, TargetKind
+from outlay.spec import Family, TargetKind, TaskSpec
 
 CAUSAL_SEPARATOR = "\n"
 """Between the text and the answer of a causal model."""
@@ -47,13 +47,13 @@ _CHUNK_TOKENS = 1 << 15
 """Tokens whose keys and values are there at once, where a row is read behind with each label."""
 
 
-class TextHead:
+class GenerationHead:
     """A model that writes: its units are the tokens of the answer, the closing one included."""
 
     target: TargetKind = "tokens"
     n_outputs: int | None = None
 
-    def __init__(self, tokenizer: Any, form: Form, family: Family) -> None:
+    def __init__(self, tokenizer: Any, form: TaskSpec, family: Family) -> None:
         if tokenizer.eos_token_id is None:
             raise LabelError("a model that writes needs an end-of-sequence token, and its tokenizer has none; add one")
         self.form = form
@@ -73,18 +73,18 @@ class TextHead:
         for row in range(len(encoded)):
             ids = encoded.row(row).tolist()
             rows.append([*(ids[:-1] if ids and ids[-1] == self._eos else ids), *close])
-        flat = Units.of(rows)
+        flat = AnswerIds.of(rows)
         n_cut = encoded.n_truncated
         return Sources(Encoded(flat.ids, np.zeros_like(flat.ids), flat.offsets, self.pad_unit, n_cut), texts)
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> Units:
+    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
         """The tokens of each answer, cut to the limit; the closing token stays."""
         if not answers:
-            return Units.of([])
+            return AnswerIds.of([])
         how = f"{self.family} of {self.form.max_target_tokens}"
         return kept_units(self._tokenizer, how, answers, lambda: self._spell(answers))
 
-    def _spell(self, answers: Sequence[str]) -> Units:
+    def _spell(self, answers: Sequence[str]) -> AnswerIds:
         limit = self.form.max_target_tokens
         if self.family == "seq2seq":
             rows = self._tokenizer(text_target=list(answers), truncation=False, verbose=False)["input_ids"]
@@ -92,9 +92,9 @@ class TextHead:
             plain = self._tokenizer(list(answers), add_special_tokens=False, verbose=False)["input_ids"]
             rows = [[*ids, self._eos] for ids in plain]
         n_cut = sum(len(ids) > limit for ids in rows)
-        return Units.of([ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in rows], n_cut=n_cut)
+        return AnswerIds.of([ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in rows], n_cut=n_cut)
 
-    def n_tokens(self, sources: Sources, units: Units) -> NDArray[np.int64]:
+    def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
         """The source's and the answer's."""
         total: NDArray[np.int64] = sources.encoded.lengths + units.lengths
         return total
@@ -117,7 +117,7 @@ class TextHead:
 
     def speak(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
-    ) -> Speech:
+    ) -> Generation:
         """Write answers; the logits are those of the steps that wrote them.
 
         Beams and samples leave none, and those of padding are no step's: then one more pass reads what was written, as a student
@@ -135,9 +135,9 @@ class TextHead:
         n_written = sum(len(row) for row in units)
         n_tokens = int(sources.encoded.lengths[rows].sum()) + how.beams * n_written
         if sink is None or not again:
-            return Speech(units, n_tokens)
+            return Generation(units, n_tokens)
         self._read_again(model, sources, rows, units, limit if how.keep_padding else None, sink)
-        return Speech(units, n_tokens + (limit * len(units) if how.keep_padding else n_written))
+        return Generation(units, n_tokens + (limit * len(units) if how.keep_padding else n_written))
 
     def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """The decoded answers, special tokens left out."""
@@ -161,13 +161,13 @@ class TextHead:
                     f"the tokenizer cannot spell {answer!r}, it reads back {said!r}; rename it or take another model"
                 )
 
-    def writing(self, model: nn.Module, sources: Sources, rows: Rows) -> Writing:
+    def writing(self, model: nn.Module, sources: Sources, rows: Rows) -> DecodingState:
         """The rows before their first token."""
         device = device_of(model)
         is_causal = self.family == "causal"
         read = self._left_padded(sources, rows) if is_causal else _sources_only(sources.encoded, rows)
         there = {name: tensor.to(device) for name, tensor in read.items()}
-        return Writing(model, there, None if is_causal else _decoder_start(model))
+        return DecodingState(model, there, None if is_causal else _decoder_start(model))
 
     def _choose(
         self, model: nn.Module, sources: Sources, rows: Rows, sink: LogitSink | None
@@ -290,7 +290,7 @@ class TextHead:
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
 
-class ChoiceHead:
+class RankClassificationHead:
     """A model that writes, asked how likely it would write each label: one position per row, one class per label.
 
     The logit of a label is the sum of the log-probabilities of its tokens, the closing one included (rank classification,
@@ -301,7 +301,7 @@ class ChoiceHead:
     pad_unit = 0
     n_outputs: int | None = None
 
-    def __init__(self, text: TextHead) -> None:
+    def __init__(self, text: GenerationHead) -> None:
         self.form = text.form
         self.family: Family = text.family
         self.writer = text
@@ -311,11 +311,11 @@ class ChoiceHead:
         """As the model that writes."""
         return self.writer.read(texts)
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> Units:
+    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
         """The class of each answer."""
         return class_units(self.form, answers)
 
-    def n_tokens(self, sources: Sources, units: Units) -> NDArray[np.int64]:
+    def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
         """A pair of stacks encodes the source once for all labels; a causal model reads every label with its own copy."""
         n_sources = 1 if self.family == "seq2seq" else len(self._labels)
         total: NDArray[np.int64] = n_sources * sources.encoded.lengths + int(self._labels.lengths.sum())
@@ -344,7 +344,7 @@ class ChoiceHead:
 
     def speak(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
-    ) -> Speech:
+    ) -> Generation:
         """The likeliest label; the source is read once for all of them."""
         paths = split_units(self._labels)
         longest, n_labels = int(self._labels.lengths.max()), len(paths)
@@ -354,7 +354,7 @@ class ChoiceHead:
             scores = score(self.writer.writing(model, sources, some), paths)
             hand_over(sink, some, scores.unsqueeze(1), np.ones(len(some), dtype=np.int64))
             units += likeliest(scores)
-        return Speech(units, int(sources.encoded.lengths[rows].sum()) + len(rows) * n_scored(paths))
+        return Generation(units, int(sources.encoded.lengths[rows].sum()) + len(rows) * n_scored(paths))
 
     def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """Labels."""
@@ -368,7 +368,7 @@ def _sources_only(encoded: Encoded, rows: Rows) -> Inputs:
     return batch
 
 
-def split_units(units: Units) -> list[list[int]]:
+def split_units(units: AnswerIds) -> list[list[int]]:
     """One list per row."""
     return [units.ids[start:stop].tolist() for start, stop in zip(units.offsets[:-1], units.offsets[1:], strict=True)]
 

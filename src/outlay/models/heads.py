@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from outlay.errors import LabelError
-from outlay.models.tokenization import Encoded, Units, collate, encode
+from outlay.models.tokenization import AnswerIds, Encoded, collate, encode
 from outlay.settings import TeachSettings
-from outlay.spec import Family, Form, TargetKind
+from outlay.spec import Family, TargetKind, TaskSpec
 from outlay.text.entities import align, cut_out, parse_entities, render_entities
 from outlay.text.legible import listed
 
@@ -37,14 +37,14 @@ class Sources:
 
     encoded: Encoded
     texts: Texts
-    places: Units | None = None
+    places: AnswerIds | None = None
 
     def __len__(self) -> int:
         return len(self.encoded)
 
 
 @dataclass(frozen=True, slots=True)
-class Speech:
+class Generation:
     """What a model said of a batch of rows.
 
     ``units``: one int array per row, its real positions; ``n_tokens``: tokens that went through the model.
@@ -76,7 +76,7 @@ class Head(Protocol):
         ...
 
     @property
-    def form(self) -> Form:
+    def form(self) -> TaskSpec:
         """The task as it is put to the model."""
         ...
 
@@ -94,7 +94,7 @@ class Head(Protocol):
         """Tokenise sources, cutting those that are too long."""
         ...
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> Units:
+    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
         """Answers in the model's units.
 
         Raises:
@@ -102,7 +102,7 @@ class Head(Protocol):
         """
         ...
 
-    def n_tokens(self, sources: Sources, units: Units) -> NDArray[np.int64]:
+    def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
         """Tokens of each row that go through the model in one pass with these answers, int64 ``[rows]``."""
         ...
 
@@ -116,7 +116,7 @@ class Head(Protocol):
 
     def speak(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
-    ) -> Speech:
+    ) -> Generation:
         """The model's own answers; the logits behind them go to ``sink``, those of padding too where it is kept."""
         ...
 
@@ -125,14 +125,14 @@ class Head(Protocol):
         ...
 
 
-class ClassHead:
+class ClassificationHead:
     """An encoder with a classification layer: one position per row, one class per label."""
 
     family: Family = "encoder"
     target: TargetKind = "classes"
     pad_unit = 0
 
-    def __init__(self, tokenizer: Any, form: Form) -> None:
+    def __init__(self, tokenizer: Any, form: TaskSpec) -> None:
         self.form = form
         self.n_outputs = len(form.labels)
         self._tokenizer = tokenizer
@@ -141,11 +141,11 @@ class ClassHead:
         """One or two segments per row."""
         return Sources(encode(self._tokenizer, texts, self.form.max_source_tokens), texts)
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> Units:
+    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
         """The class of each answer."""
         return class_units(self.form, answers)
 
-    def n_tokens(self, sources: Sources, units: Units) -> NDArray[np.int64]:
+    def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
         """The source's."""
         return sources.encoded.lengths
 
@@ -160,18 +160,18 @@ class ClassHead:
 
     def speak(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
-    ) -> Speech:
+    ) -> Generation:
         """The likeliest class."""
         logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
         hand_over(sink, rows, logits, np.ones(len(rows), dtype=np.int64))
-        return Speech(likeliest(logits[:, 0]), int(sources.encoded.lengths[rows].sum()))
+        return Generation(likeliest(logits[:, 0]), int(sources.encoded.lengths[rows].sum()))
 
     def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """Labels."""
         return [self.form.labels[int(row[0])] for row in units]
 
 
-class TagHead:
+class TaggingHead:
     """An encoder with a tagging layer: one position per token of the source, tags O, B-type and I-type.
 
     Entities are found in the source by `outlay.text.entities.align`; the first token that overlaps one is its B, the others
@@ -182,7 +182,7 @@ class TagHead:
     target: TargetKind = "tags"
     pad_unit = 0
 
-    def __init__(self, tokenizer: Any, form: Form) -> None:
+    def __init__(self, tokenizer: Any, form: TaskSpec) -> None:
         if not tokenizer.is_fast:
             raise LabelError("tagging needs a tokenizer that knows which characters a token is; use a fast tokenizer")
         self.form = form
@@ -197,9 +197,11 @@ class TagHead:
         assert encoded.spans is not None
         real = encoded.spans[:, 1] > encoded.spans[:, 0]
         bounds = zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True)
-        return Sources(encoded, texts, Units.of([np.flatnonzero(real[start:stop]).tolist() for start, stop in bounds]))
+        return Sources(
+            encoded, texts, AnswerIds.of([np.flatnonzero(real[start:stop]).tolist() for start, stop in bounds])
+        )
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> Units:
+    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
         """The tags of each row's tokens; entities that are not in the source, or have no token of their own, are counted."""
         rows: list[list[int]] = []
         n_unaligned = 0
@@ -208,9 +210,9 @@ class TagHead:
             tags, n_lost = self._tag(self._spans(sources, row), spans, sources.encoded.n_truncated > 0)
             rows.append(tags)
             n_unaligned += n_missing + n_lost
-        return Units.of(rows, n_unaligned=n_unaligned)
+        return AnswerIds.of(rows, n_unaligned=n_unaligned)
 
-    def n_tokens(self, sources: Sources, units: Units) -> NDArray[np.int64]:
+    def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
         """The source's."""
         return sources.encoded.lengths
 
@@ -225,14 +227,14 @@ class TagHead:
 
     def speak(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
-    ) -> Speech:
+    ) -> Generation:
         """The likeliest tag of each token."""
         logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
         lengths = self._places(sources).lengths[rows]
         hand_over(sink, rows, logits, lengths)
         best = logits.argmax(-1).cpu().numpy().astype(np.int32)
         units = [best[i, :length] for i, length in enumerate(lengths)]
-        return Speech(units, int(sources.encoded.lengths[rows].sum()))
+        return Generation(units, int(sources.encoded.lengths[rows].sum()))
 
     def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """Lines of entities, each the text of its source from its first token to its last."""
@@ -242,7 +244,7 @@ class TagHead:
             lines.append(render_entities(cut_out(text, self._read_tags(self._spans(sources, int(row)), tags))))
         return lines
 
-    def _places(self, sources: Sources) -> Units:
+    def _places(self, sources: Sources) -> AnswerIds:
         assert sources.places is not None
         return sources.places
 
@@ -289,7 +291,7 @@ class TagHead:
         return found
 
 
-def class_units(form: Form, answers: Sequence[str]) -> Units:
+def class_units(form: TaskSpec, answers: Sequence[str]) -> AnswerIds:
     """One position per row: the class of its answer.
 
     Raises:
@@ -299,7 +301,7 @@ def class_units(form: Form, answers: Sequence[str]) -> Units:
     for row, answer in enumerate(answers):
         if answer not in number:
             raise LabelError(f"answer {answer!r} of row {row} is not one of {listed(form.labels)}; correct it")
-    return Units.of([[number[answer]] for answer in answers])
+    return AnswerIds.of([[number[answer]] for answer in answers])
 
 
 def padded_units(units: Sequence[NDArray[np.int32]], width: int, pad_unit: int) -> NDArray[np.int64]:

@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 from outlay.errors import UnknownModel, UsageError
-from outlay.models.generative_heads import ChoiceHead, TextHead
-from outlay.models.heads import ClassHead, Head, TagHead
+from outlay.models.generative_heads import GenerationHead, RankClassificationHead
+from outlay.models.heads import ClassificationHead, Head, TaggingHead
 from outlay.models.peft import check, check_layers
 from outlay.models.reference import SINGLE_WEIGHTS, cut_layers, parse_ref, resolve_folder
 from outlay.models.shape import family_of, read_config
 from outlay.models.window import window_in, window_of
 from outlay.settings import TrainSettings, check_optimizer
-from outlay.spec import Family, Form, TargetKind, can_answer
+from outlay.spec import Family, TargetKind, TaskSpec, can_answer
 from outlay.storage.files import writing
 
 HEAD_FILE = "outlay.json"
@@ -42,7 +42,7 @@ class ModelSpec:
 
     ref: str
     base: str
-    form: Form
+    form: TaskSpec
     seed: int
     target: TargetKind | None = None
 
@@ -56,7 +56,7 @@ def load_tokenizer(ref: str, base: str) -> Any:
     return _tokenizer_in(resolve_folder(ref, base=base), ref)
 
 
-def head_for(family: Family, form: Form, tokenizer: Any, target: TargetKind | None = None) -> Head:
+def head_for(family: Family, form: TaskSpec, tokenizer: Any, target: TargetKind | None = None) -> Head:
     """The head that speaks for a model of this family on such a task, learning from ``target``; the limits of ``form`` are the
     model's.
 
@@ -66,17 +66,17 @@ def head_for(family: Family, form: Form, tokenizer: Any, target: TargetKind | No
     if not can_answer(family, form.kind):
         raise UsageError("an encoder cannot write free text; take a seq2seq or causal model (such as T5) for this task")
     if family == "encoder":
-        return ClassHead(tokenizer, form) if form.kind == "classification" else TagHead(tokenizer, form)
-    text = TextHead(tokenizer, form, family)
-    return ChoiceHead(text) if target == "classes" else text
+        return ClassificationHead(tokenizer, form) if form.kind == "classification" else TaggingHead(tokenizer, form)
+    text = GenerationHead(tokenizer, form, family)
+    return RankClassificationHead(text) if target == "classes" else text
 
 
-def head_of(ref: str, base: str, form: Form) -> Head:
+def head_of(ref: str, base: str, form: TaskSpec) -> Head:
     """The head of a model reference; see `read_head`."""
     return read_head(ref, base, form)[0]
 
 
-def read_head(ref: str, base: str, form: Form) -> tuple[Head, Any]:
+def read_head(ref: str, base: str, form: TaskSpec) -> tuple[Head, Any]:
     """The head of a model reference, and its tokenizer; its weights stay where they are.
 
     Raises:
@@ -180,7 +180,7 @@ def load_saved(folder: Path, *, device_map: str | None = None) -> tuple[nn.Modul
             f"{folder} holds no model that `outlay` trained ({HEAD_FILE} is missing); make one with `outlay finetune`"
         ) from error
     family = document["family"]
-    form = window_in(read_config(folder), family).fit(Form.from_json(document["form"]), str(folder))
+    form = window_in(read_config(folder), family).fit(TaskSpec.from_json(document["form"]), str(folder))
     tokenizer = _tokenizer_in(folder, str(folder))
     head = head_for(family, form, tokenizer, document["target"])
     more = {} if device_map is None else {"device_map": device_map}
@@ -288,7 +288,13 @@ def _renew_layer(model: Any, n_outputs: int, already_new: set[str]) -> None:
 
 def _outputs(head: Head) -> tuple[str, ...] | None:
     """Names of the outputs of an encoder's classification layer."""
-    return head.tags if isinstance(head, TagHead) else head.form.labels if isinstance(head, ClassHead) else None
+    return (
+        head.tags
+        if isinstance(head, TaggingHead)
+        else head.form.labels
+        if isinstance(head, ClassificationHead)
+        else None
+    )
 
 
 def _layer(names: Sequence[str]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def check(settings: TrainSettings, *, fsdp: bool = False) -> None:
         )
 
 
-def adapt(model: nn.Module, settings: TrainSettings, *, fsdp: bool = False) -> nn.Module:
+def add_adapters(model: nn.Module, settings: TrainSettings, *, fsdp: bool = False) -> nn.Module:
     """Put the adapters that ``settings.peft`` names into ``model``, which is changed in place and returned.
 
     ``lora``: W x + (alpha / rank) B A x beside the queries and values (Hu et al. 2022, sections 4.1 and 4.2; A drawn from
@@ -90,7 +90,7 @@ def check_layers(model: nn.Module, settings: TrainSettings) -> None:
         _ = _lora(model, settings) if settings.peft == "lora" else _ia3(model)
 
 
-def merge(model: nn.Module) -> nn.Module:
+def merge_adapters(model: nn.Module) -> nn.Module:
     """Multiply the adapters into the weights and take them out: the checkpoint's own layers, every weight trainable again.
 
     ``model`` is changed in place and returned; one without adapters is left as it is.

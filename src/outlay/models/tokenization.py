@@ -56,7 +56,7 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Units:
+class AnswerIds:
     """What rows are answered with, in the model's own units (classes, tags or tokens), laid end to end.
 
     ``ids``: ``[positions]``, int32, or from the disk a smaller type; ``offsets``: int64 ``[rows + 1]``. ``n_cut`` counts answers
@@ -69,13 +69,13 @@ class Units:
     n_unaligned: int = 0
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], *, n_cut: int = 0, n_unaligned: int = 0) -> Units:
+    def of(cls, rows: Sequence[Sequence[int]], *, n_cut: int = 0, n_unaligned: int = 0) -> AnswerIds:
         """From one sequence per row."""
         flat, offsets = _flat(rows)
         return cls(flat, offsets, n_cut, n_unaligned)
 
     @classmethod
-    def of_lengths(cls, lengths: NDArray[np.int64]) -> Units:
+    def of_lengths(cls, lengths: NDArray[np.int64]) -> AnswerIds:
         """Rows of so many positions, all of unit 0."""
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
         return cls(np.zeros(int(offsets[-1]), dtype=np.int32), offsets)
@@ -143,12 +143,12 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int, *,
     return encoded
 
 
-def kept_units(tokenizer: Any, how: str, answers: Sequence[str], make: Callable[[], Units]) -> Units:
+def kept_units(tokenizer: Any, how: str, answers: Sequence[str], make: Callable[[], AnswerIds]) -> AnswerIds:
     """Answers spelt before by this tokenizer, or what ``make`` makes of them; ``how``: what else decides it."""
     key = token_cache.key_of(tokenizer, f"answers, {how}", [(answer,) for answer in answers])
     kept = token_cache.read(key)
     if kept is not None:
-        return Units(kept.arrays["ids"], kept.arrays["offsets"], kept.counts["n_cut"], kept.counts["n_unaligned"])
+        return AnswerIds(kept.arrays["ids"], kept.arrays["offsets"], kept.counts["n_cut"], kept.counts["n_unaligned"])
     units = make()
     counts = {"n_cut": units.n_cut, "n_unaligned": units.n_unaligned}
     token_cache.write(key, {"ids": _narrow(units.ids), "offsets": units.offsets}, counts)

@@ -14,7 +14,7 @@ from outlay.errors import UsageError
 from outlay.models.reference import parse_ref, resolve_folder
 from outlay.models.shape import family_of, read_config
 from outlay.models.sizes import tiny_size
-from outlay.spec import Family, Form, TargetKind
+from outlay.spec import Family, TargetKind, TaskSpec
 
 _RELATIVE = ("t5", "mt5", "umt5", "longt5", "bloom")
 """Relative positions (Raffel et al. 2020, section 2.1), ALiBi (Press et al. 2022)."""
@@ -48,7 +48,7 @@ class Window:
     target: int | None = None
     is_shared: bool = False
 
-    def fit(self, form: Form, ref: str = "the model") -> Form:
+    def fit(self, form: TaskSpec, ref: str = "the model") -> TaskSpec:
         """The form with its limits lowered to what the model can do; ``ref``: what an error calls it.
 
         Raises:
@@ -69,7 +69,7 @@ class Window:
             max_target_tokens=_least(form.max_target_tokens, self.target),
         )
 
-    def lines(self, form: Form, ref: str) -> list[str]:
+    def lines(self, form: TaskSpec, ref: str) -> list[str]:
         """What of the form is lowered for this model, a line each."""
         found, fitted = [], self.fit(form, ref)
         if fitted.max_source_tokens < form.max_source_tokens:
@@ -92,7 +92,7 @@ ENDLESS = Window()
 """Of a model that reads and writes texts of any length."""
 
 
-def check_handover(kind: TargetKind, teacher: Form, student: Form, ref: str) -> None:
+def check_handover(kind: TargetKind, teacher: TaskSpec, student: TaskSpec, ref: str) -> None:
     """Refuse targets whose positions the student ``ref`` does not have; ``teacher``, ``student``: the form as each can do it.
 
     Raises:

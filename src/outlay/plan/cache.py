@@ -10,7 +10,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class Same:
+class ById:
     """An object as a part of a key: equal to no other object, and kept alive by the key."""
 
     __slots__ = ("_it",)
@@ -22,7 +22,7 @@ class Same:
         return id(self._it)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self._it is other._it
+        return isinstance(other, ById) and self._it is other._it
 
 
 class _Failed:
@@ -74,7 +74,7 @@ def once(make: Callable[[R, *Ts], T]) -> Callable[[R, *Ts], T]:
 
     @wraps(make)
     def made(owner: R, *given: *Ts) -> T:
-        at = (make.__qualname__, *(each if isinstance(each, str | int | None) else Same(each) for each in given))
+        at = (make.__qualname__, *(each if isinstance(each, str | int | None) else ById(each) for each in given))
         return owner.memo.once(at, lambda: make(owner, *given))
 
     return made

@@ -15,7 +15,7 @@ from outlay.plan.cache import Memo, once
 from outlay.plan.request import Request
 from outlay.plan.steps import Annotating, Encoding, Model
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Form, TargetKind
+from outlay.spec import TargetKind, TaskSpec
 
 BLOCK_ROWS = 1024
 """Pool rows per block of targets: the unit of keys, resume and parallel work."""
@@ -37,7 +37,7 @@ class TokenCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Handover:
+class TargetSpec:
     """What one model hands to another: the kind of targets, and for ``tokens`` the vocabulary rows that both have."""
 
     target: TargetKind
@@ -55,7 +55,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Known:
+class PlanningContext:
     """Everything a strategy may see: the request, prices, shapes and token counts, never a test label."""
 
     request: Request
@@ -69,7 +69,7 @@ class Known:
     """By model reference."""
     longest_answer: Mapping[str, int]
     """Tokens of an answer at most, by model reference; 0 for an encoder, which writes none."""
-    handovers: Mapping[tuple[str, str], Handover]
+    handovers: Mapping[tuple[str, str], TargetSpec]
     """By the references of teacher and student."""
     machine: Machine
     machine_price: Price
@@ -93,7 +93,7 @@ class Known:
     windows: Mapping[str, Window] = field(default_factory=dict)
     """How many tokens each model can read and write, by its reference; without an entry as many as the task asks for."""
 
-    def form_of(self, ref: str) -> Form:
+    def form_of(self, ref: str) -> TaskSpec:
         """The form of the task, its limits lowered to what a model can read and write."""
         return self.windows.get(ref, ENDLESS).fit(self.encoding.form, ref)
 
@@ -118,7 +118,7 @@ class Known:
     memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
     """Steps and quotes worked out so far, for all that differ in budget and N alone."""
 
-    def asked(self, budget_micros: int, n_initial: int | None) -> Known:
+    def asked(self, budget_micros: int, n_initial: int | None) -> PlanningContext:
         """The same under another budget and another N, with the same memo."""
         known = replace(self, request=replace(self.request, budget_micros=budget_micros, n_initial=n_initial))
         object.__setattr__(known, "memo", self.memo)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from outlay.models.cost_model import Lengths, Profile, Reader, answering_load, starting_load, training_load
+from outlay.models.cost_model import Lengths, MachineProfile, ModelProfile, answering_load, starting_load, training_load
 from outlay.plan.quotes import Quoter, n_evaluations
 from outlay.plan.steps import Buy, Dev, Distil, Model, Score, Step, Teach, Train, n_carved
 from outlay.settings import TeachSettings, TrainSettings
@@ -32,7 +32,9 @@ class Forecaster:
     ``answers``: the lengths in tokens of some bought labels, as a model writes them (0 for an encoder).
     """
 
-    def __init__(self, quoter: Quoter, profile: Profile | None, answers: Callable[[Buy, Model], Sequence[int]]) -> None:
+    def __init__(
+        self, quoter: Quoter, profile: MachineProfile | None, answers: Callable[[Buy, Model], Sequence[int]]
+    ) -> None:
         self._quoter = quoter
         self._known = quoter.known
         self._profile = profile
@@ -51,7 +53,7 @@ class Forecaster:
             return None
         return Forecast(self._seconds(step, profile), f"the profile of {profile.measured}")
 
-    def _seconds(self, step: Step, profile: Profile) -> float:
+    def _seconds(self, step: Step, profile: MachineProfile) -> float:
         match step:
             case Train():
                 rows = self._bought(step.labels, step.dev, step.model)
@@ -80,7 +82,7 @@ class Forecaster:
                 return profile.seconds(load, model.settings.precision)
         raise TypeError(f"{type(step).__name__} is no compute step")
 
-    def _trained(self, step: Train | Distil, profile: Profile, rows: Lengths, scored: bool) -> float:
+    def _trained(self, step: Train | Distil, profile: MachineProfile, rows: Lengths, scored: bool) -> float:
         reader, settings = self._reader(step, scored), step.settings
         load = training_load(reader, rows, settings)
         if isinstance(step, Distil) and step.gold is not None and step.target == "tokens":
@@ -91,7 +93,7 @@ class Forecaster:
         worked = profile.seconds(load, settings.precision)
         return started + worked + self._evaluated(step, reader, profile, worked)
 
-    def _evaluated(self, step: Train | Distil, reader: Reader, profile: Profile, worked: float) -> float:
+    def _evaluated(self, step: Train | Distil, reader: ModelProfile, profile: MachineProfile, worked: float) -> float:
         """Seconds of every evaluation on dev, within the share that it may take of the training."""
         if step.dev is None:
             return 0.0
@@ -103,12 +105,12 @@ class Forecaster:
         seconds = n_evaluations(settings, n_learnt) * profile.seconds(load, settings.precision)
         return seconds if settings.eval_share is None else min(seconds, settings.eval_share * worked)
 
-    def _reader(self, step: Train | Distil, scored: bool) -> Reader:
+    def _reader(self, step: Train | Distil, scored: bool) -> ModelProfile:
         form = step.encoding.form
         shape = self._known.shapes[step.model.ref]
         writes = shape.family != "encoder"
         n_choices = len(form.labels) if writes and scored else 0
-        return Reader(shape, self._known.n_outputs, form.kind == "entities" and not writes, n_choices)
+        return ModelProfile(shape, self._known.n_outputs, form.kind == "entities" and not writes, n_choices)
 
     def _is_walked(self, step: Teach) -> bool:
         """Whether a teacher that writes takes the likeliest path through the labels."""

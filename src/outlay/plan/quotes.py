@@ -8,8 +8,8 @@ from fractions import Fraction
 from outlay.models.shape import flops_infer, flops_train
 from outlay.money.amounts import Quote
 from outlay.money.machines import SECONDS_PER_HOUR
-from outlay.plan.cache import Same
-from outlay.plan.context import Known
+from outlay.plan.cache import ById
+from outlay.plan.context import PlanningContext
 from outlay.plan.steps import Buy, Dev, Distil, Score, Step, Teach, Train, n_carved
 from outlay.settings import TrainSettings
 
@@ -26,13 +26,13 @@ class Work:
 class Quoter:
     """Upper bounds of what steps cost, from the request, the price book and the flops clock alone."""
 
-    def __init__(self, known: Known) -> None:
+    def __init__(self, known: PlanningContext) -> None:
         self.known = known
         self.machine = known.machine
 
     def quote(self, step: Step) -> Quote:
         """What ``step`` costs at most; where the student's training on labels is free, scoring the test split is too."""
-        return self.known.memo.once(("quote", Same(step)), lambda: self._quote(step))
+        return self.known.memo.once(("quote", ById(step)), lambda: self._quote(step))
 
     def _quote(self, step: Step) -> Quote:
         known = self.known
@@ -52,7 +52,7 @@ class Quoter:
         Without a key, which takes longer than all else: purchases are told apart by what they buy, any other step by which object
         it is, since a strategy makes each of them once (`outlay.plan.cache.once`).
         """
-        return self.known.memo.once(("total", Same(final)), lambda: self._total_micros(final))
+        return self.known.memo.once(("total", ById(final)), lambda: self._total_micros(final))
 
     def _total_micros(self, final: Step) -> int:
         seen: dict[object, int] = {}

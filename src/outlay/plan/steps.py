@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Form, TargetKind
+from outlay.spec import TargetKind, TaskSpec
 from outlay.storage.store import key_of
 
 Annotating = Literal["human", "llm"]
@@ -151,7 +151,7 @@ class Encoding:
     """How a task meets a model: the fields an encoder reads as segments, the form of question and answer, what is scored."""
 
     segments: tuple[str, ...]
-    form: Form
+    form: TaskSpec
     metric: str
     judge: Judge | None = None
 

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from outlay.errors import UnknownStrategy
 from outlay.money.amounts import format_usd
 from outlay.plan.cache import once
-from outlay.plan.context import Handover, Known
+from outlay.plan.context import PlanningContext, TargetSpec
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Annotating, Buy, Dev, Distil, Model, Recipe, Score, Teach, Train, describe
 
@@ -27,7 +27,7 @@ class NotAvailable:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StrategyOutcome:
     """What came of an earlier recipe: strategies see the dev score only."""
 
     recipe: Recipe
@@ -65,7 +65,7 @@ class Strategy(Protocol):
         """Who labels."""
         ...
 
-    def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
+    def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """The next recipe, `NotAvailable`, or ``None`` when there is nothing more to buy."""
         ...
 
@@ -91,7 +91,7 @@ class Annotate:
         """People."""
         return "human"
 
-    def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
+    def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """The most labels such that labels, training and scoring stay within the budget."""
         if outcomes:
             return None
@@ -139,7 +139,7 @@ class Distill:
         """People."""
         return "human"
 
-    def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
+    def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """The recipe under the N rule that the request chose."""
         if outcomes:
             return None
@@ -174,7 +174,7 @@ class Distill:
 
 
 @dataclass(frozen=True, slots=True)
-class Hire:
+class LLMAnnotate:
     """All money to the labels of an LLM, or all that the first N labels of people leave (Kang et al. 2023, section 5, Figure 6:
     "GPT-3.5 Ann.", "Human + GPT-3.5 Ann."). The LLM labels the train rows that follow those of the people.
     """
@@ -192,7 +192,7 @@ class Hire:
         """It does not."""
         return False
 
-    def ask(self, known: Known, outcomes: Sequence[Outcome]) -> Recipe | NotAvailable | None:
+    def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """The most LLM labels such that all labels, training and scoring stay within the budget."""
         if outcomes:
             return None
@@ -229,8 +229,8 @@ STRATEGIES: dict[str, Strategy] = {
     "distill": Distill(),
     "self_distill": Distill(name="self_distill", own_teacher=True),
     "general_distill": Annotate(name="general_distill", starts_general=True),
-    "llm_annotate": Hire(),
-    "mix": Hire(name="mix", labelled_by="both"),
+    "llm_annotate": LLMAnnotate(),
+    "mix": LLMAnnotate(name="mix", labelled_by="both"),
 }
 
 
@@ -247,12 +247,12 @@ def strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
-def _buy(known: Known, n: int, start: int = 0, annotator: Annotating = "human") -> Buy:
+def _buy(known: PlanningContext, n: int, start: int = 0, annotator: Annotating = "human") -> Buy:
     identity = known.offer(annotator).identity
     return Buy("train", n, known.request.seed, known.train_digest, identity, start, annotator)
 
 
-def _dev(known: Known, labels: Buy) -> Dev | None:
+def _dev(known: PlanningContext, labels: Buy) -> Dev | None:
     how = known.request.dev
     if how is None:
         return None
@@ -267,19 +267,19 @@ def _dev(known: Known, labels: Buy) -> Dev | None:
 
 
 @once
-def _train(known: Known, role: str, model: Model, n: int) -> Train:
+def _train(known: PlanningContext, role: str, model: Model, n: int) -> Train:
     return _train_on(known, role, model, _buy(known, n))
 
 
 @once
-def _train_with_llm(known: Known, n_human: int, n_llm: int) -> Train:
+def _train_with_llm(known: PlanningContext, n_human: int, n_llm: int) -> Train:
     """The student, on the labels of people and then of an LLM; where people give none, dev is carved from the LLM's."""
     hired = _buy(known, n_llm, n_human, "llm")
     first, more = (_buy(known, n_human), hired) if n_human else (hired, None)
     return _train_on(known, "student", known.student, first, more)
 
 
-def _train_on(known: Known, role: str, model: Model, labels: Buy, more: Buy | None = None) -> Train:
+def _train_on(known: PlanningContext, role: str, model: Model, labels: Buy, more: Buy | None = None) -> Train:
     return Train(
         role=role,
         model=model,
@@ -294,7 +294,7 @@ def _train_on(known: Known, role: str, model: Model, labels: Buy, more: Buy | No
 
 
 @once
-def _distil(known: Known, teacher: Train, n_blocks: int) -> Distil:
+def _distil(known: PlanningContext, teacher: Train, n_blocks: int) -> Distil:
     handover, settings = known.handovers[teacher.model.ref, known.student.ref], known.settings("distil")
     return Distil(
         model=known.student,
@@ -308,7 +308,7 @@ def _distil(known: Known, teacher: Train, n_blocks: int) -> Distil:
 
 
 @once
-def _block(known: Known, teacher: Train, handover: Handover, block: int) -> Teach:
+def _block(known: PlanningContext, teacher: Train, handover: TargetSpec, block: int) -> Teach:
     return Teach(
         teacher=teacher,
         start=known.block_start(block),
@@ -322,7 +322,7 @@ def _block(known: Known, teacher: Train, handover: Handover, block: int) -> Teac
 
 
 @once
-def _score(known: Known, model: Train | Distil) -> Score:
+def _score(known: PlanningContext, model: Train | Distil) -> Score:
     return Score(model, known.test_digest, known.request.threads)
 
 
@@ -339,26 +339,26 @@ def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
     return low
 
 
-def _too_many_labels(known: Known, n_initial: int) -> NotAvailable:
+def _too_many_labels(known: PlanningContext, n_initial: int) -> NotAvailable:
     most = f"the {known.n_train:,} rows that can be labelled"
     return NotAvailable(f"--n-initial {n_initial:,} is more than {most}; give at most {known.n_train:,}")
 
 
-def _too_few_rows(known: Known) -> NotAvailable:
+def _too_few_rows(known: PlanningContext) -> NotAvailable:
     return NotAvailable(
         f"task {known.task} has {known.n_train:,} rows to label, fewer than the {known.n_min:,} that a training needs; "
         "add train rows"
     )
 
 
-def _unaffordable(known: Known, quoter: Quoter, least: Score, what: str) -> NotAvailable:
+def _unaffordable(known: PlanningContext, quoter: Quoter, least: Score, what: str) -> NotAvailable:
     cost = quoter.total_micros(least)
     return NotAvailable(
         f"{what} cost {format_usd(cost)}, the budget is {format_usd(known.budget_micros)}; raise it to {format_usd(cost)}"
     )
 
 
-def _derive(known: Known, quoter: Quoter, final: Score) -> tuple[str, ...]:
+def _derive(known: PlanningContext, quoter: Quoter, final: Score) -> tuple[str, ...]:
     """The budget, line by line, in the order it is spent; quotes are upper bounds (every epoch run, none stopped early)."""
     sums: dict[str, int] = {}
     for step in Recipe(final, ()).steps():
@@ -370,11 +370,11 @@ def _derive(known: Known, quoter: Quoter, final: Score) -> tuple[str, ...]:
     return (f"budget: {format_usd(known.budget_micros)}", *known.lowered, *lines, f"left over: {format_usd(left)}")
 
 
-def _free_start(known: Known) -> str:
+def _free_start(known: PlanningContext) -> str:
     return f"start from {known.student.ref}: free, since it is publicly available: $0.00"
 
 
-def _assumed(known: Known) -> str:
+def _assumed(known: PlanningContext) -> str:
     """Where an LLM's labels come from and how good they are taken to be: an assumption, so the receipt says it."""
     price, rate = known.offer("llm").price, known.request.llm_error_rate or 0.0
     wrong = f"replayed gold with {100 * rate:g} % wrong answers, which is an assumption"

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from outlay.engine.outputs import Aftermath
+from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, PointRequest
 from outlay.report.comparison import measure_text, money, remarks_of
 from outlay.report.grouping import short_model
 from outlay.report.results import Results
 from outlay.report.scores import covers_words, mean_of_seeds, measure_of
-from outlay.report.table import CellValue
+from outlay.report.table import CellContent
 
 STRATEGY_WORDS = {
     "annotate": "Annotate",
@@ -31,12 +31,12 @@ WITHOUT_POOL = frozenset({"annotate", "general_distill"})
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class PointOutputs:
     """A point with its id and what its run left."""
 
     point: Point
     id: str
-    left: Aftermath | None
+    left: RunOutputs | None
 
     @property
     def asked(self) -> PointRequest:
@@ -44,10 +44,10 @@ class Entry:
         return self.point.request
 
 
-def entries(results: Results) -> list[Entry]:
+def entries(results: Results) -> list[PointOutputs]:
     """The points of a study, each with its id."""
     named = [(point, point.id) for point in results.points]
-    return [Entry(point, name, results.left.get(name)) for point, name in named]
+    return [PointOutputs(point, name, results.left.get(name)) for point, name in named]
 
 
 def n_unlabelled(request: PointRequest) -> int:
@@ -79,7 +79,7 @@ def told_apart_by(request: PointRequest) -> dict[str, Any]:
 # --- cells -----------------------------------------------------------------------------------------------------------
 
 
-def score_cell(found: Sequence[Entry], bracket: str = "", published: float | None = None) -> CellValue:
+def score_cell(found: Sequence[PointOutputs], bracket: str = "", published: float | None = None) -> CellContent:
     """The mean test score of the seeds of one request, with its interval; ``na`` or ``failed`` where no seed has one.
 
     Args:
@@ -90,7 +90,7 @@ def score_cell(found: Sequence[Entry], bracket: str = "", published: float | Non
     ok = [each for each in found if each.point.is_ok]
     score = mean_of_seeds([each.point for each in ok], {each.id: each.left for each in ok if each.left is not None})
     statuses = [each.point.result.status for each in found if not each.point.is_ok]
-    return CellValue(
+    return CellContent(
         value=None if score is None else score.mean,
         low=None if score is None or score.bounds is None else score.low,
         high=None if score is None or score.bounds is None else score.high,
@@ -119,18 +119,18 @@ def mean_of(values: Iterable[float]) -> float | None:
     return statistics.fmean(found) if found else None
 
 
-def charge_of(found: Sequence[Entry]) -> float | None:
+def charge_of(found: Sequence[PointOutputs]) -> float | None:
     """Mean charge of the seeds that have a score, in dollars."""
     return mean_of(each.point.result.charge_usd for each in found if each.point.is_ok)
 
 
-def teacher_score(found: Iterable[Entry]) -> float | None:
+def teacher_score(found: Iterable[PointOutputs]) -> float | None:
     """Mean dev score of the teachers of points with a score, 0-100."""
     left = (each.left for each in found if each.point.is_ok and each.left is not None)
     return mean_of(each.teacher_dev for each in left if each.teacher_dev is not None)
 
 
-def measures(found: Iterable[Entry]) -> str | None:
+def measures(found: Iterable[PointOutputs]) -> str | None:
     """What the scores are, in words; None where nothing says so. Tasks with different metrics are named.
 
     The metric is that of the run; where that is gone, the first of the point's scores that equals its test score.
@@ -146,7 +146,7 @@ def measures(found: Iterable[Entry]) -> str | None:
     return "; ".join(f"{task}: {measure}" for task, measure in by_task.items())
 
 
-def score_legend(found: Sequence[Entry], cells: Sequence[CellValue]) -> str:
+def score_legend(found: Sequence[PointOutputs], cells: Sequence[CellContent]) -> str:
     """What the scores of a table are and what their ± is: "Test score, 0-100: accuracy, published reading; ±: half ..."."""
     measure, span = measures(found), covers_words(cell.covers for cell in cells)
     text = "Test score, 0-100" + ("" if measure is None else f": {measure}")
@@ -228,7 +228,7 @@ def dollars(usd: float) -> str:
     return f"${usd:.0f}" if usd == round(usd) else money(usd)
 
 
-def bought(found: Sequence[Entry]) -> str:
+def bought(found: Sequence[PointOutputs]) -> str:
     """What a score was bought with (Kang et al. 2023, Table 2): labels beyond the first N, or machine time and pool rows."""
     results = [each.point.result for each in found if each.point.is_ok]
     if not results:

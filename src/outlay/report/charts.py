@@ -15,7 +15,7 @@ from typing import Any
 
 from outlay.errors import DataError, UsageError
 from outlay.report.comparison import Comparison, Row, money
-from outlay.report.frontier import Spot
+from outlay.report.frontier import CostScore
 from outlay.report.scores import bars_words
 from outlay.storage.files import write_bytes
 
@@ -197,7 +197,7 @@ def scales(rows: Sequence[Row]) -> tuple[Scale, Scale]:
     )
 
 
-def place_labels(rows: Sequence[Row], front: Sequence[Spot], x_scale: Scale, y_scale: Scale) -> list[Label]:
+def place_labels(rows: Sequence[Row], front: Sequence[CostScore], x_scale: Scale, y_scale: Scale) -> list[Label]:
     """Greedy placement: for each strategy the first place beside one of its marks that covers nothing.
 
     Marks are tried from the dearest down; to the right, to the left, above, below. A strategy whose name fits nowhere
@@ -216,7 +216,7 @@ def place_labels(rows: Sequence[Row], front: Sequence[Spot], x_scale: Scale, y_s
     return labels
 
 
-def _line_boxes(front: Sequence[Spot], x_scale: Scale, y_scale: Scale) -> list[Box]:
+def _line_boxes(front: Sequence[CostScore], x_scale: Scale, y_scale: Scale) -> list[Box]:
     boxes = []
     for spot, dearer in pairwise(front):
         left, right = x_scale.px(spot.charge_usd), x_scale.px(dearer.charge_usd)

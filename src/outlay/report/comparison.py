@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from outlay.engine.outputs import Aftermath
+from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point
 from outlay.errors import DataError
 from outlay.metrics import ALPHA
 from outlay.metrics.degenerate import of_rows
 from outlay.money.amounts import show_usd
-from outlay.report.frontier import Frontier, Spot, frontier
+from outlay.report.frontier import CostScore, Frontier, frontier
 from outlay.report.grouping import Group, group
 from outlay.report.scores import ONE_SEED_PAIR, Score, covers_words, mean_of_seeds, with_interval
 from outlay.storage.files import csv_text
@@ -50,14 +50,14 @@ class Row:
     """Rows of the smallest dev set of its seeds."""
 
     @property
-    def spot(self) -> Spot | None:
+    def spot(self) -> CostScore | None:
         """The row's place in the charge x score plane."""
         if self.test is None or self.charge_usd is None:
             return None
         name = f"{self.label} at {money(self.budget_usd)}"
         if self.test.bounds is None:
-            return Spot(name, self.charge_usd, self.test.mean)
-        return Spot(name, self.charge_usd, self.test.mean, self.test.low, self.test.high)
+            return CostScore(name, self.charge_usd, self.test.mean)
+        return CostScore(name, self.charge_usd, self.test.mean, self.test.low, self.test.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Comparison:
 def compare(
     points: Sequence[Point],
     *,
-    left: Mapping[str, Aftermath] | None = None,
+    left: Mapping[str, RunOutputs] | None = None,
     teacher_dev: Mapping[str, float] | None = None,
     differences: Sequence[DifferenceRow] = (),
     measure: str | None = None,
@@ -155,7 +155,7 @@ def compare(
     return Comparison(", ".join(tasks), rows, tuple(differences), frontier(spots), words)
 
 
-def _row(each: Group, left: Mapping[str, Aftermath], teacher_dev: Mapping[str, float]) -> Row:
+def _row(each: Group, left: Mapping[str, RunOutputs], teacher_dev: Mapping[str, float]) -> Row:
     ok = each.ok
     results = [point.result for point in ok]
     cash = [point.circumstance.cash_usd for point in ok]

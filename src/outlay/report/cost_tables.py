@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from outlay.report import paper_tables
 from outlay.report.cells import (
     WITHOUT_POOL,
-    Entry,
+    PointOutputs,
     charge_of,
     dollars,
     mean_of,
@@ -25,15 +25,15 @@ from outlay.report.cells import (
 )
 from outlay.report.comparison import money
 from outlay.report.scores import ONE_SEED
-from outlay.report.table import CellValue, Head, Item, LaidOut, pivot
+from outlay.report.table import CellContent, Head, Item, Table, pivot
 
 _ONE_BLOCK = Head((), "")
 NOT_REACHED = "not reached"
 
 
-def _cells_of(found: Sequence[Entry]) -> list[list[Entry]]:
+def _cells_of(found: Sequence[PointOutputs]) -> list[list[PointOutputs]]:
     """The points by request without its seed, each group sorted by seed."""
-    cells: dict[tuple[object, ...], list[Entry]] = {}
+    cells: dict[tuple[object, ...], list[PointOutputs]] = {}
     for each in found:
         cells.setdefault(tuple(told_apart_by(each.asked).values()), []).append(each)
     return [sorted(seeds, key=lambda each: each.asked.seed) for seeds in cells.values()]
@@ -50,10 +50,10 @@ class Rung:
     score: float
     low: float
     high: float
-    cell: CellValue
+    cell: CellContent
 
     @classmethod
-    def of(cls, seeds: Sequence[Entry]) -> Rung | None:
+    def of(cls, seeds: Sequence[PointOutputs]) -> Rung | None:
         """The mean of seeds; None where none has a score or nothing was charged."""
         cell, usd = score_cell(seeds), charge_of(seeds)
         if cell.value is None or not usd:
@@ -83,7 +83,7 @@ def usd_to_reach(score: float, curve: Sequence[tuple[float, float]]) -> float | 
     return None
 
 
-def same_score_cell(goal: Rung, rungs: Sequence[Rung]) -> CellValue:
+def same_score_cell(goal: Rung, rungs: Sequence[Rung]) -> CellContent:
     """What annotating costs for the score of ``goal``, with the dollars for its ends.
 
     The cheap end is where the upper ends of annotation's intervals reach the goal's lower end, the dear end where the lower ends
@@ -93,14 +93,14 @@ def same_score_cell(goal: Rung, rungs: Sequence[Rung]) -> CellValue:
     low = usd_to_reach(goal.low, [(rung.usd, rung.high) for rung in rungs])
     high = usd_to_reach(goal.high, [(rung.usd, rung.low) for rung in rungs])
     if usd is None:
-        return CellValue(unit="words", words=NOT_REACHED if low is None else f"{NOT_REACHED} [{money(low)}, –]")
+        return CellContent(unit="words", words=NOT_REACHED if low is None else f"{NOT_REACHED} [{money(low)}, –]")
     if usd == rungs[0].usd and rungs[0].score >= goal.score:
-        return CellValue(usd, unit="words", words=f"at most {money(usd)}")
+        return CellContent(usd, unit="words", words=f"at most {money(usd)}")
     ends = f" [{money(low)}, {NOT_REACHED if high is None else money(high)}]"
-    return CellValue(usd, low, high, unit="words", words=money(usd) + (ends if low != high else ""))
+    return CellContent(usd, low, high, unit="words", words=money(usd) + (ends if low != high else ""))
 
 
-def lay_out_match(found: Sequence[Entry]) -> tuple[list[LaidOut], list[Entry]]:
+def lay_out_match(found: Sequence[PointOutputs]) -> tuple[list[Table], list[PointOutputs]]:
     """Table 4: each distillation, the cost of annotating to the same score, the dearest annotation; then the curve of annotation.
 
     Returns:
@@ -116,7 +116,9 @@ def lay_out_match(found: Sequence[Entry]) -> tuple[list[LaidOut], list[Entry]]:
     return tables, [each for each in found if each.id not in placed]
 
 
-def _match_table(taught: Sequence[Entry], labelled: Sequence[Entry], tasks: Sequence[str]) -> LaidOut | None:
+def _match_table(
+    taught: Sequence[PointOutputs], labelled: Sequence[PointOutputs], tasks: Sequence[str]
+) -> Table | None:
     if not taught:
         return None
     names = models([each.asked for each in (*taught, *labelled)])
@@ -155,7 +157,7 @@ def _match_table(taught: Sequence[Entry], labelled: Sequence[Entry], tasks: Sequ
     return replace(laid, notes=(*notes, *laid.notes), tasks=tuple(tasks))
 
 
-def _curves(labelled: Sequence[Entry]) -> dict[tuple[str, str], list[Rung]]:
+def _curves(labelled: Sequence[PointOutputs]) -> dict[tuple[str, str], list[Rung]]:
     """Task and student → the places of annotation by rising dollars."""
     curves: dict[tuple[str, str], list[Rung]] = {}
     for seeds in _cells_of(labelled):
@@ -165,7 +167,7 @@ def _curves(labelled: Sequence[Entry]) -> dict[tuple[str, str], list[Rung]]:
     return {key: sorted(rungs, key=lambda rung: rung.usd) for key, rungs in curves.items()}
 
 
-def _curve_table(labelled: Sequence[Entry], tasks: Sequence[str]) -> LaidOut | None:
+def _curve_table(labelled: Sequence[PointOutputs], tasks: Sequence[str]) -> Table | None:
     if not labelled:
         return None
     names = models([each.asked for each in labelled])
@@ -175,8 +177,8 @@ def _curve_table(labelled: Sequence[Entry], tasks: Sequence[str]) -> LaidOut | N
         n_labels, usd = mean_of(each.point.result.n_labels for each in seeds if each.point.is_ok), charge_of(seeds)
         block = Head((tasks.index(asked.task), names[asked.student]), f"{asked.task}, {names[asked.student]}")
         row = Head((asked.budget_usd, i), dollars(asked.budget_usd))
-        count = CellValue(unit="words", words="–" if n_labels is None else f"{n_labels:,.0f}")
-        cells = (count, CellValue(usd, unit="usd"), score_cell(seeds))
+        count = CellContent(unit="words", words="–" if n_labels is None else f"{n_labels:,.0f}")
+        cells = (count, CellContent(usd, unit="usd"), score_cell(seeds))
         heads = (Head((0,), "Labels"), Head((1,), "Charge"), Head((2,), "Test"))
         items += [Item(block, row, head, cell) for head, cell in zip(heads, cells, strict=True)]
     return pivot("Annotation alone, by budget", ("Task, student", "Budget"), items, tasks=tuple(tasks))
@@ -193,7 +195,7 @@ _COLUMNS = (
 )
 
 
-def lay_out_costs(found: Sequence[Entry]) -> tuple[list[LaidOut], list[Entry]]:
+def lay_out_costs(found: Sequence[PointOutputs]) -> tuple[list[Table], list[PointOutputs]]:
     """Table 6: per task, what each request is charged, by part.
 
     Returns:
@@ -208,11 +210,11 @@ def lay_out_costs(found: Sequence[Entry]) -> tuple[list[LaidOut], list[Entry]]:
         asked = seeds[0].asked
         block = Head((tasks.index(asked.task),), asked.task)
         row = Head((asked.n_initial or 0, strategy_rank(asked.variant), i), _cost_row(seeds, row_words(asked, names)))
-        cells: list[tuple[Head, CellValue]] = []
+        cells: list[tuple[Head, CellContent]] = []
         for place, (name, parts, words) in enumerate(_COLUMNS):
             cell = _part_cell(seeds, name, parts)
             cells += [] if cell is None else [(Head((place,), words), cell)]
-        charge = CellValue(charge_of(seeds), unit="usd")
+        charge = CellContent(charge_of(seeds), unit="usd")
         cells += [(Head((8,), "Charge"), charge), (Head((9,), "Test"), score_cell(seeds))]
         items += [Item(block, row, head, cell) for head, cell in cells]
     laid = pivot(
@@ -230,14 +232,14 @@ def lay_out_costs(found: Sequence[Entry]) -> tuple[list[LaidOut], list[Entry]]:
     return [replace(laid, notes=(*notes, *laid.notes))], []
 
 
-def _cost_row(seeds: Sequence[Entry], words: str) -> str:
+def _cost_row(seeds: Sequence[PointOutputs], words: str) -> str:
     asked = seeds[0].asked
     n_pool = mean_of(each.point.result.n_pool for each in seeds if each.point.is_ok)
     rows = f", {thousands(n_pool)} rows" if n_pool and asked.strategy not in WITHOUT_POOL else ""
     return f"{words}: {request_words(asked)}{rows}"
 
 
-def _part_cell(seeds: Sequence[Entry], name: str, parts: Sequence[str]) -> CellValue | None:
+def _part_cell(seeds: Sequence[PointOutputs], name: str, parts: Sequence[str]) -> CellContent | None:
     """Mean dollars of some parts; None for a part that the strategy does not have or where the receipt is gone."""
     is_taught = seeds[0].asked.teacher is not None
     if (name in ("teacher", "distillation") and not is_taught) or (name == "training" and is_taught):
@@ -246,4 +248,4 @@ def _part_cell(seeds: Sequence[Entry], name: str, parts: Sequence[str]) -> CellV
     if not charges or any(each is None for each in charges):
         return None
     usd = mean_of(sum(each.get(part, 0.0) for part in parts) for each in charges if each is not None)
-    return CellValue(usd, unit="usd", published=paper_tables.costs_of(seeds[0].asked).get(name))
+    return CellContent(usd, unit="usd", published=paper_tables.costs_of(seeds[0].asked).get(name))

@@ -9,7 +9,7 @@ from typing import Protocol
 from outlay.report.cells import dollars, thousands
 from outlay.report.comparison import MINUS, points_text, signed
 from outlay.report.scores import ONE_SEED_PAIR
-from outlay.report.table import CellValue, Head, Item, LaidOut, pivot
+from outlay.report.table import CellContent, Head, Item, Table, pivot
 
 SMALLEST_P = 0.001
 """Below it a p is written as "< 0.001"."""
@@ -79,7 +79,7 @@ class Tested(Protocol):
         """Test rows on which the two do not score alike."""
 
 
-def lay_out_differences(tests: Sequence[Tested]) -> LaidOut | None:
+def lay_out_differences(tests: Sequence[Tested]) -> Table | None:
     """One row per pair, block by block of a task and budget, in the order given; None without pairs.
 
     Bold: told from none after the correction. The verdict of the others says what they could have seen, or why there is no test.
@@ -119,21 +119,21 @@ def _notes(tests: Sequence[Tested]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _cells(test: Tested) -> list[tuple[Head, CellValue]]:
+def _cells(test: Tested) -> list[tuple[Head, CellContent]]:
     difference = f"{signed(test.mean)} [{signed(test.low)}, {signed(test.high)}]"
     p = [] if test.p_holm is None else [(Head((1,), "p"), _p_cell(test.p_holm))]
     return [
         (
             Head((0,), "Difference"),
-            CellValue(test.mean, test.low, test.high, "words", words=difference, is_best=test.is_significant),
+            CellContent(test.mean, test.low, test.high, "words", words=difference, is_best=test.is_significant),
         ),
         *p,
-        (Head((2,), "Verdict"), CellValue(unit="words", words=verdict(test))),
+        (Head((2,), "Verdict"), CellContent(unit="words", words=verdict(test))),
     ]
 
 
-def _p_cell(p: float) -> CellValue:
-    return CellValue(p, unit="words", words=f"< {SMALLEST_P}" if p < SMALLEST_P else f"{p:.3f}")
+def _p_cell(p: float) -> CellContent:
+    return CellContent(p, unit="words", words=f"< {SMALLEST_P}" if p < SMALLEST_P else f"{p:.3f}")
 
 
 def verdict(test: Tested) -> str:

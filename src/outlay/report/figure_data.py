@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from outlay.engine.outputs import PARTS, Aftermath
+from outlay.engine.outputs import PARTS, RunOutputs
 from outlay.metrics import main_score
 from outlay.report.charts import PALETTE, SHAPES, look
 from outlay.report.comparison import measure_text, money
-from outlay.report.frontier import Spot, frontier
+from outlay.report.frontier import CostScore, frontier
 from outlay.report.grouping import short_model
 from outlay.report.results import Results
 from outlay.report.scores import bars_words
-from outlay.report.seed_means import Mean
+from outlay.report.seed_means import SeedMean
 
 MAX_ROWS = 60
 """Rows of a dot plot or bar chart; a study with more is drawn as score over charge, or cut."""
@@ -102,7 +102,7 @@ class Figure:
     """Whether the marks of a series are joined by a line."""
 
 
-def layouts(results: Results, marks: Sequence[Mean]) -> dict[str, Figure]:
+def layouts(results: Results, marks: Sequence[SeedMean]) -> dict[str, Figure]:
     """Figures by task, laid out as the header says; a task without a score has none."""
     figures = {}
     for task in results.tasks:
@@ -120,11 +120,11 @@ def layouts(results: Results, marks: Sequence[Mean]) -> dict[str, Figure]:
     return figures
 
 
-def _left(results: Results, mean: Mean) -> list[Aftermath]:
+def _left(results: Results, mean: SeedMean) -> list[RunOutputs]:
     return [results.left[each] for each in mean.ids if each in results.left]
 
 
-def seeds_text(scored: Sequence[Mean]) -> str:
+def seeds_text(scored: Sequence[SeedMean]) -> str:
     """ "one seed", "mean of 3 seeds", "mean of 2 to 3 seeds"."""
     fewest, most = min(mean.n_ok for mean in scored), max(mean.n_ok for mean in scored)
     return "one seed" if most == 1 else f"mean of {fewest} to {most} seeds".replace(f"{most} to ", "")
@@ -141,7 +141,7 @@ def short_count(number: float) -> str:
 # --- series -----------------------------------------------------------------------------------------------------------
 
 
-def by_strategy(scored: Sequence[Mean]) -> dict[tuple[object, ...], Series]:
+def by_strategy(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], Series]:
     """The series of each mean by its key: the strategy, with its models where these are varied.
 
     One look per strategy; where models are varied, a colour per models and a shape and dash per strategy.
@@ -164,7 +164,7 @@ def by_strategy(scored: Sequence[Mean]) -> dict[tuple[object, ...], Series]:
     return series
 
 
-def _varied(scored: Sequence[Mean]) -> dict[str, set[str | None]]:
+def _varied(scored: Sequence[SeedMean]) -> dict[str, set[str | None]]:
     """The fields of the request that tell series of one strategy apart, with their values, where they have several."""
     told = ("teacher", "student", "machine", "clock", "price_book", "dev")
     values: dict[str, set[str | None]] = {name: {getattr(mean.request, name) for mean in scored} for name in told}
@@ -173,7 +173,7 @@ def _varied(scored: Sequence[Mean]) -> dict[str, set[str | None]]:
     return {name: of_name for name, of_name in values.items() if len(of_name) > 1}
 
 
-def _extra(mean: Mean, varied: Mapping[str, set[str | None]]) -> str:
+def _extra(mean: SeedMean, varied: Mapping[str, set[str | None]]) -> str:
     """What else than its strategy tells a mean's series: "t5-xl → t5-small", "dev carved"; empty where nothing does."""
     models, parts = [], []
     for name, values in varied.items():
@@ -185,7 +185,7 @@ def _extra(mean: Mean, varied: Mapping[str, set[str | None]]) -> str:
     return ", ".join([" → ".join(models), *parts] if models else parts)
 
 
-def by_pool(scored: Sequence[Mean]) -> dict[tuple[object, ...], Series]:
+def by_pool(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], Series]:
     """The series of each mean by its key: its number of unlabelled rows U, "U = 0 (annotate)" and "U = 10K"."""
     sizes = {mean.key: _n_unlabelled(mean) for mean in scored}
     of_size: dict[int, set[str]] = {}
@@ -204,11 +204,11 @@ def by_pool(scored: Sequence[Mean]) -> dict[tuple[object, ...], Series]:
     return {key: Series(name, looks[name], looks[name]) for key, name in names.items()}
 
 
-def _n_unlabelled(mean: Mean) -> int:
+def _n_unlabelled(mean: SeedMean) -> int:
     return sum(n_rows for _, n_rows in mean.request.pool) if mean.n_pool else 0
 
 
-def row_names(scored: Sequence[Mean]) -> dict[tuple[object, ...], str]:
+def row_names(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], str]:
     """A name per mean: its series, with N and the budget where one series has several."""
     series = by_strategy(scored)
     names = {}
@@ -228,7 +228,7 @@ def row_names(scored: Sequence[Mean]) -> dict[tuple[object, ...], str]:
 # --- marks ------------------------------------------------------------------------------------------------------------
 
 
-def what(mean: Mean, name: str) -> str:
+def what(mean: SeedMean, name: str) -> str:
     """A mean in words: "distill; charge: $200.35; test: 79.70; 95 % interval: 78.01 to 81.20; …; seeds: 3"."""
     request = mean.request
     parts = [
@@ -246,10 +246,10 @@ def what(mean: Mean, name: str) -> str:
 
 
 def _marks(
-    scored: Sequence[Mean],
+    scored: Sequence[SeedMean],
     series: dict[tuple[object, ...], Series],
-    x_of: Callable[[Mean], float | None],
-    label_of: Callable[[Mean], str | None] = lambda _: None,
+    x_of: Callable[[SeedMean], float | None],
+    label_of: Callable[[SeedMean], str | None] = lambda _: None,
 ) -> tuple[Mark, ...]:
     """A mark for each mean that has an x; the others are left out."""
     marks = []
@@ -261,19 +261,19 @@ def _marks(
     return tuple(marks)
 
 
-def _charge(mean: Mean) -> float | None:
+def _charge(mean: SeedMean) -> float | None:
     """The charge, for a logarithmic axis: None where there is none, or nothing was paid."""
     return mean.charge_usd or None
 
 
-def _left_out(scored: Sequence[Mean], panels: Iterable[Panel], why: str) -> tuple[str, ...]:
+def _left_out(scored: Sequence[SeedMean], panels: Iterable[Panel], why: str) -> tuple[str, ...]:
     n_lost = len(scored) - sum(len(panel.marks) for panel in panels)
     return (f"{n_lost} of {len(scored)} marks are left out: {why}",) if n_lost else ()
 
 
-def _front(scored: Sequence[Mean]) -> tuple[tuple[float, float], ...]:
+def _front(scored: Sequence[SeedMean]) -> tuple[tuple[float, float], ...]:
     spots = [
-        Spot(mean.ids[0], mean.charge_usd, mean.value)
+        CostScore(mean.ids[0], mean.charge_usd, mean.value)
         for mean in scored
         if mean.value is not None and mean.charge_usd is not None
     ]
@@ -289,7 +289,7 @@ def _front_note(panel: Panel) -> tuple[str, ...]:
 _NO_COST = "they cost nothing, and the axis is logarithmic"
 
 
-def _over_charge(scored: Sequence[Mean], title: str, *, is_joined: bool, has_labels: bool) -> Figure | None:
+def _over_charge(scored: Sequence[SeedMean], title: str, *, is_joined: bool, has_labels: bool) -> Figure | None:
     """Score over charge, a series per strategy and models."""
     marks = _marks(scored, by_strategy(scored), _charge, _n_label if has_labels else lambda _: None)
     panel = Panel(None, marks)
@@ -297,11 +297,11 @@ def _over_charge(scored: Sequence[Mean], title: str, *, is_joined: bool, has_lab
     return Figure("marks", title, notes, "charge", (panel,), is_log=True, is_joined=is_joined) if marks else None
 
 
-def _n_label(mean: Mean) -> str | None:
+def _n_label(mean: SeedMean) -> str | None:
     return None if mean.n_labels is None else short_count(mean.n_labels)
 
 
-def _pool(scored: Sequence[Mean]) -> Figure | None:
+def _pool(scored: Sequence[SeedMean]) -> Figure | None:
     """Figure 2: labels x unlabelled rows."""
     panel = Panel(None, _marks(scored, by_pool(scored), _charge, _n_label), _front([m for m in scored if _charge(m)]))
     told = ("beside a mark: its labels; U: its unlabelled rows", *_front_note(panel))
@@ -309,7 +309,7 @@ def _pool(scored: Sequence[Mean]) -> Figure | None:
     return Figure("marks", "labels × unlabelled rows", notes, "charge", (panel,), is_log=True) if panel.marks else None
 
 
-def _plain(scored: Sequence[Mean]) -> Figure | None:
+def _plain(scored: Sequence[SeedMean]) -> Figure | None:
     """Any comparison: what a score costs."""
     figure = _over_charge(scored, "what a score costs", is_joined=False, has_labels=False)
     if figure is None:
@@ -322,7 +322,7 @@ _BUDGETS_TITLE = "what is added to N labels"
 _INITIAL_TITLE = "starting labels at a fixed added budget"
 
 
-def _budgets(scored: Sequence[Mean]) -> Figure | None:
+def _budgets(scored: Sequence[SeedMean]) -> Figure | None:
     """Tables 2 and 11: score over what is added, a panel per N."""
     series = by_strategy(scored)
     is_added = all(mean.request.added_usd is not None for mean in scored)
@@ -331,7 +331,7 @@ def _budgets(scored: Sequence[Mean]) -> Figure | None:
     if len(sizes) > MAX_PANELS:
         return _over_charge(scored, _BUDGETS_TITLE, is_joined=False, has_labels=False)
 
-    def x_of(mean: Mean) -> float | None:
+    def x_of(mean: SeedMean) -> float | None:
         return mean.request.added_usd if is_added else mean.request.budget_usd
 
     panels = tuple(
@@ -345,7 +345,7 @@ def _budgets(scored: Sequence[Mean]) -> Figure | None:
     return Figure("marks", _BUDGETS_TITLE, (), axis, panels, is_joined=True)
 
 
-def _initial(scored: Sequence[Mean]) -> Figure | None:
+def _initial(scored: Sequence[SeedMean]) -> Figure | None:
     """Figure 3: score over N, a panel per added budget."""
     series = by_strategy(scored)
     fixed = [mean for mean in scored if mean.request.n_initial is not None]
@@ -363,23 +363,23 @@ def _initial(scored: Sequence[Mean]) -> Figure | None:
     return Figure("marks", _INITIAL_TITLE, notes, "labels", panels, is_log=True, is_joined=True) if panels else None
 
 
-def _students(scored: Sequence[Mean]) -> Figure | None:
+def _students(scored: Sequence[SeedMean]) -> Figure | None:
     """Figure 4."""
     return _over_charge(scored, "student sizes", is_joined=True, has_labels=False)
 
 
-def _teachers(scored: Sequence[Mean]) -> Figure | None:
+def _teachers(scored: Sequence[SeedMean]) -> Figure | None:
     """Figure 5."""
     return _over_charge(scored, "teacher sizes", is_joined=True, has_labels=False)
 
 
-def _llm(scored: Sequence[Mean]) -> Figure | None:
+def _llm(scored: Sequence[SeedMean]) -> Figure | None:
     """Figures 6 and 7."""
     figure = _over_charge(scored, "labels of people and of a language model", is_joined=True, has_labels=True)
     return None if figure is None else replace(figure, notes=("beside a mark: its labels", *figure.notes))
 
 
-def _match(scored: Sequence[Mean]) -> Figure | None:
+def _match(scored: Sequence[SeedMean]) -> Figure | None:
     """Table 4: the annotation curve, and how far it has to go to score what distillation scores."""
     figure = _over_charge(scored, "what annotation costs to match distillation", is_joined=True, has_labels=True)
     if figure is None:
@@ -415,7 +415,7 @@ def _level(mark: Mark, curve: Sequence[tuple[float, float]]) -> Level:
     return Level(mark.y, mark.x, matched, f"matched at {money(matched)}")
 
 
-def _dots(scored: Sequence[Mean], title: str) -> Figure | None:
+def _dots(scored: Sequence[SeedMean], title: str) -> Figure | None:
     if len(scored) > MAX_ROWS:
         return _over_charge(scored, title, is_joined=False, has_labels=False)
     names = row_names(scored)
@@ -423,17 +423,17 @@ def _dots(scored: Sequence[Mean], title: str) -> Figure | None:
     return Figure("dots", title, (), "score", (Panel(None, marks),))
 
 
-def _self(scored: Sequence[Mean]) -> Figure | None:
+def _self(scored: Sequence[SeedMean]) -> Figure | None:
     """Table 3."""
     return _dots(scored, "self-distillation at an equal pool")
 
 
-def _general(scored: Sequence[Mean]) -> Figure | None:
+def _general(scored: Sequence[SeedMean]) -> Figure | None:
     """Table 10."""
     return _dots(scored, "general distillation")
 
 
-def _costs(scored: Sequence[Mean]) -> Figure | None:
+def _costs(scored: Sequence[SeedMean]) -> Figure | None:
     """Table 6: each charge by its parts."""
     told = [mean for mean in scored if mean.charges_usd is not None]
     shown = told[:MAX_ROWS]
@@ -450,7 +450,7 @@ def _costs(scored: Sequence[Mean]) -> Figure | None:
     return Figure("bars", "what a charge is made of", notes, "part", bars=tuple(bars)) if bars else None
 
 
-_LAYOUTS: dict[str, Callable[[Sequence[Mean]], Figure | None]] = {
+_LAYOUTS: dict[str, Callable[[Sequence[SeedMean]], Figure | None]] = {
     "budgets": _budgets,
     "self": _self,
     "match": _match,

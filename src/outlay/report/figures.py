@@ -16,7 +16,7 @@ from outlay.report.axes import FONT_PX, HEIGHT, LETTER_PX, SMALL_PX, WIDTH, Labe
 from outlay.report.charts import INK, PALETTE, QUIET, SHAPES, TEXT_PALETTE
 from outlay.report.figure_data import Bar, Figure, Mark, Panel, Series, layouts
 from outlay.report.results import Results
-from outlay.report.seed_means import Mean, means
+from outlay.report.seed_means import SeedMean, means
 from outlay.storage.files import write_bytes
 
 Spec = dict[str, Any]
@@ -42,7 +42,7 @@ _AXIS_TITLES = {
 }
 
 
-def figures(results: Results, marks: Sequence[Mean] | None = None) -> dict[str, Spec]:
+def figures(results: Results, marks: Sequence[SeedMean] | None = None) -> dict[str, Spec]:
     """One figure per task, laid out as the study's header says; a task without a score has none.
 
     Args:

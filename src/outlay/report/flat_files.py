@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from outlay.engine.outputs import PARTS, Aftermath
+from outlay.engine.outputs import PARTS, RunOutputs
 from outlay.engine.point import Point
 from outlay.report.results import Results
 from outlay.storage.files import csv_text, replacing
@@ -29,7 +29,7 @@ class Field:
 
     name: str
     kind: Kind
-    of: Callable[[Point, Aftermath | None], Value]
+    of: Callable[[Point, RunOutputs | None], Value]
 
 
 def fields(results: Results) -> tuple[Field, ...]:
@@ -159,40 +159,40 @@ def _names(first: Sequence[str], mappings: Iterator[Mapping[str, Any]] | Sequenc
     return [name for name in first if name in found] + sorted(found - set(first))
 
 
-def _in_request(name: str) -> Callable[[Point, Aftermath | None], Value]:
-    def of(point: Point, _: Aftermath | None) -> Value:
+def _in_request(name: str) -> Callable[[Point, RunOutputs | None], Value]:
+    def of(point: Point, _: RunOutputs | None) -> Value:
         value: Value = getattr(point.request, name)
         return value
 
     return of
 
 
-def _in_result(name: str) -> Callable[[Point, Aftermath | None], Value]:
-    def of(point: Point, _: Aftermath | None) -> Value:
+def _in_result(name: str) -> Callable[[Point, RunOutputs | None], Value]:
+    def of(point: Point, _: RunOutputs | None) -> Value:
         value: Value = getattr(point.result, name)
         return value
 
     return of
 
 
-def _in_circumstance(name: str) -> Callable[[Point, Aftermath | None], Value]:
-    def of(point: Point, _: Aftermath | None) -> Value:
+def _in_circumstance(name: str) -> Callable[[Point, RunOutputs | None], Value]:
+    def of(point: Point, _: RunOutputs | None) -> Value:
         value: Value = getattr(point.circumstance, name)
         return value
 
     return of
 
 
-def _in_mapping(field: str, name: str) -> Callable[[Point, Aftermath | None], Value]:
-    def of(point: Point, _: Aftermath | None) -> Value:
+def _in_mapping(field: str, name: str) -> Callable[[Point, RunOutputs | None], Value]:
+    def of(point: Point, _: RunOutputs | None) -> Value:
         value: Value = getattr(point.result, field).get(name)
         return value
 
     return of
 
 
-def _in_scores(name: str, part: str) -> Callable[[Point, Aftermath | None], Value]:
-    def of(point: Point, _: Aftermath | None) -> Value:
+def _in_scores(name: str, part: str) -> Callable[[Point, RunOutputs | None], Value]:
+    def of(point: Point, _: RunOutputs | None) -> Value:
         reading = point.result.scores.get(name)
         value: Value = None if reading is None else getattr(reading, part)
         return value
@@ -200,10 +200,10 @@ def _in_scores(name: str, part: str) -> Callable[[Point, Aftermath | None], Valu
     return of
 
 
-def _in_environment(name: str, kind: Kind) -> Callable[[Point, Aftermath | None], Value]:
+def _in_environment(name: str, kind: Kind) -> Callable[[Point, RunOutputs | None], Value]:
     cast: type[str] | type[int] | type[float] = {"text": str, "int": int, "float": float}[kind]
 
-    def of(point: Point, _: Aftermath | None) -> Value:
+    def of(point: Point, _: RunOutputs | None) -> Value:
         value = (point.circumstance.environment or {}).get(name)
         return None if value is None else cast(value)
 
@@ -211,7 +211,7 @@ def _in_environment(name: str, kind: Kind) -> Callable[[Point, Aftermath | None]
 
 
 def _part(name: str) -> Field:
-    def of(_: Point, left: Aftermath | None) -> Value:
+    def of(_: Point, left: RunOutputs | None) -> Value:
         return None if left is None or left.charges_usd is None else left.charges_usd.get(name)
 
     return Field(f"charge_usd:{name}", "float", of)

@@ -16,7 +16,7 @@ BEST = 100.0
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class CostScore:
     """A named place in the charge x score plane: dollars and 0-100.
 
     ``low`` and ``high`` are the bounds of the score's interval; a bound that is absent is the score itself.
@@ -51,7 +51,7 @@ class Spot:
         """The highest score it may have."""
         return self.score if self.high is None else self.high
 
-    def dominates(self, other: Spot) -> bool:
+    def dominates(self, other: CostScore) -> bool:
         """Whether this one is at least as cheap and at least as good, and better in one of the two, intervals aside."""
         no_worse = self.charge_usd <= other.charge_usd and self.score >= other.score
         return no_worse and (self.charge_usd, self.score) != (other.charge_usd, other.score)
@@ -68,11 +68,11 @@ class Frontier:
     All three stand by rising charge.
     """
 
-    front: tuple[Spot, ...]
-    tied: tuple[Spot, ...]
-    dominated: tuple[Spot, ...]
+    front: tuple[CostScore, ...]
+    tied: tuple[CostScore, ...]
+    dominated: tuple[CostScore, ...]
 
-    def holds(self, spot: Spot) -> bool:
+    def holds(self, spot: CostScore) -> bool:
         """Whether the spot, or one that agrees with it in charge and score, is on the front."""
         return any((each.charge_usd, each.score) == (spot.charge_usd, spot.score) for each in self.front)
 
@@ -131,7 +131,7 @@ class Frontier:
         return min(1.0, area / (width * height))
 
 
-def frontier(spots: Sequence[Spot], *, is_tie: Callable[[Spot, Spot], bool] | None = None) -> Frontier:
+def frontier(spots: Sequence[CostScore], *, is_tie: Callable[[CostScore, CostScore], bool] | None = None) -> Frontier:
     """Sort spots into those on the front, those tied with a better one, and those dominated by it.
 
     The front goes by the scores alone; of spots that agree in charge and score the first given stands on it and the others
@@ -146,10 +146,10 @@ def frontier(spots: Sequence[Spot], *, is_tie: Callable[[Spot, Spot], bool] | No
         spots: in any order.
         is_tie: whether the scores of two spots cannot be told apart; it is asked only where the first scores more.
     """
-    front: list[Spot] = []
-    tied: list[Spot] = []
-    dominated: list[Spot] = []
-    walked: list[Spot] = []
+    front: list[CostScore] = []
+    tied: list[CostScore] = []
+    dominated: list[CostScore] = []
+    walked: list[CostScore] = []
     highest_least = -math.inf
     for spot in sorted(spots, key=lambda each: (each.charge_usd, -each.score)):
         if not front or spot.score > front[-1].score:
@@ -165,7 +165,7 @@ def frontier(spots: Sequence[Spot], *, is_tie: Callable[[Spot, Spot], bool] | No
     return Frontier(tuple(front), tuple(tied), tuple(dominated))
 
 
-def _better(by_score: Sequence[Spot], spot: Spot) -> Iterator[Spot]:
+def _better(by_score: Sequence[CostScore], spot: CostScore) -> Iterator[CostScore]:
     """Those of spots by rising score that score more than this one, best first."""
     for i in range(len(by_score) - 1, -1, -1):
         if by_score[i].score <= spot.score:

@@ -9,7 +9,7 @@ from typing import Any
 from outlay.engine.point import PointRequest
 from outlay.report import paper_tables
 from outlay.report.cells import (
-    Entry,
+    PointOutputs,
     bought,
     charge_of,
     dollars,
@@ -24,11 +24,11 @@ from outlay.report.cells import (
     told_apart_by,
 )
 from outlay.report.cost_tables import lay_out_costs, lay_out_match
-from outlay.report.frontier import Spot, frontier
+from outlay.report.frontier import CostScore, frontier
 from outlay.report.results import Results
 from outlay.report.scores import ONE_SEED
 from outlay.report.summary_tables import across_tasks, plain_tables
-from outlay.report.table import CellValue, Head, Item, LaidOut, pivot
+from outlay.report.table import CellContent, Head, Item, Table, pivot
 
 Told = Mapping[str, Any]
 """What tells a request apart, `outlay.report.cells.told_apart_by`."""
@@ -40,7 +40,7 @@ _CHARGE = "( ): what the point would cost bought alone."
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TableLayout:
     """Where the points of a layout stand. Whatever of a request is in neither blocks, columns nor ``aside`` tells rows apart."""
 
     title: str
@@ -55,7 +55,7 @@ class Plan:
     """What follows from the rest and tells rows apart only where seeds would meet in a cell otherwise."""
     needs: tuple[str, ...] = ()
     """Fields that a point of this layout has."""
-    bracket: Callable[[Sequence[Entry]], str] = bought
+    bracket: Callable[[Sequence[PointOutputs]], str] = bought
     legend: str = _GOODS
     """What stands in ( ) behind a score."""
     remark: str = ""
@@ -65,7 +65,7 @@ class Plan:
     marks_front: bool = False
 
 
-def lay_out(results: Results) -> tuple[LaidOut, ...]:
+def lay_out(results: Results) -> tuple[Table, ...]:
     """The tables of a study: per task or over tasks, as its layout says; then the mean over tasks where there are several,
     then the paper's own tables where they hold more than what stands beside ours.
 
@@ -74,13 +74,13 @@ def lay_out(results: Results) -> tuple[LaidOut, ...]:
     """
     found = entries(results)
     layout = results.header.layout
-    tables: list[LaidOut] = []
+    tables: list[Table] = []
     if layout in ("match", "costs"):
         placed, rest = (lay_out_match if layout == "match" else lay_out_costs)(found)
         tables += placed
     elif layout in PLANS:
         plan = PLANS[layout]
-        fit: list[Entry] = []
+        fit: list[PointOutputs] = []
         rest = []
         for each in found:
             (fit if all(getattr(each.asked, name) is not None for name in plan.needs) else rest).append(each)
@@ -93,10 +93,10 @@ def lay_out(results: Results) -> tuple[LaidOut, ...]:
     return (*tables, *_papers_own(layout, results.tasks, tables))
 
 
-def _planned(plan: Plan, found: Sequence[Entry], tasks: Sequence[str]) -> list[LaidOut]:
+def _planned(plan: TableLayout, found: Sequence[PointOutputs], tasks: Sequence[str]) -> list[Table]:
     if plan.over_tasks:
         return [_table(plan, found, tasks)] if found else []
-    by_task: dict[str, list[Entry]] = {task: [] for task in tasks}
+    by_task: dict[str, list[PointOutputs]] = {task: [] for task in tasks}
     for each in found:
         by_task[each.asked.task].append(each)
     return [_table(plan, of_task, [task]) for task, of_task in by_task.items() if of_task]
@@ -109,7 +109,7 @@ class _Place:
     row: tuple[Any, ...]
 
 
-def _table(plan: Plan, found: Sequence[Entry], tasks: Sequence[str]) -> LaidOut:
+def _table(plan: TableLayout, found: Sequence[PointOutputs], tasks: Sequence[str]) -> Table:
     named = [(each, told_apart_by(each.asked) | {"task_order": tasks.index(each.asked.task)}) for each in found]
     taken = {*plan.block_fields, *plan.column_fields, "task", "task_order", "initial_usd", "pool"}
     telling = [name for name in named[0][1] if name not in taken]
@@ -130,10 +130,10 @@ def _table(plan: Plan, found: Sequence[Entry], tasks: Sequence[str]) -> LaidOut:
 
 
 def _cells(
-    plan: Plan, named: Sequence[tuple[Entry, Told]], telling: Sequence[str]
-) -> dict[_Place, list[tuple[Entry, Told]]]:
+    plan: TableLayout, named: Sequence[tuple[PointOutputs, Told]], telling: Sequence[str]
+) -> dict[_Place, list[tuple[PointOutputs, Told]]]:
     """The seeds of each cell; a place is a block, a column and what tells the row."""
-    cells: dict[_Place, list[tuple[Entry, Told]]] = {}
+    cells: dict[_Place, list[tuple[PointOutputs, Told]]] = {}
     for each, told in named:
         row = tuple(told[name] for name in telling)
         cells.setdefault(_Place(plan.block(told), plan.column(told), row), []).append((each, told))
@@ -141,10 +141,10 @@ def _cells(
 
 
 def _row_heads(
-    plan: Plan, cells: Mapping[_Place, Sequence[tuple[Entry, Told]]], telling: Sequence[str]
+    plan: TableLayout, cells: Mapping[_Place, Sequence[tuple[PointOutputs, Told]]], telling: Sequence[str]
 ) -> dict[tuple[Any, ...], Head]:
     """A heading for each row of each block: of rows that would read alike, what differs is named too."""
-    rows: dict[tuple[Any, ...], list[tuple[Entry, Told]]] = {}
+    rows: dict[tuple[Any, ...], list[tuple[PointOutputs, Told]]] = {}
     for place, seeds in cells.items():
         rows.setdefault((place.block.order, place.row), []).extend(seeds)
     names = models([each.asked for seeds in rows.values() for each, _ in seeds])
@@ -186,7 +186,7 @@ def _field_words(name: str, value: Any, names: Mapping[str, str]) -> str:
     return f"{name} {names.get(value, value)}" if name in ("teacher", "student") else f"{name} {value}"
 
 
-def _with_front(items: Sequence[Item], seeds: Sequence[Sequence[tuple[Entry, Told]]]) -> list[Item]:
+def _with_front(items: Sequence[Item], seeds: Sequence[Sequence[tuple[PointOutputs, Told]]]) -> list[Item]:
     """Mark the cells that no other cell beats in charge and score."""
     spots = []
     for i, (item, of_cell) in enumerate(zip(items, seeds, strict=True)):
@@ -195,7 +195,9 @@ def _with_front(items: Sequence[Item], seeds: Sequence[Sequence[tuple[Entry, Tol
         if value is not None and charge is not None:
             ends = (value if end is None else end for end in (item.cell.low, item.cell.high))
             spots.append(
-                Spot(str(i), charge, value, *(pick(value, end) for pick, end in zip((min, max), ends, strict=True)))
+                CostScore(
+                    str(i), charge, value, *(pick(value, end) for pick, end in zip((min, max), ends, strict=True))
+                )
             )
     found = frontier(spots)
     front = {spot.name for spot in spots if found.holds(spot)}
@@ -204,7 +206,7 @@ def _with_front(items: Sequence[Item], seeds: Sequence[Sequence[tuple[Entry, Tol
     return [replace(each, cell=cell) for each, cell in zip(items, cells, strict=True)]
 
 
-def _legend(plan: Plan, laid: LaidOut, found: Sequence[Entry]) -> list[str]:
+def _legend(plan: TableLayout, laid: Table, found: Sequence[PointOutputs]) -> list[str]:
     cells = list(laid.cells)
     lines = [score_legend(found, cells)]
     shown = {sign for cell in cells for sign in ("[", "(") if sign in cell.bracket}
@@ -231,9 +233,9 @@ def _legend(plan: Plan, laid: LaidOut, found: Sequence[Entry]) -> list[str]:
     return lines
 
 
-def _papers_own(layout: str, tasks: Sequence[str], tables: Sequence[LaidOut]) -> list[LaidOut]:
+def _papers_own(layout: str, tasks: Sequence[str], tables: Sequence[Table]) -> list[Table]:
     """The paper's tables of this layout for the tasks that it has, unless all of their numbers stand beside ours."""
-    own: list[LaidOut | None] = []
+    own: list[Table | None] = []
     if layout == "budgets":
         own = [paper_tables.budget_table(task) for task in tasks]
     elif layout in _PAPERS:
@@ -243,7 +245,7 @@ def _papers_own(layout: str, tasks: Sequence[str], tables: Sequence[LaidOut]) ->
     return [t for t in found if sum(cell.value is not None for cell in t.cells) > beside.get(t.tasks, 0)]
 
 
-_PAPERS: dict[str, Callable[[Sequence[str]], LaidOut | None]] = {
+_PAPERS: dict[str, Callable[[Sequence[str]], Table | None]] = {
     "self": paper_tables.self_table,
     "match": paper_tables.match_table,
     "costs": paper_tables.cost_table,
@@ -289,26 +291,26 @@ def _labels_row(told: Told) -> Head:
     return Head((told["n_initial"],), f"{thousands(told['n_initial'])} ({dollars(told['initial_usd'])})")
 
 
-def _with_teacher(found: Sequence[Entry]) -> str:
+def _with_teacher(found: Sequence[PointOutputs]) -> str:
     teacher = teacher_score(found)
     return "" if teacher is None else f"[{teacher:.1f}]"
 
 
-def _with_charge(found: Sequence[Entry]) -> str:
+def _with_charge(found: Sequence[PointOutputs]) -> str:
     charge = charge_of(found)
-    return "" if charge is None else f"({CellValue(charge, unit='usd').text})"
+    return "" if charge is None else f"({CellContent(charge, unit='usd').text})"
 
 
-def _with_teacher_and_charge(found: Sequence[Entry]) -> str:
+def _with_teacher_and_charge(found: Sequence[PointOutputs]) -> str:
     return " ".join(text for text in (_with_teacher(found), _with_charge(found)) if text)
 
 
-def _with_teacher_and_goods(found: Sequence[Entry]) -> str:
+def _with_teacher_and_goods(found: Sequence[PointOutputs]) -> str:
     return " ".join(text for text in (_with_teacher(found), bought(found)) if text)
 
 
-PLANS: dict[str, Plan] = {
-    "budgets": Plan(
+PLANS: dict[str, TableLayout] = {
+    "budgets": TableLayout(
         title="the same budget for labels or for distillation (after Kang et al. 2023, Tables 2 and 11)",
         stub=("N (initial $)", "Strategy"),
         block=_n_block,
@@ -320,7 +322,7 @@ PLANS: dict[str, Plan] = {
         teacher_in_head=True,
         published=paper_tables.score_of,
     ),
-    "self": Plan(
+    "self": TableLayout(
         title="distillation from a large teacher or from a model like the student (after Kang et al. 2023, Table 3)",
         stub=("Teacher ⇒ student",),
         column=_self_column,
@@ -330,7 +332,7 @@ PLANS: dict[str, Plan] = {
         over_tasks=True,
         published=paper_tables.self_score_of,
     ),
-    "general": Plan(
+    "general": TableLayout(
         title="general distillation, annotation, task distillation (after Kang et al. 2023, Table 10)",
         stub=("Model",),
         column=_task_total_column,
@@ -340,7 +342,7 @@ PLANS: dict[str, Plan] = {
         published=paper_tables.general_score_of,
         remark="What general distillation cost is taken to be $0, as in the paper.",
     ),
-    "pool": Plan(
+    "pool": TableLayout(
         title="labels and unlabelled rows (after Kang et al. 2023, Figure 2)",
         stub=("Labels (initial $)",),
         row=_labels_row,
@@ -353,7 +355,7 @@ PLANS: dict[str, Plan] = {
         legend=_CHARGE,
         remark="0 unlabelled rows: annotation alone.",
     ),
-    "initial": Plan(
+    "initial": TableLayout(
         title="the first N labels under a fixed added budget (after Kang et al. 2023, Figure 3)",
         stub=("Added $", "Strategy"),
         block=lambda told: Head((told["added_usd"],), f"+{dollars(told['added_usd'])}"),
@@ -365,7 +367,7 @@ PLANS: dict[str, Plan] = {
         bracket=_with_teacher_and_goods,
         published=paper_tables.score_of,
     ),
-    "students": Plan(
+    "students": TableLayout(
         title="sizes of the student (after Kang et al. 2023, Figure 4)",
         stub=("Model",),
         column=_total_column,
@@ -373,7 +375,7 @@ PLANS: dict[str, Plan] = {
         aside=("added_usd", "n_unlabelled"),
         bracket=_with_teacher_and_goods,
     ),
-    "teachers": Plan(
+    "teachers": TableLayout(
         title="sizes of the teacher (after Kang et al. 2023, Figure 5)",
         stub=("Model",),
         column=_total_column,
@@ -381,7 +383,7 @@ PLANS: dict[str, Plan] = {
         aside=("added_usd", "n_unlabelled"),
         bracket=_with_teacher_and_goods,
     ),
-    "llm": Plan(
+    "llm": TableLayout(
         title="people, a language model, or distillation (after Kang et al. 2023, Figures 6 and 7)",
         stub=("Model",),
         column=_total_column,

@@ -9,7 +9,7 @@ from functools import cache
 from outlay.engine.point import PointRequest
 from outlay.report import published
 from outlay.report.cells import STRATEGY_WORDS, dollars, n_unlabelled, strategy_rank, thousands
-from outlay.report.table import CellValue, Head, Item, LaidOut, pivot
+from outlay.report.table import CellContent, Head, Item, Table, pivot
 
 NOT_COMPARABLE = (
     "“paper”: the number printed for the same task, N and budget, from other models (T5-XXL, T5-Small), splits and pools; "
@@ -106,7 +106,7 @@ def costs_of(request: PointRequest) -> Mapping[str, float]:
 _ONE_BLOCK = Head((), "")
 
 
-def budget_table(task: str) -> LaidOut | None:
+def budget_table(task: str) -> Table | None:
     """Tables 2 and 11 of one task; None for a task of none of theirs."""
     items = []
     for row in _rows("kang_table2_table11"):
@@ -132,7 +132,7 @@ def _teacher(task: str, n: int) -> str:
     return next(f"{float(r['teacher_score']):.1f}" for r in found if r["teacher_score"])
 
 
-def self_table(tasks: Sequence[str]) -> LaidOut | None:
+def self_table(tasks: Sequence[str]) -> Table | None:
     """Table 3 for the tasks that are in it."""
     items = []
     for row in _rows("kang_table3_self_distillation"):
@@ -149,7 +149,7 @@ def self_table(tasks: Sequence[str]) -> LaidOut | None:
     return _paper_table("Table 3: 5K labels, 100K unlabelled rows", ("Teacher ⇒ student",), items, tasks)
 
 
-def match_table(tasks: Sequence[str]) -> LaidOut | None:
+def match_table(tasks: Sequence[str]) -> Table | None:
     """Table 4 for the tasks that are in it."""
     items = []
     lines = (
@@ -167,7 +167,7 @@ def match_table(tasks: Sequence[str]) -> LaidOut | None:
     return _paper_table("Table 4: 100K unlabelled rows, dollars on top of the first labels", ("Model",), items, tasks)
 
 
-def cost_table(tasks: Sequence[str]) -> LaidOut | None:
+def cost_table(tasks: Sequence[str]) -> Table | None:
     """Table 6 for the tasks that are in it."""
     items = []
     columns = (
@@ -179,14 +179,14 @@ def cost_table(tasks: Sequence[str]) -> LaidOut | None:
     for row in _rows("kang_table6_costs"):
         if row["task"] in tasks:
             for i, (name, text, over) in enumerate(columns):
-                cell = CellValue(float(row[name]), unit="usd")
+                cell = CellContent(float(row[name]), unit="usd")
                 items.append(
                     Item(_ONE_BLOCK, Head((tasks.index(row["task"]),), row["task"]), Head((i,), text, over), cell)
                 )
     return _paper_table("Table 6: one A40 hour at $1.875", ("Task",), items, tasks)
 
 
-def general_table(tasks: Sequence[str]) -> LaidOut | None:
+def general_table(tasks: Sequence[str]) -> Table | None:
     """Table 10 for the tasks that are in it."""
     items = []
     for i, row in enumerate(_rows("kang_table10_general_distillation")):
@@ -203,11 +203,11 @@ def _row_head(strategy: str, words: str) -> Head:
     return Head((strategy_rank(strategy),), f"{words} ({STRATEGY_WORDS[strategy]})")
 
 
-def _printed(value: float | None, bracket: str) -> CellValue:
-    return CellValue(value, bracket=bracket, words="N/A")
+def _printed(value: float | None, bracket: str) -> CellContent:
+    return CellContent(value, bracket=bracket, words="N/A")
 
 
-def _paper_table(name: str, stub: tuple[str, ...], items: Sequence[Item], tasks: Iterable[str]) -> LaidOut | None:
+def _paper_table(name: str, stub: tuple[str, ...], items: Sequence[Item], tasks: Iterable[str]) -> Table | None:
     if not items:
         return None
     laid = pivot(f"In the paper, {name}", stub, items, tasks=tuple(tasks))

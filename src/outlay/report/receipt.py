@@ -14,7 +14,7 @@ from fractions import Fraction
 from itertools import zip_longest
 from typing import Any
 
-from outlay.engine.run_dir import RunFolder, Timing
+from outlay.engine.run_dir import RunDir, Timing
 from outlay.errors import HoldError
 from outlay.hardware.precision import precision_name, ratio_words
 from outlay.money.amounts import format_usd
@@ -107,7 +107,7 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
     if not entries:
         known = ", ".join(repr(name) for name in ledger.run_ids()) or "none"
         raise HoldError(f"run {run_id!r} is not in {ledger.path}; its runs: {known}")
-    files = RunFolder.of(ledger.path.parent, run_id)
+    files = RunDir.of(ledger.path.parent, run_id)
     budget = sum(_charge(entry) for entry in entries if entry.kind in ("open", "topup"))
     overruns = [entry for entry in entries if entry.kind == "overrun"]
     lost = sum(entry.cash_micros for entry in entries if entry.kind == "lost")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from outlay.engine.outputs import Aftermath
+from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point
 
 Layout = Literal[
@@ -38,7 +38,7 @@ class Results:
 
     header: Header
     points: tuple[Point, ...]
-    left: Mapping[str, Aftermath]
+    left: Mapping[str, RunOutputs]
 
     @property
     def tasks(self) -> tuple[str, ...]:

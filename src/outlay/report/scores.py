@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from outlay.engine.outputs import Aftermath
+from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point
 from outlay.metrics import ALPHA, Reading, main_score, mean_score
 from outlay.metrics.intervals import Spread, half_of_means, t_quantile, within_ends
@@ -43,7 +43,7 @@ class Score:
         return self.mean if self.bounds is None else self.bounds[1]
 
 
-def mean_of_seeds(points: Sequence[Point], left: Mapping[str, Aftermath]) -> Score | None:
+def mean_of_seeds(points: Sequence[Point], left: Mapping[str, RunOutputs]) -> Score | None:
     """Average the test scores of seeds of one request; None where no seed has one.
 
     The interval comes from the answers where every seed's are there. Else from each seed's score and its own interval over rows,
@@ -76,20 +76,20 @@ def mean_of_seeds(points: Sequence[Point], left: Mapping[str, Aftermath]) -> Sco
     return Score(mean, (min(mean, max(0.0, mean - half)), max(mean, min(100.0, mean + half))), "seeds")
 
 
-def _by_answers(left: Sequence[Aftermath | None]) -> Reading | None:
+def _by_answers(left: Sequence[RunOutputs | None]) -> Reading | None:
     answers = [each.answered for each in left if each is not None and each.answered is not None]
     metrics = {each.metric for each in left if each is not None and each.metric is not None}
     return mean_score(metrics.pop(), answers) if len(answers) == len(left) and len(metrics) == 1 else None
 
 
-def measure_of(point: Point, after: Aftermath | None) -> str | None:
+def measure_of(point: Point, after: RunOutputs | None) -> str | None:
     """Name the score that the test score is: by the run's metric, else the first of the point's that equals it."""
     if after is not None and after.metric is not None:
         return main_score(after.metric)
     return next((name for name, each in point.result.scores.items() if each.value == point.result.test), None)
 
 
-def _own(point: Point, after: Aftermath | None) -> Reading | None:
+def _own(point: Point, after: RunOutputs | None) -> Reading | None:
     """The reading of the test score that the point carries."""
     found = point.result.scores.get(measure_of(point, after) or "")
     return None if found is None else Reading(found.value, found.low, found.high)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from outlay.engine.outputs import PARTS, Aftermath
+from outlay.engine.outputs import PARTS, RunOutputs
 from outlay.engine.point import Point, PointRequest
 from outlay.report.results import Results
 from outlay.report.scores import Covers, mean_of_seeds
@@ -15,7 +15,7 @@ _KEY_FIELDS = tuple(field.name for field in fields(PointRequest) if field.name !
 
 
 @dataclass(frozen=True, slots=True)
-class Mean:
+class SeedMean:
     """One request over its seeds. Averages are over the seeds that have a test score, None where none has one.
 
     ``value``, ``low`` and ``high`` are test scores, 0-100; without an interval both bounds are None.
@@ -51,7 +51,7 @@ class Mean:
         return _key(self.request)
 
 
-def means(results: Results) -> list[Mean]:
+def means(results: Results) -> list[SeedMean]:
     """One mean per request without its seed, in the order of the grid.
 
     Where an interval comes from: :func:`outlay.report.scores.mean_of_seeds`.
@@ -71,7 +71,7 @@ def _key(request: PointRequest) -> tuple[object, ...]:
     return tuple(getattr(request, name) for name in _KEY_FIELDS)
 
 
-def _mean(seeds: Sequence[Point], left_by_id: Mapping[str, Aftermath]) -> Mean:
+def _mean(seeds: Sequence[Point], left_by_id: Mapping[str, RunOutputs]) -> SeedMean:
     ids = [point.id for point in seeds]
     left = [left_by_id.get(each) for each in ids]
     ok = [(point, after) for point, after in zip(seeds, left, strict=True) if point.is_ok]
@@ -80,7 +80,7 @@ def _mean(seeds: Sequence[Point], left_by_id: Mapping[str, Aftermath]) -> Mean:
     score = mean_of_seeds(scored, left_by_id)
     devs = [point.result.dev for point in scored if point.result.dev is not None]
     reasons = dict.fromkeys(point.result.reason for point in seeds if point.result.reason is not None)
-    return Mean(
+    return SeedMean(
         request=seeds[0].request,
         ids=tuple(ids),
         runs=tuple(after.run for after in left if after is not None),
@@ -105,7 +105,7 @@ def _average(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _parts(afters: Sequence[Aftermath | None]) -> dict[str, float] | None:
+def _parts(afters: Sequence[RunOutputs | None]) -> dict[str, float] | None:
     told = [after.charges_usd for after in afters if after is not None and after.charges_usd is not None]
     if not told or len(told) != len(afters):
         return None

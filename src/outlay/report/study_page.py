@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from outlay.engine.outputs import Aftermath
+from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point
 from outlay.report.comparison import ABSENT, money
 from outlay.report.figures import Spec, figure_svg
@@ -140,7 +140,7 @@ def _found(point: Point) -> str:
     return f"<td>{result.test:.1f}</td><td>{money(result.charge_usd)}</td>"
 
 
-def _receipt_link(after: Aftermath | None, *, is_folded: bool) -> str:
+def _receipt_link(after: RunOutputs | None, *, is_folded: bool) -> str:
     if after is None or after.receipt is None:
         return ABSENT
     file = f"receipts/{escape(after.run)}.txt"
@@ -166,7 +166,7 @@ def _receipts(results: Results, *, is_folded: bool, is_open: bool) -> str:
     return f'<p class="quiet">{where}</p>\n<div class="receipts">\n' + "\n".join(folded) + "\n</div>"
 
 
-def _receipt(point: str, name: str, after: Aftermath, *, is_open: bool) -> str:
+def _receipt(point: str, name: str, after: RunOutputs, *, is_open: bool) -> str:
     """Folded; a link to the text inside unfolds it, as HTML demands of a fragment in closed details."""
     attribute = " open" if is_open else ""
     return (

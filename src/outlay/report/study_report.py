@@ -12,14 +12,14 @@ from outlay.report.cells import dollars
 from outlay.report.difference_table import lay_out_differences
 from outlay.report.figures import Spec, figures, save
 from outlay.report.flat_files import write_points_csv, write_points_parquet
-from outlay.report.frontier import Frontier, Spot, averaged, frontier
+from outlay.report.frontier import CostScore, Frontier, averaged, frontier
 from outlay.report.layouts import lay_out
 from outlay.report.results import Results
 from outlay.report.scores import ONE_SEED
-from outlay.report.seed_means import Mean, means
+from outlay.report.seed_means import SeedMean, means
 from outlay.report.significance import PairedTest, family
 from outlay.report.study_page import render_study
-from outlay.report.table import CellValue, Column, LaidOut, LaidRow
+from outlay.report.table import CellContent, Column, Table, TableRow
 from outlay.report.table_formats import render_html, render_markdown, render_rich
 from outlay.storage.files import write_text
 
@@ -40,7 +40,7 @@ class StudyReport:
     results: Results
 
     @cached_property
-    def means(self) -> list[Mean]:
+    def means(self) -> list[SeedMean]:
         """Points averaged over their seeds."""
         return means(self.results)
 
@@ -50,7 +50,7 @@ class StudyReport:
         return family(self.results)
 
     @cached_property
-    def tables(self) -> tuple[LaidOut, ...]:
+    def tables(self) -> tuple[Table, ...]:
         """The tables of the layout, then the frontier, then the differences."""
         own = [lay_out_frontiers(self.means), lay_out_differences(self.tests)]
         return (*lay_out(self.results), *(table for table in own if table is not None))
@@ -103,18 +103,18 @@ def write_study_report(folder: Path, results: Results) -> dict[str, Path]:
     return files
 
 
-def lay_out_frontiers(marks: Sequence[Mean]) -> LaidOut | None:
+def lay_out_frontiers(marks: Sequence[SeedMean]) -> Table | None:
     """What nobody can buy cheaper and better, task by task, and the mean over tasks at equal charge; None where all cost alike.
 
     The share is the hypervolume: how much of the rectangle of log charge and score the frontier dominates, from the lowest to the
     highest charge of all tasks, above a score of 0.
     """
-    by_task: dict[str, list[Spot]] = {}
+    by_task: dict[str, list[CostScore]] = {}
     for mark in marks:
         if mark.value is not None and mark.charge_usd:
             words = f"{mark.request.variant} at {dollars(mark.charge_usd)}"
             by_task.setdefault(mark.request.task, []).append(
-                Spot(words, mark.charge_usd, mark.value, mark.low, mark.high)
+                CostScore(words, mark.charge_usd, mark.value, mark.low, mark.high)
             )
     charges = sorted({spot.charge_usd for spots in by_task.values() for spot in spots})
     if not charges or charges[-1] < LEAST_SPAN * charges[0]:
@@ -126,13 +126,13 @@ def lay_out_frontiers(marks: Sequence[Mean]) -> LaidOut | None:
     columns = [Column(dollars(usd), "Score on the frontier at") for usd in grid]
     columns += [Column("Share"), Column("Front, tied, dominated")]
     rows = [
-        LaidRow((task,), (*_reached(front, grid), _share(over_all.hypervolumes[task]), _counts(front)))
+        TableRow((task,), (*_reached(front, grid), _share(over_all.hypervolumes[task]), _counts(front)))
         for task, front in fronts.items()
     ]
     if len(fronts) > 1:
-        mean = [CellValue(place.score, words="" if place.score is not None else "–") for place in over_all.places]
+        mean = [CellContent(place.score, words="" if place.score is not None else "–") for place in over_all.places]
         assert over_all.hypervolume is not None
-        rows.append(LaidRow(("mean over tasks",), (*mean, _share(over_all.hypervolume), None), starts_block=True))
+        rows.append(TableRow(("mean over tasks",), (*mean, _share(over_all.hypervolume), None), starts_block=True))
     is_one_seed = any(mark.covers == "rows" for mark in marks)
     notes = (
         "On the frontier nothing is cheaper and better; between its points the score is interpolated in log charge "
@@ -144,17 +144,17 @@ def lay_out_frontiers(marks: Sequence[Mean]) -> LaidOut | None:
             else []
         ),
     )
-    return LaidOut("Frontier", ("Task",), tuple(columns), tuple(rows), notes, tuple(fronts))
+    return Table("Frontier", ("Task",), tuple(columns), tuple(rows), notes, tuple(fronts))
 
 
-def _reached(front: Frontier, grid: Sequence[float]) -> list[CellValue]:
+def _reached(front: Frontier, grid: Sequence[float]) -> list[CellContent]:
     found = [front.score_at(usd) for usd in grid]
-    return [CellValue(value, words="" if value is not None else "–") for value in found]
+    return [CellContent(value, words="" if value is not None else "–") for value in found]
 
 
-def _share(value: float) -> CellValue:
-    return CellValue(None, words=f"{value:.3f}")
+def _share(value: float) -> CellContent:
+    return CellContent(None, words=f"{value:.3f}")
 
 
-def _counts(front: Frontier) -> CellValue:
-    return CellValue(None, words=f"{len(front.front)}, {len(front.tied)}, {len(front.dominated)}")
+def _counts(front: Frontier) -> CellContent:
+    return CellContent(None, words=f"{len(front.front)}, {len(front.tied)}, {len(front.dominated)}")

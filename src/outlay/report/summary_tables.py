@@ -7,30 +7,30 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from outlay.metrics.intervals import half_of_means
-from outlay.report.cells import Entry, score_cell, score_legend, strategy_rank, strategy_words
+from outlay.report.cells import PointOutputs, score_cell, score_legend, strategy_rank, strategy_words
 from outlay.report.comparison import HEADER, Comparison, cells, compare, on_front
 from outlay.report.grouping import group
-from outlay.report.table import CellValue, Column, Head, Item, LaidOut, LaidRow, numbered, pivot
+from outlay.report.table import CellContent, Column, Head, Item, Table, TableRow, numbered, pivot
 
 BASELINE = "annotate"
 """What every strategy is held against: the same money in labels."""
 
 
-def plain_tables(found: Sequence[Entry], *, is_rest: bool) -> list[LaidOut]:
+def plain_tables(found: Sequence[PointOutputs], *, is_rest: bool) -> list[Table]:
     """The plain comparison of each task: a row per strategy and budget (`outlay.report.comparison`).
 
     Args:
         found: points of one or several tasks.
         is_rest: they are what a layout had no place for.
     """
-    by_task: dict[str, list[Entry]] = {}
+    by_task: dict[str, list[PointOutputs]] = {}
     for each in found:
         by_task.setdefault(each.asked.task, []).append(each)
     title = "points that the layout has no place for" if is_rest else "test score by strategy and budget"
     return [_plain(f"{task}: {title}", task, of_task) for task, of_task in by_task.items()]
 
 
-def _plain(title: str, task: str, found: Sequence[Entry]) -> LaidOut:
+def _plain(title: str, task: str, found: Sequence[PointOutputs]) -> Table:
     of_id = {each.id: each for each in found}
     of_point = {id(each.point): each for each in found}
     groups = [[of_point[id(point)] for point in each.points] for each in group([each.point for each in found])]
@@ -45,7 +45,7 @@ def _plain(title: str, task: str, found: Sequence[Entry]) -> LaidOut:
     rows = _plain_rows(comparison, tested)
     columns = tuple(Column(name) for name in HEADER[1:])
     kept = [i for i in range(len(columns)) if any(cell is not None for row in rows for cell in row.cells[i : i + 1])]
-    laid = LaidOut(
+    laid = Table(
         title,
         (HEADER[0],),
         tuple(columns[i] for i in kept),
@@ -56,14 +56,14 @@ def _plain(title: str, task: str, found: Sequence[Entry]) -> LaidOut:
     return numbered(laid)
 
 
-def _plain_rows(comparison: Comparison, tested: Sequence[CellValue]) -> list[LaidRow]:
+def _plain_rows(comparison: Comparison, tested: Sequence[CellContent]) -> list[TableRow]:
     rows = []
     budget_usd = None
     for row, cell in zip(comparison.rows, tested, strict=True):
         texts = cells(row)
-        values = [None if text == "–" else CellValue(unit="words", words=text) for text in texts[1:]]
+        values = [None if text == "–" else CellContent(unit="words", words=text) for text in texts[1:]]
         values[HEADER.index("Test") - 1] = replace(cell, on_front=on_front(comparison, row))
-        rows.append(LaidRow((texts[0],), tuple(values), starts_block=row.budget_usd != budget_usd))
+        rows.append(TableRow((texts[0],), tuple(values), starts_block=row.budget_usd != budget_usd))
         budget_usd = row.budget_usd
     return rows
 
@@ -73,7 +73,7 @@ def _plain_rows(comparison: Comparison, tested: Sequence[CellValue]) -> list[Lai
 _Cell = tuple[object, ...]
 
 
-def across_tasks(found: Sequence[Entry]) -> list[LaidOut]:
+def across_tasks(found: Sequence[PointOutputs]) -> list[Table]:
     """For each strategy, its mean gain over annotating at equal N, budget and student: on each task, and over the tasks.
 
     A task counts once, however many cells it has. Nothing where no task has a pair to compare.
@@ -103,7 +103,7 @@ def across_tasks(found: Sequence[Entry]) -> list[LaidOut]:
     return [replace(laid, notes=(*notes, *laid.notes))]
 
 
-def _means(found: Sequence[Entry]) -> dict[tuple[str, str, _Cell], float]:
+def _means(found: Sequence[PointOutputs]) -> dict[tuple[str, str, _Cell], float]:
     """Task, strategy variant and cell → mean test score over seeds. Of several models in one cell, the mean of all."""
     tests: dict[tuple[str, str, _Cell], list[float]] = {}
     for each in found:
@@ -122,12 +122,12 @@ def _gains(means: dict[tuple[str, str, _Cell], float], task: str, name: str) -> 
     ]
 
 
-def _gain_cell(value: float, gains: Sequence[float]) -> CellValue:
+def _gain_cell(value: float, gains: Sequence[float]) -> CellContent:
     n_ahead = sum(gain > 0 for gain in gains)
-    return CellValue(value, unit="difference", bracket=f"({n_ahead} of {len(gains)})")
+    return CellContent(value, unit="difference", bracket=f"({n_ahead} of {len(gains)})")
 
 
-def _mean_cell(per_task: Sequence[float]) -> CellValue:
+def _mean_cell(per_task: Sequence[float]) -> CellContent:
     mean, half = statistics.fmean(per_task), half_of_means(per_task)
-    whole = CellValue(mean, unit="difference")
+    whole = CellContent(mean, unit="difference")
     return whole if half is None else replace(whole, low=mean - half, high=mean + half)

@@ -17,7 +17,7 @@ _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True, slots=True)
-class CellValue:
+class CellContent:
     """One cell. A score is a mean over seeds, 0-100, with its 95 % interval where there is one."""
 
     value: float | None = None
@@ -87,24 +87,24 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class LaidRow:
+class TableRow:
     """A row: one heading per column of the stub, one cell (or nothing) per column."""
 
     heads: tuple[str, ...]
-    cells: tuple[CellValue | None, ...]
+    cells: tuple[CellContent | None, ...]
     starts_block: bool = False
     """Whether it is the first of its block, the rows that share all headings but the last."""
 
 
 @dataclass(frozen=True, slots=True)
-class LaidOut:
+class Table:
     """A table: numbers first, drawn by `outlay.report.table_formats`."""
 
     title: str
     stub: tuple[str, ...]
     """Headings of the columns that hold the rows' headings."""
     columns: tuple[Column, ...]
-    rows: tuple[LaidRow, ...]
+    rows: tuple[TableRow, ...]
     notes: tuple[str, ...] = ()
     """Legends, reasons by number, sources."""
     tasks: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ class LaidOut:
     """Whether it holds the paper's numbers alone."""
 
     @property
-    def cells(self) -> Iterator[CellValue]:
+    def cells(self) -> Iterator[CellContent]:
         """Every cell, row by row."""
         return (cell for row in self.rows for cell in row.cells if cell is not None)
 
@@ -136,12 +136,12 @@ class Item:
     block: Head
     row: Head
     column: Head
-    cell: CellValue
+    cell: CellContent
 
 
 def pivot(
     title: str, stub: tuple[str, ...], items: Sequence[Item], *, tasks: tuple[str, ...] = (), marks_best: bool = True
-) -> LaidOut:
+) -> Table:
     """Put cells in rows and columns; number the reasons of those without a score.
 
     Args:
@@ -163,21 +163,21 @@ def pivot(
             )
         row[item.column.order] = item
     columns = sorted({item.column.order: item.column for item in items}.values(), key=lambda head: head.order)
-    rows: list[LaidRow] = []
+    rows: list[TableRow] = []
     block: tuple[Any, ...] | None = None
     for place in sorted(places):
         found = places[place]
         first = next(iter(found.values()))
         cells = tuple(found[head.order].cell if head.order in found else None for head in columns)
         heads = (first.block.text, first.row.text)[-len(stub) :]
-        rows.append(LaidRow(heads, cells, starts_block=place[0] != block))
+        rows.append(TableRow(heads, cells, starts_block=place[0] != block))
         block = place[0]
-    laid = LaidOut(title, stub, tuple(Column(head.text, head.over) for head in columns), tuple(rows), tasks=tasks)
+    laid = Table(title, stub, tuple(Column(head.text, head.over) for head in columns), tuple(rows), tasks=tasks)
     return numbered(_with_best(laid) if marks_best else laid)
 
 
-def _with_best(laid: LaidOut) -> LaidOut:
-    rows: list[LaidRow] = []
+def _with_best(laid: Table) -> Table:
+    rows: list[TableRow] = []
     for block in blocks(laid.rows):
         best = []
         for i in range(len(laid.columns)):
@@ -188,15 +188,15 @@ def _with_best(laid: LaidOut) -> LaidOut:
     return replace(laid, rows=tuple(rows))
 
 
-def _marked_best(cell: CellValue | None, best: float | None) -> CellValue | None:
+def _marked_best(cell: CellContent | None, best: float | None) -> CellContent | None:
     if cell is None or cell.value is None or best is None or cell.unit != "score":
         return cell
     return replace(cell, is_best=round(cell.value, 1) == best)
 
 
-def blocks(rows: Sequence[LaidRow]) -> list[list[LaidRow]]:
+def blocks(rows: Sequence[TableRow]) -> list[list[TableRow]]:
     """The rows block by block."""
-    found: list[list[LaidRow]] = []
+    found: list[list[TableRow]] = []
     for row in rows:
         if row.starts_block or not found:
             found.append([])
@@ -204,12 +204,12 @@ def blocks(rows: Sequence[LaidRow]) -> list[list[LaidRow]]:
     return found
 
 
-def numbered(laid: LaidOut) -> LaidOut:
+def numbered(laid: Table) -> Table:
     """The table with a numbered note for each distinct reason, in the order in which they are read."""
     numbers: dict[str, int] = {}
     rows = []
     for row in laid.rows:
-        cells: list[CellValue | None] = []
+        cells: list[CellContent | None] = []
         for cell in row.cells:
             if cell is None or not cell.reasons:
                 cells.append(cell)

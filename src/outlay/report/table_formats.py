@@ -8,28 +8,28 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from outlay.report.comparison import ABSENT
-from outlay.report.table import CellValue, LaidOut, LaidRow, blocks
+from outlay.report.table import CellContent, Table, TableRow, blocks
 from outlay.text.display import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def cell_text(cell: CellValue | None) -> str:
+def cell_text(cell: CellContent | None) -> str:
     """Value, marks and what stands beneath, on one line: "78.3 ± 0.6 (+500) paper 53.1"."""
     if cell is None:
         return ABSENT
     return " ".join([cell.text + cell.marks_text, *cell.beneath])
 
 
-def _is_bold(cell: CellValue) -> bool:
+def _is_bold(cell: CellContent) -> bool:
     return cell.is_best or cell.on_front
 
 
 # --- Markdown --------------------------------------------------------------------------------------------------------
 
 
-def render_markdown(laid: LaidOut) -> str:
+def render_markdown(laid: Table) -> str:
     """A heading, the table and its notes as a list. Headings over several columns go into each of them where they differ."""
     has_levels = len({column.over for column in laid.columns}) > 1
     heads = [f"{c.over}: {c.text}" if has_levels and c.over and c.text != c.over else c.text for c in laid.columns]
@@ -46,7 +46,7 @@ def render_markdown(laid: LaidOut) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_cell(cell: CellValue | None) -> str:
+def _markdown_cell(cell: CellContent | None) -> str:
     if cell is None:
         return ABSENT
     value = f"**{cell.text}**" if _is_bold(cell) else cell.text
@@ -57,7 +57,7 @@ def _markdown_line(texts: Sequence[str]) -> str:
     return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
-def _stub_texts(rows: Sequence[LaidRow]) -> list[tuple[str, ...]]:
+def _stub_texts(rows: Sequence[TableRow]) -> list[tuple[str, ...]]:
     """The headings of each row; that of a block is said once."""
     return [row.heads if row.starts_block or len(row.heads) == 1 else ("", *row.heads[1:]) for row in rows]
 
@@ -65,7 +65,7 @@ def _stub_texts(rows: Sequence[LaidRow]) -> list[tuple[str, ...]]:
 # --- HTML ------------------------------------------------------------------------------------------------------------
 
 
-def render_html(laid: LaidOut) -> str:
+def render_html(laid: Table) -> str:
     """The table as HTML: caption, scoped headings, notes; classes ``best``, ``front``, ``published``, ``beneath``."""
     body = "\n".join(_html_block(block) for block in blocks(laid.rows))
     notes = "".join(f"<li>{escape(note)}</li>" for note in laid.notes)
@@ -74,7 +74,7 @@ def render_html(laid: LaidOut) -> str:
     return f'<div class="wide">{table}</div>' + (f'\n<ul class="notes">{notes}</ul>' if notes else "")
 
 
-def _html_head(laid: LaidOut) -> str:
+def _html_head(laid: Table) -> str:
     has_levels = any(column.over for column in laid.columns)
     span = ' rowspan="2"' if has_levels else ""
     stub = "".join(f'<th scope="col"{span}>{escape(name)}</th>' for name in laid.stub)
@@ -88,7 +88,7 @@ def _html_head(laid: LaidOut) -> str:
     return f"<thead>\n<tr>{stub}{over}</tr>\n<tr>{names}</tr>\n</thead>"
 
 
-def _html_block(block: Sequence[LaidRow]) -> str:
+def _html_block(block: Sequence[TableRow]) -> str:
     lines = []
     for i, row in enumerate(block):
         heads = f'<th scope="row">{escape(row.heads[-1])}</th>'
@@ -98,7 +98,7 @@ def _html_block(block: Sequence[LaidRow]) -> str:
     return "<tbody>\n" + "\n".join(lines) + "\n</tbody>"
 
 
-def _html_cell(cell: CellValue | None) -> str:
+def _html_cell(cell: CellContent | None) -> str:
     if cell is None:
         return f"<td>{ABSENT}</td>"
     classes = " ".join(["best"] * cell.is_best + ["front"] * cell.on_front)
@@ -112,13 +112,13 @@ def _html_cell(cell: CellValue | None) -> str:
 # --- a terminal ------------------------------------------------------------------------------------------------------
 
 
-def render_rich(laid: LaidOut) -> RenderableType:
+def render_rich(laid: Table) -> RenderableType:
     """The table for a terminal: what was bought stands under each score, blocks are set apart by lines."""
     from rich.console import Group
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = Table(title=Text(visible(laid.title)), title_justify="left")
+    table = RichTable(title=Text(visible(laid.title)), title_justify="left")
     for name in laid.stub:
         table.add_column(Text(visible(name)), justify="left")
     has_levels = len({column.over for column in laid.columns}) > 1

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.errors import UsageError
-from outlay.spec import Form
-from outlay.standalone.inputs import Row, rows_digest
+from outlay.spec import TaskSpec
+from outlay.standalone.inputs import TaskRow, rows_digest
 from outlay.standalone.output_dir import Document, difference, json_bytes, read_object
 from outlay.storage.files import write_bytes
 from outlay.text.legible import quoted
@@ -74,7 +74,7 @@ class Scorer:
         UnknownModel: an encoder that leads nowhere.
     """
 
-    def __init__(self, asked: MetricAsked, form: Form, task: Task | None) -> None:
+    def __init__(self, asked: MetricAsked, form: TaskSpec, task: Task | None) -> None:
         from outlay.tasks.task import METRICS_OF
 
         known = METRICS_OF[form.kind]
@@ -114,11 +114,11 @@ class Scorer:
 
         return main_score(self.metric)
 
-    def dev_score(self, predictions: Sequence[str], rows: Sequence[Row]) -> float:
+    def dev_score(self, predictions: Sequence[str], rows: Sequence[TaskRow]) -> float:
         """The main score alone, of the first rows where there are fewer predictions."""
         return self.score(predictions, rows[: len(predictions)])[self.main].value
 
-    def remarks(self, predictions: Sequence[str], rows: Sequence[Row], value: float) -> list[str]:
+    def remarks(self, predictions: Sequence[str], rows: Sequence[TaskRow], value: float) -> list[str]:
         """Where the main score of these rows, 0-100, means less than its number."""
         from outlay.metrics import Answered
         from outlay.metrics.degenerate import test_remarks
@@ -126,14 +126,14 @@ class Scorer:
         golds, sources = [row.gold or "" for row in rows], [row.text for row in rows]
         return test_remarks(self.metric, Answered(predictions, golds, self.form.labels, sources), value)
 
-    def dev_remarks(self, value: float | None, rows: Sequence[Row]) -> list[str]:
+    def dev_remarks(self, value: float | None, rows: Sequence[TaskRow]) -> list[str]:
         """The same of a dev score."""
         from outlay.metrics.degenerate import dev_remarks, floor_of
 
         floor = floor_of(self.metric, [row.gold or "" for row in rows], self.form.labels)
         return dev_remarks(len(rows), {"this model": value}, floor)
 
-    def score(self, predictions: Sequence[str], rows: Sequence[Row]) -> dict[str, Reading]:
+    def score(self, predictions: Sequence[str], rows: Sequence[TaskRow]) -> dict[str, Reading]:
         """Every statistic in both readings with its interval."""
         from outlay.metrics import score
 
@@ -162,7 +162,7 @@ _N_SHOWN = 3
 """Answers outside the label set that are named."""
 
 
-def outside(said: Sequence[str], form: Form) -> list[str]:
+def outside(said: Sequence[str], form: TaskSpec) -> list[str]:
     """Say how many answers are none of the label set, and which; nothing for free text or where none is."""
     if form.kind != "classification":
         n_empty = sum(not answer.strip() for answer in said)
@@ -181,13 +181,13 @@ def outside(said: Sequence[str], form: Form) -> list[str]:
     ]
 
 
-def about_scores(scorer: Scorer, rows: Sequence[Row]) -> Document:
+def about_scores(scorer: Scorer, rows: Sequence[TaskRow]) -> Document:
     """What decides scores, beside the answers."""
     return {"rows": rows_digest(rows), "n_rows": len(rows), "labels": list(scorer.form.labels), **scorer.identity()}
 
 
 def write_scores(
-    scorer: Scorer, said: Sequence[str], rows: Sequence[Row], out: Path, about: Mapping[str, Any]
+    scorer: Scorer, said: Sequence[str], rows: Sequence[TaskRow], out: Path, about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Score answers and keep it in ``out``, with what it is of; returns what is kept but for that."""
     readings = scorer.score(said, rows)

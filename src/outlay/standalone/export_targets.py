@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.errors import UnknownModel, UsageError
-from outlay.standalone.inputs import Row
+from outlay.standalone.inputs import TaskRow
 from outlay.standalone.logprob_formats import HEADER, TOKEN_ID, UNKNOWN_LOGPROB
 from outlay.standalone.output_dir import Document
-from outlay.standalone.runtime import Outcome
+from outlay.standalone.runtime import StepReport
 from outlay.standalone.targets_dir import TargetsFolder
 from outlay.storage.files import replacing
 from outlay.tasks.readers import parquet_library
 from outlay.text.text_file import is_packed, suffix_of
 
 if TYPE_CHECKING:
-    from outlay.train.targets.logprobs import Heard
+    from outlay.train.targets.logprobs import PositionLogprobs
     from outlay.train.targets.logprobs import Row as SpokenRow
-    from outlay.train.targets.sparse_logits import Terms
+    from outlay.train.targets.sparse_logits import SparsityRule
 
     Name = Callable[[int], str]
     Write = Callable[[Sequence[Document]], None]
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 
-def export(folder: Path, out: Path, *, overwrite: bool = False) -> Outcome:
+def export(folder: Path, out: Path, *, overwrite: bool = False) -> StepReport:
     """Write the targets of ``folder`` to ``out``, block by block.
 
     Each row has its ``source``, ``answer`` and, where it is known, ``gold``; ``content`` holds its positions, each ``{token,
@@ -67,7 +67,7 @@ def export(folder: Path, out: Path, *, overwrite: bool = False) -> Outcome:
             n_positions += int(block.n_real.sum())
     facts = {"file": str(out), "kind": stored.kind, "n_rows": n_done, "n_positions": n_positions}
     facts["n_bytes"] = out.stat().st_size
-    return Outcome("targets export", str(out), facts, seconds=round(time.monotonic() - began, 3))
+    return StepReport("targets export", str(out), facts, seconds=round(time.monotonic() - began, 3))
 
 
 def check_suffix(path: Path, option: str) -> None:
@@ -80,7 +80,7 @@ def check_suffix(path: Path, option: str) -> None:
         raise UsageError(f"{option} {path} has an unknown suffix; name a file that ends in {', '.join(SUFFIXES)}")
 
 
-def _line(row: Row, said: SpokenRow, terms: Terms, name: Name, first: TargetsFolder | None) -> Document:
+def _line(row: TaskRow, said: SpokenRow, terms: SparsityRule, name: Name, first: TargetsFolder | None) -> Document:
     """One row; ``first``: the folder, for the first of its rows."""
     line: Document = {**row.to_json(), "answer": said.answer}
     if said.positions:
@@ -93,7 +93,7 @@ def _line(row: Row, said: SpokenRow, terms: Terms, name: Name, first: TargetsFol
     return line
 
 
-def _place(heard: Heard, terms: Terms, name: Name) -> Document:
+def _place(heard: PositionLogprobs, terms: SparsityRule, name: Name) -> Document:
     logprob_of = dict(zip(heard.classes, heard.logprobs, strict=True))
     temperatures = [1.0, *(t for t in terms.temperatures if t != 1.0)]
     return {

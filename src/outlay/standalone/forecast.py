@@ -8,8 +8,8 @@ from outlay.errors import UnknownModel
 from outlay.models.cost_model import (
     PROFILE_FILE,
     Lengths,
-    Profile,
-    Reader,
+    MachineProfile,
+    ModelProfile,
     answering_load,
     load_profile,
     starting_load,
@@ -17,7 +17,7 @@ from outlay.models.cost_model import (
 )
 from outlay.models.window import window_of
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Form, TargetKind
+from outlay.spec import TargetKind, TaskSpec
 from outlay.standalone.runtime import n_outputs_of, n_processes
 from outlay.storage.locations import default_root
 
@@ -30,7 +30,7 @@ Texts = Sequence[tuple[str, ...]]
 
 
 def training_seconds(
-    spec: tuple[str, str, Form],
+    spec: tuple[str, str, TaskSpec],
     rows: tuple[Texts, Sequence[str]],
     dev: tuple[Texts, Sequence[str]],
     settings: TrainSettings,
@@ -53,7 +53,7 @@ def training_seconds(
         return None
     writes = shape.family != "encoder"
     n_choices = len(form.labels) if writes and target == "classes" else 0
-    reader = Reader(shape, n_outputs_of(form), form.kind == "entities" and not writes, n_choices)
+    reader = ModelProfile(shape, n_outputs_of(form), form.kind == "entities" and not writes, n_choices)
     lengths = _lengths(spec, *rows, writes)
     load = training_load(reader, lengths, settings)
     worked = profile.seconds(load, settings.precision)
@@ -65,7 +65,7 @@ def training_seconds(
 
 
 def _evaluated(
-    profile: Profile, reader: Reader, lengths: Lengths, settings: TrainSettings, n_rows: int, worked: float
+    profile: MachineProfile, reader: ModelProfile, lengths: Lengths, settings: TrainSettings, n_rows: int, worked: float
 ) -> float:
     n_steps = settings.epochs * -(-n_rows // settings.batch_size)
     n_evaluations = settings.epochs if settings.eval_steps is None else -(-n_steps // settings.eval_steps)
@@ -73,7 +73,7 @@ def _evaluated(
     return seconds if settings.eval_share is None else min(seconds, settings.eval_share * worked)
 
 
-def _lengths(spec: tuple[str, str, Form], sources: Texts, answers: Sequence[str], writes: bool) -> Lengths:
+def _lengths(spec: tuple[str, str, TaskSpec], sources: Texts, answers: Sequence[str], writes: bool) -> Lengths:
     """Of all rows, by a sample of them."""
     from outlay.train.api import count_tokens
     from outlay.train.calibration import answer_lengths

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, get_args
 
 from outlay.errors import DataError, LabelError, UsageError
 from outlay.settings import TeachSettings
-from outlay.spec import Form, TargetKind
+from outlay.spec import TargetKind, TaskSpec
 from outlay.standalone.export_targets import check_suffix
 from outlay.standalone.inference import BLOCK_ROWS
-from outlay.standalone.inputs import Asked, Inputs
+from outlay.standalone.inputs import DataOptions, DataReader
 from outlay.standalone.logprob_formats import UNKNOWN_LOGPROB, Place, Record, Token
 from outlay.standalone.output_dir import Document
 from outlay.standalone.runtime import refuse_family
@@ -23,9 +23,9 @@ from outlay.tasks.example import shorten
 from outlay.text.legible import label_problem
 
 if TYPE_CHECKING:
-    from outlay.train.targets.logprobs import Heard, Vocabulary
+    from outlay.train.targets.logprobs import PositionLogprobs, Vocabulary
     from outlay.train.targets.logprobs import Row as HeardRow
-    from outlay.train.targets.sparse_logits import Terms
+    from outlay.train.targets.sparse_logits import SparsityRule
 
 MATCHES = ("ids", "text")
 
@@ -45,7 +45,7 @@ class Importing:
 
     file: Path
     out: Path
-    asked: Asked = field(default_factory=Asked)
+    asked: DataOptions = field(default_factory=DataOptions)
     rows_file: Path | None = None
     student: str | None = None
     base: str | None = None
@@ -66,25 +66,25 @@ class Importing:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ImportRequest:
     """What is imported with everything the user left open resolved; ``own``: header of our own export, read as such."""
 
     asked: Importing
-    form: Form
+    form: TaskSpec
     kind: TargetKind
-    terms: Terms | None
+    terms: SparsityRule | None
     vocabulary: Vocabulary | None
     own: Document | None
 
     @classmethod
-    def of(cls, asked: Importing, inputs: Inputs, first: Record) -> Question:
+    def of(cls, asked: Importing, inputs: DataReader, first: Record) -> ImportRequest:
         """By the options and the file's first row.
 
         Raises:
             UsageError: no student, or one that cannot read such targets.
         """
         header = None if first.about is None else dict(first.about)
-        form = inputs.form(None if header is None else Form.from_json(header["form"]))
+        form = inputs.form(None if header is None else TaskSpec.from_json(header["form"]))
         own = header if asked.match != "text" else None
         kind = _own_kind(asked, own) if own is not None else _foreign_kind(asked, form, first)
         vocabulary = None
@@ -165,7 +165,7 @@ class Question:
         return answer
 
     def _own(self, record: Record) -> HeardRow:
-        from outlay.train.targets.logprobs import Heard
+        from outlay.train.targets.logprobs import PositionLogprobs
         from outlay.train.targets.logprobs import Row as Heard_
 
         assert self.terms is not None
@@ -184,12 +184,12 @@ class Question:
                 )
             logprobs = [token.logprob for token in place.likeliest]
             said, *classes = [int(number or 0) for number in numbers]
-            positions.append(Heard(said, classes, logprobs, [float(sums[name]) for name in names]))
+            positions.append(PositionLogprobs(said, classes, logprobs, [float(sums[name]) for name in names]))
         return Heard_(positions, record.answer, len(places), record.origin)
 
     def _classes(self, record: Record, counts: Counter[str]) -> HeardRow:
         """Of answers that are one token each: the log-probabilities of the labels where the answer stands."""
-        from outlay.train.targets.logprobs import EXCESS_MASS, Heard, label_logprobs
+        from outlay.train.targets.logprobs import EXCESS_MASS, PositionLogprobs, label_logprobs
         from outlay.train.targets.logprobs import Row as Heard_
 
         label, places = self._answer(record), _present(record)
@@ -215,17 +215,17 @@ class Question:
             )
         logprobs, missing = found
         counts["labels"] += len(missing)
-        positions = [Heard(self.form.labels.index(label), range(len(logprobs)), logprobs)]
+        positions = [PositionLogprobs(self.form.labels.index(label), range(len(logprobs)), logprobs)]
         return Heard_(positions, label, 1, record.origin)
 
     def _tokens(self, part: Sequence[Record], counts: Counter[str]) -> list[HeardRow]:
         """Positions in the student's tokens, the closing one included; what is behind it is left out."""
-        from outlay.train.targets.logprobs import Heard
+        from outlay.train.targets.logprobs import PositionLogprobs
         from outlay.train.targets.logprobs import Row as Heard_
 
         assert self.vocabulary is not None
         closing, limit = self.vocabulary.closing, self.form.max_target_tokens
-        heard: list[list[Heard]] = []
+        heard: list[list[PositionLogprobs]] = []
         for record in part:
             positions = []
             for place in _present(record):
@@ -234,7 +234,7 @@ class Question:
                     break
             if not (positions and positions[-1].unit == closing) and not record.is_cut:
                 # Servers may leave out the token that ended the answer: it was said, so it is taken as certain.
-                positions.append(Heard(closing, [closing], [0.0]))
+                positions.append(PositionLogprobs(closing, [closing], [0.0]))
                 counts["closed"] += 1
             heard.append(positions)
         words = self.vocabulary.words([[each.unit for each in positions] for positions in heard])
@@ -250,8 +250,8 @@ class Question:
             for record, positions, said in zip(part, heard, words, strict=True)
         ]
 
-    def _place(self, place: Place, record: Record, counts: Counter[str]) -> Heard:
-        from outlay.train.targets.logprobs import Heard
+    def _place(self, place: Place, record: Record, counts: Counter[str]) -> PositionLogprobs:
+        from outlay.train.targets.logprobs import PositionLogprobs
 
         unit = self._number(place.said)
         if unit is None:
@@ -274,7 +274,7 @@ class Question:
             raise DataError(
                 f"{record.origin} lists no token of {self.asked.student} beside {place.said.text!r}; ask for top_logprobs"
             )
-        return Heard(unit, list(found), list(found.values()))
+        return PositionLogprobs(unit, list(found), list(found.values()))
 
     def _number(self, token: Token) -> int | None:
         assert self.vocabulary is not None
@@ -306,7 +306,7 @@ def _own_kind(asked: Importing, own: Document) -> TargetKind:
     return kind
 
 
-def _foreign_kind(asked: Importing, form: Form, first: Record) -> TargetKind:
+def _foreign_kind(asked: Importing, form: TaskSpec, first: Record) -> TargetKind:
     """What the student reads, of what the file has."""
     has_words_only = first.places is None
     if asked.student is None:
@@ -341,14 +341,14 @@ def _student(asked: Importing, own: Document | None) -> tuple[str, str | None]:
 
 
 def _terms(
-    asked: Importing, form: Form, kind: TargetKind, vocabulary: Vocabulary | None, own: Document | None
-) -> Terms | None:
-    from outlay.train.targets.sparse_logits import Terms
+    asked: Importing, form: TaskSpec, kind: TargetKind, vocabulary: Vocabulary | None, own: Document | None
+) -> SparsityRule | None:
+    from outlay.train.targets.sparse_logits import SparsityRule
 
     if kind == "text":
         return None
     if own is not None:
-        terms = Terms(**{**own["terms"], "temperatures": tuple(own["terms"]["temperatures"])})
+        terms = SparsityRule(**{**own["terms"], "temperatures": tuple(own["terms"]["temperatures"])})
         if vocabulary is not None:
             from outlay.models.loading import n_logits
 
@@ -359,10 +359,10 @@ def _terms(
                 )
         return terms
     if vocabulary is None:
-        return Terms(kind, len(form.labels))
+        return SparsityRule(kind, len(form.labels))
     # One class at least is left out, so that the tail is there: nothing is lost, its mass is exact.
     most = min(asked.max_logits or vocabulary.size, vocabulary.size - 1)
-    return Terms(kind, vocabulary.size, most, asked.tail_mass, (1.0,))
+    return SparsityRule(kind, vocabulary.size, most, asked.tail_mass, (1.0,))
 
 
 def _present(record: Record) -> tuple[Place, ...]:

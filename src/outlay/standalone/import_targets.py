@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from outlay.errors import DataError, MissingData
-from outlay.spec import Form
-from outlay.standalone.import_request import Importing, Question
-from outlay.standalone.inputs import CUSTOM_ID, SOURCE, Inputs, Row, check_each_once, rows_digest, some_of
+from outlay.spec import TaskSpec
+from outlay.standalone.import_request import Importing, ImportRequest
+from outlay.standalone.inputs import CUSTOM_ID, SOURCE, DataReader, TaskRow, check_each_once, rows_digest, some_of
 from outlay.standalone.logprob_formats import Record, is_failure, read_record
-from outlay.standalone.output_dir import Home, json_lines
-from outlay.standalone.runtime import Listener, Outcome
+from outlay.standalone.output_dir import OutputDir, json_lines
+from outlay.standalone.runtime import Listener, StepReport
 from outlay.standalone.targets_dir import ANSWERS, INDEX, ROWS, answer_lines, block_name, index_of, kept_of
 from outlay.storage.hashing import digest_of
 from outlay.tasks.readers import stream_file
 
 
-def import_targets(asked: Importing, listener: Listener) -> Outcome:
+def import_targets(asked: Importing, listener: Listener) -> StepReport:
     """Write the targets that a file holds into a folder, in blocks.
 
     Raises:
@@ -31,20 +31,20 @@ def import_targets(asked: Importing, listener: Listener) -> Outcome:
     began = time.monotonic()
     if not asked.file.is_file():
         raise MissingData(f"{asked.file} is not there; check the path")
-    inputs = Inputs(asked.asked)
+    inputs = DataReader(asked.asked)
     failed: list[str] = []
     records = _records(asked, failed)
     first = next(records, None)
     if first is None:
         failures = f"no answers: all {len(failed):,} of its requests failed; ask them again"
         raise MissingData(f"{asked.file} holds {failures if failed else 'no rows; write answers into it'}")
-    question = Question.of(asked, inputs, first)
+    question = ImportRequest.of(asked, inputs, first)
     rows = None if asked.rows_file is None else _RowsFile.read(asked.rows_file, inputs)
     request = question.request(None if rows is None else rows_digest(rows.rows))
-    home = Home.folder(asked.out)
+    home = OutputDir.folder(asked.out)
     summary = home.look(request, overwrite=asked.overwrite)
     if summary is not None:
-        return Outcome.again(summary)
+        return StepReport.again(summary)
     home.open(request)
     with home.alone():
         listener.begin(f"import {asked.file}")
@@ -65,7 +65,7 @@ class _Made:
     """Blocks that are written, by name, the rows they are of, and what was counted."""
 
     blocks: Mapping[str, str]
-    rows: Sequence[Row]
+    rows: Sequence[TaskRow]
     answers: Sequence[str]
     counts: Counter[str]
 
@@ -75,14 +75,18 @@ class _Made:
 
 
 def _write(
-    question: Question, home: Home, records: Iterator[Record], row_of: Callable[[Record], Row], told: _Telling
+    question: ImportRequest,
+    home: OutputDir,
+    records: Iterator[Record],
+    row_of: Callable[[Record], TaskRow],
+    told: _Telling,
 ) -> _Made:
     """Block by block into the work folder; no more than one is in memory."""
     from outlay.train.targets.logprobs import block_of
 
     counts: Counter[str] = Counter()
     blocks: dict[str, str] = {}
-    rows: list[Row] = []
+    rows: list[TaskRow] = []
     answers: list[str] = []
     while part := list(itertools.islice(records, question.asked.block_rows)):
         rows += map(row_of, part)
@@ -97,7 +101,9 @@ def _write(
     return _Made(blocks, rows, answers, counts)
 
 
-def _finish(question: Question, home: Home, made: _Made, unanswered: Sequence[str], began: float) -> Outcome:
+def _finish(
+    question: ImportRequest, home: OutputDir, made: _Made, unanswered: Sequence[str], began: float
+) -> StepReport:
     from outlay.train.targets.targets import SparseTargets
 
     for name in made.blocks:
@@ -116,7 +122,7 @@ def _finish(question: Question, home: Home, made: _Made, unanswered: Sequence[st
     }
     seconds = round(time.monotonic() - began, 3)
     said = [*_sentences(made.counts, question.form), *unanswered]
-    outcome = Outcome("targets import", str(home.out), facts, said, seconds=seconds)
+    outcome = StepReport("targets import", str(home.out), facts, said, seconds=seconds)
     home.finish(outcome.to_json())
     return outcome
 
@@ -138,11 +144,11 @@ class _RowsFile:
     """The rows that were asked, by ``custom_id`` where they have one."""
 
     path: Path
-    rows: Sequence[Row]
+    rows: Sequence[TaskRow]
     place_of: Mapping[str, int]
 
     @classmethod
-    def read(cls, path: Path, inputs: Inputs) -> _RowsFile:
+    def read(cls, path: Path, inputs: DataReader) -> _RowsFile:
         """From a file.
 
         Raises:
@@ -161,13 +167,13 @@ class _RowsFile:
 class _Pairing:
     """Finds the row that an answer is to, and says afterwards which were answered twice or never."""
 
-    def __init__(self, inputs: Inputs, file: Path, asked: _RowsFile | None, failed: Sequence[str]) -> None:
+    def __init__(self, inputs: DataReader, file: Path, asked: _RowsFile | None, failed: Sequence[str]) -> None:
         self._inputs, self._file, self._asked, self._failed = inputs, file, asked, failed
         self._ids: list[str] = []
         self._unknown: list[str] = []
         self._n = 0
 
-    def __call__(self, record: Record) -> Row:
+    def __call__(self, record: Record) -> TaskRow:
         number, self._n = self._n, self._n + 1
         if record.custom_id is not None:
             self._ids.append(record.custom_id)
@@ -206,7 +212,7 @@ class _Pairing:
                 f"{some_of(self._unknown)}; is it the file that was asked?"
             )
 
-    def _row_by_id(self, record: Record) -> Row:
+    def _row_by_id(self, record: Record) -> TaskRow:
         assert self._asked is not None
         place = self._asked.place_of.get(record.custom_id or "")
         if place is None and record.custom_id is not None:
@@ -214,14 +220,14 @@ class _Pairing:
         # Whatever it is given: that it has no row of its own is refused when all are read.
         return self._asked.rows[place or 0]
 
-    def _row_at(self, record: Record, number: int) -> Row:
+    def _row_at(self, record: Record, number: int) -> TaskRow:
         assert self._asked is not None
         if number >= len(self._asked.rows):
             path, n_rows = self._asked.path, len(self._asked.rows)
             raise DataError(f"{record.origin} is answer {number + 1}, and {path} holds {n_rows} rows; pair them")
         return self._asked.rows[number]
 
-    def _own_row(self, record: Record) -> Row:
+    def _own_row(self, record: Record) -> TaskRow:
         inputs = self._inputs
         if record.source is None or not record.source.strip():
             column = inputs.asked.source_column
@@ -231,7 +237,7 @@ class _Pairing:
                 "that were asked with --file"
             )
         segments = record.segments or inputs.segments(record.source)
-        return Row(record.source, segments, record.gold, record.origin)
+        return TaskRow(record.source, segments, record.gold, record.origin)
 
 
 class _Telling:
@@ -246,7 +252,7 @@ class _Telling:
         self._listener.progress(n_done, n_done, f"{speed:,.0f} rows/s")
 
 
-def _sentences(counts: Counter[str], form: Form) -> list[str]:
+def _sentences(counts: Counter[str], form: TaskSpec) -> list[str]:
     """What was counted, a sentence each."""
     said = {
         "unknown": f"{counts['unknown']:,} of {counts['listed']:,} listed tokens are none of the student's, or several, and "

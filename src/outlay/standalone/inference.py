@@ -19,17 +19,17 @@ from outlay.models.reference import fingerprint
 from outlay.models.shape import read_config
 from outlay.models.window import check_handover, window_in, window_of
 from outlay.settings import TeachSettings, check_seed
-from outlay.spec import Family, Form, TargetKind, named_class, target_kind
+from outlay.spec import Family, TargetKind, TaskSpec, named_class, target_kind
 from outlay.standalone.evaluator import MetricAsked, Scorer, about_scores, check_scores, outside, write_scores
-from outlay.standalone.inputs import Asked, Inputs, Row, rows_digest, sources_of
-from outlay.standalone.output_dir import Document, Home, json_lines, read_object
+from outlay.standalone.inputs import DataOptions, DataReader, TaskRow, rows_digest, sources_of
+from outlay.standalone.output_dir import Document, OutputDir, json_lines, read_object
 from outlay.standalone.prediction_file import PREDICTION
 from outlay.standalone.profiling import new_stopwatch, profile_of_parts, seconds_of
 from outlay.standalone.runtime import (
-    Count,
     Listener,
-    Outcome,
-    Running,
+    RuntimeOptions,
+    StepReport,
+    TokenCounter,
     alone,
     count_cut,
     flops_of,
@@ -51,7 +51,7 @@ PREDICTIONS = "predictions.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class TrainedModel:
     """A model that `outlay` trained: its folder, its family, the question it answers.
 
     ``lowered``: what of the question, as it was put to it, the model cannot do, a line each; ``form`` is what it does.
@@ -59,11 +59,11 @@ class Saved:
 
     folder: Path
     family: Family
-    form: Form
+    form: TaskSpec
     lowered: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, folder: Path) -> Saved:
+    def open(cls, folder: Path) -> TrainedModel:
         """Read what stands beside the weights.
 
         Raises:
@@ -71,7 +71,7 @@ class Saved:
         """
         try:
             document = read_object(folder / SAVED)
-            family, form = document["family"], Form.from_json(document["form"])
+            family, form = document["family"], TaskSpec.from_json(document["form"])
         except (OSError, ValueError, KeyError, TypeError):
             raise UnknownModel(
                 f"{folder} holds no model that `outlay` trained ({SAVED} is missing); make one with `outlay finetune`"
@@ -79,13 +79,13 @@ class Saved:
         window = window_in(read_config(folder), family)
         return cls(folder, family, window.fit(form, str(folder)), tuple(window.lines(form, str(folder))))
 
-    def sources(self, rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    def sources(self, rows: Sequence[TaskRow]) -> list[tuple[str, ...]]:
         """What this model reads."""
         return sources_of(rows, self.family, self.form.kind)
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
+class InferenceOptions:
     """What the three steps have in common.
 
     ``file``, else the ``split`` of ``asked.task``: where rows come from; ``n_gold``: train rows whose labels the pool may carry;
@@ -95,7 +95,7 @@ class Answering:
 
     model: Path
     out: Path
-    asked: Asked = field(default_factory=Asked)
+    asked: DataOptions = field(default_factory=DataOptions)
     file: Path | None = None
     split: str = "test"
     max_rows: int | None = None
@@ -105,7 +105,7 @@ class Answering:
     batch_size: int = 64
     beams: int = 1
     block_rows: int = BLOCK_ROWS
-    running: Running = field(default_factory=Running)
+    running: RuntimeOptions = field(default_factory=RuntimeOptions)
     is_precision_asked: bool = True
 
     def __post_init__(self) -> None:
@@ -114,7 +114,7 @@ class Answering:
         check_seed(self.seed)
         self.running.check()
 
-    def resolved(self, listener: Listener) -> Answering:
+    def resolved(self, listener: Listener) -> InferenceOptions:
         """The same in the precision that ``auto`` means here, and a line on it where it is not plain."""
         precision = resolved(self.precision, listener)
         return replace(self, precision=precision, is_precision_asked=self.precision != AUTO)
@@ -128,7 +128,7 @@ class Answering:
         if not self.is_precision_asked:
             check_worker(self.precision)
 
-    def rows(self, inputs: Inputs, *, needs_target: bool = False) -> list[Row]:
+    def rows(self, inputs: DataReader, *, needs_target: bool = False) -> list[TaskRow]:
         """The rows asked for.
 
         Raises:
@@ -141,7 +141,7 @@ class Answering:
             raise UsageError("there are no rows; name a --task or a --file")
         return inputs.split(self.split, n=self.max_rows, seed=self.seed, n_gold=self.n_gold)
 
-    def request(self, command: str, rows: Sequence[Row], more: Document) -> Document:
+    def request(self, command: str, rows: Sequence[TaskRow], more: Document) -> Document:
         """What decides the result, as far as one can ask for it."""
         return {
             "command": command,
@@ -165,13 +165,13 @@ class Teaching:
     settings: TeachSettings = field(default_factory=TeachSettings)
 
 
-def teach(asked: Answering, teaching: Teaching, listener: Listener) -> Outcome:
+def teach(asked: InferenceOptions, teaching: Teaching, listener: Listener) -> StepReport:
     """Write a teacher's targets for a student into a folder, in blocks.
 
     Raises:
         OutlayError: whatever is wrong with teacher, student, rows or place; one line.
     """
-    saved, inputs = Saved.open(asked.model), Inputs(asked.asked)
+    saved, inputs = TrainedModel.open(asked.model), DataReader(asked.asked)
     form = inputs.form(saved.form)
     asked, rows = asked.resolved(listener), [_with_named_gold(row, form) for row in asked.rows(inputs)]
     kind, vocab_size = _handover(saved, form, teaching)
@@ -184,7 +184,7 @@ def teach(asked: Answering, teaching: Teaching, listener: Listener) -> Outcome:
         "vocab_size": vocab_size,
     }
     request = asked.request("teach", rows, {"kind": kind, "settings": teaching.settings.to_json(), **about})
-    home = Home.folder(asked.out)
+    home = OutputDir.folder(asked.out)
 
     work = _Teach(saved, asked, kind, teaching.settings, vocab_size)
 
@@ -201,7 +201,7 @@ def teach(asked: Answering, teaching: Teaching, listener: Listener) -> Outcome:
     return _Blocks(asked, saved, rows, home, request, block_name, inputs.notes).run(work, gather, listener)
 
 
-def _with_named_gold(row: Row, form: Form) -> Row:
+def _with_named_gold(row: TaskRow, form: TaskSpec) -> TaskRow:
     """The row with its gold answer as the label set spells it, where it is one of the set."""
     return (
         row
@@ -210,21 +210,26 @@ def _with_named_gold(row: Row, form: Form) -> Row:
     )
 
 
-def predict(asked: Answering, listener: Listener) -> Outcome:
+def predict(asked: InferenceOptions, listener: Listener) -> StepReport:
     """Write a model's answers as JSON lines: source, prediction, and gold where it is known.
 
     Raises:
         OutlayError: whatever is wrong with model, rows or place; one line.
     """
-    saved, inputs = Saved.open(asked.model), Inputs(asked.asked)
+    saved, inputs = TrainedModel.open(asked.model), DataReader(asked.asked)
     inputs.form(saved.form)
     rows = asked.rows(inputs)
-    return _predict(asked.resolved(listener), saved, rows, Home.file(asked.out), listener, inputs.notes)
+    return _predict(asked.resolved(listener), saved, rows, OutputDir.file(asked.out), listener, inputs.notes)
 
 
 def _predict(
-    asked: Answering, saved: Saved, rows: Sequence[Row], home: Home, listener: Listener, notes: Sequence[str]
-) -> Outcome:
+    asked: InferenceOptions,
+    saved: TrainedModel,
+    rows: Sequence[TaskRow],
+    home: OutputDir,
+    listener: Listener,
+    notes: Sequence[str],
+) -> StepReport:
     more = {"batch_size": asked.batch_size, "beams": asked.beams}
     request = asked.request("predict", rows, more)
 
@@ -236,19 +241,19 @@ def _predict(
     return blocks.run(_Predict(saved, asked), gather, listener)
 
 
-def evaluate(asked: Answering, metric: MetricAsked, listener: Listener) -> Outcome:
+def evaluate(asked: InferenceOptions, metric: MetricAsked, listener: Listener) -> StepReport:
     """Predict, score every statistic in both readings, and write ``scores.json`` beside the predictions.
 
     Raises:
         OutlayError: as `predict`; rows without gold answers; a metric that does not fit.
     """
-    saved, inputs = Saved.open(asked.model), Inputs(asked.asked)
+    saved, inputs = TrainedModel.open(asked.model), DataReader(asked.asked)
     form = inputs.form(saved.form)
     rows = inputs.checked(asked.rows(inputs, needs_target=True), form)
     scorer = Scorer(metric, form, inputs.task)
     about = {"model_sha256": on_main(lambda: fingerprint(str(asked.model))), **about_scores(scorer, rows)}
     on_main(lambda: check_scores(asked.out, about, overwrite=asked.running.overwrite))
-    home = Home.file(asked.out / PREDICTIONS)
+    home = OutputDir.file(asked.out / PREDICTIONS)
     predicted = _predict(asked.resolved(listener), saved, rows, home, listener, inputs.notes)
 
     def score() -> tuple[dict[str, Any], list[str]]:
@@ -256,7 +261,7 @@ def evaluate(asked: Answering, metric: MetricAsked, listener: Listener) -> Outco
         return write_scores(scorer, said, rows, asked.out, about), outside(said, form)
 
     facts, unknown = on_main(score)
-    return Outcome(
+    return StepReport(
         command="evaluate",
         out=str(asked.out),
         facts={**predicted.facts, **facts},
@@ -268,7 +273,7 @@ def evaluate(asked: Answering, metric: MetricAsked, listener: Listener) -> Outco
     )
 
 
-def _handover(saved: Saved, form: Form, teaching: Teaching) -> tuple[TargetKind, int | None]:
+def _handover(saved: TrainedModel, form: TaskSpec, teaching: Teaching) -> tuple[TargetKind, int | None]:
     """What this teacher hands to this student, and for tokens how many rows of the vocabulary both have."""
     student, wanted = teaching.student, teaching.target
     if wanted is not None and wanted not in get_args(TargetKind):
@@ -293,7 +298,7 @@ def _handover(saved: Saved, form: Form, teaching: Teaching) -> tuple[TargetKind,
     return chosen, min(n_logits(teacher, teacher), n_logits(student, base))
 
 
-def _write_rows(home: Home, rows: Sequence[Row], blocks: Sequence[Path]) -> None:
+def _write_rows(home: OutputDir, rows: Sequence[TaskRow], blocks: Sequence[Path]) -> None:
     """What was asked and what was answered, for people and for the student."""
     from outlay.train.targets.targets import SparseTargets
 
@@ -319,18 +324,18 @@ class _Made:
 class _Teach:
     """A teacher's targets for the rows of a block; called where an executor does it, with the model's folder there."""
 
-    saved: Saved
-    asked: Answering
+    saved: TrainedModel
+    asked: InferenceOptions
     kind: TargetKind
     settings: TeachSettings
     vocab_size: int | None
 
-    def __call__(self, folder: Path, part: Sequence[Row]) -> _Made:
+    def __call__(self, folder: Path, part: Sequence[TaskRow]) -> _Made:
         from outlay.train import api as train_api
 
         self.asked.check_worker()
         train_api.use_threads(self.asked.running.threads)
-        gauge, stopwatch = Count(), new_stopwatch(self.asked.running.profile)
+        gauge, stopwatch = TokenCounter(), new_stopwatch(self.asked.running.profile)
         targets = train_api.teach(
             folder,
             self.saved.sources(part),
@@ -349,15 +354,15 @@ class _Teach:
 class _Predict:
     """A model's answers to the rows of a block, as JSON lines."""
 
-    saved: Saved
-    asked: Answering
+    saved: TrainedModel
+    asked: InferenceOptions
 
-    def __call__(self, folder: Path, part: Sequence[Row]) -> _Made:
+    def __call__(self, folder: Path, part: Sequence[TaskRow]) -> _Made:
         from outlay.train import api as train_api
 
         self.asked.check_worker()
         train_api.use_threads(self.asked.running.threads)
-        gauge = Count()
+        gauge = TokenCounter()
         said = train_api.predict(
             folder,
             self.saved.sources(part),
@@ -374,25 +379,25 @@ class _Predict:
 class _Blocks:
     """Rows worked through in blocks at one home."""
 
-    asked: Answering
-    saved: Saved
-    rows: Sequence[Row]
-    home: Home
+    asked: InferenceOptions
+    saved: TrainedModel
+    rows: Sequence[TaskRow]
+    home: OutputDir
     request: Document
     name: Callable[[int], str]
     notes: Sequence[str] = ()
 
     def run(
         self,
-        work: Callable[[Path, Sequence[Row]], _Made],
+        work: Callable[[Path, Sequence[TaskRow]], _Made],
         gather: Callable[[Sequence[Path]], dict[str, Any]],
         listener: Listener,
-    ) -> Outcome:
+    ) -> StepReport:
         """Make what is missing, then put it together; the same request again makes nothing twice."""
         running, home = self.asked.running, self.home
         summary = on_main(lambda: home.look(self.request, overwrite=running.overwrite))
         if summary is not None:
-            return Outcome.again(summary)
+            return StepReport.again(summary)
         running.prepare()
         on_main(lambda: home.open(self.request))
         for line in self.saved.lowered:
@@ -404,7 +409,7 @@ class _Blocks:
             wait_for_all()
             return on_main(lambda: self._finish(gather, time.monotonic() - began))
 
-    def _make(self, work: Callable[[Path, Sequence[Row]], _Made], listener: Listener) -> None:
+    def _make(self, work: Callable[[Path, Sequence[TaskRow]], _Made], listener: Listener) -> None:
         """What is missing of this process's share; a block is written as soon as it is made."""
         n_rows, shares = len(self.rows), n_processes()
         own = range(rank(), self._n_blocks, shares)
@@ -425,7 +430,7 @@ class _Blocks:
                 speed = (n_done - n_before) * shares / max(now - began, 1e-9)
                 listener.progress(min(n_done * shares, n_rows), n_rows, f"{speed:,.0f} rows/s")
 
-    def _finish(self, gather: Callable[[Sequence[Path]], dict[str, Any]], seconds: float) -> Outcome:
+    def _finish(self, gather: Callable[[Sequence[Path]], dict[str, Any]], seconds: float) -> StepReport:
         numbers = range(self._n_blocks)
         missing = [self._path(number).name for number in numbers if not self._path(number).exists()]
         if missing:
@@ -437,7 +442,7 @@ class _Blocks:
         flops = flops_of(folder, None, self.saved.form, 0, n_tokens)
         if self.asked.running.profile:
             facts["profile"] = profile_of_parts([count["parts"] for count in counts], flops, self.asked.precision)
-        outcome = Outcome(
+        outcome = StepReport(
             command=self.request["command"],
             out=str(self.home.out),
             facts=facts,
@@ -458,7 +463,7 @@ class _Blocks:
     def _n_blocks(self) -> int:
         return -(-len(self.rows) // self.asked.block_rows)
 
-    def _part(self, number: int) -> Sequence[Row]:
+    def _part(self, number: int) -> Sequence[TaskRow]:
         return self.rows[number * self.asked.block_rows : (number + 1) * self.asked.block_rows]
 
     def _path(self, number: int) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from outlay.errors import DataError, LabelError, MissingData, UsageError
-from outlay.spec import Family, Form, Kind, named_class
+from outlay.spec import Family, Kind, TaskSpec, named_class
 from outlay.storage.hashing import key_of
 from outlay.tasks.example import Example, seeded_order, shorten
 from outlay.text.entities import unlabelled
@@ -17,7 +17,7 @@ from outlay.text.legible import alike, label_problem, likeness, listed, named
 
 if TYPE_CHECKING:
     from outlay.tasks.readers import FileRows
-    from outlay.tasks.readers import Row as FileRow
+    from outlay.tasks.readers import SourceRow as FileRow
     from outlay.tasks.task import Task
 
 SPLITS = ("train", "dev", "test", "pool")
@@ -30,7 +30,7 @@ MAX_SOURCE_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TaskRow:
     """One input: the whole text, the one or two segments an encoder may read instead, the gold answer where it is known."""
 
     text: str
@@ -48,14 +48,14 @@ class Row:
         return document
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any], origin: str) -> Row:
+    def from_json(cls, document: Mapping[str, Any], origin: str) -> TaskRow:
         """Inverse of `to_json`."""
         text = document["source"]
         return cls(text, tuple(document.get("segments", (text,))), document.get("gold"), origin)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class DataOptions:
     """What the user says of rows and question; what is ``None`` comes from the task, the model, or a default.
 
     ``target_column``: ``None`` reads ``target`` where a file has it; ``delimiter``: of CSV and TSV files, ``None`` = as in their
@@ -74,7 +74,7 @@ class Asked:
     delimiter: str | None = None
 
 
-def sources_of(rows: Sequence[Row], family: Family, kind: Kind) -> list[tuple[str, ...]]:
+def sources_of(rows: Sequence[TaskRow], family: Family, kind: Kind) -> list[tuple[str, ...]]:
     """What a model of a family reads: an encoder that classifies reads segments, everything else the whole text.
 
     Raises:
@@ -91,19 +91,19 @@ def sources_of(rows: Sequence[Row], family: Family, kind: Kind) -> list[tuple[st
     return [(row.text,) for row in rows]
 
 
-def rows_digest(rows: Sequence[Row]) -> str:
+def rows_digest(rows: Sequence[TaskRow]) -> str:
     """Over texts, segments and gold answers, in order."""
     return key_of([[row.text, list(row.segments), row.gold] for row in rows])
 
 
-class Inputs:
+class DataReader:
     """Reads the rows that a user names, from the splits of a task or from files.
 
     Raises:
         UnknownTask: there is no such task.
     """
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: DataOptions) -> None:
         self.asked = asked
         self.task: Task | None = None
         if asked.task is not None:
@@ -114,7 +114,7 @@ class Inputs:
         self.notes: list[str] = []
         """What was decided about the form of files and labels and could have been otherwise, a sentence each."""
 
-    def form(self, saved: Form | None = None) -> Form:
+    def form(self, saved: TaskSpec | None = None) -> TaskSpec:
         """The question: of the model that answers it (``saved``), else of the task, else in the user's words.
 
         Raises:
@@ -140,7 +140,7 @@ class Inputs:
                 f"{'the model' if saved else 'the task'} says {_asks(given)}; leave --kind and --labels out"
             )
         known = cast(Kind, kind)
-        form = Form(
+        form = TaskSpec(
             kind=known,
             labels=labels,
             max_source_tokens=_first(asked.max_source_tokens, given and given.max_source_tokens, MAX_SOURCE_TOKENS),
@@ -152,7 +152,7 @@ class Inputs:
         _check_form(form)
         return form
 
-    def split(self, name: str, *, n: int | None, seed: int, n_gold: int | None = None) -> list[Row]:
+    def split(self, name: str, *, n: int | None, seed: int, n_gold: int | None = None) -> list[TaskRow]:
         """The first ``n`` rows of a task's split in the seed's order (the test split in its own), as `outlay run` takes them.
 
         Rows of the pool carry the label of the train row with the same text, where it is one of the first ``n_gold``.
@@ -172,7 +172,7 @@ class Inputs:
         golds = self._train_labels(n_gold, seed) if name == "pool" else None
         return [self._row(example, golds) for example in examples[: _count(n)]]
 
-    def file(self, path: Path, *, n: int | None, needs_target: bool) -> list[Row]:
+    def file(self, path: Path, *, n: int | None, needs_target: bool) -> list[TaskRow]:
         """The first ``n`` rows of a file, in its order.
 
         Raises:
@@ -195,7 +195,7 @@ class Inputs:
         self.notes += [note for note in found.notes if note not in self.notes]
         return found.rows
 
-    def checked(self, rows: Sequence[Row], form: Form) -> list[Row]:
+    def checked(self, rows: Sequence[TaskRow], form: TaskSpec) -> list[TaskRow]:
         """Rows that can be trained on or scored, as `check_golds` gives them; golds that are numbers are noted.
 
         Raises:
@@ -214,12 +214,12 @@ class Inputs:
         is_lines = suffix_of(path) == ".txt" and self.asked.source_column not in first.columns
         return TEXT_COLUMN if is_lines else self.asked.source_column
 
-    def _file_row(self, number: int, row: FileRow, source: str, target: str | None) -> Row:
+    def _file_row(self, number: int, row: FileRow, source: str, target: str | None) -> TaskRow:
         text = cell(row, source, "--source-column")
         if text is None or not text.strip():
             raise DataError(f"{row.origin} (row {number}) has an empty source; remove the row")
         gold = None if target is None or row.columns.get(target) is None else cell(row, target, "--target-column")
-        return Row(text, self.segments(text), gold, f"{row.origin} (row {number})")
+        return TaskRow(text, self.segments(text), gold, f"{row.origin} (row {number})")
 
     def segments(self, text: str) -> tuple[str, ...]:
         """The text taken apart by the task's template where it fits."""
@@ -240,10 +240,10 @@ class Inputs:
             raise _no_column(str(path), name, columns, "--target-column")
         return None
 
-    def _row(self, example: Example, golds: Mapping[str, str] | None) -> Row:
+    def _row(self, example: Example, golds: Mapping[str, str] | None) -> TaskRow:
         assert self.task is not None
         gold = example.label if golds is None else golds.get(example.text)
-        return Row(example.text, self.task.segments_of(example), gold, example.origin)
+        return TaskRow(example.text, self.task.segments_of(example), gold, example.origin)
 
     def _examples(self) -> dict[str, list[Example]]:
         if self._splits is None:
@@ -261,7 +261,7 @@ class Inputs:
         return {example.text: example.label for example in train if example.label is not None}
 
 
-def check_golds(rows: Sequence[Row], form: Form) -> list[Row]:
+def check_golds(rows: Sequence[TaskRow], form: TaskSpec) -> list[TaskRow]:
     """Refuse rows that cannot be trained on or scored; return them with each gold answer as the label set spells it.
 
     Raises:
@@ -283,7 +283,7 @@ def check_golds(rows: Sequence[Row], form: Form) -> list[Row]:
     return checked
 
 
-def _unlabelled(rows: Sequence[Row], first: Row, form: Form) -> LabelError:
+def _unlabelled(rows: Sequence[TaskRow], first: TaskRow, form: TaskSpec) -> LabelError:
     n_without = sum(row.gold is None or (form.kind != "entities" and not row.gold.strip()) for row in rows)
     also = f", as {n_without:,} of the {len(rows):,} rows have" if n_without > 1 else ""
     return LabelError(f"{first.origin} has an empty target{also}; give it an answer or remove the row")
@@ -340,7 +340,7 @@ def _no_column(where: str, name: str, columns: Mapping[str, Any], option: str) -
     return DataError(f"{where} has no column {name!r}; its columns are {named(columns)}; name one with {option}")
 
 
-def _check_form(form: Form) -> None:
+def _check_form(form: TaskSpec) -> None:
     for name, value in (("source", form.max_source_tokens), ("target", form.max_target_tokens)):
         if value < 1:
             raise UsageError(f"--max-{name}-tokens is {value}; it must be at least 1")
@@ -358,7 +358,7 @@ def _check_form(form: Form) -> None:
         raise UsageError(f"--labels names two that look the same: {likeness(same[1], same[:1])}; keep one")
 
 
-def _asks(form: Form) -> str:
+def _asks(form: TaskSpec) -> str:
     return f"{form.kind} over {named(form.labels)}" if form.labels else str(form.kind)
 
 

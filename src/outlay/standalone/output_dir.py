@@ -25,7 +25,7 @@ Document = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
+class OutputDir:
     """``out``: the folder or file the user named; ``request``, ``summary``: files; ``work``: a folder, removed at the end."""
 
     out: Path
@@ -34,12 +34,12 @@ class Home:
     work: Path
 
     @classmethod
-    def folder(cls, out: Path) -> Home:
+    def folder(cls, out: Path) -> OutputDir:
         """A result that is a folder: all of it inside."""
         return cls(out, out / REQUEST, out / SUMMARY, out / WORK)
 
     @classmethod
-    def file(cls, out: Path) -> Home:
+    def file(cls, out: Path) -> OutputDir:
         """A result that is one file: request and summary stand beside it."""
         request, summary, work = (out.with_name(f"{out.name}.{name}") for name in (REQUEST, SUMMARY, "part"))
         return cls(out, request, summary, work)

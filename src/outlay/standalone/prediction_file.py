@@ -9,8 +9,8 @@ from pathlib import Path
 from outlay.errors import DataError
 from outlay.spec import named_class
 from outlay.standalone.evaluator import MetricAsked, Scorer, about_scores, check_scores, outside, write_scores
-from outlay.standalone.inputs import CUSTOM_ID, Asked, Inputs, Row, cell, check_each_once, number_coded
-from outlay.standalone.runtime import Outcome
+from outlay.standalone.inputs import CUSTOM_ID, DataOptions, DataReader, TaskRow, cell, check_each_once, number_coded
+from outlay.standalone.runtime import StepReport
 from outlay.storage.hashing import key_of
 
 PREDICTION, GOLD = "prediction", "gold"
@@ -19,12 +19,12 @@ PREDICTION, GOLD = "prediction", "gold"
 def evaluate_file(
     predictions: Path,
     out: Path,
-    asked: Asked,
+    asked: DataOptions,
     metric: MetricAsked,
     *,
     prediction_column: str = PREDICTION,
     overwrite: bool = False,
-) -> Outcome:
+) -> StepReport:
     """Score predictions that lie in a file, as `predict` writes it or with columns of other names.
 
     Raises:
@@ -32,7 +32,7 @@ def evaluate_file(
             something else in ``out`` (unless ``overwrite``).
     """
     began = time.monotonic()
-    inputs = Inputs(_with_kind(asked, metric))
+    inputs = DataReader(_with_kind(asked, metric))
     form = inputs.form()
     found = inputs.table(predictions)
     gold = asked.target_column or (GOLD if GOLD in found[0].columns else "target")
@@ -42,7 +42,7 @@ def evaluate_file(
     rows, said = [], []
     for number, row in enumerate(found, start=1):
         text = cell(row, source, "--source-column") or "" if source is not None else ""
-        rows.append(Row(text, (text,), cell(row, gold, "--target-column"), f"{row.origin} (row {number})"))
+        rows.append(TaskRow(text, (text,), cell(row, gold, "--target-column"), f"{row.origin} (row {number})"))
         # A missing prediction is no answer: it is scored as one outside the label set, and counted.
         said.append(cell(row, prediction_column, "--prediction-column") or "")
     rows = inputs.checked(rows, form)
@@ -54,10 +54,10 @@ def evaluate_file(
     about = {"predictions_sha256": key_of(read), **about_scores(scorer, rows)}
     check_scores(out, about, overwrite=overwrite)
     facts = {"predictions": str(predictions), **write_scores(scorer, read, rows, out, about)}
-    return Outcome("evaluate", str(out), facts, counts, seconds=round(time.monotonic() - began, 3))
+    return StepReport("evaluate", str(out), facts, counts, seconds=round(time.monotonic() - began, 3))
 
 
-def _with_kind(asked: Asked, metric: MetricAsked) -> Asked:
+def _with_kind(asked: DataOptions, metric: MetricAsked) -> DataOptions:
     """A metric scores one kind of task, so who names it need not name the kind."""
     from outlay.tasks.task import METRICS_OF
 

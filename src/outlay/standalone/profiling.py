@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from outlay.train.profiler import Stopwatch
+    from outlay.train.profiler import Profiler
 
 
-def new_stopwatch(wanted: bool) -> Stopwatch | None:
+def new_stopwatch(wanted: bool) -> Profiler | None:
     """A stopwatch for this process's device, where one is wanted."""
     if not wanted:
         return None
-    from outlay.train.distributed import here
-    from outlay.train.profiler import Stopwatch
+    from outlay.train.distributed import current_process
+    from outlay.train.profiler import Profiler
 
-    return Stopwatch(here().device)
+    return Profiler(current_process().device)
 
 
-def seconds_of(stopwatch: Stopwatch | None) -> dict[str, float]:
+def seconds_of(stopwatch: Profiler | None) -> dict[str, float]:
     """Stop it, and say its seconds by part, the rest as ``other``; nothing where nobody looked."""
     if stopwatch is None:
         return {}
@@ -36,14 +36,14 @@ def profile_of_parts(pieces: Sequence[Mapping[str, float]], flops: int | None, p
     ``peak_flops_per_second``: what a plain matrix product reaches here in ``precision``, measured at once; ``utilisation``: model
     FLOPs per second as a share of that peak, ``None`` where it cannot be told, and then ``why`` says so.
     """
-    from outlay.train.distributed import here
+    from outlay.train.distributed import current_process
     from outlay.train.profiler import matmul_rate
 
     seconds: dict[str, float] = {}
     for piece in pieces:
         for name, value in piece.items():
             seconds[name] = round(seconds.get(name, 0.0) + value, 4)
-    total, peak = sum(seconds.values()), matmul_rate(here().device, precision)
+    total, peak = sum(seconds.values()), matmul_rate(current_process().device, precision)
     why = _why_unknown(flops, total, peak, all(pieces))
     return {
         "seconds": seconds,

@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeVar
 from outlay.errors import OutlayError, UnknownModel, UsageError
 from outlay.hardware.precision import remarks, resolve
 from outlay.settings import MOST_THREADS
-from outlay.spec import Family, Form, can_answer
-from outlay.standalone.output_dir import Home
+from outlay.spec import Family, TaskSpec, can_answer
+from outlay.standalone.output_dir import OutputDir
 from outlay.storage.locations import default_root
-from outlay.workers.ray_map import Executor, Here
+from outlay.workers.ray_map import Executor, InThisProcess
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class Silent:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RuntimeOptions:
     """How a step is run; but for the threads, nothing of it is part of the request.
 
     ``save_seconds``, ``save_steps``: how often a training may write a checkpoint; ``fsdp``: deal the weights among the processes;
@@ -119,13 +119,13 @@ class Running:
     def executor(self) -> Executor:
         """Where the blocks of a step are made."""
         if self.ray is None:
-            return Here()
+            return InThisProcess()
         from outlay.workers.ray_map import Cluster
 
         return Cluster(self.ray, self.threads)
 
 
-class Count:
+class TokenCounter:
     """A gauge that refuses nothing and counts tokens and seconds, those of killed attempts included as far as they are kept."""
 
     def __init__(self) -> None:
@@ -167,7 +167,7 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StepReport:
     """What came of a step.
 
     ``facts``: what it made, by name; ``counts``: what was cut or lost, a sentence each; ``flops``: by `outlay.models.shape`,
@@ -191,7 +191,7 @@ class Outcome:
         return asdict(self)
 
     @classmethod
-    def again(cls, summary: dict[str, Any]) -> Outcome:
+    def again(cls, summary: dict[str, Any]) -> StepReport:
         """From the summary of a finished step."""
         return cls(**{**summary, "is_old": True})
 
@@ -204,7 +204,7 @@ class Outcome:
         return f"{tokens}, {flops}, {self.seconds:,.1f} s{predicted}"
 
 
-def flops_of(ref: str, base: str | None, form: Form, n_trained: int, n_inferred: int) -> int | None:
+def flops_of(ref: str, base: str | None, form: TaskSpec, n_trained: int, n_inferred: int) -> int | None:
     """FLOPs of a step by the formulas of `outlay.models.shape`; ``None`` for a model type they do not know."""
     from outlay.models.shape import flops_infer, flops_train, shape_of
 
@@ -216,19 +216,19 @@ def flops_of(ref: str, base: str | None, form: Form, n_trained: int, n_inferred:
     return flops_train(shape, n_trained, n_outputs) + flops_infer(shape, n_inferred, n_outputs)
 
 
-def n_outputs_of(form: Form) -> int:
+def n_outputs_of(form: TaskSpec) -> int:
     """Outputs of an encoder's head: one per class, or O and two per entity type."""
     return 1 + 2 * len(form.labels) if form.kind == "entities" else len(form.labels)
 
 
-def count_cut(ref: str, base: str, form: Form, sources: Sequence[tuple[str, ...]]) -> list[str]:
+def count_cut(ref: str, base: str, form: TaskSpec, sources: Sequence[tuple[str, ...]]) -> list[str]:
     """A sentence on the sources that are longer than the limit; none where none is."""
     from outlay.train.api import count_cut as n_cut
 
     return cut_words(n_cut(ref, base, form, sources), len(sources), form)
 
 
-def cut_words(n_cut: int, n_rows: int, form: Form) -> list[str]:
+def cut_words(n_cut: int, n_rows: int, form: TaskSpec) -> list[str]:
     """The same, counted already."""
     if not n_cut:
         return []
@@ -236,7 +236,7 @@ def cut_words(n_cut: int, n_rows: int, form: Form) -> list[str]:
     return [f"{n_cut:,} of {n_rows:,} sources {verb} longer than {form.max_source_tokens} tokens and {verb} cut"]
 
 
-def refuse_family(family: Family, form: Form, ref: str) -> None:
+def refuse_family(family: Family, form: TaskSpec, ref: str) -> None:
     """Refuse a model that cannot do the task at all.
 
     Raises:
@@ -273,9 +273,9 @@ def on_main(act: Callable[[], T]) -> T:
     """Done by the main process alone; what comes of it, or its error, reaches every process."""
     if n_processes() == 1:
         return act()
-    from outlay.train.distributed import here
+    from outlay.train.distributed import current_process
 
-    place = here()
+    place = current_process()
     told: list[tuple[T | None, OutlayError | None]] = []
     if place.is_main:
         try:
@@ -289,7 +289,7 @@ def on_main(act: Callable[[], T]) -> T:
 
 
 @contextmanager
-def alone(home: Home) -> Iterator[None]:
+def alone(home: OutputDir) -> Iterator[None]:
     """Work at a home in one launch at a time.
 
     Raises:
@@ -303,6 +303,6 @@ def alone(home: Home) -> Iterator[None]:
 def wait_for_all() -> None:
     """Until every process is here."""
     if n_processes() > 1:
-        from outlay.train.distributed import here
+        from outlay.train.distributed import current_process
 
-        here().barrier()
+        current_process().barrier()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from outlay.errors import ArtifactDamaged, MissingData, UsageError
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Form, TargetKind
-from outlay.standalone.inputs import Row
+from outlay.spec import TargetKind, TaskSpec
+from outlay.standalone.inputs import TaskRow
 from outlay.standalone.output_dir import SUMMARY, Document, read_object
 from outlay.storage.hashing import digest_of, digest_of_file
 
@@ -59,9 +59,9 @@ class TargetsFolder:
         return cls(folder, index, digest_of(path.read_bytes()))
 
     @property
-    def form(self) -> Form:
+    def form(self) -> TaskSpec:
         """The question the teacher answered."""
-        return Form.from_json(self.index["form"])
+        return TaskSpec.from_json(self.index["form"])
 
     @property
     def kind(self) -> TargetKind:
@@ -74,14 +74,14 @@ class TargetsFolder:
         """How it answered."""
         return TeachSettings(**self.index["settings"])
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TaskRow]:
         """What was asked, in order."""
         path = self.folder / ROWS
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
         except OSError:
             raise MissingData(f"{path} is not there; teach again") from None
-        rows = [Row.from_json(json.loads(line), f"{path}:{i}") for i, line in enumerate(lines, start=1) if line]
+        rows = [TaskRow.from_json(json.loads(line), f"{path}:{i}") for i, line in enumerate(lines, start=1) if line]
         if len(rows) != self.index["n_rows"]:
             raise MissingData(f"{path} holds {len(rows)} rows, {INDEX} says {self.index['n_rows']}; teach again")
         return rows
@@ -200,7 +200,7 @@ class TargetsFolder:
 
 
 def index_of(
-    form: Form, kind: TargetKind, settings: TeachSettings, blocks: Mapping[str, str], about: Mapping[str, Any]
+    form: TaskSpec, kind: TargetKind, settings: TeachSettings, blocks: Mapping[str, str], about: Mapping[str, Any]
 ) -> Document:
     """The index of a finished folder; ``blocks``: sha256 by file name, in order; ``about``: teacher, student, rows."""
     return {
@@ -213,7 +213,7 @@ def index_of(
     }
 
 
-def answer_lines(rows: Sequence[Row], answers: Sequence[str]) -> list[Document]:
+def answer_lines(rows: Sequence[TaskRow], answers: Sequence[str]) -> list[Document]:
     """What a model said of each row, for people."""
     return [
         {"source": row.text, "prediction": said, **({} if row.gold is None else {"gold": row.gold})}

@@ -14,17 +14,17 @@ from outlay.hardware.precision import AUTO, remarks, resolve, without_auto
 from outlay.models.reference import fingerprint, resolve_folder
 from outlay.models.window import ENDLESS, Window, check_handover, window_of
 from outlay.settings import TrainSettings
-from outlay.spec import Family, Form, TargetKind
+from outlay.spec import Family, TargetKind, TaskSpec
 from outlay.standalone.evaluator import MetricAsked, Scorer
 from outlay.standalone.forecast import training_seconds
-from outlay.standalone.inputs import Asked, Inputs, Row, rows_digest, sources_of
-from outlay.standalone.output_dir import Home
+from outlay.standalone.inputs import DataOptions, DataReader, TaskRow, rows_digest, sources_of
+from outlay.standalone.output_dir import OutputDir
 from outlay.standalone.profiling import new_stopwatch, profile_of_parts, seconds_of
 from outlay.standalone.runtime import (
-    Count,
     Listener,
-    Outcome,
-    Running,
+    RuntimeOptions,
+    StepReport,
+    TokenCounter,
     alone,
     cut_words,
     flops_of,
@@ -37,12 +37,12 @@ from outlay.standalone.targets_dir import TargetsFolder
 from outlay.storage.files import writing
 
 if TYPE_CHECKING:
-    from outlay.train.api import DevTexts, ModelSpec, Watch
-    from outlay.train.profiler import Stopwatch
-    from outlay.train.state import Progress
+    from outlay.train.api import DevTexts, ModelSpec, TrainContext
+    from outlay.train.profiler import Profiler
+    from outlay.train.state import TrainProgress
     from outlay.train.trackers import Tracker
 
-    Learn = Callable[[ModelSpec, DevTexts | None, Path, Watch], Progress]
+    Learn = Callable[[ModelSpec, DevTexts | None, Path, TrainContext], TrainProgress]
 
 Role = Literal["teacher", "student", "distil"]
 
@@ -50,7 +50,7 @@ TRAINING = "training.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TrainingRequest:
     """What both trainings are asked for.
 
     ``model``, ``base``: as in `outlay.models.reference`; ``role``: whose defaults hold; ``overrides``: settings the user gave;
@@ -61,24 +61,24 @@ class Recipe:
     out: Path
     base: str | None = None
     role: Role = "student"
-    asked: Asked = field(default_factory=Asked)
+    asked: DataOptions = field(default_factory=DataOptions)
     dev_file: Path | None = None
     max_dev_rows: int | None = None
     metric: MetricAsked = field(default_factory=MetricAsked)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     accumulation: int = 1
-    running: Running = field(default_factory=Running)
+    running: RuntimeOptions = field(default_factory=RuntimeOptions)
 
 
 def finetune(
-    recipe: Recipe, listener: Listener, *, train_file: Path | None = None, max_train_rows: int | None = None
-) -> Outcome:
+    recipe: TrainingRequest, listener: Listener, *, train_file: Path | None = None, max_train_rows: int | None = None
+) -> StepReport:
     """Train a model on gold answers, and leave in ``recipe.out`` the best one by dev score (the last one without a dev set).
 
     Raises:
         OutlayError: whatever is wrong with rows, model, settings or place; one line.
     """
-    inputs = Inputs(recipe.asked)
+    inputs = DataReader(recipe.asked)
     if train_file is not None:
         rows = inputs.file(train_file, n=max_train_rows, needs_target=True)
     elif inputs.task is None:
@@ -89,7 +89,7 @@ def finetune(
     rows = inputs.checked(rows, form)
     plan = _plan("finetune", recipe, inputs, form, len(rows), own_dev=train_file is None)
 
-    def learn(spec: ModelSpec, dev: DevTexts | None, out: Path, watch: Watch) -> Progress:
+    def learn(spec: ModelSpec, dev: DevTexts | None, out: Path, watch: TrainContext) -> TrainProgress:
         from outlay.train import api as train_api
 
         golds = [row.gold or "" for row in rows]
@@ -99,14 +99,14 @@ def finetune(
     return plan.run(learn, listener)
 
 
-def distil(recipe: Recipe, listener: Listener, *, targets: Path, max_rows: int | None = None) -> Outcome:
+def distil(recipe: TrainingRequest, listener: Listener, *, targets: Path, max_rows: int | None = None) -> StepReport:
     """Train a student on the targets that `outlay teach` wrote, and leave it in ``recipe.out`` as `finetune` does.
 
     Raises:
         OutlayError: whatever is wrong with targets, rows, student, settings or place; one line.
     """
     stored = TargetsFolder.open(targets)
-    inputs = Inputs(recipe.asked)
+    inputs = DataReader(recipe.asked)
     form = inputs.form(stored.form)
     rows = stored.rows()[:max_rows]
     plan = _plan("distill", recipe, inputs, form, len(rows))
@@ -116,7 +116,7 @@ def distil(recipe: Recipe, listener: Listener, *, targets: Path, max_rows: int |
     if plan.settings.gold_weight > 0 and not any(gold is not None for gold in golds):
         raise UsageError(f"--gold-weight mixes in gold answers, and no row of {targets} has one; leave it out")
 
-    def learn(spec: ModelSpec, dev: DevTexts | None, out: Path, watch: Watch) -> Progress:
+    def learn(spec: ModelSpec, dev: DevTexts | None, out: Path, watch: TrainContext) -> TrainProgress:
         from outlay.train import api as train_api
 
         words = stored.load(len(rows))
@@ -132,8 +132,8 @@ def distil(recipe: Recipe, listener: Listener, *, targets: Path, max_rows: int |
 class Watched:
     """Who counts a training's work and time."""
 
-    gauge: Count
-    stopwatch: Stopwatch | None = None
+    gauge: TokenCounter
+    stopwatch: Profiler | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,19 +145,19 @@ class _Plan:
     """
 
     command: str
-    recipe: Recipe
-    form: Form
+    recipe: TrainingRequest
+    form: TaskSpec
     family: Family
     settings: TrainSettings
     asked_precision: str
-    dev: Sequence[Row]
+    dev: Sequence[TaskRow]
     scorer: Scorer | None
     n_rows: int
     window: Window = ENDLESS
     data: Mapping[str, Any] = field(default_factory=dict)
     target: TargetKind | None = None
     n_entities: int = 0
-    rows: Sequence[Row] = ()
+    rows: Sequence[TaskRow] = ()
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -166,7 +166,7 @@ class _Plan:
         return self.recipe.base or self.recipe.model
 
     @property
-    def fitted(self) -> Form:
+    def fitted(self) -> TaskSpec:
         """The form as this model can do it."""
         return self.window.fit(self.form, self.recipe.model)
 
@@ -175,11 +175,11 @@ class _Plan:
         """What of the form it cannot do, a line each."""
         return self.window.lines(self.form, self.recipe.model)
 
-    def sources(self, rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    def sources(self, rows: Sequence[TaskRow]) -> list[tuple[str, ...]]:
         """What this model reads."""
         return sources_of(rows, self.family, self.form.kind)
 
-    def on(self, data: Mapping[str, Any], target: TargetKind | None, n_entities: int, rows: Sequence[Row]) -> _Plan:
+    def on(self, data: Mapping[str, Any], target: TargetKind | None, n_entities: int, rows: Sequence[TaskRow]) -> _Plan:
         """The same with what is trained on."""
         return replace(self, data=data, target=target, n_entities=n_entities, rows=rows)
 
@@ -191,14 +191,14 @@ class _Plan:
         threads = self.recipe.running.threads
         return training_seconds(spec, (rows, golds), (dev, golds), self.settings, threads, self.target)
 
-    def run(self, learn: Learn, listener: Listener) -> Outcome:
+    def run(self, learn: Learn, listener: Listener) -> StepReport:
         """Train at the place the user named, from where an earlier attempt was killed."""
-        running, home = self.recipe.running, Home.folder(self.recipe.out)
+        running, home = self.recipe.running, OutputDir.folder(self.recipe.out)
         running.check()
         request = self._request()
         summary = on_main(lambda: home.look(request, overwrite=running.overwrite))
         if summary is not None:
-            return Outcome.again(summary)
+            return StepReport.again(summary)
         self._check_model()
         for line in remarks([self.asked_precision]):
             listener.say(line)
@@ -208,7 +208,7 @@ class _Plan:
             listener.say(line)
         with alone(home):
             predicted = self.predicted_seconds()
-            gauge, stopwatch = Count(), new_stopwatch(running.profile)
+            gauge, stopwatch = TokenCounter(), new_stopwatch(running.profile)
             progress = self._train(home, Watched(gauge, stopwatch), learn, listener)
             outcome = replace(self._outcome(progress, gauge, stopwatch), predicted_seconds=predicted)
             on_main(lambda: _keep(home, progress, outcome))
@@ -236,9 +236,9 @@ class _Plan:
         n_segments = len(self.sources(self.rows[:1])[0]) if self.rows else 1
         check_model(self.recipe.model, self.base, self.form, n_segments, (self.settings,))
 
-    def _train(self, home: Home, watched: Watched, learn: Learn, listener: Listener) -> Progress:
+    def _train(self, home: OutputDir, watched: Watched, learn: Learn, listener: Listener) -> TrainProgress:
         from outlay.storage.checkpoint_files import newest_checkpoint
-        from outlay.train.api import DevTexts, ModelSpec, Watch
+        from outlay.train.api import DevTexts, ModelSpec, TrainContext
 
         running, checkpoints, out = self.recipe.running, home.work / "checkpoints", home.work / "model"
         listener.begin(f"{self.command} {self.recipe.model}")
@@ -252,7 +252,7 @@ class _Plan:
             dev = DevTexts(self.sources(rows), lambda said: scorer.dev_score(said, rows))
         tracker = self._tracker(home) if rank() == 0 else None
         told = _Telling(listener, self.settings.batch_size)
-        watch = Watch(
+        watch = TrainContext(
             watched.gauge,
             checkpoints,
             running.save_seconds,
@@ -269,13 +269,13 @@ class _Plan:
             if tracker is not None:
                 tracker.close()
 
-    def _tracker(self, home: Home) -> Tracker | None:
+    def _tracker(self, home: OutputDir) -> Tracker | None:
         from outlay.train.trackers import open_tracker
 
         report_to, settings = self.recipe.running.report_to, self.settings.to_json()
         return open_tracker(report_to, name="outlay", folder=home.out / "tracking", settings=settings)
 
-    def _outcome(self, progress: Progress, gauge: Count, stopwatch: Stopwatch | None) -> Outcome:
+    def _outcome(self, progress: TrainProgress, gauge: TokenCounter, stopwatch: Profiler | None) -> StepReport:
         n_trained, n_inferred = progress.n_tokens_trained, progress.n_tokens_inferred
         flops = flops_of(self.recipe.model, self.recipe.base, self.form, n_trained, n_inferred)
         facts = {
@@ -295,7 +295,7 @@ class _Plan:
             # What an earlier attempt computed was not looked at.
             seen = None if gauge.is_resumed else flops
             facts["profile"] = profile_of_parts([seconds_of(stopwatch)], seen, self.settings.precision)
-        return Outcome(
+        return StepReport(
             command=self.command,
             out=str(self.recipe.out),
             facts=facts,
@@ -306,7 +306,7 @@ class _Plan:
             seconds=round(gauge.seconds, 3),
         )
 
-    def _counts(self, progress: Progress) -> list[str]:
+    def _counts(self, progress: TrainProgress) -> list[str]:
         counts = self.notes + self.lowered + cut_words(progress.n_truncated, self.n_rows, self.fitted)
         if progress.n_answers_cut:
             limit = self.fitted.max_target_tokens
@@ -318,7 +318,7 @@ class _Plan:
         return counts
 
 
-def n_entities(rows: Sequence[Row], form: Form) -> int:
+def n_entities(rows: Sequence[TaskRow], form: TaskSpec) -> int:
     """Entities of the gold answers."""
     if form.kind != "entities":
         return 0
@@ -327,7 +327,9 @@ def n_entities(rows: Sequence[Row], form: Form) -> int:
     return sum(len(parse_entities(row.gold or "", form.labels)) for row in rows)
 
 
-def _plan(command: str, recipe: Recipe, inputs: Inputs, form: Form, n_rows: int, *, own_dev: bool = True) -> _Plan:
+def _plan(
+    command: str, recipe: TrainingRequest, inputs: DataReader, form: TaskSpec, n_rows: int, *, own_dev: bool = True
+) -> _Plan:
     """Resolve what the user left open, and refuse what cannot work, before a model is loaded.
 
     ``own_dev``: the task's dev split chooses the model where no file does.
@@ -359,7 +361,7 @@ def _plan(command: str, recipe: Recipe, inputs: Inputs, form: Form, n_rows: int,
     return replace(plan, notes=inputs.notes)
 
 
-def _settings(recipe: Recipe, family: Family, form: Form, inputs: Inputs) -> tuple[TrainSettings, str]:
+def _settings(recipe: TrainingRequest, family: Family, form: TaskSpec, inputs: DataReader) -> tuple[TrainSettings, str]:
     """Defaults of family and role, then the task's, then the user's; and the precision asked for, resolved in the settings."""
     from outlay.settings import default_settings
 
@@ -377,7 +379,7 @@ def _settings(recipe: Recipe, family: Family, form: Form, inputs: Inputs) -> tup
     return settings, asked
 
 
-def _dev_rows(recipe: Recipe, inputs: Inputs, seed: int, own_dev: bool) -> list[Row]:
+def _dev_rows(recipe: TrainingRequest, inputs: DataReader, seed: int, own_dev: bool) -> list[TaskRow]:
     """From the file, else the task's dev split where it has one; beside training rows of another origin it might repeat them."""
     if recipe.dev_file is not None:
         return inputs.file(recipe.dev_file, n=recipe.max_dev_rows, needs_target=True)
@@ -394,7 +396,7 @@ class _Telling:
         self._batch_size = batch_size
         self._first: tuple[int, float] | None = None
 
-    def __call__(self, progress: Progress, n_steps: int) -> None:
+    def __call__(self, progress: TrainProgress, n_steps: int) -> None:
         now = time.monotonic()
         if self._first is None:
             self._first = progress.step, now
@@ -406,7 +408,7 @@ class _Telling:
         self._listener.progress(progress.step, n_steps, detail)
 
 
-def _keep(home: Home, progress: Progress, outcome: Outcome) -> None:
+def _keep(home: OutputDir, progress: TrainProgress, outcome: StepReport) -> None:
     """Move the model to its place, the history beside it, the summary last."""
     for path in sorted((home.work / "model").iterdir()):
         with writing(home.out / path.name):

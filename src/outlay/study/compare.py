@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 
-from outlay.engine.outputs import Aftermath, aftermath_of, manifest_of, receipt_file
+from outlay.engine.outputs import RunOutputs, manifest_of, outputs_of, receipt_file
 from outlay.engine.point import Point, read_points, write_points
-from outlay.engine.prepare import Options, Workbench
+from outlay.engine.prepare import Options, RunBuilder
 from outlay.engine.run_dir import STUDY_FILE
 from outlay.engine.runner import Runner
 from outlay.errors import DataError, MissingData, UsageError
@@ -57,18 +57,18 @@ def check_folder(folder: Path, asked: Sequence[str], *, overwrite: bool) -> None
         )
 
 
-def foresee(workbench: Workbench, options: Sequence[Options]) -> None:
+def foresee(workbench: RunBuilder, options: Sequence[Options]) -> None:
     """Bring every run as far as its first recipe: whatever it meets on the way is met before the first of them buys a label.
 
     Raises:
-        OutlayError: what `Workbench.prepare` refuses.
+        OutlayError: what `RunBuilder.prepare` refuses.
     """
     for asked in options:
         strategy(asked.strategy).ask(workbench.prepare(asked).known, [])
 
 
 def run_points(
-    runner: Runner, workbench: Workbench, options: Sequence[Options], on_point: Callable[[int, Options], None]
+    runner: Runner, workbench: RunBuilder, options: Sequence[Options], on_point: Callable[[int, Options], None]
 ) -> list[Point]:
     """Execute every point, note each as it is done, and leave ``points.json`` and the index in the runner's folder.
 
@@ -131,7 +131,7 @@ def summarise(runner: Runner) -> Comparison:
     runs = json.loads(index.read_text(encoding="utf-8"))["runs"]
     if len(points) != len(runs):
         raise DataError(f"{runner.folder}: {len(points)} points but {len(runs)} runs; run the same command again")
-    left = {point.id: aftermath_of(runner, run) for point, run in zip(points, runs, strict=True) if point.is_ok}
+    left = {point.id: outputs_of(runner, run) for point, run in zip(points, runs, strict=True) if point.is_ok}
     teachers = {point: each.teacher_dev for point, each in left.items() if each.teacher_dev is not None}
     metrics = {each.metric for each in left.values() if each.metric is not None}
     return compare(
@@ -166,7 +166,7 @@ def write_report(runner: Runner) -> dict[str, Path]:
     return files
 
 
-def _differences(points: Sequence[Point], left: Mapping[str, Aftermath]) -> list[DifferenceRow]:
+def _differences(points: Sequence[Point], left: Mapping[str, RunOutputs]) -> list[DifferenceRow]:
     """Pairs of rows at each budget, tested over seeds and test rows as one family."""
     results = Results(Header("comparison", "Comparison", "plain"), tuple(points), left)
     return [

@@ -15,11 +15,11 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from outlay.engine.point import usd_of
-from outlay.engine.prepare import Options, Workbench
+from outlay.engine.prepare import Options, RunBuilder
 from outlay.errors import OutlayError
-from outlay.models.cost_model import Profile
+from outlay.models.cost_model import MachineProfile
 from outlay.money.amounts import Price, cost_micros
-from outlay.plan.context import Known
+from outlay.plan.context import PlanningContext
 from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Distil, Recipe, Score, Step, Teach, Train, n_carved
@@ -73,7 +73,7 @@ class PlannedPoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class StudyWork:
     """What some steps come to.
 
     ``n_steps``: by kind; ``n_optimizer_steps``: batches trained, every epoch run to its end; ``charged_hours``: on the
@@ -97,7 +97,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StudyPlan:
     """Points in the order asked, and the distinct steps of all of them, inputs before what reads them.
 
     ``distinct``: each step once; ``separate``: as separate runs would do it, each point for itself; ``cash_micros``: the forecast
@@ -107,8 +107,8 @@ class Plan:
 
     points: tuple[PlannedPoint, ...]
     steps: tuple[Step, ...]
-    distinct: Work
-    separate: Work
+    distinct: StudyWork
+    separate: StudyWork
     cash_micros: int | None
 
     @property
@@ -153,13 +153,13 @@ class Plan:
 
 
 def plan(
-    workbench: Workbench,
+    workbench: RunBuilder,
     asked: Iterable[Options | tuple[Options, str]],
     on_point: Callable[[int], None] | None = None,
     *,
-    profile: Profile | None = None,
+    profile: MachineProfile | None = None,
     here: Price | None = None,
-) -> Plan:
+) -> StudyPlan:
     """The plan of many points; ``asked``: the options of each, with a reason where it is known beforehand to be ``na``.
 
     A point is ``na`` where its strategy says so, where its task, models or data are refused, and where it asks for more pool rows
@@ -176,10 +176,12 @@ def plan(
             sums.add(point.recipe, known)
         if on_point is not None:
             on_point(number)
-    return Plan(tuple(points), tuple(sums.steps.values()), sums.distinct(), sums.separate(), sums.cash_micros())
+    return StudyPlan(tuple(points), tuple(sums.steps.values()), sums.distinct(), sums.separate(), sums.cash_micros())
 
 
-def _planned(workbench: Workbench, options: Options, absent: str | None) -> tuple[PlannedPoint, Known | None]:
+def _planned(
+    workbench: RunBuilder, options: Options, absent: str | None
+) -> tuple[PlannedPoint, PlanningContext | None]:
     run_id: str | None = None
     name = workbench.name_of(options.task)
     try:
@@ -198,7 +200,7 @@ def _planned(workbench: Workbench, options: Options, absent: str | None) -> tupl
     return PlannedPoint(options, name, run_id, None, reason, 0), None
 
 
-def _too_small_a_pool(workbench: Workbench, options: Options) -> str | None:
+def _too_small_a_pool(workbench: RunBuilder, options: Options) -> str | None:
     """A run takes what pool there is; a cell of a study that says how many rows means them."""
     if options.pool_rows is None:
         return None
@@ -215,7 +217,7 @@ _On = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """Of one step, as in `Work`."""
+    """Of one step, as in `StudyWork`."""
 
     kind: str
     n_optimizer_steps: int
@@ -226,7 +228,7 @@ class _Figures:
 class _Sums:
     """Adds up the steps of recipes: each distinct one once, and each as often as it is asked for."""
 
-    def __init__(self, profile: Profile | None, here: Price | None) -> None:
+    def __init__(self, profile: MachineProfile | None, here: Price | None) -> None:
         self.steps: dict[str, Step] = {}
         self._first: list[_On] = []
         self._figures: dict[_On, _Figures] = {}
@@ -235,7 +237,7 @@ class _Sums:
         self._profile = profile
         self._here = here
 
-    def add(self, recipe: Recipe, known: Known) -> None:
+    def add(self, recipe: Recipe, known: PlanningContext) -> None:
         """Count the steps of a point."""
         for step in recipe.steps():
             at = step.key, known.machine.name
@@ -247,11 +249,11 @@ class _Sums:
                     self._first.append(at)
             self._n_asked[at] += 1
 
-    def distinct(self) -> Work:
+    def distinct(self) -> StudyWork:
         """Each step once."""
         return self._work(dict.fromkeys(self._first, 1))
 
-    def separate(self) -> Work:
+    def separate(self) -> StudyWork:
         """Each step as often as it is asked for."""
         return self._work(self._n_asked)
 
@@ -262,7 +264,7 @@ class _Sums:
             return None
         return cost_micros(Fraction(seconds) / 3600, self._here.usd)
 
-    def _work(self, counts: Mapping[_On, int]) -> Work:
+    def _work(self, counts: Mapping[_On, int]) -> StudyWork:
         n_steps = dict.fromkeys(KINDS, 0)
         n_optimizer_steps, charged_hours = 0, 0.0
         seconds: float | None = 0.0
@@ -272,15 +274,15 @@ class _Sums:
             n_optimizer_steps += n * each.n_optimizer_steps
             charged_hours += n * each.charged_hours
             seconds = None if seconds is None or each.seconds_here is None else seconds + n * each.seconds_here
-        return Work(n_steps, n_optimizer_steps, charged_hours, seconds)
+        return StudyWork(n_steps, n_optimizer_steps, charged_hours, seconds)
 
-    def _figures_of(self, step: Step, known: Known) -> _Figures:
+    def _figures_of(self, step: Step, known: PlanningContext) -> _Figures:
         if not isinstance(step, Train | Teach | Distil | Score):
             return _Figures(step.kind, 0, 0.0, 0.0)
         hours = float(Quoter(known).quote(step).quantity)
         return _Figures(step.kind, _n_optimizer_steps(step, known), hours, self._seconds_here(step, known))
 
-    def _seconds_here(self, step: Train | Teach | Distil | Score, known: Known) -> float | None:
+    def _seconds_here(self, step: Train | Teach | Distil | Score, known: PlanningContext) -> float | None:
         """Foreseen once for all steps that differ in their seed, or in the teacher's labels, alone."""
         if self._profile is None or self._profile.threads != step.threads:
             return None
@@ -294,7 +296,7 @@ class _Sums:
         return self._foreseen[at]
 
 
-def _alike(step: Train | Teach | Distil | Score, known: Known) -> Hashable:
+def _alike(step: Train | Teach | Distil | Score, known: PlanningContext) -> Hashable:
     """What decides how long a step takes, but for the order of the rows."""
     match step:
         case Train():
@@ -311,7 +313,7 @@ def _alike(step: Train | Teach | Distil | Score, known: Known) -> Hashable:
     return known.task, step.kind, step.model.model, getattr(step.model, "target", None), step.model.settings.precision
 
 
-def _n_optimizer_steps(step: Step, known: Known) -> int:
+def _n_optimizer_steps(step: Step, known: PlanningContext) -> int:
     """Batches of all epochs; where batches are filled by tokens, as many as their tokens fill."""
     if not isinstance(step, Train | Distil):
         return 0

@@ -28,7 +28,7 @@ from outlay.report.results import Layout
 from outlay.storage.paths import as_word, expand
 from outlay.study.schema import OTHERS, Scale, TaskAxes, merged, union_of, values_of
 from outlay.tasks.task import load_task
-from outlay.tasks.yaml_file import Block, Name, NonEmpty, first_problem, read_yaml
+from outlay.tasks.yaml_file import Name, NonEmpty, YamlBlock, first_problem, read_yaml
 
 LLM_STRATEGIES = ("llm_annotate", "mix")
 """Strategies that buy labels from an LLM, and so need its error rate."""
@@ -60,7 +60,7 @@ class Study:
     cells: tuple[Cell, ...]
 
 
-class StudyFile(Block):
+class StudyFile(YamlBlock):
     """A study as its file describes it."""
 
     name: Name

@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from outlay.engine.outputs import aftermath_of, receipt_file
+from outlay.engine.outputs import outputs_of, receipt_file
 from outlay.engine.point import Point, read_points, usd_of, write_points
-from outlay.engine.prepare import Options, Workbench
-from outlay.engine.run_dir import STUDY_FILE, RunFolder
+from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.run_dir import STUDY_FILE, RunDir
 from outlay.engine.runner import Runner
 from outlay.engine.step_meter import seconds_at
 from outlay.engine.summary import absent_point
@@ -38,9 +38,9 @@ from outlay.storage.locations import default_location
 from outlay.storage.paths import command_line
 from outlay.storage.remote import open_location
 from outlay.storage.store import Store
-from outlay.study.dry_run import Plan
+from outlay.study.dry_run import StudyPlan
 from outlay.study.scheduler import Observer, Scheduler
-from outlay.workers.pool import Crew
+from outlay.workers.pool import WorkerPool
 
 FORMAT = 1
 WRITE_SECONDS = 10.0
@@ -51,7 +51,7 @@ WRITE_SHARE = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StudyCell:
     """One cell of the grid in the index: its run, ``None`` where there is none; and the request in short."""
 
     run: str | None
@@ -61,13 +61,13 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Index:
+class StudyIndex:
     """What `study.json` says."""
 
     header: Header
     store: str
     here: Price
-    cells: tuple[Entry, ...]
+    cells: tuple[StudyCell, ...]
 
     def write(self, folder: Path) -> None:
         """Into a results folder, whole or not at all."""
@@ -84,7 +84,7 @@ class Index:
         )
 
     @classmethod
-    def read(cls, folder: Path) -> Index:
+    def read(cls, folder: Path) -> StudyIndex:
         """From a results folder.
 
         Raises:
@@ -100,7 +100,7 @@ class Index:
         here = Price(
             document["here"]["item"], document["here"]["unit"], Decimal(document["here"]["usd"]), str(path), None
         )
-        return cls(header, document["store"], here, tuple(Entry(**cell) for cell in document["cells"]))
+        return cls(header, document["store"], here, tuple(StudyCell(**cell) for cell in document["cells"]))
 
     def again(self, folder: Path) -> str | None:
         """The command that goes on with it: what made the grid, in this folder, with its store and its price of the hour."""
@@ -115,7 +115,7 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldCell:
     """A step that is held: of which cell, charged on what, seconds it has taken, and whether the process that held it ended."""
 
     label: str
@@ -130,7 +130,7 @@ class Status:
 
     header: Header
     n_by_status: dict[str, int]
-    held: tuple[Held, ...]
+    held: tuple[HeldCell, ...]
     reasons: tuple[tuple[str, str, str], ...]
     """Status, label and reason of every cell that is ``failed`` or ``na``."""
     cash_usd: float
@@ -143,7 +143,7 @@ class Status:
         return not self.n_by_status.get("left")
 
 
-class Conductor:
+class StudyRunner:
     """A plan being brought about in a results folder; what is there already is replayed and books nothing.
 
     Raises:
@@ -151,7 +151,7 @@ class Conductor:
         LedgerDamaged: it does not hold all that finished runs booked.
     """
 
-    def __init__(self, plan: Plan, header: Header, runner: Runner, workbench: Workbench) -> None:
+    def __init__(self, plan: StudyPlan, header: Header, runner: Runner, workbench: RunBuilder) -> None:
         check_folder(runner.folder, header)
         self._plan, self._runner, self._workbench = plan, runner, workbench
         self.folder = runner.folder
@@ -168,7 +168,7 @@ class Conductor:
         """Places of the points to be brought about."""
         self._files.write(self.points)
 
-    def run(self, crew: Crew, observer: Observer) -> None:
+    def run(self, crew: WorkerPool, observer: Observer) -> None:
         """Bring about what is left; whatever happens, the points so far are in the folder."""
         if not self.left:
             return
@@ -194,14 +194,14 @@ class Conductor:
 
 
 def conduct(
-    plan: Plan, header: Header, runner: Runner, workbench: Workbench, crew: Crew, observer: Observer
+    plan: StudyPlan, header: Header, runner: Runner, workbench: RunBuilder, crew: WorkerPool, observer: Observer
 ) -> list[Point]:
-    """Bring every planned point about with a crew that is at work; see `Conductor` for errors.
+    """Bring every planned point about with a crew that is at work; see `StudyRunner` for errors.
 
     Returns:
         The points in the order of the plan.
     """
-    conductor = Conductor(plan, header, runner, workbench)
+    conductor = StudyRunner(plan, header, runner, workbench)
     conductor.run(crew, observer)
     return [conductor.points[i] for i in range(len(plan.points))]
 
@@ -213,7 +213,7 @@ def check_folder(folder: Path, header: Header) -> None:
         UsageError: it holds another study, or runs of no study.
     """
     if (folder / STUDY_FILE).exists():
-        other = Index.read(folder).header
+        other = StudyIndex.read(folder).header
         if (other.name, other.scale) != (header.name, header.scale):
             raise UsageError(
                 f"{folder} holds study {other.name} at scale {other.scale}, and this is {header.name} at scale "
@@ -226,7 +226,7 @@ def check_folder(folder: Path, header: Header) -> None:
 class _Folder:
     """The files of a study as it goes on."""
 
-    def __init__(self, plan: Plan, header: Header, runner: Runner) -> None:
+    def __init__(self, plan: StudyPlan, header: Header, runner: Runner) -> None:
         self._runner = runner
         self.runs = [None if planned.recipe is None else planned.run_id for planned in plan.points]
         models = tuple(
@@ -238,9 +238,9 @@ class _Folder:
     def write(self, points: Mapping[int, Point]) -> None:
         """The index, then the points so far."""
         cells = tuple(
-            Entry(run, points[i].id if i in points else None, self._labels[i]) for i, run in enumerate(self.runs)
+            StudyCell(run, points[i].id if i in points else None, self._labels[i]) for i, run in enumerate(self.runs)
         )
-        Index(self._header, self._runner.store.location, self._runner.here, cells).write(self._runner.folder)
+        StudyIndex(self._header, self._runner.store.location, self._runner.here, cells).write(self._runner.folder)
         write_points(self._runner.folder / "points.json", [points[i] for i in sorted(points)])
 
     def write_receipt(self, place: int) -> None:
@@ -271,7 +271,7 @@ def label_of(options: Options, task: str, models: Sequence[str]) -> str:
 
 def reopen_study(folder: Path, store: Store | None = None) -> Runner:
     """The runner of a study's folder, for reading: its own store and price, unless another store is handed in."""
-    index = Index.read(folder)
+    index = StudyIndex.read(folder)
     return Runner(folder, store or open_location(index.store), here=index.here)
 
 
@@ -281,12 +281,12 @@ def read_results(folder: Path, store: Store | None = None) -> Results:
     Raises:
         MissingData: there is no study, or no point yet.
     """
-    index, runner = Index.read(folder), reopen_study(folder, store)
+    index, runner = StudyIndex.read(folder), reopen_study(folder, store)
     points = read_points(folder / "points.json")
     if not points:
         raise MissingData(f"{folder} holds no finished point yet; run its command again to go on")
     runs = {cell.point: cell.run for cell in index.cells if cell.point is not None and cell.run is not None}
-    left = {point.id: aftermath_of(runner, runs[point.id]) for point in points if point.id in runs}
+    left = {point.id: outputs_of(runner, runs[point.id]) for point in points if point.id in runs}
     return Results(index.header, tuple(points), left)
 
 
@@ -296,17 +296,17 @@ def status_of(folder: Path) -> Status:
     Raises:
         MissingData: the folder holds no study.
     """
-    index = Index.read(folder)
+    index = StudyIndex.read(folder)
     path = folder / "points.json"
     points = {point.id: point for point in read_points(path)} if path.exists() else {}
     ledger = Ledger(folder / "ledger.sqlite")
     known = set(ledger.run_ids()) if ledger.is_begun else set()
     counts: Counter[str] = Counter()
-    held: list[Held] = []
+    held: list[HeldCell] = []
     reasons, cash = [], 0
     for cell in index.cells:
         point = points.get(cell.point or "")
-        ended = cell.run is not None and RunFolder.of(folder, cell.run).manifest.exists()
+        ended = cell.run is not None and RunDir.of(folder, cell.run).manifest.exists()
         status = point.result.status if point is not None else "ok" if ended else "left"
         counts[status] += 1
         if point is not None and not point.is_ok:
@@ -317,9 +317,9 @@ def status_of(folder: Path) -> Status:
     return Status(index.header, dict(counts), tuple(held), tuple(reasons), usd_of(cash), index.again(folder))
 
 
-def _held(ledger: Ledger, folder: Path, run: str, label: str) -> list[Held]:
+def _held(ledger: Ledger, folder: Path, run: str, label: str) -> list[HeldCell]:
     cut_off = {hold.key for hold in ledger.expired_holds(run)}
     return [
-        Held(label, hold.quote.item, seconds_at(RunFolder.of(folder, run).step(hold.key)), hold.key in cut_off)
+        HeldCell(label, hold.quote.item, seconds_at(RunDir.of(folder, run).step(hold.key)), hold.key in cut_off)
         for hold in ledger.open_holds(run)
     ]

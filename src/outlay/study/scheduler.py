@@ -14,17 +14,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
-from outlay.engine.job_runner import Delivered, Job, Maker
+from outlay.engine.job_runner import Job, JobResult, JobRunner
 from outlay.engine.point import Point
-from outlay.engine.prepare import Options, Workbench
-from outlay.engine.run import Begun, Execution, Need
+from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.run import HeldStep, ReadyStep, RunExecution
 from outlay.engine.runner import Runner
 from outlay.engine.summary import absent_point
 from outlay.errors import OutlayError
 from outlay.money.amounts import PriceBook
 from outlay.plan.steps import Buy, Recipe, Step, describe
 from outlay.storage.remote import open_location
-from outlay.workers.pool import Crew, Ended, Report, Work
+from outlay.workers.pool import Report, TaskResult, WorkerFn, WorkerPool
 
 N_TRIES = 3
 """How often a step is handed out whose worker is lost each time."""
@@ -39,7 +39,7 @@ TICK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class StepCraft:
+class StepRunnerFactory:
     """Sets up a worker that makes compute steps: its own view of store, data and models.
 
     ``store``: a folder or a URL; both it and ``data_root`` must mean the same on the worker's machine.
@@ -50,15 +50,15 @@ class StepCraft:
     data_root: Path | None = None
     machines: tuple[Path, ...] = ()
 
-    def __call__(self) -> Work:
+    def __call__(self) -> WorkerFn:
         """The function that makes one job."""
         store = open_location(self.store)
-        workbench = Workbench(
+        workbench = RunBuilder(
             self.prices, data_root=self.data_root, machines=self.machines, tokens=store.root / "tokens"
         )
-        maker = Maker(store, workbench.prepare)
+        maker = JobRunner(store, workbench.prepare)
 
-        def work(job: Job, report: Report) -> Delivered:
+        def work(job: Job, report: Report) -> JobResult:
             return maker.make(job, report)
 
         return work
@@ -93,8 +93,8 @@ class _Open:
     """
 
     place: int
-    execution: Execution
-    needs: dict[str, Need] = field(default_factory=dict)
+    execution: RunExecution
+    needs: dict[str, ReadyStep] = field(default_factory=dict)
     n_begun: int = 0
     failed: str | None = None
     recipe: Recipe | None = None
@@ -107,8 +107,8 @@ class Scheduler:
     def __init__(
         self,
         runner: Runner,
-        workbench: Workbench,
-        crew: Crew,
+        workbench: RunBuilder,
+        crew: WorkerPool,
         observer: Observer,
         done: Callable[[int, Point], None],
     ) -> None:
@@ -118,7 +118,7 @@ class Scheduler:
         self._observer = observer
         self._done = done
         self._open: dict[int, _Open] = {}
-        self._making: dict[str, tuple[_Open, Begun]] = {}
+        self._making: dict[str, tuple[_Open, HeldStep]] = {}
         self._failed: dict[str, str] = {}
         self._n_lost: Counter[str] = Counter()
         self._n_done = 0
@@ -153,7 +153,7 @@ class Scheduler:
     def _begin(self, place: int, options: Options) -> None:
         try:
             prepared = self._workbench.prepare(options)
-            execution = Execution(self._runner.till, prepared, self._runner.watcher).open()
+            execution = RunExecution(self._runner.till, prepared, self._runner.watcher).open()
         except OutlayError as error:
             self._close(place, absent_point(options, self._workbench, "failed", str(error)))
             return
@@ -203,7 +203,7 @@ class Scheduler:
         """Give free workers the steps that the longest way still hangs on."""
         if not self._crew.n_free:
             return
-        ready: dict[str, tuple[Fraction, _Open, Need]] = {}
+        ready: dict[str, tuple[Fraction, _Open, ReadyStep]] = {}
         for each in self._open.values():
             for key, need in each.needs.items():
                 if key not in self._making:
@@ -216,7 +216,7 @@ class Scheduler:
         for _, each, need in urgent[: self._crew.n_free]:
             self._start(each, need)
 
-    def _start(self, each: _Open, need: Need) -> None:
+    def _start(self, each: _Open, need: ReadyStep) -> None:
         execution = each.execution
         # Of the cash that is left, the step's part of the hours that are left; and a part for each worker that may begin now.
         share = execution.hours(need.step) / execution.compute_hours() / self._crew.n_free
@@ -231,7 +231,7 @@ class Scheduler:
         self._crew.submit(need.key, begun.job)
         self._observer.began(describe(need.step), execution.run_id)
 
-    def _take(self, ended: Ended) -> None:
+    def _take(self, ended: TaskResult) -> None:
         """Settle what came, or give the hold back; then go on with every run that waited for it."""
         each, begun = self._making.pop(ended.name)
         what, problem = describe(begun.need.step), None
@@ -263,7 +263,7 @@ class Scheduler:
         }
 
 
-def _ranks(execution: Execution, recipe: Recipe) -> dict[str, Fraction]:
+def _ranks(execution: RunExecution, recipe: Recipe) -> dict[str, Fraction]:
     """Hours from each step to the end of the recipe, along the longest way (the upward rank of Topcuoglu et al. 2002)."""
     ranks: dict[str, Fraction] = {}
     behind: dict[str, Fraction] = {}

@@ -13,7 +13,7 @@ from outlay.money.amounts import format_usd, parse_usd
 from outlay.plan.request import DEFAULT_MACHINE, DEFAULT_THREADS, ROLES
 from outlay.settings import LARGEST_SEED, MOST_THREADS, TeachSettings, TrainSettings
 from outlay.tasks.overrides import SETTING_NAMES
-from outlay.tasks.yaml_file import Block, NonEmpty
+from outlay.tasks.yaml_file import NonEmpty, YamlBlock
 from outlay.text.yaml_text import plain
 
 OTHERS = "others"
@@ -85,7 +85,7 @@ Amounts = Annotated[
 Settings = Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
 
 
-class Models(Block):
+class Models(YamlBlock):
     """Who learns and who teaches; each is a reference such as ``cut:2``, a folder, or a name on the hub."""
 
     teacher: Names | None = None
@@ -100,7 +100,7 @@ class Models(Block):
     """Encoder that ``bert_ibleu`` compares texts with; default as the task says."""
 
 
-class LLM(Block):
+class LLM(YamlBlock):
     """An LLM that sells labels, replayed: gold labels with errors, at a price of their own."""
 
     error_rate: float | None = Field(default=None, ge=0, le=1)
@@ -109,7 +109,7 @@ class LLM(Block):
     """Item of the price book that one of its labels costs; default ``gpt-3.5-label/`` and the task's name."""
 
 
-class Axes(Block):
+class Axes(YamlBlock):
     """What is varied, and what is fixed. An axis is one value, a list, or lists by strategy (``others``: those not named)."""
 
     strategies: tuple[NonEmpty, ...] | None = Field(default=None, min_length=1)

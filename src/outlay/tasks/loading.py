@@ -17,7 +17,7 @@ from outlay.spec import named_class
 from outlay.storage.paths import command_line, expand, expand_path, home
 from outlay.tasks.example import Example, TextFormat, number_repeats, seeded_order, shorten
 from outlay.tasks.leaks import _leak_error, _leaks_into, _without, source_key
-from outlay.tasks.readers import TEXT_COLUMN, FileRows, Row, cell_text, missing_value, read_file, read_hub
+from outlay.tasks.readers import TEXT_COLUMN, FileRows, SourceRow, cell_text, missing_value, read_file, read_hub
 from outlay.tasks.source_table import SourceTable
 from outlay.tasks.sources import Column, DataFile, Derive, PoolSource, Source, Split
 from outlay.tasks.splits import PoolPart, TaskData
@@ -282,7 +282,7 @@ class _Reader:
             wanted += ", or move such rows to a file of their own and name it in `pool`"
         return LabelError(f"{row.origin} has no {what} in column {source.target!r}{there}; {wanted}")
 
-    def _rows(self, source: Source) -> list[Row]:
+    def _rows(self, source: Source) -> list[SourceRow]:
         if source.data_file is not None:
             return self._file(source.data_file)
         if source.hub is not None:
@@ -291,9 +291,9 @@ class _Reader:
             return self._derived(source.derive)
         assert isinstance(source, PoolSource)
         assert source.split is not None
-        return [Row(example.origin, dict(example.fields)) for example in self.split(source.split)]
+        return [SourceRow(example.origin, dict(example.fields)) for example in self.split(source.split)]
 
-    def _file(self, file: DataFile) -> list[Row]:
+    def _file(self, file: DataFile) -> list[SourceRow]:
         at = locate(self._task, file, self._root), file.delimiter
         if at not in self._files:
             if not _is_file(at[0]):
@@ -314,7 +314,7 @@ class _Reader:
         fetched = f", or `{get_command(self._task)}` fetches it" if file.origin is not None else ""
         return MissingData(f"{where}; correct `file` in the task, or put the file there{fetched}")
 
-    def _derived(self, derive: Derive) -> list[Row]:
+    def _derived(self, derive: Derive) -> list[SourceRow]:
         other = derived_task(self._task, derive)
         above = (*self._above, self._task.name)
         if other.name in above:
@@ -329,7 +329,7 @@ class _Reader:
         reader = _Reader(other, self._root, above)
         examples = reader.split(derive.split)
         self._derived_notes += reader.notes()
-        return [Row(e.origin, {**dict(e.fields), "text": e.text, "label": e.label}) for e in examples]
+        return [SourceRow(e.origin, {**dict(e.fields), "text": e.text, "label": e.label}) for e in examples]
 
 
 def derived_task(task: Task, derive: Derive) -> Task:

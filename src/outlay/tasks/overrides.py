@@ -8,7 +8,7 @@ from pydantic import Field
 
 from outlay.hardware.precision import without_auto
 from outlay.spec import Family
-from outlay.tasks.yaml_file import Block
+from outlay.tasks.yaml_file import YamlBlock
 
 Role = Literal["teacher", "student", "distil"]
 
@@ -16,7 +16,7 @@ SETTING_NAMES = {"lr": "learning_rate"}
 """Where a key of the task file has another name among the training settings."""
 
 
-class HyperParameters(Block):
+class HyperParameters(YamlBlock):
     """Overrides of training hyper-parameters; what is not given is derived."""
 
     epochs: int | None = Field(default=None, gt=0)
@@ -74,7 +74,7 @@ class HyperParameters(Block):
         return {name: value for name, value in self.model_dump().items() if value is not None}
 
 
-class Roles(Block):
+class Roles(YamlBlock):
     """Hyper-parameters by role."""
 
     teacher: HyperParameters = HyperParameters()
@@ -90,7 +90,7 @@ class Roles(Block):
         return roles[role].given()
 
 
-class Training(Roles):
+class TrainingOverrides(Roles):
     """Hyper-parameters by role for every family, and for one family alone, which win."""
 
     encoder: Roles = Roles()

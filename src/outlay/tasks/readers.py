@@ -35,7 +35,7 @@ _PARQUET_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SourceRow:
     """One row: where it was read (``file:line``) and its columns."""
 
     origin: str
@@ -46,7 +46,7 @@ class Row:
 class FileRows:
     """The rows of a file, and what was decided about its form that could have been otherwise, a sentence each."""
 
-    rows: list[Row]
+    rows: list[SourceRow]
     notes: tuple[str, ...] = ()
 
 
@@ -71,7 +71,7 @@ def read_file(file: DataFile, path: Path) -> FileRows:
         raise MissingData(f"{path} has sha256 {found}, the task says {file.sha256}; remove the file and fetch it again")
     notes: list[str] = []
     numbered = _rows_of(path, file.delimiter, notes)
-    rows = [Row(f"{file.file}:{number}", columns) for number, columns in numbered]
+    rows = [SourceRow(f"{file.file}:{number}", columns) for number, columns in numbered]
     if not rows:
         raise MissingData(f"{path} holds no rows; fetch it again or write rows into it")
     if file.rows is not None and len(rows) != file.rows:
@@ -79,7 +79,7 @@ def read_file(file: DataFile, path: Path) -> FileRows:
     return FileRows(rows, tuple(f"{file.file}: {note}" for note in notes))
 
 
-def stream_file(path: Path) -> Iterator[Row]:
+def stream_file(path: Path) -> Iterator[SourceRow]:
     """Read the rows of a file one after the other, without holding all of them; as `read_file` otherwise.
 
     Raises:
@@ -89,7 +89,7 @@ def stream_file(path: Path) -> Iterator[Row]:
     _refuse_empty(path)
     is_parquet = suffix_of(path) == ".parquet"
     numbered = _parquet_batches(path) if is_parquet else _rows_of(path, None, [])
-    return (Row(f"{path}:{number}", columns) for number, columns in numbered)
+    return (SourceRow(f"{path}:{number}", columns) for number, columns in numbered)
 
 
 def cell_text(origin: str, columns: Mapping[str, Any], column: str) -> str | None:
@@ -242,7 +242,7 @@ def parquet_library(path: Path) -> Any:
         raise DataError(f"{path} is a Parquet file, which needs the pyarrow library: {EXTRA}") from None
 
 
-def read_hub(hub: Hub) -> list[Row]:
+def read_hub(hub: Hub) -> list[SourceRow]:
     """Read a split of a set of the ``datasets`` library; class numbers become the names its features give.
 
     Raises:
@@ -264,7 +264,7 @@ def read_hub(hub: Hub) -> list[Row]:
     rows = []
     for number, columns in enumerate(table, start=1):
         named = {name: _class_name(value, classes.get(name)) for name, value in columns.items()}
-        rows.append(Row(f"{hub.name}/{hub.split}:{number}", named))
+        rows.append(SourceRow(f"{hub.name}/{hub.split}:{number}", named))
     if not rows:
         raise MissingData(f"the hub's {hub.name} split {hub.split} holds no rows; choose another split")
     return rows

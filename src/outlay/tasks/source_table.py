@@ -8,14 +8,14 @@ from typing import Any
 
 from outlay.errors import DataError
 from outlay.tasks.example import TextFormat
-from outlay.tasks.readers import Row, cell_text, missing_value
+from outlay.tasks.readers import SourceRow, cell_text, missing_value
 
 
 class SourceTable:
     """The rows of a source that ``where`` keeps; a row's whole text is taken apart when its columns are asked for."""
 
     def __init__(
-        self, rows: list[Row], text_column: str | None, text_format: TextFormat, where: Mapping[str, Any]
+        self, rows: list[SourceRow], text_column: str | None, text_format: TextFormat, where: Mapping[str, Any]
     ) -> None:
         self._text_column = text_column
         self._format = text_format

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from outlay.errors import DataError
 from outlay.settings import LARGEST_SEED, LEAST_SEED
 from outlay.tasks.example import TextFormat
-from outlay.tasks.yaml_file import Block, NonEmpty, Value
+from outlay.tasks.yaml_file import NonEmpty, Value, YamlBlock
 from outlay.text.yaml_text import written_text
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -24,7 +24,7 @@ def compiled(template: str) -> TextFormat:
         raise ValueError(str(error)) from None
 
 
-class Origin(Block):
+class Origin(YamlBlock):
     """Where anyone can get the data: the public copy, and how it was split."""
 
     url: NonEmpty
@@ -55,7 +55,7 @@ def one_mark(value: str | None) -> str | None:
 Delimiter = Annotated[str, AfterValidator(one_mark)]
 
 
-class DataFile(Block):
+class DataFile(YamlBlock):
     """One file of rows: JSON lines or list, CSV, TSV, text (each also packed by gzip) or Parquet, told by its suffix."""
 
     file: NonEmpty
@@ -75,7 +75,7 @@ class DataFile(Block):
         return self.file.lower().removesuffix(".gz").endswith(".txt")
 
 
-class Hub(Block):
+class Hub(YamlBlock):
     """A data set of the ``datasets`` library."""
 
     name: NonEmpty
@@ -88,7 +88,7 @@ class Hub(Block):
     """Commit of the data set; without it the newest one is read."""
 
 
-class Derive(Block):
+class Derive(YamlBlock):
     """Rows made from a split of another task; its fields, ``text`` and ``label`` are their columns."""
 
     task: NonEmpty
@@ -97,7 +97,7 @@ class Derive(Block):
     """Split whose rows are read."""
 
 
-class Column(Block):
+class Column(YamlBlock):
     """The value of a field, taken from a column of this row, of a later row, or of another file."""
 
     column: NonEmpty
@@ -108,7 +108,7 @@ class Column(Block):
     """Another file whose column is read instead, row by row, from the beginning again when it ends."""
 
 
-class Source(Block):
+class Source(YamlBlock):
     """Rows, and how they become examples. Exactly one of ``file``, ``hub`` and ``derive`` says where rows come from."""
 
     file: NonEmpty | None = None
@@ -191,7 +191,7 @@ class PoolSource(Source):
         return target
 
 
-class Data(Block):
+class Data(YamlBlock):
     """The three labelled splits."""
 
     train: Source

@@ -11,7 +11,7 @@ from outlay.tasks.example import Example, seeded_order
 
 
 @dataclass(frozen=True)
-class Ordered:
+class SeededOrder:
     """Train, dev and pool in their seeded orders; the test split as it lies. Shared by runs, so never changed."""
 
     train: list[Example]
@@ -21,7 +21,7 @@ class Ordered:
     pool_digests: PoolDigests
 
     @classmethod
-    def of(cls, data: TaskData, seed: int) -> Ordered:
+    def of(cls, data: TaskData, seed: int) -> SeededOrder:
         """The rows of ``data`` in the order of ``seed``."""
         pool = _ordered([example for part in data.pool for example in part.examples], seed)
         return cls(_ordered(data.train, seed), _ordered(data.dev, seed), pool, data.test, PoolDigests(pool))

@@ -117,7 +117,7 @@ class SplitProfile:
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class TaskStatistics:
     """The profile of a task: its splits, how many test rows are also dev rows, and what was decided about its files."""
 
     task: str
@@ -187,7 +187,7 @@ def _answers_shown(split: SplitProfile) -> str:
     return f"{split.answers.words}{n_entities}"
 
 
-def profile(task: Task, data: TaskData) -> Profile:
+def profile(task: Task, data: TaskData) -> TaskStatistics:
     """Count what a task's data holds: rows, lengths, labels, repeats, conflicts, and what both sides share."""
     leaked = {leak.split: leak.n_leaked for leak in find_leaks(task, data)}
     held = [*data.dev, *data.test]
@@ -213,7 +213,7 @@ def profile(task: Task, data: TaskData) -> Profile:
             )
         )
     dev_keys = {source_key(task, example) for example in data.dev}
-    return Profile(
+    return TaskStatistics(
         task=task.name,
         description=task.description,
         text=task.text,

@@ -17,12 +17,12 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
 from outlay.errors import TaskFileError, UnknownTask
-from outlay.spec import Form, Kind
+from outlay.spec import Kind, TaskSpec
 from outlay.storage.paths import expand
 from outlay.tasks.example import Example, TextFormat
-from outlay.tasks.overrides import Training
+from outlay.tasks.overrides import TrainingOverrides
 from outlay.tasks.sources import Data, PoolSource, Source, compiled
-from outlay.tasks.yaml_file import Block, Name, NonEmpty, Value, first_problem, read_yaml
+from outlay.tasks.yaml_file import Name, NonEmpty, Value, YamlBlock, first_problem, read_yaml
 from outlay.text.legible import alike, likeness, outer_blanks, quoted
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -41,7 +41,7 @@ MAX_TARGET_TOKENS: dict[Kind, int] = {"classification": 8, "entities": 128, "gen
 MIN_LABELS: dict[Kind, int] = {"classification": 2, "entities": 1, "generation": 0}
 
 
-class MetricModel(Block):
+class MetricModel(YamlBlock):
     """The encoder that BERTScore compares texts with."""
 
     model: NonEmpty
@@ -52,7 +52,7 @@ class MetricModel(Block):
     """Weight tokens by how rare they are among the references."""
 
 
-class Published(Block):
+class Published(YamlBlock):
     """What a paper prints about the task, to be held against what is done here."""
 
     usd_per_label: float = Field(gt=0)
@@ -69,7 +69,7 @@ class Published(Block):
     """Paper and tables."""
 
 
-class Task(Block):
+class Task(YamlBlock):
     """A task as its file describes it."""
 
     name: Name
@@ -110,7 +110,7 @@ class Task(Block):
     """The labelled splits."""
     pool: tuple[PoolSource, ...] = ()
     """Parts of the unlabelled pool, in order."""
-    training: Training = Training()
+    training: TrainingOverrides = TrainingOverrides()
     """Overrides of hyper-parameters."""
     published: Published | None = None
     """Figures of a paper; nothing is computed from them."""
@@ -229,9 +229,9 @@ class Task(Block):
         return self.format.names if len(self.format.names) <= 2 else ("text",)
 
     @property
-    def form(self) -> Form:
+    def form(self) -> TaskSpec:
         """What a model has to know of the task."""
-        return Form(self.kind, self.labels, self.max_source_tokens, self.max_target_tokens, self.prefix)
+        return TaskSpec(self.kind, self.labels, self.max_source_tokens, self.max_target_tokens, self.prefix)
 
     def segments_of(self, example: Example) -> tuple[str, ...]:
         """Return the one or two texts an encoder reads for an example."""

@@ -20,7 +20,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length
 """What files and folders are named by too: no slash, no leading dot or dash, far from the 255 bytes of a file system."""
 
 
-class Block(BaseModel):
+class YamlBlock(BaseModel):
     """A block of a task or study file: values are frozen, keys that nobody knows are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, str_strip_whitespace=False)

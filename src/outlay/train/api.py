@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from outlay.errors import UsageError
-from outlay.models.generative_heads import ChoiceHead, TextHead
-from outlay.models.heads import Head, LogitSink, Rows, Sources, Speech, Texts
+from outlay.models.generative_heads import GenerationHead, RankClassificationHead
+from outlay.models.heads import Generation, Head, LogitSink, Rows, Sources, Texts
 from outlay.models.loading import (
     ModelSpec,
     check_checkpoint,
@@ -28,37 +28,47 @@ from outlay.models.loading import (
     save_model,
     set_dropout,
 )
-from outlay.models.peft import adapt, cast, check, compiled, merge
-from outlay.models.tokenization import Units
+from outlay.models.peft import add_adapters, cast, check, compiled, merge_adapters
+from outlay.models.tokenization import AnswerIds
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Form, TargetKind
+from outlay.spec import TargetKind, TaskSpec
 from outlay.train.batching import inference_batches
 from outlay.train.checkpoints import Checkpoints
-from outlay.train.distributed import Place, here
-from outlay.train.loop import Audience, DevScore, Lesson, fit
-from outlay.train.objectives import GoldLesson, TargetLesson, gold_units
-from outlay.train.profiler import Stopwatch, part
-from outlay.train.state import Gauge, OnProgress, Progress
+from outlay.train.distributed import ProcessGroup, current_process
+from outlay.train.loop import Callbacks, DevScore, Objective, fit
+from outlay.train.objectives import DistillationObjective, SupervisedObjective, gold_units
+from outlay.train.profiler import Profiler, part
+from outlay.train.state import OnProgress, TrainProgress, WorkMeter
 from outlay.train.targets.targets import SparseTargets, TargetsBuilder
 from outlay.train.trackers import Tracker
 
-__all__ = ["DevTexts", "ModelSpec", "Watch", "distil", "finetune", "n_logits", "predict", "same_tokenizer", "teach"]
+__all__ = [
+    "DevTexts",
+    "ModelSpec",
+    "TrainContext",
+    "distil",
+    "finetune",
+    "n_logits",
+    "predict",
+    "same_tokenizer",
+    "teach",
+]
 
 INFERENCE_BATCH = 64
 _NO_LIMIT = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class TrainContext:
     """What stands around a step: the gauge it reports to, where and how often it may checkpoint, who is told of progress."""
 
-    gauge: Gauge
+    gauge: WorkMeter
     checkpoints: Path | None = None
     checkpoint_seconds: float = 20.0
     on_progress: OnProgress | None = None
     save_steps: int | None = None
     tracker: Tracker | None = None
-    stopwatch: Stopwatch | None = None
+    stopwatch: Profiler | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +87,8 @@ def finetune(
     *,
     dev: DevTexts | None,
     out: Path,
-    watch: Watch,
-) -> Progress:
+    watch: TrainContext,
+) -> TrainProgress:
     """Train a model on answers with cross-entropy and write it to ``out``.
 
     Raises:
@@ -87,11 +97,13 @@ def finetune(
     """
     if len(answers) != len(sources):
         raise ValueError(f"{len(sources)} rows to train on but {len(answers)} answers")
-    check(settings, fsdp=here().fsdp)
+    check(settings, fsdp=current_process().fsdp)
     model, head, tokenizer = load_model(spec)
     read = head.read(sources)
     units = head.spell(read, answers)
-    return _train(_Pupil(model, head, tokenizer), GoldLesson(head, read, units), settings, units, dev, out, watch)
+    return _train(
+        _Pupil(model, head, tokenizer), SupervisedObjective(head, read, units), settings, units, dev, out, watch
+    )
 
 
 def distil(
@@ -103,8 +115,8 @@ def distil(
     gold: Sequence[str | None] | None = None,
     dev: DevTexts | None,
     out: Path,
-    watch: Watch,
-) -> Progress:
+    watch: TrainContext,
+) -> TrainProgress:
     """Train a model on a teacher's stored targets and write it to ``out``.
 
     ``targets`` cover ``sources`` row by row; ``gold``: each row's gold answer, where it is known, for ``settings.gold_weight``.
@@ -116,7 +128,7 @@ def distil(
     """
     if len(targets) != len(sources):
         raise ValueError(f"{len(sources)} pool rows but targets for {len(targets)} rows")
-    check(settings, fsdp=here().fsdp)
+    check(settings, fsdp=current_process().fsdp)
     model, head, tokenizer = load_model(spec)
     read = head.read(sources)
     pupil = _Pupil(model, head, tokenizer)
@@ -126,11 +138,11 @@ def distil(
         if gold is not None and settings.gold_weight > 0:
             answers = [said if known is None else known for said, known in zip(answers, gold, strict=True)]
         units = head.spell(read, answers)
-        return _train(pupil, GoldLesson(head, read, units), settings, units, dev, out, watch)
+        return _train(pupil, SupervisedObjective(head, read, units), settings, units, dev, out, watch)
     _check_targets(head, targets, settings, model, read)
     mixed = gold_units(head, read, gold) if gold is not None and settings.gold_weight > 0 else None
-    lesson = TargetLesson(head, read, targets, settings, mixed)
-    return _train(pupil, lesson, settings, mixed or Units.of([]), dev, out, watch)
+    lesson = DistillationObjective(head, read, targets, settings, mixed)
+    return _train(pupil, lesson, settings, mixed or AnswerIds.of([]), dev, out, watch)
 
 
 def teach(
@@ -140,10 +152,10 @@ def teach(
     target: TargetKind,
     settings: TeachSettings,
     precision: str,
-    gauge: Gauge,
+    gauge: WorkMeter,
     vocab_size: int | None = None,
     device_map: str | None = None,
-    stopwatch: Stopwatch | None = None,
+    stopwatch: Profiler | None = None,
 ) -> SparseTargets:
     """The teacher's targets for one block of pool rows, in row order.
 
@@ -181,7 +193,7 @@ def predict(
     sources: Texts,
     *,
     precision: str,
-    gauge: Gauge,
+    gauge: WorkMeter,
     beams: int = 1,
     batch_size: int = INFERENCE_BATCH,
     device_map: str | None = None,
@@ -197,23 +209,25 @@ def use_threads(n: int) -> None:
     torch.set_num_threads(n)
 
 
-def count_tokens(ref: str, base: str, form: Form, sources: Texts) -> list[int]:
+def count_tokens(ref: str, base: str, form: TaskSpec, sources: Texts) -> list[int]:
     """Tokens per row as a model of this reference reads them, after truncation, special tokens included."""
     return [int(n) for n in head_of(ref, base, form).read(sources).encoded.lengths]
 
 
-def count_cut(ref: str, base: str, form: Form, sources: Texts) -> int:
+def count_cut(ref: str, base: str, form: TaskSpec, sources: Texts) -> int:
     """Rows that are longer than a model of this reference reads."""
     return head_of(ref, base, form).read(sources).encoded.n_truncated
 
 
-def longest_answer(ref: str, base: str, form: Form) -> int:
+def longest_answer(ref: str, base: str, form: TaskSpec) -> int:
     """Tokens that an answer has at most: none for an encoder; what a model writes need not be a label, so else the limit."""
     head = head_of(ref, base, form)
     return head.form.max_target_tokens if head.target == "tokens" else 0
 
 
-def check_model(ref: str, base: str, form: Form, n_segments: int = 1, settings: Sequence[TrainSettings] = ()) -> None:
+def check_model(
+    ref: str, base: str, form: TaskSpec, n_segments: int = 1, settings: Sequence[TrainSettings] = ()
+) -> None:
     """Whether a model can do the task at all, has room for the text, can spell what it is to answer with, and can be trained so.
 
     ``n_segments``: the texts that an encoder reads side by side; ``settings``: of each training of it. No weights are read.
@@ -227,7 +241,7 @@ def check_model(ref: str, base: str, form: Form, n_segments: int = 1, settings: 
     head, tokenizer = read_head(ref, base, form)
     check_checkpoint(ref, base, head, tokenizer, settings)
     _check_room(head, ref, n_segments)
-    if isinstance(head, TextHead) and form.labels:
+    if isinstance(head, GenerationHead) and form.labels:
         head.check_spelling(form.labels if form.kind == "classification" else [f"a [{x}]" for x in form.labels])
 
 
@@ -254,7 +268,7 @@ def _loaded_model(folder: Path, device_map: str | None) -> tuple[nn.Module, Head
     if key not in _loaded:
         _loaded.clear()
         model, head, _ = load_saved(folder, device_map=device_map)
-        _loaded[key] = (model if device_map else model.to(here().device), head)
+        _loaded[key] = (model if device_map else model.to(current_process().device), head)
     return _loaded[key]
 
 
@@ -262,9 +276,9 @@ def _speaks(head: Head, target: TargetKind) -> Head:
     """The head through which this model hands over such targets."""
     if head.target == target:
         return head
-    if target == "classes" and isinstance(head, TextHead) and head.form.kind == "classification":
-        return ChoiceHead(head)
-    if target == "tokens" and isinstance(head, ChoiceHead):
+    if target == "classes" and isinstance(head, GenerationHead) and head.form.kind == "classification":
+        return RankClassificationHead(head)
+    if target == "tokens" and isinstance(head, RankClassificationHead):
         return head.writer
     raise UsageError(
         f"a {head.family} model of kind {head.form.kind!r} hands over {head.target} or text, not {target}; choose one of those"
@@ -277,11 +291,11 @@ def _speeches(
     read: Sources,
     settings: TeachSettings,
     precision: str,
-    gauge: Gauge | None,
+    gauge: WorkMeter | None,
     *,
     sink: LogitSink | None = None,
-    shard: Place | None = None,
-) -> Iterator[tuple[Rows, Speech]]:
+    shard: ProcessGroup | None = None,
+) -> Iterator[tuple[Rows, Generation]]:
     """Batch by batch, largest first; of several processes each takes every n-th batch where ``shard`` is given."""
     with _inference(model, precision):
         batches = inference_batches(read.encoded.lengths, settings.batch_size, settings.batch_tokens)
@@ -297,7 +311,7 @@ def _speeches(
 
 
 def _answers(
-    model: nn.Module, head: Head, sources: Texts, settings: TeachSettings, precision: str, gauge: Gauge
+    model: nn.Module, head: Head, sources: Texts, settings: TeachSettings, precision: str, gauge: WorkMeter
 ) -> list[str]:
     read = head.read(sources)
     answers = [""] * len(read)
@@ -330,18 +344,18 @@ class _Pupil:
 
 def _train(
     pupil: _Pupil,
-    lesson: Lesson,
+    lesson: Objective,
     settings: TrainSettings,
-    units: Units,
+    units: AnswerIds,
     dev: DevTexts | None,
     out: Path,
-    watch: Watch,
-) -> Progress:
-    place = here()
+    watch: TrainContext,
+) -> TrainProgress:
+    place = current_process()
     model = pupil.model
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
-    model = compiled(cast(adapt(model, settings, fsdp=place.fsdp), settings), settings)
+    model = compiled(cast(add_adapters(model, settings, fsdp=place.fsdp), settings), settings)
     checkpoints = None
     if watch.checkpoints is not None:
         checkpoints = Checkpoints(watch.checkpoints, watch.checkpoint_seconds, watch.save_steps)
@@ -352,10 +366,10 @@ def _train(
         gauge=watch.gauge,
         dev=None if dev is None else _dev_score(pupil.head, dev, settings, lesson, place),
         checkpoints=checkpoints,
-        audience=Audience(watch.on_progress, watch.tracker, watch.stopwatch),
+        audience=Callbacks(watch.on_progress, watch.tracker, watch.stopwatch),
         place=place,
     )
-    model = merge(model)
+    model = merge_adapters(model)
     progress.n_parameters = sum(parameter.numel() for parameter in model.parameters())
     progress.n_answers_cut, progress.n_unaligned = units.n_cut, units.n_unaligned
     state = place.full_state(model.state_dict()) if place.fsdp else None
@@ -365,7 +379,7 @@ def _train(
     return progress
 
 
-def _dev_score(head: Head, dev: DevTexts, settings: TrainSettings, lesson: Lesson, place: Place) -> DevScore:
+def _dev_score(head: Head, dev: DevTexts, settings: TrainSettings, lesson: Objective, place: ProcessGroup) -> DevScore:
     read = head.read(dev.sources[: _n_sampled(head, dev, settings, lesson)])
     how = TeachSettings(batch_size=INFERENCE_BATCH, answers_from="free")
     # A model that is itself spread over the processes takes all of them for each row.
@@ -389,7 +403,7 @@ _TRAINING_WORK = 3
 """A token that is trained on costs as much as three that are only read: forward, and twice as much backward."""
 
 
-def _n_sampled(head: Head, dev: DevTexts, settings: TrainSettings, lesson: Lesson) -> int:
+def _n_sampled(head: Head, dev: DevTexts, settings: TrainSettings, lesson: Objective) -> int:
     """How many dev rows, the first ones, an evaluation may take to stay within ``eval_share`` of the training's work."""
     if settings.eval_share is None:
         return len(dev.sources)

@@ -1,7 +1,7 @@
 """Measures a machine: short trainings and answers of random models, and the constants that explain their seconds.
 
 Every figure comes from the functions that real steps are made of (`outlay.train.api`), so that a constant stands for all that a
-step really does. The constants of `outlay.models.cost_model.Load` are found by least squares on relative errors, none of them
+step really does. The constants of `outlay.models.cost_model.Workload` are found by least squares on relative errors, none of them
 negative.
 """
 
@@ -24,15 +24,24 @@ from numpy.typing import NDArray
 
 from outlay.hardware.bf16 import CLEARLY_SLOW, gpu_name, measure_bf16_ratio
 from outlay.hardware.processor import cpu_name
-from outlay.models.cost_model import TERMS, Lengths, Load, Profile, Reader, answering_load, starting_load, training_load
+from outlay.models.cost_model import (
+    TERMS,
+    Lengths,
+    MachineProfile,
+    ModelProfile,
+    Workload,
+    answering_load,
+    starting_load,
+    training_load,
+)
 from outlay.models.loading import ModelSpec, head_of
 from outlay.models.random_init import Corpus, build_checkpoint
 from outlay.models.shape import shape_of_size
 from outlay.models.sizes import Size
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Form
-from outlay.train.api import Watch, finetune, predict, teach, use_threads
-from outlay.train.distributed import here
+from outlay.spec import TaskSpec
+from outlay.train.api import TrainContext, finetune, predict, teach, use_threads
+from outlay.train.distributed import current_process
 from outlay.train.profiler import matmul_rate
 
 Matrix = NDArray[np.float64]
@@ -64,7 +73,7 @@ class Trial:
 class Sample:
     """What a load took."""
 
-    load: Load
+    load: Workload
     seconds: float
 
 
@@ -118,14 +127,14 @@ def calibrate(
     trials: Sequence[Trial] | None = None,
     precisions: Sequence[str] = ("bf16", "fp32"),
     on_progress: Callable[[int, int], None] | None = None,
-) -> Profile:
+) -> MachineProfile:
     """Measure this machine with so many threads; ``on_progress`` is told how many of all measurements are done."""
     measured = {precision: Measured() for precision in precisions}
     ratio = measure_bf16_ratio()
     chosen = {each: _trials(each, ratio) if trials is None else trials for each in precisions}
     n_done, n_total = 0, 2 * sum(map(len, chosen.values()))
     with _threads(threads), tempfile.TemporaryDirectory(prefix="outlay-calibrate-") as folder:
-        peak = max(matmul_rate(here().device, precision) for precision in ("bf16", "fp32"))
+        peak = max(matmul_rate(current_process().device, precision) for precision in ("bf16", "fp32"))
         lab = _Lab(Path(folder))
         for precision in precisions:
             for trial in chosen[precision]:
@@ -137,7 +146,7 @@ def calibrate(
     # How a model is made ready does not depend on what it computes in, and these samples are noisy.
     started = [sample for each in measured.values() for sample in each.starting]
     constants = {precision: each.constants(started) for precision, each in measured.items()}
-    return Profile(
+    return MachineProfile(
         name=name,
         measured=datetime.date.today().isoformat(),
         device=gpu_name() or cpu_name(),
@@ -179,7 +188,7 @@ def least_relative_squares(amounts: Matrix, seconds: Matrix) -> Matrix:
     return best
 
 
-def answer_lengths(ref: str, base: str, form: Form, answers: Sequence[str]) -> list[int]:
+def answer_lengths(ref: str, base: str, form: TaskSpec, answers: Sequence[str]) -> list[int]:
     """Tokens of each answer as a model of this reference writes it, cut to the limit; 0 for an encoder, which writes none."""
     head = head_of(ref, base, form)
     if head.target != "tokens":
@@ -241,7 +250,7 @@ class _Clock:
         """Nothing was kept."""
 
     def _note(self, n_tokens: int) -> None:
-        if here().device.type == "cuda":
+        if current_process().device.type == "cuda":
             torch.cuda.synchronize()
         self.done.append(time.perf_counter())
         self.n_tokens.append(n_tokens)
@@ -269,7 +278,7 @@ class _Lab:
         sources, answers = self._rows(trial, n_rows)
         out, clock = self._folder / "out", _Clock()
         out.mkdir(exist_ok=True)
-        finetune(spec, sources, answers, settings, dev=None, out=out, watch=Watch(clock))
+        finetune(spec, sources, answers, settings, dev=None, out=out, watch=TrainContext(clock))
         total, each = time.perf_counter() - clock.began, clock.each(N_WARM)
         step = training_load(reader, _lengths(trial, trial.n_rows), settings)
         measured.training.append(Sample(step, each))
@@ -298,10 +307,10 @@ class _Lab:
             build_checkpoint(trial.size, self._corpus, folder)
         return ModelSpec(str(folder), str(folder), self._form(trial), 0)
 
-    def _form(self, trial: Trial) -> Form:
+    def _form(self, trial: Trial) -> TaskSpec:
         if trial.answer:
-            return Form("generation", (), trial.source, trial.answer)
-        return Form("classification", ("no", "yes"), trial.source, 1)
+            return TaskSpec("generation", (), trial.source, trial.answer)
+        return TaskSpec("classification", ("no", "yes"), trial.source, 1)
 
     def _rows(self, trial: Trial, n: int) -> tuple[list[tuple[str, ...]], list[str]]:
         """Texts with more words than tokens may be read, so that each is cut to the same length; answers likewise."""
@@ -328,15 +337,15 @@ def _size(kind: Any, n_layers: int, hidden_size: int, d_ff: int, vocab_size: int
     )
 
 
-def _reader(trial: Trial) -> Reader:
-    return Reader(shape_of_size(trial.size), 0 if trial.answer else 2)
+def _reader(trial: Trial) -> ModelProfile:
+    return ModelProfile(shape_of_size(trial.size), 0 if trial.answer else 2)
 
 
 def _lengths(trial: Trial, n: int) -> Lengths:
     return Lengths([trial.source] * n, [trial.answer] * n)
 
 
-def _seconds(load: Load, constants: dict[str, float]) -> float:
+def _seconds(load: Workload, constants: dict[str, float]) -> float:
     return float(sum(constants[term] * amount for term, amount in zip(TERMS, astuple(load), strict=True)))
 
 

@@ -18,8 +18,8 @@ from outlay.errors import TrainingError
 from outlay.models.peft import load_trained_state, trained_state
 from outlay.storage.checkpoint_files import checkpoint_state, newest_checkpoint
 from outlay.storage.files import writing
-from outlay.train.distributed import Place, like
-from outlay.train.state import Progress, Training
+from outlay.train.distributed import ProcessGroup, like
+from outlay.train.state import TrainProgress, TrainState
 
 
 class Checkpoints:
@@ -39,7 +39,7 @@ class Checkpoints:
         """Whether one is asked for at optimiser step ``step``, whatever the time."""
         return self._every_steps is not None and step % self._every_steps == 0
 
-    def maybe_save(self, training: Training, place: Place) -> None:
+    def maybe_save(self, training: TrainState, place: ProcessGroup) -> None:
         """Save when the last checkpoint is older than ``every_seconds``, and at every ``every_steps``-th optimiser step.
 
         Raises:
@@ -51,7 +51,7 @@ class Checkpoints:
         self._save(training, place)
         self._last = time.monotonic()
 
-    def load(self, training: Training, place: Place) -> None:
+    def load(self, training: TrainState, place: ProcessGroup) -> None:
         """Go on from the newest whole checkpoint; without one nothing changes.
 
         Raises:
@@ -72,9 +72,9 @@ class Checkpoints:
         state = checkpoint_state(newest)
         _load_optimizer(training.optimizer, load_file(newest / "optimizer.safetensors"), state["optimizer"])
         training.gauge.restore(state["gauge"])
-        training.progress = Progress(**state["progress"])
+        training.progress = TrainProgress(**state["progress"])
 
-    def _save(self, training: Training, place: Place) -> None:
+    def _save(self, training: TrainState, place: ProcessGroup) -> None:
         tensors, numbers = _optimizer_state(training.optimizer)
         parts = {"model": place.full_state(trained_state(training.model)), "optimizer": place.full_state(tensors)}
         if training.best is not None:

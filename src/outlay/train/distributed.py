@@ -37,7 +37,7 @@ _PATIENCE = timedelta(hours=1)
 """How long processes wait for each other: the main one may score a dev set or write a large model meanwhile."""
 
 
-class Place:
+class ProcessGroup:
     """One of ``n_processes`` processes, on its ``device``; ``fsdp``: the model's weights are dealt among them."""
 
     def __init__(self, state: PartialState, *, fsdp: bool = False) -> None:
@@ -127,7 +127,7 @@ class Place:
 
 
 @cache
-def here() -> Place:
+def current_process() -> ProcessGroup:
     """This process's place, as its environment says; the same object at every call.
 
     The weights are dealt among the processes where `FSDP_SWITCH` is ``true`` in the environment, as
@@ -136,7 +136,7 @@ def here() -> Place:
     Raises:
         UsageError: processes that cannot be joined.
     """
-    return Place(_process_state(), fsdp=os.environ.get(FSDP_SWITCH, "false").lower() == "true")
+    return ProcessGroup(_process_state(), fsdp=os.environ.get(FSDP_SWITCH, "false").lower() == "true")
 
 
 def like(whole: Tensor, tensor: Tensor) -> Tensor:

@@ -23,13 +23,13 @@ from outlay.errors import TrainingError, UsageError
 from outlay.models.peft import eagerly, load_trained_state, trained_state
 from outlay.settings import TrainSettings
 from outlay.train.checkpoints import Checkpoints
-from outlay.train.distributed import Place, here
+from outlay.train.distributed import ProcessGroup, current_process
 from outlay.train.losses import LossSum
 from outlay.train.optimizers import make_optimizer
-from outlay.train.prefetch import Batch, Feeder
-from outlay.train.profiler import Stopwatch, part
-from outlay.train.schedule import Plan, piece_seed
-from outlay.train.state import Gauge, OnProgress, Progress, Training
+from outlay.train.prefetch import Batch, BatchPrefetcher
+from outlay.train.profiler import Profiler, part
+from outlay.train.schedule import TrainSchedule, piece_seed
+from outlay.train.state import OnProgress, TrainProgress, TrainState, WorkMeter
 
 if TYPE_CHECKING:
     from outlay.train.trackers import Tracker
@@ -42,7 +42,7 @@ DevScore = Callable[[nn.Module], tuple[float, int]]
 mode and without gradients, and gets the same answer; it reports no tokens to a gauge, the loop does."""
 
 
-class Lesson(Protocol):
+class Objective(Protocol):
     """A training set, and what is learnt from it."""
 
     @property
@@ -72,25 +72,25 @@ class Lesson(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Audience:
+class Callbacks:
     """Who is told of a training: its main process's listener and tracker, and a stopwatch."""
 
     on_progress: OnProgress | None = None
     tracker: Tracker | None = None
-    stopwatch: Stopwatch | None = None
+    stopwatch: Profiler | None = None
 
 
 def fit(
     model: nn.Module,
-    lesson: Lesson,
+    lesson: Objective,
     settings: TrainSettings,
     *,
-    gauge: Gauge,
+    gauge: WorkMeter,
     dev: DevScore | None = None,
     checkpoints: Checkpoints | None = None,
-    audience: Audience | None = None,
-    place: Place | None = None,
-) -> Progress:
+    audience: Callbacks | None = None,
+    place: ProcessGroup | None = None,
+) -> TrainProgress:
     """Train ``model`` in place and leave in it the best weights by dev score (the last ones where there is no dev set).
 
     Linear warm-up then linear decay to zero over all planned steps, gradient clipping by global norm. A step's gradient is that
@@ -104,17 +104,17 @@ def fit(
     """
     if len(lesson) == 0:
         raise TrainingError("nothing to train on: 0 rows; buy labels or hand in a pool")
-    place = here() if place is None else place
+    place = current_process() if place is None else place
     place.prepare(model)
-    plan = Plan(lesson.lengths, settings, place)
+    plan = TrainSchedule(lesson.lengths, settings, place)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    progress = Progress(n_parameters=n_parameters, n_truncated=lesson.n_truncated)
-    training = Training(model, make_optimizer(model, settings), gauge, progress)
+    progress = TrainProgress(n_parameters=n_parameters, n_truncated=lesson.n_truncated)
+    training = TrainState(model, make_optimizer(model, settings), gauge, progress)
     if checkpoints is not None:
         checkpoints.load(training, place)
     if settings.gradient_checkpointing:
         _compute_twice(model, True)
-    _Run(training, lesson, plan, dev, checkpoints, audience or Audience()).go()
+    _Run(training, lesson, plan, dev, checkpoints, audience or Callbacks()).go()
     if settings.gradient_checkpointing:
         _compute_twice(model, False)
     if training.best is not None:
@@ -126,12 +126,12 @@ def fit(
 class _Run:
     """From where ``training`` stands to its end."""
 
-    training: Training
-    lesson: Lesson
-    plan: Plan
+    training: TrainState
+    lesson: Objective
+    plan: TrainSchedule
     dev: DevScore | None
     checkpoints: Checkpoints | None
-    audience: Audience
+    audience: Callbacks
     unread: list[tuple[int, Tensor]] = field(default_factory=list)
     """Steps whose loss is still on the device: the step, and its loss, float64 scalar."""
     n_allowed: int = 0
@@ -141,7 +141,7 @@ class _Run:
         """Take the steps that are left."""
         training, plan, watch = self.training, self.plan, self.audience.stopwatch
         progress = training.progress
-        feeder = Feeder(self.lesson, plan.pieces, plan.n_steps, plan.place.device)
+        feeder = BatchPrefetcher(self.lesson, plan.pieces, plan.n_steps, plan.place.device)
         training.model.train()
         with ExitStack() as stack:
             stack.callback(feeder.close)
@@ -271,7 +271,7 @@ class _Run:
         progress.loss_since, progress.steps_since = 0.0, 0
 
 
-def _check_finite(loss: float, step: int, plan: Plan) -> None:
+def _check_finite(loss: float, step: int, plan: TrainSchedule) -> None:
     if not math.isfinite(loss):
         raise TrainingError(
             f"the loss became {loss} at step {step} of {plan.n_steps}; "
@@ -279,7 +279,7 @@ def _check_finite(loss: float, step: int, plan: Plan) -> None:
         )
 
 
-def _descend(training: Training, plan: Plan, factor: Tensor) -> None:
+def _descend(training: TrainState, plan: TrainSchedule, factor: Tensor) -> None:
     """Scale the gradients by ``factor`` (float64 scalar), clip them by their global norm, and change the weights."""
     place, settings = plan.place, plan.settings
     parameters = [parameter for parameter in training.model.parameters() if parameter.grad is not None]
@@ -308,7 +308,7 @@ def _kept(tensor: Tensor) -> Tensor:
     return tensor.detach().clone() if isinstance(tensor, DTensor) else tensor.detach().to("cpu", copy=True)
 
 
-def _why_stop(progress: Progress, plan: Plan) -> str | None:
+def _why_stop(progress: TrainProgress, plan: TrainSchedule) -> str | None:
     if progress.step >= plan.n_steps:
         return "finished"
     if plan.settings.patience is not None and progress.best_evaluation is not None:

@@ -1,4 +1,4 @@
-"""Lessons: a training set and what a model is to learn from it, as the loop sees it (`outlay.train.loop.Lesson`)."""
+"""Lessons: a training set and what a model is to learn from it, as the loop sees it (`outlay.train.loop.Objective`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from outlay.models.heads import Head, Inputs, Rows, Sources
-from outlay.models.tokenization import Units
+from outlay.models.tokenization import AnswerIds
 from outlay.settings import TrainSettings
 from outlay.train.losses import LossSum, Sparse, cross_entropy, divergence, summed
 from outlay.train.targets.targets import SparseTargets
@@ -39,12 +39,12 @@ class TargetBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GoldLesson:
+class SupervisedObjective:
     """Cross-entropy on answers, averaged over their positions."""
 
     head: Head
     sources: Sources
-    units: Units
+    units: AnswerIds
 
     def __post_init__(self) -> None:
         if len(self.sources) != len(self.units):
@@ -75,7 +75,7 @@ class GoldLesson:
 
 
 @dataclass(frozen=True)
-class TargetLesson:
+class DistillationObjective:
     """Divergence from a teacher's stored targets, with cross-entropy on gold answers mixed in where rows have them.
 
     ``gold``: units of the gold answers, empty for rows without one. With ``gold_weight`` w, a row that has gold counts (1 - w)
@@ -87,7 +87,7 @@ class TargetLesson:
     sources: Sources
     targets: SparseTargets
     settings: TrainSettings
-    gold: Units | None = None
+    gold: AnswerIds | None = None
 
     def __post_init__(self) -> None:
         if len(self.sources) != len(self.targets):
@@ -101,7 +101,7 @@ class TargetLesson:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row through the model, int64 ``[rows]``: with gold mixed in, both passes."""
         said = self.targets.n_real.astype(np.int64) + int(self._published)
-        lengths = self.head.n_tokens(self.sources, Units.of_lengths(said))
+        lengths = self.head.n_tokens(self.sources, AnswerIds.of_lengths(said))
         if self._second_pass and self.gold is not None:
             has_gold = self.gold.lengths > 0
             lengths = lengths + np.where(has_gold, self.head.n_tokens(self.sources, self.gold), 0)
@@ -154,17 +154,17 @@ class TargetLesson:
         return self.head.target == "tokens" and self.settings.gold_weight > 0
 
 
-def gold_units(head: Head, sources: Sources, gold: Sequence[str | None]) -> Units:
+def gold_units(head: Head, sources: Sources, gold: Sequence[str | None]) -> AnswerIds:
     """Units of the gold answers, none for rows without one."""
     known = [row for row, answer in enumerate(gold) if answer is not None]
     if not known:
-        return Units.of([[] for _ in gold])
+        return AnswerIds.of([[] for _ in gold])
     texts = [gold[row] or "" for row in known]
     spelled = head.spell(head.read([sources.texts[row] for row in known]), texts)
     rows: list[list[int]] = [[] for _ in gold]
     for at, row in enumerate(known):
         rows[row] = spelled.ids[spelled.offsets[at] : spelled.offsets[at + 1]].tolist()
-    return Units.of(rows, n_cut=spelled.n_cut, n_unaligned=spelled.n_unaligned)
+    return AnswerIds.of(rows, n_cut=spelled.n_cut, n_unaligned=spelled.n_unaligned)
 
 
 def _places(mask: Tensor) -> Tensor:

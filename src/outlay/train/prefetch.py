@@ -27,7 +27,7 @@ class Batches(Protocol):
         ...
 
 
-class Feeder:
+class BatchPrefetcher:
     """Hands out the batches of step after step on ``device``.
 
     ``pieces``: the rows of each forward pass of a step; ``stop``: the step behind the last. On a GPU a thread of its own makes

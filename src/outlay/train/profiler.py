@@ -24,7 +24,7 @@ _N_PRODUCTS = 3
 
 
 @dataclass
-class Stopwatch:
+class Profiler:
     """Adds up seconds by part; a CUDA device is asked for its own time, once, at the end.
 
     ``seconds``: by part, complete after `stop`; ``wall_seconds``: from the first part begun to `stop`.
@@ -102,8 +102,8 @@ class Stopwatch:
                 hook.remove()
 
 
-def part(stopwatch: Stopwatch | None, name: str) -> AbstractContextManager[None]:
-    """`Stopwatch.part`, or nothing where nobody looks."""
+def part(stopwatch: Profiler | None, name: str) -> AbstractContextManager[None]:
+    """`Profiler.part`, or nothing where nobody looks."""
     return nullcontext() if stopwatch is None else stopwatch.part(name)
 
 
@@ -120,7 +120,7 @@ def matmul_rate(device: torch.device, precision: str) -> float:
         while True:
             a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
             for _ in range(_N_PRODUCTS):
-                watch = Stopwatch(device)
+                watch = Profiler(device)
                 with watch.part("product"):
                     linear(a, b)
                 watch.stop()

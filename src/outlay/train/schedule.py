@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from outlay.models.seeds import step_seed
 from outlay.settings import TrainSettings
 from outlay.train.batching import BatchPlan
-from outlay.train.distributed import Place
+from outlay.train.distributed import ProcessGroup
 
 
-class Plan:
+class TrainSchedule:
     """The steps of a training over rows of these ``lengths`` (tokens, int64 ``[rows]``), as one process takes part in them."""
 
-    def __init__(self, lengths: NDArray[np.int64], settings: TrainSettings, place: Place) -> None:
+    def __init__(self, lengths: NDArray[np.int64], settings: TrainSettings, place: ProcessGroup) -> None:
         self.lengths = lengths
         self.settings = settings
         self.place = place

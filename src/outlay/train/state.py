@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Gauge(Protocol):
+class WorkMeter(Protocol):
     """What the loop reports its work to, and asks before each step; tokens are real ones, of all processes together.
 
     Every process has one, but only the main process's word counts.
@@ -38,7 +38,7 @@ class Gauge(Protocol):
 
 
 @dataclass(slots=True)
-class Progress:
+class TrainProgress:
     """Where a training stands; all of it is kept in a checkpoint."""
 
     step: int = 0
@@ -70,16 +70,16 @@ class Progress:
 
 
 @dataclass(slots=True)
-class Training:
+class TrainState:
     """All that changes while a model trains, and so all that a checkpoint holds."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    gauge: Gauge
-    progress: Progress
+    gauge: WorkMeter
+    progress: TrainProgress
     best: dict[str, Tensor] | None = None
     """The weights of the best evaluation."""
 
 
-OnProgress = Callable[[Progress, int], None]
+OnProgress = Callable[[TrainProgress, int], None]
 """``(progress, total steps)``, called on the main process after each step, on a GPU after every few."""

@@ -30,7 +30,7 @@ from typing import Any, Self
 from outlay.errors import ClusterError, UsageError
 from outlay.hardware.quota import core_numbers
 from outlay.hardware.quota import usable_cores as n_usable_cores
-from outlay.workers.pool import Craft, Ended, Reply, thread_variables
+from outlay.workers.pool import Reply, TaskResult, WorkerFactory, thread_variables
 from outlay.workers.process import START, Replied, Reported
 
 _PATIENCE_SECONDS = 2.0
@@ -43,7 +43,7 @@ _LISTED = re.compile(r"^\s*(GPU|MIG) .*\(UUID: ([^)]+)\)")
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class WorkerSlot:
     """A worker's place on the machine: ``cores`` (``None``: any), ``gpu`` as ``CUDA_VISIBLE_DEVICES`` names it, ``threads``."""
 
     threads: int
@@ -59,7 +59,9 @@ class Seat:
         }
 
 
-def seats(n_workers: int, threads: int, cores: tuple[int, ...], gpus: tuple[str, ...] = ()) -> tuple[Seat, ...]:
+def worker_slots(
+    n_workers: int, threads: int, cores: tuple[int, ...], gpus: tuple[str, ...] = ()
+) -> tuple[WorkerSlot, ...]:
     """Deal the machine out: a GPU each where there are GPUs, else ``threads`` cores each.
 
     A single worker may have more threads than there are cores, and is then free to use them all.
@@ -76,9 +78,9 @@ def seats(n_workers: int, threads: int, cores: tuple[int, ...], gpus: tuple[str,
                 f"{n_workers} workers need a GPU each, and this machine offers {len(gpus)}; ask for at most {len(gpus)}, "
                 "or set CUDA_VISIBLE_DEVICES to nothing to work on the CPU"
             )
-        return tuple(Seat(threads, gpu=gpu) for gpu in gpus[:n_workers])
+        return tuple(WorkerSlot(threads, gpu=gpu) for gpu in gpus[:n_workers])
     if not cores or (n_workers == 1 and threads > len(cores)):
-        return (Seat(threads),) * n_workers
+        return (WorkerSlot(threads),) * n_workers
     if n_workers * threads > len(cores):
         room = max(len(cores) // threads, 1)
         each = f"{threads} thread{'s' * (threads > 1)} each"
@@ -86,7 +88,7 @@ def seats(n_workers: int, threads: int, cores: tuple[int, ...], gpus: tuple[str,
             f"{n_workers} workers of {each} need {n_workers * threads} cores, and this program may use "
             f"{len(cores)}; ask for at most {room} worker{'s' * (room > 1)}"
         )
-    return tuple(Seat(threads, cores[i * threads : (i + 1) * threads]) for i in range(n_workers))
+    return tuple(WorkerSlot(threads, cores[i * threads : (i + 1) * threads]) for i in range(n_workers))
 
 
 def n_places(threads: int) -> int:
@@ -132,8 +134,8 @@ def _listed(text: str) -> tuple[str, ...]:
 # --- the workers -----------------------------------------------------------------------------------------------------
 
 
-class LocalCrew:
-    """``n_workers`` processes of ``threads`` threads each; see `seats` for what each has to itself.
+class LocalPool:
+    """``n_workers`` processes of ``threads`` threads each; see `worker_slots` for what each has to itself.
 
     ``logs``: a folder for what the workers print (``worker-0.txt`` and so on) and for tracebacks of errors that are not ours;
     without it they print to this program's standard error.
@@ -142,8 +144,8 @@ class LocalCrew:
         UsageError: the machine has no room for so many.
     """
 
-    def __init__(self, craft: Craft, n_workers: int, threads: int, *, logs: Path | None = None) -> None:
-        dealt = seats(n_workers, threads, usable_cores(), usable_gpus(os.environ))
+    def __init__(self, craft: WorkerFactory, n_workers: int, threads: int, *, logs: Path | None = None) -> None:
+        dealt = worker_slots(n_workers, threads, usable_cores(), usable_gpus(os.environ))
         # A quota is time on any core: the first ones may be those of every container on the host.
         is_quota = n_usable_cores() < len(core_numbers())
         self._seats = tuple(replace(seat, cores=None) for seat in dealt) if is_quota else dealt
@@ -153,16 +155,16 @@ class LocalCrew:
 
     @property
     def n_workers(self) -> int:
-        """See `outlay.workers.pool.Crew`."""
+        """See `outlay.workers.pool.WorkerPool`."""
         return len(self._seats)
 
     @property
     def n_free(self) -> int:
-        """See `outlay.workers.pool.Crew`; none before entering and after leaving."""
+        """See `outlay.workers.pool.WorkerPool`; none before entering and after leaving."""
         return sum(not worker.is_busy for worker in self._workers)
 
     def submit(self, name: str, payload: Any) -> None:
-        """See `outlay.workers.pool.Crew`.
+        """See `outlay.workers.pool.WorkerPool`.
 
         Raises:
             RuntimeError: no worker is free.
@@ -173,8 +175,8 @@ class LocalCrew:
             raise RuntimeError(f"no worker is free for {name}; n_free says how many are")
         worker.hand(name, bytes(ForkingPickler.dumps(payload)))
 
-    def wait(self, timeout_seconds: float | None = None) -> list[Ended]:
-        """See `outlay.workers.pool.Crew`."""
+    def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:
+        """See `outlay.workers.pool.WorkerPool`."""
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while busy := self._busy():
             for worker in busy:
@@ -189,7 +191,7 @@ class LocalCrew:
         return []
 
     def progress(self) -> dict[str, tuple[int, int, str]]:
-        """See `outlay.workers.pool.Crew`."""
+        """See `outlay.workers.pool.WorkerPool`."""
         busy = self._busy()
         for worker in busy:
             worker.listen()
@@ -222,7 +224,7 @@ class LocalCrew:
 class _Worker:
     """One seat, the process that has it at this moment, and what it is at."""
 
-    def __init__(self, number: int, seat: Seat, craft: bytes, logs: Path | None) -> None:
+    def __init__(self, number: int, seat: WorkerSlot, craft: bytes, logs: Path | None) -> None:
         self._number = number
         self._seat = seat
         self._craft = craft
@@ -289,14 +291,14 @@ class _Worker:
         else:
             self._replied, self.ended_at = message, message.at
 
-    def collect(self, logs: Path | None) -> Ended:
+    def collect(self, logs: Path | None) -> TaskResult:
         """How its work ended; then it is free."""
         assert self.name is not None
         name, seconds, replied, lost = self.name, self.ended_at - self._began, self._replied, self._lost
         self.name = self.reported = self._replied = self._lost = None
         if replied is None or replied.is_last:
             self.end()
-        return Ended(name, seconds, lost=lost) if replied is None else replied.reply.ended(name, seconds, logs)
+        return TaskResult(name, seconds, lost=lost) if replied is None else replied.reply.ended(name, seconds, logs)
 
     # --- the process
 

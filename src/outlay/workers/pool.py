@@ -1,8 +1,8 @@
 """Workers that do pieces of work handed to them one by one: the one interface behind which a study runs here or on a cluster.
 
-What a crew's workers do is a `Craft`: a picklable maker of the function that does the work, called once in each worker, so that
-what is dear to set up (data, models) is set up once. A crew hands out, notices workers that are gone, and reports; who does what
-next, and what is tried again, is decided by whoever hands out.
+What a crew's workers do is a `WorkerFactory`: a picklable maker of the function that does the work, called once in each
+worker, so that what is dear to set up (data, models) is set up once. A crew hands out, notices workers that are gone, and
+reports; who does what next, and what is tried again, is decided by whoever hands out.
 
 A worker that is lost is replaced before the next piece of work, and so is one whose craft failed, or whose work ended with an
 error that is not `outlay`'s: a library may be left in a state (a GPU's, say) in which everything after it fails.
@@ -28,10 +28,10 @@ from outlay.hardware.openmp import waiting_variables
 Report = Callable[[int, int, str], None]
 """Progress of the work under way: done, of how many, in words."""
 
-Work = Callable[[Any, Report], Any]
+WorkerFn = Callable[[Any, Report], Any]
 """Payload and somebody to report to → result; both pickled between processes."""
 
-Craft = Callable[[], Work]
+WorkerFactory = Callable[[], WorkerFn]
 """Sets a worker up; picklable, so a module-level class or `functools.partial`, never a closure."""
 
 
@@ -52,7 +52,7 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class TaskResult:
     """How a piece of work ended: with a ``value``, with an ``error`` that the work raised, or ``lost`` with its worker."""
 
     name: str
@@ -65,7 +65,7 @@ class Ended:
     """Why the worker is gone ("killed by signal 9"); a new one takes its place."""
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """A number of workers. Entering starts them, leaving ends them and what is under way."""
 
     @property
@@ -86,7 +86,7 @@ class Crew(Protocol):
         """
         ...
 
-    def wait(self, timeout_seconds: float | None = None) -> list[Ended]:
+    def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:
         """Block until at least one piece of work has ended, or so long; in the order they ended.
 
         Nothing, and at once, where no work is under way.
@@ -122,10 +122,10 @@ class Reply:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
         return cls(said=f"{type(error).__name__} ({first})", trace="".join(traceback.format_exception(error)))
 
-    def ended(self, name: str, seconds: float, logs: Path | None) -> Ended:
+    def ended(self, name: str, seconds: float, logs: Path | None) -> TaskResult:
         """For whoever handed the work out; the traceback of an error that is not ours is written to a file of ``logs``."""
         if self.said is None:
-            return Ended(name, seconds, self.value, self.error)
+            return TaskResult(name, seconds, self.value, self.error)
         line = f"{name} failed with {self.said}"
         if logs is not None:
             with suppress(OSError):
@@ -135,7 +135,7 @@ class Reply:
                 line = f"{line}; its traceback is in {path}"
         error = WorkFailed(line)
         error.add_note(self.trace)
-        return Ended(name, seconds, error=error)
+        return TaskResult(name, seconds, error=error)
 
 
 def attempt(do: Callable[[], Any]) -> Reply:
@@ -158,17 +158,17 @@ def fit_to_send(reply: Reply) -> Reply:
     return reply
 
 
-class Inline:
+class InProcessPool:
     """A crew of one, in this process: work is done in `wait`, however long it takes.
 
     ``logs``: a folder for the tracebacks of errors that are not ours.
     """
 
-    def __init__(self, craft: Craft, *, logs: Path | None = None) -> None:
+    def __init__(self, craft: WorkerFactory, *, logs: Path | None = None) -> None:
         self._craft = craft
         self._logs = logs
         self._is_open = False
-        self._work: Work | None = None
+        self._work: WorkerFn | None = None
         self._waiting: tuple[str, Any, float] | None = None
         self._reported: tuple[int, int, str] | None = None
 
@@ -183,13 +183,13 @@ class Inline:
         return int(self._is_open and self._waiting is None)
 
     def submit(self, name: str, payload: Any) -> None:
-        """See `Crew`."""
+        """See `WorkerPool`."""
         if not self.n_free:
             raise RuntimeError(f"no worker is free for {name}; n_free says how many are")
         self._waiting = (name, payload, time.monotonic())
 
-    def wait(self, timeout_seconds: float | None = None) -> list[Ended]:  # noqa: ARG002
-        """See `Crew`; the time is not watched."""
+    def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:  # noqa: ARG002
+        """See `WorkerPool`; the time is not watched."""
         if self._waiting is None:
             return []
         name, payload, began = self._waiting
@@ -202,7 +202,7 @@ class Inline:
         return [reply.ended(name, time.monotonic() - began, self._logs)]
 
     def progress(self) -> dict[str, tuple[int, int, str]]:
-        """See `Crew`; of use to other threads."""
+        """See `WorkerPool`; of use to other threads."""
         waiting, reported = self._waiting, self._reported
         return {waiting[0]: reported} if waiting is not None and reported is not None else {}
 
@@ -216,7 +216,7 @@ class Inline:
         self._is_open = False
         self._work = self._waiting = None
 
-    def _made(self) -> Work:
+    def _made(self) -> WorkerFn:
         if self._work is None:
             self._work = self._craft()
         return self._work

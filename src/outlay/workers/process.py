@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from outlay.library_warnings import hide_deprecations
-from outlay.workers.pool import Craft, Reply, Work, attempt, fit_to_send
+from outlay.workers.pool import Reply, WorkerFactory, WorkerFn, attempt, fit_to_send
 
 REPORT_SECONDS = 0.2
 """Reports of progress are sent this often at most, the last one (all done) excepted."""
@@ -84,7 +84,7 @@ def main(pipe: int, parent: int, cores: list[int] | None, dies_by_signal: bool) 
     connection = Connection(pipe)
     inbox: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, parent, inbox), daemon=True).start()
-    _Desk(connection).serve(inbox)
+    WorkerLoop(connection).serve(inbox)
 
 
 def _die_with_starter() -> None:
@@ -105,7 +105,7 @@ def _listen(connection: Connection, parent: int, inbox: SimpleQueue[bytes]) -> N
             os._exit(1)
 
 
-class _Desk:
+class WorkerLoop:
     """Where the worker sits: one piece of work after another."""
 
     def __init__(self, connection: Connection) -> None:
@@ -120,8 +120,8 @@ class _Desk:
         """The first thing that comes is the craft, then payloads; until the process ends."""
         data = inbox.get()
 
-        def set_up() -> Work:
-            craft: Craft = ForkingPickler.loads(data)
+        def set_up() -> WorkerFn:
+            craft: WorkerFactory = ForkingPickler.loads(data)
             return craft()
 
         made = attempt(set_up)
@@ -132,7 +132,7 @@ class _Desk:
             reply = fit_to_send(attempt(partial(self._do, made.value, payload)) if is_made else made)
             self._reply(reply, is_last=not is_made or reply.said is not None)
 
-    def _do(self, work: Work, payload: bytes) -> Any:
+    def _do(self, work: WorkerFn, payload: bytes) -> Any:
         return work(ForkingPickler.loads(payload), self.report)
 
     def report(self, n_done: int, n_total: int, words: str) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Self
 import outlay
 from outlay.errors import ClusterError, UsageError
 from outlay.library_warnings import hide_deprecations
-from outlay.workers.pool import Craft, Ended, Reply, Work, attempt, fit_to_send, thread_variables
+from outlay.workers.pool import Reply, TaskResult, WorkerFactory, WorkerFn, attempt, fit_to_send, thread_variables
 
 ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/]+:\d+")
 
@@ -71,7 +71,7 @@ def workers_of(
     return {"num_cpus": threads}, n_workers
 
 
-class RayCrew:
+class RayPool:
     """The workers of a Ray cluster: one per ``gpus_per_worker`` GPUs (one, where the cluster has any), else per ``threads`` CPUs.
 
     ``address``: ``auto`` (the cluster that this machine belongs to), ``local`` (one of this machine alone, started and ended with
@@ -85,7 +85,7 @@ class RayCrew:
 
     def __init__(
         self,
-        craft: Craft,
+        craft: WorkerFactory,
         address: str,
         threads: int,
         *,
@@ -117,16 +117,16 @@ class RayCrew:
 
     @property
     def n_workers(self) -> int:
-        """See `outlay.workers.pool.Crew`; none before entering and after leaving."""
+        """See `outlay.workers.pool.WorkerPool`; none before entering and after leaving."""
         return 0 if self._open is None else len(self._open.workers)
 
     @property
     def n_free(self) -> int:
-        """See `outlay.workers.pool.Crew`."""
+        """See `outlay.workers.pool.WorkerPool`."""
         return 0 if self._open is None else len(self._open.workers) - len(self._open.under_way)
 
     def submit(self, name: str, payload: Any) -> None:
-        """See `outlay.workers.pool.Crew`.
+        """See `outlay.workers.pool.WorkerPool`.
 
         Raises:
             RuntimeError: no worker is free.
@@ -137,8 +137,8 @@ class RayCrew:
         with self._told(self._open.ray):
             self._open.submit(name, payload)
 
-    def wait(self, timeout_seconds: float | None = None) -> list[Ended]:
-        """See `outlay.workers.pool.Crew`."""
+    def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:
+        """See `outlay.workers.pool.WorkerPool`."""
         if self._open is None or not self._open.under_way:
             return []
         with self._told(self._open.ray):
@@ -183,15 +183,15 @@ def _is_share(n_gpus: float) -> bool:
 
 
 class _Worker:
-    """The actor. Craft and payloads come as references in a list: then what cannot be unpickled does not end the actor."""
+    """The actor. The factory and payloads come as references in a list: then what cannot be unpickled does not end the actor."""
 
     def __init__(self, craft: list[Any]) -> None:
         import ray
 
         hide_deprecations()
 
-        def set_up() -> Work:
-            made: Craft = ray.get(craft[0])
+        def set_up() -> WorkerFn:
+            made: WorkerFactory = ray.get(craft[0])
             return made()
 
         self._made = attempt(set_up)
@@ -223,7 +223,9 @@ class _Given:
 class _Open:
     """Workers of a cluster that this process is connected to; ``under_way`` by Ray's reference to the reply."""
 
-    def __init__(self, ray: Any, craft: Craft, threads: int, resources: dict[str, float], n_workers: int) -> None:
+    def __init__(
+        self, ray: Any, craft: WorkerFactory, threads: int, resources: dict[str, float], n_workers: int
+    ) -> None:
         self.ray = ray
         # Left alone, Ray allows as many threads as a worker takes CPUs, and one beside a GPU.
         own = {"env_vars": thread_variables(threads)}
@@ -250,7 +252,7 @@ class _Open:
             found, _ = self.ray.wait(references, num_returns=len(references), timeout=0)
         return list(found)
 
-    def collect(self, reference: Any, logs: Path | None) -> Ended:
+    def collect(self, reference: Any, logs: Path | None) -> TaskResult:
         """How that work ended; then its worker is free, or gone."""
         given, errors = self.under_way[reference], self.ray.exceptions
         reply, lost, stays = None, None, False
@@ -266,7 +268,7 @@ class _Open:
         if not stays:
             self._end(given.place)
         seconds = time.monotonic() - given.began
-        return Ended(given.name, seconds, lost=lost) if reply is None else reply.ended(given.name, seconds, logs)
+        return TaskResult(given.name, seconds, lost=lost) if reply is None else reply.ended(given.name, seconds, logs)
 
     def end(self) -> None:
         """All workers, whatever they are at."""

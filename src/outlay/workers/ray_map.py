@@ -20,8 +20,8 @@ from typing import Any, Literal, Protocol, TypeVar
 from outlay.errors import ClusterError, OutlayError, UnknownModel, WorkFailed
 from outlay.models.reference import checkpoint_files, fingerprint
 from outlay.storage.locks import acquire, release
-from outlay.workers.pool import Crew, Ended, Report, Work
-from outlay.workers.ray import RayCrew, check_address, connected
+from outlay.workers.pool import Report, TaskResult, WorkerFn, WorkerPool
+from outlay.workers.ray import RayPool, check_address, connected
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -50,7 +50,7 @@ class Executor(Protocol):
         ...
 
 
-class Here:
+class InThisProcess:
     """This process: one job after another, in their order."""
 
     def run(
@@ -155,7 +155,7 @@ class _Reader:
 
     work: Callable[[Path, Any], Any]
 
-    def __call__(self) -> Work:
+    def __call__(self) -> WorkerFn:
         return self.do
 
     def do(self, payload: tuple[_Folder, Any], report: Report) -> _Reply:  # noqa: ARG002
@@ -202,7 +202,7 @@ class _Run:
         """As they are done."""
         left = iter(jobs)
         try:
-            with RayCrew(_Reader(self.work), self.address, self.threads) as crew:
+            with RayPool(_Reader(self.work), self.address, self.threads) as crew:
                 self._hand_out(crew, left)
                 while ended := crew.wait():
                     for each in ended:
@@ -213,14 +213,14 @@ class _Run:
         finally:
             self._end()
 
-    def _hand_out(self, crew: Crew, left: Iterator[_Job]) -> None:
+    def _hand_out(self, crew: WorkerPool, left: Iterator[_Job]) -> None:
         """To whoever is free."""
         while crew.n_free and (job := self.again.pop() if self.again else next(left, None)) is not None:
             name, payload = job
             self.waiting[name] = job
             crew.submit(name, (self.folder, payload))
 
-    def _reply(self, ended: Ended) -> _Reply | None:
+    def _reply(self, ended: TaskResult) -> _Reply | None:
         """The result of a job; ``None`` where it is to be tried again.
 
         Raises:
@@ -245,7 +245,7 @@ class _Run:
             return None
         return reply
 
-    def _note_failure(self, ended: Ended) -> None:
+    def _note_failure(self, ended: TaskResult) -> None:
         self.n_tries[ended.name] += 1
         if self.n_tries[ended.name] == N_TRIES:
             why = f"its worker was lost, {ended.lost}" if ended.lost is not None else str(ended.error)

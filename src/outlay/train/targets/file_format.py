@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outlay.errors import ArtifactDamaged
-from outlay.train.targets.sparse_logits import Array, Positions, Terms, narrowest
+from outlay.train.targets.sparse_logits import Array, SparseLogits, SparsityRule, narrowest
 
 FORMAT = 3
 
@@ -27,21 +27,21 @@ _DTYPES = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Block:
+class TargetsBlock:
     """Consecutive rows and their positions, end to end.
 
     ``n_positions``, ``n_real``, ``n_entries``: ``[rows]``, positions of each row, real ones among them, logits they keep in all.
     """
 
-    terms: Terms
-    positions: Positions
+    terms: SparsityRule
+    positions: SparseLogits
     n_positions: Array
     n_real: Array
     n_entries: Array
     answers: tuple[str, ...]
 
 
-def to_bytes(block: Block) -> bytes:
+def to_bytes(block: TargetsBlock) -> bytes:
     """Safetensors bytes, equal for equal blocks."""
     from safetensors.numpy import save
 
@@ -58,7 +58,7 @@ def to_bytes(block: Block) -> bytes:
     return save(present, metadata={"targets": json.dumps(about)})
 
 
-def from_bytes(data: bytes | Array, origin: str = "these targets") -> Block:
+def from_bytes(data: bytes | Array, origin: str = "these targets") -> TargetsBlock:
     """Inverse of `to_bytes`; arrays are views of ``data``, which is bytes or uint8 ``[bytes]``.
 
     Raises:
@@ -78,7 +78,7 @@ def from_bytes(data: bytes | Array, origin: str = "these targets") -> Block:
         raise ArtifactDamaged(f"{origin} cannot be read ({type(error).__name__}); teach again") from error
 
 
-def open_file(path: Path) -> Block:
+def open_file(path: Path) -> TargetsBlock:
     """A block whose arrays are views of the file, mapped into memory: what is not looked at is not read.
 
     The file is not kept open, so there may be any number of them; it must not be written to meanwhile.
@@ -104,15 +104,15 @@ def _view(data: Array, entry: dict[str, Any]) -> Array:
     return data[start:stop].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
-def _block(about: dict[str, Any], arrays: dict[str, Array]) -> Block:
-    terms = Terms(
+def _block(about: dict[str, Any], arrays: dict[str, Array]) -> TargetsBlock:
+    terms = SparsityRule(
         kind=about["kind"],
         vocab_size=about["vocab_size"],
         max_logits=about["max_logits"],
         tail_mass=about["tail_mass"],
         temperatures=tuple(about["temperatures"]),
     )
-    positions = Positions(
+    positions = SparseLogits(
         units=arrays["units"],
         logsumexp=arrays["logsumexp"],
         indices=arrays["indices"],
@@ -120,4 +120,4 @@ def _block(about: dict[str, Any], arrays: dict[str, Array]) -> Block:
         logits=arrays["logits"],
     )
     rows = (arrays["n_positions"], arrays["n_real"], arrays["n_entries"])
-    return Block(terms, positions, *rows, tuple(json.loads(arrays["answers"].tobytes())))
+    return TargetsBlock(terms, positions, *rows, tuple(json.loads(arrays["answers"].tobytes())))

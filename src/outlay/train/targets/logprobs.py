@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from outlay.errors import DataError, LabelError
 from outlay.spec import TargetKind
-from outlay.train.targets.sparse_logits import Positions, Terms, offsets_of
+from outlay.train.targets.sparse_logits import SparseLogits, SparsityRule, offsets_of
 from outlay.train.targets.targets import SparseTargets
 
 EXCESS_MASS = 1e-3
@@ -29,7 +29,7 @@ _BLANK = "▁"
 """What SentencePiece writes for a space."""
 
 
-class Heard(NamedTuple):
+class PositionLogprobs(NamedTuple):
     """One position: the ``unit`` that was said, some ``classes``, each once, and their ``logprobs``, in nats.
 
     ``logsumexp``: by temperature, at the level of ``logprobs + logsumexp[0]``, the first one at T = 1; ``None``: normalised at
@@ -45,7 +45,7 @@ class Heard(NamedTuple):
 class Row(NamedTuple):
     """A row's positions, its answer in words, how many positions are real, and where it was read."""
 
-    positions: Sequence[Heard]
+    positions: Sequence[PositionLogprobs]
     answer: str
     n_real: int
     origin: str
@@ -73,11 +73,13 @@ def spoken(targets: SparseTargets) -> Iterator[Row]:
         positions = []
         for at in range(start, stop):
             mine = slice(entries[at], entries[at + 1])
-            positions.append(Heard(units[at], kept.indices[mine].tolist(), logprobs[mine].tolist(), sums[at]))
+            positions.append(
+                PositionLogprobs(units[at], kept.indices[mine].tolist(), logprobs[mine].tolist(), sums[at])
+            )
         yield Row(positions, answer, int(targets.n_real[row]), "")
 
 
-def packed(terms: Terms, rows: Sequence[Row]) -> SparseTargets:
+def packed(terms: SparsityRule, rows: Sequence[Row]) -> SparseTargets:
     """A block from what `spoken` gave of one with these terms: the same, bit for bit, unless it was rounded on its way.
 
     Raises:
@@ -97,7 +99,7 @@ def packed(terms: Terms, rows: Sequence[Row]) -> SparseTargets:
     )
 
 
-def packed_tokens(terms: Terms, rows: Sequence[Row]) -> SparseTargets:
+def packed_tokens(terms: SparsityRule, rows: Sequence[Row]) -> SparseTargets:
     """A block of normalised log-probabilities at T = 1, of each position the largest, as ``terms`` say.
 
     What is left out belongs to the tail, with its exact mass.
@@ -124,7 +126,7 @@ def packed_tokens(terms: Terms, rows: Sequence[Row]) -> SparseTargets:
     return _targets(terms, rows, n_kept, classes[kept], logprobs[kept], logsumexp)
 
 
-def packed_classes(terms: Terms, rows: Sequence[Row]) -> SparseTargets:
+def packed_classes(terms: SparsityRule, rows: Sequence[Row]) -> SparseTargets:
     """A block of label sets: every class of a position has its log-probability, at any level; each temperature is exact."""
     logits = np.array([row.positions[0].logprobs for row in rows], dtype=np.float64)
     classes = np.argsort(-logits, axis=1, kind="stable")
@@ -135,7 +137,7 @@ def packed_classes(terms: Terms, rows: Sequence[Row]) -> SparseTargets:
     return _targets(terms, rows, counts, classes.reshape(-1), falling.reshape(-1), np.stack(sums, axis=1))
 
 
-def block_of(kind: TargetKind, rows: Sequence[Row], terms: Terms | None, *, is_own: bool) -> SparseTargets:
+def block_of(kind: TargetKind, rows: Sequence[Row], terms: SparsityRule | None, *, is_own: bool) -> SparseTargets:
     """A block in the way its kind is packed; ``terms`` ``None`` for ``text``; ``is_own``: rows are those of `spoken`."""
     if kind == "text" or terms is None:
         return SparseTargets.text_only([row.answer for row in rows])
@@ -238,7 +240,7 @@ _LEAST = 1e-12
 
 
 def _targets(
-    terms: Terms,
+    terms: SparsityRule,
     rows: Sequence[Row],
     n_kept: NDArray[np.int64],
     classes: NDArray[np.int64],
@@ -246,7 +248,7 @@ def _targets(
     logsumexp: NDArray[np.float64],
 ) -> SparseTargets:
     units = np.array([each.unit for row in rows for each in row.positions], dtype=np.int32)
-    positions = Positions.pack(
+    positions = SparseLogits.pack(
         terms, units, n_kept, classes, logits, logsumexp.reshape(len(units), len(terms.temperatures))
     )
     n_positions = np.array([len(row.positions) for row in rows], dtype=np.int64)

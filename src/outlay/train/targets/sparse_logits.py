@@ -29,7 +29,7 @@ _NARROW_VOCABULARY = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class SparsityRule:
     """What is kept of a position; the same for all positions of some targets.
 
     ``kind``: what a unit is; ``vocab_size``: V, classes the teacher chose among (0 for ``text``); ``max_logits``, ``tail_mass``:
@@ -45,7 +45,7 @@ class Terms:
     @classmethod
     def of(
         cls, kind: TargetKind, vocab_size: int, max_logits: int, tail_mass: float, temperatures: Sequence[float]
-    ) -> Terms:
+    ) -> SparsityRule:
         """Label sets, and vocabularies of at most ``max_logits``, are kept whole: else a class at least is left out."""
         whole = kind != "tokens" or max_logits == 0 or max_logits >= vocab_size
         offered = tuple(float(t) for t in temperatures)
@@ -63,7 +63,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Positions:
+class SparseLogits:
     """N positions and the M logits that they keep, end to end.
 
     ``units``: ``[N]`` int32 (uint16 where it can be), the class, tag or token that was said there;
@@ -85,8 +85,8 @@ class Positions:
 
     @classmethod
     def pack(
-        cls, terms: Terms, units: Array, n_kept: Array, indices: Array, logits: Array, logsumexp: Array
-    ) -> Positions:
+        cls, terms: SparsityRule, units: Array, n_kept: Array, indices: Array, logits: Array, logsumexp: Array
+    ) -> SparseLogits:
         """From ``logits`` ``[M]`` beside ``indices`` ``[M]``, falling within each position, ``n_kept`` ``[N]`` of them.
 
         They may be at any level within a position (raw, or log-probabilities), the one of ``logsumexp`` ``[N, temperatures]``.
@@ -112,17 +112,17 @@ class Positions:
         return cls(said, sums, classes, narrowest(counts), rounded)
 
     @classmethod
-    def none(cls, terms: Terms) -> Positions:
+    def none(cls, terms: SparsityRule) -> SparseLogits:
         """No positions."""
         nothing = np.zeros(0)
         return cls.pack(terms, nothing, nothing, nothing, nothing, np.zeros((0, len(terms.temperatures))))
 
-    def narrowed(self, terms: Terms) -> Positions:
+    def narrowed(self, terms: SparsityRule) -> SparseLogits:
         """The same in the narrowest dtypes that hold it, so that equal positions have equal bytes."""
         n_kept = None if self.n_kept is None else narrowest(self.n_kept)
         return replace(self, units=_narrow_units(self.units, terms), n_kept=n_kept)
 
-    def counts(self, terms: Terms) -> NDArray[np.int64]:
+    def counts(self, terms: SparsityRule) -> NDArray[np.int64]:
         """How many logits each position keeps, int64 ``[N]``."""
         if self.n_kept is None:
             return np.full(len(self), terms.vocab_size, dtype=np.int64)
@@ -174,10 +174,12 @@ class RowPlaces:
         )
 
 
-def gather(pieces: Sequence[Positions], terms: Terms, places: RowPlaces, counts: NDArray[np.int64]) -> Positions:
+def gather(
+    pieces: Sequence[SparseLogits], terms: SparsityRule, places: RowPlaces, counts: NDArray[np.int64]
+) -> SparseLogits:
     """The first ``counts`` positions of each row, row by row; reads nothing else of the pieces."""
     if not pieces or not counts.any():
-        return Positions.none(terms)
+        return SparseLogits.none(terms)
     order = np.argsort(places.piece, kind="stable")
     if np.array_equal(order, np.arange(len(order))):
         return _gather_sorted(pieces, terms, places, counts)
@@ -189,8 +191,8 @@ def gather(pieces: Sequence[Positions], terms: Terms, places: RowPlaces, counts:
 
 
 def _gather_sorted(
-    pieces: Sequence[Positions], terms: Terms, places: RowPlaces, counts: NDArray[np.int64]
-) -> Positions:
+    pieces: Sequence[SparseLogits], terms: SparsityRule, places: RowPlaces, counts: NDArray[np.int64]
+) -> SparseLogits:
     """`gather` where the rows of a piece stand beside one another."""
     starts = np.flatnonzero(np.diff(places.piece, prepend=-1))
     used = [pieces[int(piece)] for piece in places.piece[starts]]
@@ -203,14 +205,14 @@ def _gather_sorted(
         shape = (-1, terms.vocab_size)
         indices = _take([piece.indices.reshape(shape) for piece in used], at, bounds).reshape(-1)
         logits = _take([piece.logits.reshape(shape) for piece in used], at, bounds).reshape(-1)
-        return Positions(units, logsumexp, indices, None, logits)
+        return SparseLogits(units, logsumexp, indices, None, logits)
     n_kept = _take([_present(piece.n_kept) for piece in used], at, bounds)
     n_entries = n_kept.astype(np.int64)
     before = offsets_of(n_entries)
     entry = before[:-1] + np.repeat(places.entry - before[offsets[:-1]], counts)
     # Each position before this one has a largest logit, which is not there; so has each position gathered.
     others, n_before = ranges(entry - at, n_entries - 1), before[bounds] - bounds
-    return Positions(
+    return SparseLogits(
         units=units,
         logsumexp=logsumexp,
         indices=_take([piece.indices for piece in used], ranges(entry, n_entries), before[bounds]),
@@ -247,11 +249,11 @@ def narrowest(counts: Array) -> Array:
     return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
 
 
-def _class_dtype(terms: Terms) -> type[np.uint16] | type[np.int32]:
+def _class_dtype(terms: SparsityRule) -> type[np.uint16] | type[np.int32]:
     return np.uint16 if terms.vocab_size <= _NARROW_VOCABULARY else np.int32
 
 
-def _narrow_units(units: Array, terms: Terms) -> Array:
+def _narrow_units(units: Array, terms: SparsityRule) -> Array:
     """What was said beyond an answer's end may be any number, so the units themselves are looked at."""
     fits = len(units) == 0 or (units.min() >= 0 and units.max() < _NARROW_VOCABULARY)
     return units.astype(_class_dtype(terms) if fits else np.int32)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from outlay.train.targets.sparse_logits import Positions, Terms, offsets_of
+from outlay.train.targets.sparse_logits import SparseLogits, SparsityRule, offsets_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class TargetStatistics:
         return self.mass_kept / self.n_positions if self.n_positions else 1.0
 
 
-def measure(positions: Positions, terms: Terms, column: int) -> TargetStatistics:
+def measure(positions: SparseLogits, terms: SparsityRule, column: int) -> TargetStatistics:
     """Of positions alone, without their rows; ``column``: of the log-sum-exps, that of temperature 1."""
     if len(positions) == 0:
         return TargetStatistics(0, 0, 0)

@@ -23,24 +23,24 @@ from outlay.settings import TEMPERATURES
 from outlay.spec import TargetKind
 from outlay.train.losses import Sparse
 from outlay.train.targets import file_format
-from outlay.train.targets.file_format import Block
+from outlay.train.targets.file_format import TargetsBlock
 from outlay.train.targets.sparse_logits import (
     MAX_LOGITS,
     TAIL_MASS,
-    Positions,
     RowPlaces,
-    Terms,
+    SparseLogits,
+    SparsityRule,
     gather,
     narrowest,
     offsets_of,
     ranges,
 )
 from outlay.train.targets.statistics import TargetStatistics, measure
-from outlay.train.targets.top_logits import Largest, largest, to_positions
+from outlay.train.targets.top_logits import TopLogits, largest, to_positions
 
 __all__ = [
-    *("MAX_LOGITS", "TAIL_MASS", "TEMPERATURES", "Positions", "SparseTargets", "TargetBatch", "TargetStatistics"),
-    *("TargetsBuilder", "Terms"),
+    *("MAX_LOGITS", "TAIL_MASS", "TEMPERATURES", "SparseLogits", "SparseTargets", "TargetBatch", "TargetStatistics"),
+    *("TargetsBuilder", "SparsityRule"),
 ]
 
 _PENDING_LOGITS = 1 << 22
@@ -74,8 +74,8 @@ class SparseTargets:
         ValueError: arrays whose lengths do not belong together.
     """
 
-    terms: Terms
-    pieces: tuple[Positions, ...]
+    terms: SparsityRule
+    pieces: tuple[SparseLogits, ...]
     places: RowPlaces
     n_real: NDArray[np.int64]
     answers: tuple[str, ...]
@@ -112,15 +112,15 @@ class SparseTargets:
         ``offsets``: int64 ``[rows + 1]``, row ``i`` owns positions ``offsets[i]:offsets[i + 1]``; ``units``: int32
         ``[positions]``; ``n_real`` ``None``: every position is real.
         """
-        terms = Terms.of(kind, logits.shape[-1], max_logits, tail_mass, temperatures)
+        terms = SparsityRule.of(kind, logits.shape[-1], max_logits, tail_mass, temperatures)
         kept = to_positions([largest(logits.detach(), terms)], terms)
         return cls.from_positions(terms, replace(kept, units=units), np.diff(offsets), answers, n_real=n_real)
 
     @classmethod
     def from_positions(
         cls,
-        terms: Terms,
-        positions: Positions,
+        terms: SparsityRule,
+        positions: SparseLogits,
         n_positions: NDArray[np.int64],
         answers: Sequence[str],
         *,
@@ -143,8 +143,8 @@ class SparseTargets:
     @classmethod
     def text_only(cls, answers: Sequence[str]) -> SparseTargets:
         """The teacher's answers and nothing else, for a student of another tokenizer."""
-        terms, nothing = Terms("text", 0, temperatures=()), np.zeros(len(answers), dtype=np.int64)
-        return cls.from_positions(terms, Positions.none(terms), nothing, answers)
+        terms, nothing = SparsityRule("text", 0, temperatures=()), np.zeros(len(answers), dtype=np.int64)
+        return cls.from_positions(terms, SparseLogits.none(terms), nothing, answers)
 
     def __len__(self) -> int:
         return len(self.n_real)
@@ -169,7 +169,7 @@ class SparseTargets:
         """Int64 ``[rows + 1]``: row ``i`` owns positions ``offsets[i]:offsets[i + 1]`` of `positions`."""
         return offsets_of(self.places.n_positions)
 
-    def positions(self) -> Positions:
+    def positions(self) -> SparseLogits:
         """Those of all rows, in row order; copied into memory."""
         return gather(self.pieces, self.terms, self.places, self.places.n_positions)
 
@@ -279,13 +279,13 @@ class SparseTargets:
         """
         return cls._of_block(file_format.open_file(path))
 
-    def _block(self) -> Block:
+    def _block(self) -> TargetsBlock:
         positions, places = self.positions(), self.places
         n_entries = _n_entries(positions, self.terms, places.n_positions)
-        return Block(self.terms, positions, places.n_positions, self.n_real, n_entries, self.answers)
+        return TargetsBlock(self.terms, positions, places.n_positions, self.n_real, n_entries, self.answers)
 
     @classmethod
-    def _of_block(cls, block: Block) -> SparseTargets:
+    def _of_block(cls, block: TargetsBlock) -> SparseTargets:
         places = RowPlaces.one_piece(block.n_positions, block.n_entries)
         return cls(block.terms, (block.positions,), places, block.n_real.astype(np.int64), block.answers)
 
@@ -326,15 +326,15 @@ class TargetsBuilder:
         tail_mass: float = TAIL_MASS,
         temperatures: Sequence[float] = TEMPERATURES,
     ) -> None:
-        self._asked = Terms(kind, vocab_size or 0, max_logits, tail_mass, tuple(temperatures))
-        self._terms: Terms | None = None if vocab_size is None else self._terms_of(vocab_size)
+        self._asked = SparsityRule(kind, vocab_size or 0, max_logits, tail_mass, tuple(temperatures))
+        self._terms: SparsityRule | None = None if vocab_size is None else self._terms_of(vocab_size)
         self._n_kept = np.full(n_rows, -1, dtype=np.int64)
         self._n_real = np.zeros(n_rows, dtype=np.int64)
         self._units: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []
         self._places: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-        self._pending: list[Largest] = []
+        self._pending: list[TopLogits] = []
         self._n_pending = 0
-        self._pieces: list[Positions] = []
+        self._pieces: list[SparseLogits] = []
 
     def put(self, rows: NDArray[np.int64], positions: NDArray[np.int64], logits: Tensor) -> None:
         """Keep the largest of a step's logits.
@@ -434,9 +434,9 @@ class TargetsBuilder:
             terms, replace(positions, units=units), self._n_kept, answers, n_real=self._n_real
         )
 
-    def _terms_of(self, vocab_size: int) -> Terms:
+    def _terms_of(self, vocab_size: int) -> SparsityRule:
         asked = self._asked
-        return Terms.of(asked.kind, vocab_size, asked.max_logits, asked.tail_mass, asked.temperatures)
+        return SparsityRule.of(asked.kind, vocab_size, asked.max_logits, asked.tail_mass, asked.temperatures)
 
     def _say(
         self, rows: NDArray[np.int64], units: NDArray[np.int32], n_kept: NDArray[np.int64], n_real: NDArray[np.int64]
@@ -454,7 +454,7 @@ class TargetsBuilder:
         self._pending.clear()
         self._n_pending = 0
 
-    def _order(self, offsets: NDArray[np.int64], terms: Terms) -> RowPlaces:
+    def _order(self, offsets: NDArray[np.int64], terms: SparsityRule) -> RowPlaces:
         """Where each position lies among those that came, one row of `RowPlaces` for each."""
         came = RowPlaces.joined(
             [RowPlaces.one_piece(np.ones(len(piece)), piece.counts(terms)) for piece in self._pieces],
@@ -476,6 +476,6 @@ class TargetsBuilder:
         return came.of(order)
 
 
-def _n_entries(positions: Positions, terms: Terms, n_positions: NDArray[np.int64]) -> NDArray[np.int64]:
+def _n_entries(positions: SparseLogits, terms: SparsityRule, n_positions: NDArray[np.int64]) -> NDArray[np.int64]:
     """Logits that each row keeps, int64 ``[rows]``; rows follow one another in ``positions``."""
     return np.diff(offsets_of(positions.counts(terms))[offsets_of(n_positions)])

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from outlay.errors import TrainingError
-from outlay.train.targets.sparse_logits import Positions, Terms
+from outlay.train.targets.sparse_logits import SparseLogits, SparsityRule
 
 _CHUNK_LOGITS = 1 << 22
 """Logits looked at together (16 MiB of float32), whatever the vocabulary."""
 
 
-class Largest(NamedTuple):
+class TopLogits(NamedTuple):
     """The K largest logits of N positions and how many of them are kept, on the logits' device.
 
     ``logits``: float32 ``[N, K]``, falling; ``indices``: int64 ``[N, K]``; ``n_kept``: int64 ``[N]``; ``logsumexp``: float32
@@ -30,17 +30,17 @@ class Largest(NamedTuple):
     logsumexp: Tensor
 
 
-def largest(logits: Tensor, terms: Terms) -> Largest:
+def largest(logits: Tensor, terms: SparsityRule) -> TopLogits:
     """Keep the largest of ``logits`` ``[N, V]``, any float dtype, as ``terms`` say; equal ones in the order of their classes.
 
     Nothing is read back from the device. Which of several classes that equal the ``max_logits``-th largest are among those
     is left to `torch.topk`.
     """
     parts = [_largest(chunk.float(), terms) for chunk in torch.split(logits, max(1, _CHUNK_LOGITS // logits.shape[-1]))]
-    return parts[0] if len(parts) == 1 else Largest(*map(torch.cat, zip(*parts, strict=True)))
+    return parts[0] if len(parts) == 1 else TopLogits(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _largest(logits: Tensor, terms: Terms) -> Largest:
+def _largest(logits: Tensor, terms: SparsityRule) -> TopLogits:
     if terms.complete:
         values, indices = logits.sort(dim=-1, descending=True, stable=True)
     else:
@@ -58,8 +58,8 @@ def _largest(logits: Tensor, terms: Terms) -> Largest:
     logsumexp = torch.cat([sums[t].log() for t in terms.temperatures], dim=-1)
     if terms.complete:
         level = torch.cat([top / t for t in terms.temperatures], dim=-1)
-        return Largest(values, indices, n_kept, logsumexp + level)
-    return Largest(values - top, indices, n_kept, logsumexp)
+        return TopLogits(values, indices, n_kept, logsumexp + level)
+    return TopLogits(values - top, indices, n_kept, logsumexp)
 
 
 def _exponential_sums(logits: Tensor, top: Tensor, temperatures: Sequence[float]) -> dict[float, Tensor]:
@@ -76,7 +76,7 @@ def _exponential_sums(logits: Tensor, top: Tensor, temperatures: Sequence[float]
     return sums
 
 
-def to_positions(parts: Sequence[Largest], terms: Terms) -> Positions:
+def to_positions(parts: Sequence[TopLogits], terms: SparsityRule) -> SparseLogits:
     """The positions of all parts, in memory; units are 0, to be filled in by the caller.
 
     Raises:
@@ -91,4 +91,4 @@ def to_positions(parts: Sequence[Largest], terms: Terms) -> Positions:
     else:
         mask = np.arange(logits.shape[1]) < n_kept[:, None]
         kept = (indices[mask], logits[mask])
-    return Positions.pack(terms, np.zeros(len(n_kept), dtype=np.int32), n_kept, *kept, logsumexp)
+    return SparseLogits.pack(terms, np.zeros(len(n_kept), dtype=np.int32), n_kept, *kept, logsumexp)
