@@ -12,6 +12,7 @@ from pathlib import Path
 from outlay.aftermath import aftermath_of, manifest_of, receipt_file
 from outlay.errors import DataError, MissingData, UsageError
 from outlay.grouping import group
+from outlay.legible import repeats
 from outlay.metrics import main_score
 from outlay.modelref import place_of
 from outlay.money import Price, format_usd, show_usd, write_usd
@@ -62,9 +63,8 @@ class Grid:
             ("teachers", tuple(map(place_of, self.teachers))),
             ("students", tuple(map(place_of, self.students))),
         ):
-            twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
-            if twice is not None:
-                raise UsageError(f"{twice} is named twice among the {name}; name each once")
+            if twice := repeats(values):
+                raise UsageError(f"{twice[0]} is named twice among the {name}; name each once")
         if self.n_seeds < 1:
             raise UsageError(f"--seeds is {self.n_seeds}; compare at least 1")
 
