@@ -12,6 +12,7 @@ from pathlib import Path
 from outlay.aftermath import aftermath_of, manifest_of, receipt_file
 from outlay.errors import DataError, MissingData, UsageError
 from outlay.grouping import group
+from outlay.legible import repeats
 from outlay.metrics import main_score
 from outlay.modelref import place_of
 from outlay.money import Price, format_usd, show_usd, write_usd
@@ -62,9 +63,8 @@ class Grid:
             ("teachers", tuple(map(place_of, self.teachers))),
             ("students", tuple(map(place_of, self.students))),
         ):
-            twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
-            if twice is not None:
-                raise UsageError(f"{twice} is named twice among the {name}; name each once")
+            if twice := repeats(values):
+                raise UsageError(f"{twice[0]} is named twice among the {name}; name each once")
         if self.n_seeds < 1:
             raise UsageError(f"--seeds is {self.n_seeds}; compare at least 1")
 
@@ -203,12 +203,10 @@ def summarise(runner: Runner) -> Comparison:
     if len(points) != len(runs):
         raise DataError(f"{runner.folder}: {len(points)} points but {len(runs)} runs; run the same command again")
     left = {point.id: aftermath_of(runner, run) for point, run in zip(points, runs, strict=True) if point.is_ok}
-    teachers = {point: each.teacher_dev for point, each in left.items() if each.teacher_dev is not None}
     metrics = {each.metric for each in left.values() if each.metric is not None}
     return compare(
         points,
         left=left,
-        teacher_dev=teachers,
         differences=_differences(points, left),
         measure=main_score(metrics.pop()) if len(metrics) == 1 else None,
     )

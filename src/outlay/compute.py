@@ -16,7 +16,7 @@ from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 
-from outlay.errors import MissingData, MoneyError, UnknownItem
+from outlay.errors import MissingData, MoneyError, UnknownItem, first_line
 from outlay.money import Price
 from outlay.shape import FAMILY_OF, ModelShape, flops_infer, flops_train, shape_of
 from outlay.textfile import read_text
@@ -37,8 +37,6 @@ __all__ = [
 ]
 
 SECONDS_PER_HOUR = 3600
-HOUR = "hour"
-"""The unit that a machine's price must be for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +186,11 @@ class Meter:
         cash_price: Price | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        _check_hourly(price)
         self.machine = machine
-        self.price = price
+        self.price = price.per_hour()
         self.limits = limits
         self.reserve = reserve or Reserve()
-        self.cash_price = cash_price or price
-        _check_hourly(self.cash_price)
+        self.cash_price = (cash_price or price).per_hour()
         self._clock = clock
         self._began = clock()
         self._last: float | None = None
@@ -284,18 +280,11 @@ class Meter:
         return self.cash_price.cost_micros(Fraction(wall_seconds) / SECONDS_PER_HOUR)
 
 
-def _check_hourly(price: Price) -> None:
-    if price.unit != HOUR:
-        raise MoneyError(
-            f"{price.item!r} is sold per {price.unit}, but compute is paid by the {HOUR}; name a machine's price"
-        )
-
-
 def _machines_of(name: str, text: str) -> dict[str, Machine]:
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else first_line(error)
         raise MoneyError(f"{name} is not a TOML machine file: {reason}") from None
     records = content.get("machine")
     if set(content) != {"machine"} or not isinstance(records, list):

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from outlay import locks
 from outlay.artifact import MANIFEST, Artifact, parse_manifest
 from outlay.canonical import key_of
-from outlay.errors import ArtifactDamaged, OutlayError, StoreError
+from outlay.errors import ArtifactDamaged, OutlayError, StoreError, first_line
 from outlay.location import is_url, local_root
 from outlay.paths import expand_path
 from outlay.store import USED, GcReport, Store, is_plain_name
@@ -255,8 +255,7 @@ def _reason(error: Exception) -> str:
     """What went wrong, in one line with its way out."""
     if isinstance(error, ImportError):
         return f"{error}; pip install 'outlay[remote]' brings s3fs, for Amazon S3 and what speaks like it"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    said = lines[0][:_MAX_REASON].rstrip(". ")
+    said = first_line(error)[:_MAX_REASON].rstrip(". ")
     code = _code(error)
     said = f"{said} ({code})" if code and code not in said else said
     if code == "NoSuchBucket":

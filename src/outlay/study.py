@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from outlay.errors import StudyFileError, UnknownStrategy, UnknownStudy, UnknownTask, UsageError
+from outlay.legible import repeats
 from outlay.modelref import parse_ref
 from outlay.money import Price, format_usd, write_usd
 from outlay.paths import as_word, expand
@@ -84,9 +85,8 @@ class StudyFile(Block):
     @field_validator("strategies")
     @classmethod
     def _each_once(cls, strategies: tuple[str, ...]) -> tuple[str, ...]:
-        twice = next((name for i, name in enumerate(strategies) if name in strategies[:i]), None)
-        if twice is not None:
-            raise ValueError(f"{twice!r} is given twice; give each value once")
+        if twice := repeats(strategies):
+            raise ValueError(f"{twice[0]!r} is given twice; give each value once")
         return strategies
 
     def at(
