@@ -232,7 +232,7 @@ def test_a_request_that_cannot_be_met(
         ),
         (
             ("--llm-price-item", "text-davinci-003"),
-            ("'text-davinci-003' is priced per 1000 tokens", "--llm-price-item"),
+            ("'text-davinci-003' is sold per 1000 tokens", "name an item with a price per label"),
         ),
     ],
 )

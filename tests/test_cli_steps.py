@@ -246,6 +246,12 @@ def test_a_label_outside_the_set_and_one_that_cannot_be_spelt_are_refused(world:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_label_that_one_list_names_twice_is_refused(world: StepsWorld, tmp_path: Path) -> None:
+    model = ("--model", world.model("t5"), "--train-file", world.file("entities", "train"))
+    asked = ("--kind", "entities", "--labels", "Reagent,Reagent", *QUICK, "--out", tmp_path / "out")
+    refused(outlay("finetune", *model, *asked), "--labels 'Reagent', 'Reagent' names a label twice; write each once")
+
+
 def test_there_must_be_something_to_train_on(world: StepsWorld, tmp_path: Path) -> None:
     ran = outlay("finetune", "--model", world.model("t5"), *TAGS, *QUICK, "--out", tmp_path / "out")
     refused(ran, "name a --task or a --train-file")

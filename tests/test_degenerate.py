@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, parse_points
 from outlay.errors import DataError
 from outlay.metrics import Answered, main_score, score
@@ -148,7 +149,7 @@ def test_points_keep_their_notes_and_old_points_have_none() -> None:
 
 def test_reports_say_which_score_and_which_seed() -> None:
     points = [noted(0, "about all", "about <one>"), noted(1, "about all")]
-    comparison = compare(points, teacher_dev={each.id: 84.6 for each in points})
+    comparison = compare(points, left={each.id: RunOutputs("run", teacher_dev=84.6) for each in points})
     lines = ["distill at $300.00: about all", "distill at $300.00: seed 0: about <one>"]
     markdown, page = render_markdown(comparison), render_page(comparison)
     assert all(f"- Note: {line}" in markdown for line in lines)
@@ -158,7 +159,7 @@ def test_reports_say_which_score_and_which_seed() -> None:
     laid = lay_out(results("plain", points))[0]
     assert {"about all", "seed 0: about <one>"} <= {note.split(" ", 1)[1] for note in laid.notes if " " in note}
     assert "about all" in render_laid(laid)
-    many = compare([noted(0, n_dev=500)], teacher_dev={noted(0).id: 84.6})
+    many = compare([noted(0, n_dev=500)], left={noted(0).id: RunOutputs("run", teacher_dev=84.6)})
     assert "(of" not in render_markdown(many)
     assert "Note:" not in render_markdown(many)
 

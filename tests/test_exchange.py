@@ -349,6 +349,8 @@ def test_rows_that_are_answered_twice_or_never_are_named(world: StepsWorld, tmp_
     assert "4 requests have no answer (2 failed): 'row-1', 'row-2', 'row-4' and 1 more" in ran.out
     assert [row.text for row in TargetsFolder.open(tmp_path / "back").rows()] == ["text 0", "text 3"]
     again = ("--overwrite", "--file", file)
+    nothing = ("theirs.jsonl holds no answers: all 3 of its requests failed; ask them again",)
+    refused(run_import(world, tmp_path, failures, *again), *nothing)
     refused(
         run_import(world, tmp_path, batch(5, 4, 3, 4, 5, 2, 2, 1, 1), *again),
         "theirs.jsonl answers 4 custom_id more than once: 'row-5', 'row-4', 'row-2' and 1 more",

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from outlay.cli import study_commands
 from outlay.cli.failures import line_of
-from outlay.errors import DataError, DiskFull, OutlayError, StoreError
+from outlay.errors import DataError, DiskFull, OutlayError, StoreError, first_line
 from outlay.money.ledger import Ledger
 from outlay.money.ledger.sqlite_file import clear_errors
 from outlay.storage.files import errno_of, replacing, write_text, writing
@@ -233,6 +233,32 @@ def test_mistakes_and_errors_of_ours_pass(tmp_path: Path) -> None:
         with pytest.raises(type(error)) as seen, writing(tmp_path / "x"):
             raise error
         assert seen.value is error
+
+
+def test_an_error_is_told_by_its_first_words_or_its_kind() -> None:
+    for error, words in (
+        (ValueError(), "ValueError"),
+        (OSError("\n  \n"), "OSError"),
+        (ValueError("\n so \nit is"), "so"),
+    ):
+        assert first_line(error) == words
+
+
+@pytest.mark.parametrize("named", ["", "a", "a/b", "a/b/x", "a/b/x/y"])
+def test_a_refusal_of_any_folder_on_the_way_is_one_of_the_file(tmp_path: Path, named: str) -> None:
+    """Whoever makes the folders of a file is refused at the first that is missing, below one that is read-only."""
+    path = tmp_path / "a" / "b" / "x"
+    with pytest.raises(StoreError, match="cannot be written: Permission denied") as refused, writing(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / named))
+    assert str(refused.value).startswith(f"{path} cannot be written")
+
+
+def test_a_hint_to_make_room_is_a_command_that_runs(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull) as full, writing(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    command = str(full.value).partition("`outlay ")[2].partition("`")[0]
+    ran = outlay(*command.split(), "--store", tmp_path / "store")
+    assert ran.code == 0, ran.err
 
 
 @given(st.integers(0, 3_000), st.integers(0, 3_000))

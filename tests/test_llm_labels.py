@@ -385,7 +385,7 @@ def test_a_published_price_needs_no_name(world: World, tmp_path: Path) -> None:
         ("mix", {"n_initial": None}, UsageError, "needs to know how many labels people give; give --n-initial"),
         ("mix", {"llm_error_rate": 1.5}, UsageError, "the LLM error rate is 1.5; it must be from 0 to 1"),
         ("mix", {"llm_price_item": None}, UsageError, "no 'gpt-3.5-label/small'; name what an LLM's label costs with"),
-        ("mix", {"llm_price_item": "a100-40gb"}, UsageError, "'a100-40gb' is priced per hour; name an item per label"),
+        ("mix", {"llm_price_item": "a100-40gb"}, UsageError, "'a100-40gb' is sold per hour, but labels are"),
         ("mix", {"llm_price_item": "gpt-5"}, UnknownItem, "no price for 'gpt-5'"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,11 +236,18 @@ def test_nothing_is_bought_for_a_request_that_cannot_be_met(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_grid_is_foreseen_whole_before_its_first_run_buys(town: Town, tmp_path: Path) -> None:
-    """The second strategy of the grid cannot be prepared; the first one could."""
+def test_a_grid_is_checked_whole_before_its_first_run_buys(town: Town, tmp_path: Path) -> None:
+    """The second strategy of the grid asks for what there is not; the first one could be prepared."""
     task = town.task(tmp_path)
     grid = ("--strategies", "annotate,llm_annotate", "--llm-error-rate", "0.3", "--llm-price-item", "cpu")
-    refused(town.run(task, *grid, command="compare"), "'cpu' is priced per hour")
+    refused(town.run(task, *grid, command="compare"), "'cpu' is sold per hour", "name an item with a price per label")
+    assert not bought(tmp_path)
+
+
+def test_settings_of_a_student_that_teaches_itself_are_refused_first(town: Town, tmp_path: Path) -> None:
+    """It is trained twice, first as its own teacher, by the settings of a student."""
+    asked = ("--strategy", "self_distill", "--student", "cut:1", "--n-initial", 9)
+    refused(town.run(town.task(tmp_path), *asked, "--set", "student.optimizer=adamw_8bit"), "adamw_8bit needs")
     assert not bought(tmp_path)
 
 
@@ -493,4 +499,3 @@ def test_a_study_without_anything_to_do_ends_with_1(town: Town, tmp_path: Path) 
     run = ("study", "run", study, "--prices", tmp_path / "prices.toml", "--store", tmp_path / "store")
     refused(outlay(*run, "--out", tmp_path / "out"), "none of the 2 points can be filled", "raise it to")
     assert not bought(tmp_path)
-    shutil.rmtree(tmp_path / "out", ignore_errors=True)

@@ -105,6 +105,18 @@ def test_no_command_is_put_together_by_hand() -> None:
     assert by_hand == []
 
 
+def test_words_are_quoted_in_one_place() -> None:
+    """`outlay.storage.paths` alone knows how: whoever needs it elsewhere asks there."""
+    quoting = {
+        path.name
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Import) and any(alias.name == "shlex" for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and node.module == "shlex")
+    }
+    assert quoting == {"paths.py"}
+
+
 # --- pasted back -----------------------------------------------------------------------------------------------------
 
 

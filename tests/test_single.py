@@ -80,6 +80,15 @@ def test_a_json_file_of_objects_one_a_line_is_read_too(tmp_path: Path) -> None:
     assert [row.text for row in DataReader(DataOptions()).file(path, n=None, needs_target=True)] == ["a", "c"]
 
 
+def test_gold_answers_may_begin_behind_the_first_row(tmp_path: Path) -> None:
+    """A key that a row of JSON lacks is a value that is missing, in the first row as in any other."""
+    path = write_rows(tmp_path / "rows.jsonl", [{"source": "a"}, {"source": "b", "target": "c"}])
+    read = DataReader(DataOptions()).file(path, n=None, needs_target=True)
+    assert [(row.text, row.gold) for row in read] == [("a", None), ("b", "c")]
+    with pytest.raises(LabelError, match=r"\(row 1\) has an empty target"):
+        check_golds(read, FORMS["generation"])
+
+
 @pytest.mark.parametrize(
     ("content", "asked", "error", "says"),
     [

@@ -36,6 +36,11 @@ Each carries one line in ``str(error)``. Nothing here imports anything.
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something; of one without a message, what kind of error it is."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class OutlayError(Exception):
     """Base of every error `outlay` raises on purpose; ``str(e)`` is one line fit for a user."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from outlay.errors import OutlayError
+from outlay.errors import OutlayError, first_line
 from outlay.storage.files import NO_ROOM, errno_of
 
 _CHECK = "check the path, its permissions and the room on its disk"
@@ -22,7 +22,7 @@ def line_of(error: Exception) -> str | None:
         )
     if is_out_of_memory(error):
         return (
-            f"out of memory ({_first_line(error)}); take a smaller --batch-size or model, or end other programs, and run the "
+            f"out of memory ({first_line(error)}); take a smaller --batch-size or model, or end other programs, and run the "
             "same command again to go on"
         )
     if isinstance(error, RuntimeError) and _HOMELESS in str(error):
@@ -32,7 +32,7 @@ def line_of(error: Exception) -> str | None:
         return None
     if not isinstance(error, OSError):
         again = " and run the same command again to go on" if code in NO_ROOM else ""
-        return f"{type(error).__name__}: {_first_line(error)}; {_CHECK}{again}"
+        return f"{type(error).__name__}: {first_line(error)}; {_CHECK}{again}"
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}; {_CHECK}"
 
@@ -42,7 +42,3 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _MEMORY)
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -233,7 +233,7 @@ def demo(
     asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), seeds).options()
     arguments: dict[str, Any] = {"out": out, "store": store, "quiet": quiet, "here": "cpu"}
     with _Session(asked, "demo", arguments) as session:
-        session.screen.headline(demo_story(len(asked), session.book.get("label/demo").usd))
+        session.screen.headline(demo_story(len(asked), session.workbench.price_book.get("label/demo").usd))
         points = run_points(session.runner, session.workbench, asked, session.announce)
         files = write_report(session.runner)
     _finish(session.runner, files, as_json, receipts=False)
@@ -273,7 +273,7 @@ class _Session:
         from outlay.study.compare import check_folder, foresee
 
         refuse_several_processes()
-        self.book = book = PriceBook.load(arguments.get("prices") or [])
+        book = PriceBook.load(arguments.get("prices") or [])
         cap = arguments.get("cash_cap")
         kept = open_store(arguments.get("store"))
         self.workbench = RunBuilder(

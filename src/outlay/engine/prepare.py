@@ -151,7 +151,6 @@ class RunBuilder:
         self._data_root = data_root
         self._lengths: dict[tuple[str, str, Window], dict[str, int]] = {}
         self._shapes: dict[tuple[str, str], ModelShape] = {}
-        self._able: set[Hashable] = set()
         self._same_tokens: dict[tuple[str, str], bool] = {}
         self.memo = Memo()
         self.notes: list[str] = []
@@ -391,13 +390,10 @@ class RunBuilder:
 
     def _check_able(self, task: Task, model: Model, settings: tuple[TrainSettings, ...]) -> None:
         """Whether a model has room for a text, can spell the answers and can be trained so; once per form and checkpoint."""
-        n_segments = len(_segments(task, self._shape(model).family))
-        at = (task.form, n_segments, f"{model.ref} {model.fingerprint}", settings)
-        if at not in self._able:
-            from outlay.train.api import check_model
+        from outlay.train.api import check_model
 
-            check_model(model.ref, model.base, task.form, n_segments, settings)
-            self._able.add(at)
+        asked = (model.ref, model.base, task.form, len(_segments(task, self._shape(model).family)), settings)
+        self.memo.once(("able", model.fingerprint, *asked), lambda: check_model(*asked))
 
     def _handover(self, task: Task, cast: ModelRoles) -> TargetSpec | None:
         """What the student is taught with; ``None`` where nobody teaches it."""

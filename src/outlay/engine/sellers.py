@@ -79,8 +79,9 @@ def llm_terms(
     """Error rate and price item of the LLM that a strategy hires; nothing where it hires none, whatever is named.
 
     Raises:
-        UsageError: a strategy that hires one, without what it needs, or without a price per label.
+        UsageError: a strategy that hires one, without what it needs.
         UnknownItem: the price book does not have the item named.
+        MoneyError: the item is not sold by the label.
     """
     if policy.labelled_by == "human":
         return None, None
@@ -98,10 +99,7 @@ def _price_item(task: Task, book: PriceBook, named: str | None) -> str:
     item = named if named is not None else LLM_PRICE_ITEM.format(task=task.name)
     if named is None and item not in book:
         raise UsageError(f"the price book has no {item!r}; name what an LLM's label costs with --llm-price-item")
-    price = book.get(item)
-    if price.unit != "label":
-        raise UsageError(f"{item!r} is priced per {price.unit}; name an item per label with --llm-price-item")
-    return item
+    return book.label(item).item
 
 
 def _gold(rows: Sequence[Example], task: Task) -> dict[str, str]:

@@ -136,7 +136,7 @@ def absent_point(options: Options, workbench: RunBuilder, status: str, reason: s
     """
     try:
         task, _ = workbench.load(options.task)
-        price = workbench.price_book.get(task.price_item)
+        price = workbench.price_book.label(task.price_item)
         initial = (
             None if options.n_initial is None else price.cost_micros(options.n_initial * options.seller.redundancy)
         )

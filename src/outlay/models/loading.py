@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from outlay.errors import UnknownModel, UsageError
+from outlay.errors import UnknownModel, UsageError, first_line
 from outlay.models.generative_heads import GenerationHead, RankClassificationHead
 from outlay.models.heads import ClassificationHead, Head, TaggingHead
 from outlay.models.peft import check, check_layers
@@ -29,6 +29,8 @@ from outlay.storage.files import writing
 
 HEAD_FILE = "outlay.json"
 """Beside the weights of a trained model: which head speaks for it, and the form of its task."""
+_N_LETTERS = 160
+"""Of what a library says that an error repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +230,7 @@ def _tokenizer_in(folder: Path, text: str) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(folder)
     except (ValueError, OSError) as error:
         raise UnknownModel(
-            f"the tokenizer of model {text!r} does not load from {folder}: {_first_line(error)}"
+            f"the tokenizer of model {text!r} does not load from {folder}: {first_line(error)[:_N_LETTERS]}"
         ) from error
     # Where its files are missing, transformers makes one that knows its special tokens only and reads every word as unknown.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -377,11 +379,7 @@ def _loading(text: str, purpose: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise UnknownModel(f"model {text!r} does not load {purpose}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UnknownModel(f"model {text!r} does not load {purpose}: {first_line(error)[:_N_LETTERS]}") from error
 
 
 @contextlib.contextmanager

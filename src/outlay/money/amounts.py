@@ -21,7 +21,7 @@ from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 
-from outlay.errors import MissingData, MoneyError, UnknownItem
+from outlay.errors import MissingData, MoneyError, UnknownItem, first_line
 from outlay.storage.files import plain_number
 from outlay.text.text_file import read_text
 
@@ -185,6 +185,21 @@ class Price:
         """Whether the amount is a placeholder that the user should replace with their own price."""
         return self.source.startswith(YOURS_TO_SET)
 
+    def per_label(self) -> Price:
+        """This price, of one label. Raises MoneyError for an item that is sold by something else."""
+        return self._per(
+            "label", "labels are bought one by one; name an item with a price per label, or per 1000 labels"
+        )
+
+    def per_hour(self) -> Price:
+        """This price, of a machine's hour. Raises MoneyError for an item that is sold by something else."""
+        return self._per("hour", "compute is paid by the hour; name a machine's price")
+
+    def _per(self, unit: str, why: str) -> Price:
+        if self.unit != unit:
+            raise MoneyError(f"{self.item!r} is sold per {self.unit}, but {why}")
+        return self
+
     def cost_micros(self, quantity: Fraction | int) -> int:
         """What `quantity` units cost in micro-dollars, rounded up once. Raises MoneyError for a negative quantity."""
         return cost_micros(quantity, self.usd)
@@ -273,19 +288,11 @@ class PriceBook:
 
     def label(self, item: str) -> Price:
         """The price of one label. Raises UnknownItem as `get`, MoneyError for an item that is sold by something else."""
-        return self._sold_by(
-            "label", item, "labels are bought one by one; give its price per label, or per 1000 labels"
-        )
+        return self.get(item).per_label()
 
     def hour(self, item: str) -> Price:
         """The price of a machine's hour. Raises UnknownItem as `get`, MoneyError for an item that is sold by something else."""
-        return self._sold_by("hour", item, "compute is paid by the hour; name a machine's price")
-
-    def _sold_by(self, unit: str, item: str, why: str) -> Price:
-        price = self.get(item)
-        if price.unit != unit:
-            raise MoneyError(f"{item!r} is sold per {price.unit}, but {why}")
-        return price
+        return self.get(item).per_hour()
 
     def __contains__(self, item: object) -> bool:
         return item in self._prices
@@ -323,17 +330,13 @@ def _shown(text: object) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _prices_of(name: str, text: str) -> dict[str, Price]:
     try:
         content = tomllib.loads(text, parse_float=Decimal)
     except RecursionError:
         raise MoneyError(f"{name} is not a TOML price file: it is nested too deep") from None
     except (tomllib.TOMLDecodeError, InvalidOperation, ValueError) as error:
-        raise MoneyError(f"{name} is not a TOML price file: {_first_line(error)}") from error
+        raise MoneyError(f"{name} is not a TOML price file: {first_line(error)}") from error
     records = content.get("price")
     if set(content) != {"price"} or not isinstance(records, list):
         raise MoneyError(f"{name} holds no prices; write one [[price]] table per item, with item, unit and usd")

@@ -15,12 +15,10 @@ from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 
-from outlay.errors import MissingData, MoneyError, UnknownItem
+from outlay.errors import MissingData, MoneyError, UnknownItem, first_line
 from outlay.text.text_file import read_text
 
 SECONDS_PER_HOUR = 3600
-HOUR = "hour"
-"""The unit that a machine's price must be for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +108,7 @@ def _machines_of(name: str, text: str) -> dict[str, Machine]:
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else first_line(error)
         raise MoneyError(f"{name} is not a TOML machine file: {reason}") from None
     records = content.get("machine")
     if set(content) != {"machine"} or not isinstance(records, list):

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 
-from outlay.errors import MoneyError
 from outlay.money.amounts import Price
-from outlay.money.machines import HOUR, SECONDS_PER_HOUR, Machine
+from outlay.money.machines import SECONDS_PER_HOUR, Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +75,11 @@ class Meter:
         cash_price: Price | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        _check_hourly(price)
         self.machine = machine
-        self.price = price
+        self.price = price.per_hour()
         self.limits = limits
         self.reserve = reserve or Reserve()
-        self.cash_price = cash_price or price
-        _check_hourly(self.cash_price)
+        self.cash_price = (cash_price or price).per_hour()
         self._clock = clock
         self._began = clock()
         self._last: float | None = None
@@ -170,10 +167,3 @@ class Meter:
 
     def _cash_micros(self, wall_seconds: float) -> int:
         return self.cash_price.cost_micros(Fraction(wall_seconds) / SECONDS_PER_HOUR)
-
-
-def _check_hourly(price: Price) -> None:
-    if price.unit != HOUR:
-        raise MoneyError(
-            f"{price.item!r} is sold per {price.unit}, but compute is paid by the {HOUR}; name a machine's price"
-        )

@@ -89,11 +89,12 @@ def score_cell(found: Sequence[PointOutputs], bracket: str = "", published: floa
     """
     ok = [each for each in found if each.point.is_ok]
     score = mean_of_seeds([each.point for each in ok], {each.id: each.left for each in ok if each.left is not None})
+    low, high = (None, None) if score is None or score.bounds is None else score.bounds
     statuses = [each.point.result.status for each in found if not each.point.is_ok]
     return CellContent(
         value=None if score is None else score.mean,
-        low=None if score is None or score.bounds is None else score.low,
-        high=None if score is None or score.bounds is None else score.high,
+        low=low,
+        high=high,
         bracket="" if score is None else bracket,
         published=published,
         status="ok" if score is not None else ("failed" if "failed" in statuses else "na"),

@@ -55,8 +55,6 @@ class Row:
         if self.test is None or self.charge_usd is None:
             return None
         name = f"{self.label} at {money(self.budget_usd)}"
-        if self.test.bounds is None:
-            return CostScore(name, self.charge_usd, self.test.mean)
         return CostScore(name, self.charge_usd, self.test.mean, self.test.low, self.test.high)
 
 
@@ -130,7 +128,6 @@ def compare(
     points: Sequence[Point],
     *,
     left: Mapping[str, RunOutputs] | None = None,
-    teacher_dev: Mapping[str, float] | None = None,
     differences: Sequence[DifferenceRow] = (),
     measure: str | None = None,
 ) -> Comparison:
@@ -139,7 +136,6 @@ def compare(
     Args:
         points: of one or several tasks; rows are in the order of :func:`outlay.report.grouping.group`.
         left: point id -> what its run left; from its answers come the intervals (:func:`outlay.report.scores.mean_of_seeds`).
-        teacher_dev: point id -> dev score of its teacher, 0-100.
         differences: paired differences to show beside the rows.
         measure: the main score as ``statistic/reading``.
 
@@ -148,23 +144,24 @@ def compare(
     """
     if not points:
         raise DataError("there are no points to compare; run `outlay compare` or `outlay study run` first")
-    rows = tuple(_row(each, left or {}, teacher_dev or {}) for each in group(points))
+    rows = tuple(_row(each, left or {}) for each in group(points))
     spots = [row.spot for row in rows if row.spot is not None]
     tasks = dict.fromkeys(point.request.task for point in points)
     words = None if measure is None else measure_text(measure)
     return Comparison(", ".join(tasks), rows, tuple(differences), frontier(spots), words)
 
 
-def _row(each: Group, left: Mapping[str, RunOutputs], teacher_dev: Mapping[str, float]) -> Row:
+def _row(each: Group, left: Mapping[str, RunOutputs]) -> Row:
     ok = each.ok
     results = [point.result for point in ok]
     cash = [point.circumstance.cash_usd for point in ok]
+    devs = [left[point.id].teacher_dev for point in ok if point.id in left]
     return Row(
         label=each.label,
         budget_usd=each.budget_usd,
         n_labels=_mean([result.n_labels for result in results]),
         n_pool=_mean([result.n_pool for result in results]),
-        teacher_dev=_mean([teacher_dev[point.id] for point in ok if point.id in teacher_dev]),
+        teacher_dev=_mean([dev for dev in devs if dev is not None]),
         test=mean_of_seeds(ok, left),
         charge_usd=_mean([result.charge_usd for result in results]),
         cash_usd=None if None in cash else _mean([usd for usd in cash if usd is not None]),
@@ -346,12 +343,11 @@ def render_csv(comparison: Comparison) -> str:
 
 
 def _csv_values(comparison: Comparison, row: Row) -> tuple[Any, ...]:
-    has_interval = row.test is not None and row.test.bounds is not None
+    low, high = (None, None) if row.test is None or row.test.bounds is None else row.test.bounds
     return (
         *(row.label, row.budget_usd, row.n_labels, row.n_pool, row.teacher_dev),
         row.test.mean if row.test else None,
-        row.test.low if row.test and has_interval else None,
-        row.test.high if row.test and has_interval else None,
+        *(low, high),
         row.test.covers if row.test else None,
         *(row.charge_usd, row.cash_usd, row.n_ok, row.n_seeds),
         "yes" if on_front(comparison, row) else "no",

@@ -78,6 +78,7 @@ def _mean(seeds: Sequence[Point], left_by_id: Mapping[str, RunOutputs]) -> SeedM
     scored = [point for point, _ in ok]
     afters = [after for _, after in ok]
     score = mean_of_seeds(scored, left_by_id)
+    low, high = (None, None) if score is None or score.bounds is None else score.bounds
     devs = [point.result.dev for point in scored if point.result.dev is not None]
     reasons = dict.fromkeys(point.result.reason for point in seeds if point.result.reason is not None)
     return SeedMean(
@@ -87,8 +88,8 @@ def _mean(seeds: Sequence[Point], left_by_id: Mapping[str, RunOutputs]) -> SeedM
         n_ok=len(ok),
         n_seeds=len(seeds),
         value=None if score is None else score.mean,
-        low=None if score is None or score.bounds is None else score.low,
-        high=None if score is None or score.bounds is None else score.high,
+        low=low,
+        high=high,
         covers=None if score is None else score.covers,
         dev=_average(devs),
         teacher_dev=_average([a.teacher_dev for a in afters if a is not None and a.teacher_dev is not None]),

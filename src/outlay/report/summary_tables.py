@@ -31,17 +31,11 @@ def plain_tables(found: Sequence[PointOutputs], *, is_rest: bool) -> list[Table]
 
 
 def _plain(title: str, task: str, found: Sequence[PointOutputs]) -> Table:
-    of_id = {each.id: each for each in found}
     of_point = {id(each.point): each for each in found}
     groups = [[of_point[id(point)] for point in each.points] for each in group([each.point for each in found])]
     tested = [score_cell(seeds) for seeds in groups]
-    teachers = {name: each.left.teacher_dev for name, each in of_id.items() if each.left is not None}
-    comparison = compare(
-        [each.point for each in found],
-        left={name: each.left for name, each in of_id.items() if each.left is not None},
-        teacher_dev={name: dev for name, dev in teachers.items() if dev is not None},
-        measure=None,
-    )
+    left = {each.id: each.left for each in found if each.left is not None}
+    comparison = compare([each.point for each in found], left=left)
     rows = _plain_rows(comparison, tested)
     columns = tuple(Column(name) for name in HEADER[1:])
     kept = [i for i in range(len(columns)) if any(cell is not None for row in rows for cell in row.cells[i : i + 1])]

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 SCORES = "scores.json"
 
 
-SCORES = "scores.json"
-
-
 def check_scores(out: Path, asked: Mapping[str, Any], *, overwrite: bool) -> None:
     """Refuse a folder with the scores of something else; equal ones are written again.
 
@@ -163,14 +160,12 @@ _N_SHOWN = 3
 
 
 def outside(said: Sequence[str], form: TaskSpec) -> list[str]:
-    """Say how many answers are none of the label set, and which; nothing for free text or where none is."""
+    """Say how many answers are none of the label set, and which; of free text, how many are empty. Nothing where none is."""
     if form.kind != "classification":
         n_empty = sum(not answer.strip() for answer in said)
         return [f"{n_empty:,} of {len(said):,} answers are empty"] if n_empty and form.kind == "generation" else []
     known = {*form.labels, *(label.upper() for label in form.labels)}
-    unknown = Counter(
-        a.strip() for a in said if a not in known and a.strip() not in known and a.strip().upper() not in known
-    )
+    unknown = Counter(a.strip() for a in said if a not in known and a.strip().upper() not in known)
     if not unknown:
         return []
     shown = ", ".join(f"{quoted(a) if a else 'no answer'} ({n:,})" for a, n in unknown.most_common(_N_SHOWN))

@@ -52,7 +52,7 @@ def import_targets(asked: Importing, listener: Listener) -> StepReport:
             told = _Telling(listener, began)
             pairing = _Pairing(inputs, asked.file, rows, failed)
             made = _write(question, home, itertools.chain([first], records), pairing, told)
-            unanswered = pairing.check(made.n_rows)
+            unanswered = pairing.check()
         except BaseException:
             # A file that is corrected is another request: it finds the place free.
             shutil.rmtree(home.work, ignore_errors=True)
@@ -154,8 +154,9 @@ class _RowsFile:
         Raises:
             DataError: some of its rows have a ``custom_id`` and some have none, or two have the same.
         """
-        rows = inputs.file(path, n=None, needs_target=False)
-        ids = [str(each) for row in inputs.table(path) if (each := row.columns.get(CUSTOM_ID)) is not None]
+        found = inputs.table(path)
+        rows = inputs.rows_of(path, found, n=None, needs_target=False)
+        ids = [str(each) for row in found if (each := row.columns.get(CUSTOM_ID)) is not None]
         if 0 < len(ids) < len(rows):
             raise DataError(
                 f"{len(rows) - len(ids):,} of the {len(rows):,} rows of {path} have no {CUSTOM_ID}; give them one"
@@ -181,8 +182,8 @@ class _Pairing:
             return self._own_row(record)
         return self._row_by_id(record) if self._asked.place_of and self._ids else self._row_at(record, number)
 
-    def check(self, n: int) -> list[str]:
-        """What is to be said of the ``n`` answers.
+    def check(self) -> list[str]:
+        """What is to be said of the answers when all are there.
 
         Raises:
             DataError: an answer to no row, two to one, or in order more or fewer than rows.
@@ -191,20 +192,20 @@ class _Pairing:
         asked, given = self._asked, set(self._ids)
         missing = [name for name in dict.fromkeys(self._failed) if name not in given]
         if asked is not None and asked.place_of and self._ids:
-            self._check_ids(asked, n)
+            self._check_ids(asked)
             missing = [name for name in asked.place_of if name not in given]
-        elif asked is not None and n != len(asked.rows):
+        elif asked is not None and self._n != len(asked.rows):
             raise DataError(
-                f"{self._file} holds {n} answers for the {len(asked.rows)} rows of {asked.path}; pair them one to one"
+                f"{self._file} holds {self._n} answers for the {len(asked.rows)} rows of {asked.path}; pair them one to one"
             )
         n_failed = len(set(self._failed) & set(missing))
         why = f" ({n_failed:,} failed)" if n_failed else ""
         return [f"{len(missing):,} requests have no answer{why}: {some_of(missing)}"] if missing else []
 
-    def _check_ids(self, asked: _RowsFile, n: int) -> None:
-        if n != len(self._ids):
+    def _check_ids(self, asked: _RowsFile) -> None:
+        if self._n != len(self._ids):
             raise DataError(
-                f"{n - len(self._ids):,} of the {n:,} answers of {self._file} have no {CUSTOM_ID}; give them one"
+                f"{self._n - len(self._ids):,} of the {self._n:,} answers of {self._file} have no {CUSTOM_ID}; give them one"
             )
         if self._unknown:
             raise DataError(

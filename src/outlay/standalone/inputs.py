@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from outlay.spec import Family, Kind, TaskSpec, named_class
 from outlay.storage.hashing import key_of
 from outlay.tasks.example import Example, seeded_order, shorten
 from outlay.text.entities import unlabelled
-from outlay.text.legible import alike, label_problem, likeness, listed, named
+from outlay.text.legible import alike, label_problem, likeness, listed, named, repeats
 
 if TYPE_CHECKING:
     from outlay.tasks.readers import FileRows
@@ -179,7 +178,14 @@ class DataReader:
             MissingData: the file is absent, empty or breaks off.
             DataError: it lacks a column, or a source is empty.
         """
-        found = self.table(path)
+        return self.rows_of(path, self.table(path), n=n, needs_target=needs_target)
+
+    def rows_of(self, path: Path, found: Sequence[FileRow], *, n: int | None, needs_target: bool) -> list[TaskRow]:
+        """The same of a table that was read: ``found`` is all that the file at ``path`` holds.
+
+        Raises:
+            DataError: it lacks a column, or a source is empty.
+        """
         target = self._target_column(path, found, needs_target)
         source = self._source_column(path, found[0])
         return [self._file_row(number, row, source, target) for number, row in enumerate(found[: _count(n)], start=1)]
@@ -341,10 +347,12 @@ def _no_column(where: str, name: str, columns: Mapping[str, Any], option: str) -
 
 
 def _check_form(form: TaskSpec) -> None:
+    from outlay.tasks.task import MIN_LABELS
+
     for name, value in (("source", form.max_source_tokens), ("target", form.max_target_tokens)):
         if value < 1:
             raise UsageError(f"--max-{name}-tokens is {value}; it must be at least 1")
-    least = {"classification": 2, "entities": 1, "generation": 0}[form.kind]
+    least = MIN_LABELS[form.kind]
     if len(form.labels) < least:
         raise UsageError(
             f"{form.kind} needs {'labels' if least > 1 else 'a label'}, and {len(form.labels) or 'none'} came; "
@@ -352,7 +360,7 @@ def _check_form(form: TaskSpec) -> None:
         )
     if form.kind == "generation" and form.labels:
         raise UsageError(f"generation has free answers, and --labels gives {len(form.labels)}; leave them out")
-    if len(set(form.labels)) != len(form.labels):
+    if repeats(form.labels):
         raise UsageError(f"--labels {listed(form.labels)} names a label twice; write each once")
     if same := alike(form.labels):
         raise UsageError(f"--labels names two that look the same: {likeness(same[1], same[:1])}; keep one")
@@ -378,8 +386,7 @@ def check_each_once(ids: Iterable[str], what: str) -> None:
     Raises:
         DataError: names the first of them.
     """
-    twice = [name for name, n in Counter(ids).items() if n > 1]
-    if twice:
+    if twice := repeats(ids):
         raise DataError(f"{what} {len(twice):,} {CUSTOM_ID} more than once: {some_of(twice)}; keep one of each")
 
 

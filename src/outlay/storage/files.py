@@ -78,8 +78,8 @@ def refused(path: Path, code: int) -> StoreError:
         )
     if code in NO_ROOM:
         return DiskFull(
-            f"{path} cannot be written: no room left on its disk; free some (`outlay store gc`) and run the same command "
-            "again to go on"
+            f"{path} cannot be written: no room left on its disk; free some (`outlay store gc --older-than 30`) and run the "
+            "same command again to go on"
         )
     return StoreError(
         f"{path} cannot be written: {os.strerror(code)}; check the path, its permissions and the room on its disk"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from outlay.errors import ArtifactDamaged, OutlayError, StoreError
+from outlay.errors import ArtifactDamaged, OutlayError, StoreError, first_line
 from outlay.storage import locks
 from outlay.storage.artifact import MANIFEST, Artifact, parse_manifest
 from outlay.storage.hashing import key_of
@@ -255,8 +255,7 @@ def _reason(error: Exception) -> str:
     """What went wrong, in one line with its way out."""
     if isinstance(error, ImportError):
         return f"{error}; pip install 'outlay[remote]' brings s3fs, for Amazon S3 and what speaks like it"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    said = lines[0][:_MAX_REASON].rstrip(". ")
+    said = first_line(error)[:_MAX_REASON].rstrip(". ")
     code = _code(error)
     said = f"{said} ({code})" if code and code not in said else said
     if code == "NoSuchBucket":

@@ -132,12 +132,10 @@ def summarise(runner: Runner) -> Comparison:
     if len(points) != len(runs):
         raise DataError(f"{runner.folder}: {len(points)} points but {len(runs)} runs; run the same command again")
     left = {point.id: outputs_of(runner, run) for point, run in zip(points, runs, strict=True) if point.is_ok}
-    teachers = {point: each.teacher_dev for point, each in left.items() if each.teacher_dev is not None}
     metrics = {each.metric for each in left.values() if each.metric is not None}
     return compare(
         points,
         left=left,
-        teacher_dev=teachers,
         differences=_differences(points, left),
         measure=main_score(metrics.pop()) if len(metrics) == 1 else None,
     )

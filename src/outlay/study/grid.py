@@ -29,6 +29,7 @@ from outlay.storage.paths import as_word, expand
 from outlay.study.schema import OTHERS, Scale, TaskAxes, merged, union_of, values_of
 from outlay.tasks.task import load_task
 from outlay.tasks.yaml_file import Name, NonEmpty, YamlBlock, first_problem, read_yaml
+from outlay.text.legible import repeats
 
 LLM_STRATEGIES = ("llm_annotate", "mix")
 """Strategies that buy labels from an LLM, and so need its error rate."""
@@ -84,9 +85,8 @@ class StudyFile(YamlBlock):
     @field_validator("strategies")
     @classmethod
     def _each_once(cls, strategies: tuple[str, ...]) -> tuple[str, ...]:
-        twice = next((name for i, name in enumerate(strategies) if name in strategies[:i]), None)
-        if twice is not None:
-            raise ValueError(f"{twice!r} is given twice; give each value once")
+        if twice := repeats(strategies):
+            raise ValueError(f"{twice[0]!r} is given twice; give each value once")
         return strategies
 
     def at(
@@ -458,9 +458,8 @@ class Grid:
             ("teachers", tuple(map(place_of, self.teachers))),
             ("students", tuple(map(place_of, self.students))),
         ):
-            twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
-            if twice is not None:
-                raise UsageError(f"{twice} is named twice among the {name}; name each once")
+            if twice := repeats(values):
+                raise UsageError(f"{twice[0]} is named twice among the {name}; name each once")
         if self.n_seeds < 1:
             raise UsageError(f"--seeds is {self.n_seeds}; compare at least 1")
 

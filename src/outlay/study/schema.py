@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -14,12 +14,13 @@ from outlay.plan.request import DEFAULT_MACHINE, DEFAULT_THREADS, ROLES
 from outlay.settings import LARGEST_SEED, MOST_THREADS, TeachSettings, TrainSettings
 from outlay.tasks.overrides import SETTING_NAMES
 from outlay.tasks.yaml_file import NonEmpty, YamlBlock
+from outlay.text.legible import repeats
 from outlay.text.yaml_text import plain
 
 OTHERS = "others"
 """In an axis by strategy: the strategies that are not named."""
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
 
 
 class Usd(int):
@@ -43,9 +44,8 @@ def _distinct(axis: Mapping[str, Sequence[T]]) -> Mapping[str, Sequence[T]]:
     for values in axis.values():
         if not values:
             raise ValueError("an axis without values makes no point; give at least one, or leave the key out")
-        twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
-        if twice is not None:
-            raise ValueError(f"{twice!r} is given twice; give each value once")
+        if twice := repeats(values):
+            raise ValueError(f"{twice[0]!r} is given twice; give each value once")
     return axis
 
 

@@ -15,9 +15,9 @@ from typing import IO
 
 from outlay.errors import DataError, DiskFull, MissingData
 from outlay.storage.files import NO_ROOM
+from outlay.storage.hashing import digest_of_file
 from outlay.storage.paths import expand
 from outlay.tasks.loading import data_root, derived_task, get_command, locate
-from outlay.tasks.readers import sha256_of
 from outlay.tasks.sources import DataFile, Source
 from outlay.tasks.task import Task
 
@@ -118,7 +118,7 @@ def _silent(_file: str, _n_bytes: int, _n_expected: int | None) -> None:
 def _is_good(file: DataFile, path: Path) -> bool:
     if not path.is_file() or path.stat().st_size == 0:
         return False
-    return file.sha256 is None or sha256_of(path) == file.sha256
+    return file.sha256 is None or digest_of_file(path) == file.sha256
 
 
 def _inside(name: str) -> PurePosixPath:
@@ -141,7 +141,7 @@ def _copy(file: DataFile, source: str, target: Path, progress: Progress) -> None
                 progress(file.file, n_bytes, n_expected)
         if n_expected is not None and n_bytes != n_expected:
             raise MissingData(f"{file.file}: {n_bytes} of {n_expected} bytes came from {source}; fetch it again")
-        if file.sha256 is not None and (found := sha256_of(temporary)) != file.sha256:
+        if file.sha256 is not None and (found := digest_of_file(temporary)) != file.sha256:
             where = f"{file.file} from {source} has sha256 {found}"
             raise MissingData(f"{where}, the task says {file.sha256}; use another mirror")
         temporary.replace(target)

@@ -13,9 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from outlay.errors import DataError
-
-N_CHARS_SHOWN = 60
-"""How much of a text an error message quotes."""
+from outlay.text.legible import N_CHARS_SHOWN
 
 
 @dataclass(frozen=True, slots=True)

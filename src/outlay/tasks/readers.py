@@ -6,7 +6,6 @@ missing value: ``null``, ``NaN``, ``Infinity``, and a key that is not there.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import io
 import json
@@ -16,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from outlay.errors import DataError, MissingData
+from outlay.errors import DataError, MissingData, first_line
+from outlay.storage.hashing import digest_of_file
 from outlay.tasks.sources import DataFile, Hub
 from outlay.text.delimited import BadTable, read_delimited
 from outlay.text.json_text import BadJson, parse_json
-from outlay.text.legible import listed, named
+from outlay.text.legible import listed, named, repeats
 from outlay.text.text_file import open_text, refuse_zero_bytes, suffix_of, unreadable
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
@@ -53,12 +53,6 @@ class FileRows:
 _Numbered = Iterator[tuple[int, dict[str, Any]]]
 
 
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def read_file(file: DataFile, path: Path) -> FileRows:
     """Read every row of a file, after its digest and before its number of rows are compared with what the task says.
 
@@ -67,7 +61,7 @@ def read_file(file: DataFile, path: Path) -> FileRows:
         DataError: Its suffix is unknown, or a row in its middle cannot be read.
     """
     _refuse_empty(path)
-    if file.sha256 is not None and (found := sha256_of(path)) != file.sha256:
+    if file.sha256 is not None and (found := digest_of_file(path)) != file.sha256:
         raise MissingData(f"{path} has sha256 {found}, the task says {file.sha256}; remove the file and fetch it again")
     notes: list[str] = []
     numbered = _rows_of(path, file.delimiter, notes)
@@ -101,16 +95,19 @@ def cell_text(origin: str, columns: Mapping[str, Any], column: str) -> str | Non
     value = columns.get(column)
     if isinstance(value, str):
         return value
-    if isinstance(value, float) and not math.isfinite(value):
+    if column not in columns:
+        raise DataError(f"{origin} has no column {column!r}; its columns are {named(columns)}")
+    if is_missing(value):
         return None
     if isinstance(value, int | float):
         return json.dumps(value)
-    if column not in columns:
-        raise DataError(f"{origin} has no column {column!r}; its columns are {named(columns)}")
-    if value is None:
-        return None
     kind = {"list": "a list", "dict": "an object"}.get(type(value).__name__, type(value).__name__)
     raise DataError(f"{origin} column {column!r} holds {kind}, not a text; correct or remove the row")
+
+
+def is_missing(value: object) -> bool:
+    """Whether a value is none: null, NaN or Infinity."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def missing_value(origin: str, columns: Mapping[str, Any], column: str) -> DataError:
@@ -216,15 +213,14 @@ def _parquet_batches(path: Path) -> _Numbered:
     parquet = parquet_library(path)
     try:
         with parquet.ParquetFile(path) as file:
-            names = list(file.schema_arrow.names)
-            if twice := sorted({name for name in names if names.count(name) > 1}):
+            if twice := repeats(file.schema_arrow.names):
                 raise DataError(f"{path} names the column {listed(twice)} twice; give each column a name of its own")
             batches = file.iter_batches(batch_size=_PARQUET_BATCH)
             yield from enumerate((columns for batch in batches for columns in batch.to_pylist()), start=1)
     except DataError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise MissingData(
             f"{path} cannot be read as Parquet ({reason}); it looks half-written, fetch it again"
         ) from None
@@ -256,7 +252,7 @@ def read_hub(hub: Hub) -> list[SourceRow]:
     try:
         table = library.load_dataset(hub.name, hub.config, split=hub.split, revision=hub.revision)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise MissingData(
             f"the hub cannot deliver {hub.name} split {hub.split}: {reason}; check name and network"
         ) from None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from outlay.errors import DataError
 from outlay.tasks.example import TextFormat
-from outlay.tasks.readers import SourceRow, cell_text, missing_value
+from outlay.tasks.readers import SourceRow, cell_text, is_missing, missing_value
 
 
 class SourceTable:
@@ -42,7 +41,7 @@ class SourceTable:
             return row.columns
         text = cell_text(row.origin, row.columns, self._text_column)
         if text is None:
-            raise self._missing(index, self._text_column, [each.columns for each in self.rows])
+            raise self._missing(index, self._text_column)
         try:
             return {**row.columns, **self._format.parse(text)}
         except DataError as error:
@@ -62,19 +61,14 @@ class SourceTable:
         columns = self.columns(index)
         value = cell_text(self.rows[index].origin, columns, column)
         if value is None:
-            raise self._missing(index, column, [row.columns for row in self.rows])
+            raise self._missing(index, column)
         return value
 
-    def _missing(self, index: int, column: str, every: Sequence[Mapping[str, Any]]) -> DataError:
+    def _missing(self, index: int, column: str) -> DataError:
         """Say that a value is missing, and where else in the file."""
         error = missing_value(self.rows[index].origin, self.rows[index].columns, column)
-        places = [row.origin for row, columns in zip(self.rows, every, strict=True) if _is_missing(columns, column)]
+        places = [row.origin for row in self.rows if is_missing(row.columns.get(column))]
         if len(places) < 2:
             return error
         shown = ", ".join(places[1:4]) + (" ..." if len(places) > 4 else "")
         return DataError(f"{error}; so do {len(places) - 1:,} more of {len(self.rows):,} rows: {shown}")
-
-
-def _is_missing(columns: Mapping[str, Any], column: str) -> bool:
-    value = columns.get(column)
-    return value is None or (isinstance(value, float) and not math.isfinite(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -10,6 +11,7 @@ from outlay.errors import DataError
 from outlay.settings import LARGEST_SEED, LEAST_SEED
 from outlay.tasks.example import TextFormat
 from outlay.tasks.yaml_file import NonEmpty, Value, YamlBlock
+from outlay.text.text_file import suffix_of
 from outlay.text.yaml_text import written_text
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -72,7 +74,7 @@ class DataFile(YamlBlock):
     @property
     def is_lines(self) -> bool:
         """Whether each line of the file is a text, without columns."""
-        return self.file.lower().removesuffix(".gz").endswith(".txt")
+        return suffix_of(Path(self.file)) == ".txt"
 
 
 class Hub(YamlBlock):

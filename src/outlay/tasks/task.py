@@ -23,7 +23,7 @@ from outlay.tasks.example import Example, TextFormat
 from outlay.tasks.overrides import TrainingOverrides
 from outlay.tasks.sources import Data, PoolSource, Source, compiled
 from outlay.tasks.yaml_file import Name, NonEmpty, Value, YamlBlock, first_problem, read_yaml
-from outlay.text.legible import alike, likeness, outer_blanks, quoted
+from outlay.text.legible import alike, likeness, outer_blanks, quoted, repeats
 
 SHIPPED = Path(__file__).parent / "shipped"
 DEFAULT_DEV_FRACTION = 0.1
@@ -165,7 +165,7 @@ class Task(YamlBlock):
     @model_validator(mode="after")
     def _consistent(self) -> Task:
         names = compiled(self.text).names
-        if len(set(self.segments)) != len(self.segments):
+        if repeats(self.segments):
             raise ValueError(f"`segments` names {', '.join(self.segments)}; name each field once")
         if self.segments and (len(self.segments) > 2 or not set(self.segments) <= {*names, "text"}):
             raise ValueError(f"`segments` takes one or two of {', '.join(names)}, text")
@@ -177,10 +177,8 @@ class Task(YamlBlock):
             unknown = sorted(set(source.fields) - set(names))
             if unknown:
                 raise ValueError(f"`{where}.fields` names {', '.join(unknown)}; `text` has {', '.join(names)}")
-        parts = [part.name for part in self.pool]
-        twice = next((name for i, name in enumerate(parts) if name in parts[:i]), None)
-        if twice is not None:
-            raise ValueError(f"the parts of `pool` must have different names, and two are called {twice!r}")
+        if twice := repeats(part.name for part in self.pool):
+            raise ValueError(f"the parts of `pool` must have different names, and two are called {twice[0]!r}")
         rows = [source.model_dump(exclude={"rows", "sha256", "origin"}) for source in self.data.sources_of("train")]
         again = next((i for i, source in enumerate(rows) if source in rows[:i]), None)
         if again is not None:

@@ -14,6 +14,8 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from outlay.text.legible import repeats
+
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 """What may separate columns, found from the header line; any other character has to be named."""
 _N_NAMED = 3
@@ -114,8 +116,7 @@ def _fits(text: str, mark: str) -> bool:
 
 
 def _check_header(header: list[str]) -> None:
-    twice = sorted({name for name in header if name and header.count(name) > 1})
-    if twice:
+    if twice := repeats(name for name in header if name):
         shown = ", ".join(repr(name) for name in twice[:_N_NAMED])
         raise BadTable(f"line 1 names the column {shown} twice; give each column a name of its own")
     if not any(name.strip() for name in header):

@@ -6,7 +6,11 @@ Standard library only.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T", bound=Hashable)
 
 N_CHARS_SHOWN = 60
 """How much of a value a message quotes."""
@@ -37,6 +41,11 @@ def named(values: Iterable[str]) -> str:
     """Name values with commas between; quoted where a comma, an outer blank or what cannot be seen would deceive."""
     every = list(values)
     return ", ".join(every) if all(map(_is_plain, every)) else listed(every)
+
+
+def repeats(values: Iterable[T]) -> list[T]:
+    """The values that stand there more than once, each once."""
+    return [value for value, n in Counter(values).items() if n > 1]
 
 
 def _is_plain(value: str) -> bool:

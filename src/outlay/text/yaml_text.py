@@ -1,7 +1,7 @@
 """Read YAML without its traps: YAML 1.2 scalars, numbers that remember how they were written, no key twice, merge keys.
 
-PyYAML reads YAML 1.1, where ``NO`` is a truth value, ``010`` is 8, ``12:30`` is 750 and ``2024-05-31`` a date. Here only what the
-core schema of YAML 1.2 calls a number, a truth value or null is one.
+PyYAML reads YAML 1.1, where ``NO`` is a truth value, ``010`` is 8, ``12:30`` is 750 and ``2024-05-31`` a date. Here only decimal
+numbers (also ``1_000``, but not ``0x1F``), ``true``, ``false`` and ``null`` (also ``~``) are something else than text.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from outlay.errors import first_line
 from outlay.text.json_text import MAX_DIGITS
 
 _TAG = "tag:yaml.org,2002:"
@@ -60,7 +61,7 @@ def plain(value: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema, keys as text, merge keys, and no key twice."""
+    """Scalars as above, keys as text, merge keys, and no key twice."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Checked before merge keys are resolved: what a mapping overrides is not given twice.
@@ -160,4 +161,4 @@ def parse_yaml(text: str) -> Any:
     except RecursionError:
         raise BadYaml("it is nested too deep: lists or keys inside each other hundreds of times") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise BadYaml((str(error).splitlines() or [type(error).__name__])[0]) from None
+        raise BadYaml(first_line(error)) from None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from outlay.errors import UsageError
+from outlay.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState
@@ -156,9 +156,8 @@ def _process_state() -> PartialState:
             warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
             state = PartialState(cpu=not torch.cuda.is_available(), **_group_arguments())
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"the processes of this training cannot be joined ({reason}); start them with "
+            f"the processes of this training cannot be joined ({first_line(error)}); start them with "
             "`python -m torch.distributed.run` or `accelerate launch`"
         ) from error
     torch.set_num_threads(n_threads)
