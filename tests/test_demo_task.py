@@ -197,7 +197,7 @@ def test_the_demo_stays_small(tmp_path: Path) -> None:
     # It reaches for what it says it does.
     labels = max(point.recipe.steps()[0].n for point in planned.points if point.recipe is not None)  # type: ignore[attr-defined]
     assert int(Decimal(DEMO_BUDGET) / Decimal("0.2")) - 2 <= labels
-    story = demo_story(len(asked), Decimal("0.20"))
+    story = demo_story(len(asked), "0.20")
     assert (
         f"{int(Decimal(DEMO_BUDGET) / Decimal('0.2'))} labels at $0.20 for it, or {DEMO_N_INITIAL} for a larger"
         in story

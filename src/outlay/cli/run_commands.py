@@ -223,6 +223,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole story in minutes, on a laptop CPU, with no network: is the money better spent on labels or on a teacher?"""
+    from outlay.money.amounts import write_usd
     from outlay.report.receipt import receipt, render_text
     from outlay.study.compare import run_points, write_report
     from outlay.study.grid import Grid
@@ -233,7 +234,7 @@ def demo(
     asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), seeds).options()
     arguments: dict[str, Any] = {"out": out, "store": store, "quiet": quiet, "here": "cpu"}
     with _Session(asked, "demo", arguments) as session:
-        session.screen.headline(demo_story(len(asked), session.workbench.price_book.get("label/demo").usd))
+        session.screen.headline(demo_story(len(asked), write_usd(session.workbench.price_book.get("label/demo").usd)))
         points = run_points(session.runner, session.workbench, asked, session.announce)
         files = write_report(session.runner)
     _finish(session.runner, files, as_json, receipts=False)

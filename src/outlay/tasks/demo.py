@@ -21,7 +21,6 @@ from importlib import resources
 from pathlib import Path
 
 from outlay.errors import UsageError
-from outlay.money.amounts import write_usd
 from outlay.storage.files import write_bytes, write_text
 
 # Exponents of the preference for early alternatives: index = floor(n * u ** skew) for u uniform on [0, 1).
@@ -271,12 +270,12 @@ def write_demo(folder: Path, seed: int = 0, noise: float = DEFAULT_NOISE) -> Pat
     return task_file
 
 
-def demo_story(n_ways: int, label_usd: Decimal) -> str:
+def demo_story(n_ways: int, label_usd: str) -> str:
     """Say what the demo is about to do, in three lines; ``label_usd``: dollars a label."""
     n_labels = int(Decimal(DEMO_BUDGET) / label_usd)
     return (
         f"${DEMO_BUDGET} for a tiny classifier of help-desk messages (one layer, random weights):\n"
-        f"{n_labels} labels at ${write_usd(label_usd)} for it, or {DEMO_N_INITIAL} for a larger teacher and the compute to\n"
+        f"{n_labels} labels at ${label_usd} for it, or {DEMO_N_INITIAL} for a larger teacher and the compute to\n"
         f"distil what that knows. {n_ways} ways to spend it, minutes in all."
     )
 
