@@ -231,6 +231,8 @@ def test_one_door_for_money() -> None:
     # Those that drive executions tell them what came of a job; of the ledger they ask nothing but its end.
     assert spenders.pop("engine.runner") == {"settle", "release", "cancel"}
     assert spenders.pop("study.scheduler") == {"settle", "release"}
+    # What a run that died or was cancelled held is given back where its folder is.
+    assert spenders.pop("engine.results_dir") == {"release"}
     assert spenders == {"cli.ledger_commands": {"top_up", "cancel"}}
     for driver in ("engine.runner", "study.scheduler"):
         receivers = {receiver for receiver, method in calls(modules()[driver]) if method in ("settle", "release")}

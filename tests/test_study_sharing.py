@@ -85,7 +85,7 @@ class Conducted:
 
     def n_steps_of(self, i: int) -> int:
         """Optimiser steps behind a point, whoever had them made."""
-        manifest = manifest_of(self.one, self.run(i))
+        manifest = manifest_of(self.one.folder, self.run(i))
         assert manifest is not None
         return sum(self.n_steps[artifact["key"]] for artifact in manifest["artifacts"])
 

@@ -1,4 +1,4 @@
-"""What a run left on disk, read for a report: its manifest, its answers to the test split, its receipt."""
+"""Read what a run left on disk: its manifest, its answers to the test split, its receipt."""
 
 from __future__ import annotations
 
@@ -8,49 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outlay.engine.runner import Runner
-from outlay.engine.step_runner import read_answers
+from outlay.engine.run_dir import RunDir
 from outlay.metrics import Answered
-
-
-def manifest_of(runner: Runner, run: str) -> dict[str, Any] | None:
-    """What a run that is over left behind; ``None`` for one that is not."""
-    path = runner.run_folder(run).manifest
-    if not path.exists():
-        return None
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return document
-
-
-def answers_of(runner: Runner, manifest: Mapping[str, Any] | None) -> tuple[str, Answered] | None:
-    """The metric and the answers to the test split; ``None`` where the artifact was removed from the store."""
-    key = next((a["key"] for a in manifest["artifacts"] if a["step"] == "score"), None) if manifest else None
-    artifact = runner.store.get(key) if key is not None else None
-    if artifact is None:
-        return None
-    return read_answers(artifact)
-
-
-def receipt_file(folder: Path, run: str) -> Path:
-    """Where a results folder keeps the receipt of a run, as text."""
-    return folder / "receipts" / f"{run}.txt"
-
-
-def outputs_of(runner: Runner, run: str) -> RunOutputs:
-    """All that a report draws from beside the point; what is gone is left out."""
-    manifest = manifest_of(runner, run)
-    found = answers_of(runner, manifest)
-    path = receipt_file(runner.folder, run)
-    charges = None if manifest is None else manifest.get("charges_micros")
-    return RunOutputs(
-        run=run,
-        metric=None if found is None else found[0],
-        answered=None if found is None else found[1],
-        teacher_dev=None if manifest is None else manifest["teacher_dev"],
-        charges_usd=None if charges is None else {part: micros / 1_000_000 for part, micros in charges.items()},
-        receipt=path.read_text(encoding="utf-8") if path.exists() else None,
-    )
-
+from outlay.plan.steps import PREDICTIONS_FILE
+from outlay.storage.store import Artifact, Store
 
 PARTS = ("labels", "teacher", "targets", "student", "scores")
 """What a charge is made of: the kinds of steps, in the order they are paid."""
@@ -72,3 +33,47 @@ class RunOutputs:
     """Charge by part, see `PARTS`; they add up to the point's charge."""
     receipt: str | None = None
     """As plain text."""
+
+
+def read_answers(artifact: Artifact) -> tuple[str, Answered]:
+    """Read the metric and the answers to the test split from the artifact of a scoring."""
+    said = json.loads((artifact.path / PREDICTIONS_FILE).read_text(encoding="utf-8"))
+    optional = said.get("sources", ()), said.get("similarities", ())
+    return said["metric"], Answered(said["predictions"], said["golds"], said["labels"], *optional)
+
+
+def outputs_of(folder: Path, store: Store, run: str) -> RunOutputs:
+    """Read all that a report draws from beside the point; what is gone is left out."""
+    manifest = manifest_of(folder, run)
+    found = answers_of(store, manifest)
+    path = receipt_file(folder, run)
+    charges = None if manifest is None else manifest.get("charges_micros")
+    return RunOutputs(
+        run=run,
+        metric=None if found is None else found[0],
+        answered=None if found is None else found[1],
+        teacher_dev=None if manifest is None else manifest["teacher_dev"],
+        charges_usd=None if charges is None else {part: micros / 1_000_000 for part, micros in charges.items()},
+        receipt=path.read_text(encoding="utf-8") if path.exists() else None,
+    )
+
+
+def manifest_of(folder: Path, run: str) -> dict[str, Any] | None:
+    """Read the manifest of a run that is over; ``None`` for one that is not."""
+    path = RunDir.of(folder, run).manifest
+    if not path.exists():
+        return None
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def answers_of(store: Store, manifest: Mapping[str, Any] | None) -> tuple[str, Answered] | None:
+    """Read the metric and the answers to the test split; ``None`` where the artifact was removed from the store."""
+    key = next((a["key"] for a in manifest["artifacts"] if a["step"] == "score"), None) if manifest else None
+    artifact = store.get(key) if key is not None else None
+    return None if artifact is None else read_answers(artifact)
+
+
+def receipt_file(folder: Path, run: str) -> Path:
+    """Return where a results folder keeps the receipt of a run, as text."""
+    return folder / "receipts" / f"{run}.txt"

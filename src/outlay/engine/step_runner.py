@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from outlay.engine.prepare import PreparedRun
 from outlay.labels.purchases import parse_label_lines
-from outlay.metrics import Answered, main_score, missing_text, score
+from outlay.metrics import main_score, missing_text, score
 from outlay.metrics.degenerate import floor_of
 from outlay.plan.context import PlanningContext
 from outlay.plan.steps import (
@@ -65,13 +65,6 @@ class StepContext:
     gauge: WorkMeter
     on_progress: OnProgress | None = None
     checkpoint_seconds: float = 20.0
-
-
-def read_answers(artifact: Artifact) -> tuple[str, Answered]:
-    """The metric and the answers to the test split that the artifact of a scoring holds."""
-    said = json.loads((artifact.path / PREDICTIONS_FILE).read_text(encoding="utf-8"))
-    optional = said.get("sources", ()), said.get("similarities", ())
-    return said["metric"], Answered(said["predictions"], said["golds"], said["labels"], *optional)
 
 
 class StepRunner:

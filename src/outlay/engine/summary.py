@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from outlay.engine.outputs import read_answers
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
 from outlay.engine.prepare import Options, PreparedRun, RunBuilder, added_micros
-from outlay.engine.step_runner import read_answers
 from outlay.errors import OutlayError
 from outlay.metrics import main_score
 from outlay.metrics.degenerate import Floor, dev_remarks, test_remarks

@@ -131,7 +131,11 @@ def summarise(runner: Runner) -> Comparison:
     runs = json.loads(index.read_text(encoding="utf-8"))["runs"]
     if len(points) != len(runs):
         raise DataError(f"{runner.folder}: {len(points)} points but {len(runs)} runs; run the same command again")
-    left = {point.id: outputs_of(runner, run) for point, run in zip(points, runs, strict=True) if point.is_ok}
+    left = {
+        point.id: outputs_of(runner.folder, runner.store, run)
+        for point, run in zip(points, runs, strict=True)
+        if point.is_ok
+    }
     metrics = {each.metric for each in left.values() if each.metric is not None}
     return compare(
         points,
@@ -151,7 +155,7 @@ def write_report(runner: Runner) -> dict[str, Path]:
     receipts: dict[str, str] = {}
     names = _names(read_points(folder / "points.json"))
     for run in json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["runs"]:
-        manifest = manifest_of(runner, run)
+        manifest = manifest_of(folder, run)
         text = render_text(receipt(runner.ledger, run))
         name = run if manifest is None else names[Point.from_json(manifest["point"]).id]
         receipts[name] = text

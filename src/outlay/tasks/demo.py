@@ -272,7 +272,7 @@ def write_demo(folder: Path, seed: int = 0, noise: float = DEFAULT_NOISE) -> Pat
 
 def demo_story(n_ways: int, label_usd: str) -> str:
     """Say what the demo is about to do, in three lines; ``label_usd``: dollars a label."""
-    n_labels = int(Decimal(DEMO_BUDGET) / label_usd)
+    n_labels = int(Decimal(DEMO_BUDGET) / Decimal(label_usd))
     return (
         f"${DEMO_BUDGET} for a tiny classifier of help-desk messages (one layer, random weights):\n"
         f"{n_labels} labels at ${label_usd} for it, or {DEMO_N_INITIAL} for a larger teacher and the compute to\n"
