@@ -43,7 +43,7 @@ from outlay.models.peft import (
 from outlay.settings import TrainSettings
 from outlay.spec import TaskSpec
 from outlay.train.api import DevTexts, TrainContext, finetune, predict
-from outlay.train.loop import Progress
+from outlay.train.state import TrainProgress
 from tests.checkpoints import make_t5
 from tests.toys import CountingGauge, sentences
 
@@ -384,7 +384,7 @@ def t5_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_t5(tmp_path_factory.mktemp("t5"), [*words, *LABELS, "mood: "], n_layers=1)
 
 
-def train(base: Path, settings: TrainSettings, out: Path, **watch: Any) -> Progress:
+def train(base: Path, settings: TrainSettings, out: Path, **watch: Any) -> TrainProgress:
     spec = ModelSpec(str(base), str(base), FORM, seed=1)
     return finetune(
         spec, *rows_of(211, seed=11), settings, dev=dev_texts(), out=out, watch=TrainContext(CountingGauge(), **watch)
@@ -430,7 +430,7 @@ def test_a_killed_training_with_adapters_goes_on_with_the_same_bits(
     settings = TRAIN.changed({"peft": "lora", "epochs": 2, "optimizer": "adafactor", "precision": precision})
     train(t5_base, settings, tmp_path / "whole")
 
-    def kill(progress: Progress, n_steps: int) -> None:
+    def kill(progress: TrainProgress, n_steps: int) -> None:
         if progress.step == 17:
             raise Killed
 

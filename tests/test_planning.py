@@ -23,7 +23,7 @@ from outlay.engine import prepare
 from outlay.engine.prepare import Options, RunBuilder
 from outlay.models.cost_model import TERMS, MachineProfile
 from outlay.money.amounts import Price, PriceBook, format_usd, parse_usd
-from outlay.plan import quotes
+from outlay.plan import context
 from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import Seller
@@ -42,7 +42,7 @@ DEVS = ("given", "bought", "carved", None)
 @pytest.fixture(scope="module", autouse=True)
 def _small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quotes, "BLOCK_ROWS", BLOCK)
+        patch.setattr(context, "BLOCK_ROWS", BLOCK)
         yield
 
 
@@ -163,7 +163,7 @@ def test_the_same_step_on_two_machines_is_done_once_and_told_at_both_speeds(worl
 def test_keys_and_derivations_are_those_of_every_point_alone() -> None:
     """Frozen: a step's key is where its artifact lies, so what is shared in the making must not move it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quotes, "BLOCK_ROWS", 1024)
+        patch.setattr(context, "BLOCK_ROWS", 1024)
         said: dict[str, object] = {}
         names, budgets = FROZEN, (3_000_000, 12_345_678, 21_000_000, 40_000_000, 90_000_000)
         for name, dev, n, seed in product(names, DEVS, (None, 50, 120), (0, 3)):
@@ -197,7 +197,7 @@ def test_one_memo_for_all_budgets_answers_as_brute_force_does(
     bill, least = Bill(dev, free_student=free), len(LABELS) * (2 if dev == "carved" else 1)
     shared = known(1, dev=dev, student_training="free" if free else "charged")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quotes, "BLOCK_ROWS", 1024)
+        patch.setattr(context, "BLOCK_ROWS", 1024)
         for budget in budgets:
             knows = shared.asked(budget, n_initial)
             costs: dict[str, dict[int, int]] = {
@@ -446,7 +446,7 @@ def test_a_plan_of_nothing_is_empty(world: World) -> None:
 
 
 def test_a_thousand_points_plan_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quotes, "BLOCK_ROWS", 32)
+    monkeypatch.setattr(context, "BLOCK_ROWS", 32)
     task, model = plan_study.make_task(tmp_path, n_pool=20 * 32)
     points = plan_study.grid(task, model, 3)[:1000]
     began = time.process_time()

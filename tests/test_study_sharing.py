@@ -22,7 +22,7 @@ from outlay.engine.point import Point, micros_of
 from outlay.engine.prepare import Options, RunBuilder
 from outlay.engine.runner import Runner
 from outlay.money.amounts import Price, PriceBook
-from outlay.plan import quotes
+from outlay.plan import context
 from outlay.report.receipt import receipt
 from outlay.study.dry_run import StudyPlan, plan
 from outlay.study.runner import read_results
@@ -39,7 +39,7 @@ SETTINGS = {"teacher": {**ONE_EPOCH, "epochs": 2}, "student": ONE_EPOCH, "distil
 @pytest.fixture(scope="module", autouse=True)
 def _small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quotes, "BLOCK_ROWS", BLOCK)
+        patch.setattr(context, "BLOCK_ROWS", BLOCK)
         yield
 
 

@@ -57,7 +57,7 @@ def test_optimiser_steps_are_those_of_the_settings(world: World) -> None:
     train, learn = found["train"], found["distil"]
     assert isinstance(train, Train)
     assert isinstance(learn, Distil)
-    of_steps = profile(train_api=1.0)
+    of_steps = profile(steps=1.0)
     assert foreseen(world, train, of_steps) == 2 * -(-60 // 16)
     assert foreseen(world, learn, of_steps) == 2 * -(-270 // 16)
     assert foreseen(world, found["teach"], of_steps) == foreseen(world, found["score"], of_steps) == 0
@@ -90,14 +90,14 @@ def test_evaluations_count_and_their_share_is_kept(world: World) -> None:
     # Passes over the four layers: 30 dev rows fit into one batch, evaluated after each of two epochs.
     assert foreseen(world, step, profile(infer_calls=1.0)) == 2 * 4
     half = replace(step, settings=step.settings.changed({"eval_share": 0.5}))
-    assert foreseen(world, half, profile(infer_calls=1.0, train_api=1.0)) == 8 + 0.5 * 8
+    assert foreseen(world, half, profile(infer_calls=1.0, steps=1.0)) == 8 + 0.5 * 8
 
 
 def test_without_a_fitting_profile_there_is_no_forecast(world: World) -> None:
     quoter = Quoter(world.prepared().known)
     for step in steps_of(world).values():
         if isinstance(step, Train | Teach | Distil | Score):
-            for given in (None, profile(threads=2, train_api=1.0)):
+            for given in (None, profile(threads=2, steps=1.0)):
                 assert Forecaster(quoter, given, lambda labels, model: []).forecast(step) is None
         else:
             with pytest.raises(TypeError, match="Buy is no compute step"):
@@ -112,7 +112,7 @@ def test_answers_are_given_in_the_batches_that_are_foreseen() -> None:
 def done(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with two results of one request: made with a profile beside the store, then again with what was kept."""
     root = tmp_path_factory.mktemp("runs")
-    (root / "machine.toml").write_text(profile(train_api=0.25).to_toml(), encoding="utf-8")
+    (root / "machine.toml").write_text(profile(steps=0.25).to_toml(), encoding="utf-8")
     for name in ("made", "reused"):
         runner(root / name, root / "store").execute(world.prepared())
     return root
@@ -257,9 +257,9 @@ def test_a_single_training_says_what_was_foreseen(tmp_path: Path, monkeypatch: p
     assert bare.predicted_seconds is None
     assert "forecast" not in bare.compute
     (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "machine.toml").write_text(profile(train_api=1000.0).to_toml(), encoding="utf-8")
+    (tmp_path / "kept" / "machine.toml").write_text(profile(steps=1000.0).to_toml(), encoding="utf-8")
     foreseen_too = trained("foreseen")
     assert foreseen_too.predicted_seconds == 1000.0 * foreseen_too.facts["n_steps"]
     assert foreseen_too.compute.endswith(f"s (forecast {foreseen_too.predicted_seconds:,.1f} s)")
-    (tmp_path / "kept" / "machine.toml").write_text(profile(threads=2, train_api=1.0).to_toml(), encoding="utf-8")
+    (tmp_path / "kept" / "machine.toml").write_text(profile(threads=2, steps=1.0).to_toml(), encoding="utf-8")
     assert trained("other").predicted_seconds is None
