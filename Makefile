@@ -11,7 +11,7 @@ LOCKED  := pyproject.toml constraints.txt tools/install.py
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 AT_ONCE  := --numprocesses $(shell "$(PYTHON)" -c 'import sys; sys.path.insert(0, "src"); from outlay.hardware.quota import suite_workers; print(suite_workers())') --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-slow test-oldest test-newest lock lint format clean
+.PHONY: setup demo test test-slow test-bench test-oldest test-newest lock lint format clean
 
 # What the demo needs; `make test` adds the rest to the same environment.
 $(VENV)/.stamp-demo: $(LOCKED)
@@ -32,7 +32,11 @@ test: setup
 
 # Minutes: fifty kills, and the tests that read the public data sets in $$OUTLAY_DATA (skipped where that is not set).
 test-slow: setup
-	$(TEST_ENV) $(BIN)/python -m pytest -m "slow or integration"
+	$(TEST_ENV) $(BIN)/python -m pytest -m "slow or integration or bench"
+
+# The programs of bench/ at toy scale: that they compare the same thing and run through.
+test-bench: setup
+	$(TEST_ENV) $(BIN)/python -m pytest -m bench $(AT_ONCE)
 
 # The two ends of the ranges in pyproject.toml, each in an environment of its own, without what this machine tells pip.
 test-oldest test-newest: test-%: .venv-lock/.stamp

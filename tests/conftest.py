@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tests.checkpoints import make_checkpoint
 from tests.skips import pytest_configure, pytest_runtest_setup, pytest_terminal_summary
+
+if TYPE_CHECKING:
+    from tests.runs import FamilyWorld, World
 
 __all__ = ["pytest_configure", "pytest_runtest_setup", "pytest_terminal_summary"]
 
@@ -39,6 +43,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # A slow machine, or one that does something else meanwhile, is no failure of what is tested.
 settings.register_profile("outlay", deadline=None)
 settings.load_profile("outlay")
+
+
+@pytest.fixture(scope="session")
+def shared_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A task, its rows and a checkpoint, made once; read only. Files of tests take `World.fresh` of it."""
+    from tests.runs import World  # imports the engine, which most tests can do without
+
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def shared_families(tmp_path_factory: pytest.TempPathFactory) -> FamilyWorld:
+    """Four tasks and a checkpoint of each family, made once; read only."""
+    from tests.runs import FamilyWorld
+
+    return FamilyWorld(tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Self
 
 from outlay.engine import sellers
 from outlay.engine.prepare import Options, PreparedRun, RunBuilder
@@ -70,6 +72,12 @@ pool:
         texts = [row.message for row in splits.train] + list(splits.pool)
         self.checkpoint = make_checkpoint(root / "checkpoint", texts, n_layers=n_layers)
         self.workbench = RunBuilder(PriceBook.load())
+
+    def fresh(self) -> Self:
+        """The same files with a builder that has worked nothing out yet."""
+        again = copy.copy(self)
+        again.workbench = RunBuilder(PriceBook.load())
+        return again
 
     def options(self, **changes: object) -> Options:
         base = Options(

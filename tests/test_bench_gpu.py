@@ -18,6 +18,8 @@ from bench import gpu
 from bench.drawn import END, Endings, Lengths, drawn_lengths, drawn_rows
 from bench.gpu_table import NOT_MEASURED, Card, Measured, Row, card_of, prices, table
 
+pytestmark = pytest.mark.bench
+
 H200 = Card("NVIDIA H200", True, 989e12, 3.5, "a test")
 
 

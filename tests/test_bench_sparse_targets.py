@@ -18,6 +18,8 @@ from bench.sparse_targets import DEFAULT, Setup, Variant, measure
 from bench.sparse_tasks import SST2, WLP, Plan, Words
 from outlay.train.losses import divergence
 
+pytestmark = pytest.mark.bench
+
 N, V = 29, 97
 
 

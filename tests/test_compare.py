@@ -71,8 +71,8 @@ def test_a_grid_that_makes_no_sense(change: dict[str, object], says: str) -> Non
 
 
 @pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> FamilyWorld:
-    return FamilyWorld(tmp_path_factory.mktemp("families"))
+def families(shared_families: FamilyWorld) -> FamilyWorld:
+    return shared_families.fresh()
 
 
 def test_a_grid_of_sizes_end_to_end(families: FamilyWorld, tmp_path: Path) -> None:

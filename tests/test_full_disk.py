@@ -163,8 +163,8 @@ def test_the_case_in_a_shell(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("shop"))
+def shop(shared_world: World) -> World:
+    return shared_world.fresh()
 
 
 @pytest.mark.parametrize("n_bytes", [2_000, 40_000])

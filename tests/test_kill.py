@@ -24,8 +24,8 @@ CHECKPOINT_SECONDS = 0.05
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
+def world(shared_world: World) -> World:
+    return shared_world.fresh()
 
 
 def start(folder: Path, store: Path, prepared: PreparedRun) -> int:

@@ -150,8 +150,8 @@ def test_no_labels_of_an_llm_without_one() -> None:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
+def world(shared_world: World) -> World:
+    return shared_world.fresh()
 
 
 def hired(world: World, name: str, **changes: Any) -> PreparedRun:

@@ -204,8 +204,8 @@ def test_auto_in_settings_gives_way_to_the_runs() -> None:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("precision"))
+def world(shared_world: World) -> World:
+    return shared_world.fresh()
 
 
 def plain(world: World, **changes: object) -> Options:

@@ -22,8 +22,8 @@ from tests.runs import World, bought_rows, pay_for_labels, runner
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
+def world(shared_world: World) -> World:
+    return shared_world.fresh()
 
 
 @pytest.fixture(scope="session")

@@ -38,8 +38,8 @@ CASES: list[tuple[str, str, str, str, dict[str, dict[str, Any]]]] = [
 
 
 @pytest.fixture(scope="session")
-def families(tmp_path_factory: pytest.TempPathFactory) -> FamilyWorld:
-    return FamilyWorld(tmp_path_factory.mktemp("families"))
+def families(shared_families: FamilyWorld) -> FamilyWorld:
+    return shared_families.fresh()
 
 
 def made_steps(one: Runner, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Step, dict[str, Any]]]:

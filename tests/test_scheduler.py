@@ -21,8 +21,8 @@ from tests.runs import World, runner
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
+def world(shared_world: World) -> World:
+    return shared_world.fresh()
 
 
 def grid(world: World) -> list[Options]:

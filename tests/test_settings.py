@@ -85,20 +85,6 @@ def test_plain_values_hold_every_field_and_survive_json() -> None:
     assert TrainSettings(**json.loads(json.dumps(plain))) == GOOD
 
 
-def test_what_a_training_does_by_default_is_what_it_did_before_there_was_a_choice() -> None:
-    plain = GOOD.to_json()
-    assert {
-        name: plain[name] for name in ("objective", "divergence", "gold_weight", "micro_batch_size", "optimizer")
-    } == {
-        "objective": "masked",
-        "divergence": "forward_kl",
-        "gold_weight": 0.0,
-        "micro_batch_size": None,
-        "optimizer": "adamw",
-    }
-    assert (GOOD.eval_steps, GOOD.gradient_checkpointing) == (None, False)
-
-
 @pytest.mark.parametrize(
     ("name", "bad", "good"),
     [

@@ -46,8 +46,12 @@ def test_parts_are_added_up(clock: Clock) -> None:
 
 
 def test_nobody_looks() -> None:
+    done = []
     with part(None, "nap"):
-        pass
+        done.append("nap")
+    assert done == ["nap"]
+    with pytest.raises(KeyError), part(None, "nap"):
+        raise KeyError("is not swallowed")
 
 
 class Slow(nn.Module):

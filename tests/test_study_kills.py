@@ -36,8 +36,8 @@ DRIVER, WORKER = "driver", "worker"
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
+def world(shared_world: World) -> World:
+    return shared_world.fresh()
 
 
 def opened(folder: Path) -> Runner:

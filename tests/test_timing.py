@@ -27,8 +27,8 @@ from tests.steps_world import StepsWorld
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
+def world(shared_world: World) -> World:
+    return shared_world.fresh()
 
 
 def profile(threads: int = 1, **seconds: float) -> MachineProfile:
