@@ -1,8 +1,7 @@
-"""The shipped tasks are those of Kang et al. 2023: ``published/kang_tasks.csv`` holds the figures of Tables 1, 5 and 8."""
+"""The shipped tasks are those of Kang et al. 2023: ``kang_tasks.csv`` holds the figures of Tables 1, 5 and 8."""
 
 from __future__ import annotations
 
-import csv
 import os
 from decimal import Decimal
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import get_args
 import pytest
 
 from outlay.money.amounts import PriceBook
+from outlay.report import published
 from outlay.spec import Family, TaskSpec
 from outlay.tasks.download import data_files
 from outlay.tasks.loading import load_data
 from outlay.tasks.task import load_task, shipped_tasks
 
-FIGURES = Path(__file__).parent / "published" / "kang_tasks.csv"
-ROWS = {row["task"]: row for row in csv.DictReader(FIGURES.read_text(encoding="utf-8").splitlines())}
+ROWS = {row["task"]: row for row in published.rows("kang_tasks")}
 KINDS = {
     "named entity recognition": "entities",
     "paraphrase generation": "generation",
