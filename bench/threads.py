@@ -1,10 +1,10 @@
-"""How OpenMP's threads should wait: passive against spinning, alone and on a machine that is shared. ::
+"""How OpenMP's threads should wait: spinning, asleep at once, or as outlay sets it, alone and on a machine that is shared. ::
 
     python -m bench.threads [--threads 2] [--rounds 2] [--seconds 4] [--json] [--toy]
 
-Each measurement is a process of its own, since the variable is read when torch loads its OpenMP; passive and active take turns.
+Each measurement is a process of its own, since the variables are read when torch loads its OpenMP; the three take turns.
 Beside the training loop there is nothing, or two busy processes. Prints lines of Markdown: milliseconds of a step in each way of
-waiting, and their ratio. Takes a minute and a half on a machine that has nothing else to do.
+waiting, and how many times as fast as spinning and as sleeping the third is. Takes two and a half minutes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,14 @@ from contextlib import ExitStack
 from datetime import date
 from statistics import median
 
+from outlay.hardware.openmp import waiting_variables
 from outlay.hardware.processor import cpu_name
 
-POLICIES = ("PASSIVE", "ACTIVE")
+POLICIES: dict[str, dict[str, str]] = {
+    "spinning": {"OMP_WAIT_POLICY": "ACTIVE"},
+    "asleep": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "as set": waiting_variables({}),
+}
 N_BUSY = 2
 _BUSY = "while True: pass"
 
@@ -65,7 +70,7 @@ def child(policy: str, given: argparse.Namespace, n_busy: int) -> float:
             stack.callback(busy.kill)
         said = subprocess.run(
             [sys.executable, "-c", code],
-            env={**own, "OMP_WAIT_POLICY": policy},
+            env={**own, **POLICIES[policy]},
             stdout=subprocess.PIPE,
             check=True,
             text=True,
@@ -88,17 +93,19 @@ def main() -> int:
     for where, n_busy in (("alone", 0), (f"beside {N_BUSY} busy processes", N_BUSY)):
         steps: dict[str, list[float]] = {policy: [] for policy in POLICIES}
         for turn in range(given.rounds):
-            for policy in POLICIES if turn % 2 == 0 else reversed(POLICIES):
+            for policy in list(POLICIES) if turn % 2 == 0 else reversed(POLICIES):
                 steps[policy].append(child(policy, given, n_busy))
         found[where] = {policy: median(each) for policy, each in steps.items()}
     if given.json:
         print(json.dumps(found))
         return 0
-    print("| CPU | where | active, ms | passive, ms | active / passive | date, command |\n|---|---|--:|--:|--:|---|")
+    print("| CPU | where | spinning, ms | asleep, ms | as set, ms | times spinning | times asleep | date, command |")
+    print("|---|---|--:|--:|--:|--:|--:|---|")
     for where, each in found.items():
-        ratio = each["ACTIVE"] / each["PASSIVE"]
         asked = f"{date.today()}, `python -m bench.threads --threads {given.threads}`"
-        print(f"| {cpu_name()} | {where} | {each['ACTIVE']:.1f} | {each['PASSIVE']:.1f} | {ratio:.2f} | {asked} |")
+        shown = " | ".join(f"{ms:.1f}" for ms in each.values())
+        times = " | ".join(f"{each[name] / each['as set']:.2f}" for name in ("spinning", "asleep"))
+        print(f"| {cpu_name()} | {where} | {shown} | {times} | {asked} |")
     return 0
 
 
