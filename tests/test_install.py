@@ -23,7 +23,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from outlay.cli.supported import unsupported, untested
+from outlay.hardware.supported import unsupported, untested
 
 ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "constraints.txt").read_text(encoding="utf-8")
@@ -353,3 +353,11 @@ def test_the_ranges_and_the_pages_name_the_same_pythons() -> None:
     told = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
     assert told == ["3.11", "3.12", "3.13"]
     assert "Python 3.11 to 3.13" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_installs_needs_no_library_that_it_installs() -> None:
+    """As on a fresh machine: no site-packages, nothing of the user's own."""
+    code = "import runpy, sys; sys.argv = ['install.py', '--help']; runpy.run_path('tools/install.py', run_name='__main__')"
+    ran = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "usage" in ran.stdout

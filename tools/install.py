@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from outlay.cli.supported import NEWEST_PYTHON, OLDEST_PYTHON, unsupported, untested  # noqa: E402
+from outlay.hardware.supported import NEWEST_PYTHON, OLDEST_PYTHON, unsupported, untested  # noqa: E402
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 KNOCK_SECONDS = 3

@@ -12,9 +12,9 @@ import typer
 
 from outlay import __version__
 from outlay.cli.lazy_help import Command, Later, root
-from outlay.cli.supported import unsupported, untested
 from outlay.cli.terminal import PIPE_CLOSED, abandon_output, echo, prepare_streams
 from outlay.hardware.openmp import waiting_variables
+from outlay.hardware.supported import unsupported, untested
 from outlay.library_warnings import hide_deprecations
 
 _STEPS = "Single steps"
