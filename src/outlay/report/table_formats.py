@@ -103,10 +103,10 @@ def _html_cell(cell: CellContent | None) -> str:
         return f"<td>{ABSENT}</td>"
     classes = " ".join(["best"] * cell.is_best + ["front"] * cell.on_front)
     value = f"<strong>{escape(cell.text)}</strong>" if _is_bold(cell) else escape(cell.text)
-    marks = f"<sup>{' '.join(map(str, cell.marks))}</sup>" if cell.marks else ""
+    numbers = f"<sup>{' '.join(map(str, cell.note_numbers))}</sup>" if cell.note_numbers else ""
     more = "".join(f'<br><span class="beneath">{escape(text)}</span>' for text in cell.beneath)
     attribute = f' class="{classes}"' if classes else ""
-    return f"<td{attribute}>{value}{marks}{more}</td>"
+    return f"<td{attribute}>{value}{numbers}{more}</td>"
 
 
 # --- a terminal ------------------------------------------------------------------------------------------------------
