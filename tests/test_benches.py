@@ -319,10 +319,10 @@ def test_a_made_up_study_is_read_as_it_was_meant(tmp_path: Path) -> None:
     report_study.make_study(tmp_path / "study", store, grid)
     results = read_results(tmp_path / "study", store)
     assert len(results.points) == grid.n_points == 12
-    answered = [results.left[point.id].answered for point in results.points if point.is_ok]
+    answered = [results.outputs[point.id].answered for point in results.points if point.is_ok]
     assert all(each is not None and len(each.predictions) == 31 for each in answered)
     for point in results.points:
-        parts = results.left[point.id].charges_usd
+        parts = results.outputs[point.id].charges_usd
         assert parts is not None
         assert sum(parts.values()) == pytest.approx(point.result.charge_usd)
 

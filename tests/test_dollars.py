@@ -19,7 +19,7 @@ from outlay.engine.point import PointCircumstance, read_points, usd_of, write_po
 from outlay.errors import MoneyError
 from outlay.money.amounts import MAX_USD, PriceBook, parse_usd, show_usd, write_usd
 from outlay.report.comparison import compare, render_csv, render_markdown
-from outlay.report.figure_data import what
+from outlay.report.figure_data import describe
 from outlay.report.flat_files import write_points_csv
 from outlay.report.page import render_page
 from outlay.report.seed_means import means
@@ -159,7 +159,7 @@ def test_no_file_of_results_holds_dollars_with_an_exponent(tmp_path: Path) -> No
     texts = [
         *((tmp_path / name).read_text() for name in ("points.json", "points.csv")),
         *(render_csv(comparison), render_markdown(comparison), render_page(comparison)),
-        *(what(mean, "a") for mean in means(found)),
+        *(describe(mean, "a") for mean in means(found)),
     ]
     ids = "|".join(each.id for each in points)
     for text in texts:

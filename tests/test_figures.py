@@ -13,9 +13,9 @@ import pytest
 
 from outlay.errors import UsageError
 from outlay.report import figure_data, figures
-from outlay.report.axes import HEIGHT, LETTER_PX, log_ticks, place, score_axis, x_axis
+from outlay.report.axes import HEIGHT, LETTER_PX, log_ticks, place_labels, score_axis, x_axis
 from outlay.report.charts import PALETTE, SHAPES, Box
-from outlay.report.figure_data import Level, Mark, Panel, Series, layouts, matching_charge
+from outlay.report.figure_data import DataPoint, Panel, ReferenceLine, Series, layouts, matching_charge
 from outlay.report.figures import figure_svg, save
 from outlay.report.results import Header, Layout, Results
 from outlay.report.seed_means import means
@@ -88,14 +88,14 @@ def test_the_frontier_of_figure_2_is_drawn_through_what_nothing_beats() -> None:
     (panel,) = layouts(results, means(results))["fever"].panels
     wanted = [
         (mark.x, mark.y)
-        for mark in panel.marks
-        if not any(o.x <= mark.x and o.y >= mark.y and (o.x, o.y) != (mark.x, mark.y) for o in panel.marks)
+        for mark in panel.data_points
+        if not any(o.x <= mark.x and o.y >= mark.y and (o.x, o.y) != (mark.x, mark.y) for o in panel.data_points)
     ]
     assert list(panel.front) == sorted(wanted)
     assert len(wanted) > 2
-    series = {mark.series.name for mark in panel.marks}
+    series = {mark.series.name for mark in panel.data_points}
     assert series == {"U = 0 (annotate)", "U = 10K", "U = 100K"}
-    assert {mark.label for mark in panel.marks} == {"100", "500", "1K", "5K", "10K"}
+    assert {mark.label for mark in panel.data_points} == {"100", "500", "1K", "5K", "10K"}
 
 
 def test_panels_and_axes_of_tables_and_figures() -> None:
@@ -105,17 +105,20 @@ def test_panels_and_axes_of_tables_and_figures() -> None:
 
     budgets = drawn("budgets")
     assert [panel.title for panel in budgets.panels] == ["N = 100", "N = 1,000", "N = 5,000"]
-    assert {mark.x for mark in budgets.panels[0].marks} == {100.0, 200.0, 300.0}
+    assert {mark.x for mark in budgets.panels[0].data_points} == {100.0, 200.0, 300.0}
     (initial,) = drawn("initial").panels
-    assert (initial.title, {mark.x for mark in initial.marks}) == ("$200.00 added", {100, 500, 1000, 5000, 10_000})
-    students = {mark.series for mark in drawn("students").panels[0].marks}
+    assert (initial.title, {mark.x for mark in initial.data_points}) == (
+        "$200.00 added",
+        {100, 500, 1000, 5000, 10_000},
+    )
+    students = {mark.series for mark in drawn("students").panels[0].data_points}
     assert {each.name for each in students} == {
         f"{strategy}, {size}" for strategy in ("annotate", "distill") for size in ("t5-small", "t5-base", "t5-large")
     }
     # One colour per size, one shape and dash per strategy.
     assert len({each.color for each in students}) == 3
     assert len({(each.shape, each.dash) for each in students}) == 2
-    teachers = {mark.series.name for mark in drawn("teachers").panels[0].marks}
+    teachers = {mark.series.name for mark in drawn("teachers").panels[0].data_points}
     assert teachers == {"annotate", "distill, t5-large", "distill, t5-xl", "distill, t5-xxl"}
 
 
@@ -123,7 +126,7 @@ def test_panels_and_axes_of_tables_and_figures() -> None:
 def test_no_two_series_look_alike(layout: Layout) -> None:
     results = made(layout)
     for figure in layouts(results, means(results)).values():
-        series = {mark.series for panel in figure.panels for mark in panel.marks}
+        series = {mark.series for panel in figure.panels for mark in panel.data_points}
         assert len({(PALETTE[each.color], SHAPES[each.shape]) for each in series}) == len(series)
 
 
@@ -138,8 +141,8 @@ def test_what_annotation_costs_to_match() -> None:
     assert matching_charge(dip, 65.0) == pytest.approx(200 * 2**0.75)
     results = made("match")
     drawn = layouts(results, means(results))["fever"].panels[0]
-    (level,) = drawn.levels
-    (distilled,) = [mark for mark in drawn.marks if mark.series.name == "distill"]
+    (level,) = drawn.reference_lines
+    (distilled,) = [mark for mark in drawn.data_points if mark.series.name == "distill"]
     assert (level.y, level.start) == (distilled.y, distilled.x)
     assert level.text == f"matched at ${level.end:,.2f}"
 
@@ -148,7 +151,7 @@ def test_words_beside_marks_cover_neither_marks_nor_words() -> None:
     results = made("pool")
     for figure in layouts(results, means(results)).values():
         (panel,) = figure.panels
-        labels = place(figure, panel, HEIGHT)
+        labels = place_labels(figure, panel, HEIGHT)
         across, up = x_axis(figure), score_axis(figure)
         boxes = []
         for label in labels:
@@ -158,7 +161,7 @@ def test_words_beside_marks_cover_neither_marks_nor_words() -> None:
             boxes.append(Box(left, middle - 7, left + width, middle + 7))
         assert len(labels) > 8
         assert not any(one.meets(other) for one, other in combinations(boxes, 2))
-        for mark in panel.marks:
+        for mark in panel.data_points:
             spot = Box(*2 * (across.px(mark.x), up.px(mark.y)))
             assert not any(box.meets(spot) for box in boxes)
 
@@ -168,7 +171,7 @@ def test_a_charge_of_nothing_has_no_place_on_a_log_axis_and_that_is_said() -> No
     paid = [point("distill", 300.0, 0, 80.0), point("distill", 400.0, 0, 82.0)]
     results = Results(Header("x", "x", "plain"), (free, *paid), {})
     figure = layouts(results, means(results))["multipit_id"]
-    assert len(figure.panels[0].marks) == 2
+    assert len(figure.panels[0].data_points) == 2
     assert "1 of 3 marks are left out: they cost nothing, and the axis is logarithmic" in figure.notes
     assert "the score axis starts at 79, not at 0" in str(figures.draw(figure)["title"]["subtitle"])
 
@@ -218,9 +221,9 @@ def test_pictures_as_svg_png_and_pdf(tmp_path: Path) -> None:
 
 def test_a_level_is_written_above_or_below_its_line() -> None:
     series = Series("annotate", 1, 1)
-    marks = tuple(Mark(series, x, y, y - 1, y + 1, None, "", "") for x, y in ((10.0, 50.0), (1000.0, 70.0)))
-    panel = Panel(None, marks, levels=(Level(60.0, 20.0, 500.0, "matched at $500.00"),))
-    figure = figure_data.Figure("marks", "t", (), "charge", (panel,), is_log=True)
-    (label,) = place(figure, panel, HEIGHT)
+    data_points = tuple(DataPoint(series, x, y, y - 1, y + 1, None, "", "") for x, y in ((10.0, 50.0), (1000.0, 70.0)))
+    panel = Panel(None, data_points, reference_lines=(ReferenceLine(60.0, 20.0, 500.0, "matched at $500.00"),))
+    figure = figure_data.Figure("scatter", "t", (), "charge", (panel,), is_log=True)
+    (label,) = place_labels(figure, panel, HEIGHT)
     assert label.x == pytest.approx(100.0)
     assert (label.y, label.dx, abs(label.dy)) == (60.0, 0.0, 12.0)

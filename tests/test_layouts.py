@@ -21,7 +21,7 @@ from outlay.report.layouts import lay_out
 from outlay.report.published import rows
 from outlay.report.results import Header, Layout, Results
 from outlay.report.significance import family
-from outlay.report.table import CellContent, Head, Item, Table, pivot
+from outlay.report.table import CellContent, Heading, PlacedCell, Table, pivot
 from outlay.report.table_formats import render_html, render_markdown, render_rich
 from tests.test_report import point
 
@@ -100,7 +100,7 @@ def test_the_published_numbers_come_out_as_the_paper_prints_them() -> None:
             assert (cell.text, cell.bracket) == (row["score"], thing)
             assert cell.published == float(row["score"])
         else:
-            assert (cell.text, cell.marks, cell.published) == ("na", (1,), None)
+            assert (cell.text, cell.note_numbers, cell.published) == ("na", (1,), None)
         n_cells += 1
     assert n_cells == sum(len(list(table.cells)) for table in by_task.values()) == 150
     # Where distilling wins in the paper's own bold print: Table 2, multipit_gen, N = 10K.
@@ -393,7 +393,7 @@ def test_every_point_is_at_home_in_one_cell(layout: Layout, seed: int) -> None:
 
 
 def test_two_cells_in_one_place_are_refused() -> None:
-    item = Item(Head((), ""), Head((0,), "row"), Head((0,), "column"), CellContent(1.0))
+    item = PlacedCell(Heading((), ""), Heading((0,), "row"), Heading((0,), "column"), CellContent(1.0))
     with pytest.raises(DataError, match="two cells for 'row' at 'column'"):
         pivot("t", ("s",), [item, item])
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outlay.errors import DataError
-from outlay.report.frontier import CostScore, Frontier, averaged, frontier
+from outlay.report.frontier import CostScore, Frontier, frontier, mean_frontier
 
 
 @st.composite
@@ -242,31 +242,31 @@ def test_averages_name_the_tasks_that_have_nothing_as_cheap() -> None:
         "early": frontier([CostScore("a", 10.0, 50.0), CostScore("b", 1000.0, 70.0)]),
         "late": frontier([CostScore("c", 100.0, 90.0)]),
     }
-    found = averaged(tasks, [1000.0, 10.0, 100.0, 10.0, 5.0])
-    assert [place.charge_usd for place in found.places] == [5.0, 10.0, 100.0, 1000.0]
-    assert [place.absent for place in found.places] == [("early", "late"), ("late",), (), ()]
-    assert [place.score for place in found.places] == [None, None, pytest.approx(75.0), pytest.approx(80.0)]
-    assert found.places[1].scores == {"early": 50.0}
+    found = mean_frontier(tasks, [1000.0, 10.0, 100.0, 10.0, 5.0])
+    assert [place.charge_usd for place in found.at_charges] == [5.0, 10.0, 100.0, 1000.0]
+    assert [place.absent for place in found.at_charges] == [("early", "late"), ("late",), (), ()]
+    assert [place.score for place in found.at_charges] == [None, None, pytest.approx(75.0), pytest.approx(80.0)]
+    assert found.at_charges[1].scores == {"early": 50.0}
     expected = {task: each.hypervolume(5.0, 1000.0) for task, each in tasks.items()}
     assert found.hypervolumes == expected
     assert found.hypervolume == pytest.approx(sum(expected.values()) / 2)
-    raised = averaged(tasks, [10.0, 1000.0], worst=40.0)
+    raised = mean_frontier(tasks, [10.0, 1000.0], worst=40.0)
     assert raised.hypervolumes["early"] == pytest.approx(1 / 6)
-    single = averaged(tasks, [100.0])
+    single = mean_frontier(tasks, [100.0])
     assert (single.hypervolumes, single.hypervolume) == ({}, None)
 
 
 @pytest.mark.parametrize(("tasks", "charges"), [({}, [1.0]), ({"a": frontier([])}, [])])
 def test_an_average_of_nothing(tasks: dict[str, Frontier], charges: list[float]) -> None:
     with pytest.raises(DataError, match="give at least one of each"):
-        averaged(tasks, charges)
+        mean_frontier(tasks, charges)
 
 
 @given(st.lists(PAID, min_size=1, max_size=4), st.floats(0.5, 8))
 def test_an_average_is_the_mean_of_what_each_task_reaches(of_tasks: list[list[CostScore]], charge: float) -> None:
     tasks = {f"task {i}": frontier(spots) for i, spots in enumerate(of_tasks)}
     reached = [each.score_at(charge) for each in tasks.values()]
-    (place,) = averaged(tasks, [charge]).places
+    (place,) = mean_frontier(tasks, [charge]).at_charges
     known = [score for score in reached if score is not None]
     assert place.absent == tuple(task for task, score in zip(tasks, reached, strict=True) if score is None)
     assert list(place.scores.values()) == known

@@ -21,7 +21,7 @@ from outlay.errors import DataError
 from outlay.metrics import METRICS, Answered, paired_scores
 from outlay.report import significance
 from outlay.report.results import Header, Results
-from outlay.report.significance import PairedTest, family, holm, is_told_apart, permutation_test
+from outlay.report.significance import PairedTest, differs_in_one_choice, family, holm, permutation_test
 
 LABELS = ("a", "b", "c")
 P_VALUES = st.lists(st.floats(0, 1, allow_subnormal=False) | st.sampled_from([0.0, 0.01, 0.5, 1.0]), max_size=12)
@@ -353,9 +353,9 @@ def test_pairs_differ_in_one_thing() -> None:
         (i, j)
         for i, one in enumerate(chosen)
         for j, other in enumerate(chosen[:i])
-        if is_told_apart(one.request, other.request)
+        if differs_in_one_choice(one.request, other.request)
     }
-    assert all(is_told_apart(chosen[j].request, chosen[i].request) for i, j in told)
+    assert all(differs_in_one_choice(chosen[j].request, chosen[i].request) for i, j in told)
     assert told == {
         # Strategies with the same models, labels and pool; what annotates has no teacher and no pool.
         *((1, 0), (2, 0), (2, 1), (3, 2), (4, 2), (4, 3), (5, 0), (6, 1), (6, 2), (6, 5), (7, 0), (7, 6)),
@@ -420,9 +420,9 @@ def test_answers_that_do_not_belong_together() -> None:
     with pytest.raises(DataError, match="different gold answers"):
         family(results([(one, answers(0.7, 1)), (other, answers(0.7, 1, 210))]))
     mixed = results([(one, answers(0.7, 1)), (other, answers(0.7, 1))])
-    left = {**mixed.left, other.id: dataclasses.replace(mixed.left[other.id], metric="accuracy")}
+    left = {**mixed.outputs, other.id: dataclasses.replace(mixed.outputs[other.id], metric="accuracy")}
     with pytest.raises(DataError, match="scored by accuracy, f1; score all by one metric"):
-        family(dataclasses.replace(mixed, left=left))
+        family(dataclasses.replace(mixed, outputs=left))
 
 
 def test_thousands_of_points_without_answers_cost_nothing() -> None:

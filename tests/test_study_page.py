@@ -25,7 +25,7 @@ TABLE = "<table><tr><th>Strategy</th><th>Test</th></tr><tr><td>distill</td><td>7
 
 def written(folder: Path, results: Results) -> Path:
     """A results folder: the page, and the receipts beside it."""
-    for after in results.left.values():
+    for after in results.outputs.values():
         target = folder / "receipts" / f"{after.run}.txt"
         target.parent.mkdir(exist_ok=True)
         target.write_text(after.receipt or "", encoding="utf-8")
@@ -89,13 +89,13 @@ def test_a_click_on_a_mark_leads_to_its_point_and_on_to_its_receipt(
     browser.wait(f"location.hash === {json.dumps(row)}")
     assert browser.evaluate(f"document.querySelector({json.dumps(row)}).matches(':target')")
 
-    run = results.left[mean.ids[0]].run
+    run = results.outputs[mean.ids[0]].run
     shown = f"document.getElementById('receipt-{run}')"
     assert browser.evaluate(f"{shown}.closest('details').open") is False
     browser.click(f'{row} a[href="#receipt-{run}"]')
     browser.wait(f"location.hash === '#receipt-{run}'")
     browser.wait(f"{shown}.closest('details').open")
-    assert browser.evaluate(f"{shown}.innerText").strip() == (results.left[mean.ids[0]].receipt or "").strip()
+    assert browser.evaluate(f"{shown}.innerText").strip() == (results.outputs[mean.ids[0]].receipt or "").strip()
     top, height = browser.evaluate(f"[{shown}.getBoundingClientRect().top, innerHeight]")
     assert 0 <= top < height
 
@@ -104,7 +104,7 @@ def test_a_click_on_a_mark_leads_to_its_point_and_on_to_its_receipt(
 def test_a_receipt_is_a_file_beside_the_page_too(browser: Chromium, page: Path, results: Results) -> None:
     browser.open(page.as_uri())
     point = results.points[7]
-    after = results.left[point.id]
+    after = results.outputs[point.id]
     browser.click(f'#point-{point.id} a[href="receipts/{after.run}.txt"]')
     browser.wait("location.href.endsWith('.txt') && document.readyState === 'complete'")
     assert browser.evaluate("document.body.innerText").strip() == (after.receipt or "").strip()
@@ -195,7 +195,7 @@ def test_the_page_is_one_file_whose_links_lead_somewhere(page: Path, results: Re
         "needs $412.00 for <the> teacher | pool",
     ):
         assert text in reader.text
-    for after in results.left.values():
+    for after in results.outputs.values():
         assert after.receipt is not None
         assert after.receipt in reader.text
 
@@ -212,7 +212,7 @@ def test_many_points_keep_their_receipts_in_files_alone(tmp_path: Path) -> None:
     assert len(many.points) == 330
     html = written(tmp_path, many).read_text(encoding="utf-8")
     assert "<details" not in html
-    for after in many.left.values():
+    for after in many.outputs.values():
         assert f'<a href="receipts/{after.run}.txt">' in html
     assert html.count('<tr id="point-') == 330
     assert '"#receipt-' not in html

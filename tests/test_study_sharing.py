@@ -135,7 +135,7 @@ def test_at_most_sixty_percent_of_the_steps_of_separate_runs_are_trained(study: 
 
 def test_receipts_add_up_point_by_point(study: Conducted) -> None:
     check_books(study.one, study.workbench, study.asked, study.points)
-    left = read_results(study.one.folder).left
+    left = read_results(study.one.folder).outputs
     for i, point in enumerate(study.points):
         bill = receipt(study.one.ledger, study.run(i))
         assert (

@@ -1,4 +1,4 @@
-"""What a request may leave to its task: the encoder that its metric compares texts with, and where dev labels come from."""
+"""Defaults that a request takes from its task: the encoder of the metric and the source of the dev labels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from outlay.tasks.task import Task
 
 
 def judge_of(task: Task, metric_model: str | None) -> Judge | None:
-    """The encoder that the task's metric compares texts with, where it needs one; ``metric_model``: in place of the task's own.
+    """Return the encoder of the task's metric; ``metric_model`` replaces that of the task. ``None`` where the metric needs none.
 
     Raises:
-        UsageError: the metric needs one and none is named, or the other way round.
-        UnknownModel: it leads nowhere.
+        UsageError: the metric needs an encoder and none is named, or one is named that the metric does not need.
+        UnknownModel: the encoder does not exist.
     """
     if task.metric != "bert_ibleu":
         if metric_model is not None:
@@ -29,7 +29,7 @@ def judge_of(task: Task, metric_model: str | None) -> Judge | None:
         raise UsageError(
             f"task {task.name} is scored by bert_ibleu, which needs an encoder; name it with --metric-model"
         )
-    # A layer is a layer of one checkpoint: of another the last one is compared.
+    # The layer of the task belongs to its own checkpoint; of another checkpoint the last layer is compared.
     layer = own.layer if own is not None and metric_model is None else None
     try:
         check_layer(ref, layer)
@@ -39,10 +39,10 @@ def judge_of(task: Task, metric_model: str | None) -> Judge | None:
 
 
 def dev_choice(task: Task, data: TaskData, dev: str | None, n_dev: int | None) -> tuple[str | None, int | None]:
-    """How dev labels come, and how many (``None``: the whole split, or the default share where carved).
+    """Return the source of the dev labels and their number (``None``: the whole split, or the default share where carved).
 
     Raises:
-        UsageError: a dev split that is not there, or has fewer rows.
+        UsageError: there is no dev split, or it has fewer rows than asked for.
     """
     how = dev or task.dev
     n_dev = n_dev if n_dev is not None else task.n_dev

@@ -1,4 +1,4 @@
-"""Where a step was made: what may differ between two runs of the same request."""
+"""The environment of a run: machine, threads, precision and library versions, which may differ between runs of one request."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from outlay.hardware.quota import usable_cores
 
 
 def environment(threads: int | None, precision: str | None = None) -> dict[str, str | int | float | None]:
-    """Machine, threads, precision and library versions: equal bytes are promised within one such environment only.
+    """Return machine, threads, precision and library versions; results are equal byte for byte within one environment only.
 
-    ``bf16_ratio``: the machine's speed in bf16 as a multiple of that in float32; ``None`` where it was not measured.
+    ``bf16_ratio``: speed of the machine in bf16 as a multiple of its speed in float32; ``None`` where it was not measured.
     """
     known = kept_bf16_speed()
     return {
@@ -31,4 +31,4 @@ def environment(threads: int | None, precision: str | None = None) -> dict[str, 
 
 
 _version = cache(version)
-"""Read from the installed package's files, once."""
+"""Cached, since the version is read from the files of the installed package."""

@@ -1,4 +1,4 @@
-"""Who is told how a run goes."""
+"""Listeners to the progress of a run."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from outlay.money.ledger import Balance
 
 
 class Watcher(Protocol):
-    """Who is told how a run goes; the command line draws it."""
+    """A listener to the progress of a run, such as the display of the command line."""
 
     def begin(self, what: str, quote: Quote, balance: Balance) -> None:
-        """A step was held and starts."""
+        """Handle the start of a step, after its hold."""
         ...
 
     def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """The step advanced."""
+        """Handle progress within the step."""
         ...
 
     def end(self, what: str, reused: bool, balance: Balance) -> None:
-        """The step was settled."""
+        """Handle the end of the step, after its settlement."""
         ...
 
     def say(self, line: str) -> None:
-        """A line worth reading: a derivation, a wait, a loss."""
+        """Show a message to the user: a derived value, a wait, lost work."""
         ...
 
 
 class Silent:
-    """A watcher that says nothing."""
+    """A listener that ignores every call."""
 
     def begin(self, what: str, quote: Quote, balance: Balance) -> None:
-        """Nothing."""
+        """Ignore the call."""
 
     def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """Nothing."""
+        """Ignore the call."""
 
     def end(self, what: str, reused: bool, balance: Balance) -> None:
-        """Nothing."""
+        """Ignore the call."""
 
     def say(self, line: str) -> None:
-        """Nothing."""
+        """Ignore the call."""

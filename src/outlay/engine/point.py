@@ -1,9 +1,9 @@
-"""The point: one request, what came of it, and under which circumstances.
+"""The point: a request with its result and the circumstances of its run.
 
-Every comparison, study and report is made of points. ``request`` is what was asked, ``result`` is compared byte for
-byte between runs, executors and resumes, ``circumstance`` is never compared. A value that does not apply is ``None``
-(JSON ``null``); a field is never left out. An amount is a whole number of micro-dollars written as the float nearest
-to its dollars, so two equal amounts are equal floats.
+Every comparison, study and report is made of points. Equal requests have equal ``result`` bytes, whatever the executor and
+however often a run was resumed; ``circumstance`` is never compared. A value that does not apply is ``None`` (JSON ``null``); a
+field is never left out. An amount is a whole number of micro-dollars written as the float nearest to its dollars, so that equal
+amounts are equal floats.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ CLOCKS = ("flops", "measured")
 DEV_KINDS = ("given", "bought", "carved")
 MICROS_PER_USD = 1_000_000
 LOWEST_SCORE, HIGHEST_SCORE = -0.1, 100.1
-"""A score is 0 to 100 but for smoothing: the published BERT-iBLEU of a copied source lies just below 0."""
+"""Limits of a score: 0 to 100, with a margin because the published BERT-iBLEU of a copied source lies just below 0."""
 
 
 def usd_of(micros: int) -> float:
-    """Dollars of a whole number of micro-dollars, correctly rounded: the only way an amount enters a point."""
+    """Return the dollars of an amount in micro-dollars, correctly rounded; every amount of a point is made by this function."""
     return micros / MICROS_PER_USD
 
 
 def micros_of(usd: float) -> int:
-    """Micro-dollars of an amount read from a point.
+    """Return the micro-dollars of an amount read from a point.
 
     Raises:
         DataError: the amount is negative, not finite or not a whole number of micro-dollars.
@@ -47,7 +47,7 @@ def micros_of(usd: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One metric in one reading with its 95 % interval, each 0-100."""
+    """A score by one metric and reading, with its 95 % interval, each 0-100."""
 
     value: float
     low: float
@@ -56,11 +56,11 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class PointRequest:
-    """What was asked: the budget is always the total, ``added_usd`` is what comes on top of the initial labels.
+    """The request of a point: ``budget_usd`` is the total budget, ``added_usd`` its part beyond the initial labels.
 
     ``n_initial`` is the fixed number of labels of the teacher, None where a rule chooses it. ``pool`` lists the parts
-    of the unlabelled pool with their number of rows. ``price_book`` is the digest of the prices. ``dev`` says where
-    the dev labels come from (None: there are none).
+    of the unlabelled pool with their number of rows. ``price_book`` is the digest of the prices. ``dev`` is the source of
+    the dev labels, one of `DEV_KINDS` (None: there are none).
     """
 
     task: str
@@ -79,18 +79,18 @@ class PointRequest:
 
     @property
     def variant(self) -> str:
-        """The strategy as a table names it; a strategy with a teacher and no fixed N chose N by its rule."""
+        """Name of the strategy in tables, with "(N by rule)" for a strategy that has a teacher and no fixed N."""
         by_rule = self.n_initial is None and self.teacher is not None
         return f"{self.strategy} (N by rule)" if by_rule else self.strategy
 
 
 @dataclass(frozen=True, slots=True)
 class PointResult:
-    """What came of it; a pure function of the request within one environment.
+    """The result of a request, a pure function of it within one environment.
 
-    ``test`` and ``dev`` are the task's main metric, 0-100. ``scores`` maps "metric/reading" to its interval.
-    ``seconds`` maps each machine to its seconds by the ``flops`` clock. ``artifacts`` maps a role to a digest. ``notes`` say
-    where a score means less than its number (`outlay.metrics.degenerate`); in JSON they are left out where there are none.
+    ``test`` and ``dev`` are scores by the main metric of the task, 0-100. ``scores`` maps "metric/reading" to a score with its
+    interval. ``seconds`` maps each machine to its seconds by the ``flops`` clock. ``artifacts`` maps a role to a digest.
+    ``notes`` are warnings about the scores (`outlay.metrics.degenerate`); in JSON they are left out where there are none.
     """
 
     status: str
@@ -114,7 +114,7 @@ class PointResult:
 
 @dataclass(frozen=True, slots=True)
 class PointCircumstance:
-    """How it went this time: money that left the bank, wall time, the head of the ledger and the environment."""
+    """The circumstances of one execution: cash paid, wall time, latency, head of the ledger and environment."""
 
     cash_usd: float | None = None
     wall_seconds: float | None = None
@@ -125,7 +125,7 @@ class PointCircumstance:
 
 @dataclass(frozen=True)
 class Point:
-    """One request with its result and circumstance."""
+    """A request with its result and circumstance."""
 
     request: PointRequest
     result: PointResult
@@ -133,17 +133,17 @@ class Point:
 
     @cached_property
     def id(self) -> str:
-        """The first 16 hex digits of the sha256 of the request's canonical JSON."""
+        """First 16 hex digits of the SHA-256 of the canonical JSON of the request."""
         text = json.dumps(_request_to_json(self.request), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def is_ok(self) -> bool:
-        """Whether there is a test score."""
+        """True where there is a test score."""
         return self.result.status == "ok"
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with every field in the order of its class, mappings sorted by key."""
+        """Return the point as a JSON object, every field in the order of its class and mappings sorted by key."""
         return {
             "request": _request_to_json(self.request),
             "result": _result_to_json(self.result),
@@ -151,15 +151,15 @@ class Point:
         }
 
     def result_bytes(self) -> bytes:
-        """The bytes that undisturbed, resumed and distributed runs of one request must agree on."""
+        """Return the result as bytes, equal for uninterrupted, resumed and distributed runs of one request."""
         return json.dumps(_result_to_json(self.result), ensure_ascii=False, allow_nan=False).encode()
 
     @classmethod
     def from_json(cls, document: object, where: str = "point") -> Point:
-        """The point of a JSON object.
+        """Return the point read from a JSON object.
 
         Raises:
-            DataError: a field is missing, unknown, of another type, or contradicts another; the line names it.
+            DataError: a field is missing, unknown, of another type, or contradicts another; the message names the field.
         """
         parts = _checked(document, _POINT_FIELDS, where)
         point = cls(parts["request"], parts["result"], parts["circumstance"])
@@ -192,7 +192,7 @@ def _circumstance_to_json(circumstance: PointCircumstance) -> dict[str, Any]:
     return record | {"environment": None if environment is None else dict(sorted(environment.items()))}
 
 
-# Reading: one checker per kind of field, one table per class.
+# Parsing: one checker per type of field, one mapping of checkers per class.
 Checker = Callable[[object, str], Any]
 
 
@@ -355,11 +355,10 @@ def _check_result(result: PointResult, where: str) -> None:
 
 
 def parse_points(document: object, where: str = "points") -> list[Point]:
-    """The points of a JSON array, checked field by field.
+    """Return the points of a JSON array, checked field by field.
 
     Raises:
-        DataError: the first thing that is wrong, named by its place (``points[3].result.test``), or a request that
-            stands twice.
+        DataError: a field is wrong, named by its path (``points[3].result.test``), or a request appears twice.
     """
     if not isinstance(document, list):
         raise _wrong(document, where, "an array of points")
@@ -373,7 +372,7 @@ def parse_points(document: object, where: str = "points") -> list[Point]:
 
 
 def read_points(path: Path) -> list[Point]:
-    """The points of a ``points.json``.
+    """Read the points of a ``points.json``.
 
     Raises:
         MissingData: the file is absent or is not whole JSON.
@@ -389,7 +388,7 @@ def read_points(path: Path) -> list[Point]:
 
 
 def write_points(path: Path, points: Sequence[Point]) -> None:
-    """Write ``points.json`` whole or not at all (temporary name, fsync, rename).
+    """Write ``points.json`` atomically (temporary name, fsync, rename).
 
     Raises:
         DataError: a point that :func:`parse_points` would refuse to read back.

@@ -1,4 +1,4 @@
-"""The files of one run: what a resumed or a finished run finds on disk."""
+"""The folder of one run: manifest, step files, timings, precision and lock."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from outlay.errors import SpendError
 from outlay.storage.files import write_json, writing
 
 STUDY_FILE = "study.json"
-"""The index of a study, by which its results folder is known."""
+"""Name of the index of a study; a folder with this file is the results folder of a study."""
 
 BOUND_OF_CHARGE = "at most, by the flops clock"
-"""How a forecast began that was none, in files written up to 2026-11: seconds that a charge is bounded by."""
+"""Prefix of ``by`` in files written up to 2026-11, where ``predicted`` was the bound of a charge and not a forecast."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Wall seconds of one compute step, for people.
+    """Wall seconds of one compute step, forecast and measured; for display, never for charging.
 
-    ``key``: of its hold; ``what`` was done; ``predicted`` before it ran, ``by`` which profile, ``None`` without one; ``measured``
-    this time; ``working``: the part of them inside batches, ``None`` where it is not known. All are ``None`` where it was reused.
+    ``key``: key of the hold; ``what``: description of the step; ``predicted``: forecast seconds, and ``by`` the profile of the
+    forecast, ``None`` without a profile; ``measured``: seconds of this execution; ``working``: the measured seconds inside
+    batches, ``None`` where unknown. All but ``key`` and ``what`` are ``None`` for a reused step.
     """
 
     key: str
@@ -43,55 +44,55 @@ class Timing:
 
     @property
     def is_reused(self) -> bool:
-        """Whether nothing was done this time."""
+        """True where the step was reused and not executed."""
         return self.measured is None
 
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """The files of one run below a results folder."""
+    """The folder of one run below a results folder."""
 
     path: Path
 
     @classmethod
     def of(cls, folder: Path, run_id: str) -> RunDir:
-        """Of one run of a results folder."""
+        """Return the folder of a run in a results folder."""
         return cls(folder / "runs" / run_id)
 
     @property
     def manifest(self) -> Path:
-        """Written last: a run with a manifest is done."""
+        """Path of the manifest, which is written last: a run with a manifest is finished."""
         return self.path / "manifest.json"
 
     def step(self, key: str) -> Path:
-        """What is known about a step under way: its kind, and the heartbeat of its gauge."""
+        """Return the path of the file of a step in progress: its kind and the heartbeat of its meter."""
         return self.path / "steps" / f"{key}.json"
 
     def timings(self) -> list[Timing]:
-        """What `note` wrote, in the order of the steps; nothing where nothing was."""
+        """Read the timings written by `note`, in the order of the steps; none where the file does not exist."""
         path = self._timings
         return [Timing(**record) for record in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
 
     def notes(self) -> tuple[str, ...]:
-        """The notes of the run's point, once the run is over."""
+        """Read the notes of the run's point; none before the run is finished."""
         if not self.manifest.exists():
             return ()
         result = json.loads(self.manifest.read_text(encoding="utf-8")).get("point", {}).get("result", {})
         return tuple(result.get("notes", ()))
 
     def note(self, timings: Sequence[Timing]) -> None:
-        """Keep how long steps took."""
+        """Write the timings of some steps, in place of earlier timings with the same keys."""
         keys = {timing.key for timing in timings}
         others = [known for known in self.timings() if known.key not in keys]
         write_json(self._timings, [asdict(each) for each in (*others, *timings)])
 
     def note_precision(self, facts: dict[str, Any]) -> None:
-        """Keep what the run computes in, as it was when the run was first opened."""
+        """Write the precision of the run once; later calls keep the facts of the first execution."""
         if not self._precision.exists():
             write_json(self._precision, facts)
 
     def precision(self) -> dict[str, Any] | None:
-        """What `note_precision` kept; ``None`` of a run of before."""
+        """Read the facts written by `note_precision`; ``None`` for a run of an older version."""
         path = self._precision
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -105,10 +106,10 @@ class RunDir:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Execute this run in one process at a time.
+        """Lock the run for this process.
 
         Raises:
-            SpendError: another process is at it.
+            SpendError: another process executes the run.
         """
         with writing(self.path / "lock"):
             self.path.mkdir(parents=True, exist_ok=True)

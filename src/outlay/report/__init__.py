@@ -1,1 +1,1 @@
-"""Reports: numbers first (``tables``), then drawings (``charts``), one page that holds both (``page``), receipts."""
+"""Reports: tables, figures, pages and receipts, each computed as numbers first and drawn afterwards."""

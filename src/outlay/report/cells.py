@@ -1,4 +1,4 @@
-"""From points to cells: the seeds of one request as a mean with its interval, and the words for models, labels and hours."""
+"""Table cells made from points: mean and interval over seeds, and the text of models, labels, hours and dollars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from outlay.report.results import Results
 from outlay.report.scores import covers_words, mean_of_seeds, measure_of
 from outlay.report.table import CellContent
 
-STRATEGY_WORDS = {
+STRATEGY_NAMES = {
     "annotate": "Annotate",
     "general_distill": "General distillation + annotate",
     "llm_annotate": "LLM annotate",
@@ -24,39 +24,39 @@ STRATEGY_WORDS = {
     "self_distill": "Self-distill",
     "distill": "Distill",
 }
-"""Strategies as a table names them, in the order of its rows (Kang et al. 2023, Tables 2, 3 and 10)."""
+"""Names of the strategies in tables, in the order of the rows (Kang et al. 2023, Tables 2, 3 and 10)."""
 
 WITHOUT_POOL = frozenset({"annotate", "general_distill"})
-"""Strategies that leave the unlabelled pool alone: its size does not tell two of their points apart."""
+"""Strategies that use no unlabelled pool; their points do not differ by the size of the pool."""
 
 
 @dataclass(frozen=True, slots=True)
 class PointOutputs:
-    """A point with its id and what its run left."""
+    """A point with its id and the outputs of its run."""
 
     point: Point
     id: str
-    left: RunOutputs | None
+    outputs: RunOutputs | None
 
     @property
-    def asked(self) -> PointRequest:
-        """The request."""
+    def request(self) -> PointRequest:
+        """The request of the point."""
         return self.point.request
 
 
-def entries(results: Results) -> list[PointOutputs]:
-    """The points of a study, each with its id."""
+def point_outputs(results: Results) -> list[PointOutputs]:
+    """Return the points of a study, each with its id and the outputs of its run."""
     named = [(point, point.id) for point in results.points]
-    return [PointOutputs(point, name, results.left.get(name)) for point, name in named]
+    return [PointOutputs(point, name, results.outputs.get(name)) for point, name in named]
 
 
 def n_unlabelled(request: PointRequest) -> int:
-    """Rows of the pool that a request may use; 0 for a strategy that uses none."""
+    """Return the number of pool rows that a request may use; 0 for a strategy that uses no pool."""
     return 0 if request.strategy in WITHOUT_POOL else sum(n for _, n in request.pool)
 
 
-def told_apart_by(request: PointRequest) -> dict[str, Any]:
-    """Everything of a request that tells it from another, but its seed."""
+def identity_fields(request: PointRequest) -> dict[str, Any]:
+    """Return the fields that identify a request apart from its seed."""
     initial = None if request.added_usd is None else round(request.budget_usd - request.added_usd, 6)
     return {
         "task": request.task,
@@ -79,18 +79,20 @@ def told_apart_by(request: PointRequest) -> dict[str, Any]:
 # --- cells -----------------------------------------------------------------------------------------------------------
 
 
-def score_cell(found: Sequence[PointOutputs], bracket: str = "", published: float | None = None) -> CellContent:
-    """The mean test score of the seeds of one request, with its interval; ``na`` or ``failed`` where no seed has one.
+def score_cell(points: Sequence[PointOutputs], bracket: str = "", published: float | None = None) -> CellContent:
+    """Return the cell of a mean test score over seeds with its interval; ``na`` or ``failed`` where no seed has a score.
 
     Args:
-        found: the seeds.
-        bracket: what the score was bought with, brackets included.
+        points: the seeds of one request.
+        bracket: text of the purchase behind the score, brackets included.
         published: the paper's number for it.
     """
-    ok = [each for each in found if each.point.is_ok]
-    score = mean_of_seeds([each.point for each in ok], {each.id: each.left for each in ok if each.left is not None})
+    ok = [each for each in points if each.point.is_ok]
+    score = mean_of_seeds(
+        [each.point for each in ok], {each.id: each.outputs for each in ok if each.outputs is not None}
+    )
     low, high = (None, None) if score is None or score.bounds is None else score.bounds
-    statuses = [each.point.result.status for each in found if not each.point.is_ok]
+    statuses = [each.point.result.status for each in points if not each.point.is_ok]
     return CellContent(
         value=None if score is None else score.mean,
         low=low,
@@ -99,100 +101,100 @@ def score_cell(found: Sequence[PointOutputs], bracket: str = "", published: floa
         published=published,
         status="ok" if score is not None else ("failed" if "failed" in statuses else "na"),
         n_ok=len(ok),
-        n_seeds=len(found),
+        n_seeds=len(points),
         reasons=(
-            *dict.fromkeys(_reason(e.point) for e in found if not e.point.is_ok),
+            *dict.fromkeys(_reason(e.point) for e in points if not e.point.is_ok),
             *remarks_of([e.point for e in ok]),
         ),
         covers=None if score is None else score.covers,
-        points=tuple(each.id for each in found),
+        points=tuple(each.id for each in points),
     )
 
 
 def _reason(point: Point) -> str:
-    """Its status and why, on one line."""
+    """Return the status and the reason of a point without a score, on one line."""
     return f"{point.result.status}: {' '.join((point.result.reason or '').split())}"
 
 
 def mean_of(values: Iterable[float]) -> float | None:
-    """The mean, None of nothing."""
-    found = list(values)
-    return statistics.fmean(found) if found else None
+    """Return the mean of some values; None of no values."""
+    numbers = list(values)
+    return statistics.fmean(numbers) if numbers else None
 
 
-def charge_of(found: Sequence[PointOutputs]) -> float | None:
-    """Mean charge of the seeds that have a score, in dollars."""
-    return mean_of(each.point.result.charge_usd for each in found if each.point.is_ok)
+def charge_of(points: Sequence[PointOutputs]) -> float | None:
+    """Return the mean charge in dollars of the seeds that have a score."""
+    return mean_of(each.point.result.charge_usd for each in points if each.point.is_ok)
 
 
-def teacher_score(found: Iterable[PointOutputs]) -> float | None:
-    """Mean dev score of the teachers of points with a score, 0-100."""
-    left = (each.left for each in found if each.point.is_ok and each.left is not None)
-    return mean_of(each.teacher_dev for each in left if each.teacher_dev is not None)
+def teacher_score(points: Iterable[PointOutputs]) -> float | None:
+    """Return the mean dev score (0-100) of the teachers of points with a score."""
+    outputs = (each.outputs for each in points if each.point.is_ok and each.outputs is not None)
+    return mean_of(each.teacher_dev for each in outputs if each.teacher_dev is not None)
 
 
-def measures(found: Iterable[PointOutputs]) -> str | None:
-    """What the scores are, in words; None where nothing says so. Tasks with different metrics are named.
+def metric_text(points: Iterable[PointOutputs]) -> str | None:
+    """Return the text of the metric behind the test scores, task by task where metrics differ; None where it is unknown.
 
     The metric is that of the run; where that is gone, the first of the point's scores that equals its test score.
     """
     by_task: dict[str, str] = {}
-    for each in found:
-        task = each.asked.task
-        if task not in by_task and each.point.is_ok and (name := measure_of(each.point, each.left)) is not None:
+    for each in points:
+        task = each.request.task
+        if task not in by_task and each.point.is_ok and (name := measure_of(each.point, each.outputs)) is not None:
             by_task[task] = measure_text(name)
-    words = set(by_task.values())
-    if len(words) < 2:
-        return words.pop() if words else None
+    texts = set(by_task.values())
+    if len(texts) < 2:
+        return texts.pop() if texts else None
     return "; ".join(f"{task}: {measure}" for task, measure in by_task.items())
 
 
-def score_legend(found: Sequence[PointOutputs], cells: Sequence[CellContent]) -> str:
-    """What the scores of a table are and what their ± is: "Test score, 0-100: accuracy, published reading; ±: half ..."."""
-    measure, span = measures(found), covers_words(cell.covers for cell in cells)
+def score_legend(points: Sequence[PointOutputs], cells: Sequence[CellContent]) -> str:
+    """Return the legend of a table's scores: "Test score, 0-100: accuracy, published reading; ±: half ..."."""
+    measure, span = metric_text(points), covers_words(cell.covers for cell in cells)
     text = "Test score, 0-100" + ("" if measure is None else f": {measure}")
     return text + (f"; {span}." if span else ".")
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
+# --- text ------------------------------------------------------------------------------------------------------------
 
 
-def models(requests: Sequence[PointRequest]) -> dict[str, str]:
-    """Short names of all teachers and students: "t5-v1_1-xxl" for "google/t5-v1_1-xxl", as much as tells them apart."""
+def short_names(requests: Sequence[PointRequest]) -> dict[str, str]:
+    """Return the shortest distinct names of all teachers and students: "t5-v1_1-xxl" for "google/t5-v1_1-xxl"."""
     refs = {ref for request in requests for ref in (request.teacher, request.student) if ref is not None}
     bare = {ref: _bare(ref) for ref in refs}
     return {ref: short_model(name, set(bare.values())) for ref, name in bare.items()}
 
 
 def _bare(ref: str) -> str:
-    """A reference without its kind, where what follows is a path; ``cut:2`` stays what it is."""
+    """Return a model reference without its ``package:`` prefix and ``/model`` ending; any other reference as it is."""
     name = ref.removeprefix("package:")
     return name.removesuffix("/model") if name != ref else ref
 
 
-def strategy_words(variant: str) -> str:
-    """ "distill (N by rule)" as "Distill, N by rule"."""
+def strategy_name(variant: str) -> str:
+    """Return the name of a strategy variant in tables: "Distill, N by rule" for "distill (N by rule)"."""
     name, _, rest = variant.partition(" ")
-    return ", ".join([STRATEGY_WORDS.get(name, name), *([rest.strip("()")] if rest else [])])
+    return ", ".join([STRATEGY_NAMES.get(name, name), *([rest.strip("()")] if rest else [])])
 
 
 def strategy_rank(variant: str) -> int:
-    """The strategy's place among the rows of a table; those without one come last, in order of appearance."""
-    names = list(STRATEGY_WORDS)
+    """Return the rank of a strategy among the rows of a table; unknown strategies come last, in order of appearance."""
+    names = list(STRATEGY_NAMES)
     name = variant.partition(" ")[0]
     return names.index(name) if name in names else len(names)
 
 
-def row_words(request: PointRequest, names: Mapping[str, str], teacher: float | None = None) -> str:
-    """A row's heading as in Kang et al. 2023, Table 2: "T5-XXL [72.4] ⇒ T5-Small (Distill)".
+def row_heading(request: PointRequest, names: Mapping[str, str], teacher: float | None = None) -> str:
+    """Return the heading of a row as in Kang et al. 2023, Table 2: "T5-XXL [72.4] ⇒ T5-Small (Distill)".
 
     Args:
-        request: of any point of the row.
-        names: short names, of `models`.
-        teacher: its dev score, 0-100.
+        request: the request of any point of the row.
+        names: short names of models, from `short_names`.
+        teacher: dev score of the teacher, 0-100.
     """
-    strategy = strategy_words(request.variant)
-    if request.strategy == "general_distill":  # brings its own student, whatever the request names
+    strategy = strategy_name(request.variant)
+    if request.strategy == "general_distill":  # it starts from its own student, not from the one in the request
         return strategy
     student = names[request.student]
     if request.teacher is None:
@@ -201,22 +203,22 @@ def row_words(request: PointRequest, names: Mapping[str, str], teacher: float | 
     return f"{names[request.teacher]}{score} ⇒ {student} ({strategy})"
 
 
-def request_words(request: PointRequest) -> str:
-    """Initial labels and money: "N=1K, +$100", "N by rule, $300 in all"."""
+def request_text(request: PointRequest) -> str:
+    """Return the text of initial labels and budget: "N=1K, +$100", "N by rule, $300 in all"."""
     n = "N by rule" if request.n_initial is None else f"N={thousands(request.n_initial)}"
     added = request.added_usd
     return f"{n}, {f'{dollars(request.budget_usd)} in all' if added is None else f'+{dollars(added)}'}"
 
 
 def thousands(number: float) -> str:
-    """A count as Kang et al. 2023 print it: "384", "1K", "19K", "16.9K"."""
+    """Return a count as Kang et al. 2023 print it: "384", "1K", "19K", "16.9K"."""
     if number < 1000:
         return f"{number:.0f}"
     return f"{number / 1000:.1f}".removesuffix(".0") + "K"
 
 
 def hours(seconds: float) -> str:
-    """Machine time as Kang et al. 2023 print it ("54h"), in minutes or seconds where it is less than an hour."""
+    """Return machine time as Kang et al. 2023 print it ("54h"); in minutes or seconds below an hour."""
     if seconds < 59.5:
         return f"{seconds:.0f}s"
     if seconds < 59.5 * 60:
@@ -225,13 +227,13 @@ def hours(seconds: float) -> str:
 
 
 def dollars(usd: float) -> str:
-    """Dollars of a heading, without cents where there are none: "$1300", "$67.50"."""
+    """Return dollars for a heading, whole amounts without cents: "$1300", "$67.50"."""
     return f"${usd:.0f}" if usd == round(usd) else money(usd)
 
 
-def bought(found: Sequence[PointOutputs]) -> str:
-    """What a score was bought with (Kang et al. 2023, Table 2): labels beyond the first N, or machine time and pool rows."""
-    results = [each.point.result for each in found if each.point.is_ok]
+def purchase_text(points: Sequence[PointOutputs]) -> str:
+    """Return the text of a purchase (Kang et al. 2023, Table 2): labels beyond the first N, or machine time and pool rows."""
+    results = [each.point.result for each in points if each.point.is_ok]
     if not results:
         return ""
     n_pool = statistics.fmean(result.n_pool for result in results)
@@ -239,6 +241,6 @@ def bought(found: Sequence[PointOutputs]) -> str:
     if n_pool:
         seconds = statistics.fmean(sum(result.seconds.values()) for result in results)
         return f"({hours(seconds)} / {thousands(n_pool)})"
-    n_more = statistics.fmean(result.n_labels for result in results) - (found[0].asked.n_initial or 0)
+    n_more = statistics.fmean(result.n_labels for result in results) - (points[0].request.n_initial or 0)
     parts = [f"{n_more:+.0f}"] if n_more or not n_llm else []
     return f"({', '.join([*parts, f'{thousands(n_llm)} LLM labels'] if n_llm else parts)})"

@@ -1,4 +1,4 @@
-"""Tables about money: what labels would have to cost to match distillation, and what a charge is made of."""
+"""Cost tables: the cost of annotating to the score of distillation, and the parts of each charge."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from outlay.report.cells import (
     PointOutputs,
     charge_of,
     dollars,
+    identity_fields,
     mean_of,
-    models,
-    request_words,
-    row_words,
+    request_text,
+    row_heading,
     score_cell,
     score_legend,
+    short_names,
     strategy_rank,
     thousands,
-    told_apart_by,
 )
 from outlay.report.comparison import money
 from outlay.report.scores import ONE_SEED
-from outlay.report.table import CellContent, Head, Item, Table, pivot
+from outlay.report.table import CellContent, Heading, PlacedCell, Table, pivot
 
-_ONE_BLOCK = Head((), "")
+_ONE_BLOCK = Heading((), "")
 NOT_REACHED = "not reached"
 
 
-def _cells_of(found: Sequence[PointOutputs]) -> list[list[PointOutputs]]:
-    """The points by request without its seed, each group sorted by seed."""
+def _cells_of(points: Sequence[PointOutputs]) -> list[list[PointOutputs]]:
+    """Return points grouped by request without its seed, each group sorted by seed."""
     cells: dict[tuple[object, ...], list[PointOutputs]] = {}
-    for each in found:
-        cells.setdefault(tuple(told_apart_by(each.asked).values()), []).append(each)
-    return [sorted(seeds, key=lambda each: each.asked.seed) for seeds in cells.values()]
+    for each in points:
+        cells.setdefault(tuple(identity_fields(each.request).values()), []).append(each)
+    return [sorted(seeds, key=lambda each: each.request.seed) for seeds in cells.values()]
 
 
 # --- Table 4 ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
-    """One place on a curve of annotation: dollars, mean score and the ends of its interval (the mean where it has none)."""
+class CurvePoint:
+    """A point of the annotation curve: dollars, mean score and the ends of its interval (the mean where there is none)."""
 
     usd: float
     score: float
@@ -53,8 +53,8 @@ class Rung:
     cell: CellContent
 
     @classmethod
-    def of(cls, seeds: Sequence[PointOutputs]) -> Rung | None:
-        """The mean of seeds; None where none has a score or nothing was charged."""
+    def of(cls, seeds: Sequence[PointOutputs]) -> CurvePoint | None:
+        """Return the curve point of some seeds; None where no seed has a score or nothing was charged."""
         cell, usd = score_cell(seeds), charge_of(seeds)
         if cell.value is None or not usd:
             return None
@@ -63,14 +63,14 @@ class Rung:
 
 
 def usd_to_reach(score: float, curve: Sequence[tuple[float, float]]) -> float | None:
-    """The least dollars at which a curve reaches a score: straight lines over the logarithm of the dollars between places.
+    """Return the least dollars at which a curve reaches a score, interpolated linearly in log dollars.
 
     Args:
         score: 0-100.
-        curve: dollars (> 0) and score of each place, by rising dollars.
+        curve: dollars (> 0) and score of each point, by rising dollars.
 
     Returns:
-        The dollars of the cheapest place where that reaches it already; None where the curve never does.
+        The dollars of the cheapest point where its score is enough already; None where the curve never reaches the score.
     """
     before: tuple[float, float] | None = None
     for usd, reached in curve:
@@ -83,37 +83,37 @@ def usd_to_reach(score: float, curve: Sequence[tuple[float, float]]) -> float | 
     return None
 
 
-def same_score_cell(goal: Rung, rungs: Sequence[Rung]) -> CellContent:
-    """What annotating costs for the score of ``goal``, with the dollars for its ends.
+def same_score_cell(goal: CurvePoint, curve: Sequence[CurvePoint]) -> CellContent:
+    """Return the cell of the cost of annotating to the score of ``goal``, with the costs of the ends of its interval.
 
     The cheap end is where the upper ends of annotation's intervals reach the goal's lower end, the dear end where the lower ends
     reach its upper end: wider than 95 %, since both are rarely at their ends together.
     """
-    usd = usd_to_reach(goal.score, [(rung.usd, rung.score) for rung in rungs])
-    low = usd_to_reach(goal.low, [(rung.usd, rung.high) for rung in rungs])
-    high = usd_to_reach(goal.high, [(rung.usd, rung.low) for rung in rungs])
+    usd = usd_to_reach(goal.score, [(each.usd, each.score) for each in curve])
+    low = usd_to_reach(goal.low, [(each.usd, each.high) for each in curve])
+    high = usd_to_reach(goal.high, [(each.usd, each.low) for each in curve])
     if usd is None:
         return CellContent(unit="words", words=NOT_REACHED if low is None else f"{NOT_REACHED} [{money(low)}, –]")
-    if usd == rungs[0].usd and rungs[0].score >= goal.score:
+    if usd == curve[0].usd and curve[0].score >= goal.score:
         return CellContent(usd, unit="words", words=f"at most {money(usd)}")
     ends = f" [{money(low)}, {NOT_REACHED if high is None else money(high)}]"
     return CellContent(usd, low, high, unit="words", words=money(usd) + (ends if low != high else ""))
 
 
-def lay_out_match(found: Sequence[PointOutputs]) -> tuple[list[Table], list[PointOutputs]]:
-    """Table 4: each distillation, the cost of annotating to the same score, the dearest annotation; then the curve of annotation.
+def lay_out_match(points: Sequence[PointOutputs]) -> tuple[list[Table], list[PointOutputs]]:
+    """Lay out Table 4: distillation, the cost of annotating to the same score, the dearest annotation; and the annotation curve.
 
     Returns:
-        The tables, and the points that belong in neither.
+        The tables, and the points that belong in neither of them.
     """
-    tasks = list(dict.fromkeys(each.asked.task for each in found))
-    taught = [each for each in found if each.asked.teacher is not None]
-    labelled = [each for each in found if each.asked.strategy == "annotate"]
+    tasks = list(dict.fromkeys(each.request.task for each in points))
+    taught = [each for each in points if each.request.teacher is not None]
+    labelled = [each for each in points if each.request.strategy == "annotate"]
     placed = {each.id for each in (*taught, *labelled)}
     tables = [
         table for table in (_match_table(taught, labelled, tasks), _curve_table(labelled, tasks)) if table is not None
     ]
-    return tables, [each for each in found if each.id not in placed]
+    return tables, [each for each in points if each.id not in placed]
 
 
 def _match_table(
@@ -121,66 +121,68 @@ def _match_table(
 ) -> Table | None:
     if not taught:
         return None
-    names = models([each.asked for each in (*taught, *labelled)])
+    names = short_names([each.request for each in (*taught, *labelled)])
     curves = _curves(labelled)
-    items: list[Item] = []
-    cells = [(row_words(seeds[0].asked, names), seeds) for seeds in _cells_of(taught)]
-    of_words = Counter((seeds[0].asked.task, words) for words, seeds in cells)
+    items: list[PlacedCell] = []
+    cells = [(row_heading(seeds[0].request, names), seeds) for seeds in _cells_of(taught)]
+    of_words = Counter((seeds[0].request.task, words) for words, seeds in cells)
     seen: Counter[tuple[str, str]] = Counter()
     for words, seeds in cells:
-        asked = seeds[0].asked
+        request = seeds[0].request
         if max(n for (_, each), n in of_words.items() if each == words) > 1:
-            words = f"{words}: {request_words(asked)}"
-        column = Head((tasks.index(asked.task),), asked.task)
-        place = (0, strategy_rank(asked.variant), words, seen[asked.task, words])
-        seen[asked.task, words] += 1
-        goal, usd = Rung.of(seeds), charge_of(seeds)
+            words = f"{words}: {request_text(request)}"
+        column = Heading((tasks.index(request.task),), request.task)
+        order = (0, strategy_rank(request.variant), words, seen[request.task, words])
+        seen[request.task, words] += 1
+        goal, usd = CurvePoint.of(seeds), charge_of(seeds)
         cell = score_cell(seeds, "" if usd is None else f"({money(usd)})")
-        items.append(Item(_ONE_BLOCK, Head((*place, 0), words), column, cell))
-        if goal is not None and (curve := curves.get((asked.task, asked.student))):
-            same = f"{names[asked.student]} (Annotate), the same score"
-            items.append(Item(_ONE_BLOCK, Head((*place, 1), same), column, same_score_cell(goal, curve)))
+        items.append(PlacedCell(_ONE_BLOCK, Heading((*order, 0), words), column, cell))
+        if goal is not None and (curve := curves.get((request.task, request.student))):
+            same = f"{names[request.student]} (Annotate), the same score"
+            items.append(PlacedCell(_ONE_BLOCK, Heading((*order, 1), same), column, same_score_cell(goal, curve)))
     for (task, student), curve in curves.items():
         top = replace(curve[-1].cell, bracket=f"({money(curve[-1].usd)})", points=())
-        dearest = Head((1, names[student]), f"{names[student]} (Annotate), the dearest")
-        items.append(Item(_ONE_BLOCK, dearest, Head((tasks.index(task),), task), top))
-    laid = pivot("Distilling, and annotating to the same score (after Kang et al. 2023, Table 4)", ("Model",), items)
-    is_one_seed = any(cell.covers == "rows" for cell in laid.cells)
+        dearest = Heading((1, names[student]), f"{names[student]} (Annotate), the dearest")
+        items.append(PlacedCell(_ONE_BLOCK, dearest, Heading((tasks.index(task),), task), top))
+    table = pivot("Distilling, and annotating to the same score (after Kang et al. 2023, Table 4)", ("Model",), items)
+    is_one_seed = any(cell.covers == "rows" for cell in table.cells)
     notes = (
-        score_legend([*taught, *labelled], list(laid.cells)),
+        score_legend([*taught, *labelled], list(table.cells)),
         "( ): its charge, the first labels included. Bold: the highest mean of a task.",
         "The same score: the least money at which annotation's scores, joined over the logarithm of the charge, reach that "
         "of the line above; [ ]: where their upper ends reach its lower end, where their lower ends reach its upper end.",
         *([f"Ends are those of {ONE_SEED}: another seed may lie outside."] if is_one_seed else []),
         f"“{NOT_REACHED}”: not with all the labels that the study bought; the dearest: with all of them.",
     )
-    return replace(laid, notes=(*notes, *laid.notes), tasks=tuple(tasks))
+    return replace(table, notes=(*notes, *table.notes), tasks=tuple(tasks))
 
 
-def _curves(labelled: Sequence[PointOutputs]) -> dict[tuple[str, str], list[Rung]]:
-    """Task and student → the places of annotation by rising dollars."""
-    curves: dict[tuple[str, str], list[Rung]] = {}
+def _curves(labelled: Sequence[PointOutputs]) -> dict[tuple[str, str], list[CurvePoint]]:
+    """Return the annotation curve of each task and student, by rising dollars."""
+    curves: dict[tuple[str, str], list[CurvePoint]] = {}
     for seeds in _cells_of(labelled):
-        rung = Rung.of(seeds)
-        if rung is not None:
-            curves.setdefault((seeds[0].asked.task, seeds[0].asked.student), []).append(rung)
-    return {key: sorted(rungs, key=lambda rung: rung.usd) for key, rungs in curves.items()}
+        curve_point = CurvePoint.of(seeds)
+        if curve_point is not None:
+            curves.setdefault((seeds[0].request.task, seeds[0].request.student), []).append(curve_point)
+    return {key: sorted(curve, key=lambda each: each.usd) for key, curve in curves.items()}
 
 
 def _curve_table(labelled: Sequence[PointOutputs], tasks: Sequence[str]) -> Table | None:
     if not labelled:
         return None
-    names = models([each.asked for each in labelled])
-    items: list[Item] = []
+    names = short_names([each.request for each in labelled])
+    items: list[PlacedCell] = []
     for i, seeds in enumerate(_cells_of(labelled)):
-        asked = seeds[0].asked
+        request = seeds[0].request
         n_labels, usd = mean_of(each.point.result.n_labels for each in seeds if each.point.is_ok), charge_of(seeds)
-        block = Head((tasks.index(asked.task), names[asked.student]), f"{asked.task}, {names[asked.student]}")
-        row = Head((asked.budget_usd, i), dollars(asked.budget_usd))
+        block = Heading(
+            (tasks.index(request.task), names[request.student]), f"{request.task}, {names[request.student]}"
+        )
+        row = Heading((request.budget_usd, i), dollars(request.budget_usd))
         count = CellContent(unit="words", words="–" if n_labels is None else f"{n_labels:,.0f}")
         cells = (count, CellContent(usd, unit="usd"), score_cell(seeds))
-        heads = (Head((0,), "Labels"), Head((1,), "Charge"), Head((2,), "Test"))
-        items += [Item(block, row, head, cell) for head, cell in zip(heads, cells, strict=True)]
+        heads = (Heading((0,), "Labels"), Heading((1,), "Charge"), Heading((2,), "Test"))
+        items += [PlacedCell(block, row, head, cell) for head, cell in zip(heads, cells, strict=True)]
     return pivot("Annotation alone, by budget", ("Task, student", "Budget"), items, tasks=tuple(tasks))
 
 
@@ -195,29 +197,31 @@ _COLUMNS = (
 )
 
 
-def lay_out_costs(found: Sequence[PointOutputs]) -> tuple[list[Table], list[PointOutputs]]:
-    """Table 6: per task, what each request is charged, by part.
+def lay_out_costs(points: Sequence[PointOutputs]) -> tuple[list[Table], list[PointOutputs]]:
+    """Lay out Table 6: the charge of each request by part, task by task.
 
     Returns:
-        The table, and no point: each has its home in the column of scores.
+        The table, and no remaining point: each point stands in the column of scores.
     """
-    if not found:
+    if not points:
         return [], []
-    tasks = list(dict.fromkeys(each.asked.task for each in found))
-    names = models([each.asked for each in found])
-    items: list[Item] = []
-    for i, seeds in enumerate(_cells_of(found)):
-        asked = seeds[0].asked
-        block = Head((tasks.index(asked.task),), asked.task)
-        row = Head((asked.n_initial or 0, strategy_rank(asked.variant), i), _cost_row(seeds, row_words(asked, names)))
-        cells: list[tuple[Head, CellContent]] = []
+    tasks = list(dict.fromkeys(each.request.task for each in points))
+    names = short_names([each.request for each in points])
+    items: list[PlacedCell] = []
+    for i, seeds in enumerate(_cells_of(points)):
+        request = seeds[0].request
+        block = Heading((tasks.index(request.task),), request.task)
+        row = Heading(
+            (request.n_initial or 0, strategy_rank(request.variant), i), _cost_row(seeds, row_heading(request, names))
+        )
+        cells: list[tuple[Heading, CellContent]] = []
         for place, (name, parts, words) in enumerate(_COLUMNS):
             cell = _part_cell(seeds, name, parts)
-            cells += [] if cell is None else [(Head((place,), words), cell)]
+            cells += [] if cell is None else [(Heading((place,), words), cell)]
         charge = CellContent(charge_of(seeds), unit="usd")
-        cells += [(Head((8,), "Charge"), charge), (Head((9,), "Test"), score_cell(seeds))]
-        items += [Item(block, row, head, cell) for head, cell in cells]
-    laid = pivot(
+        cells += [(Heading((8,), "Charge"), charge), (Heading((9,), "Test"), score_cell(seeds))]
+        items += [PlacedCell(block, row, head, cell) for head, cell in cells]
+    table = pivot(
         "What a point is charged, by part (after Kang et al. 2023, Table 6)",
         ("Task", "Bought"),
         items,
@@ -225,27 +229,27 @@ def lay_out_costs(found: Sequence[PointOutputs]) -> tuple[list[Table], list[Poin
     )
     notes = [
         "Dollars, means over seeds; the parts add up to the charge. Where the student's training is free, it is $0.00.",
-        f"{score_legend(found, list(laid.cells))} Bold: the highest mean of a task.",
+        f"{score_legend(points, list(table.cells))} Bold: the highest mean of a task.",
     ]
-    if any(cell.published is not None for cell in laid.cells):
+    if any(cell.published is not None for cell in table.cells):
         notes.append(paper_tables.NOT_COMPARABLE)
-    return [replace(laid, notes=(*notes, *laid.notes))], []
+    return [replace(table, notes=(*notes, *table.notes))], []
 
 
 def _cost_row(seeds: Sequence[PointOutputs], words: str) -> str:
-    asked = seeds[0].asked
+    request = seeds[0].request
     n_pool = mean_of(each.point.result.n_pool for each in seeds if each.point.is_ok)
-    rows = f", {thousands(n_pool)} rows" if n_pool and asked.strategy not in WITHOUT_POOL else ""
-    return f"{words}: {request_words(asked)}{rows}"
+    rows = f", {thousands(n_pool)} rows" if n_pool and request.strategy not in WITHOUT_POOL else ""
+    return f"{words}: {request_text(request)}{rows}"
 
 
 def _part_cell(seeds: Sequence[PointOutputs], name: str, parts: Sequence[str]) -> CellContent | None:
-    """Mean dollars of some parts; None for a part that the strategy does not have or where the receipt is gone."""
-    is_taught = seeds[0].asked.teacher is not None
+    """Return the cell of the mean dollars of some parts; None for a part the strategy lacks or a charge not kept by part."""
+    is_taught = seeds[0].request.teacher is not None
     if (name in ("teacher", "distillation") and not is_taught) or (name == "training" and is_taught):
         return None
-    charges = [each.left.charges_usd for each in seeds if each.point.is_ok and each.left is not None]
+    charges = [each.outputs.charges_usd for each in seeds if each.point.is_ok and each.outputs is not None]
     if not charges or any(each is None for each in charges):
         return None
     usd = mean_of(sum(each.get(part, 0.0) for part in parts) for each in charges if each is not None)
-    return CellContent(usd, unit="usd", published=paper_tables.costs_of(seeds[0].asked).get(name))
+    return CellContent(usd, unit="usd", published=paper_tables.costs_of(seeds[0].request).get(name))

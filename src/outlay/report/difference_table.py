@@ -1,4 +1,4 @@
-"""The table of differences: every pair of strategies at one budget, with its interval, its corrected p and what follows."""
+"""The table of paired differences between strategies at one budget: interval, corrected p and verdict."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Protocol
 from outlay.report.cells import dollars, thousands
 from outlay.report.comparison import MINUS, points_text, signed
 from outlay.report.scores import ONE_SEED_PAIR
-from outlay.report.table import CellContent, Head, Item, Table, pivot
+from outlay.report.table import CellContent, Heading, PlacedCell, Table, pivot
 
 SMALLEST_P = 0.001
-"""Below it a p is written as "< 0.001"."""
+"""The smallest p written as a number; a smaller one is written "< 0.001"."""
 
 
 class Tested(Protocol):
@@ -28,7 +28,7 @@ class Tested(Protocol):
 
     @property
     def n_initial(self) -> int | None:
-        """Initial labels of both."""
+        """Initial labels of both sides."""
 
     @property
     def first(self) -> str:
@@ -44,11 +44,11 @@ class Tested(Protocol):
 
     @property
     def low(self) -> float:
-        """Lower end of its 95 % interval."""
+        """Lower end of the 95 % interval of the difference."""
 
     @property
     def high(self) -> float:
-        """Upper end."""
+        """Upper end of the 95 % interval of the difference."""
 
     @property
     def p_holm(self) -> float | None:
@@ -56,15 +56,15 @@ class Tested(Protocol):
 
     @property
     def is_significant(self) -> bool:
-        """Whether that p is at most 0.05."""
+        """True where the corrected p is at most 0.05."""
 
     @property
     def smallest(self) -> float | None:
-        """How small a difference the test could have seen within its family; None where there is no test."""
+        """Smallest difference that the test could have found within its family; None where there is no test."""
 
     @property
     def n_comparisons(self) -> int:
-        """Size of the family."""
+        """Number of tests in the family."""
 
     @property
     def n_seeds(self) -> int:
@@ -76,27 +76,28 @@ class Tested(Protocol):
 
     @property
     def n_apart(self) -> int:
-        """Test rows on which the two do not score alike."""
+        """Test rows that the two sides score differently."""
 
 
 def lay_out_differences(tests: Sequence[Tested]) -> Table | None:
-    """One row per pair, block by block of a task and budget, in the order given; None without pairs.
+    """Lay out one row per pair, in blocks of a task and budget and the order given; None without pairs.
 
-    Bold: told from none after the correction. The verdict of the others says what they could have seen, or why there is no test.
+    Bold: significant after the correction. The verdict of any other pair names the smallest difference its test could have found,
+    or the reason why there is no test.
     """
     if not tests:
         return None
     tasks = tuple(dict.fromkeys(test.task for test in tests))
-    items: list[Item] = []
+    items: list[PlacedCell] = []
     places: dict[str, int] = {}
     for i, test in enumerate(tests):
         n = "" if test.n_initial is None else f" (N={thousands(test.n_initial)})"
         at = f"{test.task}, {dollars(test.budget_usd)}{n}"
-        block = Head((places.setdefault(at, len(places)),), at)
-        row = Head((i,), f"{test.first} {MINUS} {test.second}")
-        items += [Item(block, row, head, cell) for head, cell in _cells(test)]
-    laid = pivot("Differences", ("Task, budget", "Pair"), items, tasks=tasks)
-    return replace(laid, notes=_notes(tests))
+        block = Heading((places.setdefault(at, len(places)),), at)
+        row = Heading((i,), f"{test.first} {MINUS} {test.second}")
+        items += [PlacedCell(block, row, head, cell) for head, cell in _cells(test)]
+    table = pivot("Differences", ("Task, budget", "Pair"), items, tasks=tasks)
+    return replace(table, notes=_notes(tests))
 
 
 def _notes(tests: Sequence[Tested]) -> tuple[str, ...]:
@@ -119,16 +120,16 @@ def _notes(tests: Sequence[Tested]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _cells(test: Tested) -> list[tuple[Head, CellContent]]:
+def _cells(test: Tested) -> list[tuple[Heading, CellContent]]:
     difference = f"{signed(test.mean)} [{signed(test.low)}, {signed(test.high)}]"
-    p = [] if test.p_holm is None else [(Head((1,), "p"), _p_cell(test.p_holm))]
+    p = [] if test.p_holm is None else [(Heading((1,), "p"), _p_cell(test.p_holm))]
     return [
         (
-            Head((0,), "Difference"),
+            Heading((0,), "Difference"),
             CellContent(test.mean, test.low, test.high, "words", words=difference, is_best=test.is_significant),
         ),
         *p,
-        (Head((2,), "Verdict"), CellContent(unit="words", words=verdict(test))),
+        (Heading((2,), "Verdict"), CellContent(unit="words", words=verdict(test))),
     ]
 
 
@@ -137,7 +138,7 @@ def _p_cell(p: float) -> CellContent:
 
 
 def verdict(test: Tested) -> str:
-    """What a test says, in words; of one that finds nothing, how small a difference it could have seen."""
+    """Return the verdict of a test in words; one without a finding names the smallest difference it could have found."""
     if test.n_apart == 0:
         return "every test row scored alike"
     if test.p_holm is None or test.smallest is None:
@@ -145,9 +146,8 @@ def verdict(test: Tested) -> str:
     if test.is_significant:
         return f"{test.first if test.mean > 0 else test.second} is ahead"
     if abs(test.mean) >= test.smallest:
-        return (
-            "not told apart, just"  # the two rows that are added draw the mean in, and few rows that differ keep p up
-        )
+        # Two added rows shrink the mean, and few differing rows keep p high, so a difference as large as `smallest` can fail.
+        return "not told apart, just"
     return f"not told apart; {points_text(test.smallest)} points would be"
 
 

@@ -1,4 +1,4 @@
-"""What a figure of a study shows: series, marks, panels. Computed here, drawn by `outlay.report.figures`."""
+"""Data of the figures of a study: series, points and panels. Drawn by `outlay.report.figures`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from outlay.report.scores import bars_words
 from outlay.report.seed_means import SeedMean
 
 MAX_ROWS = 60
-"""Rows of a dot plot or bar chart; a study with more is drawn as score over charge, or cut."""
+"""Maximum number of rows of a dot plot or bar chart; a dot plot with more becomes score over charge, a bar chart is cut."""
 MAX_PANELS = 8
-"""Plots of one figure; a study with more is drawn as score over charge."""
-MAX_LEVELS = 3
+"""Maximum number of panels of a figure; a study with more is drawn as score over charge in one panel."""
+MAX_REFERENCE_LINES = 3
+"""Maximum number of reference lines of a panel."""
 
 Axis = Literal["charge", "added", "budget", "labels", "score", "part"]
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Marks of one look: its name, and its place among the colours, shapes and dashes."""
+    """A series of points: its name in the legend, and the indices of its colour, shape and dash."""
 
     name: str
     color: int
@@ -38,8 +39,8 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """One mean. ``x`` is in the units of the figure's axis, ``y``, ``low`` and ``high`` are scores, 0-100."""
+class DataPoint:
+    """A seed mean in a figure: ``x`` in the units of the axis; ``y``, ``low`` and ``high`` scores, 0-100."""
 
     series: Series
     x: float
@@ -47,28 +48,28 @@ class Mark:
     low: float | None
     high: float | None
     label: str | None
-    """Written beside the mark, or the name of its row in a dot plot."""
-    what: str
-    """Every value of the mark in words, for its tooltip and for those who cannot see it."""
+    """Text beside the point, or the name of the row in a dot plot."""
+    description: str
+    """Every value of the point in words, for the tooltip and for screen readers."""
     point: str
-    """Id of the point of the first seed."""
+    """Id of the point (`outlay.engine.point.Point`) of the first seed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One part of a charge: from ``start`` to ``end`` dollars in its row."""
+    """A part of a charge: from ``start`` to ``end`` dollars in the stacked bar ``row``."""
 
     row: str
     part: str
     start: float
     end: float
-    what: str
+    description: str
     point: str
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    """A horizontal line at a score, from one charge to another, with what it says."""
+class ReferenceLine:
+    """A horizontal line at a score, from one charge to another, with its text."""
 
     y: float
     start: float
@@ -78,36 +79,36 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One plot. ``front`` is the frontier as (charge, score), by rising charge."""
+    """A panel of a figure; ``front`` is the Pareto frontier as (charge, score) by rising charge."""
 
     title: str | None
-    marks: tuple[Mark, ...]
+    data_points: tuple[DataPoint, ...]
     front: tuple[tuple[float, float], ...] = ()
-    levels: tuple[Level, ...] = ()
+    reference_lines: tuple[ReferenceLine, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure of one task: ``marks`` over an axis, ``dots`` in rows, or ``bars`` in rows."""
+    """A figure of one task: a ``scatter`` over an axis, a dot plot (``dots``), or stacked ``bars``."""
 
-    kind: Literal["marks", "dots", "bars"]
+    kind: Literal["scatter", "dots", "bars"]
     title: str
     notes: tuple[str, ...]
-    """Lines under the title."""
+    """Lines of the subtitle."""
     axis: Axis
     panels: tuple[Panel, ...] = ()
     bars: tuple[Bar, ...] = ()
     is_log: bool = False
     is_joined: bool = False
-    """Whether the marks of a series are joined by a line."""
+    """True where a line joins the points of a series."""
 
 
-def layouts(results: Results, marks: Sequence[SeedMean]) -> dict[str, Figure]:
-    """Figures by task, laid out as the header says; a task without a score has none."""
+def layouts(results: Results, seed_means: Sequence[SeedMean]) -> dict[str, Figure]:
+    """Return the figure of each task in the layout of the header; a task without a score has none."""
     figures = {}
     for task in results.tasks:
-        scored = [mean for mean in marks if mean.request.task == task and mean.value is not None]
-        metrics = {after.metric for mean in scored for after in _left(results, mean) if after.metric is not None}
+        scored = [mean for mean in seed_means if mean.request.task == task and mean.value is not None]
+        metrics = {each.metric for mean in scored for each in _outputs_of(results, mean) if each.metric is not None}
         measure = measure_text(main_score(metrics.pop())) if len(metrics) == 1 else "test score"
         figure = _LAYOUTS[results.header.layout](scored) if scored else None
         if figure is not None:
@@ -120,18 +121,18 @@ def layouts(results: Results, marks: Sequence[SeedMean]) -> dict[str, Figure]:
     return figures
 
 
-def _left(results: Results, mean: SeedMean) -> list[RunOutputs]:
-    return [results.left[each] for each in mean.ids if each in results.left]
+def _outputs_of(results: Results, mean: SeedMean) -> list[RunOutputs]:
+    return [results.outputs[each] for each in mean.ids if each in results.outputs]
 
 
 def seeds_text(scored: Sequence[SeedMean]) -> str:
-    """ "one seed", "mean of 3 seeds", "mean of 2 to 3 seeds"."""
+    """Return the text of the number of seeds: "one seed", "mean of 3 seeds", "mean of 2 to 3 seeds"."""
     fewest, most = min(mean.n_ok for mean in scored), max(mean.n_ok for mean in scored)
     return "one seed" if most == 1 else f"mean of {fewest} to {most} seeds".replace(f"{most} to ", "")
 
 
 def short_count(number: float) -> str:
-    """ "100", "1K", "16.9K", "1.2M": as the figures of Kang et al. 2023 write numbers of examples."""
+    """Return a count as the figures of Kang et al. 2023 write it: "100", "1K", "16.9K", "1.2M"."""
     for unit, size in (("M", 1_000_000), ("K", 1_000)):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -142,9 +143,9 @@ def short_count(number: float) -> str:
 
 
 def by_strategy(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], Series]:
-    """The series of each mean by its key: the strategy, with its models where these are varied.
+    """Return the series of each seed mean by its key: the strategy, with its models where models are varied.
 
-    One look per strategy; where models are varied, a colour per models and a shape and dash per strategy.
+    One colour and shape per strategy; where models are varied, a colour per models and a shape and dash per strategy.
     """
     variants = list(dict.fromkeys(mean.request.variant for mean in scored))
     apart = _varied(scored)
@@ -165,16 +166,16 @@ def by_strategy(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], Series]:
 
 
 def _varied(scored: Sequence[SeedMean]) -> dict[str, set[str | None]]:
-    """The fields of the request that tell series of one strategy apart, with their values, where they have several."""
-    told = ("teacher", "student", "machine", "clock", "price_book", "dev")
-    values: dict[str, set[str | None]] = {name: {getattr(mean.request, name) for mean in scored} for name in told}
+    """Return the varied fields of the requests with their values: those that distinguish series of one strategy."""
+    varying = ("teacher", "student", "machine", "clock", "price_book", "dev")
+    values: dict[str, set[str | None]] = {name: {getattr(mean.request, name) for mean in scored} for name in varying}
     for name in ("teacher", "student"):
-        values[name].discard(None)  # a strategy without one is told by its own name
+        values[name].discard(None)  # the name of a strategy says already that it has no teacher
     return {name: of_name for name, of_name in values.items() if len(of_name) > 1}
 
 
 def _extra(mean: SeedMean, varied: Mapping[str, set[str | None]]) -> str:
-    """What else than its strategy tells a mean's series: "t5-xl → t5-small", "dev carved"; empty where nothing does."""
+    """Return the varied fields of a seed mean as text: "t5-xl → t5-small", "dev carved"; empty without varied fields."""
     models, parts = [], []
     for name, values in varied.items():
         value = getattr(mean.request, name)
@@ -186,7 +187,7 @@ def _extra(mean: SeedMean, varied: Mapping[str, set[str | None]]) -> str:
 
 
 def by_pool(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], Series]:
-    """The series of each mean by its key: its number of unlabelled rows U, "U = 0 (annotate)" and "U = 10K"."""
+    """Return the series of each seed mean by its key: the number of unlabelled rows, "U = 0 (annotate)" or "U = 10K"."""
     sizes = {mean.key: _n_unlabelled(mean) for mean in scored}
     of_size: dict[int, set[str]] = {}
     for mean in scored:
@@ -198,7 +199,7 @@ def by_pool(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], Series]:
     }
     order = [names[mean.key] for mean in sorted(scored, key=lambda mean: sizes[mean.key])]
     places = {name: i for i, name in enumerate(dict.fromkeys(order))}
-    # Annotation keeps its look from chart to chart; the pools take the others.
+    # Annotation has the same colour in every figure; the pools take the other colours.
     free = [1, 0, *range(2, len(PALETTE))]
     looks = {name: free[i % len(free)] for name, i in places.items()}
     return {key: Series(name, looks[name], looks[name]) for key, name in names.items()}
@@ -209,7 +210,7 @@ def _n_unlabelled(mean: SeedMean) -> int:
 
 
 def row_names(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], str]:
-    """A name per mean: its series, with N and the budget where one series has several."""
+    """Return the row name of each seed mean: its series, with N, budget and pool where these vary within the series."""
     series = by_strategy(scored)
     names = {}
     for mean in scored:
@@ -225,11 +226,11 @@ def row_names(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], str]:
     return names
 
 
-# --- marks ------------------------------------------------------------------------------------------------------------
+# --- points -----------------------------------------------------------------------------------------------------------
 
 
-def what(mean: SeedMean, name: str) -> str:
-    """A mean in words: "distill; charge: $200.35; test: 79.70; 95 % interval: 78.01 to 81.20; …; seeds: 3"."""
+def describe(mean: SeedMean, name: str) -> str:
+    """Return a seed mean in words: "distill; charge: $200.35; test: 79.70; 95 % interval: 78.01 to 81.20; …; seeds: 3"."""
     request = mean.request
     parts = [
         name,
@@ -245,39 +246,39 @@ def what(mean: SeedMean, name: str) -> str:
     return "; ".join(part for part in parts if part is not None)
 
 
-def _marks(
+def _data_points(
     scored: Sequence[SeedMean],
     series: dict[tuple[object, ...], Series],
     x_of: Callable[[SeedMean], float | None],
     label_of: Callable[[SeedMean], str | None] = lambda _: None,
-) -> tuple[Mark, ...]:
-    """A mark for each mean that has an x; the others are left out."""
-    marks = []
+) -> tuple[DataPoint, ...]:
+    """Return a point for each seed mean that has an x; leave out the others."""
+    data_points = []
     for mean in scored:
         x, own = x_of(mean), series[mean.key]
         if x is not None and mean.value is not None:
-            text = what(mean, own.name)
-            marks.append(Mark(own, x, mean.value, mean.low, mean.high, label_of(mean), text, mean.ids[0]))
-    return tuple(marks)
+            text = describe(mean, own.name)
+            data_points.append(DataPoint(own, x, mean.value, mean.low, mean.high, label_of(mean), text, mean.ids[0]))
+    return tuple(data_points)
 
 
 def _charge(mean: SeedMean) -> float | None:
-    """The charge, for a logarithmic axis: None where there is none, or nothing was paid."""
+    """Return the charge for a logarithmic axis; None where it is absent or 0."""
     return mean.charge_usd or None
 
 
-def _left_out(scored: Sequence[SeedMean], panels: Iterable[Panel], why: str) -> tuple[str, ...]:
-    n_lost = len(scored) - sum(len(panel.marks) for panel in panels)
+def _omission_note(scored: Sequence[SeedMean], panels: Iterable[Panel], why: str) -> tuple[str, ...]:
+    n_lost = len(scored) - sum(len(panel.data_points) for panel in panels)
     return (f"{n_lost} of {len(scored)} marks are left out: {why}",) if n_lost else ()
 
 
 def _front(scored: Sequence[SeedMean]) -> tuple[tuple[float, float], ...]:
-    spots = [
+    candidates = [
         CostScore(mean.ids[0], mean.charge_usd, mean.value)
         for mean in scored
         if mean.value is not None and mean.charge_usd is not None
     ]
-    return tuple((spot.charge_usd, spot.score) for spot in frontier(spots).front)
+    return tuple((candidate.charge_usd, candidate.score) for candidate in frontier(candidates).front)
 
 
 def _front_note(panel: Panel) -> tuple[str, ...]:
@@ -290,11 +291,13 @@ _NO_COST = "they cost nothing, and the axis is logarithmic"
 
 
 def _over_charge(scored: Sequence[SeedMean], title: str, *, is_joined: bool, has_labels: bool) -> Figure | None:
-    """Score over charge, a series per strategy and models."""
-    marks = _marks(scored, by_strategy(scored), _charge, _n_label if has_labels else lambda _: None)
-    panel = Panel(None, marks)
-    notes = _left_out(scored, [panel], _NO_COST)
-    return Figure("marks", title, notes, "charge", (panel,), is_log=True, is_joined=is_joined) if marks else None
+    """Lay out score over charge, one series per strategy and models."""
+    data_points = _data_points(scored, by_strategy(scored), _charge, _n_label if has_labels else lambda _: None)
+    panel = Panel(None, data_points)
+    notes = _omission_note(scored, [panel], _NO_COST)
+    return (
+        Figure("scatter", title, notes, "charge", (panel,), is_log=True, is_joined=is_joined) if data_points else None
+    )
 
 
 def _n_label(mean: SeedMean) -> str | None:
@@ -302,15 +305,21 @@ def _n_label(mean: SeedMean) -> str | None:
 
 
 def _pool(scored: Sequence[SeedMean]) -> Figure | None:
-    """Figure 2: labels x unlabelled rows."""
-    panel = Panel(None, _marks(scored, by_pool(scored), _charge, _n_label), _front([m for m in scored if _charge(m)]))
-    told = ("beside a mark: its labels; U: its unlabelled rows", *_front_note(panel))
-    notes = (*told, *_left_out(scored, [panel], _NO_COST))
-    return Figure("marks", "labels × unlabelled rows", notes, "charge", (panel,), is_log=True) if panel.marks else None
+    """Lay out Figure 2: labels x unlabelled rows."""
+    panel = Panel(
+        None, _data_points(scored, by_pool(scored), _charge, _n_label), _front([m for m in scored if _charge(m)])
+    )
+    legend = ("beside a mark: its labels; U: its unlabelled rows", *_front_note(panel))
+    notes = (*legend, *_omission_note(scored, [panel], _NO_COST))
+    return (
+        Figure("scatter", "labels × unlabelled rows", notes, "charge", (panel,), is_log=True)
+        if panel.data_points
+        else None
+    )
 
 
 def _plain(scored: Sequence[SeedMean]) -> Figure | None:
-    """Any comparison: what a score costs."""
+    """Lay out score over charge with the Pareto frontier, for any comparison."""
     figure = _over_charge(scored, "what a score costs", is_joined=False, has_labels=False)
     if figure is None:
         return None
@@ -323,7 +332,7 @@ _INITIAL_TITLE = "starting labels at a fixed added budget"
 
 
 def _budgets(scored: Sequence[SeedMean]) -> Figure | None:
-    """Tables 2 and 11: score over what is added, a panel per N."""
+    """Lay out Tables 2 and 11: score over added budget, one panel per N."""
     series = by_strategy(scored)
     is_added = all(mean.request.added_usd is not None for mean in scored)
     sizes = sorted({mean.request.n_initial for mean in scored}, key=lambda n: (n is None, n))
@@ -337,16 +346,16 @@ def _budgets(scored: Sequence[SeedMean]) -> Figure | None:
     panels = tuple(
         Panel(
             "N by rule" if n is None else f"N = {n:,}",
-            _marks([mean for mean in scored if mean.request.n_initial == n], series, x_of),
+            _data_points([mean for mean in scored if mean.request.n_initial == n], series, x_of),
         )
         for n in sizes
     )
     axis: Axis = "added" if is_added else "budget"
-    return Figure("marks", _BUDGETS_TITLE, (), axis, panels, is_joined=True)
+    return Figure("scatter", _BUDGETS_TITLE, (), axis, panels, is_joined=True)
 
 
 def _initial(scored: Sequence[SeedMean]) -> Figure | None:
-    """Figure 3: score over N, a panel per added budget."""
+    """Lay out Figure 3: score over N, one panel per added budget."""
     series = by_strategy(scored)
     fixed = [mean for mean in scored if mean.request.n_initial is not None]
     added = sorted({mean.request.added_usd or 0.0 for mean in fixed})
@@ -355,48 +364,52 @@ def _initial(scored: Sequence[SeedMean]) -> Figure | None:
     panels = tuple(
         Panel(
             f"{money(usd)} added",
-            _marks([m for m in fixed if (m.request.added_usd or 0.0) == usd], series, lambda m: m.request.n_initial),
+            _data_points(
+                [m for m in fixed if (m.request.added_usd or 0.0) == usd], series, lambda m: m.request.n_initial
+            ),
         )
         for usd in added
     )
-    notes = _left_out(scored, panels, "their N is chosen by rule")
-    return Figure("marks", _INITIAL_TITLE, notes, "labels", panels, is_log=True, is_joined=True) if panels else None
+    notes = _omission_note(scored, panels, "their N is chosen by rule")
+    return Figure("scatter", _INITIAL_TITLE, notes, "labels", panels, is_log=True, is_joined=True) if panels else None
 
 
 def _students(scored: Sequence[SeedMean]) -> Figure | None:
-    """Figure 4."""
+    """Lay out Figure 4: sizes of the student."""
     return _over_charge(scored, "student sizes", is_joined=True, has_labels=False)
 
 
 def _teachers(scored: Sequence[SeedMean]) -> Figure | None:
-    """Figure 5."""
+    """Lay out Figure 5: sizes of the teacher."""
     return _over_charge(scored, "teacher sizes", is_joined=True, has_labels=False)
 
 
 def _llm(scored: Sequence[SeedMean]) -> Figure | None:
-    """Figures 6 and 7."""
+    """Lay out Figures 6 and 7: labels of people and of an LLM."""
     figure = _over_charge(scored, "labels of people and of a language model", is_joined=True, has_labels=True)
     return None if figure is None else replace(figure, notes=("beside a mark: its labels", *figure.notes))
 
 
 def _match(scored: Sequence[SeedMean]) -> Figure | None:
-    """Table 4: the annotation curve, and how far it has to go to score what distillation scores."""
+    """Lay out Table 4: the annotation curve, with a line from each distillation to the charge of the same score."""
     figure = _over_charge(scored, "what annotation costs to match distillation", is_joined=True, has_labels=True)
     if figure is None:
         return None
     (panel,) = figure.panels
-    curve = sorted((m.x, m.y) for m in panel.marks if m.series.name.startswith("annotate"))
-    others = sorted((m for m in panel.marks if not m.series.name.startswith("annotate")), key=lambda m: -m.y)
-    levels = tuple(_level(mark, curve) for mark in others[:MAX_LEVELS]) if curve else ()
-    dotted = ("dotted: to where annotation scores as much",) if levels else ()
+    curve = sorted((m.x, m.y) for m in panel.data_points if m.series.name.startswith("annotate"))
+    others = sorted((m for m in panel.data_points if not m.series.name.startswith("annotate")), key=lambda m: -m.y)
+    reference_lines = (
+        tuple(_reference_line(data_point, curve) for data_point in others[:MAX_REFERENCE_LINES]) if curve else ()
+    )
+    dotted = ("dotted: to where annotation scores as much",) if reference_lines else ()
     notes = ("beside a mark: its labels", *dotted, *figure.notes)
-    return replace(figure, panels=(replace(panel, levels=levels),), notes=notes)
+    return replace(figure, panels=(replace(panel, reference_lines=reference_lines),), notes=notes)
 
 
 def matching_charge(curve: Sequence[tuple[float, float]], score: float) -> float | None:
-    """The least charge at which a curve of (charge, score), interpolated linearly in log charge, reaches a score.
+    """Return the least charge at which a curve of (charge, score), interpolated linearly in log charge, reaches a score.
 
-    None where it never does within its charges. Charges are above zero and rise.
+    None where the curve never reaches it. The charges of the curve are above zero and rise.
     """
     if curve and curve[0][1] >= score:
         return curve[0][0]
@@ -407,36 +420,38 @@ def matching_charge(curve: Sequence[tuple[float, float]], score: float) -> float
     return None
 
 
-def _level(mark: Mark, curve: Sequence[tuple[float, float]]) -> Level:
-    matched = matching_charge(curve, mark.y)
+def _reference_line(data_point: DataPoint, curve: Sequence[tuple[float, float]]) -> ReferenceLine:
+    matched = matching_charge(curve, data_point.y)
     if matched is None:
         dearest = curve[-1][0]
-        return Level(mark.y, mark.x, max(dearest, mark.x), f"not matched by {money(dearest)} of annotation")
-    return Level(mark.y, mark.x, matched, f"matched at {money(matched)}")
+        return ReferenceLine(
+            data_point.y, data_point.x, max(dearest, data_point.x), f"not matched by {money(dearest)} of annotation"
+        )
+    return ReferenceLine(data_point.y, data_point.x, matched, f"matched at {money(matched)}")
 
 
 def _dots(scored: Sequence[SeedMean], title: str) -> Figure | None:
     if len(scored) > MAX_ROWS:
         return _over_charge(scored, title, is_joined=False, has_labels=False)
     names = row_names(scored)
-    marks = _marks(scored, by_strategy(scored), lambda mean: mean.value, lambda mean: names[mean.key])
-    return Figure("dots", title, (), "score", (Panel(None, marks),))
+    data_points = _data_points(scored, by_strategy(scored), lambda mean: mean.value, lambda mean: names[mean.key])
+    return Figure("dots", title, (), "score", (Panel(None, data_points),))
 
 
 def _self(scored: Sequence[SeedMean]) -> Figure | None:
-    """Table 3."""
+    """Lay out Table 3: self-distillation."""
     return _dots(scored, "self-distillation at an equal pool")
 
 
 def _general(scored: Sequence[SeedMean]) -> Figure | None:
-    """Table 10."""
+    """Lay out Table 10: general distillation."""
     return _dots(scored, "general distillation")
 
 
 def _costs(scored: Sequence[SeedMean]) -> Figure | None:
-    """Table 6: each charge by its parts."""
-    told = [mean for mean in scored if mean.charges_usd is not None]
-    shown = told[:MAX_ROWS]
+    """Lay out Table 6: each charge by its parts."""
+    with_parts = [mean for mean in scored if mean.charges_usd is not None]
+    shown = with_parts[:MAX_ROWS]
     names, bars = row_names(shown), []
     for mean in shown:
         start = 0.0
@@ -446,7 +461,7 @@ def _costs(scored: Sequence[SeedMean]) -> Figure | None:
                 text = f"{names[mean.key]}; {part}: {money(usd)}; of charge: {money(mean.charge_usd)}"
                 bars.append(Bar(names[mean.key], part, start, start + usd, text, mean.ids[0]))
             start += usd
-    notes = (f"the first {MAX_ROWS} of {len(told)} rows",) if len(told) > MAX_ROWS else ()
+    notes = (f"the first {MAX_ROWS} of {len(with_parts)} rows",) if len(with_parts) > MAX_ROWS else ()
     return Figure("bars", "what a charge is made of", notes, "part", bars=tuple(bars)) if bars else None
 
 

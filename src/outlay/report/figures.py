@@ -1,4 +1,4 @@
-"""The figures of a study: `outlay.report.figure_data` drawn as Vega-Lite, and from there as SVG, PNG and PDF."""
+"""Figures of a study: `outlay.report.figure_data` drawn as Vega-Lite, and saved as SVG, PNG and PDF."""
 
 from __future__ import annotations
 
@@ -12,9 +12,20 @@ from typing import Any
 from outlay.engine.outputs import PARTS
 from outlay.errors import UsageError
 from outlay.report import charts
-from outlay.report.axes import FONT_PX, HEIGHT, LETTER_PX, SMALL_PX, WIDTH, Label, log_ticks, place, score_axis, x_axis
+from outlay.report.axes import (
+    FONT_PX,
+    HEIGHT,
+    LETTER_PX,
+    SMALL_PX,
+    WIDTH,
+    Label,
+    log_ticks,
+    place_labels,
+    score_axis,
+    x_axis,
+)
 from outlay.report.charts import INK, PALETTE, QUIET, SHAPES, TEXT_PALETTE
-from outlay.report.figure_data import Bar, Figure, Mark, Panel, Series, layouts
+from outlay.report.figure_data import Bar, DataPoint, Figure, Panel, Series, layouts
 from outlay.report.results import Results
 from outlay.report.seed_means import SeedMean, means
 from outlay.storage.files import write_bytes
@@ -25,9 +36,9 @@ Spec = dict[str, Any]
 PANEL_HEIGHT, ROW_HEIGHT = 190, 30
 NOTE_LETTERS = 54
 MAX_LEGEND = 16
-"""More series than this have no legend: their looks repeat, and pointing at a mark names it."""
+"""Maximum number of series in a legend; with more, colours repeat and the tooltip of a point names its series."""
 CROWD = 150
-"""From as many marks on, they are drawn small, and without bars and labels."""
+"""Maximum number of points drawn in full size; with more, points are small and have no error bars and labels."""
 DASHES = ((1, 0), (7, 3), (2, 3))
 
 _BASE = "https://page.invalid/"
@@ -42,27 +53,27 @@ _AXIS_TITLES = {
 }
 
 
-def figures(results: Results, marks: Sequence[SeedMean] | None = None) -> dict[str, Spec]:
-    """One figure per task, laid out as the study's header says; a task without a score has none.
+def figures(results: Results, seed_means: Sequence[SeedMean] | None = None) -> dict[str, Spec]:
+    """Draw one figure per task in the layout of the study's header; a task without a score has none.
 
     Args:
         results: a study's points.
-        marks: `outlay.report.seed_means.means` of them, where these are at hand.
+        seed_means: means of these points (`outlay.report.seed_means.means`), computed where they are not given.
 
     Returns:
-        ``figure-<task>`` -> specification. A mark links to ``#point-<id>`` of its first seed.
+        ``figure-<task>`` -> specification. A point of a figure links to ``#point-<id>`` of its first seed.
     """
-    drawn = layouts(results, means(results) if marks is None else marks)
-    return {f"figure-{task}": draw(figure) for task, figure in drawn.items()}
+    by_task = layouts(results, means(results) if seed_means is None else seed_means)
+    return {f"figure-{task}": draw(figure) for task, figure in by_task.items()}
 
 
 def draw(figure: Figure) -> Spec:
-    """The specification of one figure."""
+    """Draw one figure as a Vega-Lite specification."""
     import altair as alt
     from altair.utils import schemapi
 
-    drawers = {"marks": _draw_marks, "dots": _draw_dots, "bars": _draw_bars}
-    # Altair checks each piece against Vega-Lite's schema as it is made and copied, which takes most of a second a figure.
+    drawers = {"scatter": _draw_scatter, "dots": _draw_dots, "bars": _draw_bars}
+    # Altair validates each part against the schema of Vega-Lite when it is made or copied: most of a second per figure.
     with schemapi.debug_mode(False):
         chart = drawers[figure.kind](figure).properties(title=alt.TitleParams(figure.title, subtitle=_notes(figure)))
         spec: Spec = chart.configure(**_config()).to_dict(validate=False)
@@ -70,7 +81,7 @@ def draw(figure: Figure) -> Spec:
 
 
 def _chart(records: Iterable[Mapping[str, Any]]) -> Any:
-    """A chart of these records. A tuple, since Altair copies a list item by item each time charts are put together."""
+    """Return a chart of some records, kept in a tuple: Altair copies a list item by item whenever charts are combined."""
     import altair as alt
 
     values: Any = tuple(records)
@@ -102,7 +113,7 @@ def _x_encoding(figure: Figure, *, has_title: bool = True) -> Any:
 
     span = x_axis(figure)
     is_money = figure.axis in ("charge", "added", "budget")
-    numbers = sorted({mark.x for panel in figure.panels for mark in panel.marks})
+    numbers = sorted({data_point.x for panel in figure.panels for data_point in panel.data_points})
     own = numbers if figure.axis in ("labels", "added") and len(numbers) <= 7 else None
     round_numbers = log_ticks(span.low, span.high) if span.is_log else []
     values = own or (round_numbers if len(round_numbers) > 1 else None)
@@ -128,14 +139,14 @@ def _y_encoding(figure: Figure, length_px: float) -> Any:
     return alt.Y("y:Q", title=_AXIS_TITLES["score"], scale=scale, axis=alt.Axis(tickCount=5, format=".4~g"))
 
 
-# --- marks over an axis -----------------------------------------------------------------------------------------------
+# --- scatter plots ----------------------------------------------------------------------------------------------------
 
 
 def _looks(figure: Figure, *, has_legend: bool) -> tuple[Any, Any, Any]:
-    """Colour, shape and dash of the series, which share one legend above the plot."""
+    """Return the encodings of colour, shape and dash of the series, with one legend above the plot."""
     import altair as alt
 
-    series = list(dict.fromkeys(mark.series for panel in figure.panels for mark in panel.marks))
+    series = list(dict.fromkeys(data_point.series for panel in figure.panels for data_point in panel.data_points))
     names = [each.name for each in series]
     widths = [len(name) * LETTER_PX + 34 for name in names]
     columns = len(names) if sum(widths) <= WIDTH else max(1, int(WIDTH // max(widths)))
@@ -153,7 +164,7 @@ def _looks(figure: Figure, *, has_legend: bool) -> tuple[Any, Any, Any]:
     )
 
 
-def _draw_marks(figure: Figure) -> Any:
+def _draw_scatter(figure: Figure) -> Any:
     import altair as alt
 
     height = HEIGHT if len(figure.panels) == 1 else PANEL_HEIGHT
@@ -166,20 +177,20 @@ def _draw_marks(figure: Figure) -> Any:
 
 
 def _layers(figure: Figure, panel: Panel, height: float) -> list[Any]:
-    """From the back: frontier, levels, the series' lines, intervals and points, labels."""
+    """Draw the layers of a panel from back to front: frontier, reference lines, series lines, intervals, points, labels."""
     import altair as alt
 
-    is_crowd = sum(len(each.marks) for each in figure.panels) > CROWD
+    is_crowd = sum(len(each.data_points) for each in figure.panels) > CROWD
     x, y = _x_encoding(figure, has_title=panel is figure.panels[-1]), _y_encoding(figure, height)
     color, shape, dash = _looks(figure, has_legend=panel is figure.panels[0])
     layers = []
     if len(panel.front) > 1:
         front = _chart({"x": usd, "y": score} for usd, score in panel.front)
         layers.append(front.mark_line(aria=False, **_FRONT).encode(x=x, y=y))
-    layers += _level_layers(panel, x, y)
+    layers += _reference_layers(panel, x, y)
     aside = _asides(figure, panel)
     bases = [
-        (px, _chart(_record(mark) for mark in panel.marks if aside[mark.series] == px))
+        (px, _chart(_record(data_point) for data_point in panel.data_points if aside[data_point.series] == px))
         for px in sorted(set(aside.values()))
     ]
     for px, base in bases if figure.is_joined and not is_crowd else ():
@@ -191,12 +202,12 @@ def _layers(figure: Figure, panel: Panel, height: float) -> list[Any]:
     for px, base in bases:
         points = base.mark_point(filled=True, opacity=0.6 if is_crowd else 1, size=24 if is_crowd else 110, xOffset=px)
         layers.append(points.encode(x=x, y=y, color=color, shape=shape, href="href:N", description="what:N"))
-    return layers + [_text(label, x, y) for label in ([] if is_crowd else place(figure, panel, height))]
+    return layers + [_text(label, x, y) for label in ([] if is_crowd else place_labels(figure, panel, height))]
 
 
 def _asides(figure: Figure, panel: Panel) -> dict[Series, float]:
-    """Pixels by which each series is moved aside: where all stand at the same few x, their intervals would cover each other."""
-    series = list(dict.fromkeys(mark.series for mark in panel.marks))
+    """Return the horizontal offset of each series in pixels, so that intervals at the same x do not cover each other."""
+    series = list(dict.fromkeys(data_point.series for data_point in panel.data_points))
     step = 5.0 if figure.axis in ("added", "budget", "labels") else 0.0
     return {each: step * (i - (len(series) - 1) / 2) for i, each in enumerate(series)}
 
@@ -204,24 +215,24 @@ def _asides(figure: Figure, panel: Panel) -> dict[Series, float]:
 _FRONT: dict[str, Any] = {"color": QUIET, "strokeDash": [5, 4], "strokeWidth": 1.5}
 
 
-def _record(mark: Mark) -> dict[str, Any]:
+def _record(data_point: DataPoint) -> dict[str, Any]:
     return {
-        "series": mark.series.name,
-        "x": mark.x,
-        "y": mark.y,
-        "low": mark.low,
-        "high": mark.high,
-        "row": mark.label,
-        "what": mark.what,
-        "href": f"{_BASE}#point-{mark.point}",
+        "series": data_point.series.name,
+        "x": data_point.x,
+        "y": data_point.y,
+        "low": data_point.low,
+        "high": data_point.high,
+        "row": data_point.label,
+        "what": data_point.description,
+        "href": f"{_BASE}#point-{data_point.point}",
     }
 
 
-def _level_layers(panel: Panel, x: Any, y: Any) -> list[Any]:
+def _reference_layers(panel: Panel, x: Any, y: Any) -> list[Any]:
 
-    if not panel.levels:
+    if not panel.reference_lines:
         return []
-    values = [{"x": each.start, "end": each.end, "y": each.y} for each in panel.levels]
+    values = [{"x": each.start, "end": each.end, "y": each.y} for each in panel.reference_lines]
     line = _chart(values).mark_rule(aria=False, color=QUIET, strokeDash=[2, 3], strokeWidth=1.5)
     return [line.encode(x=x, x2="end:Q", y=y)]
 
@@ -229,17 +240,17 @@ def _level_layers(panel: Panel, x: Any, y: Any) -> list[Any]:
 def _text(label: Label, x: Any, y: Any) -> Any:
 
     data = _chart([{"x": label.x, "y": label.y, "text": label.text}])
-    mark = data.mark_text(
+    data_point = data.mark_text(
         aria=False, align=label.align, dx=label.dx, dy=label.dy, baseline="middle", fontSize=SMALL_PX, color=label.color
     )
-    return mark.encode(x=x, y=y, text="text:N")
+    return data_point.encode(x=x, y=y, text="text:N")
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
 def _row_encoding(rows: Sequence[str]) -> tuple[Any, int]:
-    """The rows in their order, and the width that is left for the plot."""
+    """Return the encoding of the rows in their order, and the remaining width of the plot in pixels."""
     import altair as alt
 
     label_px = min(230, int(max(map(len, rows)) * LETTER_PX))
@@ -251,13 +262,13 @@ def _draw_dots(figure: Figure) -> Any:
     import altair as alt
 
     (panel,) = figure.panels
-    rows = list(dict.fromkeys(mark.label or "" for mark in panel.marks))
+    rows = list(dict.fromkeys(data_point.label or "" for data_point in panel.data_points))
     row, width = _row_encoding(rows)
     span = score_axis(figure)
     scale = alt.Scale(domain=[span.low, span.high], nice=False, zero=False)
     x = alt.X("y:Q", title=_AXIS_TITLES["score"], scale=scale, axis=alt.Axis(tickCount=5, format=".4~g", grid=False))
     color, shape, _ = _looks(figure, has_legend=False)
-    base = _chart(map(_record, panel.marks))
+    base = _chart(map(_record, panel.data_points))
     bars = base.transform_filter("isValid(datum.low)").mark_rule(aria=False, strokeWidth=2)
     points = base.mark_point(filled=True, opacity=1, size=120)
     texts = base.mark_text(aria=False, dy=-13, fontSize=SMALL_PX, color=INK)
@@ -269,7 +280,7 @@ def _draw_dots(figure: Figure) -> Any:
     return layers.properties(width=width, height=max(90, (ROW_HEIGHT + 6) * len(rows)))
 
 
-# Dark enough for white words (contrast 4.5 and more), in the order of `PARTS`.
+# Dark enough for white text (contrast 4.5 and more), in the order of `PARTS`.
 _PART_COLORS = tuple(TEXT_PALETTE[i] for i in (0, 1, 2, 3, 5))
 
 
@@ -303,7 +314,7 @@ def _draw_bars(figure: Figure) -> Any:
 
 
 def _bar_record(bar: Bar, usd_per_px: float) -> dict[str, Any]:
-    """A part's name stands in it where there is room: hue is not all that tells parts apart."""
+    """Return the record of a bar, with the name of its part inside where it fits, so that colour is not the only cue."""
     has_room = (bar.end - bar.start) / usd_per_px > len(bar.part) * LETTER_PX + 6
     return {
         "row": bar.row,
@@ -312,7 +323,7 @@ def _bar_record(bar: Bar, usd_per_px: float) -> dict[str, Any]:
         "end": bar.end,
         "middle": (bar.start + bar.end) / 2,
         "text": bar.part if has_room else "",
-        "what": bar.what,
+        "what": bar.description,
         "href": f"{_BASE}#point-{bar.point}",
     }
 
@@ -323,11 +334,11 @@ _NAMED_MARK = re.compile(r'<path aria-label="([^"]*)" role="graphics-symbol"([^>
 
 
 def figure_svg(spec: Spec, page: str = "") -> str:
-    """The drawing as SVG text, for inlining; every mark says its values in ``aria-label`` and ``<title>``.
+    """Draw a figure as SVG text to inline; every point carries its values in ``aria-label`` and ``<title>``.
 
     Args:
-        spec: of `figures`.
-        page: where its links lead, before the ``#``; nothing for the page that the drawing stands in.
+        spec: a specification made by `figures`.
+        page: address of the links before the ``#``; empty for links within the same page.
     """
     svg = charts.chart_svg(spec).replace(_BASE, html.escape(page))
     return _NAMED_MARK.sub(r'<path aria-label="\1" role="graphics-symbol"\2><title>\1</title></path>', svg)
@@ -336,10 +347,10 @@ def figure_svg(spec: Spec, page: str = "") -> str:
 def save(spec: Spec, path: Path) -> Path:
     """Draw a figure as SVG, PNG (twice the pixels, for sharp screens) or PDF, by the path's ending.
 
-    The marks of an SVG link into ``report.html`` beside it.
+    The points of an SVG link into ``report.html`` beside it.
 
     Raises:
-        UsageError: another ending.
+        UsageError: the path has another ending.
     """
     import vl_convert
 

@@ -1,4 +1,4 @@
-"""All points of a study as flat files: one row per point, the same columns in CSV and in Parquet."""
+"""Flat files of the points of a study: one row per point, the same columns in CSV and Parquet."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Kind = Literal["text", "int", "float"]
 Value = str | int | float | None
 
 MAX_INT64 = 2**63 - 1
-"""FLOPs of the largest teachers pass it; such a column is a 38-digit decimal in Parquet."""
+"""Largest 64-bit integer: FLOPs of the largest teachers exceed it, and are 38-digit decimals in Parquet."""
 
 NEEDS_PYARROW = "points.parquet was not written: it needs the pyarrow library; pip install 'outlay[data]'"
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A column: its name, what it holds, and where a point has it."""
+    """A column: its name, its type, and the function that reads its value from a point and the outputs of its run."""
 
     name: str
     kind: Kind
@@ -33,10 +33,10 @@ class Field:
 
 
 def fields(results: Results) -> tuple[Field, ...]:
-    """The columns for a study's points: request, result, what the run left, circumstance.
+    """Return the columns of a study's points: request, result, outputs of the run, circumstance.
 
-    What a point holds by name (machines, scores, artifacts, the environment) becomes one column per name that any point has,
-    sorted: ``seconds:cpu``, ``score:accuracy/published``, ``digest:teacher``, ``environment:torch``. A request's pool is
+    A mapping of a point (machines, scores, artifacts, the environment) becomes one column per key that any point has, sorted:
+    ``seconds:cpu``, ``score:accuracy/published``, ``digest:teacher``, ``environment:torch``. A request's pool is
     JSON text.
     """
     points = results.points
@@ -44,25 +44,26 @@ def fields(results: Results) -> tuple[Field, ...]:
         Field("id", "text", lambda point, _: point.id),
         *_request_fields(),
         *_result_fields(points),
-        Field("run", "text", lambda _, left: None if left is None else left.run),
-        Field("metric", "text", lambda _, left: None if left is None else left.metric),
-        Field("teacher_dev", "float", lambda _, left: None if left is None else left.teacher_dev),
-        *(_part(name) for name in _names(PARTS, (left.charges_usd or {} for left in results.left.values()))),
+        Field("run", "text", lambda _, outputs: None if outputs is None else outputs.run),
+        Field("metric", "text", lambda _, outputs: None if outputs is None else outputs.metric),
+        Field("teacher_dev", "float", lambda _, outputs: None if outputs is None else outputs.teacher_dev),
+        *(_part(name) for name in _names(PARTS, (outputs.charges_usd or {} for outputs in results.outputs.values()))),
         *_circumstance_fields(points),
     )
 
 
 def rows(results: Results) -> tuple[tuple[Field, ...], list[tuple[Value, ...]]]:
-    """Columns and rows, one row per point in the order of the grid."""
+    """Return the columns, and one row per point in the order of the grid."""
     columns = fields(results)
-    lefts = [results.left.get(point.id) for point in results.points]
+    outputs_in_order = [results.outputs.get(point.id) for point in results.points]
     return columns, [
-        tuple(column.of(point, left) for column in columns) for point, left in zip(results.points, lefts, strict=True)
+        tuple(column.of(point, outputs) for column in columns)
+        for point, outputs in zip(results.points, outputs_in_order, strict=True)
     ]
 
 
 def write_points_csv(path: Path, results: Results) -> Path:
-    """Write ``points.csv``, all digits kept; what is absent is an empty cell. Whole or not at all."""
+    """Write ``points.csv`` atomically, with all digits; an absent value is an empty cell."""
     columns, table = rows(results)
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -72,7 +73,7 @@ def write_points_csv(path: Path, results: Results) -> Path:
 
 
 def write_points_parquet(path: Path, results: Results) -> Path | None:
-    """Write ``points.parquet``, what is absent null; None (and no file) where pyarrow is not installed, see `NEEDS_PYARROW`."""
+    """Write ``points.parquet`` with null for absent values; return None, without a file, where pyarrow is not installed."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -154,7 +155,7 @@ def _kind_of(values: Iterator[object]) -> Kind:
 
 
 def _names(first: Sequence[str], mappings: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every name of some mappings: those of ``first`` that occur, in its order, then the others, sorted."""
+    """Return every key of some mappings: those in ``first`` in its order, then the others sorted."""
     found = {name for mapping in mappings for name in mapping}
     return [name for name in first if name in found] + sorted(found - set(first))
 
@@ -211,7 +212,7 @@ def _in_environment(name: str, kind: Kind) -> Callable[[Point, RunOutputs | None
 
 
 def _part(name: str) -> Field:
-    def of(_: Point, left: RunOutputs | None) -> Value:
-        return None if left is None or left.charges_usd is None else left.charges_usd.get(name)
+    def of(_: Point, outputs: RunOutputs | None) -> Value:
+        return None if outputs is None or outputs.charges_usd is None else outputs.charges_usd.get(name)
 
     return Field(f"charge_usd:{name}", "float", of)

@@ -1,4 +1,4 @@
-"""Points in groups: the seeds of one strategy variant at one budget, under a name that tells them from the others."""
+"""Groups of points: the seeds of one strategy variant at one budget, under a distinct label."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Group:
         return tuple(point for point in self.points if point.is_ok)
 
 
-# What tells two groups of one variant and budget apart, in the order in which a label names it.
-_TELLING_FIELDS = (
+# Fields that may differ between groups of one variant and budget, in their order in a label.
+_IDENTITY_FIELDS = (
     "task",
     "n_initial",
     "added_usd",
@@ -39,18 +39,18 @@ _TELLING_FIELDS = (
 
 
 def group(points: Iterable[Point], *, unnamed: Sequence[str] = ()) -> list[Group]:
-    """The points by request without its seed: by budget, then in the order in which the variants first appear.
+    """Group points by request without its seed, sorted by budget, then in the order in which the variants first appear.
 
     Where two groups share variant and budget, their labels name the fields that differ
-    ("distill, student cut:2" and "distill, student cut:3"), but for those ``unnamed``.
+    ("distill, student cut:2" and "distill, student cut:3"), except fields in ``unnamed``.
     """
     members: dict[tuple[Any, ...], list[Point]] = {}
     for point in points:
-        telling = tuple(getattr(point.request, name) for name in _TELLING_FIELDS)
+        telling = tuple(getattr(point.request, name) for name in _IDENTITY_FIELDS)
         members.setdefault((point.request.variant, point.request.budget_usd, *telling), []).append(point)
     values: dict[tuple[str, float], list[set[Any]]] = {}
     for key in members:
-        of_twins = values.setdefault((key[0], key[1]), [set() for _ in _TELLING_FIELDS])
+        of_twins = values.setdefault((key[0], key[1]), [set() for _ in _IDENTITY_FIELDS])
         for seen, value in zip(of_twins, key[2:], strict=True):
             seen.add(value)
     groups = [
@@ -65,7 +65,7 @@ def group(points: Iterable[Point], *, unnamed: Sequence[str] = ()) -> list[Group
 
 
 def short_model(ref: str, among: Iterable[str]) -> str:
-    """The end of a model's reference, as much of its path as tells it from the others; of a package, its name."""
+    """Return the shortest end of a model reference that is distinct among others; the name of a package for a packaged model."""
     package = ref.removeprefix("package:").split("/")[0]
     if ref.startswith("package:") and not any(other != ref and f":{package}/" in other for other in among):
         return package
@@ -78,9 +78,9 @@ def short_model(ref: str, among: Iterable[str]) -> str:
 
 
 def _differences(telling: tuple[Any, ...], values: Sequence[set[Any]], unnamed: Sequence[str]) -> list[str]:
-    """What tells a group from its twins, given the values that each field has among them."""
+    """Return the text of each field that differs among groups of one variant and budget, given the values of each field."""
     shown = []
-    for name, value, among in zip(_TELLING_FIELDS, telling, values, strict=True):
+    for name, value, among in zip(_IDENTITY_FIELDS, telling, values, strict=True):
         if len(among) > 1 and name not in unnamed:
             if name == "pool":
                 value = f"{sum(n_rows for _, n_rows in value)} rows"

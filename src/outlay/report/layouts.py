@@ -1,4 +1,4 @@
-"""How the points of a study become tables: one plan per published table or figure of Kang et al. 2023."""
+"""Layouts of the tables of a study: one per published table or figure of Kang et al. 2023."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from outlay.engine.point import PointRequest
 from outlay.report import paper_tables
 from outlay.report.cells import (
     PointOutputs,
-    bought,
     charge_of,
     dollars,
-    entries,
-    models,
-    row_words,
+    identity_fields,
+    point_outputs,
+    purchase_text,
+    row_heading,
     score_cell,
     score_legend,
+    short_names,
     strategy_rank,
     teacher_score,
     thousands,
-    told_apart_by,
 )
 from outlay.report.cost_tables import lay_out_costs, lay_out_match
 from outlay.report.frontier import CostScore, frontier
 from outlay.report.results import Results
 from outlay.report.scores import ONE_SEED
 from outlay.report.summary_tables import across_tasks, plain_tables
-from outlay.report.table import CellContent, Head, Item, Table, pivot
+from outlay.report.table import CellContent, Heading, PlacedCell, Table, pivot
 
-Told = Mapping[str, Any]
-"""What tells a request apart, `outlay.report.cells.told_apart_by`."""
+IdentityFields = Mapping[str, Any]
+"""Identity fields of a request by name (`outlay.report.cells.identity_fields`), with the rank of its task."""
 
 
 _GOODS = "( ): labels beyond N, or machine time by the flops clock / pool rows."
@@ -41,131 +41,135 @@ _CHARGE = "( ): what the point would cost bought alone."
 
 @dataclass(frozen=True, slots=True)
 class TableLayout:
-    """Where the points of a layout stand. Whatever of a request is in neither blocks, columns nor ``aside`` tells rows apart."""
+    """A layout of a table: blocks, columns and rows; identity fields in neither blocks, columns nor ``aside`` make the rows."""
 
     title: str
     stub: tuple[str, ...]
-    column: Callable[[Told], Head]
+    column: Callable[[IdentityFields], Heading]
     column_fields: tuple[str, ...]
-    block: Callable[[Told], Head] = lambda _: Head((), "")
+    block: Callable[[IdentityFields], Heading] = lambda _: Heading((), "")
     block_fields: tuple[str, ...] = ()
-    row: Callable[[Told], Head] | None = None
-    """Heading of a row; the models and the strategy by default."""
+    row: Callable[[IdentityFields], Heading] | None = None
+    """Heading of a row; models and strategy by default."""
     aside: tuple[str, ...] = ()
-    """What follows from the rest and tells rows apart only where seeds would meet in a cell otherwise."""
+    """Fields that follow from the others; they make rows only where one cell would have a seed twice otherwise."""
     needs: tuple[str, ...] = ()
-    """Fields that a point of this layout has."""
-    bracket: Callable[[Sequence[PointOutputs]], str] = bought
+    """Fields that a point needs to appear in this layout."""
+    bracket: Callable[[Sequence[PointOutputs]], str] = purchase_text
     legend: str = _GOODS
-    """What stands in ( ) behind a score."""
+    """Legend of the text in ( ) behind a score."""
     remark: str = ""
     over_tasks: bool = False
     teacher_in_head: bool = False
     published: Callable[[PointRequest], float | None] = lambda _: None
-    marks_front: bool = False
+    marks_frontier: bool = False
 
 
 def lay_out(results: Results) -> tuple[Table, ...]:
-    """The tables of a study: per task or over tasks, as its layout says; then the mean over tasks where there are several,
-    then the paper's own tables where they hold more than what stands beside ours.
+    """Lay out the tables of a study: by task or over tasks, then the mean over tasks, then the tables of the paper.
 
-    Every point has exactly one cell that is its home; what a layout has no place for (a rule's N in a table by N) is in a
+    There is a mean where there are several tasks, and a table of the paper where it prints more numbers than stand beside ours.
+    Every point has exactly one cell of its own; points without a place in the layout (N by rule in a table by N) are in a
     plain comparison at the end.
     """
-    found = entries(results)
-    layout = results.header.layout
+    points = point_outputs(results)
+    name = results.header.layout
     tables: list[Table] = []
-    if layout in ("match", "costs"):
-        placed, rest = (lay_out_match if layout == "match" else lay_out_costs)(found)
+    if name in ("match", "costs"):
+        placed, rest = (lay_out_match if name == "match" else lay_out_costs)(points)
         tables += placed
-    elif layout in PLANS:
-        plan = PLANS[layout]
+    elif name in TABLE_LAYOUTS:
+        layout = TABLE_LAYOUTS[name]
         fit: list[PointOutputs] = []
         rest = []
-        for each in found:
-            (fit if all(getattr(each.asked, name) is not None for name in plan.needs) else rest).append(each)
-        tables += _planned(plan, fit, results.tasks)
+        for each in points:
+            (fit if all(getattr(each.request, field) is not None for field in layout.needs) else rest).append(each)
+        tables += _layout_tables(layout, fit, results.tasks)
     else:
-        rest = found
+        rest = points
     tables += plain_tables(rest, is_rest=bool(tables))
-    if layout not in ("match", "costs", "pool", "plain") and len(results.tasks) > 1:
-        tables += across_tasks(found)
-    return (*tables, *_papers_own(layout, results.tasks, tables))
+    if name not in ("match", "costs", "pool", "plain") and len(results.tasks) > 1:
+        tables += across_tasks(points)
+    return (*tables, *_paper_tables(name, results.tasks, tables))
 
 
-def _planned(plan: TableLayout, found: Sequence[PointOutputs], tasks: Sequence[str]) -> list[Table]:
-    if plan.over_tasks:
-        return [_table(plan, found, tasks)] if found else []
+def _layout_tables(layout: TableLayout, points: Sequence[PointOutputs], tasks: Sequence[str]) -> list[Table]:
+    if layout.over_tasks:
+        return [_table(layout, points, tasks)] if points else []
     by_task: dict[str, list[PointOutputs]] = {task: [] for task in tasks}
-    for each in found:
-        by_task[each.asked.task].append(each)
-    return [_table(plan, of_task, [task]) for task, of_task in by_task.items() if of_task]
+    for each in points:
+        by_task[each.request.task].append(each)
+    return [_table(layout, of_task, [task]) for task, of_task in by_task.items() if of_task]
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    block: Head
-    column: Head
+class _CellPosition:
+    block: Heading
+    column: Heading
     row: tuple[Any, ...]
 
 
-def _table(plan: TableLayout, found: Sequence[PointOutputs], tasks: Sequence[str]) -> Table:
-    named = [(each, told_apart_by(each.asked) | {"task_order": tasks.index(each.asked.task)}) for each in found]
-    taken = {*plan.block_fields, *plan.column_fields, "task", "task_order", "initial_usd", "pool"}
-    telling = [name for name in named[0][1] if name not in taken]
-    cells = _cells(plan, named, [name for name in telling if name not in plan.aside])
-    if any(len({each.asked.seed for each, _ in seeds}) < len(seeds) for seeds in cells.values()):
-        cells = _cells(plan, named, [*telling, "pool"])
-    heads = _row_heads(plan, cells, [*telling, "pool"])
+def _table(layout: TableLayout, points: Sequence[PointOutputs], tasks: Sequence[str]) -> Table:
+    with_fields = [
+        (each, identity_fields(each.request) | {"task_order": tasks.index(each.request.task)}) for each in points
+    ]
+    taken = {*layout.block_fields, *layout.column_fields, "task", "task_order", "initial_usd", "pool"}
+    row_fields = [name for name in with_fields[0][1] if name not in taken]
+    cells = _cells(layout, with_fields, [name for name in row_fields if name not in layout.aside])
+    if any(len({each.request.seed for each, _ in seeds}) < len(seeds) for seeds in cells.values()):
+        cells = _cells(layout, with_fields, [*row_fields, "pool"])
+    heads = _row_headings(layout, cells, [*row_fields, "pool"])
     items = []
-    for place, seeds in cells.items():
-        of_cell = sorted((each for each, _ in seeds), key=lambda each: each.asked.seed)
-        cell = score_cell(of_cell, plan.bracket(of_cell), plan.published(of_cell[0].asked))
-        items.append(Item(place.block, heads[place.block.order, place.row], place.column, cell))
-    if plan.marks_front:
-        items = _with_front(items, list(cells.values()))
-    title = plan.title[0].upper() + plan.title[1:] if plan.over_tasks else f"{tasks[0]}: {plan.title}"
-    laid = pivot(title, plan.stub, items, tasks=tuple(tasks), marks_best=not plan.marks_front)
-    return replace(laid, notes=(*_legend(plan, laid, found), *laid.notes))
+    for position, seeds in cells.items():
+        of_cell = sorted((each for each, _ in seeds), key=lambda each: each.request.seed)
+        cell = score_cell(of_cell, layout.bracket(of_cell), layout.published(of_cell[0].request))
+        items.append(PlacedCell(position.block, heads[position.block.order, position.row], position.column, cell))
+    if layout.marks_frontier:
+        items = _with_frontier(items, list(cells.values()))
+    title = layout.title[0].upper() + layout.title[1:] if layout.over_tasks else f"{tasks[0]}: {layout.title}"
+    table = pivot(title, layout.stub, items, tasks=tuple(tasks), marks_best=not layout.marks_frontier)
+    return replace(table, notes=(*_legend(layout, table, points), *table.notes))
 
 
 def _cells(
-    plan: TableLayout, named: Sequence[tuple[PointOutputs, Told]], telling: Sequence[str]
-) -> dict[_Place, list[tuple[PointOutputs, Told]]]:
-    """The seeds of each cell; a place is a block, a column and what tells the row."""
-    cells: dict[_Place, list[tuple[PointOutputs, Told]]] = {}
-    for each, told in named:
-        row = tuple(told[name] for name in telling)
-        cells.setdefault(_Place(plan.block(told), plan.column(told), row), []).append((each, told))
+    layout: TableLayout, with_fields: Sequence[tuple[PointOutputs, IdentityFields]], row_fields: Sequence[str]
+) -> dict[_CellPosition, list[tuple[PointOutputs, IdentityFields]]]:
+    """Return the seeds of each cell by its position: block, column and identity fields of the row."""
+    cells: dict[_CellPosition, list[tuple[PointOutputs, IdentityFields]]] = {}
+    for each, fields in with_fields:
+        row = tuple(fields[name] for name in row_fields)
+        cells.setdefault(_CellPosition(layout.block(fields), layout.column(fields), row), []).append((each, fields))
     return cells
 
 
-def _row_heads(
-    plan: TableLayout, cells: Mapping[_Place, Sequence[tuple[PointOutputs, Told]]], telling: Sequence[str]
-) -> dict[tuple[Any, ...], Head]:
-    """A heading for each row of each block: of rows that would read alike, what differs is named too."""
-    rows: dict[tuple[Any, ...], list[tuple[PointOutputs, Told]]] = {}
-    for place, seeds in cells.items():
-        rows.setdefault((place.block.order, place.row), []).extend(seeds)
-    names = models([each.asked for seeds in rows.values() for each, _ in seeds])
-    base: dict[tuple[Any, ...], Head] = {}
+def _row_headings(
+    layout: TableLayout,
+    cells: Mapping[_CellPosition, Sequence[tuple[PointOutputs, IdentityFields]]],
+    row_fields: Sequence[str],
+) -> dict[tuple[Any, ...], Heading]:
+    """Return the heading of each row of each block; rows with equal headings also name the fields that differ."""
+    rows: dict[tuple[Any, ...], list[tuple[PointOutputs, IdentityFields]]] = {}
+    for position, seeds in cells.items():
+        rows.setdefault((position.block.order, position.row), []).extend(seeds)
+    names = short_names([each.request for seeds in rows.values() for each, _ in seeds])
+    base: dict[tuple[Any, ...], Heading] = {}
     for i, (key, seeds) in enumerate(rows.items()):
-        first, told = seeds[0]
-        if plan.row is not None:
-            head = plan.row(told)
-            base[key] = Head((*head.order, i), head.text)
+        first, fields = seeds[0]
+        if layout.row is not None:
+            head = layout.row(fields)
+            base[key] = Heading((*head.order, i), head.text)
         else:
-            teacher = teacher_score([each for each, _ in seeds]) if plan.teacher_in_head else None
-            base[key] = Head((strategy_rank(first.asked.variant), i), row_words(first.asked, names, teacher))
-    twins: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+            teacher = teacher_score([each for each, _ in seeds]) if layout.teacher_in_head else None
+            base[key] = Heading((strategy_rank(first.request.variant), i), row_heading(first.request, names, teacher))
+    by_heading: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
     for key, head in base.items():
-        plain = head.text if plan.row is not None else row_words(rows[key][0][0].asked, names)
-        twins.setdefault((key[0], plain), []).append(key)
-    for alike in twins.values():
-        if len(alike) > 1:
-            telling_here = [n for n in telling if len({str(rows[key][0][1][n]) for key in alike}) > 1]
-            for key in alike:
-                more = (_field_words(name, rows[key][0][1][name], names) for name in telling_here)
+        plain = head.text if layout.row is not None else row_heading(rows[key][0][0].request, names)
+        by_heading.setdefault((key[0], plain), []).append(key)
+    for keys in by_heading.values():
+        if len(keys) > 1:
+            differing = [n for n in row_fields if len({str(rows[key][0][1][n]) for key in keys}) > 1]
+            for key in keys:
+                more = (_field_words(name, rows[key][0][1][name], names) for name in differing)
                 base[key] = replace(base[key], text=", ".join([base[key].text, *more]))
     return base
 
@@ -186,35 +190,37 @@ def _field_words(name: str, value: Any, names: Mapping[str, str]) -> str:
     return f"{name} {names.get(value, value)}" if name in ("teacher", "student") else f"{name} {value}"
 
 
-def _with_front(items: Sequence[Item], seeds: Sequence[Sequence[tuple[PointOutputs, Told]]]) -> list[Item]:
-    """Mark the cells that no other cell beats in charge and score."""
-    spots = []
+def _with_frontier(
+    items: Sequence[PlacedCell], seeds: Sequence[Sequence[tuple[PointOutputs, IdentityFields]]]
+) -> list[PlacedCell]:
+    """Mark the cells on the Pareto frontier of charge and score, and those tied with it."""
+    candidates = []
     for i, (item, of_cell) in enumerate(zip(items, seeds, strict=True)):
         charge = charge_of([each for each, _ in of_cell])
         value = item.cell.value
         if value is not None and charge is not None:
             ends = (value if end is None else end for end in (item.cell.low, item.cell.high))
-            spots.append(
+            candidates.append(
                 CostScore(
                     str(i), charge, value, *(pick(value, end) for pick, end in zip((min, max), ends, strict=True))
                 )
             )
-    found = frontier(spots)
-    front = {spot.name for spot in spots if found.holds(spot)}
-    tied = {spot.name for spot in found.tied} - front
+    pareto = frontier(candidates)
+    front = {candidate.name for candidate in candidates if pareto.holds(candidate)}
+    tied = {candidate.name for candidate in pareto.tied} - front
     cells = (replace(each.cell, on_front=str(i) in front, is_tied=str(i) in tied) for i, each in enumerate(items))
     return [replace(each, cell=cell) for each, cell in zip(items, cells, strict=True)]
 
 
-def _legend(plan: TableLayout, laid: Table, found: Sequence[PointOutputs]) -> list[str]:
-    cells = list(laid.cells)
-    lines = [score_legend(found, cells)]
+def _legend(layout: TableLayout, table: Table, points: Sequence[PointOutputs]) -> list[str]:
+    cells = list(table.cells)
+    lines = [score_legend(points, cells)]
     shown = {sign for cell in cells for sign in ("[", "(") if sign in cell.bracket}
-    if "[" in shown or any("[" in head for row in laid.rows for head in row.heads):
+    if "[" in shown or any("[" in head for row in table.rows for head in row.heads):
         lines.append(_TEACHER)
     if "(" in shown:
-        lines.append(plan.legend)
-    lines += [plan.remark] if plan.remark else []
+        lines.append(layout.legend)
+    lines += [layout.remark] if layout.remark else []
     is_one_seed = any(cell.covers == "rows" for cell in cells)
     if any(cell.is_best for cell in cells):
         best = (
@@ -233,19 +239,19 @@ def _legend(plan: TableLayout, laid: Table, found: Sequence[PointOutputs]) -> li
     return lines
 
 
-def _papers_own(layout: str, tasks: Sequence[str], tables: Sequence[Table]) -> list[Table]:
-    """The paper's tables of this layout for the tasks that it has, unless all of their numbers stand beside ours."""
+def _paper_tables(layout: str, tasks: Sequence[str], tables: Sequence[Table]) -> list[Table]:
+    """Return the tables of the paper for a layout and tasks, unless all of their numbers stand beside ours."""
     own: list[Table | None] = []
     if layout == "budgets":
         own = [paper_tables.budget_table(task) for task in tasks]
-    elif layout in _PAPERS:
-        own = [_PAPERS[layout](tasks)]
+    elif layout in _PAPER_TABLES:
+        own = [_PAPER_TABLES[layout](tasks)]
     beside = {table.tasks: sum(cell.published is not None for cell in table.cells) for table in tables}
-    found = [table for table in own if table is not None]
-    return [t for t in found if sum(cell.value is not None for cell in t.cells) > beside.get(t.tasks, 0)]
+    tables_of_paper = [table for table in own if table is not None]
+    return [t for t in tables_of_paper if sum(cell.value is not None for cell in t.cells) > beside.get(t.tasks, 0)]
 
 
-_PAPERS: dict[str, Callable[[Sequence[str]], Table | None]] = {
+_PAPER_TABLES: dict[str, Callable[[Sequence[str]], Table | None]] = {
     "self": paper_tables.self_table,
     "match": paper_tables.match_table,
     "costs": paper_tables.cost_table,
@@ -253,63 +259,67 @@ _PAPERS: dict[str, Callable[[Sequence[str]], Table | None]] = {
 }
 
 
-# --- the plans -------------------------------------------------------------------------------------------------------
+# --- the layouts -----------------------------------------------------------------------------------------------------
 
 
-def _n(told: Told) -> str:
-    return "N by rule" if told["n_initial"] is None else f"N={thousands(told['n_initial'])}"
+def _n(fields: IdentityFields) -> str:
+    return "N by rule" if fields["n_initial"] is None else f"N={thousands(fields['n_initial'])}"
 
 
-def _n_block(told: Told) -> Head:
-    initial = told["initial_usd"]
-    return Head((told["n_initial"], initial), f"{thousands(told['n_initial'])} ({dollars(initial)})")
+def _n_block(fields: IdentityFields) -> Heading:
+    initial = fields["initial_usd"]
+    return Heading((fields["n_initial"], initial), f"{thousands(fields['n_initial'])} ({dollars(initial)})")
 
 
-def _added_column(told: Told) -> Head:
-    return Head((told["added_usd"],), f"+{dollars(told['added_usd'])}", "Additional $")
+def _added_column(fields: IdentityFields) -> Heading:
+    return Heading((fields["added_usd"],), f"+{dollars(fields['added_usd'])}", "Additional $")
 
 
-def _total_column(told: Told) -> Head:
-    return Head((told["budget_usd"], told["n_initial"] or 0), f"{dollars(told['budget_usd'])} ({_n(told)})", "Budget")
+def _total_column(fields: IdentityFields) -> Heading:
+    return Heading(
+        (fields["budget_usd"], fields["n_initial"] or 0), f"{dollars(fields['budget_usd'])} ({_n(fields)})", "Budget"
+    )
 
 
-def _task_total_column(told: Told) -> Head:
-    head = _total_column(told)
-    return Head((told["task_order"], *head.order), head.text, told["task"])
+def _task_total_column(fields: IdentityFields) -> Heading:
+    head = _total_column(fields)
+    return Heading((fields["task_order"], *head.order), head.text, fields["task"])
 
 
-def _self_column(told: Told) -> Head:
-    rows = f", {thousands(told['n_unlabelled'])} rows"
-    return Head((told["task_order"], told["n_initial"] or 0, told["n_unlabelled"]), _n(told) + rows, told["task"])
+def _self_column(fields: IdentityFields) -> Heading:
+    rows = f", {thousands(fields['n_unlabelled'])} rows"
+    return Heading(
+        (fields["task_order"], fields["n_initial"] or 0, fields["n_unlabelled"]), _n(fields) + rows, fields["task"]
+    )
 
 
-def _pool_column(told: Told) -> Head:
-    return Head((told["n_unlabelled"],), thousands(told["n_unlabelled"]), "Unlabelled rows")
+def _pool_column(fields: IdentityFields) -> Heading:
+    return Heading((fields["n_unlabelled"],), thousands(fields["n_unlabelled"]), "Unlabelled rows")
 
 
-def _labels_row(told: Told) -> Head:
-    return Head((told["n_initial"],), f"{thousands(told['n_initial'])} ({dollars(told['initial_usd'])})")
+def _labels_row(fields: IdentityFields) -> Heading:
+    return Heading((fields["n_initial"],), f"{thousands(fields['n_initial'])} ({dollars(fields['initial_usd'])})")
 
 
-def _with_teacher(found: Sequence[PointOutputs]) -> str:
-    teacher = teacher_score(found)
+def _with_teacher(points: Sequence[PointOutputs]) -> str:
+    teacher = teacher_score(points)
     return "" if teacher is None else f"[{teacher:.1f}]"
 
 
-def _with_charge(found: Sequence[PointOutputs]) -> str:
-    charge = charge_of(found)
+def _with_charge(points: Sequence[PointOutputs]) -> str:
+    charge = charge_of(points)
     return "" if charge is None else f"({CellContent(charge, unit='usd').text})"
 
 
-def _with_teacher_and_charge(found: Sequence[PointOutputs]) -> str:
-    return " ".join(text for text in (_with_teacher(found), _with_charge(found)) if text)
+def _with_teacher_and_charge(points: Sequence[PointOutputs]) -> str:
+    return " ".join(text for text in (_with_teacher(points), _with_charge(points)) if text)
 
 
-def _with_teacher_and_goods(found: Sequence[PointOutputs]) -> str:
-    return " ".join(text for text in (_with_teacher(found), bought(found)) if text)
+def _with_teacher_and_goods(points: Sequence[PointOutputs]) -> str:
+    return " ".join(text for text in (_with_teacher(points), purchase_text(points)) if text)
 
 
-PLANS: dict[str, TableLayout] = {
+TABLE_LAYOUTS: dict[str, TableLayout] = {
     "budgets": TableLayout(
         title="the same budget for labels or for distillation (after Kang et al. 2023, Tables 2 and 11)",
         stub=("N (initial $)", "Strategy"),
@@ -351,16 +361,16 @@ PLANS: dict[str, TableLayout] = {
         aside=("variant", "teacher", "budget_usd", "added_usd"),
         needs=("n_initial", "added_usd"),
         bracket=_with_charge,
-        marks_front=True,
+        marks_frontier=True,
         legend=_CHARGE,
         remark="0 unlabelled rows: annotation alone.",
     ),
     "initial": TableLayout(
         title="the first N labels under a fixed added budget (after Kang et al. 2023, Figure 3)",
         stub=("Added $", "Strategy"),
-        block=lambda told: Head((told["added_usd"],), f"+{dollars(told['added_usd'])}"),
+        block=lambda fields: Heading((fields["added_usd"],), f"+{dollars(fields['added_usd'])}"),
         block_fields=("added_usd",),
-        column=lambda told: Head((told["n_initial"],), _n(told)),
+        column=lambda fields: Heading((fields["n_initial"],), _n(fields)),
         column_fields=("n_initial",),
         aside=("budget_usd", "n_unlabelled"),
         needs=("n_initial", "added_usd"),
@@ -392,4 +402,4 @@ PLANS: dict[str, TableLayout] = {
         bracket=_with_teacher_and_goods,
     ),
 }
-"""Layout → where its points stand; ``match`` and ``costs`` are in `outlay.report.cost_tables`, ``plain`` in `summaries`."""
+"""Layouts by name; ``match`` and ``costs`` are in `outlay.report.cost_tables`, ``plain`` in `outlay.report.summary_tables`."""

@@ -1,4 +1,4 @@
-"""What Kang et al. 2023 print: the number for a request of theirs, and their own tables."""
+"""Published results of Kang et al. 2023: the number printed for a request, and their tables."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import cache
 
 from outlay.engine.point import PointRequest
 from outlay.report import published
-from outlay.report.cells import STRATEGY_WORDS, dollars, n_unlabelled, strategy_rank, thousands
-from outlay.report.table import CellContent, Head, Item, Table, pivot
+from outlay.report.cells import STRATEGY_NAMES, dollars, n_unlabelled, strategy_rank, thousands
+from outlay.report.table import CellContent, Heading, PlacedCell, Table, pivot
 
 NOT_COMPARABLE = (
     "“paper”: the number printed for the same task, N and budget, from other models (T5-XXL, T5-Small), splits and pools; "
@@ -17,9 +17,9 @@ NOT_COMPARABLE = (
 )
 _APART = "Other models, splits and pools: compare who wins and where, not the heights."
 _N_OF_TABLES = 5000
-"""Labels of Tables 3 and 6, by their captions."""
+"""Number of labels in Tables 3 and 6, from their captions."""
 _N_OF_TABLE_3 = {"multipit_gen": 10_000, "nq": 10_000}
-"""Where the teacher's score in Table 3 is that of Table 2 on 10K labels."""
+"""Number of labels of the tasks whose teacher in Table 3 has the score that Table 2 prints on 10K labels."""
 _POOL_OF_TABLES = 100_000
 
 Key = tuple[str, int, float, str]
@@ -42,7 +42,7 @@ def _number(text: str) -> float | None:
 
 @cache
 def _scores() -> Mapping[Key, float | None]:
-    """Tables 2 and 11: task, N, added dollars and strategy → score."""
+    """Return the scores of Tables 2 and 11 by task, N, added dollars and strategy."""
     return {
         (row["task"], int(row["n_initial"]), float(row["usd_additional"]), row["strategy"]): _number(row["score"])
         for row in _rows("kang_table2_table11")
@@ -51,7 +51,7 @@ def _scores() -> Mapping[Key, float | None]:
 
 @cache
 def _general() -> Mapping[Key, float | None]:
-    """Table 10: task, N, total dollars and strategy → score."""
+    """Return the scores of Table 10 by task, N, total dollars and strategy."""
     n_of = {664.0: 1000, 2120.0: 5000, 279.0: 1000, 795.0: 5000}
     found: dict[Key, float | None] = {}
     for row in _rows("kang_table10_general_distillation"):
@@ -63,21 +63,21 @@ def _general() -> Mapping[Key, float | None]:
 
 
 def score_of(request: PointRequest) -> float | None:
-    """The score that Tables 2 and 11 print for a task, N, added budget and strategy; None where they print none."""
+    """Return the score that Tables 2 and 11 print for a task, N, added budget and strategy; None where they print none."""
     if request.n_initial is None or request.added_usd is None:
         return None
     return _scores().get((request.task, request.n_initial, request.added_usd, request.strategy))
 
 
 def general_score_of(request: PointRequest) -> float | None:
-    """The score that Table 10 prints; it annotates for two students, the small one and BERT."""
+    """Return the score that Table 10 prints for a request; the table annotates for two students, T5-Small and BERT."""
     is_bert = request.strategy == "annotate" and "bert" in request.student.lower()
     name = f"{request.strategy} BERT" if is_bert else request.strategy
     return _general().get((request.task, request.n_initial or 0, request.budget_usd, name))
 
 
 def self_score_of(request: PointRequest) -> float | None:
-    """The score that Table 3 prints, for 5K labels (two tasks: 10K) and 100K rows."""
+    """Return the score that Table 3 prints for a request: 5K labels (two tasks: 10K) and 100K rows."""
     n = _N_OF_TABLE_3.get(request.task, _N_OF_TABLES)
     if (request.n_initial, n_unlabelled(request)) != (n, _POOL_OF_TABLES):
         return None
@@ -88,7 +88,7 @@ def self_score_of(request: PointRequest) -> float | None:
 
 
 def costs_of(request: PointRequest) -> Mapping[str, float]:
-    """The dollars that Table 6 prints, by column, for 5K labels and 100K rows."""
+    """Return the dollars that Table 6 prints for a request, by column: 5K labels and 100K rows."""
     if request.n_initial != _N_OF_TABLES:
         return {}
     for row in _rows("kang_table6_costs"):
@@ -101,13 +101,13 @@ def costs_of(request: PointRequest) -> Mapping[str, float]:
     return {}
 
 
-# --- their tables ----------------------------------------------------------------------------------------------------
+# --- tables of the paper ---------------------------------------------------------------------------------------------
 
-_ONE_BLOCK = Head((), "")
+_ONE_BLOCK = Heading((), "")
 
 
 def budget_table(task: str) -> Table | None:
-    """Tables 2 and 11 of one task; None for a task of none of theirs."""
+    """Lay out Tables 2 and 11 for one task; None for a task that is not in them."""
     items = []
     for row in _rows("kang_table2_table11"):
         if row["task"] != task:
@@ -117,10 +117,10 @@ def budget_table(task: str) -> Table | None:
         hours = f"({row['gpu_hours']}h / {thousands(int(row['n_unlabeled'] or 0))})"
         bracket = (hours if is_distill else f"(+{row['n_additional_labels']})") if row["score"] else ""
         items.append(
-            Item(
-                Head((n,), f"{thousands(n)} ({dollars(float(row['usd_initial']))})"),
+            PlacedCell(
+                Heading((n,), f"{thousands(n)} ({dollars(float(row['usd_initial']))})"),
                 _row_head(row["strategy"], teacher),
-                Head((float(row["usd_additional"]),), f"+{dollars(float(row['usd_additional']))}", "Additional $"),
+                Heading((float(row["usd_additional"]),), f"+{dollars(float(row['usd_additional']))}", "Additional $"),
                 _printed(_number(row["score"]), bracket),
             )
         )
@@ -133,7 +133,7 @@ def _teacher(task: str, n: int) -> str:
 
 
 def self_table(tasks: Sequence[str]) -> Table | None:
-    """Table 3 for the tasks that are in it."""
+    """Lay out Table 3 for some tasks; None where none is in it."""
     items = []
     for row in _rows("kang_table3_self_distillation"):
         if row["task"] not in tasks:
@@ -144,13 +144,13 @@ def self_table(tasks: Sequence[str]) -> Table | None:
         ):
             cell = replace(_printed(_number(row[name]), ""), bracket=f"[{float(row[teacher]):.1f}]")
             items.append(
-                Item(_ONE_BLOCK, _row_head(name, models), Head((tasks.index(row["task"]),), row["task"]), cell)
+                PlacedCell(_ONE_BLOCK, _row_head(name, models), Heading((tasks.index(row["task"]),), row["task"]), cell)
             )
     return _paper_table("Table 3: 5K labels, 100K unlabelled rows", ("Teacher ⇒ student",), items, tasks)
 
 
 def match_table(tasks: Sequence[str]) -> Table | None:
-    """Table 4 for the tasks that are in it."""
+    """Lay out Table 4 for some tasks; None where none is in it."""
     items = []
     lines = (
         ("distill", "T5-XXL ⇒ T5-Small (Distill)"),
@@ -163,12 +163,14 @@ def match_table(tasks: Sequence[str]) -> Table | None:
                 continue
             usd = _number(row[f"{name}_usd"])
             cell = _printed(_number(row[name]), "" if usd is None else f"(${usd:,.0f})")
-            items.append(Item(_ONE_BLOCK, Head((i,), words), Head((tasks.index(row["task"]),), row["task"]), cell))
+            items.append(
+                PlacedCell(_ONE_BLOCK, Heading((i,), words), Heading((tasks.index(row["task"]),), row["task"]), cell)
+            )
     return _paper_table("Table 4: 100K unlabelled rows, dollars on top of the first labels", ("Model",), items, tasks)
 
 
 def cost_table(tasks: Sequence[str]) -> Table | None:
-    """Table 6 for the tasks that are in it."""
+    """Lay out Table 6 for some tasks; None where none is in it."""
     items = []
     columns = (
         ("usd_initial_5k_labels", "Initial 5K labels", ""),
@@ -181,36 +183,38 @@ def cost_table(tasks: Sequence[str]) -> Table | None:
             for i, (name, text, over) in enumerate(columns):
                 cell = CellContent(float(row[name]), unit="usd")
                 items.append(
-                    Item(_ONE_BLOCK, Head((tasks.index(row["task"]),), row["task"]), Head((i,), text, over), cell)
+                    PlacedCell(
+                        _ONE_BLOCK, Heading((tasks.index(row["task"]),), row["task"]), Heading((i,), text, over), cell
+                    )
                 )
     return _paper_table("Table 6: one A40 hour at $1.875", ("Task",), items, tasks)
 
 
 def general_table(tasks: Sequence[str]) -> Table | None:
-    """Table 10 for the tasks that are in it."""
+    """Lay out Table 10 for some tasks; None where none is in it."""
     items = []
     for i, row in enumerate(_rows("kang_table10_general_distillation")):
         for (task, n, usd, name), _ in _general().items():
             if name != "annotate" or task not in tasks:
                 continue
-            column = Head((tasks.index(task), usd), f"{dollars(usd)} (N={thousands(n)})", task)
-            words = Head((i,), row["model"].replace("->", "⇒"))
-            items.append(Item(_ONE_BLOCK, words, column, _printed(_number(row[f"{task}_{usd:.0f}"]), "")))
+            column = Heading((tasks.index(task), usd), f"{dollars(usd)} (N={thousands(n)})", task)
+            words = Heading((i,), row["model"].replace("->", "⇒"))
+            items.append(PlacedCell(_ONE_BLOCK, words, column, _printed(_number(row[f"{task}_{usd:.0f}"]), "")))
     return _paper_table("Table 10: the same budgets for each model", ("Model",), items, tasks)
 
 
-def _row_head(strategy: str, words: str) -> Head:
-    return Head((strategy_rank(strategy),), f"{words} ({STRATEGY_WORDS[strategy]})")
+def _row_head(strategy: str, words: str) -> Heading:
+    return Heading((strategy_rank(strategy),), f"{words} ({STRATEGY_NAMES[strategy]})")
 
 
 def _printed(value: float | None, bracket: str) -> CellContent:
     return CellContent(value, bracket=bracket, words="N/A")
 
 
-def _paper_table(name: str, stub: tuple[str, ...], items: Sequence[Item], tasks: Iterable[str]) -> Table | None:
+def _paper_table(name: str, stub: tuple[str, ...], items: Sequence[PlacedCell], tasks: Iterable[str]) -> Table | None:
     if not items:
         return None
-    laid = pivot(f"In the paper, {name}", stub, items, tasks=tuple(tasks))
+    table = pivot(f"In the paper, {name}", stub, items, tasks=tuple(tasks))
     return replace(
-        laid, notes=(f"Kang et al. 2023, as printed; T5-XXL and T5-Small. {_APART}", *laid.notes), is_published=True
+        table, notes=(f"Kang et al. 2023, as printed; T5-XXL and T5-Small. {_APART}", *table.notes), is_published=True
     )

@@ -1,7 +1,7 @@
-"""The receipt of a run: every dollar, in the order in which it was spent. Computed first, then drawn.
+"""The receipt of a run: every dollar in the order it was spent, as text, Markdown or JSON.
 
-The head and count at its end are those of the run's last entry: an anchor that `Ledger.verify` accepts, and that stays
-the same however long the ledger grows afterwards, so a run that is repeated prints the same receipt.
+The head and count at the end are those of the last entry of the run: an anchor that `Ledger.verify` accepts and that does not
+change as the ledger grows, so that a repeated run prints the same receipt.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from outlay.text.display import left, right, visible, width, wrap
 
 WIDTH = 100
 N_TRAINED_ROLES = 3
-"""Teacher, student and distil: where each names a precision, that of the run holds for none."""
+"""Number of trained roles (teacher, student, distil); with a precision of each, the run's own applies to none."""
 _SHOWN = ("topup", "settle", "overrun", "lost", "cancel")
 _WORDS = {"topup": "budget topped up", "overrun": "overrun", "lost": "lost work", "cancel": "run cancelled"}
 _HEADINGS = ("what", "item", "quantity and price", "charge", "cash", "left")
 _SECONDS = ("what", "forecast by", "forecast s", "measured s")
 _HOUR = "hour"
-"""The unit of compute, and of nothing else that is sold."""
+"""Unit of compute in the ledger; nothing else is sold by the hour."""
 _NO_FORECAST = "–"
-_N_WORD_COLUMNS = 2  # they wrap; the columns of numbers never do
+_N_TEXT_COLUMNS = 2  # text wraps, numbers never do
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiptLine:
-    """One entry that moved money (or ended the run). `left_micros` is the charge that was left after it."""
+    """A line of a receipt: an entry that moved money or ended the run; ``left_micros`` is the charge left after it."""
 
     seq: int
     kind: str
@@ -53,11 +53,12 @@ class ReceiptLine:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """What the charge of the steps made this time counts, beside what they took on the machine that is here.
+    """Charged seconds of the compute steps that a run executed, and their measured seconds on this machine.
 
     ``charged_seconds``: arithmetic alone, by the flops clock of the charged machine; ``measured_seconds``: wall time;
-    ``working_seconds``: the part of it inside batches. ``uncharged_seconds``: the rest, which is loading, tokenising and saving,
-    with its ``uncharged_cash_micros``: in cash alone. Those three are ``None`` where a step's batches were not timed.
+    ``working_seconds``: the part of the wall time inside batches. ``uncharged_seconds``: the rest (loading, tokenising,
+    saving), which is paid in cash alone, ``uncharged_cash_micros``. The last three are ``None`` where the batches of a step were
+    not timed.
     """
 
     charged_seconds: float
@@ -71,10 +72,10 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A run's money, in micro-dollars. The totals include overruns; the cash total includes lost work as well.
+    """The money of a run in micro-dollars; totals include overruns, and the cash total lost work as well.
 
-    ``timings``: wall seconds of its compute steps, which are no money: the forecast before each ran, and measured. ``compute``:
-    how its charge stands to them; ``None`` where nothing was computed this time.
+    ``timings``: wall seconds of the compute steps, forecast and measured; they are not money. ``compute``: charged against
+    measured seconds; ``None`` where no step was computed in this execution.
     """
 
     run_id: str
@@ -96,13 +97,17 @@ class Receipt:
     timings: tuple[Timing, ...] = ()
     compute: Compute | None = None
     notes: tuple[str, ...] = ()
-    """Where the run's score means less than its number, see `outlay.metrics.degenerate`."""
+    """Warnings about the score of the run, see `outlay.metrics.degenerate`."""
     precision: dict[str, Any] | None = None
-    """What the run computes in and how fast the machine is in bf16; ``None`` of a run of before."""
+    """Precision of the run and speed of the machine in bf16; ``None`` for a run of an older version."""
 
 
 def receipt(ledger: Ledger, run_id: str) -> Receipt:
-    """The receipt of a run. Raises HoldError for a run that the ledger does not know."""
+    """Return the receipt of a run, computed from its ledger entries.
+
+    Raises:
+        HoldError: the run is not in the ledger.
+    """
     entries = ledger.entries(run_id)
     if not entries:
         known = ", ".join(repr(name) for name in ledger.run_ids()) or "none"
@@ -142,19 +147,19 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
 
 
 def render_text(receipt: Receipt) -> str:
-    """The receipt as plain text, aligned, at most `WIDTH` columns wide where the amounts allow it."""
-    rows = [_HEADINGS, _budget_row(receipt), *(_row(line) for line in _merged(receipt.lines))]
+    """Return a receipt as aligned plain text, at most `WIDTH` columns wide where the amounts allow it."""
+    rows = [_HEADINGS, _budget_row(receipt), *(_row(line) for line in _merge_blocks(receipt.lines))]
     rows.append(_total_row(receipt))
     title = f"Receipt of run {_one_line(receipt.run_id)}"
     head = [*wrap(title, WIDTH), f"opened {_moment(receipt.opened_at)}", ""]
-    seconds = [*_drawn([_SECONDS, *_seconds_rows(receipt.timings)]), ""] if receipt.timings else []
+    seconds = [*_table_lines([_SECONDS, *_seconds_rows(receipt.timings)]), ""] if receipt.timings else []
     summary = [wrapped for line in _summary(receipt) for wrapped in wrap(line, WIDTH)]
-    return "\n".join([*head, *_drawn(rows), "", *seconds, *summary]) + "\n"
+    return "\n".join([*head, *_table_lines(rows), "", *seconds, *summary]) + "\n"
 
 
 def render_markdown(receipt: Receipt) -> str:
-    """The receipt as a Markdown table."""
-    rows = [_budget_row(receipt), *(_row(line) for line in _merged(receipt.lines)), _total_row(receipt)]
+    """Return a receipt as a Markdown table."""
+    rows = [_budget_row(receipt), *(_row(line) for line in _merge_blocks(receipt.lines)), _total_row(receipt)]
     drawn = _markdown([_HEADINGS, *rows])
     if receipt.timings:
         drawn += ["", *_markdown([_SECONDS, *_seconds_rows(receipt.timings)])]
@@ -164,7 +169,7 @@ def render_markdown(receipt: Receipt) -> str:
 
 
 def to_json(receipt: Receipt) -> str:
-    """The receipt as JSON: amounts in micro-dollars, quantities as exact fractions, keys in a fixed order."""
+    """Return a receipt as JSON: amounts in micro-dollars, quantities as exact fractions, keys in a fixed order."""
     return json.dumps(asdict(receipt), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
@@ -173,7 +178,7 @@ def _charge(entry: Entry) -> int:
 
 
 def _compute(entries: Sequence[Entry], timings: Sequence[Timing]) -> Compute | None:
-    """Of the settled compute steps that were made this time."""
+    """Return charged and measured seconds of the settled compute steps of this execution; None without such steps."""
     by_key = {each.key: each for each in timings if each.measured is not None}
     made = [entry for entry in entries if entry.kind == "settle" and entry.unit == _HOUR and entry.key in by_key]
     if not made:
@@ -208,7 +213,7 @@ def _lines(entries: list[Entry]) -> tuple[ReceiptLine, ...]:
         elif entry.kind in ("settle", "overrun"):
             left -= entry.charge_micros
         if entry.kind in _SHOWN:
-            # A top-up allows money, it moves none: its amount shows in what is left.
+            # A top-up raises the budget and moves no money: its amount appears in the charge left.
             moved = (0, 0) if entry.kind == "topup" else (entry.charge_micros, entry.cash_micros)
             lines.append(
                 ReceiptLine(
@@ -237,8 +242,8 @@ def _what(entry: Entry) -> str:
     return f"{_WORDS[entry.kind]}: {note}" if note else _WORDS[entry.kind]
 
 
-def _merged(lines: tuple[ReceiptLine, ...]) -> list[ReceiptLine]:
-    """Lines as a reader wants them: consecutive purchases of one thing at one price (the blocks of a teacher pass) are one."""
+def _merge_blocks(lines: tuple[ReceiptLine, ...]) -> list[ReceiptLine]:
+    """Merge consecutive purchases of one item at one price, such as the blocks of a teacher pass, into one line."""
     merged: list[ReceiptLine] = []
     counts: list[int] = []
     for line in lines:
@@ -288,7 +293,7 @@ def _row(line: ReceiptLine) -> tuple[str, ...]:
 
 
 def _amount(quantity: Fraction, unit: str) -> str:
-    """``1,000 labels``, ``0.5213 hours``, ``2.3 × 1000 tokens``: others to 4 significant digits."""
+    """Return a quantity as text: ``1,000 labels``, ``0.5213 hours``, ``2.3 × 1000 tokens``; fractions to 4 significant digits."""
     if quantity.denominator == 1:
         number = f"{quantity.numerator:,}"
     else:
@@ -327,7 +332,7 @@ def _summary(receipt: Receipt) -> list[str]:
 
 
 def _precision_words(facts: dict[str, Any]) -> str:
-    """What the run computed in, and how fast its machine is in bf16, as far as that is known."""
+    """Return the line about precision: of the run or its roles, and the speed of its machine in bf16 where it is known."""
     roles = [f"{role} in {precision_name(name)}" for role, name in facts["roles"].items()]
     if len(roles) < N_TRAINED_ROLES:
         roles = ["in " + precision_name(facts["precision"]) + (" as asked" if facts["asked"] else ""), *roles]
@@ -338,7 +343,7 @@ def _precision_words(facts: dict[str, Any]) -> str:
 
 
 def _compute_words(compute: Compute) -> str:
-    """What the charge of compute leaves out, with its figures."""
+    """Return the line about loading, tokenising and saving, which the charge of compute leaves out."""
     counts = f"the charge counts arithmetic only: {_seconds(compute.charged_seconds)} by the flops clock"
     if compute.working_seconds is None or compute.uncharged_seconds is None or compute.uncharged_cash_micros is None:
         took = f"{_seconds(compute.measured_seconds)}, {format_usd(compute.cash_micros)}"
@@ -351,19 +356,21 @@ def _compute_words(compute: Compute) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    """``29.8 s``; small ones with two digits, so that little is not nothing."""
+    """Return seconds as text, ``29.8 s``; below 1 with two significant digits, so that few seconds do not read as none."""
     return f"{seconds:,.1f} s" if seconds >= 1 or seconds == 0 else f"{seconds:.2g} s"
 
 
 def _unit_price(unit_usd: str) -> str:
-    """A unit price with all its decimals, and at least 2 of them."""
+    """Return a unit price with all its decimals, at least 2."""
     whole, _, decimals = unit_usd.partition(".")
     return f"${int(whole):,}.{decimals.rstrip('0').ljust(2, '0')}"
 
 
 def _seconds_rows(timings: Sequence[Timing]) -> list[tuple[str, ...]]:
-    """Forecast and measured seconds of each step, the blocks of a teacher pass together, and the totals of what was done this
-    time; a dash where nothing was forecast."""
+    """Return rows of forecast and measured seconds, one per step or teacher pass, and a row of totals of this execution.
+
+    The forecast of a row is a dash where a step has none.
+    """
     alike: dict[tuple[str, str], list[Timing]] = {}
     for each in timings:
         by = "reused" if each.is_reused else each.by or _NO_FORECAST
@@ -380,12 +387,12 @@ def _sums(timings: Sequence[Timing]) -> tuple[str, str]:
         return "", ""
     predicted = [each.predicted for each in timings if each.predicted is not None]
     measured = sum(each.measured or 0.0 for each in timings)
-    # A sum over some of the steps would be read as one over all.
+    # A sum over some of the steps would be mistaken for the sum over all.
     return f"{sum(predicted):,.1f}" if len(predicted) == len(timings) else _NO_FORECAST, f"{measured:,.1f}"
 
 
-def _drawn(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines of a table: headings, a rule, rows, a rule, the total."""
+def _table_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table: headings, a rule, rows, a rule, the total."""
     widths = _fit([max(width(row[column]) for row in rows) for column in range(len(rows[0]))])
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
     drawn = [_aligned(row, widths) for row in rows]
@@ -394,26 +401,26 @@ def _drawn(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 def _markdown(rows: Sequence[tuple[str, ...]]) -> list[str]:
     drawn = [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in rows]
-    n_numbers = len(rows[0]) - _N_WORD_COLUMNS
-    return [drawn[0], f"|{'---|' * _N_WORD_COLUMNS}{'--:|' * n_numbers}", *drawn[1:]]
+    n_numbers = len(rows[0]) - _N_TEXT_COLUMNS
+    return [drawn[0], f"|{'---|' * _N_TEXT_COLUMNS}{'--:|' * n_numbers}", *drawn[1:]]
 
 
 def _fit(widths: list[int]) -> list[int]:
     """Shrink the two columns of words, the wider one first, until the table fits into `WIDTH`."""
     widths = list(widths)
-    while sum(widths) + 2 * (len(widths) - 1) > WIDTH and max(widths[:_N_WORD_COLUMNS]) > 10:
+    while sum(widths) + 2 * (len(widths) - 1) > WIDTH and max(widths[:_N_TEXT_COLUMNS]) > 10:
         widths[0 if widths[0] >= widths[1] else 1] -= 1
     return widths
 
 
 def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
-    """One row over as many lines as its words need; its numbers stand on the first."""
-    words = [wrap(cell, n_cells) for cell, n_cells in zip(row, widths[:_N_WORD_COLUMNS], strict=False)]
-    numbers = [[cell] for cell in row[_N_WORD_COLUMNS:]]
+    """Return a row as text over as many lines as its words need, with its numbers on the first."""
+    words = [wrap(cell, n_cells) for cell, n_cells in zip(row, widths[:_N_TEXT_COLUMNS], strict=False)]
+    numbers = [[cell] for cell in row[_N_TEXT_COLUMNS:]]
     lines = []
     for cells in zip_longest(*words, *numbers, fillvalue=""):
         pairs = list(zip(cells, widths, strict=True))
-        padded = [left(*pair) for pair in pairs[:_N_WORD_COLUMNS]] + [right(*pair) for pair in pairs[_N_WORD_COLUMNS:]]
+        padded = [left(*pair) for pair in pairs[:_N_TEXT_COLUMNS]] + [right(*pair) for pair in pairs[_N_TEXT_COLUMNS:]]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
 
@@ -423,7 +430,7 @@ def _moment(at: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A text of a user on one line, with what steers a terminal escaped."""
+    """Return a user's text on one line, with terminal control characters escaped."""
     return visible(" ".join(text.split()))
 
 

@@ -1,4 +1,4 @@
-"""The mean test score of a request over its seeds, its interval, and whom that interval speaks of."""
+"""The mean test score of a request over its seeds, its 95 % interval, and the population of that interval."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from outlay.metrics import ALPHA, Reading, main_score, mean_score
 from outlay.metrics.intervals import Spread, half_of_means, t_quantile, within_ends
 
 Covers = Literal["rows", "seeds and rows", "seeds"]
-"""Whom an interval speaks of: this model on other test rows; other seeds and rows; other seeds on these test rows."""
+"""Population of an interval: this model on other test rows; other seeds and rows; other seeds on these test rows."""
 
 ONE_SEED = "this model on these test rows"
-"""The label of an interval of one seed."""
+"""Population of an interval of one seed, in words."""
 ONE_SEED_PAIR = "these two models on these test rows"
-"""That of a difference."""
+"""Population of the interval of a difference with one seed, in words."""
 LOPSIDED = 0.1
-"""Share of an interval by which its sides may differ and still be written as one "±"."""
+"""Largest difference between the sides of an interval written as one "±", as a share of the interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A mean over seeds, 0-100, with the bounds of its 95 % interval; None where nothing says how it varies."""
+    """A mean score over seeds, 0-100, with the bounds of its 95 % interval; None where its variance is unknown."""
 
     mean: float
     bounds: tuple[float, float] | None = None
@@ -34,25 +34,25 @@ class Score:
 
     @property
     def low(self) -> float:
-        """Lower end of the interval; without one the mean."""
+        """Lower end of the interval; the mean where there is none."""
         return self.mean if self.bounds is None else self.bounds[0]
 
     @property
     def high(self) -> float:
-        """Upper end of the interval; without one the mean."""
+        """Upper end of the interval; the mean where there is none."""
         return self.mean if self.bounds is None else self.bounds[1]
 
 
-def mean_of_seeds(points: Sequence[Point], left: Mapping[str, RunOutputs]) -> Score | None:
-    """Average the test scores of seeds of one request; None where no seed has one.
+def mean_of_seeds(points: Sequence[Point], outputs: Mapping[str, RunOutputs]) -> Score | None:
+    """Average the test scores of the seeds of one request; None where no seed has a score.
 
-    The interval comes from the answers where every seed's are there. Else from each seed's score and its own interval over rows,
-    which both stand in the points: the rows' variance is then the mean of the seeds', never less than that of their mean. Else,
-    for two seeds and more, it is Student's over the scores of seeds alone.
+    The interval is computed from the answers where those of every seed are kept. Else from the score of each seed and its
+    interval over rows, both in the points: the variance over rows is then the mean over seeds, never less than that of the mean
+    score. Else, with two or more seeds, it is Student's interval over the scores of the seeds alone.
 
     Args:
         points: The seeds of one request; those without a score are left out.
-        left: What runs left, by point id.
+        outputs: The outputs of the runs, by point id.
 
     Raises:
         DataError: The seeds answer different examples.
@@ -62,9 +62,9 @@ def mean_of_seeds(points: Sequence[Point], left: Mapping[str, RunOutputs]) -> Sc
         return None
     tests = [test for _, test in scored]
     mean = statistics.fmean(tests)
-    found = _by_answers([left.get(point.id) for point, _ in scored])
+    found = _by_answers([outputs.get(point.id) for point, _ in scored])
     if found is None:
-        own = [_own(point, left.get(point.id)) for point, _ in scored]
+        own = [_own(point, outputs.get(point.id)) for point, _ in scored]
         readings = [each for each in own if each is not None]
         found = _by_intervals(mean, tests, readings) if len(readings) == len(own) else None
     if found is not None:
@@ -76,22 +76,22 @@ def mean_of_seeds(points: Sequence[Point], left: Mapping[str, RunOutputs]) -> Sc
     return Score(mean, (min(mean, max(0.0, mean - half)), max(mean, min(100.0, mean + half))), "seeds")
 
 
-def _by_answers(left: Sequence[RunOutputs | None]) -> Reading | None:
-    answers = [each.answered for each in left if each is not None and each.answered is not None]
-    metrics = {each.metric for each in left if each is not None and each.metric is not None}
-    return mean_score(metrics.pop(), answers) if len(answers) == len(left) and len(metrics) == 1 else None
+def _by_answers(outputs: Sequence[RunOutputs | None]) -> Reading | None:
+    answers = [each.answered for each in outputs if each is not None and each.answered is not None]
+    metrics = {each.metric for each in outputs if each is not None and each.metric is not None}
+    return mean_score(metrics.pop(), answers) if len(answers) == len(outputs) and len(metrics) == 1 else None
 
 
-def measure_of(point: Point, after: RunOutputs | None) -> str | None:
-    """Name the score that the test score is: by the run's metric, else the first of the point's that equals it."""
-    if after is not None and after.metric is not None:
-        return main_score(after.metric)
+def measure_of(point: Point, outputs: RunOutputs | None) -> str | None:
+    """Return the name of the test score: from the metric of the run, else the first score of the point that equals it."""
+    if outputs is not None and outputs.metric is not None:
+        return main_score(outputs.metric)
     return next((name for name, each in point.result.scores.items() if each.value == point.result.test), None)
 
 
-def _own(point: Point, after: RunOutputs | None) -> Reading | None:
-    """The reading of the test score that the point carries."""
-    found = point.result.scores.get(measure_of(point, after) or "")
+def _own(point: Point, outputs: RunOutputs | None) -> Reading | None:
+    """Return the test score of a point with its interval over rows, from the scores in the point."""
+    found = point.result.scores.get(measure_of(point, outputs) or "")
     return None if found is None else Reading(found.value, found.low, found.high)
 
 
@@ -103,18 +103,18 @@ def _by_intervals(mean: float, tests: Sequence[float], own: Sequence[Reading]) -
     return within_ends(mean, spread.half(), 0.0)
 
 
-# --- how they are written ---------------------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------------------------------
 
 
 def with_interval(text: str, value: float, low: float, high: float) -> str:
-    """Write an interval behind a value: "78.0 ± 0.6"; "98.0 (89.5 to 99.6)" where its sides differ."""
+    """Return a value with its interval as text: "78.0 ± 0.6"; "98.0 (89.5 to 99.6)" where the sides differ."""
     if abs((high - value) - (value - low)) <= max(0.1, LOPSIDED * (high - low)):
         return f"{text} ± {(high - low) / 2:.1f}"
     return f"{text} ({low:.1f} to {high:.1f})"
 
 
 def covers_words(covers: Iterable[Covers | None]) -> str:
-    """Say what the intervals of a table are: "±: half of a 95 % interval over new seeds and test rows"."""
+    """Return the legend of the intervals of a table: "±: half of the 95 % interval over new seeds and new test rows"."""
     kinds = {each for each in covers if each is not None}
     parts = []
     if "seeds and rows" in kinds:
@@ -127,6 +127,6 @@ def covers_words(covers: Iterable[Covers | None]) -> str:
 
 
 def bars_words(covers: Iterable[Covers | None]) -> str:
-    """Say what the bars of a figure are: "95 % interval"; of one seed whom it speaks of."""
+    """Return the legend of the error bars of a figure: "95 % interval", with its population for one seed."""
     kinds = {each for each in covers if each is not None}
     return f"95 % interval of {ONE_SEED}" if kinds == {"rows"} else "95 % interval"

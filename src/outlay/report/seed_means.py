@@ -1,4 +1,4 @@
-"""The marks of a report: points that differ in their seed alone, averaged, each with its 95 % interval."""
+"""Seed means: points that differ in their seed alone, averaged, with the 95 % interval of the test score."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ _KEY_FIELDS = tuple(field.name for field in fields(PointRequest) if field.name !
 
 @dataclass(frozen=True, slots=True)
 class SeedMean:
-    """One request over its seeds. Averages are over the seeds that have a test score, None where none has one.
+    """The averages of a request over the seeds that have a test score; None where no seed has one.
 
     ``value``, ``low`` and ``high`` are test scores, 0-100; without an interval both bounds are None.
     """
 
     request: PointRequest
-    """Of the first seed."""
+    """Request of the first seed."""
     ids: tuple[str, ...]
-    """Of every point, by rising seed."""
+    """Ids of the points, by rising seed."""
     runs: tuple[str, ...]
-    """Run ids of the points that have left something."""
+    """Ids of the runs that have outputs, by rising seed."""
     n_ok: int
     n_seeds: int
     value: float | None
     low: float | None
     high: float | None
     covers: Covers | None
-    """Whom the interval speaks of."""
+    """Population of the interval."""
     dev: float | None
     teacher_dev: float | None
     charge_usd: float | None
     charges_usd: Mapping[str, float] | None
-    """By part (`outlay.engine.outputs.PARTS`); None unless every seed that is ok tells its parts."""
+    """Charge by part (`outlay.engine.outputs.PARTS`); None unless the parts of every scored seed are known."""
     n_labels: float | None
     n_llm_labels: float | None
     n_pool: float | None
     reason: str | None
-    """Why seeds have no score: their distinct reasons."""
+    """Distinct reasons of the seeds without a score."""
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The request without its seed."""
+        """Fields of the request without its seed."""
         return _key(self.request)
 
 
 def means(results: Results) -> list[SeedMean]:
-    """One mean per request without its seed, in the order of the grid.
+    """Return one seed mean per request without its seed, in the order of the grid.
 
-    Where an interval comes from: :func:`outlay.report.scores.mean_of_seeds`.
+    Intervals are computed by :func:`outlay.report.scores.mean_of_seeds`.
     """
-    return [_mean(seeds, results.left) for seeds in by_seed(results.points)]
+    return [_mean(seeds, results.outputs) for seeds in by_seed(results.points)]
 
 
 def by_seed(points: Iterable[Point]) -> list[tuple[Point, ...]]:
-    """The points that differ in their seed alone, by rising seed; in the order in which the requests first appear."""
+    """Group points that differ in their seed alone, by rising seed; groups in order of first appearance."""
     members: dict[tuple[object, ...], list[Point]] = {}
     for point in points:
         members.setdefault(_key(point.request), []).append(point)
@@ -71,20 +71,20 @@ def _key(request: PointRequest) -> tuple[object, ...]:
     return tuple(getattr(request, name) for name in _KEY_FIELDS)
 
 
-def _mean(seeds: Sequence[Point], left_by_id: Mapping[str, RunOutputs]) -> SeedMean:
+def _mean(seeds: Sequence[Point], outputs_by_id: Mapping[str, RunOutputs]) -> SeedMean:
     ids = [point.id for point in seeds]
-    left = [left_by_id.get(each) for each in ids]
-    ok = [(point, after) for point, after in zip(seeds, left, strict=True) if point.is_ok]
+    outputs = [outputs_by_id.get(each) for each in ids]
+    ok = [(point, each) for point, each in zip(seeds, outputs, strict=True) if point.is_ok]
     scored = [point for point, _ in ok]
-    afters = [after for _, after in ok]
-    score = mean_of_seeds(scored, left_by_id)
+    outputs_of_ok = [each for _, each in ok]
+    score = mean_of_seeds(scored, outputs_by_id)
     low, high = (None, None) if score is None or score.bounds is None else score.bounds
     devs = [point.result.dev for point in scored if point.result.dev is not None]
     reasons = dict.fromkeys(point.result.reason for point in seeds if point.result.reason is not None)
     return SeedMean(
         request=seeds[0].request,
         ids=tuple(ids),
-        runs=tuple(after.run for after in left if after is not None),
+        runs=tuple(each.run for each in outputs if each is not None),
         n_ok=len(ok),
         n_seeds=len(seeds),
         value=None if score is None else score.mean,
@@ -92,9 +92,9 @@ def _mean(seeds: Sequence[Point], left_by_id: Mapping[str, RunOutputs]) -> SeedM
         high=high,
         covers=None if score is None else score.covers,
         dev=_average(devs),
-        teacher_dev=_average([a.teacher_dev for a in afters if a is not None and a.teacher_dev is not None]),
+        teacher_dev=_average([o.teacher_dev for o in outputs_of_ok if o is not None and o.teacher_dev is not None]),
         charge_usd=_average([point.result.charge_usd for point in scored]),
-        charges_usd=_parts(afters),
+        charges_usd=_parts(outputs_of_ok),
         n_labels=_average([point.result.n_labels for point in scored]),
         n_llm_labels=_average([point.result.n_llm_labels for point in scored]),
         n_pool=_average([point.result.n_pool for point in scored]),
@@ -106,8 +106,8 @@ def _average(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _parts(afters: Sequence[RunOutputs | None]) -> dict[str, float] | None:
-    told = [after.charges_usd for after in afters if after is not None and after.charges_usd is not None]
-    if not told or len(told) != len(afters):
+def _parts(outputs: Sequence[RunOutputs | None]) -> dict[str, float] | None:
+    known = [each.charges_usd for each in outputs if each is not None and each.charges_usd is not None]
+    if not known or len(known) != len(outputs):
         return None
-    return {part: statistics.fmean(charges.get(part, 0.0) for charges in told) for part in PARTS}
+    return {part: statistics.fmean(charges.get(part, 0.0) for charges in known) for part in PARTS}

@@ -1,7 +1,7 @@
-"""Tests between strategies: paired over the same test rows and seeds, and corrected for how many there are.
+"""Paired tests between strategies over the same test rows and seeds, corrected for multiple comparisons.
 
-One seed is no evidence about a method: such a row has a difference and an interval that speaks of these two models, and no test.
-A test that finds nothing does not say that two strategies are equal: `PairedTest.smallest` says what it could have found.
+One seed is no evidence about a method: such a pair has a difference, an interval for these two models, and no test.
+A test without a finding does not show that two strategies are equal: `PairedTest.smallest` is the difference it could have found.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 N_ROUNDS = 1000
-"""Rounds of a permutation test; with so many assignments or fewer each is counted instead."""
+"""Rounds of a permutation test; where there are no more assignments than this, each is counted once instead."""
 _CHUNK_CELLS = 2_000_000
 _MOST_CELLS = 50_000_000
-"""Features held at once: 400 MB."""
+"""Maximum number of features in memory at once: 400 MB."""
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust a family of p-values so that any wrong rejection among them is as rare as one test's (Holm 1979, step-down).
+    """Adjust p-values so that the familywise error rate is that of one test (Holm 1979, step-down).
 
     The k-th smallest of m is max over j <= k of (m - j + 1) p_(j), at most 1; in the order given, and never below the plain
     p. Holds whatever the dependence between the tests.
@@ -71,15 +71,15 @@ def permutation_test(
 
     If the systems are alike, their answers to an example may be swapped. Each round swaps those of half of the examples, drawn
     anew and jointly over seeds, and p = (1 + number of rounds with |d*| >= |d|) / (1 + n_rounds) where d is the difference of the
-    means over seeds. Where no more than ``n_rounds`` assignments differ, each is counted once. It speaks of these very models and
-    other examples; of other seeds only :func:`outlay.metrics.paired_scores` does.
+    means over seeds. Where no more than ``n_rounds`` assignments differ, each is counted once. The p holds for these models on
+    other examples; for other seeds use :func:`outlay.metrics.paired_scores`.
 
     Args:
         metric: One of `METRICS`.
-        a: One per seed, over the same examples in the same order.
-        b: The same seeds and examples.
-        statistic: One of the metric's; the main one by default.
-        reading: ``published`` or ``strict``; that of the main score by default.
+        a: The answers of one side, one item per seed, over the same examples in the same order.
+        b: The answers of the other side, for the same seeds and examples.
+        statistic: A statistic of the metric; its main one by default.
+        reading: ``published`` or ``strict``; the reading of the main score by default.
         n_rounds: Number of rounds; no p is below 1 / (1 + n_rounds), nor below 2 / 2^n over n examples.
         seed: Seed of the rounds.
 
@@ -101,7 +101,7 @@ def _permuted(
     n_rounds: int,
     seed: int,
 ) -> list[float]:
-    """The p of each pair of sides; a side is its features per seed, ``[n_examples, n_features]``."""
+    """Return the p of each pair of sides; a side has an array of features per seed, ``[n_examples, n_features]``."""
     import numpy as np
 
     n_sides, n_seeds = len(sides), len(sides[0])
@@ -130,7 +130,7 @@ def _permuted(
 
 
 def _swaps(n_examples: int, n_rounds: int, seed: int) -> Iterator[Floats]:
-    """Yield which examples are swapped, 0 or 1, in chunks ``[n, n_examples]``."""
+    """Yield the swaps of the examples (0 or 1) round by round, in chunks ``[n, n_examples]``."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -142,27 +142,27 @@ def _swaps(n_examples: int, n_rounds: int, seed: int) -> Iterator[Floats]:
 
 @dataclass(frozen=True, slots=True)
 class PairedTest:
-    """Two strategy variants at one budget, first minus second, in points of the task's main score.
+    """A paired test of two strategy variants at one budget: first minus second, in points of the main score of the task.
 
     Attributes:
         task: Name of the task.
         budget_usd: The total budget of both.
-        added_usd: What comes on top of the initial labels, None where neither side says.
-        n_initial: The initial labels of both, None where neither side says.
+        added_usd: The budget beyond the initial labels, None where neither request has one.
+        n_initial: The initial labels of both, None where neither request has a number.
         first: Label of the first, as :func:`outlay.report.grouping.group` names it among the points of its task.
         second: Label of the second.
         mean: Difference of the means over the seeds that both have.
         low: Lower end of its 95 % interval (`outlay.metrics.Difference`).
-        high: Upper end.
+        high: Upper end of the interval.
         p: Two-sided p of "no difference" for new seeds and new rows; None where there is no test: one seed, or one row.
         p_holm: ``p`` after Holm's correction over the family.
-        p_permuted: Two-sided p by swapping answers, see :func:`permutation_test`: of these very models on other rows.
-        smallest: How small a difference this test could have told from none at the first step of Holm's correction, in points;
-            one of this size is found about every second time. None without a test.
+        p_permuted: Two-sided p by swapping answers, see :func:`permutation_test`: for these models on other rows.
+        smallest: The smallest difference that is significant at the first step of Holm's correction, in points; a true
+            difference of this size is found about every second time. None without a test.
         n_comparisons: Tests of the family.
         n_seeds: Seeds that both have.
         n_examples: Test rows.
-        n_apart: Rows on which the two do not score alike in some seed.
+        n_apart: Rows that the two sides score differently in some seed.
         points: Ids of the points on either side, by seed.
     """
 
@@ -187,13 +187,13 @@ class PairedTest:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the difference is told from none at 95 % after Holm's correction; never without a test."""
+        """True where the difference is significant at 95 % after Holm's correction; False without a test."""
         return self.p_holm is not None and self.p_holm <= ALPHA
 
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Two sides, each the ids of the points of the seeds that both answered."""
+    """Two groups to compare, with the point ids of each by seed, for the seeds that both answered."""
 
     first: Group
     second: Group
@@ -202,20 +202,20 @@ class _Pair:
 
     @property
     def task(self) -> str:
-        """The task of both."""
+        """Name of the task of both groups."""
         return self.first.points[0].request.task
 
 
 def family(results: Results, *, seed: int = 0) -> tuple[PairedTest, ...]:
-    """Every paired test that the answers of a results folder allow, corrected as one family.
+    """Return every paired test between the points of some results, corrected as one family.
 
     Within a task two variants are compared at equal budget, initial labels, pool, machine, prices and dev labels, on the seeds
-    that both answered, where they differ in one thing: the strategy, with the same models; or, within a strategy, one model.
-    What a strategy has no use for (the pool of one that distils nothing) is no difference. A point whose answers are gone has
-    no row.
+    that both answered, where they differ in one choice: the strategy, with the same models; or, within a strategy, one model.
+    A field that a strategy does not use (the pool of one that distils nothing) is no difference. A point without kept answers
+    is in no pair.
 
     Args:
-        results: Points of one or several tasks with what their runs left.
+        results: Points of one or several tasks with the outputs of their runs.
         seed: Seed of the permutations.
 
     Returns:
@@ -259,7 +259,7 @@ def _row(pair: _Pair, found: Difference, p_permuted: float, p_holm: float | None
 
 
 def _pairs(results: Results) -> list[_Pair]:
-    answered = {point for point, aftermath in results.left.items() if aftermath.answered is not None}
+    answered = {point for point, outputs in results.outputs.items() if outputs.answered is not None}
     if not answered:
         return []
     by_task: dict[str, list[Point]] = {}
@@ -271,7 +271,7 @@ def _pairs(results: Results) -> list[_Pair]:
         for each in group(points, unnamed=("n_initial", "added_usd")):
             of_seed = {point.request.seed: point.id for point in each.points if point.id in answered}
             if of_seed:
-                buckets.setdefault(_circumstances(each.points[0].request), []).append((each, of_seed))
+                buckets.setdefault(_shared_conditions(each.points[0].request), []).append((each, of_seed))
         found += [pair for bucket in buckets.values() for pair in _paired(bucket)]
     return found
 
@@ -279,19 +279,19 @@ def _pairs(results: Results) -> list[_Pair]:
 def _paired(bucket: Sequence[tuple[Group, dict[int, str]]]) -> Iterator[_Pair]:
     for (second, others), (first, ones) in combinations(bucket, 2):
         seeds = tuple(sorted(set(ones) & set(others)))
-        if seeds and is_told_apart(first.points[0].request, second.points[0].request):
+        if seeds and differs_in_one_choice(first.points[0].request, second.points[0].request):
             yield _Pair(first, second, seeds, (tuple(ones[s] for s in seeds), tuple(others[s] for s in seeds)))
 
 
-def _circumstances(request: PointRequest) -> tuple[object, ...]:
-    """What must be equal on both sides whatever the strategies."""
+def _shared_conditions(request: PointRequest) -> tuple[object, ...]:
+    """Return the fields that must be equal on both sides of any pair."""
     return request.budget_usd, request.machine, request.clock, request.price_book, request.dev
 
 
-def is_told_apart(one: PointRequest, other: PointRequest) -> bool:
-    """Whether a difference has one cause: another strategy with the same models, or one other model within a strategy.
+def differs_in_one_choice(one: PointRequest, other: PointRequest) -> bool:
+    """Return True where two requests differ in one choice: the strategy with the same models, or one model within a strategy.
 
-    Initial labels and pool must agree where both sides have them.
+    Initial labels and pool must be equal where both requests have them.
     """
     for a, b in ((one.n_initial, other.n_initial), (_pool(one), _pool(other))):
         if a is not None and b is not None and a != b:
@@ -301,12 +301,12 @@ def is_told_apart(one: PointRequest, other: PointRequest) -> bool:
 
 
 def _pool(request: PointRequest) -> tuple[tuple[str, int], ...] | None:
-    """The pool, ``None`` where no teacher labels it."""
+    """Return the pool of a request; ``None`` where no teacher labels it."""
     return None if request.teacher is None else request.pool
 
 
 def _models(request: PointRequest) -> tuple[str | None, str | None]:
-    """Teacher and student, ``None`` where the strategy brings its own."""
+    """Return teacher and student of a request; ``None`` for a model that the strategy determines."""
     policy = STRATEGIES.get(request.strategy)
     if policy is None:
         return request.teacher, request.student
@@ -315,7 +315,7 @@ def _models(request: PointRequest) -> tuple[str | None, str | None]:
 
 
 def _batches(results: Results, pairs: Sequence[_Pair]) -> Iterator[list[int]]:
-    """Places of pairs that are tested together: the same task and seeds, and no more features at once than fit."""
+    """Yield batches of indices of pairs with the same task and seeds, as many as fit into `_MOST_CELLS` features."""
     alike: dict[tuple[str, tuple[int, ...]], list[int]] = {}
     for i, pair in enumerate(pairs):
         alike.setdefault((pair.task, pair.seeds), []).append(i)
@@ -336,19 +336,19 @@ def _batches(results: Results, pairs: Sequence[_Pair]) -> Iterator[list[int]]:
 
 
 def _answers(results: Results, ids: Sequence[str]) -> tuple[str, list[Answered]]:
-    """The one metric and the answers of points of a task."""
+    """Return the metric and the answers of some points of one task."""
     answers, metrics = [], set()
-    for left in (results.left[point] for point in ids):
-        if left.answered is not None:
-            answers.append(left.answered)
-            metrics.add(left.metric or "none")
+    for outputs in (results.outputs[point] for point in ids):
+        if outputs.answered is not None:
+            answers.append(outputs.answered)
+            metrics.add(outputs.metric or "none")
     if len(metrics) != 1:
         raise DataError(f"the points of one task are scored by {', '.join(sorted(metrics))}; score all by one metric")
     return metrics.pop(), answers
 
 
 def _tested(results: Results, pairs: Sequence[_Pair], seed: int) -> list[tuple[Difference, float]]:
-    """Difference and permutation p of each pair; a side's rows are worked out once for all its pairs."""
+    """Return the difference and the permutation p of each pair; features of a side are computed once for all its pairs."""
     names = list(dict.fromkeys(side for pair in pairs for side in pair.points))
     metric, answers = _answers(results, [point for side in names for point in side])
     flat, value = featured(metric, answers)

@@ -1,4 +1,4 @@
-"""The page of a study: one self-contained file with figures, tables, points and receipts, and a link from each to the next."""
+"""The page of a study: one self-contained HTML file with linked figures, tables, points and receipts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from outlay.report.seed_means import by_seed
 from outlay.report.style import STUDY_STYLE, STYLE
 
 MAX_FOLDED = 300
-"""Up to so many points carry their receipts in the page; of more, the receipts are files beside it."""
+"""Maximum number of points with receipts in the page; with more, receipts are only files beside the page."""
 
 
 def render_study(
@@ -26,15 +26,15 @@ def render_study(
     differences: Sequence[str] = (),
     is_open: bool = False,
 ) -> str:
-    """The whole page as HTML: no script, nothing to fetch, the figures inlined as SVG.
+    """Return the page of a study as HTML without scripts or external files, with its figures inlined as SVG.
 
-    A mark of a figure links to the row of its point, a row to its receipt: folded in the page up to `MAX_FOLDED` points, and a
-    file ``receipts/<run>.txt`` beside it in any case.
+    A point of a figure links to its row, and a row to its receipt: folded in the page up to `MAX_FOLDED` points, and always as
+    a file ``receipts/<run>.txt`` beside the page.
 
     Args:
-        results: what was studied.
-        tables_html: tables, each a piece of HTML that is put in as it is.
-        figures: of `outlay.report.figures.figures`.
+        results: the results of the study.
+        tables_html: the tables as HTML, inserted unchanged.
+        figures: specifications by name, from `outlay.report.figures.figures`.
         differences: paired differences, a line of text each.
         is_open: show the receipts unfolded, as for printing.
     """
@@ -93,12 +93,12 @@ def _figure(spec: Spec) -> str:
 
 
 def _points(results: Results, *, is_folded: bool) -> str:
-    """A row per point; those that differ in their seed alone stand together. Four columns, so that they fit a phone."""
+    """Return the table of the points, seeds of a request together; four columns, so that it fits a phone."""
     names = _names(results.points)
     rows = []
     for seeds in by_seed(results.points):
         for point in seeds:
-            link = _receipt_link(results.left.get(point.id), is_folded=is_folded)
+            link = _receipt_link(results.outputs.get(point.id), is_folded=is_folded)
             cells = f'<td class="name">{escape(names[point.id])}</td>{_found(point)}<td class="link">{link}</td>'
             rows.append(f'<tr id="point-{point.id}">{cells}</tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in ("Point", "Test", "Charge"))
@@ -110,7 +110,7 @@ def _points(results: Results, *, is_folded: bool) -> str:
 
 
 def _names(points: Sequence[Point]) -> dict[str, str]:
-    """What a reader calls each point, by its id: "fever, distill, t5-xxl → t5-small, N = 1,000, $100.00 added, …, seed 0"."""
+    """Return the name of each point by its id: "fever, distill, t5-xxl → t5-small, N = 1,000, $100.00 added, …, seed 0"."""
     refs = {ref for point in points for ref in (point.request.teacher, point.request.student) if ref is not None}
     short = {ref: short_model(ref, refs) for ref in refs}
     return {point.id: _name(point, short) for point in points}
@@ -140,13 +140,13 @@ def _found(point: Point) -> str:
     return f"<td>{result.test:.1f}</td><td>{money(result.charge_usd)}</td>"
 
 
-def _receipt_link(after: RunOutputs | None, *, is_folded: bool) -> str:
-    if after is None or after.receipt is None:
+def _receipt_link(outputs: RunOutputs | None, *, is_folded: bool) -> str:
+    if outputs is None or outputs.receipt is None:
         return ABSENT
-    file = f"receipts/{escape(after.run)}.txt"
+    file = f"receipts/{escape(outputs.run)}.txt"
     if not is_folded:
         return f'<a href="{file}">receipt</a>'
-    return f'<a href="#receipt-{escape(after.run)}">receipt</a> <a href="{file}">file</a>'
+    return f'<a href="#receipt-{escape(outputs.run)}">receipt</a> <a href="{file}">file</a>'
 
 
 # --- receipts ---------------------------------------------------------------------------------------------------------
@@ -158,19 +158,19 @@ def _receipts(results: Results, *, is_folded: bool, is_open: bool) -> str:
         return f'<p class="quiet">{where}</p>'
     names = _names(results.points)
     folded = [
-        _receipt(point.id, names[point.id], after, is_open=is_open)
+        _receipt(point.id, names[point.id], outputs, is_open=is_open)
         for seeds in by_seed(results.points)
         for point in seeds
-        if (after := results.left.get(point.id)) is not None and after.receipt is not None
+        if (outputs := results.outputs.get(point.id)) is not None and outputs.receipt is not None
     ]
     return f'<p class="quiet">{where}</p>\n<div class="receipts">\n' + "\n".join(folded) + "\n</div>"
 
 
-def _receipt(point: str, name: str, after: RunOutputs, *, is_open: bool) -> str:
-    """Folded; a link to the text inside unfolds it, as HTML demands of a fragment in closed details."""
+def _receipt(point: str, name: str, outputs: RunOutputs, *, is_open: bool) -> str:
+    """Return a folded receipt; a link to its text unfolds it, as HTML requires of a fragment in closed details."""
     attribute = " open" if is_open else ""
     return (
         f"<details{attribute}><summary>{escape(name)}</summary>"
-        f'<p class="quiet">Run {escape(after.run)} of <a href="#point-{point}">its point</a></p>'
-        f'<pre id="receipt-{escape(after.run)}">{escape(after.receipt or "")}</pre></details>'
+        f'<p class="quiet">Run {escape(outputs.run)} of <a href="#point-{point}">its point</a></p>'
+        f'<pre id="receipt-{escape(outputs.run)}">{escape(outputs.receipt or "")}</pre></details>'
     )

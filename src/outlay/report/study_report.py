@@ -1,4 +1,4 @@
-"""Writes the report of a study: computed once from its points, then drawn as tables, figures, one page and flat files."""
+"""The report of a study: tables, figures, one page and flat files, computed once from its points."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from outlay.report.cells import dollars
 from outlay.report.difference_table import lay_out_differences
 from outlay.report.figures import Spec, figures, save
 from outlay.report.flat_files import write_points_csv, write_points_parquet
-from outlay.report.frontier import CostScore, Frontier, averaged, frontier
+from outlay.report.frontier import CostScore, Frontier, frontier, mean_frontier
 from outlay.report.layouts import lay_out
 from outlay.report.results import Results
 from outlay.report.scores import ONE_SEED
@@ -27,41 +27,41 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 N_CHARGES = 5
-"""Equal charges at which the frontiers of several tasks are averaged: a geometric grid over what the study covers."""
+"""Number of charges at which frontiers are averaged over tasks: a geometric grid from the least to the highest charge."""
 
 LEAST_SPAN = 1.05
-"""How many times the cheapest the dearest charge must be for a frontier over charge to say anything."""
+"""Least ratio of the highest to the lowest charge for a table of frontiers."""
 
 
 @dataclass(frozen=True)
 class StudyReport:
-    """Everything a report of these results shows; each part is worked out once, when it is asked for."""
+    """The parts of a report of some results, each computed once on first use."""
 
     results: Results
 
     @cached_property
     def means(self) -> list[SeedMean]:
-        """Points averaged over their seeds."""
+        """Seed means of the points."""
         return means(self.results)
 
     @cached_property
     def tests(self) -> tuple[PairedTest, ...]:
-        """Paired tests, corrected as one family."""
+        """Paired tests between the points, corrected as one family."""
         return family(self.results)
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:
-        """The tables of the layout, then the frontier, then the differences."""
+        """Tables of the layout, then the table of frontiers, then the table of differences."""
         own = [lay_out_frontiers(self.means), lay_out_differences(self.tests)]
         return (*lay_out(self.results), *(table for table in own if table is not None))
 
     @cached_property
     def figures(self) -> dict[str, Spec]:
-        """One per task."""
+        """Specifications of the figures by name, one per task."""
         return figures(self.results, self.means)
 
     def markdown(self) -> str:
-        """All tables, under the study's heading."""
+        """Return all tables as Markdown under the heading of the study."""
         header = self.results.header
         facts = [f"Follows {header.source}."] if header.source else []
         facts += [f"Scale: {header.scale}."] if header.scale else []
@@ -72,19 +72,19 @@ class StudyReport:
         return "\n".join(lines) + "\n" + "\n".join(render_markdown(table) for table in self.tables)
 
     def terminal(self) -> RenderableType:
-        """All tables, for a terminal."""
+        """Return all tables for a terminal."""
         from rich.console import Group
 
         drawn = [part for table in self.tables for part in ("", render_rich(table))]
         return Group(*drawn[1:])
 
     def page(self) -> str:
-        """The self-contained page."""
+        """Return the self-contained page as HTML."""
         return render_study(self.results, [render_html(table) for table in self.tables], self.figures)
 
 
 def write_study_report(folder: Path, results: Results) -> dict[str, Path]:
-    """Write the files of a study's report into its folder; returns them by what they are."""
+    """Write the files of a study's report into its folder; return their paths by kind."""
     report = StudyReport(results)
     files = {"table": folder / "table.md", "page": folder / "report.html"}
     write_text(files["table"], report.markdown())
@@ -103,26 +103,26 @@ def write_study_report(folder: Path, results: Results) -> dict[str, Path]:
     return files
 
 
-def lay_out_frontiers(marks: Sequence[SeedMean]) -> Table | None:
-    """What nobody can buy cheaper and better, task by task, and the mean over tasks at equal charge; None where all cost alike.
+def lay_out_frontiers(seed_means: Sequence[SeedMean]) -> Table | None:
+    """Lay out the Pareto frontier of each task and the mean over tasks at equal charges; None where all charges are alike.
 
-    The share is the hypervolume: how much of the rectangle of log charge and score the frontier dominates, from the lowest to the
-    highest charge of all tasks, above a score of 0.
+    The share is the hypervolume: the share of the rectangle of log charge and score that the frontier dominates, from the lowest
+    to the highest charge of all tasks, above a score of 0.
     """
     by_task: dict[str, list[CostScore]] = {}
-    for mark in marks:
-        if mark.value is not None and mark.charge_usd:
-            words = f"{mark.request.variant} at {dollars(mark.charge_usd)}"
-            by_task.setdefault(mark.request.task, []).append(
-                CostScore(words, mark.charge_usd, mark.value, mark.low, mark.high)
+    for mean in seed_means:
+        if mean.value is not None and mean.charge_usd:
+            words = f"{mean.request.variant} at {dollars(mean.charge_usd)}"
+            by_task.setdefault(mean.request.task, []).append(
+                CostScore(words, mean.charge_usd, mean.value, mean.low, mean.high)
             )
-    charges = sorted({spot.charge_usd for spots in by_task.values() for spot in spots})
+    charges = sorted({candidate.charge_usd for candidates in by_task.values() for candidate in candidates})
     if not charges or charges[-1] < LEAST_SPAN * charges[0]:
         return None
-    fronts = {task: frontier(spots) for task, spots in by_task.items()}
+    fronts = {task: frontier(candidates) for task, candidates in by_task.items()}
     grid = [charges[0] * (charges[-1] / charges[0]) ** (i / (N_CHARGES - 1)) for i in range(N_CHARGES)]
     grid[-1] = charges[-1]
-    over_all = averaged(fronts, grid)
+    over_all = mean_frontier(fronts, grid)
     columns = [Column(dollars(usd), "Score on the frontier at") for usd in grid]
     columns += [Column("Share"), Column("Front, tied, dominated")]
     rows = [
@@ -130,10 +130,13 @@ def lay_out_frontiers(marks: Sequence[SeedMean]) -> Table | None:
         for task, front in fronts.items()
     ]
     if len(fronts) > 1:
-        mean = [CellContent(place.score, words="" if place.score is not None else "–") for place in over_all.places]
+        means_at = [
+            CellContent(at_charge.score, words="" if at_charge.score is not None else "–")
+            for at_charge in over_all.at_charges
+        ]
         assert over_all.hypervolume is not None
-        rows.append(TableRow(("mean over tasks",), (*mean, _share(over_all.hypervolume), None), starts_block=True))
-    is_one_seed = any(mark.covers == "rows" for mark in marks)
+        rows.append(TableRow(("mean over tasks",), (*means_at, _share(over_all.hypervolume), None), starts_block=True))
+    is_one_seed = any(mean.covers == "rows" for mean in seed_means)
     notes = (
         "On the frontier nothing is cheaper and better; between its points the score is interpolated in log charge "
         "(Kang et al. 2023, Figure 2). Share: hypervolume in log charge and score, 0 to 1. A point off the frontier is tied "

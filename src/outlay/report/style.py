@@ -1,4 +1,4 @@
-"""The style sheet of every page: light, dark, on a phone, in print."""
+"""Style sheets of the pages, for light and dark screens, phones and print."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ pre { overflow-x: auto; font: 13px/1.45 ui-monospace, "SF Mono", Menlo, Consolas
   pre { white-space: pre-wrap; font-size: 8pt; }
 }
 """
-"""What all pages share. A chart stands on white, whatever the page is on."""
+"""Style sheet of every page; charts keep a white background on a dark page."""
 
 # The hues of `PALETTE` and `TEXT_PALETTE`, light enough for a dark page (contrast 5 and more).
 _DARK_PALETTE = ("#4FA8DC", "#F0843C", "#2CC39A", "#E09FC4", "#8CCBF2", "#F0B93C", "#ECECF0")
 
 
 def _dark_rules() -> str:
-    """Colours of a drawing by what they are on a light page."""
+    """Return the rules that replace the colours of a figure on a dark page."""
     inks = [(INK, "var(--ink)"), (QUIET, "var(--quiet)"), (GRID, "var(--line)"), ("#999999", "var(--quiet)")]
     pairs = [*inks, ("white", "var(--paper)"), *zip(PALETTE, _DARK_PALETTE, strict=True)]
     pairs += [pair for pair in zip(TEXT_PALETTE, _DARK_PALETTE, strict=True) if pair[0] not in PALETTE]
@@ -103,4 +103,4 @@ pre:target {{ outline: 2px solid #d55e00; outline-offset: 4px; }}
   .receipts details:not([open]), td.link, th.link {{ display: none; }}
 }}
 """
-"""What a study's page has beside `STYLE`. Its charts follow the page into the dark."""
+"""Style sheet of a study's page beside `STYLE`; its figures turn dark with the page."""

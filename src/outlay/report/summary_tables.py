@@ -1,4 +1,4 @@
-"""Tables of any study: the plain comparison, and what a strategy gains over annotating on each task and on their mean."""
+"""Tables of any study: the plain comparison, and the gain of each strategy over annotating by task and on average."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from outlay.metrics.intervals import half_of_means
-from outlay.report.cells import PointOutputs, score_cell, score_legend, strategy_rank, strategy_words
+from outlay.report.cells import PointOutputs, score_cell, score_legend, strategy_name, strategy_rank
 from outlay.report.comparison import HEADER, Comparison, cells, compare, on_front
 from outlay.report.grouping import group
-from outlay.report.table import CellContent, Column, Head, Item, Table, TableRow, numbered, pivot
+from outlay.report.table import CellContent, Column, Heading, PlacedCell, Table, TableRow, numbered, pivot
 
 BASELINE = "annotate"
-"""What every strategy is held against: the same money in labels."""
+"""The strategy that gains are measured against: the same budget spent on labels."""
 
 
-def plain_tables(found: Sequence[PointOutputs], *, is_rest: bool) -> list[Table]:
-    """The plain comparison of each task: a row per strategy and budget (`outlay.report.comparison`).
+def plain_tables(points: Sequence[PointOutputs], *, is_rest: bool) -> list[Table]:
+    """Lay out the plain comparison of each task, a row per strategy and budget (`outlay.report.comparison`).
 
     Args:
-        found: points of one or several tasks.
-        is_rest: they are what a layout had no place for.
+        points: points of one or several tasks.
+        is_rest: True for points without a place in the layout of the study.
     """
     by_task: dict[str, list[PointOutputs]] = {}
-    for each in found:
-        by_task.setdefault(each.asked.task, []).append(each)
+    for each in points:
+        by_task.setdefault(each.request.task, []).append(each)
     title = "points that the layout has no place for" if is_rest else "test score by strategy and budget"
     return [_plain(f"{task}: {title}", task, of_task) for task, of_task in by_task.items()]
 
 
-def _plain(title: str, task: str, found: Sequence[PointOutputs]) -> Table:
-    of_point = {id(each.point): each for each in found}
-    groups = [[of_point[id(point)] for point in each.points] for each in group([each.point for each in found])]
+def _plain(title: str, task: str, points: Sequence[PointOutputs]) -> Table:
+    of_point = {id(each.point): each for each in points}
+    groups = [[of_point[id(point)] for point in each.points] for each in group([each.point for each in points])]
     tested = [score_cell(seeds) for seeds in groups]
-    left = {each.id: each.left for each in found if each.left is not None}
-    comparison = compare([each.point for each in found], left=left)
+    outputs = {each.id: each.outputs for each in points if each.outputs is not None}
+    comparison = compare([each.point for each in points], left=outputs)
     rows = _plain_rows(comparison, tested)
     columns = tuple(Column(name) for name in HEADER[1:])
     kept = [i for i in range(len(columns)) if any(cell is not None for row in rows for cell in row.cells[i : i + 1])]
-    laid = Table(
+    table = Table(
         title,
         (HEADER[0],),
         tuple(columns[i] for i in kept),
         tuple(replace(row, cells=tuple(row.cells[i] for i in kept)) for row in rows),
-        (score_legend(found, tested), "Bold: on the frontier, no row is both cheaper and better."),
+        (score_legend(points, tested), "Bold: on the frontier, no row is both cheaper and better."),
         (task,),
     )
-    return numbered(laid)
+    return numbered(table)
 
 
 def _plain_rows(comparison: Comparison, tested: Sequence[CellContent]) -> list[TableRow]:
@@ -67,44 +67,46 @@ def _plain_rows(comparison: Comparison, tested: Sequence[CellContent]) -> list[T
 _Cell = tuple[object, ...]
 
 
-def across_tasks(found: Sequence[PointOutputs]) -> list[Table]:
-    """For each strategy, its mean gain over annotating at equal N, budget and student: on each task, and over the tasks.
+def across_tasks(points: Sequence[PointOutputs]) -> list[Table]:
+    """Lay out the mean gain of each strategy over annotating at equal N, budget and student, by task and over the tasks.
 
-    A task counts once, however many cells it has. Nothing where no task has a pair to compare.
+    Each task has equal weight in the mean over tasks. Without a pair on any task there is no table.
     """
-    tasks = list(dict.fromkeys(each.asked.task for each in found))
-    means = _means(found)
+    tasks = list(dict.fromkeys(each.request.task for each in points))
+    means = _means(points)
     strategies = sorted({key[1] for key in means if key[1] != BASELINE}, key=lambda name: (strategy_rank(name), name))
-    items: list[Item] = []
+    items: list[PlacedCell] = []
     for name in strategies:
         gains = {task: _gains(means, task, name) for task in tasks}
         per_task = {task: statistics.fmean(values) for task, values in gains.items() if values}
-        row = Head((strategy_rank(name), name), f"{strategy_words(name)} − {strategy_words(BASELINE)}")
+        row = Heading((strategy_rank(name), name), f"{strategy_name(name)} − {strategy_name(BASELINE)}")
         items += [
-            Item(Head((), ""), row, Head((0, tasks.index(task)), task), _gain_cell(value, gains[task]))
+            PlacedCell(Heading((), ""), row, Heading((0, tasks.index(task)), task), _gain_cell(value, gains[task]))
             for task, value in per_task.items()
         ]
         if per_task:
-            items.append(Item(Head((), ""), row, Head((1,), "Mean over tasks"), _mean_cell(list(per_task.values()))))
+            items.append(
+                PlacedCell(Heading((), ""), row, Heading((1,), "Mean over tasks"), _mean_cell(list(per_task.values())))
+            )
     if not items:
         return []
-    laid = pivot("Over the tasks: what a strategy gains over annotating", ("Strategy",), items, tasks=tuple(tasks))
+    table = pivot("Over the tasks: what a strategy gains over annotating", ("Strategy",), items, tasks=tuple(tasks))
     notes = (
         "Points of each task's own test score, at equal N, budget and student, averaged over such cells; ( ): cells in which the "
         "strategy is ahead.",
         "Mean over tasks: each task counts once; ± half of the 95 % t-interval over tasks. Their metrics may differ.",
     )
-    return [replace(laid, notes=(*notes, *laid.notes))]
+    return [replace(table, notes=(*notes, *table.notes))]
 
 
-def _means(found: Sequence[PointOutputs]) -> dict[tuple[str, str, _Cell], float]:
-    """Task, strategy variant and cell → mean test score over seeds. Of several models in one cell, the mean of all."""
+def _means(points: Sequence[PointOutputs]) -> dict[tuple[str, str, _Cell], float]:
+    """Return the mean test score by task, strategy variant and cell, over seeds and models of the cell."""
     tests: dict[tuple[str, str, _Cell], list[float]] = {}
-    for each in found:
-        asked, test = each.asked, each.point.result.test
+    for each in points:
+        request, test = each.request, each.point.result.test
         if test is not None:
-            cell = (asked.n_initial, asked.budget_usd, asked.student, asked.machine, asked.price_book)
-            tests.setdefault((asked.task, asked.variant, cell), []).append(test)
+            cell = (request.n_initial, request.budget_usd, request.student, request.machine, request.price_book)
+            tests.setdefault((request.task, request.variant, cell), []).append(test)
     return {key: statistics.fmean(values) for key, values in tests.items()}
 
 

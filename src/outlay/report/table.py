@@ -1,4 +1,4 @@
-"""A laid-out table as values: cells with their intervals, rows with their headings, notes; how each value is written."""
+"""Tables as values: cells with intervals, rows with headings, notes; and the text of each cell."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from outlay.report.comparison import ABSENT, MINUS, money, signed
 from outlay.report.scores import Covers, with_interval
 
 Unit = Literal["score", "difference", "usd", "words"]
-"""How a cell's value is written: one decimal, one decimal with its sign, dollars; ``words`` says it in its own text."""
+"""Format of a cell's value: one decimal, one decimal with a sign, dollars, or the text in ``words``."""
 
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True, slots=True)
 class CellContent:
-    """One cell. A score is a mean over seeds, 0-100, with its 95 % interval where there is one."""
+    """A cell of a table; a score is a mean over seeds, 0-100, with its 95 % interval where there is one."""
 
     value: float | None = None
     low: float | None = None
     high: float | None = None
     unit: Unit = "score"
     words: str = ""
-    """What stands there where there is no number, and the whole text under ``words``."""
+    """Text in place of an absent number; the whole text where the unit is ``words``."""
     bracket: str = ""
-    """What the number was bought with, brackets included: "(+384)", "(54h / 19K)", "[84.5]" for a teacher's score."""
+    """Text of the purchase, brackets included: "(+384)", "(54h / 19K)", "[84.5]" for a teacher's score."""
     published: float | None = None
-    """The number that the paper prints for the same request of its own, in the same unit."""
+    """The number that the paper prints for the same task and budget, in the same unit."""
     status: str = "ok"
     """``ok`` where at least one seed has a score; else ``na`` or ``failed``."""
     n_ok: int = 0
     n_seeds: int = 0
     reasons: tuple[str, ...] = ()
-    """Why seeds have no score, each beginning with its status; then where a score means less than its number."""
-    marks: tuple[int, ...] = ()
-    """Numbers of the notes that give the reasons."""
+    """Reasons of seeds without a score, each beginning with its status; then warnings about scores."""
+    note_numbers: tuple[int, ...] = ()
+    """Numbers of the notes under the table that give the reasons."""
     covers: Covers | None = None
-    """Whom the interval of a test score speaks of."""
+    """Population of the interval of a test score."""
     is_best: bool = False
     on_front: bool = False
     is_tied: bool = False
-    """Whether something as cheap scores as much or more, but the intervals meet."""
+    """True where a cell that is as cheap scores as much or more, but the intervals overlap."""
     points: tuple[str, ...] = ()
-    """Ids of the points whose home this cell is; a point has exactly one in all tables of a study. Derived cells have none."""
+    """Ids of the points of this cell; each point is in exactly one cell of a study's tables. Derived cells have none."""
 
     @property
     def text(self) -> str:
-        """The value with its interval: "78.0 ± 0.6", "$1,980.00 [$1,600.00, $2,450.00]", "na"."""
+        """The value with its interval as text: "78.0 ± 0.6", "$1,980.00 [$1,600.00, $2,450.00]", "na"."""
         if self.unit == "words" or (self.words and self.value is None):
             return self.words
         if self.value is None:
@@ -61,13 +61,13 @@ class CellContent:
         return text if self.low is None or self.high is None else with_interval(text, self.value, self.low, self.high)
 
     @property
-    def marks_text(self) -> str:
-        """Numbers of its notes, raised: "¹ ³"."""
-        return " ".join(str(mark).translate(_SUPERSCRIPTS) for mark in self.marks)
+    def note_signs(self) -> str:
+        """Numbers of the cell's notes as superscripts: "¹ ³"."""
+        return " ".join(str(number).translate(_SUPERSCRIPTS) for number in self.note_numbers)
 
     @property
     def beneath(self) -> tuple[str, ...]:
-        """What stands under or behind the value: the bracket, the seeds where some have no score, the published number."""
+        """Texts under or behind the value: the purchase, the number of seeds where some have no score, the paper's number."""
         texts = [self.bracket] if self.bracket else []
         if self.is_tied:
             texts.append("tied")
@@ -80,7 +80,7 @@ class CellContent:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's heading, and the one that spans it and its neighbours."""
+    """A column: its heading, and a heading over it and its neighbours."""
 
     text: str
     over: str = ""
@@ -88,41 +88,41 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A row: one heading per column of the stub, one cell (or nothing) per column."""
+    """A row of a table: one heading per column of the stub, one cell or None per column."""
 
     heads: tuple[str, ...]
     cells: tuple[CellContent | None, ...]
     starts_block: bool = False
-    """Whether it is the first of its block, the rows that share all headings but the last."""
+    """True for the first row of a block; rows of a block share all headings but the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table: numbers first, drawn by `outlay.report.table_formats`."""
+    """A table as values, written as text by `outlay.report.table_formats`."""
 
     title: str
     stub: tuple[str, ...]
-    """Headings of the columns that hold the rows' headings."""
+    """Headings of the first columns, which hold the headings of the rows."""
     columns: tuple[Column, ...]
     rows: tuple[TableRow, ...]
     notes: tuple[str, ...] = ()
-    """Legends, reasons by number, sources."""
+    """Lines under the table: legends, numbered reasons, sources."""
     tasks: tuple[str, ...] = ()
     is_published: bool = False
-    """Whether it holds the paper's numbers alone."""
+    """True for a table of the paper's numbers alone."""
 
     @property
     def cells(self) -> Iterator[CellContent]:
-        """Every cell, row by row."""
+        """Every cell of the table, row by row."""
         return (cell for row in self.rows for cell in row.cells if cell is not None)
 
 
-# --- putting cells in their places -----------------------------------------------------------------------------------
+# --- making a table of cells -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """A heading with its place: headings are sorted by ``order``, equal orders are one heading."""
+class Heading:
+    """A heading with its sort key ``order``; headings with equal keys are one heading."""
 
     order: tuple[Any, ...]
     text: str
@@ -130,31 +130,36 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """A cell and where it stands."""
+class PlacedCell:
+    """A cell with the headings of its block, row and column."""
 
-    block: Head
-    row: Head
-    column: Head
+    block: Heading
+    row: Heading
+    column: Heading
     cell: CellContent
 
 
 def pivot(
-    title: str, stub: tuple[str, ...], items: Sequence[Item], *, tasks: tuple[str, ...] = (), marks_best: bool = True
+    title: str,
+    stub: tuple[str, ...],
+    items: Sequence[PlacedCell],
+    *,
+    tasks: tuple[str, ...] = (),
+    marks_best: bool = True,
 ) -> Table:
-    """Put cells in rows and columns; number the reasons of those without a score.
+    """Arrange cells in blocks, rows and columns of a table; number the reasons of cells without a score.
 
     Args:
-        title: of the table.
+        title: title of the table.
         stub: heading of the blocks and of the rows, or of the rows alone where there is one block.
-        items: the cells; two may not share a place.
-        tasks: whose points they are.
-        marks_best: mark the best score of each column of a block, as printed, where it is not the only one.
+        items: the cells with their headings, at most one cell per row and column.
+        tasks: tasks of the cells.
+        marks_best: mark the best printed score of each column within a block, where scores differ.
 
     Raises:
-        DataError: two cells have one place.
+        DataError: two cells have the same row and column.
     """
-    places: dict[tuple[Any, ...], dict[tuple[Any, ...], Item]] = {}
+    places: dict[tuple[Any, ...], dict[tuple[Any, ...], PlacedCell]] = {}
     for item in items:
         row = places.setdefault((item.block.order, item.row.order), {})
         if item.column.order in row:
@@ -172,20 +177,20 @@ def pivot(
         heads = (first.block.text, first.row.text)[-len(stub) :]
         rows.append(TableRow(heads, cells, starts_block=place[0] != block))
         block = place[0]
-    laid = Table(title, stub, tuple(Column(head.text, head.over) for head in columns), tuple(rows), tasks=tasks)
-    return numbered(_with_best(laid) if marks_best else laid)
+    table = Table(title, stub, tuple(Column(head.text, head.over) for head in columns), tuple(rows), tasks=tasks)
+    return numbered(_with_best(table) if marks_best else table)
 
 
-def _with_best(laid: Table) -> Table:
+def _with_best(table: Table) -> Table:
     rows: list[TableRow] = []
-    for block in blocks(laid.rows):
+    for block in blocks(table.rows):
         best = []
-        for i in range(len(laid.columns)):
+        for i in range(len(table.columns)):
             cells = [cell for row in block if (cell := row.cells[i]) is not None and cell.unit == "score"]
             values = [round(cell.value, 1) for cell in cells if cell.value is not None]
             best.append(max(values) if len(set(values)) > 1 else None)
         rows += [replace(row, cells=tuple(map(_marked_best, row.cells, best))) for row in block]
-    return replace(laid, rows=tuple(rows))
+    return replace(table, rows=tuple(rows))
 
 
 def _marked_best(cell: CellContent | None, best: float | None) -> CellContent | None:
@@ -195,7 +200,7 @@ def _marked_best(cell: CellContent | None, best: float | None) -> CellContent | 
 
 
 def blocks(rows: Sequence[TableRow]) -> list[list[TableRow]]:
-    """The rows block by block."""
+    """Return rows grouped by block."""
     found: list[list[TableRow]] = []
     for row in rows:
         if row.starts_block or not found:
@@ -204,17 +209,19 @@ def blocks(rows: Sequence[TableRow]) -> list[list[TableRow]]:
     return found
 
 
-def numbered(laid: Table) -> Table:
-    """The table with a numbered note for each distinct reason, in the order in which they are read."""
+def numbered(table: Table) -> Table:
+    """Return a table with a numbered note for each distinct reason of its cells, in reading order."""
     numbers: dict[str, int] = {}
     rows = []
-    for row in laid.rows:
+    for row in table.rows:
         cells: list[CellContent | None] = []
         for cell in row.cells:
             if cell is None or not cell.reasons:
                 cells.append(cell)
                 continue
-            cells.append(replace(cell, marks=tuple(numbers.setdefault(r, len(numbers) + 1) for r in cell.reasons)))
+            cells.append(
+                replace(cell, note_numbers=tuple(numbers.setdefault(r, len(numbers) + 1) for r in cell.reasons))
+            )
         rows.append(replace(row, cells=tuple(cells)))
     notes = (f"{str(number).translate(_SUPERSCRIPTS)} {reason}" for reason, number in numbers.items())
-    return replace(laid, rows=tuple(rows), notes=(*laid.notes, *notes))
+    return replace(table, rows=tuple(rows), notes=(*table.notes, *notes))

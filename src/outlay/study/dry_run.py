@@ -1,10 +1,10 @@
-"""A study before it runs: what each point would do, the distinct steps of all, and what they cost in work, hours and dollars.
+"""The dry run of a study: the recipe of each point, the distinct steps of all points, and their work, hours and dollars.
 
-Charges, and the hours that they are made of by the flops clock, are bounds. Wall seconds and cash are forecasts by a measured
-profile of the machine that is here; without one there are none.
+Charges, and their hours by the flops clock, are upper bounds. Wall seconds and cash are forecasts from the measured profile of
+this machine; without a profile there are none.
 
-Pure: no money moves, no model is loaded and nothing is written. A strategy that asks again once it knows what came of its first
-recipe is planned with that first recipe alone; those of `outlay.plan.strategies` know at once what they want.
+Pure: no money moves, no model is loaded and nothing is written. A strategy that proposes a second recipe after the result of its
+first is planned with the first recipe alone; those of `outlay.plan.strategies` propose one recipe.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from outlay.engine.point import usd_of
 from outlay.engine.prepare import Options, RunBuilder
@@ -25,19 +25,16 @@ from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Distil, Recipe, Score, Step, Teach, Train, n_carved
 from outlay.plan.strategies import NotAvailable, strategy
 
-if TYPE_CHECKING:
-    pass
-
 KINDS = ("buy", "train", "teach", "distil", "score")
-"""Of steps, in the order in which they are done."""
+"""Kinds of steps, in the order in which they run."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedPoint:
-    """One point: its ``recipe``, or the ``reason`` why it is ``na``.
+    """A planned point: its ``recipe``, or the ``reason`` why it is not available (``na``).
 
-    ``task``: its name, as in the point of the run.
-    ``run_id``: ``None`` where there is not even a request (a model that leads nowhere); ``charge_micros``: a bound, 0 for ``na``.
+    ``task``: name of the task, as in the point of the run. ``run_id``: ``None`` where the request cannot be built, such as with
+    an unknown model. ``charge_micros``: upper bound of the charge, 0 for ``na``.
     """
 
     options: Options
@@ -47,10 +44,10 @@ class PlannedPoint:
     reason: str | None
     charge_micros: int
     notes: tuple[str, ...] = ()
-    """What the models cannot keep of the task's limits."""
+    """Limits of the task that its models lower."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; absent ones are null."""
+        """Return the planned point as JSON values; absent values are null."""
         asked = self.options
         n_labels, n_pool = _sizes(self.recipe)
         return {
@@ -74,11 +71,11 @@ class PlannedPoint:
 
 @dataclass(frozen=True, slots=True)
 class StudyWork:
-    """What some steps come to.
+    """The work of some steps: their number, optimiser steps, hours and seconds.
 
-    ``n_steps``: by kind; ``n_optimizer_steps``: batches trained, every epoch run to its end; ``charged_hours``: on the
-    machines they are charged as, by the flops clock, which bounds the charge and says nothing of wall time; ``seconds_here``: the
-    forecast of wall seconds on the machine that is here, ``None`` where no profile was measured with their threads.
+    ``n_steps``: number of steps by kind; ``n_optimizer_steps``: batches trained, with every epoch run to its end;
+    ``charged_hours``: hours by the flops clock of the machines they are charged as, a bound of the charge and not of wall time;
+    ``seconds_here``: forecast of wall seconds on this machine, ``None`` where no profile was measured with their threads.
     """
 
     n_steps: Mapping[str, int]
@@ -87,7 +84,7 @@ class StudyWork:
     seconds_here: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the work as JSON values."""
         return {
             "steps": {kind: self.n_steps.get(kind, 0) for kind in KINDS},
             "optimizer_steps": self.n_optimizer_steps,
@@ -98,10 +95,10 @@ class StudyWork:
 
 @dataclass(frozen=True, slots=True)
 class StudyPlan:
-    """Points in the order asked, and the distinct steps of all of them, inputs before what reads them.
+    """A study's plan: its points in the order given, and their distinct steps in topological order (inputs first).
 
-    ``distinct``: each step once; ``separate``: as separate runs would do it, each point for itself; ``cash_micros``: the forecast
-    for the distinct steps at the price of the machine that is here, ``None`` without a forecast of their seconds. Replayed labels
+    ``distinct``: work with each step done once; ``separate``: work where every point runs on its own; ``cash_micros``: forecast
+    of the cash of the distinct steps at the price of this machine, ``None`` without a forecast of their seconds. Replayed labels
     take no cash.
     """
 
@@ -113,32 +110,32 @@ class StudyPlan:
 
     @property
     def n_points(self) -> int:
-        """All of them, ``na`` included."""
+        """Number of points, ``na`` included."""
         return len(self.points)
 
     @property
     def n_na(self) -> int:
-        """Points that cannot be filled."""
+        """Number of points that are not available."""
         return sum(point.recipe is None for point in self.points)
 
     @property
     def charge_micros(self) -> int:
-        """Of all points at most: every point is charged in full, whatever it shares."""
+        """Upper bound of the charge of all points; a point is charged in full even where it shares steps."""
         return sum(point.charge_micros for point in self.points)
 
     @property
     def notes(self) -> list[str]:
-        """What the models of the points cannot keep of the limits of their tasks, each once."""
+        """Limits of the tasks that the models of the points lower, each once."""
         return list(dict.fromkeys(f"{point.task}: {note}" for point in self.points for note in point.notes))
 
     @property
     def saved(self) -> float:
-        """Share (0-1) of the optimiser steps of separate runs that need not be done."""
+        """Share (0-1) of the optimiser steps of separate runs that sharing saves."""
         n_separate = self.separate.n_optimizer_steps
         return 1 - self.distinct.n_optimizer_steps / n_separate if n_separate else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: every point, then the sums."""
+        """Return the plan as JSON values: totals, then every point."""
         return {
             "n_points": self.n_points,
             "n_na": self.n_na,
@@ -160,23 +157,25 @@ def plan(
     profile: MachineProfile | None = None,
     here: Price | None = None,
 ) -> StudyPlan:
-    """The plan of many points; ``asked``: the options of each, with a reason where it is known beforehand to be ``na``.
+    """Plan many points; ``asked`` holds the options of each, with a reason where the point is known to be not available.
 
-    A point is ``na`` where its strategy says so, where its task, models or data are refused, and where it asks for more pool rows
-    than its task has; the reason is the error's line. ``on_point`` is told how many points are done. ``profile``: the speed of
-    the machine that is here; ``here``: the price of its hour.
+    A point is ``na`` where its strategy declines, where its task, models or data are refused, and where it asks for more pool
+    rows than its task has; the reason is the message of the error. ``on_point`` is called with the number of points done.
+    ``profile``: the measured speed of this machine; ``here``: the price of its hour.
     """
     points: list[PlannedPoint] = []
-    sums = _Sums(profile, here)
+    totals = _WorkTotals(profile, here)
     for number, each in enumerate(asked, start=1):
         options, absent = each if isinstance(each, tuple) else (each, None)
         point, known = _planned(workbench, options, absent)
         points.append(point)
         if point.recipe is not None and known is not None:
-            sums.add(point.recipe, known)
+            totals.add(point.recipe, known)
         if on_point is not None:
             on_point(number)
-    return StudyPlan(tuple(points), tuple(sums.steps.values()), sums.distinct(), sums.separate(), sums.cash_micros())
+    return StudyPlan(
+        tuple(points), tuple(totals.steps.values()), totals.distinct(), totals.separate(), totals.cash_micros()
+    )
 
 
 def _planned(
@@ -201,7 +200,7 @@ def _planned(
 
 
 def _too_small_a_pool(workbench: RunBuilder, options: Options) -> str | None:
-    """A run takes what pool there is; a cell of a study that says how many rows means them."""
+    """Return the reason why a pool is too small for a cell of a study, else None; a single run takes the rows that exist."""
     if options.pool_rows is None:
         return None
     task, data = workbench.load(options.task)
@@ -211,13 +210,13 @@ def _too_small_a_pool(workbench: RunBuilder, options: Options) -> str | None:
     return f"the pool of {task.name} has {n_rows:,} rows, the cell asks for {options.pool_rows:,}"
 
 
-_On = tuple[str, str]
-"""The key of a step, and the machine that it is charged as."""
+_ChargedStep = tuple[str, str]
+"""The key of a step, and the name of the machine that it is charged as."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Figures:
-    """Of one step, as in `StudyWork`."""
+class _StepWork:
+    """The work of one step, as in `StudyWork`."""
 
     kind: str
     n_optimizer_steps: int
@@ -225,24 +224,24 @@ class _Figures:
     seconds_here: float | None
 
 
-class _Sums:
-    """Adds up the steps of recipes: each distinct one once, and each as often as it is asked for."""
+class _WorkTotals:
+    """Totals over the steps of recipes: with each distinct step once, and with each as often as it is used."""
 
     def __init__(self, profile: MachineProfile | None, here: Price | None) -> None:
         self.steps: dict[str, Step] = {}
-        self._first: list[_On] = []
-        self._figures: dict[_On, _Figures] = {}
-        self._n_asked: dict[_On, int] = {}
+        self._first: list[_ChargedStep] = []
+        self._work_of_step: dict[_ChargedStep, _StepWork] = {}
+        self._n_asked: dict[_ChargedStep, int] = {}
         self._foreseen: dict[Hashable, float] = {}
         self._profile = profile
         self._here = here
 
     def add(self, recipe: Recipe, known: PlanningContext) -> None:
-        """Count the steps of a point."""
+        """Add the steps of a recipe."""
         for step in recipe.steps():
             at = step.key, known.machine.name
-            if at not in self._figures:
-                self._figures[at] = self._figures_of(step, known)
+            if at not in self._work_of_step:
+                self._work_of_step[at] = self._step_work(step, known)
                 self._n_asked[at] = 0
                 if step.key not in self.steps:
                     self.steps[step.key] = step
@@ -250,45 +249,45 @@ class _Sums:
             self._n_asked[at] += 1
 
     def distinct(self) -> StudyWork:
-        """Each step once."""
+        """Return the work with each step once."""
         return self._work(dict.fromkeys(self._first, 1))
 
     def separate(self) -> StudyWork:
-        """Each step as often as it is asked for."""
+        """Return the work with each step as often as it is used."""
         return self._work(self._n_asked)
 
     def cash_micros(self) -> int | None:
-        """Of the distinct steps, rounded up once."""
+        """Return the forecast cash of the distinct steps, rounded up once; None without a price or a forecast."""
         seconds = self.distinct().seconds_here
         if self._here is None or seconds is None:
             return None
         return cost_micros(Fraction(seconds) / 3600, self._here.usd)
 
-    def _work(self, counts: Mapping[_On, int]) -> StudyWork:
+    def _work(self, counts: Mapping[_ChargedStep, int]) -> StudyWork:
         n_steps = dict.fromkeys(KINDS, 0)
         n_optimizer_steps, charged_hours = 0, 0.0
         seconds: float | None = 0.0
         for at, n in counts.items():
-            each = self._figures[at]
+            each = self._work_of_step[at]
             n_steps[each.kind] += n
             n_optimizer_steps += n * each.n_optimizer_steps
             charged_hours += n * each.charged_hours
             seconds = None if seconds is None or each.seconds_here is None else seconds + n * each.seconds_here
         return StudyWork(n_steps, n_optimizer_steps, charged_hours, seconds)
 
-    def _figures_of(self, step: Step, known: PlanningContext) -> _Figures:
+    def _step_work(self, step: Step, known: PlanningContext) -> _StepWork:
         if not isinstance(step, Train | Teach | Distil | Score):
-            return _Figures(step.kind, 0, 0.0, 0.0)
+            return _StepWork(step.kind, 0, 0.0, 0.0)
         hours = float(Quoter(known).quote(step).quantity)
-        return _Figures(step.kind, _n_optimizer_steps(step, known), hours, self._seconds_here(step, known))
+        return _StepWork(step.kind, _n_optimizer_steps(step, known), hours, self._seconds_here(step, known))
 
     def _seconds_here(self, step: Train | Teach | Distil | Score, known: PlanningContext) -> float | None:
-        """Foreseen once for all steps that differ in their seed, or in the teacher's labels, alone."""
+        """Return the forecast of a step, computed once for steps that differ in seed or labels of the teacher alone."""
         if self._profile is None or self._profile.threads != step.threads:
             return None
         at = _alike(step, known)
         if at not in self._foreseen:
-            # No label is bought yet: every answer is taken at its longest.
+            # No label is bought yet, so every answer is forecast at its longest.
             forecaster = Forecaster(Quoter(known), self._profile, lambda _, model: [known.longest_answer[model.ref]])
             forecast = forecaster.forecast(step)
             assert forecast is not None, "the profile's threads are the step's"
@@ -297,7 +296,7 @@ class _Sums:
 
 
 def _alike(step: Train | Teach | Distil | Score, known: PlanningContext) -> Hashable:
-    """What decides how long a step takes, but for the order of the rows."""
+    """Return the fields that determine the seconds of a step, apart from the order of the rows."""
     match step:
         case Train():
             dev = step.dev and (step.dev.how, step.dev.n)
@@ -314,7 +313,7 @@ def _alike(step: Train | Teach | Distil | Score, known: PlanningContext) -> Hash
 
 
 def _n_optimizer_steps(step: Step, known: PlanningContext) -> int:
-    """Batches of all epochs; where batches are filled by tokens, as many as their tokens fill."""
+    """Return the number of batches of all epochs; with batches filled by tokens, as many as the tokens fill."""
     if not isinstance(step, Train | Distil):
         return 0
     settings = step.settings
@@ -326,7 +325,7 @@ def _n_optimizer_steps(step: Step, known: PlanningContext) -> int:
 
 
 def _sizes(recipe: Recipe | None) -> tuple[int | None, int | None]:
-    """Labels bought for training, and pool rows that are distilled over."""
+    """Return the number of labels bought for training and of pool rows distilled over; None without a recipe."""
     if recipe is None:
         return None, None
     model = recipe.final.model
@@ -336,8 +335,5 @@ def _sizes(recipe: Recipe | None) -> tuple[int | None, int | None]:
 
 
 def _n_labels(step: Train) -> int:
-    """Labels that it learns from, those set aside for dev included."""
+    """Return the number of labels that a training step uses, those set aside for dev included."""
     return step.n_labels
-
-
-# --- for a terminal --------------------------------------------------------------------------------------------------

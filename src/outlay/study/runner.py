@@ -286,8 +286,10 @@ def read_results(folder: Path, store: Store | None = None) -> Results:
     if not points:
         raise MissingData(f"{folder} holds no finished point yet; run its command again to go on")
     runs = {cell.point: cell.run for cell in index.cells if cell.point is not None and cell.run is not None}
-    left = {point.id: outputs_of(runner.folder, runner.store, runs[point.id]) for point in points if point.id in runs}
-    return Results(index.header, tuple(points), left)
+    outputs = {
+        point.id: outputs_of(runner.folder, runner.store, runs[point.id]) for point in points if point.id in runs
+    }
+    return Results(index.header, tuple(points), outputs)
 
 
 def status_of(folder: Path) -> Status:

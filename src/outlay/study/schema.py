@@ -1,4 +1,4 @@
-"""What a study file may hold: strategies, and at each scale the models and the axes of a grid. `outlay.study.grid` unfolds it."""
+"""The schema of a study file: strategies, and at each scale the models and axes of a grid (expanded by `outlay.study.grid`)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from outlay.text.legible import repeats
 from outlay.text.yaml_text import plain
 
 OTHERS = "others"
-"""In an axis by strategy: the strategies that are not named."""
+"""Key of an axis by strategy for every strategy without a key of its own."""
 
 T = TypeVar("T", bound=Hashable)
 
 
 class Usd(int):
-    """Micro-dollars that show themselves as dollars."""
+    """Micro-dollars that print as dollars."""
 
     __slots__ = ()
 
@@ -35,7 +35,7 @@ class Usd(int):
 
 
 def _by_strategy(value: object) -> object:
-    """One value is a list of one; a list holds for every strategy."""
+    """Return an axis as lists by strategy: one value as a list of one, a list for every strategy under `OTHERS`."""
     lists = value if isinstance(value, dict) else {OTHERS: value}
     return {name: each if isinstance(each, list | tuple) else [each] for name, each in lists.items()}
 
@@ -50,7 +50,7 @@ def _distinct(axis: Mapping[str, Sequence[T]]) -> Mapping[str, Sequence[T]]:
 
 
 def _usd(value: object) -> Usd:
-    """Dollars as they are written, without a float in between."""
+    """Parse dollars as they are written, without rounding through a float."""
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise ValueError(f"{value!r} is not an amount of dollars; write it like 300, $300 or 1,000.50")
     try:
@@ -69,65 +69,65 @@ Names = Annotated[
     BeforeValidator(_by_strategy, json_schema_input_type=str | list[str] | dict[str, str | list[str]]),
     AfterValidator(_distinct),
 ]
-"""Models, by strategy."""
+"""Models by strategy."""
 Counts = Annotated[
     dict[str, tuple[_Count, ...]],
     BeforeValidator(_by_strategy, json_schema_input_type=int | list[int] | dict[str, int | list[int]]),
     AfterValidator(_distinct),
 ]
-"""Numbers of rows, by strategy."""
+"""Numbers of rows by strategy."""
 Amounts = Annotated[
     dict[str, tuple[_Usd, ...]],
     BeforeValidator(_by_strategy, json_schema_input_type=_Amount | list[_Amount] | dict[str, _Amount | list[_Amount]]),
     AfterValidator(_distinct),
 ]
-"""Micro-dollars, by strategy."""
+"""Micro-dollars by strategy."""
 Settings = Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
 
 
 class Models(YamlBlock):
-    """Who learns and who teaches; each is a reference such as ``cut:2``, a folder, or a name on the hub."""
+    """The models of a study: references such as ``cut:2``, folders, or names on the hub."""
 
     teacher: Names | None = None
-    """One or several; default all-MiniLM-L6-v2."""
+    """One or several teachers; default all-MiniLM-L6-v2."""
     student: Names | None = None
-    """One or several; default ``cut:2``."""
+    """One or several students; default ``cut:2``."""
     base: NonEmpty | None = None
-    """What ``cut:`` and ``tiny:`` models are made from; default the first teacher that is a whole checkpoint."""
+    """Checkpoint that ``cut:`` and ``tiny:`` models are made from; default the first teacher that is a whole checkpoint."""
     general: NonEmpty | None = None
     """The generally distilled checkpoint that ``general_distill`` starts from."""
     metric_model: NonEmpty | None = None
-    """Encoder that ``bert_ibleu`` compares texts with; default as the task says."""
+    """Encoder of the metric ``bert_ibleu``; default that of the task."""
 
 
 class LLM(YamlBlock):
-    """An LLM that sells labels, replayed: gold labels with errors, at a price of their own."""
+    """An LLM that sells labels, replayed: gold labels with errors, at their own price."""
 
     error_rate: float | None = Field(default=None, ge=0, le=1)
-    """Share of its labels that are wrong."""
+    """Share of the LLM's labels that are wrong."""
     price_item: NonEmpty | None = None
-    """Item of the price book that one of its labels costs; default ``gpt-3.5-label/`` and the task's name."""
+    """Item of the price book for one label of the LLM; default ``gpt-3.5-label/`` and the task's name."""
 
 
 class Axes(YamlBlock):
-    """What is varied, and what is fixed. An axis is one value, a list, or lists by strategy (``others``: those not named)."""
+    """The axes of a grid, each one value, a list, or lists by strategy (``others``: strategies without a list)."""
 
     strategies: tuple[NonEmpty, ...] | None = Field(default=None, min_length=1)
-    """Default: those of the file."""
+    """Strategies; default those of the file."""
     models: Models = Models()
-    """Teachers, students, and what they are made from."""
+    """Teachers, students and their base models."""
     n_initial: Counts | None = None
-    """Human labels to begin with, N; without it each strategy chooses by its rule."""
+    """Initial human labels, N; without it each strategy chooses N by its rule."""
     added_usd: Amounts | None = None
-    """Dollars on top of what the first N labels cost; excludes ``budget_usd``."""
+    """Dollars beyond the cost of the first N labels; excludes ``budget_usd``."""
     budget_usd: Amounts | None = None
-    """Dollars in all; excludes ``added_usd``."""
+    """Total budget in dollars; excludes ``added_usd``."""
     pool_rows: Counts | None = None
-    """Unlabelled rows to teach on at most; without it the whole pool."""
+    """Maximum number of unlabelled rows that a teacher labels; without it the whole pool."""
     settings: Settings | None = None
     """Training settings by role: ``teacher``, ``student``, ``distil``, ``teach``."""
     llm: LLM = LLM()
-    """For strategies that buy labels from an LLM."""
+    """The LLM of strategies that buy labels from one."""
 
     @field_validator("strategies")
     @classmethod
@@ -164,46 +164,46 @@ class Axes(YamlBlock):
 
 
 class TaskAxes(Axes):
-    """What differs on one task; whatever is not given holds as at the scale."""
+    """The axes of one task; axes that are absent are those of the scale."""
 
     absent: NonEmpty | None = None
-    """Why no point of the task can be filled; its points are then listed as not available, with this reason."""
+    """Reason why no point of the task can run; its points are then listed as not available, with this reason."""
 
 
 class Scale(Axes):
-    """The study in one size: ``cpu``, ``paper``, or whatever you call it."""
+    """A scale of the study, with a name of your choice such as ``cpu`` or ``paper``."""
 
     machine: NonEmpty = DEFAULT_MACHINE
-    """What compute is charged as."""
+    """Machine whose price compute is charged at."""
     threads: int = Field(default=DEFAULT_THREADS, ge=1, le=MOST_THREADS, strict=True)
-    """Threads of each step, whatever the number of workers."""
+    """Threads of each step, for any number of workers."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """What is computed in where ``settings`` name nothing else; ``auto``: bf16 where this machine is faster in it."""
+    """Precision of steps whose ``settings`` name none; ``auto``: bf16 where this machine is faster in it."""
     n_seeds: int = Field(default=1, ge=1, strict=True)
-    """Seeds, each of order and initialisation together."""
+    """Number of seeds; a seed sets data order and initialisation together."""
     first_seed: int = Field(default=0, ge=0, le=LARGEST_SEED, strict=True)
-    """The first of them."""
+    """The first seed."""
     notes: tuple[NonEmpty, ...] = ()
-    """Said in the report at this scale, behind those of the file."""
+    """Notes of the report at this scale, after those of the file."""
     tasks: dict[str, TaskAxes] = Field(default_factory=dict)
-    """By shipped name, or path of a task file beside this one: the tasks of the study and what differs on them."""
+    """Axes of each task, by shipped name or by path of a task file beside this one."""
     any_task: TaskAxes | None = None
-    """What holds for a task that is not listed; without it only listed tasks are known, or any where none is listed."""
+    """Axes of a task that is not listed; without it only listed tasks may be chosen, or any task where none is listed."""
 
 
 def values_of(axis: Mapping[str, Sequence[T]], strategy: str) -> Sequence[T]:
-    """The values of an axis for a strategy; none where it is neither named nor among the others."""
+    """Return the values of an axis for a strategy; none where the axis has neither its key nor `OTHERS`."""
     return axis.get(strategy, axis.get(OTHERS, ()))
 
 
 def union_of(axis: Mapping[str, Sequence[T]]) -> tuple[T, ...]:
-    """Every value of an axis once; in rising order where they are numbers, else as they are written."""
+    """Return every value of an axis once; numbers in rising order, others as they are written."""
     values = tuple(dict.fromkeys(value for each in axis.values() for value in each))
     return tuple(sorted(values)) if all(isinstance(value, int) for value in values) else values  # type: ignore[type-var]
 
 
 def merged(scale: Axes, task: Axes) -> TaskAxes:
-    """The axes of one task: its own, else the scale's. Models, settings and what is said of an LLM are merged key by key."""
+    """Return the axes of one task, with those of the scale where absent; models, settings and LLM are merged key by key."""
     shared = {name: getattr(scale, name) for name in Axes.model_fields}
     own = {name: getattr(task, name) for name in task.model_fields_set}
     if own.keys() & {"added_usd", "budget_usd"}:

@@ -1,4 +1,4 @@
-"""The figures that published papers print, as data: what a study's own are put beside. `README.md` names their sources."""
+"""Numbers printed in published papers, to compare a study with; `README.md` in this folder names their sources."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from outlay.errors import MissingData
 
 
 def names() -> list[str]:
-    """Names of the sets of figures, such as ``kang_table2_table11``."""
+    """Return the names of the published tables, such as ``kang_table2_table11``."""
     files = resources.files("outlay.report.published").iterdir()
     return sorted(file.name.removesuffix(".csv") for file in files if file.name.endswith(".csv"))
 
 
 def rows(name: str) -> list[dict[str, str]]:
-    """The rows of one set of figures, text by column; empty text where the paper prints N/A.
+    """Return the rows of a published table, text by column; empty text where the paper prints N/A.
 
     Raises:
-        MissingData: there is no such set; lists those there are.
+        MissingData: there is no such table; the message lists all tables.
     """
     plain = name.removesuffix(".csv")
     if plain not in names():
