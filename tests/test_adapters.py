@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from transformers import (
 )
 
 from outlay.errors import UsageError
-from outlay.models.loading import ModelSpec, load_saved
+from outlay.models.loading import ModelSpec, check_checkpoint, load_saved, read_head
 from outlay.models.peft import (
     add_adapters,
     cast,
@@ -40,14 +41,17 @@ from outlay.models.peft import (
     merge_adapters,
     trained_state,
 )
-from outlay.settings import TrainSettings
+from outlay.models.peft_methods import METHODS, PeftMethod, register
+from outlay.settings import PEFT_SETTINGS, PeftSettings, TrainSettings
 from outlay.spec import TaskSpec
 from outlay.train.api import DevTexts, TrainContext, finetune, predict
 from outlay.train.state import TrainProgress
 from tests.checkpoints import make_t5
 from tests.toys import CountingGauge, sentences
 
-SETTINGS = TrainSettings(epochs=1, batch_size=8, learning_rate=1e-3, seed=5, lora_rank=3, lora_alpha=6.0)
+SETTINGS = TrainSettings(epochs=1, batch_size=8, learning_rate=1e-3, seed=5).changed(
+    {"lora_rank": 3, "lora_alpha": 6.0}
+)
 LORA, IA3 = SETTINGS.changed({"peft": "lora"}), SETTINGS.changed({"peft": "ia3"})
 N_WORDS, N_LABELS = 31, 3
 
@@ -167,7 +171,7 @@ def test_lora_is_a_low_rank_update_beside_the_weights(make: Make) -> None:
         assert (a.shape[0], b.shape[1]) == (3, 3)
         update = 2.0 * (b @ a)
         wanted[f"{name}.weight"] = before[f"{name}.weight"] + (update.T if make is gpt2 else update)
-    merged = merge_adapters(model)
+    merged = merge_adapters(model, LORA)
     after = merged.state_dict()
     assert merged is model
     assert type(merged) is kind
@@ -189,7 +193,7 @@ def test_ia3_rescales_keys_values_and_inner_activations(make: Make) -> None:
     layers = adapted(shaken(model))
     moved, scales = logits_of(model), {n: layer.ia3_l["default"].detach().flatten() for n, layer in layers.items()}
     inner = {name for name, layer in layers.items() if layer.is_feedforward}
-    after = merge_adapters(model).state_dict()
+    after = merge_adapters(model, IA3).state_dict()
     assert after.keys() == before.keys()
     for name, scale in scales.items():
         weight = before[f"{name}.weight"].T if make is gpt2 else before[f"{name}.weight"]
@@ -263,7 +267,7 @@ def test_a_model_with_adapters_writes_and_what_is_merged_writes_the_same() -> No
     model: Any = shaken(add_adapters(drawn(t5), LORA))
     ids = torch.randint(3, N_WORDS, (5, 11), generator=torch.Generator().manual_seed(1))
     written = model.generate(input_ids=ids, max_new_tokens=7, do_sample=False)
-    merged: Any = merge_adapters(model)
+    merged: Any = merge_adapters(model, LORA)
     assert torch.equal(merged.generate(input_ids=ids, max_new_tokens=7, do_sample=False), written)
     assert len({tuple(row) for row in written.tolist()}) > 1
 
@@ -272,7 +276,7 @@ def test_without_adapters_nothing_happens() -> None:
     model = drawn(t5)
     assert add_adapters(model, SETTINGS) is model
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert merge_adapters(model) is model
+    assert merge_adapters(model, SETTINGS) is model
 
 
 class Odd(nn.Module):
@@ -421,6 +425,111 @@ def test_an_encoder_with_adapters_learns_and_leaves_a_plain_model(
     assert any("attention.self.value.weight" in name for name in changed)
     assert "classifier.weight" in changed
     assert not [name for name in changed if any(part in name for part in kept)]
+
+
+# --- a method of one's own -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftSettings(PeftSettings):
+    method: ClassVar[str] = "shift"
+
+    scale: float = 1.0
+    layers: str = "output.dense"
+
+    def limits(self) -> tuple[tuple[str, bool, str], ...]:
+        return (("scale", self.scale > 0, "above 0"),)
+
+
+class Shifted(nn.Module):
+    """A layer whose output is moved by a learnt vector."""
+
+    def __init__(self, layer: nn.Linear, scale: float) -> None:
+        super().__init__()
+        self.layer, self.scale = layer.requires_grad_(False), scale
+        self.shift = nn.Parameter(torch.zeros(layer.out_features))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.layer(hidden) + self.scale * self.shift
+        return out
+
+
+class Shift(PeftMethod[ShiftSettings]):
+    kind = ShiftSettings
+
+    def check(self) -> None:
+        if self.settings.scale > 100:
+            raise UsageError(f"shift_scale is {self.settings.scale}; this machine takes at most 100")
+
+    def targets(self, model: nn.Module) -> list[str]:
+        found = [name for name, _ in model.named_modules() if name.endswith(self.settings.layers)]
+        if not found:
+            raise UsageError(f"no layer is called {self.settings.layers!r}; name others with shift_layers")
+        return found
+
+    def add(self, model: nn.Module) -> None:
+        targets = self.targets(model)
+        model.requires_grad_(False)
+        for name in targets:
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, Shifted(model.get_submodule(name), self.settings.scale))
+
+    def merge(self, model: nn.Module) -> None:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, Shifted):
+                module.layer.bias.data += module.scale * module.shift.data
+                parent, _, own = name.rpartition(".")
+                setattr(model.get_submodule(parent), own, module.layer)
+
+
+@pytest.fixture
+def shift() -> Iterator[TrainSettings]:
+    """Settings of a training by a method that the package does not know."""
+    register(Shift)
+    yield TRAIN.changed({"peft": "shift", "shift_scale": 2.0, "epochs": 3})
+    del METHODS["shift"], PEFT_SETTINGS["shift"]
+
+
+def test_every_method_has_settings_and_a_name_of_its_own(shift: TrainSettings) -> None:
+    assert METHODS.keys() == PEFT_SETTINGS.keys() == {"lora", "ia3", "shift"}
+    assert all(METHODS[name].kind is kind and kind.method == name for name, kind in PEFT_SETTINGS.items())
+    with pytest.raises(ValueError, match="shift"):
+        register(Shift)
+
+
+def test_a_method_of_ones_own_is_chosen_set_and_refused_like_the_others(shift: TrainSettings, checkpoint: Path) -> None:
+    assert shift.adapters() == (ShiftSettings(scale=2.0),)
+    own = {"shift_scale": 2.0, "shift_layers": "output.dense"}
+    assert shift.to_json() == TRAIN.changed({"epochs": 3}).to_json() | {"peft": "shift"} | own
+    assert TRAIN.changed({"shift_scale": 2.0}).to_json() == TRAIN.to_json()  # what is not trained is in no key
+    for bad in ({"shift_scale": 0.0}, {"shift_scale": "much"}, {"shift_layers": 3}):
+        (name,) = bad
+        with pytest.raises(UsageError, match=f"{name} is {bad[name]!r}; it must be"):
+            shift.changed(bad)
+    for refused, name in (({"shift_scale": 101.0}, "at most 100"), ({"shift_layers": "nowhere"}, "shift_layers")):
+        head, tokenizer = read_head(str(checkpoint), str(checkpoint), FORM)
+        with pytest.raises(UsageError, match=name):
+            check_checkpoint(str(checkpoint), str(checkpoint), head, tokenizer, [shift.changed(refused)])
+    with pytest.raises(UsageError, match="peft shift cannot be used with FSDP"):
+        check(shift, fsdp=True)
+
+
+def test_a_method_of_ones_own_trains_and_leaves_a_plain_model(
+    shift: TrainSettings, encoder_base: Path, tmp_path: Path
+) -> None:
+    progress = train(encoder_base, shift, tmp_path / "two")
+    texts, golds = rows_of(101, seed=41)
+    assert share_right(predict(tmp_path / "two", texts, precision="fp32", gauge=CountingGauge()), golds) > 95
+    assert progress.n_parameters == sum(p.numel() for p in load_saved(tmp_path / "two")[0].parameters())
+    before, after = (load_file(folder / "model.safetensors") for folder in (encoder_base, tmp_path / "two"))
+    assert before.keys() == after.keys()
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    biases = {name for name in after if name.endswith("output.dense.bias")}
+    assert moved == biases | {"classifier.weight", "classifier.bias"}
+    assert len(biases) == 8
+    train(encoder_base, shift.changed({"shift_scale": 0.5}), tmp_path / "half")
+    half = load_file(tmp_path / "half" / "model.safetensors")
+    assert not any(torch.equal(half[name], after[name]) for name in biases)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16_weights"])

@@ -260,7 +260,7 @@ def test_a_temperature_that_no_teacher_writes_for_is_refused_first(town: Town, t
 def test_adapters_for_layers_nobody_knows_are_refused_first(
     town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outlay.models.peft.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("outlay.models.peft_methods.importlib.util.find_spec", lambda name: None)
     refused(town.run(town.task(tmp_path), "--set", "student.peft=lora"), "pip install 'outlay[peft]'")
     assert not bought(tmp_path)
 

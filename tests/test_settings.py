@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 from outlay.errors import UsageError
-from outlay.settings import TeachSettings, TrainSettings
+from outlay.settings import Ia3Settings, LoraSettings, TeachSettings, TrainSettings, peft_options
 
 GOOD = TrainSettings(epochs=3, batch_size=8, learning_rate=1e-3)
 GOOD_TEACHING = TeachSettings()
@@ -70,7 +70,8 @@ def test_weights_in_bf16_need_the_optimiser_that_rounds_at_random() -> None:
 def test_an_unknown_setting_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError) as refused:
         GOOD.changed({"lr": 0.1})
-    assert all(field.name in str(refused.value) for field in fields(TrainSettings))
+    known = str(refused.value).partition("known: ")[2].split(", ")
+    assert known == sorted(GOOD.to_json())
 
 
 def test_changing_nothing_changes_nothing_and_the_original_stays() -> None:
@@ -81,8 +82,56 @@ def test_changing_nothing_changes_nothing_and_the_original_stays() -> None:
 
 def test_plain_values_hold_every_field_and_survive_json() -> None:
     plain = GOOD.to_json()
-    assert set(plain) == {field.name for field in fields(TrainSettings)}
-    assert TrainSettings(**json.loads(json.dumps(plain))) == GOOD
+    assert set(plain) == {field.name for field in fields(TrainSettings)} - {"peft_settings"} | {
+        "lora_rank",
+        "lora_alpha",
+    }
+    assert TrainSettings(1, 1, 0.5).changed(json.loads(json.dumps(plain))) == GOOD
+
+
+BEFORE = (
+    '{"epochs": 3, "batch_size": 8, "learning_rate": 0.001, "warmup_fraction": 0.06, "weight_decay": 0.01, "max_grad_norm": 1.0, '
+    '"patience": null, "dropout": null, "temperature": 1.0, "precision": "fp32", "seed": 0, "objective": "masked", '
+    '"divergence": "forward_kl", "js_beta": 0.5, "gold_weight": 0.0, "micro_batch_size": null, "optimizer": "adamw", '
+    '"gradient_checkpointing": false, "eval_steps": null, "eval_share": null, "batch_tokens": null, "compile": false, '
+    '"peft": "PEFT", "lora_rank": RANK, "lora_alpha": ALPHA}'
+)
+"""What `to_json` gave before PEFT methods had settings of their own; it is hashed into keys."""
+
+
+@pytest.mark.parametrize("peft", ["none", "lora", "ia3"])
+@pytest.mark.parametrize(("rank", "alpha"), [(16, 32.0), (3, 9.5)])
+def test_settings_of_peft_methods_stand_in_the_json_as_they_did(peft: str, rank: int, alpha: float) -> None:
+    settings = GOOD.changed({"peft": peft}).changed({"lora_rank": rank}).changed({"lora_alpha": alpha})
+    wanted = BEFORE.replace("PEFT", peft).replace("RANK", str(rank)).replace("ALPHA", str(alpha))
+    assert json.dumps(settings.to_json()) == wanted
+    assert settings == GOOD.changed({"lora_alpha": alpha, "peft": peft, "lora_rank": rank})
+    adapters = {"none": (), "lora": (LoraSettings(rank, alpha),), "ia3": (Ia3Settings(),)}
+    assert settings.adapters() == adapters[peft]
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "good"),
+    [
+        ("lora_rank", 0, 1),
+        ("lora_rank", 1.5, 2),
+        ("lora_rank", True, 2),
+        ("lora_alpha", 0.0, 0.1),
+        ("lora_alpha", "x", 2),
+    ],
+)
+def test_settings_of_a_peft_method_have_limits_and_the_error_names_them(name: str, bad: object, good: object) -> None:
+    assert GOOD.changed({name: good}).to_json()[name] == good
+    with pytest.raises(UsageError, match=f"^{name} is {bad!r}; it must be"):
+        GOOD.changed({name: bad})
+    with pytest.raises(UsageError, match="unknown training setting 'peft_settings'"):
+        GOOD.changed({"peft_settings": ()})
+
+
+def test_a_tasks_file_takes_every_setting_of_every_peft_method() -> None:
+    from outlay.tasks.overrides import HyperParameters
+
+    assert peft_options().keys() <= HyperParameters.model_fields.keys()
 
 
 @pytest.mark.parametrize(

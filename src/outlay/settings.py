@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Mapping, Set
+from dataclasses import Field, asdict, dataclass, fields, replace
+from typing import Any, ClassVar
 
 from outlay.errors import UsageError
 from outlay.spec import Family, Kind
@@ -14,7 +14,6 @@ OBJECTIVES = ("masked", "published")
 DIVERGENCES = ("forward_kl", "reverse_kl", "js")
 OPTIMIZERS = ("adamw", "adafactor", "adamw_8bit")
 PRECISIONS = ("bf16", "bf16_weights", "fp32")
-PEFT_METHODS = ("none", "lora", "ia3")
 ANSWERS_FROM = ("labels", "free")
 TEMPERATURES = (1.0, 2.0, 4.0)
 """Offered temperatures; Kang et al. 2023 distil at 2 (their released script)."""
@@ -25,6 +24,73 @@ _FOR_BF16_WEIGHTS = "adafactor where precision is bf16_weights, for its updates 
 
 Limit = tuple[str, bool, str]
 """A field, whether its value is good, and what it must be."""
+
+
+_ANNOTATED: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+
+
+@dataclass(frozen=True, slots=True)
+class PeftSettings:
+    """Settings of one PEFT method: a subclass for each, whose fields are int, float, str or bool, perhaps ``| None``.
+
+    Outside of it a field is called by method and name, such as ``lora_rank``; every one has a default.
+    """
+
+    method: ClassVar[str]
+    is_in_every_key: ClassVar[bool] = False
+    """Whether the JSON of a training by another method holds these settings too, as it did before methods had their own."""
+
+    def __post_init__(self) -> None:
+        allowed = {each.name: _annotated_types(annotation_of(each)) for each in fields(self)}
+        _check_types(self, (), allowed, f"{self.method}_")
+        _check_limits(self, self.limits(), f"{self.method}_")
+
+    def limits(self) -> tuple[Limit, ...]:
+        """Return what the values must be, beyond their types."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings(PeftSettings):
+    """Low-rank updates (Hu et al. 2022)."""
+
+    method: ClassVar[str] = "lora"
+    is_in_every_key: ClassVar[bool] = True
+
+    rank: int = 16
+    """Rank of the low-rank updates."""
+    alpha: float = 32.0
+    """Scale of the updates: alpha / rank."""
+
+    def limits(self) -> tuple[Limit, ...]:
+        """Return what rank and scale must be."""
+        return (("rank", self.rank >= 1, "at least 1"), ("alpha", self.alpha > 0, "above 0"))
+
+
+@dataclass(frozen=True, slots=True)
+class Ia3Settings(PeftSettings):
+    """(IA)³ (Liu et al. 2022, section 3.3), which has nothing to set."""
+
+    method: ClassVar[str] = "ia3"
+
+
+PEFT_SETTINGS: dict[str, type[PeftSettings]] = {each.method: each for each in (LoraSettings, Ia3Settings)}
+"""By method; `outlay.models.peft_methods.register` adds to them."""
+
+
+def peft_options() -> dict[str, tuple[type[PeftSettings], Field[Any]]]:
+    """Return the settings of all PEFT methods under the names that they have outside of their method, such as ``lora_rank``."""
+    return {f"{kind.method}_{each.name}": (kind, each) for kind in PEFT_SETTINGS.values() for each in fields(kind)}
+
+
+def annotation_of(each: Field[Any]) -> str:
+    """Return the type of a settings field as it is written, such as ``int | None``."""
+    return each.type.__name__ if isinstance(each.type, type) else str(each.type)
+
+
+def _annotated_types(annotation: str) -> tuple[type, ...]:
+    plain, _, optional = annotation.partition(" | ")
+    return (*_ANNOTATED[plain], type(None)) if optional else _ANNOTATED[plain]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +139,9 @@ class TrainSettings:
     compile: bool = False
     """Compile the model (`torch.compile`): a minute at the start, then faster steps on a GPU."""
     peft: str = "none"
-    """``none`` (every weight is trained), ``lora`` (Hu et al. 2022) or ``ia3`` ((IA)³, Liu et al. 2022, section 3.3)."""
-    lora_rank: int = 16
-    """Rank of the low-rank updates of ``lora``."""
-    lora_alpha: float = 32.0
-    """Scale of the updates of ``lora``: alpha / rank."""
+    """``none`` (every weight is trained) or a PEFT method, one of `PEFT_SETTINGS`."""
+    peft_settings: tuple[PeftSettings, ...] = ()
+    """Settings of PEFT methods that are not at their defaults; `changed` and `to_json` name their fields as ``lora_rank``."""
 
     def __post_init__(self) -> None:
         whole, number, text = (int,), (int, float), (str,)
@@ -85,17 +149,21 @@ class TrainSettings:
             self,
             number,
             {
-                **dict.fromkeys(("epochs", "batch_size", "seed", "lora_rank"), whole),
+                **dict.fromkeys(("epochs", "batch_size", "seed"), whole),
                 **dict.fromkeys(("patience", "micro_batch_size", "eval_steps", "batch_tokens"), (int, type(None))),
                 **dict.fromkeys(("precision", "objective", "divergence", "optimizer", "peft"), text),
                 **dict.fromkeys(("dropout", "eval_share"), (int, float, type(None))),
                 **dict.fromkeys(("gradient_checkpointing", "compile"), (bool,)),
+                "peft_settings": (tuple,),
             },
         )
+        # Equal settings are equal however they came about.
+        given = {each.method: each for each in self.peft_settings if each != type(each)()}
+        object.__setattr__(self, "peft_settings", tuple(given[method] for method in sorted(given)))
         _check_limits(self, (*self._step_limits(), *self._loss_limits()))
 
     def _step_limits(self) -> tuple[Limit, ...]:
-        micro, steps = self.micro_batch_size, self.eval_steps
+        micro, steps, methods = self.micro_batch_size, self.eval_steps, ("none", *PEFT_SETTINGS)
         return (
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
@@ -112,9 +180,7 @@ class TrainSettings:
             ("eval_steps", steps is None or steps >= 1, "at least 1, or none"),
             ("eval_share", self.eval_share is None or 0 < self.eval_share <= 1, "above 0 and at most 1, or none"),
             ("batch_tokens", self.batch_tokens is None or self.batch_tokens >= 1, "at least 1, or none"),
-            ("peft", self.peft in PEFT_METHODS, _one_of(PEFT_METHODS)),
-            ("lora_rank", self.lora_rank >= 1, "at least 1"),
-            ("lora_alpha", self.lora_alpha > 0, "above 0"),
+            ("peft", self.peft in methods, _one_of(methods)),
             ("seed", LEAST_SEED <= self.seed <= LARGEST_SEED, _SEEDS),
         )
 
@@ -128,17 +194,42 @@ class TrainSettings:
         )
 
     def changed(self, overrides: Mapping[str, Any]) -> TrainSettings:
-        """These settings with some fields replaced.
+        """These settings with some fields replaced, those of PEFT methods by names such as ``lora_rank``.
 
         Raises:
             UsageError: a name that is no setting, or a value outside its limits.
         """
-        _check_names(self, overrides, "training")
-        return replace(self, **overrides)
+        options = peft_options()
+        of_methods: dict[str, dict[str, Any]] = {}
+        for name in (each for each in overrides if each in options):
+            kind, each = options[name]
+            of_methods.setdefault(kind.method, {})[each.name] = overrides[name]
+        own = {name: value for name, value in overrides.items() if name not in options}
+        _check_names({each.name for each in fields(self)} - {"peft_settings"} | options.keys(), own, "training")
+        new = [replace(self.of_method(method), **values) for method, values in of_methods.items()]
+        kept = (each for each in self.peft_settings if each.method not in of_methods)
+        return replace(self, **own, peft_settings=(*kept, *new))
+
+    def of_method(self, method: str) -> PeftSettings:
+        """Return the settings of a PEFT method, chosen or not."""
+        return next((each for each in self.peft_settings if each.method == method), None) or PEFT_SETTINGS[method]()
+
+    def adapters(self) -> tuple[PeftSettings, ...]:
+        """Return the settings of the methods whose adapters are trained, in the order in which they are put into the model.
+
+        None where every weight is trained. Today a training has one method at most, for all layers; one that has several, or
+        several groups of layers, has a field of its own that the JSON leaves out where it says nothing.
+        """
+        return () if self.peft == "none" else (self.of_method(self.peft),)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for keys and manifests."""
-        return asdict(self)
+        """Plain values, for keys and manifests: of PEFT methods, the settings of the chosen one, and of ``lora`` always."""
+        document = asdict(self)
+        del document["peft_settings"]
+        for method, kind in PEFT_SETTINGS.items():
+            if method == self.peft or kind.is_in_every_key:
+                document |= {f"{method}_{name}": value for name, value in asdict(self.of_method(method)).items()}
+        return document
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +291,7 @@ class TeachSettings:
         Raises:
             UsageError: a name that is no setting, or a value outside its limits.
         """
-        _check_names(self, overrides, "teaching")
+        _check_names({each.name for each in fields(self)}, overrides, "teaching")
         return replace(self, **overrides)
 
     def to_json(self) -> dict[str, Any]:
@@ -241,22 +332,24 @@ def _one_of(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _check_names(settings: TrainSettings | TeachSettings, overrides: Mapping[str, Any], what: str) -> None:
-    known = {each.name for each in fields(settings)}
+def _check_names(known: Set[str], overrides: Mapping[str, Any], what: str) -> None:
     for name in overrides:
         if name not in known:
             raise UsageError(f"unknown {what} setting {name!r}; known: {', '.join(sorted(known))}")
 
 
 def _check_types(
-    settings: TrainSettings | TeachSettings, default: tuple[type, ...], allowed: Mapping[str, tuple[type, ...]]
+    settings: TrainSettings | TeachSettings | PeftSettings,
+    default: tuple[type, ...],
+    allowed: Mapping[str, tuple[type, ...]],
+    prefix: str = "",
 ) -> None:
     """``allowed``: the types of the fields that are not of the ``default`` ones; a truth value is no number."""
     for each in fields(settings):
         value = getattr(settings, each.name)
         wanted = allowed.get(each.name, default)
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-            raise UsageError(f"{each.name} is {value!r}; it must be {_named(wanted)}")
+            raise UsageError(f"{prefix}{each.name} is {value!r}; it must be {_named(wanted)}")
 
 
 def _named(wanted: tuple[type, ...]) -> str:
@@ -267,10 +360,12 @@ def _named(wanted: tuple[type, ...]) -> str:
     return "a number" if float in wanted else "a whole number"
 
 
-def _check_limits(settings: TrainSettings | TeachSettings, limits: tuple[Limit, ...]) -> None:
+def _check_limits(
+    settings: TrainSettings | TeachSettings | PeftSettings, limits: tuple[Limit, ...], prefix: str = ""
+) -> None:
     for name, good, limit in limits:
         if not good:
-            raise UsageError(f"{name} is {getattr(settings, name)!r}; it must be {limit}")
+            raise UsageError(f"{prefix}{name} is {getattr(settings, name)!r}; it must be {limit}")
 
 
 def check_optimizer(name: str, *, has_gpu: bool) -> None:

@@ -147,12 +147,14 @@ _SETTING_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def _check_setting_type(pair: str, role: str, field: str, value: object) -> None:
-    from outlay.settings import TeachSettings, TrainSettings
+    from outlay.settings import TeachSettings, TrainSettings, annotation_of, peft_options
 
     settings = TeachSettings if role == "teach" else TrainSettings
-    kind = next((str(f.type) for f in dataclasses.fields(settings) if f.name == field), None)
-    if kind is None:
+    of_methods = {} if role == "teach" else {name: each for name, (_, each) in peft_options().items()}
+    known = {each.name: each for each in dataclasses.fields(settings) if each.name != "peft_settings"} | of_methods
+    if field not in known:
         return
+    kind = annotation_of(known[field])
     plain, _, optional = kind.partition(" | ")
     accepted, words = _SETTING_TYPES[plain]
     is_wrong_bool = isinstance(value, bool) and bool not in accepted

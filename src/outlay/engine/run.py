@@ -42,8 +42,6 @@ from outlay.storage.store import Artifact, key_of
 DELIVERY_ROWS = 100
 """Labels per order: what a crash between delivery and booking can at most ask for again (under the same order id)."""
 
-_CUT_SHORT = " (cut short by its hold): "
-
 
 @dataclass(frozen=True, slots=True)
 class ReadyStep:
@@ -158,7 +156,7 @@ class RunExecution:
         if self._proposal is None:
             return []
         return [
-            ReadyStep(step, self._storage_key(step), self._paid(step) is not None)
+            ReadyStep(step, self._storage_key(step), self._is_paid(step))
             for step in self._proposal.steps()
             if step.key not in self._artifacts and step.key not in self._begun and self._has_inputs(step)
         ]
@@ -179,25 +177,28 @@ class RunExecution:
 
     def _obtain(self, step: Step) -> None:
         """Have the artifact of ``step``, paid for, if that takes no computing."""
-        paid = self._paid(step)
-        if paid is not None:
-            artifact = self._find(step, _artifact_key_in(paid) or self._storage_key(step))
+        is_paid = self._is_paid(step)
+        if is_paid:
+            artifact = self._find_paid(step)
             if artifact is not None:
                 self._artifacts[step.key] = artifact
                 return
         if isinstance(step, Buy):
-            self._artifacts[step.key] = self._buy(step, again=paid is not None)
+            self._artifacts[step.key] = self._buy(step, again=is_paid)
         elif (found := self._find(step, self._storage_key(step))) is not None:
-            self._book_found(step, found, again=paid is not None)
+            self._book_found(step, found, again=is_paid)
 
     def _find(self, step: Step, key: str) -> Artifact | None:
         """What is in the store; of models and targets nothing but their manifest is read here."""
         return self._store.get(key) if isinstance(step, Buy | Score) else self._store.check(key)
 
-    def _paid(self, step: Step) -> str | None:
-        """The note of the entry that settled the step."""
-        entry = self._ledger.settled(self.run_id, step.key)
-        return None if entry is None else entry.note
+    def _find_paid(self, step: Step) -> Artifact | None:
+        """Return the artifact that this run paid for: what a limit cut short is stored under another key than was asked for."""
+        keys = self._ledger.artifact_keys(self.run_id, step.key) or [self._storage_key(step)]
+        return next((found for key in keys if (found := self._find(step, key)) is not None), None)
+
+    def _is_paid(self, step: Step) -> bool:
+        return self._ledger.settled(self.run_id, step.key) is not None
 
     # --- labels ------------------------------------------------------------------------------------------------------
 
@@ -357,13 +358,14 @@ class RunExecution:
     ) -> None:
         note = describe(step) + (" (reused)" if reused else "")
         if artifact.key != self._storage_key(step):
-            note += f"{_CUT_SHORT}{artifact.key}"
+            note += " (cut short by its hold)"
         self._ledger.settle(
             hold,
             quantity=quantity,
             charge_micros=cost_micros(quantity, hold.quote.unit_usd),
             cash_micros=cash_micros,
             note=note,
+            artifact_key=artifact.key,
         )
         if not isinstance(step, Buy):
             self._timings.append(self._timing(hold.key, describe(step), artifact))
@@ -438,11 +440,6 @@ def _precision_facts(prepared: PreparedRun) -> dict[str, Any]:
         "device": None if known is None else known.device,
         "roles": {role: name for role, name in of_roles.items() if name is not None},
     }
-
-
-def _artifact_key_in(note: str) -> str | None:
-    """The key that a settlement's note names, where a limit cut the work short and it is kept under a key of its own."""
-    return note.partition(_CUT_SHORT)[2] or None
 
 
 def _with_cash(quote: Quote, cash_micros: int) -> Quote:

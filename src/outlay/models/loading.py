@@ -136,7 +136,7 @@ def check_checkpoint(ref: str, base: str, head: Head, tokenizer: Any, settings: 
     for each in settings:
         check_optimizer(each.optimizer, has_gpu=torch.cuda.is_available())
         check(each)
-    adapted = [each for each in settings if each.peft != "none"]
+    adapted = [each for each in settings if each.adapters()]
     if parsed.kind == "tiny" or not (adapted or parsed.kind == "cut"):
         return
     from transformers import AutoConfig

@@ -1,13 +1,12 @@
 """What becomes of a model before and after its training: adapters put in and merged, weights in bf16, compiled blocks.
 
-Adapters are those of `peft`, put into the model's own layers: the model keeps its class, `generate` and its config, and once they
-are merged its `state_dict` has the names of the checkpoint again.
+Adapters are put into the model's own layers by the methods of `outlay.models.peft_methods`: the model keeps its class, `generate`
+and its config, and once they are merged its `state_dict` has the names of the checkpoint again.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,97 +14,66 @@ import torch
 from torch import Tensor, nn
 
 from outlay.errors import UsageError
+from outlay.models.peft_methods import METHODS
 from outlay.settings import TrainSettings
-
-_ATTENTION = (
-    *(("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin")),
-    ("query_proj", "key_proj", "value_proj"),
-    *((fused, fused, fused) for fused in ("Wqkv", "qkv_proj", "query_key_value", "c_attn")),
-)
-"""Names of the layers that make queries, keys and values; some models make all three in one."""
-
-_FEED_FORWARD = (
-    *("wo", "fc2", "down_proj", "mlp.c_proj", "mlp.Wo", "ffn.lin2", "ffn_output", "dense_4h_to_h", "fc_out"),
-    "output.dense",
-)
-"""Names of the layers that the inner activation of a feed-forward network enters."""
-
-_NOT_FEED_FORWARD = "attention.output.dense"
-"""Where an attention's result leaves it, in models of BERT's kind."""
 
 
 def check(settings: TrainSettings, *, fsdp: bool = False) -> None:
-    """Whether the adapters that ``settings.peft`` names can be had here; ``fsdp``: weights are dealt among processes.
+    """Refuse adapters that cannot be had here; ``fsdp``: weights are dealt among processes.
 
     Raises:
-        UsageError: peft is not installed, or weights are dealt.
+        UsageError: what a method needs is not installed, or weights are dealt.
     """
-    if settings.peft == "none":
-        return
-    if importlib.util.find_spec("peft") is None:
-        raise UsageError(
-            f"peft {settings.peft} needs the library peft, which is not installed; `pip install 'outlay[peft]'`, "
-            "or choose peft none"
-        )
-    if fsdp:
-        raise UsageError(
-            f"peft {settings.peft} cannot be used with FSDP: adapters are merged into whole weights; leave out --fsdp, "
-            "or choose peft none"
-        )
+    for each in settings.adapters():
+        if fsdp:
+            raise UsageError(
+                f"peft {each.method} cannot be used with FSDP: adapters are merged into whole weights; leave out --fsdp, "
+                "or choose peft none"
+            )
+        METHODS[each.method](each).check()
 
 
 def add_adapters(model: nn.Module, settings: TrainSettings, *, fsdp: bool = False) -> nn.Module:
-    """Put the adapters that ``settings.peft`` names into ``model``, which is changed in place and returned.
+    """Put the adapters of ``settings`` into ``model``, which is changed in place and returned.
 
-    ``lora``: W x + (alpha / rank) B A x beside the queries and values (Hu et al. 2022, sections 4.1 and 4.2; A drawn from
-    ``settings.seed``, B zero), or wherever `peft` puts it in a model of this type. ``ia3``: l_k ⊙ K, l_v ⊙ V and l_ff ⊙ γ(W₁ x),
-    vectors of ones at first (Liu et al. 2022, section 3.3); layers that make queries, keys and values in one are rescaled whole.
-    The first output of such a model is that of the model without adapters. Only the adapters and an encoder's classification
-    layer need gradients afterwards.
+    What is drawn is drawn from ``settings.seed``. The first output of such a model is that of the model without adapters, for the
+    methods of `METHODS`. Only what the methods train and an encoder's classification layer need gradients afterwards.
 
     Raises:
         UsageError: what `check` says, or a type of model whose layers have other names.
     """
-    if settings.peft == "none":
+    adapters = settings.adapters()
+    if not adapters:
         return model
     check(settings, fsdp=fsdp)
-    from peft import inject_adapter_in_model
-
     torch.manual_seed(settings.seed)
-    config = _lora(model, settings) if settings.peft == "lora" else _ia3(model)
-    inject_adapter_in_model(config, model)
+    for each in adapters:
+        METHODS[each.method](each).add(model)
     for parameter in _classification_layer(model):
         parameter.requires_grad_(True)
     return model
 
 
 def check_layers(model: nn.Module, settings: TrainSettings) -> None:
-    """Whether the adapters that ``settings.peft`` names find their layers in ``model``, which may be one without weights.
+    """Refuse adapters that do not find their layers in ``model``, which may be one without weights.
 
     Raises:
         UsageError: what `check` says, or a type of model whose layers have other names.
     """
     check(settings)
-    if settings.peft != "none":
-        _ = _lora(model, settings) if settings.peft == "lora" else _ia3(model)
+    for each in settings.adapters():
+        METHODS[each.method](each).targets(model)
 
 
-def merge_adapters(model: nn.Module) -> nn.Module:
+def merge_adapters(model: nn.Module, settings: TrainSettings) -> nn.Module:
     """Multiply the adapters into the weights and take them out: the checkpoint's own layers, every weight trainable again.
 
     ``model`` is changed in place and returned; one without adapters is left as it is.
     """
-    if not hasattr(model, "peft_config"):
-        return model
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, module.get_base_layer())
-    delattr(model, "peft_config")
-    return model.requires_grad_(True)
+    adapters = settings.adapters()
+    for each in reversed(adapters):
+        METHODS[each.method](each).merge(model)
+    return model.requires_grad_(True) if adapters else model
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -158,73 +126,6 @@ def compiled(model: nn.Module, settings: TrainSettings, *, backend: str = "induc
 def eagerly(settings: TrainSettings) -> AbstractContextManager[Any]:
     """A context in which nothing is compiled, and what was compiled runs as it is written."""
     return torch.compiler.set_stance("force_eager") if settings.compile else nullcontext()
-
-
-def _lora(model: nn.Module, settings: TrainSettings) -> Any:
-    from peft import LoraConfig
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
-
-    kind, names = _type_of(model), _dense_layers(model)
-    targets = None
-    if kind not in KNOWN:
-        ours = [_ending(names, {queries, values}) for queries, _, values in _ATTENTION]
-        targets = _first(ours, "lora", kind)
-    return LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        target_modules=targets,
-        fan_in_fan_out=_transposed(model),
-    )
-
-
-def _ia3(model: nn.Module) -> Any:
-    """peft has names of its own for many types, but some of them rescale queries, or what leaves the attention."""
-    from peft import IA3Config
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
-
-    kind, names = _type_of(model), _dense_layers(model)
-    inner = next((found for end in _FEED_FORWARD if (found := _ending(names, {end}))), [])
-    attention = [_ending(names, {keys, values}) for _, keys, values in _ATTENTION]
-    if kind in KNOWN and not (inner and any(attention)):
-        return IA3Config(fan_in_fan_out=_transposed(model))
-    return IA3Config(
-        target_modules=[*_first(attention, "ia3", kind), *_first([inner], "ia3", kind)],
-        feedforward_modules=inner,
-        fan_in_fan_out=_transposed(model),
-    )
-
-
-def _type_of(model: Any) -> str:
-    return str(model.config.model_type)
-
-
-def _dense_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that an adapter can sit in."""
-    from transformers.pytorch_utils import Conv1D
-
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-
-
-def _transposed(model: nn.Module) -> bool:
-    """Whether weights are kept as ``[inputs, outputs]``, as GPT-2 does."""
-    from transformers.pytorch_utils import Conv1D
-
-    return any(isinstance(module, Conv1D) for module in model.modules())
-
-
-def _ending(names: Iterable[str], ends: Iterable[str]) -> list[str]:
-    """The names whose last parts are one of ``ends``."""
-    dotted = tuple(f".{end}" for end in ends)
-    return [n for n in names if f".{n}".endswith(dotted) and not f".{n}".endswith(f".{_NOT_FEED_FORWARD}")]
-
-
-def _first(found: Iterable[list[str]], peft: str, kind: str) -> list[str]:
-    names = next((each for each in found if each), None)
-    if names is None:
-        raise UsageError(
-            f"peft {peft} does not know the layers of a model of type {kind!r}; choose peft none, or another model"
-        )
-    return names
 
 
 def _classification_layer(model: Any) -> list[nn.Parameter]:

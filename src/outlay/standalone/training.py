@@ -13,7 +13,7 @@ from outlay.errors import UsageError
 from outlay.hardware.precision import AUTO, remarks, resolve, without_auto
 from outlay.models.reference import fingerprint, resolve_folder
 from outlay.models.window import ENDLESS, Window, check_handover, window_of
-from outlay.settings import TrainSettings
+from outlay.settings import TrainSettings, peft_options
 from outlay.spec import Family, TargetKind, TaskSpec
 from outlay.standalone.evaluator import MetricAsked, Scorer
 from outlay.standalone.forecast import training_seconds
@@ -351,10 +351,12 @@ def _plan(
         if scorer is None and recipe.overrides.get(name) is not None:
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} is about the dev score, and there is no dev set; add --dev-file")
-    for name in ("lora_rank", "lora_alpha"):
-        if name in recipe.overrides and settings.peft != "lora":
-            option = "--" + name.replace("_", "-")
-            raise UsageError(f"{option} is about lora, and peft is {settings.peft}; add --peft lora, or leave it out")
+    for name, (kind, _) in peft_options().items():
+        if name in recipe.overrides and settings.peft != kind.method:
+            option, method = "--" + name.replace("_", "-"), kind.method
+            raise UsageError(
+                f"{option} is about {method}, and peft is {settings.peft}; add --peft {method}, or leave it out"
+            )
     window = window_of(recipe.model, base=recipe.base)
     window.fit(form, recipe.model)
     plan = _Plan(command, recipe, form, family, settings, asked_precision, dev, scorer, n_rows, window)

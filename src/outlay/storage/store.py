@@ -3,6 +3,7 @@
 The *key* hashes what was asked (the canonical JSON of a request), the *digest* hashes the bytes that came. ::
 
     root/
+    ├── FORMAT                     the number of this layout (`outlay.storage.migrations`)
     ├── objects/<key[:2]>/<key>/   one artifact: its files, manifest.json, and `used` (its time is that of the last use)
     ├── making/<key>/              `lock` (held while the key is made) and `work/` (checkpoints that outlive a crash)
     ├── tmp/                       artifacts being written, and a lock that their writers share
@@ -23,7 +24,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from outlay.storage import locks
 from outlay.storage.artifact import MANIFEST, Artifact, manifest_bytes, read_manifest
 from outlay.storage.files import NO_ROOM
 from outlay.storage.hashing import canonical_json, digest_of, key_of
+from outlay.storage.migrations import FORMAT_FILE, MIGRATIONS, StoreMigration, migrate, write_format
 from outlay.storage.paths import command_line
 
 __all__ = ["Artifact", "GcReport", "Store", "Workspace", "canonical_json", "digest_of", "is_plain_name", "key_of"]
@@ -81,6 +83,7 @@ class Store:
     ``quota_bytes`` limits everything under ``root``; writers that race may pass it by what they have in hand.
     """
 
+    migrations: Sequence[StoreMigration] = MIGRATIONS
     _marks: tuple[str, ...] = (USED,)  # empty files that `put` leaves beside those of an artifact
 
     def __init__(self, root: Path, *, quota_bytes: int | None = None) -> None:
@@ -90,6 +93,7 @@ class Store:
         self.quota_bytes = quota_bytes
         self._verified: dict[Path, tuple[tuple[int, int, int], str]] = {}
         self._manifests: dict[Path, tuple[tuple[int, int, int], Artifact]] = {}
+        self._is_migrated = False
 
     @property
     def location(self) -> str:
@@ -189,6 +193,7 @@ class Store:
         self._folder(key)
         with self._device_errors():
             folder = self.root / "making" / key
+            self._keep_format()
             lock = locks.acquire(folder, on_wait, poll_seconds)
         work = folder / "work"
         try:
@@ -202,6 +207,7 @@ class Store:
 
     def list(self) -> Artifacts:
         """Every artifact with a good manifest, by key; file contents are not read."""
+        self._migrate()
         found = []
         for folder in sorted(self.root.glob("objects/??/*")):
             try:
@@ -237,6 +243,7 @@ class Store:
         ``keep``). A key that is being made is never touched. Damaged artifacts, leftovers of killed writers and, by the
         same age, abandoned workspaces go too.
         """
+        self._migrate()
         total = self.disk_bytes()
         freed = self._gc_leftovers(dry_run)
         spaces, n_bytes = self._gc_workspaces(older_than_seconds, dry_run)
@@ -264,7 +271,22 @@ class Store:
     def _folder(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
             raise StoreError(f"{key[:80]!r} is not a key; keys are 64 hexadecimal digits from key_of()")
+        self._migrate()
         return self.root / "objects" / key[:2] / key
+
+    def _migrate(self) -> None:
+        """Bring an older store to the newest layout, once per object, and refuse a newer one."""
+        if not self._is_migrated:
+            with self._device_errors():
+                migrate(self.root, self.migrations)
+            self._is_migrated = True
+
+    def _keep_format(self) -> None:
+        """Write down which layout this is, before anything is put where no number is kept yet."""
+        if not (self.root / FORMAT_FILE).exists():
+            self._is_migrated = False  # since the last look, a program of before may have put something here
+            self._migrate()
+            write_format(self.root, len(self.migrations))
 
     def _read_twice(self, folder: Path, verify: bool) -> Artifact | None:
         """What lies there. Other processes rename artifacts into and out of place at any moment: what looks damaged because
@@ -344,6 +366,7 @@ class Store:
         folder = tmp / uuid.uuid4().hex
         try:
             fcntl.flock(lock, fcntl.LOCK_SH)
+            self._keep_format()
             folder.mkdir()
             yield folder
         finally:

@@ -369,7 +369,7 @@ def _train(
         audience=Callbacks(watch.on_progress, watch.tracker, watch.stopwatch),
         place=place,
     )
-    model = merge_adapters(model)
+    model = merge_adapters(model, settings)
     progress.n_parameters = sum(parameter.numel() for parameter in model.parameters())
     progress.n_answers_cut, progress.n_unaligned = units.n_cut, units.n_unaligned
     state = place.full_state(model.state_dict()) if place.fsdp else None

@@ -7,14 +7,15 @@ one over a plain model of budgets and holds, and the first entry that does not f
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
 from outlay.money.amounts import format_usd
-from outlay.money.ledger.chain import COLUMNS, GENESIS, KINDS, MIGRATIONS, Anchor, Entry, hash_of, uri_of
+from outlay.money.ledger.chain import GENESIS, KINDS, Anchor, Entry, columns_of, hash_of, uri_of
+from outlay.money.ledger.migrations import MIGRATIONS, made_of, schema_of
 
 _MICROS = 1_000_000
 
@@ -47,7 +48,8 @@ class _Run:
     overrun_charge: int = 0
     overrun_cash: int = 0
     open: dict[int, Entry] = field(default_factory=dict)
-    paid: set[str] = field(default_factory=set)
+    paid: dict[str, Entry] = field(default_factory=dict)  # settlements by key
+    stored: set[str] = field(default_factory=set)  # keys of which a `stored` entry speaks
     cancelled: bool = False
 
     def left(self) -> tuple[int, int]:
@@ -72,6 +74,8 @@ class _Replay:
             raise _Bad(f"its kind {entry.kind!r} is unknown")
         if entry.charge_micros < 0 or entry.cash_micros < 0 or entry.quantity < 0:
             raise _Bad("it books a negative amount")
+        if entry.artifact_key is not None and entry.kind not in ("settle", "stored"):
+            raise _Bad(f"a {entry.kind} entry names an artifact")
         if self.overrun and entry.kind != "overrun":
             raise _Bad(f"the overrun of hold {self.overrun[0]} is missing before it")
         run = self.runs.get(entry.run_id)
@@ -86,6 +90,8 @@ class _Replay:
             if run.cancelled:
                 raise _Bad(f"run {entry.run_id!r} was cancelled before")
             self._feed_open_run(run, entry)
+        elif entry.kind == "stored":
+            self._feed_stored(run, entry)
         else:
             self._feed_closing(run, entry)
         if entry.kind not in ("settle", "lost"):
@@ -113,6 +119,16 @@ class _Replay:
                     f" but {format_usd(charge)} and {format_usd(cash)} were left"
                 )
             run.open[entry.seq] = entry
+
+    def _feed_stored(self, run: _Run, entry: Entry) -> None:
+        settled = run.paid.get(entry.key)
+        if settled is None or settled.hold_seq != entry.hold_seq:
+            raise _Bad(f"nothing was settled under its key {entry.key!r} and hold {entry.hold_seq}")
+        if settled.artifact_key is not None or entry.key in run.stored:
+            raise _Bad(f"what is stored for key {entry.key!r} is said twice")
+        if entry.artifact_key is None or entry.charge_micros or entry.cash_micros:
+            raise _Bad("it names no artifact, or books money")
+        run.stored.add(entry.key)
 
     def _feed_closing(self, run: _Run, entry: Entry) -> None:
         if entry.hold_seq is None:
@@ -154,7 +170,7 @@ class _Replay:
         self.overrun = (hold.seq, *excess) if any(excess) else None
         at_bound = entry.cash_quantity is None and entry.cash_micros == hold.cash_micros
         self.may_overrun = hold.seq if at_bound else None
-        run.paid.add(entry.key)
+        run.paid[entry.key] = entry
         run.charged += entry.charge_micros
         run.cash += entry.cash_micros
 
@@ -192,15 +208,17 @@ def _audit(db: sqlite3.Connection, anchors: Sequence[Anchor]) -> Verification:
     def found(reason: str, first_bad: int | None = None) -> Verification:
         return Verification(False, len(hashes) - 1, first_bad, reason, hashes[-1])
 
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    columns = columns_of(version)
     try:
-        for row in db.execute(f"SELECT {', '.join(COLUMNS)} FROM entries ORDER BY seq"):
-            seq = len(hashes)
+        for row in db.execute(f"SELECT {', '.join(columns)} FROM entries ORDER BY seq"):
+            seq, values = len(hashes), dict(zip(columns, row, strict=True))
             try:
-                _check_chain(row, seq, hashes[-1])
-                replay.feed(Entry.of_row(row))
+                _check_chain(values, seq, hashes[-1])
+                replay.feed(Entry.of_row(row, columns))
             except (_Bad, ValueError, ZeroDivisionError) as error:
                 return found(f"entry {seq}: {error}", seq)
-            hashes.append(row[-1])
+            hashes.append(values["hash"])
     except sqlite3.Error as error:
         return found(f"entry {len(hashes)} cannot be read: {error}", len(hashes))
     count = len(hashes) - 1
@@ -220,8 +238,7 @@ def _audit(db: sqlite3.Connection, anchors: Sequence[Anchor]) -> Verification:
     return Verification(True, count, None, f"{count} entries, all in order", hashes[-1])
 
 
-def _check_chain(row: Sequence[object], seq: int, head: str) -> None:
-    values = dict(zip(COLUMNS, row, strict=True))
+def _check_chain(values: Mapping[str, object], seq: int, head: str) -> None:
     if values["seq"] != seq:
         raise _Bad(f"it is missing; the next entry is number {values['seq']}")
     if values["prev_hash"] != head:
@@ -239,13 +256,12 @@ def _file_flaw(db: sqlite3.Connection) -> str:
     if checks != ["ok"]:
         return f"the file is damaged: {' '.join(checks[0].split())}"
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version != len(MIGRATIONS):
-        return f"the schema is version {version}; this outlay reads version {len(MIGRATIONS)}"
-    made = {row[0] for row in db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
-    for statement in (statement for migration in MIGRATIONS for statement in migration):
-        if statement not in made:
-            name = " ".join(statement.replace("UNIQUE ", "").split()[1:3]).lower()
-            return f"the {name} is missing or changed, so entries may have been altered"
+    if not 1 <= version <= len(MIGRATIONS):
+        return f"the schema is version {version}; this outlay reads version 1 to {len(MIGRATIONS)}"
+    made = made_of(db)
+    for (kind, name), sql in schema_of(version).items():
+        if made.get((kind, name)) != sql:
+            return f"the {kind} {name} is missing or changed, so entries may have been altered"
     return ""
 
 

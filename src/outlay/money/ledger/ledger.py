@@ -26,17 +26,13 @@ from types import TracebackType
 from outlay.errors import AlreadyPaid, BudgetExceeded, HoldError, MissingData, MoneyError
 from outlay.money.amounts import Quote, check_micros, cost_micros, format_usd, write_usd
 from outlay.money.ledger import queries
+from outlay.money.ledger.appending import append
 from outlay.money.ledger.audit import Verification, audit
-from outlay.money.ledger.chain import COLUMNS, Anchor, Entry, hash_of, uri_of
+from outlay.money.ledger.chain import Anchor, Entry, uri_of
 from outlay.money.ledger.owner import Owner
 from outlay.money.ledger.queries import Balance, Hold
-from outlay.money.ledger.sqlite_file import BUSY_SECONDS, clear_errors, holds_anything, prepare
+from outlay.money.ledger.sqlite_file import clear_errors, holds_anything, opened
 
-_BLANK: Mapping[str, object] = {
-    **dict.fromkeys(("key", "item", "unit", "note"), ""),
-    **{"quantity": "0", "unit_usd": "0", "charge_micros": 0, "cash_micros": 0, "cash_quantity": None, "hold_seq": None},
-}
-_INSERT = f"INSERT INTO entries ({', '.join(COLUMNS)}) VALUES ({', '.join(':' + name for name in COLUMNS)})"
 _inherited: list[sqlite3.Connection] = []  # connections of a parent process: neither used nor closed after a fork
 
 
@@ -46,7 +42,7 @@ class Ledger:
     `cash_cap_micros` limits the cash of all runs of this ledger together. `clock` gives seconds since 1970, UTC.
     One object serves the threads of one process; processes share the file. Every method may raise MissingData where
     there is no file, LedgerDamaged where SQLite cannot make sense of it, DiskFull, and SpendError where another
-    process keeps it locked for longer than `BUSY_SECONDS`.
+    process keeps it locked for longer than a minute.
     """
 
     def __init__(
@@ -181,12 +177,14 @@ class Ledger:
         cash_micros: int,
         cash_quantity: Fraction | None = None,
         note: str = "",
+        artifact_key: str | None = None,
     ) -> None:
         """Book what the hold's purchase really cost; what exceeds the hold becomes an overrun entry.
 
         The charge must be `quantity` at the held price, rounded up, and the cash `cash_quantity` at that price where
-        it is given (None: cash that was not metered in the hold's unit, an invoice say). Raises MoneyError where they
-        are not, HoldError for a hold that is closed, foreign or unknown.
+        it is given (None: cash that was not metered in the hold's unit, an invoice say). `artifact_key` is what the
+        purchase is stored under. Raises MoneyError where they are not, HoldError for a hold that is closed, foreign
+        or unknown.
         """
         _check_product("charge", charge_micros, quantity, hold.quote)
         if cash_quantity is not None:
@@ -197,7 +195,7 @@ class Ledger:
             charge, cash = min(charge_micros, hold.quote.charge_micros), min(cash_micros, hold.quote.cash_micros)
             settled = {"charge_micros": charge, "cash_micros": cash, "quantity": str(Fraction(quantity)), "note": note}
             settled["cash_quantity"] = None if cash_quantity is None else str(Fraction(cash_quantity))
-            self._close(db, "settle", hold, settled)
+            self._close(db, "settle", hold, {**settled, "artifact_key": artifact_key})
             self._overrun(db, hold, charge_micros - charge, cash_micros - cash)
 
     def release(self, hold: Hold, *, lost_cash_micros: int = 0, note: str = "") -> None:
@@ -234,6 +232,11 @@ class Ledger:
         """The entry that settled `key` in a run, or None."""
         with self._reading() as db:
             return queries.find(db, "kind = 'settle' AND run_id = ? AND key = ?", run_id, key)
+
+    def artifact_keys(self, run_id: str, key: str) -> list[str]:
+        """Return what artifacts settled in a run as `key`, or as `key/…`, are stored under; the newest first."""
+        with self._reading() as db:
+            return queries.artifact_keys(db, run_id, key)
 
     def balance(self, run_id: str) -> Balance:
         """Where the run's budget stands. Raises HoldError for an unknown run."""
@@ -308,17 +311,11 @@ class Ledger:
 
     def _connection(self, *, create: bool = False) -> sqlite3.Connection:
         if self._db is None:
-            exists = self.path.exists()
-            if not exists and not create:
+            if not create and not self.path.exists():
                 raise MissingData(f"there is no ledger at {self.path}; a run makes it")
-            uri = uri_of(self.path, "rw" if exists else "rwc")
-            db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False)
-            try:
-                prepare(db, self.path, create=create)
-            except BaseException:
-                db.close()
-                raise
-            self._db = db
+            self._db, was_migrated = opened(self.path, create=create, at=self._now())
+            if was_migrated:
+                self._write_anchor(self._db)
         return self._db
 
     @contextmanager
@@ -383,13 +380,10 @@ class Ledger:
     # Entries
 
     def _append(self, db: sqlite3.Connection, kind: str, fields: Mapping[str, object]) -> tuple[int, str]:
-        last = queries.anchor(db)
-        at = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="microseconds")
-        values = {**_BLANK, **fields, "kind": kind, "seq": last.count + 1, "at": at, "prev_hash": last.head}
-        values["note"] = str(values["note"]).encode("utf-8", "replace").decode("utf-8")
-        digest = hash_of(values)
-        db.execute(_INSERT, {**values, "hash": digest})
-        return last.count + 1, digest
+        return append(db, kind, fields, self._now())
+
+    def _now(self) -> str:
+        return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="microseconds")
 
     def _close(self, db: sqlite3.Connection, kind: str, hold: Hold, fields: Mapping[str, object]) -> None:
         self._append(db, kind, {**_of_hold(hold), **fields})

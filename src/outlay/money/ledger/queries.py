@@ -90,6 +90,13 @@ def find(db: sqlite3.Connection, condition: str, *values: object) -> Entry | Non
     return next(iter(select(db, condition, *values)), None)
 
 
+def artifact_keys(db: sqlite3.Connection, run_id: str, key: str) -> list[str]:
+    """Return the keys under which artifacts settled as ``key``, or as ``key/…``, are stored; the newest first."""
+    condition = "kind IN ('settle', 'stored') AND run_id = ? AND (key = ? OR substr(key, 1, ?) = ?)"
+    found = select(db, condition, run_id, key, len(key) + 1, f"{key}/")
+    return [entry.artifact_key for entry in reversed(found) if entry.artifact_key is not None]
+
+
 def open_holds(db: sqlite3.Connection, run_id: str) -> list[Hold]:
     """The holds of a run that are neither settled nor released, oldest first."""
     return [Hold.of(entry) for entry in select(db, f"run_id = ? AND {_OPEN_HOLD}", run_id)]

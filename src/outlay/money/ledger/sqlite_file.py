@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from outlay.errors import DiskFull, LedgerDamaged, SpendError
-from outlay.money.ledger.chain import MIGRATIONS
+from outlay.money.ledger.chain import uri_of
+from outlay.money.ledger.migrations import MIGRATIONS
 from outlay.storage.paths import command_line
 
 # SQLite says "disk I/O error" where a file may not grow; only what it reads wrongly is damage.
@@ -22,11 +24,32 @@ BUSY_SECONDS = 60.0
 """How long one process waits for another that is writing."""
 
 
-def prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:
-    """Bring an open connection to this program's settings and, where `create` allows it, the file to its schema.
+def opened(path: Path, *, create: bool, at: str) -> tuple[sqlite3.Connection, bool]:
+    """Open the file with this program's settings, in its newest format, and say whether it was brought there just now.
 
+    A missing or empty file becomes a ledger where `create` allows it. An older ledger that cannot be written is read from a copy
+    in memory. `at`: the time for entries that a migration appends (UTC, ISO 8601).
     Raises LedgerDamaged for a file that is no ledger, or one of a newer outlay.
     """
+    exists = path.exists()
+    uri = uri_of(path, "rw" if exists else "rwc")
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False)
+    try:
+        version = _checked_version(db, path, create=create)
+        db.execute("PRAGMA synchronous = FULL")
+        if version == len(MIGRATIONS):
+            return db, False
+        if exists and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+            return _migrated_copy(db, at), False
+        _use_write_ahead_log(db)
+        _migrate(db, at)
+        return db, version > 0
+    except BaseException:
+        db.close()
+        raise
+
+
+def _checked_version(db: sqlite3.Connection, path: Path, *, create: bool) -> int:
     db.execute("BEGIN")  # one snapshot: another process may be making the schema right now
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (n_objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -37,12 +60,19 @@ def prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:
         )
     if version == 0 and n_objects:
         raise LedgerDamaged(f"{path} is an SQLite file but no ledger; name another file")
-    if version < len(MIGRATIONS):
-        if version == 0 and not create:
-            raise LedgerDamaged(f"{path} is empty; restore it from a copy, or remove it to begin anew")
-        _use_write_ahead_log(db)
-        _migrate(db)
-    db.execute("PRAGMA synchronous = FULL")
+    if version == 0 and not create:
+        raise LedgerDamaged(f"{path} is empty; restore it from a copy, or remove it to begin anew")
+    return int(version)
+
+
+def _migrated_copy(db: sqlite3.Connection, at: str) -> sqlite3.Connection:
+    """Return a copy in memory, in the newest format, that refuses to be written; closes ``db``."""
+    copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    with closing(db):
+        db.backup(copy)
+    _migrate(copy, at)
+    copy.execute("PRAGMA query_only = ON")
+    return copy
 
 
 def holds_anything(db: sqlite3.Connection) -> bool:
@@ -71,17 +101,17 @@ def _use_write_ahead_log(db: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
-def _migrate(db: sqlite3.Connection) -> None:
+def _migrate(db: sqlite3.Connection, at: str) -> None:
+    """Apply every migration that the file lacks in one transaction, under SQLite's lock on writers."""
     db.execute("BEGIN IMMEDIATE")
     try:
         (version,) = db.execute("PRAGMA user_version").fetchone()  # another process may have been first
-        for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
-            for statement in migration:
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {number}")
+        for migration in MIGRATIONS[version:]:
+            migration.apply(db, at)
         db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        if db.in_transaction:  # a full disk ends it
+            db.execute("ROLLBACK")
         raise
 
 
