@@ -1,11 +1,17 @@
-"""What decides a training, and what decides how a teacher speaks, as plain data: part of the key of what comes out."""
+"""What decides a training, and what decides how a teacher speaks, as plain data: part of the key of what comes out.
+
+Each setting is declared once, in `TrainSettings` or `TeachSettings`: its type, its limits, what it decides. Checks, keys of a
+task file, options of the command line and the tables of `docs/training.md` are read from there (`setting_fields`).
+"""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, get_args, get_type_hints
 
 from outlay.errors import UsageError
 from outlay.spec import Family, Kind
@@ -21,111 +27,219 @@ TEMPERATURES = (1.0, 2.0, 4.0)
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1
 """What torch's generators take (`torch.Generator.manual_seed`); orders of rows are hashes and would take any number."""
 
-_FOR_BF16_WEIGHTS = "adafactor where precision is bf16_weights, for its updates are rounded at random"
+TRAINING, DISTILLATION, ANSWERS, RUNNING = "Training", "Distillation", "Answers", "How it is run"
+"""Headings of settings on a help page."""
 
-Limit = tuple[str, bool, str]
-"""A field, whether its value is good, and what it must be."""
+_TYPE_WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The limits of one setting, and what it decides.
+
+    ``says``: one or two sentences, with names of settings and values between double backticks; ``gt``, ``ge``, ``lt``, ``le``:
+    bounds of a number; ``choices``: values of a text; ``asked``: choices beside them that are resolved before settings are made;
+    ``none``: what ``None`` stands for; ``key``, ``option``: its name in a task file and on the command line where that is
+    another one; ``in_task``, ``on_line``: whether it has one there.
+    """
+
+    says: str
+    heading: str = TRAINING
+    gt: float | None = None
+    ge: float | None = None
+    lt: float | None = None
+    le: float | None = None
+    choices: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+    none: str = ""
+    key: str = ""
+    option: str = ""
+    in_task: bool = True
+    on_line: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SettingField:
+    """A setting as a field of `TrainSettings` or `TeachSettings`; ``default``: `dataclasses.MISSING` where it has none."""
+
+    name: str
+    type: type
+    can_be_none: bool
+    default: Any
+    about: Setting
+
+    @property
+    def key(self) -> str:
+        """Its name in a task file."""
+        return self.about.key or self.name
+
+    @property
+    def option(self) -> str:
+        """Its name on the command line, without dashes before it."""
+        return (self.about.option or self.key).replace("_", "-")
+
+    @property
+    def type_words(self) -> str:
+        """The type in words, such as "a whole number or none"."""
+        return _TYPE_WORDS[self.type] + (" or none" if self.can_be_none else "")
+
+    @property
+    def limit_words(self) -> str:
+        """The limits in words, such as "above 0 and at most 1, or none"; empty where it has none."""
+        return f"{words}, or none" if (words := self._bounds()) and self.can_be_none else words
+
+    def _bounds(self) -> str:
+        about = self.about
+        if about.choices:
+            return one_of(about.choices)
+        if about.ge is not None and about.le is not None:
+            return f"{_TYPE_WORDS[self.type]} from {about.ge} to {about.le}"
+        if about.gt is not None and self.type is int:
+            return f"at least {about.gt + 1}"
+        if about.gt is not None:
+            above = f"above {about.gt}"
+            return above if about.le is None and about.lt is None else self._range(above)
+        if about.ge is not None:
+            return f"{about.ge} or more" if about.lt is None else f"from {about.ge} to below {about.lt}"
+        return ""
+
+    def _range(self, above: str) -> str:
+        about = self.about
+        return f"between {about.gt} and {about.lt}" if about.lt is not None else f"{above} and at most {about.le}"
+
+    def is_of_type(self, value: object) -> bool:
+        """Whether the value has the setting's type; a truth value is no number, a whole number is one."""
+        if value is None:
+            return self.can_be_none
+        if isinstance(value, bool):
+            return self.type is bool
+        return isinstance(value, (int, float) if self.type is float else self.type)
+
+    def is_within_limits(self, value: Any) -> bool:
+        """Whether a value of the setting's type is within its limits."""
+        about = self.about
+        if value is None:
+            return True
+        if about.choices:
+            return value in about.choices
+        return (
+            (about.gt is None or value > about.gt)
+            and (about.ge is None or value >= about.ge)
+            and (about.lt is None or value < about.lt)
+            and (about.le is None or value <= about.le)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
     """Hyper-parameters of one training; every field changes the bytes that come out."""
 
-    epochs: int
-    batch_size: int
-    """Rows per optimiser step, over all processes."""
-    learning_rate: float
-    warmup_fraction: float = 0.06
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    patience: int | None = None
-    """Evaluations without a better dev score before stopping; ``None`` = train to the end. The best one is kept either way."""
-    dropout: float | None = None
-    """Of every layer; ``None`` = as the checkpoint's config says."""
-    temperature: float = 1.0
-    """Of the divergence to a teacher; cross-entropy ignores it."""
-    precision: str = "fp32"
-    """``bf16`` (autocast; weights and optimiser stay float32), ``bf16_weights`` (weights and gradients too, half the memory;
-    updates are rounded at random, so that small ones are not lost) or ``fp32``; never ``auto``, which is resolved before
-    settings are made (`outlay.hardware.precision`)."""
-    seed: int = 0
-    objective: str = "masked"
-    """Of a distillation: ``masked`` (the mean over real positions) or ``published`` (as the public code of Kang et al. 2023: the
-    mean over all positions of the batch, padding included)."""
-    divergence: str = "forward_kl"
-    """From teacher to student: ``forward_kl``, ``reverse_kl`` or ``js`` (Jensen-Shannon)."""
-    js_beta: float = 0.5
-    """The teacher's share in the mixture of ``js``; the others ignore it."""
-    gold_weight: float = 0.0
-    """Share of cross-entropy on gold labels in a distillation: (1 - w) divergence + w cross-entropy."""
-    micro_batch_size: int | None = None
-    """Rows per forward pass and process; ``None`` = all of a process's share of the step at once."""
-    optimizer: str = "adamw"
-    """``adamw`` (fused where it can be), ``adafactor`` (Shazeer & Stern 2018, at the given rate) or ``adamw_8bit``."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them."""
-    eval_steps: int | None = None
-    """Optimiser steps between two evaluations on dev; ``None`` = one after each epoch."""
-    eval_share: float | None = None
-    """Evaluations on dev take at most this share of the training's work: only as many dev rows are answered; ``None`` = all."""
-    batch_tokens: int | None = None
-    """Fill the batch of an optimiser step up to so many tokens, padding included, in place of ``batch_size`` rows."""
-    compile: bool = False
-    """Compile the model (`torch.compile`): a minute at the start, then faster steps on a GPU."""
-    peft: str = "none"
-    """``none`` (every weight is trained), ``lora`` (Hu et al. 2022) or ``ia3`` ((IA)³, Liu et al. 2022, section 3.3)."""
-    lora_rank: int = 16
-    """Rank of the low-rank updates of ``lora``."""
-    lora_alpha: float = 32.0
-    """Scale of the updates of ``lora``: alpha / rank."""
+    epochs: Annotated[int, Setting("Passes over the training rows.", gt=0)]
+    batch_size: Annotated[int, Setting("Rows per optimiser step, over all processes.", gt=0)]
+    learning_rate: Annotated[float, Setting("Peak learning rate.", key="lr", gt=0, lt=1)]
+    warmup_fraction: Annotated[
+        float, Setting("Share of the steps in which the learning rate rises.", option="warmup", ge=0, lt=1)
+    ] = 0.06
+    weight_decay: Annotated[float, Setting("Decoupled weight decay.", ge=0)] = 0.01
+    max_grad_norm: Annotated[
+        float, Setting("Largest norm of a step's gradient; a larger one is scaled down.", gt=0)
+    ] = 1.0
+    # The best evaluation is kept either way.
+    patience: Annotated[
+        int | None,
+        Setting("Evaluations on dev without a gain before training stops.", none="train to the end", gt=0),
+    ] = None
+    dropout: Annotated[float | None, Setting("Dropout of every layer.", none="as the checkpoint says", ge=0, lt=1)] = (
+        None
+    )
+    temperature: Annotated[
+        float,
+        Setting("Temperature of the divergence to the teacher: 1, 2 or 4.", DISTILLATION, gt=0),
+    ] = 1.0
+    # With bf16_weights updates are rounded at random, so that small ones are not lost. ``auto`` is resolved before settings are
+    # made (`outlay.hardware.precision`).
+    precision: Annotated[
+        str,
+        Setting(
+            "``auto`` (bf16 where the machine is faster in it), ``bf16`` (weights and optimiser stay float32), ``bf16_weights`` "
+            "(with ``optimizer`` adafactor) or ``fp32``.",
+            RUNNING,
+            choices=PRECISIONS,
+            asked=("auto",),
+        ),
+    ] = "fp32"
+    seed: Annotated[
+        int,
+        Setting("Seed of order, initialisation and sampling.", RUNNING, ge=LEAST_SEED, le=LARGEST_SEED, in_task=False),
+    ] = 0
+    # As in the public code of Kang et al. 2023 where it is ``published``.
+    objective: Annotated[
+        str,
+        Setting(
+            "``masked`` (the mean over real positions) or ``published`` (over all positions, padding included).",
+            DISTILLATION,
+            choices=OBJECTIVES,
+        ),
+    ] = "masked"
+    divergence: Annotated[
+        str,
+        Setting("``forward_kl``, ``reverse_kl`` or ``js`` (Jensen-Shannon).", DISTILLATION, choices=DIVERGENCES),
+    ] = "forward_kl"
+    js_beta: Annotated[float, Setting("Weight of the teacher in the mixture of ``js``.", DISTILLATION, gt=0, lt=1)] = (
+        0.5
+    )
+    gold_weight: Annotated[
+        float,
+        Setting("Share of cross-entropy on gold labels, where the rows have them.", DISTILLATION, ge=0, lt=1),
+    ] = 0.0
+    # The command line takes a number of passes per step in its place (``--accumulation``), which holds for any batch.
+    micro_batch_size: Annotated[
+        int | None,
+        Setting(
+            "Rows per forward pass and process; ``batch_size`` rows are accumulated for a step.",
+            none="all at once",
+            gt=0,
+            on_line=False,
+        ),
+    ] = None
+    # Adafactor: Shazeer & Stern 2018, at the given rate.
+    optimizer: Annotated[str, Setting("``adamw``, ``adafactor`` or ``adamw_8bit``.", choices=OPTIMIZERS)] = "adamw"
+    gradient_checkpointing: Annotated[
+        bool, Setting("Compute activations again instead of keeping them: less memory, more time.")
+    ] = False
+    eval_steps: Annotated[
+        int | None, Setting("Steps between evaluations on dev.", none="one after each epoch", gt=0)
+    ] = None
+    eval_share: Annotated[
+        float | None,
+        Setting(
+            "Evaluations take at most this share of the work: only as many dev rows are answered.",
+            none="all dev rows",
+            gt=0,
+            le=1,
+        ),
+    ] = None
+    batch_tokens: Annotated[
+        int | None,
+        Setting("Tokens per optimiser step, padding included, in place of ``batch_size`` rows.", none="by rows", gt=0),
+    ] = None
+    compile: Annotated[
+        bool, Setting("Compile the model's blocks: a wait at the start, then faster steps.", RUNNING)
+    ] = False
+    # LoRA: Hu et al. 2022; (IA)³: Liu et al. 2022, section 3.3.
+    peft: Annotated[str, Setting("``none`` (every weight is trained), ``lora`` or ``ia3``.", choices=PEFT_METHODS)] = (
+        "none"
+    )
+    lora_rank: Annotated[int, Setting("Rank of the updates of ``lora``.", gt=0)] = 16
+    lora_alpha: Annotated[float, Setting("The updates of ``lora`` are scaled by alpha / rank.", gt=0)] = 32.0
 
     def __post_init__(self) -> None:
-        whole, number, text = (int,), (int, float), (str,)
-        _check_types(
-            self,
-            number,
-            {
-                **dict.fromkeys(("epochs", "batch_size", "seed", "lora_rank"), whole),
-                **dict.fromkeys(("patience", "micro_batch_size", "eval_steps", "batch_tokens"), (int, type(None))),
-                **dict.fromkeys(("precision", "objective", "divergence", "optimizer", "peft"), text),
-                **dict.fromkeys(("dropout", "eval_share"), (int, float, type(None))),
-                **dict.fromkeys(("gradient_checkpointing", "compile"), (bool,)),
-            },
-        )
-        _check_limits(self, (*self._step_limits(), *self._loss_limits()))
-
-    def _step_limits(self) -> tuple[Limit, ...]:
-        micro, steps = self.micro_batch_size, self.eval_steps
-        return (
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("learning_rate", 0 < self.learning_rate < 1, "between 0 and 1"),
-            ("warmup_fraction", 0 <= self.warmup_fraction < 1, "from 0 to below 1"),
-            ("weight_decay", self.weight_decay >= 0, "0 or more"),
-            ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
-            ("patience", self.patience is None or self.patience >= 1, "at least 1, or none"),
-            ("dropout", self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1, or none"),
-            ("precision", self.precision in PRECISIONS, _one_of(PRECISIONS)),
-            ("micro_batch_size", micro is None or micro >= 1, "at least 1, or none"),
-            ("optimizer", self.optimizer in OPTIMIZERS, _one_of(OPTIMIZERS)),
-            ("optimizer", self.precision != "bf16_weights" or self.optimizer == "adafactor", _FOR_BF16_WEIGHTS),
-            ("eval_steps", steps is None or steps >= 1, "at least 1, or none"),
-            ("eval_share", self.eval_share is None or 0 < self.eval_share <= 1, "above 0 and at most 1, or none"),
-            ("batch_tokens", self.batch_tokens is None or self.batch_tokens >= 1, "at least 1, or none"),
-            ("peft", self.peft in PEFT_METHODS, _one_of(PEFT_METHODS)),
-            ("lora_rank", self.lora_rank >= 1, "at least 1"),
-            ("lora_alpha", self.lora_alpha > 0, "above 0"),
-            ("seed", LEAST_SEED <= self.seed <= LARGEST_SEED, _SEEDS),
-        )
-
-    def _loss_limits(self) -> tuple[Limit, ...]:
-        return (
-            ("temperature", self.temperature > 0, "above 0"),
-            ("objective", self.objective in OBJECTIVES, _one_of(OBJECTIVES)),
-            ("divergence", self.divergence in DIVERGENCES, _one_of(DIVERGENCES)),
-            ("js_beta", 0 < self.js_beta < 1, "between 0 and 1"),
-            ("gold_weight", 0 <= self.gold_weight < 1, "from 0 to below 1"),
-        )
+        _check_fields(self)
+        if self.precision == "bf16_weights" and self.optimizer != "adafactor":
+            raise UsageError(
+                f"optimizer is {self.optimizer!r}; it must be adafactor where precision is bf16_weights, "
+                "for its updates are rounded at random"
+            )
 
     def changed(self, overrides: Mapping[str, Any]) -> TrainSettings:
         """These settings with some fields replaced.
@@ -145,54 +259,53 @@ class TrainSettings:
 class TeachSettings:
     """How a teacher answers, and how much of what it knows is written down; every field changes the targets."""
 
-    beams: int = 1
-    """Beams of the search for an answer; 1 = greedy."""
-    sample: bool = False
-    """Draw the answer instead of searching for the likeliest."""
-    sample_temperature: float = 1.0
-    top_p: float = 1.0
-    """Draw from the smallest set of tokens with this probability (nucleus sampling, Holtzman et al. 2020)."""
-    max_logits: int = 64
-    """Logits kept per position at most, the largest; 0 = the whole vocabulary."""
-    tail_mass: float = 0.001
-    """Probability (at temperature 1) that may be left out at a position: logits are kept until what is left has no more, or
-    ``max_logits`` are; 0 = always ``max_logits``. Label sets are kept whole."""
-    answers_from: str = "labels"
-    """Where a model that writes must answer with a label: ``labels`` takes the likeliest path through the labels, token by token,
-    ``free`` lets it write what it will, as beams and samples always do."""
-    keep_padding: bool = False
-    """Keep the positions after an answer's end too, up to the longest answer allowed: what ``objective: published`` reads."""
-    batch_size: int = 256
-    """Rows per batch at most; padding changes bits, so it belongs to what decides the targets."""
-    batch_tokens: int = 4096
-    """Source tokens per batch at most, padding included; a longer row is a batch of its own."""
-    seed: int = 0
+    beams: Annotated[int, Setting("Beams of the search for an answer; 1 is greedy.", ANSWERS, gt=0)] = 1
+    sample: Annotated[bool, Setting("Draw answers instead of searching for the likeliest.", ANSWERS)] = False
+    sample_temperature: Annotated[
+        float, Setting("Temperature of the draw; the targets keep raw logits.", ANSWERS, gt=0)
+    ] = 1.0
+    # Nucleus sampling, Holtzman et al. 2020.
+    top_p: Annotated[
+        float, Setting("Draw from the smallest set of tokens with this probability.", ANSWERS, gt=0, le=1)
+    ] = 1.0
+    max_logits: Annotated[
+        int, Setting("Logits kept per position at most, the largest; 0 = the whole vocabulary.", ANSWERS, ge=0)
+    ] = 64
+    # Label sets are kept whole.
+    tail_mass: Annotated[
+        float,
+        Setting(
+            "Probability (at temperature 1) that may be left out at a position; 0 = always ``max_logits``.",
+            ANSWERS,
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.001
+    # Beams and samples are free whatever it says.
+    answers_from: Annotated[
+        str,
+        Setting(
+            "``labels`` (the likeliest path through the labels) or ``free`` (what the model writes).",
+            ANSWERS,
+            choices=ANSWERS_FROM,
+        ),
+    ] = "labels"
+    keep_padding: Annotated[
+        bool,
+        Setting("Keep the positions after an answer's end too: what ``objective`` published reads.", ANSWERS),
+    ] = False
+    # Padding changes bits, so the size of a batch belongs to what decides the targets.
+    batch_size: Annotated[int, Setting("Rows per forward pass at most.", ANSWERS, gt=0)] = 256
+    batch_tokens: Annotated[
+        int,
+        Setting("Source tokens per forward pass at most, padding included; a longer row goes alone.", ANSWERS, gt=0),
+    ] = 4096
+    seed: Annotated[int, Setting("Seed of the order of rows and of the draw.", RUNNING, ge=LEAST_SEED, le=LARGEST_SEED)] = 0
 
     def __post_init__(self) -> None:
-        _check_types(
-            self,
-            (int, float),
-            {
-                **dict.fromkeys(("beams", "max_logits", "batch_size", "batch_tokens", "seed"), (int,)),
-                **dict.fromkeys(("sample", "keep_padding"), (bool,)),
-                "answers_from": (str,),
-            },
-        )
-        _check_limits(
-            self,
-            (
-                ("beams", self.beams >= 1, "at least 1"),
-                ("beams", self.beams == 1 or not self.sample, "1 where the answer is sampled"),
-                ("sample_temperature", self.sample_temperature > 0, "above 0"),
-                ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-                ("max_logits", self.max_logits >= 0, "at least 1, or 0 for the whole vocabulary"),
-                ("tail_mass", 0 <= self.tail_mass < 1, "from 0 to below 1"),
-                ("answers_from", self.answers_from in ANSWERS_FROM, _one_of(ANSWERS_FROM)),
-                ("batch_size", self.batch_size >= 1, "at least 1"),
-                ("batch_tokens", self.batch_tokens >= 1, "at least 1"),
-                ("seed", LEAST_SEED <= self.seed <= LARGEST_SEED, _SEEDS),
-            ),
-        )
+        _check_fields(self)
+        if self.sample and self.beams != 1:
+            raise UsageError(f"beams is {self.beams}; it must be 1 where the answer is sampled")
 
     def changed(self, overrides: Mapping[str, Any]) -> TeachSettings:
         """These settings with some fields replaced.
@@ -208,6 +321,21 @@ class TeachSettings:
         return asdict(self)
 
 
+@cache
+def setting_fields(settings: type[TrainSettings] | type[TeachSettings]) -> Mapping[str, SettingField]:
+    """Return the settings of a class by name, in their order."""
+    hints = get_type_hints(settings, include_extras=True)
+    found = {}
+    for each in fields(settings):
+        plain, about = get_args(hints[each.name])
+        types = [part for part in get_args(plain) or (plain,) if part is not NoneType]
+        found[each.name] = SettingField(each.name, types[0], NoneType in get_args(plain), each.default, about)
+    return found
+
+
+DEFAULT_THREADS = 2
+SAVE_SECONDS = 20.0
+"""Between two checkpoints of a training, unless somebody says otherwise."""
 MOST_THREADS = 1024
 """More than any machine has cores for; torch fails with far more, once it is too late."""
 
@@ -223,9 +351,6 @@ def check_threads(threads: int) -> int:
     return threads
 
 
-_SEEDS = f"a whole number from {LEAST_SEED} to {LARGEST_SEED}"
-
-
 def check_seed(seed: int, least: int = LEAST_SEED) -> int:
     """Return the seed itself where every generator takes it.
 
@@ -237,40 +362,26 @@ def check_seed(seed: int, least: int = LEAST_SEED) -> int:
     return seed
 
 
-def _one_of(names: tuple[str, ...]) -> str:
+def one_of(names: tuple[str, ...]) -> str:
+    """Return a choice in words, such as "a, b or c"."""
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _check_names(settings: TrainSettings | TeachSettings, overrides: Mapping[str, Any], what: str) -> None:
-    known = {each.name for each in fields(settings)}
+    known = setting_fields(type(settings))
     for name in overrides:
         if name not in known:
             raise UsageError(f"unknown {what} setting {name!r}; known: {', '.join(sorted(known))}")
 
 
-def _check_types(
-    settings: TrainSettings | TeachSettings, default: tuple[type, ...], allowed: Mapping[str, tuple[type, ...]]
-) -> None:
-    """``allowed``: the types of the fields that are not of the ``default`` ones; a truth value is no number."""
-    for each in fields(settings):
-        value = getattr(settings, each.name)
-        wanted = allowed.get(each.name, default)
-        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-            raise UsageError(f"{each.name} is {value!r}; it must be {_named(wanted)}")
-
-
-def _named(wanted: tuple[type, ...]) -> str:
-    if wanted == (str,):
-        return "text"
-    if wanted == (bool,):
-        return "true or false"
-    return "a number" if float in wanted else "a whole number"
-
-
-def _check_limits(settings: TrainSettings | TeachSettings, limits: tuple[Limit, ...]) -> None:
-    for name, good, limit in limits:
-        if not good:
-            raise UsageError(f"{name} is {getattr(settings, name)!r}; it must be {limit}")
+def _check_fields(settings: TrainSettings | TeachSettings) -> None:
+    """Refuse a value of another type, or outside its limits."""
+    for name, each in setting_fields(type(settings)).items():
+        value = getattr(settings, name)
+        if not each.is_of_type(value):
+            raise UsageError(f"{name} is {value!r}; it must be {each.type_words}")
+        if not each.is_within_limits(value):
+            raise UsageError(f"{name} is {value!r}; it must be {each.limit_words}")
 
 
 def check_optimizer(name: str, *, has_gpu: bool) -> None:
@@ -335,3 +446,9 @@ def default_settings(family: Family, kind: Kind) -> dict[str, TrainSettings]:
     if family == "encoder":
         return _TAGGERS if kind == "entities" else _ENCODERS
     return _WRITERS[family]
+
+
+def is_none_by_default(name: str) -> bool:
+    """Whether a setting is left open for every family and role."""
+    tables = (_ENCODERS, _TAGGERS, *_WRITERS.values())
+    return all(getattr(settings, name) is None for table in tables for settings in table.values())
