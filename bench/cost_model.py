@@ -43,11 +43,11 @@ from outlay.models.cost_model import (
     starting_load,
     training_load,
 )
+from outlay.models.forecast import ANSWERING
 from outlay.models.loading import ModelSpec
 from outlay.models.random_init import Corpus, build_checkpoint
 from outlay.models.shape import ModelShape, shape_of_size
 from outlay.models.sizes import Size, find_size
-from outlay.plan.forecast import ANSWERING
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TaskSpec
 from outlay.train.api import TrainContext, count_tokens, distil, finetune, predict, teach, use_threads

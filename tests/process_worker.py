@@ -22,7 +22,7 @@ from outlay.train.checkpoints import Checkpoints
 from outlay.train.distributed import current_process
 from outlay.train.loop import Callbacks, fit
 from outlay.train.losses import LossSum
-from outlay.train.state import TrainProgress
+from outlay.train.progress import TrainProgress
 from tests.toys import Bag, BagLesson, CountingGauge, Tagger, TokenLesson, classes_of, toy
 
 SETTINGS = TrainSettings(epochs=3, batch_size=8, learning_rate=0.02, precision="fp32", seed=3, eval_steps=5)

@@ -43,7 +43,7 @@ from outlay.models.peft import (
 from outlay.settings import TrainSettings
 from outlay.spec import TaskSpec
 from outlay.train.api import DevTexts, TrainContext, finetune, predict
-from outlay.train.state import TrainProgress
+from outlay.train.progress import TrainProgress
 from tests.checkpoints import make_t5
 from tests.toys import CountingGauge, sentences
 

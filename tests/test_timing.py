@@ -12,8 +12,9 @@ import pytest
 
 from outlay.engine.run_dir import RunDir
 from outlay.models.cost_model import TERMS, MachineProfile
+from outlay.models.forecast import ANSWERING
 from outlay.money.amounts import format_usd
-from outlay.plan.forecast import ANSWERING, Forecaster
+from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train
 from outlay.plan.strategies import NotAvailable, strategy

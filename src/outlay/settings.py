@@ -300,7 +300,9 @@ class TeachSettings:
         int,
         Setting("Source tokens per forward pass at most, padding included; a longer row goes alone.", ANSWERS, gt=0),
     ] = 4096
-    seed: Annotated[int, Setting("Seed of the order of rows and of the draw.", RUNNING, ge=LEAST_SEED, le=LARGEST_SEED)] = 0
+    seed: Annotated[
+        int, Setting("Seed of the order of rows and of the draw.", RUNNING, ge=LEAST_SEED, le=LARGEST_SEED)
+    ] = 0
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -333,6 +335,8 @@ def setting_fields(settings: type[TrainSettings] | type[TeachSettings]) -> Mappi
     return found
 
 
+BLOCK_ROWS = 1024
+"""Consecutive rows that a model answers together, sorted and batched among themselves."""
 DEFAULT_THREADS = 2
 SAVE_SECONDS = 20.0
 """Between two checkpoints of a training, unless somebody says otherwise."""
@@ -446,6 +450,17 @@ def default_settings(family: Family, kind: Kind) -> dict[str, TrainSettings]:
     if family == "encoder":
         return _TAGGERS if kind == "entities" else _ENCODERS
     return _WRITERS[family]
+
+
+def role_settings(
+    defaults: TrainSettings, overrides: Mapping[str, Any], *, seed: int = 0, precision: str = "fp32"
+) -> TrainSettings:
+    """Return the settings of a role in a run: its defaults, the run's seed and precision, then what is set for the role itself.
+
+    Raises:
+        UsageError: a name that is no setting, or a value outside its limits.
+    """
+    return defaults.changed({"seed": seed, "precision": precision, **overrides})
 
 
 def is_none_by_default(name: str) -> bool:

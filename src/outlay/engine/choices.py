@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from outlay.errors import UnknownModel, UsageError
+from outlay.metrics.scorer import TextEncoder, choose_encoder
 from outlay.models.reference import fingerprint
-from outlay.models.shape import check_layer
 from outlay.plan.steps import Judge
 from outlay.tasks.splits import TaskData
 from outlay.tasks.task import Task
@@ -23,19 +23,17 @@ def judge_of(task: Task, metric_model: str | None) -> Judge | None:
                 f"task {task.name} is scored by {task.metric}, which needs no --metric-model; leave it out"
             )
         return None
-    own = task.bertscore
-    ref = metric_model or (own.model if own is not None else None)
-    if ref is None:
+    told = task.bertscore
+    own = None if told is None else TextEncoder(told.model, told.layer, told.idf)
+    try:
+        encoder = choose_encoder(own, metric_model, idf=None if own is None else own.idf)
+    except UnknownModel as error:
+        raise UnknownModel(f"{error}; or name another encoder for bert_ibleu with --metric-model") from None
+    if encoder is None:
         raise UsageError(
             f"task {task.name} is scored by bert_ibleu, which needs an encoder; name it with --metric-model"
         )
-    # A layer is a layer of one checkpoint: of another the last one is compared.
-    layer = own.layer if own is not None and metric_model is None else None
-    try:
-        check_layer(ref, layer)
-        return Judge(ref, layer, own is not None and own.idf, fingerprint(ref))
-    except UnknownModel as error:
-        raise UnknownModel(f"{error}; or name another encoder for bert_ibleu with --metric-model") from None
+    return Judge(encoder.ref, encoder.layer, encoder.idf, fingerprint(encoder.ref))
 
 
 def dev_choice(task: Task, data: TaskData, dev: str | None, n_dev: int | None) -> tuple[str | None, int | None]:

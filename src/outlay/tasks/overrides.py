@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
@@ -52,6 +53,14 @@ class Roles(YamlBlock):
         """Return what is set for one role."""
         roles = {"teacher": self.teacher, "student": self.student, "distil": self.distil}
         return roles[role].given()
+
+
+def overrides_of(
+    task: TrainingOverrides | None, family: Family, role: Role, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what is set for a role: by the task, then by the user; ``precision: auto`` leaves that of the run."""
+    of_task = {} if task is None else task.settings_for(family, role)
+    return without_auto({**of_task, **given})
 
 
 class TrainingOverrides(Roles):
