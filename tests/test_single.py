@@ -21,9 +21,10 @@ from outlay.standalone.inference import InferenceOptions, Teaching, evaluate, pr
 from outlay.standalone.inputs import DataOptions, DataReader, TaskRow, check_golds, sources_of
 from outlay.standalone.output_dir import OutputDir
 from outlay.standalone.prediction_file import evaluate_file
-from outlay.standalone.runtime import RuntimeOptions, Silent, StepReport
+from outlay.standalone.runtime import RuntimeOptions, StepReport
 from outlay.standalone.targets_dir import TargetsFolder
 from outlay.standalone.training import distil, finetune
+from outlay.text.listener import Silent
 from outlay.train.progress import TokenCounter
 from tests.steps_world import KINDS, StepsWorld, rows, tree, write_rows
 

@@ -19,8 +19,9 @@ from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train
 from outlay.plan.strategies import NotAvailable, strategy
 from outlay.report.receipt import receipt, render_markdown, render_text, to_json
-from outlay.standalone.runtime import Silent, StepReport
+from outlay.standalone.runtime import StepReport
 from outlay.standalone.training import finetune
+from outlay.text.listener import Silent
 from outlay.train import api as train_api
 from outlay.train.api import INFERENCE_BATCH
 from tests.runs import World, runner

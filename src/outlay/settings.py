@@ -324,14 +324,16 @@ class TeachSettings:
 
 
 @cache
-def setting_fields(settings: type[TrainSettings] | type[TeachSettings]) -> Mapping[str, SettingField]:
-    """Return the settings of a class by name, in their order."""
+def setting_fields(settings: type[Any]) -> Mapping[str, SettingField]:
+    """Return the settings that a dataclass declares by name, in their order; a field without a `Setting` is none."""
     hints = get_type_hints(settings, include_extras=True)
     found = {}
     for each in fields(settings):
-        plain, about = get_args(hints[each.name])
-        types = [part for part in get_args(plain) or (plain,) if part is not NoneType]
-        found[each.name] = SettingField(each.name, types[0], NoneType in get_args(plain), each.default, about)
+        plain, *marks = get_args(hints[each.name]) or (hints[each.name],)
+        about = next((mark for mark in marks if isinstance(mark, Setting)), None)
+        if about is not None:
+            types = [part for part in get_args(plain) or (plain,) if part is not NoneType]
+            found[each.name] = SettingField(each.name, types[0], NoneType in get_args(plain), each.default, about)
     return found
 
 

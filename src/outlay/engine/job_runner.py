@@ -21,6 +21,7 @@ from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Step, describe, learner_of
 from outlay.storage.store import Artifact, Store, key_of
+from outlay.text.listener import Report
 from outlay.train.progress import TrainContext, TrainProgress
 
 
@@ -70,7 +71,7 @@ class JobRunner:
     def make(
         self,
         job: Job,
-        on_progress: Callable[[int, int, str], None],
+        on_progress: Report,
         on_wait: Callable[[str], None] | None = None,
     ) -> JobResult:
         """Find the job's artifact, wait for whoever makes it, or make it.
@@ -87,7 +88,7 @@ class JobRunner:
             workspace.clear()
         return JobResult(artifact.key, reused=False)
 
-    def _make(self, job: Job, folder: Path, on_progress: Callable[[int, int, str], None]) -> Artifact:
+    def _make(self, job: Job, folder: Path, on_progress: Report) -> Artifact:
         prepared, step = self._prepared_of(job.options), job.step
         if prepared.request.run_id != job.run_id:
             raise SpendError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from contextlib import suppress
@@ -11,10 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from outlay.errors import StoreError
 from outlay.money.amounts import Price, Quote
 from outlay.money.meter import Limits, Meter, MeterState, Reserve
 from outlay.plan.quotes import Quoter, Work
 from outlay.plan.steps import Distil, Step, Train
+from outlay.storage.files import write_text
 
 HEARTBEAT_SECONDS = 0.25
 """How often the seconds spent are written down: what a kill can hide from the ledger at most."""
@@ -118,13 +119,10 @@ class StepMeter:
 
 def write_heartbeat(path: Path, kept_before: float, attempt_seconds: float) -> None:
     """Note how long an attempt has run, on top of what was kept before it; not synced, a lost beat costs its interval only."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     beat = json.dumps({"kept_before": kept_before, "attempt_seconds": attempt_seconds})
     # A full disk must not hide behind its heartbeat: the step itself says what is wrong.
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(beat, encoding="utf-8")
-        temporary.replace(path)
+    with suppress(OSError, StoreError):
+        write_text(path, beat)
 
 
 def lost_seconds(heartbeat: Path, kept_now: float) -> float:

@@ -26,7 +26,6 @@ from outlay.standalone.output_dir import Document, OutputDir, json_lines, read_o
 from outlay.standalone.prediction_file import PREDICTION
 from outlay.standalone.profiling import new_stopwatch, profile_of_parts, seconds_of
 from outlay.standalone.runtime import (
-    Listener,
     RuntimeOptions,
     StepReport,
     alone,
@@ -40,6 +39,7 @@ from outlay.standalone.runtime import (
 )
 from outlay.standalone.targets_dir import ANSWERS, INDEX, ROWS, answer_lines, block_name, index_of, kept_of
 from outlay.storage.hashing import digest_of_file
+from outlay.text.listener import Listener
 from outlay.train.progress import TokenCounter
 
 SAVED = "outlay.json"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from outlay.errors import OutlayError, UnknownModel, UsageError
 from outlay.hardware.precision import remarks, resolve
@@ -14,38 +14,10 @@ from outlay.settings import DEFAULT_THREADS, MOST_THREADS, SAVE_SECONDS
 from outlay.spec import Family, TaskSpec, can_answer
 from outlay.standalone.output_dir import OutputDir
 from outlay.storage.locations import default_root
+from outlay.text.listener import Listener
 from outlay.workers.ray_map import Executor, InThisProcess
 
 T = TypeVar("T")
-
-
-class Listener(Protocol):
-    """Who is told how a step goes; the command line draws it."""
-
-    def begin(self, what: str) -> None:
-        """A part of the step starts."""
-        ...
-
-    def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """It advanced."""
-        ...
-
-    def say(self, line: str) -> None:
-        """A line worth reading."""
-        ...
-
-
-class Silent:
-    """A listener that says nothing."""
-
-    def begin(self, what: str) -> None:
-        """Nothing."""
-
-    def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """Nothing."""
-
-    def say(self, line: str) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from outlay.standalone.inputs import DataOptions, DataReader, TaskRow, rows_dige
 from outlay.standalone.output_dir import OutputDir
 from outlay.standalone.profiling import new_stopwatch, profile_of_parts, seconds_of
 from outlay.standalone.runtime import (
-    Listener,
     RuntimeOptions,
     StepReport,
     alone,
@@ -35,6 +34,7 @@ from outlay.standalone.runtime import (
 from outlay.standalone.targets_dir import TargetsFolder
 from outlay.storage.files import writing
 from outlay.tasks.overrides import Role, overrides_of
+from outlay.text.listener import Listener
 from outlay.train.progress import TokenCounter, TrainContext, TrainProgress
 
 if TYPE_CHECKING:
