@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,6 @@ from outlay.standalone.runtime import StepReport
 from outlay.standalone.training import finetune
 from outlay.text.listener import Silent
 from outlay.train import api as train_api
-from outlay.train.api import INFERENCE_BATCH
 from tests.runs import World, runner
 from tests.steps_world import StepsWorld
 
@@ -107,7 +107,7 @@ def test_without_a_fitting_profile_there_is_no_forecast(world: World) -> None:
 
 
 def test_answers_are_given_in_the_batches_that_are_foreseen() -> None:
-    assert ANSWERING.batch_size == INFERENCE_BATCH
+    assert signature(train_api.predict).parameters["batch_size"].default == ANSWERING.batch_size
 
 
 @pytest.fixture(scope="module")
