@@ -9,8 +9,15 @@ import pytest
 from pydantic import ValidationError
 
 from outlay.errors import UsageError
-from outlay.settings import TeachSettings, TrainSettings, default_settings, is_none_by_default, setting_fields
-from outlay.tasks.overrides import HyperParameters
+from outlay.settings import (
+    TeachSettings,
+    TrainSettings,
+    default_settings,
+    is_none_by_default,
+    role_settings,
+    setting_fields,
+)
+from outlay.tasks.overrides import HyperParameters, TrainingOverrides, overrides_of
 
 GOOD = TrainSettings(epochs=3, batch_size=8, learning_rate=1e-3)
 GOOD_TEACHING = TeachSettings()
@@ -161,6 +168,14 @@ def test_a_task_file_and_the_settings_accept_the_same_values(name: str) -> None:
         except ValidationError:
             theirs = False
         assert ours == theirs, value
+
+
+def test_what_is_set_for_a_role_wins_over_its_run() -> None:
+    found = role_settings(GOOD, {"seed": 5, "epochs": 7}, seed=3, precision="bf16")
+    assert (found.seed, found.epochs, found.precision, found.batch_size) == (5, 7, "bf16", GOOD.batch_size)
+    task = TrainingOverrides.model_validate({"student": {"epochs": 3, "precision": "bf16"}})
+    assert overrides_of(task, "encoder", "student", {"precision": "auto", "epochs": 4}) == {"epochs": 4}
+    assert overrides_of(None, "encoder", "student", {"seed": 1}) == {"seed": 1}
 
 
 def test_limits_in_words() -> None:

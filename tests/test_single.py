@@ -304,6 +304,22 @@ def test_a_count_goes_on_where_it_was() -> None:
     assert other.seconds >= 100.0
 
 
+def test_a_count_hands_on_what_a_meter_limits() -> None:
+    class Limited(TokenCounter):
+        def may_train(self, n_tokens: int) -> bool:
+            return self.n_trained + n_tokens <= 10
+
+    meter = Limited()
+    count = TokenCounter(meter)
+    assert count.may_train(10)
+    count.trained(8)
+    count.inferred(3)
+    assert not count.may_train(3)
+    assert (count.n_trained, count.n_inferred) == (meter.n_trained, meter.n_inferred) == (8, 3)
+    count.restore({**count.state(), "trained": 1})
+    assert meter.n_trained == 1
+
+
 def test_what_was_cut_is_said_in_words() -> None:
     form = replace(FORMS["generation"], max_source_tokens=128)
     assert cut_lines(form, 1000, n_truncated=37) == ["37 of 1,000 rows were longer than 128 tokens and were cut"]

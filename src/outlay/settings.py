@@ -7,7 +7,7 @@ task file, options of the command line and the tables of `docs/training.md` are 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from types import NoneType
@@ -247,7 +247,7 @@ class TrainSettings:
         Raises:
             UsageError: a name that is no setting, or a value outside its limits.
         """
-        _check_names(self, overrides, "training")
+        _check_names(setting_fields(type(self)), overrides, "training")
         return replace(self, **overrides)
 
     def to_json(self) -> dict[str, Any]:
@@ -315,7 +315,7 @@ class TeachSettings:
         Raises:
             UsageError: a name that is no setting, or a value outside its limits.
         """
-        _check_names(self, overrides, "teaching")
+        _check_names(setting_fields(type(self)), overrides, "teaching")
         return replace(self, **overrides)
 
     def to_json(self) -> dict[str, Any]:
@@ -373,21 +373,20 @@ def one_of(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _check_names(settings: TrainSettings | TeachSettings, overrides: Mapping[str, Any], what: str) -> None:
-    known = setting_fields(type(settings))
+def _check_names(known: Collection[str], overrides: Mapping[str, Any], what: str) -> None:
     for name in overrides:
         if name not in known:
             raise UsageError(f"unknown {what} setting {name!r}; known: {', '.join(sorted(known))}")
 
 
-def _check_fields(settings: TrainSettings | TeachSettings) -> None:
-    """Refuse a value of another type, or outside its limits."""
+def _check_fields(settings: Any, prefix: str = "") -> None:
+    """Refuse a value of another type, or outside its limits; ``prefix``: what stands before the names where they are said."""
     for name, each in setting_fields(type(settings)).items():
         value = getattr(settings, name)
         if not each.is_of_type(value):
-            raise UsageError(f"{name} is {value!r}; it must be {each.type_words}")
+            raise UsageError(f"{prefix}{name} is {value!r}; it must be {each.type_words}")
         if not each.is_within_limits(value):
-            raise UsageError(f"{name} is {value!r}; it must be {each.limit_words}")
+            raise UsageError(f"{prefix}{name} is {value!r}; it must be {each.limit_words}")
 
 
 def check_optimizer(name: str, *, has_gpu: bool) -> None:
