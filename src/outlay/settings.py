@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
 from types import NoneType
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -323,9 +322,17 @@ class TeachSettings:
         return asdict(self)
 
 
-@cache
+_found: dict[type[Any], Mapping[str, SettingField]] = {}
+
+
 def setting_fields(settings: type[Any]) -> Mapping[str, SettingField]:
     """Return the settings that a dataclass declares by name, in their order; a field without a `Setting` is none."""
+    if settings not in _found:
+        _found[settings] = _setting_fields(settings)
+    return _found[settings]
+
+
+def _setting_fields(settings: type[Any]) -> Mapping[str, SettingField]:
     hints = get_type_hints(settings, include_extras=True)
     found = {}
     for each in fields(settings):

@@ -207,8 +207,8 @@ class RunBuilder:
         families = self._families_by_role(cast)
         given = options.overrides
         overrides: dict[str, dict[str, Any]] = {role: without_auto(pairs) for role, pairs in given.items()}
-        for role in ROLES_TRAINED:
-            overrides[role] = overrides_of(task.training, families[role], role, given.get(role, {}))
+        for each in ROLES_TRAINED:
+            overrides[each] = overrides_of(task.training, families[each], each, given.get(each, {}))
         models: list[Any] = [cast.teacher.parameters(), cast.student.parameters()]
         request = Request(
             task=task.name,
