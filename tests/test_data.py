@@ -10,6 +10,7 @@ import http.server
 import json
 import os
 import re
+import resource
 import sys
 import threading
 import types
@@ -678,13 +679,16 @@ def test_a_file_outside_the_data_folder_is_not_fetched(root: Path, tmp_path: Pat
         fetch(with_train(file="../escape.jsonl"), str(root), tmp_path / "new")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full: run on Linux")
-def test_a_full_disk_gets_one_line(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_gets_one_line_and_leaves_nothing_half(root: Path, tmp_path: Path) -> None:
     dest = tmp_path / "new"
-    (dest / "objects").mkdir(parents=True)
-    (dest / "objects" / f".train.jsonl.{os.getpid()}.part").symlink_to("/dev/full")
-    with pytest.raises(DiskFull, match="no room left"):
-        fetch(task_with(), str(root), dest)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+    try:
+        with pytest.raises(DiskFull, match="no room left"):
+            fetch(task_with(), str(root), dest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path for path in dest.rglob("*") if path.is_file()] == []
 
 
 def test_the_data_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.steps_world import StepsWorld
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return StepsWorld(tmp_path_factory.mktemp("world")).model("bert")
+    return StepsWorld.make(tmp_path_factory.mktemp("world")).model("bert")
 
 
 def test_what_is_not_given_is_as_the_task_says_of_its_own_encoder(encoder: str) -> None:
