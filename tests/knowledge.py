@@ -12,11 +12,11 @@ from itertools import accumulate
 from outlay.models.shape import ModelShape
 from outlay.money.amounts import Price
 from outlay.money.machines import Machine
-from outlay.plan.context import Offer, PlanningContext, TargetSpec, TokenCounts
+from outlay.plan.context import Offer, PlanningContext, TokenCounts
 from outlay.plan.request import Request
 from outlay.plan.steps import Encoding, Model
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import TaskSpec
+from outlay.spec import TargetSpec, TaskSpec
 
 N_TRAIN, N_POOL, N_DEV, N_TEST = 290, 2500, 37, 101
 LABELS = ("no", "yes", "perhaps")

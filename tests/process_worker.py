@@ -22,7 +22,7 @@ from outlay.train.checkpoints import Checkpoints
 from outlay.train.distributed import current_process
 from outlay.train.loop import Callbacks, fit
 from outlay.train.losses import LossSum
-from outlay.train.state import TrainProgress
+from outlay.train.progress import TrainProgress
 from tests.toys import Bag, BagLesson, CountingGauge, Tagger, TokenLesson, classes_of, toy
 
 SETTINGS = TrainSettings(epochs=3, batch_size=8, learning_rate=0.02, precision="fp32", seed=3, eval_steps=5)
@@ -69,7 +69,7 @@ def train(
     def score(model: nn.Module) -> tuple[float, int]:
         place = current_process()
         rows = np.arange(len(dev))
-        own = rows if place.fsdp else place.share(rows)
+        own = rows if place.fsdp else rows[place.rank :: place.n_processes]
         said = dict(place.gather([(int(row), int(classes_of(model, dev)[row])) for row in own]))
         n_tokens = int(dev.lengths[own].sum())
         every = n_tokens if place.fsdp else sum(place.gather([n_tokens]))
@@ -134,7 +134,6 @@ def words(folder: Path) -> dict[str, Any]:
         "gathered": told,
         "agreed": [place.main_says(int(place.is_main)), place.main_says(int(not place.is_main))],
         "total": place.total(torch.tensor([1.5, 10.0**place.rank])).tolist(),
-        "shares": place.gather([place.share(np.arange(7)).tolist()]),
         "place": [place.n_processes, place.fsdp, place.device.type],
     }
 

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pytest
 import torch
@@ -42,10 +42,10 @@ from outlay.models.peft import (
     trained_state,
 )
 from outlay.models.peft_methods import METHODS, PeftMethod, register
-from outlay.settings import PEFT_SETTINGS, PeftSettings, TrainSettings
+from outlay.settings import PEFT_SETTINGS, PeftSettings, Setting, TrainSettings
 from outlay.spec import TaskSpec
 from outlay.train.api import DevTexts, TrainContext, finetune, predict
-from outlay.train.state import TrainProgress
+from outlay.train.progress import TrainProgress
 from tests.checkpoints import make_t5
 from tests.toys import CountingGauge, sentences
 
@@ -434,11 +434,8 @@ def test_an_encoder_with_adapters_learns_and_leaves_a_plain_model(
 class ShiftSettings(PeftSettings):
     method: ClassVar[str] = "shift"
 
-    scale: float = 1.0
-    layers: str = "output.dense"
-
-    def limits(self) -> tuple[tuple[str, bool, str], ...]:
-        return (("scale", self.scale > 0, "above 0"),)
+    scale: Annotated[float, Setting("Scale of the shift.", gt=0)] = 1.0
+    layers: Annotated[str, Setting("End of the names of the layers that are shifted.")] = "output.dense"
 
 
 class Shifted(nn.Module):

@@ -1,6 +1,6 @@
 """What is written about the program is checked by the program: commands, options, links; `docs/cli.md` is made from it.
 
-``python -m tests.test_docs`` writes `docs/cli.md` anew.
+``python -m tests.test_docs`` writes `docs/cli.md` and the tables of settings in `docs/training.md` anew.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -17,10 +17,12 @@ import pytest
 import typer
 
 from outlay.cli.app import COMMANDS, app
+from outlay.settings import SettingField, TeachSettings, TrainSettings, setting_fields
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").glob("**/*.md"), *ROOT.glob("CHANGELOG.md")})
 CLI_PAGE = ROOT / "docs" / "cli.md"
+TRAINING_PAGE = ROOT / "docs" / "training.md"
 
 FENCE = re.compile(r"^(?P<mark>```+|~~~+)(?P<kind>[^\n]*)\n(?P<body>.*?)^(?P=mark)[ \t]*$", re.M | re.S)
 COMMAND_LINE = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(?:uv run |uvx |\S*/bin/)?outlay(?: (?P<rest>.*))?$")
@@ -146,6 +148,44 @@ def test_every_command_is_mentioned() -> None:
     told = "\n".join(page.read_text(encoding="utf-8") for page in (CLI_PAGE, ROOT / "README.md"))
     for words in commands():
         assert f"outlay {' '.join(words)}" in told
+
+
+# --- docs/training.md: every setting ---------------------------------------------------------------------------------
+
+SETTINGS = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- end of settings -->)", re.S)
+
+
+def settings_tables() -> str:
+    """Both tables, from the declarations."""
+    head = "| setting | task file | option | what it decides | value | default |\n|---|---|---|---|---|---|\n"
+    train, teach = (setting_fields(each).values() for each in (TrainSettings, TeachSettings))
+    of_tasks = {each.name for each in train if each.about.in_task}
+    tables = (
+        "".join(_setting_row(each, in_task=each.name in of_tasks) for each in train),
+        "".join(_setting_row(each, in_task=False) for each in teach),
+    )
+    return "\n".join(head + table for table in tables)
+
+
+def _setting_row(setting: SettingField, *, in_task: bool) -> str:
+    about = setting.about
+    values = (*about.asked, *about.choices)
+    limits = ", ".join(f"`{value}`" for value in values) or setting.limit_words or setting.type_words
+    left_open = about.none or f"`{about.asked[0] if about.asked else setting.default}`"
+    cells = (
+        f"`{setting.name}`",
+        f"`{setting.key}`" if in_task else "",
+        f"`--{setting.option}`" if about.on_line else "",
+        about.says.replace("``", "`"),
+        limits,
+        "by family and role" if setting.default is MISSING else left_open,
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def test_the_tables_of_settings_are_current() -> None:
+    [written] = SETTINGS.findall(TRAINING_PAGE.read_text(encoding="utf-8"))
+    assert written == settings_tables(), "write them anew: python -m tests.test_docs"
 
 
 # --- commands that are written down ----------------------------------------------------------------------------------
@@ -302,3 +342,5 @@ def test_links_are_found_wherever_they_stand() -> None:
 
 if __name__ == "__main__":
     CLI_PAGE.write_text(render(), encoding="utf-8")
+    page = TRAINING_PAGE.read_text(encoding="utf-8")
+    TRAINING_PAGE.write_text(SETTINGS.sub(lambda _: settings_tables(), page), encoding="utf-8")

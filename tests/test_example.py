@@ -89,7 +89,6 @@ def test_a_missing_field_is_named() -> None:
 def test_fields_are_read_by_name_and_text_is_the_whole() -> None:
     one = Example("id", (("a", "x"), ("b", "y")), "x | y", "L", "rows.jsonl:7")
     assert (one.field("b"), one.field("text")) == ("y", "x | y")
-    assert one.without_label().label is None
     with pytest.raises(DataError, match=r"rows.jsonl:7 has no field 'c'; its fields are a, b"):
         one.field("c")
 

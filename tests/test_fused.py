@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+from outlay.settings import DIVERGENCES
 from outlay.train import fused_log_probs
 from outlay.train.losses import (
-    DIVERGENCES,
     TAIL_FLOOR,
     Sparse,
     cross_entropy,

@@ -21,8 +21,9 @@ import torch
 from outlay.settings import TeachSettings
 from outlay.standalone.evaluator import MetricAsked
 from outlay.standalone.inference import InferenceOptions, Teaching, evaluate, predict, teach
-from outlay.standalone.runtime import RuntimeOptions, Silent
+from outlay.standalone.runtime import RuntimeOptions
 from outlay.standalone.training import distil, finetune
+from outlay.text.listener import Silent
 from tests.steps_world import StepsWorld, tree
 
 Step = Callable[[Path], object]

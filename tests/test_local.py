@@ -15,8 +15,9 @@ import pytest
 
 from outlay.errors import UsageError
 from outlay.hardware.quota import core_numbers
+from outlay.text.listener import Report
 from outlay.workers.local import LocalPool, WorkerSlot, usable_cores, usable_gpus, worker_slots
-from outlay.workers.pool import THREAD_VARIABLES, InProcessPool, Report, WorkerFactory, WorkerFn
+from outlay.workers.pool import THREAD_VARIABLES, InProcessPool, WorkerFactory, WorkerFn
 from outlay.workers.process import REPORT_SECONDS
 from tests.contracts.crew_contract import (
     CrewContract,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from outlay.errors import SpendError, StoreError
 from outlay.storage import locks
 
 
@@ -23,6 +24,19 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
     assert again is not None
     locks.release(again, folder, remove=True)
     assert not folder.exists()
+
+
+def test_work_of_one_process_at_a_time_is_refused_to_another_until_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "work" / "lock"
+    with locks.alone(path, SpendError("busy")):
+        with pytest.raises(SpendError, match="busy"), locks.alone(path, SpendError("busy")):
+            raise AssertionError
+        assert path.exists()
+    with locks.alone(path, SpendError("busy")):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError), locks.alone(tmp_path / "file" / "lock", SpendError("busy")):
+        pass
 
 
 def test_a_folder_with_something_in_it_stays(tmp_path: Path) -> None:

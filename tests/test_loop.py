@@ -31,8 +31,8 @@ from outlay.train.checkpoints import Checkpoints
 from outlay.train.distributed import current_process
 from outlay.train.loop import Callbacks, DevScore, fit
 from outlay.train.losses import LossSum
+from outlay.train.progress import TrainProgress
 from outlay.train.schedule import deal, learning_rate_factor, piece_seed
-from outlay.train.state import TrainProgress
 from outlay.train.trackers import Tracker
 from tests.toys import Bag, BagLesson, CountingGauge, Tagger, TokenLesson, classes_of, encoded_rows, toy
 

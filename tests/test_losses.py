@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional as F
 
+from outlay.settings import DIVERGENCES
 from outlay.train.losses import (
-    DIVERGENCES,
     Sparse,
     cross_entropy,
     divergence,

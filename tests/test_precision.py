@@ -35,11 +35,12 @@ from outlay.money.amounts import PriceBook
 from outlay.money.ledger import Ledger
 from outlay.report.results import Header
 from outlay.standalone.inference import InferenceOptions, predict
-from outlay.standalone.runtime import RuntimeOptions, Silent
+from outlay.standalone.runtime import RuntimeOptions
 from outlay.standalone.training import finetune
 from outlay.study.grid import find_study, load_study, shipped_studies
 from outlay.study.runner import StudyIndex
 from outlay.tasks.overrides import TrainingOverrides
+from outlay.text.listener import Silent
 from tests.runs import World
 from tests.steps_world import StepsWorld
 from tests.test_cli import outlay, refused

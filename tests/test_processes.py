@@ -116,7 +116,6 @@ TOLD = {
     "gathered": ["0.0", "1.0", "1.1"],
     "agreed": [1, 0],
     "total": [3.0, 11.0],
-    "shares": [[0, 2, 4, 6], [1, 3, 5]],
     "place": [2, False, "cpu"],
 }
 
@@ -127,7 +126,6 @@ def test_what_processes_tell_each_other(copies: dict[str, Any], tmp_path: Path) 
         "gathered": ["0.0"],
         "agreed": [1, 0],
         "total": [1.5, 1.0],
-        "shares": [[0, 1, 2, 3, 4, 5, 6]],
         "place": [1, False, "cpu"],
     }
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outlay.models.shape import ModelShape
-from outlay.plan.context import PlanningContext, TargetSpec, TokenCounts
+from outlay.plan.context import PlanningContext, TokenCounts
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import frozen_overrides
 from outlay.plan.steps import Distil, Score, Step, Teach, Train
 from outlay.plan.strategies import strategy
-from outlay.spec import Family, TargetKind, TaskSpec
+from outlay.spec import Family, TargetKind, TargetSpec, TaskSpec
 from tests.knowledge import (
     COUNTS,
     ENCODING,

@@ -6,9 +6,21 @@ import json
 from dataclasses import fields
 
 import pytest
+from pydantic import ValidationError
 
 from outlay.errors import UsageError
-from outlay.settings import Ia3Settings, LoraSettings, TeachSettings, TrainSettings, peft_options
+from outlay.settings import (
+    Ia3Settings,
+    LoraSettings,
+    TeachSettings,
+    TrainSettings,
+    default_settings,
+    is_none_by_default,
+    peft_options,
+    role_settings,
+    setting_fields,
+)
+from outlay.tasks.overrides import HyperParameters, TrainingOverrides, overrides_of
 
 GOOD = TrainSettings(epochs=3, batch_size=8, learning_rate=1e-3)
 GOOD_TEACHING = TeachSettings()
@@ -166,3 +178,58 @@ def test_a_teacher_searches_or_samples_and_survives_json() -> None:
         GOOD_TEACHING.changed({"epochs": 3})
     settings = TeachSettings(sample=True, top_p=0.9, max_logits=0)
     assert TeachSettings(**json.loads(json.dumps(settings.to_json()))) == settings
+
+
+TRIED: dict[type, tuple[object, ...]] = {
+    int: (-1, 0, 1, 2, 10**6, True, "x", 0.5),
+    float: (-0.1, 0.0, 1e-9, 0.5, 0.999, 1.0, 1.1, 1e9, float("nan"), "x"),
+    str: ("", "none", "lora", "js", "masked", "adafactor", "fp32", "prefix", 1),
+    bool: (True, False, "maybe", 7),
+}
+
+
+@pytest.mark.parametrize("name", [each.name for each in setting_fields(TrainSettings).values() if each.about.in_task])
+def test_a_task_file_and_the_settings_accept_the_same_values(name: str) -> None:
+    """Two checkers, pydantic's and our own, of one declaration."""
+    each = setting_fields(TrainSettings)[name]
+    for value in TRIED[each.type]:
+        if each.type is int and value in (True, 0.5):
+            continue  # pydantic takes a truth value for a number
+        try:
+            GOOD.changed({name: value})
+            ours = True
+        except UsageError:
+            ours = False
+        try:
+            HyperParameters(**{each.key: value})
+            theirs = True
+        except ValidationError:
+            theirs = False
+        assert ours == theirs, value
+
+
+def test_what_is_set_for_a_role_wins_over_its_run() -> None:
+    found = role_settings(GOOD, {"seed": 5, "epochs": 7}, seed=3, precision="bf16")
+    assert (found.seed, found.epochs, found.precision, found.batch_size) == (5, 7, "bf16", GOOD.batch_size)
+    task = TrainingOverrides.model_validate({"student": {"epochs": 3, "precision": "bf16"}})
+    assert overrides_of(task, "encoder", "student", {"precision": "auto", "epochs": 4}) == {"epochs": 4}
+    assert overrides_of(None, "encoder", "student", {"seed": 1}) == {"seed": 1}
+
+
+def test_limits_in_words() -> None:
+    words = {name: each.limit_words for name, each in setting_fields(TrainSettings).items()}
+    assert words["epochs"] == "at least 1"
+    assert words["patience"] == "at least 1, or none"
+    assert words["learning_rate"] == "between 0 and 1"
+    assert words["warmup_fraction"] == "from 0 to below 1"
+    assert words["weight_decay"] == "0 or more"
+    assert words["temperature"] == "above 0"
+    assert words["eval_share"] == "above 0 and at most 1, or none"
+    assert words["optimizer"] == "adamw, adafactor or adamw_8bit"
+    assert words["compile"] == ""
+
+
+def test_what_is_open_by_default_is_open_for_every_role() -> None:
+    assert is_none_by_default("patience")
+    assert default_settings("encoder", "classification")["distil"].eval_share is not None
+    assert not is_none_by_default("eval_share")

@@ -20,7 +20,7 @@ from outlay.spec import TaskSpec
 from outlay.train import api as train_api
 from outlay.train.api import DevTexts, TrainContext, count_tokens, distil, finetune, longest_answer, predict, teach
 from outlay.train.profiler import TEACHING_PARTS, Profiler
-from outlay.train.state import TrainProgress
+from outlay.train.progress import TrainProgress
 from outlay.train.targets.targets import SparseTargets
 from tests.toys import CountingGauge, sentences
 

@@ -18,7 +18,7 @@ from outlay.models.loading import ModelSpec, load_model, load_saved, save_model
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import Family, TargetKind, TaskSpec, target_kind
 from outlay.train.api import DevTexts, TrainContext, distil, finetune, longest_answer, predict, same_tokenizer, teach
-from outlay.train.state import TrainProgress
+from outlay.train.progress import TrainProgress
 from outlay.train.targets.targets import SparseTargets
 from tests.checkpoints import make_checkpoint, make_gpt2, make_t5
 from tests.toys import CountingGauge, sentences

@@ -231,7 +231,7 @@ def test_general_distillation_is_annotation_from_a_checkpoint_that_is_free() -> 
 def test_open_answers_need_two_labels_and_not_one_per_type() -> None:
     types = tuple(f"type {i}" for i in range(40))
     knows = known(900_000, encoding=replace(ENCODING, form=TaskSpec("entities", types, 64, 64), metric="entity_f1"))
-    assert (knows.n_min, knows.n_outputs) == (2, 81)
+    assert (knows.n_min, knows.encoding.form.n_outputs) == (2, 81)
     assert n_labels(recipe("annotate", knows)) < 40
     assert known(1, encoding=replace(ENCODING, form=TaskSpec("generation", (), 64, 64)), dev="carved").n_min == 4
 

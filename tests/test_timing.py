@@ -6,22 +6,24 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
 from outlay.engine.run_dir import RunDir
 from outlay.models.cost_model import TERMS, MachineProfile
+from outlay.models.forecast import ANSWERING
 from outlay.money.amounts import format_usd
-from outlay.plan.forecast import ANSWERING, Forecaster
+from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train
 from outlay.plan.strategies import NotAvailable, strategy
 from outlay.report.receipt import receipt, render_markdown, render_text, to_json
-from outlay.standalone.runtime import Silent, StepReport
+from outlay.standalone.runtime import StepReport
 from outlay.standalone.training import finetune
+from outlay.text.listener import Silent
 from outlay.train import api as train_api
-from outlay.train.api import INFERENCE_BATCH
 from tests.runs import World, runner
 from tests.steps_world import StepsWorld
 
@@ -105,7 +107,7 @@ def test_without_a_fitting_profile_there_is_no_forecast(world: World) -> None:
 
 
 def test_answers_are_given_in_the_batches_that_are_foreseen() -> None:
-    assert ANSWERING.batch_size == INFERENCE_BATCH
+    assert signature(train_api.predict).parameters["batch_size"].default == ANSWERING.batch_size
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ Every answer is a text: a class label, a line of entities, or free text. Familie
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -31,6 +31,14 @@ class TaskSpec:
     max_target_tokens: int
     prefix: str = ""
 
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of an encoder's head: the classes, or begin and inside of each entity type and neither.
+
+        A model that writes has its vocabulary instead.
+        """
+        return 2 * len(self.labels) + 1 if self.kind == "entities" else len(self.labels)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, for keys and for the file beside a model."""
         return {**asdict(self), "labels": list(self.labels)}
@@ -39,6 +47,25 @@ class TaskSpec:
     def from_json(cls, document: Mapping[str, Any]) -> TaskSpec:
         """Inverse of `to_json`."""
         return cls(**{**document, "labels": tuple(document["labels"])})
+
+
+def cut_lines(
+    form: TaskSpec, n_rows: int, *, n_truncated: int = 0, n_answers_cut: int = 0, n_unaligned: int = 0
+) -> list[str]:
+    """Say what of ``n_rows`` was not taken in whole, a line each: texts and answers beyond the limits, entities not found."""
+    lines = []
+    for n, what, limit in (
+        (n_truncated, "rows", form.max_source_tokens),
+        (n_answers_cut, "answers", form.max_target_tokens),
+    ):
+        verb = "was" if n == 1 else "were"
+        if n:
+            lines.append(f"{n:,} of {n_rows:,} {what} {verb} longer than {limit} tokens and {verb} cut")
+    if n_unaligned:
+        what = "entity" if n_unaligned == 1 else "entities"
+        rest = "its text and was" if n_unaligned == 1 else "their text and were"
+        lines.append(f"{n_unaligned:,} {what} of {n_rows:,} rows could not be found in {rest} left out")
+    return lines
 
 
 def target_kind(teacher: Family, student: Family, same_tokenizer: bool, kind: Kind) -> TargetKind:
@@ -54,6 +81,27 @@ def target_kind(teacher: Family, student: Family, same_tokenizer: bool, kind: Ki
     if teacher != "encoder" and student != "encoder" and same_tokenizer:
         return "tokens"
     return "classes" if kind == "classification" else "text"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSpec:
+    """What a teacher hands to a student: the kind, and for ``tokens`` the rows of the vocabulary that both have."""
+
+    target: TargetKind
+    vocab_size: int | None = None
+
+
+def target_spec(
+    kind: Kind, teacher: tuple[Family, int], student: tuple[Family, int], has_same_tokens: Callable[[], bool]
+) -> TargetSpec:
+    """Return what this teacher hands to this student, each given by its family and its rows of the vocabulary.
+
+    Tokenizers are compared only where that decides something.
+    """
+    families = (teacher[0], student[0])
+    matters = kind != "classification" or "encoder" not in families
+    target = target_kind(*families, matters and has_same_tokens(), kind)
+    return TargetSpec(target, min(teacher[1], student[1]) if target == "tokens" else None)
 
 
 _WITHOUT_FRACTION = re.compile(r"(-?[0-9]+)\.0+")

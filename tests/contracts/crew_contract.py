@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from outlay.errors import DataError, WorkFailed
-from outlay.workers.pool import Report, TaskResult, WorkerFactory, WorkerFn, WorkerPool
+from outlay.text.listener import Report
+from outlay.workers.pool import TaskResult, WorkerFactory, WorkerFn, WorkerPool
 
 PATIENCE_SECONDS = 60.0
 

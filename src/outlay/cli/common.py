@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -138,29 +137,12 @@ def parse_settings(pairs: list[str] | None) -> dict[str, dict[str, Any]]:
     return by_role
 
 
-_SETTING_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a number"),
-    "str": ((str,), "a word"),
-    "bool": ((bool,), "true or false"),
-}
+def _check_setting_type(pair: str, role: str, name: str, value: object) -> None:
+    from outlay.settings import TeachSettings, TrainSettings, setting_fields
 
-
-def _check_setting_type(pair: str, role: str, field: str, value: object) -> None:
-    from outlay.settings import TeachSettings, TrainSettings, annotation_of, peft_options
-
-    settings = TeachSettings if role == "teach" else TrainSettings
-    of_methods = {} if role == "teach" else {name: each for name, (_, each) in peft_options().items()}
-    known = {each.name: each for each in dataclasses.fields(settings) if each.name != "peft_settings"} | of_methods
-    if field not in known:
-        return
-    kind = annotation_of(known[field])
-    plain, _, optional = kind.partition(" | ")
-    accepted, words = _SETTING_TYPES[plain]
-    is_wrong_bool = isinstance(value, bool) and bool not in accepted
-    if not (optional and value is None) and (is_wrong_bool or not isinstance(value, accepted)):
-        wanted = words + (" or none" if optional else "")
-        raise UsageError(f"--set {pair!r} cannot be read; {field} is {wanted}")
+    setting = setting_fields(TeachSettings if role == "teach" else TrainSettings).get(name)
+    if setting is not None and not setting.is_of_type(value):
+        raise UsageError(f"--set {pair!r} cannot be read; {name} is {setting.type_words}")
 
 
 def parse_names(text: str | None) -> tuple[str, ...]:

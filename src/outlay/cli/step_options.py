@@ -1,45 +1,27 @@
-"""Options that the single steps share, each written once."""
+"""Options that the single steps share, each written once; those of settings are read from `outlay.settings`."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from outlay.cli.common import Json
+from outlay.cli.option_groups import SettingOptions, option
+from outlay.settings import DEFAULT_THREADS, SAVE_SECONDS
+
 ROWS, QUESTION, TRAINING = "Rows", "Question", "Training"
-DISTILLING, ANSWERING, RUNNING = "Distillation", "Answers", "How it is run"
-
-
-def option(*names: str, panel: str, says: str) -> Any:
-    """An option under a heading of the help page."""
-    return typer.Option(*names, help=says, rich_help_panel=panel)
-
+ANSWERING, RUNNING = "Answers", "How it is run"
 
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes; the same command goes on there.")]
 Base = Annotated[str | None, typer.Option("--base", help="Checkpoint that cut:K and tiny:LxH are made from.")]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that finetune or distill wrote.")]
+Student = Annotated[str | None, typer.Option("--student", help="The student model to write targets for.")]
 
 Task = Annotated[str | None, option("--task", panel=ROWS, says="A shipped task, or the path of a task.yaml.")]
-Data = Annotated[Path | None, option("--data", panel=ROWS, says="Folder of data sets. (default: $OUTLAY_DATA)")]
-File = Annotated[
-    Path | None, option("--file", panel=ROWS, says="Rows: .jsonl, .json, .csv, .tsv, .txt (also .gz), .parquet.")
-]
-TrainFile = Annotated[Path | None, option("--train-file", panel=ROWS, says="Rows to train on, instead of a task's.")]
-DevFile = Annotated[Path | None, option("--dev-file", panel=ROWS, says="Rows to choose the best model by.")]
-Split = Annotated[str, option("--split", panel=ROWS, says="Of the task: train, dev, test or pool.")]
-SourceColumn = Annotated[str, option("--source-column", panel=ROWS, says="Column of the text.")]
-TargetColumn = Annotated[
-    str | None,
-    option("--target-column", panel=ROWS, says="Column of the answer. (default: target, where it is there)"),
-]
-Delimiter = Annotated[
-    str | None,
-    option("--delimiter", panel=ROWS, says="Between columns of .csv and .tsv. (default: as in the first line)"),
-]
 MaxRows = Annotated[int | None, option("--max-rows", panel=ROWS, says="Only the first so many rows.")]
-MaxTrainRows = Annotated[int | None, option("--max-train-rows", panel=ROWS, says="Only the first so many train rows.")]
-MaxDevRows = Annotated[int | None, option("--max-dev-rows", panel=ROWS, says="Only the first so many dev rows.")]
 
 Kind = Annotated[
     str | None, option("--kind", panel=QUESTION, says="classification, entities or generation. (default: the task's)")
@@ -48,104 +30,22 @@ Labels = Annotated[
     list[str] | None,
     option("--labels", panel=QUESTION, says="Classes or entity types, with commas; or --labels once for each."),
 ]
-Prefix = Annotated[
-    str | None, option("--prefix", panel=QUESTION, says="Put before each text for a model that writes, as 'fever: '.")
-]
-MaxSource = Annotated[
-    int | None, option("--max-source-tokens", panel=QUESTION, says="Longer texts are cut and counted.")
-]
-MaxTarget = Annotated[int | None, option("--max-target-tokens", panel=QUESTION, says="Longest answer.")]
-Metric = Annotated[str | None, option("--metric", panel=QUESTION, says="accuracy, f1, entity_f1, qa_f1 or bert_ibleu.")]
-MetricModel = Annotated[str | None, option("--metric-model", panel=QUESTION, says="Encoder that bert_ibleu needs.")]
 MetricLayer = Annotated[int | None, option("--metric-layer", panel=QUESTION, says="Its layer. (default: the last)")]
 MetricIdf = Annotated[
     bool | None, option("--metric-idf/--no-metric-idf", panel=QUESTION, says="Weight its tokens by rarity.")
 ]
 
-BatchSize = Annotated[
-    int | None, option("--batch-size", panel=TRAINING, says="Rows per optimiser step, over all processes.")
-]
-BatchTokens = Annotated[
-    int | None,
-    option("--batch-tokens", panel=TRAINING, says="Tokens per optimiser step, instead of --batch-size rows."),
-]
+TrainOptions = Annotated[dict[str, Any], SettingOptions("train", ("Training", "How it is run"))]
+"""Settings of a training on gold answers, as far as they were given."""
+DistilOptions = Annotated[dict[str, Any], SettingOptions("train")]
+"""Settings of a training on a teacher's targets, as far as they were given."""
+TeachOptions = Annotated[dict[str, Any], SettingOptions("teach")]
+"""Settings of a teacher."""
+
 Accumulation = Annotated[
     int, option("--accumulation", panel=TRAINING, says="Forward passes a process makes per optimiser step.")
 ]
-Lr = Annotated[float | None, option("--lr", panel=TRAINING, says="Peak learning rate.")]
-Epochs = Annotated[int | None, option("--epochs", panel=TRAINING, says="Passes over the rows.")]
-Warmup = Annotated[float | None, option("--warmup", panel=TRAINING, says="Share of the steps in which the rate rises.")]
-WeightDecay = Annotated[float | None, option("--weight-decay", panel=TRAINING, says="Decoupled weight decay.")]
-MaxGradNorm = Annotated[float | None, option("--max-grad-norm", panel=TRAINING, says="Gradients are clipped to it.")]
-Optimizer = Annotated[str | None, option("--optimizer", panel=TRAINING, says="adamw, adafactor or adamw_8bit.")]
-Dropout = Annotated[float | None, option("--dropout", panel=TRAINING, says="Of every layer. (default: the model's)")]
-Patience = Annotated[
-    int | None, option("--patience", panel=TRAINING, says="Dev evaluations without a gain before training stops.")
-]
-EvalSteps = Annotated[
-    int | None, option("--eval-steps", panel=TRAINING, says="Steps between dev evaluations. (default: one an epoch)")
-]
-EvalShare = Annotated[
-    float | None, option("--eval-share", panel=TRAINING, says="Evaluations take at most this share, on fewer dev rows.")
-]
-GradientCheckpointing = Annotated[
-    bool | None,
-    option(
-        "--gradient-checkpointing/--no-gradient-checkpointing",
-        panel=TRAINING,
-        says="Compute activations twice instead of keeping them.",
-    ),
-]
-Peft = Annotated[str | None, option("--peft", panel=TRAINING, says="none, lora or ia3: train adapters only.")]
-LoraRank = Annotated[int | None, option("--lora-rank", panel=TRAINING, says="Rank of the updates of lora.")]
-LoraAlpha = Annotated[float | None, option("--lora-alpha", panel=TRAINING, says="Their scale is alpha / rank.")]
-Temperature = Annotated[float | None, option("--temperature", panel=DISTILLING, says="Of the divergence: 1, 2 or 4.")]
-Objective = Annotated[
-    str | None, option("--objective", panel=DISTILLING, says="masked, or published (padding counts too).")
-]
-Divergence = Annotated[str | None, option("--divergence", panel=DISTILLING, says="forward_kl, reverse_kl or js.")]
-JsBeta = Annotated[float | None, option("--js-beta", panel=DISTILLING, says="The teacher's share in js.")]
-GoldWeight = Annotated[
-    float | None, option("--gold-weight", panel=DISTILLING, says="Share of cross-entropy on gold answers.")
-]
-
-Precision = Annotated[
-    str | None,
-    option("--precision", panel=RUNNING, says="auto, bf16, bf16_weights (with adafactor) or fp32. (default: auto)"),
-]
-Compile = Annotated[
-    bool | None,
-    option("--compile/--no-compile", panel=RUNNING, says="Compile the model: a wait at the start, then faster steps."),
-]
-AnswerPrecision = Annotated[str, option("--precision", panel=RUNNING, says="auto, bf16 or fp32.")]
-AnswerTokens = Annotated[
-    int, option("--batch-tokens", panel=ANSWERING, says="Source tokens per forward pass at most, padding included.")
-]
-AnswerBatch = Annotated[int, option("--batch-size", panel=ANSWERING, says="Rows per forward pass.")]
-Beams = Annotated[int, option("--beams", panel=ANSWERING, says="Of the search for an answer; 1 is greedy.")]
-Sample = Annotated[bool, option("--sample", panel=ANSWERING, says="Draw answers instead of searching.")]
-SampleTemperature = Annotated[
-    float, option("--sample-temperature", panel=ANSWERING, says="Of the draw; the targets keep raw logits.")
-]
-TopP = Annotated[float, option("--top-p", panel=ANSWERING, says="Draw from the likeliest share.")]
-MaxLogits = Annotated[
-    int, option("--max-logits", panel=ANSWERING, says="Logits kept per position at most; 0 = the whole vocabulary.")
-]
-TailMass = Annotated[
-    float, option("--tail-mass", panel=ANSWERING, says="Probability that may be left out; 0 = keep --max-logits.")
-]
-AnswersFrom = Annotated[
-    str, option("--answers-from", panel=ANSWERING, says="labels (the likeliest one), or free (what it writes).")
-]
-KeepPadding = Annotated[
-    bool, option("--keep-padding", panel=ANSWERING, says="Keep the positions behind an answer, for published.")
-]
-Seed = Annotated[int, option("--seed", panel=RUNNING, says="Of order, initialisation and sampling.")]
-Threads = Annotated[int, option("--threads", panel=RUNNING, says="Threads per process; part of the request.")]
-Processes = Annotated[
-    int | None, option("--processes", panel=RUNNING, says="Share the work among so many processes of this machine.")
-]
-Fsdp = Annotated[bool, option("--fsdp", panel=RUNNING, says="Deal the model's weights among the processes (FSDP).")]
+Precision = Annotated[str, option("--precision", panel=RUNNING, says="auto, bf16 or fp32.")]
 DeviceMap = Annotated[
     str | None, option("--device-map", panel=RUNNING, says="auto spreads the model over every GPU of one process.")
 ]
@@ -153,12 +53,133 @@ Ray = Annotated[
     str | None,
     option("--ray", panel=RUNNING, says="Share the work on a Ray cluster: auto, local, HOST:PORT or ray://HOST:PORT."),
 ]
-SaveSteps = Annotated[int | None, option("--save-steps", panel=RUNNING, says="Steps between checkpoints.")]
-SaveSeconds = Annotated[float, option("--save-seconds", panel=RUNNING, says="Seconds between checkpoints.")]
-ReportTo = Annotated[str, option("--report-to", panel=RUNNING, says="wandb, tensorboard, trackio or none.")]
 Overwrite = Annotated[bool, option("--overwrite", panel=RUNNING, says="Replace the result of another request.")]
 Profile = Annotated[bool, option("--profile", panel=RUNNING, says="Say where the time went, and the utilisation.")]
 Quiet = Annotated[bool, option("--quiet", "-q", panel=RUNNING, says="No progress.")]
 
-THREADS = 2
-SAVE_SECONDS = 20.0
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """How the files of rows are read."""
+
+    source_column: Annotated[str, option("--source-column", panel=ROWS, says="Column of the text.")] = "source"
+    target_column: Annotated[
+        str | None,
+        option("--target-column", panel=ROWS, says="Column of the answer. (default: target, where it is there)"),
+    ] = None
+    delimiter: Annotated[
+        str | None,
+        option("--delimiter", panel=ROWS, says="Between columns of .csv and .tsv. (default: as in the first line)"),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskData:
+    """A task, and where its data lie."""
+
+    task: Task = None
+    data: Annotated[Path | None, option("--data", panel=ROWS, says="Folder of data sets. (default: $OUTLAY_DATA)")] = (
+        None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RowsToAnswer:
+    """Which rows a trained model is given."""
+
+    split: Annotated[str, option("--split", panel=ROWS, says="Of the task: train, dev, test or pool.")] = "test"
+    file: Annotated[
+        Path | None, option("--file", panel=ROWS, says="Rows: .jsonl, .json, .csv, .tsv, .txt (also .gz), .parquet.")
+    ] = None
+    max_rows: MaxRows = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRows(RowsToAnswer):
+    """Which rows a teacher is given."""
+
+    split: Annotated[str, option("--split", panel=ROWS, says="Of the task: train, dev, test or pool.")] = "pool"
+
+
+@dataclass(frozen=True, slots=True)
+class DevRows:
+    """Which rows choose the best model."""
+
+    dev_file: Annotated[Path | None, option("--dev-file", panel=ROWS, says="Rows to choose the best model by.")] = None
+    max_dev_rows: Annotated[
+        int | None, option("--max-dev-rows", panel=ROWS, says="Only the first so many dev rows.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """What a model reads and writes at most, and what stands before a text."""
+
+    prefix: Annotated[
+        str | None,
+        option("--prefix", panel=QUESTION, says="Put before each text for a model that writes, as 'fever: '."),
+    ] = None
+    max_source_tokens: Annotated[
+        int | None, option("--max-source-tokens", panel=QUESTION, says="Longer texts are cut and counted.")
+    ] = None
+    max_target_tokens: Annotated[int | None, option("--max-target-tokens", panel=QUESTION, says="Longest answer.")] = (
+        None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MetricOptions:
+    """What answers are scored by."""
+
+    metric: Annotated[
+        str | None, option("--metric", panel=QUESTION, says="accuracy, f1, entity_f1, qa_f1 or bert_ibleu.")
+    ] = None
+    metric_model: Annotated[
+        str | None, option("--metric-model", panel=QUESTION, says="Encoder that bert_ibleu needs.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a step is run and what it prints."""
+
+    threads: Annotated[int, option("--threads", panel=RUNNING, says="Threads per process; part of the request.")] = (
+        DEFAULT_THREADS
+    )
+    processes: Annotated[
+        int | None,
+        option("--processes", panel=RUNNING, says="Share the work among so many processes of this machine."),
+    ] = None
+    overwrite: Overwrite = False
+    quiet: Quiet = False
+    as_json: Json = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """How a model answers that is not to teach."""
+
+    beams: Annotated[
+        int, option("--beams", panel=ANSWERING, says="Beams of the search for an answer; 1 is greedy.")
+    ] = 1
+    batch_size: Annotated[int, option("--batch-size", panel=ANSWERING, says="Rows per forward pass.")] = 64
+    precision: Precision = "auto"
+    seed: Annotated[int, option("--seed", panel=RUNNING, says="Seed of the order of a task's rows.")] = 0
+    device_map: DeviceMap = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """How a training is run, beside its `Launch`."""
+
+    fsdp: Annotated[
+        bool, option("--fsdp", panel=RUNNING, says="Deal the model's weights among the processes (FSDP).")
+    ] = False
+    save_steps: Annotated[int | None, option("--save-steps", panel=RUNNING, says="Steps between checkpoints.")] = None
+    save_seconds: Annotated[float, option("--save-seconds", panel=RUNNING, says="Seconds between checkpoints.")] = (
+        SAVE_SECONDS
+    )
+    report_to: Annotated[str, option("--report-to", panel=RUNNING, says="wandb, tensorboard, trackio or none.")] = (
+        "none"
+    )
+    profile: Profile = False

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class StepScreen:
-    """A `outlay.standalone.runtime.Listener` that draws on standard error, so that standard output stays fit for a pipe."""
+    """A `outlay.text.listener.Listener` that draws on standard error, so that standard output stays fit for a pipe."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = console(err=True, quiet=quiet)

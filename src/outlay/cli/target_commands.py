@@ -8,26 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from outlay.cli.common import Json, parse_labels
+from outlay.cli.option_groups import grouped, option
 from outlay.cli.step_options import (
     ROWS,
     Base,
-    Delimiter,
+    Columns,
     Kind,
     Labels,
-    MaxSource,
-    MaxTarget,
+    Lengths,
     Out,
     Overwrite,
-    Prefix,
     Quiet,
-    SourceColumn,
-    TargetColumn,
+    Student,
     Task,
-    option,
 )
 from outlay.cli.terminal import echo, print_json
 
 if TYPE_CHECKING:
+    from outlay.standalone.import_request import Importing
     from outlay.standalone.runtime import StepReport
 
 targets_app = typer.Typer(help="A teacher's targets: look at them, hand them over.", no_args_is_help=True)
@@ -71,12 +69,15 @@ def export(
 
 
 @targets_app.command("import")
+@grouped
 def import_(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="Answers with log-probabilities: .jsonl, .jsonl.gz or .parquet.")
     ],
     out: Out,
-    student: Annotated[str | None, typer.Option("--student", help="Who is taught: decides what is written.")] = None,
+    columns: Columns,
+    lengths: Lengths,
+    student: Student = None,
     base: Base = None,
     target: Annotated[
         str | None, typer.Option("--target", help="classes, tokens or text. (default: what the student can read)")
@@ -90,14 +91,8 @@ def import_(
             says="The rows that were asked, where answers do not repeat them: in order or by custom_id.",
         ),
     ] = None,
-    source_column: SourceColumn = "source",
-    target_column: TargetColumn = None,
-    delimiter: Delimiter = None,
     kind: Kind = None,
     labels: Labels = None,
-    prefix: Prefix = None,
-    max_source_tokens: MaxSource = None,
-    max_target_tokens: MaxTarget = None,
     match: Annotated[
         str | None,
         option(
@@ -118,22 +113,31 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Make targets of another program's answers, as vLLM and servers with OpenAI's API write them."""
-    _import(locals())
-
-
-def _import(given: dict[str, Any]) -> None:
-    from outlay.cli.step_screen import StepScreen
     from outlay.standalone.import_request import Importing
+    from outlay.standalone.inputs import DataOptions
+
+    question = DataOptions(
+        task=task,
+        source_column=columns.source_column,
+        target_column=columns.target_column,
+        delimiter=columns.delimiter,
+        kind=kind,
+        labels=parse_labels(labels),
+        prefix=lengths.prefix,
+        max_source_tokens=lengths.max_source_tokens,
+        max_target_tokens=lengths.max_target_tokens,
+    )
+    for_student = (rows_file, student, base, target, match, closing, max_logits, tail_mass, overwrite)
+    _import(Importing(file, out, question, *for_student), quiet=quiet, as_json=as_json)
+
+
+def _import(asked: Importing, *, quiet: bool, as_json: bool) -> None:
+    from outlay.cli.step_screen import StepScreen
     from outlay.standalone.import_targets import import_targets
 
-    names = (
-        *("file", "out", "rows_file", "student", "base", "target", "match", "closing", "max_logits", "tail_mass"),
-        "overwrite",
-    )
-    asked = Importing(**{name: given[name] for name in names}, asked=_asked(given))
-    with StepScreen(quiet=given["quiet"] or given["as_json"]) as screen:
+    with StepScreen(quiet=quiet or as_json) as screen:
         outcome = import_targets(asked, screen)
-    if given["as_json"]:
+    if as_json:
         print_json(outcome.to_json())
     else:
         _print_imported(outcome)
@@ -151,16 +155,6 @@ def _print_imported(outcome: StepReport) -> None:
     for line in outcome.counts:
         echo(line)
     _print_speed(outcome)
-
-
-def _asked(given: dict[str, Any]) -> Any:
-    from outlay.standalone.inputs import DataOptions
-
-    names = (
-        *("task", "source_column", "target_column", "kind", "prefix"),
-        *("max_source_tokens", "max_target_tokens", "delimiter"),
-    )
-    return DataOptions(**{name: given[name] for name in names}, labels=parse_labels(given["labels"]))
 
 
 def _print_about(about: dict[str, Any]) -> None:

@@ -1,21 +1,21 @@
-"""Defaults that a request takes from its task: the encoder of the metric and the source of the dev labels."""
+"""What a request may leave to its task: the encoder that its metric compares texts with, and where dev labels come from."""
 
 from __future__ import annotations
 
 from outlay.errors import UnknownModel, UsageError
+from outlay.metrics.scorer import TextEncoder, choose_encoder
 from outlay.models.reference import fingerprint
-from outlay.models.shape import check_layer
 from outlay.plan.steps import Judge
 from outlay.tasks.splits import TaskData
 from outlay.tasks.task import Task
 
 
 def judge_of(task: Task, metric_model: str | None) -> Judge | None:
-    """Return the encoder of the task's metric; ``metric_model`` replaces that of the task. ``None`` where the metric needs none.
+    """The encoder that the task's metric compares texts with, where it needs one; ``metric_model``: in place of the task's own.
 
     Raises:
-        UsageError: the metric needs an encoder and none is named, or one is named that the metric does not need.
-        UnknownModel: the encoder does not exist.
+        UsageError: the metric needs one and none is named, or the other way round.
+        UnknownModel: it leads nowhere.
     """
     if task.metric != "bert_ibleu":
         if metric_model is not None:
@@ -23,26 +23,24 @@ def judge_of(task: Task, metric_model: str | None) -> Judge | None:
                 f"task {task.name} is scored by {task.metric}, which needs no --metric-model; leave it out"
             )
         return None
-    own = task.bertscore
-    ref = metric_model or (own.model if own is not None else None)
-    if ref is None:
+    told = task.bertscore
+    own = None if told is None else TextEncoder(told.model, told.layer, told.idf)
+    try:
+        encoder = choose_encoder(own, metric_model, idf=None if own is None else own.idf)
+    except UnknownModel as error:
+        raise UnknownModel(f"{error}; or name another encoder for bert_ibleu with --metric-model") from None
+    if encoder is None:
         raise UsageError(
             f"task {task.name} is scored by bert_ibleu, which needs an encoder; name it with --metric-model"
         )
-    # The layer of the task belongs to its own checkpoint; of another checkpoint the last layer is compared.
-    layer = own.layer if own is not None and metric_model is None else None
-    try:
-        check_layer(ref, layer)
-        return Judge(ref, layer, own is not None and own.idf, fingerprint(ref))
-    except UnknownModel as error:
-        raise UnknownModel(f"{error}; or name another encoder for bert_ibleu with --metric-model") from None
+    return Judge(encoder.ref, encoder.layer, encoder.idf, fingerprint(encoder.ref))
 
 
 def dev_choice(task: Task, data: TaskData, dev: str | None, n_dev: int | None) -> tuple[str | None, int | None]:
-    """Return the source of the dev labels and their number (``None``: the whole split, or the default share where carved).
+    """How dev labels come, and how many (``None``: the whole split, or the default share where carved).
 
     Raises:
-        UsageError: there is no dev split, or it has fewer rows than asked for.
+        UsageError: a dev split that is not there, or has fewer rows.
     """
     how = dev or task.dev
     n_dev = n_dev if n_dev is not None else task.n_dev

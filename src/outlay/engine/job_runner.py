@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from outlay.engine.environment import environment
 from outlay.engine.prepare import Options, PreparedRun
 from outlay.engine.step_meter import StepMeter
-from outlay.engine.step_runner import StepContext, StepOutput, StepRunner
+from outlay.engine.step_runner import StepOutput, StepRunner
 from outlay.errors import SpendError
 from outlay.hardware.precision import check_worker
 from outlay.models.cost_model import PROFILE_FILE, load_profile
@@ -22,6 +21,8 @@ from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Step, describe, learner_of
 from outlay.storage.store import Artifact, Store, key_of
+from outlay.text.listener import Report
+from outlay.train.progress import TrainContext, TrainProgress
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class JobRunner:
     def make(
         self,
         job: Job,
-        on_progress: Callable[[int, int, str], None],
+        on_progress: Report,
         on_wait: Callable[[str], None] | None = None,
     ) -> JobResult:
         """Find the job's artifact, wait for whoever makes it, or make it.
@@ -87,7 +88,7 @@ class JobRunner:
             workspace.clear()
         return JobResult(artifact.key, reused=False)
 
-    def _make(self, job: Job, folder: Path, on_progress: Callable[[int, int, str], None]) -> Artifact:
+    def _make(self, job: Job, folder: Path, on_progress: Report) -> Artifact:
         prepared, step = self._prepared_of(job.options), job.step
         if prepared.request.run_id != job.run_id:
             raise SpendError(
@@ -109,11 +110,11 @@ class JobRunner:
             heartbeat=job.heartbeat,
         )
 
-        def report(progress: Any, n_steps: int) -> None:
+        def report(progress: TrainProgress, n_steps: int) -> None:
             on_progress(progress.step, n_steps, f"epoch {progress.epoch + 1}")
 
         with gauge:
-            made = workshop.make(step, StepContext(folder, gauge, report, job.checkpoint_seconds))
+            made = workshop.make(step, TrainContext(gauge, folder, job.checkpoint_seconds, report))
             return self._store.put(
                 _artifact_key(job.key, made),
                 step.kind,

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from outlay.errors import DataError, MissingData
+from outlay.money.amounts import MICROS_PER_USD
 from outlay.storage.files import plain_number, plain_numbers, write_text
 
 STATUSES = ("ok", "na", "failed")
 CLOCKS = ("flops", "measured")
 DEV_KINDS = ("given", "bought", "carved")
-MICROS_PER_USD = 1_000_000
 LOWEST_SCORE, HIGHEST_SCORE = -0.1, 100.1
 """Limits of a score: 0 to 100, with a margin because the published BERT-iBLEU of a copied source lies just below 0."""
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from outlay.engine.choices import dev_choice, judge_of
 from outlay.engine.sellers import human_seller, identity_of, llm_offer, llm_seller, llm_terms
@@ -20,24 +20,24 @@ from outlay.models.window import Window, check_handover, window_of
 from outlay.money.amounts import PriceBook
 from outlay.money.machines import Machine, machine
 from outlay.plan.cache import Memo, once
-from outlay.plan.context import PlanningContext, TargetSpec, TokenCounts
+from outlay.plan.context import PlanningContext, TokenCounts
 from outlay.plan.request import (
     DEFAULT_GENERAL,
     DEFAULT_MACHINE,
     DEFAULT_STUDENT,
     DEFAULT_TEACHER,
-    DEFAULT_THREADS,
     Request,
     Seller,
     frozen_overrides,
 )
 from outlay.plan.steps import Buy, Encoding, Judge, Model
 from outlay.plan.strategies import strategy as strategy_named
-from outlay.settings import TEMPERATURES, TeachSettings, TrainSettings, default_settings
-from outlay.spec import Family, can_answer, target_kind
+from outlay.settings import DEFAULT_THREADS, TEMPERATURES, TeachSettings, TrainSettings, default_settings, role_settings
+from outlay.spec import Family, TargetSpec, can_answer, target_spec
 from outlay.storage.store import key_of
 from outlay.tasks.example import Example
 from outlay.tasks.loading import load_data
+from outlay.tasks.overrides import Role, overrides_of
 from outlay.tasks.splits import SeededOrder, TaskData
 from outlay.tasks.task import Task, load_task
 
@@ -79,7 +79,7 @@ class Options:
         check_asked(self.precision)
 
 
-_TRAINED = ("teacher", "student", "distil")
+ROLES_TRAINED: tuple[Role, ...] = get_args(Role)
 _OWN = ("budget_micros", "n_initial")
 """Options that decide neither rows nor models."""
 
@@ -117,7 +117,7 @@ class PreparedRun:
         return (
             self.options.precision != AUTO
             or precision != self.request.precision
-            or all("precision" in dict(named.get(role, ())) for role in _TRAINED)
+            or all("precision" in dict(named.get(role, ())) for role in ROLES_TRAINED)
         )
 
     def sources(self, rows: Sequence[Example], ref: str) -> list[tuple[str, ...]]:
@@ -205,13 +205,10 @@ class RunBuilder:
         asked = (options.n_initial, options.llm_error_rate, options.llm_price_item)
         llm_error_rate, llm_item = llm_terms(strategy_named(options.strategy), task, self.price_book, *asked)
         families = self._families_by_role(cast)
-        overrides: dict[str, dict[str, Any]] = {
-            "teacher": task.training.settings_for(families["teacher"], "teacher"),
-            "student": task.training.settings_for(families["student"], "student"),
-            "distil": task.training.settings_for(families["distil"], "distil"),
-        }
-        for role, given in options.overrides.items():
-            overrides[role] = without_auto({**overrides.get(role, {}), **given})
+        given = options.overrides
+        overrides: dict[str, dict[str, Any]] = {role: without_auto(pairs) for role, pairs in given.items()}
+        for each in ROLES_TRAINED:
+            overrides[each] = overrides_of(task.training, families[each], each, given.get(each, {}))
         models: list[Any] = [cast.teacher.parameters(), cast.student.parameters()]
         request = Request(
             task=task.name,
@@ -376,7 +373,7 @@ class RunBuilder:
         )
         found: dict[Model, tuple[TrainSettings, ...]] = {}
         for model, role in roles:
-            settings = default_settings(families[role], task.kind)[role].changed(dict(given.get(role, ())))
+            settings = role_settings(default_settings(families[role], task.kind)[role], dict(given.get(role, ())))
             found[model] = (*found.get(model, ()), settings)
         return found
 
@@ -399,12 +396,9 @@ class RunBuilder:
         """What the student is taught with; ``None`` where nobody teaches it."""
         if cast.speaker is None:
             return None
-        teacher, student = self._shape(cast.speaker), self._shape(cast.student)
-        families = (teacher.family, student.family)
-        needs_tokens = task.kind != "classification" or "encoder" not in families
-        same = needs_tokens and self._has_same_tokens(cast.speaker, cast.student)
-        target = target_kind(*families, same, task.kind)
-        return TargetSpec(target, min(teacher.vocab_size, student.vocab_size) if target == "tokens" else None)
+        sides = [(shape.family, shape.vocab_size) for shape in map(self._shape, (cast.speaker, cast.student))]
+        speaker = cast.speaker
+        return target_spec(task.kind, sides[0], sides[1], lambda: self._has_same_tokens(speaker, cast.student))
 
     def _has_same_tokens(self, one: Model, other: Model) -> bool:
         at = (one.fingerprint, other.fingerprint)
@@ -447,13 +441,13 @@ def precision_remarks(workbench: RunBuilder, asked: Sequence[Options]) -> list[s
     wanted: set[str] = set()
     for options in asked:
         named = {role: dict(pairs).get("precision") for role, pairs in workbench.request(options).overrides}
-        wanted |= {named.get(role) or options.precision for role in _TRAINED}
+        wanted |= {named.get(role) or options.precision for role in ROLES_TRAINED}
     return remarks(wanted)
 
 
 def _run_precision(options: Options, overrides: Mapping[str, Mapping[str, Any]]) -> str:
     """What roles compute in that name nothing themselves; where none is left, the machine is not asked, and run ids stay."""
-    if all("precision" in overrides[role] for role in _TRAINED):
+    if all("precision" in overrides[role] for role in ROLES_TRAINED):
         return BF16
     return resolve(options.precision)
 

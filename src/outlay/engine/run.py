@@ -25,7 +25,7 @@ from outlay.engine.point import Point, PointCircumstance, usd_of
 from outlay.engine.prepare import PreparedRun
 from outlay.engine.results_dir import ResultsDir
 from outlay.engine.run_dir import Timing
-from outlay.engine.step_runner import cut_lines
+from outlay.engine.step_runner import lines_on_cuts
 from outlay.engine.summary import RunSummary, work_of
 from outlay.errors import BudgetExceeded
 from outlay.hardware.precision import AUTO, kept_bf16_speed
@@ -320,7 +320,7 @@ class RunExecution:
         cash_micros = 0 if again and reused else self._my_cash(artifact)
         self._settle(step, hold, artifact, quantity, cash_micros, reused)
         self._artifacts[step.key] = artifact
-        for line in cut_lines(step, artifact.usage, self.prepared.known):
+        for line in lines_on_cuts(step, artifact.usage, self.prepared.known):
             self._watcher.say(line)
 
     def _my_cash(self, artifact: Artifact) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from outlay.errors import SpendError
-from outlay.storage.files import write_json, writing
+from outlay.storage.files import write_json
+from outlay.storage.locks import alone
 
 STUDY_FILE = "study.json"
 """Name of the index of a study; a folder with this file is the results folder of a study."""
@@ -111,16 +110,6 @@ class RunDir:
         Raises:
             SpendError: another process executes the run.
         """
-        with writing(self.path / "lock"):
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SpendError(
-                    f"run {self.path.name} is being executed by another process; wait for it to end"
-                ) from None
+        busy = SpendError(f"run {self.path.name} is being executed by another process; wait for it to end")
+        with alone(self.path / "lock", busy):
             yield
-        finally:
-            os.close(file)

@@ -1,9 +1,8 @@
-"""The meter of one step: converts tokens to FLOPs under a hold, and writes a heartbeat for recovery after a kill."""
+"""The gauge of one step: turns tokens into FLOPs for the meter, and keeps a heartbeat for whoever must recover."""
 
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from contextlib import suppress
@@ -11,23 +10,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from outlay.errors import StoreError
 from outlay.money.amounts import Price, Quote
 from outlay.money.meter import Limits, Meter, MeterState, Reserve
 from outlay.plan.quotes import Quoter, Work
 from outlay.plan.steps import Distil, Step, Train
+from outlay.storage.files import write_text
 
 HEARTBEAT_SECONDS = 0.25
-"""Interval of the heartbeat in seconds: the most wall time that a kill can hide from the ledger."""
+"""How often the seconds spent are written down: what a kill can hide from the ledger at most."""
 
 SAVING_SECONDS = 2.0
-"""Wall seconds of a hold reserved for saving the model."""
+"""Wall seconds kept back for writing the model."""
 
 
 class StepMeter:
-    """The meter that `outlay.train` reports the tokens of one step to, under one hold; a context manager with a heartbeat.
+    """What `outlay.train` reports to while one step is made under one hold; beats as long as it is entered.
 
-    ``here``: price of the machine that computes; ``payer``: the run that pays for the seconds; ``kept_seconds``: seconds of
-    earlier attempts by this payer that a checkpoint keeps; ``heartbeat``: path of the heartbeat file of the step.
+    ``here``: price of the machine that really computes; ``payer``: whose seconds these are; ``kept_seconds``: what earlier
+    attempts of this payer spent and a checkpoint keeps; ``heartbeat``: the step's file.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class StepMeter:
         )
 
     def may_train(self, n_tokens: int) -> bool:
-        """Return True where a batch fits into the hold in charge and in cash, with an evaluation and saving after it."""
+        """Whether a batch still fits into the hold, on both clocks, with an evaluation and saving after it."""
         return self._meter.may_start(self._train(n_tokens), train=True)
 
     def trained(self, n_tokens: int) -> None:
@@ -64,11 +65,11 @@ class StepMeter:
         self._meter.add(self._infer(n_tokens), train=False)
 
     def state(self) -> dict[str, Any]:
-        """Return the state for a checkpoint: the count of the meter, and the seconds by payer."""
+        """For a checkpoint: what was counted, and whose seconds it took."""
         return {"meter": self._meter.state().to_json(), "seconds_by_payer": self.finish()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint; only the seconds of this payer count towards its cash."""
+        """Go on from a checkpoint; only this payer's own seconds count towards its cash."""
         seconds = {str(payer): float(value) for payer, value in state["seconds_by_payer"].items()}
         self._kept_before = seconds.pop(self._payer, 0.0)
         self._seconds_of_others = seconds
@@ -76,14 +77,14 @@ class StepMeter:
         self._meter.restore(counted)
 
     def finish(self) -> dict[str, float]:
-        """Return the seconds by payer up to now."""
+        """Seconds by payer up to now."""
         mine = self._kept_before + time.monotonic() - self._began
         return {**self._seconds_of_others, self._payer: round(mine, 3)}
 
     def working_seconds(self) -> float | None:
-        """Return the wall seconds inside batches; the rest is loading, tokenising and saving.
+        """Wall seconds inside the batches that the charge counts, the rest being loading, tokenising and saving.
 
-        ``None`` where another payer executed a part, since a checkpoint does not keep these seconds by payer.
+        ``None`` where another payer did a part, since a checkpoint does not keep whose they were.
         """
         return None if self._seconds_of_others else round(self._meter.state().work_seconds, 3)
 
@@ -107,7 +108,7 @@ class StepMeter:
             self._write_heartbeat()
 
     def _beat(self) -> None:
-        """Write heartbeats from the start, so that loading a model counts too."""
+        """From the first moment on, so that loading a model counts too."""
         self._write_heartbeat()
         while not self._stop.wait(HEARTBEAT_SECONDS):
             self._write_heartbeat()
@@ -117,18 +118,15 @@ class StepMeter:
 
 
 def write_heartbeat(path: Path, kept_before: float, attempt_seconds: float) -> None:
-    """Write the seconds of an attempt and those kept before it; not synced, since a lost beat loses one interval only."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Note how long an attempt has run, on top of what was kept before it; not synced, a lost beat costs its interval only."""
     beat = json.dumps({"kept_before": kept_before, "attempt_seconds": attempt_seconds})
-    # On a full disk the step itself fails with a clear message; an error of the heartbeat thread would hide it.
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(beat, encoding="utf-8")
-        temporary.replace(path)
+    # A full disk must not hide behind its heartbeat: the step itself says what is wrong.
+    with suppress(OSError, StoreError):
+        write_text(path, beat)
 
 
 def lost_seconds(heartbeat: Path, kept_now: float) -> float:
-    """Return the seconds lost with a dead attempt: those of its last heartbeat minus those kept by an artifact or checkpoint."""
+    """Seconds a dead attempt spent that nothing keeps: its last heartbeat minus what the artifact or checkpoint holds."""
     try:
         beat = json.loads(heartbeat.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
@@ -137,7 +135,7 @@ def lost_seconds(heartbeat: Path, kept_now: float) -> float:
 
 
 def seconds_at(heartbeat: Path) -> float:
-    """Return the seconds of the current attempt up to its last heartbeat; 0 without a heartbeat."""
+    """Seconds that the attempt under way has taken up to its last beat; 0 where none is known."""
     try:
         return float(json.loads(heartbeat.read_text(encoding="utf-8"))["attempt_seconds"])
     except (OSError, json.JSONDecodeError):

@@ -6,15 +6,18 @@ No money here: the step's gauge is handed in, what the step used goes back to `o
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.engine.prepare import PreparedRun
 from outlay.labels.purchases import parse_label_lines
-from outlay.metrics import main_score, missing_text, score
 from outlay.metrics.degenerate import floor_of
+from outlay.metrics.scorer import Scorer, TextEncoder
+from outlay.models.forecast import N_SAMPLED
 from outlay.plan.context import PlanningContext
 from outlay.plan.steps import (
     LABELS_FILE,
@@ -34,17 +37,14 @@ from outlay.plan.steps import (
     Train,
     n_carved,
 )
+from outlay.spec import cut_lines
 from outlay.storage.store import Artifact
+from outlay.train.progress import TokenCounter, TrainContext, TrainProgress
 
 if TYPE_CHECKING:
-    from outlay.metrics.bertscore import BertScore
     from outlay.tasks.example import Example
     from outlay.train.api import DevTexts
-    from outlay.train.state import OnProgress, WorkMeter
 
-
-N_SAMPLED = 512
-"""Bought labels whose lengths stand for those of all answers, where seconds are foreseen."""
 
 Files = dict[str, bytes | Path]
 
@@ -57,16 +57,6 @@ class StepOutput:
     usage: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class StepContext:
-    """Where and under whose eyes a step is made: a scratch folder that outlives a kill, the gauge, a listener."""
-
-    folder: Path
-    gauge: WorkMeter
-    on_progress: OnProgress | None = None
-    checkpoint_seconds: float = 20.0
-
-
 class StepRunner:
     """Makes compute steps of one prepared run."""
 
@@ -75,7 +65,7 @@ class StepRunner:
         self._artifact_of = artifact_of
         self._answer_lengths: dict[tuple[str, str], list[int]] = {}
 
-    def make(self, step: Step, bench: StepContext) -> StepOutput:
+    def make(self, step: Step, context: TrainContext) -> StepOutput:
         """Do the work of ``step`` on the artifacts of its inputs.
 
         Raises:
@@ -86,13 +76,13 @@ class StepRunner:
         use_threads(self._prepared.request.threads)
         match step:
             case Train():
-                return self._train(step, bench)
+                return self._train(step, context)
             case Teach():
-                return self._teach(step, bench)
+                return self._teach(step, context)
             case Distil():
-                return self._distil(step, bench)
+                return self._distil(step, context)
             case Score():
-                return self._score(step, bench)
+                return self._score(step, context)
         raise TypeError(f"a {type(step).__name__} step is not made here")
 
     def read_labels(self, buy: Buy) -> list[str]:
@@ -109,13 +99,13 @@ class StepRunner:
             self._answer_lengths[at] = answer_lengths(model.ref, model.base, self._prepared.task.form, said)
         return self._answer_lengths[at]
 
-    def _train(self, step: Train, bench: StepContext) -> StepOutput:
+    def _train(self, step: Train, context: TrainContext) -> StepOutput:
         from outlay.train.api import finetune
 
         labels = [label for buy in step.bought for label in self.read_labels(buy)]
         rows = [row for buy in step.bought for row in self._prepared.train[buy.start : buy.stop]]
         first = n_carved(step.dev)
-        out = _fresh(bench.folder / "model")
+        out = _fresh(context)
         progress = finetune(
             _spec(step),
             self._prepared.sources(rows[first:], step.model.ref),
@@ -123,11 +113,11 @@ class StepRunner:
             step.settings,
             dev=self._dev(step),
             out=out,
-            watch=_watch(bench),
+            watch=context,
         )
         return _trained(out, progress, len(labels) - first, self._dev_floor(step))
 
-    def _distil(self, step: Distil, bench: StepContext) -> StepOutput:
+    def _distil(self, step: Distil, context: TrainContext) -> StepOutput:
         from outlay.train.api import distil
         from outlay.train.targets.targets import SparseTargets
 
@@ -136,7 +126,7 @@ class StepRunner:
         held_out = {row.text for row in self._prepared.train[: n_carved(step.dev)]}
         pool = self._prepared.pool[: step.n_rows]
         kept = [i for i, row in enumerate(pool) if row.text not in held_out]
-        out = _fresh(bench.folder / "model")
+        out = _fresh(context)
         progress = distil(
             _spec(step),
             self._prepared.sources([pool[i] for i in kept], step.model.ref),
@@ -145,7 +135,7 @@ class StepRunner:
             gold=None if step.gold is None else self._gold(step.gold, [pool[i] for i in kept]),
             dev=self._dev(step),
             out=out,
-            watch=_watch(bench),
+            watch=context,
         )
         return _trained(out, progress, len(kept), self._dev_floor(step))
 
@@ -155,11 +145,11 @@ class StepRunner:
         known = {row.id: label for row, label in zip(self._prepared.train, labels, strict=False)}
         return [known.get(row.id) for row in rows]
 
-    def _teach(self, step: Teach, bench: StepContext) -> StepOutput:
+    def _teach(self, step: Teach, context: TrainContext) -> StepOutput:
         from outlay.train.api import teach
 
         rows = self._prepared.pool[step.start : step.stop]
-        counter = _Counter(bench.gauge)
+        counter = TokenCounter(context.gauge)
         targets = teach(
             self._artifact_of(step.teacher).path,
             self._prepared.sources(rows, step.teacher.model.ref),
@@ -169,12 +159,12 @@ class StepRunner:
             gauge=counter,
             vocab_size=step.vocab_size,
         )
-        return StepOutput({TARGETS_FILE: targets.to_bytes()}, _usage(0, counter.n_tokens))
+        return StepOutput({TARGETS_FILE: targets.to_bytes()}, _usage(0, counter.n_inferred))
 
-    def _score(self, step: Score, bench: StepContext) -> StepOutput:
+    def _score(self, step: Score, context: TrainContext) -> StepOutput:
         from outlay.train.api import predict
 
-        counter = _Counter(bench.gauge)
+        counter = TokenCounter(context.gauge)
         test, encoding = self._prepared.test, step.model.encoding
         predictions = predict(
             self._artifact_of(step.model).path,
@@ -183,7 +173,8 @@ class StepRunner:
             gauge=counter,
         )
         golds, texts = [example.label or "" for example in test], [example.text for example in test]
-        alike = _similarities(encoding.judge, predictions, texts)
+        scorer = _scorer(encoding)
+        alike = scorer.similarities(predictions, texts)
         document = {
             "rows": [example.id for example in test],
             "sources": texts,
@@ -193,11 +184,11 @@ class StepRunner:
             "metric": encoding.metric,
             "labels": list(encoding.form.labels),
         }
-        readings = score(
-            encoding.metric, predictions, golds, encoding.form.labels, sources=texts, similarities=alike or None
-        )
+        readings = scorer.score(predictions, golds, texts, alike)
         scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
-        return StepOutput({PREDICTIONS_FILE: _json(document), SCORES_FILE: _json(scores)}, _usage(0, counter.n_tokens))
+        return StepOutput(
+            {PREDICTIONS_FILE: _json(document), SCORES_FILE: _json(scores)}, _usage(0, counter.n_inferred)
+        )
 
     def _dev(self, step: Train | Distil) -> DevTexts | None:
         """Dev rows and their labels, from where `Dev.how` says."""
@@ -208,11 +199,10 @@ class StepRunner:
             return None
         rows, golds = self._dev_rows(dev)
         texts = [row.text for row in rows]
-
-        def dev_score(answers: Sequence[str]) -> float:
-            return _main_value(encoding, answers, golds[: len(answers)], texts[: len(answers)])
-
-        return DevTexts(self._prepared.sources(rows, step.model.ref), dev_score)
+        scorer = _scorer(encoding)
+        return DevTexts(
+            self._prepared.sources(rows, step.model.ref), lambda answers: scorer.main_value(answers, golds, texts)
+        )
 
     def _dev_rows(self, dev: Dev) -> tuple[Sequence[Example], list[str]]:
         rows = (self._prepared.train if dev.how == "carved" else self._prepared.dev)[: dev.n]
@@ -231,69 +221,24 @@ class StepRunner:
         return self._artifact_of(step).path / name
 
 
-class _Counter:
-    """A gauge that also counts the tokens of one inference."""
-
-    def __init__(self, gauge: WorkMeter) -> None:
-        self._gauge = gauge
-        self.n_tokens = 0
-
-    def may_train(self, n_tokens: int) -> bool:
-        return self._gauge.may_train(n_tokens)
-
-    def trained(self, n_tokens: int) -> None:
-        self._gauge.trained(n_tokens)
-
-    def inferred(self, n_tokens: int) -> None:
-        self.n_tokens += n_tokens
-        self._gauge.inferred(n_tokens)
-
-    def state(self) -> dict[str, Any]:
-        return self._gauge.state()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._gauge.restore(state)
-
-
-def cut_lines(step: Step, usage: Mapping[str, Any], known: PlanningContext) -> list[str]:
-    """What a training could not take in whole, a line each: rows and answers beyond the limits, entities without a place."""
+def lines_on_cuts(step: Step, usage: Mapping[str, Any], known: PlanningContext) -> list[str]:
+    """Say what a training could not take in whole, by what its artifact keeps; nothing of other steps."""
     if not isinstance(step, Train | Distil):
         return []
-    form, n_rows = known.form_of(step.model.ref), f"{usage.get('n_rows', 0):,}"
-    counts = (
-        ("n_truncated", f"of {n_rows} rows were longer than {form.max_source_tokens} tokens and were cut"),
-        ("n_answers_cut", f"of {n_rows} answers were longer than {form.max_target_tokens} tokens and were cut"),
-        ("n_unaligned", f"entities of {n_rows} rows could not be found in their text and were left out"),
-    )
-    return [f"{usage[name]:,} {words}" for name, words in counts if usage.get(name)]
+    counts = {name: int(usage.get(name) or 0) for name in ("n_truncated", "n_answers_cut", "n_unaligned")}
+    return cut_lines(known.form_of(step.model.ref), int(usage.get("n_rows") or 0), **counts)
 
 
-_judges: dict[Judge, BertScore] = {}
+def _scorer(encoding: Encoding) -> Scorer:
+    """Return the task's metric; its encoder, where it has one, stays loaded from step to step."""
+    if encoding.judge is None:
+        return Scorer(encoding.metric, encoding.form.labels)
+    return _with_encoder(encoding.metric, encoding.form.labels, encoding.judge)
 
 
-def _similarities(judge: Judge | None, answers: Sequence[str], sources: Sequence[str]) -> list[float]:
-    """BERTScore F1 of each answer and its source, 0 to 1; nothing where the metric needs none. The encoder is loaded once."""
-    if judge is None:
-        return []
-    from outlay.metrics.bertscore import BertScore
-
-    if judge not in _judges:
-        _judges.clear()
-        _judges[judge] = BertScore(judge.ref, layer=judge.layer, idf=judge.idf)
-    return _judges[judge].f1(missing_text(answers), sources)
-
-
-def _main_value(encoding: Encoding, answers: Sequence[str], golds: Sequence[str], sources: Sequence[str]) -> float:
-    """The task's main score, 0 to 100."""
-    readings = score(
-        encoding.metric,
-        answers,
-        golds,
-        encoding.form.labels,
-        sources=sources,
-        similarities=_similarities(encoding.judge, answers, sources) or None,
-    )
-    return readings[main_score(encoding.metric)].value
+@lru_cache(maxsize=1)
+def _with_encoder(metric: str, labels: tuple[str, ...], judge: Judge) -> Scorer:
+    return Scorer(metric, labels, TextEncoder(judge.ref, judge.layer, judge.idf))
 
 
 def _spec(step: Train | Distil) -> Any:
@@ -303,13 +248,7 @@ def _spec(step: Train | Distil) -> Any:
     return ModelSpec(step.model.ref, step.model.base, step.encoding.form, step.settings.seed, target)
 
 
-def _watch(bench: StepContext) -> Any:
-    from outlay.train.api import TrainContext
-
-    return TrainContext(bench.gauge, bench.folder / "checkpoints", bench.checkpoint_seconds, bench.on_progress)
-
-
-def _trained(out: Path, progress: Any, n_rows: int, dev: dict[str, Any]) -> StepOutput:
+def _trained(out: Path, progress: TrainProgress, n_rows: int, dev: dict[str, Any]) -> StepOutput:
     files: Files = {path.name: path for path in sorted(out.iterdir()) if path.is_file()}
     training = {
         "history": progress.history,
@@ -336,9 +275,10 @@ def _json(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _fresh(folder: Path) -> Path:
-    import shutil
-
+def _fresh(context: TrainContext) -> Path:
+    """Return an empty folder for the model that is made."""
+    assert context.folder is not None
+    folder = context.folder / "model"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

@@ -29,8 +29,6 @@ MICROS_PER_USD = 1_000_000
 MAX_USD = 1_000_000_000  # keeps every sum far inside SQLite's 64-bit integers
 MAX_MICROS = MAX_USD * MICROS_PER_USD
 _MAX_PRICE_LETTERS = 400
-YOURS_TO_SET = "yours to set"
-"""How the source of a price begins when nobody read it anywhere: it is a placeholder."""
 
 _AMOUNT = re.compile(r"\$?\s*(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)", re.ASCII)
 _SCIENTIFIC = re.compile(r"\$?\s*(?P<number>[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,2}|[0-9]+\.[0-9]+)", re.ASCII)
@@ -179,11 +177,6 @@ class Price:
             raise MoneyError(
                 f"the price of {self.item!r} is {write_usd(self.usd)}; give it for a larger unit than {self.unit!r}"
             )
-
-    @property
-    def is_yours_to_set(self) -> bool:
-        """Whether the amount is a placeholder that the user should replace with their own price."""
-        return self.source.startswith(YOURS_TO_SET)
 
     def per_label(self) -> Price:
         """This price, of one label. Raises MoneyError for an item that is sold by something else."""

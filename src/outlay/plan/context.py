@@ -14,12 +14,8 @@ from outlay.money.machines import Machine
 from outlay.plan.cache import Memo, once
 from outlay.plan.request import Request
 from outlay.plan.steps import Annotating, Encoding, Model
-from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import TargetKind, TaskSpec
-
-BLOCK_ROWS = 1024
-"""Pool rows per block of targets: the unit of keys, resume and parallel work."""
-
+from outlay.settings import BLOCK_ROWS, TeachSettings, TrainSettings, role_settings
+from outlay.spec import TargetSpec, TaskSpec
 
 N_MIN_OPEN = 2
 """The fewest labels worth a training where answers are open."""
@@ -34,14 +30,6 @@ class TokenCounts:
     pool: Sequence[int]
     dev: Sequence[int]
     test: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class TargetSpec:
-    """What one model hands to another: the kind of targets, and for ``tokens`` the vocabulary rows that both have."""
-
-    target: TargetKind
-    vocab_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +126,6 @@ class PlanningContext:
         return least * (2 if self.request.dev == "carved" else 1)
 
     @property
-    def n_outputs(self) -> int:
-        """Outputs of an encoder's head: the classes, or begin and inside of each entity type and neither; a model that writes
-        has its vocabulary instead."""
-        form = self.encoding.form
-        return 2 * len(form.labels) + 1 if form.kind == "entities" else len(form.labels)
-
-    @property
     def n_blocks(self) -> int:
         """Blocks of the whole pool."""
         return -(-self.n_pool // BLOCK_ROWS)
@@ -164,8 +145,8 @@ class PlanningContext:
     @once
     def settings(self, role: str) -> TrainSettings:
         """Training settings of a role, the request's overrides, seed and precision applied."""
-        run = {"seed": self.request.seed, "precision": self.request.precision}
-        return self.defaults[role].changed({**run, **self._overrides(role)})
+        seed, precision = self.request.seed, self.request.precision
+        return role_settings(self.defaults[role], self._overrides(role), seed=seed, precision=precision)
 
     @property
     def teach_settings(self) -> TeachSettings:

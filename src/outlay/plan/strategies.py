@@ -14,9 +14,10 @@ from typing import Literal, Protocol
 from outlay.errors import UnknownStrategy
 from outlay.money.amounts import format_usd
 from outlay.plan.cache import once
-from outlay.plan.context import PlanningContext, TargetSpec
+from outlay.plan.context import PlanningContext
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Annotating, Buy, Dev, Distil, Model, Recipe, Score, Teach, Train, describe
+from outlay.spec import TargetSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.errors import UsageError
+from outlay.metrics import Answered
+from outlay.metrics.degenerate import dev_remarks, floor_of, test_remarks
+from outlay.metrics.scorer import Scorer, TextEncoder, choose_encoder
 from outlay.spec import TaskSpec
 from outlay.standalone.inputs import TaskRow, rows_digest
 from outlay.standalone.output_dir import Document, difference, json_bytes, read_object
@@ -16,8 +19,6 @@ from outlay.storage.files import write_bytes
 from outlay.text.legible import quoted
 
 if TYPE_CHECKING:
-    from outlay.metrics import Reading
-    from outlay.metrics.bertscore import BertScore
     from outlay.tasks.task import Task
 
 SCORES = "scores.json"
@@ -63,96 +64,38 @@ class MetricAsked:
     idf: bool | None = None
 
 
-class Scorer:
-    """A metric with all it needs.
+def scorer_of(asked: MetricAsked, form: TaskSpec, task: Task | None) -> Scorer:
+    """Return the metric that the user asks for, or else that of the task or of the kind, with its encoder.
 
     Raises:
         UsageError: a metric that does not fit the kind, or ``bert_ibleu`` without an encoder.
         UnknownModel: an encoder that leads nowhere.
     """
+    from outlay.tasks.task import METRICS_OF
 
-    def __init__(self, asked: MetricAsked, form: TaskSpec, task: Task | None) -> None:
-        from outlay.tasks.task import METRICS_OF
+    known = METRICS_OF[form.kind]
+    metric = asked.name or (task.metric if task is not None else known[0])
+    if metric not in known:
+        raise UsageError(f"--metric {metric!r} does not score {form.kind}; choose one of {', '.join(known)}")
+    if metric != "bert_ibleu":
+        return Scorer(metric, form.labels)
+    told = None if task is None else task.bertscore
+    own = None if told is None else TextEncoder(told.model, told.layer, told.idf)
+    encoder = choose_encoder(own, asked.model, layer=asked.layer, idf=asked.idf)
+    if encoder is None:
+        raise UsageError("bert_ibleu compares meanings by an encoder; name one with --metric-model")
+    return Scorer(metric, form.labels, encoder)
 
-        known = METRICS_OF[form.kind]
-        self.metric = asked.name or (task.metric if task is not None else known[0])
-        if self.metric not in known:
-            raise UsageError(f"--metric {self.metric!r} does not score {form.kind}; choose one of {', '.join(known)}")
-        self.form = form
-        self._model: str | None = None
-        self._layer: int | None = None
-        self._idf = False
-        if self.metric == "bert_ibleu":
-            self._choose_model(asked, task)
-        self._loaded: BertScore | None = None
 
-    def _choose_model(self, asked: MetricAsked, task: Task | None) -> None:
-        from outlay.models.shape import check_layer
+def dev_score(scorer: Scorer, said: Sequence[str], rows: Sequence[TaskRow]) -> float:
+    """Return the main score of answers to dev rows, or to the first of them."""
+    return scorer.main_value(said, [row.gold or "" for row in rows], [row.text for row in rows])
 
-        told = task.bertscore if task is not None else None
-        self._model = asked.model or (told.model if told is not None else None)
-        if self._model is None:
-            raise UsageError("bert_ibleu compares meanings by an encoder; name one with --metric-model")
-        if asked.model is None and told is not None:
-            self._layer, self._idf = told.layer, told.idf
-        self._layer = asked.layer if asked.layer is not None else self._layer
-        self._idf = asked.idf if asked.idf is not None else self._idf
-        check_layer(self._model, self._layer)
 
-    def identity(self) -> dict[str, Any]:
-        """What decides its scores, fit for a request."""
-        model = {"metric_model": self._model, "metric_layer": self._layer, "metric_idf": self._idf}
-        return {"metric": self.metric, **(model if self._model is not None else {})}
-
-    @property
-    def main(self) -> str:
-        """The score models are chosen by, such as ``accuracy/published``."""
-        from outlay.metrics import main_score
-
-        return main_score(self.metric)
-
-    def dev_score(self, predictions: Sequence[str], rows: Sequence[TaskRow]) -> float:
-        """The main score alone, of the first rows where there are fewer predictions."""
-        return self.score(predictions, rows[: len(predictions)])[self.main].value
-
-    def remarks(self, predictions: Sequence[str], rows: Sequence[TaskRow], value: float) -> list[str]:
-        """Where the main score of these rows, 0-100, means less than its number."""
-        from outlay.metrics import Answered
-        from outlay.metrics.degenerate import test_remarks
-
-        golds, sources = [row.gold or "" for row in rows], [row.text for row in rows]
-        return test_remarks(self.metric, Answered(predictions, golds, self.form.labels, sources), value)
-
-    def dev_remarks(self, value: float | None, rows: Sequence[TaskRow]) -> list[str]:
-        """The same of a dev score."""
-        from outlay.metrics.degenerate import dev_remarks, floor_of
-
-        floor = floor_of(self.metric, [row.gold or "" for row in rows], self.form.labels)
-        return dev_remarks(len(rows), {"this model": value}, floor)
-
-    def score(self, predictions: Sequence[str], rows: Sequence[TaskRow]) -> dict[str, Reading]:
-        """Every statistic in both readings with its interval."""
-        from outlay.metrics import score
-
-        texts = [row.text for row in rows]
-        return score(
-            self.metric,
-            predictions,
-            [row.gold or "" for row in rows],
-            self.form.labels,
-            sources=texts,
-            similarities=self._similarities(predictions, texts),
-        )
-
-    def _similarities(self, predictions: Sequence[str], texts: Sequence[str]) -> list[float] | None:
-        if self._model is None:
-            return None
-        from outlay.metrics import missing_text
-        from outlay.metrics.bertscore import BertScore
-
-        if self._loaded is None:
-            self._loaded = BertScore(self._model, layer=self._layer, idf=self._idf)
-        return self._loaded.f1(missing_text(predictions), texts)
+def notes_on_dev(scorer: Scorer, value: float | None, rows: Sequence[TaskRow]) -> list[str]:
+    """Say where a dev score, 0-100, means less than its number."""
+    floor = floor_of(scorer.metric, [row.gold or "" for row in rows], scorer.labels)
+    return dev_remarks(len(rows), {"this model": value}, floor)
 
 
 _N_SHOWN = 3
@@ -178,16 +121,18 @@ def outside(said: Sequence[str], form: TaskSpec) -> list[str]:
 
 def about_scores(scorer: Scorer, rows: Sequence[TaskRow]) -> Document:
     """What decides scores, beside the answers."""
-    return {"rows": rows_digest(rows), "n_rows": len(rows), "labels": list(scorer.form.labels), **scorer.identity()}
+    return {"rows": rows_digest(rows), "n_rows": len(rows), "labels": list(scorer.labels), **scorer.identity()}
 
 
 def write_scores(
     scorer: Scorer, said: Sequence[str], rows: Sequence[TaskRow], out: Path, about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Score answers and keep it in ``out``, with what it is of; returns what is kept but for that."""
-    readings = scorer.score(said, rows)
+    golds, sources = [row.gold or "" for row in rows], [row.text for row in rows]
+    readings = scorer.score(said, golds, sources)
     scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
     facts = {"n_rows": len(rows), **scorer.identity(), "main": scorer.main, "scores": scores}
-    facts["notes"] = scorer.remarks(said, rows, scores[scorer.main]["value"])
+    answered = Answered(said, golds, scorer.labels, sources)
+    facts["notes"] = test_remarks(scorer.metric, answered, scores[scorer.main]["value"])
     write_bytes(out / SCORES, json_bytes({**facts, "asked": about}))
     return facts

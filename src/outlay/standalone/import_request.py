@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from outlay.errors import DataError, LabelError, UsageError
-from outlay.settings import TeachSettings
+from outlay.settings import BLOCK_ROWS, TeachSettings
 from outlay.spec import TargetKind, TaskSpec
 from outlay.standalone.export_targets import check_suffix
-from outlay.standalone.inference import BLOCK_ROWS
 from outlay.standalone.inputs import DataOptions, DataReader
 from outlay.standalone.logprob_formats import UNKNOWN_LOGPROB, Place, Record, Token
 from outlay.standalone.output_dir import Document

@@ -16,10 +16,11 @@ from outlay.standalone.import_request import Importing, ImportRequest
 from outlay.standalone.inputs import CUSTOM_ID, SOURCE, DataReader, TaskRow, check_each_once, rows_digest, some_of
 from outlay.standalone.logprob_formats import Record, is_failure, read_record
 from outlay.standalone.output_dir import OutputDir, json_lines
-from outlay.standalone.runtime import Listener, StepReport
+from outlay.standalone.runtime import StepReport
 from outlay.standalone.targets_dir import ANSWERS, INDEX, ROWS, answer_lines, block_name, index_of, kept_of
 from outlay.storage.hashing import digest_of
 from outlay.tasks.readers import stream_file
+from outlay.text.listener import Listener
 
 
 def import_targets(asked: Importing, listener: Listener) -> StepReport:

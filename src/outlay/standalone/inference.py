@@ -18,20 +18,17 @@ from outlay.hardware.precision import AUTO, check_asked, check_worker
 from outlay.models.reference import fingerprint
 from outlay.models.shape import read_config
 from outlay.models.window import check_handover, window_in, window_of
-from outlay.settings import TeachSettings, check_seed
-from outlay.spec import Family, TargetKind, TaskSpec, named_class, target_kind
-from outlay.standalone.evaluator import MetricAsked, Scorer, about_scores, check_scores, outside, write_scores
+from outlay.settings import BLOCK_ROWS, TeachSettings, check_seed
+from outlay.spec import Family, TargetKind, TargetSpec, TaskSpec, cut_lines, named_class, target_spec
+from outlay.standalone.evaluator import MetricAsked, about_scores, check_scores, outside, scorer_of, write_scores
 from outlay.standalone.inputs import DataOptions, DataReader, TaskRow, rows_digest, sources_of
 from outlay.standalone.output_dir import Document, OutputDir, json_lines, read_object
 from outlay.standalone.prediction_file import PREDICTION
 from outlay.standalone.profiling import new_stopwatch, profile_of_parts, seconds_of
 from outlay.standalone.runtime import (
-    Listener,
     RuntimeOptions,
     StepReport,
-    TokenCounter,
     alone,
-    count_cut,
     flops_of,
     n_processes,
     on_main,
@@ -42,9 +39,8 @@ from outlay.standalone.runtime import (
 )
 from outlay.standalone.targets_dir import ANSWERS, INDEX, ROWS, answer_lines, block_name, index_of, kept_of
 from outlay.storage.hashing import digest_of_file
-
-BLOCK_ROWS = 1024
-"""Consecutive rows that are worked through together, sorted and batched among themselves."""
+from outlay.text.listener import Listener
+from outlay.train.progress import TokenCounter
 
 SAVED = "outlay.json"
 PREDICTIONS = "predictions.jsonl"
@@ -174,7 +170,8 @@ def teach(asked: InferenceOptions, teaching: Teaching, listener: Listener) -> St
     saved, inputs = TrainedModel.open(asked.model), DataReader(asked.asked)
     form = inputs.form(saved.form)
     asked, rows = asked.resolved(listener), [_with_named_gold(row, form) for row in asked.rows(inputs)]
-    kind, vocab_size = _handover(saved, form, teaching)
+    handed = _handover(saved, form, teaching)
+    kind, vocab_size = handed.target, handed.vocab_size
     if teaching.settings.keep_padding and kind != "tokens":
         raise UsageError(f"--keep-padding is about the tokens of an answer, and these targets are {kind}; leave it out")
     about = {
@@ -250,7 +247,7 @@ def evaluate(asked: InferenceOptions, metric: MetricAsked, listener: Listener) -
     saved, inputs = TrainedModel.open(asked.model), DataReader(asked.asked)
     form = inputs.form(saved.form)
     rows = inputs.checked(asked.rows(inputs, needs_target=True), form)
-    scorer = Scorer(metric, form, inputs.task)
+    scorer = scorer_of(metric, form, inputs.task)
     about = {"model_sha256": on_main(lambda: fingerprint(str(asked.model))), **about_scores(scorer, rows)}
     on_main(lambda: check_scores(asked.out, about, overwrite=asked.running.overwrite))
     home = OutputDir.file(asked.out / PREDICTIONS)
@@ -273,29 +270,34 @@ def evaluate(asked: InferenceOptions, metric: MetricAsked, listener: Listener) -
     )
 
 
-def _handover(saved: TrainedModel, form: TaskSpec, teaching: Teaching) -> tuple[TargetKind, int | None]:
-    """What this teacher hands to this student, and for tokens how many rows of the vocabulary both have."""
+def _handover(saved: TrainedModel, form: TaskSpec, teaching: Teaching) -> TargetSpec:
+    """Return what the user asked this teacher to hand to this student, where it can.
+
+    Raises:
+        UsageError: neither a student nor a kind is named, or targets of this kind do not go from one to the other.
+    """
     student, wanted = teaching.student, teaching.target
     if wanted is not None and wanted not in get_args(TargetKind):
         raise UsageError(f"--target {wanted!r} is unknown; choose one of {', '.join(get_args(TargetKind))}")
     if student is None:
         if wanted is None:
             raise UsageError("targets are taught for a student; name it with --student, or what to write with --target")
-        return wanted, None  # type: ignore[return-value]
+        return TargetSpec(wanted)  # type: ignore[arg-type]
     from outlay.models.shape import family_of
     from outlay.train.api import n_logits, same_tokenizer
 
     family = family_of(student, base=teaching.base)
     refuse_family(family, form, student)
     teacher, base = str(saved.folder), teaching.base or student
-    kind = target_kind(saved.family, family, same_tokenizer(teacher, teacher, student, base), form.kind)
-    if wanted is not None and wanted not in (kind, "text"):
-        raise UsageError(f"--target {wanted} does not go from this teacher to {student}; it takes {kind} or text")
-    chosen: TargetKind = kind if wanted is None else wanted  # type: ignore[assignment]
-    check_handover(chosen, form, window_of(student, base=teaching.base).fit(form, student), student)
-    if chosen != "tokens":
-        return chosen, None
-    return chosen, min(n_logits(teacher, teacher), n_logits(student, base))
+    sides = (saved.family, n_logits(teacher, teacher)), (family, n_logits(student, base))
+    found = target_spec(form.kind, *sides, lambda: same_tokenizer(teacher, teacher, student, base))
+    if wanted is not None and wanted not in (found.target, "text"):
+        raise UsageError(
+            f"--target {wanted} does not go from this teacher to {student}; it takes {found.target} or text"
+        )
+    chosen = found if wanted in (None, found.target) else TargetSpec("text")
+    check_handover(chosen.target, form, window_of(student, base=teaching.base).fit(form, student), student)
+    return chosen
 
 
 def _write_rows(home: OutputDir, rows: Sequence[TaskRow], blocks: Sequence[Path]) -> None:
@@ -449,7 +451,7 @@ class _Blocks:
             counts=[
                 *self.notes,
                 *self.saved.lowered,
-                *count_cut(folder, folder, self.saved.form, self.saved.sources(self.rows)),
+                *self._cut(),
             ],
             n_tokens_inferred=n_tokens,
             flops=flops,
@@ -458,6 +460,13 @@ class _Blocks:
         )
         self.home.finish(outcome.to_json())
         return outcome
+
+    def _cut(self) -> list[str]:
+        from outlay.train.api import count_cut
+
+        folder, form = str(self.saved.folder), self.saved.form
+        n_truncated = count_cut(folder, folder, form, self.saved.sources(self.rows))
+        return cut_lines(form, len(self.rows), n_truncated=n_truncated)
 
     @property
     def _n_blocks(self) -> int:

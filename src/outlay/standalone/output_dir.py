@@ -6,9 +6,7 @@ folder and renamed, so that a kill at any moment leaves something the same reque
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from outlay.errors import UsageError
-from outlay.storage.files import writing
+from outlay.storage.files import write_bytes
+from outlay.storage.locks import alone
 
 REQUEST, SUMMARY, WORK = "request.json", "summary.json", ".work"
 
@@ -83,28 +82,13 @@ class OutputDir:
         Raises:
             UsageError: another process is at it.
         """
-        with writing(self.work / "lock"):
-            self.work.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"another process is at work on --out {self.out}; wait for it to end") from None
+        busy = UsageError(f"another process is at work on --out {self.out}; wait for it to end")
+        with alone(self.work / "lock", busy):
             yield
-        finally:
-            os.close(file)
 
     def write(self, path: Path, data: bytes) -> None:
         """Whole or not at all; what a kill leaves behind lies in the work folder."""
-        with writing(path):
-            self.work.mkdir(parents=True, exist_ok=True)
-            temporary = self.work / f"{path.name}.tmp"
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+        write_bytes(path, data, sync=True, folder=self.work)
 
     def write_json(self, path: Path, document: Any) -> None:
         """As `write`."""

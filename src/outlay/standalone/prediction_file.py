@@ -8,7 +8,7 @@ from pathlib import Path
 
 from outlay.errors import DataError
 from outlay.spec import named_class
-from outlay.standalone.evaluator import MetricAsked, Scorer, about_scores, check_scores, outside, write_scores
+from outlay.standalone.evaluator import MetricAsked, about_scores, check_scores, outside, scorer_of, write_scores
 from outlay.standalone.inputs import CUSTOM_ID, DataOptions, DataReader, TaskRow, cell, check_each_once, number_coded
 from outlay.standalone.runtime import StepReport
 from outlay.storage.hashing import key_of
@@ -46,7 +46,7 @@ def evaluate_file(
         # A missing prediction is no answer: it is scored as one outside the label set, and counted.
         said.append(cell(row, prediction_column, "--prediction-column") or "")
     rows = inputs.checked(rows, form)
-    scorer = Scorer(metric, form, inputs.task)
+    scorer = scorer_of(metric, form, inputs.task)
     if scorer.metric == "bert_ibleu" and source is None:
         raise DataError(f"bert_ibleu compares with the source, and {predictions} has no column {asked.source_column!r}")
     read = [named_class(answer, form.labels) for answer in said] if form.kind == "classification" else said

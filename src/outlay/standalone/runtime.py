@@ -3,52 +3,21 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from outlay.errors import OutlayError, UnknownModel, UsageError
 from outlay.hardware.precision import remarks, resolve
-from outlay.settings import MOST_THREADS
+from outlay.settings import DEFAULT_THREADS, MOST_THREADS, SAVE_SECONDS
 from outlay.spec import Family, TaskSpec, can_answer
 from outlay.standalone.output_dir import OutputDir
 from outlay.storage.locations import default_root
+from outlay.text.listener import Listener
 from outlay.workers.ray_map import Executor, InThisProcess
 
 T = TypeVar("T")
-
-DEFAULT_THREADS = 2
-
-
-class Listener(Protocol):
-    """Who is told how a step goes; the command line draws it."""
-
-    def begin(self, what: str) -> None:
-        """A part of the step starts."""
-        ...
-
-    def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """It advanced."""
-        ...
-
-    def say(self, line: str) -> None:
-        """A line worth reading."""
-        ...
-
-
-class Silent:
-    """A listener that says nothing."""
-
-    def begin(self, what: str) -> None:
-        """Nothing."""
-
-    def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """Nothing."""
-
-    def say(self, line: str) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +33,7 @@ class RuntimeOptions:
     threads: int = DEFAULT_THREADS
     overwrite: bool = False
     save_steps: int | None = None
-    save_seconds: float = 20.0
+    save_seconds: float = SAVE_SECONDS
     report_to: str = "none"
     fsdp: bool = False
     device_map: str | None = None
@@ -125,47 +94,6 @@ class RuntimeOptions:
         return Cluster(self.ray, self.threads)
 
 
-class TokenCounter:
-    """A gauge that refuses nothing and counts tokens and seconds, those of killed attempts included as far as they are kept."""
-
-    def __init__(self) -> None:
-        self.n_trained = 0
-        self.n_inferred = 0
-        self._seconds_before = 0.0
-        self._began = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Wall seconds so far."""
-        return self._seconds_before + time.monotonic() - self._began
-
-    @property
-    def is_resumed(self) -> bool:
-        """Whether a part was done by an earlier attempt."""
-        return self._seconds_before > 0
-
-    def may_train(self, n_tokens: int) -> bool:
-        """Always."""
-        return n_tokens >= 0
-
-    def trained(self, n_tokens: int) -> None:
-        """Count a training batch."""
-        self.n_trained += n_tokens
-
-    def inferred(self, n_tokens: int) -> None:
-        """Count an inference batch."""
-        self.n_inferred += n_tokens
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {"trained": self.n_trained, "inferred": self.n_inferred, "seconds": self.seconds}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.n_trained, self.n_inferred = int(state["trained"]), int(state["inferred"])
-        self._seconds_before = float(state["seconds"])
-
-
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """What came of a step.
@@ -212,28 +140,7 @@ def flops_of(ref: str, base: str | None, form: TaskSpec, n_trained: int, n_infer
         shape = shape_of(ref, base=base)
     except UnknownModel:
         return None
-    n_outputs = n_outputs_of(form)
-    return flops_train(shape, n_trained, n_outputs) + flops_infer(shape, n_inferred, n_outputs)
-
-
-def n_outputs_of(form: TaskSpec) -> int:
-    """Outputs of an encoder's head: one per class, or O and two per entity type."""
-    return 1 + 2 * len(form.labels) if form.kind == "entities" else len(form.labels)
-
-
-def count_cut(ref: str, base: str, form: TaskSpec, sources: Sequence[tuple[str, ...]]) -> list[str]:
-    """A sentence on the sources that are longer than the limit; none where none is."""
-    from outlay.train.api import count_cut as n_cut
-
-    return cut_words(n_cut(ref, base, form, sources), len(sources), form)
-
-
-def cut_words(n_cut: int, n_rows: int, form: TaskSpec) -> list[str]:
-    """The same, counted already."""
-    if not n_cut:
-        return []
-    verb = "was" if n_cut == 1 else "were"
-    return [f"{n_cut:,} of {n_rows:,} sources {verb} longer than {form.max_source_tokens} tokens and {verb} cut"]
+    return flops_train(shape, n_trained, form.n_outputs) + flops_infer(shape, n_inferred, form.n_outputs)
 
 
 def refuse_family(family: Family, form: TaskSpec, ref: str) -> None:

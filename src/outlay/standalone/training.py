@@ -7,26 +7,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from outlay.errors import UsageError
-from outlay.hardware.precision import AUTO, remarks, resolve, without_auto
+from outlay.hardware.precision import AUTO, remarks, resolve
+from outlay.metrics.scorer import Scorer
 from outlay.models.reference import fingerprint, resolve_folder
 from outlay.models.window import ENDLESS, Window, check_handover, window_of
-from outlay.settings import TrainSettings, peft_options
-from outlay.spec import Family, TargetKind, TaskSpec
-from outlay.standalone.evaluator import MetricAsked, Scorer
+from outlay.settings import TrainSettings, default_settings, peft_options, role_settings
+from outlay.spec import Family, TargetKind, TaskSpec, cut_lines
+from outlay.standalone.evaluator import MetricAsked, dev_score, notes_on_dev, scorer_of
 from outlay.standalone.forecast import training_seconds
 from outlay.standalone.inputs import DataOptions, DataReader, TaskRow, rows_digest, sources_of
 from outlay.standalone.output_dir import OutputDir
 from outlay.standalone.profiling import new_stopwatch, profile_of_parts, seconds_of
 from outlay.standalone.runtime import (
-    Listener,
     RuntimeOptions,
     StepReport,
-    TokenCounter,
     alone,
-    cut_words,
     flops_of,
     n_processes,
     on_main,
@@ -35,16 +33,16 @@ from outlay.standalone.runtime import (
 )
 from outlay.standalone.targets_dir import TargetsFolder
 from outlay.storage.files import writing
+from outlay.tasks.overrides import Role, overrides_of
+from outlay.text.listener import Listener
+from outlay.train.progress import TokenCounter, TrainContext, TrainProgress
 
 if TYPE_CHECKING:
-    from outlay.train.api import DevTexts, ModelSpec, TrainContext
+    from outlay.train.api import DevTexts, ModelSpec
     from outlay.train.profiler import Profiler
-    from outlay.train.state import TrainProgress
     from outlay.train.trackers import Tracker
 
     Learn = Callable[[ModelSpec, DevTexts | None, Path, TrainContext], TrainProgress]
-
-Role = Literal["teacher", "student", "distil"]
 
 TRAINING = "training.json"
 
@@ -95,7 +93,7 @@ def finetune(
         golds = [row.gold or "" for row in rows]
         return train_api.finetune(spec, plan.sources(rows), golds, plan.settings, dev=dev, out=out, watch=watch)
 
-    plan = plan.on({"train": rows_digest(rows)}, None, n_entities(rows, form), rows)
+    plan = plan.on({"train": rows_digest(rows)}, None, rows)
     return plan.run(learn, listener)
 
 
@@ -124,7 +122,7 @@ def distil(recipe: TrainingRequest, listener: Listener, *, targets: Path, max_ro
             spec, plan.sources(rows), words, plan.settings, gold=golds, dev=dev, out=out, watch=watch
         )
 
-    plan = plan.on({"targets": stored.digest, "n_rows": len(rows)}, stored.kind, 0, rows)
+    plan = plan.on({"targets": stored.digest, "n_rows": len(rows)}, stored.kind, rows)
     return plan.run(learn, listener)
 
 
@@ -140,8 +138,7 @@ class Watched:
 class _Plan:
     """A training with everything the user left open resolved, and nothing loaded but rows.
 
-    ``data``: what is trained on, for the request, and ``rows``, its texts; ``target``: as in `outlay.train.api.ModelSpec`;
-    ``n_entities``: of the gold answers that are to be aligned.
+    ``data``: what is trained on, for the request, and ``rows``, its texts; ``target``: as in `outlay.train.api.ModelSpec`.
     """
 
     command: str
@@ -156,7 +153,6 @@ class _Plan:
     window: Window = ENDLESS
     data: Mapping[str, Any] = field(default_factory=dict)
     target: TargetKind | None = None
-    n_entities: int = 0
     rows: Sequence[TaskRow] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -179,9 +175,9 @@ class _Plan:
         """What this model reads."""
         return sources_of(rows, self.family, self.form.kind)
 
-    def on(self, data: Mapping[str, Any], target: TargetKind | None, n_entities: int, rows: Sequence[TaskRow]) -> _Plan:
+    def on(self, data: Mapping[str, Any], target: TargetKind | None, rows: Sequence[TaskRow]) -> _Plan:
         """The same with what is trained on."""
-        return replace(self, data=data, target=target, n_entities=n_entities, rows=rows)
+        return replace(self, data=data, target=target, rows=rows)
 
     def predicted_seconds(self) -> float | None:
         """How long it will take, where this machine's speed was measured."""
@@ -238,7 +234,7 @@ class _Plan:
 
     def _train(self, home: OutputDir, watched: Watched, learn: Learn, listener: Listener) -> TrainProgress:
         from outlay.storage.checkpoint_files import newest_checkpoint
-        from outlay.train.api import DevTexts, ModelSpec, TrainContext
+        from outlay.train.api import DevTexts, ModelSpec
 
         running, checkpoints, out = self.recipe.running, home.work / "checkpoints", home.work / "model"
         listener.begin(f"{self.command} {self.recipe.model}")
@@ -249,12 +245,12 @@ class _Plan:
         dev: DevTexts | None = None
         if self.scorer is not None:
             scorer, rows = self.scorer, self.dev
-            dev = DevTexts(self.sources(rows), lambda said: scorer.dev_score(said, rows))
+            dev = DevTexts(self.sources(rows), lambda said: dev_score(scorer, said, rows))
         tracker = self._tracker(home) if rank() == 0 else None
         told = _Telling(listener, self.settings.batch_size)
         watch = TrainContext(
             watched.gauge,
-            checkpoints,
+            home.work,
             running.save_seconds,
             told,
             running.save_steps,
@@ -289,7 +285,7 @@ class _Plan:
             "stopped": progress.stopped,
             "n_parameters": progress.n_parameters,
             "n_processes": n_processes(),
-            "notes": [] if self.scorer is None else self.scorer.dev_remarks(progress.best_score, self.dev),
+            "notes": [] if self.scorer is None else notes_on_dev(self.scorer, progress.best_score, self.dev),
         }
         if stopwatch is not None:
             # What an earlier attempt computed was not looked at.
@@ -307,24 +303,14 @@ class _Plan:
         )
 
     def _counts(self, progress: TrainProgress) -> list[str]:
-        counts = self.notes + self.lowered + cut_words(progress.n_truncated, self.n_rows, self.fitted)
-        if progress.n_answers_cut:
-            limit = self.fitted.max_target_tokens
-            counts.append(
-                f"{progress.n_answers_cut:,} of {self.n_rows:,} answers were longer than {limit} tokens and were cut"
-            )
-        if progress.n_unaligned:
-            counts.append(f"{progress.n_unaligned:,} of {self.n_entities:,} entities could not be aligned")
-        return counts
-
-
-def n_entities(rows: Sequence[TaskRow], form: TaskSpec) -> int:
-    """Entities of the gold answers."""
-    if form.kind != "entities":
-        return 0
-    from outlay.text.entities import parse_entities
-
-    return sum(len(parse_entities(row.gold or "", form.labels)) for row in rows)
+        cut = cut_lines(
+            self.fitted,
+            self.n_rows,
+            n_truncated=progress.n_truncated,
+            n_answers_cut=progress.n_answers_cut,
+            n_unaligned=progress.n_unaligned,
+        )
+        return self.notes + self.lowered + cut
 
 
 def _plan(
@@ -346,7 +332,7 @@ def _plan(
     settings, asked_precision = _settings(recipe, family, form, inputs)
     dev = _dev_rows(recipe, inputs, settings.seed, own_dev)
     dev = inputs.checked(dev, form)
-    scorer = Scorer(recipe.metric, form, inputs.task) if dev else None
+    scorer = scorer_of(recipe.metric, form, inputs.task) if dev else None
     for name in ("patience", "eval_steps", "eval_share"):
         if scorer is None and recipe.overrides.get(name) is not None:
             option = "--" + name.replace("_", "-")
@@ -365,14 +351,11 @@ def _plan(
 
 def _settings(recipe: TrainingRequest, family: Family, form: TaskSpec, inputs: DataReader) -> tuple[TrainSettings, str]:
     """Defaults of family and role, then the task's, then the user's; and the precision asked for, resolved in the settings."""
-    from outlay.settings import default_settings
-
-    of_task = {} if inputs.task is None else inputs.task.training.settings_for(family, recipe.role)
-    given = without_auto({**of_task, **recipe.overrides})
-    asked = str(given.setdefault("precision", AUTO))
-    if asked == AUTO:
-        given["precision"] = on_main(lambda: resolve(AUTO))
-    settings = default_settings(family, form.kind)[recipe.role].changed(given)
+    task = None if inputs.task is None else inputs.task.training
+    given = overrides_of(task, family, recipe.role, recipe.overrides)
+    asked = str(given.get("precision", AUTO))
+    precision = on_main(lambda: resolve(asked)) if asked == AUTO else asked
+    settings = role_settings(default_settings(family, form.kind)[recipe.role], given, precision=precision)
     if recipe.accumulation < 1:
         raise UsageError(f"--accumulation is {recipe.accumulation}; it must be at least 1")
     if recipe.accumulation > 1:

@@ -67,10 +67,6 @@ class Artifact:
             )
         return data
 
-    def read_json(self, name: str) -> Any:
-        """A JSON file, parsed; checked as `read_bytes` does."""
-        return json.loads(self.read_bytes(name))
-
     @property
     def n_bytes(self) -> int:
         """Size of its files and manifest on disk."""

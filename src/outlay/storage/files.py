@@ -87,19 +87,21 @@ def refused(path: Path, code: int) -> StoreError:
 
 
 @contextmanager
-def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """Give a temporary file beside ``path`` that takes its name at the end; until then ``path`` stays as it was.
+def replacing(path: Path, *, sync: bool = False, folder: Path | None = None) -> Iterator[Path]:
+    """Give a temporary file that takes the name ``path`` at the end; until then ``path`` stays as it was.
 
-    ``sync``: wait until the bytes are on the disk.
+    ``sync``: wait until the bytes are on the disk; ``folder``: where the temporary file lies, on the same disk, and what a kill
+    leaves behind; ``None`` = beside ``path``.
 
     Raises:
         DiskFull: no room for the file.
         StoreError: it cannot be written for another reason.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    place = path.parent if folder is None else folder
+    temporary = place / f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
     with writing(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            place.mkdir(parents=True, exist_ok=True)
             yield temporary
             if sync:
                 with temporary.open("rb") as file:
@@ -110,9 +112,9 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes, *, sync: bool = False) -> None:
+def write_bytes(path: Path, data: bytes, *, sync: bool = False, folder: Path | None = None) -> None:
     """Write a file as `replacing` does."""
-    with replacing(path, sync=sync) as temporary:
+    with replacing(path, sync=sync, folder=folder) as temporary:
         temporary.write_bytes(data)
 
 

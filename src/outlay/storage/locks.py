@@ -11,9 +11,11 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from outlay.storage.files import writing
 
 LOCK = "lock"
 
@@ -57,6 +59,27 @@ def try_acquire(folder: Path) -> int | None:
         finally:
             if not taken:
                 os.close(lock)
+
+
+@contextmanager
+def alone(path: Path, busy: Exception) -> Iterator[None]:
+    """Hold the lock file ``path`` in one process at a time.
+
+    Raises:
+        Exception: ``busy``, where another process holds it.
+        StoreError: the file cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        yield
+    finally:
+        os.close(file)
 
 
 def release(lock: int, folder: Path, *, remove: bool) -> None:

@@ -24,10 +24,8 @@ from outlay.errors import OutlayError
 from outlay.money.amounts import PriceBook
 from outlay.plan.steps import Buy, Recipe, Step, describe
 from outlay.storage.remote import open_location
-from outlay.workers.pool import Report, TaskResult, WorkerFn, WorkerPool
-
-N_TRIES = 3
-"""How often a step is handed out whose worker is lost each time."""
+from outlay.text.listener import Report
+from outlay.workers.pool import N_TRIES, TaskResult, WorkerFn, WorkerPool
 
 MOST_OPEN = 128
 """Runs under way at once: enough to find work for every worker, few enough to be open files."""

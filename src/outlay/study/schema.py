@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from outlay.errors import MoneyError, UsageError
 from outlay.hardware.precision import without_auto
 from outlay.money.amounts import format_usd, parse_usd
-from outlay.plan.request import DEFAULT_MACHINE, DEFAULT_THREADS, ROLES
-from outlay.settings import LARGEST_SEED, MOST_THREADS, TeachSettings, TrainSettings
+from outlay.plan.request import DEFAULT_MACHINE, ROLES
+from outlay.settings import DEFAULT_THREADS, LARGEST_SEED, MOST_THREADS, TeachSettings, TrainSettings
 from outlay.tasks.overrides import SETTING_NAMES
 from outlay.tasks.yaml_file import NonEmpty, YamlBlock
 from outlay.text.legible import repeats

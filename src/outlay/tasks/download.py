@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -14,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from outlay.errors import DataError, DiskFull, MissingData
-from outlay.storage.files import NO_ROOM
+from outlay.storage.files import NO_ROOM, replacing
 from outlay.storage.hashing import digest_of_file
 from outlay.storage.paths import expand
 from outlay.tasks.loading import data_root, derived_task, get_command, locate
@@ -129,30 +128,34 @@ def _inside(name: str) -> PurePosixPath:
 
 
 def _copy(file: DataFile, source: str, target: Path, progress: Progress) -> None:
-    """Copy one file to a temporary name beside its place, check it, and move it there."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _open(source, file.file) as (stream, n_expected), temporary.open("wb") as out:
-            n_bytes = 0
-            while chunk := stream.read(CHUNK_BYTES):
-                out.write(chunk)
-                n_bytes += len(chunk)
-                progress(file.file, n_bytes, n_expected)
+    """Copy one file and check it; only then it takes its place."""
+    with replacing(target) as temporary:
+        try:
+            n_bytes, n_expected = _stream(file, source, temporary, progress)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise DiskFull(f"no room left for {target}; free some or let OUTLAY_DATA name another folder") from None
+            raise MissingData(
+                f"{file.file} cannot be copied from {source}: {_reason(error)}; check the mirror"
+            ) from None
+        except http.client.HTTPException as error:
+            raise MissingData(f"{file.file} cannot be read from {source}: {error!r}; fetch it again") from None
         if n_expected is not None and n_bytes != n_expected:
             raise MissingData(f"{file.file}: {n_bytes} of {n_expected} bytes came from {source}; fetch it again")
         if file.sha256 is not None and (found := digest_of_file(temporary)) != file.sha256:
             where = f"{file.file} from {source} has sha256 {found}"
             raise MissingData(f"{where}, the task says {file.sha256}; use another mirror")
-        temporary.replace(target)
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise DiskFull(f"no room left for {target}; free some or let OUTLAY_DATA name another folder") from None
-        raise MissingData(f"{file.file} cannot be copied from {source}: {_reason(error)}; check the mirror") from None
-    except http.client.HTTPException as error:
-        raise MissingData(f"{file.file} cannot be read from {source}: {error!r}; fetch it again") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _stream(file: DataFile, source: str, path: Path, progress: Progress) -> tuple[int, int | None]:
+    """Copy a file of a mirror; returns the bytes that came, and how many it should have."""
+    n_bytes = 0
+    with _open(source, file.file) as (stream, n_expected), path.open("wb") as out:
+        while chunk := stream.read(CHUNK_BYTES):
+            out.write(chunk)
+            n_bytes += len(chunk)
+            progress(file.file, n_bytes, n_expected)
+    return n_bytes, n_expected
 
 
 def _reason(error: OSError) -> str:

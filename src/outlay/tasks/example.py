@@ -48,10 +48,6 @@ class Example:
         known = ", ".join(key for key, _ in self.fields)
         raise DataError(f"{self.origin} has no field {name!r}; its fields are {known}")
 
-    def without_label(self) -> Example:
-        """Return the same input as unlabelled text."""
-        return replace(self, label=None)
-
 
 class TextFormat:
     """A template such as ``"claim: {claim} tweet: {tweet}"``, filled and taken apart again.

@@ -38,16 +38,6 @@ def find_leaks(task: Task, data: TaskData) -> list[Leak]:
     return _leaks_into(task, held, [split for split in data.splits() if split[0] not in ("dev", "test")])
 
 
-def check_leaks(task: Task, data: TaskData) -> None:
-    """Refuse data whose train or pool rows are also dev or test rows.
-
-    Raises:
-        LeakError: There is such a row.
-    """
-    if leaks := find_leaks(task, data):
-        raise _leak_error(task, leaks)
-
-
 def _leaks_into(task: Task, held: set[tuple[str, ...]], splits: Sequence[tuple[str, list[Example]]]) -> list[Leak]:
     leaks = []
     for name, examples in splits:

@@ -2,72 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from outlay.hardware.precision import without_auto
+from outlay.settings import SettingField, TrainSettings, setting_fields
 from outlay.spec import Family
 from outlay.tasks.yaml_file import YamlBlock
 
 Role = Literal["teacher", "student", "distil"]
 
-SETTING_NAMES = {"lr": "learning_rate"}
+_SETTINGS = tuple(each for each in setting_fields(TrainSettings).values() if each.about.in_task)
+
+SETTING_NAMES = {each.key: each.name for each in _SETTINGS if each.key != each.name}
 """Where a key of the task file has another name among the training settings."""
 
 
-class HyperParameters(YamlBlock):
-    """Overrides of training hyper-parameters; what is not given is derived."""
+def _key(setting: SettingField) -> Any:
+    """Return type and default of a setting's key, as `pydantic.create_model` takes them."""
+    about = setting.about
+    bounds = {name: bound for name in ("gt", "ge", "lt", "le") if (bound := getattr(about, name)) is not None}
+    plain: Any = Literal[(*about.asked, *about.choices)] if about.choices else setting.type
+    return Annotated[plain | None, Field(description=about.says, **bounds)], None
 
-    epochs: int | None = Field(default=None, gt=0)
-    """Passes over the training rows."""
-    lr: float | None = Field(default=None, gt=0, lt=1)
-    """Peak learning rate."""
-    batch_size: int | None = Field(default=None, gt=0)
-    """Rows per step."""
-    warmup_fraction: float | None = Field(default=None, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
-    weight_decay: float | None = Field(default=None, ge=0)
-    """Decoupled weight decay."""
-    max_grad_norm: float | None = Field(default=None, gt=0)
-    """Largest norm of a step's gradient; a larger one is scaled down."""
-    patience: int | None = Field(default=None, gt=0)
-    """Evaluations on dev without a gain before training stops."""
-    dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Of every layer."""
-    precision: Literal["auto", "bf16", "bf16_weights", "fp32"] | None = None
-    """``auto`` (that of the run: bf16 where the machine is faster in it), ``bf16`` (weights and optimiser stay
-    float32), ``bf16_weights`` (with ``optimizer: adafactor``) or ``fp32``."""
-    optimizer: Literal["adamw", "adafactor", "adamw_8bit"] | None = None
-    """``adamw``, ``adafactor`` or ``adamw_8bit``."""
-    micro_batch_size: int | None = Field(default=None, gt=0)
-    """Rows per forward pass; ``batch_size`` rows are accumulated for a step."""
-    batch_tokens: int | None = Field(default=None, gt=0)
-    """Tokens per step, padding included, in place of ``batch_size`` rows."""
-    gradient_checkpointing: bool | None = None
-    """Compute activations again instead of keeping them: less memory, more time."""
-    eval_steps: int | None = Field(default=None, gt=0)
-    """Steps between evaluations on dev; without it one after each epoch."""
-    eval_share: float | None = Field(default=None, gt=0, le=1)
-    """Evaluations take at most this share of the work: only as many dev rows are answered."""
-    compile: bool | None = None
-    """Compile the model's blocks: a wait at the start, then faster steps."""
-    peft: Literal["none", "lora", "ia3"] | None = None
-    """``none`` (every weight is trained), ``lora`` or ``ia3``."""
-    lora_rank: int | None = Field(default=None, gt=0)
-    """Rank of the updates of ``lora``."""
-    lora_alpha: float | None = Field(default=None, gt=0)
-    """Their scale is alpha / rank."""
-    temperature: float | None = Field(default=None, gt=0)
-    """Of the divergence to the teacher; only distillation reads it."""
-    objective: Literal["masked", "published"] | None = None
-    """``masked``, or ``published``: averaged over all positions, padding included; only distillation reads it."""
-    divergence: Literal["forward_kl", "reverse_kl", "js"] | None = None
-    """``forward_kl``, ``reverse_kl`` or ``js`` (Jensen-Shannon); only distillation reads it."""
-    js_beta: float | None = Field(default=None, gt=0, lt=1)
-    """Weight of the teacher in the mixture of ``js``."""
-    gold_weight: float | None = Field(default=None, ge=0, lt=1)
-    """Share of cross-entropy on gold labels in distillation, where the pool has them."""
+
+_Keys: Any = create_model("_Keys", __base__=YamlBlock, **{each.key: _key(each) for each in _SETTINGS})
+
+
+class HyperParameters(_Keys):  # type: ignore[misc]
+    """Overrides of training hyper-parameters; what is not given is derived."""
 
     def given(self) -> dict[str, Any]:
         """Return the hyper-parameters that were set."""
@@ -88,6 +53,14 @@ class Roles(YamlBlock):
         """Return what is set for one role."""
         roles = {"teacher": self.teacher, "student": self.student, "distil": self.distil}
         return roles[role].given()
+
+
+def overrides_of(
+    task: TrainingOverrides | None, family: Family, role: Role, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what is set for a role: by the task, then by the user; ``precision: auto`` leaves that of the run."""
+    of_task = {} if task is None else task.settings_for(family, role)
+    return without_auto({**of_task, **given})
 
 
 class TrainingOverrides(Roles):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from outlay.errors import UsageError
+from outlay.models.forecast import ANSWERING
 from outlay.models.generative_heads import GenerationHead, RankClassificationHead
 from outlay.models.heads import Generation, Head, LogitSink, Rows, Sources, Texts
 from outlay.models.loading import (
@@ -38,9 +39,8 @@ from outlay.train.distributed import ProcessGroup, current_process
 from outlay.train.loop import Callbacks, DevScore, Objective, fit
 from outlay.train.objectives import DistillationObjective, SupervisedObjective, gold_units
 from outlay.train.profiler import Profiler, part
-from outlay.train.state import OnProgress, TrainProgress, WorkMeter
+from outlay.train.progress import TrainContext, TrainProgress, WorkMeter
 from outlay.train.targets.targets import SparseTargets, TargetsBuilder
-from outlay.train.trackers import Tracker
 
 __all__ = [
     "DevTexts",
@@ -54,21 +54,8 @@ __all__ = [
     "teach",
 ]
 
-INFERENCE_BATCH = 64
+INFERENCE_BATCH = ANSWERING.batch_size
 _NO_LIMIT = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class TrainContext:
-    """What stands around a step: the gauge it reports to, where and how often it may checkpoint, who is told of progress."""
-
-    gauge: WorkMeter
-    checkpoints: Path | None = None
-    checkpoint_seconds: float = 20.0
-    on_progress: OnProgress | None = None
-    save_steps: int | None = None
-    tracker: Tracker | None = None
-    stopwatch: Profiler | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +345,7 @@ def _train(
     model = compiled(cast(add_adapters(model, settings, fsdp=place.fsdp), settings), settings)
     checkpoints = None
     if watch.checkpoints is not None:
-        checkpoints = Checkpoints(watch.checkpoints, watch.checkpoint_seconds, watch.save_steps)
+        checkpoints = Checkpoints(watch.checkpoints, watch.save_seconds, watch.save_steps)
     progress = fit(
         model,
         lesson,

@@ -40,9 +40,10 @@ from outlay.models.shape import shape_of_size
 from outlay.models.sizes import Size
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TaskSpec
-from outlay.train.api import TrainContext, finetune, predict, teach, use_threads
+from outlay.train.api import finetune, predict, teach, use_threads
 from outlay.train.distributed import current_process
 from outlay.train.profiler import matmul_rate
+from outlay.train.progress import TokenCounter, TrainContext
 
 Matrix = NDArray[np.float64]
 
@@ -220,18 +221,19 @@ class Measured:
         return found
 
 
-class _Clock:
-    """A gauge that notes when each step or batch was done, and ends a training when it has told enough."""
+class _Clock(TokenCounter):
+    """A counter that notes when each step or batch was done, and ends a training when it has told enough."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.began = time.perf_counter()
         self.done: list[float] = []
         self.n_tokens: list[int] = []
 
-    def may_train(self, n_tokens: int) -> bool:
+    def may_train(self, n_tokens: int) -> bool:  # noqa: ARG002
         """Until enough steps were seen."""
         warm = self.done[N_WARM - 1 :]
-        return n_tokens >= 0 and (len(self.done) < N_WARM + N_LEAST or warm[-1] - warm[0] < MEASURED_SECONDS)
+        return len(self.done) < N_WARM + N_LEAST or warm[-1] - warm[0] < MEASURED_SECONDS
 
     def trained(self, n_tokens: int) -> None:
         """Note a training step."""
@@ -241,13 +243,6 @@ class _Clock:
         """Note a batch; one of no tokens says only that answering begins."""
         if n_tokens:
             self._note(n_tokens)
-
-    def state(self) -> dict[str, Any]:
-        """Nothing is kept."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Nothing was kept."""
 
     def _note(self, n_tokens: int) -> None:
         if current_process().device.type == "cuda":

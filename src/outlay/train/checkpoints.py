@@ -19,7 +19,8 @@ from outlay.models.peft import load_trained_state, trained_state
 from outlay.storage.checkpoint_files import checkpoint_state, newest_checkpoint
 from outlay.storage.files import writing
 from outlay.train.distributed import ProcessGroup, like
-from outlay.train.state import TrainProgress, TrainState
+from outlay.train.progress import TrainProgress
+from outlay.train.state import TrainState
 
 
 class Checkpoints:

@@ -14,10 +14,8 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -80,10 +78,6 @@ class ProcessGroup:
         if self.n_processes > 1:
             dist.all_reduce(summed)
         return summed
-
-    def share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This process's rows: every ``n_processes``-th, so that rows sorted by length are dealt evenly."""
-        return rows[self.rank :: self.n_processes]
 
     # Models.
 

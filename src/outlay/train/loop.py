@@ -28,8 +28,9 @@ from outlay.train.losses import LossSum
 from outlay.train.optimizers import make_optimizer
 from outlay.train.prefetch import Batch, BatchPrefetcher
 from outlay.train.profiler import Profiler, part
+from outlay.train.progress import OnProgress, TrainProgress, WorkMeter
 from outlay.train.schedule import TrainSchedule, piece_seed
-from outlay.train.state import OnProgress, TrainProgress, TrainState, WorkMeter
+from outlay.train.state import TrainState
 
 if TYPE_CHECKING:
     from outlay.train.trackers import Tracker

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from outlay.settings import DIVERGENCES
 from outlay.train.fused_log_probs import Cells, Segments, least_of_tail, log_probabilities, working_dtype
-
-DIVERGENCES = ("forward_kl", "reverse_kl", "js")
 
 TAIL_FLOOR = 1e-6
 """Least mass that a teacher's tail has inside a logarithm: a float32 log-sum-exp of usual size tells no less from nothing."""

@@ -24,9 +24,7 @@ from typing import Any, Protocol, Self
 
 from outlay.errors import OutlayError, WorkFailed
 from outlay.hardware.openmp import waiting_variables
-
-Report = Callable[[int, int, str], None]
-"""Progress of the work under way: done, of how many, in words."""
+from outlay.text.listener import Report
 
 WorkerFn = Callable[[Any, Report], Any]
 """Payload and somebody to report to → result; both pickled between processes."""
@@ -34,6 +32,9 @@ WorkerFn = Callable[[Any, Report], Any]
 WorkerFactory = Callable[[], WorkerFn]
 """Sets a worker up; picklable, so a module-level class or `functools.partial`, never a closure."""
 
+
+N_TRIES = 3
+"""How often a piece of work is handed out whose worker is lost each time."""
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",

@@ -20,13 +20,13 @@ from typing import Any, Literal, Protocol, TypeVar
 from outlay.errors import ClusterError, OutlayError, UnknownModel, WorkFailed
 from outlay.models.reference import checkpoint_files, fingerprint
 from outlay.storage.locks import acquire, release
-from outlay.workers.pool import Report, TaskResult, WorkerFn, WorkerPool
+from outlay.text.listener import Report
+from outlay.workers.pool import N_TRIES, TaskResult, WorkerFn, WorkerPool
 from outlay.workers.ray import RayPool, check_address, connected
 
 P = TypeVar("P")
 R = TypeVar("R")
 
-N_TRIES = 3
 _PIECE_BYTES = 2**28
 """A file is sent in pieces of this size, so that a model need not fit into the object store's memory in one piece."""
 

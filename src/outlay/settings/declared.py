@@ -1,0 +1,160 @@
+"""Settings as fields of dataclasses: each declares its type, its limits and what it decides once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from outlay.errors import UsageError
+
+TRAINING, DISTILLATION, ANSWERS, RUNNING = "Training", "Distillation", "Answers", "How it is run"
+"""Headings of settings on a help page."""
+
+_TYPE_WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The limits of one setting, and what it decides.
+
+    ``says``: one or two sentences, with names of settings and values between double backticks; ``gt``, ``ge``, ``lt``, ``le``:
+    bounds of a number; ``choices``: values of a text; ``asked``: choices beside them that are resolved before settings are made;
+    ``none``: what ``None`` stands for; ``key``, ``option``: its name in a task file and on the command line where that is
+    another one; ``in_task``, ``on_line``: whether it has one there.
+    """
+
+    says: str
+    heading: str = TRAINING
+    gt: float | None = None
+    ge: float | None = None
+    lt: float | None = None
+    le: float | None = None
+    choices: Sequence[str] = ()
+    asked: tuple[str, ...] = ()
+    none: str = ""
+    key: str = ""
+    option: str = ""
+    in_task: bool = True
+    on_line: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SettingField:
+    """A setting as a field of `TrainSettings` or `TeachSettings`; ``default``: `dataclasses.MISSING` where it has none."""
+
+    name: str
+    type: type
+    can_be_none: bool
+    default: Any
+    about: Setting
+
+    @property
+    def key(self) -> str:
+        """Its name in a task file."""
+        return self.about.key or self.name
+
+    @property
+    def option(self) -> str:
+        """Its name on the command line, without dashes before it."""
+        return (self.about.option or self.key).replace("_", "-")
+
+    @property
+    def type_words(self) -> str:
+        """The type in words, such as "a whole number or none"."""
+        return _TYPE_WORDS[self.type] + (" or none" if self.can_be_none else "")
+
+    @property
+    def limit_words(self) -> str:
+        """The limits in words, such as "above 0 and at most 1, or none"; empty where it has none."""
+        return f"{words}, or none" if (words := self._bounds()) and self.can_be_none else words
+
+    def _bounds(self) -> str:
+        about = self.about
+        if about.choices:
+            return one_of(about.choices)
+        if about.ge is not None and about.le is not None:
+            return f"{_TYPE_WORDS[self.type]} from {about.ge} to {about.le}"
+        if about.gt is not None and self.type is int:
+            return f"at least {about.gt + 1}"
+        if about.gt is not None:
+            above = f"above {about.gt}"
+            return above if about.le is None and about.lt is None else self._range(above)
+        if about.ge is not None:
+            return f"{about.ge} or more" if about.lt is None else f"from {about.ge} to below {about.lt}"
+        return ""
+
+    def _range(self, above: str) -> str:
+        about = self.about
+        return f"between {about.gt} and {about.lt}" if about.lt is not None else f"{above} and at most {about.le}"
+
+    def is_of_type(self, value: object) -> bool:
+        """Whether the value has the setting's type; a truth value is no number, a whole number is one."""
+        if value is None:
+            return self.can_be_none
+        if isinstance(value, bool):
+            return self.type is bool
+        return isinstance(value, (int, float) if self.type is float else self.type)
+
+    def is_within_limits(self, value: Any) -> bool:
+        """Whether a value of the setting's type is within its limits."""
+        about = self.about
+        if value is None:
+            return True
+        if about.choices:
+            return value in about.choices
+        return (
+            (about.gt is None or value > about.gt)
+            and (about.ge is None or value >= about.ge)
+            and (about.lt is None or value < about.lt)
+            and (about.le is None or value <= about.le)
+        )
+
+
+_found: dict[type[Any], Mapping[str, SettingField]] = {}
+
+
+def own_fields(settings: type[Any]) -> Mapping[str, SettingField]:
+    """Return the settings that a dataclass declares by name, in their order; a field without a `Setting` is none."""
+    if settings not in _found:
+        _found[settings] = _own_fields(settings)
+    return _found[settings]
+
+
+def _own_fields(settings: type[Any]) -> Mapping[str, SettingField]:
+    hints = get_type_hints(settings, include_extras=True)
+    found = {}
+    for each in fields(settings):
+        plain, *marks = get_args(hints[each.name]) or (hints[each.name],)
+        about = next((mark for mark in marks if isinstance(mark, Setting)), None)
+        if about is not None:
+            types = [part for part in get_args(plain) or (plain,) if part is not NoneType]
+            found[each.name] = SettingField(each.name, types[0], NoneType in get_args(plain), each.default, about)
+    return found
+
+
+def one_of(names: Sequence[str]) -> str:
+    """Return a choice in words, such as "a, b or c"."""
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def check_names(known: Collection[str], overrides: Mapping[str, Any], what: str) -> None:
+    """Refuse a name that is no setting; ``what``: training or teaching, for the message.
+
+    Raises:
+        UsageError: it is none; lists those there are.
+    """
+    for name in overrides:
+        if name not in known:
+            raise UsageError(f"unknown {what} setting {name!r}; known: {', '.join(sorted(known))}")
+
+
+def check_fields(settings: Any, prefix: str = "") -> None:
+    """Refuse a value of another type, or outside its limits; ``prefix``: what stands before the names where they are said."""
+    for name, each in own_fields(type(settings)).items():
+        value = getattr(settings, name)
+        if not each.is_of_type(value):
+            raise UsageError(f"{prefix}{name} is {value!r}; it must be {each.type_words}")
+        if not each.is_within_limits(value):
+            raise UsageError(f"{prefix}{name} is {value!r}; it must be {each.limit_words}")
