@@ -140,18 +140,33 @@ class RunExecution:
                 if isinstance(asked, NotAvailable):
                     return self.point("na", asked.reason, [])
                 if asked is None:
-                    return self.point("ok", None, self.recipes)
+                    return self._last_point()
                 for line in asked.derivation:
                     self._watcher.say(line)
                 self._proposal = asked
             self._obtain_all(self._proposal)
-            final = self._proposal.final
-            if final.key not in self._artifacts:
+            if self._proposal.final.key not in self._artifacts:
                 return None
-            balance = self._ledger.balance(self.run_id)
-            dev = self._artifacts[final.model.key].usage.get("dev")
-            self._outcomes.append(StrategyOutcome(self._proposal, dev, balance.charged_micros))
+            dev = self._artifacts[self._proposal.model.key].usage.get("dev")
+            charge_micros = self._charged_micros([*self.recipes, self._proposal])
+            self._outcomes.append(StrategyOutcome(self._proposal, dev, charge_micros))
             self._proposal = None
+
+    def _last_point(self) -> Point:
+        """Return the point of a run whose strategy is done: without a test score where it stopped at a pilot."""
+        if self.recipes and not self.recipes[-1].is_pilot:
+            return self.point("ok", None, self.recipes)
+        name = self.prepared.request.strategy
+        return self.point("na", f"strategy {name} ended with a pilot: no test split was scored", self.recipes)
+
+    def _charged_micros(self, recipes: Sequence[Recipe]) -> int:
+        """Charge of the steps of some recipes; the same whenever it is asked, so that a resumed run is told what it was told."""
+        keys = {step.key for step in graph(recipe.final for recipe in recipes)}
+        return sum(
+            entry.charge_micros
+            for entry in self._ledger.entries(self.run_id)
+            if entry.kind in ("settle", "overrun") and entry.key.split("/")[0] in keys
+        )
 
     def needs(self) -> list[ReadyStep]:
         """Compute steps whose inputs are there and that nobody has begun for this run, in the recipe's order."""

@@ -63,11 +63,11 @@ class RunSummary:
         dev: float | None = None
         parameters: int | None = None
         if recipes:
-            last = recipes[-1].final
-            scores = _scores(self.artifacts[last.key])
+            last = recipes[-1]
+            scores = {} if last.is_pilot else _scores(self.artifacts[last.final.key])
             student = self.artifacts[last.model.key]
             dev, parameters = student.usage["dev"], int(student.usage["n_parameters"])
-        first_dev = next((step.dev for step in trains if step.dev is not None), None)
+        first_dev = next((step.dev for step in _trains_of(recipes, self.steps) if step.dev is not None), None)
         return PointResult(
             status=status,
             reason=reason,
@@ -84,20 +84,20 @@ class RunSummary:
             seconds={self.prepared.request.machine: float(seconds)} if work else {},
             flops=sum(sum(self.quoter.flops(w)) for w in work),
             student_parameters=parameters,
-            artifacts=self._digests(),
+            artifacts=self._digests(recipes),
             notes=self._notes(recipes),
         )
 
     def _notes(self, recipes: Sequence[Recipe]) -> tuple[str, ...]:
         """Where the scores mean less than their numbers say, a line each."""
-        if not recipes:
+        if not recipes or recipes[-1].is_pilot:
             return ()
         final = recipes[-1].final
         metric, answered = read_answers(self.artifacts[final.key])
         notes = test_remarks(metric, answered, _scores(self.artifacts[final.key])[main_score(metric)].value)
-        teachers = [step for step in self.steps if isinstance(step, Train) and step.role == "teacher"]
+        teachers = [step for step in _trains_of(recipes, self.steps) if step.role == "teacher"]
         models = dict.fromkeys(["the teacher"], teachers[0]) if teachers else {}
-        usages = {who: self.artifacts[step.key].usage for who, step in [*models.items(), ("the student", final.model)]}
+        usages = {who: self.artifacts[step.key].usage for who, step in [*models.items(), ("the student", recipes[-1].model)]}
         first = next(iter(usages.values()))
         floor = None if first.get("dev_floor") is None else Floor(**first["dev_floor"])
         return (
@@ -105,16 +105,17 @@ class RunSummary:
             *dev_remarks(first.get("n_dev", 0), {who: usage["dev"] for who, usage in usages.items()}, floor),
         )
 
-    def _digests(self) -> dict[str, str]:
-        """Digest by role; many of one role (the blocks of targets, labels of two splits) become the digest of their digests."""
+    def _digests(self, recipes: Sequence[Recipe]) -> dict[str, str]:
+        """Digest by role, of the recipe that was decided for; many of one role (the blocks of targets, labels of two splits) become
+        the digest of their digests."""
         by_role: dict[str, list[str]] = {}
-        for step in self.steps:
+        for step in recipes[-1].steps() if recipes else self.steps:
             by_role.setdefault(role_of(step), []).append(self.artifacts[step.key].digest)
         return {role: d[0] if len(d) == 1 else digest_of("".join(d).encode()) for role, d in by_role.items()}
 
     def manifest(self, recipes: Sequence[Recipe], point: Mapping[str, Any], anchor: Anchor) -> dict[str, Any]:
         """What a finished run leaves behind: the request, the derivation, its artifacts, the point, and the ledger's anchor."""
-        teachers = (step for step in self.steps if isinstance(step, Train) and step.role == "teacher")
+        teachers = (step for step in _trains_of(recipes, self.steps) if step.role == "teacher")
         return {
             "run_id": self.prepared.request.run_id,
             "request": self.prepared.request.to_json(),
@@ -177,6 +178,11 @@ def absent_point(options: Options, workbench: RunBuilder, status: str, reason: s
         artifacts={},
     )
     return Point(asked, nothing, PointCircumstance())
+
+
+def _trains_of(recipes: Sequence[Recipe], steps: Sequence[Step]) -> list[Train]:
+    """Return the trainings on labels of the recipe that was decided for, or of all steps where there is none."""
+    return [step for step in (recipes[-1].steps() if recipes else steps) if isinstance(step, Train)]
 
 
 def _scores(artifact: Artifact) -> dict[str, Reading]:

@@ -308,10 +308,24 @@ class Score(Step):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one proposal does: the step it ends in, how its numbers were derived, and facts for the receipt."""
+    """One proposal: the step it ends in, and how its numbers were derived, as lines for the receipt.
 
-    final: Score
+    A recipe that ends in a training is a pilot: its model is scored on dev and never sees the test split, so that a strategy can
+    look before it decides. The test split belongs to the recipe that a strategy decides for, which ends in a `Score`.
+    """
+
+    final: Score | Train | Distil
     derivation: tuple[str, ...]
+
+    @property
+    def model(self) -> Train | Distil:
+        """The training whose model it is about."""
+        return self.final.model if isinstance(self.final, Score) else self.final
+
+    @property
+    def is_pilot(self) -> bool:
+        """True where the test split is not scored."""
+        return not isinstance(self.final, Score)
 
     def steps(self) -> list[Step]:
         """Every distinct step once, inputs before what reads them; the order is a pure function of the recipe."""

@@ -16,7 +16,7 @@ from outlay.money.amounts import format_usd
 from outlay.plan.cache import once
 from outlay.plan.context import PlanningContext, TargetSpec
 from outlay.plan.quotes import Quoter
-from outlay.plan.steps import Annotating, Buy, Dev, Distil, Model, Recipe, Score, Teach, Train, describe
+from outlay.plan.steps import Annotating, Buy, Dev, Distil, Model, Recipe, Score, Step, Teach, Train, describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,10 @@ class NotAvailable:
 
 @dataclass(frozen=True, slots=True)
 class StrategyOutcome:
-    """What came of an earlier recipe: strategies see the dev score only."""
+    """Result of an earlier recipe: strategies see the dev score only.
+
+    ``charge_micros``: of every recipe so far, this one included; ``dev_score``: of its model, 0-100, ``None`` without dev rows.
+    """
 
     recipe: Recipe
     dev_score: float | None
@@ -66,7 +69,11 @@ class Strategy(Protocol):
         ...
 
     def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
-        """The next recipe, `NotAvailable`, or ``None`` when there is nothing more to buy."""
+        """Return the next recipe, `NotAvailable`, or ``None`` when there is nothing more to buy.
+
+        Called again after each recipe, and from the beginning when a run is resumed: a pure function of its arguments. A step
+        that an earlier recipe has too is paid once; to add to the labels of a pilot, buy the rows behind them (`Buy.start`).
+        """
         ...
 
 
@@ -351,14 +358,14 @@ def _too_few_rows(known: PlanningContext) -> NotAvailable:
     )
 
 
-def _unaffordable(known: PlanningContext, quoter: Quoter, least: Score, what: str) -> NotAvailable:
+def _unaffordable(known: PlanningContext, quoter: Quoter, least: Step, what: str) -> NotAvailable:
     cost = quoter.total_micros(least)
     return NotAvailable(
         f"{what} cost {format_usd(cost)}, the budget is {format_usd(known.budget_micros)}; raise it to {format_usd(cost)}"
     )
 
 
-def _derive(known: PlanningContext, quoter: Quoter, final: Score) -> tuple[str, ...]:
+def _derive(known: PlanningContext, quoter: Quoter, final: Score | Train | Distil) -> tuple[str, ...]:
     """The budget, line by line, in the order it is spent; quotes are upper bounds (every epoch run, none stopped early)."""
     sums: dict[str, int] = {}
     for step in Recipe(final, ()).steps():

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 KINDS = ("buy", "train", "teach", "distil", "score")
 """Of steps, in the order in which they are done."""
 
+PILOT_NOTE = "only the pilot is planned here: what follows depends on its dev score, so the charge is bounded by the budget alone"
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedPoint:
@@ -191,8 +193,9 @@ def _planned(
             known = workbench.prepare(options).known
             proposal = strategy(options.strategy).ask(known, [])
             if isinstance(proposal, Recipe):
-                charge_micros = Quoter(known).total_micros(proposal.final)
-                notes = tuple(known.lowered)
+                # Behind a pilot comes what nobody knows yet; it may take all that the budget leaves.
+                at_most = options.budget_micros if proposal.is_pilot else Quoter(known).total_micros(proposal.final)
+                charge_micros, notes = at_most, (*known.lowered, *((PILOT_NOTE,) if proposal.is_pilot else ()))
                 return PlannedPoint(options, name, run_id, proposal, None, charge_micros, notes), known
             reason = proposal.reason if isinstance(proposal, NotAvailable) else "the strategy proposes nothing"
     except OutlayError as error:
@@ -329,7 +332,7 @@ def _sizes(recipe: Recipe | None) -> tuple[int | None, int | None]:
     """Labels bought for training, and pool rows that are distilled over."""
     if recipe is None:
         return None, None
-    model = recipe.final.model
+    model = recipe.model
     if isinstance(model, Distil):
         return _n_labels(model.targets[0].teacher), model.n_rows
     return _n_labels(model), 0
