@@ -26,7 +26,7 @@ from outlay.money.amounts import Price, PriceBook, format_usd, parse_usd
 from outlay.plan import context
 from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
-from outlay.plan.request import Seller
+from outlay.plan.request import ReplayOptions, SellerSpec
 from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train
 from outlay.plan.strategies import NotAvailable, strategy
 from outlay.storage.hashing import key_of
@@ -233,7 +233,7 @@ def test_a_shared_workbench_prepares_what_a_fresh_one_does(world: World) -> None
         {"student": "cut:1"},
         {"dev": "carved"},
         {"dev": "bought", "n_dev": 7},
-        {"seller": Seller(0.1, 3)},
+        {"sellers": (SellerSpec(replay=ReplayOptions(0.1, 3)),)},
         {"overrides": {"teacher": {"epochs": 3}}},
         {"student_training": "free", "threads": 3},
         {},

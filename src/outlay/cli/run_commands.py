@@ -341,8 +341,12 @@ def refuse_several_processes() -> None:
 
 def _options(given: dict[str, Any], strategy: str, budget_micros: int) -> Options:
     from outlay.engine.prepare import Options
-    from outlay.plan.request import Seller
+    from outlay.plan.request import ReplayOptions, SellerSpec
+    from outlay.plan.steps import HUMAN, LLM
 
+    people = ReplayOptions(given["label_error_rate"], given["redundancy"], given["seconds_per_label"])
+    rate, item = given["llm_error_rate"], given["llm_price_item"]
+    llm = () if rate is None else (SellerSpec(LLM, ReplayOptions(rate, price_item=item)),)
     return Options(
         task=given["task"],
         strategy=strategy,
@@ -357,13 +361,11 @@ def _options(given: dict[str, Any], strategy: str, budget_micros: int) -> Option
         dev=given["dev"],
         n_dev=given["n_dev"],
         threads=given["threads"],
-        seller=Seller(given["label_error_rate"], given["redundancy"], given["seconds_per_label"]),
+        sellers=(SellerSpec(HUMAN, people), *llm),
         overrides=parse_settings(given["settings"]),
         base=given["base"],
         metric_model=given["metric_model"],
         general=given["general_student"],
-        llm_error_rate=given["llm_error_rate"],
-        llm_price_item=given["llm_price_item"],
         precision=given["precision"],
     )
 

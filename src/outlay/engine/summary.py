@@ -16,7 +16,7 @@ from outlay.metrics import main_score
 from outlay.metrics.degenerate import Floor, dev_remarks, test_remarks
 from outlay.money.ledger import Anchor, Balance
 from outlay.plan.quotes import Quoter, Work
-from outlay.plan.steps import SCORES_FILE, Buy, Distil, Recipe, Step, Train, describe, role_of
+from outlay.plan.steps import HUMAN, LLM, SCORES_FILE, Buy, Distil, Recipe, Step, Train, describe, role_of
 from outlay.plan.strategies import strategy
 from outlay.storage.store import Artifact, digest_of
 
@@ -75,8 +75,8 @@ class RunSummary:
             dev=dev,
             scores=scores,
             charge_usd=usd_of(balance.total_charge_micros),
-            n_labels=max((step.n_labels_of("human") for step in trains), default=0),
-            n_llm_labels=max((step.n_labels_of("llm") for step in trains), default=0),
+            n_labels=max((step.n_labels - step.n_labels_of(LLM) for step in trains), default=0),
+            n_llm_labels=max((step.n_labels_of(LLM) for step in trains), default=0),
             llm_tokens_in=0,
             llm_tokens_out=0,
             n_pool=max((step.n_rows for step in distils), default=0),
@@ -97,7 +97,9 @@ class RunSummary:
         notes = test_remarks(metric, answered, _scores(self.artifacts[final.key])[main_score(metric)].value)
         teachers = [step for step in _trains_of(recipes, self.steps) if step.role == "teacher"]
         models = dict.fromkeys(["the teacher"], teachers[0]) if teachers else {}
-        usages = {who: self.artifacts[step.key].usage for who, step in [*models.items(), ("the student", recipes[-1].model)]}
+        usages = {
+            who: self.artifacts[step.key].usage for who, step in [*models.items(), ("the student", recipes[-1].model)]
+        }
         first = next(iter(usages.values()))
         floor = None if first.get("dev_floor") is None else Floor(**first["dev_floor"])
         return (
@@ -106,8 +108,8 @@ class RunSummary:
         )
 
     def _digests(self, recipes: Sequence[Recipe]) -> dict[str, str]:
-        """Digest by role, of the recipe that was decided for; many of one role (the blocks of targets, labels of two splits) become
-        the digest of their digests."""
+        """Digest by role, of the recipe that was decided for; many of one role (the blocks of targets, labels of two splits)
+        become the digest of their digests."""
         by_role: dict[str, list[str]] = {}
         for step in recipes[-1].steps() if recipes else self.steps:
             by_role.setdefault(role_of(step), []).append(self.artifacts[step.key].digest)
@@ -138,9 +140,8 @@ def absent_point(options: Options, workbench: RunBuilder, status: str, reason: s
     try:
         task, _ = workbench.load(options.task)
         price = workbench.price_book.label(task.price_item)
-        initial = (
-            None if options.n_initial is None else price.cost_micros(options.n_initial * options.seller.redundancy)
-        )
+        redundancy = next((seller.replay.redundancy for seller in options.sellers if seller.name == HUMAN), 1)
+        initial = None if options.n_initial is None else price.cost_micros(options.n_initial * redundancy)
     except OutlayError:
         initial = None
     policy = strategy(options.strategy)

@@ -16,7 +16,21 @@ from outlay.money.amounts import format_usd
 from outlay.plan.cache import once
 from outlay.plan.context import PlanningContext, TargetSpec
 from outlay.plan.quotes import Quoter
-from outlay.plan.steps import Annotating, Buy, Dev, Distil, Model, Recipe, Score, Step, Teach, Train, describe
+from outlay.plan.steps import (
+    HUMAN,
+    LLM,
+    Buy,
+    Dev,
+    Distil,
+    Model,
+    Recipe,
+    Score,
+    Step,
+    Teach,
+    Train,
+    describe,
+    seller_words,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +55,6 @@ class StrategyOutcome:
 Teaching = Literal["teacher", "student"]
 """Who teaches the student: the request's teacher, or a model like the student itself."""
 
-Labelling = Literal["human", "llm", "both"]
-"""Who labels what a model learns from: people, an LLM, or people first and an LLM further rows."""
-
 
 class Strategy(Protocol):
     """The ask/tell policy."""
@@ -64,8 +75,9 @@ class Strategy(Protocol):
         ...
 
     @property
-    def labelled_by(self) -> Labelling:
-        """Who labels."""
+    def sellers(self) -> tuple[str, ...]:
+        """Names of the sellers who label train rows, in the order of their rows; where there are several, the first N are the
+        first seller's."""
         ...
 
     def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
@@ -94,9 +106,9 @@ class Annotate:
         return None
 
     @property
-    def labelled_by(self) -> Labelling:
+    def sellers(self) -> tuple[str, ...]:
         """People."""
-        return "human"
+        return (HUMAN,)
 
     def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """The most labels such that labels, training and scoring stay within the budget."""
@@ -142,9 +154,9 @@ class Distill:
         return False
 
     @property
-    def labelled_by(self) -> Labelling:
+    def sellers(self) -> tuple[str, ...]:
         """People."""
-        return "human"
+        return (HUMAN,)
 
     def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """The recipe under the N rule that the request chose."""
@@ -184,10 +196,12 @@ class Distill:
 class LLMAnnotate:
     """All money to the labels of an LLM, or all that the first N labels of people leave (Kang et al. 2023, section 5, Figure 6:
     "GPT-3.5 Ann.", "Human + GPT-3.5 Ann."). The LLM labels the train rows that follow those of the people.
+
+    ``sellers``: the one whose labels all the money goes to, with another before it whose labels are N.
     """
 
     name: str = "llm_annotate"
-    labelled_by: Labelling = "llm"
+    sellers: tuple[str, ...] = (LLM,)
 
     @property
     def taught_by(self) -> Teaching | None:
@@ -203,7 +217,7 @@ class LLMAnnotate:
         """The most LLM labels such that all labels, training and scoring stay within the budget."""
         if outcomes:
             return None
-        n_human = known.request.n_initial if self.labelled_by == "both" else 0
+        n_human = known.request.n_initial if len(self.sellers) > 1 else 0
         if n_human is None:
             return NotAvailable(f"strategy {self.name} needs to know how many labels people give; give --n-initial")
         n_left = known.n_train - n_human
@@ -217,7 +231,7 @@ class LLMAnnotate:
             return _too_few_rows(known)
 
         def final(n: int) -> Score:
-            return _score(known, _train_with_llm(known, n_human, n))
+            return _score(known, _train_with_more(known, self.sellers[0], n_human, self.sellers[-1], n))
 
         quoter = Quoter(known)
         n = _largest(n_min, n_left, lambda n: quoter.total_micros(final(n)) <= known.budget_micros)
@@ -227,8 +241,8 @@ class LLMAnnotate:
                 known, quoter, final(n_min), f"{people}{n_min:,} LLM labels and the student's training"
             )
         lines = _derive(known, quoter, final(n))
-        every = (_all_labelled(n),) if n == n_left else ()
-        return Recipe(final(n), (lines[0], _assumed(known), *lines[1:-1], *every, lines[-1]))
+        every = (_all_labelled(self.sellers[-1], n),) if n == n_left else ()
+        return Recipe(final(n), (lines[0], _assumed(known, self.sellers[-1]), *lines[1:-1], *every, lines[-1]))
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -237,7 +251,7 @@ STRATEGIES: dict[str, Strategy] = {
     "self_distill": Distill(name="self_distill", own_teacher=True),
     "general_distill": Annotate(name="general_distill", starts_general=True),
     "llm_annotate": LLMAnnotate(),
-    "mix": LLMAnnotate(name="mix", labelled_by="both"),
+    "mix": LLMAnnotate(name="mix", sellers=(HUMAN, LLM)),
 }
 
 
@@ -254,9 +268,8 @@ def strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
-def _buy(known: PlanningContext, n: int, start: int = 0, annotator: Annotating = "human") -> Buy:
-    identity = known.offer(annotator).identity
-    return Buy("train", n, known.request.seed, known.train_digest, identity, start, annotator)
+def _buy(known: PlanningContext, n: int, start: int = 0, seller: str = HUMAN) -> Buy:
+    return Buy("train", n, known.request.seed, known.train_digest, known.offer(seller).identity, start, seller)
 
 
 def _dev(known: PlanningContext, labels: Buy) -> Dev | None:
@@ -268,35 +281,33 @@ def _dev(known: PlanningContext, labels: Buy) -> Dev | None:
         n_carved = known.n_carved(labels.n)
         return Dev(how, n_carved, labels=labels) if n_carved else None
     if how == "bought":
-        bought = Buy("dev", known.n_dev, known.request.seed, known.dev_digest, known.seller_identity)
+        bought = Buy("dev", known.n_dev, known.request.seed, known.dev_digest, known.offer(HUMAN).identity)
         return Dev("bought", known.n_dev, labels=bought)
     return Dev("given", known.n_dev, rows_digest=known.dev_digest)
 
 
 @once
 def _train(known: PlanningContext, role: str, model: Model, n: int) -> Train:
-    return _train_on(known, role, model, _buy(known, n))
+    return _train_on(known, role, model, (_buy(known, n),))
 
 
 @once
-def _train_with_llm(known: PlanningContext, n_human: int, n_llm: int) -> Train:
-    """The student, on the labels of people and then of an LLM; where people give none, dev is carved from the LLM's."""
-    hired = _buy(known, n_llm, n_human, "llm")
-    first, more = (_buy(known, n_human), hired) if n_human else (hired, None)
-    return _train_on(known, "student", known.student, first, more)
+def _train_with_more(known: PlanningContext, first: str, n_first: int, then: str, n_then: int) -> Train:
+    """Train the student on labels of one seller and then of another; dev is carved from the first who gives any."""
+    before = (_buy(known, n_first, 0, first),) if n_first else ()
+    return _train_on(known, "student", known.student, (*before, _buy(known, n_then, n_first, then)))
 
 
-def _train_on(known: PlanningContext, role: str, model: Model, labels: Buy, more: Buy | None = None) -> Train:
+def _train_on(known: PlanningContext, role: str, model: Model, labels: tuple[Buy, ...]) -> Train:
     return Train(
         role=role,
         model=model,
         labels=labels,
-        dev=_dev(known, labels),
+        dev=_dev(known, labels[0]),
         encoding=known.encoding,
         settings=known.settings("teacher" if role == "teacher" and model == known.teacher else "student"),
         threads=known.request.threads,
         free=role == "student" and known.request.student_training == "free",
-        more=more,
     )
 
 
@@ -310,7 +321,7 @@ def _distil(known: PlanningContext, teacher: Train, n_blocks: int) -> Distil:
         encoding=known.encoding,
         settings=settings,
         threads=known.request.threads,
-        gold=teacher.labels if settings.gold_weight > 0 else None,
+        gold=teacher.labels if settings.gold_weight > 0 else (),
     )
 
 
@@ -381,12 +392,14 @@ def _free_start(known: PlanningContext) -> str:
     return f"start from {known.student.ref}: free, since it is publicly available: $0.00"
 
 
-def _assumed(known: PlanningContext) -> str:
-    """Where an LLM's labels come from and how good they are taken to be: an assumption, so the receipt says it."""
-    price, rate = known.offer("llm").price, known.request.llm_error_rate or 0.0
+def _assumed(known: PlanningContext, seller: str) -> str:
+    """Say where a seller's labels come from and how good they are taken to be: an assumption, so the receipt has it."""
+    price, spec = known.offer(seller).price, known.request.seller(seller)
+    rate = 0.0 if spec is None else spec.replay.error_rate
     wrong = f"replayed gold with {100 * rate:g} % wrong answers, which is an assumption"
-    return f"LLM labels: {wrong}, ${price.usd:f} each ({price.note or price.source})"
+    return f"{seller_words(seller)} labels: {wrong}, ${price.usd:f} each ({price.note or price.source})"
 
 
-def _all_labelled(n: int) -> str:
-    return f"LLM labels: no more than {n:,}, since no train row is left; add train rows to buy more"
+def _all_labelled(seller: str, n: int) -> str:
+    labels = f"{seller_words(seller)} labels"
+    return f"{labels}: no more than {n:,}, since no train row is left; add train rows to buy more"

@@ -310,7 +310,7 @@ def _alike(step: Train | Teach | Distil | Score, known: PlanningContext) -> Hash
             return known.task, step.kind, model, step.start, step.stop, step.target, how
         case Distil():
             dev = step.dev and (step.dev.how, step.dev.n)
-            n_gold = step.gold and step.gold.n
+            n_gold = sum(buy.n for buy in step.gold)
             settings = replace(step.settings, seed=0)
             return known.task, step.kind, step.model, step.n_rows, step.target, n_gold, dev, settings
     return known.task, step.kind, step.model.model, getattr(step.model, "target", None), step.model.settings.precision
