@@ -95,7 +95,7 @@ def test_dev_labels_come_from_people_where_there_are_any(dev: str) -> None:
     assert alone.dev is not None
     assert mixed.dev.labels is not None
     assert alone.dev.labels is not None
-    assert mixed.dev.labels.annotator == "human"
+    assert mixed.dev.labels.seller == "human"
     if dev == "carved":
         assert (mixed.dev.n, mixed.dev.labels) == (carved(N_HUMAN), mixed.labels[0])
         assert (alone.dev.n, alone.dev.labels) == (carved(alone.n_labels), alone.labels[0])
@@ -160,7 +160,7 @@ def sellers(
 ) -> tuple[SellerSpec, ...]:
     """People, and an LLM where it is said how often it errs."""
     return (
-        SellerSpec(replay=people),
+        SellerSpec(replay=people or ReplayOptions()),
         *(() if rate is None else (SellerSpec("llm", ReplayOptions(rate, price_item=item)),)),
     )
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from outlay.engine.buying import Purchase
+from outlay.engine.job_runner import JobRunner
 from outlay.engine.point import Point, micros_of
 from outlay.engine.prepare import RunBuilder
 from outlay.engine.run import RunExecution
@@ -100,7 +102,10 @@ def test_a_strategy_pilots_and_then_decides(world: World, tmp_path: Path, monkey
     (told,) = policy.told[1]
     trained = one.store.check(entries[1].key)
     assert trained is not None
-    assert told.dev_score == trained.usage["dev"] != point.result.dev
+    assert (told.dev_score, trained.usage["n_rows"]) == (trained.usage["dev"], N_PILOT)
+    model = one.store.check(entries[3].key)
+    assert model is not None
+    assert (point.result.dev, model.usage["n_rows"]) == (model.usage["dev"], N_PILOT + N_MORE)
     assert told.charge_micros == sum(entry.charge_micros for entry in entries[:2])
     assert len(one.store.find("score")) == 1
     said = render_text(receipt(one.ledger, prepared.request.run_id))
@@ -125,21 +130,28 @@ def test_a_run_that_stops_at_its_pilot_never_looks_at_the_test_split(
     assert again.result_bytes() == point.result_bytes()
 
 
+def paid(one: Runner, what: str) -> bool:
+    return any(entry.note == what for entry in one.ledger.entries() if entry.kind == "settle")
+
+
 def test_a_resumed_run_is_told_what_it_was_told(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = Pilot(least=0.0)
     monkeypatch.setitem(STRATEGIES, policy.name, policy)
     one = runner(tmp_path / "out", tmp_path / "store")
     prepared = world.prepared(strategy=policy.name, n_initial=None)
-    make = Runner._make_next
-
-    def until_more_is_paid(self: Runner, execution: RunExecution, maker: Any) -> None:
-        make(self, execution, maker)
-        if any(f"{N_MORE} train" in entry.note for entry in self.ledger.entries() if entry.kind == "settle"):
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Runner, "_make_next", until_more_is_paid)
-        one.execute(prepared)
+    maker = JobRunner(one.store, lambda _: prepared)
+    with RunExecution(one.till, prepared, one.watcher) as execution:
+        # As far as the labels behind the pilot's, and no further.
+        while execution.advance() is None and not paid(one, f"{N_MORE} train labels"):
+            begun = execution.begin(execution.needs()[0])
+            job = begun.job
+            execution.settle(
+                begun,
+                one.till.buy(job, one.watcher.progress)
+                if isinstance(job, Purchase)
+                else maker.make(job, one.watcher.progress),
+            )
+    assert paid(one, f"{N_MORE} train labels")
     before = policy.told[1]
     policy.told.clear()
     assert runner(tmp_path / "out", tmp_path / "store").execute(prepared).is_ok

@@ -76,7 +76,7 @@ def batches(step: Step) -> int:
     """Optimiser steps, batch by batch."""
     if not isinstance(step, Train | Distil):
         return 0
-    n_rows = step.labels.n if isinstance(step, Train) else step.targets[-1].stop
+    n_rows = step.n_labels if isinstance(step, Train) else step.targets[-1].stop
     return sum(1 for _ in range(step.settings.epochs) for _ in range(0, n_rows, step.settings.batch_size))
 
 
@@ -144,7 +144,7 @@ def test_batches_filled_by_tokens_are_counted_by_their_tokens(world: World) -> N
     (point,) = (planned := plan(world.workbench, [asked])).points
     assert point.recipe is not None
     (train,) = [step for step in point.recipe.steps() if isinstance(step, Train)]
-    tokens = world.workbench.prepare(asked).known.tokens[train.model.ref].train[train.labels.n]
+    tokens = world.workbench.prepare(asked).known.tokens[train.model.ref].train[train.n_labels]
     assert planned.distinct.n_optimizer_steps == 3 * -(-tokens // 100)
 
 
@@ -216,7 +216,7 @@ def test_one_memo_for_all_budgets_answers_as_brute_force_does(
                 model = asked.final.model
                 fixed = isinstance(model, Distil) and n_initial is not None
                 train = model if isinstance(model, Train) else model.targets[0].teacher
-                assert most == (len(model.targets) if fixed else train.labels.n)  # type: ignore[union-attr]
+                assert most == (len(model.targets) if fixed else train.n_labels)  # type: ignore[union-attr]
                 assert Quoter(knows).total_micros(asked.final) == by_size[most]
 
 

