@@ -13,8 +13,8 @@ from outlay.models.shape import ModelShape
 from outlay.money.amounts import Price
 from outlay.money.machines import Machine
 from outlay.plan.context import Offer, PlanningContext, TokenCounts
-from outlay.plan.request import Request
-from outlay.plan.steps import Encoding, Model
+from outlay.plan.request import Request, SellerSpec
+from outlay.plan.steps import HUMAN, LLM, Encoding, Model
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TargetSpec, TaskSpec
 
@@ -53,12 +53,23 @@ def carved(n: int) -> int:
     return 0 if n < 2 else min(math.ceil(n / 10), n - 1)
 
 
+HIRED = Offer(Price("llm/made-up", "label", Decimal("0.046"), "made up", date(2024, 1, 1), "a model"), "llm")
+
+
+def people(request: Request, identity: str = "seller") -> Offer:
+    """The terms of the people who label, with as many answers a label as the request says."""
+    spec = request.seller(HUMAN) or SellerSpec()
+    price = Price("label/made-up", "label", Decimal("0.2"), "made up", date(2024, 1, 1))
+    return Offer(price, identity, spec.replay.redundancy)
+
+
 def known(budget_micros: int, **changes: object) -> PlanningContext:
     """Known for a request; ``changes`` go to `Request`, or to `PlanningContext` where it has a field of that name."""
     of_known = {name: changes.pop(name) for name in list(changes) if name in PlanningContext.__dataclass_fields__}
     request = Request("made-up", "t0", "annotate", budget_micros, "p0", "m0", machine="box")
+    request = replace(request, **changes)  # type: ignore[arg-type]
     knows = PlanningContext(
-        request=replace(request, **changes),  # type: ignore[arg-type]
+        request=request,
         task="made-up",
         encoding=ENCODING,
         teacher=TEACHER,
@@ -69,8 +80,7 @@ def known(budget_micros: int, **changes: object) -> PlanningContext:
         handovers={(teacher.ref, STUDENT.ref): TargetSpec("classes") for teacher in (TEACHER, STUDENT)},
         machine=Machine("box", "box", PEAK, TRAIN_SHARE, INFER_SHARE, "made up"),
         machine_price=Price("box", "hour", Decimal("3.6"), "made up", date(2024, 1, 1)),
-        label_price=Price("label/made-up", "label", Decimal("0.2"), "made up", date(2024, 1, 1)),
-        seller_identity="seller",
+        offers={HUMAN: people(request), LLM: HIRED},
         train_digest="train",
         dev_digest="dev",
         test_digest="test",
@@ -81,7 +91,6 @@ def known(budget_micros: int, **changes: object) -> PlanningContext:
         n_dev=N_DEV,
         defaults={role: TrainSettings(epochs, 32, 1e-3) for role, epochs in EPOCHS.items()},
         teach_defaults=TeachSettings(),
-        llm=Offer(Price("llm/made-up", "label", Decimal("0.046"), "made up", date(2024, 1, 1), "a model"), "llm"),
     )
     return replace(knows, **of_known)  # type: ignore[arg-type]
 

@@ -35,8 +35,8 @@ class PayingReplay(Replay):
         quote = super().quote(n)
         return replace(quote, cash_micros=quote.charge_micros)
 
-    def deliver(self, order: Order) -> Delivery:
-        delivery = super().deliver(order)
+    def collect(self, order: Order) -> Delivery:
+        delivery = super().collect(order)
         return replace(delivery, cash_micros=delivery.charge_micros)
 
 
@@ -196,7 +196,7 @@ def bought_rows(store: Path) -> list[str]:
     """Every row id that was ever written into the book of labels, repeats included."""
     rows: list[str] = []
     for path in sorted((store / "bought").glob("*.jsonl")):
-        rows += [row for line in path.read_text().splitlines() for row, _ in json.loads(line)["labels"]]
+        rows += [row for line in path.read_text().splitlines() for row, _ in json.loads(line).get("labels", ())]
     return rows
 
 

@@ -99,6 +99,7 @@ be repeated, and the last one counts.
 | 0 | done; of several points at least one has a result |
 | 1 | refused or failed, in one line on standard error; also where no point has a result (N/A), or one failed |
 | 2 | the command is written wrongly: an unknown option, a missing value |
+| 75 | labels are ordered and not delivered yet; the same command goes on, and nothing is ordered or paid twice |
 | 130 | Ctrl-C; the same command goes on where it was |
 | 141 | whoever read the output stopped early |
 

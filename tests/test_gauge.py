@@ -98,7 +98,7 @@ def test_the_whole_quote_lets_the_whole_training_pass(tmp_path: Path) -> None:
     quoter, step = step_of(Train)
     assert isinstance(step, Train)
     gauge = made(quoter, step, with_cash(quoter.quote(step), 10**12), tmp_path)
-    rows, n = ROWS["train"][: step.labels.n], 32
+    rows, n = ROWS["train"][: step.n_labels], 32
     for _ in range(step.settings.epochs):
         for start in range(0, len(rows), n):
             assert gauge.may_train(sum(rows[start : start + n]))

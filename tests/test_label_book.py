@@ -75,7 +75,7 @@ def test_a_longer_purchase_of_one_series_misses_only_the_difference(tmp_path: Pa
         purchases.add(receipt("short", range(short.n)))
     with book.open(long.series) as purchases:
         assert [i for i in range(long.n) if f"row {i}" not in purchases.labels] == [2, 3, 4]
-    with book.open(replace(long, seller="another").series) as purchases:
+    with book.open(replace(long, identity="another").series) as purchases:
         assert purchases.labels == {}
 
 

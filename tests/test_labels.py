@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
+from itertools import count
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from outlay.errors import LabelError, SellerError
-from outlay.labels import Annotator, Order, Replay
+from outlay.labels import Annotator, Order, Pending, Replay
 from outlay.labels.annotator import majority
 from outlay.money.amounts import Price
-from tests.contracts.annotator_contract import AnnotatorContract, TestOrder, example
+from tests.contracts.annotator_contract import AnnotatorContract, TestOrder, delivered, example
+from tests.slow_seller import SlowSeller, slow_seller
 
 __all__ = ["TestOrder"]  # the contract's own tests of orders run from here
 
@@ -43,6 +47,44 @@ class TestNoisyReplayKeepsTheContract(TestReplayKeepsTheContract):
         return Replay(
             gold(self.N_KNOWN), LABELS, PRICE, error_rate=0.3, redundancy=3, seconds_per_label=20.0, seed=7
         )  # fmt: skip
+
+
+class TestALateSellerKeepsTheContract(AnnotatorContract):
+    """Late, in parts and out of order; every seller of this class has a far side of its own."""
+
+    @pytest.fixture(autouse=True)
+    def _far_sides(self, tmp_path: Path) -> None:
+        self.folders = (tmp_path / str(number) for number in count())
+
+    def make_seller(self) -> Annotator:
+        return slow_seller(next(self.folders))(gold(self.N_KNOWN), LABELS, PRICE)
+
+    def billed_micros(self, seller: Annotator) -> int:
+        assert isinstance(seller, SlowSeller)
+        states = [json.loads(path.read_text()) for path in seller.far.glob("*.json")]
+        return sum(seller.quote(len(state["rows"])).charge_micros for state in states)
+
+    def test_it_is_late_and_delivers_in_parts_and_out_of_order(self) -> None:
+        seller = self.make_seller()
+        seller.submit(self.order(20))
+        first, second = seller.collect(self.order(20)), seller.collect(self.order(20))
+        assert isinstance(first, Pending)
+        assert first.so_far is None
+        assert isinstance(second, Pending)
+        assert second.so_far is not None
+        rows = self.order(20).rows
+        assert 0 < len(second.so_far.rows) < 20
+        assert [rows.index(row) for row in second.so_far.rows] != list(range(len(second.so_far.rows)))
+
+    def test_an_order_is_found_again_by_a_seller_made_anew(self) -> None:
+        seller = self.make_seller()
+        seller.submit(self.order(20))
+        seller.collect(self.order(20))
+        assert isinstance(seller, SlowSeller)
+        again = type(seller)(gold(self.N_KNOWN), LABELS, PRICE)
+        seen = again.collect(self.order(20))
+        assert isinstance(seen, Pending)
+        assert delivered(again, self.order(20)).labels == delivered(self.make_seller(), self.order(20)).labels
 
 
 def lines(n: int) -> dict[str, str]:

@@ -12,12 +12,12 @@ import pytest
 from outlay.engine.point import Point
 from outlay.engine.prepare import PreparedRun
 from outlay.engine.runner import Runner
-from outlay.engine.sellers import human_seller, llm_seller
+from outlay.engine.sellers import make_seller
 from outlay.errors import UnknownItem, UsageError
 from outlay.models.cost_model import TERMS, MachineProfile
 from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
-from outlay.plan.request import Seller
+from outlay.plan.request import ReplayOptions, SellerSpec
 from outlay.plan.steps import LABELS_FILE, Buy, Recipe, Train, describe
 from outlay.plan.strategies import NotAvailable, strategy
 from outlay.report.receipt import receipt, render_text
@@ -50,8 +50,8 @@ def test_an_llm_labels_as_many_rows_as_the_rest_of_the_budget_pays_for(
     least = max(1, len(LABELS) * (2 if dev == "carved" else 1) - n_human)
     affordable = [n for n in range(least, N_TRAIN - n_human + 1) if bill.hired(n_human, n) <= budget]
     training = "free" if free else "charged"
-    seller = Seller(redundancy=3)  # answers of people; an LLM gives one
-    knows = known(budget, dev=dev, n_initial=N_HUMAN, seller=seller, student_training=training, strategy=name)
+    sellers = (SellerSpec(replay=ReplayOptions(redundancy=3)),)  # answers of people; an LLM gives one
+    knows = known(budget, dev=dev, n_initial=N_HUMAN, sellers=sellers, student_training=training, strategy=name)
     found = strategy(name).ask(knows, [])
     if not affordable:
         assert isinstance(found, NotAvailable)
@@ -61,7 +61,7 @@ def test_an_llm_labels_as_many_rows_as_the_rest_of_the_budget_pays_for(
     assert (train.n_labels_of("human"), train.n_labels_of("llm")) == (n_human, max(affordable))
     assert isinstance(found, Recipe)
     assert Quoter(knows).total_micros(found.final) == bill.hired(n_human, max(affordable)) <= budget
-    assert [(buy.start, buy.stop) for buy in train.bought][-1] == (n_human, n_human + max(affordable))
+    assert [(buy.start, buy.stop) for buy in train.labels][-1] == (n_human, n_human + max(affordable))
 
 
 def test_the_cases_above_hold_every_limit() -> None:
@@ -95,17 +95,17 @@ def test_dev_labels_come_from_people_where_there_are_any(dev: str) -> None:
     assert alone.dev is not None
     assert mixed.dev.labels is not None
     assert alone.dev.labels is not None
-    assert mixed.dev.labels.annotator == "human"
+    assert mixed.dev.labels.seller == "human"
     if dev == "carved":
-        assert (mixed.dev.n, mixed.dev.labels) == (carved(N_HUMAN), mixed.labels)
-        assert (alone.dev.n, alone.dev.labels) == (carved(alone.n_labels), alone.labels)
-        assert alone.dev.labels.annotator == "llm"
+        assert (mixed.dev.n, mixed.dev.labels) == (carved(N_HUMAN), mixed.labels[0])
+        assert (alone.dev.n, alone.dev.labels) == (carved(alone.n_labels), alone.labels[0])
+        assert alone.dev.labels.seller == "llm"
     else:
-        assert alone.dev.labels.annotator == "human"
+        assert alone.dev.labels.seller == "human"
 
 
 def test_the_derivation_says_what_is_assumed_and_where_the_rows_end() -> None:
-    knows = known(61_000_000, n_initial=N_HUMAN, llm_error_rate=0.3)
+    knows = known(61_000_000, n_initial=N_HUMAN, sellers=(SellerSpec("llm", ReplayOptions(0.3)),))
     found = strategy("mix").ask(knows, [])
     assert isinstance(found, Recipe)
     budget, assumed, people, hired, training, _, end, left = found.derivation
@@ -140,10 +140,11 @@ def test_what_the_data_cannot_give_is_refused(name: str, changes: dict[str, obje
 
 
 def test_no_labels_of_an_llm_without_one() -> None:
-    with pytest.raises(UsageError, match="hire one with --llm-error-rate"):
-        strategy("llm_annotate").ask(known(9_000_000, llm=None), [])
+    with pytest.raises(UsageError, match="seller 'llm', and the request names nobody"):
+        strategy("llm_annotate").ask(known(9_000_000, offers={}), [])
     # Nobody else needs one.
-    assert isinstance(strategy("annotate").ask(known(9_000_000, llm=None), []), Recipe)
+    people = known(9_000_000).offers["human"]
+    assert isinstance(strategy("annotate").ask(known(9_000_000, offers={"human": people}), []), Recipe)
 
 
 # --- runs --------------------------------------------------------------------------------------------------------------
@@ -154,8 +155,18 @@ def world(shared_world: World) -> World:
     return shared_world.fresh()
 
 
+def sellers(
+    rate: float | None = 0.3, item: str | None = ITEM, people: ReplayOptions | None = None
+) -> tuple[SellerSpec, ...]:
+    """People, and an LLM where it is said how often it errs."""
+    return (
+        SellerSpec(replay=people or ReplayOptions()),
+        *(() if rate is None else (SellerSpec("llm", ReplayOptions(rate, price_item=item)),)),
+    )
+
+
 def hired(world: World, name: str, **changes: Any) -> PreparedRun:
-    base = {"llm_error_rate": 0.3, "llm_price_item": ITEM, "n_initial": 20 if name == "mix" else None}
+    base = {"sellers": sellers(), "n_initial": 20 if name == "mix" else None}
     return world.prepared(strategy=name, **{"budget_micros": 6_000_000, **base, **changes})
 
 
@@ -298,9 +309,9 @@ def test_where_rows_run_out_the_money_stays(world: World, tmp_path: Path) -> Non
 def test_the_errors_of_an_llm_are_a_stream_of_their_own(world: World) -> None:
     from outlay.labels.annotator import Order
 
-    prepared = hired(world, "llm_annotate", seller=Seller(error_rate=0.3))
-    given = prepared.train, prepared.task, prepared.price_book, prepared.request
-    people, llm = human_seller(*given), llm_seller(*given)
+    prepared = hired(world, "llm_annotate", sellers=sellers(people=ReplayOptions(error_rate=0.3)))
+    given = prepared.train, prepared.task, prepared.price_book, prepared.request.seed
+    people, llm = (make_seller(spec, *given) for spec in prepared.request.sellers)
     order = Order.of("every row", prepared.train)
 
     def wrong(labels: tuple[str, ...]) -> set[int]:
@@ -314,12 +325,10 @@ def test_the_errors_of_an_llm_are_a_stream_of_their_own(world: World) -> None:
     assert abs(len(by_people & by_llm) - 0.09 * n) <= 4 * (0.09 * 0.91 * n) ** 0.5
     assert people.identity() != llm.identity()
     # People make the same errors whether an LLM is hired or not, and no seed repeats another's.
-    alone = world.prepared(strategy="annotate", seller=Seller(error_rate=0.3))
-    assert alone.known.seller_identity == prepared.known.seller_identity
+    alone = world.prepared(strategy="annotate", sellers=sellers(None, people=ReplayOptions(error_rate=0.3)))
+    assert alone.known.offers["human"] == prepared.known.offers["human"]
     other = hired(world, "llm_annotate", seed=1)
-    assert prepared.known.llm is not None
-    assert other.known.llm is not None
-    assert prepared.known.llm.identity != other.known.llm.identity
+    assert prepared.known.offers["llm"].identity != other.known.offers["llm"].identity
 
 
 def test_seconds_of_a_mix_are_foreseen_for_the_rows_of_both_sellers(mixed: tuple[Runner, PreparedRun, Point]) -> None:
@@ -336,8 +345,9 @@ def test_seconds_of_a_mix_are_foreseen_for_the_rows_of_both_sellers(mixed: tuple
 
 def test_a_purchase_is_told_by_who_sells_it(mixed: tuple[Runner, PreparedRun, Point]) -> None:
     train = train_of(_recipe(mixed[1]))
-    assert [describe(buy) for buy in train.bought] == ["20 train labels", f"{train.n_labels - 20} LLM labels"]
-    assert describe(Buy("train", 2739, 0, "", "", start=1000, annotator="llm")) == "2,739 LLM labels"
+    assert [describe(buy) for buy in train.labels] == ["20 train labels", f"{train.n_labels - 20} LLM labels"]
+    assert describe(Buy("train", 2739, 0, "", "", start=1000, seller="llm")) == "2,739 LLM labels"
+    assert describe(Buy("train", 7, 0, "", "", seller="crowd")) == "7 crowd labels"
     assert describe(Buy("train", 1000, 0, "", "")) == "1,000 train labels"
 
 
@@ -345,7 +355,7 @@ def test_a_purchase_is_told_by_who_sells_it(mixed: tuple[Runner, PreparedRun, Po
 
 
 def test_only_a_strategy_that_hires_one_is_another_run_for_it(world: World) -> None:
-    terms = {"llm_error_rate": 0.3, "llm_price_item": ITEM}
+    terms = {"sellers": sellers()}
     for name in ("annotate", "distill", "self_distill", "general_distill"):
         plain = world.options(strategy=name, general=str(world.checkpoint))
         named = world.options(strategy=name, general=str(world.checkpoint), **terms)
@@ -353,11 +363,11 @@ def test_only_a_strategy_that_hires_one_is_another_run_for_it(world: World) -> N
         assert "llm_error_rate" not in world.workbench.request(named).to_json()
     ids = {
         hired(world, "mix", **changes).request.run_id
-        for changes in ({}, {"llm_error_rate": 0.2}, {"llm_price_item": "gpt-3.5-label/stanceosaurus"})
+        for changes in ({}, {"sellers": sellers(0.2)}, {"sellers": sellers(item="gpt-3.5-label/stanceosaurus")})
     }
     assert len(ids) == 3
-    whole = world.workbench.request(world.options(strategy="llm_annotate", **{**terms, "llm_error_rate": 0}))
-    assert repr(whole.llm_error_rate) == "0.0"  # one run, however the number is written
+    whole = world.workbench.request(world.options(strategy="llm_annotate", sellers=sellers(0)))
+    assert repr(whole.to_json()["llm_error_rate"]) == "0.0"  # one run, however the number is written
 
 
 def test_a_published_price_needs_no_name(world: World, tmp_path: Path) -> None:
@@ -365,28 +375,34 @@ def test_a_published_price_needs_no_name(world: World, tmp_path: Path) -> None:
         text = world.task.read_text().replace("name: small", f"name: {item}")
         task = world.task.parent / f"{item}.yaml"
         task.write_text(text)
-        asked = world.options(task=str(task), strategy="llm_annotate", llm_error_rate=0.3)
+        asked = world.options(task=str(task), strategy="llm_annotate", sellers=sellers(item=None))
         request = world.workbench.request(asked)
-        assert request.llm_price_item == f"gpt-3.5-label/{item}"
-        named = world.options(
-            task=str(task), strategy="llm_annotate", llm_error_rate=0.3, llm_price_item=f"gpt-3.5-label/{item}"
-        )
+        assert request.to_json()["llm_price_item"] == f"gpt-3.5-label/{item}"
+        named = world.options(task=str(task), strategy="llm_annotate", sellers=sellers(item=f"gpt-3.5-label/{item}"))
         assert world.workbench.request(named).run_id == request.run_id
-        offer = world.workbench.prepare(asked).known.llm
-        assert offer is not None
+        offer = world.workbench.prepare(asked).known.offers["llm"]
         assert Fraction(offer.price.usd) == usd
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "error", "says"),
     [
-        ("llm_annotate", {"llm_error_rate": None}, UsageError, "for you to assume; give --llm-error-rate, such as 0.3"),
-        ("mix", {"llm_error_rate": None}, UsageError, "give --llm-error-rate"),
+        (
+            "llm_annotate",
+            {"sellers": sellers(None)},
+            UsageError,
+            "for you to assume; give --llm-error-rate, such as 0.3",
+        ),
+        ("mix", {"sellers": sellers(None)}, UsageError, "give --llm-error-rate"),
         ("mix", {"n_initial": None}, UsageError, "needs to know how many labels people give; give --n-initial"),
-        ("mix", {"llm_error_rate": 1.5}, UsageError, "the LLM error rate is 1.5; it must be from 0 to 1"),
-        ("mix", {"llm_price_item": None}, UsageError, "no 'gpt-3.5-label/small'; name what an LLM's label costs with"),
-        ("mix", {"llm_price_item": "a100-40gb"}, UsageError, "'a100-40gb' is sold per hour, but labels are"),
-        ("mix", {"llm_price_item": "gpt-5"}, UnknownItem, "no price for 'gpt-5'"),
+        (
+            "mix",
+            {"sellers": sellers(item=None)},
+            UsageError,
+            "no 'gpt-3.5-label/small'; name what an LLM's label costs with",
+        ),
+        ("mix", {"sellers": sellers(item="a100-40gb")}, UsageError, "'a100-40gb' is sold per hour, but labels are"),
+        ("mix", {"sellers": sellers(item="gpt-5")}, UnknownItem, "no price for 'gpt-5'"),
     ],
 )
 def test_a_wrong_setting_is_one_line(

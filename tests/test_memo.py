@@ -69,7 +69,8 @@ def test_another_budget_shares_what_was_worked_out_and_other_knowledge_does_not(
     assert isinstance(small, Recipe)
     blocks = [recipe.final.model.inputs[0] for recipe in (large, small)]
     assert blocks[0] is blocks[1]
-    dear = replace(rich, label_price=replace(rich.label_price, usd=rich.label_price.usd * 2))
+    people = rich.offers["human"]
+    dear = replace(rich, offers={"human": replace(people, price=replace(people.price, usd=people.price.usd * 2))})
     assert dear.memo is not rich.memo
     (buy, *_) = large.steps()
     assert Quoter(dear).quote(buy).charge_micros == 2 * Quoter(rich).quote(buy).charge_micros

@@ -26,7 +26,7 @@ from outlay.money.amounts import Price, PriceBook, format_usd, parse_usd
 from outlay.plan import context
 from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
-from outlay.plan.request import Seller
+from outlay.plan.request import ReplayOptions, SellerSpec
 from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train
 from outlay.plan.strategies import NotAvailable, strategy
 from outlay.storage.hashing import key_of
@@ -76,7 +76,7 @@ def batches(step: Step) -> int:
     """Optimiser steps, batch by batch."""
     if not isinstance(step, Train | Distil):
         return 0
-    n_rows = step.labels.n if isinstance(step, Train) else step.targets[-1].stop
+    n_rows = step.n_labels if isinstance(step, Train) else step.targets[-1].stop
     return sum(1 for _ in range(step.settings.epochs) for _ in range(0, n_rows, step.settings.batch_size))
 
 
@@ -144,7 +144,7 @@ def test_batches_filled_by_tokens_are_counted_by_their_tokens(world: World) -> N
     (point,) = (planned := plan(world.workbench, [asked])).points
     assert point.recipe is not None
     (train,) = [step for step in point.recipe.steps() if isinstance(step, Train)]
-    tokens = world.workbench.prepare(asked).known.tokens[train.model.ref].train[train.labels.n]
+    tokens = world.workbench.prepare(asked).known.tokens[train.model.ref].train[train.n_labels]
     assert planned.distinct.n_optimizer_steps == 3 * -(-tokens // 100)
 
 
@@ -216,7 +216,7 @@ def test_one_memo_for_all_budgets_answers_as_brute_force_does(
                 model = asked.final.model
                 fixed = isinstance(model, Distil) and n_initial is not None
                 train = model if isinstance(model, Train) else model.targets[0].teacher
-                assert most == (len(model.targets) if fixed else train.labels.n)  # type: ignore[union-attr]
+                assert most == (len(model.targets) if fixed else train.n_labels)  # type: ignore[union-attr]
                 assert Quoter(knows).total_micros(asked.final) == by_size[most]
 
 
@@ -233,7 +233,7 @@ def test_a_shared_workbench_prepares_what_a_fresh_one_does(world: World) -> None
         {"student": "cut:1"},
         {"dev": "carved"},
         {"dev": "bought", "n_dev": 7},
-        {"seller": Seller(0.1, 3)},
+        {"sellers": (SellerSpec(replay=ReplayOptions(0.1, 3)),)},
         {"overrides": {"teacher": {"epochs": 3}}},
         {"student_training": "free", "threads": 3},
         {},

@@ -141,7 +141,7 @@ def test_every_field_is_required_and_no_other_is_taken(part: str) -> None:
         ("result.test", "73", "a score from 0 to 100"),
         ("result.test", None, "ok has a test score"),
         ("result.reason", "because", "no reason"),
-        ("result.status", "done", "ok or na or failed"),
+        ("result.status", "done", "ok or na or failed or waiting"),
         ("result.charge_usd", 0.0000001, "6 decimals"),
         ("result.charge_usd", -1, "from 0"),
         ("result.n_labels", 1.0, "whole number"),

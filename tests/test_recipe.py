@@ -18,9 +18,9 @@ JUDGE = Judge("org/judge", 3, True, "judge's bytes")
 MODEL = Model("org/name", "org/name", "bytes")
 SETTINGS = TrainSettings(epochs=3, batch_size=8, learning_rate=1e-3, precision="bf16")
 LABELS = Buy("train", 5, 0, "rows", "seller")
-MORE = Buy("train", 7, 0, "rows", "a model", start=5, annotator="llm")
+MORE = Buy("train", 7, 0, "rows", "a model", start=5, seller="llm")
 DEV = Dev("given", 3, rows_digest="dev rows")
-TRAIN = Train("teacher", MODEL, LABELS, DEV, ENCODING, SETTINGS, threads=2)
+TRAIN = Train("teacher", MODEL, (LABELS,), DEV, ENCODING, SETTINGS, threads=2)
 SPEECH = TeachSettings()
 BLOCKS = tuple(
     Teach(TRAIN, start, start + 4, f"rows from {start}", "tokens", SPEECH, 97, threads=2) for start in (0, 4, 8)
@@ -40,11 +40,11 @@ def changed(step: Step, name: str, value: object) -> Step:
         (LABELS, "n", 6),
         (LABELS, "order_seed", 1),
         (LABELS, "rows_digest", "other rows"),
-        (LABELS, "seller", "another"),
+        (LABELS, "identity", "another"),
         (LABELS, "start", 1),
         (TRAIN, "model", replace(MODEL, fingerprint="other bytes")),
         (TRAIN, "model", replace(MODEL, ref="cut:2")),
-        (TRAIN, "labels", replace(LABELS, n=6)),
+        (TRAIN, "labels", (replace(LABELS, n=6),)),
         (TRAIN, "dev", None),
         (TRAIN, "dev", replace(DEV, n=2)),
         (TRAIN, "dev", replace(DEV, rows_digest="other dev rows")),
@@ -58,9 +58,11 @@ def changed(step: Step, name: str, value: object) -> Step:
         (TRAIN, "encoding", replace(ENCODING, segments=("a", "b"))),
         (TRAIN, "encoding", replace(ENCODING, form=replace(FORM, labels=("yes", "no")))),
         (TRAIN, "encoding", replace(ENCODING, metric="f1")),
-        (TRAIN, "more", MORE),
-        (replace(TRAIN, more=MORE), "more", replace(MORE, n=8)),
-        (replace(TRAIN, more=MORE), "more", replace(MORE, start=6)),
+        (TRAIN, "labels", (LABELS, MORE)),
+        (replace(TRAIN, labels=(LABELS, MORE)), "labels", (MORE, LABELS)),
+        (replace(TRAIN, labels=(LABELS, MORE)), "labels", (LABELS, replace(MORE, n=8))),
+        (replace(TRAIN, labels=(LABELS, MORE)), "labels", (LABELS, replace(MORE, start=6))),
+        (replace(TRAIN, labels=(LABELS, MORE)), "labels", (LABELS, MORE, replace(MORE, start=12))),
         (TRAIN, "threads", 1),
         (BLOCKS[0], "teacher", replace(TRAIN, threads=1)),
         (BLOCKS[0], "rows_digest", "other rows"),
@@ -78,7 +80,8 @@ def changed(step: Step, name: str, value: object) -> Step:
         (DISTIL, "dev", None),
         (DISTIL, "settings", replace(SETTINGS, temperature=3.0)),
         (DISTIL, "threads", 1),
-        (DISTIL, "gold", LABELS),
+        (DISTIL, "gold", (LABELS,)),
+        (replace(DISTIL, gold=(LABELS,)), "gold", (LABELS, MORE)),
         (SCORE, "model", TRAIN),
         (SCORE, "rows_digest", "other rows"),
         (SCORE, "threads", 1),
@@ -125,7 +128,7 @@ def test_a_judge_is_its_bytes_and_how_it_is_read() -> None:
 def test_who_a_model_is_for_and_who_pays_do_not_change_it() -> None:
     assert replace(TRAIN, role="student").key == TRAIN.key
     assert replace(TRAIN, free=True).key == TRAIN.key
-    assert replace(LABELS, annotator="llm").key == LABELS.key  # who that is, the seller's identity says
+    assert replace(LABELS, seller="llm").key == LABELS.key  # who that is, the seller's identity says
 
 
 def test_keys_stay_what_they_were_before_a_training_could_have_two_sellers() -> None:
@@ -139,7 +142,7 @@ def test_keys_stay_what_they_were_before_a_training_could_have_two_sellers() -> 
 
 
 def test_a_training_reads_its_purchases_in_order_and_counts_them_by_who_gave_them() -> None:
-    both = replace(TRAIN, more=MORE, dev=Dev("carved", 3, labels=LABELS))
+    both = replace(TRAIN, labels=(LABELS, MORE), dev=Dev("carved", 3, labels=LABELS))
     assert both.inputs == (LABELS, MORE, LABELS)
     assert (both.n_labels, both.n_labels_of("human"), both.n_labels_of("llm")) == (12, 5, 7)
     assert (TRAIN.n_labels, TRAIN.n_labels_of("human"), TRAIN.n_labels_of("llm")) == (5, 5, 0)
@@ -173,16 +176,15 @@ PURCHASES = st.builds(
     n=st.integers(1, 3),
     order_seed=st.integers(0, 2),
     rows_digest=st.sampled_from(["a", "b"]),
-    seller=st.sampled_from(["x", "y"]),
+    identity=st.sampled_from(["x", "y"]),
     start=st.integers(0, 2),
 )
 TRAININGS = st.builds(
     Train,
     role=st.sampled_from(["teacher", "student"]),
     model=st.sampled_from([MODEL, replace(MODEL, fingerprint="other")]),
-    labels=PURCHASES,
+    labels=st.tuples(PURCHASES) | st.tuples(PURCHASES, st.sampled_from([MORE, LABELS])),
     dev=st.sampled_from([None, DEV, Dev("bought", 3, labels=replace(LABELS, split="dev"))]),
-    more=st.sampled_from([None, MORE, LABELS]),
     encoding=st.just(ENCODING),
     settings=st.sampled_from([SETTINGS, replace(SETTINGS, seed=1)]),
     threads=st.integers(1, 2),

@@ -11,7 +11,7 @@ import pytest
 
 from outlay.engine.prepare import Options
 from outlay.errors import UsageError
-from outlay.plan.request import ROLES, Request, Seller, frozen_overrides
+from outlay.plan.request import ROLES, ReplayOptions, Request, SellerSpec, frozen_overrides
 
 REQUEST = Request("task", "digest", "distill", 1_000_000, "prices", "models")
 
@@ -33,16 +33,16 @@ OTHER: dict[str, Any] = {
     "dev": None,
     "n_dev": 1,
     "threads": 1,
-    "seller": Seller(redundancy=3),
+    "sellers": (SellerSpec(replay=ReplayOptions(redundancy=3)),),
     "overrides": frozen_overrides({"teacher": {"epochs": 1}}),
     "base": "other",
     "metric_model": "other",
-    "llm_error_rate": 0.0,
-    "llm_price_item": "other",
     "precision": "fp32",
 }
-LATER = {"base", "metric_model", "llm_error_rate", "llm_price_item"}
+LATER = {"base", "metric_model", "precision"}
 """Fields that old requests did not have: they are said only where they say something, so that run ids stay."""
+LLM = SellerSpec("llm", ReplayOptions(0.3, price_item="x"))
+CROWD = SellerSpec("crowd", ReplayOptions(0.1, 3, 2.0, "label/demo"))
 
 
 def test_every_field_changes_the_run() -> None:
@@ -51,21 +51,55 @@ def test_every_field_changes_the_run() -> None:
     assert len(ids | {REQUEST.run_id}) == len(OTHER) + 1
 
 
-@pytest.mark.parametrize("seller", [Seller(error_rate=0.1), Seller(redundancy=3), Seller(seconds_per_label=1.0)])
-def test_every_field_of_the_seller_changes_the_run(seller: Seller) -> None:
-    assert replace(REQUEST, seller=seller).run_id != REQUEST.run_id
+@pytest.mark.parametrize("name", ["human", "llm", "crowd"])
+def test_every_option_of_a_seller_changes_the_run(name: str) -> None:
+    options = [
+        ReplayOptions(),
+        ReplayOptions(error_rate=0.1),
+        ReplayOptions(redundancy=3),
+        ReplayOptions(seconds_per_label=1.0),
+        ReplayOptions(price_item="x"),
+    ]
+    ids = {replace(REQUEST, sellers=(SellerSpec("other"), SellerSpec(name, each))).run_id for each in options}
+    assert len(ids | {replace(REQUEST, sellers=(SellerSpec("other"),)).run_id}) == 6
+    assert {field.name for field in fields(ReplayOptions)} == {
+        "error_rate",
+        "redundancy",
+        "seconds_per_label",
+        "price_item",
+    }
+
+
+def test_sellers_are_written_as_they_always_were_and_others_by_their_names() -> None:
+    people = {"error_rate": 0.0, "redundancy": 1, "seconds_per_label": 0.0}
+    both = replace(REQUEST, sellers=(SellerSpec(), LLM)).to_json()
+    assert (both["seller"], both["llm_error_rate"], both["llm_price_item"]) == (people, 0.3, "x")
+    assert "sellers" not in both
+    three = replace(REQUEST, sellers=(SellerSpec(), LLM, CROWD)).to_json()
+    crowd = {"error_rate": 0.1, "redundancy": 3, "seconds_per_label": 2.0, "price_item": "label/demo"}
+    assert three == both | {"sellers": {"crowd": {"replay": crowd}}}
+    # Nobody is hidden in fields that cannot say it all.
+    dear = replace(LLM, replay=replace(LLM.replay, redundancy=3))
+    assert set(replace(REQUEST, sellers=(SellerSpec(), dear)).to_json()["sellers"]) == {"llm"}
+    assert set(replace(REQUEST, sellers=(CROWD,)).to_json()) == set(REQUEST.to_json()) - {"seller"} | {"sellers"}
+    orders = [
+        replace(REQUEST, sellers=each).run_id for each in ((SellerSpec(), LLM, CROWD), (CROWD, LLM, SellerSpec()))
+    ]
+    assert orders[0] == orders[1]
 
 
 def test_the_same_request_is_the_same_run_in_every_process() -> None:
     assert re.fullmatch(r"[0-9a-f]{16}", REQUEST.run_id)
     assert replace(REQUEST).run_id == REQUEST.run_id == "dcdb84220253123d"
     assert json.loads(json.dumps(REQUEST.to_json())) == REQUEST.to_json()
-    assert set(REQUEST.to_json()) == {field.name for field in fields(Request)} - LATER - {"precision"}
+    assert set(REQUEST.to_json()) == {field.name for field in fields(Request)} - LATER - {"sellers"} | {"seller"}
     assert replace(REQUEST, precision="bf16") == REQUEST  # what every run was in before there was a choice
     full = replace(REQUEST, base="b", metric_model="m")
     assert full.run_id == "3541ea84a1706490"
-    whole = replace(full, llm_error_rate=0.3, llm_price_item="x", precision="fp32")
-    assert set(whole.to_json()) == {field.name for field in fields(Request)}
+    whole = replace(full, sellers=(SellerSpec(), LLM), precision="fp32")
+    assert whole.run_id == "d4afbf9e6342c7a8"
+    of_sellers = {"seller", "llm_error_rate", "llm_price_item"}
+    assert set(whole.to_json()) == {field.name for field in fields(Request)} - {"sellers"} | of_sellers
 
 
 def test_the_order_in_which_settings_are_named_does_not_matter() -> None:
@@ -86,8 +120,7 @@ def test_the_order_in_which_settings_are_named_does_not_matter() -> None:
         ({"threads": 0}, "threads is 0; it must be at least 1, and at most 1,024"),
         ({"precision": "auto"}, "precision is 'auto'; it must be bf16 or fp32 by now"),
         ({"student_training": "gratis"}, "student_training is 'gratis'; it must be charged or free"),
-        ({"llm_error_rate": 1.01}, "the LLM error rate is 1.01; it must be from 0 to 1"),
-        ({"llm_error_rate": float("nan")}, "the LLM error rate is nan; it must be from 0 to 1"),
+        ({"sellers": (CROWD, SellerSpec(), CROWD)}, "seller 'crowd' is named twice; name each once"),
         ({"dev": "none"}, "dev is 'none'; it must be given, bought, carved or none"),
     ],
 )
@@ -110,7 +143,13 @@ def test_an_impossible_request_is_refused(change: dict[str, Any], says: str) -> 
 )
 def test_an_impossible_seller_is_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=re.escape(says)):
-        Seller(**change)
+        ReplayOptions(**change)
+
+
+@pytest.mark.parametrize("name", ["", " crowd"])
+def test_a_seller_without_a_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="no name of a seller"):
+        SellerSpec(name)
 
 
 def test_an_unknown_role_is_refused_with_the_known_ones() -> None:
@@ -122,6 +161,6 @@ def test_options_and_request_have_the_same_defaults() -> None:
     options = Options("task", "distill", 1)
     names = ("n_initial", "seed", "teacher", "student", "machine", "student_training", "pool_rows", "n_dev", "threads")
     assert {name: getattr(options, name) for name in names} == {name: getattr(REQUEST, name) for name in names}
-    assert options.seller == REQUEST.seller
+    assert options.sellers == REQUEST.sellers
     for of in (options, REQUEST):
-        assert {getattr(of, name) for name in LATER} == {None}
+        assert (of.base, of.metric_model) == (None, None)

@@ -16,7 +16,7 @@ from outlay.engine.runner import Runner
 from outlay.engine.step_runner import StepRunner
 from outlay.errors import SpendError
 from outlay.money.amounts import Price
-from outlay.plan.request import Seller
+from outlay.plan.request import ReplayOptions, SellerSpec
 from outlay.plan.steps import PREDICTIONS_FILE
 from tests.runs import World, bought_rows, pay_for_labels, runner
 
@@ -232,7 +232,11 @@ def test_redundant_noisy_labels_cost_more_and_err_less(world: World, tmp_path: P
     right = {}
     for redundancy in (1, 5):
         one = runner(tmp_path / f"out{redundancy}", tmp_path / f"store{redundancy}")
-        asked = {"strategy": "annotate", "n_initial": None, "seller": Seller(0.3, redundancy, 2.0)}
+        asked = {
+            "strategy": "annotate",
+            "n_initial": None,
+            "sellers": (SellerSpec(replay=ReplayOptions(0.3, redundancy, 2.0)),),
+        }
         point = one.execute(world.prepared(**asked, budget_micros=redundancy * 20_100_000))
         assert point.result.n_labels == 100
         key = point.result.artifacts["labels"]
@@ -400,7 +404,7 @@ def test_requests_differ_where_results_may_differ(world: World) -> None:
         {"machine": "a40"},
         {"pool_rows": 100},
         {"overrides": {"distil": {"epochs": 3}}},
-        {"seller": Seller(error_rate=0.1)},
+        {"sellers": (SellerSpec(replay=ReplayOptions(error_rate=0.1)),)},
         {"student_training": "free"},
         {"dev": "carved"},
     ]

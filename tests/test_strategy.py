@@ -14,12 +14,12 @@ from outlay.errors import UnknownStrategy
 from outlay.money.amounts import parse_usd
 from outlay.plan.context import PlanningContext
 from outlay.plan.quotes import Quoter
-from outlay.plan.request import Seller, frozen_overrides
+from outlay.plan.request import ReplayOptions, SellerSpec, frozen_overrides
 from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train, describe
 from outlay.plan.strategies import STRATEGIES, NotAvailable, StrategyOutcome, strategy
 from outlay.settings import TeachSettings
 from outlay.spec import TaskSpec
-from tests.knowledge import ENCODING, LABELS, N_DEV, N_POOL, N_TRAIN, STUDENT, TEACHER, Bill, carved, known
+from tests.knowledge import ENCODING, LABELS, N_DEV, N_POOL, N_TRAIN, STUDENT, TEACHER, Bill, carved, known, people
 
 DEVS = ("given", "bought", "carved", None)
 BUDGETS = (1_000_000, 3_000_000, 12_345_678, 40_000_000, 61_000_000, 90_000_000)
@@ -67,7 +67,7 @@ def test_annotate_buys_the_most_labels_whose_training_it_can_still_pay(
 ) -> None:
     bill = Bill(dev, redundancy)
     affordable = [n for n in range(least(dev), N_TRAIN + 1) if bill.annotate(n) <= budget]
-    knows = known(budget, dev=dev, seller=Seller(redundancy=redundancy))
+    knows = known(budget, dev=dev, sellers=(SellerSpec(replay=ReplayOptions(redundancy=redundancy)),))
     found = ask("annotate", knows)
     if not affordable:
         assert isinstance(found, NotAvailable)
@@ -189,9 +189,9 @@ def test_carved_dev_labels_are_the_first_ones_and_are_not_trained_on() -> None:
     (train,) = of_kind(recipe("annotate", knows), Train)
     assert isinstance(train, Train)
     assert train.dev is not None
-    assert train.dev.n == carved(train.labels.n) > 0
-    assert train.dev.labels == train.labels
-    assert [step.key for step in of_kind(recipe("annotate", knows), Buy)] == [train.labels.key]
+    assert train.dev.n == carved(train.n_labels) > 0
+    assert train.labels == (train.dev.labels,)
+    assert [step.key for step in of_kind(recipe("annotate", knows), Buy)] == [train.labels[0].key]
 
 
 def test_bought_dev_labels_are_a_second_purchase_at_the_same_price() -> None:
@@ -217,14 +217,14 @@ def test_general_distillation_is_annotation_from_a_checkpoint_that_is_free() -> 
     assert general.final.key == annotated.final.key  # the same student here: which it is, the request says
     (line,) = [line for line in general.derivation if line not in annotated.derivation]
     assert line == f"start from {STUDENT.ref}: free, since it is publicly available: $0.00"
-    flags = {name: (each.taught_by, each.starts_general, each.labelled_by) for name, each in STRATEGIES.items()}
+    flags = {name: (each.taught_by, each.starts_general, each.sellers) for name, each in STRATEGIES.items()}
     assert flags == {
-        "annotate": (None, False, "human"),
-        "distill": ("teacher", False, "human"),
-        "self_distill": ("student", False, "human"),
-        "general_distill": (None, True, "human"),
-        "llm_annotate": (None, False, "llm"),
-        "mix": (None, False, "both"),
+        "annotate": (None, False, ("human",)),
+        "distill": ("teacher", False, ("human",)),
+        "self_distill": ("student", False, ("human",)),
+        "general_distill": (None, True, ("human",)),
+        "llm_annotate": (None, False, ("llm",)),
+        "mix": (None, False, ("human", "llm")),
     }
 
 
@@ -242,7 +242,7 @@ def test_gold_labels_are_mixed_in_only_where_they_are_asked_for() -> None:
     (without,), (with_gold,) = of_kind(recipe("distill", plain), Distil), of_kind(recipe("distill", mixed), Distil)
     assert isinstance(without, Distil)
     assert isinstance(with_gold, Distil)
-    assert without.gold is None
+    assert without.gold == ()
     assert with_gold.gold == with_gold.targets[0].teacher.labels
     assert len(of_kind(recipe("distill", mixed), Buy)) == 1
 
@@ -274,7 +274,7 @@ def test_seeds_sellers_and_threads_share_nothing_they_must_not() -> None:
     keys = {step.key for step in recipe("distill", base).steps()}
     for other in (
         known(40_000_000, n_initial=50, seed=1),
-        known(40_000_000, n_initial=50, seller_identity="another", dev="bought"),
+        known(40_000_000, n_initial=50, offers={"human": people(base.request, "another")}, dev="bought"),
     ):
         assert not keys & {step.key for step in recipe("distill", other).steps()}
     threads = recipe("distill", known(40_000_000, n_initial=50, threads=7))

@@ -86,7 +86,8 @@ def test_studies_of_an_llm_unfold_where_its_strategies_are(name: str) -> None:
     for scale in file.scales:
         options = [cell.options for cell in file.at(scale, price=BOOK.get).cells]
         for each in options:
-            assert each.llm_error_rate == (0.3 if each.strategy in ("llm_annotate", "mix") else None)
+            rates = {seller.name: seller.replay.error_rate for seller in each.sellers}
+            assert rates == {"human": 0.0, **({"llm": 0.3} if each.strategy in ("llm_annotate", "mix") else {})}
 
 
 def test_table2_on_cpu_counted_by_hand() -> None:

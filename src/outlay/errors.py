@@ -26,6 +26,7 @@
     │   ├── QuotaExceeded            the disk quota is full
     │   └── DiskFull                 no room left on the device
     ├── SellerError                  a seller of labels could not deliver
+    │   └── UnknownOrder             an order that the seller never took
     ├── ClusterError                 machines that cannot be reached, or do not get a job done
     ├── WorkFailed                   a worker's piece of work that ended with an error that is none of these
     └── TrainingError                a training that cannot go on
@@ -135,6 +136,10 @@ class DiskFull(StoreError):
 
 class SellerError(OutlayError):
     """A seller of labels could not deliver."""
+
+
+class UnknownOrder(SellerError):
+    """An order that the seller never took."""
 
 
 class ClusterError(OutlayError):

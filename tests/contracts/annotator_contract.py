@@ -8,8 +8,8 @@ from fractions import Fraction
 
 import pytest
 
-from outlay.errors import OutlayError, SellerError
-from outlay.labels import Annotator, Order
+from outlay.errors import OutlayError, SellerError, UnknownOrder
+from outlay.labels import Annotator, Delivery, Order, Pending
 from outlay.tasks.example import Example
 
 
@@ -18,6 +18,37 @@ def example(number: int, label: str | None = None) -> Example:
     text = f"message number {number}"
     row = hashlib.sha256(text.encode()).hexdigest()
     return Example(id=row, fields=(("text", text),), text=text, label=label, origin=f"made:{number}")
+
+
+MOST_COLLECTS = 200
+"""Collects until an order must be delivered whole: a seller in a test makes nobody wait for ever."""
+
+
+def delivered(seller: Annotator, order: Order) -> Delivery:
+    """Submit an order and collect until it is there whole, checking what comes in between."""
+    seller.submit(order)
+    before: dict[str, str] = {}
+    cash, seconds = 0, 0.0
+    for _ in range(MOST_COLLECTS):
+        got = seller.collect(order)
+        if isinstance(got, Delivery):
+            assert got.rows == order.rows
+        else:
+            assert got.order_id == order.id
+            assert got.waits_for
+            assert "\n" not in got.waits_for
+        so_far = got.so_far if isinstance(got, Pending) else got
+        if so_far is not None:
+            # What came before is in what comes later, and nothing is taken back.
+            known = dict(zip(so_far.rows, so_far.labels, strict=True))
+            assert set(known) <= set(order.rows)
+            assert known.items() >= before.items()
+            assert so_far.cash_micros >= cash
+            assert so_far.human_seconds >= seconds
+            before, cash, seconds = known, so_far.cash_micros, so_far.human_seconds
+        if isinstance(got, Delivery):
+            return got
+    raise AssertionError(f"not delivered after {MOST_COLLECTS} collects")
 
 
 class AnnotatorContract:
@@ -52,7 +83,7 @@ class AnnotatorContract:
     def test_a_delivery_has_one_valid_label_per_row_and_keeps_within_its_quote(self, n: int) -> None:
         seller = self.make_seller()
         quote = seller.quote(n)
-        delivery = seller.deliver(self.order(n))
+        delivery = delivered(seller, self.order(n))
         assert delivery.order_id == "order"
         assert len(delivery.labels) == len(delivery.answers) == n
         assert all(isinstance(label, str) for label in delivery.labels)
@@ -66,37 +97,65 @@ class AnnotatorContract:
 
     def test_an_order_delivered_twice_is_billed_once(self) -> None:
         seller = self.make_seller()
-        first = seller.deliver(self.order(5))
+        first = delivered(seller, self.order(5))
         billed = self.billed_micros(seller)
         assert billed > 0
-        assert seller.deliver(self.order(5)) == first
+        assert delivered(seller, self.order(5)) == first
         assert self.billed_micros(seller) == billed
-        seller.deliver(self.order(5, "another order", start=5))
+        delivered(seller, self.order(5, "another order", start=5))
         assert self.billed_micros(seller) > billed
+
+    def test_an_order_submitted_twice_is_billed_once(self) -> None:
+        seller = self.make_seller()
+        for _ in range(2):
+            seller.submit(self.order(5))
+        first = delivered(seller, self.order(5))
+        billed = self.billed_micros(seller)
+        seller.submit(self.order(5))
+        assert seller.collect(self.order(5)) == first
+        assert self.billed_micros(seller) == billed > 0
+
+    def test_an_order_that_was_never_submitted_is_unknown_and_not_billed(self) -> None:
+        seller = self.make_seller()
+        with pytest.raises(UnknownOrder):
+            seller.collect(self.order(5))
+        delivered(seller, self.order(3, "another"))
+        billed = self.billed_micros(seller)
+        with pytest.raises(UnknownOrder):
+            seller.collect(self.order(5))
+        assert self.billed_micros(seller) == billed
+
+    def test_orders_are_kept_apart_however_they_are_collected(self) -> None:
+        seller = self.make_seller()
+        orders = [self.order(7, f"order {i}", start=7 * i) for i in range(4)]
+        for order in orders:
+            seller.submit(order)
+        back = [delivered(seller, order).labels for order in reversed(orders)][::-1]
+        assert back == [delivered(self.make_seller(), order).labels for order in orders]
 
     def test_a_known_order_id_on_other_rows_is_refused(self) -> None:
         seller = self.make_seller()
-        seller.deliver(self.order(5))
+        delivered(seller, self.order(5))
         billed = self.billed_micros(seller)
         with pytest.raises(SellerError):
-            seller.deliver(self.order(6))
+            seller.submit(self.order(6))
         assert self.billed_micros(seller) == billed
 
     def test_a_fresh_seller_says_the_same_in_the_order_of_the_order(self) -> None:
-        forth = self.make_seller().deliver(self.order(20))
+        forth = delivered(self.make_seller(), self.order(20))
         rows = tuple(reversed(self.order(20).examples))
-        back = self.make_seller().deliver(Order("back", rows))
+        back = delivered(self.make_seller(), Order("back", rows))
         assert forth.labels == tuple(reversed(back.labels))
 
     def test_growing_an_order_keeps_what_was_said(self) -> None:
         seller = self.make_seller()
-        assert seller.deliver(self.order(20, "large")).labels[:8] == seller.deliver(self.order(8, "small")).labels
+        assert delivered(seller, self.order(20, "large")).labels[:8] == delivered(seller, self.order(8, "small")).labels
 
     def test_its_identity_is_plain_json_and_does_not_change_by_selling(self) -> None:
         seller = self.make_seller()
         before = json.dumps(seller.identity(), sort_keys=True, allow_nan=False)
         assert before != "{}"
-        seller.deliver(self.order(3))
+        delivered(seller, self.order(3))
         assert json.dumps(seller.identity(), sort_keys=True) == before
         assert json.dumps(self.make_seller().identity(), sort_keys=True) == before
 
@@ -104,10 +163,12 @@ class AnnotatorContract:
         seller = self.make_seller()
         rows = (example(0), example(self.N_KNOWN + 1_000))
         with pytest.raises(SellerError) as refused:
-            seller.deliver(Order.of("order", rows))
+            seller.submit(Order.of("order", rows))
         assert isinstance(refused.value, OutlayError)
         assert "\n" not in str(refused.value)
         assert self.billed_micros(seller) == 0
+        with pytest.raises(UnknownOrder):
+            seller.collect(Order.of("order", rows))
 
 
 class TestOrder:

@@ -42,6 +42,10 @@ ResultsFolder = Annotated[
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
+WAITING_EXIT = 75
+"""Of a command whose labels are ordered and not delivered: ``EX_TEMPFAIL`` of sysexits.h, the same command goes on later."""
+
+
 def fail(line: str, code: int = 1) -> NoReturn:
     """Print one line on standard error and exit."""
     from outlay.text.display import visible

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from outlay.cli.common import (
+    WAITING_EXIT,
     Json,
     PrecisionOption,
     PricesOption,
@@ -341,8 +342,12 @@ def refuse_several_processes() -> None:
 
 def _options(given: dict[str, Any], strategy: str, budget_micros: int) -> Options:
     from outlay.engine.prepare import Options
-    from outlay.plan.request import Seller
+    from outlay.plan.request import ReplayOptions, SellerSpec
+    from outlay.plan.steps import HUMAN, LLM
 
+    people = ReplayOptions(given["label_error_rate"], given["redundancy"], given["seconds_per_label"])
+    rate, item = given["llm_error_rate"], given["llm_price_item"]
+    llm = () if rate is None else (SellerSpec(LLM, ReplayOptions(rate, price_item=item)),)
     return Options(
         task=given["task"],
         strategy=strategy,
@@ -357,13 +362,11 @@ def _options(given: dict[str, Any], strategy: str, budget_micros: int) -> Option
         dev=given["dev"],
         n_dev=given["n_dev"],
         threads=given["threads"],
-        seller=Seller(given["label_error_rate"], given["redundancy"], given["seconds_per_label"]),
+        sellers=(SellerSpec(HUMAN, people), *llm),
         overrides=parse_settings(given["settings"]),
         base=given["base"],
         metric_model=given["metric_model"],
         general=given["general_student"],
-        llm_error_rate=given["llm_error_rate"],
-        llm_price_item=given["llm_price_item"],
         precision=given["precision"],
     )
 
@@ -420,11 +423,16 @@ def _print_files(files: dict[str, Path]) -> None:
 
 
 def _fail_without_result(points: list[Point]) -> None:
-    """One line and exit 1 where a point failed, or none has a score: among others that have one, `na` is an answer."""
+    """Fail in one line: with 1 where a point failed, or none has a score (among others that have one, `na` is an answer), with
+    `WAITING_EXIT` where one waits for labels."""
     failed = [point for point in points if point.result.status == "failed"]
     if failed:
         count = f"{len(failed)} of {len(points)} points failed, the first: " if len(points) > 1 else ""
         fail(f"{count}{failed[0].result.reason}")
+    waiting = [point for point in points if point.result.status == "waiting"]
+    if waiting:
+        count = f"{len(waiting)} of {len(points)} points wait, the first " if len(points) > 1 else "the run is "
+        fail(f"{count}{waiting[0].result.reason}; the same command goes on", WAITING_EXIT)
     if not any(point.is_ok for point in points):
         count = f"none of the {len(points)} points has a result, the first: " if len(points) > 1 else "no result: "
         fail(f"{count}{points[0].result.reason}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outlay.cli.common import Json, PricesOption, StoreOption, fail, open_store, parse_names, say_notes
+from outlay.cli.common import WAITING_EXIT, Json, PricesOption, StoreOption, fail, open_store, parse_names, say_notes
 from outlay.cli.run_commands import (
     CapOption,
     DataOption,
@@ -126,13 +126,20 @@ def _bring_about(conductor: StudyRunner, crew: WorkerPool, *, quiet: bool) -> St
 
 
 def _fail_if_failed(conductor: StudyRunner, folder: Path) -> None:
-    """One line and exit 1 where a point failed; `na` is an answer, not a failure."""
+    """Fail in one line: with 1 where a point failed (`na` is an answer), with `WAITING_EXIT` where one waits for labels."""
     points = [conductor.points[i] for i in sorted(conductor.points)]
     failed = [point for point in points if point.result.status == "failed"]
     if failed:
         fail(
             f"{len(failed)} of {len(points)} points failed, the first: {failed[0].result.reason}; "
             f"all of them: `{command_line('outlay', 'study', 'status', folder)}`; the same command tries them again"
+        )
+    waiting = [point for point in points if point.result.status == "waiting"]
+    if waiting:
+        fail(
+            f"{len(waiting)} of {len(points)} points wait, the first {waiting[0].result.reason}; "
+            f"all of them: `{command_line('outlay', 'study', 'status', folder)}`; the same command goes on",
+            WAITING_EXIT,
         )
 
 

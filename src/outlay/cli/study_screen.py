@@ -120,7 +120,9 @@ def status_lines(found: Status) -> list[str]:
     """A study's status for people: how far, what is held, what is missing and why, and how to go on."""
     total = sum(found.n_by_status.values())
     counts = ", ".join(
-        f"{found.n_by_status[name]:,} {name}" for name in ("ok", "na", "failed", "left") if name in found.n_by_status
+        f"{found.n_by_status[name]:,} {name}"
+        for name in ("ok", "na", "failed", "waiting", "left")
+        if name in found.n_by_status
     )
     lines = [
         f"{found.header.name} ({found.header.title}), scale {found.header.scale}: {total:,} points: {counts}",

@@ -69,7 +69,7 @@ def manifest_of(folder: Path, run: str) -> dict[str, Any] | None:
 
 def answers_of(store: Store, manifest: Mapping[str, Any] | None) -> tuple[str, Answered] | None:
     """Read the metric and the answers to the test split; ``None`` where the artifact was removed from the store."""
-    key = next((a["key"] for a in manifest["artifacts"] if a["step"] == "score"), None) if manifest else None
+    key = next((a["key"] for a in manifest["artifacts"][::-1] if a["step"] == "score"), None) if manifest else None
     artifact = store.get(key) if key is not None else None
     return None if artifact is None else read_answers(artifact)
 

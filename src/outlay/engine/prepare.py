@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from outlay.engine.choices import dev_choice, judge_of
-from outlay.engine.sellers import human_seller, identity_of, llm_offer, llm_seller, llm_terms
+from outlay.engine.sellers import chosen_sellers, make_seller, offer_of
 from outlay.errors import OutlayError, UnknownModel, UsageError
 from outlay.hardware.precision import AUTO, BF16, check_asked, remarks, resolve, without_auto
 from outlay.labels.annotator import Annotator
@@ -20,17 +20,17 @@ from outlay.models.window import Window, check_handover, window_of
 from outlay.money.amounts import PriceBook
 from outlay.money.machines import Machine, machine
 from outlay.plan.cache import Memo, once
-from outlay.plan.context import PlanningContext, TokenCounts
+from outlay.plan.context import Offer, PlanningContext, TokenCounts
 from outlay.plan.request import (
     DEFAULT_GENERAL,
     DEFAULT_MACHINE,
     DEFAULT_STUDENT,
     DEFAULT_TEACHER,
     Request,
-    Seller,
+    SellerSpec,
     frozen_overrides,
 )
-from outlay.plan.steps import Buy, Encoding, Judge, Model
+from outlay.plan.steps import HUMAN, Buy, Encoding, Judge, Model
 from outlay.plan.strategies import strategy as strategy_named
 from outlay.settings import DEFAULT_THREADS, TEMPERATURES, TeachSettings, TrainSettings, default_settings, role_settings
 from outlay.spec import Family, TargetSpec, can_answer, target_spec
@@ -60,7 +60,8 @@ class Options:
     """``given``, ``bought``, ``carved`` or ``none``; ``None`` = as the task says."""
     n_dev: int | None = None
     threads: int = DEFAULT_THREADS
-    seller: Seller = field(default_factory=Seller)
+    sellers: tuple[SellerSpec, ...] = (SellerSpec(),)
+    """Who may be bought from; those that the strategy does not buy from decide nothing, but `HUMAN`."""
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     base: str | None = None
     """What ``cut:`` and ``tiny:`` students are made from; ``None`` = the teacher."""
@@ -68,10 +69,6 @@ class Options:
     """Encoder that `bert_ibleu` compares texts with; ``None`` = as the task says."""
     general: str = DEFAULT_GENERAL
     """The generally distilled checkpoint that `general_distill` starts from."""
-    llm_error_rate: float | None = None
-    """Share of an LLM's labels that are wrong, in replay; strategies that hire one need it."""
-    llm_price_item: str | None = None
-    """What one of its labels is charged as; ``None`` = ``gpt-3.5-label/`` and the task's name."""
     precision: str = AUTO
     """``auto`` (as this machine is fast), ``bf16`` or ``fp32``, where neither task nor ``overrides`` name one for a role."""
 
@@ -125,9 +122,18 @@ class PreparedRun:
         return _sources(self.task, rows, self.known.shapes[ref].family)
 
     def seller_of(self, step: Buy) -> Annotator:
-        """Who sells the labels of a purchase, replayed from the gold labels of its split."""
-        seller = human_seller if step.annotator == "human" else llm_seller
-        return seller(self.train if step.split == "train" else self.dev, self.task, self.price_book, self.request)
+        """Make the seller of a purchase, which replays the gold labels of its split.
+
+        Raises:
+            TaskFileError: a row without a gold label.
+        """
+        spec = self.request.seller(step.seller)
+        if spec is None:
+            raise UsageError(
+                f"the request of strategy {self.request.strategy} names no seller {step.seller!r}; name it too"
+            )
+        rows = self.train if step.split == "train" else self.dev
+        return make_seller(spec, rows, self.task, self.price_book, self.request.seed)
 
 
 class RunBuilder:
@@ -202,8 +208,8 @@ class RunBuilder:
         self.price_book.label(task.price_item)
         dev, n_dev = dev_choice(task, data, options.dev, options.n_dev)
         cast = self._cast(task, options)
-        asked = (options.n_initial, options.llm_error_rate, options.llm_price_item)
-        llm_error_rate, llm_item = llm_terms(strategy_named(options.strategy), task, self.price_book, *asked)
+        policy = strategy_named(options.strategy)
+        sellers = chosen_sellers(policy, task, self.price_book, options.sellers, options.n_initial)
         families = self._families_by_role(cast)
         given = options.overrides
         overrides: dict[str, dict[str, Any]] = {role: without_auto(pairs) for role, pairs in given.items()}
@@ -228,12 +234,10 @@ class RunBuilder:
             dev=dev,
             n_dev=n_dev,
             threads=options.threads,
-            seller=options.seller,
+            sellers=sellers,
             overrides=frozen_overrides(overrides),
             base=None if options.base == options.teacher else options.base,
             metric_model=options.metric_model,
-            llm_error_rate=llm_error_rate,
-            llm_price_item=llm_item,
             precision=_run_precision(options, overrides),
         )
         for role, pairs in request.overrides:
@@ -299,11 +303,7 @@ class RunBuilder:
             handovers=spoken,
             machine=chosen,
             machine_price=self.price_book.hour(chosen.price_item),
-            label_price=self.price_book.label(task.price_item),
-            seller_identity=self.memo.once(
-                ("seller", options.task, request.seed, request.seller),
-                lambda: identity_of(human_seller(train, task, self.price_book, request)),
-            ),
+            offers={spec.name: self._offer(options.task, task, spec, train, request.seed) for spec in request.sellers},
             train_digest=ordered.train_digest,
             dev_digest=ordered.dev_digest,
             test_digest=ordered.test_digest,
@@ -314,11 +314,15 @@ class RunBuilder:
             n_dev=len(dev) if request.n_dev is None else request.n_dev,
             defaults={role: default_settings(family, task.kind)[role] for role, family in families.items()},
             teach_defaults=TeachSettings(),
-            llm=llm_offer(train, task, self.price_book, request),
             windows={model.ref: self._window(model) for model in cast.used},
         )
         parts = _pool_parts(data, len(pool))
         return PreparedRun(request, known, task, train, pool, dev, data.test, parts, self.price_book, options)
+
+    def _offer(self, name: str, task: Task, spec: SellerSpec, rows: Sequence[Example], seed: int) -> Offer:
+        return self.memo.once(
+            ("seller", name, seed, spec), lambda: offer_of(spec, make_seller(spec, rows, task, self.price_book, seed))
+        )
 
     # --- models ------------------------------------------------------------------------------------------------------
 
@@ -462,7 +466,8 @@ def added_micros(prepared: PreparedRun) -> int | None:
     n_initial = prepared.request.n_initial
     if n_initial is None:
         return None
-    initial = prepared.known.label_price.cost_micros(n_initial * prepared.request.seller.redundancy)
+    people = prepared.known.offer(HUMAN)
+    initial = people.price.cost_micros(n_initial * people.redundancy)
     return max(0, prepared.request.budget_micros - initial)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from outlay.engine.buying import Purchase, PurchaseResult, buy
 from outlay.engine.job_runner import kept_seconds
 from outlay.engine.run_dir import RunDir
 from outlay.engine.step_meter import lost_seconds
 from outlay.labels.purchases import PurchaseLog
-from outlay.money.amounts import Price
+from outlay.money.amounts import LABEL_UNIT, Price
 from outlay.money.ledger import Hold, Ledger
 from outlay.storage.store import Store
 
@@ -36,6 +38,24 @@ class ResultsDir:
     def payer(self, run_id: str) -> str:
         """Who pays: this run in this ledger. The same request in another folder is another payer."""
         return f"{self.ledger.first_hash()[:16]}:{run_id}"
+
+    def unbooked_micros(self, run_id: str) -> int:
+        """Cash of labels that were delivered to a run and that its ledger does not hold yet: those of a purchase under way."""
+        booked = sum(
+            entry.cash_micros
+            for entry in self.ledger.entries(run_id)
+            if entry.unit == LABEL_UNIT and entry.kind in ("settle", "overrun", "lost")
+        )
+        return max(0, self.book.paid_by(self.payer(run_id)) - booked)
+
+    def buy(self, purchase: Purchase, on_progress: Callable[[int, int, str], None]) -> PurchaseResult:
+        """Bring as many labels of a purchase into the log as its seller has, see `outlay.engine.buying.buy`."""
+        return buy(purchase, self.book, on_progress)
+
+    def end_purchase(self, hold: Hold, why: str) -> None:
+        """Release the hold of a purchase for good; what had come of it is booked to cash, since no settlement will."""
+        lost = self.unbooked_micros(hold.run_id)
+        self.ledger.release(hold, lost_cash_micros=lost, note=f"{why}; labels that had come" if lost else why)
 
     def give_back(self, hold: Hold, why: str, *, at_least: float = 0.0) -> str:
         """Release a hold, and book as lost what its attempt spent and nothing on disk keeps; a note on that, or "".

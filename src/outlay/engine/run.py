@@ -1,23 +1,25 @@
 """One run being executed: what it needs next, what is held for it, what it has settled (DESIGN decisions 1 and 2).
 
-An execution never computes. It asks its strategy, buys labels, books what it finds in the store, and says which compute steps it
-needs; whoever drives it (`outlay.engine.runner` one step after another, `outlay.study.scheduler` many runs at once) has
-them made under the hold that `begin` opens, and comes back with `settle` or `release`. The only code that spends.
+An execution never computes and never buys. It asks its strategy, books what it finds in the store, and says which steps it needs;
+whoever drives it (`outlay.engine.runner` one step after another, `outlay.study.scheduler` many runs at once) has them made under
+the hold that `begin` opens, and comes back with `settle` or `release`. The only code that spends.
+
+Labels that are ordered and not delivered keep their hold, across processes too: a run that needs nothing else waits
+(`waits_for`), and goes on with the same hold when it is opened again.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import groupby
 from types import TracebackType
 from typing import Any, Self
 
+from outlay.engine.buying import Purchase, PurchaseResult, RunPurchases
 from outlay.engine.environment import environment
 from outlay.engine.job_runner import Job, JobResult
 from outlay.engine.listeners import Watcher
@@ -26,26 +28,20 @@ from outlay.engine.prepare import PreparedRun
 from outlay.engine.results_dir import ResultsDir
 from outlay.engine.run_dir import Timing
 from outlay.engine.step_runner import lines_on_cuts
-from outlay.engine.summary import RunSummary, work_of
+from outlay.engine.summary import RunSummary, precision_facts, work_of
 from outlay.errors import BudgetExceeded
-from outlay.hardware.precision import AUTO, kept_bf16_speed
-from outlay.labels.annotator import Order
-from outlay.labels.purchases import PurchaseRecord, SellerLog, label_lines
-from outlay.money.amounts import Quote, cost_micros
+from outlay.money.amounts import LABEL_UNIT, Quote, cost_micros
 from outlay.money.ledger import Hold
 from outlay.plan.quotes import Quoter
-from outlay.plan.steps import LABELS_FILE, Buy, Recipe, Score, Step, describe, graph, learner_of, role_of
+from outlay.plan.steps import Buy, Recipe, Score, Step, describe, graph, learner_of, role_of
 from outlay.plan.strategies import NotAvailable, StrategyOutcome, strategy
 from outlay.storage.paths import command_line
 from outlay.storage.store import Artifact, key_of
 
-DELIVERY_ROWS = 100
-"""Labels per order: what a crash between delivery and booking can at most ask for again (under the same order id)."""
-
 
 @dataclass(frozen=True, slots=True)
 class ReadyStep:
-    """A compute step that can be made now. ``key``: what its artifact is stored under; ``again``: it was paid before."""
+    """A step that can be made now. ``key``: what its artifact is stored under; ``again``: it was paid before."""
 
     step: Step
     key: str
@@ -58,7 +54,7 @@ class HeldStep:
 
     need: ReadyStep
     hold: Hold
-    job: Job
+    job: Job | Purchase
 
 
 class RunExecution:
@@ -78,6 +74,8 @@ class RunExecution:
         self._proposal: Recipe | None = None
         self._artifacts: dict[str, Artifact] = {}
         self._begun: dict[str, HeldStep] = {}
+        self._kept_holds: dict[str, Hold] = {}
+        self._waiting: dict[str, str] = {}
         self._timings: list[Timing] = []
         self._started = time.monotonic()
         self._open = ExitStack()
@@ -92,8 +90,9 @@ class RunExecution:
         try:
             request = self.prepared.request
             self._ledger.open_run(self.run_id, request.budget_micros, note=request.task)
-            self._files.note_precision(_precision_facts(self.prepared))
+            self._files.note_precision(precision_facts(self.prepared))
             self._payer = self._till.payer(self.run_id)
+            self._purchases = RunPurchases(self.prepared, self._till.book, self._payer)
             self._recover()
         except BaseException:
             self.close()
@@ -113,9 +112,12 @@ class RunExecution:
         self.close()
 
     def _recover(self) -> None:
-        """Close the holds of an attempt that died, and book what it computed in vain as lost."""
+        """Close the holds of an attempt that died, and book what it computed in vain as lost; those of labels, which may be on
+        order, stay."""
         for hold in self._ledger.open_holds(self.run_id):
-            if note := self._till.give_back(hold, "the process that held it ended"):
+            if hold.quote.unit == LABEL_UNIT:
+                self._kept_holds[hold.key] = hold
+            elif note := self._till.give_back(hold, "the process that held it ended"):
                 self._watcher.say(f"an earlier attempt was cut off: {note}")
 
     # --- what is next ------------------------------------------------------------------------------------------------
@@ -131,61 +133,90 @@ class RunExecution:
         return self._proposal
 
     def advance(self) -> Point | None:
-        """Go as far as labels and the store allow; the point once the run is over, ``None`` while it needs something made."""
+        """Go as far as the store allows; the point once the run is over, ``None`` while it needs something made or bought."""
         while True:
             if self._proposal is None:
                 asked = self._policy.ask(self.prepared.known, self._outcomes)
-                if isinstance(asked, NotAvailable):
-                    return self.point("na", asked.reason, [])
-                if asked is None:
-                    return self.point("ok", None, self.recipes)
+                if asked is None or isinstance(asked, NotAvailable):
+                    self._give_back_kept()
+                    return self.point("na", asked.reason, []) if asked is not None else self._last_point()
                 for line in asked.derivation:
                     self._watcher.say(line)
                 self._proposal = asked
             self._obtain_all(self._proposal)
-            final = self._proposal.final
-            if final.key not in self._artifacts:
+            if self._proposal.final.key not in self._artifacts:
                 return None
-            balance = self._ledger.balance(self.run_id)
-            dev = self._artifacts[final.model.key].usage.get("dev")
-            self._outcomes.append(StrategyOutcome(self._proposal, dev, balance.charged_micros))
+            dev = self._artifacts[self._proposal.model.key].usage.get("dev")
+            charge_micros = self._charged_micros([*self.recipes, self._proposal])
+            self._outcomes.append(StrategyOutcome(self._proposal, dev, charge_micros))
             self._proposal = None
 
+    def _last_point(self) -> Point:
+        """Return the point of a run whose strategy is done: without a test score where it stopped at a pilot."""
+        if self.recipes and not self.recipes[-1].is_pilot:
+            return self.point("ok", None, self.recipes)
+        name = self.prepared.request.strategy
+        return self.point("na", f"strategy {name} ended with a pilot: no test split was scored", self.recipes)
+
+    def _charged_micros(self, recipes: Sequence[Recipe]) -> int:
+        """Charge of the steps of some recipes; the same whenever it is asked, so that a resumed run is told what it was told."""
+        keys = {step.key for step in graph(recipe.final for recipe in recipes)}
+        return sum(
+            entry.charge_micros
+            for entry in self._ledger.entries(self.run_id)
+            if entry.kind in ("settle", "overrun") and entry.key.split("/")[0] in keys
+        )
+
     def needs(self) -> list[ReadyStep]:
-        """Compute steps whose inputs are there and that nobody has begun for this run, in the recipe's order."""
+        """Steps whose inputs are there, that nobody has begun for this run and that wait for nobody, in the recipe's order.
+
+        Of one series of labels one purchase at a time: the next one must know what the first has paid for.
+        """
         if self._proposal is None:
             return []
-        return [
-            ReadyStep(step, self._storage_key(step), self._is_paid(step))
-            for step in self._proposal.steps()
-            if step.key not in self._artifacts and step.key not in self._begun and self._has_inputs(step)
-        ]
+        series = {begun.need.step.series for begun in self._begun.values() if isinstance(begun.need.step, Buy)}
+        found = []
+        for step in self._proposal.steps():
+            done = step.key in self._artifacts or step.key in self._begun or step.key in self._waiting
+            if done or not self._has_inputs(step) or (isinstance(step, Buy) and step.series in series):
+                continue
+            found.append(ReadyStep(step, self._storage_key(step), self._is_paid(step)))
+            series |= {step.series} if isinstance(step, Buy) else set()
+        return found
+
+    @property
+    def waits_for(self) -> str | None:
+        """One line on the labels that are ordered and not delivered; ``None`` where the run waits for none."""
+        return "waiting for " + "; ".join(dict.fromkeys(self._waiting.values())) if self._waiting else None
+
+    def put_off(self, need: ReadyStep, why: str) -> None:
+        """Let a need wait for what another run has ordered."""
+        self._waiting[need.step.key] = why
 
     def _has_inputs(self, step: Step) -> bool:
         return all(given.key in self._artifacts for given in step.inputs)
 
     def _obtain_all(self, recipe: Recipe) -> None:
-        """Whatever takes no computing; what is in the store already is booked together."""
+        """Take what takes neither computing nor buying: what is in the store already is booked together."""
         try:
-            for is_bought, steps in groupby(recipe.steps(), key=lambda step: isinstance(step, Buy)):
-                with nullcontext() if is_bought else self._ledger.together():
-                    for step in steps:
-                        if step.key not in self._artifacts and self._has_inputs(step):
-                            self._obtain(step)
+            with self._ledger.together():
+                for step in recipe.steps():
+                    if step.key not in self._artifacts and self._has_inputs(step):
+                        self._obtain(step)
         finally:
             self._note()
 
     def _obtain(self, step: Step) -> None:
-        """Have the artifact of ``step``, paid for, if that takes no computing."""
+        """Have the artifact of ``step``, paid for, if it is in the store."""
         is_paid = self._is_paid(step)
         if is_paid:
             artifact = self._find_paid(step)
             if artifact is not None:
                 self._artifacts[step.key] = artifact
                 return
-        if isinstance(step, Buy):
-            self._artifacts[step.key] = self._buy(step, again=is_paid)
-        elif (found := self._find(step, self._storage_key(step))) is not None:
+        if (found := self._find(step, self._storage_key(step))) is not None:
+            if isinstance(step, Buy):
+                self._purchases.take_over(step, found)
             self._book_found(step, found, again=is_paid)
 
     def _find(self, step: Step, key: str) -> Artifact | None:
@@ -202,54 +233,54 @@ class RunExecution:
 
     # --- labels ------------------------------------------------------------------------------------------------------
 
-    def _buy(self, step: Buy, again: bool) -> Artifact:
-        """Buy what the book of this series does not hold yet, delivery by delivery."""
-        rows = (self.prepared.train if step.split == "train" else self.prepared.dev)[step.start : step.stop]
-        seller = self.prepared.seller_of(step)
-        quote = self._quoter.quote(step)
-        with self._till.book.open(step.series) as purchases:
-            self._take_over(step, purchases)
-            missing = [row for row in rows if row.id not in purchases.labels]
-            already = 0 if again else purchases.paid_by(self._payer)
-            hold = self._hold(step, _with_cash(quote, already + seller.quote(len(missing)).cash_micros), again)
-            with self._released_on_error(hold):
-                for start in range(0, len(missing), DELIVERY_ROWS):
-                    batch = missing[start : start + DELIVERY_ROWS]
-                    order = Order.of(key_of([step.series, [row.id for row in batch]]), batch)
-                    delivery = seller.deliver(order)
-                    labels = tuple((row.id, label) for row, label in zip(batch, delivery.labels, strict=True))
-                    purchases.add(
-                        PurchaseRecord(order.id, self._payer, delivery.cash_micros, delivery.human_seconds, labels)
-                    )
-                    self._watcher.progress(start + len(batch), len(missing), "labels")
-                artifact = self._store.put(
-                    step.key,
-                    step.kind,
-                    {LABELS_FILE: label_lines([(row.id, purchases.labels[row.id]) for row in rows])},
-                    meta={"request": step.request(), "series": step.series, "what": describe(step)},
-                    usage={"n_labels": step.n, "n_answers": int(quote.quantity)},
-                    circumstance={"human_seconds": sum(r.human_seconds for r in purchases.receipts)},
-                )
-            cash_micros = 0 if again else purchases.paid_by(self._payer)
-            self._settle(step, hold, artifact, quote.quantity, cash_micros, reused=not missing)
-        return artifact
+    def _begin_purchase(self, step: Buy, need: ReadyStep) -> HeldStep:
+        """Hold a purchase: all that its labels cost, of the cash what is paid already and what the missing rows take."""
+        purchase, quote = self._purchases.begin(step), self._quoter.quote(step)
+        cash = self._cash_of(step, need.again) + purchase.seller.quote(purchase.n_missing).cash_micros
+        return HeldStep(need, self._hold(step, _with_cash(quote, cash), need.again), purchase)
 
-    def _take_over(self, step: Buy, purchases: SellerLog) -> None:
-        """Into the book of this machine, what another one bought and left at the URL of the store: it is not bought again."""
-        found = self._store.get(step.key) if not purchases.labels else None
-        if found is not None:
-            rows = [json.loads(line) for line in found.read_bytes(LABELS_FILE).split(b"\n") if line]
-            labels = tuple((row["row"], row["label"]) for row in rows)
-            purchases.add(PurchaseRecord(key_of([step.series, "taken over"]), "another machine", 0, 0.0, labels))
+    def _settle_purchase(self, step: Buy, begun: HeldStep, purchase: Purchase) -> None:
+        """Keep the labels as an artifact and book them; a kept hold may be settled by another process than opened it."""
+        quote, again = self._quoter.quote(step), begun.need.again
+        with self._released_on_error(begun.hold):
+            files, human_seconds = self._purchases.files(step)
+            artifact = self._store.put(
+                step.key,
+                step.kind,
+                files,
+                meta={"request": step.request(), "series": step.series, "what": describe(step)},
+                usage={"n_labels": step.n, "n_answers": int(quote.quantity)},
+                circumstance={"human_seconds": human_seconds},
+            )
+            cash = self._cash_of(step, again)
+            self._settle(step, begun.hold, artifact, quote.quantity, cash, reused=purchase.n_missing == 0)
+        self._artifacts[step.key] = artifact
+
+    def _cash_of(self, step: Buy, again: bool) -> int:
+        """Cash of this run's own bank for a purchase, each label once, whatever purchases of the run it is in."""
+        steps = graph(recipe.final for recipe in (*self.recipes, *([self._proposal] if self._proposal else [])))
+        before = [
+            each for each in steps if isinstance(each, Buy) and each.key in self._artifacts and each.key != step.key
+        ]
+        return 0 if again else self._purchases.cash_micros(step, before)
+
+    def _give_back_kept(self) -> None:
+        """Give back holds of labels that the run did without."""
+        while self._kept_holds:
+            self._till.give_back(self._kept_holds.popitem()[1], "the run did without these labels")
 
     # --- compute steps -----------------------------------------------------------------------------------------------
 
     def begin(self, need: ReadyStep, *, cash_share: Fraction = Fraction(1)) -> HeldStep:
-        """Hold a need at its quote, with ``cash_share`` of the cash that is left, and say what is to be made.
+        """Hold a need at its quote, and say what is to be made; of the cash that is left, a compute step is given ``cash_share``.
 
         Raises:
             BudgetExceeded: no cash is left.
+            TaskFileError: a row has no gold label to replay.
         """
+        if isinstance(need.step, Buy):
+            self._begun[need.step.key] = self._begin_purchase(need.step, need)
+            return self._begun[need.step.key]
         here, step = self._till.here, need.step
         room = int(self._ledger.cash_room_micros(self.run_id) * cash_share)
         if room == 0 and here.usd > 0:
@@ -276,8 +307,23 @@ class RunExecution:
         self._begun[step.key] = HeldStep(need, hold, job)
         return self._begun[step.key]
 
-    def settle(self, begun: HeldStep, delivered: JobResult) -> None:
-        """Book what a job brought."""
+    def settle(self, begun: HeldStep, delivered: JobResult | PurchaseResult) -> None:
+        """Book what a job brought; labels that are not all delivered keep their hold, and the run waits for them.
+
+        Raises:
+            OutlayError: labels cannot be kept; their hold is given back, and they stay in the log.
+        """
+        if isinstance(delivered, PurchaseResult):
+            step, purchase = begun.need.step, begun.job
+            assert isinstance(step, Buy)
+            assert isinstance(purchase, Purchase)
+            del self._begun[step.key]
+            if delivered.waits_for is not None:
+                self._kept_holds[begun.hold.key] = begun.hold
+                self._waiting[step.key] = delivered.waits_for
+            else:
+                self._settle_purchase(step, begun, purchase)
+            return
         artifact = self._find(begun.need.step, delivered.key)
         if artifact is None:
             self.release(begun, "the artifact was removed from the store before it was settled")
@@ -287,11 +333,15 @@ class RunExecution:
         del self._begun[begun.need.step.key]
 
     def release(self, begun: HeldStep, why: str, *, seconds: float = 0.0) -> None:
-        """Give back the hold of a job that failed or was lost; the step is needed again.
+        """Give back the hold of a job that failed or was lost; the step is needed again. Labels on order stay held.
 
         ``seconds``: that it took, for where no heartbeat says so.
         """
-        del self._begun[begun.need.step.key]
+        step = begun.need.step
+        del self._begun[step.key]
+        if isinstance(step, Buy) and self._purchases.is_ordered(step):
+            self._kept_holds[begun.hold.key] = begun.hold
+            return
         self._till.give_back(begun.hold, why, at_least=seconds)
 
     def compute_hours(self) -> Fraction:
@@ -310,10 +360,15 @@ class RunExecution:
 
     def _book_found(self, step: Step, artifact: Artifact, again: bool) -> None:
         """Pay for what is in the store already: the charge in full, of the cash only what this run itself spent on it."""
-        cash = 0 if again else self._my_cash(artifact)
-        hold = self._hold(step, _with_cash(self._quoter.quote(step), cash), again)
+        quote = self._quoter.quote(step)
+        cash = self._cash_of(step, again) if isinstance(step, Buy) else 0 if again else self._my_cash(artifact)
+        hold = self._hold(step, _with_cash(quote, cash), again)
         with self._released_on_error(hold):
-            self._book(step, artifact, hold, again, reused=True)
+            if isinstance(step, Buy):
+                self._settle(step, hold, artifact, quote.quantity, cash, reused=True)
+                self._artifacts[step.key] = artifact
+            else:
+                self._book(step, artifact, hold, again, reused=True)
 
     def _book(self, step: Step, artifact: Artifact, hold: Hold, again: bool, reused: bool) -> None:
         quantity = self._quoter.hours(work_of(step, artifact, self._quoter))
@@ -349,7 +404,14 @@ class RunExecution:
     def _hold(self, step: Step, quote: Quote, again: bool) -> Hold:
         if again:
             quote = Quote(quote.item, quote.unit, quote.quantity, quote.unit_usd * 0, 0, quote.cash_micros)
-        hold = self._ledger.hold(self.run_id, self._hold_key(step, again), quote)
+        key = self._hold_key(step, again)
+        kept = self._kept_holds.pop(key, None)
+        if kept is not None and kept.quote.cash_micros < quote.cash_micros:
+            self._ledger.release(kept, note="held anew for more cash")
+            kept = None
+        if kept is not None:
+            self._ledger.renew(kept)
+        hold = kept or self._ledger.hold(self.run_id, key, quote)
         self._watcher.begin(describe(step), quote, self._ledger.balance(self.run_id))
         return hold
 
@@ -427,19 +489,6 @@ class RunExecution:
         finals = [recipe.final for recipe in (*self.recipes, *([self._proposal] if self._proposal else []))]
         steps = [step for step in graph(finals) if step.key in self._artifacts]
         return RunSummary(self.prepared, self._quoter, steps, self._artifacts)
-
-
-def _precision_facts(prepared: PreparedRun) -> dict[str, Any]:
-    """What a run computes in, and why, for its receipt."""
-    request, known = prepared.request, kept_bf16_speed()
-    of_roles = {role: dict(settings).get("precision") for role, settings in request.overrides}
-    return {
-        "precision": request.precision,
-        "asked": prepared.options.precision != AUTO,
-        "bf16_ratio": None if known is None else known.ratio,
-        "device": None if known is None else known.device,
-        "roles": {role: name for role, name in of_roles.items() if name is not None},
-    }
 
 
 def _with_cash(quote: Quote, cash_micros: int) -> Quote:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from outlay.engine.job_runner import JobRunner
+from outlay.engine.buying import Purchase, PurchaseResult
+from outlay.engine.job_runner import JobResult, JobRunner
 from outlay.engine.listeners import Silent, Watcher
 from outlay.engine.point import Point
 from outlay.engine.prepare import Options, PreparedRun, RunBuilder
@@ -21,7 +22,7 @@ from outlay.engine.run_dir import RunDir
 from outlay.errors import LedgerDamaged, OutlayError, UsageError
 from outlay.hardware.precision import AUTO, OTHER, bf16_speed, precision_name
 from outlay.labels.purchases import PurchaseLog
-from outlay.money.amounts import Price
+from outlay.money.amounts import LABEL_UNIT, Price
 from outlay.money.ledger import Anchor, Ledger
 from outlay.storage.files import write_json
 from outlay.storage.paths import command_line
@@ -82,7 +83,8 @@ class Runner:
         return points
 
     def execute(self, prepared: PreparedRun) -> Point:
-        """Run to the end, from wherever an earlier attempt was cut off; a run that is done is replayed and books nothing.
+        """Run to the end, or to where labels are waited for, from wherever an earlier attempt was cut off; a run that is done is
+        replayed and books nothing.
 
         Raises:
             SpendError: another process executes this run, or the ledger is damaged.
@@ -93,6 +95,8 @@ class Runner:
         with RunExecution(self.till, prepared, self.watcher) as execution:
             try:
                 while (point := execution.advance()) is None:
+                    if not execution.needs():
+                        return execution.point("waiting", execution.waits_for, [])
                     self._make_next(execution, maker)
             except OutlayError as error:
                 return execution.point("failed", str(error), [])
@@ -101,8 +105,14 @@ class Runner:
 
     def _make_next(self, execution: RunExecution, maker: JobRunner) -> None:
         begun = execution.begin(execution.needs()[0])
+        delivered: JobResult | PurchaseResult
         try:
-            delivered = maker.make(begun.job, self.watcher.progress, lambda who: self.watcher.say(f"waiting: {who}"))
+            if isinstance(begun.job, Purchase):
+                delivered = self.till.buy(begun.job, self.watcher.progress)
+            else:
+                delivered = maker.make(
+                    begun.job, self.watcher.progress, lambda who: self.watcher.say(f"waiting: {who}")
+                )
         except BaseException as error:
             execution.release(begun, type(error).__name__)
             raise
@@ -135,5 +145,8 @@ class Runner:
         """End a run for good: open holds are released, and what was already delivered or computed is booked to cash."""
         with self.run_folder(run_id).alone():
             for hold in self.ledger.open_holds(run_id):
-                self.till.give_back(hold, "cancelled")
+                if hold.quote.unit == LABEL_UNIT:
+                    self.till.end_purchase(hold, "cancelled")
+                else:
+                    self.till.give_back(hold, "cancelled")
             self.ledger.cancel(run_id)

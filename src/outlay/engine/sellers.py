@@ -1,105 +1,91 @@
-"""Who sells the labels of a run: people and, where the strategy hires one, a large language model. Both replay gold labels."""
+"""Make the sellers that a request names. Every one of them replays gold labels so far."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from outlay.errors import TaskFileError, UsageError
-from outlay.labels.annotator import Annotator
 from outlay.labels.replay import Replay
 from outlay.money.amounts import PriceBook
 from outlay.plan.context import Offer
-from outlay.plan.request import Request
+from outlay.plan.request import SellerSpec
+from outlay.plan.steps import HUMAN, LLM
 from outlay.plan.strategies import Strategy
 from outlay.storage.store import canonical_json, key_of
 from outlay.tasks.example import Example
 from outlay.tasks.task import Task
 
-LLM_PRICE_ITEM = "gpt-3.5-label/{task}"
-"""What an LLM's label costs unless the user names another item: the published tasks' prices (Kang et al. 2023, Appendix E)."""
+PRICE_ITEMS = {LLM: "gpt-3.5-label/{task}"}
+"""Price items by the seller's name where neither the user nor the task says one: the published prices of an LLM's labels (Kang et
+al. 2023, Appendix E)."""
 
+_NOBODY = {
+    LLM: "replays an LLM's labels, and how often they are wrong is for you to assume; give --llm-error-rate, such as 0.3"
+}
+"""By the seller's name: a strategy's line where it is not named, with the way out."""
 
 N_NAMED = 3
 """Rows that an error names."""
 
 
-def human_seller(rows: Sequence[Example], task: Task, book: PriceBook, request: Request) -> Annotator:
-    """The people who label ``rows``.
+def make_seller(spec: SellerSpec, rows: Sequence[Example], task: Task, book: PriceBook, seed: int) -> Replay:
+    """Make the seller who labels ``rows``.
+
+    Its errors are a pure function of the seed and the row, and independent of those that another seller makes.
 
     Raises:
         TaskFileError: a row without a gold label.
     """
+    options = spec.replay
     return Replay(
         _gold(rows, task),
         labels=_label_set(task),
-        price=book.label(task.price_item),
-        error_rate=request.seller.error_rate,
-        redundancy=request.seller.redundancy,
-        seconds_per_label=request.seller.seconds_per_label,
-        seed=request.seed,
+        price=book.label(task.price_item if options.price_item is None else options.price_item),
+        error_rate=options.error_rate,
+        redundancy=options.redundancy,
+        seconds_per_label=options.seconds_per_label,
+        # The hash of a name and a seed is no seed that a user gives, so no two sellers ever err alike.
+        seed=seed if spec.name == HUMAN else int(key_of([spec.name, seed])[:12], 16),
     )
 
 
-def llm_seller(rows: Sequence[Example], task: Task, book: PriceBook, request: Request) -> Annotator:
-    """The LLM that labels ``rows``, one answer each.
-
-    Its errors are a pure function of the request's seed and the row, and independent of those that people make.
-
-    Raises:
-        UsageError: the request hires none.
-        TaskFileError: a row without a gold label.
-    """
-    if request.llm_error_rate is None or request.llm_price_item is None:
-        raise UsageError(f"the request of strategy {request.strategy} hires no LLM; hire one with --llm-error-rate")
-    return Replay(
-        _gold(rows, task),
-        labels=_label_set(task),
-        price=book.label(request.llm_price_item),
-        error_rate=request.llm_error_rate,
-        # The hash of the seed is no seed that a user gives, so the two sellers never err alike.
-        seed=int(key_of(["llm", request.seed])[:12], 16),
-    )
+def offer_of(spec: SellerSpec, seller: Replay) -> Offer:
+    """Return a seller's terms."""
+    return Offer(seller.price, canonical_json(dict(seller.identity())), spec.replay.redundancy)
 
 
-def llm_offer(rows: Sequence[Example], task: Task, book: PriceBook, request: Request) -> Offer | None:
-    """What that LLM asks; ``None`` where the request hires none."""
-    if request.llm_error_rate is None or request.llm_price_item is None:
-        return None
-    return Offer(book.label(request.llm_price_item), identity_of(llm_seller(rows, task, book, request)))
-
-
-def identity_of(seller: Annotator) -> str:
-    """Canonical JSON of who a seller is."""
-    return canonical_json(dict(seller.identity()))
-
-
-def llm_terms(
-    policy: Strategy, task: Task, book: PriceBook, n_initial: int | None, error_rate: float | None, item: str | None
-) -> tuple[float | None, str | None]:
-    """Error rate and price item of the LLM that a strategy hires; nothing where it hires none, whatever is named.
+def chosen_sellers(
+    policy: Strategy, task: Task, book: PriceBook, asked: Sequence[SellerSpec], n_initial: int | None
+) -> tuple[SellerSpec, ...]:
+    """Return the sellers that a strategy buys from, and `HUMAN`, each with its price item; whoever else is named decides nothing.
 
     Raises:
-        UsageError: a strategy that hires one, without what it needs.
+        UsageError: a seller who is not named, or no N for the first of several.
         UnknownItem: the price book does not have the item named.
         MoneyError: the item is not sold by the label.
     """
-    if policy.labelled_by == "human":
-        return None, None
-    if policy.labelled_by == "both" and n_initial is None:
+    if len(policy.sellers) > 1 and n_initial is None:
         raise UsageError(f"strategy {policy.name} needs to know how many labels people give; give --n-initial")
-    if error_rate is None:
-        raise UsageError(
-            f"strategy {policy.name} replays an LLM's labels, and how often they are wrong is for you to assume; "
-            "give --llm-error-rate, such as 0.3"
-        )
-    return float(error_rate), _price_item(task, book, item)
+    named = [seller.name for seller in asked]
+    for name in policy.sellers:
+        if name not in named:
+            way = _NOBODY.get(
+                name, f"buys labels of seller {name!r}, and nobody of that name is among the sellers; add it"
+            )
+            raise UsageError(f"strategy {policy.name} {way}")
+    return tuple(_priced(seller, task, book) for seller in asked if seller.name in (HUMAN, *policy.sellers))
 
 
-def _price_item(task: Task, book: PriceBook, named: str | None) -> str:
-    item = named if named is not None else LLM_PRICE_ITEM.format(task=task.name)
+def _priced(seller: SellerSpec, task: Task, book: PriceBook) -> SellerSpec:
+    """Return a seller with the item that its labels are charged as; ``None`` stays where that is the task's own."""
+    named, usual = seller.replay.price_item, PRICE_ITEMS.get(seller.name)
+    if named is None and usual is None:
+        return seller
+    item = named if named is not None else str(usual).format(task=task.name)
     if named is None and item not in book:
         raise UsageError(f"the price book has no {item!r}; name what an LLM's label costs with --llm-price-item")
-    return book.label(item).item
+    return replace(seller, replay=replace(seller.replay, price_item=book.label(item).item))
 
 
 def _gold(rows: Sequence[Example], task: Task) -> dict[str, str]:

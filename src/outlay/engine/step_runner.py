@@ -102,8 +102,8 @@ class StepRunner:
     def _train(self, step: Train, context: TrainContext) -> StepOutput:
         from outlay.train.api import finetune
 
-        labels = [label for buy in step.bought for label in self.read_labels(buy)]
-        rows = [row for buy in step.bought for row in self._prepared.train[buy.start : buy.stop]]
+        labels = [label for buy in step.labels for label in self.read_labels(buy)]
+        rows = [row for buy in step.labels for row in self._prepared.train[buy.start : buy.stop]]
         first = n_carved(step.dev)
         out = _fresh(context)
         progress = finetune(
@@ -132,17 +132,19 @@ class StepRunner:
             self._prepared.sources([pool[i] for i in kept], step.model.ref),
             SparseTargets.concatenate(blocks).select(kept),
             step.settings,
-            gold=None if step.gold is None else self._gold(step.gold, [pool[i] for i in kept]),
+            gold=self._gold(step.gold, [pool[i] for i in kept]) if step.gold else None,
             dev=self._dev(step),
             out=out,
             watch=context,
         )
         return _trained(out, progress, len(kept), self._dev_floor(step))
 
-    def _gold(self, bought: Buy, rows: Sequence[Example]) -> list[str | None]:
+    def _gold(self, bought: Sequence[Buy], rows: Sequence[Example]) -> list[str | None]:
         """The bought labels of those pool rows that are train rows too, told by the hash of their text."""
-        labels = self.read_labels(bought)
-        known = {row.id: label for row, label in zip(self._prepared.train, labels, strict=False)}
+        known: dict[str, str] = {}
+        for each in bought:
+            labelled = self._prepared.train[each.start : each.stop]
+            known |= {row.id: label for row, label in zip(labelled, self.read_labels(each), strict=True)}
         return [known.get(row.id) for row in rows]
 
     def _teach(self, step: Teach, context: TrainContext) -> StepOutput:

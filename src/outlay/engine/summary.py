@@ -12,11 +12,12 @@ from outlay.engine.outputs import read_answers
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
 from outlay.engine.prepare import Options, PreparedRun, RunBuilder, added_micros
 from outlay.errors import OutlayError
+from outlay.hardware.precision import AUTO, kept_bf16_speed
 from outlay.metrics import main_score
 from outlay.metrics.degenerate import Floor, dev_remarks, test_remarks
 from outlay.money.ledger import Anchor, Balance
 from outlay.plan.quotes import Quoter, Work
-from outlay.plan.steps import SCORES_FILE, Buy, Distil, Recipe, Step, Train, describe, role_of
+from outlay.plan.steps import HUMAN, LLM, SCORES_FILE, Buy, Distil, Recipe, Step, Train, describe, role_of
 from outlay.plan.strategies import strategy
 from outlay.storage.store import Artifact, digest_of
 
@@ -63,11 +64,11 @@ class RunSummary:
         dev: float | None = None
         parameters: int | None = None
         if recipes:
-            last = recipes[-1].final
-            scores = _scores(self.artifacts[last.key])
+            last = recipes[-1]
+            scores = {} if last.is_pilot else _scores(self.artifacts[last.final.key])
             student = self.artifacts[last.model.key]
             dev, parameters = student.usage["dev"], int(student.usage["n_parameters"])
-        first_dev = next((step.dev for step in trains if step.dev is not None), None)
+        first_dev = next((step.dev for step in _trains_of(recipes, self.steps) if step.dev is not None), None)
         return PointResult(
             status=status,
             reason=reason,
@@ -75,8 +76,8 @@ class RunSummary:
             dev=dev,
             scores=scores,
             charge_usd=usd_of(balance.total_charge_micros),
-            n_labels=max((step.n_labels_of("human") for step in trains), default=0),
-            n_llm_labels=max((step.n_labels_of("llm") for step in trains), default=0),
+            n_labels=max((step.n_labels - step.n_labels_of(LLM) for step in trains), default=0),
+            n_llm_labels=max((step.n_labels_of(LLM) for step in trains), default=0),
             llm_tokens_in=0,
             llm_tokens_out=0,
             n_pool=max((step.n_rows for step in distils), default=0),
@@ -84,20 +85,22 @@ class RunSummary:
             seconds={self.prepared.request.machine: float(seconds)} if work else {},
             flops=sum(sum(self.quoter.flops(w)) for w in work),
             student_parameters=parameters,
-            artifacts=self._digests(),
+            artifacts=self._digests(recipes),
             notes=self._notes(recipes),
         )
 
     def _notes(self, recipes: Sequence[Recipe]) -> tuple[str, ...]:
         """Where the scores mean less than their numbers say, a line each."""
-        if not recipes:
+        if not recipes or recipes[-1].is_pilot:
             return ()
         final = recipes[-1].final
         metric, answered = read_answers(self.artifacts[final.key])
         notes = test_remarks(metric, answered, _scores(self.artifacts[final.key])[main_score(metric)].value)
-        teachers = [step for step in self.steps if isinstance(step, Train) and step.role == "teacher"]
+        teachers = [step for step in _trains_of(recipes, self.steps) if step.role == "teacher"]
         models = dict.fromkeys(["the teacher"], teachers[0]) if teachers else {}
-        usages = {who: self.artifacts[step.key].usage for who, step in [*models.items(), ("the student", final.model)]}
+        usages = {
+            who: self.artifacts[step.key].usage for who, step in [*models.items(), ("the student", recipes[-1].model)]
+        }
         first = next(iter(usages.values()))
         floor = None if first.get("dev_floor") is None else Floor(**first["dev_floor"])
         return (
@@ -105,16 +108,17 @@ class RunSummary:
             *dev_remarks(first.get("n_dev", 0), {who: usage["dev"] for who, usage in usages.items()}, floor),
         )
 
-    def _digests(self) -> dict[str, str]:
-        """Digest by role; many of one role (the blocks of targets, labels of two splits) become the digest of their digests."""
+    def _digests(self, recipes: Sequence[Recipe]) -> dict[str, str]:
+        """Digest by role, of the recipe that was decided for; many of one role (the blocks of targets, labels of two splits)
+        become the digest of their digests."""
         by_role: dict[str, list[str]] = {}
-        for step in self.steps:
+        for step in recipes[-1].steps() if recipes else self.steps:
             by_role.setdefault(role_of(step), []).append(self.artifacts[step.key].digest)
         return {role: d[0] if len(d) == 1 else digest_of("".join(d).encode()) for role, d in by_role.items()}
 
     def manifest(self, recipes: Sequence[Recipe], point: Mapping[str, Any], anchor: Anchor) -> dict[str, Any]:
         """What a finished run leaves behind: the request, the derivation, its artifacts, the point, and the ledger's anchor."""
-        teachers = (step for step in self.steps if isinstance(step, Train) and step.role == "teacher")
+        teachers = (step for step in _trains_of(recipes, self.steps) if step.role == "teacher")
         return {
             "run_id": self.prepared.request.run_id,
             "request": self.prepared.request.to_json(),
@@ -129,6 +133,19 @@ class RunSummary:
         }
 
 
+def precision_facts(prepared: PreparedRun) -> dict[str, Any]:
+    """Return what a run computes in, and why, for its receipt."""
+    request, known = prepared.request, kept_bf16_speed()
+    of_roles = {role: dict(settings).get("precision") for role, settings in request.overrides}
+    return {
+        "precision": request.precision,
+        "asked": prepared.options.precision != AUTO,
+        "bf16_ratio": None if known is None else known.ratio,
+        "device": None if known is None else known.device,
+        "roles": {role: name for role, name in of_roles.items() if name is not None},
+    }
+
+
 def absent_point(options: Options, workbench: RunBuilder, status: str, reason: str) -> Point:
     """The point of a run that cannot even be prepared: its data or models are not there.
 
@@ -137,9 +154,8 @@ def absent_point(options: Options, workbench: RunBuilder, status: str, reason: s
     try:
         task, _ = workbench.load(options.task)
         price = workbench.price_book.label(task.price_item)
-        initial = (
-            None if options.n_initial is None else price.cost_micros(options.n_initial * options.seller.redundancy)
-        )
+        redundancy = next((seller.replay.redundancy for seller in options.sellers if seller.name == HUMAN), 1)
+        initial = None if options.n_initial is None else price.cost_micros(options.n_initial * redundancy)
     except OutlayError:
         initial = None
     policy = strategy(options.strategy)
@@ -177,6 +193,11 @@ def absent_point(options: Options, workbench: RunBuilder, status: str, reason: s
         artifacts={},
     )
     return Point(asked, nothing, PointCircumstance())
+
+
+def _trains_of(recipes: Sequence[Recipe], steps: Sequence[Step]) -> list[Train]:
+    """Return the trainings on labels of the recipe that was decided for, or of all steps where there is none."""
+    return [step for step in (recipes[-1].steps() if recipes else steps) if isinstance(step, Train)]
 
 
 def _scores(artifact: Artifact) -> dict[str, Reading]:

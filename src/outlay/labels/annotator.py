@@ -1,4 +1,4 @@
-"""What every seller of labels promises: quote, then deliver. Sellers see orders and prices, never the ledger."""
+"""Sellers of labels: quote, take an order, hand out what is ready. Sellers see orders and prices, never the ledger."""
 
 from __future__ import annotations
 
@@ -35,17 +35,24 @@ class Order:
         """The order of `examples` without their labels."""
         return cls(order_id, tuple(replace(example, label=None) for example in examples))
 
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Ids of its rows, in its order."""
+        return tuple(example.id for example in self.examples)
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What a seller delivered for one order.
+    """Labels delivered for one order.
 
-    `labels` has one label per row, in the order's order; `answers` the single answers that each of them was made of.
-    `quantity` is what is billed, in the unit of the seller's price, `charge_micros` that at the price, and
-    `cash_micros` what left the bank this time. `human_seconds` is the working time of the people who answered.
+    `rows` are the ids of the rows that are labelled: all of the order, in its order, in a whole delivery; `labels` has one
+    label per row, `answers` the single answers that each of them was made of. `quantity` is what is billed, in the unit of
+    the seller's price, `charge_micros` that at the price, and `cash_micros` what left the bank for it. `human_seconds` is
+    the working time of the people who answered.
     """
 
     order_id: str
+    rows: tuple[str, ...]
     labels: tuple[str, ...]
     answers: tuple[tuple[str, ...], ...]
     quantity: Fraction
@@ -54,13 +61,27 @@ class Delivery:
     human_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An order that is not delivered whole yet: `waits_for` says what is missing ("2 of 3 people have answered").
+
+    `so_far` is all that came of it until now, of any of its rows; a later one holds it too, so that nothing is lost where
+    it was collected and not kept.
+    """
+
+    order_id: str
+    waits_for: str
+    so_far: Delivery | None = None
+
+
 @runtime_checkable
 class Annotator(Protocol):
     """A seller of labels.
 
-    `deliver` is idempotent by order id: the same order again gives the same delivery and is billed once; other rows
-    under a known id are refused. Raises SellerError where it cannot deliver, LabelError for a label outside the set.
-    A label is a text: one of a set, a line of entities, or whatever the task asks for.
+    `submit` sends an order and returns; `collect` asks what came of it, at once, as often as one likes, from any process
+    that makes the seller anew: an order is found again by its id. An order is billed once, whatever is asked how often.
+    Raises SellerError where it cannot deliver, LabelError for a label outside the set. A label is a text: one of a set, a
+    line of entities, or whatever the task asks for.
     """
 
     @property
@@ -76,8 +97,13 @@ class Annotator(Protocol):
         """What decides the labels, as plain JSON values: a part of the key under which they are kept."""
         ...
 
-    def deliver(self, order: Order) -> Delivery:
-        """Label every row of the order, or raise."""
+    def submit(self, order: Order) -> None:
+        """Take the order; a second time changes nothing. Raises SellerError for other rows under a known id, and for rows
+        that cannot be labelled: such an order is not taken."""
+        ...
+
+    def collect(self, order: Order) -> Delivery | Pending:
+        """Return the whole delivery, or what is missing. Raises UnknownOrder for an order that was never taken."""
         ...
 
 

@@ -1,14 +1,14 @@
 """Every label ever bought, kept by series: what is in the book is never bought again, whatever happens to the run.
 
-One append-only JSONL file per series (one seller, one set of rows, one order). A line is written and synced before the
-seller's delivery counts as received; a line that a crash cut short is dropped on opening, and its order asked for again under
-the same id (which the `Annotator` contract bills once).
+One append-only JSONL file per series (one seller, one set of rows, one order). An order is noted and synced before it is sent, a
+delivery before it counts as received: after a crash, every order that may be at the seller is known by its id and collected, not
+ordered again. A line that a crash cut short is dropped on opening.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,15 @@ class PurchaseRecord:
     labels: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class OrderRecord:
+    """An order as it is noted before it is sent: its id, who pays for it, and the ids of its rows, in its order."""
+
+    order: str
+    payer: str
+    ordered: tuple[str, ...]
+
+
 class PurchaseLog:
     """The folder of all series."""
 
@@ -60,23 +69,63 @@ class PurchaseLog:
         finally:
             os.close(file)
 
+    def paid_by(self, payer: str) -> int:
+        """Micro-dollars that left the bank of ``payer``, of every series.
+
+        Raises:
+            StoreError: a file cannot be read.
+        """
+        return sum(self.read(path.stem).paid_by(payer) for path in sorted(self._root.glob("*.jsonl")))
+
+    def read(self, series: str) -> SellerLog:
+        """Return one series as it stands, without waiting for whoever buys from it; nothing can be added to it.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        path = self._root / f"{series}.jsonl"
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            file = os.open(os.devnull, os.O_RDONLY)
+        except OSError as error:
+            raise StoreError(f"cannot read the book of bought labels {path}: {error.strerror}") from error
+        try:
+            return SellerLog(file, is_written=False)
+        finally:
+            os.close(file)
+
 
 class SellerLog:
-    """What was bought of one series: ``labels`` by row id, and the ``receipts`` in the order they came."""
+    """Purchases of one series: ``labels`` by row id, the ``receipts`` in the order they came, and the ``orders`` by their ids."""
 
-    def __init__(self, file: int) -> None:
+    def __init__(self, file: int, *, is_written: bool = True) -> None:
         self._file = file
         self.labels: dict[str, str] = {}
         self.receipts: list[PurchaseRecord] = []
+        self.orders: dict[str, OrderRecord] = {}
         data = b""
         while chunk := os.read(file, 1 << 20):
             data += chunk
         whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
+        if len(whole) < len(data) and is_written:
             os.ftruncate(file, len(whole))
         for line in whole.splitlines():
             record = json.loads(line)
-            self._keep(PurchaseRecord(**{**record, "labels": tuple((row, label) for row, label in record["labels"])}))
+            if "ordered" in record:
+                self.orders[record["order"]] = OrderRecord(**{**record, "ordered": tuple(record["ordered"])})
+            else:
+                labels = tuple((row, label) for row, label in record["labels"])
+                self._keep(PurchaseRecord(**{**record, "labels": labels}))
+
+    @property
+    def open_orders(self) -> list[OrderRecord]:
+        """Orders that may be at the seller: those with a row that has no label yet, in the order they were noted."""
+        return [each for each in self.orders.values() if not self.labels.keys() >= set(each.ordered)]
+
+    def receipts_of(self, order: str) -> list[PurchaseRecord]:
+        """Return the deliveries of one order, part by part."""
+        return [receipt for receipt in self.receipts if receipt.order == order]
 
     def paid_by(self, payer: str) -> int:
         """Micro-dollars that left the bank of ``payer`` for this series."""
@@ -88,14 +137,26 @@ class SellerLog:
         Raises:
             StoreError: no room, or the disk refuses.
         """
-        data = (json.dumps(asdict(receipt), ensure_ascii=False) + "\n").encode()
+        self._write([asdict(receipt)])
+        self._keep(receipt)
+
+    def note(self, orders: Sequence[OrderRecord]) -> None:
+        """Write orders that are about to be sent, on disk when this returns.
+
+        Raises:
+            StoreError: no room, or the disk refuses.
+        """
+        self._write([asdict(order) for order in orders])
+        self.orders |= {order.order: order for order in orders}
+
+    def _write(self, records: Sequence[Mapping[str, object]]) -> None:
+        data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
         try:
             while data:
                 data = data[os.write(self._file, data) :]
             os.fsync(self._file)
         except OSError as error:
             raise StoreError(f"cannot write bought labels: {error.strerror}; make room and run again") from error
-        self._keep(receipt)
 
     def _keep(self, receipt: PurchaseRecord) -> None:
         self.receipts.append(receipt)

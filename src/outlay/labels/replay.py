@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
-from outlay.errors import LabelError, SellerError
+from outlay.errors import LabelError, SellerError, UnknownOrder
 from outlay.labels.annotator import Delivery, Order, majority
 from outlay.money.amounts import Price, Quote
 from outlay.text.legible import label_problem
@@ -94,12 +94,22 @@ class Replay:
         }
 
     def deliver(self, order: Order) -> Delivery:
-        """The labels of the order's rows. Raises SellerError for an unknown row, or a known order id on other rows."""
+        """Take an order and hand it out at once. Raises SellerError for an unknown row, or a known order id on other rows."""
+        self.submit(order)
+        return self.collect(order)
+
+    def collect(self, order: Order) -> Delivery:
+        """The labels of an order that was taken; a replayed label is never waited for. Raises UnknownOrder."""
+        if order.id not in self._sold:
+            raise UnknownOrder(f"order {order.id!r} was never submitted; submit it first")
+        return self._sold[order.id][1]
+
+    def submit(self, order: Order) -> None:
+        """Take an order. Raises SellerError for an unknown row, or a known order id on other rows."""
         if order.id in self._sold:
-            known, delivery = self._sold[order.id]
-            if known != order:
-                raise SellerError(f"order {order.id!r} was delivered for other rows; give the new rows a new order id")
-            return delivery
+            if self._sold[order.id][0] != order:
+                raise SellerError(f"order {order.id!r} was taken for other rows; give the new rows a new order id")
+            return
         for example in order.examples:
             if example.id not in self._gold:
                 raise SellerError(f"row {example.id} of order {order.id!r} has no gold label to replay; leave it out")
@@ -107,6 +117,7 @@ class Replay:
         quote = self.quote(len(answers))
         delivery = Delivery(
             order_id=order.id,
+            rows=order.rows,
             labels=tuple(majority(given) for given in answers),
             answers=answers,
             quantity=quote.quantity,
@@ -115,7 +126,6 @@ class Replay:
             human_seconds=float(quote.quantity) * self._seconds_per_label,
         )
         self._sold[order.id] = (order, delivery)
-        return delivery
 
     def _answers(self, row: str) -> tuple[str, ...]:
         answers = []

@@ -33,7 +33,10 @@ _MAX_PRICE_LETTERS = 400
 _AMOUNT = re.compile(r"\$?\s*(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)", re.ASCII)
 _SCIENTIFIC = re.compile(r"\$?\s*(?P<number>[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,2}|[0-9]+\.[0-9]+)", re.ASCII)
 """How a price file may write a price beside `_AMOUNT`: as spreadsheets do, 1.5E-7, or with any number of decimals."""
-_PER = {"label": 1, "hour": 1, "token": 1000}
+LABEL_UNIT = "label"
+"""Unit of the prices that labels are sold at, by answer."""
+
+_PER = {LABEL_UNIT: 1, "hour": 1, "token": 1000}
 """What is sold, and how many of it make the unit that prices are kept in: a price per 1000 tokens, as APIs print them."""
 _UNIT = re.compile(
     r"(?:per\s+)?(?:(?P<number>[0-9]{1,3}(?:[,_ ][0-9]{3}){1,4}|[0-9]{1,12})\s*)?(?P<scale>k|m|thousand|million)?\s*"

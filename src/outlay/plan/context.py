@@ -13,7 +13,7 @@ from outlay.money.amounts import Price
 from outlay.money.machines import Machine
 from outlay.plan.cache import Memo, once
 from outlay.plan.request import Request
-from outlay.plan.steps import Annotating, Encoding, Model
+from outlay.plan.steps import HUMAN, Encoding, Model
 from outlay.settings import BLOCK_ROWS, TeachSettings, TrainSettings, role_settings
 from outlay.spec import TargetSpec, TaskSpec
 
@@ -34,7 +34,7 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a seller of labels asks: the price of one answer, how many answers make a label, who it is."""
+    """A seller's terms: the price of one answer, how many answers make a label, who the seller is."""
 
     price: Price
     identity: str
@@ -61,8 +61,8 @@ class PlanningContext:
     """By the references of teacher and student."""
     machine: Machine
     machine_price: Price
-    label_price: Price
-    seller_identity: str
+    offers: Mapping[str, Offer]
+    """By the seller's name."""
     train_digest: str
     dev_digest: str
     test_digest: str
@@ -76,8 +76,6 @@ class PlanningContext:
     defaults: Mapping[str, TrainSettings]
     """By role."""
     teach_defaults: TeachSettings
-    llm: Offer | None = None
-    """Of the LLM that labels train rows; ``None`` where the request hires none."""
     windows: Mapping[str, Window] = field(default_factory=dict)
     """How many tokens each model can read and write, by its reference; without an entry as many as the task asks for."""
 
@@ -91,17 +89,18 @@ class PlanningContext:
         form = self.encoding.form
         return [line for ref, window in self.windows.items() for line in window.lines(form, ref)]
 
-    def offer(self, annotator: Annotating) -> Offer:
-        """What people, or the LLM, ask for a label.
+    def offer(self, seller: str = HUMAN) -> Offer:
+        """Return what a seller asks for a label.
 
         Raises:
-            UsageError: an LLM's labels are asked for, and none is hired.
+            UsageError: nobody of that name sells in this run.
         """
-        if annotator == "human":
-            return Offer(self.label_price, self.seller_identity, self.request.seller.redundancy)
-        if self.llm is None:
-            raise UsageError(f"strategy {self.request.strategy} buys labels of an LLM; hire one with --llm-error-rate")
-        return self.llm
+        if seller not in self.offers:
+            sold = ", ".join(sorted(self.offers)) or "nobody"
+            raise UsageError(
+                f"strategy {self.request.strategy} buys labels of seller {seller!r}, and the request names {sold}; name it too"
+            )
+        return self.offers[seller]
 
     memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
     """Steps and quotes worked out so far, for all that differ in budget and N alone."""

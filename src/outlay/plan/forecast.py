@@ -54,9 +54,6 @@ class Forecaster:
         match step:
             case Train():
                 rows = self._bought(step.labels, step.dev, step.model)
-                if step.more is not None:
-                    more = self._bought(step.more, None, step.model)
-                    rows = Lengths([*rows.sources, *more.sources], [*rows.answers, *more.answers])
                 return self._trained(step, profile, rows, False)
             case Distil():
                 pool = self._pool(step, step.model, 0, step.n_rows)
@@ -82,7 +79,7 @@ class Forecaster:
     def _trained(self, step: Train | Distil, profile: MachineProfile, rows: Lengths, scored: bool) -> float:
         reader, settings = self._reader(step, scored), step.settings
         more = None
-        if isinstance(step, Distil) and step.gold is not None and step.target == "tokens":
+        if isinstance(step, Distil) and step.gold and step.target == "tokens":
             # A gold answer is read in a second pass of the same steps.
             gold = training_load(reader, self._bought(step.gold, step.dev, step.model), settings)
             more = replace(gold, steps=0, updated=0)
@@ -104,10 +101,15 @@ class Forecaster:
         is_plain = settings.beams == 1 and not settings.sample and settings.answers_from == "labels"
         return is_choice and is_plain and step.target in ("tokens", "text")
 
-    def _bought(self, labels: Buy, dev: Dev | None, model: Model) -> Lengths:
-        counts = self._known.tokens[model.ref].train
-        first = labels.start + n_carved(dev)
-        return _lengths(counts, first, labels.stop, self._answers(labels, model))
+    def _bought(self, labels: Sequence[Buy], dev: Dev | None, model: Model) -> Lengths:
+        """Lengths of the bought rows that are trained on; dev is carved out of the first purchase."""
+        counts, n_left_out = self._known.tokens[model.ref].train, n_carved(dev)
+        sources: list[int] = []
+        answers: list[int] = []
+        for each in labels:
+            rows = _lengths(counts, each.start + n_left_out, each.stop, self._answers(each, model))
+            sources, answers, n_left_out = [*sources, *rows.sources], [*answers, *rows.answers], 0
+        return Lengths(sources, answers)
 
     def _pool(self, step: Teach | Distil, model: Model, start: int, stop: int) -> Lengths:
         return self._lengths(step, model, self._known.tokens[model.ref].pool, start, stop)
@@ -118,14 +120,14 @@ class Forecaster:
 
 
 def labels_behind(step: Step) -> Buy:
-    """The labels that a step's model, or its teacher, learnt from."""
+    """Return the first labels that a step's model, or its teacher, learnt from: their lengths stand for all."""
     match step:
         case Train():
-            return step.labels
+            return step.labels[0]
         case Teach():
-            return step.teacher.labels
+            return step.teacher.labels[0]
         case Distil():
-            return step.targets[0].teacher.labels
+            return step.targets[0].teacher.labels[0]
         case Score():
             return labels_behind(step.model)
     raise TypeError(f"no model is behind a {type(step).__name__}")

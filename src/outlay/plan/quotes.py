@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -37,7 +38,7 @@ class Quoter:
     def _quote(self, step: Step) -> Quote:
         known = self.known
         if isinstance(step, Buy):
-            offer = known.offer(step.annotator)
+            offer = known.offer(step.seller)
             return Quote.of(offer.price, Fraction(step.n * offer.redundancy))
         price = known.machine_price
         quantity = self.hours(self.work(step))
@@ -71,10 +72,7 @@ class Quoter:
         """Tokens a compute step processes at most, evaluations included."""
         match step:
             case Train():
-                n_epoch = self._bought_tokens(step.model.ref, step.labels, step.dev)
-                if step.more is not None:
-                    n_epoch += self._bought_tokens(step.model.ref, step.more, None)
-                n_trained = step.settings.epochs * n_epoch
+                n_trained = step.settings.epochs * self._bought_tokens(step.model.ref, step.labels, step.dev)
                 n_rows = step.n_labels - n_carved(step.dev)
                 n_inferred = n_evaluations(step.settings, n_rows) * self.dev_tokens(step)
                 return Work(step.model.ref, n_trained, n_inferred)
@@ -102,11 +100,13 @@ class Quoter:
             return self._scored_tokens(ref, n_source_tokens, n_rows)
         return n_source_tokens + n_rows * self.known.longest_answer[ref]
 
-    def _bought_tokens(self, ref: str, labels: Buy, dev: Dev | None) -> int:
-        """Sources and answers of the bought rows that are trained on, once."""
-        counts, first = self.known.tokens[ref], labels.start + n_carved(dev)
-        sources = counts.train[labels.stop] - counts.train[first]
-        return sources + (labels.stop - first) * self.known.longest_answer[ref]
+    def _bought_tokens(self, ref: str, labels: Sequence[Buy], dev: Dev | None) -> int:
+        """Sources and answers of the bought rows that are trained on, once; dev is carved out of the first purchase."""
+        train, n_tokens, n_left_out = self.known.tokens[ref].train, 0, n_carved(dev)
+        for each in labels:
+            first, n_left_out = each.start + n_left_out, 0
+            n_tokens += train[each.stop] - train[first] + (each.stop - first) * self.known.longest_answer[ref]
+        return n_tokens
 
     def _spoken_tokens(self, step: Teach) -> int:
         """A class is scored label by label; an answer is written beam by beam. Its logits are those of the steps that wrote it;
@@ -128,7 +128,7 @@ class Quoter:
         if step.target == "classes":
             return self._scored_tokens(ref, sources, n_rows, trained=True)
         n_tokens = sources + n_rows * self.known.longest_answer[ref]
-        if step.gold is None or step.target != "tokens":
+        if not step.gold or step.target != "tokens":
             return n_tokens
         return n_tokens + self._bought_tokens(ref, step.gold, step.dev)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from outlay.errors import UsageError
 from outlay.hardware.precision import BF16, FP32
 from outlay.money.amounts import format_usd
+from outlay.plan.steps import HUMAN, LLM
 from outlay.settings import DEFAULT_THREADS, check_seed, check_threads
 from outlay.storage.store import key_of
 
@@ -25,20 +27,48 @@ Overrides = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Seller:
-    """How labels are bought in replay: error rate per answer, answers per label (majority vote), human seconds per answer."""
+class ReplayOptions:
+    """Options of a seller that replays gold labels: the share of wrong answers, answers per label (majority vote), seconds of
+    human work per answer, and the item of the price book that an answer is charged as (``None`` = the task's own)."""
 
     error_rate: float = 0.0
     redundancy: int = 1
     seconds_per_label: float = 0.0
+    price_item: str | None = None
 
     def __post_init__(self) -> None:
+        # One run, however the numbers are written.
+        object.__setattr__(self, "error_rate", float(self.error_rate))
+        object.__setattr__(self, "seconds_per_label", float(self.seconds_per_label))
         if not 0 <= self.error_rate <= 1:
             raise UsageError(f"the label error rate is {self.error_rate}; it must be from 0 to 1")
         if self.redundancy < 1 or self.redundancy % 2 == 0:
             raise UsageError(f"the redundancy is {self.redundancy}; give an odd number of answers per label")
         if not 0 <= self.seconds_per_label < math.inf:
             raise UsageError(f"the seconds per label are {self.seconds_per_label}; give 0 or more")
+
+    @property
+    def answering(self) -> dict[str, Any]:
+        """All but the price, as JSON values."""
+        return {
+            "error_rate": self.error_rate,
+            "redundancy": self.redundancy,
+            "seconds_per_label": self.seconds_per_label,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SellerSpec:
+    """A seller of labels by its name, which strategies buy from, with the options of its kind. Every seller replays so far."""
+
+    name: str = HUMAN
+    replay: ReplayOptions = field(default_factory=ReplayOptions)
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name != self.name.strip():
+            raise UsageError(
+                f"{self.name!r} is no name of a seller; give one that neither is empty nor begins or ends with a space"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +97,13 @@ class Request:
     dev: str | None = "given"
     n_dev: int | None = None
     threads: int = DEFAULT_THREADS
-    seller: Seller = field(default_factory=Seller)
+    sellers: tuple[SellerSpec, ...] = (SellerSpec(),)
+    """Those that the strategy buys from, and `HUMAN`, who labels dev rows."""
     overrides: Overrides = ()
     base: str | None = None
     """What ``cut:`` and ``tiny:`` students are made from; ``None`` = the teacher."""
     metric_model: str | None = None
     """Encoder that a metric compares texts with; ``None`` = the task's own."""
-    llm_error_rate: float | None = None
-    """Share of an LLM's labels that are wrong, in replay; ``None`` where the strategy hires no LLM."""
-    llm_price_item: str | None = None
-    """What one of its labels is charged as; ``None`` where the strategy hires no LLM."""
     precision: str = BF16
     """``bf16`` or ``fp32``: of every training and answer whose role names none in ``overrides``."""
 
@@ -93,8 +120,9 @@ class Request:
             raise UsageError(f"precision is {self.precision!r}; it must be bf16 or fp32 by now")
         if self.student_training not in ("charged", "free"):
             raise UsageError(f"student_training is {self.student_training!r}; it must be charged or free")
-        if self.llm_error_rate is not None and not 0 <= self.llm_error_rate <= 1:
-            raise UsageError(f"the LLM error rate is {self.llm_error_rate}; it must be from 0 to 1")
+        names = [seller.name for seller in self.sellers]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UsageError(f"seller {twice[0]!r} is named twice; name each once")
         if self.dev not in (None, "given", "bought", "carved"):
             raise UsageError(f"dev is {self.dev!r}; it must be given, bought, carved or none")
 
@@ -103,8 +131,7 @@ class Request:
         later = {
             "base": self.base,
             "metric_model": self.metric_model,
-            "llm_error_rate": self.llm_error_rate,
-            "llm_price_item": self.llm_price_item,
+            **_later_sellers(self.sellers),
             # Before there was a choice, every run was in bf16.
             "precision": None if self.precision == BF16 else self.precision,
         }
@@ -126,19 +153,44 @@ class Request:
             "dev": self.dev,
             "n_dev": self.n_dev,
             "threads": self.threads,
-            "seller": {
-                "error_rate": self.seller.error_rate,
-                "redundancy": self.seller.redundancy,
-                "seconds_per_label": self.seller.seconds_per_label,
-            },
+            **next(({"seller": seller.replay.answering} for seller in self.sellers if _is_first(seller)), {}),
             "overrides": {role: dict(settings) for role, settings in self.overrides},
             **{name: value for name, value in later.items() if value is not None},
         }
+
+    def seller(self, name: str) -> SellerSpec | None:
+        """Return the seller of that name, ``None`` where there is none."""
+        return next((seller for seller in self.sellers if seller.name == name), None)
 
     @property
     def run_id(self) -> str:
         """First 16 hex digits of the hash of the request."""
         return key_of(self.to_json())[:16]
+
+
+def _is_first(seller: SellerSpec) -> bool:
+    """True of people who label at the task's price: the seller that every request had before there were names."""
+    return seller.name == HUMAN and seller.replay.price_item is None
+
+
+def _is_second(seller: SellerSpec) -> bool:
+    """True of an LLM with one answer per label and a price of its own: the other seller before there were names."""
+    plain = ReplayOptions(seller.replay.error_rate, price_item=seller.replay.price_item)
+    return seller.name == LLM and seller.replay == plain and plain.price_item is not None
+
+
+def _later_sellers(sellers: Sequence[SellerSpec]) -> dict[str, Any]:
+    """Write an LLM as requests always wrote it, so that run ids stay, and under ``sellers`` what they could not say."""
+    found: dict[str, Any] = {}
+    for seller in sellers:
+        if _is_second(seller):
+            found |= {"llm_error_rate": seller.replay.error_rate, "llm_price_item": seller.replay.price_item}
+    others = {
+        seller.name: {"replay": seller.replay.answering | {"price_item": seller.replay.price_item}}
+        for seller in sellers
+        if not _is_first(seller) and not _is_second(seller)
+    }
+    return found | {"sellers": others or None}
 
 
 def frozen_overrides(by_role: dict[str, dict[str, Any]]) -> Overrides:

@@ -14,14 +14,20 @@ if TYPE_CHECKING:
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TargetKind, TaskSpec
 from outlay.storage.store import key_of
 
-Annotating = Literal["human", "llm"]
-"""Who labels: people, or a large language model."""
+HUMAN = "human"
+"""Name of the seller who labels dev rows, and the rows of a strategy that names no other."""
+
+LLM = "llm"
+"""Name of the large language model whose labels the published strategies buy."""
+
+_SELLER_WORDS = {LLM: "LLM"}
+"""How a seller is called before the word labels, where its name is not written as it is."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,11 @@ class Buy(Step):
     n: int
     order_seed: int
     rows_digest: str
-    seller: str
+    identity: str
     """Canonical JSON of the seller's identity."""
     start: int = 0
-    annotator: Annotating = "human"
-    """For people: the seller's identity, which is in the key, decides."""
+    seller: str = HUMAN
+    """The seller's name. Not in the key, which has the identity."""
 
     @property
     def stop(self) -> int:
@@ -96,7 +102,7 @@ class Buy(Step):
             "split": self.split,
             "order_seed": self.order_seed,
             "rows": self.rows_digest,
-            "seller": self.seller,
+            "seller": self.identity,
         }
 
 
@@ -169,7 +175,7 @@ class Encoding:
 class Train(Step):
     """Fine-tune ``model`` on bought labels with cross-entropy. ``free``: done, but not charged (Kang et al. 2023, §2.2).
 
-    ``more``: labels of further rows, from another seller, trained on after ``labels`` as one set.
+    ``labels``: one or more purchases of train rows, trained on as one set in this order; dev rows are carved out of the first.
     """
 
     kind: ClassVar[str] = "train"
@@ -178,32 +184,26 @@ class Train(Step):
     role: str
     """``teacher`` or ``student``: for people; not part of the key."""
     model: Model
-    labels: Buy
+    labels: tuple[Buy, ...]
     dev: Dev | None
     encoding: Encoding
     settings: TrainSettings
     threads: int
     free: bool = False
-    more: Buy | None = None
-
-    @property
-    def bought(self) -> tuple[Buy, ...]:
-        """Every purchase of labels it trains on, in training order."""
-        return (self.labels,) if self.more is None else (self.labels, self.more)
 
     @property
     def n_labels(self) -> int:
         """Labels of every purchase, those carved out for dev included."""
-        return sum(buy.n for buy in self.bought)
+        return sum(buy.n for buy in self.labels)
 
-    def n_labels_of(self, annotator: Annotating) -> int:
-        """Those of its labels that people, or an LLM, gave."""
-        return sum(buy.n for buy in self.bought if buy.annotator == annotator)
+    def n_labels_of(self, seller: str) -> int:
+        """Those of its labels that one seller gave."""
+        return sum(buy.n for buy in self.labels if buy.seller == seller)
 
     @property
     def inputs(self) -> tuple[Step, ...]:
         """What it reads."""
-        return (*self.bought, *_dev_inputs(self.dev))
+        return (*self.labels, *_dev_inputs(self.dev))
 
     def parameters(self) -> dict[str, Any]:
         """What was asked beside the inputs."""
@@ -260,14 +260,13 @@ class Distil(Step):
     encoding: Encoding
     settings: TrainSettings
     threads: int
-    gold: Buy | None = None
+    gold: tuple[Buy, ...] = ()
     """Bought labels that are mixed in where a pool row has one (``gold_weight`` above 0)."""
 
     @property
     def inputs(self) -> tuple[Step, ...]:
         """What it reads."""
-        gold = () if self.gold is None else (self.gold,)
-        return (*self.targets, *_dev_inputs(self.dev), *gold)
+        return (*self.targets, *_dev_inputs(self.dev), *self.gold)
 
     @property
     def target(self) -> TargetKind:
@@ -308,10 +307,24 @@ class Score(Step):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one proposal does: the step it ends in, how its numbers were derived, and facts for the receipt."""
+    """One proposal: the step it ends in, and how its numbers were derived, as lines for the receipt.
 
-    final: Score
+    A recipe that ends in a training is a pilot: its model is scored on dev and never sees the test split, so that a strategy can
+    look before it decides. The test split belongs to the recipe that a strategy decides for, which ends in a `Score`.
+    """
+
+    final: Score | Train | Distil
     derivation: tuple[str, ...]
+
+    @property
+    def model(self) -> Train | Distil:
+        """The training whose model it is about."""
+        return self.final.model if isinstance(self.final, Score) else self.final
+
+    @property
+    def is_pilot(self) -> bool:
+        """True where the test split is not scored."""
+        return not isinstance(self.final, Score)
 
     def steps(self) -> list[Step]:
         """Every distinct step once, inputs before what reads them; the order is a pure function of the recipe."""
@@ -375,7 +388,7 @@ def describe(step: Step) -> str:
     """What a step does, in the words of the receipt; the blocks of one teacher pass read alike."""
     match step:
         case Buy():
-            return f"{step.n:,} {'LLM' if step.annotator == 'llm' else step.split} labels"
+            return f"{step.n:,} {step.split if step.seller == HUMAN else seller_words(step.seller)} labels"
         case Train():
             return f"fine-tune the {step.role} on {step.n_labels:,} labels"
         case Teach():
@@ -385,6 +398,11 @@ def describe(step: Step) -> str:
         case Score():
             return "score the test split"
     raise TypeError(f"no words for {type(step).__name__}")
+
+
+def seller_words(name: str) -> str:
+    """Return how a seller is called before the word labels."""
+    return _SELLER_WORDS.get(name, name)
 
 
 def role_of(step: Step) -> str:

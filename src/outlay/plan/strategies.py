@@ -16,7 +16,21 @@ from outlay.money.amounts import format_usd
 from outlay.plan.cache import once
 from outlay.plan.context import PlanningContext
 from outlay.plan.quotes import Quoter
-from outlay.plan.steps import Annotating, Buy, Dev, Distil, Model, Recipe, Score, Teach, Train, describe
+from outlay.plan.steps import (
+    HUMAN,
+    LLM,
+    Buy,
+    Dev,
+    Distil,
+    Model,
+    Recipe,
+    Score,
+    Step,
+    Teach,
+    Train,
+    describe,
+    seller_words,
+)
 from outlay.spec import TargetSpec
 
 
@@ -29,7 +43,10 @@ class NotAvailable:
 
 @dataclass(frozen=True, slots=True)
 class StrategyOutcome:
-    """What came of an earlier recipe: strategies see the dev score only."""
+    """Result of an earlier recipe: strategies see the dev score only.
+
+    ``charge_micros``: of every recipe so far, this one included; ``dev_score``: of its model, 0-100, ``None`` without dev rows.
+    """
 
     recipe: Recipe
     dev_score: float | None
@@ -38,9 +55,6 @@ class StrategyOutcome:
 
 Teaching = Literal["teacher", "student"]
 """Who teaches the student: the request's teacher, or a model like the student itself."""
-
-Labelling = Literal["human", "llm", "both"]
-"""Who labels what a model learns from: people, an LLM, or people first and an LLM further rows."""
 
 
 class Strategy(Protocol):
@@ -62,12 +76,17 @@ class Strategy(Protocol):
         ...
 
     @property
-    def labelled_by(self) -> Labelling:
-        """Who labels."""
+    def sellers(self) -> tuple[str, ...]:
+        """Names of the sellers who label train rows, in the order of their rows; where there are several, the first N are the
+        first seller's."""
         ...
 
     def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
-        """The next recipe, `NotAvailable`, or ``None`` when there is nothing more to buy."""
+        """Return the next recipe, `NotAvailable`, or ``None`` when there is nothing more to buy.
+
+        Called again after each recipe, and from the beginning when a run is resumed: a pure function of its arguments. A step
+        that an earlier recipe has too is paid once; to add to the labels of a pilot, buy the rows behind them (`Buy.start`).
+        """
         ...
 
 
@@ -88,9 +107,9 @@ class Annotate:
         return None
 
     @property
-    def labelled_by(self) -> Labelling:
+    def sellers(self) -> tuple[str, ...]:
         """People."""
-        return "human"
+        return (HUMAN,)
 
     def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """The most labels such that labels, training and scoring stay within the budget."""
@@ -136,9 +155,9 @@ class Distill:
         return False
 
     @property
-    def labelled_by(self) -> Labelling:
+    def sellers(self) -> tuple[str, ...]:
         """People."""
-        return "human"
+        return (HUMAN,)
 
     def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """The recipe under the N rule that the request chose."""
@@ -178,10 +197,12 @@ class Distill:
 class LLMAnnotate:
     """All money to the labels of an LLM, or all that the first N labels of people leave (Kang et al. 2023, section 5, Figure 6:
     "GPT-3.5 Ann.", "Human + GPT-3.5 Ann."). The LLM labels the train rows that follow those of the people.
+
+    ``sellers``: the one whose labels all the money goes to, with another before it whose labels are N.
     """
 
     name: str = "llm_annotate"
-    labelled_by: Labelling = "llm"
+    sellers: tuple[str, ...] = (LLM,)
 
     @property
     def taught_by(self) -> Teaching | None:
@@ -197,7 +218,7 @@ class LLMAnnotate:
         """The most LLM labels such that all labels, training and scoring stay within the budget."""
         if outcomes:
             return None
-        n_human = known.request.n_initial if self.labelled_by == "both" else 0
+        n_human = known.request.n_initial if len(self.sellers) > 1 else 0
         if n_human is None:
             return NotAvailable(f"strategy {self.name} needs to know how many labels people give; give --n-initial")
         n_left = known.n_train - n_human
@@ -211,7 +232,7 @@ class LLMAnnotate:
             return _too_few_rows(known)
 
         def final(n: int) -> Score:
-            return _score(known, _train_with_llm(known, n_human, n))
+            return _score(known, _train_with_more(known, self.sellers[0], n_human, self.sellers[-1], n))
 
         quoter = Quoter(known)
         n = _largest(n_min, n_left, lambda n: quoter.total_micros(final(n)) <= known.budget_micros)
@@ -221,8 +242,8 @@ class LLMAnnotate:
                 known, quoter, final(n_min), f"{people}{n_min:,} LLM labels and the student's training"
             )
         lines = _derive(known, quoter, final(n))
-        every = (_all_labelled(n),) if n == n_left else ()
-        return Recipe(final(n), (lines[0], _assumed(known), *lines[1:-1], *every, lines[-1]))
+        every = (_all_labelled(self.sellers[-1], n),) if n == n_left else ()
+        return Recipe(final(n), (lines[0], _assumed(known, self.sellers[-1]), *lines[1:-1], *every, lines[-1]))
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -231,7 +252,7 @@ STRATEGIES: dict[str, Strategy] = {
     "self_distill": Distill(name="self_distill", own_teacher=True),
     "general_distill": Annotate(name="general_distill", starts_general=True),
     "llm_annotate": LLMAnnotate(),
-    "mix": LLMAnnotate(name="mix", labelled_by="both"),
+    "mix": LLMAnnotate(name="mix", sellers=(HUMAN, LLM)),
 }
 
 
@@ -248,9 +269,8 @@ def strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
-def _buy(known: PlanningContext, n: int, start: int = 0, annotator: Annotating = "human") -> Buy:
-    identity = known.offer(annotator).identity
-    return Buy("train", n, known.request.seed, known.train_digest, identity, start, annotator)
+def _buy(known: PlanningContext, n: int, start: int = 0, seller: str = HUMAN) -> Buy:
+    return Buy("train", n, known.request.seed, known.train_digest, known.offer(seller).identity, start, seller)
 
 
 def _dev(known: PlanningContext, labels: Buy) -> Dev | None:
@@ -262,35 +282,33 @@ def _dev(known: PlanningContext, labels: Buy) -> Dev | None:
         n_carved = known.n_carved(labels.n)
         return Dev(how, n_carved, labels=labels) if n_carved else None
     if how == "bought":
-        bought = Buy("dev", known.n_dev, known.request.seed, known.dev_digest, known.seller_identity)
+        bought = Buy("dev", known.n_dev, known.request.seed, known.dev_digest, known.offer(HUMAN).identity)
         return Dev("bought", known.n_dev, labels=bought)
     return Dev("given", known.n_dev, rows_digest=known.dev_digest)
 
 
 @once
 def _train(known: PlanningContext, role: str, model: Model, n: int) -> Train:
-    return _train_on(known, role, model, _buy(known, n))
+    return _train_on(known, role, model, (_buy(known, n),))
 
 
 @once
-def _train_with_llm(known: PlanningContext, n_human: int, n_llm: int) -> Train:
-    """The student, on the labels of people and then of an LLM; where people give none, dev is carved from the LLM's."""
-    hired = _buy(known, n_llm, n_human, "llm")
-    first, more = (_buy(known, n_human), hired) if n_human else (hired, None)
-    return _train_on(known, "student", known.student, first, more)
+def _train_with_more(known: PlanningContext, first: str, n_first: int, then: str, n_then: int) -> Train:
+    """Train the student on labels of one seller and then of another; dev is carved from the first who gives any."""
+    before = (_buy(known, n_first, 0, first),) if n_first else ()
+    return _train_on(known, "student", known.student, (*before, _buy(known, n_then, n_first, then)))
 
 
-def _train_on(known: PlanningContext, role: str, model: Model, labels: Buy, more: Buy | None = None) -> Train:
+def _train_on(known: PlanningContext, role: str, model: Model, labels: tuple[Buy, ...]) -> Train:
     return Train(
         role=role,
         model=model,
         labels=labels,
-        dev=_dev(known, labels),
+        dev=_dev(known, labels[0]),
         encoding=known.encoding,
         settings=known.settings("teacher" if role == "teacher" and model == known.teacher else "student"),
         threads=known.request.threads,
         free=role == "student" and known.request.student_training == "free",
-        more=more,
     )
 
 
@@ -304,7 +322,7 @@ def _distil(known: PlanningContext, teacher: Train, n_blocks: int) -> Distil:
         encoding=known.encoding,
         settings=settings,
         threads=known.request.threads,
-        gold=teacher.labels if settings.gold_weight > 0 else None,
+        gold=teacher.labels if settings.gold_weight > 0 else (),
     )
 
 
@@ -352,14 +370,14 @@ def _too_few_rows(known: PlanningContext) -> NotAvailable:
     )
 
 
-def _unaffordable(known: PlanningContext, quoter: Quoter, least: Score, what: str) -> NotAvailable:
+def _unaffordable(known: PlanningContext, quoter: Quoter, least: Step, what: str) -> NotAvailable:
     cost = quoter.total_micros(least)
     return NotAvailable(
         f"{what} cost {format_usd(cost)}, the budget is {format_usd(known.budget_micros)}; raise it to {format_usd(cost)}"
     )
 
 
-def _derive(known: PlanningContext, quoter: Quoter, final: Score) -> tuple[str, ...]:
+def _derive(known: PlanningContext, quoter: Quoter, final: Score | Train | Distil) -> tuple[str, ...]:
     """The budget, line by line, in the order it is spent; quotes are upper bounds (every epoch run, none stopped early)."""
     sums: dict[str, int] = {}
     for step in Recipe(final, ()).steps():
@@ -375,12 +393,14 @@ def _free_start(known: PlanningContext) -> str:
     return f"start from {known.student.ref}: free, since it is publicly available: $0.00"
 
 
-def _assumed(known: PlanningContext) -> str:
-    """Where an LLM's labels come from and how good they are taken to be: an assumption, so the receipt says it."""
-    price, rate = known.offer("llm").price, known.request.llm_error_rate or 0.0
+def _assumed(known: PlanningContext, seller: str) -> str:
+    """Say where a seller's labels come from and how good they are taken to be: an assumption, so the receipt has it."""
+    price, spec = known.offer(seller).price, known.request.seller(seller)
+    rate = 0.0 if spec is None else spec.replay.error_rate
     wrong = f"replayed gold with {100 * rate:g} % wrong answers, which is an assumption"
-    return f"LLM labels: {wrong}, ${price.usd:f} each ({price.note or price.source})"
+    return f"{seller_words(seller)} labels: {wrong}, ${price.usd:f} each ({price.note or price.source})"
 
 
-def _all_labelled(n: int) -> str:
-    return f"LLM labels: no more than {n:,}, since no train row is left; add train rows to buy more"
+def _all_labelled(seller: str, n: int) -> str:
+    labels = f"{seller_words(seller)} labels"
+    return f"{labels}: no more than {n:,}, since no train row is left; add train rows to buy more"

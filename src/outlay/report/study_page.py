@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from outlay.engine.outputs import RunOutputs
-from outlay.engine.point import Point
+from outlay.engine.point import STATUSES, Point
 from outlay.report.comparison import ABSENT, money
 from outlay.report.figures import Spec, figure_svg
 from outlay.report.grouping import short_model
@@ -66,7 +66,7 @@ def render_study(
 def _facts(results: Results) -> str:
     header = results.header
     by_status = [point.result.status for point in results.points]
-    counts = [f"{by_status.count(status):,} {status}" for status in ("ok", "na", "failed") if status in by_status]
+    counts = [f"{by_status.count(status):,} {status}" for status in STATUSES if status in by_status]
     facts = {
         "Study": header.name,
         "Follows": header.source,

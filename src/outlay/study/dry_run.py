@@ -28,6 +28,8 @@ from outlay.plan.strategies import NotAvailable, strategy
 KINDS = ("buy", "train", "teach", "distil", "score")
 """Kinds of steps, in the order in which they run."""
 
+PILOT_NOTE = "only the pilot is planned here: what follows depends on its dev score, so the charge is bounded by the budget alone"
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedPoint:
@@ -190,8 +192,9 @@ def _planned(
             known = workbench.prepare(options).known
             proposal = strategy(options.strategy).ask(known, [])
             if isinstance(proposal, Recipe):
-                charge_micros = Quoter(known).total_micros(proposal.final)
-                notes = tuple(known.lowered)
+                # Behind a pilot comes what nobody knows yet; it may take all that the budget leaves.
+                at_most = options.budget_micros if proposal.is_pilot else Quoter(known).total_micros(proposal.final)
+                charge_micros, notes = at_most, (*known.lowered, *((PILOT_NOTE,) if proposal.is_pilot else ()))
                 return PlannedPoint(options, name, run_id, proposal, None, charge_micros, notes), known
             reason = proposal.reason if isinstance(proposal, NotAvailable) else "the strategy proposes nothing"
     except OutlayError as error:
@@ -306,7 +309,7 @@ def _alike(step: Train | Teach | Distil | Score, known: PlanningContext) -> Hash
             return known.task, step.kind, model, step.start, step.stop, step.target, how
         case Distil():
             dev = step.dev and (step.dev.how, step.dev.n)
-            n_gold = step.gold and step.gold.n
+            n_gold = sum(buy.n for buy in step.gold)
             settings = replace(step.settings, seed=0)
             return known.task, step.kind, step.model, step.n_rows, step.target, n_gold, dev, settings
     return known.task, step.kind, step.model.model, getattr(step.model, "target", None), step.model.settings.precision
@@ -328,7 +331,7 @@ def _sizes(recipe: Recipe | None) -> tuple[int | None, int | None]:
     """Return the number of labels bought for training and of pool rows distilled over; None without a recipe."""
     if recipe is None:
         return None, None
-    model = recipe.final.model
+    model = recipe.model
     if isinstance(model, Distil):
         return _n_labels(model.targets[0].teacher), model.n_rows
     return _n_labels(model), 0

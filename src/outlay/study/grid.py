@@ -21,7 +21,8 @@ from outlay.errors import StudyFileError, UnknownStrategy, UnknownStudy, Unknown
 from outlay.hardware.precision import check_asked
 from outlay.models.reference import parse_ref, place_of
 from outlay.money.amounts import Price, format_usd, write_usd
-from outlay.plan.request import DEFAULT_GENERAL, DEFAULT_STUDENT, DEFAULT_TEACHER, frozen_overrides
+from outlay.plan.request import DEFAULT_GENERAL, DEFAULT_STUDENT, DEFAULT_TEACHER, SellerSpec, frozen_overrides
+from outlay.plan.steps import LLM
 from outlay.plan.strategies import Strategy, strategy
 from outlay.plan.strategies import strategy as strategy_named
 from outlay.report.results import Layout
@@ -30,9 +31,6 @@ from outlay.study.schema import OTHERS, Scale, TaskAxes, merged, union_of, value
 from outlay.tasks.task import load_task
 from outlay.tasks.yaml_file import Name, NonEmpty, YamlBlock, first_problem, read_yaml
 from outlay.text.legible import repeats
-
-LLM_STRATEGIES = ("llm_annotate", "mix")
-"""Strategies that buy labels from an LLM, and so need its error rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +234,6 @@ class _Grid:
     def options(self, point: _Point, seed: int) -> Options:
         """What is asked at one point."""
         axes, base = self.axes, self._base(point)
-        llm = axes.llm if point.strategy in LLM_STRATEGIES else None
         return Options(
             task=self.task,
             strategy=point.strategy,
@@ -253,8 +250,7 @@ class _Grid:
             base=None if base == point.teacher else base,
             metric_model=axes.models.metric_model,
             general=axes.models.general or DEFAULT_GENERAL,
-            llm_error_rate=None if llm is None else llm.error_rate,
-            llm_price_item=None if llm is None else llm.price_item,
+            sellers=(SellerSpec(), *(axes.llm.sellers if LLM in strategy_named(point.strategy).sellers else ())),
             precision=self.scale.precision,
         )
 
@@ -311,7 +307,7 @@ class _Grid:
         except UnknownStrategy as error:
             raise UnknownStrategy(f"{self.where}: {error}") from None
         llm = self.axes.llm
-        if name in LLM_STRATEGIES:
+        if LLM in policy.sellers:
             if llm.error_rate is None:
                 raise StudyFileError(
                     f"{self.where}: {name} replays an LLM's labels, and how often they are wrong is for you to assume; "

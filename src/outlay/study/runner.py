@@ -126,21 +126,21 @@ class HeldCell:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How far a study is: cells by status (``ok``, ``na``, ``failed``, ``left``), steps that are held, what was spent."""
+    """Progress of a study: cells by status (``ok``, ``na``, ``failed``, ``waiting``, ``left``), steps held, dollars spent."""
 
     header: Header
     n_by_status: dict[str, int]
     held: tuple[HeldCell, ...]
     reasons: tuple[tuple[str, str, str], ...]
-    """Status, label and reason of every cell that is ``failed`` or ``na``."""
+    """Status, label and reason of every cell that is ``failed``, ``waiting`` or ``na``."""
     cash_usd: float
     again: str | None
     """The command that goes on with it; relative paths count from where it was first given."""
 
     @property
     def is_done(self) -> bool:
-        """Whether every cell has its point, failed ones aside."""
-        return not self.n_by_status.get("left")
+        """Whether every cell has its point, failed ones aside; one that waits for labels has none yet."""
+        return not self.n_by_status.get("left") and not self.n_by_status.get("waiting")
 
 
 class StudyRunner:
@@ -315,7 +315,7 @@ def status_of(folder: Path) -> Status:
             reasons.append((status, cell.label, point.result.reason or ""))
         if cell.run in known:
             cash += ledger.balance(cell.run).total_cash_micros
-            held += [] if ended else _held(ledger, folder, cell.run, cell.label)
+            held += [] if ended or status == "waiting" else _held(ledger, folder, cell.run, cell.label)
     return Status(index.header, dict(counts), tuple(held), tuple(reasons), usd_of(cash), index.again(folder))
 
 

@@ -3,6 +3,9 @@
 Only the process of the scheduler writes the ledger. A step that several runs need is held and paid by the first of them; the
 others wait for it, find it in the store, and book its charge at no cash. Whatever the number of workers and the order in which
 they finish, results are the same: a step's artifact depends on its key alone.
+
+Labels are bought beside that, by threads of this process (`outlay.study.buyers`). A run whose labels are ordered and not
+delivered ends with a point that is `waiting`; the others go on.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
+from outlay.engine.buying import Purchase, PurchaseResult
 from outlay.engine.job_runner import Job, JobResult, JobRunner
 from outlay.engine.point import Point
 from outlay.engine.prepare import Options, RunBuilder
@@ -24,6 +28,7 @@ from outlay.errors import OutlayError
 from outlay.money.amounts import PriceBook
 from outlay.plan.steps import Buy, Recipe, Step, describe
 from outlay.storage.remote import open_location
+from outlay.study.buyers import Buyers
 from outlay.text.listener import Report
 from outlay.workers.pool import N_TRIES, TaskResult, WorkerFn, WorkerPool
 
@@ -34,6 +39,9 @@ LOOK_AHEAD = 16
 """Runs that are opened before the first step is handed out, so that the longest comes first."""
 
 TICK_SECONDS = 0.5
+
+PROMPT_SECONDS = 0.05
+"""How long a seller who answers at once is waited for before the workers are looked after again."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,9 @@ class Scheduler:
         self._done = done
         self._open: dict[int, _Open] = {}
         self._making: dict[str, tuple[_Open, HeldStep]] = {}
+        self._buyers = Buyers(runner.till.buy)
+        self._has_just_ordered = False
+        self._pending: dict[str, str] = {}
         self._failed: dict[str, str] = {}
         self._n_lost: Counter[str] = Counter()
         self._n_done = 0
@@ -136,11 +147,22 @@ class Scheduler:
                 self._hand_out()
                 if self._making:
                     self._observer.tick(self._progress())
-                    for ended in self._crew.wait(TICK_SECONDS):
-                        self._take(ended)
+                    self._wait()
         finally:
             for each in self._open.values():
                 self._let_go(each)
+
+    def _wait(self) -> None:
+        """Take what ended, of the purchases first: most sellers answer at once, and then there is more to hand out."""
+        is_computing = len(self._making) > len(self._buyers)
+        patience = (PROMPT_SECONDS if self._has_just_ordered else 0.0) if is_computing else TICK_SECONDS
+        self._has_just_ordered = False
+        bought = self._buyers.wait(patience) if self._buyers else []
+        for ended in bought:
+            self._take(ended)
+        if is_computing and not bought:
+            for ended in self._crew.wait(TICK_SECONDS):
+                self._take(ended)
 
     # --- runs --------------------------------------------------------------------------------------------------------
 
@@ -164,6 +186,9 @@ class Scheduler:
         if each.failed is None:
             try:
                 point = execution.advance()
+                for need in execution.needs():
+                    if need.key in self._pending:
+                        execution.put_off(need, self._pending[need.key])
                 each.needs = {need.key: need for need in execution.needs()}
                 each.failed = next((self._failed[key] for key in each.needs if key in self._failed), None)
             except OutlayError as error:
@@ -175,6 +200,8 @@ class Scheduler:
             point = execution.point("failed", each.failed, [])
         elif point is not None:
             self._runner.finish(execution, point)
+        elif execution.waits_for is not None and not each.needs and not each.n_begun:
+            point = execution.point("waiting", execution.waits_for, [])
         if point is None:
             if each.recipe is not execution.proposal and execution.proposal is not None:
                 each.recipe, each.ranks = execution.proposal, _ranks(execution, execution.proposal)
@@ -189,22 +216,23 @@ class Scheduler:
         self._observer.point(place, point, self._n_done)
 
     def _let_go(self, each: _Open) -> None:
-        """The study was stopped: give back what is held, the time spent in vain booked as lost."""
+        """The study was stopped: give back what is held, the time spent in vain booked as lost; labels may be on order."""
         for holder, begun in list(self._making.values()):
-            if holder is each:
+            if holder is each and not isinstance(begun.job, Purchase):
                 each.execution.release(begun, "the study was stopped")
         each.execution.close()
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
     def _hand_out(self) -> None:
-        """Give free workers the steps that the longest way still hangs on."""
+        """Begin purchases, and give free workers the steps that the longest way still hangs on."""
+        self._buy()
         if not self._crew.n_free:
             return
         ready: dict[str, tuple[Fraction, _Open, ReadyStep]] = {}
         for each in self._open.values():
             for key, need in each.needs.items():
-                if key not in self._making:
+                if key not in self._making and not isinstance(need.step, Buy):
                     # The first run of the grid pays; how urgent the step is, everybody who needs it says.
                     rank = each.ranks.get(need.step.key, Fraction(0))
                     known = ready.get(key)
@@ -213,6 +241,28 @@ class Scheduler:
         urgent = sorted(ready.values(), key=lambda one: (one[2].step.kind != "score", -one[0], one[1].place))
         for _, each, need in urgent[: self._crew.n_free]:
             self._start(each, need)
+
+    def _buy(self) -> None:
+        """Begin what can be bought, run by run: the first run of the grid pays."""
+        for each in list(self._open.values()):
+            for key, need in list(each.needs.items()):
+                if not isinstance(need.step, Buy) or key in self._making or each.failed is not None:
+                    continue
+                if self._buyers.n_free and need.step.series not in self._buyers.series:
+                    self._start_buying(each, need)
+
+    def _start_buying(self, each: _Open, need: ReadyStep) -> None:
+        try:
+            begun = each.execution.begin(need)
+        except OutlayError as error:
+            each.failed = str(error)
+            self._advance(each)
+            return
+        assert isinstance(begun.job, Purchase)
+        each.n_begun += 1
+        self._making[need.key] = (each, begun)
+        self._buyers.submit(need.key, begun.job)
+        self._has_just_ordered = True
 
     def _start(self, each: _Open, need: ReadyStep) -> None:
         execution = each.execution
@@ -233,6 +283,7 @@ class Scheduler:
         """Settle what came, or give the hold back; then go on with every run that waited for it."""
         each, begun = self._making.pop(ended.name)
         what, problem = describe(begun.need.step), None
+        is_bought = isinstance(begun.job, Purchase)
         each.n_begun -= 1
         if ended.lost is not None:
             problem = f"its worker was lost: {ended.lost}"
@@ -245,16 +296,30 @@ class Scheduler:
                 )
         elif ended.error is not None:
             problem = str(ended.error)
-            each.execution.release(begun, type(ended.error).__name__, seconds=ended.seconds)
+            # Of a purchase nothing is to be redone: what came of it is in the log.
+            each.execution.release(begun, type(ended.error).__name__, seconds=0.0 if is_bought else ended.seconds)
             self._failed[ended.name] = problem
         else:
-            each.execution.settle(begun, ended.value)
-        self._observer.ended(what, ended.seconds, problem)
+            problem = self._settle(each, begun, ended)
+        if problem is not None or not is_bought:
+            self._observer.ended(what, ended.seconds, problem)
         for waiting in [one for one in self._open.values() if one is each or ended.name in one.needs]:
             self._advance(waiting)
 
+    def _settle(self, each: _Open, begun: HeldStep, ended: TaskResult) -> str | None:
+        """Book what came; the problem of labels that cannot be kept."""
+        if isinstance(ended.value, PurchaseResult) and ended.value.waits_for is not None:
+            self._pending[ended.name] = ended.value.waits_for
+        try:
+            each.execution.settle(begun, ended.value)
+        except OutlayError as error:
+            if not isinstance(begun.job, Purchase):
+                raise
+            self._failed[ended.name] = str(error)
+        return self._failed.get(ended.name)
+
     def _progress(self) -> dict[str, tuple[int, int, str]]:
-        reported = self._crew.progress()
+        reported = self._crew.progress() | self._buyers.progress()
         return {
             f"{describe(begun.need.step)} ({each.execution.run_id[:6]})": reported.get(key, (0, 0, ""))
             for key, (each, begun) in self._making.items()

@@ -10,7 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from outlay.errors import MoneyError, UsageError
 from outlay.hardware.precision import without_auto
 from outlay.money.amounts import format_usd, parse_usd
-from outlay.plan.request import DEFAULT_MACHINE, ROLES
+from outlay.plan.request import DEFAULT_MACHINE, ROLES, ReplayOptions, SellerSpec
+from outlay.plan.steps import LLM as LLM_SELLER
 from outlay.settings import DEFAULT_THREADS, LARGEST_SEED, MOST_THREADS, TeachSettings, TrainSettings
 from outlay.tasks.overrides import SETTING_NAMES
 from outlay.tasks.yaml_file import NonEmpty, YamlBlock
@@ -107,6 +108,13 @@ class LLM(YamlBlock):
     """Share of the LLM's labels that are wrong."""
     price_item: NonEmpty | None = None
     """Item of the price book for one label of the LLM; default ``gpt-3.5-label/`` and the task's name."""
+
+    @property
+    def sellers(self) -> tuple[SellerSpec, ...]:
+        """The LLM as a request names it; nobody where the file does not say how often it errs."""
+        if self.error_rate is None:
+            return ()
+        return (SellerSpec(LLM_SELLER, ReplayOptions(self.error_rate, price_item=self.price_item)),)
 
 
 class Axes(YamlBlock):

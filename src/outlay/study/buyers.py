@@ -1,0 +1,104 @@
+"""Threads that buy labels beside the workers that compute: one per purchase, in the process that drives the runs.
+
+They are daemons: a process that ends does not wait for a seller. What they were at is as after a kill: orders are noted before
+they are sent, and collected the next time (`outlay.engine.buying`, which also says why they are threads).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
+
+from outlay.engine.buying import Purchase, PurchaseResult
+from outlay.errors import OutlayError
+from outlay.workers.pool import TaskResult
+
+Progress = Callable[[int, int, str], None]
+BuyLabels = Callable[[Purchase, Progress], PurchaseResult]
+
+MOST_BUYING = 16
+"""Purchases under way at once: enough for sellers that take long, few enough threads."""
+
+
+@dataclass
+class _UnderWay:
+    purchase: Purchase
+    began: float
+    progress: tuple[int, int, str] = (0, 0, "")
+    ended: TaskResult | None = None
+    broken: BaseException | None = None
+
+
+class Buyers:
+    """Purchases under way, by name. ``buy``: what a thread does, see `outlay.engine.results_dir.ResultsDir.buy`."""
+
+    def __init__(self, buy: BuyLabels) -> None:
+        self._buy_labels = buy
+        self._under_way: dict[str, _UnderWay] = {}
+        self._ended: SimpleQueue[str] = SimpleQueue()
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    @property
+    def n_free(self) -> int:
+        """How many more purchases may begin."""
+        return MOST_BUYING - len(self._under_way)
+
+    @property
+    def series(self) -> set[str]:
+        """Series that are bought from now; whoever else wants rows of them would wait for their log."""
+        return {each.purchase.step.series for each in self._under_way.values()}
+
+    def submit(self, name: str, purchase: Purchase) -> None:
+        """Begin a purchase."""
+        self._under_way[name] = _UnderWay(purchase, time.monotonic())
+        Thread(target=self._buy, args=(name,), name=f"buy {name[:12]}", daemon=True).start()
+
+    def wait(self, seconds: float) -> list[TaskResult]:
+        """Return what has ended; wait for at most so many seconds where nothing has.
+
+        Purchases of one payer come back in the order they were begun, so that its books do not depend on who is quicker.
+        """
+        try:
+            self._ended.get(timeout=seconds) if seconds > 0 else self._ended.get_nowait()
+            while True:
+                self._ended.get_nowait()
+        except Empty:
+            pass
+        found: list[TaskResult] = []
+        behind: set[str] = set()
+        for name, each in list(self._under_way.items()):
+            if each.broken is not None:
+                raise each.broken
+            if each.ended is None or each.purchase.payer in behind:
+                behind.add(each.purchase.payer)
+            else:
+                found.append(each.ended)
+                del self._under_way[name]
+        return found
+
+    def progress(self) -> dict[str, tuple[int, int, str]]:
+        """Labels that have come and that are bought, by the name of the purchase."""
+        return {name: each.progress for name, each in self._under_way.items()}
+
+    def _buy(self, name: str) -> None:
+        each = self._under_way[name]
+
+        def report(*progress: Any) -> None:
+            each.progress = (progress[0], progress[1], progress[2])
+
+        value: PurchaseResult | None = None
+        error: OutlayError | None = None
+        try:
+            value = self._buy_labels(each.purchase, report)
+        except OutlayError as raised:
+            error = raised
+        except BaseException as raised:  # a mistake of the program: it ends the study, with its traceback
+            each.broken = raised
+        each.ended = TaskResult(name, time.monotonic() - each.began, value=value, error=error)
+        self._ended.put(name)
