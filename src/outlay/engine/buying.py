@@ -45,9 +45,11 @@ class Purchase:
 
 @dataclass(frozen=True, slots=True)
 class PurchaseResult:
-    """``waits_for``: one line on what is missing, ``None`` where every label is in the log."""
+    """Outcome of a purchase so far: ``waits_for`` is one line on what is missing, ``None`` where every label is in the log;
+    ``reused``: all of them were there when the log was opened for it."""
 
     waits_for: str | None
+    reused: bool = False
 
 
 def buy(purchase: Purchase, log: PurchaseLog, on_progress: Callable[[int, int, str], None]) -> PurchaseResult:
@@ -60,6 +62,7 @@ def buy(purchase: Purchase, log: PurchaseLog, on_progress: Callable[[int, int, s
     step, wanted = purchase.step, [row.id for row in purchase.wanted]
     with log.open(step.series) as purchases:
         waits: list[str] = []
+        reused = all(row in purchases.labels for row in wanted)
         for order, record, seen in (*_orders_at_seller(purchase, purchases, set(wanted)), *_send(purchase, purchases)):
             got = _checked(order, seen or purchase.seller.collect(order))
             delivery = got.so_far if isinstance(got, Pending) else got
@@ -76,7 +79,7 @@ def buy(purchase: Purchase, log: PurchaseLog, on_progress: Callable[[int, int, s
             on_progress(sum(row in purchases.labels for row in wanted), len(wanted), "labels")
         n_missing = sum(row not in purchases.labels for row in wanted)
     if not n_missing:
-        return PurchaseResult(None)
+        return PurchaseResult(None, reused)
     said = "; ".join(dict.fromkeys(waits))
     return PurchaseResult(f"{n_missing:,} of {len(wanted):,} labels of seller {step.seller}: {said}")
 

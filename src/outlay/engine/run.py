@@ -239,7 +239,7 @@ class RunExecution:
         cash = self._cash_of(step, need.again) + purchase.seller.quote(purchase.n_missing).cash_micros
         return HeldStep(need, self._hold(step, _with_cash(quote, cash), need.again), purchase)
 
-    def _settle_purchase(self, step: Buy, begun: HeldStep, purchase: Purchase) -> None:
+    def _settle_purchase(self, step: Buy, begun: HeldStep, reused: bool) -> None:
         """Keep the labels as an artifact and book them; a kept hold may be settled by another process than opened it."""
         quote, again = self._quoter.quote(step), begun.need.again
         with self._released_on_error(begun.hold):
@@ -253,7 +253,7 @@ class RunExecution:
                 circumstance={"human_seconds": human_seconds},
             )
             cash = self._cash_of(step, again)
-            self._settle(step, begun.hold, artifact, quote.quantity, cash, reused=purchase.n_missing == 0)
+            self._settle(step, begun.hold, artifact, quote.quantity, cash, reused)
         self._artifacts[step.key] = artifact
 
     def _cash_of(self, step: Buy, again: bool) -> int:
@@ -314,15 +314,14 @@ class RunExecution:
             OutlayError: labels cannot be kept; their hold is given back, and they stay in the log.
         """
         if isinstance(delivered, PurchaseResult):
-            step, purchase = begun.need.step, begun.job
+            step = begun.need.step
             assert isinstance(step, Buy)
-            assert isinstance(purchase, Purchase)
             del self._begun[step.key]
             if delivered.waits_for is not None:
                 self._kept_holds[begun.hold.key] = begun.hold
                 self._waiting[step.key] = delivered.waits_for
             else:
-                self._settle_purchase(step, begun, purchase)
+                self._settle_purchase(step, begun, delivered.reused)
             return
         artifact = self._find(begun.need.step, delivered.key)
         if artifact is None:
