@@ -434,17 +434,16 @@ def test_a_killed_training_with_adapters_goes_on_with_the_same_bits(
         if progress.step == 17:
             raise Killed
 
-    folder = tmp_path / "checkpoints"
     with pytest.raises(Killed):
-        train(t5_base, settings, tmp_path / "killed", checkpoints=folder, save_steps=16, on_progress=kill)
-    (kept,) = folder.iterdir()
+        train(t5_base, settings, tmp_path / "killed", folder=tmp_path, save_steps=16, on_progress=kill)
+    (kept,) = (tmp_path / "checkpoints").iterdir()
     assert all("lora_" in name for name in load_file(kept / "model.safetensors"))
     steps_taken: list[int] = []
     train(
         t5_base,
         settings,
         tmp_path / "killed",
-        checkpoints=folder,
+        folder=tmp_path,
         on_progress=lambda progress, n_steps: steps_taken.append(progress.step),
     )
     assert steps_taken == list(range(17, 29))
