@@ -540,10 +540,9 @@ def test_a_killed_training_with_adapters_goes_on_with_the_same_bits(
         if progress.step == 17:
             raise Killed
 
-    folder = tmp_path / "checkpoints"
     with pytest.raises(Killed):
         train(t5_base, settings, tmp_path / "killed", folder=tmp_path, save_steps=16, on_progress=kill)
-    (kept,) = folder.iterdir()
+    (kept,) = (tmp_path / "checkpoints").iterdir()
     assert all("lora_" in name for name in load_file(kept / "model.safetensors"))
     steps_taken: list[int] = []
     train(
