@@ -24,7 +24,8 @@ from outlay.money.ledger import Ledger
 from outlay.storage.paths import as_word, command_line
 from outlay.storage.store import Store
 from outlay.study.compare import reopen
-from outlay.study.runner import StudyIndex, status_of
+from outlay.study.index import StudyIndex
+from outlay.study.runner import status_of
 from outlay.workers.pool import InProcessPool
 from tests.checkpoints import make_checkpoint
 from tests.test_cli import Ran, outlay, refused

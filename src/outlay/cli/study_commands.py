@@ -78,7 +78,8 @@ def run(
     from outlay.engine.prepare import RunBuilder
     from outlay.engine.runner import Runner
     from outlay.money.amounts import PriceBook, parse_budget
-    from outlay.study.runner import StudyRunner, check_folder
+    from outlay.study.index import check_folder
+    from outlay.study.runner import StudyRunner
     from outlay.study.scheduler import StepRunnerFactory
 
     # Whatever is wrong with the request is said before anything is planned, and before a folder is made.
@@ -179,7 +180,7 @@ def status(folder: StudyFolder, as_json: Json = False) -> None:
 def show(folder: StudyFolder, store: StoreOption = None, as_json: Json = False) -> None:
     """The tables of a study, as far as it is."""
     from outlay.cli.study_screen import show_study
-    from outlay.study.runner import StudyIndex
+    from outlay.study.index import StudyIndex
 
     StudyIndex.read(folder)
     if as_json:

@@ -159,18 +159,28 @@ def plan(
     *,
     profile: MachineProfile | None = None,
     here: Price | None = None,
+    refuse: bool = False,
 ) -> StudyPlan:
-    """The plan of many points; ``asked``: the options of each, with a reason where it is known beforehand to be ``na``.
+    """Plan many points.
 
-    A point is ``na`` where its strategy says so, where its task, models or data are refused, and where it asks for more pool rows
-    than its task has; the reason is the error's line. ``on_point`` is told how many points are done. ``profile``: the speed of
-    the machine that is here; ``here``: the price of its hour.
+    Args:
+        workbench: of the tasks, models and prices.
+        asked: the options of each point, with a reason where it is known beforehand to be ``na``.
+        on_point: told how many points are done.
+        profile: the speed of the machine that is here.
+        here: the price of its hour.
+        refuse: raise what is wrong with a point's task, models or data, and take as many pool rows as there are. Otherwise such a
+            point, and one that asks for more pool rows than its task has, is ``na``, and its reason the error's line. A point
+            whose strategy says so is ``na`` in both cases.
+
+    Raises:
+        OutlayError: what `RunBuilder.prepare` refuses, under ``refuse``.
     """
     points: list[PlannedPoint] = []
     sums = _Sums(profile, here)
     for number, each in enumerate(asked, start=1):
         options, absent = each if isinstance(each, tuple) else (each, None)
-        point, known = _planned(workbench, options, absent)
+        point, known = _planned(workbench, options, absent, refuse=refuse)
         points.append(point)
         if point.recipe is not None and known is not None:
             sums.add(point.recipe, known)
@@ -180,13 +190,13 @@ def plan(
 
 
 def _planned(
-    workbench: RunBuilder, options: Options, absent: str | None
+    workbench: RunBuilder, options: Options, absent: str | None, *, refuse: bool
 ) -> tuple[PlannedPoint, PlanningContext | None]:
     run_id: str | None = None
     name = workbench.name_of(options.task)
     try:
         run_id = workbench.request(options).run_id
-        reason = absent or _too_small_a_pool(workbench, options)
+        reason = absent or (None if refuse else _too_small_a_pool(workbench, options))
         if reason is None:
             known = workbench.prepare(options).known
             proposal = strategy(options.strategy).ask(known, [])
@@ -196,6 +206,8 @@ def _planned(
                 return PlannedPoint(options, name, run_id, proposal, None, charge_micros, notes), known
             reason = proposal.reason if isinstance(proposal, NotAvailable) else "the strategy proposes nothing"
     except OutlayError as error:
+        if refuse:
+            raise
         reason = absent or str(error)
     return PlannedPoint(options, name, run_id, None, reason, 0), None
 
