@@ -1,8 +1,8 @@
 """One run being executed: what it needs next, what is held for it, what it has settled (DESIGN decisions 1 and 2).
 
 An execution never computes. It asks its strategy, buys labels, books what it finds in the store, and says which compute steps it
-needs; whoever drives it (`outlay.engine.runner` one step after another, `outlay.study.scheduler` many runs at once) has
-them made under the hold that `begin` opens, and comes back with `settle` or `release`. The only code that spends.
+needs; whoever drives it (`outlay.study.scheduler`, any number of runs at once) has them made under the hold that `begin` opens,
+and comes back with `settle` or `release`. The only code that spends.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Reports: numbers first (``tables``), then drawings (``charts``), one page that holds both (``page``), receipts."""
+"""Reports: numbers first, then tables, figures, one page that holds both, flat files and receipts."""

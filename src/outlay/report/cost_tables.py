@@ -23,9 +23,9 @@ from outlay.report.cells import (
     thousands,
     told_apart_by,
 )
-from outlay.report.comparison import money
 from outlay.report.scores import ONE_SEED
 from outlay.report.table import CellContent, Head, Item, Table, pivot
+from outlay.report.values import money
 
 _ONE_BLOCK = Head((), "")
 NOT_REACHED = "not reached"

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from outlay.report.cells import dollars, thousands
-from outlay.report.comparison import MINUS, points_text, signed
 from outlay.report.scores import ONE_SEED_PAIR
 from outlay.report.table import CellContent, Head, Item, Table, pivot
+from outlay.report.values import MINUS, points_text, signed
 
 SMALLEST_P = 0.001
 """Below it a p is written as "< 0.001"."""

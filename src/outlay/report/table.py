@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from outlay.errors import DataError
-from outlay.report.comparison import ABSENT, MINUS, money, signed
 from outlay.report.scores import Covers, with_interval
+from outlay.report.values import ABSENT, MINUS, money, signed
 
 Unit = Literal["score", "difference", "usd", "words"]
 """How a cell's value is written: one decimal, one decimal with its sign, dollars; ``words`` says it in its own text."""

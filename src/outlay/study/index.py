@@ -12,7 +12,7 @@ from typing import Any
 from outlay.engine.outputs import manifest_of
 from outlay.engine.point import Point, read_points
 from outlay.engine.run_dir import STUDY_FILE
-from outlay.errors import MissingData, UsageError
+from outlay.errors import DataError, MissingData, UsageError
 from outlay.money.amounts import Price, show_usd, write_usd
 from outlay.plan.request import DEFAULT_MACHINE
 from outlay.report.results import Header
@@ -65,13 +65,19 @@ class StudyIndex:
 
         Raises:
             MissingData: there is none.
+            DataError: it is none.
         """
         for path, read in ((folder / STUDY_FILE, cls._read), (folder / OLD_FILE, cls._read_old)):
             try:
                 document = json.loads(path.read_text(encoding="utf-8"))
             except FileNotFoundError:
                 continue
-            return read(path, document)
+            try:
+                return read(path, document)
+            except (KeyError, TypeError, ArithmeticError):
+                raise DataError(
+                    f"{path} is no index of a results folder; move it away, or give another --out"
+                ) from None
         again = command_line("outlay", "compare", "TASK", "--budgets", "DOLLARS", "--out", folder)
         raise MissingData(f"{folder} holds no results; make some with `outlay run`, `outlay study run` or `{again}`")
 

@@ -143,24 +143,25 @@ class Session:
             with self.processes as pool:
                 yield pool
             return
-        assert self.jobs is not None
-        with _in_process(self.jobs, self.place.logs, listener) as pool:
+        with self._in_process(listener) as pool:
             yield pool
 
+    def _in_process(self, listener: Listener) -> InProcessPool:
+        """Return a pool of this process, which tells the listener of progress and waits while it works."""
+        assert self.jobs is not None
+        jobs, names = self.jobs, dict[str, str]()
+        places = {point.run_id: i for i, point in enumerate(self.plan.points)}
 
-def _in_process(jobs: JobRunner, logs: Path, listener: Listener) -> InProcessPool:
-    """A pool of this process, which tells the listener of progress while it works."""
-    names: dict[str, str] = {}
+        def make(job: Job, report: Report) -> JobResult:
+            names[job.key] = f"{describe(job.step)} ({job.run_id[:6]})"
+            watcher = listener.watch(places[job.run_id])
+            return jobs.make(job, report, lambda who: watcher.say(f"waiting: {who}"))
 
-    def tell() -> None:
-        listener.tick({names[key]: far for key, far in pool.progress().items()})
+        def tell() -> None:
+            listener.tick({names[key]: far for key, far in pool.progress().items()})
 
-    def make(job: Job, report: Report) -> JobResult:
-        names[job.key] = f"{describe(job.step)} ({job.run_id[:6]})"
-        return jobs.make(job, report)
-
-    pool = InProcessPool(lambda: make, logs=logs, on_report=tell)
-    return pool
+        pool = InProcessPool(lambda: make, logs=self.place.logs, on_report=tell)
+        return pool
 
 
 def prepare_session(asked: Sequence[Options], header: Header, place: Workplace, *, overwrite: bool = False) -> Session:
