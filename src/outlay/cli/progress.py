@@ -122,7 +122,6 @@ class Screen:
 
     def ended(self, what: str, seconds: float, problem: str | None) -> None:  # noqa: ARG002
         """Say what went wrong; what went well its run says."""
-        self.tick({})
         if problem is not None:
             self._console.print(f"  {what}: {problem}", style="red", soft_wrap=True)
 

@@ -235,9 +235,9 @@ def demo(
     story = demo_story(len(asked), write_usd(session.builder.price_book.get("label/demo").usd))
     points = _bring_about(session, where, first=story)
     if not as_json:
-        shown = next(point.run_id for point in session.plan.points if point.options.strategy == "distill")
-        if shown is not None:
-            echo("\n" + render_text(receipt(session.runner.ledger, shown)), nl=False)
+        taught = [point for point in session.plan.points if point.options.strategy == "distill"]
+        if taught[0].run_id is not None and taught[0].recipe is not None:
+            echo("\n" + render_text(receipt(session.runner.ledger, taught[0].run_id)), nl=False)
         _say_what_next(out, out / "report.html", None if seeds > 1 else {**options, "--store": store})
     _fail_without_result(points)
 
