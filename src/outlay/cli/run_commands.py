@@ -361,7 +361,7 @@ def refuse_several_processes() -> None:
 def _demo_options(task: Path, seed: int, threads: int, precision: str) -> Options:
     from outlay.engine.prepare import Options
     from outlay.money.amounts import parse_budget
-    from outlay.tasks.demo import DEMO_BUDGET, DEMO_N_DEV, DEMO_N_INITIAL, DEMO_POOL_ROWS, DEMOSTUDENT
+    from outlay.tasks.demo import DEMO_BUDGET, DEMO_N_DEV, DEMO_N_INITIAL, DEMO_POOL_ROWS, DEMO_STUDENT
 
     return Options(
         str(task),
@@ -370,7 +370,7 @@ def _demo_options(task: Path, seed: int, threads: int, precision: str) -> Option
         n_initial=DEMO_N_INITIAL,
         pool_rows=DEMO_POOL_ROWS,
         n_dev=DEMO_N_DEV,
-        student=DEMOSTUDENT,
+        student=DEMO_STUDENT,
         seed=seed,
         threads=threads,
         precision=precision,
