@@ -91,10 +91,10 @@ class StudyRunner:
         runs = self._files.runs
         finished = runner.all_finished([run for run in runs if run is not None])
         self.points = {i: finished[run] for i, run in enumerate(runs) if run in finished}
-        """By place in the plan; of those with a recipe, the ones that are over."""
+        """By place in the plan; of those that have a run, the ones that are over."""
         self.n_replayed = len(self.points)
         for i, planned in enumerate(plan.points):
-            if planned.recipe is None:
+            if runs[i] is None:
                 self.points[i] = absent_point(planned.options, workbench, "na", planned.reason or "nothing is proposed")
         self.left = [i for i in range(len(runs)) if i not in self.points]
         """Places of the points to be brought about."""
@@ -152,7 +152,9 @@ class _Folder:
 
     def __init__(self, plan: StudyPlan, header: Header, runner: Runner) -> None:
         self._runner = runner
-        self.runs = [None if planned.recipe is None else planned.run_id for planned in plan.points]
+        # A run that is asked for by its options has its receipt even where it is not available; a study's cell is only listed.
+        is_study = header.scale is not None
+        self.runs = [None if is_study and planned.recipe is None else planned.run_id for planned in plan.points]
         models = tuple(
             dict.fromkeys(ref for each in plan.points for ref in (each.options.teacher, each.options.student))
         )

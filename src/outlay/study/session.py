@@ -210,4 +210,7 @@ def bring_about(
 
 
 def _distinct(builder: RunBuilder, asked: Sequence[Options]) -> list[Options]:
-    return list({builder.request(options).run_id: options for options in reversed(asked)}.values())[::-1]
+    found: dict[str, Options] = {}
+    for options in asked:
+        found.setdefault(builder.request(options).run_id, options)
+    return list(found.values())
