@@ -145,7 +145,7 @@ def comparison(name: str) -> Results:
     return Results(Header("compare", f"{name}: what a score costs", "plain"), tuple(points), {})
 
 
-def tests_of(table: Table) -> dict[tuple[str, str], CellContent]:
+def scores_of(table: Table) -> dict[tuple[str, str], CellContent]:
     """The test scores of a plain table, by what its rows are called and by their budgets."""
     names = [column.text for column in table.columns]
     found = {}
@@ -160,7 +160,7 @@ def with_scores(page: str, found: Results) -> str:
     """A page with the column Test of the comparison's rows drawn anew; everything else stays."""
     tests = {
         key: f"**{cell.text}**" if cell.on_front else cell.text
-        for key, cell in tests_of(StudyReport(found).tables[0]).items()
+        for key, cell in scores_of(StudyReport(found).tables[0]).items()
     }
     lines, place = [], None
     for line in page.split("\n"):

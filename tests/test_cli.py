@@ -406,7 +406,14 @@ def cash_micros(folder: Path) -> int:
 def test_a_run_ends_with_a_receipt_and_a_table(shop: Shop, first: tuple[Path, Ran]) -> None:
     out, ran = first
     assert ran.code == 0, ran.err
-    for words in ("Receipt of run", "29 train labels", "fine-tune the", "N by rule", "figure tickets:", "receipts: "):
+    for words in (
+        "Receipt of run",
+        "29 train labels",
+        "fine-tune the",
+        "N by rule",
+        "figure tickets:",
+        "receipts: outlay",
+    ):
         assert words in ran.out
     assert "spent $5.80" in ran.err
     assert "left $" in ran.err

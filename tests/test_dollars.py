@@ -163,6 +163,6 @@ def test_no_file_of_results_holds_dollars_with_an_exponent(tmp_path: Path) -> No
     ]
     ids = "|".join(each.id for each in points)
     for text in texts:
-        plain = re.sub(rf"{ids}|[0-9a-f]{{16,}}|<svg.*?</svg>", "", text, flags=re.DOTALL)
+        plain = re.sub(rf"{ids}|[0-9a-f]{{16,}}|<svg.*?</svg>|<style>.*?</style>", "", text, flags=re.DOTALL)
         assert not EXPONENT.search(plain), EXPONENT.search(plain)
         assert "0.000042" in text or "0.000017" in text

@@ -13,9 +13,9 @@ from bench.redraw import (
     ROOT,
     comparison,
     comparison_page,
+    scores_of,
     study_page,
     study_results,
-    tests_of,
 )
 from outlay.report.study_report import StudyReport
 
@@ -50,9 +50,9 @@ def test_a_changed_figure_is_found(tmp_path: Path) -> None:
 
 def test_sentences_hold_the_scores_that_were_drawn() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    annotate, distill = (cell.text for cell in tests_of(StudyReport(comparison("wlp")).tables[0]).values())
+    annotate, distill = (cell.text for cell in scores_of(StudyReport(comparison("wlp")).tables[0]).values())
     assert f"a teacher scores {distill} strict F1 where 384 more labels score {annotate}" in readme
-    tests = tests_of(StudyReport(comparison("multipit_id")).tables[0])
+    tests = scores_of(StudyReport(comparison("multipit_id")).tables[0])
     for budget in ("$300.00", "$400.00"):
         annotated, distilled, alone = (tests[name, budget] for name in ("annotate", "distill", "self_distill"))
         # "about 7 points more than annotating at both budgets, and the intervals do not meet"

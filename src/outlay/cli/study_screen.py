@@ -13,6 +13,7 @@ from rich.text import Text
 from outlay.cli.progress import StepBars, live_bars
 from outlay.cli.terminal import console, echo, print_json, table_console
 from outlay.money.amounts import show_usd
+from outlay.storage.paths import command_line
 
 if TYPE_CHECKING:
     from outlay.engine.point import Point
@@ -103,7 +104,7 @@ def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> 
     if files:
         echo()
     for name, path in files.items():
-        echo(f"{name}: {path}")
+        echo(f"{name}: {command_line('outlay', 'ledger', 'show', folder) if name == 'receipts' else path}")
 
 
 def status_lines(found: Status) -> list[str]:
