@@ -100,11 +100,14 @@ def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> 
     from outlay.report.study_report import StudyReport
     from outlay.study.runner import read_results
 
-    table_console().print(StudyReport(read_results(folder, store)).terminal())
+    results = read_results(folder, store)
+    table_console().print(StudyReport(results).terminal())
     if files:
         echo()
+    # Of runs that were asked for by their options one looks at the receipts, of a study's thousands at the folder.
+    own = {} if results.header.scale else {"receipts": command_line("outlay", "ledger", "show", folder)}
     for name, path in files.items():
-        echo(f"{name}: {command_line('outlay', 'ledger', 'show', folder) if name == 'receipts' else path}")
+        echo(f"{name}: {own.get(name, path)}")
 
 
 def status_lines(found: Status) -> list[str]:
