@@ -25,13 +25,13 @@ import yaml
 
 from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, read_points
-from outlay.report.charts import frontier_spec, save_chart
-from outlay.report.comparison import MINUS, Comparison, compare, money, on_front, score, signed
 from outlay.report.figures import save
 from outlay.report.grouping import group
 from outlay.report.results import Header, Results
 from outlay.report.study_report import StudyReport
+from outlay.report.table import CellContent, Table
 from outlay.report.table_formats import render_markdown
+from outlay.report.values import MINUS, money, signed
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -39,7 +39,6 @@ END_OF_HEAD = "Figures, points and receipts: this folder."
 COMPARISONS = {"multipit_id": ("README.md", "docs/results/multipit_id.md"), "wlp": ("docs/results/wlp.md",)}
 """Comparison → the pages that show its rows."""
 HEAD_OF_DIFFERENCES = "## Differences of the means\n"
-MEASURES = {"multipit_id": "accuracy/published", "wlp": "micro_f1/strict"}
 
 
 # --- studies ----------------------------------------------------------------------------------------------------------
@@ -140,16 +139,28 @@ def study_files(folder: Path) -> dict[Path, bytes]:
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 
-def comparison(name: str) -> Comparison:
+def comparison(name: str) -> Results:
     """A comparison as its points keep it."""
-    return compare(read_points(RESULTS / f"{name}.points.json"), measure=MEASURES[name])
+    points = read_points(RESULTS / f"{name}.points.json")
+    return Results(Header("compare", f"{name}: what a score costs", "plain"), tuple(points), {})
 
 
-def with_scores(page: str, found: Comparison) -> str:
+def scores_of(table: Table) -> dict[tuple[str, str], CellContent]:
+    """The test scores of a plain table, by what its rows are called and by their budgets."""
+    names = [column.text for column in table.columns]
+    found = {}
+    for row in table.rows:
+        budget, tested = row.cells[names.index("Budget")], row.cells[names.index("Test")]
+        if budget is not None and tested is not None:
+            found[row.heads[0], budget.text] = tested
+    return found
+
+
+def with_scores(page: str, found: Results) -> str:
     """A page with the column Test of the comparison's rows drawn anew; everything else stays."""
     tests = {
-        (row.label, money(row.budget_usd)): f"**{score(row.test)}**" if on_front(found, row) else score(row.test)
-        for row in found.rows
+        key: f"**{cell.text}**" if cell.on_front else cell.text
+        for key, cell in scores_of(StudyReport(found).tables[0]).items()
     }
     lines, place = [], None
     for line in page.split("\n"):
@@ -198,8 +209,9 @@ def comparison_files(name: str, pages: tuple[str, ...]) -> dict[Path, bytes]:
     found = comparison(name)
     files = {ROOT / page: comparison_page(name, ROOT / page).encode() for page in pages}
     with tempfile.TemporaryDirectory() as scratch:
-        chart = save_chart(frontier_spec(found), Path(scratch) / "chart.png")
-        files[ROOT / "docs" / "img" / f"{name}.png"] = chart.read_bytes()
+        for spec in StudyReport(found).figures.values():
+            chart = save(spec, Path(scratch) / "chart.png")
+            files[ROOT / "docs" / "img" / f"{name}.png"] = chart.read_bytes()
     return files
 
 

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Self
 
 from outlay.engine import sellers
+from outlay.engine.job_runner import Job, JobResult, JobRunner
+from outlay.engine.point import Point
 from outlay.engine.prepare import Options, PreparedRun, RunBuilder
 from outlay.engine.runner import Runner
 from outlay.labels.annotator import Delivery, Order
 from outlay.labels.replay import Replay
 from outlay.money.amounts import PriceBook, Quote
 from outlay.storage.store import Store
+from outlay.study.scheduler import Scheduler
+from outlay.study.session import SilentListener
 from outlay.tasks.demo import generate
+from outlay.workers.pool import InProcessPool, Report
 from tests.checkpoints import make_checkpoint, make_gpt2, make_t5
 
 FAST = {
@@ -182,9 +187,38 @@ def _notes(n: int) -> list[dict[str, str]]:
     return list(rows.values())
 
 
-def runner(folder: Path, store: Path, **changes: object) -> Runner:
+class OneRun(RunBuilder):
+    """A builder that knows one run, which is prepared already."""
+
+    def __init__(self, prepared: PreparedRun) -> None:
+        super().__init__(prepared.price_book)
+        self._prepared = prepared
+
+    def prepare(self, options: Options) -> PreparedRun:
+        return self._prepared
+
+
+class OneByOne(Runner):
+    """A results folder whose runs are brought about one by one, by the scheduler in this process."""
+
+    def execute(self, prepared: PreparedRun) -> Point:
+        """From wherever an earlier attempt was cut off; a run that is done is replayed."""
+        if (done := self.finished(prepared.request.run_id)) is not None:
+            return done
+        maker, points = JobRunner(self.store, lambda _: prepared), list[Point]()
+
+        def make(job: Job, report: Report) -> JobResult:
+            return maker.make(job, report)
+
+        with InProcessPool(lambda: make) as pool:
+            scheduler = Scheduler(self, OneRun(prepared), pool, SilentListener(), lambda _, point: points.append(point))
+            scheduler.run([prepared.options])
+        return points[0]
+
+
+def runner(folder: Path, store: Path, **changes: object) -> OneByOne:
     here = PriceBook.load().get("cpu")
-    return Runner(folder, Store(store), here=here, **changes)  # type: ignore[arg-type]
+    return OneByOne(folder, Store(store), here=here, **changes)  # type: ignore[arg-type]
 
 
 def pay_for_labels(monkeypatch: object) -> None:

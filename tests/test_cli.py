@@ -406,7 +406,14 @@ def cash_micros(folder: Path) -> int:
 def test_a_run_ends_with_a_receipt_and_a_table(shop: Shop, first: tuple[Path, Ran]) -> None:
     out, ran = first
     assert ran.code == 0, ran.err
-    for words in ("Receipt of run", "29 train labels", "fine-tune the", "N by rule", "frontier:", "receipts: outlay"):
+    for words in (
+        "Receipt of run",
+        "29 train labels",
+        "fine-tune the",
+        "N by rule",
+        "figure tickets:",
+        "receipts: outlay",
+    ):
         assert words in ran.out
     assert "spent $5.80" in ran.err
     assert "left $" in ran.err
@@ -415,7 +422,8 @@ def test_a_run_ends_with_a_receipt_and_a_table(shop: Shop, first: tuple[Path, Ra
     assert point.result.n_labels == 29
     assert point.result.n_pool == 140
     assert 0 <= point.result.charge_usd <= 6
-    assert {"report.html", "table.md", "table.csv", "frontier.png", "points.json"} <= {p.name for p in out.iterdir()}
+    left = {"study.json", "report.html", "table.md", "points.csv", "figure-tickets.png", "points.json", "receipts"}
+    assert left <= {path.name for path in out.iterdir()}
 
 
 def test_the_same_command_again_prints_the_same_and_pays_nothing(shop: Shop, first: tuple[Path, Ran]) -> None:
@@ -444,7 +452,7 @@ def test_a_budget_that_does_not_reach_is_an_answer(shop: Shop, tmp_path: Path) -
     assert ran.code == 1
     assert ran.err.splitlines()[-1].startswith("outlay: no result: ")
     words = " ".join(ran.out.split())
-    assert "N/A" in words
+    assert "na: " in words
     assert "the budget is $0.10; raise it to $0.6" in words
     (point,) = json.loads(shop.run(tmp_path / "out", "--json", budget="0.10").out)
     assert (point["result"]["status"], point["result"]["charge_usd"]) == ("na", 0)
@@ -484,7 +492,7 @@ def test_a_comparison_leaves_everything_a_reader_opens(comparison: tuple[Path, R
     asked = [(p.request.seed, p.request.budget_usd, p.request.strategy) for p in points]
     assert asked == [(s, b, n) for s in (0, 1) for b in (4.0, 6.0) for n in ("annotate", "distill")]
     assert all(p.result.status == "ok" and p.result.charge_usd <= p.request.budget_usd for p in points)
-    width, height = png_size(out / "frontier.png")
+    width, height = png_size(out / "figure-tickets.png")
     assert 300 < width < 5000
     assert 200 < height < 5000
     table = (out / "table.md").read_text()
@@ -505,21 +513,21 @@ def test_what_a_comparison_charges_is_in_its_ledger(comparison: tuple[Path, Ran]
         if entry["kind"] == "settle":
             by_run[entry["run_id"]] = by_run.get(entry["run_id"], 0) + entry["charge_micros"]
     charged = [round(p.result.charge_usd * 1_000_000) for p in read_points(out / "points.json")]
-    runs = json.loads((out / "comparison.json").read_text())["runs"]
+    runs = [cell["run"] for cell in json.loads((out / "study.json").read_text())["cells"]]
     assert [by_run[run] for run in runs] == charged
 
 
 def test_a_report_is_drawn_again(shop: Shop, comparison: tuple[Path, Ran]) -> None:
     out, ran = comparison
-    names = ("table.md", "table.csv", "report.html", "frontier.svg")
+    names = ("table.md", "points.csv", "report.html", "figure-tickets.svg")
     before = {name: (out / name).read_bytes() for name in names}
-    for name in (*names, "frontier.png"):
+    for name in (*names, "figure-tickets.png"):
         (out / name).unlink()
     again = outlay("report", out, "--store", shop.store)
     assert (again.code, again.err) == (0, "")
     assert again.out == ran.out
     assert {name: (out / name).read_bytes() for name in names} == before
-    png_size(out / "frontier.png")
+    png_size(out / "figure-tickets.png")
     assert outlay("report", out, "--store", shop.store, "--json").json == json.loads((out / "points.json").read_text())
 
 
@@ -546,8 +554,8 @@ def test_sizes_are_a_grid(shop: Shop, tmp_path: Path) -> None:
     assert "1. annotate, $6.00, seed 0, " in ran.err
     told = (tmp_path / "o" / "table.md").read_text()
     assert "| annotate, student cut:1 |" in told
-    assert "general_distill − annotate, student cut:2 at $6.00" in told
-    assert "Test: accuracy, published reading, 0-100." in told
+    assert "general_distill − annotate, student cut:2" in told
+    assert "Test score, 0-100: accuracy, published reading" in told
 
 
 @pytest.mark.parametrize("command", [("run",), ("compare",)])

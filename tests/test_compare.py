@@ -11,9 +11,13 @@ from outlay.engine.point import Point
 from outlay.engine.prepare import Options
 from outlay.errors import UsageError
 from outlay.metrics import correctness
-from outlay.study.compare import run_points, summarise, write_report
+from outlay.money.amounts import PriceBook
+from outlay.report.results import Header
+from outlay.report.study_report import StudyReport, write_study_report
+from outlay.storage.store import Store
 from outlay.study.grid import Grid
-from tests.runs import FamilyWorld, runner
+from outlay.study.session import Session, Workplace, prepare_session
+from tests.runs import FamilyWorld
 
 BASE = Options("task", "annotate", 1, teacher="t1", general="g")
 
@@ -75,6 +79,12 @@ def families(shared_families: FamilyWorld) -> FamilyWorld:
     return shared_families.fresh()
 
 
+def prepared(folder: Path, asked: list[Options]) -> Session:
+    book = PriceBook.load()
+    place = Workplace(folder / "out", Store(folder / "store"), book, book.get("cpu"))
+    return prepare_session(asked, Header("compare", "A comparison", "plain"), place)
+
+
 def test_a_grid_of_sizes_end_to_end(families: FamilyWorld, tmp_path: Path) -> None:
     base = families.family_options("entities", "encoder", "encoder", general=str(families.checkpoints["encoder"]))
     grid = Grid(
@@ -85,11 +95,11 @@ def test_a_grid_of_sizes_end_to_end(families: FamilyWorld, tmp_path: Path) -> No
         teachers=(str(families.checkpoints["encoder"]), str(families.checkpoints["seq2seq"])),
         students=("cut:1", "cut:2"),
     )
-    one = runner(tmp_path / "out", tmp_path / "store")
-    points = run_points(one, families.workbench, grid.options(), lambda *_: None)
+    session = prepared(tmp_path, grid.options())
+    points = session.run()
     assert all(point.is_ok for point in points), [point.result.reason for point in points]
     assert len({point.id for point in points}) == len(points) == 2 * (2 + 4 + 1)
-    found = summarise(one)
+    report = StudyReport(session.results())
     labels = [
         "annotate, student cut:1",
         "annotate, student cut:2",
@@ -99,19 +109,20 @@ def test_a_grid_of_sizes_end_to_end(families: FamilyWorld, tmp_path: Path) -> No
         "distill (N by rule), teacher seq2seq, student cut:2",
         "general_distill",
     ]
-    assert [row.label for row in found.rows] == labels
-    assert all(row.test is not None and row.test.bounds is not None for row in found.rows)
-    assert found.measure == "micro F1, strict reading"
+    plain = report.tables[0]
+    place = [column.text for column in plain.columns].index("Test")
+    tested = [row.cells[place] for row in plain.rows]
+    assert [row.heads for row in plain.rows] == [(label,) for label in labels]
+    assert all(cell is not None and cell.low is not None and cell.high is not None for cell in tested)
+    assert "micro F1, strict reading" in plain.notes[0]
     # Sizes within a strategy, strategies at equal sizes, and the general student beside everything.
-    told = {(labels.index(row.second), labels.index(row.first)) for row in found.differences}
+    told = {(labels.index(test.second), labels.index(test.first)) for test in report.tests}
     sizes = {(0, 1), (2, 3), (2, 4), (3, 5), (4, 5)}
-    assert {(row.n_comparisons, row.n_seeds) for row in found.differences} == {(len(told), 2)}
-    assert all(row.p_holm is not None for row in found.differences)
+    assert {(test.n_comparisons, test.n_seeds) for test in report.tests} == {(len(told), 2)}
+    assert all(test.p_holm is not None for test in report.tests)
     assert told == sizes | {(0, 2), (0, 4), (1, 3), (1, 5)} | {(i, 6) for i in range(6)}
-    files = write_report(one)
-    assert "Test: micro F1, strict reading, 0-100." in files["table"].read_text()
-    page = files["page"].read_text()
-    assert page.count("<details>") == len(points)
+    files = write_study_report(tmp_path / "out", session.results())
+    assert files["page"].read_text().count("<details>") == len(points)
 
 
 def test_accuracy_rows_read_answers_as_their_score_does(families: FamilyWorld, tmp_path: Path) -> None:
@@ -119,14 +130,14 @@ def test_accuracy_rows_read_answers_as_their_score_does(families: FamilyWorld, t
     task = families.tasks["classes"].with_name("exact.yaml")
     task.write_text(text)
     options = families.family_options("classes", "seq2seq", "seq2seq", strategy="annotate", n_initial=None)
-    one = runner(tmp_path / "out", tmp_path / "store")
-    points = run_points(one, families.workbench, [replace(options, task=str(task))], lambda *_: None)
-    (row,) = summarise(one).rows
-    assert row.test is not None
-    assert _is_close(row.test.mean, points[0])
+    session = prepared(tmp_path, [replace(options, task=str(task))])
+    points = session.run()
+    (row,) = StudyReport(session.results()).means
+    assert row.value is not None
+    assert _is_close(row.value, points[0])
     # An untrained writer says nothing that is a label: published, that is the first one.
     golds = [example.label or "" for example in families.workbench.load(str(task))[1].test]
-    assert row.test.mean == pytest.approx(sum(correctness([""] * len(golds), golds, ["warm", "cold"])) / len(golds))
+    assert row.value == pytest.approx(sum(correctness([""] * len(golds), golds, ["warm", "cold"])) / len(golds))
 
 
 def _is_close(mean: float, point: Point) -> bool:

@@ -11,15 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, parse_points
 from outlay.errors import DataError
 from outlay.metrics import Answered, main_score, score
 from outlay.metrics.degenerate import HANDFUL, Floor, dev_remarks, floor_of, of_rows
 from outlay.metrics.degenerate import test_remarks as remarks
-from outlay.report.comparison import compare, render_csv, render_markdown
 from outlay.report.layouts import lay_out
-from outlay.report.page import render_page
+from outlay.report.study_report import StudyReport
 from outlay.report.table_formats import render_markdown as render_laid
 from tests.runs import World
 from tests.steps_world import write_rows
@@ -149,19 +147,15 @@ def test_points_keep_their_notes_and_old_points_have_none() -> None:
 
 def test_reports_say_which_score_and_which_seed() -> None:
     points = [noted(0, "about all", "about <one>"), noted(1, "about all")]
-    comparison = compare(points, left={each.id: RunOutputs("run", teacher_dev=84.6) for each in points})
-    lines = ["distill at $300.00: about all", "distill at $300.00: seed 0: about <one>"]
-    markdown, page = render_markdown(comparison), render_page(comparison)
-    assert all(f"- Note: {line}" in markdown for line in lines)
-    assert "84.6 (of 12)" in markdown
-    assert "about &lt;one&gt;" in page
-    assert render_csv(comparison).splitlines()[1].endswith("about all; seed 0: about <one>")
-    laid = lay_out(results("plain", points))[0]
+    report = StudyReport(results("plain", points, teacher_dev=84.6))
+    assert "84.6 (of 12)" in report.markdown()
+    assert "about &lt;one&gt;" in report.page()
+    laid = report.tables[0]
     assert {"about all", "seed 0: about <one>"} <= {note.split(" ", 1)[1] for note in laid.notes if " " in note}
     assert "about all" in render_laid(laid)
-    many = compare([noted(0, n_dev=500)], left={noted(0).id: RunOutputs("run", teacher_dev=84.6)})
-    assert "(of" not in render_markdown(many)
-    assert "Note:" not in render_markdown(many)
+    (many,) = lay_out(results("plain", [noted(0, n_dev=500)], teacher_dev=84.6))
+    assert "(of" not in render_laid(many)
+    assert "about" not in render_laid(many)
 
 
 # --- the whole way -----------------------------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ import pytest
 
 from outlay.errors import UsageError
 from outlay.report import figure_data, figures
-from outlay.report.axes import HEIGHT, LETTER_PX, log_ticks, place_labels, score_axis, x_axis
-from outlay.report.charts import PALETTE, SHAPES, Box
+from outlay.report.axes import HEIGHT, LETTER_PX, Box, log_ticks, place_labels, score_axis, x_axis
 from outlay.report.figure_data import DataPoint, Panel, ReferenceLine, Series, layouts, matching_charge
 from outlay.report.figures import figure_svg, save
+from outlay.report.palette import PALETTE, SHAPES
 from outlay.report.results import Header, Layout, Results
 from outlay.report.seed_means import means
 from tests.made_results import LAYOUTS, TASKS, made

@@ -11,7 +11,6 @@ import pytest
 
 from outlay.engine.point import Point
 from outlay.engine.prepare import PreparedRun
-from outlay.engine.runner import Runner
 from outlay.engine.sellers import make_seller
 from outlay.errors import UnknownItem, UsageError
 from outlay.models.cost_model import TERMS, MachineProfile
@@ -22,7 +21,7 @@ from outlay.plan.steps import LABELS_FILE, Buy, Recipe, Train, describe
 from outlay.plan.strategies import NotAvailable, strategy
 from outlay.report.receipt import receipt, render_text
 from tests.knowledge import LABELS, N_TRAIN, STUDENT, Bill, carved, known
-from tests.runs import World, bought_rows, pay_for_labels, runner
+from tests.runs import OneByOne, World, bought_rows, pay_for_labels, runner
 
 DEVS = ("given", "bought", "carved", None)
 N_HUMAN = 50
@@ -171,14 +170,14 @@ def hired(world: World, name: str, **changes: Any) -> PreparedRun:
 
 
 @pytest.fixture(scope="module")
-def mixed(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Runner, PreparedRun, Point]:
+def mixed(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[OneByOne, PreparedRun, Point]:
     """20 labels of people at $0.20 and as many of an LLM as $2.05 pay for, less the cents of compute."""
     root = tmp_path_factory.mktemp("mixed")
     one, prepared = runner(root / "out", root / "store"), hired(world, "mix", budget_micros=6_050_000)
     return one, prepared, one.execute(prepared)
 
 
-def labels_in(one: Runner, prepared: PreparedRun) -> list[list[tuple[str, str]]]:
+def labels_in(one: OneByOne, prepared: PreparedRun) -> list[list[tuple[str, str]]]:
     """Row and label of each purchase of a run, in the order bought."""
     manifest = json.loads(one.run_folder(prepared.request.run_id).manifest.read_text())
     bought = []
@@ -191,7 +190,7 @@ def labels_in(one: Runner, prepared: PreparedRun) -> list[list[tuple[str, str]]]
     return bought
 
 
-def test_a_mix_is_charged_and_counted_seller_by_seller(mixed: tuple[Runner, PreparedRun, Point]) -> None:
+def test_a_mix_is_charged_and_counted_seller_by_seller(mixed: tuple[OneByOne, PreparedRun, Point]) -> None:
     one, prepared, point = mixed
     n = point.result.n_llm_labels
     assert (point.result.status, point.result.n_labels) == ("ok", 20)
@@ -225,7 +224,7 @@ def _flops(prepared: PreparedRun, n_trained: int, n_inferred: int) -> tuple[int,
     return flops_train(shape, n_trained, 12), flops_infer(shape, n_inferred, 12)
 
 
-def test_the_receipt_of_a_mix_reads_well(mixed: tuple[Runner, PreparedRun, Point]) -> None:
+def test_the_receipt_of_a_mix_reads_well(mixed: tuple[OneByOne, PreparedRun, Point]) -> None:
     one, prepared, point = mixed
     told = render_text(receipt(one.ledger, prepared.request.run_id))
     assert f"{point.result.n_llm_labels} LLM labels" in told
@@ -239,7 +238,7 @@ def test_the_receipt_of_a_mix_reads_well(mixed: tuple[Runner, PreparedRun, Point
     assert document["request"]["llm_price_item"] == ITEM
 
 
-def test_people_label_the_first_rows_and_an_llm_those_behind_them(mixed: tuple[Runner, PreparedRun, Point]) -> None:
+def test_people_label_the_first_rows_and_an_llm_those_behind_them(mixed: tuple[OneByOne, PreparedRun, Point]) -> None:
     one, prepared, point = mixed
     people, llm = labels_in(one, prepared)
     rows, n = prepared.train, point.result.n_llm_labels
@@ -331,7 +330,7 @@ def test_the_errors_of_an_llm_are_a_stream_of_their_own(world: World) -> None:
     assert prepared.known.offers["llm"].identity != other.known.offers["llm"].identity
 
 
-def test_seconds_of_a_mix_are_foreseen_for_the_rows_of_both_sellers(mixed: tuple[Runner, PreparedRun, Point]) -> None:
+def test_seconds_of_a_mix_are_foreseen_for_the_rows_of_both_sellers(mixed: tuple[OneByOne, PreparedRun, Point]) -> None:
     _, prepared, _ = mixed
     train = train_of(_recipe(prepared))
     of_steps = MachineProfile(
@@ -343,7 +342,7 @@ def test_seconds_of_a_mix_are_foreseen_for_the_rows_of_both_sellers(mixed: tuple
     assert train.n_labels > 48
 
 
-def test_a_purchase_is_told_by_who_sells_it(mixed: tuple[Runner, PreparedRun, Point]) -> None:
+def test_a_purchase_is_told_by_who_sells_it(mixed: tuple[OneByOne, PreparedRun, Point]) -> None:
     train = train_of(_recipe(mixed[1]))
     assert [describe(buy) for buy in train.labels] == ["20 train labels", f"{train.n_labels - 20} LLM labels"]
     assert describe(Buy("train", 2739, 0, "", "", start=1000, seller="llm")) == "2,739 LLM labels"

@@ -342,7 +342,7 @@ def test_a_comparison_ends_with_1_where_no_point_has_a_result(town: Town, tmp_pa
     assert (tmp_path / "out" / "report.html").exists()
     some = town.run(task, budget="0.1,2", command="compare")
     assert some.code == 0
-    assert "N/A" in some.out
+    assert "na: 3 labels" in some.out
 
 
 def test_another_request_does_not_take_a_reports_place(town: Town, tmp_path: Path) -> None:
@@ -374,16 +374,16 @@ def test_another_request_does_not_take_a_reports_place(town: Town, tmp_path: Pat
 def test_a_comparison_that_grows_loses_nothing_where_it_is_stopped(
     town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from outlay.engine.runner import Runner
+    from outlay.engine.run import RunExecution
 
     task = town.task(tmp_path)
     assert town.run(task, budget="1", command="compare").code == 0
 
-    def stop(self: Runner, prepared: object) -> None:
+    def stop(self: RunExecution) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "execute", stop)
+        patch.setattr(RunExecution, "open", stop)
         assert town.run(task, budget="0.9,1", command="compare").code == 130
     [point] = json.loads((tmp_path / "out" / "points.json").read_text())
     assert point["request"]["budget_usd"] == 1
@@ -391,10 +391,17 @@ def test_a_comparison_that_grows_loses_nothing_where_it_is_stopped(
 
 
 def test_a_folder_of_a_study_is_not_taken(town: Town, tmp_path: Path) -> None:
+    from outlay.money.amounts import PriceBook
+    from outlay.report.results import Header
+    from outlay.study.index import StudyIndex
+
     task = town.task(tmp_path)
+    header = Header("toy", "A toy study", "plain", scale="cpu")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "study.json").write_text("{}")
+    StudyIndex(header, str(tmp_path / "store"), PriceBook.load().hour("cpu"), ()).write(tmp_path / "out")
     refused(town.run(task), "holds a study; give another --out")
+    (tmp_path / "out" / "study.json").write_text("{}")
+    refused(town.run(task), "study.json", "give another --out")
 
 
 def test_scores_of_another_request_are_not_written_over(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from outlay.standalone.inference import InferenceOptions, predict
 from outlay.standalone.runtime import RuntimeOptions
 from outlay.standalone.training import finetune
 from outlay.study.grid import find_study, load_study, shipped_studies
-from outlay.study.runner import StudyIndex
+from outlay.study.index import StudyIndex
 from outlay.tasks.overrides import TrainingOverrides
 from outlay.text.listener import Silent
 from tests.runs import World

@@ -23,8 +23,8 @@ from outlay.models.cost_model import load_profile
 from outlay.money.ledger import Ledger
 from outlay.storage.paths import as_word, command_line
 from outlay.storage.store import Store
-from outlay.study.compare import reopen
-from outlay.study.runner import StudyIndex, status_of
+from outlay.study.index import StudyIndex
+from outlay.study.runner import reopen_study, status_of
 from outlay.workers.pool import InProcessPool
 from tests.checkpoints import make_checkpoint
 from tests.test_cli import Ran, outlay, refused
@@ -228,10 +228,10 @@ def test_hints_name_the_folder_they_are_about(here: Path, folder: str) -> None:
     with pytest.raises(OutlayError) as full:
         store._check_quota(2)
     hints.append(str(full.value))
-    for look in (StudyIndex.read, reopen):
+    for look in (StudyIndex.read, reopen_study):
         with pytest.raises(OutlayError) as found:
             look(Path(folder) / "nothing here")  # type: ignore[operator]
-        hints.append(str(found.value).replace("`outlay run`", "it"))
+        hints.append(str(found.value).replace("`outlay run`, `outlay study run`", "it"))
     path.mkdir(parents=True, exist_ok=True)
     (path / "machine.toml").write_text("nothing")
     with pytest.raises(OutlayError) as odd:

@@ -553,10 +553,11 @@ def test_two_runs_with_caches_of_their_own_share_what_was_made(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second machine computes nothing, is charged alike, and its folder is opened again by the URL that it names."""
-    from outlay.engine.runner import Runner
     from outlay.engine.step_runner import StepRunner
     from outlay.money.amounts import PriceBook
-    from outlay.study.compare import reopen, run_points
+    from outlay.report.results import Header
+    from outlay.study.runner import reopen_study
+    from outlay.study.session import Workplace, prepare_session
     from tests.runs import World  # imports torch, which the other tests here can do without
 
     world = World(tmp_path)
@@ -564,8 +565,10 @@ def test_two_runs_with_caches_of_their_own_share_what_was_made(
 
     def run(name: str) -> tuple[Any, Any]:
         monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path / name / "cache"))
-        runner = Runner(tmp_path / name / "out", open_location(url), here=PriceBook.load().get("cpu"))
-        return runner, run_points(runner, world.workbench, [options], lambda *_: None)[0]
+        book = PriceBook.load()
+        place = Workplace(tmp_path / name / "out", open_location(url), book, book.get("cpu"))
+        session = prepare_session([options], Header("run", "A run", "plain"), place)
+        return session.runner, session.run()[0]
 
     first, made = run("first")
     assert made.result.status == "ok", made.result.reason
@@ -577,7 +580,7 @@ def test_two_runs_with_caches_of_their_own_share_what_was_made(
     assert kinds == {"buy", "train", "score"}
     # To settle a model, its manifest is enough: it stays where it is.
     assert {artifact.kind for artifact in second.store.list()} == {"buy", "score"}
-    assert reopen(second.folder).store.location == url
+    assert reopen_study(second.folder).store.location == url
 
 
 def test_a_study_on_s3_is_reused_from_an_empty_cache(

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from outlay.engine.point import Point
-from outlay.engine.runner import Runner
 from outlay.engine.step_runner import StepRunner
 from outlay.errors import SpendError
 from outlay.money.amounts import Price
 from outlay.plan.request import ReplayOptions, SellerSpec
 from outlay.plan.steps import PREDICTIONS_FILE
-from tests.runs import World, bought_rows, pay_for_labels, runner
+from tests.runs import OneByOne, World, bought_rows, pay_for_labels, runner
 
 
 @pytest.fixture(scope="session")
@@ -27,14 +26,14 @@ def world(shared_world: World) -> World:
 
 
 @pytest.fixture(scope="session")
-def distilled(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Runner, Point]:
+def distilled(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[OneByOne, Point]:
     """One undisturbed run that tests only read."""
     root = tmp_path_factory.mktemp("distilled")
     one = runner(root / "out", root / "store")
     return one, one.execute(world.prepared())
 
 
-def settled(one: Runner, run_id: str) -> list[tuple[str, int, int]]:
+def settled(one: OneByOne, run_id: str) -> list[tuple[str, int, int]]:
     return [(e.note, e.charge_micros, e.cash_micros) for e in one.ledger.entries(run_id) if e.kind == "settle"]
 
 
@@ -45,7 +44,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StepRunner, "make", refuse)
 
 
-def test_charge_is_the_price_of_labels_and_flops_counted_by_hand(world: World, distilled: tuple[Runner, Point]) -> None:
+def test_charge_is_the_price_of_labels_and_flops_counted_by_hand(
+    world: World, distilled: tuple[OneByOne, Point]
+) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     _, point = distilled
@@ -84,7 +85,7 @@ def test_charge_is_the_price_of_labels_and_flops_counted_by_hand(world: World, d
     assert point.result.seconds == {"cpu": pytest.approx(float(Fraction(sum(flops)) / reached))}
 
 
-def test_point_says_what_was_done(world: World, distilled: tuple[Runner, Point]) -> None:
+def test_point_says_what_was_done(world: World, distilled: tuple[OneByOne, Point]) -> None:
     one, point = distilled
     assert (point.result.status, point.result.n_labels, point.result.n_dev, point.result.n_pool) == ("ok", 60, 30, 270)
     assert point.request.added_usd == 8.0
@@ -99,7 +100,7 @@ def test_point_says_what_was_done(world: World, distilled: tuple[Runner, Point])
 
 
 def test_handed_over_model_loads_with_transformers_and_predicts_the_same(
-    world: World, distilled: tuple[Runner, Point]
+    world: World, distilled: tuple[OneByOne, Point]
 ) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -121,7 +122,7 @@ def test_handed_over_model_loads_with_transformers_and_predicts_the_same(
 
 
 def test_same_request_again_replays_and_books_nothing(
-    world: World, distilled: tuple[Runner, Point], monkeypatch: pytest.MonkeyPatch
+    world: World, distilled: tuple[OneByOne, Point], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, point = distilled
     n_entries = len(one.ledger.entries())
@@ -132,7 +133,7 @@ def test_same_request_again_replays_and_books_nothing(
 
 
 def test_other_folder_with_the_same_store_is_charged_alike_and_pays_nothing(
-    world: World, distilled: tuple[Runner, Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, distilled: tuple[OneByOne, Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, point = distilled
     no_work(monkeypatch)
@@ -145,7 +146,7 @@ def test_other_folder_with_the_same_store_is_charged_alike_and_pays_nothing(
     assert all(note.endswith("(reused)") for note, _, _ in settled(other, world.prepared().request.run_id))
 
 
-def test_a_new_store_gives_the_same_bytes(world: World, distilled: tuple[Runner, Point], tmp_path: Path) -> None:
+def test_a_new_store_gives_the_same_bytes(world: World, distilled: tuple[OneByOne, Point], tmp_path: Path) -> None:
     _, point = distilled
     again = runner(tmp_path / "out", tmp_path / "store").execute(world.prepared())
     assert again.result_bytes() == point.result_bytes()
@@ -254,7 +255,7 @@ def test_meter_stops_a_step_at_its_cash_and_keeps_the_best_model_so_far(world: W
     # A machine that really is so dear that the cash of the budget is gone after a few seconds of training.
     dear = Price("cpu", "hour", Decimal(9_000), "a test", None)
     root = tmp_path / "out"
-    one = Runner(root, runner(tmp_path / "x", tmp_path / "store").store, here=dear)
+    one = OneByOne(root, runner(tmp_path / "x", tmp_path / "store").store, here=dear)
     slow = {**dict(world.options().overrides), "student": {"epochs": 4000, "batch_size": 16, "precision": "fp32"}}
     prepared = world.prepared(strategy="annotate", n_initial=None, budget_micros=10_000_000, overrides=slow)
     point = one.execute(prepared)
@@ -266,7 +267,7 @@ def test_meter_stops_a_step_at_its_cash_and_keeps_the_best_model_so_far(world: W
     assert one.ledger.verify().ok
     whole = runner(tmp_path / "whole", tmp_path / "store").store.get(prepared.request.run_id * 4)
     assert whole is None
-    again = Runner(root, one.store, here=dear).execute(prepared)
+    again = OneByOne(root, one.store, here=dear).execute(prepared)
     assert again == point
 
 
@@ -311,7 +312,7 @@ def test_no_cash_left_to_compute_is_refused_until_topped_up(
     pay_for_labels(monkeypatch)
     one = runner(tmp_path / "out", tmp_path / "store")
     # The labels take all but the 100 micro-dollars that the flops clock asks for; an hour here is dear, so they are gone at once.
-    dear = Runner(one.folder, one.store, here=Price("cpu", "hour", Decimal(1000), "a test", None))
+    dear = OneByOne(one.folder, one.store, here=Price("cpu", "hour", Decimal(1000), "a test", None))
     prepared = world.prepared(strategy="annotate", n_initial=None, budget_micros=4_000_100)
     first = dear.execute(prepared)
     assert (first.result.status, "topup" in str(first.result.reason)) == ("failed", True)
@@ -389,8 +390,11 @@ def test_two_processes_make_a_key_once_and_both_are_charged(world: World, tmp_pa
 def test_one_run_cannot_be_executed_twice_at_once(world: World, tmp_path: Path) -> None:
     one = runner(tmp_path / "out", tmp_path / "store")
     prepared = world.prepared()
-    with one.run_folder(prepared.request.run_id).alone(), pytest.raises(SpendError, match="another process"):
-        runner(tmp_path / "out", tmp_path / "store").execute(prepared)
+    with one.run_folder(prepared.request.run_id).alone():
+        point = runner(tmp_path / "out", tmp_path / "store").execute(prepared)
+    assert point.result.status == "failed"
+    assert "another process" in str(point.result.reason)
+    assert not one.ledger.is_begun
 
 
 def test_requests_differ_where_results_may_differ(world: World) -> None:
@@ -420,23 +424,28 @@ def test_pool_of_a_request_does_not_depend_on_the_seed(world: World) -> None:
 
 
 def test_rows_of_an_f1_task_have_an_interval_over_examples(world: World, tmp_path: Path) -> None:
-    from outlay.study.compare import run_points, summarise
-    from outlay.study.grid import Grid
+    from outlay.money.amounts import PriceBook
+    from outlay.report.results import Header
+    from outlay.report.seed_means import means
+    from outlay.storage.store import Store
+    from outlay.study.session import Workplace, prepare_session
 
     text = world.task.read_text().replace("metric: accuracy", "metric: f1").replace("name: small", "name: small_f1")
     task = world.task.with_name("f1.yaml")
     task.write_text(text)
     base = replace(world.options(strategy="annotate", n_initial=None, budget_micros=4_100_000), task=str(task))
-    one = runner(tmp_path / "out", tmp_path / "store")
-    points = run_points(one, world.workbench, Grid(base, ("annotate",), (4_100_000,), 2).options(), lambda *_: None)
+    book = PriceBook.load()
+    place = Workplace(tmp_path / "out", Store(tmp_path / "store"), book, book.get("cpu"))
+    session = prepare_session([replace(base, seed=seed) for seed in (0, 1)], Header("f1", "F1", "plain"), place)
+    points = session.run()
     assert [point.result.test for point in points] == [p.result.scores["micro_f1/published"].value for p in points]
-    (row,) = summarise(one).rows
-    assert row.test is not None
-    assert row.test.bounds is not None
-    assert 1.0 < row.test.mean - row.test.low < 40.0
+    (row,) = means(session.results())
+    assert row.value is not None
+    assert row.low is not None
+    assert 1.0 < row.value - row.low < 40.0
 
 
-def _manifest(one: Runner, world: World) -> dict:
+def _manifest(one: OneByOne, world: World) -> dict:
     return json.loads(one.run_folder(world.prepared().request.run_id).manifest.read_text())
 
 

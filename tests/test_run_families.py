@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from outlay.engine.runner import Runner
 from outlay.engine.step_runner import StepRunner
 from outlay.errors import UnknownModel, UsageError
 from outlay.labels.purchases import label_lines, parse_label_lines
@@ -17,7 +16,7 @@ from outlay.metrics import STATISTICS
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import PREDICTIONS_FILE, Buy, Distil, Step, Teach, Train
 from outlay.plan.strategies import strategy
-from tests.runs import FamilyWorld, runner
+from tests.runs import FamilyWorld, OneByOne, runner
 
 PUBLISHED = {"distil": {"objective": "published", "temperature": 2.0}}
 CASES: list[tuple[str, str, str, str, dict[str, dict[str, Any]]]] = [
@@ -42,7 +41,7 @@ def families(shared_families: FamilyWorld) -> FamilyWorld:
     return shared_families.fresh()
 
 
-def made_steps(one: Runner, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Step, dict[str, Any]]]:
+def made_steps(one: OneByOne, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Step, dict[str, Any]]]:
     """Every compute step that is made from here on, with what it used."""
     seen: dict[str, tuple[Step, dict[str, Any]]] = {}
     make = StepRunner.make

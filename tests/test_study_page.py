@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from outlay.report.figures import figures
-from outlay.report.page import write_page
 from outlay.report.results import Results
 from outlay.report.seed_means import means
 from outlay.report.study_page import render_study
+from outlay.storage.files import write_text
 from tests.browser import Chromium, find_chromium
 from tests.made_results import made
 
@@ -29,7 +29,8 @@ def written(folder: Path, results: Results) -> Path:
         target = folder / "receipts" / f"{after.run}.txt"
         target.parent.mkdir(exist_ok=True)
         target.write_text(after.receipt or "", encoding="utf-8")
-    return write_page(folder / "report.html", render_study(results, [TABLE], figures(results)))
+    write_text(folder / "report.html", render_study(results, [TABLE], figures(results)))
+    return folder / "report.html"
 
 
 @pytest.fixture(scope="module")

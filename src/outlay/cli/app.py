@@ -38,7 +38,7 @@ COMMANDS = {
     ),
     "report": Later(
         lambda: import_module("outlay.cli.run_commands").report,
-        "Draw a results folder again: tables, charts, one page, flat files, receipts.",
+        "Draw a results folder again: tables, figures, one page, flat files, receipts.",
     ),
     "finetune": Later(
         lambda: import_module("outlay.cli.step_commands").finetune,

@@ -97,11 +97,11 @@ def ledger_topup(
 def ledger_cancel(folder: ResultsFolder, run: RunArgument, store: StoreOption = None, as_json: Json = False) -> None:
     """End a run for good: its holds are released and it can spend nothing more. What it bought is kept."""
     from outlay.money.ledger import Ledger
-    from outlay.study.compare import reopen
+    from outlay.study.runner import reopen_study
 
     path = ledger_path(folder)
     run_id = one_run(Ledger(path).run_ids(), run, folder)[0]
-    runner = reopen(path.parent, None if store is None else open_store(store))
+    runner = reopen_study(path.parent, None if store is None else open_store(store))
     runner.cancel(run_id)
     if as_json:
         print_json({"run": run_id, "cancelled": True, "cash_micros": runner.ledger.balance(run_id).total_cash_micros})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TimeElapsedColumn, TimeRemainingColumn
@@ -14,6 +15,9 @@ from outlay.cli.terminal import console
 from outlay.money.amounts import Quote, format_usd
 from outlay.money.ledger import Balance
 from outlay.text.display import visible
+
+if TYPE_CHECKING:
+    from outlay.engine.point import Point
 
 QUIET_SECONDS = 15.0
 """Between plain lines of one step where there is no terminal."""
@@ -45,15 +49,42 @@ def live_bars(console: Console, fields: tuple[str, ...], *, quiet: bool) -> Prog
     )
 
 
-class Screen:
-    """A `outlay.engine.listeners.Watcher` that draws on standard error, so that standard output stays fit for a pipe."""
+class StepBars:
+    """Bars of the steps under way, one each; where there is no terminal, a line of each now and then."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console, bars: Progress) -> None:
+        self._console, self._bars = console, bars
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line = time.monotonic()
+
+    def show(self, under_way: dict[str, tuple[int, int, str]]) -> None:
+        """Move the bars: done, of how many and in words, by what the step does."""
+        for name in set(self._tasks) - set(under_way):
+            self._bars.remove_task(self._tasks.pop(name))
+        for name, (done, total, words) in under_way.items():
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(f"  {name}", total=None, detail="")
+            self._bars.update(self._tasks[name], completed=done, total=total or None, detail=words)
+        if self._bars.disable and time.monotonic() - self._last_line > QUIET_SECONDS:
+            self._last_line = time.monotonic()
+            for name, (done, total, words) in under_way.items():
+                far = f": {done:,} of {total:,}, {words}" if total else ""
+                self._console.print(f"    {name}{far}", soft_wrap=True)
+
+
+class Screen:
+    """An `outlay.study.session.Listener` that draws on standard error, so that standard output stays fit for a pipe.
+
+    ``labels``: what each run is called, by its place. What a run says stands under its name, which is said again whenever another
+    run has spoken meanwhile.
+    """
+
+    def __init__(self, labels: Sequence[str] = (), *, quiet: bool = False) -> None:
         self._console = console(err=True, quiet=quiet)
-        self._bars = live_bars(self._console, ("detail", "money"), quiet=quiet)
-        self._task: TaskID | None = None
-        self._last_line = 0.0
-        self._done: tuple[str, bool, Balance] | None = None
+        self._bars = live_bars(self._console, ("detail",), quiet=quiet)
+        self._steps = StepBars(self._console, self._bars)
+        self._runs = [RunLines(self, i, label) for i, label in enumerate(labels)]
+        self._speaker: RunLines | None = None
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -62,54 +93,85 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._say_done()
+        for each in self._runs:
+            each.flush()
         self._bars.stop()
 
     def headline(self, line: str) -> None:
-        """Which point comes next."""
-        self._say_done()
+        """Print a line that begins something."""
         self._console.print(line, style="bold")
 
-    def begin(self, what: str, quote: Quote, balance: Balance) -> None:
-        """Show a step with its quote."""
-        self._close()
+    def say(self, line: str | Text) -> None:
+        """Print a line worth reading."""
+        self._console.print(Text.assemble("  ", line), style="" if isinstance(line, Text) else "dim")
+
+    def watch(self, place: int) -> RunLines:
+        """Return who prints what the run at a place does."""
+        return self._runs[place]
+
+    def hand_over(self, speaker: RunLines) -> None:
+        """Let a run speak: what another still had to say comes first, then the run's name."""
+        if self._speaker is not speaker:
+            if self._speaker is not None:
+                self._speaker.flush()
+            self._speaker = speaker
+            self.headline(speaker.label)
+
+    def began(self, what: str, run: str) -> None:
+        """Do nothing: `tick` draws what is under way."""
+
+    def ended(self, what: str, seconds: float, problem: str | None) -> None:  # noqa: ARG002
+        """Say what went wrong; what went well its run says."""
+        if problem is not None:
+            self._console.print(f"  {what}: {problem}", style="red", soft_wrap=True)
+
+    def point(self, place: int, point: Point, n_done: int) -> None:
+        """Do nothing: the table shows the points."""
+
+    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
+        """Move the bars of the steps under way."""
+        self._steps.show(under_way)
+
+
+class RunLines:
+    """An `outlay.engine.listeners.Watcher` that prints a line per step of one run, with what is spent and left."""
+
+    def __init__(self, screen: Screen, place: int, label: str) -> None:
+        self.label = f"{place + 1}. {label}"
+        self._screen = screen
+        self._what = ""
+        self._done: tuple[str, bool, Balance] | None = None
+
+    def begin(self, what: str, quote: Quote, balance: Balance) -> None:  # noqa: ARG002
+        """Say what came before, unless it is the same."""
+        self._what = what
         if self._done is not None and self._done[0] != what:
-            self._say_done()
-        self._task = self._bars.add_task(
-            what, total=None, detail="", money=f"charge at most {format_usd(quote.charge_micros)}, {_money(balance)}"
-        )
-        self._last_line = time.monotonic()
+            self.flush()
 
     def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """Move the bar."""
-        if self._task is not None:
-            self._bars.update(self._task, completed=n_done, total=n_total, detail=detail)
-        if self._bars.disable and time.monotonic() - self._last_line > QUIET_SECONDS:
-            self._last_line = time.monotonic()
-            self._console.print(f"    {n_done:,} of {n_total:,}, {detail}")
+        """Move the bar of what is done for this run alone."""
+        self._screen.tick({self._what: (n_done, n_total, detail)})
 
     def end(self, what: str, reused: bool, balance: Balance) -> None:
-        """Say what the run has spent and has left; the blocks of one teacher pass are said once, after the last."""
-        self._close()
+        """Keep what the run has spent and has left; the blocks of one teacher pass are said once, after the last."""
         if self._done is not None and self._done[:2] != (what, reused):
-            self._say_done()
+            self.flush()
+        self._screen.hand_over(self)
         self._done = what, reused, balance
 
-    def _say_done(self) -> None:
+    def say(self, line: str) -> None:
+        """Print a line worth reading."""
+        self._screen.hand_over(self)
+        self.flush()
+        self._screen.say(line)
+
+    def flush(self) -> None:
+        """Print what was kept."""
         if self._done is not None:
             what, reused, balance = self._done
-            kept = ", reused" if reused else ""
-            self._console.print(Text.assemble(f"  {what}{kept}  ", (_money(balance), "dim")))
             self._done = None
-
-    def say(self, line: str) -> None:
-        """A line worth reading."""
-        self._console.print(f"  {line}", style="dim")
-
-    def _close(self) -> None:
-        if self._task is not None:
-            self._bars.remove_task(self._task)
-            self._task = None
+            kept = ", reused" if reused else ""
+            self._screen.say(Text.assemble(f"{what}{kept}  ", (_money(balance), "dim")))
 
 
 def _money(balance: Balance) -> str:

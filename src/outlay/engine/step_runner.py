@@ -1,6 +1,6 @@
 """Makes the artifact of each compute step: reads its inputs' artifacts, trains or predicts, hands back files.
 
-No money here: the step's gauge is handed in, what the step used goes back to `outlay.engine.runner`.
+No money here: the step's gauge is handed in, what the step used goes back to `outlay.engine.job_runner`.
 """
 
 from __future__ import annotations

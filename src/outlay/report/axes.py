@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from outlay.report.charts import QUIET, TEXT_PALETTE, Box
 from outlay.report.figure_data import DataPoint, Figure, Panel, ReferenceLine, Series
+from outlay.report.palette import QUIET, TEXT_PALETTE
 
 WIDTH, HEIGHT = 400, 270
 """Size of a plot in pixels; at the width of a phone its letters keep more than two thirds of their size."""
@@ -66,6 +66,22 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in pixels, y upwards."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    def meets(self, other: Box) -> bool:
+        """Whether the two share an area."""
+        return (
+            self.left < other.right and other.left < self.right and self.bottom < other.top and other.bottom < self.top
+        )
 
 
 @dataclass(frozen=True, slots=True)

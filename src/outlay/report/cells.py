@@ -9,11 +9,11 @@ from typing import Any
 
 from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, PointRequest
-from outlay.report.comparison import measure_text, money, remarks_of
 from outlay.report.grouping import short_model
 from outlay.report.results import Results
 from outlay.report.scores import covers_words, mean_of_seeds, measure_of
 from outlay.report.table import CellContent
+from outlay.report.values import measure_text, money
 
 STRATEGY_NAMES = {
     "annotate": "Annotate",
@@ -108,6 +108,18 @@ def score_cell(points: Sequence[PointOutputs], bracket: str = "", published: flo
         ),
         covers=None if score is None else score.covers,
         points=tuple(each.id for each in points),
+    )
+
+
+def remarks_of(seeds: Sequence[Point]) -> tuple[str, ...]:
+    """The notes of the seeds of one row, each once, with the seeds it is about where it is not about all."""
+    about: dict[str, list[int]] = {}
+    for point in seeds:
+        for note in point.result.notes:
+            about.setdefault(note, []).append(point.request.seed)
+    return tuple(
+        note if len(found) == len(seeds) else f"seed {', '.join(map(str, found))}: {note}"
+        for note, found in about.items()
     )
 
 

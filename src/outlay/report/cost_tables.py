@@ -23,9 +23,9 @@ from outlay.report.cells import (
     strategy_rank,
     thousands,
 )
-from outlay.report.comparison import money
 from outlay.report.scores import ONE_SEED
 from outlay.report.table import CellContent, Heading, PlacedCell, Table, pivot
+from outlay.report.values import money
 
 _ONE_BLOCK = Heading((), "")
 NOT_REACHED = "not reached"

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from outlay.report.cells import dollars, thousands
-from outlay.report.comparison import MINUS, points_text, signed
 from outlay.report.scores import ONE_SEED_PAIR
 from outlay.report.table import CellContent, Heading, PlacedCell, Table, pivot
+from outlay.report.values import MINUS, points_text, signed
 
 SMALLEST_P = 0.001
 """The smallest p written as a number; a smaller one is written "< 0.001"."""

@@ -10,13 +10,13 @@ from typing import Literal
 
 from outlay.engine.outputs import PARTS, RunOutputs
 from outlay.metrics import main_score
-from outlay.report.charts import PALETTE, SHAPES, look
-from outlay.report.comparison import measure_text, money
 from outlay.report.frontier import CostScore, frontier
 from outlay.report.grouping import short_model
+from outlay.report.palette import PALETTE, SHAPES, look
 from outlay.report.results import Results
 from outlay.report.scores import bars_words
 from outlay.report.seed_means import SeedMean
+from outlay.report.values import measure_text, money
 
 MAX_ROWS = 60
 """Maximum number of rows of a dot plot or bar chart; a dot plot with more becomes score over charge, a bar chart is cut."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from outlay.engine.outputs import PARTS
 from outlay.errors import UsageError
-from outlay.report import charts
 from outlay.report.axes import (
     FONT_PX,
     HEIGHT,
@@ -24,8 +25,8 @@ from outlay.report.axes import (
     score_axis,
     x_axis,
 )
-from outlay.report.charts import INK, PALETTE, QUIET, SHAPES, TEXT_PALETTE
 from outlay.report.figure_data import Bar, DataPoint, Figure, Panel, Series, layouts
+from outlay.report.palette import GRID, INK, PALETTE, QUIET, SHAPES, TEXT_PALETTE
 from outlay.report.results import Results
 from outlay.report.seed_means import SeedMean, means
 from outlay.storage.files import write_bytes
@@ -97,12 +98,22 @@ def _notes(figure: Figure) -> list[str]:
 
 
 def _config() -> dict[str, Any]:
-    config = {name: dict(part) if isinstance(part, dict) else part for name, part in charts.CONFIG.items()}
-    config["axis"] |= {"labelFontSize": FONT_PX, "titleFontSize": FONT_PX, "titlePadding": 8}
-    config["legend"] |= {"labelFontSize": FONT_PX, "symbolSize": 120}
-    config["title"] |= {"fontSize": 16, "subtitleFontSize": SMALL_PX, "subtitleLineHeight": 18}
-    config["padding"] = 8
-    return config
+    return {
+        "font": "Helvetica, Arial, sans-serif",
+        "background": "white",
+        "padding": 8,
+        "view": {"stroke": None},
+        "axis": {
+            **{"labelFontSize": FONT_PX, "titleFontSize": FONT_PX, "titleFontWeight": "normal", "titlePadding": 8},
+            **{"labelColor": QUIET, "titleColor": INK, "gridColor": GRID},
+            **{"domainColor": "#999999", "tickColor": "#999999"},
+        },
+        "legend": {"labelFontSize": FONT_PX, "labelColor": INK, "symbolSize": 120},
+        "title": {
+            **{"anchor": "start", "fontSize": 16, "fontWeight": 600, "color": INK, "offset": 12},
+            **{"subtitleFontSize": SMALL_PX, "subtitleColor": QUIET, "subtitlePadding": 6, "subtitleLineHeight": 18},
+        },
+    }
 
 
 # --- axes -------------------------------------------------------------------------------------------------------------
@@ -330,6 +341,20 @@ def _bar_record(bar: Bar, usd_per_px: float) -> dict[str, Any]:
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
+
+def _drawing(spec: Spec) -> str:
+    """Draw a specification as SVG text; of the last few it is drawn once."""
+    return _drawn(json.dumps(spec))
+
+
+@lru_cache(maxsize=16)
+def _drawn(spec: str) -> str:
+    import vl_convert
+
+    svg: str = vl_convert.vegalite_to_svg(spec)
+    return svg
+
+
 _NAMED_MARK = re.compile(r'<path aria-label="([^"]*)" role="graphics-symbol"([^>]*)/>')
 
 
@@ -340,7 +365,7 @@ def figure_svg(spec: Spec, page: str = "") -> str:
         spec: a specification made by `figures`.
         page: address of the links before the ``#``; empty for links within the same page.
     """
-    svg = charts.chart_svg(spec).replace(_BASE, html.escape(page))
+    svg = _drawing(spec).replace(_BASE, html.escape(page))
     return _NAMED_MARK.sub(r'<path aria-label="\1" role="graphics-symbol"\2><title>\1</title></path>', svg)
 
 
@@ -357,9 +382,9 @@ def save(spec: Spec, path: Path) -> Path:
     if path.suffix == ".svg":
         content = figure_svg(spec, _PAGE).encode()
     elif path.suffix == ".png":
-        content = vl_convert.svg_to_png(charts.chart_svg(spec), scale=2)
+        content = vl_convert.svg_to_png(_drawing(spec), scale=2)
     elif path.suffix == ".pdf":
-        content = vl_convert.svg_to_pdf(charts.chart_svg(spec))
+        content = vl_convert.svg_to_pdf(_drawing(spec))
     else:
         raise UsageError(
             f"a figure cannot be written as {path.suffix or path.name!r}; end its name in .png, .svg or .pdf"

@@ -7,12 +7,12 @@ from html import escape
 
 from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import STATUSES, Point
-from outlay.report.comparison import ABSENT, money
 from outlay.report.figures import Spec, figure_svg
 from outlay.report.grouping import short_model
 from outlay.report.results import Results
 from outlay.report.seed_means import by_seed
 from outlay.report.style import STUDY_STYLE, STYLE
+from outlay.report.values import ABSENT, money
 
 MAX_FOLDED = 300
 """Maximum number of points with receipts in the page; with more, receipts are only files beside the page."""

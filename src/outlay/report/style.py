@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from outlay.report.charts import GRID, INK, PALETTE, QUIET, TEXT_PALETTE
+from outlay.report.palette import GRID, INK, PALETTE, QUIET, TEXT_PALETTE
 
 STYLE = """
 :root { color-scheme: light dark;

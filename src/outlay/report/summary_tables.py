@@ -6,18 +6,32 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
+from outlay.metrics.degenerate import of_rows
 from outlay.metrics.intervals import half_of_means
-from outlay.report.cells import PointOutputs, score_cell, score_legend, strategy_name, strategy_rank
-from outlay.report.comparison import HEADER, Comparison, cells, compare, on_front
-from outlay.report.grouping import group
+from outlay.report.cells import (
+    PointOutputs,
+    charge_of,
+    mean_of,
+    score_cell,
+    score_legend,
+    strategy_name,
+    strategy_rank,
+    teacher_score,
+)
+from outlay.report.frontier import CostScore, frontier
+from outlay.report.grouping import Group, group
 from outlay.report.table import CellContent, Column, Heading, PlacedCell, Table, TableRow, numbered, pivot
+from outlay.report.values import ABSENT, count, money
+
+_COLUMNS = ("Budget", "Labels", "Pool rows", "Teacher dev", "Test", "Charge", "Cash", "Seeds")
+"""Of the plain comparison; one in which no row has a value is left out."""
 
 BASELINE = "annotate"
 """The strategy that gains are measured against: the same budget spent on labels."""
 
 
 def plain_tables(points: Sequence[PointOutputs], *, is_rest: bool) -> list[Table]:
-    """Lay out the plain comparison of each task, a row per strategy and budget (`outlay.report.comparison`).
+    """Lay out the plain comparison of each task, a row per strategy and budget.
 
     Args:
         points: points of one or several tasks.
@@ -32,17 +46,21 @@ def plain_tables(points: Sequence[PointOutputs], *, is_rest: bool) -> list[Table
 
 def _plain(title: str, task: str, points: Sequence[PointOutputs]) -> Table:
     of_point = {id(each.point): each for each in points}
-    groups = [[of_point[id(point)] for point in each.points] for each in group([each.point for each in points])]
-    tested = [score_cell(seeds) for seeds in groups]
-    outputs = {each.id: each.outputs for each in points if each.outputs is not None}
-    comparison = compare([each.point for each in points], left=outputs)
-    rows = _plain_rows(comparison, tested)
-    columns = tuple(Column(name) for name in HEADER[1:])
-    kept = [i for i in range(len(columns)) if any(cell is not None for row in rows for cell in row.cells[i : i + 1])]
+    groups = group([each.point for each in points])
+    seeds = [[of_point[id(point)] for point in each.points] for each in groups]
+    tested = [score_cell(each) for each in seeds]
+    spots = [_spot(cell, charge_of(each)) for cell, each in zip(tested, seeds, strict=True)]
+    front = frontier([spot for spot in spots if spot is not None])
+    rows = []
+    for i, (each, cell, spot) in enumerate(zip(groups, tested, spots, strict=True)):
+        is_next = i == 0 or each.budget_usd != groups[i - 1].budget_usd
+        own = replace(cell, on_front=spot is not None and front.holds(spot))
+        rows.append(TableRow((each.label,), _plain_cells(each, seeds[i], own), starts_block=is_next))
+    kept = [i for i in range(len(_COLUMNS)) if any(row.cells[i] is not None for row in rows)]
     table = Table(
         title,
-        (HEADER[0],),
-        tuple(columns[i] for i in kept),
+        ("Strategy",),
+        tuple(Column(_COLUMNS[i]) for i in kept),
         tuple(replace(row, cells=tuple(row.cells[i] for i in kept)) for row in rows),
         (score_legend(points, tested), "Bold: on the frontier, no row is both cheaper and better."),
         (task,),
@@ -50,16 +68,29 @@ def _plain(title: str, task: str, points: Sequence[PointOutputs]) -> Table:
     return numbered(table)
 
 
-def _plain_rows(comparison: Comparison, tested: Sequence[CellContent]) -> list[TableRow]:
-    rows = []
-    budget_usd = None
-    for row, cell in zip(comparison.rows, tested, strict=True):
-        texts = cells(row)
-        values = [None if text == "–" else CellContent(unit="words", words=text) for text in texts[1:]]
-        values[HEADER.index("Test") - 1] = replace(cell, on_front=on_front(comparison, row))
-        rows.append(TableRow((texts[0],), tuple(values), starts_block=row.budget_usd != budget_usd))
-        budget_usd = row.budget_usd
-    return rows
+def _spot(cell: CellContent, charge_usd: float | None) -> CostScore | None:
+    return (
+        None if cell.value is None or charge_usd is None else CostScore("", charge_usd, cell.value, cell.low, cell.high)
+    )
+
+
+def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: CellContent) -> tuple[CellContent | None, ...]:
+    """Return the cells of a row under `_COLUMNS`: means over the seeds that have a score."""
+    results = [point.result for point in row.ok]
+    cash = [point.circumstance.cash_usd for point in row.ok]
+    n_pool, dev = mean_of(result.n_pool for result in results), teacher_score(seeds)
+    n_dev = min((result.n_dev for result in results), default=None)
+    texts = (
+        money(row.budget_usd),
+        count(mean_of(result.n_labels for result in results)),
+        count(n_pool) if n_pool else ABSENT,
+        ABSENT if dev is None else f"{dev:.1f}{of_rows(n_dev)}",
+        money(charge_of(seeds)),
+        ABSENT if None in cash else money(mean_of(usd for usd in cash if usd is not None)),
+        str(len(seeds)) if len(results) in (0, len(seeds)) else f"{len(results)} of {len(seeds)}",
+    )
+    words = [None if text == ABSENT else CellContent(unit="words", words=text) for text in texts]
+    return (*words[:4], tested, *words[4:])
 
 
 # --- over tasks ------------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from outlay.errors import DataError
-from outlay.report.comparison import ABSENT, MINUS, money, signed
 from outlay.report.scores import Covers, with_interval
+from outlay.report.values import ABSENT, MINUS, money, signed
 
 Unit = Literal["score", "difference", "usd", "words"]
 """Format of a cell's value: one decimal, one decimal with a sign, dollars, or the text in ``words``."""

@@ -7,8 +7,8 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from outlay.report.comparison import ABSENT
 from outlay.report.table import CellContent, Table, TableRow, blocks
+from outlay.report.values import ABSENT
 from outlay.text.display import visible
 
 if TYPE_CHECKING:

@@ -158,18 +158,28 @@ def plan(
     *,
     profile: MachineProfile | None = None,
     here: Price | None = None,
+    refuse: bool = False,
 ) -> StudyPlan:
-    """Plan many points; ``asked`` holds the options of each, with a reason where the point is known to be not available.
+    """Plan many points.
 
-    A point is ``na`` where its strategy declines, where its task, models or data are refused, and where it asks for more pool
-    rows than its task has; the reason is the message of the error. ``on_point`` is called with the number of points done.
-    ``profile``: the measured speed of this machine; ``here``: the price of its hour.
+    Args:
+        workbench: of the tasks, models and prices.
+        asked: the options of each point, with a reason where it is known beforehand to be ``na``.
+        on_point: told how many points are done.
+        profile: the speed of the machine that is here.
+        here: the price of its hour.
+        refuse: raise what is wrong with a point's task, models or data, and take as many pool rows as there are. Otherwise such a
+            point, and one that asks for more pool rows than its task has, is ``na``, and its reason the error's line. A point
+            whose strategy says so is ``na`` in both cases.
+
+    Raises:
+        OutlayError: what `RunBuilder.prepare` refuses, under ``refuse``.
     """
     points: list[PlannedPoint] = []
     totals = _WorkTotals(profile, here)
     for number, each in enumerate(asked, start=1):
         options, absent = each if isinstance(each, tuple) else (each, None)
-        point, known = _planned(workbench, options, absent)
+        point, known = _planned(workbench, options, absent, refuse=refuse)
         points.append(point)
         if point.recipe is not None and known is not None:
             totals.add(point.recipe, known)
@@ -181,13 +191,13 @@ def plan(
 
 
 def _planned(
-    workbench: RunBuilder, options: Options, absent: str | None
+    workbench: RunBuilder, options: Options, absent: str | None, *, refuse: bool
 ) -> tuple[PlannedPoint, PlanningContext | None]:
     run_id: str | None = None
     name = workbench.name_of(options.task)
     try:
         run_id = workbench.request(options).run_id
-        reason = absent or _too_small_a_pool(workbench, options)
+        reason = absent or (None if refuse else _too_small_a_pool(workbench, options))
         if reason is None:
             known = workbench.prepare(options).known
             proposal = strategy(options.strategy).ask(known, [])
@@ -198,6 +208,8 @@ def _planned(
                 return PlannedPoint(options, name, run_id, proposal, None, charge_micros, notes), known
             reason = proposal.reason if isinstance(proposal, NotAvailable) else "the strategy proposes nothing"
     except OutlayError as error:
+        if refuse:
+            raise
         reason = absent or str(error)
     return PlannedPoint(options, name, run_id, None, reason, 0), None
 

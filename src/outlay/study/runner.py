@@ -10,108 +10,40 @@ DIR/
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from decimal import Decimal
+from dataclasses import dataclass
 from pathlib import Path
 
+from outlay.engine.listeners import Watcher
 from outlay.engine.outputs import outputs_of, receipt_file
 from outlay.engine.point import Point, read_points, usd_of, write_points
 from outlay.engine.prepare import Options, RunBuilder
-from outlay.engine.run_dir import STUDY_FILE, RunDir
+from outlay.engine.run_dir import RunDir
 from outlay.engine.runner import Runner
 from outlay.engine.step_meter import seconds_at
 from outlay.engine.summary import absent_point
-from outlay.errors import HoldError, MissingData, UsageError
-from outlay.money.amounts import Price, format_usd, write_usd
+from outlay.errors import HoldError, MissingData
+from outlay.money.amounts import format_usd
 from outlay.money.ledger import Ledger
-from outlay.plan.request import DEFAULT_MACHINE
 from outlay.report.grouping import short_model
 from outlay.report.receipt import receipt, render_text
 from outlay.report.results import Header, Results
-from outlay.storage.files import write_json, write_text
-from outlay.storage.locations import default_location
-from outlay.storage.paths import command_line
+from outlay.storage.files import write_text
 from outlay.storage.remote import open_location
 from outlay.storage.store import Store
 from outlay.study.dry_run import StudyPlan
+from outlay.study.index import StudyCell, StudyIndex, check_folder
 from outlay.study.scheduler import Observer, Scheduler
 from outlay.workers.pool import WorkerPool
 
-FORMAT = 1
 WRITE_SECONDS = 10.0
 """Between two times that the points so far are written; each run's own manifest is written as it ends."""
 
 WRITE_SHARE = 50
 """And so many times as long as writing them took: of thousands of points it takes seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class StudyCell:
-    """One cell of the grid in the index: its run, ``None`` where there is none; and the request in short."""
-
-    run: str | None
-    point: str | None
-    """The id of its point, once there is one."""
-    label: str
-
-
-@dataclass(frozen=True)
-class StudyIndex:
-    """What `study.json` says."""
-
-    header: Header
-    store: str
-    here: Price
-    cells: tuple[StudyCell, ...]
-
-    def write(self, folder: Path) -> None:
-        """Into a results folder, whole or not at all."""
-        here = {"item": self.here.item, "unit": self.here.unit, "usd": write_usd(self.here.usd)}
-        write_json(
-            folder / STUDY_FILE,
-            {
-                "format": FORMAT,
-                "header": asdict(self.header),
-                "store": self.store,
-                "here": here,
-                "cells": [asdict(cell) for cell in self.cells],
-            },
-        )
-
-    @classmethod
-    def read(cls, folder: Path) -> StudyIndex:
-        """From a results folder.
-
-        Raises:
-            MissingData: it holds no study.
-        """
-        path = folder / STUDY_FILE
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            again = command_line("outlay", "study", "run", "STUDY", "--out", folder)
-            raise MissingData(f"{folder} holds no study; make one with `{again}`") from None
-        header = Header(**{**document["header"], "notes": tuple(document["header"]["notes"])})
-        here = Price(
-            document["here"]["item"], document["here"]["unit"], Decimal(document["here"]["usd"]), str(path), None
-        )
-        return cls(header, document["store"], here, tuple(StudyCell(**cell) for cell in document["cells"]))
-
-    def again(self, folder: Path) -> str | None:
-        """The command that goes on with it: what made the grid, in this folder, with its store and its price of the hour."""
-        if self.header.command is None:
-            return None
-        words = [self.header.command]
-        if self.here.item != DEFAULT_MACHINE:
-            words.append(command_line("--here", self.here.item))
-        if self.store != open_location(default_location()).location:
-            words.append(command_line("--store", self.store))
-        return " ".join((*words, command_line("--out", folder)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,17 +91,25 @@ class StudyRunner:
         runs = self._files.runs
         finished = runner.all_finished([run for run in runs if run is not None])
         self.points = {i: finished[run] for i, run in enumerate(runs) if run in finished}
-        """By place in the plan; of those with a recipe, the ones that are over."""
+        """By place in the plan; of those that have a run, the ones that are over."""
         self.n_replayed = len(self.points)
         for i, planned in enumerate(plan.points):
-            if planned.recipe is None:
+            if runs[i] is None:
                 self.points[i] = absent_point(planned.options, workbench, "na", planned.reason or "nothing is proposed")
         self.left = [i for i in range(len(runs)) if i not in self.points]
         """Places of the points to be brought about."""
         self._files.write(self.points)
+        for i in self.points:
+            self._files.write_receipt(i, only_missing=True)
 
-    def run(self, crew: WorkerPool, observer: Observer) -> None:
-        """Bring about what is left; whatever happens, the points so far are in the folder."""
+    def run(self, crew: WorkerPool, observer: Observer, watch: Callable[[int], Watcher] | None = None) -> None:
+        """Bring about what is left; whatever happens, the points so far are in the folder.
+
+        Args:
+            crew: workers that are ready.
+            observer: told how the study goes.
+            watch: who is told how the run of a place in the plan goes, step by step; by default the runner's watcher.
+        """
         if not self.left:
             return
         due = time.monotonic() + WRITE_SECONDS
@@ -187,7 +127,8 @@ class StudyRunner:
 
         try:
             options = [self._plan.points[i].options for i in places]
-            Scheduler(self._runner, self._workbench, crew, observer, done).run(options)
+            watch_place = None if watch is None else lambda i: watch(places[i])
+            Scheduler(self._runner, self._workbench, crew, observer, done, watch_place).run(options)
         finally:
             self._files.write(self.points)
         self.left = [i for i in places if i not in self.points]
@@ -206,29 +147,14 @@ def conduct(
     return [conductor.points[i] for i in range(len(plan.points))]
 
 
-def check_folder(folder: Path, header: Header) -> None:
-    """Refuse a results folder that is another's.
-
-    Raises:
-        UsageError: it holds another study, or runs of no study.
-    """
-    if (folder / STUDY_FILE).exists():
-        other = StudyIndex.read(folder).header
-        if (other.name, other.scale) != (header.name, header.scale):
-            raise UsageError(
-                f"{folder} holds study {other.name} at scale {other.scale}, and this is {header.name} at scale "
-                f"{header.scale}; give another --out"
-            )
-    elif (folder / "ledger.sqlite").exists():
-        raise UsageError(f"{folder} holds runs that are not of a study; give another --out")
-
-
 class _Folder:
     """The files of a study as it goes on."""
 
     def __init__(self, plan: StudyPlan, header: Header, runner: Runner) -> None:
         self._runner = runner
-        self.runs = [None if planned.recipe is None else planned.run_id for planned in plan.points]
+        # A run that is asked for by its options has its receipt even where it is not available; a study's cell is only listed.
+        is_study = header.scale is not None
+        self.runs = [None if is_study and planned.recipe is None else planned.run_id for planned in plan.points]
         models = tuple(
             dict.fromkeys(ref for each in plan.points for ref in (each.options.teacher, each.options.student))
         )
@@ -243,10 +169,10 @@ class _Folder:
         StudyIndex(self._header, self._runner.store.location, self._runner.here, cells).write(self._runner.folder)
         write_points(self._runner.folder / "points.json", [points[i] for i in sorted(points)])
 
-    def write_receipt(self, place: int) -> None:
+    def write_receipt(self, place: int, *, only_missing: bool = False) -> None:
         """Of a run that is over, whether it got its point or failed."""
         run = self.runs[place]
-        if run is not None:
+        if run is not None and not (only_missing and receipt_file(self._runner.folder, run).exists()):
             # A run that could not even be prepared was never opened.
             with suppress(HoldError, MissingData):
                 text = render_text(receipt(self._runner.ledger, run))

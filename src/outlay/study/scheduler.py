@@ -19,6 +19,7 @@ from typing import Protocol
 
 from outlay.engine.buying import Purchase, PurchaseResult
 from outlay.engine.job_runner import Job, JobResult, JobRunner
+from outlay.engine.listeners import Watcher
 from outlay.engine.point import Point
 from outlay.engine.prepare import Options, RunBuilder
 from outlay.engine.run import HeldStep, ReadyStep, RunExecution
@@ -108,7 +109,10 @@ class _Open:
 
 
 class Scheduler:
-    """Executes runs on a crew, in any order, with results in the order they were asked for."""
+    """Executes runs on a crew, in any order, with results in the order they were asked for.
+
+    ``done`` is told of each point; ``watch`` says who is told how the run at a place goes, by default the runner's watcher.
+    """
 
     def __init__(
         self,
@@ -117,12 +121,14 @@ class Scheduler:
         crew: WorkerPool,
         observer: Observer,
         done: Callable[[int, Point], None],
+        watch: Callable[[int], Watcher] | None = None,
     ) -> None:
         self._runner = runner
         self._workbench = workbench
         self._crew = crew
         self._observer = observer
         self._done = done
+        self._watch = watch or (lambda _: runner.watcher)
         self._open: dict[int, _Open] = {}
         self._making: dict[str, tuple[_Open, HeldStep]] = {}
         self._buyers = Buyers(runner.till.buy)
@@ -173,7 +179,7 @@ class Scheduler:
     def _begin(self, place: int, options: Options) -> None:
         try:
             prepared = self._workbench.prepare(options)
-            execution = RunExecution(self._runner.till, prepared, self._runner.watcher).open()
+            execution = RunExecution(self._runner.till, prepared, self._watch(place)).open()
         except OutlayError as error:
             self._close(place, absent_point(options, self._workbench, "failed", str(error)))
             return

@@ -162,12 +162,16 @@ def fit_to_send(reply: Reply) -> Reply:
 class InProcessPool:
     """A crew of one, in this process: work is done in `wait`, however long it takes.
 
-    ``logs``: a folder for the tracebacks of errors that are not ours.
+    ``logs``: a folder for the tracebacks of errors that are not ours. ``on_report``: told of progress as it is made, since nobody
+    asks for it while `wait` works.
     """
 
-    def __init__(self, craft: WorkerFactory, *, logs: Path | None = None) -> None:
+    def __init__(
+        self, craft: WorkerFactory, *, logs: Path | None = None, on_report: Callable[[], None] | None = None
+    ) -> None:
         self._craft = craft
         self._logs = logs
+        self._on_report = on_report
         self._is_open = False
         self._work: WorkerFn | None = None
         self._waiting: tuple[str, Any, float] | None = None
@@ -224,3 +228,5 @@ class InProcessPool:
 
     def _hear(self, n_done: int, n_total: int, words: str) -> None:
         self._reported = (n_done, n_total, words)
+        if self._on_report is not None:
+            self._on_report()

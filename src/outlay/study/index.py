@@ -1,0 +1,191 @@
+"""The index of a results folder, `study.json`: what was asked there, and which run fills which cell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from outlay.engine.outputs import manifest_of
+from outlay.engine.point import Point, read_points
+from outlay.engine.run_dir import STUDY_FILE
+from outlay.errors import DataError, MissingData, UsageError
+from outlay.money.amounts import Price, show_usd, write_usd
+from outlay.plan.request import DEFAULT_MACHINE
+from outlay.report.results import Header
+from outlay.storage.files import write_json
+from outlay.storage.locations import default_location
+from outlay.storage.paths import command_line
+from outlay.storage.remote import open_location
+
+FORMAT = 1
+OLD_FILE = "comparison.json"
+"""The index that `run`, `compare` and `demo` wrote up to 2026-11: read, and replaced by the first command that goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyCell:
+    """One cell of the grid in the index: its run, ``None`` where there is none; and the request in short."""
+
+    run: str | None
+    point: str | None
+    """The id of its point, once there is one."""
+    label: str
+
+
+@dataclass(frozen=True)
+class StudyIndex:
+    """What `study.json` says. Runs that were asked for by their options, and by no study file, have no ``header.scale``."""
+
+    header: Header
+    store: str
+    here: Price
+    cells: tuple[StudyCell, ...]
+
+    def write(self, folder: Path) -> None:
+        """Into a results folder, whole or not at all."""
+        write_json(
+            folder / STUDY_FILE,
+            {
+                "format": FORMAT,
+                "header": asdict(self.header),
+                "store": self.store,
+                "here": {"item": self.here.item, "unit": self.here.unit, "usd": write_usd(self.here.usd)},
+                "cells": [asdict(cell) for cell in self.cells],
+            },
+        )
+        (folder / OLD_FILE).unlink(missing_ok=True)
+
+    @classmethod
+    def read(cls, folder: Path) -> StudyIndex:
+        """Read the index of a results folder, also of one that is older than `study.json`.
+
+        Raises:
+            MissingData: there is none.
+            DataError: it is none.
+        """
+        for path, read in ((folder / STUDY_FILE, cls._read), (folder / OLD_FILE, cls._read_old)):
+            try:
+                document = json.loads(path.read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                continue
+            try:
+                return read(path, document)
+            except (KeyError, TypeError, ArithmeticError):
+                raise DataError(
+                    f"{path} is no index of a results folder; move it away, or give another --out"
+                ) from None
+        again = command_line("outlay", "compare", "TASK", "--budgets", "DOLLARS", "--out", folder)
+        raise MissingData(f"{folder} holds no results; make some with `outlay run`, `outlay study run` or `{again}`")
+
+    @classmethod
+    def _read(cls, path: Path, document: dict[str, Any]) -> StudyIndex:
+        header = Header(**{**document["header"], "notes": tuple(document["header"]["notes"])})
+        cells = tuple(StudyCell(**cell) for cell in document["cells"])
+        return cls(header, document["store"], _hour(document["here"], path), cells)
+
+    @classmethod
+    def _read_old(cls, path: Path, document: dict[str, Any]) -> StudyIndex:
+        points_file, runs = path.parent / "points.json", document["runs"]
+        points = read_points(points_file) if points_file.exists() else []
+        cells = tuple(
+            _old_cell(path.parent, run, points if len(points) == len(runs) else [], i) for i, run in enumerate(runs)
+        )
+        tasks = ", ".join(dict.fromkeys(point.request.task for point in points))
+        header = Header("compare", title_of(tasks) if tasks else "What a score costs", "plain")
+        return cls(header, document["store"], _hour(document["here"], path), cells)
+
+    def again(self, folder: Path) -> str | None:
+        """The command that goes on with it: what made the grid, in this folder, with its store and its price of the hour."""
+        if self.header.command is None:
+            return None
+        words = [self.header.command]
+        if self.here.item != DEFAULT_MACHINE:
+            words.append(command_line("--here", self.here.item))
+        if self.store != open_location(default_location()).location:
+            words.append(command_line("--store", self.store))
+        return " ".join((*words, command_line("--out", folder)))
+
+
+def _old_cell(folder: Path, run: str, points: Sequence[Point], place: int) -> StudyCell:
+    """By the run's manifest: the points may have been written without the index that belongs to them. Else by its place."""
+    manifest = manifest_of(folder, run)
+    if manifest is not None:
+        point = Point.from_json(manifest["point"])
+    elif points:
+        point = points[place]
+    else:
+        return StudyCell(run, None, f"run {run}")
+    return StudyCell(run, point.id, _words(point))
+
+
+def title_of(tasks: str) -> str:
+    """Return the title of runs that were asked for by their options."""
+    return f"{tasks}: what a score costs"
+
+
+def is_indexed(folder: Path) -> bool:
+    """Return whether a results folder has an index, of today's form or the old one."""
+    return (folder / STUDY_FILE).exists() or (folder / OLD_FILE).exists()
+
+
+def check_folder(folder: Path, header: Header) -> None:
+    """Refuse a results folder that is another's.
+
+    Raises:
+        UsageError: it holds another study, or a study where runs are asked for by their options, or the other way round.
+    """
+    if not is_indexed(folder):
+        if header.scale is not None and (folder / "ledger.sqlite").exists():
+            raise UsageError(f"{folder} holds runs that are not of a study; give another --out")
+        return
+    other = StudyIndex.read(folder).header
+    if header.scale is None and other.scale is not None:
+        raise UsageError(f"{folder} holds a study; give another --out")
+    if header.scale is not None and other.scale is None:
+        raise UsageError(f"{folder} holds runs that are not of a study; give another --out")
+    if header.scale is not None and (other.name, other.scale) != (header.name, header.scale):
+        raise UsageError(
+            f"{folder} holds study {other.name} at scale {other.scale}, and this is {header.name} at scale "
+            f"{header.scale}; give another --out"
+        )
+
+
+def check_nothing_lost(folder: Path, asked: Collection[str | None]) -> None:
+    """Refuse a results folder whose report would lose a score; a grid that holds all of them, and more, goes on there.
+
+    Args:
+        folder: of results.
+        asked: ids of the runs that are asked for.
+
+    Raises:
+        UsageError: a run that is not asked for has a score.
+    """
+    if not is_indexed(folder):
+        return
+    cells, path = StudyIndex.read(folder).cells, folder / "points.json"
+    points = {point.id: point for point in read_points(path)} if path.exists() else {}
+    lost = []
+    for cell in cells:
+        if cell.run is not None and cell.run not in asked:
+            # Points are written now and then; a run that ended since has its manifest.
+            manifest = None if cell.point in points else manifest_of(folder, cell.run)
+            point = points.get(cell.point or "") if manifest is None else Point.from_json(manifest["point"])
+            lost += [point] if point is not None and point.is_ok else []
+    if lost:
+        raise UsageError(
+            f"{folder} holds the report of another request: this one would drop {len(lost)} of its {len(cells)} points, the "
+            f"first {_words(lost[0])}; ask for those too, give another --out, or add --overwrite"
+        )
+
+
+def _words(point: Point) -> str:
+    request = point.request
+    return f"{request.task}: {request.variant} at {show_usd(request.budget_usd)}, seed {request.seed}"
+
+
+def _hour(document: dict[str, str], path: Path) -> Price:
+    return Price(document["item"], document["unit"], Decimal(document["usd"]), str(path), None)

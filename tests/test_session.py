@@ -1,0 +1,257 @@
+"""A run is a study of one: what `run` and `compare` gain by it, and folders of before."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outlay.engine.outputs import receipt_file
+from outlay.engine.point import read_points
+from outlay.engine.run_dir import STUDY_FILE
+from outlay.errors import UsageError
+from outlay.money.amounts import PriceBook
+from outlay.report.results import Header
+from outlay.storage.store import Store
+from outlay.study.index import OLD_FILE, StudyIndex
+from outlay.study.runner import read_results, status_of
+from outlay.study.session import Workplace, bring_about, prepare_session
+from outlay.workers.local import n_places
+from tests.checkpoints import make_checkpoint
+from tests.runs import World
+from tests.studies import check_books
+from tests.test_cli import Ran, Shop, entries, outlay, refused, row, write_task
+
+OLD = Path(__file__).parent / "fixtures" / "old_comparison"
+GRID = ("--budgets", "4,6", "--strategies", "annotate,distill")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    root = tmp_path_factory.mktemp("shop")
+    texts = [row(i)["message"] for i in range(200)]
+    return Shop(root, write_task(root / "task"), make_checkpoint(root / "checkpoint", texts))
+
+
+def compare(shop: Shop, out: Path, *more: object, store: Path | None = None) -> Ran:
+    return outlay("compare", shop.task, *GRID, "--out", out, "--store", store or shop.store, *shop.models(), *more)
+
+
+@pytest.fixture(scope="module")
+def compared(shop: Shop) -> tuple[Path, Ran]:
+    out = shop.root / "compared"
+    ran = compare(shop, out)
+    assert ran.code == 0, ran.err
+    return out, ran
+
+
+# --- what is gained --------------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_several_points_need_is_made_once(compared: tuple[Path, Ran]) -> None:
+    """At both budgets `distill` learns from the same blocks of the same teacher, where the rule buys as many labels."""
+    out, _ = compared
+    settled = [entry for entry in entries(out) if entry["kind"] == "settle"]
+    made = [entry["key"] for entry in settled if "(reused)" not in entry["note"]]
+    assert len(made) == len(set(made))
+    assert len(settled) > len(made)
+
+
+def test_status_and_show_know_a_comparison(compared: tuple[Path, Ran], shop: Shop) -> None:
+    out, ran = compared
+    status = outlay("study", "status", out, "--json").json
+    assert (status["n_by_status"], status["is_done"], status["held"]) == ({"ok": 4}, True, [])
+    shown = outlay("study", "show", out, "--store", shop.store)
+    assert shown.code == 0
+    assert shown.out in ran.out
+    assert outlay("study", "show", out, "--json").json == json.loads((out / "points.json").read_text())
+    assert status_of(out).header.scale is None
+    assert "scale" not in outlay("study", "status", out).out
+
+
+def test_the_command_in_the_index_makes_the_same_runs(compared: tuple[Path, Ran]) -> None:
+    out, _ = compared
+    before, index = entries(out), (out / STUDY_FILE).read_bytes()
+    again = StudyIndex.read(out).again(out)
+    assert again is not None
+    ran = outlay(*shlex.split(again)[1:], "--quiet", "--json")
+    assert ran.json == json.loads((out / "points.json").read_text())
+    assert entries(out) == before
+    assert (out / STUDY_FILE).read_bytes() == index
+
+
+def test_what_was_stopped_says_how_to_go_on_and_does(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from outlay.engine.step_runner import StepRunner
+
+    real, n_made = StepRunner.make, 0
+
+    def stop(self: StepRunner, *given: Any) -> Any:
+        nonlocal n_made
+        n_made += 1
+        if n_made == 4:
+            raise KeyboardInterrupt
+        return real(self, *given)
+
+    out, store = tmp_path / "out", tmp_path / "store"
+    with monkeypatch.context() as patched:
+        patched.setattr(StepRunner, "make", stop)
+        assert compare(shop, out, "--quiet", store=store).code == 130
+    assert outlay("ledger", "verify", out).code == 0
+    assert status_of(out).n_by_status["left"] > 0
+    (line,) = [each for each in outlay("study", "status", out).out.splitlines() if each.startswith("to go on: ")]
+    ran = outlay(*shlex.split(line.removeprefix("to go on: "))[1:], "--quiet", "--json")
+    assert [point["result"]["status"] for point in ran.json] == ["ok"] * 4
+    assert outlay("ledger", "verify", out).code == 0
+    bought = [json.loads(line) for path in (store / "bought").iterdir() for line in path.read_text().splitlines()]
+    rows = [name for receipt in bought for name, _ in receipt["labels"]]
+    assert len(rows) == len(set(rows))
+    assert status_of(out).is_done
+
+
+@pytest.mark.skipif(n_places(1) < 2, reason="two workers of one thread need two cores")
+def test_two_workers_come_to_the_same(shop: Shop, compared: tuple[Path, Ran], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran = compare(shop, out, "--workers", 2, "--quiet", store=tmp_path / "store")
+    assert ran.code == 0, ran.err
+    points = read_points(out / "points.json")
+    assert [p.result_bytes() for p in points] == [p.result_bytes() for p in read_points(compared[0] / "points.json")]
+    assert outlay("ledger", "verify", out).code == 0
+    assert (out / "logs" / "worker-1.txt").exists()
+
+
+def test_more_workers_than_there_is_room_for_are_refused_first(shop: Shop, tmp_path: Path) -> None:
+    for command in ("run", "compare"):
+        asked = (command, shop.task, "--budget", "6", "--out", tmp_path / "out", *shop.models(), "--workers", 5000)
+        refused(outlay(*asked), "5000 workers", "ask for at most")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_not_available_has_its_receipt(shop: Shop, tmp_path: Path) -> None:
+    ran = outlay("run", shop.task, "--budget", "0.1", "--out", tmp_path / "out", "--store", shop.store, *shop.models())
+    assert ran.code == 1
+    assert "Receipt of run" in ran.out
+    (bill,) = outlay("ledger", "show", tmp_path / "out", "--json").json
+    assert (bill["budget_micros"], bill["lines"], bill["charge_micros"]) == (100_000, [], 0)
+    assert status_of(tmp_path / "out").n_by_status == {"na": 1}
+
+
+# --- from Python -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"), n_layers=2)
+
+
+def place(root: Path, **changes: Any) -> Workplace:
+    book = PriceBook.load()
+    return Workplace(root / "out", Store(root / "store"), book, book.get("cpu"), **changes)
+
+
+def test_a_list_of_options_is_brought_about_and_read_back(world: World, tmp_path: Path) -> None:
+    asked = [
+        world.options(strategy="annotate", budget_micros=16_000_000, student="cut:1"),
+        world.options(strategy="self_distill", budget_micros=1_000_000, student="cut:1"),
+    ]
+    header = Header("toy", "Toy", "plain")
+    here = place(tmp_path)
+    points = bring_about([*asked, asked[0]], header, here)
+    assert [point.result.status for point in points] == ["ok", "na"]
+    results = read_results(here.folder, here.store)
+    assert (results.header, results.points) == (header, tuple(points))
+    check_books(here.runner(), world.workbench, asked[:1], points[:1])
+    assert receipt_file(here.folder, world.workbench.request(asked[0]).run_id).exists()
+    # Again it books nothing, and a request that leaves a score out is refused.
+    n_entries = len(here.runner().ledger.entries())
+    assert bring_about(asked, header, here) == points
+    assert len(here.runner().ledger.entries()) == n_entries
+    with pytest.raises(UsageError, match="would drop 1 of its 2 points"):
+        prepare_session(asked[1:], header, here)
+    prepare_session(asked[1:], header, here, overwrite=True)
+
+
+def test_a_score_that_only_its_run_knows_of_is_not_dropped(world: World, tmp_path: Path) -> None:
+    """Points are written now and then; a process that is killed in between leaves the run's manifest alone."""
+    asked = [
+        world.options(strategy="annotate", budget_micros=16_000_000, student="cut:1", seed=seed) for seed in (0, 1)
+    ]
+    here = place(tmp_path)
+    bring_about(asked[:1], Header("toy", "Toy", "plain"), here)
+    (here.folder / "points.json").write_text("[]")
+    with pytest.raises(UsageError, match="would drop 1 of its 1 points"):
+        prepare_session(asked[1:], Header("toy", "Toy", "plain"), here)
+
+
+def test_a_pool_that_is_smaller_than_asked_is_taken_as_it_is(world: World, tmp_path: Path) -> None:
+    """In a study the cell would be `na`: there the number of rows is what is studied."""
+    asked = [world.options(budget_micros=16_000_000, student="cut:1", pool_rows=100_000)]
+    (planned,) = prepare_session(asked, Header("toy", "Toy", "plain"), place(tmp_path)).plan.points
+    assert planned.recipe is not None
+    assert not (tmp_path / "out").exists()
+
+
+# --- folders of before -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that `compare` left before there was one index, beside its task and its model; its store is gone."""
+    task = write_task(tmp_path / "tickets")
+    make_checkpoint(task.parent / "checkpoint", [row(i)["message"] for i in range(200)], n_layers=2)
+    monkeypatch.chdir(task.parent)
+    out = Path(shutil.copytree(OLD, tmp_path / "out"))
+    index = json.loads((out / OLD_FILE).read_text())
+    (out / OLD_FILE).write_text(json.dumps(index | {"store": str(tmp_path / "store")}))
+    return out
+
+
+def old_command(out: Path, budgets: str = "6.1") -> tuple[object, ...]:
+    settings = ("epochs=1", "batch_size=16", "learning_rate=0.005", "precision=fp32")
+    more = [f"--set={role}.{each}" for role in ("teacher", "student", "distil") for each in settings]
+    return (
+        *("compare", "task.yaml", "--teacher", "./checkpoint", "--students", "cut:1", "--budgets", budgets),
+        *("--strategies", "annotate,distill", "--n-initial", 20, "--no-rule", "--threads", 1, "--out", out),
+        *("--store", out.parent / "store", "--student-training", "free", *more),
+    )
+
+
+def test_an_old_folder_is_read(old: Path) -> None:
+    points = json.loads((old / "points.json").read_text())
+    assert outlay("ledger", "verify", old).code == 0
+    bills = outlay("ledger", "show", old, "--json").json
+    assert [bill["charge_micros"] for bill in bills] == [round(p["result"]["charge_usd"] * 10**6) for p in points]
+    assert status_of(old).n_by_status == {"ok": 2}
+    assert outlay("study", "show", old, "--json").json == points
+    drawn = outlay("report", old)
+    assert drawn.code == 0, drawn.err
+    assert "annotate" in drawn.out
+    assert (old / OLD_FILE).exists(), "only a command that goes on replaces the index"
+
+
+def test_an_old_folder_goes_on_and_is_new_from_then_on(old: Path) -> None:
+    points, before = json.loads((old / "points.json").read_text()), entries(old)
+    refused(outlay(*old_command(old, "7")), "holds the report of another request", "drop 2 of its 2 points")
+    again = outlay(*old_command(old), "--json", "--quiet")
+    assert again.json == points
+    assert entries(old) == before
+    assert (STUDY_FILE in {path.name for path in old.iterdir()}, (old / OLD_FILE).exists()) == (True, False)
+    grown = outlay(*old_command(old, "6.1,7"), "--json", "--quiet")
+    assert [point["result"]["status"] for point in grown.json] == ["ok"] * 4
+    assert outlay("ledger", "verify", old).code == 0
+
+
+def test_an_old_run_can_be_topped_up_and_cancelled(old: Path) -> None:
+    run = json.loads((old / OLD_FILE).read_text())["runs"][0]
+    assert outlay("ledger", "topup", old, run, "1").code == 0
+    assert outlay("ledger", "cancel", old, run).code == 0
+    assert outlay("ledger", "verify", old).code == 0
+
+
+def test_a_study_does_not_take_an_old_folder(old: Path) -> None:
+    refused(outlay("study", "run", "table2", "--task", "multipit_id", "--out", old), "not of a study", "another --out")
