@@ -1,9 +1,8 @@
-"""`outlay study`: a grid as something that can be run, stopped, gone on with and looked at."""
+"""`outlay study`: run a grid, stop it, go on with it, look at it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,12 +19,11 @@ from outlay.cli.run_commands import (
     refuse_several_processes,
 )
 from outlay.cli.terminal import console, echo, print_json, table_console
-from outlay.storage.paths import as_word, command_line
+from outlay.storage.paths import command_line
 
 if TYPE_CHECKING:
     from outlay.engine.prepare import RunBuilder
     from outlay.engine.runner import Runner
-    from outlay.report.results import Header
     from outlay.study.dry_run import StudyPlan
     from outlay.study.grid import Study
     from outlay.study.runner import StudyRunner
@@ -75,12 +73,11 @@ def run(
 ) -> None:
     """Run a grid of points, each distinct step once; the same command goes on where it was stopped."""
     from outlay.cli.study_screen import draw_study
-    from outlay.engine.prepare import RunBuilder
-    from outlay.engine.runner import Runner
     from outlay.money.amounts import PriceBook, parse_budget
     from outlay.study.index import check_folder
+    from outlay.study.prepare import header_of, refuse_empty, study_command
     from outlay.study.runner import StudyRunner
-    from outlay.study.scheduler import StepRunnerFactory
+    from outlay.study.session import Workplace
 
     # Whatever is wrong with the request is said before anything is planned, and before a folder is made.
     refuse_several_processes()
@@ -91,16 +88,16 @@ def run(
     kept = open_store(store)
     folder = Path(out or Path("outlay-runs") / _folder_name(asked, tasks))
     command = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--precision": precision, "--data": data}
-    header = _header(asked, _command(study, command, prices, machines))
-    craft = StepRunnerFactory(kept.location, book, None if data is None else data.resolve(), tuple(machines or ()))
-    crew = _crew(executor, craft, workers, asked.threads, ray, folder / "logs")
+    header = header_of(asked, study_command(study, command, prices or (), machines or ()))
+    place = Workplace(folder, kept, book, price_here, data, tuple(machines or ()), cap)
+    crew = _crew(executor, place.factory(), workers, asked.threads, ray, place.logs)
     check_folder(folder, header)
-    bench = RunBuilder(book, data_root=data, machines=machines or [], tokens=kept.root / "tokens")
+    bench = place.builder()
     planned = _plan(bench, asked, quiet or as_json, price_here, kept)
     if dry_run:
         _print_plan(planned, as_json)
-    _refuse_if_nothing_to_do(planned)
-    runner = Runner(folder, kept, here=price_here, cash_cap_micros=cap)
+    refuse_empty(planned)
+    runner = place.runner()
     _check_plan(runner, bench, planned, quiet or as_json)
     if dry_run:
         return
@@ -110,7 +107,7 @@ def run(
 
 
 def _bring_about(conductor: StudyRunner, crew: WorkerPool, *, quiet: bool) -> StudyRunner:
-    """What is left, with a screen; no worker is started where nothing is."""
+    """Run the points that are left, with a screen; no worker is started where none is."""
     from outlay.cli.study_screen import StudyScreen
 
     n_points, n_left = len(conductor.points) + len(conductor.left), len(conductor.left)
@@ -127,7 +124,7 @@ def _bring_about(conductor: StudyRunner, crew: WorkerPool, *, quiet: bool) -> St
 
 
 def _fail_if_failed(conductor: StudyRunner, folder: Path) -> None:
-    """One line and exit 1 where a point failed; `na` is an answer, not a failure."""
+    """End with one line and exit 1 where a point failed; `na` is an answer, not a failure."""
     points = [conductor.points[i] for i in sorted(conductor.points)]
     failed = [point for point in points if point.result.status == "failed"]
     if failed:
@@ -139,7 +136,7 @@ def _fail_if_failed(conductor: StudyRunner, folder: Path) -> None:
 
 @study_app.command("list")
 def list_studies(as_json: Json = False) -> None:
-    """The shipped studies: what each asks, and at which scales."""
+    """List the shipped studies: what each asks, and at which scales."""
     from rich.table import Table
 
     from outlay.study.grid import find_study, load_study, shipped_studies
@@ -163,7 +160,7 @@ def list_studies(as_json: Json = False) -> None:
 
 @study_app.command("status")
 def status(folder: StudyFolder, as_json: Json = False) -> None:
-    """How far a study is, which steps are under way, what failed and why; also while it runs."""
+    """Print how far a study is, which steps are under way, what failed and why; also while it runs."""
     from dataclasses import asdict
 
     from outlay.cli.study_screen import status_lines
@@ -178,7 +175,7 @@ def status(folder: StudyFolder, as_json: Json = False) -> None:
 
 @study_app.command("show")
 def show(folder: StudyFolder, store: StoreOption = None, as_json: Json = False) -> None:
-    """The tables of a study, as far as it is."""
+    """Print the tables of a study, as far as it is."""
     from outlay.cli.study_screen import show_study
     from outlay.study.index import StudyIndex
 
@@ -198,7 +195,7 @@ def schema() -> None:
 
 
 def _study(name: str, asked: tuple[str | None, str, int | None, str | None], book: Any) -> Study:
-    """``asked``: tasks, scale, number of seeds, precision."""
+    """Load a study at what is ``asked``: tasks, scale, number of seeds, precision."""
     from outlay.study.grid import find_study, load_study
 
     tasks, scale, seeds, precision = asked
@@ -207,7 +204,7 @@ def _study(name: str, asked: tuple[str | None, str, int | None, str | None], boo
 
 
 def _check_plan(runner: Runner, bench: RunBuilder, planned: StudyPlan, quiet: bool) -> None:
-    """Refuse a plan whose runs are in the folder in the other precision; say what is computed in, where that is not plain."""
+    """Refuse a plan whose runs are in the folder in the other precision, and print remarks on the precision."""
     from outlay.engine.prepare import precision_remarks
 
     asked = [point.options for point in planned.points if point.recipe is not None]
@@ -218,14 +215,12 @@ def _check_plan(runner: Runner, bench: RunBuilder, planned: StudyPlan, quiet: bo
 
 
 def _plan(bench: Any, study: Study, quiet: bool, here: Any, kept: Any) -> StudyPlan:
-    """Every point planned; what was decided about the files is said."""
-    from outlay.models.cost_model import PROFILE_FILE, load_profile
-    from outlay.study.dry_run import plan
+    """Plan every point, and print what was decided about the files."""
+    from outlay.study.prepare import plan_study
 
     screen = console(err=True, quiet=quiet)
-    asked = [cell.options if cell.absent is None else (cell.options, cell.absent) for cell in study.cells]
-    with screen.status(f"planning {len(asked):,} points"):
-        planned = plan(bench, asked, profile=load_profile(kept.root.parent / PROFILE_FILE), here=here)
+    with screen.status(f"planning {len(study.cells):,} points"):
+        planned = plan_study(bench, study, kept, here)
     say_notes(bench.notes, quiet=quiet)
     return planned
 
@@ -262,35 +257,10 @@ FOLDER_LENGTH = 150
 
 
 def _folder_name(study: Study, tasks: str | None) -> str:
-    """Of the study and its scale, and of the tasks where they were named or are one."""
+    """Return the name of a results folder: the study and its scale, and tasks that were named or are the only one."""
     from outlay.storage.hashing import digest_of
 
     named = study.names if tasks or len(study.names) == 1 else ()
     name = "-".join((study.name, study.scale, *named))
     whole = f"{name[:FOLDER_LENGTH]}-{digest_of(name.encode())[:8]}"
     return name if len(name) <= FOLDER_LENGTH else whole
-
-
-def _header(study: Study, command: str) -> Header:
-    from outlay.report.results import Header
-
-    return Header(study.name, study.title, study.layout, study.source, study.scale, command, study.notes)
-
-
-def _command(study: str, given: Mapping[str, object], prices: list[Path] | None, machines: list[Path] | None) -> str:
-    """What makes the same grid again, with the same prices, wherever its artifacts are kept and whoever makes them."""
-    words: list[object] = ["outlay", "study", "run", as_word(study) if study.startswith("-") else study]
-    files = [("--prices", path) for path in prices or []] + [("--machines", path) for path in machines or []]
-    for name, value in (*given.items(), *files):
-        words += [] if value is None else [name, value]
-    return command_line(*words)
-
-
-def _refuse_if_nothing_to_do(planned: StudyPlan) -> None:
-    """Where no point can be filled there is nothing to run, and the first reason is most likely the one to mend."""
-    from outlay.errors import UsageError
-
-    if planned.n_na == planned.n_points:
-        raise UsageError(
-            f"none of the {planned.n_points:,} points can be filled, the first: {planned.points[0].reason}"
-        )
