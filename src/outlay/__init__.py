@@ -86,17 +86,19 @@ _ELSEWHERE = {
 """Public names that are not of `outlay.api`."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "errors":
-        return import_module("outlay.errors")
-    if name == "study":
-        # The package of that name, which is called as the function: so it stays one object, whatever was imported before.
-        return import_module("outlay.study")
-    value = getattr(import_module(_ELSEWHERE.get(name, "outlay.api")), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name == "errors":
+            return import_module("outlay.errors")
+        if name == "study":
+            # The package of that name, which is called as the function: so it stays one object, whatever was imported before.
+            return import_module("outlay.study")
+        value = getattr(import_module(_ELSEWHERE.get(name, "outlay.api")), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
