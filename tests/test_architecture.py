@@ -50,6 +50,7 @@ FLOORS: dict[str, set[str]] = {
         "text",
         "workers",
     },
+    "api": {"engine", "report", "settings", "standalone", "storage", "study", "tasks"},
     "cli": set(),
     "__main__": {"cli"},
 }
@@ -202,7 +203,8 @@ def test_no_import_goes_in_a_circle() -> None:
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
         assert name not in trail, " -> ".join((*trail[trail.index(name) :], name))
-        if name not in done:
+        # What lies at the top of the package names the whole of it for type checkers, and imports nothing of it.
+        if name not in done and name != "__init__":
             for lower in own_imports(modules()[name]) - {name}:
                 visit(lower, (*trail, name))
             done.add(name)

@@ -29,6 +29,7 @@
     │   └── UnknownOrder             an order that the seller never took
     ├── ClusterError                 machines that cannot be reached, or do not get a job done
     ├── WorkFailed                   a worker's piece of work that ended with an error that is none of these
+    ├── RunFailed                    a run that ended without a score, where one is asked for
     └── TrainingError                a training that cannot go on
 
 Each carries one line in ``str(error)``. Nothing here imports anything.
@@ -148,6 +149,10 @@ class ClusterError(OutlayError):
 
 class WorkFailed(OutlayError):
     """A worker's piece of work that ended with an error that is none of these; its traceback is the error's note."""
+
+
+class RunFailed(OutlayError):
+    """A run that ended without a score, where one is asked for."""
 
 
 class TrainingError(OutlayError):

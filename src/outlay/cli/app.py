@@ -126,7 +126,7 @@ def _root(
 
 
 def _look_at_the_machine() -> None:
-    """End where nothing works; say what is untested here, once where several processes are launched."""
+    """Refuse systems on which nothing works, and print what is untested here, once in a launch of several processes."""
     if (line := unsupported(sys.platform)) is not None:
         _fail(line)
     line = untested(sys.platform, os.uname().machine, sys.version_info[:2])
@@ -135,7 +135,7 @@ def _look_at_the_machine() -> None:
 
 
 def main() -> None:
-    """Entry point: an `OutlayError` becomes one clear line and exit 1; wrong usage exits 2."""
+    """Run the command line: an `OutlayError` becomes one clear line and exit 1; wrong usage exits 2."""
     # Before anything loads OpenMP, and for every process this one starts.
     os.environ.update(waiting_variables(os.environ))
     # Until a command begins: drawing the help imports more than it makes garbage.

@@ -1,9 +1,8 @@
-"""What every command shares: where things lie, how errors and JSON are printed."""
+"""Shared parts of the commands: options, stores and ledgers, how errors and JSON are printed."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -39,8 +38,6 @@ ResultsFolder = Annotated[
     Path, typer.Argument(metavar="DIR", help="A results folder, as `run`, `compare` and `study run` make it.")
 ]
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-
 
 WAITING_EXIT = 75
 """Of a command whose labels are ordered and not delivered: ``EX_TEMPFAIL`` of sysexits.h, the same command goes on later."""
@@ -63,36 +60,15 @@ def say_stand_in(location: str | None) -> None:
 
 
 def open_store(location: str | None) -> Store:
-    """The store to use: the option (a folder or a URL), else ``OUTLAY_STORE``, else the user's cache; with the quota of
-    ``OUTLAY_STORE_QUOTA``, which limits what a store takes on this machine."""
-    from outlay.storage.locations import default_location
-    from outlay.storage.remote import open_location
+    """Open the store that an option names, as `outlay.storage.remote.open_named` does; say where it is, where that is unusual."""
+    from outlay.storage.remote import open_named
 
-    quota = os.environ.get("OUTLAY_STORE_QUOTA")
     say_stand_in(location)
-    return open_location(location or default_location(), quota_bytes=parse_bytes(quota) if quota else None)
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of ``500M``, ``20G``, ``1000000``.
-
-    Raises:
-        UsageError: not a size.
-    """
-    number, unit = text.strip().rstrip("bB"), ""
-    if number and number[-1].lower() in _UNITS:
-        number, unit = number[:-1], number[-1].lower()
-    try:
-        size = int(float(number) * _UNITS[unit])
-    except (ValueError, OverflowError):
-        raise UsageError(f"{text!r} is not a size; write it like 500M or 20G") from None
-    if size <= 0:
-        raise UsageError(f"the size is {text!r}; it must be above 0")
-    return size
+    return open_named(location)
 
 
 def ledger_path(folder: Path) -> Path:
-    """The ledger of a results folder (or the ledger file itself).
+    """Return the ledger file of a results folder, or the file itself where it is named.
 
     Raises:
         MissingData: there is none.
@@ -104,7 +80,7 @@ def ledger_path(folder: Path) -> Path:
 
 
 def one_run(run_ids: list[str], asked: str | None, folder: Path) -> list[str]:
-    """The runs asked for: all, or the one whose id begins with ``asked``.
+    """Return the ids of all runs, or of the one whose id begins with ``asked``.
 
     Raises:
         UsageError: none or several begin with it.
@@ -119,7 +95,7 @@ def one_run(run_ids: list[str], asked: str | None, folder: Path) -> list[str]:
 
 
 def parse_settings(pairs: list[str] | None) -> dict[str, dict[str, Any]]:
-    """``--set distil.epochs=4`` pairs by role; names and roles are checked where they are known.
+    """Read pairs such as ``distil.epochs=4`` by role; unknown roles and names are refused later, by the settings themselves.
 
     Raises:
         UsageError: not of that form, or a value of another type than the setting has.
@@ -150,7 +126,7 @@ def _check_setting_type(pair: str, role: str, name: str, value: object) -> None:
 
 
 def parse_names(text: str | None) -> tuple[str, ...]:
-    """Comma-separated names; blanks around them do not count."""
+    """Split names at commas; blanks around them do not count."""
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
@@ -161,14 +137,14 @@ def say_notes(notes: Sequence[str], *, quiet: bool = False) -> None:
 
 
 def parse_labels(given: Sequence[str] | None) -> tuple[str, ...]:
-    """Labels of ``--labels``: given once a list with commas, given several times one label each, commas and all."""
+    """Read ``--labels``: given once it is a list with commas, given several times each is one label, commas and all."""
     several = given or ()
     names = several[0].split(",") if len(several) == 1 else several
     return tuple(name.strip() for name in names if name.strip())
 
 
 def parse_budgets(text: str) -> tuple[int, ...]:
-    """Comma-separated budgets in dollars; thousands are written without a comma here."""
+    """Read budgets in dollars with commas between them, so that thousands are written without one."""
     from outlay.money.amounts import parse_budget
 
     parts = [part.strip() for part in text.split(",")]

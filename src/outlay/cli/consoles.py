@@ -1,4 +1,4 @@
-"""The console of rich that every table, bar and line of progress is drawn on."""
+"""A console of rich for tables, bars and lines of progress."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PlainConsole(Console):
         highlight: bool | None = None,
         highlighter: HighlighterType | None = None,
     ) -> Text:
-        """A text with its markup read; it is escaped before its width is measured, so that columns stay straight."""
+        """Escape a text before its width is measured, so that columns stay straight, and read its markup."""
         return super().render_str(
             visible_lines(text),
             style=style,
@@ -40,7 +40,7 @@ class PlainConsole(Console):
         )
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Segments to print: control characters of texts are escaped, those of rich itself stay."""
+        """Yield the segments to print, with the control characters of texts escaped and those of rich itself kept."""
         for text, style, control in super().render(renderable, options):
             is_own = control is not None or text == "\n"
             yield Segment(text, style, control) if is_own else Segment(visible_lines(text), style)

@@ -1,4 +1,4 @@
-"""What a command says where something failed that no part of `outlay` turned into an error of its own."""
+"""One line for errors that no part of `outlay` turned into one of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "
 
 
 def line_of(error: Exception) -> str | None:
-    """One line for a user; None where it is a mistake of the program, whose traceback is of use."""
+    """Return an error as one line for a user, or ``None`` for a mistake of the program, whose traceback is of use."""
     if isinstance(error, OutlayError):
         return str(error)
     if isinstance(error, UnicodeEncodeError):
@@ -38,7 +38,7 @@ def line_of(error: Exception) -> str | None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, torch or the system could not get the memory that was asked for."""
+    """Return whether Python, torch or the system ran out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _MEMORY)
     )

@@ -27,7 +27,7 @@ class Plain(TyperCommand):
     """A command that refuses to be asked for two things at once."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        """As click reads them.
+        """Read the words as click does, and refuse some options that are given twice.
 
         Raises:
             UsageError: an option of `GIVEN_ONCE` is given twice.
@@ -41,7 +41,7 @@ class Plain(TyperCommand):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """As click does, once every cache has a place and every path is written out."""
+        """Run the command as click does, once caches have a place and paths are expanded."""
         from outlay.storage.locations import settle_caches
 
         settle_caches()
@@ -54,7 +54,7 @@ class Command(Plain):
     """A command whose options stand under their headings."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Arguments, options without a heading, then heading by heading."""
+        """Write arguments, options without a heading, then heading by heading."""
         _write_parameters(self.get_params(ctx), ctx, formatter)
 
 
@@ -62,12 +62,12 @@ class Group(TyperGroup):
     """Commands under their headings, each with its first sentence in full."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Options, then commands."""
+        """Write options, then commands."""
         _write_parameters(self.get_params(ctx), ctx, formatter)
         self.format_commands(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Heading by heading, in the order in which they were added."""
+        """Write commands heading by heading, in the order in which they were added."""
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         rows = [
             (getattr(command, "rich_help_panel", None), (name, command.get_short_help_str(limit=400)))
@@ -79,7 +79,7 @@ class Group(TyperGroup):
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """A command, or a group of them, that is loaded when it is asked for: ``says`` is its line of the help page."""
+    """A command or group that is loaded when it is asked for; ``says`` is its line of the help page."""
 
     load: Callable[[], Any]
     """Gives the function of the command, or the `typer.Typer` of the group."""
@@ -88,7 +88,7 @@ class Later:
     cls: type[Plain] = Plain
 
     def build(self, name: str) -> Any:
-        """The click command."""
+        """Return the click command."""
         found = self.load()
         plain = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False)
         plain.rich_markup_mode = None
@@ -106,17 +106,17 @@ class Later:
 
 
 def places_of(command: Any) -> tuple[str, ...]:
-    """The parameters of a command's function that are paths, or lists of them."""
+    """Return the parameters of a command's function that are paths, or lists of paths."""
     return tuple(name for name, hint in get_type_hints(inspect.unwrap(command)).items() if Path in _parts(hint))
 
 
 def _parts(hint: Any) -> set[Any]:
-    """A type, and those it is made of."""
+    """Return a type and those it is made of."""
     return {hint}.union(*(_parts(each) for each in get_args(hint)))
 
 
 def _expanded(value: Any) -> Any:
-    """A path, or several; older typers hand them over as texts."""
+    """Expand ``~`` in a path or in several; older typers hand them over as texts."""
     from outlay.storage.paths import expand
 
     if isinstance(value, list | tuple):
@@ -125,7 +125,7 @@ def _expanded(value: Any) -> Any:
 
 
 class Laters(Mapping[str, Any]):
-    """Commands by name, each built the first time it is asked for."""
+    """A mapping of commands by name that builds each when it is first asked for."""
 
     def __init__(self, laters: Mapping[str, Later]) -> None:
         self._laters = laters
@@ -144,22 +144,22 @@ class Laters(Mapping[str, Any]):
 
 
 def root(laters: Mapping[str, Later]) -> type[Group]:
-    """The group of all commands: its help page loads none of them."""
+    """Return the group of all commands, whose help page loads none of them."""
 
     found = Laters(laters)
 
     class Root(Group):
         @property
         def commands(self) -> Any:
-            """All of them."""
+            """Return every command by name."""
             return found
 
         @commands.setter
         def commands(self, registered: Any) -> None:
-            """What was registered with typer: nothing."""
+            """Ignore commands that are registered with typer; there are none."""
 
         def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-            """From what each says of itself."""
+            """Write the line that each command says of itself."""
             _write_sections(((each.heading, (name, each.says)) for name, each in laters.items()), "Commands", formatter)
 
     return Root

@@ -1,4 +1,4 @@
-"""`outlay ledger`, `outlay prices`, `outlay store`: what was spent, what things cost, what is kept."""
+"""`outlay ledger`, `outlay prices`, `outlay store`: receipts, the price book, kept artifacts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from outlay.cli.common import (
     ledger_path,
     one_run,
     open_store,
-    parse_bytes,
 )
 from outlay.cli.terminal import echo, print_json, table_console
 
@@ -192,6 +191,7 @@ def store_gc(
 ) -> None:
     """Remove artifacts from this machine, least recently used first; bought labels are never removed, nor what a URL keeps."""
     from outlay.errors import UsageError
+    from outlay.storage.locations import parse_bytes
 
     if max_size is None and older_than is None:
         raise UsageError("nothing to remove: give --max-size or --older-than")

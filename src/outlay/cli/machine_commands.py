@@ -1,4 +1,4 @@
-"""`outlay machine`: what machines cost and how fast they are, and how fast the one that is here is."""
+"""`outlay machine`: prices and speeds of machines, and a measurement of this one."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _measured(name: str, threads: int, *, quiet: bool) -> MachineProfile:
 
 
 def _keep_ratio(profile: MachineProfile) -> None:
-    """For whoever asks what `auto` means on this machine; where nothing can be kept they measure it anew."""
+    """Keep the measured speed of bf16, which decides what `auto` means here; unless it can be kept it is measured again."""
     import os
     from contextlib import suppress
 

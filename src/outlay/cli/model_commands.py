@@ -1,4 +1,4 @@
-"""`outlay model`: the sizes there are, what a reference weighs, and models of random weights to try things with."""
+"""`outlay model`: sizes, the weight of a reference, and models of random weights to try things with."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def _corpus(task: str | None, data: Path | None, files: list[Path] | None, label
 
 
 def _task_corpus(name: str, root: Path | None) -> Corpus:
-    """What a task's models read. The answers to its rows are for sale, so only the label set is looked at."""
+    """Return the texts that a task's models read: rows without their answers, which are for sale, and the label set."""
     from outlay.models.random_init import Corpus
     from outlay.tasks.loading import load_data
     from outlay.tasks.task import load_task

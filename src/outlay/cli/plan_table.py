@@ -28,7 +28,7 @@ MAX_REASONS = 12
 
 
 def render(planned: StudyPlan) -> RenderableType:
-    """The plan for a terminal: points by task, strategy and N; the work; hours and dollars."""
+    """Draw a plan: points by task, strategy and N; the work; hours and dollars."""
     from rich.console import Group
 
     return Group(_points_table(planned), _work_table(planned), *_closing(planned))
@@ -79,7 +79,7 @@ def _work_table(planned: StudyPlan) -> RenderableType:
 
 
 def _hours(hours: float) -> str:
-    """Two decimals, or two digits where that would be nothing: 0.0012."""
+    """Write hours with two decimals, or with two digits where that would be nothing, such as 0.0012."""
     return f"{hours:,.2f}" if hours >= 0.1 or hours == 0 else plain_number(f"{hours:.2g}")
 
 
@@ -100,7 +100,7 @@ def _closing(planned: StudyPlan) -> list[RenderableType]:
 
 
 def _cash_words(planned: StudyPlan) -> str:
-    """The forecast of what leaves the bank, or what it lacks."""
+    """Say the forecast of the cash, or why there is none."""
     if planned.cash_micros is not None:
         return f"Cash for compute here, forecast: {format_usd(planned.cash_micros)}"
     if planned.distinct.seconds_here is not None:

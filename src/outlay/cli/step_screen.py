@@ -48,12 +48,12 @@ class StepScreen:
             self._console.print(f"  {n_done:,} of {n_total:,}, {detail}")
 
     def say(self, line: str) -> None:
-        """A line worth reading."""
+        """Print a line worth reading."""
         self._console.print(f"  {line}", style="dim")
 
 
 def print_outcome(outcome: StepReport) -> None:
-    """What came of a step, on standard output."""
+    """Print the report of a step on standard output."""
     from outlay.metrics.degenerate import of_rows
 
     if outcome.is_old:
@@ -85,7 +85,7 @@ def print_outcome(outcome: StepReport) -> None:
 
 
 def print_kept(kept: dict[str, Any]) -> None:
-    """How much of a teacher's words targets hold."""
+    """Print how much of a teacher's logits the targets hold."""
     capped = f", {kept['n_capped']:,} at the limit of logits" if kept["n_capped"] else ""
     logits = f"{kept['logits_mean']:.1f} logits a position (most {kept['logits_max']:,})"
     echo(

@@ -1,9 +1,8 @@
-"""`outlay study`: a grid as something that can be run, stopped, gone on with and looked at."""
+"""`outlay study`: run a grid, stop it, go on with it, look at it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,12 +19,11 @@ from outlay.cli.run_commands import (
     refuse_several_processes,
 )
 from outlay.cli.terminal import console, echo, print_json, table_console
-from outlay.storage.paths import as_word, command_line
+from outlay.storage.paths import command_line
 
 if TYPE_CHECKING:
     from outlay.engine.prepare import RunBuilder
     from outlay.engine.runner import Runner
-    from outlay.report.results import Header
     from outlay.study.dry_run import StudyPlan
     from outlay.study.grid import Study
     from outlay.study.runner import StudyRunner
@@ -77,6 +75,7 @@ def run(
     from outlay.cli.study_screen import draw_study
     from outlay.money.amounts import PriceBook, parse_budget
     from outlay.study.index import check_folder
+    from outlay.study.prepare import header_of, refuse_empty, study_command
     from outlay.study.runner import StudyRunner
     from outlay.study.session import Workplace
 
@@ -89,7 +88,7 @@ def run(
     kept = open_store(store)
     folder = Path(out or Path("outlay-runs") / _folder_name(asked, tasks))
     command = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--precision": precision, "--data": data}
-    header = _header(asked, _command(study, command, prices, machines))
+    header = header_of(asked, study_command(study, command, prices or (), machines or ()))
     place = Workplace(folder, kept, book, price_here, data, tuple(machines or ()), cap)
     crew = _crew(executor, place.factory(), workers, asked.threads, ray, place.logs)
     check_folder(folder, header)
@@ -97,7 +96,7 @@ def run(
     planned = _plan(bench, asked, quiet or as_json, price_here, kept)
     if dry_run:
         _print_plan(planned, as_json)
-    _refuse_if_nothing_to_do(planned)
+    refuse_empty(planned)
     runner = place.runner()
     _check_plan(runner, bench, planned, quiet or as_json)
     if dry_run:
@@ -108,7 +107,7 @@ def run(
 
 
 def _bring_about(conductor: StudyRunner, crew: WorkerPool, *, quiet: bool) -> StudyRunner:
-    """What is left, with a screen; no worker is started where nothing is."""
+    """Run the points that are left, with a screen; no worker is started where none is."""
     from outlay.cli.study_screen import StudyScreen
 
     n_points, n_left = len(conductor.points) + len(conductor.left), len(conductor.left)
@@ -144,7 +143,7 @@ def _fail_if_failed(conductor: StudyRunner, folder: Path) -> None:
 
 @study_app.command("list")
 def list_studies(as_json: Json = False) -> None:
-    """The shipped studies: what each asks, and at which scales."""
+    """List the shipped studies: what each asks, and at which scales."""
     from rich.table import Table
 
     from outlay.study.grid import find_study, load_study, shipped_studies
@@ -168,7 +167,7 @@ def list_studies(as_json: Json = False) -> None:
 
 @study_app.command("status")
 def status(folder: StudyFolder, as_json: Json = False) -> None:
-    """How far a study is, which steps are under way, what failed and why; also while it runs."""
+    """Print how far a study is, which steps are under way, what failed and why; also while it runs."""
     from dataclasses import asdict
 
     from outlay.cli.study_screen import status_lines
@@ -183,7 +182,7 @@ def status(folder: StudyFolder, as_json: Json = False) -> None:
 
 @study_app.command("show")
 def show(folder: StudyFolder, store: StoreOption = None, as_json: Json = False) -> None:
-    """The tables of a study, as far as it is."""
+    """Print the tables of a study, as far as it is."""
     from outlay.cli.study_screen import show_study
     from outlay.study.index import StudyIndex
 
@@ -203,7 +202,7 @@ def schema() -> None:
 
 
 def _study(name: str, asked: tuple[str | None, str, int | None, str | None], book: Any) -> Study:
-    """``asked``: tasks, scale, number of seeds, precision."""
+    """Load a study at what is ``asked``: tasks, scale, number of seeds, precision."""
     from outlay.study.grid import find_study, load_study
 
     tasks, scale, seeds, precision = asked
@@ -212,7 +211,7 @@ def _study(name: str, asked: tuple[str | None, str, int | None, str | None], boo
 
 
 def _check_plan(runner: Runner, bench: RunBuilder, planned: StudyPlan, quiet: bool) -> None:
-    """Refuse a plan whose runs are in the folder in the other precision; say what is computed in, where that is not plain."""
+    """Refuse a plan whose runs are in the folder in the other precision, and print remarks on the precision."""
     from outlay.engine.prepare import precision_remarks
 
     asked = [point.options for point in planned.points if point.recipe is not None]
@@ -223,14 +222,12 @@ def _check_plan(runner: Runner, bench: RunBuilder, planned: StudyPlan, quiet: bo
 
 
 def _plan(bench: Any, study: Study, quiet: bool, here: Any, kept: Any) -> StudyPlan:
-    """Every point planned; what was decided about the files is said."""
-    from outlay.models.cost_model import PROFILE_FILE, load_profile
-    from outlay.study.dry_run import plan
+    """Plan every point, and print what was decided about the files."""
+    from outlay.study.prepare import plan_study
 
     screen = console(err=True, quiet=quiet)
-    asked = [cell.options if cell.absent is None else (cell.options, cell.absent) for cell in study.cells]
-    with screen.status(f"planning {len(asked):,} points"):
-        planned = plan(bench, asked, profile=load_profile(kept.root.parent / PROFILE_FILE), here=here)
+    with screen.status(f"planning {len(study.cells):,} points"):
+        planned = plan_study(bench, study, kept, here)
     say_notes(bench.notes, quiet=quiet)
     return planned
 
@@ -267,35 +264,10 @@ FOLDER_LENGTH = 150
 
 
 def _folder_name(study: Study, tasks: str | None) -> str:
-    """Of the study and its scale, and of the tasks where they were named or are one."""
+    """Return the name of a results folder: the study and its scale, and tasks that were named or are the only one."""
     from outlay.storage.hashing import digest_of
 
     named = study.names if tasks or len(study.names) == 1 else ()
     name = "-".join((study.name, study.scale, *named))
     whole = f"{name[:FOLDER_LENGTH]}-{digest_of(name.encode())[:8]}"
     return name if len(name) <= FOLDER_LENGTH else whole
-
-
-def _header(study: Study, command: str) -> Header:
-    from outlay.report.results import Header
-
-    return Header(study.name, study.title, study.layout, study.source, study.scale, command, study.notes)
-
-
-def _command(study: str, given: Mapping[str, object], prices: list[Path] | None, machines: list[Path] | None) -> str:
-    """What makes the same grid again, with the same prices, wherever its artifacts are kept and whoever makes them."""
-    words: list[object] = ["outlay", "study", "run", as_word(study) if study.startswith("-") else study]
-    files = [("--prices", path) for path in prices or []] + [("--machines", path) for path in machines or []]
-    for name, value in (*given.items(), *files):
-        words += [] if value is None else [name, value]
-    return command_line(*words)
-
-
-def _refuse_if_nothing_to_do(planned: StudyPlan) -> None:
-    """Where no point can be filled there is nothing to run, and the first reason is most likely the one to mend."""
-    from outlay.errors import UsageError
-
-    if planned.n_na == planned.n_points:
-        raise UsageError(
-            f"none of the {planned.n_points:,} points can be filled, the first: {planned.points[0].reason}"
-        )

@@ -1,4 +1,4 @@
-"""`outlay targets`: what a folder of targets holds, and its way to other programs and back."""
+"""`outlay targets`: look into a folder of targets, export it to other programs, import their answers."""
 
 from __future__ import annotations
 

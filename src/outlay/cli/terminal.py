@@ -1,4 +1,4 @@
-"""Standard output and error: whatever the encoding of a terminal, and whoever closes the pipe.
+"""Standard output and error in any encoding, and with readers that stop early.
 
 Everything that commands print goes through `echo`, `print_json` or a console of `console`, so that no text of a user can end
 a command with an error of encoding or steer the terminal.
@@ -39,7 +39,7 @@ def prepare_streams() -> None:
 
 
 def abandon_output() -> None:
-    """Send what is still to be written nowhere, so that the interpreter's last flush says nothing of it."""
+    """Drop what is still to be written, so that the interpreter's last flush reports no closed pipe."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -57,7 +57,7 @@ def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on standard output: valid in every encoding, and without exponents."""
+    """Print one JSON document that is valid in every encoding and has no exponents."""
     from outlay.storage.files import plain_numbers
 
     text = plain_numbers(json.dumps(document, ensure_ascii=not _can_write_all(sys.stdout), indent=2))
@@ -67,7 +67,7 @@ def print_json(document: Any) -> None:
 
 
 def console(*, err: bool = False, quiet: bool = False, n_columns: int | None = None) -> Console:
-    """A console that shows texts as they stand: control characters, ``[markup]`` and ``:names:`` of emoji included.
+    """Return a console that shows texts as they stand: control characters, ``[markup]`` and ``:names:`` of emoji included.
 
     Args:
         err: on standard error.
@@ -84,7 +84,7 @@ def console(*, err: bool = False, quiet: bool = False, n_columns: int | None = N
 
 
 def table_console() -> Console:
-    """A console for tables on standard output."""
+    """Return a console for tables on standard output."""
     return console(n_columns=118)
 
 
@@ -117,7 +117,7 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
 
 
 def _spelled(char: str) -> str | None:
-    """ASCII for a sign; None for a letter of another script."""
+    """Return ASCII for a sign, or ``None`` for a letter of another script."""
     if "\ud800" <= char <= "\udfff":
         # Bytes of a file's name that are no UTF-8 arrive as these.
         code = ord(char)

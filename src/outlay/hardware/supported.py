@@ -1,4 +1,4 @@
-"""Where outlay is tested, and what does not work elsewhere. The standard library only: read before anything is installed, too."""
+"""Systems that outlay is tested on, and what does not work on others. Standard library only: read before an installation."""
 
 from __future__ import annotations
 

@@ -24,6 +24,25 @@ if TYPE_CHECKING:
 SCORES = "scores.json"
 
 
+def evaluation_folder(scored: Path, task: str | None = None, split: str = "test", file: Path | None = None) -> Path:
+    """Return where scores go unless the user says so: beside a file of predictions, or inside the folder of a model.
+
+    Args:
+        scored: the file of predictions, or the model's folder.
+        task: whose ``split`` a model answered, where no ``file`` was given.
+        split: of the task.
+        file: the rows that a model answered.
+    """
+    if scored.is_file():
+        return scored.with_name(f"{scored.name}.evaluation")
+    name = split if file is None else file.stem
+    if file is None and task is not None:
+        from outlay.tasks.task import load_task
+
+        name = f"{load_task(task).name}-{split}"
+    return scored / "evaluation" / name
+
+
 def check_scores(out: Path, asked: Mapping[str, Any], *, overwrite: bool) -> None:
     """Refuse a folder with the scores of something else; equal ones are written again.
 

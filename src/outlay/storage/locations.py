@@ -7,8 +7,11 @@ import pwd
 import tempfile
 from pathlib import Path
 
+from outlay.errors import UsageError
 from outlay.storage.hashing import digest_of
 from outlay.storage.paths import NO_HOME, expand, expand_path, home
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 def is_url(location: str | Path) -> bool:
@@ -42,6 +45,24 @@ def default_location() -> str:
 def default_root() -> Path:
     """The folder on this machine of `default_location`."""
     return local_root(default_location())
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size in bytes, such as ``500M``, ``20G`` or ``1000000``.
+
+    Raises:
+        UsageError: not a size.
+    """
+    number, unit = text.strip().rstrip("bB"), ""
+    if number and number[-1].lower() in _UNITS:
+        number, unit = number[:-1], number[-1].lower()
+    try:
+        size = int(float(number) * _UNITS[unit])
+    except (ValueError, OverflowError):
+        raise UsageError(f"{text!r} is not a size; write it like 500M or 20G") from None
+    if size <= 0:
+        raise UsageError(f"the size is {text!r}; it must be above 0")
+    return size
 
 
 def stand_in_note(location: str | Path | None) -> str | None:

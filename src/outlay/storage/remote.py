@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from outlay.errors import ArtifactDamaged, OutlayError, StoreError, first_line
 from outlay.storage import locks
 from outlay.storage.artifact import MANIFEST, Artifact, parse_manifest
 from outlay.storage.hashing import key_of
-from outlay.storage.locations import is_url, local_root
+from outlay.storage.locations import default_location, is_url, local_root, parse_bytes
 from outlay.storage.paths import expand_path
 from outlay.storage.store import USED, GcReport, Store, is_plain_name
 
@@ -235,6 +236,19 @@ def open_location(location: str | Path, *, quota_bytes: int | None = None) -> St
     if is_url(location):
         return RemoteStore(str(location), quota_bytes=quota_bytes)
     return Store(location if isinstance(location, Path) else expand_path(location), quota_bytes=quota_bytes)
+
+
+def open_named(location: str | Path | None) -> Store:
+    """Open the store that a user names, else that of ``OUTLAY_STORE``, else the one in the user's cache.
+
+    ``OUTLAY_STORE_QUOTA`` limits what it takes on this machine.
+
+    Raises:
+        UsageError: a quota that is no size, or a ``~`` that cannot be expanded.
+        StoreError: a URL that holds a password.
+    """
+    quota = os.environ.get("OUTLAY_STORE_QUOTA")
+    return open_location(location or default_location(), quota_bytes=parse_bytes(quota) if quota else None)
 
 
 def _fsspec() -> Any:

@@ -46,7 +46,7 @@ class Ledger:
     """
 
     def __init__(
-        self, path: Path, *, cash_cap_micros: int | None = None, clock: Callable[[], float] = time.time
+        self, path: str | Path, *, cash_cap_micros: int | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self.path = Path(path)
         self.anchor_path = Path(f"{path}.anchor")

@@ -1,0 +1,446 @@
+"""The Python front door: what ``import outlay`` offers. ``docs/python.md`` has an example of each function.
+
+Nothing is printed. A request that cannot work is refused with an error of `outlay.errors`, before money is spent; the same call
+with the same folder goes on where an earlier one was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from outlay.engine.prepare import Options, precision_remarks
+from outlay.errors import UsageError
+from outlay.report.results import Header
+from outlay.settings import TeachSettings
+from outlay.standalone import inference, training
+from outlay.standalone.evaluator import MetricAsked, evaluation_folder
+from outlay.standalone.inference import InferenceOptions, Teaching
+from outlay.standalone.prediction_file import PREDICTION, evaluate_file
+from outlay.standalone.request import Data
+from outlay.standalone.results import EvaluationResult, PredictionResult, TargetsResult, TrainingResult
+from outlay.standalone.runtime import RuntimeOptions
+from outlay.standalone.training import TrainingRequest
+from outlay.storage.paths import expand_path
+from outlay.study.grid import find_study, load_study
+from outlay.study.index import title_of
+from outlay.study.prepare import prepare_study, refuse_several_processes, study_command
+from outlay.study.progress import OnProgress, Progress, RunProgress, StepProgress
+from outlay.study.request import AnyPath, Dollars, Models, RunOptions, Setup, request, requests, workplace
+from outlay.study.results import RunResult, StudyResult
+from outlay.study.session import Session, prepare_session
+from outlay.tasks.task import load_task
+
+Settings = Mapping[str, object]
+"""Training or teaching settings by name, such as ``{"epochs": 4}``; ``docs/training.md`` lists them."""
+
+_LENGTHS = ("prefix", "max_source_tokens", "max_target_tokens")
+"""Fields of `Data` that decide how a training puts the question."""
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def run(
+    task: AnyPath,
+    budget: Dollars,
+    *,
+    out: AnyPath,
+    strategy: str = "distill",
+    n_initial: int | None = None,
+    seed: int = 0,
+    models: Models | None = None,
+    options: RunOptions | None = None,
+    setup: Setup | None = None,
+    progress: OnProgress | None = None,
+) -> RunResult:
+    """Spend a budget on one model by one strategy: buy labels, train, score.
+
+    Args:
+        task: a shipped task, or the path of a ``task.yaml``.
+        budget: dollars in total.
+        out: the results folder; the same call goes on there.
+        strategy: ``annotate``, ``distill``, ``self_distill``, ``general_distill``, ``llm_annotate`` or ``mix``.
+        n_initial: labels of the teacher; ``None`` = a rule chooses them.
+        seed: of order and initialisation.
+        models: teacher and student.
+        options: further options of the request.
+        setup: data, store, prices and limits.
+        progress: called with each report of progress.
+
+    Returns:
+        The score with its receipt. A run that fails on its way, or cannot be filled, says so in ``status`` and ``reason``.
+
+    Raises:
+        OutlayError: whatever can be known to be wrong before money is spent.
+    """
+    asked = request(task, budget, strategy, n_initial, seed, models or Models(), options or RunOptions())
+    return _bring_about(_session([asked], "run", out, setup or Setup()), progress)[0]
+
+
+def compare(
+    task: AnyPath,
+    budgets: Dollars | Sequence[Dollars],
+    *,
+    out: AnyPath,
+    strategies: Sequence[str] = ("annotate", "distill", "self_distill"),
+    n_initial: int | None = None,
+    seeds: int | Sequence[int] = 1,
+    models: Models | None = None,
+    options: RunOptions | None = None,
+    setup: Setup | None = None,
+    progress: OnProgress | None = None,
+) -> StudyResult:
+    """Run every strategy at the same budgets and seeds.
+
+    Args:
+        task: as in `run`.
+        budgets: dollars in total, one amount or several.
+        out: the results folder; the same call, or one that asks for more, goes on there.
+        strategies: names of strategies.
+        n_initial: as in `run`.
+        seeds: how many, from 0 on; or the seeds themselves.
+        models: teachers and students.
+        options: further options of every request.
+        setup: data, store, prices and limits.
+        progress: called with each report of progress.
+
+    Returns:
+        The results in the order of the table, seed by seed.
+
+    Raises:
+        OutlayError: whatever can be known to be wrong with any of the runs before money is spent.
+    """
+    models, options = models or Models(), options or RunOptions()
+    asked = requests(task, budgets, strategies, n_initial, seeds, models, options)
+    return _result(_session(asked, "compare", out, setup or Setup()), progress)
+
+
+def study(
+    study: AnyPath,
+    *,
+    out: AnyPath,
+    tasks: Sequence[AnyPath] = (),
+    scale: str = "cpu",
+    seeds: int | None = None,
+    precision: str | None = None,
+    setup: Setup | None = None,
+    progress: OnProgress | None = None,
+) -> StudyResult:
+    """Run a grid of points from a study file, each distinct step once.
+
+    Args:
+        study: a shipped study, or the path of a study file.
+        out: the results folder; the same call goes on there.
+        tasks: tasks of the study, or paths of task files; empty = those of the study.
+        scale: one of the study's scales.
+        seeds: how many, instead of the study's.
+        precision: ``auto``, ``bf16`` or ``fp32``, instead of the study's.
+        setup: data, store, prices and limits.
+        progress: called with each report of progress.
+
+    Returns:
+        The results in the order of the grid; of points that cannot be filled, the reason.
+
+    Raises:
+        OutlayError: a study, scale or task that is not there, a grid that cannot be, or no point that can be filled.
+    """
+    refuse_several_processes()
+    setup = setup or Setup()
+    place = workplace(out, setup)
+    named = tuple(map(str, [tasks] if isinstance(tasks, str | Path) else tasks))
+    file = load_study(find_study(str(study)))
+    unfolded = file.at(scale, named, n_seeds=seeds, precision=precision, price=place.prices.label)
+    given = {"--task": ",".join(named) or None, "--scale": scale, "--seeds": seeds, "--precision": precision}
+    prices = [expand_path(path) for path in setup.prices]
+    command = study_command(str(study), {**given, "--data": place.data_root}, prices, place.machines)
+    return _result(prepare_study(unfolded, place, command), progress)
+
+
+def _session(asked: Sequence[Options], name: str, out: AnyPath, setup: Setup) -> Session:
+    refuse_several_processes()
+    header = Header(name, title_of(load_task(asked[0].task).name), "plain")
+    return prepare_session(asked, header, workplace(out, setup), overwrite=setup.overwrite)
+
+
+def _bring_about(session: Session, progress: OnProgress | None) -> list[RunResult]:
+    planned, place = session.plan.points, session.place
+    told = None
+    if progress is not None:
+        asked = [point for point in planned if point.recipe is not None]
+        for line in (*session.notes, *precision_remarks(session.builder, [point.options for point in asked])):
+            progress(Progress(line))
+        over = session.runner.all_finished([point.run_id for point in asked if point.run_id is not None])
+        told = RunProgress(progress, len(planned), len(planned) - len(asked) + len(over))
+    points = session.run(told)
+    return [
+        RunResult(place.folder, each.run_id, point, place.store) for each, point in zip(planned, points, strict=True)
+    ]
+
+
+def _result(session: Session, progress: OnProgress | None) -> StudyResult:
+    return StudyResult(session.place.folder, tuple(_bring_about(session, progress)), session.place.store)
+
+
+# --- single steps ----------------------------------------------------------------------------------------------------
+
+
+def finetune(
+    model: AnyPath,
+    data: Data,
+    *,
+    out: AnyPath,
+    settings: Settings | None = None,
+    role: Literal["student", "teacher"] = "student",
+    base: AnyPath | None = None,
+    metric: str | MetricAsked | None = None,
+    accumulation: int = 1,
+    runtime: RuntimeOptions | None = None,
+    progress: OnProgress | None = None,
+) -> TrainingResult:
+    """Train a model on labelled rows; with dev rows the best evaluation is kept.
+
+    Args:
+        model: hub name, folder, ``package:NAME/FOLDER``, ``cut:K`` or ``tiny:LxH``.
+        data: the train split of a task, or a file; and dev rows.
+        out: folder of the model; the same call goes on there.
+        settings: training settings, in place of the defaults of the role and the task.
+        role: whose defaults: ``student`` or ``teacher``.
+        base: what ``cut:`` and ``tiny:`` models are made from.
+        metric: of the dev score; ``None`` = the task's, or the first of the kind.
+        accumulation: forward passes of a process for each optimiser step.
+        runtime: threads, checkpoints, tracking, several GPUs.
+        progress: called with each report of progress.
+
+    Raises:
+        OutlayError: whatever is wrong with rows, model, settings or folder; one line.
+    """
+    if role not in ("student", "teacher"):
+        raise UsageError(f"role {role!r} is unknown; choose student or teacher")
+    asked = TrainingRequest(
+        model=str(model),
+        out=expand_path(out),
+        base=_text(base),
+        role=role,
+        asked=data.options("finetune", ("file", "max_rows", "dev_file", "max_dev_rows", "kind", "labels", *_LENGTHS)),
+        dev_file=_path(data.dev_file),
+        max_dev_rows=data.max_dev_rows,
+        metric=_metric(metric),
+        overrides=settings or {},
+        accumulation=accumulation,
+        running=runtime or RuntimeOptions(),
+    )
+    listener = StepProgress(progress)
+    report = training.finetune(asked, listener, train_file=_path(data.file), max_train_rows=data.max_rows)
+    return TrainingResult.of(report)
+
+
+def teach(
+    model: AnyPath,
+    data: Data,
+    *,
+    out: AnyPath,
+    student: AnyPath | None = None,
+    base: AnyPath | None = None,
+    target: str | None = None,
+    settings: Settings | None = None,
+    precision: str = "auto",
+    runtime: RuntimeOptions | None = None,
+    progress: OnProgress | None = None,
+) -> TargetsResult:
+    """Write a teacher's targets for a student, in blocks of 1,024 rows.
+
+    Args:
+        model: the teacher, a folder that `finetune` or `distill` wrote.
+        data: the pool of a task (another split by ``split``), or a file.
+        out: folder of the targets; the same call goes on there.
+        student: the model to write targets for.
+        base: what a ``cut:`` or ``tiny:`` student is made from.
+        target: ``classes``, ``tags``, ``tokens`` or ``text``; ``None`` = what the student can read.
+        settings: of `outlay.settings.TeachSettings`, in place of its defaults.
+        precision: ``auto``, ``bf16`` or ``fp32``.
+        runtime: threads, several GPUs, a Ray cluster.
+        progress: called with each report of progress.
+
+    Raises:
+        OutlayError: whatever is wrong with teacher, student, rows or folder; one line.
+    """
+    chosen = TeachSettings().changed(settings or {})
+    asked = InferenceOptions(
+        model=expand_path(model),
+        out=expand_path(out),
+        asked=data.options("teach", ("file", "split", "max_rows", "max_train_rows")),
+        file=_path(data.file),
+        split=data.split or "pool",
+        max_rows=data.max_rows,
+        n_gold=data.max_train_rows,
+        seed=chosen.seed,
+        precision=precision,
+        batch_size=chosen.batch_size,
+        beams=chosen.beams,
+        running=runtime or RuntimeOptions(),
+    )
+    teaching = Teaching(_text(student), _text(base), target, chosen)
+    return TargetsResult.of(inference.teach(asked, teaching, StepProgress(progress)))
+
+
+def distill(
+    targets: AnyPath,
+    student: AnyPath,
+    data: Data | None = None,
+    *,
+    out: AnyPath,
+    settings: Settings | None = None,
+    base: AnyPath | None = None,
+    metric: str | MetricAsked | None = None,
+    accumulation: int = 1,
+    runtime: RuntimeOptions | None = None,
+    progress: OnProgress | None = None,
+) -> TrainingResult:
+    """Train a student on a teacher's targets; with dev rows the best evaluation is kept.
+
+    Args:
+        targets: a folder that `teach` wrote.
+        student: as ``model`` of `finetune`.
+        data: dev rows, and how many of the targets are used.
+        out: folder of the model; the same call goes on there.
+        settings: training settings, in place of the defaults.
+        base: as in `finetune`.
+        metric: as in `finetune`.
+        accumulation: as in `finetune`.
+        runtime: as in `finetune`.
+        progress: called with each report of progress.
+
+    Raises:
+        OutlayError: whatever is wrong with targets, rows, student, settings or folder; one line.
+    """
+    data = data or Data()
+    asked = TrainingRequest(
+        model=str(student),
+        out=expand_path(out),
+        base=_text(base),
+        role="distil",
+        asked=data.options("distill", ("max_rows", "dev_file", "max_dev_rows", *_LENGTHS)),
+        dev_file=_path(data.dev_file),
+        max_dev_rows=data.max_dev_rows,
+        metric=_metric(metric),
+        overrides=settings or {},
+        accumulation=accumulation,
+        running=runtime or RuntimeOptions(),
+    )
+    listener = StepProgress(progress)
+    return TrainingResult.of(training.distil(asked, listener, targets=expand_path(targets), max_rows=data.max_rows))
+
+
+def predict(
+    model: AnyPath,
+    data: Data,
+    *,
+    out: AnyPath,
+    beams: int = 1,
+    batch_size: int = 64,
+    precision: str = "auto",
+    seed: int = 0,
+    runtime: RuntimeOptions | None = None,
+    progress: OnProgress | None = None,
+) -> PredictionResult:
+    """Write a model's answers to rows as JSON lines: source, prediction, and gold where it is known.
+
+    Args:
+        model: a folder that `finetune` or `distill` wrote.
+        data: the test split of a task (another one by ``split``), or a file.
+        out: file of the predictions; the same call goes on there.
+        beams: of the search for an answer; 1 is greedy.
+        batch_size: rows per forward pass.
+        precision: ``auto``, ``bf16`` or ``fp32``.
+        seed: of the order of a split that is not the test split.
+        runtime: threads, several GPUs.
+        progress: called with each report of progress.
+
+    Raises:
+        OutlayError: whatever is wrong with model, rows or file; one line.
+    """
+    options = data.options("predict", ("file", "split", "max_rows"))
+    asked = InferenceOptions(
+        model=expand_path(model),
+        out=expand_path(out),
+        asked=options,
+        file=_path(data.file),
+        split=data.split or "test",
+        max_rows=data.max_rows,
+        seed=seed,
+        precision=precision,
+        batch_size=batch_size,
+        beams=beams,
+        running=runtime or RuntimeOptions(),
+    )
+    return PredictionResult.of(inference.predict(asked, StepProgress(progress)))
+
+
+def evaluate(
+    model: AnyPath,
+    data: Data,
+    *,
+    out: AnyPath | None = None,
+    metric: str | MetricAsked | None = None,
+    beams: int = 1,
+    batch_size: int = 64,
+    precision: str = "auto",
+    seed: int = 0,
+    runtime: RuntimeOptions | None = None,
+    progress: OnProgress | None = None,
+) -> EvaluationResult:
+    """Score a model, or a file of predictions: every statistic in both readings with its 95 % interval.
+
+    Args:
+        model: a folder that `finetune` or `distill` wrote, or a file of predictions with gold answers.
+        data: labelled rows, as in `predict`; of a file of predictions its columns and its question.
+        out: folder of the scores; ``None`` = beside what is scored.
+        metric: ``None`` = the task's, or the first of the kind.
+        beams: as in `predict`.
+        batch_size: as in `predict`.
+        precision: as in `predict`.
+        seed: as in `predict`.
+        runtime: as in `predict`.
+        progress: called with each report of progress.
+
+    Raises:
+        OutlayError: as `predict`; rows without gold answers; a metric that does not fit.
+    """
+    runtime, place = runtime or RuntimeOptions(), expand_path(model)
+    if place.is_file():
+        columns = data.options("evaluate of predictions", ("prediction_column", "kind", "labels"))
+        folder = evaluation_folder(place) if out is None else expand_path(out)
+        column = data.prediction_column or PREDICTION
+        scored = place, folder, columns, _metric(metric)
+        return EvaluationResult.of(evaluate_file(*scored, prediction_column=column, overwrite=runtime.overwrite))
+    options = data.options("evaluate", ("file", "split", "max_rows", "kind", "labels"))
+    usual = evaluation_folder(place, _text(data.task), data.split or "test", _path(data.file))
+    folder = usual if out is None else expand_path(out)
+    asked = InferenceOptions(
+        model=place,
+        out=folder,
+        asked=options,
+        file=_path(data.file),
+        split=data.split or "test",
+        max_rows=data.max_rows,
+        seed=seed,
+        precision=precision,
+        batch_size=batch_size,
+        beams=beams,
+        running=runtime,
+    )
+    return EvaluationResult.of(inference.evaluate(asked, _metric(metric), StepProgress(progress)))
+
+
+def _metric(named: str | MetricAsked | None) -> MetricAsked:
+    return named if isinstance(named, MetricAsked) else MetricAsked(named)
+
+
+def _path(named: AnyPath | None) -> Path | None:
+    return None if named is None else expand_path(named)
+
+
+def _text(named: AnyPath | None) -> str | None:
+    return None if named is None else str(named)

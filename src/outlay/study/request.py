@@ -1,0 +1,226 @@
+"""Requests of runs as a Python call names them: models, options, and what they are made with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+
+from outlay.engine.prepare import Options
+from outlay.errors import UsageError
+from outlay.money.amounts import PriceBook, parse_budget
+from outlay.plan.request import (
+    DEFAULT_GENERAL,
+    DEFAULT_MACHINE,
+    DEFAULT_STUDENT,
+    DEFAULT_TEACHER,
+    SellerSpec,
+)
+from outlay.settings import DEFAULT_THREADS
+from outlay.storage.paths import expand_path
+from outlay.storage.remote import open_named
+from outlay.study.grid import Grid
+from outlay.study.session import Workplace
+from outlay.text.legible import repeats
+
+AnyPath = str | Path
+Dollars = str | int | float | Decimal
+"""An amount such as ``300``, ``"0.35"`` or ``Decimal("1000.50")``; at most 6 decimals."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """The models of a run, each as a hub name, a folder, ``package:NAME/FOLDER``, ``cut:K`` or ``tiny:LxH``.
+
+    Attributes:
+        teacher: trained on labels; several in `compare`.
+        student: the model to be had; several in `compare`.
+        base: what ``cut:`` and ``tiny:`` models are made from; ``None`` = the teacher.
+        general: the generally distilled checkpoint that ``general_distill`` starts from.
+        metric_model: encoder that ``bert_ibleu`` compares texts with; ``None`` = as the task says.
+    """
+
+    teacher: AnyPath | Sequence[AnyPath] = DEFAULT_TEACHER
+    student: AnyPath | Sequence[AnyPath] = DEFAULT_STUDENT
+    base: AnyPath | None = None
+    general: AnyPath = DEFAULT_GENERAL
+    metric_model: AnyPath | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Further options of a run; each is part of the request, and so of the run's id.
+
+    Attributes:
+        settings: training settings by role (``teacher``, ``student``, ``distil``, ``teach``).
+        pool_rows: unlabelled rows to use at most; ``None`` = the whole pool.
+        dev: ``given``, ``bought``, ``carved`` or ``none``; ``None`` = as the task says.
+        n_dev: dev labels; ``None`` = as the task says.
+        sellers: sellers of labels by name, each with its options; ``llm_annotate`` and ``mix`` need one that is called ``llm``.
+        machine: what compute is charged as.
+        student_training: ``charged``, or ``free`` as in the published tables.
+        precision: ``auto``, ``bf16`` or ``fp32``.
+        threads: of each step.
+        with_rule: beside a fixed N, `compare` also runs ``distill`` with the N that its rule chooses.
+    """
+
+    settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    pool_rows: int | None = None
+    dev: str | None = None
+    n_dev: int | None = None
+    sellers: Sequence[SellerSpec] = (SellerSpec(),)
+    machine: str = DEFAULT_MACHINE
+    student_training: str = "charged"
+    precision: str = "auto"
+    threads: int = DEFAULT_THREADS
+    with_rule: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """Files, prices and limits that runs are made with.
+
+    Attributes:
+        data: folder of data sets; ``None`` = ``OUTLAY_DATA``.
+        store: folder or URL of kept artifacts; ``None`` = ``OUTLAY_STORE``, else the user's cache.
+        prices: price files (TOML) on top of the shipped one.
+        machines: machine files (TOML) on top of the shipped one.
+        here: price item of the machine that computes; its measured seconds are paid in cash.
+        cash_cap: dollars of cash that all runs of a folder may take together.
+        workers: steps at once; 1 = in this process.
+        overwrite: replace the report of other runs in the folder; their ledger and files stay.
+    """
+
+    data: AnyPath | None = None
+    store: AnyPath | None = None
+    prices: Sequence[AnyPath] = ()
+    machines: Sequence[AnyPath] = ()
+    here: str = DEFAULT_MACHINE
+    cash_cap: Dollars | None = None
+    workers: int = 1
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UsageError(f"workers is {self.workers}; it must be at least 1")
+
+
+def request(
+    task: AnyPath,
+    budget: Dollars,
+    strategy: str,
+    n_initial: int | None,
+    seed: int,
+    models: Models,
+    options: RunOptions,
+) -> Options:
+    """Return what is asked of one run; see `outlay.api.run`.
+
+    Raises:
+        UsageError: several teachers or students, or a precision that is unknown.
+        MoneyError: a budget that cannot be read, or of nothing.
+    """
+    return Options(
+        task=str(task),
+        strategy=strategy,
+        budget_micros=parse_budget(budget),
+        n_initial=n_initial,
+        seed=seed,
+        teacher=_only(models.teacher, "teachers"),
+        student=_only(models.student, "students"),
+        machine=options.machine,
+        student_training=options.student_training,
+        pool_rows=options.pool_rows,
+        dev=options.dev,
+        n_dev=options.n_dev,
+        threads=options.threads,
+        sellers=tuple(options.sellers),
+        overrides=options.settings,
+        base=_text(models.base),
+        metric_model=_text(models.metric_model),
+        general=str(models.general),
+        precision=options.precision,
+    )
+
+
+def requests(
+    task: AnyPath,
+    budgets: Dollars | Sequence[Dollars],
+    strategies: str | Sequence[str],
+    n_initial: int | None,
+    seeds: int | Sequence[int],
+    models: Models,
+    options: RunOptions,
+) -> list[Options]:
+    """Return what is asked of each run of a comparison, seed by seed; see `outlay.api.compare`.
+
+    Raises:
+        UsageError: an axis without values, or a value that is named twice.
+        MoneyError: a budget that cannot be read, or of nothing.
+    """
+    amounts = [budgets] if isinstance(budgets, str | int | float | Decimal) else list(budgets)
+    names = (strategies,) if isinstance(strategies, str) else tuple(strategies)
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    axes = {
+        "budgets": amounts,
+        "strategies": names,
+        "seeds": chosen,
+        "teachers": (teachers := _several(models.teacher)),
+        "students": (students := _several(models.student)),
+    }
+    for axis, values in axes.items():
+        if not values:
+            raise UsageError(f"no {axis} to compare; name at least one")
+    if twice := repeats(list(map(str, chosen))):
+        raise UsageError(f"{twice[0]} is named twice among the seeds; name each once")
+    first = replace(models, teacher=teachers[0], student=students[0])
+    shared = request(task, amounts[0], names[0], n_initial, chosen[0], first, options)
+    grid = Grid(
+        shared,
+        names,
+        tuple(map(parse_budget, amounts)),
+        1,
+        teachers if len(teachers) > 1 else (),
+        students if len(students) > 1 else (),
+        options.with_rule,
+    )
+    return [each for seed in chosen for each in replace(grid, base=replace(shared, seed=seed)).options()]
+
+
+def workplace(out: AnyPath, setup: Setup) -> Workplace:
+    """Open what runs are made with; nothing is written.
+
+    Raises:
+        UsageError: a price file that cannot be used, or a machine without an hourly price.
+        MoneyError: a cash cap that cannot be read.
+        StoreError: a store that cannot be used.
+    """
+    book = PriceBook.load([expand_path(path) for path in setup.prices])
+    return Workplace(
+        folder=expand_path(out),
+        store=open_named(setup.store),
+        prices=book,
+        here=book.hour(setup.here),
+        data_root=None if setup.data is None else expand_path(setup.data),
+        machines=tuple(expand_path(path) for path in setup.machines),
+        cash_cap_micros=None if setup.cash_cap is None else parse_budget(setup.cash_cap),
+        n_workers=setup.workers,
+    )
+
+
+def _several(named: AnyPath | Sequence[AnyPath]) -> tuple[str, ...]:
+    return (str(named),) if isinstance(named, str | Path) else tuple(map(str, named))
+
+
+def _only(named: AnyPath | Sequence[AnyPath], what: str) -> str:
+    found = _several(named)
+    if len(found) != 1:
+        raise UsageError(
+            f"a run has one of each model, and {len(found)} {what} are named; compare several by `compare`"
+        )
+    return found[0]
+
+
+def _text(named: AnyPath | None) -> str | None:
+    return None if named is None else str(named)

@@ -1,0 +1,166 @@
+"""Results of runs as values: scores with their intervals, charge and cash, the receipt, the trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+
+from outlay.engine.outputs import manifest_of, receipt_file
+from outlay.engine.point import Point, Reading, micros_of
+from outlay.errors import MissingData, RunFailed
+from outlay.metrics import STATISTICS, main_score
+from outlay.money.amounts import MICROS_PER_USD
+from outlay.report.study_report import StudyReport, write_study_report
+from outlay.storage.store import Store
+from outlay.study.runner import read_results
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """The result of one run.
+
+    Attributes:
+        folder: the results folder, with the ledger and the receipts.
+        run_id: of the run in the ledger; ``None`` of a point that cannot be filled.
+        point: the request, everything that came of it, and the circumstances.
+        store: the artifacts, among them the trained models.
+    """
+
+    folder: Path
+    run_id: str | None
+    point: Point = field(repr=False)
+    store: Store = field(repr=False)
+
+    @property
+    def status(self) -> str:
+        """``ok``; ``na`` where the request cannot be filled; ``failed``."""
+        return self.point.result.status
+
+    @property
+    def reason(self) -> str | None:
+        """One line on why there is no score; ``None`` where there is one."""
+        return self.point.result.reason
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the run has a score."""
+        return self.point.is_ok
+
+    def raise_for_status(self) -> RunResult:
+        """Return the result itself where it has a score.
+
+        Raises:
+            RunFailed: the run failed, or its request cannot be filled; the line is `reason`.
+        """
+        if not self.is_ok:
+            raise RunFailed(self.reason or self.status)
+        return self
+
+    @property
+    def score(self) -> Reading | None:
+        """The main test score, 0-100, with the 95 % interval of this model on these test rows; ``None`` without a score."""
+        if not self.is_ok:
+            return None
+        # Of the metrics that share a statistic no two have all of them in common.
+        found = {name.split("/")[0] for name in self.scores}
+        metric = next(name for name, statistics in STATISTICS.items() if set(statistics) == found)
+        return self.scores[main_score(metric)]
+
+    @property
+    def scores(self) -> Mapping[str, Reading]:
+        """Every statistic of the test split in both readings, by name, such as ``accuracy/published``."""
+        return self.point.result.scores
+
+    @property
+    def charge(self) -> Decimal:
+        """Dollars charged, by the prices of the request: never more than the budget."""
+        return _dollars(self.point.result.charge_usd)
+
+    @property
+    def cash(self) -> Decimal:
+        """Dollars that left the bank this time: labels bought, and measured seconds of this machine."""
+        return _dollars(self.point.circumstance.cash_usd or 0.0)
+
+    @property
+    def receipt(self) -> str:
+        """Every dollar of the run in the order in which it was spent, as text; empty where nothing was opened."""
+        path = None if self.run_id is None else receipt_file(self.folder, self.run_id)
+        return path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
+
+    @property
+    def model(self) -> Path:
+        """The folder of the trained student, as `outlay.predict` and ``AutoModel`` read it.
+
+        It lies in the store: copy it to keep it, for ``outlay store gc`` may remove it.
+
+        Raises:
+            MissingData: the run has no model, or it was removed from the store.
+        """
+        manifest = None if self.run_id is None else manifest_of(self.folder, self.run_id)
+        keys = [each["key"] for each in manifest["artifacts"] if each["role"] == "student"] if manifest else []
+        if not keys:
+            raise MissingData(f"the run has no model, since it is {self.status}: {self.reason}")
+        artifact = self.store.get(keys[-1])
+        if artifact is None:
+            raise MissingData(
+                f"the model of run {self.run_id} is no longer in {self.store.location}; the same request in another folder "
+                "makes it anew"
+            )
+        return artifact.path
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResult:
+    """The results of a grid of runs, in the order of the grid.
+
+    Attributes:
+        folder: the results folder.
+        runs: one result for each point.
+        store: the artifacts, among them the trained models.
+    """
+
+    folder: Path
+    runs: tuple[RunResult, ...] = field(repr=False)
+    store: Store = field(repr=False)
+
+    @property
+    def table(self) -> str:
+        """The tables of the report as Markdown: scores with intervals, the frontier, paired differences.
+
+        Raises:
+            MissingData: no run has a point yet.
+        """
+        return StudyReport(read_results(self.folder, self.store)).markdown()
+
+    def write_report(self) -> dict[str, Path]:
+        """Write tables, figures, one page and flat files into the results folder.
+
+        Returns:
+            The files by what they are: ``table``, ``page``, ``points``, ``receipts`` and the figures.
+        """
+        return write_study_report(self.folder, read_results(self.folder, self.store))
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __iter__(self) -> Iterator[RunResult]:
+        return iter(self.runs)
+
+    def raise_for_status(self) -> StudyResult:
+        """Return the results themselves where no run failed and at least one has a score.
+
+        Raises:
+            RunFailed: names the first that failed.
+        """
+        failed = [run for run in self.runs if run.status == "failed"]
+        if failed:
+            raise RunFailed(f"{len(failed)} of {len(self.runs)} runs failed, the first: {failed[0].reason}")
+        if not any(run.is_ok for run in self.runs):
+            raise RunFailed(f"none of the {len(self.runs)} runs has a score, the first: {self.runs[0].reason}")
+        return self
+
+
+def _dollars(usd: float) -> Decimal:
+    return Decimal(micros_of(usd)) / MICROS_PER_USD
