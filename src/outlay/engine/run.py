@@ -1,4 +1,4 @@
-"""One run being executed: what it needs next, what is held for it, what it has settled (DESIGN decisions 1 and 2).
+"""One run being executed: what it needs next, what is held for it, what it has settled.
 
 An execution never computes. It asks its strategy, buys labels, books what it finds in the store, and says which compute steps it
 needs; whoever drives it (`outlay.engine.runner` one step after another, `outlay.study.scheduler` many runs at once) has

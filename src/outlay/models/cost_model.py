@@ -26,7 +26,7 @@ PROFILE_FILE = "machine.toml"
 """Beside the store."""
 
 WINDOW_BATCHES = 50
-"""Batches that the training loop sorts by length together (`outlay.models.tokenization.training_batches`)."""
+"""Batches that the training loop sorts by length together (`outlay.train.batching.training_batches`)."""
 HEAD_SIZE = 64
 """Width of an attention head, where a shape does not say: BERT's and T5's."""
 DECODER_CALLS = 1.5

@@ -76,7 +76,7 @@ class Cluster:
     def run(
         self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
     ) -> Generator[tuple[str, R], None, None]:
-        """See `outlay.workers.executor.Executor`. ``folder`` holds a model.
+        """Yield each job's name and result as it ends; ``folder`` holds a model.
 
         Raises:
             UsageError: Ray is not installed, or no machine has enough CPUs.

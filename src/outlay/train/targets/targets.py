@@ -1,4 +1,4 @@
-"""The teacher's words on disk: sparse logits with exact log-sum-exps (DESIGN decision 5).
+"""A teacher's targets on disk: sparse logits with exact log-sum-exps.
 
 A block of targets covers consecutive pool rows. A *position* is one place where the teacher spoke: a row of a classifier has
 one, a tagged row as many as tokens of text, a generated answer as many as tokens. Each position keeps what was said there, its
