@@ -1,4 +1,4 @@
-"""Keep what libraries say of their own future off a user's screen: it is for us, and the tests hear it as errors."""
+"""Hide deprecation warnings of libraries from users; the tests raise them as errors."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""How OpenMP's threads wait for one another: asleep, unless the user has chosen."""
+"""Make idle OpenMP threads sleep rather than spin, unless the user has chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""What OpenMP reads about it; a user who sets one of them has chosen."""
+"""Variables of OpenMP that decide how threads wait; a user who sets one of them has chosen."""
 
 
 def waiting_variables(given: Mapping[str, str]) -> dict[str, str]:

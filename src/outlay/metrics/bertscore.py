@@ -1,4 +1,4 @@
-"""BERTScore (Zhang et al. 2020): how much of one text's meaning another holds, by the embeddings of any encoder."""
+"""BERTScore (Zhang et al. 2020): similarity of two texts by the token embeddings of any encoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from outlay.models.window import n_positions
 
 _BATCH_PAIRS = 32
 _NO_LIMIT = 100_000
-"""What tokenizers that know no limit report is far above this."""
+"""Limits above this mean none: tokenizers without a limit report far more."""
 _USUAL = 512
 """Tokens of a text where neither tokenizer nor model says."""
 
@@ -59,7 +59,7 @@ class BertScore:
         self._model: nn.Module = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def f1(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-        """F1 of each prediction and its reference, by row; 0 where one of them has no token that counts.
+        """Return F1 of each prediction and its reference, by row; 0 where one of them has no token that counts.
 
         With P the weighted mean over the prediction's tokens of the highest cosine with any token of the reference, and R the
         same the other way round: 2 P R / (P + R) (Zhang et al. 2020, section 3).
@@ -102,7 +102,7 @@ class BertScore:
 
     @torch.inference_mode()
     def _embed(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Unit vectors of every row's tokens, float32 ``[tokens, width]`` on the CPU."""
+        """Return unit vectors of every row's tokens, float32 ``[tokens, width]`` on the CPU."""
         device = next(self._model.parameters()).device
         longest = max(len(row) for row in rows)
         ids = torch.full((len(rows), longest), self._tokenizer.pad_token_id or 0)
@@ -116,7 +116,7 @@ class BertScore:
 
 
 class _Weights:
-    """What each token counts; those without a weight of their own count ``other``."""
+    """Weight of each token; tokens without a weight of their own have ``other``."""
 
     def __init__(self, known: dict[int, float], other: float) -> None:
         self._known, self._other = known, other
@@ -126,20 +126,20 @@ class _Weights:
 
 
 def _idf(references: Sequence[Sequence[int]]) -> _Weights:
-    """Inverse document frequencies; a token of every reference, such as the special ones, counts nothing."""
+    """Return inverse document frequencies; a token of every reference, such as the special ones, weighs nothing."""
     n = len(references)
     seen = Counter(token for reference in references for token in set(reference))
     return _Weights({token: math.log((n + 1) / (df + 1)) for token, df in seen.items()}, math.log(n + 1))
 
 
 def _weighted(values: Tensor, weights: Sequence[float]) -> float:
-    """Weighted mean; 0 where nothing has any weight."""
+    """Return weighted mean; 0 where nothing has any weight."""
     weight = torch.tensor(weights, dtype=values.dtype)
     return float((values * weight).sum() / weight.sum()) if weight.sum() > 0 else 0.0
 
 
 def _limit(tokenizer: Any, config: Any) -> int:
-    """Tokens that a text may have: the tokenizer's limit, and no more than the model has positions for."""
+    """Return tokens that a text may have: the tokenizer's limit, and no more than the model has positions for."""
     limit, positions = int(tokenizer.model_max_length), n_positions(config.to_dict())
     if limit < _NO_LIMIT:
         return limit if positions is None else min(limit, positions)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def class_counts(answered: Answered, reading: Rule) -> Floats:
-    """Per-example counts for `counted`, float64 ``[n_examples, 3 n_labels]``.
+    """Return per-example counts for `counted`, float64 ``[n_examples, 3 n_labels]``.
 
     Raises:
         LabelError: A gold label is outside the label set.
@@ -56,7 +56,7 @@ def correctness(
 
 
 def _numbers(answered: Answered, reading: Rule) -> tuple[list[int], list[int | None]]:
-    """Gold and answered classes as indices into the label set; ``None`` is a strict unknown."""
+    """Return gold and answered classes as indices into the label set; ``None`` is a strict unknown."""
     labels = answered.labels
     number = {label: i for i, label in enumerate(labels)}
     upper = {label.upper(): i for i, label in reversed(list(enumerate(labels)))}

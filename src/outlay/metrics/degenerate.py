@@ -1,4 +1,4 @@
-"""Results that mean less than their number says: one answer to everything, no better than guessing, a handful of rows.
+"""Degenerate results: one answer to everything, no better than the majority label, a handful of rows.
 
 Each check is a line for a person. What is compared with is the *floor*: the score of the best answer that reads no text, the
 commonest gold label for every row, known as the majority baseline. For two classes of 30 and 70 rows
@@ -24,7 +24,7 @@ _CLASSES = ("accuracy", "f1")
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """What answering ``answer`` to every row scores, 0-100."""
+    """Score, 0-100, of giving the one answer ``answer`` to every row."""
 
     value: float
     answer: str
@@ -42,7 +42,7 @@ def floor_of(metric: str, golds: Sequence[str], labels: Sequence[str]) -> Floor 
 
 
 def test_remarks(metric: str, said: Answered, value: float) -> list[str]:
-    """What a reader must know of the answers to a test split, a line each.
+    """Return remarks on the answers to a test split, a line each.
 
     Args:
         metric: one of `outlay.metrics.METRICS`.
@@ -60,7 +60,7 @@ def test_remarks(metric: str, said: Answered, value: float) -> list[str]:
 
 
 def dev_remarks(n_rows: int, scores: Mapping[str, float | None], floor: Floor | None) -> list[str]:
-    """What a reader must know of dev scores: that they rest on few rows, and whose is no better than guessing.
+    """Return remarks on dev scores: those of few rows, and those no better than guessing.
 
     Args:
         n_rows: of the dev set that all of them share.
@@ -79,7 +79,7 @@ def dev_remarks(n_rows: int, scores: Mapping[str, float | None], floor: Floor | 
 
 
 def of_rows(n_rows: int | None) -> str:
-    """`` (of 12)`` behind a score that rests on a handful of rows; nothing where there are more."""
+    """Return `` (of 12)`` to stand behind a score of a handful of rows; nothing where there are more."""
     return f" (of {n_rows})" if n_rows is not None and 0 < n_rows < HANDFUL else ""
 
 
@@ -123,7 +123,7 @@ def _of_texts(metric: str, said: Answered) -> list[str]:
 
 
 def _sameness(said: Answered) -> list[str]:
-    """Whether all rows got one answer, where not all should."""
+    """Return whether all rows got one answer, where not all should."""
     answers = set(_folded(said.predictions))
     if len(answers) != 1 or len(set(_folded(said.golds))) < 2:
         return []

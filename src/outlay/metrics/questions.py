@@ -24,12 +24,12 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 def normalised(answer: str) -> str:
-    """Lower case, without ASCII punctuation, without the articles a, an and the, white space folded."""
+    """Return lower case, without ASCII punctuation, without the articles a, an and the, white space folded."""
     return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
 
 
 def answer_values(answered: Answered, reading: Rule) -> Floats:
-    """Token F1 and exact match of every answer, 0 to 1, and a one to count by: float64 ``[n_examples, 3]``."""
+    """Return token F1 and exact match of every answer, 0 to 1, and a one to count by: float64 ``[n_examples, 3]``."""
     import numpy as np
 
     pairs = zip(answered.predictions, answered.golds, strict=True)

@@ -26,7 +26,7 @@ RIGHT, GOLD, GIVEN = 0, 1, 2
 
 
 def entity_counts(answered: Answered, reading: Rule) -> Floats:
-    """Per-example counts for `counted`, float64 ``[n_examples, 3 n_labels]``.
+    """Return per-example counts for `counted`, float64 ``[n_examples, 3 n_labels]``.
 
     Raises:
         LabelError: Words of a gold line are followed by no label of the set.

@@ -1,4 +1,4 @@
-"""Answers token by token, against a source that is read once.
+"""Decoding token by token, with each source read once.
 
 `DecodingState` is a batch of rows that a model answers: the keys and values of what it has read stay with it, so that a token
 costs one step of the decoder, and rows that have said their last token leave. Three ways to answer stand on it: `greedy` (the
@@ -23,10 +23,12 @@ Tokens = Sequence[int]
 """An allowed answer, the closing token included."""
 
 Say = Callable[[NDArray[np.int64], int, Tensor], None]
-"""Told at each step: the rows of the batch that still write (int64 ``[n]``), the position, and its logits ``[n, V]``."""
+"""Callback of each step: the rows of the batch that still decode (int64 ``[n]``), the position, and its logits ``[n,
+V]``.
+"""
 
 _LEAVE_SHARE = 4
-"""Rows that have ended leave the batch once they are one in so many, so that the cache is not moved for each of them."""
+"""Rows that have ended leave the batch once they are one in so many, so that the cache is not copied for each of them."""
 
 _GREEDY_IGNORES = frozenset(
     (
@@ -46,7 +48,7 @@ _GREEDY_IGNORES_AT: dict[str, float] = {
 
 
 class DecodingState:
-    """Rows that a model is answering.
+    """A batch of rows being decoded, with its key-value cache.
 
     ``read``: ``input_ids`` and ``attention_mask``, int64 ``[b, S]``, where the model is; a causal model's are padded on the left.
     ``start``: what a decoder reads before its first token; ``None`` for a causal model, which goes on from its prompt.
@@ -110,7 +112,7 @@ class DecodingState:
             self._memory = self._memory.repeat_interleave(n, dim=0)
 
     def _go_on(self, tokens: Tensor, n_logits: int) -> Tensor:
-        """Of a causal model: the last ``n_logits`` of ``tokens``, which stand behind what was read."""
+        """Read ``tokens`` behind the text of a causal model; return the logits of the last ``n_logits`` of them."""
         is_first = self._cache is None
         if not is_first:
             self._mask = torch.cat([self._mask, self._mask.new_ones(tokens.shape)], dim=1)
@@ -131,7 +133,8 @@ class DecodingState:
 def greedy(
     writing: DecodingState, *, n_new: int, closing: int, n_choices: int, say: Say | None = None
 ) -> list[NDArray[np.int32]]:
-    """The likeliest token at each step, until ``closing`` or ``n_new`` tokens: what `generate` writes without sampling or beams.
+    """Return the likeliest token at each step, until ``closing`` or ``n_new`` tokens: what `generate` writes without
+    sampling or beams.
 
     Only the first ``n_choices`` of the vocabulary are chosen from; ``say`` hears the logits of all of it. Returns one row of
     tokens each, the closing one included.
@@ -162,7 +165,8 @@ def greedy(
 
 
 def walk(writing: DecodingState, paths: Sequence[Tokens], *, say: Say | None = None) -> NDArray[np.int64]:
-    """Which of ``paths`` each row says, int64 ``[b]``: where they part, the likeliest token that goes on to one of them.
+    """Return the path each row decodes to, int64 ``[b]``: where paths part, the likeliest token that continues one of
+    them.
 
     So it is what `greedy` writes wherever that is one of them. Tokens on which nothing hangs are read together, in one step from
     one parting to the next. No path may be the beginning of another; closing tokens see to that.
@@ -194,7 +198,7 @@ def walk(writing: DecodingState, paths: Sequence[Tokens], *, say: Say | None = N
 
 
 def score(writing: DecodingState, paths: Sequence[Tokens]) -> Tensor:
-    """The log-probability of writing each of ``paths``, float32 ``[b, len(paths)]``, where the model is.
+    """Return the log-probability of writing each of ``paths``, float32 ``[b, len(paths)]``, where the model is.
 
     What all of them begin with is read once, their other tokens side by side; the last token of a path is only predicted, and a
     path that is the beginning of another needs no reading of its own.
@@ -219,13 +223,14 @@ def score(writing: DecodingState, paths: Sequence[Tokens]) -> Tensor:
 
 
 def n_scored(paths: Sequence[Tokens]) -> int:
-    """Tokens of a row's answers that `score` reads, a start token included."""
+    """Return tokens of a row's answers that `score` reads, a start token included."""
     n_shared, read = _to_read(paths)
     return 1 + n_shared + sum(len(rest) for rest in read)
 
 
 def is_plain_greedy(config: Any) -> bool:
-    """Whether `generate` with this `GenerationConfig` takes the likeliest token at each step, whatever came before it.
+    """Return whether `generate` with this `GenerationConfig` takes the likeliest token at each step, whatever came
+    before it.
 
     Unknown settings count as asking for more.
     """
@@ -238,7 +243,7 @@ def is_plain_greedy(config: Any) -> bool:
 
 
 def _table(paths: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Paths below one another, int64 ``[len(paths), longest]``, 0 behind their ends; and their lengths."""
+    """Return paths below one another, int64 ``[len(paths), longest]``, 0 behind their ends; and their lengths."""
     lengths = np.array([len(path) for path in paths], dtype=np.int64)
     table = np.zeros((len(paths), int(lengths.max())), dtype=np.int64)
     for i, path in enumerate(paths):
@@ -247,7 +252,7 @@ def _table(paths: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def _partings(paths: Sequence[Tokens]) -> list[int]:
-    """The positions, rising, at which some paths that were alike so far go on with different tokens."""
+    """Return the positions, rising, at which some paths that were alike so far go on with different tokens."""
     tokens: dict[tuple[int, ...], set[int]] = {}
     for path in paths:
         for at, token in enumerate(path):
@@ -256,7 +261,9 @@ def _partings(paths: Sequence[Tokens]) -> list[int]:
 
 
 def _to_read(paths: Sequence[Tokens]) -> tuple[int, list[tuple[int, ...]]]:
-    """How many tokens all paths begin with (the last of none), and what must be read behind them, each continuation once."""
+    """Return how many tokens all paths begin with (the last of none), and what must be read behind them, each
+    continuation once.
+    """
     n_shared = min([*_partings(paths), *(len(path) - 1 for path in paths)])
     rests = dict.fromkeys(tuple(path[n_shared:-1]) for path in paths)
     longer = [other for other in rests if other]
@@ -264,7 +271,7 @@ def _to_read(paths: Sequence[Tokens]) -> tuple[int, list[tuple[int, ...]]]:
 
 
 def _say_each(say: Say | None, rows: NDArray[np.int64], start: int, logits: Tensor, lengths: NDArray[np.int64]) -> None:
-    """Tell the logits ``[n, k, V]`` of the positions from ``start`` on, those before the end of each row's answer."""
+    """Pass on the logits ``[n, k, V]`` of the positions from ``start`` on, those before the end of each row's answer."""
     if say is None:
         return
     for at in range(logits.shape[1]):
@@ -275,7 +282,7 @@ def _say_each(say: Say | None, rows: NDArray[np.int64], start: int, logits: Tens
 
 
 def _sums(logits: Tensor, spots: Sequence[tuple[int, int, int, int]], n_paths: int) -> Tensor:
-    """Sums of log-probabilities by path, float32 ``[b, n_paths]``.
+    """Return sums of log-probabilities by path, float32 ``[b, n_paths]``.
 
     ``logits``: ``[b, read, positions, V]``; each of ``spots``: a path, where it was read, a position and the token behind it.
     """

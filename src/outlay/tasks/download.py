@@ -1,4 +1,4 @@
-"""Lay the files of a task where it looks for them, from a folder or a web address, checked by sha256."""
+"""Put a task's files in their places, from a folder or a web address, checked by sha256."""
 
 from __future__ import annotations
 

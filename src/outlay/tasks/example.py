@@ -1,4 +1,4 @@
-"""One example, the text it is shown as, and the seeded order of a pool.
+"""One example, its text, and the seeded order of a pool.
 
 An example is a handful of named fields; the task's template turns them into one text and back. Its id is a hash of that
 text, so the same sentence keeps its id in every file, order and run, and a label bought for it is never bought again.

@@ -106,7 +106,7 @@ def cell_text(origin: str, columns: Mapping[str, Any], column: str) -> str | Non
 
 
 def is_missing(value: object) -> bool:
-    """Whether a value is none: null, NaN or Infinity."""
+    """Return whether a value is none: null, NaN or Infinity."""
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
@@ -127,7 +127,7 @@ def _refuse_empty(path: Path) -> None:
 
 
 def _rows_of(path: Path, delimiter: str | None, notes: list[str]) -> _Numbered:
-    """Rows by the file's suffix; ``notes`` takes what was decided."""
+    """Return rows by the file's suffix; ``notes`` takes what was decided."""
     kind = suffix_of(path)
     if delimiter is not None and kind not in _DELIMITER_OF:
         raise DataError(f"`delimiter` is about .csv and .tsv files, and {path} is none; leave it out")
@@ -165,7 +165,9 @@ def _json_lines(path: Path, stream: TextIO) -> _Numbered:
 
 
 def _json_list(path: Path, stream: TextIO) -> _Numbered:
-    """A list of objects, or objects one a line, as the public files of Kang et al. 2023 are; rows are numbered as they come."""
+    """Return a list of objects, or objects one a line, as the public files of Kang et al. 2023 are; rows are numbered
+    as they come.
+    """
     text = stream.read()
     refuse_zero_bytes(path, text)
     if not text.lstrip().startswith("["):
@@ -189,7 +191,7 @@ def _object(where: str, columns: Any, each: str) -> dict[str, Any]:
 
 
 def _lines(path: Path, stream: TextIO) -> _Numbered:
-    """One text a line, in the column ``text``; blank lines are left out."""
+    """Return one text a line, in the column ``text``; blank lines are left out."""
     for number, line in enumerate(stream, start=1):
         refuse_zero_bytes(path, line, number)
         if line.strip():
@@ -227,7 +229,7 @@ def _parquet_batches(path: Path) -> _Numbered:
 
 
 def parquet_library(path: Path) -> Any:
-    """``pyarrow.parquet``, for a file that is read or written.
+    """Return ``pyarrow.parquet``, for a file that is read or written.
 
     Raises:
         DataError: It is not installed.

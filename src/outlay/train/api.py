@@ -60,7 +60,7 @@ _NO_LIMIT = 2**20
 
 @dataclass(frozen=True, slots=True)
 class TrainContext:
-    """What stands around a step: the gauge it reports to, where and how often it may checkpoint, who is told of progress."""
+    """The surroundings of a training: its work meter, its checkpoints, its progress callbacks."""
 
     gauge: WorkMeter
     checkpoints: Path | None = None
@@ -73,7 +73,7 @@ class TrainContext:
 
 @dataclass(frozen=True, slots=True)
 class DevTexts:
-    """Dev rows and how to score answers to them, or to the first of them: as many as it is given."""
+    """Dev rows, and the function that scores answers to the first rows, as many as it is given."""
 
     sources: Texts
     score: Callable[[Sequence[str]], float]
@@ -157,7 +157,7 @@ def teach(
     device_map: str | None = None,
     stopwatch: Profiler | None = None,
 ) -> SparseTargets:
-    """The teacher's targets for one block of pool rows, in row order.
+    """Return the teacher's targets for one block of pool rows, in row order.
 
     ``vocab_size``: for ``tokens``, the rows of the vocabulary that teacher and student both have; the rest is padding of the
     teacher's and is left out.
@@ -198,29 +198,31 @@ def predict(
     batch_size: int = INFERENCE_BATCH,
     device_map: str | None = None,
 ) -> list[str]:
-    """A trained model's answers, in row order; one that writes may write what it will."""
+    """Return a trained model's answers, in row order; one that writes may write what it will."""
     model, head = _loaded_model(model_folder, device_map)
     settings = TeachSettings(beams=beams, batch_size=batch_size, answers_from="free")
     return _answers(model, head, sources, settings, precision, gauge)
 
 
 def use_threads(n: int) -> None:
-    """Compute with ``n`` threads from here on: sums depend on it, so it is part of every key."""
+    """Set the number of threads from here on: sums depend on it, so it is part of every key."""
     torch.set_num_threads(n)
 
 
 def count_tokens(ref: str, base: str, form: TaskSpec, sources: Texts) -> list[int]:
-    """Tokens per row as a model of this reference reads them, after truncation, special tokens included."""
+    """Return tokens per row as a model of this reference reads them, after truncation, special tokens included."""
     return [int(n) for n in head_of(ref, base, form).read(sources).encoded.lengths]
 
 
 def count_cut(ref: str, base: str, form: TaskSpec, sources: Texts) -> int:
-    """Rows that are longer than a model of this reference reads."""
+    """Return rows that are longer than a model of this reference reads."""
     return head_of(ref, base, form).read(sources).encoded.n_truncated
 
 
 def longest_answer(ref: str, base: str, form: TaskSpec) -> int:
-    """Tokens that an answer has at most: none for an encoder; what a model writes need not be a label, so else the limit."""
+    """Return tokens that an answer has at most: none for an encoder; what a model writes need not be a label, so else
+    the limit.
+    """
     head = head_of(ref, base, form)
     return head.form.max_target_tokens if head.target == "tokens" else 0
 
@@ -228,7 +230,8 @@ def longest_answer(ref: str, base: str, form: TaskSpec) -> int:
 def check_model(
     ref: str, base: str, form: TaskSpec, n_segments: int = 1, settings: Sequence[TrainSettings] = ()
 ) -> None:
-    """Whether a model can do the task at all, has room for the text, can spell what it is to answer with, and can be trained so.
+    """Refuse a model that cannot do the task, has no room for the text, cannot spell the answers, or cannot be
+    trained so.
 
     ``n_segments``: the texts that an encoder reads side by side; ``settings``: of each training of it. No weights are read.
 
@@ -262,7 +265,7 @@ _loaded: dict[tuple[Path, int, str | None], tuple[nn.Module, Head]] = {}
 
 
 def _loaded_model(folder: Path, device_map: str | None) -> tuple[nn.Module, Head]:
-    """`load_saved`, keeping the last model: a teacher speaks block after block."""
+    """Return `load_saved`, keeping the last model: a teacher speaks block after block."""
     written = max((path.stat().st_mtime_ns for path in folder.glob("*.safetensors")), default=0)
     key = (folder.resolve(), written, device_map)
     if key not in _loaded:
@@ -273,7 +276,7 @@ def _loaded_model(folder: Path, device_map: str | None) -> tuple[nn.Module, Head
 
 
 def _speaks(head: Head, target: TargetKind) -> Head:
-    """The head through which this model hands over such targets."""
+    """Return the head through which this model hands over such targets."""
     if head.target == target:
         return head
     if target == "classes" and isinstance(head, GenerationHead) and head.form.kind == "classification":
@@ -296,7 +299,7 @@ def _speeches(
     sink: LogitSink | None = None,
     shard: ProcessGroup | None = None,
 ) -> Iterator[tuple[Rows, Generation]]:
-    """Batch by batch, largest first; of several processes each takes every n-th batch where ``shard`` is given."""
+    """Yield batch by batch, largest first; of several processes each takes every n-th batch where ``shard`` is given."""
     with _inference(model, precision):
         batches = inference_batches(read.encoded.lengths, settings.batch_size, settings.batch_tokens)
         if gauge is not None:
@@ -335,7 +338,7 @@ def _inference(model: nn.Module, precision: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Pupil:
-    """A model in training, who speaks for it, and its tokenizer."""
+    """A model in training, its head and its tokenizer."""
 
     model: nn.Module
     head: Head
@@ -400,11 +403,13 @@ def _dev_score(head: Head, dev: DevTexts, settings: TrainSettings, lesson: Objec
 
 
 _TRAINING_WORK = 3
-"""A token that is trained on costs as much as three that are only read: forward, and twice as much backward."""
+"""Cost of a token trained on, relative to one only read: forward, and twice as much backward."""
 
 
 def _n_sampled(head: Head, dev: DevTexts, settings: TrainSettings, lesson: Objective) -> int:
-    """How many dev rows, the first ones, an evaluation may take to stay within ``eval_share`` of the training's work."""
+    """Return how many dev rows, the first ones, an evaluation may take to stay within ``eval_share`` of the
+    training's work.
+    """
     if settings.eval_share is None:
         return len(dev.sources)
     n_steps = -(-len(lesson) // settings.batch_size)

@@ -23,7 +23,8 @@ from outlay.train.state import TrainProgress, TrainState
 
 
 class Checkpoints:
-    """A training's checkpoint in a folder: weights, best weights and optimiser moments as safetensors, the rest as JSON.
+    """A training's checkpoints in a folder: weights, best weights and optimiser moments as safetensors, the rest as
+    JSON.
 
     A new one is written beside the old one and renamed, so that a kill at any moment leaves one whole checkpoint. Several
     processes write one, as a single process would; all of them read it, so the folder must be on a disk they share.
@@ -36,7 +37,7 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def wanted_at(self, step: int) -> bool:
-        """Whether one is asked for at optimiser step ``step``, whatever the time."""
+        """Return whether one is asked for at optimiser step ``step``, whatever the time."""
         return self._every_steps is not None and step % self._every_steps == 0
 
     def maybe_save(self, training: TrainState, place: ProcessGroup) -> None:
@@ -105,12 +106,12 @@ class Checkpoints:
 
 
 def _dealt(whole: dict[str, Tensor], now: dict[str, Any]) -> dict[str, Tensor]:
-    """Whole tensors, dealt among the processes as those of the same name are now."""
+    """Return whole tensors, dealt among the processes as those of the same name are now."""
     return {name: like(tensor, now[name]) for name, tensor in whole.items()}
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and numbers by ``parameter index.name``."""
+    """Return tensors and numbers by ``parameter index.name``."""
     flat = {
         f"{index}.{name}": value
         for index, slots in optimizer.state_dict()["state"].items()
@@ -121,7 +122,7 @@ def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    """What is kept of a parameter element by element is dealt among the processes as the parameter is."""
+    """Load optimiser state; a parameter's elementwise state is sharded as the parameter is."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **numbers}.items():

@@ -1,4 +1,4 @@
-"""The one training loop: steps of a lesson, warm-up and linear decay, early stop, exact resume; one process or several.
+"""The training loop: steps of an objective, warm-up and linear decay, early stop, exact resume; one process or several.
 
 Everything random at optimiser step i is a function of (seed, i, process, piece of the step), so that a killed training that goes
 on from its checkpoint takes bit for bit the steps it would have taken (with equal threads, processes and libraries). On a GPU the
@@ -35,19 +35,22 @@ if TYPE_CHECKING:
     from outlay.train.trackers import Tracker
 
 _READ_EVERY = 16
-"""Steps between two looks at what a GPU has computed, and between two questions to the gauge of several processes."""
+"""Steps between two readings of losses on a GPU, and between two questions of several processes to the work meter."""
 
 DevScore = Callable[[nn.Module], tuple[float, int]]
-"""``model -> (score, tokens that went forward over all processes)``; larger scores are better. Every process calls it, in eval
-mode and without gradients, and gets the same answer; it reports no tokens to a gauge, the loop does."""
+"""``model -> (score, tokens that went forward over all processes)``; larger scores are better. Every process calls
+it, in eval mode and without gradients, and gets the same answer; it reports no tokens to a meter, the loop does.
+"""
 
 
 class Objective(Protocol):
-    """A training set, and what is learnt from it."""
+    """A training set and its loss."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row that go through the model, int64 ``[rows]``: what is paid for, and what batches are sorted by."""
+        """Tokens of each row that go through the model, int64 ``[rows]``: the cost of a row, and the length that
+        batches are sorted by.
+        """
         ...
 
     @property
@@ -56,15 +59,17 @@ class Objective(Protocol):
         ...
 
     def __len__(self) -> int:
-        """Rows."""
+        """Return rows."""
         ...
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """All that `loss` needs of some rows, at least one, on the CPU; a pure function of the rows, called from any thread."""
+        """Return all that `loss` needs of some rows, at least one, on the CPU; a pure function of the rows, called
+        from any thread.
+        """
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> LossSum:
-        """Of a `batch` that is on the model's device; the loop calls it under its autocast.
+        """Return the loss of a `batch` that is on the model's device; the loop calls it under its autocast.
 
         Which parameters get a gradient must not depend on the rows.
         """
@@ -73,7 +78,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """Who is told of a training: its main process's listener and tracker, and a stopwatch."""
+    """Callbacks of a training: the progress callback and tracker of its main process, and a profiler."""
 
     on_progress: OnProgress | None = None
     tracker: Tracker | None = None
@@ -124,7 +129,7 @@ def fit(
 
 @dataclass
 class _Run:
-    """From where ``training`` stands to its end."""
+    """A training from its present state to its end."""
 
     training: TrainState
     lesson: Objective
@@ -135,7 +140,7 @@ class _Run:
     unread: list[tuple[int, Tensor]] = field(default_factory=list)
     """Steps whose loss is still on the device: the step, and its loss, float64 scalar."""
     n_allowed: int = 0
-    """Steps that the gauge has let through and that were not taken yet."""
+    """Steps that the meter has allowed and that were not taken yet."""
 
     def go(self) -> None:
         """Take the steps that are left."""
@@ -164,7 +169,9 @@ class _Run:
                 self._evaluate()
 
     def _may_go_on(self) -> bool:
-        """The main process's gauge is asked; of several processes for some steps together, so that they need not wait for it."""
+        """Return the main process's gauge is asked; of several processes for some steps together, so that they need
+        not wait for it.
+        """
         plan, step = self.plan, self.training.progress.step
         if self.n_allowed == 0:
             ahead = min(_READ_EVERY if plan.place.n_processes > 1 else 1, plan.n_steps - step)
@@ -174,7 +181,7 @@ class _Run:
         return self.n_allowed > 0
 
     def _step(self, batches: Sequence[Batch]) -> None:
-        """One optimiser step.
+        """Take one optimiser step.
 
         The backward passes divide by the number of rows; what that differs from the number of positions, known only after the
         last forward pass of the last process, is put right in the gradients. One position per row needs no correction.
@@ -213,7 +220,7 @@ class _Run:
                 return self.lesson.loss(model, batch)
 
     def _after(self, step: int) -> None:
-        """What may follow a step: its loss is told, the model is evaluated, a checkpoint is written."""
+        """Do what may follow a step: read its loss, evaluate the model, write a checkpoint."""
         progress, plan, settings = self.training.progress, self.plan, self.plan.settings
         is_last = progress.step == plan.n_steps
         every = settings.eval_steps
@@ -280,7 +287,7 @@ def _check_finite(loss: float, step: int, plan: TrainSchedule) -> None:
 
 
 def _descend(training: TrainState, plan: TrainSchedule, factor: Tensor) -> None:
-    """Scale the gradients by ``factor`` (float64 scalar), clip them by their global norm, and change the weights."""
+    """Scale the gradients by ``factor`` (float64 scalar), clip them by their global norm, and update the weights."""
     place, settings = plan.place, plan.settings
     parameters = [parameter for parameter in training.model.parameters() if parameter.grad is not None]
     if place.fsdp:
@@ -300,11 +307,11 @@ def _descend(training: TrainState, plan: TrainSchedule, factor: Tensor) -> None:
 
 
 _NORM_EPSILON = 1e-6
-"""As in `torch.nn.utils.clip_grad_norm_`."""
+"""Epsilon of the norm, as in `torch.nn.utils.clip_grad_norm_`."""
 
 
 def _kept(tensor: Tensor) -> Tensor:
-    """A copy that later steps do not change, off the GPU: there is room for a large model once."""
+    """Return a copy that later steps do not change, off the GPU: there is room for a large model once."""
     return tensor.detach().clone() if isinstance(tensor, DTensor) else tensor.detach().to("cpu", copy=True)
 
 
@@ -319,7 +326,7 @@ def _why_stop(progress: TrainProgress, plan: TrainSchedule) -> str | None:
 
 
 def _compute_twice(model: nn.Module, on: bool) -> None:
-    """Compute activations again in the backward pass instead of keeping them, or no longer."""
+    """Turn gradient checkpointing on or off: activations computed again in the backward pass instead of kept."""
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise UsageError(
             f"gradient_checkpointing is on, but a {type(model).__name__} cannot compute its activations twice; turn it off"

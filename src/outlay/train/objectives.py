@@ -1,4 +1,4 @@
-"""Lessons: a training set and what a model is to learn from it, as the loop sees it (`outlay.train.loop.Objective`)."""
+"""Objectives: a training set and its loss, as the loop sees them (`outlay.train.loop.Objective`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class GoldBatch(NamedTuple):
 
 
 class TargetBatch(NamedTuple):
-    """Rows and what a teacher said of them; ``weights`` float32 ``[N]`` of its positions, ``None`` = each counts 1.
+    """Rows and a teacher's targets for them; ``weights`` float32 ``[N]`` of its positions, ``None`` = each counts 1.
 
     ``gold``: gold answers beside it; its ``inputs`` are empty where they are at the positions of the teacher's.
     """
@@ -64,7 +64,7 @@ class SupervisedObjective:
         return self.sources.encoded.n_truncated
 
     def batch(self, rows: Rows) -> GoldBatch:
-        """The rows' inputs and answers."""
+        """Return the rows' inputs and answers."""
         labels, mask = self.units.batch(rows)
         return GoldBatch(self.head.inputs(self.sources, rows, labels), labels, _places(mask))
 
@@ -113,7 +113,7 @@ class DistillationObjective:
         return self.sources.encoded.n_truncated
 
     def batch(self, rows: Rows) -> TargetBatch:
-        """The rows' inputs, their teacher's words, and gold answers where they are mixed in."""
+        """Return the rows' inputs, their teacher's words, and gold answers where they are mixed in."""
         said = self.targets.batch(rows, temperature=self.settings.temperature, with_padding=self._published)
         inputs = self.head.inputs(self.sources, rows, said.units)
         gold = self.gold
@@ -131,7 +131,9 @@ class DistillationObjective:
         return TargetBatch(inputs, said.teacher, weights, own)
 
     def loss(self, model: nn.Module, batch: TargetBatch) -> LossSum:
-        """Weighted sum of the divergences of the rows' positions (and cross-entropies, where mixed), and the sum of weights."""
+        """Return weighted sum of the divergences of the rows' positions (and cross-entropies, where mixed), and the
+        sum of weights.
+        """
         settings = self.settings
         logits = self.head.logits(model, batch.inputs)[..., : self.targets.vocab_size]
         values = divergence(
@@ -150,12 +152,14 @@ class DistillationObjective:
 
     @property
     def _second_pass(self) -> bool:
-        """A model that writes reads the gold answer in a pass of its own; a class or tag has the same positions."""
+        """Return whether gold answers need a pass of their own, as in a generative model; classes and tags share
+        positions.
+        """
         return self.head.target == "tokens" and self.settings.gold_weight > 0
 
 
 def gold_units(head: Head, sources: Sources, gold: Sequence[str | None]) -> AnswerIds:
-    """Units of the gold answers, none for rows without one."""
+    """Return units of the gold answers, none for rows without one."""
     known = [row for row, answer in enumerate(gold) if answer is not None]
     if not known:
         return AnswerIds.of([[] for _ in gold])
@@ -168,5 +172,5 @@ def gold_units(head: Head, sources: Sources, gold: Sequence[str | None]) -> Answ
 
 
 def _places(mask: Tensor) -> Tensor:
-    """Where ``mask`` ``[B, P]`` holds, in the flattened B x P, int64 ``[N]``."""
+    """Return the indices where ``mask`` ``[B, P]`` holds, in the flattened B x P, int64 ``[N]``."""
     return mask.reshape(-1).nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""Batches for the loop: made ahead of the device where there is one, and moved to it without waiting."""
+"""Batches made ahead of the device, and moved to it without waiting."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Batch = Any
 """Tensors on one device: a tensor, ``None``, or a dict, tuple or frozen dataclass of batches; other values pass as they are."""
 
 _AHEAD = 2
-"""Steps that are made ready while the device is busy."""
+"""Steps whose batches are made while the device is busy."""
 
 
 class Batches(Protocol):
-    """Makes the batch of some rows, on the CPU; a pure function of the rows."""
+    """A source of batches: makes the batch of some rows, on the CPU; a pure function of the rows."""
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """See `Batch`."""
+        """Return the batch of some rows, on the CPU."""
         ...
 
 
 class BatchPrefetcher:
-    """Hands out the batches of step after step on ``device``.
+    """A prefetcher that yields the batches of step after step on ``device``.
 
     ``pieces``: the rows of each forward pass of a step; ``stop``: the step behind the last. On a GPU a thread of its own makes
     the batches of the next steps in page-locked memory, so that they are copied while it computes; elsewhere they are made when
@@ -53,7 +53,7 @@ class BatchPrefetcher:
         self._pool = ThreadPoolExecutor(1, "feeder") if self._ahead else None
 
     def take(self, step: int) -> list[Batch]:
-        """The batches of ``step``, one per forward pass."""
+        """Return the batches of ``step``, one per forward pass."""
         if self._pool is None:
             return [moved(batch, self._device) for batch in self._make(step)]
         for ahead in range(step, min(step + 1 + self._ahead, self._stop)):
@@ -62,7 +62,7 @@ class BatchPrefetcher:
         return [moved(batch, self._device) for batch in self._ready.pop(step).result()]
 
     def close(self) -> None:
-        """End the thread."""
+        """End the prefetching thread."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
@@ -72,14 +72,14 @@ class BatchPrefetcher:
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """``batch`` on ``device``; from page-locked memory the copy does not wait."""
+    """Return ``batch`` on ``device``; from page-locked memory the copy does not wait."""
     if device.type == "cpu":
         return batch
     return _each(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def pinned(batch: Batch) -> Batch:
-    """``batch`` in page-locked memory."""
+    """Return ``batch`` in page-locked memory."""
     return _each(batch, Tensor.pin_memory)
 
 

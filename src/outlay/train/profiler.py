@@ -1,4 +1,4 @@
-"""Where the time of a step went, and how much of the machine it used."""
+"""Seconds of a training or teacher pass by part, and the share of the machine's speed that it reached."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from torch import nn
 from torch.nn.functional import linear
 
 TRAINING_PARTS = ("data", "forward", "loss", "backward", "optimiser", "eval", "checkpoint")
-"""Parts of a training: ``data`` is what the loop waits for its batches, ``eval`` what evaluations on dev take."""
+"""Parts of a training: ``data`` is the wait of the loop for its batches, ``eval`` the evaluations on dev."""
 
 TEACHING_PARTS = ("load", "data", "speak", "keep")
-"""Parts of a teacher pass: reading its weights; tokenising and padding; its answers; the largest logits and what is written."""
+"""Parts of a teacher pass: reading its weights; tokenising and padding; its answers; keeping and writing the largest
+logits.
+"""
 
 _PEAK_SECONDS = 0.3
 _LEAST_SIZE, _PEAK_SIZE = 256, 2048
@@ -25,7 +27,7 @@ _N_PRODUCTS = 3
 
 @dataclass
 class Profiler:
-    """Adds up seconds by part; a CUDA device is asked for its own time, once, at the end.
+    """A profiler that adds up seconds by part; a CUDA device is asked for its own time, once, at the end.
 
     ``seconds``: by part, complete after `stop`; ``wall_seconds``: from the first part begun to `stop`.
     """
@@ -81,7 +83,7 @@ class Profiler:
 
     @contextmanager
     def forward_of(self, model: nn.Module) -> Iterator[None]:
-        """Inside, every outermost call of ``model``, or of its encoder alone, counts as ``forward``."""
+        """Count every outermost call of ``model``, or of its encoder alone, as ``forward`` inside this context."""
         open_parts: list[AbstractContextManager[None]] = []
 
         def before(*_: object) -> None:
@@ -103,12 +105,13 @@ class Profiler:
 
 
 def part(stopwatch: Profiler | None, name: str) -> AbstractContextManager[None]:
-    """`Profiler.part`, or nothing where nobody looks."""
+    """Return `Profiler.part`, or nothing where nobody looks."""
     return nullcontext() if stopwatch is None else stopwatch.part(name)
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """FLOP/s that a plain product of square matrices reaches here, in bf16 unless ``precision`` is ``fp32``; takes 0.3 s.
+    """Return FLOP/s that a plain product of square matrices reaches here, in bf16 unless ``precision`` is ``fp32``;
+    takes 0.3 s.
 
     As a linear layer has it, whose kernels are not those of ``a @ b`` where a CPU has no bf16 of its own. Of sizes that double
     up to 2,048 as long as there is time. The peak that model-FLOPs utilisation is a share of, where no data sheet speaks for

@@ -1,4 +1,4 @@
-"""What a training will do, step by step, before it begins: whose rows when, and at which learning rate."""
+"""The schedule of a training, known before it begins: the rows and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from outlay.train.distributed import ProcessGroup
 
 
 class TrainSchedule:
-    """The steps of a training over rows of these ``lengths`` (tokens, int64 ``[rows]``), as one process takes part in them."""
+    """Schedule of a training over rows of these ``lengths`` (tokens, int64 ``[rows]``), as one process takes part in it."""
 
     def __init__(self, lengths: NDArray[np.int64], settings: TrainSettings, place: ProcessGroup) -> None:
         self.lengths = lengths
@@ -30,15 +30,15 @@ class TrainSchedule:
         return self._batches.n_steps
 
     def epoch(self, step: int) -> int:
-        """Which epoch a step belongs to, from 0."""
+        """Return the epoch of a step, from 0."""
         return self._batches.locate(step)[0]
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether ``step`` is the last of its epoch."""
+        """Return whether ``step`` is the last of its epoch."""
         return self._batches.ends_epoch(step + 1)
 
     def rows(self, step: int) -> NDArray[np.int64]:
-        """The rows of a step, those of all processes."""
+        """Return the rows of a step, those of all processes."""
         epoch, batch = self._batches.locate(step)
         if epoch not in self._epochs:
             # Batches are made ahead of the step, so the epoch before is still asked for.
@@ -47,27 +47,31 @@ class TrainSchedule:
         return self._epochs[epoch][batch]
 
     def n_tokens(self, step: int) -> int:
-        """Tokens of a step, padding not counted."""
+        """Return tokens of a step, padding not counted."""
         return int(self.lengths[self.rows(step)].sum())
 
     def pieces(self, step: int) -> list[NDArray[np.int64]]:
-        """The rows of each of this process's forward passes; a process without rows of its own looks at one of another's."""
+        """Return the rows of each of this process's forward passes; a process without rows of its own looks at one of
+        another's.
+        """
         rows = self.rows(step)
         dealt = deal(rows, self.place.rank, self.place.n_processes, self.settings.micro_batch_size)
         return [own if len(own) else rows[:1] for own in dealt]
 
     def weights(self, step: int) -> list[float]:
-        """What each of this process's forward passes counts: 0 where its rows are another's."""
+        """Return the weight of each of this process's forward passes: 0 where its rows are another's."""
         dealt = deal(self.rows(step), self.place.rank, self.place.n_processes, self.settings.micro_batch_size)
         return [1.0 if len(own) else 0.0 for own in dealt]
 
     def learning_rate(self, step: int) -> float:
-        """At optimiser step ``step``, from 0."""
+        """Return the learning rate of optimiser step ``step``, from 0."""
         return self.settings.learning_rate * learning_rate_factor(step, self.n_steps, self.settings.warmup_fraction)
 
 
 def learning_rate_factor(step: int, n_steps: int, warmup_fraction: float) -> float:
-    """Share of the peak learning rate at optimiser step ``step`` (from 0): linear up over the warm-up, linear down to zero."""
+    """Return share of the peak learning rate at optimiser step ``step`` (from 0): linear up over the warm-up, linear
+    down to zero.
+    """
     n_warmup = max(1, round(warmup_fraction * n_steps)) if warmup_fraction > 0 else 0
     if step < n_warmup:
         return (step + 1) / n_warmup
@@ -75,14 +79,17 @@ def learning_rate_factor(step: int, n_steps: int, warmup_fraction: float) -> flo
 
 
 def piece_seed(seed: int, step: int, rank: int, piece: int) -> int:
-    """The generator seed of one forward pass, so that dropout does not depend on what came before; `step_seed` for the first."""
+    """Return the generator seed of one forward pass, so that dropout does not depend on what came before; `step_seed`
+    for the first.
+    """
     if rank == piece == 0:
         return step_seed(seed, step)
     return int.from_bytes(hashlib.sha256(f"{seed}:{step}:{rank}:{piece}".encode()).digest()[:8], "big") >> 1
 
 
 def deal(rows: NDArray[np.int64], rank: int, n_processes: int, micro_batch_size: int | None) -> list[NDArray[np.int64]]:
-    """The pieces of a step's rows that process ``rank`` takes, one per forward pass; the same number on every process.
+    """Return the pieces of a step's rows that process ``rank`` takes, one per forward pass; the same number on every
+    process.
 
     Over all processes every row is in one piece. A piece has at most ``micro_batch_size`` rows, and none where a process has
     fewer rows than others have pieces.

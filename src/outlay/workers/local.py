@@ -1,4 +1,4 @@
-"""A crew of processes of this machine, each with its own cores or its own GPU.
+"""A pool of worker processes on this machine, each with its own cores or its own GPU.
 
 Two workers of two threads each on the same two cores take many times as long as one worker after the other, so that each is
 kept to its share. A worker is a fresh process, not a fork: it has the environment's thread counts before it imports anything,
@@ -34,7 +34,7 @@ from outlay.workers.pool import Reply, TaskResult, WorkerFactory, thread_variabl
 from outlay.workers.process import START, Replied, Reported
 
 _PATIENCE_SECONDS = 2.0
-"""From asking a worker to end to killing it."""
+"""Seconds between asking a worker to end and killing it."""
 
 _LISTED = re.compile(r"^\s*(GPU|MIG) .*\(UUID: ([^)]+)\)")
 
@@ -44,14 +44,14 @@ _LISTED = re.compile(r"^\s*(GPU|MIG) .*\(UUID: ([^)]+)\)")
 
 @dataclass(frozen=True, slots=True)
 class WorkerSlot:
-    """A worker's place on the machine: ``cores`` (``None``: any), ``gpu`` as ``CUDA_VISIBLE_DEVICES`` names it, ``threads``."""
+    """The hardware of one worker: ``cores`` (``None``: any), ``gpu`` as ``CUDA_VISIBLE_DEVICES`` names it, ``threads``."""
 
     threads: int
     cores: tuple[int, ...] | None = None
     gpu: str | None = None
 
     def environment(self, outer: Mapping[str, str]) -> dict[str, str]:
-        """The variables of the process."""
+        """Return the variables of the process."""
         return {
             **outer,
             **thread_variables(self.threads),
@@ -62,7 +62,7 @@ class WorkerSlot:
 def worker_slots(
     n_workers: int, threads: int, cores: tuple[int, ...], gpus: tuple[str, ...] = ()
 ) -> tuple[WorkerSlot, ...]:
-    """Deal the machine out: a GPU each where there are GPUs, else ``threads`` cores each.
+    """Divide the machine among workers: a GPU each where there are GPUs, else ``threads`` cores each.
 
     A single worker may have more threads than there are cores, and is then free to use them all.
 
@@ -92,17 +92,21 @@ def worker_slots(
 
 
 def n_places(threads: int) -> int:
-    """How many workers of so many threads the machine has room for: one per GPU where it has GPUs, else as the cores allow."""
+    """Return how many workers of so many threads the machine has room for: one per GPU where it has GPUs, else as the
+    cores allow.
+    """
     return max(1, len(usable_gpus(os.environ)) or len(usable_cores()) // threads)
 
 
 def usable_cores() -> tuple[int, ...]:
-    """Cores that this process may use, by number, as many as its container's quota; none on systems that do not tell."""
+    """Return cores that this process may use, by number, as many as its container's quota; none on systems that do
+    not tell.
+    """
     return core_numbers()[: n_usable_cores()]
 
 
 def usable_gpus(environment: Mapping[str, str], proc: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
-    """NVIDIA GPUs, or the parts into which they are divided, as ``CUDA_VISIBLE_DEVICES`` may name them.
+    """Return NVIDIA GPUs, or the parts into which they are divided, as ``CUDA_VISIBLE_DEVICES`` may name them.
 
     By that variable where it is set (everything after an invalid number is hidden, as CUDA has it), else by ``nvidia-smi -L``,
     else by the folders of the driver in ``proc``.
@@ -121,7 +125,7 @@ def usable_gpus(environment: Mapping[str, str], proc: Path = Path("/proc/driver/
 
 
 def _listed(text: str) -> tuple[str, ...]:
-    """UUIDs in what ``nvidia-smi -L`` prints; a GPU that is divided is left out for its parts."""
+    """Return UUIDs in what ``nvidia-smi -L`` prints; a GPU that is divided is left out for its parts."""
     found: list[tuple[str, str]] = []
     for match in filter(None, map(_LISTED.match, text.splitlines())):
         kind, uuid = match.groups()
@@ -135,7 +139,7 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 class LocalPool:
-    """``n_workers`` processes of ``threads`` threads each; see `worker_slots` for what each has to itself.
+    """A pool of ``n_workers`` processes of ``threads`` threads each; `worker_slots` says which cores or GPU each has.
 
     ``logs``: a folder for what the workers print (``worker-0.txt`` and so on) and for tracebacks of errors that are not ours;
     without it they print to this program's standard error.
@@ -222,7 +226,7 @@ class LocalPool:
 
 
 class _Worker:
-    """One seat, the process that has it at this moment, and what it is at."""
+    """A worker slot, the process that runs in it, and the task it runs."""
 
     def __init__(self, number: int, seat: WorkerSlot, craft: bytes, logs: Path | None) -> None:
         self._number = number
@@ -243,21 +247,21 @@ class _Worker:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it has work whose end has not been collected."""
+        """Return whether it has work whose end has not been collected."""
         return self.name is not None
 
     @property
     def has_ended(self) -> bool:
-        """Whether that end is there."""
+        """Return whether that end is there."""
         return self._replied is not None or self._lost is not None
 
     @property
     def sources(self) -> list[Any]:
-        """What becomes readable when something is to be heard: the pipe, and the process itself when it ends."""
+        """Files that become readable on news of the worker: the pipe, and the process itself when it ends."""
         return [source for source in (self._connection, self._sentinel) if source is not None]
 
     def hand(self, name: str, payload: bytes) -> None:
-        """Give it work; first a new process where the last one is gone."""
+        """Send a task to the worker, in a new process where the last one is gone."""
         if self._process is None or self._process.poll() is not None:
             self.end()
             self.start()
@@ -267,7 +271,7 @@ class _Worker:
             self._connection.send_bytes(payload)
 
     def listen(self) -> None:
-        """Take in what it has said, and notice when it is gone; never blocks for long."""
+        """Read the worker's messages, and notice its end; never blocks for long."""
         assert self._process is not None
         assert self._connection is not None
         if self.has_ended:
@@ -292,7 +296,7 @@ class _Worker:
             self._replied, self.ended_at = message, message.at
 
     def collect(self, logs: Path | None) -> TaskResult:
-        """How its work ended; then it is free."""
+        """Return how its work ended; then it is free."""
         assert self.name is not None
         name, seconds, replied, lost = self.name, self.ended_at - self._began, self._replied, self._lost
         self.name = self.reported = self._replied = self._lost = None
@@ -303,7 +307,7 @@ class _Worker:
     # --- the process
 
     def start(self) -> None:
-        """Start it; it sets itself up while this program goes on.
+        """Start the process, which sets itself up while this program goes on.
 
         Raises:
             ClusterError: the system refuses.
@@ -348,7 +352,7 @@ class _Worker:
             )
 
     def _reason(self) -> str:
-        """Why it is gone."""
+        """Return the reason why the process ended."""
         assert self._process is not None
         try:
             code = self._process.wait(_PATIENCE_SECONDS)
@@ -360,12 +364,12 @@ class _Worker:
         return f"killed by signal {-code} ({_signal_name(-code)}){where}"
 
     def ask_to_end(self) -> None:
-        """Without waiting for it."""
+        """Ask the process to end, without waiting for it."""
         if self._process is not None:
             self._process.terminate()
 
     def end(self) -> None:
-        """Asked once, killed soon after; gone when this returns."""
+        """End the process: asked once, killed soon after; gone when this returns."""
         process, self._process = self._process, None
         connection, self._connection = self._connection, None
         sentinel, self._sentinel = self._sentinel, None

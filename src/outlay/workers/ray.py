@@ -1,4 +1,4 @@
-"""A crew on the machines of a Ray cluster (Moritz et al. 2018; https://docs.ray.io), and the connection to one.
+"""A worker pool on the machines of a Ray cluster (Moritz et al. 2018; https://docs.ray.io), and the connection to one.
 
 A worker is an actor in Ray's words, with its GPU or its CPUs for as long as it lives. Tasks would not do: on GPUs Ray starts a
 process for each, or hands a process that is kept another GPU than it has opened. Workers read this process's version of `outlay`,
@@ -43,7 +43,8 @@ def check_address(address: str) -> None:
 def workers_of(
     machines: Sequence[Mapping[str, float]], threads: int, gpus_per_worker: float | None = None
 ) -> tuple[dict[str, float], int]:
-    """What one worker takes, and how many there is room for on machines with these resources (``CPU``, ``GPU``).
+    """Return the resources of one worker, and the number of workers that fit on machines with these resources
+    (``CPU``, ``GPU``).
 
     A worker takes ``gpus_per_worker`` GPUs, without it one where there are GPUs; where it takes none, ``threads`` CPUs.
 
@@ -72,7 +73,8 @@ def workers_of(
 
 
 class RayPool:
-    """The workers of a Ray cluster: one per ``gpus_per_worker`` GPUs (one, where the cluster has any), else per ``threads`` CPUs.
+    """A pool of workers on a Ray cluster: one per ``gpus_per_worker`` GPUs (one, where the cluster has any), else per
+    ``threads`` CPUs.
 
     ``address``: ``auto`` (the cluster that this machine belongs to), ``local`` (one of this machine alone, started and ended with
     the crew), HOST:PORT or ray://HOST:PORT. Where this program is connected to a cluster already, that one is used. There are as
@@ -145,7 +147,7 @@ class RayPool:
             return [self._open.collect(done, self._logs) for done in self._open.done(timeout_seconds)]
 
     def progress(self) -> dict[str, tuple[int, int, str]]:
-        """Nothing: reports do not reach this process."""
+        """Return nothing: progress does not reach this process."""
         return {}
 
     def __enter__(self) -> Self:
@@ -168,7 +170,7 @@ class RayPool:
 
     @contextmanager
     def _told(self, ray: Any) -> Iterator[None]:
-        """What Ray itself raises comes as one of ours."""
+        """Turn errors of Ray itself into a ClusterError."""
         try:
             yield
         except (ray.exceptions.RayError, ConnectionError) as error:
@@ -183,7 +185,9 @@ def _is_share(n_gpus: float) -> bool:
 
 
 class _Worker:
-    """The actor. The factory and payloads come as references in a list: then what cannot be unpickled does not end the actor."""
+    """The Ray actor. Factory and payloads come as references in a list: then one that cannot be unpickled does not
+    end the actor.
+    """
 
     def __init__(self, craft: list[Any]) -> None:
         import ray
@@ -197,7 +201,7 @@ class _Worker:
         self._made = attempt(set_up)
 
     def do(self, payload: list[Any]) -> tuple[Reply, bool]:
-        """The reply, and whether the worker can take other work."""
+        """Return the reply, and whether the worker can take other work."""
         import ray
 
         made = self._made
@@ -208,12 +212,12 @@ class _Worker:
 
 
 def _unheard(n_done: int, n_total: int, words: str) -> None:
-    """Nobody is told."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """Work under way: its name, its worker's place among the workers, when it was handed out."""
+    """A running task: its name, its worker's index, the time it was submitted."""
 
     name: str
     place: int
@@ -235,7 +239,7 @@ class _Open:
         self.under_way: dict[Any, _Given] = {}
 
     def submit(self, name: str, payload: Any) -> None:
-        """To a free worker; a new one is started where none of them waits."""
+        """Submit to a free worker; a new one is started where none of them waits."""
         busy = {given.place for given in self.under_way.values()}
         free = [place for place in range(len(self.workers)) if place not in busy]
         place = next((each for each in free if self.workers[each] is not None), free[0])
@@ -245,7 +249,7 @@ class _Open:
         self.under_way[reference] = _Given(name, place, time.monotonic())
 
     def done(self, timeout_seconds: float | None) -> list[Any]:
-        """References to replies that are there, or never will be."""
+        """Return references to replies that are there, or never will be."""
         references = list(self.under_way)
         found, _ = self.ray.wait(references, num_returns=1, timeout=timeout_seconds)
         if found:
@@ -253,7 +257,7 @@ class _Open:
         return list(found)
 
     def collect(self, reference: Any, logs: Path | None) -> TaskResult:
-        """How that work ended; then its worker is free, or gone."""
+        """Return how that work ended; then its worker is free, or gone."""
         given, errors = self.under_way[reference], self.ray.exceptions
         reply, lost, stays = None, None, False
         try:
@@ -271,7 +275,7 @@ class _Open:
         return TaskResult(given.name, seconds, lost=lost) if reply is None else reply.ended(given.name, seconds, logs)
 
     def end(self) -> None:
-        """All workers, whatever they are at."""
+        """End all workers, whatever they run."""
         for place in range(len(self.workers)):
             self._end(place)
 
@@ -287,7 +291,7 @@ class _Open:
 
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """Ray, connected to a cluster until the end."""
+    """Yield Ray, connected to a cluster until the end."""
     try:
         import ray
     except ImportError:
@@ -331,7 +335,7 @@ def check_interpreter(python: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """Whether anything listens at HOST:PORT: Ray itself would try for minutes.
+    """Refuse an address where nothing listens at HOST:PORT: Ray itself would try for minutes.
 
     Raises:
         ClusterError: nothing does.

@@ -126,7 +126,8 @@ class SparseTargets:
         *,
         n_real: NDArray[np.int64] | None = None,
     ) -> SparseTargets:
-        """Rows that follow one another in ``positions``, ``n_positions`` int64 ``[rows]`` each; ``n_real`` ``None``: all real.
+        """Return rows that follow one another in ``positions``, ``n_positions`` int64 ``[rows]`` each; ``n_real``
+        ``None``: all real.
 
         Raises:
             ValueError: another number of positions.
@@ -142,7 +143,7 @@ class SparseTargets:
 
     @classmethod
     def text_only(cls, answers: Sequence[str]) -> SparseTargets:
-        """The teacher's answers and nothing else, for a student of another tokenizer."""
+        """Return the teacher's answers and nothing else, for a student of another tokenizer."""
         terms, nothing = SparsityRule("text", 0, temperatures=()), np.zeros(len(answers), dtype=np.int64)
         return cls.from_positions(terms, SparseLogits.none(terms), nothing, answers)
 
@@ -151,30 +152,30 @@ class SparseTargets:
 
     @property
     def kind(self) -> TargetKind:
-        """What a unit is; ``text`` has answers and no positions."""
+        """Kind of the targets; ``text`` has answers and no positions."""
         return self.terms.kind
 
     @property
     def vocab_size(self) -> int:
-        """V, classes the teacher chose among; 0 for ``text``."""
+        """Number of classes the teacher chose among, V; 0 for ``text``."""
         return self.terms.vocab_size
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """Those that have a log-sum-exp."""
+        """Temperatures that have a log-sum-exp."""
         return self.terms.temperatures
 
     @property
     def offsets(self) -> NDArray[np.int64]:
-        """Int64 ``[rows + 1]``: row ``i`` owns positions ``offsets[i]:offsets[i + 1]`` of `positions`."""
+        """Row boundaries, int64 ``[rows + 1]``: row ``i`` owns positions ``offsets[i]:offsets[i + 1]`` of `positions`."""
         return offsets_of(self.places.n_positions)
 
     def positions(self) -> SparseLogits:
-        """Those of all rows, in row order; copied into memory."""
+        """Positions of all rows, in row order; copied into memory."""
         return gather(self.pieces, self.terms, self.places, self.places.n_positions)
 
     def temperature_column(self, temperature: float) -> int:
-        """Which column of ``logsumexp`` belongs to ``temperature``.
+        """Return the column of ``logsumexp`` that belongs to ``temperature``.
 
         Raises:
             ValueError: the temperature was not offered when the targets were written.
@@ -187,7 +188,8 @@ class SparseTargets:
     def batch(
         self, rows: Sequence[int] | NDArray[np.int64], *, temperature: float, with_padding: bool = False
     ) -> TargetBatch:
-        """Targets of ``rows`` side by side, as wide as the longest of them; log-sum-exps are those at ``temperature``.
+        """Return targets of ``rows`` side by side, as wide as the longest of them; log-sum-exps are those at
+        ``temperature``.
 
         With ``with_padding`` every position counts, padding included, as in the published objective: a batch is as wide as its
         longest answer and one position more (the published script feeds the generated end of the answer to the decoder too), at
@@ -232,14 +234,14 @@ class SparseTargets:
         return width
 
     def select(self, rows: Sequence[int] | NDArray[np.int64]) -> SparseTargets:
-        """The targets of some rows, in the order given; nothing is copied but where they lie."""
+        """Return the targets of some rows, in the order given; nothing is copied but where they lie."""
         picked = np.asarray(rows, dtype=np.int64)
         answers = tuple(self.answers[int(row)] for row in picked)
         return SparseTargets(self.terms, self.pieces, self.places.of(picked), self.n_real[picked], answers)
 
     @classmethod
     def concatenate(cls, blocks: Sequence[SparseTargets]) -> SparseTargets:
-        """Blocks of consecutive rows as one; nothing is copied but where the rows lie.
+        """Return blocks of consecutive rows as one; nothing is copied but where the rows lie.
 
         Raises:
             ValueError: no blocks, or blocks of other terms.
@@ -257,12 +259,12 @@ class SparseTargets:
         )
 
     def to_bytes(self) -> bytes:
-        """The bytes of a file (`outlay.train.targets.file_format`), equal for equal targets."""
+        """Return the bytes of a file (`outlay.train.targets.file_format`), equal for equal targets."""
         return file_format.to_bytes(self._block())
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SparseTargets:
-        """Inverse of `to_bytes`; positions stay where they are in ``data``.
+        """Read targets from `to_bytes`'s bytes; positions stay where they are in ``data``.
 
         Raises:
             ArtifactDamaged: another format, or bytes that are no targets.
@@ -271,7 +273,7 @@ class SparseTargets:
 
     @classmethod
     def open(cls, path: Path) -> SparseTargets:
-        """As `from_bytes`, of a file that is mapped into memory: positions are read when they are used.
+        """Map a file of targets into memory: positions are read when they are used.
 
         Raises:
             ArtifactDamaged: another format, or bytes that are no targets.
@@ -290,7 +292,7 @@ class SparseTargets:
         return cls(block.terms, (block.positions,), places, block.n_real.astype(np.int64), block.answers)
 
     def statistics(self) -> TargetStatistics:
-        """How much is kept and what it takes, from one pass over all positions.
+        """Return how much is kept and what it takes, from one pass over all positions.
 
         Raises:
             ValueError: logits are left out, and temperature 1 is not offered.
@@ -310,7 +312,8 @@ class SparseTargets:
 
 
 class TargetsBuilder:
-    """Targets from logits in any order, as a decoder makes them; of full logits, one step's is all that is ever held.
+    """Builder of targets from logits in any order, as a decoder makes them; of full logits, only one step's are ever
+    held.
 
     ``vocab_size``: the first so many columns are the vocabulary, the others are padding of the output layer and are left out;
     ``None`` = all. ``max_logits`` and ``tail_mass``: as in `outlay.settings.TeachSettings`; what is not ``tokens`` is kept whole.
@@ -369,7 +372,7 @@ class TargetsBuilder:
         n_kept: NDArray[np.int64] | None = None,
         pad_unit: int = 0,
     ) -> None:
-        """What was said in ``rows``, ``[n]``; before or after `put`.
+        """Set the answers of ``rows``, ``[n]``; before or after `put`.
 
         ``units``: of each row, real ones; ``n_kept``: ``[n]``, positions of each row that are kept, its first ones, where
         those behind the end of an answer are kept too: they hold ``pad_unit``. ``None`` = real positions only.
@@ -395,7 +398,7 @@ class TargetsBuilder:
         n_kept: NDArray[np.int64],
         n_real: NDArray[np.int64] | None = None,
     ) -> None:
-        """`put` and `answer` for a batch side by side.
+        """Call `put` and `answer` for a batch side by side.
 
         Args:
             rows: ``[b]``, which rows these are.
@@ -415,7 +418,7 @@ class TargetsBuilder:
         self.put(np.asarray(rows)[row], position, logits[at[0], at[1]])
 
     def build(self, answers: Sequence[str]) -> SparseTargets:
-        """The targets of all rows, in row order; ``answers``: theirs, in words.
+        """Return the targets of all rows, in row order; ``answers``: theirs, in words.
 
         Raises:
             ValueError: rows that were never answered, positions that were never put or put twice, another number of answers.
@@ -455,7 +458,7 @@ class TargetsBuilder:
         self._n_pending = 0
 
     def _order(self, offsets: NDArray[np.int64], terms: SparsityRule) -> RowPlaces:
-        """Where each position lies among those that came, one row of `RowPlaces` for each."""
+        """Return the place of each position among those put, one row of `RowPlaces` for each."""
         came = RowPlaces.joined(
             [RowPlaces.one_piece(np.ones(len(piece)), piece.counts(terms)) for piece in self._pieces],
             [1] * len(self._pieces),
@@ -477,5 +480,5 @@ class TargetsBuilder:
 
 
 def _n_entries(positions: SparseLogits, terms: SparsityRule, n_positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Logits that each row keeps, int64 ``[rows]``; rows follow one another in ``positions``."""
+    """Return logits that each row keeps, int64 ``[rows]``; rows follow one another in ``positions``."""
     return np.diff(offsets_of(positions.counts(terms))[offsets_of(n_positions)])
