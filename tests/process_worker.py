@@ -80,7 +80,7 @@ def train(
 
     dev_score = score if isinstance(model, Bag) else None
     progress = fit(
-        model, lesson, settings, gauge=gauge, dev=dev_score, checkpoints=checkpoints, audience=Callbacks(on_progress)
+        model, lesson, settings, gauge=gauge, dev=dev_score, checkpoints=checkpoints, callbacks=Callbacks(on_progress)
     )
     return outcome(model, losses, progress, gauge)
 
@@ -132,8 +132,8 @@ def words(folder: Path) -> dict[str, Any]:
     told = place.gather([f"{place.rank}.{i}" for i in range(place.rank + 1)])
     return {
         "gathered": told,
-        "agreed": [place.main_says(int(place.is_main)), place.main_says(int(not place.is_main))],
-        "total": place.total(torch.tensor([1.5, 10.0**place.rank])).tolist(),
+        "agreed": [place.broadcast(int(place.is_main)), place.broadcast(int(not place.is_main))],
+        "total": place.all_reduce(torch.tensor([1.5, 10.0**place.rank])).tolist(),
         "shares": place.gather([place.share(np.arange(7)).tolist()]),
         "place": [place.n_processes, place.fsdp, place.device.type],
     }
@@ -174,7 +174,7 @@ def t5(folder: Path) -> dict[str, Any]:
     gauge = CountingGauge()
     settings = SETTINGS.changed({"gradient_checkpointing": True, "micro_batch_size": 3})
     progress = fit(
-        model, lesson, settings, gauge=gauge, dev=score, audience=Callbacks(lambda p, n: losses.append(p.loss_since))
+        model, lesson, settings, gauge=gauge, dev=score, callbacks=Callbacks(lambda p, n: losses.append(p.loss_since))
     )
     return {**outcome(model, losses, progress, gauge), "written": written}
 

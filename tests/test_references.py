@@ -6,6 +6,7 @@ import ast
 import builtins
 import io
 import re
+import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ PRIVATE = re.compile(r"\b(?:DESIGN|HOUSE|ROADMAP)\b(?:\.md)?|\bdecision \d+\b")
 
 CODE_SPAN = re.compile(r"`+([^`\n]+)`+")
 DOTTED = re.compile(r"(?<![\w./~-])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
+NAME = re.compile(r"(?<!`)`([A-Za-z_]\w*)(?:\(\))?`(?!`)")
 WORD = re.compile(r"(?<![\w.%-])[A-Za-z_]\w*")
 CAMEL = re.compile(r"\b[A-Z]+[a-z0-9]+[A-Z]\w*")
 FILE = re.compile(
@@ -69,7 +71,7 @@ class Index:
 
     modules: dict[str, set[str]] = field(default_factory=dict)
     classes: dict[str, set[str]] = field(default_factory=dict)
-    words: set[str] = field(default_factory=lambda: set(dir(builtins)))
+    words: set[str] = field(default_factory=lambda: {*dir(builtins), *sys.stdlib_module_names})
 
     @classmethod
     def of(cls, package: Path) -> Index:
@@ -183,9 +185,10 @@ def _is_file(dotted: str) -> bool:
 
 
 def unknown_words(text: str, index: Index) -> list[str]:
-    """Return names in a text that no code of the package knows: in backticks those that only code has, elsewhere camel case."""
+    """Return names in a text that no code of the package knows: single names and parts of code in backticks, else camel case."""
     spans = " ".join(CODE_SPAN.findall(text))
     coded = [word for word in WORD.findall(spans) if "_" in word.strip("_") or CAMEL.fullmatch(word)]
+    coded += [word for word in NAME.findall(text) if word not in coded]
     plain = CAMEL.findall(CODE_SPAN.sub("", text))
     return [word for word in (*coded, *plain) if word not in index.words | FOREIGN | SYMBOLS]
 
@@ -299,11 +302,8 @@ def test_a_name_that_does_not_exist_is_found(small: Index, name: str) -> None:
 
 
 def test_words_that_only_code_has_are_looked_for(small: Index) -> None:
-    assert unknown_words("A `Loop` of `size`, in PyTorch, not a `LoopSize`, `loop_size` or an OldLoop.", small) == [
-        "LoopSize",
-        "loop_size",
-        "OldLoop",
-    ]
+    text = "A `Loop` of `size`, in PyTorch, not a `LoopSize`, `loop_size(x)`, `once` or an OldLoop."
+    assert unknown_words(text, small) == ["LoopSize", "loop_size", "once", "OldLoop"]
 
 
 def test_a_file_that_is_missing_is_found(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@
     │   └── DiskFull                 no room left on the device
     ├── SellerError                  a seller of labels could not deliver
     ├── ClusterError                 machines that cannot be reached, or do not get a job done
-    ├── WorkFailed                   a worker's piece of work that ended with an error that is none of these
+    ├── WorkFailed                   a worker's task that ended with an error that is none of these
     └── TrainingError                a training that cannot go on
 
 Each carries one line in ``str(error)``. Nothing here imports anything.
@@ -37,7 +37,7 @@ from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that says something; of one without a message, what kind of error
+    """Return the first line of an error's message that says something; of one without a message, its class
     it is.
     """
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -123,7 +123,7 @@ class StepRunner:
             step.settings,
             dev=self._dev(step),
             out=out,
-            watch=_watch(bench),
+            context=_watch(bench),
         )
         return _trained(out, progress, len(labels) - first, self._dev_floor(step))
 
@@ -145,7 +145,7 @@ class StepRunner:
             gold=None if step.gold is None else self._gold(step.gold, [pool[i] for i in kept]),
             dev=self._dev(step),
             out=out,
-            watch=_watch(bench),
+            context=_watch(bench),
         )
         return _trained(out, progress, len(kept), self._dev_floor(step))
 

@@ -9,9 +9,9 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def waiting_variables(given: Mapping[str, str]) -> dict[str, str]:
-    """Return what is to be added to an environment before OpenMP is loaded in it.
+    """Return the variables to add to an environment before OpenMP is loaded in it.
 
-    A thread that spins keeps a core from whoever else wants it: where more threads want cores than there are, the one that all
+    A thread that spins keeps a core from other threads: where more threads want cores than there are, the one that all
     wait for does not get one (`bench/threads.py`). torch's wheels bring GNU's libgomp, which reads this when it is loaded.
     """
     return {} if any(name in given for name in WAITING) else {"OMP_WAIT_POLICY": "PASSIVE"}

@@ -125,7 +125,7 @@ def without_auto(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bf16_speed() -> Bf16Speed:
-    """Return what is kept of this machine, or measure it in at most 0.3 s and keep that.
+    """Return the kept measurement of this machine, or measure it in at most 0.3 s and keep it.
 
     Where the cache cannot be written, the measurement holds for this process.
 
@@ -155,7 +155,7 @@ def bf16_speed() -> Bf16Speed:
 
 
 def kept_bf16_speed() -> Bf16Speed | None:
-    """Return what is known of this machine without measuring; torch is imported only where there may be a GPU.
+    """Return the known speed of this machine without measuring; torch is imported only where there may be a GPU.
 
     Raises:
         UsageError: ``OUTLAY_PRECISION`` is neither bf16 nor fp32.

@@ -51,7 +51,7 @@ def _n_allowed() -> int:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Yield folders of the process's group and of all above it, for a controller of v1 or for the one tree of v2.
+    """Yield the folders of the process's group and of all above it, for a controller of v1 or for the one tree of v2.
 
     In a container the path of the group may be the host's, which is not there: the mounted root is the container's own then.
     """
@@ -100,7 +100,7 @@ def _cpu_quota(folder: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """Return ``None`` for ``max`` (v2), -1 (v1), and what is no number."""
+    """Return quota / period; ``None`` for ``max`` (v2), -1 (v1), and anything that is no number."""
     try:
         found = int(quota) / int(period)
     except (ValueError, ZeroDivisionError):

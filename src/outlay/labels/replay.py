@@ -20,7 +20,7 @@ class Replay:
     Every row gets `redundancy` answers, an odd number, and their majority. An answer is wrong with probability
     `error_rate`, and then any other label, all equally likely; where any text is an answer, the differing gold answer of
     another row, all such rows about equally likely. Answers are a pure function of the seed and the row (and of the gold
-    answers, where a wrong one is taken from them), so a larger order repeats what a smaller one said.
+    answers, where a wrong one is taken from them), so a larger order repeats the answers of a smaller one.
     `seconds_per_label` of human time is reported per answer, not slept.
     A replayed label is charged, but costs no cash.
 
@@ -77,7 +77,7 @@ class Replay:
         return sum(delivery.charge_micros for _, delivery in self._sold.values())
 
     def quote(self, n: int) -> Quote:
-        """Return `n` rows at `redundancy` answers each: charged, but no cash. Raises SellerError for a negative number."""
+        """Quote `n` rows at `redundancy` answers each: a charge, but no cash. Raises SellerError for a negative number."""
         if n < 0:
             raise SellerError(f"{n} labels were asked for; ask for 0 or more")
         return Quote.of(self._price, n * self._redundancy, cash_micros=0)

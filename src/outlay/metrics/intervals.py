@@ -113,7 +113,7 @@ class Spread:
         return cls(float(of_seeds.var(ddof=1)) / n_seeds, rows, max(0.0, rows - noise), n_seeds, df_rows)
 
     def half(self, alpha: float = ALPHA) -> float:
-        """Return half of the interval that misses with probability ``alpha``, in points.
+        """Return half the width of the interval that misses with probability ``alpha``, in points.
 
         Cochran's mean of the two t quantiles, each weighed by its variance; never less than over rows alone.
         """
@@ -227,7 +227,7 @@ def _root(rising: Callable[[float], float], low: float, high: float) -> float:
 
 
 def half_of_means(values: Sequence[float]) -> float | None:
-    """Return half of the 95 % t-interval of a mean of independent values; None for fewer than two."""
+    """Return half the width of the 95 % t-interval of a mean of independent values; None for fewer than two."""
     if len(values) < 2:
         return None
     mean = math.fsum(values) / len(values)

@@ -49,10 +49,10 @@ def paraphrase_values(answered: Answered, reading: Rule) -> Floats:
     if reading == "published":
         b, s = similarity + EPSILON, bleu + EPSILON
         return np.stack([harmonic(b, s), b, s, np.ones(n)], axis=1)
-    said = [" ".join(prediction.split()) for prediction in answered.predictions]
-    is_empty = np.array([not prediction for prediction in said])
+    texts = [" ".join(prediction.split()) for prediction in answered.predictions]
+    is_empty = np.array([not prediction for prediction in texts])
     is_copy = np.array(
-        [prediction == " ".join(source.split()) for prediction, source in zip(said, answered.sources, strict=True)]
+        [prediction == " ".join(source.split()) for prediction, source in zip(texts, answered.sources, strict=True)]
     )
     similarity = np.where(is_empty, 0, np.clip(similarity, 0, 1))
     bleu = np.where(is_empty, 0, np.where(is_copy, 1, np.clip(bleu, 0, 1)))
@@ -61,7 +61,7 @@ def paraphrase_values(answered: Answered, reading: Rule) -> Floats:
 
 
 def harmonic(b: Floats, s: Floats) -> Floats:
-    """Return weighted harmonic mean of b and 1 - s, weights β and 1; 0 where either is exactly 0."""
+    """Return the weighted harmonic mean of b and 1 - s, weights β and 1; 0 where either is exactly 0."""
     import numpy as np
 
     with np.errstate(divide="ignore"):
@@ -69,8 +69,8 @@ def harmonic(b: Floats, s: Floats) -> Floats:
 
 
 def _self_bleu(predictions: Sequence[str], sources: Sequence[str]) -> Floats:
-    """Return BLEU of each prediction against its source, 0 to 1: four-grams, 13a tokens, no smoothing, no effective
-    order.
+    """Return the BLEU of each prediction against its source, 0 to 1: four-grams, 13a tokens, no smoothing, no
+    effective order.
     """
     import numpy as np
     from sacrebleu.metrics.bleu import BLEU

@@ -60,7 +60,7 @@ class Metric:
 
 
 def _averaged(statistics: tuple[str, ...]) -> Callable[[str, Floats], Floats]:
-    """Return statistics that are means over examples: one column each, 0 to 1, and a last one to count by."""
+    """Make statistics that are means over examples: one column each, 0 to 1, and a last one to count by."""
 
     def value(statistic: str, sums: Floats) -> Floats:
         mean: Floats = 100 * sums[..., statistics.index(statistic)] / sums[..., -1]

@@ -1,10 +1,9 @@
 """Cost model: the workload of a step, and the measured constants that turn it into seconds.
 
-A load is counted before a step runs, from the shape of the model and the lengths of its rows, batch by batch as the training loop
-and the teacher fill them. A profile holds the seconds of one unit of each term, for each precision, measured by
+A workload is counted before a step runs, from the shape of the model and the lengths of its rows, batch by batch as the
+training loop and the teacher fill them. A profile holds the seconds of one unit of each term, for each precision, measured by
 `outlay.train.calibration`. Seconds are the sum of products: a step's overhead, each pass over a layer, FLOPs of the matrices,
-activations and logits that go through memory, weights read and updated. They are for people to plan with: no charge is made of
-them.
+activations and logits that go through memory, weights read and updated. They serve planning: no charge depends on them.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ class Workload:
     ``steps``: optimiser steps; ``updated``: parameters updated, summed over them.
     ``train_*`` (forward and backward), ``infer_*``: ``calls``: passes over a layer; ``flops``: multiplications and additions of
     matrices; ``elements``: values that go through memory between them (tokens x width x layers, and attention scores);
-    ``logits``: positions x outputs; ``weights``: parameters read, summed over passes: what writing token by token waits for.
-    ``words``: tokens written one after the other; ``kept``: logits searched for the largest, to be written down.
+    ``logits``: positions x outputs; ``weights``: parameters read, summed over passes: the limit of decoding.
+    ``words``: tokens decoded one after the other; ``kept``: logits searched for the largest, to be stored.
     ``models``: models made ready; ``loaded``: their parameters; ``read``: tokens of texts.
     """
 
@@ -99,7 +98,7 @@ class MachineProfile:
         return FP32 if is_slow and FP32 in self.constants else BF16
 
     def seconds(self, load: Workload, precision: str) -> float:
-        """Return seconds that a load takes; ``bf16_weights`` is taken for ``bf16``.
+        """Return the seconds that a workload takes; ``bf16_weights`` is taken for ``bf16``.
 
         Raises:
             KeyError: a precision that was not measured.
@@ -108,7 +107,7 @@ class MachineProfile:
         return float(sum(constants[term] * amount for term, amount in zip(TERMS, astuple(load), strict=True)))
 
     def utilisation(self, *, train: bool) -> float:
-        """Return share of the peak that `REFERENCE` reaches in `precision`, in the FLOPs of the charge
+        """Return the share of the peak that `REFERENCE` reaches in `precision`, in the FLOPs of the charge
         (`outlay.models.shape`).
         """
         reader, lengths, n_tokens = REFERENCE, Lengths([64] * 256, [0] * 256), 64 * 256
@@ -247,8 +246,8 @@ def training_load(reader: ModelProfile, lengths: Lengths, settings: TrainSetting
 
 
 def answering_load(reader: ModelProfile, lengths: Lengths, settings: TeachSettings, *, keep: bool = False) -> Workload:
-    """Return answers to every row, batches filled as ``settings`` say; ``keep``: the logits behind them are written
-    down.
+    """Return the work of answering every row, batches filled as ``settings`` say; ``keep``: the logits of answers are
+    stored.
 
     A model that writes reads the source once. Each label is then scored over the same source; a free answer is written token by
     token. The logits are those of these passes, but where beams, samples or padding leave none: then it is read once more.
@@ -303,12 +302,14 @@ def _learnt(reader: ModelProfile, batch: Batch) -> _Pass:
 
 
 def _scored(reader: ModelProfile, batch: Batch) -> _Pass:
-    """Return every choice of every row over one reading of the source, whose keys and values are made once too."""
-    said = Batch(reader.n_choices * batch.n_rows, 0, batch.answer)
+    """Return the work of scoring every choice of every row over one reading of the source, whose keys and values are
+    computed once too.
+    """
+    answers = Batch(reader.n_choices * batch.n_rows, 0, batch.answer)
     if reader.shape.family != "seq2seq":
-        return _encoded(reader, Batch(batch.n_rows, batch.source, 0)) + _encoded(reader, said)
+        return _encoded(reader, Batch(batch.n_rows, batch.source, 0)) + _encoded(reader, answers)
     of_source = replace(_decoded(reader, Batch(batch.n_rows, batch.source, 0)), calls=0.0)
-    return _encoded(reader, batch) + of_source + _decoded(reader, said)
+    return _encoded(reader, batch) + of_source + _decoded(reader, answers)
 
 
 def _encoded(reader: ModelProfile, batch: Batch) -> _Pass:
@@ -337,11 +338,11 @@ def _decoded(reader: ModelProfile, batch: Batch) -> _Pass:
     shape = reader.shape
     of_source = max(0, shape.n_matmul_parameters_per_decoder_layer - shape.n_matmul_parameters_per_layer) / 2
     of_answer = shape.n_matmul_parameters_per_decoder_layer - of_source
-    n_said, n_read = batch.n_rows * batch.answer, batch.n_rows * batch.source
+    n_answer, n_read = batch.n_rows * batch.answer, batch.n_rows * batch.source
     n_heads, seen = max(1, shape.hidden_size // HEAD_SIZE), batch.answer + batch.source
-    per_layer = n_said * of_answer + n_read * of_source + 2 * n_said * seen * shape.hidden_size
-    n_logits = n_said * shape.vocab_size
-    elements = n_said * (1.5 * shape.hidden_size + n_heads * seen) + n_read * shape.hidden_size
+    per_layer = n_answer * of_answer + n_read * of_source + 2 * n_answer * seen * shape.hidden_size
+    n_logits = n_answer * shape.vocab_size
+    elements = n_answer * (1.5 * shape.hidden_size + n_heads * seen) + n_read * shape.hidden_size
     flops = 2 * (shape.n_decoder_layers * per_layer + n_logits * shape.hidden_size)
     return _Pass(DECODER_CALLS * shape.n_decoder_layers, flops, shape.n_decoder_layers * elements, n_logits)
 
@@ -370,7 +371,7 @@ def _inferred(reader: ModelProfile, one: _Pass) -> Workload:
 
 
 def _n_weights(shape: ModelShape, one: _Pass) -> float:
-    """Return parameters that a pass reads, by the share of all layers it goes through."""
+    """Return the number of parameters that a pass reads, by the share of all layers it goes through."""
     head = shape.hidden_size * shape.vocab_size if shape.family != "encoder" and one.logits else 0
     share = one.calls / max(1, shape.n_layers + DECODER_CALLS * shape.n_decoder_layers)
     return share * shape.n_matmul_parameters + head
@@ -381,8 +382,8 @@ def _n_parameters(reader: ModelProfile) -> int:
 
 
 def _training_batches(lengths: Lengths, settings: TrainSettings) -> Iterator[Batch]:
-    """Yield batches of one epoch as the loop makes them, but for chance: a window of shuffled rows is every k-th of
-    all by length.
+    """Yield the batches of one epoch as the loop makes them, but for chance: a window of shuffled rows is every k-th
+    of all by length.
     """
     total = [source + answer for source, answer in zip(lengths.sources, lengths.answers, strict=True)]
     order = sorted(range(len(total)), key=total.__getitem__)

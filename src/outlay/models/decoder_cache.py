@@ -1,7 +1,7 @@
 """The key-value cache of a model, by whichever name its transformers version gives it.
 
-transformers 5.24 renamed ``past_key_values`` to ``cache``, in what ``forward`` takes and in what it returns: the old name warns
-from then on and goes in 5.40. Models of both kinds are told apart by what their ``forward`` takes, not by a version.
+transformers 5.24 renamed ``past_key_values`` to ``cache``, in the parameters of ``forward`` and in its result: the old name warns
+from then on and goes in 5.40. Models of both kinds are told apart by the parameters of ``forward``, not by a version.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Heads of generative models: sequence to sequence, and causal (Raffel et al. 2020; Kang et al. 2023, Appendix B).
 
-`GenerationHead` reads and writes tokens. `RankClassificationHead` lets the same models choose among a label set by the
-probability they give to each label's tokens: what a teacher of another tokenizer can be compared by.
+`GenerationHead` generates tokens. `RankClassificationHead` makes the same models choose among a label set by the probability
+of each label's tokens, so that teacher and student may have different tokenizers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from outlay.errors import LabelError
-from outlay.models.decoding import DecodingState, Say, greedy, is_plain_greedy, n_scored, score, walk
+from outlay.models.decoding import (
+    DecodingState,
+    OnLogits,
+    constrained_greedy,
+    greedy,
+    is_plain_greedy,
+    n_scored,
+    score_candidates,
+)
 from outlay.models.heads import (
     Generation,
     Inputs,
@@ -27,7 +35,7 @@ from outlay.models.heads import (
     Texts,
     class_units,
     device_of,
-    hand_over,
+    feed_sink,
     likeliest,
     logits_of,
     padded_units,
@@ -62,7 +70,7 @@ class GenerationHead:
         self._eos = int(tokenizer.eos_token_id)
         self.pad_unit = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._eos)
 
-    def read(self, texts: Texts) -> Sources:
+    def tokenize(self, texts: Texts) -> Sources:
         """Return the prefix and the text; a causal model's text ends with a separator."""
         prompts = [(self.form.prefix + row[0],) for row in texts]
         if self.family == "seq2seq":
@@ -77,7 +85,7 @@ class GenerationHead:
         n_cut = encoded.n_truncated
         return Sources(Encoded(flat.ids, np.zeros_like(flat.ids), flat.offsets, self.pad_unit, n_cut), texts)
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
+    def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
         """Return the tokens of each answer, cut to the limit; the closing token stays."""
         if not answers:
             return AnswerIds.of([])
@@ -109,40 +117,38 @@ class GenerationHead:
         return self._prompt(sources, rows, units)
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """Return ``[len(rows), P, V]``: at each position the logits of its token, given the source and the tokens
-        before it.
-        """
+        """Return the logits ``[len(rows), P, V]`` of each position's token, given the source and the tokens before it."""
         read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         if self.family == "seq2seq":
             return _decoded(model, read, inputs["answers"])
         logits: Tensor = model(**read, use_cache=False).logits
         return logits.gather(1, inputs["places"].unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
-    def speak(
+    def generate(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
-        """Write answers; the logits are those of the steps that wrote them.
+        """Generate answers; the sink gets the logits of the steps that generated them.
 
-        Beams and samples leave none, and those of padding are no step's: then one more pass reads what was written, as a student
-        does.
+        Beams and samples leave no such logits, and padding has no step: then one more pass reads the generated answers, as a
+        student does.
         """
         limit = self.form.max_target_tokens
         # The published script counts the start token among ``max_target_tokens``, and its targets have a position behind the end.
         n_new = limit - 1 if how.keep_padding else limit
-        again = sink is not None and (how.keep_padding or how.beams > 1 or how.sample)
-        heard = None if again else sink
+        needs_pass = sink is not None and (how.keep_padding or how.beams > 1 or how.sample)
+        step_sink = None if needs_pass else sink
         if how.answers_from == "labels" and self.form.kind == "classification" and how.beams == 1 and not how.sample:
-            units = self._choose(model, sources, rows, heard)
+            units = self._choose(model, sources, rows, step_sink)
         else:
-            units = self._write(model, sources, rows, how, n_new, heard)
+            units = self._write(model, sources, rows, how, n_new, step_sink)
         n_written = sum(len(row) for row in units)
         n_tokens = int(sources.encoded.lengths[rows].sum()) + how.beams * n_written
-        if sink is None or not again:
+        if sink is None or not needs_pass:
             return Generation(units, n_tokens)
         self._read_again(model, sources, rows, units, limit if how.keep_padding else None, sink)
         return Generation(units, n_tokens + (limit * len(units) if how.keep_padding else n_written))
 
-    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+    def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """Return the decoded answers, special tokens left out."""
         texts = self._tokenizer.batch_decode([row.tolist() for row in units], skip_special_tokens=True)
         return [str(text).strip() for text in texts]
@@ -155,17 +161,17 @@ class GenerationHead:
         """
         limit = self.form.max_target_tokens
         for answer in answers:
-            units = self.spell(Sources(encode(self._tokenizer, [], 1), []), [answer])
+            units = self.encode_answers(Sources(encode(self._tokenizer, [], 1), []), [answer])
             if units.n_cut:
                 raise LabelError(f"{answer!r} has more than max_target_tokens = {limit} tokens; raise it")
-            said = self.words(Sources(encode(self._tokenizer, [], 1), []), np.zeros(1, np.int64), [units.ids])[0]
-            if said != answer:
+            decoded = self.decode(Sources(encode(self._tokenizer, [], 1), []), np.zeros(1, np.int64), [units.ids])[0]
+            if decoded != answer:
                 raise LabelError(
-                    f"the tokenizer cannot spell {answer!r}, it reads back {said!r}; rename it or take another model"
+                    f"the tokenizer cannot spell {answer!r}, it reads back {decoded!r}; rename it or take another model"
                 )
 
-    def writing(self, model: nn.Module, sources: Sources, rows: Rows) -> DecodingState:
-        """Return the rows before their first token."""
+    def decoding_state(self, model: nn.Module, sources: Sources, rows: Rows) -> DecodingState:
+        """Return the decoding state of rows before their first token."""
         device = device_of(model)
         is_causal = self.family == "causal"
         read = self._left_padded(sources, rows) if is_causal else _sources_only(sources.encoded, rows)
@@ -175,12 +181,14 @@ class GenerationHead:
     def _choose(
         self, model: nn.Module, sources: Sources, rows: Rows, sink: LogitSink | None
     ) -> list[NDArray[np.int32]]:
-        """Return the tokens of a label for each row, found by `walk`."""
-        labels = self.spell(self.read([]), self.form.labels)
+        """Return the tokens of a label for each row, by `constrained_greedy`."""
+        labels = self.encode_answers(self.tokenize([]), self.form.labels)
         paths = split_units(labels)
         units: list[NDArray[np.int32]] = []
         for some in _chunks(rows, int(labels.lengths.max()) * _n_vocabulary(model)):
-            chosen = walk(self.writing(model, sources, some), paths, say=_told(sink, some))
+            chosen = constrained_greedy(
+                self.decoding_state(model, sources, some), paths, on_logits=_logits_callback(sink, some)
+            )
             units += [np.array(paths[i], dtype=np.int32) for i in chosen]
         return units
 
@@ -195,8 +203,10 @@ class GenerationHead:
     ) -> list[NDArray[np.int32]]:
         config = self._config(model, how, n_new)
         if is_plain_greedy(config):
-            writing, n_choices = self.writing(model, sources, rows), len(self._tokenizer)
-            return greedy(writing, n_new=n_new, closing=self._eos, n_choices=n_choices, say=_told(sink, rows))
+            state, n_choices = self.decoding_state(model, sources, rows), len(self._tokenizer)
+            return greedy(
+                state, n_new=n_new, closing=self._eos, n_choices=n_choices, on_logits=_logits_callback(sink, rows)
+            )
         # Equal rows under equal settings are answered alike, whichever block or process they are in.
         torch.manual_seed(step_seed(how.seed, int(sources.encoded.row(int(rows[0])).sum())))
         if sink is None:
@@ -219,7 +229,7 @@ class GenerationHead:
         config.pad_token_id, config.eos_token_id = self.pad_unit, self._eos
         if self.family == "seq2seq":
             config.decoder_start_token_id = _decoder_start(model)
-        # Rows that pad the vocabulary are no tokens. Distillation leaves them as they were: random weights would say them.
+        # Rows that pad the vocabulary are no tokens. Distillation leaves them as they were: random weights would generate them.
         n_tokens, n_rows = len(self._tokenizer), _n_vocabulary(model)
         config.suppress_tokens = list(range(n_tokens, n_rows)) or None
         return config
@@ -258,7 +268,7 @@ class GenerationHead:
         lengths = np.array([len(row) if width is None else width for row in units], dtype=np.int64)
         for at in _chunks(np.arange(len(rows)), longest * _n_vocabulary(model)):
             logits = logits_of(self, model, sources, rows[at], padded[torch.from_numpy(at)])
-            hand_over(sink, rows[at], logits, lengths[at])
+            feed_sink(sink, rows[at], logits, lengths[at])
 
     def _until_end(self, row: NDArray[np.int64]) -> NDArray[np.int32]:
         """Return the tokens up to the closing one: behind it is padding. Without one the limit has cut the answer off."""
@@ -266,7 +276,7 @@ class GenerationHead:
         return row[: ends[0] + 1 if len(ends) else len(row)].astype(np.int32)
 
     def _prompt(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
-        """Return text and answer, one behind the other, padded on the right; the last unit is only predicted."""
+        """Return text and answer concatenated, padded on the right; the last unit is only predicted."""
         encoded = sources.encoded
         n_source = torch.from_numpy(encoded.lengths[rows])
         n_before = units.shape[1] - 1
@@ -309,13 +319,13 @@ class RankClassificationHead:
         self.form = text.form
         self.family: Family = text.family
         self.writer = text
-        self._labels = text.spell(text.read([]), text.form.labels)
+        self._labels = text.encode_answers(text.tokenize([]), text.form.labels)
 
-    def read(self, texts: Texts) -> Sources:
+    def tokenize(self, texts: Texts) -> Sources:
         """Tokenise sources as the generation head does."""
-        return self.writer.read(texts)
+        return self.writer.tokenize(texts)
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
+    def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
         """Return the class of each answer."""
         return class_units(self.form, answers)
 
@@ -340,7 +350,7 @@ class RankClassificationHead:
         return {**self.writer.inputs(sources, repeated, spelt), "spelt": spelt, "real": real}
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """Return ``[len(rows), 1, labels]``."""
+        """Return the labels' log-probabilities, ``[len(rows), 1, labels]``."""
         if self.family == "seq2seq":
             logits = _decoded(model, _encoded_once(model, inputs, len(self._labels)), inputs["spelt"])
         else:
@@ -349,7 +359,7 @@ class RankClassificationHead:
         scores = torch.where(inputs["real"], log_p, log_p.new_zeros(())).sum(-1)
         return scores.reshape(-1, 1, len(self._labels))
 
-    def speak(
+    def generate(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Return the likeliest label; the source is read once for all of them."""
@@ -358,13 +368,13 @@ class RankClassificationHead:
         n_read = n_labels * (int(sources.encoded.lengths[rows].max()) + longest)
         units: list[NDArray[np.int32]] = []
         for some in _chunks(rows, n_labels * longest * _n_vocabulary(model), n_read):
-            scores = score(self.writer.writing(model, sources, some), paths)
-            hand_over(sink, some, scores.unsqueeze(1), np.ones(len(some), dtype=np.int64))
+            scores = score_candidates(self.writer.decoding_state(model, sources, some), paths)
+            feed_sink(sink, some, scores.unsqueeze(1), np.ones(len(some), dtype=np.int64))
             units += likeliest(scores)
         return Generation(units, int(sources.encoded.lengths[rows].sum()) + len(rows) * n_scored(paths))
 
-    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
-        """Return labels."""
+    def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Return the labels of units."""
         return [self.form.labels[int(row[0])] for row in units]
 
 
@@ -376,11 +386,11 @@ def _sources_only(encoded: Encoded, rows: Rows) -> Inputs:
 
 
 def split_units(units: AnswerIds) -> list[list[int]]:
-    """Return one list per row."""
+    """Return the units of each row as a list."""
     return [units.ids[start:stop].tolist() for start, stop in zip(units.offsets[:-1], units.offsets[1:], strict=True)]
 
 
-def _told(sink: LogitSink | None, rows: Rows) -> Say | None:
+def _logits_callback(sink: LogitSink | None, rows: Rows) -> OnLogits | None:
     """Return a sink for rows of the sources, as the rows of a batch see it."""
     if sink is None:
         return None
@@ -388,15 +398,17 @@ def _told(sink: LogitSink | None, rows: Rows) -> Say | None:
 
 
 def _chunks(rows: Rows, n_logits: int, n_cached: int = 1) -> list[Rows]:
-    """Return rows in order, as many together as `_CHUNK_LOGITS` and `_CHUNK_TOKENS` allow; ``n_logits`` and
-    ``n_cached`` are a row's.
+    """Split rows into chunks as large as `_CHUNK_LOGITS` and `_CHUNK_TOKENS` allow; ``n_logits`` and ``n_cached`` are
+    a row's.
     """
     size = max(1, min(_CHUNK_LOGITS // max(1, n_logits), _CHUNK_TOKENS // n_cached))
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _decoded(model: nn.Module, read: Mapping[str, Any], answers: Tensor) -> Tensor:
-    """Return logits ``[b, P, V]`` of answers ``[b, P]``, each token read behind the one before it."""
+    """Return the logits ``[b, P, V]`` of answers ``[b, P]`` by teacher forcing: each token is read after the one
+    before it.
+    """
     start = answers.new_full((len(answers), 1), _decoder_start(model))
     decoder = torch.cat([start, answers[:, :-1]], dim=1)
     logits: Tensor = model(**read, decoder_input_ids=decoder, use_cache=False).logits
@@ -406,7 +418,7 @@ def _decoded(model: nn.Module, read: Mapping[str, Any], answers: Tensor) -> Tens
 def _encoded_once(model: nn.Module, inputs: Inputs, n: int) -> dict[str, Any]:
     """Return the encoder's outputs, each source repeated ``n`` times; computed once per source.
 
-    Weights that are dealt among processes come together for the model as a whole: then the encoder reads the copies.
+    Sharded weights (FSDP) are gathered for the model as a whole: then the encoder reads the copies.
     """
     from torch.distributed.fsdp import FSDPModule
     from transformers.modeling_outputs import BaseModelOutput
@@ -420,7 +432,7 @@ def _encoded_once(model: nn.Module, inputs: Inputs, n: int) -> dict[str, Any]:
 
 
 def _n_vocabulary(model: nn.Module) -> int:
-    """Return rows of the vocabulary, those that pad it included."""
+    """Return the size of the vocabulary, padding rows included."""
     config: Any = getattr(model, "module", model).config
     return int(config.get_text_config().vocab_size)
 

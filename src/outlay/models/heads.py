@@ -1,7 +1,7 @@
 """Heads: the task-specific ends of models, by family and kind of task.
 
-A head reads sources, spells answers in the model's own *units* (classes, tags or tokens), gives logits at the positions of an
-answer, and puts units back into words. `outlay.models.generative_heads` has the heads of models that write text.
+A head tokenizes sources, encodes answers as the model's own *units* (classes, tags or tokens), computes logits at the positions
+of an answer, and decodes units to text. `outlay.models.generative_heads` has the heads of generative models.
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ class Head(Protocol):
         """The id behind an answer's end where padding is kept."""
         ...
 
-    def read(self, texts: Texts) -> Sources:
+    def tokenize(self, texts: Texts) -> Sources:
         """Tokenise sources, cutting those that are too long."""
         ...
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
-        """Return answers in the model's units.
+    def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
+        """Encode answers in the model's units.
 
         Raises:
             LabelError: a class outside the label set.
@@ -105,7 +105,7 @@ class Head(Protocol):
         ...
 
     def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
-        """Return tokens of each row that go through the model in one pass with these answers, int64 ``[rows]``."""
+        """Return the tokens of each row that go through the model in one pass with these answers, int64 ``[rows]``."""
         ...
 
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
@@ -113,17 +113,17 @@ class Head(Protocol):
         ...
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """Return logits ``[len(rows), P, V]`` from `inputs` that are where the model is."""
+        """Return the logits ``[len(rows), P, V]`` of `inputs` that are on the model's device."""
         ...
 
-    def speak(
+    def generate(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Return the model's own answers; the logits behind them go to ``sink``, those of padding too where it is kept."""
         ...
 
-    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
-        """Return units put into words."""
+    def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Return the text of units."""
         ...
 
 
@@ -139,11 +139,11 @@ class ClassificationHead:
         self.n_outputs = len(form.labels)
         self._tokenizer = tokenizer
 
-    def read(self, texts: Texts) -> Sources:
-        """Return one or two segments per row."""
+    def tokenize(self, texts: Texts) -> Sources:
+        """Tokenize one or two segments per row."""
         return Sources(encode(self._tokenizer, texts, self.form.max_source_tokens), texts)
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
+    def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
         """Return the class of each answer."""
         return class_units(self.form, answers)
 
@@ -156,20 +156,20 @@ class ClassificationHead:
         return collate(sources.encoded, rows)
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """Return ``[len(rows), 1, labels]``."""
+        """Return the logits of the classes, ``[len(rows), 1, labels]``."""
         out: Tensor = model(**inputs).logits
         return out.unsqueeze(1)
 
-    def speak(
+    def generate(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Return the likeliest class."""
         logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
-        hand_over(sink, rows, logits, np.ones(len(rows), dtype=np.int64))
+        feed_sink(sink, rows, logits, np.ones(len(rows), dtype=np.int64))
         return Generation(likeliest(logits[:, 0]), int(sources.encoded.lengths[rows].sum()))
 
-    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
-        """Return labels."""
+    def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Return the labels of units."""
         return [self.form.labels[int(row[0])] for row in units]
 
 
@@ -193,7 +193,7 @@ class TaggingHead:
         self._tokenizer = tokenizer
         self._begin = {label: 1 + 2 * i for i, label in enumerate(form.labels)}
 
-    def read(self, texts: Texts) -> Sources:
+    def tokenize(self, texts: Texts) -> Sources:
         """Return the whole source as one segment."""
         encoded = encode(self._tokenizer, texts, self.form.max_source_tokens, with_spans=True)
         assert encoded.spans is not None
@@ -203,7 +203,7 @@ class TaggingHead:
             encoded, texts, AnswerIds.of([np.flatnonzero(real[start:stop]).tolist() for start, stop in bounds])
         )
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
+    def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
         """Return the tags of each row's tokens; entities that are not in the source, or have no token of their own,
         are counted.
         """
@@ -227,23 +227,23 @@ class TaggingHead:
         return {**collate(sources.encoded, rows), "places": self._places(sources).batch(rows)[0]}
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """Return ``[len(rows), P, tags]``, P the most text tokens of a row."""
+        """Return the logits of the tags, ``[len(rows), P, tags]``, P the most text tokens of a row."""
         out: Tensor = model(**{name: tensor for name, tensor in inputs.items() if name != "places"}).logits
         return out.gather(1, inputs["places"].unsqueeze(-1).expand(-1, -1, out.shape[-1]))
 
-    def speak(
+    def generate(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Return the likeliest tag of each token."""
         logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
         lengths = self._places(sources).lengths[rows]
-        hand_over(sink, rows, logits, lengths)
+        feed_sink(sink, rows, logits, lengths)
         best = logits.argmax(-1).cpu().numpy().astype(np.int32)
         units = [best[i, :length] for i, length in enumerate(lengths)]
         return Generation(units, int(sources.encoded.lengths[rows].sum()))
 
-    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
-        """Return lines of entities, each the text of its source from its first token to its last."""
+    def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Return entity lines, each entity the text of its source from its first token to its last."""
         lines = []
         for row, tags in zip(rows, units, strict=True):
             text = sources.texts[int(row)][0]
@@ -255,7 +255,7 @@ class TaggingHead:
         return sources.places
 
     def _spans(self, sources: Sources, row: int) -> NDArray[np.int32]:
-        """Return characters of each text token of a row, int32 ``[positions, 2]``."""
+        """Return the characters of each text token of a row, int32 ``[positions, 2]``."""
         places = self._places(sources)
         inside = places.ids[places.offsets[row] : places.offsets[row + 1]]
         assert sources.encoded.spans is not None
@@ -300,7 +300,7 @@ class TaggingHead:
 
 
 def class_units(form: TaskSpec, answers: Sequence[str]) -> AnswerIds:
-    """Return one position per row: the class of its answer.
+    """Encode each answer as one position: its class.
 
     Raises:
         LabelError: an answer outside the label set.
@@ -313,7 +313,7 @@ def class_units(form: TaskSpec, answers: Sequence[str]) -> AnswerIds:
 
 
 def padded_units(units: Sequence[NDArray[np.int32]], width: int, pad_unit: int) -> NDArray[np.int64]:
-    """Return rows of units side by side, int64 ``[rows, width]``."""
+    """Pad rows of units, int64 ``[rows, width]``."""
     padded = np.full((len(units), width), pad_unit, dtype=np.int64)
     for i, row in enumerate(units):
         padded[i, : len(row)] = row
@@ -321,12 +321,12 @@ def padded_units(units: Sequence[NDArray[np.int32]], width: int, pad_unit: int) 
 
 
 def logits_of(head: Head, model: nn.Module, sources: Sources, rows: Rows, units: Tensor) -> Tensor:
-    """Return logits of some rows in one go: `Head.inputs`, moved to the model, then `Head.logits`."""
+    """Return the logits of some rows in one pass: `Head.inputs`, moved to the model's device, then `Head.logits`."""
     inputs, device = head.inputs(sources, rows, units), device_of(model)
     return head.logits(model, {name: tensor.to(device) for name, tensor in inputs.items()})
 
 
-def hand_over(sink: LogitSink | None, rows: Rows, logits: Tensor, counts: NDArray[np.int64]) -> None:
+def feed_sink(sink: LogitSink | None, rows: Rows, logits: Tensor, counts: NDArray[np.int64]) -> None:
     """Pass the logits ``[b, P, V]`` of ``rows`` to a sink, the first ``counts[i]`` positions of each."""
     if sink is None:
         return

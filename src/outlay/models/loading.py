@@ -1,7 +1,7 @@
 """Load models by reference, and save their weights.
 
-A reference is read by `outlay.models.reference`; this module turns it into a module with weights and the head that speaks for
-it. Weights are read and written as safetensors only.
+`outlay.models.reference` parses a reference; this module loads its weights and builds its head. Weights are read and written as
+safetensors only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ModelSpec:
 
     ``ref``: a model reference; ``base``: the checkpoint that ``cut:`` and ``tiny:`` take layers, shapes and tokenizer from;
     ``form``: the task as the model meets it; ``seed``: of a new head (and of a ``tiny:`` model's weights); ``target``: what its
-    teacher hands over, ``None`` where it learns from labels.
+    teacher gives, ``None`` where it learns from labels.
     """
 
     ref: str
@@ -59,7 +59,7 @@ def load_tokenizer(ref: str, base: str) -> Any:
 
 
 def head_for(family: Family, form: TaskSpec, tokenizer: Any, target: TargetKind | None = None) -> Head:
-    """Return the head that speaks for a model of this family on such a task, learning from ``target``; the limits of
+    """Return the head of a model of this family for such a task, learning from ``target``; the limits of
     ``form`` are the model's.
 
     Raises:
@@ -96,7 +96,7 @@ def read_head(ref: str, base: str, form: TaskSpec) -> tuple[Head, Any]:
 
 
 def load_model(spec: ModelSpec) -> tuple[nn.Module, Head, Any]:
-    """Return a model to train, in float32 on the CPU; its head; its tokenizer.
+    """Return a model to train, in float32 on the CPU, with its head and its tokenizer.
 
     An encoder's classification layer is new even where the checkpoint brings one: its classes may be others, in another order.
 
@@ -205,7 +205,7 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 
 
 def n_logits(ref: str, base: str) -> int:
-    """Return rows of a model's vocabulary: at least its tokenizer's, often padded to a round number."""
+    """Return the rows of a model's vocabulary: at least its tokenizer's, often padded to a round number."""
     folder = resolve_folder(ref, base=base)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return int(config["vocab_size"])
@@ -290,7 +290,7 @@ def _renew_layer(model: Any, n_outputs: int, already_new: set[str]) -> None:
 
 
 def _outputs(head: Head) -> tuple[str, ...] | None:
-    """Return names of the outputs of an encoder's classification layer."""
+    """Return the names of the outputs of an encoder's classification layer."""
     return (
         head.tags
         if isinstance(head, TaggingHead)

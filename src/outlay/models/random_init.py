@@ -1,6 +1,6 @@
 """Models with random weights at a named size, and tokenizers trained on the texts they are to read.
 
-They know nothing. They are for trying the mechanics without a hub, for measuring speed at a true shape, and for ``tiny:LxH``.
+They are untrained, for trying the mechanics without a hub, for measuring speed at a true shape, and for ``tiny:LxH``.
 
 The tokenizer works as T5's does (Raffel et al. 2020): words begin with ``▁``, ``</s>`` ends a text, pieces are learnt from texts.
 They come from byte-pair encoding (Sennrich et al. 2016), since the Unigram trainer of `tokenizers` gives other scores in every

@@ -161,7 +161,7 @@ def cut_layers(n_layers: int, n_keep: int) -> tuple[int, ...]:
 
 
 def tiny_n_heads(hidden_size: int) -> int:
-    """Return attention heads of a ``tiny:LxH`` model."""
+    """Return the number of attention heads of a ``tiny:LxH`` model."""
     return max(1, hidden_size // TINY_HEAD_SIZE)
 
 
@@ -169,8 +169,7 @@ _fingerprints: dict[tuple[str, int, int], str] = {}
 
 
 def fingerprint(ref: str, *, base: str | None = None) -> str:
-    """Return sha256 over the names and bytes of everything ``ref`` reads, so that an edited checkpoint asks for
-    another key.
+    """Return the sha256 over names and bytes of all files ``ref`` reads, so that an edited checkpoint has another key.
 
     A file is read once per process while its size and time stay as they are.
 
@@ -184,7 +183,7 @@ def fingerprint(ref: str, *, base: str | None = None) -> str:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """Return everything of a checkpoint folder that is read, by name: weights, configuration, tokenizer.
+    """Return the files of a checkpoint folder that are read, by name: weights, configuration, tokenizer.
 
     Raises:
         UnknownModel: as `weight_files`.

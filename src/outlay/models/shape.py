@@ -39,7 +39,7 @@ FAMILY_OF: Mapping[str, Family] = {
 """Families by ``model_type`` of the config; a type that is not listed is refused, since its counts would be a guess."""
 
 T5_N_BUCKETS = 32
-"""Relative distances that T5's first layer of each stack tells apart, for each head."""
+"""Buckets of relative distances in T5's first layer of each stack, for each head."""
 BERT_N_SEGMENTS = 2
 
 _N_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers")
@@ -98,19 +98,19 @@ class ModelShape:
         return self.n_matmul_parameters + self.n_head_parameters(n_labels)
 
     def n_total_parameters(self, n_labels: int) -> int:
-        """Return all parameters with embeddings, norms, biases and the head; a tied head counts once."""
+        """Return the number of all parameters, with embeddings, norms, biases and the head; a tied head counts once."""
         if self.family == "encoder":
             return self.n_body_parameters + (self.hidden_size + 1) * (self.hidden_size + n_labels)
         return self.n_body_parameters + (0 if self.tied_head else self.hidden_size * self.vocab_size)
 
 
 def flops_train(shape: ModelShape, n_tokens: int, n_labels: int) -> int:
-    """Return FLOPs of ``n_tokens`` tokens forward and backward: 3 N (seq2seq) or 6 N per token (T-Few, section 4.2)."""
+    """Return the FLOPs of ``n_tokens`` tokens forward and backward: 3 N (seq2seq) or 6 N per token (T-Few, section 4.2)."""
     return _FLOPS_PER_PARAMETER[shape.family][0] * shape.n_counted_parameters(n_labels) * n_tokens
 
 
 def flops_infer(shape: ModelShape, n_tokens: int, n_labels: int) -> int:
-    """Return FLOPs of ``n_tokens`` tokens forward: N (seq2seq) or 2 N per token (T-Few, section 4.2)."""
+    """Return the FLOPs of ``n_tokens`` tokens forward: N (seq2seq) or 2 N per token (T-Few, section 4.2)."""
     return _FLOPS_PER_PARAMETER[shape.family][1] * shape.n_counted_parameters(n_labels) * n_tokens
 
 
@@ -194,7 +194,7 @@ def shape_of_size(size: Size) -> ModelShape:
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return dtype and shape of every tensor in a safetensors file; only its header is read.
+    """Return the dtype and shape of every tensor in a safetensors file; only its header is read.
 
     Raises:
         UnknownModel: not a safetensors file, or one whose end is missing.
@@ -229,7 +229,7 @@ class _Stack:
         self.matmul[layer] = self.matmul.get(layer, 0) + (n if is_matmul else 0)
 
     def kept(self, folder: Path, n_layers: int, n_keep: int | None) -> tuple[int, int, int]:
-        """Return layers kept, matmul parameters per layer, and all parameters of the kept layers."""
+        """Return the number of layers kept, their matmul parameters per layer, and all their parameters."""
         if sorted(self.matmul) != list(range(n_layers)):
             raise UnknownModel(f"{folder}: config.json says {n_layers} layers, the weights hold {len(self.matmul)}")
         if len(set(self.matmul.values())) != 1:
@@ -296,7 +296,7 @@ def _is_t5(config: Mapping[str, Any]) -> bool:
 
 
 def _is_tied(config: Mapping[str, Any], names: Set[str]) -> bool:
-    """Return whether the head is the table of the words themselves."""
+    """Return whether the output layer is tied to the embeddings."""
     if not names & _HEAD_TABLES:
         return True
     if _is_t5(config):  # its config says "tied" whatever the weights are, once transformers 5 has written it

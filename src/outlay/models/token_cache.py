@@ -79,7 +79,7 @@ class TokenStore:
         return kept
 
     def write(self, key: str, kept: Kept) -> None:
-        """Keep it, whole or not at all; where there is no room it is not kept."""
+        """Write a file, whole or not at all; where there is no room, nothing is kept."""
         new = self.folder / f"{key}.{os.getpid()}.tmp"
         about = {"key": key, "counts": json.dumps(dict(kept.counts)), "sha256": kept.digest}
         try:
@@ -152,7 +152,7 @@ def write(key: str | None, arrays: Mapping[str, NDArray[Any]], counts: Mapping[s
 
 
 def _identity(tokenizer: Any) -> str:
-    """Return everything that decides how a fast tokenizer reads a text, but for the limits it is called with."""
+    """Return an identity of a fast tokenizer: all that decides how it reads a text, but for the limits of a call."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     # The last call's.
     for name in ("truncation", "padding"):

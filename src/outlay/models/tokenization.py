@@ -144,7 +144,9 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int, *,
 
 
 def kept_units(tokenizer: Any, how: str, answers: Sequence[str], make: Callable[[], AnswerIds]) -> AnswerIds:
-    """Return answers spelt before by this tokenizer, or what ``make`` makes of them; ``how``: what else decides it."""
+    """Return answers encoded before by this tokenizer, or by ``make``; ``how``: further parameters that decide the
+    encoding.
+    """
     key = token_cache.key_of(tokenizer, f"answers, {how}", [(answer,) for answer in answers])
     kept = token_cache.read(key)
     if kept is not None:
@@ -174,7 +176,7 @@ def collate(encoded: Encoded, rows: Sequence[int] | NDArray[np.int64]) -> dict[s
 
 
 def _tokenise(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int, with_spans: bool) -> Encoded:
-    """Return some rows in one call, which a fast tokenizer shares among its threads."""
+    """Tokenise some rows in one call, which a fast tokenizer shares among its threads."""
     first = [row[0] for row in texts]
     second = [row[1] for row in texts] if len(texts[0]) == 2 else None
     out = tokenizer(
@@ -211,7 +213,7 @@ def _arrays(encoded: Encoded) -> dict[str, NDArray[Any]]:
 
 
 def _narrow(ids: Ids) -> Ids:
-    """Return ids in the smallest of uint8, uint16 and int32 that holds them."""
+    """Convert ids to the smallest of uint8, uint16 and int32 that holds them."""
     most, least = int(ids.max(initial=0)), int(ids.min(initial=0))
     kind = np.uint8 if most < 2**8 else np.uint16 if most < 2**16 else np.int32
     narrow: Ids = ids.astype(np.int32 if least < 0 else kind)
@@ -234,7 +236,7 @@ def _end_to_end(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _n_longer(tokenizer: Any, first: list[str], second: list[str] | None, full: list[int], max_tokens: int) -> int:
-    """Return rows longer than the limit, of those that fill it: the rare exact fit is not longer."""
+    """Count the rows longer than the limit among those that fill it: the rare exact fit is not longer."""
     if not full:
         return 0
     again = tokenizer(

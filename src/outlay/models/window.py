@@ -137,7 +137,9 @@ def window_in(config: Mapping[str, Any], family: Family) -> Window:
 
 
 def n_positions(config: Mapping[str, Any]) -> int | None:
-    """Return tokens that a ``config.json`` of one stack, or of two alike, has positions for; ``None`` = no end."""
+    """Return the number of tokens that a ``config.json`` of one stack, or of two alike, has positions for; ``None`` =
+    no end.
+    """
     kind = str(config.get("model_type"))
     if kind in _RELATIVE or (kind.startswith("deberta") and config.get("position_biased_input") is False):
         return None

@@ -1,7 +1,7 @@
 """Money: integer micro-dollars, prices with their source, and quotes.
 
 Amounts are whole micro-dollars (a millionth of a dollar). Quantities and products are exact fractions, rounded up
-once, when an amount becomes an entry. A price is a dated record that says where it was read; a price nobody could
+once, when an amount becomes an entry. A price is a dated record with its source; a price nobody could
 read is marked as the user's to set.
 """
 
@@ -47,7 +47,7 @@ _PRICE_FIELDS = ("item", "unit", "usd", "source", "checked", "note")
 
 
 def parse_usd(text: str | int | float | Decimal) -> int:
-    """Return micro-dollars of an amount such as ``300``, ``"$300"`` or ``"1,000.50"``.
+    """Read an amount such as ``300``, ``"$300"`` or ``"1,000.50"`` as micro-dollars.
 
     Raises MoneyError for anything that is not a plain amount of dollars: words, NaN, infinity, a negative number,
     more than `MAX_USD`, or a fraction of a micro-dollar.
@@ -67,7 +67,7 @@ def parse_usd(text: str | int | float | Decimal) -> int:
 
 
 def parse_budget(text: str | int | float | Decimal) -> int:
-    """Return micro-dollars of a budget: `parse_usd`, and more than zero. Raises MoneyError."""
+    """Read a budget as micro-dollars: `parse_usd`, and more than zero. Raises MoneyError."""
     micros = parse_usd(text)
     if micros == 0:
         raise MoneyError(f"a budget of {_shown(text)} buys nothing; give more than $0")
@@ -75,15 +75,17 @@ def parse_budget(text: str | int | float | Decimal) -> int:
 
 
 def format_usd(micros: int) -> str:
-    """Return ``"$300.00"``, ``"$0.0374"``, ``"$1,820.000001"``: at least 2 decimals and as many as are needed, up to 6."""
+    """Format micro-dollars as ``"$300.00"``, ``"$0.0374"``, ``"$1,820.000001"``: 2 decimals or as many as are needed,
+    up to 6.
+    """
     dollars, rest = divmod(abs(micros), MICROS_PER_USD)
     decimals = f"{rest:06d}".rstrip("0").ljust(2, "0")
     return f"{'-' if micros < 0 else ''}${dollars:,}.{decimals}"
 
 
 def write_usd(usd: Decimal | float) -> str:
-    """Return dollars in digits alone, every one of them and no exponent: ``"0.00000015"``. A price file reads them
-    again.
+    """Write dollars in digits alone, all of them and without an exponent: ``"0.00000015"``; a price file can read
+    them again.
 
     Floats are written as Python does, ``"300.0"``, so that they read back as the same float.
     """
@@ -91,7 +93,7 @@ def write_usd(usd: Decimal | float) -> str:
 
 
 def show_usd(usd: float) -> str:
-    """Return dollars for people: ``"$1,980.00"``, ``"$0.0024"``, ``"$0.000025"``.
+    """Format dollars for people: ``"$1,980.00"``, ``"$0.0024"``, ``"$0.000025"``.
 
     Cents from one dollar on; below it four decimals, or as many as two significant digits take. Nothing is ``"$0.00"``.
     """
@@ -139,7 +141,7 @@ _EXACT = Context(prec=200)
 
 
 def check_micros(name: str, micros: int) -> int:
-    """Return `micros` itself when it is a whole number of micro-dollars from 0 to `MAX_MICROS`; MoneyError otherwise."""
+    """Return `micros` where it is a whole number of micro-dollars from 0 to `MAX_MICROS`; MoneyError otherwise."""
     if isinstance(micros, bool) or not isinstance(micros, int):
         raise MoneyError(f"{name} is {micros!r}; give a whole number of micro-dollars")
     if not 0 <= micros <= MAX_MICROS:
@@ -148,7 +150,7 @@ def check_micros(name: str, micros: int) -> int:
 
 
 def cost_micros(quantity: Fraction | int, unit_usd: Decimal) -> int:
-    """Return quantity times unit price in micro-dollars, rounded up once. Raises MoneyError below 0 or above
+    """Multiply a quantity by a unit price, in micro-dollars, rounded up once. Raises MoneyError below 0 or above
     `MAX_MICROS`.
     """
     exact = Fraction(quantity) * Fraction(unit_usd) * MICROS_PER_USD
@@ -279,7 +281,7 @@ class PriceBook:
         return self._digest
 
     def items(self) -> tuple[Price, ...]:
-        """Return every price, sorted by item."""
+        """Return all prices, sorted by item."""
         return tuple(self._prices.values())
 
     def get(self, item: str) -> Price:

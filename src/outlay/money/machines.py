@@ -48,11 +48,11 @@ class Machine:
                 )
 
     def seconds(self, flops: int, *, train: bool) -> Fraction:
-        """Return seconds that ``flops`` take on the `flops` clock, exactly."""
+        """Return the seconds that ``flops`` take on the `flops` clock, exactly."""
         return Fraction(flops) / self._reached(train)
 
     def hours(self, flops_train: int = 0, flops_infer: int = 0) -> Fraction:
-        """Return hours of a step on the `flops` clock: the quantity to quote and to charge."""
+        """Return the hours of a step on the `flops` clock: the quantity to quote and to charge."""
         return (self.seconds(flops_train, train=True) + self.seconds(flops_infer, train=False)) / SECONDS_PER_HOUR
 
     def identity(self) -> dict[str, str | int]:

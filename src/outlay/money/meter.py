@@ -41,7 +41,7 @@ class MeterState:
     work_seconds: float = 0.0
 
     def to_json(self) -> dict[str, int | float]:
-        """Return plain numbers by name."""
+        """Return the counts as plain numbers by name."""
         return asdict(self)
 
     @classmethod
@@ -158,7 +158,7 @@ class Meter:
         self._last = None
 
     def _slowness(self) -> float:
-        """Return wall seconds of work per second on the `flops` clock; 0 before there was any."""
+        """Return the wall seconds of work per second on the `flops` clock; 0 before there was any."""
         counted = float(self.seconds_flops)
         return self._counted.work_seconds / counted if counted > 0 else 0.0
 

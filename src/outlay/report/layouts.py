@@ -392,4 +392,5 @@ PLANS: dict[str, TableLayout] = {
         bracket=_with_teacher_and_goods,
     ),
 }
-"""Layout → where its points stand; ``match`` and ``costs`` are in `outlay.report.cost_tables`, ``plain`` in `summaries`."""
+"""Layout → where its points stand; ``match`` and ``costs`` are in `outlay.report.cost_tables`, ``plain`` in
+`outlay.report.summary_tables`."""

@@ -137,7 +137,7 @@ def plain_number(text: str) -> str:
 
 
 def plain_numbers(document: str) -> str:
-    """Return JSON text with its small numbers written in digits alone; what stands in strings stays as it is."""
+    """Return JSON text with its small numbers written in digits alone; strings stay as they are."""
     return _SMALL_NUMBER.sub(lambda found: found[0] if found[0][0] == '"' else plain_number(found[0]), document)
 
 

@@ -31,7 +31,7 @@ def canonical_json(value: object) -> str:
 
 
 def key_of(value: object) -> str:
-    """Return sha256, in hex, of the canonical JSON of a request.
+    """Return the sha256, in hex, of the canonical JSON of a request.
 
     Raises:
         StoreError: as `canonical_json`.
@@ -40,12 +40,12 @@ def key_of(value: object) -> str:
 
 
 def digest_of(data: bytes) -> str:
-    """Return sha256, in hex, of bytes."""
+    """Return the sha256, in hex, of bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 def digest_of_file(path: Path) -> str:
-    """Return sha256, in hex, of a file's bytes, read piece by piece.
+    """Return the sha256, in hex, of a file's bytes, read piece by piece.
 
     Raises:
         OSError: no such file.

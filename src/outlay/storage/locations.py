@@ -85,7 +85,7 @@ _LIBRARY_CACHES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
 }
-"""Variables by which the libraries of a step are told where to keep what they make or fetch."""
+"""Variables that set where the libraries of a step keep the files they make or fetch."""
 
 
 def cache_folder() -> Path:

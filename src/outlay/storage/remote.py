@@ -42,7 +42,7 @@ class RemoteStore(Store):
     """A store at a URL, behind a local folder that any number of processes on this machine share.
 
     `put` is that of `Store` and keeps the artifact locally with a mark; `get`, with which it ends, sends what is marked. So
-    a failed or killed upload is made up for by the next `get` or `put` of its key. `list`, `find` and `disk_bytes` speak
+    a failed or killed upload is made up for by the next `get` or `put` of its key. `list`, `find` and `disk_bytes` are
     of the local folder alone. ``cache``: that folder; unless named, one of this URL below the user's cache. ``quota_bytes``
     limits it, not the URL.
 

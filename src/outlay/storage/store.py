@@ -224,7 +224,7 @@ class Store:
         return [a for a in self.list() if a.kind == kind and all(n in a.meta and a.meta[n] == v for n, v in pairs)]
 
     def disk_bytes(self) -> int:
-        """Return everything under the root, work in progress included."""
+        """Return the bytes of all files under the root, work in progress included."""
         return _tree_bytes(self.root)
 
     def gc(

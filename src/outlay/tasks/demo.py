@@ -196,7 +196,7 @@ def _expand(rng: random.Random, wording: str) -> str:
 
 
 def _mistype(rng: random.Random, message: str) -> str:
-    """Return one slip of the finger inside a word: two letters swapped, one lost or one doubled."""
+    """Make one typing error inside a word: two letters swapped, one lost or one doubled."""
     places = [i for i in range(1, len(message) - 2) if message[i - 1 : i + 2].isalpha()]
     if not places:
         return message

@@ -39,7 +39,7 @@ class Fetched:
 
 
 def data_files(task: Task) -> list[DataFile]:
-    """Return every file the task reads, those of the splits it is derived from included, each once."""
+    """Return all files the task reads, those of the splits it is derived from included, each once."""
     return [file for _, file in _owned_files(task)]
 
 

@@ -139,7 +139,7 @@ class _Reader:
         self._orders: dict[tuple[str, int], list[int]] = {}
 
     def notes(self) -> list[str]:
-        """Return what was decided and could have been otherwise: of each file once, and of labels that are numbers."""
+        """Return the decisions that could have been otherwise: of each file once, and of labels that are numbers."""
         coded = [
             f"{file}: labels such as {written} are read as {label}"
             for file, (written, label) in self._number_coded.items()

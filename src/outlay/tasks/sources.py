@@ -170,7 +170,7 @@ class Source(YamlBlock):
         )
 
     def files(self) -> list[DataFile]:
-        """Return every file this source reads: its own and those its columns are taken from."""
+        """Return all files this source reads: its own and those its columns are taken from."""
         own = [self.data_file] if self.data_file else []
         return own + [c.other for c in self.fields.values() if isinstance(c, Column) and c.other]
 

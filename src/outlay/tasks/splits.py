@@ -96,6 +96,6 @@ class TaskData:
     notes: tuple[str, ...] = ()
 
     def splits(self) -> list[tuple[str, list[Example]]]:
-        """Return train, dev, test and every pool part (as ``pool.NAME``) with their examples."""
+        """Return the splits with their examples: train, dev, test and every pool part (as ``pool.NAME``)."""
         labelled = [("train", self.train), ("dev", self.dev), ("test", self.test)]
         return labelled + [(f"pool.{part.name}", part.examples) for part in self.pool]

@@ -25,7 +25,7 @@ def visible_lines(text: str) -> str:
 
 
 def width(text: str) -> int:
-    """Return cells that a line takes on a terminal."""
+    """Return the number of cells that a line takes on a terminal."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len  # imported here: half of all commands show nothing but ASCII

@@ -91,7 +91,7 @@ class _Places:
         self._loose: list[tuple[int, int]] | None = None
 
     def between(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Return places inside ``start:stop``, exact ones where there are any."""
+        """Return the places inside ``start:stop``, exact ones where there are any."""
         inside = [place for place in self._exact if start <= place[0] and place[1] <= stop]
         return inside or [place for place in self.loose() if start <= place[0] and place[1] <= stop]
 
@@ -108,7 +108,7 @@ class _Places:
 
 
 def _matches(source: str, pattern: str) -> list[tuple[int, int]]:
-    """Return every place of a pattern, overlapping ones included."""
+    """Return the place of every match of a pattern, overlapping ones included."""
     return [found.span(1) for found in re.finditer(f"(?=({pattern}))", source)]
 
 

@@ -32,7 +32,7 @@ def quoted(text: str, n_chars: int = N_CHARS_SHOWN) -> str:
 
 
 def listed(values: Iterable[str]) -> str:
-    """Quote values with commas between, so that a comma or a blank inside one can be told."""
+    """Quote values with commas between, so that a comma or a blank inside one can be seen."""
     every = list(values)
     shown = ", ".join(quoted(value) for value in every[:_N_LISTED])
     return shown + (f" and {len(every) - _N_LISTED} more" if len(every) > _N_LISTED else "")

@@ -76,7 +76,7 @@ def refuse_zero_bytes(path: Path, text: str, first_line: int = 1) -> None:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """Open a text file for reading, line ends as they are; what goes wrong while it is read is said in one line.
+    """Open a text file for reading, line ends as they are; an error while it is read becomes one line.
 
     Raises:
         MissingData: As `read_text`.
@@ -165,8 +165,8 @@ def _wide(head: bytes) -> str | None:
 
 
 def _first_bad_line(path: Path) -> tuple[int, bytes, int, bool, bool]:
-    """Return number, bytes and place of the first byte that is no UTF-8; whether nothing follows its line, and UTF-8
-    came before it.
+    """Return the line, bytes and offset of the first byte that is no UTF-8, whether nothing follows its line, and
+    whether UTF-8 came before it.
     """
     has_utf8 = False
     with _open_bytes(path) as raw:

@@ -116,7 +116,7 @@ class BatchPlan:
 
 
 def _sorted_in_windows(order: Rows, lengths: Rows, window: int) -> Rows:
-    """Return sorted by length inside each ``window`` rows, rows of equal length in the order given."""
+    """Sort rows by length inside each ``window`` of them, rows of equal length in the order given."""
     by_window = np.lexsort((lengths[order], np.arange(len(order)) // window))
     return order[by_window]
 

@@ -106,7 +106,7 @@ def default_trials() -> list[Trial]:
 
 
 def light_trials() -> list[Trial]:
-    """Return small ones that still tell the terms apart, for a precision in which a machine is very slow."""
+    """Return small trials that still determine all terms, for a precision in which a machine is very slow."""
     return [
         Trial(encoder_size(2, 128), 8, 16),
         Trial(encoder_size(1, 192), 8, 32),
@@ -128,7 +128,7 @@ def calibrate(
     precisions: Sequence[str] = ("bf16", "fp32"),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MachineProfile:
-    """Measure this machine with so many threads; ``on_progress`` is told how many of all measurements are done."""
+    """Measure this machine with so many threads; ``on_progress`` gets the number of measurements done and of all."""
     measured = {precision: Measured() for precision in precisions}
     ratio = measure_bf16_ratio()
     chosen = {each: _trials(each, ratio) if trials is None else trials for each in precisions}
@@ -159,7 +159,7 @@ def calibrate(
 
 
 def fit_terms(samples: Sequence[Sample], terms: Sequence[str]) -> dict[str, float]:
-    """Return seconds of one unit of each term by `least_relative_squares`; 0 for a term that no sample has."""
+    """Fit the seconds of one unit of each term by `least_relative_squares`; 0 for a term that no sample has."""
     columns = [TERMS.index(term) for term in terms]
     asked = np.array([astuple(sample.load) for sample in samples], dtype=np.float64)[:, columns]
     found = least_relative_squares(asked, np.array([sample.seconds for sample in samples]))
@@ -167,7 +167,8 @@ def fit_terms(samples: Sequence[Sample], terms: Sequence[str]) -> dict[str, floa
 
 
 def least_relative_squares(amounts: Matrix, seconds: Matrix) -> Matrix:
-    """Return constants ``[K]``, none below 0, with the least sum of squares of ``amounts @ constants / seconds - 1``.
+    """Return the constants ``[K]``, none below 0, with the least sum of squares of ``amounts @ constants / seconds -
+    1``.
 
     ``amounts``: ``[N, K]``, K small; ``seconds``: ``[N]``, above 0. The best of the unconstrained solutions over all subsets of
     the K columns: exact.
@@ -189,13 +190,11 @@ def least_relative_squares(amounts: Matrix, seconds: Matrix) -> Matrix:
 
 
 def answer_lengths(ref: str, base: str, form: TaskSpec, answers: Sequence[str]) -> list[int]:
-    """Return tokens of each answer as a model of this reference writes it, cut to the limit; 0 for an encoder, which
-    writes none.
-    """
+    """Count the tokens of each answer as a model of this reference encodes it, cut to the limit; 0 for an encoder."""
     head = head_of(ref, base, form)
     if head.target != "tokens":
         return [0] * len(answers)
-    return [int(n) for n in head.spell(head.read([]), answers).lengths]
+    return [int(n) for n in head.encode_answers(head.tokenize([]), answers).lengths]
 
 
 @dataclass(slots=True)
@@ -258,7 +257,7 @@ class _Clock:
         self.n_tokens.append(n_tokens)
 
     def each(self, n_warm: int) -> float:
-        """Return seconds of a step or batch once it is warm: the median."""
+        """Return the median seconds of a step or batch once it is warm."""
         return float(np.median(np.diff(self.done[n_warm - 1 :])))
 
 
@@ -280,7 +279,7 @@ class _Lab:
         sources, answers = self._rows(trial, n_rows)
         out, clock = self._folder / "out", _Clock()
         out.mkdir(exist_ok=True)
-        finetune(spec, sources, answers, settings, dev=None, out=out, watch=TrainContext(clock))
+        finetune(spec, sources, answers, settings, dev=None, out=out, context=TrainContext(clock))
         total, each = time.perf_counter() - clock.began, clock.each(N_WARM)
         step = training_load(reader, _lengths(trial, trial.n_rows), settings)
         measured.training.append(Sample(step, each))

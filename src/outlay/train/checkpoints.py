@@ -40,26 +40,26 @@ class Checkpoints:
         """Return whether one is asked for at optimiser step ``step``, whatever the time."""
         return self._every_steps is not None and step % self._every_steps == 0
 
-    def maybe_save(self, training: TrainState, place: ProcessGroup) -> None:
+    def maybe_save(self, training: TrainState, group: ProcessGroup) -> None:
         """Save when the last checkpoint is older than ``every_seconds``, and at every ``every_steps``-th optimiser step.
 
         Raises:
             DiskFull: no room left.
         """
         due = self.wanted_at(training.progress.step) or time.monotonic() - self._last >= self._every_seconds
-        if not place.main_says(int(due)):
+        if not group.broadcast(int(due)):
             return
-        self._save(training, place)
+        self._save(training, group)
         self._last = time.monotonic()
 
-    def load(self, training: TrainState, place: ProcessGroup) -> None:
+    def load(self, training: TrainState, group: ProcessGroup) -> None:
         """Go on from the newest whole checkpoint; without one nothing changes.
 
         Raises:
             TrainingError: processes that see different checkpoints.
         """
         newest = newest_checkpoint(self._folder)
-        seen = place.gather(["none" if newest is None else newest.name])
+        seen = group.gather(["none" if newest is None else newest.name])
         if len(set(seen)) > 1:
             raise TrainingError(
                 f"the processes see different checkpoints ({', '.join(seen)}) below {self._folder}; put it on a disk they share"
@@ -75,15 +75,15 @@ class Checkpoints:
         training.gauge.restore(state["gauge"])
         training.progress = TrainProgress(**state["progress"])
 
-    def _save(self, training: TrainState, place: ProcessGroup) -> None:
+    def _save(self, training: TrainState, group: ProcessGroup) -> None:
         tensors, numbers = _optimizer_state(training.optimizer)
-        parts = {"model": place.full_state(trained_state(training.model)), "optimizer": place.full_state(tensors)}
+        parts = {"model": group.full_state(trained_state(training.model)), "optimizer": group.full_state(tensors)}
         if training.best is not None:
-            parts["best"] = place.full_state(training.best)
-        if place.is_main:
+            parts["best"] = group.full_state(training.best)
+        if group.is_main:
             state = {"progress": asdict(training.progress), "gauge": training.gauge.state(), "optimizer": numbers}
             self._write(f"step-{training.progress.step}", parts, state)
-        place.barrier()
+        group.barrier()
 
     def _write(self, name: str, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         new = self._folder / f"{name}.tmp"
@@ -106,12 +106,12 @@ class Checkpoints:
 
 
 def _dealt(whole: dict[str, Tensor], now: dict[str, Any]) -> dict[str, Tensor]:
-    """Return whole tensors, dealt among the processes as those of the same name are now."""
+    """Return whole tensors, sharded as those of the same name are now."""
     return {name: like(tensor, now[name]) for name, tensor in whole.items()}
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and numbers by ``parameter index.name``."""
+    """Return the tensors and numbers by ``parameter index.name``."""
     flat = {
         f"{index}.{name}": value
         for index, slots in optimizer.state_dict()["state"].items()

@@ -38,7 +38,7 @@ _PATIENCE = timedelta(hours=1)
 
 
 class ProcessGroup:
-    """This process among ``n_processes``, on its ``device``; ``fsdp``: the model's weights are sharded among them."""
+    """The process group, seen from one of its ``n_processes`` on its ``device``; ``fsdp``: the weights are sharded among them."""
 
     def __init__(self, state: PartialState, *, fsdp: bool = False) -> None:
         self.device: torch.device = state.device
@@ -48,23 +48,23 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Return whether this process is the one that writes, tells and decides."""
+        """Return whether this process writes, reports and decides for all."""
         return self.rank == 0
 
-    # Words between processes.
+    # Communication.
 
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.n_processes > 1:
             dist.barrier()
 
-    def main_says(self, number: int) -> int:
+    def broadcast(self, number: int) -> int:
         """Return the main process's number, on every process."""
         if self.n_processes == 1:
             return number
-        told = torch.tensor([number], device=self.device)
-        dist.broadcast(told, src=0)
-        return int(told.item())
+        shared = torch.tensor([number], device=self.device)
+        dist.broadcast(shared, src=0)
+        return int(shared.item())
 
     def gather(self, local: list[T]) -> list[T]:
         """Return the lists of all processes one after another in rank order, on every process."""
@@ -74,8 +74,8 @@ class ProcessGroup:
         dist.all_gather_object(every, local)
         return [each for part in every for each in part]
 
-    def total(self, values: Tensor) -> Tensor:
-        """Return each of ``values`` ``[n]`` summed over all processes, float64 on this process's device."""
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Sum ``values`` ``[n]`` over all processes, float64 on this process's device."""
         summed = values.detach().to(self.device, torch.float64)
         if self.n_processes > 1:
             dist.all_reduce(summed)
@@ -91,7 +91,7 @@ class ProcessGroup:
         """Move the model to this process's device, and make all copies equal to the main process's, or shard its
         weights (FSDP2).
 
-        With ``fsdp`` every block that the model says must not be split (``_no_split_modules``) is gathered for its own forward
+        With ``fsdp`` every block that the model names as not to be split (``_no_split_modules``) is gathered for its own forward
         and backward pass only; the parameters become `DTensor`, so make the optimiser after this.
         """
         if self.fsdp:
@@ -118,8 +118,8 @@ class ProcessGroup:
                 gradient.mul_(factor)
 
     def full_state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return own, whole, contiguous copies on the CPU of the main process; every process must call, the others
-        get nothing.
+        """Return whole, contiguous copies on the CPU of the main process; every process must call, the others get
+        nothing.
         """
         whole: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
@@ -133,7 +133,7 @@ class ProcessGroup:
 def current_process() -> ProcessGroup:
     """Return the process group that the environment describes; the same object at every call.
 
-    The weights are dealt among the processes where `FSDP_SWITCH` is ``true`` in the environment, as
+    The weights are sharded where `FSDP_SWITCH` is ``true`` in the environment, as
     `accelerate launch --use_fsdp` sets it.
 
     Raises:
@@ -143,14 +143,14 @@ def current_process() -> ProcessGroup:
 
 
 def like(whole: Tensor, tensor: Tensor) -> Tensor:
-    """Return ``whole``, dealt among the processes as ``tensor`` is; each takes its part of what it has read itself."""
+    """Return ``whole`` sharded as ``tensor`` is; each process takes its part of its own copy."""
     if isinstance(tensor, DTensor):
         return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
     return whole
 
 
 def _process_state() -> PartialState:
-    """Return Accelerate's word on this process, and the process group opened; the number of threads stays ours to set."""
+    """Return Accelerate's state of this process, with the process group open; the number of threads stays as it was."""
     from accelerate.state import PartialState
 
     n_threads = torch.get_num_threads()
@@ -191,7 +191,7 @@ def _shard(model: nn.Module, n_processes: int, device: torch.device) -> None:
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
     if hasattr(model, "generate"):
-        # `generate` calls parts of the model directly; without this the root's own weights would still be dealt out.
+        # `generate` calls parts of the model directly; without this the root's own weights would still be sharded.
         register_fsdp_forward_method(model, "generate")
 
 

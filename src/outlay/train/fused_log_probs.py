@@ -49,25 +49,25 @@ class Segments:
         return cls(entries, torch.searchsorted(entries, edges) if width is None else edges * width, width)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return sums ``[N]`` of ``values`` ``[M]``; in a fixed order, so that equal values give equal bits on a GPU
-        too.
+        """Return the sums ``[N]`` of ``values`` ``[M]``; in a fixed order, so that equal values give equal bits on a
+        GPU too.
         """
         if self.width is not None:
             return values.view(len(self.offsets) - 1, self.width).sum(-1)
         return torch.segment_reduce(values, "sum", offsets=self.offsets, unsafe=True)
 
     def amax(self, values: Tensor) -> Tensor:
-        """Return largest of each run, ``[N]``."""
+        """Return the largest value of each run, ``[N]``."""
         if self.width is not None:
             return values.view(len(self.offsets) - 1, self.width).amax(-1)
         return torch.segment_reduce(values, "max", offsets=self.offsets, unsafe=True)
 
     def amin(self, values: Tensor) -> Tensor:
-        """Return smallest of each run, ``[N]``."""
+        """Return the smallest value of each run, ``[N]``."""
         return -self.amax(-values)
 
     def spread(self, values: Tensor) -> Tensor:
-        """Return ``[M]``: each value of a run gets that of its position in ``values`` ``[N]``."""
+        """Repeat ``values`` ``[N]`` over their runs, ``[M]``."""
         if self.width is not None:
             return values.unsqueeze(-1).expand(-1, self.width).reshape(-1)
         return values[self.entries]
@@ -126,8 +126,8 @@ def log_probabilities(logits: Tensor, cells: Cells, temperature: float) -> tuple
 
 
 def least_of_tail(logits: Tensor, cells: Cells, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return smallest z / T of the tail, and log Σ exp(z / T) over it, each ``[N]``; the smallest is inf where there
-    is no tail.
+    """Return the smallest z / T of the tail, and log Σ exp(z / T) over it, each ``[N]``; the smallest is inf where
+    there is no tail.
     """
     least = [block.amin(-1) for _, block in _chunks(logits, cells, temperature, float("inf"))]
     none = torch.zeros(0, dtype=working_dtype(logits), device=logits.device)
@@ -262,6 +262,8 @@ def _chunks(logits: Tensor, cells: Cells, temperature: float, fill: float) -> It
 
 
 def _rows_per_chunk(logits: Tensor) -> int:
-    """Return rows are computed apart from one another, so that their number does not change a result."""
+    """Return the number of rows in a chunk; rows are computed apart from one another, so that it does not change a
+    result.
+    """
     chunk = CPU_CHUNK * torch.get_num_threads() if logits.device.type == "cpu" else ACCELERATOR_CHUNK
     return max(1, chunk // max(1, logits.shape[1]))

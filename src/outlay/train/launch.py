@@ -1,6 +1,6 @@
 """`python -m outlay.train.launch`: torch's own launcher (`python -m torch.distributed.run`) without its report of a failure.
 
-Each process has said in one line what was wrong; the report would bury it.
+Each process has printed its error in one line; the report would bury it.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def summed(values: Tensor, weights: Tensor | float = 1.0) -> LossSum:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Return cross-entropy ``[N]`` in nats: `forward_kl` at T = 1 to a teacher that is sure, and the same code.
+    """Return the cross-entropy ``[N]`` in nats: `forward_kl` at T = 1 from a one-hot teacher, by the same code.
 
     Args:
         logits: ``[..., V]``, any float dtype.
@@ -118,20 +118,17 @@ def divergence(
 
 
 def forward_kl(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0) -> Tensor:
-    """Return T² KL(p
+    """Return T² KL(p || q) = T² Σ p log(p / q) per position, ``[N]``: Kang et al. 2023, Eq. 1; `divergence` has the arguments.
 
-    q) = T² Σ p log(p / q) per position, ``[N]``: Kang et al. 2023, Eq. 1; `divergence` has the arguments.
-
-    The tail enters as ``p_tail log(p_tail / q_tail)``; a lower bound by the log-sum inequality. The student is told how much mass
+    The tail enters as ``p_tail log(p_tail / q_tail)``; a lower bound by the log-sum inequality. The student learns how much mass
     belongs outside the stored classes, not where; what is lost is bounded by `sparse_kl_gap_bound`.
     """
     return _per_position(lambda b: b.p * (b.log_p - b.log_q), student_logits, teacher, temperature)
 
 
 def reverse_kl(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0) -> Tensor:
-    """Return T² KL(q
-
-    p) = T² Σ q log(q / p) per position, ``[N]``: Gu et al. 2024 (MiniLLM), §2; `divergence` has the arguments.
+    """Return T² KL(q || p) = T² Σ q log(q / p) per position, ``[N]``: Gu et al. 2024 (MiniLLM), §2; `divergence` has the
+    arguments.
 
     The tail enters as ``q_tail log(q_tail / p_tail)``, with at least `TAIL_FLOOR` for ``p_tail`` in the logarithm: so student
     mass in a tail that has none of the teacher's has a finite price. A lower bound by the log-sum inequality: full reverse KL
@@ -141,11 +138,7 @@ def reverse_kl(student_logits: Tensor, teacher: Sparse, *, temperature: float = 
 
 
 def js(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
-    """Return T² (β KL(p
-
-    m) + (1 - β) KL(q
-
-    m)) per position, ``[N]``, where m = β p + (1 - β) q.
+    """Return T² (β KL(p || m) + (1 - β) KL(q || m)) per position, ``[N]``, where m = β p + (1 - β) q.
 
     The generalised Jensen-Shannon divergence of Agarwal et al. 2024 (GKD), §2, with the teacher's share β as in TRL's
     ``GKDTrainer``; β = 1/2 is the symmetric one. Near agreement it is β (1 - β) times a KL divergence, so its gradients are that
@@ -167,9 +160,7 @@ def js(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0, bet
 
 @torch.no_grad()
 def sparse_kl_gap_bound(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0) -> Tensor:
-    """Return upper bound of (full KL(p
-
-    q) - `forward_kl`), times T², per position ``[N]``, from the same inputs.
+    """Return an upper bound of (full KL(p || q) - `forward_kl`), times T², per position ``[N]``, from the same inputs.
 
     The gap is ``p_tail · KL(p | tail || q | tail)``. No unstored class has more teacher mass than the smallest stored one, so
     the log-ratio inside the tail is at most ``log min(1, p_K / p_tail) - log min_v (q_v / q_tail)``. It is 0 when

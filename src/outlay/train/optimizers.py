@@ -23,7 +23,7 @@ class Adafactor(torch.optim.Optimizer):
     Of a matrix ``[..., n, m]`` it keeps the running means of the squared gradient's rows ``[..., n]`` and columns ``[..., m]``
     instead of every element, in float32; beta2 at step t is 1 - t^-0.8 (section 7.2), an update's root mean square is at most 1
     (section 6). Equal to `transformers.optimization.Adafactor` with ``scale_parameter=False, relative_step=False``; but weights
-    that are dealt among processes (`DTensor`) are welcome, and all of its state are tensors.
+    that are sharded (`DTensor`) are welcome, and all of its state are tensors.
 
     Weights in bfloat16 are changed in float32 and rounded at random, up or down with probabilities that make the mean right
     (Gupta et al. 2015; Zamirai et al. 2020): a change below half a unit in the last place, 0.2 to 0.4 % of a weight,
@@ -154,8 +154,7 @@ def _write(parameter: Tensor, update: Tensor, numbers: _Numbers, noise: Tensor |
 
 
 def round_at_random(value: Tensor, noise: Tensor) -> Tensor:
-    """Return ``value``, float32, rounded to bfloat16 up or down at random, with a mean of ``value``; its own memory
-    is used up.
+    """Round ``value``, float32, to bfloat16 up or down at random, with a mean of ``value``; its own memory is used up.
 
     ``noise``: int32 of the same shape, uniform from 0 to 65,535. bfloat16 keeps the upper 16 bits of a float32: what is added to
     the lower 16 carries over with a probability of lower bits / 65,536.
@@ -167,7 +166,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
     """Return the optimiser that ``settings.optimizer`` names, over the parameters that need gradients.
 
     Raises:
-        UsageError: ``adamw_8bit`` without a GPU, without bitsandbytes, or over weights that are dealt among processes.
+        UsageError: ``adamw_8bit`` without a GPU, without bitsandbytes, or over sharded weights.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [

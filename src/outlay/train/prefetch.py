@@ -30,22 +30,23 @@ class Batches(Protocol):
 class BatchPrefetcher:
     """A prefetcher that yields the batches of step after step on ``device``.
 
-    ``pieces``: the rows of each forward pass of a step; ``stop``: the step behind the last. On a GPU a thread of its own makes
-    the batches of the next steps in page-locked memory, so that they are copied while it computes; elsewhere they are made when
-    they are asked for, since a thread would take the cores from the model. ``ahead``: steps made ahead, ``None`` = as said.
+    ``micro_batches``: the rows of each forward pass of a step; ``stop``: the step behind the last. On a GPU a thread of its
+    own makes the batches of the next steps in page-locked memory, so that they are copied while it computes; elsewhere they
+    are made when they are asked for, since a thread would take the cores from the model. ``ahead``: steps made ahead,
+    ``None`` = as above.
     """
 
     def __init__(
         self,
         source: Batches,
-        pieces: Callable[[int], Sequence[NDArray[np.int64]]],
+        micro_batches: Callable[[int], Sequence[NDArray[np.int64]]],
         stop: int,
         device: torch.device,
         *,
         ahead: int | None = None,
     ) -> None:
         self._source = source
-        self._pieces = pieces
+        self._micro_batches = micro_batches
         self._stop = stop
         self._device = device
         self._ready: dict[int, Future[list[Batch]]] = {}
@@ -67,19 +68,19 @@ class BatchPrefetcher:
             self._pool.shutdown(cancel_futures=True)
 
     def _make(self, step: int) -> list[Batch]:
-        made = [self._source.batch(rows) for rows in self._pieces(step)]
+        made = [self._source.batch(rows) for rows in self._micro_batches(step)]
         return [pinned(batch) for batch in made] if self._device.type == "cuda" else made
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """Return ``batch`` on ``device``; from page-locked memory the copy does not wait."""
+    """Move ``batch`` to ``device``; from page-locked memory the copy does not wait."""
     if device.type == "cpu":
         return batch
     return _each(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def pinned(batch: Batch) -> Batch:
-    """Return ``batch`` in page-locked memory."""
+    """Copy ``batch`` into page-locked memory."""
     return _each(batch, Tensor.pin_memory)
 
 

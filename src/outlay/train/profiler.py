@@ -104,18 +104,17 @@ class Profiler:
                 hook.remove()
 
 
-def part(stopwatch: Profiler | None, name: str) -> AbstractContextManager[None]:
-    """Return `Profiler.part`, or nothing where nobody looks."""
-    return nullcontext() if stopwatch is None else stopwatch.part(name)
+def part(profiler: Profiler | None, name: str) -> AbstractContextManager[None]:
+    """Return `Profiler.part`, or nothing without a profiler."""
+    return nullcontext() if profiler is None else profiler.part(name)
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """Return FLOP/s that a plain product of square matrices reaches here, in bf16 unless ``precision`` is ``fp32``;
-    takes 0.3 s.
+    """Measure the FLOP/s of a plain product of square matrices here, in bf16 unless ``precision`` is ``fp32``; takes
+    0.3 s.
 
     As a linear layer has it, whose kernels are not those of ``a @ b`` where a CPU has no bf16 of its own. Of sizes that double
-    up to 2,048 as long as there is time. The peak that model-FLOPs utilisation is a share of, where no data sheet speaks for
-    the machine.
+    up to 2,048 as long as there is time. The peak that model-FLOPs utilisation is a share of, where no data sheet has it.
     """
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     best, size, began = 0.0, _LEAST_SIZE, time.perf_counter()
@@ -123,11 +122,11 @@ def matmul_rate(device: torch.device, precision: str) -> float:
         while True:
             a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
             for _ in range(_N_PRODUCTS):
-                watch = Profiler(device)
-                with watch.part("product"):
+                profiler = Profiler(device)
+                with profiler.part("product"):
                     linear(a, b)
-                watch.stop()
-                took = watch.seconds["product"]
+                profiler.stop()
+                took = profiler.seconds["product"]
                 best = max(best, 2 * size**3 / took)
                 # The next product takes as long, and one of twice the size eight times.
                 left = _PEAK_SECONDS - (time.perf_counter() - began)

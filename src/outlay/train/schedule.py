@@ -17,10 +17,10 @@ from outlay.train.distributed import ProcessGroup
 class TrainSchedule:
     """Schedule of a training over rows of these ``lengths`` (tokens, int64 ``[rows]``), as one process takes part in it."""
 
-    def __init__(self, lengths: NDArray[np.int64], settings: TrainSettings, place: ProcessGroup) -> None:
+    def __init__(self, lengths: NDArray[np.int64], settings: TrainSettings, group: ProcessGroup) -> None:
         self.lengths = lengths
         self.settings = settings
-        self.place = place
+        self.group = group
         self._batches = BatchPlan(lengths, settings)
         self._epochs: dict[int, list[NDArray[np.int64]]] = {}
 
@@ -47,21 +47,23 @@ class TrainSchedule:
         return self._epochs[epoch][batch]
 
     def n_tokens(self, step: int) -> int:
-        """Return tokens of a step, padding not counted."""
+        """Count the tokens of a step, padding excluded."""
         return int(self.lengths[self.rows(step)].sum())
 
-    def pieces(self, step: int) -> list[NDArray[np.int64]]:
-        """Return the rows of each of this process's forward passes; a process without rows of its own looks at one of
-        another's.
+    def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
+        """Return the rows of each of this process's forward passes; a process without rows of its own takes one of
+        another's, with weight 0.
         """
         rows = self.rows(step)
-        dealt = deal(rows, self.place.rank, self.place.n_processes, self.settings.micro_batch_size)
-        return [own if len(own) else rows[:1] for own in dealt]
+        split = split_micro_batches(rows, self.group.rank, self.group.n_processes, self.settings.micro_batch_size)
+        return [own if len(own) else rows[:1] for own in split]
 
     def weights(self, step: int) -> list[float]:
         """Return the weight of each of this process's forward passes: 0 where its rows are another's."""
-        dealt = deal(self.rows(step), self.place.rank, self.place.n_processes, self.settings.micro_batch_size)
-        return [1.0 if len(own) else 0.0 for own in dealt]
+        split = split_micro_batches(
+            self.rows(step), self.group.rank, self.group.n_processes, self.settings.micro_batch_size
+        )
+        return [1.0 if len(own) else 0.0 for own in split]
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of optimiser step ``step``, from 0."""
@@ -69,8 +71,8 @@ class TrainSchedule:
 
 
 def learning_rate_factor(step: int, n_steps: int, warmup_fraction: float) -> float:
-    """Return share of the peak learning rate at optimiser step ``step`` (from 0): linear up over the warm-up, linear
-    down to zero.
+    """Return the share of the peak learning rate at optimiser step ``step`` (from 0): linear warm-up, then linear
+    decay to zero.
     """
     n_warmup = max(1, round(warmup_fraction * n_steps)) if warmup_fraction > 0 else 0
     if step < n_warmup:
@@ -78,22 +80,24 @@ def learning_rate_factor(step: int, n_steps: int, warmup_fraction: float) -> flo
     return max(0.0, (n_steps - step) / max(1, n_steps - n_warmup))
 
 
-def piece_seed(seed: int, step: int, rank: int, piece: int) -> int:
+def micro_batch_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
     """Return the generator seed of one forward pass, so that dropout does not depend on what came before; `step_seed`
     for the first.
     """
-    if rank == piece == 0:
+    if rank == micro_batch == 0:
         return step_seed(seed, step)
-    return int.from_bytes(hashlib.sha256(f"{seed}:{step}:{rank}:{piece}".encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(f"{seed}:{step}:{rank}:{micro_batch}".encode()).digest()[:8], "big") >> 1
 
 
-def deal(rows: NDArray[np.int64], rank: int, n_processes: int, micro_batch_size: int | None) -> list[NDArray[np.int64]]:
-    """Return the pieces of a step's rows that process ``rank`` takes, one per forward pass; the same number on every
+def split_micro_batches(
+    rows: NDArray[np.int64], rank: int, n_processes: int, micro_batch_size: int | None
+) -> list[NDArray[np.int64]]:
+    """Split a step's rows into the micro-batches of process ``rank``, one per forward pass; the same number on every
     process.
 
-    Over all processes every row is in one piece. A piece has at most ``micro_batch_size`` rows, and none where a process has
-    fewer rows than others have pieces.
+    Over all processes every row is in one micro-batch. A micro-batch has at most ``micro_batch_size`` rows, and none where a
+    process has fewer rows than others have micro-batches.
     """
     most = math.ceil(len(rows) / n_processes)
-    n_pieces = 1 if micro_batch_size is None else math.ceil(most / micro_batch_size)
-    return np.array_split(rows[rank::n_processes], n_pieces)
+    n_micro_batches = 1 if micro_batch_size is None else math.ceil(most / micro_batch_size)
+    return np.array_split(rows[rank::n_processes], n_micro_batches)

@@ -1,11 +1,11 @@
 """Worker pools: one interface behind which a study runs in this process, in others, or on a cluster.
 
-What a crew's workers do is a `WorkerFactory`: a picklable maker of the function that does the work, called once in each
-worker, so that what is dear to set up (data, models) is set up once. A crew hands out, notices workers that are gone, and
-reports; who does what next, and what is tried again, is decided by whoever hands out.
+A `WorkerFactory`, picklable, makes the function that runs tasks. It is called once in each worker, so that data and models
+are set up once. A pool runs tasks, notices workers that are gone, and reports progress; the caller decides which task is
+next, and which is tried again.
 
-A worker that is lost is replaced before the next piece of work, and so is one whose craft failed, or whose work ended with an
-error that is not `outlay`'s: a library may be left in a state (a GPU's, say) in which everything after it fails.
+A worker that is lost is replaced before the next task, and so is one whose factory failed, or whose task ended with an error that
+is not `outlay`'s: a library may be left in a state (a GPU's, say) in which every later task fails.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ class WorkerPool(Protocol):
 
     @property
     def n_workers(self) -> int:
-        """Return how many pieces of work can be under way."""
+        """Return the number of tasks that can run at once."""
         ...
 
     @property
     def n_free(self) -> int:
-        """Return how many more can be handed out at this moment."""
+        """Return the number of tasks that can be submitted now."""
         ...
 
     def submit(self, name: str, payload: Any) -> None:
@@ -89,10 +89,10 @@ class WorkerPool(Protocol):
     def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:
         """Wait until at least one task has ended, or the time is up; return ended tasks in the order they ended.
 
-        Nothing, and at once, where no work is under way.
+        Returns nothing, and at once, where no task runs.
 
         Raises:
-            ClusterError: the place itself is gone.
+            ClusterError: the cluster itself is gone.
         """
         ...
 
@@ -109,26 +109,26 @@ class WorkerPool(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Outcome of a task: a ``value``, an ``error`` of ours, or type and first line of any other error (``said``),
+    """Outcome of a task: a ``value``, an ``error`` of ours, or type and first line of any other error (``failure``),
     with its traceback.
     """
 
     value: Any = None
     error: OutlayError | None = None
-    said: str | None = None
+    failure: str | None = None
     trace: str = ""
 
     @classmethod
     def of(cls, error: BaseException) -> Reply:
         """Build the reply of an error that is not ours: its type and first line."""
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-        return cls(said=f"{type(error).__name__} ({first})", trace="".join(traceback.format_exception(error)))
+        return cls(failure=f"{type(error).__name__} ({first})", trace="".join(traceback.format_exception(error)))
 
     def ended(self, name: str, seconds: float, logs: Path | None) -> TaskResult:
         """Return the task's result; the traceback of an error that is not ours is written to a file of ``logs``."""
-        if self.said is None:
+        if self.failure is None:
             return TaskResult(name, seconds, self.value, self.error)
-        line = f"{name} failed with {self.said}"
+        line = f"{name} failed with {self.failure}"
         if logs is not None:
             with suppress(OSError):
                 path = logs / f"failed-{re.sub(r'[^A-Za-z0-9.]+', '-', name)[:80]}.txt"
@@ -151,7 +151,7 @@ def attempt(do: Callable[[], Any]) -> Reply:
 
 
 def fit_to_send(reply: Reply) -> Reply:
-    """Return the same; an error of ours that another process could not make again is told like any other error."""
+    """Return a reply that can be pickled: an error of ours that cannot becomes its type and first line."""
     if reply.error is not None:
         try:
             ForkingPickler.loads(ForkingPickler.dumps(reply.error))
@@ -166,8 +166,8 @@ class InProcessPool:
     ``logs``: a folder for the tracebacks of errors that are not ours.
     """
 
-    def __init__(self, craft: WorkerFactory, *, logs: Path | None = None) -> None:
-        self._craft = craft
+    def __init__(self, factory: WorkerFactory, *, logs: Path | None = None) -> None:
+        self._factory = factory
         self._logs = logs
         self._is_open = False
         self._work: WorkerFn | None = None
@@ -176,12 +176,12 @@ class InProcessPool:
 
     @property
     def n_workers(self) -> int:
-        """One."""
+        """One worker."""
         return 1
 
     @property
     def n_free(self) -> int:
-        """One, until work is handed out."""
+        """One, until a task is submitted."""
         return int(self._is_open and self._waiting is None)
 
     def submit(self, name: str, payload: Any) -> None:
@@ -196,10 +196,10 @@ class InProcessPool:
             return []
         name, payload, began = self._waiting
         try:
-            reply = attempt(lambda: self._made()(payload, self._hear))
+            reply = attempt(lambda: self._made()(payload, self._keep_progress))
         finally:
             self._waiting = self._reported = None
-        if reply.said is not None:
+        if reply.failure is not None:
             self._work = None
         return [reply.ended(name, time.monotonic() - began, self._logs)]
 
@@ -220,8 +220,8 @@ class InProcessPool:
 
     def _made(self) -> WorkerFn:
         if self._work is None:
-            self._work = self._craft()
+            self._work = self._factory()
         return self._work
 
-    def _hear(self, n_done: int, n_total: int, words: str) -> None:
+    def _keep_progress(self, n_done: int, n_total: int, words: str) -> None:
         self._reported = (n_done, n_total, words)

@@ -1,6 +1,6 @@
 """A worker process of `outlay.workers.local`: it runs tasks that come over a pipe, and ends with its parent.
 
-Nothing but the standard library is imported before the craft is: until then the process has its cores and its environment.
+Nothing but the standard library is imported before the factory is unpickled: by then cores and environment are set.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ def main(pipe: int, parent: int, cores: list[int] | None, dies_by_signal: bool) 
     ``pipe``: the number of its open file; ``parent``: the process that started this one; ``cores``: to work on, ``None`` for
     any; ``dies_by_signal``: let the kernel end this process with the thread that started it.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for whoever handed the work out, who then ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.set_inheritable(pipe, False)
     if dies_by_signal:
@@ -122,16 +120,16 @@ class WorkerLoop:
         data = inbox.get()
 
         def set_up() -> WorkerFn:
-            craft: WorkerFactory = ForkingPickler.loads(data)
-            return craft()
+            factory: WorkerFactory = ForkingPickler.loads(data)
+            return factory()
 
         made = attempt(set_up)
-        is_made = made.error is None and made.said is None
+        is_made = made.error is None and made.failure is None
         while True:
             payload = inbox.get()
             self._is_busy = True
             reply = fit_to_send(attempt(partial(self._do, made.value, payload)) if is_made else made)
-            self._reply(reply, is_last=not is_made or reply.said is not None)
+            self._reply(reply, is_last=not is_made or reply.failure is not None)
 
     def _do(self, work: WorkerFn, payload: bytes) -> Any:
         return work(ForkingPickler.loads(payload), self.report)

@@ -40,14 +40,13 @@ class Executor(Protocol):
     def run(
         self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
     ) -> Generator[tuple[str, R], None, None]:
-        """Return ``work(folder, payload)`` of each job, handed over with the job's name as soon as it is done, in any
-        order.
+        """Yield each job's name and ``work(folder, payload)`` as soon as it is done, in any order.
 
-        Closing the generator ends what is still under way. ``work``, payloads and results can be pickled; ``work`` is handed
-        ``folder``, or a copy of it where it is done on another machine.
+        Closing the generator ends running jobs. ``work``, payloads and results can be pickled; ``work`` gets ``folder``, or a
+        copy of it on another machine.
 
         Raises:
-            OutlayError: of ``work``; or a place that cannot be reached, or does not get a job done.
+            OutlayError: of ``work``; or a cluster that cannot be reached, or does not get a job done.
         """
         ...
 
@@ -154,7 +153,7 @@ class _Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class _FolderJobs:
     """Worker factory of jobs that read a folder."""
 
     work: Callable[[Path, Any], Any]
@@ -163,7 +162,7 @@ class _Reader:
         return self.do
 
     def do(self, payload: tuple[_Folder, Any], report: Report) -> _Reply:  # noqa: ARG002
-        """Return one job."""
+        """Run one job."""
         import ray
 
         folder, job = payload
@@ -189,7 +188,7 @@ _Job = tuple[str, Any]
 class _Run:
     """One call of `Cluster.run`: its jobs, tries and pool.
 
-    ``waiting``: jobs under way, by name; ``again``: jobs to be tried again; ``n_tries``: failed ones, by name.
+    ``waiting``: running jobs, by name; ``retries``: jobs to be tried again; ``n_tries``: failed tries, by name.
     """
 
     ray: Any
@@ -198,7 +197,7 @@ class _Run:
     work: Callable[[Path, Any], Any]
     folder: _Folder
     waiting: dict[str, _Job] = field(default_factory=dict)
-    again: list[_Job] = field(default_factory=list)
+    retries: list[_Job] = field(default_factory=list)
     n_tries: Counter[str] = field(default_factory=Counter)
     unpacked_on: set[str] = field(default_factory=set)
 
@@ -206,35 +205,35 @@ class _Run:
         """Yield jobs with their results as they are done."""
         left = iter(jobs)
         try:
-            with RayPool(_Reader(self.work), self.address, self.threads) as crew:
-                self._hand_out(crew, left)
-                while ended := crew.wait():
+            with RayPool(_FolderJobs(self.work), self.address, self.threads) as pool:
+                self._submit_jobs(pool, left)
+                while ended := pool.wait():
                     for each in ended:
                         reply = self._reply(each)
-                        self._hand_out(crew, left)
+                        self._submit_jobs(pool, left)
                         if reply is not None:
                             yield each.name, reply.value
         finally:
             self._end()
 
-    def _hand_out(self, crew: WorkerPool, left: Iterator[_Job]) -> None:
+    def _submit_jobs(self, pool: WorkerPool, left: Iterator[_Job]) -> None:
         """Submit jobs to free workers."""
-        while crew.n_free and (job := self.again.pop() if self.again else next(left, None)) is not None:
+        while pool.n_free and (job := self.retries.pop() if self.retries else next(left, None)) is not None:
             name, payload = job
             self.waiting[name] = job
-            crew.submit(name, (self.folder, payload))
+            pool.submit(name, (self.folder, payload))
 
     def _reply(self, ended: TaskResult) -> _Reply | None:
         """Return the result of a job; ``None`` where it is to be tried again.
 
         Raises:
-            OutlayError: as the work raised it.
+            OutlayError: as the job raised it.
             ClusterError: it has been tried often enough.
         """
         job = self.waiting.pop(ended.name)
         if ended.lost is not None or isinstance(ended.error, WorkFailed):
             self._note_failure(ended)
-            self.again.append(job)
+            self.retries.append(job)
             return None
         if ended.error is not None:
             raise ended.error
@@ -245,7 +244,7 @@ class _Run:
             raise reply.value
         if reply.kind == "lacks":
             self._send_folder()
-            self.again.append(job)
+            self.retries.append(job)
             return None
         return reply
 

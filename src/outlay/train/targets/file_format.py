@@ -42,7 +42,7 @@ class TargetsBlock:
 
 
 def to_bytes(block: TargetsBlock) -> bytes:
-    """Return safetensors bytes, equal for equal blocks."""
+    """Write a block as safetensors bytes, equal for equal blocks."""
     from safetensors.numpy import save
 
     terms = block.terms

@@ -52,7 +52,7 @@ class Row(NamedTuple):
     origin: str
 
 
-def spoken(targets: SparseTargets) -> Iterator[Row]:
+def target_rows(targets: SparseTargets) -> Iterator[Row]:
     """Yield targets row by row; log-probabilities at T = 1 over the full vocabulary, log-sum-exps T = 1 first.
 
     Raises:
@@ -81,23 +81,25 @@ def spoken(targets: SparseTargets) -> Iterator[Row]:
 
 
 def packed(terms: SparsityRule, rows: Sequence[Row]) -> SparseTargets:
-    """Return a block from what `spoken` gave of one with these terms: the same, bit for bit, unless it was rounded on
-    its way.
+    """Return a block of rows that `target_rows` read from one with these terms: the same, bit for bit, unless rounded on
+    the way.
 
     Raises:
         ValueError: positions that do not fit the terms.
     """
-    heard = [each for row in rows for each in row.positions]
-    counts = np.array([len(each.classes) for each in heard], dtype=np.int64)
-    sums = np.array([each.logsumexp for each in heard], dtype=np.float64).reshape(len(heard), len(terms.temperatures))
+    positions = [each for row in rows for each in row.positions]
+    counts = np.array([len(each.classes) for each in positions], dtype=np.int64)
+    sums = np.array([each.logsumexp for each in positions], dtype=np.float64).reshape(
+        len(positions), len(terms.temperatures)
+    )
     first = sums[:, 0]
-    exact = _flat([each.logprobs for each in heard], np.float64) + np.repeat(first, counts)
+    exact = _flat([each.logprobs for each in positions], np.float64) + np.repeat(first, counts)
     stored = exact.astype(np.float32 if terms.complete else np.float16).astype(np.float64)
     logits = np.where(np.abs(exact - stored) <= _SNAP * np.maximum(1.0, np.abs(exact)), stored, exact)
     column = terms.temperatures.index(1.0) if 1.0 in terms.temperatures else 0
     order = [column, *(i for i in range(len(terms.temperatures)) if i != column)]
     return _targets(
-        terms, rows, counts, _flat([each.classes for each in heard], np.int64), logits, sums[:, np.argsort(order)]
+        terms, rows, counts, _flat([each.classes for each in positions], np.int64), logits, sums[:, np.argsort(order)]
     )
 
 
@@ -109,21 +111,24 @@ def packed_tokens(terms: SparsityRule, rows: Sequence[Row]) -> SparseTargets:
     Raises:
         DataError: the probabilities of a position exceed 1 by more than `EXCESS_MASS`; names the row.
     """
-    heard = [each for row in rows for each in row.positions]
-    counts = np.array([len(each.classes) for each in heard], dtype=np.int64)
-    classes, logprobs = _flat([e.classes for e in heard], np.int64), _flat([e.logprobs for e in heard], np.float64)
-    which = np.repeat(np.arange(len(heard)), counts)
+    positions = [each for row in rows for each in row.positions]
+    counts = np.array([len(each.classes) for each in positions], dtype=np.int64)
+    classes, logprobs = (
+        _flat([e.classes for e in positions], np.int64),
+        _flat([e.logprobs for e in positions], np.float64),
+    )
+    which = np.repeat(np.arange(len(positions)), counts)
     order = np.lexsort((classes, -logprobs, which))
     classes, logprobs = classes[order], logprobs[order]
     shares = np.exp(np.minimum(logprobs, 1.0))
     starts = offsets_of(counts)[:-1]
-    mass = np.add.reduceat(shares, starts) if len(heard) else np.zeros(0)
+    mass = np.add.reduceat(shares, starts) if len(positions) else np.zeros(0)
     _check_mass(mass, rows)
     before = np.cumsum(shares) - shares
     before -= np.repeat(before[starts], counts)
     rank = np.arange(len(order)) - np.repeat(starts, counts)
     kept = (rank < terms.max_logits) & ((rank == 0) | (1.0 - before > terms.tail_mass))
-    n_kept = np.bincount(which[kept], minlength=len(heard))
+    n_kept = np.bincount(which[kept], minlength=len(positions))
     logsumexp = np.log(np.maximum(mass, 1.0))[:, None]
     return _targets(terms, rows, n_kept, classes[kept], logprobs[kept], logsumexp)
 
@@ -143,7 +148,7 @@ def packed_classes(terms: SparsityRule, rows: Sequence[Row]) -> SparseTargets:
 
 def block_of(kind: TargetKind, rows: Sequence[Row], terms: SparsityRule | None, *, is_own: bool) -> SparseTargets:
     """Return a block in the way its kind is packed; ``terms`` ``None`` for ``text``; ``is_own``: rows are those of
-    `spoken`.
+    `target_rows`.
     """
     if kind == "text" or terms is None:
         return SparseTargets.text_only([row.answer for row in rows])
@@ -189,7 +194,7 @@ class Vocabulary:
         return self._texts[number]
 
     def words(self, answers: Sequence[Sequence[int]]) -> list[str]:
-        """Return answers decoded, special tokens left out."""
+        """Decode answers, special tokens left out."""
         return [str(text).strip() for text in self._tokenizer.batch_decode(list(answers), skip_special_tokens=True)]
 
     def _all_numbers(self) -> dict[str, set[int]]:
@@ -221,7 +226,8 @@ def vocabulary_of(ref: str, base: str | None, closing: str | None = None) -> Voc
 def label_logprobs(
     labels: Sequence[str], listed: Sequence[tuple[str, float]], limit: float
 ) -> tuple[list[float], list[str]] | None:
-    """Return log-probabilities of labels from those of the ``listed`` tokens, and the labels that are not among these.
+    """Sum log-probabilities of labels from those of the ``listed`` tokens; also return the labels that are not among
+    these.
 
     Tokens that are a label but for the blanks around it count together. A label that is not listed gets the most that it can
     have: no more than the least of the listed, nor than what these leave over. ``None``: the missing ones could have more than
@@ -276,5 +282,5 @@ def _check_mass(mass: NDArray[np.float64], rows: Sequence[Row]) -> None:
 
 
 def _flat(parts: Sequence[Sequence[float]], dtype: type[Any]) -> NDArray[Any]:
-    """Return all parts end to end."""
+    """Concatenate all parts."""
     return np.fromiter((value for part in parts for value in part), dtype=dtype, count=sum(map(len, parts)))

@@ -68,7 +68,7 @@ class SparsityRule:
 class SparseLogits:
     """N positions and the M logits that they keep, end to end.
 
-    ``units``: ``[N]`` int32 (uint16 where it can be), the class, tag or token that was said there;
+    ``units``: ``[N]`` int32 (uint16 where it can be), the predicted class, tag or token;
     ``logsumexp``: ``[N, temperatures]`` float32, log Σ_v exp(z_v / T) over the full vocabulary, at the level of ``logits``;
     ``indices``: ``[M]`` int32 (uint16 where V allows), classes by falling logit within a position, equal ones by number;
     ``n_kept``: ``[N]`` unsigned, how many a position keeps, at least 1; ``None`` = V each;
@@ -108,11 +108,11 @@ class SparseLogits:
         if n and (counts.min() < (limit if terms.complete else 1) or counts.max() > limit):
             wanted = f"{limit}" if terms.complete else f"1 to {limit}"
             raise ValueError(f"a position keeps {counts.min()} to {counts.max()} logits; it must keep {wanted}")
-        said, classes = _narrow_units(units, terms), indices.astype(_class_dtype(terms))
+        answered, classes = _narrow_units(units, terms), indices.astype(_class_dtype(terms))
         if terms.complete:
-            return cls(said, np.asarray(logsumexp, np.float32), classes, None, np.asarray(logits, np.float32))
+            return cls(answered, np.asarray(logsumexp, np.float32), classes, None, np.asarray(logits, np.float32))
         rounded, sums = _rounded(np.asarray(logits), counts, np.asarray(logsumexp), terms.temperatures)
-        return cls(said, sums, classes, narrowest(counts), rounded)
+        return cls(answered, sums, classes, narrowest(counts), rounded)
 
     @classmethod
     def none(cls, terms: SparsityRule) -> SparseLogits:
@@ -132,7 +132,7 @@ class SparseLogits:
         return self.n_kept.astype(np.int64)
 
     def all_logits(self) -> NDArray[np.float32]:
-        """Return all logits kept, float32 ``[M]``, at the level of ``logsumexp``."""
+        """Return all kept logits, float32 ``[M]``, at the level of ``logsumexp``."""
         if self.n_kept is None:
             return self.logits
         counts = self.n_kept.astype(np.int64)
@@ -156,7 +156,7 @@ class RowPlaces:
 
     @classmethod
     def one_piece(cls, n_positions: Array, n_entries: Array) -> RowPlaces:
-        """Return rows that follow one another in one piece; ``n_entries``: logits kept by each row."""
+        """Return the places of rows that follow one another in one piece; ``n_entries``: logits kept by each row."""
         counts = n_positions.astype(np.int64)
         return cls(np.zeros_like(counts), offsets_of(counts)[:-1], offsets_of(n_entries)[:-1], counts)
 
@@ -196,7 +196,7 @@ def gather(
 def _gather_sorted(
     pieces: Sequence[SparseLogits], terms: SparsityRule, places: RowPlaces, counts: NDArray[np.int64]
 ) -> SparseLogits:
-    """Return `gather` where the rows of a piece stand beside one another."""
+    """Gather rows where those of a piece stand beside one another; see `gather`."""
     starts = np.flatnonzero(np.diff(places.piece, prepend=-1))
     used = [pieces[int(piece)] for piece in places.piece[starts]]
     offsets = offsets_of(counts)
@@ -225,8 +225,8 @@ def _gather_sorted(
 
 
 def _take(arrays: Sequence[Array], at: NDArray[np.int64], bounds: NDArray[np.int64]) -> Array:
-    """Return elements ``at`` end to end, those from ``bounds[i]`` to ``bounds[i + 1]`` of the i-th array; in the
-    widest dtype of all.
+    """Take elements ``at`` of concatenated arrays, those from ``bounds[i]`` to ``bounds[i + 1]`` from the i-th; in
+    the widest dtype of all.
     """
     if len(arrays) == 1:
         return arrays[0][at]
@@ -237,20 +237,20 @@ def _take(arrays: Sequence[Array], at: NDArray[np.int64], bounds: NDArray[np.int
 
 
 def offsets_of(counts: Array) -> NDArray[np.int64]:
-    """Return ``[n + 1]`` of ``[n]``: 0, and the sums of the first 1, 2, … n."""
+    """Return the offsets ``[n + 1]`` of counts ``[n]``: 0, and the sums of the first 1, 2, … n."""
     offsets = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets
 
 
 def ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return ``start, start + 1, … start + count - 1`` of each pair, end to end."""
+    """Return the ranges ``start, start + 1, … start + count - 1`` of all pairs, concatenated."""
     offsets = offsets_of(counts)
     return np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1], dtype=np.int64)
 
 
 def narrowest(counts: Array) -> Array:
-    """Return counts in the narrowest unsigned dtype that holds them."""
+    """Convert counts to the narrowest unsigned dtype that holds them."""
     return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
 
 
@@ -259,9 +259,7 @@ def _class_dtype(terms: SparsityRule) -> type[np.uint16] | type[np.int32]:
 
 
 def _narrow_units(units: Array, terms: SparsityRule) -> Array:
-    """Return units in the narrowest dtype: those beyond an answer's end may be any number, so the units themselves
-    are looked at.
-    """
+    """Convert units to the narrowest dtype that holds them: those beyond an answer's end may be any number."""
     fits = len(units) == 0 or (units.min() >= 0 and units.max() < _NARROW_VOCABULARY)
     return units.astype(_class_dtype(terms) if fits else np.int32)
 
@@ -269,7 +267,7 @@ def _narrow_units(units: Array, terms: SparsityRule) -> Array:
 def _rounded(
     logits: Array, counts: NDArray[np.int64], logsumexp: Array, temperatures: Sequence[float]
 ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """Return logits less the largest of each position, without it, and the log-sum-exps that belong to them."""
+    """Return the logits less the largest of each position, without it, and the log-sum-exps that belong to them."""
     first = _firsts(counts)
     if (logits[1:] > logits[:-1])[~first[1:]].any():
         raise ValueError("the logits of a position must fall")

@@ -56,7 +56,7 @@ class TargetStatistics:
 
 
 def measure(positions: SparseLogits, terms: SparsityRule, column: int) -> TargetStatistics:
-    """Return statistics of positions without their rows; ``column``: that of temperature 1 in the log-sum-exps."""
+    """Measure positions without their rows; ``column``: that of temperature 1 in the log-sum-exps."""
     if len(positions) == 0:
         return TargetStatistics(0, 0, 0)
     counts = positions.counts(terms)

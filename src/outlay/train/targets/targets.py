@@ -1,7 +1,7 @@
 """A teacher's targets on disk: sparse logits with exact log-sum-exps.
 
-A block of targets covers consecutive pool rows. A *position* is one place where the teacher spoke: a row of a classifier has
-one, a tagged row as many as tokens of text, a generated answer as many as tokens. Each position keeps what was said there, its
+A block of targets covers consecutive pool rows. A *position* is one output of the teacher: a row of a classifier has one,
+a tagged row as many as tokens of text, a generated answer as many as tokens. Each position keeps the predicted unit and the
 largest raw logits, as many as hold all but a given share of the probability, and one log-sum-exp over the full vocabulary per
 offered temperature, so that the mass outside those is known exactly at each of these temperatures.
 """
@@ -68,7 +68,7 @@ class SparseTargets:
 
     Rows can be selected and blocks be put together without copying positions; `batch` reads those of its rows.
     ``terms``: what is kept of a position; ``places``: where the rows lie in ``pieces``; ``n_real``: int64 ``[rows]``, real
-    positions of each row, its first ones; padding follows where it was kept; ``answers``: every row's answer in words.
+    positions of each row, its first ones; padding follows where it was kept; ``answers``: every row's answer as text.
 
     Raises:
         ValueError: arrays whose lengths do not belong together.
@@ -126,8 +126,8 @@ class SparseTargets:
         *,
         n_real: NDArray[np.int64] | None = None,
     ) -> SparseTargets:
-        """Return rows that follow one another in ``positions``, ``n_positions`` int64 ``[rows]`` each; ``n_real``
-        ``None``: all real.
+        """Build targets of rows that follow one another in ``positions``, ``n_positions`` int64 ``[rows]`` each;
+        ``n_real`` ``None``: all real.
 
         Raises:
             ValueError: another number of positions.
@@ -188,8 +188,7 @@ class SparseTargets:
     def batch(
         self, rows: Sequence[int] | NDArray[np.int64], *, temperature: float, with_padding: bool = False
     ) -> TargetBatch:
-        """Return targets of ``rows`` side by side, as wide as the longest of them; log-sum-exps are those at
-        ``temperature``.
+        """Return the targets of ``rows`` padded to the longest of them; log-sum-exps are those at ``temperature``.
 
         With ``with_padding`` every position counts, padding included, as in the published objective: a batch is as wide as its
         longest answer and one position more (the published script feeds the generated end of the answer to the decoder too), at
@@ -241,7 +240,7 @@ class SparseTargets:
 
     @classmethod
     def concatenate(cls, blocks: Sequence[SparseTargets]) -> SparseTargets:
-        """Return blocks of consecutive rows as one; nothing is copied but where the rows lie.
+        """Concatenate blocks of consecutive rows; nothing is copied but where the rows lie.
 
         Raises:
             ValueError: no blocks, or blocks of other terms.
@@ -385,9 +384,9 @@ class TargetsBuilder:
         if (kept < n_real).any():
             at = int(np.flatnonzero(kept < n_real)[0])
             raise ValueError(f"row {int(rows[at])} keeps {int(kept[at])} positions of an answer of {int(n_real[at])}")
-        said = np.full(int(kept.sum()), pad_unit, dtype=np.int32)
-        said[ranges(offsets_of(kept)[:-1], n_real)] = np.concatenate([np.zeros(0, dtype=np.int32), *units])
-        self._say(rows, said, kept, n_real)
+        answered = np.full(int(kept.sum()), pad_unit, dtype=np.int32)
+        answered[ranges(offsets_of(kept)[:-1], n_real)] = np.concatenate([np.zeros(0, dtype=np.int32), *units])
+        self._set_units(rows, answered, kept, n_real)
 
     def add(
         self,
@@ -403,7 +402,7 @@ class TargetsBuilder:
         Args:
             rows: ``[b]``, which rows these are.
             logits: ``[b, P, V]``, any float dtype and device.
-            units: ``[b, P]``, what was said at each position.
+            units: ``[b, P]``, the predicted unit of each position.
             n_kept: ``[b]``, positions of each row that are kept, its first ones.
             n_real: ``[b]``, those of them that are real; ``None`` = all.
 
@@ -413,12 +412,12 @@ class TargetsBuilder:
         """
         kept = np.asarray(n_kept, dtype=np.int64)
         row, position = np.nonzero(np.arange(logits.shape[1]) < kept[:, None])
-        self._say(rows, units[row, position], kept, kept if n_real is None else n_real)
+        self._set_units(rows, units[row, position], kept, kept if n_real is None else n_real)
         at = [torch.from_numpy(each).to(logits.device) for each in (row, position)]
         self.put(np.asarray(rows)[row], position, logits[at[0], at[1]])
 
     def build(self, answers: Sequence[str]) -> SparseTargets:
-        """Return the targets of all rows, in row order; ``answers``: theirs, in words.
+        """Return the targets of all rows, in row order; ``answers``: their answers as text.
 
         Raises:
             ValueError: rows that were never answered, positions that were never put or put twice, another number of answers.
@@ -431,8 +430,8 @@ class TargetsBuilder:
         offsets = offsets_of(self._n_kept)
         positions = gather(self._pieces, terms, self._order(offsets, terms), np.ones(offsets[-1], dtype=np.int64))
         units = np.zeros(offsets[-1], dtype=np.int32)
-        for rows, said in self._units:
-            units[ranges(offsets[rows], self._n_kept[rows])] = said
+        for rows, answered in self._units:
+            units[ranges(offsets[rows], self._n_kept[rows])] = answered
         return SparseTargets.from_positions(
             terms, replace(positions, units=units), self._n_kept, answers, n_real=self._n_real
         )
@@ -441,7 +440,7 @@ class TargetsBuilder:
         asked = self._asked
         return SparsityRule.of(asked.kind, vocab_size, asked.max_logits, asked.tail_mass, asked.temperatures)
 
-    def _say(
+    def _set_units(
         self, rows: NDArray[np.int64], units: NDArray[np.int32], n_kept: NDArray[np.int64], n_real: NDArray[np.int64]
     ) -> None:
         twice = np.flatnonzero(self._n_kept[rows] >= 0)
@@ -480,5 +479,5 @@ class TargetsBuilder:
 
 
 def _n_entries(positions: SparseLogits, terms: SparsityRule, n_positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return logits that each row keeps, int64 ``[rows]``; rows follow one another in ``positions``."""
+    """Count the logits that each row keeps, int64 ``[rows]``; rows follow one another in ``positions``."""
     return np.diff(offsets_of(positions.counts(terms))[offsets_of(n_positions)])
