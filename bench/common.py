@@ -167,7 +167,7 @@ class Work:
         def make(folder: Path) -> None:
             print(f"fine-tuning {blank.name} on {len(rows.train):,} labels", file=sys.stderr, flush=True)
             spec = ModelSpec(str(blank), str(blank), rows.form, settings.seed)
-            finetune(spec, rows.train, rows.answers, settings, dev=None, out=folder, watch=TrainContext(FreeGauge()))
+            finetune(spec, rows.train, rows.answers, settings, dev=None, out=folder, context=TrainContext(FreeGauge()))
 
         decides = (blank.name, rows.form, rows.train, rows.answers, asdict(settings))
         return self.made(f"tuned-{blank.name}", decides, make)

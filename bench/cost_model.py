@@ -352,7 +352,7 @@ class Laboratory:
         note(
             f"fine-tune {teacher.name}",
             load,
-            lambda: finetune(spec, self.sources, self.answers, settings, dev=None, out=trained[teacher], watch=watch),
+            lambda: finetune(spec, self.sources, self.answers, settings, dev=None, out=trained[teacher], context=watch),
         )
         load = answering_load(big, read_by[teacher], speaking, keep=kind == "tokens")
         targets = note(
@@ -367,7 +367,7 @@ class Laboratory:
         note(
             f"distil {student.name}",
             load,
-            lambda: distil(pupil, self.sources, targets, settings, dev=None, out=trained[student], watch=watch),
+            lambda: distil(pupil, self.sources, targets, settings, dev=None, out=trained[student], context=watch),
         )
         load = answering_load(small, read_by[student], ANSWERING) + starting_load(small, read_by[student])
         note(

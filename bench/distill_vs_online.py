@@ -221,7 +221,7 @@ def equality(world: World, epochs: int) -> Equality:
     curve = Curve()
     with scratch() as out:
         watch = TrainContext(FreeGauge(), tracker=curve)
-        distil(world.spec(0, "tokens"), world.texts, targets, settings, dev=None, out=out, watch=watch)
+        distil(world.spec(0, "tokens"), world.texts, targets, settings, dev=None, out=out, context=watch)
     pair = Pair(world.teacher, world.student, [text[0] for text in world.texts], world.form)
     batches = batches_of(pair, targets, settings)
     n = len(batches) // epochs
@@ -270,7 +270,7 @@ def offline_cost(world: World, said: TeachSettings, settings: TrainSettings) -> 
     clock = Clock()
     with scratch() as out:
         watch = TrainContext(FreeGauge(), on_progress=clock)
-        distil(world.spec(settings.seed, "tokens"), world.texts, targets, settings, dev=None, out=out, watch=watch)
+        distil(world.spec(settings.seed, "tokens"), world.texts, targets, settings, dev=None, out=out, context=watch)
     per_step = clock.per_step(N_WARMUP)
     return Cost((teaching + reading) / len(world.texts), per_step, per_step)
 
@@ -308,9 +308,9 @@ def epochs_of(world: World, target: TargetKind, *, repeats: int, epochs: int) ->
         watch, spec = TrainContext(FreeGauge(), on_progress=clock), world.spec(turn, target if from_targets else None)
         with scratch() as out:
             if from_targets:
-                distil(spec, world.texts, targets, settings, dev=None, out=out, watch=watch)
+                distil(spec, world.texts, targets, settings, dev=None, out=out, context=watch)
             else:
-                finetune(spec, world.texts, targets.answers, settings, dev=None, out=out, watch=watch)
+                finetune(spec, world.texts, targets.answers, settings, dev=None, out=out, context=watch)
         return n_steps * clock.per_step(N_WARMUP)
 
     contestants = {

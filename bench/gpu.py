@@ -283,7 +283,7 @@ def taught(world: World, model: nn.Module, head: GenerationHead, size: Size, sec
 
     def speak(rows: NDArray[np.int64], sink: LogitSink) -> None:
         endings.begin(rows)
-        said = head.speak(model, sources, rows, scale.taught, sink=sink).units
+        said = head.generate(model, sources, rows, scale.taught, sink=sink).units
         if [len(answer) for answer in said] != units.lengths[rows].tolist():
             raise RuntimeError("answers did not end where they were to end")
         if sink == builder.put:
@@ -317,7 +317,7 @@ def stepped(
             lesson,
             settings,
             gauge=clock,
-            place=world.place,
+            group=world.place,
         )
         spent = clock.seconds()
     finally:

@@ -123,7 +123,7 @@ def finetuned(case: Case, settings: TrainSettings) -> tuple[Any, float]:
     with scratch() as out:
         clock = Clock()
         watch = TrainContext(FreeGauge(), on_progress=clock)
-        finetune(spec, case.rows.train, case.rows.answers, settings, dev=None, out=out, watch=watch)
+        finetune(spec, case.rows.train, case.rows.answers, settings, dev=None, out=out, context=watch)
         return kind.from_pretrained(out), clock.seconds - loading
 
 

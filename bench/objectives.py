@@ -117,14 +117,14 @@ class Bench:
             replace(ON_LABELS, seed=seed),
             dev=None,
             out=folder,
-            watch=TrainContext(Free()),
+            context=TrainContext(Free()),
         )
 
     def on_targets(self, targets: SparseTargets | None, settings: TrainSettings, folder: Path) -> None:
         assert targets is not None
         sources = [(text,) for text in self.pool]
         student = self.spec("t5-micro", settings.seed, "tokens")
-        distil(student, sources, targets, settings, dev=None, out=folder, watch=TrainContext(Free()))
+        distil(student, sources, targets, settings, dev=None, out=folder, context=TrainContext(Free()))
 
     def targets(self, teacher: Path, settings: TeachSettings) -> SparseTargets:
         sources = [(text,) for text in self.pool]

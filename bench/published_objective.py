@@ -122,7 +122,7 @@ def compare(pair: Pair, *, epochs: int, batch_size: int, learning_rate: float, o
     with tempfile.TemporaryDirectory() as folder:
         spec = ModelSpec(str(pair.student), str(pair.student), pair.form, settings.seed, "tokens")
         watch = TrainContext(FreeGauge(), tracker=curve)
-        distil(spec, sources, targets, settings, dev=None, out=Path(folder) / "student", watch=watch)
+        distil(spec, sources, targets, settings, dev=None, out=Path(folder) / "student", context=watch)
     plain = reference(pair, batches_of(pair, targets, settings), learning_rate)
     return Curves(plain, curve.losses, targets.n_real.tolist())
 
@@ -184,7 +184,7 @@ def make_pair(folder: Path, *, n_texts: int = 48, seed: int = 0) -> Pair:
         settings,
         dev=None,
         out=folder / "teacher",
-        watch=TrainContext(FreeGauge()),
+        context=TrainContext(FreeGauge()),
     )
     return Pair(folder / "teacher", folder / "student", texts, form)
 

@@ -128,13 +128,13 @@ def spoken(folder: Path, texts: Sequence[tuple[str, ...]], units: Sequence[NDArr
     """What the model in ``folder`` says to ``texts`` with all its logits; or, given ``units``, its logits behind those."""
     model, head, _ = load_saved(folder)
     model.eval()
-    read = head.read(texts)
+    read = head.tokenize(texts)
     said: dict[int, NDArray[np.int32]] = {}
     logits: dict[int, NDArray[np.float32]] = {}
     with torch.no_grad():
         for rows in inference_batches(read.encoded.lengths, ROWS_AT_ONCE):
             spoken_now = (
-                head.speak(model, read, rows, TeachSettings()).units
+                head.generate(model, read, rows, TeachSettings()).units
                 if units is None
                 else [units[int(row)] for row in rows]
             )
@@ -146,7 +146,7 @@ def spoken(folder: Path, texts: Sequence[tuple[str, ...]], units: Sequence[NDArr
                 logits[int(row)] = out[at, : len(spoken_now[at])].copy()
     order = range(len(read))
     in_order = [said[row] for row in order]
-    answers = head.words(read, np.arange(len(read)), in_order)
+    answers = head.decode(read, np.arange(len(read)), in_order)
     return Words(in_order, np.concatenate([logits[row] for row in order]), tuple(answers))
 
 
@@ -187,7 +187,7 @@ class Bench:
                 self.plan.teacher,
                 dev=None,
                 out=teacher,
-                watch=TrainContext(FreeGauge()),
+                context=TrainContext(FreeGauge()),
             )
             note.write_text(json.dumps(self.score(teacher)))
         for name, rows in (("pool", self.pool), ("unseen", self.unseen[: self.plan.n_compared])):
@@ -205,7 +205,7 @@ class Bench:
     def student(self, targets: SparseTargets, settings: TrainSettings, out: Path) -> None:
         """A student of these targets over the pool."""
         spec = replace(self._spec(STUDENT, settings.seed), target="tokens")
-        distil(spec, _texts(self.pool), targets, settings, dev=None, out=out, watch=TrainContext(FreeGauge()))
+        distil(spec, _texts(self.pool), targets, settings, dev=None, out=out, context=TrainContext(FreeGauge()))
 
     def score(self, folder: Path) -> float:
         """Points of a model on the unseen rows."""

@@ -80,7 +80,7 @@ def train(
 
     dev_score = score if isinstance(model, Bag) else None
     progress = fit(
-        model, lesson, settings, gauge=gauge, dev=dev_score, checkpoints=checkpoints, audience=Callbacks(on_progress)
+        model, lesson, settings, gauge=gauge, dev=dev_score, checkpoints=checkpoints, callbacks=Callbacks(on_progress)
     )
     return outcome(model, losses, progress, gauge)
 
@@ -173,7 +173,7 @@ def t5(folder: Path) -> dict[str, Any]:
     gauge = CountingGauge()
     settings = SETTINGS.changed({"gradient_checkpointing": True, "micro_batch_size": 3})
     progress = fit(
-        model, lesson, settings, gauge=gauge, dev=score, audience=Callbacks(lambda p, n: losses.append(p.loss_since))
+        model, lesson, settings, gauge=gauge, dev=score, callbacks=Callbacks(lambda p, n: losses.append(p.loss_since))
     )
     return {**outcome(model, losses, progress, gauge), "written": written}
 

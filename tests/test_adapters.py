@@ -36,10 +36,10 @@ from outlay.models.peft import (
     cast,
     check,
     compiled,
-    eagerly,
     load_trained_state,
     merge_adapters,
     trained_state,
+    without_compile,
 )
 from outlay.models.peft_methods import METHODS, PeftMethod, register
 from outlay.settings import PEFT_SETTINGS, PeftSettings, Setting, TrainSettings
@@ -352,7 +352,7 @@ def test_blocks_are_compiled_once_for_all_shapes_and_depths(monkeypatch: pytest.
             assert torch.allclose(logits_of(blocks, *shape), logits_of(plain, *shape), atol=1e-6)
         assert backend.n_run == n_layers * len(shapes)
         counts.append(backend.n_compiled)
-        with eagerly(on):
+        with without_compile(on):
             assert torch.allclose(logits_of(blocks), logits_of(plain), atol=1e-6)
         assert backend.n_run == n_layers * len(shapes)
     assert counts == [1, 1]
@@ -391,7 +391,7 @@ def t5_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(base: Path, settings: TrainSettings, out: Path, **watch: Any) -> TrainProgress:
     spec = ModelSpec(str(base), str(base), FORM, seed=1)
     return finetune(
-        spec, *rows_of(211, seed=11), settings, dev=dev_texts(), out=out, watch=TrainContext(CountingGauge(), **watch)
+        spec, *rows_of(211, seed=11), settings, dev=dev_texts(), out=out, context=TrainContext(CountingGauge(), **watch)
     )
 
 

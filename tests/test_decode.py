@@ -11,7 +11,14 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
-from outlay.models.decoding import DecodingState, greedy, is_plain_greedy, n_scored, score, walk
+from outlay.models.decoding import (
+    DecodingState,
+    constrained_greedy,
+    greedy,
+    is_plain_greedy,
+    n_scored,
+    score_candidates,
+)
 from tests.checkpoints import make_bart, make_gpt2, make_t5
 
 TEXTS = [
@@ -122,7 +129,7 @@ def test_greedy_writes_what_generate_writes(toy: Toy) -> None:
             heard[row, position] = one
 
     with torch.no_grad():
-        said = greedy(toy.writing(), n_new=n_new, closing=closing, n_choices=toy.n_choices, say=say)
+        said = greedy(toy.writing(), n_new=n_new, closing=closing, n_choices=toy.n_choices, on_logits=say)
     assert [row.tolist() for row in said] == expected
     lengths = [len(row) for row in expected]
     assert min(lengths) < n_new == max(lengths)
@@ -168,7 +175,7 @@ PATHS = {
 @pytest.mark.parametrize("paths", PATHS.values(), ids=PATHS)
 def test_scores_are_the_probabilities_of_writing_each_answer(toy: Toy, paths: list[list[int]]) -> None:
     with torch.no_grad():
-        scores = score(toy.writing(), paths)
+        scores = score_candidates(toy.writing(), paths)
     assert scores.shape == (len(TEXTS), len(paths))
     for row in range(len(TEXTS)):
         for i, path in enumerate(paths):
@@ -187,7 +194,7 @@ def test_a_walk_takes_the_likeliest_branch_and_tells_its_logits(toy: Toy, paths:
             heard[row, position] = one
 
     with torch.no_grad():
-        said = walk(toy.writing(), paths, say=say)
+        said = constrained_greedy(toy.writing(), paths, on_logits=say)
     for row in range(len(TEXTS)):
         so_far: list[int] = []
         while so_far not in paths:
@@ -205,7 +212,7 @@ def test_a_walk_says_what_greedy_writes_where_that_is_allowed(toy: Toy) -> None:
     paths = [list(path) for path in sorted({tuple(row) for row in free})]
     paths += [[*path[:2], 3, 1] for path in paths]
     with torch.no_grad():
-        said = walk(toy.writing(), paths)
+        said = constrained_greedy(toy.writing(), paths)
     assert [paths[i] for i in said] == free
     assert len({tuple(row) for row in free}) > 1
 
@@ -240,8 +247,8 @@ def test_half_precision_keeps_the_cache_in_step(family: str, tmp_path: Path) -> 
     toy = Toy(family, tmp_path)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         said = greedy(toy.writing(), n_new=7, closing=-1, n_choices=toy.n_choices)
-        walked = walk(toy.writing(), PATHS["one within another"])
-        scores = score(toy.writing(), PATHS["one within another"])
+        walked = constrained_greedy(toy.writing(), PATHS["one within another"])
+        scores = score_candidates(toy.writing(), PATHS["one within another"])
     assert {len(row) for row in said} == {7}
     assert scores.dtype == torch.float32
     assert bool(torch.isfinite(scores).all())

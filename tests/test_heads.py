@@ -99,8 +99,8 @@ def alone(head: GenerationHead, model: torch.nn.Module, text: str, units: list[i
 
 def test_logits_of_a_padded_batch_are_those_of_each_row_alone(made: Made) -> None:
     head, model = made
-    read = head.read(SOURCES)
-    units = head.spell(read, ANSWERS)
+    read = head.tokenize(SOURCES)
+    units = head.encode_answers(read, ANSWERS)
     rows = np.array([2, 0, 3, 1])
     padded, mask = units.batch(rows)
     with torch.no_grad():
@@ -114,11 +114,11 @@ def test_logits_of_a_padded_batch_are_those_of_each_row_alone(made: Made) -> Non
 
 def test_greedy_answers_are_the_argmax_of_each_position(made: Made) -> None:
     head, model = made
-    read = head.read(SOURCES)
+    read = head.tokenize(SOURCES)
     rows = np.arange(len(TEXTS))
     heard = Heard()
     with torch.no_grad():
-        speech = head.speak(model, read, rows, GREEDY, sink=heard)
+        generation = head.generate(model, read, rows, GREEDY, sink=heard)
     for row in rows:
         said: list[int] = []
         while len(said) < head.form.max_target_tokens:
@@ -128,12 +128,12 @@ def test_greedy_answers_are_the_argmax_of_each_position(made: Made) -> None:
                 break
         # BART's generation config forces its last token, which no argmax says.
         if "bart" not in type(model).__name__.lower():
-            assert speech.units[row].tolist() == said
-        written = speech.units[row].tolist()
+            assert generation.units[row].tolist() == said
+        written = generation.units[row].tolist()
         expected = alone(head, model, TEXTS[row], written)
         torch.testing.assert_close(heard.row(row), expected, rtol=2e-4, atol=2e-5)
     # The logits are those of the steps themselves, however the model writes.
-    assert speech.n_tokens == read.encoded.n_tokens + sum(len(units) for units in speech.units)
+    assert generation.n_tokens == read.encoded.n_tokens + sum(len(units) for units in generation.units)
 
 
 def test_generate_writes_only_where_greedy_does_not_do(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,22 +146,22 @@ def test_generate_writes_only_where_greedy_does_not_do(made: Made, monkeypatch: 
         return generate(**inputs)
 
     monkeypatch.setattr(model, "generate", counted)
-    read, rows = head.read(SOURCES), np.array([2, 1])
+    read, rows = head.tokenize(SOURCES), np.array([2, 1])
     with torch.no_grad():
-        head.speak(model, read, rows, GREEDY)
+        head.generate(model, read, rows, GREEDY)
         assert bool(asked) == (model.config.model_type == "bart")  # it forces the last token at the limit
         asked.clear()
-        head.speak(model, read, rows, GREEDY.changed({"beams": 2}))
+        head.generate(model, read, rows, GREEDY.changed({"beams": 2}))
     assert asked
 
 
 def test_answers_come_back_from_their_tokens(made: Made) -> None:
     head, _ = made
-    read = head.read(SOURCES)
-    units = head.spell(read, ANSWERS)
+    read = head.tokenize(SOURCES)
+    units = head.encode_answers(read, ANSWERS)
     rows = np.arange(len(ANSWERS))
     split = [units.ids[units.offsets[row] : units.offsets[row + 1]] for row in rows]
-    assert head.words(read, rows, split) == ANSWERS
+    assert head.decode(read, rows, split) == ANSWERS
     assert all(row[-1] == head._eos for row in split)
     assert units.n_cut == 0
 
@@ -169,12 +169,12 @@ def test_answers_come_back_from_their_tokens(made: Made) -> None:
 def test_long_sources_and_answers_are_cut_and_counted(made: Made) -> None:
     head, _ = made
     short = GenerationHead(head._tokenizer, TaskSpec("entities", LABELS, 8, 5, "task: "), head.family)
-    read = short.read(SOURCES)
+    read = short.tokenize(SOURCES)
     assert read.encoded.lengths.max() == 8
-    lengths = head.read(SOURCES).encoded.lengths
+    lengths = head.tokenize(SOURCES).encoded.lengths
     assert read.encoded.n_truncated == int((lengths > 8).sum()) > 0
-    units = short.spell(read, ANSWERS)
-    whole = head.spell(head.read(SOURCES), ANSWERS)
+    units = short.encode_answers(read, ANSWERS)
+    whole = head.encode_answers(head.tokenize(SOURCES), ANSWERS)
     assert units.lengths.max() == 5
     assert units.n_cut == int((whole.lengths > 5).sum()) > 0
     assert all(units.ids[stop - 1] == head._eos for stop in units.offsets[1:])
@@ -184,28 +184,28 @@ def test_a_choice_is_the_probability_of_writing_each_label(made: Made) -> None:
     text, model = made
     form = TaskSpec("classification", CLASSES, 32, 8, "task: ")
     head = RankClassificationHead(GenerationHead(text._tokenizer, form, text.family))
-    read = head.read(SOURCES)
+    read = head.tokenize(SOURCES)
     rows = np.array([4, 1, 2])
     with torch.no_grad():
         logits = logits_of(head, model, read, rows, torch.empty(0))
     assert logits.shape == (3, 1, len(CLASSES))
     for at, row in enumerate(rows):
         for number, label in enumerate(CLASSES):
-            units = head.writer.spell(read, [label]).ids.tolist()
+            units = head.writer.encode_answers(read, [label]).ids.tolist()
             log_p = F.log_softmax(alone(head.writer, model, TEXTS[row], units), dim=-1)
             expected = log_p[torch.arange(len(units)), torch.tensor(units)].sum()
             torch.testing.assert_close(logits[at, 0, number], expected, rtol=2e-4, atol=2e-4)
     heard = Heard()
     with torch.no_grad():
-        speech = head.speak(model, read, rows, GREEDY, sink=heard)
+        generation = head.generate(model, read, rows, GREEDY, sink=heard)
     for at, row in enumerate(rows):
         assert heard.row(row).dtype == torch.float32
         torch.testing.assert_close(heard.row(row), logits[at], rtol=1e-5, atol=1e-5)
     best = logits[:, 0].argmax(-1).tolist()
-    assert head.words(read, rows, speech.units) == [CLASSES[i] for i in best]
+    assert head.decode(read, rows, generation.units) == [CLASSES[i] for i in best]
     # Said: each source once, and the labels behind it at most. Trained: a causal model reads the source with each label.
-    n_labels, n_sources = int(head.writer.spell(read, CLASSES).lengths.sum()), read.encoded.lengths[rows]
-    assert int(n_sources.sum()) < speech.n_tokens <= int(n_sources.sum()) + 3 * n_labels
+    n_labels, n_sources = int(head.writer.encode_answers(read, CLASSES).lengths.sum()), read.encoded.lengths[rows]
+    assert int(n_sources.sum()) < generation.n_tokens <= int(n_sources.sum()) + 3 * n_labels
     n_copies = 3 if text.family == "causal" else 1
     assert head.n_tokens(read, AnswerIds.of([]))[rows].tolist() == (n_copies * n_sources + n_labels).tolist()
 
@@ -215,7 +215,7 @@ def test_a_source_is_encoded_once_for_all_labels_in_training_too(made: Made) -> 
     head = RankClassificationHead(
         GenerationHead(text._tokenizer, TaskSpec("classification", CLASSES, 32, 8, "task: "), text.family)
     )
-    read, rows = head.read(SOURCES), np.array([4, 1, 2])
+    read, rows = head.tokenize(SOURCES), np.array([4, 1, 2])
     inputs = head.inputs(read, rows, torch.empty(0))
     assert len(inputs["input_ids"]) == (9 if text.family == "causal" else 3)
     logits = head.logits(model, inputs)
@@ -226,7 +226,7 @@ def test_a_source_is_encoded_once_for_all_labels_in_training_too(made: Made) -> 
     total = torch.zeros(())
     for at, row in enumerate(rows):
         for number, label in enumerate(CLASSES):
-            units = torch.tensor([head.writer.spell(read, [label]).ids.tolist()])
+            units = torch.tensor([head.writer.encode_answers(read, [label]).ids.tolist()])
             said = logits_of(head.writer, model, read, np.array([row]), units)[0]
             score = F.log_softmax(said, dim=-1)[torch.arange(units.shape[1]), units[0]].sum()
             total = total + weights[at, 0, number] * score
@@ -242,13 +242,13 @@ def test_many_labels_are_scored_a_few_rows_at_a_time(made: Made, monkeypatch: py
     head = RankClassificationHead(
         GenerationHead(text._tokenizer, TaskSpec("classification", CLASSES, 32, 8, "task: "), text.family)
     )
-    read, rows = head.read(SOURCES), np.array([2, 4, 0, 1, 3])
+    read, rows = head.tokenize(SOURCES), np.array([2, 4, 0, 1, 3])
     at_once, by_two = Heard(), Heard()
     with torch.no_grad():
-        whole = head.speak(model, read, rows, GREEDY, sink=at_once)
+        whole = head.generate(model, read, rows, GREEDY, sink=at_once)
         per_row = 3 * (int(read.encoded.lengths.max()) + int(head._labels.lengths.max()))
         monkeypatch.setattr("outlay.models.generative_heads._CHUNK_TOKENS", 2 * per_row + 1)
-        parts = head.speak(model, read, rows, GREEDY, sink=by_two)
+        parts = head.generate(model, read, rows, GREEDY, sink=by_two)
     assert [unit.tolist() for unit in parts.units] == [unit.tolist() for unit in whole.units]
     assert parts.n_tokens == whole.n_tokens
     for row in rows:
@@ -258,13 +258,13 @@ def test_many_labels_are_scored_a_few_rows_at_a_time(made: Made, monkeypatch: py
 def test_a_label_is_the_greedy_path_among_the_labels(made: Made) -> None:
     text, model = made
     head = GenerationHead(text._tokenizer, TaskSpec("classification", CLASSES, 32, 24, "task: "), text.family)
-    read, rows = head.read(SOURCES), np.array([3, 0, 2, 4, 1])
-    paths = [head.spell(read, [label]).ids.tolist() for label in CLASSES]
+    read, rows = head.tokenize(SOURCES), np.array([3, 0, 2, 4, 1])
+    paths = [head.encode_answers(read, [label]).ids.tolist() for label in CLASSES]
     heard = Heard()
     with torch.no_grad():
-        speech = head.speak(model, read, rows, GREEDY, sink=heard)
-        free = head.speak(model, read, rows, GREEDY.changed({"answers_from": "free"}))
-    for row, units in zip(rows, speech.units, strict=True):
+        generation = head.generate(model, read, rows, GREEDY, sink=heard)
+        free = head.generate(model, read, rows, GREEDY.changed({"answers_from": "free"}))
+    for row, units in zip(rows, generation.units, strict=True):
         said: list[int] = []
         while said not in paths:
             logits = alone(head, model, TEXTS[row], [*said, 0])[-1]
@@ -272,61 +272,61 @@ def test_a_label_is_the_greedy_path_among_the_labels(made: Made) -> None:
             said.append(max(allowed, key=lambda token: float(logits[token])))
         assert units.tolist() == said
         torch.testing.assert_close(heard.row(row), alone(head, model, TEXTS[row], said), rtol=2e-4, atol=2e-5)
-    assert set(head.words(read, rows, speech.units)) <= set(CLASSES)
-    assert not set(head.words(read, rows, free.units)) <= set(CLASSES)
-    assert speech.n_tokens == read.encoded.n_tokens + sum(len(units) for units in speech.units)
+    assert set(head.decode(read, rows, generation.units)) <= set(CLASSES)
+    assert not set(head.decode(read, rows, free.units)) <= set(CLASSES)
+    assert generation.n_tokens == read.encoded.n_tokens + sum(len(units) for units in generation.units)
 
 
 def test_what_was_searched_or_drawn_is_read_once_more_for_its_logits(made: Made) -> None:
     head, model = made
-    read, rows = head.read(SOURCES), np.array([4, 0, 3])
+    read, rows = head.tokenize(SOURCES), np.array([4, 0, 3])
     for how, beams in ((GREEDY.changed({"beams": 3}), 3), (TeachSettings(sample=True), 1)):
         heard = Heard()
         with torch.no_grad():
-            speech = head.speak(model, read, rows, how, sink=heard)
-        for row, units in zip(rows, speech.units, strict=True):
+            generation = head.generate(model, read, rows, how, sink=heard)
+        for row, units in zip(rows, generation.units, strict=True):
             expected = alone(head, model, TEXTS[row], units.tolist())
             torch.testing.assert_close(heard.row(row), expected, rtol=2e-4, atol=2e-5)
-        n_said = sum(len(units) for units in speech.units)
-        assert speech.n_tokens == int(read.encoded.lengths[rows].sum()) + (beams + 1) * n_said
+        n_said = sum(len(units) for units in generation.units)
+        assert generation.n_tokens == int(read.encoded.lengths[rows].sum()) + (beams + 1) * n_said
 
 
 def test_beams_find_an_answer_at_least_as_likely_and_samples_repeat(made: Made) -> None:
     head, model = made
-    read, rows = head.read(SOURCES), np.arange(len(TEXTS))
+    read, rows = head.tokenize(SOURCES), np.arange(len(TEXTS))
 
     def log_probability(units: np.ndarray, row: int) -> float:
         said = units.tolist()
         log_p = F.log_softmax(alone(head, model, TEXTS[row], said), dim=-1)
         return float(log_p[torch.arange(len(said)), torch.tensor(said)].sum()) / len(said)
 
-    greedy = head.speak(model, read, rows, GREEDY)
-    beams = head.speak(model, read, rows, GREEDY.changed({"beams": 4}))
+    greedy = head.generate(model, read, rows, GREEDY)
+    beams = head.generate(model, read, rows, GREEDY.changed({"beams": 4}))
     if "bart" not in type(model).__name__.lower():
         better = [
             log_probability(b, i) >= log_probability(g, i) - 1e-4
             for i, (b, g) in enumerate(zip(beams.units, greedy.units, strict=True))
         ]
         assert sum(better) >= len(better) - 1
-    drawn = [head.speak(model, read, rows, TeachSettings(sample=True, seed=seed)) for seed in (1, 1, 2)]
-    as_lists = [[u.tolist() for u in speech.units] for speech in drawn]
+    drawn = [head.generate(model, read, rows, TeachSettings(sample=True, seed=seed)) for seed in (1, 1, 2)]
+    as_lists = [[u.tolist() for u in generation.units] for generation in drawn]
     assert as_lists[0] == as_lists[1] != as_lists[2]
 
 
 def test_padding_kept_for_the_published_objective_reaches_the_limit(made: Made) -> None:
     head, model = made
-    read, rows = head.read(SOURCES), np.arange(len(TEXTS))
+    read, rows = head.tokenize(SOURCES), np.arange(len(TEXTS))
     how = TeachSettings(keep_padding=True)
     heard = Heard()
     with torch.no_grad():
-        speech = head.speak(model, read, rows, how, sink=heard)
+        generation = head.generate(model, read, rows, how, sink=heard)
     limit = head.form.max_target_tokens
     assert {len(heard.row(row)) for row in rows} == {limit}
-    n_written = sum(len(units) for units in speech.units)
-    assert speech.n_tokens == read.encoded.n_tokens + n_written + limit * len(rows)
-    assert max(len(units) for units in speech.units) <= limit - 1
-    row = int(np.argmin([len(units) for units in speech.units]))
-    said = [*speech.units[row].tolist(), *[head.pad_unit] * (limit - len(speech.units[row]))]
+    n_written = sum(len(units) for units in generation.units)
+    assert generation.n_tokens == read.encoded.n_tokens + n_written + limit * len(rows)
+    assert max(len(units) for units in generation.units) <= limit - 1
+    row = int(np.argmin([len(units) for units in generation.units]))
+    said = [*generation.units[row].tolist(), *[head.pad_unit] * (limit - len(generation.units[row]))]
     torch.testing.assert_close(heard.row(row), alone(head, model, TEXTS[row], said), rtol=2e-4, atol=2e-5)
 
 
@@ -336,8 +336,8 @@ def test_rows_that_pad_the_vocabulary_are_never_said(tmp_path: Path) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         model.lm_head.weight[-5:] = model.lm_head.weight[:5] * 50  # loud
-    speech = head.speak(model, head.read(SOURCES), np.arange(len(TEXTS)), GREEDY)
-    assert max(int(units.max()) for units in speech.units) < len(head._tokenizer)
+    generation = head.generate(model, head.tokenize(SOURCES), np.arange(len(TEXTS)), GREEDY)
+    assert max(int(units.max()) for units in generation.units) < len(head._tokenizer)
 
 
 # --- encoders --------------------------------------------------------------------------------------------------------
@@ -353,18 +353,18 @@ def tagger(tmp_path_factory: pytest.TempPathFactory) -> tuple[TaggingHead, torch
 
 def test_tags_of_an_answer_read_back_as_the_answer(tagger: tuple[TaggingHead, torch.nn.Module]) -> None:
     head, _ = tagger
-    read = head.read(SOURCES)
-    units = head.spell(read, ANSWERS)
+    read = head.tokenize(SOURCES)
+    units = head.encode_answers(read, ANSWERS)
     rows = np.arange(len(ANSWERS))
     split = [units.ids[units.offsets[row] : units.offsets[row + 1]] for row in rows]
     assert [head.tags[tag] for tag in split[0]] == ["B-Action", "B-Amount", "I-Amount", "O", "B-Reagent"]
-    assert head.words(read, rows, split) == ANSWERS
+    assert head.decode(read, rows, split) == ANSWERS
     assert units.n_unaligned == 0
 
 
 def test_tag_logits_stand_at_the_tokens_of_the_text(tagger: tuple[TaggingHead, torch.nn.Module]) -> None:
     head, model = tagger
-    read = head.read(SOURCES)
+    read = head.tokenize(SOURCES)
     rows = np.array([3, 2, 0])
     with torch.no_grad():
         logits = logits_of(head, model, read, rows, torch.empty(0))
@@ -379,38 +379,38 @@ def test_encoders_hand_over_the_logits_of_real_positions(
     tagger: tuple[TaggingHead, torch.nn.Module], checkpoint: Path
 ) -> None:
     head, model = tagger
-    read, rows = head.read(SOURCES), np.array([3, 2, 0])
+    read, rows = head.tokenize(SOURCES), np.array([3, 2, 0])
     heard = Heard()
     with torch.no_grad():
-        speech = head.speak(model, read, rows, GREEDY, sink=heard)
+        generation = head.generate(model, read, rows, GREEDY, sink=heard)
         logits = logits_of(head, model, read, rows, torch.empty(0))
-    for at, (row, units) in enumerate(zip(rows, speech.units, strict=True)):
+    for at, (row, units) in enumerate(zip(rows, generation.units, strict=True)):
         torch.testing.assert_close(heard.row(row), logits[at, : len(units)])
         assert units.tolist() == logits[at, : len(units)].argmax(-1).tolist()
     chooser = ClassificationHead(AutoTokenizer.from_pretrained(checkpoint), TaskSpec("classification", CLASSES, 32, 8))
     classifier = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3).eval()
     heard = Heard()
-    read = chooser.read(SOURCES)
+    read = chooser.tokenize(SOURCES)
     with torch.no_grad():
-        speech = chooser.speak(classifier, read, rows, GREEDY, sink=heard)
+        generation = chooser.generate(classifier, read, rows, GREEDY, sink=heard)
         logits = logits_of(chooser, classifier, read, rows, torch.empty(0))
-    assert [int(units[0]) for units in speech.units] == logits[:, 0].argmax(-1).tolist()
+    assert [int(units[0]) for units in generation.units] == logits[:, 0].argmax(-1).tolist()
     torch.testing.assert_close(torch.stack([heard.row(row) for row in rows]), logits)
 
 
 def test_entities_that_cannot_be_tagged_are_counted(tagger: tuple[TaggingHead, torch.nn.Module]) -> None:
     head, _ = tagger
-    read = head.read([("add the salt",), ("5ml water",)])
-    units = head.spell(read, ["add [Action] pepper [Reagent]", "5 [Amount] ml [Reagent] water [Reagent]"])
+    read = head.tokenize([("add the salt",), ("5ml water",)])
+    units = head.encode_answers(read, ["add [Action] pepper [Reagent]", "5 [Amount] ml [Reagent] water [Reagent]"])
     # `pepper` is not there; `5` and `ml` are one token, and the first has it.
     assert units.n_unaligned == 2
 
 
 def test_an_inside_tag_on_its_own_begins_an_entity(tagger: tuple[TaggingHead, torch.nn.Module]) -> None:
     head, _ = tagger
-    read = head.read([("mix 5 ml of water",)])
+    read = head.tokenize([("mix 5 ml of water",)])
     tags = [head.tags.index(tag) for tag in ("I-Action", "I-Amount", "B-Amount", "O", "I-Reagent")]
-    line = head.words(read, np.array([0]), [np.array(tags, dtype=np.int32)])[0]
+    line = head.decode(read, np.array([0]), [np.array(tags, dtype=np.int32)])[0]
     assert line == "mix [Action] 5 [Amount] ml [Amount] water [Reagent]"
 
 
@@ -420,7 +420,7 @@ def test_an_encoder_does_not_write_and_a_class_must_be_known(checkpoint: Path) -
         head_for("encoder", TaskSpec("generation", (), 32, 32), tokenizer)
     head = ClassificationHead(tokenizer, TaskSpec("classification", CLASSES, 32, 8))
     with pytest.raises(LabelError, match="'MAYBE' of row 1"):
-        head.spell(head.read(SOURCES[:2]), ["NO", "MAYBE"])
+        head.encode_answers(head.tokenize(SOURCES[:2]), ["NO", "MAYBE"])
 
 
 def test_a_label_the_tokenizer_cannot_spell_is_named(made: Made) -> None:

@@ -161,7 +161,9 @@ def test_a_training_is_a_function_of_its_seed_alone() -> None:
 def test_every_real_token_is_counted_once_and_padding_never() -> None:
     lesson, gauge = lesson_of(), CountingGauge()
     seen: list[int] = []
-    progress = fit(Bag(), lesson, SETTINGS, gauge=gauge, dev=dev_set(), audience=Callbacks(lambda p, n: seen.append(n)))
+    progress = fit(
+        Bag(), lesson, SETTINGS, gauge=gauge, dev=dev_set(), callbacks=Callbacks(lambda p, n: seen.append(n))
+    )
     assert gauge.n_trained == progress.n_tokens_trained == EPOCHS * lesson.encoded.n_tokens
     assert gauge.n_inferred == progress.n_tokens_inferred == EPOCHS * toy(37, 9)[0].n_tokens
     assert seen == [N_BATCHES * EPOCHS] * (N_BATCHES * EPOCHS)
@@ -210,7 +212,7 @@ def attempt(
         gauge=gauge,
         dev=dev_set(),
         checkpoints=checkpoints,
-        audience=Callbacks(on_progress),
+        callbacks=Callbacks(on_progress),
     )
     return weights(model), progress
 
@@ -427,7 +429,7 @@ def test_without_dev_the_last_weights_are_left() -> None:
         last.update(weights(model))
 
     settings = SETTINGS.changed({"patience": 1})
-    progress = fit(model, lesson_of(), settings, gauge=CountingGauge(), audience=Callbacks(on_progress))
+    progress = fit(model, lesson_of(), settings, gauge=CountingGauge(), callbacks=Callbacks(on_progress))
     assert (progress.step, progress.stopped) == (N_BATCHES * EPOCHS, "finished")
     assert (progress.best_epoch, progress.best_score) == (None, None)
     assert [entry["dev"] for entry in progress.history] == [None] * EPOCHS
@@ -514,7 +516,7 @@ def test_bf16_computes_in_bfloat16_and_keeps_weights_in_float32() -> None:
 @hypothesis_settings(max_examples=200, deadline=None)
 def test_a_step_is_dealt_so_that_every_row_is_taken_once(n_rows: int, n_processes: int, micro: int | None) -> None:
     rows = np.random.default_rng(0).permutation(1000)[:n_rows].astype(np.int64)
-    dealt = [deal(rows, rank, n_processes, micro) for rank in range(n_processes)]
+    dealt = [split_micro_batches(rows, rank, n_processes, micro) for rank in range(n_processes)]
     assert sorted(int(row) for pieces in dealt for piece in pieces for row in piece) == sorted(rows.tolist())
     assert len({len(pieces) for pieces in dealt}) == 1  # shards need equal numbers of passes
     sizes = [len(piece) for pieces in dealt for piece in pieces]
@@ -526,9 +528,10 @@ def test_a_step_is_dealt_so_that_every_row_is_taken_once(n_rows: int, n_processe
 
 
 def test_pieces_have_their_own_seeds_and_the_first_is_the_steps() -> None:
-    assert piece_seed(3, 17, 0, 0) == step_seed(3, 17)
+    assert micro_batch_seed(3, 17, 0, 0) == step_seed(3, 17)
     assert (
-        len({piece_seed(3, step, rank, piece) for step in range(5) for rank in range(3) for piece in range(7)}) == 105
+        len({micro_batch_seed(3, step, rank, piece) for step in range(5) for rank in range(3) for piece in range(7)})
+        == 105
     )
 
 
@@ -555,7 +558,7 @@ def test_a_gradient_is_that_of_the_mean_over_positions() -> None:
     (once.total / once.n).backward()
     norm = float(torch.stack([p.grad.norm() for p in reference.parameters() if p.grad is not None]).norm())
     place = current_process()
-    for rows in deal(np.arange(7), 0, 1, 2):
+    for rows in split_micro_batches(np.arange(7), 0, 1, 2):
         (lesson.loss(model, lesson.batch(rows)).total / 7).backward()
     place.add_gradients(model.parameters(), 7 / float(once.n))
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
@@ -601,7 +604,7 @@ def test_the_tracker_is_told_of_every_step_and_evaluation() -> None:
         SETTINGS,
         gauge=CountingGauge(),
         dev=scripted([1.0, 2.0, 3.0, 4.0], []),
-        audience=Callbacks(tracker=Told(None)),
+        callbacks=Callbacks(tracker=Told(None)),
     )
     steps = [(step, figures) for step, figures in told if "loss" in figures]
     assert [step for step, _ in steps] == list(range(1, 33))

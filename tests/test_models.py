@@ -311,10 +311,10 @@ def test_cut_takes_layers_out_of_every_stack_and_what_is_left_still_writes(write
     cut.eval(), back.eval()
     with torch.no_grad():
         assert torch.equal(cut(**decoder_input(cut)).logits, back(**decoder_input(back)).logits)
-    read = head.read([("mix water",), ("add the salt now",)])
+    read = head.tokenize([("mix water",), ("add the salt now",)])
     firsts: list[torch.Tensor] = []
     with torch.no_grad():
-        said = head.speak(
+        said = head.generate(
             back,
             read,
             np.array([0, 1]),

@@ -82,7 +82,7 @@ def teacher(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         SETTINGS,
         dev=dev_texts(),
         out=folder,
-        watch=TrainContext(CountingGauge()),
+        context=TrainContext(CountingGauge()),
     )
     return folder, progress
 
@@ -157,7 +157,7 @@ def test_distilling_brings_the_student_to_agree_with_its_teacher(
         SETTINGS.changed({"temperature": 2.0}),
         dev=None,
         out=tmp_path / "student",
-        watch=TrainContext(gauge),
+        context=TrainContext(gauge),
     )
     said = predictions(teacher[0], unseen)
     before, after = (share_equal(predictions(tmp_path / name, unseen), said) for name in ("untrained", "student"))
@@ -182,7 +182,7 @@ def test_the_first_loss_is_pytorchs_kl_divergence_at_the_temperature(
     divergence = F.kl_div(student.log_softmax(-1), spoken.log_softmax(-1), reduction="batchmean", log_target=True)
     settings = SETTINGS.changed({"epochs": 1, "batch_size": len(pool), "temperature": temperature})
     watch, out = TrainContext(CountingGauge()), tmp_path / "student"
-    progress = distil(spec, pool, targets, settings, dev=None, out=out, watch=watch)
+    progress = distil(spec, pool, targets, settings, dev=None, out=out, context=watch)
     assert progress.history[0]["loss"] == pytest.approx(divergence.item() * temperature**2, abs=1e-5)
 
 
@@ -195,7 +195,7 @@ def test_the_student_learns_from_the_teachers_words_and_not_from_the_text(
     spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
     watch = TrainContext(CountingGauge())
     out = tmp_path / "student"
-    distil(spec, pool, turned, SETTINGS, dev=None, out=out, watch=watch)
+    distil(spec, pool, turned, SETTINGS, dev=None, out=out, context=watch)
     assert share_equal(predictions(out, pool), predictions(teacher[0], pool)) < 0.1
 
 
@@ -206,7 +206,7 @@ def test_dropout_of_the_settings_reaches_the_model(checkpoint: Path, tmp_path: P
     for name, dropout in [("zero", 0.0), ("most", 0.9), ("config", None)]:
         settings = SETTINGS.changed({"epochs": 1, "dropout": dropout})
         watch = TrainContext(CountingGauge())
-        progress = finetune(spec, texts, classes, settings, dev=None, out=tmp_path / name, watch=watch)
+        progress = finetune(spec, texts, classes, settings, dev=None, out=tmp_path / name, context=watch)
         losses.append(progress.history[0]["loss"])
     assert len(set(losses)) == 3
 
@@ -222,7 +222,7 @@ def test_an_interrupted_finetuning_goes_on_from_its_checkpoint(checkpoint: Path,
 
     def train(name: str, watch: TrainContext) -> bytes:
         out = tmp_path / name
-        finetune(spec, texts, classes, settings, dev=dev_texts(), out=out, watch=watch)
+        finetune(spec, texts, classes, settings, dev=dev_texts(), out=out, context=watch)
         return (out / "model.safetensors").read_bytes()
 
     unbroken = train("unbroken", TrainContext(CountingGauge()))
@@ -259,12 +259,14 @@ def test_distil_refuses_targets_that_do_not_belong_to_its_rows(
         settings = SETTINGS.changed({"temperature": temperature})
         with pytest.raises((ValueError, UsageError), match=message):
             distil(
-                spec, texts, handed, settings, dev=None, out=tmp_path / "student", watch=TrainContext(CountingGauge())
+                spec, texts, handed, settings, dev=None, out=tmp_path / "student", context=TrainContext(CountingGauge())
             )
     published = SETTINGS.changed({"objective": "published"})
     spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
     with pytest.raises(UsageError, match="published objective"):
-        distil(spec, pool, targets, published, dev=None, out=tmp_path / "student", watch=TrainContext(CountingGauge()))
+        distil(
+            spec, pool, targets, published, dev=None, out=tmp_path / "student", context=TrainContext(CountingGauge())
+        )
     assert not (tmp_path / "student").exists()
 
 
@@ -276,9 +278,9 @@ def test_finetune_refuses_answers_that_do_not_belong_to_its_rows(
     watch, out = TrainContext(CountingGauge()), tmp_path / "model"
     texts, _ = rows_of(7, seed=1)
     with pytest.raises(ValueError, match=f"7 rows to train on but {n_answers} answers"):
-        finetune(spec, texts, ["bad"] * n_answers, SETTINGS, dev=None, out=out, watch=watch)
+        finetune(spec, texts, ["bad"] * n_answers, SETTINGS, dev=None, out=out, context=watch)
     with pytest.raises(LabelError, match="'worse' of row 6"):
-        finetune(spec, texts, ["bad"] * 6 + ["worse"], SETTINGS, dev=None, out=out, watch=watch)
+        finetune(spec, texts, ["bad"] * 6 + ["worse"], SETTINGS, dev=None, out=out, context=watch)
 
 
 def test_an_encoder_says_nothing_token_by_token(checkpoint: Path) -> None:
@@ -299,7 +301,7 @@ def test_evaluations_take_their_share_of_the_work_at_most(
     gauge, dev = CountingGauge(), DevTexts(rows_of(53, seed=21)[0], score)
     settings = SETTINGS.changed({"epochs": 2, "eval_share": share, "eval_steps": eval_steps})
     spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
-    finetune(spec, texts, classes, settings, dev=dev, out=tmp_path / "model", watch=TrainContext(gauge))
+    finetune(spec, texts, classes, settings, dev=dev, out=tmp_path / "model", context=TrainContext(gauge))
     # Every evaluation reads the first dev rows, as many as fit: one more would be too many.
     lengths = count_tokens(spec.ref, spec.base, FORM, dev.sources)
     n_steps = 7
@@ -320,7 +322,7 @@ def test_a_teacher_pass_is_told_part_by_part(teacher: tuple[Path, TrainProgress]
         settings=TeachSettings(),
         precision="fp32",
         gauge=CountingGauge(),
-        stopwatch=watch,
+        profiler=watch,
     )
     watch.stop()
     assert set(watch.seconds) == set(TEACHING_PARTS)

@@ -77,7 +77,9 @@ def first_loss(
     settings: TrainSettings = ONE_STEP,
     gold: list[str | None] | None = None,
 ) -> float:
-    progress = distil(one, texts, targets, settings, gold=gold, dev=None, out=out, watch=TrainContext(CountingGauge()))
+    progress = distil(
+        one, texts, targets, settings, gold=gold, dev=None, out=out, context=TrainContext(CountingGauge())
+    )
     return float(progress.history[0]["loss"] or 0.0)
 
 
@@ -105,7 +107,7 @@ def test_tokens_of_one_vocabulary_are_learnt_position_by_position(bases: dict[st
         ONE_STEP.changed({"epochs": 3, "batch_size": 8, "learning_rate": 1e-2}),
         dev=None,
         out=teacher,
-        watch=TrainContext(CountingGauge()),
+        context=TrainContext(CountingGauge()),
     )
     student = spec(bases["padded"], ENTITIES, "tokens", seed=1)
     blank = untrained(student, tmp_path / "blank")
@@ -118,7 +120,7 @@ def test_tokens_of_one_vocabulary_are_learnt_position_by_position(bases: dict[st
         student_logits = token_logits(blank, text, units)[:, :n_vocabulary]
         values.append(kl(student_logits, token_logits(teacher, text, units), 2.0))
         head = load_saved(blank)[1]
-        spelled = head.spell(head.read([(text,)]), [lines[row]]).ids.tolist()
+        spelled = head.encode_answers(head.tokenize([(text,)]), [lines[row]]).ids.tolist()
         nats = F.cross_entropy(token_logits(blank, text, spelled), torch.tensor(spelled), reduction="none")
         golds.append((values[-1], nats))
     expected = torch.cat(values).mean()
@@ -180,7 +182,9 @@ def test_tags_pass_between_encoders_and_are_learnt(bases: dict[str, Path], tmp_p
     unseen, _, gold = texts_of(60, 9)
     dev = DevTexts(unseen, lambda answers: 100 * sum(a == b for a, b in zip(answers, gold, strict=True)) / len(gold))
     teacher = spec(bases["encoder"], ENTITIES)
-    taught = finetune(teacher, texts, lines, settings, dev=dev, out=tmp_path / "t", watch=TrainContext(CountingGauge()))
+    taught = finetune(
+        teacher, texts, lines, settings, dev=dev, out=tmp_path / "t", context=TrainContext(CountingGauge())
+    )
     assert taught.best_score is not None
     assert taught.best_score > 90
     assert taught.n_unaligned == 0
@@ -190,13 +194,13 @@ def test_tags_pass_between_encoders_and_are_learnt(bases: dict[str, Path], tmp_p
     student = ModelSpec("tiny:1x32", str(bases["encoder"]), ENTITIES, 2, "tags")
     longer = settings.changed({"epochs": 25})
     progress = distil(
-        student, unseen, targets, longer, dev=dev, out=tmp_path / "s", watch=TrainContext(CountingGauge())
+        student, unseen, targets, longer, dev=dev, out=tmp_path / "s", context=TrainContext(CountingGauge())
     )
     assert progress.best_score is not None
     assert progress.best_score > 80
     others = replace(targets, terms=replace(targets.terms, kind="classes"))
     with pytest.raises(UsageError, match="learns from tags"):
-        distil(student, unseen, others, settings, dev=None, out=tmp_path / "x", watch=TrainContext(CountingGauge()))
+        distil(student, unseen, others, settings, dev=None, out=tmp_path / "x", context=TrainContext(CountingGauge()))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +225,9 @@ def test_a_teacher_of_another_tokenizer_hands_over_its_words(
     student = spec(bases[student_family], ENTITIES, "text", seed=1)
     settings = ONE_STEP.changed({"gold_weight": 0.5})
     learnt = first_loss(student, texts, targets, tmp_path / "a", settings, gold)
-    plain = finetune(student, texts, words, ONE_STEP, dev=None, out=tmp_path / "b", watch=TrainContext(CountingGauge()))
+    plain = finetune(
+        student, texts, words, ONE_STEP, dev=None, out=tmp_path / "b", context=TrainContext(CountingGauge())
+    )
     assert learnt == pytest.approx(plain.history[0]["loss"], rel=1e-6)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
     with pytest.raises(UsageError, match="published objective"):
@@ -232,7 +238,7 @@ def learnt(base: Path, form: TaskSpec, answers: int, out: Path) -> tuple[TrainPr
     rows, unseen = texts_of(160, 3), texts_of(40, 4)
     settings = TrainSettings(epochs=12, batch_size=16, learning_rate=1e-2, dropout=0.0, precision="fp32")
     progress = finetune(
-        spec(base, form), rows[0], rows[answers], settings, dev=None, out=out, watch=TrainContext(CountingGauge())
+        spec(base, form), rows[0], rows[answers], settings, dev=None, out=out, context=TrainContext(CountingGauge())
     )
     return progress, predict(out, unseen[0], precision="fp32", gauge=CountingGauge()), unseen[answers]
 

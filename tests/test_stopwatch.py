@@ -101,8 +101,8 @@ def test_a_training_is_told_part_by_part() -> None:
 
     plain, watched = Bag(seed=5), Bag(seed=5)
     fit(plain, BagLesson(*toy(57, 0)), settings, gauge=CountingGauge(), dev=dev)
-    told = Callbacks(stopwatch=watch)
-    fit(watched, BagLesson(*toy(57, 0)), settings, gauge=CountingGauge(), dev=dev, audience=told)
+    told = Callbacks(profiler=watch)
+    fit(watched, BagLesson(*toy(57, 0)), settings, gauge=CountingGauge(), dev=dev, callbacks=told)
     assert set(watch.seconds) == set(TRAINING_PARTS) - {"checkpoint"}
     assert all(seconds > 0 for seconds in watch.seconds.values())
     assert 0.2 * watch.wall_seconds < sum(watch.seconds.values()) <= watch.wall_seconds

@@ -233,15 +233,15 @@ def test_answers_that_are_spelt_are_kept_too(
     model = str(make_t5(tmp_path / "t5", texts, n_layers=1, hidden_size=16))
     form = TaskSpec("generation", (), LIMIT, 5)
     head = GenerationHead(load_tokenizer(model, model), form, "seq2seq")
-    read = head.read([(text,) for text in texts[:N_ROWS]])
+    read = head.tokenize([(text,) for text in texts[:N_ROWS]])
     expected = head._spell(texts[:N_ROWS])
     assert expected.n_cut > 0
-    made = head.spell(read, texts[:N_ROWS])
+    made = head.encode_answers(read, texts[:N_ROWS])
     monkeypatch.setattr(GenerationHead, "_spell", None)
-    found = head.spell(read, texts[:N_ROWS])
+    found = head.encode_answers(read, texts[:N_ROWS])
     for units in (made, found):
         assert units.ids.tolist() == expected.ids.tolist()
         assert units.offsets.tolist() == expected.offsets.tolist()
         assert (units.n_cut, units.n_unaligned) == (expected.n_cut, 0)
     with pytest.raises(TypeError):
-        head.spell(read, texts[1 : N_ROWS + 1])
+        head.encode_answers(read, texts[1 : N_ROWS + 1])

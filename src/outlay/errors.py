@@ -39,7 +39,9 @@ from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something; of one without a message, what kind of error it is."""
+    """Return the first line of an error's message that says something; of one without a message, its class
+    it is.
+    """
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -48,7 +50,7 @@ class OutlayError(Exception):
 
 
 class UsageError(OutlayError):
-    """The request itself is wrong."""
+    """A request that is wrong in itself."""
 
 
 class MoneyError(UsageError):
@@ -60,7 +62,7 @@ class UnknownItem(UsageError):
 
 
 class UnknownTask(UsageError):
-    """No such task name or file."""
+    """A task name or file that does not exist."""
 
 
 class UnknownModel(UsageError):
@@ -68,11 +70,11 @@ class UnknownModel(UsageError):
 
 
 class UnknownStrategy(UsageError):
-    """No such strategy."""
+    """A strategy that does not exist."""
 
 
 class UnknownStudy(UsageError):
-    """No such study name or file, or no such scale in it."""
+    """A study name, study file or scale that does not exist."""
 
 
 class DataError(OutlayError):
@@ -116,11 +118,11 @@ class HoldError(SpendError):
 
 
 class LedgerDamaged(SpendError):
-    """The chain, the sums or the anchor do not agree."""
+    """A ledger whose chain, sums or anchor do not agree."""
 
 
 class StoreError(OutlayError):
-    """Artifacts on disk."""
+    """A problem with artifacts on disk."""
 
 
 class ArtifactDamaged(StoreError):
@@ -128,15 +130,15 @@ class ArtifactDamaged(StoreError):
 
 
 class QuotaExceeded(StoreError):
-    """The disk quota is full."""
+    """A full disk quota."""
 
 
 class DiskFull(StoreError):
-    """No room left on the device."""
+    """A full device."""
 
 
 class SellerError(OutlayError):
-    """A seller of labels could not deliver."""
+    """A seller of labels that could not deliver."""
 
 
 class UnknownOrder(SellerError):
@@ -148,7 +150,7 @@ class ClusterError(OutlayError):
 
 
 class WorkFailed(OutlayError):
-    """A worker's piece of work that ended with an error that is none of these; its traceback is the error's note."""
+    """A worker's task that ended with another error than these; its traceback is the error's note."""
 
 
 class RunFailed(OutlayError):

@@ -1,4 +1,4 @@
-"""Keep what libraries say of their own future off a user's screen: it is for us, and the tests hear it as errors."""
+"""Hide deprecation warnings of libraries from users; the tests raise them as errors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def hide_deprecations() -> None:
     """Show no deprecation warning in this process from now on, unless Python was asked to (``-W``, ``PYTHONWARNINGS``).
 
     Warnings that are turned into errors stay errors. Libraries put filters of their own before everybody's, and a warning often
-    names whoever called: so it is dropped where it would be shown, not by a filter or by the module that it names.
+    names the caller: so it is dropped where it would be shown, not by a filter or by the module that it names.
     """
-    # transformers says such things in its log as well; a process that this one starts inherits the variable.
+    # transformers logs such warnings as well; a process that this one starts inherits the variable.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if sys.warnoptions or getattr(warnings.showwarning, "hides_deprecations", False):
         return

@@ -1,4 +1,4 @@
-"""The form in which a task meets a model, and the form in which a teacher speaks to a student; standard library only.
+"""A task as a model meets it, and the kind of targets a teacher gives a student; standard library only.
 
 Every answer is a text: a class label, a line of entities, or free text. Families differ in how they say it.
 """
@@ -13,13 +13,14 @@ from typing import Any, Literal
 Kind = Literal["classification", "entities", "generation"]
 Family = Literal["encoder", "seq2seq", "causal"]
 TargetKind = Literal["classes", "tags", "tokens", "text"]
-"""What a teacher says of a row: a distribution over the classes, one over the tags of each source token, one over the vocabulary
-at each token of its answer, or its answer alone."""
+"""Kinds of targets a teacher gives: a distribution over the classes, over the tags of each source token, over the
+vocabulary at each token of its answer, or its answer alone.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """What is asked, and how long question and answer may be.
+    """A task as a model meets it: kind, labels, and the longest question and answer.
 
     ``labels``: the classes, the entity types, or nothing where the answer is free; ``prefix``: put before the text for models
     that write their answer (Kang et al. 2023 write ``<task>: ``), not read by encoders; limits in tokens, special ones included.
@@ -40,12 +41,12 @@ class TaskSpec:
         return 2 * len(self.labels) + 1 if self.kind == "entities" else len(self.labels)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for keys and for the file beside a model."""
+        """Return plain values, for keys and for the file beside a model."""
         return {**asdict(self), "labels": list(self.labels)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> TaskSpec:
-        """Inverse of `to_json`."""
+        """Read a task specification from `to_json`'s values."""
         return cls(**{**document, "labels": tuple(document["labels"])})
 
 
@@ -69,10 +70,10 @@ def cut_lines(
 
 
 def target_kind(teacher: Family, student: Family, same_tokenizer: bool, kind: Kind) -> TargetKind:
-    """What this teacher hands to this student.
+    """Return the kind of targets this teacher gives this student.
 
-    Equal tokenizers speak token by token; else a class is handed over as a distribution over the label set, and everything else
-    as text.
+    Generative models with equal tokenizers: the distribution of each token. Else classes as a distribution over the label set,
+    and anything else as text.
     """
     if kind == "classification" and (teacher == "encoder" or student == "encoder"):
         return "classes"
@@ -125,5 +126,5 @@ def named_class(answer: str, labels: Sequence[str]) -> str:
 
 
 def can_answer(family: Family, kind: Kind) -> bool:
-    """Whether a family can do such a task at all: an encoder does not write text."""
+    """Return whether a family can do such a task at all: an encoder does not write text."""
     return kind != "generation" or family != "encoder"

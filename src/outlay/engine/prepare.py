@@ -462,7 +462,7 @@ def _shared(options: Options) -> tuple[Hashable, ...]:
 
 
 def added_micros(prepared: PreparedRun) -> int | None:
-    """What comes on top of the initial labels (DESIGN decision 6); ``None`` where N is chosen by a rule."""
+    """Return what comes on top of the initial labels; ``None`` where N is chosen by a rule."""
     n_initial = prepared.request.n_initial
     if n_initial is None:
         return None

@@ -1,4 +1,4 @@
-"""One run being executed: what it needs next, what is held for it, what it has settled (DESIGN decisions 1 and 2).
+"""One run being executed: what it needs next, what is held for it, what it has settled.
 
 An execution never computes and never buys. It asks its strategy, books what it finds in the store, and says which steps it needs;
 whoever drives it (`outlay.study.scheduler`, any number of runs at once) has them made under the hold that `begin` opens, and

@@ -1,4 +1,4 @@
-"""Measures how fast bf16 matrix products are here, as a multiple of float32's speed."""
+"""Measure the speed of bf16 matrix products on this machine, as a multiple of float32's."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _second_lowest(products: _Products) -> float:
 
 
 class _Products:
-    """One product in both precisions: ``[rows, inputs]`` by ``[outputs, inputs]``, as a linear layer has it."""
+    """One matrix product in both precisions: ``[rows, inputs]`` by ``[outputs, inputs]``, as in a linear layer."""
 
     def __init__(self, shape: tuple[int, int, int], device: torch.device, clock: Callable[[], float]) -> None:
         rows, inputs, outputs = shape

@@ -26,7 +26,7 @@ from outlay.storage.locks import acquire, release
 
 AUTO, BF16, FP32 = "auto", "bf16", "fp32"
 RUN_PRECISIONS = (AUTO, BF16, FP32)
-"""What may be asked of a whole run; a role's training setting may also be ``bf16_weights``."""
+"""Precisions that a whole run may be given; a role's training setting may also be ``bf16_weights``."""
 OTHER = {BF16: FP32, FP32: BF16}
 
 LEAST_SPEEDUP = 1.2
@@ -46,7 +46,7 @@ _NAMES = {BF16: "bf16", FP32: "float32"}
 
 @dataclass(frozen=True, slots=True)
 class Bf16Speed:
-    """How fast a machine is in bf16.
+    """Measured speed of bf16 on a machine, relative to float32.
 
     ``ratio``: its speed in bf16 as a multiple of that in float32; ``None`` where ``OUTLAY_PRECISION`` chose.
     """
@@ -63,14 +63,16 @@ class Bf16Speed:
         return BF16 if (self.ratio or 0.0) >= LEAST_SPEEDUP else FP32
 
     def slowdown(self, precision: str) -> float:
-        """How many times slower this machine is in ``precision`` than in the other one; 1 where that is not known."""
+        """Return how many times slower this machine is in ``precision`` than in the other one; 1 where that is not
+        known.
+        """
         if self.ratio is None:
             return 1.0
         ratio = max(self.ratio, 1e-9)
         return ratio if precision == FP32 else 1 / ratio
 
     def reason(self) -> str:
-        """Why ``auto`` means what it means here."""
+        """Return the reason why ``auto`` resolves as it does here."""
         if self.ratio is None:
             return f"as {VARIABLE} says"
         return f"bf16 is {ratio_words(self.ratio)} times as fast on {self.device}"
@@ -123,7 +125,7 @@ def without_auto(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bf16_speed() -> Bf16Speed:
-    """Return what is kept of this machine, or measure it in at most 0.3 s and keep that.
+    """Return the kept measurement of this machine, or measure it in at most 0.3 s and keep it.
 
     Where the cache cannot be written, the measurement holds for this process.
 
@@ -153,7 +155,7 @@ def bf16_speed() -> Bf16Speed:
 
 
 def kept_bf16_speed() -> Bf16Speed | None:
-    """Return what is known of this machine without measuring; torch is imported only where there may be a GPU.
+    """Return the known speed of this machine without measuring; torch is imported only where there may be a GPU.
 
     Raises:
         UsageError: ``OUTLAY_PRECISION`` is neither bf16 nor fp32.
@@ -203,7 +205,7 @@ def check_worker(wanted: str) -> None:
 
 _told: set[str] = set()
 _measured: dict[str, Bf16Speed] = {}
-"""What this process measured, by key."""
+"""Ratios measured in this process, by key."""
 
 
 def _key() -> str:
@@ -212,7 +214,7 @@ def _key() -> str:
 
 
 def _read(folder: Path, key: str) -> Bf16Speed | None:
-    """What is kept; nothing where the file is absent or damaged."""
+    """Return the kept measurement; nothing where the file is absent or damaged."""
     try:
         ratio = json.loads((folder / FILE).read_text(encoding="utf-8"))[key]["ratio"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -234,7 +236,7 @@ def _write(folder: Path, key: str, found: Bf16Speed) -> None:
 
 
 def _device() -> str:
-    """The GPU that torch would take, else the processor."""
+    """Return the GPU that torch would take, else the processor."""
     if _may_have_gpu():
         from outlay.hardware.bf16 import gpu_name
 

@@ -1,4 +1,4 @@
-"""What the processor says of itself: its name, and what it can."""
+"""Name and flags of the processor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cpu_flags(asked: Iterable[str]) -> list[str]:
 
 
 def _facts(cpuinfo: Path) -> dict[str, str]:
-    """Of the first core."""
+    """Return the fields of the first core."""
     try:
         text = cpuinfo.read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How many cores and how much memory this process may really use: what a container grants, not what its host has.
+"""Cores and memory that this process may use: the quota of its container, not the size of the host.
 
 cgroup v2: ``cpu.max`` and ``memory.max`` of the process's group and of every group above it. cgroup v1: ``cpu.cfs_quota_us``
 over ``cpu.cfs_period_us`` and ``memory.limit_in_bytes`` likewise (Linux kernel, Documentation/admin-guide/cgroup-v1 and
@@ -51,7 +51,7 @@ def _n_allowed() -> int:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of the process's group and of all above it, for a controller of v1 or for the one tree of v2.
+    """Yield the folders of the process's group and of all above it, for a controller of v1 or for the one tree of v2.
 
     In a container the path of the group may be the host's, which is not there: the mounted root is the container's own then.
     """
@@ -84,7 +84,7 @@ def _mounts(root: Path) -> Iterator[tuple[str, Path, str]]:
 
 
 def _below(path: str, within: str) -> str:
-    """A group's path as it is seen below a mount of ``within``."""
+    """Return a group's path as it is seen below a mount of ``within``."""
     if within not in ("", "/") and (path + "/").startswith(within.rstrip("/") + "/"):
         path = path[len(within.rstrip("/")) :]
     parts = [part for part in path.split("/") if part not in ("", "..")]
@@ -100,7 +100,7 @@ def _cpu_quota(folder: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """``None`` for ``max`` (v2), -1 (v1), and what is no number."""
+    """Return quota / period; ``None`` for ``max`` (v2), -1 (v1), and anything that is no number."""
     try:
         found = int(quota) / int(period)
     except (ValueError, ZeroDivisionError):

@@ -1,4 +1,6 @@
-"""A gold-labelled set as a priced oracle, as Kang et al. 2023 (section 2.4) simulate annotation with existing sets."""
+"""A seller that replays gold labels at a price, as Kang et al. 2023 (section 2.4) simulate annotation with existing
+sets.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ from outlay.text.legible import label_problem
 
 
 class Replay:
-    """Sells the labels of `gold` (row id → label) at `price` per answer; without `labels` any text is an answer.
+    """A seller of the labels of `gold` (row id → label) at `price` per answer; without `labels` any text is an answer.
 
     Every row gets `redundancy` answers, an odd number, and their majority. An answer is wrong with probability
     `error_rate`, and then any other label, all equally likely; where any text is an answer, the differing gold answer of
     another row, all such rows about equally likely. Answers are a pure function of the seed and the row (and of the gold
-    answers, where a wrong one is taken from them), so a larger order repeats what a smaller one said.
+    answers, where a wrong one is taken from them), so a larger order repeats the answers of a smaller one.
     `seconds_per_label` of human time is reported per answer, not slept.
     A replayed label is charged, but costs no cash.
 
@@ -75,13 +77,13 @@ class Replay:
         return sum(delivery.charge_micros for _, delivery in self._sold.values())
 
     def quote(self, n: int) -> Quote:
-        """`n` rows at `redundancy` answers each: charged, but no cash. Raises SellerError for a negative number."""
+        """Quote `n` rows at `redundancy` answers each: a charge, but no cash. Raises SellerError for a negative number."""
         if n < 0:
             raise SellerError(f"{n} labels were asked for; ask for 0 or more")
         return Quote.of(self._price, n * self._redundancy, cash_micros=0)
 
     def identity(self) -> Mapping[str, object]:
-        """What decides the labels; the price and the human seconds do not."""
+        """Return the parameters that decide the labels; the price and the human seconds do not."""
         gold = json.dumps(sorted(self._gold.items()), ensure_ascii=True, separators=(",", ":"))
         return {
             "seller": "replay",
@@ -137,7 +139,7 @@ class Replay:
         return tuple(answers)
 
     def _wrong(self, row: str, choice: int) -> str:
-        """An answer that differs from the row's gold, chosen by a large number."""
+        """Return an answer that differs from the row's gold, chosen by a large number."""
         gold = self._gold[row]
         if self._labels:
             others = [label for label in self._labels if label != gold]

@@ -1,4 +1,4 @@
-"""What one system answered, and the two readings of it."""
+"""Answers of one system to a split, and the two readings of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from outlay.errors import DataError
 Rule = Literal["published", "strict"]
 
 NO_PREDICTION = "no prediction"
-"""What an empty answer is read as in the published reading of a generated text."""
+"""Text that replaces an empty answer in the published reading of a generated text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""BERTScore (Zhang et al. 2020): how much of one text's meaning another holds, by the embeddings of any encoder."""
+"""BERTScore (Zhang et al. 2020): similarity of two texts by the token embeddings of any encoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from outlay.models.window import n_positions
 
 _BATCH_PAIRS = 32
 _NO_LIMIT = 100_000
-"""What tokenizers that know no limit report is far above this."""
+"""Limits above this mean none: tokenizers without a limit report far more."""
 _USUAL = 512
 """Tokens of a text where neither tokenizer nor model says."""
 
@@ -59,7 +59,7 @@ class BertScore:
         self._model: nn.Module = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def f1(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-        """F1 of each prediction and its reference, by row; 0 where one of them has no token that counts.
+        """Return the F1 of each prediction and its reference, by row; 0 where one of them has no token that counts.
 
         With P the weighted mean over the prediction's tokens of the highest cosine with any token of the reference, and R the
         same the other way round: 2 P R / (P + R) (Zhang et al. 2020, section 3).
@@ -71,17 +71,17 @@ class BertScore:
             raise ValueError(
                 f"{len(predictions)} predictions meet {len(references)} references; give one per reference"
             )
-        said, wanted = self._tokens(predictions), self._tokens(references)
+        predicted, wanted = self._tokens(predictions), self._tokens(references)
         weights = self._weights(wanted)
-        there = [i for i in range(len(said)) if said[i] and wanted[i]]
-        order = sorted(there, key=lambda i: max(len(said[i]), len(wanted[i])))
-        values = [0.0] * len(said)
+        there = [i for i in range(len(predicted)) if predicted[i] and wanted[i]]
+        order = sorted(there, key=lambda i: max(len(predicted[i]), len(wanted[i])))
+        values = [0.0] * len(predicted)
         for start in range(0, len(order), _BATCH_PAIRS):
             rows = order[start : start + _BATCH_PAIRS]
-            embedded = self._embed([said[i] for i in rows] + [wanted[i] for i in rows])
+            embedded = self._embed([predicted[i] for i in rows] + [wanted[i] for i in rows])
             for row, prediction, reference in zip(rows, embedded[: len(rows)], embedded[len(rows) :], strict=True):
                 cosines = prediction @ reference.T
-                precision = _weighted(cosines.amax(1), [weights(token) for token in said[row]])
+                precision = _weighted(cosines.amax(1), [weights(token) for token in predicted[row]])
                 recall = _weighted(cosines.amax(0), [weights(token) for token in wanted[row]])
                 both = precision + recall
                 values[row] = 2 * precision * recall / both if both else 0.0
@@ -102,7 +102,7 @@ class BertScore:
 
     @torch.inference_mode()
     def _embed(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Unit vectors of every row's tokens, float32 ``[tokens, width]`` on the CPU."""
+        """Return the unit vectors of every row's tokens, float32 ``[tokens, width]`` on the CPU."""
         device = next(self._model.parameters()).device
         longest = max(len(row) for row in rows)
         ids = torch.full((len(rows), longest), self._tokenizer.pad_token_id or 0)
@@ -116,7 +116,7 @@ class BertScore:
 
 
 class _Weights:
-    """What each token counts; those without a weight of their own count ``other``."""
+    """Weight of each token; tokens without a weight of their own have ``other``."""
 
     def __init__(self, known: dict[int, float], other: float) -> None:
         self._known, self._other = known, other
@@ -126,20 +126,20 @@ class _Weights:
 
 
 def _idf(references: Sequence[Sequence[int]]) -> _Weights:
-    """Inverse document frequencies; a token of every reference, such as the special ones, counts nothing."""
+    """Return the inverse document frequencies; a token of every reference, such as the special ones, weighs nothing."""
     n = len(references)
     seen = Counter(token for reference in references for token in set(reference))
     return _Weights({token: math.log((n + 1) / (df + 1)) for token, df in seen.items()}, math.log(n + 1))
 
 
 def _weighted(values: Tensor, weights: Sequence[float]) -> float:
-    """Weighted mean; 0 where nothing has any weight."""
+    """Return the weighted mean; 0 where nothing has any weight."""
     weight = torch.tensor(weights, dtype=values.dtype)
     return float((values * weight).sum() / weight.sum()) if weight.sum() > 0 else 0.0
 
 
 def _limit(tokenizer: Any, config: Any) -> int:
-    """Tokens that a text may have: the tokenizer's limit, and no more than the model has positions for."""
+    """Return the most tokens of a text: the tokenizer's limit, and no more than the model has positions for."""
     limit, positions = int(tokenizer.model_max_length), n_positions(config.to_dict())
     if limit < _NO_LIMIT:
         return limit if positions is None else min(limit, positions)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def class_counts(answered: Answered, reading: Rule) -> Floats:
-    """Per-example counts for `counted`, float64 ``[n_examples, 3 n_labels]``.
+    """Return per-example counts for `counted`, float64 ``[n_examples, 3 n_labels]``.
 
     Raises:
         LabelError: A gold label is outside the label set.
@@ -33,10 +33,10 @@ def class_counts(answered: Answered, reading: Rule) -> Floats:
     n_labels = len(answered.labels)
     gold = np.array(golds, dtype=np.intp)
     answer = np.array([-1 if each is None else each for each in answers], dtype=np.intp)
-    (said,), (right,) = np.nonzero(answer >= 0), np.nonzero(answer == gold)
+    (given,), (right,) = np.nonzero(answer >= 0), np.nonzero(answer == gold)
     counts = np.zeros((len(golds), 3, n_labels))
     counts[np.arange(len(golds)), 1, gold] = 1
-    counts[said, 2, answer[said]] = 1
+    counts[given, 2, answer[given]] = 1
     counts[right, 0, answer[right]] = 1
     return counts.reshape(len(golds), 3 * n_labels)
 
@@ -56,14 +56,14 @@ def correctness(
 
 
 def _numbers(answered: Answered, reading: Rule) -> tuple[list[int], list[int | None]]:
-    """Gold and answered classes as indices into the label set; ``None`` is a strict unknown."""
+    """Return gold and answered classes as indices into the label set; ``None`` is a strict unknown."""
     labels = answered.labels
     number = {label: i for i, label in enumerate(labels)}
     upper = {label.upper(): i for i, label in reversed(list(enumerate(labels)))}
 
     def answer_of(prediction: str) -> int | None:
-        said = prediction if prediction in number else prediction.strip()
-        return number.get(said) if reading == "strict" else number.get(said, upper.get(said.upper(), 0))
+        given = prediction if prediction in number else prediction.strip()
+        return number.get(given) if reading == "strict" else number.get(given, upper.get(given.upper(), 0))
 
     for i, gold in enumerate(answered.golds):
         if gold not in number:

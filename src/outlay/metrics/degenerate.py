@@ -1,4 +1,4 @@
-"""Results that mean less than their number says: one answer to everything, no better than guessing, a handful of rows.
+"""Degenerate results: one answer to everything, no better than the majority label, a handful of rows.
 
 Each check is a line for a person. What is compared with is the *floor*: the score of the best answer that reads no text, the
 commonest gold label for every row, known as the majority baseline. For two classes of 30 and 70 rows
@@ -24,7 +24,7 @@ _CLASSES = ("accuracy", "f1")
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """What answering ``answer`` to every row scores, 0-100."""
+    """Score, 0-100, of giving the one answer ``answer`` to every row."""
 
     value: float
     answer: str
@@ -41,26 +41,26 @@ def floor_of(metric: str, golds: Sequence[str], labels: Sequence[str]) -> Floor 
     return Floor(100 * counts[answer] / len(golds), answer)
 
 
-def test_remarks(metric: str, said: Answered, value: float) -> list[str]:
-    """What a reader must know of the answers to a test split, a line each.
+def test_remarks(metric: str, answered: Answered, value: float) -> list[str]:
+    """Return remarks on the answers to a test split, a line each.
 
     Args:
         metric: one of `outlay.metrics.METRICS`.
-        said: the answers with their golds.
+        answered: the answers with their golds.
         value: the main score, 0-100.
     """
-    n = len(said.golds)
+    n = len(answered.golds)
     if metric in _CLASSES:
-        found = _of_classes(metric, said, value)
+        found = _of_classes(metric, answered, value)
     elif metric == "entity_f1":
-        found = _of_entities(said)
+        found = _of_entities(answered)
     else:
-        found = _of_texts(metric, said)
+        found = _of_texts(metric, answered)
     return found + ([f"the test score rests on {_rows(n)}"] if n < HANDFUL else [])
 
 
 def dev_remarks(n_rows: int, scores: Mapping[str, float | None], floor: Floor | None) -> list[str]:
-    """What a reader must know of dev scores: that they rest on few rows, and whose is no better than guessing.
+    """Return remarks on dev scores: those of few rows, and those no better than guessing.
 
     Args:
         n_rows: of the dev set that all of them share.
@@ -79,16 +79,18 @@ def dev_remarks(n_rows: int, scores: Mapping[str, float | None], floor: Floor | 
 
 
 def of_rows(n_rows: int | None) -> str:
-    """`` (of 12)`` behind a score that rests on a handful of rows; nothing where there are more."""
+    """Return `` (of 12)`` to stand behind a score of a handful of rows; nothing where there are more."""
     return f" (of {n_rows})" if n_rows is not None and 0 < n_rows < HANDFUL else ""
 
 
-def _of_classes(metric: str, said: Answered, value: float) -> list[str]:
-    found = _sameness(said)
-    if len(set(_folded(said.golds))) == 1 and len(said.golds) > 1:
-        label = quoted(said.golds[0], N_SHOWN)
-        found.append(f"all {_rows(len(said.golds))} of the test split have the label {label}: nothing is told apart")
-    floor = floor_of(metric, said.golds, said.labels)
+def _of_classes(metric: str, answered: Answered, value: float) -> list[str]:
+    found = _sameness(answered)
+    if len(set(_folded(answered.golds))) == 1 and len(answered.golds) > 1:
+        label = quoted(answered.golds[0], N_SHOWN)
+        found.append(
+            f"all {_rows(len(answered.golds))} of the test split have the label {label}: nothing is told apart"
+        )
+    floor = floor_of(metric, answered.golds, answered.labels)
     if floor is not None and _is_at_most(value, floor.value):
         found.append(
             f"the test score {value:.1f} is no better than always answering {quoted(floor.answer, N_SHOWN)}: {floor.value:.1f}"
@@ -96,9 +98,9 @@ def _of_classes(metric: str, said: Answered, value: float) -> list[str]:
     return found
 
 
-def _of_entities(said: Answered) -> list[str]:
-    counts = [len(parse_entities(line, said.labels)) for line in said.predictions]
-    wanted = sum(len(parse_entities(line, said.labels)) for line in said.golds)
+def _of_entities(answered: Answered) -> list[str]:
+    counts = [len(parse_entities(line, answered.labels)) for line in answered.predictions]
+    wanted = sum(len(parse_entities(line, answered.labels)) for line in answered.golds)
     found = []
     if not wanted:
         found.append(f"no row of the test split has an entity, in {_rows(len(counts))}")
@@ -107,28 +109,28 @@ def _of_entities(said: Answered) -> list[str]:
     return found
 
 
-def _of_texts(metric: str, said: Answered) -> list[str]:
-    n = len(said.predictions)
-    found = _sameness(said)
-    n_empty = sum(not text for text in _folded(said.predictions))
-    # One empty answer of many is no news, and an empty answer to every row is said already.
+def _of_texts(metric: str, answered: Answered) -> list[str]:
+    n = len(answered.predictions)
+    found = _sameness(answered)
+    n_empty = sum(not text for text in _folded(answered.predictions))
+    # One empty answer of many is no news, and an empty answer to every row is reported already.
     if 2 * n_empty >= n and not found:
         found.append(f"the student gives no answer at all to {n_empty:,} of {_rows(n)}")
-    if metric == "bert_ibleu" and said.sources:
-        pairs = zip(_folded(said.predictions), _folded(said.sources), strict=True)
+    if metric == "bert_ibleu" and answered.sources:
+        pairs = zip(_folded(answered.predictions), _folded(answered.sources), strict=True)
         n_copies = sum(answer == source for answer, source in pairs)
         if 2 * n_copies >= n:
             found.append(f"the student copies its source in {n_copies:,} of {_rows(n)}")
     return found
 
 
-def _sameness(said: Answered) -> list[str]:
-    """Whether all rows got one answer, where not all should."""
-    answers = set(_folded(said.predictions))
-    if len(answers) != 1 or len(set(_folded(said.golds))) < 2:
+def _sameness(answered: Answered) -> list[str]:
+    """Return whether all rows got one answer, where not all should."""
+    answers = set(_folded(answered.predictions))
+    if len(answers) != 1 or len(set(_folded(answered.golds))) < 2:
         return []
-    answer = quoted(said.predictions[0], N_SHOWN)
-    return [f"the student gives one and the same answer, {answer}, to all {_rows(len(said.predictions))}"]
+    answer = quoted(answered.predictions[0], N_SHOWN)
+    return [f"the student gives one and the same answer, {answer}, to all {_rows(len(answered.predictions))}"]
 
 
 def _is_at_most(value: float, floor: float) -> bool:

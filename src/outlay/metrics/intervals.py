@@ -30,15 +30,18 @@ ROUNDING = 1e-9
 """Points below which two values are one: ties must not turn on the order of additions."""
 _MOST_STEPS, _CLOSE = 100, 1e-10
 _SERIES_DF = 30
-"""From so many degrees of freedom on, t quantiles come from a series around the normal one, true to 1e-5 of themselves for p
-down to 1e-4."""
+"""Degrees of freedom from which t quantiles come from a series around the normal one, true to 1e-5 of themselves for
+p down to 1e-4.
+"""
 _NO_SPREAD = 1e-12
 """Share of the variance over rows below which seeds differ by rounding alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A score in points with the bounds of its 95 % interval; with one seed they speak of this model on these test rows."""
+    """A score in points with the bounds of its 95 % interval; with one seed, the interval of this model on these test
+    rows.
+    """
 
     value: float
     low: float
@@ -71,13 +74,13 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether a test was possible and p is at most 0.05."""
+        """Return whether a test was possible and p is at most 0.05."""
         return self.p is not None and self.p <= ALPHA
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """What a mean over seeds and rows varies by, in squared points.
+    """Variance of a mean over seeds and rows, in squared points.
 
     Attributes:
         seeds: Variance of the scores of seeds over the number of seeds; 0 with one seed.
@@ -110,7 +113,7 @@ class Spread:
         return cls(float(of_seeds.var(ddof=1)) / n_seeds, rows, max(0.0, rows - noise), n_seeds, df_rows)
 
     def half(self, alpha: float = ALPHA) -> float:
-        """Half of the interval that misses with probability ``alpha``, in points.
+        """Return half the width of the interval that misses with probability ``alpha``, in points.
 
         Cochran's mean of the two t quantiles, each weighed by its variance; never less than over rows alone.
         """
@@ -124,7 +127,7 @@ class Spread:
         return max(least, both / math.sqrt(total))
 
     def p(self, difference: float) -> float:
-        """The two-sided p of a difference: the ``alpha`` at which :meth:`half` equals it."""
+        """Return the two-sided p of a difference: the ``alpha`` at which :meth:`half` equals it."""
         size = abs(difference)
         if not size:
             return 1.0
@@ -200,7 +203,9 @@ def t_quantile(alpha: float, df: float) -> float:
 
 
 def _root(rising: Callable[[float], float], low: float, high: float) -> float:
-    """Where a rising function crosses 0 between two places, by regula falsi in its Illinois form (Dowell & Jarratt 1971)."""
+    """Find the zero of a rising function between two places, by regula falsi in its Illinois form (Dowell & Jarratt
+    1971).
+    """
     at_low, at_high = rising(low), rising(high)
     kept = 0
     for _ in range(_MOST_STEPS):
@@ -222,7 +227,7 @@ def _root(rising: Callable[[float], float], low: float, high: float) -> float:
 
 
 def half_of_means(values: Sequence[float]) -> float | None:
-    """Half of the 95 % t-interval of a mean of independent values; None for fewer than two."""
+    """Return half the width of the 95 % t-interval of a mean of independent values; None for fewer than two."""
     if len(values) < 2:
         return None
     mean = math.fsum(values) / len(values)
@@ -234,7 +239,7 @@ def half_of_means(values: Sequence[float]) -> float | None:
 
 
 def row_values(features: Floats, value: Callable[[Floats], Floats]) -> Floats:
-    """Each row's part in a statistic, in points: jackknife pseudo-values (Tukey 1958), ``[n_examples]``.
+    """Return each row's part in a statistic, in points: jackknife pseudo-values (Tukey 1958), ``[n_examples]``.
 
     n T - (n - 1) T(without the row). For a mean over rows they are the rows' own values; for a ratio of sums such as F1 their
     variance over n is the jackknife's.

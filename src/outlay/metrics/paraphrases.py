@@ -1,4 +1,5 @@
-"""Paraphrases: ``bert_ibleu``, which rewards the meaning and punishes the words of the source (Niu et al. 2021, section 3).
+"""Paraphrases: ``bert_ibleu``, which rewards likeness of meaning and penalises words of the source (Niu et al. 2021,
+section 3).
 
 Per example, with b the BERTScore F1 and s the BLEU of prediction and source (both against the source, as the published test
 file repeats it as target), both plus ε = 1e-5 as in the published script: the weighted harmonic mean
@@ -29,7 +30,8 @@ EPSILON = 1e-5
 
 
 def paraphrase_values(answered: Answered, reading: Rule) -> Floats:
-    """BERT-iBLEU, BERTScore and self-BLEU of every prediction, about 0 to 1, and a one: float64 ``[n_examples, 4]``.
+    """Return BERT-iBLEU, BERTScore and self-BLEU of every prediction, about 0 to 1, and a one: float64 ``[n_examples,
+    4]``.
 
     The published script adds ε before it averages BERTScore and self-BLEU, so the published reading of both holds it.
 
@@ -47,10 +49,10 @@ def paraphrase_values(answered: Answered, reading: Rule) -> Floats:
     if reading == "published":
         b, s = similarity + EPSILON, bleu + EPSILON
         return np.stack([harmonic(b, s), b, s, np.ones(n)], axis=1)
-    said = [" ".join(prediction.split()) for prediction in answered.predictions]
-    is_empty = np.array([not prediction for prediction in said])
+    texts = [" ".join(prediction.split()) for prediction in answered.predictions]
+    is_empty = np.array([not prediction for prediction in texts])
     is_copy = np.array(
-        [prediction == " ".join(source.split()) for prediction, source in zip(said, answered.sources, strict=True)]
+        [prediction == " ".join(source.split()) for prediction, source in zip(texts, answered.sources, strict=True)]
     )
     similarity = np.where(is_empty, 0, np.clip(similarity, 0, 1))
     bleu = np.where(is_empty, 0, np.where(is_copy, 1, np.clip(bleu, 0, 1)))
@@ -59,7 +61,7 @@ def paraphrase_values(answered: Answered, reading: Rule) -> Floats:
 
 
 def harmonic(b: Floats, s: Floats) -> Floats:
-    """Weighted harmonic mean of b and 1 - s, weights β and 1; 0 where either is exactly 0."""
+    """Return the weighted harmonic mean of b and 1 - s, weights β and 1; 0 where either is exactly 0."""
     import numpy as np
 
     with np.errstate(divide="ignore"):
@@ -67,7 +69,9 @@ def harmonic(b: Floats, s: Floats) -> Floats:
 
 
 def _self_bleu(predictions: Sequence[str], sources: Sequence[str]) -> Floats:
-    """BLEU of each prediction against its source, 0 to 1: four-grams, 13a tokens, no smoothing, no effective order."""
+    """Return the BLEU of each prediction against its source, 0 to 1: four-grams, 13a tokens, no smoothing, no
+    effective order.
+    """
     import numpy as np
     from sacrebleu.metrics.bleu import BLEU
 

@@ -24,25 +24,27 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 def normalised(answer: str) -> str:
-    """Lower case, without ASCII punctuation, without the articles a, an and the, white space folded."""
+    """Normalise an answer: lower case, no ASCII punctuation, no articles a, an and the, white space folded."""
     return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
 
 
 def answer_values(answered: Answered, reading: Rule) -> Floats:
-    """Token F1 and exact match of every answer, 0 to 1, and a one to count by: float64 ``[n_examples, 3]``."""
+    """Return token F1 and exact match of every answer, 0 to 1, and a one to count by: float64 ``[n_examples, 3]``."""
     import numpy as np
 
     pairs = zip(answered.predictions, answered.golds, strict=True)
-    return np.array([_values(normalised(said), normalised(gold), reading) for said, gold in pairs], dtype=np.float64)
+    return np.array(
+        [_values(normalised(answer), normalised(gold), reading) for answer, gold in pairs], dtype=np.float64
+    )
 
 
-def _values(said: str, gold: str, reading: Rule) -> tuple[float, float, float]:
-    exact = float(said == gold)
-    if reading == "strict" and not (said and gold):
+def _values(answer: str, gold: str, reading: Rule) -> tuple[float, float, float]:
+    exact = float(answer == gold)
+    if reading == "strict" and not (answer and gold):
         return exact, exact, 1.0
-    said_tokens, gold_tokens = said.split(), gold.split()
-    n_common = (Counter(said_tokens) & Counter(gold_tokens)).total()
+    answer_tokens, gold_tokens = answer.split(), gold.split()
+    n_common = (Counter(answer_tokens) & Counter(gold_tokens)).total()
     if not n_common:
         return 0.0, exact, 1.0
-    # 2 P R / (P + R) with P = common / said and R = common / gold
-    return 2 * n_common / (len(said_tokens) + len(gold_tokens)), exact, 1.0
+    # 2 P R / (P + R) with P = common / answer and R = common / gold
+    return 2 * n_common / (len(answer_tokens) + len(gold_tokens)), exact, 1.0

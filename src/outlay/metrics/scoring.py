@@ -1,4 +1,4 @@
-"""The metrics by name, and the three questions asked of each: a score, a mean over seeds, a difference of two systems.
+"""Metrics by name: a score, a mean over seeds, a difference of two systems.
 
 A metric is two functions: answers to per-example features, and summed features to a statistic. Intervals and tests need no more
 than these: each row's part in a statistic comes by leaving the row out.
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """How answers are scored.
+    """A metric: its statistics, its readings, and the features of each answer.
 
     Attributes:
-        statistics: What is reported, the main one first.
+        statistics: Statistics that are reported, the main one first.
         reading: The reading by which models are chosen.
         features: Answers in a reading → float64 ``[n_examples, n_features]``.
         value: A statistic and summed features ``[..., n_features]`` → points ``[...]``.
@@ -60,7 +60,7 @@ class Metric:
 
 
 def _averaged(statistics: tuple[str, ...]) -> Callable[[str, Floats], Floats]:
-    """Statistics that are means over examples: one column each, 0 to 1, and a last one to count by."""
+    """Make statistics that are means over examples: one column each, 0 to 1, and a last one to count by."""
 
     def value(statistic: str, sums: Floats) -> Floats:
         mean: Floats = 100 * sums[..., statistics.index(statistic)] / sums[..., -1]
@@ -217,7 +217,7 @@ class Side:
 
 
 def _means(tables: Sequence[Floats], value: Callable[[Floats], Floats]) -> tuple[float, Floats]:
-    """A statistic's mean over seeds, and each row's part in it ``[n_seeds, n_examples]``."""
+    """Return a statistic's mean over seeds, and each row's part in it ``[n_seeds, n_examples]``."""
     import numpy as np
 
     mean = float(np.mean([value(table.sum(0)) for table in tables]))
@@ -233,7 +233,7 @@ def _metric(name: str) -> Metric:
 def featured(
     metric: str, answered: Sequence[Answered], *, statistic: str | None = None, reading: Rule | None = None
 ) -> tuple[list[Floats], Callable[[Floats], Floats]]:
-    """Turn answers to the same examples into what every test between systems works on.
+    """Turn answers to the same examples into the features that every test between systems works on.
 
     Args:
         metric: One of `METRICS`.

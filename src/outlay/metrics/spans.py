@@ -26,7 +26,7 @@ RIGHT, GOLD, GIVEN = 0, 1, 2
 
 
 def entity_counts(answered: Answered, reading: Rule) -> Floats:
-    """Per-example counts for `counted`, float64 ``[n_examples, 3 n_labels]``.
+    """Return per-example counts for `counted`, float64 ``[n_examples, 3 n_labels]``.
 
     Raises:
         LabelError: Words of a gold line are followed by no label of the set.
@@ -47,16 +47,16 @@ def entity_counts(answered: Answered, reading: Rule) -> Floats:
 
 
 def _count_published(row: Floats, predicted: list[Entity], gold: list[Entity], number: dict[str, int]) -> None:
-    said = {entity.text: number[entity.label] for entity in predicted}
+    given = {entity.text: number[entity.label] for entity in predicted}
     for text, label in {entity.text: number[entity.label] for entity in gold}.items():
-        answer = said.get(text, 0)
+        answer = given.get(text, 0)
         row[GOLD, label] += 1
         row[GIVEN, answer] += 1
         row[RIGHT, label] += answer == label
 
 
 def _count_strict(row: Floats, predicted: list[Entity], gold: list[Entity], number: dict[str, int]) -> None:
-    said, wanted = Counter(predicted), Counter(gold)
-    for kind, entities in ((RIGHT, said & wanted), (GOLD, wanted), (GIVEN, said)):
+    given, wanted = Counter(predicted), Counter(gold)
+    for kind, entities in ((RIGHT, given & wanted), (GOLD, wanted), (GIVEN, given)):
         for entity, n in entities.items():
             row[kind, number[entity.label]] += n

@@ -1,10 +1,9 @@
-"""How long work takes: what a step asks of a machine (its load), and the measured constants that make seconds of it.
+"""Cost model: the workload of a step, and the measured constants that turn it into seconds.
 
-A load is counted before a step runs, from the shape of the model and the lengths of its rows, batch by batch as the training loop
-and the teacher fill them. A profile holds the seconds of one unit of each term, for each precision, measured by
+A workload is counted before a step runs, from the shape of the model and the lengths of its rows, batch by batch as the
+training loop and the teacher fill them. A profile holds the seconds of one unit of each term, for each precision, measured by
 `outlay.train.calibration`. Seconds are the sum of products: a step's overhead, each pass over a layer, FLOPs of the matrices,
-activations and logits that go through memory, weights read and updated. They are for people to plan with: no charge is made of
-them.
+activations and logits that go through memory, weights read and updated. They serve planning: no charge depends on them.
 """
 
 from __future__ import annotations
@@ -23,25 +22,26 @@ from outlay.settings import TeachSettings, TrainSettings
 from outlay.storage.paths import command_line
 
 PROFILE_FILE = "machine.toml"
-"""Beside the store."""
+"""Profile of this machine, beside the store."""
 
 WINDOW_BATCHES = 50
-"""Batches that the training loop sorts by length together (`outlay.models.tokenization.training_batches`)."""
+"""Batches that the training loop sorts by length together (`outlay.train.batching.training_batches`)."""
 HEAD_SIZE = 64
 """Width of an attention head, where a shape does not say: BERT's and T5's."""
 DECODER_CALLS = 1.5
-"""A decoder layer beside an encoder layer: two attentions and a feed-forward part instead of one and one."""
+"""Cost of a decoder layer relative to an encoder layer: two attentions and a feed-forward part instead of one and one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What work asks of a machine; loads add up. FLOPs and tokens here include padding, which a charge does not.
+    """FLOPs, tokens, calls and bytes of some work; workloads add up. FLOPs and tokens include padding, which a charge
+    does not.
 
     ``steps``: optimiser steps; ``updated``: parameters updated, summed over them.
     ``train_*`` (forward and backward), ``infer_*``: ``calls``: passes over a layer; ``flops``: multiplications and additions of
     matrices; ``elements``: values that go through memory between them (tokens x width x layers, and attention scores);
-    ``logits``: positions x outputs; ``weights``: parameters read, summed over passes: what writing token by token waits for.
-    ``words``: tokens written one after the other; ``kept``: logits searched for the largest, to be written down.
+    ``logits``: positions x outputs; ``weights``: parameters read, summed over passes: the limit of decoding.
+    ``words``: tokens decoded one after the other; ``kept``: logits searched for the largest, to be stored.
     ``models``: models made ready; ``loaded``: their parameters; ``read``: tokens of texts.
     """
 
@@ -66,7 +66,7 @@ class Workload:
         return Workload(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
     def times(self, n: float) -> Workload:
-        """The same ``n`` times."""
+        """Return the same ``n`` times."""
         return Workload(*(n * amount for amount in astuple(self)))
 
 
@@ -75,7 +75,7 @@ TERMS = tuple(field.name for field in fields(Workload))
 
 @dataclass(frozen=True, slots=True)
 class MachineProfile:
-    """A machine as measured.
+    """The measured constants of a machine.
 
     ``measured``: a date; ``device``: the processor or GPU; ``peak_flops_per_second``: of the fastest product of two large
     matrices; ``constants``: by precision (``bf16``, ``fp32``), the seconds of one unit of each of `TERMS`.
@@ -89,16 +89,16 @@ class MachineProfile:
     peak_flops_per_second: int
     constants: Mapping[str, Mapping[str, float]]
     bf16_ratio: float | None = None
-    """Speed of products in bf16 as a multiple of that in float32; ``None`` in a profile of before."""
+    """Speed of products in bf16 as a multiple of that in float32; ``None`` in an older profile."""
 
     @property
     def precision(self) -> str:
-        """What this machine computes in where nothing else is asked for."""
+        """The precision this machine computes in where no other is asked for."""
         is_slow = self.bf16_ratio is not None and self.bf16_ratio < LEAST_SPEEDUP
         return FP32 if is_slow and FP32 in self.constants else BF16
 
     def seconds(self, load: Workload, precision: str) -> float:
-        """Seconds that a load takes; ``bf16_weights`` is taken for ``bf16``.
+        """Return the seconds that a workload takes; ``bf16_weights`` is taken for ``bf16``.
 
         Raises:
             KeyError: a precision that was not measured.
@@ -107,7 +107,9 @@ class MachineProfile:
         return float(sum(constants[term] * amount for term, amount in zip(TERMS, astuple(load), strict=True)))
 
     def utilisation(self, *, train: bool) -> float:
-        """Share of the peak that `REFERENCE` reaches in `precision`, in the FLOPs of the charge (`outlay.models.shape`)."""
+        """Return the share of the peak that `REFERENCE` reaches in `precision`, in the FLOPs of the charge
+        (`outlay.models.shape`).
+        """
         reader, lengths, n_tokens = REFERENCE, Lengths([64] * 256, [0] * 256), 64 * 256
         if train:
             load = training_load(reader, lengths, TrainSettings(epochs=1, batch_size=32, learning_rate=1e-4))
@@ -118,7 +120,7 @@ class MachineProfile:
         return min(1.0, flops / self.seconds(load, self.precision) / self.peak_flops_per_second)
 
     def as_machine(self, price_item: str) -> dict[str, str | int]:
-        """The record of a machine file (`outlay.money.machines`) that says the same on the flops clock."""
+        """Return the record of a machine file (`outlay.money.machines`) that says the same on the flops clock."""
         return {
             "name": self.name,
             "price_item": price_item,
@@ -129,12 +131,12 @@ class MachineProfile:
         }
 
     def to_json(self) -> dict[str, object]:
-        """Plain values."""
+        """Return plain values."""
         seconds = {precision: dict(constants) for precision, constants in self.constants.items()}
         return {**{name: getattr(self, name) for name in (*_HEAD, _RATIO)}, "seconds": seconds}
 
     def to_toml(self) -> str:
-        """As `load_profile` reads it."""
+        """Return the profile as TOML that `load_profile` reads."""
         head = [
             "# Speed of a machine, measured by `outlay machine calibrate`: what predicted seconds are made of.",
             *(f"{name} = {_toml(getattr(self, name))}" for name in _HEAD),
@@ -152,7 +154,7 @@ _RATIO = "bf16_ratio"
 
 
 def load_profile(path: Path) -> MachineProfile | None:
-    """The profile in a file; ``None`` where there is none.
+    """Return the profile in a file; ``None`` where there is none.
 
     Raises:
         UsageError: a file that holds none; one line that names it and the way out.
@@ -199,7 +201,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """A model and how it answers.
+    """Shape, family and head of a model.
 
     ``n_outputs``: of an encoder's head, ``per_token`` where it tags; ``n_choices``: labels that a model which writes must score,
     1 where it only walks through them, 0 where it writes freely.
@@ -212,12 +214,12 @@ class ModelProfile:
 
 
 REFERENCE = ModelProfile(shape_of_size(tiny_size("encoder", 6, 384, 30522)), n_outputs=2)
-"""What utilisation is said of: the shape of all-MiniLM-L6, a common student."""
+"""The model that utilisation is stated for: the shape of all-MiniLM-L6, a common student."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows side by side: padded to ``source`` tokens, and to ``answer`` tokens of an answer."""
+    """Rows of a batch, padded to ``source`` tokens, and to ``answer`` tokens of an answer."""
 
     n_rows: float
     source: float
@@ -225,7 +227,7 @@ class Batch:
 
 
 def training_load(reader: ModelProfile, lengths: Lengths, settings: TrainSettings) -> Workload:
-    """A whole training, without loading the model and evaluating on dev."""
+    """Return a whole training, without loading the model and evaluating on dev."""
     micro = settings.micro_batch_size
     epoch = Workload()
     for batch in _training_batches(lengths, settings):
@@ -244,7 +246,8 @@ def training_load(reader: ModelProfile, lengths: Lengths, settings: TrainSetting
 
 
 def answering_load(reader: ModelProfile, lengths: Lengths, settings: TeachSettings, *, keep: bool = False) -> Workload:
-    """Answers to every row, batches filled as ``settings`` say; ``keep``: the logits behind them are written down.
+    """Return the work of answering every row, batches filled as ``settings`` say; ``keep``: the logits of answers are
+    stored.
 
     A model that writes reads the source once. Each label is then scored over the same source; a free answer is written token by
     token. The logits are those of these passes, but where beams, samples or padding leave none: then it is read once more.
@@ -265,13 +268,13 @@ def answering_load(reader: ModelProfile, lengths: Lengths, settings: TeachSettin
 
 
 def starting_load(reader: ModelProfile, lengths: Lengths) -> Workload:
-    """A model made ready, and the texts it is to read."""
+    """Return a model made ready, and the texts it is to read."""
     return Workload(models=1, loaded=_n_parameters(reader), read=sum(lengths.sources) + sum(lengths.answers))
 
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """One forward pass: as in `Workload`."""
+    """The work of one forward pass, as in `Workload`."""
 
     calls: float = 0.0
     flops: float = 0.0
@@ -289,8 +292,9 @@ def _passed(reader: ModelProfile, batch: Batch) -> _Pass:
 
 
 def _learnt(reader: ModelProfile, batch: Batch) -> _Pass:
-    """A pass of training. Choices that are learnt are read one by one: by a pair of stacks behind one reading of the source, by a
-    causal model each with its own."""
+    """Return a pass of training. Choices that are learnt are read one by one: by a pair of stacks behind one reading
+    of the source, by a causal model each with its own.
+    """
     copies = replace(batch, n_rows=max(1, reader.n_choices) * batch.n_rows)
     if reader.shape.family == "seq2seq":
         return _encoded(reader, batch) + _decoded(reader, copies)
@@ -298,16 +302,18 @@ def _learnt(reader: ModelProfile, batch: Batch) -> _Pass:
 
 
 def _scored(reader: ModelProfile, batch: Batch) -> _Pass:
-    """Every choice of every row over one reading of the source, whose keys and values are made once too."""
-    said = Batch(reader.n_choices * batch.n_rows, 0, batch.answer)
+    """Return the work of scoring every choice of every row over one reading of the source, whose keys and values are
+    computed once too.
+    """
+    answers = Batch(reader.n_choices * batch.n_rows, 0, batch.answer)
     if reader.shape.family != "seq2seq":
-        return _encoded(reader, Batch(batch.n_rows, batch.source, 0)) + _encoded(reader, said)
+        return _encoded(reader, Batch(batch.n_rows, batch.source, 0)) + _encoded(reader, answers)
     of_source = replace(_decoded(reader, Batch(batch.n_rows, batch.source, 0)), calls=0.0)
-    return _encoded(reader, batch) + of_source + _decoded(reader, said)
+    return _encoded(reader, batch) + of_source + _decoded(reader, answers)
 
 
 def _encoded(reader: ModelProfile, batch: Batch) -> _Pass:
-    """The encoder of a pair, or the only stack (a causal model reads source and answer as one text)."""
+    """Return the encoder of a pair, or the only stack (a causal model reads source and answer as one text)."""
     shape = reader.shape
     width = batch.source + (batch.answer if shape.family == "causal" else 0)
     n_tokens, n_heads = batch.n_rows * width, max(1, shape.hidden_size // HEAD_SIZE)
@@ -326,22 +332,23 @@ def _encoded(reader: ModelProfile, batch: Batch) -> _Pass:
 
 
 def _decoded(reader: ModelProfile, batch: Batch) -> _Pass:
-    """The decoder of a pair over whole answers. Cross-attention's keys and values are made of the source: of a decoder layer's
-    parameters, half of what it has more than an encoder layer."""
+    """Return the decoder of a pair over whole answers. Cross-attention's keys and values are made of the source: of a
+    decoder layer's parameters, half of what it has more than an encoder layer.
+    """
     shape = reader.shape
     of_source = max(0, shape.n_matmul_parameters_per_decoder_layer - shape.n_matmul_parameters_per_layer) / 2
     of_answer = shape.n_matmul_parameters_per_decoder_layer - of_source
-    n_said, n_read = batch.n_rows * batch.answer, batch.n_rows * batch.source
+    n_answer, n_read = batch.n_rows * batch.answer, batch.n_rows * batch.source
     n_heads, seen = max(1, shape.hidden_size // HEAD_SIZE), batch.answer + batch.source
-    per_layer = n_said * of_answer + n_read * of_source + 2 * n_said * seen * shape.hidden_size
-    n_logits = n_said * shape.vocab_size
-    elements = n_said * (1.5 * shape.hidden_size + n_heads * seen) + n_read * shape.hidden_size
+    per_layer = n_answer * of_answer + n_read * of_source + 2 * n_answer * seen * shape.hidden_size
+    n_logits = n_answer * shape.vocab_size
+    elements = n_answer * (1.5 * shape.hidden_size + n_heads * seen) + n_read * shape.hidden_size
     flops = 2 * (shape.n_decoder_layers * per_layer + n_logits * shape.hidden_size)
     return _Pass(DECODER_CALLS * shape.n_decoder_layers, flops, shape.n_decoder_layers * elements, n_logits)
 
 
 def _written(reader: ModelProfile, batch: Batch, beams: int) -> Workload:
-    """A source read once, then an answer token by token, each beam a row of its own."""
+    """Return a source read once, then an answer token by token, each beam a row of its own."""
     read = _encoded(reader, Batch(batch.n_rows, batch.source, 0))
     shape = reader.shape
     rows = Batch(batch.n_rows * beams, batch.source, 1)
@@ -364,7 +371,7 @@ def _inferred(reader: ModelProfile, one: _Pass) -> Workload:
 
 
 def _n_weights(shape: ModelShape, one: _Pass) -> float:
-    """Parameters that a pass reads, by the share of all layers it goes through."""
+    """Return the number of parameters that a pass reads, by the share of all layers it goes through."""
     head = shape.hidden_size * shape.vocab_size if shape.family != "encoder" and one.logits else 0
     share = one.calls / max(1, shape.n_layers + DECODER_CALLS * shape.n_decoder_layers)
     return share * shape.n_matmul_parameters + head
@@ -375,7 +382,9 @@ def _n_parameters(reader: ModelProfile) -> int:
 
 
 def _training_batches(lengths: Lengths, settings: TrainSettings) -> Iterator[Batch]:
-    """Batches of one epoch as the loop makes them, but for chance: a window of shuffled rows is every k-th of all by length."""
+    """Yield the batches of one epoch as the loop makes them, but for chance: a window of shuffled rows is every k-th
+    of all by length.
+    """
     total = [source + answer for source, answer in zip(lengths.sources, lengths.answers, strict=True)]
     order = sorted(range(len(total)), key=total.__getitem__)
     n_rows = settings.batch_size
@@ -396,7 +405,9 @@ def _inference_batches(lengths: Lengths, settings: TeachSettings) -> Iterator[Ba
 def _filled(
     order: Sequence[int], lengths: Lengths, n_rows: int, n_tokens: int | None, *, also_rows: bool = False
 ) -> Iterator[Batch]:
-    """Batches of rows by rising length: up to ``n_rows``, or up to ``n_tokens`` with padding (``also_rows``: up to both)."""
+    """Yield batches of rows by rising length: up to ``n_rows``, or up to ``n_tokens`` with padding (``also_rows``: up
+    to both).
+    """
     start = 0
     while start < len(order):
         stop, most = start, len(order) if n_tokens is not None and not also_rows else start + n_rows

@@ -1,7 +1,7 @@
-"""The keys and values that a model keeps of what it has read, by whichever name its transformers gives them.
+"""The key-value cache of a model, by whichever name its transformers version gives it.
 
-transformers 5.24 renamed ``past_key_values`` to ``cache``, in what ``forward`` takes and in what it returns: the old name warns
-from then on and goes in 5.40. Models of both kinds are told apart by what their ``forward`` takes, not by a version.
+transformers 5.24 renamed ``past_key_values`` to ``cache``, in the parameters of ``forward`` and in its result: the old name warns
+from then on and goes in 5.40. Models of both kinds are told apart by the parameters of ``forward``, not by a version.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NEW, _OLD = "cache", "past_key_values"
 
 
 def parameters(model: nn.Module) -> frozenset[str]:
-    """Name what the model's ``forward`` takes; adapters around a model hand on what they do not know."""
+    """Return the parameters of the model's ``forward``; adapters around a model pass on those they do not know."""
     inner: Any = getattr(model, "module", model)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     return frozenset(inspect.signature(inner.forward).parameters)

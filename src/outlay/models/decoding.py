@@ -1,9 +1,8 @@
-"""Answers token by token, against a source that is read once.
+"""Decoding token by token, with each source read once.
 
-`DecodingState` is a batch of rows that a model answers: the keys and values of what it has read stay with it, so that a token
-costs one step of the decoder, and rows that have said their last token leave. Three ways to answer stand on it: `greedy` (the
-likeliest token at each step), `walk` (the likeliest of the tokens that go on to an allowed answer) and `score` (how likely
-each allowed answer is, which writes nothing).
+`DecodingState` is a batch of rows with its key-value cache, so that a token costs one step of the decoder; rows that have ended
+leave the batch. Three algorithms use it: `greedy` (the likeliest token at each step), `constrained_greedy` (the likeliest token
+that continues an allowed answer) and `score_candidates` (the log-probability of each allowed answer; generates nothing).
 """
 
 from __future__ import annotations
@@ -22,11 +21,13 @@ from outlay.models.decoder_cache import cache_in, parameters, with_cache
 Tokens = Sequence[int]
 """An allowed answer, the closing token included."""
 
-Say = Callable[[NDArray[np.int64], int, Tensor], None]
-"""Told at each step: the rows of the batch that still write (int64 ``[n]``), the position, and its logits ``[n, V]``."""
+OnLogits = Callable[[NDArray[np.int64], int, Tensor], None]
+"""Callback of each step: the rows of the batch that still decode (int64 ``[n]``), the position, and its logits ``[n,
+V]``.
+"""
 
 _LEAVE_SHARE = 4
-"""Rows that have ended leave the batch once they are one in so many, so that the cache is not moved for each of them."""
+"""Rows that have ended leave the batch once they are one in so many, so that the cache is not copied for each of them."""
 
 _GREEDY_IGNORES = frozenset(
     (
@@ -46,7 +47,7 @@ _GREEDY_IGNORES_AT: dict[str, float] = {
 
 
 class DecodingState:
-    """Rows that a model is answering.
+    """A batch of rows being decoded, with its key-value cache.
 
     ``read``: ``input_ids`` and ``attention_mask``, int64 ``[b, S]``, where the model is; a causal model's are padded on the left.
     ``start``: what a decoder reads before its first token; ``None`` for a causal model, which goes on from its prompt.
@@ -110,7 +111,7 @@ class DecodingState:
             self._memory = self._memory.repeat_interleave(n, dim=0)
 
     def _go_on(self, tokens: Tensor, n_logits: int) -> Tensor:
-        """Of a causal model: the last ``n_logits`` of ``tokens``, which stand behind what was read."""
+        """Read ``tokens`` behind the text of a causal model; return the logits of the last ``n_logits`` of them."""
         is_first = self._cache is None
         if not is_first:
             self._mask = torch.cat([self._mask, self._mask.new_ones(tokens.shape)], dim=1)
@@ -129,25 +130,26 @@ class DecodingState:
 
 
 def greedy(
-    writing: DecodingState, *, n_new: int, closing: int, n_choices: int, say: Say | None = None
+    state: DecodingState, *, n_new: int, closing: int, n_choices: int, on_logits: OnLogits | None = None
 ) -> list[NDArray[np.int32]]:
-    """The likeliest token at each step, until ``closing`` or ``n_new`` tokens: what `generate` writes without sampling or beams.
+    """Return the likeliest token at each step, until ``closing`` or ``n_new`` tokens: what `generate` writes without
+    sampling or beams.
 
-    Only the first ``n_choices`` of the vocabulary are chosen from; ``say`` hears the logits of all of it. Returns one row of
-    tokens each, the closing one included.
+    Only the first ``n_choices`` of the vocabulary are chosen from; ``on_logits`` gets the logits of all of it. Returns one row
+    of tokens each, the closing one included.
     """
-    said = np.zeros((len(writing), n_new), dtype=np.int32)
-    lengths = np.zeros(len(writing), dtype=np.int64)
-    held = np.arange(len(writing))
-    writes = np.ones(len(writing), dtype=bool)
-    logits = writing.begin()[:, -1]
+    chosen_ids = np.zeros((len(state), n_new), dtype=np.int32)
+    lengths = np.zeros(len(state), dtype=np.int64)
+    held = np.arange(len(state))
+    writes = np.ones(len(state), dtype=bool)
+    logits = state.begin()[:, -1]
     for position in range(n_new):
         tokens = logits[:, :n_choices].argmax(dim=-1)
         at = np.flatnonzero(writes)
-        if say is not None:
-            say(held[at], position, logits if len(at) == len(held) else logits[torch.from_numpy(at)])
+        if on_logits is not None:
+            on_logits(held[at], position, logits if len(at) == len(held) else logits[torch.from_numpy(at)])
         chosen = tokens.cpu().numpy()
-        said[held[at], position] = chosen[at]
+        chosen_ids[held[at], position] = chosen[at]
         lengths[held[at]] = position + 1
         writes &= chosen != closing
         n_writing = int(writes.sum())
@@ -155,60 +157,63 @@ def greedy(
             break
         if (len(held) - n_writing) * _LEAVE_SHARE >= len(held):
             stay = np.flatnonzero(writes)
-            writing.keep(stay)
+            state.keep(stay)
             held, writes, tokens = held[stay], writes[stay], tokens[torch.from_numpy(stay)]
-        logits = writing.go_on(tokens.unsqueeze(1))[:, -1]
-    return [row[:length] for row, length in zip(said, lengths, strict=True)]
+        logits = state.go_on(tokens.unsqueeze(1))[:, -1]
+    return [row[:length] for row, length in zip(chosen_ids, lengths, strict=True)]
 
 
-def walk(writing: DecodingState, paths: Sequence[Tokens], *, say: Say | None = None) -> NDArray[np.int64]:
-    """Which of ``paths`` each row says, int64 ``[b]``: where they part, the likeliest token that goes on to one of them.
+def constrained_greedy(
+    state: DecodingState, paths: Sequence[Tokens], *, on_logits: OnLogits | None = None
+) -> NDArray[np.int64]:
+    """Return the path each row decodes to, int64 ``[b]``: where paths part, the likeliest token that continues one of
+    them.
 
-    So it is what `greedy` writes wherever that is one of them. Tokens on which nothing hangs are read together, in one step from
-    one parting to the next. No path may be the beginning of another; closing tokens see to that.
+    It equals the output of `greedy` wherever that is one of the paths. Tokens without an alternative are read together, in one
+    step from one parting to the next. No path may be the beginning of another; closing tokens see to that.
     """
     order = sorted(range(len(paths)), key=lambda i: list(paths[i]))  # equal logits: the smaller token, as in `argmax`
     table, lengths = _table([paths[i] for i in order])
     longest = int(lengths.max())
     stops = [*_partings(paths), longest - 1]
-    is_open = np.ones((len(writing), len(paths)), dtype=bool)
-    said = np.zeros(len(writing), dtype=np.int64)
-    held = np.arange(len(writing))
-    logits = writing.begin(table[0, : stops[0]].tolist())
-    _say_each(say, held, 0, logits, np.full(len(held), longest))
+    is_open = np.ones((len(state), len(paths)), dtype=bool)
+    chosen_ids = np.zeros(len(state), dtype=np.int64)
+    held = np.arange(len(state))
+    logits = state.begin(table[0, : stops[0]].tolist())
+    _pass_each(on_logits, held, 0, logits, np.full(len(held), longest))
     for parting, stop in pairwise(stops):
         options = torch.from_numpy(table[:, parting]).to(logits.device)
         scores = logits[:, -1].index_select(-1, options).float().cpu().numpy()
         best = np.where(is_open[held], scores, -np.inf).argmax(axis=1)  # an answer that has ended is alone and stays
-        said[held] = best
+        chosen_ids[held] = best
         is_open[held] &= table[:, parting] == table[best, parting][:, None]
         stay = np.flatnonzero(lengths[best] > parting + 1)
         if len(stay) == 0:
             break
         if len(stay) < len(held):
-            writing.keep(stay)
+            state.keep(stay)
             held, best = held[stay], best[stay]
-        logits = writing.go_on(torch.from_numpy(table[best, parting:stop]).to(logits.device))
-        _say_each(say, held, parting + 1, logits, lengths[best])
-    return np.asarray(order, dtype=np.int64)[said]
+        logits = state.go_on(torch.from_numpy(table[best, parting:stop]).to(logits.device))
+        _pass_each(on_logits, held, parting + 1, logits, lengths[best])
+    return np.asarray(order, dtype=np.int64)[chosen_ids]
 
 
-def score(writing: DecodingState, paths: Sequence[Tokens]) -> Tensor:
-    """The log-probability of writing each of ``paths``, float32 ``[b, len(paths)]``, where the model is.
+def score_candidates(state: DecodingState, paths: Sequence[Tokens]) -> Tensor:
+    """Return the log-probability of each of ``paths``, float32 ``[b, len(paths)]``, where the model is.
 
-    What all of them begin with is read once, their other tokens side by side; the last token of a path is only predicted, and a
+    Their common beginning is read once, their other tokens side by side; the last token of a path is only predicted, and a
     path that is the beginning of another needs no reading of its own.
     """
     n_shared, read = _to_read(paths)
-    logits = writing.begin(paths[0][:n_shared])
+    logits = state.begin(paths[0][:n_shared])
     spots = [(i, 0, at, token) for i, path in enumerate(paths) for at, token in enumerate(path[: n_shared + 1])]
     total = _sums(logits.unsqueeze(1), spots, len(paths))
     if not read:
         return total
-    n_rows = len(writing)
-    writing.repeat(len(read))
+    n_rows = len(state)
+    state.repeat(len(read))
     table = torch.from_numpy(_table(read)[0]).to(logits.device)
-    logits = writing.go_on(table.repeat(n_rows, 1))
+    logits = state.go_on(table.repeat(n_rows, 1))
     logits = logits.reshape(n_rows, len(read), *logits.shape[1:])
     spots = []
     for i, path in enumerate(paths):
@@ -219,13 +224,14 @@ def score(writing: DecodingState, paths: Sequence[Tokens]) -> Tensor:
 
 
 def n_scored(paths: Sequence[Tokens]) -> int:
-    """Tokens of a row's answers that `score` reads, a start token included."""
+    """Return the number of tokens of a row's answers that `score_candidates` reads, a start token included."""
     n_shared, read = _to_read(paths)
     return 1 + n_shared + sum(len(rest) for rest in read)
 
 
 def is_plain_greedy(config: Any) -> bool:
-    """Whether `generate` with this `GenerationConfig` takes the likeliest token at each step, whatever came before it.
+    """Return whether `generate` with this `GenerationConfig` takes the likeliest token at each step, whatever came
+    before it.
 
     Unknown settings count as asking for more.
     """
@@ -238,7 +244,7 @@ def is_plain_greedy(config: Any) -> bool:
 
 
 def _table(paths: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Paths below one another, int64 ``[len(paths), longest]``, 0 behind their ends; and their lengths."""
+    """Return paths as a padded array, int64 ``[len(paths), longest]``, 0 behind their ends; and their lengths."""
     lengths = np.array([len(path) for path in paths], dtype=np.int64)
     table = np.zeros((len(paths), int(lengths.max())), dtype=np.int64)
     for i, path in enumerate(paths):
@@ -247,7 +253,7 @@ def _table(paths: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def _partings(paths: Sequence[Tokens]) -> list[int]:
-    """The positions, rising, at which some paths that were alike so far go on with different tokens."""
+    """Return the positions, rising, at which some paths that were alike so far go on with different tokens."""
     tokens: dict[tuple[int, ...], set[int]] = {}
     for path in paths:
         for at, token in enumerate(path):
@@ -256,26 +262,32 @@ def _partings(paths: Sequence[Tokens]) -> list[int]:
 
 
 def _to_read(paths: Sequence[Tokens]) -> tuple[int, list[tuple[int, ...]]]:
-    """How many tokens all paths begin with (the last of none), and what must be read behind them, each continuation once."""
+    """Return how many tokens all paths begin with (the last of none), and what must be read behind them, each
+    continuation once.
+    """
     n_shared = min([*_partings(paths), *(len(path) - 1 for path in paths)])
     rests = dict.fromkeys(tuple(path[n_shared:-1]) for path in paths)
     longer = [other for other in rests if other]
     return n_shared, [one for one in longer if not any(one != other and other[: len(one)] == one for other in longer)]
 
 
-def _say_each(say: Say | None, rows: NDArray[np.int64], start: int, logits: Tensor, lengths: NDArray[np.int64]) -> None:
-    """Tell the logits ``[n, k, V]`` of the positions from ``start`` on, those before the end of each row's answer."""
-    if say is None:
+def _pass_each(
+    on_logits: OnLogits | None, rows: NDArray[np.int64], start: int, logits: Tensor, lengths: NDArray[np.int64]
+) -> None:
+    """Pass on the logits ``[n, k, V]`` of the positions from ``start`` on, those before the end of each row's answer."""
+    if on_logits is None:
         return
     for at in range(logits.shape[1]):
         here = np.flatnonzero(lengths > start + at)
         if len(here):
-            said = logits[:, at]
-            say(rows[here], start + at, said if len(here) == len(rows) else said[torch.from_numpy(here)])
+            step_logits = logits[:, at]
+            on_logits(
+                rows[here], start + at, step_logits if len(here) == len(rows) else step_logits[torch.from_numpy(here)]
+            )
 
 
 def _sums(logits: Tensor, spots: Sequence[tuple[int, int, int, int]], n_paths: int) -> Tensor:
-    """Sums of log-probabilities by path, float32 ``[b, n_paths]``.
+    """Return the sums of log-probabilities by path, float32 ``[b, n_paths]``.
 
     ``logits``: ``[b, read, positions, V]``; each of ``spots``: a path, where it was read, a position and the token behind it.
     """

@@ -1,7 +1,7 @@
-"""Heads of models that write their answer: sequence to sequence, and causal (Raffel et al. 2020; Kang et al. 2023, Appendix B).
+"""Heads of generative models: sequence to sequence, and causal (Raffel et al. 2020; Kang et al. 2023, Appendix B).
 
-`GenerationHead` reads and writes tokens. `RankClassificationHead` lets the same models choose among a label set by the
-probability they give to each label's tokens: what a teacher of another tokenizer can be compared by.
+`GenerationHead` generates tokens. `RankClassificationHead` makes the same models choose among a label set by the probability
+of each label's tokens, so that teacher and student may have different tokenizers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from outlay.errors import LabelError
-from outlay.models.decoding import DecodingState, Say, greedy, is_plain_greedy, n_scored, score, walk
+from outlay.models.decoding import (
+    DecodingState,
+    OnLogits,
+    constrained_greedy,
+    greedy,
+    is_plain_greedy,
+    n_scored,
+    score_candidates,
+)
 from outlay.models.heads import (
     Generation,
     Inputs,
@@ -27,7 +35,7 @@ from outlay.models.heads import (
     Texts,
     class_units,
     device_of,
-    hand_over,
+    feed_sink,
     likeliest,
     logits_of,
     padded_units,
@@ -38,17 +46,17 @@ from outlay.settings import TeachSettings
 from outlay.spec import Family, TargetKind, TaskSpec
 
 CAUSAL_SEPARATOR = "\n"
-"""Between the text and the answer of a causal model."""
+"""Separator between the text and the answer of a causal model."""
 
 _CHUNK_LOGITS = 1 << 25
-"""Logits that are there at once (128 MiB of float32), where more than one position of a row is asked for."""
+"""Logits held at once (128 MiB of float32), where more than one position of a row is asked for."""
 
 _CHUNK_TOKENS = 1 << 15
-"""Tokens whose keys and values are there at once, where a row is read behind with each label."""
+"""Tokens whose keys and values are held at once, where each label is scored behind a row."""
 
 
 class GenerationHead:
-    """A model that writes: its units are the tokens of the answer, the closing one included."""
+    """Head of a generative model: answer ids are tokens, the closing one included."""
 
     target: TargetKind = "tokens"
     n_outputs: int | None = None
@@ -62,8 +70,8 @@ class GenerationHead:
         self._eos = int(tokenizer.eos_token_id)
         self.pad_unit = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._eos)
 
-    def read(self, texts: Texts) -> Sources:
-        """The prefix and the text; a causal model's text ends with a separator."""
+    def tokenize(self, texts: Texts) -> Sources:
+        """Return the prefix and the text; a causal model's text ends with a separator."""
         prompts = [(self.form.prefix + row[0],) for row in texts]
         if self.family == "seq2seq":
             return Sources(encode(self._tokenizer, prompts, self.form.max_source_tokens), texts)
@@ -77,8 +85,8 @@ class GenerationHead:
         n_cut = encoded.n_truncated
         return Sources(Encoded(flat.ids, np.zeros_like(flat.ids), flat.offsets, self.pad_unit, n_cut), texts)
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
-        """The tokens of each answer, cut to the limit; the closing token stays."""
+    def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
+        """Return the tokens of each answer, cut to the limit; the closing token stays."""
         if not answers:
             return AnswerIds.of([])
         how = f"{self.family} of {self.form.max_target_tokens}"
@@ -95,74 +103,75 @@ class GenerationHead:
         return AnswerIds.of([ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in rows], n_cut=n_cut)
 
     def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
-        """The source's and the answer's."""
+        """Return the source's and the answer's."""
         total: NDArray[np.int64] = sources.encoded.lengths + units.lengths
         return total
 
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
-        """Of a sequence-to-sequence model: the sources, and the answers (``answers``); of a causal one: both behind one another,
-        and where each position's logits are found (``places``, int64 ``[len(rows), P]``)."""
+        """Return ``sources`` and ``answers`` of a sequence-to-sequence model; of a causal one both concatenated, and
+        the indices of each position's logits (``places``, int64 ``[len(rows), P]``).
+        """
         if self.family == "seq2seq":
             read = _sources_only(sources.encoded, rows)
             return {**read, "answers": units}
         return self._prompt(sources, rows, units)
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """``[len(rows), P, V]``: at each position the logits of its token, given the source and the tokens before it."""
+        """Return the logits ``[len(rows), P, V]`` of each position's token, given the source and the tokens before it."""
         read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         if self.family == "seq2seq":
             return _decoded(model, read, inputs["answers"])
         logits: Tensor = model(**read, use_cache=False).logits
         return logits.gather(1, inputs["places"].unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
-    def speak(
+    def generate(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
-        """Write answers; the logits are those of the steps that wrote them.
+        """Generate answers; the sink gets the logits of the steps that generated them.
 
-        Beams and samples leave none, and those of padding are no step's: then one more pass reads what was written, as a student
-        does.
+        Beams and samples leave no such logits, and padding has no step: then one more pass reads the generated answers, as a
+        student does.
         """
         limit = self.form.max_target_tokens
         # The published script counts the start token among ``max_target_tokens``, and its targets have a position behind the end.
         n_new = limit - 1 if how.keep_padding else limit
-        again = sink is not None and (how.keep_padding or how.beams > 1 or how.sample)
-        heard = None if again else sink
+        needs_pass = sink is not None and (how.keep_padding or how.beams > 1 or how.sample)
+        step_sink = None if needs_pass else sink
         if how.answers_from == "labels" and self.form.kind == "classification" and how.beams == 1 and not how.sample:
-            units = self._choose(model, sources, rows, heard)
+            units = self._choose(model, sources, rows, step_sink)
         else:
-            units = self._write(model, sources, rows, how, n_new, heard)
+            units = self._write(model, sources, rows, how, n_new, step_sink)
         n_written = sum(len(row) for row in units)
         n_tokens = int(sources.encoded.lengths[rows].sum()) + how.beams * n_written
-        if sink is None or not again:
+        if sink is None or not needs_pass:
             return Generation(units, n_tokens)
         self._read_again(model, sources, rows, units, limit if how.keep_padding else None, sink)
         return Generation(units, n_tokens + (limit * len(units) if how.keep_padding else n_written))
 
-    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
-        """The decoded answers, special tokens left out."""
+    def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Return the decoded answers, special tokens left out."""
         texts = self._tokenizer.batch_decode([row.tolist() for row in units], skip_special_tokens=True)
         return [str(text).strip() for text in texts]
 
     def check_spelling(self, answers: Sequence[str]) -> None:
-        """Whether every answer comes back from its tokens as it went in.
+        """Refuse an answer that tokenizing and decoding does not give back.
 
         Raises:
             LabelError: one does not, or has more tokens than an answer may have.
         """
         limit = self.form.max_target_tokens
         for answer in answers:
-            units = self.spell(Sources(encode(self._tokenizer, [], 1), []), [answer])
+            units = self.encode_answers(Sources(encode(self._tokenizer, [], 1), []), [answer])
             if units.n_cut:
                 raise LabelError(f"{answer!r} has more than max_target_tokens = {limit} tokens; raise it")
-            said = self.words(Sources(encode(self._tokenizer, [], 1), []), np.zeros(1, np.int64), [units.ids])[0]
-            if said != answer:
+            decoded = self.decode(Sources(encode(self._tokenizer, [], 1), []), np.zeros(1, np.int64), [units.ids])[0]
+            if decoded != answer:
                 raise LabelError(
-                    f"the tokenizer cannot spell {answer!r}, it reads back {said!r}; rename it or take another model"
+                    f"the tokenizer cannot spell {answer!r}, it reads back {decoded!r}; rename it or take another model"
                 )
 
-    def writing(self, model: nn.Module, sources: Sources, rows: Rows) -> DecodingState:
-        """The rows before their first token."""
+    def decoding_state(self, model: nn.Module, sources: Sources, rows: Rows) -> DecodingState:
+        """Return the decoding state of rows before their first token."""
         device = device_of(model)
         is_causal = self.family == "causal"
         read = self._left_padded(sources, rows) if is_causal else _sources_only(sources.encoded, rows)
@@ -172,12 +181,14 @@ class GenerationHead:
     def _choose(
         self, model: nn.Module, sources: Sources, rows: Rows, sink: LogitSink | None
     ) -> list[NDArray[np.int32]]:
-        """The tokens of a label for each row, found by `walk`."""
-        labels = self.spell(self.read([]), self.form.labels)
+        """Return the tokens of a label for each row, by `constrained_greedy`."""
+        labels = self.encode_answers(self.tokenize([]), self.form.labels)
         paths = split_units(labels)
         units: list[NDArray[np.int32]] = []
         for some in _chunks(rows, int(labels.lengths.max()) * _n_vocabulary(model)):
-            chosen = walk(self.writing(model, sources, some), paths, say=_told(sink, some))
+            chosen = constrained_greedy(
+                self.decoding_state(model, sources, some), paths, on_logits=_logits_callback(sink, some)
+            )
             units += [np.array(paths[i], dtype=np.int32) for i in chosen]
         return units
 
@@ -192,8 +203,10 @@ class GenerationHead:
     ) -> list[NDArray[np.int32]]:
         config = self._config(model, how, n_new)
         if is_plain_greedy(config):
-            writing, n_choices = self.writing(model, sources, rows), len(self._tokenizer)
-            return greedy(writing, n_new=n_new, closing=self._eos, n_choices=n_choices, say=_told(sink, rows))
+            state, n_choices = self.decoding_state(model, sources, rows), len(self._tokenizer)
+            return greedy(
+                state, n_new=n_new, closing=self._eos, n_choices=n_choices, on_logits=_logits_callback(sink, rows)
+            )
         # Equal rows under equal settings are answered alike, whichever block or process they are in.
         torch.manual_seed(step_seed(how.seed, int(sources.encoded.row(int(rows[0])).sum())))
         if sink is None:
@@ -204,7 +217,7 @@ class GenerationHead:
         return units
 
     def _config(self, model: nn.Module, how: TeachSettings, n_new: int) -> Any:
-        """The model's own `GenerationConfig`, with our limits and way of searching."""
+        """Return the model's own `GenerationConfig`, with our limits and way of searching."""
         from transformers import GenerationConfig
 
         bare: Any = getattr(model, "module", model)
@@ -216,7 +229,7 @@ class GenerationHead:
         config.pad_token_id, config.eos_token_id = self.pad_unit, self._eos
         if self.family == "seq2seq":
             config.decoder_start_token_id = _decoder_start(model)
-        # Rows that pad the vocabulary are no tokens. Distillation leaves them as they were: random weights would say them.
+        # Rows that pad the vocabulary are no tokens. Distillation leaves them as they were: random weights would generate them.
         n_tokens, n_rows = len(self._tokenizer), _n_vocabulary(model)
         config.suppress_tokens = list(range(n_tokens, n_rows)) or None
         return config
@@ -224,7 +237,7 @@ class GenerationHead:
     def _generate(
         self, model: nn.Module, sources: Sources, rows: Rows, config: Any, sink: LogitSink | None
     ) -> list[NDArray[np.int32]]:
-        """What `generate` writes, for ways of writing that `greedy` does not know."""
+        """Return the output of `generate`, for ways of decoding that `greedy` does not know."""
         bare: Any = getattr(model, "module", model)
         is_causal = self.family == "causal"
         read = self._left_padded(sources, rows) if is_causal else _sources_only(sources.encoded, rows)
@@ -249,21 +262,21 @@ class GenerationHead:
         width: int | None,
         sink: LogitSink,
     ) -> None:
-        """The logits of answers that were written, padded up to ``width`` where one is given."""
+        """Pass on the logits of answers already generated, padded up to ``width`` where one is given."""
         longest = max(1, *(len(row) for row in units)) if width is None else width
         padded = torch.from_numpy(padded_units(units, longest, self.pad_unit))
         lengths = np.array([len(row) if width is None else width for row in units], dtype=np.int64)
         for at in _chunks(np.arange(len(rows)), longest * _n_vocabulary(model)):
             logits = logits_of(self, model, sources, rows[at], padded[torch.from_numpy(at)])
-            hand_over(sink, rows[at], logits, lengths[at])
+            feed_sink(sink, rows[at], logits, lengths[at])
 
     def _until_end(self, row: NDArray[np.int64]) -> NDArray[np.int32]:
-        """What was written up to the closing token: behind it is padding. Without one the limit has cut the answer off."""
+        """Return the tokens up to the closing one: behind it is padding. Without one the limit has cut the answer off."""
         ends = np.flatnonzero(row == self._eos)
         return row[: ends[0] + 1 if len(ends) else len(row)].astype(np.int32)
 
     def _prompt(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
-        """Text and answer, one behind the other, padded on the right; the last unit is only predicted."""
+        """Return text and answer concatenated, padded on the right; the last unit is only predicted."""
         encoded = sources.encoded
         n_source = torch.from_numpy(encoded.lengths[rows])
         n_before = units.shape[1] - 1
@@ -291,7 +304,8 @@ class GenerationHead:
 
 
 class RankClassificationHead:
-    """A model that writes, asked how likely it would write each label: one position per row, one class per label.
+    """Head that scores each label by its log-probability under a generative model: one position per row, one class
+    per label.
 
     The logit of a label is the sum of the log-probabilities of its tokens, the closing one included (rank classification,
     Brown et al. 2020, section 2.4, without length normalisation).
@@ -305,25 +319,28 @@ class RankClassificationHead:
         self.form = text.form
         self.family: Family = text.family
         self.writer = text
-        self._labels = text.spell(text.read([]), text.form.labels)
+        self._labels = text.encode_answers(text.tokenize([]), text.form.labels)
 
-    def read(self, texts: Texts) -> Sources:
-        """As the model that writes."""
-        return self.writer.read(texts)
+    def tokenize(self, texts: Texts) -> Sources:
+        """Tokenise sources as the generation head does."""
+        return self.writer.tokenize(texts)
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
-        """The class of each answer."""
+    def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
+        """Return the class of each answer."""
         return class_units(self.form, answers)
 
     def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
-        """A pair of stacks encodes the source once for all labels; a causal model reads every label with its own copy."""
+        """Return a pair of stacks encodes the source once for all labels; a causal model reads every label with its
+        own copy.
+        """
         n_sources = 1 if self.family == "seq2seq" else len(self._labels)
         total: NDArray[np.int64] = n_sources * sources.encoded.lengths + int(self._labels.lengths.sum())
         return total
 
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
-        """The labels' tokens (``spelt``, ``[len(rows) * labels, A]``) and which are ``real``; the sources, of a causal model each
-        with each label."""
+        """Return the labels' tokens (``spelt``, ``[len(rows) * labels, A]``) and which are ``real``; the sources, of
+        a causal model each with each label.
+        """
         n_labels = len(self._labels)
         tokens, mask = self._labels.batch(np.arange(n_labels))
         spelt, real = tokens.repeat(len(rows), 1), mask.repeat(len(rows), 1)
@@ -333,7 +350,7 @@ class RankClassificationHead:
         return {**self.writer.inputs(sources, repeated, spelt), "spelt": spelt, "real": real}
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """``[len(rows), 1, labels]``."""
+        """Return the labels' log-probabilities, ``[len(rows), 1, labels]``."""
         if self.family == "seq2seq":
             logits = _decoded(model, _encoded_once(model, inputs, len(self._labels)), inputs["spelt"])
         else:
@@ -342,52 +359,56 @@ class RankClassificationHead:
         scores = torch.where(inputs["real"], log_p, log_p.new_zeros(())).sum(-1)
         return scores.reshape(-1, 1, len(self._labels))
 
-    def speak(
+    def generate(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
-        """The likeliest label; the source is read once for all of them."""
+        """Return the likeliest label; the source is read once for all of them."""
         paths = split_units(self._labels)
         longest, n_labels = int(self._labels.lengths.max()), len(paths)
         n_read = n_labels * (int(sources.encoded.lengths[rows].max()) + longest)
         units: list[NDArray[np.int32]] = []
         for some in _chunks(rows, n_labels * longest * _n_vocabulary(model), n_read):
-            scores = score(self.writer.writing(model, sources, some), paths)
-            hand_over(sink, some, scores.unsqueeze(1), np.ones(len(some), dtype=np.int64))
+            scores = score_candidates(self.writer.decoding_state(model, sources, some), paths)
+            feed_sink(sink, some, scores.unsqueeze(1), np.ones(len(some), dtype=np.int64))
             units += likeliest(scores)
         return Generation(units, int(sources.encoded.lengths[rows].sum()) + len(rows) * n_scored(paths))
 
-    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
-        """Labels."""
+    def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Return the labels of units."""
         return [self.form.labels[int(row[0])] for row in units]
 
 
 def _sources_only(encoded: Encoded, rows: Rows) -> Inputs:
-    """The sources side by side for a model that knows no segments."""
+    """Return the sources side by side for a model that knows no segments."""
     batch = collate(encoded, rows)
     del batch["token_type_ids"]
     return batch
 
 
 def split_units(units: AnswerIds) -> list[list[int]]:
-    """One list per row."""
+    """Return the units of each row as a list."""
     return [units.ids[start:stop].tolist() for start, stop in zip(units.offsets[:-1], units.offsets[1:], strict=True)]
 
 
-def _told(sink: LogitSink | None, rows: Rows) -> Say | None:
-    """A sink for rows of the sources, as the rows of a batch see it."""
+def _logits_callback(sink: LogitSink | None, rows: Rows) -> OnLogits | None:
+    """Return a sink for rows of the sources, as the rows of a batch see it."""
     if sink is None:
         return None
     return lambda at, position, logits: sink(rows[at], np.full(len(at), position, dtype=np.int64), logits)
 
 
 def _chunks(rows: Rows, n_logits: int, n_cached: int = 1) -> list[Rows]:
-    """Rows in order, as many together as `_CHUNK_LOGITS` and `_CHUNK_TOKENS` allow; ``n_logits`` and ``n_cached`` are a row's."""
+    """Split rows into chunks as large as `_CHUNK_LOGITS` and `_CHUNK_TOKENS` allow; ``n_logits`` and ``n_cached`` are
+    a row's.
+    """
     size = max(1, min(_CHUNK_LOGITS // max(1, n_logits), _CHUNK_TOKENS // n_cached))
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _decoded(model: nn.Module, read: Mapping[str, Any], answers: Tensor) -> Tensor:
-    """Logits ``[b, P, V]`` of answers ``[b, P]``, each token read behind the one before it."""
+    """Return the logits ``[b, P, V]`` of answers ``[b, P]`` by teacher forcing: each token is read after the one
+    before it.
+    """
     start = answers.new_full((len(answers), 1), _decoder_start(model))
     decoder = torch.cat([start, answers[:, :-1]], dim=1)
     logits: Tensor = model(**read, decoder_input_ids=decoder, use_cache=False).logits
@@ -395,9 +416,9 @@ def _decoded(model: nn.Module, read: Mapping[str, Any], answers: Tensor) -> Tens
 
 
 def _encoded_once(model: nn.Module, inputs: Inputs, n: int) -> dict[str, Any]:
-    """What the decoder reads of each source, ``n`` times side by side.
+    """Return the encoder's outputs, each source repeated ``n`` times; computed once per source.
 
-    Weights that are dealt among processes come together for the model as a whole: then the encoder reads the copies.
+    Sharded weights (FSDP) are gathered for the model as a whole: then the encoder reads the copies.
     """
     from torch.distributed.fsdp import FSDPModule
     from transformers.modeling_outputs import BaseModelOutput
@@ -411,7 +432,7 @@ def _encoded_once(model: nn.Module, inputs: Inputs, n: int) -> dict[str, Any]:
 
 
 def _n_vocabulary(model: nn.Module) -> int:
-    """Rows of the vocabulary, those that pad it included."""
+    """Return the size of the vocabulary, padding rows included."""
     config: Any = getattr(model, "module", model).config
     return int(config.get_text_config().vocab_size)
 

@@ -1,7 +1,7 @@
-"""Heads: how a model of one family answers one kind of task.
+"""Heads: the task-specific ends of models, by family and kind of task.
 
-A head reads sources, spells answers in the model's own *units* (classes, tags or tokens), gives logits at the positions of an
-answer, and puts units back into words. `outlay.models.generative_heads` has the heads of models that write text.
+A head tokenizes sources, encodes answers as the model's own *units* (classes, tags or tokens), computes logits at the positions
+of an answer, and decodes units to text. `outlay.models.generative_heads` has the heads of generative models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from outlay.text.legible import listed
 Texts = Sequence[tuple[str, ...]]
 Rows = NDArray[np.int64]
 Inputs = dict[str, Tensor]
-"""What a head needs to give logits for some rows: made on the CPU, then moved to where the model is."""
+"""Tensors from which a head computes the logits of some rows: made on the CPU, then moved to the model's device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What a model said of a batch of rows.
+    """The answers a model generated for a batch of rows.
 
     ``units``: one int array per row, its real positions; ``n_tokens``: tokens that went through the model.
     """
@@ -55,47 +55,49 @@ class Generation:
 
 
 class LogitSink(Protocol):
-    """Takes the logits behind what a model says, each position of each row once, in any order."""
+    """Receiver of the logits behind generated answers, each position of each row once, in any order."""
 
     def __call__(self, rows: NDArray[np.int64], positions: NDArray[np.int64], logits: Tensor) -> None:
-        """Logits ``[n, V]``, of any float dtype and where the model is, of position ``positions[i]`` of row ``rows[i]``."""
+        """Take logits ``[n, V]``, of any float dtype and on the model's device, of position ``positions[i]`` of row
+        ``rows[i]``.
+        """
         ...
 
 
 class Head(Protocol):
-    """See the module."""
+    """The interface of heads; see the module."""
 
     @property
     def family(self) -> Family:
-        """Which models it is for."""
+        """The family of models it fits."""
         ...
 
     @property
     def target(self) -> TargetKind:
-        """What its units are: ``classes``, ``tags`` or ``tokens``."""
+        """The kind of its answer ids: ``classes``, ``tags`` or ``tokens``."""
         ...
 
     @property
     def form(self) -> TaskSpec:
-        """The task as it is put to the model."""
+        """The task as the model meets it."""
         ...
 
     @property
     def n_outputs(self) -> int | None:
-        """Outputs of the classification layer it needs; ``None`` where the vocabulary is used."""
+        """Outputs of its classification layer; ``None`` where the vocabulary is used."""
         ...
 
     @property
     def pad_unit(self) -> int:
-        """What stands behind an answer's end where padding is kept."""
+        """The id behind an answer's end where padding is kept."""
         ...
 
-    def read(self, texts: Texts) -> Sources:
+    def tokenize(self, texts: Texts) -> Sources:
         """Tokenise sources, cutting those that are too long."""
         ...
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
-        """Answers in the model's units.
+    def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
+        """Encode answers in the model's units.
 
         Raises:
             LabelError: a class outside the label set.
@@ -103,25 +105,25 @@ class Head(Protocol):
         ...
 
     def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
-        """Tokens of each row that go through the model in one pass with these answers, int64 ``[rows]``."""
+        """Return the tokens of each row that go through the model in one pass with these answers, int64 ``[rows]``."""
         ...
 
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
-        """What `logits` needs for the positions of ``units``, int64 ``[len(rows), P]``; on the CPU."""
+        """Return the inputs of `logits` for the positions of ``units``, int64 ``[len(rows), P]``; on the CPU."""
         ...
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """Logits ``[len(rows), P, V]`` from `inputs` that are where the model is."""
+        """Return the logits ``[len(rows), P, V]`` of `inputs` that are on the model's device."""
         ...
 
-    def speak(
+    def generate(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
-        """The model's own answers; the logits behind them go to ``sink``, those of padding too where it is kept."""
+        """Return the model's own answers; the logits behind them go to ``sink``, those of padding too where it is kept."""
         ...
 
-    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
-        """Units put into words."""
+    def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Return the text of units."""
         ...
 
 
@@ -137,37 +139,37 @@ class ClassificationHead:
         self.n_outputs = len(form.labels)
         self._tokenizer = tokenizer
 
-    def read(self, texts: Texts) -> Sources:
-        """One or two segments per row."""
+    def tokenize(self, texts: Texts) -> Sources:
+        """Tokenize one or two segments per row."""
         return Sources(encode(self._tokenizer, texts, self.form.max_source_tokens), texts)
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
-        """The class of each answer."""
+    def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
+        """Return the class of each answer."""
         return class_units(self.form, answers)
 
     def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
-        """The source's."""
+        """Return the source's."""
         return sources.encoded.lengths
 
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
-        """The sources side by side."""
+        """Return the sources side by side."""
         return collate(sources.encoded, rows)
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """``[len(rows), 1, labels]``."""
+        """Return the logits of the classes, ``[len(rows), 1, labels]``."""
         out: Tensor = model(**inputs).logits
         return out.unsqueeze(1)
 
-    def speak(
+    def generate(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
-        """The likeliest class."""
+        """Return the likeliest class."""
         logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
-        hand_over(sink, rows, logits, np.ones(len(rows), dtype=np.int64))
+        feed_sink(sink, rows, logits, np.ones(len(rows), dtype=np.int64))
         return Generation(likeliest(logits[:, 0]), int(sources.encoded.lengths[rows].sum()))
 
-    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
-        """Labels."""
+    def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Return the labels of units."""
         return [self.form.labels[int(row[0])] for row in units]
 
 
@@ -191,8 +193,8 @@ class TaggingHead:
         self._tokenizer = tokenizer
         self._begin = {label: 1 + 2 * i for i, label in enumerate(form.labels)}
 
-    def read(self, texts: Texts) -> Sources:
-        """The whole source as one segment."""
+    def tokenize(self, texts: Texts) -> Sources:
+        """Return the whole source as one segment."""
         encoded = encode(self._tokenizer, texts, self.form.max_source_tokens, with_spans=True)
         assert encoded.spans is not None
         real = encoded.spans[:, 1] > encoded.spans[:, 0]
@@ -201,8 +203,10 @@ class TaggingHead:
             encoded, texts, AnswerIds.of([np.flatnonzero(real[start:stop]).tolist() for start, stop in bounds])
         )
 
-    def spell(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
-        """The tags of each row's tokens; entities that are not in the source, or have no token of their own, are counted."""
+    def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
+        """Return the tags of each row's tokens; entities that are not in the source, or have no token of their own,
+        are counted.
+        """
         rows: list[list[int]] = []
         n_unaligned = 0
         for row, answer in enumerate(answers):
@@ -213,31 +217,33 @@ class TaggingHead:
         return AnswerIds.of(rows, n_unaligned=n_unaligned)
 
     def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
-        """The source's."""
+        """Return the source's."""
         return sources.encoded.lengths
 
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
-        """The sources side by side, and which of their tokens stand for text (``places``, int64 ``[len(rows), P]``)."""
+        """Return the sources side by side, and which of their tokens stand for text (``places``, int64 ``[len(rows),
+        P]``).
+        """
         return {**collate(sources.encoded, rows), "places": self._places(sources).batch(rows)[0]}
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """``[len(rows), P, tags]``, P the most text tokens of a row."""
+        """Return the logits of the tags, ``[len(rows), P, tags]``, P the most text tokens of a row."""
         out: Tensor = model(**{name: tensor for name, tensor in inputs.items() if name != "places"}).logits
         return out.gather(1, inputs["places"].unsqueeze(-1).expand(-1, -1, out.shape[-1]))
 
-    def speak(
+    def generate(
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
-        """The likeliest tag of each token."""
+        """Return the likeliest tag of each token."""
         logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
         lengths = self._places(sources).lengths[rows]
-        hand_over(sink, rows, logits, lengths)
+        feed_sink(sink, rows, logits, lengths)
         best = logits.argmax(-1).cpu().numpy().astype(np.int32)
         units = [best[i, :length] for i, length in enumerate(lengths)]
         return Generation(units, int(sources.encoded.lengths[rows].sum()))
 
-    def words(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
-        """Lines of entities, each the text of its source from its first token to its last."""
+    def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Return entity lines, each entity the text of its source from its first token to its last."""
         lines = []
         for row, tags in zip(rows, units, strict=True):
             text = sources.texts[int(row)][0]
@@ -249,7 +255,7 @@ class TaggingHead:
         return sources.places
 
     def _spans(self, sources: Sources, row: int) -> NDArray[np.int32]:
-        """Characters of each text token of a row, int32 ``[positions, 2]``."""
+        """Return the characters of each text token of a row, int32 ``[positions, 2]``."""
         places = self._places(sources)
         inside = places.ids[places.offsets[row] : places.offsets[row + 1]]
         assert sources.encoded.spans is not None
@@ -259,7 +265,9 @@ class TaggingHead:
     def _tag(
         self, tokens: NDArray[np.int32], spans: Sequence[tuple[int, int, str]], may_be_cut: bool
     ) -> tuple[list[int], int]:
-        """The tags of a row, and how many entities have no token of their own (those behind a cut are not counted)."""
+        """Return the tags of a row, and how many entities have no token of their own (those behind a cut are not
+        counted).
+        """
         tags = [0] * len(tokens)
         end = int(tokens[-1, 1]) if len(tokens) else 0
         n_lost = 0
@@ -292,7 +300,7 @@ class TaggingHead:
 
 
 def class_units(form: TaskSpec, answers: Sequence[str]) -> AnswerIds:
-    """One position per row: the class of its answer.
+    """Encode each answer as one position: its class.
 
     Raises:
         LabelError: an answer outside the label set.
@@ -305,7 +313,7 @@ def class_units(form: TaskSpec, answers: Sequence[str]) -> AnswerIds:
 
 
 def padded_units(units: Sequence[NDArray[np.int32]], width: int, pad_unit: int) -> NDArray[np.int64]:
-    """Rows of units side by side, int64 ``[rows, width]``."""
+    """Pad rows of units, int64 ``[rows, width]``."""
     padded = np.full((len(units), width), pad_unit, dtype=np.int64)
     for i, row in enumerate(units):
         padded[i, : len(row)] = row
@@ -313,13 +321,13 @@ def padded_units(units: Sequence[NDArray[np.int32]], width: int, pad_unit: int) 
 
 
 def logits_of(head: Head, model: nn.Module, sources: Sources, rows: Rows, units: Tensor) -> Tensor:
-    """Logits of some rows in one go: `Head.inputs`, moved to the model, then `Head.logits`."""
+    """Return the logits of some rows in one pass: `Head.inputs`, moved to the model's device, then `Head.logits`."""
     inputs, device = head.inputs(sources, rows, units), device_of(model)
     return head.logits(model, {name: tensor.to(device) for name, tensor in inputs.items()})
 
 
-def hand_over(sink: LogitSink | None, rows: Rows, logits: Tensor, counts: NDArray[np.int64]) -> None:
-    """Give a sink the logits ``[b, P, V]`` of ``rows``, the first ``counts[i]`` positions of each."""
+def feed_sink(sink: LogitSink | None, rows: Rows, logits: Tensor, counts: NDArray[np.int64]) -> None:
+    """Pass the logits ``[b, P, V]`` of ``rows`` to a sink, the first ``counts[i]`` positions of each."""
     if sink is None:
         return
     which, positions = np.nonzero(np.arange(logits.shape[1]) < counts[:, None])
@@ -327,11 +335,11 @@ def hand_over(sink: LogitSink | None, rows: Rows, logits: Tensor, counts: NDArra
 
 
 def likeliest(scores: Tensor) -> list[NDArray[np.int32]]:
-    """The class of the largest of ``scores`` ``[b, classes]``, as one unit per row."""
+    """Return the class of the largest of ``scores`` ``[b, classes]``, as one unit per row."""
     best: NDArray[np.int32] = scores.argmax(dim=-1).cpu().numpy().astype(np.int32)
     return list(best[:, None])
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model reads its inputs."""
+    """Return the device of a model's inputs."""
     return next(model.parameters()).device

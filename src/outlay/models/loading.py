@@ -1,7 +1,7 @@
-"""Model families: what a reference becomes, and how weights are kept.
+"""Load models by reference, and save their weights.
 
-A reference is read by `outlay.models.reference`; this module turns it into a module with weights and the head that speaks for
-it. Weights are read and written as safetensors only.
+`outlay.models.reference` parses a reference; this module loads its weights and builds its head. Weights are read and written as
+safetensors only.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from outlay.spec import Family, TargetKind, TaskSpec, can_answer
 from outlay.storage.files import writing
 
 HEAD_FILE = "outlay.json"
-"""Beside the weights of a trained model: which head speaks for it, and the form of its task."""
+"""File beside the weights of a trained model: its head, and the task as the model meets it."""
 _N_LETTERS = 160
-"""Of what a library says that an error repeats."""
+"""Characters of a library's error message that an error repeats."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Which model to begin with, and what it is to learn.
+    """The model to start from, and the task and targets it learns.
 
     ``ref``: a model reference; ``base``: the checkpoint that ``cut:`` and ``tiny:`` take layers, shapes and tokenizer from;
     ``form``: the task as the model meets it; ``seed``: of a new head (and of a ``tiny:`` model's weights); ``target``: what its
-    teacher hands over, ``None`` where it learns from labels.
+    teacher gives, ``None`` where it learns from labels.
     """
 
     ref: str
@@ -50,7 +50,7 @@ class ModelSpec:
 
 
 def load_tokenizer(ref: str, base: str) -> Any:
-    """The tokenizer of a reference; ``cut:`` and ``tiny:`` models read with their base's tokenizer.
+    """Return the tokenizer of a reference; ``cut:`` and ``tiny:`` models read with their base's tokenizer.
 
     Raises:
         UnknownModel: the reference leads nowhere, or to a folder without a readable tokenizer.
@@ -59,8 +59,8 @@ def load_tokenizer(ref: str, base: str) -> Any:
 
 
 def head_for(family: Family, form: TaskSpec, tokenizer: Any, target: TargetKind | None = None) -> Head:
-    """The head that speaks for a model of this family on such a task, learning from ``target``; the limits of ``form`` are the
-    model's.
+    """Return the head of a model of this family for such a task, learning from ``target``; the limits of
+    ``form`` are the model's.
 
     Raises:
         UsageError: the family cannot do the task.
@@ -74,12 +74,12 @@ def head_for(family: Family, form: TaskSpec, tokenizer: Any, target: TargetKind 
 
 
 def head_of(ref: str, base: str, form: TaskSpec) -> Head:
-    """The head of a model reference; see `read_head`."""
+    """Return the head of a model reference; see `read_head`."""
     return read_head(ref, base, form)[0]
 
 
 def read_head(ref: str, base: str, form: TaskSpec) -> tuple[Head, Any]:
-    """The head of a model reference, and its tokenizer; its weights stay where they are.
+    """Return the head of a model reference, and its tokenizer; its weights stay where they are.
 
     Raises:
         UnknownModel: the reference leads nowhere, or to a folder without a readable tokenizer.
@@ -96,7 +96,7 @@ def read_head(ref: str, base: str, form: TaskSpec) -> tuple[Head, Any]:
 
 
 def load_model(spec: ModelSpec) -> tuple[nn.Module, Head, Any]:
-    """A model to train, in float32 on the CPU; its head; its tokenizer.
+    """Return a model to train, in float32 on the CPU, with its head and its tokenizer.
 
     An encoder's classification layer is new even where the checkpoint brings one: its classes may be others, in another order.
 
@@ -123,7 +123,8 @@ def load_model(spec: ModelSpec) -> tuple[nn.Module, Head, Any]:
 
 
 def check_checkpoint(ref: str, base: str, head: Head, tokenizer: Any, settings: Sequence[TrainSettings] = ()) -> None:
-    """Whether a reference can be loaded and trained with each of ``settings``, as far as its files say it without the weights.
+    """Refuse a reference that cannot be loaded and trained with each of ``settings``, as far as its files say without
+    the weights.
 
     Raises:
         UnknownModel: a tokenizer of more tokens than the model has rows, or a model whose layers cannot be cut.
@@ -168,7 +169,7 @@ def save_model(
 
 
 def load_saved(folder: Path, *, device_map: str | None = None) -> tuple[nn.Module, Head, Any]:
-    """The model, head and tokenizer that `save_model` wrote.
+    """Return the model, head and tokenizer that `save_model` wrote.
 
     ``device_map``: ``auto`` spreads a model over every GPU there is, then the CPU (accelerate); ``None``: one device.
 
@@ -204,14 +205,14 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 
 
 def n_logits(ref: str, base: str) -> int:
-    """Rows of a model's vocabulary: at least its tokenizer's, often padded to a round number."""
+    """Return the rows of a model's vocabulary: at least its tokenizer's, often padded to a round number."""
     folder = resolve_folder(ref, base=base)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return int(config["vocab_size"])
 
 
 def same_tokenizer(ref_a: str, base_a: str, ref_b: str, base_b: str) -> bool:
-    """Whether two models read and write the same tokens: every token has the same number in both.
+    """Return whether two models read and write the same tokens: every token has the same number in both.
 
     The rows that pad a model's vocabulary beyond its tokenizer (152,064 against 151,936) belong to no token and do not count.
     """
@@ -289,7 +290,7 @@ def _renew_layer(model: Any, n_outputs: int, already_new: set[str]) -> None:
 
 
 def _outputs(head: Head) -> tuple[str, ...] | None:
-    """Names of the outputs of an encoder's classification layer."""
+    """Return the names of the outputs of an encoder's classification layer."""
     return (
         head.tags
         if isinstance(head, TaggingHead)
@@ -308,7 +309,9 @@ def _layer(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _say_untied(model: Any, folder: Path) -> None:
-    """T5 v1.1 has a head of its own, but transformers 5 writes that it has none; other readers would take the embeddings."""
+    """Record that T5 v1.1 has an output layer of its own: transformers 5 writes that it has none, and other readers
+    would take the embeddings.
+    """
     inside, outside = model.get_input_embeddings(), model.get_output_embeddings()
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -365,7 +368,7 @@ _DEPTHS = (
 
 
 def _renumber(layers: nn.ModuleList) -> None:
-    """Decoder layers know their place, where they keep what they have read."""
+    """Renumber decoder layers, which find their cache by their index."""
     for place, layer in enumerate(layers):
         for module in layer.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
@@ -384,7 +387,7 @@ def _loading(text: str, purpose: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the loading bars and the report on the (always new) classification head."""
+    """Hide loading bars and the report on the (always new) classification head."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -112,7 +112,7 @@ def compiled(model: nn.Module, settings: TrainSettings, *, backend: str = "induc
 
     Blocks are alike, so that compiling takes as long for 24 as for two (but a batch without padding, or of one row, has code of
     its own); a model without blocks is compiled whole. Class and `state_dict` stay. Answers are not worth compiling for (each
-    token has a longer cache): put `eagerly` around evaluation.
+    token has a longer cache): put `without_compile` around evaluation.
     """
     if settings.compile:
         from transformers.modeling_layers import GradientCheckpointingLayer
@@ -123,7 +123,7 @@ def compiled(model: nn.Module, settings: TrainSettings, *, backend: str = "induc
     return model
 
 
-def eagerly(settings: TrainSettings) -> AbstractContextManager[Any]:
+def without_compile(settings: TrainSettings) -> AbstractContextManager[Any]:
     """A context in which nothing is compiled, and what was compiled runs as it is written."""
     return torch.compiler.set_stance("force_eager") if settings.compile else nullcontext()
 

@@ -1,6 +1,6 @@
-"""Models made here: random weights at a named size, with a tokenizer learnt from the texts they are to read.
+"""Models with random weights at a named size, and tokenizers trained on the texts they are to read.
 
-They know nothing. They are for trying the mechanics without a hub, for measuring speed at a true shape, and for ``tiny:LxH``.
+They are untrained, for trying the mechanics without a hub, for measuring speed at a true shape, and for ``tiny:LxH``.
 
 The tokenizer works as T5's does (Raffel et al. 2020): words begin with ``▁``, ``</s>`` ends a text, pieces are learnt from texts.
 They come from byte-pair encoding (Sennrich et al. 2016), since the Unigram trainer of `tokenizers` gives other scores in every
@@ -33,7 +33,9 @@ from outlay.spec import Family
 from outlay.storage.files import writing
 
 COVERAGE = 0.9995
-"""Share of all characters that get a piece of their own, the commonest first, as in SentencePiece; others are spelt in bytes."""
+"""Share of all characters that get a token of their own, the commonest first, as in SentencePiece; others are spelt
+in bytes.
+"""
 MAX_LENGTH = 512
 """Tokens that a tokenizer of a model without positions lets through."""
 
@@ -51,7 +53,7 @@ _MAX_SHARD_SIZE = "4GB"
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What a tokenizer is learnt from: ``texts``, and ``answers``, words that should be one piece each (labels)."""
+    """Training data of a tokenizer: ``texts``, and ``answers``, words that should be one token each (labels)."""
 
     texts: Sequence[str]
     answers: Sequence[str] = ()
@@ -100,7 +102,7 @@ def build_checkpoint(size: Size, corpus: Corpus, folder: Path, *, seed: int = 0,
 
 
 def new_model(size: Size, *, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A model of this size with random weights, on the CPU: a function of ``size``, ``seed`` and ``dtype``.
+    """Return a model of this size with random weights, on the CPU: a function of ``size``, ``seed`` and ``dtype``.
 
     Token ids are those of `learn_tokenizer`.
     """
@@ -132,7 +134,7 @@ def new_model(size: Size, *, seed: int, dtype: torch.dtype = torch.float32) -> n
 def tiny_model(
     folder: Path, ref: ModelRef, family: Family, outputs: Sequence[str] | None, *, per_token: bool = False
 ) -> nn.Module:
-    """The model that ``tiny:LxH`` means beside the base in ``folder``, drawn from torch's generator as it stands.
+    """Return the model that ``tiny:LxH`` means beside the base in ``folder``, drawn from torch's generator as it stands.
 
     An encoder gets a classification layer over ``outputs``, for each row or (``per_token``) for each token. A seq2seq model
     begins and ends its answers with the base's tokens.
@@ -166,7 +168,8 @@ def tiny_model(
 
 
 def learn_tokenizer(corpus: Corpus, size: Size) -> Any:
-    """A `PreTrainedTokenizerFast` of at most ``size.vocab_size`` tokens that spells every text; a function of its arguments.
+    """Return a `PreTrainedTokenizerFast` of at most ``size.vocab_size`` tokens that spells every text; a function of
+    its arguments.
 
     Ids of models that write: ``<pad>`` 0, ``</s>`` 1, ``<unk>`` 2; of encoders ``[PAD]`` 0, ``[UNK]``, ``[CLS]``, ``[SEP]``,
     ``[MASK]``; then 256 bytes, then pieces. Sequence-to-sequence and causal sizes of one corpus share a vocabulary.
@@ -223,7 +226,7 @@ def _learn_pieces(corpus: Corpus, special: tuple[str, ...], vocab_size: int) -> 
 
 
 def _lines(corpus: Corpus) -> Iterator[str]:
-    """Every text, and behind it one of the answers in turn, so that each becomes a piece."""
+    """Yield every text, and behind it one of the answers in turn, so that each becomes a piece."""
     answers = cycle(corpus.answers)
     for text in corpus.texts:
         yield text
@@ -232,7 +235,7 @@ def _lines(corpus: Corpus) -> Iterator[str]:
 
 
 def _alphabet(corpus: Corpus) -> list[str]:
-    """The characters that get a piece: the commonest up to `COVERAGE`, and every one of the answers."""
+    """Return the characters that get a piece: the commonest up to `COVERAGE`, and every one of the answers."""
     counts = Counter(character for text in corpus.texts for character in text.replace(" ", ""))
     n_wanted = COVERAGE * counts.total()
     if not n_wanted:
@@ -247,7 +250,7 @@ def _alphabet(corpus: Corpus) -> list[str]:
 
 
 def _close_texts(tokenizer: Any, family: Family) -> None:
-    """What stands around a text; a causal model's text is open at its end."""
+    """Add the special tokens around a text; a causal model's text is open at its end."""
     from tokenizers import processors
 
     def ids(*tokens: str) -> list[tuple[str, int]]:
@@ -295,7 +298,7 @@ def _bert_config(size: Size, layer: Mapping[str, Any]) -> Any:
 
 
 def _common(size: Size, width: str, n_layers: str, n_heads: str, d_ff: str) -> dict[str, int]:
-    """What every config holds, under the names it has there."""
+    """Return the entries that every config has, under the names it uses."""
     return {
         "vocab_size": size.vocab_size,
         width: size.hidden_size,
@@ -338,7 +341,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the bars of saving."""
+    """Hide the progress bars of saving."""
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Model references: how a request names a model, and the folder its checkpoint lies in.
+"""Model references: parse them, and find the folder of their checkpoint.
 
 ::
 
@@ -56,7 +56,7 @@ class ModelRef:
 
     @property
     def needs_base(self) -> bool:
-        """Whether the reference only makes sense beside a base checkpoint."""
+        """Return whether the reference only makes sense beside a base checkpoint."""
         return self.kind in ("cut", "tiny")
 
 
@@ -89,7 +89,8 @@ def parse_ref(ref: str) -> ModelRef:
 
 
 def place_of(ref: str) -> str:
-    """What a reference names, however it is written: of a local folder its whole path, anything else as it is.
+    """Return an identity of a reference, however it is written: of a local folder its whole path, anything else
+    unchanged.
 
     Raises:
         UsageError: a ``~`` that cannot be expanded.
@@ -99,7 +100,8 @@ def place_of(ref: str) -> str:
 
 
 def resolve_folder(ref: str, *, base: str | None = None) -> Path:
-    """The folder with ``config.json``, weights and tokenizer that ``ref`` reads; the base's for ``cut:`` and ``tiny:``.
+    """Return the folder with ``config.json``, weights and tokenizer that ``ref`` reads; the base's for ``cut:`` and
+    ``tiny:``.
 
     A hub name is looked up in the local cache and downloaded only when it is not there.
 
@@ -118,7 +120,7 @@ def resolve_folder(ref: str, *, base: str | None = None) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder: the single file, or every shard that the index names.
+    """Return the safetensors files of a checkpoint folder: the single file, or every shard that the index names.
 
     Raises:
         UnknownModel: no safetensors weights, or an index that names a shard which is not there.
@@ -141,7 +143,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def cut_layers(n_layers: int, n_keep: int) -> tuple[int, ...]:
-    """Which of ``n_layers`` layers ``cut:K`` keeps: K evenly spaced indices, ascending, first and last included.
+    """Return the layers of ``n_layers`` that ``cut:K`` keeps: K evenly spaced indices, ascending, first and last
+    included.
 
     Index i of K is i (n - 1) / (K - 1), halves rounded up. One layer is the first: it alone reads the embeddings it was
     pretrained on.
@@ -158,7 +161,7 @@ def cut_layers(n_layers: int, n_keep: int) -> tuple[int, ...]:
 
 
 def tiny_n_heads(hidden_size: int) -> int:
-    """Attention heads of a ``tiny:LxH`` model."""
+    """Return the number of attention heads of a ``tiny:LxH`` model."""
     return max(1, hidden_size // TINY_HEAD_SIZE)
 
 
@@ -166,7 +169,7 @@ _fingerprints: dict[tuple[str, int, int], str] = {}
 
 
 def fingerprint(ref: str, *, base: str | None = None) -> str:
-    """Sha256 over the names and bytes of everything ``ref`` reads, so that an edited checkpoint asks for another key.
+    """Return the sha256 over names and bytes of all files ``ref`` reads, so that an edited checkpoint has another key.
 
     A file is read once per process while its size and time stay as they are.
 
@@ -180,7 +183,7 @@ def fingerprint(ref: str, *, base: str | None = None) -> str:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """Everything of a checkpoint folder that is read, by name: weights, configuration, tokenizer.
+    """Return the files of a checkpoint folder that are read, by name: weights, configuration, tokenizer.
 
     Raises:
         UnknownModel: as `weight_files`.

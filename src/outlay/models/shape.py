@@ -1,4 +1,4 @@
-"""What a model weighs, read without torch: from its config and the headers of its safetensors files.
+"""Parameter counts of a model, read without torch from its config and the headers of its safetensors files.
 
 FLOPs follow the T-Few paper (Liu et al. 2022, section 4.2, after Kaplan et al. 2020): with N parameters, an
 encoder-decoder takes N FLOPs per token to infer and 3 N to train (each token passes through one half of it), a
@@ -36,10 +36,10 @@ FAMILY_OF: Mapping[str, Family] = {
     **dict.fromkeys(_SEQ2SEQ, "seq2seq"),
     **dict.fromkeys(_CAUSAL, "causal"),
 }
-"""Families by ``model_type`` of the config. A type that is not here would be counted by guesswork, so it is refused."""
+"""Families by ``model_type`` of the config; a type that is not listed is refused, since its counts would be a guess."""
 
 T5_N_BUCKETS = 32
-"""Relative distances that T5's first layer of each stack tells apart, for each head."""
+"""Buckets of relative distances in T5's first layer of each stack, for each head."""
 BERT_N_SEGMENTS = 2
 
 _N_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers")
@@ -91,31 +91,31 @@ class ModelShape:
         return self.hidden_size * self.vocab_size
 
     def n_counted_parameters(self, n_labels: int) -> int:
-        """N of the FLOPs formulas: `n_matmul_parameters` and the head.
+        """Return N of the FLOPs formulas: `n_matmul_parameters` and the head.
 
         A classifier's head is applied once per row but counted for every token, as in the formula: a bound from above.
         """
         return self.n_matmul_parameters + self.n_head_parameters(n_labels)
 
     def n_total_parameters(self, n_labels: int) -> int:
-        """All parameters with embeddings, norms, biases and the head; a tied head counts once."""
+        """Return the number of all parameters, with embeddings, norms, biases and the head; a tied head counts once."""
         if self.family == "encoder":
             return self.n_body_parameters + (self.hidden_size + 1) * (self.hidden_size + n_labels)
         return self.n_body_parameters + (0 if self.tied_head else self.hidden_size * self.vocab_size)
 
 
 def flops_train(shape: ModelShape, n_tokens: int, n_labels: int) -> int:
-    """FLOPs of ``n_tokens`` tokens forward and backward: 3 N (seq2seq) or 6 N per token (T-Few, section 4.2)."""
+    """Return the FLOPs of ``n_tokens`` tokens forward and backward: 3 N (seq2seq) or 6 N per token (T-Few, section 4.2)."""
     return _FLOPS_PER_PARAMETER[shape.family][0] * shape.n_counted_parameters(n_labels) * n_tokens
 
 
 def flops_infer(shape: ModelShape, n_tokens: int, n_labels: int) -> int:
-    """FLOPs of ``n_tokens`` tokens forward: N (seq2seq) or 2 N per token (T-Few, section 4.2)."""
+    """Return the FLOPs of ``n_tokens`` tokens forward: N (seq2seq) or 2 N per token (T-Few, section 4.2)."""
     return _FLOPS_PER_PARAMETER[shape.family][1] * shape.n_counted_parameters(n_labels) * n_tokens
 
 
 def shape_of(ref: str, *, base: str | None = None) -> ModelShape:
-    """The shape of a model reference; ``cut:`` and ``tiny:`` take theirs from ``base``.
+    """Return the shape of a model reference; ``cut:`` and ``tiny:`` take theirs from ``base``.
 
     ``cut:K`` of a seq2seq model keeps K layers of each stack.
 
@@ -132,7 +132,7 @@ def shape_of(ref: str, *, base: str | None = None) -> ModelShape:
 
 
 def family_of(ref: str, *, base: str | None = None) -> Family:
-    """The family of a model reference; ``cut:`` and ``tiny:`` are of their base's. Only ``config.json`` is read.
+    """Return the family of a model reference; ``cut:`` and ``tiny:`` are of their base's. Only ``config.json`` is read.
 
     Raises:
         UnknownModel: the reference leads nowhere, its type is not one of `FAMILY_OF`, or ``tiny:`` of a causal base.
@@ -146,7 +146,8 @@ def family_of(ref: str, *, base: str | None = None) -> Family:
 
 
 def check_layer(ref: str, layer: int | None) -> None:
-    """Whether a checkpoint has a layer: 0 for its embeddings, k for the output of layer k; ``None`` is always there.
+    """Refuse a layer that a checkpoint does not have: 0 is its embeddings, k the output of layer k; ``None`` is
+    always there.
 
     Raises:
         UnknownModel: the reference leads nowhere, or the layer lies behind the last.
@@ -160,7 +161,7 @@ def check_layer(ref: str, layer: int | None) -> None:
 
 
 def shape_of_size(size: Size) -> ModelShape:
-    """The shape of a model that is not built yet, in closed form: what `shape_of` reads from it once it is."""
+    """Return the shape of a model that is not built yet, in closed form: what `shape_of` reads from it once it is."""
     h, inner, f, n_rows = size.hidden_size, size.n_heads * size.head_size, size.d_ff, size.vocab_size
     attention = 4 * h * inner
     per_layer, per_decoder_layer, n_small = attention + 2 * h * f, 0, 0
@@ -193,7 +194,7 @@ def shape_of_size(size: Size) -> ModelShape:
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """dtype and shape of every tensor in a safetensors file; only its header is read.
+    """Return the dtype and shape of every tensor in a safetensors file; only its header is read.
 
     Raises:
         UnknownModel: not a safetensors file, or one whose end is missing.
@@ -218,7 +219,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 @dataclass(slots=True)
 class _Stack:
-    """Parameters of one stack by layer: those that are multiplied with, and all."""
+    """Parameters of one stack by layer: those of its matrix products, and all."""
 
     matmul: dict[int, int] = field(default_factory=dict)
     total: dict[int, int] = field(default_factory=dict)
@@ -228,7 +229,7 @@ class _Stack:
         self.matmul[layer] = self.matmul.get(layer, 0) + (n if is_matmul else 0)
 
     def kept(self, folder: Path, n_layers: int, n_keep: int | None) -> tuple[int, int, int]:
-        """Layers kept, matmul parameters per layer, and all parameters of the kept layers."""
+        """Return the number of layers kept, their matmul parameters per layer, and all their parameters."""
         if sorted(self.matmul) != list(range(n_layers)):
             raise UnknownModel(f"{folder}: config.json says {n_layers} layers, the weights hold {len(self.matmul)}")
         if len(set(self.matmul.values())) != 1:
@@ -295,7 +296,7 @@ def _is_t5(config: Mapping[str, Any]) -> bool:
 
 
 def _is_tied(config: Mapping[str, Any], names: Set[str]) -> bool:
-    """Whether the head is the table of the words themselves."""
+    """Return whether the output layer is tied to the embeddings."""
     if not names & _HEAD_TABLES:
         return True
     if _is_t5(config):  # its config says "tied" whatever the weights are, once transformers 5 has written it
@@ -304,7 +305,7 @@ def _is_tied(config: Mapping[str, Any], names: Set[str]) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The ``config.json`` of a checkpoint.
+    """Return the ``config.json`` of a checkpoint.
 
     Raises:
         UnknownModel: it is not there, or no JSON object.

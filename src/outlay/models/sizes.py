@@ -74,7 +74,7 @@ class Size:
 
 
 def tiny_size(family: Family, n_layers: int, hidden_size: int, vocab_size: int) -> Size:
-    """The size that ``tiny:LxH`` means beside a base of ``family`` with ``vocab_size`` rows.
+    """Return the size that ``tiny:LxH`` means beside a base of ``family`` with ``vocab_size`` rows.
 
     Encoder: a BERT of L layers, 4 H inside. Seq2seq: a T5 v1.1 of L encoder and L decoder layers, 2 H inside (as its small
     size has). Both with heads as `tiny_n_heads` gives.
@@ -103,7 +103,7 @@ def tiny_size(family: Family, n_layers: int, hidden_size: int, vocab_size: int) 
 
 
 def load_sizes(extra: Sequence[Path] = ()) -> dict[str, Size]:
-    """The shipped sizes, then those of the user's files (later ones win), by name.
+    """Return the shipped sizes, then those of the user's files (later ones win), by name.
 
     Raises:
         UnknownModel: a file that cannot be read, or a size that is wrong; one line that names it.
@@ -120,7 +120,7 @@ def load_sizes(extra: Sequence[Path] = ()) -> dict[str, Size]:
 
 
 def find_size(name: str, extra: Sequence[Path] = ()) -> Size:
-    """The size of a name.
+    """Return the size of a name.
 
     Raises:
         UnknownModel: no such size; lists the known ones. Also as `load_sizes`.

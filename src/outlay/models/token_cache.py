@@ -1,4 +1,4 @@
-"""Tokens on disk: the same texts are read by the same tokenizer once, and found again as memory-mapped files.
+"""Token cache on disk: texts are tokenised once by each tokenizer, and read back as memory-mapped files.
 
 One safetensors file per request, named by its key: the sha256 of the tokenizer, the libraries, the texts and the limits. The
 arrays of a file that is found are views of its pages; nothing is copied. A file that is damaged, or stands under another's name,
@@ -27,17 +27,17 @@ from safetensors.torch import save_file
 
 FORMAT = 1
 MIN_ROWS = 2000
-"""Fewer are tokenised sooner than they are worth a file."""
+"""Rows below which tokenising is faster than a file."""
 
 MAX_BYTES = 2 * 2**30
 
 _STALE_SECONDS = 3600.0
-"""A temporary file of that age is what a kill left behind."""
+"""Age of a temporary file that only a killed process can have left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a file holds: ``arrays`` of any integer type, and ``counts`` by name."""
+    """Content of a cache file: ``arrays`` of any integer type, and ``counts`` by name."""
 
     arrays: Mapping[str, NDArray[Any]]
     counts: Mapping[str, int]
@@ -64,7 +64,7 @@ class TokenStore:
     min_rows: int = MIN_ROWS
 
     def read(self, key: str) -> Kept | None:
-        """What is kept under a key, mapped into memory; ``None`` where nothing is, or nothing that can be trusted."""
+        """Return the arrays of a key, mapped into memory; ``None`` where there are none, or none that can be trusted."""
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
@@ -79,7 +79,7 @@ class TokenStore:
         return kept
 
     def write(self, key: str, kept: Kept) -> None:
-        """Keep it, whole or not at all; where there is no room it is not kept."""
+        """Write a file, whole or not at all; where there is no room, nothing is kept."""
         new = self.folder / f"{key}.{os.getpid()}.tmp"
         about = {"key": key, "counts": json.dumps(dict(kept.counts)), "sha256": kept.digest}
         try:
@@ -99,7 +99,7 @@ class TokenStore:
         return self.folder / f"{key}.safetensors"
 
     def _make_room(self, newest: Path) -> None:
-        """Remove what was not used for longest; whoever has it mapped keeps its pages."""
+        """Remove the least recently used files; a process that has one mapped keeps its pages."""
         found = []
         for path in self.folder.iterdir():
             with suppress(OSError):  # another process may remove it, too
@@ -125,7 +125,7 @@ def keep_in(folder: Path | None, *, max_bytes: int = MAX_BYTES, min_rows: int = 
 
 
 def key_of(tokenizer: Any, how: str, texts: Sequence[tuple[str, ...]]) -> str | None:
-    """The key of texts read by a tokenizer; ``how``: limits, and whatever else decides what comes out.
+    """Return the key of texts read by a tokenizer; ``how``: limits, and whatever else decides what comes out.
 
     ``None`` where they are not kept: too few, no folder, or a tokenizer that cannot say what it is (one without a backend of
     the `tokenizers` library).
@@ -141,7 +141,7 @@ def key_of(tokenizer: Any, how: str, texts: Sequence[tuple[str, ...]]) -> str | 
 
 
 def read(key: str | None) -> Kept | None:
-    """What is kept under a key of `key_of`."""
+    """Return the cached arrays of a key of `key_of`."""
     return None if _store is None or key is None else _store.read(key)
 
 
@@ -152,7 +152,7 @@ def write(key: str | None, arrays: Mapping[str, NDArray[Any]], counts: Mapping[s
 
 
 def _identity(tokenizer: Any) -> str:
-    """Everything that decides how a fast tokenizer reads a text, but for the limits it is called with."""
+    """Return an identity of a fast tokenizer: all that decides how it reads a text, but for the limits of a call."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     # The last call's.
     for name in ("truncation", "padding"):
@@ -170,7 +170,7 @@ def _identity(tokenizer: Any) -> str:
 
 
 def _add(whole: Any, texts: Iterable[str]) -> None:
-    """A list of texts, so that no other list looks the same."""
+    """Hash a list of texts, so that no other list gives the same digest."""
     coded = [text.encode("utf-8", "surrogatepass") for text in texts]
     whole.update(len(coded).to_bytes(8, "little"))
     for text in coded:

@@ -1,4 +1,4 @@
-"""Texts to tensors: tokenise once, pad late. Which rows go together is the affair of `outlay.train.batching`."""
+"""Tokenisation: texts are tokenised once and padded late. `outlay.train.batching` decides which rows go together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from outlay.models import token_cache
 
 Ids = NDArray[Any]
-"""Of one of the types int32, uint16 and uint8."""
+"""Token ids in int32, uint16 or uint8."""
 
 _CHUNK_ROWS = 4096
 
@@ -51,13 +51,13 @@ class Encoded:
         return int(self.offsets[-1])
 
     def row(self, row: int) -> Ids:
-        """The ids of one row."""
+        """Return the ids of one row."""
         return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerIds:
-    """What rows are answered with, in the model's own units (classes, tags or tokens), laid end to end.
+    """Answers in a model's own ids (classes, tags or tokens), laid end to end.
 
     ``ids``: ``[positions]``, int32, or from the disk a smaller type; ``offsets``: int64 ``[rows + 1]``. ``n_cut`` counts answers
     longer than the limit, ``n_unaligned`` entities that were not found in their source.
@@ -70,13 +70,13 @@ class AnswerIds:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]], *, n_cut: int = 0, n_unaligned: int = 0) -> AnswerIds:
-        """From one sequence per row."""
+        """Build answer ids from one sequence per row."""
         flat, offsets = _flat(rows)
         return cls(flat, offsets, n_cut, n_unaligned)
 
     @classmethod
     def of_lengths(cls, lengths: NDArray[np.int64]) -> AnswerIds:
-        """Rows of so many positions, all of unit 0."""
+        """Return rows of so many positions, all of unit 0."""
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
         return cls(np.zeros(int(offsets[-1]), dtype=np.int32), offsets)
 
@@ -144,7 +144,9 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int, *,
 
 
 def kept_units(tokenizer: Any, how: str, answers: Sequence[str], make: Callable[[], AnswerIds]) -> AnswerIds:
-    """Answers spelt before by this tokenizer, or what ``make`` makes of them; ``how``: what else decides it."""
+    """Return answers encoded before by this tokenizer, or by ``make``; ``how``: further parameters that decide the
+    encoding.
+    """
     key = token_cache.key_of(tokenizer, f"answers, {how}", [(answer,) for answer in answers])
     kept = token_cache.read(key)
     if kept is not None:
@@ -174,7 +176,7 @@ def collate(encoded: Encoded, rows: Sequence[int] | NDArray[np.int64]) -> dict[s
 
 
 def _tokenise(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int, with_spans: bool) -> Encoded:
-    """Some rows in one call, which a fast tokenizer shares among its threads."""
+    """Tokenise some rows in one call, which a fast tokenizer shares among its threads."""
     first = [row[0] for row in texts]
     second = [row[1] for row in texts] if len(texts[0]) == 2 else None
     out = tokenizer(
@@ -203,7 +205,7 @@ def _tokenise(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int,
 
 
 def _arrays(encoded: Encoded) -> dict[str, NDArray[Any]]:
-    """What is kept of it on disk: type ids only where there are any, all in as few bytes as hold them."""
+    """Return the arrays kept on disk: type ids only where there are any, all in as few bytes as hold them."""
     arrays: dict[str, NDArray[Any]] = {"ids": _narrow(encoded.ids), "offsets": encoded.offsets}
     if encoded.type_ids.any():
         arrays["type_ids"] = _narrow(encoded.type_ids)
@@ -211,7 +213,7 @@ def _arrays(encoded: Encoded) -> dict[str, NDArray[Any]]:
 
 
 def _narrow(ids: Ids) -> Ids:
-    """In the smallest of uint8, uint16 and int32 that holds them."""
+    """Convert ids to the smallest of uint8, uint16 and int32 that holds them."""
     most, least = int(ids.max(initial=0)), int(ids.min(initial=0))
     kind = np.uint8 if most < 2**8 else np.uint16 if most < 2**16 else np.int32
     narrow: Ids = ids.astype(np.int32 if least < 0 else kind)
@@ -234,7 +236,7 @@ def _end_to_end(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _n_longer(tokenizer: Any, first: list[str], second: list[str] | None, full: list[int], max_tokens: int) -> int:
-    """Rows longer than the limit, of those that fill it: the rare exact fit is not longer."""
+    """Count the rows longer than the limit among those that fill it: the rare exact fit is not longer."""
     if not full:
         return 0
     again = tokenizer(

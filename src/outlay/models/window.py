@@ -1,4 +1,4 @@
-"""How many tokens a model can read and write, from its config and without torch.
+"""Context windows: tokens that a model can read and write, from its config and without torch.
 
 A model with a table of positions fails behind its last row, and one with rotary positions was not trained behind
 ``max_position_embeddings``: both are cut there. T5's relative positions and ALiBi have no end.
@@ -26,7 +26,7 @@ _FIRST_ROW_IS_PAD = (
 """Position 0 stands in the row behind that of the padding token (fairseq): of 514 rows 512 are left."""
 
 _MPNET_PAD = 1
-"""MPNet counts in the same way, from a row that its config does not name (`MPNetEmbeddings.padding_idx`)."""
+"""Row at which MPNet's positions begin, in the same way; its config does not name it (`MPNetEmbeddings.padding_idx`)."""
 
 _DEFAULTS = {
     **dict.fromkeys(("bert", "distilbert", "deberta-v2", "roberta", "xlm-roberta", "camembert", "mpnet"), 512),
@@ -38,7 +38,7 @@ _DEFAULTS = {
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Positions of a model; ``None`` = no end.
+    """Positions of a model; ``None`` = unlimited.
 
     ``source``: of what it reads, special tokens included; ``target``: of an answer of a model with a decoder of its own;
     ``is_shared``: text and answer stand behind one another in ``source`` positions, as a causal model reads them.
@@ -49,7 +49,7 @@ class Window:
     is_shared: bool = False
 
     def fit(self, form: TaskSpec, ref: str = "the model") -> TaskSpec:
-        """The form with its limits lowered to what the model can do; ``ref``: what an error calls it.
+        """Return the form with its limits lowered to what the model can do; ``ref``: what an error calls it.
 
         Raises:
             UsageError: the answer of a causal model leaves no position to the text.
@@ -70,7 +70,7 @@ class Window:
         )
 
     def lines(self, form: TaskSpec, ref: str) -> list[str]:
-        """What of the form is lowered for this model, a line each."""
+        """Return a line for each limit of the task that is lowered for this model."""
         found, fitted = [], self.fit(form, ref)
         if fitted.max_source_tokens < form.max_source_tokens:
             why = f"reads at most {self.source:,} tokens"
@@ -89,7 +89,7 @@ class Window:
 
 
 ENDLESS = Window()
-"""Of a model that reads and writes texts of any length."""
+"""Window of a model that reads and writes texts of any length."""
 
 
 def check_handover(kind: TargetKind, teacher: TaskSpec, student: TaskSpec, ref: str) -> None:
@@ -112,7 +112,7 @@ def check_handover(kind: TargetKind, teacher: TaskSpec, student: TaskSpec, ref: 
 
 
 def window_of(ref: str, *, base: str | None = None) -> Window:
-    """The window of a model reference; a ``cut:`` model has its base's, a ``tiny:`` one its own.
+    """Return the window of a model reference; a ``cut:`` model has its base's, a ``tiny:`` one its own.
 
     Raises:
         UnknownModel: the reference leads nowhere, or to a type that is not one of `outlay.models.shape.FAMILY_OF`.
@@ -126,7 +126,7 @@ def window_of(ref: str, *, base: str | None = None) -> Window:
 
 
 def window_in(config: Mapping[str, Any], family: Family) -> Window:
-    """The window that a ``config.json`` says."""
+    """Return the window that a ``config.json`` says."""
     kind = str(config.get("model_type"))
     if kind == "led":
         return Window(
@@ -137,7 +137,9 @@ def window_in(config: Mapping[str, Any], family: Family) -> Window:
 
 
 def n_positions(config: Mapping[str, Any]) -> int | None:
-    """Tokens that a ``config.json`` of one stack, or of two alike, has positions for; ``None`` = no end."""
+    """Return the number of tokens that a ``config.json`` of one stack, or of two alike, has positions for; ``None`` =
+    no end.
+    """
     kind = str(config.get("model_type"))
     if kind in _RELATIVE or (kind.startswith("deberta") and config.get("position_biased_input") is False):
         return None

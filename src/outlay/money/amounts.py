@@ -1,7 +1,7 @@
 """Money: integer micro-dollars, prices with their source, and quotes.
 
 Amounts are whole micro-dollars (a millionth of a dollar). Quantities and products are exact fractions, rounded up
-once, when an amount becomes an entry. A price is a dated record that says where it was read; a price nobody could
+once, when an amount becomes an entry. A price is a dated record with its source; a price nobody could
 read is marked as the user's to set.
 """
 
@@ -48,7 +48,7 @@ _PRICE_FIELDS = ("item", "unit", "usd", "source", "checked", "note")
 
 
 def parse_usd(text: str | int | float | Decimal) -> int:
-    """Micro-dollars of an amount such as ``300``, ``"$300"`` or ``"1,000.50"``.
+    """Read an amount such as ``300``, ``"$300"`` or ``"1,000.50"`` as micro-dollars.
 
     Raises MoneyError for anything that is not a plain amount of dollars: words, NaN, infinity, a negative number,
     more than `MAX_USD`, or a fraction of a micro-dollar.
@@ -68,7 +68,7 @@ def parse_usd(text: str | int | float | Decimal) -> int:
 
 
 def parse_budget(text: str | int | float | Decimal) -> int:
-    """Micro-dollars of a budget: `parse_usd`, and more than zero. Raises MoneyError."""
+    """Read a budget as micro-dollars: `parse_usd`, and more than zero. Raises MoneyError."""
     micros = parse_usd(text)
     if micros == 0:
         raise MoneyError(f"a budget of {_shown(text)} buys nothing; give more than $0")
@@ -76,14 +76,17 @@ def parse_budget(text: str | int | float | Decimal) -> int:
 
 
 def format_usd(micros: int) -> str:
-    """``"$300.00"``, ``"$0.0374"``, ``"$1,820.000001"``: at least 2 decimals and as many as are needed, up to 6."""
+    """Format micro-dollars as ``"$300.00"``, ``"$0.0374"``, ``"$1,820.000001"``: 2 decimals or as many as are needed,
+    up to 6.
+    """
     dollars, rest = divmod(abs(micros), MICROS_PER_USD)
     decimals = f"{rest:06d}".rstrip("0").ljust(2, "0")
     return f"{'-' if micros < 0 else ''}${dollars:,}.{decimals}"
 
 
 def write_usd(usd: Decimal | float) -> str:
-    """Dollars in digits alone, every one of them and no exponent: ``"0.00000015"``. A price file reads them again.
+    """Write dollars in digits alone, all of them and without an exponent: ``"0.00000015"``; a price file can read
+    them again.
 
     Floats are written as Python does, ``"300.0"``, so that they read back as the same float.
     """
@@ -91,7 +94,7 @@ def write_usd(usd: Decimal | float) -> str:
 
 
 def show_usd(usd: float) -> str:
-    """Dollars for people: ``"$1,980.00"``, ``"$0.0024"``, ``"$0.000025"``.
+    """Format dollars for people: ``"$1,980.00"``, ``"$0.0024"``, ``"$0.000025"``.
 
     Cents from one dollar on; below it four decimals, or as many as two significant digits take. Nothing is ``"$0.00"``.
     """
@@ -103,7 +106,8 @@ def show_usd(usd: float) -> str:
 
 
 def read_unit(text: str) -> tuple[str, int]:
-    """What one price buys: ``("label", 1000)`` of ``1000 labels``, ``("token", 1000000)`` of ``1M tokens``.
+    """Return the thing and the number that one price buys: ``("label", 1000)`` of ``1000 labels``, ``("token",
+    1000000)`` of ``1M tokens``.
 
     Raises MoneyError for anything that is no number of labels, hours or tokens.
     """
@@ -117,7 +121,7 @@ def read_unit(text: str) -> tuple[str, int]:
 
 
 def _per_unit(usd: Decimal, text: str) -> tuple[str, Decimal]:
-    """The unit that prices are kept in, and the price of one: $100 per 1000 labels are $0.1 per label, exactly."""
+    """Return the unit that prices are kept in, and the price of one: $100 per 1000 labels are $0.1 per label, exactly."""
     noun, number = read_unit(text)
     kept = _PER[noun]
     unit = noun if kept == 1 else f"{kept} {noun}s"
@@ -138,7 +142,7 @@ _EXACT = Context(prec=200)
 
 
 def check_micros(name: str, micros: int) -> int:
-    """`micros` itself when it is a whole number of micro-dollars from 0 to `MAX_MICROS`; MoneyError otherwise."""
+    """Return `micros` where it is a whole number of micro-dollars from 0 to `MAX_MICROS`; MoneyError otherwise."""
     if isinstance(micros, bool) or not isinstance(micros, int):
         raise MoneyError(f"{name} is {micros!r}; give a whole number of micro-dollars")
     if not 0 <= micros <= MAX_MICROS:
@@ -147,7 +151,9 @@ def check_micros(name: str, micros: int) -> int:
 
 
 def cost_micros(quantity: Fraction | int, unit_usd: Decimal) -> int:
-    """Quantity times unit price in micro-dollars, rounded up once. Raises MoneyError below 0 or above `MAX_MICROS`."""
+    """Multiply a quantity by a unit price, in micro-dollars, rounded up once. Raises MoneyError below 0 or above
+    `MAX_MICROS`.
+    """
     exact = Fraction(quantity) * Fraction(unit_usd) * MICROS_PER_USD
     micros = -((-exact.numerator) // exact.denominator)
     if quantity < 0 or micros > MAX_MICROS:
@@ -159,7 +165,7 @@ def cost_micros(quantity: Fraction | int, unit_usd: Decimal) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What one `unit` of `item` costs, who says so and when that was read (None: nobody read it yet).
+    """The price of one `unit` of `item`, with its source and the date it was read (None: nobody read it yet).
 
     `usd` keeps its exact decimals: a price per token may be finer than a micro-dollar.
     """
@@ -182,13 +188,13 @@ class Price:
             )
 
     def per_label(self) -> Price:
-        """This price, of one label. Raises MoneyError for an item that is sold by something else."""
+        """Return this price of one label. Raises MoneyError for an item that is sold by something else."""
         return self._per(
             "label", "labels are bought one by one; name an item with a price per label, or per 1000 labels"
         )
 
     def per_hour(self) -> Price:
-        """This price, of a machine's hour. Raises MoneyError for an item that is sold by something else."""
+        """Return this price of a machine's hour. Raises MoneyError for an item that is sold by something else."""
         return self._per("hour", "compute is paid by the hour; name a machine's price")
 
     def _per(self, unit: str, why: str) -> Price:
@@ -197,7 +203,9 @@ class Price:
         return self
 
     def cost_micros(self, quantity: Fraction | int) -> int:
-        """What `quantity` units cost in micro-dollars, rounded up once. Raises MoneyError for a negative quantity."""
+        """Return the cost of `quantity` units in micro-dollars, rounded up once. Raises MoneyError for a negative
+        quantity.
+        """
         return cost_micros(quantity, self.usd)
 
 
@@ -220,19 +228,19 @@ class Quote:
 
     @classmethod
     def of(cls, price: Price, quantity: Fraction | int, cash_micros: int | None = None) -> Quote:
-        """The quote of `quantity` units at `price`; the cash bound is the charge unless it is given."""
+        """Return the quote of `quantity` units at `price`; the cash bound is the charge unless it is given."""
         charge = price.cost_micros(quantity)
         cash = charge if cash_micros is None else cash_micros
         return cls(price.item, price.unit, Fraction(quantity), price.usd, charge, cash)
 
 
 class PriceBook:
-    """Every price by item. Immutable; `digest` names what it says about money."""
+    """All prices by item. Immutable; `digest` names their items, units and amounts."""
 
     __slots__ = ("_digest", "_prices")
 
     def __init__(self, prices: Sequence[Price]) -> None:
-        """A book of `prices`; of two prices of one item the later one counts."""
+        """Keep `prices`; of two prices of one item the later one counts."""
         by_item = {price.item: price for price in prices}
         self._prices: Mapping[str, Price] = {item: by_item[item] for item in sorted(by_item)}
         lines = [[price.item, price.unit, str(Fraction(price.usd))] for price in self._prices.values()]
@@ -240,7 +248,7 @@ class PriceBook:
 
     @classmethod
     def load(cls, extra: Sequence[Path] = ()) -> PriceBook:
-        """The shipped prices, then the user's files in order; the later price of an item wins.
+        """Return the shipped prices, then the user's files in order; the later price of an item wins.
 
         Raises MoneyError, in one line that names the file, for a file that cannot be read or a record that is wrong.
         """
@@ -269,11 +277,11 @@ class PriceBook:
         return self._digest
 
     def items(self) -> tuple[Price, ...]:
-        """Every price, sorted by item."""
+        """Return all prices, sorted by item."""
         return tuple(self._prices.values())
 
     def get(self, item: str) -> Price:
-        """The price of `item`. Raises UnknownItem with the nearest name and the list of known ones."""
+        """Return the price of `item`. Raises UnknownItem with the nearest name and the list of known ones."""
         price = self._prices.get(item)
         if price is None:
             near = difflib.get_close_matches(item, self._prices, n=1)
@@ -283,11 +291,15 @@ class PriceBook:
         return price
 
     def label(self, item: str) -> Price:
-        """The price of one label. Raises UnknownItem as `get`, MoneyError for an item that is sold by something else."""
+        """Return the price of one label. Raises UnknownItem as `get`, MoneyError for an item that is sold by
+        something else.
+        """
         return self.get(item).per_label()
 
     def hour(self, item: str) -> Price:
-        """The price of a machine's hour. Raises UnknownItem as `get`, MoneyError for an item that is sold by something else."""
+        """Return the price of a machine's hour. Raises UnknownItem as `get`, MoneyError for an item that is sold by
+        something else.
+        """
         return self.get(item).per_hour()
 
     def __contains__(self, item: object) -> bool:
@@ -315,7 +327,9 @@ def _decimal_of(text: object) -> Decimal:
 
 
 def _price_decimal(usd: object) -> Decimal:
-    """The amount of a price file: liberal in what is read, since a price may have more decimals than an amount that is paid."""
+    """Return the amount of a price file: liberal in what is read, since a price may have more decimals than an amount
+    that is paid.
+    """
     if isinstance(usd, str) and len(usd) <= _MAX_PRICE_LETTERS and (match := _SCIENTIFIC.fullmatch(usd.strip())):
         return Decimal(match["number"])
     return _decimal_of(usd)

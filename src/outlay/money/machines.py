@@ -48,15 +48,15 @@ class Machine:
                 )
 
     def seconds(self, flops: int, *, train: bool) -> Fraction:
-        """Seconds that ``flops`` take on the `flops` clock, exactly."""
+        """Return the seconds that ``flops`` take on the `flops` clock, exactly."""
         return Fraction(flops) / self._reached(train)
 
     def hours(self, flops_train: int = 0, flops_infer: int = 0) -> Fraction:
-        """Hours of a step on the `flops` clock: the quantity to quote and to charge."""
+        """Return the hours of a step on the `flops` clock: the quantity to quote and to charge."""
         return (self.seconds(flops_train, train=True) + self.seconds(flops_infer, train=False)) / SECONDS_PER_HOUR
 
     def identity(self) -> dict[str, str | int]:
-        """What decides its seconds, fit for a key; the source of the figures does not."""
+        """Return the figures that decide a machine's seconds, fit for a key; their source does not."""
         return {
             "name": self.name,
             "price_item": self.price_item,
@@ -70,7 +70,7 @@ class Machine:
 
 
 def load_machines(extra: Sequence[Path] = ()) -> dict[str, Machine]:
-    """The shipped machines, then those of the user's files (later ones win), by name.
+    """Return the shipped machines, then those of the user's files (later ones win), by name.
 
     Raises:
         MoneyError: a file that cannot be read, or a record that is wrong; one line that names it.
@@ -87,7 +87,7 @@ def load_machines(extra: Sequence[Path] = ()) -> dict[str, Machine]:
 
 
 def machine(name: str, extra: Sequence[Path] = ()) -> Machine:
-    """The machine of a name.
+    """Return the machine of a name.
 
     Raises:
         UnknownItem: no such machine; lists the known ones.

@@ -1,4 +1,4 @@
-"""Counts the arithmetic of a step, and says whether the next piece of it still fits a hold."""
+"""Count a step's FLOPs and seconds, and refuse work that would pass its hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from outlay.money.machines import SECONDS_PER_HOUR, Machine
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a step may spend: its hold."""
+    """The hold of a step: the most it may spend."""
 
     charge_micros: int
     cash_micros: int
@@ -30,7 +30,7 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class MeterState:
-    """What a meter has counted; JSON by `to_json`, so that a checkpoint carries it.
+    """Counts of a meter; JSON by `to_json`, so that a checkpoint carries them.
 
     ``wall_seconds``: since the step began; ``work_seconds``: the part of them inside counted work.
     """
@@ -41,12 +41,12 @@ class MeterState:
     work_seconds: float = 0.0
 
     def to_json(self) -> dict[str, int | float]:
-        """Plain numbers by name."""
+        """Return the counts as plain numbers by name."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, state: Mapping[str, int | float]) -> MeterState:
-        """The state that `to_json` wrote."""
+        """Return the state that `to_json` wrote."""
         return cls(
             flops_train=int(state["flops_train"]),
             flops_infer=int(state["flops_infer"]),
@@ -56,7 +56,7 @@ class MeterState:
 
 
 class Meter:
-    """Counts the work of one step and refuses what could pass its hold.
+    """A meter of one step's work that refuses what could pass its hold.
 
     Ask `may_start` before a batch and `add` it afterwards. As long as every batch was allowed and what follows the last
     one stays within ``reserve``, `charge_micros` never passes ``limits.charge_micros``. Cash is foreseen from the wall
@@ -87,7 +87,7 @@ class Meter:
         self._earlier_wall_seconds = 0.0
 
     def may_start(self, flops_next: int, *, train: bool = True) -> bool:
-        """Whether this much more work, with the reserve after it, stays within the hold on both clocks."""
+        """Return whether this much more work, with the reserve after it, stays within the hold on both clocks."""
         self._last = self._clock()
         next_train, next_infer = (flops_next, 0) if train else (0, flops_next)
         more_train = next_train + self.reserve.flops_train
@@ -138,27 +138,27 @@ class Meter:
 
     @property
     def charge_micros(self) -> int:
-        """Charge so far: of the total, rounded up once."""
+        """Charge so far, of the total, rounded up once."""
         return self._charge_micros(self.flops_train, self.flops_infer)
 
     @property
     def cash_micros(self) -> int:
-        """Cash so far: of all wall seconds, rounded up once."""
+        """Cash so far, of all wall seconds, rounded up once."""
         return self._cash_micros(self.wall_seconds)
 
     def state(self) -> MeterState:
-        """What to keep in a checkpoint."""
+        """Return the counts to keep in a checkpoint."""
         counted = self._counted
         return MeterState(counted.flops_train, counted.flops_infer, self.wall_seconds, counted.work_seconds)
 
     def restore(self, state: MeterState) -> None:
-        """Go on from a checkpoint: its counts replace these, its wall seconds come on top of this process's own."""
+        """Go on from a checkpoint: its counts replace these, its wall seconds are added to this process's own."""
         self._counted = state
         self._earlier_wall_seconds = state.wall_seconds
         self._last = None
 
     def _slowness(self) -> float:
-        """Wall seconds of work per second on the `flops` clock; 0 before there was any."""
+        """Return the wall seconds of work per second on the `flops` clock; 0 before there was any."""
         counted = float(self.seconds_flops)
         return self._counted.work_seconds / counted if counted > 0 else 0.0
 

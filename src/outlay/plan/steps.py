@@ -1,7 +1,7 @@
 """Recipes: what to do, as pure data. Steps know their inputs, so a recipe is a graph; equal steps are one step.
 
 A step's *key* hashes what was asked: its kind and version, its own parameters, the keys of its inputs and the threads it
-runs on. Two recipes that share a teacher share its key, and so its artifact (DESIGN decision 3).
+runs on. Two recipes that share a teacher share its key, and so its artifact.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class Train(Step):
 
 @dataclass(frozen=True)
 class Teach(Step):
-    """The teacher's targets over one block of consecutive pool rows ``start:stop`` (DESIGN decision 5)."""
+    """The teacher's targets over one block of consecutive pool rows ``start:stop``."""
 
     kind: ClassVar[str] = "teach"
     version: ClassVar[int] = 3

@@ -92,7 +92,7 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Annotate:
-    """All money to labels for the student; its training is charged too, so the two are solved together (DESIGN decision 6).
+    """All money to labels for the student; its training is charged too, so the two are solved together.
 
     ``starts_general``: the student is a generally distilled checkpoint such as DistilBERT; what that cost is taken to be $0,
     since it is publicly available (Kang et al. 2023, Appendix F, Table 10).
@@ -137,7 +137,7 @@ class Distill:
     """N labels → teacher → pool → student.
 
     With ``n_initial``: N is fixed (Kang et al. 2023, Table 2) and the pool is as much as the rest pays for. Without: the
-    compute for the whole pool is reserved and the rest buys labels (DESIGN decision 6).
+    compute for the whole pool is reserved and the rest buys labels.
     ``own_teacher``: the teacher has the student's architecture (self-distillation, Table 3).
     """
 

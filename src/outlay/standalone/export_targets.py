@@ -54,13 +54,13 @@ def export(folder: Path, out: Path, *, overwrite: bool = False) -> StepReport:
     name = _names(stored)
     n_positions = n_done = 0
     with _writer(out, stored) as write:
-        from outlay.train.targets.logprobs import spoken
+        from outlay.train.targets.logprobs import target_rows
 
         for block in stored.blocks():
             part = rows[n_done : n_done + len(block)]
             lines = [
                 _line(row, said, block.terms, name, stored if n_done + at == 0 else None)
-                for at, (row, said) in enumerate(zip(part, spoken(block), strict=True))
+                for at, (row, said) in enumerate(zip(part, target_rows(block), strict=True))
             ]
             write(lines)
             n_done += len(part)

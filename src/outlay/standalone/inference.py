@@ -347,7 +347,7 @@ class _Teach:
             gauge=gauge,
             vocab_size=self.vocab_size,
             device_map=self.asked.running.device_map,
-            stopwatch=stopwatch,
+            profiler=stopwatch,
         )
         return _Made(targets.to_bytes(), gauge.n_inferred, seconds_of(stopwatch))
 

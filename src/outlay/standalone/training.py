@@ -91,7 +91,7 @@ def finetune(
         from outlay.train import api as train_api
 
         golds = [row.gold or "" for row in rows]
-        return train_api.finetune(spec, plan.sources(rows), golds, plan.settings, dev=dev, out=out, watch=watch)
+        return train_api.finetune(spec, plan.sources(rows), golds, plan.settings, dev=dev, out=out, context=watch)
 
     plan = plan.on({"train": rows_digest(rows)}, None, rows)
     return plan.run(learn, listener)
@@ -119,7 +119,7 @@ def distil(recipe: TrainingRequest, listener: Listener, *, targets: Path, max_ro
 
         words = stored.load(len(rows))
         return train_api.distil(
-            spec, plan.sources(rows), words, plan.settings, gold=golds, dev=dev, out=out, watch=watch
+            spec, plan.sources(rows), words, plan.settings, gold=golds, dev=dev, out=out, context=watch
         )
 
     plan = plan.on({"targets": stored.digest, "n_rows": len(rows)}, stored.kind, rows)

@@ -1,4 +1,4 @@
-"""An artifact and its manifest: which request, which bytes, what they took.
+"""An artifact and its manifest: the request's key, the digests of its files, the usage of making it.
 
 A manifest carries a seal, the key of all the rest of it, so that a changed byte in it is seen as one in a file is.
 """
@@ -20,7 +20,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """What one request brought.
+    """The files that one request produced, and their manifest.
 
     ``key``: of the request; ``kind``: what it is (``labels``, ``model``, ``targets``, ...); ``path``: its folder, where
     its files lie once `Store.get` has returned it (after `Store.about` alone they may still be at the store's URL only);
@@ -39,7 +39,7 @@ class Artifact:
     circumstance: Mapping[str, Any]
 
     def file(self, name: str) -> Path:
-        """Where a file of this artifact lies.
+        """Return the path of a file of this artifact.
 
         Raises:
             StoreError: it has no such file.
@@ -51,7 +51,7 @@ class Artifact:
         return self.path / name
 
     def read_bytes(self, name: str) -> bytes:
-        """The bytes of a file, checked once more against its digest.
+        """Return the bytes of a file, checked once more against its digest.
 
         Raises:
             ArtifactDamaged: they do not match.
@@ -74,13 +74,13 @@ class Artifact:
 
 
 def manifest_bytes(key: str, files: Mapping[str, str], about: Mapping[str, Any]) -> bytes:
-    """The sealed manifest of a key; ``files``: sha256 by name; ``about``: kind, meta, usage, circumstance."""
+    """Return the sealed manifest of a key; ``files``: sha256 by name; ``about``: kind, meta, usage, circumstance."""
     manifest = {"format": FORMAT, "key": key, "digest": key_of(files), "files": dict(files), **about}
     return json.dumps({**manifest, "seal": key_of(manifest)}, indent=1, ensure_ascii=False).encode()
 
 
 def read_manifest(folder: Path) -> Artifact:
-    """The artifact that a folder's manifest describes.
+    """Return the artifact that a folder's manifest describes.
 
     Raises:
         ArtifactDamaged: the manifest is missing, unreadable, changed, or of another key.
@@ -95,7 +95,8 @@ def read_manifest(folder: Path) -> Artifact:
 
 
 def parse_manifest(data: bytes, folder: Path, source: str) -> Artifact:
-    """The artifact of the key ``folder.name`` that the bytes of a manifest describe; ``source`` names them in errors.
+    """Return the artifact of the key ``folder.name`` that the bytes of a manifest describe; ``source`` names them in
+    errors.
 
     Raises:
         ArtifactDamaged: they are unreadable, changed, or of another key.

@@ -1,4 +1,4 @@
-"""Finding a training's checkpoints on disk; standard library only."""
+"""Find a training's checkpoints on disk; standard library only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint below ``folder``, or ``None``; half-written ones end in ``.tmp``."""
+    """Return the newest whole checkpoint below ``folder``, or ``None``; half-written ones end in ``.tmp``."""
     whole = [path for path in folder.glob("step-*") if path.suffix != ".tmp"]
     return max(whole, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
-    """What was kept beside the tensors: ``progress`` and ``gauge``."""
+    """Return the state kept beside a checkpoint's tensors: ``progress`` and ``gauge``."""
     state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return state

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, numbers without exponents, and one clear line where the system refuses.
+"""Write files whole or not at all, numbers without exponents, and one clear line where the system refuses.
 
 Libraries wrap what the system says in errors of their own (safetensors, tokenizers and pyarrow do): `errno_of` finds it there.
 """
@@ -30,7 +30,9 @@ _NUMBERED = re.compile(r"\b(?:os error|errno) (\d+)", re.IGNORECASE)
 
 
 def errno_of(error: BaseException) -> int | None:
-    """The system's error number behind an error, also where a library wrapped it; None where the system had no part in it."""
+    """Return the system's error number behind an error, also where a library wrapped it; None where the system had no
+    part in it.
+    """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     if isinstance(error, OutlayError):
@@ -61,7 +63,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _is_about_another(error: Exception, path: Path) -> bool:
-    """Whether the system names a file that does not lie where ``path`` is written, such as one that is read meanwhile."""
+    """Return whether the system names a file that does not lie where ``path`` is written, such as one that is read
+    meanwhile.
+    """
     named = getattr(error, "filename", None)
     if not isinstance(named, str):
         return False
@@ -70,7 +74,7 @@ def _is_about_another(error: Exception, path: Path) -> bool:
 
 
 def refused(path: Path, code: int) -> StoreError:
-    """The error for a file that the system refuses to write, by its error number."""
+    """Return the error for a file that the system refuses to write, by its error number."""
     if code == errno.EFBIG:
         return DiskFull(
             f"{path} cannot be written: it would be larger than a file may be here (`ulimit -f`, or the file system); "
@@ -124,7 +128,7 @@ def write_text(path: Path, text: str, *, sync: bool = False) -> None:
 
 
 def plain_number(text: str) -> str:
-    """A number as Python or JSON writes it, without its exponent; what is no such number stays as it is."""
+    """Return a number as Python or JSON writes it, without its exponent; what is no such number stays as it is."""
     digits, has_exponent, exponent = text.lower().partition("e")
     if not has_exponent or not digits or len(exponent) > 3:
         return text
@@ -135,12 +139,12 @@ def plain_number(text: str) -> str:
 
 
 def plain_numbers(document: str) -> str:
-    """JSON text with its small numbers written in digits alone; what stands in strings stays as it is."""
+    """Return JSON text with its small numbers written in digits alone; strings stay as they are."""
     return _SMALL_NUMBER.sub(lambda found: found[0] if found[0][0] == '"' else plain_number(found[0]), document)
 
 
 def csv_text(value: object) -> str:
-    """A value for a CSV file, all digits kept and no exponent; an absent one is an empty cell."""
+    """Return a value for a CSV file, all digits kept and no exponent; an absent one is an empty cell."""
     if value is None:
         return ""
     return plain_number(repr(value)) if isinstance(value, float) else str(value)

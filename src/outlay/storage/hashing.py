@@ -12,7 +12,8 @@ from outlay.errors import StoreError
 
 
 def canonical_json(value: object) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, Unicode as it is, floats in their shortest exact form.
+    """Return the one JSON text of a value: sorted keys, no spaces, Unicode as it is, floats in their shortest exact
+    form.
 
     Tuples are written as lists. 1, 1.0 and true stay apart.
 
@@ -30,7 +31,7 @@ def canonical_json(value: object) -> str:
 
 
 def key_of(value: object) -> str:
-    """Sha256, in hex, of the canonical JSON of a request.
+    """Return the sha256, in hex, of the canonical JSON of a request.
 
     Raises:
         StoreError: as `canonical_json`.
@@ -39,12 +40,12 @@ def key_of(value: object) -> str:
 
 
 def digest_of(data: bytes) -> str:
-    """Sha256, in hex, of bytes."""
+    """Return the sha256, in hex, of bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 def digest_of_file(path: Path) -> str:
-    """Sha256, in hex, of a file's bytes, read piece by piece.
+    """Return the sha256, in hex, of a file's bytes, read piece by piece.
 
     Raises:
         OSError: no such file.

@@ -1,4 +1,4 @@
-"""Where artifacts are kept: a folder, or a URL with a folder on this machine for its copies."""
+"""Places of a store: a folder, or a URL with a folder on this machine for its copies."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 def is_url(location: str | Path) -> bool:
-    """Whether a store is kept at a URL (``s3://bucket/prefix``) and not in a folder."""
+    """Return whether a store is kept at a URL (``s3://bucket/prefix``) and not in a folder."""
     return isinstance(location, str) and "://" in location
 
 
 def local_root(location: str | Path) -> Path:
-    """The folder of a store on this machine: itself, or where the local copy of a URL lies: one folder for each URL, in
-    ``OUTLAY_CACHE``, else in ``outlay`` below the user's cache.
+    """Return the folder of a store on this machine: itself, or where the local copy of a URL lies: one folder for
+    each URL, in ``OUTLAY_CACHE``, else in ``outlay`` below the user's cache.
 
     Raises:
         UsageError: a ``~`` that cannot be expanded.
@@ -34,7 +34,8 @@ def local_root(location: str | Path) -> Path:
 
 
 def default_location() -> str:
-    """Where artifacts are kept unless ``--store`` says so: ``OUTLAY_STORE`` (a folder or a URL), else below the user's cache.
+    """Return the place of the store without ``--store``: ``OUTLAY_STORE`` (a folder or a URL), else below the user's
+    cache.
 
     Raises:
         UsageError: a ``~`` that cannot be expanded.
@@ -43,7 +44,7 @@ def default_location() -> str:
 
 
 def default_root() -> Path:
-    """The folder on this machine of `default_location`."""
+    """Return the folder on this machine of `default_location`."""
     return local_root(default_location())
 
 
@@ -105,11 +106,13 @@ _LIBRARY_CACHES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
 }
-"""Variables by which the libraries of a step are told where to keep what they make or fetch."""
+"""Variables that set where the libraries of a step keep the files they make or fetch."""
 
 
 def cache_folder() -> Path:
-    """``OUTLAY_CACHE`` as it is named; else a folder below the user's cache, or a stand-in where that cannot be written."""
+    """Return ``OUTLAY_CACHE`` as it is named; else a folder below the user's cache, or a stand-in where that cannot
+    be written.
+    """
     if named := os.environ.get("OUTLAY_CACHE"):
         return expand_path(named)
     usual = _usual_cache()
@@ -124,13 +127,15 @@ def _usual_cache() -> Path | None:
 
 
 def _stand_in() -> Path:
-    """Beside the results of the folder a command is given in, which outlive a restart; else among the temporary files."""
+    """Return a folder beside the results of the current folder, which outlives a restart; else one among the
+    temporary files.
+    """
     here = Path("outlay-runs/cache").absolute()
     return here if _is_writable(here) else Path(tempfile.gettempdir()) / f"outlay-{os.getuid()}"
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether files can be made in it. Where it is not there yet this is tried: permissions alone do not say it."""
+    """Return whether files can be made in it. Where it is not there yet this is tried: permissions alone do not say it."""
     if folder.is_dir():
         return os.access(folder, os.W_OK | os.X_OK)
     above = next((each for each in folder.parents if os.path.lexists(each)), folder)

@@ -32,7 +32,7 @@ def acquire(folder: Path, on_wait: Callable[[str], None] | None, poll_seconds: f
 
 
 def try_acquire(folder: Path) -> int | None:
-    """The open, locked file; None where somebody else holds the lock. Creates the folder.
+    """Return the open, locked file; None where somebody else holds the lock. Creates the folder.
 
     Raises:
         OSError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Paths as people write them: ``~`` expanded wherever a path comes in, and quoted wherever a command goes out."""
+"""Paths as people write them: ``~`` expanded on the way in, quoted in commands on the way out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def expand_path(path: str | Path) -> Path:
 
 
 def home() -> Path | None:
-    """The user's home folder: ``HOME``, else what the system's list of users says; ``None`` where neither does."""
+    """Return the user's home folder: ``HOME``, else what the system's list of users says; ``None`` where neither does."""
     named = os.environ.get("HOME")
     if NO_HOME in os.environ:
         return None
@@ -47,7 +47,7 @@ def home() -> Path | None:
 
 
 def as_word(path: str | Path) -> str:
-    """A path as a word that no command takes for an option or a home folder."""
+    """Return a path as a word that no command takes for an option or a home folder."""
     text = str(path)
     if text.startswith("-"):
         return f"./{text}"
@@ -55,7 +55,7 @@ def as_word(path: str | Path) -> str:
 
 
 def command_line(*words: object) -> str:
-    """A command to be pasted into a shell; every `Path` among the words stays a path there."""
+    """Return a command to be pasted into a shell; every `Path` among the words stays a path there."""
     return shlex.join(as_word(word) if isinstance(word, Path) else str(word) for word in words)
 
 

@@ -1,4 +1,4 @@
-"""A store whose artifacts are kept at a URL for everybody, with a local folder as cache and workplace.
+"""A store at a URL, shared by all machines, with a local folder as cache and workspace.
 
 Any file system that fsspec knows will do: ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``file:///mnt/shared``. ::
 
@@ -40,10 +40,10 @@ _MAX_REASON = 200
 
 
 class RemoteStore(Store):
-    """A URL of artifacts, seen through a local folder that any number of processes on this machine share.
+    """A store at a URL, behind a local folder that any number of processes on this machine share.
 
     `put` is that of `Store` and keeps the artifact locally with a mark; `get`, with which it ends, sends what is marked. So
-    a failed or killed upload is made up for by the next `get` or `put` of its key. `list`, `find` and `disk_bytes` speak
+    a failed or killed upload is made up for by the next `get` or `put` of its key. `list`, `find` and `disk_bytes` are
     of the local folder alone. ``cache``: that folder; unless named, one of this URL below the user's cache. ``quota_bytes``
     limits it, not the URL.
 
@@ -64,7 +64,7 @@ class RemoteStore(Store):
         return self.url
 
     def about(self, key: str) -> Artifact | None:
-        """What the manifest of a key says, or None. Nothing is fetched: ``path`` is where `get` would put the files.
+        """Return the manifest of a key, or None; nothing is fetched: ``path`` is where `get` would put the files.
 
         That the files are at the URL and good is for `get` to find out. An artifact that waits to be sent goes on waiting.
         """
@@ -81,7 +81,7 @@ class RemoteStore(Store):
         return self.get(key) if (artifact.path / UNSENT).exists() else artifact
 
     def get(self, key: str, *, verify: bool = True) -> Artifact | None:
-        """The artifact of a key with all its files in the local folder, fetched from the URL if need be; or None.
+        """Return the artifact of a key with all its files in the local folder, fetched from the URL if need be; or None.
 
         What is fetched is verified against its manifest, always; ``verify`` is about what is here. An artifact that is
         damaged at the URL (other bytes, files missing) is warned of and counts as missing: the next `put` replaces it.
@@ -118,7 +118,7 @@ class RemoteStore(Store):
         return super().gc(kept, older_than_seconds=older_than_seconds, max_bytes=max_bytes, dry_run=dry_run)
 
     def _look(self, key: str) -> bytes | None:
-        """The manifest of a key at the URL as it stands, None where there is none."""
+        """Return the manifest of a key at the URL as it stands, None where there is none."""
         with self._talking("read"):
             system, path = self._reach(key, MANIFEST)
             try:
@@ -130,7 +130,7 @@ class RemoteStore(Store):
         return data
 
     def _described(self, key: str, found: bytes) -> Artifact | None:
-        """The artifact of a manifest at the URL; None, and a warning, where it is damaged."""
+        """Return the artifact of a manifest at the URL; None, and a warning, where it is damaged."""
         source = f"{self.url}: the manifest of {key[:12]}"
         try:
             artifact = parse_manifest(found, self._folder(key), source)
@@ -193,7 +193,7 @@ class RemoteStore(Store):
             system.put_file(str(artifact.path / name), path)
 
     def _reach(self, key: str, *parts: str) -> tuple[Any, str]:
-        """The file system of the URL, and a path on it. fsspec keeps one per process, so forked workers are safe."""
+        """Return the file system of the URL, and a path on it. fsspec keeps one per process, so forked workers are safe."""
         # Object stores have no folders, and making one there could make a bucket; the others but this one make parents
         # by themselves.
         options = {"auto_mkdir": True} if self.url.startswith(("file://", "local://")) else {}
@@ -215,7 +215,7 @@ class RemoteStore(Store):
     def _talking(
         self, verb: str, consequence: str = "", *, passing: tuple[type[Exception], ...] = ()
     ) -> Iterator[None]:
-        """Whatever a file system or its network may raise, as one line; a full local disk is left to `_device_errors`."""
+        """Turn errors of a file system or its network into one line; a full local disk is left to `_device_errors`."""
         try:
             yield
         except OutlayError:
@@ -228,7 +228,7 @@ class RemoteStore(Store):
 
 
 def open_location(location: str | Path, *, quota_bytes: int | None = None) -> Store:
-    """The store of a `Store.location`: a folder, or a URL with its local cache.
+    """Return the store of a `Store.location`: a folder, or a URL with its local cache.
 
     Raises:
         StoreError: a URL that holds a password, or a quota below 0.
@@ -260,13 +260,13 @@ def _fsspec() -> Any:
 
 
 def _code(error: BaseException) -> str | None:
-    """The code that a server gave, such as ``NoSuchBucket``; s3fs keeps it in the cause of its errors."""
+    """Return the code that a server gave, such as ``NoSuchBucket``; s3fs keeps it in the cause of its errors."""
     response = getattr(error.__cause__, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line with its way out."""
+    """Return the reason of an error in one line, with its way out."""
     if isinstance(error, ImportError):
         return f"{error}; pip install 'outlay[remote]' brings s3fs, for Amazon S3 and what speaks like it"
     said = first_line(error)[:_MAX_REASON].rstrip(". ")

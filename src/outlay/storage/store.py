@@ -51,7 +51,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A key that this process alone is making.
+    """A key held by this process alone while its artifact is made.
 
     ``path``: a folder for checkpoints that outlives a crash; ``found``: the artifact, where another process made it in
     the meantime (then there is nothing left to do).
@@ -62,13 +62,13 @@ class Workspace:
     found: Artifact | None
 
     def clear(self) -> None:
-        """Drop the checkpoints; once the artifact is put."""
+        """Remove the checkpoints, once the artifact is put."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What `Store.gc` removed, or would remove: artifacts, workspaces of abandoned keys, and the bytes this frees."""
+    """Artifacts, workspaces of abandoned keys, and bytes that `Store.gc` removed, or would remove."""
 
     removed: tuple[Artifact, ...]
     workspaces: tuple[str, ...]
@@ -97,11 +97,13 @@ class Store:
 
     @property
     def location(self) -> str:
-        """What `outlay.storage.remote.open_location` opens this store by again: the path of its folder, or its URL."""
+        """Return the location that `outlay.storage.remote.open_location` opens this store by: the path of its folder,
+        or its URL.
+        """
         return str(self.root.resolve())
 
     def about(self, key: str) -> Artifact | None:
-        """What the manifest of a key says (usage, circumstance, digests), or None; its files are neither read nor fetched.
+        """Return the manifest of a key (usage, circumstance, digests), or None; its files are neither read nor fetched.
 
         Raises:
             StoreError: not a key, or an artifact of a later version.
@@ -109,7 +111,8 @@ class Store:
         return self.get(key, verify=False)
 
     def check(self, key: str) -> Artifact | None:
-        """The artifact of a key if it is there, its files verified if they lie here; what is kept elsewhere is not fetched.
+        """Return the artifact of a key if it is there, its files verified if they lie here; what is kept elsewhere is
+        not fetched.
 
         Raises:
             StoreError: not a key, or an artifact of a later version.
@@ -117,7 +120,7 @@ class Store:
         return self.get(key)
 
     def get(self, key: str, *, verify: bool = True) -> Artifact | None:
-        """The artifact of a key, or None. A use: what was used least recently is collected first.
+        """Return the artifact of a key, or None. A use: what was used least recently is collected first.
 
         A damaged artifact is moved to ``damaged/``, a warning is logged, and it counts as missing. Without ``verify``
         only its manifest is checked. A file is read once per process while its size, time and inode stay as they are.
@@ -220,12 +223,14 @@ class Store:
         return found
 
     def find(self, kind: str, where: Mapping[str, Any] | None = None) -> Artifacts:
-        """Artifacts of a kind whose ``meta`` holds every pair of ``where``, by key; only `get` checks their files."""
+        """Return artifacts of a kind whose ``meta`` holds every pair of ``where``, by key; only `get` checks their
+        files.
+        """
         pairs = dict(where or {}).items()
         return [a for a in self.list() if a.kind == kind and all(n in a.meta and a.meta[n] == v for n, v in pairs)]
 
     def disk_bytes(self) -> int:
-        """Everything under the root, work in progress included."""
+        """Return the bytes of all files under the root, work in progress included."""
         return _tree_bytes(self.root)
 
     def gc(
@@ -289,8 +294,9 @@ class Store:
             write_format(self.root, len(self.migrations))
 
     def _read_twice(self, folder: Path, verify: bool) -> Artifact | None:
-        """What lies there. Other processes rename artifacts into and out of place at any moment: what looks damaged because
-        it came or went in the middle of a look is whole, or gone, at a second one."""
+        """Return the artifact in a folder, looked at twice: other processes rename artifacts into and out of place at
+        any moment, so one that looks damaged because it came or went meanwhile is whole, or gone, at the second look.
+        """
         for is_last in (False, True):
             try:
                 artifact = self._read(folder)
@@ -354,7 +360,7 @@ class Store:
             )
 
     def _gc_command(self) -> str:
-        """What frees room: artifacts that nobody used for a month."""
+        """Return the command that frees room: artifacts that nobody used for a month."""
         return command_line("outlay", "store", "gc", "--store", self.location, "--older-than", 30)
 
     @contextmanager
@@ -448,13 +454,13 @@ class Store:
         return tuple(gone), n_bytes
 
     def _remove(self, folder: Path) -> None:
-        """Out of sight in one step, so that a reader never meets half an artifact."""
+        """Remove a folder in one step, by a rename, so that a reader never meets half an artifact."""
         with self._device_errors(), self._writing() as temporary:
             folder.rename(temporary / folder.name)
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a file of an artifact may have this name."""
+    """Return whether a file of an artifact may have this name."""
     return _FILE_NAME.fullmatch(name) is not None and name not in (MANIFEST, USED)
 
 

@@ -84,12 +84,12 @@ class Grammar:
 
 @cache
 def grammar() -> Grammar:
-    """The grammar that ships with the package."""
+    """Return the grammar that ships with the package."""
     return parse_grammar(resources.files("outlay.tasks").joinpath("demo_grammar.txt").read_text(encoding="utf-8"))
 
 
 def parse_grammar(text: str) -> Grammar:
-    """The grammar of a text in the notation that the head of ``demo_grammar.txt`` describes."""
+    """Return the grammar of a text in the notation that the head of ``demo_grammar.txt`` describes."""
     lists: dict[str, list[str]] = {}
     wordings: dict[str, list[str]] = {}
     neighbours: dict[str, list[str]] = {}
@@ -114,7 +114,7 @@ def generate(
     n_pool: int = 4000,
     noise: float = DEFAULT_NOISE,
 ) -> DemoSplits:
-    """The splits of one seed, the same on every platform and Python version (only ``Random.random`` is drawn).
+    """Return the splits of one seed, the same on every platform and Python version (only ``Random.random`` is drawn).
 
     The splits come from one stream of distinct messages with the intents in turn, so each is balanced. ``noise`` is the
     probability that a train label is wrong; it is drawn apart, so the messages do not depend on it. Dev and test labels
@@ -196,7 +196,7 @@ def _expand(rng: random.Random, wording: str) -> str:
 
 
 def _mistype(rng: random.Random, message: str) -> str:
-    """One slip of the finger inside a word: two letters swapped, one lost or one doubled."""
+    """Make one typing error inside a word: two letters swapped, one lost or one doubled."""
     places = [i for i in range(1, len(message) - 2) if message[i - 1 : i + 2].isalpha()]
     if not places:
         return message
@@ -207,7 +207,7 @@ def _mistype(rng: random.Random, message: str) -> str:
 
 
 def _dress(rng: random.Random, message: str) -> str:
-    """How people type: with a capital, without stops, in haste or all in capitals."""
+    """Return how people type: with a capital, without stops, in haste or all in capitals."""
     style = rng.random()
     if style < 0.45:
         return message[0].upper() + message[1:]
@@ -271,7 +271,7 @@ def write_demo(folder: Path, seed: int = 0, noise: float = DEFAULT_NOISE) -> Pat
 
 
 def demo_story(n_ways: int, label_usd: str) -> str:
-    """Say what the demo is about to do, in three lines; ``label_usd``: dollars a label."""
+    """Return the demo's introduction, in three lines; ``label_usd``: dollars a label."""
     n_labels = int(Decimal(DEMO_BUDGET) / Decimal(label_usd))
     return (
         f"${DEMO_BUDGET} for a tiny classifier of help-desk messages (one layer, random weights):\n"

@@ -1,4 +1,4 @@
-"""Lay the files of a task where it looks for them, from a folder or a web address, checked by sha256."""
+"""Put a task's files in their places, from a folder or a web address, checked by sha256."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Fetched:
 
 
 def data_files(task: Task) -> list[DataFile]:
-    """Return every file the task reads, those of the splits it is derived from included, each once."""
+    """Return all files the task reads, those of the splits it is derived from included, each once."""
     return [file for _, file in _owned_files(task)]
 
 

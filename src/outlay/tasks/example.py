@@ -1,4 +1,4 @@
-"""One example, the text it is shown as, and the seeded order of a pool.
+"""One example, its text, and the seeded order of a pool.
 
 An example is a handful of named fields; the task's template turns them into one text and back. Its id is a hash of that
 text, so the same sentence keeps its id in every file, order and run, and a label bought for it is never bought again.
@@ -161,7 +161,7 @@ def seeded_order(ids: Sequence[str], seed: int) -> list[int]:
     """Return the indices of ``ids`` in the order of sha256(``seed:id``).
 
     The place of an id depends on the id and the seed alone: the order of the input does not matter, ids taken away
-    leave the others in order, and the first n of a seed are a prefix of its first m > n (DESIGN 4.4).
+    leave the others in order, and the first n of a seed are a prefix of its first m > n.
     """
     prefix = f"{seed}:".encode()
     keys = [hashlib.sha256(prefix + name.encode("utf-8", "surrogatepass")).digest() for name in ids]

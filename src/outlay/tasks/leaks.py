@@ -27,7 +27,7 @@ def fold(text: str) -> str:
 
 
 def source_key(task: Task, example: Example) -> tuple[str, ...]:
-    """Return what makes two examples the same source: all fields folded, in any order for a symmetric task."""
+    """Return the key by which two examples have the same source: all fields folded, in any order for a symmetric task."""
     key = tuple(fold(value) for _, value in example.fields)
     return tuple(sorted(key)) if task.symmetric else key
 

@@ -1,4 +1,4 @@
-"""From a task file to examples: read, check, number, and keep the test rows out of everything that is trained on.
+"""Load a task's data: read its files, check rows, number them, and keep test rows out of everything that is trained on.
 
 ``load_data`` is the only door. What comes through it has answers that the task allows, stable ids, and no train or pool row
 that is also a dev or test row.
@@ -58,12 +58,12 @@ def locate(task: Task, file: DataFile, root: Path | None = None) -> Path:
 
 
 def get_command(task: Task) -> str:
-    """The command that brings a task's data from a mirror, which is for the user to name."""
+    """Return the command that brings a task's data from a mirror, which is for the user to name."""
     return f"{command_line('outlay', 'data', 'get', task.reference)} --from DIR_OR_URL"
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a path exists; one that the system cannot even look up, such as one too long, does not."""
+    """Return whether a path exists; one that the system cannot even look up, such as one too long, does not."""
     try:
         return path.exists()
     except OSError:
@@ -139,7 +139,7 @@ class _Reader:
         self._orders: dict[tuple[str, int], list[int]] = {}
 
     def notes(self) -> list[str]:
-        """Return what was decided and could have been otherwise: of each file once, and of labels that are numbers."""
+        """Return the decisions that could have been otherwise: of each file once, and of labels that are numbers."""
         coded = [
             f"{file}: labels such as {written} are read as {label}"
             for file, (written, label) in self._number_coded.items()
@@ -344,7 +344,9 @@ def derived_task(task: Task, derive: Derive) -> Task:
 
 
 def _translated(written: str, names: Mapping[str, str]) -> str:
-    """The task's label for one as it is written in the rows; a number with a fraction of zeros is the one without."""
+    """Return the task's label for one as it is written in the rows; a number with a fraction of zeros is the one
+    without.
+    """
     known = named_class(written, list(names))
     return names.get(known, written)
 

@@ -24,7 +24,7 @@ from outlay.text.legible import listed, named, repeats
 from outlay.text.text_file import open_text, refuse_zero_bytes, suffix_of, unreadable
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
-"""Of files of rows, in upper or lower case; all but the last may be packed by gzip (``.gz`` behind)."""
+"""Suffixes of files of rows, in upper or lower case; all but the last may be packed by gzip (``.gz`` behind)."""
 EXTRA = "pip install 'outlay[data]'"
 
 TEXT_COLUMN = "text"
@@ -54,7 +54,7 @@ _Numbered = Iterator[tuple[int, dict[str, Any]]]
 
 
 def read_file(file: DataFile, path: Path) -> FileRows:
-    """Read every row of a file, after its digest and before its number of rows are compared with what the task says.
+    """Read every row of a file, after its digest and before its number of rows are compared with the task's.
 
     Raises:
         MissingData: The file is empty, damaged, breaks off, is no UTF-8 text, or has another sha256 or number of rows.
@@ -87,7 +87,7 @@ def stream_file(path: Path) -> Iterator[SourceRow]:
 
 
 def cell_text(origin: str, columns: Mapping[str, Any], column: str) -> str | None:
-    """Return one value as text, None where it is missing; numbers and truth values are written as JSON writes them.
+    """Return a value as text, None where it is missing; numbers and truth values are written as JSON writes them.
 
     Raises:
         DataError: There is no such column, or it holds a list, an object or the like.
@@ -106,7 +106,7 @@ def cell_text(origin: str, columns: Mapping[str, Any], column: str) -> str | Non
 
 
 def is_missing(value: object) -> bool:
-    """Whether a value is none: null, NaN or Infinity."""
+    """Return whether a value is none: null, NaN or Infinity."""
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
@@ -127,7 +127,7 @@ def _refuse_empty(path: Path) -> None:
 
 
 def _rows_of(path: Path, delimiter: str | None, notes: list[str]) -> _Numbered:
-    """Rows by the file's suffix; ``notes`` takes what was decided."""
+    """Read rows by the file's suffix; ``notes`` takes decisions that could have been otherwise."""
     kind = suffix_of(path)
     if delimiter is not None and kind not in _DELIMITER_OF:
         raise DataError(f"`delimiter` is about .csv and .tsv files, and {path} is none; leave it out")
@@ -165,7 +165,9 @@ def _json_lines(path: Path, stream: TextIO) -> _Numbered:
 
 
 def _json_list(path: Path, stream: TextIO) -> _Numbered:
-    """A list of objects, or objects one a line, as the public files of Kang et al. 2023 are; rows are numbered as they come."""
+    """Return a list of objects, or objects one a line, as the public files of Kang et al. 2023 are; rows are numbered
+    as they come.
+    """
     text = stream.read()
     refuse_zero_bytes(path, text)
     if not text.lstrip().startswith("["):
@@ -189,7 +191,7 @@ def _object(where: str, columns: Any, each: str) -> dict[str, Any]:
 
 
 def _lines(path: Path, stream: TextIO) -> _Numbered:
-    """One text a line, in the column ``text``; blank lines are left out."""
+    """Read one text a line, in the column ``text``; blank lines are left out."""
     for number, line in enumerate(stream, start=1):
         refuse_zero_bytes(path, line, number)
         if line.strip():
@@ -227,7 +229,7 @@ def _parquet_batches(path: Path) -> _Numbered:
 
 
 def parquet_library(path: Path) -> Any:
-    """``pyarrow.parquet``, for a file that is read or written.
+    """Import ``pyarrow.parquet``, for a file that is read or written.
 
     Raises:
         DataError: It is not installed.

@@ -48,12 +48,12 @@ class SourceTable:
             raise DataError(f"{row.origin}: {error}") from None
 
     def given(self, index: int, column: str) -> str | None:
-        """Return one value as text; None where it is missing or the row lacks the column."""
+        """Return a value as text; None where it is missing or the row lacks the column."""
         columns = self.columns(index)
         return cell_text(self.rows[index].origin, columns, column) if column in columns else None
 
     def value(self, index: int, column: str) -> str:
-        """Return one value as text.
+        """Return a value as text.
 
         Raises:
             DataError: It is missing, or no text.

@@ -1,4 +1,4 @@
-"""Where the rows of a task come from, as its file says it: files, hub sets, other tasks, and how rows become examples."""
+"""Sources of a task's rows, as its file gives them: files, hub sets, other tasks, and how rows become examples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def compiled(template: str) -> TextFormat:
 
 
 class Origin(YamlBlock):
-    """Where anyone can get the data: the public copy, and how it was split."""
+    """Public origin of a file: its address and how it was split."""
 
     url: NonEmpty
     """Address of the public repository or page."""
@@ -36,7 +36,7 @@ class Origin(YamlBlock):
     path: str | None = None
     """Files inside the repository."""
     split: str | None = None
-    """How rows were assigned to this file."""
+    """Assignment of rows to this file."""
     licence: str | None = None
     """Licence the origin states."""
 
@@ -73,7 +73,7 @@ class DataFile(YamlBlock):
 
     @property
     def is_lines(self) -> bool:
-        """Whether each line of the file is a text, without columns."""
+        """Return whether each line of the file is a text, without columns."""
         return suffix_of(Path(self.file)) == ".txt"
 
 
@@ -105,7 +105,7 @@ class Column(YamlBlock):
     column: NonEmpty
     """Name of the column."""
     from_next_row: int = Field(default=0, ge=0)
-    """How many rows further down, among those `where` keeps; behind the last row it goes on at the first."""
+    """Number of rows further down, among those `where` keeps; behind the last row it goes on at the first."""
     other: DataFile | None = None
     """Another file whose column is read instead, row by row, from the beginning again when it ends."""
 
@@ -170,7 +170,7 @@ class Source(YamlBlock):
         )
 
     def files(self) -> list[DataFile]:
-        """Return every file this source reads: its own and those its columns are taken from."""
+        """Return all files this source reads: its own and those its columns are taken from."""
         own = [self.data_file] if self.data_file else []
         return own + [c.other for c in self.fields.values() if isinstance(c, Column) and c.other]
 

@@ -22,23 +22,23 @@ class SeededOrder:
 
     @classmethod
     def of(cls, data: TaskData, seed: int) -> SeededOrder:
-        """The rows of ``data`` in the order of ``seed``."""
+        """Return the rows of ``data`` in the order of ``seed``."""
         pool = _ordered([example for part in data.pool for example in part.examples], seed)
         return cls(_ordered(data.train, seed), _ordered(data.dev, seed), pool, data.test, PoolDigests(pool))
 
     @cached_property
     def train_digest(self) -> str:
-        """Of all train rows."""
+        """Digest of all train rows."""
         return _rows_digest(self.train)
 
     @cached_property
     def dev_digest(self) -> str:
-        """Of all dev rows."""
+        """Digest of all dev rows."""
         return _rows_digest(self.dev)
 
     @cached_property
     def test_digest(self) -> str:
-        """Of all test rows."""
+        """Digest of all test rows."""
         return _rows_digest(self.test)
 
 
@@ -50,7 +50,7 @@ class PoolDigests:
         self._known: dict[tuple[int, int], str] = {}
 
     def __call__(self, start: int, stop: int) -> str:
-        """Of the texts of rows ``start:stop``."""
+        """Return the digest of the texts of rows ``start:stop``."""
         if (start, stop) not in self._known:
             self._known[start, stop] = key_of([example.text for example in self._pool[start:stop]])
         return self._known[start, stop]
@@ -61,7 +61,7 @@ def _ordered(examples: Sequence[Example], seed: int) -> list[Example]:
 
 
 def _rows_digest(rows: Sequence[Example]) -> str:
-    """Over ids, texts and gold labels: replayed answers depend on them, and so does a score."""
+    """Return the digest of ids, texts and gold labels: replayed answers depend on them, and so does a score."""
     return key_of([[row.id, row.text, row.label] for row in rows])
 
 
@@ -75,7 +75,7 @@ class PoolPart:
 
 @dataclass(frozen=True, slots=True)
 class TaskData:
-    """Everything a task's file points to.
+    """The data of a task: its splits and pool.
 
     Attributes:
         train: Rows whose labels are for sale.
@@ -96,6 +96,6 @@ class TaskData:
     notes: tuple[str, ...] = ()
 
     def splits(self) -> list[tuple[str, list[Example]]]:
-        """Return train, dev, test and every pool part (as ``pool.NAME``) with their examples."""
+        """Return the splits with their examples: train, dev, test and every pool part (as ``pool.NAME``)."""
         labelled = [("train", self.train), ("dev", self.dev), ("test", self.test)]
         return labelled + [(f"pool.{part.name}", part.examples) for part in self.pool]

@@ -1,4 +1,4 @@
-"""What `outlay task check` says about a task's data before any money is spent."""
+"""Statistics of a task's data that `outlay task check` prints, before any money is spent."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class SplitProfile:
     n_shared_part: int
 
     def warnings(self, max_source_tokens: int, max_target_tokens: int) -> list[str]:
-        """Return what a person should look at, one line each."""
+        """Return warnings about this split, one line each."""
         answer = "label" if self.answers is None else "answer"
         counted = [
             ("left out, because they are also dev or test rows", self.n_dropped),
@@ -139,7 +139,7 @@ class TaskStatistics:
         return {**asdict(self), "warnings": self.warnings()}
 
     def warnings(self) -> list[str]:
-        """Return what a person should look at, one line each."""
+        """Return warnings about the task's data, one line each."""
         limits = self.max_source_tokens, self.max_target_tokens
         found = [warning for split in self.splits for warning in split.warnings(*limits)]
         if self.n_test_in_dev:
@@ -248,7 +248,7 @@ def _label_counts(task: Task, examples: Sequence[Example]) -> dict[str, int]:
 
 
 def _answers(task: Task, examples: Sequence[Example], held_texts: Set[str]) -> Answers | None:
-    """Measure the answers of a split; ``held_texts`` are the folded dev and test sources that none should be."""
+    """Measure the answers of a split; ``held_texts`` are the folded dev and test sources."""
     answered = [(example.text, example.label) for example in examples if example.label is not None]
     if task.kind == "classification" or not answered:
         return None

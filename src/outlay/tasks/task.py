@@ -53,7 +53,7 @@ class MetricModel(YamlBlock):
 
 
 class Published(YamlBlock):
-    """What a paper prints about the task, to be held against what is done here."""
+    """Figures that a paper prints about the task, to compare with those measured here."""
 
     usd_per_label: float = Field(gt=0)
     """Price of one label, in dollars."""
@@ -77,7 +77,7 @@ class Task(YamlBlock):
     description: str = ""
     """One line for people."""
     kind: Kind = "classification"
-    """What is answered: one of ``labels``, a line of entities of the types ``labels``, or free text (``generation``)."""
+    """Kind of answer: one of ``labels``, a line of entities of the types ``labels``, or free text (``generation``)."""
     text: NonEmpty
     """Template of the text a model reads, such as ``claim: {claim} tweet: {tweet}``."""
     segments: tuple[str, ...] = ()
@@ -209,7 +209,7 @@ class Task(YamlBlock):
 
     @property
     def reference(self) -> str | Path:
-        """What a command calls it: the path of its own file, or the name of a shipped task."""
+        """The task in a command: the path of its own file, or the name of a shipped task."""
         return self.name if self._file is None else self._file
 
     @cached_property
@@ -228,7 +228,7 @@ class Task(YamlBlock):
 
     @property
     def form(self) -> TaskSpec:
-        """What a model has to know of the task."""
+        """The task as a model meets it."""
         return TaskSpec(self.kind, self.labels, self.max_source_tokens, self.max_target_tokens, self.prefix)
 
     def segments_of(self, example: Example) -> tuple[str, ...]:

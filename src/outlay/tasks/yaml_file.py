@@ -1,4 +1,4 @@
-"""Read a task or study file: unknown keys are refused, and what is wrong is said in one line."""
+"""Read a task or study file: unknown keys are refused, and the first problem is told in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from outlay.text.yaml_text import BadYaml, WrittenFloat, WrittenInt, parse_yaml,
 Value = Annotated[str, BeforeValidator(written_text, json_schema_input_type=str | int | float)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
-"""What files and folders are named by too: no slash, no leading dot or dash, far from the 255 bytes of a file system."""
+"""Names that files and folders are given too: no slash, no leading dot or dash, far from the 255 bytes of a file system."""
 
 
 class YamlBlock(BaseModel):

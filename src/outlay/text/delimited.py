@@ -1,6 +1,6 @@
 """Read delimited text, CSV and TSV: which character separates the columns, and whether quotes enclose fields.
 
-Both are decided for the whole file, and what was decided is said where it could have been otherwise. Standard library only.
+Both are decided for the whole file, and a remark tells the decision where it could have been otherwise. Standard library only.
 
 Quotes: a program that quotes puts every field that holds a quote into quotes and doubles those inside (RFC 4180). Files with tabs
 are mostly written without quoting, so one is read as quoted only if it keeps to that rule and no quote swallows whole rows;
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from outlay.text.legible import repeats
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-"""What may separate columns, found from the header line; any other character has to be named."""
+"""Separators that are found from the header line; any other character has to be named."""
 _N_NAMED = 3
 _FIELD_LIMIT = 2**31 - 1
 """Longest field in characters: the csv module stops at 128 KB otherwise."""
@@ -46,7 +46,7 @@ class Delimited:
     notes: tuple[str, ...] = ()
 
     def records(self) -> Iterator[tuple[int, dict[str, str]]]:
-        """Return each row as line number and values by column."""
+        """Yield each row as line number and values by column."""
         for number, values in self.rows:
             yield number, {name: value for name, value in zip(self.header, values, strict=True) if name}
 
@@ -89,7 +89,9 @@ _Rows = list[tuple[int, list[str]]]
 
 
 def _find_delimiter(text: str, usual: str) -> str:
-    """The delimiter of the header line; where several stand in it, the one that all rows agree with, the usual one first."""
+    """Return the delimiter of the header line; where several stand in it, the one that all rows agree with, the usual
+    one first.
+    """
     line = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
     there = [mark for mark in DELIMITERS if len(next(csv.reader([line], delimiter=mark), [])) > 1]
     if usual in there and len(there) == 1:
@@ -124,7 +126,7 @@ def _check_header(header: list[str]) -> None:
 
 
 def _read_quoted(text: str, delimiter: str) -> tuple[_Rows, list[str]]:
-    """Rows where quotes enclose fields, and what to say of those that span lines each of which could be a row."""
+    """Read rows where quotes enclose fields; also return remarks on fields that span lines each of which could be a row."""
     rows = _quoted_rows(text, delimiter)
     starts = [1, *(number + 1 for number, _ in rows)]
     spanning = [(start, number) for start, (number, _) in zip(starts, rows, strict=False) if number > start]
@@ -145,7 +147,7 @@ def _read_quoted(text: str, delimiter: str) -> tuple[_Rows, list[str]]:
 
 
 def _read_tabs(text: str, delimiter: str) -> tuple[_Rows, list[str]]:
-    """Rows of text with tabs, quoted or not; see the rule above."""
+    """Read tab-separated rows, quoted or not; see the rule above."""
     plain: _Rows = [
         (i, fields) for i, fields in enumerate(_plain_lines(text, delimiter), start=1) if fields is not None
     ]
@@ -179,7 +181,7 @@ def _read_tabs(text: str, delimiter: str) -> tuple[_Rows, list[str]]:
 
 
 def _plain_lines(text: str, delimiter: str) -> list[list[str] | None]:
-    """The fields of every line where quotes are characters; None for a line without any value."""
+    """Return the fields of every line where quotes are characters; None for a line without any value."""
     lines = [line.rstrip("\r\n").split(delimiter) for line in io.StringIO(text, newline="")]
     header = next((i for i, fields in enumerate(lines) if len(fields) > 1 or fields[0].strip()), 0)
     return [fields if i == header or any(field.strip() for field in fields) else None for i, fields in enumerate(lines)]
@@ -194,7 +196,7 @@ def _is_enclosed(value: str) -> bool:
 
 
 def _quoted_rows(text: str, delimiter: str) -> _Rows:
-    """Rows by the rules of CSV; those without any value are left out, as blank lines are.
+    """Read rows by the rules of CSV; those without any value are left out, as blank lines are.
 
     Raises:
         BadTable: A line has other columns than the first, or quotes do not close.

@@ -1,4 +1,4 @@
-"""Text as a terminal shows it: its width in cells, padding, wrapping, and what must not reach a terminal as it stands.
+"""Text as a terminal shows it: width in cells, padding, wrapping, control characters escaped.
 
 A cell is what one ASCII letter takes; CJK letters and most emoji take two, combining marks and joiners none.
 """
@@ -25,7 +25,7 @@ def visible_lines(text: str) -> str:
 
 
 def width(text: str) -> int:
-    """Cells that a line takes on a terminal."""
+    """Return the number of cells that a line takes on a terminal."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len  # imported here: half of all commands show nothing but ASCII

@@ -1,4 +1,4 @@
-"""Entity lines: ``Heat [Action] salt water [Reagent]``, written, read and found again in their source.
+"""Entity lines such as ``Heat [Action] salt water [Reagent]``: parsed, rendered, aligned with their source.
 
 The form is that of Kang et al. 2023, Table 7. A line lists the entities of a source in order of appearance, each followed by
 its label in brackets. Words stand between white space; words in brackets are a label only where the label set has it, so an
@@ -18,7 +18,7 @@ Span = tuple[int, int, str]
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """The words of an entity, one space between them, and its label."""
+    """An entity: its words, one space between them, and its label."""
 
     text: str
     label: str
@@ -34,7 +34,7 @@ def parse_entities(line: str, labels: Sequence[str]) -> list[Entity]:
 
 
 def unlabelled(line: str, labels: Sequence[str]) -> str:
-    """The words at the end of a line that no label follows: empty for a line that is whole."""
+    """Return the words at the end of a line that no label follows: empty for a line that is whole."""
     return _read(line, labels)[1]
 
 
@@ -78,12 +78,12 @@ def align(source: str, entities: Sequence[Entity]) -> tuple[list[Span], int]:
 
 
 def cut_out(source: str, spans: Iterable[Span]) -> list[Entity]:
-    """The entities that spans mark in their source, white space folded: the inverse of `align`."""
+    """Return the entities that spans mark in their source, white space folded: the inverse of `align`."""
     return [Entity(" ".join(source[start:stop].split()), label) for start, stop, label in spans]
 
 
 class _Places:
-    """Where a text stands in a source, as (start, stop): as it is written, and without regard to white space."""
+    """Positions of a text in a source as (start, stop): verbatim, and ignoring white space."""
 
     def __init__(self, source: str, text: str) -> None:
         self._exact = _matches(source, re.escape(text)) if text else []
@@ -91,16 +91,16 @@ class _Places:
         self._loose: list[tuple[int, int]] | None = None
 
     def between(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Places inside ``start:stop``, exact ones where there are any."""
+        """Return the places inside ``start:stop``, exact ones where there are any."""
         inside = [place for place in self._exact if start <= place[0] and place[1] <= stop]
         return inside or [place for place in self.loose() if start <= place[0] and place[1] <= stop]
 
     def anywhere(self) -> list[tuple[int, int]]:
-        """Every place, exact ones first."""
+        """Return every place, exact ones first."""
         return [*self._exact, *self.loose()]
 
     def loose(self) -> list[tuple[int, int]]:
-        """Every place without regard to white space."""
+        """Return every place without regard to white space."""
         if self._loose is None:
             letters = "".join(self._text.split())
             self._loose = _matches(self._source, r"\s*".join(map(re.escape, letters))) if letters else []
@@ -108,12 +108,12 @@ class _Places:
 
 
 def _matches(source: str, pattern: str) -> list[tuple[int, int]]:
-    """Every place of a pattern, overlapping ones included."""
+    """Return the place of every match of a pattern, overlapping ones included."""
     return [found.span(1) for found in re.finditer(f"(?=({pattern}))", source)]
 
 
 def _limits(places: Sequence[_Places], stop: int) -> list[int]:
-    """Per entity, where it must end so that the entities behind it still find room: each one's last place, from the right."""
+    """Return, per entity, the latest stop that leaves room for the entities behind it, from the right."""
     limits = []
     for place in reversed(places):
         limits.append(stop)
@@ -124,7 +124,7 @@ def _limits(places: Sequence[_Places], stop: int) -> list[int]:
 
 
 def _is_whole(source: str, start: int, stop: int) -> bool:
-    """Whether the place does not cut a word in two at either end."""
+    """Return whether the place does not cut a word in two at either end."""
     cuts_before = start > 0 and source[start - 1].isalnum() and source[start].isalnum()
     cuts_behind = stop < len(source) and source[stop - 1].isalnum() and source[stop].isalnum()
     return not cuts_before and not cuts_behind
@@ -154,7 +154,9 @@ def _read(line: str, labels: Sequence[str]) -> tuple[list[Entity], str]:
 
 
 def _length_of_label(words: Sequence[str], at: int, spelled: Mapping[str, str], lengths: Sequence[int]) -> int:
-    """How many words the label in brackets takes that begins there, such as 2 of ``[Body part]``; 0 where there is none."""
+    """Return how many words the label in brackets takes that begins there, such as 2 of ``[Body part]``; 0 where
+    there is none.
+    """
     if words[at][0] != "[":
         return 0
     return next((n for n in lengths if " ".join(words[at : at + n]).upper() in spelled), 0)

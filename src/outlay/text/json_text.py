@@ -1,4 +1,4 @@
-"""Read JSON without its traps: a key twice, half a surrogate pair, numbers of thousands of digits, nesting without end.
+"""Read JSON strictly: duplicate keys, lone surrogates, numbers of thousands of digits and endless nesting are refused.
 
 Standard library only.
 """
@@ -16,7 +16,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class BadJson(ValueError):
-    """Text that is no JSON we read; ``str(e)`` is the reason, ``at_end`` whether the text breaks off."""
+    """Text that is not acceptable JSON; ``str(e)`` is the reason, ``at_end`` says whether the text breaks off."""
 
     def __init__(self, reason: str, *, at_end: bool = False) -> None:
         super().__init__(reason)

@@ -1,4 +1,5 @@
-"""Show values in messages so that what differs can be seen: outer blanks, invisible characters, look-alikes, Unicode forms.
+"""Show values in messages so that differences can be seen: outer blanks, invisible characters, look-alikes, Unicode
+forms.
 
 Standard library only.
 """
@@ -13,9 +14,9 @@ from typing import TypeVar
 T = TypeVar("T", bound=Hashable)
 
 N_CHARS_SHOWN = 60
-"""How much of a value a message quotes."""
+"""Characters of a value that a message quotes."""
 _N_LISTED = 24
-"""How many values of a list a message names."""
+"""Values of a list that a message names."""
 _N_CODE_POINTS = 4
 
 _LATIN_LOOKALIKES = str.maketrans(
@@ -31,7 +32,7 @@ def quoted(text: str, n_chars: int = N_CHARS_SHOWN) -> str:
 
 
 def listed(values: Iterable[str]) -> str:
-    """Quote values with commas between, so that a comma or a blank inside one can be told."""
+    """Quote values with commas between, so that a comma or a blank inside one can be seen."""
     every = list(values)
     shown = ", ".join(quoted(value) for value in every[:_N_LISTED])
     return shown + (f" and {len(every) - _N_LISTED} more" if len(every) > _N_LISTED else "")
@@ -44,7 +45,7 @@ def named(values: Iterable[str]) -> str:
 
 
 def repeats(values: Iterable[T]) -> list[T]:
-    """The values that stand there more than once, each once."""
+    """Return the values that stand there more than once, each once."""
     return [value for value, n in Counter(values).items() if n > 1]
 
 

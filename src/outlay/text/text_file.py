@@ -32,11 +32,11 @@ _BYTE_ORDER_MARKS = {
     b"\xfe\xff": "UTF-16",
 }
 _PACKED_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
-"""What reading a damaged gzip file raises."""
+"""Errors raised by reading a damaged gzip file."""
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file is packed by gzip, by its name."""
+    """Return whether a file is packed by gzip, by its name."""
     return path.name.lower().endswith(".gz")
 
 
@@ -76,7 +76,7 @@ def refuse_zero_bytes(path: Path, text: str, first_line: int = 1) -> None:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """Open a text file for reading, line ends as they are; what goes wrong while it is read is said in one line.
+    """Open a text file for reading, line ends as they are; an error while it is read becomes one line.
 
     Raises:
         MissingData: As `read_text`.
@@ -117,7 +117,7 @@ def _open_bytes(path: Path) -> IO[bytes]:
 
 
 def _head(path: Path, *, packed: bool) -> bytes:
-    """The first bytes, as they lie (``packed``) or unpacked."""
+    """Return the first bytes, as they lie (``packed``) or unpacked."""
     with path.open("rb") if packed else _open_bytes(path) as raw:
         return raw.read(_HEAD_BYTES)
 
@@ -154,7 +154,7 @@ def _what_it_is(path: Path) -> str:
 
 
 def _wide(head: bytes) -> str | None:
-    """The two- or four-byte encoding a file seems to have: by its mark, or by zeros in every second byte."""
+    """Return the two- or four-byte encoding a file seems to have: by its mark, or by zeros in every second byte."""
     for mark, name in _BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return name
@@ -165,7 +165,9 @@ def _wide(head: bytes) -> str | None:
 
 
 def _first_bad_line(path: Path) -> tuple[int, bytes, int, bool, bool]:
-    """Number, bytes and place of the first byte that is no UTF-8; whether nothing follows its line, and UTF-8 came before it."""
+    """Return the line, bytes and offset of the first byte that is no UTF-8, whether nothing follows its line, and
+    whether UTF-8 came before it.
+    """
     has_utf8 = False
     with _open_bytes(path) as raw:
         for number, line in enumerate(raw, start=1):
@@ -179,7 +181,9 @@ def _first_bad_line(path: Path) -> tuple[int, bytes, int, bool, bool]:
 
 
 def _is_cut(rest: bytes, at_least: int) -> bool:
-    """Whether bytes are the beginning of one character in UTF-8, ``at_least`` so many of it, and its end is missing."""
+    """Return whether bytes are the beginning of one character in UTF-8, ``at_least`` so many of it, and its end is
+    missing.
+    """
     first = rest[0]
     length = 2 if 0xC2 <= first < 0xE0 else 3 if 0xE0 <= first < 0xF0 else 4 if 0xF0 <= first < 0xF5 else 0
     return at_least <= len(rest) < length and all(0x80 <= byte < 0xC0 for byte in rest[1:])

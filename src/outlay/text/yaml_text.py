@@ -1,4 +1,4 @@
-"""Read YAML without its traps: YAML 1.2 scalars, numbers that remember how they were written, no key twice, merge keys.
+"""Read YAML strictly: YAML 1.2 scalars, numbers that keep their spelling, no duplicate keys, merge keys.
 
 PyYAML reads YAML 1.1, where ``NO`` is a truth value, ``010`` is 8, ``12:30`` is 750 and ``2024-05-31`` a date. Here only decimal
 numbers (also ``1_000``, but not ``0x1F``), ``true``, ``false`` and ``null`` (also ``~``) are something else than text.
@@ -23,7 +23,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class BadYaml(ValueError):
-    """Text that is no YAML we read; ``str(e)`` is the reason, ``line`` where, None for the whole file."""
+    """Text that is not acceptable YAML; ``str(e)`` is the reason, ``line`` the place, None for the whole file."""
 
     def __init__(self, reason: str, line: int | None = None) -> None:
         super().__init__(reason)
@@ -31,13 +31,13 @@ class BadYaml(ValueError):
 
 
 class WrittenInt(int):
-    """A whole number, and the text it was written as, such as ``010``."""
+    """An integer with its spelling in the file, such as ``010``."""
 
     written: str
 
 
 class WrittenFloat(float):
-    """A number, and the text it was written as, such as ``1.10``."""
+    """A float with its spelling in the file, such as ``1.10``."""
 
     written: str
 
@@ -61,7 +61,7 @@ def plain(value: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Scalars as above, keys as text, merge keys, and no key twice."""
+    """YAML loader: YAML 1.2 scalars, keys as text, merge keys, duplicate keys refused."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Checked before merge keys are resolved: what a mapping overrides is not given twice.

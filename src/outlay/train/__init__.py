@@ -1,4 +1,4 @@
-"""Models, batches, losses, targets and the one training loop.
+"""Training: objectives, losses, the training loop, checkpoints, process groups, a teacher's targets.
 
-With `outlay.export` the only code that imports torch. It knows nothing of money and needs no pydantic.
+Imports nothing of money, and needs no pydantic.
 """

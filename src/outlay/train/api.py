@@ -60,7 +60,7 @@ _NO_LIMIT = 2**20
 
 @dataclass(frozen=True, slots=True)
 class DevTexts:
-    """Dev rows and how to score answers to them, or to the first of them: as many as it is given."""
+    """Dev rows, and the function that scores answers to the first rows, as many as it is given."""
 
     sources: Texts
     score: Callable[[Sequence[str]], float]
@@ -74,7 +74,7 @@ def finetune(
     *,
     dev: DevTexts | None,
     out: Path,
-    watch: TrainContext,
+    context: TrainContext,
 ) -> TrainProgress:
     """Train a model on answers with cross-entropy and write it to ``out``.
 
@@ -86,10 +86,10 @@ def finetune(
         raise ValueError(f"{len(sources)} rows to train on but {len(answers)} answers")
     check(settings, fsdp=current_process().fsdp)
     model, head, tokenizer = load_model(spec)
-    read = head.read(sources)
-    units = head.spell(read, answers)
+    read = head.tokenize(sources)
+    units = head.encode_answers(read, answers)
     return _train(
-        _Pupil(model, head, tokenizer), SupervisedObjective(head, read, units), settings, units, dev, out, watch
+        _Learner(model, head, tokenizer), SupervisedObjective(head, read, units), settings, units, dev, out, context
     )
 
 
@@ -102,7 +102,7 @@ def distil(
     gold: Sequence[str | None] | None = None,
     dev: DevTexts | None,
     out: Path,
-    watch: TrainContext,
+    context: TrainContext,
 ) -> TrainProgress:
     """Train a model on a teacher's stored targets and write it to ``out``.
 
@@ -117,19 +117,19 @@ def distil(
         raise ValueError(f"{len(sources)} pool rows but targets for {len(targets)} rows")
     check(settings, fsdp=current_process().fsdp)
     model, head, tokenizer = load_model(spec)
-    read = head.read(sources)
-    pupil = _Pupil(model, head, tokenizer)
+    read = head.tokenize(sources)
+    learner = _Learner(model, head, tokenizer)
     if targets.kind == "text":
         _only_tokens("the published objective", settings)
         answers = list(targets.answers)
         if gold is not None and settings.gold_weight > 0:
-            answers = [said if known is None else known for said, known in zip(answers, gold, strict=True)]
-        units = head.spell(read, answers)
-        return _train(pupil, SupervisedObjective(head, read, units), settings, units, dev, out, watch)
+            answers = [taught if known is None else known for taught, known in zip(answers, gold, strict=True)]
+        units = head.encode_answers(read, answers)
+        return _train(learner, SupervisedObjective(head, read, units), settings, units, dev, out, context)
     _check_targets(head, targets, settings, model, read)
     mixed = gold_units(head, read, gold) if gold is not None and settings.gold_weight > 0 else None
-    lesson = DistillationObjective(head, read, targets, settings, mixed)
-    return _train(pupil, lesson, settings, mixed or AnswerIds.of([]), dev, out, watch)
+    objective = DistillationObjective(head, read, targets, settings, mixed)
+    return _train(learner, objective, settings, mixed or AnswerIds.of([]), dev, out, context)
 
 
 def teach(
@@ -142,36 +142,36 @@ def teach(
     gauge: WorkMeter,
     vocab_size: int | None = None,
     device_map: str | None = None,
-    stopwatch: Profiler | None = None,
+    profiler: Profiler | None = None,
 ) -> SparseTargets:
-    """The teacher's targets for one block of pool rows, in row order.
+    """Return the teacher's targets for one block of pool rows, in row order.
 
     ``vocab_size``: for ``tokens``, the rows of the vocabulary that teacher and student both have; the rest is padding of the
     teacher's and is left out.
 
     Raises:
-        UsageError: this teacher cannot speak so.
+        UsageError: this teacher cannot give such targets.
     """
-    with part(stopwatch, "load"):
+    with part(profiler, "load"):
         model, head = _loaded_model(model_folder, device_map)
     if target == "text":
-        with part(stopwatch, "speak"):
+        with part(profiler, "speak"):
             return SparseTargets.text_only(_answers(model, head, sources, settings, precision, gauge))
-    head = _speaks(head, target)
-    with part(stopwatch, "data"):
-        read = head.read(sources)
+    head = _head_for(head, target)
+    with part(profiler, "data"):
+        read = head.tokenize(sources)
     builder = TargetsBuilder(
         target, len(read), vocab_size=vocab_size, max_logits=settings.max_logits, tail_mass=settings.tail_mass
     )
     answers = [""] * len(read)
     width = head.form.max_target_tokens if settings.keep_padding and target == "tokens" else None
-    with part(stopwatch, "speak"):
-        for rows, speech in _speeches(model, head, read, settings, precision, gauge, sink=builder.put):
+    with part(profiler, "speak"):
+        for rows, generation in _generations(model, head, read, settings, precision, gauge, sink=builder.put):
             n_kept = None if width is None else np.full(len(rows), width, dtype=np.int64)
-            builder.answer(rows, speech.units, n_kept=n_kept, pad_unit=head.pad_unit)
-            for row, text in zip(rows, head.words(read, rows, speech.units), strict=True):
+            builder.answer(rows, generation.units, n_kept=n_kept, pad_unit=head.pad_unit)
+            for row, text in zip(rows, head.decode(read, rows, generation.units), strict=True):
                 answers[int(row)] = text
-    with part(stopwatch, "keep"):
+    with part(profiler, "keep"):
         return builder.build(answers)
 
 
@@ -185,29 +185,31 @@ def predict(
     batch_size: int = INFERENCE_BATCH,
     device_map: str | None = None,
 ) -> list[str]:
-    """A trained model's answers, in row order; one that writes may write what it will."""
+    """Return a trained model's answers, in row order; a generative model is not held to the labels."""
     model, head = _loaded_model(model_folder, device_map)
     settings = TeachSettings(beams=beams, batch_size=batch_size, answers_from="free")
     return _answers(model, head, sources, settings, precision, gauge)
 
 
 def use_threads(n: int) -> None:
-    """Compute with ``n`` threads from here on: sums depend on it, so it is part of every key."""
+    """Set the number of threads from here on: sums depend on it, so it is part of every key."""
     torch.set_num_threads(n)
 
 
 def count_tokens(ref: str, base: str, form: TaskSpec, sources: Texts) -> list[int]:
-    """Tokens per row as a model of this reference reads them, after truncation, special tokens included."""
-    return [int(n) for n in head_of(ref, base, form).read(sources).encoded.lengths]
+    """Count the tokens of each row as a model of this reference reads them, after truncation, special tokens included."""
+    return [int(n) for n in head_of(ref, base, form).tokenize(sources).encoded.lengths]
 
 
 def count_cut(ref: str, base: str, form: TaskSpec, sources: Texts) -> int:
-    """Rows that are longer than a model of this reference reads."""
-    return head_of(ref, base, form).read(sources).encoded.n_truncated
+    """Count the rows that are longer than a model of this reference reads."""
+    return head_of(ref, base, form).tokenize(sources).encoded.n_truncated
 
 
 def longest_answer(ref: str, base: str, form: TaskSpec) -> int:
-    """Tokens that an answer has at most: none for an encoder; what a model writes need not be a label, so else the limit."""
+    """Return the most tokens of an answer: 0 for an encoder; the limit for a generative model, whose answer need not
+    be a label.
+    """
     head = head_of(ref, base, form)
     return head.form.max_target_tokens if head.target == "tokens" else 0
 
@@ -215,7 +217,8 @@ def longest_answer(ref: str, base: str, form: TaskSpec) -> int:
 def check_model(
     ref: str, base: str, form: TaskSpec, n_segments: int = 1, settings: Sequence[TrainSettings] = ()
 ) -> None:
-    """Whether a model can do the task at all, has room for the text, can spell what it is to answer with, and can be trained so.
+    """Refuse a model that cannot do the task, has no room for the text, cannot spell the answers, or cannot be
+    trained so.
 
     ``n_segments``: the texts that an encoder reads side by side; ``settings``: of each training of it. No weights are read.
 
@@ -237,7 +240,7 @@ def _check_room(head: Head, ref: str, n_segments: int) -> None:
     limit = head.form.max_source_tokens
     wide: Any = copy.copy(head)
     wide.form = replace(head.form, max_source_tokens=_NO_LIMIT)
-    n_around = wide.read([("",) * n_segments]).encoded.n_tokens
+    n_around = wide.tokenize([("",) * n_segments]).encoded.n_tokens
     if limit - n_around < n_segments:
         raise UsageError(
             f"max_source_tokens is {limit:,} for model {ref!r}, and prefix and special tokens take {n_around:,}: no token of a "
@@ -249,7 +252,7 @@ _loaded: dict[tuple[Path, int, str | None], tuple[nn.Module, Head]] = {}
 
 
 def _loaded_model(folder: Path, device_map: str | None) -> tuple[nn.Module, Head]:
-    """`load_saved`, keeping the last model: a teacher speaks block after block."""
+    """Load a saved model, keeping the last one: a teacher pass has block after block."""
     written = max((path.stat().st_mtime_ns for path in folder.glob("*.safetensors")), default=0)
     key = (folder.resolve(), written, device_map)
     if key not in _loaded:
@@ -259,8 +262,8 @@ def _loaded_model(folder: Path, device_map: str | None) -> tuple[nn.Module, Head
     return _loaded[key]
 
 
-def _speaks(head: Head, target: TargetKind) -> Head:
-    """The head through which this model hands over such targets."""
+def _head_for(head: Head, target: TargetKind) -> Head:
+    """Return the head by which this model gives such targets."""
     if head.target == target:
         return head
     if target == "classes" and isinstance(head, GenerationHead) and head.form.kind == "classification":
@@ -272,7 +275,7 @@ def _speaks(head: Head, target: TargetKind) -> Head:
     )
 
 
-def _speeches(
+def _generations(
     model: nn.Module,
     head: Head,
     read: Sources,
@@ -283,7 +286,8 @@ def _speeches(
     sink: LogitSink | None = None,
     shard: ProcessGroup | None = None,
 ) -> Iterator[tuple[Rows, Generation]]:
-    """Batch by batch, largest first; of several processes each takes every n-th batch where ``shard`` is given."""
+    """Yield generations batch by batch, largest first; of several processes each takes every n-th batch where ``shard`` is
+    given."""
     with _inference(model, precision):
         batches = inference_batches(read.encoded.lengths, settings.batch_size, settings.batch_tokens)
         if gauge is not None:
@@ -291,19 +295,19 @@ def _speeches(
         for i, rows in enumerate(batches):
             if shard is not None and i % shard.n_processes != shard.rank:
                 continue
-            speech = head.speak(model, read, rows, settings, sink=sink)
+            generation = head.generate(model, read, rows, settings, sink=sink)
             if gauge is not None:
-                gauge.inferred(speech.n_tokens)
-            yield rows, speech
+                gauge.inferred(generation.n_tokens)
+            yield rows, generation
 
 
 def _answers(
     model: nn.Module, head: Head, sources: Texts, settings: TeachSettings, precision: str, gauge: WorkMeter
 ) -> list[str]:
-    read = head.read(sources)
+    read = head.tokenize(sources)
     answers = [""] * len(read)
-    for rows, speech in _speeches(model, head, read, settings, precision, gauge):
-        for row, text in zip(rows, head.words(read, rows, speech.units), strict=True):
+    for rows, generation in _generations(model, head, read, settings, precision, gauge):
+        for row, text in zip(rows, head.decode(read, rows, generation.units), strict=True):
             answers[int(row)] = text
     return answers
 
@@ -321,8 +325,8 @@ def _inference(model: nn.Module, precision: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pupil:
-    """A model in training, who speaks for it, and its tokenizer."""
+class _Learner:
+    """A model in training, its head and its tokenizer."""
 
     model: nn.Module
     head: Head
@@ -330,74 +334,78 @@ class _Pupil:
 
 
 def _train(
-    pupil: _Pupil,
-    lesson: Objective,
+    learner: _Learner,
+    objective: Objective,
     settings: TrainSettings,
     units: AnswerIds,
     dev: DevTexts | None,
     out: Path,
-    watch: TrainContext,
+    context: TrainContext,
 ) -> TrainProgress:
-    place = current_process()
-    model = pupil.model
+    group = current_process()
+    model = learner.model
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
-    model = compiled(cast(add_adapters(model, settings, fsdp=place.fsdp), settings), settings)
+    model = compiled(cast(add_adapters(model, settings, fsdp=group.fsdp), settings), settings)
     checkpoints = None
     if watch.checkpoints is not None:
         checkpoints = Checkpoints(watch.checkpoints, watch.save_seconds, watch.save_steps)
     progress = fit(
         model,
-        lesson,
+        objective,
         settings,
-        gauge=watch.gauge,
-        dev=None if dev is None else _dev_score(pupil.head, dev, settings, lesson, place),
+        gauge=context.gauge,
+        dev=None if dev is None else _dev_score(learner.head, dev, settings, objective, group),
         checkpoints=checkpoints,
-        audience=Callbacks(watch.on_progress, watch.tracker, watch.stopwatch),
-        place=place,
+        callbacks=Callbacks(context.on_progress, context.tracker, context.profiler),
+        group=group,
     )
     model = merge_adapters(model, settings)
     progress.n_parameters = sum(parameter.numel() for parameter in model.parameters())
     progress.n_answers_cut, progress.n_unaligned = units.n_cut, units.n_unaligned
-    state = place.full_state(model.state_dict()) if place.fsdp else None
-    if place.is_main:
-        save_model(model if place.fsdp else model.to("cpu"), pupil.head, pupil.tokenizer, out, state)
-    place.barrier()
+    state = group.full_state(model.state_dict()) if group.fsdp else None
+    if group.is_main:
+        save_model(model if group.fsdp else model.to("cpu"), learner.head, learner.tokenizer, out, state)
+    group.barrier()
     return progress
 
 
-def _dev_score(head: Head, dev: DevTexts, settings: TrainSettings, lesson: Objective, place: ProcessGroup) -> DevScore:
-    read = head.read(dev.sources[: _n_sampled(head, dev, settings, lesson)])
+def _dev_score(
+    head: Head, dev: DevTexts, settings: TrainSettings, objective: Objective, group: ProcessGroup
+) -> DevScore:
+    read = head.tokenize(dev.sources[: _n_sampled(head, dev, settings, objective)])
     how = TeachSettings(batch_size=INFERENCE_BATCH, answers_from="free")
     # A model that is itself spread over the processes takes all of them for each row.
-    shard = None if place.fsdp else place
+    shard = None if group.fsdp else group
 
     def score(model: nn.Module) -> tuple[float, int]:
-        said: list[tuple[int, str]] = []
+        numbered: list[tuple[int, str]] = []
         n_tokens = 0
-        for rows, speech in _speeches(model, head, read, how, settings.precision, None, shard=shard):
-            said += zip(rows.tolist(), head.words(read, rows, speech.units), strict=True)
-            n_tokens += speech.n_tokens
+        for rows, generation in _generations(model, head, read, how, settings.precision, None, shard=shard):
+            numbered += zip(rows.tolist(), head.decode(read, rows, generation.units), strict=True)
+            n_tokens += generation.n_tokens
         if shard is not None:
-            said, n_tokens = shard.gather(said), sum(shard.gather([n_tokens]))
-        answers = dict(said)
+            numbered, n_tokens = shard.gather(numbered), sum(shard.gather([n_tokens]))
+        answers = dict(numbered)
         return dev.score([answers[row] for row in range(len(read))]), n_tokens
 
     return score
 
 
 _TRAINING_WORK = 3
-"""A token that is trained on costs as much as three that are only read: forward, and twice as much backward."""
+"""Cost of a token trained on, relative to one only read: forward, and twice as much backward."""
 
 
-def _n_sampled(head: Head, dev: DevTexts, settings: TrainSettings, lesson: Objective) -> int:
-    """How many dev rows, the first ones, an evaluation may take to stay within ``eval_share`` of the training's work."""
+def _n_sampled(head: Head, dev: DevTexts, settings: TrainSettings, objective: Objective) -> int:
+    """Return how many dev rows, the first ones, an evaluation may take to stay within ``eval_share`` of the
+    training's work.
+    """
     if settings.eval_share is None:
         return len(dev.sources)
-    n_steps = -(-len(lesson) // settings.batch_size)
-    n_between = lesson.lengths.sum() * (min(settings.eval_steps or n_steps, n_steps) / n_steps)
+    n_steps = -(-len(objective) // settings.batch_size)
+    n_between = objective.lengths.sum() * (min(settings.eval_steps or n_steps, n_steps) / n_steps)
     n_answer = head.form.max_target_tokens if head.target == "tokens" else 0
-    n_tokens = np.cumsum(head.read(dev.sources).encoded.lengths + n_answer)
+    n_tokens = np.cumsum(head.tokenize(dev.sources).encoded.lengths + n_answer)
     return max(1, int(np.searchsorted(n_tokens, settings.eval_share * _TRAINING_WORK * n_between, side="right")))
 
 

@@ -1,4 +1,4 @@
-"""Which rows go together: batches sorted by length, cut by number of rows or by a budget of tokens.
+"""Batches: rows sorted by length, cut by number of rows or by a budget of tokens.
 
 All of it is a pure function of lengths, settings and seed, so that a training finds its batches again where it goes on.
 """
@@ -28,7 +28,7 @@ _POOL_FACTOR = 50
 def training_batches(
     lengths: Rows, batch_size: int, seed: int, epoch: int, *, batch_tokens: int | None = None
 ) -> list[Rows]:
-    """One epoch of length-bucketed batches: every row once, order a pure function of (seed, epoch).
+    """Return one epoch of length-bucketed batches: every row once, order a pure function of (seed, epoch).
 
     Rows are shuffled, sorted by length inside windows of 50 batches, cut into batches, and the batches shuffled: the usual
     length grouping (as in `transformers`' ``group_by_length``), which keeps padding to a few per cent.
@@ -50,7 +50,8 @@ def training_batches(
 
 
 def inference_batches(lengths: Rows, batch_size: int, batch_tokens: int | None = None) -> Iterator[Rows]:
-    """Batches by falling length (ties by row), a pure function of the lengths: the largest comes first and fails first.
+    """Yield batches by falling length (ties by row), a pure function of the lengths: the largest comes first and
+    fails first.
 
     At most ``batch_size`` rows; where ``batch_tokens`` is given, rows times longest row is at most that, and a row that is
     longer is a batch of its own.
@@ -66,7 +67,7 @@ def inference_batches(lengths: Rows, batch_size: int, batch_tokens: int | None =
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The batches of a whole training: how many steps it has, and what each of them takes.
+    """The batches of a whole training: the number of steps, and the rows of each.
 
     With a budget of tokens epochs differ in their number of batches; they are counted when first asked for, which takes some
     20 ms an epoch of 100,000 rows.
@@ -77,7 +78,7 @@ class BatchPlan:
 
     @cached_property
     def n_batches(self) -> tuple[int, ...]:
-        """Of each epoch."""
+        """Batches of each epoch."""
         s = self.settings
         if s.batch_tokens is None:
             return (-(-len(self.lengths) // s.batch_size),) * s.epochs
@@ -90,11 +91,11 @@ class BatchPlan:
 
     @property
     def n_steps(self) -> int:
-        """Of all epochs."""
+        """Steps of all epochs."""
         return self.ends[-1]
 
     def locate(self, step: int) -> tuple[int, int]:
-        """Epoch and batch of a step, all from 0.
+        """Return epoch and batch of a step, all from 0.
 
         Raises:
             IndexError: a step after the last, or before the first.
@@ -105,17 +106,17 @@ class BatchPlan:
         return epoch, step - (self.ends[epoch] - self.n_batches[epoch])
 
     def ends_epoch(self, n_steps: int) -> bool:
-        """Whether an epoch is complete after so many steps."""
+        """Return whether an epoch is complete after so many steps."""
         return n_steps in self.ends
 
     def epoch(self, epoch: int) -> list[Rows]:
-        """The batches of an epoch, as `training_batches` makes them."""
+        """Return the batches of an epoch, as `training_batches` makes them."""
         s = self.settings
         return training_batches(self.lengths, s.batch_size, s.seed, epoch, batch_tokens=s.batch_tokens)
 
 
 def _sorted_in_windows(order: Rows, lengths: Rows, window: int) -> Rows:
-    """Sorted by length inside each ``window`` rows, rows of equal length in the order given."""
+    """Sort rows by length inside each ``window`` of them, rows of equal length in the order given."""
     by_window = np.lexsort((lengths[order], np.arange(len(order)) // window))
     return order[by_window]
 
@@ -123,7 +124,7 @@ def _sorted_in_windows(order: Rows, lengths: Rows, window: int) -> Rows:
 def _cut_by_tokens(
     lengths: Rows, batch_tokens: int, seed: int, epoch: int
 ) -> tuple[Rows, list[int], np.random.RandomState]:
-    """The rows of an epoch in order, where batches are cut, and the generator for what follows.
+    """Return the rows of an epoch in order, where batches are cut, and the generator for what follows.
 
     The generator is numpy's frozen one, whose stream is the same in every version of it.
     """

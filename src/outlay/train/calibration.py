@@ -1,4 +1,4 @@
-"""Measures a machine: short trainings and answers of random models, and the constants that explain their seconds.
+"""Measure a machine: time short trainings and answers of random models, and fit the constants of the cost model.
 
 Every figure comes from the functions that real steps are made of (`outlay.train.api`), so that a constant stands for all that a
 step really does. The constants of `outlay.models.cost_model.Workload` are found by least squares on relative errors, none of them
@@ -52,11 +52,11 @@ INFER_TERMS = ("infer_calls", "infer_flops", "infer_elements", "infer_logits", "
 START_TERMS = ("models", "loaded", "read")
 
 N_WORDS = 400
-"""Different words of the texts, each one token."""
+"""Distinct words of the texts, each one token."""
 MEASURED_SECONDS = 0.4
-"""Of one training, once it is warm."""
+"""Seconds of one training, once it is warm."""
 N_STEPS, N_LEAST, N_WARM = 16, 4, 2
-"""Steps of one training at most, at least, and before they count."""
+"""Steps of one training: at most, at least, and before they count."""
 N_BATCHES = 3
 
 
@@ -72,19 +72,19 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a load took."""
+    """A workload and the seconds it took."""
 
     load: Workload
     seconds: float
 
 
 def encoder_size(n_layers: int, hidden_size: int, vocab_size: int = 4096) -> Size:
-    """An encoder of BERT's proportions."""
+    """Return an encoder of BERT's proportions."""
     return _size("bert", n_layers, hidden_size, 4 * hidden_size, vocab_size)
 
 
 def t5_size(n_layers: int, hidden_size: int, vocab_size: int = 8192) -> Size:
-    """A pair of stacks of T5 v1.1's proportions."""
+    """Return a pair of stacks of T5 v1.1's proportions."""
     return _size("t5", n_layers, hidden_size, 5 * hidden_size // 2, vocab_size)
 
 
@@ -107,7 +107,7 @@ def default_trials() -> list[Trial]:
 
 
 def light_trials() -> list[Trial]:
-    """Small ones that still tell the terms apart, for a precision in which a machine is very slow."""
+    """Return small trials that still determine all terms, for a precision in which a machine is very slow."""
     return [
         Trial(encoder_size(2, 128), 8, 16),
         Trial(encoder_size(1, 192), 8, 32),
@@ -129,7 +129,7 @@ def calibrate(
     precisions: Sequence[str] = ("bf16", "fp32"),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MachineProfile:
-    """Measure this machine with so many threads; ``on_progress`` is told how many of all measurements are done."""
+    """Measure this machine with so many threads; ``on_progress`` gets the number of measurements done and of all."""
     measured = {precision: Measured() for precision in precisions}
     ratio = measure_bf16_ratio()
     chosen = {each: _trials(each, ratio) if trials is None else trials for each in precisions}
@@ -160,7 +160,7 @@ def calibrate(
 
 
 def fit_terms(samples: Sequence[Sample], terms: Sequence[str]) -> dict[str, float]:
-    """Seconds of one unit of each term by `least_relative_squares`; 0 for a term that no sample has."""
+    """Fit the seconds of one unit of each term by `least_relative_squares`; 0 for a term that no sample has."""
     columns = [TERMS.index(term) for term in terms]
     asked = np.array([astuple(sample.load) for sample in samples], dtype=np.float64)[:, columns]
     found = least_relative_squares(asked, np.array([sample.seconds for sample in samples]))
@@ -168,7 +168,8 @@ def fit_terms(samples: Sequence[Sample], terms: Sequence[str]) -> dict[str, floa
 
 
 def least_relative_squares(amounts: Matrix, seconds: Matrix) -> Matrix:
-    """Constants ``[K]``, none below 0, with the least sum of squares of ``amounts @ constants / seconds - 1``.
+    """Return the constants ``[K]``, none below 0, with the least sum of squares of ``amounts @ constants / seconds -
+    1``.
 
     ``amounts``: ``[N, K]``, K small; ``seconds``: ``[N]``, above 0. The best of the unconstrained solutions over all subsets of
     the K columns: exact.
@@ -190,16 +191,16 @@ def least_relative_squares(amounts: Matrix, seconds: Matrix) -> Matrix:
 
 
 def answer_lengths(ref: str, base: str, form: TaskSpec, answers: Sequence[str]) -> list[int]:
-    """Tokens of each answer as a model of this reference writes it, cut to the limit; 0 for an encoder, which writes none."""
+    """Count the tokens of each answer as a model of this reference encodes it, cut to the limit; 0 for an encoder."""
     head = head_of(ref, base, form)
     if head.target != "tokens":
         return [0] * len(answers)
-    return [int(n) for n in head.spell(head.read([]), answers).lengths]
+    return [int(n) for n in head.encode_answers(head.tokenize([]), answers).lengths]
 
 
 @dataclass(slots=True)
 class Measured:
-    """Samples of one precision, by what they can tell."""
+    """Samples of one precision, by the constants they determine."""
 
     training: list[Sample] = field(default_factory=list)
     inference: list[Sample] = field(default_factory=list)
@@ -207,7 +208,7 @@ class Measured:
     starting: list[Sample] = field(default_factory=list)
 
     def constants(self, started: Sequence[Sample]) -> dict[str, float]:
-        """Of every term; ``started``: what starts took, of all precisions."""
+        """Return the constants of all terms; ``started``: the seconds of starts, of all precisions."""
         found = dict.fromkeys(TERMS, 0.0)
         found |= fit_terms(self.training, TRAIN_TERMS)
         found |= fit_terms(self.inference, INFER_TERMS)
@@ -240,7 +241,7 @@ class _Clock(TokenCounter):
         self._note(n_tokens)
 
     def inferred(self, n_tokens: int) -> None:
-        """Note a batch; one of no tokens says only that answering begins."""
+        """Note a batch; one of no tokens only marks the start of answering."""
         if n_tokens:
             self._note(n_tokens)
 
@@ -251,7 +252,7 @@ class _Clock(TokenCounter):
         self.n_tokens.append(n_tokens)
 
     def each(self, n_warm: int) -> float:
-        """Seconds of a step or batch once it is warm: the median."""
+        """Return the median seconds of a step or batch once it is warm."""
         return float(np.median(np.diff(self.done[n_warm - 1 :])))
 
 
@@ -266,21 +267,23 @@ class _Lab:
         self._corpus = Corpus([" ".join(self._words)] * 2, [])
 
     def train(self, trial: Trial, precision: str, measured: Measured) -> None:
-        """Some steps of fine-tuning; what goes before the first and behind the last is the start."""
+        """Time some steps of fine-tuning; the time before the first and after the last is the start."""
         n_rows = N_STEPS * trial.n_rows
         settings = TrainSettings(epochs=1, batch_size=trial.n_rows, learning_rate=1e-4, precision=precision)
         spec, reader = self._spec(trial), _reader(trial)
         sources, answers = self._rows(trial, n_rows)
         out, clock = self._folder / "out", _Clock()
         out.mkdir(exist_ok=True)
-        finetune(spec, sources, answers, settings, dev=None, out=out, watch=TrainContext(clock))
+        finetune(spec, sources, answers, settings, dev=None, out=out, context=TrainContext(clock))
         total, each = time.perf_counter() - clock.began, clock.each(N_WARM)
         step = training_load(reader, _lengths(trial, trial.n_rows), settings)
         measured.training.append(Sample(step, each))
         measured.starting.append(Sample(starting_load(reader, _lengths(trial, n_rows)), total - len(clock.done) * each))
 
     def answer(self, trial: Trial, precision: str, measured: Measured) -> None:
-        """Some batches of answers, by the model that was just trained; and where it writes, a batch whose logits are kept."""
+        """Time some batches of answers by the model just trained; of one that generates, also a batch whose logits
+        are kept.
+        """
         n_rows = N_BATCHES * trial.n_rows
         folder, reader = self._folder / "out", _reader(trial)
         sources, _ = self._rows(trial, n_rows)
@@ -308,7 +311,9 @@ class _Lab:
         return TaskSpec("classification", ("no", "yes"), trial.source, 1)
 
     def _rows(self, trial: Trial, n: int) -> tuple[list[tuple[str, ...]], list[str]]:
-        """Texts with more words than tokens may be read, so that each is cut to the same length; answers likewise."""
+        """Return texts with more words than tokens may be read, so that each is cut to the same length; answers
+        likewise.
+        """
         draw = random.Random(0)
         sources: list[tuple[str, ...]] = [(" ".join(draw.choices(self._words, k=trial.source)),) for _ in range(n)]
         if not trial.answer:

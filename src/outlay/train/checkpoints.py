@@ -24,7 +24,8 @@ from outlay.train.state import TrainState
 
 
 class Checkpoints:
-    """A training's checkpoint in a folder: weights, best weights and optimiser moments as safetensors, the rest as JSON.
+    """A training's checkpoints in a folder: weights, best weights and optimiser moments as safetensors, the rest as
+    JSON.
 
     A new one is written beside the old one and renamed, so that a kill at any moment leaves one whole checkpoint. Several
     processes write one, as a single process would; all of them read it, so the folder must be on a disk they share.
@@ -37,29 +38,29 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def wanted_at(self, step: int) -> bool:
-        """Whether one is asked for at optimiser step ``step``, whatever the time."""
+        """Return whether one is asked for at optimiser step ``step``, whatever the time."""
         return self._every_steps is not None and step % self._every_steps == 0
 
-    def maybe_save(self, training: TrainState, place: ProcessGroup) -> None:
+    def maybe_save(self, training: TrainState, group: ProcessGroup) -> None:
         """Save when the last checkpoint is older than ``every_seconds``, and at every ``every_steps``-th optimiser step.
 
         Raises:
             DiskFull: no room left.
         """
         due = self.wanted_at(training.progress.step) or time.monotonic() - self._last >= self._every_seconds
-        if not place.main_says(int(due)):
+        if not group.broadcast(int(due)):
             return
-        self._save(training, place)
+        self._save(training, group)
         self._last = time.monotonic()
 
-    def load(self, training: TrainState, place: ProcessGroup) -> None:
+    def load(self, training: TrainState, group: ProcessGroup) -> None:
         """Go on from the newest whole checkpoint; without one nothing changes.
 
         Raises:
             TrainingError: processes that see different checkpoints.
         """
         newest = newest_checkpoint(self._folder)
-        seen = place.gather(["none" if newest is None else newest.name])
+        seen = group.gather(["none" if newest is None else newest.name])
         if len(set(seen)) > 1:
             raise TrainingError(
                 f"the processes see different checkpoints ({', '.join(seen)}) below {self._folder}; put it on a disk they share"
@@ -75,15 +76,15 @@ class Checkpoints:
         training.gauge.restore(state["gauge"])
         training.progress = TrainProgress(**state["progress"])
 
-    def _save(self, training: TrainState, place: ProcessGroup) -> None:
+    def _save(self, training: TrainState, group: ProcessGroup) -> None:
         tensors, numbers = _optimizer_state(training.optimizer)
-        parts = {"model": place.full_state(trained_state(training.model)), "optimizer": place.full_state(tensors)}
+        parts = {"model": group.full_state(trained_state(training.model)), "optimizer": group.full_state(tensors)}
         if training.best is not None:
-            parts["best"] = place.full_state(training.best)
-        if place.is_main:
+            parts["best"] = group.full_state(training.best)
+        if group.is_main:
             state = {"progress": asdict(training.progress), "gauge": training.gauge.state(), "optimizer": numbers}
             self._write(f"step-{training.progress.step}", parts, state)
-        place.barrier()
+        group.barrier()
 
     def _write(self, name: str, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         new = self._folder / f"{name}.tmp"
@@ -106,12 +107,12 @@ class Checkpoints:
 
 
 def _dealt(whole: dict[str, Tensor], now: dict[str, Any]) -> dict[str, Tensor]:
-    """Whole tensors, dealt among the processes as those of the same name are now."""
+    """Return whole tensors, sharded as those of the same name are now."""
     return {name: like(tensor, now[name]) for name, tensor in whole.items()}
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and numbers by ``parameter index.name``."""
+    """Return the tensors and numbers by ``parameter index.name``."""
     flat = {
         f"{index}.{name}": value
         for index, slots in optimizer.state_dict()["state"].items()
@@ -122,7 +123,7 @@ def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    """What is kept of a parameter element by element is dealt among the processes as the parameter is."""
+    """Load optimiser state; a parameter's elementwise state is sharded as the parameter is."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **numbers}.items():

@@ -1,4 +1,4 @@
-"""Where this process stands among those that train together: one, several with a copy of the model each, or shards (FSDP).
+"""The group of processes that train together: one, several with a copy of the model each, or shards (FSDP).
 
 One code path for all: with one process every function here is the identity. Processes are started by `torchrun` or
 `accelerate launch`; `accelerate` reads their environment and opens the process group.
@@ -29,14 +29,14 @@ T = TypeVar("T")
 FSDP_SWITCH = "ACCELERATE_USE_FSDP"
 
 _BUCKET_BYTES = 64 * 2**20
-"""Gradients summed in one message: large enough that latency does not count, small beside the model."""
+"""Bytes of gradients in one message: large enough that latency does not count, small beside the model."""
 
 _PATIENCE = timedelta(hours=1)
-"""How long processes wait for each other: the main one may score a dev set or write a large model meanwhile."""
+"""Timeout of a collective operation: the main process may score a dev set or write a large model meanwhile."""
 
 
 class ProcessGroup:
-    """One of ``n_processes`` processes, on its ``device``; ``fsdp``: the model's weights are dealt among them."""
+    """The process group, seen from one of its ``n_processes`` on its ``device``; ``fsdp``: the weights are sharded among them."""
 
     def __init__(self, state: PartialState, *, fsdp: bool = False) -> None:
         self.device: torch.device = state.device
@@ -46,34 +46,34 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes, tells and decides."""
+        """Return whether this process writes, reports and decides for all."""
         return self.rank == 0
 
-    # Words between processes.
+    # Communication.
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         if self.n_processes > 1:
             dist.barrier()
 
-    def main_says(self, number: int) -> int:
-        """The main process's number, on every process."""
+    def broadcast(self, number: int) -> int:
+        """Return the main process's number, on every process."""
         if self.n_processes == 1:
             return number
-        told = torch.tensor([number], device=self.device)
-        dist.broadcast(told, src=0)
-        return int(told.item())
+        shared = torch.tensor([number], device=self.device)
+        dist.broadcast(shared, src=0)
+        return int(shared.item())
 
     def gather(self, local: list[T]) -> list[T]:
-        """The lists of all processes one after another in rank order, on every process."""
+        """Return the lists of all processes one after another in rank order, on every process."""
         if self.n_processes == 1:
             return local
         every: list[list[T]] = [[] for _ in range(self.n_processes)]
         dist.all_gather_object(every, local)
         return [each for part in every for each in part]
 
-    def total(self, values: Tensor) -> Tensor:
-        """Each of ``values`` ``[n]`` summed over all processes, float64 on this process's device."""
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Sum ``values`` ``[n]`` over all processes, float64 on this process's device."""
         summed = values.detach().to(self.device, torch.float64)
         if self.n_processes > 1:
             dist.all_reduce(summed)
@@ -82,9 +82,10 @@ class ProcessGroup:
     # Models.
 
     def prepare(self, model: nn.Module) -> None:
-        """Move the model to this process's device; make all copies equal to the main one's, or deal its weights (FSDP2).
+        """Move the model to this process's device, and make all copies equal to the main process's, or shard its
+        weights (FSDP2).
 
-        With ``fsdp`` every block that the model says must not be split (``_no_split_modules``) is gathered for its own forward
+        With ``fsdp`` every block that the model names as not to be split (``_no_split_modules``) is gathered for its own forward
         and backward pass only; the parameters become `DTensor`, so make the optimiser after this.
         """
         if self.fsdp:
@@ -111,7 +112,9 @@ class ProcessGroup:
                 gradient.mul_(factor)
 
     def full_state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Own, whole, contiguous copies on the CPU of the main process; every process must call, the others get nothing."""
+        """Return whole, contiguous copies on the CPU of the main process; every process must call, the others get
+        nothing.
+        """
         whole: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -122,9 +125,9 @@ class ProcessGroup:
 
 @cache
 def current_process() -> ProcessGroup:
-    """This process's place, as its environment says; the same object at every call.
+    """Return the process group that the environment describes; the same object at every call.
 
-    The weights are dealt among the processes where `FSDP_SWITCH` is ``true`` in the environment, as
+    The weights are sharded where `FSDP_SWITCH` is ``true`` in the environment, as
     `accelerate launch --use_fsdp` sets it.
 
     Raises:
@@ -134,14 +137,14 @@ def current_process() -> ProcessGroup:
 
 
 def like(whole: Tensor, tensor: Tensor) -> Tensor:
-    """``whole``, dealt among the processes as ``tensor`` is; each takes its part of what it has read itself."""
+    """Return ``whole`` sharded as ``tensor`` is; each process takes its part of its own copy."""
     if isinstance(tensor, DTensor):
         return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
     return whole
 
 
 def _process_state() -> PartialState:
-    """Accelerate's word on this process, and the process group opened; the number of threads stays ours to set."""
+    """Return Accelerate's state of this process, with the process group open; the number of threads stays as it was."""
     from accelerate.state import PartialState
 
     n_threads = torch.get_num_threads()
@@ -182,12 +185,12 @@ def _shard(model: nn.Module, n_processes: int, device: torch.device) -> None:
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
     if hasattr(model, "generate"):
-        # `generate` calls parts of the model directly; without this the root's own weights would still be dealt out.
+        # `generate` calls parts of the model directly; without this the root's own weights would still be sharded.
         register_fsdp_forward_method(model, "generate")
 
 
 def _buckets(gradients: list[Tensor]) -> Iterable[list[Tensor]]:
-    """Runs of gradients of one dtype, of about `_BUCKET_BYTES` each."""
+    """Yield runs of gradients of one dtype, of about `_BUCKET_BYTES` each."""
     bucket: list[Tensor] = []
     n_bytes = 0
     for gradient in gradients:

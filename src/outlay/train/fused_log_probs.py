@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CPU_CHUNK = 1 << 18
-"""Logits looked at together on a CPU, per thread: 1 MiB of float32, about what the cache of one core holds."""
+"""Logits in one chunk on a CPU, per thread: 1 MiB of float32, about what the cache of one core holds."""
 
 ACCELERATOR_CHUNK = 1 << 25
-"""Logits looked at together elsewhere: 128 MiB of float32, beside which the start of a kernel takes no time."""
+"""Logits in one chunk elsewhere: 128 MiB of float32, beside which the start of a kernel takes no time."""
 
 _NO_LOGIT = -1e30
-"""Stands for a logit that is not there; finite, so that no gradient becomes 0 x inf."""
+"""Value of an absent logit; finite, so that no gradient becomes 0 x inf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,34 +44,36 @@ class Segments:
 
     @classmethod
     def of(cls, entries: Tensor, n: int, width: int | None = None) -> Segments:
-        """Runs of ``entries``, ``n`` of them."""
+        """Split ``entries`` into ``n`` runs."""
         edges = torch.arange(n + 1, device=entries.device)
         return cls(entries, torch.searchsorted(entries, edges) if width is None else edges * width, width)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sums ``[N]`` of ``values`` ``[M]``; in a fixed order, so that equal values give equal bits on a GPU too."""
+        """Return the sums ``[N]`` of ``values`` ``[M]``; in a fixed order, so that equal values give equal bits on a
+        GPU too.
+        """
         if self.width is not None:
             return values.view(len(self.offsets) - 1, self.width).sum(-1)
         return torch.segment_reduce(values, "sum", offsets=self.offsets, unsafe=True)
 
     def amax(self, values: Tensor) -> Tensor:
-        """Largest of each run, ``[N]``."""
+        """Return the largest value of each run, ``[N]``."""
         if self.width is not None:
             return values.view(len(self.offsets) - 1, self.width).amax(-1)
         return torch.segment_reduce(values, "max", offsets=self.offsets, unsafe=True)
 
     def amin(self, values: Tensor) -> Tensor:
-        """Smallest of each run, ``[N]``."""
+        """Return the smallest value of each run, ``[N]``."""
         return -self.amax(-values)
 
     def spread(self, values: Tensor) -> Tensor:
-        """``[M]``: each value of a run gets that of its position in ``values`` ``[N]``."""
+        """Repeat ``values`` ``[N]`` over their runs, ``[M]``."""
         if self.width is not None:
             return values.unsqueeze(-1).expand(-1, self.width).reshape(-1)
         return values[self.entries]
 
     def bounds(self, start: int, stop: int) -> tuple[int, int] | None:
-        """Which values the runs ``start:stop`` have; ``None`` where a GPU would have to be waited for to tell."""
+        """Return the range of values of the runs ``start:stop``; ``None`` where reading it would wait for a GPU."""
         if self.width is not None:
             return start * self.width, stop * self.width
         if self.offsets.device.type != "cpu":
@@ -106,7 +108,8 @@ class Cells:
 
 
 def log_probabilities(logits: Tensor, cells: Cells, temperature: float) -> tuple[Tensor, Tensor | None]:
-    """log q of the named classes ``[M]`` and of the tail ``[N]`` (``None`` where ``cells`` are complete), q = softmax(z / T).
+    """Return log q of the named classes ``[M]`` and of the tail ``[N]`` (``None`` where ``cells`` are complete), q =
+    softmax(z / T).
 
     Rows that do not count are not read, and their gradient is 0. A row whose classes are all named although the cells are not
     complete has some -10^30 for its tail. A graph gives its gradient once: the backward pass works in the forward pass's buffer.
@@ -123,14 +126,16 @@ def log_probabilities(logits: Tensor, cells: Cells, temperature: float) -> tuple
 
 
 def least_of_tail(logits: Tensor, cells: Cells, temperature: float) -> tuple[Tensor, Tensor]:
-    """Smallest z / T of the tail, and log Σ exp(z / T) over it, each ``[N]``; the smallest is inf where there is no tail."""
+    """Return the smallest z / T of the tail, and log Σ exp(z / T) over it, each ``[N]``; the smallest is inf where
+    there is no tail.
+    """
     least = [block.amin(-1) for _, block in _chunks(logits, cells, temperature, float("inf"))]
     none = torch.zeros(0, dtype=working_dtype(logits), device=logits.device)
     return torch.cat([none, *least]), _tail(logits, cells, temperature, None)
 
 
 def working_dtype(logits: Tensor) -> torch.dtype:
-    """What is computed in: float32, or float64 where the logits are."""
+    """Return the dtype of the arithmetic: float32, or float64 where the logits are."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
@@ -151,7 +156,9 @@ class _LogProbabilities(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_log_q: Tensor, d_log_q_tail: Tensor | None) -> tuple[Tensor, None, None]:
-        """With g the gradient of the log-probabilities: ∂/∂(z_k / T) = g_k - q_k Σ g, the tail being one class."""
+        """Return the gradient of the logits: with g the gradient of the log-probabilities, ∂/∂(z_k / T) = g_k - q_k Σ
+        g, the tail being one class.
+        """
         cells, segments = ctx.cells, ctx.cells.segments
         shape, log_q, log_q_tail = ctx.saved_tensors
         total = segments.sum(d_log_q)
@@ -172,7 +179,7 @@ class _LogProbabilities(torch.autograd.Function):
 
 
 def _whole_rows(d_named: Tensor, cells: Cells, size: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The gradient ``[R, V]`` of complete cells from that of its classes ``[M]``."""
+    """Return the gradient ``[R, V]`` of complete cells from that of its classes ``[M]``."""
     shape = (cells.n, size[1])
     values, indices = d_named.to(dtype).view(shape), cells.indices.view(shape)
     rows = torch.empty_like(values).scatter_(-1, indices, values)
@@ -180,7 +187,7 @@ def _whole_rows(d_named: Tensor, cells: Cells, size: torch.Size, dtype: torch.dt
 
 
 def _named(logits: Tensor, cells: Cells, temperature: float) -> Tensor:
-    """z / T of the named classes, ``[M]``."""
+    """Return z / T of the named classes, ``[M]``."""
     if cells.complete:
         rows = logits if cells.rows is None else logits.index_select(0, cells.rows)
         named = rows.gather(-1, cells.indices.view(rows.shape)).view(-1)
@@ -190,7 +197,7 @@ def _named(logits: Tensor, cells: Cells, temperature: float) -> Tensor:
 
 
 def _normalised(named: Tensor, tail: Tensor | None, segments: Segments) -> tuple[Tensor, Tensor | None]:
-    """Log-softmax over each position's named classes and tail."""
+    """Return log-softmax over each position's named classes and tail."""
     top = segments.amax(named)
     if tail is None:
         named = named - segments.spread(top)
@@ -202,7 +209,8 @@ def _normalised(named: Tensor, tail: Tensor | None, segments: Segments) -> tuple
 
 
 def _tail(logits: Tensor, cells: Cells, temperature: float, shape: Tensor | None) -> Tensor:
-    """log Σ exp(z / T) over the tail, ``[N]``; into the rows of ``shape`` ``[R, V]`` that count goes the softmax over the tail.
+    """Return log Σ exp(z / T) over the tail, ``[N]``; into the rows of ``shape`` ``[R, V]`` that count goes the
+    softmax over the tail.
 
     Summed from the tail's own exponentials and under its own largest logit: 1 - Σ q would lose it, and its gradient, to rounding.
     """
@@ -226,7 +234,9 @@ def _tail(logits: Tensor, cells: Cells, temperature: float, shape: Tensor | None
 
 
 def _chunks(logits: Tensor, cells: Cells, temperature: float, fill: float) -> Iterator[tuple[slice, Tensor]]:
-    """z / T of some rows that count at a time, ``[n, V]``, with ``fill`` at the named classes. One buffer serves all."""
+    """Yield z / T of some rows that count at a time, ``[n, V]``, with ``fill`` at the named classes. One buffer
+    serves all.
+    """
     n_classes, size = logits.shape[1], _rows_per_chunk(logits)
     flat = cells.segments.entries * n_classes + cells.indices
     # One element more than the rows take: what is to be filled in other chunks goes there.
@@ -252,6 +262,8 @@ def _chunks(logits: Tensor, cells: Cells, temperature: float, fill: float) -> It
 
 
 def _rows_per_chunk(logits: Tensor) -> int:
-    """Rows are computed apart from one another, so that their number does not change a result."""
+    """Return the number of rows in a chunk; rows are computed apart from one another, so that it does not change a
+    result.
+    """
     chunk = CPU_CHUNK * torch.get_num_threads() if logits.device.type == "cpu" else ACCELERATOR_CHUNK
     return max(1, chunk // max(1, logits.shape[1]))

@@ -1,6 +1,6 @@
 """`python -m outlay.train.launch`: torch's own launcher (`python -m torch.distributed.run`) without its report of a failure.
 
-Each process has said in one line what was wrong; the report would bury it.
+Each process has printed its error in one line; the report would bury it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from outlay.library_warnings import hide_deprecations
 
 
 def main(arguments: list[str]) -> int:
-    """Start the processes and wait for them; the exit code of the first that failed, 130 after Ctrl-C."""
+    """Start the processes and wait for them; return the exit code of the first that failed, 130 after Ctrl-C."""
     hide_deprecations()
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -1,6 +1,6 @@
-"""The one training loop: steps of a lesson, warm-up and linear decay, early stop, exact resume; one process or several.
+"""The training loop: steps of an objective, warm-up and linear decay, early stop, exact resume; one process or several.
 
-Everything random at optimiser step i is a function of (seed, i, process, piece of the step), so that a killed training that goes
+Everything random at optimiser step i is a function of (seed, i, process, micro-batch), so that a killed training that goes
 on from its checkpoint takes bit for bit the steps it would have taken (with equal threads, processes and libraries). On a GPU the
 host runs ahead of it: losses are read off `_READ_EVERY` steps at a time, and nothing else in a step waits for the device.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from outlay.errors import TrainingError, UsageError
-from outlay.models.peft import eagerly, load_trained_state, trained_state
+from outlay.models.peft import load_trained_state, trained_state, without_compile
 from outlay.settings import TrainSettings
 from outlay.train.checkpoints import Checkpoints
 from outlay.train.distributed import ProcessGroup, current_process
@@ -36,19 +36,22 @@ if TYPE_CHECKING:
     from outlay.train.trackers import Tracker
 
 _READ_EVERY = 16
-"""Steps between two looks at what a GPU has computed, and between two questions to the gauge of several processes."""
+"""Steps between two readings of losses on a GPU, and between two questions of several processes to the work meter."""
 
 DevScore = Callable[[nn.Module], tuple[float, int]]
-"""``model -> (score, tokens that went forward over all processes)``; larger scores are better. Every process calls it, in eval
-mode and without gradients, and gets the same answer; it reports no tokens to a gauge, the loop does."""
+"""``model -> (score, tokens that went forward over all processes)``; larger scores are better. Every process calls
+it, in eval mode and without gradients, and gets the same answer; it reports no tokens to a meter, the loop does.
+"""
 
 
 class Objective(Protocol):
-    """A training set, and what is learnt from it."""
+    """A training set and its loss."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row that go through the model, int64 ``[rows]``: what is paid for, and what batches are sorted by."""
+        """Tokens of each row that go through the model, int64 ``[rows]``: the cost of a row, and the length that
+        batches are sorted by.
+        """
         ...
 
     @property
@@ -57,15 +60,15 @@ class Objective(Protocol):
         ...
 
     def __len__(self) -> int:
-        """Rows."""
+        """Return the number of rows."""
         ...
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """All that `loss` needs of some rows, at least one, on the CPU; a pure function of the rows, called from any thread."""
+        """Return the batch of some rows, at least one, on the CPU; a pure function of the rows, called from any thread."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> LossSum:
-        """Of a `batch` that is on the model's device; the loop calls it under its autocast.
+        """Return the loss of a `batch` that is on the model's device; the loop calls it under its autocast.
 
         Which parameters get a gradient must not depend on the rows.
         """
@@ -74,50 +77,50 @@ class Objective(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """Who is told of a training: its main process's listener and tracker, and a stopwatch."""
+    """Callbacks of a training: the progress callback and tracker of its main process, and a profiler."""
 
     on_progress: OnProgress | None = None
     tracker: Tracker | None = None
-    stopwatch: Profiler | None = None
+    profiler: Profiler | None = None
 
 
 def fit(
     model: nn.Module,
-    lesson: Objective,
+    objective: Objective,
     settings: TrainSettings,
     *,
     gauge: WorkMeter,
     dev: DevScore | None = None,
     checkpoints: Checkpoints | None = None,
-    audience: Callbacks | None = None,
-    place: ProcessGroup | None = None,
+    callbacks: Callbacks | None = None,
+    group: ProcessGroup | None = None,
 ) -> TrainProgress:
     """Train ``model`` in place and leave in it the best weights by dev score (the last ones where there is no dev set).
 
     Linear warm-up then linear decay to zero over all planned steps, gradient clipping by global norm. A step's gradient is that
-    of the loss averaged over the positions of all its rows, however they are dealt to processes and forward passes. ``place``
+    of the loss averaged over the positions of all its rows, however they are split among processes and forward passes. ``group``
     defaults to this process's; the model is moved to it. Every process must call with the same arguments.
 
     Raises:
-        TrainingError: no rows, a loss that is not finite, a gauge that refuses the first step, or checkpoints that differ between
+        TrainingError: no rows, a loss that is not finite, a meter that refuses the first step, or checkpoints that differ between
             processes.
         UsageError: an optimiser, or gradient checkpointing, that cannot be had here.
     """
-    if len(lesson) == 0:
+    if len(objective) == 0:
         raise TrainingError("nothing to train on: 0 rows; buy labels or hand in a pool")
-    place = current_process() if place is None else place
-    place.prepare(model)
-    plan = TrainSchedule(lesson.lengths, settings, place)
+    group = current_process() if group is None else group
+    group.prepare(model)
+    schedule = TrainSchedule(objective.lengths, settings, group)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    progress = TrainProgress(n_parameters=n_parameters, n_truncated=lesson.n_truncated)
+    progress = TrainProgress(n_parameters=n_parameters, n_truncated=objective.n_truncated)
     training = TrainState(model, make_optimizer(model, settings), gauge, progress)
     if checkpoints is not None:
-        checkpoints.load(training, place)
+        checkpoints.load(training, group)
     if settings.gradient_checkpointing:
-        _compute_twice(model, True)
-    _Run(training, lesson, plan, dev, checkpoints, audience or Callbacks()).go()
+        _set_gradient_checkpointing(model, True)
+    _Run(training, objective, schedule, dev, checkpoints, callbacks or Callbacks()).go()
     if settings.gradient_checkpointing:
-        _compute_twice(model, False)
+        _set_gradient_checkpointing(model, False)
     if training.best is not None:
         load_trained_state(model, training.best)
     return training.progress
@@ -125,34 +128,34 @@ def fit(
 
 @dataclass
 class _Run:
-    """From where ``training`` stands to its end."""
+    """A training from its present state to its end."""
 
     training: TrainState
-    lesson: Objective
-    plan: TrainSchedule
+    objective: Objective
+    schedule: TrainSchedule
     dev: DevScore | None
     checkpoints: Checkpoints | None
-    audience: Callbacks
+    callbacks: Callbacks
     unread: list[tuple[int, Tensor]] = field(default_factory=list)
     """Steps whose loss is still on the device: the step, and its loss, float64 scalar."""
     n_allowed: int = 0
-    """Steps that the gauge has let through and that were not taken yet."""
+    """Steps that the meter has allowed and that were not taken yet."""
 
     def go(self) -> None:
         """Take the steps that are left."""
-        training, plan, watch = self.training, self.plan, self.audience.stopwatch
+        training, schedule, profiler = self.training, self.schedule, self.callbacks.profiler
         progress = training.progress
-        feeder = BatchPrefetcher(self.lesson, plan.pieces, plan.n_steps, plan.place.device)
+        feeder = BatchPrefetcher(self.objective, schedule.micro_batches, schedule.n_steps, schedule.group.device)
         training.model.train()
         with ExitStack() as stack:
             stack.callback(feeder.close)
-            if watch is not None:
-                stack.callback(watch.stop)
+            if profiler is not None:
+                stack.callback(profiler.stop)
             while progress.stopped is None:
                 if not self._may_go_on():
                     progress.stopped = "limit"
                     break
-                with part(watch, "data"):
+                with part(profiler, "data"):
                     batches = feeder.take(progress.step)
                 self._step(batches)
                 self._after(progress.step - 1)
@@ -165,90 +168,92 @@ class _Run:
                 self._evaluate()
 
     def _may_go_on(self) -> bool:
-        """The main process's gauge is asked; of several processes for some steps together, so that they need not wait for it."""
-        plan, step = self.plan, self.training.progress.step
+        """Return whether the main process's meter allows the next step; several processes ask for some steps together, so
+        that they need not wait for it.
+        """
+        schedule, step = self.schedule, self.training.progress.step
         if self.n_allowed == 0:
-            ahead = min(_READ_EVERY if plan.place.n_processes > 1 else 1, plan.n_steps - step)
-            n_tokens = np.cumsum([plan.n_tokens(step + i) for i in range(ahead)])
+            ahead = min(_READ_EVERY if schedule.group.n_processes > 1 else 1, schedule.n_steps - step)
+            n_tokens = np.cumsum([schedule.n_tokens(step + i) for i in range(ahead)])
             allowed = next((i for i in range(ahead, 0, -1) if self.training.gauge.may_train(int(n_tokens[i - 1]))), 0)
-            self.n_allowed = plan.place.main_says(allowed)
+            self.n_allowed = schedule.group.broadcast(allowed)
         return self.n_allowed > 0
 
     def _step(self, batches: Sequence[Batch]) -> None:
-        """One optimiser step.
+        """Take one optimiser step.
 
         The backward passes divide by the number of rows; what that differs from the number of positions, known only after the
         last forward pass of the last process, is put right in the gradients. One position per row needs no correction.
         """
-        training, plan, watch = self.training, self.plan, self.audience.stopwatch
-        model, place, step = training.model, plan.place, training.progress.step
-        n_rows = len(plan.rows(step))
+        training, schedule, profiler = self.training, self.schedule, self.callbacks.profiler
+        model, group, step = training.model, schedule.group, training.progress.step
+        n_rows = len(schedule.rows(step))
         sums: list[Tensor] = []
-        for piece, (batch, weight) in enumerate(zip(batches, plan.weights(step), strict=True)):
-            torch.manual_seed(piece_seed(plan.settings.seed, step, place.rank, piece))
+        for micro_batch, (batch, weight) in enumerate(zip(batches, schedule.weights(step), strict=True)):
+            torch.manual_seed(micro_batch_seed(schedule.settings.seed, step, group.rank, micro_batch))
             loss = self._loss(model, batch)
-            with part(watch, "backward"):
+            with part(profiler, "backward"):
                 (loss.total * weight / n_rows).backward()  # type: ignore[no-untyped-call]
             sums.append(torch.stack([loss.total.detach().float(), loss.n.float()]) * weight)
-        with part(watch, "optimiser"):
-            total, n = place.total(torch.stack(sums).double().sum(0))
+        with part(profiler, "optimiser"):
+            total, n = group.all_reduce(torch.stack(sums).double().sum(0))
             n = n.clamp_min(1.0)
-            if place.device.type == "cpu":
-                _check_finite(float(total / n), step, plan)
-            _descend(training, plan, n_rows / n)
+            if group.device.type == "cpu":
+                _check_finite(float(total / n), step, schedule)
+            _optimizer_step(training, schedule, n_rows / n)
         self.unread.append((step, total / n))
         self.n_allowed -= 1
         progress = training.progress
-        progress.epoch = plan.epoch(step)
+        progress.epoch = schedule.epoch(step)
         progress.step += 1
-        n_tokens = plan.n_tokens(step)
+        n_tokens = schedule.n_tokens(step)
         progress.n_tokens_trained += n_tokens
         training.gauge.trained(n_tokens)
 
     def _loss(self, model: nn.Module, batch: Batch) -> LossSum:
-        watch, settings, device = self.audience.stopwatch, self.plan.settings, self.plan.place.device
+        profiler, settings, device = self.callbacks.profiler, self.schedule.settings, self.schedule.group.device
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            if watch is None:
-                return self.lesson.loss(model, batch)
-            with watch.forward_of(model), watch.rest("loss", without="forward"):
-                return self.lesson.loss(model, batch)
+            if profiler is None:
+                return self.objective.loss(model, batch)
+            with profiler.forward_of(model), profiler.rest("loss", without="forward"):
+                return self.objective.loss(model, batch)
 
     def _after(self, step: int) -> None:
-        """What may follow a step: its loss is told, the model is evaluated, a checkpoint is written."""
-        progress, plan, settings = self.training.progress, self.plan, self.plan.settings
-        is_last = progress.step == plan.n_steps
+        """Do what may follow a step: read its loss, evaluate the model, write a checkpoint."""
+        progress, schedule, settings = self.training.progress, self.schedule, self.schedule.settings
+        is_last = progress.step == schedule.n_steps
         every = settings.eval_steps
-        evaluates = is_last or (plan.ends_epoch(step) if every is None else progress.step % every == 0)
+        evaluates = is_last or (schedule.ends_epoch(step) if every is None else progress.step % every == 0)
         wanted = self.checkpoints is not None and self.checkpoints.wanted_at(progress.step)
-        if not (evaluates or wanted or plan.place.device.type == "cpu" or len(self.unread) >= _READ_EVERY):
+        if not (evaluates or wanted or schedule.group.device.type == "cpu" or len(self.unread) >= _READ_EVERY):
             return
         self._read()
         if evaluates:
             self._evaluate()
-            progress.stopped = _why_stop(progress, plan)
+            progress.stopped = _why_stop(progress, schedule)
         if self.checkpoints is not None and progress.stopped is None:
-            with part(self.audience.stopwatch, "checkpoint"):
-                self.checkpoints.maybe_save(self.training, plan.place)
+            with part(self.callbacks.profiler, "checkpoint"):
+                self.checkpoints.maybe_save(self.training, schedule.group)
 
     def _read(self) -> None:
-        """Read the losses of the last steps off the device, and tell them.
+        """Read the losses of the last steps off the device, and report them.
 
         Raises:
             TrainingError: one is not finite.
         """
-        progress, audience, plan = self.training.progress, self.audience, self.plan
+        progress, callbacks, schedule = self.training.progress, self.callbacks, self.schedule
         if not self.unread:
             return
         losses = torch.stack([loss for _, loss in self.unread]).tolist()
         for (step, _), loss in zip(self.unread, losses, strict=True):
-            _check_finite(loss, step, plan)
+            _check_finite(loss, step, schedule)
             progress.loss_since += loss
             progress.steps_since += 1
-            if plan.place.is_main and audience.tracker is not None:
-                audience.tracker.log({"learning_rate": plan.learning_rate(step), "loss": loss}, step + 1)
+            if schedule.group.is_main and callbacks.tracker is not None:
+                callbacks.tracker.log({"learning_rate": schedule.learning_rate(step), "loss": loss}, step + 1)
         self.unread.clear()
-        if plan.place.is_main and audience.on_progress is not None:
-            audience.on_progress(progress, plan.n_steps)
+        if schedule.group.is_main and callbacks.on_progress is not None:
+            callbacks.on_progress(progress, schedule.n_steps)
 
     def _evaluate(self) -> None:
         """Score the dev set where there is one, keep the weights if they are the best so far, and note it."""
@@ -257,7 +262,7 @@ class _Run:
         score: float | None = None
         if dev is not None:
             training.model.eval()
-            with part(self.audience.stopwatch, "eval"), torch.no_grad(), eagerly(self.plan.settings):
+            with part(self.callbacks.profiler, "eval"), torch.no_grad(), without_compile(self.schedule.settings):
                 score, n_tokens = dev(training.model)
             training.model.train()
             training.gauge.inferred(n_tokens)
@@ -265,67 +270,67 @@ class _Run:
             if progress.best_score is None or score > progress.best_score:
                 progress.best_score, progress.best_epoch = score, progress.epoch
                 progress.best_evaluation = len(progress.history)
-                training.best = {name: _kept(tensor) for name, tensor in trained_state(training.model).items()}
-            if self.plan.place.is_main and self.audience.tracker is not None:
-                self.audience.tracker.log({"dev": score}, progress.step)
+                training.best = {name: _cpu_copy(tensor) for name, tensor in trained_state(training.model).items()}
+            if self.schedule.group.is_main and self.callbacks.tracker is not None:
+                self.callbacks.tracker.log({"dev": score}, progress.step)
         progress.history.append({"epoch": progress.epoch, "step": progress.step, "loss": round(loss, 6), "dev": score})
         progress.loss_since, progress.steps_since = 0.0, 0
 
 
-def _check_finite(loss: float, step: int, plan: TrainSchedule) -> None:
+def _check_finite(loss: float, step: int, schedule: TrainSchedule) -> None:
     if not math.isfinite(loss):
         raise TrainingError(
-            f"the loss became {loss} at step {step} of {plan.n_steps}; "
-            f"lower the learning rate ({plan.settings.learning_rate:g})"
+            f"the loss became {loss} at step {step} of {schedule.n_steps}; "
+            f"lower the learning rate ({schedule.settings.learning_rate:g})"
         )
 
 
-def _descend(training: TrainState, plan: TrainSchedule, factor: Tensor) -> None:
-    """Scale the gradients by ``factor`` (float64 scalar), clip them by their global norm, and change the weights."""
-    place, settings = plan.place, plan.settings
+def _optimizer_step(training: TrainState, schedule: TrainSchedule, factor: Tensor) -> None:
+    """Scale the gradients by ``factor`` (float64 scalar), clip them by their global norm, and update the weights."""
+    group, settings = schedule.group, schedule.settings
     parameters = [parameter for parameter in training.model.parameters() if parameter.grad is not None]
-    if place.fsdp:
-        place.add_gradients(parameters, float(factor))
+    if group.fsdp:
+        group.add_gradients(parameters, float(factor))
         nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
     else:
-        place.add_gradients(parameters)
+        group.add_gradients(parameters)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         scale = factor.to(gradients[0].device, torch.float32)
         norm = nn.utils.get_total_norm(gradients).float() * scale
         scale = scale * (settings.max_grad_norm / (norm + _NORM_EPSILON)).clamp_max(1.0)
         torch._foreach_mul_(gradients, scale)
-    for group in training.optimizer.param_groups:
-        group["lr"] = plan.learning_rate(training.progress.step)
+    for parameter_group in training.optimizer.param_groups:
+        parameter_group["lr"] = schedule.learning_rate(training.progress.step)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
 
 
 _NORM_EPSILON = 1e-6
-"""As in `torch.nn.utils.clip_grad_norm_`."""
+"""Epsilon of the norm, as in `torch.nn.utils.clip_grad_norm_`."""
 
 
-def _kept(tensor: Tensor) -> Tensor:
-    """A copy that later steps do not change, off the GPU: there is room for a large model once."""
+def _cpu_copy(tensor: Tensor) -> Tensor:
+    """Return a copy on the CPU that later steps do not change: a GPU has room for a large model once."""
     return tensor.detach().clone() if isinstance(tensor, DTensor) else tensor.detach().to("cpu", copy=True)
 
 
-def _why_stop(progress: TrainProgress, plan: TrainSchedule) -> str | None:
-    if progress.step >= plan.n_steps:
+def _why_stop(progress: TrainProgress, schedule: TrainSchedule) -> str | None:
+    if progress.step >= schedule.n_steps:
         return "finished"
-    if plan.settings.patience is not None and progress.best_evaluation is not None:
+    if schedule.settings.patience is not None and progress.best_evaluation is not None:
         stale = len(progress.history) - 1 - progress.best_evaluation
-        if stale >= plan.settings.patience:
+        if stale >= schedule.settings.patience:
             return "early"
     return None
 
 
-def _compute_twice(model: nn.Module, on: bool) -> None:
-    """Compute activations again in the backward pass instead of keeping them, or no longer."""
+def _set_gradient_checkpointing(model: nn.Module, on: bool) -> None:
+    """Turn gradient checkpointing on or off: activations computed again in the backward pass instead of kept."""
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise UsageError(
             f"gradient_checkpointing is on, but a {type(model).__name__} cannot compute its activations twice; turn it off"
         )
-    # `activation_` is the newer name, and the older one warns where both are there.
+    # transformers renamed it from gradient to activation checkpointing; the older name warns where both are there.
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     if on:
         # The non-reentrant form keeps the generator's state, so dropout is the same the second time.

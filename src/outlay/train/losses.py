@@ -1,4 +1,4 @@
-"""Losses: one value per position that counts, in nats, and their sum.
+"""Losses: one value per counted position, in nats, and their sum.
 
 Logits are ``[..., V]``: ``V`` is the number of classes (or the vocabulary); the leading axes, batch, or batch and position, are
 read as one axis of R rows. N of these rows are the positions that count. Everything is computed in float32 whatever comes in (in
@@ -25,7 +25,9 @@ from outlay.settings import DIVERGENCES
 from outlay.train.fused_log_probs import Cells, Segments, least_of_tail, log_probabilities, working_dtype
 
 TAIL_FLOOR = 1e-6
-"""Least mass that a teacher's tail has inside a logarithm: a float32 log-sum-exp of usual size tells no less from nothing."""
+"""Least mass of a teacher's tail inside a logarithm: below it a float32 log-sum-exp of usual size cannot be told from
+zero.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,9 @@ class Sparse:
 
 
 def summed(values: Tensor, weights: Tensor | float = 1.0) -> LossSum:
-    """Sum of ``values`` ``[N]`` times their weights, and the sum of the weights: ``[N]``, or one number for all."""
+    """Return the sum of ``values`` ``[N]`` times their weights, and the sum of the weights: ``[N]``, or one number
+    for all.
+    """
     if isinstance(weights, Tensor):
         return LossSum((values * weights).sum(), weights.to(values.dtype).sum())
     # `torch.full` is filled on the device; a number copied there would be waited for.
@@ -74,7 +78,7 @@ def summed(values: Tensor, weights: Tensor | float = 1.0) -> LossSum:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Cross-entropy ``[N]`` in nats: `forward_kl` at T = 1 to a teacher that is sure, and the same code.
+    """Return the cross-entropy ``[N]`` in nats: `forward_kl` at T = 1 from a one-hot teacher, by the same code.
 
     Args:
         logits: ``[..., V]``, any float dtype.
@@ -91,7 +95,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, positions: Tensor | None = Non
 def divergence(
     name: str, student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0, js_beta: float = 0.5
 ) -> Tensor:
-    """The divergence of this name (`DIVERGENCES`), ``[N]`` in nats times T².
+    """Return the divergence of this name (`DIVERGENCES`), ``[N]`` in nats times T².
 
     Args:
         name: ``forward_kl``, ``reverse_kl`` or ``js``; see the functions.
@@ -113,16 +117,17 @@ def divergence(
 
 
 def forward_kl(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0) -> Tensor:
-    """T² KL(p || q) = T² Σ p log(p / q) per position, ``[N]``: Kang et al. 2023, Eq. 1; `divergence` has the arguments.
+    """Return T² KL(p || q) = T² Σ p log(p / q) per position, ``[N]``: Kang et al. 2023, Eq. 1; `divergence` has the arguments.
 
-    The tail enters as ``p_tail log(p_tail / q_tail)``; a lower bound by the log-sum inequality. The student is told how much mass
+    The tail enters as ``p_tail log(p_tail / q_tail)``; a lower bound by the log-sum inequality. The student learns how much mass
     belongs outside the stored classes, not where; what is lost is bounded by `sparse_kl_gap_bound`.
     """
     return _per_position(lambda b: b.p * (b.log_p - b.log_q), student_logits, teacher, temperature)
 
 
 def reverse_kl(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0) -> Tensor:
-    """T² KL(q || p) = T² Σ q log(q / p) per position, ``[N]``: Gu et al. 2024 (MiniLLM), §2; `divergence` has the arguments.
+    """Return T² KL(q || p) = T² Σ q log(q / p) per position, ``[N]``: Gu et al. 2024 (MiniLLM), §2; `divergence` has the
+    arguments.
 
     The tail enters as ``q_tail log(q_tail / p_tail)``, with at least `TAIL_FLOOR` for ``p_tail`` in the logarithm: so student
     mass in a tail that has none of the teacher's has a finite price. A lower bound by the log-sum inequality: full reverse KL
@@ -132,7 +137,7 @@ def reverse_kl(student_logits: Tensor, teacher: Sparse, *, temperature: float = 
 
 
 def js(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
-    """T² (β KL(p || m) + (1 - β) KL(q || m)) per position, ``[N]``, where m = β p + (1 - β) q.
+    """Return T² (β KL(p || m) + (1 - β) KL(q || m)) per position, ``[N]``, where m = β p + (1 - β) q.
 
     The generalised Jensen-Shannon divergence of Agarwal et al. 2024 (GKD), §2, with the teacher's share β as in TRL's
     ``GKDTrainer``; β = 1/2 is the symmetric one. Near agreement it is β (1 - β) times a KL divergence, so its gradients are that
@@ -154,7 +159,7 @@ def js(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0, bet
 
 @torch.no_grad()
 def sparse_kl_gap_bound(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0) -> Tensor:
-    """Upper bound of (full KL(p || q) - `forward_kl`), times T², per position ``[N]``, from the same inputs.
+    """Return an upper bound of (full KL(p || q) - `forward_kl`), times T², per position ``[N]``, from the same inputs.
 
     The gap is ``p_tail · KL(p | tail || q | tail)``. No unstored class has more teacher mass than the smallest stored one, so
     the log-ratio inside the tail is at most ``log min(1, p_K / p_tail) - log min_v (q_v / q_tail)``. It is 0 when
@@ -185,7 +190,7 @@ class _Buckets:
 def _per_position(
     term: Callable[[_Buckets], Tensor], student_logits: Tensor, teacher: Sparse, temperature: float
 ) -> Tensor:
-    """T² times the sum of ``term`` over each position's stored classes and its tail, ``[N]``."""
+    """Return T² times the sum of ``term`` over each position's stored classes and its tail, ``[N]``."""
     rows = student_logits.reshape(-1, student_logits.shape[-1])
     cells = _cells(teacher, rows)
     p, log_p, p_tail, log_p_tail = _teacher_shares(teacher, cells, rows, temperature)
@@ -208,14 +213,16 @@ def _cells(teacher: Sparse, rows: Tensor) -> Cells:
 
 
 def _unless_all(positions: Tensor | None, rows: Tensor) -> Tensor | None:
-    """``positions``, or ``None`` where all rows count: as many increasing positions as there are rows are all of them."""
+    """Return ``positions``, or ``None`` where all rows count: as many increasing positions as there are rows are all
+    of them.
+    """
     return None if positions is None or len(positions) == len(rows) else positions
 
 
 def _teacher_shares(
     teacher: Sparse, cells: Cells, rows: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """p and log p of the stored classes ``[M]``, of the tail ``[N]``."""
+    """Return p and log p of the stored classes ``[M]``, of the tail ``[N]``."""
     scaled, segments = teacher.logits.to(working_dtype(rows)) / temperature, cells.segments
     if teacher.complete:
         log_p = scaled.view(cells.n, rows.shape[1]).log_softmax(-1).view(-1)

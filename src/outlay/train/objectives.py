@@ -1,4 +1,4 @@
-"""Lessons: a training set and what a model is to learn from it, as the loop sees it (`outlay.train.loop.Objective`)."""
+"""Objectives: a training set and its loss, as the loop sees them (`outlay.train.loop.Objective`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class GoldBatch(NamedTuple):
 
 
 class TargetBatch(NamedTuple):
-    """Rows and what a teacher said of them; ``weights`` float32 ``[N]`` of its positions, ``None`` = each counts 1.
+    """Rows and a teacher's targets for them; ``weights`` float32 ``[N]`` of its positions, ``None`` = each counts 1.
 
     ``gold``: gold answers beside it; its ``inputs`` are empty where they are at the positions of the teacher's.
     """
@@ -64,7 +64,7 @@ class SupervisedObjective:
         return self.sources.encoded.n_truncated
 
     def batch(self, rows: Rows) -> GoldBatch:
-        """The rows' inputs and answers."""
+        """Return the rows' inputs and answers."""
         labels, mask = self.units.batch(rows)
         return GoldBatch(self.head.inputs(self.sources, rows, labels), labels, _places(mask))
 
@@ -100,8 +100,8 @@ class DistillationObjective:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row through the model, int64 ``[rows]``: with gold mixed in, both passes."""
-        said = self.targets.n_real.astype(np.int64) + int(self._published)
-        lengths = self.head.n_tokens(self.sources, AnswerIds.of_lengths(said))
+        n_positions = self.targets.n_real.astype(np.int64) + int(self._published)
+        lengths = self.head.n_tokens(self.sources, AnswerIds.of_lengths(n_positions))
         if self._second_pass and self.gold is not None:
             has_gold = self.gold.lengths > 0
             lengths = lengths + np.where(has_gold, self.head.n_tokens(self.sources, self.gold), 0)
@@ -113,25 +113,27 @@ class DistillationObjective:
         return self.sources.encoded.n_truncated
 
     def batch(self, rows: Rows) -> TargetBatch:
-        """The rows' inputs, their teacher's words, and gold answers where they are mixed in."""
-        said = self.targets.batch(rows, temperature=self.settings.temperature, with_padding=self._published)
-        inputs = self.head.inputs(self.sources, rows, said.units)
+        """Return the rows' inputs, their teacher's targets, and gold answers where they are mixed in."""
+        targets = self.targets.batch(rows, temperature=self.settings.temperature, with_padding=self._published)
+        inputs = self.head.inputs(self.sources, rows, targets.units)
         gold = self.gold
         if gold is None or self.settings.gold_weight == 0 or not (gold.lengths[rows] > 0).any():
-            return TargetBatch(inputs, said.teacher)
+            return TargetBatch(inputs, targets.teacher)
         has_gold = gold.lengths[rows] > 0
-        of_row = torch.from_numpy(has_gold)[said.teacher.positions // said.units.shape[1]]
+        of_row = torch.from_numpy(has_gold)[targets.teacher.positions // targets.units.shape[1]]
         weights = torch.where(of_row, 1.0 - self.settings.gold_weight, 1.0)
         if self._second_pass:
             labels, mask = gold.batch(rows[has_gold])
             own = GoldBatch(self.head.inputs(self.sources, rows[has_gold], labels), labels, _places(mask))
         else:
-            labels, mask = gold.batch(rows, width=said.units.shape[1])
+            labels, mask = gold.batch(rows, width=targets.units.shape[1])
             own = GoldBatch({}, labels, _places(mask))
-        return TargetBatch(inputs, said.teacher, weights, own)
+        return TargetBatch(inputs, targets.teacher, weights, own)
 
     def loss(self, model: nn.Module, batch: TargetBatch) -> LossSum:
-        """Weighted sum of the divergences of the rows' positions (and cross-entropies, where mixed), and the sum of weights."""
+        """Return the weighted sum of the divergences of the rows' positions (and cross-entropies, where mixed), and
+        the sum of weights.
+        """
         settings = self.settings
         logits = self.head.logits(model, batch.inputs)[..., : self.targets.vocab_size]
         values = divergence(
@@ -140,8 +142,8 @@ class DistillationObjective:
         loss, gold = summed(values, 1.0 if batch.weights is None else batch.weights), batch.gold
         if gold is None:
             return loss
-        said = self.head.logits(model, gold.inputs) if gold.inputs else logits
-        golden, weight = summed(cross_entropy(said, gold.labels, gold.positions)), settings.gold_weight
+        gold_logits = self.head.logits(model, gold.inputs) if gold.inputs else logits
+        golden, weight = summed(cross_entropy(gold_logits, gold.labels, gold.positions)), settings.gold_weight
         return LossSum(loss.total + weight * golden.total, loss.n + weight * golden.n)
 
     @property
@@ -150,17 +152,19 @@ class DistillationObjective:
 
     @property
     def _second_pass(self) -> bool:
-        """A model that writes reads the gold answer in a pass of its own; a class or tag has the same positions."""
+        """Return whether gold answers need a pass of their own, as in a generative model; classes and tags share
+        positions.
+        """
         return self.head.target == "tokens" and self.settings.gold_weight > 0
 
 
 def gold_units(head: Head, sources: Sources, gold: Sequence[str | None]) -> AnswerIds:
-    """Units of the gold answers, none for rows without one."""
+    """Encode the gold answers, none for rows without one."""
     known = [row for row, answer in enumerate(gold) if answer is not None]
     if not known:
         return AnswerIds.of([[] for _ in gold])
     texts = [gold[row] or "" for row in known]
-    spelled = head.spell(head.read([sources.texts[row] for row in known]), texts)
+    spelled = head.encode_answers(head.tokenize([sources.texts[row] for row in known]), texts)
     rows: list[list[int]] = [[] for _ in gold]
     for at, row in enumerate(known):
         rows[row] = spelled.ids[spelled.offsets[at] : spelled.offsets[at + 1]].tolist()
@@ -168,5 +172,5 @@ def gold_units(head: Head, sources: Sources, gold: Sequence[str | None]) -> Answ
 
 
 def _places(mask: Tensor) -> Tensor:
-    """Where ``mask`` ``[B, P]`` holds, in the flattened B x P, int64 ``[N]``."""
+    """Return the indices where ``mask`` ``[B, P]`` holds, in the flattened B x P, int64 ``[N]``."""
     return mask.reshape(-1).nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""The optimisers by name. All decay matrices only; biases and layer norms are left alone, as is usual for these models."""
+"""The optimisers by name. All decay matrices only, not biases and layer norms, as is usual for these models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Adafactor(torch.optim.Optimizer):
     Of a matrix ``[..., n, m]`` it keeps the running means of the squared gradient's rows ``[..., n]`` and columns ``[..., m]``
     instead of every element, in float32; beta2 at step t is 1 - t^-0.8 (section 7.2), an update's root mean square is at most 1
     (section 6). Equal to `transformers.optimization.Adafactor` with ``scale_parameter=False, relative_step=False``; but weights
-    that are dealt among processes (`DTensor`) are welcome, and all of its state are tensors.
+    that are sharded (`DTensor`) are welcome, and all of its state are tensors.
 
     Weights in bfloat16 are changed in float32 and rounded at random, up or down with probabilities that make the mean right
     (Gupta et al. 2015; Zamirai et al. 2020): a change below half a unit in the last place, 0.2 to 0.4 % of a weight,
@@ -78,7 +78,7 @@ class Adafactor(torch.optim.Optimizer):
             vector(parameter.detach(), gradient, state["squares"], numbers, noise)
 
     def _noise(self, parameter: Tensor, step: int) -> Tensor:
-        """As many random bits as bfloat16 has fewer than float32, int32, for this process's part of a parameter."""
+        """Return as many random bits as bfloat16 has fewer than float32, int32, for this process's part of a parameter."""
         own, dealt = _own(parameter), isinstance(parameter, DTensor)
         generator = self._generators.get((own.device, dealt))
         if generator is None:
@@ -89,13 +89,15 @@ class Adafactor(torch.optim.Optimizer):
 
 
 class _Numbers(NamedTuple):
-    """Of a step, float32 ``[]`` on the parameter's device: compiled code would be made anew for each value of a Python number."""
+    """Numbers of a step as float32 ``[]`` on the parameter's device: Python numbers would make compiled code anew for
+    each value.
+    """
 
     share: Tensor
-    """1 - beta2: what the newest gradient counts for in the running means."""
+    """Weight of the newest gradient in the running means: 1 - beta2."""
     learning_rate: Tensor
     kept: Tensor | None
-    """What weight decay leaves of a weight; ``None`` = all."""
+    """Share of a weight that weight decay leaves; ``None`` = all."""
 
 
 _ChangeMatrix = Callable[[Tensor, Tensor, Tensor, Tensor, _Numbers, Tensor | None], None]
@@ -152,7 +154,7 @@ def _write(parameter: Tensor, update: Tensor, numbers: _Numbers, noise: Tensor |
 
 
 def round_at_random(value: Tensor, noise: Tensor) -> Tensor:
-    """``value``, float32, rounded to bfloat16 up or down at random, with a mean of ``value``; its own memory is used up.
+    """Round ``value``, float32, to bfloat16 up or down at random, with a mean of ``value``; its own memory is used up.
 
     ``noise``: int32 of the same shape, uniform from 0 to 65,535. bfloat16 keeps the upper 16 bits of a float32: what is added to
     the lower 16 carries over with a probability of lower bits / 65,536.
@@ -161,10 +163,10 @@ def round_at_random(value: Tensor, noise: Tensor) -> Tensor:
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """The optimiser that ``settings.optimizer`` names, over the parameters that need gradients.
+    """Return the optimiser that ``settings.optimizer`` names, over the parameters that need gradients.
 
     Raises:
-        UsageError: ``adamw_8bit`` without a GPU, without bitsandbytes, or over weights that are dealt among processes.
+        UsageError: ``adamw_8bit`` without a GPU, without bitsandbytes, or over sharded weights.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -180,7 +182,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    """The vectors of (IA)³ have an axis of one beside their own, and begin at one: they must not decay to zero."""
+    """Return the vectors of (IA)³ have an axis of one beside their own, and begin at one: they must not decay to zero."""
     return parameter.ndim >= 2 and min(parameter.shape) > 1
 
 
@@ -200,12 +202,12 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """This process's part."""
+    """Return this process's part of a sharded tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _beside(tensor: Tensor, other: Tensor) -> Tensor:
-    """``tensor``, which every process holds whole, in a form that can be multiplied with ``other``."""
+    """Return ``tensor``, which every process holds whole, in a form that can be multiplied with ``other``."""
     if isinstance(other, DTensor):
         mesh = other.device_mesh
         return DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)

@@ -1,4 +1,4 @@
-"""Batches for the loop: made ahead of the device where there is one, and moved to it without waiting."""
+"""Batches made ahead of the device, and moved to it without waiting."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ Batch = Any
 """Tensors on one device: a tensor, ``None``, or a dict, tuple or frozen dataclass of batches; other values pass as they are."""
 
 _AHEAD = 2
-"""Steps that are made ready while the device is busy."""
+"""Steps whose batches are made while the device is busy."""
 
 
 class Batches(Protocol):
-    """Makes the batch of some rows, on the CPU; a pure function of the rows."""
+    """A source of batches: makes the batch of some rows, on the CPU; a pure function of the rows."""
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """See `Batch`."""
+        """Return the batch of some rows, on the CPU."""
         ...
 
 
 class BatchPrefetcher:
-    """Hands out the batches of step after step on ``device``.
+    """A prefetcher that yields the batches of step after step on ``device``.
 
-    ``pieces``: the rows of each forward pass of a step; ``stop``: the step behind the last. On a GPU a thread of its own makes
-    the batches of the next steps in page-locked memory, so that they are copied while it computes; elsewhere they are made when
-    they are asked for, since a thread would take the cores from the model. ``ahead``: steps made ahead, ``None`` = as said.
+    ``micro_batches``: the rows of each forward pass of a step; ``stop``: the step behind the last. On a GPU a thread of its
+    own makes the batches of the next steps in page-locked memory, so that they are copied while it computes; elsewhere they
+    are made when they are asked for, since a thread would take the cores from the model. ``ahead``: steps made ahead,
+    ``None`` = as above.
     """
 
     def __init__(
         self,
         source: Batches,
-        pieces: Callable[[int], Sequence[NDArray[np.int64]]],
+        micro_batches: Callable[[int], Sequence[NDArray[np.int64]]],
         stop: int,
         device: torch.device,
         *,
         ahead: int | None = None,
     ) -> None:
         self._source = source
-        self._pieces = pieces
+        self._micro_batches = micro_batches
         self._stop = stop
         self._device = device
         self._ready: dict[int, Future[list[Batch]]] = {}
@@ -53,7 +54,7 @@ class BatchPrefetcher:
         self._pool = ThreadPoolExecutor(1, "feeder") if self._ahead else None
 
     def take(self, step: int) -> list[Batch]:
-        """The batches of ``step``, one per forward pass."""
+        """Return the batches of ``step``, one per forward pass."""
         if self._pool is None:
             return [moved(batch, self._device) for batch in self._make(step)]
         for ahead in range(step, min(step + 1 + self._ahead, self._stop)):
@@ -62,24 +63,24 @@ class BatchPrefetcher:
         return [moved(batch, self._device) for batch in self._ready.pop(step).result()]
 
     def close(self) -> None:
-        """End the thread."""
+        """End the prefetching thread."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
     def _make(self, step: int) -> list[Batch]:
-        made = [self._source.batch(rows) for rows in self._pieces(step)]
+        made = [self._source.batch(rows) for rows in self._micro_batches(step)]
         return [pinned(batch) for batch in made] if self._device.type == "cuda" else made
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """``batch`` on ``device``; from page-locked memory the copy does not wait."""
+    """Move ``batch`` to ``device``; from page-locked memory the copy does not wait."""
     if device.type == "cpu":
         return batch
     return _each(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def pinned(batch: Batch) -> Batch:
-    """``batch`` in page-locked memory."""
+    """Copy ``batch`` into page-locked memory."""
     return _each(batch, Tensor.pin_memory)
 
 

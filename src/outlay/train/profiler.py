@@ -1,4 +1,4 @@
-"""Where the time of a step went, and how much of the machine it used."""
+"""Seconds of a training or teacher pass by part, and the share of the machine's speed that it reached."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from torch import nn
 from torch.nn.functional import linear
 
 TRAINING_PARTS = ("data", "forward", "loss", "backward", "optimiser", "eval", "checkpoint")
-"""Parts of a training: ``data`` is what the loop waits for its batches, ``eval`` what evaluations on dev take."""
+"""Parts of a training: ``data`` is the wait of the loop for its batches, ``eval`` the evaluations on dev."""
 
 TEACHING_PARTS = ("load", "data", "speak", "keep")
-"""Parts of a teacher pass: reading its weights; tokenising and padding; its answers; the largest logits and what is written."""
+"""Parts of a teacher pass: reading its weights; tokenising and padding; its answers; keeping and writing the largest
+logits.
+"""
 
 _PEAK_SECONDS = 0.3
 _LEAST_SIZE, _PEAK_SIZE = 256, 2048
@@ -25,7 +27,7 @@ _N_PRODUCTS = 3
 
 @dataclass
 class Profiler:
-    """Adds up seconds by part; a CUDA device is asked for its own time, once, at the end.
+    """A profiler that adds up seconds by part; a CUDA device is asked for its own time, once, at the end.
 
     ``seconds``: by part, complete after `stop`; ``wall_seconds``: from the first part begun to `stop`.
     """
@@ -81,7 +83,7 @@ class Profiler:
 
     @contextmanager
     def forward_of(self, model: nn.Module) -> Iterator[None]:
-        """Inside, every outermost call of ``model``, or of its encoder alone, counts as ``forward``."""
+        """Count every outermost call of ``model``, or of its encoder alone, as ``forward`` inside this context."""
         open_parts: list[AbstractContextManager[None]] = []
 
         def before(*_: object) -> None:
@@ -102,17 +104,17 @@ class Profiler:
                 hook.remove()
 
 
-def part(stopwatch: Profiler | None, name: str) -> AbstractContextManager[None]:
-    """`Profiler.part`, or nothing where nobody looks."""
-    return nullcontext() if stopwatch is None else stopwatch.part(name)
+def part(profiler: Profiler | None, name: str) -> AbstractContextManager[None]:
+    """Return `Profiler.part`, or nothing without a profiler."""
+    return nullcontext() if profiler is None else profiler.part(name)
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """FLOP/s that a plain product of square matrices reaches here, in bf16 unless ``precision`` is ``fp32``; takes 0.3 s.
+    """Measure the FLOP/s of a plain product of square matrices here, in bf16 unless ``precision`` is ``fp32``; takes
+    0.3 s.
 
     As a linear layer has it, whose kernels are not those of ``a @ b`` where a CPU has no bf16 of its own. Of sizes that double
-    up to 2,048 as long as there is time. The peak that model-FLOPs utilisation is a share of, where no data sheet speaks for
-    the machine.
+    up to 2,048 as long as there is time. The peak that model-FLOPs utilisation is a share of, where no data sheet has it.
     """
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     best, size, began = 0.0, _LEAST_SIZE, time.perf_counter()
@@ -120,11 +122,11 @@ def matmul_rate(device: torch.device, precision: str) -> float:
         while True:
             a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
             for _ in range(_N_PRODUCTS):
-                watch = Profiler(device)
-                with watch.part("product"):
+                profiler = Profiler(device)
+                with profiler.part("product"):
                     linear(a, b)
-                watch.stop()
-                took = watch.seconds["product"]
+                profiler.stop()
+                took = profiler.seconds["product"]
                 best = max(best, 2 * size**3 / took)
                 # The next product takes as long, and one of twice the size eight times.
                 left = _PEAK_SECONDS - (time.perf_counter() - began)

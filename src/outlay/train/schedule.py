@@ -1,4 +1,4 @@
-"""What a training will do, step by step, before it begins: whose rows when, and at which learning rate."""
+"""The schedule of a training, known before it begins: the rows and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from outlay.train.distributed import ProcessGroup
 
 
 class TrainSchedule:
-    """The steps of a training over rows of these ``lengths`` (tokens, int64 ``[rows]``), as one process takes part in them."""
+    """Schedule of a training over rows of these ``lengths`` (tokens, int64 ``[rows]``), as one process takes part in it."""
 
-    def __init__(self, lengths: NDArray[np.int64], settings: TrainSettings, place: ProcessGroup) -> None:
+    def __init__(self, lengths: NDArray[np.int64], settings: TrainSettings, group: ProcessGroup) -> None:
         self.lengths = lengths
         self.settings = settings
-        self.place = place
+        self.group = group
         self._batches = BatchPlan(lengths, settings)
         self._epochs: dict[int, list[NDArray[np.int64]]] = {}
 
@@ -30,15 +30,15 @@ class TrainSchedule:
         return self._batches.n_steps
 
     def epoch(self, step: int) -> int:
-        """Which epoch a step belongs to, from 0."""
+        """Return the epoch of a step, from 0."""
         return self._batches.locate(step)[0]
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether ``step`` is the last of its epoch."""
+        """Return whether ``step`` is the last of its epoch."""
         return self._batches.ends_epoch(step + 1)
 
     def rows(self, step: int) -> NDArray[np.int64]:
-        """The rows of a step, those of all processes."""
+        """Return the rows of a step, those of all processes."""
         epoch, batch = self._batches.locate(step)
         if epoch not in self._epochs:
             # Batches are made ahead of the step, so the epoch before is still asked for.
@@ -47,46 +47,57 @@ class TrainSchedule:
         return self._epochs[epoch][batch]
 
     def n_tokens(self, step: int) -> int:
-        """Tokens of a step, padding not counted."""
+        """Count the tokens of a step, padding excluded."""
         return int(self.lengths[self.rows(step)].sum())
 
-    def pieces(self, step: int) -> list[NDArray[np.int64]]:
-        """The rows of each of this process's forward passes; a process without rows of its own looks at one of another's."""
+    def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
+        """Return the rows of each of this process's forward passes; a process without rows of its own takes one of
+        another's, with weight 0.
+        """
         rows = self.rows(step)
-        dealt = deal(rows, self.place.rank, self.place.n_processes, self.settings.micro_batch_size)
-        return [own if len(own) else rows[:1] for own in dealt]
+        split = split_micro_batches(rows, self.group.rank, self.group.n_processes, self.settings.micro_batch_size)
+        return [own if len(own) else rows[:1] for own in split]
 
     def weights(self, step: int) -> list[float]:
-        """What each of this process's forward passes counts: 0 where its rows are another's."""
-        dealt = deal(self.rows(step), self.place.rank, self.place.n_processes, self.settings.micro_batch_size)
-        return [1.0 if len(own) else 0.0 for own in dealt]
+        """Return the weight of each of this process's forward passes: 0 where its rows are another's."""
+        split = split_micro_batches(
+            self.rows(step), self.group.rank, self.group.n_processes, self.settings.micro_batch_size
+        )
+        return [1.0 if len(own) else 0.0 for own in split]
 
     def learning_rate(self, step: int) -> float:
-        """At optimiser step ``step``, from 0."""
+        """Return the learning rate of optimiser step ``step``, from 0."""
         return self.settings.learning_rate * learning_rate_factor(step, self.n_steps, self.settings.warmup_fraction)
 
 
 def learning_rate_factor(step: int, n_steps: int, warmup_fraction: float) -> float:
-    """Share of the peak learning rate at optimiser step ``step`` (from 0): linear up over the warm-up, linear down to zero."""
+    """Return the share of the peak learning rate at optimiser step ``step`` (from 0): linear warm-up, then linear
+    decay to zero.
+    """
     n_warmup = max(1, round(warmup_fraction * n_steps)) if warmup_fraction > 0 else 0
     if step < n_warmup:
         return (step + 1) / n_warmup
     return max(0.0, (n_steps - step) / max(1, n_steps - n_warmup))
 
 
-def piece_seed(seed: int, step: int, rank: int, piece: int) -> int:
-    """The generator seed of one forward pass, so that dropout does not depend on what came before; `step_seed` for the first."""
-    if rank == piece == 0:
+def micro_batch_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
+    """Return the generator seed of one forward pass, so that dropout does not depend on what came before; `step_seed`
+    for the first.
+    """
+    if rank == micro_batch == 0:
         return step_seed(seed, step)
-    return int.from_bytes(hashlib.sha256(f"{seed}:{step}:{rank}:{piece}".encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(f"{seed}:{step}:{rank}:{micro_batch}".encode()).digest()[:8], "big") >> 1
 
 
-def deal(rows: NDArray[np.int64], rank: int, n_processes: int, micro_batch_size: int | None) -> list[NDArray[np.int64]]:
-    """The pieces of a step's rows that process ``rank`` takes, one per forward pass; the same number on every process.
+def split_micro_batches(
+    rows: NDArray[np.int64], rank: int, n_processes: int, micro_batch_size: int | None
+) -> list[NDArray[np.int64]]:
+    """Split a step's rows into the micro-batches of process ``rank``, one per forward pass; the same number on every
+    process.
 
-    Over all processes every row is in one piece. A piece has at most ``micro_batch_size`` rows, and none where a process has
-    fewer rows than others have pieces.
+    Over all processes every row is in one micro-batch. A micro-batch has at most ``micro_batch_size`` rows, and none where a
+    process has fewer rows than others have micro-batches.
     """
     most = math.ceil(len(rows) / n_processes)
-    n_pieces = 1 if micro_batch_size is None else math.ceil(most / micro_batch_size)
-    return np.array_split(rows[rank::n_processes], n_pieces)
+    n_micro_batches = 1 if micro_batch_size is None else math.ceil(most / micro_batch_size)
+    return np.array_split(rows[rank::n_processes], n_micro_batches)

@@ -12,7 +12,7 @@ from outlay.train.progress import TrainProgress, WorkMeter
 
 @dataclass(slots=True)
 class TrainState:
-    """All that changes while a model trains, and so all that a checkpoint holds."""
+    """The changing state of a training, all of it kept in a checkpoint."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer

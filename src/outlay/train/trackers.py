@@ -1,4 +1,4 @@
-"""Figures of a training, sent to a dashboard as it runs."""
+"""Send the metrics of a training to a dashboard as it runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DASHBOARDS = ("wandb", "tensorboard", "trackio")
 
 
 class Tracker:
-    """Sends ``{name: figure}`` by optimiser step; one of accelerate's trackers does the work."""
+    """A tracker that sends ``{name: figure}`` by optimiser step, through one of accelerate's trackers."""
 
     def __init__(self, tracker: Any) -> None:
         self._tracker = tracker
@@ -23,12 +23,12 @@ class Tracker:
         self._tracker.log(dict(figures), step=step)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the rest and close."""
         self._tracker.finish()
 
 
 def open_tracker(report_to: str, *, name: str, folder: Path, settings: Mapping[str, Any]) -> Tracker | None:
-    """The tracker named ``report_to``, or ``None`` for ``none``; for the main process only.
+    """Return the tracker named ``report_to``, or ``None`` for ``none``; for the main process only.
 
     Args:
         report_to: ``wandb``, ``tensorboard``, ``trackio`` or ``none``.

@@ -1,8 +1,8 @@
-"""A crew of processes of this machine, each with its own cores or its own GPU.
+"""A pool of worker processes on this machine, each with its own cores or its own GPU.
 
-Two workers of two threads each on the same two cores take many times as long as one worker after the other, so that each is
-kept to its share. A worker is a fresh process, not a fork: it has the environment's thread counts before it imports anything,
-and nothing of what the driver has open.
+Workers are pinned: two of two threads each on the same two cores take many times as long as one after the other. A worker is
+a fresh process, not a fork: it has the environment's thread counts before it imports anything, and nothing of what the driver
+has open.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from outlay.workers.pool import Reply, TaskResult, WorkerFactory, thread_variabl
 from outlay.workers.process import START, Replied, Reported
 
 _PATIENCE_SECONDS = 2.0
-"""From asking a worker to end to killing it."""
+"""Seconds between asking a worker to end and killing it."""
 
 _LISTED = re.compile(r"^\s*(GPU|MIG) .*\(UUID: ([^)]+)\)")
 
@@ -44,14 +44,14 @@ _LISTED = re.compile(r"^\s*(GPU|MIG) .*\(UUID: ([^)]+)\)")
 
 @dataclass(frozen=True, slots=True)
 class WorkerSlot:
-    """A worker's place on the machine: ``cores`` (``None``: any), ``gpu`` as ``CUDA_VISIBLE_DEVICES`` names it, ``threads``."""
+    """The hardware of one worker: ``cores`` (``None``: any), ``gpu`` as ``CUDA_VISIBLE_DEVICES`` names it, ``threads``."""
 
     threads: int
     cores: tuple[int, ...] | None = None
     gpu: str | None = None
 
     def environment(self, outer: Mapping[str, str]) -> dict[str, str]:
-        """The variables of the process."""
+        """Return the variables of the process."""
         return {
             **outer,
             **thread_variables(self.threads),
@@ -62,7 +62,7 @@ class WorkerSlot:
 def worker_slots(
     n_workers: int, threads: int, cores: tuple[int, ...], gpus: tuple[str, ...] = ()
 ) -> tuple[WorkerSlot, ...]:
-    """Deal the machine out: a GPU each where there are GPUs, else ``threads`` cores each.
+    """Divide the machine among workers: a GPU each where there are GPUs, else ``threads`` cores each.
 
     A single worker may have more threads than there are cores, and is then free to use them all.
 
@@ -92,17 +92,21 @@ def worker_slots(
 
 
 def n_places(threads: int) -> int:
-    """How many workers of so many threads the machine has room for: one per GPU where it has GPUs, else as the cores allow."""
+    """Return how many workers of so many threads the machine has room for: one per GPU where it has GPUs, else as the
+    cores allow.
+    """
     return max(1, len(usable_gpus(os.environ)) or len(usable_cores()) // threads)
 
 
 def usable_cores() -> tuple[int, ...]:
-    """Cores that this process may use, by number, as many as its container's quota; none on systems that do not tell."""
+    """Return the numbers of the cores this process may use, as many as its container's quota; none on systems that do
+    not tell.
+    """
     return core_numbers()[: n_usable_cores()]
 
 
 def usable_gpus(environment: Mapping[str, str], proc: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
-    """NVIDIA GPUs, or the parts into which they are divided, as ``CUDA_VISIBLE_DEVICES`` may name them.
+    """Return the NVIDIA GPUs, or the parts into which they are divided, as ``CUDA_VISIBLE_DEVICES`` may name them.
 
     By that variable where it is set (everything after an invalid number is hidden, as CUDA has it), else by ``nvidia-smi -L``,
     else by the folders of the driver in ``proc``.
@@ -121,7 +125,7 @@ def usable_gpus(environment: Mapping[str, str], proc: Path = Path("/proc/driver/
 
 
 def _listed(text: str) -> tuple[str, ...]:
-    """UUIDs in what ``nvidia-smi -L`` prints; a GPU that is divided is left out for its parts."""
+    """Return the UUIDs in the output of ``nvidia-smi -L``; a GPU that is divided is left out for its parts."""
     found: list[tuple[str, str]] = []
     for match in filter(None, map(_LISTED.match, text.splitlines())):
         kind, uuid = match.groups()
@@ -135,28 +139,28 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 class LocalPool:
-    """``n_workers`` processes of ``threads`` threads each; see `worker_slots` for what each has to itself.
+    """A pool of ``n_workers`` processes of ``threads`` threads each; `worker_slots` says which cores or GPU each has.
 
-    ``logs``: a folder for what the workers print (``worker-0.txt`` and so on) and for tracebacks of errors that are not ours;
+    ``logs``: a folder for the output of workers (``worker-0.txt`` and so on) and for tracebacks of errors that are not ours;
     without it they print to this program's standard error.
 
     Raises:
-        UsageError: the machine has no room for so many.
+        UsageError: more workers than the machine has cores or GPUs for.
     """
 
-    def __init__(self, craft: WorkerFactory, n_workers: int, threads: int, *, logs: Path | None = None) -> None:
-        dealt = worker_slots(n_workers, threads, usable_cores(), usable_gpus(os.environ))
+    def __init__(self, factory: WorkerFactory, n_workers: int, threads: int, *, logs: Path | None = None) -> None:
+        slots = worker_slots(n_workers, threads, usable_cores(), usable_gpus(os.environ))
         # A quota is time on any core: the first ones may be those of every container on the host.
         is_quota = n_usable_cores() < len(core_numbers())
-        self._seats = tuple(replace(seat, cores=None) for seat in dealt) if is_quota else dealt
-        self._craft = bytes(ForkingPickler.dumps(craft))
+        self._slots = tuple(replace(slot, cores=None) for slot in slots) if is_quota else slots
+        self._factory = bytes(ForkingPickler.dumps(factory))
         self._logs = logs
         self._workers: list[_Worker] = []
 
     @property
     def n_workers(self) -> int:
         """See `outlay.workers.pool.WorkerPool`."""
-        return len(self._seats)
+        return len(self._slots)
 
     @property
     def n_free(self) -> int:
@@ -173,7 +177,7 @@ class LocalPool:
         worker = next((each for each in self._workers if not each.is_busy), None)
         if worker is None:
             raise RuntimeError(f"no worker is free for {name}; n_free says how many are")
-        worker.hand(name, bytes(ForkingPickler.dumps(payload)))
+        worker.submit(name, bytes(ForkingPickler.dumps(payload)))
 
     def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:
         """See `outlay.workers.pool.WorkerPool`."""
@@ -199,7 +203,7 @@ class LocalPool:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            workers = [_Worker(i, seat, self._craft, self._logs) for i, seat in enumerate(self._seats)]
+            workers = [_Worker(i, slot, self._factory, self._logs) for i, slot in enumerate(self._slots)]
             for worker in workers:
                 stack.callback(worker.end)
                 worker.start()
@@ -222,12 +226,12 @@ class LocalPool:
 
 
 class _Worker:
-    """One seat, the process that has it at this moment, and what it is at."""
+    """A worker slot, the process that runs in it, and the task it runs."""
 
-    def __init__(self, number: int, seat: WorkerSlot, craft: bytes, logs: Path | None) -> None:
+    def __init__(self, number: int, slot: WorkerSlot, factory: bytes, logs: Path | None) -> None:
         self._number = number
-        self._seat = seat
-        self._craft = craft
+        self._slot = slot
+        self._factory = factory
         self._log = None if logs is None else logs / f"worker-{number}.txt"
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
@@ -243,48 +247,48 @@ class _Worker:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it has work whose end has not been collected."""
+        """Return whether a task runs, or its result has not been collected."""
         return self.name is not None
 
     @property
     def has_ended(self) -> bool:
-        """Whether that end is there."""
+        """Return whether the task has ended."""
         return self._replied is not None or self._lost is not None
 
     @property
     def sources(self) -> list[Any]:
-        """What becomes readable when something is to be heard: the pipe, and the process itself when it ends."""
+        """Files that become readable on news of the worker: the pipe, and the process itself when it ends."""
         return [source for source in (self._connection, self._sentinel) if source is not None]
 
-    def hand(self, name: str, payload: bytes) -> None:
-        """Give it work; first a new process where the last one is gone."""
+    def submit(self, name: str, payload: bytes) -> None:
+        """Send a task to the worker, in a new process where the last one is gone."""
         if self._process is None or self._process.poll() is not None:
             self.end()
             self.start()
         self.name, self._began = name, time.monotonic()
         assert self._connection is not None
-        with suppress(OSError):  # it has died since; `listen` will say so
+        with suppress(OSError):  # it has died since; `listen` will notice
             self._connection.send_bytes(payload)
 
     def listen(self) -> None:
-        """Take in what it has said, and notice when it is gone; never blocks for long."""
+        """Read the worker's messages, and notice its end; never blocks for long."""
         assert self._process is not None
         assert self._connection is not None
         if self.has_ended:
             return
-        is_gone = self._process.poll() is not None  # first, so that all it ever said is in the pipe
+        is_gone = self._process.poll() is not None  # first, so that all its messages are in the pipe
         try:
             while not self.has_ended and self._connection.poll():
-                self._hear(self._connection.recv_bytes())
+                self._receive(self._connection.recv_bytes())
         except (EOFError, OSError):
             is_gone = True
         if is_gone and not self.has_ended:
             self._lost, self.ended_at = self._reason(), time.monotonic()
 
-    def _hear(self, data: bytes) -> None:
+    def _receive(self, data: bytes) -> None:
         try:
             message: Reported | Replied = ForkingPickler.loads(data)
-        except Exception as error:  # a result that can be pickled there and not be made again here
+        except Exception as error:  # a result that can be pickled there and not unpickled here
             message = Replied(Reply.of(error), time.monotonic(), is_last=False)
         if isinstance(message, Reported):
             self.reported = (message.n_done, message.n_total, message.words)
@@ -292,7 +296,7 @@ class _Worker:
             self._replied, self.ended_at = message, message.at
 
     def collect(self, logs: Path | None) -> TaskResult:
-        """How its work ended; then it is free."""
+        """Return the task's result; then the worker is free."""
         assert self.name is not None
         name, seconds, replied, lost = self.name, self.ended_at - self._began, self._replied, self._lost
         self.name = self.reported = self._replied = self._lost = None
@@ -303,7 +307,7 @@ class _Worker:
     # --- the process
 
     def start(self) -> None:
-        """Start it; it sets itself up while this program goes on.
+        """Start the process, which sets itself up while this program goes on.
 
         Raises:
             ClusterError: the system refuses.
@@ -314,7 +318,7 @@ class _Worker:
                 "path": [str(entry) for entry in sys.path],
                 "pipe": theirs.fileno(),
                 "parent": os.getpid(),
-                "cores": self._seat.cores,
+                "cores": self._slot.cores,
                 # The kernel's signal comes with the end of the thread that starts a process, not of the program.
                 "dies_by_signal": threading.current_thread() is threading.main_thread(),
             }
@@ -327,7 +331,7 @@ class _Worker:
         if hasattr(os, "pidfd_open"):
             self._sentinel = os.pidfd_open(self._process.pid)
         with suppress(OSError):
-            self._connection.send_bytes(self._craft)
+            self._connection.send_bytes(self._factory)
 
     def _popen(self, command: list[str], pipe: int) -> subprocess.Popen[bytes]:
         with ExitStack() as stack:
@@ -335,7 +339,7 @@ class _Worker:
             if self._log is not None:
                 self._log.parent.mkdir(parents=True, exist_ok=True)
                 output = stack.enter_context(self._log.open("ab")).fileno()
-            # Ctrl-C must not reach it before it has said that it will not listen; what is blocked here is blocked there.
+            # Ctrl-C must not reach it before it ignores SIGINT; a signal blocked here is blocked there.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
             return subprocess.Popen(
@@ -343,12 +347,12 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=self._seat.environment(os.environ),
+                env=self._slot.environment(os.environ),
                 pass_fds=(pipe,),
             )
 
     def _reason(self) -> str:
-        """Why it is gone."""
+        """Return the reason why the process ended."""
         assert self._process is not None
         try:
             code = self._process.wait(_PATIENCE_SECONDS)
@@ -360,12 +364,12 @@ class _Worker:
         return f"killed by signal {-code} ({_signal_name(-code)}){where}"
 
     def ask_to_end(self) -> None:
-        """Without waiting for it."""
+        """Ask the process to end, without waiting for it."""
         if self._process is not None:
             self._process.terminate()
 
     def end(self) -> None:
-        """Asked once, killed soon after; gone when this returns."""
+        """End the process: asked once, killed soon after; gone when this returns."""
         process, self._process = self._process, None
         connection, self._connection = self._connection, None
         sentinel, self._sentinel = self._sentinel, None

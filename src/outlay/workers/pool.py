@@ -1,11 +1,11 @@
-"""Workers that do pieces of work handed to them one by one: the one interface behind which a study runs here or on a cluster.
+"""Worker pools: one interface behind which a study runs in this process, in others, or on a cluster.
 
-What a crew's workers do is a `WorkerFactory`: a picklable maker of the function that does the work, called once in each
-worker, so that what is dear to set up (data, models) is set up once. A crew hands out, notices workers that are gone, and
-reports; who does what next, and what is tried again, is decided by whoever hands out.
+A `WorkerFactory`, picklable, makes the function that runs tasks. It is called once in each worker, so that data and models
+are set up once. A pool runs tasks, notices workers that are gone, and reports progress; the caller decides which task is
+next, and which is tried again.
 
-A worker that is lost is replaced before the next piece of work, and so is one whose craft failed, or whose work ended with an
-error that is not `outlay`'s: a library may be left in a state (a GPU's, say) in which everything after it fails.
+A worker that is lost is replaced before the next task, and so is one whose factory failed, or whose task ended with an error that
+is not `outlay`'s: a library may be left in a state (a GPU's, say) in which every later task fails.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from outlay.hardware.openmp import waiting_variables
 from outlay.text.listener import Report
 
 WorkerFn = Callable[[Any, Report], Any]
-"""Payload and somebody to report to → result; both pickled between processes."""
+"""Function of a worker: payload and progress callback → result; payload and result are pickled between processes."""
 
 WorkerFactory = Callable[[], WorkerFn]
-"""Sets a worker up; picklable, so a module-level class or `functools.partial`, never a closure."""
+"""Factory of a worker's function; picklable, so a module-level class or `functools.partial`, never a closure."""
 
 
 N_TRIES = 3
@@ -44,43 +44,43 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "RAYON_NUM_THREADS",
 )
-"""What OpenMP, the linear algebra libraries and tokenizers read when they are loaded."""
+"""Variables by which OpenMP, linear algebra libraries and tokenizers choose their threads as they are loaded."""
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """What a worker's environment says of its threads, how many and how they wait, before it imports anything."""
+    """Return the variables of a worker's environment that set its threads and how they wait, before it imports anything."""
     return dict.fromkeys(THREAD_VARIABLES, str(threads)) | waiting_variables(os.environ)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """How a piece of work ended: with a ``value``, with an ``error`` that the work raised, or ``lost`` with its worker."""
+    """End of a task: with a ``value``, with an ``error`` that it raised, or ``lost`` with its worker."""
 
     name: str
     seconds: float
-    """Wall seconds since it was handed out."""
+    """Wall seconds since the task was submitted."""
     value: Any = None
     error: OutlayError | None = None
-    """As the work raised it; anything else that it raised is wrapped, with the place of the whole traceback."""
+    """An error of ours as the task raised it; any other is wrapped, with the place of the whole traceback."""
     lost: str | None = None
-    """Why the worker is gone ("killed by signal 9"); a new one takes its place."""
+    """Reason why the worker is gone ("killed by signal 9"); a new one takes its place."""
 
 
 class WorkerPool(Protocol):
-    """A number of workers. Entering starts them, leaving ends them and what is under way."""
+    """A pool of workers. Entering starts them, leaving ends them and the tasks that run."""
 
     @property
     def n_workers(self) -> int:
-        """How many pieces of work can be under way."""
+        """Return the number of tasks that can run at once."""
         ...
 
     @property
     def n_free(self) -> int:
-        """How many more can be handed out at this moment."""
+        """Return the number of tasks that can be submitted now."""
         ...
 
     def submit(self, name: str, payload: Any) -> None:
-        """Hand a piece of work to a free worker. ``name`` is unique among those under way.
+        """Submit a task to a free worker. ``name`` is unique among running tasks.
 
         Raises:
             RuntimeError: no worker is free.
@@ -88,17 +88,17 @@ class WorkerPool(Protocol):
         ...
 
     def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:
-        """Block until at least one piece of work has ended, or so long; in the order they ended.
+        """Wait until at least one task has ended, or the time is up; return ended tasks in the order they ended.
 
-        Nothing, and at once, where no work is under way.
+        Returns nothing, and at once, where no task runs.
 
         Raises:
-            ClusterError: the place itself is gone.
+            ClusterError: the cluster itself is gone.
         """
         ...
 
     def progress(self) -> dict[str, tuple[int, int, str]]:
-        """What the pieces of work under way last reported, by name; nothing from where reports do not reach."""
+        """Return the last progress of running tasks, by name; nothing where progress does not reach this process."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -110,24 +110,26 @@ class WorkerPool(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came of a piece of work: a ``value``, an ``error`` of ours, or what any other error ``said``, with its traceback."""
+    """Outcome of a task: a ``value``, an ``error`` of ours, or type and first line of any other error (``failure``),
+    with its traceback.
+    """
 
     value: Any = None
     error: OutlayError | None = None
-    said: str | None = None
+    failure: str | None = None
     trace: str = ""
 
     @classmethod
     def of(cls, error: BaseException) -> Reply:
-        """Of an error that is not ours: its type and first line."""
+        """Build the reply of an error that is not ours: its type and first line."""
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-        return cls(said=f"{type(error).__name__} ({first})", trace="".join(traceback.format_exception(error)))
+        return cls(failure=f"{type(error).__name__} ({first})", trace="".join(traceback.format_exception(error)))
 
     def ended(self, name: str, seconds: float, logs: Path | None) -> TaskResult:
-        """For whoever handed the work out; the traceback of an error that is not ours is written to a file of ``logs``."""
-        if self.said is None:
+        """Return the task's result; the traceback of an error that is not ours is written to a file of ``logs``."""
+        if self.failure is None:
             return TaskResult(name, seconds, self.value, self.error)
-        line = f"{name} failed with {self.said}"
+        line = f"{name} failed with {self.failure}"
         if logs is not None:
             with suppress(OSError):
                 path = logs / f"failed-{re.sub(r'[^A-Za-z0-9.]+', '-', name)[:80]}.txt"
@@ -140,7 +142,7 @@ class Reply:
 
 
 def attempt(do: Callable[[], Any]) -> Reply:
-    """Do it; what it raises is in the reply."""
+    """Call a function; an error becomes a reply."""
     try:
         return Reply(do())
     except OutlayError as error:
@@ -150,7 +152,7 @@ def attempt(do: Callable[[], Any]) -> Reply:
 
 
 def fit_to_send(reply: Reply) -> Reply:
-    """The same; an error of ours that another process could not make again is told like any other error."""
+    """Return a reply that can be pickled: an error of ours that cannot becomes its type and first line."""
     if reply.error is not None:
         try:
             ForkingPickler.loads(ForkingPickler.dumps(reply.error))
@@ -160,7 +162,7 @@ def fit_to_send(reply: Reply) -> Reply:
 
 
 class InProcessPool:
-    """A crew of one, in this process: work is done in `wait`, however long it takes.
+    """A pool of one worker in this process: a task runs in `wait`, however long it takes.
 
     ``logs``: a folder for the tracebacks of errors that are not ours. ``on_report``: told of progress as it is made, since nobody
     asks for it while `wait` works.
@@ -179,12 +181,12 @@ class InProcessPool:
 
     @property
     def n_workers(self) -> int:
-        """One."""
+        """One worker."""
         return 1
 
     @property
     def n_free(self) -> int:
-        """One, until work is handed out."""
+        """One, until a task is submitted."""
         return int(self._is_open and self._waiting is None)
 
     def submit(self, name: str, payload: Any) -> None:
@@ -194,20 +196,20 @@ class InProcessPool:
         self._waiting = (name, payload, time.monotonic())
 
     def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:  # noqa: ARG002
-        """See `WorkerPool`; the time is not watched."""
+        """See `WorkerPool`; the timeout is ignored."""
         if self._waiting is None:
             return []
         name, payload, began = self._waiting
         try:
-            reply = attempt(lambda: self._made()(payload, self._hear))
+            reply = attempt(lambda: self._made()(payload, self._keep_progress))
         finally:
             self._waiting = self._reported = None
-        if reply.said is not None:
+        if reply.failure is not None:
             self._work = None
         return [reply.ended(name, time.monotonic() - began, self._logs)]
 
     def progress(self) -> dict[str, tuple[int, int, str]]:
-        """See `WorkerPool`; of use to other threads."""
+        """See `WorkerPool`; meant for other threads."""
         waiting, reported = self._waiting, self._reported
         return {waiting[0]: reported} if waiting is not None and reported is not None else {}
 
@@ -223,10 +225,10 @@ class InProcessPool:
 
     def _made(self) -> WorkerFn:
         if self._work is None:
-            self._work = self._craft()
+            self._work = self._factory()
         return self._work
 
-    def _hear(self, n_done: int, n_total: int, words: str) -> None:
+    def _keep_progress(self, n_done: int, n_total: int, words: str) -> None:
         self._reported = (n_done, n_total, words)
         if self._on_report is not None:
             self._on_report()

@@ -1,6 +1,6 @@
-"""The other end of `outlay.workers.local`: a process that does what comes over a pipe, and ends with who started it.
+"""A worker process of `outlay.workers.local`: it runs tasks that come over a pipe, and ends with its parent.
 
-Nothing but the standard library is imported before the craft is: until then the process has its cores and its environment.
+Nothing but the standard library is imported before the factory is unpickled: by then cores and environment are set.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from outlay.library_warnings import hide_deprecations
 from outlay.workers.pool import Reply, WorkerFactory, WorkerFn, attempt, fit_to_send
 
 REPORT_SECONDS = 0.2
-"""Reports of progress are sent this often at most, the last one (all done) excepted."""
+"""Least seconds between two reports of progress; the last one (all done) is always sent."""
 
 _LOOK_SECONDS = 0.25
-"""How often a worker looks whether the process that started it is still there."""
+"""Seconds between two looks at whether the parent is still there."""
 
 _PR_SET_PDEATHSIG = 1
 """The number of that operation in Linux's ``prctl(2)``."""
@@ -38,13 +38,14 @@ START = (
     "import json, sys; o = json.loads(sys.argv[1]); sys.path[:] = o.pop('path'); "
     "from outlay.workers.process import main; main(**o)"
 )
-"""What Python is told to run; its argument is a JSON object of ``path`` (``sys.path`` of the process that starts it) and of the
-parameters of `main`."""
+"""Program that Python is told to run; its argument is a JSON object of ``path`` (``sys.path`` of the parent) and of
+the parameters of `main`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """Progress of the work under way."""
+    """Progress of the running task."""
 
     n_done: int
     n_total: int
@@ -53,7 +54,7 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Replied:
-    """The work ended, ``at`` this time of the machine's monotonic clock; ``is_last``: the worker takes no other."""
+    """The task ended, ``at`` this time of the machine's monotonic clock; ``is_last``: the worker takes no other."""
 
     reply: Reply
     at: float
@@ -61,14 +62,12 @@ class Replied:
 
 
 def main(pipe: int, parent: int, cores: list[int] | None, dies_by_signal: bool) -> None:
-    """Do work until the pipe ends.
+    """Run tasks until the pipe closes.
 
     ``pipe``: the number of its open file; ``parent``: the process that started this one; ``cores``: to work on, ``None`` for
     any; ``dies_by_signal``: let the kernel end this process with the thread that started it.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for whoever handed the work out, who then ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.set_inheritable(pipe, False)
     if dies_by_signal:
@@ -88,13 +87,13 @@ def main(pipe: int, parent: int, cores: list[int] | None, dies_by_signal: bool) 
 
 
 def _die_with_starter() -> None:
-    """Where the kernel is Linux; elsewhere `_listen` is what is left."""
+    """Let the kernel kill this process with its parent, on Linux; elsewhere `_listen` ends it."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def _listen(connection: Connection, parent: int, inbox: SimpleQueue[bytes]) -> None:
-    """Take in what is sent while the main thread works; end the process when nobody is left to send."""
+    """Receive payloads while the main thread works; end the process when the parent is gone."""
     while True:
         try:
             if connection.poll(_LOOK_SECONDS):
@@ -106,7 +105,7 @@ def _listen(connection: Connection, parent: int, inbox: SimpleQueue[bytes]) -> N
 
 
 class WorkerLoop:
-    """Where the worker sits: one piece of work after another."""
+    """Worker loop: run tasks from the inbox until the pipe closes."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -117,26 +116,26 @@ class WorkerLoop:
         self._room.register(connection.fileno(), select.POLLOUT)
 
     def serve(self, inbox: SimpleQueue[bytes]) -> None:
-        """The first thing that comes is the craft, then payloads; until the process ends."""
+        """Set up by the factory, which comes first, then run the task of each payload, until the process ends."""
         data = inbox.get()
 
         def set_up() -> WorkerFn:
-            craft: WorkerFactory = ForkingPickler.loads(data)
-            return craft()
+            factory: WorkerFactory = ForkingPickler.loads(data)
+            return factory()
 
         made = attempt(set_up)
-        is_made = made.error is None and made.said is None
+        is_made = made.error is None and made.failure is None
         while True:
             payload = inbox.get()
             self._is_busy = True
             reply = fit_to_send(attempt(partial(self._do, made.value, payload)) if is_made else made)
-            self._reply(reply, is_last=not is_made or reply.said is not None)
+            self._reply(reply, is_last=not is_made or reply.failure is not None)
 
     def _do(self, work: WorkerFn, payload: bytes) -> Any:
         return work(ForkingPickler.loads(payload), self.report)
 
     def report(self, n_done: int, n_total: int, words: str) -> None:
-        """Send it, unless the last one was just now, or nobody has read those before."""
+        """Send progress, unless the last report was just now, or earlier ones have not been read."""
         now = time.monotonic()
         if n_done < n_total and now - self._reported_at < REPORT_SECONDS:
             return

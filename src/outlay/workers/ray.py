@@ -1,9 +1,9 @@
-"""A crew on the machines of a Ray cluster (Moritz et al. 2018; https://docs.ray.io), and the connection to one.
+"""A worker pool on the machines of a Ray cluster (Moritz et al. 2018; https://docs.ray.io), and the connection to one.
 
-A worker is an actor in Ray's words, with its GPU or its CPUs for as long as it lives. Tasks would not do: on GPUs Ray starts a
-process for each, or hands a process that is kept another GPU than it has opened. Workers read this process's version of `outlay`,
-sent with the connection; torch and the other libraries must be installed on every machine. Ray itself tries nothing again: it
-would take work that kills its worker for a fault of the machine, and tells of each try on standard output.
+A worker is a Ray actor, with its GPU or its CPUs for as long as it lives. Ray's tasks do not serve: on GPUs Ray starts a process
+for each, or gives a process that is kept another GPU than it has opened. Workers read this process's version of `outlay`,
+sent with the connection; torch and the other libraries must be installed on every machine. Ray's own retries are off: it
+would take a task that kills its worker for a fault of the machine, and prints each try on standard output.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def check_address(address: str) -> None:
 def workers_of(
     machines: Sequence[Mapping[str, float]], threads: int, gpus_per_worker: float | None = None
 ) -> tuple[dict[str, float], int]:
-    """What one worker takes, and how many there is room for on machines with these resources (``CPU``, ``GPU``).
+    """Return the resources of one worker, and the number of workers that fit on machines with these resources
+    (``CPU``, ``GPU``).
 
     A worker takes ``gpus_per_worker`` GPUs, without it one where there are GPUs; where it takes none, ``threads`` CPUs.
 
@@ -72,20 +73,21 @@ def workers_of(
 
 
 class RayPool:
-    """The workers of a Ray cluster: one per ``gpus_per_worker`` GPUs (one, where the cluster has any), else per ``threads`` CPUs.
+    """A pool of workers on a Ray cluster: one per ``gpus_per_worker`` GPUs (one, where the cluster has any), else per
+    ``threads`` CPUs.
 
     ``address``: ``auto`` (the cluster that this machine belongs to), ``local`` (one of this machine alone, started and ended with
-    the crew), HOST:PORT or ray://HOST:PORT. Where this program is connected to a cluster already, that one is used. There are as
-    many workers as there is room for on entering, at most ``max_workers``; each starts when it is needed. Progress is not told.
+    the pool), HOST:PORT or ray://HOST:PORT. Where this program is connected to a cluster already, that one is used. There are as
+    many workers as fit on entering, at most ``max_workers``; each starts when it is needed. Progress is not reported.
     ``logs``: a folder of this machine for the tracebacks of errors that are not ours.
 
     Raises:
-        UsageError: what is no address, or a number that cannot be.
+        UsageError: not an address, or a number out of range.
     """
 
     def __init__(
         self,
-        craft: WorkerFactory,
+        factory: WorkerFactory,
         address: str,
         threads: int,
         *,
@@ -106,7 +108,7 @@ class RayPool:
         ):
             if not is_good:
                 raise UsageError(f"the number of {name} is {value}; it must be {wanted}")
-        self._craft = craft
+        self._factory = factory
         self._address = address
         self._threads = threads
         self._gpus_per_worker = gpus_per_worker
@@ -134,28 +136,28 @@ class RayPool:
         """
         if self._open is None or not self.n_free:
             raise RuntimeError(f"no worker is free for {name}; n_free says how many are")
-        with self._told(self._open.ray):
+        with self._as_cluster_errors(self._open.ray):
             self._open.submit(name, payload)
 
     def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:
         """See `outlay.workers.pool.WorkerPool`."""
         if self._open is None or not self._open.under_way:
             return []
-        with self._told(self._open.ray):
+        with self._as_cluster_errors(self._open.ray):
             return [self._open.collect(done, self._logs) for done in self._open.done(timeout_seconds)]
 
     def progress(self) -> dict[str, tuple[int, int, str]]:
-        """Nothing: reports do not reach this process."""
+        """Return nothing: progress does not reach this process."""
         return {}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             ray = stack.enter_context(connected(self._address))
-            with self._told(ray):
+            with self._as_cluster_errors(ray):
                 machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
                 resources, room = workers_of(machines, self._threads, self._gpus_per_worker)
                 n_workers = room if self._max_workers is None else min(room, self._max_workers)
-                self._open = _Open(ray, self._craft, self._threads, resources, n_workers)
+                self._open = _Open(ray, self._factory, self._threads, resources, n_workers)
             stack.callback(self._open.end)
             self._leaving = stack.pop_all()
         return self
@@ -167,14 +169,14 @@ class RayPool:
         self._leaving.close()
 
     @contextmanager
-    def _told(self, ray: Any) -> Iterator[None]:
-        """What Ray itself raises comes as one of ours."""
+    def _as_cluster_errors(self, ray: Any) -> Iterator[None]:
+        """Turn errors of Ray itself into a ClusterError."""
         try:
             yield
         except (ray.exceptions.RayError, ConnectionError) as error:
-            said = Reply.of(error).said
+            why = Reply.of(error).failure
             raise ClusterError(
-                f"the Ray cluster at {self._address} cannot be reached any more: {said}; run the command again when it is there"
+                f"the Ray cluster at {self._address} cannot be reached any more: {why}; run the command again when it is there"
             ) from error
 
 
@@ -183,37 +185,39 @@ def _is_share(n_gpus: float) -> bool:
 
 
 class _Worker:
-    """The actor. The factory and payloads come as references in a list: then what cannot be unpickled does not end the actor."""
+    """The Ray actor. Factory and payloads come as references in a list: then one that cannot be unpickled does not
+    end the actor.
+    """
 
-    def __init__(self, craft: list[Any]) -> None:
+    def __init__(self, factory: list[Any]) -> None:
         import ray
 
         hide_deprecations()
 
         def set_up() -> WorkerFn:
-            made: WorkerFactory = ray.get(craft[0])
+            made: WorkerFactory = ray.get(factory[0])
             return made()
 
         self._made = attempt(set_up)
 
     def do(self, payload: list[Any]) -> tuple[Reply, bool]:
-        """The reply, and whether the worker can take other work."""
+        """Return the reply, and whether the worker can take other work."""
         import ray
 
         made = self._made
-        if made.error is not None or made.said is not None:
+        if made.error is not None or made.failure is not None:
             return fit_to_send(made), False
-        reply = fit_to_send(attempt(lambda: made.value(ray.get(payload[0]), _unheard)))
-        return reply, reply.said is None
+        reply = fit_to_send(attempt(lambda: made.value(ray.get(payload[0]), _ignore_progress)))
+        return reply, reply.failure is None
 
 
-def _unheard(n_done: int, n_total: int, words: str) -> None:
-    """Nobody is told."""
+def _ignore_progress(n_done: int, n_total: int, words: str) -> None:
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """Work under way: its name, its worker's place among the workers, when it was handed out."""
+    """A running task: its name, its worker's index, the time it was submitted."""
 
     name: str
     place: int
@@ -224,28 +228,28 @@ class _Open:
     """Workers of a cluster that this process is connected to; ``under_way`` by Ray's reference to the reply."""
 
     def __init__(
-        self, ray: Any, craft: WorkerFactory, threads: int, resources: dict[str, float], n_workers: int
+        self, ray: Any, factory: WorkerFactory, threads: int, resources: dict[str, float], n_workers: int
     ) -> None:
         self.ray = ray
         # Left alone, Ray allows as many threads as a worker takes CPUs, and one beside a GPU.
         own = {"env_vars": thread_variables(threads)}
         self._start = ray.remote(**resources, max_restarts=0, max_task_retries=0, runtime_env=own)(_Worker).remote
-        self._craft = [ray.put(craft)]
+        self._factory = [ray.put(factory)]
         self.workers: list[Any] = [None] * n_workers
         self.under_way: dict[Any, _Given] = {}
 
     def submit(self, name: str, payload: Any) -> None:
-        """To a free worker; a new one is started where none of them waits."""
+        """Submit to a free worker; a new one is started where none of them waits."""
         busy = {given.place for given in self.under_way.values()}
         free = [place for place in range(len(self.workers)) if place not in busy]
         place = next((each for each in free if self.workers[each] is not None), free[0])
         if self.workers[place] is None:
-            self.workers[place] = self._start(self._craft)
+            self.workers[place] = self._start(self._factory)
         reference = self.workers[place].do.remote([self.ray.put(payload)])
         self.under_way[reference] = _Given(name, place, time.monotonic())
 
     def done(self, timeout_seconds: float | None) -> list[Any]:
-        """References to replies that are there, or never will be."""
+        """Return references to replies that are there, or never will be."""
         references = list(self.under_way)
         found, _ = self.ray.wait(references, num_returns=1, timeout=timeout_seconds)
         if found:
@@ -253,17 +257,17 @@ class _Open:
         return list(found)
 
     def collect(self, reference: Any, logs: Path | None) -> TaskResult:
-        """How that work ended; then its worker is free, or gone."""
+        """Return the result of a task; then its worker is free, or gone."""
         given, errors = self.under_way[reference], self.ray.exceptions
         reply, lost, stays = None, None, False
         try:
             reply, stays = self.ray.get(reference)
-        except (errors.RayTaskError, errors.RaySystemError) as error:  # what came of it cannot be sent
+        except (errors.RayTaskError, errors.RaySystemError) as error:  # the result cannot be sent
             reply = Reply.of(getattr(error, "cause", None) or error)
         except errors.LocalRayletDiedError:
             raise
         except errors.RayError as error:
-            lost = Reply.of(error).said
+            lost = Reply.of(error).failure
         del self.under_way[reference]
         if not stays:
             self._end(given.place)
@@ -271,7 +275,7 @@ class _Open:
         return TaskResult(given.name, seconds, lost=lost) if reply is None else reply.ended(given.name, seconds, logs)
 
     def end(self) -> None:
-        """All workers, whatever they are at."""
+        """End all workers, whatever they run."""
         for place in range(len(self.workers)):
             self._end(place)
 
@@ -287,7 +291,7 @@ class _Open:
 
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """Ray, connected to a cluster until the end."""
+    """Yield Ray, connected to a cluster until the end."""
     try:
         import ray
     except ImportError:
@@ -310,7 +314,7 @@ def connected(address: str) -> Iterator[Any]:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise _unreachable(address, str(error).partition(". ")[0]) from error
     try:
-        # Ray tells of lost workers on standard output, which belongs to the result.
+        # Ray reports lost workers on standard output, which belongs to the result.
         with redirect_stdout(sys.stderr):
             yield ray
     finally:
@@ -331,7 +335,7 @@ def check_interpreter(python: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """Whether anything listens at HOST:PORT: Ray itself would try for minutes.
+    """Refuse an address where nothing listens at HOST:PORT: Ray itself would try for minutes.
 
     Raises:
         ClusterError: nothing does.
@@ -346,5 +350,5 @@ def _knock(address: str) -> None:
 
 
 def _unreachable(address: str, why: str) -> ClusterError:
-    said = " ".join(why.split()) or "it did not say why"
-    return ClusterError(f"no Ray cluster answers at {address!r} ({said}); start one with `ray start --head`")
+    failure = " ".join(why.split()) or "it did not say why"
+    return ClusterError(f"no Ray cluster answers at {address!r} ({failure}); start one with `ray start --head`")

@@ -1,4 +1,5 @@
-"""Jobs on the machines of a Ray cluster that read a folder (a model, say), by the crew of `outlay.workers.ray`.
+"""Map jobs that read one folder (a model, say) over the machines of a Ray cluster, with the pool of
+`outlay.workers.ray`.
 
 A worker keeps its GPU and what it has loaded from job to job, and gets the next job as soon as it is done with one. The folder
 is looked for at the same path on each machine; where it is not there, or holds something else, it is sent through Ray's object
@@ -28,30 +29,30 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 _PIECE_BYTES = 2**28
-"""A file is sent in pieces of this size, so that a model need not fit into the object store's memory in one piece."""
+"""Bytes of one piece of a file that is sent: a model need not fit into the object store's memory in one piece."""
 
 _CLEANING_SECONDS = 10.0
 
 
 class Executor(Protocol):
-    """Does jobs."""
+    """An executor of jobs."""
 
     def run(
         self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
     ) -> Generator[tuple[str, R], None, None]:
-        """``work(folder, payload)`` of each job, handed over with the job's name as soon as it is done, in any order.
+        """Yield each job's name and ``work(folder, payload)`` as soon as it is done, in any order.
 
-        Closing the generator ends what is still under way. ``work``, payloads and results can be pickled; ``work`` is handed
-        ``folder``, or a copy of it where it is done on another machine.
+        Closing the generator ends running jobs. ``work``, payloads and results can be pickled; ``work`` gets ``folder``, or a
+        copy of it on another machine.
 
         Raises:
-            OutlayError: of ``work``; or a place that cannot be reached, or does not get a job done.
+            OutlayError: of ``work``; or a cluster that cannot be reached, or does not get a job done.
         """
         ...
 
 
 class InThisProcess:
-    """This process: one job after another, in their order."""
+    """Executor in this process: one job after another, in their order."""
 
     def run(
         self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
@@ -62,7 +63,7 @@ class InThisProcess:
 
 
 class Cluster:
-    """The workers of a Ray cluster: one per GPU where it has GPUs, else one per ``threads`` CPUs of a machine.
+    """Executor on a Ray cluster: one worker per GPU where it has GPUs, else one per ``threads`` CPUs of a machine.
 
     ``address``: ``auto`` (the cluster that this machine belongs to), ``local`` (one of this machine alone, started and ended with
     the work), HOST:PORT or ray://HOST:PORT. Where this program is connected to a cluster already, that one is used.
@@ -76,7 +77,7 @@ class Cluster:
     def run(
         self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
     ) -> Generator[tuple[str, R], None, None]:
-        """See `outlay.workers.executor.Executor`. ``folder`` holds a model.
+        """Yield each job's name and result as it ends; ``folder`` holds a model.
 
         Raises:
             UsageError: Ray is not installed, or no machine has enough CPUs.
@@ -90,7 +91,9 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """What the work reads: ``path`` here, ``sha256`` of its files, and the files in pieces where they have been sent."""
+    """The folder that jobs read: ``path`` here, ``sha256`` of its files, and the files in pieces where they have been
+    sent.
+    """
 
     path: Path
     sha256: str
@@ -98,24 +101,24 @@ class _Folder:
 
     @property
     def unpacked(self) -> Path:
-        """Where it lies on a machine that it was sent to."""
+        """Folder where a sent copy lies on a machine."""
         return Path(tempfile.gettempdir()) / f"outlay-{os.getuid()}-{self.sha256[:16]}" / "folder"
 
     def is_at(self, place: Path) -> bool:
-        """Whether it lies there, byte for byte."""
+        """Return whether it lies there, byte for byte."""
         try:
             return fingerprint(str(place)) == self.sha256
         except (OSError, UnknownModel):
             return False
 
     def find(self) -> Path | None:
-        """Where it lies on this machine; ``None`` where it must be sent first."""
+        """Return the folder's path on this machine; ``None`` where it must be sent first."""
         places = (self.path, self.unpacked)
         found = next((place for place in places if self.is_at(place)), None)
         return self._unpack() if found is None and self.files is not None else found
 
     def _unpack(self) -> Path:
-        """Put the pieces together; the workers of one machine do it once."""
+        """Unpack the pieces; the workers of one machine do it once."""
         import ray
 
         assert self.files is not None
@@ -139,7 +142,7 @@ class _Folder:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """What a worker answers: the result, an error that another try would not mend, or that it lacks the folder.
+    """Reply of a worker: the result, an error that another try would not mend, or that it lacks the folder.
 
     ``unpacked_on``: the machine, where the folder had to be unpacked.
     """
@@ -150,8 +153,8 @@ class _Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
-    """A craft whose work is done on a folder."""
+class _FolderJobs:
+    """Worker factory of jobs that read a folder."""
 
     work: Callable[[Path, Any], Any]
 
@@ -159,7 +162,7 @@ class _Reader:
         return self.do
 
     def do(self, payload: tuple[_Folder, Any], report: Report) -> _Reply:  # noqa: ARG002
-        """One job."""
+        """Run one job."""
         import ray
 
         folder, job = payload
@@ -174,7 +177,7 @@ class _Reader:
 
 
 def _clean(folder: _Folder) -> None:
-    """Remove what was unpacked, on its machine."""
+    """Remove the unpacked folder on its machine."""
     shutil.rmtree(folder.unpacked.parent, ignore_errors=True)
 
 
@@ -183,9 +186,9 @@ _Job = tuple[str, Any]
 
 @dataclass(slots=True)
 class _Run:
-    """Jobs of one piece of work on a cluster.
+    """One call of `Cluster.run`: its jobs, tries and pool.
 
-    ``waiting``: jobs under way, by name; ``again``: jobs to be tried again; ``n_tries``: failed ones, by name.
+    ``waiting``: running jobs, by name; ``retries``: jobs to be tried again; ``n_tries``: failed tries, by name.
     """
 
     ray: Any
@@ -194,43 +197,43 @@ class _Run:
     work: Callable[[Path, Any], Any]
     folder: _Folder
     waiting: dict[str, _Job] = field(default_factory=dict)
-    again: list[_Job] = field(default_factory=list)
+    retries: list[_Job] = field(default_factory=list)
     n_tries: Counter[str] = field(default_factory=Counter)
     unpacked_on: set[str] = field(default_factory=set)
 
     def all(self, jobs: Iterable[_Job]) -> Generator[_Job, None, None]:
-        """As they are done."""
+        """Yield jobs with their results as they are done."""
         left = iter(jobs)
         try:
-            with RayPool(_Reader(self.work), self.address, self.threads) as crew:
-                self._hand_out(crew, left)
-                while ended := crew.wait():
+            with RayPool(_FolderJobs(self.work), self.address, self.threads) as pool:
+                self._submit_jobs(pool, left)
+                while ended := pool.wait():
                     for each in ended:
                         reply = self._reply(each)
-                        self._hand_out(crew, left)
+                        self._submit_jobs(pool, left)
                         if reply is not None:
                             yield each.name, reply.value
         finally:
             self._end()
 
-    def _hand_out(self, crew: WorkerPool, left: Iterator[_Job]) -> None:
-        """To whoever is free."""
-        while crew.n_free and (job := self.again.pop() if self.again else next(left, None)) is not None:
+    def _submit_jobs(self, pool: WorkerPool, left: Iterator[_Job]) -> None:
+        """Submit jobs to free workers."""
+        while pool.n_free and (job := self.retries.pop() if self.retries else next(left, None)) is not None:
             name, payload = job
             self.waiting[name] = job
-            crew.submit(name, (self.folder, payload))
+            pool.submit(name, (self.folder, payload))
 
     def _reply(self, ended: TaskResult) -> _Reply | None:
-        """The result of a job; ``None`` where it is to be tried again.
+        """Return the result of a job; ``None`` where it is to be tried again.
 
         Raises:
-            OutlayError: as the work raised it.
+            OutlayError: as the job raised it.
             ClusterError: it has been tried often enough.
         """
         job = self.waiting.pop(ended.name)
         if ended.lost is not None or isinstance(ended.error, WorkFailed):
             self._note_failure(ended)
-            self.again.append(job)
+            self.retries.append(job)
             return None
         if ended.error is not None:
             raise ended.error
@@ -241,7 +244,7 @@ class _Run:
             raise reply.value
         if reply.kind == "lacks":
             self._send_folder()
-            self.again.append(job)
+            self.retries.append(job)
             return None
         return reply
 
@@ -255,7 +258,7 @@ class _Run:
             ) from ended.error
 
     def _send_folder(self) -> None:
-        """Into the object store, once."""
+        """Put the folder into the object store, once."""
         if self.folder.files is None:
             files = tuple(
                 (path.name, [self.ray.put(piece) for piece in _pieces(path)])
@@ -264,7 +267,7 @@ class _Run:
             self.folder = replace(self.folder, files=files)
 
     def _end(self) -> None:
-        """Remove what was unpacked."""
+        """Remove unpacked folders on all machines."""
         if self.unpacked_on:
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

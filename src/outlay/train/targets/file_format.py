@@ -1,4 +1,4 @@
-"""The file of a block of targets: safetensors bytes, read where they lie.
+"""File format of a block of targets: safetensors bytes, read where they lie.
 
 Counts of rows and positions are stored and summed on reading; nothing else is read before it is used. The metadata hold one text
 (safetensors orders several of them at random), and numbers take the narrowest type that holds a block's, so that equal targets
@@ -28,7 +28,7 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TargetsBlock:
-    """Consecutive rows and their positions, end to end.
+    """Targets of consecutive rows: their answers and their positions, laid end to end.
 
     ``n_positions``, ``n_real``, ``n_entries``: ``[rows]``, positions of each row, real ones among them, logits they keep in all.
     """
@@ -42,7 +42,7 @@ class TargetsBlock:
 
 
 def to_bytes(block: TargetsBlock) -> bytes:
-    """Safetensors bytes, equal for equal blocks."""
+    """Write a block as safetensors bytes, equal for equal blocks."""
     from safetensors.numpy import save
 
     terms = block.terms
@@ -59,7 +59,7 @@ def to_bytes(block: TargetsBlock) -> bytes:
 
 
 def from_bytes(data: bytes | Array, origin: str = "these targets") -> TargetsBlock:
-    """Inverse of `to_bytes`; arrays are views of ``data``, which is bytes or uint8 ``[bytes]``.
+    """Read a block from `to_bytes`'s bytes; arrays are views of ``data``, which is bytes or uint8 ``[bytes]``.
 
     Raises:
         ArtifactDamaged: another format, or bytes that are no targets; names the ``origin``.
@@ -79,7 +79,7 @@ def from_bytes(data: bytes | Array, origin: str = "these targets") -> TargetsBlo
 
 
 def open_file(path: Path) -> TargetsBlock:
-    """A block whose arrays are views of the file, mapped into memory: what is not looked at is not read.
+    """Return a block whose arrays are views of the file, mapped into memory: what is not looked at is not read.
 
     The file is not kept open, so there may be any number of them; it must not be written to meanwhile.
 

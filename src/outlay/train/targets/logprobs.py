@@ -1,4 +1,4 @@
-"""Targets as log-probabilities: how they are read out of a block, and how a block is packed from those of another program.
+"""Targets as log-probabilities: read from a block, or packed into one from those of another program.
 
 A program that serves a model gives the log-probabilities of the likeliest tokens, normalised over its whole vocabulary: their
 log-sum-exp at T = 1 is 0, and the mass of all others is exactly what is missing from 1. At another temperature nothing is known.
@@ -20,17 +20,18 @@ from outlay.train.targets.sparse_logits import SparseLogits, SparsityRule, offse
 from outlay.train.targets.targets import SparseTargets
 
 EXCESS_MASS = 1e-3
-"""By how much the probabilities of a position may exceed 1 (they are rounded where they are written)."""
+"""Excess over 1 that the probabilities of a position may add up to (they are rounded where they are written)."""
 
 _SNAP = 1e-12
-"""Nats by which a stored logit may have moved on its way through a log-probability in float64 and back."""
+"""Nats by which a stored logit may have moved in conversion to a float64 log-probability and back."""
 
 _BLANK = "▁"
-"""What SentencePiece writes for a space."""
+"""Space in SentencePiece's tokens."""
 
 
 class PositionLogprobs(NamedTuple):
-    """One position: the ``unit`` that was said, some ``classes``, each once, and their ``logprobs``, in nats.
+    """Log-probabilities at one position: the ``unit`` of the answer, some ``classes``, each once, and their
+    ``logprobs``, in nats.
 
     ``logsumexp``: by temperature, at the level of ``logprobs + logsumexp[0]``, the first one at T = 1; ``None``: normalised at
     T = 1.
@@ -43,7 +44,7 @@ class PositionLogprobs(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row's positions, its answer in words, how many positions are real, and where it was read."""
+    """A row's positions, its answer as text, the number of real positions, and its place in the file."""
 
     positions: Sequence[PositionLogprobs]
     answer: str
@@ -51,8 +52,8 @@ class Row(NamedTuple):
     origin: str
 
 
-def spoken(targets: SparseTargets) -> Iterator[Row]:
-    """Row by row what targets say; log-probabilities at T = 1 over the full vocabulary, log-sum-exps T = 1 first.
+def target_rows(targets: SparseTargets) -> Iterator[Row]:
+    """Yield targets row by row; log-probabilities at T = 1 over the full vocabulary, log-sum-exps T = 1 first.
 
     Raises:
         ValueError: temperature 1 was not offered.
@@ -80,54 +81,62 @@ def spoken(targets: SparseTargets) -> Iterator[Row]:
 
 
 def packed(terms: SparsityRule, rows: Sequence[Row]) -> SparseTargets:
-    """A block from what `spoken` gave of one with these terms: the same, bit for bit, unless it was rounded on its way.
+    """Return a block of rows that `target_rows` read from one with these terms: the same, bit for bit, unless rounded on
+    the way.
 
     Raises:
         ValueError: positions that do not fit the terms.
     """
-    heard = [each for row in rows for each in row.positions]
-    counts = np.array([len(each.classes) for each in heard], dtype=np.int64)
-    sums = np.array([each.logsumexp for each in heard], dtype=np.float64).reshape(len(heard), len(terms.temperatures))
+    positions = [each for row in rows for each in row.positions]
+    counts = np.array([len(each.classes) for each in positions], dtype=np.int64)
+    sums = np.array([each.logsumexp for each in positions], dtype=np.float64).reshape(
+        len(positions), len(terms.temperatures)
+    )
     first = sums[:, 0]
-    exact = _flat([each.logprobs for each in heard], np.float64) + np.repeat(first, counts)
+    exact = _flat([each.logprobs for each in positions], np.float64) + np.repeat(first, counts)
     stored = exact.astype(np.float32 if terms.complete else np.float16).astype(np.float64)
     logits = np.where(np.abs(exact - stored) <= _SNAP * np.maximum(1.0, np.abs(exact)), stored, exact)
     column = terms.temperatures.index(1.0) if 1.0 in terms.temperatures else 0
     order = [column, *(i for i in range(len(terms.temperatures)) if i != column)]
     return _targets(
-        terms, rows, counts, _flat([each.classes for each in heard], np.int64), logits, sums[:, np.argsort(order)]
+        terms, rows, counts, _flat([each.classes for each in positions], np.int64), logits, sums[:, np.argsort(order)]
     )
 
 
 def packed_tokens(terms: SparsityRule, rows: Sequence[Row]) -> SparseTargets:
-    """A block of normalised log-probabilities at T = 1, of each position the largest, as ``terms`` say.
+    """Return a block of normalised log-probabilities at T = 1, of each position the largest, as ``terms`` say.
 
     What is left out belongs to the tail, with its exact mass.
 
     Raises:
         DataError: the probabilities of a position exceed 1 by more than `EXCESS_MASS`; names the row.
     """
-    heard = [each for row in rows for each in row.positions]
-    counts = np.array([len(each.classes) for each in heard], dtype=np.int64)
-    classes, logprobs = _flat([e.classes for e in heard], np.int64), _flat([e.logprobs for e in heard], np.float64)
-    which = np.repeat(np.arange(len(heard)), counts)
+    positions = [each for row in rows for each in row.positions]
+    counts = np.array([len(each.classes) for each in positions], dtype=np.int64)
+    classes, logprobs = (
+        _flat([e.classes for e in positions], np.int64),
+        _flat([e.logprobs for e in positions], np.float64),
+    )
+    which = np.repeat(np.arange(len(positions)), counts)
     order = np.lexsort((classes, -logprobs, which))
     classes, logprobs = classes[order], logprobs[order]
     shares = np.exp(np.minimum(logprobs, 1.0))
     starts = offsets_of(counts)[:-1]
-    mass = np.add.reduceat(shares, starts) if len(heard) else np.zeros(0)
+    mass = np.add.reduceat(shares, starts) if len(positions) else np.zeros(0)
     _check_mass(mass, rows)
     before = np.cumsum(shares) - shares
     before -= np.repeat(before[starts], counts)
     rank = np.arange(len(order)) - np.repeat(starts, counts)
     kept = (rank < terms.max_logits) & ((rank == 0) | (1.0 - before > terms.tail_mass))
-    n_kept = np.bincount(which[kept], minlength=len(heard))
+    n_kept = np.bincount(which[kept], minlength=len(positions))
     logsumexp = np.log(np.maximum(mass, 1.0))[:, None]
     return _targets(terms, rows, n_kept, classes[kept], logprobs[kept], logsumexp)
 
 
 def packed_classes(terms: SparsityRule, rows: Sequence[Row]) -> SparseTargets:
-    """A block of label sets: every class of a position has its log-probability, at any level; each temperature is exact."""
+    """Return a block of label sets: every class of a position has its log-probability, at any level; each temperature
+    is exact.
+    """
     logits = np.array([row.positions[0].logprobs for row in rows], dtype=np.float64)
     classes = np.argsort(-logits, axis=1, kind="stable")
     falling = np.take_along_axis(logits, classes, axis=1)
@@ -138,7 +147,9 @@ def packed_classes(terms: SparsityRule, rows: Sequence[Row]) -> SparseTargets:
 
 
 def block_of(kind: TargetKind, rows: Sequence[Row], terms: SparsityRule | None, *, is_own: bool) -> SparseTargets:
-    """A block in the way its kind is packed; ``terms`` ``None`` for ``text``; ``is_own``: rows are those of `spoken`."""
+    """Return a block in the way its kind is packed; ``terms`` ``None`` for ``text``; ``is_own``: rows are those of
+    `target_rows`.
+    """
     if kind == "text" or terms is None:
         return SparseTargets.text_only([row.answer for row in rows])
     if is_own:
@@ -147,7 +158,7 @@ def block_of(kind: TargetKind, rows: Sequence[Row], terms: SparsityRule | None, 
 
 
 class Vocabulary:
-    """The tokens of a tokenizer by their text, as other programs write it.
+    """Tokens of a tokenizer by their text, as other programs write it.
 
     A token's text is its piece (``▁salt``, ``Ġsalt``), what that decodes to, or the piece with its ``▁`` as a space. A text that
     belongs to several tokens names none of them. ``closing``: the text of another program's closing token, which stands for this
@@ -165,7 +176,7 @@ class Vocabulary:
         self._texts: dict[int, str | None] = {}
 
     def number(self, text: str | None, number: int | None) -> int | None:
-        """The token of that number, where one is given, else of that text; ``None``: none, or several."""
+        """Return the token of that number, where one is given, else of that text; ``None``: none, or several."""
         if text is not None and text == self._other_closing:
             return self.closing
         if number is not None:
@@ -176,14 +187,14 @@ class Vocabulary:
         return next(iter(found)) if len(found) == 1 else None
 
     def text(self, number: int) -> str | None:
-        """A token's text with its space; ``None``: a number that no token has."""
+        """Return a token's text with its space; ``None``: a number that no token has."""
         if number not in self._texts:
             piece = self._tokenizer.convert_ids_to_tokens(number) if number < len(self._tokenizer) else None
             self._texts[number] = None if piece is None else self._spellings(piece)[-1]
         return self._texts[number]
 
     def words(self, answers: Sequence[Sequence[int]]) -> list[str]:
-        """Answers decoded, special tokens left out."""
+        """Decode answers, special tokens left out."""
         return [str(text).strip() for text in self._tokenizer.batch_decode(list(answers), skip_special_tokens=True)]
 
     def _all_numbers(self) -> dict[str, set[int]]:
@@ -200,7 +211,7 @@ class Vocabulary:
 
 
 def vocabulary_of(ref: str, base: str | None, closing: str | None = None) -> Vocabulary:
-    """The vocabulary of a model that writes: the tokens of its tokenizer, without rows that pad the model's.
+    """Return the vocabulary of a model that writes: the tokens of its tokenizer, without rows that pad the model's.
 
     Raises:
         UnknownModel: the reference leads nowhere, or to a folder without a readable tokenizer.
@@ -215,7 +226,8 @@ def vocabulary_of(ref: str, base: str | None, closing: str | None = None) -> Voc
 def label_logprobs(
     labels: Sequence[str], listed: Sequence[tuple[str, float]], limit: float
 ) -> tuple[list[float], list[str]] | None:
-    """Log-probabilities of labels from those of the ``listed`` tokens, and the labels that are not among these.
+    """Sum log-probabilities of labels from those of the ``listed`` tokens; also return the labels that are not among
+    these.
 
     Tokens that are a label but for the blanks around it count together. A label that is not listed gets the most that it can
     have: no more than the least of the listed, nor than what these leave over. ``None``: the missing ones could have more than
@@ -236,7 +248,7 @@ def label_logprobs(
 
 
 _LEAST = 1e-12
-"""Probability of a label of which nothing is left: a logit must be finite."""
+"""Least probability of a label: a logit must be finite."""
 
 
 def _targets(
@@ -270,5 +282,5 @@ def _check_mass(mass: NDArray[np.float64], rows: Sequence[Row]) -> None:
 
 
 def _flat(parts: Sequence[Sequence[float]], dtype: type[Any]) -> NDArray[Any]:
-    """All parts end to end."""
+    """Concatenate all parts."""
     return np.fromiter((value for part in parts for value in part), dtype=dtype, count=sum(map(len, parts)))

@@ -1,4 +1,4 @@
-"""Positions laid end to end, as a teacher's words are kept in memory and on disk: numpy arrays, ragged, gathered without loops.
+"""Sparse logits in memory and on disk: positions laid end to end in numpy arrays, ragged, gathered without loops.
 
 A position keeps its largest logits. Where the whole vocabulary is kept (*complete*), they are raw and float32. Else only what a
 softmax sees is kept: by how much each lies below the largest, in float16, and log-sum-exps less the largest logit over T. These
@@ -25,12 +25,12 @@ MAX_LOGITS = TeachSettings().max_logits
 TAIL_MASS = TeachSettings().tail_mass
 
 _NARROW_VOCABULARY = 1 << 16
-"""Classes that a uint16 can number."""
+"""Size of a vocabulary that a uint16 can number."""
 
 
 @dataclass(frozen=True, slots=True)
 class SparsityRule:
-    """What is kept of a position; the same for all positions of some targets.
+    """Sparsity rule: the logits kept of a position, the same for all positions of some targets.
 
     ``kind``: what a unit is; ``vocab_size``: V, classes the teacher chose among (0 for ``text``); ``max_logits``, ``tail_mass``:
     as in `outlay.settings.TeachSettings`, both 0 where every class is kept; ``temperatures``: those with a log-sum-exp.
@@ -46,7 +46,9 @@ class SparsityRule:
     def of(
         cls, kind: TargetKind, vocab_size: int, max_logits: int, tail_mass: float, temperatures: Sequence[float]
     ) -> SparsityRule:
-        """Label sets, and vocabularies of at most ``max_logits``, are kept whole: else a class at least is left out."""
+        """Build the rule: label sets, and vocabularies of at most ``max_logits``, are kept whole: else a class at
+        least is left out.
+        """
         whole = kind != "tokens" or max_logits == 0 or max_logits >= vocab_size
         offered = tuple(float(t) for t in temperatures)
         return cls(kind, vocab_size, 0 if whole else max_logits, 0.0 if whole else float(tail_mass), offered)
@@ -58,7 +60,7 @@ class SparsityRule:
 
     @property
     def limit(self) -> int:
-        """Logits that a position keeps at most."""
+        """Most logits that a position keeps."""
         return self.max_logits or self.vocab_size
 
 
@@ -66,7 +68,7 @@ class SparsityRule:
 class SparseLogits:
     """N positions and the M logits that they keep, end to end.
 
-    ``units``: ``[N]`` int32 (uint16 where it can be), the class, tag or token that was said there;
+    ``units``: ``[N]`` int32 (uint16 where it can be), the predicted class, tag or token;
     ``logsumexp``: ``[N, temperatures]`` float32, log Σ_v exp(z_v / T) over the full vocabulary, at the level of ``logits``;
     ``indices``: ``[M]`` int32 (uint16 where V allows), classes by falling logit within a position, equal ones by number;
     ``n_kept``: ``[N]`` unsigned, how many a position keeps, at least 1; ``None`` = V each;
@@ -87,7 +89,8 @@ class SparseLogits:
     def pack(
         cls, terms: SparsityRule, units: Array, n_kept: Array, indices: Array, logits: Array, logsumexp: Array
     ) -> SparseLogits:
-        """From ``logits`` ``[M]`` beside ``indices`` ``[M]``, falling within each position, ``n_kept`` ``[N]`` of them.
+        """Build from ``logits`` ``[M]`` beside ``indices`` ``[M]``, falling within each position, ``n_kept`` ``[N]``
+        of them.
 
         They may be at any level within a position (raw, or log-probabilities), the one of ``logsumexp`` ``[N, temperatures]``.
 
@@ -105,31 +108,31 @@ class SparseLogits:
         if n and (counts.min() < (limit if terms.complete else 1) or counts.max() > limit):
             wanted = f"{limit}" if terms.complete else f"1 to {limit}"
             raise ValueError(f"a position keeps {counts.min()} to {counts.max()} logits; it must keep {wanted}")
-        said, classes = _narrow_units(units, terms), indices.astype(_class_dtype(terms))
+        answered, classes = _narrow_units(units, terms), indices.astype(_class_dtype(terms))
         if terms.complete:
-            return cls(said, np.asarray(logsumexp, np.float32), classes, None, np.asarray(logits, np.float32))
+            return cls(answered, np.asarray(logsumexp, np.float32), classes, None, np.asarray(logits, np.float32))
         rounded, sums = _rounded(np.asarray(logits), counts, np.asarray(logsumexp), terms.temperatures)
-        return cls(said, sums, classes, narrowest(counts), rounded)
+        return cls(answered, sums, classes, narrowest(counts), rounded)
 
     @classmethod
     def none(cls, terms: SparsityRule) -> SparseLogits:
-        """No positions."""
+        """Return empty arrays, for no positions."""
         nothing = np.zeros(0)
         return cls.pack(terms, nothing, nothing, nothing, nothing, np.zeros((0, len(terms.temperatures))))
 
     def narrowed(self, terms: SparsityRule) -> SparseLogits:
-        """The same in the narrowest dtypes that hold it, so that equal positions have equal bytes."""
+        """Return the same in the narrowest dtypes that hold it, so that equal positions have equal bytes."""
         n_kept = None if self.n_kept is None else narrowest(self.n_kept)
         return replace(self, units=_narrow_units(self.units, terms), n_kept=n_kept)
 
     def counts(self, terms: SparsityRule) -> NDArray[np.int64]:
-        """How many logits each position keeps, int64 ``[N]``."""
+        """Return how many logits each position keeps, int64 ``[N]``."""
         if self.n_kept is None:
             return np.full(len(self), terms.vocab_size, dtype=np.int64)
         return self.n_kept.astype(np.int64)
 
     def all_logits(self) -> NDArray[np.float32]:
-        """All logits kept, float32 ``[M]``, at the level of ``logsumexp``."""
+        """Return all kept logits, float32 ``[M]``, at the level of ``logsumexp``."""
         if self.n_kept is None:
             return self.logits
         counts = self.n_kept.astype(np.int64)
@@ -140,7 +143,7 @@ class SparseLogits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowPlaces:
-    """Where rows lie in pieces of positions; each int64 ``[rows]``.
+    """Places of rows in pieces of positions; each int64 ``[rows]``.
 
     ``piece``: which one; ``position``, ``entry``: the row's first position and first kept logit in it; ``n_positions``: how many
     positions follow one another there.
@@ -153,17 +156,17 @@ class RowPlaces:
 
     @classmethod
     def one_piece(cls, n_positions: Array, n_entries: Array) -> RowPlaces:
-        """Rows that follow one another in one piece; ``n_entries``: logits kept by each row."""
+        """Return the places of rows that follow one another in one piece; ``n_entries``: logits kept by each row."""
         counts = n_positions.astype(np.int64)
         return cls(np.zeros_like(counts), offsets_of(counts)[:-1], offsets_of(n_entries)[:-1], counts)
 
     def of(self, rows: Array) -> RowPlaces:
-        """The places of some rows."""
+        """Return the places of some rows."""
         return RowPlaces(self.piece[rows], self.position[rows], self.entry[rows], self.n_positions[rows])
 
     @classmethod
     def joined(cls, parts: Sequence[RowPlaces], n_pieces: Sequence[int]) -> RowPlaces:
-        """The rows of all parts; ``n_pieces``: pieces that each part has."""
+        """Return the rows of all parts; ``n_pieces``: pieces that each part has."""
         before = offsets_of(np.array(n_pieces))
         nothing = np.zeros(0, dtype=np.int64)
         return cls(
@@ -177,7 +180,7 @@ class RowPlaces:
 def gather(
     pieces: Sequence[SparseLogits], terms: SparsityRule, places: RowPlaces, counts: NDArray[np.int64]
 ) -> SparseLogits:
-    """The first ``counts`` positions of each row, row by row; reads nothing else of the pieces."""
+    """Return the first ``counts`` positions of each row, row by row; reads nothing else of the pieces."""
     if not pieces or not counts.any():
         return SparseLogits.none(terms)
     order = np.argsort(places.piece, kind="stable")
@@ -193,7 +196,7 @@ def gather(
 def _gather_sorted(
     pieces: Sequence[SparseLogits], terms: SparsityRule, places: RowPlaces, counts: NDArray[np.int64]
 ) -> SparseLogits:
-    """`gather` where the rows of a piece stand beside one another."""
+    """Gather rows where those of a piece stand beside one another; see `gather`."""
     starts = np.flatnonzero(np.diff(places.piece, prepend=-1))
     used = [pieces[int(piece)] for piece in places.piece[starts]]
     offsets = offsets_of(counts)
@@ -222,7 +225,9 @@ def _gather_sorted(
 
 
 def _take(arrays: Sequence[Array], at: NDArray[np.int64], bounds: NDArray[np.int64]) -> Array:
-    """Elements ``at`` end to end, those from ``bounds[i]`` to ``bounds[i + 1]`` of the i-th array; in the widest dtype of all."""
+    """Take elements ``at`` of concatenated arrays, those from ``bounds[i]`` to ``bounds[i + 1]`` from the i-th; in
+    the widest dtype of all.
+    """
     if len(arrays) == 1:
         return arrays[0][at]
     taken = np.empty((len(at), *arrays[0].shape[1:]), dtype=np.result_type(*(array.dtype for array in arrays)))
@@ -232,20 +237,20 @@ def _take(arrays: Sequence[Array], at: NDArray[np.int64], bounds: NDArray[np.int
 
 
 def offsets_of(counts: Array) -> NDArray[np.int64]:
-    """``[n + 1]`` of ``[n]``: 0, and the sums of the first 1, 2, … n."""
+    """Return the offsets ``[n + 1]`` of counts ``[n]``: 0, and the sums of the first 1, 2, … n."""
     offsets = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets
 
 
 def ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``start, start + 1, … start + count - 1`` of each pair, end to end."""
+    """Return the ranges ``start, start + 1, … start + count - 1`` of all pairs, concatenated."""
     offsets = offsets_of(counts)
     return np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1], dtype=np.int64)
 
 
 def narrowest(counts: Array) -> Array:
-    """Counts in the narrowest unsigned dtype that holds them."""
+    """Convert counts to the narrowest unsigned dtype that holds them."""
     return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
 
 
@@ -254,7 +259,7 @@ def _class_dtype(terms: SparsityRule) -> type[np.uint16] | type[np.int32]:
 
 
 def _narrow_units(units: Array, terms: SparsityRule) -> Array:
-    """What was said beyond an answer's end may be any number, so the units themselves are looked at."""
+    """Convert units to the narrowest dtype that holds them: those beyond an answer's end may be any number."""
     fits = len(units) == 0 or (units.min() >= 0 and units.max() < _NARROW_VOCABULARY)
     return units.astype(_class_dtype(terms) if fits else np.int32)
 
@@ -262,7 +267,7 @@ def _narrow_units(units: Array, terms: SparsityRule) -> Array:
 def _rounded(
     logits: Array, counts: NDArray[np.int64], logsumexp: Array, temperatures: Sequence[float]
 ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """Logits less the largest of each position, without it, and the log-sum-exps that belong to them."""
+    """Return the logits less the largest of each position, without it, and the log-sum-exps that belong to them."""
     first = _firsts(counts)
     if (logits[1:] > logits[:-1])[~first[1:]].any():
         raise ValueError("the logits of a position must fall")
@@ -279,7 +284,7 @@ def _rounded(
 
 
 def _firsts(counts: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which kept logits are the first of their position, bool ``[M]``; each position keeps one at least."""
+    """Return which kept logits are the first of their position, bool ``[M]``; each position keeps one at least."""
     first = np.zeros(int(counts.sum()), dtype=bool)
     first[offsets_of(counts)[:-1]] = True
     return first

@@ -1,4 +1,4 @@
-"""How much of what a teacher said is kept, and what it takes on disk."""
+"""Statistics of targets: probability and logits kept, bytes on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from outlay.train.targets.sparse_logits import SparseLogits, SparsityRule, offse
 
 @dataclass(frozen=True, slots=True)
 class TargetStatistics:
-    """How much targets keep, and what they take; two parts are added with ``+``.
+    """Statistics of targets: positions, logits, probability kept, bytes; two parts are added with ``+``.
 
     ``n_bytes``: of their arrays on disk, without the file's header; ``n_entries``: logits kept; ``kept_max``: most at a position;
     ``mass_kept``: the probability kept at temperature 1, summed over positions; ``mass_kept_min``: the least at a position;
@@ -41,7 +41,7 @@ class TargetStatistics:
 
     @property
     def bytes_per_position(self) -> float:
-        """A position of a written answer is a token; 0 where there is none."""
+        """Bytes per position; a position of a generated answer is a token; 0 where there is none."""
         return self.n_bytes / self.n_positions if self.n_positions else 0.0
 
     @property
@@ -56,7 +56,7 @@ class TargetStatistics:
 
 
 def measure(positions: SparseLogits, terms: SparsityRule, column: int) -> TargetStatistics:
-    """Of positions alone, without their rows; ``column``: of the log-sum-exps, that of temperature 1."""
+    """Measure positions without their rows; ``column``: that of temperature 1 in the log-sum-exps."""
     if len(positions) == 0:
         return TargetStatistics(0, 0, 0)
     counts = positions.counts(terms)

@@ -1,7 +1,7 @@
-"""The teacher's words on disk: sparse logits with exact log-sum-exps (DESIGN decision 5).
+"""A teacher's targets on disk: sparse logits with exact log-sum-exps.
 
-A block of targets covers consecutive pool rows. A *position* is one place where the teacher spoke: a row of a classifier has
-one, a tagged row as many as tokens of text, a generated answer as many as tokens. Each position keeps what was said there, its
+A block of targets covers consecutive pool rows. A *position* is one output of the teacher: a row of a classifier has one,
+a tagged row as many as tokens of text, a generated answer as many as tokens. Each position keeps the predicted unit and the
 largest raw logits, as many as hold all but a given share of the probability, and one log-sum-exp over the full vocabulary per
 offered temperature, so that the mass outside those is known exactly at each of these temperatures.
 """
@@ -68,7 +68,7 @@ class SparseTargets:
 
     Rows can be selected and blocks be put together without copying positions; `batch` reads those of its rows.
     ``terms``: what is kept of a position; ``places``: where the rows lie in ``pieces``; ``n_real``: int64 ``[rows]``, real
-    positions of each row, its first ones; padding follows where it was kept; ``answers``: every row's answer in words.
+    positions of each row, its first ones; padding follows where it was kept; ``answers``: every row's answer as text.
 
     Raises:
         ValueError: arrays whose lengths do not belong together.
@@ -126,7 +126,8 @@ class SparseTargets:
         *,
         n_real: NDArray[np.int64] | None = None,
     ) -> SparseTargets:
-        """Rows that follow one another in ``positions``, ``n_positions`` int64 ``[rows]`` each; ``n_real`` ``None``: all real.
+        """Build targets of rows that follow one another in ``positions``, ``n_positions`` int64 ``[rows]`` each;
+        ``n_real`` ``None``: all real.
 
         Raises:
             ValueError: another number of positions.
@@ -142,7 +143,7 @@ class SparseTargets:
 
     @classmethod
     def text_only(cls, answers: Sequence[str]) -> SparseTargets:
-        """The teacher's answers and nothing else, for a student of another tokenizer."""
+        """Return the teacher's answers and nothing else, for a student of another tokenizer."""
         terms, nothing = SparsityRule("text", 0, temperatures=()), np.zeros(len(answers), dtype=np.int64)
         return cls.from_positions(terms, SparseLogits.none(terms), nothing, answers)
 
@@ -151,30 +152,30 @@ class SparseTargets:
 
     @property
     def kind(self) -> TargetKind:
-        """What a unit is; ``text`` has answers and no positions."""
+        """Kind of the targets; ``text`` has answers and no positions."""
         return self.terms.kind
 
     @property
     def vocab_size(self) -> int:
-        """V, classes the teacher chose among; 0 for ``text``."""
+        """Number of classes the teacher chose among, V; 0 for ``text``."""
         return self.terms.vocab_size
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """Those that have a log-sum-exp."""
+        """Temperatures that have a log-sum-exp."""
         return self.terms.temperatures
 
     @property
     def offsets(self) -> NDArray[np.int64]:
-        """Int64 ``[rows + 1]``: row ``i`` owns positions ``offsets[i]:offsets[i + 1]`` of `positions`."""
+        """Row boundaries, int64 ``[rows + 1]``: row ``i`` owns positions ``offsets[i]:offsets[i + 1]`` of `positions`."""
         return offsets_of(self.places.n_positions)
 
     def positions(self) -> SparseLogits:
-        """Those of all rows, in row order; copied into memory."""
+        """Positions of all rows, in row order; copied into memory."""
         return gather(self.pieces, self.terms, self.places, self.places.n_positions)
 
     def temperature_column(self, temperature: float) -> int:
-        """Which column of ``logsumexp`` belongs to ``temperature``.
+        """Return the column of ``logsumexp`` that belongs to ``temperature``.
 
         Raises:
             ValueError: the temperature was not offered when the targets were written.
@@ -187,7 +188,7 @@ class SparseTargets:
     def batch(
         self, rows: Sequence[int] | NDArray[np.int64], *, temperature: float, with_padding: bool = False
     ) -> TargetBatch:
-        """Targets of ``rows`` side by side, as wide as the longest of them; log-sum-exps are those at ``temperature``.
+        """Return the targets of ``rows`` padded to the longest of them; log-sum-exps are those at ``temperature``.
 
         With ``with_padding`` every position counts, padding included, as in the published objective: a batch is as wide as its
         longest answer and one position more (the published script feeds the generated end of the answer to the decoder too), at
@@ -232,14 +233,14 @@ class SparseTargets:
         return width
 
     def select(self, rows: Sequence[int] | NDArray[np.int64]) -> SparseTargets:
-        """The targets of some rows, in the order given; nothing is copied but where they lie."""
+        """Return the targets of some rows, in the order given; nothing is copied but where they lie."""
         picked = np.asarray(rows, dtype=np.int64)
         answers = tuple(self.answers[int(row)] for row in picked)
         return SparseTargets(self.terms, self.pieces, self.places.of(picked), self.n_real[picked], answers)
 
     @classmethod
     def concatenate(cls, blocks: Sequence[SparseTargets]) -> SparseTargets:
-        """Blocks of consecutive rows as one; nothing is copied but where the rows lie.
+        """Concatenate blocks of consecutive rows; nothing is copied but where the rows lie.
 
         Raises:
             ValueError: no blocks, or blocks of other terms.
@@ -257,12 +258,12 @@ class SparseTargets:
         )
 
     def to_bytes(self) -> bytes:
-        """The bytes of a file (`outlay.train.targets.file_format`), equal for equal targets."""
+        """Return the bytes of a file (`outlay.train.targets.file_format`), equal for equal targets."""
         return file_format.to_bytes(self._block())
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SparseTargets:
-        """Inverse of `to_bytes`; positions stay where they are in ``data``.
+        """Read targets from `to_bytes`'s bytes; positions stay where they are in ``data``.
 
         Raises:
             ArtifactDamaged: another format, or bytes that are no targets.
@@ -271,7 +272,7 @@ class SparseTargets:
 
     @classmethod
     def open(cls, path: Path) -> SparseTargets:
-        """As `from_bytes`, of a file that is mapped into memory: positions are read when they are used.
+        """Map a file of targets into memory: positions are read when they are used.
 
         Raises:
             ArtifactDamaged: another format, or bytes that are no targets.
@@ -290,7 +291,7 @@ class SparseTargets:
         return cls(block.terms, (block.positions,), places, block.n_real.astype(np.int64), block.answers)
 
     def statistics(self) -> TargetStatistics:
-        """How much is kept and what it takes, from one pass over all positions.
+        """Return how much is kept and what it takes, from one pass over all positions.
 
         Raises:
             ValueError: logits are left out, and temperature 1 is not offered.
@@ -310,7 +311,8 @@ class SparseTargets:
 
 
 class TargetsBuilder:
-    """Targets from logits in any order, as a decoder makes them; of full logits, one step's is all that is ever held.
+    """Builder of targets from logits in any order, as a decoder makes them; of full logits, only one step's are ever
+    held.
 
     ``vocab_size``: the first so many columns are the vocabulary, the others are padding of the output layer and are left out;
     ``None`` = all. ``max_logits`` and ``tail_mass``: as in `outlay.settings.TeachSettings`; what is not ``tokens`` is kept whole.
@@ -369,7 +371,7 @@ class TargetsBuilder:
         n_kept: NDArray[np.int64] | None = None,
         pad_unit: int = 0,
     ) -> None:
-        """What was said in ``rows``, ``[n]``; before or after `put`.
+        """Set the answers of ``rows``, ``[n]``; before or after `put`.
 
         ``units``: of each row, real ones; ``n_kept``: ``[n]``, positions of each row that are kept, its first ones, where
         those behind the end of an answer are kept too: they hold ``pad_unit``. ``None`` = real positions only.
@@ -382,9 +384,9 @@ class TargetsBuilder:
         if (kept < n_real).any():
             at = int(np.flatnonzero(kept < n_real)[0])
             raise ValueError(f"row {int(rows[at])} keeps {int(kept[at])} positions of an answer of {int(n_real[at])}")
-        said = np.full(int(kept.sum()), pad_unit, dtype=np.int32)
-        said[ranges(offsets_of(kept)[:-1], n_real)] = np.concatenate([np.zeros(0, dtype=np.int32), *units])
-        self._say(rows, said, kept, n_real)
+        answered = np.full(int(kept.sum()), pad_unit, dtype=np.int32)
+        answered[ranges(offsets_of(kept)[:-1], n_real)] = np.concatenate([np.zeros(0, dtype=np.int32), *units])
+        self._set_units(rows, answered, kept, n_real)
 
     def add(
         self,
@@ -395,12 +397,12 @@ class TargetsBuilder:
         n_kept: NDArray[np.int64],
         n_real: NDArray[np.int64] | None = None,
     ) -> None:
-        """`put` and `answer` for a batch side by side.
+        """Call `put` and `answer` for a batch side by side.
 
         Args:
             rows: ``[b]``, which rows these are.
             logits: ``[b, P, V]``, any float dtype and device.
-            units: ``[b, P]``, what was said at each position.
+            units: ``[b, P]``, the predicted unit of each position.
             n_kept: ``[b]``, positions of each row that are kept, its first ones.
             n_real: ``[b]``, those of them that are real; ``None`` = all.
 
@@ -410,12 +412,12 @@ class TargetsBuilder:
         """
         kept = np.asarray(n_kept, dtype=np.int64)
         row, position = np.nonzero(np.arange(logits.shape[1]) < kept[:, None])
-        self._say(rows, units[row, position], kept, kept if n_real is None else n_real)
+        self._set_units(rows, units[row, position], kept, kept if n_real is None else n_real)
         at = [torch.from_numpy(each).to(logits.device) for each in (row, position)]
         self.put(np.asarray(rows)[row], position, logits[at[0], at[1]])
 
     def build(self, answers: Sequence[str]) -> SparseTargets:
-        """The targets of all rows, in row order; ``answers``: theirs, in words.
+        """Return the targets of all rows, in row order; ``answers``: their answers as text.
 
         Raises:
             ValueError: rows that were never answered, positions that were never put or put twice, another number of answers.
@@ -428,8 +430,8 @@ class TargetsBuilder:
         offsets = offsets_of(self._n_kept)
         positions = gather(self._pieces, terms, self._order(offsets, terms), np.ones(offsets[-1], dtype=np.int64))
         units = np.zeros(offsets[-1], dtype=np.int32)
-        for rows, said in self._units:
-            units[ranges(offsets[rows], self._n_kept[rows])] = said
+        for rows, answered in self._units:
+            units[ranges(offsets[rows], self._n_kept[rows])] = answered
         return SparseTargets.from_positions(
             terms, replace(positions, units=units), self._n_kept, answers, n_real=self._n_real
         )
@@ -438,7 +440,7 @@ class TargetsBuilder:
         asked = self._asked
         return SparsityRule.of(asked.kind, vocab_size, asked.max_logits, asked.tail_mass, asked.temperatures)
 
-    def _say(
+    def _set_units(
         self, rows: NDArray[np.int64], units: NDArray[np.int32], n_kept: NDArray[np.int64], n_real: NDArray[np.int64]
     ) -> None:
         twice = np.flatnonzero(self._n_kept[rows] >= 0)
@@ -455,7 +457,7 @@ class TargetsBuilder:
         self._n_pending = 0
 
     def _order(self, offsets: NDArray[np.int64], terms: SparsityRule) -> RowPlaces:
-        """Where each position lies among those that came, one row of `RowPlaces` for each."""
+        """Return the place of each position among those put, one row of `RowPlaces` for each."""
         came = RowPlaces.joined(
             [RowPlaces.one_piece(np.ones(len(piece)), piece.counts(terms)) for piece in self._pieces],
             [1] * len(self._pieces),
@@ -477,5 +479,5 @@ class TargetsBuilder:
 
 
 def _n_entries(positions: SparseLogits, terms: SparsityRule, n_positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Logits that each row keeps, int64 ``[rows]``; rows follow one another in ``positions``."""
+    """Count the logits that each row keeps, int64 ``[rows]``; rows follow one another in ``positions``."""
     return np.diff(offsets_of(positions.counts(terms))[offsets_of(n_positions)])

@@ -1,4 +1,4 @@
-"""What is kept of full logits: the largest of a position and its log-sum-exps, taken on the device that made them."""
+"""The largest logits of each position and its log-sum-exps, taken on the logits' device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from outlay.errors import TrainingError
 from outlay.train.targets.sparse_logits import SparseLogits, SparsityRule
 
 _CHUNK_LOGITS = 1 << 22
-"""Logits looked at together (16 MiB of float32), whatever the vocabulary."""
+"""Logits in one chunk (16 MiB of float32), whatever the vocabulary."""
 
 
 class TopLogits(NamedTuple):
@@ -77,7 +77,7 @@ def _exponential_sums(logits: Tensor, top: Tensor, temperatures: Sequence[float]
 
 
 def to_positions(parts: Sequence[TopLogits], terms: SparsityRule) -> SparseLogits:
-    """The positions of all parts, in memory; units are 0, to be filled in by the caller.
+    """Return the positions of all parts, in memory; units are 0, to be filled in by the caller.
 
     Raises:
         TrainingError: logits that are not finite.
