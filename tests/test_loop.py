@@ -32,7 +32,7 @@ from outlay.train.distributed import current_process
 from outlay.train.loop import Callbacks, DevScore, fit
 from outlay.train.losses import LossSum
 from outlay.train.progress import TrainProgress
-from outlay.train.schedule import deal, learning_rate_factor, piece_seed
+from outlay.train.schedule import learning_rate_factor, micro_batch_seed, split_micro_batches
 from outlay.train.trackers import Tracker
 from tests.toys import Bag, BagLesson, CountingGauge, Tagger, TokenLesson, classes_of, encoded_rows, toy
 

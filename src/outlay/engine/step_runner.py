@@ -113,7 +113,7 @@ class StepRunner:
             step.settings,
             dev=self._dev(step),
             out=out,
-            watch=context,
+            context=context,
         )
         return _trained(out, progress, len(labels) - first, self._dev_floor(step))
 
@@ -135,7 +135,7 @@ class StepRunner:
             gold=self._gold(step.gold, [pool[i] for i in kept]) if step.gold else None,
             dev=self._dev(step),
             out=out,
-            watch=context,
+            context=context,
         )
         return _trained(out, progress, len(kept), self._dev_floor(step))
 

@@ -348,8 +348,8 @@ def _train(
         set_dropout(model, settings.dropout)
     model = compiled(cast(add_adapters(model, settings, fsdp=group.fsdp), settings), settings)
     checkpoints = None
-    if watch.checkpoints is not None:
-        checkpoints = Checkpoints(watch.checkpoints, watch.save_seconds, watch.save_steps)
+    if context.checkpoints is not None:
+        checkpoints = Checkpoints(context.checkpoints, context.save_seconds, context.save_steps)
     progress = fit(
         model,
         objective,

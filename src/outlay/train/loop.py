@@ -29,7 +29,7 @@ from outlay.train.optimizers import make_optimizer
 from outlay.train.prefetch import Batch, BatchPrefetcher
 from outlay.train.profiler import Profiler, part
 from outlay.train.progress import OnProgress, TrainProgress, WorkMeter
-from outlay.train.schedule import TrainSchedule, piece_seed
+from outlay.train.schedule import TrainSchedule, micro_batch_seed
 from outlay.train.state import TrainState
 
 if TYPE_CHECKING:

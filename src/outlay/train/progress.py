@@ -137,7 +137,7 @@ class TrainContext:
     """What stands around a step: its meter, a scratch folder that outlives a kill, and who is told of progress.
 
     ``folder``: where checkpoints lie (``checkpoints/``) and the result is put together (``model/``), ``None`` = no checkpoints;
-    ``save_seconds``, ``save_steps``: how often a checkpoint may be written; ``stopwatch``: takes the time of the parts of a step.
+    ``save_seconds``, ``save_steps``: how often a checkpoint may be written; ``profiler``: takes the time of the parts of a step.
     """
 
     gauge: WorkMeter
@@ -146,7 +146,7 @@ class TrainContext:
     on_progress: OnProgress | None = None
     save_steps: int | None = None
     tracker: Tracker | None = None
-    stopwatch: Profiler | None = None
+    profiler: Profiler | None = None
 
     @property
     def checkpoints(self) -> Path | None:

@@ -169,9 +169,9 @@ class InProcessPool:
     """
 
     def __init__(
-        self, craft: WorkerFactory, *, logs: Path | None = None, on_report: Callable[[], None] | None = None
+        self, factory: WorkerFactory, *, logs: Path | None = None, on_report: Callable[[], None] | None = None
     ) -> None:
-        self._craft = craft
+        self._factory = factory
         self._logs = logs
         self._on_report = on_report
         self._is_open = False
