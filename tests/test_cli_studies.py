@@ -309,7 +309,7 @@ def test_wrong_usage(place: Place, ran: Ran, tmp_path: Path) -> None:
     refused(place.run("--task", "nq"), "says nothing about task nq", "any_task")
     refused(place.run("--here", "b300"), "no price for 'b300'")
     for name in ("status", "show"):
-        refused(outlay("study", name, tmp_path), f"{tmp_path} holds no study", "outlay study run STUDY")
+        refused(outlay("study", name, tmp_path), f"{tmp_path} holds no results", "`outlay study run`")
     (tmp_path / "ledger.sqlite").touch()
     refused(place.run(out=tmp_path), f"{tmp_path} holds runs that are not of a study", "give another --out")
     assert outlay("study", "run", place.study, "--seeds", 0).code == 2
