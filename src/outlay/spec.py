@@ -86,7 +86,7 @@ def target_kind(teacher: Family, student: Family, same_tokenizer: bool, kind: Ki
 
 @dataclass(frozen=True, slots=True)
 class TargetSpec:
-    """What a teacher hands to a student: the kind, and for ``tokens`` the rows of the vocabulary that both have."""
+    """The kind of targets that a teacher writes for a student, and for ``tokens`` the rows of the vocabulary that both have."""
 
     target: TargetKind
     vocab_size: int | None = None

@@ -153,3 +153,22 @@ def csv_text(value: object) -> str:
 def write_json(path: Path, document: Any) -> None:
     """Whole or not at all."""
     write_text(path, plain_numbers(json.dumps(document, ensure_ascii=False, indent=1)), sync=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync the entries of a folder to disk, so that a rename in it outlives a crash."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def tree_bytes(root: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            with suppress(OSError):  # files of other processes come and go
+                total += Path(folder, name).lstat().st_size
+    return total

@@ -33,7 +33,7 @@ from typing import Any
 from outlay.errors import ArtifactDamaged, DiskFull, QuotaExceeded, StoreError
 from outlay.storage import locks
 from outlay.storage.artifact import MANIFEST, Artifact, manifest_bytes, read_manifest
-from outlay.storage.files import NO_ROOM
+from outlay.storage.files import NO_ROOM, sync_folder, tree_bytes
 from outlay.storage.hashing import canonical_json, digest_of, key_of
 from outlay.storage.migrations import FORMAT_FILE, MIGRATIONS, StoreMigration, migrate, write_format
 from outlay.storage.paths import command_line
@@ -174,7 +174,7 @@ class Store:
             for mark in self._marks:
                 _write(temporary / mark, b"")
             _write(temporary / MANIFEST, manifest_bytes(key, digests, about))
-            _sync_folder(temporary)
+            sync_folder(temporary)
             self._rename_into_place(temporary, self._folder(key))
         artifact = self.get(key)
         if artifact is None:
@@ -231,7 +231,7 @@ class Store:
 
     def disk_bytes(self) -> int:
         """Return the bytes of all files under the root, work in progress included."""
-        return _tree_bytes(self.root)
+        return tree_bytes(self.root)
 
     def gc(
         self,
@@ -387,7 +387,7 @@ class Store:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             return  # another writer of the same key was faster; its bytes are as good
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
     @contextmanager
     def _device_errors(self) -> Iterator[None]:
@@ -427,7 +427,7 @@ class Store:
                 places.append(tmp)
         try:
             folders = [folder for place in places if place.is_dir() for folder in place.iterdir() if folder.is_dir()]
-            n_bytes = sum(_tree_bytes(folder) for folder in folders)
+            n_bytes = sum(tree_bytes(folder) for folder in folders)
             if not dry_run:
                 for folder in folders:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -447,7 +447,7 @@ class Store:
             with self._unless_making(folder.name) as free:
                 if not free:
                     continue
-                n_bytes += _tree_bytes(folder)
+                n_bytes += tree_bytes(folder)
                 if not dry_run:
                     shutil.rmtree(folder, ignore_errors=True)
             gone.append(folder.name)
@@ -481,25 +481,8 @@ def _write(path: Path, content: bytes | Path) -> str:
     return sha.hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _used_at(artifact: Artifact) -> float:
     try:
         return (artifact.path / USED).stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _tree_bytes(root: Path) -> int:
-    total = 0
-    for folder, _, names in os.walk(root):
-        for name in names:
-            with suppress(OSError):  # files of other processes come and go
-                total += Path(folder, name).lstat().st_size
-    return total

@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 class WorkMeter(Protocol):
-    """What the loop reports its work to, and asks before each step; tokens are real ones, of all processes together.
+    """A meter of work that the loop reports to and asks before each step; tokens are real ones, of all processes together.
 
     Every process has one, but only the main process's word counts.
     """
 
     def may_train(self, n_tokens: int) -> bool:
-        """Whether a step of ``n_tokens`` still fits, with what must follow it (evaluation, saving) reserved."""
+        """Return whether a step of ``n_tokens`` still fits, with what must follow it (evaluation, saving) reserved."""
         ...
 
     def trained(self, n_tokens: int) -> None:
-        """A step of ``n_tokens`` went forward and backward."""
+        """Count a step of ``n_tokens`` that went forward and backward."""
         ...
 
     def inferred(self, n_tokens: int) -> None:
-        """``n_tokens`` went forward; 0 says that answering begins now."""
+        """Count ``n_tokens`` that went forward; 0 says that answering begins now."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """What to keep in a checkpoint (JSON)."""
+        """Return the state to keep in a checkpoint (JSON)."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ class WorkMeter(Protocol):
 class TokenCounter:
     """A `WorkMeter` that counts tokens and seconds, those of killed attempts included as far as they are kept.
 
-    ``meter``: whoever limits the work and keeps its own state in checkpoints; ``None`` = nobody, and nothing is refused.
+    ``meter``: limits the work and keeps its own state in checkpoints; ``None`` = nothing is refused.
     """
 
     def __init__(self, meter: WorkMeter | None = None) -> None:
@@ -62,7 +62,7 @@ class TokenCounter:
 
     @property
     def is_resumed(self) -> bool:
-        """Whether a part was done by an earlier attempt."""
+        """True where a part was done by an earlier attempt."""
         return self._seconds_before > 0
 
     def may_train(self, n_tokens: int) -> bool:
