@@ -78,7 +78,7 @@ class Box:
     top: float
 
     def meets(self, other: Box) -> bool:
-        """Whether the two share an area."""
+        """Return True where two boxes share an area."""
         return (
             self.left < other.right and other.left < self.right and self.bottom < other.top and other.bottom < self.top
         )

@@ -112,7 +112,7 @@ def score_cell(points: Sequence[PointOutputs], bracket: str = "", published: flo
 
 
 def remarks_of(seeds: Sequence[Point]) -> tuple[str, ...]:
-    """The notes of the seeds of one row, each once, with the seeds it is about where it is not about all."""
+    """Return the notes of the seeds of a row, each once; with its seeds where it does not hold for all."""
     about: dict[str, list[int]] = {}
     for point in seeds:
         for note in point.result.notes:

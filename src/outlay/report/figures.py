@@ -343,7 +343,7 @@ def _bar_record(bar: Bar, usd_per_px: float) -> dict[str, Any]:
 
 
 def _drawing(spec: Spec) -> str:
-    """Draw a specification as SVG text; of the last few it is drawn once."""
+    """Draw a specification as SVG text; the last few are cached."""
     return _drawn(json.dumps(spec))
 
 

@@ -24,7 +24,7 @@ from outlay.report.table import CellContent, Column, Heading, PlacedCell, Table,
 from outlay.report.values import ABSENT, count, money
 
 _COLUMNS = ("Budget", "Labels", "Pool rows", "Teacher dev", "Test", "Charge", "Cash", "Seeds")
-"""Of the plain comparison; one in which no row has a value is left out."""
+"""Columns of the plain comparison; a column without a value in any row is left out."""
 
 BASELINE = "annotate"
 """The strategy that gains are measured against: the same budget spent on labels."""

@@ -1,7 +1,7 @@
 """Threads that buy labels beside the workers that compute: one per purchase, in the process that drives the runs.
 
-They are daemons: a process that ends does not wait for a seller. What they were at is as after a kill: orders are noted before
-they are sent, and collected the next time (`outlay.engine.buying`, which also says why they are threads).
+The threads are daemons: a process that ends does not wait for a seller. An unfinished purchase is then as after a kill: its
+order was noted before it was sent, and is collected the next time (`outlay.engine.buying`, which also says why threads).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Progress = Callable[[int, int, str], None]
 BuyLabels = Callable[[Purchase, Progress], PurchaseResult]
 
 MOST_BUYING = 16
-"""Purchases under way at once: enough for sellers that take long, few enough threads."""
+"""Maximum number of purchases under way at once: enough for slow sellers, few enough threads."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class _UnderWay:
 
 
 class Buyers:
-    """Purchases under way, by name. ``buy``: what a thread does, see `outlay.engine.results_dir.ResultsDir.buy`."""
+    """A pool of threads, one per named purchase. ``buy`` makes a purchase (`outlay.engine.results_dir.ResultsDir.buy`)."""
 
     def __init__(self, buy: BuyLabels) -> None:
         self._buy_labels = buy
@@ -46,12 +46,12 @@ class Buyers:
 
     @property
     def n_free(self) -> int:
-        """How many more purchases may begin."""
+        """Number of purchases that may still begin."""
         return MOST_BUYING - len(self._under_way)
 
     @property
     def series(self) -> set[str]:
-        """Series that are bought from now; whoever else wants rows of them would wait for their log."""
+        """Series that purchases under way buy from; another purchase of the same series would wait for its log."""
         return {each.purchase.step.series for each in self._under_way.values()}
 
     def submit(self, name: str, purchase: Purchase) -> None:
@@ -60,9 +60,9 @@ class Buyers:
         Thread(target=self._buy, args=(name,), name=f"buy {name[:12]}", daemon=True).start()
 
     def wait(self, seconds: float) -> list[TaskResult]:
-        """Return what has ended; wait for at most so many seconds where nothing has.
+        """Return the purchases that have ended, after a wait of at most ``seconds`` where none has.
 
-        Purchases of one payer come back in the order they were begun, so that its books do not depend on who is quicker.
+        Purchases of one payer are returned in the order they were begun, so that its entries do not depend on their speed.
         """
         try:
             self._ended.get(timeout=seconds) if seconds > 0 else self._ended.get_nowait()
@@ -83,7 +83,7 @@ class Buyers:
         return found
 
     def progress(self) -> dict[str, tuple[int, int, str]]:
-        """Labels that have come and that are bought, by the name of the purchase."""
+        """Return labels delivered, labels ordered and a detail for each purchase under way, by its name."""
         return {name: each.progress for name, each in self._under_way.items()}
 
     def _buy(self, name: str) -> None:
@@ -98,7 +98,7 @@ class Buyers:
             value = self._buy_labels(each.purchase, report)
         except OutlayError as raised:
             error = raised
-        except BaseException as raised:  # a mistake of the program: it ends the study, with its traceback
+        except BaseException as raised:  # a bug: it ends the study, with its traceback
             each.broken = raised
         each.ended = TaskResult(name, time.monotonic() - each.began, value=value, error=error)
         self._ended.put(name)

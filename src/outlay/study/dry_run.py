@@ -163,17 +163,17 @@ def plan(
     """Plan many points.
 
     Args:
-        workbench: of the tasks, models and prices.
+        workbench: the builder of runs, with their tasks, models and prices.
         asked: the options of each point, with a reason where it is known beforehand to be ``na``.
-        on_point: told how many points are done.
-        profile: the speed of the machine that is here.
-        here: the price of its hour.
-        refuse: raise what is wrong with a point's task, models or data, and take as many pool rows as there are. Otherwise such a
-            point, and one that asks for more pool rows than its task has, is ``na``, and its reason the error's line. A point
-            whose strategy says so is ``na`` in both cases.
+        on_point: called with the number of points planned so far.
+        profile: the measured speed of this machine.
+        here: the price of an hour of this machine.
+        refuse: raise an error in a point's task, models or data, and take as many pool rows as there are. Otherwise such a point,
+            and one that asks for more pool rows than its task has, is ``na``, with the line of the error as its reason. A point
+            whose strategy is not available is ``na`` in both cases.
 
     Raises:
-        OutlayError: what `RunBuilder.prepare` refuses, under ``refuse``.
+        OutlayError: an error of `RunBuilder.prepare`, under ``refuse``.
     """
     points: list[PlannedPoint] = []
     totals = _WorkTotals(profile, here)
@@ -202,7 +202,7 @@ def _planned(
             known = workbench.prepare(options).known
             proposal = strategy(options.strategy).ask(known, [])
             if isinstance(proposal, Recipe):
-                # Behind a pilot comes what nobody knows yet; it may take all that the budget leaves.
+                # The recipe after a pilot is unknown before its score, and may take the rest of the budget.
                 at_most = options.budget_micros if proposal.is_pilot else Quoter(known).total_micros(proposal.final)
                 charge_micros, notes = at_most, (*known.lowered, *((PILOT_NOTE,) if proposal.is_pilot else ()))
                 return PlannedPoint(options, name, run_id, proposal, None, charge_micros, notes), known

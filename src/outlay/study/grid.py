@@ -1,4 +1,4 @@
-"""Studies: a YAML grid of runs. A file holds one or more scales; at one of them it unfolds into cells, each a run to ask for.
+"""Studies: a YAML grid of runs. A file holds one or more scales; at one scale it expands into cells, each the request of a run.
 
 The shipped files follow the tables and figures of Kang et al. 2023; `docs/studies.md` describes every key, and the JSON Schema
 ``studies/study.schema.json`` checks them in an editor.
@@ -35,7 +35,7 @@ from outlay.text.legible import repeats
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One point of the grid: what is asked, and why it is known beforehand that it cannot be had, where it is."""
+    """A cell of the grid: the options of its run, and the reason where it is known beforehand not to be available."""
 
     options: Options
     absent: str | None = None
@@ -51,33 +51,33 @@ class Study:
     source: str | None
     scale: str
     tasks: tuple[str, ...]
-    """Names or paths, as `outlay.tasks.task.load_task` takes them."""
+    """Names or paths of the tasks, as `outlay.tasks.task.load_task` takes them."""
     names: tuple[str, ...]
-    """What those tasks are called, each differently."""
+    """Distinct names of these tasks."""
     threads: int
     notes: tuple[str, ...]
     cells: tuple[Cell, ...]
 
 
 class StudyFile(YamlBlock):
-    """A study as its file describes it."""
+    """A study file: strategies, layout of the report, and scales."""
 
     name: Name
     """Short name of at most 100 characters: letters, digits, ``_``, ``.`` and ``-``, the last two not first."""
     title: str = ""
-    """One line for people."""
+    """Title of the study, one line."""
     source: NonEmpty | None = None
-    """Whose table or figure it follows."""
+    """Published table or figure that the study follows."""
     layout: Layout = "plain"
-    """How the report is laid out; ``plain`` suits any grid."""
+    """Layout of the report; ``plain`` suits any grid."""
     strategies: tuple[NonEmpty, ...] = Field(min_length=1)
-    """What is compared."""
+    """Strategies to compare."""
     student_training: Literal["charged", "free"] = "charged"
-    """Whether the student's own training on labels is paid for; the published tables say ``free``."""
+    """``charged``: the training of a student on labels is charged; ``free``: it is not, as in the published tables."""
     notes: tuple[NonEmpty, ...] = ()
-    """Said in the report."""
+    """Notes of the report."""
     scales: dict[Name, Scale] = Field(min_length=1)
-    """The study in one or more sizes, by name."""
+    """Scales of the study, by name."""
     _folder: Path | None = PrivateAttr(default=None)
 
     @field_validator("strategies")
@@ -96,21 +96,21 @@ class StudyFile(YamlBlock):
         precision: str | None = None,
         price: Callable[[str], Price],
     ) -> Study:
-        """The study at one scale, on the tasks that are named, else on those of the file.
+        """Return the study at one scale, on the given tasks, else on those of the file.
 
         Args:
             scale: one of `scales`.
             tasks: shipped names, or paths of task files.
-            n_seeds: in place of the scale's.
-            precision: in place of the scale's; ``auto``, ``bf16`` or ``fp32``.
-            price: of one label of an item of the price book, such as `PriceBook.label`.
+            n_seeds: number of seeds in place of the scale's.
+            precision: precision in place of the scale's; ``auto``, ``bf16`` or ``fp32``.
+            price: returns the price of one label of an item of the price book, such as `PriceBook.label`.
 
         Raises:
             UnknownStudy: there is no such scale.
-            UnknownTask: a task that is not there, or about which the file says nothing.
-            UnknownStrategy: a strategy that is not there.
+            UnknownTask: there is no such task, or the file has no axes for it.
+            UnknownStrategy: there is no such strategy.
             UnknownItem: a label without a price; `MoneyError`: one that is not sold by the label.
-            StudyFileError: a grid that cannot be: a budget below the price of its labels, an axis that is missing, two tasks of
+            StudyFileError: an impossible grid: a budget below the price of its labels, an axis that is missing, two tasks of
                 one name.
         """
         chosen = self._scale(scale)
@@ -155,7 +155,7 @@ class StudyFile(YamlBlock):
         return self.scales[name]
 
     def _tasks(self, scale: str, chosen: Scale, asked: Sequence[str]) -> list[tuple[str, TaskAxes]]:
-        """Names or paths of the tasks, each with its axes."""
+        """Return the name or path of each task with its axes."""
         own = {key: self._located(key) for key in chosen.tasks}
         asked = asked or tuple(own.values())
         if not asked:
@@ -178,13 +178,13 @@ class StudyFile(YamlBlock):
         return found
 
     def _located(self, key: str) -> str:
-        """A task's name as it is; a path counts from the folder of the study file."""
+        """Return a task's name unchanged, or its path resolved against the folder of the study file."""
         return key if not _is_path(key) or self._folder is None else as_word(self._folder / expand(key))
 
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """What varies within a task; the seed does too, but changes nothing else."""
+    """The varied fields of a run within a task, apart from its seed."""
 
     strategy: str
     n_initial: int | None
@@ -196,7 +196,7 @@ class _Point:
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """One task of a study at one scale. ``where``: how an error names the place."""
+    """The grid of one task at one scale. ``where``: the place as errors name it."""
 
     file: StudyFile
     where: str
@@ -205,7 +205,7 @@ class _Grid:
     axes: TaskAxes
 
     def points(self, label_price: Price, price: Callable[[str], Price]) -> Iterator[_Point]:
-        """N by N, budget by budget, strategy by strategy."""
+        """Yield the points by N, then by budget, then by strategy."""
         axes = self.axes
         strategies = axes.strategies or self.file.strategies
         policies = {name: self._policy(name, price) for name in strategies}
@@ -227,12 +227,12 @@ class _Grid:
                             f"${write_usd(label_price.usd)} ({format_usd(initial)}); raise it, lower `n_initial`, or use "
                             "`added_usd`"
                         )
-                    # A teacher, and nothing to pay it with: the tables have no such cell.
+                    # A teacher without dollars to pay for it: the tables have no such cell.
                     if policy.taught_by is None or n is None or budget > initial:
                         yield from self._models(name, policy, n, budget)
 
     def options(self, point: _Point, seed: int) -> Options:
-        """What is asked at one point."""
+        """Return the options of the run at a point under a seed."""
         axes, base = self.axes, self._base(point)
         return Options(
             task=self.task,
@@ -255,7 +255,7 @@ class _Grid:
         )
 
     def _models(self, name: str, policy: Strategy, n: int | None, budget: int) -> Iterator[_Point]:
-        """Models and pools that make a difference to the strategy; others are not varied."""
+        """Yield the points over models and pools that make a difference to the strategy; others are not varied."""
         models = self.axes.models
         teachers = values_of(models.teacher or {}, name) or (DEFAULT_TEACHER,)
         students = values_of(models.student or {}, name) or (DEFAULT_STUDENT,)
@@ -278,12 +278,12 @@ class _Grid:
         return models.base or whole or DEFAULT_TEACHER
 
     def _base(self, point: _Point) -> str | None:
-        """What the models of a point are made from; ``None`` where both are whole."""
+        """Return the checkpoint that the models of a point are made from; ``None`` where both are whole."""
         made = any(parse_ref(ref).needs_base for ref in (point.teacher, point.student))
         return self._origin if made else None
 
     def _amounts(self) -> tuple[str, Mapping[str, Sequence[int]]]:
-        """The axis of dollars, and its name."""
+        """Return the name of the axis of dollars, and the axis in micro-dollars."""
         axes = self.axes
         if axes.budget_usd is not None:
             return "budget_usd", _micros(axes.budget_usd)
@@ -332,12 +332,12 @@ class _Grid:
 
 
 def shipped_studies() -> list[str]:
-    """Names of the studies that come with the package."""
+    """Return the names of the studies that come with the package."""
     return sorted(path.stem for path in _shipped().glob("*.yaml"))
 
 
 def find_study(name_or_path: str) -> Path:
-    """The file of a study: a path, or the name of a shipped one.
+    """Return the path of a study file, given by path or by the name of a shipped study.
 
     Raises:
         UnknownStudy: there is no such file and no such name.
@@ -359,7 +359,7 @@ def load_study(path: Path) -> StudyFile:
     """Read a study file.
 
     Raises:
-        StudyFileError: it is no YAML, or does not fit the schema; one line.
+        StudyFileError: the file is no YAML, or does not fit the schema; one line.
     """
     if not path.is_file():
         raise UnknownStudy(f"no study file {path}; give an existing YAML file or one of {', '.join(shipped_studies())}")
@@ -373,20 +373,20 @@ def load_study(path: Path) -> StudyFile:
 
 
 def study_schema() -> dict[str, Any]:
-    """The JSON Schema of a study file (draft 2020-12); ``studies/study.schema.json`` is a copy of it."""
+    """Return the JSON Schema of a study file (draft 2020-12); ``studies/study.schema.json`` is a copy of it."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **StudyFile.model_json_schema()}
 
 
 @cache
 def _shipped() -> Path:
-    """Inside the installed package, or at the top of the source tree."""
+    """Return the folder of the shipped studies: inside the installed package, or at the top of the source tree."""
     package = Path(__file__).parents[1]
     inside = package / "studies"
     return inside if inside.is_dir() else package.parent.parent / "studies"
 
 
 def _identity(options: Options) -> tuple[Any, ...]:
-    """Equal for options that ask the same."""
+    """Return a key that is equal for options of equal requests."""
     values = {name: getattr(options, name) for name in options.__slots__}
     return (
         *(value for name, value in values.items() if name != "overrides"),
@@ -395,7 +395,7 @@ def _identity(options: Options) -> tuple[Any, ...]:
 
 
 def _micros(axis: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
-    """Amounts as the plain numbers that a request is made of: the file's show themselves as dollars."""
+    """Return amounts as plain integers, as in a request; those of the file print as dollars."""
     return {name: tuple(map(int, amounts)) for name, amounts in axis.items()}
 
 
@@ -404,7 +404,7 @@ def _plain(overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
 
 
 def _check_names(places: Sequence[str], names: Sequence[str], where: str) -> None:
-    """Refuse tasks that their names do not tell apart: tables, files and figures are named by them."""
+    """Refuse tasks whose names are equal or differ in case only: tables, files and figures are named by them."""
     first: dict[str, int] = {}
     for i, name in enumerate(names):
         j = first.setdefault(name.casefold(), i)
@@ -429,9 +429,9 @@ def _same_place(one: str, other: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What to compare; ``base`` holds everything that the points share.
+    """A grid of runs from options on the command line or in a call; ``base`` holds the options that all points share.
 
-    ``teachers`` and ``students``: sizes to compare (Kang et al. 2023, Figures 4 and 5); empty = the one of ``base``. Whatever the
+    ``teachers`` and ``students``: sizes to compare (Kang et al. 2023, Figures 4 and 5); empty = the one of ``base``. Under every
     teacher, ``cut:`` and ``tiny:`` students are made from one checkpoint: the base's, else the first teacher.
     """
 
@@ -442,7 +442,7 @@ class Grid:
     teachers: tuple[str, ...] = ()
     students: tuple[str, ...] = ()
     with_rule: bool = True
-    """Beside a fixed N, `distill` under its own rule for N."""
+    """True to run `distill` under its own rule for N too, beside a fixed N."""
 
     def __post_init__(self) -> None:
         for name, values in (("strategies", self.strategies), ("budgets", self.budgets_micros)):
@@ -460,7 +460,7 @@ class Grid:
             raise UsageError(f"--seeds is {self.n_seeds}; compare at least 1")
 
     def options(self) -> list[Options]:
-        """One `Options` per point, seed by seed so that a first table is soon there; each point once."""
+        """Return the options of each point once, seed by seed, so that a first table comes early."""
         points: list[Options] = []
         for seed in range(self.base.seed, self.base.seed + self.n_seeds):
             for budget in self.budgets_micros:
@@ -482,11 +482,11 @@ class Grid:
 
     @property
     def _origin(self) -> str:
-        """What ``cut:`` and ``tiny:`` students are made from."""
+        """The checkpoint that ``cut:`` and ``tiny:`` students are made from."""
         return self.base.base or (self.teachers or (self.base.teacher,))[0]
 
     def _models(self, name: str) -> list[tuple[str, str]]:
-        """Teachers and students of a strategy: those that make no difference to it are not varied."""
+        """Return the pairs of teacher and student for a strategy; a model that makes no difference to it is not varied."""
         policy = strategy(name)
         teachers = self.teachers or (self.base.teacher,)
         students = self.students or (self.base.student,)

@@ -1,4 +1,4 @@
-"""The index of a results folder, `study.json`: what was asked there, and which run fills which cell."""
+"""The index of a results folder, `study.json`: the header of its study, and the run of each cell."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from outlay.storage.remote import open_location
 
 FORMAT = 1
 OLD_FILE = "comparison.json"
-"""The index that `run`, `compare` and `demo` wrote up to 2026-11: read, and replaced by the first command that goes on."""
+"""Index that `run`, `compare` and `demo` wrote up to 2026-11: still read, and replaced when a command goes on there."""
 
 
 @dataclass(frozen=True, slots=True)
 class StudyCell:
-    """One cell of the grid in the index: its run, ``None`` where there is none; and the request in short."""
+    """A cell of the grid in the index: its run, ``None`` where there is none, and a label of its request."""
 
     run: str | None
     point: str | None
-    """The id of its point, once there is one."""
+    """Id of the point of the cell, once there is one."""
     label: str
 
 
 @dataclass(frozen=True)
 class StudyIndex:
-    """What `study.json` says. Runs that were asked for by their options, and by no study file, have no ``header.scale``."""
+    """The content of `study.json`; runs that come from options, and from no study file, have no ``header.scale``."""
 
     header: Header
     store: str
@@ -46,7 +46,7 @@ class StudyIndex:
     cells: tuple[StudyCell, ...]
 
     def write(self, folder: Path) -> None:
-        """Into a results folder, whole or not at all."""
+        """Write the index into a results folder atomically."""
         write_json(
             folder / STUDY_FILE,
             {
@@ -64,8 +64,8 @@ class StudyIndex:
         """Read the index of a results folder, also of one that is older than `study.json`.
 
         Raises:
-            MissingData: there is none.
-            DataError: it is none.
+            MissingData: the folder has no index.
+            DataError: the file is not an index.
         """
         for path, read in ((folder / STUDY_FILE, cls._read), (folder / OLD_FILE, cls._read_old)):
             try:
@@ -99,7 +99,7 @@ class StudyIndex:
         return cls(header, document["store"], _hour(document["here"], path), cells)
 
     def again(self, folder: Path) -> str | None:
-        """The command that goes on with it: what made the grid, in this folder, with its store and its price of the hour."""
+        """Return the command that resumes this folder: the one that made the grid, with its store and hourly price; else None."""
         if self.header.command is None:
             return None
         words = [self.header.command]
@@ -111,7 +111,10 @@ class StudyIndex:
 
 
 def _old_cell(folder: Path, run: str, points: Sequence[Point], place: int) -> StudyCell:
-    """By the run's manifest: the points may have been written without the index that belongs to them. Else by its place."""
+    """Return a cell of the old index from the run's manifest, or else from the point at its place.
+
+    The points may have been written without their index.
+    """
     manifest = manifest_of(folder, run)
     if manifest is not None:
         point = Point.from_json(manifest["point"])
@@ -123,20 +126,20 @@ def _old_cell(folder: Path, run: str, points: Sequence[Point], place: int) -> St
 
 
 def title_of(tasks: str) -> str:
-    """Return the title of runs that were asked for by their options."""
+    """Return the title of runs that come from options."""
     return f"{tasks}: what a score costs"
 
 
 def is_indexed(folder: Path) -> bool:
-    """Return whether a results folder has an index, of today's form or the old one."""
+    """Return True where a results folder has an index, new or old."""
     return (folder / STUDY_FILE).exists() or (folder / OLD_FILE).exists()
 
 
 def check_folder(folder: Path, header: Header) -> None:
-    """Refuse a results folder that is another's.
+    """Refuse a results folder of another study.
 
     Raises:
-        UsageError: it holds another study, or a study where runs are asked for by their options, or the other way round.
+        UsageError: the folder holds another study, or a study where runs come from options, or the other way round.
     """
     if not is_indexed(folder):
         if header.scale is not None and (folder / "ledger.sqlite").exists():
@@ -158,11 +161,11 @@ def check_nothing_lost(folder: Path, asked: Collection[str | None]) -> None:
     """Refuse a results folder whose report would lose a score; a grid that holds all of them, and more, goes on there.
 
     Args:
-        folder: of results.
-        asked: ids of the runs that are asked for.
+        folder: the results folder.
+        asked: ids of the requested runs.
 
     Raises:
-        UsageError: a run that is not asked for has a score.
+        UsageError: a run that is not requested has a score.
     """
     if not is_indexed(folder):
         return
@@ -171,7 +174,7 @@ def check_nothing_lost(folder: Path, asked: Collection[str | None]) -> None:
     lost = []
     for cell in cells:
         if cell.run is not None and cell.run not in asked:
-            # Points are written now and then; a run that ended since has its manifest.
+            # Points are written at intervals; a run that ended since then has its manifest.
             manifest = None if cell.point in points else manifest_of(folder, cell.run)
             point = points.get(cell.point or "") if manifest is None else Point.from_json(manifest["point"])
             lost += [point] if point is not None and point.is_ok else []

@@ -1,4 +1,4 @@
-"""A study file at one scale as a session: its runs planned, checked, and refused where none can be had."""
+"""Preparation of a study as a session: its runs are planned and checked, and refused where no point can be filled."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from outlay.workers.local import LocalPool
 
 
 def prepare_study(study: Study, place: Workplace, command: str | None = None) -> Session:
-    """Check and plan a study: whatever can be refused is refused here, before a folder is made or a label bought.
+    """Check and plan a study; refusals come here, before a folder is made or a label bought.
 
     Args:
         study: a study file at one scale.
-        place: where, and with what.
+        place: the results folder, with store, prices and data.
         command: the command that makes the same grid again.
 
     Raises:
-        UsageError: a folder of another study, runs in it in the other precision, or no point that can be filled.
+        UsageError: the folder is of another study or holds runs in the other precision, or no point can be filled.
     """
     header = header_of(study, command)
     check_folder(place.folder, header)
@@ -45,12 +45,12 @@ def prepare_study(study: Study, place: Workplace, command: str | None = None) ->
 
 
 def plan_study(builder: RunBuilder, study: Study, store: Store, here: Price) -> StudyPlan:
-    """Plan every cell of a study, with a forecast where this machine's speed was measured.
+    """Plan every cell of a study; with a forecast where the speed of this machine was measured.
 
     Args:
-        builder: of the tasks, models and prices.
-        study: whose cells are planned.
-        store: beside which the speed of the machine is kept.
+        builder: the builder of runs, with their tasks, models and prices.
+        study: the study to plan.
+        store: the store; the measured speed of the machine lies beside it.
         here: price per hour of the machine that computes.
     """
     asked = [cell.options if cell.absent is None else (cell.options, cell.absent) for cell in study.cells]
@@ -58,14 +58,14 @@ def plan_study(builder: RunBuilder, study: Study, store: Store, here: Price) -> 
 
 
 def header_of(study: Study, command: str | None) -> Header:
-    """Return what the index and the report of a study say of it; ``command`` makes the same grid again."""
+    """Return the header of a study for its index and report; ``command`` makes the same grid again."""
     return Header(study.name, study.title, study.layout, study.source, study.scale, command, study.notes)
 
 
 def study_command(
     study: str, given: Mapping[str, object], prices: Sequence[Path] = (), machines: Sequence[Path] = ()
 ) -> str:
-    """Return the command that makes the same grid again with the same prices, wherever its artifacts are kept.
+    """Return the command that makes the same grid again at the same prices, in any store.
 
     Args:
         study: name or path of the study.
@@ -81,10 +81,10 @@ def study_command(
 
 
 def refuse_empty(planned: StudyPlan) -> None:
-    """Refuse a plan without a point that can be filled: the first reason is most likely the one to mend.
+    """Refuse a plan without a point that can be filled, and name the reason of its first point.
 
     Raises:
-        UsageError: names that reason.
+        UsageError: no point can be filled.
     """
     if planned.n_na == planned.n_points:
         raise UsageError(
@@ -93,7 +93,7 @@ def refuse_empty(planned: StudyPlan) -> None:
 
 
 def refuse_several_processes() -> None:
-    """Refuse to spend money in a launch of several processes: a run is one process, with one ledger.
+    """Refuse to spend money in a launch of several processes; a run is one process with one ledger.
 
     Raises:
         UsageError: a launcher started this process beside others.

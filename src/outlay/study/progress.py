@@ -1,4 +1,4 @@
-"""Progress of runs and of single steps, told to one callback."""
+"""Progress of runs and of single steps, passed to one callback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from outlay.engine.point import Point
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One report of progress: what is done, how far it is, and details in words; ``n_total`` is 0 where it is not known."""
+    """A report of progress: name of the work, parts done and in all (0 where unknown), and details in words."""
 
     what: str
     n_done: int = 0
@@ -25,7 +25,7 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], object]
-"""Called with each report, in the thread that works; an error it raises stops the work, which the same call goes on with."""
+"""Callback of each report, in the working thread; an error it raises stops the work, and the same call resumes it."""
 
 
 class RunProgress:
@@ -33,8 +33,8 @@ class RunProgress:
 
     Args:
         tell: the callback.
-        n_points: of the grid.
-        n_there: those that are over already.
+        n_points: number of points of the grid.
+        n_there: number of points that are over already.
     """
 
     def __init__(self, tell: OnProgress, n_points: int, n_there: int) -> None:
@@ -47,7 +47,7 @@ class RunProgress:
         self._tell(Progress(f"{what} ({run[:6]})"))
 
     def ended(self, what: str, seconds: float, problem: str | None) -> None:
-        """Report that a step ended, and how."""
+        """Report that a step ended, with its seconds or its problem."""
         self._tell(Progress(what, detail=problem or f"done in {seconds:,.1f} s"))
 
     def point(self, place: int, point: Point, n_done: int) -> None:  # noqa: ARG002
@@ -58,25 +58,25 @@ class RunProgress:
         self._tell(Progress(what, self._n_there + n_done, self._n_points))
 
     def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
-        """Report the steps that went on since."""
+        """Report the steps that went on since the last tick."""
         for what, far in under_way.items():
             if self._last.get(what) != far:
                 self._tell(Progress(what, *far))
         self._last = dict(under_way)
 
     def watch(self, place: int) -> Watcher:  # noqa: ARG002
-        """Return a watcher that reports derivations, waits and losses; the steps of a run are reported already."""
+        """Return a watcher that reports derivations, waits and losses; this listener reports steps itself."""
         return _Remarks(self._tell)
 
 
 class _Remarks(Silent):
-    """A watcher that passes on lines worth reading, and nothing else."""
+    """A watcher that passes remarks on, and nothing else."""
 
     def __init__(self, tell: OnProgress) -> None:
         self._tell = tell
 
     def say(self, line: str) -> None:
-        """Report the line."""
+        """Report a remark."""
         self._tell(Progress(line))
 
 
@@ -93,9 +93,9 @@ class StepProgress:
         self._tell(Progress(what))
 
     def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """Report how far it is."""
+        """Report the progress of the current part of the step."""
         self._tell(Progress(self._what, n_done, n_total, detail))
 
     def say(self, line: str) -> None:
-        """Report a line worth reading."""
+        """Report a remark."""
         self._tell(Progress(line))

@@ -1,4 +1,4 @@
-"""Requests of runs as a Python call names them: models, options, and what they are made with."""
+"""Requests of runs from a Python call: models, options, and the setup of files, prices and limits."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Models:
 
     Attributes:
         teacher: trained on labels; several in `compare`.
-        student: the model to be had; several in `compare`.
-        base: what ``cut:`` and ``tiny:`` models are made from; ``None`` = the teacher.
+        student: the model to obtain; several in `compare`.
+        base: checkpoint that ``cut:`` and ``tiny:`` models are made from; ``None`` = the teacher.
         general: the generally distilled checkpoint that ``general_distill`` starts from.
         metric_model: encoder that ``bert_ibleu`` compares texts with; ``None`` = as the task says.
     """
@@ -50,7 +50,7 @@ class Models:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Further options of a run; each is part of the request, and so of the run's id.
+    """Further options of a run, each part of the request and thus of the run's id.
 
     Attributes:
         settings: training settings by role (``teacher``, ``student``, ``distil``, ``teach``).
@@ -58,10 +58,10 @@ class RunOptions:
         dev: ``given``, ``bought``, ``carved`` or ``none``; ``None`` = as the task says.
         n_dev: dev labels; ``None`` = as the task says.
         sellers: sellers of labels by name, each with its options; ``llm_annotate`` and ``mix`` need one that is called ``llm``.
-        machine: what compute is charged as.
+        machine: machine at whose price compute is charged.
         student_training: ``charged``, or ``free`` as in the published tables.
         precision: ``auto``, ``bf16`` or ``fp32``.
-        threads: of each step.
+        threads: number of threads of each step.
         with_rule: beside a fixed N, `compare` also runs ``distill`` with the N that its rule chooses.
     """
 
@@ -115,11 +115,11 @@ def request(
     models: Models,
     options: RunOptions,
 ) -> Options:
-    """Return what is asked of one run; see `outlay.api.run`.
+    """Return the options of one run; see `outlay.api.run`.
 
     Raises:
-        UsageError: several teachers or students, or a precision that is unknown.
-        MoneyError: a budget that cannot be read, or of nothing.
+        UsageError: several teachers or students, or an unknown precision.
+        MoneyError: a budget that cannot be read, or is zero.
     """
     return Options(
         task=str(task),
@@ -153,11 +153,11 @@ def requests(
     models: Models,
     options: RunOptions,
 ) -> list[Options]:
-    """Return what is asked of each run of a comparison, seed by seed; see `outlay.api.compare`.
+    """Return the options of each run of a comparison, seed by seed; see `outlay.api.compare`.
 
     Raises:
         UsageError: an axis without values, or a value that is named twice.
-        MoneyError: a budget that cannot be read, or of nothing.
+        MoneyError: a budget that cannot be read, or is zero.
     """
     amounts = [budgets] if isinstance(budgets, str | int | float | Decimal) else list(budgets)
     names = (strategies,) if isinstance(strategies, str) else tuple(strategies)
@@ -189,7 +189,7 @@ def requests(
 
 
 def workplace(out: AnyPath, setup: Setup) -> Workplace:
-    """Open what runs are made with; nothing is written.
+    """Open the store and prices of a results folder; nothing is written.
 
     Raises:
         UsageError: a price file that cannot be used, or a machine without an hourly price.

@@ -23,8 +23,8 @@ class RunResult:
 
     Attributes:
         folder: the results folder, with the ledger and the receipts.
-        run_id: of the run in the ledger; ``None`` of a point that cannot be filled.
-        point: the request, everything that came of it, and the circumstances.
+        run_id: id of the run in the ledger; ``None`` for a point that cannot be filled.
+        point: request, result and circumstances of the run.
         store: the artifacts, among them the trained models.
     """
 
@@ -35,24 +35,24 @@ class RunResult:
 
     @property
     def status(self) -> str:
-        """``ok``; ``na`` where the request cannot be filled; ``failed``."""
+        """Status of the run: ``ok``; ``na`` where the request cannot be filled; ``waiting`` for labels; ``failed``."""
         return self.point.result.status
 
     @property
     def reason(self) -> str | None:
-        """One line on why there is no score; ``None`` where there is one."""
+        """Reason why there is no score, one line; ``None`` with a score."""
         return self.point.result.reason
 
     @property
     def is_ok(self) -> bool:
-        """Whether the run has a score."""
+        """True where the run has a score."""
         return self.point.is_ok
 
     def raise_for_status(self) -> RunResult:
-        """Return the result itself where it has a score.
+        """Return this result, or raise an error where it has no score.
 
         Raises:
-            RunFailed: the run failed, or its request cannot be filled; the line is `reason`.
+            RunFailed: the run failed, or its request cannot be filled; the message is `reason`.
         """
         if not self.is_ok:
             raise RunFailed(self.reason or self.status)
@@ -63,7 +63,7 @@ class RunResult:
         """The main test score, 0-100, with the 95 % interval of this model on these test rows; ``None`` without a score."""
         if not self.is_ok:
             return None
-        # Of the metrics that share a statistic no two have all of them in common.
+        # Metrics may share a statistic, but no two have the same set.
         found = {name.split("/")[0] for name in self.scores}
         metric = next(name for name, statistics in STATISTICS.items() if set(statistics) == found)
         return self.scores[main_score(metric)]
@@ -85,7 +85,7 @@ class RunResult:
 
     @property
     def receipt(self) -> str:
-        """Every dollar of the run in the order in which it was spent, as text; empty where nothing was opened."""
+        """Text of the receipt: every dollar in the order it was spent; empty where no run was opened."""
         path = None if self.run_id is None else receipt_file(self.folder, self.run_id)
         return path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
 
@@ -93,7 +93,7 @@ class RunResult:
     def model(self) -> Path:
         """The folder of the trained student, as `outlay.predict` and ``AutoModel`` read it.
 
-        It lies in the store: copy it to keep it, for ``outlay store gc`` may remove it.
+        The folder lies in the store, where ``outlay store gc`` may remove it: copy it to keep it.
 
         Raises:
             MissingData: the run has no model, or it was removed from the store.
@@ -138,7 +138,7 @@ class StudyResult:
         """Write tables, figures, one page and flat files into the results folder.
 
         Returns:
-            The files by what they are: ``table``, ``page``, ``points``, ``receipts`` and the figures.
+            The files by kind: ``table``, ``page``, ``points``, ``receipts`` and the figures.
         """
         return write_study_report(self.folder, read_results(self.folder, self.store))
 
@@ -149,10 +149,10 @@ class StudyResult:
         return iter(self.runs)
 
     def raise_for_status(self) -> StudyResult:
-        """Return the results themselves where no run failed and at least one has a score.
+        """Return these results, or raise an error where a run failed or none has a score.
 
         Raises:
-            RunFailed: names the first that failed.
+            RunFailed: a run failed, or no run has a score; the message names the first.
         """
         failed = [run for run in self.runs if run.status == "failed"]
         if failed:

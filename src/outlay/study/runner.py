@@ -1,9 +1,9 @@
-"""Conducts a study: from its cells to points in a results folder, resumable at any moment, and read back for a report. ::
+"""The runner of a study: it turns cells into points of a results folder, resumably, and reads them back for a report. ::
 
 DIR/
-├── study.json        what was studied, and which run fills which cell; written first
+├── study.json        the header of the study, and the run of each cell; written first
 ├── ledger.sqlite     every dollar of every run
-├── runs/<run id>/    what a run that is over left behind; what it has under way
+├── runs/<run id>/    the manifest of a finished run; the steps under way of any other
 ├── points.json       the points so far, in the order of the grid
 └── receipts/         one text per run
 """
@@ -40,15 +40,15 @@ from outlay.study.scheduler import Observer, Scheduler
 from outlay.workers.pool import WorkerPool
 
 WRITE_SECONDS = 10.0
-"""Between two times that the points so far are written; each run's own manifest is written as it ends."""
+"""Least number of seconds between two writes of the points so far; a run's manifest is written when it ends."""
 
 WRITE_SHARE = 50
-"""And so many times as long as writing them took: of thousands of points it takes seconds."""
+"""Least time between two writes, in multiples of the last write, which takes seconds with thousands of points."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldCell:
-    """A step that is held: of which cell, charged on what, seconds it has taken, and whether the process that held it ended."""
+    """A held step: label of its cell, item it is charged as, seconds so far; ``is_cut_off`` where its process has ended."""
 
     label: str
     item: str
@@ -67,20 +67,20 @@ class Status:
     """Status, label and reason of every cell that is ``failed``, ``waiting`` or ``na``."""
     cash_usd: float
     again: str | None
-    """The command that goes on with it; relative paths count from where it was first given."""
+    """Command that resumes the study; relative paths count from the folder where it was first given."""
 
     @property
     def is_done(self) -> bool:
-        """Whether every cell has its point, failed ones aside; one that waits for labels has none yet."""
+        """True where every cell has its point, a failed one included; a cell that waits for labels has none yet."""
         return not self.n_by_status.get("left") and not self.n_by_status.get("waiting")
 
 
 class StudyRunner:
-    """A plan being brought about in a results folder; what is there already is replayed and books nothing.
+    """A runner of a plan in a results folder; finished runs are replayed and book nothing.
 
     Raises:
         UsageError: the folder holds another study.
-        LedgerDamaged: it does not hold all that finished runs booked.
+        LedgerDamaged: the ledger lacks entries of finished runs.
     """
 
     def __init__(self, plan: StudyPlan, header: Header, runner: Runner, workbench: RunBuilder) -> None:
@@ -91,24 +91,24 @@ class StudyRunner:
         runs = self._files.runs
         finished = runner.all_finished([run for run in runs if run is not None])
         self.points = {i: finished[run] for i, run in enumerate(runs) if run in finished}
-        """By place in the plan; of those that have a run, the ones that are over."""
+        """Points by place in the plan: those of finished runs, and those without a run."""
         self.n_replayed = len(self.points)
         for i, planned in enumerate(plan.points):
             if runs[i] is None:
                 self.points[i] = absent_point(planned.options, workbench, "na", planned.reason or "nothing is proposed")
         self.left = [i for i in range(len(runs)) if i not in self.points]
-        """Places of the points to be brought about."""
+        """Places in the plan of the points that are left to run."""
         self._files.write(self.points)
         for i in self.points:
             self._files.write_receipt(i, only_missing=True)
 
     def run(self, crew: WorkerPool, observer: Observer, watch: Callable[[int], Watcher] | None = None) -> None:
-        """Bring about what is left; whatever happens, the points so far are in the folder.
+        """Run the points that are left; the points so far are written even where an error is raised.
 
         Args:
-            crew: workers that are ready.
-            observer: told how the study goes.
-            watch: who is told how the run of a place in the plan goes, step by step; by default the runner's watcher.
+            crew: a pool of workers that is open.
+            observer: listener of the study.
+            watch: returns the watcher of the run at a place in the plan; by default the runner's watcher.
         """
         if not self.left:
             return
@@ -137,7 +137,7 @@ class StudyRunner:
 def conduct(
     plan: StudyPlan, header: Header, runner: Runner, workbench: RunBuilder, crew: WorkerPool, observer: Observer
 ) -> list[Point]:
-    """Bring every planned point about with a crew that is at work; see `StudyRunner` for errors.
+    """Run every planned point on an open worker pool; see `StudyRunner` for errors.
 
     Returns:
         The points in the order of the plan.
@@ -148,11 +148,11 @@ def conduct(
 
 
 class _Folder:
-    """The files of a study as it goes on."""
+    """The files of a study that is running."""
 
     def __init__(self, plan: StudyPlan, header: Header, runner: Runner) -> None:
         self._runner = runner
-        # A run that is asked for by its options has its receipt even where it is not available; a study's cell is only listed.
+        # A run from options has a receipt even where it is not available; a cell of a study is only listed.
         is_study = header.scale is not None
         self.runs = [None if is_study and planned.recipe is None else planned.run_id for planned in plan.points]
         models = tuple(
@@ -162,7 +162,7 @@ class _Folder:
         self._header = header
 
     def write(self, points: Mapping[int, Point]) -> None:
-        """The index, then the points so far."""
+        """Write the index, then the points so far."""
         cells = tuple(
             StudyCell(run, points[i].id if i in points else None, self._labels[i]) for i, run in enumerate(self.runs)
         )
@@ -170,22 +170,22 @@ class _Folder:
         write_points(self._runner.folder / "points.json", [points[i] for i in sorted(points)])
 
     def write_receipt(self, place: int, *, only_missing: bool = False) -> None:
-        """Of a run that is over, whether it got its point or failed."""
+        """Write the receipt of a run that is over, also of one that failed."""
         run = self.runs[place]
         if run is not None and not (only_missing and receipt_file(self._runner.folder, run).exists()):
-            # A run that could not even be prepared was never opened.
+            # A run that could not be prepared was never opened in the ledger.
             with suppress(HoldError, MissingData):
                 text = render_text(receipt(self._runner.ledger, run))
                 write_text(receipt_file(self._runner.folder, run), text)
 
 
 def label_of(options: Options, task: str, models: Sequence[str]) -> str:
-    """What a reader calls a cell.
+    """Return the label of a cell.
 
     Args:
-        options: of the cell.
+        options: the options of the cell.
         task: the name of its task.
-        models: references of all models that it must be told from.
+        models: references of all models of the study, among which the label's are distinct.
     """
     fixed = "" if options.n_initial is None else f", N = {options.n_initial:,}"
     pool = "" if options.pool_rows is None else f", {options.pool_rows:,} pool rows"
@@ -196,13 +196,13 @@ def label_of(options: Options, task: str, models: Sequence[str]) -> str:
 
 
 def reopen_study(folder: Path, store: Store | None = None) -> Runner:
-    """The runner of a study's folder, for reading: its own store and price, unless another store is handed in."""
+    """Return the runner of a study's folder, for reading, with its price, and its store unless another is given."""
     index = StudyIndex.read(folder)
     return Runner(folder, store or open_location(index.store), here=index.here)
 
 
 def read_results(folder: Path, store: Store | None = None) -> Results:
-    """A study's folder, as far as it is: what a report draws from.
+    """Read the results of a study's folder so far, for a report.
 
     Raises:
         MissingData: there is no study, or no point yet.
@@ -219,7 +219,7 @@ def read_results(folder: Path, store: Store | None = None) -> Results:
 
 
 def status_of(folder: Path) -> Status:
-    """How far a study is, from its files alone; it may be under way in another process.
+    """Return the progress of a study from its files alone; it may be running in another process.
 
     Raises:
         MissingData: the folder holds no study.

@@ -1,10 +1,10 @@
-"""Many runs at once: each distinct compute step is handed to a worker once, every run is charged in full.
+"""The scheduler of many runs: each distinct compute step is computed once, every run is charged in full.
 
 Only the process of the scheduler writes the ledger. A step that several runs need is held and paid by the first of them; the
 others wait for it, find it in the store, and book its charge at no cash. Whatever the number of workers and the order in which
 they finish, results are the same: a step's artifact depends on its key alone.
 
-Labels are bought beside that, by threads of this process (`outlay.study.buyers`). A run whose labels are ordered and not
+Labels are bought meanwhile by threads of this process (`outlay.study.buyers`). A run whose labels are ordered and not
 delivered ends with a point that is `waiting`; the others go on.
 """
 
@@ -34,20 +34,20 @@ from outlay.text.listener import Report
 from outlay.workers.pool import N_TRIES, TaskResult, WorkerFn, WorkerPool
 
 MOST_OPEN = 128
-"""Runs under way at once: enough to find work for every worker, few enough to be open files."""
+"""Maximum number of open runs: enough to find work for every worker, few enough for the limit on open files."""
 
 LOOK_AHEAD = 16
-"""Runs that are opened before the first step is handed out, so that the longest comes first."""
+"""Number of runs that are opened before the first step is submitted, so that the longest comes first."""
 
 TICK_SECONDS = 0.5
 
 PROMPT_SECONDS = 0.05
-"""How long a seller who answers at once is waited for before the workers are looked after again."""
+"""Seconds to wait for a seller that answers at once before the workers are polled again."""
 
 
 @dataclass(frozen=True)
 class StepRunnerFactory:
-    """Sets up a worker that makes compute steps: its own view of store, data and models.
+    """A factory of the function that makes compute steps in a worker, with the worker's own view of store, data and models.
 
     ``store``: a folder or a URL; both it and ``data_root`` must mean the same on the worker's machine.
     """
@@ -58,7 +58,7 @@ class StepRunnerFactory:
     machines: tuple[Path, ...] = ()
 
     def __call__(self) -> WorkerFn:
-        """The function that makes one job."""
+        """Return the function that makes one job."""
         store = open_location(self.store)
         workbench = RunBuilder(
             self.prices, data_root=self.data_root, machines=self.machines, tokens=store.root / "tokens"
@@ -72,31 +72,31 @@ class StepRunnerFactory:
 
 
 class Observer(Protocol):
-    """Who is told how a study goes."""
+    """A listener of the progress of a study."""
 
     def began(self, what: str, run: str) -> None:
-        """A step was held and handed to a worker."""
+        """Report that a step was held and submitted to a worker."""
         ...
 
     def ended(self, what: str, seconds: float, problem: str | None) -> None:
-        """A step was settled, or failed, or lost its worker."""
+        """Report that a step was settled, or failed, or lost its worker."""
         ...
 
     def point(self, place: int, point: Point, n_done: int) -> None:
-        """A run is over."""
+        """Report that a run is over."""
         ...
 
     def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
-        """Time passed; what the steps under way last reported, by what they do."""
+        """Report the last progress of the steps under way, by their description, at regular intervals."""
         ...
 
 
 @dataclass
 class _Open:
-    """A run under way.
+    """An open run.
 
-    ``needs``: what it could begin, or somebody makes; ``n_begun``: its own steps at workers; ``failed``: why it will not go on;
-    ``ranks``: hours of the longest way from each step to the end of its recipe.
+    ``needs``: steps that are ready, or that another run has under way; ``n_begun``: its own steps at workers; ``failed``: reason
+    why it ends; ``ranks``: hours of the longest path from each step to the end of its recipe.
     """
 
     place: int
@@ -109,9 +109,9 @@ class _Open:
 
 
 class Scheduler:
-    """Executes runs on a crew, in any order, with results in the order they were asked for.
+    """A scheduler of runs on a worker pool, in any order, with results in the order of the requests.
 
-    ``done`` is told of each point; ``watch`` says who is told how the run at a place goes, by default the runner's watcher.
+    ``done`` is called with each point; ``watch`` returns the watcher of the run at a place, by default the runner's.
     """
 
     def __init__(
@@ -139,9 +139,9 @@ class Scheduler:
         self._n_done = 0
 
     def run(self, asked: Sequence[Options]) -> None:
-        """Bring every run to its point; ``done`` is told of each, with its place in ``asked``, as soon as it is over.
+        """Run each request to its point; ``done`` is called with its place in ``asked`` and its point as soon as it is over.
 
-        Runs that fail give a point that says so and do not stop the rest; they are tried again the next time.
+        A run that fails gives a failed point and does not stop the rest; it is tried again the next time.
         """
         unopened = list(enumerate(asked))[::-1]
         try:
@@ -159,7 +159,7 @@ class Scheduler:
                 self._let_go(each)
 
     def _wait(self) -> None:
-        """Take what ended, of the purchases first: most sellers answer at once, and then there is more to hand out."""
+        """Take what has ended, purchases first: most sellers answer at once, which makes more steps ready."""
         is_computing = len(self._making) > len(self._buyers)
         patience = (PROMPT_SECONDS if self._has_just_ordered else 0.0) if is_computing else TICK_SECONDS
         self._has_just_ordered = False
@@ -173,7 +173,7 @@ class Scheduler:
     # --- runs --------------------------------------------------------------------------------------------------------
 
     def _wants_more(self) -> bool:
-        """Whether to open another run: a few ahead, to begin with what takes longest, more while a worker has nothing to do."""
+        """Return True where another run should be opened: `LOOK_AHEAD` at first, up to `MOST_OPEN` while a worker is free."""
         return len(self._open) < (MOST_OPEN if self._crew.n_free else LOOK_AHEAD)
 
     def _begin(self, place: int, options: Options) -> None:
@@ -187,7 +187,7 @@ class Scheduler:
         self._advance(self._open[place])
 
     def _advance(self, each: _Open) -> None:
-        """As far as labels and the store allow."""
+        """Advance a run as far as labels and the store allow."""
         execution, point = each.execution, None
         if each.failed is None:
             try:
@@ -202,7 +202,7 @@ class Scheduler:
         if each.failed is not None:
             each.needs = {}
             if each.n_begun:
-                return  # what it has under way is settled first
+                return  # its steps under way are settled first
             point = execution.point("failed", each.failed, [])
         elif point is not None:
             self._runner.finish(execution, point)
@@ -222,7 +222,7 @@ class Scheduler:
         self._observer.point(place, point, self._n_done)
 
     def _let_go(self, each: _Open) -> None:
-        """The study was stopped: give back what is held, the time spent in vain booked as lost; labels may be on order."""
+        """Release the holds of a stopped run and book the time they took as lost; orders of labels stay open."""
         for holder, begun in list(self._making.values()):
             if holder is each and not isinstance(begun.job, Purchase):
                 each.execution.release(begun, "the study was stopped")
@@ -231,7 +231,7 @@ class Scheduler:
     # --- steps -------------------------------------------------------------------------------------------------------
 
     def _hand_out(self) -> None:
-        """Begin purchases, and give free workers the steps that the longest way still hangs on."""
+        """Begin purchases, and submit the steps with the longest remaining path to free workers."""
         self._buy()
         if not self._crew.n_free:
             return
@@ -239,17 +239,17 @@ class Scheduler:
         for each in self._open.values():
             for key, need in each.needs.items():
                 if key not in self._making and not isinstance(need.step, Buy):
-                    # The first run of the grid pays; how urgent the step is, everybody who needs it says.
+                    # The first run of the grid pays; the rank is the highest of all runs that need the step.
                     rank = each.ranks.get(need.step.key, Fraction(0))
                     known = ready.get(key)
                     ready[key] = (rank, each, need) if known is None else (max(rank, known[0]), *known[1:])
-        # What a run ends with is short, and then its point is there: it goes before what takes longest.
+        # Scoring is short and completes a point: it goes before the longest path.
         urgent = sorted(ready.values(), key=lambda one: (one[2].step.kind != "score", -one[0], one[1].place))
         for _, each, need in urgent[: self._crew.n_free]:
             self._start(each, need)
 
     def _buy(self) -> None:
-        """Begin what can be bought, run by run: the first run of the grid pays."""
+        """Begin purchases that are ready, run by run: the first run of the grid pays."""
         for each in list(self._open.values()):
             for key, need in list(each.needs.items()):
                 if not isinstance(need.step, Buy) or key in self._making or each.failed is not None:
@@ -272,7 +272,7 @@ class Scheduler:
 
     def _start(self, each: _Open, need: ReadyStep) -> None:
         execution = each.execution
-        # Of the cash that is left, the step's part of the hours that are left; and a part for each worker that may begin now.
+        # Share of the remaining cash: the step's share of the remaining hours, divided among the free workers.
         share = execution.hours(need.step) / execution.compute_hours() / self._crew.n_free
         try:
             begun = execution.begin(need, cash_share=share)
@@ -286,7 +286,7 @@ class Scheduler:
         self._observer.began(describe(need.step), execution.run_id)
 
     def _take(self, ended: TaskResult) -> None:
-        """Settle what came, or give the hold back; then go on with every run that waited for it."""
+        """Settle a step that has ended, or release its hold; then advance every run that waited for it."""
         each, begun = self._making.pop(ended.name)
         what, problem = describe(begun.need.step), None
         is_bought = isinstance(begun.job, Purchase)
@@ -302,7 +302,7 @@ class Scheduler:
                 )
         elif ended.error is not None:
             problem = str(ended.error)
-            # Of a purchase nothing is to be redone: what came of it is in the log.
+            # A purchase has no work to redo: delivered labels are in the log.
             each.execution.release(begun, type(ended.error).__name__, seconds=0.0 if is_bought else ended.seconds)
             self._failed[ended.name] = problem
         else:
@@ -313,7 +313,7 @@ class Scheduler:
             self._advance(waiting)
 
     def _settle(self, each: _Open, begun: HeldStep, ended: TaskResult) -> str | None:
-        """Book what came; the problem of labels that cannot be kept."""
+        """Book the output of a step; return the problem where bought labels cannot be kept, else None."""
         if isinstance(ended.value, PurchaseResult) and ended.value.waits_for is not None:
             self._pending[ended.name] = ended.value.waits_for
         try:
@@ -333,7 +333,7 @@ class Scheduler:
 
 
 def _ranks(execution: RunExecution, recipe: Recipe) -> dict[str, Fraction]:
-    """Hours from each step to the end of the recipe, along the longest way (the upward rank of Topcuoglu et al. 2002)."""
+    """Return the hours from each step to the end of the recipe on the longest path (upward rank, Topcuoglu et al. 2002)."""
     ranks: dict[str, Fraction] = {}
     behind: dict[str, Fraction] = {}
 

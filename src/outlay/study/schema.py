@@ -25,7 +25,7 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Usd(int):
-    """Micro-dollars that print as dollars."""
+    """An amount in micro-dollars that prints as dollars."""
 
     __slots__ = ()
 
@@ -111,7 +111,7 @@ class LLM(YamlBlock):
 
     @property
     def sellers(self) -> tuple[SellerSpec, ...]:
-        """The LLM as a request names it; nobody where the file does not say how often it errs."""
+        """The LLM as the seller of a request; empty without an error rate."""
         if self.error_rate is None:
             return ()
         return (SellerSpec(LLM_SELLER, ReplayOptions(self.error_rate, price_item=self.price_item)),)
@@ -179,7 +179,7 @@ class TaskAxes(Axes):
 
 
 class Scale(Axes):
-    """A scale of the study, with a name of your choice such as ``cpu`` or ``paper``."""
+    """A scale of the study, under any name, such as ``cpu`` or ``paper``."""
 
     machine: NonEmpty = DEFAULT_MACHINE
     """Machine whose price compute is charged at."""

@@ -1,7 +1,7 @@
-"""Bring runs about in a results folder: the one way that the command line and Python calls share.
+"""Sessions of runs in a results folder, shared by the command line and Python calls.
 
-`bring_about` does all of it. A caller that wants to show the plan, or progress, takes the steps itself: `prepare_session` checks
-and plans, and neither buys nor writes anything; `Session.run` spends.
+`bring_about` checks, plans and runs. A caller that shows the plan or progress uses the two parts: `prepare_session` checks and
+plans, and neither buys nor writes anything; `Session.run` spends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from outlay.workers.pool import InProcessPool, WorkerPool
 
 @dataclass(frozen=True)
 class Workplace:
-    """A results folder, and what its runs are made with.
+    """A results folder with the store, prices, data and limits of its runs.
 
     ``here``: price per hour of the machine that really computes, which cash is measured with; ``data_root``: folder of data sets;
     ``machines``: the user's own machine files; ``cash_cap_micros``: cash that all runs of the folder may take together;
@@ -49,36 +49,36 @@ class Workplace:
     n_workers: int = 1
 
     def builder(self) -> RunBuilder:
-        """Return a new builder of runs over these prices, data and machines."""
+        """Return a new builder of runs at these prices, on these data and machines."""
         return RunBuilder(
             self.prices, data_root=self.data_root, machines=self.machines, tokens=self.store.root / "tokens"
         )
 
     def runner(self) -> Runner:
-        """Return the folder with its ledger, open; nothing is written yet."""
+        """Return the runner of the folder, with its ledger open; nothing is written yet."""
         return Runner(self.folder, self.store, here=self.here, cash_cap_micros=self.cash_cap_micros)
 
     def factory(self) -> StepRunnerFactory:
-        """Return what sets a worker process up."""
+        """Return the factory of worker processes."""
         data = None if self.data_root is None else self.data_root.resolve()
         return StepRunnerFactory(self.store.location, self.prices, data, self.machines)
 
     @property
     def logs(self) -> Path:
-        """Where workers write what they print."""
+        """Folder of the logs of worker processes."""
         return self.folder / "logs"
 
 
 class Listener(Observer, Protocol):
-    """Told how the runs of a session go: of the whole as an `Observer`, of each run by the `Watcher` it gives."""
+    """A listener of a session: as an `Observer` of all runs, and with a `Watcher` for each run."""
 
     def watch(self, place: int) -> Watcher:
-        """Return who is told how the run at a place of the plan goes."""
+        """Return the watcher of the run at a place of the plan."""
         ...
 
 
 class SilentListener:
-    """A listener that says nothing."""
+    """A listener that ignores every report."""
 
     def began(self, what: str, run: str) -> None:
         """Do nothing."""
@@ -93,13 +93,13 @@ class SilentListener:
         """Do nothing."""
 
     def watch(self, place: int) -> Watcher:  # noqa: ARG002
-        """Return a watcher that says nothing."""
+        """Return a watcher that ignores every report."""
         return Silent()
 
 
 @dataclass(frozen=True)
 class Session:
-    """Runs that were checked and planned, and what makes them. Nothing is bought, and no folder made, before `run`."""
+    """Checked and planned runs with their workers; nothing is bought, and no folder made, before `run`."""
 
     place: Workplace
     header: Header
@@ -107,25 +107,25 @@ class Session:
     builder: RunBuilder
     runner: Runner
     jobs: JobRunner | None
-    """What makes steps in this process; ``None`` where worker processes do."""
+    """Runner of steps in this process; ``None`` where worker processes make them."""
     processes: LocalPool | None
     """Worker processes that are not started yet."""
 
     @property
     def notes(self) -> list[str]:
-        """What was decided about the form of the files that were read, a sentence each."""
+        """Notes on the format assumed for data files, a sentence each."""
         return self.builder.notes
 
     def run(self, listener: Listener | None = None) -> list[Point]:
-        """Bring the runs about, from wherever an earlier attempt was cut off; what is done is replayed and books nothing.
+        """Run what is left of the plan; finished runs are replayed and book nothing.
 
-        A run that fails gives a point that says so, and does not stop the rest.
+        A run that was cut off is resumed. A run that fails gives a failed point, and does not stop the rest.
 
         Returns:
             One point per request, in the order of the plan.
 
         Raises:
-            LedgerDamaged: the ledger does not hold all that finished runs booked.
+            LedgerDamaged: the ledger lacks entries of finished runs.
         """
         told: Listener = listener or SilentListener()
         study = StudyRunner(self.plan, self.header, self.runner, self.builder)
@@ -135,7 +135,7 @@ class Session:
         return [study.points[i] for i in range(len(self.plan.points))]
 
     def results(self) -> Results:
-        """Read the folder back, for a report."""
+        """Read the results of the folder, for a report."""
         return read_results(self.place.folder, self.place.store)
 
     @contextmanager
@@ -148,7 +148,7 @@ class Session:
             yield pool
 
     def _in_process(self, listener: Listener) -> InProcessPool:
-        """Return a pool of this process, which tells the listener of progress and waits while it works."""
+        """Return a pool that works in this process and passes progress and waits to the listener."""
         assert self.jobs is not None
         jobs, names = self.jobs, dict[str, str]()
         places = {point.run_id: i for i, point in enumerate(self.plan.points)}
@@ -166,17 +166,17 @@ class Session:
 
 
 def prepare_session(asked: Sequence[Options], header: Header, place: Workplace, *, overwrite: bool = False) -> Session:
-    """Check and plan runs: whatever can be refused is refused here, before a folder is made or a label bought.
+    """Check and plan runs; refusals come here, before a folder is made or a label bought.
 
     Args:
-        asked: what is asked of each run; one that is asked for twice is made once.
-        header: what the runs are called in their index and report; without a scale, since no study file asks for them.
-        place: where, and with what.
+        asked: the options of each run; equal requests are run once.
+        header: the header of their index and report; without a scale, since there is no study file.
+        place: the results folder, with store, prices and data.
         overwrite: replace the report of other runs in the folder; their ledger and files stay.
 
     Raises:
-        OutlayError: whatever is wrong with a request, its data or models; a folder that is another's, or whose report would lose
-            scores; more workers than the machine has room for.
+        OutlayError: an error in a request, its data or models; a folder of another study, or one whose report would lose scores;
+            more workers than the machine has room for.
     """
     builder = place.builder()
     for options in asked:
@@ -205,7 +205,7 @@ def bring_about(
     """Check, plan and run a list of requests in a results folder; see `prepare_session` for arguments and errors.
 
     Returns:
-        One point per distinct request, in the order asked; failed and unavailable ones say why.
+        One point per distinct request, in the order given; failed and unavailable ones with a reason.
     """
     return prepare_session(asked, header, place, overwrite=overwrite).run(listener)
 
