@@ -132,8 +132,8 @@ def words(folder: Path) -> dict[str, Any]:
     told = place.gather([f"{place.rank}.{i}" for i in range(place.rank + 1)])
     return {
         "gathered": told,
-        "agreed": [place.main_says(int(place.is_main)), place.main_says(int(not place.is_main))],
-        "total": place.total(torch.tensor([1.5, 10.0**place.rank])).tolist(),
+        "agreed": [place.broadcast(int(place.is_main)), place.broadcast(int(not place.is_main))],
+        "total": place.all_reduce(torch.tensor([1.5, 10.0**place.rank])).tolist(),
         "place": [place.n_processes, place.fsdp, place.device.type],
     }
 

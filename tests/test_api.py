@@ -19,7 +19,7 @@ from outlay.engine.point import Reading
 from outlay.errors import MissingData, MoneyError, RunFailed, UnknownStudy, UnknownTask
 from outlay.money.amounts import parse_budget
 from outlay.money.ledger import Ledger
-from outlay.settings import TrainSettings
+from outlay.settings import TrainSettings, setting_fields
 from outlay.study.index import StudyIndex
 from tests.runs import FAST, World
 from tests.steps_world import StepsWorld, tree
@@ -499,7 +499,7 @@ def test_every_setting_of_a_training_may_be_named(steps: StepsWorld, tmp_path: P
         outlay.finetune(
             steps.model("bert"), data(steps, labels=("bad", "good")), out=tmp_path / "never", settings={"lr": 1e-3}
         )
-    assert set(TrainSettings.__dataclass_fields__) <= set(str(refused.value).replace(",", " ").split())
+    assert set(setting_fields(TrainSettings)) <= set(str(refused.value).replace(",", " ").split())
 
 
 # --- the pages -------------------------------------------------------------------------------------------------------

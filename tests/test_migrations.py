@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 
 from outlay.engine.prepare import Options, RunBuilder
-from outlay.engine.runner import Runner
 from outlay.engine.step_runner import StepRunner
 from outlay.errors import LedgerDamaged, SpendError, StoreError
 from outlay.money.amounts import Price, PriceBook
@@ -29,6 +28,7 @@ from outlay.money.ledger.migrations import MIGRATIONS
 from outlay.storage import migrations as store_migrations
 from outlay.storage.migrations import FORMAT_FILE, StoreMigration, format_of
 from outlay.storage.store import Store, key_of
+from tests.runs import OneByOne
 from tests.test_cli import outlay, refused
 
 FIXTURE = Path(__file__).parent / "fixtures" / "format_1.zip"
@@ -111,7 +111,7 @@ def test_a_run_that_was_cut_short_is_replayed_without_paying_again(
 ) -> None:
     run_id = expected["run_id"]
     dear = Price("cpu", "hour", Decimal(2_000), "a test", None)
-    one = Runner(Path("out"), Store(Path("store")), here=dear)
+    one = OneByOne(Path("out"), Store(Path("store")), here=dear)
     quick = {"batch_size": 8, "learning_rate": 0.005, "precision": "fp32"}
     roles = {"student": {**quick, "epochs": 4000}, "teacher": {"precision": "fp32"}, "distil": {"precision": "fp32"}}
     options = Options("task.yaml", "annotate", 2 * USD, student="./checkpoint", threads=1, overrides=roles)

@@ -17,8 +17,8 @@ def test_one_process_is_the_main_one_and_says_everything_to_itself() -> None:
     assert place is current_process()
     assert (place.rank, place.n_processes, place.is_main, place.fsdp) == (0, 1, True, False)
     assert place.gather([3, 1]) == [3, 1]
-    assert [place.main_says(7), place.main_says(0)] == [7, 0]
-    assert place.total(torch.tensor([1.5, 2.5])).tolist() == [1.5, 2.5]
+    assert [place.broadcast(7), place.broadcast(0)] == [7, 0]
+    assert place.all_reduce(torch.tensor([1.5, 2.5])).tolist() == [1.5, 2.5]
     place.barrier()
 
 

@@ -381,6 +381,8 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
         world.workbench.memo = type(world.workbench.memo)()
         place = f"{asked}-{named}"
         runner = runner_of(tmp_path / place, tmp_path / f"{place}-store")
+        from outlay.engine.buying import Purchase
+        from outlay.engine.job_runner import Job
         from outlay.engine.run import RunExecution
 
         options = plain(world, strategy="annotate", budget_micros=3_000_000, precision=asked)
@@ -390,7 +392,12 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
         prepared = world.workbench.prepare(options)
         with RunExecution(runner.till, prepared, Quiet()) as execution:
             execution.advance()
+            bought = execution.begin(execution.needs()[0])
+            assert isinstance(bought.job, Purchase)
+            execution.settle(bought, runner.till.buy(bought.job, lambda *_: None))
+            execution.advance()
             begun = execution.begin(execution.needs()[0])
+            assert isinstance(begun.job, Job)
             assert begun.job.options.precision == wanted
             keep_bf16_speed(SLOW)
             maker = JobRunner(runner.store, world.workbench.prepare)

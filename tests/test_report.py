@@ -131,7 +131,7 @@ def test_a_row_without_a_score_says_why(compared: Results) -> None:
     tested = row["Test"]
     assert tested is not None
     assert (tested.text, row["Charge"]) == ("na", None)
-    (mark,) = tested.marks
+    (mark,) = tested.note_numbers
     (note,) = [each for each in table.notes if "needs $412.00" in each]
     assert note.startswith(tested.marks_text)
     assert mark == 1
@@ -285,8 +285,8 @@ class Reader(HTMLParser):
 
 def test_the_page_is_self_contained_and_complete(compared: Results, tmp_path: Path) -> None:
     receipt = "budget  $300.00\nlabels  <1,000>  & more"
-    told = {name: dataclasses.replace(left, receipt=receipt) for name, left in compared.left.items()}
-    files = write_study_report(tmp_path, dataclasses.replace(compared, left=told))
+    told = {name: dataclasses.replace(left, receipt=receipt) for name, left in compared.outputs.items()}
+    files = write_study_report(tmp_path, dataclasses.replace(compared, outputs=told))
     reader = Reader()
     reader.feed(files["page"].read_text(encoding="utf-8"))
     names = {tag for tag, _ in reader.tags}

@@ -109,7 +109,7 @@ def test_the_gold_of_bought_pool_rows_is_mixed_in_and_no_other(families: FamilyW
     bought = next(s for s in _steps(prepared) if isinstance(s, Buy))
     one.execute(prepared)
     shop = StepRunner(prepared, lambda step: one.store.get(step.key))  # type: ignore[arg-type, return-value]
-    gold = shop._gold(bought, prepared.pool)
+    gold = shop._gold((bought,), prepared.pool)
     known = {row.text: row.label for row in prepared.train[: bought.n]}
     assert gold == [known.get(row.text) for row in prepared.pool]
     assert sum(answer is not None for answer in gold) == bought.n == 12

@@ -109,7 +109,7 @@ def test_what_was_stopped_says_how_to_go_on_and_does(
     assert [point["result"]["status"] for point in ran.json] == ["ok"] * 4
     assert outlay("ledger", "verify", out).code == 0
     bought = [json.loads(line) for path in (store / "bought").iterdir() for line in path.read_text().splitlines()]
-    rows = [name for receipt in bought for name, _ in receipt["labels"]]
+    rows = [name for receipt in bought for name, _ in receipt.get("labels", ())]
     assert len(rows) == len(set(rows))
     assert status_of(out).is_done
 
@@ -239,7 +239,8 @@ def test_an_old_folder_goes_on_and_is_new_from_then_on(old: Path) -> None:
     refused(outlay(*old_command(old, "7")), "holds the report of another request", "drop 2 of its 2 points")
     again = outlay(*old_command(old), "--json", "--quiet")
     assert again.json == points
-    assert entries(old) == before
+    # An old ledger is given the columns of a new one; what was booked stays as it was.
+    assert [{name: entry[name] for name in before[0]} for entry in entries(old)] == before
     assert (STUDY_FILE in {path.name for path in old.iterdir()}, (old / OLD_FILE).exists()) == (True, False)
     grown = outlay(*old_command(old, "6.1,7"), "--json", "--quiet")
     assert [point["result"]["status"] for point in grown.json] == ["ok"] * 4
