@@ -133,7 +133,7 @@ def test_a_row_without_a_score_says_why(compared: Results) -> None:
     assert (tested.text, row["Charge"]) == ("na", None)
     (mark,) = tested.note_numbers
     (note,) = [each for each in table.notes if "needs $412.00" in each]
-    assert note.startswith(tested.marks_text)
+    assert note.startswith(tested.note_signs)
     assert mark == 1
 
 

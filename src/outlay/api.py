@@ -1,4 +1,4 @@
-"""The Python front door: what ``import outlay`` offers. ``docs/python.md`` has an example of each function.
+"""Public Python API, the functions of ``import outlay``. ``docs/python.md`` has an example of each function.
 
 Nothing is printed. A request that cannot work is refused with an error of `outlay.errors`, before money is spent; the same call
 with the same folder goes on where an earlier one was stopped.
@@ -70,10 +70,10 @@ def run(
         progress: called with each report of progress.
 
     Returns:
-        The score with its receipt. A run that fails on its way, or cannot be filled, says so in ``status`` and ``reason``.
+        The score with its receipt. ``status`` and ``reason`` tell of a run that failed or cannot be filled.
 
     Raises:
-        OutlayError: whatever can be known to be wrong before money is spent.
+        OutlayError: a request that is known to fail, before money is spent.
     """
     asked = request(task, budget, strategy, n_initial, seed, models or Models(), options or RunOptions())
     return _bring_about(_session([asked], "run", out, setup or Setup()), progress)[0]
@@ -110,7 +110,7 @@ def compare(
         The results in the order of the table, seed by seed.
 
     Raises:
-        OutlayError: whatever can be known to be wrong with any of the runs before money is spent.
+        OutlayError: a run that is known to fail, before money is spent.
     """
     models, options = models or Models(), options or RunOptions()
     asked = requests(task, budgets, strategies, n_initial, seeds, models, options)
@@ -214,7 +214,7 @@ def finetune(
         progress: called with each report of progress.
 
     Raises:
-        OutlayError: whatever is wrong with rows, model, settings or folder; one line.
+        OutlayError: unsuitable rows, model, settings or folder; one line.
     """
     if role not in ("student", "teacher"):
         raise UsageError(f"role {role!r} is unknown; choose student or teacher")
@@ -264,7 +264,7 @@ def teach(
         progress: called with each report of progress.
 
     Raises:
-        OutlayError: whatever is wrong with teacher, student, rows or folder; one line.
+        OutlayError: unsuitable teacher, student, rows or folder; one line.
     """
     chosen = TeachSettings().changed(settings or {})
     asked = InferenceOptions(
@@ -313,7 +313,7 @@ def distill(
         progress: called with each report of progress.
 
     Raises:
-        OutlayError: whatever is wrong with targets, rows, student, settings or folder; one line.
+        OutlayError: unsuitable targets, rows, student, settings or folder; one line.
     """
     data = data or Data()
     asked = TrainingRequest(
@@ -359,7 +359,7 @@ def predict(
         progress: called with each report of progress.
 
     Raises:
-        OutlayError: whatever is wrong with model, rows or file; one line.
+        OutlayError: unsuitable model, rows or file; one line.
     """
     options = data.options("predict", ("file", "split", "max_rows"))
     asked = InferenceOptions(

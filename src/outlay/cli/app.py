@@ -92,7 +92,7 @@ COMMANDS = {
         lambda: import_module("outlay.cli.machine_commands").machine_app, "What machines cost, and how fast they are."
     ),
 }
-"""Each is loaded when it is asked for; a test compares what they say here with what they say of themselves."""
+"""Commands and groups by name, loaded when used; a test compares the help lines here with those of the commands."""
 
 app = typer.Typer(
     name="outlay",
@@ -183,7 +183,7 @@ def _fail(line: str, code: int = 1) -> NoReturn:
     try:
         fail(line, code=code)
     finally:
-        # What else is to be written may be what failed.
+        # Output still in the buffer may be the cause of the failure.
         try:
             if sys.stdout is not None:
                 sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Shared parts of the commands: options, stores and ledgers, how errors and JSON are printed."""
+"""Shared parts of the commands: options, stores and ledgers, printing of errors and JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ResultsFolder = Annotated[
 
 
 WAITING_EXIT = 75
-"""Of a command whose labels are ordered and not delivered: ``EX_TEMPFAIL`` of sysexits.h, the same command goes on later."""
+"""Exit code while ordered labels are not delivered (``EX_TEMPFAIL`` of sysexits.h); the same command goes on later."""
 
 
 def fail(line: str, code: int = 1) -> NoReturn:
@@ -52,7 +52,7 @@ def fail(line: str, code: int = 1) -> NoReturn:
 
 
 def say_stand_in(location: str | None) -> None:
-    """Say on standard error where things are kept, where that is not the user's cache as usual."""
+    """Print the place of the store on standard error, where it is not the user's cache as usual."""
     from outlay.storage.locations import stand_in_note
 
     if (note := stand_in_note(location)) is not None:
@@ -60,7 +60,7 @@ def say_stand_in(location: str | None) -> None:
 
 
 def open_store(location: str | None) -> Store:
-    """Open the store that an option names, as `outlay.storage.remote.open_named` does; say where it is, where that is unusual."""
+    """Open the store that an option names, as `outlay.storage.remote.open_named` does; prints an unusual place."""
     from outlay.storage.remote import open_named
 
     say_stand_in(location)
@@ -71,7 +71,7 @@ def ledger_path(folder: Path) -> Path:
     """Return the ledger file of a results folder, or the file itself where it is named.
 
     Raises:
-        MissingData: there is none.
+        MissingData: there is no ledger.
     """
     path = folder if folder.is_file() else folder / "ledger.sqlite"
     if not path.exists():
@@ -131,7 +131,7 @@ def parse_names(text: str | None) -> tuple[str, ...]:
 
 
 def say_notes(notes: Sequence[str], *, quiet: bool = False) -> None:
-    """Say on standard error what was decided about files and could have been otherwise."""
+    """Print on standard error the decisions about files that could have been otherwise."""
     for note in () if quiet else notes:
         echo(f"note: {note}", err=True)
 

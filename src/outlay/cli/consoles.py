@@ -1,4 +1,4 @@
-"""A console of rich for tables, bars and lines of progress."""
+"""Rich console for tables, bars and lines of progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from outlay.text.display import visible_lines
 
 
 class PlainConsole(Console):
-    """A console on which a text cannot steer the terminal, whatever it holds."""
+    """Console that escapes control characters, so that no text can steer the terminal."""
 
     def render_str(
         self,

@@ -1,4 +1,4 @@
-"""One line for errors that no part of `outlay` turned into one of its own."""
+"""One-line messages for exceptions of other libraries and the system."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from outlay.storage.files import NO_ROOM, errno_of
 
 _CHECK = "check the path, its permissions and the room on its disk"
 _HOMELESS = "Could not determine home directory"
-"""What `pathlib` says to whoever asks for it."""
+"""Message of `pathlib` where the home directory is unknown."""
 _MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
 
 

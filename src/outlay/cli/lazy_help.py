@@ -20,14 +20,14 @@ from outlay.errors import UsageError
 GIVEN_ONCE = frozenset(
     ("budget", "budgets", "strategy", "strategies", "seed", "seeds", "teachers", "students", "general_student", "tasks")
 )
-"""Options of one value that say what is asked for: a second one would silently take the place of the first."""
+"""Options with one value that decide the request: a second one would silently replace the first."""
 
 
 class Plain(TyperCommand):
-    """A command that refuses to be asked for two things at once."""
+    """Command that refuses a second value of a single-valued option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        """Read the words as click does, and refuse some options that are given twice.
+        """Parse arguments as click does, and refuse some options that are given twice.
 
         Raises:
             UsageError: an option of `GIVEN_ONCE` is given twice.
@@ -51,7 +51,7 @@ class Plain(TyperCommand):
 
 
 class Command(Plain):
-    """A command whose options stand under their headings."""
+    """Command with a help page that lists options under headings."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, options without a heading, then heading by heading."""
@@ -59,7 +59,7 @@ class Command(Plain):
 
 
 class Group(TyperGroup):
-    """Commands under their headings, each with its first sentence in full."""
+    """Group with a help page that lists commands under headings, each with its first sentence in full."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write options, then commands."""
@@ -79,10 +79,10 @@ class Group(TyperGroup):
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """A command or group that is loaded when it is asked for; ``says`` is its line of the help page."""
+    """Command or group that is loaded when used; ``says``: its line of the help page."""
 
     load: Callable[[], Any]
-    """Gives the function of the command, or the `typer.Typer` of the group."""
+    """Loader of the command's function, or of the group's `typer.Typer`."""
     says: str
     heading: str | None = None
     cls: type[Plain] = Plain
@@ -111,12 +111,12 @@ def places_of(command: Any) -> tuple[str, ...]:
 
 
 def _parts(hint: Any) -> set[Any]:
-    """Return a type and those it is made of."""
+    """Return a type and the types that it consists of."""
     return {hint}.union(*(_parts(each) for each in get_args(hint)))
 
 
 def _expanded(value: Any) -> Any:
-    """Expand ``~`` in a path or in several; older typers hand them over as texts."""
+    """Expand ``~`` in a path or in several; older typers pass them as strings."""
     from outlay.storage.paths import expand
 
     if isinstance(value, list | tuple):
@@ -125,7 +125,7 @@ def _expanded(value: Any) -> Any:
 
 
 class Laters(Mapping[str, Any]):
-    """A mapping of commands by name that builds each when it is first asked for."""
+    """Mapping of commands by name that builds each when first used."""
 
     def __init__(self, laters: Mapping[str, Later]) -> None:
         self._laters = laters
@@ -159,7 +159,7 @@ def root(laters: Mapping[str, Later]) -> type[Group]:
             """Ignore commands that are registered with typer; there are none."""
 
         def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-            """Write the line that each command says of itself."""
+            """Write the line of each command, without loading it."""
             _write_sections(((each.heading, (name, each.says)) for name, each in laters.items()), "Commands", formatter)
 
     return Root

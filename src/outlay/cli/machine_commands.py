@@ -120,7 +120,7 @@ def _measured(name: str, threads: int, *, quiet: bool) -> MachineProfile:
 
 
 def _keep_ratio(profile: MachineProfile) -> None:
-    """Keep the measured speed of bf16, which decides what `auto` means here; unless it can be kept it is measured again."""
+    """Store the measured speed of bf16, which decides the meaning of `auto` here; without it bf16 is measured again."""
     import os
     from contextlib import suppress
 

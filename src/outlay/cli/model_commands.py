@@ -1,4 +1,4 @@
-"""`outlay model`: sizes, the weight of a reference, and models of random weights to try things with."""
+"""`outlay model`: sizes, size and FLOPs of a model reference, and models of random weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ model_app = typer.Typer(
 )
 
 LIST_N_LABELS = 2
-"""Classes of the head that an encoder is counted with, where none are asked for."""
+"""Default number of classes of the head that an encoder is counted with."""
 
 SizesOption = Annotated[
     list[Path] | None, typer.Option("--sizes", help="Your own file of sizes (YAML); may be repeated.")

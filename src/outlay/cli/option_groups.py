@@ -1,4 +1,4 @@
-"""Options in groups: a command takes a record for each group, and the command line has its options side by side."""
+"""Groups of options: a command takes one dataclass for each group, and the command line has all options side by side."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def option(*names: str, panel: str, says: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class SettingOptions:
-    """The options of some settings, in the annotation of a parameter that takes those that were given, by name.
+    """Options of settings, as the annotation of a parameter that takes the given ones by name.
 
     ``of``: ``train`` or ``teach``; ``headings``: those of the settings that are options here, `None` = every one.
     """
@@ -74,7 +74,7 @@ def _option_of(setting: SettingField, *, is_switch: bool) -> Any:
 
 
 def _on_the_line(says: str) -> str:
-    """Return what a setting says with the names of settings as options, and values without marks."""
+    """Return a setting's description with names of settings as options, and values without marks."""
     from outlay.settings import TeachSettings, TrainSettings, setting_fields
 
     known = {**setting_fields(TeachSettings), **setting_fields(TrainSettings)}
@@ -87,7 +87,7 @@ def _on_the_line(says: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A parameter of a command's function: the options that it stands for, and its value from what was given."""
+    """Parameter of a command's function: its options, and its value from the given ones."""
 
     name: str
     options: tuple[tuple[str, Any, Any], ...]
@@ -107,7 +107,7 @@ def _part(name: str, hint: Any, default: Any) -> _Part:
 
 
 def grouped(command: Callable[..., None]) -> type[Any]:
-    """Return a command as typer reads it: a class whose fields are all options, and whose making runs the command.
+    """Return a command as a class for typer, whose fields are options and whose construction runs the command.
 
     Parameters of a dataclass stand for its fields, those annotated with `SettingOptions` for settings.
     """

@@ -1,4 +1,4 @@
-"""Draw the plan of a study for a terminal."""
+"""Tables of a study's plan for a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WORDS = {
 
 
 MAX_REASONS = 12
-"""Reasons for ``na`` that are shown, the most frequent first."""
+"""Number of reasons for ``na`` that are shown, the most frequent first."""
 
 
 def render(planned: StudyPlan) -> RenderableType:
@@ -100,7 +100,7 @@ def _closing(planned: StudyPlan) -> list[RenderableType]:
 
 
 def _cash_words(planned: StudyPlan) -> str:
-    """Say the forecast of the cash, or why there is none."""
+    """Return the forecast of the cash in words, or the reason for having none."""
     if planned.cash_micros is not None:
         return f"Cash for compute here, forecast: {format_usd(planned.cash_micros)}"
     if planned.distinct.seconds_here is not None:

@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from outlay.engine.point import Point
 
 QUIET_SECONDS = 15.0
-"""Between plain lines of one step where there is no terminal."""
+"""Seconds between plain lines of one step where there is no terminal."""
 
 
 class Words(ProgressColumn):
-    """What a task is called, or one of its fields, as it stands."""
+    """Column with a task's description, or one of its fields, as plain text."""
 
     def __init__(self, field: str | None = None) -> None:
         super().__init__()
         self._field = field
 
     def render(self, task: Task) -> Text:
-        """The text of one task."""
+        """Return the text of one task."""
         return Text(visible(task.description if self._field is None else str(task.fields[self._field])))
 
 
 def live_bars(console: Console, fields: tuple[str, ...], *, quiet: bool) -> Progress:
-    """Bars that show these fields of their task as they are, on a terminal only; they vanish when they are done."""
+    """Return bars that show fields of their task as plain text, on a terminal only, and vanish at the end."""
     return Progress(
         Words(),
         BarColumn(bar_width=24),
@@ -50,7 +50,7 @@ def live_bars(console: Console, fields: tuple[str, ...], *, quiet: bool) -> Prog
 
 
 class StepBars:
-    """Bars of the steps under way, one each; where there is no terminal, a line of each now and then."""
+    """Bars of the steps under way; without a terminal, a line for each now and then."""
 
     def __init__(self, console: Console, bars: Progress) -> None:
         self._console, self._bars = console, bars
@@ -58,7 +58,7 @@ class StepBars:
         self._last_line = time.monotonic()
 
     def show(self, under_way: dict[str, tuple[int, int, str]]) -> None:
-        """Move the bars: done, of how many and in words, by what the step does."""
+        """Move the bars; ``under_way``: amount done, total and detail, by step."""
         for name in set(self._tasks) - set(under_way):
             self._bars.remove_task(self._tasks.pop(name))
         for name, (done, total, words) in under_way.items():
@@ -73,10 +73,10 @@ class StepBars:
 
 
 class Screen:
-    """An `outlay.study.session.Listener` that draws on standard error, so that standard output stays fit for a pipe.
+    """`outlay.study.session.Listener` that draws on standard error, so that standard output stays fit for a pipe.
 
-    ``labels``: what each run is called, by its place. What a run says stands under its name, which is said again whenever another
-    run has spoken meanwhile.
+    ``labels``: name of each run, by its place. Lines of a run stand under its name, which is printed again after lines of another
+    run.
     """
 
     def __init__(self, labels: Sequence[str] = (), *, quiet: bool = False) -> None:
@@ -98,7 +98,7 @@ class Screen:
         self._bars.stop()
 
     def headline(self, line: str) -> None:
-        """Print a line that begins something."""
+        """Print the heading of a run or a part."""
         self._console.print(line, style="bold")
 
     def say(self, line: str | Text) -> None:
@@ -106,11 +106,11 @@ class Screen:
         self._console.print(Text.assemble("  ", line), style="" if isinstance(line, Text) else "dim")
 
     def watch(self, place: int) -> RunLines:
-        """Return who prints what the run at a place does."""
+        """Return the watcher that prints the steps of the run at a place."""
         return self._runs[place]
 
     def hand_over(self, speaker: RunLines) -> None:
-        """Let a run speak: what another still had to say comes first, then the run's name."""
+        """Print the lines held back by another run, then this run's name, before this run prints."""
         if self._speaker is not speaker:
             if self._speaker is not None:
                 self._speaker.flush()
@@ -118,10 +118,10 @@ class Screen:
             self.headline(speaker.label)
 
     def began(self, what: str, run: str) -> None:
-        """Do nothing: `tick` draws what is under way."""
+        """Do nothing: `tick` draws the steps under way."""
 
     def ended(self, what: str, seconds: float, problem: str | None) -> None:  # noqa: ARG002
-        """Say what went wrong; what went well its run says."""
+        """Print a step's problem; the lines of its run report success."""
         if problem is not None:
             self._console.print(f"  {what}: {problem}", style="red", soft_wrap=True)
 
@@ -134,7 +134,7 @@ class Screen:
 
 
 class RunLines:
-    """An `outlay.engine.listeners.Watcher` that prints a line per step of one run, with what is spent and left."""
+    """`outlay.engine.listeners.Watcher` that prints a line per step of one run, with what is spent and left."""
 
     def __init__(self, screen: Screen, place: int, label: str) -> None:
         self.label = f"{place + 1}. {label}"
@@ -143,17 +143,17 @@ class RunLines:
         self._done: tuple[str, bool, Balance] | None = None
 
     def begin(self, what: str, quote: Quote, balance: Balance) -> None:  # noqa: ARG002
-        """Say what came before, unless it is the same."""
+        """Print the line of the step before, unless this one is the same."""
         self._what = what
         if self._done is not None and self._done[0] != what:
             self.flush()
 
     def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """Move the bar of what is done for this run alone."""
+        """Move the bar of a step that belongs to this run alone."""
         self._screen.tick({self._what: (n_done, n_total, detail)})
 
     def end(self, what: str, reused: bool, balance: Balance) -> None:
-        """Keep what the run has spent and has left; the blocks of one teacher pass are said once, after the last."""
+        """Hold the step's line with the balance; the blocks of one teacher pass get one line, after the last."""
         if self._done is not None and self._done[:2] != (what, reused):
             self.flush()
         self._screen.hand_over(self)
@@ -166,7 +166,7 @@ class RunLines:
         self._screen.say(line)
 
     def flush(self) -> None:
-        """Print what was kept."""
+        """Print the line that `end` held back."""
         if self._done is not None:
             what, reused, balance = self._done
             self._done = None

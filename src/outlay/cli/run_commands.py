@@ -244,7 +244,7 @@ def demo(
 
 
 def _say_what_next(out: Path, page: Path, again: Mapping[str, Any] | None) -> None:
-    """Print where a newcomer goes from the demo; ``again``: options of one of a single seed, to be tested over several."""
+    """Print commands to try after the demo; ``again``: options of a demo with one seed, to repeat over several."""
     lines = [
         ("look at it", str(page)),
         ("prove every dollar", command_line("outlay", "ledger", "verify", out)),
@@ -260,7 +260,7 @@ def _say_what_next(out: Path, page: Path, again: Mapping[str, Any] | None) -> No
 
 
 def _run(shared: RunOptions, strategy: str, budget: str, where: PlaceOptions) -> None:
-    """One run: a study of one."""
+    """Run one point, as a study of one point."""
     from outlay.money.amounts import parse_budget
     from outlay.report.results import Header
     from outlay.study.index import title_of
@@ -277,7 +277,7 @@ def _run(shared: RunOptions, strategy: str, budget: str, where: PlaceOptions) ->
 
 
 def _compare(shared: RunOptions, given: GridOptions, where: PlaceOptions) -> None:
-    """A grid of runs: a study whose cells are asked for by options."""
+    """Run a grid of runs, as a study with cells from options."""
     from outlay.report.results import Header
     from outlay.study.grid import Grid
     from outlay.study.index import title_of
@@ -299,7 +299,7 @@ def _compare(shared: RunOptions, given: GridOptions, where: PlaceOptions) -> Non
 
 
 def _prepare(asked: list[Options], header: Header, folder: Path, where: PlaceOptions) -> Session:
-    """Check and plan: whatever is wrong with the request is said before a folder is made or a label bought."""
+    """Check and plan a request; refuse a wrong one before a folder is made or a label bought."""
     from outlay.study.session import prepare_session
 
     refuse_several_processes()
@@ -311,7 +311,7 @@ def _prepare(asked: list[Options], header: Header, folder: Path, where: PlaceOpt
 def _bring_about(
     session: Session, where: PlaceOptions, *, first: str | None = None, receipts: bool = False
 ) -> list[Point]:
-    """Run what was planned, with a screen; then write the report and print it, ``receipts`` before it."""
+    """Run the planned points with a screen, then write and print the report, ``receipts`` before it."""
     from outlay.cli.progress import Screen
     from outlay.cli.study_screen import draw_study
     from outlay.engine.prepare import precision_remarks
@@ -334,7 +334,7 @@ def _bring_about(
 
 
 def _names_of(asked: Sequence[Options]) -> list[str]:
-    """Return what each run is called, with its models where they differ from run to run."""
+    """Return the name of each run, with its models where they differ from run to run."""
     from outlay.money.amounts import format_usd
 
     has_models = len({(each.teacher, each.student) for each in asked}) > 1
@@ -347,7 +347,7 @@ def _names_of(asked: Sequence[Options]) -> list[str]:
 
 
 def refuse_several_processes() -> None:
-    """A run is one process, with one ledger; a single step may be several."""
+    """Refuse a launch of several processes: a run is one process with one ledger."""
     import os
 
     from outlay.errors import UsageError

@@ -1,4 +1,4 @@
-"""The options of `run`, `compare` and `demo`, as they were given on the command line."""
+"""Options of `run`, `compare` and `demo`, as given on the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GENERAL = "distilbert/distilbert-base-uncased"
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Options that name models, each called as on the command line."""
+    """Options that name models, under their names on the command line."""
 
     teacher: str = TEACHER
     student: str = STUDENT
@@ -29,7 +29,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class LabelOptions:
-    """Options about labels and those who give them."""
+    """Options about labels and annotators."""
 
     label_error_rate: float = 0.0
     redundancy: int = 1
@@ -42,7 +42,7 @@ class LabelOptions:
 
 @dataclass(frozen=True, slots=True)
 class StepOptions:
-    """Options about how steps are made; ``set``: pairs as they were given."""
+    """Options about the computation of steps; ``set``: pairs as given."""
 
     machine: str = MACHINE
     student_training: str = "charged"
@@ -54,7 +54,7 @@ class StepOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What all runs of a command share."""
+    """Options that all runs of a command share."""
 
     task: str
     n_initial: int | None
@@ -64,7 +64,7 @@ class RunOptions:
     how: StepOptions
 
     def options(self, strategy: str, budget_micros: int) -> Options:
-        """Return what is asked of one run."""
+        """Return the options of one run."""
         from outlay.engine.prepare import Options
         from outlay.plan.request import ReplayOptions, SellerSpec
         from outlay.plan.steps import HUMAN, LLM
@@ -96,7 +96,7 @@ class RunOptions:
         )
 
     def words(self) -> list[object]:
-        """Return the options that differ from their defaults, as one gives them on the command line."""
+        """Return the options that differ from their defaults, as words of a command line."""
         own = {"--n-initial": self.n_initial, "--seed": self.seed or None}
         given = [word for name, value in own.items() if value is not None for word in (name, value)]
         return given + [word for part in (self.models, self.labels, self.how) for word in _changed(part)]
@@ -104,7 +104,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class GridOptions:
-    """Options of a comparison's grid, as they were given."""
+    """Options of a comparison's grid, as given."""
 
     strategies: str
     budgets: str
@@ -116,7 +116,7 @@ class GridOptions:
 
 @dataclass(frozen=True, slots=True)
 class PlaceOptions:
-    """Options about where runs lie, what they are paid by, and how the command speaks."""
+    """Options about folders, prices and output of a command."""
 
     out: Path | None = None
     store: str | None = None
@@ -131,7 +131,7 @@ class PlaceOptions:
     as_json: bool = False
 
     def place(self, folder: Path) -> Workplace:
-        """Return the results folder with what its runs are made with."""
+        """Return the results folder with its store, prices and machines."""
         from outlay.money.amounts import PriceBook, parse_budget
         from outlay.study.session import Workplace
 
@@ -141,7 +141,7 @@ class PlaceOptions:
         return Workplace(folder, kept, book, hour, self.data, files, cap, self.workers)
 
     def words(self) -> list[object]:
-        """Return the options that decide what is computed and charged."""
+        """Return the options that decide computation and charges, as words of a command line."""
         files = [("--prices", path) for path in self.prices or []] + [
             ("--machines", path) for path in self.machines or []
         ]

@@ -1,4 +1,4 @@
-"""`outlay finetune`, `teach`, `distill`, `predict`, `evaluate`: one step each, for those who want only one."""
+"""`outlay finetune`, `teach`, `distill`, `predict`, `evaluate`: single steps without a budget."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def evaluate(
 
 
 def _scored(task: str | None, split: str, file: Path | None) -> str:
-    """What the folder of the scores is called: the file, or the task and its split."""
+    """Return the name of the folder of scores: the file's, or the task's with the split."""
     if file is not None or task is None:
         return split if file is None else file.stem
     from outlay.tasks.task import load_task
@@ -273,7 +273,7 @@ def _scored(task: str | None, split: str, file: Path | None) -> str:
 
 
 def _run(launch: Launch, step: Callable[[StepScreen], StepReport]) -> None:
-    """One step in this process, or the whole command again as several; its outcome printed by the main one."""
+    """Run one step in this process, or the command again as several; the main process prints the report."""
     from outlay.cli.step_screen import StepScreen, print_outcome
     from outlay.standalone.launch import is_ours, needs_launch, relaunch
     from outlay.standalone.runtime import rank
@@ -299,7 +299,7 @@ def _run(launch: Launch, step: Callable[[StepScreen], StepReport]) -> None:
 
 
 _GRACE_SECONDS = 3.0
-"""What is wrong for all processes is said by the main one, which then ends the others; what is wrong here alone is said here."""
+"""Seconds that other processes wait with an error: the main one prints an error of all, and then they are ended."""
 
 
 def _rows(

@@ -36,11 +36,11 @@ MetricIdf = Annotated[
 ]
 
 TrainOptions = Annotated[dict[str, Any], SettingOptions("train", ("Training", "How it is run"))]
-"""Settings of a training on gold answers, as far as they were given."""
+"""Given settings of a training on gold answers."""
 DistilOptions = Annotated[dict[str, Any], SettingOptions("train")]
-"""Settings of a training on a teacher's targets, as far as they were given."""
+"""Given settings of a training on a teacher's targets."""
 TeachOptions = Annotated[dict[str, Any], SettingOptions("teach")]
-"""Settings of a teacher."""
+"""Given settings of a teacher."""
 
 Accumulation = Annotated[
     int, option("--accumulation", panel=TRAINING, says="Forward passes a process makes per optimiser step.")
@@ -60,7 +60,7 @@ Quiet = Annotated[bool, option("--quiet", "-q", panel=RUNNING, says="No progress
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """How the files of rows are read."""
+    """Options on the columns of files of rows."""
 
     source_column: Annotated[str, option("--source-column", panel=ROWS, says="Column of the text.")] = "source"
     target_column: Annotated[
@@ -75,7 +75,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class TaskData:
-    """A task, and where its data lie."""
+    """Task and folder of its data."""
 
     task: Task = None
     data: Annotated[Path | None, option("--data", panel=ROWS, says="Folder of data sets. (default: $OUTLAY_DATA)")] = (
@@ -85,7 +85,7 @@ class TaskData:
 
 @dataclass(frozen=True, slots=True)
 class RowsToAnswer:
-    """Which rows a trained model is given."""
+    """Rows for a trained model to answer."""
 
     split: Annotated[str, option("--split", panel=ROWS, says="Of the task: train, dev, test or pool.")] = "test"
     file: Annotated[
@@ -96,14 +96,14 @@ class RowsToAnswer:
 
 @dataclass(frozen=True, slots=True)
 class PoolRows(RowsToAnswer):
-    """Which rows a teacher is given."""
+    """Rows for a teacher to answer."""
 
     split: Annotated[str, option("--split", panel=ROWS, says="Of the task: train, dev, test or pool.")] = "pool"
 
 
 @dataclass(frozen=True, slots=True)
 class DevRows:
-    """Which rows choose the best model."""
+    """Rows to choose the best model by."""
 
     dev_file: Annotated[Path | None, option("--dev-file", panel=ROWS, says="Rows to choose the best model by.")] = None
     max_dev_rows: Annotated[
@@ -113,7 +113,7 @@ class DevRows:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """What a model reads and writes at most, and what stands before a text."""
+    """Limits on a model's source and target tokens, and the prefix of a text."""
 
     prefix: Annotated[
         str | None,
@@ -129,7 +129,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class MetricOptions:
-    """What answers are scored by."""
+    """Metric that answers are scored by."""
 
     metric: Annotated[
         str | None, option("--metric", panel=QUESTION, says="accuracy, f1, entity_f1, qa_f1 or bert_ibleu.")
@@ -141,7 +141,7 @@ class MetricOptions:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How a step is run and what it prints."""
+    """Options of running and printing a step."""
 
     threads: Annotated[int, option("--threads", panel=RUNNING, says="Threads per process; part of the request.")] = (
         DEFAULT_THREADS
@@ -157,7 +157,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """How a model answers that is not to teach."""
+    """Options of a model's answers in `predict` and `evaluate`."""
 
     beams: Annotated[
         int, option("--beams", panel=ANSWERING, says="Beams of the search for an answer; 1 is greedy.")
@@ -170,7 +170,7 @@ class AnswerOptions:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """How a training is run, beside its `Launch`."""
+    """Options of running a training, beside `Launch`."""
 
     fsdp: Annotated[
         bool, option("--fsdp", panel=RUNNING, says="Deal the model's weights among the processes (FSDP).")

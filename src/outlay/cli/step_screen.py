@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class StepScreen:
-    """A `outlay.text.listener.Listener` that draws on standard error, so that standard output stays fit for a pipe."""
+    """`outlay.text.listener.Listener` that draws on standard error, so that standard output stays fit for a pipe."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = console(err=True, quiet=quiet)
@@ -34,13 +34,13 @@ class StepScreen:
         self._bars.stop()
 
     def begin(self, what: str) -> None:
-        """Show a step."""
+        """Show the bar of a step."""
         self._console.print(what, style="bold")
         self._task = self._bars.add_task("", total=None, detail="")
         self._last_line = time.monotonic()
 
     def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """Move the bar; without one say a line now and then."""
+        """Move the bar; without a terminal print a line now and then."""
         if self._task is not None:
             self._bars.update(self._task, completed=n_done, total=n_total, detail=detail)
         if self._bars.disable and time.monotonic() - self._last_line > QUIET_SECONDS:

@@ -1,4 +1,4 @@
-"""`outlay study`: run a grid, stop it, go on with it, look at it."""
+"""`outlay study`: run, resume and inspect a grid of points."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def run(
     from outlay.study.runner import StudyRunner
     from outlay.study.session import Workplace
 
-    # Whatever is wrong with the request is said before anything is planned, and before a folder is made.
+    # A wrong request is refused before anything is planned, and before a folder is made.
     refuse_several_processes()
     cap = None if cash_cap is None else parse_budget(cash_cap)
     book = PriceBook.load(prices or [])
@@ -107,7 +107,7 @@ def run(
 
 
 def _bring_about(conductor: StudyRunner, crew: WorkerPool, *, quiet: bool) -> StudyRunner:
-    """Run the points that are left, with a screen; no worker is started where none is."""
+    """Run the unfinished points with a screen; no worker is started where every point is finished."""
     from outlay.cli.study_screen import StudyScreen
 
     n_points, n_left = len(conductor.points) + len(conductor.left), len(conductor.left)
@@ -202,7 +202,7 @@ def schema() -> None:
 
 
 def _study(name: str, asked: tuple[str | None, str, int | None, str | None], book: Any) -> Study:
-    """Load a study at what is ``asked``: tasks, scale, number of seeds, precision."""
+    """Load a study; ``asked``: tasks, scale, number of seeds, precision."""
     from outlay.study.grid import find_study, load_study
 
     tasks, scale, seeds, precision = asked
@@ -222,7 +222,7 @@ def _check_plan(runner: Runner, bench: RunBuilder, planned: StudyPlan, quiet: bo
 
 
 def _plan(bench: Any, study: Study, quiet: bool, here: Any, kept: Any) -> StudyPlan:
-    """Plan every point, and print what was decided about the files."""
+    """Plan every point, and print the decisions about files."""
     from outlay.study.prepare import plan_study
 
     screen = console(err=True, quiet=quiet)

@@ -1,4 +1,4 @@
-"""How a study looks while it goes on: points done, steps under way, dollars; plain lines where there is no terminal."""
+"""Live display of a study: points done, steps under way, dollars; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class StudyScreen:
-    """An `outlay.study.scheduler.Observer` that draws on standard error."""
+    """`outlay.study.scheduler.Observer` that draws on standard error."""
 
     def __init__(self, n_points: int, n_there: int, *, quiet: bool = False) -> None:
         self._console = console(err=True, quiet=quiet)
@@ -44,16 +44,16 @@ class StudyScreen:
         self._bars.stop()
 
     def began(self, what: str, run: str) -> None:
-        """A step was handed out; `tick` draws it."""
+        """Do nothing: `tick` draws the steps under way."""
 
     def ended(self, what: str, seconds: float, problem: str | None) -> None:  # noqa: ARG002
-        """Say what went wrong; what went well is only counted."""
+        """Count a step, and print its problem if any."""
         self._n_steps += 1
         if problem is not None:
             self._console.print(f"  {what}: {problem}", style="red", soft_wrap=True)
 
     def point(self, place: int, point: Point, n_done: int) -> None:  # noqa: ARG002
-        """A line per point."""
+        """Print a line for a finished point."""
         request, result = point.request, point.result
         self._charge += result.charge_usd
         self._cash += point.circumstance.cash_usd or 0.0
@@ -80,7 +80,7 @@ class StudyScreen:
 def draw_study(folder: Path, store: Store | None, *, as_json: bool, quiet: bool = False) -> None:
     """Write the report of a results folder and print its tables, or its points as JSON.
 
-    ``quiet``: say nothing of a file that could not be written for want of a library.
+    ``quiet``: print no remark on a file that could not be written for want of a library.
     """
     from outlay.report.flat_files import NEEDS_PYARROW
     from outlay.report.study_report import write_study_report
@@ -96,7 +96,7 @@ def draw_study(folder: Path, store: Store | None, *, as_json: bool, quiet: bool 
 
 
 def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> None:
-    """Print the tables of a study's folder, and where its files are."""
+    """Print the tables of a study's folder, and the paths of its files."""
     from outlay.report.study_report import StudyReport
     from outlay.study.runner import read_results
 
@@ -104,14 +104,14 @@ def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> 
     table_console().print(StudyReport(results).terminal())
     if files:
         echo()
-    # Of runs that were asked for by their options one looks at the receipts, of a study's thousands at the folder.
+    # Users of `run` and `compare` look at receipts, users of a study with thousands of runs at the folder.
     own = {} if results.header.scale else {"receipts": command_line("outlay", "ledger", "show", folder)}
     for name, path in files.items():
         echo(f"{name}: {own.get(name, path)}")
 
 
 def status_lines(found: Status) -> list[str]:
-    """A study's status for people: how far, what is held, what is missing and why, and how to go on."""
+    """Return a study's status as lines: points done, money held, missing points with reasons, the command to go on."""
     total = sum(found.n_by_status.values())
     counts = ", ".join(
         f"{found.n_by_status[name]:,} {name}"

@@ -1,4 +1,4 @@
-"""`outlay targets`: look into a folder of targets, export it to other programs, import their answers."""
+"""`outlay targets`: show a folder of targets, export it to other programs, import their answers."""
 
 from __future__ import annotations
 

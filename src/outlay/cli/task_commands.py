@@ -1,4 +1,4 @@
-"""`outlay task` and `outlay data`: look before money is spent."""
+"""`outlay task` and `outlay data`: inspect and fetch a task's data before money is spent."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def task_check(task: TaskArgument, prices: PricesOption = None, data: DataOption
         print_json(document)
     else:
         echo("\n".join(found.lines()))
-    # Last, so that whoever has no price yet sees what the data is like; a file of prices that lacks the item is a mistake.
+    # Last, so that a user without prices sees the statistics of the data; a file of prices that lacks the item is a mistake.
     if unpriced is not None and prices:
         raise unpriced
     if unpriced is not None:

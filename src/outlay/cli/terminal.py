@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_CLOSED = 141
-"""Exit code where the reader of the output went away, as of a program that SIGPIPE ends."""
+"""Exit code where the reader of the output closed the pipe, as of a program that SIGPIPE ends."""
 
 _ERRORS = "outlay.spelled"
 _SAME_WIDTH = dict(zip("─━═╌╴╶╸╺│┃║‐‑‒–—―−×·•…‘’“”≈", "--------|||-------x**~''\"\"~", strict=True))
-# One cell wider: a blank behind them makes room, if there is one.
+# One cell wider: a blank behind them is used up, if there is one.
 _WIDER = {
     **{"±": "+-", "→": "->", "←": "<-", "≤": "<=", "≥": ">=", "⇒": "=>"},
     **{raised: f"^{n}" for n, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
@@ -31,7 +31,7 @@ _KEPT_ERRORS = ("ignore", "replace", "xmlcharrefreplace", "namereplace")
 
 
 def prepare_streams() -> None:
-    """Let standard output and error spell what their encoding lacks; how a user wants that done (``PYTHONIOENCODING``) counts."""
+    """Let standard output and error spell characters that their encoding lacks; ``PYTHONIOENCODING`` is respected."""
     codecs.register_error(_ERRORS, _spell)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors not in _KEPT_ERRORS:
@@ -39,7 +39,7 @@ def prepare_streams() -> None:
 
 
 def abandon_output() -> None:
-    """Drop what is still to be written, so that the interpreter's last flush reports no closed pipe."""
+    """Drop unwritten output, so that the interpreter's last flush reports no closed pipe."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -101,7 +101,7 @@ def _can_write_all(stream: TextIO) -> bool:
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
-    """Spell what an encoding lacks: a line or a sign in ASCII, letters of other scripts by as many ``?`` as they have cells."""
+    """Spell characters that an encoding lacks: signs in ASCII, letters of other scripts by as many ``?`` as they have cells."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     char, end = error.object[error.start], error.start + 1

@@ -1,7 +1,7 @@
-"""Hyper-parameters as plain data: what decides a training, and what decides how a teacher answers.
+"""Hyper-parameters of a training and of a teacher's answers, as plain data.
 
-Each setting is declared once, in `TrainSettings`, `TeachSettings` or the settings of a PEFT method: its type, its limits, what it
-decides. Checks, keys of a task file, options of the command line and the tables of `docs/training.md` are read from there.
+Each setting is declared once, in `TrainSettings`, `TeachSettings` or the settings of a PEFT method: its type, its limits, its
+effect. Checks, keys of a task file, options of the command line and the tables of `docs/training.md` are read from there.
 """
 
 from outlay.settings.declared import (

@@ -1,4 +1,4 @@
-"""Settings as fields of dataclasses: each declares its type, its limits and what it decides once."""
+"""Settings as fields of dataclasses, each declared once with its type, its limits and its effect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TYPE_WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "t
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The limits of one setting, and what it decides.
+    """Limits and description of one setting.
 
     ``says``: one or two sentences, with names of settings and values between double backticks; ``gt``, ``ge``, ``lt``, ``le``:
     bounds of a number; ``choices``: values of a text; ``asked``: choices beside them that are resolved before settings are made;
@@ -52,22 +52,22 @@ class SettingField:
 
     @property
     def key(self) -> str:
-        """Its name in a task file."""
+        """Return the setting's name in a task file."""
         return self.about.key or self.name
 
     @property
     def option(self) -> str:
-        """Its name on the command line, without dashes before it."""
+        """Return the setting's name on the command line, without dashes before it."""
         return (self.about.option or self.key).replace("_", "-")
 
     @property
     def type_words(self) -> str:
-        """The type in words, such as "a whole number or none"."""
+        """Return the type in words, such as "a whole number or none"."""
         return _TYPE_WORDS[self.type] + (" or none" if self.can_be_none else "")
 
     @property
     def limit_words(self) -> str:
-        """The limits in words, such as "above 0 and at most 1, or none"; empty where it has none."""
+        """Return the limits in words, such as "above 0 and at most 1, or none"; empty for a setting without limits."""
         return f"{words}, or none" if (words := self._bounds()) and self.can_be_none else words
 
     def _bounds(self) -> str:
@@ -90,7 +90,7 @@ class SettingField:
         return f"between {about.gt} and {about.lt}" if about.lt is not None else f"{above} and at most {about.le}"
 
     def is_of_type(self, value: object) -> bool:
-        """Whether the value has the setting's type; a truth value is no number, a whole number is one."""
+        """Return whether a value has the setting's type; a truth value is no number, a whole number is one."""
         if value is None:
             return self.can_be_none
         if isinstance(value, bool):
@@ -98,7 +98,7 @@ class SettingField:
         return isinstance(value, (int, float) if self.type is float else self.type)
 
     def is_within_limits(self, value: Any) -> bool:
-        """Whether a value of the setting's type is within its limits."""
+        """Return whether a value of the setting's type is within the limits."""
         about = self.about
         if value is None:
             return True
@@ -116,7 +116,7 @@ _found: dict[type[Any], Mapping[str, SettingField]] = {}
 
 
 def own_fields(settings: type[Any]) -> Mapping[str, SettingField]:
-    """Return the settings that a dataclass declares by name, in their order; a field without a `Setting` is none."""
+    """Return the settings that a dataclass declares, by name and in order; fields without a `Setting` are left out."""
     if settings not in _found:
         _found[settings] = _own_fields(settings)
     return _found[settings]
@@ -140,10 +140,10 @@ def one_of(names: Sequence[str]) -> str:
 
 
 def check_names(known: Collection[str], overrides: Mapping[str, Any], what: str) -> None:
-    """Refuse a name that is no setting; ``what``: training or teaching, for the message.
+    """Refuse names that are no settings; ``what``: training or teaching, for the message.
 
     Raises:
-        UsageError: it is none; lists those there are.
+        UsageError: an unknown name; lists the known ones.
     """
     for name in overrides:
         if name not in known:
@@ -151,7 +151,7 @@ def check_names(known: Collection[str], overrides: Mapping[str, Any], what: str)
 
 
 def check_fields(settings: Any, prefix: str = "") -> None:
-    """Refuse a value of another type, or outside its limits; ``prefix``: what stands before the names where they are said."""
+    """Refuse a value of another type, or outside its limits; ``prefix``: text before the setting's name in the message."""
     for name, each in own_fields(type(settings)).items():
         value = getattr(settings, name)
         if not each.is_of_type(value):

@@ -1,4 +1,4 @@
-"""Settings of a training where neither the task nor the user says otherwise."""
+"""Default settings of a training, where neither the task nor the user sets them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from outlay.settings.training import TrainSettings
 from outlay.spec import Family, Kind
 
 EVAL_SHARE = 0.05
-"""A distillation has a pool of rows, and mostly far fewer dev rows; where it has not, evaluations are held to this share."""
+"""Largest share of a distillation's work for evaluations; seldom reached, since a pool mostly has far more rows than dev."""
 
 
 _ENCODERS: dict[str, TrainSettings] = {
@@ -19,7 +19,7 @@ _ENCODERS: dict[str, TrainSettings] = {
         epochs=4, batch_size=64, learning_rate=5e-4, dropout=0.0, temperature=2.0, eval_share=EVAL_SHARE
     ),
 }
-"""By role, for encoders of 5 to 100 M parameters; `docs/training.md` says how they were chosen. T = 2 as in the released
+"""Settings by role, for encoders of 5 to 100 M parameters; `docs/training.md` says how they were chosen. T = 2 as in the released
 script of Kang et al. 2023."""
 
 
@@ -30,7 +30,7 @@ _TAGGERS: dict[str, TrainSettings] = {
         epochs=6, batch_size=32, learning_rate=5e-4, dropout=0.0, temperature=2.0, eval_share=EVAL_SHARE
     ),
 }
-"""The same for encoders that tag entities: a tagging layer begins from nothing and needs more steps."""
+"""Settings by role, for encoders that tag entities: a tagging layer begins at random and needs more steps."""
 
 
 _WRITERS: dict[Family, dict[str, TrainSettings]] = {
@@ -45,11 +45,11 @@ _WRITERS: dict[Family, dict[str, TrainSettings]] = {
         "distil": TrainSettings(epochs=3, batch_size=32, learning_rate=2e-5, temperature=2.0, eval_share=EVAL_SHARE),
     },
 }
-"""By role: Kang et al. 2023, Table 8, for sequence to sequence; the usual few epochs of fine-tuning for causal models."""
+"""Settings by family and role: Kang et al. 2023, Table 8, for sequence to sequence; a few epochs, as usual, for causal models."""
 
 
 def default_settings(family: Family, kind: Kind) -> dict[str, TrainSettings]:
-    """Training settings by role, for a model of this family on such a task."""
+    """Return the training settings by role, for a model of a family on a kind of task."""
     if family == "encoder":
         return _TAGGERS if kind == "entities" else _ENCODERS
     return _WRITERS[family]
@@ -58,7 +58,7 @@ def default_settings(family: Family, kind: Kind) -> dict[str, TrainSettings]:
 def role_settings(
     defaults: TrainSettings, overrides: Mapping[str, Any], *, seed: int = 0, precision: str = "fp32"
 ) -> TrainSettings:
-    """Return the settings of a role in a run: its defaults, the run's seed and precision, then what is set for the role itself.
+    """Return the settings of a role in a run: defaults, then the run's seed and precision, then the overrides of the role.
 
     Raises:
         UsageError: a name that is no setting, or a value outside its limits.
@@ -67,6 +67,6 @@ def role_settings(
 
 
 def is_none_by_default(name: str) -> bool:
-    """Whether a setting is left open for every family and role."""
+    """Return whether a setting is ``None`` by default for every family and role."""
     tables = (_ENCODERS, _TAGGERS, *_WRITERS.values())
     return all(getattr(settings, name) is None for table in tables for settings in table.values())

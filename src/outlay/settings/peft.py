@@ -1,4 +1,4 @@
-"""Settings of PEFT methods, each method's its own."""
+"""Settings of PEFT methods, a class for each method."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from outlay.settings.declared import Setting, SettingField, check_fields, own_fi
 class PeftSettings:
     """Settings of one PEFT method: a subclass for each, whose fields are declared with a `Setting` and have a default.
 
-    Outside of it a field is called by method and name, such as ``lora_rank``.
+    Outside of the class a field is called by method and name, such as ``lora_rank``.
     """
 
     method: ClassVar[str]
@@ -43,11 +43,11 @@ class Ia3Settings(PeftSettings):
 
 
 PEFT_SETTINGS: dict[str, type[PeftSettings]] = {each.method: each for each in (LoraSettings, Ia3Settings)}
-"""By method; `outlay.models.peft_methods.register` adds to them."""
+"""Settings classes by method; `outlay.models.peft_methods.register` adds to them."""
 
 
 class _Methods(Sequence[str]):
-    """``none`` and the methods that are registered at the moment."""
+    """Names of methods: ``none``, then those registered at the moment."""
 
     def __len__(self) -> int:
         return 1 + len(PEFT_SETTINGS)

@@ -1,4 +1,4 @@
-"""Settings of a training and of a teacher's answers, as plain data: part of the key of what comes out."""
+"""Settings of a training and of a teacher's answers, as plain data: part of the key of the model or targets."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ OPTIMIZERS = ("adamw", "adafactor", "adamw_8bit")
 PRECISIONS = ("bf16", "bf16_weights", "fp32")
 ANSWERS_FROM = ("labels", "free")
 TEMPERATURES = (1.0, 2.0, 4.0)
-"""Offered temperatures; Kang et al. 2023 distil at 2 (their released script)."""
+"""Temperatures that a distillation may have; Kang et al. 2023 distil at 2 (their released script)."""
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1
-"""What torch's generators take (`torch.Generator.manual_seed`); orders of rows are hashes and would take any number."""
+"""Range of seeds that torch's generators take (`torch.Generator.manual_seed`); orders of rows are hashes and take any number."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """Hyper-parameters of one training; every field changes the bytes that come out."""
+    """Hyper-parameters of one training; every field changes the bytes of the model."""
 
     epochs: Annotated[int, Setting("Passes over the training rows.", gt=0)]
     batch_size: Annotated[int, Setting("Rows per optimiser step, over all processes.", gt=0)]
@@ -141,7 +141,7 @@ class TrainSettings:
                 f"optimizer is {self.optimizer!r}; it must be adafactor where precision is bf16_weights, "
                 "for its updates are rounded at random"
             )
-        # Equal settings are equal however they came about.
+        # Equal settings compare equal whichever way they were made.
         given = {each.method: each for each in self.peft_settings if each != type(each)()}
         object.__setattr__(self, "peft_settings", tuple(given[method] for method in sorted(given)))
 
@@ -186,7 +186,7 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class TeachSettings:
-    """How a teacher answers, and how much of what it knows is written down; every field changes the targets."""
+    """Settings of a teacher's answers and of the logits kept of them; every field changes the targets."""
 
     beams: Annotated[int, Setting("Beams of the search for an answer; 1 is greedy.", ANSWERS, gt=0)] = 1
     sample: Annotated[bool, Setting("Draw answers instead of searching for the likeliest.", ANSWERS)] = False
@@ -210,7 +210,7 @@ class TeachSettings:
             lt=1,
         ),
     ] = 0.001
-    # Beams and samples are free whatever it says.
+    # Beams and samples are free under either value.
     answers_from: Annotated[
         str,
         Setting(
@@ -239,7 +239,7 @@ class TeachSettings:
             raise UsageError(f"beams is {self.beams}; it must be 1 where the answer is sampled")
 
     def changed(self, overrides: Mapping[str, Any]) -> TeachSettings:
-        """These settings with some fields replaced.
+        """Return these settings with some fields replaced.
 
         Raises:
             UsageError: a name that is no setting, or a value outside its limits.
@@ -248,12 +248,12 @@ class TeachSettings:
         return replace(self, **overrides)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for keys and manifests."""
+        """Return plain values, for keys and manifests."""
         return asdict(self)
 
 
 def setting_fields(settings: type[Any]) -> Mapping[str, SettingField]:
-    """Return the settings that a dataclass declares by name, in their order; of a training, those of every PEFT method too."""
+    """Return the settings that a dataclass declares, by name and in order; for a training, those of every PEFT method too."""
     own = own_fields(settings)
     if settings is not TrainSettings:
         return own
@@ -264,16 +264,16 @@ BLOCK_ROWS = 1024
 """Consecutive rows that a model answers together, sorted and batched among themselves."""
 DEFAULT_THREADS = 2
 SAVE_SECONDS = 20.0
-"""Between two checkpoints of a training, unless somebody says otherwise."""
+"""Default seconds between two checkpoints of a training."""
 MOST_THREADS = 1024
-"""More than any machine has cores for; torch fails with far more, once it is too late."""
+"""Largest number of threads, more than any machine has cores for; torch fails with far more, once it is too late."""
 
 
 def check_threads(threads: int) -> int:
-    """Return the number of threads where a step can have so many.
+    """Return the number of threads; refuse one that a step cannot have.
 
     Raises:
-        UsageError: it is below 1 or above `MOST_THREADS`.
+        UsageError: the number is below 1 or above `MOST_THREADS`.
     """
     if not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"threads is {threads}; it must be at least 1, and at most {MOST_THREADS:,}")
@@ -281,10 +281,10 @@ def check_threads(threads: int) -> int:
 
 
 def check_seed(seed: int, least: int = LEAST_SEED) -> int:
-    """Return the seed itself where every generator takes it.
+    """Return the seed; refuse one that some generator does not take.
 
     Raises:
-        UsageError: it is below ``least`` or above `LARGEST_SEED`.
+        UsageError: the seed is below ``least`` or above `LARGEST_SEED`.
     """
     if not least <= seed <= LARGEST_SEED:
         raise UsageError(f"the seed is {seed}; it must be a whole number from {least} to {LARGEST_SEED}")
@@ -292,7 +292,7 @@ def check_seed(seed: int, least: int = LEAST_SEED) -> int:
 
 
 def check_optimizer(name: str, *, has_gpu: bool) -> None:
-    """Refuse an optimiser that cannot work here.
+    """Refuse an optimiser that cannot work on this machine.
 
     Raises:
         UsageError: ``adamw_8bit`` without bitsandbytes, or without a GPU.

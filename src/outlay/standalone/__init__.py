@@ -1,5 +1,5 @@
-"""The single steps, for those who want only one: fine-tune, teach, distil, predict, evaluate.
+"""Single steps without a budget: fine-tune, teach, distil, predict, evaluate.
 
-No money moves here. A step's result lies in one place of the user's choice with the request it answers; the same request again
-goes on where a kill left it. Nothing here imports torch before a model is needed.
+No money moves here. A step's result lies in one place of the user's choice with its request; the same request again
+goes on where a kill stopped it. Nothing here imports torch before a model is needed.
 """

@@ -1,4 +1,4 @@
-"""Scores of answers to rows: which metric, and the encoder that one of them needs."""
+"""Scoring of answers: the metric, the encoder of BERTScore, and the file of scores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCORES = "scores.json"
 
 
 def evaluation_folder(scored: Path, task: str | None = None, split: str = "test", file: Path | None = None) -> Path:
-    """Return where scores go unless the user says so: beside a file of predictions, or inside the folder of a model.
+    """Return the default folder of scores: beside a file of predictions, or inside the folder of a model.
 
     Args:
         scored: the file of predictions, or the model's folder.
@@ -44,9 +44,9 @@ def evaluation_folder(scored: Path, task: str | None = None, split: str = "test"
 
 
 def check_scores(out: Path, asked: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Refuse a folder with the scores of something else; equal ones are written again.
+    """Refuse a folder with scores of another request; equal ones are written again.
 
-    ``asked``: what decides scores, as they keep it themselves.
+    ``asked``: the request as the file of scores keeps it: model, rows, metric.
 
     Raises:
         UsageError: ``out`` is a file, or its scores are of another model, other rows or another metric (unless ``overwrite``).
@@ -72,7 +72,7 @@ def check_scores(out: Path, asked: Mapping[str, Any], *, overwrite: bool) -> Non
 
 @dataclass(frozen=True, slots=True)
 class MetricAsked:
-    """What the user says of the metric; what is ``None`` is as the task says, or a default.
+    """Metric as the user asks for it; ``None`` = the task's, or a default.
 
     ``model``, ``layer``, ``idf``: the encoder of BERTScore, which only ``bert_ibleu`` needs.
     """
@@ -84,7 +84,7 @@ class MetricAsked:
 
 
 def scorer_of(asked: MetricAsked, form: TaskSpec, task: Task | None) -> Scorer:
-    """Return the metric that the user asks for, or else that of the task or of the kind, with its encoder.
+    """Return the scorer of the metric asked for, else of the task's or the kind's, with its encoder.
 
     Raises:
         UsageError: a metric that does not fit the kind, or ``bert_ibleu`` without an encoder.
@@ -112,17 +112,17 @@ def dev_score(scorer: Scorer, said: Sequence[str], rows: Sequence[TaskRow]) -> f
 
 
 def notes_on_dev(scorer: Scorer, value: float | None, rows: Sequence[TaskRow]) -> list[str]:
-    """Say where a dev score, 0-100, means less than its number."""
+    """Return remarks on a dev score, 0-100, that means less than its number."""
     floor = floor_of(scorer.metric, [row.gold or "" for row in rows], scorer.labels)
     return dev_remarks(len(rows), {"this model": value}, floor)
 
 
 _N_SHOWN = 3
-"""Answers outside the label set that are named."""
+"""Number of answers outside the label set that are named."""
 
 
 def outside(said: Sequence[str], form: TaskSpec) -> list[str]:
-    """Say how many answers are none of the label set, and which; of free text, how many are empty. Nothing where none is."""
+    """Return a sentence on answers outside the label set, or on empty ones for free text; no sentence where none is."""
     if form.kind != "classification":
         n_empty = sum(not answer.strip() for answer in said)
         return [f"{n_empty:,} of {len(said):,} answers are empty"] if n_empty and form.kind == "generation" else []
@@ -139,14 +139,14 @@ def outside(said: Sequence[str], form: TaskSpec) -> list[str]:
 
 
 def about_scores(scorer: Scorer, rows: Sequence[TaskRow]) -> Document:
-    """What decides scores, beside the answers."""
+    """Return the inputs that decide scores beside the answers, for the request."""
     return {"rows": rows_digest(rows), "n_rows": len(rows), "labels": list(scorer.labels), **scorer.identity()}
 
 
 def write_scores(
     scorer: Scorer, said: Sequence[str], rows: Sequence[TaskRow], out: Path, about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Score answers and keep it in ``out``, with what it is of; returns what is kept but for that."""
+    """Score answers, write ``scores.json`` to ``out`` with ``about`` in it, and return the scores without ``about``."""
     golds, sources = [row.gold or "" for row in rows], [row.text for row in rows]
     readings = scorer.score(said, golds, sources)
     scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}

@@ -1,4 +1,4 @@
-"""A folder of targets written as one file of log-probabilities, in the names that OpenAI's API uses for them."""
+"""Export of a targets folder to one file of log-probabilities, with the field names of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def export(folder: Path, out: Path, *, overwrite: bool = False) -> StepReport:
 
     Each row has its ``source``, ``answer`` and, where it is known, ``gold``; ``content`` holds its positions, each ``{token,
     token_id, logprob, top_logprobs, logsumexp}`` with natural log-probabilities at T = 1 over the full vocabulary. A stored logit
-    is its ``logprob`` plus ``logsumexp`` at T = 1, so that nothing is lost on the way back; a token that was said but not kept
-    has the log-probability -9999. ``padding`` has the positions behind the answer, where they were kept. The first row carries
-    the folder's index as ``outlay``.
+    is its ``logprob`` plus ``logsumexp`` at T = 1, so that nothing is lost on the way back; a token that was generated but not
+    kept has the log-probability -9999. ``padding`` has the positions behind the answer, where they were kept. The first row
+    carries the folder's index as ``outlay``.
 
     Raises:
         OutlayError: no targets, a damaged block, a suffix that is unknown, or a file that is there already.
@@ -71,7 +71,7 @@ def export(folder: Path, out: Path, *, overwrite: bool = False) -> StepReport:
 
 
 def check_suffix(path: Path, option: str) -> None:
-    """Refuse a file of another kind.
+    """Refuse a file with another suffix than JSON lines or Parquet.
 
     Raises:
         UsageError: an unknown suffix.
@@ -81,7 +81,7 @@ def check_suffix(path: Path, option: str) -> None:
 
 
 def _line(row: TaskRow, said: SpokenRow, terms: SparsityRule, name: Name, first: TargetsFolder | None) -> Document:
-    """One row; ``first``: the folder, for the first of its rows."""
+    """Return one row of the file; ``first``: the targets folder, for its first row."""
     line: Document = {**row.to_json(), "answer": said.answer}
     if said.positions:
         places = [_place(each, terms, name) for each in said.positions]
@@ -108,7 +108,7 @@ def _token(number: int, logprob: float, name: Name) -> Document:
 
 
 def _names(stored: TargetsFolder) -> Name:
-    """What each unit is called: a label, a tag, a token's text; ``token_id:N`` where no tokenizer is at hand."""
+    """Return the function that names units: label, tag or token text; ``token_id:N`` without a tokenizer."""
     labels = stored.form.labels
     if stored.kind == "classes":
         return lambda number: labels[number]
@@ -133,7 +133,7 @@ def _names(stored: TargetsFolder) -> Name:
 
 @contextmanager
 def _writer(out: Path, stored: TargetsFolder) -> Iterator[Write]:
-    """Writes rows to a file of that suffix, which takes its name when all of them are written."""
+    """Yield a function that writes rows; the file takes its name once all rows are written."""
     with replacing(out) as temporary:
         opened = _parquet_writer(temporary, stored) if suffix_of(out) == ".parquet" else _text_writer(temporary, out)
         with opened as write:
@@ -166,7 +166,7 @@ def _parquet_writer(path: Path, stored: TargetsFolder) -> Iterator[Write]:
 
 
 def _schema(temperatures: Sequence[str]) -> Any:
-    """Columns of a Parquet file: those of a line, the header as JSON."""
+    """Return the columns of a Parquet file: those of a JSON line, the header as JSON."""
     import pyarrow as pa
 
     token = [("token", pa.string()), ("token_id", pa.int32()), ("logprob", pa.float64())]

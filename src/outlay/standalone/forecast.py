@@ -1,4 +1,4 @@
-"""Forecasts the wall seconds of a single step by the profile of this machine where `outlay machine calibrate` wrote one."""
+"""Forecast of a single step's wall seconds, by the machine profile that `outlay machine calibrate` wrote."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def training_seconds(
     threads: int,
     target: TargetKind | None,
 ) -> float | None:
-    """Wall seconds of a training in one process; ``None`` without a profile of so many threads, or for a model of unknown cost.
+    """Return the wall seconds of a training in one process.
 
-    ``spec``: model reference, its base, the task's form; ``rows``, ``dev``: sources, and some answers.
+    ``None`` without a profile of so many threads, or for a model of unknown cost. ``spec``: model reference, its base, the task's
+    form; ``rows``, ``dev``: sources, and some answers.
     """
     from outlay.models.shape import shape_of
 
@@ -46,7 +47,7 @@ def training_seconds(
 
 
 def _lengths(spec: tuple[str, str, TaskSpec], sources: Texts, answers: Sequence[str], writes: bool) -> Lengths:
-    """Of all rows, by a sample of them."""
+    """Return the token lengths of all rows, estimated from a sample."""
     from outlay.train.api import count_tokens
     from outlay.train.calibration import answer_lengths
 

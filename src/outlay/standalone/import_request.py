@@ -1,4 +1,4 @@
-"""What an imported file says in the units of a student: kind and terms of the targets, and each row's positions."""
+"""Conversion of imported answers to a student's targets: kind, sparsity rule, and each row's log-probabilities."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 MATCHES = ("ids", "text")
 
 MISSING_LABELS = 0.01
-"""Probability that labels which a server did not list may have together."""
+"""Largest probability that labels a server did not list may have together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Importing:
-    """What is imported, and for whom.
+    """Options of an import: file, rows, student, kind of targets.
 
     ``asked``: the question, and the columns of a row's source and gold answer; ``rows_file``: the rows that were asked, where the
     answers do not repeat them, in the same order or with the same ``custom_id``; ``target``: kind of the targets, ``None`` = what
@@ -66,7 +66,7 @@ class Importing:
 
 @dataclass(frozen=True, slots=True)
 class ImportRequest:
-    """What is imported with everything the user left open resolved; ``own``: header of our own export, read as such."""
+    """Import with all options resolved; ``own``: header of an export of `outlay`, where the file is read as one."""
 
     asked: Importing
     form: TaskSpec
@@ -77,7 +77,7 @@ class ImportRequest:
 
     @classmethod
     def of(cls, asked: Importing, inputs: DataReader, first: Record) -> ImportRequest:
-        """By the options and the file's first row.
+        """Resolve the options by the first row of the file.
 
         Raises:
             UsageError: no student, or one that cannot read such targets.
@@ -96,19 +96,19 @@ class ImportRequest:
 
     @property
     def is_own(self) -> bool:
-        """Positions are taken over as they are."""
+        """Return whether the file is read as an export of `outlay`, with positions copied unchanged."""
         return self.own is not None
 
     @property
     def settings(self) -> TeachSettings:
-        """What is kept, and of our own export how it was taught."""
+        """Return the teaching settings: those in the header of our own export, else the limits on logits asked for."""
         if self.own is not None:
             return TeachSettings(**self.own["settings"])
         return TeachSettings(max_logits=self.asked.max_logits, tail_mass=self.asked.tail_mass)
 
     @property
     def about(self) -> Document:
-        """Where the targets come from, for the index."""
+        """Return the origin of the targets, for the index: teacher, student, imported file."""
         student = [self.asked.student, self.asked.base]
         imported = {"file": str(self.asked.file), "sha256": digest_of_file(self.asked.file)}
         if self.own is not None:
@@ -118,7 +118,7 @@ class ImportRequest:
         return {"teacher": str(self.asked.file), "student": student, "vocab_size": vocab_size, "imported": imported}
 
     def request(self, rows: str | None) -> Document:
-        """What decides the result."""
+        """Return the request that decides the result; ``rows``: digest of the file of rows."""
         asked = self.asked
         return {
             "command": "targets import",
@@ -134,7 +134,7 @@ class ImportRequest:
         }
 
     def heard(self, part: Sequence[Record], counts: Counter[str]) -> list[HeardRow]:
-        """What some rows say, in the units of the targets."""
+        """Return the log-probabilities of rows in the units of the targets; adds to ``counts``."""
         from outlay.train.targets.logprobs import Row as Heard_
 
         if self.kind == "text":
@@ -150,11 +150,11 @@ class ImportRequest:
         return self._tokens(part, counts)
 
     def _answer(self, record: Record) -> str:
-        """In words.
+        """Return the answer of a row in words.
 
         Raises:
-            DataError: there is none.
-            LabelError: it is no label, and should be one.
+            DataError: the row has no answer in words.
+            LabelError: the answer is outside the label set.
         """
         if record.answer is None:
             raise DataError(f"{record.origin} has no answer in words; add one or remove the row")
@@ -187,7 +187,7 @@ class ImportRequest:
         return Heard_(positions, record.answer, len(places), record.origin)
 
     def _classes(self, record: Record, counts: Counter[str]) -> HeardRow:
-        """Of answers that are one token each: the log-probabilities of the labels where the answer stands."""
+        """Return the log-probabilities of the labels at the answer's position, for answers of one token."""
         from outlay.train.targets.logprobs import EXCESS_MASS, PositionLogprobs, label_logprobs
         from outlay.train.targets.logprobs import Row as Heard_
 
@@ -218,7 +218,7 @@ class ImportRequest:
         return Heard_(positions, label, 1, record.origin)
 
     def _tokens(self, part: Sequence[Record], counts: Counter[str]) -> list[HeardRow]:
-        """Positions in the student's tokens, the closing one included; what is behind it is left out."""
+        """Return positions in the student's tokens, up to and including the closing token."""
         from outlay.train.targets.logprobs import PositionLogprobs
         from outlay.train.targets.logprobs import Row as Heard_
 
@@ -232,7 +232,7 @@ class ImportRequest:
                 if positions[-1].unit == closing:
                     break
             if not (positions and positions[-1].unit == closing) and not record.is_cut:
-                # Servers may leave out the token that ended the answer: it was said, so it is taken as certain.
+                # Servers may leave out the token that ended the answer: it was generated, so it is taken as certain.
                 positions.append(PositionLogprobs(closing, [closing], [0.0]))
                 counts["closed"] += 1
             heard.append(positions)
@@ -281,10 +281,10 @@ class ImportRequest:
         return self.vocabulary.number(token.text, None if by_text else token.number)
 
     def _check_words(self, part: Sequence[Record], words: Sequence[str]) -> None:
-        """Whether the student's tokens read back as the answers did; blanks do not count.
+        """Refuse answers that the student's tokens do not decode to; blanks do not count.
 
         Raises:
-            DataError: one does not.
+            DataError: the first such answer.
         """
         for record, said in zip(part, words, strict=True):
             if record.answer is not None and "".join(record.answer.split()) != "".join(said.split()):
@@ -306,7 +306,7 @@ def _own_kind(asked: Importing, own: Document) -> TargetKind:
 
 
 def _foreign_kind(asked: Importing, form: TaskSpec, first: Record) -> TargetKind:
-    """What the student reads, of what the file has."""
+    """Return the kind of targets that the student takes and a file of another program has."""
     has_words_only = first.places is None
     if asked.student is None:
         if asked.target not in ("classes", "text"):

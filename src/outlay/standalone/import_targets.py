@@ -1,4 +1,4 @@
-"""A file of another program's answers and log-probabilities made into a folder of targets, as `outlay teach` writes one."""
+"""Import of another program's answers and log-probabilities into a targets folder, as `outlay teach` writes one."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from outlay.text.listener import Listener
 
 
 def import_targets(asked: Importing, listener: Listener) -> StepReport:
-    """Write the targets that a file holds into a folder, in blocks.
+    """Write the answers in a file as targets into a folder, in blocks.
 
     Raises:
-        OutlayError: whatever is wrong with file, rows, student or place; one line.
+        OutlayError: unsuitable file, rows, student or place; one line.
     """
     began = time.monotonic()
     if not asked.file.is_file():
@@ -55,7 +55,7 @@ def import_targets(asked: Importing, listener: Listener) -> StepReport:
             made = _write(question, home, itertools.chain([first], records), pairing, told)
             unanswered = pairing.check()
         except BaseException:
-            # A file that is corrected is another request: it finds the place free.
+            # A file that is corrected is another request: it finds the folder free.
             shutil.rmtree(home.work, ignore_errors=True)
             raise
         return _finish(question, home, made, unanswered, began)
@@ -63,7 +63,7 @@ def import_targets(asked: Importing, listener: Listener) -> StepReport:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """Blocks that are written, by name, the rows they are of, and what was counted."""
+    """Written blocks (sha256 by name) with their rows, answers and counts."""
 
     blocks: Mapping[str, str]
     rows: Sequence[TaskRow]
@@ -82,7 +82,7 @@ def _write(
     row_of: Callable[[Record], TaskRow],
     told: _Telling,
 ) -> _Made:
-    """Block by block into the work folder; no more than one is in memory."""
+    """Write the blocks into the work folder, with one at a time in memory."""
     from outlay.train.targets.logprobs import block_of
 
     counts: Counter[str] = Counter()
@@ -129,7 +129,7 @@ def _finish(
 
 
 def _records(asked: Importing, failed: list[str]) -> Iterator[Record]:
-    """The answers of a file; names of requests of a batch that failed go to ``failed``."""
+    """Yield the answers of a file; adds the names of failed requests of a batch to ``failed``."""
     columns = asked.asked
     for row in stream_file(asked.file):
         if is_failure(row.columns):
@@ -142,7 +142,7 @@ def _records(asked: Importing, failed: list[str]) -> Iterator[Record]:
 
 @dataclass(frozen=True, slots=True)
 class _RowsFile:
-    """The rows that were asked, by ``custom_id`` where they have one."""
+    """File of the rows that were asked, with their places by ``custom_id``."""
 
     path: Path
     rows: Sequence[TaskRow]
@@ -150,7 +150,7 @@ class _RowsFile:
 
     @classmethod
     def read(cls, path: Path, inputs: DataReader) -> _RowsFile:
-        """From a file.
+        """Read the rows of a file.
 
         Raises:
             DataError: some of its rows have a ``custom_id`` and some have none, or two have the same.
@@ -167,7 +167,7 @@ class _RowsFile:
 
 
 class _Pairing:
-    """Finds the row that an answer is to, and says afterwards which were answered twice or never."""
+    """Pairing of answers with rows, checked afterwards for rows answered twice or never."""
 
     def __init__(self, inputs: DataReader, file: Path, asked: _RowsFile | None, failed: Sequence[str]) -> None:
         self._inputs, self._file, self._asked, self._failed = inputs, file, asked, failed
@@ -184,7 +184,7 @@ class _Pairing:
         return self._row_by_id(record) if self._asked.place_of and self._ids else self._row_at(record, number)
 
     def check(self) -> list[str]:
-        """What is to be said of the answers when all are there.
+        """Return remarks on the pairing once all answers are read.
 
         Raises:
             DataError: an answer to no row, two to one, or in order more or fewer than rows.
@@ -219,7 +219,7 @@ class _Pairing:
         place = self._asked.place_of.get(record.custom_id or "")
         if place is None and record.custom_id is not None:
             self._unknown.append(record.custom_id)
-        # Whatever it is given: that it has no row of its own is refused when all are read.
+        # Any row serves here: `check` refuses an answer without a row of its own once all are read.
         return self._asked.rows[place or 0]
 
     def _row_at(self, record: Record, number: int) -> TaskRow:
@@ -243,7 +243,7 @@ class _Pairing:
 
 
 class _Telling:
-    """Passes on how many rows are done."""
+    """Progress callback with the number of rows done."""
 
     def __init__(self, listener: Listener, began: float) -> None:
         self._listener = listener
@@ -255,7 +255,7 @@ class _Telling:
 
 
 def _sentences(counts: Counter[str], form: TaskSpec) -> list[str]:
-    """What was counted, a sentence each."""
+    """Return a sentence for each count that is not zero."""
     said = {
         "unknown": f"{counts['unknown']:,} of {counts['listed']:,} listed tokens are none of the student's, or several, and "
         "belong to the tail",

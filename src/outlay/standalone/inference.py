@@ -1,6 +1,6 @@
-"""Using a trained model as single steps: it teaches, predicts, is evaluated. Rows are worked through in blocks.
+"""Inference with a trained model as single steps: teach, predict, evaluate, in blocks of rows.
 
-A block that is there is not made again, so a killed step goes on where it was; of several processes each takes every n-th block.
+A written block is not made again, so a killed step goes on where it was; of several processes each takes every n-th block.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ PREDICTIONS = "predictions.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """A model that `outlay` trained: its folder, its family, the question it answers.
+    """Model that `outlay` trained: folder, family and form of the task.
 
-    ``lowered``: what of the question, as it was put to it, the model cannot do, a line each; ``form`` is what it does.
+    ``lowered``: a line for each limit of the form that the model cannot keep; ``form``: already lowered to the model's limits.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class TrainedModel:
 
     @classmethod
     def open(cls, folder: Path) -> TrainedModel:
-        """Read what stands beside the weights.
+        """Read the description beside the weights.
 
         Raises:
             UnknownModel: no such folder, or no model of ours in it.
@@ -76,17 +76,17 @@ class TrainedModel:
         return cls(folder, family, window.fit(form, str(folder)), tuple(window.lines(form, str(folder))))
 
     def sources(self, rows: Sequence[TaskRow]) -> list[tuple[str, ...]]:
-        """What this model reads."""
+        """Return the inputs of rows for this model, one or two segments each."""
         return sources_of(rows, self.family, self.form.kind)
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceOptions:
-    """What the three steps have in common.
+    """Options that teach, predict and evaluate share.
 
     ``file``, else the ``split`` of ``asked.task``: where rows come from; ``n_gold``: train rows whose labels the pool may carry;
     ``batch_size``: rows per forward pass, part of the request since padding changes bits; ``block_rows``: see `BLOCK_ROWS`;
-    ``is_precision_asked``: whether `precision` was asked for, or resolved from ``auto``.
+    ``is_precision_asked``: whether `precision` was asked for, rather than resolved from ``auto``.
     """
 
     model: Path
@@ -111,25 +111,25 @@ class InferenceOptions:
         self.running.check()
 
     def resolved(self, listener: Listener) -> InferenceOptions:
-        """The same in the precision that ``auto`` means here, and a line on it where it is not plain."""
+        """Return these options with ``auto`` precision resolved for this machine; tells the listener of an unusual choice."""
         precision = resolved(self.precision, listener)
         return replace(self, precision=precision, is_precision_asked=self.precision != AUTO)
 
     def check_worker(self) -> None:
-        """Compare the precision with that of the machine this is called on, which may be a worker's.
+        """Refuse a precision that is unsuitable on the calling machine, which may be a worker's.
 
         Raises:
-            UsageError: it is far slower here than this machine's own.
+            UsageError: the precision is far slower here than this machine's own.
         """
         if not self.is_precision_asked:
             check_worker(self.precision)
 
     def rows(self, inputs: DataReader, *, needs_target: bool = False) -> list[TaskRow]:
-        """The rows asked for.
+        """Return the rows asked for.
 
         Raises:
             UsageError: neither task nor file.
-            DataError: what is wrong with them.
+            DataError: rows that cannot be read or used.
         """
         if self.file is not None:
             return inputs.file(self.file, n=self.max_rows, needs_target=needs_target)
@@ -138,7 +138,7 @@ class InferenceOptions:
         return inputs.split(self.split, n=self.max_rows, seed=self.seed, n_gold=self.n_gold)
 
     def request(self, command: str, rows: Sequence[TaskRow], more: Document) -> Document:
-        """What decides the result, as far as one can ask for it."""
+        """Return the request: everything a user can ask for that decides the result."""
         return {
             "command": command,
             "model": str(self.model),
@@ -153,7 +153,7 @@ class InferenceOptions:
 
 @dataclass(frozen=True, slots=True)
 class Teaching:
-    """What a teacher is asked beside: for whom, or what kind of targets, and how it answers."""
+    """Options of teaching alone: student, kind of targets, settings of the answers."""
 
     student: str | None = None
     base: str | None = None
@@ -165,7 +165,7 @@ def teach(asked: InferenceOptions, teaching: Teaching, listener: Listener) -> St
     """Write a teacher's targets for a student into a folder, in blocks.
 
     Raises:
-        OutlayError: whatever is wrong with teacher, student, rows or place; one line.
+        OutlayError: unsuitable teacher, student, rows or place; one line.
     """
     saved, inputs = TrainedModel.open(asked.model), DataReader(asked.asked)
     form = inputs.form(saved.form)
@@ -199,7 +199,7 @@ def teach(asked: InferenceOptions, teaching: Teaching, listener: Listener) -> St
 
 
 def _with_named_gold(row: TaskRow, form: TaskSpec) -> TaskRow:
-    """The row with its gold answer as the label set spells it, where it is one of the set."""
+    """Return the row with its gold answer spelled as in the label set; other answers stay."""
     return (
         row
         if row.gold is None or form.kind != "classification"
@@ -211,7 +211,7 @@ def predict(asked: InferenceOptions, listener: Listener) -> StepReport:
     """Write a model's answers as JSON lines: source, prediction, and gold where it is known.
 
     Raises:
-        OutlayError: whatever is wrong with model, rows or place; one line.
+        OutlayError: unsuitable model, rows or place; one line.
     """
     saved, inputs = TrainedModel.open(asked.model), DataReader(asked.asked)
     inputs.form(saved.form)
@@ -271,7 +271,7 @@ def evaluate(asked: InferenceOptions, metric: MetricAsked, listener: Listener) -
 
 
 def _handover(saved: TrainedModel, form: TaskSpec, teaching: Teaching) -> TargetSpec:
-    """Return what the user asked this teacher to hand to this student, where it can.
+    """Return the kind of targets that goes from the teacher to the student.
 
     Raises:
         UsageError: neither a student nor a kind is named, or targets of this kind do not go from one to the other.
@@ -301,7 +301,7 @@ def _handover(saved: TrainedModel, form: TaskSpec, teaching: Teaching) -> Target
 
 
 def _write_rows(home: OutputDir, rows: Sequence[TaskRow], blocks: Sequence[Path]) -> None:
-    """What was asked and what was answered, for people and for the student."""
+    """Write the rows and the teacher's answers as JSON lines, for readers and for the student."""
     from outlay.train.targets.targets import SparseTargets
 
     home.write(home.out / ROWS, json_lines([row.to_json() for row in rows]))
@@ -315,7 +315,7 @@ def _lines(path: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """One block: the bytes of its file, and what it took; ``parts``: seconds by part, where they were asked for."""
+    """One block: the bytes of its file and its tokens; ``parts``: seconds by part, where a profile was asked for."""
 
     data: bytes
     n_tokens: int
@@ -324,7 +324,7 @@ class _Made:
 
 @dataclass(frozen=True, slots=True)
 class _Teach:
-    """A teacher's targets for the rows of a block; called where an executor does it, with the model's folder there."""
+    """Block function of `teach`, called on an executor's machine with the model's folder there."""
 
     saved: TrainedModel
     asked: InferenceOptions
@@ -354,7 +354,7 @@ class _Teach:
 
 @dataclass(frozen=True, slots=True)
 class _Predict:
-    """A model's answers to the rows of a block, as JSON lines."""
+    """Block function of `predict`: a model's answers to the rows of a block, as JSON lines."""
 
     saved: TrainedModel
     asked: InferenceOptions
@@ -379,7 +379,7 @@ class _Predict:
 
 @dataclass(frozen=True, slots=True)
 class _Blocks:
-    """Rows worked through in blocks at one home."""
+    """Block-wise inference over rows, with its result in one output folder or file."""
 
     asked: InferenceOptions
     saved: TrainedModel
@@ -395,7 +395,7 @@ class _Blocks:
         gather: Callable[[Sequence[Path]], dict[str, Any]],
         listener: Listener,
     ) -> StepReport:
-        """Make what is missing, then put it together; the same request again makes nothing twice."""
+        """Make the missing blocks, then gather all; the same request again makes no block twice."""
         running, home = self.asked.running, self.home
         summary = on_main(lambda: home.look(self.request, overwrite=running.overwrite))
         if summary is not None:
@@ -412,7 +412,7 @@ class _Blocks:
             return on_main(lambda: self._finish(gather, time.monotonic() - began))
 
     def _make(self, work: Callable[[Path, Sequence[TaskRow]], _Made], listener: Listener) -> None:
-        """What is missing of this process's share; a block is written as soon as it is made."""
+        """Make the missing blocks of this process's share, each written as soon as it is made."""
         n_rows, shares = len(self.rows), n_processes()
         own = range(rank(), self._n_blocks, shares)
         missing = {self.name(number): number for number in own if not self._path(number).exists()}
@@ -423,8 +423,8 @@ class _Blocks:
         with closing(self.asked.running.executor().run(work, jobs, self.saved.folder)) as made:
             for name, block in made:
                 number, now = missing[name], time.monotonic()
-                # First what it took, then the block: a block that is there has its count. Seconds are those since the block
-                # before, wherever it was made, so that they add up to the wall time.
+                # First its count, then the block: a block that is written has its count. Seconds are those since the block
+                # before, on whichever machine it was made, so that they add up to the wall time.
                 took = {"tokens": block.n_tokens, "seconds": round(now - last, 3), "parts": block.parts}
                 self.home.write_json(self._count(number), took)
                 self.home.write(self._path(number), block.data)

@@ -1,4 +1,4 @@
-"""The rows of a step and the question that is asked of them: from a task, or from files and a few words."""
+"""Rows of a single step and the form of its task: from a task, or from files and options."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 SPLITS = ("train", "dev", "test", "pool")
 SOURCE, TARGET = "source", "target"
 CUSTOM_ID = "custom_id"
-"""Column by which the answers of a batch find their requests, as OpenAI's API has it."""
+"""Column that pairs the answers of a batch with their requests, as in OpenAI's API."""
 N_SHOWN = 3
-"""Names that are shown of many."""
+"""Number of names that `some_of` shows."""
 MAX_SOURCE_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """One input: the whole text, the one or two segments an encoder may read instead, the gold answer where it is known."""
+    """One row: its text, the one or two segments an encoder may read instead, the gold answer where it is known."""
 
     text: str
     segments: tuple[str, ...]
@@ -38,7 +38,7 @@ class TaskRow:
     origin: str
 
     def to_json(self) -> dict[str, Any]:
-        """For ``rows.jsonl``; what goes without saying is left out."""
+        """Return the row for ``rows.jsonl``; segments equal to the text and unknown golds are left out."""
         document: dict[str, Any] = {"source": self.text}
         if self.segments != (self.text,):
             document["segments"] = list(self.segments)
@@ -48,14 +48,14 @@ class TaskRow:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], origin: str) -> TaskRow:
-        """Inverse of `to_json`."""
+        """Read a row that `to_json` wrote."""
         text = document["source"]
         return cls(text, tuple(document.get("segments", (text,))), document.get("gold"), origin)
 
 
 @dataclass(frozen=True, slots=True)
 class DataOptions:
-    """What the user says of rows and question; what is ``None`` comes from the task, the model, or a default.
+    """Options on rows and form of the task; ``None`` = from the task, the model, or a default.
 
     ``target_column``: ``None`` reads ``target`` where a file has it; ``delimiter``: of CSV and TSV files, ``None`` = as in their
     first line.
@@ -74,7 +74,7 @@ class DataOptions:
 
 
 def sources_of(rows: Sequence[TaskRow], family: Family, kind: Kind) -> list[tuple[str, ...]]:
-    """What a model of a family reads: an encoder that classifies reads segments, everything else the whole text.
+    """Return the inputs for a model of a family: segments for an encoder that classifies, else the whole text.
 
     Raises:
         DataError: some rows have two segments and some have one.
@@ -91,12 +91,12 @@ def sources_of(rows: Sequence[TaskRow], family: Family, kind: Kind) -> list[tupl
 
 
 def rows_digest(rows: Sequence[TaskRow]) -> str:
-    """Over texts, segments and gold answers, in order."""
+    """Return the digest of texts, segments and gold answers, in order."""
     return key_of([[row.text, list(row.segments), row.gold] for row in rows])
 
 
 class DataReader:
-    """Reads the rows that a user names, from the splits of a task or from files.
+    """Reader of rows from the splits of a task or from files.
 
     Raises:
         UnknownTask: there is no such task.
@@ -111,10 +111,10 @@ class DataReader:
             self.task = load_task(asked.task)
         self._splits: dict[str, list[Example]] | None = None
         self.notes: list[str] = []
-        """What was decided about the form of files and labels and could have been otherwise, a sentence each."""
+        """Sentences on decisions about the form of files and labels that could have been otherwise."""
 
     def form(self, saved: TaskSpec | None = None) -> TaskSpec:
-        """The question: of the model that answers it (``saved``), else of the task, else in the user's words.
+        """Return the form of the task: the model's (``saved``), else the task's, changed by the user's options.
 
         Raises:
             UsageError: no kind of that name, labels that are missing or too many, a limit below 1, or a model that was trained
@@ -152,7 +152,7 @@ class DataReader:
         return form
 
     def split(self, name: str, *, n: int | None, seed: int, n_gold: int | None = None) -> list[TaskRow]:
-        """The first ``n`` rows of a task's split in the seed's order (the test split in its own), as `outlay run` takes them.
+        """Return the first ``n`` rows of a task's split in the seed's order (test: in file order), as `outlay run` takes them.
 
         Rows of the pool carry the label of the train row with the same text, where it is one of the first ``n_gold``.
 
@@ -172,7 +172,7 @@ class DataReader:
         return [self._row(example, golds) for example in examples[: _count(n)]]
 
     def file(self, path: Path, *, n: int | None, needs_target: bool) -> list[TaskRow]:
-        """The first ``n`` rows of a file, in its order.
+        """Return the first ``n`` rows of a file, in file order.
 
         Raises:
             MissingData: the file is absent, empty or breaks off.
@@ -181,7 +181,7 @@ class DataReader:
         return self.rows_of(path, self.table(path), n=n, needs_target=needs_target)
 
     def rows_of(self, path: Path, found: Sequence[FileRow], *, n: int | None, needs_target: bool) -> list[TaskRow]:
-        """The same of a table that was read: ``found`` is all that the file at ``path`` holds.
+        """Return the first ``n`` rows of a table that was read; ``found``: every row of the file at ``path``.
 
         Raises:
             DataError: it lacks a column, or a source is empty.
@@ -191,7 +191,7 @@ class DataReader:
         return [self._file_row(number, row, source, target) for number, row in enumerate(found[: _count(n)], start=1)]
 
     def table(self, path: Path) -> list[FileRow]:
-        """Every row of a file with its columns; what was decided about its form is noted.
+        """Read every row of a file with its columns; adds decisions about the file's form to ``notes``.
 
         Raises:
             MissingData: the file is absent, empty or breaks off.
@@ -202,7 +202,7 @@ class DataReader:
         return found.rows
 
     def checked(self, rows: Sequence[TaskRow], form: TaskSpec) -> list[TaskRow]:
-        """Rows that can be trained on or scored, as `check_golds` gives them; golds that are numbers are noted.
+        """Return the rows as `check_golds` does; adds golds that were read from numbers to ``notes``.
 
         Raises:
             LabelError: as `check_golds`.
@@ -213,7 +213,7 @@ class DataReader:
         return checked
 
     def _source_column(self, path: Path, first: FileRow) -> str:
-        """The column that was asked for; of a text file, which has no columns, its lines."""
+        """Return the column of the source; for a text file, which has no columns, that of its lines."""
         from outlay.tasks.readers import TEXT_COLUMN
         from outlay.text.text_file import suffix_of
 
@@ -228,7 +228,7 @@ class DataReader:
         return TaskRow(text, self.segments(text), gold, f"{row.origin} (row {number})")
 
     def segments(self, text: str) -> tuple[str, ...]:
-        """The text taken apart by the task's template where it fits."""
+        """Return the text's segments by the task's template; the whole text where the template does not fit."""
         if self.task is None:
             return (text,)
         try:
@@ -268,7 +268,7 @@ class DataReader:
 
 
 def check_golds(rows: Sequence[TaskRow], form: TaskSpec) -> list[TaskRow]:
-    """Refuse rows that cannot be trained on or scored; return them with each gold answer as the label set spells it.
+    """Return rows with each gold answer spelled as in the label set; refuse rows that cannot be trained on or scored.
 
     Raises:
         LabelError: no gold answer, an empty one where there must be one (a text without entities has an empty line), or one
@@ -296,7 +296,7 @@ def _unlabelled(rows: Sequence[TaskRow], first: TaskRow, form: TaskSpec) -> Labe
 
 
 def number_coded(before: Iterable[str], after: Iterable[str], what: str) -> list[str]:
-    """Say how many answers are numbers such as 1.0 that were read as the class 1; nothing where none is."""
+    """Return a sentence on answers such as 1.0 that were read as the class 1; no sentence where none is."""
     changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
     if not changed:
         return []
@@ -306,7 +306,7 @@ def number_coded(before: Iterable[str], after: Iterable[str], what: str) -> list
 
 
 def read_table(path: Path, delimiter: str | None = None) -> FileRows:
-    """Rows of a file: JSON lines, a JSON list of objects, CSV, TSV or text (each also gzip-packed), or Parquet.
+    """Read the rows of a file: JSON lines, a JSON list of objects, CSV, TSV or text (each also gzip-packed), or Parquet.
 
     Raises:
         MissingData: the file is absent, empty or breaks off.
@@ -330,7 +330,7 @@ def read_table(path: Path, delimiter: str | None = None) -> FileRows:
 
 
 def cell(row: FileRow, column: str, option: str) -> str | None:
-    """One value as text, ``None`` where it is missing.
+    """Return one value as text, ``None`` where it is missing.
 
     Raises:
         DataError: no such column, or neither text nor number in it.
@@ -375,16 +375,16 @@ def _ordered(examples: Sequence[Example], seed: int) -> list[Example]:
 
 
 def some_of(names: Sequence[str]) -> str:
-    """The first few of many names, and how many more there are."""
+    """Return the first few of many names, with the number of the rest."""
     more = f" and {len(names) - N_SHOWN:,} more" if len(names) > N_SHOWN else ""
     return ", ".join(repr(shorten(name)) for name in names[:N_SHOWN]) + more
 
 
 def check_each_once(ids: Iterable[str], what: str) -> None:
-    """Refuse names of rows that are there more than once; ``what``: who gives them, such as a file.
+    """Refuse ids of rows that occur more than once; ``what``: their origin, such as a file.
 
     Raises:
-        DataError: names the first of them.
+        DataError: an id that occurs twice; names the first few.
     """
     if twice := repeats(ids):
         raise DataError(f"{what} {len(twice):,} {CUSTOM_ID} more than once: {some_of(twice)}; keep one of each")

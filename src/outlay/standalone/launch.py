@@ -1,4 +1,4 @@
-"""Several processes for one step: the same command, started again by torch's launcher."""
+"""Launch of one step as several processes: the same command, started again by torch's launcher."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _OURS = "OUTLAY_LAUNCHED"
 
 
 def is_ours() -> bool:
-    """Whether it was `relaunch` that started this process: then its parent speaks of an interruption."""
+    """Return whether `relaunch` started this process, whose parent then reports an interruption."""
     return _OURS in os.environ
 
 
 def is_launched() -> bool:
-    """Whether a launcher (ours, torchrun, `accelerate launch`) started this process beside others."""
+    """Return whether a launcher (ours, torchrun, `accelerate launch`) started this process beside others."""
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
 def needs_launch(n_asked: int | None) -> bool:
-    """Whether the command must be started again as several processes.
+    """Return whether the command must be started again as several processes.
 
     Raises:
         UsageError: less than one process, or another number than a launcher has started already.
@@ -41,12 +41,12 @@ def needs_launch(n_asked: int | None) -> bool:
 
 
 def relaunch(n_processes: int, arguments: Sequence[str], n_threads: int) -> int:
-    """Run ``outlay`` with these arguments as several processes of this machine; the exit code.
+    """Run ``outlay`` with these arguments as several processes of this machine, and return the exit code.
 
-    Ctrl-C reaches every process by itself; it is passed on when they have ended.
+    Ctrl-C reaches every process directly; `KeyboardInterrupt` is raised here once all have ended.
     """
     launcher = [sys.executable, "-m", "outlay.train.launch", "--standalone", f"--nproc-per-node={n_processes}"]
-    # Without a number of threads the launcher chooses one, and says so.
+    # Without a number of threads the launcher chooses one, and prints a warning.
     environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads), _OURS: "1"}
     process = subprocess.Popen([*launcher, "-m", "outlay", *arguments], env=environment)
     try:

@@ -1,7 +1,7 @@
-"""Answers with log-probabilities as servers and libraries write them: what one row of such a file says.
+"""Formats of answers with log-probabilities, as servers and libraries write them, read row by row.
 
 Read are our own export, chat completions (``choices[0].logprobs.content``) and completions (``tokens``, ``token_logprobs``,
-``top_logprobs``) of servers that speak OpenAI's API, also as lines of a batch, and vLLM's ``RequestOutput`` and
+``top_logprobs``) of servers with OpenAI's API, also as lines of a batch, and vLLM's ``RequestOutput`` and
 ``CompletionOutput`` written as objects. A token is known by its number, its text, or both.
 """
 
@@ -19,20 +19,20 @@ from outlay.tasks.example import shorten
 Columns = Mapping[str, Any]
 
 HTTP_ERROR = 400
-"""The lowest status of a response that is none."""
+"""Lowest HTTP status of a failed request."""
 
 UNKNOWN_LOGPROB = -9999.0
-"""What OpenAI's API gives as the log-probability of a token that is not among the likeliest; ours does so too."""
+"""Log-probability that OpenAI's API, and our export, give a token that is not among the likeliest."""
 
 TOKEN_ID = "token_id:"
-"""Begins a token that is written by its number (vLLM, ``return_tokens_as_token_ids``)."""
+"""Prefix of a token that is written by its number (vLLM, ``return_tokens_as_token_ids``)."""
 
 HEADER = "outlay"
 """Column of our own export, filled in its first row: the index of the folder."""
 
 
 class Token(NamedTuple):
-    """A token that could be said: its text and its number, where the file has them, and its log-probability in nats."""
+    """Candidate token: text and number, where the file has them, and log-probability in nats."""
 
     text: str | None
     number: int | None
@@ -40,7 +40,7 @@ class Token(NamedTuple):
 
 
 class Place(NamedTuple):
-    """One position: what was said there, and the likeliest; ``logsumexp``: of our own export, by temperature."""
+    """One position: the generated token and the likeliest ones; ``logsumexp``: in our own export, by temperature."""
 
     said: Token
     likeliest: Sequence[Token]
@@ -49,10 +49,10 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row of a file.
+    """One row of a file, whichever its format.
 
     ``answer``: ``None`` where the file gives tokens only; ``places``: ``None`` where it gives no log-probabilities; ``padding``:
-    positions behind the answer's end; ``is_cut``: the answer ended because it was as long as it might be; ``about``: the header.
+    positions behind the answer's end; ``is_cut``: the answer ended at its length limit; ``about``: the header.
     """
 
     origin: str
@@ -68,7 +68,7 @@ class Record:
 
 
 def read_record(columns: Columns, origin: str, *, source_column: str, target_column: str | None) -> Record:
-    """What a row says; ``source_column``, else ``prompt``, holds its source, ``target_column``, else ``gold``, its gold answer.
+    """Read a row; ``source_column``, else ``prompt``, holds its source, ``target_column``, else ``gold``, its gold answer.
 
     Raises:
         DataError: the row has another form, or a log-probability that is no number; names the ``origin``.
@@ -98,7 +98,7 @@ def read_record(columns: Columns, origin: str, *, source_column: str, target_col
 
 
 def is_failure(columns: Columns) -> bool:
-    """Whether a line of a batch says that its request failed, and so holds no answer."""
+    """Return whether a line of a batch reports a failed request, and so holds no answer."""
     if columns.get("custom_id") is None:
         return False
     response = columns.get("response")
@@ -107,7 +107,7 @@ def is_failure(columns: Columns) -> bool:
 
 
 def _answer(columns: Columns) -> tuple[str | None, Any, Columns]:
-    """The answer in words, its log-probabilities in whatever form, and the object that holds them."""
+    """Return the answer's text, its log-probabilities in the file's own form, and the object that holds both."""
     response = columns.get("response")
     body = response.get("body", response) if isinstance(response, Mapping) else columns
     if body.get("choices"):
@@ -134,7 +134,7 @@ def _places(found: Any, said: Columns, origin: str) -> tuple[Place, ...]:
 
 
 def _spot(each: Columns, origin: str) -> Place:
-    """``{token, token_id, logprob, top_logprobs: [{token, token_id, logprob}]}``."""
+    """Read ``{token, token_id, logprob, top_logprobs: [{token, token_id, logprob}]}``."""
     said, likeliest = _token(each, origin), [_token(top, origin) for top in each.get("top_logprobs") or ()]
     return Place(said, likeliest, each.get("logsumexp"))
 
@@ -145,7 +145,7 @@ def _token(each: Columns, origin: str) -> Token:
 
 
 def _of_completion(found: Columns, origin: str) -> tuple[Place, ...]:
-    """``{tokens, token_logprobs, top_logprobs: [{token: logprob}]}``; the likeliest may be left out."""
+    """Read ``{tokens, token_logprobs, top_logprobs: [{token: logprob}]}``; ``top_logprobs`` may be left out."""
     tokens, logprobs = found["tokens"], found["token_logprobs"]
     tops = found.get("top_logprobs") or [None] * len(tokens)
     return tuple(
@@ -158,7 +158,7 @@ def _of_completion(found: Columns, origin: str) -> tuple[Place, ...]:
 
 
 def _of_vllm(number: int, found: Columns, origin: str) -> Place:
-    """``{"<token_id>": {logprob, rank, decoded_token}}``, the token that was said among them."""
+    """Read ``{"<token_id>": {logprob, rank, decoded_token}}``, the generated token among them."""
     tokens = [
         _named(entry.get("decoded_token"), int(key), entry["logprob"], origin)
         for key, entry in found.items()

@@ -1,7 +1,7 @@
-"""Where a step's result lies, with the request it answers, and the work under way beside it.
+"""Output of a step on disk: its result, its request, and the folder of work under way.
 
 The request is written first, the summary last: a result with a summary is finished. Everything between them is made in the work
-folder and renamed, so that a kill at any moment leaves something the same request goes on from.
+folder and renamed, so that the same request goes on after a kill at any moment.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class OutputDir:
-    """``out``: the folder or file the user named; ``request``, ``summary``: files; ``work``: a folder, removed at the end."""
+    """Output folder or file of a step.
+
+    ``out``: the folder or file the user named; ``request``, ``summary``: files; ``work``: a folder, removed at the end.
+    """
 
     out: Path
     request: Path
@@ -34,25 +37,25 @@ class OutputDir:
 
     @classmethod
     def folder(cls, out: Path) -> OutputDir:
-        """A result that is a folder: all of it inside."""
+        """Return the output of a step that writes a folder, with request and summary inside."""
         return cls(out, out / REQUEST, out / SUMMARY, out / WORK)
 
     @classmethod
     def file(cls, out: Path) -> OutputDir:
-        """A result that is one file: request and summary stand beside it."""
+        """Return the output of a step that writes one file, with request and summary beside it."""
         request, summary, work = (out.with_name(f"{out.name}.{name}") for name in (REQUEST, SUMMARY, "part"))
         return cls(out, request, summary, work)
 
     @property
     def is_folder(self) -> bool:
-        """Whether the result is a folder."""
+        """Return whether the result is a folder."""
         return self.request.parent == self.out
 
     def look(self, request: Mapping[str, Any], *, overwrite: bool) -> Document | None:
-        """Whether this request may be answered here; its summary where that is done already. Nothing is written.
+        """Return the summary of a finished equal request, else ``None``; refuse an output in use. Writes nothing.
 
         Raises:
-            UsageError: something else lies there: another request's result (unless ``overwrite``), or what no step wrote.
+            UsageError: ``out`` holds another request's result (unless ``overwrite``), or files that no step wrote.
         """
         if self.out.exists() and self.out.is_dir() != self.is_folder:
             wanted, found = ("folder", "file") if self.is_folder else ("file", "folder")
@@ -68,7 +71,7 @@ class OutputDir:
         return self._finished() if known == asked else None
 
     def open(self, request: Mapping[str, Any]) -> None:
-        """Make the place this request's own, as `look` allowed: what another request left is removed."""
+        """Write the request, once `look` has allowed it; removes the output of another request."""
         known, asked = self._known(), _plain(request)
         if known is not None and known != asked:
             self._clear()
@@ -77,25 +80,25 @@ class OutputDir:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Work here in one process at a time.
+        """Lock the output for one process at a time.
 
         Raises:
-            UsageError: another process is at it.
+            UsageError: another process holds the lock.
         """
         busy = UsageError(f"another process is at work on --out {self.out}; wait for it to end")
         with alone(self.work / "lock", busy):
             yield
 
     def write(self, path: Path, data: bytes) -> None:
-        """Whole or not at all; what a kill leaves behind lies in the work folder."""
+        """Write a file whole or not at all; a kill leaves parts in the work folder only."""
         write_bytes(path, data, sync=True, folder=self.work)
 
     def write_json(self, path: Path, document: Any) -> None:
-        """As `write`."""
+        """Write a JSON document, as `write` does."""
         self.write(path, json_bytes(document))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Say that the result is whole, and take the scaffolding down."""
+        """Write the summary, which marks the result as finished, and remove the work folder."""
         self.write_json(self.summary, summary)
         shutil.rmtree(self.work, ignore_errors=True)
 
@@ -117,7 +120,7 @@ class OutputDir:
         return self.out.is_dir() and any(path != self.work for path in self.out.iterdir())
 
     def _is_begun(self) -> bool:
-        """Whether anything of worth lies here; a request that failed at once left none."""
+        """Return whether the output holds any work; a request that failed at once left none."""
         kept = [path for path in self.work.rglob("*") if path.is_file() and path.name != "lock"]
         beside = (
             [path for path in self.out.iterdir() if path not in (self.request, self.work)] if self.is_folder else []
@@ -125,7 +128,7 @@ class OutputDir:
         return bool(kept or beside or (not self.is_folder and self.out.exists()))
 
     def _clear(self) -> None:
-        """Only what a step of `outlay` wrote: there was a request of it."""
+        """Remove the output; only called where a request shows that a step of `outlay` wrote it."""
         if self.is_folder:
             shutil.rmtree(self.out)
             return
@@ -135,17 +138,17 @@ class OutputDir:
 
 
 def _plain(request: Mapping[str, Any]) -> Document:
-    """As it comes back from a file."""
+    """Return the request as it reads back from its JSON file."""
     document: Document = json.loads(json.dumps(request))
     return document
 
 
 def read_object(path: Path) -> Document:
-    """A JSON object.
+    """Read a JSON object from a file.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it holds something else.
+        ValueError: the file holds something else.
     """
     document = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(document, dict):
@@ -154,17 +157,17 @@ def read_object(path: Path) -> Document:
 
 
 def json_bytes(document: Any) -> bytes:
-    """Indented, in the order given."""
+    """Return a document as indented JSON, with its keys in the order given."""
     return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def json_lines(documents: Sequence[Mapping[str, Any]]) -> bytes:
-    """One object a line."""
+    """Return documents as JSON lines."""
     return "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents).encode()
 
 
 def difference(known: Mapping[str, Any], asked: Mapping[str, Any], above: str = "") -> str:
-    """The first value in which two requests differ, in words."""
+    """Return the first value in which two requests differ, in words."""
     for name in (*known, *(name for name in asked if name not in known)):
         there, here = known.get(name), asked.get(name)
         if there == here:
@@ -176,7 +179,7 @@ def difference(known: Mapping[str, Any], asked: Mapping[str, Any], above: str = 
 
 
 def _way_on(known: Document, asked: Document) -> str:
-    """How to go on where nothing but the precision differs: another machine may have resolved ``auto`` otherwise."""
+    """Return advice where only the precision differs: another machine may have resolved ``auto`` otherwise."""
     there = known.get("precision") or known.get("settings", {}).get("precision")
     same = {**asked, "precision": there} if "precision" in asked else asked
     if "settings" in asked and "precision" in asked["settings"]:

@@ -1,4 +1,4 @@
-"""Scoring predictions that lie in a file."""
+"""Evaluation of a file of predictions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def evaluate_file(
     prediction_column: str = PREDICTION,
     overwrite: bool = False,
 ) -> StepReport:
-    """Score predictions that lie in a file, as `predict` writes it or with columns of other names.
+    """Score a file of predictions, as `predict` writes it or with columns of other names.
 
     Raises:
         OutlayError: a file without predictions or gold answers, labels that are missing, a metric that does not fit, scores of
@@ -43,7 +43,7 @@ def evaluate_file(
     for number, row in enumerate(found, start=1):
         text = cell(row, source, "--source-column") or "" if source is not None else ""
         rows.append(TaskRow(text, (text,), cell(row, gold, "--target-column"), f"{row.origin} (row {number})"))
-        # A missing prediction is no answer: it is scored as one outside the label set, and counted.
+        # A missing prediction is scored and counted as one outside the label set.
         said.append(cell(row, prediction_column, "--prediction-column") or "")
     rows = inputs.checked(rows, form)
     scorer = scorer_of(metric, form, inputs.task)
@@ -58,7 +58,7 @@ def evaluate_file(
 
 
 def _with_kind(asked: DataOptions, metric: MetricAsked) -> DataOptions:
-    """A metric scores one kind of task, so who names it need not name the kind."""
+    """Return the options with the kind of task that a named metric scores, where no kind is given."""
     from outlay.tasks.task import METRICS_OF
 
     if asked.kind is not None or asked.task is not None:

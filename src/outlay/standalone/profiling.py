@@ -1,4 +1,4 @@
-"""`--profile`: where a step's time went, and how much of the machine it used."""
+"""`--profile`: seconds of a step by part, and utilisation of the machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def new_stopwatch(wanted: bool) -> Profiler | None:
-    """A stopwatch for this process's device, where one is wanted."""
+    """Return a profiler for this process's device, ``None`` where none is wanted."""
     if not wanted:
         return None
     from outlay.train.distributed import current_process
@@ -20,7 +20,7 @@ def new_stopwatch(wanted: bool) -> Profiler | None:
 
 
 def seconds_of(stopwatch: Profiler | None) -> dict[str, float]:
-    """Stop it, and say its seconds by part, the rest as ``other``; nothing where nobody looked."""
+    """Stop a profiler and return its seconds by part, the rest as ``other``; nothing without a profiler."""
     if stopwatch is None:
         return {}
     stopwatch.stop()
@@ -29,12 +29,11 @@ def seconds_of(stopwatch: Profiler | None) -> dict[str, float]:
 
 
 def profile_of_parts(pieces: Sequence[Mapping[str, float]], flops: int | None, precision: str) -> dict[str, Any]:
-    """Seconds by part of one or several pieces of work, for people and machines.
+    """Return the profile of one or several pieces of work: seconds by part, FLOPs, utilisation.
 
-    ``flops``: of the model, by `outlay.models.shape`, ``None`` where they are not known or not all were computed while
-    somebody looked;
+    ``flops``: of the model, by `outlay.models.shape`, ``None`` where they are not known or not all were profiled;
     ``peak_flops_per_second``: what a plain matrix product reaches here in ``precision``, measured at once; ``utilisation``: model
-    FLOPs per second as a share of that peak, ``None`` where it cannot be told, and then ``why`` says so.
+    FLOPs per second as a share of that peak, ``None`` where it is unknown, with the reason in ``why``.
     """
     from outlay.train.distributed import current_process
     from outlay.train.profiler import matmul_rate

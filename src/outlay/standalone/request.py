@@ -1,4 +1,4 @@
-"""Rows and questions of the single steps, as a Python call names them."""
+"""Rows and task form of the single steps, as a Python call names them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from outlay.storage.paths import expand_path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """Rows and the question they are asked: from a task, from files, or both.
+    """Rows and the form of their task: from a task, from files, or both.
 
     A step refuses what it does not take: only training takes dev rows, only `teach`, `predict` and `evaluate` a split.
 
@@ -56,7 +56,7 @@ class Data:
     max_target_tokens: int | None = None
 
     def options(self, step: str, taken: Collection[str]) -> DataOptions:
-        """Return the options of a step, which takes some fields beside those of every step.
+        """Return the options of a step; ``taken``: fields that it takes beside those of every step.
 
         Raises:
             UsageError: a field is given that the step does not take.

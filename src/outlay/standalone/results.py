@@ -1,4 +1,4 @@
-"""Results of the single steps as values: where they lie, how good they are, what they took."""
+"""Results of the single steps as values: paths, scores, counts, seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StepResult:
         seconds: wall time, those of killed attempts included.
         was_done: the same request had been answered there before, and nothing was done this time.
         notes: what was cut, lost or decided, and where a score means less than its number; a sentence each.
-        report: everything that the step counted (tokens, FLOPs, facts by name).
+        report: all counts of the step (tokens, FLOPs, facts by name).
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""What every step shares: who is told, what is counted, what came of it, and which of several processes speaks."""
+"""Runtime of the single steps: options, report, and work shared among several processes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """How a step is run; but for the threads, nothing of it is part of the request.
+    """Options of running a step; none but the threads is part of the request.
 
-    ``save_seconds``, ``save_steps``: how often a training may write a checkpoint; ``fsdp``: deal the weights among the processes;
-    ``device_map``: ``auto`` spreads a model over every GPU of one process; ``report_to``: a tracker; ``profile``: say where the
-    main process's time went; ``ray``: the address of a Ray cluster whose machines do the work, as
+    ``save_seconds``, ``save_steps``: how often a training may write a checkpoint; ``fsdp``: shard the weights among processes;
+    ``device_map``: ``auto`` spreads a model over every GPU of one process; ``report_to``: a tracker; ``profile``: report the
+    main process's seconds by part; ``ray``: the address of a Ray cluster whose machines do the work, as
     `outlay.workers.ray_map.Cluster` reads it.
     """
 
@@ -56,7 +56,7 @@ class RuntimeOptions:
             check_address(self.ray)
 
     def check(self) -> None:
-        """Refuse what does not go with the number of processes.
+        """Refuse options that do not go with the number of processes.
 
         Raises:
             UsageError: ``fsdp`` with one process, ``device_map`` or ``ray`` with several, or both of these.
@@ -75,9 +75,9 @@ class RuntimeOptions:
             raise UsageError("--ray gives one GPU to each worker, --device-map all of them to one; use one of both")
 
     def prepare(self) -> None:
-        """Set this process up."""
+        """Set threads, token cache and FSDP of this process."""
         if self.fsdp:
-            # Read by accelerate, and by whoever asks for this process's place.
+            # Read by accelerate, and by `outlay.train.distributed`.
             os.environ["ACCELERATE_USE_FSDP"] = "true"
         from outlay.models.token_cache import keep_in
         from outlay.train.api import use_threads
@@ -86,7 +86,7 @@ class RuntimeOptions:
         keep_in(default_root() / "tokens")
 
     def executor(self) -> Executor:
-        """Where the blocks of a step are made."""
+        """Return the executor of a step's blocks: this process, or a Ray cluster."""
         if self.ray is None:
             return InThisProcess()
         from outlay.workers.ray_map import Cluster
@@ -96,11 +96,11 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What came of a step.
+    """Report of a finished step.
 
-    ``facts``: what it made, by name; ``counts``: what was cut or lost, a sentence each; ``flops``: by `outlay.models.shape`,
-    ``None`` for a model whose cost is not known; ``seconds``: wall time; ``is_old``: it had been done before;
-    ``predicted_seconds``: the forecast of wall seconds before it ran, where a profile of this machine was measured; no bound.
+    ``facts``: results by name; ``counts``: sentences on rows cut or lost; ``flops``: by `outlay.models.shape`,
+    ``None`` for a model whose cost is not known; ``seconds``: wall time; ``is_old``: read from an earlier call;
+    ``predicted_seconds``: the forecast of wall seconds, where a profile of this machine was measured; no bound.
     """
 
     command: str
@@ -115,17 +115,17 @@ class StepReport:
     predicted_seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For the summary, and for machines."""
+        """Return the report for the summary file and ``--json``."""
         return asdict(self)
 
     @classmethod
     def again(cls, summary: dict[str, Any]) -> StepReport:
-        """From the summary of a finished step."""
+        """Read the report from the summary of a finished step."""
         return cls(**{**summary, "is_old": True})
 
     @property
     def compute(self) -> str:
-        """What it took, so that it can be priced."""
+        """Return tokens, FLOPs and seconds in words, from which the step can be priced."""
         flops = "FLOPs not known for this model" if self.flops is None else f"{self.flops:.3g} FLOPs"
         tokens = f"{self.n_tokens_trained:,} tokens trained, {self.n_tokens_inferred:,} read or written"
         predicted = "" if self.predicted_seconds is None else f" (forecast {self.predicted_seconds:,.1f} s)"
@@ -133,7 +133,7 @@ class StepReport:
 
 
 def flops_of(ref: str, base: str | None, form: TaskSpec, n_trained: int, n_inferred: int) -> int | None:
-    """FLOPs of a step by the formulas of `outlay.models.shape`; ``None`` for a model type they do not know."""
+    """Return the FLOPs of a step by the formulas of `outlay.models.shape`; ``None`` for a model type without one."""
     from outlay.models.shape import flops_infer, flops_train, shape_of
 
     try:
@@ -147,7 +147,7 @@ def refuse_family(family: Family, form: TaskSpec, ref: str) -> None:
     """Refuse a model that cannot do the task at all.
 
     Raises:
-        UsageError: an encoder that should write.
+        UsageError: an encoder for a task of free text.
     """
     if not can_answer(family, form.kind):
         raise UsageError(
@@ -156,7 +156,7 @@ def refuse_family(family: Family, form: TaskSpec, ref: str) -> None:
 
 
 def resolved(asked: str, listener: Listener) -> str:
-    """What ``asked`` means on the main process's machine; the listener is told in a line where that is not plain."""
+    """Return the precision that ``asked`` means on the main process's machine; reports an unusual one to the listener."""
     precision = on_main(lambda: resolve(asked))
     for line in remarks([asked]):
         listener.say(line)
@@ -167,17 +167,17 @@ def resolved(asked: str, listener: Listener) -> str:
 
 
 def n_processes() -> int:
-    """Processes of this launch, by its environment (torchrun and `accelerate launch` set it)."""
+    """Return the number of processes of this launch, by its environment (torchrun and `accelerate launch` set it)."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this one is."""
+    """Return the rank of this process in its launch."""
     return int(os.environ.get("RANK", "0"))
 
 
 def on_main(act: Callable[[], T]) -> T:
-    """Done by the main process alone; what comes of it, or its error, reaches every process."""
+    """Run a function in the main process alone; its value, or its error, reaches every process."""
     if n_processes() == 1:
         return act()
     from outlay.train.distributed import current_process
@@ -197,10 +197,10 @@ def on_main(act: Callable[[], T]) -> T:
 
 @contextmanager
 def alone(home: OutputDir) -> Iterator[None]:
-    """Work at a home in one launch at a time.
+    """Lock an output for one launch at a time.
 
     Raises:
-        UsageError: another launch is at it.
+        UsageError: another launch holds the lock.
     """
     with ExitStack() as stack:
         on_main(lambda: stack.enter_context(home.alone()))
@@ -208,7 +208,7 @@ def alone(home: OutputDir) -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Until every process is here."""
+    """Wait for every process of the launch."""
     if n_processes() > 1:
         from outlay.train.distributed import current_process
 

@@ -1,4 +1,4 @@
-"""A folder of targets, as `outlay teach` writes it and `outlay distill` reads it."""
+"""Folder of targets, as `outlay teach` writes it and `outlay distill` reads it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ FORMAT = 2
 
 
 def block_name(number: int) -> str:
-    """File of one block."""
+    """Return the file name of a block."""
     return f"targets-{number:05d}.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class TargetsFolder:
-    """``folder`` with its index: form and kind of the targets, how they were taught, sha256 of each block's file."""
+    """Finished folder of targets.
+
+    ``index``: form and kind of the targets, settings of teaching, sha256 of each block's file; ``digest``: of the index.
+    """
 
     folder: Path
     index: Document
@@ -60,22 +63,22 @@ class TargetsFolder:
 
     @property
     def form(self) -> TaskSpec:
-        """The question the teacher answered."""
+        """Return the form of the task that the teacher answered."""
         return TaskSpec.from_json(self.index["form"])
 
     @property
     def kind(self) -> TargetKind:
-        """What it said of each row."""
+        """Return the kind of the targets."""
         kind: TargetKind = self.index["kind"]
         return kind
 
     @property
     def settings(self) -> TeachSettings:
-        """How it answered."""
+        """Return the settings of the teacher's answers."""
         return TeachSettings(**self.index["settings"])
 
     def rows(self) -> list[TaskRow]:
-        """What was asked, in order."""
+        """Read the rows that the teacher answered, in order."""
         path = self.folder / ROWS
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
@@ -87,8 +90,9 @@ class TargetsFolder:
         return rows
 
     def load(self, n_rows: int) -> SparseTargets:
-        """The targets of the first ``n_rows`` rows, mapped into memory: each block is read once here, for its sha256, and then
-        where it is used.
+        """Return the targets of the first ``n_rows`` rows, mapped into memory.
+
+        Each block is read once here, for its sha256, and again when its rows are used.
 
         Raises:
             ArtifactDamaged: a block that is not there, does not match its sha256 or has another format.
@@ -106,7 +110,7 @@ class TargetsFolder:
         return whole if len(whole) == n_rows else whole.select(range(n_rows))
 
     def blocks(self) -> Iterator[SparseTargets]:
-        """The blocks in order, each mapped into memory after its sha256 has been compared.
+        """Yield the blocks in order, each mapped into memory after its sha256 has been compared.
 
         Raises:
             ArtifactDamaged: a block that is not there, does not match its sha256 or has another format.
@@ -122,7 +126,7 @@ class TargetsFolder:
             yield SparseTargets.open(path)
 
     def about(self) -> Document:
-        """What the folder holds, for people and machines: terms and statistics are of its sound blocks."""
+        """Return a description of the folder; terms and statistics are those of its sound blocks."""
         from outlay.train.targets.targets import SparseTargets
 
         states = {name: self.state(name) for name in self.index["blocks"]}
@@ -147,7 +151,7 @@ class TargetsFolder:
         }
 
     def state(self, block: str) -> str:
-        """Whether a block's file is ``sound``, ``damaged`` or ``missing``, by its sha256."""
+        """Return ``sound``, ``damaged`` or ``missing`` for a block's file, by its sha256."""
         path = self.folder / block
         if not path.is_file():
             return "missing"
@@ -158,7 +162,7 @@ class TargetsFolder:
         return "import again" if "imported" in self.index else "teach again"
 
     def check_student(self, student: str, base: str | None, settings: TrainSettings) -> None:
-        """Refuse a student that does not read these targets, where that can be told.
+        """Refuse a student or settings that do not fit these targets, as far as this can be known.
 
         Raises:
             UsageError: other tokens than the teacher's, a temperature that is not offered, or the published objective on targets
@@ -202,7 +206,7 @@ class TargetsFolder:
 def index_of(
     form: TaskSpec, kind: TargetKind, settings: TeachSettings, blocks: Mapping[str, str], about: Mapping[str, Any]
 ) -> Document:
-    """The index of a finished folder; ``blocks``: sha256 by file name, in order; ``about``: teacher, student, rows."""
+    """Return the index of a finished folder; ``blocks``: sha256 by file name, in order; ``about``: teacher, student, rows."""
     return {
         "format": FORMAT,
         "kind": kind,
@@ -214,7 +218,7 @@ def index_of(
 
 
 def answer_lines(rows: Sequence[TaskRow], answers: Sequence[str]) -> list[Document]:
-    """What a model said of each row, for people."""
+    """Return a JSON line for each row: source, prediction, and gold where it is known."""
     return [
         {"source": row.text, "prediction": said, **({} if row.gold is None else {"gold": row.gold})}
         for row, said in zip(rows, answers, strict=True)
@@ -222,7 +226,7 @@ def answer_lines(rows: Sequence[TaskRow], answers: Sequence[str]) -> list[Docume
 
 
 def kept_of(blocks: Iterable[SparseTargets]) -> Document:
-    """How much of what a teacher said is kept, in all blocks."""
+    """Return statistics of the logits and probability mass that all blocks keep."""
     from outlay.train.targets.statistics import TargetStatistics
 
     total = sum((block.statistics() for block in blocks), TargetStatistics(0, 0, 0))

@@ -49,7 +49,7 @@ TRAINING = "training.json"
 
 @dataclass(frozen=True, slots=True)
 class TrainingRequest:
-    """What both trainings are asked for.
+    """Request of `finetune` or `distil`.
 
     ``model``, ``base``: as in `outlay.models.reference`; ``role``: whose defaults hold; ``overrides``: settings the user gave;
     ``accumulation``: forward passes per optimiser step and process.
@@ -71,10 +71,10 @@ class TrainingRequest:
 def finetune(
     recipe: TrainingRequest, listener: Listener, *, train_file: Path | None = None, max_train_rows: int | None = None
 ) -> StepReport:
-    """Train a model on gold answers, and leave in ``recipe.out`` the best one by dev score (the last one without a dev set).
+    """Train a model on gold answers; ``recipe.out`` gets the best one by dev score, or the last one without a dev set.
 
     Raises:
-        OutlayError: whatever is wrong with rows, model, settings or place; one line.
+        OutlayError: unsuitable rows, model, settings or place; one line.
     """
     inputs = DataReader(recipe.asked)
     if train_file is not None:
@@ -98,10 +98,10 @@ def finetune(
 
 
 def distil(recipe: TrainingRequest, listener: Listener, *, targets: Path, max_rows: int | None = None) -> StepReport:
-    """Train a student on the targets that `outlay teach` wrote, and leave it in ``recipe.out`` as `finetune` does.
+    """Train a student on targets that `outlay teach` wrote; ``recipe.out`` gets it as in `finetune`.
 
     Raises:
-        OutlayError: whatever is wrong with targets, rows, student, settings or place; one line.
+        OutlayError: unsuitable targets, rows, student, settings or place; one line.
     """
     stored = TargetsFolder.open(targets)
     inputs = DataReader(recipe.asked)
@@ -128,7 +128,7 @@ def distil(recipe: TrainingRequest, listener: Listener, *, targets: Path, max_ro
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """Who counts a training's work and time."""
+    """Counter of a training's tokens and profiler of its seconds."""
 
     gauge: TokenCounter
     stopwatch: Profiler | None = None
@@ -136,9 +136,9 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A training with everything the user left open resolved, and nothing loaded but rows.
+    """Training with all options resolved, before a model is loaded.
 
-    ``data``: what is trained on, for the request, and ``rows``, its texts; ``target``: as in `outlay.train.api.ModelSpec`.
+    ``data``: the training data as the request names them; ``rows``: their texts; ``target``: as in `outlay.train.api.ModelSpec`.
     """
 
     command: str
@@ -158,29 +158,29 @@ class _Plan:
 
     @property
     def base(self) -> str:
-        """A real checkpoint is its own base."""
+        """Return the base checkpoint; a real checkpoint is its own base."""
         return self.recipe.base or self.recipe.model
 
     @property
     def fitted(self) -> TaskSpec:
-        """The form as this model can do it."""
+        """Return the form lowered to the limits of this model."""
         return self.window.fit(self.form, self.recipe.model)
 
     @property
     def lowered(self) -> list[str]:
-        """What of the form it cannot do, a line each."""
+        """Return a line for each limit of the form that this model cannot keep."""
         return self.window.lines(self.form, self.recipe.model)
 
     def sources(self, rows: Sequence[TaskRow]) -> list[tuple[str, ...]]:
-        """What this model reads."""
+        """Return the inputs of rows for this model, one or two segments each."""
         return sources_of(rows, self.family, self.form.kind)
 
     def on(self, data: Mapping[str, Any], target: TargetKind | None, rows: Sequence[TaskRow]) -> _Plan:
-        """The same with what is trained on."""
+        """Return this plan with its training data."""
         return replace(self, data=data, target=target, rows=rows)
 
     def predicted_seconds(self) -> float | None:
-        """How long it will take, where this machine's speed was measured."""
+        """Return the forecast of wall seconds; ``None`` where this machine's speed was not measured."""
         golds = [row.gold for row in (*self.rows, *self.dev) if row.gold is not None]
         spec = (self.recipe.model, self.base, self.form)
         rows, dev = self.sources(self.rows), self.sources(self.dev)
@@ -188,7 +188,7 @@ class _Plan:
         return training_seconds(spec, (rows, golds), (dev, golds), self.settings, threads, self.target)
 
     def run(self, learn: Learn, listener: Listener) -> StepReport:
-        """Train at the place the user named, from where an earlier attempt was killed."""
+        """Train in the output folder, from the last checkpoint of an earlier attempt."""
         running, home = self.recipe.running, OutputDir.folder(self.recipe.out)
         running.check()
         request = self._request()
@@ -211,7 +211,7 @@ class _Plan:
         return outcome
 
     def _request(self) -> dict[str, Any]:
-        """What decides the model, as far as one can ask for it; how many processes share the work does not."""
+        """Return the request: everything a user can ask for that decides the model; the number of processes does not."""
         settings = {name: value for name, value in self.settings.to_json().items() if name != "micro_batch_size"}
         scored = None if self.scorer is None else {"rows": rows_digest(self.dev), **self.scorer.identity()}
         return {
@@ -288,7 +288,7 @@ class _Plan:
             "notes": [] if self.scorer is None else notes_on_dev(self.scorer, progress.best_score, self.dev),
         }
         if stopwatch is not None:
-            # What an earlier attempt computed was not looked at.
+            # The FLOPs of an earlier attempt were not profiled.
             seen = None if gauge.is_resumed else flops
             facts["profile"] = profile_of_parts([seconds_of(stopwatch)], seen, self.settings.precision)
         return StepReport(
@@ -316,7 +316,7 @@ class _Plan:
 def _plan(
     command: str, recipe: TrainingRequest, inputs: DataReader, form: TaskSpec, n_rows: int, *, own_dev: bool = True
 ) -> _Plan:
-    """Resolve what the user left open, and refuse what cannot work, before a model is loaded.
+    """Resolve open options and refuse a request that cannot work, before a model is loaded.
 
     ``own_dev``: the task's dev split chooses the model where no file does.
 
@@ -350,7 +350,7 @@ def _plan(
 
 
 def _settings(recipe: TrainingRequest, family: Family, form: TaskSpec, inputs: DataReader) -> tuple[TrainSettings, str]:
-    """Defaults of family and role, then the task's, then the user's; and the precision asked for, resolved in the settings."""
+    """Return the settings (defaults, then the task's, then the user's, precision resolved) and the precision asked for."""
     task = None if inputs.task is None else inputs.task.training
     given = overrides_of(task, family, recipe.role, recipe.overrides)
     asked = str(given.get("precision", AUTO))
@@ -365,7 +365,7 @@ def _settings(recipe: TrainingRequest, family: Family, form: TaskSpec, inputs: D
 
 
 def _dev_rows(recipe: TrainingRequest, inputs: DataReader, seed: int, own_dev: bool) -> list[TaskRow]:
-    """From the file, else the task's dev split where it has one; beside training rows of another origin it might repeat them."""
+    """Return dev rows of the file, else of the task's dev split; ``own_dev`` is false where that might repeat training rows."""
     if recipe.dev_file is not None:
         return inputs.file(recipe.dev_file, n=recipe.max_dev_rows, needs_target=True)
     if inputs.task is None or inputs.task.data.dev is None or not own_dev:
@@ -374,7 +374,7 @@ def _dev_rows(recipe: TrainingRequest, inputs: DataReader, seed: int, own_dev: b
 
 
 class _Telling:
-    """Passes a training's progress on: loss and rows a second."""
+    """Progress callback of a training: loss and rows a second."""
 
     def __init__(self, listener: Listener, batch_size: int) -> None:
         self._listener = listener
@@ -394,7 +394,7 @@ class _Telling:
 
 
 def _keep(home: OutputDir, progress: TrainProgress, outcome: StepReport) -> None:
-    """Move the model to its place, the history beside it, the summary last."""
+    """Move the model into the output folder, then write the history, and the summary last."""
     for path in sorted((home.work / "model").iterdir()):
         with writing(home.out / path.name):
             path.replace(home.out / path.name)
