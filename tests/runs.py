@@ -20,8 +20,8 @@ from outlay.labels.annotator import Delivery, Order
 from outlay.labels.replay import Replay
 from outlay.money.amounts import PriceBook, Quote
 from outlay.storage.store import Store
+from outlay.study.runner import SilentListener
 from outlay.study.scheduler import Scheduler
-from outlay.study.session import SilentListener
 from outlay.tasks.demo import generate
 from outlay.workers.pool import InProcessPool, Report
 from tests.checkpoints import make_checkpoint, make_gpt2, make_t5

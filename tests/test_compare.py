@@ -16,7 +16,7 @@ from outlay.report.results import Header
 from outlay.report.study_report import StudyReport, write_study_report
 from outlay.storage.store import Store
 from outlay.study.grid import Grid
-from outlay.study.session import Session, Workplace, prepare_session
+from outlay.study.runner import Session, Workplace, prepare_session
 from tests.runs import FamilyWorld
 
 BASE = Options("task", "annotate", 1, teacher="t1", general="g")

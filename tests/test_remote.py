@@ -556,8 +556,7 @@ def test_two_runs_with_caches_of_their_own_share_what_was_made(
     from outlay.engine.step_runner import StepRunner
     from outlay.money.amounts import PriceBook
     from outlay.report.results import Header
-    from outlay.study.runner import reopen_study
-    from outlay.study.session import Workplace, prepare_session
+    from outlay.study.runner import Workplace, prepare_session, reopen_study
     from tests.runs import World  # imports torch, which the other tests here can do without
 
     world = World(tmp_path)

@@ -428,7 +428,7 @@ def test_rows_of_an_f1_task_have_an_interval_over_examples(world: World, tmp_pat
     from outlay.report.results import Header
     from outlay.report.seed_means import means
     from outlay.storage.store import Store
-    from outlay.study.session import Workplace, prepare_session
+    from outlay.study.runner import Workplace, prepare_session
 
     text = world.task.read_text().replace("metric: accuracy", "metric: f1").replace("name: small", "name: small_f1")
     task = world.task.with_name("f1.yaml")

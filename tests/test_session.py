@@ -18,8 +18,7 @@ from outlay.money.amounts import PriceBook
 from outlay.report.results import Header
 from outlay.storage.store import Store
 from outlay.study.index import OLD_FILE, StudyIndex
-from outlay.study.runner import read_results, status_of
-from outlay.study.session import Workplace, bring_about, prepare_session
+from outlay.study.runner import Workplace, bring_about, prepare_session, read_results, status_of
 from outlay.workers.local import n_places
 from tests.checkpoints import make_checkpoint
 from tests.runs import World

@@ -29,7 +29,7 @@ from outlay.study.prepare import prepare_study, refuse_several_processes, study_
 from outlay.study.progress import OnProgress, Progress, RunProgress, StepProgress
 from outlay.study.request import AnyPath, Dollars, Models, RunOptions, Setup, request, requests, workplace
 from outlay.study.results import RunResult, StudyResult
-from outlay.study.session import Session, prepare_session
+from outlay.study.runner import Session, prepare_session
 from outlay.tasks.task import load_task
 
 Settings = Mapping[str, object]

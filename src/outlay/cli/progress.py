@@ -73,7 +73,7 @@ class StepBars:
 
 
 class Screen:
-    """`outlay.study.session.Listener` that draws on standard error, so that standard output stays fit for a pipe.
+    """`outlay.study.runner.Listener` that draws on standard error, so that standard output stays fit for a pipe.
 
     ``labels``: name of each run, by its place. Lines of a run stand under its name, which is printed again after lines of another
     run.

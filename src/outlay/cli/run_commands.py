@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from outlay.engine.point import Point
     from outlay.engine.prepare import Options
     from outlay.report.results import Header
-    from outlay.study.session import Session
+    from outlay.study.runner import Session
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A shipped task, or the path of your own task.yaml.")]
 InitialOption = Annotated[
@@ -300,7 +300,7 @@ def _compare(shared: RunOptions, given: GridOptions, where: PlaceOptions) -> Non
 
 def _prepare(asked: list[Options], header: Header, folder: Path, where: PlaceOptions) -> Session:
     """Check and plan a request; refuse a wrong one before a folder is made or a label bought."""
-    from outlay.study.session import prepare_session
+    from outlay.study.runner import prepare_session
 
     refuse_several_processes()
     session = prepare_session(asked, header, where.place(folder), overwrite=where.overwrite)

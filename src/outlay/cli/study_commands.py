@@ -76,8 +76,7 @@ def run(
     from outlay.money.amounts import PriceBook, parse_budget
     from outlay.study.index import check_folder
     from outlay.study.prepare import header_of, refuse_empty, study_command
-    from outlay.study.runner import StudyRunner
-    from outlay.study.session import Workplace
+    from outlay.study.runner import StudyRunner, Workplace
 
     # A wrong request is refused before anything is planned, and before a folder is made.
     refuse_several_processes()

@@ -311,10 +311,6 @@ def _with_charge(points: Sequence[PointOutputs]) -> str:
     return "" if charge is None else f"({CellContent(charge, unit='usd').text})"
 
 
-def _with_teacher_and_charge(points: Sequence[PointOutputs]) -> str:
-    return " ".join(text for text in (_with_teacher(points), _with_charge(points)) if text)
-
-
 def _with_teacher_and_goods(points: Sequence[PointOutputs]) -> str:
     return " ".join(text for text in (_with_teacher(points), purchase_text(points)) if text)
 

@@ -17,7 +17,7 @@ from outlay.storage.store import Store
 from outlay.study.dry_run import StudyPlan, plan
 from outlay.study.grid import Study
 from outlay.study.index import check_folder
-from outlay.study.session import Session, Workplace
+from outlay.study.runner import Session, Workplace
 from outlay.workers.local import LocalPool
 
 

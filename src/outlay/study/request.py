@@ -21,7 +21,7 @@ from outlay.settings import DEFAULT_THREADS
 from outlay.storage.paths import expand_path
 from outlay.storage.remote import open_named
 from outlay.study.grid import Grid
-from outlay.study.session import Workplace
+from outlay.study.runner import Workplace
 from outlay.text.legible import repeats
 
 AnyPath = str | Path
