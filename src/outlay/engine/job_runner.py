@@ -74,7 +74,7 @@ class JobRunner:
         on_progress: Report,
         on_wait: Callable[[str], None] | None = None,
     ) -> JobResult:
-        """Return the artifact of a job: from the store, from a process at work on it, or computed here.
+        """Return the result of a job: the stored artifact, that of another process at work on it, or a new one.
 
         Raises:
             SpendError: data or models here are not those of the run.

@@ -478,9 +478,9 @@ def _task_digest(task: Task, data: TaskData) -> str:
 
 
 def _pool_parts(data: TaskData, n_rows: int) -> tuple[tuple[str, int], ...]:
-    """Return names and sizes of the pool's parts; the first rows of a pool are one part.
+    """Return names and sizes of the pool's parts; a pool limited to its first rows is one part.
 
-    The number of first rows in each part depends on the seed's order, and a request must not.
+    The spread of the first rows over the parts depends on the seed's order, and a request must not.
     """
     parts = tuple((part.name, len(part.examples)) for part in data.pool)
     return parts if n_rows == sum(n for _, n in parts) else (("+".join(name for name, _ in parts), n_rows),)

@@ -392,7 +392,7 @@ class RunExecution:
     # --- money -------------------------------------------------------------------------------------------------------
 
     def _hold_key(self, step: Step, again: bool) -> str:
-        """Return the key of a step's hold; a step paid before, whose artifact was removed from the store, gets a new one."""
+        """Return the key of a step's hold, a new one at no charge for a step paid before whose artifact was removed."""
         if not again:
             return step.key
         n = sum(
