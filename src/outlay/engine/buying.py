@@ -1,9 +1,9 @@
-"""Buy the labels of one purchase: send what is not ordered yet, keep what has come, say what is still missing.
+"""Purchases of labels: order the missing rows, log the deliveries, report the rows still missing.
 
-A purchase is a job like every compute step: the run that needs it holds its money and goes on when the job is over. It is done
-by a thread of the process that drives the runs, not by a worker: its work is waiting for somebody else, the log that proves what
-was bought must lie on the disk of the ledger that pays for it (a worker may be another machine), and a seller with an open
-connection cannot be sent to another process. The ledger is left to the driver's own thread.
+A purchase is a job like every compute step: its run holds the money before and settles when the job is over. The job runs in a
+thread of the process that drives the runs, not in a worker: it mostly waits, its log must lie on the disk of the ledger that pays
+for it (a worker may be another machine), and a seller with an open connection cannot be sent to another process. Only the
+driver's own thread writes to the ledger.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from outlay.storage.store import Artifact, key_of
 from outlay.tasks.example import Example
 
 DELIVERY_ROWS = 100
-"""Labels per order: as much of a delivery as a crash between delivery and booking can at most make to be collected again."""
+"""Rows per order: the most that must be collected again after a crash between delivery and booking."""
 
 
 @dataclass(frozen=True)
 class Purchase:
-    """A purchase that is held for a run, and all that its buyer needs beside the log.
+    """A purchase held for a run, with its rows and its seller.
 
-    ``rows``: of the whole split, in the seeded order; ``n_missing``: rows of the purchase without a label when it was begun.
+    ``rows``: all rows of the split, in the seeded order; ``n_missing``: number of rows without a label when the purchase began.
     """
 
     step: Buy
@@ -39,24 +39,27 @@ class Purchase:
 
     @property
     def wanted(self) -> Sequence[Example]:
-        """The rows that are bought."""
+        """Rows to be labelled."""
         return self.rows[self.step.start : self.step.stop]
 
 
 @dataclass(frozen=True, slots=True)
 class PurchaseResult:
-    """Outcome of a purchase so far: ``waits_for`` is one line on what is missing, ``None`` where every label is in the log;
-    ``reused``: all of them were there when the log was opened for it."""
+    """Outcome of a purchase so far.
+
+    ``waits_for``: one line on the missing labels, ``None`` where every label is in the log; ``reused``: every label was in
+    the log before.
+    """
 
     waits_for: str | None
     reused: bool = False
 
 
 def buy(purchase: Purchase, log: PurchaseLog, on_progress: Callable[[int, int, str], None]) -> PurchaseResult:
-    """Bring as many labels of a purchase into the log as its seller has.
+    """Order the rows of a purchase, and log every label that its seller has ready.
 
     Raises:
-        SellerError: the seller refuses an order or cannot deliver it; what came before is in the log.
+        SellerError: the seller refuses an order or cannot deliver it; earlier deliveries are in the log.
         StoreError: the log cannot be written.
     """
     step, wanted = purchase.step, [row.id for row in purchase.wanted]
@@ -85,11 +88,11 @@ def buy(purchase: Purchase, log: PurchaseLog, on_progress: Callable[[int, int, s
 
 
 _Due = tuple[Order, OrderRecord, Delivery | Pending | None]
-"""An order at its seller, and what was seen of it where it was asked for already."""
+"""An order at its seller, its record, and its state where it was collected already."""
 
 
 def _orders_at_seller(purchase: Purchase, purchases: SellerLog, wanted: set[str]) -> list[_Due]:
-    """Return the orders of these rows that were noted before, whoever pays for them, sent where a crash came in between."""
+    """Return the open orders of these rows, of any payer; send those that a crash kept from being sent."""
     noted = [record for record in purchases.open_orders if not wanted.isdisjoint(record.ordered)]
     examples = {row.id: row for row in purchase.rows} if noted else {}
     found: list[_Due] = []
@@ -102,13 +105,13 @@ def _orders_at_seller(purchase: Purchase, purchases: SellerLog, wanted: set[str]
                 _submit(purchase.seller, order, record, purchases)
                 found.append((order, record, None))
             else:
-                # Its run noted it and ended before it was sent. Nobody holds its money now, so it is not sent for that run.
+                # The run that logged the order ended before sending it. No hold pays for it now, so it is not sent.
                 _withdraw(purchases, [record])
     return found
 
 
 def _send(purchase: Purchase, purchases: SellerLog) -> list[_Due]:
-    """Order the rows that nobody ordered yet: every order is on disk before the first one is sent."""
+    """Order the rows that are in no order yet; every order is on disk before the first is sent."""
     at_seller = {row for record in purchases.open_orders for row in record.ordered}
     missing = [row for row in purchase.wanted if row.id not in purchases.labels and row.id not in at_seller]
     batches = [missing[start : start + DELIVERY_ROWS] for start in range(0, len(missing), DELIVERY_ROWS)]
@@ -126,7 +129,7 @@ def _send(purchase: Purchase, purchases: SellerLog) -> list[_Due]:
 
 
 def _submit(seller: Annotator, order: Order, record: OrderRecord, purchases: SellerLog) -> None:
-    """Send an order; one that the seller refused is struck from the log, one that it may have got is not."""
+    """Send an order; withdraw it from the log where the seller refused it, not where the seller may have it."""
     try:
         seller.submit(order)
     except SellerError:
@@ -140,13 +143,13 @@ def _submit(seller: Annotator, order: Order, record: OrderRecord, purchases: Sel
 
 
 def _withdraw(purchases: SellerLog, records: Sequence[OrderRecord]) -> None:
-    """Note that orders were never sent: their rows are nobody's again."""
+    """Log that orders were never sent, so that their rows can be ordered again."""
     if records:
         purchases.note([OrderRecord(record.order, record.payer, ()) for record in records])
 
 
 def _checked(order: Order, got: Delivery | Pending) -> Delivery | Pending:
-    """Refuse labels that are not of the order's rows, one each."""
+    """Refuse a delivery without exactly one label per row, or with rows outside the order."""
     delivery = got.so_far if isinstance(got, Pending) else got
     if delivery is None:
         return got
@@ -159,7 +162,7 @@ def _checked(order: Order, got: Delivery | Pending) -> Delivery | Pending:
 
 
 def _keep(purchases: SellerLog, record: OrderRecord, delivery: Delivery) -> None:
-    """Write what is new in a delivery that holds all that came of its order so far."""
+    """Log the new labels and cash of a delivery, which repeats all earlier ones of its order."""
     before = purchases.receipts_of(record.order)
     known = {row for receipt in before for row, _ in receipt.labels}
     labels = tuple((row, label) for row, label in zip(delivery.rows, delivery.labels, strict=True) if row not in known)
@@ -170,7 +173,7 @@ def _keep(purchases: SellerLog, record: OrderRecord, delivery: Delivery) -> None
 
 
 class RunPurchases:
-    """The purchases of one run: what is missing, what the run paid for it, and its labels as they stand in the log."""
+    """The purchases of one run: missing rows, cash paid and labels, as read from the log."""
 
     def __init__(self, prepared: PreparedRun, log: PurchaseLog, payer: str) -> None:
         self._prepared = prepared
@@ -178,7 +181,7 @@ class RunPurchases:
         self._payer = payer
 
     def begin(self, step: Buy) -> Purchase:
-        """Return a purchase with its seller.
+        """Return a purchase with its rows and its seller.
 
         Raises:
             TaskFileError: a row without a gold label to replay.
@@ -189,7 +192,7 @@ class RunPurchases:
         return Purchase(step, rows, self._prepared.seller_of(step), self._payer, n_missing)
 
     def cash_micros(self, step: Buy, before: Sequence[Buy]) -> int:
-        """Micro-dollars that left the bank of this run for a purchase, but for rows of the purchases ``before`` it."""
+        """Return the cash, in micro-dollars, that this run paid for a purchase, without rows of the purchases ``before``."""
         known, rows = self._log.read(step.series), self._ids(step)
         booked = {row for each in before if each.series == step.series for row in self._ids(each)}
         paid = 0
@@ -200,20 +203,20 @@ class RunPurchases:
         return paid
 
     def is_ordered(self, step: Buy) -> bool:
-        """True where orders of this run for the purchase may be at the seller."""
+        """Return whether orders of this run for the purchase may be at the seller."""
         rows = self._ids(step)
         orders = self._log.read(step.series).open_orders
         return any(order.payer == self._payer and not rows.isdisjoint(order.ordered) for order in orders)
 
     def files(self, step: Buy) -> tuple[Mapping[str, bytes], float]:
-        """Return the files of a purchase's artifact, and the seconds that people worked on its series."""
+        """Return the files of a purchase's artifact, and the human seconds of its series."""
         known = self._log.read(step.series)
         rows = self._prepared.train if step.split == "train" else self._prepared.dev
         lines = label_lines([(row.id, known.labels[row.id]) for row in rows[step.start : step.stop]])
         return {LABELS_FILE: lines}, sum(receipt.human_seconds for receipt in known.receipts)
 
     def take_over(self, step: Buy, artifact: Artifact) -> None:
-        """Into the log of this machine, what another one bought and left at the URL of the store: it is not bought again."""
+        """Add labels that another machine bought to the log of this one, from their artifact, so that none is bought twice."""
         if self._log.read(step.series).labels:
             return
         rows = [json.loads(line) for line in artifact.read_bytes(LABELS_FILE).split(b"\n") if line]
@@ -227,5 +230,5 @@ class RunPurchases:
 
 
 def _ordered(known: SellerLog, order: str) -> Sequence[str]:
-    """Rows of an order that was billed before any of them was delivered."""
+    """Return the rows of an order that was billed before any label was delivered."""
     return known.orders[order].ordered if order in known.orders else ()

@@ -1,4 +1,4 @@
-"""What a request may leave to its task: the encoder that its metric compares texts with, and where dev labels come from."""
+"""Choices that a request may leave to its task: the encoder of its metric and the source of its dev labels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from outlay.tasks.task import Task
 
 
 def judge_of(task: Task, metric_model: str | None) -> Judge | None:
-    """The encoder that the task's metric compares texts with, where it needs one; ``metric_model``: in place of the task's own.
+    """Return the encoder that the task's metric compares texts with; ``None`` for a metric without one.
+
+    ``metric_model``: reference of an encoder in place of the task's own.
 
     Raises:
-        UsageError: the metric needs one and none is named, or the other way round.
-        UnknownModel: it leads nowhere.
+        UsageError: the metric needs an encoder and none is named, or the other way round.
+        UnknownModel: the reference of the encoder leads nowhere.
     """
     if task.metric != "bert_ibleu":
         if metric_model is not None:
@@ -37,10 +39,10 @@ def judge_of(task: Task, metric_model: str | None) -> Judge | None:
 
 
 def dev_choice(task: Task, data: TaskData, dev: str | None, n_dev: int | None) -> tuple[str | None, int | None]:
-    """How dev labels come, and how many (``None``: the whole split, or the default share where carved).
+    """Return the source of the dev labels and their number (``None``: the whole split, or the default share where carved).
 
     Raises:
-        UsageError: a dev split that is not there, or has fewer rows.
+        UsageError: the task has no dev split, or one with fewer rows.
     """
     how = dev or task.dev
     n_dev = n_dev if n_dev is not None else task.n_dev

@@ -1,6 +1,6 @@
-"""Makes the artifact of one compute step, in whatever process is asked to: under its hold, alone, resumed where it was cut off.
+"""Jobs: compute steps executed under their hold, in any process, one at a time per artifact, resumed from checkpoints.
 
-No money here: whoever asks has held the quote before and settles afterwards.
+No money here: the caller holds the quote before and settles afterwards.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from outlay.train.progress import TrainContext, TrainProgress
 
 @dataclass(frozen=True)
 class Job:
-    """A compute step that is held for a run, and all that its maker needs beside the store. It can be pickled."""
+    """A compute step held for a run, with all that a worker needs beside the store. It can be pickled."""
 
     step: Step
     key: str
-    """What the artifact is stored under, unless a limit cuts it short."""
+    """Key of the artifact, unless a limit cuts the step short."""
     artifacts: Mapping[str, str]
-    """Keys of the artifacts behind it, by the keys of their steps."""
+    """Keys of the artifacts of all earlier steps, by the keys of these steps."""
     options: Options
-    """Of the run, its precision resolved."""
+    """Options of the run, with the precision resolved."""
     is_precision_asked: bool
-    """Whether what the step computes in was asked for, or chosen by the machine that planned the run."""
+    """True where the precision of the step was asked for, False where the machine that planned the run chose it."""
     run_id: str
     quote: Quote
-    """The hold's: the work stops before it passes it."""
+    """Quote of the hold, which bounds the step."""
     here: Price
-    """Per hour of the machine that computes."""
+    """Price per hour of the machine that computes."""
     payer: str
     heartbeat: Path
     checkpoint_seconds: float
@@ -50,17 +50,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """The key of the artifact, and whether it was there already."""
+    """Result of a job: the key of the artifact, and whether the store had it already."""
 
     key: str
     reused: bool
 
 
 class JobRunner:
-    """Makes jobs with the artifacts of one store.
+    """Executor of jobs on the artifacts of one store.
 
-    ``prepared_of``: rows, shapes and token counts of a run; called for each job. A damaged profile of the machine beside the
-    store is refused here, before anything is bought.
+    ``prepared_of``: rows, shapes and token counts of a run; called for each job. The constructor refuses a damaged profile of the
+    machine beside the store, before anything is bought.
     """
 
     def __init__(self, store: Store, prepared_of: Callable[[Options], PreparedRun]) -> None:
@@ -74,7 +74,7 @@ class JobRunner:
         on_progress: Report,
         on_wait: Callable[[str], None] | None = None,
     ) -> JobResult:
-        """Find the job's artifact, wait for whoever makes it, or make it.
+        """Return the result of a job: the stored artifact, that of another process at work on it, or a new one.
 
         Raises:
             SpendError: data or models here are not those of the run.
@@ -139,7 +139,7 @@ class JobRunner:
 
 
 def kept_seconds(store: Store, key: str, payer: str) -> float:
-    """Seconds of ``payer``'s work on ``key`` that are not lost: in the artifact, else in the newest checkpoint."""
+    """Return the seconds of ``payer``'s work on ``key`` that are kept, in the artifact or else in the newest checkpoint."""
     from outlay.storage.checkpoint_files import checkpoint_state, newest_checkpoint
 
     artifact = store.about(key)
@@ -152,7 +152,7 @@ def kept_seconds(store: Store, key: str, payer: str) -> float:
 
 
 def _artifact_key(key: str, made: StepOutput) -> str:
-    """Where an artifact is kept; one that a limit cut short has a key of its own, so that no run takes it for the whole."""
+    """Return the key of an artifact; one that a limit cut short has a key of its own, so that no run reuses it as whole."""
     if made.usage.get("stopped") != "limit":
         return key
     return key_of({"of": key, "n_tokens_trained": made.usage["n_tokens_trained"]})

@@ -1,4 +1,4 @@
-"""Read what a run left on disk: its manifest, its answers to the test split, its receipt."""
+"""Outputs of a run on disk: its manifest, its answers to the test split, its receipt."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from outlay.plan.steps import PREDICTIONS_FILE
 from outlay.storage.store import Artifact, Store
 
 PARTS = ("labels", "teacher", "targets", "student", "scores")
-"""What a charge is made of: the kinds of steps, in the order they are paid."""
+"""Parts of a charge: the kinds of steps, in the order they are paid."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunOutputs:
-    """What one run left, beside its point. Anything may be missing: an artifact was removed, a run failed."""
+    """Outputs of one run beside its point. Any may be missing: an artifact was removed, or the run failed."""
 
     run: str
-    """The run's id."""
+    """Id of the run."""
     metric: str | None = None
-    """One of `outlay.metrics.METRICS`."""
+    """Metric of the task, one of `outlay.metrics.METRICS`."""
     answered: Answered | None = None
     """The answers to the test split, the same examples in the same order in every run of a task."""
     teacher_dev: float | None = None
@@ -32,7 +32,7 @@ class RunOutputs:
     charges_usd: Mapping[str, float] | None = None
     """Charge by part, see `PARTS`; they add up to the point's charge."""
     receipt: str | None = None
-    """As plain text."""
+    """Receipt as plain text."""
 
 
 def read_answers(artifact: Artifact) -> tuple[str, Answered]:
@@ -43,7 +43,7 @@ def read_answers(artifact: Artifact) -> tuple[str, Answered]:
 
 
 def outputs_of(folder: Path, store: Store, run: str) -> RunOutputs:
-    """Read all that a report draws from beside the point; what is gone is left out."""
+    """Read the outputs of a run beside its point; a missing one is ``None``."""
     manifest = manifest_of(folder, run)
     found = answers_of(store, manifest)
     path = receipt_file(folder, run)
@@ -59,7 +59,7 @@ def outputs_of(folder: Path, store: Store, run: str) -> RunOutputs:
 
 
 def manifest_of(folder: Path, run: str) -> dict[str, Any] | None:
-    """Read the manifest of a run that is over; ``None`` for one that is not."""
+    """Read the manifest of a finished run; ``None`` for any other."""
     path = RunDir.of(folder, run).manifest
     if not path.exists():
         return None
@@ -75,5 +75,5 @@ def answers_of(store: Store, manifest: Mapping[str, Any] | None) -> tuple[str, A
 
 
 def receipt_file(folder: Path, run: str) -> Path:
-    """Return where a results folder keeps the receipt of a run, as text."""
+    """Return the path of the receipt of a run, a text file, in a results folder."""
     return folder / "receipts" / f"{run}.txt"

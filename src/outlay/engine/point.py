@@ -22,7 +22,7 @@ from outlay.money.amounts import MICROS_PER_USD
 from outlay.storage.files import plain_number, plain_numbers, write_text
 
 STATUSES = ("ok", "na", "failed", "waiting")
-"""``waiting``: for labels that are ordered; the same command goes on with it."""
+"""Statuses of a point; ``waiting``: labels are ordered and not delivered, and the same command resumes the run."""
 CLOCKS = ("flops", "measured")
 DEV_KINDS = ("given", "bought", "carved")
 LOWEST_SCORE, HIGHEST_SCORE = -0.1, 100.1

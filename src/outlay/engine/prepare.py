@@ -1,4 +1,4 @@
-"""From the words of a user to a request and all that is known about it, before money moves."""
+"""Preparation of runs: from the options of a user to a request with its data and planning context, before money is spent."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from outlay.tasks.task import Task, load_task
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a user asks of one run, in their words; every field but the first three has a default."""
+    """Options of one run, as the user gives them; every field but the first three has a default."""
 
     task: str
     strategy: str
@@ -61,16 +61,16 @@ class Options:
     n_dev: int | None = None
     threads: int = DEFAULT_THREADS
     sellers: tuple[SellerSpec, ...] = (SellerSpec(),)
-    """Who may be bought from; those that the strategy does not buy from decide nothing, but `HUMAN`."""
+    """Sellers on offer; those that the strategy does not buy from are ignored, except `HUMAN`."""
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     base: str | None = None
-    """What ``cut:`` and ``tiny:`` students are made from; ``None`` = the teacher."""
+    """Model that ``cut:`` and ``tiny:`` students are made from; ``None`` = the teacher."""
     metric_model: str | None = None
     """Encoder that `bert_ibleu` compares texts with; ``None`` = as the task says."""
     general: str = DEFAULT_GENERAL
     """The generally distilled checkpoint that `general_distill` starts from."""
     precision: str = AUTO
-    """``auto`` (as this machine is fast), ``bf16`` or ``fp32``, where neither task nor ``overrides`` name one for a role."""
+    """``auto`` (by the speed of this machine), ``bf16`` or ``fp32``, where neither task nor ``overrides`` name one for a role."""
 
     def __post_init__(self) -> None:
         check_asked(self.precision)
@@ -83,19 +83,19 @@ _OWN = ("budget_micros", "n_initial")
 
 @dataclass(frozen=True, slots=True)
 class ModelRoles:
-    """The models of one run. ``used``: those that learn or speak in it, whatever else is named."""
+    """Models of one run by role. ``used``: the models that are trained or teach, whatever else is named."""
 
     teacher: Model
     student: Model
     judge: Judge | None
     used: tuple[Model, ...]
     speaker: Model | None
-    """Whose targets the student learns from."""
+    """Model whose targets the student learns from; ``None`` where the student learns from labels."""
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """One run, ready to be quoted and executed: rows in their seeded orders, and what is known of them."""
+    """One run, ready to be quoted and executed: rows in their seeded orders, and the planning context."""
 
     request: Request
     known: PlanningContext
@@ -109,7 +109,7 @@ class PreparedRun:
     options: Options
 
     def is_precision_asked(self, precision: str) -> bool:
-        """Whether somebody asked for what a step computes in, or the machine chose it."""
+        """Return whether a step's precision was asked for, and not chosen by the machine."""
         named = dict(self.request.overrides)
         return (
             self.options.precision != AUTO
@@ -118,11 +118,11 @@ class PreparedRun:
         )
 
     def sources(self, rows: Sequence[Example], ref: str) -> list[tuple[str, ...]]:
-        """What a model reads, row by row: an encoder the task's segments, one that writes the whole text."""
+        """Return a model's input of each row: the task's segments for an encoder, the whole text for any other family."""
         return _sources(self.task, rows, self.known.shapes[ref].family)
 
     def seller_of(self, step: Buy) -> Annotator:
-        """Make the seller of a purchase, which replays the gold labels of its split.
+        """Build the seller of a purchase, which replays the gold labels of its split.
 
         Raises:
             TaskFileError: a row without a gold label.
@@ -137,10 +137,10 @@ class PreparedRun:
 
 
 class RunBuilder:
-    """Loads tasks, reads checkpoints and counts tokens once, for as many runs as a comparison or a study has; it lives for one
-    command, and what changes on the disk meanwhile is not seen.
+    """Builder of runs that loads tasks, reads checkpoints and counts tokens once, for all runs of one command.
 
-    ``tokens``: a folder where tokenised texts are kept for this process's steps and for the next process; ``None`` = nowhere.
+    Changes on the disk during the command are not seen.
+    ``tokens``: folder of tokenised texts, for this process's steps and for the next process; ``None`` = nowhere.
     """
 
     def __init__(
@@ -160,10 +160,10 @@ class RunBuilder:
         self._same_tokens: dict[tuple[str, str], bool] = {}
         self.memo = Memo()
         self.notes: list[str] = []
-        """What was decided about the form of the files that were read, a sentence each."""
+        """Decisions on the format of the data files, a sentence each."""
 
     def load(self, name: str) -> tuple[Task, TaskData]:
-        """A task and its data, leaks checked."""
+        """Return a task and its data, checked for leaks."""
 
         def loaded() -> tuple[Task, TaskData]:
             task = load_task(name)
@@ -175,7 +175,7 @@ class RunBuilder:
 
     @once
     def name_of(self, task: str) -> str:
-        """What a task is called, whose data need not be there; one that cannot be read, as it was asked for."""
+        """Return the name of a task, whose data may be missing; the name asked for where the task cannot be read."""
         try:
             return load_task(task).name
         except OutlayError:
@@ -183,7 +183,7 @@ class RunBuilder:
 
     @once
     def machine(self, name: str) -> Machine:
-        """A machine of the shipped or the user's files.
+        """Return a machine of the shipped or the user's files.
 
         Raises:
             UnknownItem: lists the known ones.
@@ -191,12 +191,12 @@ class RunBuilder:
         return machine(name, self._machine_files)
 
     def request(self, options: Options) -> Request:
-        """The request of ``options``; cheap but for reading the data: no model is loaded.
+        """Return the request of ``options``; this reads the data and loads no model.
 
         Raises:
-            UsageError: whatever is wrong with the options, named one at a time.
+            UsageError: an option is wrong; the error names one at a time.
         """
-        # Whether N is given decides what is refused, its number nothing.
+        # The presence of N decides what is refused, its number does not.
         at = ("request", options.n_initial is None, *_shared(options))
         request = self.memo.once(at, lambda: self._request(options))
         return replace(request, budget_micros=options.budget_micros, n_initial=options.n_initial)
@@ -246,10 +246,10 @@ class RunBuilder:
         return request
 
     def check(self, options: Options) -> None:
-        """Refuse what the models cannot do, before money moves; loads their tokenizers, and no weights.
+        """Refuse options that the models cannot meet, before money is spent; this loads tokenizers and no weights.
 
         Raises:
-            UsageError: whatever is wrong with the options.
+            UsageError: an option is wrong.
             LabelError: a tokenizer that cannot spell a label.
             UnknownModel: a model without a tokenizer.
         """
@@ -275,7 +275,7 @@ class RunBuilder:
             )
 
     def prepare(self, options: Options) -> PreparedRun:
-        """Rows in order, shapes, token counts: everything a strategy may see. Runs that differ in budget and N share it."""
+        """Return a run with its rows in order, shapes and token counts, which runs that differ in budget and N alone share."""
         self.check(options)
         request = self.request(options)
         prepared = self.memo.once(("prepare", *_shared(options)), lambda: self._prepare(options, request))
@@ -327,10 +327,10 @@ class RunBuilder:
     # --- models ------------------------------------------------------------------------------------------------------
 
     def _cast(self, task: Task, options: Options) -> ModelRoles:
-        """Who plays in a run; families that cannot do the task are refused.
+        """Return the models of a run by role, and refuse families that cannot do the task.
 
         Raises:
-            UsageError: an encoder for a task that needs writing, or no encoder to measure with.
+            UsageError: an encoder for a task with generated answers, or no encoder for the metric.
             UnknownModel: a reference that leads nowhere.
         """
         policy = strategy_named(options.strategy)
@@ -351,7 +351,7 @@ class RunBuilder:
         return ModelRoles(teacher, student, judge_of(task, options.metric_model), used, speaker)
 
     def _fingerprint(self, ref: str, base: str) -> str:
-        """Read once; a failure, which may have asked the hub, is kept too."""
+        """Return the fingerprint of a checkpoint, read once; a failure, which may have asked the hub, is cached too."""
         return self.memo.once(("fingerprint", ref, base), lambda: fingerprint(ref, base=base), keep=UnknownModel)
 
     def _shape(self, model: Model) -> ModelShape:
@@ -368,7 +368,7 @@ class RunBuilder:
         return self.memo.once(("window", model.ref, model.base), lambda: window_of(model.ref, base=model.base))
 
     def _trainings(self, task: Task, cast: ModelRoles, request: Request) -> dict[Model, tuple[TrainSettings, ...]]:
-        """Who is trained in a run, and how."""
+        """Return the models that a run trains, each with the settings of its trainings in order."""
         families, given = self._families_by_role(cast), dict(request.overrides)
         roles = (
             [(cast.student, "student")]
@@ -390,14 +390,14 @@ class RunBuilder:
             )
 
     def _check_able(self, task: Task, model: Model, settings: tuple[TrainSettings, ...]) -> None:
-        """Whether a model has room for a text, can spell the answers and can be trained so; once per form and checkpoint."""
+        """Check that a model can read a text, spell the answers and be trained so; once per form and checkpoint."""
         from outlay.train.api import check_model
 
         asked = (model.ref, model.base, task.form, len(_segments(task, self._shape(model).family)), settings)
         self.memo.once(("able", model.fingerprint, *asked), lambda: check_model(*asked))
 
     def _handover(self, task: Task, cast: ModelRoles) -> TargetSpec | None:
-        """What the student is taught with; ``None`` where nobody teaches it."""
+        """Return the kind of targets for the student; ``None`` without a teacher."""
         if cast.speaker is None:
             return None
         sides = [(shape.family, shape.vocab_size) for shape in map(self._shape, (cast.speaker, cast.student))]
@@ -422,7 +422,7 @@ class RunBuilder:
     def _token_counts(
         self, options: Options, task: Task, model: Model, rows: Mapping[str, list[Example]]
     ) -> TokenCounts:
-        """Counted once per task and checkpoint by row, then summed once in each seed's order."""
+        """Return token counts, counted per row once per task and checkpoint, then summed once in each seed's order."""
         at = ("tokens", options.task, options.seed, model.fingerprint, self._window(model), len(rows["pool"]))
         return self.memo.once(at, lambda: self._counted(options.task, task, model, rows))
 
@@ -441,7 +441,7 @@ class RunBuilder:
 
 
 def precision_remarks(workbench: RunBuilder, asked: Sequence[Options]) -> list[str]:
-    """Lines on what runs compute in, where that is not plain; see `outlay.hardware.precision.remarks`."""
+    """Return remarks on the precision of runs; see `outlay.hardware.precision.remarks`."""
     wanted: set[str] = set()
     for options in asked:
         named = {role: dict(pairs).get("precision") for role, pairs in workbench.request(options).overrides}
@@ -450,19 +450,19 @@ def precision_remarks(workbench: RunBuilder, asked: Sequence[Options]) -> list[s
 
 
 def _run_precision(options: Options, overrides: Mapping[str, Mapping[str, Any]]) -> str:
-    """What roles compute in that name nothing themselves; where none is left, the machine is not asked, and run ids stay."""
+    """Return the precision of roles that name none; where all name one, the machine is not asked, so that run ids stay."""
     if all("precision" in overrides[role] for role in ROLES_TRAINED):
         return BF16
     return resolve(options.precision)
 
 
 def _shared(options: Options) -> tuple[Hashable, ...]:
-    """What decides a run but its budget and its N, as it is written: 2 epochs are not 2.0."""
+    """Return the cache key of options without budget and N, as they are written: 2 epochs are not 2.0."""
     return tuple(repr(getattr(options, each.name)) for each in fields(options) if each.name not in _OWN)
 
 
 def added_micros(prepared: PreparedRun) -> int | None:
-    """Return what comes on top of the initial labels; ``None`` where N is chosen by a rule."""
+    """Return the budget beyond the initial labels, in micro-dollars; ``None`` where N is chosen by a rule."""
     n_initial = prepared.request.n_initial
     if n_initial is None:
         return None
@@ -472,20 +472,22 @@ def added_micros(prepared: PreparedRun) -> int | None:
 
 
 def _task_digest(task: Task, data: TaskData) -> str:
-    """Of all that a task file decides, and of every example; what it tells people is left out."""
+    """Return the digest of a task file and of every example, without description and published results."""
     told = task.model_dump(mode="json", exclude={"description", "published"})
     return key_of({"task": told, "data": data.digest})
 
 
 def _pool_parts(data: TaskData, n_rows: int) -> tuple[tuple[str, int], ...]:
-    """Names and sizes of the pool's parts. How the first rows of all spread over them depends on the seed's order; a request must
-    not, so then they are one part."""
+    """Return names and sizes of the pool's parts; a pool limited to its first rows is one part.
+
+    The spread of the first rows over the parts depends on the seed's order, and a request must not.
+    """
     parts = tuple((part.name, len(part.examples)) for part in data.pool)
     return parts if n_rows == sum(n for _, n in parts) else (("+".join(name for name, _ in parts), n_rows),)
 
 
 def _segments(task: Task, family: Family) -> tuple[str, ...]:
-    """What a model of a family reads side by side: an encoder the task's segments, one that writes the whole text."""
+    """Return the names of a family's input segments: the task's for an encoder, the whole text for any other family."""
     return task.segment_names if family == "encoder" else ("text",)
 
 

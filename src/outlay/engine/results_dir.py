@@ -19,9 +19,9 @@ from outlay.storage.store import Store
 
 @dataclass(frozen=True)
 class ResultsDir:
-    """Where the runs of one results folder are paid: the ledger, the book of labels, the store they draw from.
+    """A results folder that pays for its runs: its ledger, its purchase log and its store.
 
-    ``here``: price per hour of the machine that really computes, which cash is measured with.
+    ``here``: price per hour of the machine that really computes, for cash.
     """
 
     folder: Path
@@ -32,15 +32,15 @@ class ResultsDir:
     checkpoint_seconds: float
 
     def files(self, run_id: str) -> RunDir:
-        """Where one run keeps its files."""
+        """Return the folder of one run."""
         return RunDir.of(self.folder, run_id)
 
     def payer(self, run_id: str) -> str:
-        """Who pays: this run in this ledger. The same request in another folder is another payer."""
+        """Return the payer: this run in this ledger. The same request in another folder is another payer."""
         return f"{self.ledger.first_hash()[:16]}:{run_id}"
 
     def unbooked_micros(self, run_id: str) -> int:
-        """Cash of labels that were delivered to a run and that its ledger does not hold yet: those of a purchase under way."""
+        """Return the cash, in micro-dollars, of labels delivered to a run and not booked yet: those of a purchase under way."""
         booked = sum(
             entry.cash_micros
             for entry in self.ledger.entries(run_id)
@@ -49,18 +49,18 @@ class ResultsDir:
         return max(0, self.book.paid_by(self.payer(run_id)) - booked)
 
     def buy(self, purchase: Purchase, on_progress: Callable[[int, int, str], None]) -> PurchaseResult:
-        """Bring as many labels of a purchase into the log as its seller has, see `outlay.engine.buying.buy`."""
+        """Order the rows of a purchase, and log every label that its seller has ready, see `outlay.engine.buying.buy`."""
         return buy(purchase, self.book, on_progress)
 
     def end_purchase(self, hold: Hold, why: str) -> None:
-        """Release the hold of a purchase for good; what had come of it is booked to cash, since no settlement will."""
+        """Release the hold of a purchase for good, and book the cash of its delivered labels as lost."""
         lost = self.unbooked_micros(hold.run_id)
         self.ledger.release(hold, lost_cash_micros=lost, note=f"{why}; labels that had come" if lost else why)
 
     def give_back(self, hold: Hold, why: str, *, at_least: float = 0.0) -> str:
-        """Release a hold, and book as lost what its attempt spent and nothing on disk keeps; a note on that, or "".
+        """Release a hold, book the cash of unsaved work as lost, and return a note on it, or "".
 
-        ``at_least``: seconds that are known of the attempt where its heartbeat did not reach this disk.
+        ``at_least``: seconds of the attempt, for one without a heartbeat on this disk.
         """
         heartbeat = self.files(hold.run_id).step(hold.key)
         if heartbeat.exists():

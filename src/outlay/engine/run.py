@@ -1,10 +1,10 @@
-"""One run being executed: what it needs next, what is held for it, what it has settled.
+"""Execution of one run: its ready steps, their holds and their settlements.
 
-An execution never computes and never buys. It asks its strategy, books what it finds in the store, and says which steps it needs;
-whoever drives it (`outlay.study.scheduler`, any number of runs at once) has them made under the hold that `begin` opens, and
-comes back with `settle` or `release`. The only code that spends.
+An execution never computes and never buys. It asks its strategy, books the artifacts that the store has already, and lists the
+steps that are ready. Its driver (`outlay.study.scheduler`, any number of runs at once) executes them under the hold that `begin`
+opens, and calls `settle` or `release`. No other code spends.
 
-Labels that are ordered and not delivered keep their hold, across processes too: a run that needs nothing else waits
+Labels that are ordered and not delivered keep their hold, across processes too: a run without other ready steps waits
 (`waits_for`), and goes on with the same hold when it is opened again.
 """
 
@@ -41,7 +41,7 @@ from outlay.storage.store import Artifact, key_of
 
 @dataclass(frozen=True, slots=True)
 class ReadyStep:
-    """A step that can be made now. ``key``: what its artifact is stored under; ``again``: it was paid before."""
+    """A step whose inputs are there. ``key``: key of its artifact in the store; ``again``: the step was paid before."""
 
     step: Step
     key: str
@@ -50,7 +50,7 @@ class ReadyStep:
 
 @dataclass(frozen=True, slots=True)
 class HeldStep:
-    """A need that is held, and the job that makes it."""
+    """A ready step with its hold and its job."""
 
     need: ReadyStep
     hold: Hold
@@ -58,7 +58,7 @@ class HeldStep:
 
 
 class RunExecution:
-    """One run, taken by one process at a time: with `open` and `close`, or for the length of a ``with``."""
+    """The execution of one run, by one process at a time: between `open` and `close`, or inside a ``with`` block."""
 
     def __init__(self, till: ResultsDir, prepared: PreparedRun, watcher: Watcher) -> None:
         self.run_id = prepared.request.run_id
@@ -81,10 +81,10 @@ class RunExecution:
         self._open = ExitStack()
 
     def open(self) -> Self:
-        """Take the run: nobody else may execute it until `close`. What an attempt that died left behind is recovered.
+        """Lock the run until `close`, and recover the holds of an attempt that died.
 
         Raises:
-            SpendError: another process executes it.
+            SpendError: another process executes the run.
         """
         self._open.enter_context(self._files.alone())
         try:
@@ -100,7 +100,7 @@ class RunExecution:
         return self
 
     def close(self) -> None:
-        """Let the run go."""
+        """Unlock the run."""
         self._open.close()
 
     def __enter__(self) -> Self:
@@ -112,28 +112,28 @@ class RunExecution:
         self.close()
 
     def _recover(self) -> None:
-        """Close the holds of an attempt that died, and book what it computed in vain as lost; those of labels, which may be on
-        order, stay."""
+        """Release the holds of an attempt that died, and book its unsaved work as lost; holds of labels, which may be on order,
+        stay open."""
         for hold in self._ledger.open_holds(self.run_id):
             if hold.quote.unit == LABEL_UNIT:
                 self._kept_holds[hold.key] = hold
             elif note := self._till.give_back(hold, "the process that held it ended"):
                 self._watcher.say(f"an earlier attempt was cut off: {note}")
 
-    # --- what is next ------------------------------------------------------------------------------------------------
+    # --- ready steps -------------------------------------------------------------------------------------------------
 
     @property
     def recipes(self) -> list[Recipe]:
-        """What the strategy asked for and got, in order."""
+        """Finished recipes of the strategy, in order."""
         return [outcome.recipe for outcome in self._outcomes]
 
     @property
     def proposal(self) -> Recipe | None:
-        """The recipe under way."""
+        """The recipe under way; ``None`` between recipes."""
         return self._proposal
 
     def advance(self) -> Point | None:
-        """Go as far as the store allows; the point once the run is over, ``None`` while it needs something made or bought."""
+        """Book all that the store has; return the point of a finished run, ``None`` while steps must be computed or bought."""
         while True:
             if self._proposal is None:
                 asked = self._policy.ask(self.prepared.known, self._outcomes)
@@ -152,14 +152,14 @@ class RunExecution:
             self._proposal = None
 
     def _last_point(self) -> Point:
-        """Return the point of a run whose strategy is done: without a test score where it stopped at a pilot."""
+        """Return the point after the last recipe: without a test score where the last recipe is a pilot."""
         if self.recipes and not self.recipes[-1].is_pilot:
             return self.point("ok", None, self.recipes)
         name = self.prepared.request.strategy
         return self.point("na", f"strategy {name} ended with a pilot: no test split was scored", self.recipes)
 
     def _charged_micros(self, recipes: Sequence[Recipe]) -> int:
-        """Charge of the steps of some recipes; the same whenever it is asked, so that a resumed run is told what it was told."""
+        """Return the charge, in micro-dollars, of the steps of some recipes; the same in a resumed run."""
         keys = {step.key for step in graph(recipe.final for recipe in recipes)}
         return sum(
             entry.charge_micros
@@ -168,9 +168,9 @@ class RunExecution:
         )
 
     def needs(self) -> list[ReadyStep]:
-        """Steps whose inputs are there, that nobody has begun for this run and that wait for nobody, in the recipe's order.
+        """Return the steps whose inputs are there and that are neither begun nor waiting, in the recipe's order.
 
-        Of one series of labels one purchase at a time: the next one must know what the first has paid for.
+        One purchase at a time per series of labels: the next purchase must know which labels the first has paid for.
         """
         if self._proposal is None:
             return []
@@ -186,18 +186,18 @@ class RunExecution:
 
     @property
     def waits_for(self) -> str | None:
-        """One line on the labels that are ordered and not delivered; ``None`` where the run waits for none."""
+        """One line on labels that are ordered and not delivered; ``None`` where the run waits for no labels."""
         return "waiting for " + "; ".join(dict.fromkeys(self._waiting.values())) if self._waiting else None
 
     def put_off(self, need: ReadyStep, why: str) -> None:
-        """Let a need wait for what another run has ordered."""
+        """Let a step wait for labels that another run has ordered."""
         self._waiting[need.step.key] = why
 
     def _has_inputs(self, step: Step) -> bool:
         return all(given.key in self._artifacts for given in step.inputs)
 
     def _obtain_all(self, recipe: Recipe) -> None:
-        """Take what takes neither computing nor buying: what is in the store already is booked together."""
+        """Book every step of a recipe whose artifact is in the store already, in one transaction."""
         try:
             with self._ledger.together():
                 for step in recipe.steps():
@@ -207,7 +207,7 @@ class RunExecution:
             self._note()
 
     def _obtain(self, step: Step) -> None:
-        """Have the artifact of ``step``, paid for, if it is in the store."""
+        """Book the artifact of ``step`` if the store has it."""
         is_paid = self._is_paid(step)
         if is_paid:
             artifact = self._find_paid(step)
@@ -220,11 +220,11 @@ class RunExecution:
             self._book_found(step, found, again=is_paid)
 
     def _find(self, step: Step, key: str) -> Artifact | None:
-        """What is in the store; of models and targets nothing but their manifest is read here."""
+        """Return an artifact of the store, or ``None``; of models and targets only the manifest is read."""
         return self._store.get(key) if isinstance(step, Buy | Score) else self._store.check(key)
 
     def _find_paid(self, step: Step) -> Artifact | None:
-        """Return the artifact that this run paid for: what a limit cut short is stored under another key than was asked for."""
+        """Return the artifact that this run paid for; one that a limit cut short has another key than its step."""
         keys = self._ledger.artifact_keys(self.run_id, step.key) or [self._storage_key(step)]
         return next((found for key in keys if (found := self._find(step, key)) is not None), None)
 
@@ -234,13 +234,13 @@ class RunExecution:
     # --- labels ------------------------------------------------------------------------------------------------------
 
     def _begin_purchase(self, step: Buy, need: ReadyStep) -> HeldStep:
-        """Hold a purchase: all that its labels cost, of the cash what is paid already and what the missing rows take."""
+        """Hold a purchase: the charge of all its labels, the cash paid already and that of the missing rows."""
         purchase, quote = self._purchases.begin(step), self._quoter.quote(step)
         cash = self._cash_of(step, need.again) + purchase.seller.quote(purchase.n_missing).cash_micros
         return HeldStep(need, self._hold(step, _with_cash(quote, cash), need.again), purchase)
 
     def _settle_purchase(self, step: Buy, begun: HeldStep, reused: bool) -> None:
-        """Keep the labels as an artifact and book them; a kept hold may be settled by another process than opened it."""
+        """Store the labels of a purchase and settle its hold, which another process may have opened."""
         quote, again = self._quoter.quote(step), begun.need.again
         with self._released_on_error(begun.hold):
             files, human_seconds = self._purchases.files(step)
@@ -257,7 +257,7 @@ class RunExecution:
         self._artifacts[step.key] = artifact
 
     def _cash_of(self, step: Buy, again: bool) -> int:
-        """Cash of this run's own bank for a purchase, each label once, whatever purchases of the run it is in."""
+        """Return the cash, in micro-dollars, that this run paid for a purchase; a label of several purchases counts once."""
         steps = graph(recipe.final for recipe in (*self.recipes, *([self._proposal] if self._proposal else [])))
         before = [
             each for each in steps if isinstance(each, Buy) and each.key in self._artifacts and each.key != step.key
@@ -265,14 +265,14 @@ class RunExecution:
         return 0 if again else self._purchases.cash_micros(step, before)
 
     def _give_back_kept(self) -> None:
-        """Give back holds of labels that the run did without."""
+        """Release the holds of labels that the run did without."""
         while self._kept_holds:
             self._till.give_back(self._kept_holds.popitem()[1], "the run did without these labels")
 
     # --- compute steps -----------------------------------------------------------------------------------------------
 
     def begin(self, need: ReadyStep, *, cash_share: Fraction = Fraction(1)) -> HeldStep:
-        """Hold a need at its quote, and say what is to be made; of the cash that is left, a compute step is given ``cash_share``.
+        """Hold a ready step at its quote and return its job; a compute step gets ``cash_share`` of the cash that is left.
 
         Raises:
             BudgetExceeded: no cash is left.
@@ -294,7 +294,7 @@ class RunExecution:
             step=step,
             key=need.key,
             artifacts=behind,
-            # In the precision of the run, whatever another machine would choose.
+            # The precision of the run, not the one that a worker's machine would choose.
             options=replace(self.prepared.options, precision=self.prepared.request.precision),
             is_precision_asked=self.prepared.is_precision_asked(learner_of(step).settings.precision),
             run_id=self.run_id,
@@ -308,10 +308,10 @@ class RunExecution:
         return self._begun[step.key]
 
     def settle(self, begun: HeldStep, delivered: JobResult | PurchaseResult) -> None:
-        """Book what a job brought; labels that are not all delivered keep their hold, and the run waits for them.
+        """Settle the hold of a finished job; a purchase without all its labels keeps its hold, and the run waits for them.
 
         Raises:
-            OutlayError: labels cannot be kept; their hold is given back, and they stay in the log.
+            OutlayError: the labels cannot be stored; their hold is released, and they stay in the log.
         """
         if isinstance(delivered, PurchaseResult):
             step = begun.need.step
@@ -332,9 +332,9 @@ class RunExecution:
         del self._begun[begun.need.step.key]
 
     def release(self, begun: HeldStep, why: str, *, seconds: float = 0.0) -> None:
-        """Give back the hold of a job that failed or was lost; the step is needed again. Labels on order stay held.
+        """Release the hold of a job that failed or was lost, so that its step is ready again; labels on order stay held.
 
-        ``seconds``: that it took, for where no heartbeat says so.
+        ``seconds``: seconds of the job, for one without a heartbeat on this disk.
         """
         step = begun.need.step
         del self._begun[step.key]
@@ -344,7 +344,7 @@ class RunExecution:
         self._till.give_back(begun.hold, why, at_least=seconds)
 
     def compute_hours(self) -> Fraction:
-        """Hours, by the flops clock, of the compute steps of the recipe under way that are not made yet and not begun."""
+        """Return the hours, by the flops clock, of the recipe's compute steps that are neither done nor begun."""
         assert self._proposal is not None
         left = (
             step
@@ -354,11 +354,11 @@ class RunExecution:
         return sum((self.hours(step) for step in left), Fraction(0))
 
     def hours(self, step: Step) -> Fraction:
-        """Hours of a compute step at most, by the flops clock."""
+        """Return the hours of a compute step at most, by the flops clock."""
         return self._quoter.hours(self._quoter.work(step))
 
     def _book_found(self, step: Step, artifact: Artifact, again: bool) -> None:
-        """Pay for what is in the store already: the charge in full, of the cash only what this run itself spent on it."""
+        """Book a cached artifact: the full charge, and only the cash that this run paid for it."""
         quote = self._quoter.quote(step)
         cash = self._cash_of(step, again) if isinstance(step, Buy) else 0 if again else self._my_cash(artifact)
         hold = self._hold(step, _with_cash(quote, cash), again)
@@ -378,12 +378,12 @@ class RunExecution:
             self._watcher.say(line)
 
     def _my_cash(self, artifact: Artifact) -> int:
-        """Cash for the measured hours that this run itself spent on an artifact; 0 for what others made."""
+        """Return the cash, in micro-dollars, of the measured hours that this run spent on an artifact; 0 for work of others."""
         mine = artifact.circumstance.get("seconds_by_payer", {}).get(self._payer, 0.0)
         return self._till.here.cost_micros(Fraction(mine) / 3600)
 
     def _storage_key(self, step: Step) -> str:
-        """The step's key, unless an input was cut short by a limit: what is made of that is not what the key promises."""
+        """Return the step's key, or a key of its own for a step with an input that a limit cut short."""
         actual = [self._artifacts[given.key].key for given in step.inputs]
         return (
             step.key if actual == [given.key for given in step.inputs] else key_of({"of": step.key, "inputs": actual})
@@ -392,7 +392,7 @@ class RunExecution:
     # --- money -------------------------------------------------------------------------------------------------------
 
     def _hold_key(self, step: Step, again: bool) -> str:
-        """A key paid before is made again under a name of its own, at no charge: its artifact was removed from the store."""
+        """Return the key of a step's hold, a new one at no charge for a step paid before whose artifact was removed."""
         if not again:
             return step.key
         n = sum(
@@ -434,7 +434,7 @@ class RunExecution:
         self._watcher.end(describe(step), reused, self._ledger.balance(self.run_id))
 
     def _note(self) -> None:
-        """Keep the timings of what was settled."""
+        """Write the timings of the steps settled since the last call."""
         timings, self._timings = self._timings, []
         if timings:
             self._files.note(timings)
@@ -449,7 +449,7 @@ class RunExecution:
 
     @contextmanager
     def _released_on_error(self, hold: Hold) -> Iterator[None]:
-        """Give the hold back when its step fails."""
+        """Release a hold when its step fails."""
         try:
             yield
         except BaseException as error:
@@ -459,7 +459,7 @@ class RunExecution:
     # --- the point ---------------------------------------------------------------------------------------------------
 
     def point(self, status: str, reason: str | None, recipes: Sequence[Recipe]) -> Point:
-        """What this run came to."""
+        """Return the point of this run."""
         account, balance = self._account(), self._ledger.balance(self.run_id)
         circumstance = PointCircumstance(
             cash_usd=usd_of(balance.total_cash_micros),
@@ -471,11 +471,11 @@ class RunExecution:
         return Point(account.asked(), account.result(status, reason, recipes, balance), circumstance)
 
     def _precisions(self) -> set[str]:
-        """What the roles of this run compute in."""
+        """Return the precisions of the roles of this run."""
         return {self.prepared.known.settings(role).precision for role in ("teacher", "student", "distil")}
 
     def manifest(self, point: Point) -> dict[str, Any]:
-        """What a finished run leaves behind, see `RunSummary.manifest`."""
+        """Return the manifest of a finished run, see `RunSummary.manifest`."""
         account = self._account()
         roles = {step.key: role_of(step) for step in account.steps}
         charges: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""A results folder, open: its ledger, which of its runs are over, and the end of a run. `outlay.study.scheduler` drives them."""
+"""Runs of one results folder: which are finished, how one is finished or cancelled. `outlay.study.scheduler` drives them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from outlay.storage.store import Store
 class Runner:
     """Runs whose ledger and results lie in one folder, with artifacts in a store that folders may share.
 
-    ``here``: price per hour of the machine that really computes, which cash is measured with.
+    ``here``: price per hour of the machine that really computes, for cash.
     """
 
     def __init__(
@@ -47,22 +47,22 @@ class Runner:
         self.till = ResultsDir(folder, self.ledger, PurchaseLog(store.root / "bought"), store, here, checkpoint_seconds)
 
     def run_folder(self, run_id: str) -> RunDir:
-        """Where one run keeps its files."""
+        """Return the folder of one run."""
         return self.till.files(run_id)
 
     def finished(self, run_id: str) -> Point | None:
-        """The point of a run that is done, after checking that the ledger still holds all that the run booked.
+        """Return the point of a finished run, after verifying the ledger; ``None`` for any other run.
 
         Raises:
-            LedgerDamaged: it does not.
+            LedgerDamaged: the ledger no longer holds all entries of the run.
         """
         return self.all_finished([run_id]).get(run_id)
 
     def all_finished(self, run_ids: Sequence[str]) -> dict[str, Point]:
-        """The points of those runs that are done, as `finished` finds each; the ledger is read once.
+        """Return the points of the finished runs by run id, as `finished` does; the ledger is verified once.
 
         Raises:
-            LedgerDamaged: it does not hold all that they booked.
+            LedgerDamaged: the ledger no longer holds all entries of these runs.
         """
         points, anchors = {}, []
         for run_id in run_ids:
@@ -77,14 +77,14 @@ class Runner:
         return points
 
     def finish(self, execution: RunExecution, point: Point) -> None:
-        """Leave the manifest of a run that is over: from then on it is replayed."""
+        """Write the manifest of a run, which makes the run finished."""
         write_json(self.run_folder(execution.run_id).manifest, execution.manifest(point))
 
     def refuse_other_precision(self, workbench: RunBuilder, asked: Sequence[Options]) -> None:
-        """Refuse to buy again, in this machine's precision, what was begun here in the other one.
+        """Refuse runs that this folder holds in the other precision than this machine would choose.
 
         Raises:
-            UsageError: a run whose precision was left open is here in the other precision alone.
+            UsageError: a run without an explicit precision is in this folder in the other precision alone.
         """
         known = set(self.ledger.run_ids()) if self.ledger.is_begun else set()
         for options in asked if known else ():
@@ -100,7 +100,7 @@ class Runner:
                     )
 
     def cancel(self, run_id: str) -> None:
-        """End a run for good: open holds are released, and what was already delivered or computed is booked to cash."""
+        """Cancel a run: release its open holds, and book the cash of labels delivered and compute done."""
         with self.run_folder(run_id).alone():
             for hold in self.ledger.open_holds(run_id):
                 if hold.quote.unit == LABEL_UNIT:

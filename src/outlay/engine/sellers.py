@@ -1,4 +1,4 @@
-"""Make the sellers that a request names. Every one of them replays gold labels so far."""
+"""Sellers of the labels of a request. Every seller replays gold labels so far."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from outlay.tasks.example import Example
 from outlay.tasks.task import Task
 
 PRICE_ITEMS = {LLM: "gpt-3.5-label/{task}"}
-"""Price items by the seller's name where neither the user nor the task says one: the published prices of an LLM's labels (Kang et
-al. 2023, Appendix E)."""
+"""Default price items by the seller's name: the published prices of an LLM's labels (Kang et al. 2023, Appendix E)."""
 
 _NOBODY = {
     LLM: "replays an LLM's labels, and how often they are wrong is for you to assume; give --llm-error-rate, such as 0.3"
 }
-"""By the seller's name: a strategy's line where it is not named, with the way out."""
+"""Refusals by the seller's name, for a strategy whose seller the request does not name."""
 
 N_NAMED = 3
-"""Rows that an error names."""
+"""Number of rows that an error names."""
 
 
 def make_seller(spec: SellerSpec, rows: Sequence[Example], task: Task, book: PriceBook, seed: int) -> Replay:
-    """Make the seller who labels ``rows``.
+    """Build the seller of the labels of ``rows``.
 
-    Its errors are a pure function of the seed and the row, and independent of those that another seller makes.
+    Wrong answers are a pure function of the seed and the row, and independent between sellers.
 
     Raises:
         TaskFileError: a row without a gold label.
@@ -51,17 +50,17 @@ def make_seller(spec: SellerSpec, rows: Sequence[Example], task: Task, book: Pri
 
 
 def offer_of(spec: SellerSpec, seller: Replay) -> Offer:
-    """Return a seller's terms."""
+    """Return the terms of a seller."""
     return Offer(seller.price, canonical_json(dict(seller.identity())), spec.replay.redundancy)
 
 
 def chosen_sellers(
     policy: Strategy, task: Task, book: PriceBook, asked: Sequence[SellerSpec], n_initial: int | None
 ) -> tuple[SellerSpec, ...]:
-    """Return the sellers that a strategy buys from, and `HUMAN`, each with its price item; whoever else is named decides nothing.
+    """Return the sellers that a strategy buys from, and `HUMAN`, each with its price item; others are left out.
 
     Raises:
-        UsageError: a seller who is not named, or no N for the first of several.
+        UsageError: a seller of the strategy is not named, or the first of several sellers has no N.
         UnknownItem: the price book does not have the item named.
         MoneyError: the item is not sold by the label.
     """
@@ -78,7 +77,7 @@ def chosen_sellers(
 
 
 def _priced(seller: SellerSpec, task: Task, book: PriceBook) -> SellerSpec:
-    """Return a seller with the item that its labels are charged as; ``None`` stays where that is the task's own."""
+    """Return a seller with the price item of its labels; ``None`` where that is the task's own."""
     named, usual = seller.replay.price_item, PRICE_ITEMS.get(seller.name)
     if named is None and usual is None:
         return seller
@@ -100,7 +99,7 @@ def _gold(rows: Sequence[Example], task: Task) -> dict[str, str]:
 
 
 def _place(origin: str) -> tuple[str, int]:
-    """In the order of files and of their lines."""
+    """Return the sort key of a row's origin: its file, then its line."""
     file, _, line = origin.rpartition(":")
     return (file, int(line)) if line.isdecimal() else (origin, 0)
 

@@ -1,4 +1,4 @@
-"""The gauge of one step: turns tokens into FLOPs for the meter, and keeps a heartbeat for whoever must recover."""
+"""The meter of one step: counts tokens as FLOPs, and writes a heartbeat for recovery after a kill."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from outlay.plan.steps import Distil, Step, Train
 from outlay.storage.files import write_text
 
 HEARTBEAT_SECONDS = 0.25
-"""How often the seconds spent are written down: what a kill can hide from the ledger at most."""
+"""Interval of the heartbeat: the most seconds that a kill can hide from the ledger."""
 
 SAVING_SECONDS = 2.0
-"""Wall seconds kept back for writing the model."""
+"""Wall seconds reserved for writing the model."""
 
 
 class StepMeter:
-    """What `outlay.train` reports to while one step is made under one hold; beats as long as it is entered.
+    """The meter that `outlay.train` reports one step to, under one hold; it writes heartbeats inside its ``with`` block.
 
-    ``here``: price of the machine that really computes; ``payer``: whose seconds these are; ``kept_seconds``: what earlier
-    attempts of this payer spent and a checkpoint keeps; ``heartbeat``: the step's file.
+    ``here``: price of the machine that really computes; ``payer``: payer of the seconds; ``kept_seconds``: seconds of earlier
+    attempts of this payer that a checkpoint keeps; ``heartbeat``: path of the step's file.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class StepMeter:
         )
 
     def may_train(self, n_tokens: int) -> bool:
-        """Whether a batch still fits into the hold, on both clocks, with an evaluation and saving after it."""
+        """Return whether a batch, with an evaluation and saving after it, fits into the hold on both clocks."""
         return self._meter.may_start(self._train(n_tokens), train=True)
 
     def trained(self, n_tokens: int) -> None:
@@ -65,11 +65,11 @@ class StepMeter:
         self._meter.add(self._infer(n_tokens), train=False)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: what was counted, and whose seconds it took."""
+        """Return the counts and the seconds by payer, for a checkpoint."""
         return {"meter": self._meter.state().to_json(), "seconds_by_payer": self.finish()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint; only this payer's own seconds count towards its cash."""
+        """Resume from the state in a checkpoint; only this payer's own seconds count towards its cash."""
         seconds = {str(payer): float(value) for payer, value in state["seconds_by_payer"].items()}
         self._kept_before = seconds.pop(self._payer, 0.0)
         self._seconds_of_others = seconds
@@ -77,14 +77,14 @@ class StepMeter:
         self._meter.restore(counted)
 
     def finish(self) -> dict[str, float]:
-        """Seconds by payer up to now."""
+        """Return the seconds by payer up to now."""
         mine = self._kept_before + time.monotonic() - self._began
         return {**self._seconds_of_others, self._payer: round(mine, 3)}
 
     def working_seconds(self) -> float | None:
-        """Wall seconds inside the batches that the charge counts, the rest being loading, tokenising and saving.
+        """Return the wall seconds inside counted batches, without loading, tokenising and saving.
 
-        ``None`` where another payer did a part, since a checkpoint does not keep whose they were.
+        ``None`` where another payer did a part, since a checkpoint does not keep these seconds by payer.
         """
         return None if self._seconds_of_others else round(self._meter.state().work_seconds, 3)
 
@@ -108,7 +108,7 @@ class StepMeter:
             self._write_heartbeat()
 
     def _beat(self) -> None:
-        """From the first moment on, so that loading a model counts too."""
+        """Write heartbeats from the first moment on, so that loading a model counts too."""
         self._write_heartbeat()
         while not self._stop.wait(HEARTBEAT_SECONDS):
             self._write_heartbeat()
@@ -118,7 +118,7 @@ class StepMeter:
 
 
 def write_heartbeat(path: Path, kept_before: float, attempt_seconds: float) -> None:
-    """Note how long an attempt has run, on top of what was kept before it; not synced, a lost beat costs its interval only."""
+    """Write the seconds of an attempt and those kept before it; not synced, since a lost beat costs its interval only."""
     beat = json.dumps({"kept_before": kept_before, "attempt_seconds": attempt_seconds})
     # A full disk must not hide behind its heartbeat: the step itself says what is wrong.
     with suppress(OSError, StoreError):
@@ -126,7 +126,7 @@ def write_heartbeat(path: Path, kept_before: float, attempt_seconds: float) -> N
 
 
 def lost_seconds(heartbeat: Path, kept_now: float) -> float:
-    """Seconds a dead attempt spent that nothing keeps: its last heartbeat minus what the artifact or checkpoint holds."""
+    """Return the lost seconds of a dead attempt: its last heartbeat minus those in the artifact or checkpoint."""
     try:
         beat = json.loads(heartbeat.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
@@ -135,7 +135,7 @@ def lost_seconds(heartbeat: Path, kept_now: float) -> float:
 
 
 def seconds_at(heartbeat: Path) -> float:
-    """Seconds that the attempt under way has taken up to its last beat; 0 where none is known."""
+    """Return the seconds of the attempt under way up to its last heartbeat; 0 without a heartbeat."""
     try:
         return float(json.loads(heartbeat.read_text(encoding="utf-8"))["attempt_seconds"])
     except (OSError, json.JSONDecodeError):

@@ -1,6 +1,6 @@
-"""Makes the artifact of each compute step: reads its inputs' artifacts, trains or predicts, hands back files.
+"""Execution of compute steps: read the artifacts of the inputs, train or predict, return files.
 
-No money here: the step's gauge is handed in, what the step used goes back to `outlay.engine.job_runner`.
+No money here: the step's meter is an argument, and the usage is returned to `outlay.engine.job_runner`.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ Files = dict[str, bytes | Path]
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What came of a step: files by name, and what it used (deterministic within one environment)."""
+    """Output of a step: files by name, and usage (deterministic within one environment)."""
 
     files: Files
     usage: dict[str, Any]
 
 
 class StepRunner:
-    """Makes compute steps of one prepared run."""
+    """Executor of the compute steps of one prepared run."""
 
     def __init__(self, prepared: PreparedRun, artifact_of: Callable[[Step], Artifact]) -> None:
         self._prepared = prepared
@@ -66,7 +66,7 @@ class StepRunner:
         self._answer_lengths: dict[tuple[str, str], list[int]] = {}
 
     def make(self, step: Step, context: TrainContext) -> StepOutput:
-        """Do the work of ``step`` on the artifacts of its inputs.
+        """Execute ``step`` on the artifacts of its inputs.
 
         Raises:
             TrainingError: the training cannot go on.
@@ -86,11 +86,11 @@ class StepRunner:
         raise TypeError(f"a {type(step).__name__} step is not made here")
 
     def read_labels(self, buy: Buy) -> list[str]:
-        """The labels bought, in the split's seeded order."""
+        """Read the labels of a purchase, in the split's seeded order."""
         return parse_label_lines(self._file(buy, LABELS_FILE).read_bytes())
 
     def answer_lengths(self, labels: Buy, model: Model) -> list[int]:
-        """Tokens of some of the labels bought, as ``model`` writes them; 0 for an encoder."""
+        """Return the lengths of some bought labels in tokens of ``model``; 0 for an encoder."""
         at = labels.key, model.ref
         if at not in self._answer_lengths:
             from outlay.train.calibration import answer_lengths
@@ -140,7 +140,7 @@ class StepRunner:
         return _trained(out, progress, len(kept), self._dev_floor(step))
 
     def _gold(self, bought: Sequence[Buy], rows: Sequence[Example]) -> list[str | None]:
-        """The bought labels of those pool rows that are train rows too, told by the hash of their text."""
+        """Return the bought label of each pool row that is a train row too (same hash of the text), ``None`` for others."""
         known: dict[str, str] = {}
         for each in bought:
             labelled = self._prepared.train[each.start : each.stop]
@@ -193,7 +193,7 @@ class StepRunner:
         )
 
     def _dev(self, step: Train | Distil) -> DevTexts | None:
-        """Dev rows and their labels, from where `Dev.how` says."""
+        """Return the dev rows and the function that scores answers to them; ``None`` without dev rows."""
         from outlay.train.api import DevTexts
 
         dev, encoding = step.dev, step.encoding
@@ -212,7 +212,7 @@ class StepRunner:
         return rows, golds
 
     def _dev_floor(self, step: Train | Distil) -> dict[str, Any]:
-        """How many dev rows there were, and what the commonest answer to all of them scores, for a model's usage."""
+        """Return the number of dev rows and the score of their commonest answer, for a model's usage."""
         if step.dev is None:
             return {}
         golds = self._dev_rows(step.dev)[1]
@@ -224,7 +224,7 @@ class StepRunner:
 
 
 def lines_on_cuts(step: Step, usage: Mapping[str, Any], known: PlanningContext) -> list[str]:
-    """Say what a training could not take in whole, by what its artifact keeps; nothing of other steps."""
+    """Return lines on texts and answers that a training cut, by the usage of its artifact; none for other steps."""
     if not isinstance(step, Train | Distil):
         return []
     counts = {name: int(usage.get(name) or 0) for name in ("n_truncated", "n_answers_cut", "n_unaligned")}
@@ -232,7 +232,7 @@ def lines_on_cuts(step: Step, usage: Mapping[str, Any], known: PlanningContext) 
 
 
 def _scorer(encoding: Encoding) -> Scorer:
-    """Return the task's metric; its encoder, where it has one, stays loaded from step to step."""
+    """Return the scorer of a task's metric; an encoder stays loaded from step to step."""
     if encoding.judge is None:
         return Scorer(encoding.metric, encoding.form.labels)
     return _with_encoder(encoding.metric, encoding.form.labels, encoding.judge)
@@ -278,7 +278,7 @@ def _json(document: Mapping[str, Any]) -> bytes:
 
 
 def _fresh(context: TrainContext) -> Path:
-    """Return an empty folder for the model that is made."""
+    """Return an empty folder for the trained model."""
     assert context.folder is not None
     folder = context.folder / "model"
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a run came to: its point and its manifest, from the steps it settled. Pure but for reading artifacts."""
+"""Summary of a run: its point and its manifest, from its settled steps. Pure but for reading artifacts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from outlay.storage.store import Artifact, digest_of
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The steps that a run settled, in the order of its recipes, and their artifacts by the keys of the steps."""
+    """Settled steps of a run, in the order of its recipes, and their artifacts by the keys of the steps."""
 
     prepared: PreparedRun
     quoter: Quoter
@@ -32,7 +32,7 @@ class RunSummary:
     artifacts: Mapping[str, Artifact]
 
     def asked(self) -> PointRequest:
-        """The request part of the point."""
+        """Return the request of the point."""
         request = self.prepared.request
         added = added_micros(self.prepared)
         taught_by = strategy(request.strategy).taught_by
@@ -53,7 +53,7 @@ class RunSummary:
         )
 
     def result(self, status: str, reason: str | None, recipes: Sequence[Recipe], balance: Balance) -> PointResult:
-        """The result part: a pure function of the request within one environment."""
+        """Return the result of the point: a pure function of the request within one environment."""
         trains = [step for step in self.steps if isinstance(step, Train)]
         distils = [step for step in self.steps if isinstance(step, Distil)]
         work = [
@@ -90,7 +90,7 @@ class RunSummary:
         )
 
     def _notes(self, recipes: Sequence[Recipe]) -> tuple[str, ...]:
-        """Where the scores mean less than their numbers say, a line each."""
+        """Return warnings about the scores, a line each."""
         if not recipes or recipes[-1].is_pilot:
             return ()
         final = recipes[-1].final
@@ -109,15 +109,15 @@ class RunSummary:
         )
 
     def _digests(self, recipes: Sequence[Recipe]) -> dict[str, str]:
-        """Digest by role, of the recipe that was decided for; many of one role (the blocks of targets, labels of two splits)
-        become the digest of their digests."""
+        """Return digests by role for the last recipe; several of one role (blocks of targets, labels of two splits) become the
+        digest of their digests."""
         by_role: dict[str, list[str]] = {}
         for step in recipes[-1].steps() if recipes else self.steps:
             by_role.setdefault(role_of(step), []).append(self.artifacts[step.key].digest)
         return {role: d[0] if len(d) == 1 else digest_of("".join(d).encode()) for role, d in by_role.items()}
 
     def manifest(self, recipes: Sequence[Recipe], point: Mapping[str, Any], anchor: Anchor) -> dict[str, Any]:
-        """What a finished run leaves behind: the request, the derivation, its artifacts, the point, and the ledger's anchor."""
+        """Return the manifest of a finished run: request, derivation, artifacts, point and anchor of the ledger."""
         teachers = (step for step in _trains_of(recipes, self.steps) if step.role == "teacher")
         return {
             "run_id": self.prepared.request.run_id,
@@ -134,7 +134,7 @@ class RunSummary:
 
 
 def precision_facts(prepared: PreparedRun) -> dict[str, Any]:
-    """Return what a run computes in, and why, for its receipt."""
+    """Return the precision of a run and the facts behind it, for the receipt."""
     request, known = prepared.request, kept_bf16_speed()
     of_roles = {role: dict(settings).get("precision") for role, settings in request.overrides}
     return {
@@ -147,9 +147,9 @@ def precision_facts(prepared: PreparedRun) -> dict[str, Any]:
 
 
 def absent_point(options: Options, workbench: RunBuilder, status: str, reason: str) -> Point:
-    """The point of a run that cannot even be prepared: its data or models are not there.
+    """Return the point of a run that cannot be prepared, since data or models are missing.
 
-    Where its task cannot be read either, the point names it as it was asked for.
+    A task that cannot be read either has the name that was asked for.
     """
     try:
         task, _ = workbench.load(options.task)
@@ -196,7 +196,7 @@ def absent_point(options: Options, workbench: RunBuilder, status: str, reason: s
 
 
 def _trains_of(recipes: Sequence[Recipe], steps: Sequence[Step]) -> list[Train]:
-    """Return the trainings on labels of the recipe that was decided for, or of all steps where there is none."""
+    """Return the trainings on labels of the last recipe, or of all steps where there is no recipe."""
     return [step for step in (recipes[-1].steps() if recipes else steps) if isinstance(step, Train)]
 
 
@@ -206,6 +206,6 @@ def _scores(artifact: Artifact) -> dict[str, Reading]:
 
 
 def work_of(step: Step, artifact: Artifact, quoter: Quoter) -> Work:
-    """What a step really did, from its artifact: at most its quote."""
+    """Return the tokens that a step really processed, from its artifact: at most its quote."""
     usage = artifact.usage
     return Work(quoter.work(step).ref, int(usage["n_tokens_trained"]), int(usage["n_tokens_inferred"]))

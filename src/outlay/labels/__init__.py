@@ -1,4 +1,4 @@
-"""Sellers of labels: one protocol, `Annotator`, and everyone who keeps it."""
+"""Sellers of labels: the protocol `Annotator` and its implementations."""
 
 from outlay.labels.annotator import Annotator, Delivery, Order, Pending
 from outlay.labels.replay import Replay

@@ -1,4 +1,4 @@
-"""Sellers of labels: quote, take an order, hand out what is ready. Sellers see orders and prices, never the ledger."""
+"""The protocol of sellers of labels: quote, order, delivery. Sellers see orders and prices, never the ledger."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from outlay.tasks.example import Example
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Rows to be labelled, under an id that is theirs for ever. A seller never sees a label: rows that carry one are
-    refused (SellerError); `Order.of` takes the labels off.
+    """Rows to be labelled, under an id that never stands for other rows.
+
+    A seller never sees a label: rows with one are refused (SellerError); `Order.of` removes the labels.
     """
 
     id: str
@@ -32,12 +33,12 @@ class Order:
 
     @classmethod
     def of(cls, order_id: str, examples: Sequence[Example]) -> Order:
-        """The order of `examples` without their labels."""
+        """Return the order of `examples` without their labels."""
         return cls(order_id, tuple(replace(example, label=None) for example in examples))
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Ids of its rows, in its order."""
+        """Ids of the rows, in order."""
         return tuple(example.id for example in self.examples)
 
 
@@ -45,10 +46,10 @@ class Order:
 class Delivery:
     """Labels delivered for one order.
 
-    `rows` are the ids of the rows that are labelled: all of the order, in its order, in a whole delivery; `labels` has one
-    label per row, `answers` the single answers that each of them was made of. `quantity` is what is billed, in the unit of
-    the seller's price, `charge_micros` that at the price, and `cash_micros` what left the bank for it. `human_seconds` is
-    the working time of the people who answered.
+    `rows` are the ids of the labelled rows: all rows of the order, in order, in a whole delivery; `labels` has one label per
+    row, `answers` the single answers behind each label. `quantity` is the billed quantity in the unit of the seller's price,
+    `charge_micros` its charge at that price, and `cash_micros` the cash paid for it. `human_seconds` is the working time of
+    the people who answered.
     """
 
     order_id: str
@@ -63,10 +64,10 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """An order that is not delivered whole yet: `waits_for` says what is missing ("2 of 3 people have answered").
+    """An order that is not delivered in full: `waits_for` says what is missing ("2 of 3 people have answered").
 
-    `so_far` is all that came of it until now, of any of its rows; a later one holds it too, so that nothing is lost where
-    it was collected and not kept.
+    `so_far` is everything delivered until now, for any rows of the order; a later delivery contains it too, so that
+    nothing is lost where it was collected and not logged.
     """
 
     order_id: str
@@ -78,10 +79,10 @@ class Pending:
 class Annotator(Protocol):
     """A seller of labels.
 
-    `submit` sends an order and returns; `collect` asks what came of it, at once, as often as one likes, from any process
-    that makes the seller anew: an order is found again by its id. An order is billed once, whatever is asked how often.
-    Raises SellerError where it cannot deliver, LabelError for a label outside the set. A label is a text: one of a set, a
-    line of entities, or whatever the task asks for.
+    `submit` sends an order and returns; `collect` returns the labels so far at once, any number of times, from any process
+    that builds the seller anew: an order is found by its id. An order is billed once. Raises SellerError for an order that
+    cannot be delivered, LabelError for a label outside the set. A label is a text: one of a set, a line of entities, or
+    any other answer of the task.
     """
 
     @property
@@ -90,25 +91,25 @@ class Annotator(Protocol):
         ...
 
     def quote(self, n: int) -> Quote:
-        """The upper bound of charge and cash for `n` rows. Raises SellerError for a negative number."""
+        """Return the upper bound of charge and cash for `n` rows. Raises SellerError for a negative number."""
         ...
 
     def identity(self) -> Mapping[str, object]:
-        """What decides the labels, as plain JSON values: a part of the key under which they are kept."""
+        """Return the parameters that decide the labels, as plain JSON values: a part of the key of their artifact."""
         ...
 
     def submit(self, order: Order) -> None:
-        """Take the order; a second time changes nothing. Raises SellerError for other rows under a known id, and for rows
-        that cannot be labelled: such an order is not taken."""
+        """Accept the order; a second call changes nothing. Raises SellerError for other rows under a known id, and for rows
+        that cannot be labelled: such an order is not accepted."""
         ...
 
     def collect(self, order: Order) -> Delivery | Pending:
-        """Return the whole delivery, or what is missing. Raises UnknownOrder for an order that was never taken."""
+        """Return the whole delivery, or a pending order. Raises UnknownOrder for an order that was never accepted."""
         ...
 
 
 def majority(answers: Sequence[str]) -> str:
-    """The most frequent answer; of several equally frequent ones, the one that was given first.
+    """Return the most frequent answer; among equally frequent answers, the first one.
 
     Raises SellerError without any answer.
     """

@@ -1,6 +1,6 @@
-"""Every label ever bought, kept by series: what is in the book is never bought again, whatever happens to the run.
+"""The log of purchases: every label ever bought, by series, so that no label is bought twice.
 
-One append-only JSONL file per series (one seller, one set of rows, one order). An order is noted and synced before it is sent, a
+One append-only JSONL file per series (one seller, one set of rows, one order). An order is logged and synced before it is sent, a
 delivery before it counts as received: after a crash, every order that may be at the seller is known by its id and collected, not
 ordered again. A line that a crash cut short is dropped on opening.
 """
@@ -26,8 +26,8 @@ from outlay.errors import StoreError
 
 @dataclass(frozen=True, slots=True)
 class PurchaseRecord:
-    """One delivery as it stands in the book: the order, who paid (a run in a ledger), what left the bank, human seconds,
-    and the labels by row id."""
+    """One delivery in the log: the order, the payer (a run in a ledger), the cash paid, the human seconds, and the labels
+    by row id."""
 
     order: str
     payer: str
@@ -38,7 +38,7 @@ class PurchaseRecord:
 
 @dataclass(frozen=True, slots=True)
 class OrderRecord:
-    """An order as it is noted before it is sent: its id, who pays for it, and the ids of its rows, in its order."""
+    """One order in the log, written before the order is sent: its id, its payer, and the ids of its rows, in order."""
 
     order: str
     payer: str
@@ -46,14 +46,14 @@ class OrderRecord:
 
 
 class PurchaseLog:
-    """The folder of all series."""
+    """The log of all series: a folder with one file per series."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     @contextmanager
     def open(self, series: str) -> Iterator[SellerLog]:
-        """One series, alone: another process that buys from it waits here.
+        """Open the log of one series for writing; another process that buys from the series waits here.
 
         Raises:
             StoreError: the folder cannot be written.
@@ -70,7 +70,7 @@ class PurchaseLog:
             os.close(file)
 
     def paid_by(self, payer: str) -> int:
-        """Micro-dollars that left the bank of ``payer``, of every series.
+        """Return the cash, in micro-dollars, that ``payer`` paid for labels of every series.
 
         Raises:
             StoreError: a file cannot be read.
@@ -78,7 +78,7 @@ class PurchaseLog:
         return sum(self.read(path.stem).paid_by(payer) for path in sorted(self._root.glob("*.jsonl")))
 
     def read(self, series: str) -> SellerLog:
-        """Return one series as it stands, without waiting for whoever buys from it; nothing can be added to it.
+        """Read the log of one series without waiting for its writer; nothing can be added to the result.
 
         Raises:
             StoreError: the file cannot be read.
@@ -97,7 +97,7 @@ class PurchaseLog:
 
 
 class SellerLog:
-    """Purchases of one series: ``labels`` by row id, the ``receipts`` in the order they came, and the ``orders`` by their ids."""
+    """The log of one series: ``labels`` by row id, ``receipts`` in the order they came, ``orders`` by their ids."""
 
     def __init__(self, file: int, *, is_written: bool = True) -> None:
         self._file = file
@@ -120,19 +120,19 @@ class SellerLog:
 
     @property
     def open_orders(self) -> list[OrderRecord]:
-        """Orders that may be at the seller: those with a row that has no label yet, in the order they were noted."""
+        """Orders that may be at the seller: those with a row that has no label yet, in the order of the log."""
         return [each for each in self.orders.values() if not self.labels.keys() >= set(each.ordered)]
 
     def receipts_of(self, order: str) -> list[PurchaseRecord]:
-        """Return the deliveries of one order, part by part."""
+        """Return the deliveries of one order, in the order they came."""
         return [receipt for receipt in self.receipts if receipt.order == order]
 
     def paid_by(self, payer: str) -> int:
-        """Micro-dollars that left the bank of ``payer`` for this series."""
+        """Return the cash, in micro-dollars, that ``payer`` paid for this series."""
         return sum(receipt.cash_micros for receipt in self.receipts if receipt.payer == payer)
 
     def add(self, receipt: PurchaseRecord) -> None:
-        """Write one delivery, on disk when this returns.
+        """Write one delivery and sync it to disk.
 
         Raises:
             StoreError: no room, or the disk refuses.
@@ -141,7 +141,7 @@ class SellerLog:
         self._keep(receipt)
 
     def note(self, orders: Sequence[OrderRecord]) -> None:
-        """Write orders that are about to be sent, on disk when this returns.
+        """Write orders that are about to be sent, and sync them to disk.
 
         Raises:
             StoreError: no room, or the disk refuses.
@@ -164,10 +164,10 @@ class SellerLog:
 
 
 def label_lines(rows: Sequence[tuple[str, str]]) -> bytes:
-    """The bytes of a labels artifact: one JSON object with ``row`` and ``label`` per line."""
+    """Return the bytes of a labels artifact: one JSON object with ``row`` and ``label`` per line."""
     return "".join(json.dumps({"row": row, "label": label}, ensure_ascii=False) + "\n" for row, label in rows).encode()
 
 
 def parse_label_lines(lines: bytes) -> list[str]:
-    """The labels that `label_lines` wrote. A label may hold any character, line separators of Unicode too."""
+    """Return the labels that `label_lines` wrote; a label may hold any character, line separators of Unicode too."""
     return [json.loads(line)["label"] for line in lines.split(b"\n") if line]

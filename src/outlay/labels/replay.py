@@ -96,18 +96,18 @@ class Replay:
         }
 
     def deliver(self, order: Order) -> Delivery:
-        """Take an order and hand it out at once. Raises SellerError for an unknown row, or a known order id on other rows."""
+        """Accept and deliver an order at once. Raises SellerError for an unknown row, or a known order id on other rows."""
         self.submit(order)
         return self.collect(order)
 
     def collect(self, order: Order) -> Delivery:
-        """The labels of an order that was taken; a replayed label is never waited for. Raises UnknownOrder."""
+        """Return the delivery of an accepted order; replayed labels are never pending. Raises UnknownOrder."""
         if order.id not in self._sold:
             raise UnknownOrder(f"order {order.id!r} was never submitted; submit it first")
         return self._sold[order.id][1]
 
     def submit(self, order: Order) -> None:
-        """Take an order. Raises SellerError for an unknown row, or a known order id on other rows."""
+        """Accept an order. Raises SellerError for an unknown row, or a known order id on other rows."""
         if order.id in self._sold:
             if self._sold[order.id][0] != order:
                 raise SellerError(f"order {order.id!r} was taken for other rows; give the new rows a new order id")

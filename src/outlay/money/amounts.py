@@ -1,8 +1,8 @@
 """Money: integer micro-dollars, prices with their source, and quotes.
 
 Amounts are whole micro-dollars (a millionth of a dollar). Quantities and products are exact fractions, rounded up
-once, when an amount becomes an entry. A price is a dated record with its source; a price nobody could
-read is marked as the user's to set.
+once, when an amount becomes an entry. A price is a dated record with its source; a price read from no source is marked
+as the user's to set.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _MAX_PRICE_LETTERS = 400
 
 _AMOUNT = re.compile(r"\$?\s*(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)", re.ASCII)
 _SCIENTIFIC = re.compile(r"\$?\s*(?P<number>[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,2}|[0-9]+\.[0-9]+)", re.ASCII)
-"""How a price file may write a price beside `_AMOUNT`: as spreadsheets do, 1.5E-7, or with any number of decimals."""
+"""Forms of a price in a price file beside `_AMOUNT`: as spreadsheets write it, 1.5E-7, or with any number of decimals."""
 LABEL_UNIT = "label"
 """Unit of the prices that labels are sold at, by answer."""
 
 _PER = {LABEL_UNIT: 1, "hour": 1, "token": 1000}
-"""What is sold, and how many of it make the unit that prices are kept in: a price per 1000 tokens, as APIs print them."""
+"""Number of labels, hours or tokens per unit of the prices kept: a price per 1000 tokens, as APIs print them."""
 _UNIT = re.compile(
     r"(?:per\s+)?(?:(?P<number>[0-9]{1,3}(?:[,_ ][0-9]{3}){1,4}|[0-9]{1,12})\s*)?(?P<scale>k|m|thousand|million)?\s*"
     r"(?P<noun>label|hour|token)s?",
@@ -165,7 +165,7 @@ def cost_micros(quantity: Fraction | int, unit_usd: Decimal) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """The price of one `unit` of `item`, with its source and the date it was read (None: nobody read it yet).
+    """The price of one `unit` of `item`, with its source and the date it was read (None: it was never read).
 
     `usd` keeps its exact decimals: a price per token may be finer than a micro-dollar.
     """

@@ -1,8 +1,8 @@
-"""Compute: FLOPs to seconds to money, and the meter that stops a step at its hold.
+"""Machines: their prices and speeds, and the hours that FLOPs take on them.
 
 Two clocks. The `flops` clock divides a step's FLOPs by what the machine reaches (peak x utilisation): exact, the same
-wherever it runs, also for a GPU that is not here. Charges are made of it. The measured clock counts wall seconds on the
-machine that is here. Cash is made of it. An amount is rounded up once, from the total, never batch by batch.
+wherever it runs, also for a GPU that is not here. It measures charges. The measured clock counts wall seconds on the
+machine that is here. It measures cash. An amount is rounded up once, from the total, never batch by batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SECONDS_PER_HOUR = 3600
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A price and a speed.
+    """A machine with its price and its speed.
 
     ``price_item``: its hour in the price book; ``peak_flops_per_second``: dense bf16, from the data sheet (``source``);
     ``utilisation_train``, ``utilisation_infer``: the share of the peak that training and inference reach, in (0, 1].
@@ -56,7 +56,7 @@ class Machine:
         return (self.seconds(flops_train, train=True) + self.seconds(flops_infer, train=False)) / SECONDS_PER_HOUR
 
     def identity(self) -> dict[str, str | int]:
-        """Return the figures that decide a machine's seconds, fit for a key; their source does not."""
+        """Return the figures that decide a machine's seconds, without their source, as plain values for a key."""
         return {
             "name": self.name,
             "price_item": self.price_item,

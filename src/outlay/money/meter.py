@@ -1,4 +1,4 @@
-"""Count a step's FLOPs and seconds, and refuse work that would pass its hold."""
+"""The meter of a step: counts FLOPs and seconds, and refuses work that would exceed the hold."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class MeterState:
 
 
 class Meter:
-    """A meter of one step's work that refuses what could pass its hold.
+    """A meter of one step's work that refuses work beyond its hold.
 
     Ask `may_start` before a batch and `add` it afterwards. As long as every batch was allowed and what follows the last
     one stays within ``reserve``, `charge_micros` never passes ``limits.charge_micros``. Cash is foreseen from the wall
@@ -152,7 +152,7 @@ class Meter:
         return MeterState(counted.flops_train, counted.flops_infer, self.wall_seconds, counted.work_seconds)
 
     def restore(self, state: MeterState) -> None:
-        """Go on from a checkpoint: its counts replace these, its wall seconds are added to this process's own."""
+        """Resume from a checkpoint: its counts replace these, its wall seconds are added to this process's own."""
         self._counted = state
         self._earlier_wall_seconds = state.wall_seconds
         self._last = None

@@ -1,4 +1,4 @@
-"""Values of pure functions, worked out once for all who share a memo."""
+"""A cache of the values of pure functions, shared by all owners of one memo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class ById:
-    """An object as a part of a key: equal to no other object, and kept alive by the key."""
+    """An object as a part of a cache key: equal to no other object, and kept alive by the key."""
 
     __slots__ = ("_it",)
 
@@ -26,21 +26,21 @@ class ById:
 
 
 class _Failed:
-    """In place of a value: the error that came instead."""
+    """A cached error in place of a value."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
 class Memo:
-    """What was worked out so far, by what was asked."""
+    """A cache of values by key."""
 
     def __init__(self) -> None:
         self._values: dict[Hashable, Any] = {}
 
     def once(self, at: Hashable, make: Callable[[], T], *, keep: type[Exception] | None = None) -> T:
-        """The value kept at ``at``, made where there is none yet; errors of the class ``keep`` are kept and raised again, others
-        leave nothing behind."""
+        """Return the value at key ``at``, made on the first call; errors of the class ``keep`` are cached and raised again, other
+        errors are not cached."""
         if at not in self._values:
             try:
                 self._values[at] = make()
@@ -55,11 +55,11 @@ class Memo:
 
 
 class Remembering(Protocol):
-    """Whoever has a memo."""
+    """An object with a memo."""
 
     @property
     def memo(self) -> Memo:
-        """Its memo."""
+        """Memo of the object."""
         ...
 
 
@@ -67,9 +67,9 @@ R = TypeVar("R", bound=Remembering)
 
 
 def once(make: Callable[[R, *Ts], T]) -> Callable[[R, *Ts], T]:
-    """``make``, called once for the same arguments by all who share a memo, which must be alike in all that it reads.
+    """Cache a method in the memo of its owner; owners of one memo must be alike in all that the method reads.
 
-    Texts and numbers are told apart by their value, objects by which they are.
+    Texts and numbers are compared by value, other objects by identity.
     """
 
     @wraps(make)

@@ -1,4 +1,4 @@
-"""What a strategy may know when it plans: models, rows, offers and prices, as plain data."""
+"""The planning context of a strategy: models, rows, offers and prices, as plain data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from outlay.settings import BLOCK_ROWS, TeachSettings, TrainSettings, role_setti
 from outlay.spec import TargetSpec, TaskSpec
 
 N_MIN_OPEN = 2
-"""The fewest labels worth a training where answers are open."""
+"""Fewest labels worth a training where answers are open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A seller's terms: the price of one answer, how many answers make a label, who the seller is."""
+    """Terms of a seller: the price of one answer, the seller's identity, and the answers per label (``redundancy``)."""
 
     price: Price
     identity: str
@@ -44,7 +44,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class PlanningContext:
-    """Everything a strategy may see: the request, prices, shapes and token counts, never a test label."""
+    """Facts that a strategy may see: the request, prices, shapes and token counts, never a test label."""
 
     request: Request
     task: str
@@ -52,48 +52,48 @@ class PlanningContext:
     teacher: Model
     student: Model
     shapes: Mapping[str, ModelShape]
-    """By model reference."""
+    """Shapes by model reference."""
     tokens: Mapping[str, TokenCounts]
-    """By model reference."""
+    """Token counts by model reference."""
     longest_answer: Mapping[str, int]
-    """Tokens of an answer at most, by model reference; 0 for an encoder, which writes none."""
+    """Most tokens of an answer, by model reference; 0 for an encoder, which writes none."""
     handovers: Mapping[tuple[str, str], TargetSpec]
-    """By the references of teacher and student."""
+    """Kinds of targets by the references of teacher and student."""
     machine: Machine
     machine_price: Price
     offers: Mapping[str, Offer]
-    """By the seller's name."""
+    """Offers by the seller's name."""
     train_digest: str
     dev_digest: str
     test_digest: str
     pool_digests: Callable[[int, int], str]
     """Digest of the pool rows ``start:stop`` of the seeded order."""
     n_carved: Callable[[int], int]
-    """How many of so many bought labels are set aside for dev: the first ones, so that they stay when more are bought."""
+    """Number of dev labels among so many bought ones: the first ones, so that they stay when more are bought."""
     n_train: int
     n_pool: int
     n_dev: int
     defaults: Mapping[str, TrainSettings]
-    """By role."""
+    """Default settings by role."""
     teach_defaults: TeachSettings
     windows: Mapping[str, Window] = field(default_factory=dict)
-    """How many tokens each model can read and write, by its reference; without an entry as many as the task asks for."""
+    """Limits on the tokens that a model reads and writes, by model reference; without an entry the task's own."""
 
     def form_of(self, ref: str) -> TaskSpec:
-        """The form of the task, its limits lowered to what a model can read and write."""
+        """Return the form of the task, with its limits lowered to those of a model."""
         return self.windows.get(ref, ENDLESS).fit(self.encoding.form, ref)
 
     @property
     def lowered(self) -> list[str]:
-        """Limits of the task that a model of the run cannot keep, a line each."""
+        """Lines on the limits of the task that a model of the run cannot keep."""
         form = self.encoding.form
         return [line for ref, window in self.windows.items() for line in window.lines(form, ref)]
 
     def offer(self, seller: str = HUMAN) -> Offer:
-        """Return what a seller asks for a label.
+        """Return the terms of a seller.
 
         Raises:
-            UsageError: nobody of that name sells in this run.
+            UsageError: the run has no seller of that name.
         """
         if seller not in self.offers:
             sold = ", ".join(sorted(self.offers)) or "nobody"
@@ -103,22 +103,22 @@ class PlanningContext:
         return self.offers[seller]
 
     memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
-    """Steps and quotes worked out so far, for all that differ in budget and N alone."""
+    """Cache of steps and quotes, shared by contexts that differ in budget and N alone."""
 
     def asked(self, budget_micros: int, n_initial: int | None) -> PlanningContext:
-        """The same under another budget and another N, with the same memo."""
+        """Return this context under another budget and another N, with the same memo."""
         known = replace(self, request=replace(self.request, budget_micros=budget_micros, n_initial=n_initial))
         object.__setattr__(known, "memo", self.memo)
         return known
 
     @property
     def budget_micros(self) -> int:
-        """The whole budget."""
+        """Whole budget in micro-dollars."""
         return self.request.budget_micros
 
     @property
     def n_min(self) -> int:
-        """The fewest labels worth a training: one per class, two where answers are no classes (and as many again where some are
+        """Fewest labels worth a training: one per class, two where answers are no classes (and as many again where some are
         carved for dev)."""
         form = self.encoding.form
         least = len(form.labels) if form.kind == "classification" else N_MIN_OPEN
@@ -126,30 +126,30 @@ class PlanningContext:
 
     @property
     def n_blocks(self) -> int:
-        """Blocks of the whole pool."""
+        """Number of blocks of the whole pool."""
         return -(-self.n_pool // BLOCK_ROWS)
 
     def block_start(self, block: int) -> int:
-        """First pool row of a block."""
+        """Return the first pool row of a block."""
         return block * BLOCK_ROWS
 
     def block_stop(self, n_blocks: int) -> int:
-        """Pool rows in the first ``n_blocks`` blocks."""
+        """Return the number of pool rows in the first ``n_blocks`` blocks."""
         return min(n_blocks * BLOCK_ROWS, self.n_pool)
 
     def block_digest(self, block: int) -> str:
-        """Digest of a block's rows."""
+        """Return the digest of a block's rows."""
         return self.pool_digests(self.block_start(block), self.block_stop(block + 1))
 
     @once
     def settings(self, role: str) -> TrainSettings:
-        """Training settings of a role, the request's overrides, seed and precision applied."""
+        """Return the training settings of a role, with the request's overrides, seed and precision."""
         seed, precision = self.request.seed, self.request.precision
         return role_settings(self.defaults[role], self._overrides(role), seed=seed, precision=precision)
 
     @property
     def teach_settings(self) -> TeachSettings:
-        """How the teacher answers; the published objective needs the positions behind its answers too."""
+        """Settings of the teacher's answers; the published objective needs the positions behind an answer too."""
         return self.memo.once("teach_settings", self._teach_settings)
 
     def _teach_settings(self) -> TeachSettings:

@@ -1,7 +1,7 @@
-"""Forecasts the wall seconds of a run's steps by the measured profile of the machine that is here.
+"""Forecasts of the wall seconds of a run's steps, by the measured profile of this machine.
 
 For people to plan with: no charge, key or result depends on one. The flops clock is no forecast: it bounds what a step is
-charged, not how long it takes, since it counts arithmetic alone, at a speed that nobody measured here.
+charged, not how long it takes, since it counts arithmetic alone, at a speed that was not measured here.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from outlay.plan.steps import Buy, Dev, Distil, Model, Score, Step, Teach, Train
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """``seconds`` of wall time, neither a bound nor a promise; ``by``: the profile they follow from."""
+    """A forecast: ``seconds`` of wall time, neither a bound nor a promise; ``by``: the profile behind them."""
 
     seconds: float
     by: str
 
 
 class Forecaster:
-    """Foresees the steps of one run.
+    """Forecaster of the steps of one run.
 
     ``answers``: the lengths in tokens of some bought labels, as a model writes them (0 for an encoder).
     """
@@ -38,7 +38,7 @@ class Forecaster:
         self._answers = answers
 
     def forecast(self, step: Step) -> Forecast | None:
-        """Wall seconds of a compute step; ``None`` without a profile that was measured with the step's threads.
+        """Return the wall seconds of a compute step; ``None`` without a profile measured with the step's threads.
 
         Raises:
             TypeError: the step buys labels.
@@ -96,13 +96,13 @@ class Forecaster:
         return profile_of(self._known.shapes[step.model.ref], step.encoding.form, chooses=scored)
 
     def _is_walked(self, step: Teach) -> bool:
-        """Whether a teacher that writes takes the likeliest path through the labels."""
+        """Return whether a generative teacher takes the likeliest path through the labels."""
         settings, is_choice = step.settings, step.teacher.encoding.form.kind == "classification"
         is_plain = settings.beams == 1 and not settings.sample and settings.answers_from == "labels"
         return is_choice and is_plain and step.target in ("tokens", "text")
 
     def _bought(self, labels: Sequence[Buy], dev: Dev | None, model: Model) -> Lengths:
-        """Lengths of the bought rows that are trained on; dev is carved out of the first purchase."""
+        """Return the lengths of the bought rows that are trained on; dev is carved out of the first purchase."""
         counts, n_left_out = self._known.tokens[model.ref].train, n_carved(dev)
         sources: list[int] = []
         answers: list[int] = []
@@ -120,7 +120,7 @@ class Forecaster:
 
 
 def labels_behind(step: Step) -> Buy:
-    """Return the first labels that a step's model, or its teacher, learnt from: their lengths stand for all."""
+    """Return the first labels that a step's model, or its teacher, is trained on: their lengths stand for all."""
     match step:
         case Train():
             return step.labels[0]
@@ -134,6 +134,6 @@ def labels_behind(step: Step) -> Buy:
 
 
 def _lengths(counts: Sequence[int], start: int, stop: int, answers: Sequence[int]) -> Lengths:
-    """Of rows ``start:stop`` by their running sums; the answers seen stand for all."""
+    """Return the lengths of rows ``start:stop`` from running sums; the given answers stand for all."""
     sources = [counts[row + 1] - counts[row] for row in range(start, stop)]
     return lengths_of(sources, list(answers))

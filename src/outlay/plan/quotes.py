@@ -1,4 +1,4 @@
-"""What is known before money moves, and what each step will cost at most."""
+"""Quotes: upper bounds of the cost of each step, before money is spent."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Work:
 
 
 class Quoter:
-    """Upper bounds of what steps cost, from the request, the price book and the flops clock alone."""
+    """Quoter of upper bounds of the cost of steps, from the request, the price book and the flops clock alone."""
 
     def __init__(self, known: PlanningContext) -> None:
         self.known = known
         self.machine = known.machine
 
     def quote(self, step: Step) -> Quote:
-        """What ``step`` costs at most; where the student's training on labels is free, scoring the test split is too."""
+        """Return the upper bound of a step's cost; where the student's training is free, scoring the test split is too."""
         return self.known.memo.once(("quote", ById(step)), lambda: self._quote(step))
 
     def _quote(self, step: Step) -> Quote:
@@ -48,10 +48,10 @@ class Quoter:
         return Quote.of(price, quantity)
 
     def total_micros(self, final: Step) -> int:
-        """Sum of the quotes of every distinct step that leads to ``final``.
+        """Return the sum of the charges quoted for every distinct step that leads to ``final``, in micro-dollars.
 
-        Without a key, which takes longer than all else: purchases are told apart by what they buy, any other step by which object
-        it is, since a strategy makes each of them once (`outlay.plan.cache.once`).
+        Avoids hashing: `Buy` steps compare by value, other steps by identity, since a strategy makes each of them once
+        (`outlay.plan.cache.once`).
         """
         return self.known.memo.once(("total", ById(final)), lambda: self._total_micros(final))
 
@@ -69,7 +69,7 @@ class Quoter:
         return sum(seen.values())
 
     def work(self, step: Step) -> Work:
-        """Tokens a compute step processes at most, evaluations included."""
+        """Return the tokens that a compute step processes at most, evaluations included."""
         match step:
             case Train():
                 n_trained = step.settings.epochs * self._bought_tokens(step.model.ref, step.labels, step.dev)
@@ -87,21 +87,21 @@ class Quoter:
         raise TypeError(f"{type(step).__name__} is no compute step")
 
     def dev_tokens(self, step: Train | Distil) -> int:
-        """Tokens of one evaluation on the dev rows."""
+        """Return the tokens of one evaluation on the dev rows."""
         if step.dev is None:
             return 0
         counts, n_rows = self.known.tokens[step.model.ref], step.dev.n
         return self._answered_tokens(step, (counts.train if step.dev.how == "carved" else counts.dev)[n_rows], n_rows)
 
     def _answered_tokens(self, step: Train | Distil, n_source_tokens: int, n_rows: int) -> int:
-        """A model writes one answer per row; one that learnt to choose among the labels scores each of them instead."""
+        """Return the tokens of one answer per row; a student trained on classes scores every label instead."""
         ref = step.model.ref
         if isinstance(step, Distil) and step.target == "classes":
             return self._scored_tokens(ref, n_source_tokens, n_rows)
         return n_source_tokens + n_rows * self.known.longest_answer[ref]
 
     def _bought_tokens(self, ref: str, labels: Sequence[Buy], dev: Dev | None) -> int:
-        """Sources and answers of the bought rows that are trained on, once; dev is carved out of the first purchase."""
+        """Return the tokens, sources and answers, of the bought rows trained on; dev is carved out of the first purchase."""
         train, n_tokens, n_left_out = self.known.tokens[ref].train, 0, n_carved(dev)
         for each in labels:
             first, n_left_out = each.start + n_left_out, 0
@@ -109,8 +109,11 @@ class Quoter:
         return n_tokens
 
     def _spoken_tokens(self, step: Teach) -> int:
-        """A class is scored label by label; an answer is written beam by beam. Its logits are those of the steps that wrote it;
-        beams and samples leave none and padding has none, so then it is read once more."""
+        """Return the tokens of the teacher over one block.
+
+        Classes are scored label by label; answers are written beam by beam, and their logits are those of the decoding steps.
+        Beams, samples and padding leave no logits, so then each answer is read once more.
+        """
         ref = step.teacher.model.ref
         counts, n_rows = self.known.tokens[ref], step.stop - step.start
         sources = counts.pool[step.stop] - counts.pool[step.start]
@@ -122,7 +125,7 @@ class Quoter:
         return sources + n_passes * n_rows * self.known.longest_answer[ref]
 
     def _learnt_tokens(self, step: Distil) -> int:
-        """Tokens of one epoch over the pool; beside a teacher's tokens, a gold answer is read in a pass of its own."""
+        """Return the tokens of one epoch over the pool; beside a teacher's tokens, a gold answer takes a pass of its own."""
         ref, n_rows = step.model.ref, step.n_rows
         sources = self.known.tokens[ref].pool[n_rows]
         if step.target == "classes":
@@ -133,8 +136,11 @@ class Quoter:
         return n_tokens + self._bought_tokens(ref, step.gold, step.dev)
 
     def _scored_tokens(self, ref: str, n_source_tokens: int, n_rows: int, *, trained: bool = False) -> int:
-        """A distribution over the classes takes an encoder one pass. A model that writes reads the source once and each label
-        behind it; only a causal model in training reads the source with every label."""
+        """Return the tokens of a distribution over the classes per row.
+
+        An encoder takes one pass. A generative model reads the source once and each label after it; only a causal model in
+        training reads the source with every label.
+        """
         longest = self.known.longest_answer[ref]
         if longest == 0:
             return n_source_tokens
@@ -143,15 +149,18 @@ class Quoter:
         return n_copies * n_source_tokens + n_labels * n_rows * longest
 
     def flops(self, work: Work) -> tuple[int, int]:
-        """FLOPs trained and inferred (T-Few §4.2: 6N and 2N per token of an encoder or decoder, 3N and N of both together)."""
+        """Return FLOPs trained and inferred.
+
+        T-Few §4.2: 6N and 2N per token of an encoder or decoder, 3N and N of both together.
+        """
         shape, n_outputs = self.known.shapes[work.ref], self.known.encoding.form.n_outputs
         trained = flops_train(shape, work.n_tokens_trained, n_outputs)
         return trained, flops_infer(shape, work.n_tokens_inferred, n_outputs)
 
     def seconds(self, work: Work) -> Fraction:
-        """Seconds on the request's machine by the flops clock, exact."""
+        """Return the seconds on the request's machine by the flops clock, exact."""
         return self.hours(work) * SECONDS_PER_HOUR
 
     def hours(self, work: Work) -> Fraction:
-        """Machine hours by the flops clock, exact."""
+        """Return the machine hours by the flops clock, exact."""
         return self.machine.hours(*self.flops(work))

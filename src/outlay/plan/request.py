@@ -20,7 +20,7 @@ DEFAULT_GENERAL = "distilbert/distilbert-base-uncased"
 """The generally distilled checkpoint that `general_distill` starts from."""
 DEFAULT_MACHINE = "cpu"
 ROLES = ("teacher", "student", "distil", "teach")
-"""What settings are for: the teacher on labels, the student on labels, the student on targets, the teacher on the pool."""
+"""Roles with settings: the teacher on labels, the student on labels, the student on targets, the teacher on the pool."""
 
 Overrides = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
 """Training settings by role, as sorted pairs so that a request can be hashed."""
@@ -49,7 +49,7 @@ class ReplayOptions:
 
     @property
     def answering(self) -> dict[str, Any]:
-        """All but the price, as JSON values."""
+        """Options without the price item, as JSON values."""
         return {
             "error_rate": self.error_rate,
             "redundancy": self.redundancy,
@@ -73,11 +73,11 @@ class SellerSpec:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One run. ``run_id`` is the hash of everything here, so the same request is the same run."""
+    """The request of one run. ``run_id`` is the hash of its fields, so the same request is the same run."""
 
     task: str
     task_digest: str
-    """Of the task file and of every example it loads."""
+    """Digest of the task file and of every example it loads."""
     strategy: str
     budget_micros: int
     price_book: str
@@ -90,7 +90,7 @@ class Request:
     student: str = DEFAULT_STUDENT
     machine: str = DEFAULT_MACHINE
     machine_digest: str = ""
-    """Of the machine's speed: another figure is another charge."""
+    """Digest of the machine's speed: another figure is another charge."""
     student_training: str = "charged"
     """``charged``, or ``free``: neither the student's training on labels nor the scoring of the test split is charged."""
     pool_rows: int | None = None
@@ -98,14 +98,14 @@ class Request:
     n_dev: int | None = None
     threads: int = DEFAULT_THREADS
     sellers: tuple[SellerSpec, ...] = (SellerSpec(),)
-    """Those that the strategy buys from, and `HUMAN`, who labels dev rows."""
+    """Sellers that the strategy buys from, and `HUMAN` for the labels of dev rows."""
     overrides: Overrides = ()
     base: str | None = None
-    """What ``cut:`` and ``tiny:`` students are made from; ``None`` = the teacher."""
+    """Model that ``cut:`` and ``tiny:`` students are made from; ``None`` = the teacher."""
     metric_model: str | None = None
     """Encoder that a metric compares texts with; ``None`` = the task's own."""
     precision: str = BF16
-    """``bf16`` or ``fp32``: of every training and answer whose role names none in ``overrides``."""
+    """``bf16`` or ``fp32``, for every training and answer whose role names none in ``overrides``."""
 
     def __post_init__(self) -> None:
         if self.budget_micros <= 0:
@@ -127,7 +127,7 @@ class Request:
             raise UsageError(f"dev is {self.dev!r}; it must be given, bought, carved or none")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, in a stable order; what came later is left out where it says nothing, so that run ids stay."""
+        """Return plain values in a stable order; later fields are left out at their defaults, so that run ids stay."""
         later = {
             "base": self.base,
             "metric_model": self.metric_model,
@@ -159,7 +159,7 @@ class Request:
         }
 
     def seller(self, name: str) -> SellerSpec | None:
-        """Return the seller of that name, ``None`` where there is none."""
+        """Return the seller of a name; ``None`` where the request has none of that name."""
         return next((seller for seller in self.sellers if seller.name == name), None)
 
     @property
@@ -169,18 +169,18 @@ class Request:
 
 
 def _is_first(seller: SellerSpec) -> bool:
-    """True of people who label at the task's price: the seller that every request had before there were names."""
+    """Return whether a seller is people at the task's price, as in every request before sellers had names."""
     return seller.name == HUMAN and seller.replay.price_item is None
 
 
 def _is_second(seller: SellerSpec) -> bool:
-    """True of an LLM with one answer per label and a price of its own: the other seller before there were names."""
+    """Return whether a seller is an LLM with one answer per label and its own price, as before sellers had names."""
     plain = ReplayOptions(seller.replay.error_rate, price_item=seller.replay.price_item)
     return seller.name == LLM and seller.replay == plain and plain.price_item is not None
 
 
 def _later_sellers(sellers: Sequence[SellerSpec]) -> dict[str, Any]:
-    """Write an LLM as requests always wrote it, so that run ids stay, and under ``sellers`` what they could not say."""
+    """Return sellers as JSON: an LLM in the fields of older requests, so that run ids stay, others under ``sellers``."""
     found: dict[str, Any] = {}
     for seller in sellers:
         if _is_second(seller):
@@ -194,7 +194,7 @@ def _later_sellers(sellers: Sequence[SellerSpec]) -> dict[str, Any]:
 
 
 def frozen_overrides(by_role: dict[str, dict[str, Any]]) -> Overrides:
-    """Settings by role in the hashable form a `Request` keeps.
+    """Return settings by role in the hashable form of a `Request`.
 
     Raises:
         UsageError: an unknown role.

@@ -1,6 +1,6 @@
-"""Recipes: what to do, as pure data. Steps know their inputs, so a recipe is a graph; equal steps are one step.
+"""Recipes and their steps, as pure data. Steps know their inputs, so a recipe is a graph; equal steps are one step.
 
-A step's *key* hashes what was asked: its kind and version, its own parameters, the keys of its inputs and the threads it
+A step's *key* hashes its request: its kind and version, its own parameters, the keys of its inputs and the threads it
 runs on. Two recipes that share a teacher share its key, and so its artifact.
 """
 
@@ -27,7 +27,7 @@ LLM = "llm"
 """Name of the large language model whose labels the published strategies buy."""
 
 _SELLER_WORDS = {LLM: "LLM"}
-"""How a seller is called before the word labels, where its name is not written as it is."""
+"""Words for a seller before the word labels, for names that are not written as they are."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Step:
         return ()
 
     def parameters(self) -> dict[str, Any]:
-        """What was asked beside the inputs, as JSON values."""
+        """Return the parameters beside the inputs, as JSON values."""
         raise NotImplementedError
 
     def request(self) -> dict[str, Any]:
-        """All that the key hashes."""
+        """Return the request of the step: everything that the key hashes."""
         return {
             "step": self.kind,
             "version": self.version,
@@ -57,7 +57,7 @@ class Step:
 
     @cached_property
     def key(self) -> str:
-        """Sha256 hex of `request`."""
+        """SHA-256 of `request` in hex."""
         return key_of(self.request())
 
 
@@ -65,7 +65,7 @@ class Step:
 class Buy(Step):
     """The labels of ``n`` rows of a split's seeded order, from row ``start`` on, from one seller.
 
-    ``series`` identifies everything but which rows (seller, split and order), so that a longer purchase of the same series, or
+    ``series`` identifies seller, split and order, without the rows, so that a longer purchase of the same series, or
     one that starts elsewhere, pays only for rows that were not bought before.
     """
 
@@ -80,7 +80,7 @@ class Buy(Step):
     """Canonical JSON of the seller's identity."""
     start: int = 0
     seller: str = HUMAN
-    """The seller's name. Not in the key, which has the identity."""
+    """Name of the seller. Not in the key, which has the identity."""
 
     @property
     def stop(self) -> int:
@@ -93,7 +93,7 @@ class Buy(Step):
         return key_of({"step": self.kind, "version": self.version, "parameters": self._series_parameters()})
 
     def parameters(self) -> dict[str, Any]:
-        """What was asked beside the inputs."""
+        """Return the parameters beside the inputs."""
         start = {"start": self.start} if self.start else {}
         return {**self._series_parameters(), "n": self.n, **start}
 
@@ -108,7 +108,7 @@ class Buy(Step):
 
 @dataclass(frozen=True)
 class Dev:
-    """Where the dev labels come from: ``given`` (free), ``bought`` (``labels`` are of the dev split), or ``carved`` (the first
+    """Source of the dev labels: ``given`` (free), ``bought`` (``labels`` are of the dev split), or ``carved`` (the first
     ``n`` of the labels bought)."""
 
     how: str
@@ -117,29 +117,29 @@ class Dev:
     labels: Buy | None = None
 
     def parameters(self) -> dict[str, Any]:
-        """Plain values for a key."""
+        """Return plain values for a key."""
         return {"how": self.how, "n": self.n, "rows": self.rows_digest}
 
 
 @dataclass(frozen=True)
 class Model:
-    """What to start from: a reference, its base, and the fingerprint of the checkpoint's bytes."""
+    """A model to start from: its reference, its base, and the fingerprint of the checkpoint's bytes."""
 
     ref: str
     base: str
     fingerprint: str
 
     def parameters(self) -> dict[str, Any]:
-        """Plain values for a key; the bytes speak for a checkpoint, wherever it lies."""
+        """Return plain values for a key; a checkpoint is identified by its bytes, wherever it lies."""
         form = self.ref if self.ref.startswith(("cut:", "tiny:")) else "whole"
         return {"form": form, "checkpoint": self.fingerprint}
 
 
 @dataclass(frozen=True)
 class Judge:
-    """The encoder that a metric compares texts with (BERTScore): a reference, what it is read with, its checkpoint's bytes.
+    """The encoder that a metric compares texts with (BERTScore): its reference, its options and its checkpoint's fingerprint.
 
-    ``layer``: the hidden state that is compared, ``None`` = the last; ``idf``: whether rare tokens weigh more.
+    ``layer``: the hidden state that is compared, ``None`` = the last; ``idf``: rare tokens weigh more.
     """
 
     ref: str
@@ -148,13 +148,13 @@ class Judge:
     fingerprint: str
 
     def parameters(self) -> dict[str, Any]:
-        """Plain values for a key."""
+        """Return plain values for a key."""
         return {"checkpoint": self.fingerprint, "layer": self.layer, "idf": self.idf}
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a task meets a model: the fields an encoder reads as segments, the form of question and answer, what is scored."""
+    """Encoding of a task for a model: the segments of an encoder, the form of question and answer, and the metric."""
 
     segments: tuple[str, ...]
     form: TaskSpec
@@ -162,7 +162,7 @@ class Encoding:
     judge: Judge | None = None
 
     def parameters(self) -> dict[str, Any]:
-        """Plain values for a key."""
+        """Return plain values for a key."""
         return {
             "segments": list(self.segments),
             "form": self.form.to_json(),
@@ -173,7 +173,7 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Train(Step):
-    """Fine-tune ``model`` on bought labels with cross-entropy. ``free``: done, but not charged (Kang et al. 2023, §2.2).
+    """Fine-tuning of ``model`` on bought labels with cross-entropy. ``free``: not charged (Kang et al. 2023, §2.2).
 
     ``labels``: one or more purchases of train rows, trained on as one set in this order; dev rows are carved out of the first.
     """
@@ -182,7 +182,7 @@ class Train(Step):
     version: ClassVar[int] = 3
 
     role: str
-    """``teacher`` or ``student``: for people; not part of the key."""
+    """``teacher`` or ``student``, for display; not part of the key."""
     model: Model
     labels: tuple[Buy, ...]
     dev: Dev | None
@@ -193,20 +193,20 @@ class Train(Step):
 
     @property
     def n_labels(self) -> int:
-        """Labels of every purchase, those carved out for dev included."""
+        """Number of labels of every purchase, those carved out for dev included."""
         return sum(buy.n for buy in self.labels)
 
     def n_labels_of(self, seller: str) -> int:
-        """Those of its labels that one seller gave."""
+        """Return the number of labels from one seller."""
         return sum(buy.n for buy in self.labels if buy.seller == seller)
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """What it reads."""
+        """Steps whose artifacts this step reads."""
         return (*self.labels, *_dev_inputs(self.dev))
 
     def parameters(self) -> dict[str, Any]:
-        """What was asked beside the inputs."""
+        """Return the parameters beside the inputs."""
         return _training_parameters(self.model, self.dev, self.encoding, self.settings, self.threads)
 
 
@@ -221,21 +221,21 @@ class Teach(Step):
     start: int
     stop: int
     rows_digest: str
-    """Of the block's own texts: the same rows under another pool are the same block."""
+    """Digest of the block's own texts: the same rows under another pool are the same block."""
     target: TargetKind
-    """What is handed over; the student's tokenizer is in the key only through it and ``vocab_size``."""
+    """Kind of the targets; the student's tokenizer is in the key only through this kind and ``vocab_size``."""
     settings: TeachSettings
     vocab_size: int | None
-    """For ``tokens``: vocabulary rows that teacher and student both have; they may pad the same tokenizer differently."""
+    """Vocabulary rows that teacher and student both have, for ``tokens``; the two may pad one tokenizer differently."""
     threads: int
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """What it reads."""
+        """Steps whose artifacts this step reads."""
         return (self.teacher,)
 
     def parameters(self) -> dict[str, Any]:
-        """What was asked beside the inputs."""
+        """Return the parameters beside the inputs."""
         return {
             "n": self.stop - self.start,
             "rows": self.rows_digest,
@@ -249,7 +249,7 @@ class Teach(Step):
 
 @dataclass(frozen=True)
 class Distil(Step):
-    """Train ``model`` on the teacher's targets: a divergence to its distributions, or cross-entropy on its words."""
+    """Training of ``model`` on the teacher's targets: a divergence to distributions, or cross-entropy on texts."""
 
     kind: ClassVar[str] = "distil"
     version: ClassVar[int] = 3
@@ -265,52 +265,52 @@ class Distil(Step):
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """What it reads."""
+        """Steps whose artifacts this step reads."""
         return (*self.targets, *_dev_inputs(self.dev), *self.gold)
 
     @property
     def target(self) -> TargetKind:
-        """What it learns from; the same in every block."""
+        """Kind of the targets, the same in every block."""
         return self.targets[0].target
 
     @property
     def n_rows(self) -> int:
-        """Pool rows, ``0:n_rows`` of the seeded order."""
+        """Number of pool rows, ``0:n_rows`` of the seeded order."""
         return self.targets[-1].stop
 
     def parameters(self) -> dict[str, Any]:
-        """What was asked beside the inputs."""
+        """Return the parameters beside the inputs."""
         return _training_parameters(self.model, self.dev, self.encoding, self.settings, self.threads)
 
 
 @dataclass(frozen=True)
 class Score(Step):
-    """Predict the test split once and score it."""
+    """Prediction of the test split, once, and its scores."""
 
     kind: ClassVar[str] = "score"
     version: ClassVar[int] = 3
 
     model: Train | Distil
     rows_digest: str
-    """Of the test split, gold labels included."""
+    """Digest of the test split, gold labels included."""
     threads: int
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """What it reads."""
+        """Steps whose artifacts this step reads."""
         return (self.model,)
 
     def parameters(self) -> dict[str, Any]:
-        """What was asked beside the inputs."""
+        """Return the parameters beside the inputs."""
         return {"rows": self.rows_digest, "threads": self.threads, "metric": self.model.encoding.metric}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One proposal: the step it ends in, and how its numbers were derived, as lines for the receipt.
+    """One proposal of a strategy: its last step, and the derivation of its numbers, as lines for the receipt.
 
     A recipe that ends in a training is a pilot: its model is scored on dev and never sees the test split, so that a strategy can
-    look before it decides. The test split belongs to the recipe that a strategy decides for, which ends in a `Score`.
+    try before it decides. The test split belongs to the recipe that a strategy decides for, which ends in a `Score`.
     """
 
     final: Score | Train | Distil
@@ -318,7 +318,7 @@ class Recipe:
 
     @property
     def model(self) -> Train | Distil:
-        """The training whose model it is about."""
+        """Training of the recipe's model."""
         return self.final.model if isinstance(self.final, Score) else self.final
 
     @property
@@ -327,12 +327,12 @@ class Recipe:
         return not isinstance(self.final, Score)
 
     def steps(self) -> list[Step]:
-        """Every distinct step once, inputs before what reads them; the order is a pure function of the recipe."""
+        """Return every distinct step once, inputs first; the order is a pure function of the recipe."""
         return graph([self.final])
 
 
 def learner_of(step: Step) -> Train | Distil:
-    """The training that a compute step does, or whose model it uses.
+    """Return the training that a compute step is, or whose model the step uses.
 
     Raises:
         TypeError: a purchase.
@@ -348,7 +348,7 @@ def learner_of(step: Step) -> Train | Distil:
 
 
 def graph(finals: Iterable[Step]) -> list[Step]:
-    """The distinct steps that lead to ``finals``, each once, inputs first."""
+    """Return the distinct steps that lead to ``finals``, each once, inputs first."""
     ordered: dict[str, Step] = {}
 
     def visit(step: Step) -> None:
@@ -380,12 +380,12 @@ def _training_parameters(
 
 
 def n_carved(dev: Dev | None) -> int:
-    """Bought labels that are set aside for dev."""
+    """Return the number of bought labels that are set aside for dev."""
     return dev.n if dev is not None and dev.how == "carved" else 0
 
 
 def describe(step: Step) -> str:
-    """What a step does, in the words of the receipt; the blocks of one teacher pass read alike."""
+    """Return the description of a step for the receipt, the same for all blocks of one teacher pass."""
     match step:
         case Buy():
             return f"{step.n:,} {step.split if step.seller == HUMAN else seller_words(step.seller)} labels"
@@ -401,12 +401,12 @@ def describe(step: Step) -> str:
 
 
 def seller_words(name: str) -> str:
-    """Return how a seller is called before the word labels."""
+    """Return the words for a seller before the word labels."""
     return _SELLER_WORDS.get(name, name)
 
 
 def role_of(step: Step) -> str:
-    """The name of a step's artifact in a point: labels, teacher, targets, student or scores."""
+    """Return the role of a step's artifact in a point: labels, teacher, targets, student or scores."""
     if isinstance(step, Train):
         return step.role
     return {"buy": "labels", "teach": "targets", "distil": "student", "score": "scores"}[step.kind]

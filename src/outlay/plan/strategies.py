@@ -1,7 +1,7 @@
-"""Strategies: given what is known and what is left, propose the next recipe. Pure: no money moves here.
+"""Strategies, which propose the next recipe from the planning context and earlier outcomes. Pure: no money is spent here.
 
-``ask`` is called again after each recipe with what came of the earlier ones, so that a strategy may buy step by step; those here
-know at once what they want.
+``ask`` is called again after each recipe with the outcomes of the earlier ones, so that a strategy may buy step by step; the
+strategies here propose one recipe.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from outlay.spec import TargetSpec
 
 @dataclass(frozen=True, slots=True)
 class NotAvailable:
-    """The money (or the data) does not reach; ``reason`` says what is missing and the way out."""
+    """A refusal: budget or data do not suffice; ``reason`` says what is missing and the way out."""
 
     reason: str
 
@@ -45,7 +45,8 @@ class NotAvailable:
 class StrategyOutcome:
     """Result of an earlier recipe: strategies see the dev score only.
 
-    ``charge_micros``: of every recipe so far, this one included; ``dev_score``: of its model, 0-100, ``None`` without dev rows.
+    ``charge_micros``: charge of every recipe so far, this one included; ``dev_score``: of its model, 0-100,
+    ``None`` without dev rows.
     """
 
     recipe: Recipe
@@ -54,31 +55,31 @@ class StrategyOutcome:
 
 
 Teaching = Literal["teacher", "student"]
-"""Who teaches the student: the request's teacher, or a model like the student itself."""
+"""Teacher of the student: the request's teacher, or a model like the student itself."""
 
 
 class Strategy(Protocol):
-    """The ask/tell policy."""
+    """An ask/tell policy."""
 
     @property
     def name(self) -> str:
-        """What the user calls it."""
+        """Name of the strategy."""
         ...
 
     @property
     def taught_by(self) -> Teaching | None:
-        """Who teaches; ``None`` where the student learns from labels alone."""
+        """Teacher of the student; ``None`` where the student learns from labels alone."""
         ...
 
     @property
     def starts_general(self) -> bool:
-        """Whether the student is the generally distilled checkpoint, whatever student the user names."""
+        """True where the student is the generally distilled checkpoint, in place of the student that the user names."""
         ...
 
     @property
     def sellers(self) -> tuple[str, ...]:
-        """Names of the sellers who label train rows, in the order of their rows; where there are several, the first N are the
-        first seller's."""
+        """Names of the sellers who label train rows, in the order of their rows; of several sellers, the first one labels N
+        rows."""
         ...
 
     def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
@@ -92,9 +93,9 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Annotate:
-    """All money to labels for the student; its training is charged too, so the two are solved together.
+    """A strategy that spends all on labels for the student; its training is charged too, so the two are solved together.
 
-    ``starts_general``: the student is a generally distilled checkpoint such as DistilBERT; what that cost is taken to be $0,
+    ``starts_general``: the student is a generally distilled checkpoint such as DistilBERT, whose cost is taken to be $0,
     since it is publicly available (Kang et al. 2023, Appendix F, Table 10).
     """
 
@@ -103,16 +104,16 @@ class Annotate:
 
     @property
     def taught_by(self) -> Teaching | None:
-        """Nobody."""
+        """``None``: the student learns from labels."""
         return None
 
     @property
     def sellers(self) -> tuple[str, ...]:
-        """People."""
+        """People alone."""
         return (HUMAN,)
 
     def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
-        """The most labels such that labels, training and scoring stay within the budget."""
+        """Return the recipe with the most labels such that labels, training and scoring stay within the budget."""
         if outcomes:
             return None
 
@@ -134,7 +135,7 @@ class Annotate:
 
 @dataclass(frozen=True, slots=True)
 class Distill:
-    """N labels → teacher → pool → student.
+    """A strategy of N labels → teacher → pool → student.
 
     With ``n_initial``: N is fixed (Kang et al. 2023, Table 2) and the pool is as much as the rest pays for. Without: the
     compute for the whole pool is reserved and the rest buys labels.
@@ -151,16 +152,16 @@ class Distill:
 
     @property
     def starts_general(self) -> bool:
-        """It does not."""
+        """False: the student is the one that the user names."""
         return False
 
     @property
     def sellers(self) -> tuple[str, ...]:
-        """People."""
+        """People alone."""
         return (HUMAN,)
 
     def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
-        """The recipe under the N rule that the request chose."""
+        """Return the recipe under the N rule of the request."""
         if outcomes:
             return None
         quoter = Quoter(known)
@@ -195,10 +196,11 @@ class Distill:
 
 @dataclass(frozen=True, slots=True)
 class LLMAnnotate:
-    """All money to the labels of an LLM, or all that the first N labels of people leave (Kang et al. 2023, section 5, Figure 6:
-    "GPT-3.5 Ann.", "Human + GPT-3.5 Ann."). The LLM labels the train rows that follow those of the people.
+    """A strategy that spends all on labels of an LLM, or all that is left after N labels of people.
 
-    ``sellers``: the one whose labels all the money goes to, with another before it whose labels are N.
+    These are "GPT-3.5 Ann." and "Human + GPT-3.5 Ann." of Kang et al. 2023, section 5, Figure 6. The LLM labels the train rows
+    that follow those of the people.
+    ``sellers``: the LLM, or a seller of N labels and then the LLM.
     """
 
     name: str = "llm_annotate"
@@ -206,16 +208,16 @@ class LLMAnnotate:
 
     @property
     def taught_by(self) -> Teaching | None:
-        """Nobody: its labels are learnt from as if they were right."""
+        """``None``: the student learns from the labels of the LLM as if they were right."""
         return None
 
     @property
     def starts_general(self) -> bool:
-        """It does not."""
+        """False: the student is the one that the user names."""
         return False
 
     def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
-        """The most LLM labels such that all labels, training and scoring stay within the budget."""
+        """Return the recipe with the most LLM labels such that all labels, training and scoring stay within the budget."""
         if outcomes:
             return None
         n_human = known.request.n_initial if len(self.sellers) > 1 else 0
@@ -257,7 +259,7 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def strategy(name: str) -> Strategy:
-    """The strategy of that name.
+    """Return the strategy of a name.
 
     Raises:
         UnknownStrategy: lists the known ones.
@@ -294,7 +296,7 @@ def _train(known: PlanningContext, role: str, model: Model, n: int) -> Train:
 
 @once
 def _train_with_more(known: PlanningContext, first: str, n_first: int, then: str, n_then: int) -> Train:
-    """Train the student on labels of one seller and then of another; dev is carved from the first who gives any."""
+    """Return the training of the student on labels of one seller and then of another; dev is carved from the first ones."""
     before = (_buy(known, n_first, 0, first),) if n_first else ()
     return _train_on(known, "student", known.student, (*before, _buy(known, n_then, n_first, then)))
 
@@ -346,7 +348,7 @@ def _score(known: PlanningContext, model: Train | Distil) -> Score:
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest n in ``low..high`` that fits, for a predicate that only ever turns from True to False; None if none."""
+    """Return the largest n in ``low..high`` that fits, for a predicate that only ever turns from True to False; None if none."""
     if low > high or not fits(low):
         return None
     while low < high:
@@ -378,7 +380,7 @@ def _unaffordable(known: PlanningContext, quoter: Quoter, least: Step, what: str
 
 
 def _derive(known: PlanningContext, quoter: Quoter, final: Score | Train | Distil) -> tuple[str, ...]:
-    """The budget, line by line, in the order it is spent; quotes are upper bounds (every epoch run, none stopped early)."""
+    """Return the budget line by line, in the order it is spent; quotes are upper bounds (every epoch run, none stopped early)."""
     sums: dict[str, int] = {}
     for step in Recipe(final, ()).steps():
         name = describe(step)
@@ -394,7 +396,7 @@ def _free_start(known: PlanningContext) -> str:
 
 
 def _assumed(known: PlanningContext, seller: str) -> str:
-    """Say where a seller's labels come from and how good they are taken to be: an assumption, so the receipt has it."""
+    """Return the line of the receipt on the source and the assumed error rate of a seller's labels."""
     price, spec = known.offer(seller).price, known.request.seller(seller)
     rate = 0.0 if spec is None else spec.replay.error_rate
     wrong = f"replayed gold with {100 * rate:g} % wrong answers, which is an assumption"

@@ -1,4 +1,4 @@
-"""The ledger: the one door through which money moves."""
+"""The ledger: holds, settlements and balances of all runs, and the only place where money is booked."""
 
 from outlay.money.ledger.audit import Verification
 from outlay.money.ledger.chain import Anchor, Entry

@@ -1,4 +1,4 @@
-"""The one way an entry gets into a ledger: numbered, chained to the entry before it, and hashed."""
+"""Appending of entries to a ledger: numbered, chained to the entry before, and hashed."""
 
 from __future__ import annotations
 

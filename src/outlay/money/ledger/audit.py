@@ -1,4 +1,4 @@
-"""The proof of a ledger: every hash, every reference and every sum, recomputed from the entries alone.
+"""Verification of a ledger: every hash, every reference and every sum, recomputed from the entries alone.
 
 `audit` shares no arithmetic with `outlay.money.ledger`, which asks SQLite for its sums: here the entries are replayed one by
 one over a plain model of budgets and holds, and the first entry that does not follow from those before it is named.
@@ -22,7 +22,7 @@ _MICROS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What `verify` found: `first_bad` is the number of the first bad entry, None where no single entry is to blame.
+    """Findings of `verify`: `first_bad` is the number of the first bad entry, None where no single entry is to blame.
 
     `n_entries` counts the good entries before the damage; `head` is the hash of the last of them.
     """
@@ -35,12 +35,12 @@ class Verification:
 
 
 class _Bad(Exception):  # a verdict, not an error of ours
-    """Why the entry at hand does not follow from those before it."""
+    """A bad entry, with the reason why it does not follow from those before."""
 
 
 @dataclass(slots=True)
 class _Run:
-    """What the entries so far say about one run, in micro-dollars."""
+    """State of one run after the entries so far, in micro-dollars."""
 
     budget: int
     charged: int = 0
@@ -49,11 +49,11 @@ class _Run:
     overrun_cash: int = 0
     open: dict[int, Entry] = field(default_factory=dict)
     paid: dict[str, Entry] = field(default_factory=dict)  # settlements by key
-    stored: set[str] = field(default_factory=set)  # keys of which a `stored` entry speaks
+    stored: set[str] = field(default_factory=set)  # keys with a `stored` entry
     cancelled: bool = False
 
     def left(self) -> tuple[int, int]:
-        """Charge and cash that a new hold may still take; never negative, whatever overruns ate."""
+        """Return the charge and cash left for a new hold; never negative, even after overruns."""
         charge = self.budget - self.charged - self.overrun_charge - sum(h.charge_micros for h in self.open.values())
         cash = self.budget - self.cash - self.overrun_cash - sum(h.cash_micros for h in self.open.values())
         return max(0, charge), max(0, cash)
@@ -61,7 +61,7 @@ class _Run:
 
 @dataclass(slots=True)
 class _Replay:
-    """All runs of a ledger, fed one entry at a time."""
+    """State of all runs of a ledger, fed one entry at a time."""
 
     runs: dict[str, _Run] = field(default_factory=dict)
     released: dict[int, Entry] = field(default_factory=dict)  # holds released, whose loss is not booked yet

@@ -1,8 +1,8 @@
-"""The ledger's entries: what they hold, and how they are chained by hash.
+"""Entries of the ledger: their columns and their hash chain.
 
 Every entry's hash is sha256 over the canonical JSON of its other fields, the hash of the entry before it included, so
-no byte of the past can change without changing the head. `Anchor` is that head with the number of entries: whoever
-keeps an anchor outside the ledger can also see a lost tail.
+no byte of the past can change without changing the head. `Anchor` is that head with the number of entries: an
+anchor kept outside the ledger also reveals a lost tail.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _FIRST_COLUMNS = (
 )
 _LATER_COLUMNS = ("artifact_key",)
 COLUMNS = (*_FIRST_COLUMNS, *_LATER_COLUMNS)
-"""Of the table `entries`, in its order."""
+"""Columns of the table `entries`, in order."""
 
 
 def columns_of(version: int) -> tuple[str, ...]:
-    """Return the columns of `entries` in a file of this format."""
+    """Return the columns of `entries` in a file of a format version."""
     return _FIRST_COLUMNS if version < 2 else COLUMNS
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the ledger; field by field what the columns of `entries` hold.
+    """One entry of the ledger; its fields are the columns of `entries`.
 
     `kind` is one of `KINDS`. `quantity` (exact fraction) of `unit` at `unit_usd` dollars makes `charge_micros`;
     `cash_quantity` of the same unit makes the cash, and is None where cash was not metered in that unit.
     For `open` and `topup` both amounts are what the run may spend in addition. `hold_seq` is the hold that a settle,
-    overrun, release, lost or stored entry belongs to. `at` is UTC, ISO 8601. `artifact_key` is what a settlement's
-    artifact is stored under, in a settle entry or in a `stored` one about a settlement that does not say it itself.
+    overrun, release, lost or stored entry belongs to. `at` is UTC, ISO 8601. `artifact_key` is the key of a settlement's
+    artifact, in the settle entry or in a `stored` entry about a settlement without one.
     """
 
     seq: int
@@ -104,6 +104,6 @@ def hash_of(fields: Mapping[str, object]) -> str:
 
 
 def uri_of(path: Path, mode: str) -> str:
-    """The SQLite URI that opens the existing file `path`, or its last state where its folder cannot be written."""
+    """Return the SQLite URI that opens the existing file `path`, or its last state where its folder cannot be written."""
     sealed = not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists()
     return f"{path.absolute().as_uri()}?{'immutable=1' if sealed else f'mode={mode}'}"

@@ -79,9 +79,9 @@ class Ledger:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Commit what this block books in one transaction at its end, whatever ends it; each call succeeds or fails for itself.
+        """Commit the entries of a ``with`` block in one transaction at its end, after an error too; each call fails alone.
 
-        For entries behind which nothing is bought or made, such as those of what is in the store already: nothing is on the
+        For entries without a purchase or a computation behind them, such as those of cached artifacts: nothing is on the
         disk before the end. Other processes that write wait from the first entry on.
         """
         with self._own_lock(), clear_errors(self.path):
@@ -99,7 +99,7 @@ class Ledger:
     # Runs
 
     def open_run(self, run_id: str, budget_micros: int, note: str = "") -> None:
-        """Give a run its budget, for charge and for cash. The same budget again appends nothing.
+        """Open a run with a budget for charge and for cash. A second call with the same budget appends nothing.
 
         Raises MoneyError for a budget of 0 or another one than the run was opened with.
         """
@@ -126,9 +126,9 @@ class Ledger:
             self._append(db, "topup", {"run_id": run_id, "note": note, **amounts})
 
     def cancel(self, run_id: str, note: str = "") -> None:
-        """End a run: its open holds are released, later ones refused. A second time appends nothing.
+        """Cancel a run: release its open holds and refuse later ones. A second call appends nothing.
 
-        What the owner of such a hold had already spent can still be booked with `release(hold, lost_cash_micros=…)`.
+        Cash that the owner of such a hold had already spent can still be booked with `release(hold, lost_cash_micros=…)`.
         """
         with self._writing() as db:
             queries.require_run(db, run_id)
@@ -179,12 +179,12 @@ class Ledger:
         note: str = "",
         artifact_key: str | None = None,
     ) -> None:
-        """Book what the hold's purchase really cost; what exceeds the hold becomes an overrun entry.
+        """Book the real cost of a hold's purchase; an excess over the hold becomes an overrun entry.
 
         The charge must be `quantity` at the held price, rounded up, and the cash `cash_quantity` at that price where
-        it is given (None: cash that was not metered in the hold's unit, an invoice say). `artifact_key` is what the
-        purchase is stored under. Raises MoneyError where they are not, HoldError for a hold that is closed, foreign
-        or unknown.
+        it is given (None: cash that was not metered in the hold's unit, an invoice say). `artifact_key` is the key of
+        the purchase in the store. Raises MoneyError for another charge or cash, HoldError for a hold that is closed,
+        foreign or unknown.
         """
         _check_product("charge", charge_micros, quantity, hold.quote)
         if cash_quantity is not None:
@@ -199,7 +199,7 @@ class Ledger:
             self._overrun(db, hold, charge_micros - charge, cash_micros - cash)
 
     def release(self, hold: Hold, *, lost_cash_micros: int = 0, note: str = "") -> None:
-        """Give a hold back; the cash of work that must be redone is booked as lost, never as a charge.
+        """Release a hold; the cash of work that must be redone is booked as lost, never as a charge.
 
         Raises HoldError for a hold that is closed, foreign or unknown. The one closed hold that may still book a loss,
         once, is one that `cancel` released.
@@ -215,13 +215,13 @@ class Ledger:
                 self._overrun(db, hold, 0, lost_cash_micros - lost)
 
     def open_holds(self, run_id: str) -> list[Hold]:
-        """The holds of a run that are neither settled nor released, oldest first. Raises HoldError."""
+        """Return the holds of a run that are neither settled nor released, oldest first. Raises HoldError."""
         with self._reading() as db:
             queries.require_run(db, run_id)
             return queries.open_holds(db, run_id)
 
     def expired_holds(self, run_id: str) -> list[Hold]:
-        """The open holds whose lease is over, or whose owner was a process of this host that has ended."""
+        """Return the open holds whose lease is over, or whose owner was a process of this host that has ended."""
         with self._reading() as db:
             queries.require_run(db, run_id)
             return [hold for hold in queries.open_holds(db, run_id) if self._is_expired(db, hold)]
@@ -229,52 +229,52 @@ class Ledger:
     # Reading
 
     def settled(self, run_id: str, key: str) -> Entry | None:
-        """The entry that settled `key` in a run, or None."""
+        """Return the entry that settled `key` in a run, or None."""
         with self._reading() as db:
             return queries.find(db, "kind = 'settle' AND run_id = ? AND key = ?", run_id, key)
 
     def artifact_keys(self, run_id: str, key: str) -> list[str]:
-        """Return what artifacts settled in a run as `key`, or as `key/…`, are stored under; the newest first."""
+        """Return the keys of artifacts settled in a run as `key`, or as `key/…`; the newest first."""
         with self._reading() as db:
             return queries.artifact_keys(db, run_id, key)
 
     def balance(self, run_id: str) -> Balance:
-        """Where the run's budget stands. Raises HoldError for an unknown run."""
+        """Return the balance of a run. Raises HoldError for an unknown run."""
         with self._reading() as db:
             queries.require_run(db, run_id)
             return queries.balance(db, run_id)
 
     def cash_room_micros(self, run_id: str) -> int:
-        """The most cash that a hold of this run can be granted now: what is left of the run, and of the cap over all runs."""
+        """Return the most cash that a new hold of a run can get, by the run's balance and the cap over all runs."""
         with self._reading() as db:
             queries.require_run(db, run_id)
             left, room = queries.balance(db, run_id).available_cash_micros, self._cap_room(db)
             return left if room is None else min(left, room)
 
     def entries(self, run_id: str | None = None) -> list[Entry]:
-        """Every entry in order, of one run or of all; none for an unknown run."""
+        """Return every entry in order, of one run or of all; none for an unknown run."""
         with self._reading() as db:
             return queries.select(db, "1") if run_id is None else queries.select(db, "run_id = ?", run_id)
 
     def first_hash(self) -> str:
-        """The hash of the first entry, which tells this ledger from any other. Raises MissingData where there is none."""
+        """Return the hash of the first entry, which identifies this ledger. Raises MissingData where there is none."""
         with self._reading() as db:
             return queries.select(db, "seq = 1")[0].hash
 
     def run_ids(self) -> list[str]:
-        """Every run, in the order in which they were opened."""
+        """Return the ids of all runs, in the order in which they were opened."""
         with self._reading() as db:
             return [entry.run_id for entry in queries.select(db, "kind = 'open'")]
 
     def anchor(self) -> Anchor:
-        """The head and the number of entries now."""
+        """Return the current head and number of entries."""
         with self._reading() as db:
             return queries.anchor(db)
 
     def verify(self, anchors: Sequence[Anchor] = ()) -> Verification:
         """Recompute every hash, reference and sum, and compare with the anchor file and every anchor given.
 
-        Never raises for a damaged, missing or foreign file: that is what it finds.
+        A damaged, missing or foreign file is a finding, never an error.
         """
         own: list[Anchor] = []  # read before the entries: a writer in between can only make the ledger longer
         flaw = ""
@@ -303,7 +303,7 @@ class Ledger:
 
     @property
     def is_begun(self) -> bool:
-        """Whether there is a ledger at the path. A file that could not be filled when it was made (a full disk) is none yet."""
+        """True where there is a ledger at the path. A new file that could not be filled (a full disk) is none yet."""
         if not self.path.exists() or self.anchor_path.exists():
             return self.path.exists()
         with clear_errors(self.path), closing(sqlite3.connect(uri_of(self.path, "rw"), uri=True)) as db:
@@ -352,7 +352,7 @@ class Ledger:
 
     @contextmanager
     def _joining(self, db: sqlite3.Connection) -> Iterator[None]:
-        """One call within `together`."""
+        """Run one call within `together`, under a savepoint."""
         if self._joined is None:
             db.execute("BEGIN IMMEDIATE")
             self._joined = db
@@ -363,7 +363,7 @@ class Ledger:
 
     def _write_anchor(self, db: sqlite3.Connection) -> None:
         # The write lock orders the writers, so an older anchor never replaces a newer one. An anchor that cannot be
-        # written stays behind, as after a crash: the entry is committed, and its caller must hear so.
+        # written stays behind, as after a crash: the entry is committed, and its caller gets no error.
         with suppress(OSError, sqlite3.OperationalError):
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -413,14 +413,14 @@ class Ledger:
             )
 
     def _cap_room(self, db: sqlite3.Connection) -> int | None:
-        """Cash that the cap over all runs still allows; None without a cap."""
+        """Return the cash that the cap over all runs still allows; None without a cap."""
         if self._cash_cap_micros is None:
             return None
         by_kind = queries.sums(db, None)
         spent = sum(by_kind.get(kind, (0, 0))[1] for kind in ("settle", "lost", "overrun", "hold"))
         return max(0, self._cash_cap_micros - spent)
 
-    # Leases: who is at work on a hold; never part of the chain
+    # Leases: the process at work on a hold; never part of the chain
 
     def _lease(self, db: sqlite3.Connection, seq: int, lease_seconds: float) -> None:
         owner = Owner.current()

@@ -2,8 +2,8 @@
 
 Each leads from the format before it to its own; the number of the last one that was applied is the file's `PRAGMA user_version`.
 All that a file still lacks are applied in one transaction (`outlay.money.ledger.sqlite_file`), so that a file is of one format or
-of the next, never between two. Entries are not touched by any: what a format before said otherwise is said again by an entry that
-is appended, and the hashes of all others, and so every anchor of before, hold as they did.
+of the next, never between two. No migration changes an entry: facts that an older format recorded otherwise are repeated in an
+appended entry, so that the hashes of all older entries, and every older anchor, stay valid.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from outlay.money.ledger.chain import GENESIS
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One step between two formats: its number, what it does in words, its statements, and what it appends after them.
+    """One step between two formats: its number, its description, its SQL statements, and the entries appended after them.
 
     ``append``: called with the connection, inside the transaction, and the time for new entries (UTC, ISO 8601).
     """
@@ -79,7 +79,7 @@ _ENTRIES_AND_LEASES = (
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 _CUT_SHORT = " (cut short by its hold): "
-"""In the note of a settlement of format 1, before the key of an artifact that is not stored under the key of its step."""
+"""Text in the note of a settlement of format 1, before the key of an artifact that is not stored under its step's key."""
 
 
 def _say_where_cut_work_is_stored(db: sqlite3.Connection, at: str) -> None:
@@ -103,7 +103,7 @@ MIGRATIONS = (
         _say_where_cut_work_is_stored,
     ),
 )
-"""By number, which begins at 1."""
+"""Migrations by number, which begins at 1."""
 
 
 def schema_of(version: int) -> dict[tuple[str, str], str]:

@@ -1,4 +1,4 @@
-"""Who owns a lease: this very process, told apart from every other one that ever had its number."""
+"""Owners of leases: processes, identified by more than their numbers, which are reused."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Owner:
 
     @classmethod
     def current(cls) -> Owner:
-        """The process that asks."""
+        """Return the current process."""
         return _of_process(os.getpid())
 
     def is_dead(self) -> bool:
-        """Whether this process is known to have ended; False where that cannot be known, as on another host."""
+        """Return whether this process is known to have ended; False where that cannot be known, as on another host."""
         if self.host != _host() or os.name != "posix":
             return False
         if Path("/proc/self/stat").exists():
@@ -39,12 +39,12 @@ class Owner:
 
 @lru_cache(maxsize=1)
 def _of_process(pid: int) -> Owner:
-    """The owner that this process is; by its number, since a fork has another."""
+    """Return the current process as an owner; cached by its number, since a fork has another."""
     return Owner(_host(), pid, _started(pid) or "")
 
 
 def _host() -> str:
-    """Host name, boot and process namespace: a number means the same process only where all three are the same."""
+    """Return host name, boot and process namespace: a number identifies a process only where all three are the same."""
     parts = [socket.gethostname()]
     try:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -55,7 +55,7 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot (proc(5), field 22); None where it ended or is a zombie."""
+    """Return the start time of a process in clock ticks since boot (proc(5), field 22); None where it ended or is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

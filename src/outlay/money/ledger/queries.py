@@ -1,4 +1,4 @@
-"""What the entries of a ledger say: holds, balances and the head, asked of SQLite inside the caller's transaction."""
+"""Queries of a ledger: holds, balances and the head, by SQL inside the caller's transaction."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Hold:
 
     @classmethod
     def of(cls, entry: Entry) -> Hold:
-        """The hold that an entry of kind ``hold`` stands for."""
+        """Return the hold of an entry of kind ``hold``."""
         quote = Quote(
             entry.item, entry.unit, entry.quantity, Decimal(entry.unit_usd), entry.charge_micros, entry.cash_micros
         )
@@ -38,10 +38,10 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """Where a run's budget stands, in micro-dollars.
+    """Balance of a run's budget, in micro-dollars.
 
-    Charged, cash, lost and held amounts fit into the budget by construction; what exceeded a hold is told apart as
-    overrun, and can make the totals exceed it.
+    Charged, cash, lost and held amounts fit into the budget by construction; an excess over a hold is booked apart, as
+    overrun, and can make the totals exceed the budget.
     """
 
     budget_micros: int
@@ -60,22 +60,22 @@ class Balance:
 
     @property
     def total_cash_micros(self) -> int:
-        """All cash that left the bank, lost work and overruns included."""
+        """The whole cash, lost work and overruns included."""
         return self.cash_micros + self.lost_micros + self.overrun_cash_micros
 
     @property
     def available_charge_micros(self) -> int:
-        """What a new hold may charge: never negative."""
+        """Charge left for a new hold: never negative."""
         return max(0, self.budget_micros - self.total_charge_micros - self.held_charge_micros)
 
     @property
     def available_cash_micros(self) -> int:
-        """What a new hold may take from the bank: never negative."""
+        """Cash left for a new hold: never negative."""
         return max(0, self.budget_micros - self.total_cash_micros - self.held_cash_micros)
 
 
 def select(db: sqlite3.Connection, condition: str, *values: object) -> list[Entry]:
-    """The entries that meet an SQL condition, in order. Raises LedgerDamaged where one cannot be read."""
+    """Return the entries that meet an SQL condition, in order. Raises LedgerDamaged where one cannot be read."""
     rows = db.execute(f"SELECT {_COLUMN_LIST} FROM entries WHERE {condition} ORDER BY seq", values)
     try:
         return [Entry.of_row(row) for row in rows]
@@ -86,7 +86,7 @@ def select(db: sqlite3.Connection, condition: str, *values: object) -> list[Entr
 
 
 def find(db: sqlite3.Connection, condition: str, *values: object) -> Entry | None:
-    """The first entry that meets an SQL condition, or None."""
+    """Return the first entry that meets an SQL condition, or None."""
     return next(iter(select(db, condition, *values)), None)
 
 
@@ -98,12 +98,12 @@ def artifact_keys(db: sqlite3.Connection, run_id: str, key: str) -> list[str]:
 
 
 def open_holds(db: sqlite3.Connection, run_id: str) -> list[Hold]:
-    """The holds of a run that are neither settled nor released, oldest first."""
+    """Return the holds of a run that are neither settled nor released, oldest first."""
     return [Hold.of(entry) for entry in select(db, f"run_id = ? AND {_OPEN_HOLD}", run_id)]
 
 
 def sums(db: sqlite3.Connection, run_id: str | None) -> dict[str, tuple[int, int]]:
-    """Charge and cash in micro-dollars by kind, of one run or of all; ``hold`` counts the open holds only."""
+    """Return charge and cash in micro-dollars by kind, of one run or of all; ``hold`` counts the open holds only."""
     condition = "1" if run_id is None else "run_id = ?"
     values = () if run_id is None else (run_id,)
     columns = "coalesce(sum(charge_micros), 0), coalesce(sum(cash_micros), 0)"
@@ -118,7 +118,7 @@ def sums(db: sqlite3.Connection, run_id: str | None) -> dict[str, tuple[int, int
 
 
 def balance(db: sqlite3.Connection, run_id: str) -> Balance:
-    """Where the budget of a run stands."""
+    """Return the balance of a run."""
     by_kind = sums(db, run_id)
 
     def of(kind: str) -> tuple[int, int]:
@@ -137,13 +137,13 @@ def balance(db: sqlite3.Connection, run_id: str) -> Balance:
 
 
 def anchor(db: sqlite3.Connection) -> Anchor:
-    """The head and the number of entries."""
+    """Return the head and the number of entries."""
     row = db.execute("SELECT hash, seq FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
     return Anchor(*row) if row else Anchor(GENESIS, 0)
 
 
 def require_run(db: sqlite3.Connection, run_id: str) -> Entry:
-    """The entry that opened a run. Raises HoldError for an unknown one."""
+    """Return the entry that opened a run. Raises HoldError for an unknown run."""
     opened = find(db, "kind = 'open' AND run_id = ?", run_id)
     if opened is None:
         raise HoldError(f"run {run_id!r} is not in this ledger; open it with its budget first")
@@ -151,7 +151,7 @@ def require_run(db: sqlite3.Connection, run_id: str) -> Entry:
 
 
 def cancelled(db: sqlite3.Connection, run_id: str) -> Entry | None:
-    """The entry that cancelled a run, or None."""
+    """Return the entry that cancelled a run, or None."""
     return find(db, "kind = 'cancel' AND run_id = ?", run_id)
 
 
@@ -174,7 +174,7 @@ def require_open(db: sqlite3.Connection, hold: Hold) -> None:
 
 
 def released_by_cancel(db: sqlite3.Connection, hold: Hold) -> bool:
-    """Whether `cancel` released this hold, and no loss was booked on it since."""
+    """Return whether `cancel` released a hold and no loss was booked on that hold since."""
     _require_ours(db, hold)
     end = cancelled(db, hold.run_id)
     released = find(db, "kind = 'release' AND hold_seq = ?", hold.seq)

@@ -1,4 +1,4 @@
-"""The SQLite file under a ledger: its settings, its schema, and one clear line for what goes wrong with it."""
+"""The SQLite file under a ledger: its settings, its schema, and its errors in one clear line."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _WRITE_ERRORS = (
 )
 _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 BUSY_SECONDS = 60.0
-"""How long one process waits for another that is writing."""
+"""Seconds that one process waits for another that is writing."""
 
 
 def opened(path: Path, *, create: bool, at: str) -> tuple[sqlite3.Connection, bool]:
-    """Open the file with this program's settings, in its newest format, and say whether it was brought there just now.
+    """Open the file with this program's settings in the newest format, and return whether the file was migrated just now.
 
     A missing or empty file becomes a ledger where `create` allows it. An older ledger that cannot be written is read from a copy
     in memory. `at`: the time for entries that a migration appends (UTC, ISO 8601).
@@ -76,14 +76,14 @@ def _migrated_copy(db: sqlite3.Connection, at: str) -> sqlite3.Connection:
 
 
 def holds_anything(db: sqlite3.Connection) -> bool:
-    """Whether anything was ever written to an SQLite file."""
+    """Return whether anything was ever written to an SQLite file."""
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (n_objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     return bool(version or n_objects)
 
 
 def _primary(error: sqlite3.Error) -> int | None:
-    """SQLite's code of an error without its refinements; ``None`` where Python itself raised it."""
+    """Return SQLite's primary code of an error; ``None`` where Python itself raised the error."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
@@ -117,7 +117,7 @@ def _migrate(db: sqlite3.Connection, at: str) -> None:
 
 @contextmanager
 def clear_errors(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours: DiskFull, SpendError (locked, read-only), LedgerDamaged (anything else)."""
+    """Turn SQLite's errors into errors of outlay: DiskFull, SpendError (locked, read-only), LedgerDamaged (anything else)."""
     try:
         yield
     except sqlite3.Error as error:
