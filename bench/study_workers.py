@@ -33,10 +33,10 @@ from rich.table import Table
 
 from bench import plan_study
 from bench.common import interleaved, median
-from outlay.engine.job_runner import Job, JobResult
 from outlay.engine.point import Point
 from outlay.engine.prepare import Options, RunBuilder
 from outlay.engine.runner import Runner
+from outlay.engine.step_runner import Job, JobResult
 from outlay.money.amounts import PriceBook
 from outlay.plan.steps import PREDICTIONS_FILE, SCORES_FILE, Score
 from outlay.report.results import Header

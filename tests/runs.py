@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Self
 
 from outlay.engine import sellers
-from outlay.engine.job_runner import Job, JobResult, JobRunner
 from outlay.engine.point import Point
 from outlay.engine.prepare import Options, PreparedRun, RunBuilder
 from outlay.engine.runner import Runner
+from outlay.engine.step_runner import Job, JobResult, JobRunner
 from outlay.labels.annotator import Delivery, Order
 from outlay.labels.replay import Replay
 from outlay.money.amounts import PriceBook, Quote

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from outlay.engine.buying import Purchase
-from outlay.engine.job_runner import JobRunner
 from outlay.engine.point import Point, micros_of
 from outlay.engine.prepare import RunBuilder
 from outlay.engine.run import RunExecution
 from outlay.engine.runner import Runner
+from outlay.engine.step_runner import JobRunner
 from outlay.money.amounts import PriceBook
 from outlay.plan.context import PlanningContext
 from outlay.plan.quotes import Quoter

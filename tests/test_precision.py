@@ -366,8 +366,8 @@ def test_a_worker_that_would_choose_otherwise_says_so_once(
 
 def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_path: Path) -> None:
     """A worker on a slow machine refuses a job that a fast one planned; one that was asked for by name it does."""
-    from outlay.engine.job_runner import JobRunner
     from outlay.engine.listeners import Silent as Quiet
+    from outlay.engine.step_runner import JobRunner
     from outlay.errors import OutlayError
     from tests.runs import runner as runner_of
 
@@ -382,8 +382,8 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
         place = f"{asked}-{named}"
         runner = runner_of(tmp_path / place, tmp_path / f"{place}-store")
         from outlay.engine.buying import Purchase
-        from outlay.engine.job_runner import Job
         from outlay.engine.run import RunExecution
+        from outlay.engine.step_runner import Job
 
         options = plain(world, strategy="annotate", budget_micros=3_000_000, precision=asked)
         if named is not None:

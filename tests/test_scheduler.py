@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from outlay.engine.job_runner import Job, JobResult
 from outlay.engine.point import Point, micros_of
 from outlay.engine.prepare import Options
 from outlay.engine.runner import Runner
+from outlay.engine.step_runner import Job, JobResult
 from outlay.errors import TrainingError
 from outlay.money.amounts import PriceBook
 from outlay.study.scheduler import Scheduler, StepRunnerFactory

@@ -8,9 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from outlay.engine.buying import Purchase, PurchaseResult, buy
-from outlay.engine.job_runner import kept_seconds
 from outlay.engine.run_dir import RunDir
 from outlay.engine.step_meter import lost_seconds
+from outlay.engine.step_runner import kept_seconds
 from outlay.labels.purchases import PurchaseLog
 from outlay.money.amounts import LABEL_UNIT, Price
 from outlay.money.ledger import Hold, Ledger

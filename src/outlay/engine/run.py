@@ -21,13 +21,12 @@ from typing import Any, Self
 
 from outlay.engine.buying import Purchase, PurchaseResult, RunPurchases
 from outlay.engine.environment import environment
-from outlay.engine.job_runner import Job, JobResult
 from outlay.engine.listeners import Watcher
 from outlay.engine.point import Point, PointCircumstance, usd_of
 from outlay.engine.prepare import PreparedRun
 from outlay.engine.results_dir import ResultsDir
 from outlay.engine.run_dir import Timing
-from outlay.engine.step_runner import lines_on_cuts
+from outlay.engine.step_runner import Job, JobResult, lines_on_cuts
 from outlay.engine.summary import RunSummary, precision_facts, work_of
 from outlay.errors import BudgetExceeded
 from outlay.money.amounts import LABEL_UNIT, Quote, cost_micros

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from outlay.engine.job_runner import JobRunner
 from outlay.engine.prepare import RunBuilder
+from outlay.engine.step_runner import JobRunner
 from outlay.errors import UsageError
 from outlay.models.cost_model import PROFILE_FILE, load_profile
 from outlay.money.amounts import Price

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from outlay.engine.job_runner import Job, JobResult, JobRunner
 from outlay.engine.listeners import Silent, Watcher
 from outlay.engine.outputs import outputs_of, receipt_file
 from outlay.engine.point import Point, read_points, usd_of, write_points
@@ -26,6 +25,7 @@ from outlay.engine.prepare import Options, RunBuilder
 from outlay.engine.run_dir import RunDir
 from outlay.engine.runner import Runner
 from outlay.engine.step_meter import seconds_at
+from outlay.engine.step_runner import Job, JobResult, JobRunner
 from outlay.engine.summary import absent_point
 from outlay.errors import HoldError, MissingData
 from outlay.money.amounts import Price, PriceBook, format_usd

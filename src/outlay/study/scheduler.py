@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Protocol
 
 from outlay.engine.buying import Purchase, PurchaseResult
-from outlay.engine.job_runner import Job, JobResult, JobRunner
 from outlay.engine.listeners import Watcher
 from outlay.engine.point import Point
 from outlay.engine.prepare import Options, RunBuilder
 from outlay.engine.run import HeldStep, ReadyStep, RunExecution
 from outlay.engine.runner import Runner
+from outlay.engine.step_runner import Job, JobResult, JobRunner
 from outlay.engine.summary import absent_point
 from outlay.errors import OutlayError
 from outlay.money.amounts import PriceBook
