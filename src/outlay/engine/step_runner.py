@@ -1,7 +1,7 @@
 """Execution of compute steps: `StepRunner` reads the artifacts of the inputs, trains or predicts and returns files.
 
-No money there: the step's meter is an argument, and the usage is returned. `JobRunner`, in whatever process a job is sent to, has a
-step made under its hold by one process at a time, resumed from its checkpoints, and puts the files into the store.
+No money there: the step's meter is an argument, and the usage is returned. `JobRunner`, in whatever process a job is sent to,
+has a step made under its hold by one process at a time, resumed from its checkpoints, and puts the files into the store.
 """
 
 from __future__ import annotations
