@@ -54,7 +54,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 print("all imported")
 """
 DEMO = """
-from outlay import demo
+from outlay.tasks import demo
 demo.DEMO_BUDGET, demo.DEMO_N_INITIAL, demo.DEMO_POOL_ROWS = "6", 20, 32
 from outlay.cli import main
 sys.argv = ["outlay", "demo", "--quiet", "--threads", "1", "--out", sys.argv[3], "--store", sys.argv[4]]
