@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -332,6 +333,16 @@ class Spin:
 
 
 def lives(pid: int) -> bool:
+    """Whether any thread of a process still runs; the first one is a zombie while others are ending."""
+    if hasattr(os, "pidfd_open"):
+        try:
+            ended = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        try:
+            return not select.select([ended], [], [], 0)[0]
+        finally:
+            os.close(ended)
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
