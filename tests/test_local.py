@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from outlay.errors import UsageError
+from outlay.hardware.openmp import waiting_variables
 from outlay.hardware.quota import core_numbers
 from outlay.text.listener import Report
 from outlay.workers.local import LocalPool, WorkerSlot, usable_cores, usable_gpus, worker_slots
@@ -124,6 +125,7 @@ def test_gpus_are_dealt_out_one_each() -> None:
         "PATH": "/bin",
         "CUDA_VISIBLE_DEVICES": "GPU-b",
         **dict.fromkeys(THREAD_VARIABLES, "3"),
+        **waiting_variables(os.environ),
     }
 
 
