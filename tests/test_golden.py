@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import make_checkpoint
-from tests.test_cli import SPLITS, outlay, row, write_task
+from tests.checkpoints import kept_checkpoint
+from tests.test_cli import outlay, write_task
 
 GOLDEN = Path(__file__).parent / "golden"
 LINE = ("kind", "what", "item", "quantity", "unit", "unit_usd", "charge_micros", "left_micros")
@@ -45,8 +45,7 @@ scales:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A task whose words give the label away: every CPU's last bits learn it alike."""
     task = write_task(tmp_path_factory.mktemp("golden") / "tickets")
-    texts = [row(i)["message"] for numbers in SPLITS.values() for i in numbers]
-    make_checkpoint(task.parent / "checkpoint", texts, n_layers=2)
+    kept_checkpoint(task.parent / "checkpoint")
     return task.parent
 
 

@@ -20,7 +20,7 @@ from outlay.storage.store import Store
 from outlay.study.index import OLD_FILE, StudyIndex
 from outlay.study.runner import Workplace, bring_about, prepare_session, read_results, status_of
 from outlay.workers.local import n_places
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import kept_checkpoint, make_checkpoint
 from tests.runs import World
 from tests.studies import check_books
 from tests.test_cli import Ran, Shop, entries, outlay, refused, row, write_task
@@ -202,7 +202,7 @@ def test_a_pool_that_is_smaller_than_asked_is_taken_as_it_is(world: World, tmp_p
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that `compare` left before there was one index, beside its task and its model; its store is gone."""
     task = write_task(tmp_path / "tickets")
-    make_checkpoint(task.parent / "checkpoint", [row(i)["message"] for i in range(200)], n_layers=2)
+    kept_checkpoint(task.parent / "checkpoint")
     monkeypatch.chdir(task.parent)
     out = Path(shutil.copytree(OLD, tmp_path / "out"))
     index = json.loads((out / OLD_FILE).read_text())
