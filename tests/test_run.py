@@ -462,3 +462,18 @@ def test_labels_that_another_machine_bought_are_not_bought_again(
     assert again.result_bytes() == point.result_bytes()
     assert (point.circumstance.cash_usd or 0) > 1
     assert again.circumstance.cash_usd == 0
+
+
+def test_a_found_artifact_takes_the_checkpoints_with_it_that_a_kill_left(world: World, tmp_path: Path) -> None:
+    prepared = world.prepared()
+    one = runner(tmp_path / "out", tmp_path / "store")
+    assert one.execute(prepared).is_ok
+    keys = [artifact.key for artifact in one.store.list() if artifact.kind != "buy"]
+    for key in keys:
+        left = one.store.root / "making" / key / "work"
+        left.mkdir(parents=True)
+        (left / "checkpoint").write_text("put, and killed before it was removed")
+    again = runner(tmp_path / "other", tmp_path / "store")
+    assert again.execute(prepared).is_ok
+    assert len(keys) >= 4
+    assert list(one.store.root.glob("making/*/work")) == []

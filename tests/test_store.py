@@ -449,3 +449,16 @@ def test_reading_a_store_that_is_not_there_creates_nothing(tmp_path: Path) -> No
     assert store.get(key_of(1)) is None
     assert store.gc().removed == ()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_of_a_killed_process_are_dropped_unless_somebody_makes_the_key(store: Store) -> None:
+    key = "a" * 64
+    work = store.root / "making" / key / "work"
+    store.drop_checkpoints(key)  # nothing there
+    with store.making(key) as workspace:
+        (workspace.path / "checkpoint").write_text("half")
+        store.drop_checkpoints(key)
+        assert (work / "checkpoint").exists()
+    assert (work / "checkpoint").exists(), "as a kill leaves it"
+    store.drop_checkpoints(key)
+    assert not work.exists()

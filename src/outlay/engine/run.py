@@ -366,6 +366,7 @@ class RunExecution:
                 self._settle(step, hold, artifact, quote.quantity, cash, reused=True)
                 self._artifacts[step.key] = artifact
             else:
+                self._store.drop_checkpoints(artifact.key)
                 self._book(step, artifact, hold, again, reused=True)
 
     def _book(self, step: Step, artifact: Artifact, hold: Hold, again: bool, reused: bool) -> None:

@@ -356,6 +356,7 @@ class JobRunner:
         """
         with self._store.making(job.key, on_wait=on_wait) as workspace:
             if workspace.found is not None:
+                workspace.clear()  # of one that was killed after it had put the artifact
                 return JobResult(workspace.found.key, reused=True)
             artifact = self._make(job, workspace.path, on_progress)
             workspace.clear()

@@ -402,6 +402,14 @@ class Store:
                 f"cannot write to the store {self.root}: {error.strerror or error}; check the path"
             ) from error
 
+    def drop_checkpoints(self, key: str) -> None:
+        """Remove the checkpoints of a key left by a process that was killed after it had put the artifact."""
+        work = self.root / "making" / key / "work"
+        if work.exists():
+            with self._unless_making(key) as free:
+                if free:
+                    shutil.rmtree(work, ignore_errors=True)
+
     @contextmanager
     def _unless_making(self, key: str) -> Iterator[bool]:
         """Hold the lock of a key so that nobody begins to make it; yields False where somebody already does."""
