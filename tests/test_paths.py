@@ -139,7 +139,7 @@ WORDS = {
     "divergence",
     *("executor", "here", "kind", "labels", "llm_price_item", "machine", "match", "max_size", "metric", "name"),
     *("objective", "optimizer", "peft", "precision", "prediction_column", "prefix", "price_item", "ray", "report_to"),
-    *("role", "run", "scale", "settings", "size", "source_column", "split", "strategies", "strategy"),
+    *("role", "run", "scale", "set", "size", "source_column", "split", "strategies", "strategy"),
     *("student_training", "target", "target_column"),
 }
 """Options of text that hold none."""

@@ -12,7 +12,6 @@ from outlay.cli.common import (
     WAITING_EXIT,
     Json,
     PrecisionOption,
-    PricesOption,
     ResultsFolder,
     StoreOption,
     fail,
@@ -21,17 +20,20 @@ from outlay.cli.common import (
     parse_names,
     say_notes,
 )
+from outlay.cli.option_groups import grouped
 from outlay.cli.run_options import (
-    GENERAL,
-    MACHINE,
-    STUDENT,
-    TEACHER,
     GridOptions,
+    InitialOption,
     LabelOptions,
     ModelOptions,
     PlaceOptions,
+    QuietOption,
     RunOptions,
     StepOptions,
+    StrategyOption,
+    TaskArgument,
+    ThreadsOption,
+    WorkersOption,
 )
 from outlay.cli.terminal import echo
 from outlay.storage.paths import as_word, command_line
@@ -42,160 +44,35 @@ if TYPE_CHECKING:
     from outlay.report.results import Header
     from outlay.study.runner import Session
 
-TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A shipped task, or the path of your own task.yaml.")]
-InitialOption = Annotated[
-    int | None, typer.Option("--n-initial", help="Labels of the teacher, fixed; without it a rule chooses them.")
-]
-TeacherOption = Annotated[str, typer.Option("--teacher", help="Hub name, folder, or package:NAME/FOLDER.")]
-StudentOption = Annotated[str, typer.Option("--student", help="As --teacher, or cut:K, or tiny:LxH.")]
-MachineOption = Annotated[str, typer.Option("--machine", help="What compute is charged as; see docs/compute.md.")]
-MachinesOption = Annotated[
-    list[Path] | None, typer.Option("--machines", help="Your own machine file (TOML); may be repeated.")
-]
-HereOption = Annotated[
-    str, typer.Option("--here", help="Price item of the machine this really runs on; measured seconds are paid at it.")
-]
-TrainingOption = Annotated[
-    str, typer.Option("--student-training", help="charged, or free (as the paper's tables assume).")
-]
-PoolRowsOption = Annotated[int | None, typer.Option("--pool-rows", help="Use only the first so many pool rows.")]
-DevOption = Annotated[str | None, typer.Option("--dev", help="Dev labels: given, bought, carved or none.")]
-NDevOption = Annotated[int | None, typer.Option("--n-dev", help="How many dev labels.")]
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads per step; part of every key.")]
-ErrorOption = Annotated[float, typer.Option("--label-error-rate", min=0, max=1, help="Of each replayed answer.")]
-RedundancyOption = Annotated[int, typer.Option("--redundancy", min=1, help="Answers per label; the majority counts.")]
-SecondsOption = Annotated[float, typer.Option("--seconds-per-label", min=0, help="Human seconds per answer, reported.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A setting, such as distil.epochs=4; roles: teacher, student, distil, teach."),
-]
-GeneralOption = Annotated[
-    str, typer.Option("--general-student", help="The generally distilled checkpoint that general_distill starts from.")
-]
-BaseOption = Annotated[
-    str | None, typer.Option("--base", help="What cut: and tiny: students are made from. (default: the teacher)")
-]
-MetricModelOption = Annotated[
-    str | None,
-    typer.Option("--metric-model", help="Encoder that bert_ibleu compares texts with, instead of the task's."),
-]
-LlmErrorOption = Annotated[
-    float | None,
-    typer.Option("--llm-error-rate", min=0, max=1, help="Of each replayed LLM label; llm_annotate and mix need it."),
-]
-LlmPriceOption = Annotated[
-    str | None,
-    typer.Option("--llm-price-item", help="What an LLM label is charged as. (default: gpt-3.5-label/ and the task)"),
-]
-StrategyOption = Annotated[
-    str,
-    typer.Option("--strategy", help="annotate, distill, self_distill, general_distill, llm_annotate or mix."),
-]
-StrategiesOption = Annotated[str, typer.Option("--strategies", help="With commas; those of `run --strategy`.")]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of data sets. (default: $OUTLAY_DATA)")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Results folder. (default: outlay-runs/...)")]
-CapOption = Annotated[
-    str | None, typer.Option("--cash-cap", help="Dollars of cash that all runs here may take together.")
-]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the report of another request in --out; its ledger stays.")
-]
-WorkersOption = Annotated[
-    int, typer.Option("--workers", min=1, help="Steps at once: with 2 and more, each in a process of its own.")
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
-
+@grouped
 def run(
     task: TaskArgument,
     budget: Annotated[str, typer.Option("--budget", help="Dollars in total.")],
+    models: ModelOptions,
+    how: StepOptions,
+    labels: LabelOptions,
+    where: PlaceOptions,
     strategy: StrategyOption = "distill",
     n_initial: InitialOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
-    teacher: TeacherOption = TEACHER,
-    student: StudentOption = STUDENT,
-    base: BaseOption = None,
-    general_student: GeneralOption = GENERAL,
-    machine: MachineOption = MACHINE,
-    here: HereOption = "cpu",
-    student_training: TrainingOption = "charged",
-    pool_rows: PoolRowsOption = None,
-    dev: DevOption = None,
-    n_dev: NDevOption = None,
-    threads: ThreadsOption = 2,
-    precision: PrecisionOption = "auto",
-    label_error_rate: ErrorOption = 0.0,
-    redundancy: RedundancyOption = 1,
-    seconds_per_label: SecondsOption = 0.0,
-    llm_error_rate: LlmErrorOption = None,
-    llm_price_item: LlmPriceOption = None,
-    settings: SetOption = None,
-    metric_model: MetricModelOption = None,
-    prices: PricesOption = None,
-    machines: MachinesOption = None,
-    data: DataOption = None,
-    store: StoreOption = None,
-    out: OutOption = None,
-    cash_cap: CapOption = None,
-    workers: WorkersOption = 1,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-    as_json: Json = False,
 ) -> None:
     """Spend a budget by one strategy: buy, train, score, and print the result with its receipt."""
-    models = ModelOptions(teacher, student, base, general_student, metric_model)
-    labels = LabelOptions(label_error_rate, redundancy, seconds_per_label, llm_error_rate, llm_price_item, dev, n_dev)
-    how = StepOptions(machine, student_training, pool_rows, threads, precision, tuple(settings or ()))
-    where = PlaceOptions(out, store, here, prices, machines, data, cash_cap, workers, overwrite, quiet, as_json)
     _run(RunOptions(task, n_initial, seed, models, labels, how), strategy, budget, where)
 
 
+@grouped
 def compare(
     task: TaskArgument,
-    budgets: Annotated[str, typer.Option("--budgets", "--budget", help="Dollars in total, with commas: 300,400.")],
-    strategies: StrategiesOption = "annotate,distill,self_distill",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from --seed on.")] = 1,
+    grid: GridOptions,
+    models: ModelOptions,
+    how: StepOptions,
+    labels: LabelOptions,
+    where: PlaceOptions,
     n_initial: InitialOption = None,
-    rule: Annotated[bool, typer.Option(help="Beside a fixed N, distill with as many labels as its rule buys.")] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
-    teacher: TeacherOption = TEACHER,
-    teachers: Annotated[str | None, typer.Option("--teachers", help="Several, with commas, instead of one.")] = None,
-    student: StudentOption = STUDENT,
-    students: Annotated[str | None, typer.Option("--students", help="Several, with commas, instead of one.")] = None,
-    base: BaseOption = None,
-    general_student: GeneralOption = GENERAL,
-    machine: MachineOption = MACHINE,
-    here: HereOption = "cpu",
-    student_training: TrainingOption = "charged",
-    pool_rows: PoolRowsOption = None,
-    dev: DevOption = None,
-    n_dev: NDevOption = None,
-    threads: ThreadsOption = 2,
-    precision: PrecisionOption = "auto",
-    label_error_rate: ErrorOption = 0.0,
-    redundancy: RedundancyOption = 1,
-    seconds_per_label: SecondsOption = 0.0,
-    llm_error_rate: LlmErrorOption = None,
-    llm_price_item: LlmPriceOption = None,
-    settings: SetOption = None,
-    metric_model: MetricModelOption = None,
-    prices: PricesOption = None,
-    machines: MachinesOption = None,
-    data: DataOption = None,
-    store: StoreOption = None,
-    out: OutOption = None,
-    cash_cap: CapOption = None,
-    workers: WorkersOption = 1,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-    as_json: Json = False,
 ) -> None:
     """Every strategy at the same budgets and seeds: one table, one frontier, every dollar in a receipt."""
-    models = ModelOptions(teacher, student, base, general_student, metric_model)
-    labels = LabelOptions(label_error_rate, redundancy, seconds_per_label, llm_error_rate, llm_price_item, dev, n_dev)
-    how = StepOptions(machine, student_training, pool_rows, threads, precision, tuple(settings or ()))
-    where = PlaceOptions(out, store, here, prices, machines, data, cash_cap, workers, overwrite, quiet, as_json)
-    grid = GridOptions(strategies, budgets, seeds, teachers, students, rule)
     _compare(RunOptions(task, n_initial, seed, models, labels, how), grid, where)
 
 
@@ -300,6 +177,7 @@ def _compare(shared: RunOptions, given: GridOptions, where: PlaceOptions) -> Non
 
 def _prepare(asked: list[Options], header: Header, folder: Path, where: PlaceOptions) -> Session:
     """Check and plan a request; refuse a wrong one before a folder is made or a label bought."""
+    from outlay.study.prepare import refuse_several_processes
     from outlay.study.runner import prepare_session
 
     refuse_several_processes()
@@ -344,19 +222,6 @@ def _names_of(asked: Sequence[Options]) -> list[str]:
         models = f", {each.teacher} to {each.student}" if has_models else ""
         labels.append(f"{each.strategy}{fixed}, {format_usd(each.budget_micros)}, seed {each.seed}{models}")
     return labels
-
-
-def refuse_several_processes() -> None:
-    """Refuse a launch of several processes: a run is one process with one ledger."""
-    import os
-
-    from outlay.errors import UsageError
-
-    if (n_processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise UsageError(
-            f"this command was launched in {n_processes} processes, and money is spent by one; launch a single step "
-            "(`outlay finetune`, `teach`, `distill`, `predict`, `evaluate`) in several"
-        )
 
 
 def _demo_options(task: Path, seed: int, threads: int, precision: str) -> Options:

