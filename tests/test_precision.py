@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from outlay.cli.app import main
-from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.prepare import RunBuilder
 from outlay.errors import UsageError
 from outlay.hardware import precision
 from outlay.hardware.precision import (
@@ -33,6 +33,7 @@ from outlay.hardware.precision import (
 from outlay.hardware.processor import cpu_name
 from outlay.money.amounts import PriceBook
 from outlay.money.ledger import Ledger
+from outlay.plan.request import Request
 from outlay.report.results import Header
 from outlay.standalone.inference import InferenceOptions, predict
 from outlay.standalone.runtime import RuntimeOptions
@@ -209,10 +210,10 @@ def world(shared_world: World) -> World:
     return shared_world.fresh()
 
 
-def plain(world: World, **changes: object) -> Options:
+def plain(world: World, **changes: object) -> Request:
     """A run whose settings name no precision."""
     fast = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3}
-    return world.options(overrides=dict.fromkeys(("teacher", "student", "distil"), fast), **changes)
+    return world.request(overrides=dict.fromkeys(("teacher", "student", "distil"), fast), **changes)
 
 
 def test_a_run_is_the_run_that_names_what_auto_means(cache: Path, world: World) -> None:
@@ -238,17 +239,17 @@ def test_a_run_is_the_run_that_names_what_auto_means(cache: Path, world: World) 
 
 def test_runs_of_before_keep_their_ids(cache: Path, world: World) -> None:
     """What named no precision was in bf16; what names one for every role asks no machine."""
-    assert "precision" not in world.workbench.request(plain(world, precision="bf16")).to_json()
-    assert "precision" not in world.workbench.request(world.options(strategy="annotate")).to_json()
+    assert "precision" not in world.workbench.resolve(plain(world, precision="bf16")).to_json()
+    assert "precision" not in world.workbench.resolve(world.request(strategy="annotate")).to_json()
     assert not cache.exists()
 
 
 def test_published_studies_are_in_bf16_on_every_machine(cache: Path) -> None:
     for name in shipped_studies():
         file, price = load_study(find_study(name)), PriceBook.load().get
-        assert {cell.options.precision for cell in file.at("paper", price=price).cells} == {"bf16"}
-        assert {cell.options.precision for cell in file.at("cpu", price=price).cells} == {"auto"}
-        assert {cell.options.precision for cell in file.at("cpu", precision="fp32", price=price).cells} == {"fp32"}
+        assert {cell.request.precision for cell in file.at("paper", price=price).cells} == {"bf16"}
+        assert {cell.request.precision for cell in file.at("cpu", price=price).cells} == {"auto"}
+        assert {cell.request.precision for cell in file.at("cpu", precision="fp32", price=price).cells} == {"fp32"}
     with pytest.raises(UsageError, match="--precision is 'half'"):
         file.at("cpu", precision="half", price=price)
 
@@ -305,7 +306,7 @@ def test_a_study_is_not_bought_again_in_silence(cache: Path, world: World, tmp_p
     file.write_text(STUDY.format(checkpoint=world.checkpoint, task=world.task))
     prices = PriceBook.load()
     [cell] = load_study(file).at("cpu", price=prices.get).cells
-    begun = RunBuilder(prices).request(replace(cell.options, precision="bf16"))
+    begun = RunBuilder(prices).resolve(replace(cell.request, precision="bf16"))
     StudyIndex(Header("toy", "toy", "plain", None, "cpu"), str(tmp_path / "store"), prices.get("cpu"), ()).write(folder)
     Ledger(folder / "ledger.sqlite").open_run(begun.run_id, begun.budget_micros)
     ask = ("study", "run", file, "--out", folder, "--store", tmp_path / "store")
@@ -385,11 +386,11 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
         from outlay.engine.run import RunExecution
         from outlay.engine.step_runner import Job
 
-        options = plain(world, strategy="annotate", budget_micros=3_000_000, precision=asked)
+        request = plain(world, strategy="annotate", budget_micros=3_000_000, precision=asked)
         if named is not None:
-            own = {role: {**fast, "precision": named} for role, fast in options.overrides.items()}
-            options = replace(options, overrides=own)
-        prepared = world.workbench.prepare(options)
+            own = {role: {**fast, "precision": named} for role, fast in request.overrides.items()}
+            request = replace(request, overrides=own)
+        prepared = world.workbench.prepare(request)
         with RunExecution(runner.till, prepared, Quiet()) as execution:
             execution.advance()
             bought = execution.begin(execution.needs()[0])
@@ -398,7 +399,7 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
             execution.advance()
             begun = execution.begin(execution.needs()[0])
             assert isinstance(begun.job, Job)
-            assert begun.job.options.precision == wanted
+            assert begun.job.request.precision == wanted
             keep_bf16_speed(SLOW)
             maker = JobRunner(runner.store, world.workbench.prepare)
             if problem:

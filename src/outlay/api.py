@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from outlay.engine.prepare import Options, precision_remarks
+from outlay.engine.prepare import precision_remarks
 from outlay.errors import UsageError
+from outlay.plan.request import Request
 from outlay.report.results import Header
 from outlay.settings import TeachSettings
 from outlay.standalone import inference, training
@@ -158,7 +159,7 @@ def study(
     return _result(prepare_study(unfolded, place, command), progress)
 
 
-def _session(asked: Sequence[Options], name: str, out: AnyPath, setup: Setup) -> Session:
+def _session(asked: Sequence[Request], name: str, out: AnyPath, setup: Setup) -> Session:
     refuse_several_processes()
     header = Header(name, title_of(load_task(asked[0].task).name), "plain")
     return prepare_session(asked, header, workplace(out, setup), overwrite=setup.overwrite)
@@ -169,7 +170,7 @@ def _bring_about(session: Session, progress: OnProgress | None) -> list[RunResul
     told = None
     if progress is not None:
         asked = [point for point in planned if point.recipe is not None]
-        for line in (*session.notes, *precision_remarks(session.builder, [point.options for point in asked])):
+        for line in (*session.notes, *precision_remarks(session.builder, [point.request for point in asked])):
             progress(Progress(line))
         over = session.runner.all_finished([point.run_id for point in asked if point.run_id is not None])
         told = RunProgress(progress, len(planned), len(planned) - len(asked) + len(over))
