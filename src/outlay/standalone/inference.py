@@ -420,7 +420,7 @@ class _Blocks:
         n_before, began = n_done, time.monotonic()
         last = began
         jobs = ((name, self._part(number)) for name, number in missing.items())
-        with closing(self.asked.running.executor().run(work, jobs, self.saved.folder)) as made:
+        with closing(self.asked.running.run_jobs(work, jobs, self.saved.folder)) as made:
             for name, block in made:
                 number, now = missing[name], time.monotonic()
                 # First its count, then the block: a block that is written has its count. Seconds are those since the block

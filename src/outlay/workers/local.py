@@ -24,7 +24,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from outlay.errors import ClusterError, UsageError
@@ -211,9 +210,7 @@ class LocalPool:
         self._workers = workers
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.ask_to_end()

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from outlay.errors import ClusterError, OutlayError, UnknownModel, WorkFailed
 from outlay.models.reference import checkpoint_files, fingerprint
@@ -34,59 +34,23 @@ _PIECE_BYTES = 2**28
 _CLEANING_SECONDS = 10.0
 
 
-class Executor(Protocol):
-    """An executor of jobs."""
+def run_on_cluster(
+    address: str, threads: int, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
+) -> Generator[tuple[str, R], None, None]:
+    """Yield each job's name and ``work(folder, payload)`` as soon as it is done, in any order, as `RayPool` has workers.
 
-    def run(
-        self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
-    ) -> Generator[tuple[str, R], None, None]:
-        """Yield each job's name and ``work(folder, payload)`` as soon as it is done, in any order.
+    Closing the generator ends running jobs. ``work``, payloads and results can be pickled; ``folder`` holds a model, and ``work``
+    gets it, or a copy of it on another machine.
 
-        Closing the generator ends running jobs. ``work``, payloads and results can be pickled; ``work`` gets ``folder``, or a
-        copy of it on another machine.
-
-        Raises:
-            OutlayError: of ``work``; or a cluster that cannot be reached, or does not get a job done.
-        """
-        ...
-
-
-class InThisProcess:
-    """Executor in this process: one job after another, in their order."""
-
-    def run(
-        self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
-    ) -> Generator[tuple[str, R], None, None]:
-        """See `Executor`."""
-        for name, payload in jobs:
-            yield name, work(folder, payload)
-
-
-class Cluster:
-    """Executor on a Ray cluster: one worker per GPU where it has GPUs, else one per ``threads`` CPUs of a machine.
-
-    ``address``: ``auto`` (the cluster that this machine belongs to), ``local`` (one of this machine alone, started and ended with
-    the work), HOST:PORT or ray://HOST:PORT. Where this program is connected to a cluster already, that one is used.
+    Raises:
+        UsageError: Ray is not installed, or no machine has enough CPUs.
+        ClusterError: no cluster answers, or a job failed three times.
+        OutlayError: as ``work`` raised it; such a job is not tried again.
     """
-
-    def __init__(self, address: str, threads: int) -> None:
-        check_address(address)
-        self._address = address
-        self._threads = threads
-
-    def run(
-        self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
-    ) -> Generator[tuple[str, R], None, None]:
-        """Yield each job's name and result as it ends; ``folder`` holds a model.
-
-        Raises:
-            UsageError: Ray is not installed, or no machine has enough CPUs.
-            ClusterError: no cluster answers, or a job failed three times.
-            OutlayError: as ``work`` raised it; such a job is not tried again.
-        """
-        needed = _Folder(folder.absolute(), fingerprint(str(folder)))
-        with connected(self._address) as ray:
-            yield from _Run(ray, self._address, self._threads, work, needed).all(jobs)
+    check_address(address)
+    needed = _Folder(folder.absolute(), fingerprint(str(folder)))
+    with connected(address) as ray:
+        yield from _Run(ray, address, threads, work, needed).all(jobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +150,7 @@ _Job = tuple[str, Any]
 
 @dataclass(slots=True)
 class _Run:
-    """One call of `Cluster.run`: its jobs, tries and pool.
+    """One call of `run_on_cluster`: its jobs and their tries.
 
     ``waiting``: running jobs, by name; ``retries``: jobs to be tried again; ``n_tries``: failed tries, by name.
     """
@@ -271,12 +235,9 @@ class _Run:
         if self.unpacked_on:
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-            clean = self.ray.remote(num_cpus=0)(_clean)
+            clean, folder = self.ray.remote(num_cpus=0)(_clean), replace(self.folder, files=None)
             there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in sorted(self.unpacked_on)]
-            sent = [
-                clean.options(scheduling_strategy=each).remote(_Folder(self.folder.path, self.folder.sha256))
-                for each in there
-            ]
+            sent = [clean.options(scheduling_strategy=each).remote(folder) for each in there]
             self.ray.wait(sent, num_returns=len(sent), timeout=_CLEANING_SECONDS)
 
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from outlay.errors import HoldError, LedgerDamaged
 from outlay.money.amounts import Quote
-from outlay.money.ledger.chain import COLUMNS, GENESIS, Anchor, Entry
+from outlay.money.ledger.chain import COLUMNS, GENESIS, KINDS, Anchor, Entry
 
 _COLUMN_LIST = ", ".join(COLUMNS)
 _OPEN_HOLD = (
@@ -107,32 +107,27 @@ def sums(db: sqlite3.Connection, run_id: str | None) -> dict[str, tuple[int, int
     condition = "1" if run_id is None else "run_id = ?"
     values = () if run_id is None else (run_id,)
     columns = "coalesce(sum(charge_micros), 0), coalesce(sum(cash_micros), 0)"
-    found = {
-        kind: (charge, cash)
-        for kind, charge, cash in db.execute(
-            f"SELECT kind, {columns} FROM entries WHERE {condition} GROUP BY kind", values
-        )
-    }
+    found = dict.fromkeys(KINDS, (0, 0))
+    for kind, charge, cash in db.execute(
+        f"SELECT kind, {columns} FROM entries WHERE {condition} GROUP BY kind", values
+    ):
+        found[kind] = (charge, cash)
     found["hold"] = db.execute(f"SELECT {columns} FROM entries WHERE {condition} AND {_OPEN_HOLD}", values).fetchone()
     return found
 
 
 def balance(db: sqlite3.Connection, run_id: str) -> Balance:
     """Return the balance of a run."""
-    by_kind = sums(db, run_id)
-
-    def of(kind: str) -> tuple[int, int]:
-        return by_kind.get(kind, (0, 0))
-
+    found = sums(db, run_id)
     return Balance(
-        budget_micros=of("open")[0] + of("topup")[0],
-        charged_micros=of("settle")[0],
-        cash_micros=of("settle")[1],
-        lost_micros=of("lost")[1],
-        overrun_charge_micros=of("overrun")[0],
-        overrun_cash_micros=of("overrun")[1],
-        held_charge_micros=of("hold")[0],
-        held_cash_micros=of("hold")[1],
+        budget_micros=found["open"][0] + found["topup"][0],
+        charged_micros=found["settle"][0],
+        cash_micros=found["settle"][1],
+        lost_micros=found["lost"][1],
+        overrun_charge_micros=found["overrun"][0],
+        overrun_cash_micros=found["overrun"][1],
+        held_charge_micros=found["hold"][0],
+        held_cash_micros=found["hold"][1],
     )
 
 
