@@ -71,6 +71,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "workers": {"ray"},
     "train": {"accelerate", "bitsandbytes", "numpy", "safetensors", "torch", "transformers"},
     "standalone": {"pyarrow", "pydantic"},
+    "engine": {"pydantic"},
     "report": {"altair", "numpy", "pyarrow", "rich", "vl_convert"},
     "study": {"pydantic", "rich"},
     "cli": {"rich", "typer"},

@@ -12,14 +12,17 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from outlay.errors import DataError, MissingData
 from outlay.money.amounts import MICROS_PER_USD
 from outlay.storage.files import plain_number, plain_numbers, write_text
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 STATUSES = ("ok", "na", "failed", "waiting")
 """Statuses of a point; ``waiting``: labels are ordered and not delivered, and the same command resumes the run."""
@@ -46,13 +49,68 @@ def micros_of(usd: float) -> int:
     return micros
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Rule:
+    """A rule for the values of a field in JSON: in words, and as a core schema of pydantic."""
+
+    wanted: str
+    schema: Mapping[str, Any]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> dict[str, Any]:
+        """Return the schema with the words as its error; pydantic, which calls this, is imported when a point is read."""
+        words = {"custom_error_type": "rule", "custom_error_message": self.wanted}
+        return {"type": "custom-error", "schema": self.schema, **words}
+
+
+def _after(read: Callable[[Any], Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "function-after", "schema": schema, "function": {"type": "no-info", "function": read}}
+
+
+def _whole_micros(usd: float) -> float:
+    if usd_of(round(usd * MICROS_PER_USD)) != usd:
+        raise ValueError
+    return usd
+
+
+def _one_of(*allowed: str) -> Rule:
+    return Rule(" or ".join(allowed), {"type": "literal", "expected": list(allowed)})
+
+
+_TEXT = {"type": "str", "strict": True}
+_COUNT = {"type": "int", "strict": True, "ge": 0}
+_FINITE = {"type": "float", "strict": True, "allow_inf_nan": False}
+_SCALARS = [_TEXT, {"type": "int", "strict": True}, {"type": "bool", "strict": True}, _FINITE, {"type": "none"}]
+_PARTS = {"type": "dict", "keys_schema": _TEXT, "values_schema": _COUNT}
+
+Text = Annotated[str, Rule("a non-empty text", _TEXT | {"min_length": 1})]
+Count = Annotated[int, Rule("a whole number from 0", _COUNT)]
+Number = Annotated[float, Rule("a finite number from 0", _FINITE | {"ge": 0})]
+Usd = Annotated[float, Rule("dollars from 0 with at most 6 decimals", _after(_whole_micros, _FINITE | {"ge": 0}))]
+Score = Annotated[float, Rule("a score from 0 to 100", _FINITE | {"ge": LOWEST_SCORE, "le": HIGHEST_SCORE})]
+Scalar = Annotated[
+    str | int | float | None, Rule("a text, a finite number or null", {"type": "union", "choices": _SCALARS})
+]
+Pool = Annotated[
+    tuple[tuple[str, int], ...],
+    Rule("an object of whole numbers from 0", _after(lambda parts: tuple(parts.items()), _PARTS)),
+]
+Notes = Annotated[
+    tuple[str, ...],
+    Rule("an array of texts", {"type": "tuple", "items_schema": [_TEXT], "variadic_item_index": 0}),
+]
+_CONFIG = {"extra": "forbid"}
+"""Configuration of pydantic for the classes below."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """A score by one metric and reading, with its 95 % interval, each 0-100."""
 
-    value: float
-    low: float
-    high: float
+    __pydantic_config__: ClassVar[dict[str, str]] = _CONFIG
+
+    value: Score
+    low: Score
+    high: Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +122,21 @@ class PointRequest:
     the dev labels, one of `DEV_KINDS` (None: there are none).
     """
 
-    task: str
-    strategy: str
-    budget_usd: float
-    added_usd: float | None
-    n_initial: int | None
-    seed: int
-    teacher: str | None
-    student: str
-    machine: str
-    clock: str
-    price_book: str
-    pool: tuple[tuple[str, int], ...]
-    dev: str | None
+    __pydantic_config__: ClassVar[dict[str, str]] = _CONFIG
+
+    task: Text
+    strategy: Text
+    budget_usd: Usd
+    added_usd: Usd | None
+    n_initial: Count | None
+    seed: Count
+    teacher: Text | None
+    student: Text
+    machine: Text
+    clock: Annotated[str, _one_of(*CLOCKS)]
+    price_book: Text
+    pool: Pool
+    dev: Annotated[str, _one_of(*DEV_KINDS)] | None
 
     @property
     def variant(self) -> str:
@@ -94,39 +154,45 @@ class PointResult:
     ``notes`` are warnings about the scores (`outlay.metrics.degenerate`); in JSON they are left out where there are none.
     """
 
-    status: str
-    reason: str | None
-    test: float | None
-    dev: float | None
-    scores: Mapping[str, Reading]
-    charge_usd: float
-    n_labels: int
-    n_llm_labels: int
-    llm_tokens_in: int
-    llm_tokens_out: int
-    n_pool: int
-    n_dev: int
-    seconds: Mapping[str, float]
-    flops: int
-    student_parameters: int | None
-    artifacts: Mapping[str, str]
-    notes: tuple[str, ...] = ()
+    __pydantic_config__: ClassVar[dict[str, str]] = _CONFIG
+
+    status: Annotated[str, _one_of(*STATUSES)]
+    reason: Text | None
+    test: Score | None = None
+    dev: Score | None = None
+    scores: Mapping[str, Reading] = field(default_factory=dict)
+    charge_usd: Usd = 0.0
+    n_labels: Count = 0
+    n_llm_labels: Count = 0
+    llm_tokens_in: Count = 0
+    llm_tokens_out: Count = 0
+    n_pool: Count = 0
+    n_dev: Count = 0
+    seconds: Mapping[str, Number] = field(default_factory=dict)
+    flops: Count = 0
+    student_parameters: Count | None = None
+    artifacts: Mapping[str, Text] = field(default_factory=dict)
+    notes: Notes = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PointCircumstance:
     """The circumstances of one execution: cash paid, wall time, latency, head of the ledger and environment."""
 
-    cash_usd: float | None = None
-    wall_seconds: float | None = None
-    latency_ms: float | None = None
-    ledger_head: str | None = None
-    environment: Mapping[str, str | int | float | None] | None = None
+    __pydantic_config__: ClassVar[dict[str, str]] = _CONFIG
+
+    cash_usd: Usd | None = None
+    wall_seconds: Number | None = None
+    latency_ms: Number | None = None
+    ledger_head: Text | None = None
+    environment: Mapping[str, Scalar] | None = None
 
 
 @dataclass(frozen=True)
 class Point:
     """A request with its result and circumstance."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _CONFIG
 
     request: PointRequest
     result: PointResult
@@ -162,39 +228,30 @@ class Point:
         Raises:
             DataError: a field is missing, unknown, of another type, or contradicts another; the message names the field.
         """
-        parts = _checked(document, _POINT_FIELDS, where)
-        point = cls(parts["request"], parts["result"], parts["circumstance"])
+        point = _read(document, where)
+        _check_whole(point, cast("dict[str, Any]", document), where)
         _check_result(point.result, f"{where}.result")
         return point
 
 
 def _request_to_json(request: PointRequest) -> dict[str, Any]:
-    record = {name: getattr(request, name) for name in _REQUEST_FIELDS}
     pool = dict(request.pool)
     if len(pool) != len(request.pool):
         raise DataError(f"the pool names a part twice: {', '.join(name for name, _ in request.pool)}")
-    return record | {"pool": pool}
+    return asdict(request) | {"pool": pool}
 
 
 def _result_to_json(result: PointResult) -> dict[str, Any]:
-    record = {name: getattr(result, name) for name in _RESULT_FIELDS}
-    scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in result.scores.items()}
-    return record | {
-        "scores": dict(sorted(scores.items())),
-        "seconds": dict(sorted(result.seconds.items())),
-        "artifacts": dict(sorted(result.artifacts.items())),
-        **({"notes": list(result.notes)} if result.notes else {}),
-    }
+    record = asdict(result)
+    for name in ("scores", "seconds", "artifacts"):
+        record[name] = dict(sorted(record[name].items()))
+    notes = list(record.pop("notes"))
+    return record | ({"notes": notes} if notes else {})
 
 
 def _circumstance_to_json(circumstance: PointCircumstance) -> dict[str, Any]:
-    record = {name: getattr(circumstance, name) for name in _CIRCUMSTANCE_FIELDS}
-    environment = circumstance.environment
+    record, environment = asdict(circumstance), circumstance.environment
     return record | {"environment": None if environment is None else dict(sorted(environment.items()))}
-
-
-# Parsing: one checker per type of field, one mapping of checkers per class.
-Checker = Callable[[object, str], Any]
 
 
 def _wrong(value: object, where: str, wanted: str) -> DataError:
@@ -202,154 +259,46 @@ def _wrong(value: object, where: str, wanted: str) -> DataError:
     return DataError(f"{where} is {shown if len(shown) <= 60 else shown[:57] + '...'}, it must be {wanted}")
 
 
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise _wrong(value, where, "a non-empty text")
-    return value
+@cache
+def _reader() -> TypeAdapter[Point]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Point)
 
 
-def _count(value: object, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise _wrong(value, where, "a whole number from 0")
-    return value
+def _read(document: object, where: str) -> Point:
+    """Read a point by the types of its fields."""
+    from pydantic import ValidationError
 
-
-def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise _wrong(value, where, "a finite number from 0")
-    return float(value)
-
-
-def _percent(value: object, where: str) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not isinstance(value, int | float) or not is_number or not LOWEST_SCORE <= value <= HIGHEST_SCORE:
-        raise _wrong(value, where, "a score from 0 to 100")
-    return float(value)
-
-
-def _usd(value: object, where: str) -> float:
-    number = _number(value, where)
     try:
-        micros_of(number)
-    except DataError:
-        raise _wrong(value, where, "dollars with at most 6 decimals") from None
-    return number
+        return _reader().validate_python(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join((where, *map(str, first["loc"])))
+        if first["type"] == "missing":
+            raise _left_out(path) from None
+        if first["type"] == "unexpected_keyword_argument":
+            raise DataError(f"{path} is not a field of a point; remove it") from None
+        wanted = first["msg"] if first["type"] == "rule" else "an object"
+        raise _wrong(first["input"], path, wanted) from None
 
 
-def _one_of(*allowed: str) -> Checker:
-    def check(value: object, where: str) -> str:
-        if not isinstance(value, str) or value not in allowed:
-            raise _wrong(value, where, " or ".join(allowed))
-        return value
-
-    return check
+def _left_out(path: str) -> DataError:
+    return DataError(f"{path} is left out; an absent value must be written as null")
 
 
-def _optional(check: Checker) -> Checker:
-    def check_unless_null(value: object, where: str) -> Any:
-        return None if value is None else check(value, where)
-
-    return check_unless_null
-
-
-def _mapping(check: Checker) -> Checker:
-    def check_each(value: object, where: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise _wrong(value, where, "an object")
-        return {name: check(item, f"{where}.{name}") for name, item in value.items()}
-
-    return check_each
-
-
-def _pool(value: object, where: str) -> tuple[tuple[str, int], ...]:
-    return tuple(_mapping(_count)(value, where).items())
-
-
-def _scalar(value: object, where: str) -> str | int | float | None:
-    is_finite = not isinstance(value, float) or math.isfinite(value)
-    if not (value is None or (isinstance(value, str | int | float) and is_finite)):
-        raise _wrong(value, where, "a text, a finite number or null")
-    return value
-
-
-def _reading(value: object, where: str) -> Reading:
-    reading = Reading(**_checked(value, {"value": _percent, "low": _percent, "high": _percent}, where))
-    if not reading.low <= reading.value <= reading.high:
-        raise _wrong(value, where, "low <= value <= high")
-    return reading
-
-
-def _checked(value: object, checkers: Mapping[str, Checker], where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _wrong(value, where, "an object")
-    for name in checkers:
-        if name not in value:
-            raise DataError(f"{where}.{name} is left out; an absent value must be written as null")
-    for name in value:
-        if name not in checkers:
-            raise DataError(f"{where}.{name} is not a field of a point; the fields are {', '.join(checkers)}")
-    return {name: check(value[name], f"{where}.{name}") for name, check in checkers.items()}
-
-
-_REQUEST_FIELDS: dict[str, Checker] = {
-    "task": _text,
-    "strategy": _text,
-    "budget_usd": _usd,
-    "added_usd": _optional(_usd),
-    "n_initial": _optional(_count),
-    "seed": _count,
-    "teacher": _optional(_text),
-    "student": _text,
-    "machine": _text,
-    "clock": _one_of(*CLOCKS),
-    "price_book": _text,
-    "pool": _pool,
-    "dev": _optional(_one_of(*DEV_KINDS)),
-}
-
-_RESULT_FIELDS: dict[str, Checker] = {
-    "status": _one_of(*STATUSES),
-    "reason": _optional(_text),
-    "test": _optional(_percent),
-    "dev": _optional(_percent),
-    "scores": _mapping(_reading),
-    "charge_usd": _usd,
-    "n_labels": _count,
-    "n_llm_labels": _count,
-    "llm_tokens_in": _count,
-    "llm_tokens_out": _count,
-    "n_pool": _count,
-    "n_dev": _count,
-    "seconds": _mapping(_number),
-    "flops": _count,
-    "student_parameters": _optional(_count),
-    "artifacts": _mapping(_text),
-}
-
-_CIRCUMSTANCE_FIELDS: dict[str, Checker] = {
-    "cash_usd": _optional(_usd),
-    "wall_seconds": _optional(_number),
-    "latency_ms": _optional(_number),
-    "ledger_head": _optional(_text),
-    "environment": _optional(_mapping(_scalar)),
-}
-
-_POINT_FIELDS: dict[str, Checker] = {
-    "request": lambda value, where: PointRequest(**_checked(value, _REQUEST_FIELDS, where)),
-    "result": lambda value, where: _result_of(value, where),
-    "circumstance": lambda value, where: PointCircumstance(**_checked(value, _CIRCUMSTANCE_FIELDS, where)),
-}
-
-
-def _result_of(value: object, where: str) -> PointResult:
-    notes = value.get("notes", []) if isinstance(value, dict) else []
-    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-        raise _wrong(notes, f"{where}.notes", "an array of texts")
-    fields = {name: each for name, each in value.items() if name != "notes"} if isinstance(value, dict) else value
-    return PointResult(**_checked(fields, _RESULT_FIELDS, where), notes=tuple(notes))
+def _check_whole(point: Point, document: Mapping[str, Any], where: str) -> None:
+    """Refuse a point without one of its fields; those with a default are optional in Python only."""
+    for part in fields(point):
+        for each in fields(getattr(point, part.name)):
+            if each.name not in document[part.name] and each.name != "notes":
+                raise _left_out(f"{where}.{part.name}.{each.name}")
 
 
 def _check_result(result: PointResult, where: str) -> None:
+    for name, reading in result.scores.items():
+        if not reading.low <= reading.value <= reading.high:
+            raise _wrong(asdict(reading), f"{where}.scores.{name}", "low <= value <= high")
     has_score, has_reason = result.test is not None, result.reason is not None
     if (has_score, has_reason) != ((True, False) if result.status == "ok" else (False, True)):
         raise DataError(f"{where}: a point that is ok has a test score and no reason, any other a reason and no score")

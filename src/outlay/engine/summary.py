@@ -34,14 +34,8 @@ class RunSummary:
 
     def asked(self) -> PointRequest:
         """Return the request of the point."""
-        prepared = self.prepared
-        return _asked(
-            prepared.request,
-            prepared.request.task,
-            added_micros(prepared),
-            prepared.price_book.digest,
-            prepared.pool_parts,
-        )
+        prepared, request = self.prepared, self.prepared.request
+        return _asked(request, request.task, added_micros(prepared), prepared.price_book.digest, prepared.pool_parts)
 
     def result(self, status: str, reason: str | None, recipes: Sequence[Recipe], balance: Balance) -> PointResult:
         """Return the result of the point: a pure function of the request within one environment."""
@@ -51,31 +45,23 @@ class RunSummary:
             work_of(step, self.artifacts[step.key], self.quoter) for step in self.steps if not isinstance(step, Buy)
         ]
         seconds = sum((self.quoter.seconds(w) for w in work), Fraction(0))
-        scores: dict[str, Reading] = {}
-        dev: float | None = None
-        parameters: int | None = None
-        if recipes:
-            last = recipes[-1]
-            scores = {} if last.is_pilot else _scores(self.artifacts[last.final.key])
-            student = self.artifacts[last.model.key]
-            dev, parameters = student.usage["dev"], int(student.usage["n_parameters"])
+        scores = _scores(self.artifacts[recipes[-1].final.key]) if recipes and not recipes[-1].is_pilot else {}
+        student = self.artifacts[recipes[-1].model.key].usage if recipes else {}
         first_dev = next((step.dev for step in _trains_of(recipes, self.steps) if step.dev is not None), None)
         return PointResult(
             status=status,
             reason=reason,
             test=scores[main_score(self.prepared.task.metric)].value if scores else None,
-            dev=dev,
+            dev=student.get("dev"),
             scores=scores,
             charge_usd=usd_of(balance.total_charge_micros),
             n_labels=max((step.n_labels - step.n_labels_of(LLM) for step in trains), default=0),
             n_llm_labels=max((step.n_labels_of(LLM) for step in trains), default=0),
-            llm_tokens_in=0,
-            llm_tokens_out=0,
             n_pool=max((step.n_rows for step in distils), default=0),
             n_dev=0 if first_dev is None else first_dev.n,
             seconds={self.prepared.request.machine: float(seconds)} if work else {},
             flops=sum(sum(self.quoter.flops(w)) for w in work),
-            student_parameters=parameters,
+            student_parameters=student.get("n_parameters"),
             artifacts=self._digests(recipes),
             notes=self._notes(recipes),
         )
@@ -158,40 +144,22 @@ def precision_facts(prepared: PreparedRun) -> dict[str, Any]:
     }
 
 
-def absent_point(request: Request, workbench: RunBuilder, status: str, reason: str) -> Point:
+def absent_point(request: Request, builder: RunBuilder, status: str, reason: str) -> Point:
     """Return the point of a run that cannot be prepared, since data or models are missing.
 
     A task that cannot be read either has the name that was asked for.
     """
     try:
-        task, _ = workbench.load(request.task)
-        price = workbench.price_book.label(task.price_item)
+        task, _ = builder.load(request.task)
+        price = builder.price_book.label(task.price_item)
         redundancy = next((seller.replay.redundancy for seller in request.sellers if seller.name == HUMAN), 1)
         initial = None if request.n_initial is None else price.cost_micros(request.n_initial * redundancy)
     except OutlayError:
         initial = None
     added = None if initial is None else max(0, request.budget_micros - initial)
     pool = () if request.pool_rows is None else (("pool", request.pool_rows),)
-    asked = _asked(request, workbench.name_of(request.task), added, workbench.price_book.digest, pool)
-    nothing = PointResult(
-        status=status,
-        reason=reason,
-        test=None,
-        dev=None,
-        scores={},
-        charge_usd=0.0,
-        n_labels=0,
-        n_llm_labels=0,
-        llm_tokens_in=0,
-        llm_tokens_out=0,
-        n_pool=0,
-        n_dev=0,
-        seconds={},
-        flops=0,
-        student_parameters=None,
-        artifacts={},
-    )
-    return Point(asked, nothing, PointCircumstance())
+    asked = _asked(request, builder.name_of(request.task), added, builder.price_book.digest, pool)
+    return Point(asked, PointResult(status, reason), PointCircumstance())
 
 
 def _trains_of(recipes: Sequence[Recipe], steps: Sequence[Step]) -> list[Train]:
