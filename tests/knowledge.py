@@ -107,7 +107,7 @@ def known(budget_micros: int, **changes: object) -> PlanningContext:
 class Bill:
     """The same costs written out by hand, from rows and prices alone: the reference for quotes."""
 
-    dev: str | None = "given"
+    dev: str = "given"
     redundancy: int = 1
     free_student: bool = False
 
@@ -121,7 +121,7 @@ class Bill:
         return math.ceil(seconds / 3600 * HOUR_USD * 1_000_000)
 
     def dev_tokens(self, n: int) -> int:
-        if self.dev is None:
+        if self.dev == "none":
             return 0
         return sum(ROWS["train"][: carved(n)]) if self.dev == "carved" else sum(ROWS["dev"])
 

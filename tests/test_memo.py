@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from outlay.plan.cache import Memo, once
+from outlay.plan.cache import Memo, cached
 from outlay.plan.quotes import Quoter
-from outlay.plan.steps import Recipe
+from outlay.plan.steps import Buy, Model, Recipe
 from outlay.plan.strategies import strategy
 from tests.knowledge import known
 
@@ -20,44 +20,49 @@ class Counting:
         self.memo = memo
         self.n_calls = 0
 
-    @once
-    def paired(self, number: int, rows: list[int]) -> tuple[int, list[int]]:
+    @cached()
+    def paired(self, number: int | Model, step: Buy) -> tuple[int | Model, Buy]:
         self.n_calls += 1
-        return number, rows
+        return number, step
+
+    @cached(keep=KeyError)
+    def refused(self, error: type[Exception]) -> None:
+        self.n_calls += 1
+        raise error("no such label")
 
 
-def test_numbers_are_told_apart_by_value_and_objects_by_which_they_are() -> None:
-    memo, rows = Memo(), [1, 2]
+def purchase(n: int = 1) -> Buy:
+    return Buy("train", n, 0, "rows", "seller")
+
+
+def test_values_are_told_apart_by_value_and_steps_by_which_they_are() -> None:
+    memo, step, equal = Memo(), purchase(), purchase()
     one, other = Counting(memo), Counting(memo)
-    first = one.paired(1000, rows)
-    assert other.paired(int("1000"), rows) is first
+    first = one.paired(1000, step)
+    assert other.paired(int("1000"), step) is first
     assert (one.n_calls, other.n_calls) == (1, 0)
-    equal = [1, 2]
     assert one.paired(1000, equal)[1] is equal
-    assert one.paired(1001, rows) == (1001, rows)
+    assert one.paired(1001, step) == (1001, step)
     assert one.n_calls == 3
-    assert Counting(Memo()).paired(1000, rows) is not first
+    models = [Model("cut:2", "base", "f0") for _ in range(2)]
+    assert one.paired(models[0], step) is one.paired(models[1], step)
+    assert Counting(Memo()).paired(1000, step) is not first
 
 
-def test_an_object_in_a_key_lives_as_long_as_the_key() -> None:
+def test_a_step_in_a_key_lives_as_long_as_the_key() -> None:
     asked = Counting(Memo())
-    kept = [asked.paired(7, [row])[1] for row in range(1000)]  # no list may take the place of one that is gone
-    assert kept == [[row] for row in range(1000)]
+    kept = [asked.paired(7, purchase(n))[1].n for n in range(1000)]  # no step may take the place of one that is gone
+    assert kept == list(range(1000))
     assert asked.n_calls == 1000
 
 
-@pytest.mark.parametrize(("keep", "n_tries"), [(None, 3), (KeyError, 3), (ValueError, 1), (Exception, 1)])
-def test_an_error_is_kept_only_where_it_is_to_be(keep: type[Exception] | None, n_tries: int) -> None:
-    memo, tried = Memo(), []
-
-    def fails() -> int:
-        tried.append(1)
-        raise ValueError("no number")
-
+@pytest.mark.parametrize(("error", "n_tries"), [(ValueError, 3), (LookupError, 3), (KeyError, 1)])
+def test_an_error_is_kept_only_where_it_is_to_be(error: type[Exception], n_tries: int) -> None:
+    asked = Counting(Memo())
     for _ in range(3):
-        with pytest.raises(ValueError, match="no number"):
-            memo.once("number", fails, keep=keep)
-    assert len(tried) == n_tries
+        with pytest.raises(error):
+            asked.refused(error)
+    assert asked.n_calls == n_tries
 
 
 def test_another_budget_shares_what_was_worked_out_and_other_knowledge_does_not() -> None:

@@ -217,14 +217,13 @@ def plain(world: World, **changes: object) -> Request:
 
 
 def test_a_run_is_the_run_that_names_what_auto_means(cache: Path, world: World) -> None:
-    world.workbench.memo = type(world.workbench.memo)()
-    request = world.workbench.request
-    named = {name: request(plain(world, precision=name)) for name in ("bf16", "fp32")}
+    resolve = world.fresh().workbench.resolve
+    named = {name: resolve(plain(world, precision=name)) for name in ("bf16", "fp32")}
     assert named["bf16"].run_id != named["fp32"].run_id
     for ratio, means in ((SLOW, "fp32"), (FAST, "bf16")):
         keep_bf16_speed(ratio)
-        world.workbench.memo = type(world.workbench.memo)()
-        found = request(plain(world))
+        world = world.fresh()
+        found = world.workbench.resolve(plain(world))
         assert found == named[means]
         assert "auto" not in json.dumps(found.to_json())
         known = world.workbench.prepare(plain(world)).known
@@ -379,7 +378,7 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
         ("auto", "bf16", "bf16", False),
     ):
         keep_bf16_speed(FAST)
-        world.workbench.memo = type(world.workbench.memo)()
+        world = world.fresh()
         place = f"{asked}-{named}"
         runner = runner_of(tmp_path / place, tmp_path / f"{place}-store")
         from outlay.engine.buying import Purchase

@@ -9,23 +9,20 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
 
-from outlay.engine.choices import dev_choice, judge_of
+from outlay.engine.choices import dev_choice
+from outlay.engine.model_facts import ModelFacts, model_inputs
 from outlay.engine.sellers import chosen_sellers, make_seller, offer_of
-from outlay.errors import OutlayError, UnknownModel, UsageError
+from outlay.errors import OutlayError, UsageError
 from outlay.hardware.precision import AUTO, BF16, remarks, resolve, without_auto
 from outlay.labels.annotator import Annotator
-from outlay.models.reference import fingerprint, parse_ref
-from outlay.models.shape import ModelShape, shape_of
-from outlay.models.window import Window, check_handover, window_of
 from outlay.money.amounts import PriceBook
 from outlay.money.machines import Machine, machine
-from outlay.plan.cache import Memo, once
+from outlay.plan.cache import Memo, cached
 from outlay.plan.context import Offer, PlanningContext, TokenCounts
 from outlay.plan.request import Digests, Request, SellerSpec
-from outlay.plan.steps import HUMAN, Buy, Encoding, Judge, Model
-from outlay.plan.strategies import strategy as strategy_named
-from outlay.settings import TEMPERATURES, TeachSettings, TrainSettings, default_settings, role_settings
-from outlay.spec import Family, TargetSpec, can_answer, target_spec
+from outlay.plan.steps import HUMAN, Buy, Encoding, Model
+from outlay.plan.strategies import strategy
+from outlay.settings import TeachSettings, default_settings
 from outlay.storage.store import key_of
 from outlay.tasks.example import Example
 from outlay.tasks.loading import load_data
@@ -36,18 +33,6 @@ from outlay.tasks.task import Task, load_task
 ROLES_TRAINED: tuple[Role, ...] = get_args(Role)
 _OWN = ("budget_micros", "n_initial")
 """Fields of a request that decide neither rows nor models."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRoles:
-    """Models of one run by role. ``used``: the models that are trained or teach, whatever else is named."""
-
-    teacher: Model
-    student: Model
-    judge: Judge | None
-    used: tuple[Model, ...]
-    speaker: Model | None
-    """Model whose targets the student learns from; ``None`` where the student learns from labels."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +63,7 @@ class PreparedRun:
 
     def sources(self, rows: Sequence[Example], ref: str) -> list[tuple[str, ...]]:
         """Return a model's input of each row: the task's segments for an encoder, the whole text for any other family."""
-        return _sources(self.task, rows, self.known.shapes[ref].family)
+        return model_inputs(self.task, rows, self.known.shapes[ref].family)
 
     def seller_of(self, step: Buy) -> Annotator:
         """Build the seller of a purchase, which replays the gold labels of its split.
@@ -111,28 +96,22 @@ class RunBuilder:
         tokens: Path | None = None,
     ) -> None:
         self.price_book = price_book
-        self._tokens = tokens
         self._machine_files = machines
         self._data_root = data_root
-        self._lengths: dict[tuple[str, str, Window], dict[str, int]] = {}
-        self._shapes: dict[tuple[str, str], ModelShape] = {}
-        self._same_tokens: dict[tuple[str, str], bool] = {}
         self.memo = Memo()
+        self._models = ModelFacts(self.memo, tokens)
         self.notes: list[str] = []
         """Decisions on the format of the data files, a sentence each."""
 
+    @cached(keep=OutlayError)
     def load(self, name: str) -> tuple[Task, TaskData]:
         """Return a task and its data, checked for leaks."""
+        task = load_task(name)
+        data = load_data(task, self._data_root)
+        self.notes += [note for note in data.notes if note not in self.notes]
+        return task, data
 
-        def loaded() -> tuple[Task, TaskData]:
-            task = load_task(name)
-            data = load_data(task, self._data_root)
-            self.notes += [note for note in data.notes if note not in self.notes]
-            return task, data
-
-        return self.memo.once(("load", name), loaded, keep=OutlayError)
-
-    @once
+    @cached()
     def name_of(self, task: str) -> str:
         """Return the name of a task, whose data may be missing; the name asked for where the task cannot be read."""
         try:
@@ -140,7 +119,7 @@ class RunBuilder:
         except OutlayError:
             return task
 
-    @once
+    @cached()
     def machine(self, name: str) -> Machine:
         """Return a machine of the shipped or the user's files.
 
@@ -166,64 +145,42 @@ class RunBuilder:
         self.price_book.hour(chosen.price_item)
         self.price_book.label(task.price_item)
         dev, n_dev = dev_choice(task, data, asked.dev, asked.n_dev)
-        cast = self._cast(task, asked)
-        families, given = self._families_by_role(cast), asked.overrides
+        roles = self._models.roles(task, asked)
+        families, given = self._models.families(roles), asked.overrides
         overrides: dict[str, dict[str, Any]] = {role: without_auto(pairs) for role, pairs in given.items()}
         for each in ROLES_TRAINED:
             overrides[each] = overrides_of(task.training, families[each], each, given.get(each, {}))
         for role, pairs in overrides.items():
             settings = TeachSettings() if role == "teach" else default_settings(families[role], task.kind)[role]
             settings.changed(pairs)
-        models: list[Any] = [cast.teacher.parameters(), cast.student.parameters()]
+        models = [model.parameters() for model in (roles.teacher, roles.student, roles.judge) if model is not None]
         return replace(
             asked,
             task=task.name,
-            student=cast.student.ref,
+            student=roles.student.ref,
             machine=chosen.name,
             dev=dev,
             n_dev=n_dev,
-            sellers=chosen_sellers(
-                strategy_named(asked.strategy), task, self.price_book, asked.sellers, asked.n_initial
-            ),
+            sellers=chosen_sellers(strategy(asked.strategy), task, self.price_book, asked.sellers, asked.n_initial),
             overrides={role: dict(sorted(overrides[role].items())) for role in sorted(overrides) if overrides[role]},
             base=None if asked.base == asked.teacher else asked.base,
             precision=_run_precision(asked, overrides),
             digests=Digests(
                 task=_task_digest(task, data),
                 price_book=self.price_book.digest,
-                models=key_of(models if cast.judge is None else [*models, cast.judge.parameters()]),
+                models=key_of(models),
                 machine=key_of(chosen.identity()),
             ),
         )
 
     def check(self, asked: Request) -> None:
-        """Refuse a request that the models cannot meet, before money is spent; this loads tokenizers and no weights.
-
-        Raises:
-            UsageError: a wrong choice.
-            LabelError: a tokenizer that cannot spell a label.
-            UnknownModel: a model without a tokenizer.
-        """
+        """Refuse a request that the models cannot meet, before money is spent; see `ModelFacts.check`."""
         request = self.resolve(asked)
         self.memo.once(("check", *_shared(asked)), lambda: self._check(asked, request), keep=OutlayError)
 
     def _check(self, asked: Request, request: Request) -> None:
         task, _ = self.load(asked.task)
-        cast = self._cast(task, asked)
-        for model, settings in self._trainings(task, cast, request).items():
-            self._check_able(task, model, settings)
-        handover = self._handover(task, cast)
-        if handover is not None and handover.target != "text":
-            self._check_temperature(task, cast, request)
-        if handover is not None and cast.speaker is not None:
-            teacher, student = (self._window(each).fit(task.form) for each in (cast.speaker, cast.student))
-            check_handover(handover.target, teacher, student, cast.student.ref)
-        objective = request.overrides.get("distil", {}).get("objective")
-        if handover is not None and objective == "published" and handover.target != "tokens":
-            raise UsageError(
-                "the published objective needs a teacher and a student that write their answers with one tokenizer; "
-                f"these hand over {handover.target}, so use objective=masked"
-            )
+        self._models.check(task, self._models.roles(task, asked), request)
 
     def prepare(self, asked: Request) -> PreparedRun:
         """Return a run with its rows in order, shapes and token counts, which runs that differ in budget and N alone share."""
@@ -234,166 +191,66 @@ class RunBuilder:
         return replace(prepared, request=known.request, known=known, asked=asked)
 
     def _prepare(self, asked: Request, request: Request) -> PreparedRun:
-        task, data = self.load(asked.task)
-        cast = self._cast(task, asked)
-        ordered = self.memo.once(("ordered", asked.task, request.seed), lambda: SeededOrder.of(data, request.seed))
-        train, dev, pool = ordered.train, ordered.dev, ordered.pool[: request.pool_rows]
-        rows = {"train": train, "dev": dev, "pool": pool, "test": data.test}
-        chosen, families = self.machine(request.machine), self._families_by_role(cast)
-        handover = self._handover(task, cast)
-        spoken = {} if handover is None or cast.speaker is None else {(cast.speaker.ref, cast.student.ref): handover}
+        (task, data), models = self.load(asked.task), self._models
+        roles, ordered = models.roles(task, asked), self._ordered(asked.task, request.seed)
+        pool, source, targets = ordered.pool[: request.pool_rows], roles.target_source, models.targets(task, roles)
+        chosen = self.machine(request.machine)
         known = PlanningContext(
             request=request,
             task=task.name,
-            encoding=Encoding(task.segment_names, task.form, task.metric, cast.judge),
-            teacher=cast.teacher,
-            student=cast.student,
-            shapes={model.ref: self._shape(model) for model in (cast.teacher, cast.student)},
-            tokens={model.ref: self._token_counts(asked, task, model, rows) for model in cast.used},
-            longest_answer={model.ref: self._longest_answer(task, model) for model in cast.used},
-            handovers=spoken,
+            encoding=Encoding(task.segment_names, task.form, task.metric, roles.judge),
+            teacher=roles.teacher,
+            student=roles.student,
+            shapes={model.ref: models.shape(model) for model in (roles.teacher, roles.student)},
+            tokens={model.ref: self._token_counts(asked.task, request.seed, model, len(pool)) for model in roles.used},
+            longest_answer={model.ref: models.longest_answer(task, model) for model in roles.used},
+            handovers={(source.ref, roles.student.ref): targets} if source is not None and targets is not None else {},
             machine=chosen,
             machine_price=self.price_book.hour(chosen.price_item),
-            offers={spec.name: self._offer(asked.task, task, spec, train, request.seed) for spec in request.sellers},
+            offers={spec.name: self._offer(asked.task, request.seed, spec) for spec in request.sellers},
             train_digest=ordered.train_digest,
             dev_digest=ordered.dev_digest,
             test_digest=ordered.test_digest,
             pool_digests=ordered.pool_digests,
             n_carved=task.model_copy(update={"dev": request.dev, "n_dev": request.n_dev}).n_carved,
-            n_train=len(train),
+            n_train=len(ordered.train),
             n_pool=len(pool),
-            n_dev=len(dev) if request.n_dev is None else request.n_dev,
-            defaults={role: default_settings(family, task.kind)[role] for role, family in families.items()},
+            n_dev=len(ordered.dev) if request.n_dev is None else request.n_dev,
+            defaults={
+                role: default_settings(family, task.kind)[role] for role, family in models.families(roles).items()
+            },
             teach_defaults=TeachSettings(),
-            windows={model.ref: self._window(model) for model in cast.used},
+            windows={model.ref: models.window(model) for model in roles.used},
         )
         parts = _pool_parts(data, len(pool))
-        return PreparedRun(request, known, task, train, pool, dev, data.test, parts, self.price_book, asked)
-
-    def _offer(self, name: str, task: Task, spec: SellerSpec, rows: Sequence[Example], seed: int) -> Offer:
-        return self.memo.once(
-            ("seller", name, seed, spec), lambda: offer_of(spec, make_seller(spec, rows, task, self.price_book, seed))
+        return PreparedRun(
+            request, known, task, ordered.train, pool, ordered.dev, data.test, parts, self.price_book, asked
         )
 
-    # --- models ------------------------------------------------------------------------------------------------------
+    @cached()
+    def _ordered(self, name: str, seed: int) -> SeededOrder:
+        return SeededOrder.of(self.load(name)[1], seed)
 
-    def _cast(self, task: Task, asked: Request) -> ModelRoles:
-        """Return the models of a run by role, and refuse families that cannot do the task.
+    @cached()
+    def _offer(self, name: str, seed: int, spec: SellerSpec) -> Offer:
+        task, rows = self.load(name)[0], self._ordered(name, seed).train
+        return offer_of(spec, make_seller(spec, rows, task, self.price_book, seed))
 
-        Raises:
-            UsageError: an encoder for a task with generated answers, or no encoder for the metric.
-            UnknownModel: a reference that leads nowhere.
-        """
-        policy = strategy_named(asked.strategy)
-        base = asked.base or asked.teacher
-        # A teacher may be a cut of the base too (Kang et al. 2023, Figure 5, compares sizes of teachers).
-        origin = base if parse_ref(asked.teacher).needs_base else asked.teacher
-        teacher = Model(asked.teacher, origin, self._fingerprint(asked.teacher, origin))
-        ref = asked.general if policy.starts_general else asked.student
-        student = Model(ref, base, self._fingerprint(ref, base))
-        speaker = {"teacher": teacher, "student": student, None: None}[policy.taught_by]
-        used = (student,) if speaker is None or speaker == student else (teacher, student)
-        for model in used:
-            if not can_answer(self._shape(model).family, task.kind):
-                raise UsageError(
-                    f"model {model.ref!r} is an encoder and cannot write the answers of task {task.name}; "
-                    "name a seq2seq or causal model, such as a T5"
-                )
-        return ModelRoles(teacher, student, judge_of(task, asked.metric_model), used, speaker)
-
-    def _fingerprint(self, ref: str, base: str) -> str:
-        """Return the fingerprint of a checkpoint, read once; a failure, which may have asked the hub, is cached too."""
-        return self.memo.once(("fingerprint", ref, base), lambda: fingerprint(ref, base=base), keep=UnknownModel)
-
-    def _shape(self, model: Model) -> ModelShape:
-        at = (model.ref, model.base)
-        if at not in self._shapes:
-            self._shapes[at] = shape_of(model.ref, base=model.base)
-        return self._shapes[at]
-
-    def _families_by_role(self, cast: ModelRoles) -> dict[str, Family]:
-        teacher, student = self._shape(cast.teacher).family, self._shape(cast.student).family
-        return {"teacher": teacher, "student": student, "distil": student}
-
-    def _window(self, model: Model) -> Window:
-        return self.memo.once(("window", model.ref, model.base), lambda: window_of(model.ref, base=model.base))
-
-    def _trainings(self, task: Task, cast: ModelRoles, request: Request) -> dict[Model, tuple[TrainSettings, ...]]:
-        """Return the models that a run trains, each with the settings of its trainings in order."""
-        families, given = self._families_by_role(cast), request.overrides
-        roles = (
-            [(cast.student, "student")]
-            if cast.speaker is None
-            else [(cast.speaker, "teacher" if cast.speaker == cast.teacher else "student"), (cast.student, "distil")]
+    @cached()
+    def _token_counts(self, name: str, seed: int, model: Model, n_pool: int) -> TokenCounts:
+        (task, data), ordered = self.load(name), self._ordered(name, seed)
+        splits = (ordered.train, ordered.pool[:n_pool], ordered.dev, data.test)
+        n_tokens = self._models.source_tokens(name, task, model, [row for split in splits for row in split])
+        return TokenCounts(
+            *(array("q", accumulate((n_tokens[row.text] for row in split), initial=0)) for split in splits)
         )
-        found: dict[Model, tuple[TrainSettings, ...]] = {}
-        for model, role in roles:
-            settings = role_settings(default_settings(families[role], task.kind)[role], given.get(role, {}))
-            found[model] = (*found.get(model, ()), settings)
-        return found
-
-    def _check_temperature(self, task: Task, cast: ModelRoles, request: Request) -> None:
-        distil = self._trainings(task, cast, request)[cast.student][-1]
-        if distil.temperature not in TEMPERATURES:
-            raise UsageError(
-                f"distil.temperature is {distil.temperature:g}, and a teacher writes its targets for "
-                f"{', '.join(f'{t:g}' for t in TEMPERATURES)}; choose one of them"
-            )
-
-    def _check_able(self, task: Task, model: Model, settings: tuple[TrainSettings, ...]) -> None:
-        """Check that a model can read a text, spell the answers and be trained so; once per form and checkpoint."""
-        from outlay.train.api import check_model
-
-        asked = (model.ref, model.base, task.form, len(_segments(task, self._shape(model).family)), settings)
-        self.memo.once(("able", model.fingerprint, *asked), lambda: check_model(*asked))
-
-    def _handover(self, task: Task, cast: ModelRoles) -> TargetSpec | None:
-        """Return the kind of targets for the student; ``None`` without a teacher."""
-        if cast.speaker is None:
-            return None
-        sides = [(shape.family, shape.vocab_size) for shape in map(self._shape, (cast.speaker, cast.student))]
-        speaker = cast.speaker
-        return target_spec(task.kind, sides[0], sides[1], lambda: self._has_same_tokens(speaker, cast.student))
-
-    def _has_same_tokens(self, one: Model, other: Model) -> bool:
-        at = (one.fingerprint, other.fingerprint)
-        if at not in self._same_tokens:
-            from outlay.train.api import same_tokenizer
-
-            self._same_tokens[at] = same_tokenizer(one.ref, one.base, other.ref, other.base)
-        return self._same_tokens[at]
-
-    def _longest_answer(self, task: Task, model: Model) -> int:
-        if self._shape(model).family == "encoder":
-            return 0
-        from outlay.train.api import longest_answer
-
-        return longest_answer(model.ref, model.base, task.form)
-
-    def _token_counts(self, asked: Request, task: Task, model: Model, rows: Mapping[str, list[Example]]) -> TokenCounts:
-        """Return token counts, counted per row once per task and checkpoint, then summed once in each seed's order."""
-        at = ("tokens", asked.task, asked.seed, model.fingerprint, self._window(model), len(rows["pool"]))
-        return self.memo.once(at, lambda: self._counted(asked.task, task, model, rows))
-
-    def _counted(self, name: str, task: Task, model: Model, rows: Mapping[str, list[Example]]) -> TokenCounts:
-        known = self._lengths.setdefault((name, model.fingerprint, self._window(model)), {})
-        missing = {e.text: e for split in rows.values() for e in split if e.text not in known}
-        if missing:
-            from outlay.models.token_cache import keep_in
-            from outlay.train.api import count_tokens
-
-            keep_in(self._tokens)
-            sources = _sources(task, list(missing.values()), self._shape(model).family)
-            known.update(zip(missing, count_tokens(model.ref, model.base, task.form, sources), strict=True))
-        sums = {at: array("q", accumulate((known[e.text] for e in split), initial=0)) for at, split in rows.items()}
-        return TokenCounts(sums["train"], sums["pool"], sums["dev"], sums["test"])
 
 
-def precision_remarks(workbench: RunBuilder, asked: Sequence[Request]) -> list[str]:
+def precision_remarks(builder: RunBuilder, asked: Sequence[Request]) -> list[str]:
     """Return remarks on the precision of runs; see `outlay.hardware.precision.remarks`."""
     wanted: set[str] = set()
     for request in asked:
-        named = workbench.resolve(request).overrides
+        named = builder.resolve(request).overrides
         wanted |= {named.get(role, {}).get("precision", request.precision) for role in ROLES_TRAINED}
     return remarks(wanted)
 
@@ -433,12 +290,3 @@ def _pool_parts(data: TaskData, n_rows: int) -> tuple[tuple[str, int], ...]:
     """
     parts = tuple((part.name, len(part.examples)) for part in data.pool)
     return parts if n_rows == sum(n for _, n in parts) else (("+".join(name for name, _ in parts), n_rows),)
-
-
-def _segments(task: Task, family: Family) -> tuple[str, ...]:
-    """Return the names of a family's input segments: the task's for an encoder, the whole text for any other family."""
-    return task.segment_names if family == "encoder" else ("text",)
-
-
-def _sources(task: Task, rows: Sequence[Example], family: Family) -> list[tuple[str, ...]]:
-    return [task.segments_of(row) if family == "encoder" else (row.text,) for row in rows]

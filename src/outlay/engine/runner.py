@@ -83,7 +83,7 @@ class Runner:
         """Write the manifest of a run, which makes the run finished."""
         write_json(self.run_folder(execution.run_id).manifest, execution.manifest(point))
 
-    def refuse_other_precision(self, workbench: RunBuilder, asked: Sequence[Request]) -> None:
+    def refuse_other_precision(self, builder: RunBuilder, asked: Sequence[Request]) -> None:
         """Refuse runs that this folder holds in the other precision than this machine would choose.
 
         Raises:
@@ -92,7 +92,7 @@ class Runner:
         known = set(self.ledger.run_ids()) if self.ledger.is_begun else set()
         for each in asked if known else ():
             if each.precision == AUTO:
-                request = workbench.resolve(each)
+                request = builder.resolve(each)
                 there = replace(request, precision=OTHER[request.precision])
                 if there.run_id in known and request.run_id not in known:
                     before, now = precision_name(there.precision), precision_name(request.precision)

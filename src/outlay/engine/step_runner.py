@@ -375,7 +375,7 @@ class JobRunner:
             check_worker(precision)
         runner, quoter = StepRunner(prepared, lambda behind: self._artifact(job, behind)), Quoter(prepared.known)
         foreseen = Forecaster(quoter, self._profile, runner.answer_lengths).forecast(step)
-        gauge = StepMeter(
+        meter = StepMeter(
             quoter,
             step,
             job.quote,
@@ -388,8 +388,8 @@ class JobRunner:
         def report(progress: TrainProgress, n_steps: int) -> None:
             on_progress(progress.step, n_steps, f"epoch {progress.epoch + 1}")
 
-        with gauge:
-            made = runner.make(step, TrainContext(gauge, folder, job.checkpoint_seconds, report))
+        with meter:
+            made = runner.make(step, TrainContext(meter, folder, job.checkpoint_seconds, report))
             return self._store.put(
                 _artifact_key(job.key, made),
                 step.kind,
@@ -399,8 +399,8 @@ class JobRunner:
                 circumstance={
                     **environment(getattr(step, "threads", None), precision),
                     "predicted": foreseen and {"seconds": round(foreseen.seconds, 6), "by": foreseen.by},
-                    "seconds_by_payer": gauge.finish(),
-                    "working_seconds": gauge.working_seconds(),
+                    "seconds_by_payer": meter.finish(),
+                    "working_seconds": meter.working_seconds(),
                 },
             )
 

@@ -1,10 +1,12 @@
-"""A cache of the values of pure functions, shared by all owners of one memo."""
+"""A cache of the values of pure methods, shared by all owners of one memo."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import wraps
 from typing import Any, Protocol, TypeVar, TypeVarTuple
+
+from outlay.plan.steps import Step
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -54,7 +56,7 @@ class Memo:
         return value
 
 
-class Remembering(Protocol):
+class HasMemo(Protocol):
     """An object with a memo."""
 
     @property
@@ -63,18 +65,22 @@ class Remembering(Protocol):
         ...
 
 
-R = TypeVar("R", bound=Remembering)
+R = TypeVar("R", bound=HasMemo)
 
 
-def once(make: Callable[[R, *Ts], T]) -> Callable[[R, *Ts], T]:
+def cached(*, keep: type[Exception] | None = None) -> Callable[[Callable[[R, *Ts], T]], Callable[[R, *Ts], T]]:
     """Cache a method in the memo of its owner; owners of one memo must be alike in all that the method reads.
 
-    Texts and numbers are compared by value, other objects by identity.
+    Steps are compared by identity, since a strategy makes each of them once and hashing one takes long; all other arguments by
+    value. ``keep``: class of errors that are cached too.
     """
 
-    @wraps(make)
-    def made(owner: R, *given: *Ts) -> T:
-        at = (make.__qualname__, *(each if isinstance(each, str | int | None) else ById(each) for each in given))
-        return owner.memo.once(at, lambda: make(owner, *given))
+    def decorate(make: Callable[[R, *Ts], T]) -> Callable[[R, *Ts], T]:
+        @wraps(make)
+        def made(owner: R, *given: *Ts) -> T:
+            at = (make.__qualname__, *(ById(each) if isinstance(each, Step) else each for each in given))
+            return owner.memo.once(at, lambda: make(owner, *given), keep=keep)
 
-    return made
+        return made
+
+    return decorate

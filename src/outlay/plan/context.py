@@ -11,7 +11,7 @@ from outlay.models.shape import ModelShape
 from outlay.models.window import ENDLESS, Window
 from outlay.money.amounts import Price
 from outlay.money.machines import Machine
-from outlay.plan.cache import Memo, once
+from outlay.plan.cache import Memo, cached
 from outlay.plan.request import Request
 from outlay.plan.steps import HUMAN, Encoding, Model
 from outlay.settings import BLOCK_ROWS, TeachSettings, TrainSettings, role_settings
@@ -141,18 +141,16 @@ class PlanningContext:
         """Return the digest of a block's rows."""
         return self.pool_digests(self.block_start(block), self.block_stop(block + 1))
 
-    @once
+    @cached()
     def settings(self, role: str) -> TrainSettings:
         """Return the training settings of a role, with the request's overrides, seed and precision."""
         seed, precision = self.request.seed, self.request.precision
         return role_settings(self.defaults[role], self._overrides(role), seed=seed, precision=precision)
 
     @property
+    @cached()
     def teach_settings(self) -> TeachSettings:
         """Settings of the teacher's answers; the published objective needs the positions behind an answer too."""
-        return self.memo.once("teach_settings", self._teach_settings)
-
-    def _teach_settings(self) -> TeachSettings:
         keep = {"keep_padding": True} if self.settings("distil").objective == "published" else {}
         return self.teach_defaults.changed({"seed": self.request.seed, **self._overrides("teach"), **keep})
 

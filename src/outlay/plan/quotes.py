@@ -10,7 +10,7 @@ from outlay.models.forecast import n_evaluations
 from outlay.models.shape import flops_infer, flops_train
 from outlay.money.amounts import Quote
 from outlay.money.machines import SECONDS_PER_HOUR
-from outlay.plan.cache import ById
+from outlay.plan.cache import cached
 from outlay.plan.context import PlanningContext
 from outlay.plan.steps import Buy, Dev, Distil, Score, Step, Teach, Train, n_carved
 
@@ -30,12 +30,11 @@ class Quoter:
     def __init__(self, known: PlanningContext) -> None:
         self.known = known
         self.machine = known.machine
+        self.memo = known.memo
 
+    @cached()
     def quote(self, step: Step) -> Quote:
         """Return the upper bound of a step's cost; where the student's training is free, scoring the test split is too."""
-        return self.known.memo.once(("quote", ById(step)), lambda: self._quote(step))
-
-    def _quote(self, step: Step) -> Quote:
         known = self.known
         if isinstance(step, Buy):
             offer = known.offer(step.seller)
@@ -47,15 +46,13 @@ class Quoter:
             return Quote(f"{price.item} (free)", price.unit, quantity, price.usd * 0, 0, price.cost_micros(quantity))
         return Quote.of(price, quantity)
 
+    @cached()
     def total_micros(self, final: Step) -> int:
         """Return the sum of the charges quoted for every distinct step that leads to ``final``, in micro-dollars.
 
         Avoids hashing: `Buy` steps compare by value, other steps by identity, since a strategy makes each of them once
-        (`outlay.plan.cache.once`).
+        (`outlay.plan.cache.cached`).
         """
-        return self.known.memo.once(("total", ById(final)), lambda: self._total_micros(final))
-
-    def _total_micros(self, final: Step) -> int:
         seen: dict[object, int] = {}
 
         def visit(step: Step) -> None:

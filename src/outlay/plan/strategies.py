@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from outlay.errors import UnknownStrategy
 from outlay.money.amounts import format_usd
-from outlay.plan.cache import once
+from outlay.plan.cache import cached
 from outlay.plan.context import PlanningContext
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import (
@@ -289,12 +289,12 @@ def _dev(known: PlanningContext, labels: Buy) -> Dev | None:
     return Dev("given", known.n_dev, rows_digest=known.dev_digest)
 
 
-@once
+@cached()
 def _train(known: PlanningContext, role: str, model: Model, n: int) -> Train:
     return _train_on(known, role, model, (_buy(known, n),))
 
 
-@once
+@cached()
 def _train_with_more(known: PlanningContext, first: str, n_first: int, then: str, n_then: int) -> Train:
     """Return the training of the student on labels of one seller and then of another; dev is carved from the first ones."""
     before = (_buy(known, n_first, 0, first),) if n_first else ()
@@ -314,7 +314,7 @@ def _train_on(known: PlanningContext, role: str, model: Model, labels: tuple[Buy
     )
 
 
-@once
+@cached()
 def _distil(known: PlanningContext, teacher: Train, n_blocks: int) -> Distil:
     handover, settings = known.handovers[teacher.model.ref, known.student.ref], known.settings("distil")
     return Distil(
@@ -328,7 +328,7 @@ def _distil(known: PlanningContext, teacher: Train, n_blocks: int) -> Distil:
     )
 
 
-@once
+@cached()
 def _block(known: PlanningContext, teacher: Train, handover: TargetSpec, block: int) -> Teach:
     return Teach(
         teacher=teacher,
@@ -342,7 +342,7 @@ def _block(known: PlanningContext, teacher: Train, handover: TargetSpec, block: 
     )
 
 
-@once
+@cached()
 def _score(known: PlanningContext, model: Train | Distil) -> Score:
     return Score(model, known.test_digest, known.request.threads)
 
