@@ -202,6 +202,10 @@ class OneRun(RunBuilder):
 class OneByOne(Runner):
     """A results folder whose runs are brought about one by one, by the scheduler in this process."""
 
+    def finished(self, run_id: str) -> Point | None:
+        """The point of a finished run; the ledger is verified."""
+        return self.all_finished([run_id]).get(run_id)
+
     def execute(self, prepared: PreparedRun) -> Point:
         """From wherever an earlier attempt was cut off; a run that is done is replayed."""
         if (done := self.finished(prepared.request.run_id)) is not None:

@@ -127,7 +127,7 @@ def test_cash_stops_a_step_by_the_wall_clock_with_saving_kept_back(clock: Clock,
     reserve = sum(ROWS["dev"]) * 2 * TRAIN_SHARE / (10 * 6 * gauge._quoter.machine.utilisation_infer)
     # Two seconds are for saving, `reserve` for an evaluation at the pace seen so far.
     assert n == int(100 - 2 - reserve) == 57
-    assert gauge.finish() == {"me": float(n)}
+    assert gauge.by_payer() == {"me": float(n)}
 
 
 def test_what_was_spent_before_counts_towards_the_limit(clock: Clock, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_checkpoint_goes_on_where_it_was(clock: Clock, tmp_path: Path) -> None
     second = made(quoter, step, hold, tmp_path, kept=3.25)
     second.restore(state)
     clock.now += 2.0
-    assert second.finish() == {"me": 5.25}
+    assert second.by_payer() == {"me": 5.25}
     meter = second.state()["meter"]
     assert (meter["flops_train"], meter["wall_seconds"]) == (6 * N_PARAMETERS[STUDENT.ref] * 100, 5.25)
 
@@ -171,7 +171,7 @@ def test_the_checkpoint_of_another_payer_is_charged_but_its_seconds_stay_theirs(
     gauge.restore(state)
     assert gauge.may_train(1)
     clock.now += 1.5
-    assert gauge.finish() == {"other": 33.0, "third": 7.0, "me": 1.5}
+    assert gauge.by_payer() == {"other": 33.0, "third": 7.0, "me": 1.5}
     meter = gauge.state()["meter"]
     assert (meter["flops_train"], meter["flops_infer"], meter["wall_seconds"]) == (20_000_000, 678, 1.5)
 
@@ -193,7 +193,7 @@ def test_the_heartbeat_beats_from_the_first_moment_and_says_the_last_word(tmp_pa
     with pytest.raises(DiskFull):
         lives_and_dies()
     last = json.loads(beat.read_text())
-    assert 0.02 <= last["attempt_seconds"] <= gauge.finish()["me"] - 1.5 + 0.001
+    assert 0.02 <= last["attempt_seconds"] <= gauge.by_payer()["me"] - 1.5 + 0.001
     assert not [path for path in beat.parent.iterdir() if path != beat]
 
 

@@ -186,33 +186,35 @@ class RunPurchases:
         Raises:
             TaskFileError: a row without a gold label to replay.
         """
-        rows = self._prepared.train if step.split == "train" else self._prepared.dev
         known = self._log.read(step.series).labels
-        n_missing = sum(row.id not in known for row in rows[step.start : step.stop])
-        return Purchase(step, rows, self._prepared.seller_of(step), self._payer, n_missing)
+        n_missing = sum(row not in known for row in self._ids(step))
+        return Purchase(
+            step, self._prepared.rows_of(step.split), self._prepared.seller_of(step), self._payer, n_missing
+        )
 
     def cash_micros(self, step: Buy, before: Sequence[Buy]) -> int:
         """Return the cash, in micro-dollars, that this run paid for a purchase, without rows of the purchases ``before``."""
-        known, rows = self._log.read(step.series), self._ids(step)
+        known, rows = self._log.read(step.series), set(self._ids(step))
         booked = {row for each in before if each.series == step.series for row in self._ids(each)}
         paid = 0
         for receipt in known.receipts:
-            its = {row for row, _ in receipt.labels} or set(_ordered(known, receipt.order))
+            order = known.orders.get(receipt.order)
+            # One that was billed before any label was delivered counts for the rows ordered.
+            its = {row for row, _ in receipt.labels} or set(order.ordered if order is not None else ())
             if receipt.payer == self._payer and its & rows and not its & booked:
                 paid += receipt.cash_micros
         return paid
 
     def is_ordered(self, step: Buy) -> bool:
         """Return whether orders of this run for the purchase may be at the seller."""
-        rows = self._ids(step)
+        rows = set(self._ids(step))
         orders = self._log.read(step.series).open_orders
         return any(order.payer == self._payer and not rows.isdisjoint(order.ordered) for order in orders)
 
     def files(self, step: Buy) -> tuple[Mapping[str, bytes], float]:
         """Return the files of a purchase's artifact, and the human seconds of its series."""
         known = self._log.read(step.series)
-        rows = self._prepared.train if step.split == "train" else self._prepared.dev
-        lines = label_lines([(row.id, known.labels[row.id]) for row in rows[step.start : step.stop]])
+        lines = label_lines([(row, known.labels[row]) for row in self._ids(step)])
         return {LABELS_FILE: lines}, sum(receipt.human_seconds for receipt in known.receipts)
 
     def take_over(self, step: Buy, artifact: Artifact) -> None:
@@ -224,11 +226,5 @@ class RunPurchases:
         with self._log.open(step.series) as purchases:
             purchases.add(PurchaseRecord(key_of([step.series, "taken over"]), "another machine", 0, 0.0, labels))
 
-    def _ids(self, step: Buy) -> set[str]:
-        rows = self._prepared.train if step.split == "train" else self._prepared.dev
-        return {row.id for row in rows[step.start : step.stop]}
-
-
-def _ordered(known: SellerLog, order: str) -> Sequence[str]:
-    """Return the rows of an order that was billed before any label was delivered."""
-    return known.orders[order].ordered if order in known.orders else ()
+    def _ids(self, step: Buy) -> list[str]:
+        return [row.id for row in self._prepared.rows_of(step.split)[step.start : step.stop]]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from outlay.engine.point import usd_of
 from outlay.engine.run_dir import RunDir
 from outlay.metrics import Answered
 from outlay.plan.steps import PREDICTIONS_FILE
@@ -44,16 +45,15 @@ def read_answers(artifact: Artifact) -> tuple[str, Answered]:
 
 def outputs_of(folder: Path, store: Store, run: str) -> RunOutputs:
     """Read the outputs of a run beside its point; a missing one is ``None``."""
-    manifest = manifest_of(folder, run)
-    found = answers_of(store, manifest)
-    path = receipt_file(folder, run)
-    charges = None if manifest is None else manifest.get("charges_micros")
+    manifest = manifest_of(folder, run) or {}
+    metric, answered = answers_of(store, manifest) or (None, None)
+    path, charges = receipt_file(folder, run), manifest.get("charges_micros")
     return RunOutputs(
         run=run,
-        metric=None if found is None else found[0],
-        answered=None if found is None else found[1],
-        teacher_dev=None if manifest is None else manifest["teacher_dev"],
-        charges_usd=None if charges is None else {part: micros / 1_000_000 for part, micros in charges.items()},
+        metric=metric,
+        answered=answered,
+        teacher_dev=manifest.get("teacher_dev"),
+        charges_usd=None if charges is None else {part: usd_of(micros) for part, micros in charges.items()},
         receipt=path.read_text(encoding="utf-8") if path.exists() else None,
     )
 
@@ -67,9 +67,9 @@ def manifest_of(folder: Path, run: str) -> dict[str, Any] | None:
     return document
 
 
-def answers_of(store: Store, manifest: Mapping[str, Any] | None) -> tuple[str, Answered] | None:
+def answers_of(store: Store, manifest: Mapping[str, Any]) -> tuple[str, Answered] | None:
     """Read the metric and the answers to the test split; ``None`` where the artifact was removed from the store."""
-    key = next((a["key"] for a in manifest["artifacts"][::-1] if a["step"] == "score"), None) if manifest else None
+    key = next((each["key"] for each in manifest.get("artifacts", ())[::-1] if each["step"] == "score"), None)
     artifact = store.get(key) if key is not None else None
     return None if artifact is None else read_answers(artifact)
 

@@ -65,6 +65,10 @@ class PreparedRun:
         """Return a model's input of each row: the task's segments for an encoder, the whole text for any other family."""
         return model_inputs(self.task, rows, self.known.shapes[ref].family)
 
+    def rows_of(self, split: str) -> list[Example]:
+        """Return the rows of a split whose labels can be bought, ``train`` or ``dev``."""
+        return self.train if split == "train" else self.dev
+
     def seller_of(self, step: Buy) -> Annotator:
         """Build the seller of a purchase, which replays the gold labels of its split.
 
@@ -76,8 +80,7 @@ class PreparedRun:
             raise UsageError(
                 f"the request of strategy {self.request.strategy} names no seller {step.seller!r}; name it too"
             )
-        rows = self.train if step.split == "train" else self.dev
-        return make_seller(spec, rows, self.task, self.price_book, self.request.seed)
+        return make_seller(spec, self.rows_of(step.split), self.task, self.price_book, self.request.seed)
 
 
 class RunBuilder:

@@ -160,11 +160,15 @@ class RunExecution:
     def _charged_micros(self, recipes: Sequence[Recipe]) -> int:
         """Return the charge, in micro-dollars, of the steps of some recipes; the same in a resumed run."""
         keys = {step.key for step in graph(recipe.final for recipe in recipes)}
-        return sum(
-            entry.charge_micros
-            for entry in self._ledger.entries(self.run_id)
-            if entry.kind in ("settle", "overrun") and entry.key.split("/")[0] in keys
-        )
+        return sum(micros for key, micros in self._charges().items() if key in keys)
+
+    def _charges(self) -> Counter[str]:
+        """Return the charges of this run, in micro-dollars, by the key of the step."""
+        charges: Counter[str] = Counter()
+        for entry in self._ledger.entries(self.run_id):
+            if entry.kind in ("settle", "overrun"):
+                charges[entry.key.split("/")[0]] += entry.charge_micros
+        return charges
 
     def needs(self) -> list[ReadyStep]:
         """Return the steps whose inputs are there and that are neither begun nor waiting, in the recipe's order.
@@ -236,7 +240,7 @@ class RunExecution:
         """Hold a purchase: the charge of all its labels, the cash paid already and that of the missing rows."""
         purchase, quote = self._purchases.begin(step), self._quoter.quote(step)
         cash = self._cash_of(step, need.again) + purchase.seller.quote(purchase.n_missing).cash_micros
-        return HeldStep(need, self._hold(step, _with_cash(quote, cash), need.again), purchase)
+        return HeldStep(need, self._hold(step, replace(quote, cash_micros=cash), need.again), purchase)
 
     def _settle_purchase(self, step: Buy, begun: HeldStep, reused: bool) -> None:
         """Store the labels of a purchase and settle its hold, which another process may have opened."""
@@ -257,10 +261,7 @@ class RunExecution:
 
     def _cash_of(self, step: Buy, again: bool) -> int:
         """Return the cash, in micro-dollars, that this run paid for a purchase; a label of several purchases counts once."""
-        steps = graph(recipe.final for recipe in (*self.recipes, *([self._proposal] if self._proposal else [])))
-        before = [
-            each for each in steps if isinstance(each, Buy) and each.key in self._artifacts and each.key != step.key
-        ]
+        before = [each for each in self._settled_steps() if isinstance(each, Buy) and each.key != step.key]
         return 0 if again else self._purchases.cash_micros(step, before)
 
     def _give_back_kept(self) -> None:
@@ -287,7 +288,7 @@ class RunExecution:
             top_up = command_line("outlay", "ledger", "topup", self._results.folder, self.run_id, "DOLLARS")
             way = "raise --cash-cap, which all runs here share" if capped else f"top the run up: `{top_up}`"
             raise BudgetExceeded(f"no cash is left to {describe(step)}; {way}")
-        hold = self._hold(step, _with_cash(self._quoter.quote(step), room), need.again)
+        hold = self._hold(step, replace(self._quoter.quote(step), cash_micros=room), need.again)
         behind = {given.key: self._artifacts[given.key].key for given in graph(step.inputs)}
         job = Job(
             step=step,
@@ -360,7 +361,7 @@ class RunExecution:
         """Book a cached artifact: the full charge, and only the cash that this run paid for it."""
         quote = self._quoter.quote(step)
         cash = self._cash_of(step, again) if isinstance(step, Buy) else 0 if again else self._my_cash(artifact)
-        hold = self._hold(step, _with_cash(quote, cash), again)
+        hold = self._hold(step, replace(quote, cash_micros=cash), again)
         with self._released_on_error(hold):
             if isinstance(step, Buy):
                 self._settle(step, hold, artifact, quote.quantity, cash, reused=True)
@@ -402,7 +403,7 @@ class RunExecution:
 
     def _hold(self, step: Step, quote: Quote, again: bool) -> Hold:
         if again:
-            quote = Quote(quote.item, quote.unit, quote.quantity, quote.unit_usd * 0, 0, quote.cash_micros)
+            quote = replace(quote, unit_usd=quote.unit_usd * 0, charge_micros=0)
         key = self._hold_key(step, again)
         kept = self._kept_holds.pop(key, None)
         if kept is not None and kept.quote.cash_micros < quote.cash_micros:
@@ -460,35 +461,29 @@ class RunExecution:
 
     def point(self, status: str, reason: str | None, recipes: Sequence[Recipe]) -> Point:
         """Return the point of this run."""
-        account, balance = self._account(), self._ledger.balance(self.run_id)
+        summary, balance = self._summary(), self._ledger.balance(self.run_id)
+        precisions = {self.prepared.known.settings(role).precision for role in ("teacher", "student", "distil")}
         circumstance = PointCircumstance(
             cash_usd=usd_of(balance.total_cash_micros),
             wall_seconds=round(time.monotonic() - self._started, 3),
-            latency_ms=None,
             ledger_head=self._ledger.anchor().head,
-            environment=environment(None, ", ".join(sorted(self._precisions()))),
+            environment=environment(None, ", ".join(sorted(precisions))),
         )
-        return Point(account.asked(), account.result(status, reason, recipes, balance), circumstance)
-
-    def _precisions(self) -> set[str]:
-        """Return the precisions of the roles of this run."""
-        return {self.prepared.known.settings(role).precision for role in ("teacher", "student", "distil")}
+        return Point(summary.asked(), summary.result(status, reason, recipes, balance), circumstance)
 
     def manifest(self, point: Point) -> dict[str, Any]:
         """Return the manifest of a finished run, see `RunSummary.manifest`."""
-        account = self._account()
-        roles = {step.key: role_of(step) for step in account.steps}
+        summary = self._summary()
+        roles = {step.key: role_of(step) for step in summary.steps}
         charges: Counter[str] = Counter()
-        for entry in self._ledger.entries(self.run_id):
-            if entry.kind in ("settle", "overrun"):
-                charges[roles[entry.key.split("/")[0]]] += entry.charge_micros
-        return account.manifest(self.recipes, point.to_json(), self._ledger.anchor()) | {"charges_micros": charges}
+        for key, micros in self._charges().items():
+            charges[roles[key]] += micros
+        return summary.manifest(self.recipes, point.to_json(), self._ledger.anchor()) | {"charges_micros": charges}
 
-    def _account(self) -> RunSummary:
-        finals = [recipe.final for recipe in (*self.recipes, *([self._proposal] if self._proposal else []))]
-        steps = [step for step in graph(finals) if step.key in self._artifacts]
-        return RunSummary(self.prepared, self._quoter, steps, self._artifacts)
+    def _summary(self) -> RunSummary:
+        return RunSummary(self.prepared, self._quoter, self._settled_steps(), self._artifacts)
 
-
-def _with_cash(quote: Quote, cash_micros: int) -> Quote:
-    return Quote(quote.item, quote.unit, quote.quantity, quote.unit_usd, quote.charge_micros, cash_micros)
+    def _settled_steps(self) -> list[Step]:
+        """Return the settled steps of every recipe, the one under way included."""
+        recipes = [*self.recipes, *([self._proposal] if self._proposal else [])]
+        return [step for step in graph(recipe.final for recipe in recipes) if step.key in self._artifacts]

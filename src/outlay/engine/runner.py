@@ -53,16 +53,8 @@ class Runner:
         """Return the folder of one run."""
         return self.results.files(run_id)
 
-    def finished(self, run_id: str) -> Point | None:
-        """Return the point of a finished run, after verifying the ledger; ``None`` for any other run.
-
-        Raises:
-            LedgerDamaged: the ledger no longer holds all entries of the run.
-        """
-        return self.all_finished([run_id]).get(run_id)
-
     def all_finished(self, run_ids: Sequence[str]) -> dict[str, Point]:
-        """Return the points of the finished runs by run id, as `finished` does; the ledger is verified once.
+        """Return the points of the finished runs by run id, after verifying the ledger.
 
         Raises:
             LedgerDamaged: the ledger no longer holds all entries of these runs.

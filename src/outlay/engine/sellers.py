@@ -39,7 +39,7 @@ def make_seller(spec: SellerSpec, rows: Sequence[Example], task: Task, book: Pri
     options = spec.replay
     return Replay(
         _gold(rows, task),
-        labels=_label_set(task),
+        labels=task.labels if task.kind == "classification" else (),
         price=book.label(task.price_item if options.price_item is None else options.price_item),
         error_rate=options.error_rate,
         redundancy=options.redundancy,
@@ -102,7 +102,3 @@ def _place(origin: str) -> tuple[str, int]:
     """Return the sort key of a row's origin: its file, then its line."""
     file, _, line = origin.rpartition(":")
     return (file, int(line)) if line.isdecimal() else (origin, 0)
-
-
-def _label_set(task: Task) -> tuple[str, ...]:
-    return task.labels if task.kind == "classification" else ()

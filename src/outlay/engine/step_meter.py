@@ -66,7 +66,7 @@ class StepMeter:
 
     def state(self) -> dict[str, Any]:
         """Return the counts and the seconds by payer, for a checkpoint."""
-        return {"meter": self._meter.state().to_json(), "seconds_by_payer": self.finish()}
+        return {"meter": self._meter.state().to_json(), "seconds_by_payer": self.by_payer()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Resume from the state in a checkpoint; only this payer's own seconds count towards its cash."""
@@ -76,7 +76,7 @@ class StepMeter:
         counted = MeterState.from_json({**state["meter"], "wall_seconds": self._kept_before})
         self._meter.restore(counted)
 
-    def finish(self) -> dict[str, float]:
+    def by_payer(self) -> dict[str, float]:
         """Return the seconds by payer up to now."""
         mine = self._kept_before + time.monotonic() - self._began
         return {**self._seconds_of_others, self._payer: round(mine, 3)}
@@ -127,16 +127,17 @@ def write_heartbeat(path: Path, kept_before: float, attempt_seconds: float) -> N
 
 def lost_seconds(heartbeat: Path, kept_now: float) -> float:
     """Return the lost seconds of a dead attempt: its last heartbeat minus those in the artifact or checkpoint."""
-    try:
-        beat = json.loads(heartbeat.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return 0.0
-    return max(0.0, float(beat["kept_before"]) + float(beat["attempt_seconds"]) - kept_now)
+    beat = _read_heartbeat(heartbeat)
+    return max(0.0, beat["kept_before"] + beat["attempt_seconds"] - kept_now)
 
 
 def seconds_at(heartbeat: Path) -> float:
     """Return the seconds of the attempt under way up to its last heartbeat; 0 without a heartbeat."""
+    return _read_heartbeat(heartbeat)["attempt_seconds"]
+
+
+def _read_heartbeat(path: Path) -> dict[str, float]:
     try:
-        return float(json.loads(heartbeat.read_text(encoding="utf-8"))["attempt_seconds"])
+        return {name: float(seconds) for name, seconds in json.loads(path.read_text(encoding="utf-8")).items()}
     except (OSError, json.JSONDecodeError):
-        return 0.0
+        return {"kept_before": 0.0, "attempt_seconds": 0.0}

@@ -399,7 +399,7 @@ class JobRunner:
                 circumstance={
                     **environment(getattr(step, "threads", None), precision),
                     "predicted": foreseen and {"seconds": round(foreseen.seconds, 6), "by": foreseen.by},
-                    "seconds_by_payer": meter.finish(),
+                    "seconds_by_payer": meter.by_payer(),
                     "working_seconds": meter.working_seconds(),
                 },
             )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from outlay.models.cost_model import Lengths, MachineProfile, ModelProfile, answering_load, starting_load, training_load
 from outlay.models.forecast import ANSWERING, lengths_of, profile_of, training_seconds
 from outlay.plan.quotes import Quoter
-from outlay.plan.steps import Buy, Dev, Distil, Model, Score, Step, Teach, Train, n_carved
+from outlay.plan.steps import Buy, ComputeStep, Dev, Distil, Model, Score, Step, Teach, Train, learner_of, n_carved
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,41 +43,40 @@ class Forecaster:
         Raises:
             TypeError: the step buys labels.
         """
-        if not isinstance(step, Train | Teach | Distil | Score):
+        if not isinstance(step, ComputeStep):
             raise TypeError(f"{type(step).__name__} is no compute step")
         profile = self._profile
         if profile is None or profile.threads != step.threads:
             return None
         return Forecast(self._seconds(step, profile), f"the profile of {profile.measured}")
 
-    def _seconds(self, step: Step, profile: MachineProfile) -> float:
+    def _seconds(self, step: ComputeStep, profile: MachineProfile) -> float:
         match step:
             case Train():
-                rows = self._bought(step.labels, step.dev, step.model)
-                return self._trained(step, profile, rows, False)
+                return self._trained(step, profile, self._bought(step.labels, step.dev, step.model))
             case Distil():
-                pool = self._pool(step, step.model, 0, step.n_rows)
-                return self._trained(step, profile, pool, step.target == "classes")
+                rows = self._lengths(step, self._known.tokens[step.model.ref].pool, 0, step.n_rows)
+                return self._trained(step, profile, rows)
             case Teach():
-                reader = self._reader(step.teacher, step.target == "classes")
-                if self._is_walked(step):
+                reader = self._reader(step)
+                if self._decodes_labels(step):
                     reader = replace(reader, n_choices=1)
-                pool = self._pool(step, step.teacher.model, step.start, step.stop)
+                pool = self._lengths(step, self._known.tokens[step.teacher.model.ref].pool, step.start, step.stop)
                 load = answering_load(reader, pool, step.settings, keep=step.target == "tokens")
                 # The model stays loaded from block to block.
                 load += replace(starting_load(reader, pool), models=int(step.start == 0))
                 load = replace(load, loaded=load.loaded * load.models)
                 return profile.seconds(load, step.teacher.settings.precision)
             case Score():
-                model = step.model
-                reader = self._reader(model, isinstance(model, Distil) and model.target == "classes")
-                test = self._lengths(step, model.model, self._known.tokens[model.model.ref].test, 0, None)
+                learner = step.model
+                reader = self._reader(step)
+                counts = self._known.tokens[learner.model.ref].test
+                test = self._lengths(step, counts, 0, len(counts) - 1)
                 load = answering_load(reader, test, ANSWERING) + starting_load(reader, test)
-                return profile.seconds(load, model.settings.precision)
-        raise TypeError(f"{type(step).__name__} is no compute step")
+                return profile.seconds(load, learner.settings.precision)
 
-    def _trained(self, step: Train | Distil, profile: MachineProfile, rows: Lengths, scored: bool) -> float:
-        reader, settings = self._reader(step, scored), step.settings
+    def _trained(self, step: Train | Distil, profile: MachineProfile, rows: Lengths) -> float:
+        reader, settings = self._reader(step), step.settings
         more = None
         if isinstance(step, Distil) and step.gold and step.target == "tokens":
             # A gold answer is read in a second pass of the same steps.
@@ -90,12 +89,15 @@ class Forecaster:
             return None
         counts = self._known.tokens[step.model.ref]
         split = counts.train if step.dev.how == "carved" else counts.dev
-        return self._lengths(step, step.model, split, 0, step.dev.n)
+        return self._lengths(step, split, 0, step.dev.n)
 
-    def _reader(self, step: Train | Distil, scored: bool) -> ModelProfile:
-        return profile_of(self._known.shapes[step.model.ref], step.encoding.form, chooses=scored)
+    def _reader(self, step: ComputeStep) -> ModelProfile:
+        learner = learner_of(step)
+        target = step.target if isinstance(step, Teach) else learner.target if isinstance(learner, Distil) else None
+        shape = self._known.shapes[learner.model.ref]
+        return profile_of(shape, learner.encoding.form, chooses=target == "classes")
 
-    def _is_walked(self, step: Teach) -> bool:
+    def _decodes_labels(self, step: Teach) -> bool:
         """Return whether a generative teacher takes the likeliest path through the labels."""
         settings, is_choice = step.settings, step.teacher.encoding.form.kind == "classification"
         is_plain = settings.beams == 1 and not settings.sample and settings.answers_from == "labels"
@@ -111,26 +113,11 @@ class Forecaster:
             sources, answers, n_left_out = [*sources, *rows.sources], [*answers, *rows.answers], 0
         return Lengths(sources, answers)
 
-    def _pool(self, step: Teach | Distil, model: Model, start: int, stop: int) -> Lengths:
-        return self._lengths(step, model, self._known.tokens[model.ref].pool, start, stop)
-
-    def _lengths(self, step: Step, model: Model, counts: Sequence[int], start: int, stop: int | None) -> Lengths:
-        stop = len(counts) - 1 if stop is None else stop
-        return _lengths(counts, start, stop, self._answers(labels_behind(step), model))
-
-
-def labels_behind(step: Step) -> Buy:
-    """Return the first labels that a step's model, or its teacher, is trained on: their lengths stand for all."""
-    match step:
-        case Train():
-            return step.labels[0]
-        case Teach():
-            return step.teacher.labels[0]
-        case Distil():
-            return step.targets[0].teacher.labels[0]
-        case Score():
-            return labels_behind(step.model)
-    raise TypeError(f"no model is behind a {type(step).__name__}")
+    def _lengths(self, step: ComputeStep, counts: Sequence[int], start: int, stop: int) -> Lengths:
+        """Return the lengths of rows; the first labels behind the step stand for all answers."""
+        learner = learner_of(step)
+        labels = learner.labels if isinstance(learner, Train) else learner.targets[0].teacher.labels
+        return _lengths(counts, start, stop, self._answers(labels[0], learner.model))
 
 
 def _lengths(counts: Sequence[int], start: int, stop: int, answers: Sequence[int]) -> Lengths:

@@ -6,15 +6,10 @@ runs on. Two recipes that share a teacher share its key, and so its artifact.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TargetKind, TaskSpec
@@ -28,6 +23,12 @@ LLM = "llm"
 
 _SELLER_WORDS = {LLM: "LLM"}
 """Words for a seller before the word labels, for names that are not written as they are."""
+
+LABELS_FILE = "labels.jsonl"
+TARGETS_FILE = "targets.safetensors"
+PREDICTIONS_FILE = "predictions.json"
+SCORES_FILE = "scores.json"
+TRAINING_FILE = "training.json"
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,7 @@ class Buy(Step):
         return {**self._series_parameters(), "n": self.n, **start}
 
     def _series_parameters(self) -> dict[str, Any]:
-        return {
-            "split": self.split,
-            "order_seed": self.order_seed,
-            "rows": self.rows_digest,
-            "seller": self.identity,
-        }
+        return {"split": self.split, "order_seed": self.order_seed, "rows": self.rows_digest, "seller": self.identity}
 
 
 @dataclass(frozen=True)
@@ -207,7 +203,7 @@ class Train(Step):
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters beside the inputs."""
-        return _training_parameters(self.model, self.dev, self.encoding, self.settings, self.threads)
+        return _training_parameters(self)
 
 
 @dataclass(frozen=True)
@@ -280,7 +276,7 @@ class Distil(Step):
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters beside the inputs."""
-        return _training_parameters(self.model, self.dev, self.encoding, self.settings, self.threads)
+        return _training_parameters(self)
 
 
 @dataclass(frozen=True)
@@ -303,6 +299,10 @@ class Score(Step):
     def parameters(self) -> dict[str, Any]:
         """Return the parameters beside the inputs."""
         return {"rows": self.rows_digest, "threads": self.threads, "metric": self.model.encoding.metric}
+
+
+ComputeStep = Train | Teach | Distil | Score
+"""A step that computes, and does not buy."""
 
 
 @dataclass(frozen=True)
@@ -367,15 +367,13 @@ def _dev_inputs(dev: Dev | None) -> tuple[Step, ...]:
     return (dev.labels,) if dev is not None and dev.labels is not None else ()
 
 
-def _training_parameters(
-    model: Model, dev: Dev | None, encoding: Encoding, settings: TrainSettings, threads: int
-) -> dict[str, Any]:
+def _training_parameters(step: Train | Distil) -> dict[str, Any]:
     return {
-        "model": model.parameters(),
-        "dev": None if dev is None else dev.parameters(),
-        "encoding": encoding.parameters(),
-        "settings": settings.to_json(),
-        "threads": threads,
+        "model": step.model.parameters(),
+        "dev": None if step.dev is None else step.dev.parameters(),
+        "encoding": step.encoding.parameters(),
+        "settings": step.settings.to_json(),
+        "threads": step.threads,
     }
 
 
@@ -410,18 +408,3 @@ def role_of(step: Step) -> str:
     if isinstance(step, Train):
         return step.role
     return {"buy": "labels", "teach": "targets", "distil": "student", "score": "scores"}[step.kind]
-
-
-LABELS_FILE = "labels.jsonl"
-
-
-TARGETS_FILE = "targets.safetensors"
-
-
-PREDICTIONS_FILE = "predictions.json"
-
-
-SCORES_FILE = "scores.json"
-
-
-TRAINING_FILE = "training.json"

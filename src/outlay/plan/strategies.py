@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from outlay.errors import UnknownStrategy
 from outlay.money.amounts import format_usd
@@ -102,15 +102,8 @@ class Annotate:
     name: str = "annotate"
     starts_general: bool = False
 
-    @property
-    def taught_by(self) -> Teaching | None:
-        """``None``: the student learns from labels."""
-        return None
-
-    @property
-    def sellers(self) -> tuple[str, ...]:
-        """People alone."""
-        return (HUMAN,)
+    taught_by: ClassVar[Teaching | None] = None
+    sellers: ClassVar[tuple[str, ...]] = (HUMAN,)
 
     def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """Return the recipe with the most labels such that labels, training and scoring stay within the budget."""
@@ -150,15 +143,8 @@ class Distill:
         """The teacher, or a model like the student."""
         return "student" if self.own_teacher else "teacher"
 
-    @property
-    def starts_general(self) -> bool:
-        """False: the student is the one that the user names."""
-        return False
-
-    @property
-    def sellers(self) -> tuple[str, ...]:
-        """People alone."""
-        return (HUMAN,)
+    starts_general: ClassVar[bool] = False
+    sellers: ClassVar[tuple[str, ...]] = (HUMAN,)
 
     def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """Return the recipe under the N rule of the request."""
@@ -199,22 +185,15 @@ class LLMAnnotate:
     """A strategy that spends all on labels of an LLM, or all that is left after N labels of people.
 
     These are "GPT-3.5 Ann." and "Human + GPT-3.5 Ann." of Kang et al. 2023, section 5, Figure 6. The LLM labels the train rows
-    that follow those of the people.
+    that follow those of the people; the student learns from its labels as if they were right.
     ``sellers``: the LLM, or a seller of N labels and then the LLM.
     """
 
     name: str = "llm_annotate"
     sellers: tuple[str, ...] = (LLM,)
 
-    @property
-    def taught_by(self) -> Teaching | None:
-        """``None``: the student learns from the labels of the LLM as if they were right."""
-        return None
-
-    @property
-    def starts_general(self) -> bool:
-        """False: the student is the one that the user names."""
-        return False
+    taught_by: ClassVar[Teaching | None] = None
+    starts_general: ClassVar[bool] = False
 
     def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """Return the recipe with the most LLM labels such that all labels, training and scoring stay within the budget."""
