@@ -85,7 +85,7 @@ def known(budget_micros: int, **changes: object) -> PlanningContext:
         shapes=SHAPES,
         tokens={TEACHER.ref: COUNTS, STUDENT.ref: COUNTS},
         longest_answer={TEACHER.ref: 0, STUDENT.ref: 0},
-        handovers={(teacher.ref, STUDENT.ref): TargetSpec("classes") for teacher in (TEACHER, STUDENT)},
+        target_specs={(teacher.ref, STUDENT.ref): TargetSpec("classes") for teacher in (TEACHER, STUDENT)},
         machine=Machine("box", "box", PEAK, TRAIN_SHARE, INFER_SHARE, "made up"),
         machine_price=Price("box", "hour", Decimal("3.6"), "made up", date(2024, 1, 1)),
         offers={HUMAN: people(request), LLM: HIRED},

@@ -186,11 +186,11 @@ def test_the_demo_stays_small(tmp_path: Path) -> None:
     bench = RunBuilder(PriceBook.load(), tokens=tmp_path / "tokens")
     planned = plan(bench, asked)
     assert planned.n_na == 0
-    quoters = [Quoter(bench.prepare(options).known) for options in asked]
+    quoters = [Quoter(bench.prepare(options).context) for options in asked]
     flops = 0
     for step in planned.steps:
         if not isinstance(step, Buy):
-            quoter = next(each for each in quoters if step.key in _keys(each.known))
+            quoter = next(each for each in quoters if step.key in _keys(each.context))
             flops += sum(quoter.flops(quoter.work(step)))
     assert planned.distinct.n_optimizer_steps < 1_700
     assert flops < 7.2e12

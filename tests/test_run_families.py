@@ -71,7 +71,7 @@ def test_every_kind_and_family_within_its_quotes(
     seen = made_steps(one, monkeypatch)
     point = one.execute(prepared)
     assert point.result.status == "ok", point.result.reason
-    quoter = Quoter(prepared.known)
+    quoter = Quoter(prepared.context)
     for step, usage in seen.values():
         bound = quoter.work(step)
         assert 0 <= usage["n_tokens_trained"] <= bound.n_tokens_trained, step
@@ -116,7 +116,7 @@ def test_the_gold_of_bought_pool_rows_is_mixed_in_and_no_other(families: FamilyW
 
 
 def _steps(prepared: Any) -> list[Step]:
-    recipe = strategy(prepared.request.strategy).ask(prepared.known, [])
+    recipe = strategy(prepared.request.strategy).ask(prepared.context, [])
     steps: list[Step] = recipe.steps()  # type: ignore[union-attr]
     return steps
 
@@ -145,15 +145,13 @@ def test_rows_that_were_cut_are_counted_and_told(families: FamilyWorld, tmp_path
 def test_an_encoder_cannot_write(families: FamilyWorld, role: str) -> None:
     names = {"teacher": "seq2seq", "student": "seq2seq"} | {role: "encoder"}
     options = families.family_request("questions", names["teacher"], names["student"])
-    with pytest.raises(
-        UsageError, match=r"is an encoder and cannot write the answers of task questions; name a seq2seq"
-    ):
+    with pytest.raises(UsageError, match=r"encoder .*questions; name a seq2seq"):
         families.workbench.resolve(options)
 
 
 def test_a_teacher_that_is_not_asked_may_be_an_encoder(families: FamilyWorld) -> None:
     options = families.family_request("questions", "encoder", "seq2seq", strategy="annotate", n_initial=None)
-    assert set(families.workbench.prepare(options).known.tokens) == {options.student}
+    assert set(families.workbench.prepare(options).context.tokens) == {options.student}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +160,7 @@ def test_a_teacher_that_is_not_asked_may_be_an_encoder(families: FamilyWorld) ->
 def test_the_published_objective_needs_one_vocabulary(
     families: FamilyWorld, task: str, teacher: str, student: str
 ) -> None:
-    with pytest.raises(UsageError, match=r"published objective needs .* use objective=masked"):
+    with pytest.raises(UsageError, match="objective=masked"):
         families.workbench.check(families.family_request(task, teacher, student, overrides=PUBLISHED))
 
 
@@ -173,9 +171,9 @@ def test_the_encoder_that_measures_is_named_or_refused(families: FamilyWorld) ->
     )
     assert families.workbench.resolve(options).run_id != families.workbench.resolve(other).run_id
     missing = families.family_request("paraphrases", "seq2seq", "seq2seq", metric_model="./none")
-    with pytest.raises(UnknownModel, match="or name another encoder for bert_ibleu with --metric-model"):
+    with pytest.raises(UnknownModel, match="--metric-model"):
         families.workbench.resolve(missing)
-    with pytest.raises(UsageError, match="qa_f1, which needs no --metric-model"):
+    with pytest.raises(UsageError, match=r"qa_f1.*--metric-model"):
         families.workbench.resolve(families.family_request("questions", "seq2seq", "seq2seq", metric_model="x/y"))
 
 
@@ -183,8 +181,8 @@ def test_the_general_student_is_the_student_of_its_strategy_alone(families: Fami
     encoder = str(families.checkpoints["encoder"])
     options = families.family_request("classes", "encoder", "seq2seq", strategy="general_distill", general=encoder)
     prepared = families.workbench.prepare(options)
-    assert (prepared.request.student, prepared.known.student.ref) == (encoder, encoder)
-    assert "publicly available" in strategy("general_distill").ask(prepared.known, []).derivation[1]  # type: ignore[union-attr]
+    assert (prepared.request.student, prepared.context.student.ref) == (encoder, encoder)
+    assert "publicly available" in strategy("general_distill").ask(prepared.context, []).derivation[1]  # type: ignore[union-attr]
     assert families.workbench.resolve(families.family_request("classes", "encoder", "seq2seq")).student != encoder
 
 

@@ -40,7 +40,7 @@ def profile(threads: int = 1, **seconds: float) -> MachineProfile:
 
 def steps_of(world: World) -> dict[str, Step]:
     """One step of each kind, of a run that distils."""
-    known = world.prepared().known
+    known = world.prepared().context
     recipe = strategy("distill").ask(known, [])
     assert isinstance(recipe, Recipe)
     assert not isinstance(recipe, NotAvailable)
@@ -48,7 +48,7 @@ def steps_of(world: World) -> dict[str, Step]:
 
 
 def foreseen(world: World, step: Step, profile: MachineProfile | None) -> float:
-    quoter = Quoter(world.prepared().known)
+    quoter = Quoter(world.prepared().context)
     forecast = Forecaster(quoter, profile, lambda labels, model: []).forecast(step)
     assert forecast is not None
     return forecast.seconds
@@ -96,7 +96,7 @@ def test_evaluations_count_and_their_share_is_kept(world: World) -> None:
 
 
 def test_without_a_fitting_profile_there_is_no_forecast(world: World) -> None:
-    quoter = Quoter(world.prepared().known)
+    quoter = Quoter(world.prepared().context)
     for step in steps_of(world).values():
         if isinstance(step, Train | Teach | Distil | Score):
             for given in (None, profile(threads=2, steps=1.0)):

@@ -43,7 +43,7 @@ class PreparedRun:
     """
 
     request: Request
-    known: PlanningContext
+    context: PlanningContext
     task: Task
     train: list[Example]
     pool: list[Example]
@@ -63,7 +63,7 @@ class PreparedRun:
 
     def sources(self, rows: Sequence[Example], ref: str) -> list[tuple[str, ...]]:
         """Return a model's input of each row: the task's segments for an encoder, the whole text for any other family."""
-        return model_inputs(self.task, rows, self.known.shapes[ref].family)
+        return model_inputs(self.task, rows, self.context.shapes[ref].family)
 
     def rows_of(self, split: str) -> list[Example]:
         """Return the rows of a split whose labels can be bought, ``train`` or ``dev``."""
@@ -190,15 +190,15 @@ class RunBuilder:
         self.check(asked)
         request = self.resolve(asked)
         prepared = self.memo.once(("prepare", *_shared(asked)), lambda: self._prepare(asked, request))
-        known = prepared.known.asked(request.budget_micros, request.n_initial)
-        return replace(prepared, request=known.request, known=known, asked=asked)
+        context = prepared.context.asked(request.budget_micros, request.n_initial)
+        return replace(prepared, request=context.request, context=context, asked=asked)
 
     def _prepare(self, asked: Request, request: Request) -> PreparedRun:
         (task, data), models = self.load(asked.task), self._models
         roles, ordered = models.roles(task, asked), self._ordered(asked.task, request.seed)
         pool, source, targets = ordered.pool[: request.pool_rows], roles.target_source, models.targets(task, roles)
         chosen = self.machine(request.machine)
-        known = PlanningContext(
+        context = PlanningContext(
             request=request,
             task=task.name,
             encoding=Encoding(task.segment_names, task.form, task.metric, roles.judge),
@@ -207,7 +207,9 @@ class RunBuilder:
             shapes={model.ref: models.shape(model) for model in (roles.teacher, roles.student)},
             tokens={model.ref: self._token_counts(asked.task, request.seed, model, len(pool)) for model in roles.used},
             longest_answer={model.ref: models.longest_answer(task, model) for model in roles.used},
-            handovers={(source.ref, roles.student.ref): targets} if source is not None and targets is not None else {},
+            target_specs={(source.ref, roles.student.ref): targets}
+            if source is not None and targets is not None
+            else {},
             machine=chosen,
             machine_price=self.price_book.hour(chosen.price_item),
             offers={spec.name: self._offer(asked.task, request.seed, spec) for spec in request.sellers},
@@ -227,7 +229,7 @@ class RunBuilder:
         )
         parts = _pool_parts(data, len(pool))
         return PreparedRun(
-            request, known, task, ordered.train, pool, ordered.dev, data.test, parts, self.price_book, asked
+            request, context, task, ordered.train, pool, ordered.dev, data.test, parts, self.price_book, asked
         )
 
     @cached()
@@ -275,7 +277,7 @@ def added_micros(prepared: PreparedRun) -> int | None:
     n_initial = prepared.request.n_initial
     if n_initial is None:
         return None
-    people = prepared.known.offer(HUMAN)
+    people = prepared.context.offer(HUMAN)
     initial = people.price.cost_micros(n_initial * people.redundancy)
     return max(0, prepared.request.budget_micros - initial)
 

@@ -67,7 +67,7 @@ class RunExecution:
         self._ledger = results.ledger
         self._store = results.store
         self._watcher = watcher
-        self._quoter = Quoter(prepared.known)
+        self._quoter = Quoter(prepared.context)
         self._policy = strategy(prepared.request.strategy)
         self._outcomes: list[StrategyOutcome] = []
         self._proposal: Recipe | None = None
@@ -135,7 +135,7 @@ class RunExecution:
         """Book all that the store has; return the point of a finished run, ``None`` while steps must be computed or bought."""
         while True:
             if self._proposal is None:
-                asked = self._policy.ask(self.prepared.known, self._outcomes)
+                asked = self._policy.ask(self.prepared.context, self._outcomes)
                 if asked is None or isinstance(asked, NotAvailable):
                     self._give_back_kept()
                     return self.point("na", asked.reason, []) if asked is not None else self._last_point()
@@ -375,7 +375,7 @@ class RunExecution:
         cash_micros = 0 if again and reused else self._my_cash(artifact)
         self._settle(step, hold, artifact, quantity, cash_micros, reused)
         self._artifacts[step.key] = artifact
-        for line in lines_on_cuts(step, artifact.usage, self.prepared.known):
+        for line in lines_on_cuts(step, artifact.usage, self.prepared.context):
             self._watcher.say(line)
 
     def _my_cash(self, artifact: Artifact) -> int:
@@ -462,7 +462,7 @@ class RunExecution:
     def point(self, status: str, reason: str | None, recipes: Sequence[Recipe]) -> Point:
         """Return the point of this run."""
         summary, balance = self._summary(), self._ledger.balance(self.run_id)
-        precisions = {self.prepared.known.settings(role).precision for role in ("teacher", "student", "distil")}
+        precisions = {self.prepared.context.settings(role).precision for role in ("teacher", "student", "distil")}
         circumstance = PointCircumstance(
             cash_usd=usd_of(balance.total_cash_micros),
             wall_seconds=round(time.monotonic() - self._started, 3),

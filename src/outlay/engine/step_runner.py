@@ -236,12 +236,12 @@ class StepRunner:
         return self._artifact_of(step).path / name
 
 
-def lines_on_cuts(step: Step, usage: Mapping[str, Any], known: PlanningContext) -> list[str]:
+def lines_on_cuts(step: Step, usage: Mapping[str, Any], context: PlanningContext) -> list[str]:
     """Return lines on texts and answers that a training cut, by the usage of its artifact; none for other steps."""
     if not isinstance(step, Train | Distil):
         return []
     counts = {name: int(usage.get(name) or 0) for name in ("n_truncated", "n_answers_cut", "n_unaligned")}
-    return cut_lines(known.form_of(step.model.ref), int(usage.get("n_rows") or 0), **counts)
+    return cut_lines(context.form_of(step.model.ref), int(usage.get("n_rows") or 0), **counts)
 
 
 def _scorer(encoding: Encoding) -> Scorer:
@@ -373,7 +373,7 @@ class JobRunner:
         precision = learner_of(step).settings.precision
         if not job.is_precision_asked:
             check_worker(precision)
-        runner, quoter = StepRunner(prepared, lambda behind: self._artifact(job, behind)), Quoter(prepared.known)
+        runner, quoter = StepRunner(prepared, lambda behind: self._artifact(job, behind)), Quoter(prepared.context)
         foreseen = Forecaster(quoter, self._profile, runner.answer_lengths).forecast(step)
         meter = StepMeter(
             quoter,

@@ -57,7 +57,7 @@ class PlanningContext:
     """Token counts by model reference."""
     longest_answer: Mapping[str, int]
     """Most tokens of an answer, by model reference; 0 for an encoder, which writes none."""
-    handovers: Mapping[tuple[str, str], TargetSpec]
+    target_specs: Mapping[tuple[str, str], TargetSpec]
     """Kinds of targets by the references of teacher and student."""
     machine: Machine
     machine_price: Price
@@ -107,9 +107,9 @@ class PlanningContext:
 
     def asked(self, budget_micros: int, n_initial: int | None) -> PlanningContext:
         """Return this context under another budget and another N, with the same memo."""
-        known = replace(self, request=replace(self.request, budget_micros=budget_micros, n_initial=n_initial))
-        object.__setattr__(known, "memo", self.memo)
-        return known
+        context = replace(self, request=replace(self.request, budget_micros=budget_micros, n_initial=n_initial))
+        object.__setattr__(context, "memo", self.memo)
+        return context
 
     @property
     def budget_micros(self) -> int:

@@ -33,7 +33,7 @@ class Forecaster:
         self, quoter: Quoter, profile: MachineProfile | None, answers: Callable[[Buy, Model], Sequence[int]]
     ) -> None:
         self._quoter = quoter
-        self._known = quoter.known
+        self._context = quoter.context
         self._profile = profile
         self._answers = answers
 
@@ -55,13 +55,13 @@ class Forecaster:
             case Train():
                 return self._trained(step, profile, self._bought(step.labels, step.dev, step.model))
             case Distil():
-                rows = self._lengths(step, self._known.tokens[step.model.ref].pool, 0, step.n_rows)
+                rows = self._lengths(step, self._context.tokens[step.model.ref].pool, 0, step.n_rows)
                 return self._trained(step, profile, rows)
             case Teach():
                 reader = self._reader(step)
                 if self._decodes_labels(step):
                     reader = replace(reader, n_choices=1)
-                pool = self._lengths(step, self._known.tokens[step.teacher.model.ref].pool, step.start, step.stop)
+                pool = self._lengths(step, self._context.tokens[step.teacher.model.ref].pool, step.start, step.stop)
                 load = answering_load(reader, pool, step.settings, keep=step.target == "tokens")
                 # The model stays loaded from block to block.
                 load += replace(starting_load(reader, pool), models=int(step.start == 0))
@@ -70,7 +70,7 @@ class Forecaster:
             case Score():
                 learner = step.model
                 reader = self._reader(step)
-                counts = self._known.tokens[learner.model.ref].test
+                counts = self._context.tokens[learner.model.ref].test
                 test = self._lengths(step, counts, 0, len(counts) - 1)
                 load = answering_load(reader, test, ANSWERING) + starting_load(reader, test)
                 return profile.seconds(load, learner.settings.precision)
@@ -87,14 +87,14 @@ class Forecaster:
     def _dev(self, step: Train | Distil) -> Lengths | None:
         if step.dev is None:
             return None
-        counts = self._known.tokens[step.model.ref]
+        counts = self._context.tokens[step.model.ref]
         split = counts.train if step.dev.how == "carved" else counts.dev
         return self._lengths(step, split, 0, step.dev.n)
 
     def _reader(self, step: ComputeStep) -> ModelProfile:
         learner = learner_of(step)
         target = step.target if isinstance(step, Teach) else learner.target if isinstance(learner, Distil) else None
-        shape = self._known.shapes[learner.model.ref]
+        shape = self._context.shapes[learner.model.ref]
         return profile_of(shape, learner.encoding.form, chooses=target == "classes")
 
     def _decodes_labels(self, step: Teach) -> bool:
@@ -105,7 +105,7 @@ class Forecaster:
 
     def _bought(self, labels: Sequence[Buy], dev: Dev | None, model: Model) -> Lengths:
         """Return the lengths of the bought rows that are trained on; dev is carved out of the first purchase."""
-        counts, n_left_out = self._known.tokens[model.ref].train, n_carved(dev)
+        counts, n_left_out = self._context.tokens[model.ref].train, n_carved(dev)
         sources: list[int] = []
         answers: list[int] = []
         for each in labels:

@@ -82,7 +82,7 @@ class Strategy(Protocol):
         rows."""
         ...
 
-    def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
+    def ask(self, context: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """Return the next recipe, `NotAvailable`, or ``None`` when there is nothing more to buy.
 
         Called again after each recipe, and from the beginning when a run is resumed: a pure function of its arguments. A step
@@ -105,25 +105,27 @@ class Annotate:
     taught_by: ClassVar[Teaching | None] = None
     sellers: ClassVar[tuple[str, ...]] = (HUMAN,)
 
-    def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
+    def ask(self, context: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """Return the recipe with the most labels such that labels, training and scoring stay within the budget."""
         if outcomes:
             return None
 
         def final(n: int) -> Score:
-            return _score(known, _train(known, "student", known.student, n))
+            return _score(context, _train(context, "student", context.student, n))
 
-        asked = known.request.n_initial
-        if asked is not None and asked > known.n_train:
-            return _too_many_labels(known, asked)
-        if known.n_train < known.n_min:
-            return _too_few_rows(known)
-        quoter = Quoter(known)
-        n = _largest(known.n_min, known.n_train, lambda n: quoter.total_micros(final(n)) <= known.budget_micros)
+        asked = context.request.n_initial
+        if asked is not None and asked > context.n_train:
+            return _too_many_labels(context, asked)
+        if context.n_train < context.n_min:
+            return _too_few_rows(context)
+        quoter = Quoter(context)
+        n = _largest(context.n_min, context.n_train, lambda n: quoter.total_micros(final(n)) <= context.budget_micros)
         if n is None:
-            return _unaffordable(known, quoter, final(known.n_min), f"{known.n_min} labels and the student's training")
-        lines = _derive(known, quoter, final(n))
-        return Recipe(final(n), (lines[0], _free_start(known), *lines[1:]) if self.starts_general else lines)
+            return _unaffordable(
+                context, quoter, final(context.n_min), f"{context.n_min} labels and the student's training"
+            )
+        lines = _derive(context, quoter, final(n))
+        return Recipe(final(n), (lines[0], _free_start(context), *lines[1:]) if self.starts_general else lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,38 +148,38 @@ class Distill:
     starts_general: ClassVar[bool] = False
     sellers: ClassVar[tuple[str, ...]] = (HUMAN,)
 
-    def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
+    def ask(self, context: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """Return the recipe under the N rule of the request."""
         if outcomes:
             return None
-        quoter = Quoter(known)
-        teacher = known.student if self.own_teacher else known.teacher
+        quoter = Quoter(context)
+        teacher = context.student if self.own_teacher else context.teacher
 
         def final(n: int, n_blocks: int) -> Score:
-            return _score(known, _distil(known, _train(known, "teacher", teacher, n), n_blocks))
+            return _score(context, _distil(context, _train(context, "teacher", teacher, n), n_blocks))
 
         def fits(n: int, n_blocks: int) -> bool:
-            return quoter.total_micros(final(n, n_blocks)) <= known.budget_micros
+            return quoter.total_micros(final(n, n_blocks)) <= context.budget_micros
 
-        n_all = known.n_blocks
+        n_all = context.n_blocks
         if n_all == 0:
-            return NotAvailable(f"task {known.task} has no pool to distil over; give it a `pool:`")
-        n: int | None = known.request.n_initial
+            return NotAvailable(f"task {context.task} has no pool to distil over; give it a `pool:`")
+        n: int | None = context.request.n_initial
         if n is None:
-            if known.n_train < known.n_min:
-                return _too_few_rows(known)
-            n = _largest(known.n_min, known.n_train, lambda n: fits(n, n_all))
+            if context.n_train < context.n_min:
+                return _too_few_rows(context)
+            n = _largest(context.n_min, context.n_train, lambda n: fits(n, n_all))
             if n is None:
-                what = f"the whole pool ({known.n_pool:,} rows) and {known.n_min} labels for the teacher"
-                return _unaffordable(known, quoter, final(known.n_min, n_all), what)
-            return Recipe(final(n, n_all), _derive(known, quoter, final(n, n_all)))
-        if n > known.n_train:
-            return _too_many_labels(known, n)
+                what = f"the whole pool ({context.n_pool:,} rows) and {context.n_min} labels for the teacher"
+                return _unaffordable(context, quoter, final(context.n_min, n_all), what)
+            return Recipe(final(n, n_all), _derive(context, quoter, final(n, n_all)))
+        if n > context.n_train:
+            return _too_many_labels(context, n)
         n_blocks = _largest(1, n_all, lambda b: fits(n, b))
         if n_blocks is None:
-            what = f"{n:,} labels, the teacher and {known.block_stop(1):,} pool rows"
-            return _unaffordable(known, quoter, final(n, 1), what)
-        return Recipe(final(n, n_blocks), _derive(known, quoter, final(n, n_blocks)))
+            what = f"{n:,} labels, the teacher and {context.block_stop(1):,} pool rows"
+            return _unaffordable(context, quoter, final(n, 1), what)
+        return Recipe(final(n, n_blocks), _derive(context, quoter, final(n, n_blocks)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,36 +197,36 @@ class LLMAnnotate:
     taught_by: ClassVar[Teaching | None] = None
     starts_general: ClassVar[bool] = False
 
-    def ask(self, known: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
+    def ask(self, context: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """Return the recipe with the most LLM labels such that all labels, training and scoring stay within the budget."""
         if outcomes:
             return None
-        n_human = known.request.n_initial if len(self.sellers) > 1 else 0
+        n_human = context.request.n_initial if len(self.sellers) > 1 else 0
         if n_human is None:
             return NotAvailable(f"strategy {self.name} needs to know how many labels people give; give --n-initial")
-        n_left = known.n_train - n_human
+        n_left = context.n_train - n_human
         if n_human and n_left < 1:
-            most = f"of the {known.n_train:,} rows that can be labelled"
+            most = f"of the {context.n_train:,} rows that can be labelled"
             return NotAvailable(
-                f"--n-initial {n_human:,} {most} leaves none to an LLM; give at most {known.n_train - 1:,}"
+                f"--n-initial {n_human:,} {most} leaves none to an LLM; give at most {context.n_train - 1:,}"
             )
-        n_min = max(1, known.n_min - n_human)
+        n_min = max(1, context.n_min - n_human)
         if n_left < n_min:
-            return _too_few_rows(known)
+            return _too_few_rows(context)
 
         def final(n: int) -> Score:
-            return _score(known, _train_with_more(known, self.sellers[0], n_human, self.sellers[-1], n))
+            return _score(context, _train_with_more(context, self.sellers[0], n_human, self.sellers[-1], n))
 
-        quoter = Quoter(known)
-        n = _largest(n_min, n_left, lambda n: quoter.total_micros(final(n)) <= known.budget_micros)
+        quoter = Quoter(context)
+        n = _largest(n_min, n_left, lambda n: quoter.total_micros(final(n)) <= context.budget_micros)
         if n is None:
             people = f"{n_human:,} labels, " if n_human else ""
             return _unaffordable(
-                known, quoter, final(n_min), f"{people}{n_min:,} LLM labels and the student's training"
+                context, quoter, final(n_min), f"{people}{n_min:,} LLM labels and the student's training"
             )
-        lines = _derive(known, quoter, final(n))
+        lines = _derive(context, quoter, final(n))
         every = (_all_labelled(self.sellers[-1], n),) if n == n_left else ()
-        return Recipe(final(n), (lines[0], _assumed(known, self.sellers[-1]), *lines[1:-1], *every, lines[-1]))
+        return Recipe(final(n), (lines[0], _assumed(context, self.sellers[-1]), *lines[1:-1], *every, lines[-1]))
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -241,7 +243,7 @@ def strategy(name: str) -> Strategy:
     """Return the strategy of a name.
 
     Raises:
-        UnknownStrategy: lists the known ones.
+        UnknownStrategy: lists the context ones.
     """
     if name not in STRATEGIES:
         near = difflib.get_close_matches(name, STRATEGIES, n=1)
@@ -250,80 +252,80 @@ def strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
-def _buy(known: PlanningContext, n: int, start: int = 0, seller: str = HUMAN) -> Buy:
-    return Buy("train", n, known.request.seed, known.train_digest, known.offer(seller).identity, start, seller)
+def _buy(context: PlanningContext, n: int, start: int = 0, seller: str = HUMAN) -> Buy:
+    return Buy("train", n, context.request.seed, context.train_digest, context.offer(seller).identity, start, seller)
 
 
-def _dev(known: PlanningContext, labels: Buy) -> Dev | None:
-    how = known.request.dev
+def _dev(context: PlanningContext, labels: Buy) -> Dev | None:
+    how = context.request.dev
     if how == "none":
         return None
     if how == "carved":
         # A single label is never carved: then there is no dev set, and the steps are fixed.
-        n_carved = known.n_carved(labels.n)
+        n_carved = context.n_carved(labels.n)
         return Dev(how, n_carved, labels=labels) if n_carved else None
     if how == "bought":
-        bought = Buy("dev", known.n_dev, known.request.seed, known.dev_digest, known.offer(HUMAN).identity)
-        return Dev("bought", known.n_dev, labels=bought)
-    return Dev("given", known.n_dev, rows_digest=known.dev_digest)
+        bought = Buy("dev", context.n_dev, context.request.seed, context.dev_digest, context.offer(HUMAN).identity)
+        return Dev("bought", context.n_dev, labels=bought)
+    return Dev("given", context.n_dev, rows_digest=context.dev_digest)
 
 
 @cached()
-def _train(known: PlanningContext, role: str, model: Model, n: int) -> Train:
-    return _train_on(known, role, model, (_buy(known, n),))
+def _train(context: PlanningContext, role: str, model: Model, n: int) -> Train:
+    return _train_on(context, role, model, (_buy(context, n),))
 
 
 @cached()
-def _train_with_more(known: PlanningContext, first: str, n_first: int, then: str, n_then: int) -> Train:
+def _train_with_more(context: PlanningContext, first: str, n_first: int, then: str, n_then: int) -> Train:
     """Return the training of the student on labels of one seller and then of another; dev is carved from the first ones."""
-    before = (_buy(known, n_first, 0, first),) if n_first else ()
-    return _train_on(known, "student", known.student, (*before, _buy(known, n_then, n_first, then)))
+    before = (_buy(context, n_first, 0, first),) if n_first else ()
+    return _train_on(context, "student", context.student, (*before, _buy(context, n_then, n_first, then)))
 
 
-def _train_on(known: PlanningContext, role: str, model: Model, labels: tuple[Buy, ...]) -> Train:
+def _train_on(context: PlanningContext, role: str, model: Model, labels: tuple[Buy, ...]) -> Train:
     return Train(
         role=role,
         model=model,
         labels=labels,
-        dev=_dev(known, labels[0]),
-        encoding=known.encoding,
-        settings=known.settings("teacher" if role == "teacher" and model == known.teacher else "student"),
-        threads=known.request.threads,
-        free=role == "student" and known.request.student_training == "free",
+        dev=_dev(context, labels[0]),
+        encoding=context.encoding,
+        settings=context.settings("teacher" if role == "teacher" and model == context.teacher else "student"),
+        threads=context.request.threads,
+        free=role == "student" and context.request.student_training == "free",
     )
 
 
 @cached()
-def _distil(known: PlanningContext, teacher: Train, n_blocks: int) -> Distil:
-    handover, settings = known.handovers[teacher.model.ref, known.student.ref], known.settings("distil")
+def _distil(context: PlanningContext, teacher: Train, n_blocks: int) -> Distil:
+    target_spec, settings = context.target_specs[teacher.model.ref, context.student.ref], context.settings("distil")
     return Distil(
-        model=known.student,
-        targets=tuple(_block(known, teacher, handover, b) for b in range(n_blocks)),
+        model=context.student,
+        targets=tuple(_block(context, teacher, target_spec, b) for b in range(n_blocks)),
         dev=teacher.dev,
-        encoding=known.encoding,
+        encoding=context.encoding,
         settings=settings,
-        threads=known.request.threads,
+        threads=context.request.threads,
         gold=teacher.labels if settings.gold_weight > 0 else (),
     )
 
 
 @cached()
-def _block(known: PlanningContext, teacher: Train, handover: TargetSpec, block: int) -> Teach:
+def _block(context: PlanningContext, teacher: Train, target_spec: TargetSpec, block: int) -> Teach:
     return Teach(
         teacher=teacher,
-        start=known.block_start(block),
-        stop=known.block_stop(block + 1),
-        rows_digest=known.block_digest(block),
-        target=handover.target,
-        settings=known.teach_settings,
-        vocab_size=handover.vocab_size,
-        threads=known.request.threads,
+        start=context.block_start(block),
+        stop=context.block_stop(block + 1),
+        rows_digest=context.block_digest(block),
+        target=target_spec.target,
+        settings=context.teach_settings,
+        vocab_size=target_spec.vocab_size,
+        threads=context.request.threads,
     )
 
 
 @cached()
-def _score(known: PlanningContext, model: Train | Distil) -> Score:
-    return Score(model, known.test_digest, known.request.threads)
+def _score(context: PlanningContext, model: Train | Distil) -> Score:
+    return Score(model, context.test_digest, context.request.threads)
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
@@ -339,26 +341,26 @@ def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
     return low
 
 
-def _too_many_labels(known: PlanningContext, n_initial: int) -> NotAvailable:
-    most = f"the {known.n_train:,} rows that can be labelled"
-    return NotAvailable(f"--n-initial {n_initial:,} is more than {most}; give at most {known.n_train:,}")
+def _too_many_labels(context: PlanningContext, n_initial: int) -> NotAvailable:
+    most = f"the {context.n_train:,} rows that can be labelled"
+    return NotAvailable(f"--n-initial {n_initial:,} is more than {most}; give at most {context.n_train:,}")
 
 
-def _too_few_rows(known: PlanningContext) -> NotAvailable:
+def _too_few_rows(context: PlanningContext) -> NotAvailable:
     return NotAvailable(
-        f"task {known.task} has {known.n_train:,} rows to label, fewer than the {known.n_min:,} that a training needs; "
+        f"task {context.task} has {context.n_train:,} rows to label, fewer than the {context.n_min:,} that a training needs; "
         "add train rows"
     )
 
 
-def _unaffordable(known: PlanningContext, quoter: Quoter, least: Step, what: str) -> NotAvailable:
+def _unaffordable(context: PlanningContext, quoter: Quoter, least: Step, what: str) -> NotAvailable:
     cost = quoter.total_micros(least)
     return NotAvailable(
-        f"{what} cost {format_usd(cost)}, the budget is {format_usd(known.budget_micros)}; raise it to {format_usd(cost)}"
+        f"{what} cost {format_usd(cost)}, the budget is {format_usd(context.budget_micros)}; raise it to {format_usd(cost)}"
     )
 
 
-def _derive(known: PlanningContext, quoter: Quoter, final: Score | Train | Distil) -> tuple[str, ...]:
+def _derive(context: PlanningContext, quoter: Quoter, final: Score | Train | Distil) -> tuple[str, ...]:
     """Return the budget line by line, in the order it is spent; quotes are upper bounds (every epoch run, none stopped early)."""
     sums: dict[str, int] = {}
     for step in Recipe(final, ()).steps():
@@ -366,17 +368,17 @@ def _derive(known: PlanningContext, quoter: Quoter, final: Score | Train | Disti
         sums[name] = sums.get(name, 0) + quoter.quote(step).charge_micros
     lines = [f"{name}: at most {format_usd(micros)}" for name, micros in sums.items()]
     spent = sum(sums.values())
-    left = known.budget_micros - spent
-    return (f"budget: {format_usd(known.budget_micros)}", *known.lowered, *lines, f"left over: {format_usd(left)}")
+    left = context.budget_micros - spent
+    return (f"budget: {format_usd(context.budget_micros)}", *context.lowered, *lines, f"left over: {format_usd(left)}")
 
 
-def _free_start(known: PlanningContext) -> str:
-    return f"start from {known.student.ref}: free, since it is publicly available: $0.00"
+def _free_start(context: PlanningContext) -> str:
+    return f"start from {context.student.ref}: free, since it is publicly available: $0.00"
 
 
-def _assumed(known: PlanningContext, seller: str) -> str:
+def _assumed(context: PlanningContext, seller: str) -> str:
     """Return the line of the receipt on the source and the assumed error rate of a seller's labels."""
-    price, spec = known.offer(seller).price, known.request.seller(seller)
+    price, spec = context.offer(seller).price, context.request.seller(seller)
     rate = 0.0 if spec is None else spec.replay.error_rate
     wrong = f"replayed gold with {100 * rate:g} % wrong answers, which is an assumption"
     return f"{seller_words(seller)} labels: {wrong}, ${price.usd:f} each ({price.note or price.source})"

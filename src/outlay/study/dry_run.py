@@ -200,7 +200,7 @@ def _planned(
         run_id = workbench.resolve(request).run_id
         reason = absent or (None if refuse else _too_small_a_pool(workbench, request))
         if reason is None:
-            known = workbench.prepare(request).known
+            known = workbench.prepare(request).context
             proposal = strategy(request.strategy).ask(known, [])
             if isinstance(proposal, Recipe):
                 # The recipe after a pilot is unknown before its score, and may take the rest of the budget.

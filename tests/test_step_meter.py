@@ -1,4 +1,4 @@
-"""The gauge of one step: never past the hold, seconds to those who spent them, a heartbeat that outlives the process."""
+"""The meter of one step: never past the hold, seconds to those who spent them, a heartbeat that outlives the process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outlay.engine import step_meter as gauge_module
+from outlay.engine import step_meter
 from outlay.engine.step_meter import StepMeter, lost_seconds, write_heartbeat
 from outlay.errors import DiskFull
 from outlay.money.amounts import Price, Quote
@@ -39,7 +39,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(gauge_module, "time", made)
+    monkeypatch.setattr(step_meter, "time", made)
     return made
 
 
@@ -76,35 +76,35 @@ def test_a_training_that_asks_first_never_passes_its_hold(
     full = quoter.quote(step)
     quantity = full.quantity * share  # type: ignore[operator]
     hold = with_cash(Quote.of(known(1).machine_price, quantity), 10**12)
-    gauge = made(quoter, step, hold, tmp_path_factory.getbasetemp())
+    meter = made(quoter, step, hold, tmp_path_factory.getbasetemp())
     dev_tokens = sum(ROWS["dev"])
     n_trained = n_inferred = 0
     for number, n_tokens in enumerate(batches):
-        if not gauge.may_train(n_tokens):
+        if not meter.may_train(n_tokens):
             break
-        gauge.trained(n_tokens)
+        meter.trained(n_tokens)
         n_trained += n_tokens
         last = number + 1 == len(batches)
-        if last or not gauge.may_train(batches[number + 1]) or (number + 1) % batches_per_epoch == 0:
+        if last or not meter.may_train(batches[number + 1]) or (number + 1) % batches_per_epoch == 0:
             # The loop evaluates when an epoch or the money ends.
-            gauge.inferred(dev_tokens)
+            meter.inferred(dev_tokens)
             n_inferred += dev_tokens
     spent = Quote.of(known(1).machine_price, quoter.hours(Work(STUDENT.ref, n_trained, n_inferred)))
     assert spent.charge_micros <= max(hold.charge_micros, 0) or n_trained == 0
-    assert gauge.state()["meter"]["flops_train"] == 6 * N_PARAMETERS[STUDENT.ref] * n_trained
+    assert meter.state()["meter"]["flops_train"] == 6 * N_PARAMETERS[STUDENT.ref] * n_trained
 
 
 def test_the_whole_quote_lets_the_whole_training_pass(tmp_path: Path) -> None:
     quoter, step = step_of(Train)
     assert isinstance(step, Train)
-    gauge = made(quoter, step, with_cash(quoter.quote(step), 10**12), tmp_path)
+    meter = made(quoter, step, with_cash(quoter.quote(step), 10**12), tmp_path)
     rows, n = ROWS["train"][: step.n_labels], 32
     for _ in range(step.settings.epochs):
         for start in range(0, len(rows), n):
-            assert gauge.may_train(sum(rows[start : start + n]))
-            gauge.trained(sum(rows[start : start + n]))
-        gauge.inferred(sum(ROWS["dev"]))
-    assert not gauge.may_train(max(rows) * n)
+            assert meter.may_train(sum(rows[start : start + n]))
+            meter.trained(sum(rows[start : start + n]))
+        meter.inferred(sum(ROWS["dev"]))
+    assert not meter.may_train(max(rows) * n)
 
 
 def test_a_free_training_is_held_at_no_charge_and_runs(tmp_path: Path) -> None:
@@ -118,23 +118,23 @@ def test_a_free_training_is_held_at_no_charge_and_runs(tmp_path: Path) -> None:
 
 def test_cash_stops_a_step_by_the_wall_clock_with_saving_kept_back(clock: Clock, tmp_path: Path) -> None:
     quoter, step = step_of(Train)
-    gauge = made(quoter, step, with_cash(quoter.quote(step), 1_000_000), tmp_path)  # a hundred seconds of here
+    meter = made(quoter, step, with_cash(quoter.quote(step), 1_000_000), tmp_path)  # a hundred seconds of here
     n = 0
-    while gauge.may_train(10):
+    while meter.may_train(10):
         clock.now += 1.0  # each batch takes a second
-        gauge.trained(10)
+        meter.trained(10)
         n += 1
-    reserve = sum(ROWS["dev"]) * 2 * TRAIN_SHARE / (10 * 6 * gauge._quoter.machine.utilisation_infer)
+    reserve = sum(ROWS["dev"]) * 2 * TRAIN_SHARE / (10 * 6 * quoter.machine.utilisation_infer)
     # Two seconds are for saving, `reserve` for an evaluation at the pace seen so far.
     assert n == int(100 - 2 - reserve) == 57
-    assert gauge.by_payer() == {"me": float(n)}
+    assert meter.by_payer() == {"me": float(n)}
 
 
 def test_what_was_spent_before_counts_towards_the_limit(clock: Clock, tmp_path: Path) -> None:
     quoter, step = step_of(Train)
-    gauge = made(quoter, step, with_cash(quoter.quote(step), 100_000), tmp_path)
-    gauge.restore({"meter": _meter(0, 0, 9.0), "seconds_by_payer": {"me": 9.0}})
-    assert not gauge.may_train(1)  # nine of ten seconds are gone, and saving takes two
+    meter = made(quoter, step, with_cash(quoter.quote(step), 100_000), tmp_path)
+    meter.restore({"meter": _meter(0, 0, 9.0), "seconds_by_payer": {"me": 9.0}})
+    assert not meter.may_train(1)  # nine of ten seconds are gone, and saving takes two
 
 
 def _meter(flops_train: int, flops_infer: int, wall_seconds: float) -> dict[str, float]:
@@ -159,30 +159,30 @@ def test_a_checkpoint_goes_on_where_it_was(clock: Clock, tmp_path: Path) -> None
     second.restore(state)
     clock.now += 2.0
     assert second.by_payer() == {"me": 5.25}
-    meter = second.state()["meter"]
-    assert (meter["flops_train"], meter["wall_seconds"]) == (6 * N_PARAMETERS[STUDENT.ref] * 100, 5.25)
+    counts = second.state()["meter"]
+    assert (counts["flops_train"], counts["wall_seconds"]) == (6 * N_PARAMETERS[STUDENT.ref] * 100, 5.25)
 
 
 def test_the_checkpoint_of_another_payer_is_charged_but_its_seconds_stay_theirs(clock: Clock, tmp_path: Path) -> None:
     quoter, step = step_of(Train)
     hold = with_cash(quoter.quote(step), 300_000)  # thirty seconds of here, fewer than the others spent
     state = {"meter": _meter(20_000_000, 678, 40.0), "seconds_by_payer": {"other": 33.0, "third": 7.0}}
-    gauge = made(quoter, step, hold, tmp_path)
-    gauge.restore(state)
-    assert gauge.may_train(1)
+    meter = made(quoter, step, hold, tmp_path)
+    meter.restore(state)
+    assert meter.may_train(1)
     clock.now += 1.5
-    assert gauge.by_payer() == {"other": 33.0, "third": 7.0, "me": 1.5}
-    meter = gauge.state()["meter"]
-    assert (meter["flops_train"], meter["flops_infer"], meter["wall_seconds"]) == (20_000_000, 678, 1.5)
+    assert meter.by_payer() == {"other": 33.0, "third": 7.0, "me": 1.5}
+    counts = meter.state()["meter"]
+    assert (counts["flops_train"], counts["flops_infer"], counts["wall_seconds"]) == (20_000_000, 678, 1.5)
 
 
 def test_the_heartbeat_beats_from_the_first_moment_and_says_the_last_word(tmp_path: Path) -> None:
     quoter, step = step_of(Score)
     beat = tmp_path / "steps" / "beat.json"
-    gauge = made(quoter, step, quoter.quote(step), tmp_path, kept=1.5)
+    meter = made(quoter, step, quoter.quote(step), tmp_path, kept=1.5)
 
     def lives_and_dies() -> None:
-        with gauge:
+        with meter:
             deadline = time.monotonic() + 10
             while not beat.exists() and time.monotonic() < deadline:
                 time.sleep(0.005)
@@ -193,7 +193,7 @@ def test_the_heartbeat_beats_from_the_first_moment_and_says_the_last_word(tmp_pa
     with pytest.raises(DiskFull):
         lives_and_dies()
     last = json.loads(beat.read_text())
-    assert 0.02 <= last["attempt_seconds"] <= gauge.by_payer()["me"] - 1.5 + 0.001
+    assert 0.02 <= last["attempt_seconds"] <= meter.by_payer()["me"] - 1.5 + 0.001
     assert not [path for path in beat.parent.iterdir() if path != beat]
 
 
@@ -212,17 +212,17 @@ def test_lost_is_what_no_checkpoint_keeps(tmp_path: Path) -> None:
 def test_a_heart_that_cannot_be_written_does_not_stop_the_step_nor_hide_its_error(tmp_path: Path) -> None:
     (tmp_path / "steps").write_text("a file where the folder should be")
     quoter, step = step_of(Score)
-    with made(quoter, step, quoter.quote(step), tmp_path) as gauge:
-        gauge.inferred(5)
+    with made(quoter, step, quoter.quote(step), tmp_path) as meter:
+        meter.inferred(5)
     with pytest.raises(DiskFull, match="no room"), made(quoter, step, quoter.quote(step), tmp_path):
         raise DiskFull("no room")
 
 
 def test_inference_is_counted_at_a_third_of_training(tmp_path: Path) -> None:
     quoter, step = step_of(Teach)
-    gauge = made(quoter, step, quoter.quote(step), tmp_path)
-    gauge.inferred(1_000)
-    gauge.trained(1_000)
-    meter = gauge.state()["meter"]
-    assert meter["flops_train"] == 3 * meter["flops_infer"] == 6 * 1_000 * N_PARAMETERS["org/teacher"]
+    meter = made(quoter, step, quoter.quote(step), tmp_path)
+    meter.inferred(1_000)
+    meter.trained(1_000)
+    counts = meter.state()["meter"]
+    assert counts["flops_train"] == 3 * counts["flops_infer"] == 6 * 1_000 * N_PARAMETERS["org/teacher"]
     assert quoter.machine.peak_flops_per_second == PEAK
