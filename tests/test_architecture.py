@@ -50,7 +50,7 @@ FLOORS: dict[str, set[str]] = {
         "text",
         "workers",
     },
-    "api": {"engine", "report", "settings", "standalone", "storage", "study", "tasks"},
+    "api": {"engine", "plan", "report", "settings", "standalone", "storage", "study", "tasks"},
     "cli": set(),
     "__main__": {"cli"},
 }

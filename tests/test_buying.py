@@ -18,7 +18,7 @@ from outlay.labels.annotator import Order
 from outlay.labels.purchases import OrderRecord
 from outlay.plan.request import ReplayOptions, SellerSpec
 from outlay.plan.steps import Buy, Recipe
-from outlay.plan.strategies import STRATEGIES, LLMAnnotate
+from outlay.plan.strategies import STRATEGIES, Annotate
 from outlay.storage.store import Artifact, Store
 from outlay.study.runner import StudyIndex, status_of
 from outlay.workers.pool import InProcessPool
@@ -254,7 +254,7 @@ def test_a_third_seller_is_a_name_and_its_options(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A strategy that hires a crowd: its terms are in the request, its labels in the training, its price on the receipt."""
-    monkeypatch.setitem(STRATEGIES, "crowd", LLMAnnotate("crowd", ("human", "crowd")))
+    monkeypatch.setitem(STRATEGIES, "crowd", Annotate("crowd", ("human", "crowd")))
     crowd = SellerSpec("crowd", ReplayOptions(0.2, 3, 1.5, "label/demo"))
     idle = SellerSpec("nobody", ReplayOptions())
     prepared = world.prepared(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def test_a_resumed_run_is_told_what_it_was_told(world: World, tmp_path: Path, mo
     one = runner(tmp_path / "out", tmp_path / "store")
     prepared = world.prepared(strategy=policy.name, n_initial=None)
     maker = JobRunner(one.store, lambda _: prepared)
-    with RunExecution(one.results, prepared, one.watcher) as execution:
+    with closing(RunExecution(one.results, prepared, one.watcher).open()) as execution:
         # As far as the labels behind the pilot's, and no further.
         while execution.advance() is None and not paid(one, f"{N_MORE} train labels"):
             begun = execution.begin(execution.needs()[0])

@@ -20,12 +20,12 @@ SETTINGS = TrainSettings(epochs=3, batch_size=8, learning_rate=1e-3, precision="
 LABELS = Buy("train", 5, 0, "rows", "seller")
 MORE = Buy("train", 7, 0, "rows", "a model", start=5, seller="llm")
 DEV = Dev("given", 3, rows_digest="dev rows")
-TRAIN = Train("teacher", MODEL, (LABELS,), DEV, ENCODING, SETTINGS, threads=2)
+TRAIN = Train(MODEL, DEV, ENCODING, SETTINGS, 2, role="teacher", labels=(LABELS,))
 SPEECH = TeachSettings()
 BLOCKS = tuple(
     Teach(TRAIN, start, start + 4, f"rows from {start}", "tokens", SPEECH, 97, threads=2) for start in (0, 4, 8)
 )
-DISTIL = Distil(Model("cut:1", "org/name", "bytes"), BLOCKS, DEV, ENCODING, SETTINGS, threads=2)
+DISTIL = Distil(Model("cut:1", "org/name", "bytes"), DEV, ENCODING, SETTINGS, 2, targets=BLOCKS)
 SCORE = Score(DISTIL, "test rows", 2)
 
 

@@ -20,7 +20,7 @@ from outlay.money.machines import Machine, machine
 from outlay.plan.cache import Memo, cached
 from outlay.plan.context import Offer, PlanningContext, TokenCounts
 from outlay.plan.request import Digests, Request, SellerSpec
-from outlay.plan.steps import HUMAN, Buy, Encoding, Model
+from outlay.plan.steps import Buy, Encoding, Model
 from outlay.plan.strategies import strategy
 from outlay.settings import TeachSettings, default_settings
 from outlay.storage.store import key_of
@@ -270,16 +270,6 @@ def _run_precision(asked: Request, overrides: Mapping[str, Mapping[str, Any]]) -
 def _shared(asked: Request) -> tuple[Hashable, ...]:
     """Return the cache key of a request without budget and N, as they are written: 2 epochs are not 2.0."""
     return tuple(repr(getattr(asked, each.name)) for each in fields(asked) if each.name not in _OWN)
-
-
-def added_micros(prepared: PreparedRun) -> int | None:
-    """Return the budget beyond the initial labels, in micro-dollars; ``None`` where N is chosen by a rule."""
-    n_initial = prepared.request.n_initial
-    if n_initial is None:
-        return None
-    people = prepared.context.offer(HUMAN)
-    initial = people.price.cost_micros(n_initial * people.redundancy)
-    return max(0, prepared.request.budget_micros - initial)
 
 
 def _task_digest(task: Task, data: TaskData) -> str:

@@ -63,17 +63,13 @@ class ResultsDir:
         ``at_least``: seconds of the attempt, for one without a heartbeat on this disk.
         """
         heartbeat = self.files(hold.run_id).step(hold.key)
+        lost, note, seconds = 0, "", at_least
         if heartbeat.exists():
             kept = kept_seconds(self.store, hold.key.split("/")[0], self.payer(hold.run_id))
             seconds = lost_seconds(heartbeat, kept)
-        else:
-            seconds = at_least
-        lost, note = 0, ""
         if seconds > 0:
-            lost, note = (
-                self.here.cost_micros(Fraction(seconds) / 3600),
-                f"{seconds:.1f} s of {self.here.item} to be redone",
-            )
+            lost = self.here.cost_micros(Fraction(seconds) / 3600)
+            note = f"{seconds:.1f} s of {self.here.item} to be redone"
         self.ledger.release(hold, lost_cash_micros=lost, note=f"{why}; {note}" if note else why)
         heartbeat.unlink(missing_ok=True)
         return note

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from types import TracebackType
 from typing import Any, Self
 
 from outlay.engine.buying import Purchase, PurchaseResult, RunPurchases
@@ -57,7 +56,7 @@ class HeldStep:
 
 
 class RunExecution:
-    """The execution of one run, by one process at a time: between `open` and `close`, or inside a ``with`` block."""
+    """The execution of one run, by one process at a time: between `open` and `close`."""
 
     def __init__(self, results: ResultsDir, prepared: PreparedRun, watcher: Watcher) -> None:
         self.run_id = prepared.request.run_id
@@ -70,7 +69,8 @@ class RunExecution:
         self._quoter = Quoter(prepared.context)
         self._policy = strategy(prepared.request.strategy)
         self._outcomes: list[StrategyOutcome] = []
-        self._proposal: Recipe | None = None
+        self.proposal: Recipe | None = None
+        """The recipe under way; ``None`` between recipes."""
         self._artifacts: dict[str, Artifact] = {}
         self._begun: dict[str, HeldStep] = {}
         self._kept_holds: dict[str, Hold] = {}
@@ -102,14 +102,6 @@ class RunExecution:
         """Unlock the run."""
         self._open.close()
 
-    def __enter__(self) -> Self:
-        return self.open()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _recover(self) -> None:
         """Release the holds of an attempt that died, and book its unsaved work as lost; holds of labels, which may be on order,
         stay open."""
@@ -122,40 +114,35 @@ class RunExecution:
     # --- ready steps -------------------------------------------------------------------------------------------------
 
     @property
-    def recipes(self) -> list[Recipe]:
+    def _recipes(self) -> list[Recipe]:
         """Finished recipes of the strategy, in order."""
         return [outcome.recipe for outcome in self._outcomes]
-
-    @property
-    def proposal(self) -> Recipe | None:
-        """The recipe under way; ``None`` between recipes."""
-        return self._proposal
 
     def advance(self) -> Point | None:
         """Book all that the store has; return the point of a finished run, ``None`` while steps must be computed or bought."""
         while True:
-            if self._proposal is None:
+            if self.proposal is None:
                 asked = self._policy.ask(self.prepared.context, self._outcomes)
                 if asked is None or isinstance(asked, NotAvailable):
                     self._give_back_kept()
                     return self.point("na", asked.reason, []) if asked is not None else self._last_point()
                 for line in asked.derivation:
                     self._watcher.say(line)
-                self._proposal = asked
-            self._obtain_all(self._proposal)
-            if self._proposal.final.key not in self._artifacts:
+                self.proposal = asked
+            self._obtain_all(self.proposal)
+            if self.proposal.final.key not in self._artifacts:
                 return None
-            dev = self._artifacts[self._proposal.model.key].usage.get("dev")
-            charge_micros = self._charged_micros([*self.recipes, self._proposal])
-            self._outcomes.append(StrategyOutcome(self._proposal, dev, charge_micros))
-            self._proposal = None
+            dev = self._artifacts[self.proposal.model.key].usage.get("dev")
+            charge_micros = self._charged_micros([*self._recipes, self.proposal])
+            self._outcomes.append(StrategyOutcome(self.proposal, dev, charge_micros))
+            self.proposal = None
 
     def _last_point(self) -> Point:
         """Return the point after the last recipe: without a test score where the last recipe is a pilot."""
-        if self.recipes and not self.recipes[-1].is_pilot:
-            return self.point("ok", None, self.recipes)
+        if self._recipes and not self._recipes[-1].is_pilot:
+            return self.point("ok", None, self._recipes)
         name = self.prepared.request.strategy
-        return self.point("na", f"strategy {name} ended with a pilot: no test split was scored", self.recipes)
+        return self.point("na", f"strategy {name} ended with a pilot: no test split was scored", self._recipes)
 
     def _charged_micros(self, recipes: Sequence[Recipe]) -> int:
         """Return the charge, in micro-dollars, of the steps of some recipes; the same in a resumed run."""
@@ -175,11 +162,11 @@ class RunExecution:
 
         One purchase at a time per series of labels: the next purchase must know which labels the first has paid for.
         """
-        if self._proposal is None:
+        if self.proposal is None:
             return []
         series = {begun.need.step.series for begun in self._begun.values() if isinstance(begun.need.step, Buy)}
         found = []
-        for step in self._proposal.steps():
+        for step in self.proposal.steps():
             done = step.key in self._artifacts or step.key in self._begun or step.key in self._waiting
             if done or not self._has_inputs(step) or (isinstance(step, Buy) and step.series in series):
                 continue
@@ -345,10 +332,10 @@ class RunExecution:
 
     def compute_hours(self) -> Fraction:
         """Return the hours, by the flops clock, of the recipe's compute steps that are neither done nor begun."""
-        assert self._proposal is not None
+        assert self.proposal is not None
         left = (
             step
-            for step in self._proposal.steps()
+            for step in self.proposal.steps()
             if not isinstance(step, Buy) and step.key not in self._artifacts and step.key not in self._begun
         )
         return sum((self.hours(step) for step in left), Fraction(0))
@@ -478,12 +465,12 @@ class RunExecution:
         charges: Counter[str] = Counter()
         for key, micros in self._charges().items():
             charges[roles[key]] += micros
-        return summary.manifest(self.recipes, point.to_json(), self._ledger.anchor()) | {"charges_micros": charges}
+        return summary.manifest(self._recipes, point.to_json(), self._ledger.anchor()) | {"charges_micros": charges}
 
     def _summary(self) -> RunSummary:
         return RunSummary(self.prepared, self._quoter, self._settled_steps(), self._artifacts)
 
     def _settled_steps(self) -> list[Step]:
         """Return the settled steps of every recipe, the one under way included."""
-        recipes = [*self.recipes, *([self._proposal] if self._proposal else [])]
+        recipes = [*self._recipes, *([self.proposal] if self.proposal else [])]
         return [step for step in graph(recipe.final for recipe in recipes) if step.key in self._artifacts]

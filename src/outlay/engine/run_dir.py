@@ -69,15 +69,12 @@ class RunDir:
 
     def timings(self) -> list[Timing]:
         """Read the timings written by `note`, in the order of the steps; none where the file does not exist."""
-        path = self._timings
-        return [Timing(**record) for record in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+        return [Timing(**record) for record in _read_json(self._timings) or []]
 
     def notes(self) -> tuple[str, ...]:
         """Read the notes of the run's point; none before the run is finished."""
-        if not self.manifest.exists():
-            return ()
-        result = json.loads(self.manifest.read_text(encoding="utf-8")).get("point", {}).get("result", {})
-        return tuple(result.get("notes", ()))
+        manifest = _read_json(self.manifest) or {}
+        return tuple(manifest.get("point", {}).get("result", {}).get("notes", ()))
 
     def note(self, timings: Sequence[Timing]) -> None:
         """Write the timings of some steps, in place of earlier timings with the same keys."""
@@ -92,8 +89,8 @@ class RunDir:
 
     def precision(self) -> dict[str, Any] | None:
         """Read the facts written by `note_precision`; ``None`` for a run of an older version."""
-        path = self._precision
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        facts: dict[str, Any] | None = _read_json(self._precision)
+        return facts
 
     @property
     def _precision(self) -> Path:
@@ -113,3 +110,8 @@ class RunDir:
         busy = SpendError(f"run {self.path.name} is being executed by another process; wait for it to end")
         with alone(self.path / "lock", busy):
             yield
+
+
+def _read_json(path: Path) -> Any:
+    """Read a JSON file; ``None`` where it does not exist."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -45,6 +45,7 @@ from outlay.plan.steps import (
     Step,
     Teach,
     Train,
+    Training,
     describe,
     learner_of,
     n_carved,
@@ -200,7 +201,7 @@ class StepRunner:
             "labels": list(encoding.form.labels),
         }
         readings = scorer.score(predictions, golds, texts, alike)
-        scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
+        scores = {name: asdict(reading) for name, reading in readings.items()}
         return StepOutput(
             {PREDICTIONS_FILE: _json(document), SCORES_FILE: _json(scores)}, _usage(0, counter.n_inferred)
         )
@@ -209,15 +210,12 @@ class StepRunner:
         """Return the dev rows and the function that scores answers to them; ``None`` without dev rows."""
         from outlay.train.api import DevTexts
 
-        dev, encoding = step.dev, step.encoding
-        if dev is None:
+        if step.dev is None:
             return None
-        rows, golds = self._dev_rows(dev)
-        texts = [row.text for row in rows]
-        scorer = _scorer(encoding)
-        return DevTexts(
-            self._prepared.sources(rows, step.model.ref), lambda answers: scorer.main_value(answers, golds, texts)
-        )
+        rows, golds = self._dev_rows(step.dev)
+        texts, scorer = [row.text for row in rows], _scorer(step.encoding)
+        sources = self._prepared.sources(rows, step.model.ref)
+        return DevTexts(sources, lambda answers: scorer.main_value(answers, golds, texts))
 
     def _dev_rows(self, dev: Dev) -> tuple[Sequence[Example], list[str]]:
         rows = (self._prepared.train if dev.how == "carved" else self._prepared.dev)[: dev.n]
@@ -238,7 +236,7 @@ class StepRunner:
 
 def lines_on_cuts(step: Step, usage: Mapping[str, Any], context: PlanningContext) -> list[str]:
     """Return lines on texts and answers that a training cut, by the usage of its artifact; none for other steps."""
-    if not isinstance(step, Train | Distil):
+    if not isinstance(step, Training):
         return []
     counts = {name: int(usage.get(name) or 0) for name in ("n_truncated", "n_answers_cut", "n_unaligned")}
     return cut_lines(context.form_of(step.model.ref), int(usage.get("n_rows") or 0), **counts)
@@ -342,12 +340,7 @@ class JobRunner:
         self._prepared_of = prepared_of
         self._profile = load_profile(store.root.parent / PROFILE_FILE)
 
-    def make(
-        self,
-        job: Job,
-        on_progress: Report,
-        on_wait: Callable[[str], None] | None = None,
-    ) -> JobResult:
+    def make(self, job: Job, on_progress: Report, on_wait: Callable[[str], None] | None = None) -> JobResult:
         """Return the result of a job: the stored artifact, that of another process at work on it, or a new one.
 
         Raises:

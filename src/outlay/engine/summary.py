@@ -10,14 +10,16 @@ from typing import Any
 
 from outlay.engine.outputs import read_answers
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
-from outlay.engine.prepare import PreparedRun, RunBuilder, added_micros
+from outlay.engine.prepare import PreparedRun, RunBuilder
 from outlay.errors import OutlayError
 from outlay.hardware.precision import AUTO, kept_bf16_speed
 from outlay.metrics import main_score
 from outlay.metrics.degenerate import Floor, dev_remarks, test_remarks
+from outlay.money.amounts import Price
 from outlay.money.ledger import Anchor, Balance
+from outlay.money.machines import SECONDS_PER_HOUR
 from outlay.plan.quotes import Quoter, Work
-from outlay.plan.request import Request
+from outlay.plan.request import Request, SellerSpec
 from outlay.plan.steps import HUMAN, LLM, SCORES_FILE, Buy, Distil, Recipe, Step, Train, describe, role_of
 from outlay.plan.strategies import strategy
 from outlay.storage.store import Artifact, digest_of
@@ -35,7 +37,9 @@ class RunSummary:
     def asked(self) -> PointRequest:
         """Return the request of the point."""
         prepared, request = self.prepared, self.prepared.request
-        return _asked(request, request.task, added_micros(prepared), prepared.price_book.digest, prepared.pool_parts)
+        people = prepared.context.offers.get(HUMAN)
+        added = None if people is None else added_micros(request, people.price, people.redundancy)
+        return _asked(request, request.task, added, prepared.price_book.digest, prepared.pool_parts)
 
     def result(self, status: str, reason: str | None, recipes: Sequence[Recipe], balance: Balance) -> PointResult:
         """Return the result of the point: a pure function of the request within one environment."""
@@ -44,7 +48,7 @@ class RunSummary:
         work = [
             work_of(step, self.artifacts[step.key], self.quoter) for step in self.steps if not isinstance(step, Buy)
         ]
-        seconds = sum((self.quoter.seconds(w) for w in work), Fraction(0))
+        hours = sum((self.quoter.hours(each) for each in work), Fraction(0))
         scores = _scores(self.artifacts[recipes[-1].final.key]) if recipes and not recipes[-1].is_pilot else {}
         student = self.artifacts[recipes[-1].model.key].usage if recipes else {}
         first_dev = next((step.dev for step in _trains_of(recipes, self.steps) if step.dev is not None), None)
@@ -59,8 +63,8 @@ class RunSummary:
             n_llm_labels=max((step.n_labels_of(LLM) for step in trains), default=0),
             n_pool=max((step.n_rows for step in distils), default=0),
             n_dev=0 if first_dev is None else first_dev.n,
-            seconds={self.prepared.request.machine: float(seconds)} if work else {},
-            flops=sum(sum(self.quoter.flops(w)) for w in work),
+            seconds={self.prepared.request.machine: float(hours * SECONDS_PER_HOUR)} if work else {},
+            flops=sum(sum(self.quoter.flops(each)) for each in work),
             student_parameters=student.get("n_parameters"),
             artifacts=self._digests(recipes),
             notes=self._notes(recipes),
@@ -74,16 +78,12 @@ class RunSummary:
         metric, answered = read_answers(self.artifacts[final.key])
         notes = test_remarks(metric, answered, _scores(self.artifacts[final.key])[main_score(metric)].value)
         teachers = [step for step in _trains_of(recipes, self.steps) if step.role == "teacher"]
-        models = dict.fromkeys(["the teacher"], teachers[0]) if teachers else {}
-        usages = {
-            who: self.artifacts[step.key].usage for who, step in [*models.items(), ("the student", recipes[-1].model)]
-        }
+        models = {**({"the teacher": teachers[0]} if teachers else {}), "the student": recipes[-1].model}
+        usages = {who: self.artifacts[step.key].usage for who, step in models.items()}
         first = next(iter(usages.values()))
         floor = None if first.get("dev_floor") is None else Floor(**first["dev_floor"])
-        return (
-            *notes,
-            *dev_remarks(first.get("n_dev", 0), {who: usage["dev"] for who, usage in usages.items()}, floor),
-        )
+        dev_scores = {who: usage["dev"] for who, usage in usages.items()}
+        return (*notes, *dev_remarks(first.get("n_dev", 0), dev_scores, floor))
 
     def _digests(self, recipes: Sequence[Recipe]) -> dict[str, str]:
         """Return digests by role for the last recipe; several of one role (blocks of targets, labels of two splits) become the
@@ -108,6 +108,13 @@ class RunSummary:
             "point": point,
             "anchor": {"head": anchor.head, "count": anchor.count},
         }
+
+
+def added_micros(request: Request, price: Price, redundancy: int) -> int | None:
+    """Return the budget beyond the initial labels, in micro-dollars; ``None`` where N is chosen by a rule."""
+    if request.n_initial is None:
+        return None
+    return max(0, request.budget_micros - price.cost_micros(request.n_initial * redundancy))
 
 
 def _asked(
@@ -151,12 +158,10 @@ def absent_point(request: Request, builder: RunBuilder, status: str, reason: str
     """
     try:
         task, _ = builder.load(request.task)
-        price = builder.price_book.label(task.price_item)
-        redundancy = next((seller.replay.redundancy for seller in request.sellers if seller.name == HUMAN), 1)
-        initial = None if request.n_initial is None else price.cost_micros(request.n_initial * redundancy)
+        people = request.seller(HUMAN) or SellerSpec()
+        added = added_micros(request, builder.price_book.label(task.price_item), people.replay.redundancy)
     except OutlayError:
-        initial = None
-    added = None if initial is None else max(0, request.budget_micros - initial)
+        added = None
     pool = () if request.pool_rows is None else (("pool", request.pool_rows),)
     asked = _asked(request, builder.name_of(request.task), added, builder.price_book.digest, pool)
     return Point(asked, PointResult(status, reason), PointCircumstance())

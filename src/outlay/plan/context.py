@@ -129,17 +129,9 @@ class PlanningContext:
         """Number of blocks of the whole pool."""
         return -(-self.n_pool // BLOCK_ROWS)
 
-    def block_start(self, block: int) -> int:
-        """Return the first pool row of a block."""
-        return block * BLOCK_ROWS
-
-    def block_stop(self, n_blocks: int) -> int:
-        """Return the number of pool rows in the first ``n_blocks`` blocks."""
-        return min(n_blocks * BLOCK_ROWS, self.n_pool)
-
-    def block_digest(self, block: int) -> str:
-        """Return the digest of a block's rows."""
-        return self.pool_digests(self.block_start(block), self.block_stop(block + 1))
+    def block(self, number: int) -> tuple[int, int]:
+        """Return the first pool row of a block, and one past its last."""
+        return number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, self.n_pool)
 
     @cached()
     def settings(self, role: str) -> TrainSettings:

@@ -9,7 +9,6 @@ from fractions import Fraction
 from outlay.models.forecast import n_evaluations
 from outlay.models.shape import flops_infer, flops_train
 from outlay.money.amounts import Quote
-from outlay.money.machines import SECONDS_PER_HOUR
 from outlay.plan.cache import cached
 from outlay.plan.context import PlanningContext
 from outlay.plan.steps import Buy, Dev, Distil, Score, Step, Teach, Train, n_carved
@@ -153,10 +152,6 @@ class Quoter:
         shape, n_outputs = self.context.shapes[work.ref], self.context.encoding.form.n_outputs
         trained = flops_train(shape, work.n_tokens_trained, n_outputs)
         return trained, flops_infer(shape, work.n_tokens_inferred, n_outputs)
-
-    def seconds(self, work: Work) -> Fraction:
-        """Return the seconds on the request's machine by the flops clock, exact."""
-        return self.hours(work) * SECONDS_PER_HOUR
 
     def hours(self, work: Work) -> Fraction:
         """Return the machine hours by the flops clock, exact."""

@@ -168,23 +168,44 @@ class Encoding:
 
 
 @dataclass(frozen=True)
-class Train(Step):
+class Training(Step):
+    """A step that trains ``model``. Abstract: see `Train` and `Distil`."""
+
+    version: ClassVar[int] = 3
+
+    model: Model
+    dev: Dev | None
+    encoding: Encoding
+    settings: TrainSettings
+    threads: int
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters beside the inputs."""
+        return {
+            "model": self.model.parameters(),
+            "dev": None if self.dev is None else self.dev.parameters(),
+            "encoding": self.encoding.parameters(),
+            "settings": self.settings.to_json(),
+            "threads": self.threads,
+        }
+
+    @property
+    def _dev_inputs(self) -> tuple[Step, ...]:
+        return () if self.dev is None or self.dev.labels is None else (self.dev.labels,)
+
+
+@dataclass(frozen=True)
+class Train(Training):
     """Fine-tuning of ``model`` on bought labels with cross-entropy. ``free``: not charged (Kang et al. 2023, §2.2).
 
     ``labels``: one or more purchases of train rows, trained on as one set in this order; dev rows are carved out of the first.
     """
 
     kind: ClassVar[str] = "train"
-    version: ClassVar[int] = 3
 
     role: str
     """``teacher`` or ``student``, for display; not part of the key."""
-    model: Model
     labels: tuple[Buy, ...]
-    dev: Dev | None
-    encoding: Encoding
-    settings: TrainSettings
-    threads: int
     free: bool = False
 
     @property
@@ -199,11 +220,7 @@ class Train(Step):
     @property
     def inputs(self) -> tuple[Step, ...]:
         """Steps whose artifacts this step reads."""
-        return (*self.labels, *_dev_inputs(self.dev))
-
-    def parameters(self) -> dict[str, Any]:
-        """Return the parameters beside the inputs."""
-        return _training_parameters(self)
+        return (*self.labels, *self._dev_inputs)
 
 
 @dataclass(frozen=True)
@@ -244,25 +261,19 @@ class Teach(Step):
 
 
 @dataclass(frozen=True)
-class Distil(Step):
+class Distil(Training):
     """Training of ``model`` on the teacher's targets: a divergence to distributions, or cross-entropy on texts."""
 
     kind: ClassVar[str] = "distil"
-    version: ClassVar[int] = 3
 
-    model: Model
     targets: tuple[Teach, ...]
-    dev: Dev | None
-    encoding: Encoding
-    settings: TrainSettings
-    threads: int
     gold: tuple[Buy, ...] = ()
     """Bought labels that are mixed in where a pool row has one (``gold_weight`` above 0)."""
 
     @property
     def inputs(self) -> tuple[Step, ...]:
         """Steps whose artifacts this step reads."""
-        return (*self.targets, *_dev_inputs(self.dev), *self.gold)
+        return (*self.targets, *self._dev_inputs, *self.gold)
 
     @property
     def target(self) -> TargetKind:
@@ -273,10 +284,6 @@ class Distil(Step):
     def n_rows(self) -> int:
         """Number of pool rows, ``0:n_rows`` of the seeded order."""
         return self.targets[-1].stop
-
-    def parameters(self) -> dict[str, Any]:
-        """Return the parameters beside the inputs."""
-        return _training_parameters(self)
 
 
 @dataclass(frozen=True)
@@ -361,20 +368,6 @@ def graph(finals: Iterable[Step]) -> list[Step]:
     for final in finals:
         visit(final)
     return list(ordered.values())
-
-
-def _dev_inputs(dev: Dev | None) -> tuple[Step, ...]:
-    return (dev.labels,) if dev is not None and dev.labels is not None else ()
-
-
-def _training_parameters(step: Train | Distil) -> dict[str, Any]:
-    return {
-        "model": step.model.parameters(),
-        "dev": None if step.dev is None else step.dev.parameters(),
-        "encoding": step.encoding.parameters(),
-        "settings": step.settings.to_json(),
-        "threads": step.threads,
-    }
 
 
 def n_carved(dev: Dev | None) -> int:

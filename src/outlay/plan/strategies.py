@@ -95,37 +95,56 @@ class Strategy(Protocol):
 class Annotate:
     """A strategy that spends all on labels for the student; its training is charged too, so the two are solved together.
 
+    ``sellers``: the seller of the labels, or a seller of N labels and the one of all labels after them. With an LLM these are
+    "GPT-3.5 Ann." and "Human + GPT-3.5 Ann." of Kang et al. 2023, section 5, Figure 6: the student learns from the labels of the
+    LLM as if they were right.
     ``starts_general``: the student is a generally distilled checkpoint such as DistilBERT, whose cost is taken to be $0,
     since it is publicly available (Kang et al. 2023, Appendix F, Table 10).
     """
 
     name: str = "annotate"
+    sellers: tuple[str, ...] = (HUMAN,)
     starts_general: bool = False
 
     taught_by: ClassVar[Teaching | None] = None
-    sellers: ClassVar[tuple[str, ...]] = (HUMAN,)
 
     def ask(self, context: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """Return the recipe with the most labels such that labels, training and scoring stay within the budget."""
         if outcomes:
             return None
+        seller, asked = self.sellers[-1], context.request.n_initial
+        n_first = asked if len(self.sellers) > 1 else 0
+        if n_first is None:
+            return NotAvailable(f"strategy {self.name} needs to know how many labels people give; give --n-initial")
+        n_left = context.n_train - n_first
+        if n_first and n_left < 1:
+            most = f"of the {context.n_train:,} rows that can be labelled"
+            return NotAvailable(
+                f"--n-initial {n_first:,} {most} leaves none to an LLM; give at most {context.n_train - 1:,}"
+            )
+        if seller == HUMAN and asked is not None and asked > context.n_train:
+            return _too_many_labels(context, asked)
+        n_min = max(1, context.n_min - n_first)
+        if n_left < n_min:
+            return _too_few_rows(context)
 
         def final(n: int) -> Score:
-            return _score(context, _train(context, "student", context.student, n))
+            first = ((self.sellers[0], n_first),) if n_first else ()
+            return _score(context, _train(context, "student", context.student, (*first, (seller, n))))
 
-        asked = context.request.n_initial
-        if asked is not None and asked > context.n_train:
-            return _too_many_labels(context, asked)
-        if context.n_train < context.n_min:
-            return _too_few_rows(context)
         quoter = Quoter(context)
-        n = _largest(context.n_min, context.n_train, lambda n: quoter.total_micros(final(n)) <= context.budget_micros)
+        n = _largest(n_min, n_left, lambda n: quoter.total_micros(final(n)) <= context.budget_micros)
         if n is None:
-            return _unaffordable(
-                context, quoter, final(context.n_min), f"{context.n_min} labels and the student's training"
-            )
-        lines = _derive(context, quoter, final(n))
-        return Recipe(final(n), (lines[0], _free_start(context), *lines[1:]) if self.starts_general else lines)
+            first = f"{n_first:,} labels, " if n_first else ""
+            bought = f"{n_min:,} {'' if seller == HUMAN else seller_words(seller) + ' '}labels"
+            return _unaffordable(context, quoter, final(n_min), f"{first}{bought} and the student's training")
+        budget, *lines, left = _derive(context, quoter, final(n))
+        if self.starts_general:
+            lines.insert(0, f"start from {context.student.ref}: free, since it is publicly available: $0.00")
+        if seller != HUMAN:
+            lines.insert(0, _assumed(context, seller))
+            lines += [_all_labelled(seller, n)] if n == n_left else []
+        return Recipe(final(n), (budget, *lines, left))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +175,7 @@ class Distill:
         teacher = context.student if self.own_teacher else context.teacher
 
         def final(n: int, n_blocks: int) -> Score:
-            return _score(context, _distil(context, _train(context, "teacher", teacher, n), n_blocks))
+            return _score(context, _distil(context, _train(context, "teacher", teacher, ((HUMAN, n),)), n_blocks))
 
         def fits(n: int, n_blocks: int) -> bool:
             return quoter.total_micros(final(n, n_blocks)) <= context.budget_micros
@@ -177,56 +196,9 @@ class Distill:
             return _too_many_labels(context, n)
         n_blocks = _largest(1, n_all, lambda b: fits(n, b))
         if n_blocks is None:
-            what = f"{n:,} labels, the teacher and {context.block_stop(1):,} pool rows"
+            what = f"{n:,} labels, the teacher and {context.block(0)[1]:,} pool rows"
             return _unaffordable(context, quoter, final(n, 1), what)
         return Recipe(final(n, n_blocks), _derive(context, quoter, final(n, n_blocks)))
-
-
-@dataclass(frozen=True, slots=True)
-class LLMAnnotate:
-    """A strategy that spends all on labels of an LLM, or all that is left after N labels of people.
-
-    These are "GPT-3.5 Ann." and "Human + GPT-3.5 Ann." of Kang et al. 2023, section 5, Figure 6. The LLM labels the train rows
-    that follow those of the people; the student learns from its labels as if they were right.
-    ``sellers``: the LLM, or a seller of N labels and then the LLM.
-    """
-
-    name: str = "llm_annotate"
-    sellers: tuple[str, ...] = (LLM,)
-
-    taught_by: ClassVar[Teaching | None] = None
-    starts_general: ClassVar[bool] = False
-
-    def ask(self, context: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
-        """Return the recipe with the most LLM labels such that all labels, training and scoring stay within the budget."""
-        if outcomes:
-            return None
-        n_human = context.request.n_initial if len(self.sellers) > 1 else 0
-        if n_human is None:
-            return NotAvailable(f"strategy {self.name} needs to know how many labels people give; give --n-initial")
-        n_left = context.n_train - n_human
-        if n_human and n_left < 1:
-            most = f"of the {context.n_train:,} rows that can be labelled"
-            return NotAvailable(
-                f"--n-initial {n_human:,} {most} leaves none to an LLM; give at most {context.n_train - 1:,}"
-            )
-        n_min = max(1, context.n_min - n_human)
-        if n_left < n_min:
-            return _too_few_rows(context)
-
-        def final(n: int) -> Score:
-            return _score(context, _train_with_more(context, self.sellers[0], n_human, self.sellers[-1], n))
-
-        quoter = Quoter(context)
-        n = _largest(n_min, n_left, lambda n: quoter.total_micros(final(n)) <= context.budget_micros)
-        if n is None:
-            people = f"{n_human:,} labels, " if n_human else ""
-            return _unaffordable(
-                context, quoter, final(n_min), f"{people}{n_min:,} LLM labels and the student's training"
-            )
-        lines = _derive(context, quoter, final(n))
-        every = (_all_labelled(self.sellers[-1], n),) if n == n_left else ()
-        return Recipe(final(n), (lines[0], _assumed(context, self.sellers[-1]), *lines[1:-1], *every, lines[-1]))
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -234,8 +206,8 @@ STRATEGIES: dict[str, Strategy] = {
     "distill": Distill(),
     "self_distill": Distill(name="self_distill", own_teacher=True),
     "general_distill": Annotate(name="general_distill", starts_general=True),
-    "llm_annotate": LLMAnnotate(),
-    "mix": LLMAnnotate(name="mix", sellers=(HUMAN, LLM)),
+    "llm_annotate": Annotate(name="llm_annotate", sellers=(LLM,)),
+    "mix": Annotate(name="mix", sellers=(HUMAN, LLM)),
 }
 
 
@@ -250,10 +222,6 @@ def strategy(name: str) -> Strategy:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UnknownStrategy(f"unknown strategy {name!r}; known: {', '.join(STRATEGIES)}{hint}")
     return STRATEGIES[name]
-
-
-def _buy(context: PlanningContext, n: int, start: int = 0, seller: str = HUMAN) -> Buy:
-    return Buy("train", n, context.request.seed, context.train_digest, context.offer(seller).identity, start, seller)
 
 
 def _dev(context: PlanningContext, labels: Buy) -> Dev | None:
@@ -271,27 +239,22 @@ def _dev(context: PlanningContext, labels: Buy) -> Dev | None:
 
 
 @cached()
-def _train(context: PlanningContext, role: str, model: Model, n: int) -> Train:
-    return _train_on(context, role, model, (_buy(context, n),))
-
-
-@cached()
-def _train_with_more(context: PlanningContext, first: str, n_first: int, then: str, n_then: int) -> Train:
-    """Return the training of the student on labels of one seller and then of another; dev is carved from the first ones."""
-    before = (_buy(context, n_first, 0, first),) if n_first else ()
-    return _train_on(context, "student", context.student, (*before, _buy(context, n_then, n_first, then)))
-
-
-def _train_on(context: PlanningContext, role: str, model: Model, labels: tuple[Buy, ...]) -> Train:
+def _train(context: PlanningContext, role: str, model: Model, n_by_seller: tuple[tuple[str, int], ...]) -> Train:
+    """Return a training on the labels of some sellers, in the order of their rows; dev is carved from the first ones."""
+    request, labels, start = context.request, list[Buy](), 0
+    for seller, n in n_by_seller:
+        identity = context.offer(seller).identity
+        labels.append(Buy("train", n, request.seed, context.train_digest, identity, start, seller))
+        start += n
     return Train(
         role=role,
         model=model,
-        labels=labels,
+        labels=tuple(labels),
         dev=_dev(context, labels[0]),
         encoding=context.encoding,
         settings=context.settings("teacher" if role == "teacher" and model == context.teacher else "student"),
-        threads=context.request.threads,
-        free=role == "student" and context.request.student_training == "free",
+        threads=request.threads,
+        free=role == "student" and request.student_training == "free",
     )
 
 
@@ -311,11 +274,12 @@ def _distil(context: PlanningContext, teacher: Train, n_blocks: int) -> Distil:
 
 @cached()
 def _block(context: PlanningContext, teacher: Train, target_spec: TargetSpec, block: int) -> Teach:
+    start, stop = context.block(block)
     return Teach(
         teacher=teacher,
-        start=context.block_start(block),
-        stop=context.block_stop(block + 1),
-        rows_digest=context.block_digest(block),
+        start=start,
+        stop=stop,
+        rows_digest=context.pool_digests(start, stop),
         target=target_spec.target,
         settings=context.teach_settings,
         vocab_size=target_spec.vocab_size,
@@ -370,10 +334,6 @@ def _derive(context: PlanningContext, quoter: Quoter, final: Score | Train | Dis
     spent = sum(sums.values())
     left = context.budget_micros - spent
     return (f"budget: {format_usd(context.budget_micros)}", *context.lowered, *lines, f"left over: {format_usd(left)}")
-
-
-def _free_start(context: PlanningContext) -> str:
-    return f"start from {context.student.ref}: free, since it is publicly available: $0.00"
 
 
 def _assumed(context: PlanningContext, seller: str) -> str:
