@@ -67,9 +67,10 @@ def buy(purchase: Purchase, log: PurchaseLog, on_progress: Callable[[int, int, s
         waits: list[str] = []
         reused = all(row in purchases.labels for row in wanted)
         for order, record, seen in (*_orders_at_seller(purchase, purchases, set(wanted)), *_send(purchase, purchases)):
-            got = _checked(order, seen or purchase.seller.collect(order))
+            got = seen or purchase.seller.collect(order)
             delivery = got.so_far if isinstance(got, Pending) else got
             if delivery is not None:
+                _check(order, delivery)
                 _keep(purchases, record, delivery)
             missing = [row for row in record.ordered if row not in purchases.labels]
             if isinstance(got, Pending):
@@ -148,17 +149,13 @@ def _withdraw(purchases: SellerLog, records: Sequence[OrderRecord]) -> None:
         purchases.note([OrderRecord(record.order, record.payer, ()) for record in records])
 
 
-def _checked(order: Order, got: Delivery | Pending) -> Delivery | Pending:
+def _check(order: Order, delivery: Delivery) -> None:
     """Refuse a delivery without exactly one label per row, or with rows outside the order."""
-    delivery = got.so_far if isinstance(got, Pending) else got
-    if delivery is None:
-        return got
     if not set(delivery.rows) <= set(order.rows) or len(delivery.rows) != len(delivery.labels):
         raise SellerError(
             f"order {order.id[:12]} was answered with {len(delivery.labels):,} labels for {len(delivery.rows):,} rows, not all "
             f"of them among its {len(order.rows):,}; ask the seller for the order's own rows"
         )
-    return got
 
 
 def _keep(purchases: SellerLog, record: OrderRecord, delivery: Delivery) -> None:

@@ -72,7 +72,7 @@ class RunExecution:
         self.proposal: Recipe | None = None
         """The recipe under way; ``None`` between recipes."""
         self._artifacts: dict[str, Artifact] = {}
-        self._begun: dict[str, HeldStep] = {}
+        self._held: dict[str, HeldStep] = {}
         self._kept_holds: dict[str, Hold] = {}
         self._waiting: dict[str, str] = {}
         self._timings: list[Timing] = []
@@ -158,16 +158,16 @@ class RunExecution:
         return charges
 
     def needs(self) -> list[ReadyStep]:
-        """Return the steps whose inputs are there and that are neither begun nor waiting, in the recipe's order.
+        """Return the steps whose inputs are there and that are neither held nor waiting, in the recipe's order.
 
         One purchase at a time per series of labels: the next purchase must know which labels the first has paid for.
         """
         if self.proposal is None:
             return []
-        series = {begun.need.step.series for begun in self._begun.values() if isinstance(begun.need.step, Buy)}
+        series = {held.need.step.series for held in self._held.values() if isinstance(held.need.step, Buy)}
         found = []
         for step in self.proposal.steps():
-            done = step.key in self._artifacts or step.key in self._begun or step.key in self._waiting
+            done = step.key in self._artifacts or step.key in self._held or step.key in self._waiting
             if done or not self._has_inputs(step) or (isinstance(step, Buy) and step.series in series):
                 continue
             found.append(ReadyStep(step, self._storage_key(step), self._is_paid(step)))
@@ -199,12 +199,9 @@ class RunExecution:
     def _obtain(self, step: Step) -> None:
         """Book the artifact of ``step`` if the store has it."""
         is_paid = self._is_paid(step)
-        if is_paid:
-            artifact = self._find_paid(step)
-            if artifact is not None:
-                self._artifacts[step.key] = artifact
-                return
-        if (found := self._find(step, self._storage_key(step))) is not None:
+        if is_paid and (paid := self._find_paid(step)) is not None:
+            self._artifacts[step.key] = paid
+        elif (found := self._find(step, self._storage_key(step))) is not None:
             if isinstance(step, Buy):
                 self._purchases.take_over(step, found)
             self._book_found(step, found, again=is_paid)
@@ -223,16 +220,16 @@ class RunExecution:
 
     # --- labels ------------------------------------------------------------------------------------------------------
 
-    def _begin_purchase(self, step: Buy, need: ReadyStep) -> HeldStep:
+    def _hold_purchase(self, step: Buy, need: ReadyStep) -> HeldStep:
         """Hold a purchase: the charge of all its labels, the cash paid already and that of the missing rows."""
         purchase, quote = self._purchases.begin(step), self._quoter.quote(step)
         cash = self._cash_of(step, need.again) + purchase.seller.quote(purchase.n_missing).cash_micros
         return HeldStep(need, self._hold(step, replace(quote, cash_micros=cash), need.again), purchase)
 
-    def _settle_purchase(self, step: Buy, begun: HeldStep, reused: bool) -> None:
+    def _settle_purchase(self, step: Buy, held: HeldStep, reused: bool) -> None:
         """Store the labels of a purchase and settle its hold, which another process may have opened."""
-        quote, again = self._quoter.quote(step), begun.need.again
-        with self._released_on_error(begun.hold):
+        quote, again = self._quoter.quote(step), held.need.again
+        with self._released_on_error(held.hold):
             files, human_seconds = self._purchases.files(step)
             artifact = self._store.put(
                 step.key,
@@ -243,8 +240,7 @@ class RunExecution:
                 circumstance={"human_seconds": human_seconds},
             )
             cash = self._cash_of(step, again)
-            self._settle(step, begun.hold, artifact, quote.quantity, cash, reused)
-        self._artifacts[step.key] = artifact
+            self._settle(step, held.hold, artifact, quote.quantity, cash, reused)
 
     def _cash_of(self, step: Buy, again: bool) -> int:
         """Return the cash, in micro-dollars, that this run paid for a purchase; a label of several purchases counts once."""
@@ -265,10 +261,13 @@ class RunExecution:
             BudgetExceeded: no cash is left.
             TaskFileError: a row has no gold label to replay.
         """
-        if isinstance(need.step, Buy):
-            self._begun[need.step.key] = self._begin_purchase(need.step, need)
-            return self._begun[need.step.key]
-        here, step = self._results.here, need.step
+        step = need.step
+        held = self._hold_purchase(step, need) if isinstance(step, Buy) else self._hold_job(step, need, cash_share)
+        self._held[step.key] = held
+        return held
+
+    def _hold_job(self, step: Step, need: ReadyStep, cash_share: Fraction) -> HeldStep:
+        here = self._results.here
         room = int(self._ledger.cash_room_micros(self.run_id) * cash_share)
         if room == 0 and here.usd > 0:
             capped = self._ledger.balance(self.run_id).available_cash_micros > 0
@@ -276,11 +275,10 @@ class RunExecution:
             way = "raise --cash-cap, which all runs here share" if capped else f"top the run up: `{top_up}`"
             raise BudgetExceeded(f"no cash is left to {describe(step)}; {way}")
         hold = self._hold(step, replace(self._quoter.quote(step), cash_micros=room), need.again)
-        behind = {given.key: self._artifacts[given.key].key for given in graph(step.inputs)}
         job = Job(
             step=step,
             key=need.key,
-            artifacts=behind,
+            artifacts={given.key: self._artifacts[given.key].key for given in graph(step.inputs)},
             # The precision of the run, not the one that a worker's machine would choose.
             request=replace(self.prepared.asked, precision=self.prepared.request.precision),
             is_precision_asked=self.prepared.is_precision_asked(learner_of(step).settings.precision),
@@ -291,52 +289,51 @@ class RunExecution:
             heartbeat=self._files.step(hold.key),
             checkpoint_seconds=self._results.checkpoint_seconds,
         )
-        self._begun[step.key] = HeldStep(need, hold, job)
-        return self._begun[step.key]
+        return HeldStep(need, hold, job)
 
-    def settle(self, begun: HeldStep, delivered: JobResult | PurchaseResult) -> None:
+    def settle(self, held: HeldStep, result: JobResult | PurchaseResult) -> None:
         """Settle the hold of a finished job; a purchase without all its labels keeps its hold, and the run waits for them.
 
         Raises:
             OutlayError: the labels cannot be stored; their hold is released, and they stay in the log.
         """
-        if isinstance(delivered, PurchaseResult):
-            step = begun.need.step
+        if isinstance(result, PurchaseResult):
+            step = held.need.step
             assert isinstance(step, Buy)
-            del self._begun[step.key]
-            if delivered.waits_for is not None:
-                self._kept_holds[begun.hold.key] = begun.hold
-                self._waiting[step.key] = delivered.waits_for
+            del self._held[step.key]
+            if result.waits_for is not None:
+                self._kept_holds[held.hold.key] = held.hold
+                self._waiting[step.key] = result.waits_for
             else:
-                self._settle_purchase(step, begun, delivered.reused)
+                self._settle_purchase(step, held, result.reused)
             return
-        artifact = self._find(begun.need.step, delivered.key)
+        artifact = self._find(held.need.step, result.key)
         if artifact is None:
-            self.release(begun, "the artifact was removed from the store before it was settled")
+            self.release(held, "the artifact was removed from the store before it was settled")
             return
-        self._book(begun.need.step, artifact, begun.hold, begun.need.again, delivered.reused)
+        self._book(held.need.step, artifact, held.hold, held.need.again, result.reused)
         self._note()
-        del self._begun[begun.need.step.key]
+        del self._held[held.need.step.key]
 
-    def release(self, begun: HeldStep, why: str, *, seconds: float = 0.0) -> None:
+    def release(self, held: HeldStep, why: str, *, seconds: float = 0.0) -> None:
         """Release the hold of a job that failed or was lost, so that its step is ready again; labels on order stay held.
 
         ``seconds``: seconds of the job, for one without a heartbeat on this disk.
         """
-        step = begun.need.step
-        del self._begun[step.key]
+        step = held.need.step
+        del self._held[step.key]
         if isinstance(step, Buy) and self._purchases.is_ordered(step):
-            self._kept_holds[begun.hold.key] = begun.hold
+            self._kept_holds[held.hold.key] = held.hold
             return
-        self._results.give_back(begun.hold, why, at_least=seconds)
+        self._results.give_back(held.hold, why, at_least=seconds)
 
     def compute_hours(self) -> Fraction:
-        """Return the hours, by the flops clock, of the recipe's compute steps that are neither done nor begun."""
+        """Return the hours, by the flops clock, of the recipe's compute steps that are neither done nor held."""
         assert self.proposal is not None
         left = (
             step
             for step in self.proposal.steps()
-            if not isinstance(step, Buy) and step.key not in self._artifacts and step.key not in self._begun
+            if not isinstance(step, Buy) and step.key not in self._artifacts and step.key not in self._held
         )
         return sum((self.hours(step) for step in left), Fraction(0))
 
@@ -352,7 +349,6 @@ class RunExecution:
         with self._released_on_error(hold):
             if isinstance(step, Buy):
                 self._settle(step, hold, artifact, quote.quantity, cash, reused=True)
-                self._artifacts[step.key] = artifact
             else:
                 self._store.drop_checkpoints(artifact.key)
                 self._book(step, artifact, hold, again, reused=True)
@@ -361,7 +357,6 @@ class RunExecution:
         quantity = self._quoter.hours(work_of(step, artifact, self._quoter))
         cash_micros = 0 if again and reused else self._my_cash(artifact)
         self._settle(step, hold, artifact, quantity, cash_micros, reused)
-        self._artifacts[step.key] = artifact
         for line in lines_on_cuts(step, artifact.usage, self.prepared.context):
             self._watcher.say(line)
 
@@ -416,6 +411,7 @@ class RunExecution:
             note=note,
             artifact_key=artifact.key,
         )
+        self._artifacts[step.key] = artifact
         if not isinstance(step, Buy):
             self._timings.append(self._timing(hold.key, describe(step), artifact))
         self._files.step(hold.key).unlink(missing_ok=True)
