@@ -12,6 +12,7 @@ import pytest
 from outlay.engine.point import Point
 from outlay.engine.prepare import PreparedRun
 from outlay.engine.sellers import make_seller
+from outlay.engine.summary import RunSummary
 from outlay.errors import UnknownItem, UsageError
 from outlay.models.cost_model import TERMS, MachineProfile
 from outlay.plan.forecast import Forecaster
@@ -367,6 +368,14 @@ def test_only_a_strategy_that_hires_one_is_another_run_for_it(world: World) -> N
     assert len(ids) == 3
     whole = world.workbench.resolve(world.request(strategy="llm_annotate", sellers=sellers(0)))
     assert repr(whole.to_json()["llm_error_rate"]) == "0.0"  # one run, however the number is written
+
+
+def test_a_request_without_people_has_no_budget_beyond_their_labels(world: World) -> None:
+    prepared = hired(world, "llm_annotate", sellers=sellers()[1:], n_initial=5)
+    asked = RunSummary(prepared, Quoter(prepared.context), [], {}).asked()
+    assert (asked.n_initial, asked.added_usd) == (5, None)
+    with_people = hired(world, "llm_annotate", n_initial=5)
+    assert RunSummary(with_people, Quoter(with_people.context), [], {}).asked().added_usd == 5.0
 
 
 def test_a_published_price_needs_no_name(world: World, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def added_micros(request: Request, price: Price, redundancy: int) -> int | None:
 
 
 def _asked(
-    request: Request, task: str, added_micros: int | None, price_book: str, pool: tuple[tuple[str, int], ...]
+    request: Request, task: str, added: int | None, price_book: str, pool: tuple[tuple[str, int], ...]
 ) -> PointRequest:
     """Return what a point keeps of a request, resolved or not, with the facts that resolving it tells."""
     policy = strategy(request.strategy)
@@ -126,7 +126,7 @@ def _asked(
         task=task,
         strategy=request.strategy,
         budget_usd=usd_of(request.budget_micros),
-        added_usd=None if added_micros is None else usd_of(added_micros),
+        added_usd=None if added is None else usd_of(added),
         n_initial=request.n_initial,
         seed=request.seed,
         teacher={"teacher": request.teacher, "student": request.student, None: None}[policy.taught_by],
