@@ -1,15 +1,14 @@
-"""A seller that replays gold labels at a price, as Kang et al. 2023 (section 2.4) simulate annotation with existing
-sets.
-"""
+"""A seller that replays gold labels at a price, as Kang et al. 2023 (section 2.4) simulate annotation."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from statistics import mode
 
 from outlay.errors import LabelError, SellerError, UnknownOrder
-from outlay.labels.annotator import Delivery, Order, majority
+from outlay.labels.annotator import Delivery, Order
 from outlay.money.amounts import Price, Quote
 from outlay.text.legible import label_problem
 
@@ -71,11 +70,6 @@ class Replay:
         """The price of one answer."""
         return self._price
 
-    @property
-    def billed_micros(self) -> int:
-        """The charge of every order delivered by this object, each order once."""
-        return sum(delivery.charge_micros for _, delivery in self._sold.values())
-
     def quote(self, n: int) -> Quote:
         """Quote `n` rows at `redundancy` answers each: a charge, but no cash. Raises SellerError for a negative number."""
         if n < 0:
@@ -95,11 +89,6 @@ class Replay:
             "seed": self._seed,
         }
 
-    def deliver(self, order: Order) -> Delivery:
-        """Accept and deliver an order at once. Raises SellerError for an unknown row, or a known order id on other rows."""
-        self.submit(order)
-        return self.collect(order)
-
     def collect(self, order: Order) -> Delivery:
         """Return the delivery of an accepted order; replayed labels are never pending. Raises UnknownOrder."""
         if order.id not in self._sold:
@@ -112,15 +101,15 @@ class Replay:
             if self._sold[order.id][0] != order:
                 raise SellerError(f"order {order.id!r} was taken for other rows; give the new rows a new order id")
             return
-        for example in order.examples:
-            if example.id not in self._gold:
-                raise SellerError(f"row {example.id} of order {order.id!r} has no gold label to replay; leave it out")
-        answers = tuple(self._answers(example.id) for example in order.examples)
+        for row in order.rows:
+            if row not in self._gold:
+                raise SellerError(f"row {row} of order {order.id!r} has no gold label to replay; leave it out")
+        answers = tuple(tuple(self._answer(row, i) for i in range(self._redundancy)) for row in order.rows)
         quote = self.quote(len(answers))
         delivery = Delivery(
             order_id=order.id,
             rows=order.rows,
-            labels=tuple(majority(given) for given in answers),
+            labels=tuple(mode(given) for given in answers),  # among equally frequent answers, the first one
             answers=answers,
             quantity=quote.quantity,
             charge_micros=quote.charge_micros,
@@ -129,18 +118,13 @@ class Replay:
         )
         self._sold[order.id] = (order, delivery)
 
-    def _answers(self, row: str) -> tuple[str, ...]:
-        answers = []
-        for number in range(self._redundancy):
-            digest = hashlib.sha256(f"{self._seed}:{row}:{number}".encode()).digest()
-            draw = int.from_bytes(digest[:8], "big") / 2**64
-            wrong = draw < self._error_rate
-            answers.append(self._wrong(row, int.from_bytes(digest[8:16], "big")) if wrong else self._gold[row])
-        return tuple(answers)
-
-    def _wrong(self, row: str, choice: int) -> str:
-        """Return an answer that differs from the row's gold, chosen by a large number."""
+    def _answer(self, row: str, number: int) -> str:
+        """Return one of a row's answers: its gold, or where a draw makes it wrong another answer."""
         gold = self._gold[row]
+        digest = hashlib.sha256(f"{self._seed}:{row}:{number}".encode()).digest()
+        draw, choice = (int.from_bytes(half, "big") for half in (digest[:8], digest[8:16]))
+        if draw / 2**64 >= self._error_rate:
+            return gold
         if self._labels:
             others = [label for label in self._labels if label != gold]
             return others[choice % len(others)]
