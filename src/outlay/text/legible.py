@@ -1,8 +1,4 @@
-"""Show values in messages so that differences can be seen: outer blanks, invisible characters, look-alikes, Unicode
-forms.
-
-Standard library only.
-"""
+"""Show values in messages so that outer blanks, invisible characters and look-alikes can be seen; standard library only."""
 
 from __future__ import annotations
 
@@ -34,7 +30,7 @@ def quoted(text: str, n_chars: int = N_CHARS_SHOWN) -> str:
 def listed(values: Iterable[str]) -> str:
     """Quote values with commas between, so that a comma or a blank inside one can be seen."""
     every = list(values)
-    shown = ", ".join(quoted(value) for value in every[:_N_LISTED])
+    shown = ", ".join(map(quoted, every[:_N_LISTED]))
     return shown + (f" and {len(every) - _N_LISTED} more" if len(every) > _N_LISTED else "")
 
 
@@ -66,10 +62,8 @@ def outer_blanks(text: str) -> str:
     if core == text or not core:
         return ""
     start = text.index(core)
-    places = [("in front", text[:start]), ("behind", text[start + len(core) :])]
-    found = [(where, blanks) for where, blanks in places if blanks]
-    where = " and ".join(f"{_blank(blanks)} {where}" for where, blanks in found)
-    return f"with {where}"
+    places = {"in front": text[:start], "behind": text[start + len(core) :]}
+    return "with " + " and ".join(f"{_blank(blanks)} {where}" for where, blanks in places.items() if blanks)
 
 
 def _blank(blanks: str) -> str:
@@ -90,19 +84,17 @@ def likeness(text: str, known: Sequence[str]) -> str:
 
     Values that differ in nothing but outer blanks are left to `outer_blanks`.
     """
+    core = text.strip()
     for value in known:
-        if (
-            value != text
-            and value != text.strip()
-            and unicodedata.normalize("NFC", value) == unicodedata.normalize("NFC", text)
-        ):
+        if value not in (text, core) and unicodedata.normalize("NFC", value) == unicodedata.normalize("NFC", text):
             form = next((f for f in ("NFC", "NFD") if unicodedata.is_normalized(f, text)), "neither NFC nor NFD")
             return f"it looks like {quoted(value)} in another Unicode form ({form}): {_difference(text, value)}"
-    for value in known:
-        if text.strip() != value.strip() and skeleton(text) == skeleton(value):
-            return f"it looks like {quoted(value)}: {_difference(text.strip(), value.strip())}"
-    for value in known:
-        if text.strip() != value.strip() and text.strip().casefold() == value.strip().casefold():
+    others = [value for value in known if value.strip() != core]
+    for value in others:
+        if skeleton(text) == skeleton(value):
+            return f"it looks like {quoted(value)}: {_difference(core, value.strip())}"
+    for value in others:
+        if core.casefold() == value.strip().casefold():
             return f"the label is spelt {quoted(value)}"
     return ""
 
