@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
@@ -38,6 +39,12 @@ def named(values: Iterable[str]) -> str:
     """Name values with commas between; quoted where a comma, an outer blank or what cannot be seen would deceive."""
     every = list(values)
     return ", ".join(every) if all(map(_is_plain, every)) else listed(every)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Name the known value that is nearest to a name, such as `` (did you mean fever?)``; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def repeats(values: Iterable[T]) -> list[T]:
