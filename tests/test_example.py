@@ -58,7 +58,7 @@ def test_render_and_parse_are_inverse(literals: tuple[str, str, str], values: tu
         ("", "no placeholder"),
         ("{a}{b}", "right behind"),
         ("{a} {a}", "twice"),
-        ("so: {text}", "`text` is the whole text; choose another name such as {message}"),
+        ("so: {text}", "`text` .*{message}"),
         ("{a!r}", "plain name"),
         ("{a:>3}", "plain name"),
         ("{}", "plain name"),
@@ -89,7 +89,7 @@ def test_a_missing_field_is_named() -> None:
 def test_fields_are_read_by_name_and_text_is_the_whole() -> None:
     one = Example("id", (("a", "x"), ("b", "y")), "x | y", "L", "rows.jsonl:7")
     assert (one.field("b"), one.field("text")) == ("y", "x | y")
-    with pytest.raises(DataError, match=r"rows.jsonl:7 has no field 'c'; its fields are a, b"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:7 .*'c'.* a, b"):
         one.field("c")
 
 
