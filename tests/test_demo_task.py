@@ -32,6 +32,9 @@ from outlay.tasks.demo import (
     parse_grammar,
     write_demo,
 )
+from outlay.tasks.leaks import fold
+from outlay.tasks.loading import load_data
+from outlay.tasks.task import load_task
 from tests.test_cli import outlay
 
 # sha256 of the files of seed 0: a change of wording, noise or drawing shows here and changes every demo result.
@@ -46,10 +49,6 @@ GOLDEN = {
 @pytest.fixture(scope="module")
 def splits() -> DemoSplits:
     return generate(0)
-
-
-def fold(message: str) -> str:
-    return " ".join(message.lower().split())
 
 
 def test_the_files_are_the_same_everywhere(tmp_path: Path) -> None:
@@ -167,10 +166,7 @@ def test_the_task_file_describes_the_files(tmp_path: Path) -> None:
 
 
 def test_the_task_loads_and_has_no_leak(tmp_path: Path) -> None:
-    data = pytest.importorskip("outlay.tasks.loading")
-    tasks = pytest.importorskip("outlay.tasks.task")
-    task = tasks.load_task(str(write_demo(tmp_path)))
-    loaded = data.load_data(task)
+    loaded = load_data(load_task(write_demo(tmp_path)))
     assert (len(loaded.train), len(loaded.dev), len(loaded.test)) == (2000, 240, 1000)
     assert [(part.name, len(part.examples)) for part in loaded.pool] == [("train", 2000), ("messages", 4000)]
     assert loaded.test[0].text == generate(0).test[0].message

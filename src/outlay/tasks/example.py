@@ -140,17 +140,12 @@ def shorten(text: str, n_chars: int = N_CHARS_SHOWN) -> str:
     return line if len(line) <= n_chars else line[: n_chars - 1] + "…"
 
 
-def text_id(text: str) -> str:
-    """Return the id of the first example with this text: its sha256 in hex."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def number_repeats(examples: Iterable[Example]) -> list[Example]:
-    """Give every example the id of its text, and repeats of a text ``:2``, ``:3`` ... in the order they come."""
+    """Give every example the sha256 of its text as id, and repeats of a text ``:2``, ``:3`` ... in the order they come."""
     seen: Counter[str] = Counter()
     numbered = []
     for example in examples:
-        base = text_id(example.text)
+        base = hashlib.sha256(example.text.encode("utf-8", "surrogatepass")).hexdigest()
         seen[base] += 1
         numbered.append(replace(example, id=base if seen[base] == 1 else f"{base}:{seen[base]}"))
     return numbered

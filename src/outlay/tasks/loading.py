@@ -63,11 +63,7 @@ def get_command(task: Task) -> str:
 
 
 def load_data(task: Task, root: Path | None = None) -> TaskData:
-    """Read every split and pool part of a task.
-
-    Args:
-        task: The task.
-        root: Data folder; by default ``OUTLAY_DATA`` or outlay's own data folder.
+    """Read every split and pool part of a task; ``root``: the data folder, by default that of `data_root`.
 
     Raises:
         MissingData: A file is absent, empty, half-written, or has another sha256 or number of rows.
@@ -88,7 +84,7 @@ def load_data(task: Task, root: Path | None = None) -> TaskData:
     return without_leaks(task, data, leaks) if leaks else data
 
 
-def answer_problem(task: Task, answer: str) -> str | None:
+def _answer_problem(task: Task, answer: str) -> str | None:
     """Say what is wrong with a gold answer, to be put behind the name of its row; None when the task allows it."""
     allowed = named(task.labels)
     if task.kind == "classification" and answer not in task.labels:
@@ -159,38 +155,34 @@ class _Reader:
         return kept
 
     def _examples(self, source: Source, *, to_the_end: bool = False) -> Iterator[Example]:
-        whole = (source.source, self._format(source)) if source.source is not None else None
+        text_format = TextFormat(source.template) if source.template is not None else self._task.format
+        whole = (source.source, text_format) if source.source is not None else None
         table = SourceTable(self._rows(source), whole, source.where)
-        self._refuse_ambiguous(source, table)
-        take = {name: c if isinstance(c, Column) else Column(column=c) for name, c in self._columns(source).items()}
-        others = {name: SourceTable(self._file(c.other)) for name, c in take.items() if c.other is not None}
-        for index in self._chosen(source, table, to_the_end):
-            fields = []
-            for name, column in take.items():
-                rows = others.get(name, table)
-                fields.append((name, rows.value((index + column.from_next_row) % len(rows), column.column)))
-            row = table.rows[index]
-            text = self._task.format.render(dict(fields))
-            if not any(value.strip() for _, value in fields):
-                raise DataError(f"{row.origin} is an empty text; remove the row")
-            yield Example("", tuple(fields), text, self._label(source, table, index), row.origin)
-
-    def _columns(self, source: Source) -> dict[str, str | Column]:
-        """Return the column of each field; the only field of a task is the line of a text file."""
-        names = self._task.format.names
-        is_lines = source.file is not None and suffix_of(Path(source.file)) == ".txt" and source.source is None
-        if is_lines and len(names) == 1:
-            return {names[0]: source.fields.get(names[0], TEXT_COLUMN)}
-        return {name: source.fields.get(name, name) for name in names}
-
-    def _refuse_ambiguous(self, source: Source, table: SourceTable) -> None:
-        """Refuse a gold label whose column has the name of a part of the text."""
-        parts = self._format(source).names if source.source is not None else ()
-        if source.target in parts and any(source.target in row.columns for row in table.rows):
+        if whole and source.target in text_format.names and any(source.target in row.columns for row in table.rows):
             raise DataError(
                 f"task {self._task.name}: {source.target!r} is a column of the rows and a part of the text in "
                 f"{source.source!r}; name the field of the template otherwise"
             )
+        columns = self._columns(source)
+        others = {name: SourceTable(self._file(c.other)) for name, c in columns.items() if c.other is not None}
+        for index in self._chosen(source, table, to_the_end):
+            fields = []
+            for name, column in columns.items():
+                rows = others.get(name, table)
+                fields.append((name, rows.value((index + column.from_next_row) % len(rows), column.column)))
+            origin = table.rows[index].origin
+            if not any(value.strip() for _, value in fields):
+                raise DataError(f"{origin} is an empty text; remove the row")
+            text = self._task.format.render(dict(fields))
+            yield Example("", tuple(fields), text, self._label(source, table, index), origin)
+
+    def _columns(self, source: Source) -> dict[str, Column]:
+        """Return the column of each field; the only field of a task is the line of a text file."""
+        names = self._task.format.names
+        is_lines = source.file is not None and suffix_of(Path(source.file)) == ".txt" and source.source is None
+        own = {names[0]: TEXT_COLUMN} if is_lines and len(names) == 1 else {name: name for name in names}
+        named = {name: source.fields.get(name, column) for name, column in own.items()}
+        return {name: c if isinstance(c, Column) else Column(column=c) for name, c in named.items()}
 
     def _chosen(self, source: Source, table: SourceTable, to_the_end: bool) -> list[int]:
         """Return the indices of the rows a source takes: all in order, or a stretch of the seeded order.
@@ -220,9 +212,6 @@ class _Reader:
             self._orders[key] = seeded_order([row.origin for row in table.rows], source.seed)
         return self._orders[key]
 
-    def _format(self, source: Source) -> TextFormat:
-        return TextFormat(source.template) if source.template is not None else self._task.format
-
     def _label(self, source: Source, table: SourceTable, index: int) -> str | None:
         if source.target is None:
             return None
@@ -234,13 +223,13 @@ class _Reader:
         if self._task.kind == "classification" and (known := named_class(label, self._task.labels)) != label:
             self._number_coded.setdefault(row.origin.rpartition(":")[0], (written, known))
             label = known
-        if problem := answer_problem(self._task, label):
+        if problem := _answer_problem(self._task, label):
             raise LabelError(f"{row.origin} {problem}")
         return label
 
     def _answer(self, table: SourceTable, index: int, target: str) -> str | None:
         """Return a row's answer as it is written, None where it has none; a text without entities has an empty answer."""
-        value = table.given(index, target)
+        value = table.value_or_none(index, target)
         return value if self._task.kind == "entities" or (value is not None and value.strip()) else None
 
     def _unlabelled(self, table: SourceTable, index: int, target: str) -> LabelError:

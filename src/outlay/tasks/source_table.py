@@ -27,7 +27,9 @@ class SourceTable:
             for column in wanted:
                 if rows and not any(column in self.row(i).columns for i in range(len(rows))):
                     self.value(0, column)  # refuses the column
-            kept = [i for i in range(len(rows)) if all(self.given(i, c) in values for c, values in wanted.items())]
+            kept = [
+                i for i in range(len(rows)) if all(self.value_or_none(i, c) in values for c, values in wanted.items())
+            ]
             self.rows = [rows[i] for i in kept]
 
     def __len__(self) -> int:
@@ -49,7 +51,7 @@ class SourceTable:
         except DataError as error:
             raise DataError(f"{row.origin}: {error}") from None
 
-    def given(self, index: int, column: str) -> str | None:
+    def value_or_none(self, index: int, column: str) -> str | None:
         """Return a value as text; None where it is missing or the row lacks the column."""
         row = self.row(index)
         return row.text(column) if column in row.columns else None

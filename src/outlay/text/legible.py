@@ -79,7 +79,7 @@ def _blank(blanks: str) -> str:
     return code_points(blanks)
 
 
-def skeleton(text: str) -> str:
+def _skeleton(text: str) -> str:
     """Map texts that look alike to one: compatibility forms, invisible characters, kinds of blanks, letters of other scripts."""
     composed = unicodedata.normalize("NFKC", text)
     visible = "".join(c for c in composed if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace())
@@ -98,7 +98,7 @@ def likeness(text: str, known: Sequence[str]) -> str:
             return f"it looks like {quoted(value)} in another Unicode form ({form}): {_difference(text, value)}"
     others = [value for value in known if value.strip() != core]
     for value in others:
-        if skeleton(text) == skeleton(value):
+        if _skeleton(text) == _skeleton(value):
             return f"it looks like {quoted(value)}: {_difference(core, value.strip())}"
     for value in others:
         if core.casefold() == value.strip().casefold():
