@@ -307,7 +307,7 @@ class RunBuilder:
             train_digest=ordered.train_digest,
             dev_digest=ordered.dev_digest,
             test_digest=ordered.test_digest,
-            pool_digests=ordered.pool_digest,
+            pool_digests=ordered.pool_digests,
             n_carved=task.model_copy(update={"dev": request.dev or "none", "n_dev": request.n_dev}).n_carved,
             n_train=len(train),
             n_pool=len(pool),

@@ -225,14 +225,10 @@ def parquet_library(path: Path) -> Any:
     Raises:
         DataError: It is not installed.
     """
-    return _library("pyarrow.parquet", f"{path} is a Parquet file, which needs the pyarrow library")
-
-
-def _library(module: str, need: str) -> Any:
     try:
-        return importlib.import_module(module)
+        return importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise DataError(f"{need}: {EXTRA}") from None
+        raise DataError(f"{path} is a Parquet file, which needs the pyarrow library: {EXTRA}") from None
 
 
 def read_hub(hub: Hub) -> list[SourceRow]:
@@ -242,7 +238,10 @@ def read_hub(hub: Hub) -> list[SourceRow]:
         DataError: The library is not installed.
         MissingData: The library cannot deliver the set, or it has no rows.
     """
-    library = _library("datasets", f"data set {hub.name} comes from the hub, which needs the datasets library")
+    try:
+        library = importlib.import_module("datasets")
+    except ImportError:
+        raise DataError(f"data set {hub.name} comes from the hub, which needs the datasets library: {EXTRA}") from None
     try:
         table = library.load_dataset(hub.name, hub.config, split=hub.split, revision=hub.revision)
     except Exception as error:

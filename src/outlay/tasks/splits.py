@@ -43,7 +43,7 @@ class SeededOrder:
         """Digest of all test rows."""
         return _rows_digest(self.test)
 
-    def pool_digest(self, start: int, stop: int) -> str:
+    def pool_digests(self, start: int, stop: int) -> str:
         """Return the digest of the texts of the pool's rows ``start:stop``; each is computed once."""
         if (start, stop) not in self._slices:
             self._slices[start, stop] = key_of([example.text for example in self.pool[start:stop]])
