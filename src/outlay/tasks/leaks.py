@@ -37,8 +37,9 @@ def find_leaks(task: Task, data: TaskData) -> list[Leak]:
     held = _held_out(task, data)
     leaks = []
     for name, examples in data.splits():
-        shared = [example for example in examples if source_key(task, example) in held]
-        if shared and name not in ("dev", "test"):
+        if name in ("dev", "test"):
+            continue
+        if shared := [example for example in examples if source_key(task, example) in held]:
             leaks.append(Leak(name, len(examples), len(shared), shared[0]))
     return leaks
 

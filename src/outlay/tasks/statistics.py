@@ -91,7 +91,7 @@ class SplitProfile:
     n_dropped: int
     n_shared_part: int
 
-    def warnings(self, max_source_tokens: int, max_target_tokens: int) -> list[str]:
+    def warnings(self, task: Task) -> list[str]:
         """Return warnings about this split, one line each."""
         answer = "label" if self.answers is None else "answer"
         counted = [
@@ -99,14 +99,14 @@ class SplitProfile:
             ("rows sharing a part (one field) with a dev or test row", self.n_shared_part),
             (f"rows whose source also carries another {answer}", self.n_conflicting),
             ("rows repeating an earlier source", self.n_duplicates),
-            (f"rows longer than {max_source_tokens} words, to be cut", self.n_over_length),
+            (f"rows longer than {task.max_source_tokens} words, to be cut", self.n_over_length),
         ]
         absent = [label for label, n in self.labels.items() if not n]
         if self.answers is None:
             lacking = [f"no row has the label {label}" for label in absent]
         else:
             counted += [
-                (f"answers longer than {max_target_tokens} words, to be cut", self.answers.n_over_length),
+                (f"answers longer than {task.max_target_tokens} words, to be cut", self.answers.n_over_length),
                 ("empty answers", self.answers.n_empty),
                 ("answers that repeat their source", self.answers.n_copies),
                 ("answers that are the source of a dev or test row", self.answers.n_held_out),
@@ -144,8 +144,7 @@ class TaskStatistics:
 
     def warnings(self) -> list[str]:
         """Return warnings about the task's data, one line each."""
-        limits = self.task.max_source_tokens, self.task.max_target_tokens
-        found = [warning for split in self.splits for warning in split.warnings(*limits)]
+        found = [warning for split in self.splits for warning in split.warnings(self.task)]
         if self.n_test_in_dev:
             found.append(
                 f"test: rows that are also dev rows, so that the choice of models sees them: {self.n_test_in_dev:,}"

@@ -284,5 +284,4 @@ def load_task(name_or_path: str | Path) -> Task:
 
 def task_schema() -> dict[str, Any]:
     """Return the JSON Schema of a task file (draft 2020-12); ``tasks/task.schema.json`` is a copy of it."""
-    schema = Task.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Task.model_json_schema()}
