@@ -142,3 +142,9 @@ def test_two_processes_never_buy_a_row_twice(tmp_path: Path) -> None:
     assert sorted(rows) == sorted(f"row {i}" for i in range(40))
     with PurchaseLog(tmp_path).open(SERIES) as purchases:
         assert sum(purchases.paid_by(f"buyer-{i}") for i in range(2)) == 40
+
+
+def test_a_log_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / f"{SERIES}.jsonl").mkdir()
+    with pytest.raises(StoreError, match=rf"{SERIES}.*Is a directory"):
+        PurchaseLog(tmp_path).read(SERIES)
