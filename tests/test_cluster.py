@@ -21,13 +21,13 @@ from outlay.settings import TeachSettings
 from outlay.standalone.inference import InferenceOptions, Teaching, teach
 from outlay.standalone.runtime import RuntimeOptions
 from outlay.standalone.training import finetune
-from outlay.text.listener import Silent
 from outlay.workers.pool import N_TRIES, THREAD_VARIABLES, WorkerFn
 from outlay.workers.ray import RayPool, check_interpreter, workers_of
 from outlay.workers.ray_map import Cluster, Executor, InThisProcess
 from tests.contracts.crew_contract import CrewElsewhereContract, Maker, one
 from tests.contracts.executor_contract import ExecutorContract, Multiply, payloads
 from tests.contracts.study_contract import CrewMaker, StudyContract, conducted_plainly, small_world
+from tests.listeners import Silent
 from tests.runs import World
 from tests.steps_world import StepsWorld, tree
 

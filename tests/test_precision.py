@@ -41,7 +41,7 @@ from outlay.standalone.training import finetune
 from outlay.study.grid import find_study, load_study, shipped_studies
 from outlay.study.index import StudyIndex
 from outlay.tasks.overrides import TrainingOverrides
-from outlay.text.listener import Silent
+from tests.listeners import Silent
 from tests.runs import World
 from tests.steps_world import StepsWorld
 from tests.test_cli import outlay, refused

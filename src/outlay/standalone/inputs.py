@@ -335,11 +335,9 @@ def cell(row: FileRow, column: str, option: str) -> str | None:
     Raises:
         DataError: no such column, or neither text nor number in it.
     """
-    from outlay.tasks.readers import cell_text
-
     if column not in row.columns:
         raise _no_column(row.origin, column, row.columns, option)
-    return cell_text(row.origin, row.columns, column)
+    return row.text(column)
 
 
 def _no_column(where: str, name: str, columns: Mapping[str, Any], option: str) -> DataError:
