@@ -12,6 +12,8 @@ from outlay.cli.progress import QUIET_SECONDS, live_bars
 from outlay.cli.terminal import console, echo, table_console
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from outlay.standalone.runtime import StepReport
 
 
@@ -95,14 +97,10 @@ def print_kept(kept: dict[str, Any]) -> None:
 
 
 def _print_profile(profile: dict[str, Any]) -> None:
-    from rich.table import Table
-
     from outlay.hardware.precision import precision_name
 
     total = profile["total_seconds"]
-    table = Table(title=f"where {total:,.2f} s went", title_justify="left")
-    for heading in ("part", "seconds", "share"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
+    table = _table(f"where {total:,.2f} s went", "part", "seconds", "share")
     for name, seconds in sorted(profile["seconds"].items(), key=lambda item: -item[1]):
         table.add_row(name, f"{seconds:,.2f}", f"{100 * seconds / max(total, 1e-9):.1f} %")
     table_console().print(table)
@@ -116,17 +114,22 @@ def _print_profile(profile: dict[str, Any]) -> None:
 
 
 def _print_scores(facts: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(
-        title=f"{facts['metric']}, {facts['n_rows']:,} rows, 95 % intervals of this model on these rows",
-        title_justify="left",
-    )
     readings = list(dict.fromkeys(name.split("/")[1] for name in facts["scores"]))
-    for heading in ("statistic", *readings):
-        table.add_column(heading, justify="left" if heading == "statistic" else "right")
+    title = f"{facts['metric']}, {facts['n_rows']:,} rows, 95 % intervals of this model on these rows"
+    table = _table(title, "statistic", *readings)
     for statistic in dict.fromkeys(name.split("/")[0] for name in facts["scores"]):
         found = [facts["scores"].get(f"{statistic}/{reading}") for reading in readings]
         cells = ["" if s is None else f"{s['value']:.2f} ({s['low']:.2f} to {s['high']:.2f})" for s in found]
         table.add_row(statistic, *cells)
     table_console().print(table)
+
+
+def _table(title: str, first: str, *numbers: str) -> Table:
+    """Return a table with a column of names and columns of numbers."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    return table
