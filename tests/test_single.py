@@ -1,4 +1,4 @@
-"""Single steps as functions: rows from files and tasks, the home of a result, and what the five steps leave behind."""
+"""Single steps as functions: rows from files and tasks, their output, and what the five steps leave behind."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ FORMS = {
         ("generation", " ", ("target",)),
         ("generation", None, ("target",)),
         ("entities", None, ("target",)),
-        ("entities", "mix [Action] salt", ("'salt'", "'Action', 'Reagent'")),
+        ("entities", "mix [Action] salt", ("'salt'", "Action, Reagent")),
     ],
 )
 def test_a_gold_answer_that_cannot_be_learnt_is_refused(kind: str, gold: str | None, says: tuple[str, ...]) -> None:
@@ -238,48 +238,48 @@ def test_a_task_gives_its_rows_in_the_seeds_order_and_the_pool_the_labels_that_a
             inputs.split(name, n=0, seed=0)
 
 
-# --- a home ----------------------------------------------------------------------------------------------------------
+# --- an output -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_a_home_belongs_to_one_request(tmp_path: Path, is_folder: bool) -> None:
+def test_an_output_belongs_to_one_request(tmp_path: Path, is_folder: bool) -> None:
     out = tmp_path / "deep" / "out"
-    home = OutputDir.folder(out) if is_folder else OutputDir.file(out)
+    output = OutputDir.folder(out) if is_folder else OutputDir.file(out)
     one, two = {"a": 1, "b": {"c": (2, 3)}}, {"a": 1, "b": {"c": (2, 4)}}
-    assert home.check(one, overwrite=False) is None
-    home.open(one)
+    assert output.check(one, overwrite=False) is None
+    output.open(one)
     # A request that failed at once stands in nobody's way.
-    assert home.check(two, overwrite=False) is None
-    home.open(two)
-    home.open(one)
+    assert output.check(two, overwrite=False) is None
+    output.open(two)
+    output.open(one)
     result = out / "model" if is_folder else out
-    with home.lock():
-        home.write(result, b"model")
-        with pytest.raises(UsageError, match=r"--out .*deep/out"), home.lock():
+    with output.lock():
+        output.write(result, b"model")
+        with pytest.raises(UsageError, match=r"--out .*deep/out"), output.lock():
             pass
-        home.finish({"done": True})
-    assert not home.work.exists()
-    assert home.check(one, overwrite=False) == {"done": True}
-    assert home.check(one, overwrite=True) == {"done": True}
+        output.finish({"done": True})
+    assert not output.work.exists()
+    assert output.check(one, overwrite=False) == {"done": True}
+    assert output.check(one, overwrite=True) == {"done": True}
     with pytest.raises(UsageError, match=r"\bb\.c\b.* --overwrite"):
-        home.check(two, overwrite=False)
-    assert home.check(two, overwrite=True) is None
-    home.open(two)
+        output.check(two, overwrite=False)
+    assert output.check(two, overwrite=True) is None
+    output.open(two)
     assert not result.exists()
-    assert home.check(two, overwrite=False) is None
+    assert output.check(two, overwrite=False) is None
 
 
 def test_what_no_step_wrote_is_never_removed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    for home in (OutputDir.folder(tmp_path), OutputDir.file(tmp_path / "thesis.txt")):
+    for output in (OutputDir.folder(tmp_path), OutputDir.file(tmp_path / "thesis.txt")):
         with pytest.raises(UsageError, match=r"another --out$"):
-            home.check({}, overwrite=True)
-    for home, says in (
+            output.check({}, overwrite=True)
+    for output, says in (
         (OutputDir.folder(tmp_path / "thesis.txt"), "thesis.txt .* name a folder"),
         (OutputDir.file(tmp_path), "name a file"),
     ):
         with pytest.raises(UsageError, match=says):
-            home.check({}, overwrite=True)
+            output.check({}, overwrite=True)
 
 
 def test_a_count_goes_on_where_it_was() -> None:

@@ -270,7 +270,7 @@ def evaluate(
 
 def _run(launch: Launch, step: Callable[[StepScreen], StepReport]) -> None:
     """Run one step in this process, or the command again as several; the main process prints the report."""
-    from outlay.cli.step_screen import StepScreen, print_outcome
+    from outlay.cli.step_screen import StepScreen, print_report
     from outlay.standalone.launch import is_ours, needs_launch, relaunch
     from outlay.standalone.runtime import rank
 
@@ -279,7 +279,7 @@ def _run(launch: Launch, step: Callable[[StepScreen], StepReport]) -> None:
     is_main = rank() == 0
     try:
         with StepScreen(quiet=launch.quiet or not is_main) as screen:
-            outcome = step(screen)
+            report = step(screen)
     except OutlayError:
         if not is_main:
             time.sleep(_GRACE_SECONDS)
@@ -289,9 +289,9 @@ def _run(launch: Launch, step: Callable[[StepScreen], StepReport]) -> None:
             raise
         raise SystemExit(1) from None
     if is_main and launch.as_json:
-        print_json(outcome.to_json())
+        print_json(report.to_json())
     elif is_main:
-        print_outcome(outcome)
+        print_report(report)
 
 
 _GRACE_SECONDS = 3.0

@@ -54,20 +54,20 @@ class StepScreen:
         self._console.print(f"  {line}", style="dim")
 
 
-def print_outcome(outcome: StepReport) -> None:
+def print_report(report: StepReport) -> None:
     """Print the report of a step on standard output."""
     from outlay.metrics.degenerate import of_rows
 
-    if outcome.is_old:
+    if report.is_old:
         echo("already done: the same request was answered here before")
-    facts = outcome.facts
+    facts = report.facts
     if "scores" in facts:
         _print_scores(facts)
     for name in ("model", "targets", "predictions"):
         if name in facts:
             echo(f"{name}: {facts[name]}")
     if "scores" in facts:
-        echo(f"scores: {outcome.out}/scores.json")
+        echo(f"scores: {report.out}/scores.json")
     dev = f", {facts['n_dev']:,} dev rows" if facts.get("n_dev") else ""
     echo(f"rows: {facts['n_rows']:,}{dev}")
     if facts.get("dev") is not None:
@@ -75,15 +75,20 @@ def print_outcome(outcome: StepReport) -> None:
         echo(f"best {facts['dev_score']} on dev: {dev} in epoch {facts['best_epoch'] + 1}")
     if facts.get("kept", {}).get("n_positions"):
         print_kept(facts["kept"])
-    for line in outcome.counts:
+    for line in report.counts:
         echo(line)
     for note in facts.get("notes", ()):
         echo(f"note: {note}")
-    if outcome.seconds > 0:
-        echo(f"speed: {facts['n_rows'] / outcome.seconds:,.0f} rows/s")
-    echo(f"compute: {outcome.compute}")
+    print_speed(report)
+    echo(f"compute: {report.compute}")
     if "profile" in facts:
         _print_profile(facts["profile"])
+
+
+def print_speed(report: StepReport) -> None:
+    """Print the rows a second of a step that took any time."""
+    if report.seconds > 0:
+        echo(f"speed: {report.facts['n_rows'] / report.seconds:,.0f} rows/s")
 
 
 def print_kept(kept: dict[str, Any]) -> None:

@@ -76,17 +76,18 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write targets as log-probabilities, one row a line, in the names of OpenAI's API."""
+    from outlay.cli.step_screen import print_speed
     from outlay.standalone.export_targets import export as write
 
-    outcome = write(folder, out, overwrite=overwrite)
+    report = write(folder, out, overwrite=overwrite)
     if as_json:
-        print_json(outcome.to_json())
+        print_json(report.to_json())
         return
-    facts = outcome.facts
+    facts = report.facts
     per = f", {facts['n_bytes'] / facts['n_positions']:,.0f} bytes a position" if facts["n_positions"] else ""
     echo(f"file: {facts['file']}")
     echo(f"rows: {facts['n_rows']:,} of {facts['kind']}, {facts['n_positions']:,} positions{per}")
-    _print_speed(outcome)
+    print_speed(report)
 
 
 @targets_app.command("import")
@@ -137,25 +138,25 @@ def import_(
         **asdict(tokens),
     )
     with StepScreen(quiet=quiet or as_json) as screen:
-        outcome = import_targets(options, screen)
+        report = import_targets(options, screen)
     if as_json:
-        print_json(outcome.to_json())
+        print_json(report.to_json())
     else:
-        _print_imported(outcome)
+        _print_imported(report)
 
 
-def _print_imported(outcome: StepReport) -> None:
-    from outlay.cli.step_screen import print_kept
+def _print_imported(report: StepReport) -> None:
+    from outlay.cli.step_screen import print_kept, print_speed
 
-    if outcome.is_old:
+    if report.is_old:
         echo("already done: the same request was answered here before")
-    echo(f"targets: {outcome.out}")
-    echo(f"rows: {outcome.facts['n_rows']:,} of {outcome.facts['kind']}")
-    if outcome.facts["kept"]["n_positions"]:
-        print_kept(outcome.facts["kept"])
-    for line in outcome.counts:
+    echo(f"targets: {report.out}")
+    echo(f"rows: {report.facts['n_rows']:,} of {report.facts['kind']}")
+    if report.facts["kept"]["n_positions"]:
+        print_kept(report.facts["kept"])
+    for line in report.counts:
         echo(line)
-    _print_speed(outcome)
+    print_speed(report)
 
 
 def _print_about(about: dict[str, Any]) -> None:
@@ -183,8 +184,3 @@ def _print_about(about: dict[str, Any]) -> None:
     bad = [f"{name} is {state}" for name, state in states.items() if state != "sound"]
     verdict = "; ".join(bad) if bad else "each matches its sha256"
     echo(f"blocks: {len(states):,}, {about['n_bytes']:,} bytes; {verdict}")
-
-
-def _print_speed(outcome: StepReport) -> None:
-    if outcome.seconds > 0:
-        echo(f"speed: {outcome.facts['n_rows'] / outcome.seconds:,.0f} rows/s")
