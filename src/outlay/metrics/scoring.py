@@ -21,10 +21,7 @@ from outlay.metrics.questions import answer_values
 from outlay.metrics.spans import entity_counts
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+    from outlay.metrics.answers import Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +137,7 @@ def mean_score(
     statistic: str | None = None,
     reading: Rule | None = None,
 ) -> Reading:
-    """Return a statistic's mean over seeds with its interval over new seeds and rows, as :func:`mean_interval` does.
+    """Return a statistic's mean over seeds with its interval over new seeds and rows.
 
     Args:
         metric: One of `METRICS`.
@@ -165,8 +162,6 @@ def paired_scores(
     reading: Rule | None = None,
 ) -> Difference:
     """Compare two systems by a statistic, which need not be a mean over examples (F1).
-
-    For accuracy this equals :func:`paired_difference` over :func:`correctness`.
 
     Args:
         metric: One of `METRICS`.

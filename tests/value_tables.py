@@ -1,0 +1,24 @@
+"""Intervals of values themselves, ``[n_seeds, n_examples]`` in points, as a metric that is a mean over rows has them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from outlay.metrics import ALPHA, Difference, Reading
+from outlay.metrics.intervals import ROUNDING, difference_of, reading_of
+
+
+def mean_interval(values: ArrayLike) -> Reading:
+    table = np.asarray(values, dtype=np.float64)
+    return reading_of(float(table.mean()), table)
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
+    """The mean of a - b: row i of both has one seed, column j one example."""
+    table = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    return difference_of(float(table.mean()), table, int((abs(table) > ROUNDING).any(0).sum()))
+
+
+def is_significant(found: Difference) -> bool:
+    return found.p is not None and found.p <= ALPHA
