@@ -24,7 +24,7 @@ from outlay.text.text_file import is_packed, suffix_of
 
 if TYPE_CHECKING:
     from outlay.train.targets.logprobs import PositionLogprobs
-    from outlay.train.targets.logprobs import Row as SpokenRow
+    from outlay.train.targets.logprobs import TargetRow as SpokenRow
     from outlay.train.targets.sparse_logits import SparsityRule
 
     Name = Callable[[int], str]
@@ -59,7 +59,7 @@ def export(folder: Path, out: Path, *, overwrite: bool = False) -> StepReport:
         for block in stored.blocks():
             part = rows[n_done : n_done + len(block)]
             lines = [
-                _line(row, said, block.terms, name, stored if n_done + at == 0 else None)
+                _line(row, said, block.rule, name, stored if n_done + at == 0 else None)
                 for at, (row, said) in enumerate(zip(part, target_rows(block), strict=True))
             ]
             write(lines)

@@ -23,7 +23,7 @@ from outlay.text.legible import label_problem
 
 if TYPE_CHECKING:
     from outlay.train.targets.logprobs import PositionLogprobs, Vocabulary
-    from outlay.train.targets.logprobs import Row as HeardRow
+    from outlay.train.targets.logprobs import TargetRow as HeardRow
     from outlay.train.targets.sparse_logits import SparsityRule
 
 MATCHES = ("ids", "text")
@@ -135,7 +135,7 @@ class ImportRequest:
 
     def heard(self, part: Sequence[Record], counts: Counter[str]) -> list[HeardRow]:
         """Return the log-probabilities of rows in the units of the targets; adds to ``counts``."""
-        from outlay.train.targets.logprobs import Row as Heard_
+        from outlay.train.targets.logprobs import TargetRow as Heard_
 
         if self.kind == "text":
             return [Heard_((), self._answer(record), 0, record.origin) for record in part]
@@ -165,7 +165,7 @@ class ImportRequest:
 
     def _own(self, record: Record) -> HeardRow:
         from outlay.train.targets.logprobs import PositionLogprobs
-        from outlay.train.targets.logprobs import Row as Heard_
+        from outlay.train.targets.logprobs import TargetRow as Heard_
 
         assert self.terms is not None
         names = ["1", *(f"{t:g}" for t in self.terms.temperatures if t != 1.0)]
@@ -189,7 +189,7 @@ class ImportRequest:
     def _classes(self, record: Record, counts: Counter[str]) -> HeardRow:
         """Return the log-probabilities of the labels at the answer's position, for answers of one token."""
         from outlay.train.targets.logprobs import EXCESS_MASS, PositionLogprobs, label_logprobs
-        from outlay.train.targets.logprobs import Row as Heard_
+        from outlay.train.targets.logprobs import TargetRow as Heard_
 
         label, places = self._answer(record), _present(record)
         said = places[0].said.text if places else None
@@ -220,7 +220,7 @@ class ImportRequest:
     def _tokens(self, part: Sequence[Record], counts: Counter[str]) -> list[HeardRow]:
         """Return positions in the student's tokens, up to and including the closing token."""
         from outlay.train.targets.logprobs import PositionLogprobs
-        from outlay.train.targets.logprobs import Row as Heard_
+        from outlay.train.targets.logprobs import TargetRow as Heard_
 
         assert self.vocabulary is not None
         closing, limit = self.vocabulary.closing, self.form.max_target_tokens

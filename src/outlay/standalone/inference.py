@@ -283,8 +283,8 @@ def _handover(saved: TrainedModel, form: TaskSpec, teaching: Teaching) -> Target
         if wanted is None:
             raise UsageError("targets are taught for a student; name it with --student, or what to write with --target")
         return TargetSpec(wanted)  # type: ignore[arg-type]
+    from outlay.models.loading import n_logits, same_tokenizer
     from outlay.models.shape import family_of
-    from outlay.train.api import n_logits, same_tokenizer
 
     family = family_of(student, base=teaching.base)
     refuse_family(family, form, student)
@@ -337,19 +337,19 @@ class _Teach:
 
         self.asked.check_worker()
         train_api.use_threads(self.asked.running.threads)
-        gauge, stopwatch = TokenCounter(), new_stopwatch(self.asked.running.profile)
+        counter, stopwatch = TokenCounter(), new_stopwatch(self.asked.running.profile)
         targets = train_api.teach(
             folder,
             self.saved.sources(part),
             target=self.kind,
             settings=self.settings,
             precision=self.asked.precision,
-            gauge=gauge,
+            meter=counter,
             vocab_size=self.vocab_size,
             device_map=self.asked.running.device_map,
             profiler=stopwatch,
         )
-        return _Made(targets.to_bytes(), gauge.n_inferred, seconds_of(stopwatch))
+        return _Made(targets.to_bytes(), counter.n_inferred, seconds_of(stopwatch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,17 +364,17 @@ class _Predict:
 
         self.asked.check_worker()
         train_api.use_threads(self.asked.running.threads)
-        gauge = TokenCounter()
+        counter = TokenCounter()
         said = train_api.predict(
             folder,
             self.saved.sources(part),
             precision=self.asked.precision,
-            gauge=gauge,
+            meter=counter,
             beams=self.asked.beams,
             batch_size=self.asked.batch_size,
             device_map=self.asked.running.device_map,
         )
-        return _Made(json_lines(answer_lines(part, said)), gauge.n_inferred)
+        return _Made(json_lines(answer_lines(part, said)), counter.n_inferred)
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,7 @@ class TargetsFolder:
             )
         if self.kind not in ("tokens", "tags") or [student, base] == self.index["student"]:
             return
-        from outlay.train.api import same_tokenizer
+        from outlay.models.loading import same_tokenizer
 
         # Targets that were imported have the tokens of the student they were imported for.
         teacher, own = self.index["student"] if "imported" in self.index else (self.index["teacher"], None)

@@ -24,8 +24,7 @@ from outlay.train.state import TrainState
 
 
 class Checkpoints:
-    """A training's checkpoints in a folder: weights, best weights and optimiser moments as safetensors, the rest as
-    JSON.
+    """A training's checkpoints in a folder: weights and optimiser moments as safetensors, the rest as JSON.
 
     A new one is written beside the old one and renamed, so that a kill at any moment leaves one whole checkpoint. Several
     processes write one, as a single process would; all of them read it, so the folder must be on a disk they share.
@@ -48,10 +47,9 @@ class Checkpoints:
             DiskFull: no room left.
         """
         due = self.wanted_at(training.progress.step) or time.monotonic() - self._last >= self._every_seconds
-        if not group.broadcast(int(due)):
-            return
-        self._save(training, group)
-        self._last = time.monotonic()
+        if group.broadcast(int(due)):
+            self._save(training, group)
+            self._last = time.monotonic()
 
     def load(self, training: TrainState, group: ProcessGroup) -> None:
         """Go on from the newest whole checkpoint; without one nothing changes.
@@ -68,12 +66,12 @@ class Checkpoints:
         if newest is None:
             return
         now = trained_state(training.model)
-        load_trained_state(training.model, _dealt(load_file(newest / "model.safetensors"), now))
+        load_trained_state(training.model, _sharded(load_file(newest / "model.safetensors"), now))
         best = newest / "best.safetensors"
-        training.best = _dealt(load_file(best), now) if best.exists() else None
+        training.best = _sharded(load_file(best), now) if best.exists() else None
         state = checkpoint_state(newest)
         _load_optimizer(training.optimizer, load_file(newest / "optimizer.safetensors"), state["optimizer"])
-        training.gauge.restore(state["gauge"])
+        training.meter.restore(state["gauge"])
         training.progress = TrainProgress(**state["progress"])
 
     def _save(self, training: TrainState, group: ProcessGroup) -> None:
@@ -82,7 +80,7 @@ class Checkpoints:
         if training.best is not None:
             parts["best"] = group.full_state(training.best)
         if group.is_main:
-            state = {"progress": asdict(training.progress), "gauge": training.gauge.state(), "optimizer": numbers}
+            state = {"progress": asdict(training.progress), "gauge": training.meter.state(), "optimizer": numbers}
             self._write(f"step-{training.progress.step}", parts, state)
         group.barrier()
 
@@ -106,7 +104,7 @@ class Checkpoints:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def _dealt(whole: dict[str, Tensor], now: dict[str, Any]) -> dict[str, Tensor]:
+def _sharded(whole: dict[str, Tensor], now: dict[str, Any]) -> dict[str, Tensor]:
     """Return whole tensors, sharded as those of the same name are now."""
     return {name: like(tensor, now[name]) for name, tensor in whole.items()}
 

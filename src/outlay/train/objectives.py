@@ -46,10 +46,6 @@ class SupervisedObjective:
     sources: Sources
     units: AnswerIds
 
-    def __post_init__(self) -> None:
-        if len(self.sources) != len(self.units):
-            raise ValueError(f"{len(self.sources)} rows to train on but {len(self.units)} answers")
-
     def __len__(self) -> int:
         return len(self.sources)
 
@@ -90,9 +86,7 @@ class DistillationObjective:
     gold: AnswerIds | None = None
 
     def __post_init__(self) -> None:
-        if len(self.sources) != len(self.targets):
-            raise ValueError(f"{len(self.sources)} pool rows but targets for {len(self.targets)} rows")
-        self.targets.temperature_column(self.settings.temperature)
+        self.targets.temperature_column(self.settings.temperature)  # refused before a step is taken
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -131,9 +125,7 @@ class DistillationObjective:
         return TargetBatch(inputs, targets.teacher, weights, own)
 
     def loss(self, model: nn.Module, batch: TargetBatch) -> LossSum:
-        """Return the weighted sum of the divergences of the rows' positions (and cross-entropies, where mixed), and
-        the sum of weights.
-        """
+        """Return the weighted sum of the rows' divergences, and cross-entropies where mixed, and the sum of weights."""
         settings = self.settings
         logits = self.head.logits(model, batch.inputs)[..., : self.targets.vocab_size]
         values = divergence(
@@ -152,9 +144,7 @@ class DistillationObjective:
 
     @property
     def _second_pass(self) -> bool:
-        """Return whether gold answers need a pass of their own, as in a generative model; classes and tags share
-        positions.
-        """
+        """Return whether gold answers need a pass of their own: those of classes and tags share the teacher's positions."""
         return self.head.target == "tokens" and self.settings.gold_weight > 0
 
 

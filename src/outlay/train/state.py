@@ -16,7 +16,7 @@ class TrainState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    gauge: WorkMeter
+    meter: WorkMeter
     progress: TrainProgress
     best: dict[str, Tensor] | None = None
     """The weights of the best evaluation."""

@@ -8,7 +8,7 @@ have equal bytes.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class TargetsBlock:
     ``n_positions``, ``n_real``, ``n_entries``: ``[rows]``, positions of each row, real ones among them, logits they keep in all.
     """
 
-    terms: SparsityRule
+    rule: SparsityRule
     positions: SparseLogits
     n_positions: Array
     n_real: Array
@@ -45,12 +45,8 @@ def to_bytes(block: TargetsBlock) -> bytes:
     """Write a block as safetensors bytes, equal for equal blocks."""
     from safetensors.numpy import save
 
-    terms = block.terms
-    about = {
-        **{"format": FORMAT, "kind": terms.kind, "vocab_size": terms.vocab_size},
-        **{"max_logits": terms.max_logits, "tail_mass": terms.tail_mass, "temperatures": terms.temperatures},
-    }
-    positions = block.positions.narrowed(terms)
+    about = {"format": FORMAT, **asdict(block.rule)}
+    positions = block.positions.narrowed(block.rule)
     arrays = {name: getattr(positions, name) for name in ("units", "logsumexp", "indices", "n_kept", "logits")}
     arrays |= {name: narrowest(getattr(block, name)) for name in ("n_positions", "n_real", "n_entries")}
     arrays["answers"] = np.frombuffer(json.dumps(block.answers).encode("ascii"), dtype=np.uint8)
@@ -105,19 +101,9 @@ def _view(data: Array, entry: dict[str, Any]) -> Array:
 
 
 def _block(about: dict[str, Any], arrays: dict[str, Array]) -> TargetsBlock:
-    terms = SparsityRule(
-        kind=about["kind"],
-        vocab_size=about["vocab_size"],
-        max_logits=about["max_logits"],
-        tail_mass=about["tail_mass"],
-        temperatures=tuple(about["temperatures"]),
-    )
-    positions = SparseLogits(
-        units=arrays["units"],
-        logsumexp=arrays["logsumexp"],
-        indices=arrays["indices"],
-        n_kept=arrays.get("n_kept"),
-        logits=arrays["logits"],
-    )
+    kind, vocab_size, max_logits, tail_mass, temperatures = (about[each.name] for each in fields(SparsityRule))
+    rule = SparsityRule(kind, vocab_size, max_logits, tail_mass, tuple(temperatures))
+    units, logsumexp, indices, logits = (arrays[name] for name in ("units", "logsumexp", "indices", "logits"))
+    positions = SparseLogits(units, logsumexp, indices, arrays.get("n_kept"), logits)
     rows = (arrays["n_positions"], arrays["n_real"], arrays["n_entries"])
-    return TargetsBlock(terms, positions, *rows, tuple(json.loads(arrays["answers"].tobytes())))
+    return TargetsBlock(rule, positions, *rows, tuple(json.loads(arrays["answers"].tobytes())))
