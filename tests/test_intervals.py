@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from outlay.metrics import Answered, mean_score, paired_scores
+from outlay.metrics import Answered, mean_score
 from outlay.metrics.intervals import Spread, half_of_means, reading_of, row_values, t_quantile, t_tail, within_ends
-from tests.value_tables import is_significant, mean_interval, paired_difference
+from tests.value_tables import is_significant, mean_interval, paired_difference, paired_scores
 
 Z = stats.norm.isf(0.025)
 

@@ -12,9 +12,9 @@ from sacrebleu import sentence_bleu
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from outlay.errors import DataError, LabelError
-from outlay.metrics import Answered, mean_score, paired_scores, score
+from outlay.metrics import Answered, mean_score, score
 from outlay.metrics.answers import NO_PREDICTION, missing_text
-from tests.value_tables import mean_interval, paired_difference
+from tests.value_tables import mean_interval, paired_difference, paired_scores
 
 N_CASES = 200
 FEVER = ("REFUTES", "SUPPORTS")

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from outlay.errors import UsageError
 from outlay.models.heads import Texts
-from outlay.models.loading import ModelSpec, load_model, load_saved, save_model
+from outlay.models.loading import ModelSpec, load_model, load_saved, same_tokenizer, save_model
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import Family, TargetKind, TaskSpec, target_kind
-from outlay.train.api import DevTexts, TrainContext, distil, finetune, longest_answer, predict, same_tokenizer, teach
+from outlay.train.api import DevTexts, TrainContext, distil, finetune, longest_answer, predict, teach
 from outlay.train.progress import TrainProgress
 from outlay.train.targets.targets import SparseTargets
 from tests.checkpoints import make_checkpoint, make_gpt2, make_t5

@@ -7,7 +7,7 @@ test rows (``docs/statistics.md``) and depend on nothing but the input.
 
 from outlay.metrics.answers import Answered, Rule
 from outlay.metrics.intervals import ALPHA, Difference, Reading
-from outlay.metrics.scoring import METRICS, STATISTICS, featured, main_score, mean_score, paired_scores, score
+from outlay.metrics.scoring import METRICS, STATISTICS, featured, main_score, mean_score, score
 
 __all__ = ["ALPHA", "METRICS", "STATISTICS", "Answered", "Difference", "Reading", "Rule"]
-__all__ += ["featured", "main_score", "mean_score", "paired_scores", "score"]
+__all__ += ["featured", "main_score", "mean_score", "score"]

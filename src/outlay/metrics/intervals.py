@@ -41,12 +41,9 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The mean of a - b in points with its 95 % interval.
+    """The mean of a - b over seeds in points, with its 95 % interval.
 
     Attributes:
-        mean: Mean over the seeds.
-        low: Lower end of the interval.
-        high: Upper end.
         p: Two-sided p of "no difference" for new seeds and new rows; None where there is no test: one seed, or one row.
         n_seeds: Seeds on either side; with one the interval speaks of these two models on these test rows.
         n_examples: Test rows.

@@ -6,21 +6,32 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from outlay.errors import TrainingError
 from outlay.models.peft import load_trained_state, trained_state
 from outlay.storage.checkpoint_files import checkpoint_state, newest_checkpoint
 from outlay.storage.files import writing
 from outlay.train.distributed import ProcessGroup, like
-from outlay.train.progress import TrainProgress
-from outlay.train.state import TrainState
+from outlay.train.progress import TrainProgress, WorkMeter
+
+
+@dataclass(slots=True)
+class TrainState:
+    """The changing state of a training, all of it kept in a checkpoint."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    meter: WorkMeter
+    progress: TrainProgress
+    best: dict[str, Tensor] | None = None
+    """The weights of the best evaluation."""
 
 
 class Checkpoints:

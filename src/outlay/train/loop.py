@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from outlay.errors import TrainingError, UsageError
 from outlay.models.peft import load_trained_state, trained_state, without_compile
 from outlay.settings import TrainSettings
-from outlay.train.checkpoints import Checkpoints
+from outlay.train.checkpoints import Checkpoints, TrainState
 from outlay.train.distributed import ProcessGroup, current_process
 from outlay.train.losses import LossSum
 from outlay.train.optimizers import make_optimizer
@@ -30,7 +30,6 @@ from outlay.train.prefetch import Batch, BatchPrefetcher
 from outlay.train.profiler import part
 from outlay.train.progress import TrainContext, TrainProgress
 from outlay.train.schedule import TrainSchedule, micro_batch_seed
-from outlay.train.state import TrainState
 
 _READ_EVERY = 16
 """Steps between two readings of losses on a GPU, and between two questions of several processes to the work meter."""

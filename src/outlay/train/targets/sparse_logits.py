@@ -169,14 +169,11 @@ class RowPlaces:
     @classmethod
     def joined(cls, parts: Sequence[RowPlaces], n_pieces: Sequence[int]) -> RowPlaces:
         """Return the rows of all parts; ``n_pieces``: pieces that each part has."""
-        before = offsets_of(np.array(n_pieces))
-        nothing = np.zeros(0, dtype=np.int64)
-        return cls(
-            np.concatenate([nothing, *(part.piece + n for part, n in zip(parts, before[:-1], strict=True))]),
-            np.concatenate([nothing, *(part.position for part in parts)]),
-            np.concatenate([nothing, *(part.entry for part in parts)]),
-            np.concatenate([nothing, *(part.n_positions for part in parts)]),
-        )
+        before, nothing = offsets_of(np.array(n_pieces)), np.zeros(0, dtype=np.int64)
+        piece = [part.piece + n for part, n in zip(parts, before[:-1], strict=True)]
+        position, entry = [part.position for part in parts], [part.entry for part in parts]
+        columns = (piece, position, entry, [part.n_positions for part in parts])
+        return cls(*(np.concatenate([nothing, *column]) for column in columns))
 
 
 def gather(
