@@ -352,16 +352,12 @@ def test_killed_with_evaluations_in_mid_epoch_and_pieces_ends_bit_for_bit_alike(
 
 
 def test_checkpoints_can_be_written_by_steps(tmp_path: Path) -> None:
-    saved: list[str] = []
-
-    class Watched(Checkpoints):
-        def _write(self, name: str, *args: Any) -> None:
-            saved.append(name)
-            super()._write(name, *args)
-
-    checkpoints = Watched(tmp_path, every_seconds=3600, every_steps=7)
-    fit(Bag(), lesson_of(), SETTINGS, TrainContext(CountingMeter()), checkpoints=checkpoints)
-    assert saved == ["step-7", "step-14", "step-21", "step-28"]
+    newest: list[Path | None] = []
+    context = TrainContext(CountingMeter(), on_progress=lambda progress, n: newest.append(newest_checkpoint(tmp_path)))
+    checkpoints = Checkpoints(tmp_path, every_seconds=3600, every_steps=7)
+    fit(Bag(), lesson_of(), SETTINGS, context, checkpoints=checkpoints)
+    names = dict.fromkeys(path.name for path in newest if path is not None)
+    assert list(names) == ["step-7", "step-14", "step-21", "step-28"]
 
 
 # Which weights are left.
@@ -485,7 +481,7 @@ def test_a_loss_that_is_not_finite_is_an_error(bad: float) -> None:
             right = super().loss(model, batch)
             return LossSum(right.total * (bad if len(self.losses) == 5 else 1.0), right.n)
 
-    with pytest.raises(TrainingError, match=rf"{bad} at step 4 of 32; lower the learning rate \(0\.02\)") as error:
+    with pytest.raises(TrainingError, match=rf"\b{bad} at step 4 of 32\b.*learning rate.*0\.02") as error:
         fit(model, Bad(*toy(N_ROWS, seed=0)), SETTINGS, TrainContext(meter))
     assert "\n" not in str(error.value)
     assert meter.n_batches == 4
@@ -585,7 +581,7 @@ def test_gradient_checkpointing_is_on_while_training_only_and_refused_where_a_mo
     model = TwiceComputed()
     fit(model, TokenLesson(*toy(N_ROWS, seed=0)), settings, TrainContext(CountingMeter()))
     assert model.calls == [{"use_reentrant": False}, "off"]
-    with pytest.raises(UsageError, match="a Tagger cannot compute its activations twice; turn it off"):
+    with pytest.raises(UsageError, match=r"gradient_checkpointing .*\bTagger\b.*off"):
         fit(Tagger(), TokenLesson(*toy(N_ROWS, seed=0)), settings, TrainContext(CountingMeter()))
 
 

@@ -93,7 +93,7 @@ def test_what_a_complete_teacher_does_not_need_is_not_read() -> None:
 
 def test_a_complete_teacher_of_another_vocabulary_is_refused() -> None:
     targets = sparse(random_logits(42, LENGTH, VOCAB), VOCAB, 1.0)
-    with pytest.raises(ValueError, match=r"5 positions and 55 classes in all, but the student has 13 classes at each"):
+    with pytest.raises(ValueError, match=r"\b5 positions .*\b55\b.*\b13\b"):
         forward_kl(random_logits(43, LENGTH, 13), targets)
 
 
@@ -215,7 +215,7 @@ def test_js_refuses_a_beta_that_is_not_a_mixture(beta: float) -> None:
 
 
 def test_an_unknown_divergence_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'kl'; choose forward_kl, reverse_kl, js"):
+    with pytest.raises(ValueError, match=r"'kl'.*forward_kl, reverse_kl, js"):
         divergence("kl", random_logits(0, VOCAB), sparse(random_logits(1, VOCAB), 7, 1.0))
 
 

@@ -124,19 +124,19 @@ def test_no_statistic_is_certain_of_rows_that_agree(metric: str) -> None:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(LabelError, match="'z' of example 1"):
         score("accuracy", ["a", "a"], ["a", "z"], LABELS)
-    with pytest.raises(DataError, match="1 predictions meet 2"):
+    with pytest.raises(DataError, match=r"\b1 predictions .*\b2\b"):
         score("accuracy", ["a"], ["a", "b"], LABELS)
     with pytest.raises(DataError, match="nothing to score"):
         score("accuracy", [], [], LABELS)
-    with pytest.raises(DataError, match="'bleu' is unknown; choose one of accuracy, f1"):
+    with pytest.raises(DataError, match=r"'bleu'.*accuracy, f1"):
         score("bleu", ["a"], ["a"], LABELS)
-    with pytest.raises(DataError, match="different gold answers"):
+    with pytest.raises(DataError, match="same examples"):
         mean_score("f1", [of(["a"], ["a"]), of(["a"], ["b"])])
     with pytest.raises(DataError, match="at least one seed"):
         mean_score("f1", [])
-    with pytest.raises(DataError, match="statistic 'bleu' is unknown; choose one of micro_f1, macro_f1, accuracy"):
+    with pytest.raises(DataError, match=r"'bleu'.*micro_f1, macro_f1, accuracy"):
         mean_score("f1", [of(["a"], ["a"])], statistic="bleu")
-    with pytest.raises(DataError, match="reading 'lenient' is unknown; choose one of published, strict"):
+    with pytest.raises(DataError, match=r"'lenient'.*published, strict"):
         mean_score("f1", [of(["a"], ["a"])], reading="lenient")  # type: ignore[arg-type]
 
 

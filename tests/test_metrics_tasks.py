@@ -177,7 +177,7 @@ def test_entities_are_keyed_by_their_whole_text() -> None:
 def test_lines_without_entities_neither_help_nor_crash() -> None:
     assert set(value("entity_f1", ["", "no label"], ["", ""], ENTITY_TYPES).values()) == {0}
     assert both("mix [Action]", "mix [Action]") == (100, 100)
-    with pytest.raises(LabelError, match="example 1 end in 'mix \\[Verb\\]', which has no label of Amount"):
+    with pytest.raises(LabelError, match=r"example 1\b.*'mix \[Verb\]'.*Amount"):
         score("entity_f1", ["", ""], ["", "5 g [Amount] mix [Verb]"], ENTITY_TYPES)
 
 
@@ -352,7 +352,7 @@ def test_strict_values_stay_between_0_and_1_whatever_the_similarity() -> None:
 
 
 def test_paraphrases_need_sources_and_similarities() -> None:
-    with pytest.raises(DataError, match="needs sources of 1 examples but got 0"):
+    with pytest.raises(DataError, match=r"sources of 1\b.*\b0\b"):
         score("bert_ibleu", ["a"], ["b"], ())
-    with pytest.raises(DataError, match="needs BERTScore similarities of 1 examples but got 2"):
+    with pytest.raises(DataError, match=r"similarities of 1\b.*\b2\b"):
         score("bert_ibleu", ["a"], ["b"], (), sources=["b"], similarities=[0.5, 0.5])

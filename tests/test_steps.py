@@ -247,12 +247,12 @@ def test_distil_refuses_targets_that_do_not_belong_to_its_rows(
     checkpoint: Path, pool: Texts, targets: SparseTargets, tmp_path: Path
 ) -> None:
     cases = [
-        (pool[:-1], targets, LABELS, 2.0, "228 pool rows but targets for 229 rows"),
-        (pool, targets.select(range(100)), LABELS, 2.0, "229 pool rows but targets for 100 rows"),
-        (pool, replace(targets, rule=replace(targets.rule, kind="tags")), LABELS, 2.0, "learns from classes or text"),
-        (pool, targets, ("bad", "good", "so so"), 2.0, "2 classes but the student has 3"),
-        (pool, targets, ("bad",), 2.0, "2 classes but the student has 1"),
-        (pool, targets, LABELS, 3.0, "temperature 3; offered: 1, 2, 4"),
+        (pool[:-1], targets, LABELS, 2.0, r"\b228\b.*\b229\b"),
+        (pool, targets.select(range(100)), LABELS, 2.0, r"\b229\b.*\b100\b"),
+        (pool, replace(targets, rule=replace(targets.rule, kind="tags")), LABELS, 2.0, r"\btags\b.*classes or text"),
+        (pool, targets, ("bad", "good", "so so"), 2.0, r"\b2 classes .*\b3$"),
+        (pool, targets, ("bad",), 2.0, r"\b2 classes .*\b1$"),
+        (pool, targets, LABELS, 3.0, r"\b3\b.*\b1, 2, 4$"),
     ]
     for texts, handed, labels, temperature, message in cases:
         spec = ModelSpec("tiny:1x32", str(checkpoint), replace(FORM, labels=labels), seed=2)
@@ -277,7 +277,7 @@ def test_finetune_refuses_answers_that_do_not_belong_to_its_rows(
     spec = ModelSpec("tiny:1x32", str(checkpoint), FORM, seed=2)
     watch, out = TrainContext(CountingMeter()), tmp_path / "model"
     texts, _ = rows_of(7, seed=1)
-    with pytest.raises(ValueError, match=f"7 rows to train on but {n_answers} answers"):
+    with pytest.raises(ValueError, match=rf"\b7 rows .*\b{n_answers}\b"):
         finetune(spec, texts, ["bad"] * n_answers, SETTINGS, dev=None, out=out, context=watch)
     with pytest.raises(LabelError, match="'worse' of row 6"):
         finetune(spec, texts, ["bad"] * 6 + ["worse"], SETTINGS, dev=None, out=out, context=watch)

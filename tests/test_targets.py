@@ -239,7 +239,7 @@ def test_one_logsumexp_would_not_do_for_the_tail() -> None:
 def test_an_unknown_temperature_names_the_offered_ones() -> None:
     targets = make()
     assert [targets.temperature_column(t) for t in TEMPERATURES] == [0, 1, 2]
-    with pytest.raises(ValueError, match=r"temperature 3; offered: 1, 2, 4$"):
+    with pytest.raises(ValueError, match=r"\b3\b.*\b1, 2, 4$"):
         targets.batch([0], temperature=3.0)
 
 
@@ -247,7 +247,7 @@ def test_logits_that_are_not_finite_are_refused() -> None:
     full = random_logits(4)
     full[5, 3] = float("nan")
     for kept in (0, KEPT):
-        with pytest.raises(TrainingError, match="not finite; train it again"):
+        with pytest.raises(TrainingError, match="not finite"):
             of_positions(full, max_logits=kept)
     full[5, 3] = float("-inf")  # a token that is never said
     targets = of_positions(full, max_logits=VOCAB - 1, tail_mass=0.0)
@@ -404,7 +404,7 @@ def test_a_padded_batch_is_one_wider_than_its_longest_answer() -> None:
 
 
 def test_padding_that_was_not_kept_cannot_be_trained_on() -> None:
-    with pytest.raises(ValueError, match=r"row 3 keeps 1 positions but its batch is 7 wide.*keep_padding"):
+    with pytest.raises(ValueError, match=r"row 3 .*\b1\b.*\b7\b.*keep_padding"):
         make().batch([2, 3], temperature=1.0, with_padding=True)
 
 

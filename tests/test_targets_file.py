@@ -158,15 +158,15 @@ def test_what_is_no_file_of_targets_is_refused(tmp_path: Path) -> None:
     offsets = {"offsets": np.zeros(1, dtype=np.int64)}
     older = save(offsets, metadata={"shape": json.dumps({"kind": "tokens", "temperatures": [1.0], "vocab_size": 7})})
     for data, says in (
-        (b"", "is empty; teach again"),
+        (b"", "empty.*teach again"),
         (b"short", "cannot be read"),
         (b"\xff" * 100, "cannot be read"),
         (good[:-200], "cannot be read"),
         (save(offsets), "cannot be read"),
-        (older, "have an earlier format, this version of outlay reads 3; teach again"),
+        (older, r"earlier format.*\b3\b.*teach again"),
         (
             good.replace(b'"format\\": 3', b'"format\\": 4'),
-            "have format 4, this version of outlay reads 3; teach again",
+            r"format 4\b.*\b3\b.*teach again",
         ),
     ):
         path.write_bytes(data)
@@ -174,7 +174,7 @@ def test_what_is_no_file_of_targets_is_refused(tmp_path: Path) -> None:
             SparseTargets.open(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ArtifactDamaged, match="these targets cannot be read"):
+    with pytest.raises(ArtifactDamaged, match="these targets"):
         SparseTargets.from_bytes(good[:100])
 
 
