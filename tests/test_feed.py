@@ -66,7 +66,7 @@ def test_steps_come_in_order_whoever_makes_them(ahead: int) -> None:
     feeder.close()
     assert taken == [[10 * step, 10 * step + 1] for step in range(5)]
     assert source.asked == [piece for step in taken for piece in step]  # each once, none behind the end
-    assert source.threads == ({"feeder_0"} if ahead else {threading.current_thread().name})
+    assert source.threads == ({"prefetcher_0"} if ahead else {threading.current_thread().name})
 
 
 def test_steps_are_made_ahead() -> None:

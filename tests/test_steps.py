@@ -22,7 +22,7 @@ from outlay.train.api import DevTexts, TrainContext, count_tokens, distil, finet
 from outlay.train.profiler import Profiler
 from outlay.train.progress import TrainProgress
 from outlay.train.targets.targets import SparseTargets
-from tests.toys import CountingMeter, sentences
+from tests.toys import CountingMeter, read_targets, sentences
 
 LABELS = ("bad", "good")
 MAX_TOKENS = 24
@@ -137,7 +137,7 @@ def test_a_block_is_bit_equal_whenever_it_is_taught(
         torch.manual_seed(len(again))
         again.append(speak(teacher[0], block).to_bytes())
     assert again[::-1] == as_one_run
-    whole = SparseTargets.concatenate([SparseTargets.from_bytes(data) for data in as_one_run])
+    whole = SparseTargets.concatenate([read_targets(data) for data in as_one_run])
     assert len(whole) == len(pool)
     assert len({*as_one_run}) == len(blocks)
 

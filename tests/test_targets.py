@@ -19,7 +19,7 @@ from outlay.errors import TrainingError
 from outlay.settings import TEMPERATURES
 from outlay.train.targets.sparse_logits import MAX_LOGITS, SparseLogits, SparsityRule
 from outlay.train.targets.targets import SparseTargets, TargetsBuilder
-from tests.toys import targets_of
+from tests.toys import read_targets, targets_of
 
 POSITIONS, VOCAB, KEPT, TAIL = 13, 23, 5, 0.05
 N_POSITIONS = (2, 0, 7, 1, 3)
@@ -364,7 +364,7 @@ def test_a_batch_holds_the_real_positions_of_its_rows(
     targets = make(seed, n_positions, kept, n_real)
     cut = data.draw(st.integers(0, len(n_positions)))
     blocks = [targets.select(range(cut)), targets.select(range(cut, len(targets)))]
-    apart = SparseTargets.concatenate([SparseTargets.from_bytes(block.to_bytes()) for block in blocks])
+    apart = SparseTargets.concatenate([read_targets(block.to_bytes()) for block in blocks])
     rows = data.draw(st.lists(st.integers(0, len(n_positions) - 1), min_size=1, max_size=7))
     plain, column = as_lists(targets), data.draw(st.integers(0, 2))
     width = max(n_real[row] for row in rows)

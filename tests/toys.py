@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -200,6 +202,14 @@ class Tagger(nn.Module):
         for block in self.blocks:
             hidden = block(hidden)
         return SimpleNamespace(logits=self.head(hidden))
+
+
+def read_targets(data: bytes) -> SparseTargets:
+    """The targets of a file of these bytes."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "targets.safetensors"
+        path.write_bytes(data)
+        return SparseTargets.open(path)
 
 
 def targets_of(

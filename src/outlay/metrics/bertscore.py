@@ -72,18 +72,18 @@ class BertScore:
             raise ValueError(
                 f"{len(predictions)} predictions meet {len(references)} references; give one per reference"
             )
-        predicted, wanted = self._tokens(predictions), self._tokens(references)
-        weights = self._weights(wanted)
-        there = [i for i in range(len(predicted)) if predicted[i] and wanted[i]]
-        order = sorted(there, key=lambda i: max(len(predicted[i]), len(wanted[i])))
+        predicted, referred = self._tokens(predictions), self._tokens(references)
+        weights = self._weights(referred)
+        scored = [i for i in range(len(predicted)) if predicted[i] and referred[i]]
+        order = sorted(scored, key=lambda i: max(len(predicted[i]), len(referred[i])))
         values = [0.0] * len(predicted)
         for start in range(0, len(order), _BATCH_PAIRS):
             rows = order[start : start + _BATCH_PAIRS]
-            embedded = self._embed([predicted[i] for i in rows] + [wanted[i] for i in rows])
+            embedded = self._embed([predicted[i] for i in rows] + [referred[i] for i in rows])
             for row, prediction, reference in zip(rows, embedded[: len(rows)], embedded[len(rows) :], strict=True):
                 cosines = prediction @ reference.T
                 precision = _weighted(cosines.amax(1), [weights(token) for token in predicted[row]])
-                recall = _weighted(cosines.amax(0), [weights(token) for token in wanted[row]])
+                recall = _weighted(cosines.amax(0), [weights(token) for token in referred[row]])
                 both = precision + recall
                 values[row] = 2 * precision * recall / both if both else 0.0
         return values

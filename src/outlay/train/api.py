@@ -358,14 +358,14 @@ def _dev_score(
     head: Head, dev: DevTexts, settings: TrainSettings, objective: Objective, group: ProcessGroup
 ) -> DevScore:
     read = head.tokenize(dev.sources[: _n_sampled(head, dev, settings, objective)])
-    how = TeachSettings(batch_size=INFERENCE_BATCH, answers_from="free")
+    free = TeachSettings(batch_size=INFERENCE_BATCH, answers_from="free")
     # A model that is itself spread over the processes takes all of them for each row.
     shard = None if group.fsdp else group
 
     def score(model: nn.Module) -> tuple[float, int]:
         numbered: list[tuple[int, str]] = []
         n_tokens = 0
-        for rows, generation, texts in _generations(model, head, read, how, settings.precision, None, shard=shard):
+        for rows, generation, texts in _generations(model, head, read, free, settings.precision, None, shard=shard):
             numbered += zip(rows.tolist(), texts, strict=True)
             n_tokens += generation.n_tokens
         if shard is not None:

@@ -146,10 +146,10 @@ def calibrate(
     n_done, n_total = 0, 2 * sum(map(len, chosen.values()))
     with _threads(threads), tempfile.TemporaryDirectory(prefix="outlay-calibrate-") as folder:
         peak = max(matmul_rate(current_process().device, precision) for precision in ("bf16", "fp32"))
-        lab = _Lab(Path(folder))
+        models = _RandomModels(Path(folder))
         for precision in precisions:
             for trial in chosen[precision]:
-                for measure in (lab.train, lab.answer):
+                for measure in (models.train, models.answer):
                     measure(trial, precision, measured[precision])
                     n_done += 1
                     if on_progress is not None:
@@ -172,8 +172,8 @@ def calibrate(
 def fit_terms(samples: Sequence[Sample], terms: Sequence[str]) -> dict[str, float]:
     """Fit the seconds of one unit of each term by `least_relative_squares`; 0 for a term that no sample has."""
     columns = [TERMS.index(term) for term in terms]
-    asked = np.array([astuple(sample.load) for sample in samples], dtype=np.float64)[:, columns]
-    found = least_relative_squares(asked, np.array([sample.seconds for sample in samples]))
+    amounts = np.array([astuple(sample.load) for sample in samples], dtype=np.float64)[:, columns]
+    found = least_relative_squares(amounts, np.array([sample.seconds for sample in samples]))
     return dict(zip(terms, found.tolist(), strict=True))
 
 
@@ -221,7 +221,7 @@ class Measured:
 
 
 class _Clock(TokenCounter):
-    """A counter that notes when each step or batch was done, and ends a training when it has told enough."""
+    """A counter that notes when each step or batch was done, and ends a training after enough steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ class _Clock(TokenCounter):
         return float(np.median(np.diff(self.done[n_warm - 1 :])))
 
 
-class _Lab:
+class _RandomModels:
     """Random models and texts of exact lengths, in a scratch folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -268,31 +268,33 @@ class _Lab:
         """Time some steps of fine-tuning; the time before the first and after the last is the start."""
         n_rows = N_STEPS * trial.n_rows
         settings = TrainSettings(epochs=1, batch_size=trial.n_rows, learning_rate=1e-4, precision=precision)
-        spec, reader = self._spec(trial), _reader(trial)
+        spec, profile = self._spec(trial), _model_profile(trial)
         sources, answers = self._rows(trial, n_rows)
         out, clock = self._folder / "out", _Clock()
         out.mkdir(exist_ok=True)
         finetune(spec, sources, answers, settings, dev=None, out=out, context=TrainContext(clock))
         total, each = time.perf_counter() - clock.began, clock.each(N_WARM)
-        step = training_load(reader, _lengths(trial, trial.n_rows), settings)
+        step = training_load(profile, _lengths(trial, trial.n_rows), settings)
         measured.training.append(Sample(step, each))
-        measured.starting.append(Sample(starting_load(reader, _lengths(trial, n_rows)), total - len(clock.done) * each))
+        measured.starting.append(
+            Sample(starting_load(profile, _lengths(trial, n_rows)), total - len(clock.done) * each)
+        )
 
     def answer(self, trial: Trial, precision: str, measured: Measured) -> None:
         """Time some batches of answers by the model just trained; of one that generates, also a pass that keeps logits."""
         n_rows = N_BATCHES * trial.n_rows
-        folder, reader = self._folder / "out", _reader(trial)
+        folder, profile = self._folder / "out", _model_profile(trial)
         sources, _ = self._rows(trial, n_rows)
         settings = TeachSettings(batch_size=trial.n_rows, batch_tokens=trial.n_rows * (trial.source + 1))
         clock = _Clock()
         predict(folder, sources, precision=precision, meter=clock, batch_size=trial.n_rows)
         written = round(clock.n_tokens[-1] / trial.n_rows) - trial.source
         lengths = Lengths([trial.source] * trial.n_rows, [max(0, written)] * trial.n_rows)
-        measured.inference.append(Sample(answering_load(reader, lengths, settings), clock.each(1)))
+        measured.inference.append(Sample(answering_load(profile, lengths, settings), clock.each(1)))
         if trial.answer:
             clock = _Clock()
             teach(folder, sources, target="tokens", settings=settings, precision=precision, meter=clock)
-            load = answering_load(reader, lengths, settings, keep=True).times(N_BATCHES)
+            load = answering_load(profile, lengths, settings, keep=True).times(N_BATCHES)
             measured.keeping.append(Sample(load, time.perf_counter() - clock.began))
 
     def _spec(self, trial: Trial) -> ModelSpec:
@@ -313,7 +315,7 @@ class _Lab:
         return sources, [" ".join(draw.choices(self._words, k=trial.answer)) for _ in range(n)]
 
 
-def _reader(trial: Trial) -> ModelProfile:
+def _model_profile(trial: Trial) -> ModelProfile:
     return ModelProfile(shape_of_size(trial.size), 0 if trial.answer else 2)
 
 

@@ -101,7 +101,7 @@ def fit(
         checkpoints.load(training, group)
     if settings.gradient_checkpointing:
         _set_gradient_checkpointing(model, True)
-    _Run(training, objective, schedule, dev, checkpoints, context).go()
+    _Run(training, objective, schedule, dev, checkpoints, context).run()
     if settings.gradient_checkpointing:
         _set_gradient_checkpointing(model, False)
     if training.best is not None:
@@ -119,19 +119,21 @@ class _Run:
     dev: DevScore | None
     checkpoints: Checkpoints | None
     context: TrainContext
-    unread: list[tuple[int, Tensor]] = field(default_factory=list)
+    unread_losses: list[tuple[int, Tensor]] = field(default_factory=list)
     """Steps whose loss is still on the device: the step, and its loss, float64 scalar."""
     n_allowed: int = 0
     """Steps that the meter has allowed and that were not taken yet."""
 
-    def go(self) -> None:
+    def run(self) -> None:
         """Take the steps that are left."""
         training, schedule, profiler = self.training, self.schedule, self.context.profiler
         progress = training.progress
-        feeder = BatchPrefetcher(self.objective.batch, schedule.micro_batches, schedule.n_steps, schedule.group.device)
+        prefetcher = BatchPrefetcher(
+            self.objective.batch, schedule.micro_batches, schedule.n_steps, schedule.group.device
+        )
         training.model.train()
         with ExitStack() as stack:
-            stack.callback(feeder.close)
+            stack.callback(prefetcher.close)
             if profiler is not None:
                 stack.callback(profiler.stop)
             while progress.stopped is None:
@@ -139,10 +141,10 @@ class _Run:
                     progress.stopped = "limit"
                     break
                 with part(profiler, "data"):
-                    batches = feeder.take(progress.step)
+                    batches = prefetcher.take(progress.step)
                 self._step(batches)
-                self._after(progress.step - 1)
-            self._read()
+                self._after_step(progress.step - 1)
+            self._read_losses()
             if progress.step == 0:
                 raise TrainingError(
                     "not one batch fits into the limit of this step; raise it (a run is topped up with `outlay ledger topup`)"
@@ -182,7 +184,7 @@ class _Run:
             if group.device.type == "cpu":
                 _check_finite(float(total / n), step, schedule)
             _optimizer_step(training, schedule, n_rows / n)
-        self.unread.append((step, total / n))
+        self.unread_losses.append((step, total / n))
         self.n_allowed -= 1
         progress = training.progress
         progress.epoch = schedule.epoch(step)
@@ -199,16 +201,16 @@ class _Run:
             with profiler.forward_of(model), profiler.rest("loss", without="forward"):
                 return self.objective.loss(model, batch)
 
-    def _after(self, step: int) -> None:
+    def _after_step(self, step: int) -> None:
         """Do what may follow a step: read its loss, evaluate the model, write a checkpoint."""
         progress, schedule, settings = self.training.progress, self.schedule, self.schedule.settings
         is_last = progress.step == schedule.n_steps
         every = settings.eval_steps
         evaluates = is_last or (schedule.ends_epoch(step) if every is None else progress.step % every == 0)
-        wanted = self.checkpoints is not None and self.checkpoints.wanted_at(progress.step)
-        if not (evaluates or wanted or schedule.group.device.type == "cpu" or len(self.unread) >= _READ_EVERY):
+        saves = self.checkpoints is not None and self.checkpoints.wanted_at(progress.step)
+        if not (evaluates or saves or schedule.group.device.type == "cpu" or len(self.unread_losses) >= _READ_EVERY):
             return
-        self._read()
+        self._read_losses()
         if evaluates:
             self._evaluate()
             progress.stopped = _why_stop(progress, schedule)
@@ -216,23 +218,23 @@ class _Run:
             with part(self.context.profiler, "checkpoint"):
                 self.checkpoints.maybe_save(self.training, schedule.group)
 
-    def _read(self) -> None:
+    def _read_losses(self) -> None:
         """Read the losses of the last steps off the device, and report them.
 
         Raises:
             TrainingError: one is not finite.
         """
         progress, context, schedule = self.training.progress, self.context, self.schedule
-        if not self.unread:
+        if not self.unread_losses:
             return
-        losses = torch.stack([loss for _, loss in self.unread]).tolist()
-        for (step, _), loss in zip(self.unread, losses, strict=True):
+        losses = torch.stack([loss for _, loss in self.unread_losses]).tolist()
+        for (step, _), loss in zip(self.unread_losses, losses, strict=True):
             _check_finite(loss, step, schedule)
             progress.loss_since += loss
             progress.steps_since += 1
             if schedule.group.is_main and context.tracker is not None:
                 context.tracker.log({"learning_rate": schedule.learning_rate(step), "loss": loss}, step + 1)
-        self.unread.clear()
+        self.unread_losses.clear()
         if schedule.group.is_main and context.on_progress is not None:
             context.on_progress(progress, schedule.n_steps)
 

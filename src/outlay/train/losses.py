@@ -74,9 +74,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, positions: Tensor | None = Non
         positions: int64 ``[N]``, the rows of the flattened logits that count, increasing; ``None`` = all.
     """
     rows = logits.reshape(-1, logits.shape[-1])
-    wanted = labels.reshape(-1) if positions is None else labels.reshape(-1)[positions]
-    segments = Segments.of(torch.arange(len(wanted), device=wanted.device), len(wanted), width=1)
-    log_q, _ = log_probabilities(rows, Cells(_unless_all(positions, rows), segments, wanted, complete=False), 1.0)
+    classes = labels.reshape(-1) if positions is None else labels.reshape(-1)[positions]
+    segments = Segments.of(torch.arange(len(classes), device=classes.device), len(classes), width=1)
+    log_q, _ = log_probabilities(rows, Cells(_unless_all(positions, rows), segments, classes, complete=False), 1.0)
     return -log_q
 
 

@@ -62,7 +62,7 @@ class SupervisedObjective:
     def batch(self, rows: Rows) -> GoldBatch:
         """Return the rows' inputs and answers."""
         labels, mask = self.units.batch(rows)
-        return GoldBatch(self.head.inputs(self.sources, rows, labels), labels, _places(mask))
+        return GoldBatch(self.head.inputs(self.sources, rows, labels), labels, _positions(mask))
 
     def loss(self, model: nn.Module, batch: GoldBatch) -> LossSum:
         """Sum of the cross-entropies of the rows' positions, and how many those are."""
@@ -118,10 +118,10 @@ class DistillationObjective:
         weights = torch.where(of_row, 1.0 - self.settings.gold_weight, 1.0)
         if self._second_pass:
             labels, mask = gold.batch(rows[has_gold])
-            own = GoldBatch(self.head.inputs(self.sources, rows[has_gold], labels), labels, _places(mask))
+            own = GoldBatch(self.head.inputs(self.sources, rows[has_gold], labels), labels, _positions(mask))
         else:
             labels, mask = gold.batch(rows, width=targets.units.shape[1])
-            own = GoldBatch({}, labels, _places(mask))
+            own = GoldBatch({}, labels, _positions(mask))
         return TargetBatch(inputs, targets.teacher, weights, own)
 
     def loss(self, model: nn.Module, batch: TargetBatch) -> LossSum:
@@ -135,8 +135,8 @@ class DistillationObjective:
         if gold is None:
             return loss
         gold_logits = self.head.logits(model, gold.inputs) if gold.inputs else logits
-        golden, weight = summed(cross_entropy(gold_logits, gold.labels, gold.positions)), settings.gold_weight
-        return LossSum(loss.total + weight * golden.total, loss.n + weight * golden.n)
+        on_gold, weight = summed(cross_entropy(gold_logits, gold.labels, gold.positions)), settings.gold_weight
+        return LossSum(loss.total + weight * on_gold.total, loss.n + weight * on_gold.n)
 
     @property
     def _published(self) -> bool:
@@ -161,6 +161,6 @@ def gold_units(head: Head, sources: Sources, gold: Sequence[str | None]) -> Answ
     return AnswerIds.of(rows, n_cut=spelled.n_cut, n_unaligned=spelled.n_unaligned)
 
 
-def _places(mask: Tensor) -> Tensor:
+def _positions(mask: Tensor) -> Tensor:
     """Return the indices where ``mask`` ``[B, P]`` holds, in the flattened B x P, int64 ``[N]``."""
     return mask.reshape(-1).nonzero().squeeze(1)

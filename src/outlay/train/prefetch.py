@@ -43,7 +43,7 @@ class BatchPrefetcher:
         self._device = device
         self._ready: dict[int, Future[list[Batch]]] = {}
         self._ahead = ahead if ahead is not None else _AHEAD if device.type == "cuda" else 0
-        self._pool = ThreadPoolExecutor(1, "feeder") if self._ahead else None
+        self._pool = ThreadPoolExecutor(1, "prefetcher") if self._ahead else None
 
     def take(self, step: int) -> list[Batch]:
         """Return the batches of ``step``, one per forward pass."""

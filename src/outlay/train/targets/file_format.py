@@ -54,43 +54,33 @@ def to_bytes(block: TargetsBlock) -> bytes:
     return save(present, metadata={"targets": json.dumps(about)})
 
 
-def from_bytes(data: bytes | Array, origin: str = "these targets") -> TargetsBlock:
-    """Read a block from `to_bytes`'s bytes; arrays are views of ``data``, which is bytes or uint8 ``[bytes]``.
-
-    Raises:
-        ArtifactDamaged: another format, or bytes that are no targets; names the ``origin``.
-    """
-    whole = np.frombuffer(data, dtype=np.uint8) if isinstance(data, bytes) else data
-    try:
-        size = int(whole[:8].view("<u8")[0])
-        header: dict[str, Any] = json.loads(whole[8 : 8 + size].tobytes())
-        about = json.loads(header.pop("__metadata__").get("targets", "{}"))
-        if (found := about.get("format")) != FORMAT:
-            named = "an earlier format" if found is None else f"format {found}"
-            raise ArtifactDamaged(f"{origin} have {named}, this version of outlay reads {FORMAT}; teach again")
-        arrays = {name: _view(whole[8 + size :], entry) for name, entry in header.items()}
-        return _block(about, arrays)
-    except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ArtifactDamaged(f"{origin} cannot be read ({type(error).__name__}); teach again") from error
-
-
 def open_file(path: Path) -> TargetsBlock:
     """Return a block whose arrays are views of the file, mapped into memory: what is not looked at is not read.
 
     The file is not kept open, so there may be any number of them; it must not be written to meanwhile.
 
     Raises:
-        ArtifactDamaged: as `from_bytes`; an empty file.
+        ArtifactDamaged: another format, or bytes that are no targets; names the file.
         OSError: no such file.
     """
     import torch
 
-    size = path.stat().st_size
-    if size == 0:
+    n_bytes = path.stat().st_size
+    if n_bytes == 0:
         raise ArtifactDamaged(f"{path} is empty; teach again")
-    data: NDArray[np.uint8] = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
-    data.flags.writeable = False
-    return from_bytes(data, str(path))
+    whole: NDArray[np.uint8] = torch.from_file(str(path), shared=False, size=n_bytes, dtype=torch.uint8).numpy()
+    whole.flags.writeable = False
+    try:
+        size = int(whole[:8].view("<u8")[0])
+        header: dict[str, Any] = json.loads(whole[8 : 8 + size].tobytes())
+        about = json.loads(header.pop("__metadata__").get("targets", "{}"))
+        if (found := about.get("format")) != FORMAT:
+            named = "an earlier format" if found is None else f"format {found}"
+            raise ArtifactDamaged(f"{path} has {named}, this version of outlay reads {FORMAT}; teach again")
+        arrays = {name: _view(whole[8 + size :], entry) for name, entry in header.items()}
+        return _block(about, arrays)
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ArtifactDamaged(f"{path} cannot be read ({type(error).__name__}); teach again") from error
 
 
 def _view(data: Array, entry: dict[str, Any]) -> Array:

@@ -108,8 +108,8 @@ class SparseLogits:
                 f"{len(indices)} indices and {len(logits)} logits"
             )
         if n and (counts.min() < (limit if rule.complete else 1) or counts.max() > limit):
-            wanted = f"{limit}" if rule.complete else f"1 to {limit}"
-            raise ValueError(f"a position keeps {counts.min()} to {counts.max()} logits; it must keep {wanted}")
+            allowed = f"{limit}" if rule.complete else f"1 to {limit}"
+            raise ValueError(f"a position keeps {counts.min()} to {counts.max()} logits; it must keep {allowed}")
         answered, classes = _narrow_units(units, rule), indices.astype(_class_dtype(rule))
         if rule.complete:
             return cls(answered, np.asarray(logsumexp, np.float32), classes, None, np.asarray(logits, np.float32))
@@ -186,10 +186,10 @@ def gather(
     if np.array_equal(order, np.arange(len(order))):
         return _gather_sorted(pieces, rule, places, counts)
     # Piece by piece first, then into the order asked for: as many small copies as there are pieces, not rows.
-    beside = _gather_sorted(pieces, rule, places.of(order), counts[order])
-    kept = np.add.reduceat(np.append(beside.counts(rule), 0), offsets_of(counts[order])[:-1])
-    again = RowPlaces.one_piece(counts[order], np.where(counts[order] > 0, kept, 0))
-    return _gather_sorted([beside], rule, again.of(np.argsort(order)), counts)
+    gathered = _gather_sorted(pieces, rule, places.of(order), counts[order])
+    kept = np.add.reduceat(np.append(gathered.counts(rule), 0), offsets_of(counts[order])[:-1])
+    regrouped = RowPlaces.one_piece(counts[order], np.where(counts[order] > 0, kept, 0))
+    return _gather_sorted([gathered], rule, regrouped.of(np.argsort(order)), counts)
 
 
 def _gather_sorted(

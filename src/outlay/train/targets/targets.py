@@ -232,16 +232,10 @@ class SparseTargets:
 
     def to_bytes(self) -> bytes:
         """Return the bytes of a file (`outlay.train.targets.file_format`), equal for equal targets."""
-        return file_format.to_bytes(self._block())
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> SparseTargets:
-        """Read targets from `to_bytes`'s bytes; positions stay where they are in ``data``.
-
-        Raises:
-            ArtifactDamaged: another format, or bytes that are no targets.
-        """
-        return cls._of_block(file_format.from_bytes(data))
+        positions, n_positions = self.positions(), self.places.n_positions
+        n_entries = _n_entries(positions, self.rule, n_positions)
+        block = TargetsBlock(self.rule, positions, n_positions, self.n_real, n_entries, self.answers)
+        return file_format.to_bytes(block)
 
     @classmethod
     def open(cls, path: Path) -> SparseTargets:
@@ -251,15 +245,7 @@ class SparseTargets:
             ArtifactDamaged: another format, or bytes that are no targets.
             OSError: no such file.
         """
-        return cls._of_block(file_format.open_file(path))
-
-    def _block(self) -> TargetsBlock:
-        positions, places = self.positions(), self.places
-        n_entries = _n_entries(positions, self.rule, places.n_positions)
-        return TargetsBlock(self.rule, positions, places.n_positions, self.n_real, n_entries, self.answers)
-
-    @classmethod
-    def _of_block(cls, block: TargetsBlock) -> SparseTargets:
+        block = file_format.open_file(path)
         places = RowPlaces.one_piece(block.n_positions, block.n_entries)
         return cls(block.rule, (block.positions,), places, block.n_real.astype(np.int64), block.answers)
 
@@ -391,24 +377,24 @@ class TargetsBuilder:
 
     def _order(self, offsets: NDArray[np.int64], rule: SparsityRule) -> RowPlaces:
         """Return the place of each position among those put, one row of `RowPlaces` for each."""
-        came = RowPlaces.joined(
+        places = RowPlaces.joined(
             [RowPlaces.one_piece(np.ones(len(piece)), piece.counts(rule)) for piece in self._pieces],
             [1] * len(self._pieces),
         )
         nothing = np.zeros(0, dtype=np.int64)
         rows = np.concatenate([nothing, *(rows for rows, _ in self._places)])
         position = np.concatenate([nothing, *(positions for _, positions in self._places)])
-        wanted = np.flatnonzero(position < self._n_kept[rows])
-        goes_to = offsets[rows[wanted]] + position[wanted]
-        times = np.bincount(goes_to, minlength=int(offsets[-1]))
-        for wrong, what in ((times > 1, "came more than once"), (times == 0, "never came")):
+        kept = np.flatnonzero(position < self._n_kept[rows])
+        slots = offsets[rows[kept]] + position[kept]
+        n_put = np.bincount(slots, minlength=int(offsets[-1]))
+        for wrong, what in ((n_put > 1, "came more than once"), (n_put == 0, "never came")):
             if wrong.any():
                 at = int(np.flatnonzero(wrong)[0])
                 row = int(np.searchsorted(offsets, at, side="right")) - 1
                 raise ValueError(f"logits of position {at - int(offsets[row])} of row {row} {what}")
         order = np.empty(int(offsets[-1]), dtype=np.int64)
-        order[goes_to] = wanted
-        return came.of(order)
+        order[slots] = kept
+        return places.of(order)
 
 
 def _n_entries(positions: SparseLogits, rule: SparsityRule, n_positions: NDArray[np.int64]) -> NDArray[np.int64]:
