@@ -40,7 +40,6 @@ from outlay.train.profiler import Profiler, part
 from outlay.train.progress import TrainContext, TrainProgress, WorkMeter
 from outlay.train.targets.targets import SparseTargets, TargetsBuilder
 
-INFERENCE_BATCH = ANSWERING.batch_size
 _NO_LIMIT = 2**20
 
 
@@ -163,7 +162,7 @@ def predict(
     precision: str,
     meter: WorkMeter,
     beams: int = 1,
-    batch_size: int = INFERENCE_BATCH,
+    batch_size: int = ANSWERING.batch_size,
     device_map: str | None = None,
 ) -> list[str]:
     """Return a trained model's answers, in row order; a generative model is not held to the labels."""
@@ -358,7 +357,7 @@ def _dev_score(
     head: Head, dev: DevTexts, settings: TrainSettings, objective: Objective, group: ProcessGroup
 ) -> DevScore:
     read = head.tokenize(dev.sources[: _n_sampled(head, dev, settings, objective)])
-    free = TeachSettings(batch_size=INFERENCE_BATCH, answers_from="free")
+    free = TeachSettings(batch_size=ANSWERING.batch_size, answers_from="free")
     # A model that is itself spread over the processes takes all of them for each row.
     shard = None if group.fsdp else group
 

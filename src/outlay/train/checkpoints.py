@@ -18,7 +18,7 @@ from outlay.errors import TrainingError
 from outlay.models.peft import load_trained_state, trained_state
 from outlay.storage.checkpoint_files import checkpoint_state, newest_checkpoint
 from outlay.storage.files import writing
-from outlay.train.distributed import ProcessGroup, like
+from outlay.train.distributed import ProcessGroup, shard_like
 from outlay.train.progress import TrainProgress, WorkMeter
 
 
@@ -117,7 +117,7 @@ class Checkpoints:
 
 def _sharded(whole: dict[str, Tensor], now: dict[str, Any]) -> dict[str, Tensor]:
     """Return whole tensors, sharded as those of the same name are now."""
-    return {name: like(tensor, now[name]) for name, tensor in whole.items()}
+    return {name: shard_like(tensor, now[name]) for name, tensor in whole.items()}
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -139,7 +139,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
         whole = isinstance(value, Tensor) and value.shape == parameter.shape
-        state.setdefault(int(index), {})[name] = like(value, parameter) if whole else value
+        state.setdefault(int(index), {})[name] = shard_like(value, parameter) if whole else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

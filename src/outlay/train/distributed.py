@@ -132,7 +132,7 @@ def current_process() -> ProcessGroup:
     return ProcessGroup(_process_state(), fsdp=os.environ.get(FSDP_SWITCH, "false").lower() == "true")
 
 
-def like(whole: Tensor, tensor: Tensor) -> Tensor:
+def shard_like(whole: Tensor, tensor: Tensor) -> Tensor:
     """Return ``whole`` sharded as ``tensor`` is; each process takes its part of its own copy."""
     if isinstance(tensor, DTensor):
         return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)

@@ -208,7 +208,7 @@ def _gather_sorted(
         indices = _take([piece.indices.reshape(shape) for piece in used], at, bounds).reshape(-1)
         logits = _take([piece.logits.reshape(shape) for piece in used], at, bounds).reshape(-1)
         return SparseLogits(units, logsumexp, indices, None, logits)
-    n_kept = _take([_present(piece.n_kept) for piece in used], at, bounds)
+    n_kept = _take([piece.n_kept for piece in used if piece.n_kept is not None], at, bounds)
     n_entries = n_kept.astype(np.int64)
     before = offsets_of(n_entries)
     entry = before[:-1] + np.repeat(places.entry - before[offsets[:-1]], counts)
@@ -285,8 +285,3 @@ def _firsts(counts: NDArray[np.int64]) -> NDArray[np.bool_]:
     first = np.zeros(int(counts.sum()), dtype=bool)
     first[offsets_of(counts)[:-1]] = True
     return first
-
-
-def _present(array: Array | None) -> Array:
-    assert array is not None, "targets that are not complete have counts"
-    return array
