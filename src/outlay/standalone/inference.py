@@ -337,19 +337,19 @@ class _Teach:
 
         self.asked.check_worker()
         train_api.use_threads(self.asked.running.threads)
-        counter, stopwatch = TokenCounter(), new_stopwatch(self.asked.running.profile)
+        gauge, stopwatch = TokenCounter(), new_stopwatch(self.asked.running.profile)
         targets = train_api.teach(
             folder,
             self.saved.sources(part),
             target=self.kind,
             settings=self.settings,
             precision=self.asked.precision,
-            meter=counter,
+            meter=gauge,
             vocab_size=self.vocab_size,
             device_map=self.asked.running.device_map,
             profiler=stopwatch,
         )
-        return _Made(targets.to_bytes(), counter.n_inferred, seconds_of(stopwatch))
+        return _Made(targets.to_bytes(), gauge.n_inferred, seconds_of(stopwatch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,17 +364,17 @@ class _Predict:
 
         self.asked.check_worker()
         train_api.use_threads(self.asked.running.threads)
-        counter = TokenCounter()
+        gauge = TokenCounter()
         said = train_api.predict(
             folder,
             self.saved.sources(part),
             precision=self.asked.precision,
-            meter=counter,
+            meter=gauge,
             beams=self.asked.beams,
             batch_size=self.asked.batch_size,
             device_map=self.asked.running.device_map,
         )
-        return _Made(json_lines(answer_lines(part, said)), counter.n_inferred)
+        return _Made(json_lines(answer_lines(part, said)), gauge.n_inferred)
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,7 @@ def distil(recipe: TrainingRequest, listener: Listener, *, targets: Path, max_ro
 class Watched:
     """Counter of a training's tokens and profiler of its seconds."""
 
-    counter: TokenCounter
+    gauge: TokenCounter
     stopwatch: Profiler | None = None
 
 
@@ -139,7 +139,7 @@ class Watched:
 class _Plan:
     """Training with all options resolved, before a model is loaded.
 
-    ``data``: the training data as the request names them; ``rows``: their texts; ``target``: as in `ModelSpec`.
+    ``data``: the training data as the request names them; ``rows``: their texts; ``target``: as in `outlay.train.api.ModelSpec`.
     """
 
     command: str
@@ -205,9 +205,9 @@ class _Plan:
             listener.say(line)
         with alone(home):
             predicted = self.predicted_seconds()
-            counter, stopwatch = TokenCounter(), new_stopwatch(running.profile)
-            progress = self._train(home, Watched(counter, stopwatch), learn, listener)
-            outcome = replace(self._outcome(progress, counter, stopwatch), predicted_seconds=predicted)
+            gauge, stopwatch = TokenCounter(), new_stopwatch(running.profile)
+            progress = self._train(home, Watched(gauge, stopwatch), learn, listener)
+            outcome = replace(self._outcome(progress, gauge, stopwatch), predicted_seconds=predicted)
             on_main(lambda: _keep(home, progress, outcome))
         return outcome
 
@@ -251,7 +251,7 @@ class _Plan:
         tracker = self._tracker(home) if rank() == 0 else None
         told = _Telling(listener, self.settings.batch_size)
         watch = TrainContext(
-            watched.counter,
+            watched.gauge,
             home.work,
             running.save_seconds,
             told,
@@ -273,7 +273,7 @@ class _Plan:
         report_to, settings = self.recipe.running.report_to, self.settings.to_json()
         return open_tracker(report_to, name="outlay", folder=home.out / "tracking", settings=settings)
 
-    def _outcome(self, progress: TrainProgress, counter: TokenCounter, stopwatch: Profiler | None) -> StepReport:
+    def _outcome(self, progress: TrainProgress, gauge: TokenCounter, stopwatch: Profiler | None) -> StepReport:
         n_trained, n_inferred = progress.n_tokens_trained, progress.n_tokens_inferred
         flops = flops_of(self.recipe.model, self.recipe.base, self.form, n_trained, n_inferred)
         facts = {
@@ -291,7 +291,7 @@ class _Plan:
         }
         if stopwatch is not None:
             # The FLOPs of an earlier attempt were not profiled.
-            seen = None if counter.is_resumed else flops
+            seen = None if gauge.is_resumed else flops
             facts["profile"] = profile_of_parts([seconds_of(stopwatch)], seen, self.settings.precision)
         return StepReport(
             command=self.command,
@@ -301,7 +301,7 @@ class _Plan:
             n_tokens_trained=n_trained,
             n_tokens_inferred=n_inferred,
             flops=flops,
-            seconds=round(counter.seconds, 3),
+            seconds=round(gauge.seconds, 3),
         )
 
     def _counts(self, progress: TrainProgress) -> list[str]:
