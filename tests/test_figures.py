@@ -14,7 +14,7 @@ import pytest
 from outlay.errors import UsageError
 from outlay.report import figure_data, figures
 from outlay.report.axes import HEIGHT, LETTER_PX, Box, log_ticks, place_labels, score_axis, x_axis
-from outlay.report.figure_data import DataPoint, Panel, ReferenceLine, Series, layouts, matching_charge
+from outlay.report.figure_data import DataPoint, Panel, ReferenceLine, Series, layouts
 from outlay.report.figures import figure_svg, save
 from outlay.report.palette import PALETTE, SHAPES
 from outlay.report.results import Header, Layout, Results
@@ -131,14 +131,6 @@ def test_no_two_series_look_alike(layout: Layout) -> None:
 
 
 def test_what_annotation_costs_to_match() -> None:
-    curve = [(100.0, 60.0), (1000.0, 70.0), (10_000.0, 75.0)]
-    assert matching_charge(curve, 60.0) == 100.0
-    assert matching_charge(curve, 65.0) == pytest.approx(10**2.5)
-    assert matching_charge(curve, 74.0) == pytest.approx(10**3.8)
-    assert matching_charge(curve, 75.1) is None
-    dip = [(100.0, 60.0), (200.0, 50.0), (400.0, 70.0)]
-    assert matching_charge(dip, 60.0) == 100.0
-    assert matching_charge(dip, 65.0) == pytest.approx(200 * 2**0.75)
     results = made("match")
     drawn = layouts(results, means(results))["fever"].panels[0]
     (level,) = drawn.reference_lines

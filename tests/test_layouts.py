@@ -6,7 +6,7 @@ import random
 import re
 from collections import Counter
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -15,19 +15,16 @@ from outlay.engine.point import Point, Reading
 from outlay.errors import DataError
 from outlay.metrics import Answered, mean_score
 from outlay.report.cells import hours, thousands
-from outlay.report.cost_tables import usd_to_reach
 from outlay.report.difference_table import lay_out_differences
 from outlay.report.layouts import lay_out
 from outlay.report.published import rows
 from outlay.report.results import Header, Layout, Results
-from outlay.report.significance import family
-from outlay.report.table import CellContent, Heading, PlacedCell, Table, pivot
+from outlay.report.significance import PairedTest, family
+from outlay.report.table import Heading, PlacedCell, Table, TableCell, pivot
 from outlay.report.table_formats import render_html, render_markdown, render_rich
 from tests.test_report import point
 
-LAYOUTS: tuple[Layout, ...] = (
-    *("budgets", "self", "match", "costs", "general", "pool", "initial", "students", "teachers", "llm", "plain"),
-)
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 TEACHER, STUDENT = "google/t5-v1_1-xxl", "google/t5-v1_1-small"
 
 
@@ -69,7 +66,7 @@ def published_points() -> tuple[list[Point], dict[str, RunOutputs]]:
 
 def written(laid: Table) -> list[tuple[tuple[str, ...], list[tuple[float | None, str]]]]:
     """Each row's headings with its cells as value and bracket."""
-    empty = CellContent()
+    empty = TableCell()
     return [(row.heads, [((c or empty).value, (c or empty).bracket) for c in row.cells]) for row in laid.rows]
 
 
@@ -205,11 +202,6 @@ def test_labels_and_rows_with_their_frontier() -> None:
 
 def test_annotating_to_the_same_score() -> None:
     curve = [(10.0, 50.0), (100.0, 60.0), (1000.0, 70.0), (10_000.0, 69.0)]
-    assert usd_to_reach(65.0, curve) == pytest.approx(10**2.5)
-    assert usd_to_reach(60.0, curve) == pytest.approx(100.0)
-    assert usd_to_reach(45.0, curve) == 10.0
-    assert usd_to_reach(70.5, curve) is None
-    assert usd_to_reach(1.0, []) is None
     labelled = [made("annotate", usd - 1, test, n_initial=5, charge_usd=usd, task="nq") for usd, test in curve]
     taught = [
         made("distill", 1.0, 65.0, n_initial=5, charge_usd=20.0, task="nq"),
@@ -393,8 +385,8 @@ def test_every_point_is_at_home_in_one_cell(layout: Layout, seed: int) -> None:
 
 
 def test_two_cells_in_one_place_are_refused() -> None:
-    item = PlacedCell(Heading((), ""), Heading((0,), "row"), Heading((0,), "column"), CellContent(1.0))
-    with pytest.raises(DataError, match="two cells for 'row' at 'column'"):
+    item = PlacedCell(Heading((0,), "row"), Heading((0,), "column"), TableCell(1.0))
+    with pytest.raises(DataError, match="'row' at 'column'"):
         pivot("t", ("s",), [item, item])
 
 
@@ -522,36 +514,24 @@ def test_counts_in_words() -> None:
 # --- differences -----------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Paired:
-    mean: float
-    low: float
-    high: float
-    p_holm: float | None
-    task: str = "toy"
-    budget_usd: float = 250.0
-    n_initial: int | None = 1000
-    first: str = "distill"
-    second: str = "annotate"
-    smallest: float | None = 2.26
-    n_comparisons: int = 3
-    n_seeds: int = 3
-    n_examples: int = 2909
-    n_apart: int = 300
-
-    @property
-    def is_significant(self) -> bool:
-        return self.p_holm is not None and self.p_holm <= 0.05
+def paired(mean: float, low: float, high: float, p_holm: float | None, **changes: Any) -> PairedTest:
+    """A test of three seeds and three comparisons, whatever is changed."""
+    whole: dict[str, Any] = {
+        **{"task": "toy", "budget_usd": 250.0, "added_usd": None, "n_initial": 1000, "first": "distill"},
+        **{"second": "annotate", "p": p_holm, "p_permuted": 1.0, "smallest": 2.26, "n_comparisons": 3},
+        **{"n_seeds": 3, "n_examples": 2909, "n_apart": 300, "points": ((), ())},
+    }
+    return PairedTest(mean=mean, low=low, high=high, p_holm=p_holm, **(whole | changes))
 
 
 def test_differences() -> None:
     tests = [
-        Paired(6.94, 5.1, 8.7, 0.0004),
-        Paired(-1.7, -3.0, -0.6, 0.04, first="self_distill"),
-        Paired(0.5, -1.2, 2.1, 0.6, budget_usd=300.0, n_initial=None),
-        Paired(9.5, 8.2, 10.1, None, budget_usd=400.0, n_initial=None, n_seeds=1, smallest=None),
-        Paired(0.0, -0.1, 0.1, 1.0, budget_usd=400.0, n_initial=None, first="mix", n_apart=0),
-        Paired(50.0, -100.0, 100.0, None, budget_usd=500.0, n_initial=None, smallest=None, n_examples=1),
+        paired(6.94, 5.1, 8.7, 0.0004),
+        paired(-1.7, -3.0, -0.6, 0.04, first="self_distill"),
+        paired(0.5, -1.2, 2.1, 0.6, budget_usd=300.0, n_initial=None),
+        paired(9.5, 8.2, 10.1, None, budget_usd=400.0, n_initial=None, n_seeds=1, smallest=None),
+        paired(0.0, -0.1, 0.1, 1.0, budget_usd=400.0, n_initial=None, first="mix", n_apart=0),
+        paired(50.0, -100.0, 100.0, None, budget_usd=500.0, n_initial=None, smallest=None, n_examples=1),
     ]
     table = lay_out_differences(tests)
     assert table is not None

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outlay.errors import DataError
-from outlay.report.frontier import CostScore, Frontier, frontier, mean_frontier
+from outlay.report.frontier import CostScore, Frontier, frontier, usd_to_reach
 
 
 @st.composite
@@ -81,19 +81,6 @@ def test_without_intervals_only_equal_scores_tie(spots: list[CostScore]) -> None
     best = {spot.charge_usd: max(s.score for s in exact if s.charge_usd <= spot.charge_usd) for spot in exact}
     assert all(spot.score == best[spot.charge_usd] for spot in (*found.front, *found.tied))
     assert all(spot.score < best[spot.charge_usd] for spot in found.dominated)
-    off = {(s.charge_usd, s.score) for s in exact if any(other.dominates(s) for other in exact)}
-    assert not {(spot.charge_usd, spot.score) for spot in found.front} & off
-
-
-@given(SPOTS, st.integers(0, 1000))
-def test_a_test_decides_what_ties_where_there_is_one(spots: list[CostScore], salt: int) -> None:
-    # A verdict that has nothing to do with the intervals and is not transitive either.
-    def is_tie(better: CostScore, spot: CostScore) -> bool:
-        assert better.score > spot.score
-        return hash((better.charge_usd, better.score, spot.charge_usd, spot.score, salt)) % 3 > 0
-
-    expected = by_definition(spots, lambda better, spot: not is_tie(better, spot))
-    assert_same(frontier(spots, is_tie=is_tie), expected)
 
 
 def test_equal_spots_and_intervals_that_touch() -> None:
@@ -138,12 +125,10 @@ def test_ten_thousand_spots_are_quick() -> None:
     rng = random.Random(1)
     spots = [CostScore(str(i), 1 + 99 * rng.random(), s := 60 * rng.random() + 20, s - 2, s + 2) for i in range(10_000)]
     before = time.process_time()
-    by_interval = frontier(spots)
-    by_test = frontier(spots, is_tie=lambda better, spot: better.score - spot.score <= 4)
+    found = frontier(spots)
     # Pairs are 50 million, which takes minutes.
     assert time.process_time() - before < 3
-    assert by_interval == by_test
-    assert sum(map(len, (by_interval.front, by_interval.tied, by_interval.dominated))) == 10_000
+    assert sum(map(len, (found.front, found.tied, found.dominated))) == 10_000
 
 
 def test_scores_between_spots_lie_on_a_line_over_log_charge() -> None:
@@ -192,22 +177,20 @@ def test_charges_that_have_no_logarithm(charge: float) -> None:
         found.hypervolume(charge, 10.0)
     with pytest.raises(DataError, match="span no logarithmic axis"):
         found.hypervolume(2.0, min(charge, 2.0))
-    with pytest.raises(DataError, match=r"the worst score is 100\.0; it must be below 100"):
-        found.hypervolume(1.0, 2.0, worst=100.0)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_hypervolume_against_a_count_of_random_places(seed: int) -> None:
     rng = random.Random(seed)
     spots = [CostScore(str(i), math.exp(rng.uniform(-1, 6)), rng.uniform(10, 100)) for i in range(11)]
-    cheapest, dearest, worst = 1.3, 170.0, 30.0
+    cheapest, dearest = 1.3, 170.0
     n_under, n_places = 0, 20_000
     for _ in range(n_places):
         charge = math.exp(rng.uniform(math.log(cheapest), math.log(dearest)))
-        score = rng.uniform(worst, 100)
+        score = rng.uniform(0, 100)
         n_under += any(spot.charge_usd <= charge and spot.score >= score for spot in spots)
     # Four standard errors of a count at most.
-    assert frontier(spots).hypervolume(cheapest, dearest, worst) == pytest.approx(n_under / n_places, abs=0.015)
+    assert frontier(spots).hypervolume(cheapest, dearest) == pytest.approx(n_under / n_places, abs=0.015)
 
 
 def test_the_hypervolume_by_hand() -> None:
@@ -216,8 +199,6 @@ def test_the_hypervolume_by_hand() -> None:
     assert found.hypervolume(1.0, 1000.0) == pytest.approx((50 + 80) / 300)
     assert found.hypervolume(100.0, 1000.0) == pytest.approx(0.8)
     assert found.hypervolume(1.0, 10.0) == 0
-    assert found.hypervolume(10.0, 1000.0, worst=60.0) == pytest.approx(0.25)
-    assert found.hypervolume(10.0, 1000.0, worst=80.0) == 0
     assert frontier([]).hypervolume(1.0, 2.0) == 0
     assert frontier([CostScore("smoothed", 1.0, 100.1)]).hypervolume(1.0, 2.0) == 1
 
@@ -225,7 +206,7 @@ def test_the_hypervolume_by_hand() -> None:
 @given(SPOTS, drawn_spot(), st.floats(-20, 20))
 def test_more_spots_never_lower_the_hypervolume(spots: list[CostScore], more: CostScore, log_scale: float) -> None:
     def volume(chosen: list[CostScore], scale: float = 1.0) -> float:
-        return frontier(chosen).hypervolume(1.5 * scale, 5.5 * scale, 10.0)
+        return frontier(chosen).hypervolume(1.5 * scale, 5.5 * scale)
 
     whole = volume(spots)
     assert 0 <= whole <= 1
@@ -237,37 +218,24 @@ def test_more_spots_never_lower_the_hypervolume(spots: list[CostScore], more: Co
     assert volume(scaled, scale) == pytest.approx(whole, abs=1e-12)
 
 
-def test_averages_name_the_tasks_that_have_nothing_as_cheap() -> None:
-    tasks = {
-        "early": frontier([CostScore("a", 10.0, 50.0), CostScore("b", 1000.0, 70.0)]),
-        "late": frontier([CostScore("c", 100.0, 90.0)]),
-    }
-    found = mean_frontier(tasks, [1000.0, 10.0, 100.0, 10.0, 5.0])
-    assert [place.charge_usd for place in found.at_charges] == [5.0, 10.0, 100.0, 1000.0]
-    assert [place.absent for place in found.at_charges] == [("early", "late"), ("late",), (), ()]
-    assert [place.score for place in found.at_charges] == [None, None, pytest.approx(75.0), pytest.approx(80.0)]
-    assert found.at_charges[1].scores == {"early": 50.0}
-    expected = {task: each.hypervolume(5.0, 1000.0) for task, each in tasks.items()}
-    assert found.hypervolumes == expected
-    assert found.hypervolume == pytest.approx(sum(expected.values()) / 2)
-    raised = mean_frontier(tasks, [10.0, 1000.0], worst=40.0)
-    assert raised.hypervolumes["early"] == pytest.approx(1 / 6)
-    single = mean_frontier(tasks, [100.0])
-    assert (single.hypervolumes, single.hypervolume) == ({}, None)
+CURVE = [(100.0, 60.0), (1000.0, 70.0), (10_000.0, 75.0)]
+DIP = [(100.0, 60.0), (200.0, 50.0), (400.0, 70.0)]
 
 
-@pytest.mark.parametrize(("tasks", "charges"), [({}, [1.0]), ({"a": frontier([])}, [])])
-def test_an_average_of_nothing(tasks: dict[str, Frontier], charges: list[float]) -> None:
-    with pytest.raises(DataError, match="give at least one of each"):
-        mean_frontier(tasks, charges)
-
-
-@given(st.lists(PAID, min_size=1, max_size=4), st.floats(0.5, 8))
-def test_an_average_is_the_mean_of_what_each_task_reaches(of_tasks: list[list[CostScore]], charge: float) -> None:
-    tasks = {f"task {i}": frontier(spots) for i, spots in enumerate(of_tasks)}
-    reached = [each.score_at(charge) for each in tasks.values()]
-    (place,) = mean_frontier(tasks, [charge]).at_charges
-    known = [score for score in reached if score is not None]
-    assert place.absent == tuple(task for task, score in zip(tasks, reached, strict=True) if score is None)
-    assert list(place.scores.values()) == known
-    assert place.score == (pytest.approx(sum(known) / len(reached)) if len(known) == len(reached) else None)
+@pytest.mark.parametrize(
+    ("curve", "score", "usd"),
+    [
+        (CURVE, 45.0, 100.0),
+        (CURVE, 60.0, 100.0),
+        (CURVE, 65.0, 10**2.5),
+        (CURVE, 74.0, 10**3.8),
+        (CURVE, 75.1, None),
+        (DIP, 60.0, 100.0),
+        (DIP, 65.0, 200 * 2**0.75),
+        ([], 1.0, None),
+    ],
+)
+def test_a_score_is_reached_on_a_line_over_log_dollars(
+    curve: list[tuple[float, float]], score: float, usd: float | None
+) -> None:
+    assert usd_to_reach(score, curve) == (None if usd is None else pytest.approx(usd))

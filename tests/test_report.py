@@ -24,7 +24,7 @@ from outlay.report.results import Header, Results
 from outlay.report.scores import mean_of_seeds
 from outlay.report.significance import PairedTest
 from outlay.report.study_report import StudyReport, write_study_report
-from outlay.report.table import CellContent, Table
+from outlay.report.table import Table, TableCell
 from outlay.report.table_formats import render_markdown, render_rich
 
 
@@ -94,7 +94,7 @@ def plain(found: Results) -> Table:
     return table
 
 
-def row_of(table: Table, label: str, budget: str = "$300.00") -> dict[str, CellContent | None]:
+def row_of(table: Table, label: str, budget: str = "$300.00") -> dict[str, TableCell | None]:
     """The cells of one row, by the headings of their columns."""
     names = [column.text for column in table.columns]
     rows = [dict(zip(names, row.cells, strict=True)) for row in table.rows if row.heads == (label,)]
@@ -102,7 +102,7 @@ def row_of(table: Table, label: str, budget: str = "$300.00") -> dict[str, CellC
     return found
 
 
-def texts(row: dict[str, CellContent | None]) -> list[str]:
+def texts(row: dict[str, TableCell | None]) -> list[str]:
     return ["–" if cell is None else cell.text for cell in row.values()]
 
 
@@ -180,7 +180,8 @@ def test_seeds_whose_answers_are_gone_have_the_interval_of_their_points() -> Non
         for s, t in enumerate(tests)
     ]
     score = mean_of_seeds(points, {})
-    assert score is not None
+    assert score.low is not None
+    assert score.high is not None
     seeds, rows = statistics.variance(tests) / 3, (1.6 / NormalDist().inv_cdf(0.975)) ** 2
     # Cochran 1964: each quantile weighed by its variance; 4.302653 is Student's for two degrees of freedom.
     half = (4.302653 * seeds + 1.959964 * rows) / (seeds + rows) ** 0.5
@@ -217,9 +218,9 @@ def test_how_values_are_written() -> None:
     assert values.money(0.0) == "$0.00"
     assert values.money(None) == "–"
     assert (values.signed(4.24), values.signed(-0.3), values.signed(-0.04)) == ("+4.2", "−0.3", "0.0")
-    assert CellContent(78.04, 77.43, 78.65).text == "78.0 ± 0.6"
-    assert CellContent(100.0, 92.9, 100.0).text == "100.0 (92.9 to 100.0)"
-    assert CellContent(78.04).text == "78.0"
+    assert TableCell(78.04, 77.43, 78.65).text == "78.0 ± 0.6"
+    assert TableCell(100.0, 92.9, 100.0).text == "100.0 (92.9 to 100.0)"
+    assert TableCell(78.04).text == "78.0"
     assert [values.points_text(size) for size in (0.0, 0.04, 0.06, 1.74)] == ["less than 0.1"] * 2 + ["0.1", "1.7"]
 
 

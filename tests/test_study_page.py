@@ -201,11 +201,11 @@ def test_the_page_is_one_file_whose_links_lead_somewhere(page: Path, results: Re
         assert after.receipt in reader.text
 
 
-def test_differences_and_open_receipts(results: Results) -> None:
-    html = render_study(results, [], {}, differences=["distill − annotate: +6.9 & more"], is_open=True)
-    assert "<li>distill − annotate: +6.9 &amp; more</li>" in html
-    assert html.count("<details open>") == len(results.points)
+def test_a_page_without_figures_and_tables_has_its_receipts(results: Results) -> None:
+    html = render_study(results, [], {})
+    assert html.count("<details>") == len(results.points)
     assert "nothing to draw" in html
+    assert "<h2>Tables</h2>" not in html
 
 
 def test_many_points_keep_their_receipts_in_files_alone(tmp_path: Path) -> None:

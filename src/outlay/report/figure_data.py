@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
 from typing import Literal
 
 from outlay.engine.outputs import PARTS, RunOutputs
 from outlay.metrics import main_score
-from outlay.report.frontier import CostScore, frontier
+from outlay.report.frontier import CostScore, frontier, usd_to_reach
 from outlay.report.grouping import short_model
 from outlay.report.palette import PALETTE, SHAPES, look
 from outlay.report.results import Results
@@ -262,69 +261,51 @@ def _data_points(
     return tuple(data_points)
 
 
-def _charge(mean: SeedMean) -> float | None:
-    """Return the charge for a logarithmic axis; None where it is absent or 0."""
-    return mean.charge_usd or None
-
-
 def _omission_note(scored: Sequence[SeedMean], panels: Iterable[Panel], why: str) -> tuple[str, ...]:
     n_lost = len(scored) - sum(len(panel.data_points) for panel in panels)
     return (f"{n_lost} of {len(scored)} marks are left out: {why}",) if n_lost else ()
 
 
-def _front(scored: Sequence[SeedMean]) -> tuple[tuple[float, float], ...]:
-    candidates = [
-        CostScore(mean.ids[0], mean.charge_usd, mean.value)
-        for mean in scored
-        if mean.value is not None and mean.charge_usd is not None
-    ]
-    return tuple((candidate.charge_usd, candidate.score) for candidate in frontier(candidates).front)
-
-
-def _front_note(panel: Panel) -> tuple[str, ...]:
-    return ("dashed: Pareto frontier, interpolated on log cost",) if len(panel.front) > 1 else ()
-
-
 # --- layouts ----------------------------------------------------------------------------------------------------------
 
+_LABELS_NOTE = "beside a mark: its labels"
 _NO_COST = "they cost nothing, and the axis is logarithmic"
 
 
-def _over_charge(scored: Sequence[SeedMean], title: str, *, is_joined: bool, has_labels: bool) -> Figure | None:
-    """Lay out score over charge, one series per strategy and models."""
-    data_points = _data_points(scored, by_strategy(scored), _charge, _n_label if has_labels else lambda _: None)
-    panel = Panel(None, data_points)
-    notes = _omission_note(scored, [panel], _NO_COST)
-    return (
-        Figure("scatter", title, notes, "charge", (panel,), is_log=True, is_joined=is_joined) if data_points else None
+def _over_charge(
+    scored: Sequence[SeedMean],
+    title: str,
+    *,
+    series_of: Callable[[Sequence[SeedMean]], dict[tuple[object, ...], Series]] = by_strategy,
+    is_joined: bool = False,
+    labels_note: str | None = None,
+    has_front: bool = False,
+) -> Figure | None:
+    """Lay out score over charge in one panel; None where nothing was charged.
+
+    Args:
+        scored: seed means with a score.
+        title: title of the figure.
+        series_of: returns the series of each seed mean by its key.
+        is_joined: join the points of a series.
+        labels_note: write the number of labels beside each point, and this note under the title.
+        has_front: draw the Pareto frontier.
+    """
+    data_points = _data_points(
+        scored, series_of(scored), lambda mean: mean.charge_usd or None, _n_label if labels_note else lambda _: None
     )
+    if not data_points:
+        return None
+    front = frontier([CostScore("", each.x, each.y) for each in data_points] if has_front else []).front
+    panel = Panel(None, data_points, tuple((each.charge_usd, each.score) for each in front))
+    legend = [labels_note] if labels_note else []
+    legend += ["dashed: Pareto frontier, interpolated on log cost"] if len(front) > 1 else []
+    notes = (*legend, *_omission_note(scored, [panel], _NO_COST))
+    return Figure("scatter", title, notes, "charge", (panel,), is_log=True, is_joined=is_joined)
 
 
 def _n_label(mean: SeedMean) -> str | None:
     return None if mean.n_labels is None else short_count(mean.n_labels)
-
-
-def _pool(scored: Sequence[SeedMean]) -> Figure | None:
-    """Lay out Figure 2: labels x unlabelled rows."""
-    panel = Panel(
-        None, _data_points(scored, by_pool(scored), _charge, _n_label), _front([m for m in scored if _charge(m)])
-    )
-    legend = ("beside a mark: its labels; U: its unlabelled rows", *_front_note(panel))
-    notes = (*legend, *_omission_note(scored, [panel], _NO_COST))
-    return (
-        Figure("scatter", "labels × unlabelled rows", notes, "charge", (panel,), is_log=True)
-        if panel.data_points
-        else None
-    )
-
-
-def _plain(scored: Sequence[SeedMean]) -> Figure | None:
-    """Lay out score over charge with the Pareto frontier, for any comparison."""
-    figure = _over_charge(scored, "what a score costs", is_joined=False, has_labels=False)
-    if figure is None:
-        return None
-    panel = replace(figure.panels[0], front=_front([mean for mean in scored if _charge(mean)]))
-    return replace(figure, panels=(panel,), notes=(*_front_note(panel), *figure.notes))
 
 
 _BUDGETS_TITLE = "what is added to N labels"
@@ -336,9 +317,8 @@ def _budgets(scored: Sequence[SeedMean]) -> Figure | None:
     series = by_strategy(scored)
     is_added = all(mean.request.added_usd is not None for mean in scored)
     sizes = sorted({mean.request.n_initial for mean in scored}, key=lambda n: (n is None, n))
-
     if len(sizes) > MAX_PANELS:
-        return _over_charge(scored, _BUDGETS_TITLE, is_joined=False, has_labels=False)
+        return _over_charge(scored, _BUDGETS_TITLE)
 
     def x_of(mean: SeedMean) -> float | None:
         return mean.request.added_usd if is_added else mean.request.budget_usd
@@ -360,7 +340,7 @@ def _initial(scored: Sequence[SeedMean]) -> Figure | None:
     fixed = [mean for mean in scored if mean.request.n_initial is not None]
     added = sorted({mean.request.added_usd or 0.0 for mean in fixed})
     if len(added) > MAX_PANELS:
-        return _over_charge(scored, _INITIAL_TITLE, is_joined=False, has_labels=False)
+        return _over_charge(scored, _INITIAL_TITLE)
     panels = tuple(
         Panel(
             f"{money(usd)} added",
@@ -374,78 +354,37 @@ def _initial(scored: Sequence[SeedMean]) -> Figure | None:
     return Figure("scatter", _INITIAL_TITLE, notes, "labels", panels, is_log=True, is_joined=True) if panels else None
 
 
-def _students(scored: Sequence[SeedMean]) -> Figure | None:
-    """Lay out Figure 4: sizes of the student."""
-    return _over_charge(scored, "student sizes", is_joined=True, has_labels=False)
-
-
-def _teachers(scored: Sequence[SeedMean]) -> Figure | None:
-    """Lay out Figure 5: sizes of the teacher."""
-    return _over_charge(scored, "teacher sizes", is_joined=True, has_labels=False)
-
-
-def _llm(scored: Sequence[SeedMean]) -> Figure | None:
-    """Lay out Figures 6 and 7: labels of people and of an LLM."""
-    figure = _over_charge(scored, "labels of people and of a language model", is_joined=True, has_labels=True)
-    return None if figure is None else replace(figure, notes=("beside a mark: its labels", *figure.notes))
-
-
 def _match(scored: Sequence[SeedMean]) -> Figure | None:
     """Lay out Table 4: the annotation curve, with a line from each distillation to the charge of the same score."""
-    figure = _over_charge(scored, "what annotation costs to match distillation", is_joined=True, has_labels=True)
+    title = "what annotation costs to match distillation"
+    figure = _over_charge(scored, title, is_joined=True, labels_note=_LABELS_NOTE)
     if figure is None:
         return None
     (panel,) = figure.panels
     curve = sorted((m.x, m.y) for m in panel.data_points if m.series.name.startswith("annotate"))
     others = sorted((m for m in panel.data_points if not m.series.name.startswith("annotate")), key=lambda m: -m.y)
-    reference_lines = (
-        tuple(_reference_line(data_point, curve) for data_point in others[:MAX_REFERENCE_LINES]) if curve else ()
-    )
-    dotted = ("dotted: to where annotation scores as much",) if reference_lines else ()
-    notes = ("beside a mark: its labels", *dotted, *figure.notes)
-    return replace(figure, panels=(replace(panel, reference_lines=reference_lines),), notes=notes)
-
-
-def matching_charge(curve: Sequence[tuple[float, float]], score: float) -> float | None:
-    """Return the least charge at which a curve of (charge, score), interpolated linearly in log charge, reaches a score.
-
-    None where the curve never reaches it. The charges of the curve are above zero and rise.
-    """
-    if curve and curve[0][1] >= score:
-        return curve[0][0]
-    for (cheap, low), (dear, high) in pairwise(curve):
-        if high >= score:
-            share = (score - low) / (high - low)
-            return math.exp(math.log(cheap) + share * (math.log(dear) - math.log(cheap)))
-    return None
+    if not curve or not others:
+        return figure
+    lines = tuple(_reference_line(data_point, curve) for data_point in others[:MAX_REFERENCE_LINES])
+    notes = (_LABELS_NOTE, "dotted: to where annotation scores as much", *figure.notes[1:])
+    return replace(figure, panels=(replace(panel, reference_lines=lines),), notes=notes)
 
 
 def _reference_line(data_point: DataPoint, curve: Sequence[tuple[float, float]]) -> ReferenceLine:
-    matched = matching_charge(curve, data_point.y)
-    if matched is None:
-        dearest = curve[-1][0]
-        return ReferenceLine(
-            data_point.y, data_point.x, max(dearest, data_point.x), f"not matched by {money(dearest)} of annotation"
-        )
-    return ReferenceLine(data_point.y, data_point.x, matched, f"matched at {money(matched)}")
+    end = usd_to_reach(data_point.y, curve)
+    if end is not None:
+        return ReferenceLine(data_point.y, data_point.x, end, f"matched at {money(end)}")
+    dearest = curve[-1][0]
+    text = f"not matched by {money(dearest)} of annotation"
+    return ReferenceLine(data_point.y, data_point.x, max(dearest, data_point.x), text)
 
 
 def _dots(scored: Sequence[SeedMean], title: str) -> Figure | None:
     if len(scored) > MAX_ROWS:
-        return _over_charge(scored, title, is_joined=False, has_labels=False)
+        return _over_charge(scored, title)
     names = row_names(scored)
     data_points = _data_points(scored, by_strategy(scored), lambda mean: mean.value, lambda mean: names[mean.key])
     return Figure("dots", title, (), "score", (Panel(None, data_points),))
-
-
-def _self(scored: Sequence[SeedMean]) -> Figure | None:
-    """Lay out Table 3: self-distillation."""
-    return _dots(scored, "self-distillation at an equal pool")
-
-
-def _general(scored: Sequence[SeedMean]) -> Figure | None:
-    """Lay out Table 10: general distillation."""
-    return _dots(scored, "general distillation")
 
 
 def _costs(scored: Sequence[SeedMean]) -> Figure | None:
@@ -467,14 +406,22 @@ def _costs(scored: Sequence[SeedMean]) -> Figure | None:
 
 _LAYOUTS: dict[str, Callable[[Sequence[SeedMean]], Figure | None]] = {
     "budgets": _budgets,
-    "self": _self,
+    "self": partial(_dots, title="self-distillation at an equal pool"),
     "match": _match,
     "costs": _costs,
-    "general": _general,
-    "pool": _pool,
+    "general": partial(_dots, title="general distillation"),
+    "pool": partial(
+        _over_charge,
+        title="labels × unlabelled rows",
+        series_of=by_pool,
+        labels_note=f"{_LABELS_NOTE}; U: its unlabelled rows",
+        has_front=True,
+    ),
     "initial": _initial,
-    "students": _students,
-    "teachers": _teachers,
-    "llm": _llm,
-    "plain": _plain,
+    "students": partial(_over_charge, title="student sizes", is_joined=True),
+    "teachers": partial(_over_charge, title="teacher sizes", is_joined=True),
+    "llm": partial(
+        _over_charge, title="labels of people and of a language model", is_joined=True, labels_note=_LABELS_NOTE
+    ),
+    "plain": partial(_over_charge, title="what a score costs", has_front=True),
 }

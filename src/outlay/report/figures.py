@@ -197,8 +197,12 @@ def _layers(figure: Figure, panel: Panel, height: float) -> list[Any]:
     layers = []
     if len(panel.front) > 1:
         front = _chart({"x": usd, "y": score} for usd, score in panel.front)
-        layers.append(front.mark_line(aria=False, **_FRONT).encode(x=x, y=y))
-    layers += _reference_layers(panel, x, y)
+        dashed = front.mark_line(aria=False, color=QUIET, strokeDash=[5, 4], strokeWidth=1.5)
+        layers.append(dashed.encode(x=x, y=y))
+    if panel.reference_lines:
+        ends = _chart({"x": line.start, "end": line.end, "y": line.y} for line in panel.reference_lines)
+        dotted = ends.mark_rule(aria=False, color=QUIET, strokeDash=[2, 3], strokeWidth=1.5)
+        layers.append(dotted.encode(x=x, x2="end:Q", y=y))
     aside = _asides(figure, panel)
     bases = [
         (px, _chart(_record(data_point) for data_point in panel.data_points if aside[data_point.series] == px))
@@ -223,9 +227,6 @@ def _asides(figure: Figure, panel: Panel) -> dict[Series, float]:
     return {each: step * (i - (len(series) - 1) / 2) for i, each in enumerate(series)}
 
 
-_FRONT: dict[str, Any] = {"color": QUIET, "strokeDash": [5, 4], "strokeWidth": 1.5}
-
-
 def _record(data_point: DataPoint) -> dict[str, Any]:
     return {
         "series": data_point.series.name,
@@ -239,17 +240,7 @@ def _record(data_point: DataPoint) -> dict[str, Any]:
     }
 
 
-def _reference_layers(panel: Panel, x: Any, y: Any) -> list[Any]:
-
-    if not panel.reference_lines:
-        return []
-    values = [{"x": each.start, "end": each.end, "y": each.y} for each in panel.reference_lines]
-    line = _chart(values).mark_rule(aria=False, color=QUIET, strokeDash=[2, 3], strokeWidth=1.5)
-    return [line.encode(x=x, x2="end:Q", y=y)]
-
-
 def _text(label: Label, x: Any, y: Any) -> Any:
-
     data = _chart([{"x": label.x, "y": label.y, "text": label.text}])
     data_point = data.mark_text(
         aria=False, align=label.align, dx=label.dx, dy=label.dy, baseline="middle", fontSize=SMALL_PX, color=label.color

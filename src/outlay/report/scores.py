@@ -26,25 +26,16 @@ LOPSIDED = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A mean score over seeds, 0-100, with the bounds of its 95 % interval; None where its variance is unknown."""
+    """A mean score over seeds, 0-100, with its 95 % interval; None where no seed has a score, or the variance is unknown."""
 
-    mean: float
-    bounds: tuple[float, float] | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
     covers: Covers | None = None
 
-    @property
-    def low(self) -> float:
-        """Lower end of the interval; the mean where there is none."""
-        return self.mean if self.bounds is None else self.bounds[0]
 
-    @property
-    def high(self) -> float:
-        """Upper end of the interval; the mean where there is none."""
-        return self.mean if self.bounds is None else self.bounds[1]
-
-
-def mean_of_seeds(points: Sequence[Point], outputs: Mapping[str, RunOutputs]) -> Score | None:
-    """Average the test scores of the seeds of one request; None where no seed has a score.
+def mean_of_seeds(points: Sequence[Point], outputs: Mapping[str, RunOutputs]) -> Score:
+    """Average the test scores of the seeds of one request; without a value where no seed has a score.
 
     The interval is computed from the answers where those of every seed are kept. Else from the score of each seed and its
     interval over rows, both in the points: the variance over rows is then the mean over seeds, never less than that of the mean
@@ -59,7 +50,7 @@ def mean_of_seeds(points: Sequence[Point], outputs: Mapping[str, RunOutputs]) ->
     """
     scored = [(point, test) for point in points if (test := point.result.test) is not None]
     if not scored:
-        return None
+        return Score()
     tests = [test for _, test in scored]
     mean = statistics.fmean(tests)
     found = _by_answers([outputs.get(point.id) for point, _ in scored])
@@ -68,12 +59,12 @@ def mean_of_seeds(points: Sequence[Point], outputs: Mapping[str, RunOutputs]) ->
         readings = [each for each in own if each is not None]
         found = _by_intervals(mean, tests, readings) if len(readings) == len(own) else None
     if found is not None:
-        low, high = min(mean, found.low), max(mean, found.high)
-        return Score(mean, (low, high), "rows" if len(tests) == 1 else "seeds and rows")
+        covers: Covers = "rows" if len(tests) == 1 else "seeds and rows"
+        return Score(mean, min(mean, found.low), max(mean, found.high), covers)
     half = half_of_means(tests)
     if half is None:
         return Score(mean)
-    return Score(mean, (min(mean, max(0.0, mean - half)), max(mean, min(100.0, mean + half))), "seeds")
+    return Score(mean, min(mean, max(0.0, mean - half)), max(mean, min(100.0, mean + half)), "seeds")
 
 
 def _by_answers(outputs: Sequence[RunOutputs | None]) -> Reading | None:

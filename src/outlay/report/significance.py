@@ -42,19 +42,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Raises:
         DataError: A value is not between 0 and 1.
     """
-    order = _rising(p_values)
+    for p in p_values:
+        if not 0 <= p <= 1:
+            raise DataError(f"{p} is no p-value; it must be from 0 to 1")
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, highest = [0.0] * len(order), 0.0
     for n_before, i in enumerate(order):
         highest = max(highest, (len(order) - n_before) * p_values[i])
         adjusted[i] = min(1.0, highest)
     return adjusted
-
-
-def _rising(p_values: Sequence[float]) -> list[int]:
-    for p in p_values:
-        if not 0 <= p <= 1:
-            raise DataError(f"{p} is no p-value; it must be from 0 to 1")
-    return sorted(range(len(p_values)), key=lambda i: p_values[i])
 
 
 def permutation_test(

@@ -22,9 +22,6 @@ def render_study(
     results: Results,
     tables_html: Sequence[str],
     figures: Mapping[str, Spec],
-    *,
-    differences: Sequence[str] = (),
-    is_open: bool = False,
 ) -> str:
     """Return the page of a study as HTML without scripts or external files, with its figures inlined as SVG.
 
@@ -35,13 +32,11 @@ def render_study(
         results: the results of the study.
         tables_html: the tables as HTML, inserted unchanged.
         figures: specifications by name, from `outlay.report.figures.figures`.
-        differences: paired differences, a line of text each.
-        is_open: show the receipts unfolded, as for printing.
     """
     header = results.header
     parts = [f"<h1>{escape(header.title)}</h1>", _facts(results)]
     if header.notes:
-        parts.append(_list(header.notes))
+        parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in header.notes) + "</ul>")
     parts.append("<h2>Figures</h2>" if figures else '<p class="quiet">No point has a test score: nothing to draw.</p>')
     if figures:
         hint = "Each mark links to its point below, and shows its values when pointed at. Charge is what a run would cost alone."
@@ -49,11 +44,9 @@ def render_study(
         parts.append(f'<div class="charts">{"".join(map(_figure, figures.values()))}</div>')
     if tables_html:
         parts += ["<h2>Tables</h2>", *(f'<div class="wide" tabindex="0">{table}</div>' for table in tables_html)]
-    if differences:
-        parts += ["<h2>Paired differences</h2>", _list(differences)]
     is_folded = len(results.points) <= MAX_FOLDED
     parts += ["<h2>Points</h2>", _points(results, is_folded=is_folded)]
-    parts += ["<h2>Receipts</h2>", _receipts(results, is_folded=is_folded, is_open=is_open)]
+    parts += ["<h2>Receipts</h2>", _receipts(results, is_folded=is_folded)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -78,10 +71,6 @@ def _facts(results: Results) -> str:
     if header.command:
         rows.append(f"<dt>Made by</dt><dd><code>{escape(header.command)}</code></dd>")
     return f'<dl class="facts">{"".join(rows)}</dl>'
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
 def _figure(spec: Spec) -> str:
@@ -152,13 +141,13 @@ def _receipt_link(outputs: RunOutputs | None, *, is_folded: bool) -> str:
 # --- receipts ---------------------------------------------------------------------------------------------------------
 
 
-def _receipts(results: Results, *, is_folded: bool, is_open: bool) -> str:
+def _receipts(results: Results, *, is_folded: bool) -> str:
     where = "Each lies beside this page as a file, <code>receipts/&lt;run&gt;.txt</code>."
     if not is_folded:
         return f'<p class="quiet">{where}</p>'
     names = _names(results.points)
     folded = [
-        _receipt(point.id, names[point.id], outputs, is_open=is_open)
+        _receipt(point.id, names[point.id], outputs)
         for seeds in by_seed(results.points)
         for point in seeds
         if (outputs := results.outputs.get(point.id)) is not None and outputs.receipt is not None
@@ -166,11 +155,10 @@ def _receipts(results: Results, *, is_folded: bool, is_open: bool) -> str:
     return f'<p class="quiet">{where}</p>\n<div class="receipts">\n' + "\n".join(folded) + "\n</div>"
 
 
-def _receipt(point: str, name: str, outputs: RunOutputs, *, is_open: bool) -> str:
+def _receipt(point: str, name: str, outputs: RunOutputs) -> str:
     """Return a folded receipt; a link to its text unfolds it, as HTML requires of a fragment in closed details."""
-    attribute = " open" if is_open else ""
     return (
-        f"<details{attribute}><summary>{escape(name)}</summary>"
+        f"<details><summary>{escape(name)}</summary>"
         f'<p class="quiet">Run {escape(outputs.run)} of <a href="#point-{point}">its point</a></p>'
         f'<pre id="receipt-{escape(outputs.run)}">{escape(outputs.receipt or "")}</pre></details>'
     )

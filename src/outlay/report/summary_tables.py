@@ -10,17 +10,19 @@ from outlay.metrics.degenerate import of_rows
 from outlay.metrics.intervals import half_of_means
 from outlay.report.cells import (
     PointOutputs,
+    by_task,
     charge_of,
-    mean_of,
+    cost_score,
     score_cell,
     score_legend,
     strategy_name,
     strategy_rank,
     teacher_score,
 )
-from outlay.report.frontier import CostScore, frontier
+from outlay.report.frontier import frontier
 from outlay.report.grouping import Group, group
-from outlay.report.table import CellContent, Column, Heading, PlacedCell, Table, TableRow, numbered, pivot
+from outlay.report.seed_means import mean_of
+from outlay.report.table import Column, Heading, PlacedCell, Table, TableCell, TableRow, numbered, pivot
 from outlay.report.values import ABSENT, count, money
 
 _COLUMNS = ("Budget", "Labels", "Pool rows", "Teacher dev", "Test", "Charge", "Cash", "Seeds")
@@ -37,19 +39,16 @@ def plain_tables(points: Sequence[PointOutputs], *, is_rest: bool) -> list[Table
         points: points of one or several tasks.
         is_rest: True for points without a place in the layout of the study.
     """
-    by_task: dict[str, list[PointOutputs]] = {}
-    for each in points:
-        by_task.setdefault(each.request.task, []).append(each)
     title = "points that the layout has no place for" if is_rest else "test score by strategy and budget"
-    return [_plain(f"{task}: {title}", task, of_task) for task, of_task in by_task.items()]
+    return [_plain(f"{task}: {title}", task, of_task) for task, of_task in by_task(points).items()]
 
 
 def _plain(title: str, task: str, points: Sequence[PointOutputs]) -> Table:
-    of_point = {id(each.point): each for each in points}
+    of_point = {each.point.id: each for each in points}
     groups = group([each.point for each in points])
-    seeds = [[of_point[id(point)] for point in each.points] for each in groups]
+    seeds = [[of_point[point.id] for point in each.points] for each in groups]
     tested = [score_cell(each) for each in seeds]
-    spots = [_spot(cell, charge_of(each)) for cell, each in zip(tested, seeds, strict=True)]
+    spots = [cost_score(cell, charge_of(each)) for cell, each in zip(tested, seeds, strict=True)]
     front = frontier([spot for spot in spots if spot is not None])
     rows = []
     for i, (each, cell, spot) in enumerate(zip(groups, tested, spots, strict=True)):
@@ -68,13 +67,7 @@ def _plain(title: str, task: str, points: Sequence[PointOutputs]) -> Table:
     return numbered(table)
 
 
-def _spot(cell: CellContent, charge_usd: float | None) -> CostScore | None:
-    return (
-        None if cell.value is None or charge_usd is None else CostScore("", charge_usd, cell.value, cell.low, cell.high)
-    )
-
-
-def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: CellContent) -> tuple[CellContent | None, ...]:
+def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: TableCell) -> tuple[TableCell | None, ...]:
     """Return the cells of a row under `_COLUMNS`: means over the seeds that have a score."""
     results = [point.result for point in row.ok]
     cash = [point.circumstance.cash_usd for point in row.ok]
@@ -89,7 +82,7 @@ def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: CellContent)
         ABSENT if None in cash else money(mean_of(usd for usd in cash if usd is not None)),
         str(len(seeds)) if len(results) in (0, len(seeds)) else f"{len(results)} of {len(seeds)}",
     )
-    words = [None if text == ABSENT else CellContent(unit="words", words=text) for text in texts]
+    words = [None if text == ABSENT else TableCell(unit="words", words=text) for text in texts]
     return (*words[:4], tested, *words[4:])
 
 
@@ -103,7 +96,7 @@ def across_tasks(points: Sequence[PointOutputs]) -> list[Table]:
 
     Each task has equal weight in the mean over tasks. Without a pair on any task there is no table.
     """
-    tasks = list(dict.fromkeys(each.request.task for each in points))
+    tasks = list(by_task(points))
     means = _means(points)
     strategies = sorted({key[1] for key in means if key[1] != BASELINE}, key=lambda name: (strategy_rank(name), name))
     items: list[PlacedCell] = []
@@ -112,13 +105,11 @@ def across_tasks(points: Sequence[PointOutputs]) -> list[Table]:
         per_task = {task: statistics.fmean(values) for task, values in gains.items() if values}
         row = Heading((strategy_rank(name), name), f"{strategy_name(name)} − {strategy_name(BASELINE)}")
         items += [
-            PlacedCell(Heading((), ""), row, Heading((0, tasks.index(task)), task), _gain_cell(value, gains[task]))
+            PlacedCell(row, Heading((0, tasks.index(task)), task), _gain_cell(value, gains[task]))
             for task, value in per_task.items()
         ]
         if per_task:
-            items.append(
-                PlacedCell(Heading((), ""), row, Heading((1,), "Mean over tasks"), _mean_cell(list(per_task.values())))
-            )
+            items.append(PlacedCell(row, Heading((1,), "Mean over tasks"), _mean_cell(list(per_task.values()))))
     if not items:
         return []
     table = pivot("Over the tasks: what a strategy gains over annotating", ("Strategy",), items, tasks=tuple(tasks))
@@ -149,12 +140,12 @@ def _gains(means: dict[tuple[str, str, _Cell], float], task: str, name: str) -> 
     ]
 
 
-def _gain_cell(value: float, gains: Sequence[float]) -> CellContent:
+def _gain_cell(value: float, gains: Sequence[float]) -> TableCell:
     n_ahead = sum(gain > 0 for gain in gains)
-    return CellContent(value, unit="difference", bracket=f"({n_ahead} of {len(gains)})")
+    return TableCell(value, unit="difference", bracket=f"({n_ahead} of {len(gains)})")
 
 
-def _mean_cell(per_task: Sequence[float]) -> CellContent:
+def _mean_cell(per_task: Sequence[float]) -> TableCell:
     mean, half = statistics.fmean(per_task), half_of_means(per_task)
-    whole = CellContent(mean, unit="difference")
+    whole = TableCell(mean, unit="difference")
     return whole if half is None else replace(whole, low=mean - half, high=mean + half)
