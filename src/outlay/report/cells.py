@@ -183,14 +183,9 @@ def score_legend(points: Sequence[PointOutputs], cells: Sequence[TableCell]) -> 
 def short_names(requests: Sequence[PointRequest]) -> dict[str, str]:
     """Return the shortest distinct names of all teachers and students: "t5-v1_1-xxl" for "google/t5-v1_1-xxl"."""
     refs = {ref for request in requests for ref in (request.teacher, request.student) if ref is not None}
-    bare = {ref: _bare(ref) for ref in refs}
+    packages = {ref: ref.removeprefix("package:").removesuffix("/model") for ref in refs if ref.startswith("package:")}
+    bare = {ref: packages.get(ref, ref) for ref in refs}
     return {ref: short_model(name, set(bare.values())) for ref, name in bare.items()}
-
-
-def _bare(ref: str) -> str:
-    """Return a model reference without its ``package:`` prefix and ``/model`` ending; any other reference as it is."""
-    name = ref.removeprefix("package:")
-    return name.removesuffix("/model") if name != ref else ref
 
 
 def strategy_name(variant: str) -> str:

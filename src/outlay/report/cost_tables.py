@@ -24,8 +24,8 @@ from outlay.report.cells import (
 )
 from outlay.report.frontier import CostScore, usd_to_reach
 from outlay.report.scores import ONE_SEED
-from outlay.report.seed_means import mean_of
-from outlay.report.table import Heading, PlacedCell, Table, TableCell, pivot, task_heading
+from outlay.report.seed_means import by_seed, mean_of
+from outlay.report.table import Heading, PlacedCell, Table, TableCell, pivot, row_cells, task_heading
 from outlay.report.values import count, money
 
 NOT_REACHED = "not reached"
@@ -33,10 +33,8 @@ NOT_REACHED = "not reached"
 
 def _cells_of(points: Sequence[PointOutputs]) -> list[list[PointOutputs]]:
     """Return points grouped by request without its seed, each group sorted by seed."""
-    cells: dict[tuple[object, ...], list[PointOutputs]] = {}
-    for each in points:
-        cells.setdefault(tuple(each.fields.values()), []).append(each)
-    return [sorted(seeds, key=lambda each: each.request.seed) for seeds in cells.values()]
+    by_id = {each.point.id: each for each in points}
+    return [[by_id[point.id] for point in seeds] for seeds in by_seed(each.point for each in points)]
 
 
 # --- Table 4 ---------------------------------------------------------------------------------------------------------
@@ -133,12 +131,12 @@ def _curve_table(labelled: Sequence[PointOutputs], tasks: Sequence[str]) -> Tabl
         block = Heading((tasks.index(task), student), f"{task}, {student}")
         row = Heading((seeds[0].request.budget_usd, i), dollars(seeds[0].request.budget_usd))
         n_labels = count(mean_of(each.point.result.n_labels for each in seeds if each.point.is_ok))
-        cells = {
+        cells: dict[str, TableCell | None] = {
             "Labels": TableCell(unit="words", words=n_labels),
             "Charge": TableCell(charge_of(seeds), unit="usd"),
             "Test": score_cell(seeds),
         }
-        items += [PlacedCell(row, Heading((j,), head), cells[head], block) for j, head in enumerate(cells)]
+        items += row_cells(row, cells, block)
     return pivot("Annotation alone, by budget", ("Task, student", "Budget"), items, tasks=tuple(tasks))
 
 
@@ -167,12 +165,12 @@ def lay_out_costs(points: Sequence[PointOutputs]) -> tuple[list[Table], list[Poi
     for i, seeds in enumerate(_cells_of(points)):
         request = seeds[0].request
         order = (request.n_initial or 0, strategy_rank(request.variant), i)
-        row = Heading(order, _cost_row(seeds, row_heading(request, names)))
+        n_pool = mean_of(each.point.result.n_pool for each in seeds if each.point.is_ok)
+        rows = f", {thousands(n_pool)} rows" if n_pool and request.strategy not in WITHOUT_POOL else ""
+        row = Heading(order, f"{row_heading(request, names)}: {request_text(request)}{rows}")
         cells = {text: _part_cell(seeds, name, parts) for name, parts, text in _COLUMNS}
         cells |= {"Charge": TableCell(charge_of(seeds), unit="usd"), "Test": score_cell(seeds)}
-        block = task_heading(request.task, tasks)
-        for place, (text, cell) in enumerate(cells.items()):
-            items += [] if cell is None else [PlacedCell(row, Heading((place,), text), cell, block)]
+        items += row_cells(row, cells, task_heading(request.task, tasks))
     title = "What a point is charged, by part (after Kang et al. 2023, Table 6)"
     table = pivot(title, ("Task", "Bought"), items, tasks=tuple(tasks))
     notes = [
@@ -182,13 +180,6 @@ def lay_out_costs(points: Sequence[PointOutputs]) -> tuple[list[Table], list[Poi
     if any(cell.published is not None for cell in table.cells):
         notes.append(paper_tables.NOT_COMPARABLE)
     return [replace(table, notes=(*notes, *table.notes))], []
-
-
-def _cost_row(seeds: Sequence[PointOutputs], words: str) -> str:
-    request = seeds[0].request
-    n_pool = mean_of(each.point.result.n_pool for each in seeds if each.point.is_ok)
-    rows = f", {thousands(n_pool)} rows" if n_pool and request.strategy not in WITHOUT_POOL else ""
-    return f"{words}: {request_text(request)}{rows}"
 
 
 def _part_cell(seeds: Sequence[PointOutputs], name: str, parts: Sequence[str]) -> TableCell | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from outlay.report.cells import dollars, thousands
 from outlay.report.scores import ONE_SEED_PAIR
 from outlay.report.significance import PairedTest
-from outlay.report.table import Heading, PlacedCell, Table, TableCell, pivot
+from outlay.report.table import Heading, PlacedCell, Table, TableCell, pivot, row_cells
 from outlay.report.values import MINUS, points_text, signed
 
 SMALLEST_P = 0.001
@@ -31,7 +31,7 @@ def lay_out_differences(tests: Sequence[PairedTest]) -> Table | None:
         at = f"{test.task}, {dollars(test.budget_usd)}{n}"
         block = Heading((places.setdefault(at, len(places)),), at)
         row = Heading((i,), f"{test.first} {MINUS} {test.second}")
-        items += [PlacedCell(row, head, cell, block) for head, cell in _cells(test)]
+        items += row_cells(row, _cells(test), block)
     table = pivot("Differences", ("Task, budget", "Pair"), items, tasks=tasks)
     return replace(table, notes=_notes(tests))
 
@@ -56,21 +56,15 @@ def _notes(tests: Sequence[PairedTest]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _cells(test: PairedTest) -> list[tuple[Heading, TableCell]]:
-    difference = f"{signed(test.mean)} [{signed(test.low)}, {signed(test.high)}]"
-    p = [] if test.p_holm is None else [(Heading((1,), "p"), _p_cell(test.p_holm))]
-    return [
-        (
-            Heading((0,), "Difference"),
-            TableCell(test.mean, test.low, test.high, "words", words=difference, is_best=test.is_significant),
-        ),
-        *p,
-        (Heading((2,), "Verdict"), TableCell(unit="words", words=verdict(test))),
-    ]
-
-
-def _p_cell(p: float) -> TableCell:
-    return TableCell(p, unit="words", words=f"< {SMALLEST_P}" if p < SMALLEST_P else f"{p:.3f}")
+def _cells(test: PairedTest) -> dict[str, TableCell | None]:
+    words = f"{signed(test.mean)} [{signed(test.low)}, {signed(test.high)}]"
+    p = test.p_holm
+    p_words = "" if p is None else f"< {SMALLEST_P}" if p < SMALLEST_P else f"{p:.3f}"
+    return {
+        "Difference": TableCell(test.mean, test.low, test.high, "words", words, is_best=test.is_significant),
+        "p": None if p is None else TableCell(p, unit="words", words=p_words),
+        "Verdict": TableCell(unit="words", words=verdict(test)),
+    }
 
 
 def verdict(test: PairedTest) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from outlay.engine.outputs import PARTS, RunOutputs
+from outlay.engine.outputs import PARTS
+from outlay.engine.point import PointRequest
 from outlay.metrics import main_score
 from outlay.report.frontier import CostScore, frontier, usd_to_reach
 from outlay.report.grouping import short_model
@@ -85,6 +86,11 @@ class Panel:
     front: tuple[tuple[float, float], ...] = ()
     reference_lines: tuple[ReferenceLine, ...] = ()
 
+    @property
+    def series(self) -> list[Series]:
+        """Series of the points, in order of appearance."""
+        return list(dict.fromkeys(data_point.series for data_point in self.data_points))
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -101,13 +107,19 @@ class Figure:
     is_joined: bool = False
     """True where a line joins the points of a series."""
 
+    @property
+    def data_points(self) -> list[DataPoint]:
+        """Points of all panels."""
+        return [data_point for panel in self.panels for data_point in panel.data_points]
 
-def layouts(results: Results, seed_means: Sequence[SeedMean]) -> dict[str, Figure]:
-    """Return the figure of each task in the layout of the header; a task without a score has none."""
+
+def lay_out_figures(results: Results, seed_means: Sequence[SeedMean]) -> dict[str, Figure]:
+    """Lay out the figure of each task as the header says; a task without a score has none."""
     figures = {}
     for task in results.tasks:
         scored = [mean for mean in seed_means if mean.request.task == task and mean.value is not None]
-        metrics = {each.metric for mean in scored for each in _outputs_of(results, mean) if each.metric is not None}
+        outputs = [results.outputs[each] for mean in scored for each in mean.ids if each in results.outputs]
+        metrics = {each.metric for each in outputs if each.metric is not None}
         measure = measure_text(main_score(metrics.pop())) if len(metrics) == 1 else "test score"
         figure = _LAYOUTS[results.header.layout](scored) if scored else None
         if figure is not None:
@@ -118,10 +130,6 @@ def layouts(results: Results, seed_means: Sequence[SeedMean]) -> dict[str, Figur
             first += [seeds_text(scored) + (f", bars: {bars}" if has_bars else "")]
             figures[task] = replace(figure, title=title, notes=(*first, *figure.notes))
     return figures
-
-
-def _outputs_of(results: Results, mean: SeedMean) -> list[RunOutputs]:
-    return [results.outputs[each] for each in mean.ids if each in results.outputs]
 
 
 def seeds_text(scored: Sequence[SeedMean]) -> str:
@@ -141,7 +149,7 @@ def short_count(number: float) -> str:
 # --- series -----------------------------------------------------------------------------------------------------------
 
 
-def by_strategy(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], Series]:
+def by_strategy(scored: Sequence[SeedMean]) -> dict[PointRequest, Series]:
     """Return the series of each seed mean by its key: the strategy, with its models where models are varied.
 
     One colour and shape per strategy; where models are varied, a colour per models and a shape and dash per strategy.
@@ -185,7 +193,7 @@ def _extra(mean: SeedMean, varied: Mapping[str, set[str | None]]) -> str:
     return ", ".join([" → ".join(models), *parts] if models else parts)
 
 
-def by_pool(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], Series]:
+def by_pool(scored: Sequence[SeedMean]) -> dict[PointRequest, Series]:
     """Return the series of each seed mean by its key: the number of unlabelled rows, "U = 0 (annotate)" or "U = 10K"."""
     sizes = {mean.key: _n_unlabelled(mean) for mean in scored}
     of_size: dict[int, set[str]] = {}
@@ -208,7 +216,7 @@ def _n_unlabelled(mean: SeedMean) -> int:
     return sum(n_rows for _, n_rows in mean.request.pool) if mean.n_pool else 0
 
 
-def row_names(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], str]:
+def row_names(scored: Sequence[SeedMean]) -> dict[PointRequest, str]:
     """Return the row name of each seed mean: its series, with N, budget and pool where these vary within the series."""
     series = by_strategy(scored)
     names = {}
@@ -247,7 +255,7 @@ def describe(mean: SeedMean, name: str) -> str:
 
 def _data_points(
     scored: Sequence[SeedMean],
-    series: dict[tuple[object, ...], Series],
+    series: dict[PointRequest, Series],
     x_of: Callable[[SeedMean], float | None],
     label_of: Callable[[SeedMean], str | None] = lambda _: None,
 ) -> tuple[DataPoint, ...]:
@@ -276,24 +284,14 @@ def _over_charge(
     scored: Sequence[SeedMean],
     title: str,
     *,
-    series_of: Callable[[Sequence[SeedMean]], dict[tuple[object, ...], Series]] = by_strategy,
+    series_of: Callable[[Sequence[SeedMean]], dict[PointRequest, Series]] = by_strategy,
     is_joined: bool = False,
     labels_note: str | None = None,
     has_front: bool = False,
 ) -> Figure | None:
-    """Lay out score over charge in one panel; None where nothing was charged.
-
-    Args:
-        scored: seed means with a score.
-        title: title of the figure.
-        series_of: returns the series of each seed mean by its key.
-        is_joined: join the points of a series.
-        labels_note: write the number of labels beside each point, and this note under the title.
-        has_front: draw the Pareto frontier.
-    """
-    data_points = _data_points(
-        scored, series_of(scored), lambda mean: mean.charge_usd or None, _n_label if labels_note else lambda _: None
-    )
+    """Lay out score over charge in one panel, with the labels of each point where a note says so; None without a charge."""
+    label_of = _n_label if labels_note else lambda _: None
+    data_points = _data_points(scored, series_of(scored), lambda mean: mean.charge_usd or None, label_of)
     if not data_points:
         return None
     front = frontier([CostScore("", each.x, each.y) for each in data_points] if has_front else []).front
@@ -308,50 +306,35 @@ def _n_label(mean: SeedMean) -> str | None:
     return None if mean.n_labels is None else short_count(mean.n_labels)
 
 
-_BUDGETS_TITLE = "what is added to N labels"
-_INITIAL_TITLE = "starting labels at a fixed added budget"
-
-
 def _budgets(scored: Sequence[SeedMean]) -> Figure | None:
     """Lay out Tables 2 and 11: score over added budget, one panel per N."""
-    series = by_strategy(scored)
-    is_added = all(mean.request.added_usd is not None for mean in scored)
+    title, series = "what is added to N labels", by_strategy(scored)
+    axis: Axis = "added" if all(mean.request.added_usd is not None for mean in scored) else "budget"
     sizes = sorted({mean.request.n_initial for mean in scored}, key=lambda n: (n is None, n))
     if len(sizes) > MAX_PANELS:
-        return _over_charge(scored, _BUDGETS_TITLE)
-
-    def x_of(mean: SeedMean) -> float | None:
-        return mean.request.added_usd if is_added else mean.request.budget_usd
-
-    panels = tuple(
-        Panel(
-            "N by rule" if n is None else f"N = {n:,}",
-            _data_points([mean for mean in scored if mean.request.n_initial == n], series, x_of),
-        )
-        for n in sizes
-    )
-    axis: Axis = "added" if is_added else "budget"
-    return Figure("scatter", _BUDGETS_TITLE, (), axis, panels, is_joined=True)
+        return _over_charge(scored, title)
+    panels = []
+    for n in sizes:
+        of_size = [mean for mean in scored if mean.request.n_initial == n]
+        data_points = _data_points(of_size, series, lambda mean: getattr(mean.request, f"{axis}_usd"))
+        panels.append(Panel("N by rule" if n is None else f"N = {n:,}", data_points))
+    return Figure("scatter", title, (), axis, tuple(panels), is_joined=True)
 
 
 def _initial(scored: Sequence[SeedMean]) -> Figure | None:
     """Lay out Figure 3: score over N, one panel per added budget."""
-    series = by_strategy(scored)
+    title, series = "starting labels at a fixed added budget", by_strategy(scored)
     fixed = [mean for mean in scored if mean.request.n_initial is not None]
     added = sorted({mean.request.added_usd or 0.0 for mean in fixed})
     if len(added) > MAX_PANELS:
-        return _over_charge(scored, _INITIAL_TITLE)
-    panels = tuple(
-        Panel(
-            f"{money(usd)} added",
-            _data_points(
-                [m for m in fixed if (m.request.added_usd or 0.0) == usd], series, lambda m: m.request.n_initial
-            ),
-        )
-        for usd in added
-    )
+        return _over_charge(scored, title)
+    panels = []
+    for usd in added:
+        of_budget = [mean for mean in fixed if (mean.request.added_usd or 0.0) == usd]
+        data_points = _data_points(of_budget, series, lambda mean: mean.request.n_initial)
+        panels.append(Panel(f"{money(usd)} added", data_points))
     notes = _omission_note(scored, panels, "their N is chosen by rule")
-    return Figure("scatter", _INITIAL_TITLE, notes, "labels", panels, is_log=True, is_joined=True) if panels else None
+    return Figure("scatter", title, notes, "labels", tuple(panels), is_log=True, is_joined=True) if panels else None
 
 
 def _match(scored: Sequence[SeedMean]) -> Figure | None:

@@ -98,16 +98,10 @@ def _layout_tables(layout: TableLayout, points: Sequence[PointOutputs], tasks: S
     return [_table(layout, of_task[task], [task]) for task in tasks if task in of_task]
 
 
-@dataclass(frozen=True, slots=True)
-class _CellPosition:
-    block: Heading
-    column: Heading
-    row: tuple[Any, ...]
-
-
-_Cells = dict[_CellPosition, list[PointOutputs]]
+_Cells = dict[tuple[Heading, Heading, tuple[Any, ...]], list[PointOutputs]]
+"""The seeds of each cell by its position: heading of the block, heading of the column, values of the fields of the row."""
 _RowKey = tuple[tuple[Any, ...], tuple[Any, ...]]
-"""Order of the block of a row, and values of the fields that make the rows."""
+"""Order of the block of a row, and values of the fields of the row."""
 
 
 def _table(layout: TableLayout, points: Sequence[PointOutputs], tasks: Sequence[str]) -> Table:
@@ -119,11 +113,10 @@ def _table(layout: TableLayout, points: Sequence[PointOutputs], tasks: Sequence[
         cells = _cells(layout, points, row_fields)
     heads = _row_headings(layout, cells, row_fields)
     items = []
-    for position, seeds in cells.items():
+    for (block, column, row), seeds in cells.items():
         seeds.sort(key=lambda each: each.request.seed)
         cell = score_cell(seeds, layout.bracket(seeds), layout.published(seeds[0].request))
-        head = heads[position.block.order, position.row]
-        items.append(PlacedCell(head, position.column, cell, block=position.block))
+        items.append(PlacedCell(heads[block.order, row], column, cell, block))
     if layout.marks_frontier:
         items = _with_frontier(items, [charge_of(seeds) for seeds in cells.values()])
     title = layout.title[0].upper() + layout.title[1:] if layout.over_tasks else f"{tasks[0]}: {layout.title}"
@@ -135,16 +128,15 @@ def _cells(layout: TableLayout, points: Sequence[PointOutputs], row_fields: Sequ
     cells: _Cells = {}
     for each in points:
         row = tuple(each.fields[name] for name in row_fields)
-        position = _CellPosition(layout.block(each.fields), layout.column(each.fields), row)
-        cells.setdefault(position, []).append(each)
+        cells.setdefault((layout.block(each.fields), layout.column(each.fields), row), []).append(each)
     return cells
 
 
 def _row_headings(layout: TableLayout, cells: _Cells, row_fields: Sequence[str]) -> dict[_RowKey, Heading]:
     """Return the heading of each row of each block; rows with equal headings also name the fields that differ."""
     rows: dict[_RowKey, list[PointOutputs]] = {}
-    for position, seeds in cells.items():
-        rows.setdefault((position.block.order, position.row), []).extend(seeds)
+    for (block, _, row), seeds in cells.items():
+        rows.setdefault((block.order, row), []).extend(seeds)
     names = short_names([each.request for points in rows.values() for each in points])
     headings: dict[_RowKey, Heading] = {}
     alike: dict[tuple[Any, ...], list[_RowKey]] = {}

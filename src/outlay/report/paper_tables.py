@@ -36,6 +36,10 @@ def _rows(name: str) -> list[dict[str, str]]:
     return published.rows(name)
 
 
+def _row_of(name: str, task: str) -> Mapping[str, str]:
+    return next((row for row in _rows(name) if row["task"] == task), {})
+
+
 def _number(text: str) -> float | None:
     return float(text) if text else None
 
@@ -81,24 +85,20 @@ def self_score_of(request: PointRequest) -> float | None:
     n = _N_OF_TABLE_3.get(request.task, _N_OF_TABLES)
     if (request.n_initial, n_unlabelled(request)) != (n, _POOL_OF_TABLES):
         return None
-    for row in _rows("kang_table3_self_distillation"):
-        if row["task"] == request.task and request.strategy in row:
-            return _number(row[request.strategy])
-    return None
+    row = _row_of("kang_table3_self_distillation", request.task)
+    return _number(row.get(request.strategy, ""))
 
 
 def costs_of(request: PointRequest) -> Mapping[str, float]:
     """Return the dollars that Table 6 prints for a request, by column: 5K labels and 100K rows."""
-    if request.n_initial != _N_OF_TABLES:
+    row = _row_of("kang_table6_costs", request.task)
+    if request.n_initial != _N_OF_TABLES or not row:
         return {}
-    for row in _rows("kang_table6_costs"):
-        if row["task"] == request.task:
-            labels = {"labels": float(row["usd_initial_5k_labels"])}
-            if request.strategy == "distill" and n_unlabelled(request) == _POOL_OF_TABLES:
-                teacher, student = float(row["usd_teacher_finetune_5k"]), float(row["usd_distill_100k"])
-                return labels | {"teacher": teacher, "distillation": student}
-            return labels if request.added_usd == 0 else {}
-    return {}
+    labels = {"labels": float(row["usd_initial_5k_labels"])}
+    if request.strategy == "distill" and n_unlabelled(request) == _POOL_OF_TABLES:
+        teacher, student = float(row["usd_teacher_finetune_5k"]), float(row["usd_distill_100k"])
+        return labels | {"teacher": teacher, "distillation": student}
+    return labels if request.added_usd == 0 else {}
 
 
 # --- tables of the paper ---------------------------------------------------------------------------------------------

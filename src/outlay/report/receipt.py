@@ -19,6 +19,7 @@ from outlay.errors import HoldError
 from outlay.hardware.precision import precision_name, ratio_words
 from outlay.money.amounts import format_usd
 from outlay.money.ledger import Anchor, Entry, Ledger
+from outlay.report.values import ABSENT
 from outlay.text.display import left, right, visible, width, wrap
 
 WIDTH = 100
@@ -30,7 +31,6 @@ _HEADINGS = ("what", "item", "quantity and price", "charge", "cash", "left")
 _SECONDS = ("what", "forecast by", "forecast s", "measured s")
 _HOUR = "hour"
 """Unit of compute in the ledger; nothing else is sold by the hour."""
-_NO_FORECAST = "–"
 _N_TEXT_COLUMNS = 2  # text wraps, numbers never do
 
 
@@ -150,7 +150,7 @@ def render_text(receipt: Receipt) -> str:
     budget, total = ("budget", "", "", "", "", opened), ("total", "", "", charge, cash, left)
     rows = [_HEADINGS, budget, *(_row(line) for line in _merge_blocks(receipt.lines)), total]
     title = f"Receipt of run {_one_line(receipt.run_id)}"
-    head = [*wrap(title, WIDTH), f"opened {_moment(receipt.opened_at)}", ""]
+    head = [*wrap(title, WIDTH), f"opened {receipt.opened_at[:10]} {receipt.opened_at[11:16]} UTC", ""]
     seconds = [*_table_lines([_SECONDS, *_seconds_rows(receipt.timings)]), ""] if receipt.timings else []
     summary = [wrapped for line in _summary(receipt) for wrapped in wrap(line, WIDTH)]
     return "\n".join([*head, *_table_lines(rows), "", *seconds, *summary]) + "\n"
@@ -348,7 +348,7 @@ def _seconds_rows(timings: Sequence[Timing]) -> list[tuple[str, ...]]:
     """
     alike: dict[tuple[str, str], list[Timing]] = {}
     for each in timings:
-        by = "reused" if each.is_reused else each.by or _NO_FORECAST
+        by = "reused" if each.is_reused else each.by or ABSENT
         alike.setdefault((each.what, by), []).append(each)
     rows = [
         (_one_line(what if len(each) == 1 else f"{what}, {len(each)} blocks"), by, *_sums(each))
@@ -363,7 +363,7 @@ def _sums(timings: Sequence[Timing]) -> tuple[str, str]:
     predicted = [each.predicted for each in timings if each.predicted is not None]
     measured = sum(each.measured or 0.0 for each in timings)
     # A sum over some of the steps would be mistaken for the sum over all.
-    return f"{sum(predicted):,.1f}" if len(predicted) == len(timings) else _NO_FORECAST, f"{measured:,.1f}"
+    return f"{sum(predicted):,.1f}" if len(predicted) == len(timings) else ABSENT, f"{measured:,.1f}"
 
 
 def _table_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -392,10 +392,6 @@ def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
         padded = [left(*pair) for pair in pairs[:_N_TEXT_COLUMNS]] + [right(*pair) for pair in pairs[_N_TEXT_COLUMNS:]]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
-
-
-def _moment(at: str) -> str:
-    return f"{at[:10]} {at[11:16]} UTC"
 
 
 def _one_line(text: str) -> str:

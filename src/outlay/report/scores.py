@@ -55,8 +55,8 @@ def mean_of_seeds(points: Sequence[Point], outputs: Mapping[str, RunOutputs]) ->
     mean = statistics.fmean(tests)
     found = _by_answers([outputs.get(point.id) for point, _ in scored])
     if found is None:
-        own = [_own(point, outputs.get(point.id)) for point, _ in scored]
-        readings = [each for each in own if each is not None]
+        own = [point.result.scores.get(measure_of(point, outputs.get(point.id)) or "") for point, _ in scored]
+        readings = [Reading(each.value, each.low, each.high) for each in own if each is not None]
         found = _by_intervals(mean, tests, readings) if len(readings) == len(own) else None
     if found is not None:
         covers: Covers = "rows" if len(tests) == 1 else "seeds and rows"
@@ -78,12 +78,6 @@ def measure_of(point: Point, outputs: RunOutputs | None) -> str | None:
     if outputs is not None and outputs.metric is not None:
         return main_score(outputs.metric)
     return next((name for name, each in point.result.scores.items() if each.value == point.result.test), None)
-
-
-def _own(point: Point, outputs: RunOutputs | None) -> Reading | None:
-    """Return the test score of a point with its interval over rows, from the scores in the point."""
-    found = point.result.scores.get(measure_of(point, outputs) or "")
-    return None if found is None else Reading(found.value, found.low, found.high)
 
 
 def _by_intervals(mean: float, tests: Sequence[float], own: Sequence[Reading]) -> Reading:

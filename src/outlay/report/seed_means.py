@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 from outlay.engine.outputs import PARTS, RunOutputs
 from outlay.engine.point import Point, PointRequest
 from outlay.report.results import Results
 from outlay.report.scores import Covers, mean_of_seeds
-
-_KEY_FIELDS = tuple(field.name for field in fields(PointRequest) if field.name != "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +37,9 @@ class SeedMean:
     n_pool: float | None
 
     @property
-    def key(self) -> tuple[object, ...]:
-        """Fields of the request without its seed."""
-        return _key(self.request)
+    def key(self) -> PointRequest:
+        """The request with seed 0, equal for every seed."""
+        return replace(self.request, seed=0)
 
 
 def means(results: Results) -> list[SeedMean]:
@@ -54,14 +52,10 @@ def means(results: Results) -> list[SeedMean]:
 
 def by_seed(points: Iterable[Point]) -> list[tuple[Point, ...]]:
     """Group points that differ in their seed alone, by rising seed; groups in order of first appearance."""
-    members: dict[tuple[object, ...], list[Point]] = {}
+    members: dict[PointRequest, list[Point]] = {}
     for point in points:
-        members.setdefault(_key(point.request), []).append(point)
+        members.setdefault(replace(point.request, seed=0), []).append(point)
     return [tuple(sorted(seeds, key=lambda point: point.request.seed)) for seeds in members.values()]
-
-
-def _key(request: PointRequest) -> tuple[object, ...]:
-    return tuple(getattr(request, name) for name in _KEY_FIELDS)
 
 
 def _mean(seeds: Sequence[Point], outputs: Mapping[str, RunOutputs]) -> SeedMean:

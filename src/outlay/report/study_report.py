@@ -13,7 +13,7 @@ from outlay.report.cells import dollars
 from outlay.report.difference_table import lay_out_differences
 from outlay.report.figures import Spec, figures, save
 from outlay.report.flat_files import write_points_csv, write_points_parquet
-from outlay.report.frontier import CostScore, Frontier, frontier
+from outlay.report.frontier import CostScore, frontier
 from outlay.report.layouts import lay_out
 from outlay.report.results import Results
 from outlay.report.scores import ONE_SEED
@@ -127,13 +127,13 @@ def lay_out_frontiers(seed_means: Sequence[SeedMean]) -> Table | None:
     shares = {task: front.hypervolume(grid[0], grid[-1]) for task, front in fronts.items()}
     columns = [Column(dollars(usd), "Score on the frontier at") for usd in grid]
     columns += [Column("Share"), Column("Front, tied, dominated")]
-    rows = [
-        TableRow((task,), (*map(TableCell, reached[task]), _share(shares[task]), _counts(front)))
-        for task, front in fronts.items()
-    ]
+    rows = []
+    for task, front in fronts.items():
+        counts = TableCell(words=f"{len(front.front)}, {len(front.tied)}, {len(front.dominated)}")
+        rows.append(TableRow((task,), (*map(TableCell, reached[task]), TableCell(words=f"{shares[task]:.3f}"), counts)))
     if len(fronts) > 1:
         means_at = [TableCell(_mean_of_all(scores)) for scores in zip(*reached.values(), strict=True)]
-        share = _share(statistics.fmean(shares.values()))
+        share = TableCell(words=f"{statistics.fmean(shares.values()):.3f}")
         rows.append(TableRow(("mean over tasks",), (*means_at, share, None), starts_block=True))
     notes: tuple[str, ...] = (
         "On the frontier nothing is cheaper and better; between its points the score is interpolated in log charge "
@@ -149,11 +149,3 @@ def _mean_of_all(scores: Sequence[float | None]) -> float | None:
     """Return the mean over tasks; None where a task has no score, since means over other tasks would not compare."""
     known = [score for score in scores if score is not None]
     return statistics.fmean(known) if len(known) == len(scores) else None
-
-
-def _share(value: float) -> TableCell:
-    return TableCell(words=f"{value:.3f}")
-
-
-def _counts(front: Frontier) -> TableCell:
-    return TableCell(words=f"{len(front.front)}, {len(front.tied)}, {len(front.dominated)}")

@@ -48,12 +48,12 @@ def _plain(title: str, task: str, points: Sequence[PointOutputs]) -> Table:
     groups = group([each.point for each in points])
     seeds = [[of_point[point.id] for point in each.points] for each in groups]
     tested = [score_cell(each) for each in seeds]
-    spots = [cost_score(cell, charge_of(each)) for cell, each in zip(tested, seeds, strict=True)]
-    front = frontier([spot for spot in spots if spot is not None])
+    candidates = [cost_score(cell, charge_of(each)) for cell, each in zip(tested, seeds, strict=True)]
+    front = frontier([each for each in candidates if each is not None])
     rows = []
-    for i, (each, cell, spot) in enumerate(zip(groups, tested, spots, strict=True)):
+    for i, (each, cell, candidate) in enumerate(zip(groups, tested, candidates, strict=True)):
         is_next = i == 0 or each.budget_usd != groups[i - 1].budget_usd
-        own = replace(cell, on_front=spot is not None and front.holds(spot))
+        own = replace(cell, on_front=candidate is not None and front.holds(candidate))
         rows.append(TableRow((each.label,), _plain_cells(each, seeds[i], own), starts_block=is_next))
     kept = [i for i in range(len(_COLUMNS)) if any(row.cells[i] is not None for row in rows)]
     table = Table(
@@ -88,8 +88,6 @@ def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: TableCell) -
 
 # --- over tasks ------------------------------------------------------------------------------------------------------
 
-_Cell = tuple[object, ...]
-
 
 def across_tasks(points: Sequence[PointOutputs]) -> list[Table]:
     """Lay out the mean gain of each strategy over annotating at equal N, budget and student, by task and over the tasks.
@@ -97,19 +95,14 @@ def across_tasks(points: Sequence[PointOutputs]) -> list[Table]:
     Each task has equal weight in the mean over tasks. Without a pair on any task there is no table.
     """
     tasks = list(by_task(points))
-    means = _means(points)
-    strategies = sorted({key[1] for key in means if key[1] != BASELINE}, key=lambda name: (strategy_rank(name), name))
     items: list[PlacedCell] = []
-    for name in strategies:
-        gains = {task: _gains(means, task, name) for task in tasks}
-        per_task = {task: statistics.fmean(values) for task, values in gains.items() if values}
+    for name, gains in sorted(_gains(points).items(), key=lambda of_name: (strategy_rank(of_name[0]), of_name[0])):
         row = Heading((strategy_rank(name), name), f"{strategy_name(name)} − {strategy_name(BASELINE)}")
         items += [
-            PlacedCell(row, Heading((0, tasks.index(task)), task), _gain_cell(value, gains[task]))
-            for task, value in per_task.items()
+            PlacedCell(row, Heading((0, tasks.index(task)), task), _gain_cell(values)) for task, values in gains.items()
         ]
-        if per_task:
-            items.append(PlacedCell(row, Heading((1,), "Mean over tasks"), _mean_cell(list(per_task.values()))))
+        per_task = [statistics.fmean(values) for values in gains.values()]
+        items.append(PlacedCell(row, Heading((1,), "Mean over tasks"), _mean_cell(per_task)))
     if not items:
         return []
     table = pivot("Over the tasks: what a strategy gains over annotating", ("Strategy",), items, tasks=tuple(tasks))
@@ -121,28 +114,26 @@ def across_tasks(points: Sequence[PointOutputs]) -> list[Table]:
     return [replace(table, notes=(*notes, *table.notes))]
 
 
-def _means(points: Sequence[PointOutputs]) -> dict[tuple[str, str, _Cell], float]:
-    """Return the mean test score by task, strategy variant and cell, over seeds and models of the cell."""
-    tests: dict[tuple[str, str, _Cell], list[float]] = {}
+def _gains(points: Sequence[PointOutputs]) -> dict[str, dict[str, list[float]]]:
+    """Return the gains over annotating by strategy variant and task: one per cell of N, budget and student, over its seeds."""
+    tests: dict[tuple[str, str, tuple[object, ...]], list[float]] = {}
     for each in points:
         request, test = each.request, each.point.result.test
         if test is not None:
             cell = (request.n_initial, request.budget_usd, request.student, request.machine, request.price_book)
             tests.setdefault((request.task, request.variant, cell), []).append(test)
-    return {key: statistics.fmean(values) for key, values in tests.items()}
+    gains: dict[str, dict[str, list[float]]] = {}
+    for (task, variant, place), values in tests.items():
+        baseline = tests.get((task, BASELINE, place))
+        if variant != BASELINE and baseline is not None:
+            gain = statistics.fmean(values) - statistics.fmean(baseline)
+            gains.setdefault(variant, {}).setdefault(task, []).append(gain)
+    return gains
 
 
-def _gains(means: dict[tuple[str, str, _Cell], float], task: str, name: str) -> list[float]:
-    return [
-        value - means[task, BASELINE, cell]
-        for (of_task, variant, cell), value in means.items()
-        if (of_task, variant) == (task, name) and (task, BASELINE, cell) in means
-    ]
-
-
-def _gain_cell(value: float, gains: Sequence[float]) -> TableCell:
+def _gain_cell(gains: Sequence[float]) -> TableCell:
     n_ahead = sum(gain > 0 for gain in gains)
-    return TableCell(value, unit="difference", bracket=f"({n_ahead} of {len(gains)})")
+    return TableCell(statistics.fmean(gains), unit="difference", bracket=f"({n_ahead} of {len(gains)})")
 
 
 def _mean_cell(per_task: Sequence[float]) -> TableCell:

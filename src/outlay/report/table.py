@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -148,6 +148,12 @@ class PlacedCell:
     cell: TableCell
     block: Heading = Heading((), "")
     """Heading of the block; a table without blocks is one block."""
+
+
+def row_cells(row: Heading, cells: Mapping[str, TableCell | None], block: Heading) -> list[PlacedCell]:
+    """Place the cells of a row by the text over their columns, in the order of the mapping; None leaves a place empty."""
+    columns = enumerate(cells.items())
+    return [PlacedCell(row, Heading((i,), text), cell, block) for i, (text, cell) in columns if cell is not None]
 
 
 def pivot(

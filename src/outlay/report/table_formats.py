@@ -15,13 +15,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def cell_text(cell: TableCell | None) -> str:
-    """Return a cell as one line of text: "78.3 ± 0.6 (+500) paper 53.1"."""
-    if cell is None:
-        return ABSENT
-    return " ".join([cell.text + cell.note_signs, *cell.beneath])
-
-
 def _is_bold(cell: TableCell) -> bool:
     return cell.is_best or cell.on_front
 
