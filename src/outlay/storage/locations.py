@@ -110,9 +110,7 @@ _LIBRARY_CACHES = {
 
 
 def cache_folder() -> Path:
-    """Return ``OUTLAY_CACHE`` as it is named; else a folder below the user's cache, or a stand-in where that cannot
-    be written.
-    """
+    """Return ``OUTLAY_CACHE``; else a folder below the user's cache, or a stand-in where that cannot be written."""
     if named := os.environ.get("OUTLAY_CACHE"):
         return expand_path(named)
     usual = _usual_cache()
@@ -127,9 +125,7 @@ def _usual_cache() -> Path | None:
 
 
 def _stand_in() -> Path:
-    """Return a folder beside the results of the current folder, which outlives a restart; else one among the
-    temporary files.
-    """
+    """Return a folder beside the results, which outlives a restart; else one among the temporary files."""
     here = Path("outlay-runs/cache").absolute()
     return here if _is_writable(here) else Path(tempfile.gettempdir()) / f"outlay-{os.getuid()}"
 

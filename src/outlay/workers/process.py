@@ -44,17 +44,8 @@ the parameters of `main`.
 
 
 @dataclass(frozen=True, slots=True)
-class Reported:
-    """Progress of the running task."""
-
-    n_done: int
-    n_total: int
-    words: str
-
-
-@dataclass(frozen=True, slots=True)
 class Replied:
-    """The task ended, ``at`` this time of the machine's monotonic clock; ``is_last``: the worker takes no other."""
+    """End of a task, ``at`` this time of the machine's monotonic clock; ``is_last``: the worker takes no other."""
 
     reply: Reply
     at: float
@@ -142,7 +133,7 @@ class WorkerLoop:
         with self._sending:
             if self._is_busy and self._room.poll(0):
                 self._reported_at = now
-                self._send(ForkingPickler.dumps(Reported(n_done, n_total, words)))
+                self._send(ForkingPickler.dumps((n_done, n_total, words)))
 
     def _reply(self, reply: Reply, *, is_last: bool) -> None:
         now = time.monotonic()

@@ -202,9 +202,7 @@ class RayPool:
 
 
 class _Worker:
-    """The Ray actor. Factory and payloads come as references in a list: then one that cannot be unpickled does not
-    end the actor.
-    """
+    """The Ray actor. Factory and payloads come as references in a list, so that one that cannot be unpickled does not end it."""
 
     def __init__(self, factory: list[Any]) -> None:
         import ray
@@ -290,11 +288,7 @@ def check_interpreter(python: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """Refuse an address where nothing listens at HOST:PORT: Ray itself would try for minutes.
-
-    Raises:
-        ClusterError: nothing does.
-    """
+    """Raise ClusterError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         return
