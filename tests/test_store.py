@@ -8,6 +8,7 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -213,7 +214,7 @@ class TestRoom:
             real(handle)
 
         monkeypatch.setattr(store_module.os, "fsync", full)
-        with pytest.raises(DiskFull, match="no room left on the device"):
+        with pytest.raises(DiskFull, match="outlay store gc"):
             put(store, 1, {"a": b"x", "b": b"y"})
         monkeypatch.undo()
         assert store.list() == []
@@ -240,11 +241,11 @@ class TestRoom:
     def test_a_place_that_cannot_be_written_is_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         store = Store(tmp_path / "file" / "store")
-        with pytest.raises(StoreError, match="cannot write to the store"):
+        with pytest.raises(StoreError, match=re.escape(str(store.root))):
             put(store, 1, {"a": b""})
-        with pytest.raises(StoreError, match="cannot write to the store"), store.making(key_of(1)):
+        with pytest.raises(StoreError, match=re.escape(str(store.root))), store.making(key_of(1)):
             pass
-        with pytest.raises(StoreError, match="must be 0 or more"):
+        with pytest.raises(StoreError, match=r"-\d+ bytes.* 0 or more"):
             Store(tmp_path, quota_bytes=-1)
 
 

@@ -222,16 +222,19 @@ class Quote:
 
 
 class PriceBook:
-    """All prices by item. Immutable; `digest` names their items, units and amounts."""
+    """All prices by item. Immutable.
 
-    __slots__ = ("_digest", "_prices")
+    ``digest``: sha256, in hex, of every (item, unit, exact price); sources, dates and notes do not change it.
+    """
+
+    __slots__ = ("_prices", "digest")
 
     def __init__(self, prices: Sequence[Price]) -> None:
         """Keep `prices`; of two prices of one item the later one counts."""
         by_item = {price.item: price for price in prices}
         self._prices: Mapping[str, Price] = {item: by_item[item] for item in sorted(by_item)}
         lines = [[price.item, price.unit, str(Fraction(price.usd))] for price in self._prices.values()]
-        self._digest = hashlib.sha256(json.dumps(lines, separators=(",", ":")).encode()).hexdigest()
+        self.digest = hashlib.sha256(json.dumps(lines, separators=(",", ":")).encode()).hexdigest()
 
     @classmethod
     def load(cls, extra: Sequence[Path] = ()) -> PriceBook:
@@ -253,11 +256,6 @@ class PriceBook:
                     )
                 prices[item] = price
         return cls(list(prices.values()))
-
-    @property
-    def digest(self) -> str:
-        """sha256, in hex, of every (item, unit, exact price); sources, dates and notes do not change it."""
-        return self._digest
 
     def items(self) -> tuple[Price, ...]:
         """Return all prices, sorted by item."""

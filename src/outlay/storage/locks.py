@@ -20,7 +20,7 @@ from outlay.storage.files import writing
 LOCK = "lock"
 
 
-def acquire(folder: Path, on_wait: Callable[[str], None] | None, poll_seconds: float) -> int:
+def acquire(folder: Path, on_wait: Callable[[str], None] | None = None, poll_seconds: float = 0.1) -> int:
     """Wait for the lock and return its open file; ``on_wait`` is told who holds it, once per holder."""
     told: str | None = None
     while (lock := try_acquire(folder)) is None:
@@ -62,7 +62,7 @@ def try_acquire(folder: Path) -> int | None:
 
 
 @contextmanager
-def alone(path: Path, busy: Exception) -> Iterator[None]:
+def exclusive(path: Path, busy: Exception) -> Iterator[None]:
     """Hold the lock file ``path`` in one process at a time.
 
     Raises:

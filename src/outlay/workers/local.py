@@ -375,10 +375,9 @@ class _Worker:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     try:
-        process.terminate()
-        process.wait(_PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
+        with suppress(subprocess.TimeoutExpired):
+            process.terminate()
+            process.wait(_PATIENCE_SECONDS)
     finally:
         process.kill()
         process.wait()

@@ -85,7 +85,7 @@ class _Folder:
 
         assert self.files is not None
         place = self.unpacked
-        lock = acquire(place.parent, None, 0.2)
+        lock = acquire(place.parent)
         try:
             if not self.is_at(place):
                 new = place.with_name("new")

@@ -25,7 +25,6 @@ from pathlib import Path
 from outlay.errors import AlreadyPaid, BudgetExceeded, HoldError, MissingData, MoneyError, StoreError
 from outlay.money.amounts import Quote, check_micros, cost_micros, format_usd, write_usd
 from outlay.money.ledger import queries
-from outlay.money.ledger.appending import append
 from outlay.money.ledger.audit import Verification, audit
 from outlay.money.ledger.chain import Anchor, Entry, uri_of
 from outlay.money.ledger.owner import Owner
@@ -373,7 +372,7 @@ class Ledger:
     # Entries
 
     def _append(self, db: sqlite3.Connection, kind: str, fields: Mapping[str, object]) -> tuple[int, str]:
-        return append(db, kind, fields, self._now())
+        return queries.append(db, kind, fields, self._now())
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="microseconds")

@@ -15,7 +15,6 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from outlay.money.ledger import queries
-from outlay.money.ledger.appending import append
 from outlay.money.ledger.chain import GENESIS
 
 
@@ -89,7 +88,7 @@ def _say_where_cut_work_is_stored(db: sqlite3.Connection, at: str) -> None:
         if not _KEY.fullmatch(key):
             continue
         said = {"run_id": entry.run_id, "key": entry.key, "hold_seq": entry.hold_seq, "artifact_key": key}
-        append(db, "stored", {**said, "note": f"as entry {entry.seq} says in words"}, at)
+        queries.append(db, "stored", {**said, "note": f"as entry {entry.seq} says in words"}, at)
 
 
 MIGRATIONS = (
