@@ -69,13 +69,10 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """Artifacts, workspaces of abandoned keys, and bytes that `Store.gc` removed, or would remove."""
+    """Artifacts that `Store.gc` removed, or would remove, and all bytes that it freed with them."""
 
     removed: tuple[Artifact, ...]
-    workspaces: tuple[str, ...]
     freed_bytes: int
-    kept_bytes: int
-    dry_run: bool
 
 
 class Store:
@@ -248,8 +245,8 @@ class Store:
         self._migrate()
         total = self.disk_bytes()
         freed = self._gc_leftovers(dry_run)
-        spaces, n_bytes = self._gc_workspaces(older_than_seconds, dry_run)
-        freed += n_bytes
+        if older_than_seconds is not None:
+            freed += self._gc_workspaces(older_than_seconds, dry_run)
         removed = []
         unwanted = keep is not None and older_than_seconds is None and max_bytes is None
         for artifact in sorted(self.list(), key=_used_at):
@@ -257,15 +254,13 @@ class Store:
             too_much = max_bytes is not None and total - freed > max_bytes
             if (keep is not None and keep(artifact)) or not (too_old or too_much or unwanted):
                 continue
-            size = artifact.n_bytes
             with self._unless_making(artifact.key) as free:
-                if not free:
-                    continue
-                if not dry_run:
-                    self._remove(artifact.path)
-            removed.append(artifact)
-            freed += size
-        return GcReport(tuple(removed), spaces, freed, total - freed, dry_run)
+                if free:
+                    removed.append(artifact)
+                    freed += artifact.n_bytes
+                    if not dry_run:
+                        self._remove(artifact.path)
+        return GcReport(tuple(removed), freed)
 
     def _folder(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
@@ -424,22 +419,18 @@ class Store:
             if lock is not None:
                 os.close(lock)
 
-    def _gc_workspaces(self, older_than_seconds: float | None, dry_run: bool) -> tuple[tuple[str, ...], int]:
-        if older_than_seconds is None:
-            return (), 0
-        gone, n_bytes = [], 0
+    def _gc_workspaces(self, older_than_seconds: float, dry_run: bool) -> int:
+        n_bytes = 0
         for folder in sorted(self.root.glob("making/*")):
-            newest = max((path.stat().st_mtime for path in [folder, *folder.rglob("*")]), default=0.0)
+            newest = max(path.stat().st_mtime for path in [folder, *folder.rglob("*")])
             if time.time() - newest <= older_than_seconds:
                 continue
             with self._unless_making(folder.name) as free:
-                if not free:
-                    continue
-                n_bytes += tree_bytes(folder)
-                if not dry_run:
-                    shutil.rmtree(folder, ignore_errors=True)
-            gone.append(folder.name)
-        return tuple(gone), n_bytes
+                if free:
+                    n_bytes += tree_bytes(folder)
+                    if not dry_run:
+                        shutil.rmtree(folder, ignore_errors=True)
+        return n_bytes
 
     def _remove(self, folder: Path) -> None:
         """Remove a folder in one step, by a rename, so that a reader never meets half an artifact."""
