@@ -222,12 +222,8 @@ class _Worker:
         made = self._made
         if made.error is not None or made.failure is not None:
             return fit_to_send(made), False
-        reply = fit_to_send(attempt(lambda: made.value(ray.get(payload[0]), _ignore_progress)))
+        reply = fit_to_send(attempt(lambda: made.value(ray.get(payload[0]), lambda *_: None)))
         return reply, reply.failure is None
-
-
-def _ignore_progress(n_done: int, n_total: int, words: str) -> None:
-    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
