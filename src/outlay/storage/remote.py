@@ -68,8 +68,8 @@ class RemoteStore(Store):
         That the files are at the URL and good is for `get` to find out. An artifact that waits to be sent goes on waiting.
         """
         artifact = super().get(key, verify=False)
-        if artifact is None and (found := self._look(key)) is not None:
-            return self._described(key, found)
+        if artifact is None and (found := self._manifest_at_url(key)) is not None:
+            return self._parse_manifest(key, found)
         return artifact
 
     def check(self, key: str) -> Artifact | None:
@@ -87,7 +87,7 @@ class RemoteStore(Store):
         """
         artifact = super().get(key, verify=verify)
         if artifact is None:
-            found = self._look(key)
+            found = self._manifest_at_url(key)
             if found is None:
                 return None
             with self._moving(key):
@@ -116,10 +116,10 @@ class RemoteStore(Store):
 
         return super().gc(kept, older_than_seconds=older_than_seconds, max_bytes=max_bytes, dry_run=dry_run)
 
-    def _look(self, key: str) -> bytes | None:
+    def _manifest_at_url(self, key: str) -> bytes | None:
         """Return the manifest of a key at the URL as it stands, None where there is none."""
         with self._clear_errors("read"):
-            system, path = self._reach(key, MANIFEST)
+            system, path = self._at_url(key, MANIFEST)
             try:
                 data: bytes = system.cat_file(path)
             except FileNotFoundError as error:
@@ -128,7 +128,7 @@ class RemoteStore(Store):
                 return None
         return data
 
-    def _described(self, key: str, found: bytes) -> Artifact | None:
+    def _parse_manifest(self, key: str, found: bytes) -> Artifact | None:
         """Return the artifact of a manifest at the URL; None, and a warning, where it is damaged."""
         source = f"{self.url}: the manifest of {key[:12]}"
         try:
@@ -142,7 +142,7 @@ class RemoteStore(Store):
 
     def _fetch(self, key: str, found: bytes) -> Artifact | None:
         """Bring what a manifest at the URL describes, in place of what is here; None where it is damaged."""
-        artifact = self._described(key, found)
+        artifact = self._parse_manifest(key, found)
         if artifact is None:
             return None
         with self._device_errors(), self._writing() as temporary:
@@ -160,7 +160,7 @@ class RemoteStore(Store):
 
     def _download(self, artifact: Artifact, folder: Path) -> None:
         with self._clear_errors("read"):
-            system, base = self._reach(artifact.key, artifact.digest)
+            system, base = self._at_url(artifact.key, artifact.digest)
             try:
                 if self.quota_bytes is not None:
                     self._check_quota(sum(system.size(f"{base}/{name}") for name in artifact.files))
@@ -173,12 +173,12 @@ class RemoteStore(Store):
 
     def _send(self, artifact: Artifact) -> None:
         """Upload an artifact, its manifest last. A good one that is at the URL by then takes its place here instead."""
-        key, seen = artifact.key, self._look(artifact.key)
+        key, seen = artifact.key, self._manifest_at_url(artifact.key)
         if seen is not None and self._fetch(key, seen) is not None:
             return
         for name in artifact.files:
             self._upload(artifact, name, artifact.digest, name)
-        latest = self._look(key)
+        latest = self._manifest_at_url(key)
         if latest not in (None, seen) and self._fetch(key, latest) is not None:
             return  # another machine was faster
         self._upload(artifact, MANIFEST, MANIFEST)
@@ -189,10 +189,10 @@ class RemoteStore(Store):
         with self._clear_errors(
             "write", f"; what was made is kept in {self.root}, and the same command sends it again"
         ):
-            system, path = self._reach(artifact.key, *parts)
+            system, path = self._at_url(artifact.key, *parts)
             system.put_file(str(artifact.path / name), path)
 
-    def _reach(self, key: str, *parts: str) -> tuple[Any, str]:
+    def _at_url(self, key: str, *parts: str) -> tuple[Any, str]:
         """Return the file system of the URL, and a path on it. fsspec keeps one per process, so forked workers are safe."""
         # Object stores have no folders, and making one there could make a bucket; the others but this one make parents
         # by themselves.

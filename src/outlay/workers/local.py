@@ -90,7 +90,7 @@ def worker_slots(
     return tuple(WorkerSlot(threads, cores[i * threads : (i + 1) * threads]) for i in range(n_workers))
 
 
-def n_places(threads: int) -> int:
+def n_workers_here(threads: int) -> int:
     """Return how many workers of so many threads fit: one per GPU where the machine has GPUs, else as the cores allow."""
     return max(1, len(usable_gpus(os.environ)) or len(usable_cores()) // threads)
 

@@ -62,7 +62,7 @@ def main(pipe: int, parent: int, cores: list[int] | None, dies_by_signal: bool) 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.set_inheritable(pipe, False)
     if dies_by_signal:
-        _die_with_starter()
+        _die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
     if cores is not None:
@@ -77,7 +77,7 @@ def main(pipe: int, parent: int, cores: list[int] | None, dies_by_signal: bool) 
     WorkerLoop(connection).serve(inbox)
 
 
-def _die_with_starter() -> None:
+def _die_with_parent() -> None:
     """Let the kernel kill this process with its parent, on Linux; elsewhere `_listen` ends it."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

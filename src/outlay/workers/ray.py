@@ -27,7 +27,7 @@ from outlay.workers.pool import Reply, TaskResult, WorkerFactory, WorkerFn, atte
 
 ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/]+:\d+")
 
-_KNOCK_SECONDS = 5.0
+_CONNECT_SECONDS = 5.0
 
 
 def check_address(address: str) -> None:
@@ -248,7 +248,7 @@ def connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    _knock(address)
+    _check_listening(address)
     if address == "local":
         check_interpreter(sys.executable)
     own = {"include_dashboard": False} if address == "local" else {}
@@ -283,13 +283,13 @@ def check_interpreter(python: str) -> None:
         )
 
 
-def _knock(address: str) -> None:
+def _check_listening(address: str) -> None:
     """Raise ClusterError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise _unreachable(address, str(error)) from error
 
