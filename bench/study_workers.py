@@ -6,7 +6,7 @@
     python -m bench.study_workers --quick                      # a test of the bench
 
 Workers: the demo's generated messages, MiniLM-L6 with its real weights and cuts of it, few labels; each run in a folder
-and a store of its own, one worker and two in turn. `seconds` are from the start of the crew to the last point; the results
+and a store of its own, one worker and two in turn. `seconds` are from the start of the pool to the last point; the results
 of all runs must be equal byte for byte.
 
 Scheduler: a study of a tiny made-up task whose steps take no time (a stub puts a tiny artifact of the right shape at once), in
@@ -79,15 +79,15 @@ class Study:
     points: Sequence[Request]
     prices: PriceBook
 
-    def conduct(self, folder: Path, crew_of: Callable[[Store, Path], WorkerPool]) -> tuple[list[Point], StudyPlan]:
-        """From nothing to all points in ``folder``, with a store of its own; the plan is made before the crew starts."""
+    def conduct(self, folder: Path, pool_of: Callable[[Store, Path], WorkerPool]) -> tuple[list[Point], StudyPlan]:
+        """From nothing to all points in ``folder``, with a store of its own; the plan is made before the pool starts."""
         bench = RunBuilder(self.prices)
         planned = plan(bench, self.points)
         store = Store(folder / "store")
         runner = Runner(folder / "study", store, here=PriceBook.load().get("cpu"))
         runner.folder.mkdir(parents=True)
-        with crew_of(store, folder / "logs") as crew:
-            return conduct(planned, HEADER, runner, bench, crew, Silent()), planned
+        with pool_of(store, folder / "logs") as pool:
+            return conduct(planned, HEADER, runner, bench, pool, Silent()), planned
 
 
 # --- one worker or two -----------------------------------------------------------------------------------------------
@@ -123,13 +123,13 @@ def conducted(study: Study, n_workers: int) -> tuple[float, list[Point]]:
     """Seconds of conducting the study with so many workers of one thread, and its points."""
     began = 0.0
 
-    def crew_of(store: Store, logs: Path) -> WorkerPool:
+    def pool_of(store: Store, logs: Path) -> WorkerPool:
         nonlocal began
         began = time.perf_counter()
         return LocalPool(StepRunnerFactory(store.location, study.prices), n_workers, 1, logs=logs)
 
     with tempfile.TemporaryDirectory() as name:
-        points, _ = study.conduct(Path(name), crew_of)
+        points, _ = study.conduct(Path(name), pool_of)
         return time.perf_counter() - began, points
 
 
@@ -158,7 +158,7 @@ def workers(repeats: int, *, is_quick: bool) -> dict[str, Any]:
 
 
 class Stub:
-    """A craft whose work takes no time but for putting an artifact; counts what it made and the seconds it took."""
+    """A worker factory whose work takes no time but for putting an artifact; counts what it made and the seconds it took."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -199,7 +199,7 @@ def scheduler(n_points: int, profile: Path | None) -> dict[str, Any]:
         made: list[Stub] = []
         began = (0.0, 0.0)
 
-        def crew_of(store: Store, logs: Path) -> WorkerPool:
+        def pool_of(store: Store, logs: Path) -> WorkerPool:
             nonlocal began
             made.append(Stub(store))
             began = time.perf_counter(), time.process_time()
@@ -208,7 +208,7 @@ def scheduler(n_points: int, profile: Path | None) -> dict[str, Any]:
             return InProcessPool(made[0], logs=logs)
 
         profiler = cProfile.Profile()
-        points, _ = study.conduct(folder, crew_of)
+        points, _ = study.conduct(folder, pool_of)
         took = time.perf_counter() - began[0], time.process_time() - began[1]
         if profile is not None:
             profiler.disable()

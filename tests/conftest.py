@@ -24,7 +24,7 @@ os.environ["OUTLAY_PRECISION"] = "fp32"
 
 LONGEST = (
     *("test_cluster", "test_scheduler", "test_cli_steps", "test_cli_studies", "test_remote", "test_kill_single"),
-    *("test_study_kills", "test_kill", "test_study_sharing", "test_processes", "test_benches", "test_study_crews"),
+    *("test_study_kills", "test_kill", "test_study_sharing", "test_processes", "test_benches", "test_study_pools"),
     *("test_compare", "test_full_disk", "test_demo_task", "test_install", "test_place"),
 )
 """Files that take the longest, which begin first: one that begins last is waited for alone."""

@@ -51,22 +51,22 @@ class Onlooker:
         pass
 
 
-def craft(one: Runner, book: PriceBook | None = None) -> StepRunnerFactory:
+def worker_factory(one: Runner, book: PriceBook | None = None) -> StepRunnerFactory:
     return StepRunnerFactory(one.store.location, book or PriceBook.load())
 
 
 class Idle(InProcessPool):
-    """A crew that nobody should need."""
+    """A pool that nobody should need."""
 
     def submit(self, name: str, payload: Any) -> None:
         raise AssertionError(f"{payload.step.kind} {name[:12]} is made again")
 
 
 def conducted(
-    workbench: RunBuilder, asked: Sequence[Request], one: Runner, crew: WorkerPool, observer: Any = None
+    workbench: RunBuilder, asked: Sequence[Request], one: Runner, pool: WorkerPool, observer: Any = None
 ) -> list[Point]:
-    """By a crew that is entered already."""
-    return conduct(plan(workbench, asked), HEADER, one, workbench, crew, observer or Onlooker())
+    """By a pool that is entered already."""
+    return conduct(plan(workbench, asked), HEADER, one, workbench, pool, observer or Onlooker())
 
 
 def check_books(one: Runner, workbench: RunBuilder, asked: Sequence[Request], points: Sequence[Point]) -> None:

@@ -24,7 +24,7 @@ from outlay.study.runner import StudyIndex, status_of
 from outlay.workers.pool import InProcessPool
 from tests.runs import World, bought_rows, pay_for_labels, runner
 from tests.slow_seller import SlowSeller, slow_seller, submitted
-from tests.studies import check_books, conducted, craft
+from tests.studies import check_books, conducted, worker_factory
 from tests.test_cli import Ran, outlay
 
 LABEL_MICROS = 200_000
@@ -212,13 +212,13 @@ def test_an_order_that_another_run_noted_and_never_sent_is_not_sent_for_it(
     pay_for_labels(monkeypatch)
     one, prepared = runner(tmp_path / "out", tmp_path / "store"), annotating(world)
     (step,) = [each for each in _recipe(prepared).steps() if isinstance(each, Buy)]
-    with one.till.book.open(step.series) as log:
+    with one.results.book.open(step.series) as log:
         log.note([OrderRecord("noted", "somebody else", tuple(row.id for row in prepared.train[:40]))])
     point = one.execute(prepared)
     assert point.is_ok
     entries = [entry for entry in one.ledger.entries() if entry.kind == "settle" and "train labels" in entry.note]
     assert [entry.cash_micros for entry in entries] == [step.n * LABEL_MICROS]
-    with one.till.book.open(step.series) as log:
+    with one.results.book.open(step.series) as log:
         assert (log.open_orders, log.paid_by("somebody else")) == ([], 0)
 
 
@@ -324,7 +324,7 @@ def test_other_runs_of_a_study_go_on_while_one_waits(
 
 def _entered(one: Runner) -> InProcessPool:
     """A pool of this process needs no leaving."""
-    return InProcessPool(craft(one)).__enter__()
+    return InProcessPool(worker_factory(one)).__enter__()
 
 
 def test_a_study_is_charged_the_same_whether_a_seller_is_quick_or_slow(

@@ -13,13 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outlay.errors import MoneyError, UnknownItem
-from outlay.money.amounts import Price, PriceBook
+from outlay.money.amounts import Price, PriceBook, Quote
 from outlay.money.machines import Machine, load_machines, machine
-from outlay.money.meter import Limits, Meter, MeterState, Reserve
+from outlay.money.meter import Meter, MeterState, Reserve
 
 
 def hourly(usd: str = "3.75", item: str = "gpu") -> Price:
     return Price(item, "hour", Decimal(usd), "test", None)
+
+
+def hold_of(charge_micros: int, cash_micros: int) -> Quote:
+    return Quote("gpu", "hour", Fraction(1), Decimal(1), charge_micros, cash_micros)
 
 
 FAST = Machine("fast", "gpu", 1000, Fraction(1, 2), Fraction(1, 4), "test")
@@ -70,23 +74,23 @@ class TestMachines:
         assert "a40" in load_machines([path])
 
     @pytest.mark.parametrize(
-        ("text", "message"),
+        ("text", "says"),
         [
-            ("machine = 3", "holds no machines"),
-            ("", "holds no machines"),
-            ("[[machine", "is not a TOML machine file"),
-            ("[[machine]]\nname = 'x'", "machine 1: a machine has exactly the fields name, price_item"),
-            ("machine = [1]", "machine 1: a machine has exactly"),
-            ("record:peak=0", "a peak of 0 FLOP/s; it must be above 0"),
-            ("record:peak='fast'", "peak_flops_per_second is 'fast'; write a whole number"),
-            ("record:utilisation=0", "a utilisation of 0; it must lie above 0, up to 1"),
-            ("record:utilisation=1.5", "a utilisation of 3/2; it must lie above 0, up to 1"),
-            ("record:utilisation=1/0", "a utilisation of '1/0'; write a decimal such as \"0.35\""),
-            ("record:name=", "name is ''; write it as text"),
-            ("twice", "machine 2: 'x' is listed twice"),
+            ("machine = 3", r"\[\[machine\]\]"),
+            ("", r"\[\[machine\]\]"),
+            ("[[machine", "TOML"),
+            ("[[machine]]\nname = 'x'", "machine 1: .* name, price_item"),
+            ("machine = [1]", "machine 1: .* name, price_item"),
+            ("record:peak=0", r"\b0 FLOP/s.* above 0"),
+            ("record:peak='fast'", "peak_flops_per_second is 'fast'"),
+            ("record:utilisation=0", r"\b0; .* above 0, up to 1"),
+            ("record:utilisation=1.5", "3/2; .* above 0, up to 1"),
+            ("record:utilisation=1/0", r"'1/0'.*\b0\.35"),
+            ("record:name=", "name is ''"),
+            ("twice", "machine 2: 'x' .* twice"),
         ],
     )
-    def test_wrong_files(self, tmp_path: Path, text: str, message: str) -> None:
+    def test_wrong_files(self, tmp_path: Path, text: str, says: str) -> None:
         path = tmp_path / "machines.toml"
         if text == "twice":
             text = record(name="x") * 2
@@ -94,13 +98,12 @@ class TestMachines:
             field, _, value = text.removeprefix("record:").partition("=")
             text = record(**{field: value})
         path.write_text(text)
-        with pytest.raises(MoneyError) as raised:
+        with pytest.raises(MoneyError, match=says) as raised:
             load_machines([path])
-        assert message in str(raised.value)
         assert "\n" not in str(raised.value)
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(MoneyError, match="cannot read the machine file"):
+        with pytest.raises(MoneyError, match=r"machine file.*none\.toml"):
             load_machines([tmp_path / "none.toml"])
 
 
@@ -112,8 +115,8 @@ def record(name: str = "x", peak: object = 10, utilisation: str = "0.5") -> str:
 
 
 def test_compute_is_paid_by_the_hour() -> None:
-    with pytest.raises(MoneyError, match="sold per label, but compute is paid by the hour"):
-        Meter(FAST, Price("x", "label", Decimal(1), "test", None), Limits(1, 1))
+    with pytest.raises(MoneyError, match=r"'x'.*per label.*by the hour"):
+        Meter(FAST, Price("x", "label", Decimal(1), "test", None), hold_of(1, 1))
 
 
 class Clock:
@@ -125,7 +128,7 @@ class Clock:
 
 
 class TestMeter:
-    UNLIMITED = Limits(10**15, 10**15)
+    UNLIMITED = hold_of(10**15, 10**15)
 
     @settings(deadline=None)
     @given(
@@ -137,13 +140,13 @@ class TestMeter:
     def test_it_never_passes_its_hold(
         self, batches: list[tuple[int, bool]], reserve: Reserve, limit: int, kill_after: int
     ) -> None:
-        limits = Limits(limit, 10**15)
-        meter = Meter(FAST, hourly(), limits, reserve=reserve, clock=Clock())
+        hold = hold_of(limit, 10**15)
+        meter = Meter(FAST, hourly(), hold, reserve=reserve, clock=Clock())
         done = {True: 0, False: 0}
         for i, (flops, train) in enumerate(batches):
             if i == kill_after:
                 kept = json.loads(json.dumps(meter.state().to_json()))
-                meter = Meter(FAST, hourly(), limits, reserve=reserve, clock=Clock())
+                meter = Meter(FAST, hourly(), hold, reserve=reserve, clock=Clock())
                 meter.restore(MeterState.from_json(kept))
             after = dict(done)
             after[train] += flops
@@ -167,7 +170,7 @@ class TestMeter:
         for _ in range(1000):
             meter.add(1)
         assert meter.charge_micros == math.ceil(1000 * 3_750_000 / 500 / 3600) == 2084
-        assert meter.seconds_flops == 2
+        assert meter.hours * 3600 == 2
         assert meter.hours == Fraction(2, 3600)
 
     def test_cash_is_the_wall_clock(self) -> None:
@@ -186,7 +189,7 @@ class TestMeter:
 
     def test_it_foresees_cash_from_the_pace_of_the_work(self) -> None:
         clock = Clock()
-        meter = Meter(FAST, hourly("3.6"), Limits(10**15, 10_000), reserve=Reserve(wall_seconds=2), clock=clock)
+        meter = Meter(FAST, hourly("3.6"), hold_of(10**15, 10_000), reserve=Reserve(wall_seconds=2), clock=clock)
         clock.now += 1  # loading the model is no work: it costs, but says nothing of the pace
         n = 0
         while meter.may_start(500):  # one second on the flops clock, two by the wall
@@ -195,7 +198,7 @@ class TestMeter:
             n += 1
         assert n == 3  # 1 + 3 * 2 = 7 s; one more and the reserve would make 11 s of the 10 that are paid for
         assert meter.cash_micros == 7_000
-        assert not Meter(FAST, hourly("3.6"), Limits(10**15, 1_999), reserve=Reserve(wall_seconds=2)).may_start(0)
+        assert not Meter(FAST, hourly("3.6"), hold_of(10**15, 1_999), reserve=Reserve(wall_seconds=2)).may_start(0)
 
     def test_it_goes_on_from_a_checkpoint(self) -> None:
         clock = Clock()
@@ -210,12 +213,12 @@ class TestMeter:
         resumed = Meter(FAST, hourly(), self.UNLIMITED, clock=later)
         later.now += 3
         resumed.restore(state)
-        assert (resumed.flops_train, resumed.flops_infer, resumed.wall_seconds) == (500, 250, 7.0)
+        assert resumed.state() == MeterState(500, 250, 7.0, 4.0)
         assert resumed.charge_micros == meter.charge_micros
 
     def test_prices_must_be_hourly(self) -> None:
         label = Price("label/x", "label", Decimal("0.2"), "test", None)
-        with pytest.raises(MoneyError, match="'label/x' is sold per label"):
+        with pytest.raises(MoneyError, match=r"'label/x'.*per label"):
             Meter(FAST, label, self.UNLIMITED)
-        with pytest.raises(MoneyError, match="'label/x' is sold per label"):
+        with pytest.raises(MoneyError, match=r"'label/x'.*per label"):
             Meter(FAST, hourly(), self.UNLIMITED, cash_price=label)

@@ -21,12 +21,12 @@ from outlay.text.listener import Report
 from outlay.workers.local import LocalPool, WorkerSlot, usable_cores, usable_gpus, worker_slots
 from outlay.workers.pool import THREAD_VARIABLES, InProcessPool, WorkerFactory, WorkerFn
 from outlay.workers.process import REPORT_SECONDS
-from tests.contracts.crew_contract import (
-    CrewContract,
-    CrewElsewhereContract,
+from tests.contracts.worker_pool_contract import (
     Handy,
     Maker,
+    ProcessPoolContract,
     TellsProgress,
+    WorkerPoolContract,
     one,
     wait_for,
 )
@@ -34,12 +34,12 @@ from tests.contracts.crew_contract import (
 CORES = usable_cores()
 
 
-class TestInline(CrewContract):
+class TestInline(WorkerPoolContract):
     n_workers = 1
 
     @pytest.fixture
     def make(self, tmp_path: Path) -> Maker:
-        return lambda craft, n_workers: InProcessPool(craft, logs=tmp_path / "logs")
+        return lambda factory, n_workers: InProcessPool(factory, logs=tmp_path / "logs")
 
     def test_progress_is_seen_from_other_threads_while_it_works(self, notes: Path) -> None:
         seen: list[Any] = []
@@ -47,23 +47,23 @@ class TestInline(CrewContract):
         def look() -> WorkerFn:
             def work(payload: Any, report: Report) -> None:
                 report(3, 7, "on the way")
-                seen.append(crew.progress())
+                seen.append(pool.progress())
 
             return work
 
-        with InProcessPool(look) as crew:
-            crew.submit("slow", None)
-            crew.wait()
-            assert crew.progress() == {}
+        with InProcessPool(look) as pool:
+            pool.submit("slow", None)
+            pool.wait()
+            assert pool.progress() == {}
         assert seen == [{"slow": (3, 7, "on the way")}]
 
 
 @pytest.mark.skipif(len(CORES) == 1, reason="one core: run on two")
-class TestLocal(TellsProgress, CrewElsewhereContract):
+class TestLocal(TellsProgress, ProcessPoolContract):
     @pytest.fixture
     def make(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-        return lambda craft, n_workers: LocalPool(craft, n_workers, 1, logs=tmp_path / "logs")
+        return lambda factory, n_workers: LocalPool(factory, n_workers, 1, logs=tmp_path / "logs")
 
 
 # --- what a worker has to itself -------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ class TestLocal(TellsProgress, CrewElsewhereContract):
 
 @dataclass(frozen=True)
 class Look:
-    """A craft whose work tells of its process, as it was before anything was set up."""
+    """A worker factory whose work tells of its process, as it was before anything was set up."""
 
     def __call__(self) -> WorkerFn:
         heavy = sorted({"numpy", "torch"} & set(sys.modules))
@@ -84,10 +84,10 @@ class Look:
 def test_workers_have_cores_of_their_own_and_the_studys_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "17")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with LocalPool(Look(), 2, 1) as crew:
-        crew.submit("a", None)
-        crew.submit("b", None)
-        found = {each.name: each.value for _ in range(2) for each in crew.wait(60)}
+    with LocalPool(Look(), 2, 1) as pool:
+        pool.submit("a", None)
+        pool.submit("b", None)
+        found = {each.name: each.value for _ in range(2) for each in pool.wait(60)}
     is_quota = len(CORES) < len(core_numbers())
     assert [found[name][0] for name in "ab"] == ([list(core_numbers())] * 2 if is_quota else [[CORES[0]], [CORES[1]]])
     for _, environment, heavy, (on_interrupt, blocked) in found.values():
@@ -102,9 +102,9 @@ def test_workers_have_cores_of_their_own_and_the_studys_threads(monkeypatch: pyt
 def test_workers_are_pinned_to_none_under_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("outlay.workers.local.n_usable_cores", lambda: 1)
-    with LocalPool(Look(), 1, 1) as crew:
-        crew.submit("a", None)
-        assert [each.value[0] for each in crew.wait(60)] == [list(core_numbers())]
+    with LocalPool(Look(), 1, 1) as pool:
+        pool.submit("a", None)
+        assert [each.value[0] for each in pool.wait(60)] == [list(core_numbers())]
 
 
 def test_cores_are_dealt_out_without_overlap() -> None:
@@ -132,24 +132,17 @@ def test_gpus_are_dealt_out_one_each() -> None:
 @pytest.mark.parametrize(
     ("n_workers", "threads", "gpus", "says"),
     [
-        (3, 2, (), "3 workers of 2 threads each need 6 cores, and this program may use 5; ask for at most 2 workers"),
-        (2, 3, (), "2 workers of 3 threads each need 6 cores, and this program may use 5; ask for at most 1 worker"),
-        (2, 7, (), "2 workers of 7 threads each need 14 cores, and this program may use 5; ask for at most 1 worker"),
-        (0, 1, (), "the number of workers is 0; it must be at least 1"),
-        (1, 0, (), "the number of threads is 0; it must be at least 1"),
-        (
-            3,
-            1,
-            ("0", "1"),
-            "3 workers need a GPU each, and this machine offers 2; ask for at most 2, "
-            "or set CUDA_VISIBLE_DEVICES to nothing to work on the CPU",
-        ),
+        (3, 2, (), "3 workers of 2 threads .* 6 cores.* 5; .* 2 workers$"),
+        (2, 3, (), "2 workers of 3 threads .* 6 cores.* 5; .* 1 worker$"),
+        (2, 7, (), "2 workers of 7 threads .* 14 cores.* 5; .* 1 worker$"),
+        (0, 1, (), "workers is 0; .* at least 1"),
+        (1, 0, (), "threads is 0; .* at least 1"),
+        (3, 1, ("0", "1"), "3 workers .* GPU.* 2; .* at most 2.* CUDA_VISIBLE_DEVICES"),
     ],
 )
 def test_more_than_there_is_room_for_is_refused(n_workers: int, threads: int, gpus: tuple[str, ...], says: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=says):
         worker_slots(n_workers, threads, (0, 1, 2, 3, 4), gpus)
-    assert str(caught.value) == says
 
 
 @pytest.mark.parametrize(
@@ -218,24 +211,24 @@ class Count:
         return n
 
 
-def local(craft: WorkerFactory, monkeypatch: pytest.MonkeyPatch, logs: Path | None = None) -> LocalPool:
+def local(factory: WorkerFactory, monkeypatch: pytest.MonkeyPatch, logs: Path | None = None) -> LocalPool:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    return LocalPool(craft, 1, 1, logs=logs)
+    return LocalPool(factory, 1, 1, logs=logs)
 
 
 def test_what_workers_print_goes_to_their_logs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "new" / "worker-0.txt"
-    with local(Chatter(), monkeypatch, log.parent) as crew:
-        crew.submit("talk", "hello")
-        assert one(crew).error is None
+    with local(Chatter(), monkeypatch, log.parent) as pool:
+        pool.submit("talk", "hello")
+        assert one(pool).error is None
         assert log.read_text() == "set up\nhello\na warning\na program\n"
-        crew.submit("talk", "die")
-        assert one(crew).lost == f"killed by signal 11 (SIGSEGV); what it printed is in {log}"
+        pool.submit("talk", "die")
+        assert one(pool).lost == f"killed by signal 11 (SIGSEGV); what it printed is in {log}"
         assert "Fatal Python error: Segmentation fault" in log.read_text()
-        crew.submit("talk", "hello again")
-        assert one(crew).error is None
+        pool.submit("talk", "hello again")
+        assert one(pool).error is None
     assert log.read_text().count("set up\n") == 2
     assert capfd.readouterr() == ("", "")
 
@@ -243,29 +236,29 @@ def test_what_workers_print_goes_to_their_logs(
 def test_without_a_folder_for_logs_standard_output_stays_the_drivers(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with local(Chatter(), monkeypatch) as crew:
-        crew.submit("talk", "hello")
-        one(crew)
+    with local(Chatter(), monkeypatch) as pool:
+        pool.submit("talk", "hello")
+        one(pool)
     assert capfd.readouterr() == ("", "set up\nhello\na warning\na program\n")
 
 
 def test_reports_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every one that arrives has its own number."""
     seen = set()
-    with local(Count(), monkeypatch) as crew:
-        crew.submit("count", 1.0)
-        while not (ended := crew.wait(0.01)):
-            seen |= {n_done for n_done, _, _ in crew.progress().values()}
+    with local(Count(), monkeypatch) as pool:
+        pool.submit("count", 1.0)
+        while not (ended := pool.wait(0.01)):
+            seen |= {n_done for n_done, _, _ in pool.progress().values()}
     assert ended[0].value > 1000
     assert 2 <= len(seen) <= 1.0 / REPORT_SECONDS + 1
 
 
 def test_a_worker_that_nobody_reads_is_not_held_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It reports that it is done a hundred thousand times, more than a pipe holds."""
-    with local(Flood(tmp_path), monkeypatch) as crew:
-        crew.submit("flood", 100_000)
+    with local(Flood(tmp_path), monkeypatch) as pool:
+        pool.submit("flood", 100_000)
         assert wait_for(tmp_path / "done")
-        assert one(crew).value == 100_000
+        assert one(pool).value == 100_000
 
 
 @dataclass(frozen=True)
@@ -283,10 +276,10 @@ class Flood:
 
 
 def test_large_payloads_and_results_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with local(Echo(), monkeypatch) as crew:
+    with local(Echo(), monkeypatch) as pool:
         payload = os.urandom(5_000_011)
-        crew.submit("echo", payload)
-        assert one(crew).value == payload
+        pool.submit("echo", payload)
+        assert one(pool).value == payload
 
 
 @dataclass(frozen=True)
@@ -304,10 +297,10 @@ from outlay.workers.local import LocalPool
 from tests.test_local import Spin
 
 def drive():
-    with LocalPool(Spin(Path(sys.argv[1])), int(sys.argv[2]), 1) as crew:
-        for number in range(crew.n_workers - 1):
-            crew.submit(str(number), None)
-        crew.wait()
+    with LocalPool(Spin(Path(sys.argv[1])), int(sys.argv[2]), 1) as pool:
+        for number in range(pool.n_workers - 1):
+            pool.submit(str(number), None)
+        pool.wait()
 
 if sys.argv[3] == "thread":
     thread = threading.Thread(target=drive)
@@ -357,7 +350,7 @@ def lives(pid: int) -> bool:
 )
 @pytest.mark.parametrize(
     ("place", "number"),
-    # Not Ctrl-C with the crew in another thread: there Python itself waits for that thread.
+    # Not Ctrl-C with the pool in another thread: there Python itself waits for that thread.
     [(place, number) for place in ("main", "thread") for number in (signal.SIGKILL, signal.SIGTERM)]
     + [("main", signal.SIGINT)],
 )
@@ -387,8 +380,8 @@ def test_no_worker_outlives_the_driver(tmp_path: Path, place: str, number: signa
 
 
 def test_a_worker_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with local(Deaf(tmp_path), monkeypatch) as crew:
-        crew.submit("deaf", None)
+    with local(Deaf(tmp_path), monkeypatch) as pool:
+        pool.submit("deaf", None)
         assert wait_for(tmp_path / "pid")
         began = time.monotonic()
     assert 1.9 < time.monotonic() - began < 10
@@ -411,15 +404,15 @@ class Deaf:
 
 
 def test_a_worker_lost_while_it_waits_is_replaced_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with local(Handy(tmp_path), monkeypatch) as crew:
-        crew.submit("who", ("process_id", None))
-        pid = one(crew).value
+    with local(Handy(tmp_path), monkeypatch) as pool:
+        pool.submit("who", ("process_id", None))
+        pid = one(pool).value
         os.kill(pid, signal.SIGKILL)
         while lives(pid):
             time.sleep(0.01)
-        assert crew.n_free == 1
-        crew.submit("who", ("process_id", None))
-        ended = one(crew)
+        assert pool.n_free == 1
+        pool.submit("who", ("process_id", None))
+        ended = one(pool)
         assert ended.lost is None
         assert ended.value not in (pid, os.getpid())
 
@@ -435,10 +428,10 @@ def test_an_interruption_does_not_reach_a_worker_that_starts(
         return {int(pid) for each in lists for pid in each.split()}
 
     before = children()
-    with local(Handy(tmp_path), monkeypatch) as crew:
+    with local(Handy(tmp_path), monkeypatch) as pool:
         [pid] = children() - before
         os.kill(pid, signal.SIGINT)
-        crew.submit("who", ("process_id", None))
-        assert one(crew).value == pid
+        pool.submit("who", ("process_id", None))
+        assert one(pool).value == pid
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
     assert capfd.readouterr() == ("", "")

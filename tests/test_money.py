@@ -16,7 +16,6 @@ from outlay.money.amounts import (
     Price,
     PriceBook,
     Quote,
-    _prices_of,
     check_micros,
     format_usd,
     parse_budget,
@@ -207,7 +206,6 @@ def test_an_unknown_item_is_refused_with_the_nearest_and_all_known_ones() -> Non
     assert "\n" not in str(refused.value)
     assert "a40" in book
     assert "nothing" not in book
-    assert len(book) == len(book.items())
 
 
 def _file(folder: Path, text: str, name: str = "mine.toml") -> Path:
@@ -244,6 +242,7 @@ def test_the_digest_names_the_money_and_nothing_else(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("not toml", "TOML"),
+        pytest.param("a = " + "[" * 10_000, "nested", id="nested"),
         ("", "no prices"),
         ('[price]\nitem = "a"', "no prices"),
         ("price = [3]", r"\[\[price\]\]"),
@@ -260,11 +259,11 @@ def test_the_digest_names_the_money_and_nothing_else(tmp_path: Path) -> None:
         ('[[price]]\nitem = "a"\nunit = "hour"\nusd = "1"\n[[price]]\nitem = "a"\nunit = "hour"\nusd = "2"', "twice"),
         (
             '[[price]]\nitem = "a40"\nunit = "day"\nusd = "30"',
-            "the unit 'day' is unknown; write label, hour or 1000 tokens",
+            r"'day'.*label, hour or 1000 tokens",
         ),
         ('[[price]]\nitem = "a40"\nunit = "label"\nusd = "30"', "per hour, not per label"),
         ('[[price]]\nitem = "x"\nunit = "lable"\nusd = "30"', r"\(did you mean 'label'\?\)"),
-        ('[[price]]\nitem = "x"\nunit = "3 labels"\nusd = "10"', "no exact price of one label"),
+        ('[[price]]\nitem = "x"\nunit = "3 labels"\nusd = "10"', r"\$10 per 3 labels.*1, 10, 100 or 1000"),
     ],
 )
 def test_a_bad_price_file_is_refused_in_one_line_that_names_it(tmp_path: Path, text: str, says: str) -> None:
@@ -311,7 +310,7 @@ def test_a_unit_says_what_is_sold_and_how_many(written: str, noun: str, number: 
     "written", ["", "1000", "labelss", "lable", "day", "0 labels", "3 3 labels", "1,00 labels", "each"]
 )
 def test_a_unit_that_sells_nothing_known_is_refused(written: str) -> None:
-    with pytest.raises(MoneyError, match="write label, hour or 1000 tokens"):
+    with pytest.raises(MoneyError, match="label, hour or 1000 tokens"):
         read_unit(written)
 
 
@@ -320,9 +319,11 @@ def test_a_unit_that_sells_nothing_known_is_refused(written: str) -> None:
     st.sampled_from([1, 2, 5, 8, 10, 64, 100, 1000, 1_000_000]),
     st.integers(0, 10**7),
 )
-def test_many_labels_at_one_price_cost_their_exact_share_rounded_up_once(usd: Decimal, number: int, n: int) -> None:
+def test_many_labels_at_one_price_cost_their_exact_share_rounded_up_once(
+    tmp_path_factory: pytest.TempPathFactory, usd: Decimal, number: int, n: int
+) -> None:
     written = f'[[price]]\nitem = "label/x"\nunit = "{number} labels"\nusd = "{usd:f}"\n'
-    price = PriceBook(list(_prices_of("mine.toml", written).values())).label("label/x")
+    price = PriceBook.load([_file(tmp_path_factory.getbasetemp(), written)]).label("label/x")
     assert price.unit == "label"
     assert price.cost_micros(n) == math.ceil(Fraction(usd) * n * 1_000_000 / number)
 
@@ -343,9 +344,9 @@ def test_labels_are_not_bought_by_the_hour_nor_hours_by_the_label() -> None:
     book = PriceBook.load()
     assert book.label("label/demo").usd == Decimal("0.20")
     assert book.hour("cpu").unit == "hour"
-    with pytest.raises(MoneyError, match="'cpu' is sold per hour, but labels are bought one by one"):
+    with pytest.raises(MoneyError, match=r"'cpu'.*per hour.*per 1000 labels"):
         book.label("cpu")
-    with pytest.raises(MoneyError, match="'label/demo' is sold per label, but compute is paid by the hour"):
+    with pytest.raises(MoneyError, match=r"'label/demo'.*per label.*by the hour"):
         book.hour("label/demo")
-    with pytest.raises(MoneyError, match="'text-davinci-003' is sold per 1000 tokens"):
+    with pytest.raises(MoneyError, match=r"'text-davinci-003'.*per 1000 tokens"):
         book.label("text-davinci-003")

@@ -140,14 +140,14 @@ def test_a_resumed_run_is_told_what_it_was_told(world: World, tmp_path: Path, mo
     one = runner(tmp_path / "out", tmp_path / "store")
     prepared = world.prepared(strategy=policy.name, n_initial=None)
     maker = JobRunner(one.store, lambda _: prepared)
-    with RunExecution(one.till, prepared, one.watcher) as execution:
+    with RunExecution(one.results, prepared, one.watcher) as execution:
         # As far as the labels behind the pilot's, and no further.
         while execution.advance() is None and not paid(one, f"{N_MORE} train labels"):
             begun = execution.begin(execution.needs()[0])
             job = begun.job
             execution.settle(
                 begun,
-                one.till.buy(job, one.watcher.progress)
+                one.results.buy(job, one.watcher.progress)
                 if isinstance(job, Purchase)
                 else maker.make(job, one.watcher.progress),
             )

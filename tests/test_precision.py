@@ -392,11 +392,11 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
             own = {role: {**fast, "precision": named} for role, fast in request.overrides.items()}
             request = replace(request, overrides=own)
         prepared = world.workbench.prepare(request)
-        with RunExecution(runner.till, prepared, Quiet()) as execution:
+        with RunExecution(runner.results, prepared, Quiet()) as execution:
             execution.advance()
             bought = execution.begin(execution.needs()[0])
             assert isinstance(bought.job, Purchase)
-            execution.settle(bought, runner.till.buy(bought.job, lambda *_: None))
+            execution.settle(bought, runner.results.buy(bought.job, lambda *_: None))
             execution.advance()
             begun = execution.begin(execution.needs()[0])
             assert isinstance(begun.job, Job)

@@ -67,7 +67,7 @@ def test_who_asks_python_hears_it(library: Path) -> None:
 
 
 def speaks() -> WorkerFn:
-    """A craft whose work is to call the library."""
+    """A worker factory whose work is to call the library."""
     from noisy_library import speak  # type: ignore[import-not-found]
 
     def work(payload: object, report: object) -> None:
@@ -80,9 +80,9 @@ def test_workers_show_none_either(library: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(str(library))
     monkeypatch.delenv("PYTHONWARNINGS", raising=False)
     logs = tmp_path / "logs"
-    with LocalPool(speaks, 1, 1, logs=logs) as crew:
-        crew.submit("one", None)
-        (ended,) = crew.wait()
+    with LocalPool(speaks, 1, 1, logs=logs) as pool:
+        pool.submit("one", None)
+        (ended,) = pool.wait()
     assert (ended.error, ended.lost) == (None, None)
     told = "".join(path.read_text() for path in logs.iterdir())
     assert "the disk is nearly full" in told

@@ -593,7 +593,7 @@ def test_a_study_on_s3_is_reused_from_an_empty_cache(
     from outlay.study.runner import read_results
     from outlay.workers.local import LocalPool
     from tests.runs import World
-    from tests.studies import HEADER, Idle, Onlooker, check_books, conducted, craft
+    from tests.studies import HEADER, Idle, Onlooker, check_books, conducted, worker_factory
 
     fsspec.filesystem("s3").mkdir("studies")
     url = "s3://studies/some/prefix"
@@ -608,14 +608,14 @@ def test_a_study_on_s3_is_reused_from_an_empty_cache(
         return Runner(tmp_path / name / "out", open_location(url), here=PriceBook.load().get("cpu"))
 
     first = opened("first")
-    with LocalPool(craft(first), 2, 1, logs=tmp_path / "logs") as crew:
-        made = conducted(world.workbench, asked, first, crew, onlooker := Onlooker())
+    with LocalPool(worker_factory(first), 2, 1, logs=tmp_path / "logs") as pool:
+        made = conducted(world.workbench, asked, first, pool, onlooker := Onlooker())
     assert [point.result.status for point in made] == ["ok"] * 3
     assert onlooker.problems == []
     check_books(first, world.workbench, asked, made)
     second = opened("second")
     assert second.store.list() == []
-    with Idle(craft(second)) as idle:
+    with Idle(worker_factory(second)) as idle:
         found = conducted(world.workbench, asked, second, idle)
     assert [point.result_bytes() for point in found] == [point.result_bytes() for point in made]
     check_books(second, world.workbench, asked, found)

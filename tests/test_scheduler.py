@@ -56,15 +56,15 @@ class Listener:
         pass
 
 
-def scheduled(one: Runner, world: World, asked: Sequence[Request], crew: WorkerPool) -> tuple[list[Point], Listener]:
+def scheduled(one: Runner, world: World, asked: Sequence[Request], pool: WorkerPool) -> tuple[list[Point], Listener]:
     points: dict[int, Point] = {}
     listener = Listener()
-    with crew:
-        Scheduler(one, world.workbench, crew, listener, points.__setitem__).run(asked)
+    with pool:
+        Scheduler(one, world.workbench, pool, listener, points.__setitem__).run(asked)
     return [points[i] for i in range(len(asked))], listener
 
 
-def craft(one: Runner) -> StepRunnerFactory:
+def worker_factory(one: Runner) -> StepRunnerFactory:
     return StepRunnerFactory(one.store.location, PriceBook.load())
 
 
@@ -80,7 +80,7 @@ def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 def test_results_are_those_of_each_run_by_itself(world: World, undisturbed: list[Point], tmp_path: Path) -> None:
     one = runner(tmp_path, tmp_path / "store")
-    points, listener = scheduled(one, world, grid(world), LocalPool(craft(one), 2, 1, logs=tmp_path / "logs"))
+    points, listener = scheduled(one, world, grid(world), LocalPool(worker_factory(one), 2, 1, logs=tmp_path / "logs"))
     assert [p.result_bytes() for p in points] == [p.result_bytes() for p in undisturbed]
     assert all(p.is_ok for p in points)
     assert not listener.problems
@@ -89,7 +89,7 @@ def test_results_are_those_of_each_run_by_itself(world: World, undisturbed: list
 
 def test_one_worker_in_this_process_is_enough(world: World, undisturbed: list[Point], tmp_path: Path) -> None:
     one = runner(tmp_path, tmp_path / "store")
-    points, _ = scheduled(one, world, grid(world), InProcessPool(craft(one)))
+    points, _ = scheduled(one, world, grid(world), InProcessPool(worker_factory(one)))
     assert [p.result_bytes() for p in points] == [p.result_bytes() for p in undisturbed]
 
 
@@ -98,7 +98,7 @@ def test_each_distinct_step_is_made_once_and_every_point_is_charged_in_full(
 ) -> None:
     one = runner(tmp_path, tmp_path / "store")
     asked = grid(world)
-    points, listener = scheduled(one, world, asked, InProcessPool(craft(one)))
+    points, listener = scheduled(one, world, asked, InProcessPool(worker_factory(one)))
     made = Counter(
         entry.key for entry in one.ledger.entries() if entry.kind == "settle" and "(reused)" not in entry.note
     )
@@ -121,7 +121,7 @@ def test_each_distinct_step_is_made_once_and_every_point_is_charged_in_full(
 def test_a_study_that_is_done_is_replayed_and_books_nothing(world: World, tmp_path: Path) -> None:
     one = runner(tmp_path, tmp_path / "store")
     asked = grid(world)[:3]
-    first, _ = scheduled(one, world, asked, InProcessPool(craft(one)))
+    first, _ = scheduled(one, world, asked, InProcessPool(worker_factory(one)))
     n_entries = one.ledger.anchor().count
     again = one.all_finished([world.workbench.resolve(request).run_id for request in asked])
     assert [p.to_json() for p in again.values()] == [p.to_json() for p in first]
@@ -132,7 +132,7 @@ class Unreliable(InProcessPool):
     """Loses or spoils what it is told to; the rest it does."""
 
     def __init__(self, one: Runner, world: World, *, lose: Sequence[str] = (), spoil: str = "") -> None:
-        super().__init__(craft(one))
+        super().__init__(worker_factory(one))
         self.kinds: dict[str, str] = {}
         self.lose = list(lose)
         self.spoil = spoil
@@ -158,11 +158,11 @@ def test_a_step_whose_worker_is_lost_is_handed_out_again(
     world: World, undisturbed: list[Point], tmp_path: Path
 ) -> None:
     one = runner(tmp_path, tmp_path / "store")
-    crew = Unreliable(one, world, lose=["train", "teach", "train"])
-    points, listener = scheduled(one, world, grid(world), crew)
+    pool = Unreliable(one, world, lose=["train", "teach", "train"])
+    points, listener = scheduled(one, world, grid(world), pool)
     assert [p.result_bytes() for p in points] == [p.result_bytes() for p in undisturbed]
     assert listener.problems == ["its worker was lost: killed by signal 9"] * 3
-    assert not crew.lose
+    assert not pool.lose
 
 
 def test_a_step_that_always_loses_its_worker_fails_its_points_and_no_other(world: World, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_step_that_always_loses_its_worker_fails_its_points_and_no_other(world
     assert "was lost 3 times, the last time killed by signal 9" in (points[1].result.reason or "")
     assert one.ledger.verify().ok
     assert not any(one.ledger.open_holds(run) for run in one.ledger.run_ids())
-    healed, _ = scheduled(one, world, asked, InProcessPool(craft(one)))
+    healed, _ = scheduled(one, world, asked, InProcessPool(worker_factory(one)))
     assert all(p.is_ok for p in healed)
 
 
@@ -189,7 +189,7 @@ def test_an_error_of_a_step_fails_every_point_that_needs_it_after_one_try(world:
 def test_a_point_that_cannot_be_prepared_fails_alone(world: World, tmp_path: Path) -> None:
     one = runner(tmp_path, tmp_path / "store")
     asked = [world.request(teacher=str(tmp_path / "nowhere")), world.request(strategy="annotate")]
-    points, _ = scheduled(one, world, asked, InProcessPool(craft(one)))
+    points, _ = scheduled(one, world, asked, InProcessPool(worker_factory(one)))
     assert [p.result.status for p in points] == ["failed", "ok"]
     assert "nowhere" in (points[0].result.reason or "")
 
@@ -198,7 +198,7 @@ def test_a_cash_cap_over_all_runs_is_shared_by_the_steps_under_way(world: World,
     """Two workers at once, and neither takes all of the cap: every point is made, and the cap is never passed."""
     here = runner(tmp_path, tmp_path / "x").here
     one = Runner(tmp_path, runner(tmp_path, tmp_path / "store").store, here=here, cash_cap_micros=200_000)
-    points, _ = scheduled(one, world, grid(world)[:6], LocalPool(craft(one), 2, 1, logs=tmp_path / "logs"))
+    points, _ = scheduled(one, world, grid(world)[:6], LocalPool(worker_factory(one), 2, 1, logs=tmp_path / "logs"))
     assert all(p.is_ok for p in points)
     assert sum(one.ledger.balance(run).total_cash_micros for run in one.ledger.run_ids()) <= 200_000
 
@@ -213,7 +213,7 @@ def test_a_worker_with_other_data_refuses(world: World, tmp_path: Path) -> None:
 
 
 def test_what_comes_back_is_the_key_alone(world: World, tmp_path: Path) -> None:
-    """A result travels through the store; only its key through the crew."""
+    """A result travels through the store; only its key through the pool."""
     one = runner(tmp_path, tmp_path / "store")
     seen: list[JobResult] = []
 
@@ -223,6 +223,6 @@ def test_what_comes_back_is_the_key_alone(world: World, tmp_path: Path) -> None:
             seen.extend(each.value for each in ended)
             return ended
 
-    scheduled(one, world, [world.request(strategy="annotate")], Watching(craft(one)))
+    scheduled(one, world, [world.request(strategy="annotate")], Watching(worker_factory(one)))
     assert seen
     assert all(one.store.get(each.key) is not None and not each.reused for each in seen)

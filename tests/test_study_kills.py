@@ -27,7 +27,7 @@ from outlay.study.runner import status_of
 from outlay.workers.local import LocalPool
 from outlay.workers.pool import InProcessPool
 from tests.runs import World, bought_rows, pay_for_labels, runner
-from tests.studies import cash_of_steps, check_books, conducted, craft, toy_cells
+from tests.studies import cash_of_steps, check_books, conducted, toy_cells, worker_factory
 
 CHECKPOINT_SECONDS = 0.05
 PATIENCE_SECONDS = 900.0
@@ -53,8 +53,8 @@ def start(world: World, asked: Sequence[Request], folder: Path) -> int:
     code = 1
     try:
         one = opened(folder)
-        with LocalPool(craft(one), 2, 1, logs=folder / "out" / "logs") as crew:
-            points = conducted(world.workbench, asked, one, crew)
+        with LocalPool(worker_factory(one), 2, 1, logs=folder / "out" / "logs") as pool:
+            points = conducted(world.workbench, asked, one, pool)
         code = 3 if any(point.result.status == "failed" for point in points) else 0
     except BaseException:
         (folder / "driver.txt").write_text(traceback.format_exc())
@@ -176,8 +176,8 @@ def kill(world: World, root: Path, whom: Sequence[str], seed: int) -> list[Kill]
     asked = toy_cells(world)
     alone = opened(root / "whole")
     began = time.monotonic()
-    with InProcessPool(craft(alone)) as crew:
-        expected = conducted(world.workbench, asked, alone, crew)
+    with InProcessPool(worker_factory(alone)) as pool:
+        expected = conducted(world.workbench, asked, alone, pool)
     seconds = time.monotonic() - began
     assert [p.result.status for p in expected] == ["ok"] * 5 + ["na"]
     killer = Killer(random.Random(seed), 0.3 * seconds, list(whom), [])

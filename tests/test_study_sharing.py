@@ -29,7 +29,7 @@ from outlay.study.dry_run import StudyPlan, plan
 from outlay.study.runner import read_results
 from outlay.workers.pool import InProcessPool, TaskResult
 from tests.runs import World, runner
-from tests.studies import check_books, conducted, craft
+from tests.studies import check_books, conducted, worker_factory
 
 LABEL_MICROS = 200_000
 BLOCK = 64
@@ -48,7 +48,7 @@ class Counting(InProcessPool):
     """Counts the optimiser's steps of each piece of work."""
 
     def __init__(self, one: Runner, book: PriceBook) -> None:
-        super().__init__(craft(one, book))
+        super().__init__(worker_factory(one, book))
         self.n_steps: Counter[str] = Counter()
 
     def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:
@@ -110,9 +110,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Conducted:
     dear = PriceBook([*PriceBook.load().items(), Price("cpu", "hour", Decimal(750_000), "a test", None)])
     folder, workbench = tmp_path_factory.mktemp("study"), RunBuilder(dear)
     one = runner(folder / "out", folder / "store")
-    with Counting(one, dear) as crew:
-        points = conducted(workbench, asked, one, crew)
-    return Conducted(asked, workbench, plan(workbench, asked), one, points, crew.n_steps)
+    with Counting(one, dear) as pool:
+        points = conducted(workbench, asked, one, pool)
+    return Conducted(asked, workbench, plan(workbench, asked), one, points, pool.n_steps)
 
 
 def test_every_point_is_there_and_the_larger_budgets_buy_more(study: Conducted) -> None:
@@ -151,10 +151,10 @@ def test_receipts_add_up_point_by_point(study: Conducted) -> None:
 @pytest.mark.parametrize("place", [1, 24, 39], ids=["teacher-and-some-pool", "labels", "teacher-and-all-pool"])
 def test_a_point_alone_is_charged_and_scores_the_same(study: Conducted, place: int, tmp_path: Path) -> None:
     one = runner(tmp_path / "out", tmp_path / "store")
-    with Counting(one, study.workbench.price_book) as crew:
-        [alone] = conducted(study.workbench, [study.asked[place]], one, crew)
+    with Counting(one, study.workbench.price_book) as pool:
+        [alone] = conducted(study.workbench, [study.asked[place]], one, pool)
     assert alone.result_bytes() == study.points[place].result_bytes()
-    assert crew.n_steps.total() == study.n_steps_of(place) > 0
+    assert pool.n_steps.total() == study.n_steps_of(place) > 0
     mine, theirs = (
         [(entry.key, entry.charge_micros) for entry in each.ledger.entries(study.run(place)) if entry.kind == "settle"]
         for each in (one, study.one)

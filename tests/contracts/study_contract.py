@@ -1,4 +1,4 @@
-"""What a study must come to on every crew: subclass `StudyContract`, say how to make the crew, and run."""
+"""What a study must come to on every pool: subclass `StudyContract`, say how to make the pool, and run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from outlay.study.scheduler import StepRunnerFactory
 from outlay.workers.pool import InProcessPool, WorkerPool
 from tests.checkpoints import make_checkpoint
 from tests.runs import World, runner
-from tests.studies import Idle, Onlooker, check_books, conducted, craft, toy_cells
+from tests.studies import Idle, Onlooker, check_books, conducted, toy_cells, worker_factory
 
-CrewMaker = Callable[[StepRunnerFactory], WorkerPool]
+StudyPoolMaker = Callable[[StepRunnerFactory], WorkerPool]
 STUDENT = "cut:1"
 PATIENCE_SECONDS = 60.0
 
@@ -34,8 +34,8 @@ def small_world(root: Path) -> World:
 def conducted_plainly(world: World, folder: Path) -> Path:
     """The results folder of the study as one process conducts it, undisturbed, with a store of its own."""
     one = runner(folder / "out", folder / "store")
-    with InProcessPool(craft(one)) as crew:
-        conducted(world.workbench, toy_cells(world, student=STUDENT), one, crew)
+    with InProcessPool(worker_factory(one)) as pool:
+        conducted(world.workbench, toy_cells(world, student=STUDENT), one, pool)
     return folder / "out"
 
 
@@ -73,8 +73,8 @@ class StudyContract:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def make(cls) -> CrewMaker:
-        """What is tested, of a craft."""
+    def make(cls) -> StudyPoolMaker:
+        """What is tested, of a worker factory."""
         raise NotImplementedError
 
     @pytest.fixture(scope="class")
@@ -85,20 +85,20 @@ class StudyContract:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def crew(cls, make: CrewMaker, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerPool]:
-        with make(craft(runner(tmp_path_factory.mktemp("any"), store))) as crew:
-            yield crew
+    def pool(cls, make: StudyPoolMaker, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerPool]:
+        with make(worker_factory(runner(tmp_path_factory.mktemp("any"), store))) as pool:
+            yield pool
 
     def test_a_study_that_is_stopped_goes_on_to_the_results_of_one_process(
-        self, world: World, crew: WorkerPool, store: Path, plain: Path, tmp_path: Path
+        self, world: World, pool: WorkerPool, store: Path, plain: Path, tmp_path: Path
     ) -> None:
         asked, one = toy_cells(world, student=STUDENT), runner(tmp_path, store)
         runs = [world.workbench.resolve(request).run_id for request in asked[:5]]
         stopper = Stopper(tmp_path)
         with pytest.raises(KeyboardInterrupt):
-            conducted(world.workbench, asked, one, crew, stopper)
-        while crew.n_free < crew.n_workers:  # whoever stops a study leaves its crew; this one is needed again
-            crew.wait(PATIENCE_SECONDS)
+            conducted(world.workbench, asked, one, pool, stopper)
+        while pool.n_free < pool.n_workers:  # whoever stops a study leaves its pool; this one is needed again
+            pool.wait(PATIENCE_SECONDS)
         status = status_of(tmp_path)
         assert stopper.seen is not None
         assert stopper.seen.n_by_status == status.n_by_status == {"ok": 1, "na": 1, "left": 4}
@@ -111,7 +111,7 @@ class StudyContract:
         before = n_entries(one, [done])
 
         onlooker = Onlooker()
-        points = conducted(world.workbench, asked, one, crew, onlooker)
+        points = conducted(world.workbench, asked, one, pool, onlooker)
         assert onlooker.begun
         assert onlooker.problems == []
         assert [point.result.status for point in points] == ["ok"] * 5 + ["na"]
@@ -129,13 +129,13 @@ class StudyContract:
         assert [why for why, *_ in status.reasons] == ["na"]
 
         n_booked = one.ledger.anchor().count
-        with Idle(craft(one)) as idle:
+        with Idle(worker_factory(one)) as idle:
             replayed = conducted(world.workbench, asked, one, idle)
         assert [point.to_json() for point in replayed] == [point.to_json() for point in points]
         assert one.ledger.anchor().count == n_booked
 
     def test_a_point_that_cannot_be_made_fails_alone_and_is_tried_again(
-        self, world: World, crew: WorkerPool, store: Path, tmp_path: Path
+        self, world: World, pool: WorkerPool, store: Path, tmp_path: Path
     ) -> None:
         """The teacher's checkpoint goes away between the plan and the work."""
         teacher = tmp_path / "teacher"
@@ -154,7 +154,7 @@ class StudyContract:
         planned = plan(bench, asked)
         assert [point.recipe is not None for point in planned.points] == [True, True, True, False]
         away = shutil.move(teacher, tmp_path / "away")
-        points = conducted(bench, asked, one, crew)
+        points = conducted(bench, asked, one, pool)
         assert [point.result.status for point in points] == ["ok", "failed", "ok", "na"]
         reason = points[1].result.reason or ""
         assert str(teacher) in reason
@@ -169,7 +169,9 @@ class StudyContract:
         shutil.move(away, teacher)
         finished = [bench.resolve(request).run_id for request in (asked[0], asked[2])]
         before = n_entries(one, finished)
-        with InProcessPool(craft(one)) as fresh:  # workers remember what could not be read for as long as they live
+        with InProcessPool(
+            worker_factory(one)
+        ) as fresh:  # workers remember what could not be read for as long as they live
             healed = conducted(bench, asked, one, fresh)
         assert [point.result.status for point in healed] == ["ok", "ok", "ok", "na"]
         assert n_entries(one, finished) == before

@@ -89,7 +89,7 @@ def run(
     command = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--precision": precision, "--data": data}
     header = header_of(asked, study_command(study, command, prices or (), machines or ()))
     place = Workplace(folder, kept, book, price_here, data, tuple(machines or ()), cap)
-    crew = _crew(executor, place.factory(), workers, asked.threads, ray, place.logs)
+    pool = _worker_pool(executor, place.factory(), workers, asked.threads, ray, place.logs)
     check_folder(folder, header)
     bench = place.builder()
     planned = _plan(bench, asked, quiet or as_json, price_here, kept)
@@ -100,12 +100,12 @@ def run(
     _check_plan(runner, bench, planned, quiet or as_json)
     if dry_run:
         return
-    conductor = _bring_about(StudyRunner(planned, header, runner, bench), crew, quiet=quiet or as_json)
+    conductor = _bring_about(StudyRunner(planned, header, runner, bench), pool, quiet=quiet or as_json)
     draw_study(folder, kept, as_json=as_json)
     _fail_if_failed(conductor, folder)
 
 
-def _bring_about(conductor: StudyRunner, crew: WorkerPool, *, quiet: bool) -> StudyRunner:
+def _bring_about(conductor: StudyRunner, pool: WorkerPool, *, quiet: bool) -> StudyRunner:
     """Run the unfinished points with a screen; no worker is started where every point is finished."""
     from outlay.cli.study_screen import StudyScreen
 
@@ -117,8 +117,8 @@ def _bring_about(conductor: StudyRunner, crew: WorkerPool, *, quiet: bool) -> St
     if not quiet:
         echo(f"{n_points:,} points in {conductor.folder}: {', '.join(counts)}", err=True)
     if n_left:
-        with StudyScreen(n_points, n_points - n_left, quiet=quiet) as screen, crew:
-            conductor.run(crew, screen)
+        with StudyScreen(n_points, n_points - n_left, quiet=quiet) as screen, pool:
+            conductor.run(pool, screen)
     return conductor
 
 
@@ -247,15 +247,15 @@ def _check_executor(name: str) -> None:
         raise UsageError(f"--executor is {name!r}; it must be local or ray")
 
 
-def _crew(executor: str, craft: Any, workers: int | None, threads: int, ray: str, logs: Path) -> WorkerPool:
+def _worker_pool(executor: str, factory: Any, workers: int | None, threads: int, ray: str, logs: Path) -> WorkerPool:
     _check_executor(executor)
     if executor == "ray":
         from outlay.workers.ray import RayPool
 
-        return RayPool(craft, ray, threads, max_workers=workers)
-    from outlay.workers.local import LocalPool, n_places
+        return RayPool(factory, ray, threads, max_workers=workers)
+    from outlay.workers.local import LocalPool, n_workers_here
 
-    return LocalPool(craft, workers or n_places(threads), threads, logs=logs)
+    return LocalPool(factory, workers or n_workers_here(threads), threads, logs=logs)
 
 
 FOLDER_LENGTH = 150

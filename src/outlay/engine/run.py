@@ -59,13 +59,13 @@ class HeldStep:
 class RunExecution:
     """The execution of one run, by one process at a time: between `open` and `close`, or inside a ``with`` block."""
 
-    def __init__(self, till: ResultsDir, prepared: PreparedRun, watcher: Watcher) -> None:
+    def __init__(self, results: ResultsDir, prepared: PreparedRun, watcher: Watcher) -> None:
         self.run_id = prepared.request.run_id
         self.prepared = prepared
-        self._till = till
-        self._files = till.files(self.run_id)
-        self._ledger = till.ledger
-        self._store = till.store
+        self._results = results
+        self._files = results.files(self.run_id)
+        self._ledger = results.ledger
+        self._store = results.store
         self._watcher = watcher
         self._quoter = Quoter(prepared.known)
         self._policy = strategy(prepared.request.strategy)
@@ -90,8 +90,8 @@ class RunExecution:
             request = self.prepared.request
             self._ledger.open_run(self.run_id, request.budget_micros, note=request.task)
             self._files.note_precision(precision_facts(self.prepared))
-            self._payer = self._till.payer(self.run_id)
-            self._purchases = RunPurchases(self.prepared, self._till.book, self._payer)
+            self._payer = self._results.payer(self.run_id)
+            self._purchases = RunPurchases(self.prepared, self._results.book, self._payer)
             self._recover()
         except BaseException:
             self.close()
@@ -116,7 +116,7 @@ class RunExecution:
         for hold in self._ledger.open_holds(self.run_id):
             if hold.quote.unit == LABEL_UNIT:
                 self._kept_holds[hold.key] = hold
-            elif note := self._till.give_back(hold, "the process that held it ended"):
+            elif note := self._results.give_back(hold, "the process that held it ended"):
                 self._watcher.say(f"an earlier attempt was cut off: {note}")
 
     # --- ready steps -------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ class RunExecution:
     def _give_back_kept(self) -> None:
         """Release the holds of labels that the run did without."""
         while self._kept_holds:
-            self._till.give_back(self._kept_holds.popitem()[1], "the run did without these labels")
+            self._results.give_back(self._kept_holds.popitem()[1], "the run did without these labels")
 
     # --- compute steps -----------------------------------------------------------------------------------------------
 
@@ -280,11 +280,11 @@ class RunExecution:
         if isinstance(need.step, Buy):
             self._begun[need.step.key] = self._begin_purchase(need.step, need)
             return self._begun[need.step.key]
-        here, step = self._till.here, need.step
+        here, step = self._results.here, need.step
         room = int(self._ledger.cash_room_micros(self.run_id) * cash_share)
         if room == 0 and here.usd > 0:
             capped = self._ledger.balance(self.run_id).available_cash_micros > 0
-            top_up = command_line("outlay", "ledger", "topup", self._till.folder, self.run_id, "DOLLARS")
+            top_up = command_line("outlay", "ledger", "topup", self._results.folder, self.run_id, "DOLLARS")
             way = "raise --cash-cap, which all runs here share" if capped else f"top the run up: `{top_up}`"
             raise BudgetExceeded(f"no cash is left to {describe(step)}; {way}")
         hold = self._hold(step, _with_cash(self._quoter.quote(step), room), need.again)
@@ -301,7 +301,7 @@ class RunExecution:
             here=here,
             payer=self._payer,
             heartbeat=self._files.step(hold.key),
-            checkpoint_seconds=self._till.checkpoint_seconds,
+            checkpoint_seconds=self._results.checkpoint_seconds,
         )
         self._begun[step.key] = HeldStep(need, hold, job)
         return self._begun[step.key]
@@ -340,7 +340,7 @@ class RunExecution:
         if isinstance(step, Buy) and self._purchases.is_ordered(step):
             self._kept_holds[begun.hold.key] = begun.hold
             return
-        self._till.give_back(begun.hold, why, at_least=seconds)
+        self._results.give_back(begun.hold, why, at_least=seconds)
 
     def compute_hours(self) -> Fraction:
         """Return the hours, by the flops clock, of the recipe's compute steps that are neither done nor begun."""
@@ -380,7 +380,7 @@ class RunExecution:
     def _my_cash(self, artifact: Artifact) -> int:
         """Return the cash, in micro-dollars, of the measured hours that this run spent on an artifact; 0 for work of others."""
         mine = artifact.circumstance.get("seconds_by_payer", {}).get(self._payer, 0.0)
-        return self._till.here.cost_micros(Fraction(mine) / 3600)
+        return self._results.here.cost_micros(Fraction(mine) / 3600)
 
     def _storage_key(self, step: Step) -> str:
         """Return the step's key, or a key of its own for a step with an input that a limit cut short."""
@@ -453,7 +453,7 @@ class RunExecution:
         try:
             yield
         except BaseException as error:
-            self._till.give_back(hold, type(error).__name__)
+            self._results.give_back(hold, type(error).__name__)
             raise
 
     # --- the point ---------------------------------------------------------------------------------------------------

@@ -45,11 +45,13 @@ class Runner:
         self.ledger = Ledger(folder / "ledger.sqlite", cash_cap_micros=cash_cap_micros)
         self.here = here
         self.watcher: Watcher = watcher or Silent()
-        self.till = ResultsDir(folder, self.ledger, PurchaseLog(store.root / "bought"), store, here, checkpoint_seconds)
+        self.results = ResultsDir(
+            folder, self.ledger, PurchaseLog(store.root / "bought"), store, here, checkpoint_seconds
+        )
 
     def run_folder(self, run_id: str) -> RunDir:
         """Return the folder of one run."""
-        return self.till.files(run_id)
+        return self.results.files(run_id)
 
     def finished(self, run_id: str) -> Point | None:
         """Return the point of a finished run, after verifying the ledger; ``None`` for any other run.
@@ -105,7 +107,7 @@ class Runner:
         with self.run_folder(run_id).alone():
             for hold in self.ledger.open_holds(run_id):
                 if hold.quote.unit == LABEL_UNIT:
-                    self.till.end_purchase(hold, "cancelled")
+                    self.results.end_purchase(hold, "cancelled")
                 else:
-                    self.till.give_back(hold, "cancelled")
+                    self.results.give_back(hold, "cancelled")
             self.ledger.cancel(run_id)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from outlay.errors import StoreError
 from outlay.money.amounts import Price, Quote
-from outlay.money.meter import Limits, Meter, MeterState, Reserve
+from outlay.money.meter import Meter, MeterState, Reserve
 from outlay.plan.quotes import Quoter, Work
 from outlay.plan.steps import Distil, Step, Train
 from outlay.storage.files import write_text
@@ -46,7 +46,7 @@ class StepMeter:
         self._meter = Meter(
             quoter.machine,
             Price(hold.item, hold.unit, hold.unit_usd, "the hold", None),
-            Limits(hold.charge_micros, hold.cash_micros),
+            hold,
             reserve=Reserve(flops_infer=self._infer(n_evaluated), wall_seconds=SAVING_SECONDS),
             cash_price=here,
             clock=time.monotonic,

@@ -373,8 +373,8 @@ class JobRunner:
         precision = learner_of(step).settings.precision
         if not job.is_precision_asked:
             check_worker(precision)
-        workshop, quoter = StepRunner(prepared, lambda behind: self._artifact(job, behind)), Quoter(prepared.known)
-        foreseen = Forecaster(quoter, self._profile, workshop.answer_lengths).forecast(step)
+        runner, quoter = StepRunner(prepared, lambda behind: self._artifact(job, behind)), Quoter(prepared.known)
+        foreseen = Forecaster(quoter, self._profile, runner.answer_lengths).forecast(step)
         gauge = StepMeter(
             quoter,
             step,
@@ -389,7 +389,7 @@ class JobRunner:
             on_progress(progress.step, n_steps, f"epoch {progress.epoch + 1}")
 
         with gauge:
-            made = workshop.make(step, TrainContext(gauge, folder, job.checkpoint_seconds, report))
+            made = runner.make(step, TrainContext(gauge, folder, job.checkpoint_seconds, report))
             return self._store.put(
                 _artifact_key(job.key, made),
                 step.kind,

@@ -7,23 +7,22 @@ as the user's to set.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
-from decimal import Context, Decimal, InvalidOperation
+from decimal import Context, Decimal
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
-from outlay.errors import MissingData, MoneyError, UnknownItem, first_line
+from outlay.errors import MoneyError, UnknownItem
+from outlay.money.toml_records import did_you_mean, load_records
 from outlay.storage.files import plain_number
-from outlay.text.text_file import read_text
 
 MICROS_PER_USD = 1_000_000
 MAX_USD = 1_000_000_000  # keeps every sum far inside SQLite's 64-bit integers
@@ -38,6 +37,10 @@ LABEL_UNIT = "label"
 
 _PER = {LABEL_UNIT: 1, "hour": 1, "token": 1000}
 """Number of labels, hours or tokens per unit of the prices kept: a price per 1000 tokens, as APIs print them."""
+_WHY_PER = {
+    "label": "labels are bought one by one; name an item with a price per label, or per 1000 labels",
+    "hour": "compute is paid by the hour; name a machine's price",
+}
 _UNIT = re.compile(
     r"(?:per\s+)?(?:(?P<number>[0-9]{1,3}(?:[,_ ][0-9]{3}){1,4}|[0-9]{1,12})\s*)?(?P<scale>k|m|thousand|million)?\s*"
     r"(?P<noun>label|hour|token)s?",
@@ -76,9 +79,7 @@ def parse_budget(text: str | int | float | Decimal) -> int:
 
 
 def format_usd(micros: int) -> str:
-    """Format micro-dollars as ``"$300.00"``, ``"$0.0374"``, ``"$1,820.000001"``: 2 decimals or as many as are needed,
-    up to 6.
-    """
+    """Format micro-dollars as ``"$300.00"``, ``"$0.0374"``, ``"$1,820.000001"``: 2 to 6 decimals, as many as are needed."""
     dollars, rest = divmod(abs(micros), MICROS_PER_USD)
     decimals = f"{rest:06d}".rstrip("0").ljust(2, "0")
     return f"{'-' if micros < 0 else ''}${dollars:,}.{decimals}"
@@ -114,8 +115,7 @@ def read_unit(text: str) -> tuple[str, int]:
     match = _UNIT.fullmatch(text.strip())
     number = int(re.sub(r"[,_ ]", "", match["number"] or "1")) if match else 0
     if match is None or number < 1:
-        near = difflib.get_close_matches(text.strip().lower(), ("label", "hour", "1000 tokens"), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(text.strip().lower(), ("label", "hour", "1000 tokens"))
         raise MoneyError(f"the unit {_shown(text)} is unknown{hint}; write label, hour or 1000 tokens, or 1000 labels")
     return match["noun"].lower(), number * _SCALES.get((match["scale"] or "").lower(), 1)
 
@@ -151,9 +151,7 @@ def check_micros(name: str, micros: int) -> int:
 
 
 def cost_micros(quantity: Fraction | int, unit_usd: Decimal) -> int:
-    """Multiply a quantity by a unit price, in micro-dollars, rounded up once. Raises MoneyError below 0 or above
-    `MAX_MICROS`.
-    """
+    """Return a quantity's cost in micro-dollars, rounded up once. Raises MoneyError below 0 or above `MAX_MICROS`."""
     exact = Fraction(quantity) * Fraction(unit_usd) * MICROS_PER_USD
     micros = -((-exact.numerator) // exact.denominator)
     if quantity < 0 or micros > MAX_MICROS:
@@ -187,25 +185,14 @@ class Price:
                 f"the price of {self.item!r} is {write_usd(self.usd)}; give it for a larger unit than {self.unit!r}"
             )
 
-    def per_label(self) -> Price:
-        """Return this price of one label. Raises MoneyError for an item that is sold by something else."""
-        return self._per(
-            "label", "labels are bought one by one; name an item with a price per label, or per 1000 labels"
-        )
-
-    def per_hour(self) -> Price:
-        """Return this price of a machine's hour. Raises MoneyError for an item that is sold by something else."""
-        return self._per("hour", "compute is paid by the hour; name a machine's price")
-
-    def _per(self, unit: str, why: str) -> Price:
+    def per(self, unit: Literal["label", "hour"]) -> Price:
+        """Return this price of one label or of a machine's hour. Raises MoneyError for an item sold by something else."""
         if self.unit != unit:
-            raise MoneyError(f"{self.item!r} is sold per {self.unit}, but {why}")
+            raise MoneyError(f"{self.item!r} is sold per {self.unit}, but {_WHY_PER[unit]}")
         return self
 
     def cost_micros(self, quantity: Fraction | int) -> int:
-        """Return the cost of `quantity` units in micro-dollars, rounded up once. Raises MoneyError for a negative
-        quantity.
-        """
+        """Return the cost of `quantity` units, as the function `cost_micros` does."""
         return cost_micros(quantity, self.usd)
 
 
@@ -235,16 +222,19 @@ class Quote:
 
 
 class PriceBook:
-    """All prices by item. Immutable; `digest` names their items, units and amounts."""
+    """All prices by item. Immutable.
 
-    __slots__ = ("_digest", "_prices")
+    ``digest``: sha256, in hex, of every (item, unit, exact price); sources, dates and notes do not change it.
+    """
+
+    __slots__ = ("_prices", "digest")
 
     def __init__(self, prices: Sequence[Price]) -> None:
         """Keep `prices`; of two prices of one item the later one counts."""
         by_item = {price.item: price for price in prices}
         self._prices: Mapping[str, Price] = {item: by_item[item] for item in sorted(by_item)}
         lines = [[price.item, price.unit, str(Fraction(price.usd))] for price in self._prices.values()]
-        self._digest = hashlib.sha256(json.dumps(lines, separators=(",", ":")).encode()).hexdigest()
+        self.digest = hashlib.sha256(json.dumps(lines, separators=(",", ":")).encode()).hexdigest()
 
     @classmethod
     def load(cls, extra: Sequence[Path] = ()) -> PriceBook:
@@ -252,29 +242,20 @@ class PriceBook:
 
         Raises MoneyError, in one line that names the file, for a file that cannot be read or a record that is wrong.
         """
+        folder = resources.files("outlay.money") / "prices"
+        shipped = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
         prices: dict[str, Price] = {}
-        for shipped in sorted(resources.files("outlay.money").joinpath("prices").iterdir(), key=lambda file: file.name):
-            if shipped.name.endswith(".toml"):
-                prices.update(_prices_of(shipped.name, shipped.read_text(encoding="utf-8")))
-        for path in extra:
-            try:
-                text = read_text(Path(path))
-            except MissingData as error:
-                raise MoneyError(f"cannot read the price file: {error}") from None
-            for item, price in _prices_of(str(path), text).items():
+        advice = "write one [[price]] table per item, with item, unit and usd"
+        for name, found in load_records("price", shipped, extra, _price_of, advice=advice, parse_float=Decimal):
+            for item, price in found.items():
                 known = prices.get(item)
                 if known and known.unit != price.unit:
                     raise MoneyError(
-                        f"{path}: {item!r} is sold per {known.unit}, not per {price.unit};"
+                        f"{name}: {item!r} is sold per {known.unit}, not per {price.unit};"
                         f" give the price per {known.unit} or name another item"
                     )
                 prices[item] = price
         return cls(list(prices.values()))
-
-    @property
-    def digest(self) -> str:
-        """sha256, in hex, of every (item, unit, exact price); sources, dates and notes do not change it."""
-        return self._digest
 
     def items(self) -> tuple[Price, ...]:
         """Return all prices, sorted by item."""
@@ -284,29 +265,20 @@ class PriceBook:
         """Return the price of `item`. Raises UnknownItem with the nearest name and the list of known ones."""
         price = self._prices.get(item)
         if price is None:
-            near = difflib.get_close_matches(item, self._prices, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            known = ", ".join(self._prices) or "none"
+            hint, known = did_you_mean(item, self._prices), ", ".join(self._prices) or "none"
             raise UnknownItem(f"no price for {item!r}{hint}; known: {known}; add it with a price file of your own")
         return price
 
     def label(self, item: str) -> Price:
-        """Return the price of one label. Raises UnknownItem as `get`, MoneyError for an item that is sold by
-        something else.
-        """
-        return self.get(item).per_label()
+        """Return the price of one label. Raises UnknownItem as `get`, MoneyError as `Price.per`."""
+        return self.get(item).per("label")
 
     def hour(self, item: str) -> Price:
-        """Return the price of a machine's hour. Raises UnknownItem as `get`, MoneyError for an item that is sold by
-        something else.
-        """
-        return self.get(item).per_hour()
+        """Return the price of a machine's hour. Raises UnknownItem as `get`, MoneyError as `Price.per`."""
+        return self.get(item).per("hour")
 
     def __contains__(self, item: object) -> bool:
         return item in self._prices
-
-    def __len__(self) -> int:
-        return len(self._prices)
 
 
 def _decimal_of(text: object) -> Decimal:
@@ -327,9 +299,7 @@ def _decimal_of(text: object) -> Decimal:
 
 
 def _price_decimal(usd: object) -> Decimal:
-    """Return the amount of a price file: liberal in what is read, since a price may have more decimals than an amount
-    that is paid.
-    """
+    """Return the amount of a price file, which may have more decimals than an amount that is paid."""
     if isinstance(usd, str) and len(usd) <= _MAX_PRICE_LETTERS and (match := _SCIENTIFIC.fullmatch(usd.strip())):
         return Decimal(match["number"])
     return _decimal_of(usd)
@@ -340,26 +310,7 @@ def _shown(text: object) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
-def _prices_of(name: str, text: str) -> dict[str, Price]:
-    try:
-        content = tomllib.loads(text, parse_float=Decimal)
-    except RecursionError:
-        raise MoneyError(f"{name} is not a TOML price file: it is nested too deep") from None
-    except (tomllib.TOMLDecodeError, InvalidOperation, ValueError) as error:
-        raise MoneyError(f"{name} is not a TOML price file: {first_line(error)}") from error
-    records = content.get("price")
-    if set(content) != {"price"} or not isinstance(records, list):
-        raise MoneyError(f"{name} holds no prices; write one [[price]] table per item, with item, unit and usd")
-    prices: dict[str, Price] = {}
-    for number, record in enumerate(records, start=1):
-        price = _price_of(f"{name}, price {number}", record)
-        if price.item in prices:
-            raise MoneyError(f"{name}, price {number}: {price.item!r} is listed twice; keep one")
-        prices[price.item] = price
-    return prices
-
-
-def _price_of(where: str, record: object) -> Price:
+def _price_of(where: str, record: object) -> tuple[str, Price]:
     if not isinstance(record, dict):
         raise MoneyError(f"{where} is {record!r}; write a [[price]] table with item, unit and usd")
     strange = sorted(set(record) - set(_PRICE_FIELDS))
@@ -378,6 +329,6 @@ def _price_of(where: str, record: object) -> Price:
         source = record.get("source", "your price file")
         as_written = Price(record["item"], record["unit"], usd, source, checked, record.get("note", ""))
         unit, per_unit = _per_unit(usd, record["unit"])
-        return replace(as_written, unit=unit, usd=per_unit)
+        return as_written.item, replace(as_written, unit=unit, usd=per_unit)
     except MoneyError as error:
         raise MoneyError(f"{where} ({record['item']!r}): {error}") from error

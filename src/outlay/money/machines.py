@@ -7,16 +7,14 @@ machine that is here. It measures cash. An amount is rounded up once, from the t
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 
-from outlay.errors import MissingData, MoneyError, UnknownItem, first_line
-from outlay.text.text_file import read_text
+from outlay.errors import MoneyError, UnknownItem
+from outlay.money.toml_records import did_you_mean, load_records
 
 SECONDS_PER_HOUR = 3600
 
@@ -49,7 +47,8 @@ class Machine:
 
     def seconds(self, flops: int, *, train: bool) -> Fraction:
         """Return the seconds that ``flops`` take on the `flops` clock, exactly."""
-        return Fraction(flops) / self._reached(train)
+        utilisation = self.utilisation_train if train else self.utilisation_infer
+        return Fraction(flops) / (self.peak_flops_per_second * utilisation)
 
     def hours(self, flops_train: int = 0, flops_infer: int = 0) -> Fraction:
         """Return the hours of a step on the `flops` clock: the quantity to quote and to charge."""
@@ -65,9 +64,6 @@ class Machine:
             "utilisation_infer": str(self.utilisation_infer),
         }
 
-    def _reached(self, train: bool) -> Fraction:
-        return self.peak_flops_per_second * (self.utilisation_train if train else self.utilisation_infer)
-
 
 def load_machines(extra: Sequence[Path] = ()) -> dict[str, Machine]:
     """Return the shipped machines, then those of the user's files (later ones win), by name.
@@ -76,13 +72,10 @@ def load_machines(extra: Sequence[Path] = ()) -> dict[str, Machine]:
         MoneyError: a file that cannot be read, or a record that is wrong; one line that names it.
     """
     shipped = resources.files("outlay.money") / "machines.toml"
-    machines = _machines_of("machines.toml", shipped.read_text(encoding="utf-8"))
-    for path in extra:
-        try:
-            text = read_text(Path(path))
-        except MissingData as error:
-            raise MoneyError(f"cannot read the machine file: {error}") from None
-        machines |= _machines_of(str(path), text)
+    machines: dict[str, Machine] = {}
+    advice = "write one [[machine]] table each"
+    for _, found in load_records("machine", [shipped], extra, _machine_of, advice=advice):
+        machines |= found
     return machines
 
 
@@ -96,33 +89,14 @@ def machine(name: str, extra: Sequence[Path] = ()) -> Machine:
     machines = load_machines(extra)
     if name not in machines:
         near = [known for known in machines if name and known.startswith(name)]
-        near = near or difflib.get_close_matches(name, machines, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = f" (did you mean {near[0]!r}?)" if near else did_you_mean(name, machines)
         raise UnknownItem(
             f"no machine {name!r}{hint}; known: {', '.join(machines)}; add it with a machine file of your own"
         )
     return machines[name]
 
 
-def _machines_of(name: str, text: str) -> dict[str, Machine]:
-    try:
-        content = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deep" if isinstance(error, RecursionError) else first_line(error)
-        raise MoneyError(f"{name} is not a TOML machine file: {reason}") from None
-    records = content.get("machine")
-    if set(content) != {"machine"} or not isinstance(records, list):
-        raise MoneyError(f"{name} holds no machines; write one [[machine]] table each")
-    machines: dict[str, Machine] = {}
-    for number, record in enumerate(records, start=1):
-        found = _machine_of(f"{name}, machine {number}", record)
-        if found.name in machines:
-            raise MoneyError(f"{name}, machine {number}: {found.name!r} is listed twice; keep one")
-        machines[found.name] = found
-    return machines
-
-
-def _machine_of(where: str, record: object) -> Machine:
+def _machine_of(where: str, record: object) -> tuple[str, Machine]:
     names = [field.name for field in fields(Machine)]
     if not isinstance(record, dict) or set(record) != set(names):
         raise MoneyError(f"{where}: a machine has exactly the fields {', '.join(names)}")
@@ -132,14 +106,9 @@ def _machine_of(where: str, record: object) -> Machine:
     peak = record["peak_flops_per_second"]
     if isinstance(peak, bool) or not isinstance(peak, int):
         raise MoneyError(f"{where}: peak_flops_per_second is {peak!r}; write a whole number")
-    return Machine(
-        name=record["name"],
-        price_item=record["price_item"],
-        peak_flops_per_second=peak,
-        utilisation_train=_utilisation(where, record["utilisation_train"]),
-        utilisation_infer=_utilisation(where, record["utilisation_infer"]),
-        source=record["source"],
-    )
+    for name in ("utilisation_train", "utilisation_infer"):
+        record[name] = _utilisation(where, record[name])
+    return record["name"], Machine(**record)
 
 
 def _utilisation(where: str, value: object) -> Fraction:

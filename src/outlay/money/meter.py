@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 
-from outlay.money.amounts import Price
+from outlay.money.amounts import Price, Quote
 from outlay.money.machines import SECONDS_PER_HOUR, Machine
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The hold of a step: the most it may spend."""
-
-    charge_micros: int
-    cash_micros: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +51,7 @@ class Meter:
     """A meter of one step's work that refuses work beyond its hold.
 
     Ask `may_start` before a batch and `add` it afterwards. As long as every batch was allowed and what follows the last
-    one stays within ``reserve``, `charge_micros` never passes ``limits.charge_micros``. Cash is foreseen from the wall
+    one stays within ``reserve``, `charge_micros` never passes the charge of ``hold``. Cash is foreseen from the wall
     seconds that work took so far, so it can be passed by what one batch is slower than the mean.
 
     ``cash_price``: the hour of the machine that is really here, where it is not the one that is charged.
@@ -69,17 +61,17 @@ class Meter:
         self,
         machine: Machine,
         price: Price,
-        limits: Limits,
+        hold: Quote,
         *,
         reserve: Reserve | None = None,
         cash_price: Price | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.machine = machine
-        self.price = price.per_hour()
-        self.limits = limits
+        self.price = price.per("hour")
+        self.hold = hold
         self.reserve = reserve or Reserve()
-        self.cash_price = (cash_price or price).per_hour()
+        self.cash_price = (cash_price or price).per("hour")
         self._clock = clock
         self._began = clock()
         self._last: float | None = None
@@ -92,12 +84,13 @@ class Meter:
         next_train, next_infer = (flops_next, 0) if train else (0, flops_next)
         more_train = next_train + self.reserve.flops_train
         more_infer = next_infer + self.reserve.flops_infer
-        charge = self._charge_micros(self.flops_train + more_train, self.flops_infer + more_infer)
-        if charge > self.limits.charge_micros:
+        counted = self._counted
+        hours = self.machine.hours(counted.flops_train + more_train, counted.flops_infer + more_infer)
+        if self.price.cost_micros(hours) > self.hold.charge_micros:
             return False
         more_seconds = self.machine.hours(more_train, more_infer) * SECONDS_PER_HOUR
         foreseen = self.wall_seconds + self._slowness() * float(more_seconds) + self.reserve.wall_seconds
-        return self._cash_micros(foreseen) <= self.limits.cash_micros
+        return self._cash_micros(foreseen) <= self.hold.cash_micros
 
     def add(self, flops: int, *, train: bool = True) -> None:
         """Count work that was done; the time since the last call of `may_start` or `add` is taken as its wall time."""
@@ -112,24 +105,9 @@ class Meter:
         )
 
     @property
-    def flops_train(self) -> int:
-        """FLOPs of training counted so far, earlier processes included."""
-        return self._counted.flops_train
-
-    @property
-    def flops_infer(self) -> int:
-        """FLOPs of inference counted so far, earlier processes included."""
-        return self._counted.flops_infer
-
-    @property
     def hours(self) -> Fraction:
         """Hours on the `flops` clock so far: the quantity to settle."""
-        return self.machine.hours(self.flops_train, self.flops_infer)
-
-    @property
-    def seconds_flops(self) -> Fraction:
-        """Seconds on the `flops` clock so far."""
-        return self.hours * SECONDS_PER_HOUR
+        return self.machine.hours(self._counted.flops_train, self._counted.flops_infer)
 
     @property
     def wall_seconds(self) -> float:
@@ -139,7 +117,7 @@ class Meter:
     @property
     def charge_micros(self) -> int:
         """Charge so far, of the total, rounded up once."""
-        return self._charge_micros(self.flops_train, self.flops_infer)
+        return self.price.cost_micros(self.hours)
 
     @property
     def cash_micros(self) -> int:
@@ -148,8 +126,7 @@ class Meter:
 
     def state(self) -> MeterState:
         """Return the counts to keep in a checkpoint."""
-        counted = self._counted
-        return MeterState(counted.flops_train, counted.flops_infer, self.wall_seconds, counted.work_seconds)
+        return replace(self._counted, wall_seconds=self.wall_seconds)
 
     def restore(self, state: MeterState) -> None:
         """Resume from a checkpoint: its counts replace these, its wall seconds are added to this process's own."""
@@ -159,11 +136,8 @@ class Meter:
 
     def _slowness(self) -> float:
         """Return the wall seconds of work per second on the `flops` clock; 0 before there was any."""
-        counted = float(self.seconds_flops)
+        counted = float(self.hours * SECONDS_PER_HOUR)
         return self._counted.work_seconds / counted if counted > 0 else 0.0
-
-    def _charge_micros(self, n_train: int, n_infer: int) -> int:
-        return self.price.cost_micros(self.machine.hours(n_train, n_infer))
 
     def _cash_micros(self, wall_seconds: float) -> int:
         return self.cash_price.cost_micros(Fraction(wall_seconds) / SECONDS_PER_HOUR)

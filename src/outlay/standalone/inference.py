@@ -374,7 +374,7 @@ class _Blocks:
         n_before, began = n_done, time.monotonic()
         last = began
         jobs = ((name, self._part(number)) for name, number in missing.items())
-        with closing(self.options.runtime.executor().run(make, jobs, self.model.folder)) as made:
+        with closing(self.options.runtime.run_jobs(make, jobs, self.model.folder)) as made:
             for name, block in made:
                 number, now = missing[name], time.monotonic()
                 # First its count, then the block: a block that is written has its count. Seconds are those since the block

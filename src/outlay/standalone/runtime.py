@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from outlay.errors import OutlayError, UnknownModel, UsageError
@@ -13,9 +14,10 @@ from outlay.settings import DEFAULT_THREADS, MOST_THREADS, SAVE_SECONDS
 from outlay.spec import Family, TaskSpec, can_answer
 from outlay.standalone.output_dir import OutputDir
 from outlay.storage.locations import default_root
-from outlay.workers.ray_map import Executor, InThisProcess
 
 T = TypeVar("T")
+P = TypeVar("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class RuntimeOptions:
     ``save_seconds``, ``save_steps``: how often a training may write a checkpoint; ``fsdp``: shard the weights among processes;
     ``device_map``: ``auto`` spreads a model over every GPU of one process; ``report_to``: a tracker; ``profile``: report the
     main process's seconds by part; ``ray``: the address of a Ray cluster whose machines do the work, as
-    `outlay.workers.ray_map.Cluster` reads it.
+    `outlay.workers.ray.RayPool` reads it.
     """
 
     threads: int = DEFAULT_THREADS
@@ -83,13 +85,21 @@ class RuntimeOptions:
         use_threads(self.threads)
         keep_in(default_root() / "tokens")
 
-    def executor(self) -> Executor:
-        """Return the executor of a step's blocks: this process, or a Ray cluster."""
-        if self.ray is None:
-            return InThisProcess()
-        from outlay.workers.ray_map import Cluster
+    def run_jobs(
+        self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
+    ) -> Generator[tuple[str, R], None, None]:
+        """Yield each job's name and ``work(folder, payload)`` as it is done: in this process, or on a Ray cluster.
 
-        return Cluster(self.ray, self.threads)
+        Closing the generator ends running jobs.
+
+        Raises:
+            OutlayError: of ``work``; or a cluster that cannot be reached, or does not get a job done.
+        """
+        if self.ray is None:
+            return ((name, work(folder, payload)) for name, payload in jobs)
+        from outlay.workers.ray_map import run_on_cluster
+
+        return run_on_cluster(self.ray, self.threads, work, jobs, folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,11 +108,11 @@ class StudyRunner:
         for i in self.points:
             self._files.write_receipt(i, only_missing=True)
 
-    def run(self, crew: WorkerPool, observer: Observer, watch: Callable[[int], Watcher] | None = None) -> None:
+    def run(self, pool: WorkerPool, observer: Observer, watch: Callable[[int], Watcher] | None = None) -> None:
         """Run the points that are left; the points so far are written even where an error is raised.
 
         Args:
-            crew: a pool of workers that is open.
+            pool: a pool of workers that is open.
             observer: listener of the study.
             watch: returns the watcher of the run at a place in the plan; by default the runner's watcher.
         """
@@ -134,14 +134,14 @@ class StudyRunner:
         try:
             asked = [self._plan.points[i].request for i in places]
             watch_place = None if watch is None else lambda i: watch(places[i])
-            Scheduler(self._runner, self._workbench, crew, observer, done, watch_place).run(asked)
+            Scheduler(self._runner, self._workbench, pool, observer, done, watch_place).run(asked)
         finally:
             self._files.write(self.points)
         self.left = [i for i in places if i not in self.points]
 
 
 def conduct(
-    plan: StudyPlan, header: Header, runner: Runner, workbench: RunBuilder, crew: WorkerPool, observer: Observer
+    plan: StudyPlan, header: Header, runner: Runner, workbench: RunBuilder, pool: WorkerPool, observer: Observer
 ) -> list[Point]:
     """Run every planned point on an open worker pool; see `StudyRunner` for errors.
 
@@ -149,7 +149,7 @@ def conduct(
         The points in the order of the plan.
     """
     conductor = StudyRunner(plan, header, runner, workbench)
-    conductor.run(crew, observer)
+    conductor.run(pool, observer)
     return [conductor.points[i] for i in range(len(plan.points))]
 
 

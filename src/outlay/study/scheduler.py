@@ -119,20 +119,20 @@ class Scheduler:
         self,
         runner: Runner,
         workbench: RunBuilder,
-        crew: WorkerPool,
+        pool: WorkerPool,
         observer: Observer,
         done: Callable[[int, Point], None],
         watch: Callable[[int], Watcher] | None = None,
     ) -> None:
         self._runner = runner
         self._workbench = workbench
-        self._crew = crew
+        self._pool = pool
         self._observer = observer
         self._done = done
         self._watch = watch or (lambda _: runner.watcher)
         self._open: dict[int, _Open] = {}
         self._making: dict[str, tuple[_Open, HeldStep]] = {}
-        self._buyers = Buyers(runner.till.buy)
+        self._buyers = Buyers(runner.results.buy)
         self._has_just_ordered = False
         self._pending: dict[str, str] = {}
         self._failed: dict[str, str] = {}
@@ -168,19 +168,19 @@ class Scheduler:
         for ended in bought:
             self._take(ended)
         if is_computing and not bought:
-            for ended in self._crew.wait(TICK_SECONDS):
+            for ended in self._pool.wait(TICK_SECONDS):
                 self._take(ended)
 
     # --- runs --------------------------------------------------------------------------------------------------------
 
     def _wants_more(self) -> bool:
         """Return True where another run should be opened: `LOOK_AHEAD` at first, up to `MOST_OPEN` while a worker is free."""
-        return len(self._open) < (MOST_OPEN if self._crew.n_free else LOOK_AHEAD)
+        return len(self._open) < (MOST_OPEN if self._pool.n_free else LOOK_AHEAD)
 
     def _begin(self, place: int, request: Request) -> None:
         try:
             prepared = self._workbench.prepare(request)
-            execution = RunExecution(self._runner.till, prepared, self._watch(place)).open()
+            execution = RunExecution(self._runner.results, prepared, self._watch(place)).open()
         except OutlayError as error:
             self._close(place, absent_point(request, self._workbench, "failed", str(error)))
             return
@@ -234,7 +234,7 @@ class Scheduler:
     def _hand_out(self) -> None:
         """Begin purchases, and submit the steps with the longest remaining path to free workers."""
         self._buy()
-        if not self._crew.n_free:
+        if not self._pool.n_free:
             return
         ready: dict[str, tuple[Fraction, _Open, ReadyStep]] = {}
         for each in self._open.values():
@@ -246,7 +246,7 @@ class Scheduler:
                     ready[key] = (rank, each, need) if known is None else (max(rank, known[0]), *known[1:])
         # Scoring is short and completes a point: it goes before the longest path.
         urgent = sorted(ready.values(), key=lambda one: (one[2].step.kind != "score", -one[0], one[1].place))
-        for _, each, need in urgent[: self._crew.n_free]:
+        for _, each, need in urgent[: self._pool.n_free]:
             self._start(each, need)
 
     def _buy(self) -> None:
@@ -274,7 +274,7 @@ class Scheduler:
     def _start(self, each: _Open, need: ReadyStep) -> None:
         execution = each.execution
         # Share of the remaining cash: the step's share of the remaining hours, divided among the free workers.
-        share = execution.hours(need.step) / execution.compute_hours() / self._crew.n_free
+        share = execution.hours(need.step) / execution.compute_hours() / self._pool.n_free
         try:
             begun = execution.begin(need, cash_share=share)
         except OutlayError as error:
@@ -283,7 +283,7 @@ class Scheduler:
             return
         each.n_begun += 1
         self._making[need.key] = (each, begun)
-        self._crew.submit(need.key, begun.job)
+        self._pool.submit(need.key, begun.job)
         self._observer.began(describe(need.step), execution.run_id)
 
     def _take(self, ended: TaskResult) -> None:
@@ -326,7 +326,7 @@ class Scheduler:
         return self._failed.get(ended.name)
 
     def _progress(self) -> dict[str, tuple[int, int, str]]:
-        reported = self._crew.progress() | self._buyers.progress()
+        reported = self._pool.progress() | self._buyers.progress()
         return {
             f"{describe(begun.need.step)} ({each.execution.run_id[:6]})": reported.get(key, (0, 0, ""))
             for key, (each, begun) in self._making.items()

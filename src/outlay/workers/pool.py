@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from outlay.errors import OutlayError, WorkFailed
@@ -103,16 +102,12 @@ class WorkerPool(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Outcome of a task: a ``value``, an ``error`` of ours, or type and first line of any other error (``failure``),
-    with its traceback.
-    """
+    """Outcome of a task: a ``value``, an ``error`` of ours, or type and first line of another (``failure``) with its trace."""
 
     value: Any = None
     error: OutlayError | None = None
@@ -217,9 +212,7 @@ class InProcessPool:
         self._is_open = True
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._is_open = False
         self._work = self._waiting = None
 

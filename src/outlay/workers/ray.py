@@ -13,11 +13,11 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import outlay
@@ -27,7 +27,7 @@ from outlay.workers.pool import Reply, TaskResult, WorkerFactory, WorkerFn, atte
 
 ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/]+:\d+")
 
-_KNOCK_SECONDS = 5.0
+_CONNECT_SECONDS = 5.0
 
 
 def check_address(address: str) -> None:
@@ -40,28 +40,16 @@ def check_address(address: str) -> None:
         raise UsageError(f"--ray is {address!r}; it must be auto, local, HOST:PORT or ray://HOST:PORT")
 
 
-def workers_of(
-    machines: Sequence[Mapping[str, float]], threads: int, gpus_per_worker: float | None = None
-) -> tuple[dict[str, float], int]:
+def workers_of(machines: Sequence[Mapping[str, float]], threads: int) -> tuple[dict[str, float], int]:
     """Return the resources of one worker, and the number of workers that fit on machines with these resources
-    (``CPU``, ``GPU``).
-
-    A worker takes ``gpus_per_worker`` GPUs, without it one where there are GPUs; where it takes none, ``threads`` CPUs.
+    (``CPU``, ``GPU``): one per GPU where there are GPUs, else one per ``threads`` CPUs.
 
     Raises:
-        UsageError: no machine has so many.
+        UsageError: no machine has so many CPUs.
     """
-    gpus = [each.get("GPU", 0.0) for each in machines]
-    share = float(any(n >= 1 for n in gpus)) if gpus_per_worker is None else gpus_per_worker
-    if share:
-        # Workers that take less than one GPU share one; none has parts of two.
-        n_workers = sum(int(n) * int(1 / share) if share < 1 else int(n / share) for n in gpus)
-        if not n_workers:
-            raise UsageError(
-                f"a worker asks for {share:g} GPUs, and the largest machine of the Ray cluster has "
-                f"{max(gpus, default=0):g}; ask for fewer, or for 0 to work on CPUs"
-            )
-        return {"num_gpus": share, "num_cpus": 0}, n_workers
+    n_gpus = sum(int(each.get("GPU", 0)) for each in machines)
+    if n_gpus:
+        return {"num_gpus": 1, "num_cpus": 0}, n_gpus
     cpus = [int(each.get("CPU", 0)) for each in machines]
     n_workers = sum(n // threads for n in cpus)
     if not n_workers:
@@ -73,8 +61,7 @@ def workers_of(
 
 
 class RayPool:
-    """A pool of workers on a Ray cluster: one per ``gpus_per_worker`` GPUs (one, where the cluster has any), else per
-    ``threads`` CPUs.
+    """A pool of workers on a Ray cluster: one per GPU where the cluster has any, else one per ``threads`` CPUs.
 
     ``address``: ``auto`` (the cluster that this machine belongs to), ``local`` (one of this machine alone, started and ended with
     the pool), HOST:PORT or ray://HOST:PORT. Where this program is connected to a cluster already, that one is used. There are as
@@ -91,41 +78,33 @@ class RayPool:
         address: str,
         threads: int,
         *,
-        gpus_per_worker: float | None = None,
         max_workers: int | None = None,
         logs: Path | None = None,
     ) -> None:
         check_address(address)
-        for name, value, is_good, wanted in (
-            ("threads", threads, threads >= 1, "at least 1"),
-            (
-                "GPUs per worker",
-                gpus_per_worker,
-                gpus_per_worker is None or _is_share(gpus_per_worker),
-                "whole, or below 1",
-            ),
-            ("workers", max_workers, max_workers is None or max_workers >= 1, "at least 1"),
-        ):
-            if not is_good:
-                raise UsageError(f"the number of {name} is {value}; it must be {wanted}")
+        for name, value in (("threads", threads), ("workers", max_workers)):
+            if value is not None and value < 1:
+                raise UsageError(f"the number of {name} is {value}; it must be at least 1")
         self._factory = factory
         self._address = address
         self._threads = threads
-        self._gpus_per_worker = gpus_per_worker
         self._max_workers = max_workers
         self._logs = logs
-        self._open: _Open | None = None
+        self._ray: Any = None
+        self._start: Callable[[], Any] | None = None
+        self._workers: list[Any] = []
+        self._running: dict[Any, _Running] = {}  # by Ray's reference to the reply
         self._leaving = ExitStack()
 
     @property
     def n_workers(self) -> int:
         """See `outlay.workers.pool.WorkerPool`; none before entering and after leaving."""
-        return 0 if self._open is None else len(self._open.workers)
+        return len(self._workers)
 
     @property
     def n_free(self) -> int:
         """See `outlay.workers.pool.WorkerPool`."""
-        return 0 if self._open is None else len(self._open.workers) - len(self._open.under_way)
+        return len(self._workers) - len(self._running)
 
     def submit(self, name: str, payload: Any) -> None:
         """See `outlay.workers.pool.WorkerPool`.
@@ -134,17 +113,27 @@ class RayPool:
             RuntimeError: no worker is free.
             ClusterError: the cluster is gone.
         """
-        if self._open is None or not self.n_free:
+        if self._start is None or not self.n_free:
             raise RuntimeError(f"no worker is free for {name}; n_free says how many are")
-        with self._as_cluster_errors(self._open.ray):
-            self._open.submit(name, payload)
+        busy = {task.place for task in self._running.values()}
+        free = [place for place in range(len(self._workers)) if place not in busy]
+        place = next((each for each in free if self._workers[each] is not None), free[0])
+        with self._as_cluster_errors():
+            if self._workers[place] is None:
+                self._workers[place] = self._start()
+            reference = self._workers[place].do.remote([self._ray.put(payload)])
+        self._running[reference] = _Running(name, place, time.monotonic())
 
     def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:
         """See `outlay.workers.pool.WorkerPool`."""
-        if self._open is None or not self._open.under_way:
+        if not self._running:
             return []
-        with self._as_cluster_errors(self._open.ray):
-            return [self._open.collect(done, self._logs) for done in self._open.done(timeout_seconds)]
+        with self._as_cluster_errors():
+            references = list(self._running)
+            done, _ = self._ray.wait(references, num_returns=1, timeout=timeout_seconds)
+            if done:
+                done, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
+            return [self._collect(each) for each in done]
 
     def progress(self) -> dict[str, tuple[int, int, str]]:
         """Return nothing: progress does not reach this process."""
@@ -152,42 +141,68 @@ class RayPool:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            ray = stack.enter_context(connected(self._address))
-            with self._as_cluster_errors(ray):
+            self._ray = ray = stack.enter_context(connected(self._address))
+            stack.callback(self._end_all)
+            with self._as_cluster_errors():
                 machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-                resources, room = workers_of(machines, self._threads, self._gpus_per_worker)
-                n_workers = room if self._max_workers is None else min(room, self._max_workers)
-                self._open = _Open(ray, self._factory, self._threads, resources, n_workers)
-            stack.callback(self._open.end)
+                resources, room = workers_of(machines, self._threads)
+                # Left alone, Ray allows as many threads as a worker takes CPUs, and one beside a GPU.
+                own = {"env_vars": thread_variables(self._threads)}
+                actor = ray.remote(**resources, max_restarts=0, max_task_retries=0, runtime_env=own)(_Worker)
+                self._start = partial(actor.remote, [ray.put(self._factory)])
+                self._workers = [None] * (room if self._max_workers is None else min(room, self._max_workers))
             self._leaving = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open = None
+    def __exit__(self, *_: object) -> None:
         self._leaving.close()
 
+    def _collect(self, reference: Any) -> TaskResult:
+        """Return the result of a task; then its worker is free, or gone."""
+        task, errors = self._running[reference], self._ray.exceptions
+        reply, lost, stays = None, None, False
+        try:
+            reply, stays = self._ray.get(reference)
+        except (errors.RayTaskError, errors.RaySystemError) as error:  # the result cannot be sent
+            reply = Reply.of(getattr(error, "cause", None) or error)
+        except errors.LocalRayletDiedError:
+            raise
+        except errors.RayError as error:
+            lost = Reply.of(error).failure
+        del self._running[reference]
+        if not stays:
+            self._end(task.place)
+        seconds = time.monotonic() - task.began
+        return (
+            TaskResult(task.name, seconds, lost=lost) if reply is None else reply.ended(task.name, seconds, self._logs)
+        )
+
+    def _end_all(self) -> None:
+        """End all workers, whatever they run."""
+        for place in range(len(self._workers)):
+            self._end(place)
+        self._start, self._workers, self._running = None, [], {}
+
+    def _end(self, place: int) -> None:
+        worker, self._workers[place] = self._workers[place], None
+        if worker is not None:
+            with suppress(Exception):  # it, or the whole cluster, may be gone
+                self._ray.kill(worker)
+
     @contextmanager
-    def _as_cluster_errors(self, ray: Any) -> Iterator[None]:
+    def _as_cluster_errors(self) -> Iterator[None]:
         """Turn errors of Ray itself into a ClusterError."""
         try:
             yield
-        except (ray.exceptions.RayError, ConnectionError) as error:
+        except (self._ray.exceptions.RayError, ConnectionError) as error:
             why = Reply.of(error).failure
             raise ClusterError(
                 f"the Ray cluster at {self._address} cannot be reached any more: {why}; run the command again when it is there"
             ) from error
 
 
-def _is_share(n_gpus: float) -> bool:
-    return 0 <= n_gpus < 1 or (n_gpus > 0 and n_gpus == int(n_gpus))
-
-
 class _Worker:
-    """The Ray actor. Factory and payloads come as references in a list: then one that cannot be unpickled does not
-    end the actor.
-    """
+    """The Ray actor. Factory and payloads come as references in a list, so that one that cannot be unpickled does not end it."""
 
     def __init__(self, factory: list[Any]) -> None:
         import ray
@@ -207,83 +222,17 @@ class _Worker:
         made = self._made
         if made.error is not None or made.failure is not None:
             return fit_to_send(made), False
-        reply = fit_to_send(attempt(lambda: made.value(ray.get(payload[0]), _ignore_progress)))
+        reply = fit_to_send(attempt(lambda: made.value(ray.get(payload[0]), lambda *_: None)))
         return reply, reply.failure is None
 
 
-def _ignore_progress(n_done: int, n_total: int, words: str) -> None:
-    """Ignore progress."""
-
-
 @dataclass(frozen=True, slots=True)
-class _Given:
+class _Running:
     """A running task: its name, its worker's index, the time it was submitted."""
 
     name: str
     place: int
     began: float
-
-
-class _Open:
-    """Workers of a cluster that this process is connected to; ``under_way`` by Ray's reference to the reply."""
-
-    def __init__(
-        self, ray: Any, factory: WorkerFactory, threads: int, resources: dict[str, float], n_workers: int
-    ) -> None:
-        self.ray = ray
-        # Left alone, Ray allows as many threads as a worker takes CPUs, and one beside a GPU.
-        own = {"env_vars": thread_variables(threads)}
-        self._start = ray.remote(**resources, max_restarts=0, max_task_retries=0, runtime_env=own)(_Worker).remote
-        self._factory = [ray.put(factory)]
-        self.workers: list[Any] = [None] * n_workers
-        self.under_way: dict[Any, _Given] = {}
-
-    def submit(self, name: str, payload: Any) -> None:
-        """Submit to a free worker; a new one is started where none of them waits."""
-        busy = {given.place for given in self.under_way.values()}
-        free = [place for place in range(len(self.workers)) if place not in busy]
-        place = next((each for each in free if self.workers[each] is not None), free[0])
-        if self.workers[place] is None:
-            self.workers[place] = self._start(self._factory)
-        reference = self.workers[place].do.remote([self.ray.put(payload)])
-        self.under_way[reference] = _Given(name, place, time.monotonic())
-
-    def done(self, timeout_seconds: float | None) -> list[Any]:
-        """Return references to replies that are there, or never will be."""
-        references = list(self.under_way)
-        found, _ = self.ray.wait(references, num_returns=1, timeout=timeout_seconds)
-        if found:
-            found, _ = self.ray.wait(references, num_returns=len(references), timeout=0)
-        return list(found)
-
-    def collect(self, reference: Any, logs: Path | None) -> TaskResult:
-        """Return the result of a task; then its worker is free, or gone."""
-        given, errors = self.under_way[reference], self.ray.exceptions
-        reply, lost, stays = None, None, False
-        try:
-            reply, stays = self.ray.get(reference)
-        except (errors.RayTaskError, errors.RaySystemError) as error:  # the result cannot be sent
-            reply = Reply.of(getattr(error, "cause", None) or error)
-        except errors.LocalRayletDiedError:
-            raise
-        except errors.RayError as error:
-            lost = Reply.of(error).failure
-        del self.under_way[reference]
-        if not stays:
-            self._end(given.place)
-        seconds = time.monotonic() - given.began
-        return TaskResult(given.name, seconds, lost=lost) if reply is None else reply.ended(given.name, seconds, logs)
-
-    def end(self) -> None:
-        """End all workers, whatever they run."""
-        for place in range(len(self.workers)):
-            self._end(place)
-
-    def _end(self, place: int) -> None:
-        worker, self.workers[place] = self.workers[place], None
-        if worker is not None:
-            with suppress(Exception):  # it, or the whole cluster, may be gone
-                self.ray.kill(worker)
 
 
 # --- the connection -------------------------------------------------------------------------------------------------
@@ -299,7 +248,7 @@ def connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    _knock(address)
+    _check_listening(address)
     if address == "local":
         check_interpreter(sys.executable)
     own = {"include_dashboard": False} if address == "local" else {}
@@ -334,17 +283,13 @@ def check_interpreter(python: str) -> None:
         )
 
 
-def _knock(address: str) -> None:
-    """Refuse an address where nothing listens at HOST:PORT: Ray itself would try for minutes.
-
-    Raises:
-        ClusterError: nothing does.
-    """
+def _check_listening(address: str) -> None:
+    """Raise ClusterError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise _unreachable(address, str(error)) from error
 

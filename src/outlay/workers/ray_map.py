@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from outlay.errors import ClusterError, OutlayError, UnknownModel, WorkFailed
 from outlay.models.reference import checkpoint_files, fingerprint
@@ -34,66 +34,28 @@ _PIECE_BYTES = 2**28
 _CLEANING_SECONDS = 10.0
 
 
-class Executor(Protocol):
-    """An executor of jobs."""
+def run_on_cluster(
+    address: str, threads: int, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
+) -> Generator[tuple[str, R], None, None]:
+    """Yield each job's name and ``work(folder, payload)`` as soon as it is done, in any order, as `RayPool` has workers.
 
-    def run(
-        self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
-    ) -> Generator[tuple[str, R], None, None]:
-        """Yield each job's name and ``work(folder, payload)`` as soon as it is done, in any order.
+    Closing the generator ends running jobs. ``work``, payloads and results can be pickled; ``folder`` holds a model, and ``work``
+    gets it, or a copy of it on another machine.
 
-        Closing the generator ends running jobs. ``work``, payloads and results can be pickled; ``work`` gets ``folder``, or a
-        copy of it on another machine.
-
-        Raises:
-            OutlayError: of ``work``; or a cluster that cannot be reached, or does not get a job done.
-        """
-        ...
-
-
-class InThisProcess:
-    """Executor in this process: one job after another, in their order."""
-
-    def run(
-        self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
-    ) -> Generator[tuple[str, R], None, None]:
-        """See `Executor`."""
-        for name, payload in jobs:
-            yield name, work(folder, payload)
-
-
-class Cluster:
-    """Executor on a Ray cluster: one worker per GPU where it has GPUs, else one per ``threads`` CPUs of a machine.
-
-    ``address``: ``auto`` (the cluster that this machine belongs to), ``local`` (one of this machine alone, started and ended with
-    the work), HOST:PORT or ray://HOST:PORT. Where this program is connected to a cluster already, that one is used.
+    Raises:
+        UsageError: Ray is not installed, or no machine has enough CPUs.
+        ClusterError: no cluster answers, or a job failed three times.
+        OutlayError: as ``work`` raised it; such a job is not tried again.
     """
-
-    def __init__(self, address: str, threads: int) -> None:
-        check_address(address)
-        self._address = address
-        self._threads = threads
-
-    def run(
-        self, work: Callable[[Path, P], R], jobs: Iterable[tuple[str, P]], folder: Path
-    ) -> Generator[tuple[str, R], None, None]:
-        """Yield each job's name and result as it ends; ``folder`` holds a model.
-
-        Raises:
-            UsageError: Ray is not installed, or no machine has enough CPUs.
-            ClusterError: no cluster answers, or a job failed three times.
-            OutlayError: as ``work`` raised it; such a job is not tried again.
-        """
-        needed = _Folder(folder.absolute(), fingerprint(str(folder)))
-        with connected(self._address) as ray:
-            yield from _Run(ray, self._address, self._threads, work, needed).all(jobs)
+    check_address(address)
+    needed = _Folder(folder.absolute(), fingerprint(str(folder)))
+    with connected(address) as ray:
+        yield from _Run(ray, address, threads, work, needed).all(jobs)
 
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """The folder that jobs read: ``path`` here, ``sha256`` of its files, and the files in pieces where they have been
-    sent.
-    """
+    """The folder that jobs read: ``path`` here, ``sha256`` of its files, and their pieces where they have been sent."""
 
     path: Path
     sha256: str
@@ -123,7 +85,7 @@ class _Folder:
 
         assert self.files is not None
         place = self.unpacked
-        lock = acquire(place.parent, None, 0.2)
+        lock = acquire(place.parent)
         try:
             if not self.is_at(place):
                 new = place.with_name("new")
@@ -142,14 +104,11 @@ class _Folder:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """Reply of a worker: the result, an error that another try would not mend, or that it lacks the folder.
-
-    ``unpacked_on``: the machine, where the folder had to be unpacked.
-    """
+    """Reply of a worker: the result, an error that another try would not mend, or that it lacks the folder."""
 
     kind: Literal["made", "refused", "lacks"]
     value: Any = None
-    unpacked_on: str | None = None
+    unpacked_on: str | None = None  # the machine, where the folder had to be unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,19 +145,16 @@ _Job = tuple[str, Any]
 
 @dataclass(slots=True)
 class _Run:
-    """One call of `Cluster.run`: its jobs, tries and pool.
-
-    ``waiting``: running jobs, by name; ``retries``: jobs to be tried again; ``n_tries``: failed tries, by name.
-    """
+    """One call of `run_on_cluster`: its jobs and their tries."""
 
     ray: Any
     address: str
     threads: int
     work: Callable[[Path, Any], Any]
     folder: _Folder
-    waiting: dict[str, _Job] = field(default_factory=dict)
+    running: dict[str, _Job] = field(default_factory=dict)
     retries: list[_Job] = field(default_factory=list)
-    n_tries: Counter[str] = field(default_factory=Counter)
+    n_failed: Counter[str] = field(default_factory=Counter)  # tries, by job
     unpacked_on: set[str] = field(default_factory=set)
 
     def all(self, jobs: Iterable[_Job]) -> Generator[_Job, None, None]:
@@ -217,20 +173,14 @@ class _Run:
             self._end()
 
     def _submit_jobs(self, pool: WorkerPool, left: Iterator[_Job]) -> None:
-        """Submit jobs to free workers."""
         while pool.n_free and (job := self.retries.pop() if self.retries else next(left, None)) is not None:
             name, payload = job
-            self.waiting[name] = job
+            self.running[name] = job
             pool.submit(name, (self.folder, payload))
 
     def _reply(self, ended: TaskResult) -> _Reply | None:
-        """Return the result of a job; ``None`` where it is to be tried again.
-
-        Raises:
-            OutlayError: as the job raised it.
-            ClusterError: it has been tried often enough.
-        """
-        job = self.waiting.pop(ended.name)
+        """Return the result of a job; ``None`` where it is to be tried again."""
+        job = self.running.pop(ended.name)
         if ended.lost is not None or isinstance(ended.error, WorkFailed):
             self._note_failure(ended)
             self.retries.append(job)
@@ -249,8 +199,8 @@ class _Run:
         return reply
 
     def _note_failure(self, ended: TaskResult) -> None:
-        self.n_tries[ended.name] += 1
-        if self.n_tries[ended.name] == N_TRIES:
+        self.n_failed[ended.name] += 1
+        if self.n_failed[ended.name] == N_TRIES:
             why = f"its worker was lost, {ended.lost}" if ended.lost is not None else str(ended.error)
             raise ClusterError(
                 f"{ended.name} could not be done on the Ray cluster at {self.address} in {N_TRIES} tries; of the last one: "
@@ -271,12 +221,9 @@ class _Run:
         if self.unpacked_on:
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-            clean = self.ray.remote(num_cpus=0)(_clean)
+            clean, folder = self.ray.remote(num_cpus=0)(_clean), replace(self.folder, files=None)
             there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in sorted(self.unpacked_on)]
-            sent = [
-                clean.options(scheduling_strategy=each).remote(_Folder(self.folder.path, self.folder.sha256))
-                for each in there
-            ]
+            sent = [clean.options(scheduling_strategy=each).remote(folder) for each in there]
             self.ray.wait(sent, num_returns=len(sent), timeout=_CLEANING_SECONDS)
 
 

@@ -21,17 +21,16 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
-from outlay.errors import AlreadyPaid, BudgetExceeded, HoldError, MissingData, MoneyError
+from outlay.errors import AlreadyPaid, BudgetExceeded, HoldError, MissingData, MoneyError, StoreError
 from outlay.money.amounts import Quote, check_micros, cost_micros, format_usd, write_usd
 from outlay.money.ledger import queries
-from outlay.money.ledger.appending import append
 from outlay.money.ledger.audit import Verification, audit
 from outlay.money.ledger.chain import Anchor, Entry, uri_of
 from outlay.money.ledger.owner import Owner
 from outlay.money.ledger.queries import Balance, Hold
-from outlay.money.ledger.sqlite_file import clear_errors, holds_anything, opened
+from outlay.money.ledger.sqlite_file import clear_errors, holds_anything, open_file, undo_on_error
+from outlay.storage.files import write_text
 
 _inherited: list[sqlite3.Connection] = []  # connections of a parent process: neither used nor closed after a fork
 
@@ -61,9 +60,7 @@ class Ledger:
     def __enter__(self) -> Ledger:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -313,7 +310,7 @@ class Ledger:
         if self._db is None:
             if not create and not self.path.exists():
                 raise MissingData(f"there is no ledger at {self.path}; a run makes it")
-            self._db, was_migrated = opened(self.path, create=create, at=self._now())
+            self._db, was_migrated = open_file(self.path, create=create, at=self._now())
             if was_migrated:
                 self._write_anchor(self._db)
         return self._db
@@ -341,10 +338,9 @@ class Ledger:
                 return
             db.execute("BEGIN IMMEDIATE")
             before = db.total_changes
-            with _undone_on_error(db, "ROLLBACK"):
+            with undo_on_error(db, "ROLLBACK"):
                 yield db
-            changed = db.total_changes != before
-            if changed:
+            if db.total_changes != before:
                 _commit(db)
                 self._write_anchor(db)
             else:
@@ -357,30 +353,26 @@ class Ledger:
             db.execute("BEGIN IMMEDIATE")
             self._joined = db
         db.execute("SAVEPOINT one")
-        with _undone_on_error(db, "ROLLBACK TO one"):
+        with undo_on_error(db, "ROLLBACK TO one"):
             yield
         db.execute("RELEASE one")
 
     def _write_anchor(self, db: sqlite3.Connection) -> None:
         # The write lock orders the writers, so an older anchor never replaces a newer one. An anchor that cannot be
         # written stays behind, as after a crash: the entry is committed, and its caller gets no error.
-        with suppress(OSError, sqlite3.OperationalError):
+        with suppress(OSError, StoreError, sqlite3.OperationalError):
             db.execute("BEGIN IMMEDIATE")
             try:
                 anchor = queries.anchor(db)
-                temporary = Path(f"{self.anchor_path}.tmp")
-                with temporary.open("w", encoding="ascii") as file:
-                    json.dump({"count": anchor.count, "head": anchor.head}, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(self.anchor_path)
+                text = json.dumps({"count": anchor.count, "head": anchor.head})
+                write_text(self.anchor_path, text, sync=True)
             finally:
                 db.execute("ROLLBACK")
 
     # Entries
 
     def _append(self, db: sqlite3.Connection, kind: str, fields: Mapping[str, object]) -> tuple[int, str]:
-        return append(db, kind, fields, self._now())
+        return queries.append(db, kind, fields, self._now())
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="microseconds")
@@ -416,8 +408,8 @@ class Ledger:
         """Return the cash that the cap over all runs still allows; None without a cap."""
         if self._cash_cap_micros is None:
             return None
-        by_kind = queries.sums(db, None)
-        spent = sum(by_kind.get(kind, (0, 0))[1] for kind in ("settle", "lost", "overrun", "hold"))
+        found = queries.sums(db, None)
+        spent = sum(found[kind][1] for kind in ("settle", "lost", "overrun", "hold"))
         return max(0, self._cash_cap_micros - spent)
 
     # Leases: the process at work on a hold; never part of the chain
@@ -432,18 +424,8 @@ class Ledger:
         return row is None or row[1] <= self._clock() or Owner(*row[2:]).is_dead()
 
 
-@contextmanager
-def _undone_on_error(db: sqlite3.Connection, undo: str) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        if db.in_transaction:
-            db.execute(undo)
-        raise
-
-
 def _commit(db: sqlite3.Connection) -> None:
-    with _undone_on_error(db, "ROLLBACK"):
+    with undo_on_error(db, "ROLLBACK"):
         db.execute("COMMIT")
 
 

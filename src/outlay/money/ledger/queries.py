@@ -1,20 +1,28 @@
-"""Queries of a ledger: holds, balances and the head, by SQL inside the caller's transaction."""
+"""SQL of a ledger inside the caller's transaction: holds, balances, the head, and the one insert."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
 from outlay.errors import HoldError, LedgerDamaged
 from outlay.money.amounts import Quote
-from outlay.money.ledger.chain import COLUMNS, GENESIS, Anchor, Entry
+from outlay.money.ledger.chain import COLUMNS, GENESIS, KINDS, Anchor, Entry, hash_of
 
 _COLUMN_LIST = ", ".join(COLUMNS)
 _OPEN_HOLD = (
     "kind = 'hold' AND NOT EXISTS (SELECT 1 FROM entries AS closing"
     " WHERE closing.kind IN ('settle', 'release') AND closing.hold_seq = entries.seq)"
 )
+
+_BLANK: Mapping[str, object] = {
+    **dict.fromkeys(("key", "item", "unit", "note"), ""),
+    **{"quantity": "0", "unit_usd": "0", "charge_micros": 0, "cash_micros": 0},
+    **dict.fromkeys(("cash_quantity", "hold_seq", "artifact_key")),
+}
+_INSERT = f"INSERT INTO entries ({_COLUMN_LIST}) VALUES ({', '.join(':' + name for name in COLUMNS)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,32 +115,27 @@ def sums(db: sqlite3.Connection, run_id: str | None) -> dict[str, tuple[int, int
     condition = "1" if run_id is None else "run_id = ?"
     values = () if run_id is None else (run_id,)
     columns = "coalesce(sum(charge_micros), 0), coalesce(sum(cash_micros), 0)"
-    found = {
-        kind: (charge, cash)
-        for kind, charge, cash in db.execute(
-            f"SELECT kind, {columns} FROM entries WHERE {condition} GROUP BY kind", values
-        )
-    }
+    found = dict.fromkeys(KINDS, (0, 0))
+    for kind, charge, cash in db.execute(
+        f"SELECT kind, {columns} FROM entries WHERE {condition} GROUP BY kind", values
+    ):
+        found[kind] = (charge, cash)
     found["hold"] = db.execute(f"SELECT {columns} FROM entries WHERE {condition} AND {_OPEN_HOLD}", values).fetchone()
     return found
 
 
 def balance(db: sqlite3.Connection, run_id: str) -> Balance:
     """Return the balance of a run."""
-    by_kind = sums(db, run_id)
-
-    def of(kind: str) -> tuple[int, int]:
-        return by_kind.get(kind, (0, 0))
-
+    found = sums(db, run_id)
     return Balance(
-        budget_micros=of("open")[0] + of("topup")[0],
-        charged_micros=of("settle")[0],
-        cash_micros=of("settle")[1],
-        lost_micros=of("lost")[1],
-        overrun_charge_micros=of("overrun")[0],
-        overrun_cash_micros=of("overrun")[1],
-        held_charge_micros=of("hold")[0],
-        held_cash_micros=of("hold")[1],
+        budget_micros=found["open"][0] + found["topup"][0],
+        charged_micros=found["settle"][0],
+        cash_micros=found["settle"][1],
+        lost_micros=found["lost"][1],
+        overrun_charge_micros=found["overrun"][0],
+        overrun_cash_micros=found["overrun"][1],
+        held_charge_micros=found["hold"][0],
+        held_cash_micros=found["hold"][1],
     )
 
 
@@ -140,6 +143,16 @@ def anchor(db: sqlite3.Connection) -> Anchor:
     """Return the head and the number of entries."""
     row = db.execute("SELECT hash, seq FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
     return Anchor(*row) if row else Anchor(GENESIS, 0)
+
+
+def append(db: sqlite3.Connection, kind: str, fields: Mapping[str, object], at: str) -> tuple[int, str]:
+    """Append an entry inside the caller's transaction and return its number and hash; ``at``: UTC, ISO 8601."""
+    last = anchor(db)
+    values = {**_BLANK, **fields, "kind": kind, "seq": last.count + 1, "at": at, "prev_hash": last.head}
+    values["note"] = str(values["note"]).encode("utf-8", "replace").decode("utf-8")
+    digest = hash_of(values)
+    db.execute(_INSERT, {**values, "hash": digest})
+    return last.count + 1, digest
 
 
 def require_run(db: sqlite3.Connection, run_id: str) -> Entry:

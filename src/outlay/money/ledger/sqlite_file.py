@@ -24,7 +24,7 @@ BUSY_SECONDS = 60.0
 """Seconds that one process waits for another that is writing."""
 
 
-def opened(path: Path, *, create: bool, at: str) -> tuple[sqlite3.Connection, bool]:
+def open_file(path: Path, *, create: bool, at: str) -> tuple[sqlite3.Connection, bool]:
     """Open the file with this program's settings in the newest format, and return whether the file was migrated just now.
 
     A missing or empty file becomes a ledger where `create` allows it. An older ledger that cannot be written is read from a copy
@@ -51,8 +51,7 @@ def opened(path: Path, *, create: bool, at: str) -> tuple[sqlite3.Connection, bo
 
 def _checked_version(db: sqlite3.Connection, path: Path, *, create: bool) -> int:
     db.execute("BEGIN")  # one snapshot: another process may be making the schema right now
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    (n_objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    version, n_objects = _version_and_objects(db)
     db.execute("ROLLBACK")
     if version > len(MIGRATIONS):
         raise LedgerDamaged(
@@ -62,7 +61,7 @@ def _checked_version(db: sqlite3.Connection, path: Path, *, create: bool) -> int
         raise LedgerDamaged(f"{path} is an SQLite file but no ledger; name another file")
     if version == 0 and not create:
         raise LedgerDamaged(f"{path} is empty; restore it from a copy, or remove it to begin anew")
-    return int(version)
+    return version
 
 
 def _migrated_copy(db: sqlite3.Connection, at: str) -> sqlite3.Connection:
@@ -77,9 +76,13 @@ def _migrated_copy(db: sqlite3.Connection, at: str) -> sqlite3.Connection:
 
 def holds_anything(db: sqlite3.Connection) -> bool:
     """Return whether anything was ever written to an SQLite file."""
+    return any(_version_and_objects(db))
+
+
+def _version_and_objects(db: sqlite3.Connection) -> tuple[int, int]:
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (n_objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    return bool(version or n_objects)
+    return version, n_objects
 
 
 def _primary(error: sqlite3.Error) -> int | None:
@@ -104,14 +107,21 @@ def _use_write_ahead_log(db: sqlite3.Connection) -> None:
 def _migrate(db: sqlite3.Connection, at: str) -> None:
     """Apply every migration that the file lacks in one transaction, under SQLite's lock on writers."""
     db.execute("BEGIN IMMEDIATE")
-    try:
+    with undo_on_error(db, "ROLLBACK"):
         (version,) = db.execute("PRAGMA user_version").fetchone()  # another process may have been first
         for migration in MIGRATIONS[version:]:
             migration.apply(db, at)
         db.execute("COMMIT")
+
+
+@contextmanager
+def undo_on_error(db: sqlite3.Connection, undo: str) -> Iterator[None]:
+    """Execute ``undo`` where a ``with`` block raises, unless its transaction is over: a full disk ends it."""
+    try:
+        yield
     except BaseException:
-        if db.in_transaction:  # a full disk ends it
-            db.execute("ROLLBACK")
+        if db.in_transaction:
+            db.execute(undo)
         raise
 
 

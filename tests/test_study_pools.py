@@ -8,7 +8,7 @@ import pytest
 
 from outlay.workers.local import LocalPool
 from outlay.workers.pool import InProcessPool
-from tests.contracts.study_contract import CrewMaker, StudyContract, conducted_plainly, small_world
+from tests.contracts.study_contract import StudyContract, StudyPoolMaker, conducted_plainly, small_world
 from tests.runs import World
 
 
@@ -22,10 +22,10 @@ def plain(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return conducted_plainly(world, tmp_path_factory.mktemp("plain"))
 
 
-class TestInline(StudyContract):
+class TestInProcess(StudyContract):
     @pytest.fixture(scope="class")
     @classmethod
-    def make(cls) -> CrewMaker:
+    def make(cls) -> StudyPoolMaker:
         return InProcessPool
 
 
@@ -34,9 +34,9 @@ class Locally(StudyContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def make(cls, tmp_path_factory: pytest.TempPathFactory) -> CrewMaker:
+    def make(cls, tmp_path_factory: pytest.TempPathFactory) -> StudyPoolMaker:
         logs: Path = tmp_path_factory.mktemp("logs")
-        return lambda craft: LocalPool(craft, cls.n_workers, 1, logs=logs)
+        return lambda factory: LocalPool(factory, cls.n_workers, 1, logs=logs)
 
 
 class TestOneWorker(Locally):

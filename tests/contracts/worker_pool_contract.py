@@ -1,4 +1,4 @@
-"""What every crew must keep: subclass `CrewContract`, say how to make the crew, and run."""
+"""What every pool must keep: subclass `WorkerPoolContract`, say how to make the pool, and run."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class UnmadeOfOurs(DataError):
 
 @dataclass(frozen=True)
 class Handy:
-    """A craft whose work does what its payload says, and notes each of its own calls in ``notes``."""
+    """A worker factory whose work does what its payload says, and notes each of its own calls in ``notes``."""
 
     notes: Path
 
     def __call__(self) -> WorkerFn:
-        note(self.notes, f"craft-{os.getpid()}")
+        note(self.notes, f"factory-{os.getpid()}")
         return self.work
 
     def work(self, payload: tuple[str, Any], report: Report) -> Any:
@@ -101,7 +101,7 @@ def wait_for(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Unable:
-    """A craft that fails until a file is there."""
+    """A worker factory that fails until a file is there."""
 
     notes: Path
     error: Exception
@@ -116,30 +116,30 @@ class Unable:
 Maker = Callable[[WorkerFactory, int], WorkerPool]
 
 
-def one(crew: WorkerPool) -> TaskResult:
+def one(pool: WorkerPool) -> TaskResult:
     """The only piece of work under way."""
-    ended = crew.wait(PATIENCE_SECONDS)
+    ended = pool.wait(PATIENCE_SECONDS)
     assert len(ended) == 1
     return ended[0]
 
 
-def all_of(crew: WorkerPool, n: int) -> dict[str, TaskResult]:
+def all_of(pool: WorkerPool, n: int) -> dict[str, TaskResult]:
     found: dict[str, TaskResult] = {}
     while len(found) < n:
-        ended = crew.wait(PATIENCE_SECONDS)
+        ended = pool.wait(PATIENCE_SECONDS)
         assert ended, f"only {sorted(found)} of {n} have ended"
         found |= {each.name: each for each in ended}
     return found
 
 
-class CrewContract:
+class WorkerPoolContract:
     """Make `Test…` a subclass of this and define `make`."""
 
     n_workers = 2
 
     @pytest.fixture
     def make(self, tmp_path: Path) -> Maker:
-        """What is tested, of a craft and a number of workers; tracebacks go to ``tmp_path / "logs"``."""
+        """What is tested, of a worker factory and a number of workers; tracebacks go to ``tmp_path / "logs"``."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -155,58 +155,58 @@ class CrewContract:
         left = list(range(17))
         found: dict[str, TaskResult] = {}
         began = time.monotonic()
-        with make(Handy(notes), self.n_workers) as crew:
-            assert crew.n_workers == self.n_workers
-            while left or crew.n_free < crew.n_workers:
-                while left and crew.n_free:
+        with make(Handy(notes), self.n_workers) as pool:
+            assert pool.n_workers == self.n_workers
+            while left or pool.n_free < pool.n_workers:
+                while left and pool.n_free:
                     number = left.pop()
-                    crew.submit(f"double {number}", ("double", number))
-                found |= {each.name: each for each in crew.wait(PATIENCE_SECONDS)}
+                    pool.submit(f"double {number}", ("double", number))
+                found |= {each.name: each for each in pool.wait(PATIENCE_SECONDS)}
         took = time.monotonic() - began
         assert {name: each.value for name, each in found.items()} == {f"double {n}": 2 * n for n in range(17)}
         assert all(each.error is None and each.lost is None and 0 <= each.seconds <= took for each in found.values())
-        crafts = [path.read_text() for path in notes.glob("craft-*")]
-        assert 1 <= len(crafts) <= self.n_workers
-        assert set(crafts) == {"x"}
+        factories = [path.read_text() for path in notes.glob("factory-*")]
+        assert 1 <= len(factories) <= self.n_workers
+        assert set(factories) == {"x"}
 
     def test_as_much_is_under_way_as_there_are_workers(self, make: Maker, notes: Path) -> None:
-        with make(Handy(notes), self.n_workers) as crew:
+        with make(Handy(notes), self.n_workers) as pool:
             for number in range(self.n_workers):
-                assert crew.n_free == self.n_workers - number
+                assert pool.n_free == self.n_workers - number
                 names = (f"here-{number}", f"here-{(number + 1) % self.n_workers}")
-                crew.submit(f"meet {number}", ("meet", names))
-            assert crew.n_free == 0
+                pool.submit(f"meet {number}", ("meet", names))
+            assert pool.n_free == 0
             with pytest.raises(RuntimeError, match="no worker is free for another"):
-                crew.submit("another", ("double", 1))
-            ended = all_of(crew, self.n_workers)
+                pool.submit("another", ("double", 1))
+            ended = all_of(pool, self.n_workers)
             assert {name: each.value for name, each in ended.items()} == {
                 f"meet {number}": True for number in range(self.n_workers)
             }
-            assert crew.n_free == self.n_workers
+            assert pool.n_free == self.n_workers
 
     def test_before_entering_and_after_leaving_nobody_is_free(self, make: Maker, notes: Path) -> None:
-        crew = make(Handy(notes), 1)
-        assert crew.n_free == 0
-        with crew:
-            assert crew.n_free == 1
-        assert crew.n_free == 0
+        pool = make(Handy(notes), 1)
+        assert pool.n_free == 0
+        with pool:
+            assert pool.n_free == 1
+        assert pool.n_free == 0
         with pytest.raises(RuntimeError, match="no worker is free"):
-            crew.submit("late", ("double", 1))
+            pool.submit("late", ("double", 1))
 
     def test_where_nothing_is_under_way_nothing_is_waited_for(self, make: Maker, notes: Path) -> None:
-        with make(Handy(notes), 1) as crew:
-            assert crew.wait() == []
-            assert crew.progress() == {}
+        with make(Handy(notes), 1) as pool:
+            assert pool.wait() == []
+            assert pool.progress() == {}
 
     def test_an_error_of_ours_comes_as_it_was_raised_and_its_worker_goes_on(self, make: Maker, notes: Path) -> None:
-        with make(Handy(notes), 1) as crew:
-            crew.submit("bad", ("refuse", "row 7 has no label"))
-            error = one(crew).error
+        with make(Handy(notes), 1) as pool:
+            pool.submit("bad", ("refuse", "row 7 has no label"))
+            error = one(pool).error
             assert type(error) is DataError
             assert str(error) == "row 7 has no label"
-            crew.submit("good", ("double", 4))
-            assert one(crew).value == 8
-        assert [path.read_text() for path in notes.glob("craft-*")] == ["x"]
+            pool.submit("good", ("double", 4))
+            assert one(pool).value == 8
+        assert [path.read_text() for path in notes.glob("factory-*")] == ["x"]
 
     @pytest.mark.parametrize(
         ("payload", "said"),
@@ -215,87 +215,87 @@ class CrewContract:
     def test_another_error_is_told_in_a_line_with_the_place_of_its_traceback(
         self, make: Maker, notes: Path, tmp_path: Path, payload: tuple[str, Any], said: str
     ) -> None:
-        with make(Handy(notes), 1) as crew:
-            crew.submit("train a/b:1", payload)
-            error = one(crew).error
+        with make(Handy(notes), 1) as pool:
+            pool.submit("train a/b:1", payload)
+            error = one(pool).error
             assert isinstance(error, WorkFailed)
             path = tmp_path / "logs" / "failed-train-a-b-1.txt"
             assert str(error) == f"train a/b:1 failed with {said}; its traceback is in {path}"
             assert f", in {payload[0]}\n" in path.read_text()
             assert path.read_text() in error.__notes__
-            crew.submit("good", ("double", 4))
-            assert one(crew).value == 8
+            pool.submit("good", ("double", 4))
+            assert one(pool).value == 8
 
-    def test_a_craft_that_fails_is_tried_again_for_the_next_piece_of_work(self, make: Maker, notes: Path) -> None:
-        with make(Unable(notes, DataError("the data are not there")), 1) as crew:
-            crew.submit("first", ("double", 4))
-            error = one(crew).error
+    def test_a_factory_that_fails_is_tried_again_for_the_next_piece_of_work(self, make: Maker, notes: Path) -> None:
+        with make(Unable(notes, DataError("the data are not there")), 1) as pool:
+            pool.submit("first", ("double", 4))
+            error = one(pool).error
             assert type(error) is DataError
             assert str(error) == "the data are not there"
             (notes / "able").touch()
-            crew.submit("second", ("double", 4))
-            assert one(crew).value == 8
+            pool.submit("second", ("double", 4))
+            assert one(pool).value == 8
         assert (notes / "tries").read_text() == "xx"
 
-    def test_a_craft_that_fails_otherwise_is_told_in_a_line(self, make: Maker, notes: Path) -> None:
-        with make(Unable(notes, ValueError("nobody foresaw this")), 1) as crew:
-            crew.submit("first", ("double", 4))
-            error = one(crew).error
+    def test_a_factory_that_fails_otherwise_is_told_in_a_line(self, make: Maker, notes: Path) -> None:
+        with make(Unable(notes, ValueError("nobody foresaw this")), 1) as pool:
+            pool.submit("first", ("double", 4))
+            error = one(pool).error
             assert isinstance(error, WorkFailed)
             assert "first failed with ValueError (nobody foresaw this)" in str(error)
 
 
-class CrewElsewhereContract(CrewContract):
-    """What a crew must keep beside it whose workers are other processes: they can be lost, and left at work."""
+class ProcessPoolContract(WorkerPoolContract):
+    """What a pool must keep beside it whose workers are other processes: they can be lost, and left at work."""
 
     def test_a_lost_worker_is_told_and_replaced(self, make: Maker, notes: Path) -> None:
-        with make(Handy(notes), self.n_workers) as crew:
-            crew.submit("bad", ("die", int(signal.SIGKILL)))
-            ended = one(crew)
+        with make(Handy(notes), self.n_workers) as pool:
+            pool.submit("bad", ("die", int(signal.SIGKILL)))
+            ended = one(pool)
             assert ended.name == "bad"
             assert ended.value is None
             assert ended.error is None
             assert ended.lost
             assert "\n" not in ended.lost
-            assert crew.n_free == self.n_workers
+            assert pool.n_free == self.n_workers
             for number in range(self.n_workers):
                 names = (f"there-{number}", f"there-{(number + 1) % self.n_workers}")
-                crew.submit(f"meet {number}", ("meet", names))
-            assert all(each.value is True for each in all_of(crew, self.n_workers).values())
+                pool.submit(f"meet {number}", ("meet", names))
+            assert all(each.value is True for each in all_of(pool, self.n_workers).values())
 
     def test_what_cannot_be_sent_back_is_told(self, make: Maker, notes: Path) -> None:
-        with make(Handy(notes), 1) as crew:
-            crew.submit("oddly", ("refuse_oddly", "row 7 has no label"))
-            error = one(crew).error
+        with make(Handy(notes), 1) as pool:
+            pool.submit("oddly", ("refuse_oddly", "row 7 has no label"))
+            error = one(pool).error
             assert isinstance(error, WorkFailed)
             assert "oddly failed with UnmadeOfOurs (row 7 has no label)" in str(error)
-            crew.submit("good", ("double", 4))
-            assert one(crew).value == 8
+            pool.submit("good", ("double", 4))
+            assert one(pool).value == 8
 
     def test_leaving_ends_what_is_under_way(self, make: Maker, notes: Path) -> None:
-        with make(Handy(notes), self.n_workers) as crew:
+        with make(Handy(notes), self.n_workers) as pool:
             for number in range(self.n_workers):
-                crew.submit(f"slow {number}", ("dawdle", f"slow-{number}"))
+                pool.submit(f"slow {number}", ("dawdle", f"slow-{number}"))
             assert all(wait_for(notes / f"slow-{number}") for number in range(self.n_workers))
             began = time.monotonic()
         assert time.monotonic() - began < 15
         # Whoever comes next finds room.
-        with make(Handy(notes), self.n_workers) as crew:
-            crew.submit("good", ("double", 4))
-            assert one(crew).value == 8
+        with make(Handy(notes), self.n_workers) as pool:
+            pool.submit("good", ("double", 4))
+            assert one(pool).value == 8
         assert list(notes.glob("*-is-over")) == []
 
 
 class TellsProgress:
-    """What a crew must keep beside it that reports reach."""
+    """What a pool must keep beside it that reports reach."""
 
     def test_progress_is_seen_and_ends_with_the_work(self, make: Maker, notes: Path) -> None:
-        with make(Handy(notes), 1) as crew:
-            crew.submit("slow", ("dawdle", "slow"))
+        with make(Handy(notes), 1) as pool:
+            pool.submit("slow", ("dawdle", "slow"))
             assert wait_for(notes / "slow")
-            assert crew.wait(0.01) == []
+            assert pool.wait(0.01) == []
             deadline = time.monotonic() + PATIENCE_SECONDS
-            while not crew.progress() and time.monotonic() < deadline:
+            while not pool.progress() and time.monotonic() < deadline:
                 time.sleep(0.02)
-            assert crew.progress() == {"slow": (3, 7, "on the way")}
-            assert crew.n_free == 0
+            assert pool.progress() == {"slow": (3, 7, "on the way")}
+            assert pool.n_free == 0
