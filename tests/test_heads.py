@@ -417,7 +417,7 @@ def test_an_inside_tag_on_its_own_begins_an_entity(tagger: tuple[TaggingHead, to
 def test_an_encoder_does_not_write_and_a_class_must_be_known(checkpoint: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     with pytest.raises(UsageError, match="seq2seq or causal"):
-        head_for("encoder", TaskSpec("generation", (), 32, 32), tokenizer)
+        head_for("bert", "encoder", TaskSpec("generation", (), 32, 32), tokenizer)
     head = ClassificationHead(tokenizer, TaskSpec("classification", CLASSES, 32, 8))
     with pytest.raises(LabelError, match="'MAYBE' of row 1"):
         head.encode_answers(head.tokenize(SOURCES[:2]), ["NO", "MAYBE"])

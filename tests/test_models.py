@@ -54,7 +54,7 @@ def load_classifier(one: ModelSpec) -> nn.Module:
 
 def save_classifier(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     labels = tuple(model.config.label2id)
-    save_model(model, head_for("encoder", replace(FORM, labels=labels), tokenizer), tokenizer, folder)
+    save_model(model, head_for("bert", "encoder", replace(FORM, labels=labels), tokenizer), tokenizer, folder)
 
 
 def logits_of(model: nn.Module, checkpoint: Path, texts: list[str]) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from outlay.errors import LabelError
+from outlay.models.decoder_cache import unwrapped
 from outlay.models.decoding import (
     DecodingState,
     OnLogits,
@@ -27,13 +28,13 @@ from outlay.models.decoding import (
     score_candidates,
 )
 from outlay.models.heads import (
+    ClassAnswers,
     Generation,
     Inputs,
     LogitSink,
     Rows,
     Sources,
     Texts,
-    class_units,
     device_of,
     feed_sink,
     likeliest,
@@ -78,12 +79,11 @@ class GenerationHead:
         close = self._tokenizer(CAUSAL_SEPARATOR, add_special_tokens=False)["input_ids"]
         encoded = encode(self._tokenizer, prompts, self.form.max_source_tokens - len(close))
         rows = []
-        for row in range(len(encoded)):
-            ids = encoded.row(row).tolist()
+        for ids in as_lists(encoded):
             rows.append([*(ids[:-1] if ids and ids[-1] == self._eos else ids), *close])
         flat = AnswerIds.of(rows)
-        n_cut = encoded.n_truncated
-        return Sources(Encoded(flat.ids, np.zeros_like(flat.ids), flat.offsets, self.pad_unit, n_cut), texts)
+        type_ids = np.zeros_like(flat.ids)
+        return Sources(Encoded(flat.ids, type_ids, flat.offsets, self.pad_unit, encoded.n_truncated), texts)
 
     def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
         """Return the tokens of each answer, cut to the limit; the closing token stays."""
@@ -108,12 +108,9 @@ class GenerationHead:
         return total
 
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
-        """Return ``sources`` and ``answers`` of a sequence-to-sequence model; of a causal one both concatenated, and
-        the indices of each position's logits (``places``, int64 ``[len(rows), P]``).
-        """
+        """Return sources and ``answers``; of a causal model both in one, and ``places`` of logits, int64 ``[len(rows), P]``."""
         if self.family == "seq2seq":
-            read = _sources_only(sources.encoded, rows)
-            return {**read, "answers": units}
+            return {**_sources_only(sources.encoded, rows), "answers": units}
         return self._prompt(sources, rows, units)
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
@@ -160,11 +157,12 @@ class GenerationHead:
             LabelError: one does not, or has more tokens than an answer may have.
         """
         limit = self.form.max_target_tokens
+        none = self.tokenize([])
         for answer in answers:
-            units = self.encode_answers(Sources(encode(self._tokenizer, [], 1), []), [answer])
+            units = self.encode_answers(none, [answer])
             if units.n_cut:
                 raise LabelError(f"{answer!r} has more than max_target_tokens = {limit} tokens; raise it")
-            decoded = self.decode(Sources(encode(self._tokenizer, [], 1), []), np.zeros(1, np.int64), [units.ids])[0]
+            decoded = self.decode(none, np.zeros(1, np.int64), [units.ids])[0]
             if decoded != answer:
                 raise LabelError(
                     f"the tokenizer cannot spell {answer!r}, it reads back {decoded!r}; rename it or take another model"
@@ -172,23 +170,19 @@ class GenerationHead:
 
     def decoding_state(self, model: nn.Module, sources: Sources, rows: Rows) -> DecodingState:
         """Return the decoding state of rows before their first token."""
-        device = device_of(model)
-        is_causal = self.family == "causal"
-        read = self._left_padded(sources, rows) if is_causal else _sources_only(sources.encoded, rows)
-        there = {name: tensor.to(device) for name, tensor in read.items()}
-        return DecodingState(model, there, None if is_causal else _decoder_start(model))
+        start = _decoder_start(model) if self.family == "seq2seq" else None
+        return DecodingState(model, self._prompts(model, sources, rows), start)
 
     def _choose(
         self, model: nn.Module, sources: Sources, rows: Rows, sink: LogitSink | None
     ) -> list[NDArray[np.int32]]:
         """Return the tokens of a label for each row, by `constrained_greedy`."""
         labels = self.encode_answers(self.tokenize([]), self.form.labels)
-        paths = split_units(labels)
+        paths = as_lists(labels)
         units: list[NDArray[np.int32]] = []
         for some in _chunks(rows, int(labels.lengths.max()) * _n_vocabulary(model)):
-            chosen = constrained_greedy(
-                self.decoding_state(model, sources, some), paths, on_logits=_logits_callback(sink, some)
-            )
+            state = self.decoding_state(model, sources, some)
+            chosen = constrained_greedy(state, paths, on_logits=_logits_callback(sink, some))
             units += [np.array(paths[i], dtype=np.int32) for i in chosen]
         return units
 
@@ -203,10 +197,8 @@ class GenerationHead:
     ) -> list[NDArray[np.int32]]:
         config = self._config(model, how, n_new)
         if is_plain_greedy(config):
-            state, n_choices = self.decoding_state(model, sources, rows), len(self._tokenizer)
-            return greedy(
-                state, n_new=n_new, closing=self._eos, n_choices=n_choices, on_logits=_logits_callback(sink, rows)
-            )
+            state, on_logits = self.decoding_state(model, sources, rows), _logits_callback(sink, rows)
+            return greedy(state, n_new=n_new, closing=self._eos, n_choices=len(self._tokenizer), on_logits=on_logits)
         # Equal rows under equal settings are answered alike, whichever block or process they are in.
         torch.manual_seed(step_seed(how.seed, int(sources.encoded.row(int(rows[0])).sum())))
         if sink is None:
@@ -220,8 +212,7 @@ class GenerationHead:
         """Return the model's own `GenerationConfig`, with our limits and way of searching."""
         from transformers import GenerationConfig
 
-        bare: Any = getattr(model, "module", model)
-        config = copy.deepcopy(bare.generation_config or GenerationConfig())
+        config = copy.deepcopy(unwrapped(model).generation_config or GenerationConfig())
         config.max_length, config.max_new_tokens, config.min_length = None, n_new, 0
         config.num_beams, config.do_sample, config.use_cache = how.beams, how.sample, True
         config.temperature, config.top_p = (how.sample_temperature, how.top_p) if how.sample else (None, None)
@@ -230,21 +221,17 @@ class GenerationHead:
         if self.family == "seq2seq":
             config.decoder_start_token_id = _decoder_start(model)
         # Rows that pad the vocabulary are no tokens. Distillation leaves them as they were: random weights would generate them.
-        n_tokens, n_rows = len(self._tokenizer), _n_vocabulary(model)
-        config.suppress_tokens = list(range(n_tokens, n_rows)) or None
+        config.suppress_tokens = list(range(len(self._tokenizer), _n_vocabulary(model))) or None
         return config
 
     def _generate(
         self, model: nn.Module, sources: Sources, rows: Rows, config: Any, sink: LogitSink | None
     ) -> list[NDArray[np.int32]]:
         """Return the output of `generate`, for ways of decoding that `greedy` does not know."""
-        bare: Any = getattr(model, "module", model)
-        is_causal = self.family == "causal"
-        read = self._left_padded(sources, rows) if is_causal else _sources_only(sources.encoded, rows)
-        there = {name: tensor.to(device_of(model)) for name, tensor in read.items()}
+        prompts = self._prompts(model, sources, rows)
         config.return_dict_in_generate, config.output_logits = True, sink is not None
-        out = bare.generate(**there, generation_config=config)
-        n_before = read["input_ids"].shape[1] if is_causal else 1
+        out = unwrapped(model).generate(**prompts, generation_config=config)
+        n_before = prompts["input_ids"].shape[1] if self.family == "causal" else 1
         units = [self._until_end(row) for row in out.sequences[:, n_before:].cpu().numpy()]
         if sink is not None:
             lengths = np.array([len(row) for row in units])
@@ -277,42 +264,42 @@ class GenerationHead:
 
     def _prompt(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
         """Return text and answer concatenated, padded on the right; the last unit is only predicted."""
-        encoded = sources.encoded
-        n_source = torch.from_numpy(encoded.lengths[rows])
-        n_before = units.shape[1] - 1
-        width = int(n_source.max()) + n_before
-        ids = np.full((len(rows), width), self.pad_unit, dtype=np.int64)
+        n_source = sources.encoded.lengths[rows][:, None]
         answers = units[:, :-1].numpy()
-        for at, row in enumerate(rows):
-            source = encoded.row(int(row))
-            ids[at, : len(source)] = source
-            ids[at, len(source) : len(source) + n_before] = answers[at]
-        mask = torch.arange(width).unsqueeze(0) < n_source.unsqueeze(1) + n_before
-        places = n_source.unsqueeze(1) - 1 + torch.arange(units.shape[1])
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": mask.long(), "places": places}
+        places = np.arange(int(n_source.max()) + answers.shape[1])
+        mask = places < n_source + answers.shape[1]
+        ids = np.full(mask.shape, self.pad_unit, dtype=np.int64)
+        texts = (sources.encoded.row(int(row)) for row in rows)
+        ids[mask] = np.concatenate([part for pair in zip(texts, answers, strict=True) for part in pair])
+        of_logits = torch.from_numpy(n_source) - 1 + torch.arange(units.shape[1])
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask).long(),
+            "places": of_logits,
+        }
 
-    def _left_padded(self, sources: Sources, rows: Rows) -> Inputs:
-        encoded = sources.encoded
-        width = int(encoded.lengths[rows].max())
-        ids = np.full((len(rows), width), self.pad_unit, dtype=np.int64)
-        mask = np.zeros((len(rows), width), dtype=np.int64)
-        for at, row in enumerate(rows):
-            source = encoded.row(int(row))
-            ids[at, width - len(source) :] = source
-            mask[at, width - len(source) :] = 1
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+    def _prompts(self, model: nn.Module, sources: Sources, rows: Rows) -> Inputs:
+        """Return what the model reads before its first token, on its device; of a causal model padded on the left."""
+        if self.family == "seq2seq":
+            read = _sources_only(sources.encoded, rows)
+        else:
+            n_source = sources.encoded.lengths[rows][:, None]
+            width = int(n_source.max())
+            mask = np.arange(width) >= width - n_source
+            ids = np.full(mask.shape, self.pad_unit, dtype=np.int64)
+            ids[mask] = np.concatenate([sources.encoded.row(int(row)) for row in rows])
+            read = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask).long()}
+        device = device_of(model)
+        return {name: tensor.to(device) for name, tensor in read.items()}
 
 
-class RankClassificationHead:
-    """Head that scores each label by its log-probability under a generative model: one position per row, one class
-    per label.
+class RankClassificationHead(ClassAnswers):
+    """Head that scores each label by its log-probability under a generative model.
 
     The logit of a label is the sum of the log-probabilities of its tokens, the closing one included (rank classification,
     Brown et al. 2020, section 2.4, without length normalisation).
     """
 
-    target: TargetKind = "classes"
-    pad_unit = 0
     n_outputs: int | None = None
 
     def __init__(self, text: GenerationHead) -> None:
@@ -325,22 +312,14 @@ class RankClassificationHead:
         """Tokenise sources as the generation head does."""
         return self.writer.tokenize(texts)
 
-    def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
-        """Return the class of each answer."""
-        return class_units(self.form, answers)
-
     def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
-        """Return a pair of stacks encodes the source once for all labels; a causal model reads every label with its
-        own copy.
-        """
+        """Return the source's and all labels': a causal model reads every label with its own copy of the source."""
         n_sources = 1 if self.family == "seq2seq" else len(self._labels)
         total: NDArray[np.int64] = n_sources * sources.encoded.lengths + int(self._labels.lengths.sum())
         return total
 
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
-        """Return the labels' tokens (``spelt``, ``[len(rows) * labels, A]``) and which are ``real``; the sources, of
-        a causal model each with each label.
-        """
+        """Return the labels' tokens (``spelt``, ``[len(rows) * labels, A]``), which are ``real``, and the sources."""
         n_labels = len(self._labels)
         tokens, mask = self._labels.batch(np.arange(n_labels))
         spelt, real = tokens.repeat(len(rows), 1), mask.repeat(len(rows), 1)
@@ -363,7 +342,7 @@ class RankClassificationHead:
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Return the likeliest label; the source is read once for all of them."""
-        paths = split_units(self._labels)
+        paths = as_lists(self._labels)
         longest, n_labels = int(self._labels.lengths.max()), len(paths)
         n_read = n_labels * (int(sources.encoded.lengths[rows].max()) + longest)
         units: list[NDArray[np.int32]] = []
@@ -373,10 +352,6 @@ class RankClassificationHead:
             units += likeliest(scores)
         return Generation(units, int(sources.encoded.lengths[rows].sum()) + len(rows) * n_scored(paths))
 
-    def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
-        """Return the labels of units."""
-        return [self.form.labels[int(row[0])] for row in units]
-
 
 def _sources_only(encoded: Encoded, rows: Rows) -> Inputs:
     """Return the sources side by side for a model that knows no segments."""
@@ -385,9 +360,9 @@ def _sources_only(encoded: Encoded, rows: Rows) -> Inputs:
     return batch
 
 
-def split_units(units: AnswerIds) -> list[list[int]]:
-    """Return the units of each row as a list."""
-    return [units.ids[start:stop].tolist() for start, stop in zip(units.offsets[:-1], units.offsets[1:], strict=True)]
+def as_lists(rows: Encoded | AnswerIds) -> list[list[int]]:
+    """Return the ids of each row as a list."""
+    return [rows.row(row).tolist() for row in range(len(rows))]
 
 
 def _logits_callback(sink: LogitSink | None, rows: Rows) -> OnLogits | None:
@@ -398,17 +373,13 @@ def _logits_callback(sink: LogitSink | None, rows: Rows) -> OnLogits | None:
 
 
 def _chunks(rows: Rows, n_logits: int, n_cached: int = 1) -> list[Rows]:
-    """Split rows into chunks as large as `_CHUNK_LOGITS` and `_CHUNK_TOKENS` allow; ``n_logits`` and ``n_cached`` are
-    a row's.
-    """
+    """Split rows into chunks of `_CHUNK_LOGITS` and `_CHUNK_TOKENS` at most; ``n_logits``, ``n_cached``: of one row."""
     size = max(1, min(_CHUNK_LOGITS // max(1, n_logits), _CHUNK_TOKENS // n_cached))
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _decoded(model: nn.Module, read: Mapping[str, Any], answers: Tensor) -> Tensor:
-    """Return the logits ``[b, P, V]`` of answers ``[b, P]`` by teacher forcing: each token is read after the one
-    before it.
-    """
+    """Return the logits ``[b, P, V]`` of answers ``[b, P]`` by teacher forcing."""
     start = answers.new_full((len(answers), 1), _decoder_start(model))
     decoder = torch.cat([start, answers[:, :-1]], dim=1)
     logits: Tensor = model(**read, decoder_input_ids=decoder, use_cache=False).logits
@@ -426,18 +397,16 @@ def _encoded_once(model: nn.Module, inputs: Inputs, n: int) -> dict[str, Any]:
     mask = inputs["attention_mask"].repeat_interleave(n, dim=0)
     if isinstance(model, FSDPModule):
         return {"input_ids": inputs["input_ids"].repeat_interleave(n, dim=0), "attention_mask": mask}
-    bare: Any = getattr(model, "module", model)
-    hidden = bare.get_encoder()(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])[0]
+    hidden = unwrapped(model).get_encoder()(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])[0]
     return {"encoder_outputs": BaseModelOutput(hidden.repeat_interleave(n, dim=0)), "attention_mask": mask}
 
 
 def _n_vocabulary(model: nn.Module) -> int:
     """Return the size of the vocabulary, padding rows included."""
-    config: Any = getattr(model, "module", model).config
-    return int(config.get_text_config().vocab_size)
+    return int(unwrapped(model).config.get_text_config().vocab_size)
 
 
 def _decoder_start(model: nn.Module) -> int:
-    config: Any = getattr(model, "module", model).config
+    config = unwrapped(model).config
     start = config.decoder_start_token_id
     return int(start if start is not None else config.bos_token_id)
