@@ -187,13 +187,7 @@ class GenerationHead:
         return units
 
     def _write(
-        self,
-        model: nn.Module,
-        sources: Sources,
-        rows: Rows,
-        how: TeachSettings,
-        n_new: int,
-        sink: LogitSink | None,
+        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, n_new: int, sink: LogitSink | None
     ) -> list[NDArray[np.int32]]:
         config = self._config(model, how, n_new)
         if is_plain_greedy(config):

@@ -22,7 +22,7 @@ from outlay.models.heads import ClassificationHead, Head, TaggingHead
 from outlay.models.peft import check, check_layers
 from outlay.models.random_init import output_names, quiet_transformers, tiny_model
 from outlay.models.reference import SINGLE_WEIGHTS, cut_layers, parse_ref, resolve_folder
-from outlay.models.shape import family_of, read_config
+from outlay.models.shape import N_LAYERS, family_of, read_config
 from outlay.models.window import window_in, window_of
 from outlay.settings import TrainSettings, check_optimizer
 from outlay.spec import Family, TargetKind, TaskSpec, can_answer
@@ -30,15 +30,7 @@ from outlay.storage.files import writing
 
 HEAD_FILE = "outlay.json"
 """File beside the weights of a trained model: its head, and the task as the model meets it."""
-_DEPTHS = (
-    "num_hidden_layers",
-    "num_layers",
-    "num_decoder_layers",
-    "encoder_layers",
-    "decoder_layers",
-    "n_layer",
-    "n_layers",
-)
+_DEPTHS = (*N_LAYERS, "num_decoder_layers", "decoder_layers")
 """Entries of a config that say how many layers there are."""
 _N_LETTERS = 160
 """Characters of a library's error message that an error repeats."""
@@ -295,7 +287,7 @@ def _outputs(head: Head) -> tuple[str, ...] | None:
 
 
 def _say_untied(model: Any, folder: Path) -> None:
-    """Record that T5 v1.1 has an output layer of its own: transformers 5 writes that it has none."""
+    """Record that T5 v1.1 has an output layer of its own: transformers 5 denies it, and readers take the embeddings."""
     inside, outside = model.get_input_embeddings(), model.get_output_embeddings()
     path = folder / "config.json"
     config = read_config(folder)

@@ -16,12 +16,7 @@ from outlay.text.text_file import read_text
 
 ModelType = Literal["t5", "bert", "distilbert", "gpt2"]
 
-FAMILY_OF_TYPE: Mapping[str, Family] = {
-    "t5": "seq2seq",
-    "bert": "encoder",
-    "distilbert": "encoder",
-    "gpt2": "causal",
-}
+FAMILY_OF_TYPE: Mapping[str, Family] = {"t5": "seq2seq", "bert": "encoder", "distilbert": "encoder", "gpt2": "causal"}
 TINY_N_POSITIONS = 512
 
 

@@ -56,9 +56,9 @@ class Encoded(_EndToEnd):
     """Tokenised rows laid end to end.
 
     ``ids`` and ``type_ids``: ``[total tokens]``, int32, or where they come from the disk (`outlay.models.token_cache`) a smaller
-    type that holds them; ``offsets``: int64 ``[rows + 1]``; ``n_truncated``: rows that were longer than the limit; ``spans``: where
-    asked for, int32 ``[total tokens, 2]``, the characters of the row's first segment that a token stands for, (0, 0) for special
-    tokens.
+    type that holds them; ``offsets``: int64 ``[rows + 1]``; ``n_truncated``: rows that were longer than the limit.
+    ``spans``, where asked for: int32 ``[total tokens, 2]``, the characters of the row's first segment that a token stands for,
+    (0, 0) for special tokens.
     """
 
     ids: Ids
