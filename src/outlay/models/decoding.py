@@ -22,9 +22,7 @@ Tokens = Sequence[int]
 """An allowed answer, the closing token included."""
 
 OnLogits = Callable[[NDArray[np.int64], int, Tensor], None]
-"""Callback of each step: the rows of the batch that still decode (int64 ``[n]``), the position, and its logits ``[n,
-V]``.
-"""
+"""Callback of each step: the rows that still decode (int64 ``[n]``), the position, and its logits ``[n, V]``."""
 
 _LEAVE_SHARE = 4
 """Rows that have ended leave the batch once they are one in so many, so that the cache is not copied for each of them."""
@@ -112,11 +110,8 @@ class DecodingState:
 
     def _go_on(self, tokens: Tensor, n_logits: int) -> Tensor:
         """Read ``tokens`` behind the text of a causal model; return the logits of the last ``n_logits`` of them."""
-        is_first = self._cache is None
-        if not is_first:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(tokens.shape)], dim=1)
-        elif n_logits > 1:
-            self._mask = torch.cat([self._mask, self._mask.new_ones((len(self), n_logits - 1))], dim=1)
+        n_new = n_logits - 1 if self._cache is None else tokens.shape[1]  # the mask of the text is there
+        self._mask = torch.cat([self._mask, self._mask.new_ones((len(self), n_new))], dim=1)
         more: dict[str, Any] = {}
         if self._has_positions:
             positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -132,8 +127,7 @@ class DecodingState:
 def greedy(
     state: DecodingState, *, n_new: int, closing: int, n_choices: int, on_logits: OnLogits | None = None
 ) -> list[NDArray[np.int32]]:
-    """Return the likeliest token at each step, until ``closing`` or ``n_new`` tokens: what `generate` writes without
-    sampling or beams.
+    """Return the likeliest token at each step, until ``closing`` or ``n_new`` tokens, as `generate` does by default.
 
     Only the first ``n_choices`` of the vocabulary are chosen from; ``on_logits`` gets the logits of all of it. Returns one row
     of tokens each, the closing one included.
@@ -147,7 +141,7 @@ def greedy(
         tokens = logits[:, :n_choices].argmax(dim=-1)
         at = np.flatnonzero(writes)
         if on_logits is not None:
-            on_logits(held[at], position, logits if len(at) == len(held) else logits[torch.from_numpy(at)])
+            on_logits(held[at], position, _picked(logits, at))
         chosen = tokens.cpu().numpy()
         chosen_ids[held[at], position] = chosen[at]
         lengths[held[at]] = position + 1
@@ -166,8 +160,7 @@ def greedy(
 def constrained_greedy(
     state: DecodingState, paths: Sequence[Tokens], *, on_logits: OnLogits | None = None
 ) -> NDArray[np.int64]:
-    """Return the path each row decodes to, int64 ``[b]``: where paths part, the likeliest token that continues one of
-    them.
+    """Return the path each row decodes to, int64 ``[b]``: where paths part, the likeliest token that continues one.
 
     It equals the output of `greedy` wherever that is one of the paths. Tokens without an alternative are read together, in one
     step from one parting to the next. No path may be the beginning of another; closing tokens see to that.
@@ -230,8 +223,7 @@ def n_scored(paths: Sequence[Tokens]) -> int:
 
 
 def is_plain_greedy(config: Any) -> bool:
-    """Return whether `generate` with this `GenerationConfig` takes the likeliest token at each step, whatever came
-    before it.
+    """Return whether `generate` with this `GenerationConfig` takes the likeliest token at each step.
 
     Unknown settings count as asking for more.
     """
@@ -262,9 +254,7 @@ def _partings(paths: Sequence[Tokens]) -> list[int]:
 
 
 def _to_read(paths: Sequence[Tokens]) -> tuple[int, list[tuple[int, ...]]]:
-    """Return how many tokens all paths begin with (the last of none), and what must be read behind them, each
-    continuation once.
-    """
+    """Return the number of tokens that all paths begin with (the last of none), and what else must be read, each once."""
     n_shared = min([*_partings(paths), *(len(path) - 1 for path in paths)])
     rests = dict.fromkeys(tuple(path[n_shared:-1]) for path in paths)
     longer = [other for other in rests if other]
@@ -280,10 +270,12 @@ def _pass_each(
     for at in range(logits.shape[1]):
         here = np.flatnonzero(lengths > start + at)
         if len(here):
-            step_logits = logits[:, at]
-            on_logits(
-                rows[here], start + at, step_logits if len(here) == len(rows) else step_logits[torch.from_numpy(here)]
-            )
+            on_logits(rows[here], start + at, _picked(logits[:, at], here))
+
+
+def _picked(logits: Tensor, rows: NDArray[np.int64]) -> Tensor:
+    """Return some rows of logits; no copy where it is all of them."""
+    return logits if len(rows) == len(logits) else logits[torch.from_numpy(rows)]
 
 
 def _sums(logits: Tensor, spots: Sequence[tuple[int, int, int, int]], n_paths: int) -> Tensor:

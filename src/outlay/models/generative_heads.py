@@ -37,7 +37,6 @@ from outlay.models.heads import (
     Texts,
     device_of,
     feed_sink,
-    likeliest,
     logits_of,
     padded_units,
 )
@@ -343,7 +342,7 @@ class RankClassificationHead(ClassAnswers):
         for some in _chunks(rows, n_labels * longest * _n_vocabulary(model), n_read):
             scores = score_candidates(self.writer.decoding_state(model, sources, some), paths)
             feed_sink(sink, some, scores.unsqueeze(1), np.ones(len(some), dtype=np.int64))
-            units += likeliest(scores)
+            units += list(scores.argmax(dim=-1).cpu().numpy().astype(np.int32)[:, None])
         return Generation(units, int(sources.encoded.lengths[rows].sum()) + len(rows) * n_scored(paths))
 
 

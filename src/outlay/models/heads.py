@@ -161,9 +161,7 @@ class ClassificationHead(ClassAnswers, _EncoderHead):
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Return the likeliest class."""
-        logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
-        feed_sink(sink, rows, logits, np.ones(len(rows), dtype=np.int64))
-        return Generation(likeliest(logits[:, 0]), int(sources.encoded.lengths[rows].sum()))
+        return _likeliest(self, model, sources, rows, np.ones(len(rows), dtype=np.int64), sink)
 
 
 class TaggingHead(_EncoderHead):
@@ -215,12 +213,7 @@ class TaggingHead(_EncoderHead):
         self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Return the likeliest tag of each token."""
-        logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
-        lengths = self._places(sources).lengths[rows]
-        feed_sink(sink, rows, logits, lengths)
-        best = logits.argmax(-1).cpu().numpy().astype(np.int32)
-        units = [best[i, :length] for i, length in enumerate(lengths)]
-        return Generation(units, int(sources.encoded.lengths[rows].sum()))
+        return _likeliest(self, model, sources, rows, self._places(sources).lengths[rows], sink)
 
     def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """Return entity lines, each entity the text of its source from its first token to its last."""
@@ -276,6 +269,22 @@ class TaggingHead(_EncoderHead):
         return found
 
 
+def _likeliest(
+    head: Head,
+    model: nn.Module,
+    sources: Sources,
+    rows: Rows,
+    n_positions: NDArray[np.int64],
+    sink: LogitSink | None,
+) -> Generation:
+    """Return the likeliest class at each of a row's positions, in one pass of an encoder."""
+    logits = logits_of(head, model, sources, rows, torch.empty(0)).float()
+    feed_sink(sink, rows, logits, n_positions)
+    best = logits.argmax(-1).cpu().numpy().astype(np.int32)
+    units = [best[i, :n] for i, n in enumerate(n_positions)]
+    return Generation(units, int(sources.encoded.lengths[rows].sum()))
+
+
 def padded_units(units: Sequence[NDArray[np.int32]], width: int, pad_unit: int) -> NDArray[np.int64]:
     """Pad rows of units, int64 ``[rows, width]``."""
     padded = np.full((len(units), width), pad_unit, dtype=np.int64)
@@ -296,12 +305,6 @@ def feed_sink(sink: LogitSink | None, rows: Rows, logits: Tensor, counts: NDArra
         return
     which, positions = np.nonzero(np.arange(logits.shape[1]) < counts[:, None])
     sink(rows[which], positions, logits[torch.from_numpy(which), torch.from_numpy(positions)])
-
-
-def likeliest(scores: Tensor) -> list[NDArray[np.int32]]:
-    """Return the class of the largest of ``scores`` ``[b, classes]``, as one unit per row."""
-    best: NDArray[np.int32] = scores.argmax(dim=-1).cpu().numpy().astype(np.int32)
-    return list(best[:, None])
 
 
 def device_of(model: nn.Module) -> torch.device:

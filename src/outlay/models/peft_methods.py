@@ -82,11 +82,7 @@ class _Injected(PeftMethod[S]):
     """A method of the library `peft` whose adapters sit in layers of their own."""
 
     def check(self) -> None:
-        """Refuse the method where the library is missing.
-
-        Raises:
-            UsageError: peft is not installed.
-        """
+        """Refuse the method where the library is missing."""
         if importlib.util.find_spec("peft") is None:
             raise UsageError(
                 f"peft {self.kind.method} needs the library peft, which is not installed; `pip install 'outlay[peft]'`, "
@@ -98,11 +94,7 @@ class _Injected(PeftMethod[S]):
         """Return the library's config for ``model``."""
 
     def add(self, model: nn.Module) -> None:
-        """Put adapters into the layers of ``model``; nothing else needs gradients afterwards.
-
-        Raises:
-            UsageError: as `targets`.
-        """
+        """Put adapters into the layers of ``model``; nothing else needs gradients afterwards."""
         from peft import inject_adapter_in_model
 
         inject_adapter_in_model(self.config(model), model)
@@ -129,11 +121,7 @@ class Lora(_Injected[LoraSettings]):
     kind = LoraSettings
 
     def targets(self, model: nn.Module) -> list[str]:
-        """Return the layers that make queries and values, or nothing where the library knows the type of the model.
-
-        Raises:
-            UsageError: a type of model whose layers have other names.
-        """
+        """Return the layers that make queries and values, or nothing where the library knows the type of the model."""
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
         if type_of(model) in KNOWN:
@@ -163,11 +151,7 @@ class Ia3(_Injected[Ia3Settings]):
     kind = Ia3Settings
 
     def targets(self, model: nn.Module) -> list[str]:
-        """Return the layers that make keys and values and those that inner activations enter; else nothing, as for `Lora`.
-
-        Raises:
-            UsageError: a type of model whose layers have other names.
-        """
+        """Return the layers that make keys and values and those that inner activations enter; else nothing, as for `Lora`."""
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
         names, inner = dense_layers(model), self._inner(model)
@@ -181,11 +165,8 @@ class Ia3(_Injected[Ia3Settings]):
         from peft import IA3Config
 
         targets = self.targets(model)
-        if not targets:
-            return IA3Config(fan_in_fan_out=_is_transposed(model))
-        return IA3Config(
-            target_modules=targets, feedforward_modules=self._inner(model), fan_in_fan_out=_is_transposed(model)
-        )
+        layers = {"target_modules": targets, "feedforward_modules": self._inner(model)} if targets else {}
+        return IA3Config(fan_in_fan_out=_is_transposed(model), **layers)
 
     def _inner(self, model: nn.Module) -> list[str]:
         names = dense_layers(model)
@@ -222,7 +203,7 @@ def dense_layers(model: nn.Module) -> list[str]:
 
 
 def _is_transposed(model: nn.Module) -> bool:
-    """Tell weights that are kept as ``[inputs, outputs]``, as GPT-2 does."""
+    """Return whether weights are kept as ``[inputs, outputs]``, as GPT-2's are."""
     from transformers.pytorch_utils import Conv1D
 
     return any(isinstance(module, Conv1D) for module in model.modules())

@@ -10,9 +10,8 @@ process. What no piece spells is spelt in bytes, so a text comes back as it was,
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,8 +76,8 @@ def build_checkpoint(size: Size, corpus: Corpus, folder: Path, *, seed: int = 0,
     _check_room(size, folder, dtype)
     tokenizer = learn_tokenizer(corpus, size)
     with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        half_made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        half_made = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
+        half_made.mkdir(parents=True)
     try:
         model = new_model(size, seed=seed, dtype=dtype)
         with quiet_transformers():
@@ -86,7 +85,6 @@ def build_checkpoint(size: Size, corpus: Corpus, folder: Path, *, seed: int = 0,
                 tokenizer.save_pretrained(half_made)
             with writing(folder / SINGLE_WEIGHTS):
                 model.save_pretrained(half_made, max_shard_size=_MAX_SHARD_SIZE)  # type: ignore[operator]
-        half_made.chmod(0o777 & ~_umask())
         half_made.replace(folder)
     finally:
         shutil.rmtree(half_made, ignore_errors=True)
@@ -312,12 +310,6 @@ def _check_room(size: Size, folder: Path, dtype: torch.dtype) -> None:
         raise DiskFull(
             f"{needs} of weights, the disk of {there} {n_free / 1e9:.1f} GB left; free some or choose another folder"
         )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager
