@@ -66,7 +66,7 @@ class GenerationHead:
             raise LabelError("a model that writes needs an end-of-sequence token, and its tokenizer has none; add one")
         self.form = form
         self.family: Family = family
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._eos = int(tokenizer.eos_token_id)
         self.pad_unit = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._eos)
 
@@ -74,9 +74,9 @@ class GenerationHead:
         """Return the prefix and the text; a causal model's text ends with a separator."""
         prompts = [(self.form.prefix + row[0],) for row in texts]
         if self.family == "seq2seq":
-            return Sources(encode(self._tokenizer, prompts, self.form.max_source_tokens), texts)
-        close = self._tokenizer(CAUSAL_SEPARATOR, add_special_tokens=False)["input_ids"]
-        encoded = encode(self._tokenizer, prompts, self.form.max_source_tokens - len(close))
+            return Sources(encode(self.tokenizer, prompts, self.form.max_source_tokens), texts)
+        close = self.tokenizer(CAUSAL_SEPARATOR, add_special_tokens=False)["input_ids"]
+        encoded = encode(self.tokenizer, prompts, self.form.max_source_tokens - len(close))
         rows = []
         for ids in as_lists(encoded):
             rows.append([*(ids[:-1] if ids and ids[-1] == self._eos else ids), *close])
@@ -89,14 +89,14 @@ class GenerationHead:
         if not answers:
             return AnswerIds.of([])
         how = f"{self.family} of {self.form.max_target_tokens}"
-        return kept_units(self._tokenizer, how, answers, lambda: self._spell(answers))
+        return kept_units(self.tokenizer, how, answers, lambda: self._spell(answers))
 
     def _spell(self, answers: Sequence[str]) -> AnswerIds:
         limit = self.form.max_target_tokens
         if self.family == "seq2seq":
-            rows = self._tokenizer(text_target=list(answers), truncation=False, verbose=False)["input_ids"]
+            rows = self.tokenizer(text_target=list(answers), truncation=False, verbose=False)["input_ids"]
         else:
-            plain = self._tokenizer(list(answers), add_special_tokens=False, verbose=False)["input_ids"]
+            plain = self.tokenizer(list(answers), add_special_tokens=False, verbose=False)["input_ids"]
             rows = [[*ids, self._eos] for ids in plain]
         n_cut = sum(len(ids) > limit for ids in rows)
         return AnswerIds.of([ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in rows], n_cut=n_cut)
@@ -146,7 +146,7 @@ class GenerationHead:
 
     def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """Return the decoded answers, special tokens left out."""
-        texts = self._tokenizer.batch_decode([row.tolist() for row in units], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode([row.tolist() for row in units], skip_special_tokens=True)
         return [str(text).strip() for text in texts]
 
     def check_spelling(self, answers: Sequence[str]) -> None:
@@ -191,7 +191,7 @@ class GenerationHead:
         config = self._config(model, how, n_new)
         if is_plain_greedy(config):
             state, on_logits = self.decoding_state(model, sources, rows), _logits_callback(sink, rows)
-            return greedy(state, n_new=n_new, closing=self._eos, n_choices=len(self._tokenizer), on_logits=on_logits)
+            return greedy(state, n_new=n_new, closing=self._eos, n_choices=len(self.tokenizer), on_logits=on_logits)
         # Equal rows under equal settings are answered alike, whichever block or process they are in.
         torch.manual_seed(step_seed(how.seed, int(sources.encoded.row(int(rows[0])).sum())))
         if sink is None:
@@ -214,7 +214,7 @@ class GenerationHead:
         if self.family == "seq2seq":
             config.decoder_start_token_id = _decoder_start(model)
         # Rows that pad the vocabulary are no tokens. Distillation leaves them as they were: random weights would generate them.
-        config.suppress_tokens = list(range(len(self._tokenizer), _n_vocabulary(model))) or None
+        config.suppress_tokens = list(range(len(self.tokenizer), _n_vocabulary(model))) or None
         return config
 
     def _generate(

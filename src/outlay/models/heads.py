@@ -134,7 +134,7 @@ class _EncoderHead:
     def __init__(self, tokenizer: Any, form: TaskSpec) -> None:
         self.form = form
         self.n_outputs: int | None = form.n_outputs
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
 
     def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
         """Return the source's."""
@@ -146,7 +146,7 @@ class ClassificationHead(ClassAnswers, _EncoderHead):
 
     def tokenize(self, texts: Texts) -> Sources:
         """Tokenize one or two segments per row."""
-        return Sources(encode(self._tokenizer, texts, self.form.max_source_tokens), texts)
+        return Sources(encode(self.tokenizer, texts, self.form.max_source_tokens), texts)
 
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
         """Return the sources side by side."""
@@ -182,7 +182,7 @@ class TaggingHead(_EncoderHead):
 
     def tokenize(self, texts: Texts) -> Sources:
         """Return the whole source as one segment."""
-        encoded = encode(self._tokenizer, texts, self.form.max_source_tokens, with_spans=True)
+        encoded = encode(self.tokenizer, texts, self.form.max_source_tokens, with_spans=True)
         assert encoded.spans is not None
         real = encoded.spans[:, 1] > encoded.spans[:, 0]
         bounds = zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True)
