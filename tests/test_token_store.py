@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from outlay.models import token_cache
 from outlay.models.generative_heads import GenerationHead
 from outlay.models.loading import load_tokenizer
-from outlay.models.token_cache import Kept, TokenStore, keep_in
+from outlay.models.token_cache import CachedTokens, TokenStore, keep_in
 from outlay.models.tokenization import Encoded, collate, encode
 from outlay.spec import TaskSpec
 from tests.checkpoints import make_t5
@@ -208,7 +208,7 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(tokenizer: Any, texts: li
 
 
 def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
-    kept = Kept({"ids": np.arange(1009, dtype=np.uint16)}, {"n": 7})
+    kept = CachedTokens({"ids": np.arange(1009, dtype=np.uint16)}, {"n": 7})
     store = TokenStore(tmp_path, max_bytes=3 * 2500)
     for age, key in enumerate(("a", "b", "c")):
         store.write(key, kept)

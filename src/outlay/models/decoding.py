@@ -163,31 +163,31 @@ def constrained_greedy(
     """Return the path each row decodes to, int64 ``[b]``: where paths part, the likeliest token that continues one.
 
     It equals the output of `greedy` wherever that is one of the paths. Tokens without an alternative are read together, in one
-    step from one parting to the next. No path may be the beginning of another; closing tokens see to that.
+    step from one branch to the next. No path may be the beginning of another; closing tokens see to that.
     """
     order = sorted(range(len(paths)), key=lambda i: list(paths[i]))  # equal logits: the smaller token, as in `argmax`
     table, lengths = _table([paths[i] for i in order])
     longest = int(lengths.max())
-    stops = [*_partings(paths), longest - 1]
+    stops = [*_branch_points(paths), longest - 1]
     is_open = np.ones((len(state), len(paths)), dtype=bool)
     chosen_ids = np.zeros(len(state), dtype=np.int64)
     held = np.arange(len(state))
     logits = state.begin(table[0, : stops[0]].tolist())
     _pass_each(on_logits, held, 0, logits, np.full(len(held), longest))
-    for parting, stop in pairwise(stops):
-        options = torch.from_numpy(table[:, parting]).to(logits.device)
+    for branch, stop in pairwise(stops):
+        options = torch.from_numpy(table[:, branch]).to(logits.device)
         scores = logits[:, -1].index_select(-1, options).float().cpu().numpy()
         best = np.where(is_open[held], scores, -np.inf).argmax(axis=1)  # an answer that has ended is alone and stays
         chosen_ids[held] = best
-        is_open[held] &= table[:, parting] == table[best, parting][:, None]
-        stay = np.flatnonzero(lengths[best] > parting + 1)
+        is_open[held] &= table[:, branch] == table[best, branch][:, None]
+        stay = np.flatnonzero(lengths[best] > branch + 1)
         if len(stay) == 0:
             break
         if len(stay) < len(held):
             state.keep(stay)
             held, best = held[stay], best[stay]
-        logits = state.go_on(torch.from_numpy(table[best, parting:stop]).to(logits.device))
-        _pass_each(on_logits, held, parting + 1, logits, lengths[best])
+        logits = state.go_on(torch.from_numpy(table[best, branch:stop]).to(logits.device))
+        _pass_each(on_logits, held, branch + 1, logits, lengths[best])
     return np.asarray(order, dtype=np.int64)[chosen_ids]
 
 
@@ -244,7 +244,7 @@ def _table(paths: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.int64
     return table, lengths
 
 
-def _partings(paths: Sequence[Tokens]) -> list[int]:
+def _branch_points(paths: Sequence[Tokens]) -> list[int]:
     """Return the positions, rising, at which some paths that were alike so far go on with different tokens."""
     tokens: dict[tuple[int, ...], set[int]] = {}
     for path in paths:
@@ -255,7 +255,7 @@ def _partings(paths: Sequence[Tokens]) -> list[int]:
 
 def _to_read(paths: Sequence[Tokens]) -> tuple[int, list[tuple[int, ...]]]:
     """Return the number of tokens that all paths begin with (the last of none), and what else must be read, each once."""
-    n_shared = min([*_partings(paths), *(len(path) - 1 for path in paths)])
+    n_shared = min([*_branch_points(paths), *(len(path) - 1 for path in paths)])
     rests = dict.fromkeys(tuple(path[n_shared:-1]) for path in paths)
     longer = [other for other in rests if other]
     return n_shared, [one for one in longer if not any(one != other and other[: len(one)] == one for other in longer)]

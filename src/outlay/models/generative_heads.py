@@ -41,7 +41,7 @@ from outlay.models.heads import (
     padded_units,
 )
 from outlay.models.seeds import step_seed
-from outlay.models.tokenization import AnswerIds, Encoded, collate, encode, kept_units
+from outlay.models.tokenization import AnswerIds, Encoded, cached_answers, collate, encode
 from outlay.settings import TeachSettings
 from outlay.spec import Family, TargetKind, TaskSpec
 
@@ -89,9 +89,9 @@ class GenerationHead:
         if not answers:
             return AnswerIds.of([])
         how = f"{self.family} of {self.form.max_target_tokens}"
-        return kept_units(self.tokenizer, how, answers, lambda: self._spell(answers))
+        return cached_answers(self.tokenizer, how, answers, lambda: self._encode_answers(answers))
 
-    def _spell(self, answers: Sequence[str]) -> AnswerIds:
+    def _encode_answers(self, answers: Sequence[str]) -> AnswerIds:
         limit = self.form.max_target_tokens
         if self.family == "seq2seq":
             rows = self.tokenizer(text_target=list(answers), truncation=False, verbose=False)["input_ids"]
@@ -121,7 +121,7 @@ class GenerationHead:
         return logits.gather(1, inputs["places"].unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
     def generate(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
+        self, model: nn.Module, sources: Sources, rows: Rows, settings: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Generate answers; the sink gets the logits of the steps that generated them.
 
@@ -130,19 +130,24 @@ class GenerationHead:
         """
         limit = self.form.max_target_tokens
         # The published script counts the start token among ``max_target_tokens``, and its targets have a position behind the end.
-        n_new = limit - 1 if how.keep_padding else limit
-        needs_pass = sink is not None and (how.keep_padding or how.beams > 1 or how.sample)
+        n_new = limit - 1 if settings.keep_padding else limit
+        needs_pass = sink is not None and (settings.keep_padding or settings.beams > 1 or settings.sample)
         step_sink = None if needs_pass else sink
-        if how.answers_from == "labels" and self.form.kind == "classification" and how.beams == 1 and not how.sample:
-            units = self._choose(model, sources, rows, step_sink)
+        if (
+            settings.answers_from == "labels"
+            and self.form.kind == "classification"
+            and settings.beams == 1
+            and not settings.sample
+        ):
+            units = self._choose_labels(model, sources, rows, step_sink)
         else:
-            units = self._write(model, sources, rows, how, n_new, step_sink)
+            units = self._write_freely(model, sources, rows, settings, n_new, step_sink)
         n_written = sum(len(row) for row in units)
-        n_tokens = int(sources.encoded.lengths[rows].sum()) + how.beams * n_written
+        n_tokens = int(sources.encoded.lengths[rows].sum()) + settings.beams * n_written
         if sink is None or not needs_pass:
             return Generation(units, n_tokens)
-        self._read_again(model, sources, rows, units, limit if how.keep_padding else None, sink)
-        return Generation(units, n_tokens + (limit * len(units) if how.keep_padding else n_written))
+        self._read_again(model, sources, rows, units, limit if settings.keep_padding else None, sink)
+        return Generation(units, n_tokens + (limit * len(units) if settings.keep_padding else n_written))
 
     def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """Return the decoded answers, special tokens left out."""
@@ -172,44 +177,52 @@ class GenerationHead:
         start = _decoder_start(model) if self.family == "seq2seq" else None
         return DecodingState(model, self._prompts(model, sources, rows), start)
 
-    def _choose(
+    def _choose_labels(
         self, model: nn.Module, sources: Sources, rows: Rows, sink: LogitSink | None
     ) -> list[NDArray[np.int32]]:
         """Return the tokens of a label for each row, by `constrained_greedy`."""
         labels = self.encode_answers(self.tokenize([]), self.form.labels)
         paths = as_lists(labels)
         units: list[NDArray[np.int32]] = []
-        for some in _chunks(rows, int(labels.lengths.max()) * _n_vocabulary(model)):
-            state = self.decoding_state(model, sources, some)
-            chosen = constrained_greedy(state, paths, on_logits=_logits_callback(sink, some))
+        for chunk in _chunks(rows, int(labels.lengths.max()) * _n_vocabulary(model)):
+            state = self.decoding_state(model, sources, chunk)
+            chosen = constrained_greedy(state, paths, on_logits=_logits_callback(sink, chunk))
             units += [np.array(paths[i], dtype=np.int32) for i in chosen]
         return units
 
-    def _write(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, n_new: int, sink: LogitSink | None
+    def _write_freely(
+        self,
+        model: nn.Module,
+        sources: Sources,
+        rows: Rows,
+        settings: TeachSettings,
+        n_new: int,
+        sink: LogitSink | None,
     ) -> list[NDArray[np.int32]]:
-        config = self._config(model, how, n_new)
+        config = self._config(model, settings, n_new)
         if is_plain_greedy(config):
             state, on_logits = self.decoding_state(model, sources, rows), _logits_callback(sink, rows)
             return greedy(state, n_new=n_new, closing=self._eos, n_choices=len(self.tokenizer), on_logits=on_logits)
         # Equal rows under equal settings are answered alike, whichever block or process they are in.
-        torch.manual_seed(step_seed(how.seed, int(sources.encoded.row(int(rows[0])).sum())))
+        torch.manual_seed(step_seed(settings.seed, int(sources.encoded.row(int(rows[0])).sum())))
         if sink is None:
             return self._generate(model, sources, rows, config, None)
         units: list[NDArray[np.int32]] = []
-        for some in _chunks(rows, n_new * _n_vocabulary(model)):
-            units += self._generate(model, sources, some, config, sink)
+        for chunk in _chunks(rows, n_new * _n_vocabulary(model)):
+            units += self._generate(model, sources, chunk, config, sink)
         return units
 
-    def _config(self, model: nn.Module, how: TeachSettings, n_new: int) -> Any:
+    def _config(self, model: nn.Module, settings: TeachSettings, n_new: int) -> Any:
         """Return the model's own `GenerationConfig`, with our limits and way of searching."""
         from transformers import GenerationConfig
 
         config = copy.deepcopy(unwrapped(model).generation_config or GenerationConfig())
         config.max_length, config.max_new_tokens, config.min_length = None, n_new, 0
-        config.num_beams, config.do_sample, config.use_cache = how.beams, how.sample, True
-        config.temperature, config.top_p = (how.sample_temperature, how.top_p) if how.sample else (None, None)
-        config.top_k = 0 if how.sample else None
+        config.num_beams, config.do_sample, config.use_cache = settings.beams, settings.sample, True
+        config.temperature, config.top_p = (
+            (settings.sample_temperature, settings.top_p) if settings.sample else (None, None)
+        )
+        config.top_k = 0 if settings.sample else None
         config.pad_token_id, config.eos_token_id = self.pad_unit, self._eos
         if self.family == "seq2seq":
             config.decoder_start_token_id = _decoder_start(model)
@@ -312,36 +325,36 @@ class RankClassificationHead(ClassAnswers):
         return total
 
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
-        """Return the labels' tokens (``spelt``, ``[len(rows) * labels, A]``), which are ``real``, and the sources."""
+        """Return the labels' tokens (``label_ids``, ``[len(rows) * labels, A]``), which are ``label_mask``, and the sources."""
         n_labels = len(self._labels)
         tokens, mask = self._labels.batch(np.arange(n_labels))
-        spelt, real = tokens.repeat(len(rows), 1), mask.repeat(len(rows), 1)
+        label_ids, label_mask = tokens.repeat(len(rows), 1), mask.repeat(len(rows), 1)
         if self.family == "seq2seq":
-            return {**_sources_only(sources.encoded, rows), "spelt": spelt, "real": real}
+            return {**_sources_only(sources.encoded, rows), "label_ids": label_ids, "label_mask": label_mask}
         repeated = np.repeat(np.asarray(rows), n_labels)
-        return {**self.writer.inputs(sources, repeated, spelt), "spelt": spelt, "real": real}
+        return {**self.writer.inputs(sources, repeated, label_ids), "label_ids": label_ids, "label_mask": label_mask}
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Return the labels' log-probabilities, ``[len(rows), 1, labels]``."""
         if self.family == "seq2seq":
-            logits = _decoded(model, _encoded_once(model, inputs, len(self._labels)), inputs["spelt"])
+            logits = _decoded(model, _encoded_once(model, inputs, len(self._labels)), inputs["label_ids"])
         else:
             logits = self.writer.logits(model, inputs)
-        log_p = F.log_softmax(logits.float(), dim=-1).gather(-1, inputs["spelt"].unsqueeze(-1)).squeeze(-1)
-        scores = torch.where(inputs["real"], log_p, log_p.new_zeros(())).sum(-1)
+        log_p = F.log_softmax(logits.float(), dim=-1).gather(-1, inputs["label_ids"].unsqueeze(-1)).squeeze(-1)
+        scores = torch.where(inputs["label_mask"], log_p, log_p.new_zeros(())).sum(-1)
         return scores.reshape(-1, 1, len(self._labels))
 
     def generate(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
+        self, model: nn.Module, sources: Sources, rows: Rows, settings: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Return the likeliest label; the source is read once for all of them."""
         paths = as_lists(self._labels)
         longest, n_labels = int(self._labels.lengths.max()), len(paths)
         n_read = n_labels * (int(sources.encoded.lengths[rows].max()) + longest)
         units: list[NDArray[np.int32]] = []
-        for some in _chunks(rows, n_labels * longest * _n_vocabulary(model), n_read):
-            scores = score_candidates(self.writer.decoding_state(model, sources, some), paths)
-            feed_sink(sink, some, scores.unsqueeze(1), np.ones(len(some), dtype=np.int64))
+        for chunk in _chunks(rows, n_labels * longest * _n_vocabulary(model), n_read):
+            scores = score_candidates(self.writer.decoding_state(model, sources, chunk), paths)
+            feed_sink(sink, chunk, scores.unsqueeze(1), np.ones(len(chunk), dtype=np.int64))
             units += list(scores.argmax(dim=-1).cpu().numpy().astype(np.int32)[:, None])
         return Generation(units, int(sources.encoded.lengths[rows].sum()) + len(rows) * n_scored(paths))
 

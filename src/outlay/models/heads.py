@@ -93,7 +93,7 @@ class Head(Protocol):
         """Return the logits ``[len(rows), P, V]`` of `inputs` that are on the model's device."""
 
     def generate(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
+        self, model: nn.Module, sources: Sources, rows: Rows, settings: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Return the model's own answers; the logits behind them go to ``sink``, those of padding too where it is kept."""
 
@@ -158,7 +158,7 @@ class ClassificationHead(ClassAnswers, _EncoderHead):
         return out.unsqueeze(1)
 
     def generate(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
+        self, model: nn.Module, sources: Sources, rows: Rows, settings: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Return the likeliest class."""
         return _likeliest(self, model, sources, rows, np.ones(len(rows), dtype=np.int64), sink)
@@ -210,7 +210,7 @@ class TaggingHead(_EncoderHead):
         return out.gather(1, inputs["places"].unsqueeze(-1).expand(-1, -1, out.shape[-1]))
 
     def generate(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
+        self, model: nn.Module, sources: Sources, rows: Rows, settings: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Return the likeliest tag of each token."""
         return _likeliest(self, model, sources, rows, self._places(sources).lengths[rows], sink)

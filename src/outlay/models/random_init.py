@@ -110,8 +110,7 @@ def new_model(size: Size, *, seed: int, dtype: torch.dtype = torch.float32) -> n
                 eos_token_id=1,
                 pad_token_id=0,
             )
-            decoder: nn.Module = transformers.GPT2LMHeadModel(config)
-            return decoder
+            return transformers.GPT2LMHeadModel(config)  # type: ignore[no-any-return]
         if size.type == "distilbert":
             names = ("dim", "n_layers", "n_heads", "hidden_dim")
             config = transformers.DistilBertConfig(
@@ -275,8 +274,7 @@ def _new_t5(size: Size, *, pad: int, end: int, start: int) -> nn.Module:
     model.lm_head.weight = nn.Parameter(nn.init.normal_(table, std=size.hidden_size**-0.5))
     model.config.tie_word_embeddings = False
     model.all_tied_weights_keys.pop("lm_head.weight", None)
-    made: nn.Module = model
-    return made
+    return model  # type: ignore[no-any-return]
 
 
 def _bert_config(size: Size, layer: Mapping[str, Any]) -> Any:

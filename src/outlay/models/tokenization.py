@@ -127,13 +127,13 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int, *,
         found = " and ".join(str(n) for n in sorted(n_segments))
         raise ValueError(f"an encoder reads one or two segments, the same number in every row; these rows have {found}")
     key = token_cache.key_of(tokenizer, f"sources of {max_tokens}, spans {with_spans}", texts)
-    kept = token_cache.read(key)
+    cached = token_cache.read(key)
     pad_id = int(tokenizer.pad_token_id or 0)
-    if kept is not None:
-        arrays = kept.arrays
+    if cached is not None:
+        arrays = cached.arrays
         # Zeros that take no memory.
         type_ids = arrays.get("type_ids", np.broadcast_to(np.uint8(0), arrays["ids"].shape))
-        n_truncated = kept.counts["n_truncated"]
+        n_truncated = cached.counts["n_truncated"]
         return Encoded(arrays["ids"], type_ids, arrays["offsets"], pad_id, n_truncated, arrays.get("spans"))
     starts = range(0, len(texts), _CHUNK_ROWS)
     chunks = [_tokenise(tokenizer, texts[start : start + _CHUNK_ROWS], max_tokens, with_spans) for start in starts]
@@ -151,12 +151,12 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int, *,
     return encoded
 
 
-def kept_units(tokenizer: Any, how: str, answers: Sequence[str], make: Callable[[], AnswerIds]) -> AnswerIds:
-    """Return answers encoded before by this tokenizer, or by ``make``; ``how``: what else decides the encoding."""
+def cached_answers(tokenizer: Any, how: str, answers: Sequence[str], make: Callable[[], AnswerIds]) -> AnswerIds:
+    """Return the ids of answers from the cache, or made by ``make``; ``how``: what decides them beside the tokenizer."""
     key = token_cache.key_of(tokenizer, f"answers, {how}", [(answer,) for answer in answers])
-    kept = token_cache.read(key)
-    if kept is not None:
-        return AnswerIds(kept.arrays["ids"], kept.arrays["offsets"], kept.counts["n_cut"], kept.counts["n_unaligned"])
+    cached = token_cache.read(key)
+    if cached is not None:
+        return AnswerIds(cached.arrays["ids"], cached.arrays["offsets"], **cached.counts)
     units = make()
     counts = {"n_cut": units.n_cut, "n_unaligned": units.n_unaligned}
     token_cache.write(key, {"ids": _narrow(units.ids), "offsets": units.offsets}, counts)
