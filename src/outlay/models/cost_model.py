@@ -229,7 +229,7 @@ def training_load(model: ModelProfile, lengths: Lengths, settings: TrainSettings
     epoch = Workload()
     for batch in _training_batches(lengths, settings):
         n_passes = 1 if micro is None else -(-int(batch.n_rows) // micro)
-        per_pass = _passed(model, replace(batch, n_rows=batch.n_rows / n_passes), max(1, model.n_choices))
+        per_pass = _forward_pass(model, replace(batch, n_rows=batch.n_rows / n_passes), max(1, model.n_choices))
         epoch += Workload(
             steps=1,
             updated=_n_parameters(model),
@@ -251,13 +251,13 @@ def answering_load(model: ModelProfile, lengths: Lengths, settings: TeachSetting
     total = Workload()
     for batch in _inference_batches(lengths, settings):
         if not any(lengths.answers):
-            total += _inferred(model, _passed(model, batch))
+            total += _inference_load(model, _forward_pass(model, batch))
         elif model.n_choices:
-            total += _inferred(model, _scored(model, batch))
+            total += _inference_load(model, _scoring_pass(model, batch))
         else:
-            total += _written(model, batch, settings.beams)
+            total += _decoding_load(model, batch, settings.beams)
             if keep and (settings.beams > 1 or settings.sample or settings.keep_padding):
-                total += _inferred(model, _passed(model, batch))
+                total += _inference_load(model, _forward_pass(model, batch))
         if keep:
             total += Workload(kept=batch.n_rows * batch.answer * model.shape.vocab_size)
     return total
@@ -281,27 +281,27 @@ class _Pass:
         return _Pass(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
 
-def _passed(model: ModelProfile, batch: Batch, n_choices: int = 1) -> _Pass:
+def _forward_pass(model: ModelProfile, batch: Batch, n_choices: int = 1) -> _Pass:
     """Return one forward pass over source and answer.
 
     Of several choices each is read: by a pair of stacks behind one reading of the source, by a causal model with its own copy.
     """
     copies = replace(batch, n_rows=n_choices * batch.n_rows)
     if model.shape.family == "seq2seq":
-        return _encoded(model, batch) + _decoded(model, copies)
-    return _encoded(model, copies)
+        return _encoder_pass(model, batch) + _decoder_pass(model, copies)
+    return _encoder_pass(model, copies)
 
 
-def _scored(model: ModelProfile, batch: Batch) -> _Pass:
+def _scoring_pass(model: ModelProfile, batch: Batch) -> _Pass:
     """Return the work of scoring every choice of every row over one reading of the source, its keys and values included."""
     answers = Batch(model.n_choices * batch.n_rows, 0, batch.answer)
     if model.shape.family != "seq2seq":
-        return _encoded(model, replace(batch, answer=0)) + _encoded(model, answers)
-    of_source = replace(_decoded(model, replace(batch, answer=0)), calls=0.0)
-    return _encoded(model, batch) + of_source + _decoded(model, answers)
+        return _encoder_pass(model, replace(batch, answer=0)) + _encoder_pass(model, answers)
+    of_source = replace(_decoder_pass(model, replace(batch, answer=0)), calls=0.0)
+    return _encoder_pass(model, batch) + of_source + _decoder_pass(model, answers)
 
 
-def _encoded(model: ModelProfile, batch: Batch) -> _Pass:
+def _encoder_pass(model: ModelProfile, batch: Batch) -> _Pass:
     """Return the encoder of a pair, or the only stack (a causal model reads source and answer as one text)."""
     shape = model.shape
     width = batch.source + (batch.answer if shape.family == "causal" else 0)
@@ -320,7 +320,7 @@ def _encoded(model: ModelProfile, batch: Batch) -> _Pass:
     return _Pass(shape.n_layers, flops + head_flops, elements, n_logits)
 
 
-def _decoded(model: ModelProfile, batch: Batch) -> _Pass:
+def _decoder_pass(model: ModelProfile, batch: Batch) -> _Pass:
     """Return the decoder of a pair over whole answers."""
     # Cross-attention's keys and values are made of the source: half of what a decoder layer has more than an encoder layer.
     shape = model.shape
@@ -335,14 +335,14 @@ def _decoded(model: ModelProfile, batch: Batch) -> _Pass:
     return _Pass(DECODER_CALLS * shape.n_decoder_layers, flops, shape.n_decoder_layers * elements, n_logits)
 
 
-def _written(model: ModelProfile, batch: Batch, beams: int) -> Workload:
+def _decoding_load(model: ModelProfile, batch: Batch, beams: int) -> Workload:
     """Return a source read once, then an answer token by token, each beam a row of its own."""
-    step = _decoded if model.shape.family == "seq2seq" else _encoded
-    token = _inferred(model, step(model, Batch(batch.n_rows * beams, 0, 1))) + Workload(words=1)
-    return _inferred(model, _encoded(model, replace(batch, answer=0))) + token.times(batch.answer)
+    step = _decoder_pass if model.shape.family == "seq2seq" else _encoder_pass
+    token = _inference_load(model, step(model, Batch(batch.n_rows * beams, 0, 1))) + Workload(words=1)
+    return _inference_load(model, _encoder_pass(model, replace(batch, answer=0))) + token.times(batch.answer)
 
 
-def _inferred(model: ModelProfile, one: _Pass) -> Workload:
+def _inference_load(model: ModelProfile, one: _Pass) -> Workload:
     return Workload(
         infer_calls=one.calls,
         infer_flops=one.flops,
@@ -374,15 +374,15 @@ def _training_batches(lengths: Lengths, settings: TrainSettings) -> Iterator[Bat
     rest = {i * len(order) // n_rest for i in range(n_rest)}
     others = [row for i, row in enumerate(order) if i not in rest]
     for window in (*(others[first::n_windows] for first in range(n_windows)), [order[i] for i in sorted(rest)]):
-        yield from _filled(window, lengths, settings.batch_size, settings.batch_tokens)
+        yield from _batches(window, lengths, settings.batch_size, settings.batch_tokens)
 
 
 def _inference_batches(lengths: Lengths, settings: TeachSettings) -> Iterator[Batch]:
     order = sorted(range(len(lengths)), key=lambda i: lengths.sources[i])
-    yield from _filled(order, lengths, settings.batch_size, settings.batch_tokens, also_rows=True)
+    yield from _batches(order, lengths, settings.batch_size, settings.batch_tokens, also_rows=True)
 
 
-def _filled(
+def _batches(
     order: Sequence[int], lengths: Lengths, n_rows: int, n_tokens: int | None, *, also_rows: bool = False
 ) -> Iterator[Batch]:
     """Yield batches of up to ``n_rows``, or up to ``n_tokens`` with padding (``also_rows``: up to both)."""

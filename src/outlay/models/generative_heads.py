@@ -110,13 +110,13 @@ class GenerationHead:
         """Return sources and ``answers``; of a causal model both in one, and ``places`` of logits, int64 ``[len(rows), P]``."""
         if self.family == "seq2seq":
             return {**_sources_only(sources.encoded, rows), "answers": units}
-        return self._prompt(sources, rows, units)
+        return self._prompts_with_answers(sources, rows, units)
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Return the logits ``[len(rows), P, V]`` of each position's token, given the source and the tokens before it."""
         read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         if self.family == "seq2seq":
-            return _decoded(model, read, inputs["answers"])
+            return _teacher_forced(model, read, inputs["answers"])
         logits: Tensor = model(**read, use_cache=False).logits
         return logits.gather(1, inputs["places"].unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
@@ -125,20 +125,15 @@ class GenerationHead:
     ) -> Generation:
         """Generate answers; the sink gets the logits of the steps that generated them.
 
-        Beams and samples leave no such logits, and padding has no step: then one more pass reads the generated answers, as a
-        student does.
+        Beams and samples leave no such logits, and padding has no step: then one more pass reads the answers, as a student does.
         """
         limit = self.form.max_target_tokens
         # The published script counts the start token among ``max_target_tokens``, and its targets have a position behind the end.
         n_new = limit - 1 if settings.keep_padding else limit
-        needs_pass = sink is not None and (settings.keep_padding or settings.beams > 1 or settings.sample)
+        is_greedy = settings.beams == 1 and not settings.sample
+        needs_pass = sink is not None and (settings.keep_padding or not is_greedy)
         step_sink = None if needs_pass else sink
-        if (
-            settings.answers_from == "labels"
-            and self.form.kind == "classification"
-            and settings.beams == 1
-            and not settings.sample
-        ):
+        if is_greedy and settings.answers_from == "labels" and self.form.kind == "classification":
             units = self._choose_labels(model, sources, rows, step_sink)
         else:
             units = self._write_freely(model, sources, rows, settings, n_new, step_sink)
@@ -146,7 +141,7 @@ class GenerationHead:
         n_tokens = int(sources.encoded.lengths[rows].sum()) + settings.beams * n_written
         if sink is None or not needs_pass:
             return Generation(units, n_tokens)
-        self._read_again(model, sources, rows, units, limit if settings.keep_padding else None, sink)
+        self._second_pass(model, sources, rows, units, limit if settings.keep_padding else None, sink)
         return Generation(units, n_tokens + (limit * len(units) if settings.keep_padding else n_written))
 
     def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
@@ -219,10 +214,9 @@ class GenerationHead:
         config = copy.deepcopy(unwrapped(model).generation_config or GenerationConfig())
         config.max_length, config.max_new_tokens, config.min_length = None, n_new, 0
         config.num_beams, config.do_sample, config.use_cache = settings.beams, settings.sample, True
-        config.temperature, config.top_p = (
-            (settings.sample_temperature, settings.top_p) if settings.sample else (None, None)
-        )
-        config.top_k = 0 if settings.sample else None
+        config.temperature = config.top_p = config.top_k = None
+        if settings.sample:
+            config.temperature, config.top_p, config.top_k = settings.sample_temperature, settings.top_p, 0
         config.pad_token_id, config.eos_token_id = self.pad_unit, self._eos
         if self.family == "seq2seq":
             config.decoder_start_token_id = _decoder_start(model)
@@ -238,7 +232,7 @@ class GenerationHead:
         config.return_dict_in_generate, config.output_logits = True, sink is not None
         out = unwrapped(model).generate(**prompts, generation_config=config)
         n_before = prompts["input_ids"].shape[1] if self.family == "causal" else 1
-        units = [self._until_end(row) for row in out.sequences[:, n_before:].cpu().numpy()]
+        units = [self._cut_behind_end(row) for row in out.sequences[:, n_before:].cpu().numpy()]
         if sink is not None:
             lengths = np.array([len(row) for row in units])
             for position, logits in enumerate(out.logits):
@@ -246,7 +240,7 @@ class GenerationHead:
                 sink(rows[here], np.full(len(here), position), logits[torch.from_numpy(here)])
         return units
 
-    def _read_again(
+    def _second_pass(
         self,
         model: nn.Module,
         sources: Sources,
@@ -263,12 +257,12 @@ class GenerationHead:
             logits = logits_of(self, model, sources, rows[at], padded[torch.from_numpy(at)])
             feed_sink(sink, rows[at], logits, lengths[at])
 
-    def _until_end(self, row: NDArray[np.int64]) -> NDArray[np.int32]:
+    def _cut_behind_end(self, row: NDArray[np.int64]) -> NDArray[np.int32]:
         """Return the tokens up to the closing one: behind it is padding. Without one the limit has cut the answer off."""
         ends = np.flatnonzero(row == self._eos)
         return row[: ends[0] + 1 if len(ends) else len(row)].astype(np.int32)
 
-    def _prompt(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
+    def _prompts_with_answers(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
         """Return text and answer concatenated, padded on the right; the last unit is only predicted."""
         n_source = sources.encoded.lengths[rows][:, None]
         answers = units[:, :-1].numpy()
@@ -278,11 +272,7 @@ class GenerationHead:
         texts = (sources.encoded.row(int(row)) for row in rows)
         ids[mask] = np.concatenate([part for pair in zip(texts, answers, strict=True) for part in pair])
         of_logits = torch.from_numpy(n_source) - 1 + torch.arange(units.shape[1])
-        return {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(mask).long(),
-            "places": of_logits,
-        }
+        return {**_tensors(ids, mask), "places": of_logits}
 
     def _prompts(self, model: nn.Module, sources: Sources, rows: Rows) -> Inputs:
         """Return what the model reads before its first token, on its device; of a causal model padded on the left."""
@@ -294,7 +284,7 @@ class GenerationHead:
             mask = np.arange(width) >= width - n_source
             ids = np.full(mask.shape, self.pad_unit, dtype=np.int64)
             ids[mask] = np.concatenate([sources.encoded.row(int(row)) for row in rows])
-            read = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask).long()}
+            read = _tensors(ids, mask)
         device = device_of(model)
         return {name: tensor.to(device) for name, tensor in read.items()}
 
@@ -325,19 +315,21 @@ class RankClassificationHead(ClassAnswers):
         return total
 
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
-        """Return the labels' tokens (``label_ids``, ``[len(rows) * labels, A]``), which are ``label_mask``, and the sources."""
+        """Return the sources, and ``label_ids`` and ``label_mask`` of all labels for each, ``[len(rows) * labels, A]``."""
         n_labels = len(self._labels)
-        tokens, mask = self._labels.batch(np.arange(n_labels))
-        label_ids, label_mask = tokens.repeat(len(rows), 1), mask.repeat(len(rows), 1)
+        label_ids, label_mask = (each.repeat(len(rows), 1) for each in self._labels.batch(np.arange(n_labels)))
         if self.family == "seq2seq":
-            return {**_sources_only(sources.encoded, rows), "label_ids": label_ids, "label_mask": label_mask}
-        repeated = np.repeat(np.asarray(rows), n_labels)
-        return {**self.writer.inputs(sources, repeated, label_ids), "label_ids": label_ids, "label_mask": label_mask}
+            read = _sources_only(sources.encoded, rows)
+        else:
+            read = self.writer.inputs(sources, np.repeat(rows, n_labels), label_ids)
+        return {**read, "label_ids": label_ids, "label_mask": label_mask}
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Return the labels' log-probabilities, ``[len(rows), 1, labels]``."""
         if self.family == "seq2seq":
-            logits = _decoded(model, _encoded_once(model, inputs, len(self._labels)), inputs["label_ids"])
+            logits = _teacher_forced(
+                model, _repeated_encoder_outputs(model, inputs, len(self._labels)), inputs["label_ids"]
+            )
         else:
             logits = self.writer.logits(model, inputs)
         log_p = F.log_softmax(logits.float(), dim=-1).gather(-1, inputs["label_ids"].unsqueeze(-1)).squeeze(-1)
@@ -366,6 +358,10 @@ def _sources_only(encoded: Encoded, rows: Rows) -> Inputs:
     return batch
 
 
+def _tensors(ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> Inputs:
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask).long()}
+
+
 def as_lists(rows: Encoded | AnswerIds) -> list[list[int]]:
     """Return the ids of each row as a list."""
     return [rows.row(row).tolist() for row in range(len(rows))]
@@ -384,7 +380,7 @@ def _chunks(rows: Rows, n_logits: int, n_cached: int = 1) -> list[Rows]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _decoded(model: nn.Module, read: Mapping[str, Any], answers: Tensor) -> Tensor:
+def _teacher_forced(model: nn.Module, read: Mapping[str, Any], answers: Tensor) -> Tensor:
     """Return the logits ``[b, P, V]`` of answers ``[b, P]`` by teacher forcing."""
     start = answers.new_full((len(answers), 1), _decoder_start(model))
     decoder = torch.cat([start, answers[:, :-1]], dim=1)
@@ -392,7 +388,7 @@ def _decoded(model: nn.Module, read: Mapping[str, Any], answers: Tensor) -> Tens
     return logits
 
 
-def _encoded_once(model: nn.Module, inputs: Inputs, n: int) -> dict[str, Any]:
+def _repeated_encoder_outputs(model: nn.Module, inputs: Inputs, n: int) -> dict[str, Any]:
     """Return the encoder's outputs, each source repeated ``n`` times; computed once per source.
 
     Sharded weights (FSDP) are gathered for the model as a whole: then the encoder reads the copies.

@@ -153,7 +153,7 @@ def save_model(
     with quiet_transformers():
         with writing(folder / SINGLE_WEIGHTS):
             model.save_pretrained(folder, state_dict=state)
-            _say_untied(model, folder)
+            _record_own_output_layer(model, folder)
         with writing(folder / "tokenizer.json"):
             tokenizer.save_pretrained(folder)
     document = {"family": head.family, "target": head.target, "form": head.form.to_json()}
@@ -286,7 +286,7 @@ def _outputs(head: Head) -> tuple[str, ...] | None:
     return head.form.labels if isinstance(head, ClassificationHead) else None
 
 
-def _say_untied(model: Any, folder: Path) -> None:
+def _record_own_output_layer(model: Any, folder: Path) -> None:
     """Record that T5 v1.1 has an output layer of its own: transformers 5 denies it, and readers take the embeddings."""
     inside, outside = model.get_input_embeddings(), model.get_output_embeddings()
     path = folder / "config.json"

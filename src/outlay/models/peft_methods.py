@@ -78,7 +78,7 @@ class PeftMethod(ABC, Generic[S]):
         """Work what was trained into the weights and take it out: ``state_dict`` has the checkpoint's names again."""
 
 
-class _Injected(PeftMethod[S]):
+class _LibraryMethod(PeftMethod[S]):
     """A method of the library `peft` whose adapters sit in layers of their own."""
 
     def check(self) -> None:
@@ -112,7 +112,7 @@ class _Injected(PeftMethod[S]):
             delattr(model, "peft_config")
 
 
-class Lora(_Injected[LoraSettings]):
+class Lora(_LibraryMethod[LoraSettings]):
     """W x + (alpha / rank) B A x beside the queries and values (Hu et al. 2022, sections 4.1 and 4.2; A drawn, B zero).
 
     Where the library `peft` knows other layers for a type of model, they are taken.
@@ -141,7 +141,7 @@ class Lora(_Injected[LoraSettings]):
         )
 
 
-class Ia3(_Injected[Ia3Settings]):
+class Ia3(_LibraryMethod[Ia3Settings]):
     """l_k ⊙ K, l_v ⊙ V and l_ff ⊙ γ(W₁ x), vectors of ones at first (Liu et al. 2022, section 3.3).
 
     Layers that make queries, keys and values in one are rescaled whole. The library `peft` has names of its own for many types of

@@ -173,7 +173,7 @@ def learn_tokenizer(corpus: Corpus, size: Size) -> Any:
 
     special = _ENCODER_SPECIAL if size.family == "encoder" else _WRITER_SPECIAL
     tokenizer = _learn_pieces(corpus, tuple(special.values()), size.vocab_size)
-    _close_texts(tokenizer, size.family)
+    _add_special_tokens(tokenizer, size.family)
     begin = {"bos_token": "</s>"} if size.family == "causal" else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=size.n_positions or MAX_LENGTH, **special, **begin
@@ -240,7 +240,7 @@ def _alphabet(corpus: Corpus) -> list[str]:
     return sorted(kept)
 
 
-def _close_texts(tokenizer: Any, family: Family) -> None:
+def _add_special_tokens(tokenizer: Any, family: Family) -> None:
     """Add the special tokens around a text; a causal model's text is open at its end."""
     from tokenizers import processors
 
