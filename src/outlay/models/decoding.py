@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from outlay.models.decoder_cache import cache_in, parameters, with_cache
+from outlay.models.tokenization import AnswerIds
 
 Tokens = Sequence[int]
 """An allowed answer, the closing token included."""
@@ -237,11 +238,8 @@ def is_plain_greedy(config: Any) -> bool:
 
 def _table(paths: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return paths as a padded array, int64 ``[len(paths), longest]``, 0 behind their ends; and their lengths."""
-    lengths = np.array([len(path) for path in paths], dtype=np.int64)
-    table = np.zeros((len(paths), int(lengths.max())), dtype=np.int64)
-    for i, path in enumerate(paths):
-        table[i, : len(path)] = path
-    return table, lengths
+    rows = AnswerIds.of(paths)
+    return rows.batch(range(len(rows)))[0].numpy(), rows.lengths
 
 
 def _branch_points(paths: Sequence[Tokens]) -> list[int]:

@@ -38,7 +38,6 @@ from outlay.models.heads import (
     device_of,
     feed_sink,
     logits_of,
-    padded_units,
 )
 from outlay.models.seeds import step_seed
 from outlay.models.tokenization import AnswerIds, Encoded, cached_answers, collate, encode
@@ -250,10 +249,10 @@ class GenerationHead:
         sink: LogitSink,
     ) -> None:
         """Pass on the logits of answers already generated, padded up to ``width`` where one is given."""
-        longest = max(1, *(len(row) for row in units)) if width is None else width
-        padded = torch.from_numpy(padded_units(units, longest, self.pad_unit))
-        lengths = np.array([len(row) if width is None else width for row in units], dtype=np.int64)
-        for at in _chunks(np.arange(len(rows)), longest * _n_vocabulary(model)):
+        answers = AnswerIds.of(units)
+        padded, _ = answers.batch(np.arange(len(units)), width=width, pad=self.pad_unit)
+        lengths = answers.lengths if width is None else np.full(len(units), width)
+        for at in _chunks(np.arange(len(rows)), padded.shape[1] * _n_vocabulary(model)):
             logits = logits_of(self, model, sources, rows[at], padded[torch.from_numpy(at)])
             feed_sink(sink, rows[at], logits, lengths[at])
 

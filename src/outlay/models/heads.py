@@ -285,14 +285,6 @@ def _likeliest(
     return Generation(units, int(sources.encoded.lengths[rows].sum()))
 
 
-def padded_units(units: Sequence[NDArray[np.int32]], width: int, pad_unit: int) -> NDArray[np.int64]:
-    """Pad rows of units, int64 ``[rows, width]``."""
-    padded = np.full((len(units), width), pad_unit, dtype=np.int64)
-    for i, row in enumerate(units):
-        padded[i, : len(row)] = row
-    return padded
-
-
 def logits_of(head: Head, model: nn.Module, sources: Sources, rows: Rows, units: Tensor) -> Tensor:
     """Return the logits of some rows in one pass: `Head.inputs`, moved to the model's device, then `Head.logits`."""
     inputs, device = head.inputs(sources, rows, units), device_of(model)

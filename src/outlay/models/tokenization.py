@@ -88,7 +88,7 @@ class AnswerIds(_EndToEnd):
     n_unaligned: int = 0
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], *, n_cut: int = 0, n_unaligned: int = 0) -> AnswerIds:
+    def of(cls, rows: Sequence[Sequence[int] | Ids], *, n_cut: int = 0, n_unaligned: int = 0) -> AnswerIds:
         """Build answer ids from one sequence per row."""
         flat, offsets = _flat(rows)
         return cls(flat, offsets, n_cut, n_unaligned)
@@ -99,13 +99,15 @@ class AnswerIds(_EndToEnd):
         offsets = _offsets(lengths)
         return cls(np.zeros(int(offsets[-1]), dtype=np.int32), offsets)
 
-    def batch(self, rows: Sequence[int] | NDArray[np.int64], *, width: int | None = None) -> tuple[Tensor, Tensor]:
-        """Pad some rows to the longest of them, or to ``width`` positions.
+    def batch(
+        self, rows: Sequence[int] | NDArray[np.int64], *, width: int | None = None, pad: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Pad some rows with ``pad`` to the longest of them, or to ``width`` positions.
 
-        Returns int64 ids and a bool mask, each ``[len(rows), longest]``; 0 where nothing is.
+        Returns int64 ids and a bool mask, each ``[len(rows), longest]``.
         """
         mask, at = self.side_by_side(rows, width)
-        ids = np.zeros(mask.shape, dtype=np.int64)
+        ids = np.full(mask.shape, pad, dtype=np.int64)
         ids[mask] = self.ids[at]
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
@@ -222,7 +224,7 @@ def _narrow(ids: Ids) -> Ids:
     return narrow
 
 
-def _flat(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _flat(rows: Sequence[Sequence[int] | Ids]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     offsets = _offsets([len(row) for row in rows])
     return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1])), offsets
 
