@@ -139,7 +139,7 @@ def test_the_variable_decides_without_a_measurement(cache: Path, monkeypatch: py
     for chosen in ("bf16", "fp32"):
         monkeypatch.setenv("OUTLAY_PRECISION", chosen)
         assert resolve("auto") == chosen
-        assert bf16_speed().reason() == "as OUTLAY_PRECISION says"
+        assert "OUTLAY_PRECISION" in bf16_speed().reason()
     monkeypatch.setenv("OUTLAY_PRECISION", "fp8")
     with pytest.raises(UsageError, match=r"OUTLAY_PRECISION .*'fp8'.*auto, bf16 or fp32"):
         resolve("auto")
@@ -184,8 +184,9 @@ def test_a_limited_cpu_is_a_slow_one(cache: Path) -> None:
 
 def test_float32_is_said_where_auto_means_it_and_bf16_where_it_is_slow(cache: Path) -> None:
     keep_bf16_speed(SLOW)
-    assert remarks(["auto"]) == [f"float32: bf16 is 0.02 times as fast on {cpu_name()}"]
-    assert remarks(["bf16"]) == [f"bf16 as asked, though bf16 is 0.02 times as fast on {cpu_name()}"]
+    for asked, name in (("auto", "float32"), ("bf16", "bf16")):
+        [line] = remarks([asked])
+        assert re.fullmatch(rf"{name}\b.* 0\.02 .*{re.escape(cpu_name())}", line)
     assert remarks(["fp32"]) == []
     assert [line.split()[0] for line in remarks(["auto", "fp32", "bf16_weights"])] == ["float32:", "bf16_weights"]
     keep_bf16_speed(FAST)
@@ -268,10 +269,10 @@ def test_a_run_is_not_bought_again_in_silence(
     keep_bf16_speed(first)
     ran = outlay(*ask)
     assert ran.code == 0, ran.err
-    assert (f"float32: bf16 is 0.02 times as fast on {cpu_name()}" in ran.err) == (first == SLOW)
+    assert bool(re.search(r"float32: .* 0\.02 ", ran.err)) == (first == SLOW)
     ledger = (tmp_path / "out/ledger.sqlite").read_bytes()
     receipt = " ".join(outlay("ledger", "show", tmp_path / "out").out.split())
-    assert f"computed: in {names[first][1]}; bf16 is {first:g} times as fast as float32 on {cpu_name()}" in receipt
+    assert re.search(rf"computed: .*{names[first][1]}; .* {first:g} .*{re.escape(cpu_name())}", receipt)
     point = json.loads((tmp_path / "out/points.json").read_text())[0]
     environment = point["circumstance"]["environment"]
     assert (environment["precision"], environment["bf16_ratio"]) == (names[first][0], first)
@@ -279,8 +280,10 @@ def test_a_run_is_not_bought_again_in_silence(
     keep_bf16_speed(then)
     refused(
         outlay(*ask),
-        f"holds this run in {names[first][1]}, and this machine would compute in {names[then][1]}",
-        f"go on with --precision {names[first][0]}, or buy again with --precision {names[then][0]}",
+        f" in {names[first][1]}",
+        f" in {names[then][1]}",
+        f"--precision {names[first][0]}",
+        f"--precision {names[then][0]}",
     )
     assert (tmp_path / "out/ledger.sqlite").read_bytes() == ledger
     assert outlay(*ask, "--precision", names[first][0]).code == 0
@@ -312,10 +315,10 @@ def test_a_study_is_not_bought_again_in_silence(cache: Path, world: World, tmp_p
     ask = ("study", "run", file, "--out", folder, "--store", tmp_path / "store")
 
     keep_bf16_speed(SLOW)
-    refused(outlay(*ask), "holds this run in bf16, and this machine would compute in float32", "--precision bf16")
+    refused(outlay(*ask), " in bf16", " in float32", "--precision bf16")
     planned = outlay(*ask, "--dry-run", "--precision", "bf16")
     assert planned.code == 0, planned.err
-    assert "bf16 as asked, though bf16 is 0.02 times as fast" in " ".join(planned.err.split())
+    assert re.search(r"bf16 .* 0\.02 ", " ".join(planned.err.split()))
     keep_bf16_speed(FAST)
     assert outlay(*ask, "--dry-run").code == 0
 
@@ -335,7 +338,7 @@ def test_a_step_is_not_done_again_in_silence(cache: Path, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "said.jsonl.request.json").read_text())["precision"] == "fp32"
 
     keep_bf16_speed(FAST)
-    way = 'precision is "fp32" there, "bf16" here.*go on with it by --precision fp32'
+    way = '"fp32".*"bf16".*--precision fp32'
     with pytest.raises(UsageError, match=way):
         finetune(recipe, Silent(), train_file=train)
     with pytest.raises(UsageError, match=way):
