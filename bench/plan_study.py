@@ -22,10 +22,11 @@ from decimal import Decimal
 from itertools import product
 from pathlib import Path
 
-from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.prepare import RunBuilder
 from outlay.models.random_init import Corpus, build_checkpoint
 from outlay.models.sizes import Size
 from outlay.money.amounts import Price, PriceBook
+from outlay.plan.request import Request
 from outlay.settings import BLOCK_ROWS
 from outlay.study.dry_run import StudyPlan, plan
 
@@ -89,9 +90,9 @@ def make_task(folder: Path, n_pool: int) -> tuple[Path, Path]:
     return folder / "task.yaml", folder / "model"
 
 
-def grid(task: Path, model: Path, n_seeds: int) -> list[Options]:
+def grid(task: Path, model: Path, n_seeds: int) -> list[Request]:
     """10 N x 10 added budgets x 4 strategies x seeds, seed by seed; N and budgets as published tables have them, and between."""
-    base = Options(
+    base = Request(
         task=str(task),
         strategy="distill",
         budget_micros=1,
@@ -115,14 +116,14 @@ def price_book() -> PriceBook:
     return PriceBook([*PriceBook.load().items(), Price("cpu", "hour", HOUR_USD, "bench/plan_study.py", None)])
 
 
-def planned_at_once(points: list[Options]) -> tuple[StudyPlan, float]:
+def planned_at_once(points: list[Request]) -> tuple[StudyPlan, float]:
     """The plan of all points with one workbench, and the seconds it took, loading and counting included."""
     began = time.perf_counter()
     made = plan(RunBuilder(price_book()), points)
     return made, time.perf_counter() - began
 
 
-def planned_alone(points: list[Options]) -> tuple[list[StudyPlan], list[float]]:
+def planned_alone(points: list[Request]) -> tuple[list[StudyPlan], list[float]]:
     """The plans of single points, a workbench each, and the seconds of each."""
     made, seconds = [], []
     for point in points:

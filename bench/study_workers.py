@@ -34,10 +34,11 @@ from rich.table import Table
 from bench import plan_study
 from bench.common import interleaved, median
 from outlay.engine.point import Point
-from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.prepare import RunBuilder
 from outlay.engine.runner import Runner
 from outlay.engine.step_runner import Job, JobResult
 from outlay.money.amounts import PriceBook
+from outlay.plan.request import Request
 from outlay.plan.steps import PREDICTIONS_FILE, SCORES_FILE, Score
 from outlay.report.results import Header
 from outlay.storage.store import Store
@@ -75,7 +76,7 @@ class Silent:
 class Study:
     """Points to conduct, and the prices they are planned with."""
 
-    points: Sequence[Options]
+    points: Sequence[Request]
     prices: PriceBook
 
     def conduct(self, folder: Path, crew_of: Callable[[Store, Path], WorkerPool]) -> tuple[list[Point], StudyPlan]:
@@ -98,7 +99,7 @@ def working_study(folder: Path, *, is_quick: bool) -> Study:
     epochs, n = (1, 16) if is_quick else (4, 160)
     model = "cut:1" if is_quick else MODEL
     settings = {"epochs": epochs, "batch_size": 16, "learning_rate": 2e-4}
-    base = Options(
+    base = Request(
         task=str(task),
         strategy="annotate",
         budget_micros=60_000_000,

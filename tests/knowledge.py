@@ -13,7 +13,7 @@ from outlay.models.shape import ModelShape
 from outlay.money.amounts import Price
 from outlay.money.machines import Machine
 from outlay.plan.context import Offer, PlanningContext, TokenCounts
-from outlay.plan.request import Request, SellerSpec
+from outlay.plan.request import Digests, Request, SellerSpec
 from outlay.plan.steps import HUMAN, LLM, Encoding, Model
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TargetSpec, TaskSpec
@@ -66,7 +66,15 @@ def people(request: Request, identity: str = "seller") -> Offer:
 def known(budget_micros: int, **changes: object) -> PlanningContext:
     """Known for a request; ``changes`` go to `Request`, or to `PlanningContext` where it has a field of that name."""
     of_known = {name: changes.pop(name) for name in list(changes) if name in PlanningContext.__dataclass_fields__}
-    request = Request("made-up", "t0", "annotate", budget_micros, "p0", "m0", machine="box")
+    request = Request(
+        "made-up",
+        "annotate",
+        budget_micros,
+        machine="box",
+        dev="given",
+        precision="bf16",
+        digests=Digests("t0", "p0", "m0"),
+    )
     request = replace(request, **changes)  # type: ignore[arg-type]
     knows = PlanningContext(
         request=request,

@@ -13,12 +13,13 @@ from typing import Self
 
 from outlay.engine import sellers
 from outlay.engine.point import Point
-from outlay.engine.prepare import Options, PreparedRun, RunBuilder
+from outlay.engine.prepare import PreparedRun, RunBuilder
 from outlay.engine.runner import Runner
 from outlay.engine.step_runner import Job, JobResult, JobRunner
 from outlay.labels.annotator import Delivery, Order
 from outlay.labels.replay import Replay
 from outlay.money.amounts import PriceBook, Quote
+from outlay.plan.request import Request
 from outlay.storage.store import Store
 from outlay.study.runner import SilentListener
 from outlay.study.scheduler import Scheduler
@@ -84,8 +85,8 @@ pool:
         again.workbench = RunBuilder(PriceBook.load())
         return again
 
-    def options(self, **changes: object) -> Options:
-        base = Options(
+    def request(self, **changes: object) -> Request:
+        base = Request(
             task=str(self.task),
             strategy="distill",
             budget_micros=20_000_000,
@@ -98,7 +99,7 @@ pool:
         return replace(base, **changes)  # type: ignore[arg-type]
 
     def prepared(self, **changes: object) -> PreparedRun:
-        return self.workbench.prepare(self.options(**changes))
+        return self.workbench.prepare(self.request(**changes))
 
 
 REAGENTS = ("water", "salt", "buffer", "ethanol", "agar")
@@ -153,11 +154,11 @@ pool:
         )
         return task
 
-    def family_options(self, task: str, teacher: str, student: str, **changes: object) -> Options:
+    def family_request(self, task: str, teacher: str, student: str, **changes: object) -> Request:
         """One epoch on a few rows; what ``changes`` says of ``overrides`` comes on top."""
         fast = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
         more: dict[str, dict[str, object]] = changes.pop("overrides", {})  # type: ignore[assignment]
-        base = Options(
+        base = Request(
             task=str(self.tasks[task]),
             strategy="distill",
             budget_micros=4_000_000,
@@ -194,7 +195,7 @@ class OneRun(RunBuilder):
         super().__init__(prepared.price_book)
         self._prepared = prepared
 
-    def prepare(self, options: Options) -> PreparedRun:
+    def prepare(self, options: Request) -> PreparedRun:
         return self._prepared
 
 
@@ -212,7 +213,7 @@ class OneByOne(Runner):
 
         with InProcessPool(lambda: make) as pool:
             scheduler = Scheduler(self, OneRun(prepared), pool, SilentListener(), lambda _, point: points.append(point))
-            scheduler.run([prepared.options])
+            scheduler.run([prepared.asked])
         return points[0]
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from outlay.engine.point import Point, micros_of
-from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.prepare import RunBuilder
 from outlay.engine.runner import Runner
 from outlay.money.amounts import PriceBook
+from outlay.plan.request import Request
 from outlay.report.results import Header
 from outlay.study.dry_run import plan
 from outlay.study.runner import conduct
@@ -19,14 +20,14 @@ from tests.runs import World
 HEADER = Header("toy", "A toy study", "plain", scale="cpu")
 
 
-def toy_cells(world: World, **changes: object) -> list[Options]:
+def toy_cells(world: World, **changes: object) -> list[Request]:
     """Six cells: three strategies at two budgets, the last of them without enough money."""
     asked = [
-        world.options(strategy=name, budget_micros=budget, **changes)
+        world.request(strategy=name, budget_micros=budget, **changes)
         for budget in (16_000_000, 19_000_000)
         for name in ("annotate", "distill", "self_distill")
     ]
-    return [*asked[:-1], world.options(strategy="self_distill", budget_micros=1_000_000, **changes)]
+    return [*asked[:-1], world.request(strategy="self_distill", budget_micros=1_000_000, **changes)]
 
 
 class Onlooker:
@@ -62,17 +63,17 @@ class Idle(InProcessPool):
 
 
 def conducted(
-    workbench: RunBuilder, asked: Sequence[Options], one: Runner, crew: WorkerPool, observer: Any = None
+    workbench: RunBuilder, asked: Sequence[Request], one: Runner, crew: WorkerPool, observer: Any = None
 ) -> list[Point]:
     """By a crew that is entered already."""
     return conduct(plan(workbench, asked), HEADER, one, workbench, crew, observer or Onlooker())
 
 
-def check_books(one: Runner, workbench: RunBuilder, asked: Sequence[Options], points: Sequence[Point]) -> None:
+def check_books(one: Runner, workbench: RunBuilder, asked: Sequence[Request], points: Sequence[Point]) -> None:
     """The ledger is whole, every hold is closed once, every run is charged once, in full, and within its budget."""
     assert one.ledger.verify().ok
-    for options, point in zip(asked, points, strict=True):
-        run = workbench.request(options).run_id
+    for request, point in zip(asked, points, strict=True):
+        run = workbench.resolve(request).run_id
         if point.result.status == "na":
             assert run not in one.ledger.run_ids()
             continue
@@ -85,7 +86,7 @@ def check_books(one: Runner, workbench: RunBuilder, asked: Sequence[Options], po
         steps = [entry.key.split("/")[0] for entry in charged if entry.kind == "settle"]
         assert len(steps) == len(set(steps)), "a step was charged twice"
         assert sum(entry.charge_micros for entry in charged) == micros_of(point.result.charge_usd)
-        assert micros_of(point.result.charge_usd) <= options.budget_micros
+        assert micros_of(point.result.charge_usd) <= request.budget_micros
 
 
 def cash_of_steps(one: Runner) -> tuple[int, int]:

@@ -187,7 +187,7 @@ def ran(world: World, setup: outlay.Setup, tmp_path_factory: pytest.TempPathFact
 
 
 def test_a_run_is_that_of_the_command_line(world: World, ran: outlay.RunResult) -> None:
-    assert ran.run_id == world.workbench.request(world.options()).run_id
+    assert ran.run_id == world.workbench.resolve(world.request()).run_id
     assert (ran.status, ran.reason, ran.is_ok) == ("ok", None, True)
     assert ran.raise_for_status() is ran
     assert isinstance(ran.score, Reading)
@@ -327,8 +327,8 @@ def test_a_comparison(world: World, setup: outlay.Setup, tmp_path: Path) -> None
     assert len(results) == 4
     assert results.raise_for_status() is results
     assert all(each.charge <= each.point.request.budget_usd for each in results)
-    options = world.options(seed=4, strategy="annotate", budget_micros=parse_budget(15))
-    assert results.runs[0].run_id == world.workbench.request(options).run_id
+    options = world.request(seed=4, strategy="annotate", budget_micros=parse_budget(15))
+    assert results.runs[0].run_id == world.workbench.resolve(options).run_id
     assert "annotate" in results.table
     files = results.write_report()
     assert files["table"].read_text(encoding="utf-8") == results.table

@@ -284,11 +284,11 @@ def test_other_runs_of_a_study_go_on_while_one_waits(
     people = {"strategy": "annotate", "n_initial": None}
     llm = (SellerSpec(), SellerSpec("llm", ReplayOptions(0.1, price_item=LLM_ITEM)))
     asked = [
-        world.options(**people, budget_micros=BUDGET),
-        world.options(strategy="llm_annotate", n_initial=None, budget_micros=BUDGET, sellers=llm),
+        world.request(**people, budget_micros=BUDGET),
+        world.request(strategy="llm_annotate", n_initial=None, budget_micros=BUDGET, sellers=llm),
         # The same labels as the first, and so many that their series is the same.
-        world.options(**people, budget_micros=BUDGET, student="cut:3"),
-        world.options(**people, budget_micros=6_000_000),
+        world.request(**people, budget_micros=BUDGET, student="cut:3"),
+        world.request(**people, budget_micros=6_000_000),
     ]
     one = runner(tmp_path / "out", tmp_path / "store")
     points = conducted(world.workbench, asked, one, _entered(one))
@@ -331,7 +331,7 @@ def test_a_study_is_charged_the_same_whether_a_seller_is_quick_or_slow(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [
-        world.options(strategy=name, budget_micros=budget, dev="bought")
+        world.request(strategy=name, budget_micros=budget, dev="bought")
         for budget in (22_000_000, 24_000_000)
         for name in ("annotate", "distill")
     ]

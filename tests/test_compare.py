@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from outlay.engine.point import Point
-from outlay.engine.prepare import Options
 from outlay.errors import UsageError
 from outlay.metrics import correctness
 from outlay.money.amounts import PriceBook
+from outlay.plan.request import Request
 from outlay.report.results import Header
 from outlay.report.study_report import StudyReport, write_study_report
 from outlay.storage.store import Store
@@ -19,16 +19,16 @@ from outlay.study.grid import Grid
 from outlay.study.runner import Session, Workplace, prepare_session
 from tests.runs import FamilyWorld
 
-BASE = Options("task", "annotate", 1, teacher="t1", general="g")
+BASE = Request("task", "annotate", 1, teacher="t1", general="g")
 
 
 def asked(grid: Grid) -> list[tuple[str, str, str, str | None]]:
-    return [(each.strategy, each.teacher, each.student, each.base) for each in grid.options()]
+    return [(each.strategy, each.teacher, each.student, each.base) for each in grid.requests()]
 
 
 def test_sizes_are_varied_where_they_make_a_difference() -> None:
     strategies = ("annotate", "distill", "self_distill", "general_distill")
-    grid = Grid(BASE, strategies, (1,), 1, teachers=("t1", "t2"), students=("cut:1", "cut:2"))
+    grid = Grid(BASE, strategies, (1,), (0,), teachers=("t1", "t2"), students=("cut:1", "cut:2"))
     assert asked(grid) == [
         ("annotate", "t1", "cut:1", None),
         ("annotate", "t1", "cut:2", None),
@@ -44,17 +44,17 @@ def test_sizes_are_varied_where_they_make_a_difference() -> None:
 
 
 def test_a_grid_of_one_is_the_plain_comparison() -> None:
-    grid = Grid(replace(BASE, n_initial=5, student="s"), ("annotate", "distill"), (1, 2), 2)
-    assert [(o.seed, o.budget_micros, o.strategy, o.n_initial) for o in grid.options()] == [
+    grid = Grid(replace(BASE, n_initial=5, student="s"), ("annotate", "distill"), (1, 2), (0, 1))
+    assert [(o.seed, o.budget_micros, o.strategy, o.n_initial) for o in grid.requests()] == [
         (seed, budget, name, n)
         for seed in (0, 1)
         for budget in (1, 2)
         for name, n in (("annotate", 5), ("distill", 5), ("distill", None))
     ]
-    assert {(o.teacher, o.student, o.base) for o in grid.options()} == {("t1", "s", None)}
-    fixed = replace(grid, with_rule=False).options()
-    assert fixed == [o for o in grid.options() if o.n_initial is not None]
-    named = Grid(replace(BASE, base="b"), ("distill",), (1,), 1, teachers=("t1", "b"))
+    assert {(o.teacher, o.student, o.base) for o in grid.requests()} == {("t1", "s", None)}
+    fixed = replace(grid, with_rule=False).requests()
+    assert fixed == [o for o in grid.requests() if o.n_initial is not None]
+    named = Grid(replace(BASE, base="b"), ("distill",), (1,), (0,), teachers=("t1", "b"))
     assert asked(named) == [("distill", "t1", "cut:2", "b"), ("distill", "b", "cut:2", None)]
 
 
@@ -65,11 +65,12 @@ def test_a_grid_of_one_is_the_plain_comparison() -> None:
         ({"students": ("a", "a")}, "a is named twice among the students"),
         ({"budgets_micros": (1, 1)}, "is named twice among the budgets"),
         ({"budgets_micros": ()}, "no budgets to compare"),
-        ({"n_seeds": 0}, "--seeds is 0"),
+        ({"seeds": ()}, "no seeds to compare"),
+        ({"seeds": (0, 1, 0)}, "0 is named twice among the seeds"),
     ],
 )
 def test_a_grid_that_makes_no_sense(change: dict[str, object], says: str) -> None:
-    good: dict[str, object] = {"base": BASE, "strategies": ("annotate",), "budgets_micros": (1,), "n_seeds": 1}
+    good: dict[str, object] = {"base": BASE, "strategies": ("annotate",), "budgets_micros": (1,), "seeds": (0,)}
     with pytest.raises(UsageError, match=says):
         Grid(**{**good, **change})  # type: ignore[arg-type]
 
@@ -79,23 +80,23 @@ def families(shared_families: FamilyWorld) -> FamilyWorld:
     return shared_families.fresh()
 
 
-def prepared(folder: Path, asked: list[Options]) -> Session:
+def prepared(folder: Path, asked: list[Request]) -> Session:
     book = PriceBook.load()
     place = Workplace(folder / "out", Store(folder / "store"), book, book.get("cpu"))
     return prepare_session(asked, Header("compare", "A comparison", "plain"), place)
 
 
 def test_a_grid_of_sizes_end_to_end(families: FamilyWorld, tmp_path: Path) -> None:
-    base = families.family_options("entities", "encoder", "encoder", general=str(families.checkpoints["encoder"]))
+    base = families.family_request("entities", "encoder", "encoder", general=str(families.checkpoints["encoder"]))
     grid = Grid(
         replace(base, n_initial=None),
         ("annotate", "distill", "general_distill"),
         (2_000_000,),
-        2,
+        (0, 1),
         teachers=(str(families.checkpoints["encoder"]), str(families.checkpoints["seq2seq"])),
         students=("cut:1", "cut:2"),
     )
-    session = prepared(tmp_path, grid.options())
+    session = prepared(tmp_path, grid.requests())
     points = session.run()
     assert all(point.is_ok for point in points), [point.result.reason for point in points]
     assert len({point.id for point in points}) == len(points) == 2 * (2 + 4 + 1)
@@ -129,8 +130,8 @@ def test_accuracy_rows_read_answers_as_their_score_does(families: FamilyWorld, t
     text = families.tasks["classes"].read_text().replace("metric: f1", "metric: accuracy").replace("classes", "exact")
     task = families.tasks["classes"].with_name("exact.yaml")
     task.write_text(text)
-    options = families.family_options("classes", "seq2seq", "seq2seq", strategy="annotate", n_initial=None)
-    session = prepared(tmp_path, [replace(options, task=str(task))])
+    request = families.family_request("classes", "seq2seq", "seq2seq", strategy="annotate", n_initial=None)
+    session = prepared(tmp_path, [replace(request, task=str(task))])
     points = session.run()
     (row,) = StudyReport(session.results()).means
     assert row.value is not None

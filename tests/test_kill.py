@@ -140,7 +140,7 @@ def test_a_run_of_models_that_write_killed_until_done(tmp_path: Path, monkeypatc
     (tmp_path / "world").mkdir()
     families = FamilyWorld(tmp_path / "world")
     overrides = {"distil": {"gold_weight": 0.5, "epochs": 3}, "teach": {"sample": True}}
-    options = families.family_options("entities", "seq2seq", "padded", overrides=overrides)
+    options = families.family_request("entities", "seq2seq", "padded", overrides=overrides)
     n_kills, _ = kills(families.workbench.prepare(options), tmp_path, 1, seed=int.from_bytes(os.urandom(4), "big"))
     assert n_kills >= 1
 
@@ -155,7 +155,7 @@ def test_fifty_runs_killed_until_done(world: World, tmp_path: Path, monkeypatch:
 
 def test_lost_seconds_are_the_ones_that_were_spent(world: World, tmp_path: Path) -> None:
     """A training killed in the middle: settled plus lost cash is the time both processes were at it, within a heartbeat each."""
-    fast = dict(world.options().overrides)
+    fast = dict(world.request().overrides)
     slow = {**fast, "student": {**fast["student"], "epochs": 60}}
     prepared = world.prepared(strategy="annotate", n_initial=None, budget_micros=4_100_000, overrides=slow)
     folder, store = tmp_path / "out", tmp_path / "store"

@@ -20,10 +20,11 @@ from outlay.plan.request import ReplayOptions, SellerSpec
 from outlay.plan.steps import LABELS_FILE, Buy, Recipe, Train, describe
 from outlay.plan.strategies import NotAvailable, strategy
 from outlay.report.receipt import receipt, render_text
+from tests.contracts.annotator_contract import delivered
 from tests.knowledge import LABELS, N_TRAIN, STUDENT, Bill, carved, known
 from tests.runs import OneByOne, World, bought_rows, pay_for_labels, runner
 
-DEVS = ("given", "bought", "carved", None)
+DEVS = ("given", "bought", "carved", "none")
 N_HUMAN = 50
 ITEM = "gpt-3.5-label/wlp"
 """Priced at $0.046; the small task has no LLM price of its own."""
@@ -43,7 +44,7 @@ def train_of(recipe: object) -> Train:
 @pytest.mark.parametrize("budget", [600_000, 3_000_000, 9_876_543, 12_345_678, 19_000_000, 61_000_000])
 @pytest.mark.parametrize(("name", "n_human"), [("llm_annotate", 0), ("mix", N_HUMAN)])
 def test_an_llm_labels_as_many_rows_as_the_rest_of_the_budget_pays_for(
-    name: str, n_human: int, budget: int, dev: str | None, free: bool
+    name: str, n_human: int, budget: int, dev: str, free: bool
 ) -> None:
     bill = Bill(dev, redundancy=3, free_student=free)
     least = max(1, len(LABELS) * (2 if dev == "carved" else 1) - n_human)
@@ -316,7 +317,7 @@ def test_the_errors_of_an_llm_are_a_stream_of_their_own(world: World) -> None:
     def wrong(labels: tuple[str, ...]) -> set[int]:
         return {i for i, (label, row) in enumerate(zip(labels, prepared.train, strict=True)) if label != row.label}
 
-    by_people, by_llm = wrong(people.deliver(order).labels), wrong(llm.deliver(order).labels)
+    by_people, by_llm = (wrong(delivered(seller, order).labels) for seller in (people, llm))
     n = len(prepared.train)
     for each in (by_people, by_llm):
         assert abs(len(each) - 0.3 * n) <= 4 * (0.3 * 0.7 * n) ** 0.5
@@ -356,16 +357,16 @@ def test_a_purchase_is_told_by_who_sells_it(mixed: tuple[OneByOne, PreparedRun, 
 def test_only_a_strategy_that_hires_one_is_another_run_for_it(world: World) -> None:
     terms = {"sellers": sellers()}
     for name in ("annotate", "distill", "self_distill", "general_distill"):
-        plain = world.options(strategy=name, general=str(world.checkpoint))
-        named = world.options(strategy=name, general=str(world.checkpoint), **terms)
-        assert world.workbench.request(named) == world.workbench.request(plain)
-        assert "llm_error_rate" not in world.workbench.request(named).to_json()
+        plain = world.request(strategy=name, general=str(world.checkpoint))
+        named = world.request(strategy=name, general=str(world.checkpoint), **terms)
+        assert world.workbench.resolve(named) == world.workbench.resolve(plain)
+        assert "llm_error_rate" not in world.workbench.resolve(named).to_json()
     ids = {
         hired(world, "mix", **changes).request.run_id
         for changes in ({}, {"sellers": sellers(0.2)}, {"sellers": sellers(item="gpt-3.5-label/stanceosaurus")})
     }
     assert len(ids) == 3
-    whole = world.workbench.request(world.options(strategy="llm_annotate", sellers=sellers(0)))
+    whole = world.workbench.resolve(world.request(strategy="llm_annotate", sellers=sellers(0)))
     assert repr(whole.to_json()["llm_error_rate"]) == "0.0"  # one run, however the number is written
 
 
@@ -374,11 +375,11 @@ def test_a_published_price_needs_no_name(world: World, tmp_path: Path) -> None:
         text = world.task.read_text().replace("name: small", f"name: {item}")
         task = world.task.parent / f"{item}.yaml"
         task.write_text(text)
-        asked = world.options(task=str(task), strategy="llm_annotate", sellers=sellers(item=None))
-        request = world.workbench.request(asked)
+        asked = world.request(task=str(task), strategy="llm_annotate", sellers=sellers(item=None))
+        request = world.workbench.resolve(asked)
         assert request.to_json()["llm_price_item"] == f"gpt-3.5-label/{item}"
-        named = world.options(task=str(task), strategy="llm_annotate", sellers=sellers(item=f"gpt-3.5-label/{item}"))
-        assert world.workbench.request(named).run_id == request.run_id
+        named = world.request(task=str(task), strategy="llm_annotate", sellers=sellers(item=f"gpt-3.5-label/{item}"))
+        assert world.workbench.resolve(named).run_id == request.run_id
         offer = world.workbench.prepare(asked).known.offers["llm"]
         assert Fraction(offer.price.usd) == usd
 

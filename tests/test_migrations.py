@@ -19,12 +19,13 @@ from typing import Any
 
 import pytest
 
-from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.prepare import RunBuilder
 from outlay.engine.step_runner import StepRunner
 from outlay.errors import LedgerDamaged, SpendError, StoreError
 from outlay.money.amounts import Price, PriceBook
 from outlay.money.ledger import Anchor, Ledger
 from outlay.money.ledger.migrations import MIGRATIONS
+from outlay.plan.request import Request
 from outlay.storage import migrations as store_migrations
 from outlay.storage.migrations import FORMAT_FILE, StoreMigration, format_of
 from outlay.storage.store import Store, key_of
@@ -114,8 +115,8 @@ def test_a_run_that_was_cut_short_is_replayed_without_paying_again(
     one = OneByOne(Path("out"), Store(Path("store")), here=dear)
     quick = {"batch_size": 8, "learning_rate": 0.005, "precision": "fp32"}
     roles = {"student": {**quick, "epochs": 4000}, "teacher": {"precision": "fp32"}, "distil": {"precision": "fp32"}}
-    options = Options("task.yaml", "annotate", 2 * USD, student="./checkpoint", threads=1, overrides=roles)
-    prepared = RunBuilder(PriceBook.load()).prepare(options)
+    request = Request("task.yaml", "annotate", 2 * USD, student="./checkpoint", threads=1, overrides=roles)
+    prepared = RunBuilder(PriceBook.load()).prepare(request)
     assert prepared.request.run_id == run_id
     assert one.ledger.artifact_keys(run_id, expected["step"]) == [expected["cut_short"]]
     (one.run_folder(run_id).manifest).unlink()

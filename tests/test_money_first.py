@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.prepare import RunBuilder
 from outlay.money.amounts import PriceBook
 from outlay.money.ledger import Ledger
+from outlay.plan.request import Request
 from tests.checkpoints import make_bart, make_checkpoint, make_gpt2, make_t5
 from tests.test_cli import Ran, outlay, refused, row
 
@@ -145,9 +146,9 @@ def test_quotes_are_made_of_what_is_read(town: Town, tmp_path: Path) -> None:
         for asked in (1000, 40):
             task = town.task(tmp_path / f"{name}-{asked}", max_source_tokens=asked)
             model = str(town.model(name))
-            options = Options(str(task), "annotate", 2_000_000, teacher=model, student=model, threads=1)
+            request = Request(str(task), "annotate", 2_000_000, teacher=model, student=model, threads=1)
             bench = RunBuilder(PriceBook.load([task.parent / "prices.toml"]))
-            known = bench.prepare(options).known
+            known = bench.prepare(request).known
             counts[name, asked] = known.tokens[model].train[-1] / 30
         assert counts[name, 1000] <= N_POSITIONS[name]
     assert counts["bert", 1000] == 64

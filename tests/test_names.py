@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from outlay.cli import study_commands
-from outlay.engine.prepare import Options
 from outlay.errors import OutlayError, StudyFileError, TaskFileError, UsageError
 from outlay.models.sizes import load_sizes
 from outlay.money.amounts import PriceBook
 from outlay.money.machines import load_machines
+from outlay.plan.request import Request
 from outlay.study.grid import Grid, load_study
 from outlay.tasks.task import load_task
 from outlay.workers.pool import InProcessPool
@@ -324,10 +324,10 @@ def test_models_and_budgets_that_are_named_twice_under_two_names(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "m").mkdir()
-    base = Options("t", "annotate", 1)
+    base = Request("t", "annotate", 1)
     for names in (("./m", "m"), ("m", "~/m"), ("./m", str(tmp_path / "m"))):
         for axis in ("teachers", "students"):
             with pytest.raises(UsageError, match=f"{tmp_path}/m is named twice among the {axis}"):
-                Grid(base, ("annotate",), (1,), 1, **{axis: names})  # type: ignore[arg-type]
+                Grid(base, ("annotate",), (1,), (0,), **{axis: names})  # type: ignore[arg-type]
     refused(outlay("compare", "fever", "--budgets", "300,$300.00"), "$300.00 is named twice among the budgets")
     refused(outlay("compare", "fever", "--budgets", "300", "--budgets", "400"), "--budgets is given 2 times")

@@ -171,10 +171,10 @@ def test_a_resumed_run_is_told_what_it_was_told(world: World, tmp_path: Path, mo
 def test_a_pilot_is_planned_with_the_whole_budget_as_its_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STRATEGIES, "pilot", Pilot(least=0.0))
     workbench = RunBuilder(PriceBook.load())
-    (planned,) = plan(workbench, [world.options(strategy="pilot", n_initial=None)]).points
+    (planned,) = plan(workbench, [world.request(strategy="pilot", n_initial=None)]).points
     assert planned.recipe is not None
     assert planned.recipe.is_pilot
-    known = workbench.prepare(planned.options).known
+    known = workbench.prepare(planned.request).known
     assert Quoter(known).total_micros(planned.recipe.final) < planned.charge_micros == 20_000_000
     assert planned.to_json()["n_labels"] == N_PILOT
     assert any("pilot" in note for note in planned.notes)

@@ -20,13 +20,13 @@ from rich.console import Console
 from bench import plan_study
 from outlay.cli.plan_table import render
 from outlay.engine import prepare
-from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.prepare import RunBuilder
 from outlay.models.cost_model import TERMS, MachineProfile
 from outlay.money.amounts import Price, PriceBook, format_usd, parse_usd
 from outlay.plan import context
 from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
-from outlay.plan.request import ReplayOptions, SellerSpec
+from outlay.plan.request import ReplayOptions, Request, SellerSpec
 from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train
 from outlay.plan.strategies import NotAvailable, strategy
 from outlay.storage.hashing import key_of
@@ -36,7 +36,7 @@ from tests.runs import World
 
 BLOCK = 64
 """Pool rows per block in these tests: 270 rows are five."""
-DEVS = ("given", "bought", "carved", None)
+DEVS = ("given", "bought", "carved", "none")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,9 +58,9 @@ def dear() -> PriceBook:
 
 
 @pytest.fixture(scope="module")
-def grid(world: World) -> list[Options]:
+def grid(world: World) -> list[Request]:
     return [
-        world.options(strategy=name, budget_micros=budget, n_initial=n, seed=seed, general=str(world.checkpoint))
+        world.request(strategy=name, budget_micros=budget, n_initial=n, seed=seed, general=str(world.checkpoint))
         for seed, name, n, budget in product(
             (0, 1), ("annotate", "distill", "self_distill"), (30, 60), (8_000_000, 15_000_000, 24_000_000)
         )
@@ -68,7 +68,7 @@ def grid(world: World) -> list[Options]:
 
 
 @pytest.fixture(scope="module")
-def planned(grid: list[Options], dear: PriceBook) -> StudyPlan:
+def planned(grid: list[Request], dear: PriceBook) -> StudyPlan:
     return plan(RunBuilder(dear), grid)
 
 
@@ -84,16 +84,16 @@ def batches(step: Step) -> int:
 
 
 def test_the_plan_is_the_sum_of_its_points_each_step_once(
-    grid: list[Options], dear: PriceBook, planned: StudyPlan
+    grid: list[Request], dear: PriceBook, planned: StudyPlan
 ) -> None:
     every: dict[str, Step] = {}
     hours: dict[str, Fraction] = {}
     separate: list[str] = []
     charge = n_na = 0
-    for options, point in zip(grid, planned.points, strict=True):
-        prepared = RunBuilder(dear).prepare(options)
-        recipe = strategy(options.strategy).ask(prepared.known, [])
-        assert point.options == options
+    for request, point in zip(grid, planned.points, strict=True):
+        prepared = RunBuilder(dear).prepare(request)
+        recipe = strategy(request.strategy).ask(prepared.known, [])
+        assert point.request == request
         assert point.run_id == prepared.request.run_id
         if isinstance(recipe, NotAvailable):
             n_na += 1
@@ -139,8 +139,8 @@ def test_inputs_stand_before_what_reads_them(planned: StudyPlan) -> None:
 
 
 def test_batches_filled_by_tokens_are_counted_by_their_tokens(world: World) -> None:
-    overrides = {**world.options().overrides, "student": {"epochs": 3, "batch_tokens": 100}}
-    asked = world.options(strategy="annotate", budget_micros=8_000_000, overrides=overrides)
+    overrides = {**world.request().overrides, "student": {"epochs": 3, "batch_tokens": 100}}
+    asked = world.request(strategy="annotate", budget_micros=8_000_000, overrides=overrides)
     (point,) = (planned := plan(world.workbench, [asked])).points
     assert point.recipe is not None
     (train,) = [step for step in point.recipe.steps() if isinstance(step, Train)]
@@ -149,8 +149,8 @@ def test_batches_filled_by_tokens_are_counted_by_their_tokens(world: World) -> N
 
 
 def test_the_same_step_on_two_machines_is_done_once_and_told_at_both_speeds(world: World) -> None:
-    both = [world.options(machine=name) for name in ("cpu", "a100-40gb")]
-    alone = [plan(world.workbench, [options]) for options in both]
+    both = [world.request(machine=name) for name in ("cpu", "a100-40gb")]
+    alone = [plan(world.workbench, [request]) for request in both]
     together = plan(world.workbench, both)
     assert together.distinct == alone[0].distinct
     assert together.separate.charged_hours == pytest.approx(sum(each.distinct.charged_hours for each in alone))
@@ -171,7 +171,7 @@ def test_keys_and_derivations_are_those_of_every_point_alone() -> None:
             for budget in budgets:
                 knows = shared.asked(budget, n)
                 asked = strategy(name).ask(knows, [])
-                said[str((name, dev, n, budget, seed))] = (
+                said[str((name, None if dev == "none" else dev, n, budget, seed))] = (
                     [[s.key for s in asked.steps()], asked.derivation, Quoter(knows).total_micros(asked.final)]
                     if isinstance(asked, Recipe)
                     else asked.reason  # type: ignore[union-attr]
@@ -192,7 +192,7 @@ FROZEN_DIGEST = "953fe18ef351d05e10d556cb41ea54f1a8d58e5af209a857197bd794a34df12
     free=st.booleans(),
 )
 def test_one_memo_for_all_budgets_answers_as_brute_force_does(
-    budgets: list[int], dev: str | None, n_initial: int | None, free: bool
+    budgets: list[int], dev: str, n_initial: int | None, free: bool
 ) -> None:
     bill, least = Bill(dev, free_student=free), len(LABELS) * (2 if dev == "carved" else 1)
     shared = known(1, dev=dev, student_training="free" if free else "charged")
@@ -239,32 +239,32 @@ def test_a_shared_workbench_prepares_what_a_fresh_one_does(world: World) -> None
         {},
     ]
     for change in changes:
-        options = world.options(**change)
-        one, other = shared.prepare(options), RunBuilder(PriceBook.load()).prepare(options)
-        assert one.request == other.request == one.known.request == shared.request(options)
+        request = world.request(**change)
+        one, other = shared.prepare(request), RunBuilder(PriceBook.load()).prepare(request)
+        assert one.request == other.request == one.known.request == shared.resolve(request)
         assert (one.train, one.dev, one.pool, one.test) == (other.train, other.dev, other.pool, other.test)
         assert one.pool_parts == other.pool_parts
         assert one.known.pool_digests(5, 70) == other.known.pool_digests(5, 70)
         assert replace(one.known, pool_digests=other.known.pool_digests, n_carved=other.known.n_carved) == other.known
-        asked = [strategy(options.strategy).ask(each.known, []) for each in (one, other)]
+        asked = [strategy(request.strategy).ask(each.known, []) for each in (one, other)]
         assert asked[0] == asked[1]
 
 
 def test_settings_that_are_written_differently_are_not_shared(world: World) -> None:
-    whole = world.options(overrides={"teacher": {"epochs": 2}})
-    assert world.workbench.request(whole)
+    whole = world.request(overrides={"teacher": {"epochs": 2}})
+    assert world.workbench.resolve(whole)
     with pytest.raises(prepare.UsageError, match=r"epochs is 2\.0"):
-        world.workbench.request(replace(whole, overrides={"teacher": {"epochs": 2.0}}))
+        world.workbench.resolve(replace(whole, overrides={"teacher": {"epochs": 2.0}}))
     with pytest.raises(prepare.UsageError, match="the budget is"):
-        world.workbench.request(replace(whole, budget_micros=0))
+        replace(whole, budget_micros=0)
 
 
 # --- what cannot be filled -------------------------------------------------------------------------------------------
 
 
 def test_a_cell_that_cannot_be_filled_says_why_and_stops_nothing(world: World, tmp_path: Path) -> None:
-    fine = world.options()
-    asked: list[Options | tuple[Options, str]] = [
+    fine = world.request()
+    asked: list[Request | tuple[Request, str]] = [
         fine,
         replace(fine, budget_micros=1_000_000),
         replace(fine, teacher=str(tmp_path / "nothing")),
@@ -306,7 +306,7 @@ def test_what_fails_is_tried_once(world: World, monkeypatch: pytest.MonkeyPatch)
 
     original = prepare.fingerprint
     monkeypatch.setattr(prepare, "fingerprint", counting)
-    asked = [world.options(teacher="/nowhere/at/all", seed=seed, n_initial=n) for seed in range(3) for n in (5, 6)]
+    asked = [world.request(teacher="/nowhere/at/all", seed=seed, n_initial=n) for seed in range(3) for n in (5, 6)]
     planned = plan(RunBuilder(PriceBook.load()), asked)
     assert planned.n_na == 6
     assert len({point.reason for point in planned.points}) == 1
@@ -315,11 +315,11 @@ def test_what_fails_is_tried_once(world: World, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_checkpoint_that_changed_is_seen_by_the_next_command(tmp_path: Path) -> None:
     own = World(tmp_path)
-    before = own.workbench.request(own.options())
+    before = own.workbench.resolve(own.request())
     config = own.checkpoint / "config.json"
     config.write_text(config.read_text() + "\n")
-    assert own.workbench.request(own.options()).run_id == before.run_id
-    assert RunBuilder(PriceBook.load()).request(own.options()).models != before.models
+    assert own.workbench.resolve(own.request()).run_id == before.run_id
+    assert RunBuilder(PriceBook.load()).resolve(own.request()).digests != before.digests
 
 
 # --- here, and for people --------------------------------------------------------------------------------------------
@@ -329,15 +329,15 @@ def test_seconds_and_cash_here_are_those_of_the_distinct_steps(world: World) -> 
     profile = MachineProfile(
         "here", "2026-11-21", "a device", "2.13.0", 1, 10**11, {"fp32": dict.fromkeys(TERMS, 0.01)}
     )
-    asked = [world.options(budget_micros=budget, seed=seed) for budget in (14_000_000, 20_000_000) for seed in (0, 1)]
-    asked.append(world.options(strategy="annotate"))
+    asked = [world.request(budget_micros=budget, seed=seed) for budget in (14_000_000, 20_000_000) for seed in (0, 1)]
+    asked.append(world.request(strategy="annotate"))
     here = Price("cpu", "hour", Decimal("0.5"), "a test", None)
     planned = plan(world.workbench, asked, profile=profile, here=here)
     seconds: dict[str, float] = {}
     n_separate: dict[str, int] = {}
-    for options in asked:
-        knows = world.workbench.prepare(options).known
-        recipe = strategy(options.strategy).ask(knows, [])
+    for request in asked:
+        knows = world.workbench.prepare(request).known
+        recipe = strategy(request.strategy).ask(knows, [])
         assert isinstance(recipe, Recipe)
         longest = Forecaster(
             Quoter(knows), profile, lambda labels, model, knows=knows: [knows.longest_answer[model.ref]]
@@ -384,12 +384,12 @@ def test_a_bound_of_the_charge_is_shown_as_no_forecast(world: World) -> None:
         row = next(line for line in text.splitlines() if heading in line)
         return [cell.strip() for cell in row.strip("│ ").split("│")[1:]]
 
-    bare = shown(plan(world.workbench, [world.options()], here=here))
+    bare = shown(plan(world.workbench, [world.request()], here=here))
     assert cells(bare, "hours on this machine, forecast") == ["–", "–"]
     assert all(float(cell) > 0 for cell in cells(bare, "hours charged at most, as cpu"))
     assert "no forecast; `outlay machine calibrate`" in " ".join(bare.split())
     assert "forecast: $" not in bare
-    planned = plan(world.workbench, [world.options()], profile=profile, here=here)
+    planned = plan(world.workbench, [world.request()], profile=profile, here=here)
     known = shown(planned)
     assert planned.distinct.seconds_here is not None
     assert planned.cash_micros is not None
@@ -410,7 +410,7 @@ def test_json_has_every_point_and_the_sums(planned: StudyPlan) -> None:
     )
     assert document["cash_forecast_usd"] is None
     for point, said in zip(planned.points, document["points"], strict=True):
-        asked = point.options
+        asked = point.request
         assert said["run"] == point.run_id
         assert (said["strategy"], said["n_initial"], said["seed"]) == (asked.strategy, asked.n_initial, asked.seed)
         assert parse_usd(said["budget_usd"]) == asked.budget_micros

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from outlay.cli.app import main
-from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.prepare import RunBuilder
 from outlay.errors import UsageError
 from outlay.hardware import precision
 from outlay.hardware.precision import (
@@ -34,14 +34,16 @@ from outlay.hardware.precision import (
 from outlay.hardware.processor import cpu_name
 from outlay.money.amounts import PriceBook
 from outlay.money.ledger import Ledger
+from outlay.plan.request import Request
 from outlay.report.results import Header
 from outlay.standalone.inference import InferenceOptions, predict
+from outlay.standalone.request import Data
 from outlay.standalone.runtime import RuntimeOptions
 from outlay.standalone.training import finetune
 from outlay.study.grid import find_study, load_study, shipped_studies
 from outlay.study.index import StudyIndex
 from outlay.tasks.overrides import TrainingOverrides
-from outlay.text.listener import Silent
+from tests.listeners import Silent
 from tests.runs import World
 from tests.steps_world import StepsWorld
 from tests.test_cli import outlay, refused
@@ -211,10 +213,10 @@ def world(shared_world: World) -> World:
     return shared_world.fresh()
 
 
-def plain(world: World, **changes: object) -> Options:
+def plain(world: World, **changes: object) -> Request:
     """A run whose settings name no precision."""
     fast = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3}
-    return world.options(overrides=dict.fromkeys(("teacher", "student", "distil"), fast), **changes)
+    return world.request(overrides=dict.fromkeys(("teacher", "student", "distil"), fast), **changes)
 
 
 def test_a_run_is_the_run_that_names_what_auto_means(cache: Path, world: World) -> None:
@@ -240,17 +242,17 @@ def test_a_run_is_the_run_that_names_what_auto_means(cache: Path, world: World) 
 
 def test_runs_of_before_keep_their_ids(cache: Path, world: World) -> None:
     """What named no precision was in bf16; what names one for every role asks no machine."""
-    assert "precision" not in world.workbench.request(plain(world, precision="bf16")).to_json()
-    assert "precision" not in world.workbench.request(world.options(strategy="annotate")).to_json()
+    assert "precision" not in world.workbench.resolve(plain(world, precision="bf16")).to_json()
+    assert "precision" not in world.workbench.resolve(world.request(strategy="annotate")).to_json()
     assert not cache.exists()
 
 
 def test_published_studies_are_in_bf16_on_every_machine(cache: Path) -> None:
     for name in shipped_studies():
         file, price = load_study(find_study(name)), PriceBook.load().get
-        assert {cell.options.precision for cell in file.at("paper", price=price).cells} == {"bf16"}
-        assert {cell.options.precision for cell in file.at("cpu", price=price).cells} == {"auto"}
-        assert {cell.options.precision for cell in file.at("cpu", precision="fp32", price=price).cells} == {"fp32"}
+        assert {cell.request.precision for cell in file.at("paper", price=price).cells} == {"bf16"}
+        assert {cell.request.precision for cell in file.at("cpu", price=price).cells} == {"auto"}
+        assert {cell.request.precision for cell in file.at("cpu", precision="fp32", price=price).cells} == {"fp32"}
     with pytest.raises(UsageError, match=r"--precision .*'half'"):
         file.at("cpu", precision="half", price=price)
 
@@ -309,7 +311,7 @@ def test_a_study_is_not_bought_again_in_silence(cache: Path, world: World, tmp_p
     file.write_text(STUDY.format(checkpoint=world.checkpoint, task=world.task))
     prices = PriceBook.load()
     [cell] = load_study(file).at("cpu", price=prices.get).cells
-    begun = RunBuilder(prices).request(replace(cell.options, precision="bf16"))
+    begun = RunBuilder(prices).resolve(replace(cell.request, precision="bf16"))
     StudyIndex(Header("toy", "toy", "plain", None, "cpu"), str(tmp_path / "store"), prices.get("cpu"), ()).write(folder)
     Ledger(folder / "ledger.sqlite").open_run(begun.run_id, begun.budget_micros)
     ask = ("study", "run", file, "--out", folder, "--store", tmp_path / "store")
@@ -326,26 +328,26 @@ def test_a_study_is_not_bought_again_in_silence(cache: Path, world: World, tmp_p
 def test_a_step_is_not_done_again_in_silence(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "world").mkdir()
     world = StepsWorld.make(tmp_path / "world")
-    recipe = world.recipe("entities", "bert", tmp_path / "model", epochs=1)
-    recipe = replace(recipe, overrides={name: value for name, value in recipe.overrides.items() if name != "precision"})
     train = world.file("entities", "train")
+    recipe = world.recipe("entities", "bert", tmp_path / "model", file=train, epochs=1)
+    recipe = replace(recipe, overrides={name: value for name, value in recipe.overrides.items() if name != "precision"})
     keep_bf16_speed(SLOW)
-    finetune(recipe, Silent(), train_file=train)
+    finetune(recipe, Silent())
     request = json.loads((tmp_path / "model/request.json").read_text())
     assert request["settings"]["precision"] == "fp32"
-    asked = InferenceOptions(tmp_path / "model", tmp_path / "said.jsonl", file=train, running=RuntimeOptions(threads=1))
+    asked = InferenceOptions(
+        tmp_path / "model", tmp_path / "said.jsonl", Data(file=train), runtime=RuntimeOptions(threads=1)
+    )
     predict(asked, Silent())
     assert json.loads((tmp_path / "said.jsonl.request.json").read_text())["precision"] == "fp32"
 
     keep_bf16_speed(FAST)
     way = '"fp32".*"bf16".*--precision fp32'
     with pytest.raises(UsageError, match=way):
-        finetune(recipe, Silent(), train_file=train)
+        finetune(recipe, Silent())
     with pytest.raises(UsageError, match=way):
         predict(asked, Silent())
-    assert finetune(
-        replace(recipe, overrides={**recipe.overrides, "precision": "fp32"}), Silent(), train_file=train
-    ).is_old
+    assert finetune(replace(recipe, overrides={**recipe.overrides, "precision": "fp32"}), Silent()).is_old
     assert predict(replace(asked, precision="fp32"), Silent()).is_old
 
 
@@ -389,11 +391,11 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
         from outlay.engine.run import RunExecution
         from outlay.engine.step_runner import Job
 
-        options = plain(world, strategy="annotate", budget_micros=3_000_000, precision=asked)
+        request = plain(world, strategy="annotate", budget_micros=3_000_000, precision=asked)
         if named is not None:
-            own = {role: {**fast, "precision": named} for role, fast in options.overrides.items()}
-            options = replace(options, overrides=own)
-        prepared = world.workbench.prepare(options)
+            own = {role: {**fast, "precision": named} for role, fast in request.overrides.items()}
+            request = replace(request, overrides=own)
+        prepared = world.workbench.prepare(request)
         with RunExecution(runner.till, prepared, Quiet()) as execution:
             execution.advance()
             bought = execution.begin(execution.needs()[0])
@@ -402,7 +404,7 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
             execution.advance()
             begun = execution.begin(execution.needs()[0])
             assert isinstance(begun.job, Job)
-            assert begun.job.options.precision == wanted
+            assert begun.job.request.precision == wanted
             keep_bf16_speed(SLOW)
             maker = JobRunner(runner.store, world.workbench.prepare)
             if problem:

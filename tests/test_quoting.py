@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from outlay.models.shape import ModelShape
 from outlay.plan.context import PlanningContext, TokenCounts
 from outlay.plan.quotes import Quoter
-from outlay.plan.request import frozen_overrides
 from outlay.plan.steps import Distil, Score, Step, Teach, Train
 from outlay.plan.strategies import strategy
 from outlay.spec import Family, TargetKind, TargetSpec, TaskSpec
@@ -94,7 +93,7 @@ def steps(of: PlanningContext) -> dict[str, list[Step]]:
 def test_what_goes_through_a_model_row_by_row(
     teacher: Family, student: Family, target: TargetKind, dev: str | None, speaks: dict[str, int], gold_weight: float
 ) -> None:
-    asked = frozen_overrides({"teach": speaks, "distil": {"gold_weight": gold_weight}})
+    asked = {"teach": speaks, "distil": {"gold_weight": gold_weight}}
     beams = speaks.get("beams", 1)
     of = knows(teacher, student, target, dev=dev, overrides=asked)
     found, quoter = steps(of), Quoter(of)
@@ -143,7 +142,7 @@ def test_a_pair_of_stacks_takes_half_of_what_one_stack_takes_per_token() -> None
 def test_evaluations_are_never_more_than_quoted(epochs: int, batch_size: int, eval_steps: int, stopped: int) -> None:
     """The loop evaluates every ``eval_steps`` steps and at its end, wherever the money ends it."""
     settings = {"epochs": epochs, "batch_size": batch_size, "eval_steps": eval_steps}
-    of = knows("encoder", "encoder", "classes", overrides=frozen_overrides({"teacher": settings}))
+    of = knows("encoder", "encoder", "classes", overrides={"teacher": settings})
     (train,) = steps(of)["train"]
     assert isinstance(train, Train)
     n_steps = epochs * -(-N // batch_size)

@@ -560,7 +560,7 @@ def test_two_runs_with_caches_of_their_own_share_what_was_made(
     from tests.runs import World  # imports torch, which the other tests here can do without
 
     world = World(tmp_path)
-    options = world.options(strategy="annotate", budget_micros=3_000_000, n_initial=None, student_training="free")
+    options = world.request(strategy="annotate", budget_micros=3_000_000, n_initial=None, student_training="free")
 
     def run(name: str) -> tuple[Any, Any]:
         monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path / name / "cache"))
@@ -599,7 +599,7 @@ def test_a_study_on_s3_is_reused_from_an_empty_cache(
     url = "s3://studies/some/prefix"
     world = World(tmp_path, n_layers=2)
     asked = [
-        world.options(strategy=name, budget_micros=16_000_000, student="cut:1")
+        world.request(strategy=name, budget_micros=16_000_000, student="cut:1")
         for name in ("annotate", "distill", "self_distill")
     ]
 

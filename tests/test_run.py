@@ -256,7 +256,7 @@ def test_meter_stops_a_step_at_its_cash_and_keeps_the_best_model_so_far(world: W
     dear = Price("cpu", "hour", Decimal(9_000), "a test", None)
     root = tmp_path / "out"
     one = OneByOne(root, runner(tmp_path / "x", tmp_path / "store").store, here=dear)
-    slow = {**dict(world.options().overrides), "student": {"epochs": 4000, "batch_size": 16, "precision": "fp32"}}
+    slow = {**dict(world.request().overrides), "student": {"epochs": 4000, "batch_size": 16, "precision": "fp32"}}
     prepared = world.prepared(strategy="annotate", n_initial=None, budget_micros=10_000_000, overrides=slow)
     point = one.execute(prepared)
     assert point.result.status == "ok"
@@ -398,7 +398,7 @@ def test_one_run_cannot_be_executed_twice_at_once(world: World, tmp_path: Path) 
 
 
 def test_requests_differ_where_results_may_differ(world: World) -> None:
-    base = world.workbench.request(world.options())
+    base = world.workbench.resolve(world.request())
     changes = [
         {"seed": 1},
         {"threads": 2},
@@ -412,9 +412,9 @@ def test_requests_differ_where_results_may_differ(world: World) -> None:
         {"student_training": "free"},
         {"dev": "carved"},
     ]
-    ids = {world.workbench.request(world.options(**change)).run_id for change in changes}
+    ids = {world.workbench.resolve(world.request(**change)).run_id for change in changes}
     assert len(ids | {base.run_id}) == len(changes) + 1
-    assert world.workbench.request(replace(world.options())).run_id == base.run_id
+    assert world.workbench.resolve(replace(world.request())).run_id == base.run_id
 
 
 def test_pool_of_a_request_does_not_depend_on_the_seed(world: World) -> None:
@@ -433,7 +433,7 @@ def test_rows_of_an_f1_task_have_an_interval_over_examples(world: World, tmp_pat
     text = world.task.read_text().replace("metric: accuracy", "metric: f1").replace("name: small", "name: small_f1")
     task = world.task.with_name("f1.yaml")
     task.write_text(text)
-    base = replace(world.options(strategy="annotate", n_initial=None, budget_micros=4_100_000), task=str(task))
+    base = replace(world.request(strategy="annotate", n_initial=None, budget_micros=4_100_000), task=str(task))
     book = PriceBook.load()
     place = Workplace(tmp_path / "out", Store(tmp_path / "store"), book, book.get("cpu"))
     session = prepare_session([replace(base, seed=seed) for seed in (0, 1)], Header("f1", "F1", "plain"), place)

@@ -67,7 +67,7 @@ def test_every_kind_and_family_within_its_quotes(
     overrides: dict[str, dict[str, Any]],
 ) -> None:
     one = runner(tmp_path / "out", tmp_path / "store")
-    prepared = families.workbench.prepare(families.family_options(task, teacher, student, overrides=overrides))
+    prepared = families.workbench.prepare(families.family_request(task, teacher, student, overrides=overrides))
     seen = made_steps(one, monkeypatch)
     point = one.execute(prepared)
     assert point.result.status == "ok", point.result.reason
@@ -87,7 +87,7 @@ def test_every_kind_and_family_within_its_quotes(
 
 
 def test_a_paraphrase_keeps_what_it_was_compared_with(families: FamilyWorld, tmp_path: Path) -> None:
-    options = families.family_options("paraphrases", "seq2seq", "seq2seq", strategy="annotate", n_initial=None)
+    options = families.family_request("paraphrases", "seq2seq", "seq2seq", strategy="annotate", n_initial=None)
     one = runner(tmp_path / "out", tmp_path / "store")
     prepared = families.workbench.prepare(options)
     point = one.execute(prepared)
@@ -103,7 +103,7 @@ def test_a_paraphrase_keeps_what_it_was_compared_with(families: FamilyWorld, tmp
 
 def test_the_gold_of_bought_pool_rows_is_mixed_in_and_no_other(families: FamilyWorld, tmp_path: Path) -> None:
     overrides = {"distil": {"gold_weight": 0.5}}
-    options = families.family_options("entities", "encoder", "encoder", overrides=overrides)
+    options = families.family_request("entities", "encoder", "encoder", overrides=overrides)
     prepared = families.workbench.prepare(options)
     one = runner(tmp_path / "out", tmp_path / "store")
     bought = next(s for s in _steps(prepared) if isinstance(s, Buy))
@@ -133,7 +133,7 @@ def test_rows_that_were_cut_are_counted_and_told(families: FamilyWorld, tmp_path
             return (lambda line: lines.append(line)) if name == "say" else lambda *_: None
 
     one = runner(tmp_path / "out", tmp_path / "store", watcher=Listener())
-    options = families.family_options("entities", "seq2seq", "seq2seq", strategy="annotate", n_initial=None)
+    options = families.family_request("entities", "seq2seq", "seq2seq", strategy="annotate", n_initial=None)
     options = replace(options, task=str(task))
     assert one.execute(families.workbench.prepare(options)).is_ok
     n = next(int(line.split(" train labels")[0]) for line in lines if "train labels: at most" in line)
@@ -144,15 +144,15 @@ def test_rows_that_were_cut_are_counted_and_told(families: FamilyWorld, tmp_path
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_an_encoder_cannot_write(families: FamilyWorld, role: str) -> None:
     names = {"teacher": "seq2seq", "student": "seq2seq"} | {role: "encoder"}
-    options = families.family_options("questions", names["teacher"], names["student"])
+    options = families.family_request("questions", names["teacher"], names["student"])
     with pytest.raises(
         UsageError, match=r"is an encoder and cannot write the answers of task questions; name a seq2seq"
     ):
-        families.workbench.request(options)
+        families.workbench.resolve(options)
 
 
 def test_a_teacher_that_is_not_asked_may_be_an_encoder(families: FamilyWorld) -> None:
-    options = families.family_options("questions", "encoder", "seq2seq", strategy="annotate", n_initial=None)
+    options = families.family_request("questions", "encoder", "seq2seq", strategy="annotate", n_initial=None)
     assert set(families.workbench.prepare(options).known.tokens) == {options.student}
 
 
@@ -163,29 +163,29 @@ def test_the_published_objective_needs_one_vocabulary(
     families: FamilyWorld, task: str, teacher: str, student: str
 ) -> None:
     with pytest.raises(UsageError, match=r"published objective needs .* use objective=masked"):
-        families.workbench.check(families.family_options(task, teacher, student, overrides=PUBLISHED))
+        families.workbench.check(families.family_request(task, teacher, student, overrides=PUBLISHED))
 
 
 def test_the_encoder_that_measures_is_named_or_refused(families: FamilyWorld) -> None:
-    options = families.family_options("paraphrases", "seq2seq", "seq2seq")
-    other = families.family_options(
+    options = families.family_request("paraphrases", "seq2seq", "seq2seq")
+    other = families.family_request(
         "paraphrases", "seq2seq", "seq2seq", metric_model=str(families.checkpoints["causal"])
     )
-    assert families.workbench.request(options).run_id != families.workbench.request(other).run_id
-    missing = families.family_options("paraphrases", "seq2seq", "seq2seq", metric_model="./none")
+    assert families.workbench.resolve(options).run_id != families.workbench.resolve(other).run_id
+    missing = families.family_request("paraphrases", "seq2seq", "seq2seq", metric_model="./none")
     with pytest.raises(UnknownModel, match="or name another encoder for bert_ibleu with --metric-model"):
-        families.workbench.request(missing)
+        families.workbench.resolve(missing)
     with pytest.raises(UsageError, match="qa_f1, which needs no --metric-model"):
-        families.workbench.request(families.family_options("questions", "seq2seq", "seq2seq", metric_model="x/y"))
+        families.workbench.resolve(families.family_request("questions", "seq2seq", "seq2seq", metric_model="x/y"))
 
 
 def test_the_general_student_is_the_student_of_its_strategy_alone(families: FamilyWorld) -> None:
     encoder = str(families.checkpoints["encoder"])
-    options = families.family_options("classes", "encoder", "seq2seq", strategy="general_distill", general=encoder)
+    options = families.family_request("classes", "encoder", "seq2seq", strategy="general_distill", general=encoder)
     prepared = families.workbench.prepare(options)
     assert (prepared.request.student, prepared.known.student.ref) == (encoder, encoder)
     assert "publicly available" in strategy("general_distill").ask(prepared.known, []).derivation[1]  # type: ignore[union-attr]
-    assert families.workbench.request(families.family_options("classes", "encoder", "seq2seq")).student != encoder
+    assert families.workbench.resolve(families.family_request("classes", "encoder", "seq2seq")).student != encoder
 
 
 def test_a_label_may_hold_any_character() -> None:

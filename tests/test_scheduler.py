@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from outlay.engine.point import Point, micros_of
-from outlay.engine.prepare import Options
 from outlay.engine.runner import Runner
 from outlay.engine.step_runner import Job, JobResult
 from outlay.errors import TrainingError
 from outlay.money.amounts import PriceBook
+from outlay.plan.request import Request
 from outlay.study.scheduler import Scheduler, StepRunnerFactory
 from outlay.workers.local import LocalPool
 from outlay.workers.pool import InProcessPool, TaskResult, WorkerPool
@@ -25,10 +25,10 @@ def world(shared_world: World) -> World:
     return shared_world.fresh()
 
 
-def grid(world: World) -> list[Options]:
+def grid(world: World) -> list[Request]:
     """Two seeds, two budgets, three strategies; teacher and student of `distill` are the same at both budgets."""
     return [
-        world.options(strategy=name, budget_micros=budget, seed=seed)
+        world.request(strategy=name, budget_micros=budget, seed=seed)
         for seed in (0, 1)
         for budget in (16_000_000, 19_000_000)
         for name in ("annotate", "distill", "self_distill")
@@ -56,7 +56,7 @@ class Listener:
         pass
 
 
-def scheduled(one: Runner, world: World, asked: Sequence[Options], crew: WorkerPool) -> tuple[list[Point], Listener]:
+def scheduled(one: Runner, world: World, asked: Sequence[Request], crew: WorkerPool) -> tuple[list[Point], Listener]:
     points: dict[int, Point] = {}
     listener = Listener()
     with crew:
@@ -72,9 +72,9 @@ def craft(one: Runner) -> StepRunnerFactory:
 def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
     """Each run by itself, in a store of its own: what it would be, bought alone."""
     points = []
-    for options in grid(world):
+    for request in grid(world):
         folder = tmp_path_factory.mktemp("alone")
-        points.append(runner(folder, folder / "store").execute(world.workbench.prepare(options)))
+        points.append(runner(folder, folder / "store").execute(world.workbench.prepare(request)))
     return points
 
 
@@ -107,11 +107,11 @@ def test_each_distinct_step_is_made_once_and_every_point_is_charged_in_full(
     assert 0 < len(listener.begun) < separately
     for point, alone in zip(points, undisturbed, strict=True):
         assert point.result.charge_usd == alone.result.charge_usd
-    for options, point in zip(asked, points, strict=True):
-        run = world.workbench.request(options).run_id
+    for request, point in zip(asked, points, strict=True):
+        run = world.workbench.resolve(request).run_id
         booked = sum(entry.charge_micros for entry in one.ledger.entries(run) if entry.kind in ("settle", "overrun"))
         assert booked == micros_of(point.result.charge_usd)
-        assert booked <= options.budget_micros
+        assert booked <= request.budget_micros
     # What was computed left the bank once: all seconds of all artifacts, and no more.
     spent = sum(one.ledger.balance(run).total_cash_micros for run in one.ledger.run_ids())
     seconds = sum(sum(a.circumstance["seconds_by_payer"].values()) for a in one.store.list() if a.kind not in ("buy",))
@@ -123,7 +123,7 @@ def test_a_study_that_is_done_is_replayed_and_books_nothing(world: World, tmp_pa
     asked = grid(world)[:3]
     first, _ = scheduled(one, world, asked, InProcessPool(craft(one)))
     n_entries = one.ledger.anchor().count
-    again = one.all_finished([world.workbench.request(options).run_id for options in asked])
+    again = one.all_finished([world.workbench.resolve(request).run_id for request in asked])
     assert [p.to_json() for p in again.values()] == [p.to_json() for p in first]
     assert one.ledger.anchor().count == n_entries
 
@@ -180,7 +180,7 @@ def test_a_step_that_always_loses_its_worker_fails_its_points_and_no_other(world
 def test_an_error_of_a_step_fails_every_point_that_needs_it_after_one_try(world: World, tmp_path: Path) -> None:
     """All three are open before the first step is handed out, so none of them tries by itself."""
     one = runner(tmp_path, tmp_path / "store")
-    asked = [world.options(budget_micros=budget) for budget in (16_000_000, 17_000_000, 18_000_000)]
+    asked = [world.request(budget_micros=budget) for budget in (16_000_000, 17_000_000, 18_000_000)]
     points, listener = scheduled(one, world, asked, Unreliable(one, world, spoil="distil"))
     assert [p.result.reason for p in points] == ["the loss is not a number"] * 3
     assert listener.begun.count(next(what for what in listener.begun if what.startswith("distil"))) == 1
@@ -188,7 +188,7 @@ def test_an_error_of_a_step_fails_every_point_that_needs_it_after_one_try(world:
 
 def test_a_point_that_cannot_be_prepared_fails_alone(world: World, tmp_path: Path) -> None:
     one = runner(tmp_path, tmp_path / "store")
-    asked = [world.options(teacher=str(tmp_path / "nowhere")), world.options(strategy="annotate")]
+    asked = [world.request(teacher=str(tmp_path / "nowhere")), world.request(strategy="annotate")]
     points, _ = scheduled(one, world, asked, InProcessPool(craft(one)))
     assert [p.result.status for p in points] == ["failed", "ok"]
     assert "nowhere" in (points[0].result.reason or "")
@@ -207,7 +207,7 @@ def test_a_worker_with_other_data_refuses(world: World, tmp_path: Path) -> None:
     one = runner(tmp_path, tmp_path / "store")
     book = PriceBook.load()
     other = StepRunnerFactory(one.store.location, PriceBook([book.get("label/demo"), book.get("cpu")]))
-    points, _ = scheduled(one, world, [world.options(strategy="annotate")], InProcessPool(other))
+    points, _ = scheduled(one, world, [world.request(strategy="annotate")], InProcessPool(other))
     assert points[0].result.status == "failed"
     assert "differ from those it was planned with" in (points[0].result.reason or "")
 
@@ -223,6 +223,6 @@ def test_what_comes_back_is_the_key_alone(world: World, tmp_path: Path) -> None:
             seen.extend(each.value for each in ended)
             return ended
 
-    scheduled(one, world, [world.options(strategy="annotate")], Watching(craft(one)))
+    scheduled(one, world, [world.request(strategy="annotate")], Watching(craft(one)))
     assert seen
     assert all(one.store.get(each.key) is not None and not each.reused for each in seen)

@@ -155,8 +155,8 @@ def place(root: Path, **changes: Any) -> Workplace:
 
 def test_a_list_of_options_is_brought_about_and_read_back(world: World, tmp_path: Path) -> None:
     asked = [
-        world.options(strategy="annotate", budget_micros=16_000_000, student="cut:1"),
-        world.options(strategy="self_distill", budget_micros=1_000_000, student="cut:1"),
+        world.request(strategy="annotate", budget_micros=16_000_000, student="cut:1"),
+        world.request(strategy="self_distill", budget_micros=1_000_000, student="cut:1"),
     ]
     header = Header("toy", "Toy", "plain")
     here = place(tmp_path)
@@ -165,7 +165,7 @@ def test_a_list_of_options_is_brought_about_and_read_back(world: World, tmp_path
     results = read_results(here.folder, here.store)
     assert (results.header, results.points) == (header, tuple(points))
     check_books(here.runner(), world.workbench, asked[:1], points[:1])
-    assert receipt_file(here.folder, world.workbench.request(asked[0]).run_id).exists()
+    assert receipt_file(here.folder, world.workbench.resolve(asked[0]).run_id).exists()
     # Again it books nothing, and a request that leaves a score out is refused.
     n_entries = len(here.runner().ledger.entries())
     assert bring_about(asked, header, here) == points
@@ -178,7 +178,7 @@ def test_a_list_of_options_is_brought_about_and_read_back(world: World, tmp_path
 def test_a_score_that_only_its_run_knows_of_is_not_dropped(world: World, tmp_path: Path) -> None:
     """Points are written now and then; a process that is killed in between leaves the run's manifest alone."""
     asked = [
-        world.options(strategy="annotate", budget_micros=16_000_000, student="cut:1", seed=seed) for seed in (0, 1)
+        world.request(strategy="annotate", budget_micros=16_000_000, student="cut:1", seed=seed) for seed in (0, 1)
     ]
     here = place(tmp_path)
     bring_about(asked[:1], Header("toy", "Toy", "plain"), here)
@@ -189,7 +189,7 @@ def test_a_score_that_only_its_run_knows_of_is_not_dropped(world: World, tmp_pat
 
 def test_a_pool_that_is_smaller_than_asked_is_taken_as_it_is(world: World, tmp_path: Path) -> None:
     """In a study the cell would be `na`: there the number of rows is what is studied."""
-    asked = [world.options(budget_micros=16_000_000, student="cut:1", pool_rows=100_000)]
+    asked = [world.request(budget_micros=16_000_000, student="cut:1", pool_rows=100_000)]
     (planned,) = prepare_session(asked, Header("toy", "Toy", "plain"), place(tmp_path)).plan.points
     assert planned.recipe is not None
     assert not (tmp_path / "out").exists()

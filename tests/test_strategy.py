@@ -14,14 +14,14 @@ from outlay.errors import UnknownStrategy
 from outlay.money.amounts import parse_usd
 from outlay.plan.context import PlanningContext
 from outlay.plan.quotes import Quoter
-from outlay.plan.request import ReplayOptions, SellerSpec, frozen_overrides
+from outlay.plan.request import ReplayOptions, SellerSpec
 from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train, describe
 from outlay.plan.strategies import STRATEGIES, NotAvailable, StrategyOutcome, strategy
 from outlay.settings import TeachSettings
 from outlay.spec import TaskSpec
 from tests.knowledge import ENCODING, LABELS, N_DEV, N_POOL, N_TRAIN, STUDENT, TEACHER, Bill, carved, known, people
 
-DEVS = ("given", "bought", "carved", None)
+DEVS = ("given", "bought", "carved", "none")
 BUDGETS = (1_000_000, 3_000_000, 12_345_678, 40_000_000, 61_000_000, 90_000_000)
 
 
@@ -55,16 +55,14 @@ def total(knows: PlanningContext, found: Recipe) -> int:
     return sum(Quoter(knows).quote(step).charge_micros for step in found.steps())
 
 
-def least(dev: str | None) -> int:
+def least(dev: str) -> int:
     return len(LABELS) * (2 if dev == "carved" else 1)
 
 
 @pytest.mark.parametrize("dev", DEVS)
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("redundancy", [1, 3])
-def test_annotate_buys_the_most_labels_whose_training_it_can_still_pay(
-    budget: int, dev: str | None, redundancy: int
-) -> None:
+def test_annotate_buys_the_most_labels_whose_training_it_can_still_pay(budget: int, dev: str, redundancy: int) -> None:
     bill = Bill(dev, redundancy)
     affordable = [n for n in range(least(dev), N_TRAIN + 1) if bill.annotate(n) <= budget]
     knows = known(budget, dev=dev, sellers=(SellerSpec(replay=ReplayOptions(redundancy=redundancy)),))
@@ -81,7 +79,7 @@ def test_annotate_buys_the_most_labels_whose_training_it_can_still_pay(
 
 @pytest.mark.parametrize("dev", DEVS)
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_distill_with_a_fixed_n_takes_as_much_of_the_pool_as_the_rest_pays_for(budget: int, dev: str | None) -> None:
+def test_distill_with_a_fixed_n_takes_as_much_of_the_pool_as_the_rest_pays_for(budget: int, dev: str) -> None:
     n, bill = 50, Bill(dev)
     affordable = [blocks for blocks in (1, 2, 3) if bill.distill(n, blocks) <= budget]
     knows = known(budget, dev=dev, n_initial=n, strategy="distill")
@@ -104,7 +102,7 @@ def test_the_pool_is_the_limit_at_some_budget_and_not_at_another() -> None:
 
 @pytest.mark.parametrize("dev", DEVS)
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_the_default_rule_reserves_the_whole_pool_and_buys_labels_with_the_rest(budget: int, dev: str | None) -> None:
+def test_the_default_rule_reserves_the_whole_pool_and_buys_labels_with_the_rest(budget: int, dev: str) -> None:
     bill = Bill(dev)
     affordable = [n for n in range(least(dev), N_TRAIN + 1) if bill.distill(n, 3) <= budget]
     knows = known(budget, dev=dev)
@@ -140,7 +138,7 @@ def test_the_own_teacher_of_self_distillation_is_the_student() -> None:
 
 @pytest.mark.parametrize(("name", "n_initial"), [("annotate", None), ("distill", None), ("distill", 50)])
 @pytest.mark.parametrize("dev", DEVS)
-def test_a_refusal_names_the_cost_and_the_way_out(name: str, n_initial: int | None, dev: str | None) -> None:
+def test_a_refusal_names_the_cost_and_the_way_out(name: str, n_initial: int | None, dev: str) -> None:
     refused = ask(name, known(100_000, dev=dev, n_initial=n_initial))
     assert isinstance(refused, NotAvailable)
     assert "\n" not in refused.reason
@@ -238,7 +236,7 @@ def test_open_answers_need_two_labels_and_not_one_per_type() -> None:
 
 def test_gold_labels_are_mixed_in_only_where_they_are_asked_for() -> None:
     plain = known(40_000_000, n_initial=50)
-    mixed = known(40_000_000, n_initial=50, overrides=frozen_overrides({"distil": {"gold_weight": 0.25}}))
+    mixed = known(40_000_000, n_initial=50, overrides={"distil": {"gold_weight": 0.25}})
     (without,), (with_gold,) = of_kind(recipe("distill", plain), Distil), of_kind(recipe("distill", mixed), Distil)
     assert isinstance(without, Distil)
     assert isinstance(with_gold, Distil)
@@ -248,7 +246,7 @@ def test_gold_labels_are_mixed_in_only_where_they_are_asked_for() -> None:
 
 
 def test_a_teacher_is_told_how_to_speak() -> None:
-    asked = frozen_overrides({"teach": {"beams": 4, "max_logits": 0}, "distil": {"objective": "published"}})
+    asked = {"teach": {"beams": 4, "max_logits": 0}, "distil": {"objective": "published"}}
     knows = known(40_000_000, n_initial=50, seed=3, overrides=asked)
     for step in of_kind(recipe("distill", knows), Teach):
         assert isinstance(step, Teach)
@@ -316,7 +314,7 @@ def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
     free=st.booleans(),
 )
 def test_quotes_never_pass_the_budget_and_more_money_never_buys_less(
-    budgets: list[int], name: str, dev: str | None, n_initial: int | None, free: bool
+    budgets: list[int], name: str, dev: str, n_initial: int | None, free: bool
 ) -> None:
     bought = []
     for budget in sorted(budgets):

@@ -13,10 +13,11 @@ import jsonschema
 import pytest
 import yaml
 
-from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.prepare import RunBuilder
 from outlay.errors import MissingData, OutlayError, StudyFileError, UnknownModel, UnknownStudy
 from outlay.models.reference import fingerprint
 from outlay.money.amounts import PriceBook
+from outlay.plan.request import Request
 from outlay.plan.strategies import STRATEGIES
 from outlay.report.published import names, rows
 from outlay.storage.store import key_of
@@ -34,8 +35,8 @@ def study(scale: dict[str, Any], strategies: tuple[str, ...] = ("annotate", "dis
     return StudyFile.model_validate({"name": "own", "strategies": strategies, "scales": {"cpu": scale}, **more})
 
 
-def asked(file: StudyFile, *tasks: str, **more: Any) -> list[Options]:
-    return [cell.options for cell in file.at("cpu", tasks, price=BOOK.get, **more).cells]
+def asked(file: StudyFile, *tasks: str, **more: Any) -> list[Request]:
+    return [cell.request for cell in file.at("cpu", tasks, price=BOOK.get, **more).cells]
 
 
 def written(folder: Path, text: str) -> Path:
@@ -58,22 +59,22 @@ def test_shipped_studies_unfold_on_all_their_tasks(name: str, scale: str) -> Non
     file = load_study(find_study(name))
     assert file.name == name
     found = file.at(scale, price=BOOK.get)
-    by_task = Counter(cell.options.task for cell in found.cells)
+    by_task = Counter(cell.request.task for cell in found.cells)
     assert set(by_task) == set(found.tasks) == set(file.scales[scale].tasks)
-    assert {cell.options.strategy for cell in found.cells} == set(file.strategies)
-    assert {cell.options.student_training for cell in found.cells} == {"free"}
-    assert {cell.options.threads for cell in found.cells} == {found.threads}
+    assert {cell.request.strategy for cell in found.cells} == set(file.strategies)
+    assert {cell.request.student_training for cell in found.cells} == {"free"}
+    assert {cell.request.threads for cell in found.cells} == {found.threads}
     for cell in found.cells:
-        encoder_cannot = scale == "cpu" and cell.options.task in ("multipit_gen", "nq")
+        encoder_cannot = scale == "cpu" and cell.request.task in ("multipit_gen", "nq")
         assert (cell.absent is not None) == encoder_cannot
-        assert cell.options.n_initial is not None
+        assert cell.request.n_initial is not None
         assert (
-            cell.options.budget_micros
-            >= BOOK.get(f"label/{cell.options.task}").usd * cell.options.n_initial * 1_000_000
+            cell.request.budget_micros
+            >= BOOK.get(f"label/{cell.request.task}").usd * cell.request.n_initial * 1_000_000
         )
     alone = file.at(scale, [found.tasks[0]], n_seeds=1, price=BOOK.get)
-    assert {cell.options.seed for cell in alone.cells} == {0}
-    assert [c for c in found.cells if c.options.task == found.tasks[0] and c.options.seed == 0] == list(alone.cells)
+    assert {cell.request.seed for cell in alone.cells} == {0}
+    assert [c for c in found.cells if c.request.task == found.tasks[0] and c.request.seed == 0] == list(alone.cells)
 
 
 @pytest.mark.parametrize("name", NEEDS_LLM)
@@ -84,7 +85,7 @@ def test_studies_of_an_llm_unfold_where_its_strategies_are(name: str) -> None:
             file.at("cpu", price=BOOK.get)
         return
     for scale in file.scales:
-        options = [cell.options for cell in file.at(scale, price=BOOK.get).cells]
+        options = [cell.request for cell in file.at(scale, price=BOOK.get).cells]
         for each in options:
             rates = {seller.name: seller.replay.error_rate for seller in each.sellers}
             assert rates == {"human": 0.0, **({"llm": 0.3} if each.strategy in ("llm_annotate", "mix") else {})}
@@ -94,7 +95,7 @@ def test_table2_on_cpu_counted_by_hand() -> None:
     # N = 250 and 500; annotate at 3 budgets, distill at 2 of them, since it is not to be had for nothing; 2 seeds.
     found = load_study(find_study("table2")).at("cpu", ["multipit_id"], price=BOOK.get)
     assert len(found.cells) == 2 * 2 * (3 + 2)
-    first = [cell.options for cell in found.cells[:10]]
+    first = [cell.request for cell in found.cells[:10]]
     # A label is $0.20, so 250 are $50 and 500 are $100.
     assert [(o.strategy, o.n_initial, o.budget_micros) for o in first] == [
         ("annotate", 250, 50_000_000),
@@ -110,7 +111,7 @@ def test_table2_on_cpu_counted_by_hand() -> None:
     ]
     assert [o.pool_rows for o in first] == [None, None, 3072, None, 3072] * 2
     assert [o.seed for o in first] == [0] * 10
-    assert [replace(cell.options, seed=0) for cell in found.cells[10:]] == first
+    assert [replace(cell.request, seed=0) for cell in found.cells[10:]] == first
     assert {(o.teacher, o.student, o.base, o.threads, o.machine) for o in first} == {(MINILM, "cut:2", None, 1, "cpu")}
     assert (found.layout, found.source, found.scale) == ("budgets", "Kang et al. 2023, Table 2", "cpu")
 
@@ -124,7 +125,7 @@ def test_the_paper_scale_has_exactly_the_cells_of_the_paper(name: str, table: st
     }
     found = []
     for cell in load_study(find_study(name)).at("paper", price=BOOK.get).cells:
-        o = cell.options
+        o = cell.request
         assert o.n_initial is not None
         assert cell.absent is None
         initial = o.n_initial * BOOK.get(f"label/{o.task}").usd
@@ -143,7 +144,7 @@ def test_table4_asks_for_the_dollars_of_the_paper() -> None:
         printed[row["task"], "annotate"] = {Decimal(usd) for usd in both if usd}
     found: dict[tuple[str, str], set[Decimal]] = {}
     for cell in load_study(find_study("table4")).at("paper", price=BOOK.get).cells:
-        o = cell.options
+        o = cell.request
         added = Decimal(o.budget_micros) / 1_000_000 - (o.n_initial or 0) * BOOK.get(f"label/{o.task}").usd
         found.setdefault((o.task, o.strategy), set()).add(added)
     assert found == printed
@@ -152,8 +153,8 @@ def test_table4_asks_for_the_dollars_of_the_paper() -> None:
 def test_table10_asks_for_the_whole_budgets_of_the_paper() -> None:
     printed = {tuple(column.rsplit("_", 1)) for row in rows("kang_table10_general_distillation") for column in row}
     cells = load_study(find_study("table10")).at("paper", price=BOOK.get).cells
-    assert {(c.options.task, str(c.options.budget_micros // 1_000_000)) for c in cells} == printed - {("model",)}
-    of_one = [c.options for c in cells if c.options.task == "fever" and c.options.n_initial == 1000]
+    assert {(c.request.task, str(c.request.budget_micros // 1_000_000)) for c in cells} == printed - {("model",)}
+    of_one = [c.request for c in cells if c.request.task == "fever" and c.request.n_initial == 1000]
     assert [(o.strategy, o.student) for o in of_one] == [
         ("annotate", "google/t5-v1_1-small"),
         ("annotate", "google-bert/bert-base-uncased"),
@@ -253,7 +254,7 @@ def test_a_task_changes_what_it_names_and_no_more() -> None:
 def test_a_task_that_cannot_be_keeps_its_place() -> None:
     file = study({**SCALE, "tasks": {"nq": {"absent": "no model that writes"}, "fever": {}}})
     cells = file.at("cpu", price=BOOK.get).cells
-    assert [(c.options.task, c.absent) for c in cells] == [("nq", "no model that writes")] * 6 + [("fever", None)] * 6
+    assert [(c.request.task, c.absent) for c in cells] == [("nq", "no model that writes")] * 6 + [("fever", None)] * 6
 
 
 def test_an_own_task_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,13 +423,13 @@ def test_published_figures_are_read_by_name() -> None:
 
 def test_the_models_of_a_cut_teacher_are_cut_from_the_base(tmp_path: Path) -> None:
     bench = RunBuilder(BOOK, data_root=tmp_path)
-    asked = Options(_tiny_task(tmp_path), "distill", 1_000_000, n_initial=2, teacher="cut:3", base=MINILM)
-    request = bench.request(asked)
+    asked = Request(_tiny_task(tmp_path), "distill", 1_000_000, n_initial=2, teacher="cut:3", base=MINILM)
+    request = bench.resolve(asked)
     checkpoint = fingerprint(MINILM)
     assert request.models == key_of([{"form": form, "checkpoint": checkpoint} for form in ("cut:3", "cut:2")])
     assert request.base == MINILM
     with pytest.raises(UnknownModel, match="'cut:3' needs a real checkpoint to start from, but its base is 'cut:3'"):
-        bench.request(replace(asked, base=None))
+        bench.resolve(replace(asked, base=None))
 
 
 def _tiny_task(folder: Path) -> str:

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 
 from outlay.engine.point import Point, read_points
-from outlay.engine.prepare import Options
 from outlay.engine.runner import Runner
+from outlay.plan.request import Request
 from outlay.study.runner import status_of
 from outlay.workers.local import LocalPool
 from outlay.workers.pool import InProcessPool
@@ -44,7 +44,7 @@ def opened(folder: Path) -> Runner:
     return runner(folder / "out", folder / "store", checkpoint_seconds=CHECKPOINT_SECONDS)
 
 
-def start(world: World, asked: Sequence[Options], folder: Path) -> int:
+def start(world: World, asked: Sequence[Request], folder: Path) -> int:
     """Conduct in a child with two workers of one thread; its pid. It exits with 0 once no point is failed."""
     folder.mkdir(exist_ok=True)
     pid = os.fork()
@@ -113,7 +113,7 @@ class Killer:
     whom: list[str]
     kills: list[Kill]
 
-    def disturb(self, world: World, asked: Sequence[Options], folder: Path) -> None:
+    def disturb(self, world: World, asked: Sequence[Request], folder: Path) -> None:
         """Start the study again and again until it is done, whether or not everybody has been killed by then."""
         pid, since, cue, delay = start(world, asked, folder), time.time_ns(), 0.0, self._delay()
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -150,7 +150,7 @@ class Killer:
         self.kills.append(Kill(self.whom.pop(0), delay, held))
 
 
-def check(world: World, asked: Sequence[Options], folder: Path, expected: Sequence[Point]) -> None:
+def check(world: World, asked: Sequence[Request], folder: Path, expected: Sequence[Point]) -> None:
     one = opened(folder)
     points = read_points(folder / "out" / "points.json")
     assert [p.result_bytes() for p in points] == [p.result_bytes() for p in expected]

@@ -19,10 +19,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from outlay.engine.outputs import manifest_of
 from outlay.engine.point import Point, micros_of
-from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.prepare import RunBuilder
 from outlay.engine.runner import Runner
 from outlay.money.amounts import Price, PriceBook
 from outlay.plan import context
+from outlay.plan.request import Request
 from outlay.report.receipt import receipt
 from outlay.study.dry_run import StudyPlan, plan
 from outlay.study.runner import read_results
@@ -73,7 +74,7 @@ class Counting(InProcessPool):
 class Conducted:
     """The study when it is over."""
 
-    asked: list[Options]
+    asked: list[Request]
     workbench: RunBuilder
     planned: StudyPlan
     one: Runner
@@ -81,7 +82,7 @@ class Conducted:
     n_steps: Counter[str]
 
     def run(self, i: int) -> str:
-        return self.workbench.request(self.asked[i]).run_id
+        return self.workbench.resolve(self.asked[i]).run_id
 
     def n_steps_of(self, i: int) -> int:
         """Optimiser steps behind a point, whoever had them made."""
@@ -95,7 +96,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Conducted:
     """Two numbers of initial labels, five added budgets, both strategies, two seeds; compute weighs as much as labels."""
     world = World(tmp_path_factory.mktemp("world"), n_pool=200, n_layers=2)
     asked = [
-        world.options(
+        world.request(
             strategy=name,
             n_initial=n,
             budget_micros=n * LABEL_MICROS + added * 1_000_000,

@@ -22,8 +22,8 @@ from outlay.plan.strategies import NotAvailable, strategy
 from outlay.report.receipt import receipt, render_markdown, render_text, to_json
 from outlay.standalone.runtime import StepReport
 from outlay.standalone.training import finetune
-from outlay.text.listener import Silent
 from outlay.train import api as train_api
+from tests.listeners import Silent
 from tests.runs import World, runner
 from tests.steps_world import StepsWorld
 
@@ -253,7 +253,7 @@ def test_a_single_training_says_what_was_foreseen(tmp_path: Path, monkeypatch: p
     train_file = small.file("entities", "train")
 
     def trained(name: str) -> StepReport:
-        return finetune(small.recipe("entities", "t5", tmp_path / name), Silent(), train_file=train_file)
+        return finetune(small.recipe("entities", "t5", tmp_path / name, file=train_file), Silent())
 
     bare = trained("bare")
     assert bare.predicted_seconds is None

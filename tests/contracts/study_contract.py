@@ -93,7 +93,7 @@ class StudyContract:
         self, world: World, crew: WorkerPool, store: Path, plain: Path, tmp_path: Path
     ) -> None:
         asked, one = toy_cells(world, student=STUDENT), runner(tmp_path, store)
-        runs = [world.workbench.request(options).run_id for options in asked[:5]]
+        runs = [world.workbench.resolve(request).run_id for request in asked[:5]]
         stopper = Stopper(tmp_path)
         with pytest.raises(KeyboardInterrupt):
             conducted(world.workbench, asked, one, crew, stopper)
@@ -141,12 +141,12 @@ class StudyContract:
         teacher = tmp_path / "teacher"
         make_checkpoint(teacher, ["a few words"], n_layers=1, seed=7)
         asked = [
-            world.options(strategy="annotate", seed=2, student=STUDENT),
-            world.options(
+            world.request(strategy="annotate", seed=2, student=STUDENT),
+            world.request(
                 strategy="distill", seed=2, teacher=str(teacher), student=STUDENT, base=str(world.checkpoint)
             ),
-            world.options(strategy="self_distill", seed=2, student=STUDENT),
-            world.options(
+            world.request(strategy="self_distill", seed=2, student=STUDENT),
+            world.request(
                 strategy="annotate", seed=2, teacher=str(tmp_path / "nowhere"), student=str(world.checkpoint)
             ),
         ]
@@ -167,7 +167,7 @@ class StudyContract:
         assert [why for kind, _, why in status.reasons if kind == "failed"] == [reason]
 
         shutil.move(away, teacher)
-        finished = [bench.request(options).run_id for options in (asked[0], asked[2])]
+        finished = [bench.resolve(request).run_id for request in (asked[0], asked[2])]
         before = n_entries(one, finished)
         with InProcessPool(craft(one)) as fresh:  # workers remember what could not be read for as long as they live
             healed = conducted(bench, asked, one, fresh)

@@ -143,11 +143,9 @@ def parse_labels(given: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in names if name.strip())
 
 
-def parse_budgets(text: str) -> tuple[int, ...]:
-    """Read budgets in dollars with commas between them, so that thousands are written without one."""
-    from outlay.money.amounts import parse_budget
-
+def parse_budgets(text: str) -> list[str]:
+    """Split budgets in dollars at the commas between them, so that thousands are written without one."""
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise MoneyError(f"--budgets {text!r} cannot be read; write dollars with commas between, such as 300,400")
-    return tuple(parse_budget(part) for part in parts)
+    return parts

@@ -45,7 +45,7 @@ def _points_table(planned: StudyPlan) -> RenderableType:
         table.add_column(name, justify="left" if i < 2 else "right", no_wrap=i > 1)
     groups: dict[tuple[str, str, int | None], list[PlannedPoint]] = {}
     for point in planned.points:
-        asked = point.options
+        asked = point.request
         groups.setdefault((point.task, asked.strategy, asked.n_initial), []).append(point)
     for (task, name, n_initial), points in groups.items():
         sizes = [_sizes(point.recipe) for point in points]
@@ -69,7 +69,7 @@ def _work_table(planned: StudyPlan) -> RenderableType:
         table.add_row(_WORDS[kind], *(f"{work.n_steps[kind]:,}" for work in both))
     table.add_section()
     table.add_row("optimiser steps", *(f"{work.n_optimizer_steps:,}" for work in both))
-    machines = ", ".join(dict.fromkeys(point.options.machine for point in planned.points))
+    machines = ", ".join(dict.fromkeys(point.request.machine for point in planned.points))
     table.add_row(f"hours charged at most, as {machines}", *(_hours(work.charged_hours) for work in both))
     forecasts = [work.seconds_here for work in both]
     table.add_row(

@@ -28,7 +28,7 @@ from outlay.cli.run_options import (
     ModelOptions,
     PlaceOptions,
     QuietOption,
-    RunOptions,
+    SharedOptions,
     StepOptions,
     StrategyOption,
     TaskArgument,
@@ -40,7 +40,7 @@ from outlay.storage.paths import as_word, command_line
 
 if TYPE_CHECKING:
     from outlay.engine.point import Point
-    from outlay.engine.prepare import Options
+    from outlay.plan.request import Request
     from outlay.report.results import Header
     from outlay.study.runner import Session
 
@@ -58,7 +58,7 @@ def run(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
 ) -> None:
     """Spend a budget by one strategy: buy, train, score, and print the result with its receipt."""
-    _run(RunOptions(task, n_initial, seed, models, labels, how), strategy, budget, where)
+    _run(SharedOptions(task, n_initial, seed, models, labels, how), strategy, budget, where)
 
 
 @grouped
@@ -73,7 +73,7 @@ def compare(
     seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
 ) -> None:
     """Every strategy at the same budgets and seeds: one table, one frontier, every dollar in a receipt."""
-    _compare(RunOptions(task, n_initial, seed, models, labels, how), grid, where)
+    _compare(SharedOptions(task, n_initial, seed, models, labels, how), grid, where)
 
 
 def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = False) -> None:
@@ -103,8 +103,9 @@ def demo(
     from outlay.tasks.demo import demo_story, write_demo
 
     task = write_demo(out / "task")
-    shared = _demo_options(task, seed, threads, precision)
-    asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), seeds).options()
+    shared = _demo_request(task, threads, precision)
+    chosen = tuple(range(seed, seed + seeds))
+    asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), chosen).requests()
     options = {"--seed": seed or None, "--threads": threads, "--precision": precision}
     words = [word for name, value in options.items() if value is not None for word in (name, value)]
     command = command_line("outlay", "demo", "--seeds", seeds, *words)
@@ -113,7 +114,7 @@ def demo(
     story = demo_story(len(asked), write_usd(session.builder.price_book.get("label/demo").usd))
     points = _bring_about(session, where, first=story)
     if not as_json:
-        taught = [point for point in session.plan.points if point.options.strategy == "distill"]
+        taught = [point for point in session.plan.points if point.request.strategy == "distill"]
         if taught[0].run_id is not None and taught[0].recipe is not None:
             echo("\n" + render_text(receipt(session.runner.ledger, taught[0].run_id)), nl=False)
         _say_what_next(out, out / "report.html", None if seeds > 1 else {**options, "--store": store})
@@ -136,14 +137,15 @@ def _say_what_next(out: Path, page: Path, again: Mapping[str, Any] | None) -> No
         echo(f"  {what:18}  {how}")
 
 
-def _run(shared: RunOptions, strategy: str, budget: str, where: PlaceOptions) -> None:
+def _run(shared: SharedOptions, strategy: str, budget: str, where: PlaceOptions) -> None:
     """Run one point, as a study of one point."""
-    from outlay.money.amounts import parse_budget
     from outlay.report.results import Header
     from outlay.study.index import title_of
+    from outlay.study.request import request
     from outlay.tasks.task import load_task
 
-    asked = [shared.options(strategy, parse_budget(budget))]
+    models, options = shared.models(), shared.options()
+    asked = [request(shared.task, budget, strategy, shared.n_initial, shared.seed, models, options)]
     name = load_task(shared.task).name
     words = ("--budget", budget, "--strategy", strategy, *shared.words(), *where.words())
     command = command_line("outlay", "run", as_word(shared.task), *words)
@@ -153,17 +155,22 @@ def _run(shared: RunOptions, strategy: str, budget: str, where: PlaceOptions) ->
     _fail_without_result(points)
 
 
-def _compare(shared: RunOptions, given: GridOptions, where: PlaceOptions) -> None:
-    """Run a grid of runs, as a study with cells from options."""
+def _compare(shared: SharedOptions, given: GridOptions, where: PlaceOptions) -> None:
+    """Run a grid of runs, as a study without a file."""
     from outlay.report.results import Header
-    from outlay.study.grid import Grid
     from outlay.study.index import title_of
+    from outlay.study.request import requests
     from outlay.tasks.task import load_task
 
-    names, micros = parse_names(given.strategies), parse_budgets(given.budgets)
-    base = shared.options(names[0] if names else "", micros[0])
-    grid = Grid(base, names, micros, given.seeds, parse_names(given.teachers), parse_names(given.students), given.rule)
-    asked = grid.options()
+    asked = requests(
+        shared.task,
+        parse_budgets(given.budgets),
+        parse_names(given.strategies),
+        shared.n_initial,
+        range(shared.seed, shared.seed + given.seeds),
+        shared.models(parse_names(given.teachers), parse_names(given.students)),
+        shared.options(with_rule=given.rule),
+    )
     name = load_task(shared.task).name
     words: list[object] = ["--budgets", given.budgets, "--strategies", given.strategies, "--seeds", given.seeds]
     for option, value in (("--teachers", given.teachers), ("--students", given.students)):
@@ -175,7 +182,7 @@ def _compare(shared: RunOptions, given: GridOptions, where: PlaceOptions) -> Non
     _fail_without_result(_bring_about(session, where))
 
 
-def _prepare(asked: list[Options], header: Header, folder: Path, where: PlaceOptions) -> Session:
+def _prepare(asked: list[Request], header: Header, folder: Path, where: PlaceOptions) -> Session:
     """Check and plan a request; refuse a wrong one before a folder is made or a label bought."""
     from outlay.study.prepare import refuse_several_processes
     from outlay.study.runner import prepare_session
@@ -195,7 +202,7 @@ def _bring_about(
     from outlay.engine.prepare import precision_remarks
     from outlay.report.receipt import receipt, render_text
 
-    asked = [point.options for point in session.plan.points]
+    asked = [point.request for point in session.plan.points]
     with Screen(_names_of(asked), quiet=where.quiet) as screen:
         for line in precision_remarks(session.builder, asked):
             screen.say(line)
@@ -211,7 +218,7 @@ def _bring_about(
     return points
 
 
-def _names_of(asked: Sequence[Options]) -> list[str]:
+def _names_of(asked: Sequence[Request]) -> list[str]:
     """Return the name of each run, with its models where they differ from run to run."""
     from outlay.money.amounts import format_usd
 
@@ -224,12 +231,12 @@ def _names_of(asked: Sequence[Options]) -> list[str]:
     return labels
 
 
-def _demo_options(task: Path, seed: int, threads: int, precision: str) -> Options:
-    from outlay.engine.prepare import Options
+def _demo_request(task: Path, threads: int, precision: str) -> Request:
     from outlay.money.amounts import parse_budget
+    from outlay.plan.request import Request
     from outlay.tasks.demo import DEMO_BUDGET, DEMO_N_DEV, DEMO_N_INITIAL, DEMO_POOL_ROWS, DEMO_STUDENT
 
-    return Options(
+    return Request(
         str(task),
         "annotate",
         parse_budget(DEMO_BUDGET),
@@ -237,7 +244,6 @@ def _demo_options(task: Path, seed: int, threads: int, precision: str) -> Option
         pool_rows=DEMO_POOL_ROWS,
         n_dev=DEMO_N_DEV,
         student=DEMO_STUDENT,
-        seed=seed,
         threads=threads,
         precision=precision,
     )

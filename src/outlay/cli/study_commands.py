@@ -213,7 +213,7 @@ def _check_plan(runner: Runner, bench: RunBuilder, planned: StudyPlan, quiet: bo
     """Refuse a plan whose runs are in the folder in the other precision, and print remarks on the precision."""
     from outlay.engine.prepare import precision_remarks
 
-    asked = [point.options for point in planned.points if point.recipe is not None]
+    asked = [point.request for point in planned.points if point.recipe is not None]
     runner.refuse_other_precision(bench, asked)
     for line in precision_remarks(bench, asked):
         if not quiet:

@@ -38,7 +38,7 @@ def judge_of(task: Task, metric_model: str | None) -> Judge | None:
     return Judge(encoder.ref, encoder.layer, encoder.idf, fingerprint(encoder.ref))
 
 
-def dev_choice(task: Task, data: TaskData, dev: str | None, n_dev: int | None) -> tuple[str | None, int | None]:
+def dev_choice(task: Task, data: TaskData, dev: str | None, n_dev: int | None) -> tuple[str, int | None]:
     """Return the source of the dev labels and their number (``None``: the whole split, or the default share where carved).
 
     Raises:
@@ -47,7 +47,7 @@ def dev_choice(task: Task, data: TaskData, dev: str | None, n_dev: int | None) -
     how = dev or task.dev
     n_dev = n_dev if n_dev is not None else task.n_dev
     if how == "none":
-        return None, None
+        return how, None
     if how == "carved":
         return how, n_dev
     if not data.dev:

@@ -1,10 +1,10 @@
-"""Preparation of runs: from the options of a user to a request with its data and planning context, before money is spent."""
+"""Preparation of runs: from the request of a user to a resolved one with its data and planning context, before money is spent."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +12,7 @@ from typing import Any, get_args
 from outlay.engine.choices import dev_choice, judge_of
 from outlay.engine.sellers import chosen_sellers, make_seller, offer_of
 from outlay.errors import OutlayError, UnknownModel, UsageError
-from outlay.hardware.precision import AUTO, BF16, check_asked, remarks, resolve, without_auto
+from outlay.hardware.precision import AUTO, BF16, remarks, resolve, without_auto
 from outlay.labels.annotator import Annotator
 from outlay.models.reference import fingerprint, parse_ref
 from outlay.models.shape import ModelShape, shape_of
@@ -21,18 +21,10 @@ from outlay.money.amounts import PriceBook
 from outlay.money.machines import Machine, machine
 from outlay.plan.cache import Memo, once
 from outlay.plan.context import Offer, PlanningContext, TokenCounts
-from outlay.plan.request import (
-    DEFAULT_GENERAL,
-    DEFAULT_MACHINE,
-    DEFAULT_STUDENT,
-    DEFAULT_TEACHER,
-    Request,
-    SellerSpec,
-    frozen_overrides,
-)
+from outlay.plan.request import Digests, Request, SellerSpec
 from outlay.plan.steps import HUMAN, Buy, Encoding, Judge, Model
 from outlay.plan.strategies import strategy as strategy_named
-from outlay.settings import DEFAULT_THREADS, TEMPERATURES, TeachSettings, TrainSettings, default_settings, role_settings
+from outlay.settings import TEMPERATURES, TeachSettings, TrainSettings, default_settings, role_settings
 from outlay.spec import Family, TargetSpec, can_answer, target_spec
 from outlay.storage.store import key_of
 from outlay.tasks.example import Example
@@ -41,44 +33,9 @@ from outlay.tasks.overrides import Role, overrides_of
 from outlay.tasks.splits import SeededOrder, TaskData
 from outlay.tasks.task import Task, load_task
 
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Options of one run, as the user gives them; every field but the first three has a default."""
-
-    task: str
-    strategy: str
-    budget_micros: int
-    n_initial: int | None = None
-    seed: int = 0
-    teacher: str = DEFAULT_TEACHER
-    student: str = DEFAULT_STUDENT
-    machine: str = DEFAULT_MACHINE
-    student_training: str = "charged"
-    pool_rows: int | None = None
-    dev: str | None = None
-    """``given``, ``bought``, ``carved`` or ``none``; ``None`` = as the task says."""
-    n_dev: int | None = None
-    threads: int = DEFAULT_THREADS
-    sellers: tuple[SellerSpec, ...] = (SellerSpec(),)
-    """Sellers on offer; those that the strategy does not buy from are ignored, except `HUMAN`."""
-    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    base: str | None = None
-    """Model that ``cut:`` and ``tiny:`` students are made from; ``None`` = the teacher."""
-    metric_model: str | None = None
-    """Encoder that `bert_ibleu` compares texts with; ``None`` = as the task says."""
-    general: str = DEFAULT_GENERAL
-    """The generally distilled checkpoint that `general_distill` starts from."""
-    precision: str = AUTO
-    """``auto`` (by the speed of this machine), ``bf16`` or ``fp32``, where neither task nor ``overrides`` name one for a role."""
-
-    def __post_init__(self) -> None:
-        check_asked(self.precision)
-
-
 ROLES_TRAINED: tuple[Role, ...] = get_args(Role)
 _OWN = ("budget_micros", "n_initial")
-"""Options that decide neither rows nor models."""
+"""Fields of a request that decide neither rows nor models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +52,10 @@ class ModelRoles:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """One run, ready to be quoted and executed: rows in their seeded orders, and the planning context."""
+    """One run, ready to be quoted and executed: rows in their seeded orders, and the planning context.
+
+    ``request``: the resolved request; ``asked``: the same as the user made it.
+    """
 
     request: Request
     known: PlanningContext
@@ -106,15 +66,14 @@ class PreparedRun:
     test: list[Example]
     pool_parts: tuple[tuple[str, int], ...]
     price_book: PriceBook
-    options: Options
+    asked: Request
 
     def is_precision_asked(self, precision: str) -> bool:
         """Return whether a step's precision was asked for, and not chosen by the machine."""
-        named = dict(self.request.overrides)
         return (
-            self.options.precision != AUTO
+            self.asked.precision != AUTO
             or precision != self.request.precision
-            or all("precision" in dict(named.get(role, ())) for role in ROLES_TRAINED)
+            or all("precision" in self.request.overrides.get(role, {}) for role in ROLES_TRAINED)
         )
 
     def sources(self, rows: Sequence[Example], ref: str) -> list[tuple[str, ...]]:
@@ -190,75 +149,67 @@ class RunBuilder:
         """
         return machine(name, self._machine_files)
 
-    def request(self, options: Options) -> Request:
-        """Return the request of ``options``; this reads the data and loads no model.
+    def resolve(self, asked: Request) -> Request:
+        """Return the resolved form of a request; this reads the data and loads no model.
 
         Raises:
-            UsageError: an option is wrong; the error names one at a time.
+            UsageError: a wrong choice; the error names one at a time.
         """
         # The presence of N decides what is refused, its number does not.
-        at = ("request", options.n_initial is None, *_shared(options))
-        request = self.memo.once(at, lambda: self._request(options))
-        return replace(request, budget_micros=options.budget_micros, n_initial=options.n_initial)
+        at = ("request", asked.n_initial is None, *_shared(asked))
+        request = self.memo.once(at, lambda: self._resolved(asked))
+        return replace(request, budget_micros=asked.budget_micros, n_initial=asked.n_initial)
 
-    def _request(self, options: Options) -> Request:
-        task, data = self.load(options.task)
-        chosen = self.machine(options.machine)
+    def _resolved(self, asked: Request) -> Request:
+        task, data = self.load(asked.task)
+        chosen = self.machine(asked.machine)
         self.price_book.hour(chosen.price_item)
         self.price_book.label(task.price_item)
-        dev, n_dev = dev_choice(task, data, options.dev, options.n_dev)
-        cast = self._cast(task, options)
-        policy = strategy_named(options.strategy)
-        sellers = chosen_sellers(policy, task, self.price_book, options.sellers, options.n_initial)
-        families = self._families_by_role(cast)
-        given = options.overrides
+        dev, n_dev = dev_choice(task, data, asked.dev, asked.n_dev)
+        cast = self._cast(task, asked)
+        families, given = self._families_by_role(cast), asked.overrides
         overrides: dict[str, dict[str, Any]] = {role: without_auto(pairs) for role, pairs in given.items()}
         for each in ROLES_TRAINED:
             overrides[each] = overrides_of(task.training, families[each], each, given.get(each, {}))
+        for role, pairs in overrides.items():
+            settings = TeachSettings() if role == "teach" else default_settings(families[role], task.kind)[role]
+            settings.changed(pairs)
         models: list[Any] = [cast.teacher.parameters(), cast.student.parameters()]
-        request = Request(
+        return replace(
+            asked,
             task=task.name,
-            task_digest=_task_digest(task, data),
-            strategy=options.strategy,
-            budget_micros=options.budget_micros,
-            price_book=self.price_book.digest,
-            models=key_of(models if cast.judge is None else [*models, cast.judge.parameters()]),
-            n_initial=options.n_initial,
-            seed=options.seed,
-            teacher=options.teacher,
             student=cast.student.ref,
             machine=chosen.name,
-            machine_digest=key_of(chosen.identity()),
-            student_training=options.student_training,
-            pool_rows=options.pool_rows,
             dev=dev,
             n_dev=n_dev,
-            threads=options.threads,
-            sellers=sellers,
-            overrides=frozen_overrides(overrides),
-            base=None if options.base == options.teacher else options.base,
-            metric_model=options.metric_model,
-            precision=_run_precision(options, overrides),
+            sellers=chosen_sellers(
+                strategy_named(asked.strategy), task, self.price_book, asked.sellers, asked.n_initial
+            ),
+            overrides={role: dict(sorted(overrides[role].items())) for role in sorted(overrides) if overrides[role]},
+            base=None if asked.base == asked.teacher else asked.base,
+            precision=_run_precision(asked, overrides),
+            digests=Digests(
+                task=_task_digest(task, data),
+                price_book=self.price_book.digest,
+                models=key_of(models if cast.judge is None else [*models, cast.judge.parameters()]),
+                machine=key_of(chosen.identity()),
+            ),
         )
-        for role, pairs in request.overrides:
-            settings = TeachSettings() if role == "teach" else default_settings(families[role], task.kind)[role]
-            settings.changed(dict(pairs))
-        return request
 
-    def check(self, options: Options) -> None:
-        """Refuse options that the models cannot meet, before money is spent; this loads tokenizers and no weights.
+    def check(self, asked: Request) -> None:
+        """Refuse a request that the models cannot meet, before money is spent; this loads tokenizers and no weights.
 
         Raises:
-            UsageError: an option is wrong.
+            UsageError: a wrong choice.
             LabelError: a tokenizer that cannot spell a label.
             UnknownModel: a model without a tokenizer.
         """
-        request = self.request(options)
-        self.memo.once(("check", *_shared(options)), lambda: self._check(options, request), keep=OutlayError)
+        request = self.resolve(asked)
+        self.memo.once(("check", *_shared(asked)), lambda: self._check(asked, request), keep=OutlayError)
 
-    def _check(self, options: Options, request: Request) -> None:
-        task, _ = self.load(options.task)
-        cast = self._cast(task, options)
+    def _check(self, asked: Request, request: Request) -> None:
+        task, _ = self.load(asked.task)
+        cast = self._cast(task, asked)
         for model, settings in self._trainings(task, cast, request).items():
             self._check_able(task, model, settings)
         handover = self._handover(task, cast)
@@ -267,25 +218,25 @@ class RunBuilder:
         if handover is not None and cast.speaker is not None:
             teacher, student = (self._window(each).fit(task.form) for each in (cast.speaker, cast.student))
             check_handover(handover.target, teacher, student, cast.student.ref)
-        objective = dict(next((pairs for role, pairs in request.overrides if role == "distil"), ())).get("objective")
+        objective = request.overrides.get("distil", {}).get("objective")
         if handover is not None and objective == "published" and handover.target != "tokens":
             raise UsageError(
                 "the published objective needs a teacher and a student that write their answers with one tokenizer; "
                 f"these hand over {handover.target}, so use objective=masked"
             )
 
-    def prepare(self, options: Options) -> PreparedRun:
+    def prepare(self, asked: Request) -> PreparedRun:
         """Return a run with its rows in order, shapes and token counts, which runs that differ in budget and N alone share."""
-        self.check(options)
-        request = self.request(options)
-        prepared = self.memo.once(("prepare", *_shared(options)), lambda: self._prepare(options, request))
+        self.check(asked)
+        request = self.resolve(asked)
+        prepared = self.memo.once(("prepare", *_shared(asked)), lambda: self._prepare(asked, request))
         known = prepared.known.asked(request.budget_micros, request.n_initial)
-        return replace(prepared, request=known.request, known=known, options=options)
+        return replace(prepared, request=known.request, known=known, asked=asked)
 
-    def _prepare(self, options: Options, request: Request) -> PreparedRun:
-        task, data = self.load(options.task)
-        cast = self._cast(task, options)
-        ordered = self.memo.once(("ordered", options.task, request.seed), lambda: SeededOrder.of(data, request.seed))
+    def _prepare(self, asked: Request, request: Request) -> PreparedRun:
+        task, data = self.load(asked.task)
+        cast = self._cast(task, asked)
+        ordered = self.memo.once(("ordered", asked.task, request.seed), lambda: SeededOrder.of(data, request.seed))
         train, dev, pool = ordered.train, ordered.dev, ordered.pool[: request.pool_rows]
         rows = {"train": train, "dev": dev, "pool": pool, "test": data.test}
         chosen, families = self.machine(request.machine), self._families_by_role(cast)
@@ -298,17 +249,17 @@ class RunBuilder:
             teacher=cast.teacher,
             student=cast.student,
             shapes={model.ref: self._shape(model) for model in (cast.teacher, cast.student)},
-            tokens={model.ref: self._token_counts(options, task, model, rows) for model in cast.used},
+            tokens={model.ref: self._token_counts(asked, task, model, rows) for model in cast.used},
             longest_answer={model.ref: self._longest_answer(task, model) for model in cast.used},
             handovers=spoken,
             machine=chosen,
             machine_price=self.price_book.hour(chosen.price_item),
-            offers={spec.name: self._offer(options.task, task, spec, train, request.seed) for spec in request.sellers},
+            offers={spec.name: self._offer(asked.task, task, spec, train, request.seed) for spec in request.sellers},
             train_digest=ordered.train_digest,
             dev_digest=ordered.dev_digest,
             test_digest=ordered.test_digest,
             pool_digests=ordered.pool_digests,
-            n_carved=task.model_copy(update={"dev": request.dev or "none", "n_dev": request.n_dev}).n_carved,
+            n_carved=task.model_copy(update={"dev": request.dev, "n_dev": request.n_dev}).n_carved,
             n_train=len(train),
             n_pool=len(pool),
             n_dev=len(dev) if request.n_dev is None else request.n_dev,
@@ -317,7 +268,7 @@ class RunBuilder:
             windows={model.ref: self._window(model) for model in cast.used},
         )
         parts = _pool_parts(data, len(pool))
-        return PreparedRun(request, known, task, train, pool, dev, data.test, parts, self.price_book, options)
+        return PreparedRun(request, known, task, train, pool, dev, data.test, parts, self.price_book, asked)
 
     def _offer(self, name: str, task: Task, spec: SellerSpec, rows: Sequence[Example], seed: int) -> Offer:
         return self.memo.once(
@@ -326,19 +277,19 @@ class RunBuilder:
 
     # --- models ------------------------------------------------------------------------------------------------------
 
-    def _cast(self, task: Task, options: Options) -> ModelRoles:
+    def _cast(self, task: Task, asked: Request) -> ModelRoles:
         """Return the models of a run by role, and refuse families that cannot do the task.
 
         Raises:
             UsageError: an encoder for a task with generated answers, or no encoder for the metric.
             UnknownModel: a reference that leads nowhere.
         """
-        policy = strategy_named(options.strategy)
-        base = options.base or options.teacher
+        policy = strategy_named(asked.strategy)
+        base = asked.base or asked.teacher
         # A teacher may be a cut of the base too (Kang et al. 2023, Figure 5, compares sizes of teachers).
-        origin = base if parse_ref(options.teacher).needs_base else options.teacher
-        teacher = Model(options.teacher, origin, self._fingerprint(options.teacher, origin))
-        ref = options.general if policy.starts_general else options.student
+        origin = base if parse_ref(asked.teacher).needs_base else asked.teacher
+        teacher = Model(asked.teacher, origin, self._fingerprint(asked.teacher, origin))
+        ref = asked.general if policy.starts_general else asked.student
         student = Model(ref, base, self._fingerprint(ref, base))
         speaker = {"teacher": teacher, "student": student, None: None}[policy.taught_by]
         used = (student,) if speaker is None or speaker == student else (teacher, student)
@@ -348,7 +299,7 @@ class RunBuilder:
                     f"model {model.ref!r} is an encoder and cannot write the answers of task {task.name}; "
                     "name a seq2seq or causal model, such as a T5"
                 )
-        return ModelRoles(teacher, student, judge_of(task, options.metric_model), used, speaker)
+        return ModelRoles(teacher, student, judge_of(task, asked.metric_model), used, speaker)
 
     def _fingerprint(self, ref: str, base: str) -> str:
         """Return the fingerprint of a checkpoint, read once; a failure, which may have asked the hub, is cached too."""
@@ -369,7 +320,7 @@ class RunBuilder:
 
     def _trainings(self, task: Task, cast: ModelRoles, request: Request) -> dict[Model, tuple[TrainSettings, ...]]:
         """Return the models that a run trains, each with the settings of its trainings in order."""
-        families, given = self._families_by_role(cast), dict(request.overrides)
+        families, given = self._families_by_role(cast), request.overrides
         roles = (
             [(cast.student, "student")]
             if cast.speaker is None
@@ -377,7 +328,7 @@ class RunBuilder:
         )
         found: dict[Model, tuple[TrainSettings, ...]] = {}
         for model, role in roles:
-            settings = role_settings(default_settings(families[role], task.kind)[role], dict(given.get(role, ())))
+            settings = role_settings(default_settings(families[role], task.kind)[role], given.get(role, {}))
             found[model] = (*found.get(model, ()), settings)
         return found
 
@@ -419,12 +370,10 @@ class RunBuilder:
 
         return longest_answer(model.ref, model.base, task.form)
 
-    def _token_counts(
-        self, options: Options, task: Task, model: Model, rows: Mapping[str, list[Example]]
-    ) -> TokenCounts:
+    def _token_counts(self, asked: Request, task: Task, model: Model, rows: Mapping[str, list[Example]]) -> TokenCounts:
         """Return token counts, counted per row once per task and checkpoint, then summed once in each seed's order."""
-        at = ("tokens", options.task, options.seed, model.fingerprint, self._window(model), len(rows["pool"]))
-        return self.memo.once(at, lambda: self._counted(options.task, task, model, rows))
+        at = ("tokens", asked.task, asked.seed, model.fingerprint, self._window(model), len(rows["pool"]))
+        return self.memo.once(at, lambda: self._counted(asked.task, task, model, rows))
 
     def _counted(self, name: str, task: Task, model: Model, rows: Mapping[str, list[Example]]) -> TokenCounts:
         known = self._lengths.setdefault((name, model.fingerprint, self._window(model)), {})
@@ -440,25 +389,25 @@ class RunBuilder:
         return TokenCounts(sums["train"], sums["pool"], sums["dev"], sums["test"])
 
 
-def precision_remarks(workbench: RunBuilder, asked: Sequence[Options]) -> list[str]:
+def precision_remarks(workbench: RunBuilder, asked: Sequence[Request]) -> list[str]:
     """Return remarks on the precision of runs; see `outlay.hardware.precision.remarks`."""
     wanted: set[str] = set()
-    for options in asked:
-        named = {role: dict(pairs).get("precision") for role, pairs in workbench.request(options).overrides}
-        wanted |= {named.get(role) or options.precision for role in ROLES_TRAINED}
+    for request in asked:
+        named = workbench.resolve(request).overrides
+        wanted |= {named.get(role, {}).get("precision", request.precision) for role in ROLES_TRAINED}
     return remarks(wanted)
 
 
-def _run_precision(options: Options, overrides: Mapping[str, Mapping[str, Any]]) -> str:
+def _run_precision(asked: Request, overrides: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the precision of roles that name none; where all name one, the machine is not asked, so that run ids stay."""
     if all("precision" in overrides[role] for role in ROLES_TRAINED):
         return BF16
-    return resolve(options.precision)
+    return resolve(asked.precision)
 
 
-def _shared(options: Options) -> tuple[Hashable, ...]:
-    """Return the cache key of options without budget and N, as they are written: 2 epochs are not 2.0."""
-    return tuple(repr(getattr(options, each.name)) for each in fields(options) if each.name not in _OWN)
+def _shared(asked: Request) -> tuple[Hashable, ...]:
+    """Return the cache key of a request without budget and N, as they are written: 2 epochs are not 2.0."""
+    return tuple(repr(getattr(asked, each.name)) for each in fields(asked) if each.name not in _OWN)
 
 
 def added_micros(prepared: PreparedRun) -> int | None:

@@ -294,7 +294,7 @@ class RunExecution:
             key=need.key,
             artifacts=behind,
             # The precision of the run, not the one that a worker's machine would choose.
-            options=replace(self.prepared.options, precision=self.prepared.request.precision),
+            request=replace(self.prepared.asked, precision=self.prepared.request.precision),
             is_precision_asked=self.prepared.is_precision_asked(learner_of(step).settings.precision),
             run_id=self.run_id,
             quote=hold.quote,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from outlay.engine.listeners import Silent, Watcher
 from outlay.engine.point import Point
-from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.prepare import RunBuilder
 from outlay.engine.results_dir import ResultsDir
 from outlay.engine.run import RunExecution
 from outlay.engine.run_dir import RunDir
@@ -18,6 +18,7 @@ from outlay.hardware.precision import AUTO, OTHER, bf16_speed, precision_name
 from outlay.labels.purchases import PurchaseLog
 from outlay.money.amounts import LABEL_UNIT, Price
 from outlay.money.ledger import Anchor, Ledger
+from outlay.plan.request import Request
 from outlay.storage.files import write_json
 from outlay.storage.paths import command_line
 from outlay.storage.store import Store
@@ -80,16 +81,16 @@ class Runner:
         """Write the manifest of a run, which makes the run finished."""
         write_json(self.run_folder(execution.run_id).manifest, execution.manifest(point))
 
-    def refuse_other_precision(self, workbench: RunBuilder, asked: Sequence[Options]) -> None:
+    def refuse_other_precision(self, workbench: RunBuilder, asked: Sequence[Request]) -> None:
         """Refuse runs that this folder holds in the other precision than this machine would choose.
 
         Raises:
             UsageError: a run without an explicit precision is in this folder in the other precision alone.
         """
         known = set(self.ledger.run_ids()) if self.ledger.is_begun else set()
-        for options in asked if known else ():
-            if options.precision == AUTO:
-                request = workbench.request(options)
+        for each in asked if known else ():
+            if each.precision == AUTO:
+                request = workbench.resolve(each)
                 there = replace(request, precision=OTHER[request.precision])
                 if there.run_id in known and request.run_id not in known:
                     before, now = precision_name(there.precision), precision_name(request.precision)

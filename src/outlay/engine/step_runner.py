@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.engine.environment import environment
-from outlay.engine.prepare import Options, PreparedRun
+from outlay.engine.prepare import PreparedRun
 from outlay.engine.step_meter import StepMeter
 from outlay.errors import SpendError
 from outlay.hardware.precision import check_worker
@@ -28,6 +28,7 @@ from outlay.money.amounts import Price, Quote
 from outlay.plan.context import PlanningContext
 from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
+from outlay.plan.request import Request
 from outlay.plan.steps import (
     LABELS_FILE,
     PREDICTIONS_FILE,
@@ -307,8 +308,8 @@ class Job:
     """Key of the artifact, unless a limit cuts the step short."""
     artifacts: Mapping[str, str]
     """Keys of the artifacts of all earlier steps, by the keys of these steps."""
-    options: Options
-    """Options of the run, with the precision resolved."""
+    request: Request
+    """The request as the user made it, with the precision resolved."""
     is_precision_asked: bool
     """True where the precision of the step was asked for, False where the machine that planned the run chose it."""
     run_id: str
@@ -336,7 +337,7 @@ class JobRunner:
     machine beside the store, before anything is bought.
     """
 
-    def __init__(self, store: Store, prepared_of: Callable[[Options], PreparedRun]) -> None:
+    def __init__(self, store: Store, prepared_of: Callable[[Request], PreparedRun]) -> None:
         self._store = store
         self._prepared_of = prepared_of
         self._profile = load_profile(store.root.parent / PROFILE_FILE)
@@ -363,7 +364,7 @@ class JobRunner:
         return JobResult(artifact.key, reused=False)
 
     def _make(self, job: Job, folder: Path, on_progress: Report) -> Artifact:
-        prepared, step = self._prepared_of(job.options), job.step
+        prepared, step = self._prepared_of(job.request), job.step
         if prepared.request.run_id != job.run_id:
             raise SpendError(
                 f"run {job.run_id} would be run {prepared.request.run_id} here: the data, models or prices on this "

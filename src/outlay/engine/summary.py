@@ -10,13 +10,14 @@ from typing import Any
 
 from outlay.engine.outputs import read_answers
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
-from outlay.engine.prepare import Options, PreparedRun, RunBuilder, added_micros
+from outlay.engine.prepare import PreparedRun, RunBuilder, added_micros
 from outlay.errors import OutlayError
 from outlay.hardware.precision import AUTO, kept_bf16_speed
 from outlay.metrics import main_score
 from outlay.metrics.degenerate import Floor, dev_remarks, test_remarks
 from outlay.money.ledger import Anchor, Balance
 from outlay.plan.quotes import Quoter, Work
+from outlay.plan.request import Request
 from outlay.plan.steps import HUMAN, LLM, SCORES_FILE, Buy, Distil, Recipe, Step, Train, describe, role_of
 from outlay.plan.strategies import strategy
 from outlay.storage.store import Artifact, digest_of
@@ -33,23 +34,13 @@ class RunSummary:
 
     def asked(self) -> PointRequest:
         """Return the request of the point."""
-        request = self.prepared.request
-        added = added_micros(self.prepared)
-        taught_by = strategy(request.strategy).taught_by
-        return PointRequest(
-            task=request.task,
-            strategy=request.strategy,
-            budget_usd=usd_of(request.budget_micros),
-            added_usd=None if added is None else usd_of(added),
-            n_initial=request.n_initial,
-            seed=request.seed,
-            teacher={"teacher": request.teacher, "student": request.student, None: None}[taught_by],
-            student=request.student,
-            machine=request.machine,
-            clock="flops",
-            price_book=request.price_book,
-            pool=self.prepared.pool_parts,
-            dev=request.dev,
+        prepared = self.prepared
+        return _asked(
+            prepared.request,
+            prepared.request.task,
+            added_micros(prepared),
+            prepared.price_book.digest,
+            prepared.pool_parts,
         )
 
     def result(self, status: str, reason: str | None, recipes: Sequence[Recipe], balance: Balance) -> PointResult:
@@ -133,47 +124,55 @@ class RunSummary:
         }
 
 
+def _asked(
+    request: Request, task: str, added_micros: int | None, price_book: str, pool: tuple[tuple[str, int], ...]
+) -> PointRequest:
+    """Return what a point keeps of a request, resolved or not, with the facts that resolving it tells."""
+    policy = strategy(request.strategy)
+    return PointRequest(
+        task=task,
+        strategy=request.strategy,
+        budget_usd=usd_of(request.budget_micros),
+        added_usd=None if added_micros is None else usd_of(added_micros),
+        n_initial=request.n_initial,
+        seed=request.seed,
+        teacher={"teacher": request.teacher, "student": request.student, None: None}[policy.taught_by],
+        student=request.general if policy.starts_general else request.student,
+        machine=request.machine,
+        clock="flops",
+        price_book=price_book,
+        pool=pool,
+        dev=None if request.dev == "none" else request.dev,
+    )
+
+
 def precision_facts(prepared: PreparedRun) -> dict[str, Any]:
     """Return the precision of a run and the facts behind it, for the receipt."""
     request, known = prepared.request, kept_bf16_speed()
-    of_roles = {role: dict(settings).get("precision") for role, settings in request.overrides}
     return {
         "precision": request.precision,
-        "asked": prepared.options.precision != AUTO,
+        "asked": prepared.asked.precision != AUTO,
         "bf16_ratio": None if known is None else known.ratio,
         "device": None if known is None else known.device,
-        "roles": {role: name for role, name in of_roles.items() if name is not None},
+        "roles": {role: pairs["precision"] for role, pairs in request.overrides.items() if "precision" in pairs},
     }
 
 
-def absent_point(options: Options, workbench: RunBuilder, status: str, reason: str) -> Point:
+def absent_point(request: Request, workbench: RunBuilder, status: str, reason: str) -> Point:
     """Return the point of a run that cannot be prepared, since data or models are missing.
 
     A task that cannot be read either has the name that was asked for.
     """
     try:
-        task, _ = workbench.load(options.task)
+        task, _ = workbench.load(request.task)
         price = workbench.price_book.label(task.price_item)
-        redundancy = next((seller.replay.redundancy for seller in options.sellers if seller.name == HUMAN), 1)
-        initial = None if options.n_initial is None else price.cost_micros(options.n_initial * redundancy)
+        redundancy = next((seller.replay.redundancy for seller in request.sellers if seller.name == HUMAN), 1)
+        initial = None if request.n_initial is None else price.cost_micros(request.n_initial * redundancy)
     except OutlayError:
         initial = None
-    policy = strategy(options.strategy)
-    asked = PointRequest(
-        task=workbench.name_of(options.task),
-        strategy=options.strategy,
-        budget_usd=usd_of(options.budget_micros),
-        added_usd=None if initial is None else usd_of(max(0, options.budget_micros - initial)),
-        n_initial=options.n_initial,
-        seed=options.seed,
-        teacher={"teacher": options.teacher, "student": options.student, None: None}[policy.taught_by],
-        student=options.general if policy.starts_general else options.student,
-        machine=options.machine,
-        clock="flops",
-        price_book=workbench.price_book.digest,
-        pool=() if options.pool_rows is None else (("pool", options.pool_rows),),
-        dev=None if options.dev == "none" else options.dev,
-    )
+    added = None if initial is None else max(0, request.budget_micros - initial)
+    pool = () if request.pool_rows is None else (("pool", request.pool_rows),)
+    asked = _asked(request, workbench.name_of(request.task), added, workbench.price_book.digest, pool)
     nothing = PointResult(
         status=status,
         reason=reason,

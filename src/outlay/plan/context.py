@@ -157,4 +157,4 @@ class PlanningContext:
         return self.teach_defaults.changed({"seed": self.request.seed, **self._overrides("teach"), **keep})
 
     def _overrides(self, role: str) -> dict[str, Any]:
-        return dict(next((pairs for name, pairs in self.request.overrides if name == role), ()))
+        return dict(self.request.overrides.get(role, {}))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from outlay.errors import UsageError
-from outlay.hardware.precision import BF16, FP32
+from outlay.hardware.precision import AUTO, BF16, check_asked
 from outlay.money.amounts import format_usd
 from outlay.plan.steps import HUMAN, LLM
 from outlay.settings import DEFAULT_THREADS, check_seed, check_threads
@@ -21,9 +21,6 @@ DEFAULT_GENERAL = "distilbert/distilbert-base-uncased"
 DEFAULT_MACHINE = "cpu"
 ROLES = ("teacher", "student", "distil", "teach")
 """Roles with settings: the teacher on labels, the student on labels, the student on targets, the teacher on the pool."""
-
-Overrides = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
-"""Training settings by role, as sorted pairs so that a request can be hashed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,40 +69,55 @@ class SellerSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """The request of one run. ``run_id`` is the hash of its fields, so the same request is the same run."""
+class Digests:
+    """Digests of all that a request names: the task file with every example it loads, the prices, the checkpoints that teacher
+    and student start from, and the machine's speed, since another speed is another charge."""
 
     task: str
-    task_digest: str
-    """Digest of the task file and of every example it loads."""
+    price_book: str
+    models: str
+    machine: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The request of one run, as a user makes it or resolved.
+
+    A user leaves choices open. `outlay.engine.prepare.RunBuilder.resolve` settles them (dev labels, sellers, overrides,
+    precision, and the names of task, student and machine) and adds the digests; ``run_id`` is the hash of a resolved request,
+    so the same request is the same run.
+    """
+
+    task: str
+    """Name or path of the task; its own name once resolved."""
     strategy: str
     budget_micros: int
-    price_book: str
-    """Digest of the prices."""
-    models: str
-    """Digest of the checkpoints that teacher and student start from."""
     n_initial: int | None = None
     seed: int = 0
     teacher: str = DEFAULT_TEACHER
     student: str = DEFAULT_STUDENT
     machine: str = DEFAULT_MACHINE
-    machine_digest: str = ""
-    """Digest of the machine's speed: another figure is another charge."""
     student_training: str = "charged"
     """``charged``, or ``free``: neither the student's training on labels nor the scoring of the test split is charged."""
     pool_rows: int | None = None
-    dev: str | None = "given"
+    dev: str | None = None
+    """``given``, ``bought``, ``carved`` or ``none``; ``None`` = as the task says."""
     n_dev: int | None = None
     threads: int = DEFAULT_THREADS
     sellers: tuple[SellerSpec, ...] = (SellerSpec(),)
-    """Sellers that the strategy buys from, and `HUMAN` for the labels of dev rows."""
-    overrides: Overrides = ()
+    """Sellers on offer; once resolved those that the strategy buys from, and `HUMAN` for the labels of dev rows."""
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Training settings by role, of `ROLES`; once resolved those of the task too."""
     base: str | None = None
     """Model that ``cut:`` and ``tiny:`` students are made from; ``None`` = the teacher."""
     metric_model: str | None = None
     """Encoder that a metric compares texts with; ``None`` = the task's own."""
-    precision: str = BF16
-    """``bf16`` or ``fp32``, for every training and answer whose role names none in ``overrides``."""
+    general: str = DEFAULT_GENERAL
+    """The generally distilled checkpoint that `general_distill` starts from."""
+    precision: str = AUTO
+    """``auto`` (by the speed of this machine), ``bf16`` or ``fp32``, where neither task nor ``overrides`` name one for a role."""
+    digests: Digests | None = None
+    """``None`` until the request is resolved."""
 
     def __post_init__(self) -> None:
         if self.budget_micros <= 0:
@@ -116,18 +128,26 @@ class Request:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
         check_seed(self.seed, least=0)
         check_threads(self.threads)
-        if self.precision not in (BF16, FP32):
-            raise UsageError(f"precision is {self.precision!r}; it must be bf16 or fp32 by now")
+        check_asked(self.precision)
         if self.student_training not in ("charged", "free"):
             raise UsageError(f"student_training is {self.student_training!r}; it must be charged or free")
         names = [seller.name for seller in self.sellers]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UsageError(f"seller {twice[0]!r} is named twice; name each once")
-        if self.dev not in (None, "given", "bought", "carved"):
+        if self.dev not in (None, "given", "bought", "carved", "none"):
             raise UsageError(f"dev is {self.dev!r}; it must be given, bought, carved or none")
+        for role in self.overrides:
+            if role not in ROLES:
+                raise UsageError(f"unknown role {role!r} for training settings; known: {', '.join(ROLES)}")
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values in a stable order; later fields are left out at their defaults, so that run ids stay."""
+        """Return plain values in a stable order; later fields are left out at their defaults, so that run ids stay.
+
+        Raises:
+            ValueError: the request is not resolved.
+        """
+        if self.digests is None or self.dev is None or self.precision == AUTO:
+            raise ValueError(f"the request of {self.strategy} on {self.task} is not resolved, so it has no run id yet")
         later = {
             "base": self.base,
             "metric_model": self.metric_model,
@@ -137,24 +157,24 @@ class Request:
         }
         return {
             "task": self.task,
-            "task_digest": self.task_digest,
+            "task_digest": self.digests.task,
             "strategy": self.strategy,
             "budget_micros": self.budget_micros,
-            "price_book": self.price_book,
-            "models": self.models,
+            "price_book": self.digests.price_book,
+            "models": self.digests.models,
             "n_initial": self.n_initial,
             "seed": self.seed,
             "teacher": self.teacher,
             "student": self.student,
             "machine": self.machine,
-            "machine_digest": self.machine_digest,
+            "machine_digest": self.digests.machine,
             "student_training": self.student_training,
             "pool_rows": self.pool_rows,
-            "dev": self.dev,
+            "dev": None if self.dev == "none" else self.dev,
             "n_dev": self.n_dev,
             "threads": self.threads,
             **next(({"seller": seller.replay.answering} for seller in self.sellers if _is_first(seller)), {}),
-            "overrides": {role: dict(settings) for role, settings in self.overrides},
+            "overrides": {role: dict(settings) for role, settings in self.overrides.items() if settings},
             **{name: value for name, value in later.items() if value is not None},
         }
 
@@ -191,15 +211,3 @@ def _later_sellers(sellers: Sequence[SellerSpec]) -> dict[str, Any]:
         if not _is_first(seller) and not _is_second(seller)
     }
     return found | {"sellers": others or None}
-
-
-def frozen_overrides(by_role: dict[str, dict[str, Any]]) -> Overrides:
-    """Return settings by role in the hashable form of a `Request`.
-
-    Raises:
-        UsageError: an unknown role.
-    """
-    for role in by_role:
-        if role not in ROLES:
-            raise UsageError(f"unknown role {role!r} for training settings; known: {', '.join(ROLES)}")
-    return tuple((role, tuple(sorted(by_role[role].items()))) for role in sorted(by_role) if by_role[role])

@@ -277,7 +277,7 @@ def _buy(known: PlanningContext, n: int, start: int = 0, seller: str = HUMAN) ->
 
 def _dev(known: PlanningContext, labels: Buy) -> Dev | None:
     how = known.request.dev
-    if how is None:
+    if how == "none":
         return None
     if how == "carved":
         # A single label is never carved: then there is no dev set, and the steps are fixed.

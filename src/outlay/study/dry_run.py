@@ -15,13 +15,14 @@ from fractions import Fraction
 from typing import Any
 
 from outlay.engine.point import usd_of
-from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.prepare import RunBuilder
 from outlay.errors import OutlayError
 from outlay.models.cost_model import MachineProfile
 from outlay.money.amounts import Price, cost_micros
 from outlay.plan.context import PlanningContext
 from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
+from outlay.plan.request import Request
 from outlay.plan.steps import Distil, Recipe, Score, Step, Teach, Train, n_carved
 from outlay.plan.strategies import NotAvailable, strategy
 
@@ -39,7 +40,7 @@ class PlannedPoint:
     an unknown model. ``charge_micros``: upper bound of the charge, 0 for ``na``.
     """
 
-    options: Options
+    request: Request
     task: str
     run_id: str | None
     recipe: Recipe | None
@@ -50,7 +51,7 @@ class PlannedPoint:
 
     def to_json(self) -> dict[str, Any]:
         """Return the planned point as JSON values; absent values are null."""
-        asked = self.options
+        asked = self.request
         n_labels, n_pool = _sizes(self.recipe)
         return {
             "task": self.task,
@@ -153,7 +154,7 @@ class StudyPlan:
 
 def plan(
     workbench: RunBuilder,
-    asked: Iterable[Options | tuple[Options, str]],
+    asked: Iterable[Request | tuple[Request, str]],
     on_point: Callable[[int], None] | None = None,
     *,
     profile: MachineProfile | None = None,
@@ -164,7 +165,7 @@ def plan(
 
     Args:
         workbench: the builder of runs, with their tasks, models and prices.
-        asked: the options of each point, with a reason where it is known beforehand to be ``na``.
+        asked: the request of each point, with a reason where it is known beforehand to be ``na``.
         on_point: called with the number of points planned so far.
         profile: the measured speed of this machine.
         here: the price of an hour of this machine.
@@ -178,8 +179,8 @@ def plan(
     points: list[PlannedPoint] = []
     totals = _WorkTotals(profile, here)
     for number, each in enumerate(asked, start=1):
-        options, absent = each if isinstance(each, tuple) else (each, None)
-        point, known = _planned(workbench, options, absent, refuse=refuse)
+        request, absent = each if isinstance(each, tuple) else (each, None)
+        point, known = _planned(workbench, request, absent, refuse=refuse)
         points.append(point)
         if point.recipe is not None and known is not None:
             totals.add(point.recipe, known)
@@ -191,38 +192,38 @@ def plan(
 
 
 def _planned(
-    workbench: RunBuilder, options: Options, absent: str | None, *, refuse: bool
+    workbench: RunBuilder, request: Request, absent: str | None, *, refuse: bool
 ) -> tuple[PlannedPoint, PlanningContext | None]:
     run_id: str | None = None
-    name = workbench.name_of(options.task)
+    name = workbench.name_of(request.task)
     try:
-        run_id = workbench.request(options).run_id
-        reason = absent or (None if refuse else _too_small_a_pool(workbench, options))
+        run_id = workbench.resolve(request).run_id
+        reason = absent or (None if refuse else _too_small_a_pool(workbench, request))
         if reason is None:
-            known = workbench.prepare(options).known
-            proposal = strategy(options.strategy).ask(known, [])
+            known = workbench.prepare(request).known
+            proposal = strategy(request.strategy).ask(known, [])
             if isinstance(proposal, Recipe):
                 # The recipe after a pilot is unknown before its score, and may take the rest of the budget.
-                at_most = options.budget_micros if proposal.is_pilot else Quoter(known).total_micros(proposal.final)
+                at_most = request.budget_micros if proposal.is_pilot else Quoter(known).total_micros(proposal.final)
                 charge_micros, notes = at_most, (*known.lowered, *((PILOT_NOTE,) if proposal.is_pilot else ()))
-                return PlannedPoint(options, name, run_id, proposal, None, charge_micros, notes), known
+                return PlannedPoint(request, name, run_id, proposal, None, charge_micros, notes), known
             reason = proposal.reason if isinstance(proposal, NotAvailable) else "the strategy proposes nothing"
     except OutlayError as error:
         if refuse:
             raise
         reason = absent or str(error)
-    return PlannedPoint(options, name, run_id, None, reason, 0), None
+    return PlannedPoint(request, name, run_id, None, reason, 0), None
 
 
-def _too_small_a_pool(workbench: RunBuilder, options: Options) -> str | None:
+def _too_small_a_pool(workbench: RunBuilder, request: Request) -> str | None:
     """Return the reason why a pool is too small for a cell of a study, else None; a single run takes the rows that exist."""
-    if options.pool_rows is None:
+    if request.pool_rows is None:
         return None
-    task, data = workbench.load(options.task)
+    task, data = workbench.load(request.task)
     n_rows = sum(len(part.examples) for part in data.pool)
-    if options.pool_rows <= n_rows:
+    if request.pool_rows <= n_rows:
         return None
-    return f"the pool of {task.name} has {n_rows:,} rows, the cell asks for {options.pool_rows:,}"
+    return f"the pool of {task.name} has {n_rows:,} rows, the cell asks for {request.pool_rows:,}"
 
 
 _ChargedStep = tuple[str, str]

@@ -14,14 +14,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
-from outlay.engine.prepare import Options
 from outlay.errors import StudyFileError, UnknownStrategy, UnknownStudy, UnknownTask, UsageError
 from outlay.hardware.precision import check_asked
 from outlay.models.reference import parse_ref, place_of
 from outlay.money.amounts import Price, format_usd, write_usd
-from outlay.plan.request import DEFAULT_GENERAL, DEFAULT_STUDENT, DEFAULT_TEACHER, SellerSpec, frozen_overrides
+from outlay.plan.request import DEFAULT_GENERAL, DEFAULT_STUDENT, DEFAULT_TEACHER, Request, SellerSpec
 from outlay.plan.steps import LLM
 from outlay.plan.strategies import Strategy, strategy
 from outlay.plan.strategies import strategy as strategy_named
@@ -29,15 +28,15 @@ from outlay.report.results import Layout
 from outlay.storage.paths import as_word, expand
 from outlay.study.schema import OTHERS, Scale, TaskAxes, merged, union_of, values_of
 from outlay.tasks.task import load_task
-from outlay.tasks.yaml_file import Name, NonEmpty, YamlBlock, first_problem, read_yaml
+from outlay.tasks.yaml_file import Name, NonEmpty, YamlBlock, read_yaml
 from outlay.text.legible import repeats
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell of the grid: the options of its run, and the reason where it is known beforehand not to be available."""
+    """A cell of the grid: the request of its run, and the reason where it is known beforehand not to be available."""
 
-    options: Options
+    request: Request
     absent: str | None = None
 
 
@@ -128,8 +127,8 @@ class StudyFile(YamlBlock):
         for seed in range(chosen.first_seed, chosen.first_seed + (n_seeds or chosen.n_seeds)):
             for grid, points in zip(grids, by_task, strict=True):
                 for asked in points:
-                    cell = Cell(grid.options(asked, seed), grid.axes.absent)
-                    cells.setdefault(_identity(cell.options), cell)
+                    cell = Cell(grid.request(asked, seed), grid.axes.absent)
+                    cells.setdefault(_identity(cell.request), cell)
         if not cells:
             raise StudyFileError(
                 f"study {self.name}, scale {scale}: no point is left; a teacher needs `added_usd` above 0"
@@ -231,10 +230,10 @@ class _Grid:
                     if policy.taught_by is None or n is None or budget > initial:
                         yield from self._models(name, policy, n, budget)
 
-    def options(self, point: _Point, seed: int) -> Options:
-        """Return the options of the run at a point under a seed."""
+    def request(self, point: _Point, seed: int) -> Request:
+        """Return the request of the run at a point under a seed."""
         axes, base = self.axes, self._base(point)
-        return Options(
+        return Request(
             task=self.task,
             strategy=point.strategy,
             budget_micros=point.budget_micros,
@@ -363,11 +362,7 @@ def load_study(path: Path) -> StudyFile:
     """
     if not path.is_file():
         raise UnknownStudy(f"no study file {path}; give an existing YAML file or one of {', '.join(shipped_studies())}")
-    content = read_yaml(path, StudyFileError, "docs/studies.md")
-    try:
-        study = StudyFile.model_validate(content)
-    except ValidationError as error:
-        raise StudyFileError(f"{path}: {first_problem(error, study_schema(), 'the study')}") from None
+    study = read_yaml(path, StudyFile, StudyFileError, "the study", "docs/studies.md")
     study._folder = path.parent
     return study
 
@@ -385,22 +380,16 @@ def _shipped() -> Path:
     return inside if inside.is_dir() else package.parent.parent / "studies"
 
 
-def _identity(options: Options) -> tuple[Any, ...]:
-    """Return a key that is equal for options of equal requests."""
-    values = {name: getattr(options, name) for name in options.__slots__}
-    return (
-        *(value for name, value in values.items() if name != "overrides"),
-        frozen_overrides(_plain(options.overrides)),
-    )
+def _identity(request: Request) -> tuple[Any, ...]:
+    """Return a key that is equal for equal requests."""
+    values = [getattr(request, name) for name in request.__slots__ if name != "overrides"]
+    overrides = [(role, tuple(sorted(pairs.items()))) for role, pairs in request.overrides.items() if pairs]
+    return *values, tuple(sorted(overrides))
 
 
 def _micros(axis: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
     """Return amounts as plain integers, as in a request; those of the file print as dollars."""
     return {name: tuple(map(int, amounts)) for name, amounts in axis.items()}
-
-
-def _plain(overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {role: dict(settings) for role, settings in overrides.items()}
 
 
 def _check_names(places: Sequence[str], names: Sequence[str], where: str) -> None:
@@ -429,40 +418,38 @@ def _same_place(one: str, other: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A grid of runs from options on the command line or in a call; ``base`` holds the options that all points share.
+    """A grid of runs from a command line or a call; ``base``: the request whose other fields all points share.
 
     ``teachers`` and ``students``: sizes to compare (Kang et al. 2023, Figures 4 and 5); empty = the one of ``base``. Under every
     teacher, ``cut:`` and ``tiny:`` students are made from one checkpoint: the base's, else the first teacher.
     """
 
-    base: Options
+    base: Request
     strategies: tuple[str, ...]
     budgets_micros: tuple[int, ...]
-    n_seeds: int
+    seeds: tuple[int, ...]
     teachers: tuple[str, ...] = ()
     students: tuple[str, ...] = ()
     with_rule: bool = True
     """True to run `distill` under its own rule for N too, beside a fixed N."""
 
     def __post_init__(self) -> None:
-        for name, values in (("strategies", self.strategies), ("budgets", self.budgets_micros)):
-            if not values:
-                raise UsageError(f"no {name} to compare; name at least one")
         for name, values in (
             ("strategies", self.strategies),
             ("budgets", tuple(map(format_usd, self.budgets_micros))),
+            ("seeds", tuple(map(str, self.seeds))),
             ("teachers", tuple(map(place_of, self.teachers))),
             ("students", tuple(map(place_of, self.students))),
         ):
+            if not values and name not in ("teachers", "students"):
+                raise UsageError(f"no {name} to compare; name at least one")
             if twice := repeats(values):
                 raise UsageError(f"{twice[0]} is named twice among the {name}; name each once")
-        if self.n_seeds < 1:
-            raise UsageError(f"--seeds is {self.n_seeds}; compare at least 1")
 
-    def options(self) -> list[Options]:
-        """Return the options of each point once, seed by seed, so that a first table comes early."""
-        points: list[Options] = []
-        for seed in range(self.base.seed, self.base.seed + self.n_seeds):
+    def requests(self) -> list[Request]:
+        """Return the request of each point once, seed by seed, so that a first table comes early."""
+        points: list[Request] = []
+        for seed in self.seeds:
             for budget in self.budgets_micros:
                 for name in self.strategies:
                     for teacher, student in self._models(name):

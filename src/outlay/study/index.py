@@ -38,7 +38,7 @@ class StudyCell:
 
 @dataclass(frozen=True)
 class StudyIndex:
-    """The content of `study.json`; runs that come from options, and from no study file, have no ``header.scale``."""
+    """The content of `study.json`; runs that come from no study file have no ``header.scale``."""
 
     header: Header
     store: str
@@ -126,7 +126,7 @@ def _old_cell(folder: Path, run: str, points: Sequence[Point], place: int) -> St
 
 
 def title_of(tasks: str) -> str:
-    """Return the title of runs that come from options."""
+    """Return the title of runs that come from no study file."""
     return f"{tasks}: what a score costs"
 
 
@@ -139,7 +139,7 @@ def check_folder(folder: Path, header: Header) -> None:
     """Refuse a results folder of another study.
 
     Raises:
-        UsageError: the folder holds another study, or a study where runs come from options, or the other way round.
+        UsageError: the folder holds another study, or a study where runs come from no study file, or the other way round.
     """
     if not is_indexed(folder):
         if header.scale is not None and (folder / "ledger.sqlite").exists():

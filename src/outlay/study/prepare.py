@@ -37,7 +37,7 @@ def prepare_study(study: Study, place: Workplace, command: str | None = None) ->
     builder, runner = place.builder(), place.runner()
     planned = plan_study(builder, study, place.store, place.here)
     refuse_empty(planned)
-    runner.refuse_other_precision(builder, [point.options for point in planned.points if point.recipe is not None])
+    runner.refuse_other_precision(builder, [point.request for point in planned.points if point.recipe is not None])
     if place.n_workers > 1:
         processes = LocalPool(place.factory(), place.n_workers, study.threads, logs=place.logs)
         return Session(place, header, planned, builder, runner, None, processes)
@@ -53,7 +53,7 @@ def plan_study(builder: RunBuilder, study: Study, store: Store, here: Price) -> 
         store: the store; the measured speed of the machine lies beside it.
         here: price per hour of the machine that computes.
     """
-    asked = [cell.options if cell.absent is None else (cell.options, cell.absent) for cell in study.cells]
+    asked = [cell.request if cell.absent is None else (cell.request, cell.absent) for cell in study.cells]
     return plan(builder, asked, profile=load_profile(store.root.parent / PROFILE_FILE), here=here)
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 
-from outlay.engine.prepare import Options
 from outlay.errors import UsageError
 from outlay.money.amounts import PriceBook, parse_budget
 from outlay.plan.request import (
@@ -15,6 +14,7 @@ from outlay.plan.request import (
     DEFAULT_MACHINE,
     DEFAULT_STUDENT,
     DEFAULT_TEACHER,
+    Request,
     SellerSpec,
 )
 from outlay.settings import DEFAULT_THREADS
@@ -22,7 +22,6 @@ from outlay.storage.paths import expand_path
 from outlay.storage.remote import open_named
 from outlay.study.grid import Grid
 from outlay.study.runner import Workplace
-from outlay.text.legible import repeats
 
 AnyPath = str | Path
 Dollars = str | int | float | Decimal
@@ -114,14 +113,14 @@ def request(
     seed: int,
     models: Models,
     options: RunOptions,
-) -> Options:
-    """Return the options of one run; see `outlay.api.run`.
+) -> Request:
+    """Return the request of one run; see `outlay.api.run`.
 
     Raises:
         UsageError: several teachers or students, or an unknown precision.
         MoneyError: a budget that cannot be read, or is zero.
     """
-    return Options(
+    return Request(
         task=str(task),
         strategy=strategy,
         budget_micros=parse_budget(budget),
@@ -152,8 +151,8 @@ def requests(
     seeds: int | Sequence[int],
     models: Models,
     options: RunOptions,
-) -> list[Options]:
-    """Return the options of each run of a comparison, seed by seed; see `outlay.api.compare`.
+) -> list[Request]:
+    """Return the request of each run of a comparison, seed by seed; see `outlay.api.compare`.
 
     Raises:
         UsageError: an axis without values, or a value that is named twice.
@@ -161,31 +160,22 @@ def requests(
     """
     amounts = [budgets] if isinstance(budgets, str | int | float | Decimal) else list(budgets)
     names = (strategies,) if isinstance(strategies, str) else tuple(strategies)
-    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    axes = {
-        "budgets": amounts,
-        "strategies": names,
-        "seeds": chosen,
-        "teachers": (teachers := _several(models.teacher)),
-        "students": (students := _several(models.student)),
-    }
-    for axis, values in axes.items():
+    chosen = range(seeds) if isinstance(seeds, int) else seeds
+    teachers, students = _several(models.teacher), _several(models.student)
+    for axis, values in {"budgets": amounts, "strategies": names, "teachers": teachers, "students": students}.items():
         if not values:
             raise UsageError(f"no {axis} to compare; name at least one")
-    if twice := repeats(list(map(str, chosen))):
-        raise UsageError(f"{twice[0]} is named twice among the seeds; name each once")
     first = replace(models, teacher=teachers[0], student=students[0])
-    shared = request(task, amounts[0], names[0], n_initial, chosen[0], first, options)
-    grid = Grid(
+    shared = request(task, amounts[0], names[0], n_initial, 0, first, options)
+    return Grid(
         shared,
         names,
         tuple(map(parse_budget, amounts)),
-        1,
+        tuple(chosen),
         teachers if len(teachers) > 1 else (),
         students if len(students) > 1 else (),
         options.with_rule,
-    )
-    return [each for seed in chosen for each in replace(grid, base=replace(shared, seed=seed)).options()]
+    ).requests()
 
 
 def workplace(out: AnyPath, setup: Setup) -> Workplace:

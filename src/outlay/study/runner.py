@@ -21,7 +21,7 @@ from typing import Protocol
 from outlay.engine.listeners import Silent, Watcher
 from outlay.engine.outputs import outputs_of, receipt_file
 from outlay.engine.point import Point, read_points, usd_of, write_points
-from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.prepare import RunBuilder
 from outlay.engine.run_dir import RunDir
 from outlay.engine.runner import Runner
 from outlay.engine.step_meter import seconds_at
@@ -30,6 +30,7 @@ from outlay.engine.summary import absent_point
 from outlay.errors import HoldError, MissingData
 from outlay.money.amounts import Price, PriceBook, format_usd
 from outlay.money.ledger import Ledger
+from outlay.plan.request import Request
 from outlay.plan.steps import describe
 from outlay.report.grouping import short_model
 from outlay.report.receipt import receipt, render_text
@@ -100,7 +101,7 @@ class StudyRunner:
         self.n_replayed = len(self.points)
         for i, planned in enumerate(plan.points):
             if runs[i] is None:
-                self.points[i] = absent_point(planned.options, workbench, "na", planned.reason or "nothing is proposed")
+                self.points[i] = absent_point(planned.request, workbench, "na", planned.reason or "nothing is proposed")
         self.left = [i for i in range(len(runs)) if i not in self.points]
         """Places in the plan of the points that are left to run."""
         self._files.write(self.points)
@@ -131,9 +132,9 @@ class StudyRunner:
                 due = time.monotonic() + max(WRITE_SECONDS, WRITE_SHARE * took)
 
         try:
-            options = [self._plan.points[i].options for i in places]
+            asked = [self._plan.points[i].request for i in places]
             watch_place = None if watch is None else lambda i: watch(places[i])
-            Scheduler(self._runner, self._workbench, crew, observer, done, watch_place).run(options)
+            Scheduler(self._runner, self._workbench, crew, observer, done, watch_place).run(asked)
         finally:
             self._files.write(self.points)
         self.left = [i for i in places if i not in self.points]
@@ -157,13 +158,13 @@ class _Folder:
 
     def __init__(self, plan: StudyPlan, header: Header, runner: Runner) -> None:
         self._runner = runner
-        # A run from options has a receipt even where it is not available; a cell of a study is only listed.
+        # A run without a study file has a receipt even where it is not available; a cell of a study is only listed.
         is_study = header.scale is not None
         self.runs = [None if is_study and planned.recipe is None else planned.run_id for planned in plan.points]
         models = tuple(
-            dict.fromkeys(ref for each in plan.points for ref in (each.options.teacher, each.options.student))
+            dict.fromkeys(ref for each in plan.points for ref in (each.request.teacher, each.request.student))
         )
-        self._labels = [label_of(planned.options, planned.task, models) for planned in plan.points]
+        self._labels = [label_of(planned.request, planned.task, models) for planned in plan.points]
         self._header = header
 
     def write(self, points: Mapping[int, Point]) -> None:
@@ -184,19 +185,19 @@ class _Folder:
                 write_text(receipt_file(self._runner.folder, run), text)
 
 
-def label_of(options: Options, task: str, models: Sequence[str]) -> str:
+def label_of(request: Request, task: str, models: Sequence[str]) -> str:
     """Return the label of a cell.
 
     Args:
-        options: the options of the cell.
+        request: the request of the cell.
         task: the name of its task.
         models: references of all models of the study, among which the label's are distinct.
     """
-    fixed = "" if options.n_initial is None else f", N = {options.n_initial:,}"
-    pool = "" if options.pool_rows is None else f", {options.pool_rows:,} pool rows"
+    fixed = "" if request.n_initial is None else f", N = {request.n_initial:,}"
+    pool = "" if request.pool_rows is None else f", {request.pool_rows:,} pool rows"
     return (
-        f"{task}: {options.strategy}{fixed}{pool}, {format_usd(options.budget_micros)}, "
-        f"{short_model(options.teacher, models)} to {short_model(options.student, models)}, seed {options.seed}"
+        f"{task}: {request.strategy}{fixed}{pool}, {format_usd(request.budget_micros)}, "
+        f"{short_model(request.teacher, models)} to {short_model(request.student, models)}, seed {request.seed}"
     )
 
 
@@ -393,11 +394,11 @@ class Session:
         return pool
 
 
-def prepare_session(asked: Sequence[Options], header: Header, place: Workplace, *, overwrite: bool = False) -> Session:
+def prepare_session(asked: Sequence[Request], header: Header, place: Workplace, *, overwrite: bool = False) -> Session:
     """Check and plan runs; refusals come here, before a folder is made or a label bought.
 
     Args:
-        asked: the options of each run; equal requests are run once.
+        asked: the request of each run; equal requests are run once.
         header: the header of their index and report; without a scale, since there is no study file.
         place: the results folder, with store, prices and data.
         overwrite: replace the report of other runs in the folder; their ledger and files stay.
@@ -407,15 +408,15 @@ def prepare_session(asked: Sequence[Options], header: Header, place: Workplace, 
             more workers than the machine has room for.
     """
     builder = place.builder()
-    for options in asked:
-        builder.check(options)
+    for request in asked:
+        builder.check(request)
     planned = plan(builder, _distinct(builder, asked), refuse=True)
     runner = place.runner()
     runner.refuse_other_precision(builder, asked)
     check_folder(place.folder, header)
     if not overwrite:
         check_nothing_lost(place.folder, {point.run_id for point in planned.points})
-    threads = max((options.threads for options in asked), default=1)
+    threads = max((request.threads for request in asked), default=1)
     if place.n_workers > 1:
         processes = LocalPool(place.factory(), place.n_workers, threads, logs=place.logs)
         return Session(place, header, planned, builder, runner, None, processes)
@@ -423,7 +424,7 @@ def prepare_session(asked: Sequence[Options], header: Header, place: Workplace, 
 
 
 def bring_about(
-    asked: Sequence[Options],
+    asked: Sequence[Request],
     header: Header,
     place: Workplace,
     *,
@@ -438,8 +439,8 @@ def bring_about(
     return prepare_session(asked, header, place, overwrite=overwrite).run(listener)
 
 
-def _distinct(builder: RunBuilder, asked: Sequence[Options]) -> list[Options]:
-    found: dict[str, Options] = {}
-    for options in asked:
-        found.setdefault(builder.request(options).run_id, options)
+def _distinct(builder: RunBuilder, asked: Sequence[Request]) -> list[Request]:
+    found: dict[str, Request] = {}
+    for request in asked:
+        found.setdefault(builder.resolve(request).run_id, request)
     return list(found.values())

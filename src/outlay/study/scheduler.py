@@ -20,13 +20,14 @@ from typing import Protocol
 from outlay.engine.buying import Purchase, PurchaseResult
 from outlay.engine.listeners import Watcher
 from outlay.engine.point import Point
-from outlay.engine.prepare import Options, RunBuilder
+from outlay.engine.prepare import RunBuilder
 from outlay.engine.run import HeldStep, ReadyStep, RunExecution
 from outlay.engine.runner import Runner
 from outlay.engine.step_runner import Job, JobResult, JobRunner
 from outlay.engine.summary import absent_point
 from outlay.errors import OutlayError
 from outlay.money.amounts import PriceBook
+from outlay.plan.request import Request
 from outlay.plan.steps import Buy, Recipe, Step, describe
 from outlay.storage.remote import open_location
 from outlay.study.buyers import Buyers
@@ -138,7 +139,7 @@ class Scheduler:
         self._n_lost: Counter[str] = Counter()
         self._n_done = 0
 
-    def run(self, asked: Sequence[Options]) -> None:
+    def run(self, asked: Sequence[Request]) -> None:
         """Run each request to its point; ``done`` is called with its place in ``asked`` and its point as soon as it is over.
 
         A run that fails gives a failed point and does not stop the rest; it is tried again the next time.
@@ -176,12 +177,12 @@ class Scheduler:
         """Return True where another run should be opened: `LOOK_AHEAD` at first, up to `MOST_OPEN` while a worker is free."""
         return len(self._open) < (MOST_OPEN if self._crew.n_free else LOOK_AHEAD)
 
-    def _begin(self, place: int, options: Options) -> None:
+    def _begin(self, place: int, request: Request) -> None:
         try:
-            prepared = self._workbench.prepare(options)
+            prepared = self._workbench.prepare(request)
             execution = RunExecution(self._runner.till, prepared, self._watch(place)).open()
         except OutlayError as error:
-            self._close(place, absent_point(options, self._workbench, "failed", str(error)))
+            self._close(place, absent_point(request, self._workbench, "failed", str(error)))
             return
         self._open[place] = _Open(place, execution)
         self._advance(self._open[place])
