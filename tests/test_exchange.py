@@ -23,6 +23,7 @@ from outlay.train.targets.targets import SparseTargets
 from tests.checkpoints import make_gpt2
 from tests.steps_world import REAGENTS, StepsWorld, rows, tree, write_rows
 from tests.test_cli import Ran, outlay, refused
+from tests.toys import targets_of
 
 FORMS = {
     "tokens": TaskSpec("generation", (), 24, 17),
@@ -76,10 +77,10 @@ def random_targets(kind: TargetKind, vocab_size: int, settings: TeachSettings, s
     logits = torch.from_numpy(rng.normal(size=(n, vocab_size)) * sure).float()
     units = logits.argmax(-1).numpy().astype(np.int32)
     units[::5] = logits.argmin(-1).numpy()[::5]
-    return SparseTargets.from_logits(
+    return targets_of(
         kind,
         logits,
-        np.concatenate([[0], np.cumsum(counts)]),
+        counts,
         units,
         [f"said {i}" for i in range(7)],
         n_real=np.maximum(1, counts - (kind == "tokens") * rng.integers(0, 3, 7)),
@@ -224,7 +225,7 @@ def pieces_of(world: StepsWorld, text: str) -> list[int]:
 
 def dense_of(targets: SparseTargets, position: int) -> tuple[dict[int, float], float]:
     """Probabilities of the classes kept at a position of the first row, and of all others together, in float64."""
-    kept, counts = targets.positions(), targets.positions().counts(targets.terms)
+    kept, counts = targets.positions(), targets.positions().counts(targets.rule)
     start = int(counts[:position].sum())
     mine = slice(start, start + int(counts[position]))
     p = np.exp(kept.all_logits()[mine].astype(np.float64) - kept.logsumexp[position, 0])
@@ -460,7 +461,7 @@ def test_an_export_for_a_student_of_another_tokenizer(world: StepsWorld, tmp_pat
     logits = torch.zeros(n_real, len(small))
     logits[range(n_real), torch.from_numpy(units).long()] = 9.0
     settings = TeachSettings(max_logits=3)
-    block = SparseTargets.from_logits("tokens", logits, np.array([0, n_real]), units, ["wxaz"], max_logits=3)
+    block = targets_of("tokens", logits, [n_real], units, ["wxaz"], max_logits=3)
     folder = write_folder(tmp_path / "folder", "tokens", [block], settings, world.model("small"))
     assert outlay("targets", "export", folder, "--out", tmp_path / "said.jsonl").code == 0
     to = ("targets", "import", tmp_path / "said.jsonl", "--student", world.model("gpt2"), "--quiet")

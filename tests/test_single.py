@@ -405,7 +405,7 @@ def test_a_teachers_blocks_are_its_targets_row_by_row(world: StepsWorld, writer:
         target="tokens",
         settings=TeachSettings(max_logits=5),
         precision="fp32",
-        gauge=count,
+        meter=count,
         vocab_size=n_tokens,
     )
     assert (out / "targets-00001.safetensors").read_bytes() == direct.to_bytes()

@@ -23,8 +23,7 @@ from outlay.tasks.readers import parquet_library
 from outlay.text.text_file import is_packed, suffix_of
 
 if TYPE_CHECKING:
-    from outlay.train.targets.logprobs import PositionLogprobs
-    from outlay.train.targets.logprobs import Row as TargetRow
+    from outlay.train.targets.logprobs import PositionLogprobs, TargetRow
     from outlay.train.targets.sparse_logits import SparsityRule
 
     Name = Callable[[int], str]
@@ -59,7 +58,7 @@ def export(folder: Path, out: Path, *, overwrite: bool = False) -> StepReport:
         for block in stored.blocks():
             part = rows[n_done : n_done + len(block)]
             lines = [
-                _line(row, target, block.terms, name, stored if n_done + at == 0 else None)
+                _line(row, target, block.rule, name, stored if n_done + at == 0 else None)
                 for at, (row, target) in enumerate(zip(part, target_rows(block), strict=True))
             ]
             write(lines)

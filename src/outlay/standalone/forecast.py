@@ -49,8 +49,7 @@ def training_seconds(
 
 def _lengths(spec: tuple[str, str, TaskSpec], sources: Texts, answers: Sequence[str], writes: bool) -> Lengths:
     """Return the token lengths of all rows, estimated from a sample."""
-    from outlay.train.api import count_tokens
-    from outlay.train.calibration import answer_lengths
+    from outlay.train.api import answer_lengths, count_tokens
 
     sampled = list(sources[:: max(1, len(sources) // N_SAMPLED)])
     read, form = count_tokens(*spec, sampled), spec[2]

@@ -23,8 +23,7 @@ from outlay.tasks.example import shorten
 from outlay.text.legible import label_problem
 
 if TYPE_CHECKING:
-    from outlay.train.targets.logprobs import PositionLogprobs, Vocabulary
-    from outlay.train.targets.logprobs import Row as TargetRow
+    from outlay.train.targets.logprobs import PositionLogprobs, TargetRow, Vocabulary
     from outlay.train.targets.sparse_logits import SparsityRule
 
 MATCHES = ("ids", "text")
@@ -130,7 +129,7 @@ class ImportRequest:
 
     def target_rows(self, part: Sequence[Record], counts: Counter[str]) -> list[TargetRow]:
         """Return the log-probabilities of rows in the units of the targets; adds to ``counts``."""
-        from outlay.train.targets.logprobs import Row as TargetRow
+        from outlay.train.targets.logprobs import TargetRow
 
         if self.kind == "text":
             return [TargetRow((), self._answer(record), 0, record.origin) for record in part]
@@ -152,8 +151,7 @@ class ImportRequest:
         return answer
 
     def _own(self, record: Record) -> TargetRow:
-        from outlay.train.targets.logprobs import PositionLogprobs
-        from outlay.train.targets.logprobs import Row as TargetRow
+        from outlay.train.targets.logprobs import PositionLogprobs, TargetRow
 
         assert self.terms is not None
         names = ["1", *(f"{t:g}" for t in self.terms.temperatures if t != 1.0)]
@@ -174,8 +172,7 @@ class ImportRequest:
 
     def _classes(self, record: Record, counts: Counter[str]) -> TargetRow:
         """Return the log-probabilities of the labels at the answer's position, for answers of one token."""
-        from outlay.train.targets.logprobs import EXCESS_MASS, PositionLogprobs, label_logprobs
-        from outlay.train.targets.logprobs import Row as TargetRow
+        from outlay.train.targets.logprobs import EXCESS_MASS, PositionLogprobs, TargetRow, label_logprobs
 
         label, positions = self._answer(record), _present(record)
         first = positions[0].token.text if positions else None
@@ -205,8 +202,7 @@ class ImportRequest:
 
     def _tokens(self, part: Sequence[Record], counts: Counter[str]) -> list[TargetRow]:
         """Return positions in the student's tokens, up to and including the closing token."""
-        from outlay.train.targets.logprobs import PositionLogprobs
-        from outlay.train.targets.logprobs import Row as TargetRow
+        from outlay.train.targets.logprobs import PositionLogprobs, TargetRow
 
         assert self.vocabulary is not None
         closing, limit = self.vocabulary.closing, self.form.max_target_tokens

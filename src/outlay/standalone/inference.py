@@ -263,8 +263,8 @@ def _handover(model: TrainedModel, form: TaskSpec, teaching: Teaching) -> Target
         if wanted is None:
             raise UsageError("targets are taught for a student; name it with --student, or what to write with --target")
         return TargetSpec(wanted)  # type: ignore[arg-type]
+    from outlay.models.loading import n_logits, same_tokenizer
     from outlay.models.shape import family_of
-    from outlay.train.api import n_logits, same_tokenizer
 
     family = family_of(student, base=teaching.base)
     refuse_family(family, form, student)
@@ -311,7 +311,7 @@ def _teach_block(
         target=handed.target,
         settings=settings,
         precision=options.precision,
-        gauge=counter,
+        meter=counter,
         vocab_size=handed.vocab_size,
         device_map=options.runtime.device_map,
         profiler=profiler,
@@ -328,7 +328,7 @@ def _predict_block(model: TrainedModel, options: InferenceOptions, folder: Path,
         folder,
         model.sources(rows),
         precision=options.precision,
-        gauge=counter,
+        meter=counter,
         beams=options.beams,
         batch_size=options.batch_size,
         device_map=options.runtime.device_map,

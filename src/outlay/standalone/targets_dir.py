@@ -169,7 +169,7 @@ class TargetsFolder:
             )
         if self.kind not in ("tokens", "tags") or [student, base] == self.index["student"]:
             return
-        from outlay.train.api import same_tokenizer
+        from outlay.models.loading import same_tokenizer
 
         # Targets that were imported have the tokens of the student they were imported for.
         is_imported = "imported" in self.index

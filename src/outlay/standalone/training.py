@@ -39,7 +39,8 @@ from outlay.text.listener import Listener
 from outlay.train.progress import TokenCounter, TrainContext, TrainProgress
 
 if TYPE_CHECKING:
-    from outlay.train.api import DevTexts, ModelSpec
+    from outlay.models.loading import ModelSpec
+    from outlay.train.api import DevTexts
     from outlay.train.profiler import Profiler
 
     Train = Callable[[ModelSpec, DevTexts | None, Path, TrainContext], TrainProgress]
@@ -202,8 +203,9 @@ class _Plan:
     def _train(
         self, output: OutputDir, counter: TokenCounter, profiler: Profiler | None, train: Train, listener: Listener
     ) -> TrainProgress:
+        from outlay.models.loading import ModelSpec
         from outlay.storage.checkpoint_files import newest_checkpoint
-        from outlay.train.api import DevTexts, ModelSpec
+        from outlay.train.api import DevTexts
         from outlay.train.trackers import open_tracker
 
         runtime, out = self.request.runtime, output.work / "model"
