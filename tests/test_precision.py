@@ -221,7 +221,7 @@ def plain(world: World, **changes: object) -> Request:
 
 def test_a_run_is_the_run_that_names_what_auto_means(cache: Path, world: World) -> None:
     world.workbench.memo = type(world.workbench.memo)()
-    request = world.workbench.request
+    request = world.workbench.resolve
     named = {name: request(plain(world, precision=name)) for name in ("bf16", "fp32")}
     assert named["bf16"].run_id != named["fp32"].run_id
     for ratio, means in ((SLOW, "fp32"), (FAST, "bf16")):
