@@ -47,7 +47,13 @@ class Pilot:
         first = Buy("train", N_PILOT, known.request.seed, known.train_digest, known.offer().identity)
         dev = None if known.request.dev is None else self._dev(known)
         pilot = Train(
-            "student", known.student, (first,), dev, known.encoding, known.settings("student"), known.request.threads
+            role="student",
+            model=known.student,
+            labels=(first,),
+            dev=dev,
+            encoding=known.encoding,
+            settings=known.settings("student"),
+            threads=known.request.threads,
         )
         if not outcomes:
             return Recipe(pilot, (f"pilot on {N_PILOT} labels",))

@@ -20,12 +20,15 @@ SETTINGS = TrainSettings(epochs=3, batch_size=8, learning_rate=1e-3, precision="
 LABELS = Buy("train", 5, 0, "rows", "seller")
 MORE = Buy("train", 7, 0, "rows", "a model", start=5, seller="llm")
 DEV = Dev("given", 3, rows_digest="dev rows")
-TRAIN = Train(MODEL, DEV, ENCODING, SETTINGS, 2, role="teacher", labels=(LABELS,))
+ALIKE: dict[str, Any] = {"dev": DEV, "encoding": ENCODING, "settings": SETTINGS, "threads": 2}
+TRAIN = Train(role="teacher", model=MODEL, labels=(LABELS,), **ALIKE)
 SPEECH = TeachSettings()
 BLOCKS = tuple(
     Teach(TRAIN, start, start + 4, f"rows from {start}", "tokens", SPEECH, 97, threads=2) for start in (0, 4, 8)
 )
-DISTIL = Distil(Model("cut:1", "org/name", "bytes"), DEV, ENCODING, SETTINGS, 2, targets=BLOCKS)
+DISTIL = Distil(
+    model=Model("cut:1", "org/name", "bytes"), targets=BLOCKS, dev=DEV, encoding=ENCODING, settings=SETTINGS, threads=2
+)
 SCORE = Score(DISTIL, "test rows", 2)
 
 

@@ -253,9 +253,9 @@ def _worker_pool(executor: str, factory: Any, workers: int | None, threads: int,
         from outlay.workers.ray import RayPool
 
         return RayPool(factory, ray, threads, max_workers=workers)
-    from outlay.workers.local import LocalPool, n_places
+    from outlay.workers.local import LocalPool, n_workers_here
 
-    return LocalPool(factory, workers or n_places(threads), threads, logs=logs)
+    return LocalPool(factory, workers or n_workers_here(threads), threads, logs=logs)
 
 
 FOLDER_LENGTH = 150

@@ -85,7 +85,7 @@ class ModelFacts:
 
     @cached()
     def _has_same_tokens(self, one: Model, other: Model) -> bool:
-        from outlay.train.api import same_tokenizer
+        from outlay.models.loading import same_tokenizer
 
         return same_tokenizer(one.ref, one.base, other.ref, other.base)
 

@@ -167,7 +167,7 @@ class Encoding:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training(Step):
     """A step that trains ``model``. Abstract: see `Train` and `Distil`."""
 
@@ -194,7 +194,7 @@ class Training(Step):
         return () if self.dev is None or self.dev.labels is None else (self.dev.labels,)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Train(Training):
     """Fine-tuning of ``model`` on bought labels with cross-entropy. ``free``: not charged (Kang et al. 2023, §2.2).
 
@@ -260,7 +260,7 @@ class Teach(Step):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Distil(Training):
     """Training of ``model`` on the teacher's targets: a divergence to distributions, or cross-entropy on texts."""
 

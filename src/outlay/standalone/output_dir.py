@@ -16,7 +16,7 @@ from typing import Any
 
 from outlay.errors import UsageError
 from outlay.storage.files import write_bytes
-from outlay.storage.locks import alone
+from outlay.storage.locks import exclusive
 
 REQUEST, SUMMARY, WORK = "request.json", "summary.json", ".work"
 
@@ -51,7 +51,7 @@ class OutputDir:
         """Return whether the result is a folder."""
         return self.request.parent == self.out
 
-    def look(self, request: Mapping[str, Any], *, overwrite: bool) -> Document | None:
+    def check(self, request: Mapping[str, Any], *, overwrite: bool) -> Document | None:
         """Return the summary of a finished equal request, else ``None``; refuse an output in use. Writes nothing.
 
         Raises:
@@ -71,7 +71,7 @@ class OutputDir:
         return self._finished() if known == asked else None
 
     def open(self, request: Mapping[str, Any]) -> None:
-        """Write the request, once `look` has allowed it; removes the output of another request."""
+        """Write the request, once `check` has allowed it; removes the output of another request."""
         known, asked = self._known(), _plain(request)
         if known is not None and known != asked:
             self._clear()
@@ -79,14 +79,14 @@ class OutputDir:
             self.write_json(self.request, asked)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Lock the output for one process at a time.
 
         Raises:
             UsageError: another process holds the lock.
         """
         busy = UsageError(f"another process is at work on --out {self.out}; wait for it to end")
-        with alone(self.work / "lock", busy):
+        with exclusive(self.work / "lock", busy):
             yield
 
     def write(self, path: Path, data: bytes) -> None:

@@ -14,25 +14,9 @@ class Listener(Protocol):
 
     def begin(self, what: str) -> None:
         """A part starts."""
-        ...
 
     def progress(self, n_done: int, n_total: int, detail: str) -> None:
         """It advanced."""
-        ...
 
     def say(self, line: str) -> None:
         """A line worth reading."""
-        ...
-
-
-class Silent:
-    """A listener that says nothing."""
-
-    def begin(self, what: str) -> None:
-        """Nothing."""
-
-    def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """Nothing."""
-
-    def say(self, line: str) -> None:
-        """Nothing."""
