@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,9 +27,7 @@ SPEECH = TeachSettings()
 BLOCKS = tuple(
     Teach(TRAIN, start, start + 4, f"rows from {start}", "tokens", SPEECH, 97, threads=2) for start in (0, 4, 8)
 )
-DISTIL = Distil(
-    model=Model("cut:1", "org/name", "bytes"), targets=BLOCKS, dev=DEV, encoding=ENCODING, settings=SETTINGS, threads=2
-)
+DISTIL = Distil(model=Model("cut:1", "org/name", "bytes"), targets=BLOCKS, **ALIKE)
 SCORE = Score(DISTIL, "test rows", 2)
 
 
