@@ -31,7 +31,6 @@ from outlay.plan.steps import (
     describe,
     seller_words,
 )
-from outlay.spec import TargetSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,10 +259,10 @@ def _train(context: PlanningContext, role: str, model: Model, n_by_seller: tuple
 
 @cached()
 def _distil(context: PlanningContext, teacher: Train, n_blocks: int) -> Distil:
-    target_spec, settings = context.target_specs[teacher.model.ref, context.student.ref], context.settings("distil")
+    settings = context.settings("distil")
     return Distil(
         model=context.student,
-        targets=tuple(_block(context, teacher, target_spec, b) for b in range(n_blocks)),
+        targets=tuple(_block(context, teacher, b) for b in range(n_blocks)),
         dev=teacher.dev,
         encoding=context.encoding,
         settings=settings,
@@ -273,16 +272,16 @@ def _distil(context: PlanningContext, teacher: Train, n_blocks: int) -> Distil:
 
 
 @cached()
-def _block(context: PlanningContext, teacher: Train, target_spec: TargetSpec, block: int) -> Teach:
-    start, stop = context.block(block)
+def _block(context: PlanningContext, teacher: Train, block: int) -> Teach:
+    (start, stop), spec = context.block(block), context.target_specs[teacher.model.ref, context.student.ref]
     return Teach(
         teacher=teacher,
         start=start,
         stop=stop,
         rows_digest=context.pool_digests(start, stop),
-        target=target_spec.target,
+        target=spec.target,
         settings=context.teach_settings,
-        vocab_size=target_spec.vocab_size,
+        vocab_size=spec.vocab_size,
         threads=context.request.threads,
     )
 
