@@ -21,13 +21,13 @@ from outlay.settings import TeachSettings
 from outlay.standalone.inference import InferenceOptions, Teaching, teach
 from outlay.standalone.runtime import RuntimeOptions
 from outlay.standalone.training import finetune
-from outlay.text.listener import Silent
 from outlay.workers.pool import N_TRIES, THREAD_VARIABLES, WorkerFn
 from outlay.workers.ray import RayPool, check_interpreter, workers_of
 from outlay.workers.ray_map import run_on_cluster
 from tests.contracts.run_jobs_contract import Multiply, RunJobs, RunJobsContract, payloads
 from tests.contracts.study_contract import StudyContract, StudyPoolMaker, conducted_plainly, small_world
 from tests.contracts.worker_pool_contract import Maker, ProcessPoolContract, one
+from tests.listeners import Silent
 from tests.runs import World
 from tests.steps_world import StepsWorld, tree
 

@@ -23,7 +23,7 @@ from outlay.standalone.evaluator import MetricAsked
 from outlay.standalone.inference import InferenceOptions, Teaching, evaluate, predict, teach
 from outlay.standalone.runtime import RuntimeOptions
 from outlay.standalone.training import distil, finetune
-from outlay.text.listener import Silent
+from tests.listeners import Silent
 from tests.steps_world import StepsWorld, tree
 
 Step = Callable[[Path], object]

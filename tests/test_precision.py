@@ -41,7 +41,7 @@ from outlay.standalone.training import finetune
 from outlay.study.grid import find_study, load_study, shipped_studies
 from outlay.study.index import StudyIndex
 from outlay.tasks.overrides import TrainingOverrides
-from outlay.text.listener import Silent
+from tests.listeners import Silent
 from tests.runs import World
 from tests.steps_world import StepsWorld
 from tests.test_cli import outlay, refused
@@ -218,13 +218,13 @@ def plain(world: World, **changes: object) -> Request:
 
 def test_a_run_is_the_run_that_names_what_auto_means(cache: Path, world: World) -> None:
     world.workbench.memo = type(world.workbench.memo)()
-    request = world.workbench.request
-    named = {name: request(plain(world, precision=name)) for name in ("bf16", "fp32")}
+    resolve = world.workbench.resolve
+    named = {name: resolve(plain(world, precision=name)) for name in ("bf16", "fp32")}
     assert named["bf16"].run_id != named["fp32"].run_id
     for ratio, means in ((SLOW, "fp32"), (FAST, "bf16")):
         keep_bf16_speed(ratio)
         world.workbench.memo = type(world.workbench.memo)()
-        found = request(plain(world))
+        found = resolve(plain(world))
         assert found == named[means]
         assert "auto" not in json.dumps(found.to_json())
         known = world.workbench.prepare(plain(world)).known
@@ -367,7 +367,6 @@ def test_a_worker_that_would_choose_otherwise_says_so_once(
 
 def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_path: Path) -> None:
     """A worker on a slow machine refuses a job that a fast one planned; one that was asked for by name it does."""
-    from outlay.engine.listeners import Silent as Quiet
     from outlay.engine.step_runner import JobRunner
     from outlay.errors import OutlayError
     from tests.runs import runner as runner_of
@@ -391,7 +390,7 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
             own = {role: {**fast, "precision": named} for role, fast in request.overrides.items()}
             request = replace(request, overrides=own)
         prepared = world.workbench.prepare(request)
-        with RunExecution(runner.results, prepared, Quiet()) as execution:
+        with RunExecution(runner.results, prepared, Silent()) as execution:
             execution.advance()
             bought = execution.begin(execution.needs()[0])
             assert isinstance(bought.job, Purchase)

@@ -24,8 +24,8 @@ from outlay.standalone.prediction_file import evaluate_file
 from outlay.standalone.runtime import RuntimeOptions, StepReport
 from outlay.standalone.targets_dir import TargetsFolder
 from outlay.standalone.training import distil, finetune
-from outlay.text.listener import Silent
 from outlay.train.progress import TokenCounter
+from tests.listeners import Silent
 from tests.steps_world import KINDS, StepsWorld, rows, tree, write_rows
 
 RUNNING = RuntimeOptions(threads=1)

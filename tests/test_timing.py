@@ -22,8 +22,8 @@ from outlay.plan.strategies import NotAvailable, strategy
 from outlay.report.receipt import receipt, render_markdown, render_text, to_json
 from outlay.standalone.runtime import StepReport
 from outlay.standalone.training import finetune
-from outlay.text.listener import Silent
 from outlay.train import api as train_api
+from tests.listeners import Silent
 from tests.runs import World, runner
 from tests.steps_world import StepsWorld
 

@@ -189,7 +189,7 @@ def _prepare(asked: list[Request], header: Header, folder: Path, where: PlaceOpt
 
     refuse_several_processes()
     session = prepare_session(asked, header, where.place(folder), overwrite=where.overwrite)
-    say_notes(session.notes, quiet=where.quiet)
+    say_notes(session.builder.notes, quiet=where.quiet)
     return session
 
 
@@ -199,12 +199,10 @@ def _bring_about(
     """Run the planned points with a screen, then write and print the report, ``receipts`` before it."""
     from outlay.cli.progress import Screen
     from outlay.cli.study_screen import draw_study
-    from outlay.engine.prepare import precision_remarks
     from outlay.report.receipt import receipt, render_text
 
-    asked = [point.request for point in session.plan.points]
-    with Screen(_names_of(asked), quiet=where.quiet) as screen:
-        for line in precision_remarks(session.builder, asked):
+    with Screen(_names_of([point.request for point in session.plan.points]), quiet=where.quiet) as screen:
+        for line in session.remarks:
             screen.say(line)
         if first is not None:
             screen.headline(first)

@@ -21,7 +21,6 @@ from typing import Any, Self
 
 from outlay.engine.buying import Purchase, PurchaseResult, RunPurchases
 from outlay.engine.environment import environment
-from outlay.engine.listeners import Watcher
 from outlay.engine.point import Point, PointCircumstance, usd_of
 from outlay.engine.prepare import PreparedRun
 from outlay.engine.results_dir import ResultsDir
@@ -36,6 +35,7 @@ from outlay.plan.steps import Buy, Recipe, Score, Step, describe, graph, learner
 from outlay.plan.strategies import NotAvailable, StrategyOutcome, strategy
 from outlay.storage.paths import command_line
 from outlay.storage.store import Artifact, key_of
+from outlay.text.listener import Listener
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,14 @@ class HeldStep:
 class RunExecution:
     """The execution of one run, by one process at a time: between `open` and `close`, or inside a ``with`` block."""
 
-    def __init__(self, results: ResultsDir, prepared: PreparedRun, watcher: Watcher) -> None:
+    def __init__(self, results: ResultsDir, prepared: PreparedRun, listener: Listener) -> None:
         self.run_id = prepared.request.run_id
         self.prepared = prepared
         self._results = results
         self._files = results.files(self.run_id)
         self._ledger = results.ledger
         self._store = results.store
-        self._watcher = watcher
+        self._listener = listener
         self._quoter = Quoter(prepared.known)
         self._policy = strategy(prepared.request.strategy)
         self._outcomes: list[StrategyOutcome] = []
@@ -117,7 +117,7 @@ class RunExecution:
             if hold.quote.unit == LABEL_UNIT:
                 self._kept_holds[hold.key] = hold
             elif note := self._results.give_back(hold, "the process that held it ended"):
-                self._watcher.say(f"an earlier attempt was cut off: {note}")
+                self._listener.say(f"an earlier attempt was cut off: {note}")
 
     # --- ready steps -------------------------------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class RunExecution:
                     self._give_back_kept()
                     return self.point("na", asked.reason, []) if asked is not None else self._last_point()
                 for line in asked.derivation:
-                    self._watcher.say(line)
+                    self._listener.say(line)
                 self._proposal = asked
             self._obtain_all(self._proposal)
             if self._proposal.final.key not in self._artifacts:
@@ -375,7 +375,7 @@ class RunExecution:
         self._settle(step, hold, artifact, quantity, cash_micros, reused)
         self._artifacts[step.key] = artifact
         for line in lines_on_cuts(step, artifact.usage, self.prepared.known):
-            self._watcher.say(line)
+            self._listener.say(line)
 
     def _my_cash(self, artifact: Artifact) -> int:
         """Return the cash, in micro-dollars, of the measured hours that this run spent on an artifact; 0 for work of others."""
@@ -411,7 +411,7 @@ class RunExecution:
         if kept is not None:
             self._ledger.renew(kept)
         hold = kept or self._ledger.hold(self.run_id, key, quote)
-        self._watcher.begin(describe(step), quote, self._ledger.balance(self.run_id))
+        self._listener.held(describe(step))
         return hold
 
     def _settle(
@@ -431,7 +431,8 @@ class RunExecution:
         if not isinstance(step, Buy):
             self._timings.append(self._timing(hold.key, describe(step), artifact))
         self._files.step(hold.key).unlink(missing_ok=True)
-        self._watcher.end(describe(step), reused, self._ledger.balance(self.run_id))
+        balance = self._ledger.balance(self.run_id)
+        self._listener.settled(describe(step), reused, balance.charged_micros, balance.available_charge_micros)
 
     def _note(self) -> None:
         """Write the timings of the steps settled since the last call."""

@@ -122,6 +122,11 @@ class StudyPlan:
         return sum(point.recipe is None for point in self.points)
 
     @property
+    def available(self) -> list[Request]:
+        """Requests of the points that are available."""
+        return [point.request for point in self.points if point.recipe is not None]
+
+    @property
     def charge_micros(self) -> int:
         """Upper bound of the charge of all points; a point is charged in full even where it shares steps."""
         return sum(point.charge_micros for point in self.points)
