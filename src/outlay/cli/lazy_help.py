@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -79,13 +80,17 @@ class Group(TyperGroup):
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Command or group that is loaded when used; ``says``: its line of the help page."""
+    """Command or group that is loaded when used. ``place``: module of `outlay.cli` and name; ``says``: text of its help page."""
 
-    load: Callable[[], Any]
-    """Loader of the command's function, or of the group's `typer.Typer`."""
+    place: str
     says: str
     heading: str | None = None
     cls: type[Plain] = Plain
+
+    def load(self) -> Any:
+        """Return the command's function, or the group's `typer.Typer`."""
+        module, _, name = self.place.partition(".")
+        return getattr(import_module(f"outlay.cli.{module}"), name)
 
     def build(self, name: str) -> Any:
         """Return the click command."""
@@ -94,12 +99,12 @@ class Later:
         plain.rich_markup_mode = None
         plain.pretty_exceptions_enable = False
         if plain is found:
-            plain.info.cls = Group
+            plain.info.cls, plain.info.help = Group, self.says
             for each in plain.registered_commands:
                 each.cls = Plain
             built: Any = typer.main.get_group(plain)
         else:
-            plain.command(name, cls=self.cls)(found)
+            plain.command(name, cls=self.cls, help=self.says)(found)
             built = typer.main.get_command(plain)
         built.name = name
         return built

@@ -57,7 +57,7 @@ def run(
     n_initial: InitialOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
 ) -> None:
-    """Spend a budget by one strategy: buy, train, score, and print the result with its receipt."""
+    """Run `outlay run`."""
     _run(SharedOptions(task, n_initial, seed, models, labels, how), strategy, budget, where)
 
 
@@ -72,12 +72,12 @@ def compare(
     n_initial: InitialOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
 ) -> None:
-    """Every strategy at the same budgets and seeds: one table, one frontier, every dollar in a receipt."""
+    """Run `outlay compare`."""
     _compare(SharedOptions(task, n_initial, seed, models, labels, how), grid, where)
 
 
 def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = False) -> None:
-    """Draw a results folder again: tables, figures, one page, flat files, receipts."""
+    """Run `outlay report`."""
     from outlay.cli.study_screen import draw_study
 
     draw_study(folder, None if store is None else open_store(store), as_json=as_json)
@@ -94,7 +94,7 @@ def demo(
     quiet: QuietOption = False,
     as_json: Json = False,
 ) -> None:
-    """The whole story in minutes, on a laptop CPU, with no network: is the money better spent on labels or on a teacher?"""
+    """Run `outlay demo`."""
     from outlay.money.amounts import write_usd
     from outlay.report.receipt import receipt, render_text
     from outlay.report.results import Header

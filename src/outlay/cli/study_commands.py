@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from outlay.study.runner import Session, Workplace
     from outlay.workers.pool import WorkerPool
 
-study_app = typer.Typer(help="Grids of runs: every table and figure as something to run.", no_args_is_help=True)
+study_app = typer.Typer(no_args_is_help=True)
 
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A shipped study, or the path of a study file.")]
 TasksOption = Annotated[
