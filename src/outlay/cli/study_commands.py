@@ -74,10 +74,12 @@ def run(
     """Run a grid of points, each distinct step once; the same command goes on where it was stopped."""
     from outlay.study.grid import find_study, load_study
     from outlay.study.prepare import check_study, prepare_study, refuse_several_processes, study_command
+    from outlay.study.request import workplace
 
     # A wrong request is refused before anything is planned, and before a folder is made.
     refuse_several_processes()
-    place = PlaceOptions(out, store, here, prices, machines, data, cash_cap).place(out or Path("outlay-runs"))
+    setup = PlaceOptions(None, store, here, prices, machines, data, cash_cap).setup()
+    place = workplace(out or Path("outlay-runs"), setup)
     file = load_study(find_study(study))
     asked = file.at(scale, parse_names(tasks), n_seeds=seeds, precision=precision, price=place.prices.label)
     if out is None:

@@ -203,10 +203,12 @@ def workplace(out: AnyPath, setup: Setup) -> Workplace:
     )
 
 
-def prepare_runs(asked: Sequence[Request], command: str, out: AnyPath, setup: Setup) -> Session:
-    """Check and plan the runs of a call; ``command`` names them in their index. See `prepare_session` for errors."""
+def prepare_runs(
+    asked: Sequence[Request], name: str, out: AnyPath, setup: Setup, command: str | None = None
+) -> Session:
+    """Check and plan runs of one task, under a header with their name and command; see `prepare_session` for errors."""
     refuse_several_processes()
-    header = Header(command, title_of(load_task(asked[0].task).name), "plain")
+    header = Header(name, title_of(load_task(asked[0].task).name), "plain", command=command)
     return prepare_session(asked, header, workplace(out, setup), overwrite=setup.overwrite)
 
 
