@@ -9,7 +9,7 @@ first is planned with the first recipe alone; those of `outlay.plan.strategies` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -49,10 +49,20 @@ class PlannedPoint:
     notes: tuple[str, ...] = ()
     """Limits of the task that its models lower."""
 
+    @property
+    def sizes(self) -> tuple[int | None, int | None]:
+        """Numbers of labels bought for training and of pool rows distilled over; None without a recipe."""
+        if self.recipe is None:
+            return None, None
+        model = self.recipe.model
+        if isinstance(model, Distil):
+            return model.targets[0].teacher.n_labels, model.n_rows
+        return model.n_labels, 0
+
     def to_json(self) -> dict[str, Any]:
         """Return the planned point as JSON values; absent values are null."""
         asked = self.request
-        n_labels, n_pool = _sizes(self.recipe)
+        n_labels, n_pool = self.sizes
         return {
             "task": self.task,
             "strategy": asked.strategy,
@@ -160,7 +170,6 @@ class StudyPlan:
 def plan(
     workbench: RunBuilder,
     asked: Iterable[Request | tuple[Request, str]],
-    on_point: Callable[[int], None] | None = None,
     *,
     profile: MachineProfile | None = None,
     here: Price | None = None,
@@ -171,7 +180,6 @@ def plan(
     Args:
         workbench: the builder of runs, with their tasks, models and prices.
         asked: the request of each point, with a reason where it is known beforehand to be ``na``.
-        on_point: called with the number of points planned so far.
         profile: the measured speed of this machine.
         here: the price of an hour of this machine.
         refuse: raise an error in a point's task, models or data, and take as many pool rows as there are. Otherwise such a point,
@@ -183,14 +191,12 @@ def plan(
     """
     points: list[PlannedPoint] = []
     totals = _WorkTotals(profile, here)
-    for number, each in enumerate(asked, start=1):
+    for each in asked:
         request, absent = each if isinstance(each, tuple) else (each, None)
         point, known = _planned(workbench, request, absent, refuse=refuse)
         points.append(point)
         if point.recipe is not None and known is not None:
             totals.add(point.recipe, known)
-        if on_point is not None:
-            on_point(number)
     return StudyPlan(
         tuple(points), tuple(totals.steps.values()), totals.distinct(), totals.separate(), totals.cash_micros()
     )
@@ -208,10 +214,11 @@ def _planned(
             known = workbench.prepare(request).known
             proposal = strategy(request.strategy).ask(known, [])
             if isinstance(proposal, Recipe):
-                # The recipe after a pilot is unknown before its score, and may take the rest of the budget.
-                at_most = request.budget_micros if proposal.is_pilot else Quoter(known).total_micros(proposal.final)
-                charge_micros, notes = at_most, (*known.lowered, *((PILOT_NOTE,) if proposal.is_pilot else ()))
-                return PlannedPoint(request, name, run_id, proposal, None, charge_micros, notes), known
+                at_most, notes = Quoter(known).total_micros(proposal.final), tuple(known.lowered)
+                if proposal.is_pilot:
+                    # The recipe after a pilot is unknown before its score, and may take the rest of the budget.
+                    at_most, notes = request.budget_micros, (*notes, PILOT_NOTE)
+                return PlannedPoint(request, name, run_id, proposal, None, at_most, notes), known
             reason = proposal.reason if isinstance(proposal, NotAvailable) else "the strategy proposes nothing"
     except OutlayError as error:
         if refuse:
@@ -321,7 +328,7 @@ def _alike(step: Train | Teach | Distil | Score, known: PlanningContext) -> Hash
     match step:
         case Train():
             dev = step.dev and (step.dev.how, step.dev.n)
-            return known.task, step.kind, step.model, _n_labels(step), dev, replace(step.settings, seed=0)
+            return known.task, step.kind, step.model, step.n_labels, dev, replace(step.settings, seed=0)
         case Teach():
             model, how = step.teacher.model, replace(step.settings, seed=0)
             return known.task, step.kind, model, step.start, step.stop, step.target, how
@@ -341,20 +348,5 @@ def _n_optimizer_steps(step: Step, known: PlanningContext) -> int:
     if settings.batch_tokens is not None:
         n_tokens = Quoter(known).work(step).n_tokens_trained // settings.epochs
         return settings.epochs * -(-n_tokens // settings.batch_tokens)
-    n_rows = _n_labels(step) - n_carved(step.dev) if isinstance(step, Train) else step.n_rows
+    n_rows = step.n_labels - n_carved(step.dev) if isinstance(step, Train) else step.n_rows
     return settings.epochs * -(-n_rows // settings.batch_size)
-
-
-def _sizes(recipe: Recipe | None) -> tuple[int | None, int | None]:
-    """Return the number of labels bought for training and of pool rows distilled over; None without a recipe."""
-    if recipe is None:
-        return None, None
-    model = recipe.model
-    if isinstance(model, Distil):
-        return _n_labels(model.targets[0].teacher), model.n_rows
-    return _n_labels(model), 0
-
-
-def _n_labels(step: Train) -> int:
-    """Return the number of labels that a training step uses, those set aside for dev included."""
-    return step.n_labels

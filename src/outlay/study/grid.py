@@ -7,7 +7,7 @@ The shipped files follow the tables and figures of Kang et al. 2023; `docs/studi
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -23,7 +23,6 @@ from outlay.money.amounts import Price, format_usd, write_usd
 from outlay.plan.request import DEFAULT_GENERAL, DEFAULT_STUDENT, DEFAULT_TEACHER, Request, SellerSpec
 from outlay.plan.steps import LLM
 from outlay.plan.strategies import Strategy, strategy
-from outlay.plan.strategies import strategy as strategy_named
 from outlay.report.results import Layout
 from outlay.storage.paths import as_word, expand
 from outlay.study.schema import OTHERS, Scale, TaskAxes, merged, union_of, values_of
@@ -148,9 +147,9 @@ class StudyFile(YamlBlock):
 
     def _scale(self, name: str) -> Scale:
         if name not in self.scales:
-            near = difflib.get_close_matches(name, self.scales, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise UnknownStudy(f"study {self.name} has no scale {name!r}{hint}; it has {', '.join(self.scales)}")
+            raise UnknownStudy(
+                f"study {self.name} has no scale {name!r}{_hint(name, self.scales)}; it has {', '.join(self.scales)}"
+            )
         return self.scales[name]
 
     def _tasks(self, scale: str, chosen: Scale, asked: Sequence[str]) -> list[tuple[str, TaskAxes]]:
@@ -249,7 +248,7 @@ class _Grid:
             base=None if base == point.teacher else base,
             metric_model=axes.models.metric_model,
             general=axes.models.general or DEFAULT_GENERAL,
-            sellers=(SellerSpec(), *(axes.llm.sellers if LLM in strategy_named(point.strategy).sellers else ())),
+            sellers=(SellerSpec(), *(axes.llm.sellers if LLM in strategy(point.strategy).sellers else ())),
             precision=self.scale.precision,
         )
 
@@ -302,7 +301,7 @@ class _Grid:
 
     def _policy(self, name: str, price: Callable[[str], Price]) -> Strategy:
         try:
-            policy = strategy_named(name)
+            policy = strategy(name)
         except UnknownStrategy as error:
             raise UnknownStrategy(f"{self.where}: {error}") from None
         llm = self.axes.llm
@@ -347,8 +346,7 @@ def find_study(name_or_path: str) -> Path:
     shipped = _shipped() / f"{path.stem if path.parts[:-1] == ('studies',) else name_or_path}.yaml"
     if shipped.is_file() and shipped.parent == _shipped():
         return shipped
-    near = difflib.get_close_matches(path.stem, shipped_studies(), n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    hint = _hint(path.stem, shipped_studies())
     raise UnknownStudy(
         f"no study {name_or_path!r}{hint}; shipped are {', '.join(shipped_studies())}, or give the path of a YAML file"
     )
@@ -410,6 +408,11 @@ def _check_names(places: Sequence[str], names: Sequence[str], where: str) -> Non
             raise StudyFileError(
                 f"study {where}: the tasks {places[j]} and {places[i]} are {both}; change the `name:` of one"
             )
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _is_path(task: str) -> bool:
