@@ -9,6 +9,7 @@ first is planned with the first recipe alone; those of `outlay.plan.strategies` 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -257,9 +258,9 @@ class _WorkTotals:
 
     def __init__(self, profile: MachineProfile | None, here: Price | None) -> None:
         self.steps: dict[str, Step] = {}
-        self._first: list[_ChargedStep] = []
+        self._first: dict[str, _ChargedStep] = {}
         self._work_of_step: dict[_ChargedStep, _StepWork] = {}
-        self._n_asked: dict[_ChargedStep, int] = {}
+        self._n_asked: Counter[_ChargedStep] = Counter()
         self._foreseen: dict[Hashable, float] = {}
         self._profile = profile
         self._here = here
@@ -270,15 +271,13 @@ class _WorkTotals:
             at = step.key, known.machine.name
             if at not in self._work_of_step:
                 self._work_of_step[at] = self._step_work(step, known)
-                self._n_asked[at] = 0
-                if step.key not in self.steps:
-                    self.steps[step.key] = step
-                    self._first.append(at)
+                self.steps.setdefault(step.key, step)
+                self._first.setdefault(step.key, at)
             self._n_asked[at] += 1
 
     def distinct(self) -> StudyWork:
         """Return the work with each step once."""
-        return self._work(dict.fromkeys(self._first, 1))
+        return self._work(dict.fromkeys(self._first.values(), 1))
 
     def separate(self) -> StudyWork:
         """Return the work with each step as often as it is used."""

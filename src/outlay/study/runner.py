@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,23 +89,24 @@ class StudyRunner:
 
     def __init__(self, plan: StudyPlan, header: Header, runner: Runner, workbench: RunBuilder) -> None:
         check_folder(runner.folder, header)
-        self._plan, self._runner, self._workbench = plan, runner, workbench
-        self.folder = runner.folder
-        self._files = _Folder(plan, header, runner)
-        runs = self._files.runs
-        finished = runner.all_finished([run for run in runs if run is not None])
-        self.points = {i: finished[run] for i, run in enumerate(runs) if run in finished}
+        self._plan, self._header, self._runner, self._workbench = plan, header, runner, workbench
+        # A run without a study file has a receipt even where it is not available; a cell of a study is only listed.
+        is_study = header.scale is not None
+        self._runs = [None if is_study and planned.recipe is None else planned.run_id for planned in plan.points]
+        self._labels = _labels(plan)
+        finished = runner.all_finished([run for run in self._runs if run is not None])
+        self.points = {i: finished[run] for i, run in enumerate(self._runs) if run in finished}
         """Points by place in the plan: those of finished runs, and those without a run."""
         self.n_finished = len(self.points)
         """Number of finished runs, which are replayed."""
         for i, planned in enumerate(plan.points):
-            if runs[i] is None:
+            if self._runs[i] is None:
                 self.points[i] = absent_point(planned.request, workbench, "na", planned.reason or "nothing is proposed")
-        self.left = [i for i in range(len(runs)) if i not in self.points]
+        self.left = [i for i in range(len(self._runs)) if i not in self.points]
         """Places in the plan of the points that are left to run."""
-        self._files.write(self.points)
+        self._write()
         for i in self.points:
-            self._files.write_receipt(i, only_missing=True)
+            self._write_receipt(i, only_missing=True)
 
     def run(self, pool: WorkerPool, listener: Listener) -> None:
         """Run the points that are left, on an open pool; the points so far are written even where an error is raised."""
@@ -114,10 +115,10 @@ class StudyRunner:
         def done(place: int, point: Point) -> None:
             nonlocal due
             self.points[place] = point
-            self._files.write_receipt(place)
+            self._write_receipt(place)
             began = time.monotonic()
             if began > due:
-                self._files.write(self.points)
+                self._write()
                 took = time.monotonic() - began
                 due = time.monotonic() + max(WRITE_SECONDS, WRITE_SHARE * took)
 
@@ -125,34 +126,20 @@ class StudyRunner:
         try:
             Scheduler(self._runner, self._workbench, pool, listener, done).run(asked)
         finally:
-            self._files.write(self.points)
+            self._write()
 
-
-class _Folder:
-    """The files of a study that is running."""
-
-    def __init__(self, plan: StudyPlan, header: Header, runner: Runner) -> None:
-        self._runner = runner
-        # A run without a study file has a receipt even where it is not available; a cell of a study is only listed.
-        is_study = header.scale is not None
-        self.runs = [None if is_study and planned.recipe is None else planned.run_id for planned in plan.points]
-        models = tuple(
-            dict.fromkeys(ref for each in plan.points for ref in (each.request.teacher, each.request.student))
-        )
-        self._labels = [label_of(planned.request, planned.task, models) for planned in plan.points]
-        self._header = header
-
-    def write(self, points: Mapping[int, Point]) -> None:
+    def _write(self) -> None:
         """Write the index, then the points so far."""
+        folder, points = self._runner.folder, self.points
         cells = tuple(
-            StudyCell(run, points[i].id if i in points else None, self._labels[i]) for i, run in enumerate(self.runs)
+            StudyCell(run, points[i].id if i in points else None, self._labels[i]) for i, run in enumerate(self._runs)
         )
-        StudyIndex(self._header, self._runner.store.location, self._runner.here, cells).write(self._runner.folder)
-        write_points(self._runner.folder / "points.json", [points[i] for i in sorted(points)])
+        StudyIndex(self._header, self._runner.store.location, self._runner.here, cells).write(folder)
+        write_points(folder / "points.json", [points[i] for i in sorted(points)])
 
-    def write_receipt(self, place: int, *, only_missing: bool = False) -> None:
+    def _write_receipt(self, place: int, *, only_missing: bool = False) -> None:
         """Write the receipt of a run that is over, also of one that failed."""
-        run = self.runs[place]
+        run = self._runs[place]
         if run is not None and not (only_missing and receipt_file(self._runner.folder, run).exists()):
             # A run that could not be prepared was never opened in the ledger.
             with suppress(HoldError, MissingData):
@@ -160,20 +147,19 @@ class _Folder:
                 write_text(receipt_file(self._runner.folder, run), text)
 
 
-def label_of(request: Request, task: str, models: Sequence[str]) -> str:
-    """Return the label of a cell.
-
-    Args:
-        request: the request of the cell.
-        task: the name of its task.
-        models: references of all models of the study, among which the label's are distinct.
-    """
-    fixed = "" if request.n_initial is None else f", N = {request.n_initial:,}"
-    pool = "" if request.pool_rows is None else f", {request.pool_rows:,} pool rows"
-    return (
-        f"{task}: {request.strategy}{fixed}{pool}, {format_usd(request.budget_micros)}, "
-        f"{short_model(request.teacher, models)} to {short_model(request.student, models)}, seed {request.seed}"
-    )
+def _labels(plan: StudyPlan) -> list[str]:
+    """Return the labels of the cells, with the shortest names that keep their models apart."""
+    asked = [planned.request for planned in plan.points]
+    models = tuple(dict.fromkeys(ref for each in asked for ref in (each.teacher, each.student)))
+    labels = []
+    for planned, each in zip(plan.points, asked, strict=True):
+        fixed = "" if each.n_initial is None else f", N = {each.n_initial:,}"
+        pool = "" if each.pool_rows is None else f", {each.pool_rows:,} pool rows"
+        labels.append(
+            f"{planned.task}: {each.strategy}{fixed}{pool}, {format_usd(each.budget_micros)}, "
+            f"{short_model(each.teacher, models)} to {short_model(each.student, models)}, seed {each.seed}"
+        )
+    return labels
 
 
 def reopen_study(folder: Path, store: Store | None = None) -> Runner:
@@ -188,14 +174,13 @@ def read_results(folder: Path, store: Store | None = None) -> Results:
     Raises:
         MissingData: there is no study, or no point yet.
     """
-    index, runner = StudyIndex.read(folder), reopen_study(folder, store)
+    index = StudyIndex.read(folder)
+    store = store or open_location(index.store)
     points = read_points(folder / "points.json")
     if not points:
         raise MissingData(f"{folder} holds no finished point yet; run its command again to go on")
     runs = {cell.point: cell.run for cell in index.cells if cell.point is not None and cell.run is not None}
-    outputs = {
-        point.id: outputs_of(runner.folder, runner.store, runs[point.id]) for point in points if point.id in runs
-    }
+    outputs = {point.id: outputs_of(folder, store, runs[point.id]) for point in points if point.id in runs}
     return Results(index.header, tuple(points), outputs)
 
 

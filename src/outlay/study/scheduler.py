@@ -228,36 +228,32 @@ class Scheduler:
             for key, need in list(each.needs.items()):
                 if not isinstance(need.step, Buy) or key in self._making or each.failed is not None:
                     continue
-                if self._buyers.n_free and need.step.series not in self._buyers.series:
-                    self._start_buying(each, need)
-
-    def _start_buying(self, each: _Open, need: ReadyStep) -> None:
-        try:
-            begun = each.execution.begin(need)
-        except OutlayError as error:
-            each.failed = str(error)
-            self._advance(each)
-            return
-        assert isinstance(begun.job, Purchase)
-        each.n_begun += 1
-        self._making[need.key] = (each, begun)
-        self._buyers.submit(need.key, begun.job)
-        self._has_just_ordered = True
+                if not self._buyers.n_free or need.step.series in self._buyers.series:
+                    continue
+                if (begun := self._hold(each, need)) is not None:
+                    assert isinstance(begun.job, Purchase)
+                    self._buyers.submit(key, begun.job)
+                    self._has_just_ordered = True
 
     def _start(self, each: _Open, need: ReadyStep) -> None:
         execution = each.execution
         # Share of the remaining cash: the step's share of the remaining hours, divided among the free workers.
         share = execution.hours(need.step) / execution.compute_hours() / self._pool.n_free
+        if (begun := self._hold(each, need, share)) is not None:
+            self._pool.submit(need.key, begun.job)
+            self._listener.submitted(describe(need.step), execution.run_id)
+
+    def _hold(self, each: _Open, need: ReadyStep, cash_share: Fraction = Fraction(1)) -> HeldStep | None:
+        """Open the hold of a step; an error ends its run."""
         try:
-            begun = execution.begin(need, cash_share=share)
+            begun = each.execution.begin(need, cash_share=cash_share)
         except OutlayError as error:
             each.failed = str(error)
             self._advance(each)
-            return
+            return None
         each.n_begun += 1
         self._making[need.key] = (each, begun)
-        self._pool.submit(need.key, begun.job)
-        self._listener.submitted(describe(need.step), execution.run_id)
+        return begun
 
     def _take(self, ended: TaskResult) -> None:
         """Settle a step that has ended, or release its hold; then advance every run that waited for it."""
