@@ -94,20 +94,24 @@ class Later:
 
     def build(self, name: str) -> Any:
         """Return the click command."""
-        found = self.load()
-        plain = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False)
-        plain.rich_markup_mode = None
-        plain.pretty_exceptions_enable = False
-        if plain is found:
-            plain.info.cls, plain.info.help = Group, self.says
-            for each in plain.registered_commands:
-                each.cls = Plain
-            built: Any = typer.main.get_group(plain)
-        else:
-            plain.command(name, cls=self.cls, help=self.says)(found)
-            built = typer.main.get_command(plain)
-        built.name = name
-        return built
+        return click_command(self.load(), name, self.says, self.cls)
+
+
+def click_command(found: Any, name: str, says: str, cls: type[Plain] = Plain) -> Any:
+    """Return the click command of a function, or of a group's `typer.Typer`; ``says``: text of its help page."""
+    plain = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False)
+    plain.rich_markup_mode = None
+    plain.pretty_exceptions_enable = False
+    if plain is found:
+        plain.info.cls, plain.info.help = Group, says
+        for each in plain.registered_commands:
+            each.cls = Plain
+        command: Any = typer.main.get_group(plain)
+    else:
+        plain.command(name, cls=cls, help=says)(found)
+        command = typer.main.get_command(plain)
+    command.name = name
+    return command
 
 
 def places_of(command: Any) -> tuple[str, ...]:
