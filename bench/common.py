@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-from bench.published_objective import FreeGauge
+from bench.published_objective import FreeMeter
 from outlay.errors import MissingData
 from outlay.hardware.precision import bf16_speed, ratio_words
 from outlay.hardware.processor import cpu_name
@@ -167,7 +167,7 @@ class Work:
         def make(folder: Path) -> None:
             print(f"fine-tuning {blank.name} on {len(rows.train):,} labels", file=sys.stderr, flush=True)
             spec = ModelSpec(str(blank), str(blank), rows.form, settings.seed)
-            finetune(spec, rows.train, rows.answers, settings, dev=None, out=folder, context=TrainContext(FreeGauge()))
+            finetune(spec, rows.train, rows.answers, settings, dev=None, out=folder, context=TrainContext(FreeMeter()))
 
         decides = (blank.name, rows.form, rows.train, rows.answers, asdict(settings))
         return self.made(f"tuned-{blank.name}", decides, make)

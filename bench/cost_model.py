@@ -50,8 +50,8 @@ from outlay.models.shape import ModelShape, shape_of_size
 from outlay.models.sizes import Size, find_size
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TaskSpec
-from outlay.train.api import TrainContext, count_tokens, distil, finetune, predict, teach, use_threads
-from outlay.train.calibration import answer_lengths, calibrate, encoder_size, least_relative_squares, t5_size
+from outlay.train.api import TrainContext, answer_lengths, count_tokens, distil, finetune, predict, teach, use_threads
+from outlay.train.calibration import calibrate, encoder_size, least_relative_squares, t5_size
 
 # --- Table 6 ---------------------------------------------------------------------------------------------------------
 
@@ -248,7 +248,7 @@ def table6() -> int:
 
 
 class Free:
-    """A gauge that lets everything pass."""
+    """A meter that lets everything pass."""
 
     def may_train(self, n_tokens: int) -> bool:
         return True
@@ -359,7 +359,7 @@ class Laboratory:
             f"teach {teacher.name}",
             load + starting_load(big, read_by[teacher]),
             lambda: teach(
-                trained[teacher], self.sources, target=kind, settings=speaking, precision=precision, gauge=Free()
+                trained[teacher], self.sources, target=kind, settings=speaking, precision=precision, meter=Free()
             ),
         )
         pupil = self.spec(student)
@@ -373,7 +373,7 @@ class Laboratory:
         note(
             f"predict {student.name}",
             load,
-            lambda: predict(trained[student], self.sources, precision=precision, gauge=Free()),
+            lambda: predict(trained[student], self.sources, precision=precision, meter=Free()),
         )
         return found
 

@@ -54,7 +54,7 @@ from bench.common import (
     toy_size,
     trainer_arguments,
 )
-from bench.published_objective import Curve, FreeGauge, Pair, batches_of
+from bench.published_objective import Curve, FreeMeter, Pair, batches_of
 from outlay.hardware.precision import resolve
 from outlay.models.loading import ModelSpec
 from outlay.settings import TeachSettings, TrainSettings
@@ -97,7 +97,7 @@ class World:
 
     def teach(self, settings: TeachSettings, precision: str, target: TargetKind = "tokens") -> SparseTargets:
         """What the teacher says of the texts."""
-        return teach(self.teacher, self.texts, target=target, settings=settings, precision=precision, gauge=FreeGauge())
+        return teach(self.teacher, self.texts, target=target, settings=settings, precision=precision, meter=FreeMeter())
 
 
 class BatchOrder(Sampler[int]):
@@ -220,7 +220,7 @@ def equality(world: World, epochs: int) -> Equality:
     targets = world.teach(COMPLETE, "fp32")
     curve = Curve()
     with scratch() as out:
-        watch = TrainContext(FreeGauge(), tracker=curve)
+        watch = TrainContext(FreeMeter(), tracker=curve)
         distil(world.spec(0, "tokens"), world.texts, targets, settings, dev=None, out=out, context=watch)
     pair = Pair(world.teacher, world.student, [text[0] for text in world.texts], world.form)
     batches = batches_of(pair, targets, settings)
@@ -269,7 +269,7 @@ def offline_cost(world: World, said: TeachSettings, settings: TrainSettings) -> 
     _, reading = timed(lambda: count_tokens(str(world.student), str(world.student), world.form, world.texts))
     clock = Clock()
     with scratch() as out:
-        watch = TrainContext(FreeGauge(), on_progress=clock)
+        watch = TrainContext(FreeMeter(), on_progress=clock)
         distil(world.spec(settings.seed, "tokens"), world.texts, targets, settings, dev=None, out=out, context=watch)
     per_step = clock.per_step(N_WARMUP)
     return Cost((teaching + reading) / len(world.texts), per_step, per_step)
@@ -305,7 +305,7 @@ def epochs_of(world: World, target: TargetKind, *, repeats: int, epochs: int) ->
 
     def run_one(from_targets: bool, turn: int) -> float:
         clock, settings = Clock(), replace(DISTIL, epochs=epochs, seed=turn)
-        watch, spec = TrainContext(FreeGauge(), on_progress=clock), world.spec(turn, target if from_targets else None)
+        watch, spec = TrainContext(FreeMeter(), on_progress=clock), world.spec(turn, target if from_targets else None)
         with scratch() as out:
             if from_targets:
                 distil(spec, world.texts, targets, settings, dev=None, out=out, context=watch)

@@ -61,6 +61,7 @@ from outlay.train.batching import inference_batches
 from outlay.train.distributed import ProcessGroup, current_process
 from outlay.train.loop import Objective, fit
 from outlay.train.objectives import DistillationObjective, SupervisedObjective
+from outlay.train.progress import TrainContext
 from outlay.train.targets.targets import TargetsBuilder
 
 LEAST_BYTES = 75 * 2**30
@@ -166,7 +167,7 @@ class World:
 
 
 class Clock:
-    """A gauge that times steps: from the end of the warm-up until enough are done or the time is up."""
+    """A meter that times steps: from the end of the warm-up until enough are done or the time is up."""
 
     def __init__(self, world: World, seconds: float) -> None:
         self._world = world
@@ -316,7 +317,7 @@ def stepped(
             compiled(cast(add_adapters(model, settings), settings), settings),
             lesson,
             settings,
-            gauge=clock,
+            TrainContext(clock),
             group=world.place,
         )
         spent = clock.seconds()

@@ -59,7 +59,7 @@ from bench.common import (
     toy_size,
     trainer_arguments,
 )
-from bench.published_objective import FreeGauge
+from bench.published_objective import FreeMeter
 from outlay.errors import MissingData, UnknownModel
 from outlay.hardware.precision import resolve
 from outlay.models.loading import ModelSpec, load_model
@@ -122,7 +122,7 @@ def finetuned(case: Case, settings: TrainSettings) -> tuple[Any, float]:
     kind = AutoModelForSequenceClassification if case.is_encoder else AutoModelForSeq2SeqLM
     with scratch() as out:
         clock = Clock()
-        watch = TrainContext(FreeGauge(), on_progress=clock)
+        watch = TrainContext(FreeMeter(), on_progress=clock)
         finetune(spec, case.rows.train, case.rows.answers, settings, dev=None, out=out, context=watch)
         return kind.from_pretrained(out), clock.seconds - loading
 

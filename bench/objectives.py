@@ -45,7 +45,7 @@ STUDENTS = {
 
 
 class Free:
-    """A gauge that lets everything pass."""
+    """A meter that lets everything pass."""
 
     def may_train(self, n_tokens: int) -> bool:
         return True
@@ -99,7 +99,7 @@ class Bench:
             began = time.monotonic()
             make(folder)
             seconds = time.monotonic() - began
-            said = predict(folder, self.dev().sources, precision="fp32", gauge=Free())
+            said = predict(folder, self.dev().sources, precision="fp32", meter=Free())
             note.write_text(json.dumps([self.dev().score(said), seconds]))
         score, seconds = json.loads(note.read_text())
         return score, seconds
@@ -128,7 +128,7 @@ class Bench:
 
     def targets(self, teacher: Path, settings: TeachSettings) -> SparseTargets:
         sources = [(text,) for text in self.pool]
-        return teach(teacher, sources, target="tokens", settings=settings, precision="fp32", gauge=Free())
+        return teach(teacher, sources, target="tokens", settings=settings, precision="fp32", meter=Free())
 
 
 def main() -> int:

@@ -117,11 +117,11 @@ def compare(pair: Pair, *, epochs: int, batch_size: int, learning_rate: float, o
     )
     sources = [(text,) for text in pair.texts]
     complete = TeachSettings(max_logits=0, keep_padding=True, batch_size=batch_size)
-    targets = teach(pair.teacher, sources, target="tokens", settings=complete, precision="fp32", gauge=FreeGauge())
+    targets = teach(pair.teacher, sources, target="tokens", settings=complete, precision="fp32", meter=FreeMeter())
     curve = Curve()
     with tempfile.TemporaryDirectory() as folder:
         spec = ModelSpec(str(pair.student), str(pair.student), pair.form, settings.seed, "tokens")
-        watch = TrainContext(FreeGauge(), tracker=curve)
+        watch = TrainContext(FreeMeter(), tracker=curve)
         distil(spec, sources, targets, settings, dev=None, out=Path(folder) / "student", context=watch)
     plain = reference(pair, batches_of(pair, targets, settings), learning_rate)
     return Curves(plain, curve.losses, targets.n_real.tolist())
@@ -137,7 +137,7 @@ def batches_of(pair: Pair, targets: SparseTargets, settings: TrainSettings) -> l
     return [batch.tolist() for batches in epochs for batch in batches]
 
 
-class FreeGauge:
+class FreeMeter:
     """Lets everything through."""
 
     def may_train(self, n_tokens: int) -> bool:
@@ -184,7 +184,7 @@ def make_pair(folder: Path, *, n_texts: int = 48, seed: int = 0) -> Pair:
         settings,
         dev=None,
         out=folder / "teacher",
-        context=TrainContext(FreeGauge()),
+        context=TrainContext(FreeMeter()),
     )
     return Pair(folder / "teacher", folder / "student", texts, form)
 

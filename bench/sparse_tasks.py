@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.published_objective import FreeGauge
+from bench.published_objective import FreeMeter
 from outlay.metrics import main_score, score
 from outlay.models.heads import logits_of, padded_units
 from outlay.models.loading import ModelSpec, load_saved
@@ -24,7 +24,9 @@ from outlay.tasks.example import seeded_order
 from outlay.tasks.task import load_task
 from outlay.train.api import TrainContext, distil, finetune, predict
 from outlay.train.batching import inference_batches
+from outlay.train.targets.sparse_logits import SparsityRule
 from outlay.train.targets.targets import SparseTargets
+from outlay.train.targets.top_logits import largest, to_positions
 
 VOCAB_SIZE = 1024
 """Small, so that whole distributions over a pool fit into memory."""
@@ -119,9 +121,9 @@ class Words:
         """The part of them that a student is to learn from."""
         logits = torch.from_numpy(self.logits)
         flat = np.concatenate(self.units)
-        return SparseTargets.from_logits(
-            "tokens", logits, self.offsets, flat, self.answers, tail_mass=tail_mass, max_logits=max_logits
-        )
+        rule = SparsityRule.of("tokens", logits.shape[-1], max_logits, tail_mass)
+        kept = replace(to_positions([largest(logits, rule)], rule), units=flat)
+        return SparseTargets.from_positions(rule, kept, np.diff(self.offsets), self.answers)
 
 
 def spoken(folder: Path, texts: Sequence[tuple[str, ...]], units: Sequence[NDArray[np.int32]] | None = None) -> Words:
@@ -187,7 +189,7 @@ class Bench:
                 self.plan.teacher,
                 dev=None,
                 out=teacher,
-                context=TrainContext(FreeGauge()),
+                context=TrainContext(FreeMeter()),
             )
             note.write_text(json.dumps(self.score(teacher)))
         for name, rows in (("pool", self.pool), ("unseen", self.unseen[: self.plan.n_compared])):
@@ -205,11 +207,11 @@ class Bench:
     def student(self, targets: SparseTargets, settings: TrainSettings, out: Path) -> None:
         """A student of these targets over the pool."""
         spec = replace(self._spec(STUDENT, settings.seed), target="tokens")
-        distil(spec, _texts(self.pool), targets, settings, dev=None, out=out, context=TrainContext(FreeGauge()))
+        distil(spec, _texts(self.pool), targets, settings, dev=None, out=out, context=TrainContext(FreeMeter()))
 
     def score(self, folder: Path) -> float:
         """Points of a model on the unseen rows."""
-        said = predict(folder, _texts(self.unseen), precision="fp32", gauge=FreeGauge())
+        said = predict(folder, _texts(self.unseen), precision="fp32", meter=FreeMeter())
         golds = [row["target"] for row in self.unseen]
         readings = score(self.plan.metric, said, golds, self.labels)
         return readings[main_score(self.plan.metric)].value

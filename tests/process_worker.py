@@ -20,10 +20,10 @@ from outlay.models.tokenization import collate
 from outlay.settings import TrainSettings
 from outlay.train.checkpoints import Checkpoints
 from outlay.train.distributed import current_process
-from outlay.train.loop import Callbacks, fit
+from outlay.train.loop import fit
 from outlay.train.losses import LossSum
-from outlay.train.progress import TrainProgress
-from tests.toys import Bag, BagLesson, CountingGauge, Tagger, TokenLesson, classes_of, toy
+from outlay.train.progress import TrainContext, TrainProgress
+from tests.toys import Bag, BagLesson, CountingMeter, Tagger, TokenLesson, classes_of, toy
 
 SETTINGS = TrainSettings(epochs=3, batch_size=8, learning_rate=0.02, precision="fp32", seed=3, eval_steps=5)
 CLIPPED = SETTINGS.changed({"max_grad_norm": 0.45})
@@ -36,21 +36,21 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
-class Refusing(CountingGauge):
+class Refusing(CountingMeter):
     """Refuses after 700 tokens on the main process, and everywhere else never: only the main one's word counts."""
 
     def may_train(self, n_tokens: int) -> bool:
         return not current_process().is_main or self.n_trained + n_tokens <= 700
 
 
-def outcome(model: nn.Module, losses: list[float], progress: TrainProgress, gauge: CountingGauge) -> dict[str, Any]:
+def outcome(model: nn.Module, losses: list[float], progress: TrainProgress, meter: CountingMeter) -> dict[str, Any]:
     state = current_process().full_state(model.state_dict())
     return {
         "losses": losses,
         "history": progress.history,
         "stopped": progress.stopped,
         "best": [progress.best_evaluation, progress.best_score],
-        "tokens": gauge.state(),
+        "tokens": meter.state(),
         "n_parameters": progress.n_parameters,
         "weights": {name: tensor.tolist() for name, tensor in state.items()},
     }
@@ -60,7 +60,7 @@ def train(
     model: nn.Module,
     lesson: BagLesson,
     settings: TrainSettings,
-    gauge: CountingGauge,
+    meter: CountingMeter,
     checkpoints: Checkpoints | None = None,
 ) -> dict[str, Any]:
     dev, labels = toy(23, seed=9)
@@ -80,13 +80,13 @@ def train(
 
     dev_score = score if isinstance(model, Bag) else None
     progress = fit(
-        model, lesson, settings, gauge=gauge, dev=dev_score, checkpoints=checkpoints, callbacks=Callbacks(on_progress)
+        model, lesson, settings, TrainContext(meter, on_progress=on_progress), dev=dev_score, checkpoints=checkpoints
     )
-    return outcome(model, losses, progress, gauge)
+    return outcome(model, losses, progress, meter)
 
 
 def classes(folder: Path) -> dict[str, Any]:
-    return train(Bag(seed=5), BagLesson(*toy(N_ROWS, seed=0)), SETTINGS, CountingGauge())
+    return train(Bag(seed=5), BagLesson(*toy(N_ROWS, seed=0)), SETTINGS, CountingMeter())
 
 
 def limited(folder: Path) -> dict[str, Any]:
@@ -96,19 +96,19 @@ def limited(folder: Path) -> dict[str, Any]:
 def tokens(folder: Path) -> dict[str, Any]:
     """Ragged positions, one row at a time; of seven rows one process has four, the other three."""
     settings = CLIPPED.changed({"micro_batch_size": 1, "batch_size": 7})
-    return train(Tagger(seed=5), TokenLesson(*toy(N_ROWS, seed=0)), settings, CountingGauge())
+    return train(Tagger(seed=5), TokenLesson(*toy(N_ROWS, seed=0)), settings, CountingMeter())
 
 
 def adafactor(folder: Path) -> dict[str, Any]:
     settings = CLIPPED.changed({"optimizer": "adafactor"})
-    return train(Tagger(seed=5), TokenLesson(*toy(N_ROWS, seed=0)), settings, CountingGauge())
+    return train(Tagger(seed=5), TokenLesson(*toy(N_ROWS, seed=0)), settings, CountingMeter())
 
 
 def resumed(folder: Path) -> dict[str, Any]:
     """Killed at step 12, with a checkpoint of step 9, by every process."""
     lesson = TokenLesson(*toy(N_ROWS, seed=0))
 
-    class Killing(CountingGauge):
+    class Killing(CountingMeter):
         def trained(self, n_tokens: int) -> None:
             super().trained(n_tokens)
             if self.n_batches == 12:
@@ -122,7 +122,7 @@ def resumed(folder: Path) -> dict[str, Any]:
         train(Tagger(seed=5), lesson, settings, Killing(), checkpoints())
     except Killed:
         current_process().barrier()
-        return train(Tagger(seed=6), lesson, settings, CountingGauge(), checkpoints())
+        return train(Tagger(seed=6), lesson, settings, CountingMeter(), checkpoints())
     raise AssertionError("nobody was killed")
 
 
@@ -170,12 +170,12 @@ def t5(folder: Path) -> dict[str, Any]:
         written[:] = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=3, num_beams=2).tolist()
         return 0.0, 11
 
-    gauge = CountingGauge()
+    meter = CountingMeter()
     settings = SETTINGS.changed({"gradient_checkpointing": True, "micro_batch_size": 3})
     progress = fit(
-        model, lesson, settings, gauge=gauge, dev=score, callbacks=Callbacks(lambda p, n: losses.append(p.loss_since))
+        model, lesson, settings, TrainContext(meter, on_progress=lambda p, n: losses.append(p.loss_since)), dev=score
     )
-    return {**outcome(model, losses, progress, gauge), "written": written}
+    return {**outcome(model, losses, progress, meter), "written": written}
 
 
 TRAININGS: dict[str, Callable[[Path], dict[str, Any]]] = {

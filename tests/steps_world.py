@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outlay.standalone.inputs import DataOptions
+from outlay.standalone.request import Data
 from outlay.standalone.runtime import RuntimeOptions
 from outlay.standalone.training import TrainingRequest
 from tests.checkpoints import make_checkpoint, make_t5
@@ -91,17 +91,25 @@ class StepsWorld:
         return str(self.root / name)
 
     def recipe(
-        self, kind: str, model: str, out: Path, *, running: RuntimeOptions | None = None, **overrides: Any
+        self,
+        kind: str,
+        model: str,
+        out: Path,
+        *,
+        file: Path | None = None,
+        runtime: RuntimeOptions | None = None,
+        **overrides: Any,
     ) -> TrainingRequest:
-        """Two quick epochs with a dev set; ``distill`` reads the question from the targets."""
+        """Two quick epochs with a dev set; ``distill`` reads the question from the targets and takes no ``file``."""
         settings = {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "precision": "fp32", "patience": None}
         return TrainingRequest(
             model=self.model(model),
             out=out,
-            asked=DataOptions(**KINDS[kind], max_source_tokens=24, max_target_tokens=12),
-            dev_file=self.file(kind, "dev"),
+            data=Data(
+                file=file, dev_file=self.file(kind, "dev"), **KINDS[kind], max_source_tokens=24, max_target_tokens=12
+            ),
             overrides={**settings, **overrides},
-            running=running or RuntimeOptions(threads=1),
+            runtime=runtime or RuntimeOptions(threads=1),
         )
 
 

@@ -11,7 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from outlay.settings import TrainSettings
-from outlay.train.batching import BatchPlan, inference_batches, training_batches
+from outlay.train.batching import count_batches, inference_batches, training_batches
+from outlay.train.distributed import current_process
+from outlay.train.schedule import TrainSchedule
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=400).map(lambda rows: np.array(rows, dtype=np.int64))
 BUDGETS = st.integers(1, 300)
@@ -156,6 +158,7 @@ def test_no_rows_are_no_batches() -> None:
     nothing = np.zeros(0, dtype=np.int64)
     assert training_batches(nothing, 3, 0, 0) == []
     assert training_batches(nothing, 3, 0, 0, batch_tokens=7) == []
+    assert count_batches(nothing, 3, 0, 0) == count_batches(nothing, 3, 0, 0, 7) == 0
     assert list(inference_batches(nothing, 3, 7)) == []
 
 
@@ -177,31 +180,33 @@ def test_inference_within_a_budget_takes_rows_by_falling_length(
 # --- a whole training ------------------------------------------------------------------------------------------------
 
 
-def plan_of(lengths: np.ndarray, **more: int) -> BatchPlan:
-    return BatchPlan(lengths, TrainSettings(**{"epochs": 3, "batch_size": 7, "learning_rate": 0.1, **more}))
+def schedule_of(lengths: np.ndarray, **more: int) -> TrainSchedule:
+    settings = TrainSettings(**{"epochs": 3, "batch_size": 7, "learning_rate": 0.1, **more})
+    return TrainSchedule(lengths, settings, current_process())
 
 
 @given(LENGTHS, st.one_of(st.none(), BUDGETS), st.integers(1, 5), st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
 def test_every_step_has_its_epoch_and_batch(lengths: np.ndarray, budget: int | None, epochs: int, seed: int) -> None:
-    plan = plan_of(lengths, batch_tokens=budget, epochs=epochs, seed=seed)
+    schedule = schedule_of(lengths, batch_tokens=budget, epochs=epochs, seed=seed)
     every = [
-        (epoch, number, batch.tolist())
+        (epoch, batch.tolist())
         for epoch in range(epochs)
-        for number, batch in enumerate(training_batches(lengths, 7, seed, epoch, batch_tokens=budget))
+        for batch in training_batches(lengths, 7, seed, epoch, batch_tokens=budget)
     ]
-    assert plan.n_steps == len(every)
-    for step, (epoch, number, rows) in enumerate(every):
-        assert plan.locate(step) == (epoch, number)
-        if number == 0:
-            batches = plan.epoch(epoch)
-        assert batches[number].tolist() == rows
-        assert plan.ends_epoch(step + 1) == (step + 1 == len(every) or every[step + 1][0] != epoch)
+    assert schedule.n_steps == len(every)
+    for step, (epoch, rows) in enumerate(every):
+        assert schedule.epoch(step) == epoch
+        assert schedule.rows(step).tolist() == rows
+        assert schedule.n_tokens(step) == lengths[rows].sum()
+        assert schedule.ends_epoch(step) == (step + 1 == len(every) or every[step + 1][0] != epoch)
     for outside in (-1, len(every)):
-        with pytest.raises(IndexError):
-            plan.locate(outside)
+        with pytest.raises(IndexError, match=rf"step {outside} of {len(every)}"):
+            schedule.rows(outside)
 
 
 def test_epochs_of_a_budget_differ_in_their_batches() -> None:
-    plan = plan_of(log_normal(5003), batch_tokens=503, epochs=11)
-    assert len(set(plan.n_batches)) > 1
+    lengths = log_normal(5003)
+    counts = [count_batches(lengths, 7, 0, epoch, 503) for epoch in range(11)]
+    assert len(set(counts)) > 1
+    assert schedule_of(lengths, batch_tokens=503, epochs=11, seed=0).n_steps == sum(counts)

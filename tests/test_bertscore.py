@@ -120,9 +120,9 @@ def test_texts_beyond_the_limit_are_cut(checkpoint: Path, texts: list[str]) -> N
 
 
 def test_what_cannot_be_loaded_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnknownModel, match=r"layer 5 of model .* has 4 layers; choose one of 0 to 4"):
+    with pytest.raises(UnknownModel, match=r"layer 5\b.*\b4 layers\b.*0 to 4"):
         BertScore(str(checkpoint), layer=5, idf=False)
     with pytest.raises(UnknownModel, match="no folder"):
         BertScore(str(tmp_path / "nowhere"), layer=None, idf=False)
-    with pytest.raises(ValueError, match="1 predictions meet 2 references"):
+    with pytest.raises(ValueError, match=r"\b1 predictions .*\b2\b"):
         BertScore(str(checkpoint), layer=None, idf=False).f1(["a"], ["a", "b"])

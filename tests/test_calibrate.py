@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,15 @@ from outlay.cli.machine_commands import machine_app
 from outlay.errors import UnknownItem
 from outlay.hardware.precision import ratio_words
 from outlay.models.cost_model import TERMS, Lengths, MachineProfile, ModelProfile, load_profile, training_load
+from outlay.models.heads import Texts
+from outlay.models.loading import ModelSpec
+from outlay.models.random_init import Corpus, build_checkpoint
 from outlay.models.shape import shape_of_size
 from outlay.settings import TrainSettings
 from outlay.spec import TaskSpec
 from outlay.train import calibration as calibrating
-from outlay.train.calibration import Trial, answer_lengths, calibrate, encoder_size, t5_size
+from outlay.train.api import answer_lengths, count_tokens, finetune
+from outlay.train.calibration import Trial, calibrate, encoder_size, t5_size
 
 TRIALS = [
     Trial(encoder_size(1, 64, 1024), 3, 7),
@@ -64,25 +69,27 @@ def test_what_was_measured_costs_something(measured: tuple[MachineProfile, list[
     assert profile.seconds(training_load(reader, Lengths([11] * 64, [0] * 64), settings), "bf16") > 0
 
 
-def test_texts_are_as_long_as_a_trial_says(tmp_path: Path) -> None:
-    from outlay.train.api import count_tokens
+def test_texts_are_as_long_as_a_trial_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[tuple[set[int], set[int]]] = []
 
-    for trial in TRIALS:
-        lab = calibrating._Lab(tmp_path)
-        spec = lab._spec(trial)
-        sources, answers = lab._rows(trial, 17)
-        assert set(count_tokens(spec.ref, spec.base, spec.form, sources)) == {trial.source}
-        assert set(answer_lengths(spec.ref, spec.base, spec.form, answers)) == {trial.answer}
+    def spy(spec: ModelSpec, sources: Texts, answers: list[str], *args: Any, **more: Any) -> None:
+        model = (spec.ref, spec.base, spec.form)
+        lengths.append((set(count_tokens(*model, sources)), set(answer_lengths(*model, answers))))
+        finetune(spec, sources, answers, *args, **more)
+
+    monkeypatch.setattr(calibrating, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(calibrating, "finetune", spy)
+    calibrate(threads=1, trials=TRIALS, precisions=("fp32",))
+    assert lengths == [({trial.source}, {trial.answer}) for trial in TRIALS]
 
 
 def test_answers_are_counted_as_the_tokenizer_cuts_them(tmp_path: Path) -> None:
-    lab = calibrating._Lab(tmp_path)
-    spec = lab._spec(TRIALS[2])
-    tokenizer = AutoTokenizer.from_pretrained(spec.ref)
+    build_checkpoint(TRIALS[2].size, Corpus(["several words of two letters"] * 2, []), tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     answers = ["a", "several words of it", "two words"]
     form = TaskSpec("generation", (), 50, 5)
     wanted = [min(5, len(tokenizer(text)["input_ids"])) for text in answers]
-    assert answer_lengths(spec.ref, spec.base, form, answers) == wanted
+    assert answer_lengths(str(tmp_path / "model"), str(tmp_path / "model"), form, answers) == wanted
     assert len(set(wanted)) > 1
 
 

@@ -19,6 +19,7 @@ import pytest
 from outlay.errors import ClusterError, UnknownModel, UsageError, WorkFailed
 from outlay.settings import TeachSettings
 from outlay.standalone.inference import InferenceOptions, Teaching, teach
+from outlay.standalone.request import Data
 from outlay.standalone.runtime import RuntimeOptions
 from outlay.standalone.training import finetune
 from outlay.workers.pool import N_TRIES, THREAD_VARIABLES, WorkerFn
@@ -319,14 +320,12 @@ def test_a_cluster_writes_the_bytes_of_one_process_and_goes_on_where_it_was(
     ray: None, world: StepsWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = world.root / "teacher"
-    recipe = world.recipe("entities", "t5", teacher)
-    finetune(recipe, Silent(), train_file=world.file("entities", "train"))
-    asked = InferenceOptions(
-        teacher, tmp_path / "one", file=world.file("entities", "pool"), precision="fp32", block_rows=7, running=ONE
-    )
+    finetune(world.recipe("entities", "t5", teacher, file=world.file("entities", "train")), Silent())
+    pool = Data(file=world.file("entities", "pool"))
+    asked = InferenceOptions(teacher, tmp_path / "one", pool, precision="fp32", block_rows=7, runtime=ONE)
     for_student = Teaching(student=world.model("small"), settings=TeachSettings(max_logits=5))
     plain = teach(asked, for_student, Silent())
-    shared = replace(asked, out=tmp_path / "two", running=replace(ONE, ray="local"))
+    shared = replace(asked, out=tmp_path / "two", runtime=replace(ONE, ray="local"))
     assert teach(shared, for_student, Silent()).n_tokens_inferred == plain.n_tokens_inferred
     expected = tree(tmp_path / "one")
     assert len([name for name in expected if name.endswith(".safetensors")]) == 5

@@ -150,7 +150,7 @@ def test_seeded_parts_of_one_file_are_disjoint_and_prefixes(root: Path) -> None:
     assert len(set(part(n=60))) == 60
     assert part(n=20) != part(n=20, seed=1)
     assert part() == [f"big.jsonl.gz:{i}" for i in range(1, 61)]
-    with pytest.raises(MissingData, match=r"skip 50 and n 20 reach past the 60 rows of big\.jsonl\.gz"):
+    with pytest.raises(MissingData, match=r"\b50\b.*\b20\b.*\b60 rows of big\.jsonl"):
         part(skip=50, n=20)
 
 
@@ -248,7 +248,7 @@ def test_a_distinct_part_leaves_out_what_came_before(root: Path) -> None:
     assert lines({"name": "other", "file": "objects/train.jsonl", "source": "source", "n": 1})[:5] == new[:5]
     assert len(lines(train, n=7)) == 7
     assert lines(train, n=4) == lines(train, n=7)[:4]
-    with pytest.raises(MissingData, match=r"pool\.extra has 10 rows that are new to the pool, not the 11 of `n`"):
+    with pytest.raises(MissingData, match=r"pool\.extra .*\b10\b.*\b11 of `n`"):
         lines(train, n=11)
 
 
@@ -257,7 +257,7 @@ def test_a_ring_of_derived_tasks_is_refused(root: Path, tmp_path: Path) -> None:
     content["data"]["train"] = {"derive": {"task": "objects.yaml", "split": "train"}, "target": "label"}
     path = tmp_path / "objects.yaml"
     path.write_text(yaml.safe_dump(content))
-    with pytest.raises(DataError, match="derived from itself"):
+    with pytest.raises(DataError, match="objects from objects"):
         load_data(load_task(path), root)
     assert len(data_files(load_task(path))) == 2
 
@@ -265,7 +265,7 @@ def test_a_ring_of_derived_tasks_is_refused(root: Path, tmp_path: Path) -> None:
 def test_where_keeps_rows_and_says_when_none_is_left(root: Path) -> None:
     assert {e.label for e in load_data(with_train(where={"target": ["same"]}), root).train} == {"same"}
     assert len(load_data(with_train(where={"left": "the kettle number 1"}), root).train) == 1
-    with pytest.raises(MissingData, match="no row agrees"):
+    with pytest.raises(MissingData, match=r"`where` .*'none'"):
         load_data(with_train(where={"target": "none"}), root)
 
 
@@ -283,7 +283,7 @@ def test_dev_follows_the_task(root: Path) -> None:
 
 def test_an_absent_file_names_the_command_that_brings_it(root: Path) -> None:
     (root / "objects/test.jsonl").unlink()
-    with pytest.raises(MissingData, match=r"test\.jsonl is not there; `outlay data get objects --from DIR_OR_URL`"):
+    with pytest.raises(MissingData, match=r"test\.jsonl .*`outlay data get objects --from DIR_OR_URL`"):
         load_data(task_with(), root)
 
 
@@ -292,22 +292,22 @@ def test_an_absent_file_names_the_command_that_brings_it(root: Path) -> None:
     [
         (b"", "is empty"),
         (b"\n\n", "holds no rows"),
-        (b'{"source": "left: a right: b", "target": "same"}\n{"source": "lef', "line 2 is cut off.*half-written"),
+        (b'{"source": "left: a right: b", "target": "same"}\n{"source": "lef', "line 2 .*half-written"),
         (b'{"source": 1\n{"source": "x"}\n', "line 1 is not JSON"),
         (b'[1, 2]\n{"source": "x"}\n', "line 1 holds list"),
         (b'{"source": "\xff"}\n', "not UTF-8"),
-        (b'{"target": "same"}\n', "jsonl:1 has no column 'source'; its columns are target"),
-        (b'{"source": null, "target": "same"}\n', "jsonl:1 column 'source' holds null, a missing value"),
-        (b'{"source": "no template", "target": "same"}\n', "jsonl:1: text 'no template' does not fit"),
-        (b'{"source": "left:  right: ", "target": "same"}\n', "jsonl:1 is an empty text"),
+        (b'{"target": "same"}\n', "jsonl:1 .*'source'.* target"),
+        (b'{"source": null, "target": "same"}\n', "jsonl:1 .*'source'.* null"),
+        (b'{"source": "no template", "target": "same"}\n', "jsonl:1: .*'no template'.*left: {left}"),
+        (b'{"source": "left:  right: ", "target": "same"}\n', "jsonl:1 .*empty"),
         (
             b'{"source": "left: a right: b"}\n',
-            r"jsonl:1 has no label in column 'target' \(its columns are source, left, right\).*other, same",
+            "jsonl:1 has no label .*'target'.*source, left, right.*other, same",
         ),
-        (b'{"source": "left: a right: b", "target": " "}\n', "jsonl:1 has no label in column 'target'; give it one of"),
+        (b'{"source": "left: a right: b", "target": " "}\n', "jsonl:1 has no label .*'target'; .*other, same"),
         (
             b'{"source": "left: a right: b", "target": "maybe"}\n',
-            "jsonl:1 has the label 'maybe', allowed are 'other', 'same'; correct it or `labels`",
+            "jsonl:1 has the label 'maybe'.*'other', 'same'.*`labels`",
         ),
     ],
 )
@@ -324,19 +324,19 @@ def test_a_bad_file_is_named_with_its_line(root: Path, content: bytes, reason: s
 def test_a_truncated_gzip_file_is_half_written(root: Path, share: float) -> None:
     path = jsonl(root / "cut.jsonl.gz", pairs(0, 500))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(MissingData, match=r"cut\.jsonl\.gz breaks off after line [1-9]\d*: .*half-written"):
+    with pytest.raises(MissingData, match=r"cut\.jsonl\.gz .*\bline [1-9]\d*: .*half-written"):
         load_data(with_train(file="cut.jsonl.gz"), root)
 
 
 def test_gzip_in_name_only_is_refused(root: Path) -> None:
     (root / "plain.jsonl.gz").write_text("{}\n")
-    with pytest.raises(MissingData, match="breaks off after line 0"):
+    with pytest.raises(MissingData, match=r"\bline 0\b.*\.gz"):
         load_data(with_train(file="plain.jsonl.gz"), root)
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("source,target\na", "line 2 has 1 columns"), ('source\n"a', "line 2 opens a quote that does not close")],
+    [("source,target\na", "line 2 has 1 columns"), ('source\n"a', "line 2 .*quote")],
 )
 def test_a_half_written_csv_is_refused(root: Path, text: str, reason: str) -> None:
     (root / "cut.csv").write_text(text)
@@ -347,22 +347,22 @@ def test_a_half_written_csv_is_refused(root: Path, text: str, reason: str) -> No
 def test_a_broken_parquet_file_is_refused(root: Path) -> None:
     pytest.importorskip("pyarrow")
     (root / "cut.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(MissingData, match=r"cut\.parquet cannot be read as Parquet"):
+    with pytest.raises(MissingData, match=r"cut\.parquet .*fetch it again"):
         load_data(with_train(file="cut.parquet"), root)
 
 
 def test_an_unknown_suffix_lists_the_known_ones(root: Path) -> None:
     (root / "rows.xlsx").write_text("x")
-    with pytest.raises(DataError, match=r"unknown suffix; outlay reads \.jsonl"):
+    with pytest.raises(DataError, match=r"rows\.xlsx .*\.jsonl, .*\.parquet"):
         load_data(with_train(file="rows.xlsx"), root)
 
 
 def test_rows_and_sha256_are_held_against_the_file(root: Path) -> None:
     digest = hashlib.sha256((root / "objects/train.jsonl").read_bytes()).hexdigest()
     assert len(load_data(with_train(sha256=digest, rows=20), root).train) == 20
-    with pytest.raises(MissingData, match="holds 20 rows, the task says 21"):
+    with pytest.raises(MissingData, match=r"\b20 rows.*\b21\b.*`rows`"):
         load_data(with_train(rows=21), root)
-    with pytest.raises(MissingData, match=f"sha256 {digest}, the task says {'0' * 64}"):
+    with pytest.raises(MissingData, match=f"{digest}.*{'0' * 64}"):
         load_data(with_train(sha256="0" * 64), root)
 
 
@@ -399,7 +399,7 @@ def test_a_hub_set_is_read_with_its_class_names(root: Path, monkeypatch: pytest.
     train = load_data(with_train(file=None, hub=hub, source="text", target="label"), root).train
     assert [(e.text, e.label, e.origin) for e in train] == [("left: a right: b", "same", "objects/train:1")]
     assert asked == [("objects", "small", "train", "abc")]
-    with pytest.raises(MissingData, match=r"the hub cannot deliver objects split no: Unknown split\.; check"):
+    with pytest.raises(MissingData, match=r"objects split no: Unknown split\."):
         load_data(with_train(file=None, hub={**hub, "split": "no"}, source="text", target="label"), root)
 
 
@@ -431,12 +431,12 @@ def test_lines_of_entities_are_answers_and_may_be_empty(root: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "answer", "reason"),
     [
-        ("entities", "mix [Action] 5 ml", "has no type behind '5 ml' in its target; .*Amount, Action, Unit"),
-        ("entities", "mix [Actoin]", r"has no type behind 'mix \[Actoin\]'"),
-        ("entities", "[Action]", "has a type without a text before it"),
-        ("entities", None, "has no answer in column 'answer'; write it or remove the row"),
-        ("generation", "", "has no answer in column 'answer'; write it or remove the row"),
-        ("generation", " \t", "has no answer in column 'answer'; write it or remove the row"),
+        ("entities", "mix [Action] 5 ml", "has no type .*'5 ml'.*Amount, Action, Unit"),
+        ("entities", "mix [Actoin]", r"has no type .*'mix \[Actoin\]'"),
+        ("entities", "[Action]", r"has a type without a text .*'\[Action\]'"),
+        ("entities", None, "has no answer .*'answer'"),
+        ("generation", "", "has no answer .*'answer'"),
+        ("generation", " \t", "has no answer .*'answer'"),
     ],
 )
 def test_an_answer_that_cannot_be_is_refused_with_its_row(root: Path, kind: str, answer: Any, reason: str) -> None:
@@ -450,7 +450,7 @@ def test_a_label_name_that_makes_an_answer_empty_is_refused(root: Path) -> None:
     task = open_task(root, "generation", ["a", "b"])
     train = task.data.train.model_copy(update={"label_names": {"b": " "}})
     data = task.data.model_copy(update={"train": train})
-    with pytest.raises(LabelError, match=r"train\.jsonl:2 has an empty target; write the answer or remove the row"):
+    with pytest.raises(LabelError, match=r"train\.jsonl:2 .*empty"):
         load_data(task.model_copy(update={"data": data}), root)
 
 
@@ -620,7 +620,7 @@ def test_a_wrong_digest_is_not_laid_down(root: Path, tmp_path: Path) -> None:
     wanted = task.data.test.sha256
     jsonl(root / "objects/test.jsonl", pairs(0, 1))
     found = hashlib.sha256((root / "objects/test.jsonl").read_bytes()).hexdigest()
-    with pytest.raises(MissingData, match=f"has sha256 {found}, the task says {wanted}"):
+    with pytest.raises(MissingData, match=f"{found}.*{wanted}"):
         fetch(task, str(root), dest)
     assert not (dest / "objects/test.jsonl").exists()
     assert not list(dest.rglob("*.part"))
@@ -639,7 +639,7 @@ def test_without_a_mirror_the_origins_are_named(root: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("ftp://example.org/x", "cannot fetch from ftp"),
+        ("ftp://example.org/x", "ftp://example.org/x; .*https://"),
         ("/no/such/folder", "No such file"),
         ("http://127.0.0.1:9", "Connection refused"),
     ],
@@ -652,7 +652,7 @@ def test_a_mirror_that_cannot_be_read(root: Path, tmp_path: Path, source: str, r
 def test_a_file_the_server_lacks_is_named(root: Path, tmp_path: Path, server: str) -> None:
     task = sealed(root)
     (root / "objects/dev.jsonl").unlink()
-    with pytest.raises(MissingData, match=r"objects/dev\.jsonl cannot be copied .* HTTP 404"):
+    with pytest.raises(MissingData, match=r"objects/dev\.jsonl .*\b404\b"):
         fetch(task, server, tmp_path / "new")
 
 
@@ -675,7 +675,7 @@ def test_a_transfer_that_breaks_off_is_noticed(tmp_path: Path, root: Path) -> No
 
 
 def test_a_file_outside_the_data_folder_is_not_fetched(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="outside the data folder"):
+    with pytest.raises(DataError, match=r"\.\./escape\.jsonl"):
         fetch(with_train(file="../escape.jsonl"), str(root), tmp_path / "new")
 
 
@@ -684,7 +684,7 @@ def test_a_full_disk_gets_one_line_and_leaves_nothing_half(root: Path, tmp_path:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
     try:
-        with pytest.raises(DiskFull, match="no room left"):
+        with pytest.raises(DiskFull, match=r"objects/train\.jsonl.*OUTLAY_DATA"):
             fetch(task_with(), str(root), dest)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from outlay.errors import DataError
-from outlay.tasks.example import Example, TextFormat, number_repeats, seeded_order, shorten, text_id
+from outlay.tasks.example import Example, TextFormat, number_repeats, seeded_order, shorten
 
 PAIR = TextFormat("sentence1: {sentence1} sentence2: {sentence2}")
 LITERAL = st.text(alphabet="ab: |{}", min_size=1, max_size=4)
@@ -58,7 +58,7 @@ def test_render_and_parse_are_inverse(literals: tuple[str, str, str], values: tu
         ("", "no placeholder"),
         ("{a}{b}", "right behind"),
         ("{a} {a}", "twice"),
-        ("so: {text}", "`text` is the whole text; choose another name such as {message}"),
+        ("so: {text}", "`text` .*{message}"),
         ("{a!r}", "plain name"),
         ("{a:>3}", "plain name"),
         ("{}", "plain name"),
@@ -89,14 +89,14 @@ def test_a_missing_field_is_named() -> None:
 def test_fields_are_read_by_name_and_text_is_the_whole() -> None:
     one = Example("id", (("a", "x"), ("b", "y")), "x | y", "L", "rows.jsonl:7")
     assert (one.field("b"), one.field("text")) == ("y", "x | y")
-    with pytest.raises(DataError, match=r"rows.jsonl:7 has no field 'c'; its fields are a, b"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:7 .*'c'.* a, b"):
         one.field("c")
 
 
 def test_ids_are_content_hashes_and_repeats_are_numbered() -> None:
     numbered = number_repeats([example("x", "A"), example("y"), example("x", "B"), example("x")])
-    x = hashlib.sha256(b"x").hexdigest()
-    assert [e.id for e in numbered] == [x, text_id("y"), f"{x}:2", f"{x}:3"]
+    x, y = (hashlib.sha256(text).hexdigest() for text in (b"x", b"y"))
+    assert [e.id for e in numbered] == [x, y, f"{x}:2", f"{x}:3"]
     assert [e.label for e in numbered] == ["A", None, "B", None]
 
 

@@ -61,17 +61,17 @@ def test_every_tensor_of_a_batch_is_moved_and_the_rest_stays() -> None:
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_steps_come_in_order_whoever_makes_them(ahead: int) -> None:
     source = Source()
-    feeder = BatchPrefetcher(source, pieces, stop=5, device=CPU, ahead=ahead)
+    feeder = BatchPrefetcher(source.batch, pieces, stop=5, device=CPU, ahead=ahead)
     taken = [[int(batch) for batch in feeder.take(step)] for step in range(5)]
     feeder.close()
     assert taken == [[10 * step, 10 * step + 1] for step in range(5)]
     assert source.asked == [piece for step in taken for piece in step]  # each once, none behind the end
-    assert source.threads == ({"feeder_0"} if ahead else {threading.current_thread().name})
+    assert source.threads == ({"prefetcher_0"} if ahead else {threading.current_thread().name})
 
 
 def test_steps_are_made_ahead() -> None:
     source = Source()
-    feeder = BatchPrefetcher(source, pieces, stop=9, device=CPU, ahead=2)
+    feeder = BatchPrefetcher(source.batch, pieces, stop=9, device=CPU, ahead=2)
     feeder.take(3)
     deadline = time.monotonic() + 60
     while len(source.asked) < 6 and time.monotonic() < deadline:
@@ -81,7 +81,7 @@ def test_steps_are_made_ahead() -> None:
 
 
 def test_a_batch_that_cannot_be_made_is_an_error_where_it_is_taken() -> None:
-    feeder = BatchPrefetcher(Source(fails_at=20), pieces, stop=5, device=CPU, ahead=2)
+    feeder = BatchPrefetcher(Source(fails_at=20).batch, pieces, stop=5, device=CPU, ahead=2)
     feeder.take(0)
     feeder.take(1)
     with pytest.raises(ValueError, match="cannot be read"):

@@ -109,8 +109,7 @@ def test_case_csv_field_140k(tmp_path: Path) -> None:
 def test_case_json_nan_text(tmp_path: Path, value: str) -> None:
     rows = [f'{{"message": {value}, "label": "pos"}}', '{"message": "fine", "label": "neg"}']
     message = said(tmp_path, "\n".join([*rows, rows[0]]) + "\n")
-    assert message.startswith(f"train.jsonl:1 column 'message' holds {value}, a missing value")
-    assert "so do 1 more of 3 rows: train.jsonl:3" in message
+    assert re.match(rf"train\.jsonl:1 .*'message'.*{value}.*1 more of 3 rows: train\.jsonl:3", message)
 
 
 @pytest.mark.parametrize("name", ["said.json.gz", "said.jsonl.gz", "said.csv.gz", "said.txt.GZ"])
@@ -133,7 +132,7 @@ def test_case_json_gz_damaged(tmp_path: Path, name: str, harm: str) -> None:
     refused(
         outlay("evaluate", "--predictions", tmp_path / name, *asked),
         name,
-        f"breaks off after line {300 if harm == 'behind' else ''}",
+        f"line {300 if harm == 'behind' else ''}",
     )
 
 
@@ -146,7 +145,7 @@ def test_a_first_line_of_any_length_is_read(tmp_path: Path) -> None:
 def test_case_label_leading_space(tmp_path: Path) -> None:
     rows = "".join(json.dumps({"message": f"aa {label}", "label": f" {label}"}) + "\n" for label in ("yes", "no"))
     task = write_task(tmp_path, rows, labels=[" yes", " no"])
-    refused(outlay("task", "check", task), "labels: ' yes' is a label with a blank in front", '{" yes": "yes"}')
+    refused(outlay("task", "check", task), "labels: ' yes'", "a blank in front", '{" yes": "yes"}')
     # The way out that is named works.
     names = {" yes": "yes", " no": "no"}
     assert train_rows(tmp_path, rows, labels=["yes", "no"], source={"label_names": names}) == [
@@ -159,7 +158,7 @@ def test_case_label_trailing_blank_message(tmp_path: Path) -> None:
     task = write_task(tmp_path, "message,label\nhello there,pos \nfine text,neg\n", ".csv")
     refused(
         outlay("task", "check", task),
-        "train.csv:2 has the label 'pos ' (with a blank behind), allowed are 'pos', 'neg'; correct it or `labels`",
+        *("train.csv:2", "'pos '", "a blank behind", "'pos', 'neg'", "`labels`"),
     )
 
 
@@ -186,7 +185,7 @@ def test_no_answer_and_other_answers_are_counted(tmp_path: Path) -> None:
     said_ = [float("nan"), None, "maybe", "maybe", "0", "1", 2.5]
     rows = [{"gold": "1", "prediction": each} for each in said_]
     ran, scores = predictions(tmp_path, rows, "--labels", "0,1")
-    assert "5 of 7 answers are outside the label set: no answer (2), 'maybe' (2), '2.5' (1); strict counts" in ran.out
+    assert re.search(r"5 of 7 .*no answer \(2\), 'maybe' \(2\), '2\.5' \(1\)", ran.out)
     assert scores["accuracy/strict"] == pytest.approx(100 / 7)
 
 
@@ -195,7 +194,7 @@ def test_case_cli_label_with_comma(tmp_path: Path) -> None:
     _, scores = predictions(tmp_path, rows, "--labels", "yes, partly", "--labels", "no")
     assert scores["accuracy/published"] == scores["accuracy/strict"] == 100.0
     ran, _ = predictions(tmp_path, rows, "--labels", "yes, partly, no")
-    refused(ran, "has the label 'yes, partly', allowed are 'yes', 'partly', 'no'")
+    refused(ran, "'yes, partly'", "'yes', 'partly', 'no'")
     assert parse_labels(["a, b,,c "]) == ("a", "b", "c")
     assert parse_labels(["a, b", " c", ""]) == ("a, b", "c")
     assert parse_labels(None) == ()
@@ -223,9 +222,10 @@ def test_tabs_with_quotes(text: str, rows: list[list[str]]) -> None:
 
 
 def test_the_line_that_decides_about_quotes_is_named() -> None:
-    said_ = read_delimited('a\tb\n"x"\t1\ny "z"\t2\n', "\t").notes
-    assert said_ == ("each line is a row and quotes are characters (line 3 has one that does not enclose a field)",)
-    assert read_delimited('a\tb\n"x"\t1\n', "\t").notes == ("quotes around fields are taken off, as in CSV",)
+    (note,) = read_delimited('a\tb\n"x"\t1\ny "z"\t2\n', "\t").notes
+    assert "line 3" in note
+    (note,) = read_delimited('a\tb\n"x"\t1\n', "\t").notes
+    assert "taken off" in note
     assert read_delimited('a\tb\n5" x\t1\n', "\t").notes == ()
 
 
@@ -295,27 +295,27 @@ def test_a_delimiter_may_be_named(tmp_path: Path) -> None:
     before = load_task(write_task(tmp_path, text, ".csv")).model_dump(mode="json")
     named_ = load_task(write_task(tmp_path, text, ".csv", source={"delimiter": "~"}))
     assert named_.model_dump(mode="json") == before, "how a file is read is in its digest, not in the key of a run"
-    assert "has no column 'message'; its columns are message~label" in said(tmp_path, text.replace(",", ""), ".csv")
-    assert "line 2 has 2 columns, the header 1, and `delimiter` names what" in said(tmp_path, text, ".csv")
+    assert re.search("'message'.* message~label", said(tmp_path, text.replace(",", ""), ".csv"))
+    assert re.search("line 2 has 2 .*header 1, .*`delimiter`", said(tmp_path, text, ".csv"))
     for bad in ("ab", "", "a", "\n", '"'):
-        assert "a delimiter is one character" in said(tmp_path, text, ".csv", source={"delimiter": bad})
-    assert "`delimiter` is about .csv and .tsv" in said(tmp_path, "{}\n", source={"delimiter": ";"})
+        assert "one character" in said(tmp_path, text, ".csv", source={"delimiter": bad})
+    assert "`delimiter`" in said(tmp_path, "{}\n", source={"delimiter": ";"})
     (tmp_path / "p.csv").write_text("gold~prediction\npos~pos\nneg~neg\n")
     asked = ("evaluate", "--predictions", tmp_path / "p.csv", "--labels", "pos,neg", "--out", tmp_path / "o")
     assert outlay(*asked, "--delimiter", "~").code == 0
-    refused(outlay(*asked, "--delimiter", "~~"), "--delimiter '~~' is no character between columns")
+    refused(outlay(*asked, "--delimiter", "~~"), "--delimiter '~~'")
     refused(outlay(*asked), "no column")
 
 
 @pytest.mark.parametrize(
     ("suffix", "text", "reason"),
     [
-        (".csv", "a,b,a\n1,2,3\n", "line 1 names the column 'a' twice"),
-        (".tsv", "a\tb\ta\tb\n1\t2\t3\t4\n", "names the column 'a', 'b' twice"),
-        (".csv", "a,b\n1,2\n1,2,3\n4,5\n", "line 3 has 3 columns, the header 2; correct the line"),
+        (".csv", "a,b,a\n1,2,3\n", "line 1 names the column 'a'"),
+        (".tsv", "a\tb\ta\tb\n1\t2\t3\t4\n", "the column 'a', 'b'"),
+        (".csv", "a,b\n1,2\n1,2,3\n4,5\n", "line 3 has 3 columns, the header 2; correct"),
         (".tsv", "a\tb\n1\t2\n3\n4\t5\n", "line 3 has 1 columns, the header 2"),
         (".csv", 'a,b\n1,2\n"3\n4",5\n6\n7,8\n', "line 5 has 1 columns, the header 2"),
-        (".csv", 'a,b\n"1,2\n3,4\n', "line 2 opens a quote that does not close; it looks half-written"),
+        (".csv", 'a,b\n"1,2\n3,4\n', "line 2 opens a quote"),
         (".csv", 'a,b\n"1" x,2\n3,4\n', "line 2 is badly quoted"),
         (".csv", "a,b\n1,2\n3", "line 3 has 1 columns, the header 2; it looks half-written"),
         (".csv", "a,b\n", "holds no rows"),
@@ -337,9 +337,8 @@ def test_what_a_table_may_look_like(tmp_path: Path) -> None:
     assert read(tmp_path, "t.TSV", "a\tb\nx\u2028z\ty\n") == [{"a": "x\u2028z", "b": "y"}]
     assert read(tmp_path, "t.csv", "a\nx\ny\n") == [{"a": "x"}, {"a": "y"}]
     (tmp_path / "t.csv").write_text('a,b\n"x,y\nz",w\n1,2\n')
-    assert read_file(DataFile(file="t.csv"), tmp_path / "t.csv").notes == (
-        "t.csv: lines 2 to 3 are one row, since a quote opens there and closes there",
-    )
+    (note,) = read_file(DataFile(file="t.csv"), tmp_path / "t.csv").notes
+    assert note.startswith("t.csv: lines 2 to 3 ")
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -376,9 +375,9 @@ def test_json_that_is_read(tmp_path: Path) -> None:
     assert read(tmp_path, "t.JSONL", '\ufeff{"a": "\\u0000"}') == [{"a": "\0"}]
     assert read(tmp_path, "t.json", '[{"a": 1},\n {"a": 2}]\n') == [{"a": 1}, {"a": 2}]
     assert read(tmp_path, "t.Json", '{"a": "x\u2028y"}\n\n{"a": 2}') == [{"a": "x\u2028y"}, {"a": 2}]
-    with pytest.raises(MissingData, match="breaks off; it looks half-written"):
+    with pytest.raises(MissingData, match=r"breaks off.*half-written"):
         read(tmp_path, "t.json", '[{"a": 1}, {"a"')
-    with pytest.raises(DataError, match=r"t\.json:2 holds int, not an object; write one object a row"):
+    with pytest.raises(DataError, match=r"t\.json:2 holds int, .*object"):
         read(tmp_path, "t.json", '[{"a": 1}, 2]')
 
 
@@ -397,27 +396,21 @@ def test_json_lists_and_lines_of_text_are_files_of_a_task(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (
-            "message,label\ncafé,pos\n".encode("latin-1"),
-            "Latin-1 (or Windows-1252): line 2 has the byte 0xE9, 'é' there",
-        ),
-        ("message,label\n„so“ 5 €,pos\n".encode("cp1252"), "Windows-1252: line 2 has the byte 0x84, '„' there"),
-        (
-            "message,label\nso,pos\n".encode("utf-16"),
-            "it looks like UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
-        ),
-        ("message,label\nso,pos\n".encode("utf-16-le"), "it looks like UTF-16LE"),
-        ("message,label\nso,pos\n".encode("utf-16-be"), "it looks like UTF-16BE"),
-        ("message,label\nso,pos\n".encode("utf-32"), "it looks like UTF-32"),
-        ("message,label\nüber,pos\ncafé".encode()[:-1], "line 3 breaks off inside a character; it looks half-written"),
-        (b"message,label\n\x81\xff,pos\n", "line 2 has the byte 0x81; save it as UTF-8"),
-        (gzip.compress(b"message,label\n", mtime=0), "it is a gzip file; add .gz to its name"),
-        (b"PK\x03\x04\xff\xfe", "it is a ZIP file, as Excel writes"),
+        ("message,label\ncafé,pos\n".encode("latin-1"), r"Latin-1 .*line 2 .*0xE9, 'é'.*iconv -f LATIN1 -t UTF-8"),
+        ("message,label\n„so“ 5 €,pos\n".encode("cp1252"), "line 2 .*0x84, '„'.*iconv -f WINDOWS-1252 -t UTF-8"),
+        ("message,label\nso,pos\n".encode("utf-16"), "UTF-16; .*iconv -f UTF-16 -t UTF-8"),
+        ("message,label\nso,pos\n".encode("utf-16-le"), "UTF-16LE"),
+        ("message,label\nso,pos\n".encode("utf-16-be"), "UTF-16BE"),
+        ("message,label\nso,pos\n".encode("utf-32"), "UTF-32"),
+        ("message,label\nüber,pos\ncafé".encode()[:-1], "line 3 .*half-written"),
+        (b"message,label\n\x81\xff,pos\n", "line 2 .*0x81; .*UTF-8"),
+        (gzip.compress(b"message,label\n", mtime=0), r"a gzip file; .*\.gz"),
+        (b"PK\x03\x04\xff\xfe", "a ZIP file"),
     ],
 )
 def test_bytes_that_are_no_utf_8_are_said_to_be_what_they_are(tmp_path: Path, content: bytes, reason: str) -> None:
     for name in ("train.csv", "train.tsv", "train.txt", "train.json"):
-        with pytest.raises(MissingData, match=re.escape(reason)):
+        with pytest.raises(MissingData, match=reason):
             read(tmp_path, name, content)
     for path, load in (
         ("task.yaml", load_task),
@@ -425,9 +418,9 @@ def test_bytes_that_are_no_utf_8_are_said_to_be_what_they_are(tmp_path: Path, co
         ("s.yaml", lambda p: load_sizes([p])),
     ):
         (tmp_path / path).write_bytes(content)
-        with pytest.raises((TaskFileError, MoneyError, UnknownModel), match=re.escape(reason)):
+        with pytest.raises((TaskFileError, MoneyError, UnknownModel), match=reason):
             load(tmp_path / path)
-    with pytest.raises(MissingData, match=re.escape(reason)):
+    with pytest.raises(MissingData, match=reason):
         _file_corpus([tmp_path / "train.txt"], None)
 
 
@@ -445,12 +438,11 @@ def test_a_file_that_is_not_there_is_looked_for_beside_the_task(tmp_path: Path) 
     (tmp_path / "train.jsonl").unlink()
     with pytest.raises(MissingData) as caught:
         load_data(load_task(task), tmp_path / "elsewhere")
-    assert f"{tmp_path / 'train.jsonl'} is not there, nor is {tmp_path / 'elsewhere' / 'train.jsonl'}" in str(
-        caught.value
-    )
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        assert str(folder / "train.jsonl") in str(caught.value)
     assert "data get" not in str(caught.value)
     (tmp_path / "train.jsonl").mkdir()
-    with pytest.raises(MissingData, match="is a folder, not a file of rows"):
+    with pytest.raises(MissingData, match="is a folder"):
         load_data(load_task(task))
     content = yaml.safe_load(task.read_text())
     for name in ("x" * 5000, "a\0b"):
@@ -554,9 +546,7 @@ def test_float_coded_labels_of_a_task(tmp_path: Path) -> None:
 def test_a_partly_labelled_file_is_refused_with_counts(tmp_path: Path, rows: str, suffix: str) -> None:
     message = said(tmp_path, rows, suffix)
     line = 3 if suffix == ".csv" else 2
-    assert message.startswith(f"train{suffix}:{line} has no label in column 'label'")
-    assert "nor have 1 more of the 4 rows" in message
-    assert "`pool`" in message
+    assert re.match(rf"train{suffix}:{line} .*'label'.*\b1 more of the 4 rows.*`pool`", message)
     assert (
         len(load_data(load_task(write_task(tmp_path, rows, suffix, source={"where": {"label": ["pos", "neg"]}}))).train)
         == 2
@@ -566,7 +556,7 @@ def test_a_partly_labelled_file_is_refused_with_counts(tmp_path: Path, rows: str
 def test_a_partly_labelled_file_of_a_step_is_refused_with_counts(tmp_path: Path) -> None:
     rows = [{"gold": gold, "prediction": "pos"} for gold in ("pos", None, float("nan"), "")]
     ran, _ = predictions(tmp_path, rows, "--labels", "pos,neg")
-    refused(ran, "(row 2) has an empty target, as 3 of the 4 rows have")
+    refused(ran, "(row 2) has an empty target", "3 of the 4 rows")
 
 
 # --- names that have a meaning of their own --------------------------------------------------------------------------
@@ -583,8 +573,7 @@ def test_a_column_named_text(tmp_path: Path) -> None:
     assert (example.text, loaded.segments_of(example)) == ("so it is", ("so it is",))
     assert profile(loaded, load_data(loaded)).splits[0].n_rows == 1
     message = said(tmp_path, rows, text="note: {text}")
-    assert "`text` is the whole text" in message
-    assert "fields: {message: text}" in message
+    assert "`fields: {message: text}`" in message
     assert train_rows(tmp_path, rows, text="note: {message}", source={"fields": {"message": "text"}}) == [
         ("note: so it is", "pos")
     ]
@@ -598,14 +587,14 @@ def test_a_field_named_label_is_not_lost_where_rows_are_derived(tmp_path: Path) 
     derived = json.loads(json.dumps(TASK))
     derived["data"]["train"] = {"derive": {"task": "base.yaml", "split": "train"}, "target": "label"}
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(derived))
-    with pytest.raises(DataError, match="a field named 'label', which is the column of its answers"):
+    with pytest.raises(DataError, match=r"base .*'label'"):
         load_data(load_task(tmp_path / "task.yaml"))
 
 
 def test_a_target_that_is_a_part_of_the_text_is_refused(tmp_path: Path) -> None:
     rows = json.dumps({"whole": "left: a right: b", "right": "pos"}) + "\n"
     message = said(tmp_path, rows, text="left: {left} right: {right}", source={"source": "whole", "target": "right"})
-    assert "'right' is a column of the rows and a part of the text" in message
+    assert re.search("'right'.*'whole'", message)
 
 
 # --- entity types of several words -----------------------------------------------------------------------------------
@@ -644,9 +633,7 @@ def test_yaml_scalars_that_are_no_text_are_to_be_quoted(tmp_path: Path, scalar: 
     write_task(tmp_path, "")
     text = (tmp_path / "task.yaml").read_text().replace("- pos\n", f"- {scalar}\n")
     (tmp_path / "task.yaml").write_text(text)
-    with pytest.raises(
-        TaskFileError, match=rf"labels\.0: input should be a valid string, not {shown}; write it in quotes"
-    ):
+    with pytest.raises(TaskFileError, match=rf"labels\.0: .*\b{shown}; .*quotes"):
         load_task(tmp_path / "task.yaml")
 
 
@@ -698,7 +685,7 @@ def test_yaml_that_is_refused(tmp_path: Path, text: str, reason: str, line: int 
     assert caught.value.line == line
     (tmp_path / "task.yaml").write_text(text)
     where = "" if line is None else f" line {line}"
-    with pytest.raises(TaskFileError, match=rf"task\.yaml{where}: not readable as YAML: .*{re.escape(reason)}"):
+    with pytest.raises(TaskFileError, match=rf"task\.yaml{where}: .*{re.escape(reason)}"):
         load_task(tmp_path / "task.yaml")
     with pytest.raises(UnknownModel, match=re.escape(reason)):
         load_sizes([tmp_path / "task.yaml"])
@@ -724,13 +711,8 @@ def test_yaml_that_repeats_itself_without_end_takes_no_time(tmp_path: Path) -> N
 @pytest.mark.parametrize("text", ["x = " + "[" * 50_000, "x = " + "9" * 5000, "x = 1\nx = 2\n", "x = '\x00'"])
 def test_toml_that_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.toml").write_text(text)
-    for option in ("--prices", "--machines"):
-        command = (
-            ("prices", option, tmp_path / "p.toml")
-            if option == "--prices"
-            else ("machine", "list", option, tmp_path / "p.toml")
-        )
-        refused(outlay(*command), "p.toml")
+    for command in (("prices", "--prices"), ("machine", "list", "--machines")):
+        refused(outlay(*command, tmp_path / "p.toml"), "p.toml")
 
 
 # --- Parquet ---------------------------------------------------------------------------------------------------------
@@ -742,16 +724,16 @@ def test_parquet_as_people_have_it(tmp_path: Path) -> None:
     table = arrow.table({"message": ["a", "b", None], "label": [1.0, 0.0, float("nan")]})
     parquet.write_table(table, tmp_path / "t.PARQUET")
     task = write_task(tmp_path, (tmp_path / "t.PARQUET").read_bytes(), ".PARQUET", labels=["0", "1"])
-    with pytest.raises(DataError, match="PARQUET:3 column 'message' holds null, a missing value"):
+    with pytest.raises(DataError, match=r"PARQUET:3 .*'message'.* null"):
         load_data(load_task(task))
     parquet.write_table(table.slice(0, 2), tmp_path / "train.PARQUET")
     assert [e.label for e in load_data(load_task(task)).train] == ["1", "0"]
     twice = arrow.Table.from_arrays([arrow.array(["a"])] * 2, names=["message", "message"])
     parquet.write_table(twice, tmp_path / "train.PARQUET")
-    with pytest.raises(DataError, match="names the column 'message' twice"):
+    with pytest.raises(DataError, match="the column 'message'"):
         load_data(load_task(task))
     parquet.write_table(table.set_column(1, "label", [[["x"], ["y"], []]]), tmp_path / "train.PARQUET")
-    with pytest.raises(OutlayError, match="PARQUET:1 column 'label' holds a list, not a text"):
+    with pytest.raises(OutlayError, match=r"PARQUET:1 .*'label'.* a list"):
         load_data(load_task(task))
 
 

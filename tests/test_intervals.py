@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from outlay.metrics import Answered, mean_interval, mean_score, paired_difference, paired_scores
-from outlay.metrics.intervals import Spread, half_of_means, row_values, t_quantile, t_tail, within_ends
+from outlay.metrics import Answered, mean_score
+from outlay.metrics.intervals import Spread, half_of_means, reading_of, row_values, t_quantile, t_tail, within_ends
+from tests.value_tables import is_significant, mean_interval, paired_difference, paired_scores
 
 Z = stats.norm.isf(0.025)
 
@@ -77,14 +78,14 @@ def test_a_difference_of_one_seed_is_bonett_and_prices_without_a_test() -> None:
     assert (found.low, found.high) == pytest.approx(
         (100 * (first - second - half), 100 * (first - second + half)), rel=1e-4
     )
-    assert (found.p, found.significant, found.n_apart) == (None, False, n_first + n_second)
+    assert (found.p, found.n_apart) == (None, n_first + n_second)
 
 
 @pytest.mark.parametrize(("n", "n_seeds"), [(1, 1), (50, 1), (50, 3), (3000, 5)])
 def test_where_nothing_differs_the_interval_is_no_point(n: int, n_seeds: int) -> None:
     same = np.random.default_rng(n).choice([0.0, 100.0], (n_seeds, n))
     found = paired_difference(same, same)
-    assert (found.mean, found.n_apart, found.significant) == (0, 0, False)
+    assert (found.mean, found.n_apart) == (0, 0)
     assert found.low == pytest.approx(-found.high)
     # Two rows that might have come and did not; the rule of three allows 3.7 / n.
     assert found.high == pytest.approx(100 if n == 1 else 100 * t_quantile(0.05, n - 1) * math.sqrt(2) / (n + 2))
@@ -152,7 +153,7 @@ def test_an_interval_holds_its_value_and_turns_with_its_sides(n_seeds: int, n: i
     assert turned.p == pytest.approx(found.p)
     assert found.p is not None
     assert found.p >= min(1.0, 2 / 2**found.n_apart)
-    if found.significant:
+    if is_significant(found):
         assert not found.low <= 0 <= found.high
     alone = mean_interval(a)
     assert 0 <= alone.low <= alone.value <= alone.high <= 100
@@ -186,8 +187,6 @@ def test_the_interval_of_f1_covers_it_in_made_up_answers() -> None:
     def f1(sums: np.ndarray) -> np.ndarray:
         return 200 * sums[..., 0] / (sums[..., 1] + sums[..., 2])
 
-    from outlay.metrics.intervals import reading_of
-
     truth, n_covered, n_worlds = float(f1(rows(400_000).sum(0))), 0, 400
     for _ in range(n_worlds):
         sample = rows(150)
@@ -210,6 +209,6 @@ def test_f1_of_equal_strategies_is_seldom_told_apart(statistic: str) -> None:
                 right = rng.random(n) < 0.7 + rng.normal(0, 0.03)
                 said.append([g if ok else str(rng.choice(labels)) for g, ok in zip(golds, right, strict=True)])
             sides.append([Answered(answers, golds, labels) for answers in said])
-        n_told += paired_scores("f1", *sides, statistic=statistic).significant
+        n_told += is_significant(paired_scores("f1", *sides, statistic=statistic))
         assert mean_score("f1", sides[0], statistic=statistic).low > 0
     assert n_told <= 0.05 * n_worlds + 2 * math.sqrt(0.05 * 0.95 * n_worlds)

@@ -21,6 +21,7 @@ import torch
 from outlay.settings import TeachSettings
 from outlay.standalone.evaluator import MetricAsked
 from outlay.standalone.inference import InferenceOptions, Teaching, evaluate, predict, teach
+from outlay.standalone.request import Data
 from outlay.standalone.runtime import RuntimeOptions
 from outlay.standalone.training import distil, finetune
 from tests.listeners import Silent
@@ -43,12 +44,12 @@ class Ready:
         assert run(lambda out: self.teach(out), self.targets) == 0
 
     def finetune(self, out: Path) -> None:
-        recipe = self.world.recipe(KIND, "t5", out, running=RUNNING, epochs=4)
-        finetune(recipe, Silent(), train_file=self.world.file(KIND, "train"))
+        file = self.world.file(KIND, "train")
+        finetune(self.world.recipe(KIND, "t5", out, file=file, runtime=RUNNING, epochs=4), Silent())
 
     def distil(self, out: Path) -> None:
-        recipe = self.world.recipe(KIND, "small", out, running=RUNNING, epochs=4, temperature=2.0)
-        distil(replace(recipe, role="distil"), Silent(), targets=self.targets)
+        recipe = self.world.recipe(KIND, "small", out, runtime=RUNNING, epochs=4, temperature=2.0)
+        distil(replace(recipe, role="distil"), self.targets, Silent())
 
     def teach(self, out: Path) -> None:
         teach(
@@ -62,8 +63,8 @@ class Ready:
         evaluate(self.answering(out, "train"), MetricAsked(), Silent())
 
     def answering(self, out: Path, split: str) -> InferenceOptions:
-        file = self.world.file(KIND, split)
-        return InferenceOptions(self.teacher, out, file=file, precision="fp32", block_rows=3, running=RUNNING)
+        data = Data(file=self.world.file(KIND, split))
+        return InferenceOptions(self.teacher, out, data, precision="fp32", block_rows=3, runtime=RUNNING)
 
 
 def start(step: Step, out: Path) -> int:

@@ -25,7 +25,6 @@ from outlay.train.losses import (
     forward_kl,
     js,
     reverse_kl,
-    sparse_kl_gap_bound,
     summed,
 )
 
@@ -94,7 +93,7 @@ def test_what_a_complete_teacher_does_not_need_is_not_read() -> None:
 
 def test_a_complete_teacher_of_another_vocabulary_is_refused() -> None:
     targets = sparse(random_logits(42, LENGTH, VOCAB), VOCAB, 1.0)
-    with pytest.raises(ValueError, match=r"5 positions and 55 classes in all, but the student has 13 classes at each"):
+    with pytest.raises(ValueError, match=r"\b5 positions .*\b55\b.*\b13\b"):
         forward_kl(random_logits(43, LENGTH, 13), targets)
 
 
@@ -103,9 +102,8 @@ def test_forward_kl_is_pytorchs_kl_div_over_flattened_positions() -> None:
     student, teacher = random_logits(2, BATCH, LENGTH, VOCAB), random_logits(3, BATCH, LENGTH, VOCAB)
     log_q, p = F.log_softmax(student / 2, -1).reshape(-1, VOCAB), F.softmax(teacher / 2, -1).reshape(-1, VOCAB)
     expected = F.kl_div(log_q, p, reduction="batchmean") * 4
-    assert summed(forward_kl(student, sparse(teacher, VOCAB, 2.0), temperature=2.0)).mean.item() == pytest.approx(
-        expected.item(), rel=1e-6
-    )
+    values = forward_kl(student, sparse(teacher, VOCAB, 2.0), temperature=2.0)
+    assert values.mean().item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(("name", "call"), [("forward_kl", forward_kl), ("reverse_kl", reverse_kl), ("js", js)])
@@ -175,29 +173,13 @@ def test_sparse_is_a_lower_bound_and_more_logits_are_a_better_one(
             assert (kept <= more + slack).all()
 
 
-@given(st.integers(0, 10_000), st.integers(1, VOCAB - 1), st.sampled_from([1.0, 2.0]), st.floats(0.1, 6.0))
-@settings(max_examples=150, deadline=None)
-def test_what_forward_kl_loses_is_within_its_bound(seed: int, k: int, temperature: float, scale: float) -> None:
-    student = random_logits(seed, LENGTH, VOCAB, scale=scale).float()
-    teacher = random_logits(seed + 1, LENGTH, VOCAB, scale=scale)
-    targets = sparse(teacher, k, temperature)
-    exact = full("forward_kl", student, teacher, temperature) * temperature**2
-    gap = exact - forward_kl(student, targets, temperature=temperature)
-    bound = sparse_kl_gap_bound(student, targets, temperature=temperature)
-    assert bound.shape == (LENGTH,)
-    assert (gap <= bound + 1e-4 * exact.clamp_min(1.0)).all()
-
-
-def test_gap_is_exact_in_a_case_done_by_hand() -> None:
-    # p = (1/2, 1/4, 1/4), q = (1/2, 3/8, 1/8), K = 1: the bucket sees equal tails, the gap is the whole divergence.
+def test_tails_of_equal_mass_are_not_told_apart() -> None:
+    # p = (1/2, 1/4, 1/4), q = (1/2, 3/8, 1/8), K = 1: what is lost is the whole divergence.
     teacher = torch.log(torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64))
     student = torch.log(torch.tensor([[0.5, 0.375, 0.125]], dtype=torch.float64))
     exact = 0.25 * math.log(0.25 / 0.375) + 0.25 * math.log(0.25 / 0.125)
     assert forward_kl(student, sparse(teacher, 1, 1.0)).item() == pytest.approx(0.0, abs=1e-6)
     assert full("forward_kl", student, teacher).item() == pytest.approx(exact)
-    bound = sparse_kl_gap_bound(student, sparse(teacher, 1, 1.0))
-    assert bound.item() == pytest.approx(0.5 * (0.0 + math.log(4)), abs=1e-5)
-    assert sparse_kl_gap_bound(student, sparse(teacher, 3, 1.0)).tolist() == [0.0]
 
 
 def test_js_goes_to_the_kl_divergences_at_both_ends() -> None:
@@ -233,7 +215,7 @@ def test_js_refuses_a_beta_that_is_not_a_mixture(beta: float) -> None:
 
 
 def test_an_unknown_divergence_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'kl'; choose forward_kl, reverse_kl, js"):
+    with pytest.raises(ValueError, match=r"'kl'.*forward_kl, reverse_kl, js"):
         divergence("kl", random_logits(0, VOCAB), sparse(random_logits(1, VOCAB), 7, 1.0))
 
 
@@ -366,7 +348,7 @@ def test_rows_that_do_not_count_are_not_seen(name: str, k: int) -> None:
     expected = divergence(name, everywhere, targets, temperature=2.0)[POSITIONS]
     assert values.shape == (10,)
     assert torch.equal(values, expected)
-    summed(values).mean.backward()
+    (summed(values).total / len(values)).backward()
     expected.mean().backward()
     assert leaf.grad is not None
     assert everywhere.grad is not None
@@ -391,25 +373,25 @@ def test_cross_entropy_does_not_see_rows_that_do_not_count() -> None:
 
 def test_without_weights_all_values_count_alike() -> None:
     loss = summed(torch.arange(7.0))
-    assert (loss.total.item(), loss.n.item(), loss.mean.item()) == (21.0, 7.0, 3.0)
+    assert (loss.total.item(), loss.n.item()) == (21.0, 7.0)
 
 
 def test_weights_count_above_and_below_the_line() -> None:
     values = torch.tensor([2.0, 3.0, 5.0])
     loss = summed(values, torch.tensor([0.25, 0.0, 0.5]))
-    assert (loss.total.item(), loss.n.item(), loss.mean.item()) == (3.0, 0.75, 4.0)
-    both = loss + summed(values[1:], 0.5)
-    assert (both.total.item(), both.n.item()) == (7.0, 1.75)
+    assert (loss.total.item(), loss.n.item()) == (3.0, 0.75)
+    alike = summed(values[1:], 0.5)
+    assert (alike.total.item(), alike.n.item()) == (4.0, 1.0)
 
 
-def test_the_sum_of_nothing_has_mean_zero_and_a_zero_gradient() -> None:
+def test_the_sum_of_nothing_is_zero_and_has_a_zero_gradient() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     empty = Sparse(nothing, nothing, nothing, nothing.float(), nothing.float(), complete=False)
     for targets in (empty, replace(empty, complete=True)):
         leaf = torch.ones(BATCH, VOCAB, requires_grad=True)
-        loss = summed(forward_kl(leaf, targets)) + summed(cross_entropy(leaf, torch.zeros(BATCH).long(), nothing))
-        assert (loss.total.item(), loss.n.item(), loss.mean.item()) == (0.0, 0.0, 0.0)
-        loss.mean.backward()
+        losses = [forward_kl(leaf, targets), cross_entropy(leaf, torch.zeros(BATCH).long(), nothing)]
+        assert [(loss.total.item(), loss.n.item()) for loss in map(summed, losses)] == [(0.0, 0.0)] * 2
+        sum(loss.total for loss in map(summed, losses)).backward()
         assert leaf.grad is not None
         assert (leaf.grad == 0).all()
 

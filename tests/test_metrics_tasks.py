@@ -12,17 +12,9 @@ from sacrebleu import sentence_bleu
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from outlay.errors import DataError, LabelError
-from outlay.metrics import (
-    NO_PREDICTION,
-    Answered,
-    correctness,
-    mean_interval,
-    mean_score,
-    missing_text,
-    paired_difference,
-    paired_scores,
-    score,
-)
+from outlay.metrics import Answered, mean_score, score
+from outlay.metrics.answers import NO_PREDICTION, missing_text
+from tests.value_tables import mean_interval, paired_difference, paired_scores
 
 N_CASES = 200
 FEVER = ("REFUTES", "SUPPORTS")
@@ -55,8 +47,6 @@ def test_200_accuracy_cases(labels: tuple[str, ...], seed: int) -> None:
     assert found["accuracy/published"] == pytest.approx(100 * accuracy_score(golds, by_script))
     assert found["macro_f1/published"] == pytest.approx(100 * f1_score(golds, by_script, average="macro"))
     assert found["accuracy/strict"] == pytest.approx(100 * accuracy_score(golds, [a.strip() for a in answers]))
-    for reading in ("published", "strict"):
-        assert np.mean(correctness(answers, golds, labels, reading)) == pytest.approx(found[f"accuracy/{reading}"])
 
 
 def test_200_stance_cases() -> None:
@@ -187,7 +177,7 @@ def test_entities_are_keyed_by_their_whole_text() -> None:
 def test_lines_without_entities_neither_help_nor_crash() -> None:
     assert set(value("entity_f1", ["", "no label"], ["", ""], ENTITY_TYPES).values()) == {0}
     assert both("mix [Action]", "mix [Action]") == (100, 100)
-    with pytest.raises(LabelError, match="example 1 end in 'mix \\[Verb\\]', which has no label of Amount"):
+    with pytest.raises(LabelError, match=r"example 1\b.*'mix \[Verb\]'.*Amount"):
         score("entity_f1", ["", ""], ["", "5 g [Amount] mix [Verb]"], ENTITY_TYPES)
 
 
@@ -362,7 +352,7 @@ def test_strict_values_stay_between_0_and_1_whatever_the_similarity() -> None:
 
 
 def test_paraphrases_need_sources_and_similarities() -> None:
-    with pytest.raises(DataError, match="needs sources of 1 examples but got 0"):
+    with pytest.raises(DataError, match=r"sources of 1\b.*\b0\b"):
         score("bert_ibleu", ["a"], ["b"], ())
-    with pytest.raises(DataError, match="needs BERTScore similarities of 1 examples but got 2"):
+    with pytest.raises(DataError, match=r"similarities of 1\b.*\b2\b"):
         score("bert_ibleu", ["a"], ["b"], (), sources=["b"], similarities=[0.5, 0.5])

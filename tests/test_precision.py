@@ -36,6 +36,7 @@ from outlay.money.ledger import Ledger
 from outlay.plan.request import Request
 from outlay.report.results import Header
 from outlay.standalone.inference import InferenceOptions, predict
+from outlay.standalone.request import Data
 from outlay.standalone.runtime import RuntimeOptions
 from outlay.standalone.training import finetune
 from outlay.study.grid import find_study, load_study, shipped_studies
@@ -323,26 +324,26 @@ def test_a_study_is_not_bought_again_in_silence(cache: Path, world: World, tmp_p
 def test_a_step_is_not_done_again_in_silence(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "world").mkdir()
     world = StepsWorld.make(tmp_path / "world")
-    recipe = world.recipe("entities", "bert", tmp_path / "model", epochs=1)
-    recipe = replace(recipe, overrides={name: value for name, value in recipe.overrides.items() if name != "precision"})
     train = world.file("entities", "train")
+    recipe = world.recipe("entities", "bert", tmp_path / "model", file=train, epochs=1)
+    recipe = replace(recipe, overrides={name: value for name, value in recipe.overrides.items() if name != "precision"})
     keep_bf16_speed(SLOW)
-    finetune(recipe, Silent(), train_file=train)
+    finetune(recipe, Silent())
     request = json.loads((tmp_path / "model/request.json").read_text())
     assert request["settings"]["precision"] == "fp32"
-    asked = InferenceOptions(tmp_path / "model", tmp_path / "said.jsonl", file=train, running=RuntimeOptions(threads=1))
+    asked = InferenceOptions(
+        tmp_path / "model", tmp_path / "said.jsonl", Data(file=train), runtime=RuntimeOptions(threads=1)
+    )
     predict(asked, Silent())
     assert json.loads((tmp_path / "said.jsonl.request.json").read_text())["precision"] == "fp32"
 
     keep_bf16_speed(FAST)
     way = 'precision is "fp32" there, "bf16" here.*go on with it by --precision fp32'
     with pytest.raises(UsageError, match=way):
-        finetune(recipe, Silent(), train_file=train)
+        finetune(recipe, Silent())
     with pytest.raises(UsageError, match=way):
         predict(asked, Silent())
-    assert finetune(
-        replace(recipe, overrides={**recipe.overrides, "precision": "fp32"}), Silent(), train_file=train
-    ).is_old
+    assert finetune(replace(recipe, overrides={**recipe.overrides, "precision": "fp32"}), Silent()).is_old
     assert predict(replace(asked, precision="fp32"), Silent()).is_old
 
 

@@ -66,32 +66,9 @@ PIECES = st.sampled_from(
             "#",
             "---",
         ),
-        *(
-            "labels: [yes, no]",
-            "name: x",
-            "text: '{a}'",
-            "010",
-            "1.10",
-            "12:30",
-            "9" * 5000,
-            "~",
-            "null",
-            "true",
-            "=",
-            "1e999",
-        ),
-        *(
-            "[[price]]",
-            'item = "x"',
-            "usd = 1",
-            "[machine]",
-            "x = ",
-            "inf",
-            "2024-05-31",
-            "[" * 3000,
-            "{a: " * 300,
-            "- " * 300,
-        ),
+        *("labels: [yes, no]", "name: x", "text: '{a}'", "010", "1.10", "12:30", "9" * 5000, "~", "null", "true", "="),
+        *("1e999", "[[price]]", 'item = "x"', "usd = 1", "[machine]", "x = ", "inf", "2024-05-31"),
+        *("[" * 3000, "{a: " * 300, "- " * 300),
     ]
 )
 TEXTS = st.lists(PIECES | st.text(max_size=5), max_size=12).map("".join)
@@ -173,13 +150,8 @@ def test_rows_of_any_values_under_a_task(
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "test.jsonl").write_text('{"message": "of test", "label": "pos"}\n')
     task = {
-        **{
-            "name": "any",
-            "text": "{message}",
-            "labels": labels or ["pos", "neg"],
-            "price_item": "label/x",
-            "dev": "none",
-        },
+        **{"name": "any", "text": "{message}", "price_item": "label/x", "dev": "none"},
+        "labels": labels or ["pos", "neg"],
         "data": {
             "train": {"file": "train.jsonl", "target": "label", **more},
             "test": {"file": "test.jsonl", "target": "label"},

@@ -18,10 +18,11 @@ from scipy.stats import permutation_test as scipy_permutation_test
 from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult
 from outlay.errors import DataError
-from outlay.metrics import METRICS, Answered, paired_scores
+from outlay.metrics import METRICS, Answered
 from outlay.report import significance
 from outlay.report.results import Header, Results
 from outlay.report.significance import PairedTest, differs_in_one_choice, family, holm, permutation_test
+from tests.value_tables import paired_scores
 
 LABELS = ("a", "b", "c")
 P_VALUES = st.lists(st.floats(0, 1, allow_subnormal=False) | st.sampled_from([0.0, 0.01, 0.5, 1.0]), max_size=12)

@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from outlay.errors import UsageError
 from outlay.models.heads import Texts
-from outlay.models.loading import ModelSpec, load_model, load_saved, save_model
+from outlay.models.loading import ModelSpec, load_model, load_saved, same_tokenizer, save_model
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import Family, TargetKind, TaskSpec, target_kind
-from outlay.train.api import DevTexts, TrainContext, distil, finetune, longest_answer, predict, same_tokenizer, teach
+from outlay.train.api import DevTexts, TrainContext, distil, finetune, longest_answer, predict, teach
 from outlay.train.progress import TrainProgress
 from outlay.train.targets.targets import SparseTargets
 from tests.checkpoints import make_checkpoint, make_gpt2, make_t5
-from tests.toys import CountingGauge, sentences
+from tests.toys import CountingMeter, sentences
 
 LABELS = ("bad", "so good")
 TYPES = ("Dark", "Light")
@@ -65,8 +65,8 @@ def untrained(one: ModelSpec, folder: Path) -> Path:
 def say(folder: Path, texts: Texts, target: TargetKind, **changes: Any) -> SparseTargets:
     vocab_size = changes.pop("vocab_size", None)
     settings = TeachSettings(**{"max_logits": 0, **changes})
-    gauge = CountingGauge()
-    return teach(folder, texts, target=target, settings=settings, precision="fp32", gauge=gauge, vocab_size=vocab_size)
+    meter = CountingMeter()
+    return teach(folder, texts, target=target, settings=settings, precision="fp32", meter=meter, vocab_size=vocab_size)
 
 
 def first_loss(
@@ -78,7 +78,7 @@ def first_loss(
     gold: list[str | None] | None = None,
 ) -> float:
     progress = distil(
-        one, texts, targets, settings, gold=gold, dev=None, out=out, context=TrainContext(CountingGauge())
+        one, texts, targets, settings, gold=gold, dev=None, out=out, context=TrainContext(CountingMeter())
     )
     return float(progress.history[0]["loss"] or 0.0)
 
@@ -107,7 +107,7 @@ def test_tokens_of_one_vocabulary_are_learnt_position_by_position(bases: dict[st
         ONE_STEP.changed({"epochs": 3, "batch_size": 8, "learning_rate": 1e-2}),
         dev=None,
         out=teacher,
-        context=TrainContext(CountingGauge()),
+        context=TrainContext(CountingMeter()),
     )
     student = spec(bases["padded"], ENTITIES, "tokens", seed=1)
     blank = untrained(student, tmp_path / "blank")
@@ -173,7 +173,7 @@ def test_a_distribution_over_the_labels_passes_between_any_two_families(
     expected = torch.where(has_gold, 0.75 * values + 0.25 * nats, values).mean()
     mixed = first_loss(student, texts, targets, tmp_path / "b", ONE_STEP.changed({"gold_weight": 0.25}), gold)
     assert mixed == pytest.approx(float(expected), rel=1e-4)
-    assert set(predict(tmp_path / "a", texts, precision="fp32", gauge=CountingGauge())) <= set(LABELS)
+    assert set(predict(tmp_path / "a", texts, precision="fp32", meter=CountingMeter())) <= set(LABELS)
 
 
 def test_tags_pass_between_encoders_and_are_learnt(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -183,24 +183,24 @@ def test_tags_pass_between_encoders_and_are_learnt(bases: dict[str, Path], tmp_p
     dev = DevTexts(unseen, lambda answers: 100 * sum(a == b for a, b in zip(answers, gold, strict=True)) / len(gold))
     teacher = spec(bases["encoder"], ENTITIES)
     taught = finetune(
-        teacher, texts, lines, settings, dev=dev, out=tmp_path / "t", context=TrainContext(CountingGauge())
+        teacher, texts, lines, settings, dev=dev, out=tmp_path / "t", context=TrainContext(CountingMeter())
     )
     assert taught.best_score is not None
     assert taught.best_score > 90
     assert taught.n_unaligned == 0
     targets = say(tmp_path / "t", unseen, "tags")
     assert targets.vocab_size == 1 + 2 * len(TYPES)
-    assert list(targets.answers) == predict(tmp_path / "t", unseen, precision="fp32", gauge=CountingGauge())
+    assert list(targets.answers) == predict(tmp_path / "t", unseen, precision="fp32", meter=CountingMeter())
     student = ModelSpec("tiny:1x32", str(bases["encoder"]), ENTITIES, 2, "tags")
     longer = settings.changed({"epochs": 25})
     progress = distil(
-        student, unseen, targets, longer, dev=dev, out=tmp_path / "s", context=TrainContext(CountingGauge())
+        student, unseen, targets, longer, dev=dev, out=tmp_path / "s", context=TrainContext(CountingMeter())
     )
     assert progress.best_score is not None
     assert progress.best_score > 80
-    others = replace(targets, terms=replace(targets.terms, kind="classes"))
+    others = replace(targets, rule=replace(targets.rule, kind="classes"))
     with pytest.raises(UsageError, match="learns from tags"):
-        distil(student, unseen, others, settings, dev=None, out=tmp_path / "x", context=TrainContext(CountingGauge()))
+        distil(student, unseen, others, settings, dev=None, out=tmp_path / "x", context=TrainContext(CountingMeter()))
 
 
 @pytest.mark.parametrize(
@@ -219,14 +219,14 @@ def test_a_teacher_of_another_tokenizer_hands_over_its_words(
     texts, _, lines = texts_of(12, 10)
     teacher = untrained(spec(bases[teacher_family], ENTITIES, seed=7), tmp_path / "teacher")
     targets = say(teacher, texts, "text")
-    assert list(targets.answers) == predict(teacher, texts, precision="fp32", gauge=CountingGauge())
+    assert list(targets.answers) == predict(teacher, texts, precision="fp32", meter=CountingMeter())
     gold = [line if row % 2 else None for row, line in enumerate(lines)]
     words = [said if known is None else known for said, known in zip(targets.answers, gold, strict=True)]
     student = spec(bases[student_family], ENTITIES, "text", seed=1)
     settings = ONE_STEP.changed({"gold_weight": 0.5})
     learnt = first_loss(student, texts, targets, tmp_path / "a", settings, gold)
     plain = finetune(
-        student, texts, words, ONE_STEP, dev=None, out=tmp_path / "b", context=TrainContext(CountingGauge())
+        student, texts, words, ONE_STEP, dev=None, out=tmp_path / "b", context=TrainContext(CountingMeter())
     )
     assert learnt == pytest.approx(plain.history[0]["loss"], rel=1e-6)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
@@ -238,9 +238,9 @@ def learnt(base: Path, form: TaskSpec, answers: int, out: Path) -> tuple[TrainPr
     rows, unseen = texts_of(160, 3), texts_of(40, 4)
     settings = TrainSettings(epochs=12, batch_size=16, learning_rate=1e-2, dropout=0.0, precision="fp32")
     progress = finetune(
-        spec(base, form), rows[0], rows[answers], settings, dev=None, out=out, context=TrainContext(CountingGauge())
+        spec(base, form), rows[0], rows[answers], settings, dev=None, out=out, context=TrainContext(CountingMeter())
     )
-    return progress, predict(out, unseen[0], precision="fp32", gauge=CountingGauge()), unseen[answers]
+    return progress, predict(out, unseen[0], precision="fp32", meter=CountingMeter()), unseen[answers]
 
 
 @pytest.mark.parametrize("family", ["seq2seq", "causal"])
@@ -248,7 +248,7 @@ def test_models_that_write_learn_to_classify(bases: dict[str, Path], tmp_path: P
     progress, said, golds = learnt(bases[family], CLASSES, 1, tmp_path / "m")
     assert progress.history[-1]["loss"] < progress.history[0]["loss"] / 3
     assert sum(a == b for a, b in zip(said, golds, strict=True)) >= 34
-    beams = predict(tmp_path / "m", texts_of(40, 4)[0], precision="fp32", gauge=CountingGauge(), beams=3)
+    beams = predict(tmp_path / "m", texts_of(40, 4)[0], precision="fp32", meter=CountingMeter(), beams=3)
     assert sum(a == b for a, b in zip(said, beams, strict=True)) >= 36
 
 
@@ -279,5 +279,5 @@ def test_the_form_of_targets_follows_from_families_and_tokenizers(bases: dict[st
 def test_device_map_spreads_a_model_for_inference(bases: dict[str, Path], tmp_path: Path) -> None:
     texts, _, _ = texts_of(7, 13)
     model = untrained(spec(bases["seq2seq"], ENTITIES, seed=7), tmp_path / "m")
-    plain = predict(model, texts, precision="fp32", gauge=CountingGauge())
-    assert predict(model, texts, precision="fp32", gauge=CountingGauge(), device_map="auto") == plain
+    plain = predict(model, texts, precision="fp32", meter=CountingMeter())
+    assert predict(model, texts, precision="fp32", meter=CountingMeter(), device_map="auto") == plain

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from outlay.errors import TrainingError
-from outlay.train.targets.sparse_logits import SparseLogits, SparsityRule
-from outlay.train.targets.targets import MAX_LOGITS, TEMPERATURES, SparseTargets, TargetsBuilder
+from outlay.settings import TEMPERATURES
+from outlay.train.targets.sparse_logits import MAX_LOGITS, SparseLogits, SparsityRule
+from outlay.train.targets.targets import SparseTargets, TargetsBuilder
+from tests.toys import read_targets, targets_of
 
 POSITIONS, VOCAB, KEPT, TAIL = 13, 23, 5, 0.05
 N_POSITIONS = (2, 0, 7, 1, 3)
@@ -46,13 +48,16 @@ def make(
     tail: float = TAIL,
 ) -> SparseTargets:
     n = sum(n_positions)
-    return SparseTargets.from_logits(
+    units = random_units(seed, n)
+    if n_real is not None:
+        units[np.concatenate([np.arange(n) >= real for n, real in zip(n_positions, n_real, strict=True)])] = 0
+    return targets_of(
         "tokens",
         random_logits(seed, n),
-        np.cumsum([0, *n_positions]),
-        random_units(seed, n),
+        n_positions,
+        units,
         words(len(n_positions)),
-        n_real=None if n_real is None else np.array(n_real),
+        n_real=n_real,
         max_logits=kept,
         tail_mass=tail,
     )
@@ -62,12 +67,12 @@ def of_positions(logits: torch.Tensor, kind: Any = "tokens", **kept: Any) -> Spa
     """One position per row, as a classifier speaks."""
     n = len(logits)
     units = logits.argmax(-1).numpy().astype(np.int32)
-    return SparseTargets.from_logits(kind, logits, np.arange(n + 1), units, words(n), **kept)
+    return targets_of(kind, logits, [1] * n, units, words(n), **kept)
 
 
-def as_positions(positions: SparseLogits, terms: SparsityRule) -> list[Position]:
+def as_positions(positions: SparseLogits, rule: SparsityRule) -> list[Position]:
     """Unit, indices, logits and log-sum-exps of each position."""
-    bounds = [0, *np.cumsum(positions.counts(terms)).tolist()]
+    bounds = [0, *np.cumsum(positions.counts(rule)).tolist()]
     logits = positions.all_logits()
     return [
         (int(unit), positions.indices[start:end].tolist(), logits[start:end].tolist(), sums.tolist())
@@ -77,7 +82,7 @@ def as_positions(positions: SparseLogits, terms: SparsityRule) -> list[Position]
 
 def as_lists(targets: SparseTargets) -> list[tuple[str, int, list[Position]]]:
     """Per row its answer, its number of real positions and its positions."""
-    positions = as_positions(targets.positions(), targets.terms)
+    positions = as_positions(targets.positions(), targets.rule)
     offsets = targets.offsets.tolist()
     return [
         (answer, int(n_real), positions[start:end])
@@ -101,7 +106,7 @@ def test_the_fewest_logits_that_leave_out_no_more_than_the_tail(
 ) -> None:
     full = random_logits(seed, 3, scale)
     targets = of_positions(full, max_logits=kept, tail_mass=tail)
-    for row, (_, indices, _, _) in zip(full.tolist(), as_positions(targets.positions(), targets.terms), strict=True):
+    for row, (_, indices, _, _) in zip(full.tolist(), as_positions(targets.positions(), targets.rule), strict=True):
         p, best, n = shares(row, 1.0), sorted(range(VOCAB), key=lambda v: (-row[v], v)), len(indices)
         assert indices == best[:n]
         assert 1 <= n <= kept
@@ -127,7 +132,7 @@ def test_distributions_come_back_at_each_offered_temperature(
     """Kept classes to the rounding of float16, the mass of all others to that of float32, whatever the level."""
     full = random_logits(seed, 3, scale) + shift
     targets = of_positions(full, max_logits=kept, tail_mass=tail)
-    stored = as_positions(targets.positions(), targets.terms)
+    stored = as_positions(targets.positions(), targets.rule)
     for row, (_, indices, logits, logsumexps) in zip(full.double().tolist(), stored, strict=True):
         for temperature, logsumexp in zip(TEMPERATURES, logsumexps, strict=True):
             p = shares(row, temperature)
@@ -142,7 +147,7 @@ def test_a_rounded_logit_leaves_its_neighbours_mass_alone() -> None:
     """A sure teacher: a rounding of 3e-4, of what holds a fifth of the mass, must not reach the 2e-6 that all others hold."""
     full = torch.tensor([[60.0, 60.0 - 1.2345, *[60.0 - 16.0] * (VOCAB - 2)]])
     targets = of_positions(full, max_logits=2, tail_mass=0.0)
-    (_, _, logits, logsumexps) = as_positions(targets.positions(), targets.terms)[0]
+    (_, _, logits, logsumexps) = as_positions(targets.positions(), targets.rule)[0]
     assert logits[1] != float(full[0, 1] - full[0, 0])
     p = shares(full[0].tolist(), 1.0)
     off = abs(math.exp(logits[1] - logsumexps[0]) - p[1])
@@ -199,7 +204,7 @@ def test_label_sets_and_small_vocabularies_are_kept_whole(kind: Any) -> None:
     full = random_logits(2)
     kept = 2 if kind != "tokens" else VOCAB
     targets = of_positions(full, kind, max_logits=kept, tail_mass=0.3)
-    assert targets.terms.complete
+    assert targets.rule.complete
     positions = targets.positions()
     assert positions.logits.dtype == np.float32
     restored = np.zeros((POSITIONS, VOCAB), dtype=np.float32)
@@ -234,7 +239,7 @@ def test_one_logsumexp_would_not_do_for_the_tail() -> None:
 def test_an_unknown_temperature_names_the_offered_ones() -> None:
     targets = make()
     assert [targets.temperature_column(t) for t in TEMPERATURES] == [0, 1, 2]
-    with pytest.raises(ValueError, match=r"temperature 3; offered: 1, 2, 4$"):
+    with pytest.raises(ValueError, match=r"\b3\b.*\b1, 2, 4$"):
         targets.batch([0], temperature=3.0)
 
 
@@ -242,11 +247,11 @@ def test_logits_that_are_not_finite_are_refused() -> None:
     full = random_logits(4)
     full[5, 3] = float("nan")
     for kept in (0, KEPT):
-        with pytest.raises(TrainingError, match="not finite; train it again"):
+        with pytest.raises(TrainingError, match="not finite"):
             of_positions(full, max_logits=kept)
     full[5, 3] = float("-inf")  # a token that is never said
     targets = of_positions(full, max_logits=VOCAB - 1, tail_mass=0.0)
-    (_, indices, logits, _) = as_positions(targets.positions(), targets.terms)[5]
+    (_, indices, logits, _) = as_positions(targets.positions(), targets.rule)[5]
     assert 3 not in indices
     assert all(map(math.isfinite, logits))
 
@@ -256,30 +261,30 @@ def test_arrays_that_do_not_belong_together_are_refused() -> None:
     for change in ({"answers": ("one",)}, {"n_real": targets.n_real[1:]}):
         with pytest.raises(ValueError, match=f"5 rows have . {next(iter(change))}"):
             replace(targets, **change)
-    with pytest.raises(ValueError, match="row 1 has 3 real positions of 0"):
+    with pytest.raises(ValueError, match=r"row 1\b.*\b3\b.*\b0$"):
         make(n_real=(1, 3, 5, 1, 2))
-    with pytest.raises(ValueError, match="5 rows and 14 positions have 13 units"):
-        SparseTargets.from_positions(targets.terms, targets.positions(), np.array([3, 0, 7, 1, 3]), words(5))
-    terms, sums = targets.terms, np.ones((2, 3))
+    with pytest.raises(ValueError, match=r"\b5 rows .*\b14\b.*\b13\b"):
+        SparseTargets.from_positions(targets.rule, targets.positions(), np.array([3, 0, 7, 1, 3]), words(5))
+    sums = np.ones((2, 3))
     for n_kept, logits, says in (
-        ([2, 0], [1.0, 0.5], "keeps 0 to 2 logits; it must keep 1 to 5"),
-        ([1, 6], [2.0] * 7, "keeps 1 to 6 logits; it must keep 1 to 5"),
+        ([2, 0], [1.0, 0.5], r"\b0 to 2\b.* 1 to 5$"),
+        ([1, 6], [2.0] * 7, r"\b1 to 6\b.* 1 to 5$"),
         ([1, 2], [1.0, 2.0, 3.0], "must fall"),
-        ([1, 2], [1.0, 2.0], "come with 2 counts, 2 log-sum-exps, 3 indices and 2 logits"),
+        ([1, 2], [1.0, 2.0], "2 log-sum-exps, 3 indices and 2 logits"),
     ):
         indices = np.arange(sum(n_kept))
         with pytest.raises(ValueError, match=says):
-            SparseLogits.pack(terms, np.ones(2), np.array(n_kept), indices, np.array(logits), sums)
+            SparseLogits.pack(targets.rule, np.ones(2), np.array(n_kept), indices, np.array(logits), sums)
 
 
 def test_log_probabilities_from_elsewhere_can_be_packed() -> None:
     """What a server returns: the largest log-probabilities, whose log-sum-exp is 0 at temperature 1."""
-    terms = SparsityRule.of("tokens", VOCAB, KEPT, TAIL, (1.0,))
+    rule = SparsityRule.of("tokens", VOCAB, KEPT, TAIL, (1.0,))
     logprobs = np.log([0.5, 0.25, 0.9])
     packed = SparseLogits.pack(
-        terms, np.array([4, 7]), np.array([2, 1]), np.array([4, 2, 7]), logprobs, np.zeros((2, 1))
+        rule, np.array([4, 7]), np.array([2, 1]), np.array([4, 2, 7]), logprobs, np.zeros((2, 1))
     )
-    targets = SparseTargets.from_positions(terms, packed, np.array([1, 1]), ["a", "b"])
+    targets = SparseTargets.from_positions(rule, packed, np.array([1, 1]), ["a", "b"])
     teacher = targets.batch([0, 1], temperature=1.0).teacher
     kept = (teacher.logits - teacher.logsumexp[teacher.entries]).exp()
     assert kept.tolist() == pytest.approx([0.5, 0.25, 0.9], rel=5e-4)
@@ -336,7 +341,7 @@ def test_blocks_that_do_not_belong_together_are_refused() -> None:
     others = [
         *(make(kept=7), make(tail=0.1), make(kept=0), SparseTargets.text_only(words(2))),
         *(
-            replace(targets, terms=replace(targets.terms, **change))
+            replace(targets, rule=replace(targets.rule, **change))
             for change in ({"vocab_size": 29}, {"temperatures": (1.0, 2.0, 3.0)}, {"kind": "tags"})
         ),
     ]
@@ -359,7 +364,7 @@ def test_a_batch_holds_the_real_positions_of_its_rows(
     targets = make(seed, n_positions, kept, n_real)
     cut = data.draw(st.integers(0, len(n_positions)))
     blocks = [targets.select(range(cut)), targets.select(range(cut, len(targets)))]
-    apart = SparseTargets.concatenate([SparseTargets.from_bytes(block.to_bytes()) for block in blocks])
+    apart = SparseTargets.concatenate([read_targets(block.to_bytes()) for block in blocks])
     rows = data.draw(st.lists(st.integers(0, len(n_positions) - 1), min_size=1, max_size=7))
     plain, column = as_lists(targets), data.draw(st.integers(0, 2))
     width = max(n_real[row] for row in rows)
@@ -399,7 +404,7 @@ def test_a_padded_batch_is_one_wider_than_its_longest_answer() -> None:
 
 
 def test_padding_that_was_not_kept_cannot_be_trained_on() -> None:
-    with pytest.raises(ValueError, match=r"row 3 keeps 1 positions but its batch is 7 wide.*keep_padding"):
+    with pytest.raises(ValueError, match=r"row 3 .*\b1\b.*\b7\b.*keep_padding"):
         make().batch([2, 3], temperature=1.0, with_padding=True)
 
 
@@ -414,19 +419,16 @@ def built(
     vocab_size: int = VOCAB,
     kept: int = KEPT,
 ) -> SparseTargets:
-    """The rows of `make` in batches of some order, padded to the longest of a batch with what must not be read."""
-    offsets, units = np.cumsum([0, *N_POSITIONS]), random_units(0, POSITIONS)
+    """The rows of `make` in batches of some order."""
+    units = np.split(random_units(0, POSITIONS), np.cumsum(N_POSITIONS)[:-1])
+    logits = full.split(N_POSITIONS)
     builder = TargetsBuilder("tokens", len(N_POSITIONS), vocab_size=vocab_size, max_logits=kept, tail_mass=TAIL)
     for batch in batches:
-        rows = np.array(batch)
-        width = max(N_POSITIONS[row] for row in batch) + 1
-        logits = torch.full((len(batch), width, full.shape[-1]), float("nan"))
-        said = np.full((len(batch), width), -1, dtype=np.int32)
-        for at, row in enumerate(batch):
-            logits[at, : N_POSITIONS[row]] = full[offsets[row] : offsets[row + 1]]
-            said[at, : N_POSITIONS[row]] = units[offsets[row] : offsets[row + 1]]
-        real = None if n_real is None else np.array(n_real)[rows]
-        builder.add(rows, logits, said, n_kept=np.array(N_POSITIONS)[rows], n_real=real)
+        n_kept = [N_POSITIONS[row] for row in batch]
+        answers = [units[row] if n_real is None else units[row][: n_real[row]] for row in batch]
+        builder.answer(np.array(batch), answers, n_kept=np.array(n_kept))
+        positions = np.concatenate([np.arange(n) for n in n_kept])
+        builder.put(np.repeat(batch, n_kept), positions, torch.cat([logits[row] for row in batch]))
     return builder.build(words(len(N_POSITIONS)))
 
 
@@ -496,18 +498,19 @@ def test_padded_rows_of_the_output_layer_are_left_out() -> None:
     targets = built(padded, [[4, 2, 0], [1, 3]])
     assert targets.vocab_size == VOCAB
     assert targets.to_bytes() == make().to_bytes()
-    with pytest.raises(ValueError, match="a vocabulary of 29 but logits of 23 classes"):
+    with pytest.raises(ValueError, match=r"\b29\b.*\b23\b"):
         built(random_logits(0), [[0]], vocab_size=29)
 
 
-def test_every_row_is_added_once() -> None:
-    with pytest.raises(ValueError, match="row 2 were added before"):
+def test_every_row_is_answered_once() -> None:
+    with pytest.raises(ValueError, match=r"row 2\b"):
         built(random_logits(0), [[0, 2], [2, 1]])
-    with pytest.raises(ValueError, match="2 rows were never added, the first is row 1"):
+    with pytest.raises(ValueError, match=r"\b2 rows .* row 1\b"):
         built(random_logits(0), [[0, 2], [4]])
-    builder, ones = TargetsBuilder("classes", 5), np.ones(5, dtype=np.int64)
-    builder.add(np.arange(5), torch.zeros(5, 1, 3), np.zeros((5, 1), dtype=np.int32), n_kept=ones)
-    with pytest.raises(ValueError, match="5 rows have 3 answers"):
+    builder = TargetsBuilder("classes", 5)
+    builder.put(np.arange(5), np.zeros(5, dtype=np.int64), torch.zeros(5, 3))
+    builder.answer(np.arange(5), [np.zeros(1, dtype=np.int32)] * 5)
+    with pytest.raises(ValueError, match=r"\b5 rows .* 3 answers"):
         builder.build(words(3))
 
 
@@ -519,11 +522,11 @@ def test_every_position_comes_once() -> None:
         builder.build(words(2))
 
     tried([1, 0])
-    with pytest.raises(ValueError, match="position 1 of row 1 came more than once"):
+    with pytest.raises(ValueError, match=r"position 1 of row 1 .* more than once"):
         tried([0, 1, 1])
     with pytest.raises(ValueError, match="position 0 of row 1 never came"):
         tried([1])
-    with pytest.raises(ValueError, match="row 1 keeps 1 positions of an answer of 2"):
+    with pytest.raises(ValueError, match=r"row 1 .*\b1\b.*\b2$"):
         TargetsBuilder("tokens", 2).answer(np.array([1]), [np.array([4, 5])], n_kept=np.array([1]))
 
 
@@ -537,8 +540,8 @@ def test_no_rows_are_no_positions() -> None:
 def test_all_logits_are_kept_on_request_and_bfloat16_is_read_as_float32() -> None:
     full = random_logits(6).bfloat16()
     builder = TargetsBuilder("tokens", 1, max_logits=0)
-    n = np.array([POSITIONS])
-    builder.add(np.array([0]), full[None], random_units(0, POSITIONS)[None], n_kept=n)
+    builder.put(np.zeros(POSITIONS, dtype=np.int64), np.arange(POSITIONS), full)
+    builder.answer(np.array([0]), [random_units(0, POSITIONS)])
     positions = builder.build(["all"]).positions()
     assert positions.logits.dtype == np.float32
     assert positions.logits.tolist() == full.float().sort(-1, descending=True).values.flatten().tolist()

@@ -19,6 +19,7 @@ from outlay.train.targets.sparse_logits import SparseLogits, SparsityRule
 from outlay.train.targets.statistics import TargetStatistics
 from outlay.train.targets.targets import SparseTargets
 from tests.test_targets import KEPT, TAIL, VOCAB, as_lists, as_positions, make, of_positions, random_logits, words
+from tests.toys import read_targets, targets_of
 
 
 @given(
@@ -33,9 +34,9 @@ def test_bytes_round_trip_and_are_equal_for_equal_targets(
 ) -> None:
     targets = make(seed, n_positions, kept, tail=tail)
     data = targets.to_bytes()
-    back = SparseTargets.from_bytes(data)
+    back = read_targets(data)
     assert as_lists(back) == as_lists(targets)
-    assert back.terms == targets.terms
+    assert back.rule == targets.rule
     assert back.to_bytes() == data
     assert make(seed, n_positions, kept, tail=tail).to_bytes() == data
     # and from arrays that lie otherwise in memory
@@ -64,7 +65,7 @@ def test_other_targets_have_other_bytes() -> None:
         replace(targets, pieces=(replace(piece, logits=logits),)),
         replace(targets, pieces=(replace(piece, units=units),)),
         *(
-            replace(targets, terms=replace(targets.terms, **change))
+            replace(targets, rule=replace(targets.rule, **change))
             for change in ({"kind": "tags"}, {"temperatures": (1.0, 2.0, 5.0)}, {"vocab_size": VOCAB + 1})
         ),
         replace(targets, answers=(*targets.answers[:-1], "another")),
@@ -128,10 +129,10 @@ def test_memory_does_not_grow_with_what_is_kept(tmp_path: Path) -> None:
     """Blocks of 7 rows and 700,000 logits: what is held is by row, and by batch."""
     n_rows, n_positions, vocabulary = 7, 100, 1009
     logits = torch.randn(n_rows * n_positions, vocabulary, generator=torch.Generator().manual_seed(0))
-    block = SparseTargets.from_logits(
+    block = targets_of(
         "tokens",
         logits,
-        np.arange(n_rows + 1) * n_positions,
+        [n_positions] * n_rows,
         np.arange(n_rows * n_positions).astype(np.int32),
         words(n_rows),
         max_logits=1000,
@@ -157,15 +158,16 @@ def test_what_is_no_file_of_targets_is_refused(tmp_path: Path) -> None:
     offsets = {"offsets": np.zeros(1, dtype=np.int64)}
     older = save(offsets, metadata={"shape": json.dumps({"kind": "tokens", "temperatures": [1.0], "vocab_size": 7})})
     for data, says in (
-        (b"", "is empty; teach again"),
+        (b"", "empty.*teach again"),
         (b"short", "cannot be read"),
         (b"\xff" * 100, "cannot be read"),
         (good[:-200], "cannot be read"),
+        (good[:100], "cannot be read"),
         (save(offsets), "cannot be read"),
-        (older, "have an earlier format, this version of outlay reads 3; teach again"),
+        (older, r"earlier format.*\b3\b.*teach again"),
         (
             good.replace(b'"format\\": 3', b'"format\\": 4'),
-            "have format 4, this version of outlay reads 3; teach again",
+            r"format 4\b.*\b3\b.*teach again",
         ),
     ):
         path.write_bytes(data)
@@ -173,8 +175,6 @@ def test_what_is_no_file_of_targets_is_refused(tmp_path: Path) -> None:
             SparseTargets.open(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ArtifactDamaged, match="these targets cannot be read"):
-        SparseTargets.from_bytes(good[:100])
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_what_is_no_file_of_targets_is_refused(tmp_path: Path) -> None:
 def test_statistics_are_those_of_a_loop_and_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     full = random_logits(7, 17, scale=2.0)
     targets = of_positions(full, max_logits=KEPT, tail_mass=TAIL)
-    counts = [len(indices) for _, indices, *_ in as_positions(targets.positions(), targets.terms)]
+    counts = [len(indices) for _, indices, *_ in as_positions(targets.positions(), targets.rule)]
     kept = [float(row.softmax(-1).sort(descending=True).values[:n].sum()) for row, n in zip(full, counts, strict=True)]
     found = targets.statistics()
     assert (found.n_rows, found.n_positions, found.n_entries, found.kept_max) == (17, 17, sum(counts), max(counts))

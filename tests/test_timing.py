@@ -253,7 +253,7 @@ def test_a_single_training_says_what_was_foreseen(tmp_path: Path, monkeypatch: p
     train_file = small.file("entities", "train")
 
     def trained(name: str) -> StepReport:
-        return finetune(small.recipe("entities", "t5", tmp_path / name), Silent(), train_file=train_file)
+        return finetune(small.recipe("entities", "t5", tmp_path / name, file=train_file), Silent())
 
     bare = trained("bare")
     assert bare.predicted_seconds is None

@@ -1,8 +1,12 @@
-"""Toy tasks, a toy model and a gauge that only counts: what the tests of `outlay.train` share."""
+"""Toy tasks, a toy model and a meter that only counts: what the tests of `outlay.train` share."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from outlay.models.tokenization import Encoded, collate
+from outlay.settings import TEMPERATURES
+from outlay.spec import TargetKind
 from outlay.train.losses import LossSum
+from outlay.train.targets.sparse_logits import MAX_LOGITS, TAIL_MASS, SparsityRule
+from outlay.train.targets.targets import SparseTargets
+from outlay.train.targets.top_logits import largest, to_positions
 
 MARKERS = (("awful", "dull", "broken"), ("lovely", "bright", "clever"))
 FILLERS = (
@@ -86,7 +95,7 @@ class Bag(nn.Module):
         return SimpleNamespace(logits=self.head(self.dropout(torch.tanh(self.norm(self.hidden(mean))))))
 
 
-class CountingGauge:
+class CountingMeter:
     """Counts tokens; refuses the batch that would pass ``limit`` trained tokens."""
 
     def __init__(self, limit: int | None = None) -> None:
@@ -193,3 +202,30 @@ class Tagger(nn.Module):
         for block in self.blocks:
             hidden = block(hidden)
         return SimpleNamespace(logits=self.head(hidden))
+
+
+def read_targets(data: bytes) -> SparseTargets:
+    """The targets of a file of these bytes."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "targets.safetensors"
+        path.write_bytes(data)
+        return SparseTargets.open(path)
+
+
+def targets_of(
+    kind: TargetKind,
+    logits: Tensor,
+    n_positions: Sequence[int] | NDArray[np.int64],
+    units: NDArray[np.int32],
+    answers: Sequence[str],
+    *,
+    n_real: Sequence[int] | NDArray[np.int64] | None = None,
+    max_logits: int = MAX_LOGITS,
+    tail_mass: float = TAIL_MASS,
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> SparseTargets:
+    """The largest of full ``logits`` ``[positions, V]``, of which each row has ``n_positions``."""
+    rule = SparsityRule.of(kind, logits.shape[-1], max_logits, tail_mass, temperatures)
+    kept = replace(to_positions([largest(logits, rule)], rule), units=units)
+    real = None if n_real is None else np.array(n_real)
+    return SparseTargets.from_positions(rule, kept, np.array(n_positions, dtype=np.int64), answers, n_real=real)

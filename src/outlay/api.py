@@ -15,7 +15,7 @@ from outlay.settings import TeachSettings
 from outlay.standalone import inference, training
 from outlay.standalone.evaluator import MetricAsked, evaluation_folder
 from outlay.standalone.inference import InferenceOptions, Teaching
-from outlay.standalone.prediction_file import PREDICTION, evaluate_file
+from outlay.standalone.prediction_file import evaluate_file
 from outlay.standalone.request import Data
 from outlay.standalone.results import EvaluationResult, PredictionResult, TargetsResult, TrainingResult
 from outlay.standalone.runtime import RuntimeOptions
@@ -211,17 +211,13 @@ def finetune(
         out=expand_path(out),
         base=_text(base),
         role=role,
-        asked=data.options("finetune", ("file", "max_rows", "dev_file", "max_dev_rows", "kind", "labels", *_LENGTHS)),
-        dev_file=_path(data.dev_file),
-        max_dev_rows=data.max_dev_rows,
+        data=data.checked("finetune", ("file", "max_rows", "dev_file", "max_dev_rows", "kind", "labels", *_LENGTHS)),
         metric=_metric(metric),
         overrides=settings or {},
         accumulation=accumulation,
-        running=runtime or RuntimeOptions(),
+        runtime=runtime or RuntimeOptions(),
     )
-    listener = ProgressReports(progress)
-    report = training.finetune(asked, listener, train_file=_path(data.file), max_train_rows=data.max_rows)
-    return TrainingResult.of(report)
+    return TrainingResult.of(training.finetune(asked, ProgressReports(progress)))
 
 
 def teach(
@@ -255,22 +251,15 @@ def teach(
         OutlayError: unsuitable teacher, student, rows or folder; one line.
     """
     chosen = TeachSettings().changed(settings or {})
-    asked = InferenceOptions(
+    options = InferenceOptions(
         model=expand_path(model),
         out=expand_path(out),
-        asked=data.options("teach", ("file", "split", "max_rows", "max_train_rows")),
-        file=_path(data.file),
-        split=data.split or "pool",
-        max_rows=data.max_rows,
-        n_gold=data.max_train_rows,
-        seed=chosen.seed,
+        data=data.checked("teach", ("file", "split", "max_rows", "max_train_rows")),
         precision=precision,
-        batch_size=chosen.batch_size,
-        beams=chosen.beams,
-        running=runtime or RuntimeOptions(),
+        runtime=runtime or RuntimeOptions(),
     )
     teaching = Teaching(_text(student), _text(base), target, chosen)
-    return TargetsResult.of(inference.teach(asked, teaching, ProgressReports(progress)))
+    return TargetsResult.of(inference.teach(options, teaching, ProgressReports(progress)))
 
 
 def distill(
@@ -303,22 +292,18 @@ def distill(
     Raises:
         OutlayError: unsuitable targets, rows, student, settings or folder; one line.
     """
-    data = data or Data()
     asked = TrainingRequest(
         model=str(student),
         out=expand_path(out),
         base=_text(base),
         role="distil",
-        asked=data.options("distill", ("max_rows", "dev_file", "max_dev_rows", *_LENGTHS)),
-        dev_file=_path(data.dev_file),
-        max_dev_rows=data.max_dev_rows,
+        data=(data or Data()).checked("distill", ("max_rows", "dev_file", "max_dev_rows", *_LENGTHS)),
         metric=_metric(metric),
         overrides=settings or {},
         accumulation=accumulation,
-        running=runtime or RuntimeOptions(),
+        runtime=runtime or RuntimeOptions(),
     )
-    listener = ProgressReports(progress)
-    return TrainingResult.of(training.distil(asked, listener, targets=expand_path(targets), max_rows=data.max_rows))
+    return TrainingResult.of(training.distil(asked, expand_path(targets), ProgressReports(progress)))
 
 
 def predict(
@@ -349,21 +334,17 @@ def predict(
     Raises:
         OutlayError: unsuitable model, rows or file; one line.
     """
-    options = data.options("predict", ("file", "split", "max_rows"))
-    asked = InferenceOptions(
+    options = InferenceOptions(
         model=expand_path(model),
         out=expand_path(out),
-        asked=options,
-        file=_path(data.file),
-        split=data.split or "test",
-        max_rows=data.max_rows,
+        data=data.checked("predict", ("file", "split", "max_rows")),
         seed=seed,
         precision=precision,
         batch_size=batch_size,
         beams=beams,
-        running=runtime or RuntimeOptions(),
+        runtime=runtime or RuntimeOptions(),
     )
-    return PredictionResult.of(inference.predict(asked, ProgressReports(progress)))
+    return PredictionResult.of(inference.predict(options, ProgressReports(progress)))
 
 
 def evaluate(
@@ -396,38 +377,29 @@ def evaluate(
     Raises:
         OutlayError: as `predict`; rows without gold answers; a metric that does not fit.
     """
-    runtime, place = runtime or RuntimeOptions(), expand_path(model)
-    if place.is_file():
-        columns = data.options("evaluate of predictions", ("prediction_column", "kind", "labels"))
-        folder = evaluation_folder(place) if out is None else expand_path(out)
-        column = data.prediction_column or PREDICTION
-        scored = place, folder, columns, _metric(metric)
-        return EvaluationResult.of(evaluate_file(*scored, prediction_column=column, overwrite=runtime.overwrite))
-    options = data.options("evaluate", ("file", "split", "max_rows", "kind", "labels"))
-    usual = evaluation_folder(place, _text(data.task), data.split or "test", _path(data.file))
-    folder = usual if out is None else expand_path(out)
-    asked = InferenceOptions(
-        model=place,
+    runtime, scored = runtime or RuntimeOptions(), expand_path(model)
+    if scored.is_file():
+        data = data.checked("evaluate of predictions", ("prediction_column", "kind", "labels"))
+    else:
+        data = data.checked("evaluate", ("file", "split", "max_rows", "kind", "labels"))
+    folder = evaluation_folder(scored, data) if out is None else expand_path(out)
+    if scored.is_file():
+        return EvaluationResult.of(evaluate_file(scored, folder, data, _metric(metric), overwrite=runtime.overwrite))
+    options = InferenceOptions(
+        model=scored,
         out=folder,
-        asked=options,
-        file=_path(data.file),
-        split=data.split or "test",
-        max_rows=data.max_rows,
+        data=data,
         seed=seed,
         precision=precision,
         batch_size=batch_size,
         beams=beams,
-        running=runtime,
+        runtime=runtime,
     )
-    return EvaluationResult.of(inference.evaluate(asked, _metric(metric), ProgressReports(progress)))
+    return EvaluationResult.of(inference.evaluate(options, _metric(metric), ProgressReports(progress)))
 
 
 def _metric(named: str | MetricAsked | None) -> MetricAsked:
     return named if isinstance(named, MetricAsked) else MetricAsked(named)
-
-
-def _path(named: AnyPath | None) -> Path | None:
-    return None if named is None else expand_path(named)
 
 
 def _text(named: AnyPath | None) -> str | None:

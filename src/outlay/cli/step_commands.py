@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from outlay.cli.step_screen import StepScreen
     from outlay.standalone.evaluator import MetricAsked
     from outlay.standalone.inference import InferenceOptions
-    from outlay.standalone.inputs import DataOptions
+    from outlay.standalone.request import Data
     from outlay.standalone.runtime import RuntimeOptions, StepReport
 
 
@@ -81,25 +82,30 @@ def finetune(
     """Run `outlay finetune`."""
 
     def step(screen: StepScreen) -> StepReport:
+        from outlay.standalone.request import Data
         from outlay.standalone.training import TrainingRequest
         from outlay.standalone.training import finetune as train
 
         if role not in ("teacher", "student"):
             raise UsageError(f"--role {role!r} is unknown; choose student or teacher")
-        asked = TrainingRequest(
+        request = TrainingRequest(
             model=model,
             out=out,
             base=base,
             role=role,  # type: ignore[arg-type]
-            asked=_rows(source, columns, lengths, kind=kind, labels=labels),
-            dev_file=dev.dev_file,
-            max_dev_rows=dev.max_dev_rows,
+            data=Data(
+                **_fields_of(source, columns, dev, lengths),
+                file=train_file,
+                max_rows=max_train_rows,
+                kind=kind,
+                labels=parse_labels(labels),
+            ),
             metric=_metric(metric),
             overrides=settings,
             accumulation=accumulation,
-            running=_training_run(run, launch),
+            runtime=_training_run(run, launch),
         )
-        return train(asked, screen, train_file=train_file, max_train_rows=max_train_rows)
+        return train(request, screen)
 
     _run(launch, step)
 
@@ -133,26 +139,19 @@ def teach(
         from outlay.settings import TeachSettings
         from outlay.standalone.inference import InferenceOptions, Teaching
         from outlay.standalone.inference import teach as write
+        from outlay.standalone.request import Data
         from outlay.standalone.runtime import RuntimeOptions
 
-        settings = TeachSettings(**answers)
-        asked = InferenceOptions(
+        options = InferenceOptions(
             model=model,
             out=out,
-            asked=_rows(source, columns),
-            file=rows.file,
-            split=rows.split,
-            max_rows=rows.max_rows,
-            n_gold=max_train_rows,
-            seed=settings.seed,
+            data=Data(**_fields_of(source, rows, columns), max_train_rows=max_train_rows),
             precision=precision,
-            batch_size=settings.batch_size,
-            beams=settings.beams,
-            running=RuntimeOptions(
+            runtime=RuntimeOptions(
                 threads=launch.threads, overwrite=launch.overwrite, device_map=device_map, profile=profile, ray=ray
             ),
         )
-        return write(asked, Teaching(student, base, target, settings), screen)
+        return write(options, Teaching(student, base, target, TeachSettings(**answers)), screen)
 
     _run(launch, step)
 
@@ -177,22 +176,21 @@ def distill(
     """Run `outlay distill`."""
 
     def step(screen: StepScreen) -> StepReport:
+        from outlay.standalone.request import Data
         from outlay.standalone.training import TrainingRequest, distil
 
-        asked = TrainingRequest(
+        request = TrainingRequest(
             model=student,
             out=out,
             base=base,
             role="distil",
-            asked=_rows(source, columns, lengths),
-            dev_file=dev.dev_file,
-            max_dev_rows=dev.max_dev_rows,
+            data=Data(**_fields_of(source, columns, dev, lengths), max_rows=max_rows),
             metric=_metric(metric),
             overrides=settings,
             accumulation=accumulation,
-            running=_training_run(run, launch),
+            runtime=_training_run(run, launch),
         )
-        return distil(asked, screen, targets=targets, max_rows=max_rows)
+        return distil(request, targets, screen)
 
     _run(launch, step)
 
@@ -211,8 +209,10 @@ def predict(
 
     def step(screen: StepScreen) -> StepReport:
         from outlay.standalone.inference import predict as write
+        from outlay.standalone.request import Data
 
-        return write(_answering(model, out, _rows(source, columns), rows, answers, launch), screen)
+        data = Data(**_fields_of(source, rows, columns))
+        return write(_inference(model, out, data, answers, launch), screen)
 
     _run(launch, step)
 
@@ -245,36 +245,32 @@ def evaluate(
     """Run `outlay evaluate`."""
 
     def step(screen: StepScreen) -> StepReport:
+        from outlay.standalone.evaluator import evaluation_folder
         from outlay.standalone.inference import evaluate as score
         from outlay.standalone.prediction_file import evaluate_file
+        from outlay.standalone.request import Data
 
-        if (model is None) == (predictions is None):
+        scored = model or predictions
+        if scored is None or (model and predictions):
             raise UsageError("score a MODEL or a file of --predictions; name one of them")
-        asked = _rows(source, columns, kind=kind, labels=labels)
+        data = Data(
+            **_fields_of(source, rows, columns),
+            prediction_column=prediction_column,
+            kind=kind,
+            labels=parse_labels(labels),
+        )
         by = _metric(metric, metric_layer, metric_idf)
-        if predictions is not None:
-            folder = out or predictions.with_name(f"{predictions.name}.evaluation")
-            column, overwrite = prediction_column, launch.overwrite
-            return evaluate_file(predictions, folder, asked, by, prediction_column=column, overwrite=overwrite)
-        assert model is not None
-        folder = out or model / "evaluation" / _scored(source.task, rows.split, rows.file)
-        return score(_answering(model, folder, asked, rows, answers, launch), by, screen)
+        folder = out or evaluation_folder(scored, data)
+        if scored == predictions:
+            return evaluate_file(scored, folder, data, by, overwrite=launch.overwrite)
+        return score(_inference(scored, folder, data, answers, launch), by, screen)
 
     _run(launch, step)
 
 
-def _scored(task: str | None, split: str, file: Path | None) -> str:
-    """Return the name of the folder of scores: the file's, or the task's with the split."""
-    if file is not None or task is None:
-        return split if file is None else file.stem
-    from outlay.tasks.task import load_task
-
-    return f"{load_task(task).name}-{split}"
-
-
 def _run(launch: Launch, step: Callable[[StepScreen], StepReport]) -> None:
     """Run one step in this process, or the command again as several; the main process prints the report."""
-    from outlay.cli.step_screen import StepScreen, print_outcome
+    from outlay.cli.step_screen import StepScreen, print_report
     from outlay.standalone.launch import is_ours, needs_launch, relaunch
     from outlay.standalone.runtime import rank
 
@@ -283,7 +279,7 @@ def _run(launch: Launch, step: Callable[[StepScreen], StepReport]) -> None:
     is_main = rank() == 0
     try:
         with StepScreen(quiet=launch.quiet or not is_main) as screen:
-            outcome = step(screen)
+            report = step(screen)
     except OutlayError:
         if not is_main:
             time.sleep(_GRACE_SECONDS)
@@ -293,57 +289,33 @@ def _run(launch: Launch, step: Callable[[StepScreen], StepReport]) -> None:
             raise
         raise SystemExit(1) from None
     if is_main and launch.as_json:
-        print_json(outcome.to_json())
+        print_json(report.to_json())
     elif is_main:
-        print_outcome(outcome)
+        print_report(report)
 
 
 _GRACE_SECONDS = 3.0
 """Seconds that other processes wait with an error: the main one prints an error of all, and then they are ended."""
 
 
-def _rows(
-    source: TaskData,
-    columns: Columns,
-    lengths: Lengths | None = None,
-    *,
-    kind: str | None = None,
-    labels: list[str] | None = None,
-) -> DataOptions:
-    from outlay.standalone.inputs import DataOptions
-
-    return DataOptions(
-        task=source.task,
-        data=source.data,
-        source_column=columns.source_column,
-        target_column=columns.target_column,
-        delimiter=columns.delimiter,
-        kind=kind,
-        labels=parse_labels(labels),
-        prefix=None if lengths is None else lengths.prefix,
-        max_source_tokens=None if lengths is None else lengths.max_source_tokens,
-        max_target_tokens=None if lengths is None else lengths.max_target_tokens,
-    )
+def _fields_of(*groups: TaskData | RowsToAnswer | Columns | DevRows | Lengths) -> dict[str, Any]:
+    """Return the fields of `outlay.standalone.request.Data` that groups of options give."""
+    return {name: value for group in groups for name, value in asdict(group).items()}
 
 
-def _answering(
-    model: Path, out: Path, asked: DataOptions, rows: RowsToAnswer, answers: AnswerOptions, launch: Launch
-) -> InferenceOptions:
+def _inference(model: Path, out: Path, data: Data, answers: AnswerOptions, launch: Launch) -> InferenceOptions:
     from outlay.standalone.inference import InferenceOptions
     from outlay.standalone.runtime import RuntimeOptions
 
     return InferenceOptions(
         model=model,
         out=out,
-        asked=asked,
-        file=rows.file,
-        split=rows.split,
-        max_rows=rows.max_rows,
+        data=data,
         seed=answers.seed,
         precision=answers.precision,
         batch_size=answers.batch_size,
         beams=answers.beams,
-        running=RuntimeOptions(threads=launch.threads, overwrite=launch.overwrite, device_map=answers.device_map),
+        runtime=RuntimeOptions(threads=launch.threads, overwrite=launch.overwrite, device_map=answers.device_map),
     )
 
 
@@ -356,12 +328,4 @@ def _metric(options: MetricOptions, layer: int | None = None, idf: bool | None =
 def _training_run(run: TrainingRun, launch: Launch) -> RuntimeOptions:
     from outlay.standalone.runtime import RuntimeOptions
 
-    return RuntimeOptions(
-        threads=launch.threads,
-        overwrite=launch.overwrite,
-        save_steps=run.save_steps,
-        save_seconds=run.save_seconds,
-        report_to=run.report_to,
-        fsdp=run.fsdp,
-        profile=run.profile,
-    )
+    return RuntimeOptions(threads=launch.threads, overwrite=launch.overwrite, **asdict(run))

@@ -78,9 +78,9 @@ class TaskData:
     """Task and folder of its data."""
 
     task: Task = None
-    data: Annotated[Path | None, option("--data", panel=ROWS, says="Folder of data sets. (default: $OUTLAY_DATA)")] = (
-        None
-    )
+    folder: Annotated[
+        Path | None, option("--data", panel=ROWS, says="Folder of data sets. (default: $OUTLAY_DATA)")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

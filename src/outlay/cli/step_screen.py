@@ -11,6 +11,8 @@ from outlay.cli.progress import BarScreen
 from outlay.cli.terminal import echo, table_console
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from outlay.standalone.runtime import StepReport
 
 
@@ -39,20 +41,20 @@ class StepScreen(BarScreen):
         self._console.print(f"  {line}", style="dim")
 
 
-def print_outcome(outcome: StepReport) -> None:
+def print_report(report: StepReport) -> None:
     """Print the report of a step on standard output."""
     from outlay.metrics.degenerate import of_rows
 
-    if outcome.is_old:
+    if report.is_old:
         echo("already done: the same request was answered here before")
-    facts = outcome.facts
+    facts = report.facts
     if "scores" in facts:
         _print_scores(facts)
     for name in ("model", "targets", "predictions"):
         if name in facts:
             echo(f"{name}: {facts[name]}")
     if "scores" in facts:
-        echo(f"scores: {outcome.out}/scores.json")
+        echo(f"scores: {report.out}/scores.json")
     dev = f", {facts['n_dev']:,} dev rows" if facts.get("n_dev") else ""
     echo(f"rows: {facts['n_rows']:,}{dev}")
     if facts.get("dev") is not None:
@@ -60,15 +62,20 @@ def print_outcome(outcome: StepReport) -> None:
         echo(f"best {facts['dev_score']} on dev: {dev} in epoch {facts['best_epoch'] + 1}")
     if facts.get("kept", {}).get("n_positions"):
         print_kept(facts["kept"])
-    for line in outcome.counts:
+    for line in report.counts:
         echo(line)
     for note in facts.get("notes", ()):
         echo(f"note: {note}")
-    if outcome.seconds > 0:
-        echo(f"speed: {facts['n_rows'] / outcome.seconds:,.0f} rows/s")
-    echo(f"compute: {outcome.compute}")
+    print_speed(report)
+    echo(f"compute: {report.compute}")
     if "profile" in facts:
         _print_profile(facts["profile"])
+
+
+def print_speed(report: StepReport) -> None:
+    """Print the rows a second of a step that took any time."""
+    if report.seconds > 0:
+        echo(f"speed: {report.facts['n_rows'] / report.seconds:,.0f} rows/s")
 
 
 def print_kept(kept: dict[str, Any]) -> None:
@@ -82,14 +89,10 @@ def print_kept(kept: dict[str, Any]) -> None:
 
 
 def _print_profile(profile: dict[str, Any]) -> None:
-    from rich.table import Table
-
     from outlay.hardware.precision import precision_name
 
     total = profile["total_seconds"]
-    table = Table(title=f"where {total:,.2f} s went", title_justify="left")
-    for heading in ("part", "seconds", "share"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
+    table = _table(f"where {total:,.2f} s went", "part", "seconds", "share")
     for name, seconds in sorted(profile["seconds"].items(), key=lambda item: -item[1]):
         table.add_row(name, f"{seconds:,.2f}", f"{100 * seconds / max(total, 1e-9):.1f} %")
     table_console().print(table)
@@ -103,17 +106,22 @@ def _print_profile(profile: dict[str, Any]) -> None:
 
 
 def _print_scores(facts: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(
-        title=f"{facts['metric']}, {facts['n_rows']:,} rows, 95 % intervals of this model on these rows",
-        title_justify="left",
-    )
     readings = list(dict.fromkeys(name.split("/")[1] for name in facts["scores"]))
-    for heading in ("statistic", *readings):
-        table.add_column(heading, justify="left" if heading == "statistic" else "right")
+    title = f"{facts['metric']}, {facts['n_rows']:,} rows, 95 % intervals of this model on these rows"
+    table = _table(title, "statistic", *readings)
     for statistic in dict.fromkeys(name.split("/")[0] for name in facts["scores"]):
         found = [facts["scores"].get(f"{statistic}/{reading}") for reading in readings]
         cells = ["" if s is None else f"{s['value']:.2f} ({s['low']:.2f} to {s['high']:.2f})" for s in found]
         table.add_row(statistic, *cells)
     table_console().print(table)
+
+
+def _table(title: str, first: str, *numbers: str) -> Table:
+    """Return a table with a column of names and columns of numbers."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,6 @@ from outlay.cli.step_options import (
 from outlay.cli.terminal import echo, print_json
 
 if TYPE_CHECKING:
-    from outlay.standalone.import_request import Importing
     from outlay.standalone.runtime import StepReport
 
 targets_app = typer.Typer(no_args_is_help=True)
@@ -33,6 +33,27 @@ targets_app = typer.Typer(no_args_is_help=True)
 TargetsFolder = Annotated[Path, typer.Argument(metavar="TARGETS", help="A folder that teach or targets import wrote.")]
 
 TOKENS = "Tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOptions:
+    """Options on the tokens of an imported answer."""
+
+    match: Annotated[
+        str | None,
+        option(
+            "--match",
+            panel=TOKENS,
+            says="Find the student's tokens by ids or text. (default: ids, where there are some)",
+        ),
+    ] = None
+    closing: Annotated[
+        str | None, option("--closing", panel=TOKENS, says="The teacher's closing token, as '<|im_end|>'.")
+    ] = None
+    max_logits: Annotated[int, option("--max-logits", panel=TOKENS, says="Kept per position at most; 0 = all.")] = 64
+    tail_mass: Annotated[
+        float, option("--tail-mass", panel=TOKENS, says="Probability that may be left out at a position.")
+    ] = 0.001
 
 
 @targets_app.command("show")
@@ -55,17 +76,18 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write targets as log-probabilities, one row a line, in the names of OpenAI's API."""
+    from outlay.cli.step_screen import print_speed
     from outlay.standalone.export_targets import export as write
 
-    outcome = write(folder, out, overwrite=overwrite)
+    report = write(folder, out, overwrite=overwrite)
     if as_json:
-        print_json(outcome.to_json())
+        print_json(report.to_json())
         return
-    facts = outcome.facts
+    facts = report.facts
     per = f", {facts['n_bytes'] / facts['n_positions']:,.0f} bytes a position" if facts["n_positions"] else ""
     echo(f"file: {facts['file']}")
     echo(f"rows: {facts['n_rows']:,} of {facts['kind']}, {facts['n_positions']:,} positions{per}")
-    _print_speed(outcome)
+    print_speed(report)
 
 
 @targets_app.command("import")
@@ -93,68 +115,48 @@ def import_(
     ] = None,
     kind: Kind = None,
     labels: Labels = None,
-    match: Annotated[
-        str | None,
-        option(
-            "--match",
-            panel=TOKENS,
-            says="Find the student's tokens by ids or text. (default: ids, where there are some)",
-        ),
-    ] = None,
-    closing: Annotated[
-        str | None, option("--closing", panel=TOKENS, says="The teacher's closing token, as '<|im_end|>'.")
-    ] = None,
-    max_logits: Annotated[int, option("--max-logits", panel=TOKENS, says="Kept per position at most; 0 = all.")] = 64,
-    tail_mass: Annotated[
-        float, option("--tail-mass", panel=TOKENS, says="Probability that may be left out at a position.")
-    ] = 0.001,
+    tokens: TokenOptions = TokenOptions(),
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Make targets of another program's answers, as vLLM and servers with OpenAI's API write them."""
-    from outlay.standalone.import_request import Importing
-    from outlay.standalone.inputs import DataOptions
-
-    question = DataOptions(
-        task=task,
-        source_column=columns.source_column,
-        target_column=columns.target_column,
-        delimiter=columns.delimiter,
-        kind=kind,
-        labels=parse_labels(labels),
-        prefix=lengths.prefix,
-        max_source_tokens=lengths.max_source_tokens,
-        max_target_tokens=lengths.max_target_tokens,
-    )
-    for_student = (rows_file, student, base, target, match, closing, max_logits, tail_mass, overwrite)
-    _import(Importing(file, out, question, *for_student), quiet=quiet, as_json=as_json)
-
-
-def _import(asked: Importing, *, quiet: bool, as_json: bool) -> None:
     from outlay.cli.step_screen import StepScreen
+    from outlay.standalone.import_request import ImportOptions
     from outlay.standalone.import_targets import import_targets
+    from outlay.standalone.request import Data
 
+    data = Data(task=task, file=rows_file, **asdict(columns), **asdict(lengths), kind=kind, labels=parse_labels(labels))
+    options = ImportOptions(
+        file=file,
+        out=out,
+        data=data,
+        student=student,
+        base=base,
+        target=target,
+        overwrite=overwrite,
+        **asdict(tokens),
+    )
     with StepScreen(quiet=quiet or as_json) as screen:
-        outcome = import_targets(asked, screen)
+        report = import_targets(options, screen)
     if as_json:
-        print_json(outcome.to_json())
+        print_json(report.to_json())
     else:
-        _print_imported(outcome)
+        _print_imported(report)
 
 
-def _print_imported(outcome: StepReport) -> None:
-    from outlay.cli.step_screen import print_kept
+def _print_imported(report: StepReport) -> None:
+    from outlay.cli.step_screen import print_kept, print_speed
 
-    if outcome.is_old:
+    if report.is_old:
         echo("already done: the same request was answered here before")
-    echo(f"targets: {outcome.out}")
-    echo(f"rows: {outcome.facts['n_rows']:,} of {outcome.facts['kind']}")
-    if outcome.facts["kept"]["n_positions"]:
-        print_kept(outcome.facts["kept"])
-    for line in outcome.counts:
+    echo(f"targets: {report.out}")
+    echo(f"rows: {report.facts['n_rows']:,} of {report.facts['kind']}")
+    if report.facts["kept"]["n_positions"]:
+        print_kept(report.facts["kept"])
+    for line in report.counts:
         echo(line)
-    _print_speed(outcome)
+    print_speed(report)
 
 
 def _print_about(about: dict[str, Any]) -> None:
@@ -182,8 +184,3 @@ def _print_about(about: dict[str, Any]) -> None:
     bad = [f"{name} is {state}" for name, state in states.items() if state != "sound"]
     verdict = "; ".join(bad) if bad else "each matches its sha256"
     echo(f"blocks: {len(states):,}, {about['n_bytes']:,} bytes; {verdict}")
-
-
-def _print_speed(outcome: StepReport) -> None:
-    if outcome.seconds > 0:
-        echo(f"speed: {outcome.facts['n_rows'] / outcome.seconds:,.0f} rows/s")

@@ -358,7 +358,7 @@ class RunBuilder:
     def _has_same_tokens(self, one: Model, other: Model) -> bool:
         at = (one.fingerprint, other.fingerprint)
         if at not in self._same_tokens:
-            from outlay.train.api import same_tokenizer
+            from outlay.models.loading import same_tokenizer
 
             self._same_tokens[at] = same_tokenizer(one.ref, one.base, other.ref, other.base)
         return self._same_tokens[at]

@@ -106,7 +106,7 @@ class StepRunner:
         """Return the lengths of some bought labels in tokens of ``model``; 0 for an encoder."""
         at = labels.key, model.ref
         if at not in self._answer_lengths:
-            from outlay.train.calibration import answer_lengths
+            from outlay.train.api import answer_lengths
 
             said = self.read_labels(labels)[:N_SAMPLED]
             self._answer_lengths[at] = answer_lengths(model.ref, model.base, self._prepared.task.form, said)
@@ -164,14 +164,14 @@ class StepRunner:
         from outlay.train.api import teach
 
         rows = self._prepared.pool[step.start : step.stop]
-        counter = TokenCounter(context.gauge)
+        counter = TokenCounter(context.meter)
         targets = teach(
             self._artifact_of(step.teacher).path,
             self._prepared.sources(rows, step.teacher.model.ref),
             target=step.target,
             settings=step.settings,
             precision=step.teacher.settings.precision,
-            gauge=counter,
+            meter=counter,
             vocab_size=step.vocab_size,
         )
         return StepOutput({TARGETS_FILE: targets.to_bytes()}, _usage(0, counter.n_inferred))
@@ -179,13 +179,13 @@ class StepRunner:
     def _score(self, step: Score, context: TrainContext) -> StepOutput:
         from outlay.train.api import predict
 
-        counter = TokenCounter(context.gauge)
+        counter = TokenCounter(context.meter)
         test, encoding = self._prepared.test, step.model.encoding
         predictions = predict(
             self._artifact_of(step.model).path,
             self._prepared.sources(test, step.model.model.ref),
             precision=step.model.settings.precision,
-            gauge=counter,
+            meter=counter,
         )
         golds, texts = [example.label or "" for example in test], [example.text for example in test]
         scorer = _scorer(encoding)
@@ -257,7 +257,7 @@ def _with_encoder(metric: str, labels: tuple[str, ...], judge: Judge) -> Scorer:
 
 
 def _spec(step: Train | Distil) -> Any:
-    from outlay.train.api import ModelSpec
+    from outlay.models.loading import ModelSpec
 
     target = step.target if isinstance(step, Distil) else None
     return ModelSpec(step.model.ref, step.model.base, step.encoding.form, step.settings.seed, target)

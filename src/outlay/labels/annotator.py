@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -11,6 +10,7 @@ from typing import Protocol, runtime_checkable
 from outlay.errors import SellerError
 from outlay.money.amounts import Quote
 from outlay.tasks.example import Example
+from outlay.text.legible import repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,7 @@ class Order:
         shown = [example.id for example in self.examples if example.label is not None]
         if shown:
             raise SellerError(f"row {shown[0]} of order {self.id!r} shows its label to the seller; use Order.of")
-        twice = [row for row, count in Counter(example.id for example in self.examples).items() if count > 1]
-        if twice:
+        if twice := repeats(self.rows):
             raise SellerError(f"row {twice[0]} is in order {self.id!r} twice; order every row once")
 
     @classmethod
@@ -88,31 +87,16 @@ class Annotator(Protocol):
     @property
     def labels(self) -> tuple[str, ...]:
         """The label set: every delivered label is one of these; empty where any text is an answer."""
-        ...
 
     def quote(self, n: int) -> Quote:
         """Return the upper bound of charge and cash for `n` rows. Raises SellerError for a negative number."""
-        ...
 
     def identity(self) -> Mapping[str, object]:
         """Return the parameters that decide the labels, as plain JSON values: a part of the key of their artifact."""
-        ...
 
     def submit(self, order: Order) -> None:
         """Accept the order; a second call changes nothing. Raises SellerError for other rows under a known id, and for rows
         that cannot be labelled: such an order is not accepted."""
-        ...
 
     def collect(self, order: Order) -> Delivery | Pending:
         """Return the whole delivery, or a pending order. Raises UnknownOrder for an order that was never accepted."""
-        ...
-
-
-def majority(answers: Sequence[str]) -> str:
-    """Return the most frequent answer; among equally frequent answers, the first one.
-
-    Raises SellerError without any answer.
-    """
-    if not answers:
-        raise SellerError("a majority of 0 answers was asked for; collect at least 1")
-    return Counter(answers).most_common(1)[0][0]  # insertion order breaks ties: the first answer given

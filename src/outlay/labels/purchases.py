@@ -7,19 +7,13 @@ ordered again. A line that a crash cut short is dropped on opening.
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from outlay.errors import StoreError
 
@@ -58,14 +52,15 @@ class PurchaseLog:
         Raises:
             StoreError: the folder cannot be written.
         """
+        path = self._root / f"{series}.jsonl"
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            file = os.open(self._root / f"{series}.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
-            raise StoreError(f"cannot open the book of bought labels in {self._root}: {error.strerror}") from error
+            raise StoreError(f"cannot open the purchase log in {self._root}: {error.strerror}") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield SellerLog(file)
+            yield SellerLog(path.read_bytes(), file)
         finally:
             os.close(file)
 
@@ -85,32 +80,26 @@ class PurchaseLog:
         """
         path = self._root / f"{series}.jsonl"
         try:
-            file = os.open(path, os.O_RDONLY)
+            data = path.read_bytes()
         except FileNotFoundError:
-            file = os.open(os.devnull, os.O_RDONLY)
+            return SellerLog(b"")
         except OSError as error:
-            raise StoreError(f"cannot read the book of bought labels {path}: {error.strerror}") from error
-        try:
-            return SellerLog(file, is_written=False)
-        finally:
-            os.close(file)
+            raise StoreError(f"cannot read the purchase log {path}: {error.strerror}") from error
+        return SellerLog(data)
 
 
 class SellerLog:
     """The log of one series: ``labels`` by row id, ``receipts`` in the order they came, ``orders`` by their ids."""
 
-    def __init__(self, file: int, *, is_written: bool = True) -> None:
+    def __init__(self, data: bytes, file: int | None = None) -> None:
+        lines = data[: data.rfind(b"\n") + 1]
+        if file is not None and len(lines) < len(data):
+            os.ftruncate(file, len(lines))
         self._file = file
         self.labels: dict[str, str] = {}
         self.receipts: list[PurchaseRecord] = []
         self.orders: dict[str, OrderRecord] = {}
-        data = b""
-        while chunk := os.read(file, 1 << 20):
-            data += chunk
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data) and is_written:
-            os.ftruncate(file, len(whole))
-        for line in whole.splitlines():
+        for line in lines.splitlines():
             record = json.loads(line)
             if "ordered" in record:
                 self.orders[record["order"]] = OrderRecord(**{**record, "ordered": tuple(record["ordered"])})
@@ -150,13 +139,14 @@ class SellerLog:
         self.orders |= {order.order: order for order in orders}
 
     def _write(self, records: Sequence[Mapping[str, object]]) -> None:
-        data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+        assert self._file is not None, "a log that is only read"
+        data = _json_lines(records)
         try:
             while data:
                 data = data[os.write(self._file, data) :]
             os.fsync(self._file)
         except OSError as error:
-            raise StoreError(f"cannot write bought labels: {error.strerror}; make room and run again") from error
+            raise StoreError(f"cannot write the purchase log: {error.strerror}; make room and run again") from error
 
     def _keep(self, receipt: PurchaseRecord) -> None:
         self.receipts.append(receipt)
@@ -165,9 +155,13 @@ class SellerLog:
 
 def label_lines(rows: Sequence[tuple[str, str]]) -> bytes:
     """Return the bytes of a labels artifact: one JSON object with ``row`` and ``label`` per line."""
-    return "".join(json.dumps({"row": row, "label": label}, ensure_ascii=False) + "\n" for row, label in rows).encode()
+    return _json_lines({"row": row, "label": label} for row, label in rows)
 
 
 def parse_label_lines(lines: bytes) -> list[str]:
     """Return the labels that `label_lines` wrote; a label may hold any character, line separators of Unicode too."""
     return [json.loads(line)["label"] for line in lines.split(b"\n") if line]
+
+
+def _json_lines(records: Iterable[Mapping[str, object]]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()

@@ -1,19 +1,20 @@
-"""A seller that replays gold labels at a price, as Kang et al. 2023 (section 2.4) simulate annotation with existing
-sets.
-"""
+"""A seller that replays gold labels at a price, as Kang et al. 2023 (section 2.4) simulate annotation."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from statistics import mode
 
 from outlay.errors import LabelError, SellerError, UnknownOrder
-from outlay.labels.annotator import Delivery, Order, majority
+from outlay.labels.annotator import Delivery, Order
 from outlay.money.amounts import Price, Quote
 from outlay.text.legible import label_problem
 
 
+@dataclass(eq=False)
 class Replay:
     """A seller of the labels of `gold` (row id → label) at `price` per answer; without `labels` any text is an answer.
 
@@ -27,78 +28,51 @@ class Replay:
     Raises LabelError for a gold label outside `labels`, SellerError for a setting outside its limits.
     """
 
-    def __init__(
-        self,
-        gold: Mapping[str, str],
-        labels: Sequence[str],
-        price: Price,
-        *,
-        error_rate: float = 0.0,
-        redundancy: int = 1,
-        seconds_per_label: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        known = set(labels)
-        for row, label in gold.items():
-            if known and label not in known:
-                raise LabelError(f"row {row} {label_problem(label, labels)}")
-        n_answers = len(known or set(gold.values()))
-        if not 0 <= error_rate <= 1 or (error_rate > 0 and n_answers < 2):
+    gold: Mapping[str, str]
+    labels: tuple[str, ...]
+    price: Price
+    _: KW_ONLY
+    error_rate: float = 0.0
+    redundancy: int = 1
+    seconds_per_label: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for row, label in self.gold.items():
+            if self.labels and label not in self.labels:
+                raise LabelError(f"row {row} {label_problem(label, self.labels)}")
+        n_answers = len(set(self.labels or self.gold.values()))
+        if not 0 <= self.error_rate <= 1 or (self.error_rate > 0 and n_answers < 2):
             raise SellerError(
-                f"the error rate is {error_rate} over {n_answers} different answers; give 0 to 1, and 0 for fewer than 2"
+                f"the error rate is {self.error_rate} over {n_answers} different answers; "
+                "give 0 to 1, and 0 for fewer than 2"
             )
-        if redundancy < 1 or redundancy % 2 == 0:
-            raise SellerError(f"the redundancy is {redundancy}; give an odd number of answers per row")
-        if not 0 <= seconds_per_label < float("inf"):
-            raise SellerError(f"the seconds per label are {seconds_per_label}; give 0 or more")
-        self._gold = dict(gold)
-        self._labels = tuple(dict.fromkeys(labels))
-        self._rows = [] if self._labels else sorted(self._gold)
-        self._price = price
-        self._error_rate = error_rate
-        self._redundancy = redundancy
-        self._seconds_per_label = seconds_per_label
-        self._seed = seed
+        if self.redundancy < 1 or self.redundancy % 2 == 0:
+            raise SellerError(f"the redundancy is {self.redundancy}; give an odd number of answers per row")
+        if not 0 <= self.seconds_per_label < float("inf"):
+            raise SellerError(f"the seconds per label are {self.seconds_per_label}; give 0 or more")
+        self.labels = tuple(dict.fromkeys(self.labels))
+        self._rows = [] if self.labels else sorted(self.gold)
         self._sold: dict[str, tuple[Order, Delivery]] = {}
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The label set; empty where any text is an answer."""
-        return self._labels
-
-    @property
-    def price(self) -> Price:
-        """The price of one answer."""
-        return self._price
-
-    @property
-    def billed_micros(self) -> int:
-        """The charge of every order delivered by this object, each order once."""
-        return sum(delivery.charge_micros for _, delivery in self._sold.values())
 
     def quote(self, n: int) -> Quote:
         """Quote `n` rows at `redundancy` answers each: a charge, but no cash. Raises SellerError for a negative number."""
         if n < 0:
             raise SellerError(f"{n} labels were asked for; ask for 0 or more")
-        return Quote.of(self._price, n * self._redundancy, cash_micros=0)
+        return Quote.of(self.price, n * self.redundancy, cash_micros=0)
 
     def identity(self) -> Mapping[str, object]:
         """Return the parameters that decide the labels; the price and the human seconds do not."""
-        gold = json.dumps(sorted(self._gold.items()), ensure_ascii=True, separators=(",", ":"))
+        gold = json.dumps(sorted(self.gold.items()), ensure_ascii=True, separators=(",", ":"))
         return {
             "seller": "replay",
             "version": 1,
             "gold": hashlib.sha256(gold.encode("ascii")).hexdigest(),
-            "labels": list(self._labels),
-            "error_rate": repr(float(self._error_rate)),
-            "redundancy": self._redundancy,
-            "seed": self._seed,
+            "labels": list(self.labels),
+            "error_rate": repr(float(self.error_rate)),
+            "redundancy": self.redundancy,
+            "seed": self.seed,
         }
-
-    def deliver(self, order: Order) -> Delivery:
-        """Accept and deliver an order at once. Raises SellerError for an unknown row, or a known order id on other rows."""
-        self.submit(order)
-        return self.collect(order)
 
     def collect(self, order: Order) -> Delivery:
         """Return the delivery of an accepted order; replayed labels are never pending. Raises UnknownOrder."""
@@ -112,39 +86,34 @@ class Replay:
             if self._sold[order.id][0] != order:
                 raise SellerError(f"order {order.id!r} was taken for other rows; give the new rows a new order id")
             return
-        for example in order.examples:
-            if example.id not in self._gold:
-                raise SellerError(f"row {example.id} of order {order.id!r} has no gold label to replay; leave it out")
-        answers = tuple(self._answers(example.id) for example in order.examples)
+        for row in order.rows:
+            if row not in self.gold:
+                raise SellerError(f"row {row} of order {order.id!r} has no gold label to replay; leave it out")
+        answers = tuple(tuple(self._answer(row, i) for i in range(self.redundancy)) for row in order.rows)
         quote = self.quote(len(answers))
         delivery = Delivery(
             order_id=order.id,
             rows=order.rows,
-            labels=tuple(majority(given) for given in answers),
+            labels=tuple(mode(given) for given in answers),  # among equally frequent answers, the first one
             answers=answers,
             quantity=quote.quantity,
             charge_micros=quote.charge_micros,
             cash_micros=0,
-            human_seconds=float(quote.quantity) * self._seconds_per_label,
+            human_seconds=float(quote.quantity) * self.seconds_per_label,
         )
         self._sold[order.id] = (order, delivery)
 
-    def _answers(self, row: str) -> tuple[str, ...]:
-        answers = []
-        for number in range(self._redundancy):
-            digest = hashlib.sha256(f"{self._seed}:{row}:{number}".encode()).digest()
-            draw = int.from_bytes(digest[:8], "big") / 2**64
-            wrong = draw < self._error_rate
-            answers.append(self._wrong(row, int.from_bytes(digest[8:16], "big")) if wrong else self._gold[row])
-        return tuple(answers)
-
-    def _wrong(self, row: str, choice: int) -> str:
-        """Return an answer that differs from the row's gold, chosen by a large number."""
-        gold = self._gold[row]
-        if self._labels:
-            others = [label for label in self._labels if label != gold]
+    def _answer(self, row: str, number: int) -> str:
+        """Return one of a row's answers: its gold, or where a draw makes it wrong another answer."""
+        gold = self.gold[row]
+        digest = hashlib.sha256(f"{self.seed}:{row}:{number}".encode()).digest()
+        draw, choice = (int.from_bytes(half, "big") for half in (digest[:8], digest[8:16]))
+        if draw / 2**64 >= self.error_rate:
+            return gold
+        if self.labels:
+            others = [label for label in self.labels if label != gold]
             return others[choice % len(others)]
         # From a random row onwards: ids are hashes, so neighbours have nothing in common.
         start = choice % len(self._rows)
-        around = (self._gold[self._rows[(start + step) % len(self._rows)]] for step in range(len(self._rows)))
+        around = (self.gold[self._rows[(start + step) % len(self._rows)]] for step in range(len(self._rows)))
         return next(answer for answer in around if answer != gold)

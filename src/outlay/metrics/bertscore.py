@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from outlay.errors import UnknownModel
 from outlay.models.loading import _loading, _quiet
@@ -71,18 +72,18 @@ class BertScore:
             raise ValueError(
                 f"{len(predictions)} predictions meet {len(references)} references; give one per reference"
             )
-        predicted, wanted = self._tokens(predictions), self._tokens(references)
-        weights = self._weights(wanted)
-        there = [i for i in range(len(predicted)) if predicted[i] and wanted[i]]
-        order = sorted(there, key=lambda i: max(len(predicted[i]), len(wanted[i])))
+        predicted, referred = self._tokens(predictions), self._tokens(references)
+        weights = self._weights(referred)
+        scored = [i for i in range(len(predicted)) if predicted[i] and referred[i]]
+        order = sorted(scored, key=lambda i: max(len(predicted[i]), len(referred[i])))
         values = [0.0] * len(predicted)
         for start in range(0, len(order), _BATCH_PAIRS):
             rows = order[start : start + _BATCH_PAIRS]
-            embedded = self._embed([predicted[i] for i in rows] + [wanted[i] for i in rows])
+            embedded = self._embed([predicted[i] for i in rows] + [referred[i] for i in rows])
             for row, prediction, reference in zip(rows, embedded[: len(rows)], embedded[len(rows) :], strict=True):
                 cosines = prediction @ reference.T
                 precision = _weighted(cosines.amax(1), [weights(token) for token in predicted[row]])
-                recall = _weighted(cosines.amax(0), [weights(token) for token in wanted[row]])
+                recall = _weighted(cosines.amax(0), [weights(token) for token in referred[row]])
                 both = precision + recall
                 values[row] = 2 * precision * recall / both if both else 0.0
         return values
@@ -94,42 +95,25 @@ class BertScore:
         ids: list[list[int]] = self._tokenizer(stripped, truncation=True, max_length=self._limit)["input_ids"]
         return ids
 
-    def _weights(self, references: Sequence[Sequence[int]]) -> _Weights:
-        frame = (self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)
-        return (
-            _Weights({token: 0.0 for token in frame if token is not None}, 1.0) if not self._idf else _idf(references)
-        )
+    def _weights(self, references: Sequence[Sequence[int]]) -> Callable[[int], float]:
+        """Return the weight of a token; inverse document frequencies leave none to one of every reference."""
+        if not self._idf:
+            frame = (self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)
+            return lambda token: 0.0 if token in frame else 1.0
+        n = len(references)
+        n_with = Counter(token for reference in references for token in set(reference))
+        return lambda token: math.log((n + 1) / (n_with[token] + 1))
 
     @torch.inference_mode()
     def _embed(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
         """Return the unit vectors of every row's tokens, float32 ``[tokens, width]`` on the CPU."""
         device = next(self._model.parameters()).device
-        longest = max(len(row) for row in rows)
-        ids = torch.full((len(rows), longest), self._tokenizer.pad_token_id or 0)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
+        tensors = [torch.tensor(row) for row in rows]
+        ids = pad_sequence(tensors, batch_first=True, padding_value=self._tokenizer.pad_token_id or 0)
+        mask = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
         out = self._model(ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
         states = nn.functional.normalize(out.hidden_states[self._layer].float(), dim=-1).cpu()
         return [states[i, : len(row)] for i, row in enumerate(rows)]
-
-
-class _Weights:
-    """Weight of each token; tokens without a weight of their own have ``other``."""
-
-    def __init__(self, known: dict[int, float], other: float) -> None:
-        self._known, self._other = known, other
-
-    def __call__(self, token: int) -> float:
-        return self._known.get(token, self._other)
-
-
-def _idf(references: Sequence[Sequence[int]]) -> _Weights:
-    """Return the inverse document frequencies; a token of every reference, such as the special ones, weighs nothing."""
-    n = len(references)
-    seen = Counter(token for reference in references for token in set(reference))
-    return _Weights({token: math.log((n + 1) / (df + 1)) for token, df in seen.items()}, math.log(n + 1))
 
 
 def _weighted(values: Tensor, weights: Sequence[float]) -> float:

@@ -7,7 +7,6 @@ counts only where a label has it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from outlay.errors import LabelError
@@ -15,10 +14,7 @@ from outlay.metrics.answers import Answered, Rule
 from outlay.text.legible import listed
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+    from outlay.metrics.answers import Floats
 
 
 def class_counts(answered: Answered, reading: Rule) -> Floats:
@@ -39,20 +35,6 @@ def class_counts(answered: Answered, reading: Rule) -> Floats:
     counts[given, 2, answer[given]] = 1
     counts[right, 0, answer[right]] = 1
     return counts.reshape(len(golds), 3 * n_labels)
-
-
-def correctness(
-    predictions: Sequence[str], golds: Sequence[str], labels: Sequence[str], reading: Rule = "published"
-) -> list[float]:
-    """Return 100.0 for every right answer and 0.0 for every wrong one; their mean is the accuracy in points.
-
-    Raises:
-        LabelError: A gold label is outside the label set.
-        DataError: There is no example, or the two sequences differ in length.
-    """
-    answered = Answered(predictions, golds, labels)
-    answered.check()
-    return [100.0 * (gold == answer) for gold, answer in zip(*_numbers(answered, reading), strict=True)]
 
 
 def _numbers(answered: Answered, reading: Rule) -> tuple[list[int], list[int | None]]:

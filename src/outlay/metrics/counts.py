@@ -9,10 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+    from outlay.metrics.answers import Floats
 
 
 def counted(statistic: str, sums: Floats) -> Floats:
@@ -24,17 +21,14 @@ def counted(statistic: str, sums: Floats) -> Floats:
     """
     import numpy as np
 
+    def ratio(above: Floats, below: Floats) -> Floats:
+        out: Floats = np.divide(above, below, out=np.zeros(np.shape(above)), where=np.asarray(below) > 0)
+        return out
+
     right, gold, answered = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
     if statistic == "macro_f1":
-        n_present = (gold + answered > 0).sum(-1)
-        return 100 * _ratio(_ratio(2 * right, gold + answered).sum(-1), n_present)
+        n_present = (gold + answered > 0).sum(-1, dtype=np.float64)
+        return 100 * ratio(ratio(2 * right, gold + answered).sum(-1), n_present)
     if statistic == "micro_f1":
-        return 100 * _ratio(2 * right.sum(-1), (gold + answered).sum(-1))
-    return 100 * _ratio(right.sum(-1), (answered if statistic == "precision" else gold).sum(-1))
-
-
-def _ratio(above: Floats, below: Floats | NDArray[np.int64]) -> Floats:
-    import numpy as np
-
-    out: Floats = np.divide(above, below, out=np.zeros(np.shape(above)), where=np.asarray(below) > 0)
-    return out
+        return 100 * ratio(2 * right.sum(-1), (gold + answered).sum(-1))
+    return 100 * ratio(right.sum(-1), (answered if statistic == "precision" else gold).sum(-1))

@@ -15,13 +15,8 @@ from functools import lru_cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from outlay.errors import DataError
-
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import ArrayLike, NDArray
-
-    Floats = NDArray[np.float64]
+    from outlay.metrics.answers import Floats
 
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
@@ -30,18 +25,14 @@ ROUNDING = 1e-9
 """Points below which two values are one: ties must not turn on the order of additions."""
 _MOST_STEPS, _CLOSE = 100, 1e-10
 _SERIES_DF = 30
-"""Degrees of freedom from which t quantiles come from a series around the normal one, true to 1e-5 of themselves for
-p down to 1e-4.
-"""
+"""Degrees of freedom from which t quantiles come from a series, true to 1e-5 of themselves for p down to 1e-4."""
 _NO_SPREAD = 1e-12
 """Share of the variance over rows below which seeds differ by rounding alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A score in points with the bounds of its 95 % interval; with one seed, the interval of this model on these test
-    rows.
-    """
+    """A score in points with its 95 % interval; with one seed, that of this model on these test rows."""
 
     value: float
     low: float
@@ -50,12 +41,9 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The mean of a - b in points with its 95 % interval.
+    """The mean of a - b over seeds in points, with its 95 % interval.
 
     Attributes:
-        mean: Mean over the seeds.
-        low: Lower end of the interval.
-        high: Upper end.
         p: Two-sided p of "no difference" for new seeds and new rows; None where there is no test: one seed, or one row.
         n_seeds: Seeds on either side; with one the interval speaks of these two models on these test rows.
         n_examples: Test rows.
@@ -71,11 +59,6 @@ class Difference:
     n_examples: int
     n_apart: int
     spread: Spread
-
-    @property
-    def significant(self) -> bool:
-        """Return whether a test was possible and p is at most 0.05."""
-        return self.p is not None and self.p <= ALPHA
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +186,7 @@ def t_quantile(alpha: float, df: float) -> float:
 
 
 def _root(rising: Callable[[float], float], low: float, high: float) -> float:
-    """Find the zero of a rising function between two places, by regula falsi in its Illinois form (Dowell & Jarratt
-    1971).
-    """
+    """Find the zero of a rising function by regula falsi in its Illinois form (Dowell & Jarratt 1971)."""
     at_low, at_high = rising(low), rising(high)
     kept = 0
     for _ in range(_MOST_STEPS):
@@ -324,47 +305,3 @@ def difference_of(mean: float, table: Floats, n_apart: int) -> Difference:
         p = min(1.0, max(spread.p(centre), 2.0 ** (1 - n_apart)))
     low, high = max(-100.0, min(mean, centre - half)), min(100.0, max(mean, centre + half))
     return Difference(mean, min(mean, low), max(mean, high), p, n_seeds, n, n_apart, spread)
-
-
-def mean_interval(values: ArrayLike) -> Reading:
-    """Return the mean of per-example values with its interval over new seeds and new rows.
-
-    Args:
-        values: Shape (n_seeds, n_examples), for instance rows of :func:`outlay.metrics.correctness`.
-
-    Raises:
-        DataError: The shape is not (n_seeds, n_examples) with at least one of each.
-    """
-    table = _table(values)
-    return reading_of(float(table.mean()), table)
-
-
-def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
-    """Compare two systems by per-example values.
-
-    Args:
-        a: Shape (n_seeds, n_examples).
-        b: The same shape; row i has the seed of row i of ``a``, column j the same example.
-
-    Raises:
-        DataError: The shapes differ, or are not (n_seeds, n_examples) with at least one of each.
-    """
-    left, right = _table(a), _table(b)
-    if left.shape != right.shape:
-        raise DataError(
-            f"paired values have the shapes {left.shape} and {right.shape}; give both the same seeds and examples"
-        )
-    table = left - right
-    return difference_of(float(table.mean()), table, int((abs(table) > ROUNDING).any(0).sum()))
-
-
-def _table(values: ArrayLike) -> Floats:
-    import numpy as np
-
-    try:
-        table = np.asarray(values, dtype=np.float64)
-    except ValueError:
-        raise DataError("the seeds have different numbers of examples; score the same examples with each") from None
-    if table.ndim != 2 or not table.size:
-        raise DataError(f"values have the shape {table.shape}; give (n_seeds, n_examples) with at least one of each")
-    return table

@@ -1,5 +1,4 @@
-"""Paraphrases: ``bert_ibleu``, which rewards likeness of meaning and penalises words of the source (Niu et al. 2021,
-section 3).
+"""Paraphrases: ``bert_ibleu`` rewards likeness of meaning and penalises words of the source (Niu et al. 2021, section 3).
 
 Per example, with b the BERTScore F1 and s the BLEU of prediction and source (both against the source, as the published test
 file repeats it as target), both plus ε = 1e-5 as in the published script: the weighted harmonic mean
@@ -20,18 +19,14 @@ from outlay.errors import DataError
 from outlay.metrics.answers import Answered, Rule, missing_text
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+    from outlay.metrics.answers import Floats
 
 BETA = 4.0
 EPSILON = 1e-5
 
 
 def paraphrase_values(answered: Answered, reading: Rule) -> Floats:
-    """Return BERT-iBLEU, BERTScore and self-BLEU of every prediction, about 0 to 1, and a one: float64 ``[n_examples,
-    4]``.
+    """Return BERT-iBLEU, BERTScore and self-BLEU of every answer, about 0 to 1, and a one: float64 ``[n_examples, 4]``.
 
     The published script adds ε before it averages BERTScore and self-BLEU, so the published reading of both holds it.
 
@@ -69,9 +64,7 @@ def harmonic(b: Floats, s: Floats) -> Floats:
 
 
 def _self_bleu(predictions: Sequence[str], sources: Sequence[str]) -> Floats:
-    """Return the BLEU of each prediction against its source, 0 to 1: four-grams, 13a tokens, no smoothing, no
-    effective order.
-    """
+    """Return the BLEU of each prediction against its source, 0 to 1: four-grams, 13a tokens, no smoothing."""
     import numpy as np
     from sacrebleu.metrics.bleu import BLEU
 

@@ -14,10 +14,7 @@ from typing import TYPE_CHECKING
 from outlay.metrics.answers import Answered, Rule
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+    from outlay.metrics.answers import Floats
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")

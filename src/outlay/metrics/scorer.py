@@ -36,10 +36,10 @@ def choose_encoder(
         UnknownModel: the reference leads nowhere, or the model has no such layer.
     """
     # A layer is a layer of one checkpoint: of another the last one is compared.
-    told = TextEncoder(ref) if ref is not None else own
-    if told is None:
+    base = TextEncoder(ref) if ref is not None else own
+    if base is None:
         return None
-    chosen = TextEncoder(told.ref, told.layer if layer is None else layer, told.idf if idf is None else idf)
+    chosen = TextEncoder(base.ref, base.layer if layer is None else layer, base.idf if idf is None else idf)
     check_layer(chosen.ref, chosen.layer)
     return chosen
 

@@ -21,10 +21,7 @@ from outlay.metrics.questions import answer_values
 from outlay.metrics.spans import entity_counts
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+    from outlay.metrics.answers import Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +137,7 @@ def mean_score(
     statistic: str | None = None,
     reading: Rule | None = None,
 ) -> Reading:
-    """Return a statistic's mean over seeds with its interval over new seeds and rows, as :func:`mean_interval` does.
+    """Return a statistic's mean over seeds with its interval over new seeds and rows.
 
     Args:
         metric: One of `METRICS`.
@@ -154,35 +151,6 @@ def mean_score(
     """
     tables, value = featured(metric, answered, statistic=statistic, reading=reading)
     return reading_of(*_means(tables, value))
-
-
-def paired_scores(
-    metric: str,
-    a: Sequence[Answered],
-    b: Sequence[Answered],
-    *,
-    statistic: str | None = None,
-    reading: Rule | None = None,
-) -> Difference:
-    """Compare two systems by a statistic, which need not be a mean over examples (F1).
-
-    For accuracy this equals :func:`paired_difference` over :func:`correctness`.
-
-    Args:
-        metric: One of `METRICS`.
-        a: One per seed, over the same examples in the same order.
-        b: The same seeds and examples.
-        statistic: One of the metric's; the main one by default.
-        reading: ``published`` or ``strict``; that of the main score by default.
-
-    Raises:
-        LabelError: A gold answer is outside the label set.
-        DataError: The metric, statistic or reading is unknown, or seeds and examples do not agree.
-    """
-    if len(a) != len(b):
-        raise DataError(f"{len(a)} seeds are paired with {len(b)}; give both sides the same seeds")
-    tables, value = featured(metric, [*a, *b], statistic=statistic, reading=reading)
-    return Side.of(tables[: len(a)], value).minus(Side.of(tables[len(a) :], value))
 
 
 @dataclass(frozen=True, slots=True)

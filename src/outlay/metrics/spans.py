@@ -17,10 +17,7 @@ from outlay.text.entities import Entity, parse_entities, unlabelled
 from outlay.text.legible import named
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+    from outlay.metrics.answers import Floats
 
 RIGHT, GOLD, GIVEN = 0, 1, 2
 

@@ -72,7 +72,7 @@ def permutation_test(
     If the systems are alike, their answers to an example may be swapped. Each round swaps those of half of the examples, drawn
     anew and jointly over seeds, and p = (1 + number of rounds with |d*| >= |d|) / (1 + n_rounds) where d is the difference of the
     means over seeds. Where no more than ``n_rounds`` assignments differ, each is counted once. The p holds for these models on
-    other examples; for other seeds use :func:`outlay.metrics.paired_scores`.
+    other examples; for other seeds see `outlay.metrics.scoring.Side`.
 
     Args:
         metric: One of `METRICS`.

@@ -15,6 +15,7 @@ from outlay.metrics.scorer import Scorer, TextEncoder, choose_encoder
 from outlay.spec import TaskSpec
 from outlay.standalone.inputs import TaskRow, rows_digest
 from outlay.standalone.output_dir import Document, difference, json_bytes, read_object
+from outlay.standalone.request import Data
 from outlay.storage.files import write_bytes
 from outlay.text.legible import quoted
 
@@ -24,22 +25,17 @@ if TYPE_CHECKING:
 SCORES = "scores.json"
 
 
-def evaluation_folder(scored: Path, task: str | None = None, split: str = "test", file: Path | None = None) -> Path:
-    """Return the default folder of scores: beside a file of predictions, or inside the folder of a model.
-
-    Args:
-        scored: the file of predictions, or the model's folder.
-        task: whose ``split`` a model answered, where no ``file`` was given.
-        split: of the task.
-        file: the rows that a model answered.
-    """
+def evaluation_folder(scored: Path, data: Data) -> Path:
+    """Return the default folder of scores: beside a file of predictions, or, by the rows answered, inside a model's folder."""
     if scored.is_file():
         return scored.with_name(f"{scored.name}.evaluation")
-    name = split if file is None else file.stem
-    if file is None and task is not None:
+    name = data.split or "test"
+    if data.file is not None:
+        name = Path(data.file).stem
+    elif data.task is not None:
         from outlay.tasks.task import load_task
 
-        name = f"{load_task(task).name}-{split}"
+        name = f"{load_task(str(data.task)).name}-{name}"
     return scored / "evaluation" / name
 
 
@@ -98,17 +94,17 @@ def scorer_of(asked: MetricAsked, form: TaskSpec, task: Task | None) -> Scorer:
         raise UsageError(f"--metric {metric!r} does not score {form.kind}; choose one of {', '.join(known)}")
     if metric != "bert_ibleu":
         return Scorer(metric, form.labels)
-    told = None if task is None else task.bertscore
-    own = None if told is None else TextEncoder(told.model, told.layer, told.idf)
+    given = None if task is None else task.bertscore
+    own = None if given is None else TextEncoder(given.model, given.layer, given.idf)
     encoder = choose_encoder(own, asked.model, layer=asked.layer, idf=asked.idf)
     if encoder is None:
         raise UsageError("bert_ibleu compares meanings by an encoder; name one with --metric-model")
     return Scorer(metric, form.labels, encoder)
 
 
-def dev_score(scorer: Scorer, said: Sequence[str], rows: Sequence[TaskRow]) -> float:
+def dev_score(scorer: Scorer, answers: Sequence[str], rows: Sequence[TaskRow]) -> float:
     """Return the main score of answers to dev rows, or to the first of them."""
-    return scorer.main_value(said, [row.gold or "" for row in rows], [row.text for row in rows])
+    return scorer.main_value(answers, [row.gold or "" for row in rows], [row.text for row in rows])
 
 
 def notes_on_dev(scorer: Scorer, value: float | None, rows: Sequence[TaskRow]) -> list[str]:
@@ -121,19 +117,19 @@ _N_SHOWN = 3
 """Number of answers outside the label set that are named."""
 
 
-def outside(said: Sequence[str], form: TaskSpec) -> list[str]:
+def answer_remarks(answers: Sequence[str], form: TaskSpec) -> list[str]:
     """Return a sentence on answers outside the label set, or on empty ones for free text; no sentence where none is."""
     if form.kind != "classification":
-        n_empty = sum(not answer.strip() for answer in said)
-        return [f"{n_empty:,} of {len(said):,} answers are empty"] if n_empty and form.kind == "generation" else []
+        n_empty = sum(not answer.strip() for answer in answers)
+        return [f"{n_empty:,} of {len(answers):,} answers are empty"] if n_empty and form.kind == "generation" else []
     known = {*form.labels, *(label.upper() for label in form.labels)}
-    unknown = Counter(a.strip() for a in said if a not in known and a.strip().upper() not in known)
+    unknown = Counter(a.strip() for a in answers if a not in known and a.strip().upper() not in known)
     if not unknown:
         return []
     shown = ", ".join(f"{quoted(a) if a else 'no answer'} ({n:,})" for a, n in unknown.most_common(_N_SHOWN))
     more = f" and {len(unknown) - _N_SHOWN} other" if len(unknown) > _N_SHOWN else ""
     return [
-        f"{unknown.total():,} of {len(said):,} answers are outside the label set: {shown}{more}; strict counts them as wrong, "
+        f"{unknown.total():,} of {len(answers):,} answers are outside the label set: {shown}{more}; strict counts them as wrong, "
         f"published as {quoted(form.labels[0])}, the first label"
     ]
 
@@ -144,14 +140,14 @@ def about_scores(scorer: Scorer, rows: Sequence[TaskRow]) -> Document:
 
 
 def write_scores(
-    scorer: Scorer, said: Sequence[str], rows: Sequence[TaskRow], out: Path, about: Mapping[str, Any]
+    scorer: Scorer, answers: Sequence[str], rows: Sequence[TaskRow], out: Path, about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Score answers, write ``scores.json`` to ``out`` with ``about`` in it, and return the scores without ``about``."""
     golds, sources = [row.gold or "" for row in rows], [row.text for row in rows]
-    readings = scorer.score(said, golds, sources)
+    readings = scorer.score(answers, golds, sources)
     scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
     facts = {"n_rows": len(rows), **scorer.identity(), "main": scorer.main, "scores": scores}
-    answered = Answered(said, golds, scorer.labels, sources)
+    answered = Answered(answers, golds, scorer.labels, sources)
     facts["notes"] = test_remarks(scorer.metric, answered, scores[scorer.main]["value"])
     write_bytes(out / SCORES, json_bytes({**facts, "asked": about}))
     return facts

@@ -7,7 +7,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,7 @@ from outlay.tasks.readers import parquet_library
 from outlay.text.text_file import is_packed, suffix_of
 
 if TYPE_CHECKING:
-    from outlay.train.targets.logprobs import PositionLogprobs
-    from outlay.train.targets.logprobs import Row as SpokenRow
+    from outlay.train.targets.logprobs import PositionLogprobs, TargetRow
     from outlay.train.targets.sparse_logits import SparsityRule
 
     Name = Callable[[int], str]
@@ -53,14 +52,14 @@ def export(folder: Path, out: Path, *, overwrite: bool = False) -> StepReport:
     rows = stored.rows()
     name = _names(stored)
     n_positions = n_done = 0
-    with _writer(out, stored) as write:
+    with replacing(out) as temporary, _writer(temporary, out, stored) as write:
         from outlay.train.targets.logprobs import target_rows
 
         for block in stored.blocks():
             part = rows[n_done : n_done + len(block)]
             lines = [
-                _line(row, said, block.terms, name, stored if n_done + at == 0 else None)
-                for at, (row, said) in enumerate(zip(part, target_rows(block), strict=True))
+                _line(row, target, block.rule, name, stored if n_done + at == 0 else None)
+                for at, (row, target) in enumerate(zip(part, target_rows(block), strict=True))
             ]
             write(lines)
             n_done += len(part)
@@ -80,26 +79,26 @@ def check_suffix(path: Path, option: str) -> None:
         raise UsageError(f"{option} {path} has an unknown suffix; name a file that ends in {', '.join(SUFFIXES)}")
 
 
-def _line(row: TaskRow, said: SpokenRow, terms: SparsityRule, name: Name, first: TargetsFolder | None) -> Document:
+def _line(row: TaskRow, target: TargetRow, terms: SparsityRule, name: Name, first: TargetsFolder | None) -> Document:
     """Return one row of the file; ``first``: the targets folder, for its first row."""
-    line: Document = {**row.to_json(), "answer": said.answer}
-    if said.positions:
-        places = [_place(each, terms, name) for each in said.positions]
-        line["content"] = places[: said.n_real]
-        if said.n_real < len(places):
-            line["padding"] = places[said.n_real :]
+    line: Document = {**row.to_json(), "answer": target.answer}
+    if target.positions:
+        positions = [_position(each, terms, name) for each in target.positions]
+        line["content"] = positions[: target.n_real]
+        if target.n_real < len(positions):
+            line["padding"] = positions[target.n_real :]
     if first is not None:
         line[HEADER] = {**{key: each for key, each in first.index.items() if key != "blocks"}, "terms": asdict(terms)}
     return line
 
 
-def _place(heard: PositionLogprobs, terms: SparsityRule, name: Name) -> Document:
-    logprob_of = dict(zip(heard.classes, heard.logprobs, strict=True))
+def _position(given: PositionLogprobs, terms: SparsityRule, name: Name) -> Document:
+    logprob_of = dict(zip(given.classes, given.logprobs, strict=True))
     temperatures = [1.0, *(t for t in terms.temperatures if t != 1.0)]
     return {
-        **_token(heard.unit, logprob_of.get(heard.unit, UNKNOWN_LOGPROB), name),
+        **_token(given.unit, logprob_of.get(given.unit, UNKNOWN_LOGPROB), name),
         "top_logprobs": [_token(number, logprob, name) for number, logprob in logprob_of.items()],
-        "logsumexp": {f"{t:g}": each for t, each in zip(temperatures, heard.logsumexp or (), strict=True)},
+        "logsumexp": {f"{t:g}": each for t, each in zip(temperatures, given.logsumexp or (), strict=True)},
     }
 
 
@@ -131,20 +130,16 @@ def _names(stored: TargetsFolder) -> Name:
     return lambda number: f"{TOKEN_ID}{number}"
 
 
-@contextmanager
-def _writer(out: Path, stored: TargetsFolder) -> Iterator[Write]:
-    """Yield a function that writes rows; the file takes its name once all rows are written."""
-    with replacing(out) as temporary:
-        opened = _parquet_writer(temporary, stored) if suffix_of(out) == ".parquet" else _text_writer(temporary, out)
-        with opened as write:
-            yield write
+def _writer(path: Path, out: Path, stored: TargetsFolder) -> AbstractContextManager[Write]:
+    """Return a context that gives a function to write rows to ``path``, in the format of ``out``."""
+    return _parquet_writer(path, stored) if suffix_of(out) == ".parquet" else _text_writer(path, is_packed(out))
 
 
 @contextmanager
-def _text_writer(path: Path, out: Path) -> Iterator[Write]:
+def _text_writer(path: Path, packs: bool) -> Iterator[Write]:
     with path.open("wb") as raw:
         # Without a time of day in it, equal targets make equal files.
-        packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if is_packed(out) else None
+        packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if packs else None
         with io.TextIOWrapper(packed or raw, encoding="utf-8", newline="") as stream:
             yield lambda lines: stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
@@ -152,10 +147,9 @@ def _text_writer(path: Path, out: Path) -> Iterator[Write]:
 @contextmanager
 def _parquet_writer(path: Path, stored: TargetsFolder) -> Iterator[Write]:
     parquet = parquet_library(path)
-    temperatures = [] if stored.kind == "text" else [f"{t:g}" for t in next(stored.blocks()).temperatures]
-    schema = _schema(temperatures)
     import pyarrow
 
+    schema = _schema([] if stored.kind == "text" else [f"{t:g}" for t in next(stored.blocks()).temperatures])
     with parquet.ParquetWriter(path, schema) as writer:
 
         def write(lines: Sequence[Document]) -> None:
@@ -171,6 +165,6 @@ def _schema(temperatures: Sequence[str]) -> Any:
 
     token = [("token", pa.string()), ("token_id", pa.int32()), ("logprob", pa.float64())]
     sums = [("logsumexp", pa.struct([(t, pa.float64()) for t in temperatures]))] if temperatures else []
-    places = pa.list_(pa.struct([*token, ("top_logprobs", pa.list_(pa.struct(token))), *sums]))
+    positions = pa.list_(pa.struct([*token, ("top_logprobs", pa.list_(pa.struct(token))), *sums]))
     texts = [(name, pa.string()) for name in ("source", "gold", "answer", HEADER)]
-    return pa.schema([*texts, ("segments", pa.list_(pa.string())), ("content", places), ("padding", places)])
+    return pa.schema([*texts, ("segments", pa.list_(pa.string())), ("content", positions), ("padding", positions)])

@@ -19,8 +19,9 @@ Texts = Sequence[tuple[str, ...]]
 
 def training_seconds(
     spec: tuple[str, str, TaskSpec],
-    rows: tuple[Texts, Sequence[str]],
-    dev: tuple[Texts, Sequence[str]],
+    rows: Texts,
+    dev: Texts,
+    answers: Sequence[str],
     settings: TrainSettings,
     threads: int,
     target: TargetKind | None,
@@ -28,7 +29,7 @@ def training_seconds(
     """Return the wall seconds of a training in one process.
 
     ``None`` without a profile of so many threads, or for a model of unknown cost. ``spec``: model reference, its base, the task's
-    form; ``rows``, ``dev``: sources, and some answers.
+    form; ``answers``: some answers to rows or dev rows.
     """
     from outlay.models.shape import shape_of
 
@@ -42,19 +43,18 @@ def training_seconds(
         return None
     writes = shape.family != "encoder"
     reader = profile_of(shape, form, chooses=target == "classes")
-    of_dev = _lengths(spec, *dev, writes) if dev[0] else None
-    return seconds_of_training(profile, reader, _lengths(spec, *rows, writes), of_dev, settings)
+    of_dev = _lengths(spec, dev, answers, writes) if dev else None
+    return seconds_of_training(profile, reader, _lengths(spec, rows, answers, writes), of_dev, settings)
 
 
 def _lengths(spec: tuple[str, str, TaskSpec], sources: Texts, answers: Sequence[str], writes: bool) -> Lengths:
     """Return the token lengths of all rows, estimated from a sample."""
-    from outlay.train.api import count_tokens
-    from outlay.train.calibration import answer_lengths
+    from outlay.train.api import answer_lengths, count_tokens
 
     sampled = list(sources[:: max(1, len(sources) // N_SAMPLED)])
     read, form = count_tokens(*spec, sampled), spec[2]
     known = list(answers[:N_SAMPLED]) or list(form.labels if form.kind == "classification" else ())
     # Where nothing is known, an answer is taken to be as long as it may be.
     fitted = window_of(spec[0], base=spec[1]).fit(form)
-    said = answer_lengths(*spec, known) or [fitted.max_target_tokens if writes else 0]
-    return lengths_of([read[row % len(read)] for row in range(len(sources))], said)
+    written = answer_lengths(*spec, known) or [fitted.max_target_tokens if writes else 0]
+    return lengths_of([read[row % len(read)] for row in range(len(sources))], written)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from outlay.errors import DataError, LabelError, MissingData, UsageError
 from outlay.spec import Family, Kind, TaskSpec, named_class
+from outlay.standalone.request import Data
 from outlay.storage.hashing import key_of
 from outlay.tasks.example import Example, seeded_order, shorten
 from outlay.text.entities import unlabelled
 from outlay.text.legible import alike, label_problem, likeness, listed, named, repeats
 
 if TYPE_CHECKING:
-    from outlay.tasks.readers import FileRows
-    from outlay.tasks.readers import SourceRow as FileRow
+    from outlay.tasks.readers import SourceRow
     from outlay.tasks.task import Task
 
 SPLITS = ("train", "dev", "test", "pool")
@@ -53,26 +54,6 @@ class TaskRow:
         return cls(text, tuple(document.get("segments", (text,))), document.get("gold"), origin)
 
 
-@dataclass(frozen=True, slots=True)
-class DataOptions:
-    """Options on rows and form of the task; ``None`` = from the task, the model, or a default.
-
-    ``target_column``: ``None`` reads ``target`` where a file has it; ``delimiter``: of CSV and TSV files, ``None`` = as in their
-    first line.
-    """
-
-    task: str | None = None
-    data: Path | None = None
-    source_column: str = SOURCE
-    target_column: str | None = None
-    kind: str | None = None
-    labels: tuple[str, ...] = ()
-    prefix: str | None = None
-    max_source_tokens: int | None = None
-    max_target_tokens: int | None = None
-    delimiter: str | None = None
-
-
 def sources_of(rows: Sequence[TaskRow], family: Family, kind: Kind) -> list[tuple[str, ...]]:
     """Return the inputs for a model of a family: segments for an encoder that classifies, else the whole text.
 
@@ -102,14 +83,13 @@ class DataReader:
         UnknownTask: there is no such task.
     """
 
-    def __init__(self, asked: DataOptions) -> None:
-        self.asked = asked
+    def __init__(self, data: Data) -> None:
+        self.data = data
         self.task: Task | None = None
-        if asked.task is not None:
+        if data.task is not None:
             from outlay.tasks.task import load_task
 
-            self.task = load_task(asked.task)
-        self._splits: dict[str, list[Example]] | None = None
+            self.task = load_task(str(data.task))
         self.notes: list[str] = []
         """Sentences on decisions about the form of files and labels that could have been otherwise."""
 
@@ -124,30 +104,28 @@ class DataReader:
         if saved is not None:
             if given is not None and (given.kind, given.labels) != (saved.kind, saved.labels):
                 raise UsageError(
-                    f"the model answers {_asks(saved)}, task {self.asked.task} asks for {_asks(given)}; name the model's own task"
+                    f"the model answers {_asks(saved)}, task {self.data.task} asks for {_asks(given)}; name the model's own task"
                 )
             given = saved
         from outlay.tasks.task import MAX_TARGET_TOKENS
 
-        asked = self.asked
-        kind = asked.kind or (given.kind if given is not None else "classification")
+        data = self.data
+        kind = data.kind or (given.kind if given is not None else "classification")
         if kind not in get_args(Kind):
             raise UsageError(f"--kind {kind!r} is unknown; choose one of {', '.join(get_args(Kind))}")
-        labels = asked.labels or (given.labels if given is not None else ())
+        labels = tuple(data.labels) or (given.labels if given is not None else ())
         if given is not None and (kind, labels) != (given.kind, given.labels):
             raise UsageError(
                 f"{'the model' if saved else 'the task'} says {_asks(given)}; leave --kind and --labels out"
             )
         known = cast(Kind, kind)
-        form = TaskSpec(
-            kind=known,
-            labels=labels,
-            max_source_tokens=_first(asked.max_source_tokens, given and given.max_source_tokens, MAX_SOURCE_TOKENS),
-            max_target_tokens=_first(
-                asked.max_target_tokens, given and given.max_target_tokens, MAX_TARGET_TOKENS[known]
-            ),
-            prefix=_first(asked.prefix, given and given.prefix, ""),
-        )
+        form = given or TaskSpec(known, labels, MAX_SOURCE_TOKENS, MAX_TARGET_TOKENS[known])
+        if data.max_source_tokens is not None:
+            form = replace(form, max_source_tokens=data.max_source_tokens)
+        if data.max_target_tokens is not None:
+            form = replace(form, max_target_tokens=data.max_target_tokens)
+        if data.prefix is not None:
+            form = replace(form, prefix=data.prefix)
         _check_form(form)
         return form
 
@@ -163,13 +141,21 @@ class DataReader:
         assert self.task is not None
         if name not in SPLITS:
             raise UsageError(f"--split {name!r} is unknown; choose one of {', '.join(SPLITS)}")
-        examples = self._examples()[name]
+        examples = self._splits[name]
         if not examples:
             raise UsageError(f"task {self.task.name} has no {name} rows; choose another split")
         if name != "test":
             examples = _ordered(examples, seed)
-        golds = self._train_labels(n_gold, seed) if name == "pool" else None
-        return [self._row(example, golds) for example in examples[: _count(n)]]
+        examples = examples[: check_count(n)]
+        golds = [each.label for each in examples]
+        if name == "pool":
+            train = _ordered(self._splits["train"], seed)[: check_count(n_gold)]
+            known = {each.text: each.label for each in train if each.label is not None}
+            golds = [known.get(each.text) for each in examples]
+        segments = self.task.segments_of
+        return [
+            TaskRow(each.text, segments(each), gold, each.origin) for each, gold in zip(examples, golds, strict=True)
+        ]
 
     def file(self, path: Path, *, n: int | None, needs_target: bool) -> list[TaskRow]:
         """Return the first ``n`` rows of a file, in file order.
@@ -180,52 +166,83 @@ class DataReader:
         """
         return self.rows_of(path, self.table(path), n=n, needs_target=needs_target)
 
-    def rows_of(self, path: Path, found: Sequence[FileRow], *, n: int | None, needs_target: bool) -> list[TaskRow]:
+    def rows_of(self, path: Path, found: Sequence[SourceRow], *, n: int | None, needs_target: bool) -> list[TaskRow]:
         """Return the first ``n`` rows of a table that was read; ``found``: every row of the file at ``path``.
 
         Raises:
             DataError: it lacks a column, or a source is empty.
         """
-        target = self._target_column(path, found, needs_target)
-        source = self._source_column(path, found[0])
-        return [self._file_row(number, row, source, target) for number, row in enumerate(found[: _count(n)], start=1)]
+        from outlay.tasks.readers import TEXT_COLUMN
+        from outlay.text.text_file import suffix_of
 
-    def table(self, path: Path) -> list[FileRow]:
+        target, source = self._target_column(path, found, needs_target), self.data.source_column
+        if suffix_of(path) == ".txt" and source not in found[0].columns:
+            source = TEXT_COLUMN
+        rows = []
+        for number, row in enumerate(found[: check_count(n)], start=1):
+            origin = f"{row.origin} (row {number})"
+            text = cell(row, source, "--source-column")
+            if text is None or not text.strip():
+                raise DataError(f"{origin} has an empty source; remove the row")
+            gold = None if target is None or row.columns.get(target) is None else cell(row, target, "--target-column")
+            rows.append(TaskRow(text, self.segments(text), gold, origin))
+        return rows
+
+    def table(self, path: Path) -> list[SourceRow]:
         """Read every row of a file with its columns; adds decisions about the file's form to ``notes``.
+
+        Files are JSON lines, a JSON list of objects, CSV, TSV or text (each also gzip-packed), or Parquet.
 
         Raises:
             MissingData: the file is absent, empty or breaks off.
             DataError: its suffix is unknown or a row cannot be read.
+            UsageError: the delimiter is no single character.
         """
-        found = read_table(path, self.asked.delimiter)
+        from pydantic import ValidationError
+
+        from outlay.tasks.readers import read_file
+        from outlay.tasks.sources import DataFile
+
+        if not path.is_file():
+            what = "is a folder, not a file of rows" if path.is_dir() else "is not there"
+            raise MissingData(f"{path} {what}; check the path")
+        delimiter = self.data.delimiter
+        try:
+            file = DataFile(file=str(path), delimiter=delimiter)
+        except ValidationError:
+            raise UsageError(
+                f"--delimiter {delimiter!r} is no character between columns; give one such as ',', ';' or a tab"
+            ) from None
+        found = read_file(file, path)
         self.notes += [note for note in found.notes if note not in self.notes]
         return found.rows
 
     def checked(self, rows: Sequence[TaskRow], form: TaskSpec) -> list[TaskRow]:
-        """Return the rows as `check_golds` does; adds golds that were read from numbers to ``notes``.
+        """Return rows with each gold answer spelled as in the label set; refuse rows that cannot be trained on or scored.
+
+        Golds that were read from numbers are added to ``notes``.
 
         Raises:
-            LabelError: as `check_golds`.
+            LabelError: no gold answer, an empty one where there must be one (a text without entities has an empty line), or one
+                outside the label set.
         """
-        checked = check_golds(rows, form)
+        checked = [with_named_gold(row, form) for row in rows]
+        is_empty = [row.gold is None or (form.kind != "entities" and not row.gold.strip()) for row in rows]
+        for row, named_row, has_none in zip(rows, checked, is_empty, strict=True):
+            gold = named_row.gold or ""
+            if has_none:
+                n_without = sum(is_empty)
+                also = f", as {n_without:,} of the {len(rows):,} rows have" if n_without > 1 else ""
+                raise LabelError(f"{row.origin} has an empty target{also}; give it an answer or remove the row")
+            if form.kind == "classification" and gold not in form.labels:
+                raise LabelError(f"{row.origin} {label_problem(gold, form.labels)}; correct it or --labels")
+            if form.kind == "entities" and (rest := unlabelled(gold, form.labels)):
+                raise LabelError(
+                    f"{row.origin} has no type behind {shorten(rest)!r}; write `text [Type]`, types are {named(form.labels)}"
+                )
         before, after = [row.gold or "" for row in rows], [row.gold or "" for row in checked]
         self.notes += number_coded(before, after, "gold answer")
         return checked
-
-    def _source_column(self, path: Path, first: FileRow) -> str:
-        """Return the column of the source; for a text file, which has no columns, that of its lines."""
-        from outlay.tasks.readers import TEXT_COLUMN
-        from outlay.text.text_file import suffix_of
-
-        is_lines = suffix_of(path) == ".txt" and self.asked.source_column not in first.columns
-        return TEXT_COLUMN if is_lines else self.asked.source_column
-
-    def _file_row(self, number: int, row: FileRow, source: str, target: str | None) -> TaskRow:
-        text = cell(row, source, "--source-column")
-        if text is None or not text.strip():
-            raise DataError(f"{row.origin} (row {number}) has an empty source; remove the row")
-        gold = None if target is None or row.columns.get(target) is None else cell(row, target, "--target-column")
-        return TaskRow(text, self.segments(text), gold, f"{row.origin} (row {number})")
 
     def segments(self, text: str) -> tuple[str, ...]:
         """Return the text's segments by the task's template; the whole text where the template does not fit."""
@@ -237,62 +254,31 @@ class DataReader:
             return (text,)
         return tuple(fields[name] for name in self.task.segment_names)
 
-    def _target_column(self, path: Path, found: Sequence[FileRow], needs_target: bool) -> str | None:
-        name = self.asked.target_column or TARGET
+    def _target_column(self, path: Path, found: Sequence[SourceRow], needs_target: bool) -> str | None:
+        name = self.data.target_column or TARGET
         columns = found[0].columns
         if any(name in row.columns for row in found):
             return name
-        if needs_target or self.asked.target_column is not None:
+        if needs_target or self.data.target_column is not None:
             raise _no_column(str(path), name, columns, "--target-column")
         return None
 
-    def _row(self, example: Example, golds: Mapping[str, str] | None) -> TaskRow:
+    @cached_property
+    def _splits(self) -> Mapping[str, list[Example]]:
+        from outlay.tasks.loading import load_data
+
         assert self.task is not None
-        gold = example.label if golds is None else golds.get(example.text)
-        return TaskRow(example.text, self.task.segments_of(example), gold, example.origin)
-
-    def _examples(self) -> dict[str, list[Example]]:
-        if self._splits is None:
-            from outlay.tasks.loading import load_data
-
-            assert self.task is not None
-            data = load_data(self.task, self.asked.data)
-            self.notes += data.notes
-            pool = [example for part in data.pool for example in part.examples]
-            self._splits = {"train": data.train, "dev": data.dev, "test": data.test, "pool": pool}
-        return self._splits
-
-    def _train_labels(self, n: int | None, seed: int) -> dict[str, str]:
-        train = _ordered(self._examples()["train"], seed)[: _count(n)]
-        return {example.text: example.label for example in train if example.label is not None}
+        data = load_data(self.task, None if self.data.folder is None else Path(self.data.folder))
+        self.notes += data.notes
+        pool = [example for part in data.pool for example in part.examples]
+        return {"train": data.train, "dev": data.dev, "test": data.test, "pool": pool}
 
 
-def check_golds(rows: Sequence[TaskRow], form: TaskSpec) -> list[TaskRow]:
-    """Return rows with each gold answer spelled as in the label set; refuse rows that cannot be trained on or scored.
-
-    Raises:
-        LabelError: no gold answer, an empty one where there must be one (a text without entities has an empty line), or one
-            outside the label set.
-    """
-    checked = list(rows)
-    for i, row in enumerate(rows):
-        if row.gold is None or (form.kind != "entities" and not row.gold.strip()):
-            raise _unlabelled(rows, row, form)
-        if form.kind == "classification" and row.gold not in form.labels:
-            checked[i] = replace(row, gold=named_class(row.gold, form.labels))
-            if checked[i].gold not in form.labels:
-                raise LabelError(f"{row.origin} {label_problem(row.gold, form.labels)}; correct it or --labels")
-        if form.kind == "entities" and (rest := unlabelled(row.gold, form.labels)):
-            raise LabelError(
-                f"{row.origin} has no type behind {shorten(rest)!r}; write `text [Type]`, types are {named(form.labels)}"
-            )
-    return checked
-
-
-def _unlabelled(rows: Sequence[TaskRow], first: TaskRow, form: TaskSpec) -> LabelError:
-    n_without = sum(row.gold is None or (form.kind != "entities" and not row.gold.strip()) for row in rows)
-    also = f", as {n_without:,} of the {len(rows):,} rows have" if n_without > 1 else ""
-    return LabelError(f"{first.origin} has an empty target{also}; give it an answer or remove the row")
+def with_named_gold(row: TaskRow, form: TaskSpec) -> TaskRow:
+    """Return a row with its gold answer spelled as in the label set; other answers stay."""
+    if row.gold is None or form.kind != "classification":
+        return row
+    return replace(row, gold=named_class(row.gold, form.labels))
 
 
 def number_coded(before: Iterable[str], after: Iterable[str], what: str) -> list[str]:
@@ -305,41 +291,15 @@ def number_coded(before: Iterable[str], after: Iterable[str], what: str) -> list
     return [f"{len(changed):,} {are} such as {old}, which is read as {new}"]
 
 
-def read_table(path: Path, delimiter: str | None = None) -> FileRows:
-    """Read the rows of a file: JSON lines, a JSON list of objects, CSV, TSV or text (each also gzip-packed), or Parquet.
-
-    Raises:
-        MissingData: the file is absent, empty or breaks off.
-        DataError: its suffix is unknown or a row cannot be read.
-    """
-    from pydantic import ValidationError
-
-    from outlay.tasks.readers import read_file
-    from outlay.tasks.sources import DataFile
-
-    if not path.is_file():
-        what = "is a folder, not a file of rows" if path.is_dir() else "is not there"
-        raise MissingData(f"{path} {what}; check the path")
-    try:
-        file = DataFile(file=str(path), delimiter=delimiter)
-    except ValidationError:
-        raise UsageError(
-            f"--delimiter {delimiter!r} is no character between columns; give one such as ',', ';' or a tab"
-        ) from None
-    return read_file(file, path)
-
-
-def cell(row: FileRow, column: str, option: str) -> str | None:
+def cell(row: SourceRow, column: str, option: str) -> str | None:
     """Return one value as text, ``None`` where it is missing.
 
     Raises:
         DataError: no such column, or neither text nor number in it.
     """
-    from outlay.tasks.readers import cell_text
-
     if column not in row.columns:
         raise _no_column(row.origin, column, row.columns, option)
-    return cell_text(row.origin, row.columns, column)
+    return row.text(column)
 
 
 def _no_column(where: str, name: str, columns: Mapping[str, Any], option: str) -> DataError:
@@ -390,11 +350,12 @@ def check_each_once(ids: Iterable[str], what: str) -> None:
         raise DataError(f"{what} {len(twice):,} {CUSTOM_ID} more than once: {some_of(twice)}; keep one of each")
 
 
-def _count(n: int | None) -> int | None:
+def check_count(n: int | None) -> int | None:
+    """Return a number of rows to take, ``None`` = all.
+
+    Raises:
+        UsageError: less than one row.
+    """
     if n is not None and n < 1:
         raise UsageError(f"{n} rows were asked for; ask for at least 1")
     return n
-
-
-def _first(*values: Any) -> Any:
-    return next(value for value in values if value is not None)

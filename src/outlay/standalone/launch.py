@@ -17,22 +17,18 @@ def is_ours() -> bool:
     return _OURS in os.environ
 
 
-def is_launched() -> bool:
-    """Return whether a launcher (ours, torchrun, `accelerate launch`) started this process beside others."""
-    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
-
-
 def needs_launch(n_asked: int | None) -> bool:
     """Return whether the command must be started again as several processes.
 
     Raises:
         UsageError: less than one process, or another number than a launcher has started already.
     """
-    if n_asked is not None and n_asked < 1:
-        raise UsageError(f"--processes is {n_asked}; it must be at least 1")
     if n_asked is None:
         return False
-    if is_launched():
+    if n_asked < 1:
+        raise UsageError(f"--processes is {n_asked}; it must be at least 1")
+    # Our launcher, torchrun and `accelerate launch` set both.
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         n_there = int(os.environ["WORLD_SIZE"])
         if n_there != n_asked:
             raise UsageError(f"--processes is {n_asked}, and a launcher has started {n_there}; leave --processes out")

@@ -39,10 +39,10 @@ class Token(NamedTuple):
     logprob: float
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """One position: the generated token and the likeliest ones; ``logsumexp``: in our own export, by temperature."""
 
-    said: Token
+    token: Token
     likeliest: Sequence[Token]
     logsumexp: Mapping[str, float] | None = None
 
@@ -51,8 +51,8 @@ class Place(NamedTuple):
 class Record:
     """One row of a file, whichever its format.
 
-    ``answer``: ``None`` where the file gives tokens only; ``places``: ``None`` where it gives no log-probabilities; ``padding``:
-    positions behind the answer's end; ``is_cut``: the answer ended at its length limit; ``about``: the header.
+    ``answer``: ``None`` where the file gives tokens only; ``positions``: ``None`` where it gives no log-probabilities;
+    ``padding``: positions behind the answer's end; ``is_cut``: the answer ended at its length limit; ``about``: the header.
     """
 
     origin: str
@@ -61,8 +61,8 @@ class Record:
     answer: str | None
     gold: str | None
     segments: tuple[str, ...] | None
-    places: tuple[Place, ...] | None
-    padding: tuple[Place, ...] = ()
+    positions: tuple[Position, ...] | None
+    padding: tuple[Position, ...] = ()
     is_cut: bool = False
     about: Columns | None = None
 
@@ -74,9 +74,9 @@ def read_record(columns: Columns, origin: str, *, source_column: str, target_col
         DataError: the row has another form, or a log-probability that is no number; names the ``origin``.
     """
     try:
-        answer, found, said = _answer(columns)
-        places = None if found is None else _places(found, said, origin)
-        padding = tuple(_spot(each, origin) for each in columns.get("padding") or ())
+        answer, logprobs, body = _answer(columns)
+        positions = None if logprobs is None else _positions(logprobs, body, origin)
+        padding = tuple(_position(each, origin) for each in columns.get("padding") or ())
         about = columns.get(HEADER)
         return Record(
             origin=origin,
@@ -85,9 +85,9 @@ def read_record(columns: Columns, origin: str, *, source_column: str, target_col
             answer=answer,
             gold=_text(columns, target_column or "gold"),
             segments=None if columns.get("segments") is None else tuple(columns["segments"]),
-            places=places,
+            positions=positions,
             padding=padding,
-            is_cut=said.get("finish_reason") == "length",
+            is_cut=body.get("finish_reason") == "length",
             about=json.loads(about) if isinstance(about, str) else about,
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -115,28 +115,27 @@ def _answer(columns: Columns) -> tuple[str | None, Any, Columns]:
         message = choice.get("message")
         text = choice.get("text") if message is None else message.get("content")
         return text, choice.get("logprobs"), choice
-    said = body["outputs"][0] if body.get("outputs") else body
-    found = said.get("logprobs")
-    return _text(said, "answer", "text"), said.get("content") if found is None else found, said
+    answer = body["outputs"][0] if body.get("outputs") else body
+    logprobs = answer.get("logprobs")
+    return _text(answer, "answer", "text"), answer.get("content") if logprobs is None else logprobs, answer
 
 
-def _places(found: Any, said: Columns, origin: str) -> tuple[Place, ...]:
-    if isinstance(found, Mapping) and found.get("tokens") is not None:
-        return _of_completion(found, origin)
-    if isinstance(found, Mapping):
-        return tuple(_spot(each, origin) for each in found["content"])
-    if all("logprob" in each for each in found):
-        return tuple(_spot(each, origin) for each in found)
-    numbers: Sequence[Any] = said["token_ids"]
-    if len(numbers) != len(found):
-        raise ValueError(f"{len(numbers)} token_ids but logprobs of {len(found)} positions")
-    return tuple(_of_vllm(int(number), each, origin) for number, each in zip(numbers, found, strict=True))
+def _positions(logprobs: Any, answer: Columns, origin: str) -> tuple[Position, ...]:
+    if isinstance(logprobs, Mapping) and logprobs.get("tokens") is not None:
+        return _of_completion(logprobs, origin)
+    listed = logprobs["content"] if isinstance(logprobs, Mapping) else logprobs
+    if isinstance(logprobs, Mapping) or all("logprob" in each for each in listed):
+        return tuple(_position(each, origin) for each in listed)
+    numbers: Sequence[Any] = answer["token_ids"]
+    if len(numbers) != len(listed):
+        raise ValueError(f"{len(numbers)} token_ids but logprobs of {len(listed)} positions")
+    return tuple(_of_vllm(int(number), each, origin) for number, each in zip(numbers, listed, strict=True))
 
 
-def _spot(each: Columns, origin: str) -> Place:
+def _position(each: Columns, origin: str) -> Position:
     """Read ``{token, token_id, logprob, top_logprobs: [{token, token_id, logprob}]}``."""
-    said, likeliest = _token(each, origin), [_token(top, origin) for top in each.get("top_logprobs") or ()]
-    return Place(said, likeliest, each.get("logsumexp"))
+    likeliest = [_token(top, origin) for top in each.get("top_logprobs") or ()]
+    return Position(_token(each, origin), likeliest, each.get("logsumexp"))
 
 
 def _token(each: Columns, origin: str) -> Token:
@@ -144,30 +143,30 @@ def _token(each: Columns, origin: str) -> Token:
     return _named(each.get("token"), None if number is None else int(number), each["logprob"], origin)
 
 
-def _of_completion(found: Columns, origin: str) -> tuple[Place, ...]:
+def _of_completion(logprobs: Columns, origin: str) -> tuple[Position, ...]:
     """Read ``{tokens, token_logprobs, top_logprobs: [{token: logprob}]}``; ``top_logprobs`` may be left out."""
-    tokens, logprobs = found["tokens"], found["token_logprobs"]
-    tops = found.get("top_logprobs") or [None] * len(tokens)
+    tokens = logprobs["tokens"]
+    tops = logprobs.get("top_logprobs") or [None] * len(tokens)
     return tuple(
-        Place(
+        Position(
             _named(token, None, logprob, origin),
             [_named(text, None, value, origin) for text, value in (top or {}).items()],
         )
-        for token, logprob, top in zip(tokens, logprobs, tops, strict=True)
+        for token, logprob, top in zip(tokens, logprobs["token_logprobs"], tops, strict=True)
     )
 
 
-def _of_vllm(number: int, found: Columns, origin: str) -> Place:
+def _of_vllm(number: int, entries: Columns, origin: str) -> Position:
     """Read ``{"<token_id>": {logprob, rank, decoded_token}}``, the generated token among them."""
     tokens = [
         _named(entry.get("decoded_token"), int(key), entry["logprob"], origin)
-        for key, entry in found.items()
+        for key, entry in entries.items()
         if entry is not None
     ]
-    said = next((token for token in tokens if token.number == number), None)
-    if said is None:
+    generated = next((token for token in tokens if token.number == number), None)
+    if generated is None:
         raise ValueError(f"token {number} is not among its own logprobs")
-    return Place(said, tokens)
+    return Position(generated, tokens)
 
 
 def _named(text: str | None, number: int | None, logprob: Any, origin: str) -> Token:

@@ -51,7 +51,7 @@ class OutputDir:
         """Return whether the result is a folder."""
         return self.request.parent == self.out
 
-    def look(self, request: Mapping[str, Any], *, overwrite: bool) -> Document | None:
+    def check(self, request: Mapping[str, Any], *, overwrite: bool) -> Document | None:
         """Return the summary of a finished equal request, else ``None``; refuse an output in use. Writes nothing.
 
         Raises:
@@ -71,7 +71,7 @@ class OutputDir:
         return self._finished() if known == asked else None
 
     def open(self, request: Mapping[str, Any]) -> None:
-        """Write the request, once `look` has allowed it; removes the output of another request."""
+        """Write the request, once `check` has allowed it; removes the output of another request."""
         known, asked = self._known(), _plain(request)
         if known is not None and known != asked:
             self._clear()
@@ -79,7 +79,7 @@ class OutputDir:
             self.write_json(self.request, asked)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Lock the output for one process at a time.
 
         Raises:

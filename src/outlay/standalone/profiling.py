@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from outlay.train.profiler import Profiler
 
 
-def new_stopwatch(wanted: bool) -> Profiler | None:
+def new_profiler(wanted: bool) -> Profiler | None:
     """Return a profiler for this process's device, ``None`` where none is wanted."""
     if not wanted:
         return None
@@ -19,13 +19,13 @@ def new_stopwatch(wanted: bool) -> Profiler | None:
     return Profiler(current_process().device)
 
 
-def seconds_of(stopwatch: Profiler | None) -> dict[str, float]:
+def seconds_of(profiler: Profiler | None) -> dict[str, float]:
     """Stop a profiler and return its seconds by part, the rest as ``other``; nothing without a profiler."""
-    if stopwatch is None:
+    if profiler is None:
         return {}
-    stopwatch.stop()
-    rest = max(0.0, stopwatch.wall_seconds - sum(stopwatch.seconds.values()))
-    return {name: round(seconds, 4) for name, seconds in {**stopwatch.seconds, "other": rest}.items()}
+    profiler.stop()
+    rest = max(0.0, profiler.wall_seconds - sum(profiler.seconds.values()))
+    return {name: round(seconds, 4) for name, seconds in {**profiler.seconds, "other": rest}.items()}
 
 
 def profile_of_parts(pieces: Sequence[Mapping[str, float]], flops: int | None, precision: str) -> dict[str, Any]:

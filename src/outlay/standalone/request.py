@@ -1,14 +1,16 @@
-"""Rows and task form of the single steps, as a Python call names them."""
+"""Rows and task form of the single steps, as options and Python calls name them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from outlay.errors import UsageError
-from outlay.standalone.inputs import DataOptions
 from outlay.storage.paths import expand_path
+
+_EVERY_STEP = ("task", "folder", "source_column", "target_column", "delimiter")
+"""Fields of `Data` that every step takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,28 +57,17 @@ class Data:
     max_source_tokens: int | None = None
     max_target_tokens: int | None = None
 
-    def options(self, step: str, taken: Collection[str]) -> DataOptions:
-        """Return the options of a step; ``taken``: fields that it takes beside those of every step.
+    def checked(self, step: str, taken: Collection[str]) -> Data:
+        """Return these data with ``~`` in paths expanded; ``taken``: fields that the step takes beside those of every step.
 
         Raises:
             UsageError: a field is given that the step does not take.
         """
         for each in fields(self):
-            if each.name not in (*_ROWS, *taken) and getattr(self, each.name) != each.default:
+            if each.name not in (*_EVERY_STEP, *taken) and getattr(self, each.name) != each.default:
                 raise UsageError(f"{step} takes no {each.name}; leave it out of its Data")
-        return DataOptions(
-            task=None if self.task is None else str(self.task),
-            data=None if self.folder is None else expand_path(self.folder),
-            source_column=self.source_column,
-            target_column=self.target_column,
-            kind=self.kind,
-            labels=tuple(self.labels),
-            prefix=self.prefix,
-            max_source_tokens=self.max_source_tokens,
-            max_target_tokens=self.max_target_tokens,
-            delimiter=self.delimiter,
-        )
 
+        def expanded(path: str | Path | None) -> Path | None:
+            return None if path is None else expand_path(path)
 
-_ROWS = ("task", "folder", "source_column", "target_column", "delimiter")
-"""Fields of `Data` that every step takes."""
+        return replace(self, folder=expanded(self.folder), file=expanded(self.file), dev_file=expanded(self.dev_file))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from outlay.metrics import Reading
-from outlay.standalone.prediction_file import PREDICTION
+from outlay.standalone.prediction_file import read_predictions
 from outlay.standalone.runtime import StepReport
 
 
@@ -33,6 +32,12 @@ class StepResult:
     notes: tuple[str, ...]
     report: StepReport = field(repr=False)
 
+    @classmethod
+    def of(cls, report: StepReport) -> Self:
+        """Read the report of a step; fields that only this kind of result has are facts of the same names."""
+        shared = _shared(report)
+        return cls(**shared, **{each.name: report.facts[each.name] for each in fields(cls) if each.name not in shared})
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult(StepResult):
@@ -52,12 +57,6 @@ class TrainingResult(StepResult):
     n_steps: int
     n_parameters: int
 
-    @classmethod
-    def of(cls, report: StepReport) -> TrainingResult:
-        """Read the report of `outlay.standalone.training`."""
-        names = ("dev", "dev_score", "n_dev", "n_steps", "n_parameters")
-        return cls(**_shared(report), **{name: report.facts[name] for name in names})
-
 
 @dataclass(frozen=True, slots=True)
 class TargetsResult(StepResult):
@@ -65,25 +64,14 @@ class TargetsResult(StepResult):
 
     kind: str
 
-    @classmethod
-    def of(cls, report: StepReport) -> TargetsResult:
-        """Read the report of `outlay.standalone.inference.teach`."""
-        return cls(**_shared(report), kind=report.facts["kind"])
-
 
 @dataclass(frozen=True, slots=True)
 class PredictionResult(StepResult):
     """A file of predictions, one JSON object a line."""
 
-    @classmethod
-    def of(cls, report: StepReport) -> PredictionResult:
-        """Read the report of `outlay.standalone.inference.predict`."""
-        return cls(**_shared(report))
-
     def answers(self) -> list[str]:
         """Return the model's answers, in the order of the rows."""
-        lines = self.path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line)[PREDICTION] for line in lines if line]
+        return read_predictions(self.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from outlay.errors import OutlayError, UnknownModel, UsageError
-from outlay.hardware.precision import remarks, resolve
 from outlay.settings import DEFAULT_THREADS, MOST_THREADS, SAVE_SECONDS
 from outlay.spec import Family, TaskSpec, can_answer
 from outlay.standalone.output_dir import OutputDir
 from outlay.storage.locations import default_root
-from outlay.text.listener import Listener
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -129,7 +127,7 @@ class StepReport:
         return asdict(self)
 
     @classmethod
-    def again(cls, summary: dict[str, Any]) -> StepReport:
+    def of_finished(cls, summary: dict[str, Any]) -> StepReport:
         """Read the report from the summary of a finished step."""
         return cls(**{**summary, "is_old": True})
 
@@ -165,14 +163,6 @@ def refuse_family(family: Family, form: TaskSpec, ref: str) -> None:
         )
 
 
-def resolved(asked: str, listener: Listener) -> str:
-    """Return the precision that ``asked`` means on the main process's machine; reports an unusual one to the listener."""
-    precision = on_main(lambda: resolve(asked))
-    for line in remarks([asked]):
-        listener.say(line)
-    return precision
-
-
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
@@ -192,28 +182,28 @@ def on_main(act: Callable[[], T]) -> T:
         return act()
     from outlay.train.distributed import current_process
 
-    place = current_process()
-    told: list[tuple[T | None, OutlayError | None]] = []
-    if place.is_main:
+    process = current_process()
+    outcomes: list[tuple[T | None, OutlayError | None]] = []
+    if process.is_main:
         try:
-            told = [(act(), None)]
+            outcomes = [(act(), None)]
         except OutlayError as error:
-            told = [(None, error)]
-    [(value, problem)] = place.gather(told)
+            outcomes = [(None, error)]
+    [(value, problem)] = process.gather(outcomes)
     if problem is not None:
         raise problem
     return value  # type: ignore[return-value]
 
 
 @contextmanager
-def alone(home: OutputDir) -> Iterator[None]:
+def lock(output: OutputDir) -> Iterator[None]:
     """Lock an output for one launch at a time.
 
     Raises:
         UsageError: another launch holds the lock.
     """
     with ExitStack() as stack:
-        on_main(lambda: stack.enter_context(home.alone()))
+        on_main(lambda: stack.enter_context(output.lock()))
         yield
 
 

@@ -12,7 +12,7 @@ from outlay.errors import ArtifactDamaged, MissingData, UsageError
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TargetKind, TaskSpec
 from outlay.standalone.inputs import TaskRow
-from outlay.standalone.output_dir import SUMMARY, Document, read_object
+from outlay.standalone.output_dir import SUMMARY, Document, OutputDir, json_lines, read_object
 from outlay.storage.hashing import digest_of, digest_of_file
 
 if TYPE_CHECKING:
@@ -31,12 +31,16 @@ def block_name(number: int) -> str:
 class TargetsFolder:
     """Finished folder of targets.
 
-    ``index``: form and kind of the targets, settings of teaching, sha256 of each block's file; ``digest``: of the index.
+    ``index``: as in its file, with the sha256 of each block's; ``digest``: of the index; ``form``: of the task that the teacher
+    answered; ``settings``: of its answers.
     """
 
     folder: Path
     index: Document
     digest: str
+    form: TaskSpec
+    kind: TargetKind
+    settings: TeachSettings
 
     @classmethod
     def open(cls, folder: Path) -> TargetsFolder:
@@ -59,23 +63,8 @@ class TargetsFolder:
             raise MissingData(f"{path} cannot be read ({type(error).__name__}); teach again") from error
         if found != FORMAT:
             raise MissingData(f"{path} has format {found}, this version of outlay reads {FORMAT}; teach again")
-        return cls(folder, index, digest_of(path.read_bytes()))
-
-    @property
-    def form(self) -> TaskSpec:
-        """Return the form of the task that the teacher answered."""
-        return TaskSpec.from_json(self.index["form"])
-
-    @property
-    def kind(self) -> TargetKind:
-        """Return the kind of the targets."""
-        kind: TargetKind = self.index["kind"]
-        return kind
-
-    @property
-    def settings(self) -> TeachSettings:
-        """Return the settings of the teacher's answers."""
-        return TeachSettings(**self.index["settings"])
+        form, settings = TaskSpec.from_json(index["form"]), TeachSettings(**index["settings"])
+        return cls(folder, index, digest_of(path.read_bytes()), form, index["kind"], settings)
 
     def rows(self) -> list[TaskRow]:
         """Read the rows that the teacher answered, in order."""
@@ -100,11 +89,9 @@ class TargetsFolder:
         from outlay.train.targets.targets import SparseTargets
 
         blocks: list[SparseTargets] = []
-        n_found = 0
         for block in self.blocks():
             blocks.append(block)
-            n_found += len(block)
-            if n_found >= n_rows:
+            if sum(map(len, blocks)) >= n_rows:
                 break
         whole = SparseTargets.concatenate(blocks)
         return whole if len(whole) == n_rows else whole.select(range(n_rows))
@@ -168,7 +155,13 @@ class TargetsFolder:
             UsageError: other tokens than the teacher's, a temperature that is not offered, or the published objective on targets
                 without padding.
         """
-        self._check_temperature(settings.temperature)
+        offered = () if self.kind == "text" else next(self.blocks()).temperatures
+        if offered and settings.temperature not in offered:
+            known = ", ".join(f"{t:g}" for t in offered)
+            raise UsageError(
+                f"--temperature is {settings.temperature:g}, and {self.folder} has the teacher's log-sum-exp at {known} only; "
+                f"add --temperature {offered[0]:g}"
+            )
         if settings.objective == "published" and not self.settings.keep_padding:
             raise UsageError(
                 f"--objective published reads padded positions, and {self.folder} keeps none; "
@@ -176,11 +169,12 @@ class TargetsFolder:
             )
         if self.kind not in ("tokens", "tags") or [student, base] == self.index["student"]:
             return
-        from outlay.train.api import same_tokenizer
+        from outlay.models.loading import same_tokenizer
 
         # Targets that were imported have the tokens of the student they were imported for.
-        teacher, own = self.index["student"] if "imported" in self.index else (self.index["teacher"], None)
-        if "imported" not in self.index and not Path(teacher).is_dir():
+        is_imported = "imported" in self.index
+        teacher, own = self.index["student"] if is_imported else (self.index["teacher"], None)
+        if not is_imported and not Path(teacher).is_dir():
             raise UsageError(
                 f"the targets are {self.kind} of the teacher's tokenizer, and {teacher} is no longer there to compare "
                 f"with {student}; teach again with --student {student}"
@@ -189,17 +183,6 @@ class TargetsFolder:
             raise UsageError(
                 f"the targets are {self.kind} of another tokenizer than that of {student}; "
                 f"{self._again} with --student {student}"
-            )
-
-    def _check_temperature(self, temperature: float) -> None:
-        if self.kind == "text":
-            return
-        offered = next(self.blocks()).temperatures
-        if temperature not in offered:
-            known = ", ".join(f"{t:g}" for t in offered)
-            raise UsageError(
-                f"--temperature is {temperature:g}, and {self.folder} has the teacher's log-sum-exp at {known} only; "
-                f"add --temperature {offered[0]:g}"
             )
 
 
@@ -223,6 +206,26 @@ def answer_lines(rows: Sequence[TaskRow], answers: Sequence[str]) -> list[Docume
         {"source": row.text, "prediction": said, **({} if row.gold is None else {"gold": row.gold})}
         for row, said in zip(rows, answers, strict=True)
     ]
+
+
+def write_index(output: OutputDir, rows: Sequence[TaskRow], index: Document) -> Document:
+    """Write rows, answers and index of a folder whose blocks are written, and return the facts of its report."""
+    from outlay.train.targets.targets import SparseTargets
+
+    def blocks() -> Iterator[SparseTargets]:
+        return (SparseTargets.open(output.out / name) for name in index["blocks"])
+
+    output.write(output.out / ROWS, json_lines([row.to_json() for row in rows]))
+    answers = [answer for block in blocks() for answer in block.answers]
+    output.write(output.out / ANSWERS, json_lines(answer_lines(rows, answers)))
+    output.write_json(output.out / INDEX, index)
+    return {
+        "targets": str(output.out),
+        "kind": index["kind"],
+        "n_rows": len(rows),
+        "n_blocks": len(index["blocks"]),
+        "kept": kept_of(blocks()),
+    }
 
 
 def kept_of(blocks: Iterable[SparseTargets]) -> Document:

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from outlay.errors import StudyFileError, UnknownStrategy, UnknownStudy, UnknownTask, UsageError
 from outlay.hardware.precision import check_asked
@@ -27,7 +27,7 @@ from outlay.report.results import Layout
 from outlay.storage.paths import as_word, expand
 from outlay.study.schema import OTHERS, Scale, TaskAxes, merged, union_of, values_of
 from outlay.tasks.task import load_task
-from outlay.tasks.yaml_file import Name, NonEmpty, YamlBlock, first_problem, read_yaml
+from outlay.tasks.yaml_file import Name, NonEmpty, YamlBlock, read_yaml
 from outlay.text.legible import repeats
 
 
@@ -360,11 +360,7 @@ def load_study(path: Path) -> StudyFile:
     """
     if not path.is_file():
         raise UnknownStudy(f"no study file {path}; give an existing YAML file or one of {', '.join(shipped_studies())}")
-    content = read_yaml(path, StudyFileError, "docs/studies.md")
-    try:
-        study = StudyFile.model_validate(content)
-    except ValidationError as error:
-        raise StudyFileError(f"{path}: {first_problem(error, study_schema(), 'the study')}") from None
+    study = read_yaml(path, StudyFile, StudyFileError, "the study", "docs/studies.md")
     study._folder = path.parent
     return study
 

@@ -8,13 +8,12 @@ other intents, and a share of the train labels is wrong, mostly towards a neighb
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from functools import cache
 from importlib import resources
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from outlay.errors import UsageError
 from outlay.storage.files import write_bytes, write_text
+from outlay.storage.hashing import digest_of
 
 # Exponents of the preference for early alternatives: index = floor(n * u ** skew) for u uniform on [0, 1).
 WORDING_SKEW = 1.25
@@ -70,7 +70,7 @@ class DemoSplits:
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """Shared lists, the wordings of each intent, and the intents that each is mistaken for."""
+    """Shared lists, the wordings of each intent in the order of the file, and the intents that each is mistaken for."""
 
     lists: Mapping[str, Sequence[str]]
     wordings: Mapping[str, Sequence[str]]
@@ -129,12 +129,8 @@ def generate(
     test, rest = rows[:n_test], rows[n_test:]
     dev, rest = rest[:n_dev], rest[n_dev:]
     train, pool = rest[:n_train], rest[n_train:]
-    return DemoSplits(
-        train=_with_errors(train, noise, random.Random(seed + 1)),
-        dev=dev,
-        test=test,
-        pool=tuple(row.message for row in pool),
-    )
+    noisy = _with_errors(train, noise, random.Random(seed + 1))
+    return DemoSplits(noisy, dev, test, tuple(row.message for row in pool))
 
 
 def _distinct_rows(rng: random.Random, n_rows: int) -> tuple[DemoRow, ...]:
@@ -253,20 +249,15 @@ def write_demo(folder: Path, seed: int = 0, noise: float = DEFAULT_NOISE) -> Pat
     """
     splits = generate(seed, noise=noise)
     labelled = {"train": splits.train, "dev": splits.dev, "test": splits.test}
-    files = {
-        name: _jsonl([{"message": row.message, "label": row.label} for row in rows]) for name, rows in labelled.items()
-    }
-    files["pool"] = _jsonl([{"message": message} for message in splits.pool])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
+    rows = {name: [asdict(row) for row in split] for name, split in labelled.items()}
+    rows["pool"] = [{"message": message} for message in splits.pool]
+    values = {"seed": seed, "noise": noise, "labels": ", ".join(grammar().intents)}
+    for name, split in rows.items():
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in split).encode()
         write_bytes(folder / f"{name}.jsonl", content)
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    counts = {f"n_{name}": content.count(b"\n") for name, content in files.items()}
-    text = _TASK_FILE.format_map(
-        {"seed": seed, "noise": noise, "labels": ", ".join(grammar().intents), **digests, **counts}
-    )
+        values |= {name: digest_of(content), f"n_{name}": len(split)}
     task_file = folder / "task.yaml"
-    write_text(task_file, text)
+    write_text(task_file, _TASK_FILE.format_map(values))
     return task_file
 
 
@@ -278,7 +269,3 @@ def demo_story(n_ways: int, label_usd: str) -> str:
         f"{n_labels} labels at ${label_usd} for it, or {DEMO_N_INITIAL} for a larger teacher and the compute to\n"
         f"distil what that knows. {n_ways} ways to spend it, minutes in all."
     )
-
-
-def _jsonl(rows: Sequence[Mapping[str, str]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

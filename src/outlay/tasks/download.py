@@ -85,7 +85,7 @@ def fetch(
         task: The task whose files are needed.
         source: A folder, or an ``http://``, ``https://`` or ``file://`` address, laid out like the data folder.
         dest: Data folder; by default ``OUTLAY_DATA`` or outlay's own data folder.
-        progress: Told about every chunk that has come.
+        progress: Called for every chunk that has come.
 
     Raises:
         MissingData: A file is needed and there is no source, the source does not have it, or its sha256 differs.
@@ -101,17 +101,14 @@ def fetch(
             fetched.append(Fetched(file.file, here, here.stat().st_size, copied=False))
             continue
         if source is None:
-            way_out = f"`{get_command(task)}` copies it"
-            public = " | ".join(origins(task))
-            raise MissingData(f"{here} is needed and no mirror is given: {way_out}; the public origins are: {public}")
+            raise MissingData(
+                f"{here} is needed and no mirror is given: `{get_command(task)}` copies it; the public origins are: "
+                f"{' | '.join(origins(task))}"
+            )
         target = root / _inside(expand(file.file))
-        _copy(file, source, target, progress or _silent)
+        _copy(file, source, target, progress or (lambda *_: None))
         fetched.append(Fetched(file.file, target, target.stat().st_size, copied=True))
     return fetched
-
-
-def _silent(_file: str, _n_bytes: int, _n_expected: int | None) -> None:
-    pass
 
 
 def _is_good(file: DataFile, path: Path) -> bool:
@@ -143,8 +140,9 @@ def _copy(file: DataFile, source: str, target: Path, progress: Progress) -> None
         if n_expected is not None and n_bytes != n_expected:
             raise MissingData(f"{file.file}: {n_bytes} of {n_expected} bytes came from {source}; fetch it again")
         if file.sha256 is not None and (found := digest_of_file(temporary)) != file.sha256:
-            where = f"{file.file} from {source} has sha256 {found}"
-            raise MissingData(f"{where}, the task says {file.sha256}; use another mirror")
+            raise MissingData(
+                f"{file.file} from {source} has sha256 {found}, the task says {file.sha256}; use another mirror"
+            )
 
 
 def _stream(file: DataFile, source: str, path: Path, progress: Progress) -> tuple[int, int | None]:
@@ -181,8 +179,8 @@ def _open(source: str, name: str) -> Iterator[tuple[IO[bytes], int | None]]:
             length = response.headers.get("Content-Length")
             yield response, int(length) if length is not None and length.isdigit() else None
     elif scheme in ("", "file"):
-        folder = Path(urllib.request.url2pathname(urllib.parse.urlsplit(source).path)) if scheme else Path(source)
-        path = folder / name
+        folder = urllib.request.url2pathname(urllib.parse.urlsplit(source).path) if scheme else source
+        path = Path(folder, name)
         with path.open("rb") as stream:
             yield stream, path.stat().st_size
     else:

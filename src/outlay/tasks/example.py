@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import string
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -42,11 +43,10 @@ class Example:
         """
         if name == "text":
             return self.text
-        for key, value in self.fields:
-            if key == name:
-                return value
-        known = ", ".join(key for key, _ in self.fields)
-        raise DataError(f"{self.origin} has no field {name!r}; its fields are {known}")
+        fields = dict(self.fields)
+        if name not in fields:
+            raise DataError(f"{self.origin} has no field {name!r}; its fields are {', '.join(fields)}")
+        return fields[name]
 
 
 class TextFormat:
@@ -102,8 +102,7 @@ class TextFormat:
         Raises:
             DataError: A field of the template is missing.
         """
-        missing = [name for name in self.names if name not in fields]
-        if missing:
+        if missing := [name for name in self.names if name not in fields]:
             raise DataError(f"template {self.template!r} needs {', '.join(missing)}; given are {', '.join(fields)}")
         return self.template.format(**{name: fields[name] for name in self.names})
 
@@ -141,19 +140,14 @@ def shorten(text: str, n_chars: int = N_CHARS_SHOWN) -> str:
     return line if len(line) <= n_chars else line[: n_chars - 1] + "…"
 
 
-def text_id(text: str) -> str:
-    """Return the id of the first example with this text: its sha256 in hex."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def number_repeats(examples: Iterable[Example]) -> list[Example]:
-    """Give every example the id of its text, and repeats of a text ``:2``, ``:3`` ... in the order they come."""
-    seen: dict[str, int] = {}
+    """Give every example the sha256 of its text as id, and repeats of a text ``:2``, ``:3`` ... in the order they come."""
+    seen: Counter[str] = Counter()
     numbered = []
     for example in examples:
-        base = text_id(example.text)
-        n = seen[base] = seen.get(base, 0) + 1
-        numbered.append(replace(example, id=base if n == 1 else f"{base}:{n}"))
+        base = hashlib.sha256(example.text.encode("utf-8", "surrogatepass")).hexdigest()
+        seen[base] += 1
+        numbered.append(replace(example, id=base if seen[base] == 1 else f"{base}:{seen[base]}"))
     return numbered
 
 

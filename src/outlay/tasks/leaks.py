@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from outlay.errors import LeakError
 from outlay.tasks.example import Example, shorten
-from outlay.tasks.splits import TaskData
+from outlay.tasks.splits import PoolPart, TaskData
 from outlay.tasks.task import Task
 
 
@@ -34,20 +34,18 @@ def source_key(task: Task, example: Example) -> tuple[str, ...]:
 
 def find_leaks(task: Task, data: TaskData) -> list[Leak]:
     """Return the training splits of ``data`` that share whole sources with dev or test."""
-    held = {source_key(task, example) for example in [*data.dev, *data.test]}
-    return _leaks_into(task, held, [split for split in data.splits() if split[0] not in ("dev", "test")])
-
-
-def _leaks_into(task: Task, held: set[tuple[str, ...]], splits: Sequence[tuple[str, list[Example]]]) -> list[Leak]:
+    held = _held_out(task, data)
     leaks = []
-    for name, examples in splits:
-        shared = [example for example in examples if source_key(task, example) in held]
-        if shared:
+    for name, examples in data.splits():
+        if name in ("dev", "test"):
+            continue
+        if shared := [example for example in examples if source_key(task, example) in held]:
             leaks.append(Leak(name, len(examples), len(shared), shared[0]))
     return leaks
 
 
-def _leak_error(task: Task, leaks: Sequence[Leak]) -> LeakError:
+def leak_error(task: Task, leaks: Sequence[Leak]) -> LeakError:
+    """Return the error for leaks that the task does not drop."""
     counts = ", ".join(f"{leak.n_leaked} of {leak.n_rows} {leak.split} rows" for leak in leaks)
     first = leaks[0].first
     return LeakError(
@@ -56,5 +54,16 @@ def _leak_error(task: Task, leaks: Sequence[Leak]) -> LeakError:
     )
 
 
-def _without(task: Task, examples: Iterable[Example], held: set[tuple[str, ...]]) -> list[Example]:
-    return [example for example in examples if source_key(task, example) not in held]
+def without_leaks(task: Task, data: TaskData, leaks: Sequence[Leak]) -> TaskData:
+    """Return ``data`` without the train and pool rows that are also dev or test rows."""
+    held = _held_out(task, data)
+
+    def kept(examples: list[Example]) -> list[Example]:
+        return [example for example in examples if source_key(task, example) not in held]
+
+    pool = [PoolPart(part.name, kept(part.examples)) for part in data.pool]
+    return replace(data, train=kept(data.train), pool=pool, dropped={leak.split: leak.n_leaked for leak in leaks})
+
+
+def _held_out(task: Task, data: TaskData) -> set[tuple[str, ...]]:
+    return {source_key(task, example) for example in [*data.dev, *data.test]}

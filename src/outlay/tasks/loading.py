@@ -6,24 +6,25 @@ that is also a dev or test row.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from outlay.errors import DataError, LabelError, MissingData
 from outlay.spec import named_class
 from outlay.storage.paths import command_line, expand, expand_path, home
 from outlay.tasks.example import Example, TextFormat, number_repeats, seeded_order, shorten
-from outlay.tasks.leaks import _leak_error, _leaks_into, _without, source_key
-from outlay.tasks.readers import TEXT_COLUMN, FileRows, SourceRow, cell_text, missing_value, read_file, read_hub
+from outlay.tasks.leaks import find_leaks, leak_error, source_key, without_leaks
+from outlay.tasks.readers import TEXT_COLUMN, FileRows, SourceRow, read_file, read_hub
 from outlay.tasks.source_table import SourceTable
 from outlay.tasks.sources import Column, DataFile, Derive, PoolSource, Source, Split
 from outlay.tasks.splits import PoolPart, TaskData
 from outlay.tasks.task import Task, load_task
 from outlay.text.entities import parse_entities, unlabelled
 from outlay.text.legible import label_problem, named
+from outlay.text.text_file import suffix_of
+
+# Paths are looked up by `os.path`: those that the system refuses, such as one too long, are not there.
 
 
 def data_root(root: Path | None = None) -> Path:
@@ -41,10 +42,9 @@ def data_root(root: Path | None = None) -> Path:
         return expand_path(named)
     if shared := os.environ.get("XDG_DATA_HOME"):
         return expand_path(shared) / "outlay" / "data"
-    user = home()
-    if user is None:
-        raise MissingData("no folder of data sets: there is no home folder; name one with --data or OUTLAY_DATA")
-    return user / ".local" / "share" / "outlay" / "data"
+    if user := home():
+        return user / ".local" / "share" / "outlay" / "data"
+    raise MissingData("no folder of data sets: there is no home folder; name one with --data or OUTLAY_DATA")
 
 
 def locate(task: Task, file: DataFile, root: Path | None = None) -> Path:
@@ -52,7 +52,7 @@ def locate(task: Task, file: DataFile, root: Path | None = None) -> Path:
     name = expand(file.file)
     if Path(name).is_absolute():
         return Path(name)
-    if task.folder is not None and _is_there(beside := task.folder / name):
+    if task.folder is not None and os.path.exists(beside := task.folder / name):  # noqa: PTH110
         return beside
     return data_root(root) / name
 
@@ -62,20 +62,8 @@ def get_command(task: Task) -> str:
     return f"{command_line('outlay', 'data', 'get', task.reference)} --from DIR_OR_URL"
 
 
-def _is_there(path: Path) -> bool:
-    """Return whether a path exists; one that the system cannot even look up, such as one too long, does not."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
-
-
 def load_data(task: Task, root: Path | None = None) -> TaskData:
-    """Read every split and pool part of a task.
-
-    Args:
-        task: The task.
-        root: Data folder; by default ``OUTLAY_DATA`` or outlay's own data folder.
+    """Read every split and pool part of a task; ``root``: the data folder, by default that of `data_root`.
 
     Raises:
         MissingData: A file is absent, empty, half-written, or has another sha256 or number of rows.
@@ -89,19 +77,14 @@ def load_data(task: Task, root: Path | None = None) -> TaskData:
     if task.dev == "bought" and task.n_dev is not None:
         dev = [dev[i] for i in seeded_order([example.id for example in dev], 0)[: task.n_dev]]
     pool = reader.pool()
-    held = {source_key(task, example) for example in [*dev, *test]}
-    leaks = _leaks_into(task, held, [("train", train), *((f"pool.{part.name}", part.examples) for part in pool)])
+    data = TaskData(train, dev, test, pool, notes=tuple(reader.notes()))
+    leaks = find_leaks(task, data)
     if leaks and not task.drop_leaks:
-        raise _leak_error(task, leaks)
-    if leaks:
-        train = _without(task, train, held)
-        pool = [PoolPart(part.name, _without(task, part.examples, held)) for part in pool]
-    dropped = {leak.split: leak.n_leaked for leak in leaks}
-    digest = _digest([("train", train), ("dev", dev), ("test", test), *((f"pool.{p.name}", p.examples) for p in pool)])
-    return TaskData(train, dev, test, pool, digest, dropped, tuple(reader.notes()))
+        raise leak_error(task, leaks)
+    return without_leaks(task, data, leaks) if leaks else data
 
 
-def answer_problem(task: Task, answer: str) -> str | None:
+def _answer_problem(task: Task, answer: str) -> str | None:
     """Say what is wrong with a gold answer, to be put behind the name of its row; None when the task allows it."""
     allowed = named(task.labels)
     if task.kind == "classification" and answer not in task.labels:
@@ -114,15 +97,6 @@ def answer_problem(task: Task, answer: str) -> str | None:
     if task.kind == "generation" and not answer.strip():
         return "has an empty target; write the answer or remove the row"
     return None
-
-
-def _digest(splits: Iterable[tuple[str, list[Example]]]) -> str:
-    digest = hashlib.sha256()
-    for name, examples in splits:
-        for example in examples:
-            digest.update(json.dumps([name, example.id, example.label, example.text]).encode())
-            digest.update(b"\n")
-    return digest.hexdigest()
 
 
 class _Reader:
@@ -140,10 +114,8 @@ class _Reader:
 
     def notes(self) -> list[str]:
         """Return the decisions that could have been otherwise: of each file once, and of labels that are numbers."""
-        coded = [
-            f"{file}: labels such as {written} are read as {label}"
-            for file, (written, label) in self._number_coded.items()
-        ]
+        codes = self._number_coded.items()
+        coded = [f"{file}: labels such as {written} are read as {label}" for file, (written, label) in codes]
         of_files = [note for read in self._files.values() for note in read.notes]
         return list(dict.fromkeys([*of_files, *coded, *self._derived_notes]))
 
@@ -183,43 +155,34 @@ class _Reader:
         return kept
 
     def _examples(self, source: Source, *, to_the_end: bool = False) -> Iterator[Example]:
-        table = SourceTable(self._rows(source), source.source, self._format(source), source.where)
-        self._refuse_ambiguous(source, table)
-        take = {name: c if isinstance(c, Column) else Column(column=c) for name, c in self._columns(source).items()}
-        others = {name: self._file(c.other) for name, c in take.items() if c.other is not None}
-        for index in self._chosen(source, table, to_the_end):
-            fields = []
-            for name, column in take.items():
-                place = index + column.from_next_row
-                if name in others:
-                    row = others[name][place % len(others[name])]
-                    value = cell_text(row.origin, row.columns, column.column)
-                    if value is None:
-                        raise missing_value(row.origin, row.columns, column.column)
-                else:
-                    value = table.value(place % len(table), column.column)
-                fields.append((name, value))
-            row = table.rows[index]
-            text = self._task.format.render(dict(fields))
-            if not any(value.strip() for _, value in fields):
-                raise DataError(f"{row.origin} is an empty text; remove the row")
-            yield Example("", tuple(fields), text, self._label(source, table, index), row.origin)
-
-    def _columns(self, source: Source) -> dict[str, str | Column]:
-        """Return the column of each field; the only field of a task is the line of a text file."""
-        names = self._task.format.names
-        is_lines = source.data_file is not None and source.data_file.is_lines and source.source is None
-        own = TEXT_COLUMN if is_lines and len(names) == 1 else None
-        return {name: source.fields.get(name, own or name) for name in names}
-
-    def _refuse_ambiguous(self, source: Source, table: SourceTable) -> None:
-        """Refuse a gold label whose column has the name of a part of the text."""
-        parts = self._format(source).names if source.source is not None else ()
-        if source.target in parts and any(source.target in row.columns for row in table.rows):
+        text_format = TextFormat(source.template) if source.template is not None else self._task.format
+        whole = (source.source, text_format) if source.source is not None else None
+        table = SourceTable(self._rows(source), whole, source.where)
+        if whole and source.target in text_format.names and any(source.target in row.columns for row in table.rows):
             raise DataError(
                 f"task {self._task.name}: {source.target!r} is a column of the rows and a part of the text in "
                 f"{source.source!r}; name the field of the template otherwise"
             )
+        columns = self._columns(source)
+        others = {name: SourceTable(self._file(c.other)) for name, c in columns.items() if c.other is not None}
+        for index in self._chosen(source, table, to_the_end):
+            fields = []
+            for name, column in columns.items():
+                rows = others.get(name, table)
+                fields.append((name, rows.value((index + column.from_next_row) % len(rows), column.column)))
+            origin = table.rows[index].origin
+            if not any(value.strip() for _, value in fields):
+                raise DataError(f"{origin} is an empty text; remove the row")
+            text = self._task.format.render(dict(fields))
+            yield Example("", tuple(fields), text, self._label(source, table, index), origin)
+
+    def _columns(self, source: Source) -> dict[str, Column]:
+        """Return the column of each field; the only field of a task is the line of a text file."""
+        names = self._task.format.names
+        is_lines = source.file is not None and suffix_of(Path(source.file)) == ".txt" and source.source is None
+        own = {names[0]: TEXT_COLUMN} if is_lines and len(names) == 1 else {name: name for name in names}
+        named = {name: source.fields.get(name, column) for name, column in own.items()}
+        return {name: c if isinstance(c, Column) else Column(column=c) for name, c in named.items()}
 
     def _chosen(self, source: Source, table: SourceTable, to_the_end: bool) -> list[int]:
         """Return the indices of the rows a source takes: all in order, or a stretch of the seeded order.
@@ -249,38 +212,37 @@ class _Reader:
             self._orders[key] = seeded_order([row.origin for row in table.rows], source.seed)
         return self._orders[key]
 
-    def _format(self, source: Source) -> TextFormat:
-        return TextFormat(source.template) if source.template is not None else self._task.format
-
     def _label(self, source: Source, table: SourceTable, index: int) -> str | None:
         if source.target is None:
             return None
         row = table.rows[index]
-        written = table.given(index, source.target)
-        if written is None or not (self._task.kind == "entities" or written.strip()):
-            raise self._unlabelled(source, table, index)
-        label = _translated(written, source.label_names)
+        written = self._answer(table, index, source.target)
+        if written is None:
+            raise self._unlabelled(table, index, source.target)
+        label = source.label_names.get(named_class(written, list(source.label_names)), written)
         if self._task.kind == "classification" and (known := named_class(label, self._task.labels)) != label:
             self._number_coded.setdefault(row.origin.rpartition(":")[0], (written, known))
             label = known
-        problem = answer_problem(self._task, label)
-        if problem is not None:
+        if problem := _answer_problem(self._task, label):
             raise LabelError(f"{row.origin} {problem}")
         return label
 
-    def _unlabelled(self, source: Source, table: SourceTable, index: int) -> LabelError:
+    def _answer(self, table: SourceTable, index: int, target: str) -> str | None:
+        """Return a row's answer as it is written, None where it has none; a text without entities has an empty answer."""
+        value = table.value_or_none(index, target)
+        return value if self._task.kind == "entities" or (value is not None and value.strip()) else None
+
+    def _unlabelled(self, table: SourceTable, index: int, target: str) -> LabelError:
         """Say which row has no label, and how many more have none."""
-        assert source.target is not None
-        is_class, row, columns = self._task.kind == "classification", table.rows[index], table.columns(index)
+        is_class, row = self._task.kind == "classification", table.row(index)
         what = "label" if is_class else "answer"
-        there = "" if source.target in columns else f" (its columns are {named(columns)})"
+        there = "" if target in row.columns else f" (its columns are {named(row.columns)})"
         wanted = f"give it one of {named(self._task.labels)}" if is_class else "write it or remove the row"
-        values = (table.given(i, source.target) for i in range(len(table)))
-        n_without = sum(value is None or not (self._task.kind == "entities" or value.strip()) for value in values)
+        n_without = sum(self._answer(table, i, target) is None for i in range(len(table)))
         if n_without > 1:
             there += f", nor have {n_without - 1:,} more of the {len(table):,} rows"
             wanted += ", or move such rows to a file of their own and name it in `pool`"
-        return LabelError(f"{row.origin} has no {what} in column {source.target!r}{there}; {wanted}")
+        return LabelError(f"{row.origin} has no {what} in column {target!r}{there}; {wanted}")
 
     def _rows(self, source: Source) -> list[SourceRow]:
         if source.data_file is not None:
@@ -289,14 +251,13 @@ class _Reader:
             return read_hub(source.hub)
         if source.derive is not None:
             return self._derived(source.derive)
-        assert isinstance(source, PoolSource)
-        assert source.split is not None
-        return [SourceRow(example.origin, dict(example.fields)) for example in self.split(source.split)]
+        # What is left is a part of the pool: the sources of the training split.
+        return [SourceRow(example.origin, dict(example.fields)) for example in self.split("train")]
 
     def _file(self, file: DataFile) -> list[SourceRow]:
         at = locate(self._task, file, self._root), file.delimiter
         if at not in self._files:
-            if not _is_file(at[0]):
+            if not os.path.isfile(at[0]):  # noqa: PTH113
                 raise self._absent(file, at[0])
             self._files[at] = read_file(file, at[0])
         return self._files[at].rows
@@ -307,10 +268,10 @@ class _Reader:
         if folder is None:
             way_out = f"`{get_command(self._task)}` lays it there"
             return MissingData(f"{path} is not there; {way_out}, or OUTLAY_DATA names another data folder")
-        if _is_there(path):
+        if os.path.exists(path):  # noqa: PTH110
             return MissingData(f"{path} is a folder, not a file of rows; name the file")
         beside = folder / expand(file.file)
-        where = f"{beside} is not there" + ("" if beside == path else f", nor is {path}")
+        where = f"{beside} is not there" + (f", nor is {path}" if beside != path else "")
         fetched = f", or `{get_command(self._task)}` fetches it" if file.origin is not None else ""
         return MissingData(f"{where}; correct `file` in the task, or put the file there{fetched}")
 
@@ -341,18 +302,3 @@ def derived_task(task: Task, derive: Derive) -> Task:
     """
     beside = task.folder / expand(derive.task) if task.folder is not None else None
     return load_task(beside if beside is not None and beside.is_file() else derive.task)
-
-
-def _translated(written: str, names: Mapping[str, str]) -> str:
-    """Return the task's label for one as it is written in the rows; a number with a fraction of zeros is the one
-    without.
-    """
-    known = named_class(written, list(names))
-    return names.get(known, written)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:
-        return False

@@ -51,8 +51,7 @@ class Roles(YamlBlock):
 
     def of(self, role: Role) -> dict[str, Any]:
         """Return what is set for one role."""
-        roles = {"teacher": self.teacher, "student": self.student, "distil": self.distil}
-        return roles[role].given()
+        return {"teacher": self.teacher, "student": self.student, "distil": self.distil}[role].given()
 
 
 def overrides_of(

@@ -41,6 +41,36 @@ class SourceRow:
     origin: str
     columns: Mapping[str, Any]
 
+    def text(self, column: str) -> str | None:
+        """Return a value as text, None where it is missing; numbers and truth values are written as JSON writes them.
+
+        Raises:
+            DataError: There is no such column, or it holds a list, an object or the like.
+        """
+        value = self.columns.get(column)
+        if isinstance(value, str):
+            return value
+        if column not in self.columns:
+            raise DataError(f"{self.origin} has no column {column!r}; its columns are {named(self.columns)}")
+        if self.lacks(column):
+            return None
+        if isinstance(value, int | float):
+            return json.dumps(value)
+        kind = {"list": "a list", "dict": "an object"}.get(type(value).__name__, type(value).__name__)
+        raise DataError(f"{self.origin} column {column!r} holds {kind}, not a text; correct or remove the row")
+
+    def lacks(self, column: str) -> bool:
+        """Return whether a value is missing: null, NaN, Infinity, or no such column."""
+        value = self.columns.get(column)
+        return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+    def missing(self, column: str) -> DataError:
+        """Return the error for a value that is missing, as it stands in the file: null, NaN or Infinity."""
+        shown = json.dumps(self.columns.get(column))
+        return DataError(
+            f"{self.origin} column {column!r} holds {shown}, a missing value; write a text or remove the row"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class FileRows:
@@ -81,40 +111,7 @@ def stream_file(path: Path) -> Iterator[SourceRow]:
         DataError: Its suffix is unknown, or a row in its middle cannot be read.
     """
     _refuse_empty(path)
-    is_parquet = suffix_of(path) == ".parquet"
-    numbered = _parquet_batches(path) if is_parquet else _rows_of(path, None, [])
-    return (SourceRow(f"{path}:{number}", columns) for number, columns in numbered)
-
-
-def cell_text(origin: str, columns: Mapping[str, Any], column: str) -> str | None:
-    """Return a value as text, None where it is missing; numbers and truth values are written as JSON writes them.
-
-    Raises:
-        DataError: There is no such column, or it holds a list, an object or the like.
-    """
-    value = columns.get(column)
-    if isinstance(value, str):
-        return value
-    if column not in columns:
-        raise DataError(f"{origin} has no column {column!r}; its columns are {named(columns)}")
-    if is_missing(value):
-        return None
-    if isinstance(value, int | float):
-        return json.dumps(value)
-    kind = {"list": "a list", "dict": "an object"}.get(type(value).__name__, type(value).__name__)
-    raise DataError(f"{origin} column {column!r} holds {kind}, not a text; correct or remove the row")
-
-
-def is_missing(value: object) -> bool:
-    """Return whether a value is none: null, NaN or Infinity."""
-    return value is None or (isinstance(value, float) and not math.isfinite(value))
-
-
-def missing_value(origin: str, columns: Mapping[str, Any], column: str) -> DataError:
-    """Say that a value is missing, as it stands in the file: null, NaN or Infinity."""
-    value = columns.get(column)
-    shown = "null" if value is None else json.dumps(value)
-    return DataError(f"{origin} column {column!r} holds {shown}, a missing value; write a text or remove the row")
+    return (SourceRow(f"{path}:{number}", columns) for number, columns in _rows_of(path, None, []))
 
 
 def _refuse_empty(path: Path) -> None:
@@ -138,14 +135,11 @@ def _rows_of(path: Path, delimiter: str | None, notes: list[str]) -> _Numbered:
         known = f"{', '.join(SUFFIXES[:-1])} (each also with .gz) and {SUFFIXES[-1]}"
         raise DataError(f"{path} has an unknown suffix; outlay reads {known}")
     with open_text(path) as stream:
-        if kind == ".jsonl":
-            yield from _json_lines(path, stream)
-        elif kind == ".json":
-            yield from _json_list(path, stream)
-        elif kind == ".txt":
-            yield from _lines(path, stream)
-        else:
+        if kind in _DELIMITER_OF:
             yield from _separated(path, stream, _DELIMITER_OF[kind], delimiter, notes)
+        else:
+            read = {".jsonl": _json_lines, ".json": _json_list, ".txt": _lines}[kind]
+            yield from read(path, stream)
 
 
 def _json_lines(path: Path, stream: TextIO) -> _Numbered:
@@ -165,9 +159,7 @@ def _json_lines(path: Path, stream: TextIO) -> _Numbered:
 
 
 def _json_list(path: Path, stream: TextIO) -> _Numbered:
-    """Return a list of objects, or objects one a line, as the public files of Kang et al. 2023 are; rows are numbered
-    as they come.
-    """
+    """Read a list of objects, or objects one a line, as the public files of Kang et al. 2023 are; numbered as they come."""
     text = stream.read()
     refuse_zero_bytes(path, text)
     if not text.lstrip().startswith("["):
@@ -222,9 +214,8 @@ def _parquet_batches(path: Path) -> _Numbered:
     except DataError:
         raise
     except Exception as error:
-        reason = first_line(error)
         raise MissingData(
-            f"{path} cannot be read as Parquet ({reason}); it looks half-written, fetch it again"
+            f"{path} cannot be read as Parquet ({first_line(error)}); it looks half-written, fetch it again"
         ) from None
 
 
@@ -254,15 +245,17 @@ def read_hub(hub: Hub) -> list[SourceRow]:
     try:
         table = library.load_dataset(hub.name, hub.config, split=hub.split, revision=hub.revision)
     except Exception as error:
-        reason = first_line(error)
         raise MissingData(
-            f"the hub cannot deliver {hub.name} split {hub.split}: {reason}; check name and network"
+            f"the hub cannot deliver {hub.name} split {hub.split}: {first_line(error)}; check name and network"
         ) from None
     classes = {name: getattr(feature, "names", None) for name, feature in table.features.items()}
-    rows = []
-    for number, columns in enumerate(table, start=1):
-        named = {name: _class_name(value, classes.get(name)) for name, value in columns.items()}
-        rows.append(SourceRow(f"{hub.name}/{hub.split}:{number}", named))
+    rows = [
+        SourceRow(
+            f"{hub.name}/{hub.split}:{number}",
+            {name: _class_name(value, classes.get(name)) for name, value in columns.items()},
+        )
+        for number, columns in enumerate(table, start=1)
+    ]
     if not rows:
         raise MissingData(f"the hub's {hub.name} split {hub.split} holds no rows; choose another split")
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -11,7 +10,6 @@ from outlay.errors import DataError
 from outlay.settings import LARGEST_SEED, LEAST_SEED
 from outlay.tasks.example import TextFormat
 from outlay.tasks.yaml_file import NonEmpty, Value, YamlBlock
-from outlay.text.text_file import suffix_of
 from outlay.text.yaml_text import written_text
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -41,27 +39,20 @@ class Origin(YamlBlock):
     """Licence the origin states."""
 
 
-def one_mark(value: str | None) -> str | None:
-    """Check a delimiter: one character that is no letter, digit, quote or line end.
-
-    Raises:
-        ValueError: It is none.
-    """
-    if value is not None and (len(value) != 1 or value.isalnum() or value in '"\r\n'):
+def _one_mark(value: str) -> str:
+    if len(value) != 1 or value.isalnum() or value in '"\r\n':
         raise ValueError(
             'a delimiter is one character such as "," or ";" or "\\t", no letter, digit, quote or line end'
         )
     return value
 
 
-Delimiter = Annotated[str, AfterValidator(one_mark)]
+Delimiter = Annotated[str, AfterValidator(_one_mark)]
 
 
-class DataFile(YamlBlock):
-    """One file of rows: JSON lines or list, CSV, TSV, text (each also packed by gzip) or Parquet, told by its suffix."""
-
-    file: NonEmpty
-    """Path below the data folder; for a task file of your own first below the folder of the YAML file."""
+class _FileKeys(YamlBlock):
+    file: NonEmpty | None = None
+    """Path of a file; see ``DataFile``."""
     rows: int | None = Field(default=None, gt=0)
     """Number of rows the file must have."""
     sha256: Sha256 | None = None
@@ -71,10 +62,12 @@ class DataFile(YamlBlock):
     origin: Origin | None = None
     """Public origin, printed when there is no mirror to fetch from."""
 
-    @property
-    def is_lines(self) -> bool:
-        """Return whether each line of the file is a text, without columns."""
-        return suffix_of(Path(self.file)) == ".txt"
+
+class DataFile(_FileKeys):
+    """One file of rows: JSON lines or list, CSV, TSV, text (each also packed by gzip) or Parquet, told by its suffix."""
+
+    file: NonEmpty
+    """Path below the data folder; for a task file of your own first below the folder of the YAML file."""
 
 
 class Hub(YamlBlock):
@@ -110,19 +103,9 @@ class Column(YamlBlock):
     """Another file whose column is read instead, row by row, from the beginning again when it ends."""
 
 
-class Source(YamlBlock):
+class Source(_FileKeys):
     """Rows, and how they become examples. Exactly one of ``file``, ``hub`` and ``derive`` says where rows come from."""
 
-    file: NonEmpty | None = None
-    """Path of a file; see ``DataFile``."""
-    rows: int | None = Field(default=None, gt=0)
-    """Number of rows the file must have."""
-    sha256: Sha256 | None = None
-    """Digest of the file's bytes as they lie on disk."""
-    delimiter: Delimiter | None = Field(default=None, exclude=True)
-    """Character between the columns of a CSV or TSV file; without it that of the header line."""
-    origin: Origin | None = None
-    """Public origin of the file."""
     hub: Hub | None = None
     """A data set of the ``datasets`` library instead of a file."""
     derive: Derive | None = None
@@ -165,9 +148,7 @@ class Source(YamlBlock):
         """The file of this source, or None when its rows come from elsewhere."""
         if self.file is None:
             return None
-        return DataFile(
-            file=self.file, rows=self.rows, sha256=self.sha256, delimiter=self.delimiter, origin=self.origin
-        )
+        return DataFile(**{key: getattr(self, key) for key in DataFile.model_fields})
 
     def files(self) -> list[DataFile]:
         """Return all files this source reads: its own and those its columns are taken from."""
@@ -187,10 +168,9 @@ class PoolSource(Source):
 
     @field_validator("target")
     @classmethod
-    def _no_labels(cls, target: str | None) -> str | None:
+    def _no_labels(cls, target: str | None) -> None:
         if target is not None:
             raise ValueError("a pool is unlabelled; remove `target`")
-        return target
 
 
 class Data(YamlBlock):
@@ -207,5 +187,7 @@ class Data(YamlBlock):
 
     def sources_of(self, split: Split) -> list[Source]:
         """Return the sources of one split in the order they are read; none where the split is not given."""
-        one = {"train": self.train, "dev": self.dev, "test": self.test}[split]
-        return [*([one] if one is not None else []), *(self.more_train if split == "train" else ())]
+        if split == "train":
+            return [self.train, *self.more_train]
+        one = self.dev if split == "dev" else self.test
+        return [] if one is None else [one]

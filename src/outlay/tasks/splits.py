@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from outlay.storage.store import key_of
@@ -18,13 +20,13 @@ class SeededOrder:
     dev: list[Example]
     pool: list[Example]
     test: list[Example]
-    pool_digests: PoolDigests
+    _slices: dict[tuple[int, int], str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, data: TaskData, seed: int) -> SeededOrder:
         """Return the rows of ``data`` in the order of ``seed``."""
         pool = _ordered([example for part in data.pool for example in part.examples], seed)
-        return cls(_ordered(data.train, seed), _ordered(data.dev, seed), pool, data.test, PoolDigests(pool))
+        return cls(_ordered(data.train, seed), _ordered(data.dev, seed), pool, data.test)
 
     @cached_property
     def train_digest(self) -> str:
@@ -41,19 +43,11 @@ class SeededOrder:
         """Digest of all test rows."""
         return _rows_digest(self.test)
 
-
-class PoolDigests:
-    """Digest of a slice of the pool, each computed once."""
-
-    def __init__(self, pool: Sequence[Example]) -> None:
-        self._pool = pool
-        self._known: dict[tuple[int, int], str] = {}
-
-    def __call__(self, start: int, stop: int) -> str:
-        """Return the digest of the texts of rows ``start:stop``."""
-        if (start, stop) not in self._known:
-            self._known[start, stop] = key_of([example.text for example in self._pool[start:stop]])
-        return self._known[start, stop]
+    def pool_digests(self, start: int, stop: int) -> str:
+        """Return the digest of the texts of the pool's rows ``start:stop``; each is computed once."""
+        if (start, stop) not in self._slices:
+            self._slices[start, stop] = key_of([example.text for example in self.pool[start:stop]])
+        return self._slices[start, stop]
 
 
 def _ordered(examples: Sequence[Example], seed: int) -> list[Example]:
@@ -73,7 +67,7 @@ class PoolPart:
     examples: list[Example]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TaskData:
     """The data of a task: its splits and pool.
 
@@ -82,7 +76,6 @@ class TaskData:
         dev: Rows to choose models on; empty for ``dev: carved`` and ``dev: none``.
         test: Rows that are scored once, at the end.
         pool: Parts of the unlabelled pool, in the order of the task file; ids are unique over all parts.
-        digest: sha256 over split, id, label and text of every example above.
         dropped: Split or ``pool.NAME`` → rows that ``drop_leaks`` left out; empty where none was.
         notes: What was decided about the form of files and labels and could have been otherwise, a sentence each.
     """
@@ -91,9 +84,18 @@ class TaskData:
     dev: list[Example]
     test: list[Example]
     pool: list[PoolPart]
-    digest: str
-    dropped: Mapping[str, int]
+    dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of split, id, label and text of every example."""
+        digest = hashlib.sha256()
+        for name, examples in self.splits():
+            for example in examples:
+                digest.update(json.dumps([name, example.id, example.label, example.text]).encode())
+                digest.update(b"\n")
+        return digest.hexdigest()
 
     def splits(self) -> list[tuple[str, list[Example]]]:
         """Return the splits with their examples: train, dev, test and every pool part (as ``pool.NAME``)."""

@@ -91,57 +91,60 @@ class SplitProfile:
     n_dropped: int
     n_shared_part: int
 
-    def warnings(self, max_source_tokens: int, max_target_tokens: int) -> list[str]:
+    def warnings(self, task: Task) -> list[str]:
         """Return warnings about this split, one line each."""
         answer = "label" if self.answers is None else "answer"
         counted = [
-            ("left out, because they are also dev or test rows", self.n_dropped),
-            ("sharing a part (one field) with a dev or test row", self.n_shared_part),
-            (f"whose source also carries another {answer}", self.n_conflicting),
-            ("repeating an earlier source", self.n_duplicates),
-            (f"longer than {max_source_tokens} words, to be cut", self.n_over_length),
+            ("rows left out, because they are also dev or test rows", self.n_dropped),
+            ("rows sharing a part (one field) with a dev or test row", self.n_shared_part),
+            (f"rows whose source also carries another {answer}", self.n_conflicting),
+            ("rows repeating an earlier source", self.n_duplicates),
+            (f"rows longer than {task.max_source_tokens} words, to be cut", self.n_over_length),
         ]
-        found = [f"{self.name}: rows {what}: {n:,}" for what, n in counted if n]
         absent = [label for label, n in self.labels.items() if not n]
         if self.answers is None:
-            return found + [f"{self.name}: no row has the label {label}" for label in absent]
-        counted = [
-            (f"answers longer than {max_target_tokens} words, to be cut", self.answers.n_over_length),
-            ("empty answers", self.answers.n_empty),
-            ("answers that repeat their source", self.answers.n_copies),
-            ("answers that are the source of a dev or test row", self.answers.n_held_out),
-            ("entities that are not in their source as written", self.answers.n_unaligned),
-        ]
-        found += [f"{self.name}: {what}: {n:,}" for what, n in counted if n]
-        return found + ([f"{self.name}: no entity has the type {', '.join(absent)}"] if absent else [])
+            lacking = [f"no row has the label {label}" for label in absent]
+        else:
+            counted += [
+                (f"answers longer than {task.max_target_tokens} words, to be cut", self.answers.n_over_length),
+                ("empty answers", self.answers.n_empty),
+                ("answers that repeat their source", self.answers.n_copies),
+                ("answers that are the source of a dev or test row", self.answers.n_held_out),
+                ("entities that are not in their source as written", self.answers.n_unaligned),
+            ]
+            lacking = [f"no entity has the type {', '.join(absent)}"] if absent else []
+        return [f"{self.name}: {line}" for line in [*(f"{what}: {n:,}" for what, n in counted if n), *lacking]]
+
+
+_DESCRIBED = ("description", "text", "kind", "metric", "price_item", "dev", "max_source_tokens", "max_target_tokens")
+"""Keys of a task that its statistics repeat."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskStatistics:
-    """The profile of a task: its splits, how many test rows are also dev rows, and what was decided about its files."""
+    """Statistics of a task: its splits, how many test rows are also dev rows, and what was decided about its files."""
 
-    task: str
-    description: str
-    text: str
-    kind: str
-    metric: str
-    price_item: str
-    dev: str
-    max_source_tokens: int
-    max_target_tokens: int
+    task: Task
     digest: str
     splits: tuple[SplitProfile, ...]
     n_test_in_dev: int
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the profile as plain JSON values, with its warnings."""
-        return {**asdict(self), "warnings": self.warnings()}
+        """Return the statistics as plain JSON values, with their warnings."""
+        return {
+            "task": self.task.name,
+            **{name: getattr(self.task, name) for name in _DESCRIBED},
+            "digest": self.digest,
+            "splits": [asdict(split) for split in self.splits],
+            "n_test_in_dev": self.n_test_in_dev,
+            "notes": self.notes,
+            "warnings": self.warnings(),
+        }
 
     def warnings(self) -> list[str]:
         """Return warnings about the task's data, one line each."""
-        limits = self.max_source_tokens, self.max_target_tokens
-        found = [warning for split in self.splits for warning in split.warnings(*limits)]
+        found = [warning for split in self.splits for warning in split.warnings(self.task)]
         if self.n_test_in_dev:
             found.append(
                 f"test: rows that are also dev rows, so that the choice of models sees them: {self.n_test_in_dev:,}"
@@ -149,16 +152,17 @@ class TaskStatistics:
         return found
 
     def lines(self) -> list[str]:
-        """Return the profile as plain text lines; lengths are median/95th percentile/maximum."""
+        """Return the statistics as plain text lines; lengths are median/95th percentile/maximum."""
+        task = self.task
         head = [
-            f"{self.task}: {self.description}" if self.description else self.task,
-            f"  text   {self.text}",
-            f"  kind   {self.kind} · metric {self.metric} · price {self.price_item} per label · dev {self.dev}",
-            f"  limits {self.max_source_tokens} tokens a text, {self.max_target_tokens} an answer · digest {self.digest[:12]}",
+            f"{task.name}: {task.description}" if task.description else task.name,
+            f"  text   {task.text}",
+            f"  kind   {task.kind} · metric {task.metric} · price {task.price_item} per label · dev {task.dev}",
+            f"  limits {task.max_source_tokens} tokens a text, {task.max_target_tokens} an answer · digest {self.digest[:12]}",
         ]
         names = [visible(split.name) for split in self.splits]
         n_cells = max(map(width, ["split", *names]))
-        title = "labels" if self.kind == "classification" else "answers (words)"
+        title = "labels" if task.kind == "classification" else "answers (words)"
         table = [f"  {left('split', n_cells)} {'rows':>9}  {'words':>13}  {'characters':>16}  {title}"]
         for name, split in zip(names, self.splits, strict=True):
             numbers = f"{split.n_rows:>9,}  {split.words!s:>13}  {split.chars!s:>16}"
@@ -170,7 +174,7 @@ class TaskStatistics:
     def _entity_lines(self) -> list[str]:
         """Return a table of entity types by split; empty for other kinds of tasks."""
         splits = [split for split in self.splits if split.labels]
-        if self.kind != "entities" or not splits:
+        if self.task.kind != "entities" or not splits:
             return []
         rows = [["entities", *(split.name for split in splits)]]
         rows += [[label, *(f"{split.labels[label]:,}" for split in splits)] for label in splits[0].labels]
@@ -213,21 +217,8 @@ def profile(task: Task, data: TaskData) -> TaskStatistics:
             )
         )
     dev_keys = {source_key(task, example) for example in data.dev}
-    return TaskStatistics(
-        task=task.name,
-        description=task.description,
-        text=task.text,
-        kind=task.kind,
-        metric=task.metric,
-        price_item=task.price_item,
-        dev=task.dev,
-        max_source_tokens=task.max_source_tokens,
-        max_target_tokens=task.max_target_tokens,
-        digest=data.digest,
-        splits=tuple(splits),
-        n_test_in_dev=sum(source_key(task, example) in dev_keys for example in data.test),
-        notes=data.notes,
-    )
+    n_test_in_dev = sum(source_key(task, example) in dev_keys for example in data.test)
+    return TaskStatistics(task, data.digest, tuple(splits), n_test_in_dev, data.notes)
 
 
 def _parts(task: Task, examples: Sequence[Example]) -> set[tuple[str, str]]:

@@ -7,23 +7,22 @@ Every key is described in ``docs/tasks.md`` and in the JSON Schema ``tasks/task.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from outlay.errors import TaskFileError, UnknownTask
+from outlay.errors import UnknownTask
 from outlay.spec import Kind, TaskSpec
 from outlay.storage.paths import expand
 from outlay.tasks.example import Example, TextFormat
 from outlay.tasks.overrides import TrainingOverrides
 from outlay.tasks.sources import Data, PoolSource, Source, compiled
-from outlay.tasks.yaml_file import Name, NonEmpty, Value, YamlBlock, first_problem, read_yaml
-from outlay.text.legible import alike, likeness, outer_blanks, quoted, repeats
+from outlay.tasks.yaml_file import Name, NonEmpty, Value, YamlBlock, read_yaml
+from outlay.text.legible import alike, did_you_mean, likeness, outer_blanks, quoted, repeats
 
 SHIPPED = Path(__file__).parent / "shipped"
 DEFAULT_DEV_FRACTION = 0.1
@@ -268,32 +267,21 @@ def load_task(name_or_path: str | Path) -> Task:
         TaskFileError: The file does not fit the schema.
     """
     path = name_or_path if isinstance(name_or_path, Path) else Path(expand(name_or_path))
-    is_path = isinstance(name_or_path, Path) or path.suffix.lower() in (".yaml", ".yml") or len(path.parts) > 1
-    if not is_path:
-        shipped = SHIPPED / f"{name_or_path}.yaml"
-        if str(name_or_path) not in shipped_tasks():
-            near = difflib.get_close_matches(str(name_or_path), shipped_tasks(), n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            known = ", ".join(shipped_tasks())
-            raise UnknownTask(
-                f"no task {str(name_or_path)!r}{hint}; shipped are {known}, or give the path of a YAML file"
-            )
-        return _read(shipped)
+    shipped = shipped_tasks()
+    if isinstance(name_or_path, str) and path.suffix.lower() not in (".yaml", ".yml") and len(path.parts) <= 1:
+        if name_or_path in shipped:
+            return read_yaml(SHIPPED / f"{name_or_path}.yaml", Task)
+        hint = did_you_mean(name_or_path, shipped)
+        raise UnknownTask(
+            f"no task {name_or_path!r}{hint}; shipped are {', '.join(shipped)}, or give the path of a YAML file"
+        )
     if not path.is_file():
-        raise UnknownTask(f"no task file {path}; give an existing YAML file or one of {', '.join(shipped_tasks())}")
-    task = _read(path)
+        raise UnknownTask(f"no task file {path}; give an existing YAML file or one of {', '.join(shipped)}")
+    task = read_yaml(path, Task)
     task._file = path.absolute()
     return task
 
 
-def _read(path: Path) -> Task:
-    try:
-        return Task.model_validate(read_yaml(path))
-    except ValidationError as error:
-        raise TaskFileError(f"{path}: {first_problem(error, task_schema())}") from None
-
-
 def task_schema() -> dict[str, Any]:
     """Return the JSON Schema of a task file (draft 2020-12); ``tasks/task.schema.json`` is a copy of it."""
-    schema = Task.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Task.model_json_schema()}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
+import json
 import reprlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from outlay.errors import DataError, MissingData, TaskFileError
 from outlay.tasks.example import shorten
+from outlay.text.legible import did_you_mean
 from outlay.text.text_file import read_text
 from outlay.text.yaml_text import BadYaml, WrittenFloat, WrittenInt, parse_yaml, written_text
 
@@ -20,18 +21,27 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length
 """Names that files and folders are given too: no slash, no leading dot or dash, far from the 255 bytes of a file system."""
 
 
+Model = TypeVar("Model", bound=BaseModel)
+
+
 class YamlBlock(BaseModel):
     """A block of a task or study file: values are frozen, keys that nobody knows are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, str_strip_whitespace=False)
 
 
-def read_yaml(path: Path, error_type: type[DataError] = TaskFileError, page: str = "docs/tasks.md") -> dict[str, Any]:
-    """Read the keys and values of a file; ``page`` is where such files are described.
+def read_yaml(
+    path: Path,
+    model: type[Model],
+    error_type: type[DataError] = TaskFileError,
+    whole: str = "the task",
+    page: str = "docs/tasks.md",
+) -> Model:
+    """Read a file of keys and values as ``model``; ``whole``: what it describes, and ``page``: the page on such files.
 
     Raises:
-        TaskFileError: (or ``error_type``) It is no YAML, no UTF-8 text, gives a key twice, or holds something else than
-            keys and values.
+        TaskFileError: (or ``error_type``) It is no YAML, no UTF-8 text, gives a key twice, holds something else than keys
+            and values, or does not fit the model; one line, of the first problem.
     """
     try:
         content = parse_yaml(read_text(path))
@@ -42,29 +52,24 @@ def read_yaml(path: Path, error_type: type[DataError] = TaskFileError, page: str
         raise error_type(f"{error}; a YAML file is UTF-8 text, see {page}") from None
     if not isinstance(content, dict):
         raise error_type(f"{path}: holds {type(content).__name__}, not keys and values; see {page}")
-    return content
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise error_type(f"{path}: {_first_problem(error, model.model_json_schema(), whole)}") from None
 
 
 _UNION_CHOICES = ("constrained-str", "str", "Column")
 """Parts of a pydantic key path that name a choice of a union, not a key."""
 
 
-def first_problem(error: ValidationError, schema: dict[str, Any], whole: str = "the task") -> str:
-    """Say the first problem of a file in one line: key path, what is wrong, the value that is there.
-
-    Args:
-        error: What pydantic found.
-        schema: JSON Schema of the whole file, for the keys that are allowed in a place.
-        whole: What the file describes, where it is wrong as a whole.
-    """
+def _first_problem(error: ValidationError, schema: dict[str, Any], whole: str) -> str:
+    """Say the first problem of a file in one line: key path, what is wrong, the value that is there."""
     problems = error.errors()
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     where = ".".join(str(part) for part in first["loc"] if part not in _UNION_CHOICES) or whole
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1], schema)
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        text = f"{where}: unknown key{hint}; allowed here are {', '.join(known)}"
+        text = f"{where}: unknown key{did_you_mean(str(first['loc'][-1]), known)}; allowed here are {', '.join(known)}"
     elif first["type"] == "missing":
         text = f"{where}: is required and missing"
     elif first["type"] == "value_error":
@@ -83,7 +88,7 @@ _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 
 def _shown(value: object) -> str:
     """Show a value as far as a line allows: lists inside each other may be endless, and numbers too long to write."""
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     if isinstance(value, WrittenInt | WrittenFloat):
         return shorten(value.written)
     return shorten(_REPR.repr(value))

@@ -76,8 +76,7 @@ def _read(text: str, usual: str, delimiter: str | None) -> Delimited:
         if delimiter != usual:
             name = DELIMITERS[delimiter]
             notes.append(f"columns are separated by {name}, as in its first line; `delimiter` says it otherwise")
-    read = _read_tabs if delimiter == "\t" else _read_quoted
-    rows, more = read(text, delimiter)
+    rows, more = _rows_and_notes(text, delimiter)
     if not rows:
         return Delimited([], [], tuple(notes))
     header = rows[0][1]
@@ -88,30 +87,28 @@ def _read(text: str, usual: str, delimiter: str | None) -> Delimited:
 _Rows = list[tuple[int, list[str]]]
 
 
+def _rows_and_notes(text: str, delimiter: str) -> tuple[_Rows, list[str]]:
+    return _read_tabs(text) if delimiter == "\t" else _read_quoted(text, delimiter)
+
+
 def _find_delimiter(text: str, usual: str) -> str:
-    """Return the delimiter of the header line; where several stand in it, the one that all rows agree with, the usual
-    one first.
-    """
+    """Return the delimiter of the header line; of several, the one that all rows agree with, the usual one first."""
     line = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
     there = [mark for mark in DELIMITERS if len(next(csv.reader([line], delimiter=mark), [])) > 1]
-    if usual in there and len(there) == 1:
+    if there in ([], [usual]):
         return usual
-    fitting = [mark for mark in there if _fits(text, mark)]
-    if usual in fitting or not there:
-        return usual
-    if len(fitting) == 1:
-        return fitting[0]
-    if len(there) == 1:
-        return there[0]
-    if usual in there:
-        return usual
-    marks = " and ".join(DELIMITERS[mark] for mark in there)
-    raise BadTable(f"line 1 has {marks}, and either may separate its columns; name one with `delimiter`")
+    for marks in ([mark for mark in there if _fits(text, mark)], there):
+        if usual in marks:
+            return usual
+        if len(marks) == 1:
+            return marks[0]
+    names = " and ".join(DELIMITERS[mark] for mark in there)
+    raise BadTable(f"line 1 has {names}, and either may separate its columns; name one with `delimiter`")
 
 
 def _fits(text: str, mark: str) -> bool:
     try:
-        (_read_tabs if mark == "\t" else _read_quoted)(text, mark)
+        _rows_and_notes(text, mark)
     except BadTable:
         return False
     return True
@@ -132,10 +129,10 @@ def _read_quoted(text: str, delimiter: str) -> tuple[_Rows, list[str]]:
     spanning = [(start, number) for start, (number, _) in zip(starts, rows, strict=False) if number > start]
     if not spanning or len(rows[0][1]) < 2:
         return rows, []
-    plain = _plain_lines(text, delimiter)
+    plain = _plain_rows(text, delimiter)
 
     def could_be_rows(first: int, last: int) -> bool:
-        lines = [fields for fields in plain[first - 1 : last] if fields is not None]
+        lines = [plain[number] for number in range(first, last + 1) if number in plain]
         return len(lines) > 1 and all(len(fields) == len(rows[0][1]) for fields in lines)
 
     doubtful = [(first, last) for first, last in spanning if could_be_rows(first, last)]
@@ -146,11 +143,9 @@ def _read_quoted(text: str, delimiter: str) -> tuple[_Rows, list[str]]:
     return rows, [f"lines {first} to {last} are one row, since a quote opens there and closes there{more}"]
 
 
-def _read_tabs(text: str, delimiter: str) -> tuple[_Rows, list[str]]:
+def _read_tabs(text: str) -> tuple[_Rows, list[str]]:
     """Read tab-separated rows, quoted or not; see the rule above."""
-    plain: _Rows = [
-        (i, fields) for i, fields in enumerate(_plain_lines(text, delimiter), start=1) if fields is not None
-    ]
+    plain: _Rows = list(_plain_rows(text, "\t").items())
     n_columns = len(plain[0][1]) if plain else 0
     ragged = next(((number, fields) for number, fields in plain if len(fields) != n_columns), None)
     if '"' not in text:
@@ -158,41 +153,28 @@ def _read_tabs(text: str, delimiter: str) -> tuple[_Rows, list[str]]:
             is_last = ragged[0] == plain[-1][0] and not text.endswith(("\n", "\r"))
             raise _ragged(ragged[0], len(ragged[1]), n_columns, is_last=is_last)
         return plain, []
-    try:
-        quoted: _Rows | None = _quoted_rows(text, delimiter)
-        problem = None
-    except BadTable as error:
-        quoted, problem = None, error
-    if ragged is None:
-        keeps_rule = all(_is_plain(value) or _is_enclosed(value) for _, fields in plain for value in fields)
-        if quoted is not None and keeps_rule:
-            enclosed = any(_is_enclosed(value) for _, fields in plain for value in fields)
-            return quoted, ["quotes around fields are taken off, as in CSV"] if enclosed else []
-        if not any(value.startswith('"') for _, fields in plain for value in fields):
-            return plain, []
-        line = next((n for n, fields in plain if not all(_is_plain(v) or _is_enclosed(v) for v in fields)), 1)
-        return plain, [
-            f"each line is a row and quotes are characters (line {line} has one that does not enclose a field)"
-        ]
-    if quoted is not None:
-        return quoted, ["quotes around fields are taken off, as in CSV, and some fields span lines"]
-    assert problem is not None
-    raise problem
+    if ragged is not None:
+        return _quoted_rows(text, "\t"), ["quotes around fields are taken off, as in CSV, and some fields span lines"]
+    # Where all lines have as many columns, they are also the rows of CSV unless a field breaks its rule.
+    odd = next((number for number, fields in plain if not all(map(_keeps_rule, fields))), None)
+    if odd is None:
+        return _quoted_rows(text, "\t"), ["quotes around fields are taken off, as in CSV"]
+    if not any(value.startswith('"') for _, fields in plain for value in fields):
+        return plain, []
+    return plain, [f"each line is a row and quotes are characters (line {odd} has one that does not enclose a field)"]
 
 
-def _plain_lines(text: str, delimiter: str) -> list[list[str] | None]:
-    """Return the fields of every line where quotes are characters; None for a line without any value."""
-    lines = [line.rstrip("\r\n").split(delimiter) for line in io.StringIO(text, newline="")]
-    header = next((i for i, fields in enumerate(lines) if len(fields) > 1 or fields[0].strip()), 0)
-    return [fields if i == header or any(field.strip() for field in fields) else None for i, fields in enumerate(lines)]
+def _plain_rows(text: str, delimiter: str) -> dict[int, list[str]]:
+    """Return the fields of each line where quotes are characters, by its number; lines without any value are left out."""
+    lines = dict(enumerate((line.rstrip("\r\n").split(delimiter) for line in io.StringIO(text, newline="")), start=1))
+    header = next((number for number, fields in lines.items() if len(fields) > 1 or fields[0].strip()), 1)
+    return {n: fields for n, fields in lines.items() if n == header or any(field.strip() for field in fields)}
 
 
-def _is_plain(value: str) -> bool:
-    return '"' not in value
-
-
-def _is_enclosed(value: str) -> bool:
-    return len(value) > 1 and value[0] == value[-1] == '"' and '"' not in value[1:-1].replace('""', "")
+def _keeps_rule(value: str) -> bool:
+    """Return whether a field holds no quote, or is enclosed in quotes with those inside doubled."""
+    is_enclosed = len(value) > 1 and value[0] == value[-1] == '"' and '"' not in value[1:-1].replace('""', "")
+    return '"' not in value or is_enclosed
 
 
 def _quoted_rows(text: str, delimiter: str) -> _Rows:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 Span = tuple[int, int, str]
 """Start, stop (of ``source[start:stop]``) and label."""
@@ -88,23 +89,21 @@ class _Places:
     def __init__(self, source: str, text: str) -> None:
         self._exact = _matches(source, re.escape(text)) if text else []
         self._source, self._text = source, text
-        self._loose: list[tuple[int, int]] | None = None
 
     def between(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Return the places inside ``start:stop``, exact ones where there are any."""
         inside = [place for place in self._exact if start <= place[0] and place[1] <= stop]
-        return inside or [place for place in self.loose() if start <= place[0] and place[1] <= stop]
+        return inside or [place for place in self.loose if start <= place[0] and place[1] <= stop]
 
     def anywhere(self) -> list[tuple[int, int]]:
         """Return every place, exact ones first."""
-        return [*self._exact, *self.loose()]
+        return [*self._exact, *self.loose]
 
+    @cached_property
     def loose(self) -> list[tuple[int, int]]:
-        """Return every place without regard to white space."""
-        if self._loose is None:
-            letters = "".join(self._text.split())
-            self._loose = _matches(self._source, r"\s*".join(map(re.escape, letters))) if letters else []
-        return self._loose
+        """Every place without regard to white space."""
+        letters = "".join(self._text.split())
+        return _matches(self._source, r"\s*".join(map(re.escape, letters))) if letters else []
 
 
 def _matches(source: str, pattern: str) -> list[tuple[int, int]]:
@@ -142,8 +141,7 @@ def _read(line: str, labels: Sequence[str]) -> tuple[list[Entity], str]:
     rest = line.split()
     at = 0
     while at < len(rest):
-        n_words = _length_of_label(rest, at, spelled, lengths)
-        if n_words:
+        if n_words := _length_of_label(rest, at, spelled, lengths):
             label = spelled[" ".join(rest[at : at + n_words]).upper()]
             entities.append(Entity(" ".join(words), label))
             words = []
@@ -154,9 +152,7 @@ def _read(line: str, labels: Sequence[str]) -> tuple[list[Entity], str]:
 
 
 def _length_of_label(words: Sequence[str], at: int, spelled: Mapping[str, str], lengths: Sequence[int]) -> int:
-    """Return how many words the label in brackets takes that begins there, such as 2 of ``[Body part]``; 0 where
-    there is none.
-    """
+    """Return the number of words of the label that begins there, such as 2 of ``[Body part]``; 0 where none does."""
     if words[at][0] != "[":
         return 0
     return next((n for n in lengths if " ".join(words[at : at + n]).upper() in spelled), 0)

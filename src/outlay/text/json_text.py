@@ -9,6 +9,8 @@ import json
 import re
 from typing import Any
 
+from outlay.text.legible import repeats
+
 MAX_DIGITS = 4300
 """Longest integer that Python turns into a number and back (``sys.int_info.default_max_str_digits``); longer ones stay text."""
 _HALF_PAIR = re.compile(r"\\u[dD][89abcdefABCDEF]")
@@ -31,8 +33,8 @@ def parse_json(text: str) -> Any:
     """
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
-        if _HALF_PAIR.search(text):
-            _refuse_surrogates(value)
+        if _HALF_PAIR.search(text) and (half := _SURROGATE.search(json.dumps(value, ensure_ascii=False))):
+            raise BadJson(f"holds half a surrogate pair, \\u{ord(half[0]):04x}, which is no character; remove it")
     except json.JSONDecodeError as error:
         whole = text.strip()
         is_open = whole[:1] in ("{", "[") and whole[-1:] not in ("}", "]")
@@ -46,24 +48,9 @@ def parse_json(text: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise BadJson(f"gives the key {twice!r} twice; keep one")
+        raise BadJson(f"gives the key {repeats(key for key, _ in pairs)[0]!r} twice; keep one")
     return found
 
 
 def _integer(digits: str) -> int | str:
     return int(digits) if len(digits) <= MAX_DIGITS else digits
-
-
-def _refuse_surrogates(value: Any) -> None:
-    if isinstance(value, str):
-        if found := _SURROGATE.search(value):
-            raise BadJson(f"holds half a surrogate pair, \\u{ord(found[0]):04x}, which is no character; remove it")
-    elif isinstance(value, dict):
-        for key, each in value.items():
-            _refuse_surrogates(key)
-            _refuse_surrogates(each)
-    elif isinstance(value, list):
-        for each in value:
-            _refuse_surrogates(each)

@@ -1,11 +1,8 @@
-"""Show values in messages so that differences can be seen: outer blanks, invisible characters, look-alikes, Unicode
-forms.
-
-Standard library only.
-"""
+"""Show values in messages so that outer blanks, invisible characters and look-alikes can be seen; standard library only."""
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
@@ -34,7 +31,7 @@ def quoted(text: str, n_chars: int = N_CHARS_SHOWN) -> str:
 def listed(values: Iterable[str]) -> str:
     """Quote values with commas between, so that a comma or a blank inside one can be seen."""
     every = list(values)
-    shown = ", ".join(quoted(value) for value in every[:_N_LISTED])
+    shown = ", ".join(map(quoted, every[:_N_LISTED]))
     return shown + (f" and {len(every) - _N_LISTED} more" if len(every) > _N_LISTED else "")
 
 
@@ -42,6 +39,12 @@ def named(values: Iterable[str]) -> str:
     """Name values with commas between; quoted where a comma, an outer blank or what cannot be seen would deceive."""
     every = list(values)
     return ", ".join(every) if all(map(_is_plain, every)) else listed(every)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Name the known value that is nearest to a name, such as `` (did you mean fever?)``; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def repeats(values: Iterable[T]) -> list[T]:
@@ -66,10 +69,8 @@ def outer_blanks(text: str) -> str:
     if core == text or not core:
         return ""
     start = text.index(core)
-    places = [("in front", text[:start]), ("behind", text[start + len(core) :])]
-    found = [(where, blanks) for where, blanks in places if blanks]
-    where = " and ".join(f"{_blank(blanks)} {where}" for where, blanks in found)
-    return f"with {where}"
+    places = {"in front": text[:start], "behind": text[start + len(core) :]}
+    return "with " + " and ".join(f"{_blank(blanks)} {where}" for where, blanks in places.items() if blanks)
 
 
 def _blank(blanks: str) -> str:
@@ -78,7 +79,7 @@ def _blank(blanks: str) -> str:
     return code_points(blanks)
 
 
-def skeleton(text: str) -> str:
+def _skeleton(text: str) -> str:
     """Map texts that look alike to one: compatibility forms, invisible characters, kinds of blanks, letters of other scripts."""
     composed = unicodedata.normalize("NFKC", text)
     visible = "".join(c for c in composed if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace())
@@ -90,19 +91,17 @@ def likeness(text: str, known: Sequence[str]) -> str:
 
     Values that differ in nothing but outer blanks are left to `outer_blanks`.
     """
+    core = text.strip()
     for value in known:
-        if (
-            value != text
-            and value != text.strip()
-            and unicodedata.normalize("NFC", value) == unicodedata.normalize("NFC", text)
-        ):
+        if value not in (text, core) and unicodedata.normalize("NFC", value) == unicodedata.normalize("NFC", text):
             form = next((f for f in ("NFC", "NFD") if unicodedata.is_normalized(f, text)), "neither NFC nor NFD")
             return f"it looks like {quoted(value)} in another Unicode form ({form}): {_difference(text, value)}"
-    for value in known:
-        if text.strip() != value.strip() and skeleton(text) == skeleton(value):
-            return f"it looks like {quoted(value)}: {_difference(text.strip(), value.strip())}"
-    for value in known:
-        if text.strip() != value.strip() and text.strip().casefold() == value.strip().casefold():
+    others = [value for value in known if value.strip() != core]
+    for value in others:
+        if _skeleton(text) == _skeleton(value):
+            return f"it looks like {quoted(value)}: {_difference(core, value.strip())}"
+    for value in others:
+        if core.casefold() == value.strip().casefold():
             return f"the label is spelt {quoted(value)}"
     return ""
 

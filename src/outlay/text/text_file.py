@@ -133,22 +133,13 @@ def _what_it_is(path: Path) -> str:
     byte = line[start]
     if is_last and _is_cut(line[start:], at_least=1 if has_utf8 else 2):
         return f"line {number} breaks off inside a character; it looks half-written, fetch it again"
-    try:
-        character = line.decode("cp1252")[start]
-    except UnicodeDecodeError:
+    text = line.decode("cp1252", errors="replace")  # of one character a byte; a few bytes stand for none
+    if "\ufffd" in text or "\x00" in text or not text[start].isprintable():
         return f"line {number} has the byte 0x{byte:02X}; save it as UTF-8"
-    if b"\x00" in line or not character.isprintable():
-        return f"line {number} has the byte 0x{byte:02X}; save it as UTF-8"
-    name, code = (
-        ("Windows-1252", "WINDOWS-1252")
-        if any(0x80 <= b < 0xA0 for b in line)
-        else (
-            "Latin-1 (or Windows-1252)",
-            "LATIN1",
-        )
-    )
+    is_windows = any(0x80 <= b < 0xA0 for b in line)
+    name, code = ("Windows-1252", "WINDOWS-1252") if is_windows else ("Latin-1 (or Windows-1252)", "LATIN1")
     return (
-        f"it looks like {name}: line {number} has the byte 0x{byte:02X}, {character!r} there; "
+        f"it looks like {name}: line {number} has the byte 0x{byte:02X}, {text[start]!r} there; "
         f"save it as UTF-8 (iconv -f {code} -t UTF-8)"
     )
 
@@ -165,9 +156,7 @@ def _wide(head: bytes) -> str | None:
 
 
 def _first_bad_line(path: Path) -> tuple[int, bytes, int, bool, bool]:
-    """Return the line, bytes and offset of the first byte that is no UTF-8, whether nothing follows its line, and
-    whether UTF-8 came before it.
-    """
+    """Return number, bytes and offset of the first byte that is no UTF-8; if its line is the last; if UTF-8 came before."""
     has_utf8 = False
     with _open_bytes(path) as raw:
         for number, line in enumerate(raw, start=1):
@@ -181,9 +170,7 @@ def _first_bad_line(path: Path) -> tuple[int, bytes, int, bool, bool]:
 
 
 def _is_cut(rest: bytes, at_least: int) -> bool:
-    """Return whether bytes are the beginning of one character in UTF-8, ``at_least`` so many of it, and its end is
-    missing.
-    """
+    """Return whether bytes are the beginning of one character in UTF-8 without its end, ``at_least`` so many of it."""
     first = rest[0]
     length = 2 if 0xC2 <= first < 0xE0 else 3 if 0xE0 <= first < 0xF0 else 4 if 0xF0 <= first < 0xF5 else 0
     return at_least <= len(rest) < length and all(0x80 <= byte < 0xC0 for byte in rest[1:])

@@ -60,6 +60,10 @@ def plain(value: Any) -> Any:
     return float(value) if isinstance(value, WrittenFloat) else value
 
 
+def _refusal(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML loader: YAML 1.2 scalars, keys as text, merge keys, duplicate keys refused."""
 
@@ -71,16 +75,14 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                raise yaml.composer.ComposerError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+                raise _refusal(f"the key {key.value!r} is given twice", key)
             seen.add(key.value)
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
         if len(node.value) > _MAX_KEYS:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"its merge keys give more than {_MAX_KEYS:,} keys", node.start_mark
-            )
+            raise _refusal(f"its merge keys give more than {_MAX_KEYS:,} keys", node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         self.flatten_mapping(node)
@@ -96,9 +98,7 @@ class _Loader(yaml.SafeLoader):
         try:
             return text.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
-            raise yaml.constructor.ConstructorError(
-                None, None, "half a surrogate pair (\\ud800 to \\udfff), which is no character", node.start_mark
-            ) from None
+            raise _refusal("half a surrogate pair (\\ud800 to \\udfff), which is no character", node) from None
 
     def construct_whole(self, node: yaml.ScalarNode) -> int | str:
         if len(node.value) > MAX_DIGITS:
@@ -149,9 +149,8 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise BadYaml(
-            f"it holds the character U+{ord(text[error.position]):04X}, which YAML does not allow", line
-        ) from None
+        character = f"U+{ord(text[error.position]):04X}"
+        raise BadYaml(f"it holds the character {character}, which YAML does not allow", line) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = ", ".join(part for part in (error.context, error.problem) if part) or "it cannot be read"

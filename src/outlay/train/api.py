@@ -23,9 +23,7 @@ from outlay.models.loading import (
     head_of,
     load_model,
     load_saved,
-    n_logits,
     read_head,
-    same_tokenizer,
     save_model,
     set_dropout,
 )
@@ -36,25 +34,12 @@ from outlay.spec import TargetKind, TaskSpec
 from outlay.train.batching import inference_batches
 from outlay.train.checkpoints import Checkpoints
 from outlay.train.distributed import ProcessGroup, current_process
-from outlay.train.loop import Callbacks, DevScore, Objective, fit
+from outlay.train.loop import DevScore, Objective, fit
 from outlay.train.objectives import DistillationObjective, SupervisedObjective, gold_units
 from outlay.train.profiler import Profiler, part
 from outlay.train.progress import TrainContext, TrainProgress, WorkMeter
 from outlay.train.targets.targets import SparseTargets, TargetsBuilder
 
-__all__ = [
-    "DevTexts",
-    "ModelSpec",
-    "TrainContext",
-    "distil",
-    "finetune",
-    "n_logits",
-    "predict",
-    "same_tokenizer",
-    "teach",
-]
-
-INFERENCE_BATCH = ANSWERING.batch_size
 _NO_LIMIT = 2**20
 
 
@@ -84,13 +69,10 @@ def finetune(
     """
     if len(answers) != len(sources):
         raise ValueError(f"{len(sources)} rows to train on but {len(answers)} answers")
-    check(settings, fsdp=current_process().fsdp)
-    model, head, tokenizer = load_model(spec)
-    read = head.tokenize(sources)
-    units = head.encode_answers(read, answers)
-    return _train(
-        _Learner(model, head, tokenizer), SupervisedObjective(head, read, units), settings, units, dev, out, context
-    )
+    learner = _Learner.load(spec, sources, settings)
+    units = learner.head.encode_answers(learner.read, answers)
+    objective = SupervisedObjective(learner.head, learner.read, units)
+    return _train(learner, objective, settings, units, dev, out, context)
 
 
 def distil(
@@ -115,21 +97,20 @@ def distil(
     """
     if len(targets) != len(sources):
         raise ValueError(f"{len(sources)} pool rows but targets for {len(targets)} rows")
-    check(settings, fsdp=current_process().fsdp)
-    model, head, tokenizer = load_model(spec)
-    read = head.tokenize(sources)
-    learner = _Learner(model, head, tokenizer)
+    learner = _Learner.load(spec, sources, settings)
+    head, read = learner.head, learner.read
+    known = None if settings.gold_weight == 0 else gold
     if targets.kind == "text":
-        _only_tokens("the published objective", settings)
-        answers = list(targets.answers)
-        if gold is not None and settings.gold_weight > 0:
-            answers = [taught if known is None else known for taught, known in zip(answers, gold, strict=True)]
+        _refuse_published(settings)
+        answers = targets.answers
+        if known is not None:
+            answers = tuple(taught if own is None else own for taught, own in zip(answers, known, strict=True))
         units = head.encode_answers(read, answers)
         return _train(learner, SupervisedObjective(head, read, units), settings, units, dev, out, context)
-    _check_targets(head, targets, settings, model, read)
-    mixed = gold_units(head, read, gold) if gold is not None and settings.gold_weight > 0 else None
+    _check_targets(learner, targets, settings)
+    mixed = None if known is None else gold_units(head, read, known)
     objective = DistillationObjective(head, read, targets, settings, mixed)
-    return _train(learner, objective, settings, mixed or AnswerIds.of([]), dev, out, context)
+    return _train(learner, objective, settings, mixed, dev, out, context)
 
 
 def teach(
@@ -139,7 +120,7 @@ def teach(
     target: TargetKind,
     settings: TeachSettings,
     precision: str,
-    gauge: WorkMeter,
+    meter: WorkMeter,
     vocab_size: int | None = None,
     device_map: str | None = None,
     profiler: Profiler | None = None,
@@ -156,23 +137,22 @@ def teach(
         model, head = _loaded_model(model_folder, device_map)
     if target == "text":
         with part(profiler, "speak"):
-            return SparseTargets.text_only(_answers(model, head, sources, settings, precision, gauge))
+            return SparseTargets.text_only(_answers(model, head, sources, settings, precision, meter))
     head = _head_for(head, target)
     with part(profiler, "data"):
         read = head.tokenize(sources)
     builder = TargetsBuilder(
         target, len(read), vocab_size=vocab_size, max_logits=settings.max_logits, tail_mass=settings.tail_mass
     )
-    answers = [""] * len(read)
-    width = head.form.max_target_tokens if settings.keep_padding and target == "tokens" else None
+    answers: dict[int, str] = {}
+    width = _longest_answer(head) if settings.keep_padding else 0
     with part(profiler, "speak"):
-        for rows, generation in _generations(model, head, read, settings, precision, gauge, sink=builder.put):
-            n_kept = None if width is None else np.full(len(rows), width, dtype=np.int64)
+        for rows, generation, texts in _generations(model, head, read, settings, precision, meter, sink=builder.put):
+            n_kept = np.full(len(rows), width, dtype=np.int64) if width else None
             builder.answer(rows, generation.units, n_kept=n_kept, pad_unit=head.pad_unit)
-            for row, text in zip(rows, head.decode(read, rows, generation.units), strict=True):
-                answers[int(row)] = text
+            answers.update(zip(rows.tolist(), texts, strict=True))
     with part(profiler, "keep"):
-        return builder.build(answers)
+        return builder.build([answers[row] for row in range(len(read))])
 
 
 def predict(
@@ -180,15 +160,15 @@ def predict(
     sources: Texts,
     *,
     precision: str,
-    gauge: WorkMeter,
+    meter: WorkMeter,
     beams: int = 1,
-    batch_size: int = INFERENCE_BATCH,
+    batch_size: int = ANSWERING.batch_size,
     device_map: str | None = None,
 ) -> list[str]:
     """Return a trained model's answers, in row order; a generative model is not held to the labels."""
     model, head = _loaded_model(model_folder, device_map)
     settings = TeachSettings(beams=beams, batch_size=batch_size, answers_from="free")
-    return _answers(model, head, sources, settings, precision, gauge)
+    return _answers(model, head, sources, settings, precision, meter)
 
 
 def use_threads(n: int) -> None:
@@ -198,7 +178,7 @@ def use_threads(n: int) -> None:
 
 def count_tokens(ref: str, base: str, form: TaskSpec, sources: Texts) -> list[int]:
     """Count the tokens of each row as a model of this reference reads them, after truncation, special tokens included."""
-    return [int(n) for n in head_of(ref, base, form).tokenize(sources).encoded.lengths]
+    return list(map(int, head_of(ref, base, form).tokenize(sources).encoded.lengths))
 
 
 def count_cut(ref: str, base: str, form: TaskSpec, sources: Texts) -> int:
@@ -207,18 +187,22 @@ def count_cut(ref: str, base: str, form: TaskSpec, sources: Texts) -> int:
 
 
 def longest_answer(ref: str, base: str, form: TaskSpec) -> int:
-    """Return the most tokens of an answer: 0 for an encoder; the limit for a generative model, whose answer need not
-    be a label.
-    """
+    """Return the most tokens of an answer: 0 for an encoder, the limit for a generative model."""
+    return _longest_answer(head_of(ref, base, form))
+
+
+def answer_lengths(ref: str, base: str, form: TaskSpec, answers: Sequence[str]) -> list[int]:
+    """Count the tokens of each answer as a model of this reference encodes it, cut to the limit; 0 for an encoder."""
     head = head_of(ref, base, form)
-    return head.form.max_target_tokens if head.target == "tokens" else 0
+    if head.target != "tokens":
+        return [0] * len(answers)
+    return list(map(int, head.encode_answers(head.tokenize([]), answers).lengths))
 
 
 def check_model(
     ref: str, base: str, form: TaskSpec, n_segments: int = 1, settings: Sequence[TrainSettings] = ()
 ) -> None:
-    """Refuse a model that cannot do the task, has no room for the text, cannot spell the answers, or cannot be
-    trained so.
+    """Refuse a model that cannot do the task, has no room for the text, or cannot be trained so.
 
     ``n_segments``: the texts that an encoder reads side by side; ``settings``: of each training of it. No weights are read.
 
@@ -281,35 +265,33 @@ def _generations(
     read: Sources,
     settings: TeachSettings,
     precision: str,
-    gauge: WorkMeter | None,
+    meter: WorkMeter | None,
     *,
     sink: LogitSink | None = None,
     shard: ProcessGroup | None = None,
-) -> Iterator[tuple[Rows, Generation]]:
-    """Yield generations batch by batch, largest first; of several processes each takes every n-th batch where ``shard`` is
-    given."""
+) -> Iterator[tuple[Rows, Generation, list[str]]]:
+    """Yield rows, generation and answers batch by batch, largest first; each process of ``shard`` takes every n-th batch."""
     with _inference(model, precision):
         batches = inference_batches(read.encoded.lengths, settings.batch_size, settings.batch_tokens)
-        if gauge is not None:
-            gauge.inferred(0)  # the work begins here: what went before was loading and tokenising
+        if meter is not None:
+            meter.inferred(0)  # the work begins here: what went before was loading and tokenising
         for i, rows in enumerate(batches):
             if shard is not None and i % shard.n_processes != shard.rank:
                 continue
             generation = head.generate(model, read, rows, settings, sink=sink)
-            if gauge is not None:
-                gauge.inferred(generation.n_tokens)
-            yield rows, generation
+            if meter is not None:
+                meter.inferred(generation.n_tokens)
+            yield rows, generation, head.decode(read, rows, generation.units)
 
 
 def _answers(
-    model: nn.Module, head: Head, sources: Texts, settings: TeachSettings, precision: str, gauge: WorkMeter
+    model: nn.Module, head: Head, sources: Texts, settings: TeachSettings, precision: str, meter: WorkMeter
 ) -> list[str]:
     read = head.tokenize(sources)
-    answers = [""] * len(read)
-    for rows, generation in _generations(model, head, read, settings, precision, gauge):
-        for row, text in zip(rows, head.decode(read, rows, generation.units), strict=True):
-            answers[int(row)] = text
-    return answers
+    answers: dict[int, str] = {}
+    for rows, _, texts in _generations(model, head, read, settings, precision, meter):
+        answers.update(zip(rows.tolist(), texts, strict=True))
+    return [answers[row] for row in range(len(read))]
 
 
 @contextmanager
@@ -326,18 +308,26 @@ def _inference(model: nn.Module, precision: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Learner:
-    """A model in training, its head and its tokenizer."""
+    """A model in training, its head and tokenizer, and its training texts as it reads them."""
 
     model: nn.Module
     head: Head
     tokenizer: Any
+    read: Sources
+
+    @classmethod
+    def load(cls, spec: ModelSpec, sources: Texts, settings: TrainSettings) -> _Learner:
+        """Load a model that can be trained by these settings."""
+        check(settings, fsdp=current_process().fsdp)
+        model, head, tokenizer = load_model(spec)
+        return cls(model, head, tokenizer, head.tokenize(sources))
 
 
 def _train(
     learner: _Learner,
     objective: Objective,
     settings: TrainSettings,
-    units: AnswerIds,
+    units: AnswerIds | None,
     dev: DevTexts | None,
     out: Path,
     context: TrainContext,
@@ -348,21 +338,14 @@ def _train(
         set_dropout(model, settings.dropout)
     model = compiled(cast(add_adapters(model, settings, fsdp=group.fsdp), settings), settings)
     checkpoints = None
-    if context.checkpoints is not None:
-        checkpoints = Checkpoints(context.checkpoints, context.save_seconds, context.save_steps)
-    progress = fit(
-        model,
-        objective,
-        settings,
-        gauge=context.gauge,
-        dev=None if dev is None else _dev_score(learner.head, dev, settings, objective, group),
-        checkpoints=checkpoints,
-        callbacks=Callbacks(context.on_progress, context.tracker, context.profiler),
-        group=group,
-    )
+    if context.folder is not None:
+        checkpoints = Checkpoints(context.folder / "checkpoints", context.save_seconds, context.save_steps)
+    dev_score = None if dev is None else _dev_score(learner.head, dev, settings, objective, group)
+    progress = fit(model, objective, settings, context, dev=dev_score, checkpoints=checkpoints, group=group)
     model = merge_adapters(model, settings)
     progress.n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    progress.n_answers_cut, progress.n_unaligned = units.n_cut, units.n_unaligned
+    if units is not None:
+        progress.n_answers_cut, progress.n_unaligned = units.n_cut, units.n_unaligned
     state = group.full_state(model.state_dict()) if group.fsdp else None
     if group.is_main:
         save_model(model if group.fsdp else model.to("cpu"), learner.head, learner.tokenizer, out, state)
@@ -374,15 +357,15 @@ def _dev_score(
     head: Head, dev: DevTexts, settings: TrainSettings, objective: Objective, group: ProcessGroup
 ) -> DevScore:
     read = head.tokenize(dev.sources[: _n_sampled(head, dev, settings, objective)])
-    how = TeachSettings(batch_size=INFERENCE_BATCH, answers_from="free")
+    free = TeachSettings(batch_size=ANSWERING.batch_size, answers_from="free")
     # A model that is itself spread over the processes takes all of them for each row.
     shard = None if group.fsdp else group
 
     def score(model: nn.Module) -> tuple[float, int]:
         numbered: list[tuple[int, str]] = []
         n_tokens = 0
-        for rows, generation in _generations(model, head, read, how, settings.precision, None, shard=shard):
-            numbered += zip(rows.tolist(), head.decode(read, rows, generation.units), strict=True)
+        for rows, generation, texts in _generations(model, head, read, free, settings.precision, None, shard=shard):
+            numbered += zip(rows.tolist(), texts, strict=True)
             n_tokens += generation.n_tokens
         if shard is not None:
             numbered, n_tokens = shard.gather(numbered), sum(shard.gather([n_tokens]))
@@ -397,27 +380,27 @@ _TRAINING_WORK = 3
 
 
 def _n_sampled(head: Head, dev: DevTexts, settings: TrainSettings, objective: Objective) -> int:
-    """Return how many dev rows, the first ones, an evaluation may take to stay within ``eval_share`` of the
-    training's work.
-    """
+    """Count the dev rows, the first ones, that keep an evaluation within ``eval_share`` of the training's work."""
     if settings.eval_share is None:
         return len(dev.sources)
     n_steps = -(-len(objective) // settings.batch_size)
     n_between = objective.lengths.sum() * (min(settings.eval_steps or n_steps, n_steps) / n_steps)
-    n_answer = head.form.max_target_tokens if head.target == "tokens" else 0
-    n_tokens = np.cumsum(head.tokenize(dev.sources).encoded.lengths + n_answer)
+    n_tokens = np.cumsum(head.tokenize(dev.sources).encoded.lengths + _longest_answer(head))
     return max(1, int(np.searchsorted(n_tokens, settings.eval_share * _TRAINING_WORK * n_between, side="right")))
 
 
-def _check_targets(
-    head: Head, targets: SparseTargets, settings: TrainSettings, model: nn.Module, read: Sources
-) -> None:
+def _longest_answer(head: Head) -> int:
+    return head.form.max_target_tokens if head.target == "tokens" else 0
+
+
+def _check_targets(learner: _Learner, targets: SparseTargets, settings: TrainSettings) -> None:
+    model, head, read = learner.model, learner.head, learner.read
     if targets.kind != head.target:
         raise UsageError(
             f"the targets are {targets.kind}, and this student learns from {head.target} or text; teach again for this student"
         )
     if targets.kind != "tokens":
-        _only_tokens("the published objective", settings)
+        _refuse_published(settings)
     n_outputs = head.n_outputs or (len(head.form.labels) if head.target == "classes" else int(model.config.vocab_size))  # type: ignore[union-attr, arg-type]
     if targets.kind == "tokens":
         if targets.vocab_size > n_outputs:
@@ -433,8 +416,9 @@ def _check_targets(
         )
 
 
-def _only_tokens(what: str, settings: TrainSettings) -> None:
+def _refuse_published(settings: TrainSettings) -> None:
     if settings.objective == "published":
         raise UsageError(
-            f"{what} is about the tokens of one vocabulary; take a student with the teacher's tokenizer, or `masked`"
+            "the published objective is about the tokens of one vocabulary; take a student with the teacher's tokenizer, "
+            "or `masked`"
         )

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from outlay.models.cost_model import (
     starting_load,
     training_load,
 )
-from outlay.models.loading import ModelSpec, head_of
+from outlay.models.loading import ModelSpec
 from outlay.models.random_init import Corpus, build_checkpoint
 from outlay.models.shape import shape_of_size
 from outlay.models.sizes import Size
@@ -78,6 +78,22 @@ class Sample:
     seconds: float
 
 
+def _size(kind: Literal["bert", "t5"], n_layers: int, hidden_size: int, d_ff: int, vocab_size: int) -> Size:
+    n_heads = max(1, hidden_size // 64)
+    return Size(
+        name=f"{kind}-{n_layers}x{hidden_size}-{vocab_size}",
+        type=kind,
+        n_layers=n_layers,
+        hidden_size=hidden_size,
+        d_ff=d_ff,
+        n_heads=n_heads,
+        head_size=hidden_size // n_heads,
+        vocab_size=vocab_size,
+        n_decoder_layers=n_layers if kind == "t5" else 0,
+        n_positions=512 if kind == "bert" else 0,
+    )
+
+
 def encoder_size(n_layers: int, hidden_size: int, vocab_size: int = 4096) -> Size:
     """Return an encoder of BERT's proportions."""
     return _size("bert", n_layers, hidden_size, 4 * hidden_size, vocab_size)
@@ -88,37 +104,30 @@ def t5_size(n_layers: int, hidden_size: int, vocab_size: int = 8192) -> Size:
     return _size("t5", n_layers, hidden_size, 5 * hidden_size // 2, vocab_size)
 
 
-def default_trials() -> list[Trial]:
-    """Narrow and wide, shallow and deep, short and long, small and large batches: every term weighs in some of them."""
-    return [
-        Trial(encoder_size(2, 128), 8, 16),
-        Trial(encoder_size(6, 128), 32, 32),
-        Trial(encoder_size(2, 256), 32, 64),
-        Trial(encoder_size(4, 384), 8, 48),
-        Trial(encoder_size(2, 512), 16, 64),
-        Trial(encoder_size(4, 64, 16384), 16, 96),
-        Trial(t5_size(2, 128), 8, 16, 4),
-        Trial(t5_size(4, 128), 32, 24, 8),
-        Trial(t5_size(2, 256), 16, 48, 24),
-        Trial(t5_size(3, 384), 8, 32, 12),
-        Trial(t5_size(1, 512, 16384), 16, 40, 8),
-        Trial(t5_size(2, 64, 16384), 32, 64, 16),
-    ]
+DEFAULT_TRIALS = (
+    Trial(encoder_size(2, 128), 8, 16),
+    Trial(encoder_size(6, 128), 32, 32),
+    Trial(encoder_size(2, 256), 32, 64),
+    Trial(encoder_size(4, 384), 8, 48),
+    Trial(encoder_size(2, 512), 16, 64),
+    Trial(encoder_size(4, 64, 16384), 16, 96),
+    Trial(t5_size(2, 128), 8, 16, 4),
+    Trial(t5_size(4, 128), 32, 24, 8),
+    Trial(t5_size(2, 256), 16, 48, 24),
+    Trial(t5_size(3, 384), 8, 32, 12),
+    Trial(t5_size(1, 512, 16384), 16, 40, 8),
+    Trial(t5_size(2, 64, 16384), 32, 64, 16),
+)
+"""Narrow and wide, shallow and deep, short and long, small and large batches: every term weighs in some of them."""
 
-
-def light_trials() -> list[Trial]:
-    """Return small trials that still determine all terms, for a precision in which a machine is very slow."""
-    return [
-        Trial(encoder_size(2, 128), 8, 16),
-        Trial(encoder_size(1, 192), 8, 32),
-        Trial(encoder_size(2, 64, 16384), 8, 24),
-        Trial(t5_size(1, 96, 2048), 8, 12, 4),
-        Trial(t5_size(2, 64, 2048), 8, 16, 6),
-    ]
-
-
-def _trials(precision: str, ratio: float) -> list[Trial]:
-    return light_trials() if precision == "bf16" and ratio < CLEARLY_SLOW else default_trials()
+LIGHT_TRIALS = (
+    Trial(encoder_size(2, 128), 8, 16),
+    Trial(encoder_size(1, 192), 8, 32),
+    Trial(encoder_size(2, 64, 16384), 8, 24),
+    Trial(t5_size(1, 96, 2048), 8, 12, 4),
+    Trial(t5_size(2, 64, 2048), 8, 16, 6),
+)
+"""Small trials that still determine all terms, for a precision in which a machine is very slow."""
 
 
 def calibrate(
@@ -132,14 +141,15 @@ def calibrate(
     """Measure this machine with so many threads; ``on_progress`` gets the number of measurements done and of all."""
     measured = {precision: Measured() for precision in precisions}
     ratio = measure_bf16_ratio()
-    chosen = {each: _trials(each, ratio) if trials is None else trials for each in precisions}
+    light = {"bf16"} if ratio < CLEARLY_SLOW else set()
+    chosen = {each: trials or (LIGHT_TRIALS if each in light else DEFAULT_TRIALS) for each in precisions}
     n_done, n_total = 0, 2 * sum(map(len, chosen.values()))
     with _threads(threads), tempfile.TemporaryDirectory(prefix="outlay-calibrate-") as folder:
         peak = max(matmul_rate(current_process().device, precision) for precision in ("bf16", "fp32"))
-        lab = _Lab(Path(folder))
+        models = _RandomModels(Path(folder))
         for precision in precisions:
             for trial in chosen[precision]:
-                for measure in (lab.train, lab.answer):
+                for measure in (models.train, models.answer):
                     measure(trial, precision, measured[precision])
                     n_done += 1
                     if on_progress is not None:
@@ -162,14 +172,13 @@ def calibrate(
 def fit_terms(samples: Sequence[Sample], terms: Sequence[str]) -> dict[str, float]:
     """Fit the seconds of one unit of each term by `least_relative_squares`; 0 for a term that no sample has."""
     columns = [TERMS.index(term) for term in terms]
-    asked = np.array([astuple(sample.load) for sample in samples], dtype=np.float64)[:, columns]
-    found = least_relative_squares(asked, np.array([sample.seconds for sample in samples]))
+    amounts = np.array([astuple(sample.load) for sample in samples], dtype=np.float64)[:, columns]
+    found = least_relative_squares(amounts, np.array([sample.seconds for sample in samples]))
     return dict(zip(terms, found.tolist(), strict=True))
 
 
 def least_relative_squares(amounts: Matrix, seconds: Matrix) -> Matrix:
-    """Return the constants ``[K]``, none below 0, with the least sum of squares of ``amounts @ constants / seconds -
-    1``.
+    """Return the constants ``[K]``, none below 0, with the least squares of ``amounts @ constants / seconds - 1``.
 
     ``amounts``: ``[N, K]``, K small; ``seconds``: ``[N]``, above 0. The best of the unconstrained solutions over all subsets of
     the K columns: exact.
@@ -190,14 +199,6 @@ def least_relative_squares(amounts: Matrix, seconds: Matrix) -> Matrix:
     return best
 
 
-def answer_lengths(ref: str, base: str, form: TaskSpec, answers: Sequence[str]) -> list[int]:
-    """Count the tokens of each answer as a model of this reference encodes it, cut to the limit; 0 for an encoder."""
-    head = head_of(ref, base, form)
-    if head.target != "tokens":
-        return [0] * len(answers)
-    return [int(n) for n in head.encode_answers(head.tokenize([]), answers).lengths]
-
-
 @dataclass(slots=True)
 class Measured:
     """Samples of one precision, by the constants they determine."""
@@ -212,18 +213,15 @@ class Measured:
         found = dict.fromkeys(TERMS, 0.0)
         found |= fit_terms(self.training, TRAIN_TERMS)
         found |= fit_terms(self.inference, INFER_TERMS)
-        if self.keeping:
-            # Beside the answers, which are known by now.
-            rest = [replace(s, seconds=s.seconds - _seconds(s.load, found)) for s in self.keeping]
-            found |= (
-                fit_terms([s for s in rest if s.seconds > 0], ("kept",)) if any(s.seconds > 0 for s in rest) else {}
-            )
-        found |= fit_terms([s for s in started if s.seconds > 0], START_TERMS)
-        return found
+        # Beside the answers, which are known by now.
+        rest = [replace(s, seconds=s.seconds - _seconds(s.load, found)) for s in self.keeping]
+        if kept := [s for s in rest if s.seconds > 0]:
+            found |= fit_terms(kept, ("kept",))
+        return found | fit_terms([s for s in started if s.seconds > 0], START_TERMS)
 
 
 class _Clock(TokenCounter):
-    """A counter that notes when each step or batch was done, and ends a training when it has told enough."""
+    """A counter that notes when each step or batch was done, and ends a training after enough steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -256,7 +254,7 @@ class _Clock(TokenCounter):
         return float(np.median(np.diff(self.done[n_warm - 1 :])))
 
 
-class _Lab:
+class _RandomModels:
     """Random models and texts of exact lengths, in a scratch folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -270,50 +268,46 @@ class _Lab:
         """Time some steps of fine-tuning; the time before the first and after the last is the start."""
         n_rows = N_STEPS * trial.n_rows
         settings = TrainSettings(epochs=1, batch_size=trial.n_rows, learning_rate=1e-4, precision=precision)
-        spec, reader = self._spec(trial), _reader(trial)
+        spec, profile = self._spec(trial), _model_profile(trial)
         sources, answers = self._rows(trial, n_rows)
         out, clock = self._folder / "out", _Clock()
         out.mkdir(exist_ok=True)
         finetune(spec, sources, answers, settings, dev=None, out=out, context=TrainContext(clock))
         total, each = time.perf_counter() - clock.began, clock.each(N_WARM)
-        step = training_load(reader, _lengths(trial, trial.n_rows), settings)
+        step = training_load(profile, _lengths(trial, trial.n_rows), settings)
         measured.training.append(Sample(step, each))
-        measured.starting.append(Sample(starting_load(reader, _lengths(trial, n_rows)), total - len(clock.done) * each))
+        measured.starting.append(
+            Sample(starting_load(profile, _lengths(trial, n_rows)), total - len(clock.done) * each)
+        )
 
     def answer(self, trial: Trial, precision: str, measured: Measured) -> None:
-        """Time some batches of answers by the model just trained; of one that generates, also a batch whose logits
-        are kept.
-        """
+        """Time some batches of answers by the model just trained; of one that generates, also a pass that keeps logits."""
         n_rows = N_BATCHES * trial.n_rows
-        folder, reader = self._folder / "out", _reader(trial)
+        folder, profile = self._folder / "out", _model_profile(trial)
         sources, _ = self._rows(trial, n_rows)
         settings = TeachSettings(batch_size=trial.n_rows, batch_tokens=trial.n_rows * (trial.source + 1))
         clock = _Clock()
-        predict(folder, sources, precision=precision, gauge=clock, batch_size=trial.n_rows)
+        predict(folder, sources, precision=precision, meter=clock, batch_size=trial.n_rows)
         written = round(clock.n_tokens[-1] / trial.n_rows) - trial.source
         lengths = Lengths([trial.source] * trial.n_rows, [max(0, written)] * trial.n_rows)
-        measured.inference.append(Sample(answering_load(reader, lengths, settings), clock.each(1)))
+        measured.inference.append(Sample(answering_load(profile, lengths, settings), clock.each(1)))
         if trial.answer:
             clock = _Clock()
-            teach(folder, sources, target="tokens", settings=settings, precision=precision, gauge=clock)
-            load = answering_load(reader, lengths, settings, keep=True).times(N_BATCHES)
+            teach(folder, sources, target="tokens", settings=settings, precision=precision, meter=clock)
+            load = answering_load(profile, lengths, settings, keep=True).times(N_BATCHES)
             measured.keeping.append(Sample(load, time.perf_counter() - clock.began))
 
     def _spec(self, trial: Trial) -> ModelSpec:
         folder = self._folder / trial.size.name
         if not folder.exists():
             build_checkpoint(trial.size, self._corpus, folder)
-        return ModelSpec(str(folder), str(folder), self._form(trial), 0)
-
-    def _form(self, trial: Trial) -> TaskSpec:
+        form = TaskSpec("classification", ("no", "yes"), trial.source, 1)
         if trial.answer:
-            return TaskSpec("generation", (), trial.source, trial.answer)
-        return TaskSpec("classification", ("no", "yes"), trial.source, 1)
+            form = TaskSpec("generation", (), trial.source, trial.answer)
+        return ModelSpec(str(folder), str(folder), form, 0)
 
     def _rows(self, trial: Trial, n: int) -> tuple[list[tuple[str, ...]], list[str]]:
-        """Return texts with more words than tokens may be read, so that each is cut to the same length; answers
-        likewise.
-        """
+        """Return texts with more words than tokens may be read, so that each is cut to the same length; answers likewise."""
         draw = random.Random(0)
         sources: list[tuple[str, ...]] = [(" ".join(draw.choices(self._words, k=trial.source)),) for _ in range(n)]
         if not trial.answer:
@@ -321,23 +315,7 @@ class _Lab:
         return sources, [" ".join(draw.choices(self._words, k=trial.answer)) for _ in range(n)]
 
 
-def _size(kind: Any, n_layers: int, hidden_size: int, d_ff: int, vocab_size: int) -> Size:
-    is_t5 = kind == "t5"
-    return Size(
-        name=f"{kind}-{n_layers}x{hidden_size}-{vocab_size}",
-        type=kind,
-        n_layers=n_layers,
-        hidden_size=hidden_size,
-        d_ff=d_ff,
-        n_heads=max(1, hidden_size // 64),
-        head_size=hidden_size // max(1, hidden_size // 64),
-        vocab_size=vocab_size,
-        n_decoder_layers=n_layers if is_t5 else 0,
-        n_positions=0 if is_t5 else 512,
-    )
-
-
-def _reader(trial: Trial) -> ModelProfile:
+def _model_profile(trial: Trial) -> ModelProfile:
     return ModelProfile(shape_of_size(trial.size), 0 if trial.answer else 2)
 
 

@@ -6,26 +6,36 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from outlay.errors import TrainingError
 from outlay.models.peft import load_trained_state, trained_state
 from outlay.storage.checkpoint_files import checkpoint_state, newest_checkpoint
 from outlay.storage.files import writing
-from outlay.train.distributed import ProcessGroup, like
-from outlay.train.progress import TrainProgress
-from outlay.train.state import TrainState
+from outlay.train.distributed import ProcessGroup, shard_like
+from outlay.train.progress import TrainProgress, WorkMeter
+
+
+@dataclass(slots=True)
+class TrainState:
+    """The changing state of a training, all of it kept in a checkpoint."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    meter: WorkMeter
+    progress: TrainProgress
+    best: dict[str, Tensor] | None = None
+    """The weights of the best evaluation."""
 
 
 class Checkpoints:
-    """A training's checkpoints in a folder: weights, best weights and optimiser moments as safetensors, the rest as
-    JSON.
+    """A training's checkpoints in a folder: weights and optimiser moments as safetensors, the rest as JSON.
 
     A new one is written beside the old one and renamed, so that a kill at any moment leaves one whole checkpoint. Several
     processes write one, as a single process would; all of them read it, so the folder must be on a disk they share.
@@ -48,10 +58,9 @@ class Checkpoints:
             DiskFull: no room left.
         """
         due = self.wanted_at(training.progress.step) or time.monotonic() - self._last >= self._every_seconds
-        if not group.broadcast(int(due)):
-            return
-        self._save(training, group)
-        self._last = time.monotonic()
+        if group.broadcast(int(due)):
+            self._save(training, group)
+            self._last = time.monotonic()
 
     def load(self, training: TrainState, group: ProcessGroup) -> None:
         """Go on from the newest whole checkpoint; without one nothing changes.
@@ -68,12 +77,12 @@ class Checkpoints:
         if newest is None:
             return
         now = trained_state(training.model)
-        load_trained_state(training.model, _dealt(load_file(newest / "model.safetensors"), now))
+        load_trained_state(training.model, _sharded(load_file(newest / "model.safetensors"), now))
         best = newest / "best.safetensors"
-        training.best = _dealt(load_file(best), now) if best.exists() else None
+        training.best = _sharded(load_file(best), now) if best.exists() else None
         state = checkpoint_state(newest)
         _load_optimizer(training.optimizer, load_file(newest / "optimizer.safetensors"), state["optimizer"])
-        training.gauge.restore(state["gauge"])
+        training.meter.restore(state["gauge"])
         training.progress = TrainProgress(**state["progress"])
 
     def _save(self, training: TrainState, group: ProcessGroup) -> None:
@@ -82,7 +91,7 @@ class Checkpoints:
         if training.best is not None:
             parts["best"] = group.full_state(training.best)
         if group.is_main:
-            state = {"progress": asdict(training.progress), "gauge": training.gauge.state(), "optimizer": numbers}
+            state = {"progress": asdict(training.progress), "gauge": training.meter.state(), "optimizer": numbers}
             self._write(f"step-{training.progress.step}", parts, state)
         group.barrier()
 
@@ -106,9 +115,9 @@ class Checkpoints:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def _dealt(whole: dict[str, Tensor], now: dict[str, Any]) -> dict[str, Tensor]:
+def _sharded(whole: dict[str, Tensor], now: dict[str, Any]) -> dict[str, Tensor]:
     """Return whole tensors, sharded as those of the same name are now."""
-    return {name: like(tensor, now[name]) for name, tensor in whole.items()}
+    return {name: shard_like(tensor, now[name]) for name, tensor in whole.items()}
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -130,7 +139,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
         whole = isinstance(value, Tensor) and value.shape == parameter.shape
-        state.setdefault(int(index), {})[name] = like(value, parameter) if whole else value
+        state.setdefault(int(index), {})[name] = shard_like(value, parameter) if whole else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

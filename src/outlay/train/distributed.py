@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -82,8 +82,7 @@ class ProcessGroup:
     # Models.
 
     def prepare(self, model: nn.Module) -> None:
-        """Move the model to this process's device, and make all copies equal to the main process's, or shard its
-        weights (FSDP2).
+        """Move the model to this process's device, equal to the main process's copy or sharded (FSDP2).
 
         With ``fsdp`` every block that the model names as not to be split (``_no_split_modules``) is gathered for its own forward
         and backward pass only; the parameters become `DTensor`, so make the optimiser after this.
@@ -112,9 +111,7 @@ class ProcessGroup:
                 gradient.mul_(factor)
 
     def full_state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return whole, contiguous copies on the CPU of the main process; every process must call, the others get
-        nothing.
-        """
+        """Return whole, contiguous copies on the CPU of the main process; every process must call, others get nothing."""
         whole: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -127,8 +124,7 @@ class ProcessGroup:
 def current_process() -> ProcessGroup:
     """Return the process group that the environment describes; the same object at every call.
 
-    The weights are sharded where `FSDP_SWITCH` is ``true`` in the environment, as
-    `accelerate launch --use_fsdp` sets it.
+    The weights are sharded where `FSDP_SWITCH` is ``true`` in the environment, as `accelerate launch --use_fsdp` sets it.
 
     Raises:
         UsageError: processes that cannot be joined.
@@ -136,7 +132,7 @@ def current_process() -> ProcessGroup:
     return ProcessGroup(_process_state(), fsdp=os.environ.get(FSDP_SWITCH, "false").lower() == "true")
 
 
-def like(whole: Tensor, tensor: Tensor) -> Tensor:
+def shard_like(whole: Tensor, tensor: Tensor) -> Tensor:
     """Return ``whole`` sharded as ``tensor`` is; each process takes its part of its own copy."""
     if isinstance(tensor, DTensor):
         return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
@@ -151,7 +147,8 @@ def _process_state() -> PartialState:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
-            state = PartialState(cpu=not torch.cuda.is_available(), **_group_arguments())
+            timeout = {"timeout": _PATIENCE} if "LOCAL_RANK" in os.environ else {}
+            state = PartialState(cpu=not torch.cuda.is_available(), **timeout)
     except (ValueError, RuntimeError) as error:
         raise UsageError(
             f"the processes of this training cannot be joined ({first_line(error)}); start them with "
@@ -161,10 +158,6 @@ def _process_state() -> PartialState:
     if state.num_processes > 1:
         atexit.register(_leave)
     return state
-
-
-def _group_arguments() -> dict[str, Any]:
-    return {"timeout": _PATIENCE} if "LOCAL_RANK" in os.environ else {}
 
 
 def _leave() -> None:

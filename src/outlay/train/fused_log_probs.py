@@ -49,9 +49,7 @@ class Segments:
         return cls(entries, torch.searchsorted(entries, edges) if width is None else edges * width, width)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sums ``[N]`` of ``values`` ``[M]``; in a fixed order, so that equal values give equal bits on a
-        GPU too.
-        """
+        """Return the sums ``[N]`` of ``values`` ``[M]``; in a fixed order: equal values give equal bits on a GPU too."""
         if self.width is not None:
             return values.view(len(self.offsets) - 1, self.width).sum(-1)
         return torch.segment_reduce(values, "sum", offsets=self.offsets, unsafe=True)
@@ -61,10 +59,6 @@ class Segments:
         if self.width is not None:
             return values.view(len(self.offsets) - 1, self.width).amax(-1)
         return torch.segment_reduce(values, "max", offsets=self.offsets, unsafe=True)
-
-    def amin(self, values: Tensor) -> Tensor:
-        """Return the smallest value of each run, ``[N]``."""
-        return -self.amax(-values)
 
     def spread(self, values: Tensor) -> Tensor:
         """Repeat ``values`` ``[N]`` over their runs, ``[M]``."""
@@ -108,8 +102,7 @@ class Cells:
 
 
 def log_probabilities(logits: Tensor, cells: Cells, temperature: float) -> tuple[Tensor, Tensor | None]:
-    """Return log q of the named classes ``[M]`` and of the tail ``[N]`` (``None`` where ``cells`` are complete), q =
-    softmax(z / T).
+    """Return log q of the named classes ``[M]`` and of the tail ``[N]``, ``None`` if ``cells`` are complete; q = softmax(z / T).
 
     Rows that do not count are not read, and their gradient is 0. A row whose classes are all named although the cells are not
     complete has some -10^30 for its tail. A graph gives its gradient once: the backward pass works in the forward pass's buffer.
@@ -123,15 +116,6 @@ def log_probabilities(logits: Tensor, cells: Cells, temperature: float) -> tuple
         return cast("tuple[Tensor, Tensor | None]", _LogProbabilities.apply(logits, cells, temperature))  # type: ignore[no-untyped-call]
     tail = None if cells.complete else _tail(logits, cells, temperature, None)
     return _normalised(_named(logits, cells, temperature), tail, cells.segments)
-
-
-def least_of_tail(logits: Tensor, cells: Cells, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return the smallest z / T of the tail, and log Σ exp(z / T) over it, each ``[N]``; the smallest is inf where
-    there is no tail.
-    """
-    least = [block.amin(-1) for _, block in _chunks(logits, cells, temperature, float("inf"))]
-    none = torch.zeros(0, dtype=working_dtype(logits), device=logits.device)
-    return torch.cat([none, *least]), _tail(logits, cells, temperature, None)
 
 
 def working_dtype(logits: Tensor) -> torch.dtype:
@@ -156,9 +140,7 @@ class _LogProbabilities(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_log_q: Tensor, d_log_q_tail: Tensor | None) -> tuple[Tensor, None, None]:
-        """Return the gradient of the logits: with g the gradient of the log-probabilities, ∂/∂(z_k / T) = g_k - q_k Σ
-        g, the tail being one class.
-        """
+        """Return ∂/∂(z_k / T) = g_k - q_k Σ g, with g the gradient of the log-probabilities, the tail being one class."""
         cells, segments = ctx.cells, ctx.cells.segments
         shape, log_q, log_q_tail = ctx.saved_tensors
         total = segments.sum(d_log_q)
@@ -209,15 +191,14 @@ def _normalised(named: Tensor, tail: Tensor | None, segments: Segments) -> tuple
 
 
 def _tail(logits: Tensor, cells: Cells, temperature: float, shape: Tensor | None) -> Tensor:
-    """Return log Σ exp(z / T) over the tail, ``[N]``; into the rows of ``shape`` ``[R, V]`` that count goes the
-    softmax over the tail.
+    """Return log Σ exp(z / T) over the tail, ``[N]``; its softmax goes into the rows of ``shape`` ``[R, V]`` that count.
 
     Summed from the tail's own exponentials and under its own largest logit: 1 - Σ q would lose it, and its gradient, to rounding.
     """
     tail = torch.empty(cells.n, dtype=working_dtype(logits), device=logits.device)
     straight = shape is not None and cells.rows is None and shape.dtype == tail.dtype
     scratch = torch.empty(0, dtype=tail.dtype, device=logits.device)
-    for part, block in _chunks(logits, cells, temperature, _NO_LOGIT):
+    for part, block in _chunks(logits, cells, temperature):
         top = block.amax(-1)
         if not straight and len(scratch) < len(block):
             scratch = torch.empty_like(block)
@@ -233,10 +214,8 @@ def _tail(logits: Tensor, cells: Cells, temperature: float, shape: Tensor | None
     return tail
 
 
-def _chunks(logits: Tensor, cells: Cells, temperature: float, fill: float) -> Iterator[tuple[slice, Tensor]]:
-    """Yield z / T of some rows that count at a time, ``[n, V]``, with ``fill`` at the named classes. One buffer
-    serves all.
-    """
+def _chunks(logits: Tensor, cells: Cells, temperature: float) -> Iterator[tuple[slice, Tensor]]:
+    """Yield z / T of some rows that count, ``[n, V]``, without the named classes; one buffer serves all."""
     n_classes, size = logits.shape[1], _rows_per_chunk(logits)
     flat = cells.segments.entries * n_classes + cells.indices
     # One element more than the rows take: what is to be filled in other chunks goes there.
@@ -257,13 +236,11 @@ def _chunks(logits: Tensor, cells: Cells, temperature: float, fill: float) -> It
             at = torch.where(here, flat - start * n_classes, len(buffer) - 1)
         else:
             at = flat[bounds[0] : bounds[1]] - start * n_classes
-        buffer.index_fill_(0, at, fill)
+        buffer.index_fill_(0, at, _NO_LOGIT)
         yield slice(start, stop), block
 
 
 def _rows_per_chunk(logits: Tensor) -> int:
-    """Return the number of rows in a chunk; rows are computed apart from one another, so that it does not change a
-    result.
-    """
+    """Return the number of rows in a chunk; no result hangs on it, as rows are computed apart from one another."""
     chunk = CPU_CHUNK * torch.get_num_threads() if logits.device.type == "cpu" else ACCELERATOR_CHUNK
     return max(1, chunk // max(1, logits.shape[1]))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,26 +22,21 @@ from torch.distributed.tensor import DTensor
 from outlay.errors import TrainingError, UsageError
 from outlay.models.peft import load_trained_state, trained_state, without_compile
 from outlay.settings import TrainSettings
-from outlay.train.checkpoints import Checkpoints
+from outlay.train.checkpoints import Checkpoints, TrainState
 from outlay.train.distributed import ProcessGroup, current_process
 from outlay.train.losses import LossSum
 from outlay.train.optimizers import make_optimizer
 from outlay.train.prefetch import Batch, BatchPrefetcher
-from outlay.train.profiler import Profiler, part
-from outlay.train.progress import OnProgress, TrainProgress, WorkMeter
+from outlay.train.profiler import part
+from outlay.train.progress import TrainContext, TrainProgress
 from outlay.train.schedule import TrainSchedule, micro_batch_seed
-from outlay.train.state import TrainState
-
-if TYPE_CHECKING:
-    from outlay.train.trackers import Tracker
 
 _READ_EVERY = 16
 """Steps between two readings of losses on a GPU, and between two questions of several processes to the work meter."""
 
 DevScore = Callable[[nn.Module], tuple[float, int]]
-"""``model -> (score, tokens that went forward over all processes)``; larger scores are better. Every process calls
-it, in eval mode and without gradients, and gets the same answer; it reports no tokens to a meter, the loop does.
-"""
+"""``model -> (score, tokens that went forward over all processes)``; larger scores are better. Every process calls it, in eval
+mode and without gradients, and gets the same answer; it reports no tokens to a meter, the loop does."""
 
 
 class Objective(Protocol):
@@ -49,9 +44,7 @@ class Objective(Protocol):
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row that go through the model, int64 ``[rows]``: the cost of a row, and the length that
-        batches are sorted by.
-        """
+        """Tokens of each row that go through the model, int64 ``[rows]``; batches are sorted by them."""
         ...
 
     @property
@@ -75,24 +68,14 @@ class Objective(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Callbacks:
-    """Callbacks of a training: the progress callback and tracker of its main process, and a profiler."""
-
-    on_progress: OnProgress | None = None
-    tracker: Tracker | None = None
-    profiler: Profiler | None = None
-
-
 def fit(
     model: nn.Module,
     objective: Objective,
     settings: TrainSettings,
+    context: TrainContext,
     *,
-    gauge: WorkMeter,
     dev: DevScore | None = None,
     checkpoints: Checkpoints | None = None,
-    callbacks: Callbacks | None = None,
     group: ProcessGroup | None = None,
 ) -> TrainProgress:
     """Train ``model`` in place and leave in it the best weights by dev score (the last ones where there is no dev set).
@@ -113,12 +96,12 @@ def fit(
     schedule = TrainSchedule(objective.lengths, settings, group)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     progress = TrainProgress(n_parameters=n_parameters, n_truncated=objective.n_truncated)
-    training = TrainState(model, make_optimizer(model, settings), gauge, progress)
+    training = TrainState(model, make_optimizer(model, settings), context.meter, progress)
     if checkpoints is not None:
         checkpoints.load(training, group)
     if settings.gradient_checkpointing:
         _set_gradient_checkpointing(model, True)
-    _Run(training, objective, schedule, dev, checkpoints, callbacks or Callbacks()).go()
+    _Run(training, objective, schedule, dev, checkpoints, context).run()
     if settings.gradient_checkpointing:
         _set_gradient_checkpointing(model, False)
     if training.best is not None:
@@ -135,20 +118,22 @@ class _Run:
     schedule: TrainSchedule
     dev: DevScore | None
     checkpoints: Checkpoints | None
-    callbacks: Callbacks
-    unread: list[tuple[int, Tensor]] = field(default_factory=list)
+    context: TrainContext
+    unread_losses: list[tuple[int, Tensor]] = field(default_factory=list)
     """Steps whose loss is still on the device: the step, and its loss, float64 scalar."""
     n_allowed: int = 0
     """Steps that the meter has allowed and that were not taken yet."""
 
-    def go(self) -> None:
+    def run(self) -> None:
         """Take the steps that are left."""
-        training, schedule, profiler = self.training, self.schedule, self.callbacks.profiler
+        training, schedule, profiler = self.training, self.schedule, self.context.profiler
         progress = training.progress
-        feeder = BatchPrefetcher(self.objective, schedule.micro_batches, schedule.n_steps, schedule.group.device)
+        prefetcher = BatchPrefetcher(
+            self.objective.batch, schedule.micro_batches, schedule.n_steps, schedule.group.device
+        )
         training.model.train()
         with ExitStack() as stack:
-            stack.callback(feeder.close)
+            stack.callback(prefetcher.close)
             if profiler is not None:
                 stack.callback(profiler.stop)
             while progress.stopped is None:
@@ -156,10 +141,10 @@ class _Run:
                     progress.stopped = "limit"
                     break
                 with part(profiler, "data"):
-                    batches = feeder.take(progress.step)
+                    batches = prefetcher.take(progress.step)
                 self._step(batches)
-                self._after(progress.step - 1)
-            self._read()
+                self._after_step(progress.step - 1)
+            self._read_losses()
             if progress.step == 0:
                 raise TrainingError(
                     "not one batch fits into the limit of this step; raise it (a run is topped up with `outlay ledger topup`)"
@@ -168,14 +153,12 @@ class _Run:
                 self._evaluate()
 
     def _may_go_on(self) -> bool:
-        """Return whether the main process's meter allows the next step; several processes ask for some steps together, so
-        that they need not wait for it.
-        """
+        """Return whether the main process's meter allows the next step; several processes ask for some steps at once."""
         schedule, step = self.schedule, self.training.progress.step
         if self.n_allowed == 0:
             ahead = min(_READ_EVERY if schedule.group.n_processes > 1 else 1, schedule.n_steps - step)
             n_tokens = np.cumsum([schedule.n_tokens(step + i) for i in range(ahead)])
-            allowed = next((i for i in range(ahead, 0, -1) if self.training.gauge.may_train(int(n_tokens[i - 1]))), 0)
+            allowed = next((i for i in range(ahead, 0, -1) if self.training.meter.may_train(int(n_tokens[i - 1]))), 0)
             self.n_allowed = schedule.group.broadcast(allowed)
         return self.n_allowed > 0
 
@@ -185,7 +168,7 @@ class _Run:
         The backward passes divide by the number of rows; what that differs from the number of positions, known only after the
         last forward pass of the last process, is put right in the gradients. One position per row needs no correction.
         """
-        training, schedule, profiler = self.training, self.schedule, self.callbacks.profiler
+        training, schedule, profiler = self.training, self.schedule, self.context.profiler
         model, group, step = training.model, schedule.group, training.progress.step
         n_rows = len(schedule.rows(step))
         sums: list[Tensor] = []
@@ -201,59 +184,59 @@ class _Run:
             if group.device.type == "cpu":
                 _check_finite(float(total / n), step, schedule)
             _optimizer_step(training, schedule, n_rows / n)
-        self.unread.append((step, total / n))
+        self.unread_losses.append((step, total / n))
         self.n_allowed -= 1
         progress = training.progress
         progress.epoch = schedule.epoch(step)
         progress.step += 1
         n_tokens = schedule.n_tokens(step)
         progress.n_tokens_trained += n_tokens
-        training.gauge.trained(n_tokens)
+        training.meter.trained(n_tokens)
 
     def _loss(self, model: nn.Module, batch: Batch) -> LossSum:
-        profiler, settings, device = self.callbacks.profiler, self.schedule.settings, self.schedule.group.device
+        profiler, settings, device = self.context.profiler, self.schedule.settings, self.schedule.group.device
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             if profiler is None:
                 return self.objective.loss(model, batch)
             with profiler.forward_of(model), profiler.rest("loss", without="forward"):
                 return self.objective.loss(model, batch)
 
-    def _after(self, step: int) -> None:
+    def _after_step(self, step: int) -> None:
         """Do what may follow a step: read its loss, evaluate the model, write a checkpoint."""
         progress, schedule, settings = self.training.progress, self.schedule, self.schedule.settings
         is_last = progress.step == schedule.n_steps
         every = settings.eval_steps
         evaluates = is_last or (schedule.ends_epoch(step) if every is None else progress.step % every == 0)
-        wanted = self.checkpoints is not None and self.checkpoints.wanted_at(progress.step)
-        if not (evaluates or wanted or schedule.group.device.type == "cpu" or len(self.unread) >= _READ_EVERY):
+        saves = self.checkpoints is not None and self.checkpoints.wanted_at(progress.step)
+        if not (evaluates or saves or schedule.group.device.type == "cpu" or len(self.unread_losses) >= _READ_EVERY):
             return
-        self._read()
+        self._read_losses()
         if evaluates:
             self._evaluate()
             progress.stopped = _why_stop(progress, schedule)
         if self.checkpoints is not None and progress.stopped is None:
-            with part(self.callbacks.profiler, "checkpoint"):
+            with part(self.context.profiler, "checkpoint"):
                 self.checkpoints.maybe_save(self.training, schedule.group)
 
-    def _read(self) -> None:
+    def _read_losses(self) -> None:
         """Read the losses of the last steps off the device, and report them.
 
         Raises:
             TrainingError: one is not finite.
         """
-        progress, callbacks, schedule = self.training.progress, self.callbacks, self.schedule
-        if not self.unread:
+        progress, context, schedule = self.training.progress, self.context, self.schedule
+        if not self.unread_losses:
             return
-        losses = torch.stack([loss for _, loss in self.unread]).tolist()
-        for (step, _), loss in zip(self.unread, losses, strict=True):
+        losses = torch.stack([loss for _, loss in self.unread_losses]).tolist()
+        for (step, _), loss in zip(self.unread_losses, losses, strict=True):
             _check_finite(loss, step, schedule)
             progress.loss_since += loss
             progress.steps_since += 1
-            if schedule.group.is_main and callbacks.tracker is not None:
-                callbacks.tracker.log({"learning_rate": schedule.learning_rate(step), "loss": loss}, step + 1)
-        self.unread.clear()
-        if schedule.group.is_main and callbacks.on_progress is not None:
-            callbacks.on_progress(progress, schedule.n_steps)
+            if schedule.group.is_main and context.tracker is not None:
+                context.tracker.log({"learning_rate": schedule.learning_rate(step), "loss": loss}, step + 1)
+        self.unread_losses.clear()
+        if schedule.group.is_main and context.on_progress is not None:
+            context.on_progress(progress, schedule.n_steps)
 
     def _evaluate(self) -> None:
         """Score the dev set where there is one, keep the weights if they are the best so far, and note it."""
@@ -262,17 +245,17 @@ class _Run:
         score: float | None = None
         if dev is not None:
             training.model.eval()
-            with part(self.callbacks.profiler, "eval"), torch.no_grad(), without_compile(self.schedule.settings):
+            with part(self.context.profiler, "eval"), torch.no_grad(), without_compile(self.schedule.settings):
                 score, n_tokens = dev(training.model)
             training.model.train()
-            training.gauge.inferred(n_tokens)
+            training.meter.inferred(n_tokens)
             progress.n_tokens_inferred += n_tokens
             if progress.best_score is None or score > progress.best_score:
                 progress.best_score, progress.best_epoch = score, progress.epoch
                 progress.best_evaluation = len(progress.history)
                 training.best = {name: _cpu_copy(tensor) for name, tensor in trained_state(training.model).items()}
-            if self.schedule.group.is_main and self.callbacks.tracker is not None:
-                self.callbacks.tracker.log({"dev": score}, progress.step)
+            if self.schedule.group.is_main and self.context.tracker is not None:
+                self.context.tracker.log({"dev": score}, progress.step)
         progress.history.append({"epoch": progress.epoch, "step": progress.step, "loss": round(loss, 6), "dev": score})
         progress.loss_since, progress.steps_since = 0.0, 0
 

@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 
 from outlay.settings import DIVERGENCES
-from outlay.train.fused_log_probs import Cells, Segments, least_of_tail, log_probabilities, working_dtype
+from outlay.train.fused_log_probs import Cells, Segments, log_probabilities, working_dtype
 
 TAIL_FLOOR = 1e-6
-"""Least mass of a teacher's tail inside a logarithm: below it a float32 log-sum-exp of usual size cannot be told from
-zero.
-"""
+"""Least mass of a teacher's tail inside a logarithm: below it a float32 log-sum-exp of usual size tells no less from zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +34,6 @@ class LossSum:
 
     total: Tensor
     n: Tensor
-
-    @property
-    def mean(self) -> Tensor:
-        """Nats per position that counts; 0 when there is none."""
-        return self.total / torch.where(self.n > 0, self.n, 1.0)
-
-    def __add__(self, other: LossSum) -> LossSum:
-        return LossSum(self.total + other.total, self.n + other.n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +57,7 @@ class Sparse:
 
 
 def summed(values: Tensor, weights: Tensor | float = 1.0) -> LossSum:
-    """Return the sum of ``values`` ``[N]`` times their weights, and the sum of the weights: ``[N]``, or one number
-    for all.
-    """
+    """Return the sum of ``values`` ``[N]`` times their weights, ``[N]`` or one number for all, and that of the weights."""
     if isinstance(weights, Tensor):
         return LossSum((values * weights).sum(), weights.to(values.dtype).sum())
     # `torch.full` is filled on the device; a number copied there would be waited for.
@@ -86,9 +74,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, positions: Tensor | None = Non
         positions: int64 ``[N]``, the rows of the flattened logits that count, increasing; ``None`` = all.
     """
     rows = logits.reshape(-1, logits.shape[-1])
-    wanted = labels.reshape(-1) if positions is None else labels.reshape(-1)[positions]
-    segments = Segments.of(torch.arange(len(wanted), device=wanted.device), len(wanted), width=1)
-    log_q, _ = log_probabilities(rows, Cells(_unless_all(positions, rows), segments, wanted, complete=False), 1.0)
+    classes = labels.reshape(-1) if positions is None else labels.reshape(-1)[positions]
+    segments = Segments.of(torch.arange(len(classes), device=classes.device), len(classes), width=1)
+    log_q, _ = log_probabilities(rows, Cells(_unless_all(positions, rows), segments, classes, complete=False), 1.0)
     return -log_q
 
 
@@ -120,14 +108,13 @@ def forward_kl(student_logits: Tensor, teacher: Sparse, *, temperature: float = 
     """Return T² KL(p || q) = T² Σ p log(p / q) per position, ``[N]``: Kang et al. 2023, Eq. 1; `divergence` has the arguments.
 
     The tail enters as ``p_tail log(p_tail / q_tail)``; a lower bound by the log-sum inequality. The student learns how much mass
-    belongs outside the stored classes, not where; what is lost is bounded by `sparse_kl_gap_bound`.
+    belongs outside the stored classes, not where.
     """
     return _per_position(lambda b: b.p * (b.log_p - b.log_q), student_logits, teacher, temperature)
 
 
 def reverse_kl(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0) -> Tensor:
-    """Return T² KL(q || p) = T² Σ q log(q / p) per position, ``[N]``: Gu et al. 2024 (MiniLLM), §2; `divergence` has the
-    arguments.
+    """Return T² KL(q || p) = T² Σ q log(q / p) per position, ``[N]``: Gu et al. 2024, §2; `divergence` has the arguments.
 
     The tail enters as ``q_tail log(q_tail / p_tail)``, with at least `TAIL_FLOOR` for ``p_tail`` in the logarithm: so student
     mass in a tail that has none of the teacher's has a finite price. A lower bound by the log-sum inequality: full reverse KL
@@ -155,24 +142,6 @@ def js(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0, bet
         return beta * b.p * (b.log_p - log_m) + (1.0 - beta) * b.log_q.exp() * (b.log_q - log_m)
 
     return _per_position(term, student_logits, teacher, temperature)
-
-
-@torch.no_grad()
-def sparse_kl_gap_bound(student_logits: Tensor, teacher: Sparse, *, temperature: float = 1.0) -> Tensor:
-    """Return an upper bound of (full KL(p || q) - `forward_kl`), times T², per position ``[N]``, from the same inputs.
-
-    The gap is ``p_tail · KL(p | tail || q | tail)``. No unstored class has more teacher mass than the smallest stored one, so
-    the log-ratio inside the tail is at most ``log min(1, p_K / p_tail) - log min_v (q_v / q_tail)``. It is 0 when
-    nothing is in the tail.
-    """
-    rows = student_logits.reshape(-1, student_logits.shape[-1])
-    if teacher.complete:
-        return torch.zeros(len(teacher.positions), dtype=working_dtype(rows), device=rows.device)
-    cells = _cells(teacher, rows)
-    _, log_p, p_tail, log_p_tail = _teacher_shares(teacher, cells, rows, temperature)
-    least, tail = least_of_tail(rows, cells, temperature)
-    largest_log_ratio = (cells.segments.amin(log_p) - log_p_tail).clamp_max(0.0) - (least - tail)
-    return torch.where(p_tail > 0, p_tail * largest_log_ratio, 0.0).clamp_min(0.0) * temperature**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +182,7 @@ def _cells(teacher: Sparse, rows: Tensor) -> Cells:
 
 
 def _unless_all(positions: Tensor | None, rows: Tensor) -> Tensor | None:
-    """Return ``positions``, or ``None`` where all rows count: as many increasing positions as there are rows are all
-    of them.
-    """
+    """Return ``positions``, or ``None`` where all rows count."""
     return None if positions is None or len(positions) == len(rows) else positions
 
 

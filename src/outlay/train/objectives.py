@@ -46,10 +46,6 @@ class SupervisedObjective:
     sources: Sources
     units: AnswerIds
 
-    def __post_init__(self) -> None:
-        if len(self.sources) != len(self.units):
-            raise ValueError(f"{len(self.sources)} rows to train on but {len(self.units)} answers")
-
     def __len__(self) -> int:
         return len(self.sources)
 
@@ -66,7 +62,7 @@ class SupervisedObjective:
     def batch(self, rows: Rows) -> GoldBatch:
         """Return the rows' inputs and answers."""
         labels, mask = self.units.batch(rows)
-        return GoldBatch(self.head.inputs(self.sources, rows, labels), labels, _places(mask))
+        return GoldBatch(self.head.inputs(self.sources, rows, labels), labels, _positions(mask))
 
     def loss(self, model: nn.Module, batch: GoldBatch) -> LossSum:
         """Sum of the cross-entropies of the rows' positions, and how many those are."""
@@ -90,9 +86,7 @@ class DistillationObjective:
     gold: AnswerIds | None = None
 
     def __post_init__(self) -> None:
-        if len(self.sources) != len(self.targets):
-            raise ValueError(f"{len(self.sources)} pool rows but targets for {len(self.targets)} rows")
-        self.targets.temperature_column(self.settings.temperature)
+        self.targets.temperature_column(self.settings.temperature)  # refused before a step is taken
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -124,16 +118,14 @@ class DistillationObjective:
         weights = torch.where(of_row, 1.0 - self.settings.gold_weight, 1.0)
         if self._second_pass:
             labels, mask = gold.batch(rows[has_gold])
-            own = GoldBatch(self.head.inputs(self.sources, rows[has_gold], labels), labels, _places(mask))
+            own = GoldBatch(self.head.inputs(self.sources, rows[has_gold], labels), labels, _positions(mask))
         else:
             labels, mask = gold.batch(rows, width=targets.units.shape[1])
-            own = GoldBatch({}, labels, _places(mask))
+            own = GoldBatch({}, labels, _positions(mask))
         return TargetBatch(inputs, targets.teacher, weights, own)
 
     def loss(self, model: nn.Module, batch: TargetBatch) -> LossSum:
-        """Return the weighted sum of the divergences of the rows' positions (and cross-entropies, where mixed), and
-        the sum of weights.
-        """
+        """Return the weighted sum of the rows' divergences, and cross-entropies where mixed, and the sum of weights."""
         settings = self.settings
         logits = self.head.logits(model, batch.inputs)[..., : self.targets.vocab_size]
         values = divergence(
@@ -143,8 +135,8 @@ class DistillationObjective:
         if gold is None:
             return loss
         gold_logits = self.head.logits(model, gold.inputs) if gold.inputs else logits
-        golden, weight = summed(cross_entropy(gold_logits, gold.labels, gold.positions)), settings.gold_weight
-        return LossSum(loss.total + weight * golden.total, loss.n + weight * golden.n)
+        on_gold, weight = summed(cross_entropy(gold_logits, gold.labels, gold.positions)), settings.gold_weight
+        return LossSum(loss.total + weight * on_gold.total, loss.n + weight * on_gold.n)
 
     @property
     def _published(self) -> bool:
@@ -152,9 +144,7 @@ class DistillationObjective:
 
     @property
     def _second_pass(self) -> bool:
-        """Return whether gold answers need a pass of their own, as in a generative model; classes and tags share
-        positions.
-        """
+        """Return whether gold answers need a pass of their own: those of classes and tags share the teacher's positions."""
         return self.head.target == "tokens" and self.settings.gold_weight > 0
 
 
@@ -171,6 +161,6 @@ def gold_units(head: Head, sources: Sources, gold: Sequence[str | None]) -> Answ
     return AnswerIds.of(rows, n_cut=spelled.n_cut, n_unaligned=spelled.n_unaligned)
 
 
-def _places(mask: Tensor) -> Tensor:
+def _positions(mask: Tensor) -> Tensor:
     """Return the indices where ``mask`` ``[B, P]`` holds, in the flattened B x P, int64 ``[N]``."""
     return mask.reshape(-1).nonzero().squeeze(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -37,8 +36,10 @@ class Adafactor(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
         self._seed = seed
         self._generators: dict[tuple[torch.device, bool], torch.Generator] = {}
-        compile_ = partial(torch.compile, dynamic=True) if compiled else _as_it_is
-        self._compiled: tuple[_ChangeMatrix, _ChangeVector] = compile_(_change_matrix), compile_(_change_vector)
+        self._change_matrix, self._change_vector = _change_matrix, _change_vector
+        if compiled:
+            self._change_matrix = torch.compile(_change_matrix, dynamic=True)
+            self._change_vector = torch.compile(_change_vector, dynamic=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -71,27 +72,27 @@ class Adafactor(torch.optim.Optimizer):
             torch.full((), learning_rate, device=parameter.device),
             torch.full((), 1.0 - learning_rate * weight_decay, device=parameter.device) if weight_decay else None,
         )
-        matrix, vector = (_change_matrix, _change_vector) if isinstance(parameter, DTensor) else self._compiled
+        is_sharded = isinstance(parameter, DTensor)
         if gradient.ndim >= 2:
-            matrix(parameter.detach(), gradient, state["rows"], state["columns"], numbers, noise)
+            change_matrix = _change_matrix if is_sharded else self._change_matrix
+            change_matrix(parameter.detach(), gradient, state["rows"], state["columns"], numbers, noise)
         else:
-            vector(parameter.detach(), gradient, state["squares"], numbers, noise)
+            change_vector = _change_vector if is_sharded else self._change_vector
+            change_vector(parameter.detach(), gradient, state["squares"], numbers, noise)
 
     def _noise(self, parameter: Tensor, step: int) -> Tensor:
         """Return as many random bits as bfloat16 has fewer than float32, int32, for this process's part of a parameter."""
-        own, dealt = _own(parameter), isinstance(parameter, DTensor)
-        generator = self._generators.get((own.device, dealt))
+        own, is_sharded = _own(parameter), isinstance(parameter, DTensor)
+        generator = self._generators.get((own.device, is_sharded))
         if generator is None:
-            generator = self._generators[own.device, dealt] = torch.Generator(own.device)
+            generator = self._generators[own.device, is_sharded] = torch.Generator(own.device)
             # Copies of a weight must be rounded alike, parts of it need not be.
-            generator.manual_seed(step_seed(self._seed, step) ^ (dist.get_rank() if dealt else 0))
+            generator.manual_seed(step_seed(self._seed, step) ^ (dist.get_rank() if is_sharded else 0))
         return torch.empty(own.shape, dtype=torch.int32, device=own.device).random_(0, 1 << 16, generator=generator)
 
 
 class _Numbers(NamedTuple):
-    """Numbers of a step as float32 ``[]`` on the parameter's device: Python numbers would make compiled code anew for
-    each value.
-    """
+    """Numbers of a step as float32 ``[]`` on the parameter's device: of Python numbers each value would be compiled anew."""
 
     share: Tensor
     """Weight of the newest gradient in the running means: 1 - beta2."""
@@ -100,15 +101,8 @@ class _Numbers(NamedTuple):
     """Share of a weight that weight decay leaves; ``None`` = all."""
 
 
-_ChangeMatrix = Callable[[Tensor, Tensor, Tensor, Tensor, _Numbers, Tensor | None], None]
-_ChangeVector = Callable[[Tensor, Tensor, Tensor, _Numbers, Tensor | None], None]
-
 _EPSILON = 1e-30
 """Added to squared gradients (Shazeer & Stern 2018, section 4, their epsilon 1)."""
-
-
-def _as_it_is(function: Any) -> Any:
-    return function
 
 
 def _first_state(gradient: Tensor) -> dict[str, Tensor]:
@@ -182,7 +176,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    """Return the vectors of (IA)³ have an axis of one beside their own, and begin at one: they must not decay to zero."""
+    """Vectors of (IA)³ have an axis of one beside their own, and begin at one: they must not decay to zero."""
     return parameter.ndim >= 2 and min(parameter.shape) > 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,39 +19,31 @@ _AHEAD = 2
 """Steps whose batches are made while the device is busy."""
 
 
-class Batches(Protocol):
-    """A source of batches: makes the batch of some rows, on the CPU; a pure function of the rows."""
-
-    def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """Return the batch of some rows, on the CPU."""
-        ...
-
-
 class BatchPrefetcher:
     """A prefetcher that yields the batches of step after step on ``device``.
 
-    ``micro_batches``: the rows of each forward pass of a step; ``stop``: the step behind the last. On a GPU a thread of its
-    own makes the batches of the next steps in page-locked memory, so that they are copied while it computes; elsewhere they
-    are made when they are asked for, since a thread would take the cores from the model. ``ahead``: steps made ahead,
-    ``None`` = as above.
+    ``collate``: makes the batch of some rows, on the CPU; a pure function of the rows; ``micro_batches``: the rows of each
+    forward pass of a step; ``stop``: the step behind the last. On a GPU a thread of its own makes the batches of the next steps
+    in page-locked memory, so that they are copied while it computes; elsewhere they are made when they are asked for, since a
+    thread would take the cores from the model. ``ahead``: steps made ahead, ``None`` = as above.
     """
 
     def __init__(
         self,
-        source: Batches,
+        collate: Callable[[NDArray[np.int64]], Batch],
         micro_batches: Callable[[int], Sequence[NDArray[np.int64]]],
         stop: int,
         device: torch.device,
         *,
         ahead: int | None = None,
     ) -> None:
-        self._source = source
+        self._collate = collate
         self._micro_batches = micro_batches
         self._stop = stop
         self._device = device
         self._ready: dict[int, Future[list[Batch]]] = {}
         self._ahead = ahead if ahead is not None else _AHEAD if device.type == "cuda" else 0
-        self._pool = ThreadPoolExecutor(1, "feeder") if self._ahead else None
+        self._pool = ThreadPoolExecutor(1, "prefetcher") if self._ahead else None
 
     def take(self, step: int) -> list[Batch]:
         """Return the batches of ``step``, one per forward pass."""
@@ -68,7 +60,7 @@ class BatchPrefetcher:
             self._pool.shutdown(cancel_futures=True)
 
     def _make(self, step: int) -> list[Batch]:
-        made = [self._source.batch(rows) for rows in self._micro_batches(step)]
+        made = [self._collate(rows) for rows in self._micro_batches(step)]
         return [pinned(batch) for batch in made] if self._device.type == "cuda" else made
 
 

@@ -12,14 +12,6 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-TRAINING_PARTS = ("data", "forward", "loss", "backward", "optimiser", "eval", "checkpoint")
-"""Parts of a training: ``data`` is the wait of the loop for its batches, ``eval`` the evaluations on dev."""
-
-TEACHING_PARTS = ("load", "data", "speak", "keep")
-"""Parts of a teacher pass: reading its weights; tokenising and padding; its answers; keeping and writing the largest
-logits.
-"""
-
 _PEAK_SECONDS = 0.3
 _LEAST_SIZE, _PEAK_SIZE = 256, 2048
 _N_PRODUCTS = 3
@@ -28,6 +20,10 @@ _N_PRODUCTS = 3
 @dataclass
 class Profiler:
     """A profiler that adds up seconds by part; a CUDA device is asked for its own time, once, at the end.
+
+    Parts of a training: ``data``, the loop's wait for its batches, ``forward``, ``loss``, ``backward``, ``optimiser``, ``eval``,
+    the evaluations on dev, and ``checkpoint``. Of a teacher pass: ``load``, reading its weights, ``data``, tokenising, ``speak``,
+    its answers, and ``keep``, writing the largest logits.
 
     ``seconds``: by part, complete after `stop`; ``wall_seconds``: from the first part begun to `stop`.
     """
@@ -110,8 +106,7 @@ def part(profiler: Profiler | None, name: str) -> AbstractContextManager[None]:
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """Measure the FLOP/s of a plain product of square matrices here, in bf16 unless ``precision`` is ``fp32``; takes
-    0.3 s.
+    """Measure the FLOP/s of a product of square matrices, in bf16 unless ``precision`` is ``fp32``; takes 0.3 s.
 
     As a linear layer has it, whose kernels are not those of ``a @ b`` where a CPU has no bf16 of its own. Of sizes that double
     up to 2,048 as long as there is time. The peak that model-FLOPs utilisation is a share of, where no data sheet has it.

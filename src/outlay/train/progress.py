@@ -1,4 +1,4 @@
-"""What a training reports and to whom, without a library behind it: work, progress, and what stands around a step."""
+"""Meter, progress and context of a training; imports no library."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from outlay.settings import SAVE_SECONDS
+from outlay.train.trackers import Tracker
 
 if TYPE_CHECKING:
     from outlay.train.profiler import Profiler
-    from outlay.train.trackers import Tracker
 
 
 class WorkMeter(Protocol):
@@ -115,7 +115,7 @@ class TrainProgress:
     n_tokens_trained: int = 0
     n_tokens_inferred: int = 0
     stopped: str | None = None
-    """``finished``, ``early`` (dev stopped improving) or ``limit`` (the gauge refused the next step)."""
+    """``finished``, ``early`` (dev stopped improving) or ``limit`` (the meter refused the next step)."""
     n_parameters: int = 0
     """All of the model's, embeddings included."""
     n_truncated: int = 0
@@ -134,21 +134,17 @@ OnProgress = Callable[[TrainProgress, int], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainContext:
-    """What stands around a step: its meter, a scratch folder that outlives a kill, and who is told of progress.
+    """Meter, scratch folder and listeners of a step.
 
-    ``folder``: where checkpoints lie (``checkpoints/``) and the result is put together (``model/``), ``None`` = no checkpoints;
-    ``save_seconds``, ``save_steps``: how often a checkpoint may be written; ``profiler``: takes the time of the parts of a step.
+    ``folder``: where checkpoints lie (``checkpoints/``) and the result is put together (``model/``), which outlives a kill;
+    ``None`` = no checkpoints; ``save_seconds``, ``save_steps``: how often a checkpoint may be written; ``on_progress`` and
+    ``tracker``: told by the main process; ``profiler``: takes the time of the parts of a step.
     """
 
-    gauge: WorkMeter
+    meter: WorkMeter
     folder: Path | None = None
     save_seconds: float = SAVE_SECONDS
     on_progress: OnProgress | None = None
     save_steps: int | None = None
     tracker: Tracker | None = None
     profiler: Profiler | None = None
-
-    @property
-    def checkpoints(self) -> Path | None:
-        """The folder of checkpoints."""
-        return None if self.folder is None else self.folder / "checkpoints"

@@ -47,17 +47,17 @@ def open_tracker(report_to: str, *, name: str, folder: Path, settings: Mapping[s
         raise UsageError(f"reporting to {report_to} needs its package; `pip install {report_to}`, or report to none")
     from accelerate import tracking
 
-    made: Any
+    tracker: Any
     if report_to == "tensorboard":
         folder.mkdir(parents=True, exist_ok=True)
-        made = tracking.TensorBoardTracker(name, folder)
+        tracker = tracking.TensorBoardTracker(name, folder)
     elif report_to == "wandb":
-        made = tracking.WandBTracker(name)
+        tracker = tracking.WandBTracker(name)
     else:
-        made = tracking.TrackioTracker(name)
-    made.start()
+        tracker = tracking.TrackioTracker(name)
+    tracker.start()
     plain = {
         key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in settings.items()
     }
-    made.store_init_configuration({key: "none" if value == "None" else value for key, value in plain.items()})
-    return Tracker(made)
+    tracker.store_init_configuration({key: "none" if value == "None" else value for key, value in plain.items()})
+    return Tracker(tracker)

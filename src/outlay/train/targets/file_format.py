@@ -8,7 +8,7 @@ have equal bytes.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class TargetsBlock:
     ``n_positions``, ``n_real``, ``n_entries``: ``[rows]``, positions of each row, real ones among them, logits they keep in all.
     """
 
-    terms: SparsityRule
+    rule: SparsityRule
     positions: SparseLogits
     n_positions: Array
     n_real: Array
@@ -45,37 +45,13 @@ def to_bytes(block: TargetsBlock) -> bytes:
     """Write a block as safetensors bytes, equal for equal blocks."""
     from safetensors.numpy import save
 
-    terms = block.terms
-    about = {
-        **{"format": FORMAT, "kind": terms.kind, "vocab_size": terms.vocab_size},
-        **{"max_logits": terms.max_logits, "tail_mass": terms.tail_mass, "temperatures": terms.temperatures},
-    }
-    positions = block.positions.narrowed(terms)
+    about = {"format": FORMAT, **asdict(block.rule)}
+    positions = block.positions.narrowed(block.rule)
     arrays = {name: getattr(positions, name) for name in ("units", "logsumexp", "indices", "n_kept", "logits")}
     arrays |= {name: narrowest(getattr(block, name)) for name in ("n_positions", "n_real", "n_entries")}
     arrays["answers"] = np.frombuffer(json.dumps(block.answers).encode("ascii"), dtype=np.uint8)
     present = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
     return save(present, metadata={"targets": json.dumps(about)})
-
-
-def from_bytes(data: bytes | Array, origin: str = "these targets") -> TargetsBlock:
-    """Read a block from `to_bytes`'s bytes; arrays are views of ``data``, which is bytes or uint8 ``[bytes]``.
-
-    Raises:
-        ArtifactDamaged: another format, or bytes that are no targets; names the ``origin``.
-    """
-    whole = np.frombuffer(data, dtype=np.uint8) if isinstance(data, bytes) else data
-    try:
-        size = int(whole[:8].view("<u8")[0])
-        header: dict[str, Any] = json.loads(whole[8 : 8 + size].tobytes())
-        about = json.loads(header.pop("__metadata__").get("targets", "{}"))
-        if (found := about.get("format")) != FORMAT:
-            named = "an earlier format" if found is None else f"format {found}"
-            raise ArtifactDamaged(f"{origin} have {named}, this version of outlay reads {FORMAT}; teach again")
-        arrays = {name: _view(whole[8 + size :], entry) for name, entry in header.items()}
-        return _block(about, arrays)
-    except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ArtifactDamaged(f"{origin} cannot be read ({type(error).__name__}); teach again") from error
 
 
 def open_file(path: Path) -> TargetsBlock:
@@ -84,17 +60,27 @@ def open_file(path: Path) -> TargetsBlock:
     The file is not kept open, so there may be any number of them; it must not be written to meanwhile.
 
     Raises:
-        ArtifactDamaged: as `from_bytes`; an empty file.
+        ArtifactDamaged: another format, or bytes that are no targets; names the file.
         OSError: no such file.
     """
     import torch
 
-    size = path.stat().st_size
-    if size == 0:
+    n_bytes = path.stat().st_size
+    if n_bytes == 0:
         raise ArtifactDamaged(f"{path} is empty; teach again")
-    data: NDArray[np.uint8] = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
-    data.flags.writeable = False
-    return from_bytes(data, str(path))
+    whole: NDArray[np.uint8] = torch.from_file(str(path), shared=False, size=n_bytes, dtype=torch.uint8).numpy()
+    whole.flags.writeable = False
+    try:
+        size = int(whole[:8].view("<u8")[0])
+        header: dict[str, Any] = json.loads(whole[8 : 8 + size].tobytes())
+        about = json.loads(header.pop("__metadata__").get("targets", "{}"))
+        if (found := about.get("format")) != FORMAT:
+            named = "an earlier format" if found is None else f"format {found}"
+            raise ArtifactDamaged(f"{path} has {named}, this version of outlay reads {FORMAT}; teach again")
+        arrays = {name: _view(whole[8 + size :], entry) for name, entry in header.items()}
+        return _block(about, arrays)
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ArtifactDamaged(f"{path} cannot be read ({type(error).__name__}); teach again") from error
 
 
 def _view(data: Array, entry: dict[str, Any]) -> Array:
@@ -105,19 +91,9 @@ def _view(data: Array, entry: dict[str, Any]) -> Array:
 
 
 def _block(about: dict[str, Any], arrays: dict[str, Array]) -> TargetsBlock:
-    terms = SparsityRule(
-        kind=about["kind"],
-        vocab_size=about["vocab_size"],
-        max_logits=about["max_logits"],
-        tail_mass=about["tail_mass"],
-        temperatures=tuple(about["temperatures"]),
-    )
-    positions = SparseLogits(
-        units=arrays["units"],
-        logsumexp=arrays["logsumexp"],
-        indices=arrays["indices"],
-        n_kept=arrays.get("n_kept"),
-        logits=arrays["logits"],
-    )
+    kind, vocab_size, max_logits, tail_mass, temperatures = (about[each.name] for each in fields(SparsityRule))
+    rule = SparsityRule(kind, vocab_size, max_logits, tail_mass, tuple(temperatures))
+    units, logsumexp, indices, logits = (arrays[name] for name in ("units", "logsumexp", "indices", "logits"))
+    positions = SparseLogits(units, logsumexp, indices, arrays.get("n_kept"), logits)
     rows = (arrays["n_positions"], arrays["n_real"], arrays["n_entries"])
-    return TargetsBlock(terms, positions, *rows, tuple(json.loads(arrays["answers"].tobytes())))
+    return TargetsBlock(rule, positions, *rows, tuple(json.loads(arrays["answers"].tobytes())))

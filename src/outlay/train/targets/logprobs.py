@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,8 +32,7 @@ _BLANK = "▁"
 
 
 class PositionLogprobs(NamedTuple):
-    """Log-probabilities at one position: the ``unit`` of the answer, some ``classes``, each once, and their
-    ``logprobs``, in nats.
+    """Log-probabilities at one position: ``unit`` of the answer, some ``classes``, each once, and their ``logprobs``, in nats.
 
     ``logsumexp``: by temperature, at the level of ``logprobs + logsumexp[0]``, the first one at T = 1; ``None``: normalised at
     T = 1.
@@ -43,7 +44,7 @@ class PositionLogprobs(NamedTuple):
     logsumexp: Sequence[float] | None = None
 
 
-class Row(NamedTuple):
+class TargetRow(NamedTuple):
     """A row's positions, its answer as text, the number of real positions, and its place in the file."""
 
     positions: Sequence[PositionLogprobs]
@@ -52,21 +53,21 @@ class Row(NamedTuple):
     origin: str
 
 
-def target_rows(targets: SparseTargets) -> Iterator[Row]:
+def target_rows(targets: SparseTargets) -> Iterator[TargetRow]:
     """Yield targets row by row; log-probabilities at T = 1 over the full vocabulary, log-sum-exps T = 1 first.
 
     Raises:
         ValueError: temperature 1 was not offered.
     """
     if targets.kind == "text":
-        yield from (Row((), answer, 0, "") for answer in targets.answers)
+        yield from (TargetRow((), answer, 0, "") for answer in targets.answers)
         return
     column = targets.temperature_column(1.0)
-    kept, terms = targets.positions(), targets.terms
-    counts = kept.counts(terms)
+    kept, rule = targets.positions(), targets.rule
+    counts = kept.counts(rule)
     logsumexp = kept.logsumexp.astype(np.float64)
     logprobs = kept.all_logits().astype(np.float64) - np.repeat(logsumexp[:, column], counts)
-    order = [column, *(i for i in range(len(terms.temperatures)) if i != column)]
+    order = _first(column, rule)
     units, sums = kept.units.tolist(), logsumexp[:, order].tolist()
     entries, bounds = offsets_of(counts).tolist(), targets.offsets.tolist()
     for row, answer in enumerate(targets.answers):
@@ -77,84 +78,68 @@ def target_rows(targets: SparseTargets) -> Iterator[Row]:
             positions.append(
                 PositionLogprobs(units[at], kept.indices[mine].tolist(), logprobs[mine].tolist(), sums[at])
             )
-        yield Row(positions, answer, int(targets.n_real[row]), "")
+        yield TargetRow(positions, answer, int(targets.n_real[row]), "")
 
 
-def packed(terms: SparsityRule, rows: Sequence[Row]) -> SparseTargets:
-    """Return a block of rows that `target_rows` read from one with these terms: the same, bit for bit, unless rounded on
-    the way.
+def packed(rule: SparsityRule, rows: Sequence[TargetRow]) -> SparseTargets:
+    """Return a block of rows that `target_rows` read from one of this rule: equal bit for bit, unless rounded on the way.
 
     Raises:
-        ValueError: positions that do not fit the terms.
+        ValueError: positions that do not fit the rule.
     """
-    positions = [each for row in rows for each in row.positions]
-    counts = np.array([len(each.classes) for each in positions], dtype=np.int64)
-    sums = np.array([each.logsumexp for each in positions], dtype=np.float64).reshape(
-        len(positions), len(terms.temperatures)
-    )
-    first = sums[:, 0]
-    exact = _flat([each.logprobs for each in positions], np.float64) + np.repeat(first, counts)
-    stored = exact.astype(np.float32 if terms.complete else np.float16).astype(np.float64)
+    counts, classes, logprobs = _flat(rows)
+    sums = np.array([each.logsumexp for row in rows for each in row.positions], dtype=np.float64)
+    sums = sums.reshape(len(counts), len(rule.temperatures))
+    exact = logprobs + np.repeat(sums[:, 0], counts)
+    stored = exact.astype(np.float32 if rule.complete else np.float16).astype(np.float64)
     logits = np.where(np.abs(exact - stored) <= _SNAP * np.maximum(1.0, np.abs(exact)), stored, exact)
-    column = terms.temperatures.index(1.0) if 1.0 in terms.temperatures else 0
-    order = [column, *(i for i in range(len(terms.temperatures)) if i != column)]
-    return _targets(
-        terms, rows, counts, _flat([each.classes for each in positions], np.int64), logits, sums[:, np.argsort(order)]
-    )
+    order = _first(rule.temperatures.index(1.0) if 1.0 in rule.temperatures else 0, rule)
+    return _targets(rule, rows, counts, classes, logits, sums[:, np.argsort(order)])
 
 
-def packed_tokens(terms: SparsityRule, rows: Sequence[Row]) -> SparseTargets:
-    """Return a block of normalised log-probabilities at T = 1, of each position the largest, as ``terms`` say.
+def packed_tokens(rule: SparsityRule, rows: Sequence[TargetRow]) -> SparseTargets:
+    """Return a block of normalised log-probabilities at T = 1, of each position the largest, as ``rule`` says.
 
     What is left out belongs to the tail, with its exact mass.
 
     Raises:
         DataError: the probabilities of a position exceed 1 by more than `EXCESS_MASS`; names the row.
     """
-    positions = [each for row in rows for each in row.positions]
-    counts = np.array([len(each.classes) for each in positions], dtype=np.int64)
-    classes, logprobs = (
-        _flat([e.classes for e in positions], np.int64),
-        _flat([e.logprobs for e in positions], np.float64),
-    )
-    which = np.repeat(np.arange(len(positions)), counts)
+    counts, classes, logprobs = _flat(rows)
+    which = np.repeat(np.arange(len(counts)), counts)
     order = np.lexsort((classes, -logprobs, which))
     classes, logprobs = classes[order], logprobs[order]
     shares = np.exp(np.minimum(logprobs, 1.0))
     starts = offsets_of(counts)[:-1]
-    mass = np.add.reduceat(shares, starts) if len(positions) else np.zeros(0)
+    mass = np.add.reduceat(shares, starts) if len(counts) else np.zeros(0)
     _check_mass(mass, rows)
     before = np.cumsum(shares) - shares
     before -= np.repeat(before[starts], counts)
     rank = np.arange(len(order)) - np.repeat(starts, counts)
-    kept = (rank < terms.max_logits) & ((rank == 0) | (1.0 - before > terms.tail_mass))
-    n_kept = np.bincount(which[kept], minlength=len(positions))
+    kept = (rank < rule.max_logits) & ((rank == 0) | (1.0 - before > rule.tail_mass))
+    n_kept = np.bincount(which[kept], minlength=len(counts))
     logsumexp = np.log(np.maximum(mass, 1.0))[:, None]
-    return _targets(terms, rows, n_kept, classes[kept], logprobs[kept], logsumexp)
+    return _targets(rule, rows, n_kept, classes[kept], logprobs[kept], logsumexp)
 
 
-def packed_classes(terms: SparsityRule, rows: Sequence[Row]) -> SparseTargets:
-    """Return a block of label sets: every class of a position has its log-probability, at any level; each temperature
-    is exact.
-    """
+def packed_classes(rule: SparsityRule, rows: Sequence[TargetRow]) -> SparseTargets:
+    """Return a block of label sets, exact at each temperature: every class has its log-probability, at any level."""
     logits = np.array([row.positions[0].logprobs for row in rows], dtype=np.float64)
     classes = np.argsort(-logits, axis=1, kind="stable")
     falling = np.take_along_axis(logits, classes, axis=1)
     top = falling[:, :1]
-    sums = [np.log(np.exp((falling - top) / t).sum(1)) + top[:, 0] / t for t in terms.temperatures]
-    counts = np.full(len(rows), terms.vocab_size, dtype=np.int64)
-    return _targets(terms, rows, counts, classes.reshape(-1), falling.reshape(-1), np.stack(sums, axis=1))
+    sums = [np.log(np.exp((falling - top) / t).sum(1)) + top[:, 0] / t for t in rule.temperatures]
+    counts = np.full(len(rows), rule.vocab_size, dtype=np.int64)
+    return _targets(rule, rows, counts, classes.reshape(-1), falling.reshape(-1), np.stack(sums, axis=1))
 
 
-def block_of(kind: TargetKind, rows: Sequence[Row], terms: SparsityRule | None, *, is_own: bool) -> SparseTargets:
-    """Return a block in the way its kind is packed; ``terms`` ``None`` for ``text``; ``is_own``: rows are those of
-    `target_rows`.
-    """
-    if kind == "text" or terms is None:
+def block_of(kind: TargetKind, rows: Sequence[TargetRow], rule: SparsityRule | None, *, is_own: bool) -> SparseTargets:
+    """Return a block, packed as its kind is; ``rule`` ``None`` for ``text``; ``is_own``: the rows are of `target_rows`."""
+    if kind == "text" or rule is None:
         return SparseTargets.text_only([row.answer for row in rows])
     if is_own:
-        return packed(terms, rows)
-    return packed_classes(terms, rows) if kind == "classes" else packed_tokens(terms, rows)
+        return packed(rule, rows)
+    return packed_classes(rule, rows) if kind == "classes" else packed_tokens(rule, rows)
 
 
 class Vocabulary:
@@ -172,7 +157,6 @@ class Vocabulary:
         self.closing = int(tokenizer.eos_token_id)
         self._tokenizer = tokenizer
         self._other_closing = closing
-        self._numbers: dict[str, set[int]] | None = None
         self._texts: dict[int, str | None] = {}
 
     def number(self, text: str | None, number: int | None) -> int | None:
@@ -181,8 +165,6 @@ class Vocabulary:
             return self.closing
         if number is not None:
             return number if 0 <= number < self.size else None
-        if self._numbers is None:
-            self._numbers = self._all_numbers()
         found = self._numbers.get(text or "", set())
         return next(iter(found)) if len(found) == 1 else None
 
@@ -197,17 +179,17 @@ class Vocabulary:
         """Decode answers, special tokens left out."""
         return [str(text).strip() for text in self._tokenizer.batch_decode(list(answers), skip_special_tokens=True)]
 
-    def _all_numbers(self) -> dict[str, set[int]]:
+    @cached_property
+    def _numbers(self) -> dict[str, set[int]]:
         numbers: dict[str, set[int]] = defaultdict(set)
         for piece, number in self._tokenizer.get_vocab().items():
             for text in self._spellings(piece):
                 numbers[text].add(number)
-        return dict(numbers)
+        return numbers
 
     def _spellings(self, piece: str) -> list[str]:
-        if _BLANK in piece:
-            return [piece, self._tokenizer.convert_tokens_to_string([piece]), piece.replace(_BLANK, " ")]
-        return [piece, self._tokenizer.convert_tokens_to_string([piece])]
+        plain = self._tokenizer.convert_tokens_to_string([piece])
+        return [piece, plain, piece.replace(_BLANK, " ")] if _BLANK in piece else [piece, plain]
 
 
 def vocabulary_of(ref: str, base: str | None, closing: str | None = None) -> Vocabulary:
@@ -226,8 +208,7 @@ def vocabulary_of(ref: str, base: str | None, closing: str | None = None) -> Voc
 def label_logprobs(
     labels: Sequence[str], listed: Sequence[tuple[str, float]], limit: float
 ) -> tuple[list[float], list[str]] | None:
-    """Sum log-probabilities of labels from those of the ``listed`` tokens; also return the labels that are not among
-    these.
+    """Return the log-probabilities of labels from those of the ``listed`` tokens, and the labels that are not among these.
 
     Tokens that are a label but for the blanks around it count together. A label that is not listed gets the most that it can
     have: no more than the least of the listed, nor than what these leave over. ``None``: the missing ones could have more than
@@ -252,8 +233,8 @@ _LEAST = 1e-12
 
 
 def _targets(
-    terms: SparsityRule,
-    rows: Sequence[Row],
+    rule: SparsityRule,
+    rows: Sequence[TargetRow],
     n_kept: NDArray[np.int64],
     classes: NDArray[np.int64],
     logits: NDArray[np.float64],
@@ -261,14 +242,14 @@ def _targets(
 ) -> SparseTargets:
     units = np.array([each.unit for row in rows for each in row.positions], dtype=np.int32)
     positions = SparseLogits.pack(
-        terms, units, n_kept, classes, logits, logsumexp.reshape(len(units), len(terms.temperatures))
+        rule, units, n_kept, classes, logits, logsumexp.reshape(len(units), len(rule.temperatures))
     )
     n_positions = np.array([len(row.positions) for row in rows], dtype=np.int64)
     n_real = np.array([row.n_real for row in rows], dtype=np.int64)
-    return SparseTargets.from_positions(terms, positions, n_positions, [row.answer for row in rows], n_real=n_real)
+    return SparseTargets.from_positions(rule, positions, n_positions, [row.answer for row in rows], n_real=n_real)
 
 
-def _check_mass(mass: NDArray[np.float64], rows: Sequence[Row]) -> None:
+def _check_mass(mass: NDArray[np.float64], rows: Sequence[TargetRow]) -> None:
     over = np.flatnonzero(mass > 1.0 + EXCESS_MASS)
     if len(over):
         at = int(over[0])
@@ -281,6 +262,15 @@ def _check_mass(mass: NDArray[np.float64], rows: Sequence[Row]) -> None:
         )
 
 
-def _flat(parts: Sequence[Sequence[float]], dtype: type[Any]) -> NDArray[Any]:
-    """Concatenate all parts."""
-    return np.fromiter((value for part in parts for value in part), dtype=dtype, count=sum(map(len, parts)))
+def _flat(rows: Sequence[TargetRow]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return how many classes each position names, and the classes and log-probabilities of all positions."""
+    positions = [each for row in rows for each in row.positions]
+    counts = np.array([len(each.classes) for each in positions], dtype=np.int64)
+    classes = np.fromiter(chain.from_iterable(each.classes for each in positions), dtype=np.int64)
+    logprobs = np.fromiter(chain.from_iterable(each.logprobs for each in positions), dtype=np.float64)
+    return counts, classes, logprobs
+
+
+def _first(column: int, rule: SparsityRule) -> list[int]:
+    """Return the columns of all temperatures, this one first."""
+    return [column, *(i for i in range(len(rule.temperatures)) if i != column)]

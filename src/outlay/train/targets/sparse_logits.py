@@ -44,11 +44,14 @@ class SparsityRule:
 
     @classmethod
     def of(
-        cls, kind: TargetKind, vocab_size: int, max_logits: int, tail_mass: float, temperatures: Sequence[float]
+        cls,
+        kind: TargetKind,
+        vocab_size: int,
+        max_logits: int,
+        tail_mass: float,
+        temperatures: Sequence[float] = TEMPERATURES,
     ) -> SparsityRule:
-        """Build the rule: label sets, and vocabularies of at most ``max_logits``, are kept whole: else a class at
-        least is left out.
-        """
+        """Build the rule: label sets, and vocabularies of at most ``max_logits``, are kept whole."""
         whole = kind != "tokens" or max_logits == 0 or max_logits >= vocab_size
         offered = tuple(float(t) for t in temperatures)
         return cls(kind, vocab_size, 0 if whole else max_logits, 0.0 if whole else float(tail_mass), offered)
@@ -87,10 +90,9 @@ class SparseLogits:
 
     @classmethod
     def pack(
-        cls, terms: SparsityRule, units: Array, n_kept: Array, indices: Array, logits: Array, logsumexp: Array
+        cls, rule: SparsityRule, units: Array, n_kept: Array, indices: Array, logits: Array, logsumexp: Array
     ) -> SparseLogits:
-        """Build from ``logits`` ``[M]`` beside ``indices`` ``[M]``, falling within each position, ``n_kept`` ``[N]``
-        of them.
+        """Build from ``logits`` ``[M]`` beside ``indices`` ``[M]``, of each position ``n_kept`` ``[N]``, falling.
 
         They may be at any level within a position (raw, or log-probabilities), the one of ``logsumexp`` ``[N, temperatures]``.
 
@@ -99,36 +101,36 @@ class SparseLogits:
         """
         counts = np.asarray(n_kept, dtype=np.int64)
         n, m = len(units), int(counts.sum())
-        limit = terms.limit
+        limit = rule.limit
         if (len(counts), len(logsumexp), len(indices), len(logits)) != (n, n, m, m):
             raise ValueError(
                 f"{n} units and {m} logits kept come with {len(counts)} counts, {len(logsumexp)} log-sum-exps, "
                 f"{len(indices)} indices and {len(logits)} logits"
             )
-        if n and (counts.min() < (limit if terms.complete else 1) or counts.max() > limit):
-            wanted = f"{limit}" if terms.complete else f"1 to {limit}"
-            raise ValueError(f"a position keeps {counts.min()} to {counts.max()} logits; it must keep {wanted}")
-        answered, classes = _narrow_units(units, terms), indices.astype(_class_dtype(terms))
-        if terms.complete:
+        if n and (counts.min() < (limit if rule.complete else 1) or counts.max() > limit):
+            allowed = f"{limit}" if rule.complete else f"1 to {limit}"
+            raise ValueError(f"a position keeps {counts.min()} to {counts.max()} logits; it must keep {allowed}")
+        answered, classes = _narrow_units(units, rule), indices.astype(_class_dtype(rule))
+        if rule.complete:
             return cls(answered, np.asarray(logsumexp, np.float32), classes, None, np.asarray(logits, np.float32))
-        rounded, sums = _rounded(np.asarray(logits), counts, np.asarray(logsumexp), terms.temperatures)
+        rounded, sums = _rounded(np.asarray(logits), counts, np.asarray(logsumexp), rule.temperatures)
         return cls(answered, sums, classes, narrowest(counts), rounded)
 
     @classmethod
-    def none(cls, terms: SparsityRule) -> SparseLogits:
+    def none(cls, rule: SparsityRule) -> SparseLogits:
         """Return empty arrays, for no positions."""
         nothing = np.zeros(0)
-        return cls.pack(terms, nothing, nothing, nothing, nothing, np.zeros((0, len(terms.temperatures))))
+        return cls.pack(rule, nothing, nothing, nothing, nothing, np.zeros((0, len(rule.temperatures))))
 
-    def narrowed(self, terms: SparsityRule) -> SparseLogits:
+    def narrowed(self, rule: SparsityRule) -> SparseLogits:
         """Return the same in the narrowest dtypes that hold it, so that equal positions have equal bytes."""
         n_kept = None if self.n_kept is None else narrowest(self.n_kept)
-        return replace(self, units=_narrow_units(self.units, terms), n_kept=n_kept)
+        return replace(self, units=_narrow_units(self.units, rule), n_kept=n_kept)
 
-    def counts(self, terms: SparsityRule) -> NDArray[np.int64]:
+    def counts(self, rule: SparsityRule) -> NDArray[np.int64]:
         """Return how many logits each position keeps, int64 ``[N]``."""
         if self.n_kept is None:
-            return np.full(len(self), terms.vocab_size, dtype=np.int64)
+            return np.full(len(self), rule.vocab_size, dtype=np.int64)
         return self.n_kept.astype(np.int64)
 
     def all_logits(self) -> NDArray[np.float32]:
@@ -167,34 +169,31 @@ class RowPlaces:
     @classmethod
     def joined(cls, parts: Sequence[RowPlaces], n_pieces: Sequence[int]) -> RowPlaces:
         """Return the rows of all parts; ``n_pieces``: pieces that each part has."""
-        before = offsets_of(np.array(n_pieces))
-        nothing = np.zeros(0, dtype=np.int64)
-        return cls(
-            np.concatenate([nothing, *(part.piece + n for part, n in zip(parts, before[:-1], strict=True))]),
-            np.concatenate([nothing, *(part.position for part in parts)]),
-            np.concatenate([nothing, *(part.entry for part in parts)]),
-            np.concatenate([nothing, *(part.n_positions for part in parts)]),
-        )
+        before, nothing = offsets_of(np.array(n_pieces)), np.zeros(0, dtype=np.int64)
+        piece = [part.piece + n for part, n in zip(parts, before[:-1], strict=True)]
+        position, entry = [part.position for part in parts], [part.entry for part in parts]
+        columns = (piece, position, entry, [part.n_positions for part in parts])
+        return cls(*(np.concatenate([nothing, *column]) for column in columns))
 
 
 def gather(
-    pieces: Sequence[SparseLogits], terms: SparsityRule, places: RowPlaces, counts: NDArray[np.int64]
+    pieces: Sequence[SparseLogits], rule: SparsityRule, places: RowPlaces, counts: NDArray[np.int64]
 ) -> SparseLogits:
     """Return the first ``counts`` positions of each row, row by row; reads nothing else of the pieces."""
     if not pieces or not counts.any():
-        return SparseLogits.none(terms)
+        return SparseLogits.none(rule)
     order = np.argsort(places.piece, kind="stable")
     if np.array_equal(order, np.arange(len(order))):
-        return _gather_sorted(pieces, terms, places, counts)
+        return _gather_sorted(pieces, rule, places, counts)
     # Piece by piece first, then into the order asked for: as many small copies as there are pieces, not rows.
-    beside = _gather_sorted(pieces, terms, places.of(order), counts[order])
-    kept = np.add.reduceat(np.append(beside.counts(terms), 0), offsets_of(counts[order])[:-1])
-    again = RowPlaces.one_piece(counts[order], np.where(counts[order] > 0, kept, 0))
-    return _gather_sorted([beside], terms, again.of(np.argsort(order)), counts)
+    gathered = _gather_sorted(pieces, rule, places.of(order), counts[order])
+    kept = np.add.reduceat(np.append(gathered.counts(rule), 0), offsets_of(counts[order])[:-1])
+    regrouped = RowPlaces.one_piece(counts[order], np.where(counts[order] > 0, kept, 0))
+    return _gather_sorted([gathered], rule, regrouped.of(np.argsort(order)), counts)
 
 
 def _gather_sorted(
-    pieces: Sequence[SparseLogits], terms: SparsityRule, places: RowPlaces, counts: NDArray[np.int64]
+    pieces: Sequence[SparseLogits], rule: SparsityRule, places: RowPlaces, counts: NDArray[np.int64]
 ) -> SparseLogits:
     """Gather rows where those of a piece stand beside one another; see `gather`."""
     starts = np.flatnonzero(np.diff(places.piece, prepend=-1))
@@ -204,12 +203,12 @@ def _gather_sorted(
     at = ranges(places.position, counts)
     units = _take([piece.units for piece in used], at, bounds)
     logsumexp = _take([piece.logsumexp for piece in used], at, bounds)
-    if terms.complete:
-        shape = (-1, terms.vocab_size)
+    if rule.complete:
+        shape = (-1, rule.vocab_size)
         indices = _take([piece.indices.reshape(shape) for piece in used], at, bounds).reshape(-1)
         logits = _take([piece.logits.reshape(shape) for piece in used], at, bounds).reshape(-1)
         return SparseLogits(units, logsumexp, indices, None, logits)
-    n_kept = _take([_present(piece.n_kept) for piece in used], at, bounds)
+    n_kept = _take([piece.n_kept for piece in used if piece.n_kept is not None], at, bounds)
     n_entries = n_kept.astype(np.int64)
     before = offsets_of(n_entries)
     entry = before[:-1] + np.repeat(places.entry - before[offsets[:-1]], counts)
@@ -225,9 +224,7 @@ def _gather_sorted(
 
 
 def _take(arrays: Sequence[Array], at: NDArray[np.int64], bounds: NDArray[np.int64]) -> Array:
-    """Take elements ``at`` of concatenated arrays, those from ``bounds[i]`` to ``bounds[i + 1]`` from the i-th; in
-    the widest dtype of all.
-    """
+    """Take elements ``at``, those from ``bounds[i]`` to ``bounds[i + 1]`` from the i-th array; in the widest dtype of all."""
     if len(arrays) == 1:
         return arrays[0][at]
     taken = np.empty((len(at), *arrays[0].shape[1:]), dtype=np.result_type(*(array.dtype for array in arrays)))
@@ -254,14 +251,14 @@ def narrowest(counts: Array) -> Array:
     return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
 
 
-def _class_dtype(terms: SparsityRule) -> type[np.uint16] | type[np.int32]:
-    return np.uint16 if terms.vocab_size <= _NARROW_VOCABULARY else np.int32
+def _class_dtype(rule: SparsityRule) -> type[np.uint16] | type[np.int32]:
+    return np.uint16 if rule.vocab_size <= _NARROW_VOCABULARY else np.int32
 
 
-def _narrow_units(units: Array, terms: SparsityRule) -> Array:
+def _narrow_units(units: Array, rule: SparsityRule) -> Array:
     """Convert units to the narrowest dtype that holds them: those beyond an answer's end may be any number."""
     fits = len(units) == 0 or (units.min() >= 0 and units.max() < _NARROW_VOCABULARY)
-    return units.astype(_class_dtype(terms) if fits else np.int32)
+    return units.astype(_class_dtype(rule) if fits else np.int32)
 
 
 def _rounded(
@@ -288,8 +285,3 @@ def _firsts(counts: NDArray[np.int64]) -> NDArray[np.bool_]:
     first = np.zeros(int(counts.sum()), dtype=bool)
     first[offsets_of(counts)[:-1]] = True
     return first
-
-
-def _present(array: Array | None) -> Array:
-    assert array is not None, "targets that are not complete have counts"
-    return array

@@ -55,17 +55,17 @@ class TargetStatistics:
         return self.mass_kept / self.n_positions if self.n_positions else 1.0
 
 
-def measure(positions: SparseLogits, terms: SparsityRule, column: int) -> TargetStatistics:
+def measure(positions: SparseLogits, rule: SparsityRule, column: int) -> TargetStatistics:
     """Measure positions without their rows; ``column``: that of temperature 1 in the log-sum-exps."""
     if len(positions) == 0:
         return TargetStatistics(0, 0, 0)
-    counts = positions.counts(terms)
+    counts = positions.counts(rule)
     mass = np.ones(len(positions))
-    if not terms.complete:
+    if not rule.complete:
         logits = positions.all_logits().astype(np.float64)
         shares = np.exp(logits - np.repeat(positions.logsumexp[:, column], counts))
         mass = np.minimum(np.add.reduceat(shares, offsets_of(counts)[:-1]), 1.0)
-    narrow = positions.narrowed(terms)
+    narrow = positions.narrowed(rule)
     arrays = (narrow.units, narrow.logsumexp, narrow.indices, narrow.n_kept, narrow.logits)
     return TargetStatistics(
         n_rows=0,
@@ -75,5 +75,5 @@ def measure(positions: SparseLogits, terms: SparsityRule, column: int) -> Target
         kept_max=int(counts.max()),
         mass_kept=float(mass.sum()),
         mass_kept_min=float(mass.min()),
-        n_capped=int(((counts == terms.limit) & (1.0 - mass > terms.tail_mass)).sum()),
+        n_capped=int(((counts == rule.limit) & (1.0 - mass > rule.tail_mass)).sum()),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from outlay.settings import TEMPERATURES
 from outlay.spec import TargetKind
 from outlay.train.losses import Sparse
 from outlay.train.targets import file_format
@@ -37,11 +37,6 @@ from outlay.train.targets.sparse_logits import (
 )
 from outlay.train.targets.statistics import TargetStatistics, measure
 from outlay.train.targets.top_logits import TopLogits, largest, to_positions
-
-__all__ = [
-    *("MAX_LOGITS", "TAIL_MASS", "TEMPERATURES", "SparseLogits", "SparseTargets", "TargetBatch", "TargetStatistics"),
-    *("TargetsBuilder", "SparsityRule"),
-]
 
 _PENDING_LOGITS = 1 << 22
 """Kept logits that stay on the device before they are fetched together (48 MiB with their indices)."""
@@ -67,14 +62,14 @@ class SparseTargets:
     """Targets of pool rows: where each row's positions lie in pieces that are in memory or mapped from files.
 
     Rows can be selected and blocks be put together without copying positions; `batch` reads those of its rows.
-    ``terms``: what is kept of a position; ``places``: where the rows lie in ``pieces``; ``n_real``: int64 ``[rows]``, real
+    ``rule``: what is kept of a position; ``places``: where the rows lie in ``pieces``; ``n_real``: int64 ``[rows]``, real
     positions of each row, its first ones; padding follows where it was kept; ``answers``: every row's answer as text.
 
     Raises:
         ValueError: arrays whose lengths do not belong together.
     """
 
-    terms: SparsityRule
+    rule: SparsityRule
     pieces: tuple[SparseLogits, ...]
     places: RowPlaces
     n_real: NDArray[np.int64]
@@ -94,40 +89,18 @@ class SparseTargets:
             )
 
     @classmethod
-    def from_logits(
-        cls,
-        kind: TargetKind,
-        logits: Tensor,
-        offsets: NDArray[np.int64],
-        units: NDArray[np.int32],
-        answers: Sequence[str],
-        *,
-        n_real: NDArray[np.int64] | None = None,
-        max_logits: int = MAX_LOGITS,
-        tail_mass: float = TAIL_MASS,
-        temperatures: Sequence[float] = TEMPERATURES,
-    ) -> SparseTargets:
-        """Keep the largest of full ``logits`` ``[positions, V]``; `TargetsBuilder` does so step by step.
-
-        ``offsets``: int64 ``[rows + 1]``, row ``i`` owns positions ``offsets[i]:offsets[i + 1]``; ``units``: int32
-        ``[positions]``; ``n_real`` ``None``: every position is real.
-        """
-        terms = SparsityRule.of(kind, logits.shape[-1], max_logits, tail_mass, temperatures)
-        kept = to_positions([largest(logits.detach(), terms)], terms)
-        return cls.from_positions(terms, replace(kept, units=units), np.diff(offsets), answers, n_real=n_real)
-
-    @classmethod
     def from_positions(
         cls,
-        terms: SparsityRule,
+        rule: SparsityRule,
         positions: SparseLogits,
         n_positions: NDArray[np.int64],
         answers: Sequence[str],
         *,
         n_real: NDArray[np.int64] | None = None,
     ) -> SparseTargets:
-        """Build targets of rows that follow one another in ``positions``, ``n_positions`` int64 ``[rows]`` each;
-        ``n_real`` ``None``: all real.
+        """Build targets of rows that follow one another in ``positions``.
+
+        ``n_positions``: int64 ``[rows]``, those of each row; ``n_real``: the real ones among them, ``None`` = all.
 
         Raises:
             ValueError: another number of positions.
@@ -137,15 +110,15 @@ class SparseTargets:
             raise ValueError(
                 f"targets of {len(n_positions)} rows and {offsets[-1]} positions have {len(positions)} units"
             )
-        places = RowPlaces.one_piece(n_positions, _n_entries(positions, terms, n_positions))
+        places = RowPlaces.one_piece(n_positions, _n_entries(positions, rule, n_positions))
         real = n_positions if n_real is None else n_real
-        return cls(terms, (positions,), places, np.array(real, dtype=np.int64), tuple(answers))
+        return cls(rule, (positions,), places, np.array(real, dtype=np.int64), tuple(answers))
 
     @classmethod
     def text_only(cls, answers: Sequence[str]) -> SparseTargets:
         """Return the teacher's answers and nothing else, for a student of another tokenizer."""
-        terms, nothing = SparsityRule("text", 0, temperatures=()), np.zeros(len(answers), dtype=np.int64)
-        return cls.from_positions(terms, SparseLogits.none(terms), nothing, answers)
+        rule, nothing = SparsityRule("text", 0, temperatures=()), np.zeros(len(answers), dtype=np.int64)
+        return cls.from_positions(rule, SparseLogits.none(rule), nothing, answers)
 
     def __len__(self) -> int:
         return len(self.n_real)
@@ -153,17 +126,17 @@ class SparseTargets:
     @property
     def kind(self) -> TargetKind:
         """Kind of the targets; ``text`` has answers and no positions."""
-        return self.terms.kind
+        return self.rule.kind
 
     @property
     def vocab_size(self) -> int:
         """Number of classes the teacher chose among, V; 0 for ``text``."""
-        return self.terms.vocab_size
+        return self.rule.vocab_size
 
     @property
     def temperatures(self) -> tuple[float, ...]:
         """Temperatures that have a log-sum-exp."""
-        return self.terms.temperatures
+        return self.rule.temperatures
 
     @property
     def offsets(self) -> NDArray[np.int64]:
@@ -172,7 +145,7 @@ class SparseTargets:
 
     def positions(self) -> SparseLogits:
         """Positions of all rows, in row order; copied into memory."""
-        return gather(self.pieces, self.terms, self.places, self.places.n_positions)
+        return gather(self.pieces, self.rule, self.places, self.places.n_positions)
 
     def temperature_column(self, temperature: float) -> int:
         """Return the column of ``logsumexp`` that belongs to ``temperature``.
@@ -206,18 +179,18 @@ class SparseTargets:
         if with_padding:
             width = self._padded_width(picked, places.n_positions, width)
             counts = np.full_like(counts, width)
-        kept = gather(self.pieces, self.terms, places, counts)
+        kept = gather(self.pieces, self.rule, places, counts)
         at = ranges(np.arange(len(picked), dtype=np.int64) * width, counts)
         units, mask = np.zeros(len(picked) * width, dtype=np.int64), np.zeros(len(picked) * width, dtype=bool)
         units[at], mask[at] = kept.units, True
-        n_kept = kept.counts(self.terms)
+        n_kept = kept.counts(self.rule)
         teacher = Sparse(
             positions=torch.from_numpy(at),
             entries=torch.from_numpy(np.repeat(np.arange(len(at), dtype=np.int64), n_kept)),
             indices=torch.from_numpy(kept.indices.astype(np.int64)),
             logits=torch.from_numpy(kept.all_logits()),
             logsumexp=torch.from_numpy(kept.logsumexp[:, column].copy()),
-            complete=self.terms.complete,
+            complete=self.rule.complete,
         )
         shape = (len(picked), width)
         return TargetBatch(torch.from_numpy(units.reshape(shape)), torch.from_numpy(mask.reshape(shape)), teacher)
@@ -236,21 +209,21 @@ class SparseTargets:
         """Return the targets of some rows, in the order given; nothing is copied but where they lie."""
         picked = np.asarray(rows, dtype=np.int64)
         answers = tuple(self.answers[int(row)] for row in picked)
-        return SparseTargets(self.terms, self.pieces, self.places.of(picked), self.n_real[picked], answers)
+        return SparseTargets(self.rule, self.pieces, self.places.of(picked), self.n_real[picked], answers)
 
     @classmethod
     def concatenate(cls, blocks: Sequence[SparseTargets]) -> SparseTargets:
         """Concatenate blocks of consecutive rows; nothing is copied but where the rows lie.
 
         Raises:
-            ValueError: no blocks, or blocks of other terms.
+            ValueError: no blocks, or blocks of another rule.
         """
         if not blocks:
             raise ValueError("no blocks of targets to concatenate")
-        if any(block.terms != blocks[0].terms for block in blocks):
+        if any(block.rule != blocks[0].rule for block in blocks):
             raise ValueError("blocks of targets differ in kind, vocabulary, temperatures or logits kept")
         return cls(
-            terms=blocks[0].terms,
+            rule=blocks[0].rule,
             pieces=tuple(piece for block in blocks for piece in block.pieces),
             places=RowPlaces.joined([block.places for block in blocks], [len(block.pieces) for block in blocks]),
             n_real=np.concatenate([block.n_real for block in blocks]),
@@ -259,16 +232,10 @@ class SparseTargets:
 
     def to_bytes(self) -> bytes:
         """Return the bytes of a file (`outlay.train.targets.file_format`), equal for equal targets."""
-        return file_format.to_bytes(self._block())
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> SparseTargets:
-        """Read targets from `to_bytes`'s bytes; positions stay where they are in ``data``.
-
-        Raises:
-            ArtifactDamaged: another format, or bytes that are no targets.
-        """
-        return cls._of_block(file_format.from_bytes(data))
+        positions, n_positions = self.positions(), self.places.n_positions
+        n_entries = _n_entries(positions, self.rule, n_positions)
+        block = TargetsBlock(self.rule, positions, n_positions, self.n_real, n_entries, self.answers)
+        return file_format.to_bytes(block)
 
     @classmethod
     def open(cls, path: Path) -> SparseTargets:
@@ -278,17 +245,9 @@ class SparseTargets:
             ArtifactDamaged: another format, or bytes that are no targets.
             OSError: no such file.
         """
-        return cls._of_block(file_format.open_file(path))
-
-    def _block(self) -> TargetsBlock:
-        positions, places = self.positions(), self.places
-        n_entries = _n_entries(positions, self.terms, places.n_positions)
-        return TargetsBlock(self.terms, positions, places.n_positions, self.n_real, n_entries, self.answers)
-
-    @classmethod
-    def _of_block(cls, block: TargetsBlock) -> SparseTargets:
+        block = file_format.open_file(path)
         places = RowPlaces.one_piece(block.n_positions, block.n_entries)
-        return cls(block.terms, (block.positions,), places, block.n_real.astype(np.int64), block.answers)
+        return cls(block.rule, (block.positions,), places, block.n_real.astype(np.int64), block.answers)
 
     def statistics(self) -> TargetStatistics:
         """Return how much is kept and what it takes, from one pass over all positions.
@@ -296,23 +255,22 @@ class SparseTargets:
         Raises:
             ValueError: logits are left out, and temperature 1 is not offered.
         """
-        column = 0 if self.terms.complete else self.temperature_column(1.0)
+        column = 0 if self.rule.complete else self.temperature_column(1.0)
         n_entries: list[NDArray[np.int64]] = []
         total = TargetStatistics(len(self), 0, len(json.dumps(self.answers)))
-        n_at_once = max(1, _CHUNK_LOGITS // max(1, self.terms.limit))
+        n_at_once = max(1, _CHUNK_LOGITS // max(1, self.rule.limit))
         chunk_of_row = self.offsets[:-1] // n_at_once
         for rows in np.split(np.arange(len(self)), np.flatnonzero(np.diff(chunk_of_row)) + 1):
             places = self.places.of(rows)
-            positions = gather(self.pieces, self.terms, places, places.n_positions)
-            total += measure(positions, self.terms, column)
-            n_entries.append(_n_entries(positions, self.terms, places.n_positions))
+            positions = gather(self.pieces, self.rule, places, places.n_positions)
+            total += measure(positions, self.rule, column)
+            n_entries.append(_n_entries(positions, self.rule, places.n_positions))
         by_row = (self.places.n_positions, self.n_real, np.concatenate(n_entries))
         return total + TargetStatistics(0, 0, sum(narrowest(counts).nbytes for counts in by_row))
 
 
 class TargetsBuilder:
-    """Builder of targets from logits in any order, as a decoder makes them; of full logits, only one step's are ever
-    held.
+    """Builder of targets from logits in any order, as a decoder makes them; full logits of one step at most are held.
 
     ``vocab_size``: the first so many columns are the vocabulary, the others are padding of the output layer and are left out;
     ``None`` = all. ``max_logits`` and ``tail_mass``: as in `outlay.settings.TeachSettings`; what is not ``tokens`` is kept whole.
@@ -326,10 +284,9 @@ class TargetsBuilder:
         vocab_size: int | None = None,
         max_logits: int = MAX_LOGITS,
         tail_mass: float = TAIL_MASS,
-        temperatures: Sequence[float] = TEMPERATURES,
     ) -> None:
-        self._asked = SparsityRule(kind, vocab_size or 0, max_logits, tail_mass, tuple(temperatures))
-        self._terms: SparsityRule | None = None if vocab_size is None else self._terms_of(vocab_size)
+        self._rule_of = partial(SparsityRule.of, kind, max_logits=max_logits, tail_mass=tail_mass)
+        self._rule: SparsityRule | None = None if vocab_size is None else self._rule_of(vocab_size)
         self._n_kept = np.full(n_rows, -1, dtype=np.int64)
         self._n_real = np.zeros(n_rows, dtype=np.int64)
         self._units: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []
@@ -350,13 +307,13 @@ class TargetsBuilder:
             ValueError: fewer classes than the vocabulary has.
             TrainingError: logits that are not finite.
         """
-        if self._terms is None:
-            self._terms = self._terms_of(logits.shape[-1])
-        if self._terms.vocab_size > logits.shape[-1]:
-            raise ValueError(f"a vocabulary of {self._terms.vocab_size} but logits of {logits.shape[-1]} classes")
+        if self._rule is None:
+            self._rule = self._rule_of(logits.shape[-1])
+        if self._rule.vocab_size > logits.shape[-1]:
+            raise ValueError(f"a vocabulary of {self._rule.vocab_size} but logits of {logits.shape[-1]} classes")
         if len(rows) == 0:
             return
-        kept = largest(logits.detach()[:, : self._terms.vocab_size], self._terms)
+        kept = largest(logits.detach()[:, : self._rule.vocab_size], self._rule)
         self._places.append((np.asarray(rows, dtype=np.int64), np.asarray(positions, dtype=np.int64)))
         self._pending.append(kept)
         self._n_pending += kept.logits.numel()
@@ -386,35 +343,11 @@ class TargetsBuilder:
             raise ValueError(f"row {int(rows[at])} keeps {int(kept[at])} positions of an answer of {int(n_real[at])}")
         answered = np.full(int(kept.sum()), pad_unit, dtype=np.int32)
         answered[ranges(offsets_of(kept)[:-1], n_real)] = np.concatenate([np.zeros(0, dtype=np.int32), *units])
-        self._set_units(rows, answered, kept, n_real)
-
-    def add(
-        self,
-        rows: NDArray[np.int64],
-        logits: Tensor,
-        units: NDArray[np.int32],
-        *,
-        n_kept: NDArray[np.int64],
-        n_real: NDArray[np.int64] | None = None,
-    ) -> None:
-        """Call `put` and `answer` for a batch side by side.
-
-        Args:
-            rows: ``[b]``, which rows these are.
-            logits: ``[b, P, V]``, any float dtype and device.
-            units: ``[b, P]``, the predicted unit of each position.
-            n_kept: ``[b]``, positions of each row that are kept, its first ones.
-            n_real: ``[b]``, those of them that are real; ``None`` = all.
-
-        Raises:
-            ValueError: a row that was answered before, or fewer classes than the vocabulary has.
-            TrainingError: logits that are not finite.
-        """
-        kept = np.asarray(n_kept, dtype=np.int64)
-        row, position = np.nonzero(np.arange(logits.shape[1]) < kept[:, None])
-        self._set_units(rows, units[row, position], kept, kept if n_real is None else n_real)
-        at = [torch.from_numpy(each).to(logits.device) for each in (row, position)]
-        self.put(np.asarray(rows)[row], position, logits[at[0], at[1]])
+        twice = np.flatnonzero(self._n_kept[rows] >= 0)
+        if len(twice):
+            raise ValueError(f"targets of row {int(rows[twice[0]])} were answered before")
+        self._n_kept[rows], self._n_real[rows] = kept, n_real
+        self._units.append((np.asarray(rows, dtype=np.int64), answered))
 
     def build(self, answers: Sequence[str]) -> SparseTargets:
         """Return the targets of all rows, in row order; ``answers``: their answers as text.
@@ -424,60 +357,46 @@ class TargetsBuilder:
         """
         missing = np.flatnonzero(self._n_kept < 0)
         if len(missing):
-            raise ValueError(f"targets of {len(missing)} rows were never added, the first is row {int(missing[0])}")
+            raise ValueError(f"targets of {len(missing)} rows were never answered, the first is row {int(missing[0])}")
         self._fetch()
-        terms = self._terms or self._terms_of(0)
+        rule = self._rule or self._rule_of(0)
         offsets = offsets_of(self._n_kept)
-        positions = gather(self._pieces, terms, self._order(offsets, terms), np.ones(offsets[-1], dtype=np.int64))
+        positions = gather(self._pieces, rule, self._order(offsets, rule), np.ones(offsets[-1], dtype=np.int64))
         units = np.zeros(offsets[-1], dtype=np.int32)
         for rows, answered in self._units:
             units[ranges(offsets[rows], self._n_kept[rows])] = answered
         return SparseTargets.from_positions(
-            terms, replace(positions, units=units), self._n_kept, answers, n_real=self._n_real
+            rule, replace(positions, units=units), self._n_kept, answers, n_real=self._n_real
         )
 
-    def _terms_of(self, vocab_size: int) -> SparsityRule:
-        asked = self._asked
-        return SparsityRule.of(asked.kind, vocab_size, asked.max_logits, asked.tail_mass, asked.temperatures)
-
-    def _set_units(
-        self, rows: NDArray[np.int64], units: NDArray[np.int32], n_kept: NDArray[np.int64], n_real: NDArray[np.int64]
-    ) -> None:
-        twice = np.flatnonzero(self._n_kept[rows] >= 0)
-        if len(twice):
-            raise ValueError(f"targets of row {int(rows[twice[0]])} were added before")
-        self._n_kept[rows] = n_kept
-        self._n_real[rows] = n_real
-        self._units.append((np.asarray(rows, dtype=np.int64), units))
-
     def _fetch(self) -> None:
-        if self._pending and self._terms is not None:
-            self._pieces.append(to_positions(self._pending, self._terms))
+        if self._pending and self._rule is not None:
+            self._pieces.append(to_positions(self._pending, self._rule))
         self._pending.clear()
         self._n_pending = 0
 
-    def _order(self, offsets: NDArray[np.int64], terms: SparsityRule) -> RowPlaces:
+    def _order(self, offsets: NDArray[np.int64], rule: SparsityRule) -> RowPlaces:
         """Return the place of each position among those put, one row of `RowPlaces` for each."""
-        came = RowPlaces.joined(
-            [RowPlaces.one_piece(np.ones(len(piece)), piece.counts(terms)) for piece in self._pieces],
+        places = RowPlaces.joined(
+            [RowPlaces.one_piece(np.ones(len(piece)), piece.counts(rule)) for piece in self._pieces],
             [1] * len(self._pieces),
         )
         nothing = np.zeros(0, dtype=np.int64)
         rows = np.concatenate([nothing, *(rows for rows, _ in self._places)])
         position = np.concatenate([nothing, *(positions for _, positions in self._places)])
-        wanted = np.flatnonzero(position < self._n_kept[rows])
-        goes_to = offsets[rows[wanted]] + position[wanted]
-        times = np.bincount(goes_to, minlength=int(offsets[-1]))
-        for wrong, what in ((times > 1, "came more than once"), (times == 0, "never came")):
+        kept = np.flatnonzero(position < self._n_kept[rows])
+        slots = offsets[rows[kept]] + position[kept]
+        n_put = np.bincount(slots, minlength=int(offsets[-1]))
+        for wrong, what in ((n_put > 1, "came more than once"), (n_put == 0, "never came")):
             if wrong.any():
                 at = int(np.flatnonzero(wrong)[0])
                 row = int(np.searchsorted(offsets, at, side="right")) - 1
                 raise ValueError(f"logits of position {at - int(offsets[row])} of row {row} {what}")
         order = np.empty(int(offsets[-1]), dtype=np.int64)
-        order[goes_to] = wanted
-        return came.of(order)
+        order[slots] = kept
+        return places.of(order)
 
 
-def _n_entries(positions: SparseLogits, terms: SparsityRule, n_positions: NDArray[np.int64]) -> NDArray[np.int64]:
+def _n_entries(positions: SparseLogits, rule: SparsityRule, n_positions: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count the logits that each row keeps, int64 ``[rows]``; rows follow one another in ``positions``."""
-    return np.diff(offsets_of(positions.counts(terms))[offsets_of(n_positions)])
+    return np.diff(offsets_of(positions.counts(rule))[offsets_of(n_positions)])

@@ -30,34 +30,34 @@ class TopLogits(NamedTuple):
     logsumexp: Tensor
 
 
-def largest(logits: Tensor, terms: SparsityRule) -> TopLogits:
-    """Keep the largest of ``logits`` ``[N, V]``, any float dtype, as ``terms`` say; equal ones in the order of their classes.
+def largest(logits: Tensor, rule: SparsityRule) -> TopLogits:
+    """Keep the largest of ``logits`` ``[N, V]``, any float dtype, as ``rule`` says; equal ones in the order of their classes.
 
     Nothing is read back from the device. Which of several classes that equal the ``max_logits``-th largest are among those
     is left to `torch.topk`.
     """
-    parts = [_largest(chunk.float(), terms) for chunk in torch.split(logits, max(1, _CHUNK_LOGITS // logits.shape[-1]))]
+    parts = [_largest(chunk.float(), rule) for chunk in torch.split(logits, max(1, _CHUNK_LOGITS // logits.shape[-1]))]
     return parts[0] if len(parts) == 1 else TopLogits(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _largest(logits: Tensor, terms: SparsityRule) -> TopLogits:
-    if terms.complete:
+def _largest(logits: Tensor, rule: SparsityRule) -> TopLogits:
+    if rule.complete:
         values, indices = logits.sort(dim=-1, descending=True, stable=True)
     else:
-        _, indices = logits.topk(terms.max_logits, dim=-1)
+        _, indices = logits.topk(rule.max_logits, dim=-1)
         # By class and then, keeping that order among equals, by logit.
         indices = indices.sort(dim=-1).values
         values, order = logits.gather(-1, indices).sort(dim=-1, descending=True, stable=True)
         indices = indices.gather(-1, order)
     top = values[:, :1]
-    sums = _exponential_sums(logits, top, terms.temperatures)
+    sums = _exponential_sums(logits, top, rule.temperatures)
     n_kept = torch.full_like(indices[:, 0], values.shape[1])
-    if terms.tail_mass > 0:
+    if rule.tail_mass > 0:
         mass = ((values - top).double().exp() / sums[1.0].double()).cumsum(-1)
-        n_kept = ((1.0 - mass > terms.tail_mass).sum(-1) + 1).clamp_max(values.shape[1])
-    logsumexp = torch.cat([sums[t].log() for t in terms.temperatures], dim=-1)
-    if terms.complete:
-        level = torch.cat([top / t for t in terms.temperatures], dim=-1)
+        n_kept = ((1.0 - mass > rule.tail_mass).sum(-1) + 1).clamp_max(values.shape[1])
+    logsumexp = torch.cat([sums[t].log() for t in rule.temperatures], dim=-1)
+    if rule.complete:
+        level = torch.cat([top / t for t in rule.temperatures], dim=-1)
         return TopLogits(values, indices, n_kept, logsumexp + level)
     return TopLogits(values - top, indices, n_kept, logsumexp)
 
@@ -76,7 +76,7 @@ def _exponential_sums(logits: Tensor, top: Tensor, temperatures: Sequence[float]
     return sums
 
 
-def to_positions(parts: Sequence[TopLogits], terms: SparsityRule) -> SparseLogits:
+def to_positions(parts: Sequence[TopLogits], rule: SparsityRule) -> SparseLogits:
     """Return the positions of all parts, in memory; units are 0, to be filled in by the caller.
 
     Raises:
@@ -86,9 +86,9 @@ def to_positions(parts: Sequence[TopLogits], terms: SparsityRule) -> SparseLogit
     logits, indices, n_kept, logsumexp = arrays
     if not np.isfinite(logsumexp).all():
         raise TrainingError("the teacher's logits are not finite; train it again, at a lower learning rate")
-    if terms.complete:
+    if rule.complete:
         kept = (indices.reshape(-1), logits.reshape(-1))
     else:
         mask = np.arange(logits.shape[1]) < n_kept[:, None]
         kept = (indices[mask], logits[mask])
-    return SparseLogits.pack(terms, np.zeros(len(n_kept), dtype=np.int32), n_kept, *kept, logsumexp)
+    return SparseLogits.pack(rule, np.zeros(len(n_kept), dtype=np.int32), n_kept, *kept, logsumexp)

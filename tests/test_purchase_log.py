@@ -1,4 +1,4 @@
-"""The book of bought labels: what is in it is never bought again."""
+"""The purchase log: a label that is in it is never bought again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from outlay.errors import StoreError
-from outlay.labels import purchases as book_module
+from outlay.labels import purchases as log_module
 from outlay.labels.purchases import PurchaseLog, PurchaseRecord
 from outlay.plan.steps import Buy
 
@@ -25,8 +25,8 @@ def receipt(order: str, rows: range | list[int], payer: str = "me", cash: int = 
 
 
 def test_what_was_added_is_there_when_opened_again(tmp_path: Path) -> None:
-    book = PurchaseLog(tmp_path / "bought")
-    with book.open(SERIES) as purchases:
+    log = PurchaseLog(tmp_path / "bought")
+    with log.open(SERIES) as purchases:
         assert (purchases.labels, purchases.receipts) == ({}, [])
         purchases.add(receipt("one", range(3)))
         purchases.add(receipt("two", range(3, 5), payer="you", cash=11))
@@ -38,11 +38,11 @@ def test_what_was_added_is_there_when_opened_again(tmp_path: Path) -> None:
 
 
 def test_series_are_kept_apart(tmp_path: Path) -> None:
-    book = PurchaseLog(tmp_path)
-    with book.open(SERIES) as purchases, book.open("b" * 64) as others:
+    log = PurchaseLog(tmp_path)
+    with log.open(SERIES) as purchases, log.open("b" * 64) as others:
         purchases.add(receipt("one", range(3)))
         assert others.labels == {}
-    with book.open("b" * 64) as others:
+    with log.open("b" * 64) as others:
         assert others.labels == {}
 
 
@@ -50,19 +50,19 @@ def test_series_are_kept_apart(tmp_path: Path) -> None:
 def test_a_line_that_a_crash_cut_short_is_dropped_and_the_order_can_be_asked_for_again(
     tmp_path: Path, n_bytes_left: int
 ) -> None:
-    book, path = PurchaseLog(tmp_path), tmp_path / f"{SERIES}.jsonl"
-    with book.open(SERIES) as purchases:
+    log, path = PurchaseLog(tmp_path), tmp_path / f"{SERIES}.jsonl"
+    with log.open(SERIES) as purchases:
         purchases.add(receipt("one", range(3)))
     whole = path.read_bytes()
-    with book.open(SERIES) as purchases:
+    with log.open(SERIES) as purchases:
         purchases.add(receipt("two", range(3, 6)))
     second = path.read_bytes()[len(whole) :]
     path.write_bytes(whole + second[:n_bytes_left])
-    with book.open(SERIES) as purchases:
+    with log.open(SERIES) as purchases:
         assert [r.order for r in purchases.receipts] == ["one"]
         assert path.read_bytes() == whole
         purchases.add(receipt("two", range(3, 6)))
-    with book.open(SERIES) as purchases:
+    with log.open(SERIES) as purchases:
         assert [r.order for r in purchases.receipts] == ["one", "two"]
 
 
@@ -70,18 +70,18 @@ def test_a_longer_purchase_of_one_series_misses_only_the_difference(tmp_path: Pa
     short = Buy("train", 2, 0, "rows", "seller")
     long = replace(short, n=5)
     assert (short.series == long.series, short.key == long.key) == (True, False)
-    book = PurchaseLog(tmp_path)
-    with book.open(short.series) as purchases:
+    log = PurchaseLog(tmp_path)
+    with log.open(short.series) as purchases:
         purchases.add(receipt("short", range(short.n)))
-    with book.open(long.series) as purchases:
+    with log.open(long.series) as purchases:
         assert [i for i in range(long.n) if f"row {i}" not in purchases.labels] == [2, 3, 4]
-    with book.open(replace(long, identity="another").series) as purchases:
+    with log.open(replace(long, identity="another").series) as purchases:
         assert purchases.labels == {}
 
 
 def test_no_room_is_one_clear_line_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    book = PurchaseLog(tmp_path)
-    with book.open(SERIES) as purchases:
+    log = PurchaseLog(tmp_path)
+    with log.open(SERIES) as purchases:
         purchases.add(receipt("one", range(3)))
     really_write = os.write
     room = [20]
@@ -94,18 +94,18 @@ def test_no_room_is_one_clear_line_and_leaves_what_was_there(tmp_path: Path, mon
         return n
 
     with monkeypatch.context() as patched:
-        patched.setattr(book_module.os, "write", write)
-        with book.open(SERIES) as purchases, pytest.raises(StoreError, match=r"No space left.*make room and run again"):
+        patched.setattr(log_module.os, "write", write)
+        with log.open(SERIES) as purchases, pytest.raises(StoreError, match=r"No space left.*make room"):
             purchases.add(receipt("two", range(3, 6)))
     assert "row 3" not in purchases.labels
-    with book.open(SERIES) as purchases:
+    with log.open(SERIES) as purchases:
         assert [r.order for r in purchases.receipts] == ["one"]
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(StoreError, match="cannot open the book"),
+        pytest.raises(StoreError, match=r"bought.*Not a directory"),
         PurchaseLog(tmp_path / "file" / "bought").open(SERIES),
     ):
         pass
@@ -142,3 +142,9 @@ def test_two_processes_never_buy_a_row_twice(tmp_path: Path) -> None:
     assert sorted(rows) == sorted(f"row {i}" for i in range(40))
     with PurchaseLog(tmp_path).open(SERIES) as purchases:
         assert sum(purchases.paid_by(f"buyer-{i}") for i in range(2)) == 40
+
+
+def test_a_log_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / f"{SERIES}.jsonl").mkdir()
+    with pytest.raises(StoreError, match=rf"{SERIES}.*Is a directory"):
+        PurchaseLog(tmp_path).read(SERIES)
