@@ -169,7 +169,7 @@ class StudyPlan:
 
 
 def plan(
-    workbench: RunBuilder,
+    builder: RunBuilder,
     asked: Iterable[Request | tuple[Request, str]],
     *,
     profile: MachineProfile | None = None,
@@ -179,7 +179,7 @@ def plan(
     """Plan many points.
 
     Args:
-        workbench: the builder of runs, with their tasks, models and prices.
+        builder: the builder of runs, with their tasks, models and prices.
         asked: the request of each point, with a reason where it is known beforehand to be ``na``.
         profile: the measured speed of this machine.
         here: the price of an hour of this machine.
@@ -194,7 +194,7 @@ def plan(
     totals = _WorkTotals(profile, here)
     for each in asked:
         request, absent = each if isinstance(each, tuple) else (each, None)
-        point, known = _planned(workbench, request, absent, refuse=refuse)
+        point, known = _planned(builder, request, absent, refuse=refuse)
         points.append(point)
         if point.recipe is not None and known is not None:
             totals.add(point.recipe, known)
@@ -204,15 +204,15 @@ def plan(
 
 
 def _planned(
-    workbench: RunBuilder, request: Request, absent: str | None, *, refuse: bool
+    builder: RunBuilder, request: Request, absent: str | None, *, refuse: bool
 ) -> tuple[PlannedPoint, PlanningContext | None]:
     run_id: str | None = None
-    name = workbench.name_of(request.task)
+    name = builder.name_of(request.task)
     try:
-        run_id = workbench.resolve(request).run_id
-        reason = absent or (None if refuse else _too_small_a_pool(workbench, request))
+        run_id = builder.resolve(request).run_id
+        reason = absent or (None if refuse else _too_small_a_pool(builder, request))
         if reason is None:
-            known = workbench.prepare(request).known
+            known = builder.prepare(request).known
             proposal = strategy(request.strategy).ask(known, [])
             if isinstance(proposal, Recipe):
                 at_most, notes = Quoter(known).total_micros(proposal.final), tuple(known.lowered)
@@ -228,11 +228,11 @@ def _planned(
     return PlannedPoint(request, name, run_id, None, reason, 0), None
 
 
-def _too_small_a_pool(workbench: RunBuilder, request: Request) -> str | None:
+def _too_small_a_pool(builder: RunBuilder, request: Request) -> str | None:
     """Return the reason why a pool is too small for a cell of a study, else None; a single run takes the rows that exist."""
     if request.pool_rows is None:
         return None
-    task, data = workbench.load(request.task)
+    task, data = builder.load(request.task)
     n_rows = sum(len(part.examples) for part in data.pool)
     if request.pool_rows <= n_rows:
         return None

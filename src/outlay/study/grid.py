@@ -119,7 +119,7 @@ class StudyFile(YamlBlock):
             raise UsageError(f"--seeds is {n_seeds}; study at least 1")
         named = self._tasks(scale, chosen, tasks)
         loaded = [load_task(name) for name, _ in named]
-        _check_names([name for name, _ in named], [task.name for task in loaded], f"{self.name}, scale {scale}")
+        _refuse_equal_names([name for name, _ in named], [task.name for task in loaded], f"{self.name}, scale {scale}")
         grids = [_Grid(self, f"{self.name}, scale {scale}, task {name}", chosen, name, axes) for name, axes in named]
         cells: dict[tuple[Any, ...], Cell] = {}
         by_task = [tuple(grid.points(price(task.price_item), price)) for grid, task in zip(grids, loaded, strict=True)]
@@ -207,7 +207,7 @@ class _Grid:
         axes = self.axes
         strategies = axes.strategies or self.file.strategies
         policies = {name: self._policy(name, price) for name in strategies}
-        self._check_names(strategies)
+        self._refuse_strange_strategies(strategies)
         spent, amounts = self._amounts()
         n_axis: Mapping[str, Sequence[int | None]] = axes.n_initial or {OTHERS: (None,)}
         for n in union_of(n_axis):
@@ -293,10 +293,10 @@ class _Grid:
             )
         return "added_usd", _micros(axes.added_usd)
 
-    def _given(self, name: str, axis: Mapping[str, Sequence[Any]], strategy: str) -> Sequence[Any]:
-        values = values_of(axis, strategy)
+    def _given(self, axis_name: str, axis: Mapping[str, Sequence[Any]], name: str) -> Sequence[Any]:
+        values = values_of(axis, name)
         if not values:
-            raise StudyFileError(f"{self.where}: `{name}` gives nothing for {strategy}; name it there, or `{OTHERS}`")
+            raise StudyFileError(f"{self.where}: `{axis_name}` gives nothing for {name}; name it there, or `{OTHERS}`")
         return values
 
     def _policy(self, name: str, price: Callable[[str], Price]) -> Strategy:
@@ -315,7 +315,7 @@ class _Grid:
                 price(llm.price_item)
         return policy
 
-    def _check_names(self, strategies: Sequence[str]) -> None:
+    def _refuse_strange_strategies(self, strategies: Sequence[str]) -> None:
         """Refuse an axis that names a strategy which is not compared."""
         axes: Mapping[str, Mapping[str, Sequence[Any]] | None] = {
             **{name: getattr(self.axes, name) for name in ("n_initial", "added_usd", "budget_usd", "pool_rows")},
@@ -390,7 +390,7 @@ def _micros(axis: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
     return {name: tuple(map(int, amounts)) for name, amounts in axis.items()}
 
 
-def _check_names(places: Sequence[str], names: Sequence[str], where: str) -> None:
+def _refuse_equal_names(places: Sequence[str], names: Sequence[str], where: str) -> None:
     """Refuse tasks whose names are equal or differ in case only: tables, files and figures are named by them."""
     first: dict[str, int] = {}
     for i, name in enumerate(names):

@@ -87,9 +87,9 @@ class StudyRunner:
         LedgerDamaged: the ledger lacks entries of finished runs.
     """
 
-    def __init__(self, plan: StudyPlan, header: Header, runner: Runner, workbench: RunBuilder) -> None:
+    def __init__(self, plan: StudyPlan, header: Header, runner: Runner, builder: RunBuilder) -> None:
         check_folder(runner.folder, header)
-        self._plan, self._header, self._runner, self._workbench = plan, header, runner, workbench
+        self._plan, self._header, self._runner, self._builder = plan, header, runner, builder
         # A run without a study file has a receipt even where it is not available; a cell of a study is only listed.
         is_study = header.scale is not None
         self._runs = [None if is_study and planned.recipe is None else planned.run_id for planned in plan.points]
@@ -101,7 +101,7 @@ class StudyRunner:
         """Number of finished runs, which are replayed."""
         for i, planned in enumerate(plan.points):
             if self._runs[i] is None:
-                self.points[i] = absent_point(planned.request, workbench, "na", planned.reason or "nothing is proposed")
+                self.points[i] = absent_point(planned.request, builder, "na", planned.reason or "nothing is proposed")
         self.left = [i for i in range(len(self._runs)) if i not in self.points]
         """Places in the plan of the points that are left to run."""
         self._write()
@@ -124,7 +124,7 @@ class StudyRunner:
 
         asked = {place: self._plan.points[place].request for place in self.left}
         try:
-            Scheduler(self._runner, self._workbench, pool, listener, done).run(asked)
+            Scheduler(self._runner, self._builder, pool, listener, done).run(asked)
         finally:
             self._write()
 

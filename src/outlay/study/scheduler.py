@@ -59,10 +59,10 @@ class StepRunnerFactory:
     def __call__(self) -> WorkerFn:
         """Return the function that makes one job."""
         store = open_location(self.store)
-        workbench = RunBuilder(
+        builder = RunBuilder(
             self.prices, data_root=self.data_root, machines=self.machines, tokens=store.root / "tokens"
         )
-        maker = JobRunner(store, workbench.prepare)
+        maker = JobRunner(store, builder.prepare)
 
         def work(job: Job, report: Report) -> JobResult:
             return maker.make(job, report)
@@ -93,13 +93,13 @@ class Scheduler:
     def __init__(
         self,
         runner: Runner,
-        workbench: RunBuilder,
+        builder: RunBuilder,
         pool: WorkerPool,
         listener: Listener,
         done: Callable[[int, Point], None],
     ) -> None:
         self._runner = runner
-        self._workbench = workbench
+        self._builder = builder
         self._pool = pool
         self._listener = listener
         self._done = done
@@ -152,10 +152,10 @@ class Scheduler:
 
     def _begin(self, place: int, request: Request) -> None:
         try:
-            prepared = self._workbench.prepare(request)
+            prepared = self._builder.prepare(request)
             execution = RunExecution(self._runner.results, prepared, self._listener.of_run(place)).open()
         except OutlayError as error:
-            self._close(place, absent_point(request, self._workbench, "failed", str(error)))
+            self._close(place, absent_point(request, self._builder, "failed", str(error)))
             return
         self._open[place] = _Open(place, execution)
         self._advance(self._open[place])
