@@ -121,7 +121,7 @@ class Bill:
         return math.ceil(seconds / 3600 * HOUR_USD * 1_000_000)
 
     def dev_tokens(self, n: int) -> int:
-        if self.dev is None:
+        if self.dev in (None, "none"):
             return 0
         return sum(ROWS["train"][: carved(n)]) if self.dev == "carved" else sum(ROWS["dev"])
 

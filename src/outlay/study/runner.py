@@ -303,13 +303,14 @@ class Session:
 
     def _in_process(self, listener: Listener) -> InProcessPool:
         """Return a pool that works in this process and passes progress and waits to the listener."""
-        names: dict[str, str] = {}
+        # The pool and its callbacks refer to each other: they must not keep the ledger of this session open.
+        jobs, names = self.jobs, dict[str, str]()
         places = {point.run_id: i for i, point in enumerate(self.plan.points)}
 
         def make(job: Job, report: Report) -> JobResult:
             names[job.key] = f"{describe(job.step)} ({job.run_id[:6]})"
             of_run = listener.of_run(places[job.run_id])
-            return self.jobs.make(job, report, lambda who: of_run.say(f"waiting: {who}"))
+            return jobs.make(job, report, lambda who: of_run.say(f"waiting: {who}"))
 
         def tell() -> None:
             listener.tick({names[key]: far for key, far in pool.progress().items()})
