@@ -29,7 +29,7 @@ from outlay.report.figures import save
 from outlay.report.grouping import group
 from outlay.report.results import Header, Results
 from outlay.report.study_report import StudyReport
-from outlay.report.table import CellContent, Table
+from outlay.report.table import Table, TableCell
 from outlay.report.table_formats import render_markdown
 from outlay.report.values import MINUS, money, signed
 
@@ -145,7 +145,7 @@ def comparison(name: str) -> Results:
     return Results(Header("compare", f"{name}: what a score costs", "plain"), tuple(points), {})
 
 
-def scores_of(table: Table) -> dict[tuple[str, str], CellContent]:
+def scores_of(table: Table) -> dict[tuple[str, str], TableCell]:
     """The test scores of a plain table, by what its rows are called and by their budgets."""
     names = [column.text for column in table.columns]
     found = {}

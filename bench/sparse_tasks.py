@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from bench.published_objective import FreeMeter
 from outlay.metrics import main_score, score
-from outlay.models.heads import logits_of, padded_units
+from outlay.models.heads import logits_of
 from outlay.models.loading import ModelSpec, load_saved
 from outlay.models.random_init import Corpus, build_checkpoint
 from outlay.models.sizes import find_size
+from outlay.models.tokenization import AnswerIds
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TaskSpec
 from outlay.tasks.example import seeded_order
@@ -140,8 +141,7 @@ def spoken(folder: Path, texts: Sequence[tuple[str, ...]], units: Sequence[NDArr
                 if units is None
                 else [units[int(row)] for row in rows]
             )
-            width = max(len(row) for row in spoken_now)
-            padded = torch.from_numpy(padded_units(spoken_now, width, head.pad_unit))
+            padded, _ = AnswerIds.of(spoken_now).batch(range(len(rows)), pad=head.pad_unit)
             out = logits_of(head, model, read, rows, padded).float().numpy()
             for at, row in enumerate(rows):
                 said[int(row)] = spoken_now[at]

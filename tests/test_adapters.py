@@ -290,13 +290,13 @@ class Odd(nn.Module):
 
 def test_what_cannot_be_had_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for settings in (LORA, IA3):
-        with pytest.raises(UsageError, match=f"peft {settings.peft} .* type 'odd'; choose peft none") as error:
+        with pytest.raises(UsageError, match=f"{settings.peft} .*'odd'.*peft none") as error:
             add_adapters(Odd(), settings)
         assert "\n" not in str(error.value)
-    with pytest.raises(UsageError, match=r"peft lora cannot be used with FSDP.* leave out --fsdp"):
+    with pytest.raises(UsageError, match=r"lora .*--fsdp"):
         add_adapters(drawn(t5), LORA, fsdp=True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"peft ia3 needs the library peft.*pip install 'outlay\[peft\]'") as error:
+    with pytest.raises(UsageError, match=r"ia3 .*pip install 'outlay\[peft\]'") as error:
         check(IA3)
     assert "\n" not in str(error.value)
     check(SETTINGS, fsdp=True)
@@ -501,13 +501,13 @@ def test_a_method_of_ones_own_is_chosen_set_and_refused_like_the_others(shift: T
     assert TRAIN.changed({"shift_scale": 2.0}).to_json() == TRAIN.to_json()  # what is not trained is in no key
     for bad in ({"shift_scale": 0.0}, {"shift_scale": "much"}, {"shift_layers": 3}):
         (name,) = bad
-        with pytest.raises(UsageError, match=f"{name} is {bad[name]!r}; it must be"):
+        with pytest.raises(UsageError, match=f"{name} .*{bad[name]!r}"):
             shift.changed(bad)
     for refused, name in (({"shift_scale": 101.0}, "at most 100"), ({"shift_layers": "nowhere"}, "shift_layers")):
         head, tokenizer = read_head(str(checkpoint), str(checkpoint), FORM)
         with pytest.raises(UsageError, match=name):
             check_checkpoint(str(checkpoint), str(checkpoint), head, tokenizer, [shift.changed(refused)])
-    with pytest.raises(UsageError, match="peft shift cannot be used with FSDP"):
+    with pytest.raises(UsageError, match=r"shift .*--fsdp"):
         check(shift, fsdp=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -92,12 +93,12 @@ class TestSizes:
         )
         assert load_sizes([path])["mine"] == Size("mine", "gpt2", 2, 34, 5, 2, 7, 17, n_positions=3)
         for change, message in [
-            ("type: gpt3", "size 'mine': type is 'gpt3'; it must be one of t5, bert"),
-            ("n_layers: 0", "n_layers is 0; it must be a whole number from 1 up"),
-            ("n_heads: 3", "3 heads do not divide width 34"),
-            ("n_decoder_layers: 2", "a gpt2 model has no n_decoder_layers; remove it"),
-            ("head_size: 5", "2 heads of 5 do not make width 34"),
-            ("depth: 2", "unknown key 'depth'; allowed: d_ff"),
+            ("type: gpt3", "'mine'.*'gpt3'.* t5, bert"),
+            ("n_layers: 0", r"n_layers is 0\b.* 1\b"),
+            ("n_heads: 3", r"\b3 heads .*\b34\b"),
+            ("n_decoder_layers: 2", "gpt2 .*n_decoder_layers"),
+            ("head_size: 5", r"\b2 heads .*\b5\b.*\b34\b"),
+            ("depth: 2", "'depth'.*: d_ff"),
         ]:
             key = change.split(":")[0]
             fields = [
@@ -108,17 +109,17 @@ class TestSizes:
             with pytest.raises(UnknownModel, match=message):
                 load_sizes([broken])
         for text, message in [
-            ("mine: {type: t5}", "lacks 'd_ff'; needed: d_ff, hidden_size"),
-            ("mine: 3", "is 3, not keys"),
-            ("[1]", "holds no sizes by name"),
-            ("a: {", "line 1: not readable as YAML"),
+            ("mine: {type: t5}", "'d_ff'.*: d_ff, hidden_size"),
+            ("mine: 3", "'mine' is 3\\b"),
+            ("[1]", "NAME: "),
+            ("a: {", r"broken\.yaml line 1\b"),
         ]:
             (tmp_path / "broken.yaml").write_text(text)
             with pytest.raises(UnknownModel, match=message):
                 load_sizes([tmp_path / "broken.yaml"])
-        with pytest.raises(UnknownModel, match="cannot read the file of sizes"):
+        with pytest.raises(UnknownModel, match=r"none\.yaml"):
             load_sizes([tmp_path / "none.yaml"])
-        with pytest.raises(UnknownModel, match=r"no size 't5-tniy' \(did you mean 't5-tiny'\?\); known: t5-v1_1-small"):
+        with pytest.raises(UnknownModel, match=r"'t5-tniy'.*'t5-tiny'.*t5-v1_1-small.*--sizes"):
             find_size("t5-tniy")
 
 
@@ -151,10 +152,12 @@ class TestTokenizer:
         assert pair["token_type_ids"] == [0, 0, 0, 1, 1]
 
     def test_what_cannot_be_learnt(self, corpus: Corpus) -> None:
-        with pytest.raises(DataError, match="no text to learn a tokenizer from"):
+        with pytest.raises(DataError, match="no text"):
             learn_tokenizer(Corpus(["", "  "], LABELS), SIZES["t5"])
-        least = 3 + 256 + len(build_module._alphabet(corpus))
-        with pytest.raises(UsageError, match=f"a vocabulary of {least - 1:,} does not hold .* take {least:,} or more"):
+        with pytest.raises(UsageError, match=r"\b1\b") as refused:
+            learn_tokenizer(corpus, replace(SIZES["t5"], vocab_size=1))
+        (least,) = (int(number) for number in re.findall(r"\d{3,}", str(refused.value)))
+        with pytest.raises(UsageError, match=rf"\b{least - 1}\b.*\b{least}\b"):
             learn_tokenizer(corpus, replace(SIZES["t5"], vocab_size=least - 1))
         assert len(learn_tokenizer(corpus, replace(SIZES["t5"], vocab_size=least))) == least
 
@@ -240,12 +243,10 @@ class TestModels:
 
     def test_there_must_be_room(self, tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
         huge = replace(SIZES["t5"], vocab_size=10**12)
-        with pytest.raises(
-            UsageError, match=r"t5 in float32 has .* GB of weights, this machine .*; take a smaller size or --bf16"
-        ):
+        with pytest.raises(UsageError, match=r"t5 in float32 .* GB .*--bf16"):
             build_checkpoint(huge, corpus, tmp_path / "a")
         monkeypatch.setattr(build_module.shutil, "disk_usage", lambda path: type("U", (), {"free": 10})())
-        with pytest.raises(DiskFull, match=r"the disk of .* 0\.0 GB left"):
+        with pytest.raises(DiskFull, match=r"\b0\.0 GB"):
             build_checkpoint(SIZES["t5"], corpus, tmp_path / "new" / "a")
         assert list(tmp_path.iterdir()) == []
 
@@ -253,7 +254,7 @@ class TestModels:
         (tmp_path / "used").mkdir()
         build_checkpoint(SIZES["t5"], corpus, tmp_path / "used")
         before = digests(tmp_path / "used")
-        with pytest.raises(UsageError, match="used is in use; name a folder that is not there yet"):
+        with pytest.raises(UsageError, match=r"\bused\b"):
             build_checkpoint(SIZES["t5"], corpus, tmp_path / "used")
         assert digests(tmp_path / "used") == before
         assert [path.name for path in tmp_path.iterdir()] == ["used"]
@@ -299,10 +300,10 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ([], "from --task NAME or from --texts FILE; give one of them"),
-            (["--task", "fever", "--texts", "f"], "give one of them"),
-            (["--task", "fever", "--labels", "A"], "--labels belongs to --texts"),
-            (["--texts", "/none"], "/none cannot be read: no such file or directory; check the path"),
+            ([], "--task .*--texts "),
+            (["--task", "fever", "--texts", "f"], "--task .*--texts "),
+            (["--task", "fever", "--labels", "A"], "--labels .*--texts"),
+            (["--texts", "/none"], "/none "),
         ],
     )
     def test_one_clear_line(self, arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -187,11 +187,8 @@ def test_a_failed_job_is_tried_twice_more(ray: None, model: Path, tmp_path: Path
 
 
 def test_a_job_that_fails_for_good_is_named(ray: None, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"^[^\n]*$") as caught:
+    with pytest.raises(ClusterError, match=r"^job 7 .* 3 tries.*ValueError \(try of 7\).*--ray$"):
         list(run_on_cluster("local", 1, Stumble(tmp_path, 99, False), payloads(7), model))
-    assert "job 7 could not be done" in str(caught.value)
-    assert "in 3 tries" in str(caught.value)
-    assert "ValueError (try of 7)" in str(caught.value)
     assert (tmp_path / "7").read_text() == "xxx"
 
 
@@ -231,7 +228,7 @@ def test_workers_are_kept_from_job_to_job(ray: None, model: Path) -> None:
 
 
 def test_a_machine_too_small_for_the_threads_is_named(ray: None, model: Path) -> None:
-    with pytest.raises(UsageError, match=r"--threads is 3, and the largest machine .* has 2 CPUs"):
+    with pytest.raises(UsageError, match=r"--threads is 3.* 2 CPUs"):
         list(run_on_cluster("local", 3, process_id, payloads(1), model))
 
 
@@ -355,7 +352,7 @@ def test_a_cluster_writes_the_bytes_of_one_process_and_goes_on_where_it_was(
 
 @pytest.mark.parametrize("address", ["", "remote", "host", "http://host:1", "host:port", "a b:1"])
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(UsageError, match="it must be auto, local, HOST:PORT or ray://HOST:PORT"):
+    with pytest.raises(UsageError, match="auto, local, HOST:PORT or ray://HOST:PORT"):
         RuntimeOptions(ray=address)
 
 
@@ -365,10 +362,10 @@ def test_addresses_are_read(address: str) -> None:
 
 
 def test_one_process_deals_the_work_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="use one of both"):
+    with pytest.raises(UsageError, match=r"--ray .*--device-map"):
         RuntimeOptions(ray="auto", device_map="auto").check()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="--ray deals the work out from one process, and there are 2"):
+    with pytest.raises(UsageError, match=r"--ray .*\b2; .*--processes"):
         RuntimeOptions(ray="auto").check()
 
 
@@ -394,5 +391,5 @@ def test_a_folder_without_a_model_is_refused_before_anybody_is_asked(tmp_path: P
 
 def test_a_python_that_ray_cannot_start_is_refused_in_one_line() -> None:
     check_interpreter("/opt/venv/bin/python")
-    with pytest.raises(UsageError, match="'/my clone/bin/python', a path with blanks"):
+    with pytest.raises(UsageError, match="'/my clone/bin/python'"):
         check_interpreter("/my clone/bin/python")

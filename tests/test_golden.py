@@ -125,7 +125,8 @@ def _without_machine(point: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_cash(table: str) -> list[str]:
-    return [re.sub(r"\$0\.0000\d+", "CASH", line) for line in table.splitlines()]
+    """The lines of a table; the cash, which a row's seconds decide, is the last amount before its seeds."""
+    return [re.sub(r"\| \$0\.\d+ \| (\d+) \|$", r"| CASH | \1 |", line) for line in table.splitlines()]
 
 
 def _bill(bill: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -15,19 +15,17 @@ from outlay.engine.point import Point, Reading
 from outlay.errors import DataError
 from outlay.metrics import Answered, mean_score
 from outlay.report.cells import hours, thousands
-from outlay.report.cost_tables import usd_to_reach
 from outlay.report.difference_table import lay_out_differences
 from outlay.report.layouts import lay_out
 from outlay.report.published import rows
 from outlay.report.results import Header, Layout, Results
-from outlay.report.significance import family
-from outlay.report.table import CellContent, Heading, PlacedCell, Table, pivot
+from outlay.report.scores import ONE_SEED, ONE_SEED_PAIR
+from outlay.report.significance import PairedTest, family
+from outlay.report.table import Heading, PlacedCell, Table, TableCell, pivot
 from outlay.report.table_formats import render_html, render_markdown, render_rich
+from tests.made_results import LAYOUTS
 from tests.test_report import point
 
-LAYOUTS: tuple[Layout, ...] = (
-    *("budgets", "self", "match", "costs", "general", "pool", "initial", "students", "teachers", "llm", "plain"),
-)
 TEACHER, STUDENT = "google/t5-v1_1-xxl", "google/t5-v1_1-small"
 
 
@@ -69,7 +67,7 @@ def published_points() -> tuple[list[Point], dict[str, RunOutputs]]:
 
 def written(laid: Table) -> list[tuple[tuple[str, ...], list[tuple[float | None, str]]]]:
     """Each row's headings with its cells as value and bracket."""
-    empty = CellContent()
+    empty = TableCell()
     return [(row.heads, [((c or empty).value, (c or empty).bracket) for c in row.cells]) for row in laid.rows]
 
 
@@ -141,22 +139,19 @@ def test_budgets_in_markdown() -> None:
     points += [made("distill", 0.0, None, reason="the teacher costs $0.02,\nraise the budget")]
     (table,) = lay_out(results("budgets", points, metric="accuracy", teacher_dev=84.64))
     # t interval of three seeds: 4.303 * 0.6 / sqrt(3) = 1.5; of two (80.0, 80.6): 12.706 * 0.424 / sqrt(2) = 3.8
-    assert render_markdown(table) == (
-        """### toy: the same budget for labels or for distillation (after Kang et al. 2023, Tables 2 and 11)
-
-| N (initial $) | Strategy | +$0 | +$50 |
-|---|---|---:|---:|
-| 1K ($200) | t5-v1_1-small (Annotate) | 53.0 (+0) | 53.0 ± 1.5 (+250) |
-|  | t5-v1_1-xxl [84.6] ⇒ t5-v1_1-small (Distill) | na¹ | **80.3 ± 3.8**² (2min / 16.9K) 2 of 3 seeds |
-
-- Test score, 0-100: accuracy, published reading; ±: half of the 95 % interval over new seeds alone (how rows vary is not known).
-- [ ]: the teacher's dev score.
-- ( ): labels beyond N, or machine time by the flops clock / pool rows.
-- Bold: the highest mean of a column within its block; whether it differs is said by the tests, not by the bold.
-- ¹ na: the teacher costs $0.02, raise the budget
-- ² na: needs $412.00 for <the> teacher \\| pool
-""".replace("\\|", "|")
-    )
+    title, _, *rows_of_table = render_markdown(table).split("\n\n- ")[0].splitlines()
+    assert title == f"### {table.title}"
+    assert rows_of_table == [
+        "| N (initial $) | Strategy | +$0 | +$50 |",
+        "|---|---|---:|---:|",
+        "| 1K ($200) | t5-v1_1-small (Annotate) | 53.0 (+0) | 53.0 ± 1.5 (+250) |",
+        "|  | t5-v1_1-xxl [84.6] ⇒ t5-v1_1-small (Distill) | na¹ | **80.3 ± 3.8**² (2min / 16.9K) 2 of 3 seeds |",
+    ]
+    measure, *signs, first, second = table.notes
+    assert measure.startswith("Test score, 0-100: accuracy, published reading; ±: half of the 95 % interval")
+    assert [sign.split(":")[0] for sign in signs] == ["[ ]", "( )", "Bold"]
+    assert first == "¹ na: the teacher costs $0.02, raise the budget"
+    assert second == "² na: needs $412.00 for <the> teacher | pool"
 
 
 def test_self_distillation_in_markdown() -> None:
@@ -185,7 +180,7 @@ def test_self_distillation_in_markdown() -> None:
         "| T5-XXL ⇒ T5-Small (Distill) | **74.2** [78.0] |",
     ]
     assert paper.is_published
-    assert paper.notes[0].startswith("Kang et al. 2023, as printed; T5-XXL and T5-Small. Other models")
+    assert paper.notes[0].startswith("Kang et al. 2023")
 
 
 def test_labels_and_rows_with_their_frontier() -> None:
@@ -205,11 +200,6 @@ def test_labels_and_rows_with_their_frontier() -> None:
 
 def test_annotating_to_the_same_score() -> None:
     curve = [(10.0, 50.0), (100.0, 60.0), (1000.0, 70.0), (10_000.0, 69.0)]
-    assert usd_to_reach(65.0, curve) == pytest.approx(10**2.5)
-    assert usd_to_reach(60.0, curve) == pytest.approx(100.0)
-    assert usd_to_reach(45.0, curve) == 10.0
-    assert usd_to_reach(70.5, curve) is None
-    assert usd_to_reach(1.0, []) is None
     labelled = [made("annotate", usd - 1, test, n_initial=5, charge_usd=usd, task="nq") for usd, test in curve]
     taught = [
         made("distill", 1.0, 65.0, n_initial=5, charge_usd=20.0, task="nq"),
@@ -333,7 +323,7 @@ def test_intervals_are_over_examples_where_the_answers_are_there() -> None:
     expected = mean_score("accuracy", answered)
     assert (cell.low, cell.high) == (min(60.0, expected.low), max(60.0, expected.high))
     assert cell.covers == "seeds and rows"
-    assert "; ±: half of the 95 % interval over new seeds and new test rows" in table.notes[0]
+    assert "new seeds and new test rows" in table.notes[0]
     gone = {name: dataclasses.replace(each, answered=None) for name, each in list(left.items())[:1]}
     (table,) = lay_out(Results(Header("s", "s", "students"), tuple(points), left | gone))
     (cell,) = table.cells
@@ -343,9 +333,8 @@ def test_intervals_are_over_examples_where_the_answers_are_there() -> None:
 def test_the_measure_is_read_from_the_scores_where_the_run_is_gone() -> None:
     scores = {"macro_f1/strict": Reading(50.0, 49.0, 51.0), "micro_f1/strict": Reading(61.0, 60.0, 62.0)}
     (table,) = lay_out(results("students", [made("annotate", 5.0, 61.0, scores=scores)]))
-    assert table.notes[0] == (
-        "Test score, 0-100: micro F1, strict reading; ±: half of the 95 % interval of this model on these test rows (one seed)."
-    )
+    assert "micro F1, strict reading" in table.notes[0]
+    assert f"of {ONE_SEED} (one seed)" in table.notes[0]
 
 
 # --- every point has a home ------------------------------------------------------------------------------------------
@@ -393,24 +382,9 @@ def test_every_point_is_at_home_in_one_cell(layout: Layout, seed: int) -> None:
 
 
 def test_two_cells_in_one_place_are_refused() -> None:
-    item = PlacedCell(Heading((), ""), Heading((0,), "row"), Heading((0,), "column"), CellContent(1.0))
-    with pytest.raises(DataError, match="two cells for 'row' at 'column'"):
+    item = PlacedCell(Heading((0,), "row"), Heading((0,), "column"), TableCell(1.0))
+    with pytest.raises(DataError, match="'row' at 'column'"):
         pivot("t", ("s",), [item, item])
-
-
-def test_every_point_stands_in_one_cell() -> None:
-    points = [
-        made(strategy, float(added), 50.0 + n % 7, n_initial=10 * n, seed=seed, task=task)
-        for task in ("toy", "fever", "wlp", "nq")
-        for strategy in ("annotate", "distill")
-        for n in range(1, 6)
-        for added in range(5)
-        for seed in range(5)
-    ]
-    assert len(points) == 1_000
-    for layout in ("budgets", "plain"):
-        tables = lay_out(results(layout, points))
-        assert sum(len(cell.points) for table in tables for cell in table.cells) == 1_000
 
 
 # --- drawings --------------------------------------------------------------------------------------------------------
@@ -522,57 +496,45 @@ def test_counts_in_words() -> None:
 # --- differences -----------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Paired:
-    mean: float
-    low: float
-    high: float
-    p_holm: float | None
-    task: str = "toy"
-    budget_usd: float = 250.0
-    n_initial: int | None = 1000
-    first: str = "distill"
-    second: str = "annotate"
-    smallest: float | None = 2.26
-    n_comparisons: int = 3
-    n_seeds: int = 3
-    n_examples: int = 2909
-    n_apart: int = 300
-
-    @property
-    def is_significant(self) -> bool:
-        return self.p_holm is not None and self.p_holm <= 0.05
+def paired(mean: float, low: float, high: float, p_holm: float | None, **changes: Any) -> PairedTest:
+    """A test of three seeds and three comparisons, whatever is changed."""
+    whole: dict[str, Any] = {
+        **{"task": "toy", "budget_usd": 250.0, "n_initial": 1000, "first": "distill"},
+        **{"second": "annotate", "p": p_holm, "p_permuted": 1.0, "smallest": 2.26, "n_comparisons": 3},
+        **{"n_seeds": 3, "n_examples": 2909, "n_apart": 300},
+    }
+    return PairedTest(mean=mean, low=low, high=high, p_holm=p_holm, **(whole | changes))
 
 
 def test_differences() -> None:
     tests = [
-        Paired(6.94, 5.1, 8.7, 0.0004),
-        Paired(-1.7, -3.0, -0.6, 0.04, first="self_distill"),
-        Paired(0.5, -1.2, 2.1, 0.6, budget_usd=300.0, n_initial=None),
-        Paired(9.5, 8.2, 10.1, None, budget_usd=400.0, n_initial=None, n_seeds=1, smallest=None),
-        Paired(0.0, -0.1, 0.1, 1.0, budget_usd=400.0, n_initial=None, first="mix", n_apart=0),
-        Paired(50.0, -100.0, 100.0, None, budget_usd=500.0, n_initial=None, smallest=None, n_examples=1),
+        paired(6.94, 5.1, 8.7, 0.0004),
+        paired(-1.7, -3.0, -0.6, 0.04, first="self_distill"),
+        paired(0.5, -1.2, 2.1, 0.6, budget_usd=300.0, n_initial=None),
+        paired(9.5, 8.2, 10.1, None, budget_usd=400.0, n_initial=None, n_seeds=1, smallest=None),
+        paired(0.0, -0.1, 0.1, 1.0, budget_usd=400.0, n_initial=None, first="mix", n_apart=0),
+        paired(50.0, -100.0, 100.0, None, budget_usd=500.0, n_initial=None, smallest=None, n_examples=1),
     ]
     table = lay_out_differences(tests)
     assert table is not None
-    assert render_markdown(table) == (
-        """### Differences
-
-| Task, budget | Pair | Difference | p | Verdict |
-|---|---|---:|---:|---:|
-| toy, $250 (N=1K) | distill − annotate | **+6.9 [+5.1, +8.7]** | < 0.001 | distill is ahead |
-|  | self_distill − annotate | **−1.7 [−3.0, −0.6]** | 0.040 | annotate is ahead |
-| toy, $300 | distill − annotate | +0.5 [−1.2, +2.1] | 0.600 | not told apart; 2.3 points would be |
-| toy, $400 | distill − annotate | +9.5 [+8.2, +10.1] | – | one seed, no test |
-|  | mix − annotate | 0.0 [−0.1, +0.1] | 1.000 | every test row scored alike |
-| toy, $500 | distill − annotate | +50.0 [−100.0, +100.0] | – | too few test rows for a test |
-
-"""
-        "- Points of the test score with their 95 % intervals, over new seeds and new test rows, of these two models on these "
-        "test rows where there is one seed; paired over the same test rows and seeds: 1 to 2,909 rows, 1 to 3 seeds.\n"
-        "- One seed is no evidence about a strategy: its rows have no test.\n"
-        "- p: two-sided, after Holm's correction over all 3 comparisons. Bold: p is at most 0.05.\n"
-    )
+    assert render_markdown(table).split("\n\n- ")[0].splitlines() == [
+        "### Differences",
+        "",
+        "| Task, budget | Pair | Difference | p | Verdict |",
+        "|---|---|---:|---:|---:|",
+        "| toy, $250 (N=1K) | distill − annotate | **+6.9 [+5.1, +8.7]** | < 0.001 | distill is ahead |",
+        "|  | self_distill − annotate | **−1.7 [−3.0, −0.6]** | 0.040 | annotate is ahead |",
+        "| toy, $300 | distill − annotate | +0.5 [−1.2, +2.1] | 0.600 | not told apart; 2.3 points would be |",
+        "| toy, $400 | distill − annotate | +9.5 [+8.2, +10.1] | – | one seed, no test |",
+        "|  | mix − annotate | 0.0 [−0.1, +0.1] | 1.000 | every test row scored alike |",
+        "| toy, $500 | distill − annotate | +50.0 [−100.0, +100.0] | – | too few test rows for a test |",
+    ]
+    span, one_seed, correction = table.notes
+    assert f"{ONE_SEED_PAIR} where there is one seed" in span
+    assert "1 to 2,909 rows, 1 to 3 seeds" in span
+    assert "no test" in one_seed
+    assert "all 3 comparisons" in correction
+    assert "0.05" in correction
     assert '<th scope="rowgroup" rowspan="2">toy, $250 (N=1K)</th>' in render_html(table)
     assert lay_out_differences([]) is None
 

@@ -87,7 +87,7 @@ def test_a_settled_purchase_frees_what_it_did_not_need(ledger: Ledger) -> None:
 @pytest.mark.parametrize("cash", [0, None])
 def test_a_hold_larger_than_what_is_left_is_refused(ledger: Ledger, cash: int | None) -> None:
     ledger.hold("run", "a", quote(399, cash))
-    with pytest.raises(BudgetExceeded, match=r"\$0\.50 of charge, but \$0\.25 is left of \$100\.00"):
+    with pytest.raises(BudgetExceeded, match=r"\$0\.50 of charge.* \$0\.25 .*\$100\.00.*top"):
         ledger.hold("run", "b", quote(2, cash))
     ledger.hold("run", "b", quote(1, cash))
     with pytest.raises(BudgetExceeded):
@@ -209,9 +209,9 @@ def test_the_charge_is_the_exact_product_rounded_up_once(ledger: Ledger) -> None
     hold = ledger.hold("run", "a", Quote.of(HOUR, 1))
     third = Fraction(1, 7)
     for charge in (HOUR.cost_micros(third) - 1, HOUR.cost_micros(third) + 1):
-        with pytest.raises(MoneyError, match="round the exact product up"):
+        with pytest.raises(MoneyError, match=r"\$0\.267858"):
             ledger.settle(hold, quantity=third, charge_micros=charge, cash_micros=0)
-    with pytest.raises(MoneyError, match="the cash of"):
+    with pytest.raises(MoneyError, match="cash"):
         ledger.settle(
             hold, quantity=third, charge_micros=HOUR.cost_micros(third), cash_micros=5, cash_quantity=Fraction(1)
         )

@@ -132,24 +132,17 @@ def test_gpus_are_dealt_out_one_each() -> None:
 @pytest.mark.parametrize(
     ("n_workers", "threads", "gpus", "says"),
     [
-        (3, 2, (), "3 workers of 2 threads each need 6 cores, and this program may use 5; ask for at most 2 workers"),
-        (2, 3, (), "2 workers of 3 threads each need 6 cores, and this program may use 5; ask for at most 1 worker"),
-        (2, 7, (), "2 workers of 7 threads each need 14 cores, and this program may use 5; ask for at most 1 worker"),
-        (0, 1, (), "the number of workers is 0; it must be at least 1"),
-        (1, 0, (), "the number of threads is 0; it must be at least 1"),
-        (
-            3,
-            1,
-            ("0", "1"),
-            "3 workers need a GPU each, and this machine offers 2; ask for at most 2, "
-            "or set CUDA_VISIBLE_DEVICES to nothing to work on the CPU",
-        ),
+        (3, 2, (), "3 workers of 2 threads .* 6 cores.* 5; .* 2 workers$"),
+        (2, 3, (), "2 workers of 3 threads .* 6 cores.* 5; .* 1 worker$"),
+        (2, 7, (), "2 workers of 7 threads .* 14 cores.* 5; .* 1 worker$"),
+        (0, 1, (), "workers is 0; .* at least 1"),
+        (1, 0, (), "threads is 0; .* at least 1"),
+        (3, 1, ("0", "1"), "3 workers .* GPU.* 2; .* at most 2.* CUDA_VISIBLE_DEVICES"),
     ],
 )
 def test_more_than_there_is_room_for_is_refused(n_workers: int, threads: int, gpus: tuple[str, ...], says: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=says):
         worker_slots(n_workers, threads, (0, 1, 2, 3, 4), gpus)
-    assert str(caught.value) == says
 
 
 @pytest.mark.parametrize(

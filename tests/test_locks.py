@@ -28,14 +28,14 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
 
 def test_work_of_one_process_at_a_time_is_refused_to_another_until_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "work" / "lock"
-    with locks.alone(path, SpendError("busy")):
-        with pytest.raises(SpendError, match="busy"), locks.alone(path, SpendError("busy")):
+    with locks.exclusive(path, SpendError("busy")):
+        with pytest.raises(SpendError, match="busy"), locks.exclusive(path, SpendError("busy")):
             raise AssertionError
         assert path.exists()
-    with locks.alone(path, SpendError("busy")):
+    with locks.exclusive(path, SpendError("busy")):
         pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError), locks.alone(tmp_path / "file" / "lock", SpendError("busy")):
+    with pytest.raises(StoreError), locks.exclusive(tmp_path / "file" / "lock", SpendError("busy")):
         pass
 
 

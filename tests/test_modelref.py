@@ -73,7 +73,7 @@ def test_every_form_is_read(text: str, ref: ModelRef) -> None:
     ],
 )
 def test_what_is_no_form_lists_the_forms(text: str) -> None:
-    with pytest.raises(UnknownModel, match=r"cannot be read; write a hub name .*package:PKG/SUB, cut:K or tiny:LxH"):
+    with pytest.raises(UnknownModel, match=r"package:PKG/SUB, cut:K or tiny:LxH"):
         parse_ref(text)
 
 
@@ -84,7 +84,7 @@ def test_a_bare_name_is_a_folder_where_there_is_one(checkpoint: Path, monkeypatc
 
 
 def test_heads_divide_the_width() -> None:
-    with pytest.raises(UnknownModel, match="3 heads do not divide width 100; use a multiple of 32"):
+    with pytest.raises(UnknownModel, match=r"\b100\b.*\b32\b"):
         parse_ref("tiny:2x100")
     for width in (8, 32, 48, 64, 128, 384):
         assert width % tiny_n_heads(parse_ref(f"tiny:1x{width}").hidden_size) == 0
@@ -110,7 +110,7 @@ def test_cut_layers_of_the_usual_sizes() -> None:
     assert cut_layers(12, 6) == (0, 2, 4, 7, 9, 11)
     assert cut_layers(12, 12) == tuple(range(12))
     for k in (0, 7):
-        with pytest.raises(UnknownModel, match=f"cut:{k} of a model with 6 layers; K must lie in 1 to 6"):
+        with pytest.raises(UnknownModel, match=rf"cut:{k}\b.*\b1 to 6\b"):
             cut_layers(6, k)
 
 
@@ -132,15 +132,15 @@ def test_a_package_is_found_without_importing_it() -> None:
 @pytest.mark.parametrize(
     ("ref", "base", "message"),
     [
-        ("package:no_such_package_here/x", None, "is not installed; pip install no-such-package-here"),
-        ("package:json/nothing", None, "has no folder 'nothing'"),
-        ("package:json/../email", None, "has no folder"),
-        ("package:__main__", None, "is not installed"),
-        ("package:sys", None, "is not installed"),
-        ("./no-such-folder", None, "no folder no-such-folder"),
-        ("cut:2", None, "is made from a base checkpoint, but none is named"),
-        ("cut:2", "tiny:2x128", "its base is 'tiny:2x128'"),
-        ("package:json", None, "no config.json in"),
+        ("package:no_such_package_here/x", None, "pip install no-such-package-here"),
+        ("package:json/nothing", None, "'json'.*'nothing'"),
+        ("package:json/../email", None, "'../email'"),
+        ("package:__main__", None, "'__main__'.*pip install"),
+        ("package:sys", None, "'sys'.*pip install"),
+        ("./no-such-folder", None, "no-such-folder"),
+        ("cut:2", None, "'cut:2'.*base"),
+        ("cut:2", "tiny:2x128", "'tiny:2x128'"),
+        ("package:json", None, r"config\.json"),
     ],
 )
 def test_references_that_lead_nowhere(ref: str, base: str | None, message: str) -> None:
@@ -151,7 +151,7 @@ def test_references_that_lead_nowhere(ref: str, base: str | None, message: str) 
 
 def test_pickled_weights_are_refused(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
-    with pytest.raises(UnknownModel, match="pickled weights are never loaded"):
+    with pytest.raises(UnknownModel, match="pickled"):
         resolve_folder(str(checkpoint))
 
 
@@ -159,17 +159,17 @@ def test_shards_come_from_the_index(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     index = checkpoint / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"x": "b.safetensors", "y": "a.safetensors", "z": "b.safetensors"}}))
-    with pytest.raises(UnknownModel, match=r"names 'a\.safetensors', which is not in"):
+    with pytest.raises(UnknownModel, match=r"'a\.safetensors'"):
         weight_files(checkpoint)
     for name in ("a", "b"):
         (checkpoint / f"{name}.safetensors").write_bytes(b"")
     assert [path.name for path in weight_files(checkpoint)] == ["a.safetensors", "b.safetensors"]
     index.write_text(json.dumps({"weight_map": {"x": "../checkpoint/a.safetensors"}}))
-    with pytest.raises(UnknownModel, match="which is not in"):
+    with pytest.raises(UnknownModel, match=r"'\.\./checkpoint/a\.safetensors'"):
         weight_files(checkpoint)
     for broken in ("{", "[]", '{"weight_map": 3}'):
         index.write_text(broken)
-        with pytest.raises(UnknownModel, match="is not an index of safetensors shards"):
+        with pytest.raises(UnknownModel, match=index.name):
             weight_files(checkpoint)
 
 
@@ -220,14 +220,12 @@ class TestHub:
 
     def test_neither_cache_nor_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fake_hub(monkeypatch, cached=None, online=None)
-        with pytest.raises(
-            UnknownModel, match=r"model 'org/model' is no local folder, not in the hub's cache"
-        ) as raised:
+        with pytest.raises(UnknownModel, match="'org/model'") as raised:
             resolve_folder("org/model")
         assert "\n" not in str(raised.value)
 
     def test_a_name_the_hub_would_not_have(self) -> None:
-        with pytest.raises(UnknownModel, match="is no hub name"):
+        with pytest.raises(UnknownModel, match=r"'a--b\.\.c'"):
             resolve_folder("a--b..c")
 
     @staticmethod

@@ -54,7 +54,7 @@ def load_classifier(one: ModelSpec) -> nn.Module:
 
 def save_classifier(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     labels = tuple(model.config.label2id)
-    save_model(model, head_for("encoder", replace(FORM, labels=labels), tokenizer), tokenizer, folder)
+    save_model(model, head_for("bert", "encoder", replace(FORM, labels=labels), tokenizer), tokenizer, folder)
 
 
 def logits_of(model: nn.Module, checkpoint: Path, texts: list[str]) -> Tensor:
@@ -251,7 +251,7 @@ def test_a_reference_that_leads_nowhere_is_one_clear_line(checkpoint: Path, ref:
 
 
 def test_cut_needs_a_real_base(checkpoint: Path) -> None:
-    with pytest.raises(UnknownModel, match="needs a real checkpoint"):
+    with pytest.raises(UnknownModel, match=r"'cut:2'.*'cut:3'"):
         load_classifier(ModelSpec("cut:2", "cut:3", FORM, 0))
 
 
@@ -259,7 +259,7 @@ def test_tiny_needs_a_base_with_a_vocabulary(checkpoint: Path, tmp_path: Path) -
     folder = tmp_path / "model"
     shutil.copytree(checkpoint, folder)
     (folder / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UnknownModel, match="no vocab_size") as error:
+    with pytest.raises(UnknownModel, match="vocab_size") as error:
         load_classifier(spec("tiny:1x32", folder))
     assert_one_line(error, "tiny:1x32")
 
@@ -377,7 +377,7 @@ def test_tokenizers_are_the_same_beyond_padded_rows(tmp_path: Path) -> None:
 
 
 def test_an_encoder_is_refused_for_free_text(checkpoint: Path) -> None:
-    with pytest.raises(UsageError, match="cannot write free text"):
+    with pytest.raises(UsageError, match=r"encoder.*seq2seq or causal"):
         load_model(ModelSpec(str(checkpoint), str(checkpoint), TaskSpec("generation", (), 32, 32), 0))
 
 
@@ -397,5 +397,5 @@ def test_a_vocabulary_smaller_than_its_tokenizer_is_refused(tmp_path: Path) -> N
     other = make_t5(tmp_path / "other", [*WORDS, "many more words that nobody has seen before"])
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(other / name, base / name)
-    with pytest.raises(UnknownModel, match="rows of vocabulary"):
+    with pytest.raises(UnknownModel, match=r"\d rows .*\d tokens"):
         load_model(spec(str(base), base))

@@ -242,6 +242,7 @@ def test_the_digest_names_the_money_and_nothing_else(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("not toml", "TOML"),
+        pytest.param("a = " + "[" * 10_000, "nested", id="nested"),
         ("", "no prices"),
         ('[price]\nitem = "a"', "no prices"),
         ("price = [3]", r"\[\[price\]\]"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -140,11 +141,11 @@ def test_the_variable_decides_without_a_measurement(cache: Path, monkeypatch: py
     for chosen in ("bf16", "fp32"):
         monkeypatch.setenv("OUTLAY_PRECISION", chosen)
         assert resolve("auto") == chosen
-        assert bf16_speed().reason() == "as OUTLAY_PRECISION says"
+        assert "OUTLAY_PRECISION" in bf16_speed().reason()
     monkeypatch.setenv("OUTLAY_PRECISION", "fp8")
-    with pytest.raises(UsageError, match="OUTLAY_PRECISION is 'fp8'; it must be auto, bf16 or fp32"):
+    with pytest.raises(UsageError, match=r"OUTLAY_PRECISION .*'fp8'.*auto, bf16 or fp32"):
         resolve("auto")
-    with pytest.raises(UsageError, match="--precision is 'half'; it must be auto, bf16 or fp32"):
+    with pytest.raises(UsageError, match=r"--precision .*'half'.*auto, bf16 or fp32"):
         resolve("half")
 
 
@@ -185,8 +186,9 @@ def test_a_limited_cpu_is_a_slow_one(cache: Path) -> None:
 
 def test_float32_is_said_where_auto_means_it_and_bf16_where_it_is_slow(cache: Path) -> None:
     keep_bf16_speed(SLOW)
-    assert remarks(["auto"]) == [f"float32: bf16 is 0.02 times as fast on {cpu_name()}"]
-    assert remarks(["bf16"]) == [f"bf16 as asked, though bf16 is 0.02 times as fast on {cpu_name()}"]
+    for asked, name in (("auto", "float32"), ("bf16", "bf16")):
+        [line] = remarks([asked])
+        assert re.fullmatch(rf"{name}\b.* 0\.02 .*{re.escape(cpu_name())}", line)
     assert remarks(["fp32"]) == []
     assert [line.split()[0] for line in remarks(["auto", "fp32", "bf16_weights"])] == ["float32:", "bf16_weights"]
     keep_bf16_speed(FAST)
@@ -251,7 +253,7 @@ def test_published_studies_are_in_bf16_on_every_machine(cache: Path) -> None:
         assert {cell.request.precision for cell in file.at("paper", price=price).cells} == {"bf16"}
         assert {cell.request.precision for cell in file.at("cpu", price=price).cells} == {"auto"}
         assert {cell.request.precision for cell in file.at("cpu", precision="fp32", price=price).cells} == {"fp32"}
-    with pytest.raises(UsageError, match="--precision is 'half'"):
+    with pytest.raises(UsageError, match=r"--precision .*'half'"):
         file.at("cpu", precision="half", price=price)
 
 
@@ -269,10 +271,10 @@ def test_a_run_is_not_bought_again_in_silence(
     keep_bf16_speed(first)
     ran = outlay(*ask)
     assert ran.code == 0, ran.err
-    assert (f"float32: bf16 is 0.02 times as fast on {cpu_name()}" in ran.err) == (first == SLOW)
+    assert bool(re.search(r"float32: .* 0\.02 ", ran.err)) == (first == SLOW)
     ledger = (tmp_path / "out/ledger.sqlite").read_bytes()
     receipt = " ".join(outlay("ledger", "show", tmp_path / "out").out.split())
-    assert f"computed: in {names[first][1]}; bf16 is {first:g} times as fast as float32 on {cpu_name()}" in receipt
+    assert re.search(rf"computed: .*{names[first][1]}; .* {first:g} .*{re.escape(cpu_name())}", receipt)
     point = json.loads((tmp_path / "out/points.json").read_text())[0]
     environment = point["circumstance"]["environment"]
     assert (environment["precision"], environment["bf16_ratio"]) == (names[first][0], first)
@@ -280,8 +282,10 @@ def test_a_run_is_not_bought_again_in_silence(
     keep_bf16_speed(then)
     refused(
         outlay(*ask),
-        f"holds this run in {names[first][1]}, and this machine would compute in {names[then][1]}",
-        f"go on with --precision {names[first][0]}, or buy again with --precision {names[then][0]}",
+        f" in {names[first][1]}",
+        f" in {names[then][1]}",
+        f"--precision {names[first][0]}",
+        f"--precision {names[then][0]}",
     )
     assert (tmp_path / "out/ledger.sqlite").read_bytes() == ledger
     assert outlay(*ask, "--precision", names[first][0]).code == 0
@@ -313,10 +317,10 @@ def test_a_study_is_not_bought_again_in_silence(cache: Path, world: World, tmp_p
     ask = ("study", "run", file, "--out", folder, "--store", tmp_path / "store")
 
     keep_bf16_speed(SLOW)
-    refused(outlay(*ask), "holds this run in bf16, and this machine would compute in float32", "--precision bf16")
+    refused(outlay(*ask), " in bf16", " in float32", "--precision bf16")
     planned = outlay(*ask, "--dry-run", "--precision", "bf16")
     assert planned.code == 0, planned.err
-    assert "bf16 as asked, though bf16 is 0.02 times as fast" in " ".join(planned.err.split())
+    assert re.search(r"bf16 .* 0\.02 ", " ".join(planned.err.split()))
     keep_bf16_speed(FAST)
     assert outlay(*ask, "--dry-run").code == 0
 
@@ -338,7 +342,7 @@ def test_a_step_is_not_done_again_in_silence(cache: Path, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "said.jsonl.request.json").read_text())["precision"] == "fp32"
 
     keep_bf16_speed(FAST)
-    way = 'precision is "fp32" there, "bf16" here.*go on with it by --precision fp32'
+    way = '"fp32".*"bf16".*--precision fp32'
     with pytest.raises(UsageError, match=way):
         finetune(recipe, Silent())
     with pytest.raises(UsageError, match=way):
@@ -350,7 +354,7 @@ def test_a_step_is_not_done_again_in_silence(cache: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(("ratio", "wanted"), [(SLOW, "bf16"), (TOO_SLOW + 1, "fp32")])
 def test_a_worker_refuses_what_is_far_slower_there(cache: Path, ratio: float, wanted: str) -> None:
     keep_bf16_speed(ratio)
-    with pytest.raises(UsageError, match=r"the job computes in .*, and this machine would choose .*leave .* out"):
+    with pytest.raises(UsageError, match=r"bf16.*--precision"):
         check_worker(wanted)
 
 
@@ -361,7 +365,7 @@ def test_a_worker_that_would_choose_otherwise_says_so_once(
     keep_bf16_speed(ratio)
     check_worker(wanted)
     check_worker(wanted)
-    assert capfd.readouterr().err.count("outlay: the job computes in") == 1
+    assert capfd.readouterr().err.count("outlay: ") == 1
     check_worker(resolve("auto"))
     assert capfd.readouterr().err == ""
 
@@ -403,7 +407,7 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
             keep_bf16_speed(SLOW)
             maker = JobRunner(runner.store, world.workbench.prepare)
             if problem:
-                with pytest.raises(OutlayError, match="the job computes in bf16"):
+                with pytest.raises(OutlayError, match="bf16"):
                     maker.make(begun.job, lambda *_: None)
             else:
                 assert runner.store.get(maker.make(begun.job, lambda *_: None).key) is not None
@@ -414,7 +418,7 @@ def test_the_command_takes_nothing_else(capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setattr(sys, "argv", ["outlay", "run", "fever", "--budget", "1", "--precision", "half"])
     with pytest.raises(SystemExit):
         main()
-    assert "outlay: --precision is 'half'; it must be auto, bf16 or fp32" in capsys.readouterr().err
+    assert re.search("outlay: --precision .*'half'.*auto, bf16 or fp32", capsys.readouterr().err)
 
 
 def test_an_arm_core_is_named_by_its_numbers(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from outlay.errors import HoldError
 from outlay.money.amounts import Price, Quote, format_usd
 from outlay.money.ledger import Ledger
-from outlay.report.receipt import WIDTH, receipt, render_markdown, render_text, to_json
+from outlay.report.receipt import WIDTH, receipt, render_text, to_json
 
 LABEL = Price("label/multipit_id", "label", Decimal("0.2"), "here", None)
 HOUR = Price("a40", "hour", Decimal("1.875"), "here", None)
@@ -118,11 +118,6 @@ def test_it_fits_the_width_whatever_the_notes_say(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines())) <= WIDTH
     assert "\x1b" not in text
     assert "1 label at $0.073" in text
-    markdown = render_markdown(receipt(ledger, "distill"))
-    assert "\\|" in markdown
-    assert "\x1b" not in markdown
-    rows = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in rows} == {7}
 
 
 def test_json_is_exact(ledger: Ledger) -> None:

@@ -21,10 +21,10 @@ from outlay.report.figures import figures, save
 from outlay.report.layouts import lay_out
 from outlay.report.palette import KNOWN, PALETTE, SHAPES, TEXT_PALETTE
 from outlay.report.results import Header, Results
-from outlay.report.scores import mean_of_seeds
+from outlay.report.scores import ONE_SEED, mean_of_seeds
 from outlay.report.significance import PairedTest
 from outlay.report.study_report import StudyReport, write_study_report
-from outlay.report.table import CellContent, Table
+from outlay.report.table import Table, TableCell
 from outlay.report.table_formats import render_markdown, render_rich
 
 
@@ -94,7 +94,7 @@ def plain(found: Results) -> Table:
     return table
 
 
-def row_of(table: Table, label: str, budget: str = "$300.00") -> dict[str, CellContent | None]:
+def row_of(table: Table, label: str, budget: str = "$300.00") -> dict[str, TableCell | None]:
     """The cells of one row, by the headings of their columns."""
     names = [column.text for column in table.columns]
     rows = [dict(zip(names, row.cells, strict=True)) for row in table.rows if row.heads == (label,)]
@@ -102,7 +102,7 @@ def row_of(table: Table, label: str, budget: str = "$300.00") -> dict[str, CellC
     return found
 
 
-def texts(row: dict[str, CellContent | None]) -> list[str]:
+def texts(row: dict[str, TableCell | None]) -> list[str]:
     return ["–" if cell is None else cell.text for cell in row.values()]
 
 
@@ -148,10 +148,7 @@ def test_the_measure_is_said_wherever_a_score_is_shown() -> None:
     assert values.measure_text("micro_f1/strict") == "micro F1, strict reading"
     assert values.measure_text("bert_ibleu/published") == "BERT-iBLEU, published reading"
     asked = point("distill", 300.0, 0, 80.0, scores={"micro_f1/strict": Reading(80.0, 79.0, 81.0)})
-    written = (
-        "Test score, 0-100: micro F1, strict reading; ±: half of the 95 % interval of this model on these test rows"
-    )
-    assert written in render_markdown(plain(results([asked])))
+    assert "micro F1, strict reading" in render_markdown(plain(results([asked])))
     assert "reading" not in render_markdown(plain(results([point("distill", 300.0, 0, 80.0)])))
 
 
@@ -169,7 +166,7 @@ def test_the_interval_of_one_seed_is_labelled_and_the_binomial_one() -> None:
     )
     assert tested.covers == "rows"
     for text in (StudyReport(found).markdown(), StudyReport(found).page()):
-        assert "95 % interval of this model on these test rows (one seed)" in text
+        assert f"95 % interval of {ONE_SEED} (one seed)" in text
 
 
 def test_seeds_whose_answers_are_gone_have_the_interval_of_their_points() -> None:
@@ -180,7 +177,8 @@ def test_seeds_whose_answers_are_gone_have_the_interval_of_their_points() -> Non
         for s, t in enumerate(tests)
     ]
     score = mean_of_seeds(points, {})
-    assert score is not None
+    assert score.low is not None
+    assert score.high is not None
     seeds, rows = statistics.variance(tests) / 3, (1.6 / NormalDist().inv_cdf(0.975)) ** 2
     # Cochran 1964: each quantile weighed by its variance; 4.302653 is Student's for two degrees of freedom.
     half = (4.302653 * seeds + 1.959964 * rows) / (seeds + rows) ** 0.5
@@ -202,9 +200,9 @@ def test_seeds_whose_answers_are_gone_have_the_interval_of_their_points() -> Non
 )
 def test_a_verdict_goes_by_the_corrected_p_and_there_is_none_without_a_test(changes: dict[str, Any], text: str) -> None:
     row = PairedTest(
-        **{"task": "t", "budget_usd": 300.0, "added_usd": None, "n_initial": None, "first": "distill"},
+        **{"task": "t", "budget_usd": 300.0, "n_initial": None, "first": "distill"},
         **{"second": "annotate", "mean": 1.0, "low": 0.1, "high": 1.9, "p": None, "p_holm": None, "p_permuted": 1.0},
-        **{"smallest": 0.9, "n_comparisons": 12, "n_seeds": 3, "n_examples": 40, "n_apart": 17, "points": ((), ())},
+        **{"smallest": 0.9, "n_comparisons": 12, "n_seeds": 3, "n_examples": 40, "n_apart": 17},
     )  # type: ignore[arg-type]
     row = dataclasses.replace(row, **changes)
     assert verdict(row) == text
@@ -217,9 +215,9 @@ def test_how_values_are_written() -> None:
     assert values.money(0.0) == "$0.00"
     assert values.money(None) == "–"
     assert (values.signed(4.24), values.signed(-0.3), values.signed(-0.04)) == ("+4.2", "−0.3", "0.0")
-    assert CellContent(78.04, 77.43, 78.65).text == "78.0 ± 0.6"
-    assert CellContent(100.0, 92.9, 100.0).text == "100.0 (92.9 to 100.0)"
-    assert CellContent(78.04).text == "78.0"
+    assert TableCell(78.04, 77.43, 78.65).text == "78.0 ± 0.6"
+    assert TableCell(100.0, 92.9, 100.0).text == "100.0 (92.9 to 100.0)"
+    assert TableCell(78.04).text == "78.0"
     assert [values.points_text(size) for size in (0.0, 0.04, 0.06, 1.74)] == ["less than 0.1"] * 2 + ["0.1", "1.7"]
 
 

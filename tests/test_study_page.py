@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from outlay.report.study_page import render_study
 from outlay.storage.files import write_text
 from tests.browser import Chromium, find_chromium
 from tests.made_results import made
+from tests.test_report import Reader
 
 needs_browser = pytest.mark.browser
 TABLE = "<table><tr><th>Strategy</th><th>Test</th></tr><tr><td>distill</td><td>79.1</td></tr></table>"
@@ -159,19 +159,6 @@ def test_on_paper_folded_receipts_and_links_are_left_out(browser: Chromium, page
     browser.resize(794, 1123)
 
 
-class Reader(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_the_page_is_one_file_whose_links_lead_somewhere(page: Path, results: Results) -> None:
     reader = Reader()
     html = page.read_text(encoding="utf-8")
@@ -201,11 +188,11 @@ def test_the_page_is_one_file_whose_links_lead_somewhere(page: Path, results: Re
         assert after.receipt in reader.text
 
 
-def test_differences_and_open_receipts(results: Results) -> None:
-    html = render_study(results, [], {}, differences=["distill − annotate: +6.9 & more"], is_open=True)
-    assert "<li>distill − annotate: +6.9 &amp; more</li>" in html
-    assert html.count("<details open>") == len(results.points)
+def test_a_page_without_figures_and_tables_has_its_receipts(results: Results) -> None:
+    html = render_study(results, [], {})
+    assert html.count("<details>") == len(results.points)
     assert "nothing to draw" in html
+    assert "<h2>Tables</h2>" not in html
 
 
 def test_many_points_keep_their_receipts_in_files_alone(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train
 from outlay.plan.strategies import NotAvailable, strategy
-from outlay.report.receipt import receipt, render_markdown, render_text, to_json
+from outlay.report.receipt import receipt, render_text, to_json
 from outlay.standalone.runtime import StepReport
 from outlay.standalone.training import finetune
 from outlay.train import api as train_api
@@ -134,9 +134,7 @@ def test_the_receipt_shows_predicted_and_measured_seconds(world: World, done: Pa
     total = sum(each.measured or 0 for each in paper.timings)
     text = render_text(paper)
     assert "the profile of 2026-11-21" in " ".join(text.split())
-    assert f"{total:,.1f}" in text
-    assert "10.5" in text
-    assert f"| total |  | 10.5 | {total:,.1f} |" in render_markdown(paper)
+    assert f"total 10.5 {total:,.1f}" in " ".join(text.split())
     assert [each["predicted"] for each in json.loads(to_json(paper))["timings"]] == [2.0, 0.0, 8.5, 0.0]
     assert max(map(len, text.splitlines())) <= 100
 
@@ -194,7 +192,6 @@ def test_what_the_charge_leaves_out_stands_on_the_receipt_with_its_figures(
     cash = format_usd(found.uncharged_cash_micros)
     line = f"took {found.uncharged_seconds:{digits}} s, {cash}, and are in cash alone"
     assert f"loading, tokenising and saving {line}" in text
-    assert line in render_markdown(paper)
     assert json.loads(to_json(paper))["compute"] == asdict(found)
 
 

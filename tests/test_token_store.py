@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase
 
 from outlay.models import token_cache
-from outlay.models import tokenization as encode_module
 from outlay.models.generative_heads import GenerationHead
 from outlay.models.loading import load_tokenizer
-from outlay.models.token_cache import Kept, TokenStore, keep_in
+from outlay.models.token_cache import CachedTokens, TokenStore, keep_in
 from outlay.models.tokenization import Encoded, collate, encode
 from outlay.spec import TaskSpec
 from tests.checkpoints import make_t5
@@ -46,15 +46,15 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of every call of the tokenizer."""
+    """Rows of every call of a tokenizer."""
     made: list[int] = []
-    tokenise = encode_module._tokenise
+    tokenise = PreTrainedTokenizerBase.__call__
 
-    def counted(tokenizer: Any, texts: Any, *rest: Any) -> Encoded:
-        made.append(len(texts))
-        return tokenise(tokenizer, texts, *rest)
+    def counted(tokenizer: Any, texts: Any = None, *rest: Any, **how: Any) -> Any:
+        made.append(len(texts if texts is not None else how["text_target"]))
+        return tokenise(tokenizer, texts, *rest, **how)
 
-    monkeypatch.setattr(encode_module, "_tokenise", counted)
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", counted)
     return made
 
 
@@ -208,7 +208,7 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(tokenizer: Any, texts: li
 
 
 def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
-    kept = Kept({"ids": np.arange(1009, dtype=np.uint16)}, {"n": 7})
+    kept = CachedTokens({"ids": np.arange(1009, dtype=np.uint16)}, {"n": 7})
     store = TokenStore(tmp_path, max_bytes=3 * 2500)
     for age, key in enumerate(("a", "b", "c")):
         store.write(key, kept)
@@ -227,21 +227,22 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     assert {path.name for path in files(tmp_path)} == {"g.safetensors", "e.2.tmp"}
 
 
-def test_answers_that_are_spelt_are_kept_too(
-    texts: list[str], tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_that_are_spelt_are_kept_too(texts: list[str], tmp_path: Path, folder: Path, calls: list[int]) -> None:
     model = str(make_t5(tmp_path / "t5", texts, n_layers=1, hidden_size=16))
     form = TaskSpec("generation", (), LIMIT, 5)
     head = GenerationHead(load_tokenizer(model, model), form, "seq2seq")
     read = head.tokenize([(text,) for text in texts[:N_ROWS]])
-    expected = head._spell(texts[:N_ROWS])
+    keep_in(None)
+    expected = head.encode_answers(read, texts[:N_ROWS])
     assert expected.n_cut > 0
+    keep_in(folder, min_rows=N_ROWS)
     made = head.encode_answers(read, texts[:N_ROWS])
-    monkeypatch.setattr(GenerationHead, "_spell", None)
+    calls.clear()
     found = head.encode_answers(read, texts[:N_ROWS])
+    assert calls == []
     for units in (made, found):
         assert units.ids.tolist() == expected.ids.tolist()
         assert units.offsets.tolist() == expected.offsets.tolist()
         assert (units.n_cut, units.n_unaligned) == (expected.n_cut, 0)
-    with pytest.raises(TypeError):
-        head.encode_answers(read, texts[1 : N_ROWS + 1])
+    head.encode_answers(read, texts[1 : N_ROWS + 1])
+    assert calls == [N_ROWS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def test_what_is_fitted_is_within_both(n: int, source: int, target: int, is_shar
     form = TaskSpec("classification", ("a", "b"), source, target)
     window = Window(n, None, is_shared=is_shared)
     if is_shared and target > n:
-        with pytest.raises(UsageError, match="positions for text and answer together"):
+        with pytest.raises(UsageError, match=rf"max_target_tokens .*\b{target}\b.*\b{n}\b"):
             window.fit(form)
         return
     fitted = window.fit(form)
@@ -137,18 +138,18 @@ def test_what_is_fitted_is_within_both(n: int, source: int, target: int, is_shar
 
 def test_the_line_names_both_limits() -> None:
     [line] = Window(512).lines(FORM, "./bert")
-    assert line == "max_source_tokens is 1,000, and model './bert' reads at most 512 tokens: texts are cut at 512"
+    assert re.search(r"max_source_tokens .*\b1,000\b.*'\./bert'.*\b512 tokens", line)
     [line] = Window(64, is_shared=True).lines(FORM, "g")
-    assert line.endswith("has 64 positions for text and answer together: texts are cut at 61")
+    assert re.search(r"\b64 positions .*\b61\Z", line)
     [line] = Window(None, 2).lines(FORM, "b")
-    assert line == "max_target_tokens is 4, and model 'b' writes at most 2 tokens: answers are cut there"
+    assert re.search(r"max_target_tokens .*\b4\b.*'b'.*\b2 tokens", line)
 
 
 def test_targets_that_a_student_has_no_positions_for_are_refused() -> None:
     long, short = TaskSpec("entities", ("X",), 512, 64), TaskSpec("entities", ("X",), 128, 32)
-    with pytest.raises(UsageError, match="give max_source_tokens 128 or less"):
+    with pytest.raises(UsageError, match=r"\b512\b.*max_source_tokens 128\b"):
         check_handover("tags", long, short, "s")
-    with pytest.raises(UsageError, match="give max_target_tokens 32 or less"):
+    with pytest.raises(UsageError, match=r"\b64\b.*max_target_tokens 32\b"):
         check_handover("tokens", long, short, "s")
     for kind in ("classes", "text"):
         check_handover(kind, long, short, "s")  # type: ignore[arg-type]

@@ -1,47 +1,23 @@
-"""Every error a user can meet, in one tree.
+"""Every error a user can meet, in one tree; ``str(error)`` is one line: the value, the limit, the way out.
 
 ::
 
-    OutlayError                      one clear line: the value, the limit, the way out
-    ├── UsageError                   the request itself is wrong (CLI exit 2 is click's; these exit 1)
-    │   ├── MoneyError               an amount or a budget that cannot be read or spent
-    │   ├── UnknownItem              a price that no price book lists
-    │   ├── UnknownTask              no such task name or file
-    │   ├── UnknownModel             a model reference that leads nowhere
-    │   ├── UnknownStrategy          no such strategy
-    │   └── UnknownStudy             no such study name or file, or no such scale in it
-    ├── DataError                    data that cannot be trusted
-    │   ├── TaskFileError            a task file that does not fit the schema
-    │   ├── StudyFileError           a study file that does not fit the schema, or asks for what cannot be
-    │   ├── LabelError               a label outside the label set
-    │   ├── LeakError                test or dev rows inside train or a pool
-    │   └── MissingData              a file that is not there, empty, half-written or has another sha256
-    ├── SpendError                   money that must not move
-    │   ├── BudgetExceeded           a hold larger than what is left
-    │   ├── AlreadyPaid              a key that this run has settled before
-    │   ├── HoldError                a hold that is closed, foreign or unknown
-    │   └── LedgerDamaged            the chain, the sums or the anchor do not agree
-    ├── StoreError                   artifacts on disk
-    │   ├── ArtifactDamaged          bytes that do not match their digest
-    │   ├── QuotaExceeded            the disk quota is full
-    │   └── DiskFull                 no room left on the device
-    ├── SellerError                  a seller of labels could not deliver
-    │   └── UnknownOrder             an order that the seller never took
-    ├── ClusterError                 machines that cannot be reached, or do not get a job done
-    ├── WorkFailed                   a worker's piece of work that ended with an error that is none of these
-    ├── RunFailed                    a run that ended without a score, where one is asked for
-    └── TrainingError                a training that cannot go on
+    OutlayError
+    ├── UsageError: MoneyError, UnknownItem, UnknownTask, UnknownModel, UnknownStrategy, UnknownStudy
+    ├── DataError: TaskFileError, StudyFileError, LabelError, LeakError, MissingData
+    ├── SpendError: BudgetExceeded, AlreadyPaid, HoldError, LedgerDamaged
+    ├── StoreError: ArtifactDamaged, QuotaExceeded, DiskFull
+    ├── SellerError: UnknownOrder
+    └── ClusterError, WorkFailed, RunFailed, TrainingError
 
-Each carries one line in ``str(error)``. Nothing here imports anything.
+The command line exits with 1 on each of them; 2 is click's. Nothing here imports anything.
 """
 
 from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that says something; of one without a message, its class
-    it is.
-    """
+    """Return the first line of an error's message that is not blank; without one, the name of its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

@@ -69,21 +69,6 @@ def cut_lines(
     return lines
 
 
-def target_kind(teacher: Family, student: Family, same_tokenizer: bool, kind: Kind) -> TargetKind:
-    """Return the kind of targets this teacher gives this student.
-
-    Generative models with equal tokenizers: the distribution of each token. Else classes as a distribution over the label set,
-    and anything else as text.
-    """
-    if kind == "classification" and (teacher == "encoder" or student == "encoder"):
-        return "classes"
-    if teacher == student == "encoder":
-        return "tags" if same_tokenizer else "text"
-    if teacher != "encoder" and student != "encoder" and same_tokenizer:
-        return "tokens"
-    return "classes" if kind == "classification" else "text"
-
-
 @dataclass(frozen=True, slots=True)
 class TargetSpec:
     """The kind of targets that a teacher writes for a student, and for ``tokens`` the rows of the vocabulary that both have."""
@@ -97,20 +82,19 @@ def target_spec(
 ) -> TargetSpec:
     """Return what this teacher hands to this student, each given by its family and its rows of the vocabulary.
 
-    Tokenizers are compared only where that decides something.
+    A classification with an encoder: a distribution over the label set. Equal tokenizers, which are compared only where that
+    decides: the distribution of each token, of encoders of its tag. Else classes again, or a text.
     """
-    families = (teacher[0], student[0])
-    matters = kind != "classification" or "encoder" not in families
-    target = target_kind(*families, matters and has_same_tokens(), kind)
-    return TargetSpec(target, min(teacher[1], student[1]) if target == "tokens" else None)
+    are_encoders = [family == "encoder" for family, _ in (teacher, student)]
+    if kind == "classification" and any(are_encoders):
+        return TargetSpec("classes")
+    if len(set(are_encoders)) == 1 and has_same_tokens():
+        return TargetSpec("tags") if all(are_encoders) else TargetSpec("tokens", min(teacher[1], student[1]))
+    return TargetSpec("classes" if kind == "classification" else "text")
 
 
-_WITHOUT_FRACTION = re.compile(r"(-?[0-9]+)\.0+")
-
-
-def _whole(text: str) -> str:
-    found = _WITHOUT_FRACTION.fullmatch(text)
-    return found[1] if found else text
+def _without_fraction(text: str) -> str:
+    return re.sub(r"\A(-?[0-9]+)\.0+\Z", r"\1", text)
 
 
 def named_class(answer: str, labels: Sequence[str]) -> str:
@@ -120,8 +104,8 @@ def named_class(answer: str, labels: Sequence[str]) -> str:
     """
     if answer in labels:
         return answer
-    whole = _whole(answer)
-    same = [label for label in labels if _whole(label) == whole]
+    whole = _without_fraction(answer)
+    same = [label for label in labels if _without_fraction(label) == whole]
     return same[0] if len(same) == 1 else answer
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -147,6 +146,7 @@ def prices(extra: PricesOption = None, as_json: Json = False) -> None:
 @store_app.command("show")
 def store_show(store: StoreOption = None, as_json: Json = False) -> None:
     """List what is kept on this machine: kind, size, what it is."""
+    from outlay.storage.files import tree_bytes
     from outlay.storage.locations import is_url
 
     kept = open_store(store)
@@ -162,7 +162,7 @@ def store_show(store: StoreOption = None, as_json: Json = False) -> None:
                         "key": a.key,
                         "kind": a.kind,
                         "digest": a.digest,
-                        "bytes": _size(a.path),
+                        "bytes": tree_bytes(a.path),
                         "what": a.meta.get("what"),
                     }
                     for a in artifacts
@@ -172,7 +172,7 @@ def store_show(store: StoreOption = None, as_json: Json = False) -> None:
         return
     for artifact in artifacts:
         echo(
-            f"{artifact.key[:12]}  {artifact.kind:8}  {_size(artifact.path) / 1e6:8.2f} MB  {artifact.meta.get('what', '')}"
+            f"{artifact.key[:12]}  {artifact.kind:8}  {tree_bytes(artifact.path) / 1e6:8.2f} MB  {artifact.meta.get('what', '')}"
         )
     echo(f"{len(artifacts)} artifacts, {kept.disk_bytes() / 1e6:.1f} MB in {kept.root}")
     if is_url(kept.location):
@@ -206,7 +206,3 @@ def store_gc(
         return
     verb = "would remove" if dry_run else "removed"
     echo(f"{verb} {len(report.removed)} artifacts, {report.freed_bytes / 1e6:.1f} MB")
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

@@ -198,9 +198,9 @@ def _worker_pool(executor: str, place: Workplace, workers: int | None, threads: 
         from outlay.workers.ray import RayPool
 
         return RayPool(place.factory(), ray, threads, max_workers=workers)
-    from outlay.workers.local import LocalPool, n_places
+    from outlay.workers.local import LocalPool, n_workers_here
 
-    return LocalPool(place.factory(), workers or n_places(threads), threads, logs=place.logs)
+    return LocalPool(place.factory(), workers or n_workers_here(threads), threads, logs=place.logs)
 
 
 FOLDER_LENGTH = 150

@@ -11,7 +11,7 @@ from typing import Any
 
 from outlay.errors import SpendError
 from outlay.storage.files import write_json
-from outlay.storage.locks import alone
+from outlay.storage.locks import exclusive
 
 STUDY_FILE = "study.json"
 """Name of the index of a study; a folder with this file is the results folder of a study."""
@@ -111,5 +111,5 @@ class RunDir:
             SpendError: another process executes the run.
         """
         busy = SpendError(f"run {self.path.name} is being executed by another process; wait for it to end")
-        with alone(self.path / "lock", busy):
+        with exclusive(self.path / "lock", busy):
             yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 from torch.nn.functional import linear
@@ -30,11 +31,8 @@ def measure_bf16_ratio() -> float:
         if torch.cuda.is_available():
             return _gpu_ratio()
         with _one_thread():
-            first = _Products(SMALL, torch.device("cpu"), time.thread_time)
-            ratio = max(first.ratio(), first.ratio())
-            if ratio < CLEARLY_SLOW:
-                return ratio
-            return _second_lowest(_Products(WIDE, torch.device("cpu"), time.thread_time))
+            ratio = max(islice(_ratios(SMALL, "cpu", time.thread_time), 2))
+            return ratio if ratio < CLEARLY_SLOW else _second_lowest(_ratios(WIDE, "cpu", time.thread_time))
 
 
 def gpu_name() -> str | None:
@@ -45,7 +43,7 @@ def gpu_name() -> str | None:
 def _gpu_ratio() -> float:
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         return 0.0
-    return _second_lowest(_Products(ON_GPU, torch.device("cuda"), _gpu_clock))
+    return _second_lowest(_ratios(ON_GPU, "cuda", _gpu_clock))
 
 
 def _gpu_clock() -> float:
@@ -53,28 +51,22 @@ def _gpu_clock() -> float:
     return time.perf_counter()
 
 
-def _second_lowest(products: _Products) -> float:
-    ratios = [products.ratio() for _ in range(N_WARM + N_REPEATS)]
-    return sorted(ratios[N_WARM:])[1]
+def _second_lowest(ratios: Iterator[float]) -> float:
+    return sorted(islice(ratios, N_WARM, N_WARM + N_REPEATS))[1]
 
 
-class _Products:
-    """One matrix product in both precisions: ``[rows, inputs]`` by ``[outputs, inputs]``, as in a linear layer."""
-
-    def __init__(self, shape: tuple[int, int, int], device: torch.device, clock: Callable[[], float]) -> None:
-        rows, inputs, outputs = shape
-        wide = torch.ones(rows, inputs, device=device), torch.ones(outputs, inputs, device=device)
-        self._pairs = wide, (wide[0].bfloat16(), wide[1].bfloat16())
-        self._clock = clock
-
-    def ratio(self) -> float:
-        """Time one product in each."""
+def _ratios(shape: tuple[int, int, int], device: str, clock: Callable[[], float]) -> Iterator[float]:
+    """Yield the speed of one product in bf16 as a multiple of float32's: ``[rows, inputs]`` by ``[outputs, inputs]``."""
+    rows, inputs, outputs = shape
+    x, weight = torch.ones(rows, inputs, device=device), torch.ones(outputs, inputs, device=device)
+    pairs = (x, weight), (x.bfloat16(), weight.bfloat16())
+    while True:
         seconds = []
-        for x, weight in self._pairs:
-            began = self._clock()
-            linear(x, weight)
-            seconds.append(self._clock() - began)
-        return seconds[0] / max(seconds[1], 1e-9)
+        for pair in pairs:
+            began = clock()
+            linear(*pair)
+            seconds.append(clock() - began)
+        yield seconds[0] / max(seconds[1], 1e-9)
 
 
 @contextmanager

@@ -41,7 +41,6 @@ LIMITS = ("DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 FOLDER, FILE = "bf16", "speed.json"
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "avx_ne_convert", "asimd", "sve", "i8mm", "bf16")
 """CPU flags that tell apart machines of one model name: a hypervisor may hide some."""
-_NAMES = {BF16: "bf16", FP32: "float32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +62,7 @@ class Bf16Speed:
         return BF16 if (self.ratio or 0.0) >= LEAST_SPEEDUP else FP32
 
     def slowdown(self, precision: str) -> float:
-        """Return how many times slower this machine is in ``precision`` than in the other one; 1 where that is not
-        known.
-        """
+        """Return how many times slower this machine is in ``precision`` than in the other one; 1: not known."""
         if self.ratio is None:
             return 1.0
         ratio = max(self.ratio, 1e-9)
@@ -85,7 +82,7 @@ def ratio_words(ratio: float) -> str:
 
 def precision_name(precision: str) -> str:
     """Name a precision for people: ``float32`` for ``fp32``."""
-    return _NAMES.get(precision, precision)
+    return "float32" if precision == FP32 else precision
 
 
 def resolve(asked: str) -> str:

@@ -23,7 +23,8 @@ def usable_cores(root: Path = Path("/")) -> int:
     A quota of 2.5 cores counts as 2: a third thread would wait half of the time. ``root``: where ``proc`` and ``sys`` lie.
     """
     quotas = [quota for folder in _groups(root, "cpu") if (quota := _cpu_quota(folder)) is not None]
-    return max(1, int(min([float(_n_allowed()), *quotas])))
+    n_cores = len(core_numbers()) or os.cpu_count() or 1
+    return max(1, int(min([n_cores, *quotas])))
 
 
 def usable_memory(root: Path = Path("/")) -> int | None:
@@ -46,10 +47,6 @@ def core_numbers() -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
-def _n_allowed() -> int:
-    return len(core_numbers()) or os.cpu_count() or 1
-
-
 def _groups(root: Path, controller: str) -> Iterator[Path]:
     """Yield the folders of the process's group and of all above it, for a controller of v1 or for the one tree of v2.
 
@@ -70,7 +67,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _mounts(root: Path) -> Iterator[tuple[str, Path, str]]:
-    """Controller (``""`` for v2), mount point, and the group that is mounted there."""
+    """Yield controller (``""`` for v2), mount point, and the group that is mounted there."""
     for line in _lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         fields, kinds = before.split(), after.split()

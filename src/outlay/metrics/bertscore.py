@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from outlay.errors import UnknownModel
-from outlay.models.loading import _loading, _quiet
+from outlay.models.loading import load_errors
+from outlay.models.random_init import quiet_transformers
 from outlay.models.reference import resolve_folder
 from outlay.models.window import n_positions
 
@@ -43,7 +44,7 @@ class BertScore:
         from transformers import AutoModel, AutoTokenizer
 
         folder = resolve_folder(ref)
-        with _loading(ref, "for BERTScore"), _quiet():
+        with load_errors(ref, "for BERTScore"), quiet_transformers():
             model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         config = model.config

@@ -34,8 +34,7 @@ DECODER_CALLS = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """FLOPs, tokens, calls and bytes of some work; workloads add up. FLOPs and tokens include padding, which a charge
-    does not.
+    """FLOPs, tokens, calls and bytes of some work; they add up, and include padding, which a charge does not.
 
     ``steps``: optimiser steps; ``updated``: parameters updated, summed over them.
     ``train_*`` (forward and backward), ``infer_*``: ``calls``: passes over a layer; ``flops``: multiplications and additions of
@@ -107,16 +106,14 @@ class MachineProfile:
         return float(sum(constants[term] * amount for term, amount in zip(TERMS, astuple(load), strict=True)))
 
     def utilisation(self, *, train: bool) -> float:
-        """Return the share of the peak that `REFERENCE` reaches in `precision`, in the FLOPs of the charge
-        (`outlay.models.shape`).
-        """
-        reader, lengths, n_tokens = REFERENCE, Lengths([64] * 256, [0] * 256), 64 * 256
+        """Return the share of the peak that `REFERENCE` reaches in `precision`, in the FLOPs that are charged."""
+        model, lengths, n_tokens = REFERENCE, Lengths([64] * 256, [0] * 256), 64 * 256
         if train:
-            load = training_load(reader, lengths, TrainSettings(epochs=1, batch_size=32, learning_rate=1e-4))
-            flops = flops_train(reader.shape, n_tokens, reader.n_outputs)
+            load = training_load(model, lengths, TrainSettings(epochs=1, batch_size=32, learning_rate=1e-4))
+            flops = flops_train(model.shape, n_tokens, model.n_outputs)
         else:
-            load = answering_load(reader, lengths, TeachSettings(batch_size=64))
-            flops = flops_infer(reader.shape, n_tokens, reader.n_outputs)
+            load = answering_load(model, lengths, TeachSettings(batch_size=64))
+            flops = flops_infer(model.shape, n_tokens, model.n_outputs)
         return min(1.0, flops / self.seconds(load, self.precision) / self.peak_flops_per_second)
 
     def as_machine(self, price_item: str) -> dict[str, str | int]:
@@ -226,16 +223,16 @@ class Batch:
     answer: float
 
 
-def training_load(reader: ModelProfile, lengths: Lengths, settings: TrainSettings) -> Workload:
+def training_load(model: ModelProfile, lengths: Lengths, settings: TrainSettings) -> Workload:
     """Return a whole training, without loading the model and evaluating on dev."""
     micro = settings.micro_batch_size
     epoch = Workload()
     for batch in _training_batches(lengths, settings):
         n_passes = 1 if micro is None else -(-int(batch.n_rows) // micro)
-        per_pass = _learnt(reader, Batch(batch.n_rows / n_passes, batch.source, batch.answer))
+        per_pass = _forward_pass(model, replace(batch, n_rows=batch.n_rows / n_passes), max(1, model.n_choices))
         epoch += Workload(
             steps=1,
-            updated=_n_parameters(reader),
+            updated=_n_parameters(model),
             train_calls=n_passes * per_pass.calls,
             # A backward pass multiplies twice as much as the forward pass (Kaplan et al. 2020, section 2.1).
             train_flops=3 * n_passes * per_pass.flops,
@@ -245,9 +242,8 @@ def training_load(reader: ModelProfile, lengths: Lengths, settings: TrainSetting
     return epoch.times(settings.epochs)
 
 
-def answering_load(reader: ModelProfile, lengths: Lengths, settings: TeachSettings, *, keep: bool = False) -> Workload:
-    """Return the work of answering every row, batches filled as ``settings`` say; ``keep``: the logits of answers are
-    stored.
+def answering_load(model: ModelProfile, lengths: Lengths, settings: TeachSettings, *, keep: bool = False) -> Workload:
+    """Return the work of answering every row in batches as ``settings`` say; ``keep``: the logits are stored.
 
     A model that writes reads the source once. Each label is then scored over the same source; a free answer is written token by
     token. The logits are those of these passes, but where beams, samples or padding leave none: then it is read once more.
@@ -255,21 +251,21 @@ def answering_load(reader: ModelProfile, lengths: Lengths, settings: TeachSettin
     total = Workload()
     for batch in _inference_batches(lengths, settings):
         if not any(lengths.answers):
-            total += _inferred(reader, _passed(reader, batch))
-        elif reader.n_choices:
-            total += _inferred(reader, _scored(reader, batch))
+            total += _inference_load(model, _forward_pass(model, batch))
+        elif model.n_choices:
+            total += _inference_load(model, _scoring_pass(model, batch))
         else:
-            total += _written(reader, batch, settings.beams)
+            total += _decoding_load(model, batch, settings.beams)
             if keep and (settings.beams > 1 or settings.sample or settings.keep_padding):
-                total += _inferred(reader, _passed(reader, batch))
+                total += _inference_load(model, _forward_pass(model, batch))
         if keep:
-            total += Workload(kept=batch.n_rows * batch.answer * reader.shape.vocab_size)
+            total += Workload(kept=batch.n_rows * batch.answer * model.shape.vocab_size)
     return total
 
 
-def starting_load(reader: ModelProfile, lengths: Lengths) -> Workload:
+def starting_load(model: ModelProfile, lengths: Lengths) -> Workload:
     """Return a model made ready, and the texts it is to read."""
-    return Workload(models=1, loaded=_n_parameters(reader), read=sum(lengths.sources) + sum(lengths.answers))
+    return Workload(models=1, loaded=_n_parameters(model), read=sum(lengths.sources) + sum(lengths.answers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,57 +281,49 @@ class _Pass:
         return _Pass(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
 
-def _passed(reader: ModelProfile, batch: Batch) -> _Pass:
-    if reader.shape.family == "seq2seq":
-        return _encoded(reader, batch) + _decoded(reader, batch)
-    return _encoded(reader, batch)
+def _forward_pass(model: ModelProfile, batch: Batch, n_choices: int = 1) -> _Pass:
+    """Return one forward pass over source and answer.
 
-
-def _learnt(reader: ModelProfile, batch: Batch) -> _Pass:
-    """Return a pass of training. Choices that are learnt are read one by one: by a pair of stacks behind one reading
-    of the source, by a causal model each with its own.
+    Of several choices each is read: by a pair of stacks behind one reading of the source, by a causal model with its own copy.
     """
-    copies = replace(batch, n_rows=max(1, reader.n_choices) * batch.n_rows)
-    if reader.shape.family == "seq2seq":
-        return _encoded(reader, batch) + _decoded(reader, copies)
-    return _passed(reader, copies)
+    copies = replace(batch, n_rows=n_choices * batch.n_rows)
+    if model.shape.family == "seq2seq":
+        return _encoder_pass(model, batch) + _decoder_pass(model, copies)
+    return _encoder_pass(model, copies)
 
 
-def _scored(reader: ModelProfile, batch: Batch) -> _Pass:
-    """Return the work of scoring every choice of every row over one reading of the source, whose keys and values are
-    computed once too.
-    """
-    answers = Batch(reader.n_choices * batch.n_rows, 0, batch.answer)
-    if reader.shape.family != "seq2seq":
-        return _encoded(reader, Batch(batch.n_rows, batch.source, 0)) + _encoded(reader, answers)
-    of_source = replace(_decoded(reader, Batch(batch.n_rows, batch.source, 0)), calls=0.0)
-    return _encoded(reader, batch) + of_source + _decoded(reader, answers)
+def _scoring_pass(model: ModelProfile, batch: Batch) -> _Pass:
+    """Return the work of scoring every choice of every row over one reading of the source, its keys and values included."""
+    answers = Batch(model.n_choices * batch.n_rows, 0, batch.answer)
+    if model.shape.family != "seq2seq":
+        return _encoder_pass(model, replace(batch, answer=0)) + _encoder_pass(model, answers)
+    of_source = replace(_decoder_pass(model, replace(batch, answer=0)), calls=0.0)
+    return _encoder_pass(model, batch) + of_source + _decoder_pass(model, answers)
 
 
-def _encoded(reader: ModelProfile, batch: Batch) -> _Pass:
+def _encoder_pass(model: ModelProfile, batch: Batch) -> _Pass:
     """Return the encoder of a pair, or the only stack (a causal model reads source and answer as one text)."""
-    shape = reader.shape
+    shape = model.shape
     width = batch.source + (batch.answer if shape.family == "causal" else 0)
     n_tokens, n_heads = batch.n_rows * width, max(1, shape.hidden_size // HEAD_SIZE)
     flops = 2 * n_tokens * shape.n_layers * (shape.n_matmul_parameters_per_layer + 2 * width * shape.hidden_size)
     elements = n_tokens * shape.n_layers * (shape.hidden_size + n_heads * width)
     n_logits, head_flops = 0.0, 0.0
     if shape.family == "encoder":
-        n_read = n_tokens if reader.per_token else batch.n_rows
+        n_read = n_tokens if model.per_token else batch.n_rows
         # A class is chosen behind one more square layer, a tag is not.
-        before = 0 if reader.per_token else shape.hidden_size
-        n_logits, head_flops = n_read * reader.n_outputs, 2 * n_read * shape.hidden_size * (reader.n_outputs + before)
+        before = 0 if model.per_token else shape.hidden_size
+        n_logits, head_flops = n_read * model.n_outputs, 2 * n_read * shape.hidden_size * (model.n_outputs + before)
     elif shape.family == "causal":
         n_logits = n_tokens * shape.vocab_size
         head_flops = 2 * n_logits * shape.hidden_size
     return _Pass(shape.n_layers, flops + head_flops, elements, n_logits)
 
 
-def _decoded(reader: ModelProfile, batch: Batch) -> _Pass:
-    """Return the decoder of a pair over whole answers. Cross-attention's keys and values are made of the source: of a
-    decoder layer's parameters, half of what it has more than an encoder layer.
-    """
-    shape = reader.shape
+def _decoder_pass(model: ModelProfile, batch: Batch) -> _Pass:
+    """Return the decoder of a pair over whole answers."""
+    # Cross-attention's keys and values are made of the source: half of what a decoder layer has more than an encoder layer.
+    shape = model.shape
     of_source = max(0, shape.n_matmul_parameters_per_decoder_layer - shape.n_matmul_parameters_per_layer) / 2
     of_answer = shape.n_matmul_parameters_per_decoder_layer - of_source
     n_answer, n_read = batch.n_rows * batch.answer, batch.n_rows * batch.source
@@ -347,26 +335,20 @@ def _decoded(reader: ModelProfile, batch: Batch) -> _Pass:
     return _Pass(DECODER_CALLS * shape.n_decoder_layers, flops, shape.n_decoder_layers * elements, n_logits)
 
 
-def _written(reader: ModelProfile, batch: Batch, beams: int) -> Workload:
+def _decoding_load(model: ModelProfile, batch: Batch, beams: int) -> Workload:
     """Return a source read once, then an answer token by token, each beam a row of its own."""
-    read = _encoded(reader, Batch(batch.n_rows, batch.source, 0))
-    shape = reader.shape
-    rows = Batch(batch.n_rows * beams, batch.source, 1)
-    if shape.family == "seq2seq":
-        token = _decoded(reader, Batch(rows.n_rows, 0, 1))
-    else:
-        token = _encoded(reader, Batch(rows.n_rows, 0, 1))
-    each = _inferred(reader, token) + Workload(words=1)
-    return _inferred(reader, read) + each.times(batch.answer)
+    step = _decoder_pass if model.shape.family == "seq2seq" else _encoder_pass
+    token = _inference_load(model, step(model, Batch(batch.n_rows * beams, 0, 1))) + Workload(words=1)
+    return _inference_load(model, _encoder_pass(model, replace(batch, answer=0))) + token.times(batch.answer)
 
 
-def _inferred(reader: ModelProfile, one: _Pass) -> Workload:
+def _inference_load(model: ModelProfile, one: _Pass) -> Workload:
     return Workload(
         infer_calls=one.calls,
         infer_flops=one.flops,
         infer_elements=one.elements,
         infer_logits=one.logits,
-        infer_weights=_n_weights(reader.shape, one),
+        infer_weights=_n_weights(model.shape, one),
     )
 
 
@@ -377,14 +359,12 @@ def _n_weights(shape: ModelShape, one: _Pass) -> float:
     return share * shape.n_matmul_parameters + head
 
 
-def _n_parameters(reader: ModelProfile) -> int:
-    return reader.shape.n_total_parameters(reader.n_outputs)
+def _n_parameters(model: ModelProfile) -> int:
+    return model.shape.n_total_parameters(model.n_outputs)
 
 
 def _training_batches(lengths: Lengths, settings: TrainSettings) -> Iterator[Batch]:
-    """Yield the batches of one epoch as the loop makes them, but for chance: a window of shuffled rows is every k-th
-    of all by length.
-    """
+    """Yield the batches of one epoch as the loop makes them; a window of shuffled rows is every k-th of all by length."""
     total = [source + answer for source, answer in zip(lengths.sources, lengths.answers, strict=True)]
     order = sorted(range(len(total)), key=total.__getitem__)
     n_rows = settings.batch_size
@@ -394,20 +374,18 @@ def _training_batches(lengths: Lengths, settings: TrainSettings) -> Iterator[Bat
     rest = {i * len(order) // n_rest for i in range(n_rest)}
     others = [row for i, row in enumerate(order) if i not in rest]
     for window in (*(others[first::n_windows] for first in range(n_windows)), [order[i] for i in sorted(rest)]):
-        yield from _filled(window, lengths, settings.batch_size, settings.batch_tokens)
+        yield from _batches(window, lengths, settings.batch_size, settings.batch_tokens)
 
 
 def _inference_batches(lengths: Lengths, settings: TeachSettings) -> Iterator[Batch]:
     order = sorted(range(len(lengths)), key=lambda i: lengths.sources[i])
-    yield from _filled(order, lengths, settings.batch_size, settings.batch_tokens, also_rows=True)
+    yield from _batches(order, lengths, settings.batch_size, settings.batch_tokens, also_rows=True)
 
 
-def _filled(
+def _batches(
     order: Sequence[int], lengths: Lengths, n_rows: int, n_tokens: int | None, *, also_rows: bool = False
 ) -> Iterator[Batch]:
-    """Yield batches of rows by rising length: up to ``n_rows``, or up to ``n_tokens`` with padding (``also_rows``: up
-    to both).
-    """
+    """Yield batches of up to ``n_rows``, or up to ``n_tokens`` with padding (``also_rows``: up to both)."""
     start = 0
     while start < len(order):
         stop, most = start, len(order) if n_tokens is not None and not also_rows else start + n_rows

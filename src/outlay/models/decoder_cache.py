@@ -14,9 +14,14 @@ from torch import nn
 _NEW, _OLD = "cache", "past_key_values"
 
 
+def unwrapped(model: nn.Module) -> Any:
+    """Return the model inside of a wrapper such as torch's for data parallelism."""
+    return getattr(model, "module", model)
+
+
 def parameters(model: nn.Module) -> frozenset[str]:
     """Return the parameters of the model's ``forward``; adapters around a model pass on those they do not know."""
-    inner: Any = getattr(model, "module", model)
+    inner = unwrapped(model)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     return frozenset(inspect.signature(inner.forward).parameters)
 

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from outlay.models.decoder_cache import cache_in, parameters, with_cache
+from outlay.models.tokenization import AnswerIds
 
 Tokens = Sequence[int]
 """An allowed answer, the closing token included."""
 
 OnLogits = Callable[[NDArray[np.int64], int, Tensor], None]
-"""Callback of each step: the rows of the batch that still decode (int64 ``[n]``), the position, and its logits ``[n,
-V]``.
-"""
+"""Callback of each step: the rows that still decode (int64 ``[n]``), the position, and its logits ``[n, V]``."""
 
 _LEAVE_SHARE = 4
 """Rows that have ended leave the batch once they are one in so many, so that the cache is not copied for each of them."""
@@ -112,11 +111,8 @@ class DecodingState:
 
     def _go_on(self, tokens: Tensor, n_logits: int) -> Tensor:
         """Read ``tokens`` behind the text of a causal model; return the logits of the last ``n_logits`` of them."""
-        is_first = self._cache is None
-        if not is_first:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(tokens.shape)], dim=1)
-        elif n_logits > 1:
-            self._mask = torch.cat([self._mask, self._mask.new_ones((len(self), n_logits - 1))], dim=1)
+        n_new = n_logits - 1 if self._cache is None else tokens.shape[1]  # the mask of the text is there
+        self._mask = torch.cat([self._mask, self._mask.new_ones((len(self), n_new))], dim=1)
         more: dict[str, Any] = {}
         if self._has_positions:
             positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -132,8 +128,7 @@ class DecodingState:
 def greedy(
     state: DecodingState, *, n_new: int, closing: int, n_choices: int, on_logits: OnLogits | None = None
 ) -> list[NDArray[np.int32]]:
-    """Return the likeliest token at each step, until ``closing`` or ``n_new`` tokens: what `generate` writes without
-    sampling or beams.
+    """Return the likeliest token at each step, until ``closing`` or ``n_new`` tokens, as `generate` does by default.
 
     Only the first ``n_choices`` of the vocabulary are chosen from; ``on_logits`` gets the logits of all of it. Returns one row
     of tokens each, the closing one included.
@@ -147,7 +142,7 @@ def greedy(
         tokens = logits[:, :n_choices].argmax(dim=-1)
         at = np.flatnonzero(writes)
         if on_logits is not None:
-            on_logits(held[at], position, logits if len(at) == len(held) else logits[torch.from_numpy(at)])
+            on_logits(held[at], position, _picked(logits, at))
         chosen = tokens.cpu().numpy()
         chosen_ids[held[at], position] = chosen[at]
         lengths[held[at]] = position + 1
@@ -166,35 +161,34 @@ def greedy(
 def constrained_greedy(
     state: DecodingState, paths: Sequence[Tokens], *, on_logits: OnLogits | None = None
 ) -> NDArray[np.int64]:
-    """Return the path each row decodes to, int64 ``[b]``: where paths part, the likeliest token that continues one of
-    them.
+    """Return the path each row decodes to, int64 ``[b]``: where paths part, the likeliest token that continues one.
 
     It equals the output of `greedy` wherever that is one of the paths. Tokens without an alternative are read together, in one
-    step from one parting to the next. No path may be the beginning of another; closing tokens see to that.
+    step from one branch to the next. No path may be the beginning of another; closing tokens see to that.
     """
     order = sorted(range(len(paths)), key=lambda i: list(paths[i]))  # equal logits: the smaller token, as in `argmax`
     table, lengths = _table([paths[i] for i in order])
     longest = int(lengths.max())
-    stops = [*_partings(paths), longest - 1]
+    stops = [*_branch_points(paths), longest - 1]
     is_open = np.ones((len(state), len(paths)), dtype=bool)
     chosen_ids = np.zeros(len(state), dtype=np.int64)
     held = np.arange(len(state))
     logits = state.begin(table[0, : stops[0]].tolist())
     _pass_each(on_logits, held, 0, logits, np.full(len(held), longest))
-    for parting, stop in pairwise(stops):
-        options = torch.from_numpy(table[:, parting]).to(logits.device)
+    for branch, stop in pairwise(stops):
+        options = torch.from_numpy(table[:, branch]).to(logits.device)
         scores = logits[:, -1].index_select(-1, options).float().cpu().numpy()
         best = np.where(is_open[held], scores, -np.inf).argmax(axis=1)  # an answer that has ended is alone and stays
         chosen_ids[held] = best
-        is_open[held] &= table[:, parting] == table[best, parting][:, None]
-        stay = np.flatnonzero(lengths[best] > parting + 1)
+        is_open[held] &= table[:, branch] == table[best, branch][:, None]
+        stay = np.flatnonzero(lengths[best] > branch + 1)
         if len(stay) == 0:
             break
         if len(stay) < len(held):
             state.keep(stay)
             held, best = held[stay], best[stay]
-        logits = state.go_on(torch.from_numpy(table[best, parting:stop]).to(logits.device))
-        _pass_each(on_logits, held, parting + 1, logits, lengths[best])
+        logits = state.go_on(torch.from_numpy(table[best, branch:stop]).to(logits.device))
+        _pass_each(on_logits, held, branch + 1, logits, lengths[best])
     return np.asarray(order, dtype=np.int64)[chosen_ids]
 
 
@@ -230,8 +224,7 @@ def n_scored(paths: Sequence[Tokens]) -> int:
 
 
 def is_plain_greedy(config: Any) -> bool:
-    """Return whether `generate` with this `GenerationConfig` takes the likeliest token at each step, whatever came
-    before it.
+    """Return whether `generate` with this `GenerationConfig` takes the likeliest token at each step.
 
     Unknown settings count as asking for more.
     """
@@ -245,14 +238,11 @@ def is_plain_greedy(config: Any) -> bool:
 
 def _table(paths: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return paths as a padded array, int64 ``[len(paths), longest]``, 0 behind their ends; and their lengths."""
-    lengths = np.array([len(path) for path in paths], dtype=np.int64)
-    table = np.zeros((len(paths), int(lengths.max())), dtype=np.int64)
-    for i, path in enumerate(paths):
-        table[i, : len(path)] = path
-    return table, lengths
+    rows = AnswerIds.of(paths)
+    return rows.batch(range(len(rows)))[0].numpy(), rows.lengths
 
 
-def _partings(paths: Sequence[Tokens]) -> list[int]:
+def _branch_points(paths: Sequence[Tokens]) -> list[int]:
     """Return the positions, rising, at which some paths that were alike so far go on with different tokens."""
     tokens: dict[tuple[int, ...], set[int]] = {}
     for path in paths:
@@ -262,10 +252,8 @@ def _partings(paths: Sequence[Tokens]) -> list[int]:
 
 
 def _to_read(paths: Sequence[Tokens]) -> tuple[int, list[tuple[int, ...]]]:
-    """Return how many tokens all paths begin with (the last of none), and what must be read behind them, each
-    continuation once.
-    """
-    n_shared = min([*_partings(paths), *(len(path) - 1 for path in paths)])
+    """Return the number of tokens that all paths begin with (the last of none), and what else must be read, each once."""
+    n_shared = min([*_branch_points(paths), *(len(path) - 1 for path in paths)])
     rests = dict.fromkeys(tuple(path[n_shared:-1]) for path in paths)
     longer = [other for other in rests if other]
     return n_shared, [one for one in longer if not any(one != other and other[: len(one)] == one for other in longer)]
@@ -280,10 +268,12 @@ def _pass_each(
     for at in range(logits.shape[1]):
         here = np.flatnonzero(lengths > start + at)
         if len(here):
-            step_logits = logits[:, at]
-            on_logits(
-                rows[here], start + at, step_logits if len(here) == len(rows) else step_logits[torch.from_numpy(here)]
-            )
+            on_logits(rows[here], start + at, _picked(logits[:, at], here))
+
+
+def _picked(logits: Tensor, rows: NDArray[np.int64]) -> Tensor:
+    """Return some rows of logits; no copy where it is all of them."""
+    return logits if len(rows) == len(logits) else logits[torch.from_numpy(rows)]
 
 
 def _sums(logits: Tensor, spots: Sequence[tuple[int, int, int, int]], n_paths: int) -> Tensor:

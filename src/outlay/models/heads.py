@@ -58,43 +58,23 @@ class LogitSink(Protocol):
     """Receiver of the logits behind generated answers, each position of each row once, in any order."""
 
     def __call__(self, rows: NDArray[np.int64], positions: NDArray[np.int64], logits: Tensor) -> None:
-        """Take logits ``[n, V]``, of any float dtype and on the model's device, of position ``positions[i]`` of row
-        ``rows[i]``.
-        """
-        ...
+        """Take logits ``[n, V]``, of any float dtype and on the model's device, of ``positions[i]`` of row ``rows[i]``."""
 
 
 class Head(Protocol):
     """The interface of heads; see the module."""
 
-    @property
-    def family(self) -> Family:
-        """The family of models it fits."""
-        ...
-
-    @property
-    def target(self) -> TargetKind:
-        """The kind of its answer ids: ``classes``, ``tags`` or ``tokens``."""
-        ...
-
-    @property
-    def form(self) -> TaskSpec:
-        """The task as the model meets it."""
-        ...
-
-    @property
-    def n_outputs(self) -> int | None:
-        """Outputs of its classification layer; ``None`` where the vocabulary is used."""
-        ...
-
-    @property
-    def pad_unit(self) -> int:
-        """The id behind an answer's end where padding is kept."""
-        ...
+    family: Family
+    target: TargetKind
+    form: TaskSpec
+    """The task as the model meets it."""
+    n_outputs: int | None
+    """Outputs of its classification layer; ``None`` where the vocabulary is used."""
+    pad_unit: int
+    """The id behind an answer's end where padding is kept."""
 
     def tokenize(self, texts: Texts) -> Sources:
         """Tokenise sources, cutting those that are too long."""
-        ...
 
     def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
         """Encode answers in the model's units.
@@ -102,54 +82,71 @@ class Head(Protocol):
         Raises:
             LabelError: a class outside the label set.
         """
-        ...
 
     def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
         """Return the tokens of each row that go through the model in one pass with these answers, int64 ``[rows]``."""
-        ...
 
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
         """Return the inputs of `logits` for the positions of ``units``, int64 ``[len(rows), P]``; on the CPU."""
-        ...
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Return the logits ``[len(rows), P, V]`` of `inputs` that are on the model's device."""
-        ...
 
     def generate(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
+        self, model: nn.Module, sources: Sources, rows: Rows, settings: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Return the model's own answers; the logits behind them go to ``sink``, those of padding too where it is kept."""
-        ...
 
     def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """Return the text of units."""
-        ...
 
 
-class ClassificationHead:
-    """An encoder with a classification layer: one position per row, one class per label."""
+class ClassAnswers:
+    """Answers of a head that chooses a label: one position per row, one class per label."""
+
+    target: TargetKind = "classes"
+    pad_unit = 0
+    form: TaskSpec
+
+    def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
+        """Return the class of each answer.
+
+        Raises:
+            LabelError: an answer outside the label set.
+        """
+        number = {label: i for i, label in enumerate(self.form.labels)}
+        for row, answer in enumerate(answers):
+            if answer not in number:
+                raise LabelError(f"answer {answer!r} of row {row} is not one of {listed(self.form.labels)}; correct it")
+        return AnswerIds.of([[number[answer]] for answer in answers])
+
+    def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
+        """Return the labels of units."""
+        return [self.form.labels[int(row[0])] for row in units]
+
+
+class _EncoderHead:
+    """Base of encoders' heads: a row is its source, read once."""
 
     family: Family = "encoder"
-    target: TargetKind = "classes"
     pad_unit = 0
 
     def __init__(self, tokenizer: Any, form: TaskSpec) -> None:
         self.form = form
-        self.n_outputs = len(form.labels)
-        self._tokenizer = tokenizer
-
-    def tokenize(self, texts: Texts) -> Sources:
-        """Tokenize one or two segments per row."""
-        return Sources(encode(self._tokenizer, texts, self.form.max_source_tokens), texts)
-
-    def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
-        """Return the class of each answer."""
-        return class_units(self.form, answers)
+        self.n_outputs: int | None = form.n_outputs
+        self.tokenizer = tokenizer
 
     def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
         """Return the source's."""
         return sources.encoded.lengths
+
+
+class ClassificationHead(ClassAnswers, _EncoderHead):
+    """An encoder with a classification layer."""
+
+    def tokenize(self, texts: Texts) -> Sources:
+        """Tokenize one or two segments per row."""
+        return Sources(encode(self.tokenizer, texts, self.form.max_source_tokens), texts)
 
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
         """Return the sources side by side."""
@@ -161,52 +158,39 @@ class ClassificationHead:
         return out.unsqueeze(1)
 
     def generate(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
+        self, model: nn.Module, sources: Sources, rows: Rows, settings: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Return the likeliest class."""
-        logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
-        feed_sink(sink, rows, logits, np.ones(len(rows), dtype=np.int64))
-        return Generation(likeliest(logits[:, 0]), int(sources.encoded.lengths[rows].sum()))
-
-    def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
-        """Return the labels of units."""
-        return [self.form.labels[int(row[0])] for row in units]
+        return _likeliest(self, model, sources, rows, np.ones(len(rows), dtype=np.int64), sink)
 
 
-class TaggingHead:
+class TaggingHead(_EncoderHead):
     """An encoder with a tagging layer: one position per token of the source, tags O, B-type and I-type.
 
     Entities are found in the source by `outlay.text.entities.align`; the first token that overlaps one is its B, the others
     its I. Read back, an I that does not go on with the entity before it begins one.
     """
 
-    family: Family = "encoder"
     target: TargetKind = "tags"
-    pad_unit = 0
 
     def __init__(self, tokenizer: Any, form: TaskSpec) -> None:
         if not tokenizer.is_fast:
             raise LabelError("tagging needs a tokenizer that knows which characters a token is; use a fast tokenizer")
-        self.form = form
+        super().__init__(tokenizer, form)
         self.tags = ("O", *(f"{part}-{label}" for label in form.labels for part in "BI"))
-        self.n_outputs = len(self.tags)
-        self._tokenizer = tokenizer
         self._begin = {label: 1 + 2 * i for i, label in enumerate(form.labels)}
 
     def tokenize(self, texts: Texts) -> Sources:
         """Return the whole source as one segment."""
-        encoded = encode(self._tokenizer, texts, self.form.max_source_tokens, with_spans=True)
+        encoded = encode(self.tokenizer, texts, self.form.max_source_tokens, with_spans=True)
         assert encoded.spans is not None
         real = encoded.spans[:, 1] > encoded.spans[:, 0]
         bounds = zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True)
-        return Sources(
-            encoded, texts, AnswerIds.of([np.flatnonzero(real[start:stop]).tolist() for start, stop in bounds])
-        )
+        places = AnswerIds.of([np.flatnonzero(real[start:stop]).tolist() for start, stop in bounds])
+        return Sources(encoded, texts, places)
 
     def encode_answers(self, sources: Sources, answers: Sequence[str]) -> AnswerIds:
-        """Return the tags of each row's tokens; entities that are not in the source, or have no token of their own,
-        are counted.
-        """
+        """Return the tags of each row's tokens; counts entities that are not in the source or have no token of their own."""
         rows: list[list[int]] = []
         n_unaligned = 0
         for row, answer in enumerate(answers):
@@ -216,14 +200,8 @@ class TaggingHead:
             n_unaligned += n_missing + n_lost
         return AnswerIds.of(rows, n_unaligned=n_unaligned)
 
-    def n_tokens(self, sources: Sources, units: AnswerIds) -> NDArray[np.int64]:
-        """Return the source's."""
-        return sources.encoded.lengths
-
     def inputs(self, sources: Sources, rows: Rows, units: Tensor) -> Inputs:
-        """Return the sources side by side, and which of their tokens stand for text (``places``, int64 ``[len(rows),
-        P]``).
-        """
+        """Return the sources side by side, and ``places``, their tokens that stand for text, int64 ``[len(rows), P]``."""
         return {**collate(sources.encoded, rows), "places": self._places(sources).batch(rows)[0]}
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
@@ -232,15 +210,10 @@ class TaggingHead:
         return out.gather(1, inputs["places"].unsqueeze(-1).expand(-1, -1, out.shape[-1]))
 
     def generate(
-        self, model: nn.Module, sources: Sources, rows: Rows, how: TeachSettings, *, sink: LogitSink | None = None
+        self, model: nn.Module, sources: Sources, rows: Rows, settings: TeachSettings, *, sink: LogitSink | None = None
     ) -> Generation:
         """Return the likeliest tag of each token."""
-        logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
-        lengths = self._places(sources).lengths[rows]
-        feed_sink(sink, rows, logits, lengths)
-        best = logits.argmax(-1).cpu().numpy().astype(np.int32)
-        units = [best[i, :length] for i, length in enumerate(lengths)]
-        return Generation(units, int(sources.encoded.lengths[rows].sum()))
+        return _likeliest(self, model, sources, rows, self._places(sources).lengths[rows], sink)
 
     def decode(self, sources: Sources, rows: Rows, units: Sequence[NDArray[np.int32]]) -> list[str]:
         """Return entity lines, each entity the text of its source from its first token to its last."""
@@ -257,17 +230,14 @@ class TaggingHead:
     def _spans(self, sources: Sources, row: int) -> NDArray[np.int32]:
         """Return the characters of each text token of a row, int32 ``[positions, 2]``."""
         places = self._places(sources)
-        inside = places.ids[places.offsets[row] : places.offsets[row + 1]]
         assert sources.encoded.spans is not None
-        spans: NDArray[np.int32] = sources.encoded.spans[sources.encoded.offsets[row] + inside]
+        spans: NDArray[np.int32] = sources.encoded.spans[sources.encoded.offsets[row] + places.row(row)]
         return spans
 
     def _tag(
         self, tokens: NDArray[np.int32], spans: Sequence[tuple[int, int, str]], may_be_cut: bool
     ) -> tuple[list[int], int]:
-        """Return the tags of a row, and how many entities have no token of their own (those behind a cut are not
-        counted).
-        """
+        """Return the tags of a row, and the number of entities before a cut that have no token of their own."""
         tags = [0] * len(tokens)
         end = int(tokens[-1, 1]) if len(tokens) else 0
         n_lost = 0
@@ -299,25 +269,20 @@ class TaggingHead:
         return found
 
 
-def class_units(form: TaskSpec, answers: Sequence[str]) -> AnswerIds:
-    """Encode each answer as one position: its class.
-
-    Raises:
-        LabelError: an answer outside the label set.
-    """
-    number = {label: i for i, label in enumerate(form.labels)}
-    for row, answer in enumerate(answers):
-        if answer not in number:
-            raise LabelError(f"answer {answer!r} of row {row} is not one of {listed(form.labels)}; correct it")
-    return AnswerIds.of([[number[answer]] for answer in answers])
-
-
-def padded_units(units: Sequence[NDArray[np.int32]], width: int, pad_unit: int) -> NDArray[np.int64]:
-    """Pad rows of units, int64 ``[rows, width]``."""
-    padded = np.full((len(units), width), pad_unit, dtype=np.int64)
-    for i, row in enumerate(units):
-        padded[i, : len(row)] = row
-    return padded
+def _likeliest(
+    head: Head,
+    model: nn.Module,
+    sources: Sources,
+    rows: Rows,
+    n_positions: NDArray[np.int64],
+    sink: LogitSink | None,
+) -> Generation:
+    """Return the likeliest class at each of a row's positions, in one pass of an encoder."""
+    logits = logits_of(head, model, sources, rows, torch.empty(0)).float()
+    feed_sink(sink, rows, logits, n_positions)
+    best = logits.argmax(-1).cpu().numpy().astype(np.int32)
+    units = [best[i, :n] for i, n in enumerate(n_positions)]
+    return Generation(units, int(sources.encoded.lengths[rows].sum()))
 
 
 def logits_of(head: Head, model: nn.Module, sources: Sources, rows: Rows, units: Tensor) -> Tensor:
@@ -332,12 +297,6 @@ def feed_sink(sink: LogitSink | None, rows: Rows, logits: Tensor, counts: NDArra
         return
     which, positions = np.nonzero(np.arange(logits.shape[1]) < counts[:, None])
     sink(rows[which], positions, logits[torch.from_numpy(which), torch.from_numpy(positions)])
-
-
-def likeliest(scores: Tensor) -> list[NDArray[np.int32]]:
-    """Return the class of the largest of ``scores`` ``[b, classes]``, as one unit per row."""
-    best: NDArray[np.int32] = scores.argmax(dim=-1).cpu().numpy().astype(np.int32)
-    return list(best[:, None])
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -20,8 +20,9 @@ from outlay.errors import UnknownModel, UsageError, first_line
 from outlay.models.generative_heads import GenerationHead, RankClassificationHead
 from outlay.models.heads import ClassificationHead, Head, TaggingHead
 from outlay.models.peft import check, check_layers
+from outlay.models.random_init import output_names, quiet_transformers, tiny_model
 from outlay.models.reference import SINGLE_WEIGHTS, cut_layers, parse_ref, resolve_folder
-from outlay.models.shape import family_of, read_config
+from outlay.models.shape import N_LAYERS, family_of, read_config
 from outlay.models.window import window_in, window_of
 from outlay.settings import TrainSettings, check_optimizer
 from outlay.spec import Family, TargetKind, TaskSpec, can_answer
@@ -29,6 +30,8 @@ from outlay.storage.files import writing
 
 HEAD_FILE = "outlay.json"
 """File beside the weights of a trained model: its head, and the task as the model meets it."""
+_DEPTHS = (*N_LAYERS, "num_decoder_layers", "decoder_layers")
+"""Entries of a config that say how many layers there are."""
 _N_LETTERS = 160
 """Characters of a library's error message that an error repeats."""
 
@@ -58,15 +61,16 @@ def load_tokenizer(ref: str, base: str) -> Any:
     return _tokenizer_in(resolve_folder(ref, base=base), ref)
 
 
-def head_for(family: Family, form: TaskSpec, tokenizer: Any, target: TargetKind | None = None) -> Head:
-    """Return the head of a model of this family for such a task, learning from ``target``; the limits of
-    ``form`` are the model's.
+def head_for(ref: str, family: Family, form: TaskSpec, tokenizer: Any, target: TargetKind | None = None) -> Head:
+    """Return the head of model ``ref`` for a task, learning from ``target``; the limits of ``form`` are the model's.
 
     Raises:
         UsageError: the family cannot do the task.
     """
     if not can_answer(family, form.kind):
-        raise UsageError("an encoder cannot write free text; take a seq2seq or causal model (such as T5) for this task")
+        raise UsageError(
+            f"model {ref!r} is an encoder and cannot write free text; take a seq2seq or causal model (such as T5) for this task"
+        )
     if family == "encoder":
         return ClassificationHead(tokenizer, form) if form.kind == "classification" else TaggingHead(tokenizer, form)
     text = GenerationHead(tokenizer, form, family)
@@ -78,7 +82,7 @@ def head_of(ref: str, base: str, form: TaskSpec) -> Head:
     return read_head(ref, base, form)[0]
 
 
-def read_head(ref: str, base: str, form: TaskSpec) -> tuple[Head, Any]:
+def read_head(ref: str, base: str, form: TaskSpec, target: TargetKind | None = None) -> tuple[Head, Any]:
     """Return the head of a model reference, and its tokenizer; its weights stay where they are.
 
     Raises:
@@ -86,13 +90,9 @@ def read_head(ref: str, base: str, form: TaskSpec) -> tuple[Head, Any]:
         UsageError: as `head_for`.
     """
     family = family_of(ref, base=base)
-    if not can_answer(family, form.kind):
-        raise UsageError(
-            f"model {ref!r} is an encoder and cannot write free text; take a seq2seq or causal model (such as T5) for this task"
-        )
     fitted = window_of(ref, base=base).fit(form, ref)
     tokenizer = load_tokenizer(ref, base)
-    return head_for(family, fitted, tokenizer), tokenizer
+    return head_for(ref, family, fitted, tokenizer, target), tokenizer
 
 
 def load_model(spec: ModelSpec) -> tuple[nn.Module, Head, Any]:
@@ -106,19 +106,14 @@ def load_model(spec: ModelSpec) -> tuple[nn.Module, Head, Any]:
     """
     ref = parse_ref(spec.ref)
     folder = resolve_folder(spec.ref, base=spec.base)
-    family = family_of(spec.ref, base=spec.base)
-    tokenizer = _tokenizer_in(folder, spec.ref)
-    form = window_of(spec.ref, base=spec.base).fit(spec.form, spec.ref)
-    head = head_for(family, form, tokenizer, spec.target)
+    head, tokenizer = read_head(spec.ref, spec.base, spec.form, spec.target)
     torch.manual_seed(spec.seed)
     if ref.kind == "tiny":
-        from outlay.models.random_init import tiny_model
-
-        model = tiny_model(folder, ref, family, _outputs(head), per_token=head.target == "tags")
+        model = tiny_model(folder, ref, head.family, _outputs(head), per_token=head.target == "tags")
     else:
-        model = _from_pretrained(folder, family, head, spec.ref)
+        model = _from_pretrained(folder, head, spec.ref)
         model = _cut(model, ref.n_layers) if ref.kind == "cut" else model
-    _check_vocabulary(model, tokenizer, spec.ref)
+    _check_vocabulary(spec.ref, int(model.config.vocab_size), len(tokenizer))  # type: ignore[union-attr,arg-type]
     return model, head, tokenizer
 
 
@@ -131,9 +126,7 @@ def check_checkpoint(ref: str, base: str, head: Head, tokenizer: Any, settings: 
         UsageError: adapters or an optimiser that cannot be had here, or not for this model.
     """
     parsed = parse_ref(ref)
-    n_tokens = len(tokenizer)
-    if n_tokens > (n_rows := n_logits(ref, base)):
-        raise _too_few_rows(ref, n_rows, n_tokens)
+    _check_vocabulary(ref, n_logits(ref, base), len(tokenizer))
     for each in settings:
         check_optimizer(each.optimizer, has_gpu=torch.cuda.is_available())
         check(each)
@@ -143,8 +136,8 @@ def check_checkpoint(ref: str, base: str, head: Head, tokenizer: Any, settings: 
     from transformers import AutoConfig
 
     folder = resolve_folder(ref, base=base)
-    with torch.device("meta"), _loading(ref, "from its config"), _quiet():
-        model: nn.Module = _auto_class(head.family, head).from_config(AutoConfig.from_pretrained(folder))
+    with torch.device("meta"), load_errors(ref, "from its config"), quiet_transformers():
+        model: nn.Module = _auto_class(head)[0].from_config(AutoConfig.from_pretrained(folder))
         model = _cut(model, parsed.n_layers) if parsed.kind == "cut" else model
     for each in adapted:
         check_layers(model, each)
@@ -157,10 +150,10 @@ def save_model(
 
     ``state``: the weights to write, where the model itself does not hold them whole.
     """
-    with _quiet():
+    with quiet_transformers():
         with writing(folder / SINGLE_WEIGHTS):
             model.save_pretrained(folder, state_dict=state)
-            _say_untied(model, folder)
+            _record_own_output_layer(model, folder)
         with writing(folder / "tokenizer.json"):
             tokenizer.save_pretrained(folder)
     document = {"family": head.family, "target": head.target, "form": head.form.to_json()}
@@ -185,10 +178,10 @@ def load_saved(folder: Path, *, device_map: str | None = None) -> tuple[nn.Modul
     family = document["family"]
     form = window_in(read_config(folder), family).fit(TaskSpec.from_json(document["form"]), str(folder))
     tokenizer = _tokenizer_in(folder, str(folder))
-    head = head_for(family, form, tokenizer, document["target"])
+    head = head_for(str(folder), family, form, tokenizer, document["target"])
     more = {} if device_map is None else {"device_map": device_map}
-    with _loading(str(folder), "as its own config says"), _quiet():
-        model: nn.Module = _auto_class(family, head).from_pretrained(folder, use_safetensors=True, **more)
+    with load_errors(str(folder), "as its own config says"), quiet_transformers():
+        model: nn.Module = _auto_class(head)[0].from_pretrained(folder, use_safetensors=True, **more)
     return model, head, tokenizer
 
 
@@ -206,13 +199,11 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 
 def n_logits(ref: str, base: str) -> int:
     """Return the rows of a model's vocabulary: at least its tokenizer's, often padded to a round number."""
-    folder = resolve_folder(ref, base=base)
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return int(config["vocab_size"])
+    return int(read_config(resolve_folder(ref, base=base))["vocab_size"])
 
 
 def same_tokenizer(ref_a: str, base_a: str, ref_b: str, base_b: str) -> bool:
-    """Return whether two models read and write the same tokens: every token has the same number in both.
+    """Return whether every token has the same number in both models.
 
     The rows that pad a model's vocabulary beyond its tokenizer (152,064 against 151,936) belong to no token and do not count.
     """
@@ -223,53 +214,52 @@ def same_tokenizer(ref_a: str, base_a: str, ref_b: str, base_b: str) -> bool:
     return bool(a.get_vocab() == b.get_vocab() and a.all_special_ids == b.all_special_ids)
 
 
-def _tokenizer_in(folder: Path, text: str) -> Any:
+def _tokenizer_in(folder: Path, ref: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder)
     except (ValueError, OSError) as error:
         raise UnknownModel(
-            f"the tokenizer of model {text!r} does not load from {folder}: {first_line(error)[:_N_LETTERS]}"
+            f"the tokenizer of model {ref!r} does not load from {folder}: {first_line(error)[:_N_LETTERS]}"
         ) from error
     # Where its files are missing, transformers makes one that knows its special tokens only and reads every word as unknown.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise UnknownModel(f"model {text!r} has no vocabulary in {folder}; put its tokenizer files beside config.json")
+        raise UnknownModel(f"model {ref!r} has no vocabulary in {folder}; put its tokenizer files beside config.json")
     return tokenizer
 
 
-def _auto_class(family: Family, head: Head) -> Any:
+def _auto_class(head: Head) -> tuple[Any, str]:
+    """Return the class that loads a model for this head, and its purpose in words."""
     import transformers
 
-    if family == "seq2seq":
-        return transformers.AutoModelForSeq2SeqLM
-    if family == "causal":
-        return transformers.AutoModelForCausalLM
+    if head.family == "seq2seq":
+        return transformers.AutoModelForSeq2SeqLM, "sequence to sequence"
+    if head.family == "causal":
+        return transformers.AutoModelForCausalLM, "causal language modelling"
     if head.target == "tags":
-        return transformers.AutoModelForTokenClassification
-    return transformers.AutoModelForSequenceClassification
+        return transformers.AutoModelForTokenClassification, "token classification"
+    return transformers.AutoModelForSequenceClassification, "sequence classification"
 
 
-def _from_pretrained(folder: Path, family: Family, head: Head, text: str) -> nn.Module:
-    purpose = {"seq2seq": "sequence to sequence", "causal": "causal language modelling"}.get(
-        family, "token classification" if head.target == "tags" else "sequence classification"
-    )
+def _from_pretrained(folder: Path, head: Head, ref: str) -> nn.Module:
+    auto_class, purpose = _auto_class(head)
     outputs = _outputs(head)
-    with _loading(text, f"for {purpose}"), _quiet():
-        model, report = _auto_class(family, head).from_pretrained(
+    with load_errors(ref, f"for {purpose}"), quiet_transformers():
+        model, report = auto_class.from_pretrained(
             folder,
             use_safetensors=True,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **({} if outputs is None else _layer(outputs)),
+            **({} if outputs is None else output_names(outputs)),
         )
     own = f"{model.base_model_prefix}." if outputs is not None else ""
     misfits = sorted(key for key, *_ in report["mismatched_keys"] if key.startswith(own))
     if misfits:
         raise UnknownModel(
-            f"model {text!r}: {len(misfits)} tensors have other shapes than its config.json says, the first is {misfits[0]}; "
+            f"model {ref!r}: {len(misfits)} tensors have other shapes than its config.json says, the first is {misfits[0]}; "
             "fetch the model again"
         )
     if outputs is not None:
@@ -291,43 +281,25 @@ def _renew_layer(model: Any, n_outputs: int, already_new: set[str]) -> None:
 
 def _outputs(head: Head) -> tuple[str, ...] | None:
     """Return the names of the outputs of an encoder's classification layer."""
-    return (
-        head.tags
-        if isinstance(head, TaggingHead)
-        else head.form.labels
-        if isinstance(head, ClassificationHead)
-        else None
-    )
+    if isinstance(head, TaggingHead):
+        return head.tags
+    return head.form.labels if isinstance(head, ClassificationHead) else None
 
 
-def _layer(names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "num_labels": len(names),
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: i for i, name in enumerate(names)},
-    }
-
-
-def _say_untied(model: Any, folder: Path) -> None:
-    """Record that T5 v1.1 has an output layer of its own: transformers 5 writes that it has none, and other readers
-    would take the embeddings.
-    """
+def _record_own_output_layer(model: Any, folder: Path) -> None:
+    """Record that T5 v1.1 has an output layer of its own: transformers 5 denies it, and readers take the embeddings."""
     inside, outside = model.get_input_embeddings(), model.get_output_embeddings()
     path = folder / "config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config = read_config(folder)
     if outside is not None and config.get("tie_word_embeddings") and outside.weight is not inside.weight:
         path.write_text(json.dumps({**config, "tie_word_embeddings": False}, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_vocabulary(model: Any, tokenizer: Any, text: str) -> None:
-    if len(tokenizer) > model.config.vocab_size:
-        raise _too_few_rows(text, model.config.vocab_size, len(tokenizer))
-
-
-def _too_few_rows(text: str, n_rows: int, n_tokens: int) -> UnknownModel:
-    return UnknownModel(
-        f"model {text!r} has {n_rows:,} rows of vocabulary, its tokenizer {n_tokens:,} tokens; fetch the model again"
-    )
+def _check_vocabulary(ref: str, n_rows: int, n_tokens: int) -> None:
+    if n_tokens > n_rows:
+        raise UnknownModel(
+            f"model {ref!r} has {n_rows:,} rows of vocabulary, its tokenizer {n_tokens:,} tokens; fetch the model again"
+        )
 
 
 def _cut(model: nn.Module, n_keep: int) -> nn.Module:
@@ -356,17 +328,6 @@ def _cut(model: nn.Module, n_keep: int) -> nn.Module:
     return model
 
 
-_DEPTHS = (
-    "num_hidden_layers",
-    "num_layers",
-    "num_decoder_layers",
-    "encoder_layers",
-    "decoder_layers",
-    "n_layer",
-    "n_layers",
-)
-
-
 def _renumber(layers: nn.ModuleList) -> None:
     """Renumber decoder layers, which find their cache by their index."""
     for place, layer in enumerate(layers):
@@ -376,27 +337,11 @@ def _renumber(layers: nn.ModuleList) -> None:
 
 
 @contextlib.contextmanager
-def _loading(text: str, purpose: str) -> Iterator[None]:
+def load_errors(ref: str, purpose: str) -> Iterator[None]:
+    """Raise `UnknownModel` in place of what libraries raise where a model does not load."""
     from safetensors import SafetensorError
 
     try:
         yield
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise UnknownModel(f"model {text!r} does not load {purpose}: {first_line(error)[:_N_LETTERS]}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide loading bars and the report on the (always new) classification head."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
+        raise UnknownModel(f"model {ref!r} does not load {purpose}: {first_line(error)[:_N_LETTERS]}") from error

@@ -1,4 +1,4 @@
-"""What becomes of a model before and after its training: adapters put in and merged, weights in bf16, compiled blocks.
+"""Prepare a model for its training, and undo it: adapters put in and merged, weights in bf16, compiled blocks.
 
 Adapters are put into the model's own layers by the methods of `outlay.models.peft_methods`: the model keeps its class, `generate`
 and its config, and once they are merged its `state_dict` has the names of the checkpoint again.
@@ -77,7 +77,7 @@ def merge_adapters(model: nn.Module, settings: TrainSettings) -> nn.Module:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The entries of ``model.state_dict()`` that training changes: without the weights that need no gradient."""
+    """Return the entries of ``model.state_dict()`` that training changes: without the weights that need no gradient."""
     frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
@@ -96,7 +96,7 @@ def load_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def cast(model: nn.Module, settings: TrainSettings) -> nn.Module:
-    """With ``precision: bf16_weights`` the parameters in bfloat16; ``model`` is changed in place and returned.
+    """Convert the parameters to bfloat16 where ``precision`` is ``bf16_weights``; ``model`` is changed in place and returned.
 
     Buffers keep their type: the frequencies of rotary positions would be too coarse. Call it before the optimiser is made, and
     before the model is moved to a device that could not hold it in float32.
@@ -108,7 +108,7 @@ def cast(model: nn.Module, settings: TrainSettings) -> nn.Module:
 
 
 def compiled(model: nn.Module, settings: TrainSettings, *, backend: str = "inductor") -> nn.Module:
-    """With ``settings.compile`` each of the model's blocks compiled at its first call, for any number of rows and tokens.
+    """Compile each of the model's blocks at its first call, for any number of rows and tokens, where ``compile`` is set.
 
     Blocks are alike, so that compiling takes as long for 24 as for two (but a batch without padding, or of one row, has code of
     its own); a model without blocks is compiled whole. Class and `state_dict` stay. Answers are not worth compiling for (each
@@ -124,12 +124,12 @@ def compiled(model: nn.Module, settings: TrainSettings, *, backend: str = "induc
 
 
 def without_compile(settings: TrainSettings) -> AbstractContextManager[Any]:
-    """A context in which nothing is compiled, and what was compiled runs as it is written."""
+    """Return a context in which nothing is compiled, and what was compiled runs as it is written."""
     return torch.compiler.set_stance("force_eager") if settings.compile else nullcontext()
 
 
 def _classification_layer(model: Any) -> list[nn.Parameter]:
-    """Of an encoder: it is new, so that adapters alone could not put it right."""
+    """Return the parameters of an encoder's classification layer: it is new, and adapters alone could not put it right."""
     if not type(model).__name__.endswith(("ForSequenceClassification", "ForTokenClassification")):
         return []
     inside = f"{model.base_model_prefix}."

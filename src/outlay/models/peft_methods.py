@@ -78,15 +78,11 @@ class PeftMethod(ABC, Generic[S]):
         """Work what was trained into the weights and take it out: ``state_dict`` has the checkpoint's names again."""
 
 
-class _Injected(PeftMethod[S]):
+class _LibraryMethod(PeftMethod[S]):
     """A method of the library `peft` whose adapters sit in layers of their own."""
 
     def check(self) -> None:
-        """Refuse the method where the library is missing.
-
-        Raises:
-            UsageError: peft is not installed.
-        """
+        """Refuse the method where the library is missing."""
         if importlib.util.find_spec("peft") is None:
             raise UsageError(
                 f"peft {self.kind.method} needs the library peft, which is not installed; `pip install 'outlay[peft]'`, "
@@ -98,11 +94,7 @@ class _Injected(PeftMethod[S]):
         """Return the library's config for ``model``."""
 
     def add(self, model: nn.Module) -> None:
-        """Put adapters into the layers of ``model``; nothing else needs gradients afterwards.
-
-        Raises:
-            UsageError: as `targets`.
-        """
+        """Put adapters into the layers of ``model``; nothing else needs gradients afterwards."""
         from peft import inject_adapter_in_model
 
         inject_adapter_in_model(self.config(model), model)
@@ -120,7 +112,7 @@ class _Injected(PeftMethod[S]):
             delattr(model, "peft_config")
 
 
-class Lora(_Injected[LoraSettings]):
+class Lora(_LibraryMethod[LoraSettings]):
     """W x + (alpha / rank) B A x beside the queries and values (Hu et al. 2022, sections 4.1 and 4.2; A drawn, B zero).
 
     Where the library `peft` knows other layers for a type of model, they are taken.
@@ -129,11 +121,7 @@ class Lora(_Injected[LoraSettings]):
     kind = LoraSettings
 
     def targets(self, model: nn.Module) -> list[str]:
-        """Return the layers that make queries and values, or nothing where the library knows the type of the model.
-
-        Raises:
-            UsageError: a type of model whose layers have other names.
-        """
+        """Return the layers that make queries and values, or nothing where the library knows the type of the model."""
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
         if type_of(model) in KNOWN:
@@ -153,7 +141,7 @@ class Lora(_Injected[LoraSettings]):
         )
 
 
-class Ia3(_Injected[Ia3Settings]):
+class Ia3(_LibraryMethod[Ia3Settings]):
     """l_k ⊙ K, l_v ⊙ V and l_ff ⊙ γ(W₁ x), vectors of ones at first (Liu et al. 2022, section 3.3).
 
     Layers that make queries, keys and values in one are rescaled whole. The library `peft` has names of its own for many types of
@@ -163,11 +151,7 @@ class Ia3(_Injected[Ia3Settings]):
     kind = Ia3Settings
 
     def targets(self, model: nn.Module) -> list[str]:
-        """Return the layers that make keys and values and those that inner activations enter; else nothing, as for `Lora`.
-
-        Raises:
-            UsageError: a type of model whose layers have other names.
-        """
+        """Return the layers that make keys and values and those that inner activations enter; else nothing, as for `Lora`."""
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
         names, inner = dense_layers(model), self._inner(model)
@@ -181,11 +165,8 @@ class Ia3(_Injected[Ia3Settings]):
         from peft import IA3Config
 
         targets = self.targets(model)
-        if not targets:
-            return IA3Config(fan_in_fan_out=_is_transposed(model))
-        return IA3Config(
-            target_modules=targets, feedforward_modules=self._inner(model), fan_in_fan_out=_is_transposed(model)
-        )
+        layers = {"target_modules": targets, "feedforward_modules": self._inner(model)} if targets else {}
+        return IA3Config(fan_in_fan_out=_is_transposed(model), **layers)
 
     def _inner(self, model: nn.Module) -> list[str]:
         names = dense_layers(model)
@@ -222,7 +203,7 @@ def dense_layers(model: nn.Module) -> list[str]:
 
 
 def _is_transposed(model: nn.Module) -> bool:
-    """Tell weights that are kept as ``[inputs, outputs]``, as GPT-2 does."""
+    """Return whether weights are kept as ``[inputs, outputs]``, as GPT-2's are."""
     from transformers.pytorch_utils import Conv1D
 
     return any(isinstance(module, Conv1D) for module in model.modules())

@@ -10,9 +10,8 @@ process. What no piece spells is spelt in bytes, so a text comes back as it was,
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,26 +26,18 @@ from torch import nn
 from outlay.errors import DataError, DiskFull, UnknownModel, UsageError
 from outlay.hardware.quota import usable_memory
 from outlay.models.reference import SINGLE_WEIGHTS, ModelRef
-from outlay.models.shape import shape_of_size
+from outlay.models.shape import read_config, shape_of_size
 from outlay.models.sizes import Size, tiny_size
 from outlay.spec import Family
 from outlay.storage.files import writing
 
 COVERAGE = 0.9995
-"""Share of all characters that get a token of their own, the commonest first, as in SentencePiece; others are spelt
-in bytes.
-"""
+"""Share of all characters that get a token of their own, the commonest first, as in SentencePiece; others are spelt in bytes."""
 MAX_LENGTH = 512
 """Tokens that a tokenizer of a model without positions lets through."""
 
 _WRITER_SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-_ENCODER_SPECIAL = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
+_ENCODER_SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _MAX_SHARD_SIZE = "4GB"
 
@@ -85,16 +76,15 @@ def build_checkpoint(size: Size, corpus: Corpus, folder: Path, *, seed: int = 0,
     _check_room(size, folder, dtype)
     tokenizer = learn_tokenizer(corpus, size)
     with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        half_made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        half_made = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
+        half_made.mkdir(parents=True)
     try:
         model = new_model(size, seed=seed, dtype=dtype)
-        with _quiet():
+        with quiet_transformers():
             with writing(folder / "tokenizer.json"):
                 tokenizer.save_pretrained(half_made)
             with writing(folder / SINGLE_WEIGHTS):
                 model.save_pretrained(half_made, max_shard_size=_MAX_SHARD_SIZE)  # type: ignore[operator]
-        half_made.chmod(0o777 & ~_umask())
         half_made.replace(folder)
     finally:
         shutil.rmtree(half_made, ignore_errors=True)
@@ -120,8 +110,7 @@ def new_model(size: Size, *, seed: int, dtype: torch.dtype = torch.float32) -> n
                 eos_token_id=1,
                 pad_token_id=0,
             )
-            decoder: nn.Module = transformers.GPT2LMHeadModel(config)
-            return decoder
+            return transformers.GPT2LMHeadModel(config)  # type: ignore[no-any-return]
         if size.type == "distilbert":
             names = ("dim", "n_layers", "n_heads", "hidden_dim")
             config = transformers.DistilBertConfig(
@@ -134,7 +123,7 @@ def new_model(size: Size, *, seed: int, dtype: torch.dtype = torch.float32) -> n
 def tiny_model(
     folder: Path, ref: ModelRef, family: Family, outputs: Sequence[str] | None, *, per_token: bool = False
 ) -> nn.Module:
-    """Return the model that ``tiny:LxH`` means beside the base in ``folder``, drawn from torch's generator as it stands.
+    """Return the model that ``tiny:LxH`` means beside the base in ``folder``, drawn from torch's own generator.
 
     An encoder gets a classification layer over ``outputs``, for each row or (``per_token``) for each token. A seq2seq model
     begins and ends its answers with the base's tokens.
@@ -144,32 +133,34 @@ def tiny_model(
     """
     import transformers
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     vocab_size = config.get("vocab_size")
     if not isinstance(vocab_size, int):
         raise UnknownModel(f"model {ref.text!r}: no vocab_size in {folder / 'config.json'}; name another base")
     size = tiny_size(family, ref.n_layers, ref.hidden_size, vocab_size)
     if family == "seq2seq":
         # Configs leave out what is usual in their family; T5's is 0 to pad and to start, 1 to end.
-        names = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
-        given = [config[name] if isinstance(config.get(name), int) else None for name in names]
-        pad, end, start = (
-            i if given_id is None else given_id for i, given_id in zip((0, 1, given[0] or 0), given, strict=True)
-        )
-        return _new_t5(size, pad=pad, end=end, start=start)
-    layer = {
-        "num_labels": len(outputs or ()),
-        "id2label": dict(enumerate(outputs or ())),
-        "label2id": {name: i for i, name in enumerate(outputs or ())},
-    }
+        def token(name: str, usual: int) -> int:
+            return config[name] if isinstance(config.get(name), int) else usual
+
+        pad = token("pad_token_id", 0)
+        return _new_t5(size, pad=pad, end=token("eos_token_id", 1), start=token("decoder_start_token_id", pad))
     kind = transformers.BertForTokenClassification if per_token else transformers.BertForSequenceClassification
-    model: nn.Module = kind(_bert_config(size, layer))
+    model: nn.Module = kind(_bert_config(size, output_names(outputs or ())))
     return model
 
 
+def output_names(names: Sequence[str]) -> dict[str, Any]:
+    """Return the entries of a config that name the outputs of a classification layer."""
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
 def learn_tokenizer(corpus: Corpus, size: Size) -> Any:
-    """Return a `PreTrainedTokenizerFast` of at most ``size.vocab_size`` tokens that spells every text; a function of
-    its arguments.
+    """Return a `PreTrainedTokenizerFast` of at most ``size.vocab_size`` tokens that spells every text.
 
     Ids of models that write: ``<pad>`` 0, ``</s>`` 1, ``<unk>`` 2; of encoders ``[PAD]`` 0, ``[UNK]``, ``[CLS]``, ``[SEP]``,
     ``[MASK]``; then 256 bytes, then pieces. Sequence-to-sequence and causal sizes of one corpus share a vocabulary.
@@ -182,7 +173,7 @@ def learn_tokenizer(corpus: Corpus, size: Size) -> Any:
 
     special = _ENCODER_SPECIAL if size.family == "encoder" else _WRITER_SPECIAL
     tokenizer = _learn_pieces(corpus, tuple(special.values()), size.vocab_size)
-    _close_texts(tokenizer, size.family)
+    _add_special_tokens(tokenizer, size.family)
     begin = {"bos_token": "</s>"} if size.family == "causal" else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=size.n_positions or MAX_LENGTH, **special, **begin
@@ -249,21 +240,18 @@ def _alphabet(corpus: Corpus) -> list[str]:
     return sorted(kept)
 
 
-def _close_texts(tokenizer: Any, family: Family) -> None:
+def _add_special_tokens(tokenizer: Any, family: Family) -> None:
     """Add the special tokens around a text; a causal model's text is open at its end."""
     from tokenizers import processors
 
-    def ids(*tokens: str) -> list[tuple[str, int]]:
-        return [(token, tokenizer.token_to_id(token)) for token in tokens]
-
-    if family == "seq2seq":
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="$A </s>", pair="$A </s> $B </s>", special_tokens=ids("</s>")
-        )
-    elif family == "encoder":
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids("[CLS]", "[SEP]")
-        )
+    if family == "causal":
+        return
+    single, pair, special = {
+        "seq2seq": ("$A </s>", "$A </s> $B </s>", ("</s>",)),
+        "encoder": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ("[CLS]", "[SEP]")),
+    }[family]
+    ids = [(token, tokenizer.token_to_id(token)) for token in special]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
 
 
 def _new_t5(size: Size, *, pad: int, end: int, start: int) -> nn.Module:
@@ -286,8 +274,7 @@ def _new_t5(size: Size, *, pad: int, end: int, start: int) -> nn.Module:
     model.lm_head.weight = nn.Parameter(nn.init.normal_(table, std=size.hidden_size**-0.5))
     model.config.tie_word_embeddings = False
     model.all_tied_weights_keys.pop("lm_head.weight", None)
-    made: nn.Module = model
-    return made
+    return model  # type: ignore[no-any-return]
 
 
 def _bert_config(size: Size, layer: Mapping[str, Any]) -> Any:
@@ -323,12 +310,6 @@ def _check_room(size: Size, folder: Path, dtype: torch.dtype) -> None:
         )
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
@@ -340,14 +321,17 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the progress bars of saving."""
+def quiet_transformers() -> Iterator[None]:
+    """Hide the bars of loading and saving, and the report on a classification layer, which is always new."""
     from transformers.utils import logging
 
+    before = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()

@@ -18,6 +18,7 @@ import importlib.util
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -89,8 +90,7 @@ def parse_ref(ref: str) -> ModelRef:
 
 
 def place_of(ref: str) -> str:
-    """Return an identity of a reference, however it is written: of a local folder its whole path, anything else
-    unchanged.
+    """Return an identity of a reference, however it is written: of a local folder its whole path.
 
     Raises:
         UsageError: a ``~`` that cannot be expanded.
@@ -112,11 +112,9 @@ def resolve_folder(ref: str, *, base: str | None = None) -> Path:
     parsed = parse_ref(ref)
     if parsed.needs_base:
         parsed = _real_base(parsed, base)
-    if parsed.kind == "package":
-        return _complete(_package_folder(parsed), parsed)
     if parsed.kind == "folder":
         return _complete(Path(expand(parsed.text)), parsed)
-    return _complete(_hub_folder(parsed), parsed)
+    return _complete(_package_folder(parsed) if parsed.kind == "package" else _hub_folder(parsed), parsed)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -143,8 +141,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def cut_layers(n_layers: int, n_keep: int) -> tuple[int, ...]:
-    """Return the layers of ``n_layers`` that ``cut:K`` keeps: K evenly spaced indices, ascending, first and last
-    included.
+    """Return the layers of ``n_layers`` that ``cut:K`` keeps: K evenly spaced indices, first and last included.
 
     Index i of K is i (n - 1) / (K - 1), halves rounded up. One layer is the first: it alone reads the embeddings it was
     pretrained on.
@@ -163,9 +160,6 @@ def cut_layers(n_layers: int, n_keep: int) -> tuple[int, ...]:
 def tiny_n_heads(hidden_size: int) -> int:
     """Return the number of attention heads of a ``tiny:LxH`` model."""
     return max(1, hidden_size // TINY_HEAD_SIZE)
-
-
-_fingerprints: dict[tuple[str, int, int], str] = {}
 
 
 def fingerprint(ref: str, *, base: str | None = None) -> str:
@@ -195,11 +189,13 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 def _file_digest(path: Path) -> str:
     stat = path.stat()
-    seen = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-    if seen not in _fingerprints:
-        with path.open("rb") as file:
-            _fingerprints[seen] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _fingerprints[seen]
+    return _digest_of_version(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _digest_of_version(path: Path, _n_bytes: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _real_base(ref: ModelRef, base: str | None) -> ModelRef:
@@ -235,13 +231,9 @@ def _package_folder(ref: ModelRef) -> Path:
 
 
 def _hub_folder(ref: ModelRef) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise UnknownModel(
-            f"model {ref.text!r} is no local folder, and hub names need: pip install huggingface-hub"
-        ) from error
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     patterns = list(CHECKPOINT_PATTERNS)
     try:
         # Another program may have cached the config alone; then the rest is fetched below.

@@ -42,7 +42,8 @@ T5_N_BUCKETS = 32
 """Buckets of relative distances in T5's first layer of each stack, for each head."""
 BERT_N_SEGMENTS = 2
 
-_N_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers")
+N_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers")
+"""Names by which configs give the number of layers of their first or only stack."""
 _FLOPS_PER_PARAMETER = {"seq2seq": (3, 1), "causal": (6, 2), "encoder": (6, 2)}
 _MAX_HEADER_BYTES = 100_000_000
 _LAYER = re.compile(r"(?:^|\.)(?:layer|layers|h|block)\.(\d+)\.")
@@ -146,14 +147,13 @@ def family_of(ref: str, *, base: str | None = None) -> Family:
 
 
 def check_layer(ref: str, layer: int | None) -> None:
-    """Refuse a layer that a checkpoint does not have: 0 is its embeddings, k the output of layer k; ``None`` is
-    always there.
+    """Refuse a layer that a checkpoint does not have: 0 is its embeddings, k the output of layer k; ``None`` passes.
 
     Raises:
         UnknownModel: the reference leads nowhere, or the layer lies behind the last.
     """
     config = read_config(resolve_folder(ref))
-    n_layers = next((n for name in _N_LAYERS if isinstance(n := config.get(name), int)), None)
+    n_layers = config_number(config, *N_LAYERS)
     if layer is not None and n_layers is not None and not 0 <= layer <= n_layers:
         raise UnknownModel(
             f"layer {layer} of model {ref!r}, which has {n_layers} layers; choose one of 0 to {n_layers}"
@@ -171,9 +171,8 @@ def shape_of_size(size: Size) -> ModelShape:
         # Norms without biases: two in an encoder layer, three in a decoder layer, one behind each stack; no bias anywhere.
         n_small = (2 * size.n_layers + 3 * size.n_decoder_layers + 2) * h + 2 * T5_N_BUCKETS * size.n_heads
     else:
-        n_small = size.n_layers * (
-            4 * h + h + f + 4 * h
-        )  # biases of the four maps and of the two in between, two norms
+        # Biases of the four maps and of the two in between, two norms.
+        n_small = size.n_layers * (4 * h + h + f + 4 * h)
         if size.type == "gpt2":
             n_small += 2 * h  # the last norm
         else:
@@ -262,7 +261,7 @@ def _checkpoint_shape(folder: Path, config: Mapping[str, Any], n_keep: int | Non
             n_embedding += n
         else:
             n_other += n
-    n_layers = _size(config, folder, *_N_LAYERS)
+    n_layers = _size(config, folder, *N_LAYERS)
     kept, per_layer, n_layer_parameters = encoder.kept(folder, n_layers, n_keep)
     decoder_kept = per_decoder_layer = 0
     if family == "seq2seq":
@@ -319,8 +318,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def config_number(config: Mapping[str, Any], *names: str) -> int | None:
+    """Return the first positive whole number that a config has under one of ``names``."""
+    return next((n for name in names if isinstance(n := config.get(name), int) and n > 0), None)
+
+
 def _size(config: Mapping[str, Any], folder: Path, *names: str) -> int:
-    for name in names:
-        if isinstance(config.get(name), int) and config[name] > 0:
-            return int(config[name])
-    raise UnknownModel(f"{folder / 'config.json'} gives no {names[0]}; fetch the model again")
+    if (n := config_number(config, *names)) is None:
+        raise UnknownModel(f"{folder / 'config.json'} gives no {names[0]}; fetch the model again")
+    return n

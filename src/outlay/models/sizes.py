@@ -16,12 +16,7 @@ from outlay.text.text_file import read_text
 
 ModelType = Literal["t5", "bert", "distilbert", "gpt2"]
 
-FAMILY_OF_TYPE: Mapping[str, Family] = {
-    "t5": "seq2seq",
-    "bert": "encoder",
-    "distilbert": "encoder",
-    "gpt2": "causal",
-}
+FAMILY_OF_TYPE: Mapping[str, Family] = {"t5": "seq2seq", "bert": "encoder", "distilbert": "encoder", "gpt2": "causal"}
 TINY_N_POSITIONS = 512
 
 
@@ -55,16 +50,14 @@ class Size:
                 f"size {self.name!r}: type is {self.type!r}; it must be one of {', '.join(FAMILY_OF_TYPE)}"
             )
         has = {"n_decoder_layers": self.type == "t5", "n_positions": self.type != "t5"}
-        for field in fields(self):
+        for field in fields(self)[2:]:  # numbers, all but the name and the type
             value = getattr(self, field.name)
-            if field.name in ("name", "type"):
-                continue
             least = int(has.get(field.name, True))
             if type(value) is not int or value < least:
                 raise UnknownModel(
                     f"size {self.name!r}: {field.name} is {value!r}; it must be a whole number from {least} up"
                 )
-            if not has.get(field.name, True) and value:
+            if value and not least:
                 raise UnknownModel(f"size {self.name!r}: a {self.type} model has no {field.name}; remove it")
         if self.type != "t5" and self.n_heads * self.head_size != self.hidden_size:
             raise UnknownModel(
@@ -164,8 +157,7 @@ def _size_of(origin: str, name: str, record: object) -> Size:
         raise UnknownModel(f"{origin}: size {name!r} lacks {missing[0]!r}; needed: {', '.join(sorted(needed))}")
     if "head_size" not in values:
         width, n_heads = values["hidden_size"], values["n_heads"]
-        divides = type(width) is int and type(n_heads) is int and n_heads > 0 and width % n_heads == 0
-        if not divides:
+        if type(width) is not int or type(n_heads) is not int or n_heads <= 0 or width % n_heads:
             raise UnknownModel(
                 f"{origin}: size {name!r}: {n_heads!r} heads do not divide width {width!r}; choose others, or give head_size"
             )

@@ -36,7 +36,7 @@ _STALE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CachedTokens:
     """Content of a cache file: ``arrays`` of any integer type, and ``counts`` by name."""
 
     arrays: Mapping[str, NDArray[Any]]
@@ -45,11 +45,11 @@ class Kept:
     @property
     def digest(self) -> str:
         """Sha256 over names, types, shapes, bytes and counts."""
-        whole = hashlib.sha256(json.dumps(sorted(self.counts.items())).encode())
+        digest = hashlib.sha256(json.dumps(sorted(self.counts.items())).encode())
         for name, array in sorted(self.arrays.items()):
-            whole.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-            whole.update(np.ascontiguousarray(array).data)
-        return whole.hexdigest()
+            digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,14 @@ class TokenStore:
     max_bytes: int = MAX_BYTES
     min_rows: int = MIN_ROWS
 
-    def read(self, key: str) -> Kept | None:
+    def read(self, key: str) -> CachedTokens | None:
         """Return the arrays of a key, mapped into memory; ``None`` where there are none, or none that can be trusted."""
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
                 about: dict[str, str] = file.metadata() or {}
                 arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
-            kept = Kept(arrays, json.loads(about["counts"]))
+            kept = CachedTokens(arrays, json.loads(about["counts"]))
             if about["key"] != key or about["sha256"] != kept.digest:
                 return None
             os.utime(path)
@@ -78,7 +78,7 @@ class TokenStore:
             return None
         return kept
 
-    def write(self, key: str, kept: Kept) -> None:
+    def write(self, key: str, kept: CachedTokens) -> None:
         """Write a file, whole or not at all; where there is no room, nothing is kept."""
         new = self.folder / f"{key}.{os.getpid()}.tmp"
         about = {"key": key, "counts": json.dumps(dict(kept.counts)), "sha256": kept.digest}
@@ -132,15 +132,15 @@ def key_of(tokenizer: Any, how: str, texts: Sequence[tuple[str, ...]]) -> str | 
     """
     if _store is None or len(texts) < _store.min_rows or not getattr(tokenizer, "is_fast", False):
         return None
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in (f"{FORMAT}", _identity(tokenizer), how):
-        _add(whole, [part])
+        _add(digest, [part])
     for row in texts:
-        _add(whole, row)
-    return whole.hexdigest()
+        _add(digest, row)
+    return digest.hexdigest()
 
 
-def read(key: str | None) -> Kept | None:
+def read(key: str | None) -> CachedTokens | None:
     """Return the cached arrays of a key of `key_of`."""
     return None if _store is None or key is None else _store.read(key)
 
@@ -148,7 +148,7 @@ def read(key: str | None) -> Kept | None:
 def write(key: str | None, arrays: Mapping[str, NDArray[Any]], counts: Mapping[str, int]) -> None:
     """Keep it under a key of `key_of`."""
     if _store is not None and key is not None:
-        _store.write(key, Kept(arrays, counts))
+        _store.write(key, CachedTokens(arrays, counts))
 
 
 def _identity(tokenizer: Any) -> str:
@@ -169,10 +169,10 @@ def _identity(tokenizer: Any) -> str:
     return json.dumps(about, sort_keys=True)
 
 
-def _add(whole: Any, texts: Iterable[str]) -> None:
+def _add(digest: Any, texts: Iterable[str]) -> None:
     """Hash a list of texts, so that no other list gives the same digest."""
     coded = [text.encode("utf-8", "surrogatepass") for text in texts]
-    whole.update(len(coded).to_bytes(8, "little"))
+    digest.update(len(coded).to_bytes(8, "little"))
     for text in coded:
-        whole.update(len(text).to_bytes(8, "little"))
-        whole.update(text)
+        digest.update(len(text).to_bytes(8, "little"))
+        digest.update(text)

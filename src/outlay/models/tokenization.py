@@ -20,14 +20,45 @@ Ids = NDArray[Any]
 _CHUNK_ROWS = 4096
 
 
+class _EndToEnd:
+    """Rows of ids laid end to end: row ``i`` is ``ids[offsets[i]:offsets[i + 1]]``."""
+
+    __slots__ = ()
+    ids: Ids
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Ids of each row, int64 ``[rows]``; special tokens count."""
+        return np.diff(self.offsets)
+
+    def row(self, row: int) -> Ids:
+        """Return the ids of one row."""
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+    def side_by_side(
+        self, rows: Sequence[int] | NDArray[np.int64], width: int | None = None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Return which of ``width`` places beside each other (the longest row's) are taken, and the indices of their ids."""
+        picked = np.asarray(rows, dtype=np.int64)
+        starts = self.offsets[picked]
+        lengths = self.offsets[picked + 1] - starts
+        places = np.arange(max(1, int(lengths.max(initial=0))) if width is None else width)
+        mask = places < lengths[:, None]
+        return mask, (starts[:, None] + places)[mask]
+
+
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(_EndToEnd):
     """Tokenised rows laid end to end.
 
     ``ids`` and ``type_ids``: ``[total tokens]``, int32, or where they come from the disk (`outlay.models.token_cache`) a smaller
-    type that holds them; ``offsets``: int64 ``[rows + 1]``; row ``i`` is ``offsets[i]:offsets[i + 1]``. ``n_truncated`` counts
-    the rows that were longer than the limit. ``spans``: int32 ``[total tokens, 2]``, the characters of the row's first segment
-    that a token stands for, empty (0, 0) for special tokens; kept only where it was asked for.
+    type that holds them; ``offsets``: int64 ``[rows + 1]``; ``n_truncated``: rows that were longer than the limit.
+    ``spans``, where asked for: int32 ``[total tokens, 2]``, the characters of the row's first segment that a token stands for,
+    (0, 0) for special tokens.
     """
 
     ids: Ids
@@ -37,26 +68,14 @@ class Encoded:
     n_truncated: int
     spans: NDArray[np.int32] | None = None
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row, int64 ``[rows]``, special tokens included."""
-        return np.diff(self.offsets)
-
     @property
     def n_tokens(self) -> int:
         """Real tokens of all rows, special tokens included, padding not."""
         return int(self.offsets[-1])
 
-    def row(self, row: int) -> Ids:
-        """Return the ids of one row."""
-        return self.ids[self.offsets[row] : self.offsets[row + 1]]
-
 
 @dataclass(frozen=True, slots=True)
-class AnswerIds:
+class AnswerIds(_EndToEnd):
     """Answers in a model's own ids (classes, tags or tokens), laid end to end.
 
     ``ids``: ``[positions]``, int32, or from the disk a smaller type; ``offsets``: int64 ``[rows + 1]``. ``n_cut`` counts answers
@@ -69,7 +88,7 @@ class AnswerIds:
     n_unaligned: int = 0
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], *, n_cut: int = 0, n_unaligned: int = 0) -> AnswerIds:
+    def of(cls, rows: Sequence[Sequence[int] | Ids], *, n_cut: int = 0, n_unaligned: int = 0) -> AnswerIds:
         """Build answer ids from one sequence per row."""
         flat, offsets = _flat(rows)
         return cls(flat, offsets, n_cut, n_unaligned)
@@ -77,28 +96,19 @@ class AnswerIds:
     @classmethod
     def of_lengths(cls, lengths: NDArray[np.int64]) -> AnswerIds:
         """Return rows of so many positions, all of unit 0."""
-        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+        offsets = _offsets(lengths)
         return cls(np.zeros(int(offsets[-1]), dtype=np.int32), offsets)
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
+    def batch(
+        self, rows: Sequence[int] | NDArray[np.int64], *, width: int | None = None, pad: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Pad some rows with ``pad`` to the longest of them, or to ``width`` positions.
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Positions of each row, int64 ``[rows]``."""
-        return np.diff(self.offsets)
-
-    def batch(self, rows: Sequence[int] | NDArray[np.int64], *, width: int | None = None) -> tuple[Tensor, Tensor]:
-        """Pad some rows to the longest of them, or to ``width`` positions.
-
-        Returns int64 ids and a bool mask, each ``[len(rows), longest]``; 0 where nothing is.
+        Returns int64 ids and a bool mask, each ``[len(rows), longest]``.
         """
-        picked = np.asarray(rows, dtype=np.int64)
-        lengths = self.offsets[picked + 1] - self.offsets[picked]
-        places = np.arange(max(1, int(lengths.max(initial=0))) if width is None else width)
-        mask = places[None, :] < lengths[:, None]
-        ids = np.zeros(mask.shape, dtype=np.int64)
-        ids[mask] = self.ids[(self.offsets[picked][:, None] + places[None, :])[mask]]
+        mask, at = self.side_by_side(rows, width)
+        ids = np.full(mask.shape, pad, dtype=np.int64)
+        ids[mask] = self.ids[at]
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
@@ -119,13 +129,13 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int, *,
         found = " and ".join(str(n) for n in sorted(n_segments))
         raise ValueError(f"an encoder reads one or two segments, the same number in every row; these rows have {found}")
     key = token_cache.key_of(tokenizer, f"sources of {max_tokens}, spans {with_spans}", texts)
-    kept = token_cache.read(key)
+    cached = token_cache.read(key)
     pad_id = int(tokenizer.pad_token_id or 0)
-    if kept is not None:
-        arrays = kept.arrays
+    if cached is not None:
+        arrays = cached.arrays
         # Zeros that take no memory.
         type_ids = arrays.get("type_ids", np.broadcast_to(np.uint8(0), arrays["ids"].shape))
-        n_truncated = kept.counts["n_truncated"]
+        n_truncated = cached.counts["n_truncated"]
         return Encoded(arrays["ids"], type_ids, arrays["offsets"], pad_id, n_truncated, arrays.get("spans"))
     starts = range(0, len(texts), _CHUNK_ROWS)
     chunks = [_tokenise(tokenizer, texts[start : start + _CHUNK_ROWS], max_tokens, with_spans) for start in starts]
@@ -143,14 +153,12 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_tokens: int, *,
     return encoded
 
 
-def kept_units(tokenizer: Any, how: str, answers: Sequence[str], make: Callable[[], AnswerIds]) -> AnswerIds:
-    """Return answers encoded before by this tokenizer, or by ``make``; ``how``: further parameters that decide the
-    encoding.
-    """
+def cached_answers(tokenizer: Any, how: str, answers: Sequence[str], make: Callable[[], AnswerIds]) -> AnswerIds:
+    """Return the ids of answers from the cache, or made by ``make``; ``how``: what decides them beside the tokenizer."""
     key = token_cache.key_of(tokenizer, f"answers, {how}", [(answer,) for answer in answers])
-    kept = token_cache.read(key)
-    if kept is not None:
-        return AnswerIds(kept.arrays["ids"], kept.arrays["offsets"], kept.counts["n_cut"], kept.counts["n_unaligned"])
+    cached = token_cache.read(key)
+    if cached is not None:
+        return AnswerIds(cached.arrays["ids"], cached.arrays["offsets"], **cached.counts)
     units = make()
     counts = {"n_cut": units.n_cut, "n_unaligned": units.n_unaligned}
     token_cache.write(key, {"ids": _narrow(units.ids), "offsets": units.offsets}, counts)
@@ -162,11 +170,7 @@ def collate(encoded: Encoded, rows: Sequence[int] | NDArray[np.int64]) -> dict[s
 
     Returns ``input_ids``, ``token_type_ids`` and ``attention_mask``, each int64 ``[len(rows), longest]`` on the CPU.
     """
-    picked = np.asarray(rows, dtype=np.int64)
-    lengths = encoded.offsets[picked + 1] - encoded.offsets[picked]
-    places = np.arange(int(lengths.max()))
-    mask = places[None, :] < lengths[:, None]
-    at = (encoded.offsets[picked][:, None] + places[None, :])[mask]
+    mask, at = encoded.side_by_side(rows)
     ids = np.full(mask.shape, encoded.pad_id, dtype=np.int64)
     ids[mask] = encoded.ids[at]
     type_ids = np.zeros(mask.shape, dtype=np.int64)
@@ -220,7 +224,7 @@ def _narrow(ids: Ids) -> Ids:
     return narrow
 
 
-def _flat(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _flat(rows: Sequence[Sequence[int] | Ids]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     offsets = _offsets([len(row) for row in rows])
     return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1])), offsets
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from outlay.errors import UsageError
 from outlay.models.reference import parse_ref, resolve_folder
-from outlay.models.shape import family_of, read_config
+from outlay.models.shape import config_number, family_of, read_config
 from outlay.models.sizes import tiny_size
 from outlay.spec import Family, TargetKind, TaskSpec
 
@@ -129,32 +129,25 @@ def window_in(config: Mapping[str, Any], family: Family) -> Window:
     """Return the window that a ``config.json`` says."""
     kind = str(config.get("model_type"))
     if kind == "led":
-        return Window(
-            _count(config, "max_encoder_position_embeddings"), _count(config, "max_decoder_position_embeddings")
-        )
+        source, target = (config_number(config, f"max_{stack}_position_embeddings") for stack in ("encoder", "decoder"))
+        return Window(source, target)
     n = n_positions(config)
     return Window(n, n if family == "seq2seq" else None, is_shared=family == "causal")
 
 
 def n_positions(config: Mapping[str, Any]) -> int | None:
-    """Return the number of tokens that a ``config.json`` of one stack, or of two alike, has positions for; ``None`` =
-    no end.
-    """
+    """Return the positions that the ``config.json`` of one stack, or of two alike, has; ``None``: no end."""
     kind = str(config.get("model_type"))
     if kind in _RELATIVE or (kind.startswith("deberta") and config.get("position_biased_input") is False):
         return None
     names = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions", "n_ctx")
-    n = _count(config, *names) or _DEFAULTS.get(kind)
+    n = config_number(config, *names) or _DEFAULTS.get(kind)
     if n is not None and kind in _FIRST_ROW_IS_PAD:
         pad = config.get("pad_token_id", 1)
         n -= (pad if isinstance(pad, int) else 1) + 1
     elif n is not None and kind == "mpnet":
         n -= _MPNET_PAD + 1
     return n
-
-
-def _count(config: Mapping[str, Any], *names: str) -> int | None:
-    return next((n for name in names if isinstance(n := config.get(name), int) and n > 0), None)
 
 
 def _least(asked: int, limit: int | None) -> int:

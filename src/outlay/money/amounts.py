@@ -79,9 +79,7 @@ def parse_budget(text: str | int | float | Decimal) -> int:
 
 
 def format_usd(micros: int) -> str:
-    """Format micro-dollars as ``"$300.00"``, ``"$0.0374"``, ``"$1,820.000001"``: 2 decimals or as many as are needed,
-    up to 6.
-    """
+    """Format micro-dollars as ``"$300.00"``, ``"$0.0374"``, ``"$1,820.000001"``: 2 to 6 decimals, as many as are needed."""
     dollars, rest = divmod(abs(micros), MICROS_PER_USD)
     decimals = f"{rest:06d}".rstrip("0").ljust(2, "0")
     return f"{'-' if micros < 0 else ''}${dollars:,}.{decimals}"
@@ -153,9 +151,7 @@ def check_micros(name: str, micros: int) -> int:
 
 
 def cost_micros(quantity: Fraction | int, unit_usd: Decimal) -> int:
-    """Multiply a quantity by a unit price, in micro-dollars, rounded up once. Raises MoneyError below 0 or above
-    `MAX_MICROS`.
-    """
+    """Return a quantity's cost in micro-dollars, rounded up once. Raises MoneyError below 0 or above `MAX_MICROS`."""
     exact = Fraction(quantity) * Fraction(unit_usd) * MICROS_PER_USD
     micros = -((-exact.numerator) // exact.denominator)
     if quantity < 0 or micros > MAX_MICROS:
@@ -196,9 +192,7 @@ class Price:
         return self
 
     def cost_micros(self, quantity: Fraction | int) -> int:
-        """Return the cost of `quantity` units in micro-dollars, rounded up once. Raises MoneyError for a negative
-        quantity.
-        """
+        """Return the cost of `quantity` units, as the function `cost_micros` does."""
         return cost_micros(quantity, self.usd)
 
 
@@ -228,16 +222,19 @@ class Quote:
 
 
 class PriceBook:
-    """All prices by item. Immutable; `digest` names their items, units and amounts."""
+    """All prices by item. Immutable.
 
-    __slots__ = ("_digest", "_prices")
+    ``digest``: sha256, in hex, of every (item, unit, exact price); sources, dates and notes do not change it.
+    """
+
+    __slots__ = ("_prices", "digest")
 
     def __init__(self, prices: Sequence[Price]) -> None:
         """Keep `prices`; of two prices of one item the later one counts."""
         by_item = {price.item: price for price in prices}
         self._prices: Mapping[str, Price] = {item: by_item[item] for item in sorted(by_item)}
         lines = [[price.item, price.unit, str(Fraction(price.usd))] for price in self._prices.values()]
-        self._digest = hashlib.sha256(json.dumps(lines, separators=(",", ":")).encode()).hexdigest()
+        self.digest = hashlib.sha256(json.dumps(lines, separators=(",", ":")).encode()).hexdigest()
 
     @classmethod
     def load(cls, extra: Sequence[Path] = ()) -> PriceBook:
@@ -259,11 +256,6 @@ class PriceBook:
                     )
                 prices[item] = price
         return cls(list(prices.values()))
-
-    @property
-    def digest(self) -> str:
-        """sha256, in hex, of every (item, unit, exact price); sources, dates and notes do not change it."""
-        return self._digest
 
     def items(self) -> tuple[Price, ...]:
         """Return all prices, sorted by item."""
@@ -307,9 +299,7 @@ def _decimal_of(text: object) -> Decimal:
 
 
 def _price_decimal(usd: object) -> Decimal:
-    """Return the amount of a price file: liberal in what is read, since a price may have more decimals than an amount
-    that is paid.
-    """
+    """Return the amount of a price file, which may have more decimals than an amount that is paid."""
     if isinstance(usd, str) and len(usd) <= _MAX_PRICE_LETTERS and (match := _SCIENTIFIC.fullmatch(usd.strip())):
         return Decimal(match["number"])
     return _decimal_of(usd)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from outlay.report.figure_data import DataPoint, Figure, Panel, ReferenceLine, Series
+from outlay.report.figure_data import DataPoint, Figure, Panel
 from outlay.report.palette import QUIET, TEXT_PALETTE
 
 WIDTH, HEIGHT = 400, 270
@@ -35,16 +35,15 @@ class AxisScale:
 
 def score_axis(figure: Figure, length_px: float = HEIGHT) -> AxisScale:
     """Return the score scale that holds every point and error bar of a figure; it starts at a whole number, not always zero."""
-    data_points = [data_point for panel in figure.panels for data_point in panel.data_points]
-    low = min(data_point.y if data_point.low is None else data_point.low for data_point in data_points)
-    high = max(data_point.y if data_point.high is None else data_point.high for data_point in data_points)
+    low = min(each.y if each.low is None else each.low for each in figure.data_points)
+    high = max(each.y if each.high is None else each.high for each in figure.data_points)
     margin = max(0.1 * (high - low), 0.5)
     return AxisScale(max(0.0, math.floor(low - margin)), min(100.0, math.ceil(high + 1.5 * margin)), False, length_px)
 
 
 def x_axis(figure: Figure) -> AxisScale:
     """Return the horizontal scale that holds every point and reference line of a figure, with a margin."""
-    values = [data_point.x for panel in figure.panels for data_point in panel.data_points]
+    values = [each.x for each in figure.data_points]
     values += [line.end for panel in figure.panels for line in panel.reference_lines]
     low, high = min(values), max(values)
     if figure.is_log:
@@ -101,24 +100,29 @@ def place_labels(figure: Figure, panel: Panel, height: float) -> list[Label]:
     """Place each label greedily at the first position where it covers nothing; leave it out where there is none."""
     x_span, y_span = x_axis(figure), score_axis(figure, height)
 
+    def px_of(x: float, y: float) -> tuple[float, float]:
+        return x_span.px(x), y_span.px(y)
+
     def box_of(data_point: DataPoint) -> Box:
-        x, y = x_span.px(data_point.x), y_span.px(data_point.y)
+        x, y = px_of(data_point.x, data_point.y)
         ends = [y_span.px(end) for end in (data_point.low, data_point.high) if end is not None]
         return Box(x - 7, min([y - 7, *ends]), x + 7, max([y + 7, *ends]))
 
-    taken = [box_of(data_point) for data_point in panel.data_points]
-    boxes = list(taken)
-    for line in _lines(figure, panel):
-        taken += _boxes_along([(x_span.px(x), y_span.px(y)) for x, y in line])
-    wanted = [_line_request(line, x_span, y_span) for line in panel.reference_lines]
-    wanted += [
-        (data_point.label, (data_point.x, data_point.y), box, data_point.series)
-        for data_point, box in zip(panel.data_points, boxes, strict=True)
-        if data_point.label is not None
-    ]
+    wanted = []
+    for line in panel.reference_lines:
+        middle = math.sqrt(line.start * line.end), line.y  # on a logarithmic axis
+        wanted.append(_candidates(line.text, middle, px_of(*middle), _LINE_OFFSETS, QUIET))
+    boxes = [box_of(data_point) for data_point in panel.data_points]
+    for data_point, box in zip(panel.data_points, boxes, strict=True):
+        if data_point.label is not None:
+            at, color = (data_point.x, data_point.y), TEXT_PALETTE[data_point.series.color]
+            wanted.append(_candidates(data_point.label, at, px_of(*at), _offsets_beside(box, *px_of(*at)), color))
+    taken = list(boxes)
+    for corners in _lines(figure, panel):
+        taken += _boxes_along([px_of(*corner) for corner in corners])
     labels = []
-    for text, at, box, series in wanted:
-        for label, own in _label_positions(text, at, box, (x_span.px(at[0]), y_span.px(at[1])), series):
+    for candidates in wanted:
+        for label, own in candidates:
             is_inside = own.left >= 0 and own.bottom >= 0 and own.right <= WIDTH and own.top <= height
             if is_inside and not any(own.meets(other) for other in taken):
                 labels.append(label)
@@ -127,25 +131,12 @@ def place_labels(figure: Figure, panel: Panel, height: float) -> list[Label]:
     return labels
 
 
-_LabelRequest = tuple[str, tuple[float, float], Box, Series | None]
-"""A label to place: its text, its anchor in data coordinates, the box beside which it stands, and its series."""
-
-
-def _line_request(line: ReferenceLine, x_span: AxisScale, y_span: AxisScale) -> _LabelRequest:
-    """Return the label of a reference line, anchored at the middle of the line on a logarithmic axis."""
-    at = math.sqrt(line.start * line.end), line.y
-    x, y = x_span.px(at[0]), y_span.px(line.y)
-    return line.text, at, Box(x, y - 1, x, y + 1), None
-
-
 def _lines(figure: Figure, panel: Panel) -> list[list[tuple[float, float]]]:
     """Return every line of a panel as its corners (x, score)."""
     lines = [list(panel.front)] + [[(line.start, line.y), (line.end, line.y)] for line in panel.reference_lines]
     if figure.is_joined:
-        for series in dict.fromkeys(data_point.series for data_point in panel.data_points):
-            lines.append(
-                sorted((data_point.x, data_point.y) for data_point in panel.data_points if data_point.series == series)
-            )
+        of_series = ([each for each in panel.data_points if each.series == series] for series in panel.series)
+        lines += [sorted((each.x, each.y) for each in data_points) for data_points in of_series]
     return lines
 
 
@@ -160,24 +151,31 @@ def _boxes_along(corners: Sequence[tuple[float, float]], step_px: float = 6.0) -
     return boxes
 
 
-def _label_positions(
-    text: str, at: tuple[float, float], data_point: Box, px: tuple[float, float], series: Series | None
+_Offset = tuple[str, float, float]
+"""Alignment of a label and its distance from its point in pixels, to the right and upwards."""
+_HALF_PX = SMALL_PX * 0.6
+_LINE_OFFSETS: list[_Offset] = [
+    (align, 0.0, up)
+    for up in (12.0, -12.0, 26.0, -26.0, 40.0, -40.0, 54.0, -54.0, 68.0)
+    for align in ("center", "left", "right")
+]
+"""Offsets tried for the label of a reference line."""
+
+
+def _offsets_beside(box: Box, x: float, y: float) -> list[_Offset]:
+    """Return the offsets tried for the label of a point: right, left, above and below its box."""
+    aside, above, below = box.right - x + 4, box.top + _HALF_PX + 3 - y, box.bottom - _HALF_PX - 3 - y
+    return [("left", aside, 0.0), ("right", -aside, 0.0), ("center", 0.0, above), ("center", 0.0, below)]
+
+
+def _candidates(
+    text: str, at: tuple[float, float], px: tuple[float, float], offsets: Sequence[_Offset], color: str
 ) -> list[tuple[Label, Box]]:
-    """Return candidate positions of a label: right, left, above and below a point; at several heights for a reference line."""
-    width, half = len(text) * LETTER_PX * SMALL_PX / FONT_PX, SMALL_PX * 0.6
-    x, y = px
-    aside, above, below = data_point.right - x + 4, data_point.top + half + 3 - y, data_point.bottom - half - 3 - y
-    places = [("left", aside, 0.0), ("right", -aside, 0.0), ("center", 0.0, above), ("center", 0.0, below)]
-    if series is None:
-        places = [(align, 0.0, up) for up in _FAR_PX for align in ("center", "left", "right")]
+    """Return a label at each offset, with the box that it covers."""
+    width, (x, y) = len(text) * LETTER_PX * SMALL_PX / FONT_PX, px
     candidates = []
-    for align, dx, up in places:
+    for align, dx, up in offsets:
         left = x + dx - {"left": 0.0, "right": width, "center": width / 2}[align]
-        box = Box(left, y + up - half, left + width, y + up + half)
-        color = QUIET if series is None else TEXT_PALETTE[series.color]
+        box = Box(left, y + up - _HALF_PX, left + width, y + up + _HALF_PX)
         candidates.append((Label(text, *at, align, dx, -up, color), box))
     return candidates
-
-
-_FAR_PX = (12.0, -12.0, 26.0, -26.0, 40.0, -40.0, 54.0, -54.0, 68.0)
-"""Vertical offsets tried for the label of a reference line, in pixels."""

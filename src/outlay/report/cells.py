@@ -9,10 +9,12 @@ from typing import Any
 
 from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, PointRequest
+from outlay.report.frontier import CostScore
 from outlay.report.grouping import short_model
 from outlay.report.results import Results
 from outlay.report.scores import covers_words, mean_of_seeds, measure_of
-from outlay.report.table import CellContent
+from outlay.report.seed_means import mean_of
+from outlay.report.table import TableCell
 from outlay.report.values import measure_text, money
 
 STRATEGY_NAMES = {
@@ -30,13 +32,17 @@ WITHOUT_POOL = frozenset({"annotate", "general_distill"})
 """Strategies that use no unlabelled pool; their points do not differ by the size of the pool."""
 
 
+IdentityFields = Mapping[str, Any]
+"""Fields of a request by name that identify it apart from its seed, and the place of its task among those of the study."""
+
+
 @dataclass(frozen=True, slots=True)
 class PointOutputs:
-    """A point with its id and the outputs of its run."""
+    """A point with the outputs of its run and the identity fields of its request."""
 
     point: Point
-    id: str
     outputs: RunOutputs | None
+    fields: IdentityFields
 
     @property
     def request(self) -> PointRequest:
@@ -45,9 +51,20 @@ class PointOutputs:
 
 
 def point_outputs(results: Results) -> list[PointOutputs]:
-    """Return the points of a study, each with its id and the outputs of its run."""
-    named = [(point, point.id) for point in results.points]
-    return [PointOutputs(point, name, results.outputs.get(name)) for point, name in named]
+    """Return the points of a study, each with the outputs of its run."""
+    tasks = results.tasks
+    return [
+        PointOutputs(point, results.outputs.get(point.id), _identity_fields(point.request, tasks))
+        for point in results.points
+    ]
+
+
+def by_task(points: Iterable[PointOutputs]) -> dict[str, list[PointOutputs]]:
+    """Return the points of each task, in order of appearance."""
+    found: dict[str, list[PointOutputs]] = {}
+    for each in points:
+        found.setdefault(each.request.task, []).append(each)
+    return found
 
 
 def n_unlabelled(request: PointRequest) -> int:
@@ -55,16 +72,15 @@ def n_unlabelled(request: PointRequest) -> int:
     return 0 if request.strategy in WITHOUT_POOL else sum(n for _, n in request.pool)
 
 
-def identity_fields(request: PointRequest) -> dict[str, Any]:
-    """Return the fields that identify a request apart from its seed."""
-    initial = None if request.added_usd is None else round(request.budget_usd - request.added_usd, 6)
+def _identity_fields(request: PointRequest, tasks: Sequence[str]) -> IdentityFields:
     return {
         "task": request.task,
+        "task_order": tasks.index(request.task),
         "variant": request.variant,
         "teacher": request.teacher,
         "student": request.student,
         "n_initial": request.n_initial,
-        "initial_usd": initial,
+        "initial_usd": None if request.added_usd is None else round(request.budget_usd - request.added_usd, 6),
         "added_usd": request.added_usd,
         "budget_usd": request.budget_usd,
         "n_unlabelled": n_unlabelled(request),
@@ -79,7 +95,7 @@ def identity_fields(request: PointRequest) -> dict[str, Any]:
 # --- cells -----------------------------------------------------------------------------------------------------------
 
 
-def score_cell(points: Sequence[PointOutputs], bracket: str = "", published: float | None = None) -> CellContent:
+def score_cell(points: Sequence[PointOutputs], bracket: str = "", published: float | None = None) -> TableCell:
     """Return the cell of a mean test score over seeds with its interval; ``na`` or ``failed`` where no seed has a score.
 
     Args:
@@ -88,26 +104,23 @@ def score_cell(points: Sequence[PointOutputs], bracket: str = "", published: flo
         published: the paper's number for it.
     """
     ok = [each for each in points if each.point.is_ok]
-    score = mean_of_seeds(
-        [each.point for each in ok], {each.id: each.outputs for each in ok if each.outputs is not None}
-    )
-    low, high = (None, None) if score is None or score.bounds is None else score.bounds
-    statuses = [each.point.result.status for each in points if not each.point.is_ok]
-    return CellContent(
-        value=None if score is None else score.mean,
-        low=low,
-        high=high,
-        bracket="" if score is None else bracket,
+    lost = [each.point.result for each in points if not each.point.is_ok]
+    outputs = {each.point.id: each.outputs for each in ok if each.outputs is not None}
+    score = mean_of_seeds([each.point for each in ok], outputs)
+    statuses = {each.status for each in lost}
+    reasons = dict.fromkeys(f"{each.status}: {' '.join((each.reason or '').split())}" for each in lost)
+    return TableCell(
+        value=score.value,
+        low=score.low,
+        high=score.high,
+        covers=score.covers,
+        bracket=bracket if ok else "",
         published=published,
-        status="ok" if score is not None else next((each for each in ("failed", "waiting") if each in statuses), "na"),
+        status="ok" if ok else next((each for each in ("failed", "waiting") if each in statuses), "na"),
         n_ok=len(ok),
         n_seeds=len(points),
-        reasons=(
-            *dict.fromkeys(_reason(e.point) for e in points if not e.point.is_ok),
-            *remarks_of([e.point for e in ok]),
-        ),
-        covers=None if score is None else score.covers,
-        points=tuple(each.id for each in points),
+        reasons=(*reasons, *remarks_of([each.point for each in ok])),
+        points=tuple(each.point.id for each in points),
     )
 
 
@@ -123,15 +136,11 @@ def remarks_of(seeds: Sequence[Point]) -> tuple[str, ...]:
     )
 
 
-def _reason(point: Point) -> str:
-    """Return the status and the reason of a point without a score, on one line."""
-    return f"{point.result.status}: {' '.join((point.result.reason or '').split())}"
-
-
-def mean_of(values: Iterable[float]) -> float | None:
-    """Return the mean of some values; None of no values."""
-    numbers = list(values)
-    return statistics.fmean(numbers) if numbers else None
+def cost_score(cell: TableCell, charge_usd: float | None) -> CostScore | None:
+    """Return a cell as a candidate for the frontier; None without a score or a charge."""
+    if cell.value is None or charge_usd is None:
+        return None
+    return CostScore("", charge_usd, cell.value, cell.low, cell.high)
 
 
 def charge_of(points: Sequence[PointOutputs]) -> float | None:
@@ -161,7 +170,7 @@ def metric_text(points: Iterable[PointOutputs]) -> str | None:
     return "; ".join(f"{task}: {measure}" for task, measure in by_task.items())
 
 
-def score_legend(points: Sequence[PointOutputs], cells: Sequence[CellContent]) -> str:
+def score_legend(points: Sequence[PointOutputs], cells: Sequence[TableCell]) -> str:
     """Return the legend of a table's scores: "Test score, 0-100: accuracy, published reading; ±: half ..."."""
     measure, span = metric_text(points), covers_words(cell.covers for cell in cells)
     text = "Test score, 0-100" + ("" if measure is None else f": {measure}")
@@ -174,14 +183,9 @@ def score_legend(points: Sequence[PointOutputs], cells: Sequence[CellContent]) -
 def short_names(requests: Sequence[PointRequest]) -> dict[str, str]:
     """Return the shortest distinct names of all teachers and students: "t5-v1_1-xxl" for "google/t5-v1_1-xxl"."""
     refs = {ref for request in requests for ref in (request.teacher, request.student) if ref is not None}
-    bare = {ref: _bare(ref) for ref in refs}
+    packages = {ref: ref.removeprefix("package:").removesuffix("/model") for ref in refs if ref.startswith("package:")}
+    bare = {ref: packages.get(ref, ref) for ref in refs}
     return {ref: short_model(name, set(bare.values())) for ref, name in bare.items()}
-
-
-def _bare(ref: str) -> str:
-    """Return a model reference without its ``package:`` prefix and ``/model`` ending; any other reference as it is."""
-    name = ref.removeprefix("package:")
-    return name.removesuffix("/model") if name != ref else ref
 
 
 def strategy_name(variant: str) -> str:

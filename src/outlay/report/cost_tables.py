@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from outlay.report import paper_tables
 from outlay.report.cells import (
     WITHOUT_POOL,
     PointOutputs,
+    by_task,
     charge_of,
+    cost_score,
     dollars,
-    identity_fields,
-    mean_of,
     request_text,
     row_heading,
     score_cell,
@@ -23,81 +22,39 @@ from outlay.report.cells import (
     strategy_rank,
     thousands,
 )
+from outlay.report.frontier import CostScore, usd_to_reach
 from outlay.report.scores import ONE_SEED
-from outlay.report.table import CellContent, Heading, PlacedCell, Table, pivot
-from outlay.report.values import money
+from outlay.report.seed_means import by_seed, mean_of
+from outlay.report.table import Heading, PlacedCell, Table, TableCell, pivot, row_cells, task_heading
+from outlay.report.values import count, money
 
-_ONE_BLOCK = Heading((), "")
 NOT_REACHED = "not reached"
 
 
 def _cells_of(points: Sequence[PointOutputs]) -> list[list[PointOutputs]]:
     """Return points grouped by request without its seed, each group sorted by seed."""
-    cells: dict[tuple[object, ...], list[PointOutputs]] = {}
-    for each in points:
-        cells.setdefault(tuple(identity_fields(each.request).values()), []).append(each)
-    return [sorted(seeds, key=lambda each: each.request.seed) for seeds in cells.values()]
+    by_id = {each.point.id: each for each in points}
+    return [[by_id[point.id] for point in seeds] for seeds in by_seed(each.point for each in points)]
 
 
 # --- Table 4 ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """A point of the annotation curve: dollars, mean score and the ends of its interval (the mean where there is none)."""
-
-    usd: float
-    score: float
-    low: float
-    high: float
-    cell: CellContent
-
-    @classmethod
-    def of(cls, seeds: Sequence[PointOutputs]) -> CurvePoint | None:
-        """Return the curve point of some seeds; None where no seed has a score or nothing was charged."""
-        cell, usd = score_cell(seeds), charge_of(seeds)
-        if cell.value is None or not usd:
-            return None
-        low, high = (cell.value if end is None else end for end in (cell.low, cell.high))
-        return cls(usd, cell.value, low, high, cell)
-
-
-def usd_to_reach(score: float, curve: Sequence[tuple[float, float]]) -> float | None:
-    """Return the least dollars at which a curve reaches a score, interpolated linearly in log dollars.
-
-    Args:
-        score: 0-100.
-        curve: dollars (> 0) and score of each point, by rising dollars.
-
-    Returns:
-        The dollars of the cheapest point where its score is enough already; None where the curve never reaches the score.
-    """
-    before: tuple[float, float] | None = None
-    for usd, reached in curve:
-        if reached >= score:
-            if before is None:
-                return usd
-            share = (score - before[1]) / (reached - before[1])
-            return math.exp(math.log(before[0]) + share * (math.log(usd) - math.log(before[0])))
-        before = (usd, reached)
-    return None
-
-
-def same_score_cell(goal: CurvePoint, curve: Sequence[CurvePoint]) -> CellContent:
+def same_score_cell(goal: CostScore, curve: Sequence[CostScore]) -> TableCell:
     """Return the cell of the cost of annotating to the score of ``goal``, with the costs of the ends of its interval.
 
     The cheap end is where the upper ends of annotation's intervals reach the goal's lower end, the dear end where the lower ends
     reach its upper end: wider than 95 %, since both are rarely at their ends together.
     """
-    usd = usd_to_reach(goal.score, [(each.usd, each.score) for each in curve])
-    low = usd_to_reach(goal.low, [(each.usd, each.high) for each in curve])
-    high = usd_to_reach(goal.high, [(each.usd, each.low) for each in curve])
+    usd = usd_to_reach(goal.score, [(each.charge_usd, each.score) for each in curve])
+    low = usd_to_reach(goal.least, [(each.charge_usd, each.most) for each in curve])
+    high = usd_to_reach(goal.most, [(each.charge_usd, each.least) for each in curve])
     if usd is None:
-        return CellContent(unit="words", words=NOT_REACHED if low is None else f"{NOT_REACHED} [{money(low)}, –]")
-    if usd == curve[0].usd and curve[0].score >= goal.score:
-        return CellContent(usd, unit="words", words=f"at most {money(usd)}")
+        return TableCell(unit="words", words=NOT_REACHED if low is None else f"{NOT_REACHED} [{money(low)}, –]")
+    if usd == curve[0].charge_usd and curve[0].score >= goal.score:
+        return TableCell(usd, unit="words", words=f"at most {money(usd)}")
     ends = f" [{money(low)}, {NOT_REACHED if high is None else money(high)}]"
-    return CellContent(usd, low, high, unit="words", words=money(usd) + (ends if low != high else ""))
+    return TableCell(usd, low, high, unit="words", words=money(usd) + (ends if low != high else ""))
 
 
 def lay_out_match(points: Sequence[PointOutputs]) -> tuple[list[Table], list[PointOutputs]]:
@@ -106,21 +63,16 @@ def lay_out_match(points: Sequence[PointOutputs]) -> tuple[list[Table], list[Poi
     Returns:
         The tables, and the points that belong in neither of them.
     """
-    tasks = list(dict.fromkeys(each.request.task for each in points))
+    tasks = list(by_task(points))
     taught = [each for each in points if each.request.teacher is not None]
     labelled = [each for each in points if each.request.strategy == "annotate"]
-    placed = {each.id for each in (*taught, *labelled)}
-    tables = [
-        table for table in (_match_table(taught, labelled, tasks), _curve_table(labelled, tasks)) if table is not None
-    ]
-    return tables, [each for each in points if each.id not in placed]
+    rest = [each for each in points if each.request.teacher is None and each.request.strategy != "annotate"]
+    tables = [_match_table(taught, labelled, tasks)] if taught else []
+    tables += [_curve_table(labelled, tasks)] if labelled else []
+    return tables, rest
 
 
-def _match_table(
-    taught: Sequence[PointOutputs], labelled: Sequence[PointOutputs], tasks: Sequence[str]
-) -> Table | None:
-    if not taught:
-        return None
+def _match_table(taught: Sequence[PointOutputs], labelled: Sequence[PointOutputs], tasks: Sequence[str]) -> Table:
     names = short_names([each.request for each in (*taught, *labelled)])
     curves = _curves(labelled)
     items: list[PlacedCell] = []
@@ -131,19 +83,22 @@ def _match_table(
         request = seeds[0].request
         if max(n for (_, each), n in of_words.items() if each == words) > 1:
             words = f"{words}: {request_text(request)}"
-        column = Heading((tasks.index(request.task),), request.task)
+        column = task_heading(request.task, tasks)
         order = (0, strategy_rank(request.variant), words, seen[request.task, words])
         seen[request.task, words] += 1
-        goal, usd = CurvePoint.of(seeds), charge_of(seeds)
+        usd = charge_of(seeds)
         cell = score_cell(seeds, "" if usd is None else f"({money(usd)})")
-        items.append(PlacedCell(_ONE_BLOCK, Heading((*order, 0), words), column, cell))
+        items.append(PlacedCell(Heading((*order, 0), words), column, cell))
+        goal = cost_score(cell, usd or None)
         if goal is not None and (curve := curves.get((request.task, request.student))):
             same = f"{names[request.student]} (Annotate), the same score"
-            items.append(PlacedCell(_ONE_BLOCK, Heading((*order, 1), same), column, same_score_cell(goal, curve)))
+            same_score = same_score_cell(goal, [each for each, _ in curve])
+            items.append(PlacedCell(Heading((*order, 1), same), column, same_score))
     for (task, student), curve in curves.items():
-        top = replace(curve[-1].cell, bracket=f"({money(curve[-1].usd)})", points=())
-        dearest = Heading((1, names[student]), f"{names[student]} (Annotate), the dearest")
-        items.append(PlacedCell(_ONE_BLOCK, dearest, Heading((tasks.index(task),), task), top))
+        dearest, cell = curve[-1]
+        heading = Heading((1, names[student]), f"{names[student]} (Annotate), the dearest")
+        top = replace(cell, bracket=f"({money(dearest.charge_usd)})", points=())
+        items.append(PlacedCell(heading, task_heading(task, tasks), top))
     table = pivot("Distilling, and annotating to the same score (after Kang et al. 2023, Table 4)", ("Model",), items)
     is_one_seed = any(cell.covers == "rows" for cell in table.cells)
     notes = (
@@ -157,32 +112,31 @@ def _match_table(
     return replace(table, notes=(*notes, *table.notes), tasks=tuple(tasks))
 
 
-def _curves(labelled: Sequence[PointOutputs]) -> dict[tuple[str, str], list[CurvePoint]]:
-    """Return the annotation curve of each task and student, by rising dollars."""
-    curves: dict[tuple[str, str], list[CurvePoint]] = {}
+def _curves(labelled: Sequence[PointOutputs]) -> dict[tuple[str, str], list[tuple[CostScore, TableCell]]]:
+    """Return the annotation curve of each task and student, by rising dollars; points that cost nothing are left out."""
+    curves: dict[tuple[str, str], list[tuple[CostScore, TableCell]]] = {}
     for seeds in _cells_of(labelled):
-        curve_point = CurvePoint.of(seeds)
-        if curve_point is not None:
-            curves.setdefault((seeds[0].request.task, seeds[0].request.student), []).append(curve_point)
-    return {key: sorted(curve, key=lambda each: each.usd) for key, curve in curves.items()}
+        cell = score_cell(seeds)
+        candidate = cost_score(cell, charge_of(seeds) or None)
+        if candidate is not None:
+            curves.setdefault((seeds[0].request.task, seeds[0].request.student), []).append((candidate, cell))
+    return {key: sorted(curve, key=lambda each: each[0].charge_usd) for key, curve in curves.items()}
 
 
-def _curve_table(labelled: Sequence[PointOutputs], tasks: Sequence[str]) -> Table | None:
-    if not labelled:
-        return None
+def _curve_table(labelled: Sequence[PointOutputs], tasks: Sequence[str]) -> Table:
     names = short_names([each.request for each in labelled])
     items: list[PlacedCell] = []
     for i, seeds in enumerate(_cells_of(labelled)):
-        request = seeds[0].request
-        n_labels, usd = mean_of(each.point.result.n_labels for each in seeds if each.point.is_ok), charge_of(seeds)
-        block = Heading(
-            (tasks.index(request.task), names[request.student]), f"{request.task}, {names[request.student]}"
-        )
-        row = Heading((request.budget_usd, i), dollars(request.budget_usd))
-        count = CellContent(unit="words", words="–" if n_labels is None else f"{n_labels:,.0f}")
-        cells = (count, CellContent(usd, unit="usd"), score_cell(seeds))
-        heads = (Heading((0,), "Labels"), Heading((1,), "Charge"), Heading((2,), "Test"))
-        items += [PlacedCell(block, row, head, cell) for head, cell in zip(heads, cells, strict=True)]
+        task, student = seeds[0].request.task, names[seeds[0].request.student]
+        block = Heading((tasks.index(task), student), f"{task}, {student}")
+        row = Heading((seeds[0].request.budget_usd, i), dollars(seeds[0].request.budget_usd))
+        n_labels = count(mean_of(each.point.result.n_labels for each in seeds if each.point.is_ok))
+        cells: dict[str, TableCell | None] = {
+            "Labels": TableCell(unit="words", words=n_labels),
+            "Charge": TableCell(charge_of(seeds), unit="usd"),
+            "Test": score_cell(seeds),
+        }
+        items += row_cells(row, cells, block)
     return pivot("Annotation alone, by budget", ("Task, student", "Budget"), items, tasks=tuple(tasks))
 
 
@@ -205,28 +159,20 @@ def lay_out_costs(points: Sequence[PointOutputs]) -> tuple[list[Table], list[Poi
     """
     if not points:
         return [], []
-    tasks = list(dict.fromkeys(each.request.task for each in points))
+    tasks = list(by_task(points))
     names = short_names([each.request for each in points])
     items: list[PlacedCell] = []
     for i, seeds in enumerate(_cells_of(points)):
         request = seeds[0].request
-        block = Heading((tasks.index(request.task),), request.task)
-        row = Heading(
-            (request.n_initial or 0, strategy_rank(request.variant), i), _cost_row(seeds, row_heading(request, names))
-        )
-        cells: list[tuple[Heading, CellContent]] = []
-        for place, (name, parts, words) in enumerate(_COLUMNS):
-            cell = _part_cell(seeds, name, parts)
-            cells += [] if cell is None else [(Heading((place,), words), cell)]
-        charge = CellContent(charge_of(seeds), unit="usd")
-        cells += [(Heading((8,), "Charge"), charge), (Heading((9,), "Test"), score_cell(seeds))]
-        items += [PlacedCell(block, row, head, cell) for head, cell in cells]
-    table = pivot(
-        "What a point is charged, by part (after Kang et al. 2023, Table 6)",
-        ("Task", "Bought"),
-        items,
-        tasks=tuple(tasks),
-    )
+        order = (request.n_initial or 0, strategy_rank(request.variant), i)
+        n_pool = mean_of(each.point.result.n_pool for each in seeds if each.point.is_ok)
+        rows = f", {thousands(n_pool)} rows" if n_pool and request.strategy not in WITHOUT_POOL else ""
+        row = Heading(order, f"{row_heading(request, names)}: {request_text(request)}{rows}")
+        cells = {text: _part_cell(seeds, name, parts) for name, parts, text in _COLUMNS}
+        cells |= {"Charge": TableCell(charge_of(seeds), unit="usd"), "Test": score_cell(seeds)}
+        items += row_cells(row, cells, task_heading(request.task, tasks))
+    title = "What a point is charged, by part (after Kang et al. 2023, Table 6)"
+    table = pivot(title, ("Task", "Bought"), items, tasks=tuple(tasks))
     notes = [
         "Dollars, means over seeds; the parts add up to the charge. Where the student's training is free, it is $0.00.",
         f"{score_legend(points, list(table.cells))} Bold: the highest mean of a task.",
@@ -236,14 +182,7 @@ def lay_out_costs(points: Sequence[PointOutputs]) -> tuple[list[Table], list[Poi
     return [replace(table, notes=(*notes, *table.notes))], []
 
 
-def _cost_row(seeds: Sequence[PointOutputs], words: str) -> str:
-    request = seeds[0].request
-    n_pool = mean_of(each.point.result.n_pool for each in seeds if each.point.is_ok)
-    rows = f", {thousands(n_pool)} rows" if n_pool and request.strategy not in WITHOUT_POOL else ""
-    return f"{words}: {request_text(request)}{rows}"
-
-
-def _part_cell(seeds: Sequence[PointOutputs], name: str, parts: Sequence[str]) -> CellContent | None:
+def _part_cell(seeds: Sequence[PointOutputs], name: str, parts: Sequence[str]) -> TableCell | None:
     """Return the cell of the mean dollars of some parts; None for a part the strategy lacks or a charge not kept by part."""
     is_taught = seeds[0].request.teacher is not None
     if (name in ("teacher", "distillation") and not is_taught) or (name == "training" and is_taught):
@@ -252,4 +191,4 @@ def _part_cell(seeds: Sequence[PointOutputs], name: str, parts: Sequence[str]) -
     if not charges or any(each is None for each in charges):
         return None
     usd = mean_of(sum(each.get(part, 0.0) for part in parts) for each in charges if each is not None)
-    return CellContent(usd, unit="usd", published=paper_tables.costs_of(seeds[0].request).get(name))
+    return TableCell(usd, unit="usd", published=paper_tables.costs_of(seeds[0].request).get(name))

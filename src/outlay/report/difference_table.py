@@ -4,82 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from outlay.report.cells import dollars, thousands
 from outlay.report.scores import ONE_SEED_PAIR
-from outlay.report.table import CellContent, Heading, PlacedCell, Table, pivot
+from outlay.report.significance import PairedTest
+from outlay.report.table import Heading, PlacedCell, Table, TableCell, pivot, row_cells
 from outlay.report.values import MINUS, points_text, signed
 
 SMALLEST_P = 0.001
 """The smallest p written as a number; a smaller one is written "< 0.001"."""
 
 
-class Tested(Protocol):
-    """A paired test of a family, first minus second, in points (`outlay.report.significance.PairedTest`)."""
-
-    @property
-    def task(self) -> str:
-        """Name of the task."""
-
-    @property
-    def budget_usd(self) -> float:
-        """Total budget of both sides."""
-
-    @property
-    def n_initial(self) -> int | None:
-        """Initial labels of both sides."""
-
-    @property
-    def first(self) -> str:
-        """Label of the first side."""
-
-    @property
-    def second(self) -> str:
-        """Label of the second side."""
-
-    @property
-    def mean(self) -> float:
-        """Mean difference."""
-
-    @property
-    def low(self) -> float:
-        """Lower end of the 95 % interval of the difference."""
-
-    @property
-    def high(self) -> float:
-        """Upper end of the 95 % interval of the difference."""
-
-    @property
-    def p_holm(self) -> float | None:
-        """Two-sided p after Holm's correction over the family; None where there is no test."""
-
-    @property
-    def is_significant(self) -> bool:
-        """True where the corrected p is at most 0.05."""
-
-    @property
-    def smallest(self) -> float | None:
-        """Smallest difference that the test could have found within its family; None where there is no test."""
-
-    @property
-    def n_comparisons(self) -> int:
-        """Number of tests in the family."""
-
-    @property
-    def n_seeds(self) -> int:
-        """Seeds that both sides have."""
-
-    @property
-    def n_examples(self) -> int:
-        """Test examples."""
-
-    @property
-    def n_apart(self) -> int:
-        """Test rows that the two sides score differently."""
-
-
-def lay_out_differences(tests: Sequence[Tested]) -> Table | None:
+def lay_out_differences(tests: Sequence[PairedTest]) -> Table | None:
     """Lay out one row per pair, in blocks of a task and budget and the order given; None without pairs.
 
     Bold: significant after the correction. The verdict of any other pair names the smallest difference its test could have found,
@@ -95,12 +31,12 @@ def lay_out_differences(tests: Sequence[Tested]) -> Table | None:
         at = f"{test.task}, {dollars(test.budget_usd)}{n}"
         block = Heading((places.setdefault(at, len(places)),), at)
         row = Heading((i,), f"{test.first} {MINUS} {test.second}")
-        items += [PlacedCell(block, row, head, cell) for head, cell in _cells(test)]
+        items += row_cells(row, _cells(test), block)
     table = pivot("Differences", ("Task, budget", "Pair"), items, tasks=tasks)
     return replace(table, notes=_notes(tests))
 
 
-def _notes(tests: Sequence[Tested]) -> tuple[str, ...]:
+def _notes(tests: Sequence[PairedTest]) -> tuple[str, ...]:
     n_seeds, n_examples = ({getattr(test, name) for test in tests} for name in ("n_seeds", "n_examples"))
     span = "over new seeds and new test rows"
     if n_seeds == {1}:
@@ -120,24 +56,18 @@ def _notes(tests: Sequence[Tested]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _cells(test: Tested) -> list[tuple[Heading, CellContent]]:
-    difference = f"{signed(test.mean)} [{signed(test.low)}, {signed(test.high)}]"
-    p = [] if test.p_holm is None else [(Heading((1,), "p"), _p_cell(test.p_holm))]
-    return [
-        (
-            Heading((0,), "Difference"),
-            CellContent(test.mean, test.low, test.high, "words", words=difference, is_best=test.is_significant),
-        ),
-        *p,
-        (Heading((2,), "Verdict"), CellContent(unit="words", words=verdict(test))),
-    ]
+def _cells(test: PairedTest) -> dict[str, TableCell | None]:
+    words = f"{signed(test.mean)} [{signed(test.low)}, {signed(test.high)}]"
+    p = test.p_holm
+    p_words = "" if p is None else f"< {SMALLEST_P}" if p < SMALLEST_P else f"{p:.3f}"
+    return {
+        "Difference": TableCell(test.mean, test.low, test.high, "words", words, is_best=test.is_significant),
+        "p": None if p is None else TableCell(p, unit="words", words=p_words),
+        "Verdict": TableCell(unit="words", words=verdict(test)),
+    }
 
 
-def _p_cell(p: float) -> CellContent:
-    return CellContent(p, unit="words", words=f"< {SMALLEST_P}" if p < SMALLEST_P else f"{p:.3f}")
-
-
-def verdict(test: Tested) -> str:
+def verdict(test: PairedTest) -> str:
     """Return the verdict of a test in words; one without a finding names the smallest difference it could have found."""
     if test.n_apart == 0:
         return "every test row scored alike"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
 from typing import Literal
 
-from outlay.engine.outputs import PARTS, RunOutputs
+from outlay.engine.outputs import PARTS
+from outlay.engine.point import PointRequest
 from outlay.metrics import main_score
-from outlay.report.frontier import CostScore, frontier
+from outlay.report.frontier import CostScore, frontier, usd_to_reach
 from outlay.report.grouping import short_model
 from outlay.report.palette import PALETTE, SHAPES, look
 from outlay.report.results import Results
@@ -86,6 +86,11 @@ class Panel:
     front: tuple[tuple[float, float], ...] = ()
     reference_lines: tuple[ReferenceLine, ...] = ()
 
+    @property
+    def series(self) -> list[Series]:
+        """Series of the points, in order of appearance."""
+        return list(dict.fromkeys(data_point.series for data_point in self.data_points))
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -102,13 +107,19 @@ class Figure:
     is_joined: bool = False
     """True where a line joins the points of a series."""
 
+    @property
+    def data_points(self) -> list[DataPoint]:
+        """Points of all panels."""
+        return [data_point for panel in self.panels for data_point in panel.data_points]
 
-def layouts(results: Results, seed_means: Sequence[SeedMean]) -> dict[str, Figure]:
-    """Return the figure of each task in the layout of the header; a task without a score has none."""
+
+def lay_out_figures(results: Results, seed_means: Sequence[SeedMean]) -> dict[str, Figure]:
+    """Lay out the figure of each task as the header says; a task without a score has none."""
     figures = {}
     for task in results.tasks:
         scored = [mean for mean in seed_means if mean.request.task == task and mean.value is not None]
-        metrics = {each.metric for mean in scored for each in _outputs_of(results, mean) if each.metric is not None}
+        outputs = [results.outputs[each] for mean in scored for each in mean.ids if each in results.outputs]
+        metrics = {each.metric for each in outputs if each.metric is not None}
         measure = measure_text(main_score(metrics.pop())) if len(metrics) == 1 else "test score"
         figure = _LAYOUTS[results.header.layout](scored) if scored else None
         if figure is not None:
@@ -119,10 +130,6 @@ def layouts(results: Results, seed_means: Sequence[SeedMean]) -> dict[str, Figur
             first += [seeds_text(scored) + (f", bars: {bars}" if has_bars else "")]
             figures[task] = replace(figure, title=title, notes=(*first, *figure.notes))
     return figures
-
-
-def _outputs_of(results: Results, mean: SeedMean) -> list[RunOutputs]:
-    return [results.outputs[each] for each in mean.ids if each in results.outputs]
 
 
 def seeds_text(scored: Sequence[SeedMean]) -> str:
@@ -142,7 +149,7 @@ def short_count(number: float) -> str:
 # --- series -----------------------------------------------------------------------------------------------------------
 
 
-def by_strategy(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], Series]:
+def by_strategy(scored: Sequence[SeedMean]) -> dict[PointRequest, Series]:
     """Return the series of each seed mean by its key: the strategy, with its models where models are varied.
 
     One colour and shape per strategy; where models are varied, a colour per models and a shape and dash per strategy.
@@ -186,7 +193,7 @@ def _extra(mean: SeedMean, varied: Mapping[str, set[str | None]]) -> str:
     return ", ".join([" → ".join(models), *parts] if models else parts)
 
 
-def by_pool(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], Series]:
+def by_pool(scored: Sequence[SeedMean]) -> dict[PointRequest, Series]:
     """Return the series of each seed mean by its key: the number of unlabelled rows, "U = 0 (annotate)" or "U = 10K"."""
     sizes = {mean.key: _n_unlabelled(mean) for mean in scored}
     of_size: dict[int, set[str]] = {}
@@ -209,7 +216,7 @@ def _n_unlabelled(mean: SeedMean) -> int:
     return sum(n_rows for _, n_rows in mean.request.pool) if mean.n_pool else 0
 
 
-def row_names(scored: Sequence[SeedMean]) -> dict[tuple[object, ...], str]:
+def row_names(scored: Sequence[SeedMean]) -> dict[PointRequest, str]:
     """Return the row name of each seed mean: its series, with N, budget and pool where these vary within the series."""
     series = by_strategy(scored)
     names = {}
@@ -248,7 +255,7 @@ def describe(mean: SeedMean, name: str) -> str:
 
 def _data_points(
     scored: Sequence[SeedMean],
-    series: dict[tuple[object, ...], Series],
+    series: dict[PointRequest, Series],
     x_of: Callable[[SeedMean], float | None],
     label_of: Callable[[SeedMean], str | None] = lambda _: None,
 ) -> tuple[DataPoint, ...]:
@@ -262,190 +269,105 @@ def _data_points(
     return tuple(data_points)
 
 
-def _charge(mean: SeedMean) -> float | None:
-    """Return the charge for a logarithmic axis; None where it is absent or 0."""
-    return mean.charge_usd or None
-
-
 def _omission_note(scored: Sequence[SeedMean], panels: Iterable[Panel], why: str) -> tuple[str, ...]:
     n_lost = len(scored) - sum(len(panel.data_points) for panel in panels)
     return (f"{n_lost} of {len(scored)} marks are left out: {why}",) if n_lost else ()
 
 
-def _front(scored: Sequence[SeedMean]) -> tuple[tuple[float, float], ...]:
-    candidates = [
-        CostScore(mean.ids[0], mean.charge_usd, mean.value)
-        for mean in scored
-        if mean.value is not None and mean.charge_usd is not None
-    ]
-    return tuple((candidate.charge_usd, candidate.score) for candidate in frontier(candidates).front)
-
-
-def _front_note(panel: Panel) -> tuple[str, ...]:
-    return ("dashed: Pareto frontier, interpolated on log cost",) if len(panel.front) > 1 else ()
-
-
 # --- layouts ----------------------------------------------------------------------------------------------------------
 
+_LABELS_NOTE = "beside a mark: its labels"
 _NO_COST = "they cost nothing, and the axis is logarithmic"
 
 
-def _over_charge(scored: Sequence[SeedMean], title: str, *, is_joined: bool, has_labels: bool) -> Figure | None:
-    """Lay out score over charge, one series per strategy and models."""
-    data_points = _data_points(scored, by_strategy(scored), _charge, _n_label if has_labels else lambda _: None)
-    panel = Panel(None, data_points)
-    notes = _omission_note(scored, [panel], _NO_COST)
-    return (
-        Figure("scatter", title, notes, "charge", (panel,), is_log=True, is_joined=is_joined) if data_points else None
-    )
+def _over_charge(
+    scored: Sequence[SeedMean],
+    title: str,
+    *,
+    series_of: Callable[[Sequence[SeedMean]], dict[PointRequest, Series]] = by_strategy,
+    is_joined: bool = False,
+    labels_note: str | None = None,
+    has_front: bool = False,
+) -> Figure | None:
+    """Lay out score over charge in one panel, with the labels of each point where a note says so; None without a charge."""
+    label_of = _n_label if labels_note else lambda _: None
+    data_points = _data_points(scored, series_of(scored), lambda mean: mean.charge_usd or None, label_of)
+    if not data_points:
+        return None
+    front = frontier([CostScore("", each.x, each.y) for each in data_points] if has_front else []).front
+    panel = Panel(None, data_points, tuple((each.charge_usd, each.score) for each in front))
+    legend = [labels_note] if labels_note else []
+    legend += ["dashed: Pareto frontier, interpolated on log cost"] if len(front) > 1 else []
+    notes = (*legend, *_omission_note(scored, [panel], _NO_COST))
+    return Figure("scatter", title, notes, "charge", (panel,), is_log=True, is_joined=is_joined)
 
 
 def _n_label(mean: SeedMean) -> str | None:
     return None if mean.n_labels is None else short_count(mean.n_labels)
 
 
-def _pool(scored: Sequence[SeedMean]) -> Figure | None:
-    """Lay out Figure 2: labels x unlabelled rows."""
-    panel = Panel(
-        None, _data_points(scored, by_pool(scored), _charge, _n_label), _front([m for m in scored if _charge(m)])
-    )
-    legend = ("beside a mark: its labels; U: its unlabelled rows", *_front_note(panel))
-    notes = (*legend, *_omission_note(scored, [panel], _NO_COST))
-    return (
-        Figure("scatter", "labels × unlabelled rows", notes, "charge", (panel,), is_log=True)
-        if panel.data_points
-        else None
-    )
-
-
-def _plain(scored: Sequence[SeedMean]) -> Figure | None:
-    """Lay out score over charge with the Pareto frontier, for any comparison."""
-    figure = _over_charge(scored, "what a score costs", is_joined=False, has_labels=False)
-    if figure is None:
-        return None
-    panel = replace(figure.panels[0], front=_front([mean for mean in scored if _charge(mean)]))
-    return replace(figure, panels=(panel,), notes=(*_front_note(panel), *figure.notes))
-
-
-_BUDGETS_TITLE = "what is added to N labels"
-_INITIAL_TITLE = "starting labels at a fixed added budget"
-
-
 def _budgets(scored: Sequence[SeedMean]) -> Figure | None:
     """Lay out Tables 2 and 11: score over added budget, one panel per N."""
-    series = by_strategy(scored)
-    is_added = all(mean.request.added_usd is not None for mean in scored)
+    title, series = "what is added to N labels", by_strategy(scored)
+    axis: Axis = "added" if all(mean.request.added_usd is not None for mean in scored) else "budget"
     sizes = sorted({mean.request.n_initial for mean in scored}, key=lambda n: (n is None, n))
-
     if len(sizes) > MAX_PANELS:
-        return _over_charge(scored, _BUDGETS_TITLE, is_joined=False, has_labels=False)
-
-    def x_of(mean: SeedMean) -> float | None:
-        return mean.request.added_usd if is_added else mean.request.budget_usd
-
-    panels = tuple(
-        Panel(
-            "N by rule" if n is None else f"N = {n:,}",
-            _data_points([mean for mean in scored if mean.request.n_initial == n], series, x_of),
-        )
-        for n in sizes
-    )
-    axis: Axis = "added" if is_added else "budget"
-    return Figure("scatter", _BUDGETS_TITLE, (), axis, panels, is_joined=True)
+        return _over_charge(scored, title)
+    panels = []
+    for n in sizes:
+        of_size = [mean for mean in scored if mean.request.n_initial == n]
+        data_points = _data_points(of_size, series, lambda mean: getattr(mean.request, f"{axis}_usd"))
+        panels.append(Panel("N by rule" if n is None else f"N = {n:,}", data_points))
+    return Figure("scatter", title, (), axis, tuple(panels), is_joined=True)
 
 
 def _initial(scored: Sequence[SeedMean]) -> Figure | None:
     """Lay out Figure 3: score over N, one panel per added budget."""
-    series = by_strategy(scored)
+    title, series = "starting labels at a fixed added budget", by_strategy(scored)
     fixed = [mean for mean in scored if mean.request.n_initial is not None]
     added = sorted({mean.request.added_usd or 0.0 for mean in fixed})
     if len(added) > MAX_PANELS:
-        return _over_charge(scored, _INITIAL_TITLE, is_joined=False, has_labels=False)
-    panels = tuple(
-        Panel(
-            f"{money(usd)} added",
-            _data_points(
-                [m for m in fixed if (m.request.added_usd or 0.0) == usd], series, lambda m: m.request.n_initial
-            ),
-        )
-        for usd in added
-    )
+        return _over_charge(scored, title)
+    panels = []
+    for usd in added:
+        of_budget = [mean for mean in fixed if (mean.request.added_usd or 0.0) == usd]
+        data_points = _data_points(of_budget, series, lambda mean: mean.request.n_initial)
+        panels.append(Panel(f"{money(usd)} added", data_points))
     notes = _omission_note(scored, panels, "their N is chosen by rule")
-    return Figure("scatter", _INITIAL_TITLE, notes, "labels", panels, is_log=True, is_joined=True) if panels else None
-
-
-def _students(scored: Sequence[SeedMean]) -> Figure | None:
-    """Lay out Figure 4: sizes of the student."""
-    return _over_charge(scored, "student sizes", is_joined=True, has_labels=False)
-
-
-def _teachers(scored: Sequence[SeedMean]) -> Figure | None:
-    """Lay out Figure 5: sizes of the teacher."""
-    return _over_charge(scored, "teacher sizes", is_joined=True, has_labels=False)
-
-
-def _llm(scored: Sequence[SeedMean]) -> Figure | None:
-    """Lay out Figures 6 and 7: labels of people and of an LLM."""
-    figure = _over_charge(scored, "labels of people and of a language model", is_joined=True, has_labels=True)
-    return None if figure is None else replace(figure, notes=("beside a mark: its labels", *figure.notes))
+    return Figure("scatter", title, notes, "labels", tuple(panels), is_log=True, is_joined=True) if panels else None
 
 
 def _match(scored: Sequence[SeedMean]) -> Figure | None:
     """Lay out Table 4: the annotation curve, with a line from each distillation to the charge of the same score."""
-    figure = _over_charge(scored, "what annotation costs to match distillation", is_joined=True, has_labels=True)
+    title = "what annotation costs to match distillation"
+    figure = _over_charge(scored, title, is_joined=True, labels_note=_LABELS_NOTE)
     if figure is None:
         return None
     (panel,) = figure.panels
     curve = sorted((m.x, m.y) for m in panel.data_points if m.series.name.startswith("annotate"))
     others = sorted((m for m in panel.data_points if not m.series.name.startswith("annotate")), key=lambda m: -m.y)
-    reference_lines = (
-        tuple(_reference_line(data_point, curve) for data_point in others[:MAX_REFERENCE_LINES]) if curve else ()
-    )
-    dotted = ("dotted: to where annotation scores as much",) if reference_lines else ()
-    notes = ("beside a mark: its labels", *dotted, *figure.notes)
-    return replace(figure, panels=(replace(panel, reference_lines=reference_lines),), notes=notes)
-
-
-def matching_charge(curve: Sequence[tuple[float, float]], score: float) -> float | None:
-    """Return the least charge at which a curve of (charge, score), interpolated linearly in log charge, reaches a score.
-
-    None where the curve never reaches it. The charges of the curve are above zero and rise.
-    """
-    if curve and curve[0][1] >= score:
-        return curve[0][0]
-    for (cheap, low), (dear, high) in pairwise(curve):
-        if high >= score:
-            share = (score - low) / (high - low)
-            return math.exp(math.log(cheap) + share * (math.log(dear) - math.log(cheap)))
-    return None
+    if not curve or not others:
+        return figure
+    lines = tuple(_reference_line(data_point, curve) for data_point in others[:MAX_REFERENCE_LINES])
+    notes = (_LABELS_NOTE, "dotted: to where annotation scores as much", *figure.notes[1:])
+    return replace(figure, panels=(replace(panel, reference_lines=lines),), notes=notes)
 
 
 def _reference_line(data_point: DataPoint, curve: Sequence[tuple[float, float]]) -> ReferenceLine:
-    matched = matching_charge(curve, data_point.y)
-    if matched is None:
-        dearest = curve[-1][0]
-        return ReferenceLine(
-            data_point.y, data_point.x, max(dearest, data_point.x), f"not matched by {money(dearest)} of annotation"
-        )
-    return ReferenceLine(data_point.y, data_point.x, matched, f"matched at {money(matched)}")
+    end = usd_to_reach(data_point.y, curve)
+    if end is not None:
+        return ReferenceLine(data_point.y, data_point.x, end, f"matched at {money(end)}")
+    dearest = curve[-1][0]
+    text = f"not matched by {money(dearest)} of annotation"
+    return ReferenceLine(data_point.y, data_point.x, max(dearest, data_point.x), text)
 
 
 def _dots(scored: Sequence[SeedMean], title: str) -> Figure | None:
     if len(scored) > MAX_ROWS:
-        return _over_charge(scored, title, is_joined=False, has_labels=False)
+        return _over_charge(scored, title)
     names = row_names(scored)
     data_points = _data_points(scored, by_strategy(scored), lambda mean: mean.value, lambda mean: names[mean.key])
     return Figure("dots", title, (), "score", (Panel(None, data_points),))
-
-
-def _self(scored: Sequence[SeedMean]) -> Figure | None:
-    """Lay out Table 3: self-distillation."""
-    return _dots(scored, "self-distillation at an equal pool")
-
-
-def _general(scored: Sequence[SeedMean]) -> Figure | None:
-    """Lay out Table 10: general distillation."""
-    return _dots(scored, "general distillation")
 
 
 def _costs(scored: Sequence[SeedMean]) -> Figure | None:
@@ -467,14 +389,22 @@ def _costs(scored: Sequence[SeedMean]) -> Figure | None:
 
 _LAYOUTS: dict[str, Callable[[Sequence[SeedMean]], Figure | None]] = {
     "budgets": _budgets,
-    "self": _self,
+    "self": partial(_dots, title="self-distillation at an equal pool"),
     "match": _match,
     "costs": _costs,
-    "general": _general,
-    "pool": _pool,
+    "general": partial(_dots, title="general distillation"),
+    "pool": partial(
+        _over_charge,
+        title="labels × unlabelled rows",
+        series_of=by_pool,
+        labels_note=f"{_LABELS_NOTE}; U: its unlabelled rows",
+        has_front=True,
+    ),
     "initial": _initial,
-    "students": _students,
-    "teachers": _teachers,
-    "llm": _llm,
-    "plain": _plain,
+    "students": partial(_over_charge, title="student sizes", is_joined=True),
+    "teachers": partial(_over_charge, title="teacher sizes", is_joined=True),
+    "llm": partial(
+        _over_charge, title="labels of people and of a language model", is_joined=True, labels_note=_LABELS_NOTE
+    ),
+    "plain": partial(_over_charge, title="what a score costs", has_front=True),
 }

@@ -25,7 +25,7 @@ from outlay.report.axes import (
     score_axis,
     x_axis,
 )
-from outlay.report.figure_data import Bar, DataPoint, Figure, Panel, Series, layouts
+from outlay.report.figure_data import Bar, DataPoint, Figure, Panel, Series, lay_out_figures
 from outlay.report.palette import GRID, INK, PALETTE, QUIET, SHAPES, TEXT_PALETTE
 from outlay.report.results import Results
 from outlay.report.seed_means import SeedMean, means
@@ -64,7 +64,7 @@ def figures(results: Results, seed_means: Sequence[SeedMean] | None = None) -> d
     Returns:
         ``figure-<task>`` -> specification. A point of a figure links to ``#point-<id>`` of its first seed.
     """
-    by_task = layouts(results, means(results) if seed_means is None else seed_means)
+    by_task = lay_out_figures(results, means(results) if seed_means is None else seed_means)
     return {f"figure-{task}": draw(figure) for task, figure in by_task.items()}
 
 
@@ -124,7 +124,7 @@ def _x_encoding(figure: Figure, *, has_title: bool = True) -> Any:
 
     span = x_axis(figure)
     is_money = figure.axis in ("charge", "added", "budget")
-    numbers = sorted({data_point.x for panel in figure.panels for data_point in panel.data_points})
+    numbers = sorted({each.x for each in figure.data_points})
     own = numbers if figure.axis in ("labels", "added") and len(numbers) <= 7 else None
     round_numbers = log_ticks(span.low, span.high) if span.is_log else []
     values = own or (round_numbers if len(round_numbers) > 1 else None)
@@ -142,12 +142,11 @@ def _x_encoding(figure: Figure, *, has_title: bool = True) -> Any:
     )
 
 
-def _y_encoding(figure: Figure, length_px: float) -> Any:
+def _score_scale(figure: Figure, length_px: float) -> Any:
     import altair as alt
 
     span = score_axis(figure, length_px)
-    scale = alt.Scale(domain=[span.low, span.high], nice=False, zero=False)
-    return alt.Y("y:Q", title=_AXIS_TITLES["score"], scale=scale, axis=alt.Axis(tickCount=5, format=".4~g"))
+    return alt.Scale(domain=[span.low, span.high], nice=False, zero=False)
 
 
 # --- scatter plots ----------------------------------------------------------------------------------------------------
@@ -157,7 +156,7 @@ def _looks(figure: Figure, *, has_legend: bool) -> tuple[Any, Any, Any]:
     """Return the encodings of colour, shape and dash of the series, with one legend above the plot."""
     import altair as alt
 
-    series = list(dict.fromkeys(data_point.series for panel in figure.panels for data_point in panel.data_points))
+    series = list(dict.fromkeys(data_point.series for data_point in figure.data_points))
     names = [each.name for each in series]
     widths = [len(name) * LETTER_PX + 34 for name in names]
     columns = len(names) if sum(widths) <= WIDTH else max(1, int(WIDTH // max(widths)))
@@ -191,14 +190,20 @@ def _layers(figure: Figure, panel: Panel, height: float) -> list[Any]:
     """Draw the layers of a panel from back to front: frontier, reference lines, series lines, intervals, points, labels."""
     import altair as alt
 
-    is_crowd = sum(len(each.data_points) for each in figure.panels) > CROWD
-    x, y = _x_encoding(figure, has_title=panel is figure.panels[-1]), _y_encoding(figure, height)
+    is_crowd = len(figure.data_points) > CROWD
+    x = _x_encoding(figure, has_title=panel is figure.panels[-1])
+    ticks = alt.Axis(tickCount=5, format=".4~g")
+    y = alt.Y("y:Q", title=_AXIS_TITLES["score"], scale=_score_scale(figure, height), axis=ticks)
     color, shape, dash = _looks(figure, has_legend=panel is figure.panels[0])
     layers = []
     if len(panel.front) > 1:
         front = _chart({"x": usd, "y": score} for usd, score in panel.front)
-        layers.append(front.mark_line(aria=False, **_FRONT).encode(x=x, y=y))
-    layers += _reference_layers(panel, x, y)
+        dashed = front.mark_line(aria=False, color=QUIET, strokeDash=[5, 4], strokeWidth=1.5)
+        layers.append(dashed.encode(x=x, y=y))
+    if panel.reference_lines:
+        ends = _chart({"x": line.start, "end": line.end, "y": line.y} for line in panel.reference_lines)
+        dotted = ends.mark_rule(aria=False, color=QUIET, strokeDash=[2, 3], strokeWidth=1.5)
+        layers.append(dotted.encode(x=x, x2="end:Q", y=y))
     aside = _asides(figure, panel)
     bases = [
         (px, _chart(_record(data_point) for data_point in panel.data_points if aside[data_point.series] == px))
@@ -218,12 +223,8 @@ def _layers(figure: Figure, panel: Panel, height: float) -> list[Any]:
 
 def _asides(figure: Figure, panel: Panel) -> dict[Series, float]:
     """Return the horizontal offset of each series in pixels, so that intervals at the same x do not cover each other."""
-    series = list(dict.fromkeys(data_point.series for data_point in panel.data_points))
     step = 5.0 if figure.axis in ("added", "budget", "labels") else 0.0
-    return {each: step * (i - (len(series) - 1) / 2) for i, each in enumerate(series)}
-
-
-_FRONT: dict[str, Any] = {"color": QUIET, "strokeDash": [5, 4], "strokeWidth": 1.5}
+    return {series: step * (i - (len(panel.series) - 1) / 2) for i, series in enumerate(panel.series)}
 
 
 def _record(data_point: DataPoint) -> dict[str, Any]:
@@ -239,17 +240,7 @@ def _record(data_point: DataPoint) -> dict[str, Any]:
     }
 
 
-def _reference_layers(panel: Panel, x: Any, y: Any) -> list[Any]:
-
-    if not panel.reference_lines:
-        return []
-    values = [{"x": each.start, "end": each.end, "y": each.y} for each in panel.reference_lines]
-    line = _chart(values).mark_rule(aria=False, color=QUIET, strokeDash=[2, 3], strokeWidth=1.5)
-    return [line.encode(x=x, x2="end:Q", y=y)]
-
-
 def _text(label: Label, x: Any, y: Any) -> Any:
-
     data = _chart([{"x": label.x, "y": label.y, "text": label.text}])
     data_point = data.mark_text(
         aria=False, align=label.align, dx=label.dx, dy=label.dy, baseline="middle", fontSize=SMALL_PX, color=label.color
@@ -275,8 +266,7 @@ def _draw_dots(figure: Figure) -> Any:
     (panel,) = figure.panels
     rows = list(dict.fromkeys(data_point.label or "" for data_point in panel.data_points))
     row, width = _row_encoding(rows)
-    span = score_axis(figure)
-    scale = alt.Scale(domain=[span.low, span.high], nice=False, zero=False)
+    scale = _score_scale(figure, HEIGHT)
     x = alt.X("y:Q", title=_AXIS_TITLES["score"], scale=scale, axis=alt.Axis(tickCount=5, format=".4~g", grid=False))
     color, shape, _ = _looks(figure, has_legend=False)
     base = _chart(map(_record, panel.data_points))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from outlay.storage.files import csv_text, replacing
 
 Kind = Literal["text", "int", "float"]
 Value = str | int | float | None
+Reader = Callable[[Point, RunOutputs | None], Value]
+"""A function that reads a value of a column from a point and the outputs of its run."""
 
 MAX_INT64 = 2**63 - 1
 """Largest 64-bit integer: FLOPs of the largest teachers exceed it, and are 38-digit decimals in Parquet."""
@@ -25,11 +28,11 @@ NEEDS_PYARROW = "points.parquet was not written: it needs the pyarrow library; p
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A column: its name, its type, and the function that reads its value from a point and the outputs of its run."""
+    """A column: its name, its type, and the reader of its values."""
 
     name: str
     kind: Kind
-    of: Callable[[Point, RunOutputs | None], Value]
+    read: Reader
 
 
 def fields(results: Results) -> tuple[Field, ...]:
@@ -40,14 +43,15 @@ def fields(results: Results) -> tuple[Field, ...]:
     JSON text.
     """
     points = results.points
+    parts = _names(PARTS, (outputs.charges_usd or {} for outputs in results.outputs.values()))
     return (
         Field("id", "text", lambda point, _: point.id),
         *_request_fields(),
         *_result_fields(points),
-        Field("run", "text", lambda _, outputs: None if outputs is None else outputs.run),
-        Field("metric", "text", lambda _, outputs: None if outputs is None else outputs.metric),
-        Field("teacher_dev", "float", lambda _, outputs: None if outputs is None else outputs.teacher_dev),
-        *(_part(name) for name in _names(PARTS, (outputs.charges_usd or {} for outputs in results.outputs.values()))),
+        Field("run", "text", _output("run")),
+        Field("metric", "text", _output("metric")),
+        Field("teacher_dev", "float", _output("teacher_dev")),
+        *(Field(f"charge_usd:{name}", "float", _part(name)) for name in parts),
         *_circumstance_fields(points),
     )
 
@@ -55,11 +59,8 @@ def fields(results: Results) -> tuple[Field, ...]:
 def rows(results: Results) -> tuple[tuple[Field, ...], list[tuple[Value, ...]]]:
     """Return the columns, and one row per point in the order of the grid."""
     columns = fields(results)
-    outputs_in_order = [results.outputs.get(point.id) for point in results.points]
-    return columns, [
-        tuple(column.of(point, outputs) for column in columns)
-        for point, outputs in zip(results.points, outputs_in_order, strict=True)
-    ]
+    pairs = [(point, results.outputs.get(point.id)) for point in results.points]
+    return columns, [tuple(column.read(*pair) for column in columns) for pair in pairs]
 
 
 def write_points_csv(path: Path, results: Results) -> Path:
@@ -97,22 +98,10 @@ def write_points_parquet(path: Path, results: Results) -> Path | None:
 
 def _request_fields() -> Iterator[Field]:
     kinds: dict[str, Kind] = {"budget_usd": "float", "added_usd": "float", "n_initial": "int", "seed": "int"}
-    plain = (
-        "task",
-        "strategy",
-        "budget_usd",
-        "added_usd",
-        "n_initial",
-        "seed",
-        "teacher",
-        "student",
-        "machine",
-        "clock",
-    )
-    for name in (*plain, "price_book"):
-        yield Field(name, kinds.get(name, "text"), _in_request(name))
+    for name in ("task", "strategy", *kinds, "teacher", "student", "machine", "clock", "price_book"):
+        yield Field(name, kinds.get(name, "text"), _attribute(f"request.{name}"))
     yield Field("pool", "text", lambda point, _: json.dumps(dict(point.request.pool), ensure_ascii=False))
-    yield Field("dev_labels", "text", _in_request("dev"))
+    yield Field("dev_labels", "text", _attribute("request.dev"))
 
 
 def _result_fields(points: Sequence[Point]) -> Iterator[Field]:
@@ -124,23 +113,22 @@ def _result_fields(points: Sequence[Point]) -> Iterator[Field]:
         "charge_usd": "float",
     }
     counts = ("n_labels", "n_llm_labels", "llm_tokens_in", "llm_tokens_out", "n_pool", "n_dev", "flops")
-    for name in ("status", "reason", "test", "dev", "charge_usd", *counts, "student_parameters"):
-        yield Field(name, kinds.get(name, "int"), _in_result(name))
+    for name in (*kinds, *counts, "student_parameters"):
+        yield Field(name, kinds.get(name, "int"), _attribute(f"result.{name}"))
     yield Field("notes", "text", lambda point, _: "; ".join(point.result.notes) or None)
     for machine in _names((), (point.result.seconds for point in points)):
-        yield Field(f"seconds:{machine}", "float", _in_mapping("seconds", machine))
+        yield Field(f"seconds:{machine}", "float", _item("result.seconds", machine))
     for score in _names((), (point.result.scores for point in points)):
-        for part in ("value", "low", "high"):
-            name = f"score:{score}" if part == "value" else f"score:{score}:{part}"
-            yield Field(name, "float", _in_scores(score, part))
+        for part, ending in (("value", ""), ("low", ":low"), ("high", ":high")):
+            yield Field(f"score:{score}{ending}", "float", _in_scores(score, part))
     for role in _names((), (point.result.artifacts for point in points)):
-        yield Field(f"digest:{role}", "text", _in_mapping("artifacts", role))
+        yield Field(f"digest:{role}", "text", _item("result.artifacts", role))
 
 
 def _circumstance_fields(points: Sequence[Point]) -> Iterator[Field]:
     for name in ("cash_usd", "wall_seconds", "latency_ms"):
-        yield Field(name, "float", _in_circumstance(name))
-    yield Field("ledger_head", "text", _in_circumstance("ledger_head"))
+        yield Field(name, "float", _attribute(f"circumstance.{name}"))
+    yield Field("ledger_head", "text", _attribute("circumstance.ledger_head"))
     environments = [point.circumstance.environment or {} for point in points]
     for name in _names((), environments):
         kind = _kind_of(environment.get(name) for environment in environments)
@@ -154,65 +142,43 @@ def _kind_of(values: Iterator[object]) -> Kind:
     return "float" if types and types <= {int, float} else "text"
 
 
-def _names(first: Sequence[str], mappings: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]]) -> list[str]:
+def _names(first: Sequence[str], mappings: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return every key of some mappings: those in ``first`` in its order, then the others sorted."""
     found = {name for mapping in mappings for name in mapping}
     return [name for name in first if name in found] + sorted(found - set(first))
 
 
-def _in_request(name: str) -> Callable[[Point, RunOutputs | None], Value]:
-    def of(point: Point, _: RunOutputs | None) -> Value:
-        value: Value = getattr(point.request, name)
-        return value
-
-    return of
+def _attribute(path: str) -> Reader:
+    """Return the reader of an attribute of a point by its dotted path."""
+    get = attrgetter(path)
+    return lambda point, _: get(point)
 
 
-def _in_result(name: str) -> Callable[[Point, RunOutputs | None], Value]:
-    def of(point: Point, _: RunOutputs | None) -> Value:
-        value: Value = getattr(point.result, name)
-        return value
-
-    return of
+def _item(path: str, key: str) -> Reader:
+    """Return the reader of one key of a mapping of a point; None where the point lacks the key."""
+    get = attrgetter(path)
+    return lambda point, _: get(point).get(key)
 
 
-def _in_circumstance(name: str) -> Callable[[Point, RunOutputs | None], Value]:
-    def of(point: Point, _: RunOutputs | None) -> Value:
-        value: Value = getattr(point.circumstance, name)
-        return value
-
-    return of
+def _output(name: str) -> Reader:
+    """Return the reader of an attribute of a run's outputs; None without outputs."""
+    return lambda _, outputs: getattr(outputs, name, None)
 
 
-def _in_mapping(field: str, name: str) -> Callable[[Point, RunOutputs | None], Value]:
-    def of(point: Point, _: RunOutputs | None) -> Value:
-        value: Value = getattr(point.result, field).get(name)
-        return value
-
-    return of
+def _part(name: str) -> Reader:
+    """Return the reader of one part of a charge."""
+    return lambda _, outputs: None if outputs is None else (outputs.charges_usd or {}).get(name)
 
 
-def _in_scores(name: str, part: str) -> Callable[[Point, RunOutputs | None], Value]:
-    def of(point: Point, _: RunOutputs | None) -> Value:
-        reading = point.result.scores.get(name)
-        value: Value = None if reading is None else getattr(reading, part)
-        return value
-
-    return of
+def _in_scores(name: str, part: str) -> Reader:
+    return lambda point, _: getattr(point.result.scores.get(name), part, None)
 
 
-def _in_environment(name: str, kind: Kind) -> Callable[[Point, RunOutputs | None], Value]:
-    cast: type[str] | type[int] | type[float] = {"text": str, "int": int, "float": float}[kind]
+def _in_environment(name: str, kind: Kind) -> Reader:
+    cast: Callable[[Any], Value] = {"text": str, "int": int, "float": float}[kind]
 
-    def of(point: Point, _: RunOutputs | None) -> Value:
+    def read(point: Point, _: RunOutputs | None) -> Value:
         value = (point.circumstance.environment or {}).get(name)
         return None if value is None else cast(value)
 
-    return of
-
-
-def _part(name: str) -> Field:
-    def of(_: Point, outputs: RunOutputs | None) -> Value:
-        return None if outputs is None or outputs.charges_usd is None else outputs.charges_usd.get(name)
-
-    return Field(f"charge_usd:{name}", "float", of)
+    return read

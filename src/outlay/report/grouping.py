@@ -25,16 +25,8 @@ class Group:
 
 # Fields that may differ between groups of one variant and budget, in their order in a label.
 _IDENTITY_FIELDS = (
-    "task",
-    "n_initial",
-    "added_usd",
-    "teacher",
-    "student",
-    "machine",
-    "clock",
-    "price_book",
-    "pool",
-    "dev",
+    *("task", "n_initial", "added_usd", "teacher", "student"),
+    *("machine", "clock", "price_book", "pool", "dev"),
 )
 
 
@@ -44,22 +36,21 @@ def group(points: Iterable[Point], *, unnamed: Sequence[str] = ()) -> list[Group
     Where two groups share variant and budget, their labels name the fields that differ
     ("distill, student cut:2" and "distill, student cut:3"), except fields in ``unnamed``.
     """
-    members: dict[tuple[Any, ...], list[Point]] = {}
+    members: dict[tuple[str, float, tuple[Any, ...]], list[Point]] = {}
     for point in points:
-        telling = tuple(getattr(point.request, name) for name in _IDENTITY_FIELDS)
-        members.setdefault((point.request.variant, point.request.budget_usd, *telling), []).append(point)
-    values: dict[tuple[str, float], list[set[Any]]] = {}
-    for key in members:
-        of_twins = values.setdefault((key[0], key[1]), [set() for _ in _IDENTITY_FIELDS])
-        for seen, value in zip(of_twins, key[2:], strict=True):
-            seen.add(value)
+        request = point.request
+        identity = tuple(getattr(request, name) for name in _IDENTITY_FIELDS)
+        members.setdefault((request.variant, request.budget_usd, identity), []).append(point)
+    twins: dict[tuple[str, float], list[tuple[Any, ...]]] = {}
+    for variant, budget_usd, identity in members:
+        twins.setdefault((variant, budget_usd), []).append(identity)
     groups = [
         Group(
-            label=", ".join([key[0], *_differences(key[2:], values[key[0], key[1]], unnamed)]),
-            budget_usd=key[1],
+            label=", ".join([variant, *_differences(identity, twins[variant, budget_usd], unnamed)]),
+            budget_usd=budget_usd,
             points=tuple(sorted(seeds, key=lambda point: point.request.seed)),
         )
-        for key, seeds in members.items()
+        for (variant, budget_usd, identity), seeds in members.items()
     ]
     return sorted(groups, key=lambda each: each.budget_usd)
 
@@ -77,14 +68,14 @@ def short_model(ref: str, among: Iterable[str]) -> str:
     return ref
 
 
-def _differences(telling: tuple[Any, ...], values: Sequence[set[Any]], unnamed: Sequence[str]) -> list[str]:
-    """Return the text of each field that differs among groups of one variant and budget, given the values of each field."""
+def _differences(identity: tuple[Any, ...], twins: Sequence[tuple[Any, ...]], unnamed: Sequence[str]) -> list[str]:
+    """Return the text of each identity field that differs among the groups of one variant and budget."""
     shown = []
-    for name, value, among in zip(_IDENTITY_FIELDS, telling, values, strict=True):
+    for name, value, among in zip(_IDENTITY_FIELDS, identity, map(set, zip(*twins, strict=True)), strict=True):
         if len(among) > 1 and name not in unnamed:
             if name == "pool":
                 value = f"{sum(n_rows for _, n_rows in value)} rows"
             elif name in ("teacher", "student") and value is not None:
-                value = short_model(value, {ref for ref in among if ref is not None})
+                value = short_model(value, among - {None})
             shown.append(f"{name} {'none' if value is None else value}")
     return shown

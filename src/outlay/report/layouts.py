@@ -9,10 +9,12 @@ from typing import Any
 from outlay.engine.point import PointRequest
 from outlay.report import paper_tables
 from outlay.report.cells import (
+    IdentityFields,
     PointOutputs,
+    by_task,
     charge_of,
+    cost_score,
     dollars,
-    identity_fields,
     point_outputs,
     purchase_text,
     row_heading,
@@ -24,17 +26,13 @@ from outlay.report.cells import (
     thousands,
 )
 from outlay.report.cost_tables import lay_out_costs, lay_out_match
-from outlay.report.frontier import CostScore, frontier
+from outlay.report.frontier import frontier
 from outlay.report.results import Results
 from outlay.report.scores import ONE_SEED
 from outlay.report.summary_tables import across_tasks, plain_tables
-from outlay.report.table import CellContent, Heading, PlacedCell, Table, pivot
+from outlay.report.table import Heading, PlacedCell, Table, TableCell, pivot
 
-IdentityFields = Mapping[str, Any]
-"""Identity fields of a request by name (`outlay.report.cells.identity_fields`), with the rank of its task."""
-
-
-_GOODS = "( ): labels beyond N, or machine time by the flops clock / pool rows."
+_PURCHASE = "( ): labels beyond N, or machine time by the flops clock / pool rows."
 _TEACHER = "[ ]: the teacher's dev score."
 _CHARGE = "( ): what the point would cost bought alone."
 
@@ -56,7 +54,7 @@ class TableLayout:
     needs: tuple[str, ...] = ()
     """Fields that a point needs to appear in this layout."""
     bracket: Callable[[Sequence[PointOutputs]], str] = purchase_text
-    legend: str = _GOODS
+    legend: str = _PURCHASE
     """Legend of the text in ( ) behind a score."""
     remark: str = ""
     over_tasks: bool = False
@@ -96,82 +94,68 @@ def lay_out(results: Results) -> tuple[Table, ...]:
 def _layout_tables(layout: TableLayout, points: Sequence[PointOutputs], tasks: Sequence[str]) -> list[Table]:
     if layout.over_tasks:
         return [_table(layout, points, tasks)] if points else []
-    by_task: dict[str, list[PointOutputs]] = {task: [] for task in tasks}
-    for each in points:
-        by_task[each.request.task].append(each)
-    return [_table(layout, of_task, [task]) for task, of_task in by_task.items() if of_task]
+    of_task = by_task(points)
+    return [_table(layout, of_task[task], [task]) for task in tasks if task in of_task]
 
 
-@dataclass(frozen=True, slots=True)
-class _CellPosition:
-    block: Heading
-    column: Heading
-    row: tuple[Any, ...]
+_Cells = dict[tuple[Heading, Heading, tuple[Any, ...]], list[PointOutputs]]
+"""The seeds of each cell by its position: heading of the block, heading of the column, values of the fields of the row."""
+_RowKey = tuple[tuple[Any, ...], tuple[Any, ...]]
+"""Order of the block of a row, and values of the fields of the row."""
 
 
 def _table(layout: TableLayout, points: Sequence[PointOutputs], tasks: Sequence[str]) -> Table:
-    with_fields = [
-        (each, identity_fields(each.request) | {"task_order": tasks.index(each.request.task)}) for each in points
-    ]
     taken = {*layout.block_fields, *layout.column_fields, "task", "task_order", "initial_usd", "pool"}
-    row_fields = [name for name in with_fields[0][1] if name not in taken]
-    cells = _cells(layout, with_fields, [name for name in row_fields if name not in layout.aside])
-    if any(len({each.request.seed for each, _ in seeds}) < len(seeds) for seeds in cells.values()):
-        cells = _cells(layout, with_fields, [*row_fields, "pool"])
-    heads = _row_headings(layout, cells, [*row_fields, "pool"])
+    row_fields = [name for name in points[0].fields if name not in taken]
+    cells = _cells(layout, points, [name for name in row_fields if name not in layout.aside])
+    row_fields.append("pool")
+    if any(len({each.request.seed for each in seeds}) < len(seeds) for seeds in cells.values()):
+        cells = _cells(layout, points, row_fields)
+    heads = _row_headings(layout, cells, row_fields)
     items = []
-    for position, seeds in cells.items():
-        of_cell = sorted((each for each, _ in seeds), key=lambda each: each.request.seed)
-        cell = score_cell(of_cell, layout.bracket(of_cell), layout.published(of_cell[0].request))
-        items.append(PlacedCell(position.block, heads[position.block.order, position.row], position.column, cell))
+    for (block, column, row), seeds in cells.items():
+        seeds.sort(key=lambda each: each.request.seed)
+        cell = score_cell(seeds, layout.bracket(seeds), layout.published(seeds[0].request))
+        items.append(PlacedCell(heads[block.order, row], column, cell, block))
     if layout.marks_frontier:
-        items = _with_frontier(items, list(cells.values()))
+        items = _with_frontier(items, [charge_of(seeds) for seeds in cells.values()])
     title = layout.title[0].upper() + layout.title[1:] if layout.over_tasks else f"{tasks[0]}: {layout.title}"
     table = pivot(title, layout.stub, items, tasks=tuple(tasks), marks_best=not layout.marks_frontier)
     return replace(table, notes=(*_legend(layout, table, points), *table.notes))
 
 
-def _cells(
-    layout: TableLayout, with_fields: Sequence[tuple[PointOutputs, IdentityFields]], row_fields: Sequence[str]
-) -> dict[_CellPosition, list[tuple[PointOutputs, IdentityFields]]]:
-    """Return the seeds of each cell by its position: block, column and identity fields of the row."""
-    cells: dict[_CellPosition, list[tuple[PointOutputs, IdentityFields]]] = {}
-    for each, fields in with_fields:
-        row = tuple(fields[name] for name in row_fields)
-        cells.setdefault(_CellPosition(layout.block(fields), layout.column(fields), row), []).append((each, fields))
+def _cells(layout: TableLayout, points: Sequence[PointOutputs], row_fields: Sequence[str]) -> _Cells:
+    cells: _Cells = {}
+    for each in points:
+        row = tuple(each.fields[name] for name in row_fields)
+        cells.setdefault((layout.block(each.fields), layout.column(each.fields), row), []).append(each)
     return cells
 
 
-def _row_headings(
-    layout: TableLayout,
-    cells: Mapping[_CellPosition, Sequence[tuple[PointOutputs, IdentityFields]]],
-    row_fields: Sequence[str],
-) -> dict[tuple[Any, ...], Heading]:
+def _row_headings(layout: TableLayout, cells: _Cells, row_fields: Sequence[str]) -> dict[_RowKey, Heading]:
     """Return the heading of each row of each block; rows with equal headings also name the fields that differ."""
-    rows: dict[tuple[Any, ...], list[tuple[PointOutputs, IdentityFields]]] = {}
-    for position, seeds in cells.items():
-        rows.setdefault((position.block.order, position.row), []).extend(seeds)
-    names = short_names([each.request for seeds in rows.values() for each, _ in seeds])
-    base: dict[tuple[Any, ...], Heading] = {}
-    for i, (key, seeds) in enumerate(rows.items()):
-        first, fields = seeds[0]
+    rows: dict[_RowKey, list[PointOutputs]] = {}
+    for (block, _, row), seeds in cells.items():
+        rows.setdefault((block.order, row), []).extend(seeds)
+    names = short_names([each.request for points in rows.values() for each in points])
+    headings: dict[_RowKey, Heading] = {}
+    alike: dict[tuple[Any, ...], list[_RowKey]] = {}
+    for i, (key, points) in enumerate(rows.items()):
+        request = points[0].request
         if layout.row is not None:
-            head = layout.row(fields)
-            base[key] = Heading((*head.order, i), head.text)
+            head = layout.row(points[0].fields)
+            headings[key], plain = Heading((*head.order, i), head.text), head.text
         else:
-            teacher = teacher_score([each for each, _ in seeds]) if layout.teacher_in_head else None
-            base[key] = Heading((strategy_rank(first.request.variant), i), row_heading(first.request, names, teacher))
-    by_heading: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
-    for key, head in base.items():
-        plain = head.text if layout.row is not None else row_heading(rows[key][0][0].request, names)
-        by_heading.setdefault((key[0], plain), []).append(key)
-    for keys in by_heading.values():
-        if len(keys) > 1:
-            differing = [n for n in row_fields if len({str(rows[key][0][1][n]) for key in keys}) > 1]
-            for key in keys:
-                more = (_field_words(name, rows[key][0][1][name], names) for name in differing)
-                base[key] = replace(base[key], text=", ".join([base[key].text, *more]))
-    return base
+            plain = row_heading(request, names)
+            teacher = teacher_score(points) if layout.teacher_in_head else None
+            headings[key] = Heading((strategy_rank(request.variant), i), row_heading(request, names, teacher))
+        alike.setdefault((key[0], plain), []).append(key)
+    for keys in alike.values():
+        differing = [name for name in row_fields if len({str(rows[key][0].fields[name]) for key in keys}) > 1]
+        for key in keys:
+            more = (_field_words(name, rows[key][0].fields[name], names) for name in differing)
+            headings[key] = replace(headings[key], text=", ".join([headings[key].text, *more]))
+    return headings
 
 
 def _field_words(name: str, value: Any, names: Mapping[str, str]) -> str:
@@ -190,26 +174,17 @@ def _field_words(name: str, value: Any, names: Mapping[str, str]) -> str:
     return f"{name} {names.get(value, value)}" if name in ("teacher", "student") else f"{name} {value}"
 
 
-def _with_frontier(
-    items: Sequence[PlacedCell], seeds: Sequence[Sequence[tuple[PointOutputs, IdentityFields]]]
-) -> list[PlacedCell]:
+def _with_frontier(items: Sequence[PlacedCell], charges_usd: Sequence[float | None]) -> list[PlacedCell]:
     """Mark the cells on the Pareto frontier of charge and score, and those tied with it."""
-    candidates = []
-    for i, (item, of_cell) in enumerate(zip(items, seeds, strict=True)):
-        charge = charge_of([each for each, _ in of_cell])
-        value = item.cell.value
-        if value is not None and charge is not None:
-            ends = (value if end is None else end for end in (item.cell.low, item.cell.high))
-            candidates.append(
-                CostScore(
-                    str(i), charge, value, *(pick(value, end) for pick, end in zip((min, max), ends, strict=True))
-                )
-            )
-    pareto = frontier(candidates)
-    front = {candidate.name for candidate in candidates if pareto.holds(candidate)}
-    tied = {candidate.name for candidate in pareto.tied} - front
-    cells = (replace(each.cell, on_front=str(i) in front, is_tied=str(i) in tied) for i, each in enumerate(items))
-    return [replace(each, cell=cell) for each, cell in zip(items, cells, strict=True)]
+    candidates = [cost_score(item.cell, usd) for item, usd in zip(items, charges_usd, strict=True)]
+    pareto = frontier([each for each in candidates if each is not None])
+    tied = set(pareto.tied)
+    marked = []
+    for item, candidate in zip(items, candidates, strict=True):
+        on_front = candidate is not None and pareto.holds(candidate)
+        is_tied = candidate in tied and not on_front
+        marked.append(replace(item, cell=replace(item.cell, on_front=on_front, is_tied=is_tied)))
+    return marked
 
 
 def _legend(layout: TableLayout, table: Table, points: Sequence[PointOutputs]) -> list[str]:
@@ -308,11 +283,23 @@ def _with_teacher(points: Sequence[PointOutputs]) -> str:
 
 def _with_charge(points: Sequence[PointOutputs]) -> str:
     charge = charge_of(points)
-    return "" if charge is None else f"({CellContent(charge, unit='usd').text})"
+    return "" if charge is None else f"({TableCell(charge, unit='usd').text})"
 
 
-def _with_teacher_and_goods(points: Sequence[PointOutputs]) -> str:
+def _with_teacher_and_purchase(points: Sequence[PointOutputs]) -> str:
     return " ".join(text for text in (_with_teacher(points), purchase_text(points)) if text)
+
+
+def _by_total(title: str) -> TableLayout:
+    """Return a layout of a row per strategy and models, and a column per total budget and N."""
+    return TableLayout(
+        title=title,
+        stub=("Model",),
+        column=_total_column,
+        column_fields=("n_initial", "budget_usd"),
+        aside=("added_usd", "n_unlabelled"),
+        bracket=_with_teacher_and_purchase,
+    )
 
 
 TABLE_LAYOUTS: dict[str, TableLayout] = {
@@ -370,32 +357,11 @@ TABLE_LAYOUTS: dict[str, TableLayout] = {
         column_fields=("n_initial",),
         aside=("budget_usd", "n_unlabelled"),
         needs=("n_initial", "added_usd"),
-        bracket=_with_teacher_and_goods,
+        bracket=_with_teacher_and_purchase,
         published=paper_tables.score_of,
     ),
-    "students": TableLayout(
-        title="sizes of the student (after Kang et al. 2023, Figure 4)",
-        stub=("Model",),
-        column=_total_column,
-        column_fields=("n_initial", "budget_usd"),
-        aside=("added_usd", "n_unlabelled"),
-        bracket=_with_teacher_and_goods,
-    ),
-    "teachers": TableLayout(
-        title="sizes of the teacher (after Kang et al. 2023, Figure 5)",
-        stub=("Model",),
-        column=_total_column,
-        column_fields=("n_initial", "budget_usd"),
-        aside=("added_usd", "n_unlabelled"),
-        bracket=_with_teacher_and_goods,
-    ),
-    "llm": TableLayout(
-        title="people, a language model, or distillation (after Kang et al. 2023, Figures 6 and 7)",
-        stub=("Model",),
-        column=_total_column,
-        column_fields=("n_initial", "budget_usd"),
-        aside=("added_usd", "n_unlabelled"),
-        bracket=_with_teacher_and_goods,
-    ),
+    "students": _by_total("sizes of the student (after Kang et al. 2023, Figure 4)"),
+    "teachers": _by_total("sizes of the teacher (after Kang et al. 2023, Figure 5)"),
+    "llm": _by_total("people, a language model, or distillation (after Kang et al. 2023, Figures 6 and 7)"),
 }
 """Layouts by name; ``match`` and ``costs`` are in `outlay.report.cost_tables`, ``plain`` in `outlay.report.summary_tables`."""

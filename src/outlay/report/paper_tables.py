@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
 from outlay.engine.point import PointRequest
 from outlay.report import published
 from outlay.report.cells import STRATEGY_NAMES, dollars, n_unlabelled, strategy_rank, thousands
-from outlay.report.table import CellContent, Heading, PlacedCell, Table, pivot
+from outlay.report.table import Heading, PlacedCell, Table, TableCell, pivot, task_heading
 
 NOT_COMPARABLE = (
     "“paper”: the number printed for the same task, N and budget, from other models (T5-XXL, T5-Small), splits and pools; "
@@ -34,6 +34,10 @@ _GENERAL_ROWS = {
 @cache
 def _rows(name: str) -> list[dict[str, str]]:
     return published.rows(name)
+
+
+def _row_of(name: str, task: str) -> Mapping[str, str]:
+    return next((row for row in _rows(name) if row["task"] == task), {})
 
 
 def _number(text: str) -> float | None:
@@ -81,47 +85,40 @@ def self_score_of(request: PointRequest) -> float | None:
     n = _N_OF_TABLE_3.get(request.task, _N_OF_TABLES)
     if (request.n_initial, n_unlabelled(request)) != (n, _POOL_OF_TABLES):
         return None
-    for row in _rows("kang_table3_self_distillation"):
-        if row["task"] == request.task and request.strategy in row:
-            return _number(row[request.strategy])
-    return None
+    row = _row_of("kang_table3_self_distillation", request.task)
+    return _number(row.get(request.strategy, ""))
 
 
 def costs_of(request: PointRequest) -> Mapping[str, float]:
     """Return the dollars that Table 6 prints for a request, by column: 5K labels and 100K rows."""
-    if request.n_initial != _N_OF_TABLES:
+    row = _row_of("kang_table6_costs", request.task)
+    if request.n_initial != _N_OF_TABLES or not row:
         return {}
-    for row in _rows("kang_table6_costs"):
-        if row["task"] == request.task:
-            labels = {"labels": float(row["usd_initial_5k_labels"])}
-            if request.strategy == "distill" and n_unlabelled(request) == _POOL_OF_TABLES:
-                teacher, student = float(row["usd_teacher_finetune_5k"]), float(row["usd_distill_100k"])
-                return labels | {"teacher": teacher, "distillation": student}
-            return labels if request.added_usd == 0 else {}
-    return {}
+    labels = {"labels": float(row["usd_initial_5k_labels"])}
+    if request.strategy == "distill" and n_unlabelled(request) == _POOL_OF_TABLES:
+        teacher, student = float(row["usd_teacher_finetune_5k"]), float(row["usd_distill_100k"])
+        return labels | {"teacher": teacher, "distillation": student}
+    return labels if request.added_usd == 0 else {}
 
 
 # --- tables of the paper ---------------------------------------------------------------------------------------------
-
-_ONE_BLOCK = Heading((), "")
 
 
 def budget_table(task: str) -> Table | None:
     """Lay out Tables 2 and 11 for one task; None for a task that is not in them."""
     items = []
-    for row in _rows("kang_table2_table11"):
-        if row["task"] != task:
-            continue
+    for _, row in _by_task("kang_table2_table11", [task]):
         n, is_distill = int(row["n_initial"]), row["strategy"] == "distill"
         teacher = f"T5-XXL [{_teacher(task, n)}] ⇒ T5-Small" if is_distill else "T5-Small"
         hours = f"({row['gpu_hours']}h / {thousands(int(row['n_unlabeled'] or 0))})"
         bracket = (hours if is_distill else f"(+{row['n_additional_labels']})") if row["score"] else ""
+        usd = float(row["usd_additional"])
         items.append(
             PlacedCell(
-                Heading((n,), f"{thousands(n)} ({dollars(float(row['usd_initial']))})"),
                 _row_head(row["strategy"], teacher),
-                Heading((float(row["usd_additional"]),), f"+{dollars(float(row['usd_additional']))}", "Additional $"),
-                _printed(_number(row["score"]), bracket),
+                Heading((usd,), f"+{dollars(usd)}", "Additional $"),
+                _printed(row["score"], bracket),
+                block=Heading((n,), f"{thousands(n)} ({dollars(float(row['usd_initial']))})"),
             )
         )
     return _paper_table(f"Tables 2 and 11: {task}", ("N (initial $)", "Strategy"), items, [task])
@@ -134,18 +131,15 @@ def _teacher(task: str, n: int) -> str:
 
 def self_table(tasks: Sequence[str]) -> Table | None:
     """Lay out Table 3 for some tasks; None where none is in it."""
-    items = []
-    for row in _rows("kang_table3_self_distillation"):
-        if row["task"] not in tasks:
-            continue
-        for name, teacher, models in (
-            ("self_distill", "self_teacher", "T5-Small ⇒ T5-Small"),
-            ("distill", "distill_teacher", "T5-XXL ⇒ T5-Small"),
-        ):
-            cell = replace(_printed(_number(row[name]), ""), bracket=f"[{float(row[teacher]):.1f}]")
-            items.append(
-                PlacedCell(_ONE_BLOCK, _row_head(name, models), Heading((tasks.index(row["task"]),), row["task"]), cell)
-            )
+    lines = (
+        ("self_distill", "self_teacher", "T5-Small ⇒ T5-Small"),
+        ("distill", "distill_teacher", "T5-XXL ⇒ T5-Small"),
+    )
+    items = [
+        PlacedCell(_row_head(name, models), column, _printed(row[name], f"[{float(row[teacher]):.1f}]"))
+        for column, row in _by_task("kang_table3_self_distillation", tasks)
+        for name, teacher, models in lines
+    ]
     return _paper_table("Table 3: 5K labels, 100K unlabelled rows", ("Teacher ⇒ student",), items, tasks)
 
 
@@ -157,58 +151,56 @@ def match_table(tasks: Sequence[str]) -> Table | None:
         ("annotate_same", "T5-Small (Annotate), the same score"),
         ("annotate_upper", "T5-Small (Annotate), upper bound"),
     )
-    for row in _rows("kang_table4_larger_budgets"):
+    for column, row in _by_task("kang_table4_larger_budgets", tasks):
         for i, (name, words) in enumerate(lines):
-            if row["task"] not in tasks:
-                continue
             usd = _number(row[f"{name}_usd"])
-            cell = _printed(_number(row[name]), "" if usd is None else f"(${usd:,.0f})")
-            items.append(
-                PlacedCell(_ONE_BLOCK, Heading((i,), words), Heading((tasks.index(row["task"]),), row["task"]), cell)
-            )
+            cell = _printed(row[name], "" if usd is None else f"(${usd:,.0f})")
+            items.append(PlacedCell(Heading((i,), words), column, cell))
     return _paper_table("Table 4: 100K unlabelled rows, dollars on top of the first labels", ("Model",), items, tasks)
 
 
 def cost_table(tasks: Sequence[str]) -> Table | None:
     """Lay out Table 6 for some tasks; None where none is in it."""
-    items = []
     columns = (
         ("usd_initial_5k_labels", "Initial 5K labels", ""),
         ("usd_1k_labels", "+1K labels", "Annotate"),
         ("usd_teacher_finetune_5k", "Teacher, 5K labels", "Distill"),
         ("usd_distill_100k", "Distillation, 100K rows", "Distill"),
     )
-    for row in _rows("kang_table6_costs"):
-        if row["task"] in tasks:
-            for i, (name, text, over) in enumerate(columns):
-                cell = CellContent(float(row[name]), unit="usd")
-                items.append(
-                    PlacedCell(
-                        _ONE_BLOCK, Heading((tasks.index(row["task"]),), row["task"]), Heading((i,), text, over), cell
-                    )
-                )
+    items = [
+        PlacedCell(task, Heading((i,), text, over), TableCell(float(row[name]), unit="usd"))
+        for task, row in _by_task("kang_table6_costs", tasks)
+        for i, (name, text, over) in enumerate(columns)
+    ]
     return _paper_table("Table 6: one A40 hour at $1.875", ("Task",), items, tasks)
 
 
 def general_table(tasks: Sequence[str]) -> Table | None:
     """Lay out Table 10 for some tasks; None where none is in it."""
-    items = []
-    for i, row in enumerate(_rows("kang_table10_general_distillation")):
-        for (task, n, usd, name), _ in _general().items():
-            if name != "annotate" or task not in tasks:
-                continue
-            column = Heading((tasks.index(task), usd), f"{dollars(usd)} (N={thousands(n)})", task)
-            words = Heading((i,), row["model"].replace("->", "⇒"))
-            items.append(PlacedCell(_ONE_BLOCK, words, column, _printed(_number(row[f"{task}_{usd:.0f}"]), "")))
+    columns = [key for key in _general() if key[0] in tasks and key[3] == "annotate"]
+    items = [
+        PlacedCell(
+            Heading((i,), row["model"].replace("->", "⇒")),
+            Heading((tasks.index(task), usd), f"{dollars(usd)} (N={thousands(n)})", task),
+            _printed(row[f"{task}_{usd:.0f}"]),
+        )
+        for i, row in enumerate(_rows("kang_table10_general_distillation"))
+        for task, n, usd, _ in columns
+    ]
     return _paper_table("Table 10: the same budgets for each model", ("Model",), items, tasks)
+
+
+def _by_task(name: str, tasks: Sequence[str]) -> Iterator[tuple[Heading, dict[str, str]]]:
+    """Yield the rows of some tasks of a published table, each with the heading of its task."""
+    return ((task_heading(row["task"], tasks), row) for row in _rows(name) if row["task"] in tasks)
 
 
 def _row_head(strategy: str, words: str) -> Heading:
     return Heading((strategy_rank(strategy),), f"{words} ({STRATEGY_NAMES[strategy]})")
 
 
-def _printed(value: float | None, bracket: str) -> CellContent:
-    return CellContent(value, bracket=bracket, words="N/A")
+def _printed(value: str, bracket: str = "") -> TableCell:
+    return TableCell(_number(value), bracket=bracket, words="N/A")
 
 
 def _paper_table(name: str, stub: tuple[str, ...], items: Sequence[PlacedCell], tasks: Iterable[str]) -> Table | None:

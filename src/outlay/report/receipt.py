@@ -1,4 +1,4 @@
-"""The receipt of a run: every dollar in the order it was spent, as text, Markdown or JSON.
+"""The receipt of a run: every dollar in the order it was spent, as text or JSON.
 
 The head and count at the end are those of the last entry of the run: an anchor that `Ledger.verify` accepts and that does not
 change as the ledger grows, so that a repeated run prints the same receipt.
@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from typing import Any
 
 from outlay.engine.run_dir import RunDir, Timing
@@ -19,6 +19,7 @@ from outlay.errors import HoldError
 from outlay.hardware.precision import precision_name, ratio_words
 from outlay.money.amounts import format_usd
 from outlay.money.ledger import Anchor, Entry, Ledger
+from outlay.report.values import ABSENT
 from outlay.text.display import left, right, visible, width, wrap
 
 WIDTH = 100
@@ -30,7 +31,6 @@ _HEADINGS = ("what", "item", "quantity and price", "charge", "cash", "left")
 _SECONDS = ("what", "forecast by", "forecast s", "measured s")
 _HOUR = "hour"
 """Unit of compute in the ledger; nothing else is sold by the hour."""
-_NO_FORECAST = "–"
 _N_TEXT_COLUMNS = 2  # text wraps, numbers never do
 
 
@@ -113,14 +113,11 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
         known = ", ".join(repr(name) for name in ledger.run_ids()) or "none"
         raise HoldError(f"run {run_id!r} is not in {ledger.path}; its runs: {known}")
     files = RunDir.of(ledger.path.parent, run_id)
-    budget = sum(_charge(entry) for entry in entries if entry.kind in ("open", "topup"))
-    overruns = [entry for entry in entries if entry.kind == "overrun"]
-    lost = sum(entry.cash_micros for entry in entries if entry.kind == "lost")
-    bought = [entry for entry in entries if entry.kind in ("settle", "overrun", "lost")]
-    charge, cash = sum(map(_charge, bought)), sum(entry.cash_micros for entry in bought)
     closed = {entry.hold_seq for entry in entries if entry.kind in ("settle", "release")}
-    held = [entry for entry in entries if entry.kind == "hold" and entry.seq not in closed]
-    held_charge, held_cash = sum(map(_charge, held)), sum(entry.cash_micros for entry in held)
+    budget, _ = _totals(entries, "open", "topup")
+    charge, cash = _totals(entries, "settle", "overrun", "lost")
+    overrun_charge, overrun_cash = _totals(entries, "overrun")
+    held_charge, held_cash = _totals([entry for entry in entries if entry.seq not in closed], "hold")
     timings = tuple(files.timings())
     return Receipt(
         run_id=run_id,
@@ -130,9 +127,9 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
         lines=_lines(entries),
         charge_micros=charge,
         cash_micros=cash,
-        lost_micros=lost,
-        overrun_charge_micros=sum(map(_charge, overruns)),
-        overrun_cash_micros=sum(entry.cash_micros for entry in overruns),
+        lost_micros=_totals(entries, "lost")[1],
+        overrun_charge_micros=overrun_charge,
+        overrun_cash_micros=overrun_cash,
         held_charge_micros=held_charge,
         held_cash_micros=held_cash,
         left_charge_micros=max(0, budget - charge - held_charge),
@@ -148,24 +145,15 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
 
 def render_text(receipt: Receipt) -> str:
     """Return a receipt as aligned plain text, at most `WIDTH` columns wide where the amounts allow it."""
-    rows = [_HEADINGS, _budget_row(receipt), *(_row(line) for line in _merge_blocks(receipt.lines))]
-    rows.append(_total_row(receipt))
+    opened, charge, cash = map(format_usd, (receipt.opened_with_micros, receipt.charge_micros, receipt.cash_micros))
+    left = format_usd(max(0, receipt.budget_micros - receipt.charge_micros))
+    budget, total = ("budget", "", "", "", "", opened), ("total", "", "", charge, cash, left)
+    rows = [_HEADINGS, budget, *(_row(line) for line in _merge_blocks(receipt.lines)), total]
     title = f"Receipt of run {_one_line(receipt.run_id)}"
-    head = [*wrap(title, WIDTH), f"opened {_moment(receipt.opened_at)}", ""]
+    head = [*wrap(title, WIDTH), f"opened {receipt.opened_at[:10]} {receipt.opened_at[11:16]} UTC", ""]
     seconds = [*_table_lines([_SECONDS, *_seconds_rows(receipt.timings)]), ""] if receipt.timings else []
     summary = [wrapped for line in _summary(receipt) for wrapped in wrap(line, WIDTH)]
     return "\n".join([*head, *_table_lines(rows), "", *seconds, *summary]) + "\n"
-
-
-def render_markdown(receipt: Receipt) -> str:
-    """Return a receipt as a Markdown table."""
-    rows = [_budget_row(receipt), *(_row(line) for line in _merge_blocks(receipt.lines)), _total_row(receipt)]
-    drawn = _markdown([_HEADINGS, *rows])
-    if receipt.timings:
-        drawn += ["", *_markdown([_SECONDS, *_seconds_rows(receipt.timings)])]
-    title = f"**Receipt of run `{_one_line(receipt.run_id)}`**, opened {_moment(receipt.opened_at)}"
-    summary = [f"- {line}" for line in _summary(receipt)]
-    return "\n".join([title, "", *drawn, "", *summary]) + "\n"
 
 
 def to_json(receipt: Receipt) -> str:
@@ -173,8 +161,10 @@ def to_json(receipt: Receipt) -> str:
     return json.dumps(asdict(receipt), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
-def _charge(entry: Entry) -> int:
-    return entry.charge_micros
+def _totals(entries: Sequence[Entry], *kinds: str) -> tuple[int, int]:
+    """Return the charge and the cash of the entries of some kinds, in micro-dollars."""
+    moved = [entry for entry in entries if entry.kind in kinds]
+    return sum(entry.charge_micros for entry in moved), sum(entry.cash_micros for entry in moved)
 
 
 def _compute(entries: Sequence[Entry], timings: Sequence[Timing]) -> Compute | None:
@@ -185,7 +175,7 @@ def _compute(entries: Sequence[Entry], timings: Sequence[Timing]) -> Compute | N
         return None
     charged = 3600 * sum((entry.quantity for entry in made if Fraction(entry.unit_usd) > 0), Fraction(0))
     measured = sum(by_key[entry.key].measured or 0.0 for entry in made)
-    cash = sum(entry.cash_micros for entry in made)
+    charge_micros, cash_micros = _totals(made, "settle")
     working: float | None = 0.0
     rest_micros = 0.0
     for entry in made:
@@ -195,9 +185,9 @@ def _compute(entries: Sequence[Entry], timings: Sequence[Timing]) -> Compute | N
         rest_micros += entry.cash_micros * (1 - min(worked or 0.0, took) / took) if took > 0 else 0.0
     return Compute(
         charged_seconds=float(charged),
-        charge_micros=sum(map(_charge, made)),
+        charge_micros=charge_micros,
         measured_seconds=measured,
-        cash_micros=cash,
+        cash_micros=cash_micros,
         working_seconds=working,
         uncharged_seconds=None if working is None else measured - working,
         uncharged_cash_micros=None if working is None else round(rest_micros),
@@ -244,39 +234,24 @@ def _what(entry: Entry) -> str:
 
 def _merge_blocks(lines: tuple[ReceiptLine, ...]) -> list[ReceiptLine]:
     """Merge consecutive purchases of one item at one price, such as the blocks of a teacher pass, into one line."""
-    merged: list[ReceiptLine] = []
-    counts: list[int] = []
-    for line in lines:
-        last = merged[-1] if merged else None
-        same = last is not None and line.kind == last.kind == "settle"
-        if last is None or not same or _sold(line) != _sold(last):
-            merged.append(line)
-            counts.append(1)
-            continue
-        counts[-1] += 1
-        merged[-1] = replace(
-            line,
-            quantity=last.quantity + line.quantity,
-            charge_micros=last.charge_micros + line.charge_micros,
-            cash_micros=last.cash_micros + line.cash_micros,
-        )
-    return [
-        line if count == 1 else replace(line, what=f"{line.what}, {count} blocks")
-        for line, count in zip(merged, counts, strict=True)
-    ]
 
+    def kind_of_purchase(line: ReceiptLine) -> object:
+        return (line.what, line.item, line.unit, line.unit_usd) if line.kind == "settle" else line.seq
 
-def _sold(line: ReceiptLine) -> tuple[str, str, str, str]:
-    return line.what, line.item, line.unit, line.unit_usd
-
-
-def _budget_row(receipt: Receipt) -> tuple[str, ...]:
-    return ("budget", "", "", "", "", format_usd(receipt.opened_with_micros))
-
-
-def _total_row(receipt: Receipt) -> tuple[str, ...]:
-    left = max(0, receipt.budget_micros - receipt.charge_micros)
-    return ("total", "", "", format_usd(receipt.charge_micros), format_usd(receipt.cash_micros), format_usd(left))
+    merged = []
+    for _, alike in groupby(lines, key=kind_of_purchase):
+        blocks = list(alike)
+        line = blocks[-1]
+        if len(blocks) > 1:
+            line = replace(
+                line,
+                what=f"{line.what}, {len(blocks)} blocks",
+                quantity=sum((each.quantity for each in blocks), Fraction(0)),
+                charge_micros=sum(each.charge_micros for each in blocks),
+                cash_micros=sum(each.cash_micros for each in blocks),
+            )
+        merged.append(line)
+    return merged
 
 
 def _row(line: ReceiptLine) -> tuple[str, ...]:
@@ -373,7 +348,7 @@ def _seconds_rows(timings: Sequence[Timing]) -> list[tuple[str, ...]]:
     """
     alike: dict[tuple[str, str], list[Timing]] = {}
     for each in timings:
-        by = "reused" if each.is_reused else each.by or _NO_FORECAST
+        by = "reused" if each.is_reused else each.by or ABSENT
         alike.setdefault((each.what, by), []).append(each)
     rows = [
         (_one_line(what if len(each) == 1 else f"{what}, {len(each)} blocks"), by, *_sums(each))
@@ -388,7 +363,7 @@ def _sums(timings: Sequence[Timing]) -> tuple[str, str]:
     predicted = [each.predicted for each in timings if each.predicted is not None]
     measured = sum(each.measured or 0.0 for each in timings)
     # A sum over some of the steps would be mistaken for the sum over all.
-    return f"{sum(predicted):,.1f}" if len(predicted) == len(timings) else _NO_FORECAST, f"{measured:,.1f}"
+    return f"{sum(predicted):,.1f}" if len(predicted) == len(timings) else ABSENT, f"{measured:,.1f}"
 
 
 def _table_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -397,12 +372,6 @@ def _table_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
     drawn = [_aligned(row, widths) for row in rows]
     return [drawn[0], rule, *drawn[1:-1], rule, drawn[-1]]
-
-
-def _markdown(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    drawn = [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in rows]
-    n_numbers = len(rows[0]) - _N_TEXT_COLUMNS
-    return [drawn[0], f"|{'---|' * _N_TEXT_COLUMNS}{'--:|' * n_numbers}", *drawn[1:]]
 
 
 def _fit(widths: list[int]) -> list[int]:
@@ -425,14 +394,6 @@ def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
     return "\n".join(lines)
 
 
-def _moment(at: str) -> str:
-    return f"{at[:10]} {at[11:16]} UTC"
-
-
 def _one_line(text: str) -> str:
     """Return a user's text on one line, with terminal control characters escaped."""
     return visible(" ".join(text.split()))
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|")

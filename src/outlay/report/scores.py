@@ -26,25 +26,16 @@ LOPSIDED = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A mean score over seeds, 0-100, with the bounds of its 95 % interval; None where its variance is unknown."""
+    """A mean score over seeds, 0-100, with its 95 % interval; None where no seed has a score, or the variance is unknown."""
 
-    mean: float
-    bounds: tuple[float, float] | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
     covers: Covers | None = None
 
-    @property
-    def low(self) -> float:
-        """Lower end of the interval; the mean where there is none."""
-        return self.mean if self.bounds is None else self.bounds[0]
 
-    @property
-    def high(self) -> float:
-        """Upper end of the interval; the mean where there is none."""
-        return self.mean if self.bounds is None else self.bounds[1]
-
-
-def mean_of_seeds(points: Sequence[Point], outputs: Mapping[str, RunOutputs]) -> Score | None:
-    """Average the test scores of the seeds of one request; None where no seed has a score.
+def mean_of_seeds(points: Sequence[Point], outputs: Mapping[str, RunOutputs]) -> Score:
+    """Average the test scores of the seeds of one request; without a value where no seed has a score.
 
     The interval is computed from the answers where those of every seed are kept. Else from the score of each seed and its
     interval over rows, both in the points: the variance over rows is then the mean over seeds, never less than that of the mean
@@ -59,21 +50,21 @@ def mean_of_seeds(points: Sequence[Point], outputs: Mapping[str, RunOutputs]) ->
     """
     scored = [(point, test) for point in points if (test := point.result.test) is not None]
     if not scored:
-        return None
+        return Score()
     tests = [test for _, test in scored]
     mean = statistics.fmean(tests)
     found = _by_answers([outputs.get(point.id) for point, _ in scored])
     if found is None:
-        own = [_own(point, outputs.get(point.id)) for point, _ in scored]
-        readings = [each for each in own if each is not None]
+        own = [point.result.scores.get(measure_of(point, outputs.get(point.id)) or "") for point, _ in scored]
+        readings = [Reading(each.value, each.low, each.high) for each in own if each is not None]
         found = _by_intervals(mean, tests, readings) if len(readings) == len(own) else None
     if found is not None:
-        low, high = min(mean, found.low), max(mean, found.high)
-        return Score(mean, (low, high), "rows" if len(tests) == 1 else "seeds and rows")
+        covers: Covers = "rows" if len(tests) == 1 else "seeds and rows"
+        return Score(mean, min(mean, found.low), max(mean, found.high), covers)
     half = half_of_means(tests)
     if half is None:
         return Score(mean)
-    return Score(mean, (min(mean, max(0.0, mean - half)), max(mean, min(100.0, mean + half))), "seeds")
+    return Score(mean, min(mean, max(0.0, mean - half)), max(mean, min(100.0, mean + half)), "seeds")
 
 
 def _by_answers(outputs: Sequence[RunOutputs | None]) -> Reading | None:
@@ -87,12 +78,6 @@ def measure_of(point: Point, outputs: RunOutputs | None) -> str | None:
     if outputs is not None and outputs.metric is not None:
         return main_score(outputs.metric)
     return next((name for name, each in point.result.scores.items() if each.value == point.result.test), None)
-
-
-def _own(point: Point, outputs: RunOutputs | None) -> Reading | None:
-    """Return the test score of a point with its interval over rows, from the scores in the point."""
-    found = point.result.scores.get(measure_of(point, outputs) or "")
-    return None if found is None else Reading(found.value, found.low, found.high)
 
 
 def _by_intervals(mean: float, tests: Sequence[float], own: Sequence[Reading]) -> Reading:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 from outlay.engine.outputs import PARTS, RunOutputs
 from outlay.engine.point import Point, PointRequest
 from outlay.report.results import Results
 from outlay.report.scores import Covers, mean_of_seeds
-
-_KEY_FIELDS = tuple(field.name for field in fields(PointRequest) if field.name != "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +23,6 @@ class SeedMean:
     """Request of the first seed."""
     ids: tuple[str, ...]
     """Ids of the points, by rising seed."""
-    runs: tuple[str, ...]
-    """Ids of the runs that have outputs, by rising seed."""
     n_ok: int
     n_seeds: int
     value: float | None
@@ -34,21 +30,16 @@ class SeedMean:
     high: float | None
     covers: Covers | None
     """Population of the interval."""
-    dev: float | None
-    teacher_dev: float | None
     charge_usd: float | None
     charges_usd: Mapping[str, float] | None
     """Charge by part (`outlay.engine.outputs.PARTS`); None unless the parts of every scored seed are known."""
     n_labels: float | None
-    n_llm_labels: float | None
     n_pool: float | None
-    reason: str | None
-    """Distinct reasons of the seeds without a score."""
 
     @property
-    def key(self) -> tuple[object, ...]:
-        """Fields of the request without its seed."""
-        return _key(self.request)
+    def key(self) -> PointRequest:
+        """The request with seed 0, equal for every seed."""
+        return replace(self.request, seed=0)
 
 
 def means(results: Results) -> list[SeedMean]:
@@ -61,49 +52,35 @@ def means(results: Results) -> list[SeedMean]:
 
 def by_seed(points: Iterable[Point]) -> list[tuple[Point, ...]]:
     """Group points that differ in their seed alone, by rising seed; groups in order of first appearance."""
-    members: dict[tuple[object, ...], list[Point]] = {}
+    members: dict[PointRequest, list[Point]] = {}
     for point in points:
-        members.setdefault(_key(point.request), []).append(point)
+        members.setdefault(replace(point.request, seed=0), []).append(point)
     return [tuple(sorted(seeds, key=lambda point: point.request.seed)) for seeds in members.values()]
 
 
-def _key(request: PointRequest) -> tuple[object, ...]:
-    return tuple(getattr(request, name) for name in _KEY_FIELDS)
-
-
-def _mean(seeds: Sequence[Point], outputs_by_id: Mapping[str, RunOutputs]) -> SeedMean:
-    ids = [point.id for point in seeds]
-    outputs = [outputs_by_id.get(each) for each in ids]
-    ok = [(point, each) for point, each in zip(seeds, outputs, strict=True) if point.is_ok]
-    scored = [point for point, _ in ok]
-    outputs_of_ok = [each for _, each in ok]
-    score = mean_of_seeds(scored, outputs_by_id)
-    low, high = (None, None) if score is None or score.bounds is None else score.bounds
-    devs = [point.result.dev for point in scored if point.result.dev is not None]
-    reasons = dict.fromkeys(point.result.reason for point in seeds if point.result.reason is not None)
+def _mean(seeds: Sequence[Point], outputs: Mapping[str, RunOutputs]) -> SeedMean:
+    scored = [point for point in seeds if point.is_ok]
+    score = mean_of_seeds(scored, outputs)
     return SeedMean(
         request=seeds[0].request,
-        ids=tuple(ids),
-        runs=tuple(each.run for each in outputs if each is not None),
-        n_ok=len(ok),
+        ids=tuple(point.id for point in seeds),
+        n_ok=len(scored),
         n_seeds=len(seeds),
-        value=None if score is None else score.mean,
-        low=low,
-        high=high,
-        covers=None if score is None else score.covers,
-        dev=_average(devs),
-        teacher_dev=_average([o.teacher_dev for o in outputs_of_ok if o is not None and o.teacher_dev is not None]),
-        charge_usd=_average([point.result.charge_usd for point in scored]),
-        charges_usd=_parts(outputs_of_ok),
-        n_labels=_average([point.result.n_labels for point in scored]),
-        n_llm_labels=_average([point.result.n_llm_labels for point in scored]),
-        n_pool=_average([point.result.n_pool for point in scored]),
-        reason="; ".join(reasons) or None,
+        value=score.value,
+        low=score.low,
+        high=score.high,
+        covers=score.covers,
+        charge_usd=mean_of(point.result.charge_usd for point in scored),
+        charges_usd=_parts([outputs.get(point.id) for point in scored]),
+        n_labels=mean_of(point.result.n_labels for point in scored),
+        n_pool=mean_of(point.result.n_pool for point in scored),
     )
 
 
-def _average(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
+def mean_of(values: Iterable[float]) -> float | None:
+    """Return the mean of some values; None of no values."""
+    numbers = list(values)
+    return statistics.fmean(numbers) if numbers else None
 
 
 def _parts(outputs: Sequence[RunOutputs | None]) -> dict[str, float] | None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 N_ROUNDS = 1000
 """Rounds of a permutation test; where there are no more assignments than this, each is counted once instead."""
 _CHUNK_CELLS = 2_000_000
-_MOST_CELLS = 50_000_000
+MOST_FEATURES = 50_000_000
 """Maximum number of features in memory at once: 400 MB."""
 
 
@@ -42,19 +42,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Raises:
         DataError: A value is not between 0 and 1.
     """
-    order = _rising(p_values)
+    for p in p_values:
+        if not 0 <= p <= 1:
+            raise DataError(f"{p} is no p-value; it must be from 0 to 1")
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, highest = [0.0] * len(order), 0.0
     for n_before, i in enumerate(order):
         highest = max(highest, (len(order) - n_before) * p_values[i])
         adjusted[i] = min(1.0, highest)
     return adjusted
-
-
-def _rising(p_values: Sequence[float]) -> list[int]:
-    for p in p_values:
-        if not 0 <= p <= 1:
-            raise DataError(f"{p} is no p-value; it must be from 0 to 1")
-    return sorted(range(len(p_values)), key=lambda i: p_values[i])
 
 
 def permutation_test(
@@ -147,7 +143,6 @@ class PairedTest:
     Attributes:
         task: Name of the task.
         budget_usd: The total budget of both.
-        added_usd: The budget beyond the initial labels, None where neither request has one.
         n_initial: The initial labels of both, None where neither request has a number.
         first: Label of the first, as :func:`outlay.report.grouping.group` names it among the points of its task.
         second: Label of the second.
@@ -163,12 +158,10 @@ class PairedTest:
         n_seeds: Seeds that both have.
         n_examples: Test rows.
         n_apart: Rows that the two sides score differently in some seed.
-        points: Ids of the points on either side, by seed.
     """
 
     task: str
     budget_usd: float
-    added_usd: float | None
     n_initial: int | None
     first: str
     second: str
@@ -183,7 +176,6 @@ class PairedTest:
     n_seeds: int
     n_examples: int
     n_apart: int
-    points: tuple[tuple[str, ...], tuple[str, ...]]
 
     @property
     def is_significant(self) -> bool:
@@ -193,20 +185,16 @@ class PairedTest:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Two groups to compare, with the point ids of each by seed, for the seeds that both answered."""
+    """Two groups of a task to compare, with the point ids of each by seed, for the seeds that both answered."""
 
+    task: str
     first: Group
     second: Group
     seeds: tuple[int, ...]
     points: tuple[tuple[str, ...], tuple[str, ...]]
 
-    @property
-    def task(self) -> str:
-        """Name of the task of both groups."""
-        return self.first.points[0].request.task
 
-
-def family(results: Results, *, seed: int = 0) -> tuple[PairedTest, ...]:
+def family(results: Results) -> tuple[PairedTest, ...]:
     """Return every paired test between the points of some results, corrected as one family.
 
     Within a task two variants are compared at equal budget, initial labels, pool, machine, prices and dev labels, on the seeds
@@ -216,7 +204,6 @@ def family(results: Results, *, seed: int = 0) -> tuple[PairedTest, ...]:
 
     Args:
         results: Points of one or several tasks with the outputs of their runs.
-        seed: Seed of the permutations.
 
     Returns:
         One row per pair: by task, budget and the order of the points, the later variant minus the earlier.
@@ -228,7 +215,7 @@ def family(results: Results, *, seed: int = 0) -> tuple[PairedTest, ...]:
     pairs = _pairs(results)
     tested: dict[int, tuple[Difference, float]] = {}
     for batch in _batches(results, pairs):
-        tested.update(zip(batch, _tested(results, [pairs[i] for i in batch], seed), strict=True))
+        tested.update(zip(batch, _tested(results, [pairs[i] for i in batch]), strict=True))
     p_values = {i: p for i in range(len(pairs)) if (p := tested[i][0].p) is not None}
     by_holm = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return tuple(_row(pair, *tested[i], by_holm.get(i), len(by_holm)) for i, pair in enumerate(pairs))
@@ -239,7 +226,6 @@ def _row(pair: _Pair, found: Difference, p_permuted: float, p_holm: float | None
     return PairedTest(
         task=pair.task,
         budget_usd=one.budget_usd,
-        added_usd=other.added_usd if one.added_usd is None else one.added_usd,
         n_initial=other.n_initial if one.n_initial is None else one.n_initial,
         first=pair.first.label,
         second=pair.second.label,
@@ -254,7 +240,6 @@ def _row(pair: _Pair, found: Difference, p_permuted: float, p_holm: float | None
         n_seeds=found.n_seeds,
         n_examples=found.n_examples,
         n_apart=found.n_apart,
-        points=pair.points,
     )
 
 
@@ -266,26 +251,23 @@ def _pairs(results: Results) -> list[_Pair]:
     for point in results.points:
         by_task.setdefault(point.request.task, []).append(point)
     found = []
-    for points in by_task.values():
+    for task, points in by_task.items():
         buckets: dict[tuple[object, ...], list[tuple[Group, dict[int, str]]]] = {}
         for each in group(points, unnamed=("n_initial", "added_usd")):
             of_seed = {point.request.seed: point.id for point in each.points if point.id in answered}
             if of_seed:
-                buckets.setdefault(_shared_conditions(each.points[0].request), []).append((each, of_seed))
-        found += [pair for bucket in buckets.values() for pair in _paired(bucket)]
+                request = each.points[0].request
+                shared = request.budget_usd, request.machine, request.clock, request.price_book, request.dev
+                buckets.setdefault(shared, []).append((each, of_seed))
+        found += [pair for bucket in buckets.values() for pair in _paired(task, bucket)]
     return found
 
 
-def _paired(bucket: Sequence[tuple[Group, dict[int, str]]]) -> Iterator[_Pair]:
+def _paired(task: str, bucket: Sequence[tuple[Group, dict[int, str]]]) -> Iterator[_Pair]:
     for (second, others), (first, ones) in combinations(bucket, 2):
         seeds = tuple(sorted(set(ones) & set(others)))
         if seeds and differs_in_one_choice(first.points[0].request, second.points[0].request):
-            yield _Pair(first, second, seeds, (tuple(ones[s] for s in seeds), tuple(others[s] for s in seeds)))
-
-
-def _shared_conditions(request: PointRequest) -> tuple[object, ...]:
-    """Return the fields that must be equal on both sides of any pair."""
-    return request.budget_usd, request.machine, request.clock, request.price_book, request.dev
+            yield _Pair(task, first, second, seeds, (tuple(ones[s] for s in seeds), tuple(others[s] for s in seeds)))
 
 
 def differs_in_one_choice(one: PointRequest, other: PointRequest) -> bool:
@@ -293,16 +275,13 @@ def differs_in_one_choice(one: PointRequest, other: PointRequest) -> bool:
 
     Initial labels and pool must be equal where both requests have them.
     """
-    for a, b in ((one.n_initial, other.n_initial), (_pool(one), _pool(other))):
+    # A strategy without a teacher uses no pool.
+    pools = [None if request.teacher is None else request.pool for request in (one, other)]
+    for a, b in ((one.n_initial, other.n_initial), pools):
         if a is not None and b is not None and a != b:
             return False
     n_others = sum(a != b for a, b in zip(_models(one), _models(other), strict=True) if a is not None and b is not None)
     return n_others == (1 if one.variant == other.variant else 0)
-
-
-def _pool(request: PointRequest) -> tuple[tuple[str, int], ...] | None:
-    """Return the pool of a request; ``None`` where no teacher labels it."""
-    return None if request.teacher is None else request.pool
 
 
 def _models(request: PointRequest) -> tuple[str | None, str | None]:
@@ -315,7 +294,7 @@ def _models(request: PointRequest) -> tuple[str | None, str | None]:
 
 
 def _batches(results: Results, pairs: Sequence[_Pair]) -> Iterator[list[int]]:
-    """Yield batches of indices of pairs with the same task and seeds, as many as fit into `_MOST_CELLS` features."""
+    """Yield batches of indices of pairs with the same task and seeds, as many as fit into `MOST_FEATURES` features."""
     alike: dict[tuple[str, tuple[int, ...]], list[int]] = {}
     for i, pair in enumerate(pairs):
         alike.setdefault((pair.task, pair.seeds), []).append(i)
@@ -323,7 +302,7 @@ def _batches(results: Results, pairs: Sequence[_Pair]) -> Iterator[list[int]]:
         ids = pairs[places[0]].points[0]
         metric, (answered, *_) = _answers(results, ids)
         (table,), _ = featured(metric, [answered])
-        most = max(2, _MOST_CELLS // (table.size * len(ids)))
+        most = max(2, MOST_FEATURES // (table.size * len(ids)))
         batch: list[int] = []
         sides: set[tuple[str, ...]] = set()
         for i in places:
@@ -337,17 +316,14 @@ def _batches(results: Results, pairs: Sequence[_Pair]) -> Iterator[list[int]]:
 
 def _answers(results: Results, ids: Sequence[str]) -> tuple[str, list[Answered]]:
     """Return the metric and the answers of some points of one task."""
-    answers, metrics = [], set()
-    for outputs in (results.outputs[point] for point in ids):
-        if outputs.answered is not None:
-            answers.append(outputs.answered)
-            metrics.add(outputs.metric or "none")
+    outputs = [results.outputs[point] for point in ids]
+    metrics = {each.metric or "none" for each in outputs}
     if len(metrics) != 1:
         raise DataError(f"the points of one task are scored by {', '.join(sorted(metrics))}; score all by one metric")
-    return metrics.pop(), answers
+    return metrics.pop(), [each.answered for each in outputs if each.answered is not None]
 
 
-def _tested(results: Results, pairs: Sequence[_Pair], seed: int) -> list[tuple[Difference, float]]:
+def _tested(results: Results, pairs: Sequence[_Pair]) -> list[tuple[Difference, float]]:
     """Return the difference and the permutation p of each pair; features of a side are computed once for all its pairs."""
     names = list(dict.fromkeys(side for pair in pairs for side in pair.points))
     metric, answers = _answers(results, [point for side in names for point in side])
@@ -357,5 +333,5 @@ def _tested(results: Results, pairs: Sequence[_Pair], seed: int) -> list[tuple[D
     sides = [Side.of(each, value) for each in tables]
     place = {name: i for i, name in enumerate(names)}
     places = [(place[pair.points[0]], place[pair.points[1]]) for pair in pairs]
-    permuted = _permuted(tables, places, value, N_ROUNDS, seed)
+    permuted = _permuted(tables, places, value, N_ROUNDS, seed=0)
     return [(sides[i].minus(sides[j]), p) for (i, j), p in zip(places, permuted, strict=True)]

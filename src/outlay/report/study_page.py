@@ -11,7 +11,7 @@ from outlay.report.figures import Spec, figure_svg
 from outlay.report.grouping import short_model
 from outlay.report.results import Results
 from outlay.report.seed_means import by_seed
-from outlay.report.style import STUDY_STYLE, STYLE
+from outlay.report.style import STYLE
 from outlay.report.values import ABSENT, money
 
 MAX_FOLDED = 300
@@ -22,9 +22,6 @@ def render_study(
     results: Results,
     tables_html: Sequence[str],
     figures: Mapping[str, Spec],
-    *,
-    differences: Sequence[str] = (),
-    is_open: bool = False,
 ) -> str:
     """Return the page of a study as HTML without scripts or external files, with its figures inlined as SVG.
 
@@ -35,29 +32,29 @@ def render_study(
         results: the results of the study.
         tables_html: the tables as HTML, inserted unchanged.
         figures: specifications by name, from `outlay.report.figures.figures`.
-        differences: paired differences, a line of text each.
-        is_open: show the receipts unfolded, as for printing.
     """
     header = results.header
     parts = [f"<h1>{escape(header.title)}</h1>", _facts(results)]
     if header.notes:
-        parts.append(_list(header.notes))
+        parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in header.notes) + "</ul>")
     parts.append("<h2>Figures</h2>" if figures else '<p class="quiet">No point has a test score: nothing to draw.</p>')
     if figures:
         hint = "Each mark links to its point below, and shows its values when pointed at. Charge is what a run would cost alone."
         parts.append(f'<p class="quiet">{hint}</p>')
-        parts.append(f'<div class="charts">{"".join(map(_figure, figures.values()))}</div>')
+        names = [escape(spec["title"]["text"]) for spec in figures.values()]
+        drawn = zip(names, map(figure_svg, figures.values()), strict=True)
+        charts = "".join(f'<figure role="group" aria-label="{name}">{svg}</figure>' for name, svg in drawn)
+        parts.append(f'<div class="charts">{charts}</div>')
     if tables_html:
         parts += ["<h2>Tables</h2>", *(f'<div class="wide" tabindex="0">{table}</div>' for table in tables_html)]
-    if differences:
-        parts += ["<h2>Paired differences</h2>", _list(differences)]
-    is_folded = len(results.points) <= MAX_FOLDED
-    parts += ["<h2>Points</h2>", _points(results, is_folded=is_folded)]
-    parts += ["<h2>Receipts</h2>", _receipts(results, is_folded=is_folded, is_open=is_open)]
+    named = _named_points(results)
+    is_folded = len(named) <= MAX_FOLDED
+    parts += ["<h2>Points</h2>", _points(named, is_folded=is_folded)]
+    parts += ["<h2>Receipts</h2>", _receipts(named, is_folded=is_folded)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(header.title)}</title>\n<style>{STYLE}{STUDY_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(header.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
@@ -80,40 +77,35 @@ def _facts(results: Results) -> str:
     return f'<dl class="facts">{"".join(rows)}</dl>'
 
 
-def _list(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
-
-
-def _figure(spec: Spec) -> str:
-    name = escape(spec["title"]["text"])
-    return f'<figure role="group" aria-label="{name}">{figure_svg(spec)}</figure>'
-
-
 # --- points -----------------------------------------------------------------------------------------------------------
 
 
-def _points(results: Results, *, is_folded: bool) -> str:
-    """Return the table of the points, seeds of a request together; four columns, so that it fits a phone."""
-    names = _names(results.points)
+_NamedPoint = tuple[Point, str, RunOutputs | None]
+"""A point, its name, and the outputs of its run."""
+
+
+def _named_points(results: Results) -> list[_NamedPoint]:
+    """Return the points, seeds of a request together, with names: "fever, distill, t5-xxl → t5-small, N = 1,000, …, seed 0"."""
+    requests = [point.request for point in results.points]
+    refs = {ref for request in requests for ref in (request.teacher, request.student) if ref is not None}
+    short = {ref: short_model(ref, refs) for ref in refs}
+    points = [point for seeds in by_seed(results.points) for point in seeds]
+    return [(point, _name(point, short), results.outputs.get(point.id)) for point in points]
+
+
+def _points(named: Sequence[_NamedPoint], *, is_folded: bool) -> str:
+    """Return the table of the points; four columns, so that it fits a phone."""
     rows = []
-    for seeds in by_seed(results.points):
-        for point in seeds:
-            link = _receipt_link(results.outputs.get(point.id), is_folded=is_folded)
-            cells = f'<td class="name">{escape(names[point.id])}</td>{_found(point)}<td class="link">{link}</td>'
-            rows.append(f'<tr id="point-{point.id}">{cells}</tr>')
+    for point, name, outputs in named:
+        link = _receipt_link(outputs, is_folded=is_folded)
+        cells = f'<td class="name">{escape(name)}</td>{_found(point)}<td class="link">{link}</td>'
+        rows.append(f'<tr id="point-{point.id}">{cells}</tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in ("Point", "Test", "Charge"))
     body = "\n".join(rows)
     return (
         '<div class="wide"><table class="points">\n'
         f'<thead><tr>{head}<th scope="col" class="link">Receipt</th></tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
     )
-
-
-def _names(points: Sequence[Point]) -> dict[str, str]:
-    """Return the name of each point by its id: "fever, distill, t5-xxl → t5-small, N = 1,000, $100.00 added, …, seed 0"."""
-    refs = {ref for point in points for ref in (point.request.teacher, point.request.student) if ref is not None}
-    short = {ref: short_model(ref, refs) for ref in refs}
-    return {point.id: _name(point, short) for point in points}
 
 
 def _name(point: Point, short: Mapping[str, str]) -> str:
@@ -152,25 +144,22 @@ def _receipt_link(outputs: RunOutputs | None, *, is_folded: bool) -> str:
 # --- receipts ---------------------------------------------------------------------------------------------------------
 
 
-def _receipts(results: Results, *, is_folded: bool, is_open: bool) -> str:
-    where = "Each lies beside this page as a file, <code>receipts/&lt;run&gt;.txt</code>."
+def _receipts(named: Sequence[_NamedPoint], *, is_folded: bool) -> str:
+    where = '<p class="quiet">Each lies beside this page as a file, <code>receipts/&lt;run&gt;.txt</code>.</p>'
     if not is_folded:
-        return f'<p class="quiet">{where}</p>'
-    names = _names(results.points)
+        return where
     folded = [
-        _receipt(point.id, names[point.id], outputs, is_open=is_open)
-        for seeds in by_seed(results.points)
-        for point in seeds
-        if (outputs := results.outputs.get(point.id)) is not None and outputs.receipt is not None
+        _receipt(point.id, name, outputs.run, outputs.receipt)
+        for point, name, outputs in named
+        if outputs is not None and outputs.receipt is not None
     ]
-    return f'<p class="quiet">{where}</p>\n<div class="receipts">\n' + "\n".join(folded) + "\n</div>"
+    return f'{where}\n<div class="receipts">\n' + "\n".join(folded) + "\n</div>"
 
 
-def _receipt(point: str, name: str, outputs: RunOutputs, *, is_open: bool) -> str:
+def _receipt(point: str, name: str, run: str, text: str) -> str:
     """Return a folded receipt; a link to its text unfolds it, as HTML requires of a fragment in closed details."""
-    attribute = " open" if is_open else ""
     return (
-        f"<details{attribute}><summary>{escape(name)}</summary>"
-        f'<p class="quiet">Run {escape(outputs.run)} of <a href="#point-{point}">its point</a></p>'
-        f'<pre id="receipt-{escape(outputs.run)}">{escape(outputs.receipt or "")}</pre></details>'
+        f"<details><summary>{escape(name)}</summary>"
+        f'<p class="quiet">Run {escape(run)} of <a href="#point-{point}">its point</a></p>'
+        f'<pre id="receipt-{escape(run)}">{escape(text)}</pre></details>'
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +13,14 @@ from outlay.report.cells import dollars
 from outlay.report.difference_table import lay_out_differences
 from outlay.report.figures import Spec, figures, save
 from outlay.report.flat_files import write_points_csv, write_points_parquet
-from outlay.report.frontier import CostScore, Frontier, frontier, mean_frontier
+from outlay.report.frontier import CostScore, frontier
 from outlay.report.layouts import lay_out
 from outlay.report.results import Results
 from outlay.report.scores import ONE_SEED
 from outlay.report.seed_means import SeedMean, means
 from outlay.report.significance import PairedTest, family
 from outlay.report.study_page import render_study
-from outlay.report.table import CellContent, Column, Table, TableRow
+from outlay.report.table import Column, Table, TableCell, TableRow
 from outlay.report.table_formats import render_html, render_markdown, render_rich
 from outlay.storage.files import write_text
 
@@ -122,42 +123,29 @@ def lay_out_frontiers(seed_means: Sequence[SeedMean]) -> Table | None:
     fronts = {task: frontier(candidates) for task, candidates in by_task.items()}
     grid = [charges[0] * (charges[-1] / charges[0]) ** (i / (N_CHARGES - 1)) for i in range(N_CHARGES)]
     grid[-1] = charges[-1]
-    over_all = mean_frontier(fronts, grid)
+    reached = {task: [front.score_at(usd) for usd in grid] for task, front in fronts.items()}
+    shares = {task: front.hypervolume(grid[0], grid[-1]) for task, front in fronts.items()}
     columns = [Column(dollars(usd), "Score on the frontier at") for usd in grid]
     columns += [Column("Share"), Column("Front, tied, dominated")]
-    rows = [
-        TableRow((task,), (*_reached(front, grid), _share(over_all.hypervolumes[task]), _counts(front)))
-        for task, front in fronts.items()
-    ]
+    rows = []
+    for task, front in fronts.items():
+        counts = TableCell(words=f"{len(front.front)}, {len(front.tied)}, {len(front.dominated)}")
+        rows.append(TableRow((task,), (*map(TableCell, reached[task]), TableCell(words=f"{shares[task]:.3f}"), counts)))
     if len(fronts) > 1:
-        means_at = [
-            CellContent(at_charge.score, words="" if at_charge.score is not None else "–")
-            for at_charge in over_all.at_charges
-        ]
-        assert over_all.hypervolume is not None
-        rows.append(TableRow(("mean over tasks",), (*means_at, _share(over_all.hypervolume), None), starts_block=True))
-    is_one_seed = any(mean.covers == "rows" for mean in seed_means)
-    notes = (
+        means_at = [TableCell(_mean_of_all(scores)) for scores in zip(*reached.values(), strict=True)]
+        share = TableCell(words=f"{statistics.fmean(shares.values()):.3f}")
+        rows.append(TableRow(("mean over tasks",), (*means_at, share, None), starts_block=True))
+    notes: tuple[str, ...] = (
         "On the frontier nothing is cheaper and better; between its points the score is interpolated in log charge "
         "(Kang et al. 2023, Figure 2). Share: hypervolume in log charge and score, 0 to 1. A point off the frontier is tied "
         "where its interval meets that of a better one that is no dearer, and dominated where it does not.",
-        *(
-            [f"Intervals of one seed are of {ONE_SEED}: with another seed a tie may go, or come."]
-            if is_one_seed
-            else []
-        ),
     )
+    if any(mean.covers == "rows" for mean in seed_means):
+        notes += (f"Intervals of one seed are of {ONE_SEED}: with another seed a tie may go, or come.",)
     return Table("Frontier", ("Task",), tuple(columns), tuple(rows), notes, tuple(fronts))
 
 
-def _reached(front: Frontier, grid: Sequence[float]) -> list[CellContent]:
-    found = [front.score_at(usd) for usd in grid]
-    return [CellContent(value, words="" if value is not None else "–") for value in found]
-
-
-def _share(value: float) -> CellContent:
-    return CellContent(None, words=f"{value:.3f}")
-
-
-def _counts(front: Frontier) -> CellContent:
-    return CellContent(None, words=f"{len(front.front)}, {len(front.tied)}, {len(front.dominated)}")
+def _mean_of_all(scores: Sequence[float | None]) -> float | None:
+    """Return the mean over tasks; None where a task has no score, since means over other tasks would not compare."""
+    known = [score for score in scores if score is not None]
+    return statistics.fmean(known) if len(known) == len(scores) else None

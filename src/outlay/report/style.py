@@ -1,10 +1,10 @@
-"""Style sheets of the pages, for light and dark screens, phones and print."""
+"""Style sheet of a page, for light and dark screens, phones and print."""
 
 from __future__ import annotations
 
 from outlay.report.palette import GRID, INK, PALETTE, QUIET, TEXT_PALETTE
 
-STYLE = """
+_BASE = """
 :root { color-scheme: light dark;
   --ink: #1c1c1e; --quiet: #5c5c63; --paper: #ffffff; --line: #dcdce0; --front: #eef5fb; }
 @media (prefers-color-scheme: dark) {
@@ -38,7 +38,6 @@ pre { overflow-x: auto; font: 13px/1.45 ui-monospace, "SF Mono", Menlo, Consolas
   pre { white-space: pre-wrap; font-size: 8pt; }
 }
 """
-"""Style sheet of every page; charts keep a white background on a dark page."""
 
 # The hues of `PALETTE` and `TEXT_PALETTE`, light enough for a dark page (contrast 5 and more).
 _DARK_PALETTE = ("#4FA8DC", "#F0843C", "#2CC39A", "#E09FC4", "#8CCBF2", "#F0B93C", "#ECECF0")
@@ -55,7 +54,7 @@ def _dark_rules() -> str:
     )
 
 
-STUDY_STYLE = f"""
+STYLE = f"""{_BASE}
 h3 {{ font-size: 1rem; margin: 1.6rem 0 .4rem; }}
 a {{ color: #0b61a4; }}
 a:focus-visible, summary:focus-visible, .wide:focus-visible {{ outline: 3px solid #d55e00; outline-offset: 2px; }}
@@ -103,4 +102,4 @@ pre:target {{ outline: 2px solid #d55e00; outline-offset: 4px; }}
   .receipts details:not([open]), td.link, th.link {{ display: none; }}
 }}
 """
-"""Style sheet of a study's page beside `STYLE`; its figures turn dark with the page."""
+"""Style sheet of a study's page; its figures turn dark with the page."""

@@ -10,17 +10,19 @@ from outlay.metrics.degenerate import of_rows
 from outlay.metrics.intervals import half_of_means
 from outlay.report.cells import (
     PointOutputs,
+    by_task,
     charge_of,
-    mean_of,
+    cost_score,
     score_cell,
     score_legend,
     strategy_name,
     strategy_rank,
     teacher_score,
 )
-from outlay.report.frontier import CostScore, frontier
+from outlay.report.frontier import frontier
 from outlay.report.grouping import Group, group
-from outlay.report.table import CellContent, Column, Heading, PlacedCell, Table, TableRow, numbered, pivot
+from outlay.report.seed_means import mean_of
+from outlay.report.table import Column, Heading, PlacedCell, Table, TableCell, TableRow, numbered, pivot
 from outlay.report.values import ABSENT, count, money
 
 _COLUMNS = ("Budget", "Labels", "Pool rows", "Teacher dev", "Test", "Charge", "Cash", "Seeds")
@@ -37,24 +39,21 @@ def plain_tables(points: Sequence[PointOutputs], *, is_rest: bool) -> list[Table
         points: points of one or several tasks.
         is_rest: True for points without a place in the layout of the study.
     """
-    by_task: dict[str, list[PointOutputs]] = {}
-    for each in points:
-        by_task.setdefault(each.request.task, []).append(each)
     title = "points that the layout has no place for" if is_rest else "test score by strategy and budget"
-    return [_plain(f"{task}: {title}", task, of_task) for task, of_task in by_task.items()]
+    return [_plain(f"{task}: {title}", task, of_task) for task, of_task in by_task(points).items()]
 
 
 def _plain(title: str, task: str, points: Sequence[PointOutputs]) -> Table:
-    of_point = {id(each.point): each for each in points}
+    of_point = {each.point.id: each for each in points}
     groups = group([each.point for each in points])
-    seeds = [[of_point[id(point)] for point in each.points] for each in groups]
+    seeds = [[of_point[point.id] for point in each.points] for each in groups]
     tested = [score_cell(each) for each in seeds]
-    spots = [_spot(cell, charge_of(each)) for cell, each in zip(tested, seeds, strict=True)]
-    front = frontier([spot for spot in spots if spot is not None])
+    candidates = [cost_score(cell, charge_of(each)) for cell, each in zip(tested, seeds, strict=True)]
+    front = frontier([each for each in candidates if each is not None])
     rows = []
-    for i, (each, cell, spot) in enumerate(zip(groups, tested, spots, strict=True)):
+    for i, (each, cell, candidate) in enumerate(zip(groups, tested, candidates, strict=True)):
         is_next = i == 0 or each.budget_usd != groups[i - 1].budget_usd
-        own = replace(cell, on_front=spot is not None and front.holds(spot))
+        own = replace(cell, on_front=candidate is not None and front.holds(candidate))
         rows.append(TableRow((each.label,), _plain_cells(each, seeds[i], own), starts_block=is_next))
     kept = [i for i in range(len(_COLUMNS)) if any(row.cells[i] is not None for row in rows)]
     table = Table(
@@ -68,13 +67,7 @@ def _plain(title: str, task: str, points: Sequence[PointOutputs]) -> Table:
     return numbered(table)
 
 
-def _spot(cell: CellContent, charge_usd: float | None) -> CostScore | None:
-    return (
-        None if cell.value is None or charge_usd is None else CostScore("", charge_usd, cell.value, cell.low, cell.high)
-    )
-
-
-def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: CellContent) -> tuple[CellContent | None, ...]:
+def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: TableCell) -> tuple[TableCell | None, ...]:
     """Return the cells of a row under `_COLUMNS`: means over the seeds that have a score."""
     results = [point.result for point in row.ok]
     cash = [point.circumstance.cash_usd for point in row.ok]
@@ -89,13 +82,11 @@ def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: CellContent)
         ABSENT if None in cash else money(mean_of(usd for usd in cash if usd is not None)),
         str(len(seeds)) if len(results) in (0, len(seeds)) else f"{len(results)} of {len(seeds)}",
     )
-    words = [None if text == ABSENT else CellContent(unit="words", words=text) for text in texts]
+    words = [None if text == ABSENT else TableCell(unit="words", words=text) for text in texts]
     return (*words[:4], tested, *words[4:])
 
 
 # --- over tasks ------------------------------------------------------------------------------------------------------
-
-_Cell = tuple[object, ...]
 
 
 def across_tasks(points: Sequence[PointOutputs]) -> list[Table]:
@@ -103,22 +94,15 @@ def across_tasks(points: Sequence[PointOutputs]) -> list[Table]:
 
     Each task has equal weight in the mean over tasks. Without a pair on any task there is no table.
     """
-    tasks = list(dict.fromkeys(each.request.task for each in points))
-    means = _means(points)
-    strategies = sorted({key[1] for key in means if key[1] != BASELINE}, key=lambda name: (strategy_rank(name), name))
+    tasks = list(by_task(points))
     items: list[PlacedCell] = []
-    for name in strategies:
-        gains = {task: _gains(means, task, name) for task in tasks}
-        per_task = {task: statistics.fmean(values) for task, values in gains.items() if values}
+    for name, gains in sorted(_gains(points).items(), key=lambda of_name: (strategy_rank(of_name[0]), of_name[0])):
         row = Heading((strategy_rank(name), name), f"{strategy_name(name)} − {strategy_name(BASELINE)}")
         items += [
-            PlacedCell(Heading((), ""), row, Heading((0, tasks.index(task)), task), _gain_cell(value, gains[task]))
-            for task, value in per_task.items()
+            PlacedCell(row, Heading((0, tasks.index(task)), task), _gain_cell(values)) for task, values in gains.items()
         ]
-        if per_task:
-            items.append(
-                PlacedCell(Heading((), ""), row, Heading((1,), "Mean over tasks"), _mean_cell(list(per_task.values())))
-            )
+        per_task = [statistics.fmean(values) for values in gains.values()]
+        items.append(PlacedCell(row, Heading((1,), "Mean over tasks"), _mean_cell(per_task)))
     if not items:
         return []
     table = pivot("Over the tasks: what a strategy gains over annotating", ("Strategy",), items, tasks=tuple(tasks))
@@ -130,31 +114,29 @@ def across_tasks(points: Sequence[PointOutputs]) -> list[Table]:
     return [replace(table, notes=(*notes, *table.notes))]
 
 
-def _means(points: Sequence[PointOutputs]) -> dict[tuple[str, str, _Cell], float]:
-    """Return the mean test score by task, strategy variant and cell, over seeds and models of the cell."""
-    tests: dict[tuple[str, str, _Cell], list[float]] = {}
+def _gains(points: Sequence[PointOutputs]) -> dict[str, dict[str, list[float]]]:
+    """Return the gains over annotating by strategy variant and task: one per cell of N, budget and student, over its seeds."""
+    tests: dict[tuple[str, str, tuple[object, ...]], list[float]] = {}
     for each in points:
         request, test = each.request, each.point.result.test
         if test is not None:
             cell = (request.n_initial, request.budget_usd, request.student, request.machine, request.price_book)
             tests.setdefault((request.task, request.variant, cell), []).append(test)
-    return {key: statistics.fmean(values) for key, values in tests.items()}
+    gains: dict[str, dict[str, list[float]]] = {}
+    for (task, variant, place), values in tests.items():
+        baseline = tests.get((task, BASELINE, place))
+        if variant != BASELINE and baseline is not None:
+            gain = statistics.fmean(values) - statistics.fmean(baseline)
+            gains.setdefault(variant, {}).setdefault(task, []).append(gain)
+    return gains
 
 
-def _gains(means: dict[tuple[str, str, _Cell], float], task: str, name: str) -> list[float]:
-    return [
-        value - means[task, BASELINE, cell]
-        for (of_task, variant, cell), value in means.items()
-        if (of_task, variant) == (task, name) and (task, BASELINE, cell) in means
-    ]
-
-
-def _gain_cell(value: float, gains: Sequence[float]) -> CellContent:
+def _gain_cell(gains: Sequence[float]) -> TableCell:
     n_ahead = sum(gain > 0 for gain in gains)
-    return CellContent(value, unit="difference", bracket=f"({n_ahead} of {len(gains)})")
+    return TableCell(statistics.fmean(gains), unit="difference", bracket=f"({n_ahead} of {len(gains)})")
 
 
-def _mean_cell(per_task: Sequence[float]) -> CellContent:
+def _mean_cell(per_task: Sequence[float]) -> TableCell:
     mean, half = statistics.fmean(per_task), half_of_means(per_task)
-    whole = CellContent(mean, unit="difference")
+    whole = TableCell(mean, unit="difference")
     return whole if half is None else replace(whole, low=mean - half, high=mean + half)

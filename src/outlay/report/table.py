@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True, slots=True)
-class CellContent:
+class TableCell:
     """A cell of a table; a score is a mean over seeds, 0-100, with its 95 % interval where there is one."""
 
     value: float | None = None
@@ -61,6 +61,11 @@ class CellContent:
         return text if self.low is None or self.high is None else with_interval(text, self.value, self.low, self.high)
 
     @property
+    def printed_score(self) -> float | None:
+        """The score as the table prints it, with one decimal; None for any other cell."""
+        return round(self.value, 1) if self.unit == "score" and self.value is not None else None
+
+    @property
     def note_signs(self) -> str:
         """Numbers of the cell's notes as superscripts: "¹ ³"."""
         return " ".join(str(number).translate(_SUPERSCRIPTS) for number in self.note_numbers)
@@ -91,7 +96,7 @@ class TableRow:
     """A row of a table: one heading per column of the stub, one cell or None per column."""
 
     heads: tuple[str, ...]
-    cells: tuple[CellContent | None, ...]
+    cells: tuple[TableCell | None, ...]
     starts_block: bool = False
     """True for the first row of a block; rows of a block share all headings but the last."""
 
@@ -112,7 +117,7 @@ class Table:
     """True for a table of the paper's numbers alone."""
 
     @property
-    def cells(self) -> Iterator[CellContent]:
+    def cells(self) -> Iterator[TableCell]:
         """Every cell of the table, row by row."""
         return (cell for row in self.rows for cell in row.cells if cell is not None)
 
@@ -129,14 +134,26 @@ class Heading:
     over: str = ""
 
 
+def task_heading(task: str, tasks: Sequence[str]) -> Heading:
+    """Return the heading of a task, in the order of some tasks."""
+    return Heading((tasks.index(task),), task)
+
+
 @dataclass(frozen=True, slots=True)
 class PlacedCell:
-    """A cell with the headings of its block, row and column."""
+    """A cell with the headings of its row, column and block."""
 
-    block: Heading
     row: Heading
     column: Heading
-    cell: CellContent
+    cell: TableCell
+    block: Heading = Heading((), "")
+    """Heading of the block; a table without blocks is one block."""
+
+
+def row_cells(row: Heading, cells: Mapping[str, TableCell | None], block: Heading) -> list[PlacedCell]:
+    """Place the cells of a row by the text over their columns, in the order of the mapping; None leaves a place empty."""
+    columns = enumerate(cells.items())
+    return [PlacedCell(row, Heading((i,), text), cell, block) for i, (text, cell) in columns if cell is not None]
 
 
 def pivot(
@@ -184,19 +201,17 @@ def pivot(
 def _with_best(table: Table) -> Table:
     rows: list[TableRow] = []
     for block in blocks(table.rows):
-        best = []
-        for i in range(len(table.columns)):
-            cells = [cell for row in block if (cell := row.cells[i]) is not None and cell.unit == "score"]
-            values = [round(cell.value, 1) for cell in cells if cell.value is not None]
-            best.append(max(values) if len(set(values)) > 1 else None)
-        rows += [replace(row, cells=tuple(map(_marked_best, row.cells, best))) for row in block]
+        columns = map(_mark_best, zip(*(row.cells for row in block), strict=True))
+        rows += [replace(row, cells=cells) for row, cells in zip(block, zip(*columns, strict=True), strict=True)]
     return replace(table, rows=tuple(rows))
 
 
-def _marked_best(cell: CellContent | None, best: float | None) -> CellContent | None:
-    if cell is None or cell.value is None or best is None or cell.unit != "score":
-        return cell
-    return replace(cell, is_best=round(cell.value, 1) == best)
+def _mark_best(column: Sequence[TableCell | None]) -> list[TableCell | None]:
+    """Mark the best printed scores of a column of a block, where scores differ."""
+    scores = {score for cell in column if cell is not None and (score := cell.printed_score) is not None}
+    if len(scores) < 2:
+        return list(column)
+    return [cell and replace(cell, is_best=cell.printed_score == max(scores)) for cell in column]
 
 
 def blocks(rows: Sequence[TableRow]) -> list[list[TableRow]]:
@@ -212,16 +227,12 @@ def blocks(rows: Sequence[TableRow]) -> list[list[TableRow]]:
 def numbered(table: Table) -> Table:
     """Return a table with a numbered note for each distinct reason of its cells, in reading order."""
     numbers: dict[str, int] = {}
-    rows = []
-    for row in table.rows:
-        cells: list[CellContent | None] = []
-        for cell in row.cells:
-            if cell is None or not cell.reasons:
-                cells.append(cell)
-                continue
-            cells.append(
-                replace(cell, note_numbers=tuple(numbers.setdefault(r, len(numbers) + 1) for r in cell.reasons))
-            )
-        rows.append(replace(row, cells=tuple(cells)))
+
+    def with_numbers(cell: TableCell | None) -> TableCell | None:
+        if cell is None or not cell.reasons:
+            return cell
+        return replace(cell, note_numbers=tuple(numbers.setdefault(each, len(numbers) + 1) for each in cell.reasons))
+
+    rows = tuple(replace(row, cells=tuple(map(with_numbers, row.cells))) for row in table.rows)
     notes = (f"{str(number).translate(_SUPERSCRIPTS)} {reason}" for reason, number in numbers.items())
-    return replace(table, rows=tuple(rows), notes=(*table.notes, *notes))
+    return replace(table, rows=rows, notes=(*table.notes, *notes))

@@ -7,7 +7,7 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from outlay.report.table import CellContent, Table, TableRow, blocks
+from outlay.report.table import Table, TableCell, TableRow, blocks
 from outlay.report.values import ABSENT
 from outlay.text.display import visible
 
@@ -15,14 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def cell_text(cell: CellContent | None) -> str:
-    """Return a cell as one line of text: "78.3 ± 0.6 (+500) paper 53.1"."""
-    if cell is None:
-        return ABSENT
-    return " ".join([cell.text + cell.note_signs, *cell.beneath])
-
-
-def _is_bold(cell: CellContent) -> bool:
+def _is_bold(cell: TableCell) -> bool:
     return cell.is_best or cell.on_front
 
 
@@ -46,7 +39,7 @@ def render_markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_cell(cell: CellContent | None) -> str:
+def _markdown_cell(cell: TableCell | None) -> str:
     if cell is None:
         return ABSENT
     value = f"**{cell.text}**" if _is_bold(cell) else cell.text
@@ -98,7 +91,7 @@ def _html_block(block: Sequence[TableRow]) -> str:
     return "<tbody>\n" + "\n".join(lines) + "\n</tbody>"
 
 
-def _html_cell(cell: CellContent | None) -> str:
+def _html_cell(cell: TableCell | None) -> str:
     if cell is None:
         return f"<td>{ABSENT}</td>"
     classes = " ".join(["best"] * cell.is_best + ["front"] * cell.on_front)

@@ -76,18 +76,15 @@ class SettingField:
             return one_of(about.choices)
         if about.ge is not None and about.le is not None:
             return f"{_TYPE_WORDS[self.type]} from {about.ge} to {about.le}"
-        if about.gt is not None and self.type is int:
-            return f"at least {about.gt + 1}"
-        if about.gt is not None:
-            above = f"above {about.gt}"
-            return above if about.le is None and about.lt is None else self._range(above)
         if about.ge is not None:
             return f"{about.ge} or more" if about.lt is None else f"from {about.ge} to below {about.lt}"
-        return ""
-
-    def _range(self, above: str) -> str:
-        about = self.about
-        return f"between {about.gt} and {about.lt}" if about.lt is not None else f"{above} and at most {about.le}"
+        if about.gt is None:
+            return ""
+        if self.type is int:
+            return f"at least {about.gt + 1}"
+        if about.lt is not None:
+            return f"between {about.gt} and {about.lt}"
+        return f"above {about.gt}" + ("" if about.le is None else f" and at most {about.le}")
 
     def is_of_type(self, value: object) -> bool:
         """Return whether a value has the setting's type; a truth value is no number, a whole number is one."""
@@ -117,12 +114,8 @@ _found: dict[type[Any], Mapping[str, SettingField]] = {}
 
 def own_fields(settings: type[Any]) -> Mapping[str, SettingField]:
     """Return the settings that a dataclass declares, by name and in order; fields without a `Setting` are left out."""
-    if settings not in _found:
-        _found[settings] = _own_fields(settings)
-    return _found[settings]
-
-
-def _own_fields(settings: type[Any]) -> Mapping[str, SettingField]:
+    if settings in _found:
+        return _found[settings]
     hints = get_type_hints(settings, include_extras=True)
     found = {}
     for each in fields(settings):
@@ -131,6 +124,7 @@ def _own_fields(settings: type[Any]) -> Mapping[str, SettingField]:
         if about is not None:
             types = [part for part in get_args(plain) or (plain,) if part is not NoneType]
             found[each.name] = SettingField(each.name, types[0], NoneType in get_args(plain), each.default, about)
+    _found[settings] = found
     return found
 
 

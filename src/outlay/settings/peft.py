@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, overload
+from typing import Annotated, Any, ClassVar
 
 from outlay.settings.declared import Setting, SettingField, check_fields, own_fields
 
@@ -52,13 +52,7 @@ class _Methods(Sequence[str]):
     def __len__(self) -> int:
         return 1 + len(PEFT_SETTINGS)
 
-    @overload
-    def __getitem__(self, at: int) -> str: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> tuple[str, ...]: ...
-
-    def __getitem__(self, at: int | slice) -> str | tuple[str, ...]:
+    def __getitem__(self, at: Any) -> Any:
         return ("none", *PEFT_SETTINGS)[at]
 
 

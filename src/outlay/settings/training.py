@@ -47,15 +47,13 @@ class TrainSettings:
     ] = 1.0
     # The best evaluation is kept either way.
     patience: Annotated[
-        int | None,
-        Setting("Evaluations on dev without a gain before training stops.", none="train to the end", gt=0),
+        int | None, Setting("Evaluations on dev without a gain before training stops.", none="train to the end", gt=0)
     ] = None
     dropout: Annotated[float | None, Setting("Dropout of every layer.", none="as the checkpoint says", ge=0, lt=1)] = (
         None
     )
     temperature: Annotated[
-        float,
-        Setting("Temperature of the divergence to the teacher: 1, 2 or 4.", DISTILLATION, gt=0),
+        float, Setting("Temperature of the divergence to the teacher: 1, 2 or 4.", DISTILLATION, gt=0)
     ] = 1.0
     # With bf16_weights updates are rounded at random, so that small ones are not lost. ``auto`` is resolved before settings are
     # made (`outlay.hardware.precision`).
@@ -83,15 +81,13 @@ class TrainSettings:
         ),
     ] = "masked"
     divergence: Annotated[
-        str,
-        Setting("``forward_kl``, ``reverse_kl`` or ``js`` (Jensen-Shannon).", DISTILLATION, choices=DIVERGENCES),
+        str, Setting("``forward_kl``, ``reverse_kl`` or ``js`` (Jensen-Shannon).", DISTILLATION, choices=DIVERGENCES)
     ] = "forward_kl"
     js_beta: Annotated[float, Setting("Weight of the teacher in the mixture of ``js``.", DISTILLATION, gt=0, lt=1)] = (
         0.5
     )
     gold_weight: Annotated[
-        float,
-        Setting("Share of cross-entropy on gold labels, where the rows have them.", DISTILLATION, ge=0, lt=1),
+        float, Setting("Share of cross-entropy on gold labels, where the rows have them.", DISTILLATION, ge=0, lt=1)
     ] = 0.0
     # The command line takes a number of passes per step in its place (``--accumulation``), which holds for any batch.
     micro_batch_size: Annotated[
@@ -220,8 +216,7 @@ class TeachSettings:
         ),
     ] = "labels"
     keep_padding: Annotated[
-        bool,
-        Setting("Keep the positions after an answer's end too: what ``objective`` published reads.", ANSWERS),
+        bool, Setting("Keep the positions after an answer's end too: what ``objective`` published reads.", ANSWERS)
     ] = False
     # Padding changes bits, so the size of a batch belongs to what decides the targets.
     batch_size: Annotated[int, Setting("Rows per forward pass at most.", ANSWERS, gt=0)] = 256

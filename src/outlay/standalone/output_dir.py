@@ -16,7 +16,7 @@ from typing import Any
 
 from outlay.errors import UsageError
 from outlay.storage.files import write_bytes
-from outlay.storage.locks import alone
+from outlay.storage.locks import exclusive
 
 REQUEST, SUMMARY, WORK = "request.json", "summary.json", ".work"
 
@@ -86,7 +86,7 @@ class OutputDir:
             UsageError: another process holds the lock.
         """
         busy = UsageError(f"another process is at work on --out {self.out}; wait for it to end")
-        with alone(self.work / "lock", busy):
+        with exclusive(self.work / "lock", busy):
             yield
 
     def write(self, path: Path, data: bytes) -> None:

@@ -20,7 +20,7 @@ from outlay.errors import DiskFull, OutlayError, StoreError
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REFUSALS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(*NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ESTALE),
 )
 _SMALL_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9]+(?:\.[0-9]+)?[eE]-[0-9]+', re.ASCII)
@@ -30,9 +30,7 @@ _NUMBERED = re.compile(r"\b(?:os error|errno) (\d+)", re.IGNORECASE)
 
 
 def errno_of(error: BaseException) -> int | None:
-    """Return the system's error number behind an error, also where a library wrapped it; None where the system had no
-    part in it.
-    """
+    """Return the system's error number behind an error, also where a library wrapped it; None where there is none."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     if isinstance(error, OutlayError):
@@ -63,9 +61,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _is_about_another(error: Exception, path: Path) -> bool:
-    """Return whether the system names a file that does not lie where ``path`` is written, such as one that is read
-    meanwhile.
-    """
+    """Return whether the system names a file that lies elsewhere, such as one that is read while ``path`` is written."""
     named = getattr(error, "filename", None)
     if not isinstance(named, str):
         return False
@@ -151,7 +147,7 @@ def csv_text(value: object) -> str:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Whole or not at all."""
+    """Write a document as JSON, synced, as `replacing` does."""
     write_text(path, plain_numbers(json.dumps(document, ensure_ascii=False, indent=1)), sync=True)
 
 

@@ -81,7 +81,7 @@ def stand_in_note(location: str | Path | None) -> str | None:
     if usual is not None and _is_writable(usual):
         return None
     why = "there is no home folder" if usual is None else f"{usual} cannot be written"
-    return f"{why}: what is made is kept in {_stand_in()}; OUTLAY_STORE or --store names another place"
+    return f"{why}: what is made is kept in {_fallback_cache()}; OUTLAY_STORE or --store names another place"
 
 
 def settle_caches() -> None:
@@ -93,7 +93,7 @@ def settle_caches() -> None:
     usual = _usual_cache()
     if home() is None and NO_HOME not in os.environ:
         # Some ask for it as they are imported.
-        os.environ |= {NO_HOME: "1", "HOME": str(_stand_in())}
+        os.environ |= {NO_HOME: "1", "HOME": str(_fallback_cache())}
     if usual is None or not _is_writable(usual):
         for name, below in _LIBRARY_CACHES.items():
             # Models that somebody laid there before it was sealed are still to be found.
@@ -110,13 +110,11 @@ _LIBRARY_CACHES = {
 
 
 def cache_folder() -> Path:
-    """Return ``OUTLAY_CACHE`` as it is named; else a folder below the user's cache, or a stand-in where that cannot
-    be written.
-    """
+    """Return ``OUTLAY_CACHE``; else a folder below the user's cache, or a stand-in where that cannot be written."""
     if named := os.environ.get("OUTLAY_CACHE"):
         return expand_path(named)
     usual = _usual_cache()
-    return usual if usual is not None and _is_writable(usual) else _stand_in()
+    return usual if usual is not None and _is_writable(usual) else _fallback_cache()
 
 
 def _usual_cache() -> Path | None:
@@ -126,10 +124,8 @@ def _usual_cache() -> Path | None:
     return None if user is None else user / ".cache" / "outlay"
 
 
-def _stand_in() -> Path:
-    """Return a folder beside the results of the current folder, which outlives a restart; else one among the
-    temporary files.
-    """
+def _fallback_cache() -> Path:
+    """Return a folder beside the results, which outlives a restart; else one among the temporary files."""
     here = Path("outlay-runs/cache").absolute()
     return here if _is_writable(here) else Path(tempfile.gettempdir()) / f"outlay-{os.getuid()}"
 

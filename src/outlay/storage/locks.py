@@ -20,12 +20,12 @@ from outlay.storage.files import writing
 LOCK = "lock"
 
 
-def acquire(folder: Path, on_wait: Callable[[str], None] | None, poll_seconds: float) -> int:
-    """Wait for the lock and return its open file; ``on_wait`` is told who holds it, once per holder."""
-    told: str | None = None
+def acquire(folder: Path, on_wait: Callable[[str], None] | None = None, poll_seconds: float = 0.1) -> int:
+    """Wait for the lock and return its open file; ``on_wait`` is called with who holds it, once per holder."""
+    reported: str | None = None
     while (lock := try_acquire(folder)) is None:
-        if on_wait is not None and (holder := _holder(folder)) != told:
-            told = holder
+        if on_wait is not None and (holder := _holder(folder)) != reported:
+            reported = holder
             on_wait(holder)
         time.sleep(poll_seconds)
     return lock
@@ -62,7 +62,7 @@ def try_acquire(folder: Path) -> int | None:
 
 
 @contextmanager
-def alone(path: Path, busy: Exception) -> Iterator[None]:
+def exclusive(path: Path, busy: Exception) -> Iterator[None]:
     """Hold the lock file ``path`` in one process at a time.
 
     Raises:

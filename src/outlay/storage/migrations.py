@@ -19,7 +19,6 @@ from outlay.errors import StoreError
 from outlay.storage import locks
 
 FORMAT_FILE = "FORMAT"
-_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def migrate(root: Path, migrations: Sequence[StoreMigration] = MIGRATIONS) -> No
     if number == len(migrations) or not (root / "objects").is_dir():
         return
     folder = root / "migrating"
-    lock = locks.acquire(folder, None, _POLL_SECONDS)
+    lock = locks.acquire(folder)
     try:
         for migration in migrations[format_of(root) :]:  # another process may have been first
             migration.apply(root)

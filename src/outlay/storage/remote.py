@@ -12,7 +12,6 @@ same key at the same time both make it, and the first to finish is kept.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -26,6 +25,7 @@ from urllib.parse import urlsplit
 from outlay.errors import ArtifactDamaged, OutlayError, StoreError, first_line
 from outlay.storage import locks
 from outlay.storage.artifact import MANIFEST, Artifact, parse_manifest
+from outlay.storage.files import NO_ROOM
 from outlay.storage.hashing import key_of
 from outlay.storage.locations import default_location, is_url, local_root, parse_bytes
 from outlay.storage.paths import expand_path
@@ -35,7 +35,6 @@ UNSENT = ".unsent"
 """Marks a local artifact that is not known to be whole at the URL."""
 
 _logger = logging.getLogger(__name__)
-_POLL_SECONDS = 0.1
 _MAX_REASON = 200
 
 
@@ -69,8 +68,8 @@ class RemoteStore(Store):
         That the files are at the URL and good is for `get` to find out. An artifact that waits to be sent goes on waiting.
         """
         artifact = super().get(key, verify=False)
-        if artifact is None and (found := self._look(key)) is not None:
-            return self._described(key, found)
+        if artifact is None and (found := self._manifest_at_url(key)) is not None:
+            return self._parse_manifest(key, found)
         return artifact
 
     def check(self, key: str) -> Artifact | None:
@@ -88,14 +87,14 @@ class RemoteStore(Store):
         """
         artifact = super().get(key, verify=verify)
         if artifact is None:
-            found = self._look(key)
+            found = self._manifest_at_url(key)
             if found is None:
                 return None
-            with self._alone(key):
+            with self._moving(key):
                 return super().get(key, verify=verify) or self._fetch(key, found)
         if not (artifact.path / UNSENT).exists():
             return artifact
-        with self._alone(key):
+        with self._moving(key):
             if (artifact.path / UNSENT).exists():
                 self._send(artifact)
         return super().get(key, verify=verify)
@@ -117,10 +116,10 @@ class RemoteStore(Store):
 
         return super().gc(kept, older_than_seconds=older_than_seconds, max_bytes=max_bytes, dry_run=dry_run)
 
-    def _look(self, key: str) -> bytes | None:
+    def _manifest_at_url(self, key: str) -> bytes | None:
         """Return the manifest of a key at the URL as it stands, None where there is none."""
-        with self._talking("read"):
-            system, path = self._reach(key, MANIFEST)
+        with self._clear_errors("read"):
+            system, path = self._at_url(key, MANIFEST)
             try:
                 data: bytes = system.cat_file(path)
             except FileNotFoundError as error:
@@ -129,7 +128,7 @@ class RemoteStore(Store):
                 return None
         return data
 
-    def _described(self, key: str, found: bytes) -> Artifact | None:
+    def _parse_manifest(self, key: str, found: bytes) -> Artifact | None:
         """Return the artifact of a manifest at the URL; None, and a warning, where it is damaged."""
         source = f"{self.url}: the manifest of {key[:12]}"
         try:
@@ -143,7 +142,7 @@ class RemoteStore(Store):
 
     def _fetch(self, key: str, found: bytes) -> Artifact | None:
         """Bring what a manifest at the URL describes, in place of what is here; None where it is damaged."""
-        artifact = self._described(key, found)
+        artifact = self._parse_manifest(key, found)
         if artifact is None:
             return None
         with self._device_errors(), self._writing() as temporary:
@@ -160,27 +159,26 @@ class RemoteStore(Store):
         return super().get(key, verify=False)
 
     def _download(self, artifact: Artifact, folder: Path) -> None:
-        try:
-            with self._talking("read", passing=(FileNotFoundError,)):
-                system, base = self._reach(artifact.key, artifact.digest)
+        with self._clear_errors("read"):
+            system, base = self._at_url(artifact.key, artifact.digest)
+            try:
                 if self.quota_bytes is not None:
                     self._check_quota(sum(system.size(f"{base}/{name}") for name in artifact.files))
                 for name in artifact.files:
                     system.get_file(f"{base}/{name}", str(folder / name))
-        except FileNotFoundError as error:
-            raise ArtifactDamaged(
-                f"{artifact.key[:12]} ({artifact.kind}) lacks files that its manifest names"
-            ) from error
+            except FileNotFoundError as error:
+                lacking = f"{artifact.key[:12]} ({artifact.kind}) lacks files that its manifest names"
+                raise ArtifactDamaged(lacking) from error
         self._verify(replace(artifact, path=folder))
 
     def _send(self, artifact: Artifact) -> None:
         """Upload an artifact, its manifest last. A good one that is at the URL by then takes its place here instead."""
-        key, seen = artifact.key, self._look(artifact.key)
+        key, seen = artifact.key, self._manifest_at_url(artifact.key)
         if seen is not None and self._fetch(key, seen) is not None:
             return
         for name in artifact.files:
             self._upload(artifact, name, artifact.digest, name)
-        latest = self._look(key)
+        latest = self._manifest_at_url(key)
         if latest not in (None, seen) and self._fetch(key, latest) is not None:
             return  # another machine was faster
         self._upload(artifact, MANIFEST, MANIFEST)
@@ -188,11 +186,13 @@ class RemoteStore(Store):
             (artifact.path / UNSENT).unlink()
 
     def _upload(self, artifact: Artifact, name: str, *parts: str) -> None:
-        with self._talking("write", f"; what was made is kept in {self.root}, and the same command sends it again"):
-            system, path = self._reach(artifact.key, *parts)
+        with self._clear_errors(
+            "write", f"; what was made is kept in {self.root}, and the same command sends it again"
+        ):
+            system, path = self._at_url(artifact.key, *parts)
             system.put_file(str(artifact.path / name), path)
 
-    def _reach(self, key: str, *parts: str) -> tuple[Any, str]:
+    def _at_url(self, key: str, *parts: str) -> tuple[Any, str]:
         """Return the file system of the URL, and a path on it. fsspec keeps one per process, so forked workers are safe."""
         # Object stores have no folders, and making one there could make a bucket; the others but this one make parents
         # by themselves.
@@ -201,28 +201,25 @@ class RemoteStore(Store):
         return system, "/".join((base.rstrip("/"), "objects", key[:2], key, *parts))
 
     @contextmanager
-    def _alone(self, key: str) -> Iterator[None]:
-        """One process of this machine at a time moves the files of a key."""
+    def _moving(self, key: str) -> Iterator[None]:
+        """Lock the files of a key for one process of this machine at a time."""
         folder = self.root / "moving" / key
         with self._device_errors():
-            lock = locks.acquire(folder, None, _POLL_SECONDS)
+            lock = locks.acquire(folder)
         try:
             yield
         finally:
             locks.release(lock, folder, remove=True)
 
     @contextmanager
-    def _talking(
-        self, verb: str, consequence: str = "", *, passing: tuple[type[Exception], ...] = ()
-    ) -> Iterator[None]:
+    def _clear_errors(self, verb: str, consequence: str = "") -> Iterator[None]:
         """Turn errors of a file system or its network into one line; a full local disk is left to `_device_errors`."""
         try:
             yield
         except OutlayError:
             raise
         except Exception as error:
-            is_full = verb == "read" and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if is_full or isinstance(error, passing):
+            if verb == "read" and isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise
             raise StoreError(f"cannot {verb} the store at {self.url}: {_reason(error)}{consequence}") from error
 

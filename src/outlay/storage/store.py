@@ -34,13 +34,14 @@ from outlay.errors import ArtifactDamaged, DiskFull, QuotaExceeded, StoreError
 from outlay.storage import locks
 from outlay.storage.artifact import MANIFEST, Artifact, manifest_bytes, read_manifest
 from outlay.storage.files import NO_ROOM, sync_folder, tree_bytes
-from outlay.storage.hashing import canonical_json, digest_of, key_of
+from outlay.storage.hashing import canonical_json, digest_of, digest_of_file, key_of
 from outlay.storage.migrations import FORMAT_FILE, MIGRATIONS, StoreMigration, migrate, write_format
 from outlay.storage.paths import command_line
 
 __all__ = ["Artifact", "GcReport", "Store", "Workspace", "canonical_json", "digest_of", "is_plain_name", "key_of"]
 
 Artifacts = list[Artifact]  # inside `Store`, `list` is a method
+_State = tuple[int, int, int]
 USED = "used"
 
 _logger = logging.getLogger(__name__)
@@ -68,13 +69,10 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """Artifacts, workspaces of abandoned keys, and bytes that `Store.gc` removed, or would remove."""
+    """Artifacts that `Store.gc` removed, or would remove, and all bytes that it freed with them."""
 
     removed: tuple[Artifact, ...]
-    workspaces: tuple[str, ...]
     freed_bytes: int
-    kept_bytes: int
-    dry_run: bool
 
 
 class Store:
@@ -91,15 +89,13 @@ class Store:
             raise StoreError(f"a disk quota of {quota_bytes} bytes; it must be 0 or more")
         self.root = Path(root)
         self.quota_bytes = quota_bytes
-        self._verified: dict[Path, tuple[tuple[int, int, int], str]] = {}
-        self._manifests: dict[Path, tuple[tuple[int, int, int], Artifact]] = {}
+        self._verified: dict[Path, tuple[_State, str]] = {}
+        self._manifests: dict[Path, tuple[_State, Artifact]] = {}
         self._is_migrated = False
 
     @property
     def location(self) -> str:
-        """Return the location that `outlay.storage.remote.open_location` opens this store by: the path of its folder,
-        or its URL.
-        """
+        """Return what `outlay.storage.remote.open_location` opens this store by: the path of its folder, or its URL."""
         return str(self.root.resolve())
 
     def about(self, key: str) -> Artifact | None:
@@ -223,9 +219,7 @@ class Store:
         return found
 
     def find(self, kind: str, where: Mapping[str, Any] | None = None) -> Artifacts:
-        """Return artifacts of a kind whose ``meta`` holds every pair of ``where``, by key; only `get` checks their
-        files.
-        """
+        """Return artifacts of a kind whose ``meta`` holds every pair of ``where``, by key; their files are not read."""
         pairs = dict(where or {}).items()
         return [a for a in self.list() if a.kind == kind and all(n in a.meta and a.meta[n] == v for n, v in pairs)]
 
@@ -251,27 +245,22 @@ class Store:
         self._migrate()
         total = self.disk_bytes()
         freed = self._gc_leftovers(dry_run)
-        spaces, n_bytes = self._gc_workspaces(older_than_seconds, dry_run)
-        freed += n_bytes
+        if older_than_seconds is not None:
+            freed += self._gc_workspaces(older_than_seconds, dry_run)
         removed = []
-        without_limits = older_than_seconds is None and max_bytes is None
-        for used_at, artifact in sorted(
-            ((_used_at(a), a) for a in self.list()), key=lambda pair: (pair[0], pair[1].key)
-        ):
-            too_old = older_than_seconds is not None and time.time() - used_at > older_than_seconds
+        unwanted = keep is not None and older_than_seconds is None and max_bytes is None
+        for artifact in sorted(self.list(), key=_used_at):
+            too_old = older_than_seconds is not None and time.time() - _used_at(artifact) > older_than_seconds
             too_much = max_bytes is not None and total - freed > max_bytes
-            unwanted = without_limits and keep is not None
             if (keep is not None and keep(artifact)) or not (too_old or too_much or unwanted):
                 continue
-            size = artifact.n_bytes
             with self._unless_making(artifact.key) as free:
-                if not free:
-                    continue
-                if not dry_run:
-                    self._remove(artifact.path)
-            removed.append(artifact)
-            freed += size
-        return GcReport(tuple(removed), spaces, freed, total - freed, dry_run)
+                if free:
+                    removed.append(artifact)
+                    freed += artifact.n_bytes
+                    if not dry_run:
+                        self._remove(artifact.path)
+        return GcReport(tuple(removed), freed)
 
     def _folder(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
@@ -280,61 +269,47 @@ class Store:
         return self.root / "objects" / key[:2] / key
 
     def _migrate(self) -> None:
-        """Bring an older store to the newest layout, once per object, and refuse a newer one."""
         if not self._is_migrated:
             with self._device_errors():
                 migrate(self.root, self.migrations)
             self._is_migrated = True
 
     def _keep_format(self) -> None:
-        """Write down which layout this is, before anything is put where no number is kept yet."""
         if not (self.root / FORMAT_FILE).exists():
             self._is_migrated = False  # since the last look, a program of before may have put something here
             self._migrate()
             write_format(self.root, len(self.migrations))
 
     def _read_twice(self, folder: Path, verify: bool) -> Artifact | None:
-        """Return the artifact in a folder, looked at twice: other processes rename artifacts into and out of place at
-        any moment, so one that looks damaged because it came or went meanwhile is whole, or gone, at the second look.
-        """
-        for is_last in (False, True):
-            try:
-                artifact = self._read(folder)
-                if artifact is not None and verify:
-                    self._verify(artifact)
-                return artifact
-            except ArtifactDamaged:
-                if is_last:
-                    raise
-        return None
+        # Other processes rename artifacts into and out of place at any moment: one that looks damaged because it came or
+        # went meanwhile is whole, or gone, at the second look.
+        with suppress(ArtifactDamaged):
+            return self._read(folder, verify=verify)
+        return self._read(folder, verify=verify)
 
-    def _read(self, folder: Path) -> Artifact | None:
+    def _read(self, folder: Path, *, verify: bool = False) -> Artifact | None:
         path = folder / MANIFEST
         try:
-            stat = path.stat()
+            state = _state_of(path)
         except (FileNotFoundError, NotADirectoryError) as error:
             if folder.exists():
                 raise ArtifactDamaged(f"{folder} has no {MANIFEST}") from error
             return None
-        state = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
         known = self._manifests.get(path)
-        if known is not None and known[0] == state:
-            return known[1]
-        artifact = read_manifest(folder)
-        self._manifests[path] = (state, artifact)
-        return artifact
+        if known is None or known[0] != state:
+            known = self._manifests[path] = (state, read_manifest(folder))
+        if verify:
+            self._verify(known[1])
+        return known[1]
 
     def _verify(self, artifact: Artifact) -> None:
         for name, expected in artifact.files.items():
             path = artifact.path / name
             try:
-                stat = path.stat()
-                state = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+                state = _state_of(path)
                 known = self._verified.get(path)
                 if known is None or known[0] != state:
-                    with path.open("rb") as file:
-                        known = (state, hashlib.file_digest(file, "sha256").hexdigest())
-                    self._verified[path] = known
+                    known = self._verified[path] = (state, digest_of_file(path))
             except OSError as error:
                 raise ArtifactDamaged(f"{path} cannot be read ({error.strerror})") from error
             if known[1] != expected:
@@ -444,22 +419,18 @@ class Store:
             if lock is not None:
                 os.close(lock)
 
-    def _gc_workspaces(self, older_than_seconds: float | None, dry_run: bool) -> tuple[tuple[str, ...], int]:
-        if older_than_seconds is None:
-            return (), 0
-        gone, n_bytes = [], 0
+    def _gc_workspaces(self, older_than_seconds: float, dry_run: bool) -> int:
+        n_bytes = 0
         for folder in sorted(self.root.glob("making/*")):
-            newest = max((path.stat().st_mtime for path in [folder, *folder.rglob("*")]), default=0.0)
+            newest = max(path.stat().st_mtime for path in [folder, *folder.rglob("*")])
             if time.time() - newest <= older_than_seconds:
                 continue
             with self._unless_making(folder.name) as free:
-                if not free:
-                    continue
-                n_bytes += tree_bytes(folder)
-                if not dry_run:
-                    shutil.rmtree(folder, ignore_errors=True)
-            gone.append(folder.name)
-        return tuple(gone), n_bytes
+                if free:
+                    n_bytes += tree_bytes(folder)
+                    if not dry_run:
+                        shutil.rmtree(folder, ignore_errors=True)
+        return n_bytes
 
     def _remove(self, folder: Path) -> None:
         """Remove a folder in one step, by a rename, so that a reader never meets half an artifact."""
@@ -487,6 +458,12 @@ def _write(path: Path, content: bytes | Path) -> str:
         out.flush()
         os.fsync(out.fileno())
     return sha.hexdigest()
+
+
+def _state_of(path: Path) -> _State:
+    """Return size, time and inode of a file: while they stay, it is not read again."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def _used_at(artifact: Artifact) -> float:

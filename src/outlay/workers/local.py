@@ -30,7 +30,7 @@ from outlay.errors import ClusterError, UsageError
 from outlay.hardware.quota import core_numbers
 from outlay.hardware.quota import usable_cores as n_usable_cores
 from outlay.workers.pool import Reply, TaskResult, WorkerFactory, thread_variables
-from outlay.workers.process import START, Replied, Reported
+from outlay.workers.process import START, Replied
 
 _PATIENCE_SECONDS = 2.0
 """Seconds between asking a worker to end and killing it."""
@@ -90,17 +90,13 @@ def worker_slots(
     return tuple(WorkerSlot(threads, cores[i * threads : (i + 1) * threads]) for i in range(n_workers))
 
 
-def n_places(threads: int) -> int:
-    """Return how many workers of so many threads the machine has room for: one per GPU where it has GPUs, else as the
-    cores allow.
-    """
+def n_workers_here(threads: int) -> int:
+    """Return how many workers of so many threads fit: one per GPU where the machine has GPUs, else as the cores allow."""
     return max(1, len(usable_gpus(os.environ)) or len(usable_cores()) // threads)
 
 
 def usable_cores() -> tuple[int, ...]:
-    """Return the numbers of the cores this process may use, as many as its container's quota; none on systems that do
-    not tell.
-    """
+    """Return the cores this process may use, as many as its container's quota; none on systems that do not tell."""
     return core_numbers()[: n_usable_cores()]
 
 
@@ -284,13 +280,13 @@ class _Worker:
 
     def _receive(self, data: bytes) -> None:
         try:
-            message: Reported | Replied = ForkingPickler.loads(data)
+            message: tuple[int, int, str] | Replied = ForkingPickler.loads(data)
         except Exception as error:  # a result that can be pickled there and not unpickled here
             message = Replied(Reply.of(error), time.monotonic(), is_last=False)
-        if isinstance(message, Reported):
-            self.reported = (message.n_done, message.n_total, message.words)
-        else:
+        if isinstance(message, Replied):
             self._replied, self.ended_at = message, message.at
+        else:
+            self.reported = message
 
     def collect(self, logs: Path | None) -> TaskResult:
         """Return the task's result; then the worker is free."""
@@ -349,7 +345,6 @@ class _Worker:
             )
 
     def _reason(self) -> str:
-        """Return the reason why the process ended."""
         assert self._process is not None
         try:
             code = self._process.wait(_PATIENCE_SECONDS)
@@ -380,10 +375,9 @@ class _Worker:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     try:
-        process.terminate()
-        process.wait(_PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
+        with suppress(subprocess.TimeoutExpired):
+            process.terminate()
+            process.wait(_PATIENCE_SECONDS)
     finally:
         process.kill()
         process.wait()

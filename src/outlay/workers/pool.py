@@ -107,9 +107,7 @@ class WorkerPool(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Outcome of a task: a ``value``, an ``error`` of ours, or type and first line of any other error (``failure``),
-    with its traceback.
-    """
+    """Outcome of a task: a ``value``, an ``error`` of ours, or type and first line of another (``failure``) with its trace."""
 
     value: Any = None
     error: OutlayError | None = None

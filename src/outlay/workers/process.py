@@ -44,17 +44,8 @@ the parameters of `main`.
 
 
 @dataclass(frozen=True, slots=True)
-class Reported:
-    """Progress of the running task."""
-
-    n_done: int
-    n_total: int
-    words: str
-
-
-@dataclass(frozen=True, slots=True)
 class Replied:
-    """The task ended, ``at`` this time of the machine's monotonic clock; ``is_last``: the worker takes no other."""
+    """End of a task, ``at`` this time of the machine's monotonic clock; ``is_last``: the worker takes no other."""
 
     reply: Reply
     at: float
@@ -71,7 +62,7 @@ def main(pipe: int, parent: int, cores: list[int] | None, dies_by_signal: bool) 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.set_inheritable(pipe, False)
     if dies_by_signal:
-        _die_with_starter()
+        _die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
     if cores is not None:
@@ -86,7 +77,7 @@ def main(pipe: int, parent: int, cores: list[int] | None, dies_by_signal: bool) 
     WorkerLoop(connection).serve(inbox)
 
 
-def _die_with_starter() -> None:
+def _die_with_parent() -> None:
     """Let the kernel kill this process with its parent, on Linux; elsewhere `_listen` ends it."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -142,7 +133,7 @@ class WorkerLoop:
         with self._sending:
             if self._is_busy and self._room.poll(0):
                 self._reported_at = now
-                self._send(ForkingPickler.dumps(Reported(n_done, n_total, words)))
+                self._send(ForkingPickler.dumps((n_done, n_total, words)))
 
     def _reply(self, reply: Reply, *, is_last: bool) -> None:
         now = time.monotonic()

@@ -27,7 +27,7 @@ from outlay.workers.pool import Reply, TaskResult, WorkerFactory, WorkerFn, atte
 
 ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/]+:\d+")
 
-_KNOCK_SECONDS = 5.0
+_CONNECT_SECONDS = 5.0
 
 
 def check_address(address: str) -> None:
@@ -202,9 +202,7 @@ class RayPool:
 
 
 class _Worker:
-    """The Ray actor. Factory and payloads come as references in a list: then one that cannot be unpickled does not
-    end the actor.
-    """
+    """The Ray actor. Factory and payloads come as references in a list, so that one that cannot be unpickled does not end it."""
 
     def __init__(self, factory: list[Any]) -> None:
         import ray
@@ -224,12 +222,8 @@ class _Worker:
         made = self._made
         if made.error is not None or made.failure is not None:
             return fit_to_send(made), False
-        reply = fit_to_send(attempt(lambda: made.value(ray.get(payload[0]), _ignore_progress)))
+        reply = fit_to_send(attempt(lambda: made.value(ray.get(payload[0]), lambda *_: None)))
         return reply, reply.failure is None
-
-
-def _ignore_progress(n_done: int, n_total: int, words: str) -> None:
-    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +248,7 @@ def connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    _knock(address)
+    _check_listening(address)
     if address == "local":
         check_interpreter(sys.executable)
     own = {"include_dashboard": False} if address == "local" else {}
@@ -289,17 +283,13 @@ def check_interpreter(python: str) -> None:
         )
 
 
-def _knock(address: str) -> None:
-    """Refuse an address where nothing listens at HOST:PORT: Ray itself would try for minutes.
-
-    Raises:
-        ClusterError: nothing does.
-    """
+def _check_listening(address: str) -> None:
+    """Raise ClusterError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise _unreachable(address, str(error)) from error
 

@@ -55,9 +55,7 @@ def run_on_cluster(
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """The folder that jobs read: ``path`` here, ``sha256`` of its files, and the files in pieces where they have been
-    sent.
-    """
+    """The folder that jobs read: ``path`` here, ``sha256`` of its files, and their pieces where they have been sent."""
 
     path: Path
     sha256: str
@@ -87,7 +85,7 @@ class _Folder:
 
         assert self.files is not None
         place = self.unpacked
-        lock = acquire(place.parent, None, 0.2)
+        lock = acquire(place.parent)
         try:
             if not self.is_at(place):
                 new = place.with_name("new")
@@ -106,14 +104,11 @@ class _Folder:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """Reply of a worker: the result, an error that another try would not mend, or that it lacks the folder.
-
-    ``unpacked_on``: the machine, where the folder had to be unpacked.
-    """
+    """Reply of a worker: the result, an error that another try would not mend, or that it lacks the folder."""
 
     kind: Literal["made", "refused", "lacks"]
     value: Any = None
-    unpacked_on: str | None = None
+    unpacked_on: str | None = None  # the machine, where the folder had to be unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,19 +145,16 @@ _Job = tuple[str, Any]
 
 @dataclass(slots=True)
 class _Run:
-    """One call of `run_on_cluster`: its jobs and their tries.
-
-    ``waiting``: running jobs, by name; ``retries``: jobs to be tried again; ``n_tries``: failed tries, by name.
-    """
+    """One call of `run_on_cluster`: its jobs and their tries."""
 
     ray: Any
     address: str
     threads: int
     work: Callable[[Path, Any], Any]
     folder: _Folder
-    waiting: dict[str, _Job] = field(default_factory=dict)
+    running: dict[str, _Job] = field(default_factory=dict)
     retries: list[_Job] = field(default_factory=list)
-    n_tries: Counter[str] = field(default_factory=Counter)
+    n_failed: Counter[str] = field(default_factory=Counter)  # tries, by job
     unpacked_on: set[str] = field(default_factory=set)
 
     def all(self, jobs: Iterable[_Job]) -> Generator[_Job, None, None]:
@@ -181,20 +173,14 @@ class _Run:
             self._end()
 
     def _submit_jobs(self, pool: WorkerPool, left: Iterator[_Job]) -> None:
-        """Submit jobs to free workers."""
         while pool.n_free and (job := self.retries.pop() if self.retries else next(left, None)) is not None:
             name, payload = job
-            self.waiting[name] = job
+            self.running[name] = job
             pool.submit(name, (self.folder, payload))
 
     def _reply(self, ended: TaskResult) -> _Reply | None:
-        """Return the result of a job; ``None`` where it is to be tried again.
-
-        Raises:
-            OutlayError: as the job raised it.
-            ClusterError: it has been tried often enough.
-        """
-        job = self.waiting.pop(ended.name)
+        """Return the result of a job; ``None`` where it is to be tried again."""
+        job = self.running.pop(ended.name)
         if ended.lost is not None or isinstance(ended.error, WorkFailed):
             self._note_failure(ended)
             self.retries.append(job)
@@ -213,8 +199,8 @@ class _Run:
         return reply
 
     def _note_failure(self, ended: TaskResult) -> None:
-        self.n_tries[ended.name] += 1
-        if self.n_tries[ended.name] == N_TRIES:
+        self.n_failed[ended.name] += 1
+        if self.n_failed[ended.name] == N_TRIES:
             why = f"its worker was lost, {ended.lost}" if ended.lost is not None else str(ended.error)
             raise ClusterError(
                 f"{ended.name} could not be done on the Ray cluster at {self.address} in {N_TRIES} tries; of the last one: "

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from outlay.money.amounts import format_usd
 from outlay.money.ledger.chain import GENESIS, KINDS, Anchor, Entry, columns_of, hash_of, uri_of
-from outlay.money.ledger.migrations import MIGRATIONS, made_of, schema_of
+from outlay.money.ledger.migrations import MIGRATIONS, objects_of, schema_of
 
 _MICROS = 1_000_000
 
@@ -34,7 +34,7 @@ class Verification:
     head: str
 
 
-class _Bad(Exception):  # a verdict, not an error of ours
+class _BadEntry(Exception):  # a verdict, not an error of ours
     """A bad entry, with the reason why it does not follow from those before."""
 
 
@@ -69,26 +69,26 @@ class _Replay:
     may_overrun: int | None = None  # hold whose unmetered cash the very next entry may book as an overrun
 
     def feed(self, entry: Entry) -> None:
-        """Apply `entry`, or raise _Bad."""
+        """Apply `entry`, or raise _BadEntry."""
         if entry.kind not in KINDS:
-            raise _Bad(f"its kind {entry.kind!r} is unknown")
+            raise _BadEntry(f"its kind {entry.kind!r} is unknown")
         if entry.charge_micros < 0 or entry.cash_micros < 0 or entry.quantity < 0:
-            raise _Bad("it books a negative amount")
+            raise _BadEntry("it books a negative amount")
         if entry.artifact_key is not None and entry.kind not in ("settle", "stored"):
-            raise _Bad(f"a {entry.kind} entry names an artifact")
+            raise _BadEntry(f"a {entry.kind} entry names an artifact")
         if self.overrun and entry.kind != "overrun":
-            raise _Bad(f"the overrun of hold {self.overrun[0]} is missing before it")
+            raise _BadEntry(f"the overrun of hold {self.overrun[0]} is missing before it")
         run = self.runs.get(entry.run_id)
         if entry.kind == "open":
             if run:
-                raise _Bad(f"run {entry.run_id!r} is opened twice")
+                raise _BadEntry(f"run {entry.run_id!r} is opened twice")
             self._check_amount(entry)
             self.runs[entry.run_id] = _Run(entry.charge_micros)
         elif run is None:
-            raise _Bad(f"run {entry.run_id!r} was never opened")
+            raise _BadEntry(f"run {entry.run_id!r} was never opened")
         elif entry.kind in ("topup", "hold", "cancel"):
             if run.cancelled:
-                raise _Bad(f"run {entry.run_id!r} was cancelled before")
+                raise _BadEntry(f"run {entry.run_id!r} was cancelled before")
             self._feed_open_run(run, entry)
         elif entry.kind == "stored":
             self._feed_stored(run, entry)
@@ -99,7 +99,7 @@ class _Replay:
 
     def _check_amount(self, entry: Entry) -> None:
         if entry.charge_micros != entry.cash_micros or entry.charge_micros == 0:
-            raise _Bad("its charge and its cash are not one budget above zero")
+            raise _BadEntry("its charge and its cash are not one budget above zero")
 
     def _feed_open_run(self, run: _Run, entry: Entry) -> None:
         if entry.kind == "topup":
@@ -109,12 +109,12 @@ class _Replay:
             run.cancelled = True
         else:
             if entry.key in run.paid:
-                raise _Bad(f"its key {entry.key!r} was settled before")
+                raise _BadEntry(f"its key {entry.key!r} was settled before")
             if any(hold.key == entry.key for hold in run.open.values()):
-                raise _Bad(f"its key {entry.key!r} is held twice")
+                raise _BadEntry(f"its key {entry.key!r} is held twice")
             charge, cash = run.left()
             if entry.charge_micros > charge or entry.cash_micros > cash:
-                raise _Bad(
+                raise _BadEntry(
                     f"it holds {format_usd(entry.charge_micros)} charge and {format_usd(entry.cash_micros)} cash,"
                     f" but {format_usd(charge)} and {format_usd(cash)} were left"
                 )
@@ -123,26 +123,26 @@ class _Replay:
     def _feed_stored(self, run: _Run, entry: Entry) -> None:
         settled = run.paid.get(entry.key)
         if settled is None or settled.hold_seq != entry.hold_seq:
-            raise _Bad(f"nothing was settled under its key {entry.key!r} and hold {entry.hold_seq}")
+            raise _BadEntry(f"nothing was settled under its key {entry.key!r} and hold {entry.hold_seq}")
         if settled.artifact_key is not None or entry.key in run.stored:
-            raise _Bad(f"what is stored for key {entry.key!r} is said twice")
+            raise _BadEntry(f"what is stored for key {entry.key!r} is said twice")
         if entry.artifact_key is None or entry.charge_micros or entry.cash_micros:
-            raise _Bad("it names no artifact, or books money")
+            raise _BadEntry("it names no artifact, or books money")
         run.stored.add(entry.key)
 
     def _feed_closing(self, run: _Run, entry: Entry) -> None:
         if entry.hold_seq is None:
-            raise _Bad(f"a {entry.kind} entry belongs to a hold, and it names none")
+            raise _BadEntry(f"a {entry.kind} entry belongs to a hold, and it names none")
         if entry.kind == "settle":
             self._settle(run, self._take(run.open, entry, "open"), entry)
         elif entry.kind == "release":
             if entry.charge_micros or entry.cash_micros:
-                raise _Bad("a release books money")
+                raise _BadEntry("a release books money")
             self.released[entry.hold_seq] = self._take(run.open, entry, "open")
         elif entry.kind == "lost":
             hold = self._take(self.released, entry, "newly released")
             if entry.charge_micros or entry.cash_micros > hold.cash_micros:
-                raise _Bad(f"it loses more than the cash of hold {hold.seq}")
+                raise _BadEntry(f"it loses more than the cash of hold {hold.seq}")
             run.cash += entry.cash_micros
             self.may_overrun = hold.seq if entry.cash_micros == hold.cash_micros else None
         else:
@@ -151,21 +151,23 @@ class _Replay:
     def _take(self, holds: dict[int, Entry], entry: Entry, state: str) -> Entry:
         hold = holds.get(entry.hold_seq or 0)
         if hold is None or (hold.run_id, hold.key) != (entry.run_id, entry.key):
-            raise _Bad(f"hold {entry.hold_seq} of key {entry.key!r} in run {entry.run_id!r} is not {state}")
+            raise _BadEntry(f"hold {entry.hold_seq} of key {entry.key!r} in run {entry.run_id!r} is not {state}")
         if (hold.item, hold.unit, hold.unit_usd) != (entry.item, entry.unit, entry.unit_usd):
-            raise _Bad(f"its item or price is not that of hold {hold.seq}")
+            raise _BadEntry(f"its item or price is not that of hold {hold.seq}")
         return holds.pop(hold.seq)
 
     def _settle(self, run: _Run, hold: Entry, entry: Entry) -> None:
         due = _ceil_micros(entry.quantity, entry.unit_usd)
         if entry.charge_micros != min(due, hold.charge_micros):
-            raise _Bad(
+            raise _BadEntry(
                 f"its charge is {format_usd(entry.charge_micros)}, but {float(entry.quantity):g} at ${entry.unit_usd}"
                 f" is {format_usd(due)}, of which its hold allows {format_usd(min(due, hold.charge_micros))}"
             )
         cash = entry.cash_micros if entry.cash_quantity is None else _ceil_micros(entry.cash_quantity, entry.unit_usd)
         if entry.cash_micros != min(cash, hold.cash_micros):
-            raise _Bad(f"its cash is {format_usd(entry.cash_micros)}, not {format_usd(min(cash, hold.cash_micros))}")
+            raise _BadEntry(
+                f"its cash is {format_usd(entry.cash_micros)}, not {format_usd(min(cash, hold.cash_micros))}"
+            )
         excess = due - entry.charge_micros, cash - entry.cash_micros
         self.overrun = (hold.seq, *excess) if any(excess) else None
         at_bound = entry.cash_quantity is None and entry.cash_micros == hold.cash_micros
@@ -179,7 +181,7 @@ class _Replay:
         free_cash = self.may_overrun == entry.hold_seq
         due = self.overrun or (entry.hold_seq, 0, 0)
         if booked[:2] != due[:2] or (booked[2] != due[2] and not free_cash) or not any(booked[1:]):
-            raise _Bad(f"it books an overrun of hold {entry.hold_seq} that nothing before it explains")
+            raise _BadEntry(f"it books an overrun of hold {entry.hold_seq} that nothing before it explains")
         self.overrun = None
         run.overrun_charge += entry.charge_micros
         run.overrun_cash += entry.cash_micros
@@ -216,7 +218,7 @@ def _audit(db: sqlite3.Connection, anchors: Sequence[Anchor]) -> Verification:
             try:
                 _check_chain(values, seq, hashes[-1])
                 replay.feed(Entry.of_row(row, columns))
-            except (_Bad, ValueError, ZeroDivisionError) as error:
+            except (_BadEntry, ValueError, ZeroDivisionError) as error:
                 return found(f"entry {seq}: {error}", seq)
             hashes.append(values["hash"])
     except sqlite3.Error as error:
@@ -240,15 +242,15 @@ def _audit(db: sqlite3.Connection, anchors: Sequence[Anchor]) -> Verification:
 
 def _check_chain(values: Mapping[str, object], seq: int, head: str) -> None:
     if values["seq"] != seq:
-        raise _Bad(f"it is missing; the next entry is number {values['seq']}")
+        raise _BadEntry(f"it is missing; the next entry is number {values['seq']}")
     if values["prev_hash"] != head:
-        raise _Bad("it does not follow the entry before it: its prev_hash is another")
+        raise _BadEntry("it does not follow the entry before it: its prev_hash is another")
     try:
         expected = hash_of(values)
     except (TypeError, ValueError):
         expected = "unreadable"
     if values["hash"] != expected:
-        raise _Bad("its content does not match its hash")
+        raise _BadEntry("its content does not match its hash")
 
 
 def _file_flaw(db: sqlite3.Connection) -> str:
@@ -258,7 +260,7 @@ def _file_flaw(db: sqlite3.Connection) -> str:
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if not 1 <= version <= len(MIGRATIONS):
         return f"the schema is version {version}; this outlay reads version 1 to {len(MIGRATIONS)}"
-    made = made_of(db)
+    made = objects_of(db)
     for (kind, name), sql in schema_of(version).items():
         if made.get((kind, name)) != sql:
             return f"the {kind} {name} is missing or changed, so entries may have been altered"

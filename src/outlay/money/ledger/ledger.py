@@ -25,12 +25,11 @@ from pathlib import Path
 from outlay.errors import AlreadyPaid, BudgetExceeded, HoldError, MissingData, MoneyError, StoreError
 from outlay.money.amounts import Quote, check_micros, cost_micros, format_usd, write_usd
 from outlay.money.ledger import queries
-from outlay.money.ledger.appending import append
 from outlay.money.ledger.audit import Verification, audit
 from outlay.money.ledger.chain import Anchor, Entry, uri_of
 from outlay.money.ledger.owner import Owner
 from outlay.money.ledger.queries import Balance, Hold
-from outlay.money.ledger.sqlite_file import clear_errors, holds_anything, opened, undone_on_error
+from outlay.money.ledger.sqlite_file import clear_errors, holds_anything, open_file, undo_on_error
 from outlay.storage.files import write_text
 
 _inherited: list[sqlite3.Connection] = []  # connections of a parent process: neither used nor closed after a fork
@@ -311,7 +310,7 @@ class Ledger:
         if self._db is None:
             if not create and not self.path.exists():
                 raise MissingData(f"there is no ledger at {self.path}; a run makes it")
-            self._db, was_migrated = opened(self.path, create=create, at=self._now())
+            self._db, was_migrated = open_file(self.path, create=create, at=self._now())
             if was_migrated:
                 self._write_anchor(self._db)
         return self._db
@@ -339,7 +338,7 @@ class Ledger:
                 return
             db.execute("BEGIN IMMEDIATE")
             before = db.total_changes
-            with undone_on_error(db, "ROLLBACK"):
+            with undo_on_error(db, "ROLLBACK"):
                 yield db
             if db.total_changes != before:
                 _commit(db)
@@ -354,7 +353,7 @@ class Ledger:
             db.execute("BEGIN IMMEDIATE")
             self._joined = db
         db.execute("SAVEPOINT one")
-        with undone_on_error(db, "ROLLBACK TO one"):
+        with undo_on_error(db, "ROLLBACK TO one"):
             yield
         db.execute("RELEASE one")
 
@@ -373,7 +372,7 @@ class Ledger:
     # Entries
 
     def _append(self, db: sqlite3.Connection, kind: str, fields: Mapping[str, object]) -> tuple[int, str]:
-        return append(db, kind, fields, self._now())
+        return queries.append(db, kind, fields, self._now())
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="microseconds")
@@ -426,7 +425,7 @@ class Ledger:
 
 
 def _commit(db: sqlite3.Connection) -> None:
-    with undone_on_error(db, "ROLLBACK"):
+    with undo_on_error(db, "ROLLBACK"):
         db.execute("COMMIT")
 
 

@@ -15,7 +15,6 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from outlay.money.ledger import queries
-from outlay.money.ledger.appending import append
 from outlay.money.ledger.chain import GENESIS
 
 
@@ -82,14 +81,14 @@ _CUT_SHORT = " (cut short by its hold): "
 """Text in the note of a settlement of format 1, before the key of an artifact that is not stored under its step's key."""
 
 
-def _say_where_cut_work_is_stored(db: sqlite3.Connection, at: str) -> None:
+def _append_stored_entries(db: sqlite3.Connection, at: str) -> None:
     """Append a ``stored`` entry for every settlement whose note holds a key; the only reader of such notes."""
     for entry in queries.select(db, "kind = 'settle' AND instr(note, ?)", _CUT_SHORT):
         key = entry.note.partition(_CUT_SHORT)[2]
         if not _KEY.fullmatch(key):
             continue
         said = {"run_id": entry.run_id, "key": entry.key, "hold_seq": entry.hold_seq, "artifact_key": key}
-        append(db, "stored", {**said, "note": f"as entry {entry.seq} says in words"}, at)
+        queries.append(db, "stored", {**said, "note": f"as entry {entry.seq} says in words"}, at)
 
 
 MIGRATIONS = (
@@ -100,7 +99,7 @@ MIGRATIONS = (
         2,
         "give entries a column for the key that an artifact is stored under, and say it where only a note did",
         ("ALTER TABLE entries ADD COLUMN artifact_key TEXT",),
-        _say_where_cut_work_is_stored,
+        _append_stored_entries,
     ),
 )
 """Migrations by number, which begins at 1."""
@@ -111,10 +110,10 @@ def schema_of(version: int) -> dict[tuple[str, str], str]:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         for migration in MIGRATIONS[:version]:
             migration.apply(db, "")
-        return made_of(db)
+        return objects_of(db)
 
 
-def made_of(db: sqlite3.Connection) -> dict[tuple[str, str], str]:
+def objects_of(db: sqlite3.Connection) -> dict[tuple[str, str], str]:
     """Return the SQL of every table, index and trigger of an open file, by type and name."""
     found = db.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL")
     return {(kind, name): sql for kind, name, sql in found}

@@ -1,20 +1,28 @@
-"""Queries of a ledger: holds, balances and the head, by SQL inside the caller's transaction."""
+"""SQL of a ledger inside the caller's transaction: holds, balances, the head, and the one insert."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
 from outlay.errors import HoldError, LedgerDamaged
 from outlay.money.amounts import Quote
-from outlay.money.ledger.chain import COLUMNS, GENESIS, KINDS, Anchor, Entry
+from outlay.money.ledger.chain import COLUMNS, GENESIS, KINDS, Anchor, Entry, hash_of
 
 _COLUMN_LIST = ", ".join(COLUMNS)
 _OPEN_HOLD = (
     "kind = 'hold' AND NOT EXISTS (SELECT 1 FROM entries AS closing"
     " WHERE closing.kind IN ('settle', 'release') AND closing.hold_seq = entries.seq)"
 )
+
+_BLANK: Mapping[str, object] = {
+    **dict.fromkeys(("key", "item", "unit", "note"), ""),
+    **{"quantity": "0", "unit_usd": "0", "charge_micros": 0, "cash_micros": 0},
+    **dict.fromkeys(("cash_quantity", "hold_seq", "artifact_key")),
+}
+_INSERT = f"INSERT INTO entries ({_COLUMN_LIST}) VALUES ({', '.join(':' + name for name in COLUMNS)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +143,16 @@ def anchor(db: sqlite3.Connection) -> Anchor:
     """Return the head and the number of entries."""
     row = db.execute("SELECT hash, seq FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
     return Anchor(*row) if row else Anchor(GENESIS, 0)
+
+
+def append(db: sqlite3.Connection, kind: str, fields: Mapping[str, object], at: str) -> tuple[int, str]:
+    """Append an entry inside the caller's transaction and return its number and hash; ``at``: UTC, ISO 8601."""
+    last = anchor(db)
+    values = {**_BLANK, **fields, "kind": kind, "seq": last.count + 1, "at": at, "prev_hash": last.head}
+    values["note"] = str(values["note"]).encode("utf-8", "replace").decode("utf-8")
+    digest = hash_of(values)
+    db.execute(_INSERT, {**values, "hash": digest})
+    return last.count + 1, digest
 
 
 def require_run(db: sqlite3.Connection, run_id: str) -> Entry:

@@ -24,7 +24,7 @@ BUSY_SECONDS = 60.0
 """Seconds that one process waits for another that is writing."""
 
 
-def opened(path: Path, *, create: bool, at: str) -> tuple[sqlite3.Connection, bool]:
+def open_file(path: Path, *, create: bool, at: str) -> tuple[sqlite3.Connection, bool]:
     """Open the file with this program's settings in the newest format, and return whether the file was migrated just now.
 
     A missing or empty file becomes a ledger where `create` allows it. An older ledger that cannot be written is read from a copy
@@ -107,7 +107,7 @@ def _use_write_ahead_log(db: sqlite3.Connection) -> None:
 def _migrate(db: sqlite3.Connection, at: str) -> None:
     """Apply every migration that the file lacks in one transaction, under SQLite's lock on writers."""
     db.execute("BEGIN IMMEDIATE")
-    with undone_on_error(db, "ROLLBACK"):
+    with undo_on_error(db, "ROLLBACK"):
         (version,) = db.execute("PRAGMA user_version").fetchone()  # another process may have been first
         for migration in MIGRATIONS[version:]:
             migration.apply(db, at)
@@ -115,7 +115,7 @@ def _migrate(db: sqlite3.Connection, at: str) -> None:
 
 
 @contextmanager
-def undone_on_error(db: sqlite3.Connection, undo: str) -> Iterator[None]:
+def undo_on_error(db: sqlite3.Connection, undo: str) -> Iterator[None]:
     """Execute ``undo`` where a ``with`` block raises, unless its transaction is over: a full disk ends it."""
     try:
         yield
