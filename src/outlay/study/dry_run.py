@@ -243,23 +243,13 @@ _ChargedStep = tuple[str, str]
 """The key of a step, and the name of the machine that it is charged as."""
 
 
-@dataclass(frozen=True, slots=True)
-class _StepWork:
-    """The work of one step, as in `StudyWork`."""
-
-    kind: str
-    n_optimizer_steps: int
-    charged_hours: float
-    seconds_here: float | None
-
-
 class _WorkTotals:
     """Totals over the steps of recipes: with each distinct step once, and with each as often as it is used."""
 
     def __init__(self, profile: MachineProfile | None, here: Price | None) -> None:
         self.steps: dict[str, Step] = {}
         self._first: dict[str, _ChargedStep] = {}
-        self._work_of_step: dict[_ChargedStep, _StepWork] = {}
+        self._work_of_step: dict[_ChargedStep, StudyWork] = {}
         self._n_asked: Counter[_ChargedStep] = Counter()
         self._foreseen: dict[Hashable, float] = {}
         self._profile = profile
@@ -296,17 +286,18 @@ class _WorkTotals:
         seconds: float | None = 0.0
         for at, n in counts.items():
             each = self._work_of_step[at]
-            n_steps[each.kind] += n
+            for kind, n_alike in each.n_steps.items():
+                n_steps[kind] += n * n_alike
             n_optimizer_steps += n * each.n_optimizer_steps
             charged_hours += n * each.charged_hours
             seconds = None if seconds is None or each.seconds_here is None else seconds + n * each.seconds_here
         return StudyWork(n_steps, n_optimizer_steps, charged_hours, seconds)
 
-    def _step_work(self, step: Step, known: PlanningContext) -> _StepWork:
+    def _step_work(self, step: Step, known: PlanningContext) -> StudyWork:
         if not isinstance(step, Train | Teach | Distil | Score):
-            return _StepWork(step.kind, 0, 0.0, 0.0)
+            return StudyWork({step.kind: 1}, 0, 0.0, 0.0)
         hours = float(Quoter(known).quote(step).quantity)
-        return _StepWork(step.kind, _n_optimizer_steps(step, known), hours, self._seconds_here(step, known))
+        return StudyWork({step.kind: 1}, _n_optimizer_steps(step, known), hours, self._seconds_here(step, known))
 
     def _seconds_here(self, step: Train | Teach | Distil | Score, known: PlanningContext) -> float | None:
         """Return the forecast of a step, computed once for steps that differ in seed or labels of the teacher alone."""
