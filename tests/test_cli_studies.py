@@ -87,7 +87,7 @@ def ran(place: Place) -> Ran:
 
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that are not of workers, which take seconds to start."""
-    monkeypatch.setattr(study_commands, "_worker_pool", lambda executor, factory, *more: InProcessPool(factory))
+    monkeypatch.setattr(study_commands, "_worker_pool", lambda executor, place, *more: InProcessPool(place.factory()))
 
 
 def files(folder: Path) -> dict[str, bytes]:

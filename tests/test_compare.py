@@ -16,7 +16,7 @@ from outlay.report.results import Header
 from outlay.report.study_report import StudyReport, write_study_report
 from outlay.storage.store import Store
 from outlay.study.grid import Grid
-from outlay.study.runner import Session, Workplace, prepare_session
+from outlay.study.runner import Session, Workplace, prepare_session, read_results
 from tests.runs import FamilyWorld
 
 BASE = Request("task", "annotate", 1, teacher="t1", general="g")
@@ -100,7 +100,7 @@ def test_a_grid_of_sizes_end_to_end(families: FamilyWorld, tmp_path: Path) -> No
     points = session.run()
     assert all(point.is_ok for point in points), [point.result.reason for point in points]
     assert len({point.id for point in points}) == len(points) == 2 * (2 + 4 + 1)
-    report = StudyReport(session.results())
+    report = StudyReport(read_results(session.place.folder, session.place.store))
     labels = [
         "annotate, student cut:1",
         "annotate, student cut:2",
@@ -122,7 +122,7 @@ def test_a_grid_of_sizes_end_to_end(families: FamilyWorld, tmp_path: Path) -> No
     assert {(test.n_comparisons, test.n_seeds) for test in report.tests} == {(len(told), 2)}
     assert all(test.p_holm is not None for test in report.tests)
     assert told == sizes | {(0, 2), (0, 4), (1, 3), (1, 5)} | {(i, 6) for i in range(6)}
-    files = write_study_report(tmp_path / "out", session.results())
+    files = write_study_report(tmp_path / "out", read_results(session.place.folder, session.place.store))
     assert files["page"].read_text().count("<details>") == len(points)
 
 
@@ -133,7 +133,7 @@ def test_accuracy_rows_read_answers_as_their_score_does(families: FamilyWorld, t
     request = families.family_request("classes", "seq2seq", "seq2seq", strategy="annotate", n_initial=None)
     session = prepared(tmp_path, [replace(request, task=str(task))])
     points = session.run()
-    (row,) = StudyReport(session.results()).means
+    (row,) = StudyReport(read_results(session.place.folder, session.place.store)).means
     assert row.value is not None
     assert _is_close(row.value, points[0])
     # An untrained writer says nothing that is a label: published, that is the first one.

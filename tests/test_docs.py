@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import pytest
 import typer
 
-from outlay.cli.app import COMMANDS, app
+from outlay.cli.app import app
 from outlay.settings import SettingField, TeachSettings, TrainSettings, setting_fields
 
 ROOT = Path(__file__).parent.parent
@@ -56,13 +56,6 @@ def options_of(command: Any) -> dict[str, Any]:
 
 def arguments_of(command: Any) -> list[Any]:
     return [p for p in command.params if p.param_type_name == "argument"]
-
-
-def test_the_first_page_of_help_says_what_each_command_says_of_itself() -> None:
-    built = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    assert list(built) == list(COMMANDS)
-    for name, command in built.items():
-        assert COMMANDS[name].says == command.get_short_help_str(limit=400), name
 
 
 # --- docs/cli.md -----------------------------------------------------------------------------------------------------

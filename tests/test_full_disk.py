@@ -187,7 +187,7 @@ def test_a_run_that_finds_no_room_after_its_labels_were_bought_buys_none_twice(
 
 
 def test_a_study_that_finds_no_room_goes_on(shop: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_commands, "_worker_pool", lambda executor, factory, *more: InProcessPool(factory))
+    monkeypatch.setattr(study_commands, "_worker_pool", lambda executor, place, *more: InProcessPool(place.factory()))
     for name in ("task.yaml", *(f"{split}.jsonl" for split in ("train", "dev", "test", "pool"))):
         shutil.copy(shop.task.parent / name, tmp_path / name)
     (tmp_path / "toy.yaml").write_text(STUDY + SCALE.format(name="cpu", checkpoint=shop.checkpoint, epochs=1))

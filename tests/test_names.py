@@ -83,7 +83,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_task(tmp_path / "b" / "data", "tk_b")
     (tmp_path / "prices.toml").write_text(PRICES)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study_commands, "_worker_pool", lambda executor, factory, *more: InProcessPool(factory))
+    monkeypatch.setattr(study_commands, "_worker_pool", lambda executor, place, *more: InProcessPool(place.factory()))
     return tmp_path
 
 

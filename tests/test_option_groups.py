@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import pytest
 import typer
 
-from outlay.cli.lazy_help import Later, places_of
+from outlay.cli.lazy_help import click_command, places_of
 from outlay.cli.option_groups import SettingOptions, grouped, option
 from outlay.settings import TeachSettings, TrainSettings, setting_fields
 
@@ -49,7 +49,7 @@ def run(command: Any, *arguments: str) -> int:
     """Exit code of a command line."""
     given.clear()
     with pytest.raises(SystemExit) as ended:
-        Later(lambda: command, "").build("command").main(list(arguments), prog_name="command")
+        click_command(command, "command", "").main(list(arguments), prog_name="command")
     return int(ended.value.code or 0)
 
 

@@ -29,7 +29,7 @@ from outlay.cli.consoles import PlainConsole
 from outlay.cli.progress import Screen, live_bars
 from outlay.cli.step_screen import StepScreen
 from outlay.money.amounts import PriceBook, Quote
-from outlay.money.ledger import Balance, Ledger
+from outlay.money.ledger import Ledger
 from outlay.report.receipt import receipt, render_text
 from outlay.report.table_formats import render_rich as render_laid
 from outlay.text.display import left, right, visible, visible_lines, width, wrap
@@ -291,7 +291,7 @@ def test_progress_shows_a_text_as_it_stands(text: str) -> None:
             screen.say(text)
         with Screen((text,)) as other:
             other.headline(text)
-            other.watch(0).end(text, False, Balance(1, 0, 0, 0, 0, 0, 0, 0))
+            other.of_run(0).settled(text, False, 0, 1)
     shown = "".join(out.getvalue().split())
     assert shown.count("".join(visible(text).split())) >= 4
     assert is_clean(out.getvalue())

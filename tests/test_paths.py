@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import outlay as package
 from outlay.cli.failures import line_of
-from outlay.cli.lazy_help import Later, Plain
+from outlay.cli.lazy_help import Plain, click_command
 from outlay.errors import MissingData, UsageError
 from outlay.models.reference import resolve_folder
 from outlay.storage import paths
@@ -108,7 +108,7 @@ def test_every_option_that_is_a_path_is_expanded(words: tuple[str, ...], home: P
     group = typer.Typer()
     group.command("probe")(remember)
     group.command("other")(lambda: None)
-    alone = Later(lambda: remember, "says").build("probe")
+    alone = click_command(remember, "probe", "says")
     hints = {name: str(hint) for name, hint in get_type_hints(original).items()}
     built = commands()[words]
     arguments, wanted = [], {}
@@ -122,7 +122,7 @@ def test_every_option_that_is_a_path_is_expanded(words: tuple[str, ...], home: P
             wanted[parameter.name] = [home / parameter.name] if many else home / parameter.name
         elif parameter.required:
             arguments += [*([parameter.opts[0]] if parameter.param_type_name == "option" else []), "1"]
-    for command, before in ((alone, []), (Later(lambda: group, "says").build("group"), ["probe"])):
+    for command, before in ((alone, []), (click_command(group, "group", "says"), ["probe"])):
         got.clear()
         command.main([*before, *arguments], standalone_mode=False)
         assert {name: got[name] for name in wanted} == wanted

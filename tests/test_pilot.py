@@ -23,6 +23,7 @@ from outlay.plan.steps import HUMAN, Buy, Recipe, Score, Train
 from outlay.plan.strategies import STRATEGIES, NotAvailable, StrategyOutcome
 from outlay.report.receipt import receipt, render_text
 from outlay.study.dry_run import plan
+from tests.listeners import Silent
 from tests.runs import World, bought_rows, pay_for_labels, runner
 
 N_PILOT, N_MORE = 30, 50
@@ -147,16 +148,17 @@ def test_a_resumed_run_is_told_what_it_was_told(world: World, tmp_path: Path, mo
     one = runner(tmp_path / "out", tmp_path / "store")
     prepared = world.prepared(strategy=policy.name, n_initial=None)
     maker = JobRunner(one.store, lambda _: prepared)
-    with closing(RunExecution(one.results, prepared, one.watcher).open()) as execution:
+    silent = Silent()
+    with closing(RunExecution(one.results, prepared, silent).open()) as execution:
         # As far as the labels behind the pilot's, and no further.
         while execution.advance() is None and not paid(one, f"{N_MORE} train labels"):
             begun = execution.begin(execution.needs()[0])
             job = begun.job
             execution.settle(
                 begun,
-                one.results.buy(job, one.watcher.progress)
+                one.results.buy(job, silent.progress)
                 if isinstance(job, Purchase)
-                else maker.make(job, one.watcher.progress),
+                else maker.make(job, silent.progress),
             )
     assert paid(one, f"{N_MORE} train labels")
     before = policy.told[1]

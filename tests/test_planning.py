@@ -280,9 +280,7 @@ def test_a_cell_that_cannot_be_filled_says_why_and_stops_nothing(world: World, t
         replace(fine, task=str(tmp_path / "nowhere.yaml")),
         replace(fine, strategy="guess"),
     ]
-    done: list[int] = []
-    planned = plan(world.workbench, asked, done.append)
-    assert done == list(range(1, len(asked) + 1))
+    planned = plan(world.workbench, asked)
     reasons = [point.reason for point in planned.points]
     assert reasons[0] is reasons[4] is None
     assert re.search(r"\$1\.00; raise it", str(reasons[1]))

@@ -372,7 +372,6 @@ def test_a_worker_that_would_choose_otherwise_says_so_once(
 
 def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_path: Path) -> None:
     """A worker on a slow machine refuses a job that a fast one planned; one that was asked for by name it does."""
-    from outlay.engine.listeners import Silent as Quiet
     from outlay.engine.step_runner import JobRunner
     from outlay.errors import OutlayError
     from tests.runs import runner as runner_of
@@ -396,7 +395,7 @@ def test_a_job_carries_the_precision_of_its_run(cache: Path, world: World, tmp_p
             own = {role: {**fast, "precision": named} for role, fast in request.overrides.items()}
             request = replace(request, overrides=own)
         prepared = world.workbench.prepare(request)
-        with closing(RunExecution(runner.results, prepared, Quiet()).open()) as execution:
+        with closing(RunExecution(runner.results, prepared, Silent()).open()) as execution:
             execution.advance()
             bought = execution.begin(execution.needs()[0])
             assert isinstance(bought.job, Purchase)

@@ -133,7 +133,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(made)
-    monkeypatch.setattr(study_commands, "_worker_pool", lambda executor, factory, *more: InProcessPool(factory))
+    monkeypatch.setattr(study_commands, "_worker_pool", lambda executor, place, *more: InProcessPool(place.factory()))
     return made
 
 

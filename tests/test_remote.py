@@ -592,8 +592,9 @@ def test_a_study_on_s3_is_reused_from_an_empty_cache(
     from outlay.money.amounts import PriceBook
     from outlay.study.runner import read_results
     from outlay.workers.local import LocalPool
+    from tests.listeners import Onlooker
     from tests.runs import World
-    from tests.studies import HEADER, Idle, Onlooker, check_books, conducted, worker_factory
+    from tests.studies import HEADER, Idle, check_books, conducted, worker_factory
 
     fsspec.filesystem("s3").mkdir("studies")
     url = "s3://studies/some/prefix"

@@ -428,7 +428,7 @@ def test_rows_of_an_f1_task_have_an_interval_over_examples(world: World, tmp_pat
     from outlay.report.results import Header
     from outlay.report.seed_means import means
     from outlay.storage.store import Store
-    from outlay.study.runner import Workplace, prepare_session
+    from outlay.study.runner import Workplace, prepare_session, read_results
 
     text = world.task.read_text().replace("metric: accuracy", "metric: f1").replace("name: small", "name: small_f1")
     task = world.task.with_name("f1.yaml")
@@ -439,7 +439,7 @@ def test_rows_of_an_f1_task_have_an_interval_over_examples(world: World, tmp_pat
     session = prepare_session([replace(base, seed=seed) for seed in (0, 1)], Header("f1", "F1", "plain"), place)
     points = session.run()
     assert [point.result.test for point in points] == [p.result.scores["micro_f1/published"].value for p in points]
-    (row,) = means(session.results())
+    (row,) = means(read_results(session.place.folder, session.place.store))
     assert row.value is not None
     assert row.low is not None
     assert 1.0 < row.value - row.low < 40.0

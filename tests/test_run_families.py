@@ -16,6 +16,7 @@ from outlay.metrics import STATISTICS
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import PREDICTIONS_FILE, Buy, Distil, Step, Teach, Train
 from outlay.plan.strategies import strategy
+from tests.listeners import Onlooker
 from tests.runs import FamilyWorld, OneByOne, runner
 
 PUBLISHED = {"distil": {"objective": "published", "temperature": 2.0}}
@@ -126,16 +127,12 @@ def test_rows_that_were_cut_are_counted_and_told(families: FamilyWorld, tmp_path
     short = text.replace("max_source_tokens: 16", "max_source_tokens: 6").replace("name: entities", "name: short")
     task = families.tasks["entities"].with_name("short.yaml")
     task.write_text(short.replace("max_target_tokens: 16", "max_target_tokens: 4"))
-    lines: list[str] = []
-
-    class Listener:
-        def __getattr__(self, name: str) -> Any:
-            return (lambda line: lines.append(line)) if name == "say" else lambda *_: None
-
-    one = runner(tmp_path / "out", tmp_path / "store", watcher=Listener())
+    listener = Onlooker()
+    one = runner(tmp_path / "out", tmp_path / "store")
     options = families.family_request("entities", "seq2seq", "seq2seq", strategy="annotate", n_initial=None)
     options = replace(options, task=str(task))
-    assert one.execute(families.workbench.prepare(options)).is_ok
+    assert one.execute(families.workbench.prepare(options), listener).is_ok
+    lines = listener.lines
     n = next(int(line.split(" train labels")[0]) for line in lines if "train labels: at most" in line)
     assert f"{n} of {n} rows were longer than 6 tokens and were cut" in lines
     assert f"{n} of {n} answers were longer than 4 tokens and were cut" in lines

@@ -17,6 +17,7 @@ from outlay.plan.request import Request
 from outlay.study.scheduler import Scheduler, StepRunnerFactory
 from outlay.workers.local import LocalPool
 from outlay.workers.pool import InProcessPool, TaskResult, WorkerPool
+from tests.listeners import Onlooker
 from tests.runs import World, runner
 
 
@@ -35,32 +36,11 @@ def grid(world: World) -> list[Request]:
     ]
 
 
-class Listener:
-    """An observer that remembers."""
-
-    def __init__(self) -> None:
-        self.begun: list[str] = []
-        self.problems: list[str] = []
-
-    def began(self, what: str, run: str) -> None:
-        self.begun.append(what)
-
-    def ended(self, what: str, seconds: float, problem: str | None) -> None:
-        if problem is not None:
-            self.problems.append(problem)
-
-    def point(self, place: int, point: Point, n_done: int) -> None:
-        pass
-
-    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
-        pass
-
-
-def scheduled(one: Runner, world: World, asked: Sequence[Request], pool: WorkerPool) -> tuple[list[Point], Listener]:
+def scheduled(one: Runner, world: World, asked: Sequence[Request], pool: WorkerPool) -> tuple[list[Point], Onlooker]:
     points: dict[int, Point] = {}
-    listener = Listener()
+    listener = Onlooker()
     with pool:
-        Scheduler(one, world.workbench, pool, listener, points.__setitem__).run(asked)
+        Scheduler(one, world.workbench, pool, listener, points.__setitem__).run(dict(enumerate(asked)))
     return [points[i] for i in range(len(asked))], listener
 
 

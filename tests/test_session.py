@@ -18,7 +18,8 @@ from outlay.money.amounts import PriceBook
 from outlay.report.results import Header
 from outlay.storage.store import Store
 from outlay.study.index import OLD_FILE, StudyIndex
-from outlay.study.runner import Workplace, bring_about, prepare_session, read_results, status_of
+from outlay.study.progress import Progress, ProgressReports
+from outlay.study.runner import Workplace, prepare_session, read_results, status_of
 from outlay.workers.local import n_workers_here
 from tests.checkpoints import kept_checkpoint, make_checkpoint
 from tests.runs import World
@@ -160,7 +161,9 @@ def test_a_list_of_options_is_brought_about_and_read_back(world: World, tmp_path
     ]
     header = Header("toy", "Toy", "plain")
     here = place(tmp_path)
-    points = bring_about([*asked, asked[0]], header, here)
+    told: list[Progress] = []
+    points = prepare_session([*asked, asked[0]], header, here).run(ProgressReports(told.append))
+    assert [(each.n_done, each.n_total) for each in told if "seed 0" in each.what] == [(1, 2), (2, 2)]
     assert [point.result.status for point in points] == ["ok", "na"]
     results = read_results(here.folder, here.store)
     assert (results.header, results.points) == (header, tuple(points))
@@ -168,9 +171,9 @@ def test_a_list_of_options_is_brought_about_and_read_back(world: World, tmp_path
     assert receipt_file(here.folder, world.workbench.resolve(asked[0]).run_id).exists()
     # Again it books nothing, and a request that leaves a score out is refused.
     n_entries = len(here.runner().ledger.entries())
-    assert bring_about(asked, header, here) == points
+    assert prepare_session(asked, header, here).run() == points
     assert len(here.runner().ledger.entries()) == n_entries
-    with pytest.raises(UsageError, match="would drop 1 of its 2 points"):
+    with pytest.raises(UsageError, match=r"drop 1 of its 2 points.*--overwrite"):
         prepare_session(asked[1:], header, here)
     prepare_session(asked[1:], header, here, overwrite=True)
 
@@ -181,9 +184,9 @@ def test_a_score_that_only_its_run_knows_of_is_not_dropped(world: World, tmp_pat
         world.request(strategy="annotate", budget_micros=16_000_000, student="cut:1", seed=seed) for seed in (0, 1)
     ]
     here = place(tmp_path)
-    bring_about(asked[:1], Header("toy", "Toy", "plain"), here)
+    prepare_session(asked[:1], Header("toy", "Toy", "plain"), here).run()
     (here.folder / "points.json").write_text("[]")
-    with pytest.raises(UsageError, match="would drop 1 of its 1 points"):
+    with pytest.raises(UsageError, match=r"drop 1 of its 1 points.*--overwrite"):
         prepare_session(asked[1:], Header("toy", "Toy", "plain"), here)
 
 

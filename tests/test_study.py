@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from outlay.engine.prepare import RunBuilder
-from outlay.errors import MissingData, OutlayError, StudyFileError, UnknownModel, UnknownStudy
+from outlay.errors import MissingData, OutlayError, StudyFileError, UnknownModel, UnknownStudy, UnknownTask, UsageError
 from outlay.models.reference import fingerprint
 from outlay.money.amounts import PriceBook
 from outlay.plan.request import Request
@@ -81,7 +82,7 @@ def test_shipped_studies_unfold_on_all_their_tasks(name: str, scale: str) -> Non
 def test_studies_of_an_llm_unfold_where_its_strategies_are(name: str) -> None:
     file = load_study(find_study(name))
     if not set(file.strategies) <= set(STRATEGIES):
-        with pytest.raises(OutlayError, match=f"{name}, scale cpu, task wlp: unknown strategy 'llm_annotate'; known: "):
+        with pytest.raises(OutlayError, match=f"{name}, scale cpu, task wlp: .*'llm_annotate'"):
             file.at("cpu", price=BOOK.get)
         return
     for scale in file.scales:
@@ -283,96 +284,76 @@ FILE = "name: own\nstrategies: [annotate]\nscales:\n  cpu:\n    n_initial: 5\n  
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (FILE + "    n_seed: 2\n", "scales.cpu.n_seed: unknown key (did you mean n_seeds?); allowed here are absent"),
-        (FILE + "title: [x]\n", "title: input should be a valid string, not ['x']"),
-        (FILE.replace("5", "[5, 5]"), "scales.cpu.n_initial: 5 is given twice; give each value once"),
-        (FILE.replace("_usd: 1", "_usd: [1, $1.00]"), "scales.cpu.added_usd: $1.00 is given twice"),
-        (FILE.replace("5", "[]"), "scales.cpu.n_initial: an axis without values makes no point; give at least one"),
-        (FILE.replace("5", "0"), "scales.cpu.n_initial.others.0: input should be greater than 0, not 0"),
-        (FILE.replace("_usd: 1", "_usd: -1"), "scales.cpu.added_usd.others.0: -1 is negative; an amount is $0 or more"),
-        (FILE.replace("_usd: 1", "_usd: much"), "'much' is not an amount of dollars; write it like 300"),
-        (FILE + "    budget_usd: 9\n", "scales.cpu: `added_usd` and `budget_usd` exclude each other; keep one"),
-        (FILE.replace("[annotate]", "[]"), "strategies: tuple should have at least 1 item"),
-        (FILE.replace("[annotate]", "[annotate, annotate]"), "strategies: 'annotate' is given twice"),
-        (
-            FILE + "    settings: {tutor: {epochs: 3}}\n",
-            "scales.cpu.settings: unknown role 'tutor'; known: teacher, stu",
-        ),
-        (
-            FILE + "    settings: {distil: {epoch: 3}}\n",
-            "scales.cpu.settings: distil: unknown training setting 'epoch'",
-        ),
-        (FILE + "    settings: {teach: {beams: 0}}\n", "scales.cpu.settings: teach: beams is 0; it must be at least 1"),
-        (FILE + "layout: wide\n", "layout: input should be 'budgets', 'self'"),
-        ("name: own\nstrategies: [annotate]\n", "scales: is required and missing"),
-        ("- 1\n", "holds list, not keys and values; see docs/studies.md"),
-        ("a: [\n", "not readable as YAML"),
+        (FILE + "    n_seed: 2\n", ("scales.cpu.n_seed:", "n_seeds?", "first_seed, llm, machine")),
+        (FILE + "title: [x]\n", ("title:", "['x']")),
+        (FILE.replace("5", "[5, 5]"), ("scales.cpu.n_initial:", "5", "once")),
+        (FILE.replace("_usd: 1", "_usd: [1, $1.00]"), ("scales.cpu.added_usd:", "$1.00", "once")),
+        (FILE.replace("5", "[]"), ("scales.cpu.n_initial:", "at least one")),
+        (FILE.replace("5", "0"), ("scales.cpu.n_initial.others.0:", "greater than 0", "not 0")),
+        (FILE.replace("_usd: 1", "_usd: -1"), ("scales.cpu.added_usd.others.0:", "-1", "$0 or more")),
+        (FILE.replace("_usd: 1", "_usd: much"), ("scales.cpu.added_usd", "'much'", "300")),
+        (FILE + "    budget_usd: 9\n", ("scales.cpu:", "`added_usd`", "`budget_usd`", "keep one")),
+        (FILE.replace("[annotate]", "[]"), ("strategies:", "at least 1")),
+        (FILE.replace("[annotate]", "[annotate, annotate]"), ("strategies:", "'annotate'", "once")),
+        (FILE + "    settings: {tutor: {epochs: 3}}\n", ("scales.cpu.settings:", "'tutor'", "teacher, student")),
+        (FILE + "    settings: {distil: {epoch: 3}}\n", ("scales.cpu.settings: distil:", "'epoch'")),
+        (FILE + "    settings: {teach: {beams: 0}}\n", ("scales.cpu.settings: teach:", "beams is 0", "at least 1")),
+        (FILE + "layout: wide\n", ("layout:", "'budgets', 'self'")),
+        ("name: own\nstrategies: [annotate]\n", ("scales:", "required")),
+        ("- 1\n", ("list", "docs/studies.md")),
+        ("a: [\n", ("YAML",)),
     ],
 )
-def test_a_file_that_does_not_fit_says_so_in_one_line(tmp_path: Path, text: str, says: str) -> None:
-    if "unknown key" in says:
-        says = says.removesuffix("absent") + ", ".join(sorted(study_schema()["$defs"]["Scale"]["properties"]))
+def test_a_file_that_does_not_fit_says_so_in_one_line(tmp_path: Path, text: str, says: tuple[str, ...]) -> None:
     with pytest.raises(StudyFileError) as caught:
         load_study(written(tmp_path, text))
-    line = str(caught.value)
-    assert says in line
+    check_line(caught.value, (str(tmp_path / "own.yaml"), *says))
+
+
+def check_line(error: Exception, says: Sequence[str]) -> None:
+    """An error is one line with these pieces."""
+    line = str(error)
     assert "\n" not in line
-    assert str(tmp_path / "own.yaml") in line
+    assert [piece for piece in says if piece not in line] == [], line
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (
-            {"n_initial": 1000, "added_usd": None, "budget_usd": 128},
-            "task fever: `budget_usd` $128.00 does not pay for 1,000",
-        ),
-        ({"added_usd": None}, "task fever: no dollars to spend; give `added_usd` or `budget_usd`"),
-        (
-            {"n_initial": None},
-            "task fever: `added_usd` comes on top of the first labels; give `n_initial`, or `budget_usd`",
-        ),
-        ({"added_usd": {"annotate": 5}}, "`added_usd` gives nothing for distill; name it there, or `others`"),
-        (
-            {"pool_rows": {"distil": 5}},
-            "`pool_rows` names 'distil', which is not among its strategies: annotate, distill",
-        ),
-        (
-            {"strategies": ["distill"], "added_usd": 0},
-            "own, scale cpu: no point is left; a teacher needs `added_usd` above",
-        ),
-        ({"strategies": ["anotate"]}, "task fever: unknown strategy 'anotate'; known: annotate, distill"),
-        ({"models": {"teacher": "cut:4"}}, "task fever: cut:4 is made from a checkpoint; name it as `models.base`"),
-        ({"models": {"teacher": "a b"}}, "model 'a b' cannot be read; write a hub name"),
-        (
-            {"tasks": {"wlp": {}}},
-            "study own says nothing about task fever at scale cpu; it has wlp; add it under `tasks`",
-        ),
+        ({"n_initial": 1000, "added_usd": None, "budget_usd": 128}, ("task fever:", "$128.00", "1,000", "`added_usd`")),
+        ({"added_usd": None}, ("task fever:", "`added_usd` or `budget_usd`")),
+        ({"n_initial": None}, ("task fever:", "`n_initial`, or `budget_usd`")),
+        ({"added_usd": {"annotate": 5}}, ("`added_usd`", "distill", "`others`")),
+        ({"pool_rows": {"distil": 5}}, ("`pool_rows`", "'distil'", "annotate, distill")),
+        ({"strategies": ["distill"], "added_usd": 0}, ("own, scale cpu:", "`added_usd` above 0")),
+        ({"strategies": ["anotate"]}, ("task fever:", "'anotate'", "annotate, distill")),
+        ({"models": {"teacher": "cut:4"}}, ("task fever:", "cut:4", "`models.base`")),
+        ({"models": {"teacher": "a b"}}, ("'a b'", "hub name")),
+        ({"tasks": {"wlp": {}}}, ("study own", "task fever at scale cpu", "wlp", "`tasks`")),
     ],
 )
-def test_a_grid_that_cannot_be_says_so_in_one_line(change: dict[str, Any], says: str) -> None:
+def test_a_grid_that_cannot_be_says_so_in_one_line(change: dict[str, Any], says: tuple[str, ...]) -> None:
     with pytest.raises(OutlayError) as caught:
         study({**SCALE, **change}).at("cpu", ["fever"], price=BOOK.get)
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
+    check_line(caught.value, says)
 
 
 @pytest.mark.parametrize(
-    ("scale", "tasks", "n_seeds", "says"),
+    ("scale", "tasks", "n_seeds", "error", "says"),
     [
-        ("cpus", ["fever"], None, "study own has no scale 'cpus' (did you mean cpu?); it has cpu"),
-        ("cpu", [], None, "study own names no task at scale cpu; name one with --task"),
-        ("cpu", ["fever", "fever"], None, "task fever is named twice; name each task once"),
-        ("cpu", ["feve"], None, "no task 'feve' (did you mean fever?)"),
-        ("cpu", ["fever"], 0, "--seeds is 0; study at least 1"),
+        ("cpus", ["fever"], None, UnknownStudy, ("'cpus'", "cpu?", "has cpu")),
+        ("cpu", [], None, UsageError, ("study own", "scale cpu", "--task")),
+        ("cpu", ["fever", "fever"], None, UsageError, ("task fever", "once")),
+        ("cpu", ["feve"], None, UnknownTask, ("'feve'", "fever?")),
+        ("cpu", ["fever"], 0, UsageError, ("--seeds is 0", "at least 1")),
     ],
 )
 def test_a_request_that_cannot_be_says_so_in_one_line(
-    scale: str, tasks: list[str], n_seeds: int | None, says: str
+    scale: str, tasks: list[str], n_seeds: int | None, error: type[OutlayError], says: tuple[str, ...]
 ) -> None:
-    with pytest.raises(OutlayError) as caught:
+    with pytest.raises(error) as caught:
         study(SCALE).at(scale, tasks, n_seeds=n_seeds, price=BOOK.get)
-    assert says in str(caught.value)
+    check_line(caught.value, says)
 
 
 def test_a_study_is_found_by_name_or_path(tmp_path: Path) -> None:
@@ -382,9 +363,9 @@ def test_a_study_is_found_by_name_or_path(tmp_path: Path) -> None:
         find_study("studies/table2.yaml")
     )
     for name in ("tabel2", "nowhere/table2.yaml", "../pyproject"):
-        with pytest.raises(UnknownStudy, match=r"no study '.*shipped are figure2, .*, or give the path of a YAML file"):
+        with pytest.raises(UnknownStudy, match=rf"'{name}'.*figure2, "):
             find_study(name)
-    with pytest.raises(UnknownStudy, match=r"no study file .*none\.yaml; give an existing YAML file"):
+    with pytest.raises(UnknownStudy, match=r"none\.yaml; .*figure2"):
         load_study(tmp_path / "none.yaml")
 
 
@@ -417,7 +398,7 @@ def test_published_figures_are_read_by_name() -> None:
     assert rows("kang_table2_table11")[2]["score"] == "71.1"
     assert len(rows("kang_table2_table11.csv")) == 150
     assert {row["task"] for row in rows("kang_tasks")} == set(SIX)
-    with pytest.raises(MissingData, match="no published figures 'kang'; there are kang_prices, "):
+    with pytest.raises(MissingData, match=r"'kang'.* kang_prices, "):
         rows("kang")
 
 
@@ -426,9 +407,10 @@ def test_the_models_of_a_cut_teacher_are_cut_from_the_base(tmp_path: Path) -> No
     asked = Request(_tiny_task(tmp_path), "distill", 1_000_000, n_initial=2, teacher="cut:3", base=MINILM)
     request = bench.resolve(asked)
     checkpoint = fingerprint(MINILM)
-    assert request.models == key_of([{"form": form, "checkpoint": checkpoint} for form in ("cut:3", "cut:2")])
+    assert request.digests is not None
+    assert request.digests.models == key_of([{"form": form, "checkpoint": checkpoint} for form in ("cut:3", "cut:2")])
     assert request.base == MINILM
-    with pytest.raises(UnknownModel, match="'cut:3' needs a real checkpoint to start from, but its base is 'cut:3'"):
+    with pytest.raises(UnknownModel, match=r"'cut:3' needs .* base"):
         bench.resolve(replace(asked, base=None))
 
 

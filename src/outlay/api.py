@@ -10,10 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from outlay.engine.prepare import precision_remarks
 from outlay.errors import UsageError
-from outlay.plan.request import Request
-from outlay.report.results import Header
 from outlay.settings import TeachSettings
 from outlay.standalone import inference, training
 from outlay.standalone.evaluator import MetricAsked, evaluation_folder
@@ -25,13 +22,11 @@ from outlay.standalone.runtime import RuntimeOptions
 from outlay.standalone.training import TrainingRequest
 from outlay.storage.paths import expand_path
 from outlay.study.grid import find_study, load_study
-from outlay.study.index import title_of
-from outlay.study.prepare import prepare_study, refuse_several_processes, study_command
-from outlay.study.progress import OnProgress, Progress, RunProgress, StepProgress
-from outlay.study.request import AnyPath, Dollars, Models, RunOptions, Setup, request, requests, workplace
+from outlay.study.prepare import check_study, prepare_study, refuse_several_processes, study_command
+from outlay.study.progress import OnProgress, ProgressReports
+from outlay.study.request import AnyPath, Dollars, Models, RunOptions, Setup, prepare_runs, request, requests, workplace
 from outlay.study.results import RunResult, StudyResult
-from outlay.study.runner import Session, prepare_session
-from outlay.tasks.task import load_task
+from outlay.study.runner import Session
 
 Settings = Mapping[str, object]
 """Training or teaching settings by name, such as ``{"epochs": 4}``; ``docs/training.md`` lists them."""
@@ -77,7 +72,7 @@ def run(
         OutlayError: a request that is known to fail, before money is spent.
     """
     asked = request(task, budget, strategy, n_initial, seed, models or Models(), options or RunOptions())
-    return _bring_about(_session([asked], "run", out, setup or Setup()), progress)[0]
+    return _bring_about(prepare_runs([asked], "run", out, setup or Setup()), progress)[0]
 
 
 def compare(
@@ -115,7 +110,7 @@ def compare(
     """
     models, options = models or Models(), options or RunOptions()
     asked = requests(task, budgets, strategies, n_initial, seeds, models, options)
-    return _result(_session(asked, "compare", out, setup or Setup()), progress)
+    return _result(prepare_runs(asked, "compare", out, setup or Setup()), progress)
 
 
 def study(
@@ -156,27 +151,19 @@ def study(
     given = {"--task": ",".join(named) or None, "--scale": scale, "--seeds": seeds, "--precision": precision}
     prices = [expand_path(path) for path in setup.prices]
     command = study_command(str(study), {**given, "--data": place.data_root}, prices, place.machines)
-    return _result(prepare_study(unfolded, place, command), progress)
-
-
-def _session(asked: Sequence[Request], name: str, out: AnyPath, setup: Setup) -> Session:
-    refuse_several_processes()
-    header = Header(name, title_of(load_task(asked[0].task).name), "plain")
-    return prepare_session(asked, header, workplace(out, setup), overwrite=setup.overwrite)
+    session = prepare_study(unfolded, place, command)
+    check_study(session)
+    return _result(session, progress)
 
 
 def _bring_about(session: Session, progress: OnProgress | None) -> list[RunResult]:
-    planned, place = session.plan.points, session.place
-    told = None
-    if progress is not None:
-        asked = [point for point in planned if point.recipe is not None]
-        for line in (*session.notes, *precision_remarks(session.builder, [point.request for point in asked])):
-            progress(Progress(line))
-        over = session.runner.all_finished([point.run_id for point in asked if point.run_id is not None])
-        told = RunProgress(progress, len(planned), len(planned) - len(asked) + len(over))
-    points = session.run(told)
+    listener = ProgressReports(progress)
+    for line in (*session.builder.notes, *session.remarks) if progress is not None else ():
+        listener.say(line)
+    points, place = session.run(listener), session.place
     return [
-        RunResult(place.folder, each.run_id, point, place.store) for each, point in zip(planned, points, strict=True)
+        RunResult(place.folder, planned.run_id, point, place.store)
+        for planned, point in zip(session.plan.points, points, strict=True)
     ]
 
 
@@ -230,7 +217,7 @@ def finetune(
         accumulation=accumulation,
         runtime=runtime or RuntimeOptions(),
     )
-    return TrainingResult.of(training.finetune(asked, StepProgress(progress)))
+    return TrainingResult.of(training.finetune(asked, ProgressReports(progress)))
 
 
 def teach(
@@ -272,7 +259,7 @@ def teach(
         runtime=runtime or RuntimeOptions(),
     )
     teaching = Teaching(_text(student), _text(base), target, chosen)
-    return TargetsResult.of(inference.teach(options, teaching, StepProgress(progress)))
+    return TargetsResult.of(inference.teach(options, teaching, ProgressReports(progress)))
 
 
 def distill(
@@ -316,7 +303,7 @@ def distill(
         accumulation=accumulation,
         runtime=runtime or RuntimeOptions(),
     )
-    return TrainingResult.of(training.distil(asked, expand_path(targets), StepProgress(progress)))
+    return TrainingResult.of(training.distil(asked, expand_path(targets), ProgressReports(progress)))
 
 
 def predict(
@@ -357,7 +344,7 @@ def predict(
         beams=beams,
         runtime=runtime or RuntimeOptions(),
     )
-    return PredictionResult.of(inference.predict(options, StepProgress(progress)))
+    return PredictionResult.of(inference.predict(options, ProgressReports(progress)))
 
 
 def evaluate(
@@ -408,7 +395,7 @@ def evaluate(
         beams=beams,
         runtime=runtime,
     )
-    return EvaluationResult.of(inference.evaluate(options, _metric(metric), StepProgress(progress)))
+    return EvaluationResult.of(inference.evaluate(options, _metric(metric), ProgressReports(progress)))
 
 
 def _metric(named: str | MetricAsked | None) -> MetricAsked:

@@ -19,8 +19,9 @@ from outlay.study.runner import Status, status_of
 from outlay.study.scheduler import StepRunnerFactory
 from outlay.workers.pool import InProcessPool, WorkerPool
 from tests.checkpoints import make_checkpoint
+from tests.listeners import Onlooker
 from tests.runs import World, runner
-from tests.studies import Idle, Onlooker, check_books, conducted, toy_cells, worker_factory
+from tests.studies import Idle, check_books, conducted, toy_cells, worker_factory
 
 StudyPoolMaker = Callable[[StepRunnerFactory], WorkerPool]
 STUDENT = "cut:1"
@@ -47,7 +48,7 @@ class Stopper(Onlooker):
         self._folder = folder
         self.seen: Status | None = None
 
-    def point(self, place: int, point: Point, n_done: int) -> None:
+    def point(self, point: Point, n_done: int) -> None:
         self.seen = status_of(self._folder)
         raise KeyboardInterrupt
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from importlib import import_module
 from typing import Annotated, NoReturn
 
 import typer
@@ -21,78 +20,57 @@ _STEPS = "Single steps"
 
 COMMANDS = {
     "demo": Later(
-        lambda: import_module("outlay.cli.run_commands").demo,
-        "The whole story in minutes, on a laptop CPU, with no network: is the money better spent on labels or on a teacher?",
+        "run_commands.demo",
+        "Show the whole story in minutes, on a laptop CPU, with no network: is the money better spent on labels or on a teacher?",
     ),
     "run": Later(
-        lambda: import_module("outlay.cli.run_commands").run,
-        "Spend a budget by one strategy: buy, train, score, and print the result with its receipt.",
+        "run_commands.run", "Spend a budget by one strategy: buy, train, score, and print the result with its receipt."
     ),
     "compare": Later(
-        lambda: import_module("outlay.cli.run_commands").compare,
-        "Every strategy at the same budgets and seeds: one table, one frontier, every dollar in a receipt.",
+        "run_commands.compare",
+        "Run every strategy at the same budgets and seeds: one table, one frontier, every dollar in a receipt.",
     ),
-    "study": Later(
-        lambda: import_module("outlay.cli.study_commands").study_app,
-        "Grids of runs: every table and figure as something to run.",
-    ),
+    "study": Later("study_commands.study_app", "Grids of runs: every table and figure as something to run."),
     "report": Later(
-        lambda: import_module("outlay.cli.run_commands").report,
-        "Draw a results folder again: tables, figures, one page, flat files, receipts.",
+        "run_commands.report", "Draw a results folder again: tables, figures, one page, flat files, receipts."
     ),
     "finetune": Later(
-        lambda: import_module("outlay.cli.step_commands").finetune,
+        "step_commands.finetune",
         "Train a model on labelled rows; with a dev set the best evaluation is kept.",
         _STEPS,
         Command,
     ),
     "teach": Later(
-        lambda: import_module("outlay.cli.step_commands").teach,
-        "Write a teacher's targets for a student, in blocks of 1,024 rows.",
-        _STEPS,
-        Command,
+        "step_commands.teach", "Write a teacher's targets for a student, in blocks of 1,024 rows.", _STEPS, Command
     ),
     "distill": Later(
-        lambda: import_module("outlay.cli.step_commands").distill,
+        "step_commands.distill",
         "Train a student on a teacher's targets; with a dev set the best evaluation is kept.",
         _STEPS,
         Command,
     ),
     "predict": Later(
-        lambda: import_module("outlay.cli.step_commands").predict,
+        "step_commands.predict",
         "Write a model's answers as JSON lines: source, prediction, and gold where it is known.",
         _STEPS,
         Command,
     ),
     "evaluate": Later(
-        lambda: import_module("outlay.cli.step_commands").evaluate,
+        "step_commands.evaluate",
         "Score a model or a file of predictions: every statistic in both readings with its 95 % interval.",
         _STEPS,
         Command,
     ),
-    "targets": Later(
-        lambda: import_module("outlay.cli.target_commands").targets_app,
-        "A teacher's targets: look at them, hand them over.",
-    ),
-    "ledger": Later(lambda: import_module("outlay.cli.ledger_commands").ledger_app, "Receipts, and proof of them."),
-    "prices": Later(
-        lambda: import_module("outlay.cli.ledger_commands").prices,
-        "Print the price book: item, price, unit, source, when it was read.",
-    ),
-    "task": Later(lambda: import_module("outlay.cli.task_commands").task_app, "Check a task before money is spent."),
-    "data": Later(
-        lambda: import_module("outlay.cli.task_commands").data_app, "Fetch the data of a task, checked by sha256."
-    ),
-    "model": Later(
-        lambda: import_module("outlay.cli.model_commands").model_app,
-        "What models weigh, and models of random weights to try things with.",
-    ),
-    "store": Later(lambda: import_module("outlay.cli.ledger_commands").store_app, "Artifacts kept on disk."),
-    "machine": Later(
-        lambda: import_module("outlay.cli.machine_commands").machine_app, "What machines cost, and how fast they are."
-    ),
+    "targets": Later("target_commands.targets_app", "A teacher's targets: look at them, hand them over."),
+    "ledger": Later("ledger_commands.ledger_app", "Receipts, and proof of them."),
+    "prices": Later("ledger_commands.prices", "Print the price book: item, price, unit, source, when it was read."),
+    "task": Later("task_commands.task_app", "Check a task before money is spent."),
+    "data": Later("task_commands.data_app", "Fetch the data of a task, checked by sha256."),
+    "model": Later("model_commands.model_app", "What models weigh, and models of random weights to try things with."),
+    "store": Later("ledger_commands.store_app", "Artifacts kept on disk."),
+    "machine": Later("machine_commands.machine_app", "What machines cost, and how fast they are."),
 }
-"""Commands and groups by name, loaded when used; a test compares the help lines here with those of the commands."""
+"""Commands and groups by name, loaded when used, with the texts of their help pages."""
 
 app = typer.Typer(
     name="outlay",

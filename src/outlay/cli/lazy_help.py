@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -79,30 +80,38 @@ class Group(TyperGroup):
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Command or group that is loaded when used; ``says``: its line of the help page."""
+    """Command or group that is loaded when used. ``place``: module of `outlay.cli` and name; ``says``: text of its help page."""
 
-    load: Callable[[], Any]
-    """Loader of the command's function, or of the group's `typer.Typer`."""
+    place: str
     says: str
     heading: str | None = None
     cls: type[Plain] = Plain
 
+    def load(self) -> Any:
+        """Return the command's function, or the group's `typer.Typer`."""
+        module, _, name = self.place.partition(".")
+        return getattr(import_module(f"outlay.cli.{module}"), name)
+
     def build(self, name: str) -> Any:
         """Return the click command."""
-        found = self.load()
-        plain = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False)
-        plain.rich_markup_mode = None
-        plain.pretty_exceptions_enable = False
-        if plain is found:
-            plain.info.cls = Group
-            for each in plain.registered_commands:
-                each.cls = Plain
-            built: Any = typer.main.get_group(plain)
-        else:
-            plain.command(name, cls=self.cls)(found)
-            built = typer.main.get_command(plain)
-        built.name = name
-        return built
+        return click_command(self.load(), name, self.says, self.cls)
+
+
+def click_command(found: Any, name: str, says: str, cls: type[Plain] = Plain) -> Any:
+    """Return the click command of a function, or of a group's `typer.Typer`; ``says``: text of its help page."""
+    plain = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False)
+    plain.rich_markup_mode = None
+    plain.pretty_exceptions_enable = False
+    if plain is found:
+        plain.info.cls, plain.info.help = Group, says
+        for each in plain.registered_commands:
+            each.cls = Plain
+        command: Any = typer.main.get_group(plain)
+    else:
+        plain.command(name, cls=cls, help=says)(found)
+        command = typer.main.get_command(plain)
+    command.name = name
+    return command
 
 
 def places_of(command: Any) -> tuple[str, ...]:

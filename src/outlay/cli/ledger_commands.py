@@ -17,8 +17,8 @@ from outlay.cli.common import (
 )
 from outlay.cli.terminal import echo, print_json, table_console
 
-ledger_app = typer.Typer(help="Receipts, and proof of them.", no_args_is_help=True)
-store_app = typer.Typer(help="Artifacts kept on disk.", no_args_is_help=True)
+ledger_app = typer.Typer(no_args_is_help=True)
+store_app = typer.Typer(no_args_is_help=True)
 
 RunOption = Annotated[str | None, typer.Option("--run", help="One run, by the beginning of its id.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run, by the beginning of its id.")]
@@ -108,7 +108,7 @@ def ledger_cancel(folder: ResultsFolder, run: RunArgument, store: StoreOption = 
 
 
 def prices(extra: PricesOption = None, as_json: Json = False) -> None:
-    """Print the price book: item, price, unit, source, when it was read."""
+    """Run `outlay prices`."""
     from outlay.money.amounts import PriceBook, write_usd
 
     book = PriceBook.load(extra or [])

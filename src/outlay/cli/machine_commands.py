@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from outlay.models.cost_model import MachineProfile
     from outlay.money.machines import Machine
 
-machine_app = typer.Typer(help="What machines cost, and how fast they are.", no_args_is_help=True)
+machine_app = typer.Typer(no_args_is_help=True)
 
 MachinesOption = Annotated[
     list[Path] | None, typer.Option("--machines", help="Your own machine file (TOML); may be repeated.")

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from outlay.models.random_init import Corpus
     from outlay.models.shape import ModelShape
 
-model_app = typer.Typer(
-    help="What models weigh, and models of random weights to try things with.", no_args_is_help=True
-)
+model_app = typer.Typer(no_args_is_help=True)
 
 LIST_N_LABELS = 2
 """Default number of classes of the head that an encoder is counted with."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from outlay.money.amounts import format_usd
 from outlay.storage.files import plain_number
+from outlay.study.dry_run import KINDS, PlannedPoint, StudyPlan
 from outlay.text.display import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-from outlay.study.dry_run import KINDS, PlannedPoint, StudyPlan, _sizes
 
 _WORDS = {
     "buy": "purchases of labels",
@@ -21,7 +21,6 @@ _WORDS = {
     "distil": "distillations",
     "score": "scorings of the test split",
 }
-
 
 MAX_REASONS = 12
 """Number of reasons for ``na`` that are shown, the most frequent first."""
@@ -48,7 +47,7 @@ def _points_table(planned: StudyPlan) -> RenderableType:
         asked = point.request
         groups.setdefault((point.task, asked.strategy, asked.n_initial), []).append(point)
     for (task, name, n_initial), points in groups.items():
-        sizes = [_sizes(point.recipe) for point in points]
+        sizes = [point.sizes for point in points]
         table.add_row(
             *(Text(visible(task)), Text(visible(name)), "by rule" if n_initial is None else f"{n_initial:,}"),
             *(f"{len(points):,}", f"{sum(point.recipe is None for point in points):,}"),

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from outlay.cli.terminal import console
-from outlay.money.amounts import Quote, format_usd
-from outlay.money.ledger import Balance
+from outlay.money.amounts import format_usd
 from outlay.text.display import visible
-
-if TYPE_CHECKING:
-    from outlay.engine.point import Point
+from outlay.text.listener import Advance, Listener
 
 QUIET_SECONDS = 15.0
 """Seconds between plain lines of one step where there is no terminal."""
@@ -49,42 +46,13 @@ def live_bars(console: Console, fields: tuple[str, ...], *, quiet: bool) -> Prog
     )
 
 
-class StepBars:
-    """Bars of the steps under way; without a terminal, a line for each now and then."""
+class BarScreen(Listener):
+    """A listener that draws bars on standard error, so that standard output stays fit for a pipe."""
 
-    def __init__(self, console: Console, bars: Progress) -> None:
-        self._console, self._bars = console, bars
-        self._tasks: dict[str, TaskID] = {}
-        self._last_line = time.monotonic()
-
-    def show(self, under_way: dict[str, tuple[int, int, str]]) -> None:
-        """Move the bars; ``under_way``: amount done, total and detail, by step."""
-        for name in set(self._tasks) - set(under_way):
-            self._bars.remove_task(self._tasks.pop(name))
-        for name, (done, total, words) in under_way.items():
-            if name not in self._tasks:
-                self._tasks[name] = self._bars.add_task(f"  {name}", total=None, detail="")
-            self._bars.update(self._tasks[name], completed=done, total=total or None, detail=words)
-        if self._bars.disable and time.monotonic() - self._last_line > QUIET_SECONDS:
-            self._last_line = time.monotonic()
-            for name, (done, total, words) in under_way.items():
-                far = f": {done:,} of {total:,}, {words}" if total else ""
-                self._console.print(f"    {name}{far}", soft_wrap=True)
-
-
-class Screen:
-    """`outlay.study.runner.Listener` that draws on standard error, so that standard output stays fit for a pipe.
-
-    ``labels``: name of each run, by its place. Lines of a run stand under its name, which is printed again after lines of another
-    run.
-    """
-
-    def __init__(self, labels: Sequence[str] = (), *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         self._console = console(err=True, quiet=quiet)
         self._bars = live_bars(self._console, ("detail",), quiet=quiet)
-        self._steps = StepBars(self._console, self._bars)
-        self._runs = [RunLines(self, i, label) for i, label in enumerate(labels)]
-        self._speaker: RunLines | None = None
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -93,9 +61,60 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._bars.stop()
+
+    def _is_line_due(self) -> bool:
+        """Return True where there are no bars, and the last plain line is `QUIET_SECONDS` old."""
+        if not self._bars.disable or time.monotonic() - self._last_line <= QUIET_SECONDS:
+            return False
+        self._last_line = time.monotonic()
+        return True
+
+
+class RunsScreen(BarScreen):
+    """A screen of runs: a bar for each step under way; without a terminal, a line for each now and then."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet)
+        self._tasks: dict[str, TaskID] = {}
+
+    def ended(self, what: str, seconds: float, problem: str | None) -> None:  # noqa: ARG002
+        """Print a step's problem, if any."""
+        if problem is not None:
+            self._console.print(f"  {what}: {problem}", style="red", soft_wrap=True)
+
+    def tick(self, under_way: Mapping[str, Advance]) -> None:
+        """Move the bars of the steps under way."""
+        for name in set(self._tasks) - set(under_way):
+            self._bars.remove_task(self._tasks.pop(name))
+        for name, (done, total, words) in under_way.items():
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(f"  {name}", total=None, detail="")
+            self._bars.update(self._tasks[name], completed=done, total=total or None, detail=words)
+        if self._is_line_due():
+            for name, (done, total, words) in under_way.items():
+                far = f": {done:,} of {total:,}, {words}" if total else ""
+                self._console.print(f"    {name}{far}", soft_wrap=True)
+
+
+class Screen(RunsScreen):
+    """The screen of `run`, `compare` and `demo`.
+
+    ``labels``: name of each run, by its place. Lines of a run stand under its name, which is printed again after lines of another
+    run.
+    """
+
+    def __init__(self, labels: Sequence[str] = (), *, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet)
+        self._runs = [RunLines(self, f"{i}. {label}") for i, label in enumerate(labels, start=1)]
+        self._speaker: RunLines | None = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for each in self._runs:
             each.flush()
-        self._bars.stop()
+        super().__exit__(kind, error, trace)
 
     def headline(self, line: str) -> None:
         """Print the heading of a run or a part."""
@@ -105,8 +124,8 @@ class Screen:
         """Print a line worth reading."""
         self._console.print(Text.assemble("  ", line), style="" if isinstance(line, Text) else "dim")
 
-    def watch(self, place: int) -> RunLines:
-        """Return the watcher that prints the steps of the run at a place."""
+    def of_run(self, place: int) -> RunLines:
+        """Return the listener that prints the steps of the run at a place."""
         return self._runs[place]
 
     def hand_over(self, speaker: RunLines) -> None:
@@ -117,47 +136,26 @@ class Screen:
             self._speaker = speaker
             self.headline(speaker.label)
 
-    def began(self, what: str, run: str) -> None:
-        """Do nothing: `tick` draws the steps under way."""
 
-    def ended(self, what: str, seconds: float, problem: str | None) -> None:  # noqa: ARG002
-        """Print a step's problem; the lines of its run report success."""
-        if problem is not None:
-            self._console.print(f"  {what}: {problem}", style="red", soft_wrap=True)
+class RunLines(Listener):
+    """A listener that prints a line per step of one run, with what is spent and left."""
 
-    def point(self, place: int, point: Point, n_done: int) -> None:
-        """Do nothing: the table shows the points."""
-
-    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
-        """Move the bars of the steps under way."""
-        self._steps.show(under_way)
-
-
-class RunLines:
-    """`outlay.engine.listeners.Watcher` that prints a line per step of one run, with what is spent and left."""
-
-    def __init__(self, screen: Screen, place: int, label: str) -> None:
-        self.label = f"{place + 1}. {label}"
+    def __init__(self, screen: Screen, label: str) -> None:
+        self.label = label
         self._screen = screen
-        self._what = ""
-        self._done: tuple[str, bool, Balance] | None = None
+        self._done: tuple[str, bool, str] | None = None
 
-    def begin(self, what: str, quote: Quote, balance: Balance) -> None:  # noqa: ARG002
+    def held(self, what: str) -> None:
         """Print the line of the step before, unless this one is the same."""
-        self._what = what
         if self._done is not None and self._done[0] != what:
             self.flush()
 
-    def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """Move the bar of a step that belongs to this run alone."""
-        self._screen.tick({self._what: (n_done, n_total, detail)})
-
-    def end(self, what: str, reused: bool, balance: Balance) -> None:
+    def settled(self, what: str, reused: bool, charged_micros: int, left_micros: int) -> None:
         """Hold the step's line with the balance; the blocks of one teacher pass get one line, after the last."""
         if self._done is not None and self._done[:2] != (what, reused):
             self.flush()
         self._screen.hand_over(self)
-        self._done = what, reused, balance
+        self._done = what, reused, f"spent {format_usd(charged_micros)}, left {format_usd(left_micros)}"
 
     def say(self, line: str) -> None:
         """Print a line worth reading."""
@@ -166,13 +164,9 @@ class RunLines:
         self._screen.say(line)
 
     def flush(self) -> None:
-        """Print the line that `end` held back."""
+        """Print the line that `settled` held back."""
         if self._done is not None:
-            what, reused, balance = self._done
+            what, reused, money = self._done
             self._done = None
             kept = ", reused" if reused else ""
-            self._screen.say(Text.assemble(f"{what}{kept}  ", (_money(balance), "dim")))
-
-
-def _money(balance: Balance) -> str:
-    return f"spent {format_usd(balance.charged_micros)}, left {format_usd(balance.available_charge_micros)}"
+            self._screen.say(Text.assemble(f"{what}{kept}  ", (money, "dim")))

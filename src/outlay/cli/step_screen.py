@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import TaskID
 
-from outlay.cli.progress import QUIET_SECONDS, live_bars
-from outlay.cli.terminal import console, echo, table_console
+from outlay.cli.progress import BarScreen
+from outlay.cli.terminal import echo, table_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,23 +16,12 @@ if TYPE_CHECKING:
     from outlay.standalone.runtime import StepReport
 
 
-class StepScreen:
-    """`outlay.text.listener.Listener` that draws on standard error, so that standard output stays fit for a pipe."""
+class StepScreen(BarScreen):
+    """The screen of a single step."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = console(err=True, quiet=quiet)
-        self._bars = live_bars(self._console, ("detail",), quiet=quiet)
+        super().__init__(quiet=quiet)
         self._task: TaskID | None = None
-        self._last_line = 0.0
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
 
     def begin(self, what: str) -> None:
         """Show the bar of a step."""
@@ -45,8 +33,7 @@ class StepScreen:
         """Move the bar; without a terminal print a line now and then."""
         if self._task is not None:
             self._bars.update(self._task, completed=n_done, total=n_total, detail=detail)
-        if self._bars.disable and time.monotonic() - self._last_line > QUIET_SECONDS:
-            self._last_line = time.monotonic()
+        if self._is_line_due():
             self._console.print(f"  {n_done:,} of {n_total:,}, {detail}")
 
     def say(self, line: str) -> None:

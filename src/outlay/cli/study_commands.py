@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,20 +16,20 @@ from outlay.cli.run_options import (
     HereOption,
     MachinesOption,
     OutOption,
+    PlaceOptions,
     QuietOption,
 )
 from outlay.cli.terminal import console, echo, print_json, table_console
+from outlay.errors import UsageError
 from outlay.storage.paths import command_line
 
 if TYPE_CHECKING:
-    from outlay.engine.prepare import RunBuilder
-    from outlay.engine.runner import Runner
     from outlay.study.dry_run import StudyPlan
     from outlay.study.grid import Study
-    from outlay.study.runner import StudyRunner
+    from outlay.study.runner import Session, Workplace
     from outlay.workers.pool import WorkerPool
 
-study_app = typer.Typer(help="Grids of runs: every table and figure as something to run.", no_args_is_help=True)
+study_app = typer.Typer(no_args_is_help=True)
 
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A shipped study, or the path of a study file.")]
 TasksOption = Annotated[
@@ -71,73 +72,54 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a grid of points, each distinct step once; the same command goes on where it was stopped."""
-    from outlay.cli.study_screen import draw_study
-    from outlay.money.amounts import PriceBook, parse_budget
-    from outlay.study.index import check_folder
+    from outlay.study.grid import find_study, load_study
+    from outlay.study.prepare import check_study, prepare_study, refuse_several_processes, study_command
+    from outlay.study.request import workplace
 
     # A wrong request is refused before anything is planned, and before a folder is made.
-    from outlay.study.prepare import header_of, refuse_empty, refuse_several_processes, study_command
-    from outlay.study.runner import StudyRunner, Workplace
-
     refuse_several_processes()
-    cap = None if cash_cap is None else parse_budget(cash_cap)
-    book = PriceBook.load(prices or [])
-    price_here = book.hour(here)
-    asked = _study(study, (tasks, scale, seeds, precision), book)
-    kept = open_store(store)
-    folder = Path(out or Path("outlay-runs") / _folder_name(asked, tasks))
+    setup = PlaceOptions(None, store, here, prices, machines, data, cash_cap).setup()
+    place = workplace(out or Path("outlay-runs"), setup)
+    file = load_study(find_study(study))
+    asked = file.at(scale, parse_names(tasks), n_seeds=seeds, precision=precision, price=place.prices.label)
+    if out is None:
+        place = replace(place, folder=place.folder / _folder_name(asked, tasks))
     command = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--precision": precision, "--data": data}
-    header = header_of(asked, study_command(study, command, prices or (), machines or ()))
-    place = Workplace(folder, kept, book, price_here, data, tuple(machines or ()), cap)
-    pool = _worker_pool(executor, place.factory(), workers, asked.threads, ray, place.logs)
-    check_folder(folder, header)
-    bench = place.builder()
-    planned = _plan(bench, asked, quiet or as_json, price_here, kept)
+    again = study_command(study, command, prices or (), machines or ())
+    pool = _worker_pool(executor, place, workers, asked.threads, ray)
+    is_quiet = quiet or as_json
+    with console(err=True, quiet=is_quiet).status(f"planning {len(asked.cells):,} points"):
+        session = prepare_study(asked, place, again, pool)
+    say_notes(session.builder.notes, quiet=is_quiet)
     if dry_run:
-        _print_plan(planned, as_json)
-    refuse_empty(planned)
-    runner = place.runner()
-    _check_plan(runner, bench, planned, quiet or as_json)
-    if dry_run:
-        return
-    conductor = _bring_about(StudyRunner(planned, header, runner, bench), pool, quiet=quiet or as_json)
-    draw_study(folder, kept, as_json=as_json)
-    _fail_if_failed(conductor, folder)
+        _print_plan(session.plan, as_json)
+    check_study(session)
+    for line in () if is_quiet else session.remarks:
+        echo(line, err=True)
+    if not dry_run:
+        _bring_about(session, quiet=quiet, as_json=as_json)
 
 
-def _bring_about(conductor: StudyRunner, pool: WorkerPool, *, quiet: bool) -> StudyRunner:
-    """Run the unfinished points with a screen; no worker is started where every point is finished."""
-    from outlay.cli.study_screen import StudyScreen
+def _bring_about(session: Session, *, quiet: bool, as_json: bool) -> None:
+    """Run the unfinished points with a screen, then write and print the report.
 
-    n_points, n_left = len(conductor.points) + len(conductor.left), len(conductor.left)
-    n_absent = n_points - n_left - conductor.n_replayed
-    counts = [f"{conductor.n_replayed:,} there already"] if conductor.n_replayed else []
-    counts += [f"{n_absent:,} not available"] if n_absent else []
-    counts.append(f"{n_left:,} to do" if n_left else "nothing to do")
-    if not quiet:
-        echo(f"{n_points:,} points in {conductor.folder}: {', '.join(counts)}", err=True)
-    if n_left:
-        with StudyScreen(n_points, n_points - n_left, quiet=quiet) as screen, pool:
-            conductor.run(pool, screen)
-    return conductor
+    Fails in one line: with 1 where a point failed (`na` is an answer), with `WAITING_EXIT` where one waits for labels.
+    """
+    from outlay.cli.study_screen import StudyScreen, draw_study
 
-
-def _fail_if_failed(conductor: StudyRunner, folder: Path) -> None:
-    """Fail in one line: with 1 where a point failed (`na` is an answer), with `WAITING_EXIT` where one waits for labels."""
-    points = [conductor.points[i] for i in sorted(conductor.points)]
-    failed = [point for point in points if point.result.status == "failed"]
+    folder = session.place.folder
+    with StudyScreen(folder, quiet=quiet or as_json) as screen:
+        points = session.run(screen)
+    draw_study(folder, session.place.store, as_json=as_json)
+    status = f"all of them: `{command_line('outlay', 'study', 'status', folder)}`"
+    failed = [point.result.reason for point in points if point.result.status == "failed"]
     if failed:
-        fail(
-            f"{len(failed)} of {len(points)} points failed, the first: {failed[0].result.reason}; "
-            f"all of them: `{command_line('outlay', 'study', 'status', folder)}`; the same command tries them again"
-        )
-    waiting = [point for point in points if point.result.status == "waiting"]
+        count = f"{len(failed)} of {len(points)} points failed, the first: {failed[0]}"
+        fail(f"{count}; {status}; the same command tries them again")
+    waiting = [point.result.reason for point in points if point.result.status == "waiting"]
     if waiting:
-        fail(
-            f"{len(waiting)} of {len(points)} points wait, the first {waiting[0].result.reason}; "
-            f"all of them: `{command_line('outlay', 'study', 'status', folder)}`; the same command goes on",
-            WAITING_EXIT,
-        )
+        count = f"{len(waiting)} of {len(points)} points wait, the first {waiting[0]}"
+        fail(f"{count}; {status}; the same command goes on", WAITING_EXIT)
 
 
 @study_app.command("list")
@@ -200,37 +182,6 @@ def schema() -> None:
     print_json(study_schema())
 
 
-def _study(name: str, asked: tuple[str | None, str, int | None, str | None], book: Any) -> Study:
-    """Load a study; ``asked``: tasks, scale, number of seeds, precision."""
-    from outlay.study.grid import find_study, load_study
-
-    tasks, scale, seeds, precision = asked
-    file = load_study(find_study(name))
-    return file.at(scale, parse_names(tasks), n_seeds=seeds, precision=precision, price=book.label)
-
-
-def _check_plan(runner: Runner, bench: RunBuilder, planned: StudyPlan, quiet: bool) -> None:
-    """Refuse a plan whose runs are in the folder in the other precision, and print remarks on the precision."""
-    from outlay.engine.prepare import precision_remarks
-
-    asked = [point.request for point in planned.points if point.recipe is not None]
-    runner.refuse_other_precision(bench, asked)
-    for line in precision_remarks(bench, asked):
-        if not quiet:
-            echo(line, err=True)
-
-
-def _plan(bench: Any, study: Study, quiet: bool, here: Any, kept: Any) -> StudyPlan:
-    """Plan every point, and print the decisions about files."""
-    from outlay.study.prepare import plan_study
-
-    screen = console(err=True, quiet=quiet)
-    with screen.status(f"planning {len(study.cells):,} points"):
-        planned = plan_study(bench, study, kept, here)
-    say_notes(bench.notes, quiet=quiet)
-    return planned
-
-
 def _print_plan(planned: StudyPlan, as_json: bool) -> None:
     from outlay.cli.plan_table import render
 
@@ -240,22 +191,16 @@ def _print_plan(planned: StudyPlan, as_json: bool) -> None:
         table_console().print(render(planned))
 
 
-def _check_executor(name: str) -> None:
-    from outlay.errors import UsageError
-
-    if name not in ("local", "ray"):
-        raise UsageError(f"--executor is {name!r}; it must be local or ray")
-
-
-def _worker_pool(executor: str, factory: Any, workers: int | None, threads: int, ray: str, logs: Path) -> WorkerPool:
-    _check_executor(executor)
+def _worker_pool(executor: str, place: Workplace, workers: int | None, threads: int, ray: str) -> WorkerPool:
+    if executor not in ("local", "ray"):
+        raise UsageError(f"--executor is {executor!r}; it must be local or ray")
     if executor == "ray":
         from outlay.workers.ray import RayPool
 
-        return RayPool(factory, ray, threads, max_workers=workers)
+        return RayPool(place.factory(), ray, threads, max_workers=workers)
     from outlay.workers.local import LocalPool, n_workers_here
 
-    return LocalPool(factory, workers or n_workers_here(threads), threads, logs=logs)
+    return LocalPool(place.factory(), workers or n_workers_here(threads), threads, logs=place.logs)
 
 
 FOLDER_LENGTH = 150

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from rich.progress import TaskID
 from rich.text import Text
 
-from outlay.cli.progress import StepBars, live_bars
-from outlay.cli.terminal import console, echo, print_json, table_console
+from outlay.cli.progress import RunsScreen
+from outlay.cli.terminal import echo, print_json, table_console
 from outlay.money.amounts import show_usd
 from outlay.storage.paths import command_line
 
@@ -21,39 +22,47 @@ if TYPE_CHECKING:
     from outlay.study.runner import Status
 
 
-class StudyScreen:
-    """`outlay.study.scheduler.Observer` that draws on standard error."""
+class StudyScreen(RunsScreen):
+    """The screen of `study run`: a bar of the points above those of the steps, and a line for each point."""
 
-    def __init__(self, n_points: int, n_there: int, *, quiet: bool = False) -> None:
-        self._console = console(err=True, quiet=quiet)
-        self._bars = live_bars(self._console, ("detail",), quiet=quiet)
-        self._n_points, self._n_there = n_points, n_there
+    def __init__(self, folder: Path, *, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet)
+        self._folder, self._quiet = folder, quiet
+        self._n_points = self._n_over = self._n_steps = 0
+        self._all: TaskID | None = None
         self._charge = 0.0
         self._cash = 0.0
-        self._steps = StepBars(self._console, self._bars)
-        self._n_steps = 0
 
     def __enter__(self) -> Self:
-        self._bars.start()
-        self._all = self._bars.add_task("points", total=self._n_points, completed=self._n_there, detail="")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._all is not None:
+            super().__exit__(kind, error, trace)
 
-    def began(self, what: str, run: str) -> None:
-        """Do nothing: `tick` draws the steps under way."""
+    def opened(self, n_points: int, n_finished: int, n_left: int) -> None:
+        """Print the number of points, and show their bar where some are left."""
+        n_absent = n_points - n_left - n_finished
+        counts = [f"{n_finished:,} there already"] if n_finished else []
+        counts += [f"{n_absent:,} not available"] if n_absent else []
+        counts.append(f"{n_left:,} to do" if n_left else "nothing to do")
+        if not self._quiet:
+            echo(f"{n_points:,} points in {self._folder}: {', '.join(counts)}", err=True)
+        self._n_points, self._n_over = n_points, n_points - n_left
+        if n_left:
+            self._bars.start()
+            self._all = self._bars.add_task("points", total=n_points, completed=self._n_over, detail="")
 
-    def ended(self, what: str, seconds: float, problem: str | None) -> None:  # noqa: ARG002
+    def ended(self, what: str, seconds: float, problem: str | None) -> None:
         """Count a step, and print its problem if any."""
         self._n_steps += 1
-        if problem is not None:
-            self._console.print(f"  {what}: {problem}", style="red", soft_wrap=True)
+        super().ended(what, seconds, problem)
 
-    def point(self, place: int, point: Point, n_done: int) -> None:  # noqa: ARG002
-        """Print a line for a finished point."""
+    def point(self, point: Point, n_done: int) -> None:
+        """Print a line for a finished point, and move the bar of the points."""
+        assert self._all is not None
         request, result = point.request, point.result
         self._charge += result.charge_usd
         self._cash += point.circumstance.cash_usd or 0.0
@@ -61,20 +70,16 @@ class StudyScreen:
         score = f"{result.test:.1f}" if result.test is not None else f"{result.status}: {result.reason}"
         self._console.print(
             Text.assemble(
-                (f"{self._n_there + n_done}/{self._n_points}", "bold"),
+                (f"{self._n_over + n_done}/{self._n_points}", "bold"),
                 f" {request.task}: {request.variant}{fixed}, {show_usd(request.budget_usd)}, seed {request.seed}  {score}",
             ),
             soft_wrap=True,
         )
         self._bars.update(
             self._all,
-            completed=self._n_there + n_done,
+            completed=self._n_over + n_done,
             detail=f"charged {show_usd(self._charge)}, cash {show_usd(self._cash)}, {self._n_steps} steps",
         )
-
-    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
-        """Move the bars of the steps under way."""
-        self._steps.show(under_way)
 
 
 def draw_study(folder: Path, store: Store | None, *, as_json: bool, quiet: bool = False) -> None:

@@ -28,7 +28,7 @@ from outlay.cli.terminal import echo, print_json
 if TYPE_CHECKING:
     from outlay.standalone.runtime import StepReport
 
-targets_app = typer.Typer(help="A teacher's targets: look at them, hand them over.", no_args_is_help=True)
+targets_app = typer.Typer(no_args_is_help=True)
 
 TargetsFolder = Annotated[Path, typer.Argument(metavar="TARGETS", help="A folder that teach or targets import wrote.")]
 

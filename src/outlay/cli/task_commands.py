@@ -10,8 +10,8 @@ import typer
 from outlay.cli.common import Json, PricesOption
 from outlay.cli.terminal import console, echo, print_json
 
-task_app = typer.Typer(help="Check a task before money is spent.", no_args_is_help=True)
-data_app = typer.Typer(help="Fetch the data of a task, checked by sha256.", no_args_is_help=True)
+task_app = typer.Typer(no_args_is_help=True)
+data_app = typer.Typer(no_args_is_help=True)
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A shipped task, or the path of a task.yaml.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of data sets. (default: $OUTLAY_DATA)")]

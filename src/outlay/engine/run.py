@@ -20,7 +20,6 @@ from typing import Any, Self
 
 from outlay.engine.buying import Purchase, PurchaseResult, RunPurchases
 from outlay.engine.environment import environment
-from outlay.engine.listeners import Watcher
 from outlay.engine.point import Point, PointCircumstance, usd_of
 from outlay.engine.prepare import PreparedRun
 from outlay.engine.results_dir import ResultsDir
@@ -35,6 +34,7 @@ from outlay.plan.steps import Buy, Recipe, Score, Step, describe, graph, learner
 from outlay.plan.strategies import NotAvailable, StrategyOutcome, strategy
 from outlay.storage.paths import command_line
 from outlay.storage.store import Artifact, key_of
+from outlay.text.listener import Listener
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,14 @@ class HeldStep:
 class RunExecution:
     """The execution of one run, by one process at a time: between `open` and `close`."""
 
-    def __init__(self, results: ResultsDir, prepared: PreparedRun, watcher: Watcher) -> None:
+    def __init__(self, results: ResultsDir, prepared: PreparedRun, listener: Listener) -> None:
         self.run_id = prepared.request.run_id
         self.prepared = prepared
         self._results = results
         self._files = results.files(self.run_id)
         self._ledger = results.ledger
         self._store = results.store
-        self._watcher = watcher
+        self._listener = listener
         self._quoter = Quoter(prepared.context)
         self._policy = strategy(prepared.request.strategy)
         self._outcomes: list[StrategyOutcome] = []
@@ -109,7 +109,7 @@ class RunExecution:
             if hold.quote.unit == LABEL_UNIT:
                 self._kept_holds[hold.key] = hold
             elif note := self._results.give_back(hold, "the process that held it ended"):
-                self._watcher.say(f"an earlier attempt was cut off: {note}")
+                self._listener.say(f"an earlier attempt was cut off: {note}")
 
     # --- ready steps -------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class RunExecution:
                     self._give_back_kept()
                     return self.point("na", asked.reason, []) if asked is not None else self._last_point()
                 for line in asked.derivation:
-                    self._watcher.say(line)
+                    self._listener.say(line)
                 self.proposal = asked
             self._obtain_all(self.proposal)
             if self.proposal.final.key not in self._artifacts:
@@ -358,7 +358,7 @@ class RunExecution:
         cash_micros = 0 if again and reused else self._my_cash(artifact)
         self._settle(step, hold, artifact, quantity, cash_micros, reused)
         for line in lines_on_cuts(step, artifact.usage, self.prepared.context):
-            self._watcher.say(line)
+            self._listener.say(line)
 
     def _my_cash(self, artifact: Artifact) -> int:
         """Return the cash, in micro-dollars, of the measured hours that this run spent on an artifact; 0 for work of others."""
@@ -394,7 +394,7 @@ class RunExecution:
         if kept is not None:
             self._ledger.renew(kept)
         hold = kept or self._ledger.hold(self.run_id, key, quote)
-        self._watcher.begin(describe(step), quote, self._ledger.balance(self.run_id))
+        self._listener.held(describe(step))
         return hold
 
     def _settle(
@@ -415,7 +415,8 @@ class RunExecution:
         if not isinstance(step, Buy):
             self._timings.append(self._timing(hold.key, describe(step), artifact))
         self._files.step(hold.key).unlink(missing_ok=True)
-        self._watcher.end(describe(step), reused, self._ledger.balance(self.run_id))
+        balance = self._ledger.balance(self.run_id)
+        self._listener.settled(describe(step), reused, balance.charged_micros, balance.available_charge_micros)
 
     def _note(self) -> None:
         """Write the timings of the steps settled since the last call."""

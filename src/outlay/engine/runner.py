@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from outlay.engine.listeners import Silent, Watcher
 from outlay.engine.point import Point
 from outlay.engine.prepare import RunBuilder
 from outlay.engine.results_dir import ResultsDir
@@ -37,14 +36,12 @@ class Runner:
         *,
         here: Price,
         cash_cap_micros: int | None = None,
-        watcher: Watcher | None = None,
         checkpoint_seconds: float = 20.0,
     ) -> None:
         self.folder = folder
         self.store = store
         self.ledger = Ledger(folder / "ledger.sqlite", cash_cap_micros=cash_cap_micros)
         self.here = here
-        self.watcher: Watcher = watcher or Silent()
         self.results = ResultsDir(
             folder, self.ledger, PurchaseLog(store.root / "bought"), store, here, checkpoint_seconds
         )

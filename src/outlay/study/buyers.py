@@ -11,14 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any
 
 from outlay.engine.buying import Purchase, PurchaseResult
 from outlay.errors import OutlayError
+from outlay.text.listener import Advance, Report
 from outlay.workers.pool import TaskResult
 
-Progress = Callable[[int, int, str], None]
-BuyLabels = Callable[[Purchase, Progress], PurchaseResult]
+BuyLabels = Callable[[Purchase, Report], PurchaseResult]
 
 MOST_BUYING = 16
 """Maximum number of purchases under way at once: enough for slow sellers, few enough threads."""
@@ -28,7 +27,7 @@ MOST_BUYING = 16
 class _UnderWay:
     purchase: Purchase
     began: float
-    progress: tuple[int, int, str] = (0, 0, "")
+    progress: Advance = (0, 0, "")
     ended: TaskResult | None = None
     broken: BaseException | None = None
 
@@ -82,15 +81,15 @@ class Buyers:
                 del self._under_way[name]
         return found
 
-    def progress(self) -> dict[str, tuple[int, int, str]]:
+    def progress(self) -> dict[str, Advance]:
         """Return labels delivered, labels ordered and a detail for each purchase under way, by its name."""
         return {name: each.progress for name, each in self._under_way.items()}
 
     def _buy(self, name: str) -> None:
         each = self._under_way[name]
 
-        def report(*progress: Any) -> None:
-            each.progress = (progress[0], progress[1], progress[2])
+        def report(n_done: int, n_total: int, detail: str) -> None:
+            each.progress = n_done, n_total, detail
 
         value: PurchaseResult | None = None
         error: OutlayError | None = None

@@ -9,7 +9,8 @@ first is planned with the first recipe alone; those of `outlay.plan.strategies` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -49,10 +50,20 @@ class PlannedPoint:
     notes: tuple[str, ...] = ()
     """Limits of the task that its models lower."""
 
+    @property
+    def sizes(self) -> tuple[int | None, int | None]:
+        """Numbers of labels bought for training and of pool rows distilled over; None without a recipe."""
+        if self.recipe is None:
+            return None, None
+        model = self.recipe.model
+        if isinstance(model, Distil):
+            return model.targets[0].teacher.n_labels, model.n_rows
+        return model.n_labels, 0
+
     def to_json(self) -> dict[str, Any]:
         """Return the planned point as JSON values; absent values are null."""
         asked = self.request
-        n_labels, n_pool = _sizes(self.recipe)
+        n_labels, n_pool = self.sizes
         return {
             "task": self.task,
             "strategy": asked.strategy,
@@ -122,6 +133,11 @@ class StudyPlan:
         return sum(point.recipe is None for point in self.points)
 
     @property
+    def available(self) -> list[Request]:
+        """Requests of the points that are available."""
+        return [point.request for point in self.points if point.recipe is not None]
+
+    @property
     def charge_micros(self) -> int:
         """Upper bound of the charge of all points; a point is charged in full even where it shares steps."""
         return sum(point.charge_micros for point in self.points)
@@ -153,9 +169,8 @@ class StudyPlan:
 
 
 def plan(
-    workbench: RunBuilder,
+    builder: RunBuilder,
     asked: Iterable[Request | tuple[Request, str]],
-    on_point: Callable[[int], None] | None = None,
     *,
     profile: MachineProfile | None = None,
     here: Price | None = None,
@@ -164,9 +179,8 @@ def plan(
     """Plan many points.
 
     Args:
-        workbench: the builder of runs, with their tasks, models and prices.
+        builder: the builder of runs, with their tasks, models and prices.
         asked: the request of each point, with a reason where it is known beforehand to be ``na``.
-        on_point: called with the number of points planned so far.
         profile: the measured speed of this machine.
         here: the price of an hour of this machine.
         refuse: raise an error in a point's task, models or data, and take as many pool rows as there are. Otherwise such a point,
@@ -178,35 +192,34 @@ def plan(
     """
     points: list[PlannedPoint] = []
     totals = _WorkTotals(profile, here)
-    for number, each in enumerate(asked, start=1):
+    for each in asked:
         request, absent = each if isinstance(each, tuple) else (each, None)
-        point, known = _planned(workbench, request, absent, refuse=refuse)
+        point, known = _planned(builder, request, absent, refuse=refuse)
         points.append(point)
         if point.recipe is not None and known is not None:
             totals.add(point.recipe, known)
-        if on_point is not None:
-            on_point(number)
     return StudyPlan(
         tuple(points), tuple(totals.steps.values()), totals.distinct(), totals.separate(), totals.cash_micros()
     )
 
 
 def _planned(
-    workbench: RunBuilder, request: Request, absent: str | None, *, refuse: bool
+    builder: RunBuilder, request: Request, absent: str | None, *, refuse: bool
 ) -> tuple[PlannedPoint, PlanningContext | None]:
     run_id: str | None = None
-    name = workbench.name_of(request.task)
+    name = builder.name_of(request.task)
     try:
-        run_id = workbench.resolve(request).run_id
-        reason = absent or (None if refuse else _too_small_a_pool(workbench, request))
+        run_id = builder.resolve(request).run_id
+        reason = absent or (None if refuse else _too_small_a_pool(builder, request))
         if reason is None:
-            known = workbench.prepare(request).context
+            known = builder.prepare(request).context
             proposal = strategy(request.strategy).ask(known, [])
             if isinstance(proposal, Recipe):
-                # The recipe after a pilot is unknown before its score, and may take the rest of the budget.
-                at_most = request.budget_micros if proposal.is_pilot else Quoter(known).total_micros(proposal.final)
-                charge_micros, notes = at_most, (*known.lowered, *((PILOT_NOTE,) if proposal.is_pilot else ()))
-                return PlannedPoint(request, name, run_id, proposal, None, charge_micros, notes), known
+                at_most, notes = Quoter(known).total_micros(proposal.final), tuple(known.lowered)
+                if proposal.is_pilot:
+                    # The recipe after a pilot is unknown before its score, and may take the rest of the budget.
+                    at_most, notes = request.budget_micros, (*notes, PILOT_NOTE)
+                return PlannedPoint(request, name, run_id, proposal, None, at_most, notes), known
             reason = proposal.reason if isinstance(proposal, NotAvailable) else "the strategy proposes nothing"
     except OutlayError as error:
         if refuse:
@@ -215,11 +228,11 @@ def _planned(
     return PlannedPoint(request, name, run_id, None, reason, 0), None
 
 
-def _too_small_a_pool(workbench: RunBuilder, request: Request) -> str | None:
+def _too_small_a_pool(builder: RunBuilder, request: Request) -> str | None:
     """Return the reason why a pool is too small for a cell of a study, else None; a single run takes the rows that exist."""
     if request.pool_rows is None:
         return None
-    task, data = workbench.load(request.task)
+    task, data = builder.load(request.task)
     n_rows = sum(len(part.examples) for part in data.pool)
     if request.pool_rows <= n_rows:
         return None
@@ -230,24 +243,14 @@ _ChargedStep = tuple[str, str]
 """The key of a step, and the name of the machine that it is charged as."""
 
 
-@dataclass(frozen=True, slots=True)
-class _StepWork:
-    """The work of one step, as in `StudyWork`."""
-
-    kind: str
-    n_optimizer_steps: int
-    charged_hours: float
-    seconds_here: float | None
-
-
 class _WorkTotals:
     """Totals over the steps of recipes: with each distinct step once, and with each as often as it is used."""
 
     def __init__(self, profile: MachineProfile | None, here: Price | None) -> None:
         self.steps: dict[str, Step] = {}
-        self._first: list[_ChargedStep] = []
-        self._work_of_step: dict[_ChargedStep, _StepWork] = {}
-        self._n_asked: dict[_ChargedStep, int] = {}
+        self._first: dict[str, _ChargedStep] = {}
+        self._work_of_step: dict[_ChargedStep, StudyWork] = {}
+        self._n_asked: Counter[_ChargedStep] = Counter()
         self._foreseen: dict[Hashable, float] = {}
         self._profile = profile
         self._here = here
@@ -258,15 +261,13 @@ class _WorkTotals:
             at = step.key, known.machine.name
             if at not in self._work_of_step:
                 self._work_of_step[at] = self._step_work(step, known)
-                self._n_asked[at] = 0
-                if step.key not in self.steps:
-                    self.steps[step.key] = step
-                    self._first.append(at)
+                self.steps.setdefault(step.key, step)
+                self._first.setdefault(step.key, at)
             self._n_asked[at] += 1
 
     def distinct(self) -> StudyWork:
         """Return the work with each step once."""
-        return self._work(dict.fromkeys(self._first, 1))
+        return self._work(dict.fromkeys(self._first.values(), 1))
 
     def separate(self) -> StudyWork:
         """Return the work with each step as often as it is used."""
@@ -285,17 +286,18 @@ class _WorkTotals:
         seconds: float | None = 0.0
         for at, n in counts.items():
             each = self._work_of_step[at]
-            n_steps[each.kind] += n
+            for kind, n_alike in each.n_steps.items():
+                n_steps[kind] += n * n_alike
             n_optimizer_steps += n * each.n_optimizer_steps
             charged_hours += n * each.charged_hours
             seconds = None if seconds is None or each.seconds_here is None else seconds + n * each.seconds_here
         return StudyWork(n_steps, n_optimizer_steps, charged_hours, seconds)
 
-    def _step_work(self, step: Step, known: PlanningContext) -> _StepWork:
+    def _step_work(self, step: Step, known: PlanningContext) -> StudyWork:
         if not isinstance(step, Train | Teach | Distil | Score):
-            return _StepWork(step.kind, 0, 0.0, 0.0)
+            return StudyWork({step.kind: 1}, 0, 0.0, 0.0)
         hours = float(Quoter(known).quote(step).quantity)
-        return _StepWork(step.kind, _n_optimizer_steps(step, known), hours, self._seconds_here(step, known))
+        return StudyWork({step.kind: 1}, _n_optimizer_steps(step, known), hours, self._seconds_here(step, known))
 
     def _seconds_here(self, step: Train | Teach | Distil | Score, known: PlanningContext) -> float | None:
         """Return the forecast of a step, computed once for steps that differ in seed or labels of the teacher alone."""
@@ -316,7 +318,7 @@ def _alike(step: Train | Teach | Distil | Score, known: PlanningContext) -> Hash
     match step:
         case Train():
             dev = step.dev and (step.dev.how, step.dev.n)
-            return known.task, step.kind, step.model, _n_labels(step), dev, replace(step.settings, seed=0)
+            return known.task, step.kind, step.model, step.n_labels, dev, replace(step.settings, seed=0)
         case Teach():
             model, how = step.teacher.model, replace(step.settings, seed=0)
             return known.task, step.kind, model, step.start, step.stop, step.target, how
@@ -336,20 +338,5 @@ def _n_optimizer_steps(step: Step, known: PlanningContext) -> int:
     if settings.batch_tokens is not None:
         n_tokens = Quoter(known).work(step).n_tokens_trained // settings.epochs
         return settings.epochs * -(-n_tokens // settings.batch_tokens)
-    n_rows = _n_labels(step) - n_carved(step.dev) if isinstance(step, Train) else step.n_rows
+    n_rows = step.n_labels - n_carved(step.dev) if isinstance(step, Train) else step.n_rows
     return settings.epochs * -(-n_rows // settings.batch_size)
-
-
-def _sizes(recipe: Recipe | None) -> tuple[int | None, int | None]:
-    """Return the number of labels bought for training and of pool rows distilled over; None without a recipe."""
-    if recipe is None:
-        return None, None
-    model = recipe.model
-    if isinstance(model, Distil):
-        return _n_labels(model.targets[0].teacher), model.n_rows
-    return _n_labels(model), 0
-
-
-def _n_labels(step: Train) -> int:
-    """Return the number of labels that a training step uses, those set aside for dev included."""
-    return step.n_labels

@@ -7,14 +7,14 @@ The shipped files follow the tables and figures of Kang et al. 2023; `docs/studi
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr
 
 from outlay.errors import StudyFileError, UnknownStrategy, UnknownStudy, UnknownTask, UsageError
 from outlay.hardware.precision import check_asked
@@ -23,10 +23,9 @@ from outlay.money.amounts import Price, format_usd, write_usd
 from outlay.plan.request import DEFAULT_GENERAL, DEFAULT_STUDENT, DEFAULT_TEACHER, Request, SellerSpec
 from outlay.plan.steps import LLM
 from outlay.plan.strategies import Strategy, strategy
-from outlay.plan.strategies import strategy as strategy_named
 from outlay.report.results import Layout
 from outlay.storage.paths import as_word, expand
-from outlay.study.schema import OTHERS, Scale, TaskAxes, merged, union_of, values_of
+from outlay.study.schema import OTHERS, Scale, Strategies, TaskAxes, merged, union_of, values_of
 from outlay.tasks.task import load_task
 from outlay.tasks.yaml_file import Name, NonEmpty, YamlBlock, read_yaml
 from outlay.text.legible import repeats
@@ -69,7 +68,7 @@ class StudyFile(YamlBlock):
     """Published table or figure that the study follows."""
     layout: Layout = "plain"
     """Layout of the report; ``plain`` suits any grid."""
-    strategies: tuple[NonEmpty, ...] = Field(min_length=1)
+    strategies: Strategies
     """Strategies to compare."""
     student_training: Literal["charged", "free"] = "charged"
     """``charged``: the training of a student on labels is charged; ``free``: it is not, as in the published tables."""
@@ -78,13 +77,6 @@ class StudyFile(YamlBlock):
     scales: dict[Name, Scale] = Field(min_length=1)
     """Scales of the study, by name."""
     _folder: Path | None = PrivateAttr(default=None)
-
-    @field_validator("strategies")
-    @classmethod
-    def _each_once(cls, strategies: tuple[str, ...]) -> tuple[str, ...]:
-        if twice := repeats(strategies):
-            raise ValueError(f"{twice[0]!r} is given twice; give each value once")
-        return strategies
 
     def at(
         self,
@@ -120,14 +112,14 @@ class StudyFile(YamlBlock):
             raise UsageError(f"--seeds is {n_seeds}; study at least 1")
         named = self._tasks(scale, chosen, tasks)
         loaded = [load_task(name) for name, _ in named]
-        _check_names([name for name, _ in named], [task.name for task in loaded], f"{self.name}, scale {scale}")
+        _refuse_equal_names([name for name, _ in named], [task.name for task in loaded], f"{self.name}, scale {scale}")
         grids = [_Grid(self, f"{self.name}, scale {scale}, task {name}", chosen, name, axes) for name, axes in named]
         cells: dict[tuple[Any, ...], Cell] = {}
         by_task = [tuple(grid.points(price(task.price_item), price)) for grid, task in zip(grids, loaded, strict=True)]
         for seed in range(chosen.first_seed, chosen.first_seed + (n_seeds or chosen.n_seeds)):
             for grid, points in zip(grids, by_task, strict=True):
-                for asked in points:
-                    cell = Cell(grid.request(asked, seed), grid.axes.absent)
+                for point in points:
+                    cell = Cell(replace(point, seed=seed), grid.axes.absent)
                     cells.setdefault(_identity(cell.request), cell)
         if not cells:
             raise StudyFileError(
@@ -148,9 +140,9 @@ class StudyFile(YamlBlock):
 
     def _scale(self, name: str) -> Scale:
         if name not in self.scales:
-            near = difflib.get_close_matches(name, self.scales, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise UnknownStudy(f"study {self.name} has no scale {name!r}{hint}; it has {', '.join(self.scales)}")
+            raise UnknownStudy(
+                f"study {self.name} has no scale {name!r}{_hint(name, self.scales)}; it has {', '.join(self.scales)}"
+            )
         return self.scales[name]
 
     def _tasks(self, scale: str, chosen: Scale, asked: Sequence[str]) -> list[tuple[str, TaskAxes]]:
@@ -182,18 +174,6 @@ class StudyFile(YamlBlock):
 
 
 @dataclass(frozen=True, slots=True)
-class _Point:
-    """The varied fields of a run within a task, apart from its seed."""
-
-    strategy: str
-    n_initial: int | None
-    budget_micros: int
-    teacher: str
-    student: str
-    pool_rows: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class _Grid:
     """The grid of one task at one scale. ``where``: the place as errors name it."""
 
@@ -203,12 +183,12 @@ class _Grid:
     task: str
     axes: TaskAxes
 
-    def points(self, label_price: Price, price: Callable[[str], Price]) -> Iterator[_Point]:
-        """Yield the points by N, then by budget, then by strategy."""
+    def points(self, label_price: Price, price: Callable[[str], Price]) -> Iterator[Request]:
+        """Yield the request of each point under seed 0, by N, then by budget, then by strategy."""
         axes = self.axes
         strategies = axes.strategies or self.file.strategies
         policies = {name: self._policy(name, price) for name in strategies}
-        self._check_names(strategies)
+        self._refuse_strange_strategies(strategies)
         spent, amounts = self._amounts()
         n_axis: Mapping[str, Sequence[int | None]] = axes.n_initial or {OTHERS: (None,)}
         for n in union_of(n_axis):
@@ -230,41 +210,36 @@ class _Grid:
                     if policy.taught_by is None or n is None or budget > initial:
                         yield from self._models(name, policy, n, budget)
 
-    def request(self, point: _Point, seed: int) -> Request:
-        """Return the request of the run at a point under a seed."""
-        axes, base = self.axes, self._base(point)
-        return Request(
-            task=self.task,
-            strategy=point.strategy,
-            budget_micros=point.budget_micros,
-            n_initial=point.n_initial,
-            seed=seed,
-            teacher=point.teacher,
-            student=point.student,
-            machine=self.scale.machine,
-            student_training=self.file.student_training,
-            pool_rows=point.pool_rows,
-            threads=self.scale.threads,
-            overrides=axes.settings or {},
-            base=None if base == point.teacher else base,
-            metric_model=axes.models.metric_model,
-            general=axes.models.general or DEFAULT_GENERAL,
-            sellers=(SellerSpec(), *(axes.llm.sellers if LLM in strategy_named(point.strategy).sellers else ())),
-            precision=self.scale.precision,
-        )
-
-    def _models(self, name: str, policy: Strategy, n: int | None, budget: int) -> Iterator[_Point]:
+    def _models(self, name: str, policy: Strategy, n: int | None, budget: int) -> Iterator[Request]:
         """Yield the points over models and pools that make a difference to the strategy; others are not varied."""
-        models = self.axes.models
+        axes, models = self.axes, self.axes.models
         teachers = values_of(models.teacher or {}, name) or (DEFAULT_TEACHER,)
         students = values_of(models.student or {}, name) or (DEFAULT_STUDENT,)
-        pools = values_of(self.axes.pool_rows or {}, name) or (None,)
+        pools = values_of(axes.pool_rows or {}, name) or (None,)
         for teacher, student, pool in product(
             teachers if policy.taught_by == "teacher" else (self._origin,),
             students[:1] if policy.starts_general else students,
             (None,) if policy.taught_by is None else pools,
         ):
-            yield _Point(name, n, budget, teacher, student, pool)
+            needs_base = any(parse_ref(ref).needs_base for ref in (teacher, student))
+            yield Request(
+                task=self.task,
+                strategy=name,
+                budget_micros=budget,
+                n_initial=n,
+                teacher=teacher,
+                student=student,
+                machine=self.scale.machine,
+                student_training=self.file.student_training,
+                pool_rows=pool,
+                threads=self.scale.threads,
+                overrides=axes.settings or {},
+                base=self._origin if needs_base and self._origin != teacher else None,
+                metric_model=models.metric_model,
+                general=models.general or DEFAULT_GENERAL,
+                sellers=(SellerSpec(), *(axes.llm.sellers if LLM in policy.sellers else ())),
+                precision=self.scale.precision,
+            )
 
     @property
     def _origin(self) -> str:
@@ -275,11 +250,6 @@ class _Grid:
         if models.base is None and whole is None:
             raise StudyFileError(f"{self.where}: {teachers[0]} is made from a checkpoint; name it as `models.base`")
         return models.base or whole or DEFAULT_TEACHER
-
-    def _base(self, point: _Point) -> str | None:
-        """Return the checkpoint that the models of a point are made from; ``None`` where both are whole."""
-        made = any(parse_ref(ref).needs_base for ref in (point.teacher, point.student))
-        return self._origin if made else None
 
     def _amounts(self) -> tuple[str, Mapping[str, Sequence[int]]]:
         """Return the name of the axis of dollars, and the axis in micro-dollars."""
@@ -294,15 +264,15 @@ class _Grid:
             )
         return "added_usd", _micros(axes.added_usd)
 
-    def _given(self, name: str, axis: Mapping[str, Sequence[Any]], strategy: str) -> Sequence[Any]:
-        values = values_of(axis, strategy)
+    def _given(self, axis_name: str, axis: Mapping[str, Sequence[Any]], name: str) -> Sequence[Any]:
+        values = values_of(axis, name)
         if not values:
-            raise StudyFileError(f"{self.where}: `{name}` gives nothing for {strategy}; name it there, or `{OTHERS}`")
+            raise StudyFileError(f"{self.where}: `{axis_name}` gives nothing for {name}; name it there, or `{OTHERS}`")
         return values
 
     def _policy(self, name: str, price: Callable[[str], Price]) -> Strategy:
         try:
-            policy = strategy_named(name)
+            policy = strategy(name)
         except UnknownStrategy as error:
             raise UnknownStrategy(f"{self.where}: {error}") from None
         llm = self.axes.llm
@@ -316,7 +286,7 @@ class _Grid:
                 price(llm.price_item)
         return policy
 
-    def _check_names(self, strategies: Sequence[str]) -> None:
+    def _refuse_strange_strategies(self, strategies: Sequence[str]) -> None:
         """Refuse an axis that names a strategy which is not compared."""
         axes: Mapping[str, Mapping[str, Sequence[Any]] | None] = {
             **{name: getattr(self.axes, name) for name in ("n_initial", "added_usd", "budget_usd", "pool_rows")},
@@ -347,8 +317,7 @@ def find_study(name_or_path: str) -> Path:
     shipped = _shipped() / f"{path.stem if path.parts[:-1] == ('studies',) else name_or_path}.yaml"
     if shipped.is_file() and shipped.parent == _shipped():
         return shipped
-    near = difflib.get_close_matches(path.stem, shipped_studies(), n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    hint = _hint(path.stem, shipped_studies())
     raise UnknownStudy(
         f"no study {name_or_path!r}{hint}; shipped are {', '.join(shipped_studies())}, or give the path of a YAML file"
     )
@@ -392,7 +361,7 @@ def _micros(axis: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
     return {name: tuple(map(int, amounts)) for name, amounts in axis.items()}
 
 
-def _check_names(places: Sequence[str], names: Sequence[str], where: str) -> None:
+def _refuse_equal_names(places: Sequence[str], names: Sequence[str], where: str) -> None:
     """Refuse tasks whose names are equal or differ in case only: tables, files and figures are named by them."""
     first: dict[str, int] = {}
     for i, name in enumerate(names):
@@ -406,6 +375,11 @@ def _check_names(places: Sequence[str], names: Sequence[str], where: str) -> Non
             raise StudyFileError(
                 f"study {where}: the tasks {places[j]} and {places[i]} are {both}; change the `name:` of one"
             )
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _is_path(task: str) -> bool:

@@ -1,12 +1,12 @@
-"""Progress of runs and of single steps, passed to one callback."""
+"""Progress of runs, and of single steps, as reports to one callback."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from outlay.engine.listeners import Silent, Watcher
 from outlay.engine.point import Point
+from outlay.text.listener import Advance, Listener
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,74 +28,50 @@ OnProgress = Callable[[Progress], object]
 """Callback of each report, in the working thread; an error it raises stops the work, and the same call resumes it."""
 
 
-class RunProgress:
-    """A listener of runs that passes each report on to one callback.
-
-    Args:
-        tell: the callback.
-        n_points: number of points of the grid.
-        n_there: number of points that are over already.
-    """
-
-    def __init__(self, tell: OnProgress, n_points: int, n_there: int) -> None:
-        self._tell = tell
-        self._n_points, self._n_there = n_points, n_there
-        self._last: dict[str, tuple[int, int, str]] = {}
-
-    def began(self, what: str, run: str) -> None:
-        """Report that a step began."""
-        self._tell(Progress(f"{what} ({run[:6]})"))
-
-    def ended(self, what: str, seconds: float, problem: str | None) -> None:
-        """Report that a step ended, with its seconds or its problem."""
-        self._tell(Progress(what, detail=problem or f"done in {seconds:,.1f} s"))
-
-    def point(self, place: int, point: Point, n_done: int) -> None:  # noqa: ARG002
-        """Report that a run is over."""
-        request, result = point.request, point.result
-        said = f"{result.test:.1f}" if result.test is not None else f"{result.status}: {result.reason}"
-        what = f"{request.task}: {request.variant}, seed {request.seed}, {said}"
-        self._tell(Progress(what, self._n_there + n_done, self._n_points))
-
-    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
-        """Report the steps that went on since the last tick."""
-        for what, far in under_way.items():
-            if self._last.get(what) != far:
-                self._tell(Progress(what, *far))
-        self._last = dict(under_way)
-
-    def watch(self, place: int) -> Watcher:  # noqa: ARG002
-        """Return a watcher that reports derivations, waits and losses; this listener reports steps itself."""
-        return _Remarks(self._tell)
-
-
-class _Remarks(Silent):
-    """A watcher that passes remarks on, and nothing else."""
-
-    def __init__(self, tell: OnProgress) -> None:
-        self._tell = tell
-
-    def say(self, line: str) -> None:
-        """Report a remark."""
-        self._tell(Progress(line))
-
-
-class StepProgress:
-    """A listener of a single step that passes each report on to a callback, where there is one."""
+class ProgressReports(Listener):
+    """A listener that reports to one callback, where there is one."""
 
     def __init__(self, tell: OnProgress | None) -> None:
         self._tell: OnProgress = tell or (lambda _: None)
+        self._n_points = self._n_over = 0
         self._what = ""
+        self._last: dict[str, Advance] = {}
 
     def begin(self, what: str) -> None:
-        """Report that a part of the step began."""
+        """Report that a part of a single step began."""
         self._what = what
         self._tell(Progress(what))
 
     def progress(self, n_done: int, n_total: int, detail: str) -> None:
-        """Report the progress of the current part of the step."""
+        """Report the progress of the current part of a single step."""
         self._tell(Progress(self._what, n_done, n_total, detail))
 
     def say(self, line: str) -> None:
         """Report a remark."""
         self._tell(Progress(line))
+
+    def opened(self, n_points: int, n_finished: int, n_left: int) -> None:  # noqa: ARG002
+        """Count the points that are over already."""
+        self._n_points, self._n_over = n_points, n_points - n_left
+
+    def submitted(self, what: str, run: str) -> None:
+        """Report that a step of a run began."""
+        self._tell(Progress(f"{what} ({run[:6]})"))
+
+    def ended(self, what: str, seconds: float, problem: str | None) -> None:
+        """Report that a step of a run ended, with its seconds or its problem."""
+        self._tell(Progress(what, detail=problem or f"done in {seconds:,.1f} s"))
+
+    def point(self, point: Point, n_done: int) -> None:
+        """Report that a run is over."""
+        request, result = point.request, point.result
+        said = f"{result.test:.1f}" if result.test is not None else f"{result.status}: {result.reason}"
+        what = f"{request.task}: {request.variant}, seed {request.seed}, {said}"
+        self._tell(Progress(what, self._n_over + n_done, self._n_points))
+
+    def tick(self, under_way: Mapping[str, Advance]) -> None:
+        """Report the steps that went on since the last tick."""
+        for what, far in under_way.items():
+            if self._last.get(what) != far:
+                self._tell(Progress(what, *far))
+        self._last = dict(under_way)

@@ -17,11 +17,15 @@ from outlay.plan.request import (
     Request,
     SellerSpec,
 )
+from outlay.report.results import Header
 from outlay.settings import DEFAULT_THREADS
 from outlay.storage.paths import expand_path
 from outlay.storage.remote import open_named
 from outlay.study.grid import Grid
-from outlay.study.runner import Workplace
+from outlay.study.index import title_of
+from outlay.study.prepare import refuse_several_processes
+from outlay.study.runner import Session, Workplace, prepare_session
+from outlay.tasks.task import load_task
 
 AnyPath = str | Path
 Dollars = str | int | float | Decimal
@@ -197,6 +201,15 @@ def workplace(out: AnyPath, setup: Setup) -> Workplace:
         cash_cap_micros=None if setup.cash_cap is None else parse_budget(setup.cash_cap),
         n_workers=setup.workers,
     )
+
+
+def prepare_runs(
+    asked: Sequence[Request], name: str, out: AnyPath, setup: Setup, command: str | None = None
+) -> Session:
+    """Check and plan runs of one task, under a header with their name and command; see `prepare_session` for errors."""
+    refuse_several_processes()
+    header = Header(name, title_of(load_task(asked[0].task).name), "plain", command=command)
+    return prepare_session(asked, header, workplace(out, setup), overwrite=setup.overwrite)
 
 
 def _several(named: AnyPath | Sequence[AnyPath]) -> tuple[str, ...]:

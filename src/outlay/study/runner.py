@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from outlay.engine.listeners import Silent, Watcher
 from outlay.engine.outputs import outputs_of, receipt_file
 from outlay.engine.point import Point, read_points, usd_of, write_points
-from outlay.engine.prepare import RunBuilder
+from outlay.engine.prepare import RunBuilder, precision_remarks
 from outlay.engine.run_dir import RunDir
 from outlay.engine.runner import Runner
 from outlay.engine.step_meter import seconds_at
@@ -40,8 +38,8 @@ from outlay.storage.remote import open_location
 from outlay.storage.store import Store
 from outlay.study.dry_run import StudyPlan, plan
 from outlay.study.index import StudyCell, StudyIndex, check_folder, check_nothing_lost
-from outlay.study.scheduler import Observer, Scheduler, StepRunnerFactory
-from outlay.text.listener import Report
+from outlay.study.scheduler import Scheduler, StepRunnerFactory
+from outlay.text.listener import Listener, Report
 from outlay.workers.local import LocalPool
 from outlay.workers.pool import InProcessPool, WorkerPool
 
@@ -89,95 +87,59 @@ class StudyRunner:
         LedgerDamaged: the ledger lacks entries of finished runs.
     """
 
-    def __init__(self, plan: StudyPlan, header: Header, runner: Runner, workbench: RunBuilder) -> None:
+    def __init__(self, plan: StudyPlan, header: Header, runner: Runner, builder: RunBuilder) -> None:
         check_folder(runner.folder, header)
-        self._plan, self._runner, self._workbench = plan, runner, workbench
-        self.folder = runner.folder
-        self._files = _Folder(plan, header, runner)
-        runs = self._files.runs
-        finished = runner.all_finished([run for run in runs if run is not None])
-        self.points = {i: finished[run] for i, run in enumerate(runs) if run in finished}
+        self._plan, self._header, self._runner, self._builder = plan, header, runner, builder
+        # A run without a study file has a receipt even where it is not available; a cell of a study is only listed.
+        is_study = header.scale is not None
+        self._runs = [None if is_study and planned.recipe is None else planned.run_id for planned in plan.points]
+        self._labels = _labels(plan)
+        finished = runner.all_finished([run for run in self._runs if run is not None])
+        self.points = {i: finished[run] for i, run in enumerate(self._runs) if run in finished}
         """Points by place in the plan: those of finished runs, and those without a run."""
-        self.n_replayed = len(self.points)
+        self.n_finished = len(self.points)
+        """Number of finished runs, which are replayed."""
         for i, planned in enumerate(plan.points):
-            if runs[i] is None:
-                self.points[i] = absent_point(planned.request, workbench, "na", planned.reason or "nothing is proposed")
-        self.left = [i for i in range(len(runs)) if i not in self.points]
+            if self._runs[i] is None:
+                self.points[i] = absent_point(planned.request, builder, "na", planned.reason or "nothing is proposed")
+        self.left = [i for i in range(len(self._runs)) if i not in self.points]
         """Places in the plan of the points that are left to run."""
-        self._files.write(self.points)
+        self._write()
         for i in self.points:
-            self._files.write_receipt(i, only_missing=True)
+            self._write_receipt(i, only_missing=True)
 
-    def run(self, pool: WorkerPool, observer: Observer, watch: Callable[[int], Watcher] | None = None) -> None:
-        """Run the points that are left; the points so far are written even where an error is raised.
-
-        Args:
-            pool: a pool of workers that is open.
-            observer: listener of the study.
-            watch: returns the watcher of the run at a place in the plan; by default the runner's watcher.
-        """
-        if not self.left:
-            return
+    def run(self, pool: WorkerPool, listener: Listener) -> None:
+        """Run the points that are left, on an open pool; the points so far are written even where an error is raised."""
         due = time.monotonic() + WRITE_SECONDS
-        places = list(self.left)
 
         def done(place: int, point: Point) -> None:
             nonlocal due
-            self.points[places[place]] = point
-            self._files.write_receipt(places[place])
+            self.points[place] = point
+            self._write_receipt(place)
             began = time.monotonic()
             if began > due:
-                self._files.write(self.points)
+                self._write()
                 took = time.monotonic() - began
                 due = time.monotonic() + max(WRITE_SECONDS, WRITE_SHARE * took)
 
+        asked = {place: self._plan.points[place].request for place in self.left}
         try:
-            asked = [self._plan.points[i].request for i in places]
-            watch_place = None if watch is None else lambda i: watch(places[i])
-            Scheduler(self._runner, self._workbench, pool, observer, done, watch_place).run(asked)
+            Scheduler(self._runner, self._builder, pool, listener, done).run(asked)
         finally:
-            self._files.write(self.points)
-        self.left = [i for i in places if i not in self.points]
+            self._write()
 
-
-def conduct(
-    plan: StudyPlan, header: Header, runner: Runner, workbench: RunBuilder, pool: WorkerPool, observer: Observer
-) -> list[Point]:
-    """Run every planned point on an open worker pool; see `StudyRunner` for errors.
-
-    Returns:
-        The points in the order of the plan.
-    """
-    conductor = StudyRunner(plan, header, runner, workbench)
-    conductor.run(pool, observer)
-    return [conductor.points[i] for i in range(len(plan.points))]
-
-
-class _Folder:
-    """The files of a study that is running."""
-
-    def __init__(self, plan: StudyPlan, header: Header, runner: Runner) -> None:
-        self._runner = runner
-        # A run without a study file has a receipt even where it is not available; a cell of a study is only listed.
-        is_study = header.scale is not None
-        self.runs = [None if is_study and planned.recipe is None else planned.run_id for planned in plan.points]
-        models = tuple(
-            dict.fromkeys(ref for each in plan.points for ref in (each.request.teacher, each.request.student))
-        )
-        self._labels = [label_of(planned.request, planned.task, models) for planned in plan.points]
-        self._header = header
-
-    def write(self, points: Mapping[int, Point]) -> None:
+    def _write(self) -> None:
         """Write the index, then the points so far."""
+        folder, points = self._runner.folder, self.points
         cells = tuple(
-            StudyCell(run, points[i].id if i in points else None, self._labels[i]) for i, run in enumerate(self.runs)
+            StudyCell(run, points[i].id if i in points else None, self._labels[i]) for i, run in enumerate(self._runs)
         )
-        StudyIndex(self._header, self._runner.store.location, self._runner.here, cells).write(self._runner.folder)
-        write_points(self._runner.folder / "points.json", [points[i] for i in sorted(points)])
+        StudyIndex(self._header, self._runner.store.location, self._runner.here, cells).write(folder)
+        write_points(folder / "points.json", [points[i] for i in sorted(points)])
 
-    def write_receipt(self, place: int, *, only_missing: bool = False) -> None:
+    def _write_receipt(self, place: int, *, only_missing: bool = False) -> None:
         """Write the receipt of a run that is over, also of one that failed."""
-        run = self.runs[place]
+        run = self._runs[place]
         if run is not None and not (only_missing and receipt_file(self._runner.folder, run).exists()):
             # A run that could not be prepared was never opened in the ledger.
             with suppress(HoldError, MissingData):
@@ -185,20 +147,19 @@ class _Folder:
                 write_text(receipt_file(self._runner.folder, run), text)
 
 
-def label_of(request: Request, task: str, models: Sequence[str]) -> str:
-    """Return the label of a cell.
-
-    Args:
-        request: the request of the cell.
-        task: the name of its task.
-        models: references of all models of the study, among which the label's are distinct.
-    """
-    fixed = "" if request.n_initial is None else f", N = {request.n_initial:,}"
-    pool = "" if request.pool_rows is None else f", {request.pool_rows:,} pool rows"
-    return (
-        f"{task}: {request.strategy}{fixed}{pool}, {format_usd(request.budget_micros)}, "
-        f"{short_model(request.teacher, models)} to {short_model(request.student, models)}, seed {request.seed}"
-    )
+def _labels(plan: StudyPlan) -> list[str]:
+    """Return the labels of the cells, with the shortest names that keep their models apart."""
+    asked = [planned.request for planned in plan.points]
+    models = tuple(dict.fromkeys(ref for each in asked for ref in (each.teacher, each.student)))
+    labels = []
+    for planned, each in zip(plan.points, asked, strict=True):
+        fixed = "" if each.n_initial is None else f", N = {each.n_initial:,}"
+        pool = "" if each.pool_rows is None else f", {each.pool_rows:,} pool rows"
+        labels.append(
+            f"{planned.task}: {each.strategy}{fixed}{pool}, {format_usd(each.budget_micros)}, "
+            f"{short_model(each.teacher, models)} to {short_model(each.student, models)}, seed {each.seed}"
+        )
+    return labels
 
 
 def reopen_study(folder: Path, store: Store | None = None) -> Runner:
@@ -213,14 +174,13 @@ def read_results(folder: Path, store: Store | None = None) -> Results:
     Raises:
         MissingData: there is no study, or no point yet.
     """
-    index, runner = StudyIndex.read(folder), reopen_study(folder, store)
+    index = StudyIndex.read(folder)
+    store = store or open_location(index.store)
     points = read_points(folder / "points.json")
     if not points:
         raise MissingData(f"{folder} holds no finished point yet; run its command again to go on")
     runs = {cell.point: cell.run for cell in index.cells if cell.point is not None and cell.run is not None}
-    outputs = {
-        point.id: outputs_of(runner.folder, runner.store, runs[point.id]) for point in points if point.id in runs
-    }
+    outputs = {point.id: outputs_of(folder, store, runs[point.id]) for point in points if point.id in runs}
     return Results(index.header, tuple(points), outputs)
 
 
@@ -292,58 +252,35 @@ class Workplace:
         data = None if self.data_root is None else self.data_root.resolve()
         return StepRunnerFactory(self.store.location, self.prices, data, self.machines)
 
+    def pool(self, threads: int) -> LocalPool | None:
+        """Return the worker processes for steps of so many threads; ``None`` where steps are made in this process."""
+        return LocalPool(self.factory(), self.n_workers, threads, logs=self.logs) if self.n_workers > 1 else None
+
     @property
     def logs(self) -> Path:
         """Folder of the logs of worker processes."""
         return self.folder / "logs"
 
 
-class Listener(Observer, Protocol):
-    """A listener of a session: as an `Observer` of all runs, and with a `Watcher` for each run."""
-
-    def watch(self, place: int) -> Watcher:
-        """Return the watcher of the run at a place of the plan."""
-        ...
-
-
-class SilentListener:
-    """A listener that ignores every report."""
-
-    def began(self, what: str, run: str) -> None:
-        """Do nothing."""
-
-    def ended(self, what: str, seconds: float, problem: str | None) -> None:
-        """Do nothing."""
-
-    def point(self, place: int, point: Point, n_done: int) -> None:
-        """Do nothing."""
-
-    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
-        """Do nothing."""
-
-    def watch(self, place: int) -> Watcher:  # noqa: ARG002
-        """Return a watcher that ignores every report."""
-        return Silent()
-
-
 @dataclass(frozen=True)
 class Session:
-    """Checked and planned runs with their workers; nothing is bought, and no folder made, before `run`."""
+    """Checked and planned runs with their workers; nothing is bought, and no folder made, before `run`.
+
+    ``jobs``: runner of steps in this process; ``pool``: other workers, not started yet, which take its place.
+    """
 
     place: Workplace
     header: Header
     plan: StudyPlan
     builder: RunBuilder
     runner: Runner
-    jobs: JobRunner | None
-    """Runner of steps in this process; ``None`` where worker processes make them."""
-    processes: LocalPool | None
-    """Worker processes that are not started yet."""
+    jobs: JobRunner
+    pool: WorkerPool | None = None
 
     @property
-    def notes(self) -> list[str]:
-        """Notes on the format assumed for data files, a sentence each."""
-        return self.builder.notes
+    def remarks(self) -> list[str]:
+        """Remarks on the precision of the runs that can be filled."""
+        return precision_remarks(self.builder, self.plan.available)
 
     def run(self, listener: Listener | None = None) -> list[Point]:
         """Run what is left of the plan; finished runs are replayed and book nothing.
@@ -356,36 +293,24 @@ class Session:
         Raises:
             LedgerDamaged: the ledger lacks entries of finished runs.
         """
-        told: Listener = listener or SilentListener()
+        listener = listener or Listener()
         study = StudyRunner(self.plan, self.header, self.runner, self.builder)
+        listener.opened(self.plan.n_points, study.n_finished, len(study.left))
         if study.left:
-            with self._pool(told) as pool:
-                study.run(pool, told, told.watch)
-        return [study.points[i] for i in range(len(self.plan.points))]
-
-    def results(self) -> Results:
-        """Read the results of the folder, for a report."""
-        return read_results(self.place.folder, self.place.store)
-
-    @contextmanager
-    def _pool(self, listener: Listener) -> Iterator[WorkerPool]:
-        if self.processes is not None:
-            with self.processes as pool:
-                yield pool
-            return
-        with self._in_process(listener) as pool:
-            yield pool
+            with self.pool or self._in_process(listener) as pool:
+                study.run(pool, listener)
+        return [study.points[i] for i in range(self.plan.n_points)]
 
     def _in_process(self, listener: Listener) -> InProcessPool:
         """Return a pool that works in this process and passes progress and waits to the listener."""
-        assert self.jobs is not None
+        # The pool and its callbacks refer to each other: they must not keep the ledger of this session open.
         jobs, names = self.jobs, dict[str, str]()
         places = {point.run_id: i for i, point in enumerate(self.plan.points)}
 
         def make(job: Job, report: Report) -> JobResult:
             names[job.key] = f"{describe(job.step)} ({job.run_id[:6]})"
-            watcher = listener.watch(places[job.run_id])
-            return jobs.make(job, report, lambda who: watcher.say(f"waiting: {who}"))
+            of_run = listener.of_run(places[job.run_id])
+            return jobs.make(job, report, lambda who: of_run.say(f"waiting: {who}"))
 
         def tell() -> None:
             listener.tick({names[key]: far for key, far in pool.progress().items()})
@@ -417,26 +342,9 @@ def prepare_session(asked: Sequence[Request], header: Header, place: Workplace, 
     if not overwrite:
         check_nothing_lost(place.folder, {point.run_id for point in planned.points})
     threads = max((request.threads for request in asked), default=1)
-    if place.n_workers > 1:
-        processes = LocalPool(place.factory(), place.n_workers, threads, logs=place.logs)
-        return Session(place, header, planned, builder, runner, None, processes)
-    return Session(place, header, planned, builder, runner, JobRunner(place.store, builder.prepare), None)
-
-
-def bring_about(
-    asked: Sequence[Request],
-    header: Header,
-    place: Workplace,
-    *,
-    listener: Listener | None = None,
-    overwrite: bool = False,
-) -> list[Point]:
-    """Check, plan and run a list of requests in a results folder; see `prepare_session` for arguments and errors.
-
-    Returns:
-        One point per distinct request, in the order given; failed and unavailable ones with a reason.
-    """
-    return prepare_session(asked, header, place, overwrite=overwrite).run(listener)
+    return Session(
+        place, header, planned, builder, runner, JobRunner(place.store, builder.prepare), place.pool(threads)
+    )
 
 
 def _distinct(builder: RunBuilder, asked: Sequence[Request]) -> list[Request]:

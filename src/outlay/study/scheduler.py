@@ -11,14 +11,12 @@ delivered ends with a point that is `waiting`; the others go on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
 
 from outlay.engine.buying import Purchase, PurchaseResult
-from outlay.engine.listeners import Watcher
 from outlay.engine.point import Point
 from outlay.engine.prepare import RunBuilder
 from outlay.engine.run import HeldStep, ReadyStep, RunExecution
@@ -31,7 +29,7 @@ from outlay.plan.request import Request
 from outlay.plan.steps import Buy, Recipe, Step, describe
 from outlay.storage.remote import open_location
 from outlay.study.buyers import Buyers
-from outlay.text.listener import Report
+from outlay.text.listener import Advance, Listener, Report
 from outlay.workers.pool import N_TRIES, TaskResult, WorkerFn, WorkerPool
 
 MOST_OPEN = 128
@@ -61,35 +59,15 @@ class StepRunnerFactory:
     def __call__(self) -> WorkerFn:
         """Return the function that makes one job."""
         store = open_location(self.store)
-        workbench = RunBuilder(
+        builder = RunBuilder(
             self.prices, data_root=self.data_root, machines=self.machines, tokens=store.root / "tokens"
         )
-        maker = JobRunner(store, workbench.prepare)
+        maker = JobRunner(store, builder.prepare)
 
         def work(job: Job, report: Report) -> JobResult:
             return maker.make(job, report)
 
         return work
-
-
-class Observer(Protocol):
-    """A listener of the progress of a study."""
-
-    def began(self, what: str, run: str) -> None:
-        """Report that a step was held and submitted to a worker."""
-        ...
-
-    def ended(self, what: str, seconds: float, problem: str | None) -> None:
-        """Report that a step was settled, or failed, or lost its worker."""
-        ...
-
-    def point(self, place: int, point: Point, n_done: int) -> None:
-        """Report that a run is over."""
-        ...
-
-    def tick(self, under_way: dict[str, tuple[int, int, str]]) -> None:
-        """Report the last progress of the steps under way, by their description, at regular intervals."""
-        ...
 
 
 @dataclass
@@ -110,26 +88,21 @@ class _Open:
 
 
 class Scheduler:
-    """A scheduler of runs on a worker pool, in any order, with results in the order of the requests.
-
-    ``done`` is called with each point; ``watch`` returns the watcher of the run at a place, by default the runner's.
-    """
+    """A scheduler of runs on a worker pool, in any order; ``done`` is called with the place and the point of each."""
 
     def __init__(
         self,
         runner: Runner,
-        workbench: RunBuilder,
+        builder: RunBuilder,
         pool: WorkerPool,
-        observer: Observer,
+        listener: Listener,
         done: Callable[[int, Point], None],
-        watch: Callable[[int], Watcher] | None = None,
     ) -> None:
         self._runner = runner
-        self._workbench = workbench
+        self._builder = builder
         self._pool = pool
-        self._observer = observer
+        self._listener = listener
         self._done = done
-        self._watch = watch or (lambda _: runner.watcher)
         self._open: dict[int, _Open] = {}
         self._making: dict[str, tuple[_Open, HeldStep]] = {}
         self._buyers = Buyers(runner.results.buy)
@@ -139,12 +112,12 @@ class Scheduler:
         self._n_lost: Counter[str] = Counter()
         self._n_done = 0
 
-    def run(self, asked: Sequence[Request]) -> None:
-        """Run each request to its point; ``done`` is called with its place in ``asked`` and its point as soon as it is over.
+    def run(self, asked: Mapping[int, Request]) -> None:
+        """Run each request to its point; ``done`` is called with its place and its point as soon as it is over.
 
         A run that fails gives a failed point and does not stop the rest; it is tried again the next time.
         """
-        unopened = list(enumerate(asked))[::-1]
+        unopened = list(asked.items())[::-1]
         try:
             while unopened or self._open:
                 while unopened and self._wants_more():
@@ -153,7 +126,7 @@ class Scheduler:
                         self._hand_out()
                 self._hand_out()
                 if self._making:
-                    self._observer.tick(self._progress())
+                    self._listener.tick(self._progress())
                     self._wait()
         finally:
             for each in self._open.values():
@@ -179,10 +152,10 @@ class Scheduler:
 
     def _begin(self, place: int, request: Request) -> None:
         try:
-            prepared = self._workbench.prepare(request)
-            execution = RunExecution(self._runner.results, prepared, self._watch(place)).open()
+            prepared = self._builder.prepare(request)
+            execution = RunExecution(self._runner.results, prepared, self._listener.of_run(place)).open()
         except OutlayError as error:
-            self._close(place, absent_point(request, self._workbench, "failed", str(error)))
+            self._close(place, absent_point(request, self._builder, "failed", str(error)))
             return
         self._open[place] = _Open(place, execution)
         self._advance(self._open[place])
@@ -220,7 +193,7 @@ class Scheduler:
     def _close(self, place: int, point: Point) -> None:
         self._n_done += 1
         self._done(place, point)
-        self._observer.point(place, point, self._n_done)
+        self._listener.point(point, self._n_done)
 
     def _let_go(self, each: _Open) -> None:
         """Release the holds of a stopped run and book the time they took as lost; orders of labels stay open."""
@@ -255,36 +228,32 @@ class Scheduler:
             for key, need in list(each.needs.items()):
                 if not isinstance(need.step, Buy) or key in self._making or each.failed is not None:
                     continue
-                if self._buyers.n_free and need.step.series not in self._buyers.series:
-                    self._start_buying(each, need)
-
-    def _start_buying(self, each: _Open, need: ReadyStep) -> None:
-        try:
-            begun = each.execution.begin(need)
-        except OutlayError as error:
-            each.failed = str(error)
-            self._advance(each)
-            return
-        assert isinstance(begun.job, Purchase)
-        each.n_begun += 1
-        self._making[need.key] = (each, begun)
-        self._buyers.submit(need.key, begun.job)
-        self._has_just_ordered = True
+                if not self._buyers.n_free or need.step.series in self._buyers.series:
+                    continue
+                if (begun := self._hold(each, need)) is not None:
+                    assert isinstance(begun.job, Purchase)
+                    self._buyers.submit(key, begun.job)
+                    self._has_just_ordered = True
 
     def _start(self, each: _Open, need: ReadyStep) -> None:
         execution = each.execution
         # Share of the remaining cash: the step's share of the remaining hours, divided among the free workers.
         share = execution.hours(need.step) / execution.compute_hours() / self._pool.n_free
+        if (begun := self._hold(each, need, share)) is not None:
+            self._pool.submit(need.key, begun.job)
+            self._listener.submitted(describe(need.step), execution.run_id)
+
+    def _hold(self, each: _Open, need: ReadyStep, cash_share: Fraction = Fraction(1)) -> HeldStep | None:
+        """Open the hold of a step; an error ends its run."""
         try:
-            begun = execution.begin(need, cash_share=share)
+            begun = each.execution.begin(need, cash_share=cash_share)
         except OutlayError as error:
             each.failed = str(error)
             self._advance(each)
-            return
+            return None
         each.n_begun += 1
         self._making[need.key] = (each, begun)
-        self._pool.submit(need.key, begun.job)
-        self._observer.began(describe(need.step), execution.run_id)
+        return begun
 
     def _take(self, ended: TaskResult) -> None:
         """Settle a step that has ended, or release its hold; then advance every run that waited for it."""
@@ -309,7 +278,7 @@ class Scheduler:
         else:
             problem = self._settle(each, begun, ended)
         if problem is not None or not is_bought:
-            self._observer.ended(what, ended.seconds, problem)
+            self._listener.ended(what, ended.seconds, problem)
         for waiting in [one for one in self._open.values() if one is each or ended.name in one.needs]:
             self._advance(waiting)
 
@@ -325,7 +294,7 @@ class Scheduler:
             self._failed[ended.name] = str(error)
         return self._failed.get(ended.name)
 
-    def _progress(self) -> dict[str, tuple[int, int, str]]:
+    def _progress(self) -> dict[str, Advance]:
         reported = self._pool.progress() | self._buyers.progress()
         return {
             f"{describe(begun.need.step)} ({each.execution.run_id[:6]})": reported.get(key, (0, 0, ""))

@@ -41,12 +41,16 @@ def _by_strategy(value: object) -> object:
     return {name: each if isinstance(each, list | tuple) else [each] for name, each in lists.items()}
 
 
+def _each_once(values: Sequence[T]) -> Sequence[T]:
+    if twice := repeats(values):
+        raise ValueError(f"{twice[0]!r} is given twice; give each value once")
+    return values
+
+
 def _distinct(axis: Mapping[str, Sequence[T]]) -> Mapping[str, Sequence[T]]:
     for values in axis.values():
-        if not values:
+        if not _each_once(values):
             raise ValueError("an axis without values makes no point; give at least one, or leave the key out")
-        if twice := repeats(values):
-            raise ValueError(f"{twice[0]!r} is given twice; give each value once")
     return axis
 
 
@@ -65,6 +69,7 @@ _Name = Annotated[str, Field(min_length=1, strict=True)]
 _Count = Annotated[int, Field(gt=0, strict=True)]
 _Usd = Annotated[int, BeforeValidator(_usd, json_schema_input_type=_Amount), AfterValidator(Usd)]
 
+Strategies = Annotated[tuple[NonEmpty, ...], Field(min_length=1), AfterValidator(_each_once)]
 Names = Annotated[
     dict[str, tuple[_Name, ...]],
     BeforeValidator(_by_strategy, json_schema_input_type=str | list[str] | dict[str, str | list[str]]),
@@ -120,7 +125,7 @@ class LLM(YamlBlock):
 class Axes(YamlBlock):
     """The axes of a grid, each one value, a list, or lists by strategy (``others``: strategies without a list)."""
 
-    strategies: tuple[NonEmpty, ...] | None = Field(default=None, min_length=1)
+    strategies: Strategies | None = None
     """Strategies; default those of the file."""
     models: Models = Models()
     """Teachers, students and their base models."""
@@ -136,13 +141,6 @@ class Axes(YamlBlock):
     """Training settings by role: ``teacher``, ``student``, ``distil``, ``teach``."""
     llm: LLM = LLM()
     """The LLM of strategies that buy labels from one."""
-
-    @field_validator("strategies")
-    @classmethod
-    def _each_once(cls, strategies: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if strategies is not None:
-            _distinct({OTHERS: strategies})
-        return strategies
 
     @field_validator("settings")
     @classmethod
