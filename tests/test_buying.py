@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +18,10 @@ from outlay.engine.runner import Runner
 from outlay.errors import SellerError
 from outlay.labels.annotator import Order
 from outlay.labels.purchases import OrderRecord
+from outlay.plan.context import PlanningContext
 from outlay.plan.request import ReplayOptions, SellerSpec
-from outlay.plan.steps import Buy, Recipe
-from outlay.plan.strategies import STRATEGIES, Annotate
+from outlay.plan.steps import HUMAN, Buy, Recipe, Score, Train
+from outlay.plan.strategies import STRATEGIES, Annotate, StrategyOutcome
 from outlay.storage.store import Artifact, Store
 from outlay.study.runner import StudyIndex, status_of
 from outlay.workers.pool import InProcessPool
@@ -161,6 +164,52 @@ def test_every_purchase_of_a_run_is_ordered_at_once(
     assert points[-1].is_ok
     assert len(submitted(far)) == len(set(submitted(far))) == n_orders
     assert len(bought_rows(tmp_path / "store")) == n_rows
+
+
+@dataclass
+class TwoPurchases:
+    """Train on two purchases of one seller that share rows."""
+
+    buys: tuple[tuple[int, int], ...]
+    name: str = "two_purchases"
+    taught_by: Any = None
+    starts_general: bool = False
+    sellers: tuple[str, ...] = (HUMAN,)
+
+    def ask(self, context: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | None:
+        request = context.request
+        one = Buy("train", 1, request.seed, context.train_digest, context.offer().identity)
+        train = Train(
+            role="student",
+            model=context.student,
+            labels=tuple(replace(one, start=start, n=stop - start) for start, stop in self.buys),
+            dev=None,
+            encoding=context.encoding,
+            settings=context.settings("student"),
+            threads=request.threads,
+        )
+        return None if outcomes else Recipe(Score(train, context.test_digest, request.threads), ("two purchases",))
+
+
+@pytest.mark.parametrize("buys", [((0, 32), (0, 13)), ((0, 13), (0, 32)), ((0, 20), (13, 32))])
+def test_purchases_that_share_rows_pay_for_each_once_and_within_their_holds(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buys: tuple[tuple[int, int], ...]
+) -> None:
+    """However late and in whatever parts the labels come: an order of six rows reaches over the end of the shorter purchase."""
+    policy = TwoPurchases(buys)
+    monkeypatch.setitem(STRATEGIES, policy.name, policy)
+    monkeypatch.setattr(sellers, "Replay", slow_seller(tmp_path / "far"))
+    prepared = world.prepared(strategy=policy.name, n_initial=None)
+    one = runner(tmp_path / "out", tmp_path / "store")
+    assert until_done(lambda: one.execute(prepared))[-1].is_ok
+    rows = bought_rows(tmp_path / "store")
+    assert len(rows) == len(set(rows)) == 32
+    entries = one.ledger.entries(prepared.request.run_id)
+    assert {entry.kind for entry in entries} == {"open", "hold", "settle"}, "a hold was too small, and was opened again"
+    labels = [entry for entry in entries if entry.kind == "settle" and "train labels" in entry.note]
+    assert len(labels) == 2
+    assert all(entry.cash_micros <= int(entry.note.split()[0]) * LABEL_MICROS for entry in labels)
+    assert sum(entry.cash_micros for entry in labels) == 32 * LABEL_MICROS
 
 
 def test_an_order_that_is_refused_is_no_order(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

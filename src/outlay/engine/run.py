@@ -160,15 +160,20 @@ class RunExecution:
     def needs(self) -> list[ReadyStep]:
         """Return the steps whose inputs are there and that are neither held nor waiting, in the recipe's order.
 
-        One purchase at a time per series of labels: the next purchase must know which labels the first has paid for.
+        One purchase at a time per series of labels: the next purchase must know which labels the first has paid for. So one that
+        shares rows with a waiting purchase is not ready: an order of theirs would be paid by whichever is settled first.
         """
         if self.proposal is None:
             return []
         series = {held.need.step.series for held in self._held.values() if isinstance(held.need.step, Buy)}
+        steps = self.proposal.steps()
+        waiting = [step for step in steps if step.key in self._waiting and isinstance(step, Buy)]
         found = []
-        for step in self.proposal.steps():
+        for step in steps:
             done = step.key in self._artifacts or step.key in self._held or step.key in self._waiting
-            if done or not self._has_inputs(step) or (isinstance(step, Buy) and step.series in series):
+            if done or not self._has_inputs(step):
+                continue
+            if isinstance(step, Buy) and (step.series in series or any(map(step.overlaps, waiting))):
                 continue
             found.append(ReadyStep(step, self._storage_key(step), self._is_paid(step)))
             series |= {step.series} if isinstance(step, Buy) else set()

@@ -88,6 +88,10 @@ class Buy(Step):
         """One past the last row, in the seeded order."""
         return self.start + self.n
 
+    def overlaps(self, other: Buy) -> bool:
+        """Return whether a row's label belongs to both purchases."""
+        return self.series == other.series and self.start < other.stop and other.start < self.stop
+
     @cached_property
     def series(self) -> str:
         """Key of the purchase without its size."""
