@@ -293,6 +293,10 @@ def test_a_model_is_used_for_what_it_learnt(world: StepsWorld, teacher: Path, tm
     pool = world.file("entities", "pool")
     refused(outlay("evaluate", teacher, "--file", pool), "'target'", "source", "--target-column")
     refused(outlay("evaluate", "--predictions", dev, *TAGS[:4]), "'prediction'", "--prediction-column")
+    for option in (("--file", dev), ("--split", "dev"), ("--max-rows", 3), ("--beams", 4), ("--seed", 1)):
+        refused(
+            outlay("evaluate", "--predictions", dev, *TAGS[:4], *option), "--predictions", option[0], "leave it out"
+        )
     assert not out.exists()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -262,6 +262,7 @@ def evaluate(
         by = _metric(metric, metric_layer, metric_idf)
         folder = out or evaluation_folder(scored, data)
         if scored == predictions:
+            _refuse_changed("--predictions holds the answers", rows, answers)
             return evaluate_file(scored, folder, data, by, overwrite=launch.overwrite)
         return score(_inference(scored, folder, data, answers, launch), by, screen)
 
@@ -296,6 +297,18 @@ def _run(launch: Launch, step: Callable[[StepScreen], StepReport]) -> None:
 
 _GRACE_SECONDS = 3.0
 """Seconds that other processes wait with an error: the main one prints an error of all, and then they are ended."""
+
+
+def _refuse_changed(why: str, *groups: RowsToAnswer | AnswerOptions) -> None:
+    """Refuse an option that a command could not follow.
+
+    Raises:
+        UsageError: an option of the groups is not as it stands.
+    """
+    for group in groups:
+        for each in fields(group):
+            if getattr(group, each.name) != each.default:
+                raise UsageError(f"{why}, so --{each.name.replace('_', '-')} changes nothing; leave it out")
 
 
 def _fields_of(*groups: TaskData | RowsToAnswer | Columns | DevRows | Lengths) -> dict[str, Any]:

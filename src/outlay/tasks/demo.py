@@ -215,7 +215,7 @@ def _dress(rng: random.Random, message: str) -> str:
 
 
 _TASK_FILE = """\
-# Written by `outlay demo`: generated help-desk messages (outlay/demo_grammar.txt), seed {seed}, label noise {noise}.
+# Written by `outlay demo`: generated help-desk messages (outlay/tasks/demo_grammar.txt), seed {seed}, label noise {noise}.
 name: demo
 description: Which of twelve things does a customer ask the help desk for?
 kind: classification
