@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from outlay.errors import TrainingError
 from outlay.models.peft import load_trained_state, trained_state
 from outlay.storage.checkpoint_files import checkpoint_state, newest_checkpoint
-from outlay.storage.files import writing
+from outlay.storage.files import sync_folder, writing
 from outlay.train.distributed import ProcessGroup, shard_like
 from outlay.train.progress import TrainProgress, WorkMeter
 
@@ -109,7 +109,10 @@ class Checkpoints:
             with writing(path):
                 _fsync(path)
         with writing(self._folder / name):
+            sync_folder(new)
             new.rename(self._folder / name)
+            # Before the last one goes: a loss of power must not take both.
+            sync_folder(self._folder)
         for old in self._folder.iterdir():
             if old.name != name:
                 shutil.rmtree(old, ignore_errors=True)
