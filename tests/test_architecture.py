@@ -33,7 +33,7 @@ FLOORS: dict[str, set[str]] = {
     "workers": {"library_warnings", "models", "storage", "text"},
     "labels": {"money", "tasks", "text"},
     "train": {"library_warnings", "models", "settings", "spec", "storage"},
-    "plan": {"models", "money", "settings", "spec", "storage"},
+    "plan": {"models", "money", "settings", "spec", "storage", "text"},
     "standalone": {"metrics", "models", "settings", "spec", "storage", "tasks", "text", "train", "workers"},
     "engine": {"labels", "metrics", "models", "money", "plan", "settings", "spec", "storage", "tasks", "text", "train"},
     "report": {"engine", "metrics", "money", "plan", "storage", "text"},

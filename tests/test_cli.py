@@ -228,7 +228,7 @@ def test_a_request_that_cannot_be_met(
         ((), ("no 'gpt-3.5-label/tickets'", "name what an LLM's label costs with --llm-price-item")),
         (
             ("--llm-price-item", "gpt-4-label/wlp"),
-            ("no price for 'gpt-4-label/wlp'", "did you mean 'gpt-3.5-label/wlp'"),
+            ("no price for 'gpt-4-label/wlp'", "did you mean gpt-3.5-label/wlp"),
         ),
         (
             ("--llm-price-item", "text-davinci-003"),

@@ -62,7 +62,7 @@ class TestMachines:
 
     def test_an_unknown_machine_lists_the_known_ones(self) -> None:
         with pytest.raises(
-            UnknownItem, match=r"no machine 'a100' \(did you mean 'a100-\d+gb'\?\); known: cpu, a100-40gb"
+            UnknownItem, match=r"no machine 'a100' \(did you mean a100-\d+gb\?\); known: cpu, a100-40gb"
         ):
             machine("a100")
 

@@ -199,7 +199,7 @@ def test_the_published_label_prices_follow_from_each_other() -> None:
 
 def test_an_unknown_item_is_refused_with_the_nearest_and_all_known_ones() -> None:
     book = PriceBook.load()
-    with pytest.raises(UnknownItem, match="did you mean 'a100-40gb'") as refused:
+    with pytest.raises(UnknownItem, match="did you mean a100-40gb") as refused:
         book.get("a100-40g")
     for price in book.items():
         assert price.item in str(refused.value)
@@ -262,7 +262,7 @@ def test_the_digest_names_the_money_and_nothing_else(tmp_path: Path) -> None:
             r"'day'.*label, hour or 1000 tokens",
         ),
         ('[[price]]\nitem = "a40"\nunit = "label"\nusd = "30"', "per hour, not per label"),
-        ('[[price]]\nitem = "x"\nunit = "lable"\nusd = "30"', r"\(did you mean 'label'\?\)"),
+        ('[[price]]\nitem = "x"\nunit = "lable"\nusd = "30"', r"\(did you mean label\?\)"),
         ('[[price]]\nitem = "x"\nunit = "3 labels"\nusd = "10"', r"\$10 per 3 labels.*1, 10, 100 or 1000"),
     ],
 )

@@ -300,7 +300,8 @@ def test_the_derivation_is_the_budget_line_by_line(name: str) -> None:
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        UnknownStrategy, match=r"annotate, distill, .*general_distill, llm_annotate, mix; did you mean distill"
+        UnknownStrategy,
+        match=r"did you mean distill\?\); known: annotate, distill, .*general_distill, llm_annotate, mix",
     ):
         strategy("distil")
 

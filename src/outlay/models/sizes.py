@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from outlay.errors import MissingData, UnknownModel
 from outlay.models.reference import tiny_n_heads
 from outlay.spec import Family
+from outlay.text.legible import did_you_mean
 from outlay.text.text_file import read_text
 
 ModelType = Literal["t5", "bert", "distilbert", "gpt2"]
@@ -120,10 +120,8 @@ def find_size(name: str, extra: Sequence[Path] = ()) -> Size:
     """
     sizes = load_sizes(extra)
     if name not in sizes:
-        near = difflib.get_close_matches(name, sizes, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise UnknownModel(
-            f"no size {name!r}{hint}; known: {', '.join(sizes)}; add it with a file of your own (--sizes)"
+            f"no size {name!r}{did_you_mean(name, sizes)}; known: {', '.join(sizes)}; add it with a file of your own (--sizes)"
         )
     return sizes[name]
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Literal
 
 from outlay.errors import MoneyError, UnknownItem
-from outlay.money.toml_records import did_you_mean, load_records
+from outlay.money.toml_records import load_records
 from outlay.storage.files import plain_number
+from outlay.text.legible import did_you_mean
 
 MICROS_PER_USD = 1_000_000
 MAX_USD = 1_000_000_000  # keeps every sum far inside SQLite's 64-bit integers

@@ -14,7 +14,8 @@ from importlib import resources
 from pathlib import Path
 
 from outlay.errors import MoneyError, UnknownItem
-from outlay.money.toml_records import did_you_mean, load_records
+from outlay.money.toml_records import load_records
+from outlay.text.legible import did_you_mean
 
 SECONDS_PER_HOUR = 3600
 
@@ -89,7 +90,7 @@ def machine(name: str, extra: Sequence[Path] = ()) -> Machine:
     machines = load_machines(extra)
     if name not in machines:
         near = [known for known in machines if name and known.startswith(name)]
-        hint = f" (did you mean {near[0]!r}?)" if near else did_you_mean(name, machines)
+        hint = f" (did you mean {near[0]}?)" if near else did_you_mean(name, machines)
         raise UnknownItem(
             f"no machine {name!r}{hint}; known: {', '.join(machines)}; add it with a machine file of your own"
         )

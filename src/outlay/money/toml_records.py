@@ -1,8 +1,7 @@
-"""Read records from TOML files, those shipped with outlay and the user's, and name the nearest record to a wrong name."""
+"""Read records from TOML files, those shipped with outlay and the user's."""
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from decimal import InvalidOperation
@@ -56,9 +55,3 @@ def load_records(
                 raise MoneyError(f"{where}: {key!r} is listed twice; keep one")
             found[key] = value
         yield name, found
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the nearest known name as a question in brackets; nothing where none is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -6,7 +6,6 @@ strategies here propose one recipe.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
@@ -31,6 +30,7 @@ from outlay.plan.steps import (
     describe,
     seller_words,
 )
+from outlay.text.legible import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,12 +214,11 @@ def strategy(name: str) -> Strategy:
     """Return the strategy of a name.
 
     Raises:
-        UnknownStrategy: lists the context ones.
+        UnknownStrategy: lists the known ones.
     """
     if name not in STRATEGIES:
-        near = difflib.get_close_matches(name, STRATEGIES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UnknownStrategy(f"unknown strategy {name!r}; known: {', '.join(STRATEGIES)}{hint}")
+        hint = did_you_mean(name, STRATEGIES)
+        raise UnknownStrategy(f"unknown strategy {name!r}{hint}; known: {', '.join(STRATEGIES)}")
     return STRATEGIES[name]
 
 

@@ -6,8 +6,7 @@ The shipped files follow the tables and figures of Kang et al. 2023; `docs/studi
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -28,7 +27,7 @@ from outlay.storage.paths import as_word, expand
 from outlay.study.schema import OTHERS, Scale, Strategies, TaskAxes, merged, union_of, values_of
 from outlay.tasks.task import load_task
 from outlay.tasks.yaml_file import Name, NonEmpty, YamlBlock, read_yaml
-from outlay.text.legible import repeats
+from outlay.text.legible import did_you_mean, repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +140,7 @@ class StudyFile(YamlBlock):
     def _scale(self, name: str) -> Scale:
         if name not in self.scales:
             raise UnknownStudy(
-                f"study {self.name} has no scale {name!r}{_hint(name, self.scales)}; it has {', '.join(self.scales)}"
+                f"study {self.name} has no scale {name!r}{did_you_mean(name, self.scales)}; it has {', '.join(self.scales)}"
             )
         return self.scales[name]
 
@@ -317,7 +316,7 @@ def find_study(name_or_path: str) -> Path:
     shipped = _shipped() / f"{path.stem if path.parts[:-1] == ('studies',) else name_or_path}.yaml"
     if shipped.is_file() and shipped.parent == _shipped():
         return shipped
-    hint = _hint(path.stem, shipped_studies())
+    hint = did_you_mean(path.stem, shipped_studies())
     raise UnknownStudy(
         f"no study {name_or_path!r}{hint}; shipped are {', '.join(shipped_studies())}, or give the path of a YAML file"
     )
@@ -375,11 +374,6 @@ def _refuse_equal_names(places: Sequence[str], names: Sequence[str], where: str)
             raise StudyFileError(
                 f"study {where}: the tasks {places[j]} and {places[i]} are {both}; change the `name:` of one"
             )
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _is_path(task: str) -> bool:
