@@ -374,6 +374,8 @@ def test_the_other_precision_is_named(place: Place, tmp_path: Path, monkeypatch:
     refused(run("--known", out, out=second), str(out), "--precision fp32", "--precision bf16")
     assert not second.exists()
     assert run("--known", out, "--precision", "fp32", out=second).err.splitlines()[0].endswith("4 known, nothing to do")
+    # Nor does one that has taken them before.
+    refused(run(out=second), str(out), "--precision fp32", "--precision bf16")
 
 
 Edit = Callable[[Path], object]

@@ -64,9 +64,10 @@ def _check_known(known: KnownPoints, planned: StudyPlan, builder: RunBuilder, fo
     for each in planned.points:
         if each.known is not None:
             _check_point(each.known, asked_of(builder.prepare(each.request)), folder)
+    if known.by_run:
+        _refuse_other_precision(known, planned, builder)
     if not known.by_file:
         return ()
-    _refuse_other_precision(known, planned, builder)
     runs = {each.run_id for each in planned.points if each.known is not None}
     left = {asked_of(builder.prepare(each)).id for each in planned.available}
     remarks = []

@@ -206,7 +206,7 @@ def _known_notes(files: Sequence[str | None]) -> list[str]:
     """Return the notes of a report on the points that were taken from other folders, a line for each file."""
     return [
         f"{n:,} of {len(files):,} points are taken as known from {file}: they were run elsewhere, so they have no receipt and "
-        "no answers to single rows here, and paired tests leave them out."
+        "no answers to single rows here: paired tests leave them out, and an interval over seeds is made of the seeds' own."
         for file, n in Counter(file for file in files if file is not None).items()
     ]
 
