@@ -399,6 +399,26 @@ WRONG: dict[str, tuple[Edit, Sequence[str]]] = {
         lambda f: change(f.parent / "study.json", lambda index: index.update(cells=index["cells"][4:])),
         ("has no point that the study.json beside it names",),
     ),
+    "an index cut short": (
+        lambda f: (f.parent / "study.json").write_text('{"format": 1, "cel'),
+        ("is no index of a results folder",),
+    ),
+    "an index of numbers": (
+        lambda f: change(f.parent / "study.json", lambda index: [cell.update(run=[7]) for cell in index["cells"]]),
+        ("has no point that the study.json beside it names",),
+    ),
+    "a table of no numbers": (
+        lambda f: (f.parent / "points.csv").write_text(
+            (f.parent / "points.csv").read_text().replace(",accuracy,", ",accuracy,nan")
+        ),
+        ("points.csv and", "say different things of run"),
+    ),
+    "a table of another metric": (
+        lambda f: (f.parent / "points.csv").write_text(
+            (f.parent / "points.csv").read_text().replace(",accuracy,", ",accurate,")
+        ),
+        ("points.csv and", "say different things of run"),
+    ),
     "no index at all": (lambda f: (f.parent / "study.json").write_text("{}"), ("is no index of a results folder",)),
     "runs exchanged": (
         lambda f: change(

@@ -76,12 +76,10 @@ class StudyIndex:
         """
         for path, read in ((folder / STUDY_FILE, cls._read), (folder / OLD_FILE, cls._read_old)):
             try:
-                document = json.loads(path.read_text(encoding="utf-8"))
+                return read(path, json.loads(path.read_text(encoding="utf-8")))
             except FileNotFoundError:
                 continue
-            try:
-                return read(path, document)
-            except (KeyError, TypeError, ArithmeticError):
+            except (KeyError, TypeError, ArithmeticError, json.JSONDecodeError, UnicodeDecodeError):
                 raise DataError(
                     f"{path} is no index of a results folder; move it away, or give another --out"
                 ) from None

@@ -20,6 +20,7 @@ from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, read_points
 from outlay.engine.run_dir import STUDY_FILE
 from outlay.errors import DataError, MissingData, UsageError
+from outlay.metrics import METRICS
 from outlay.storage.files import write_json
 from outlay.study.index import StudyIndex, words_of
 
@@ -116,7 +117,7 @@ def _read(path: Path) -> dict[str, KnownPoint]:
     found: dict[str, KnownPoint] = {}
     taken: set[str] = set()
     for cell in StudyIndex.read(path.parent).cells:
-        if cell.run is None or cell.point not in points:
+        if not isinstance(cell.run, str) or not isinstance(cell.point, str) or cell.point not in points:
             continue
         if cell.point in taken or cell.run in found:
             raise DataError(
@@ -148,24 +149,29 @@ def _more(path: Path) -> dict[str, dict[str, str]]:
 def _known(run: str, path: Path, point: Point, row: Mapping[str, str]) -> KnownPoint:
     if not row:
         return KnownPoint(run, str(path), point)
-    where = path.parent / CSV_FILE
-    same = (point.id, _number(row.get("test")), _number(row.get("charge_usd")))
+    test, charge, teacher_dev = (_number(row.get(name)) for name in ("test", "charge_usd", "teacher_dev"))
     parts = {name.removeprefix(PART): _number(text) for name, text in row.items() if name and name.startswith(PART)}
     charges = {name: usd for name, usd in parts.items() if usd is not None}
-    whole = math.isclose(sum(charges.values()), point.result.charge_usd, abs_tol=1e-6 * (1 + len(charges)))
-    if same != (row.get("id"), point.result.test, point.result.charge_usd) or (charges and not whole):
-        raise DataError(f"{where} and {path} say different things of run {run}; take both from one folder")
-    return KnownPoint(
-        run, str(path), point, row.get("metric") or None, _number(row.get("teacher_dev")), charges or None
-    )
+    metric = row.get("metric") or None
+    is_same = (row.get("id"), test, charge) == (point.id, point.result.test, point.result.charge_usd)
+    # Parts are whole micro-dollars, and so is their sum.
+    is_whole = not charges or round(1e6 * sum(charges.values())) == round(1e6 * point.result.charge_usd)
+    is_known = (metric is None or metric in METRICS) and 0 <= (teacher_dev or 0.0) <= 100
+    if not (is_same and is_whole and is_known):
+        raise DataError(
+            f"{path.parent / CSV_FILE} and {path} say different things of run {run}; take both from one folder, or leave the "
+            "table out"
+        )
+    return KnownPoint(run, str(path), point, metric, teacher_dev, charges or None)
 
 
 def _number(text: str | None) -> float | None:
+    """Return the number of a cell; ``None`` of an empty one, and -1, which is right nowhere, of one that is no number."""
     try:
         value = float(text) if text else None
     except ValueError:
-        return math.nan
-    return value
+        return -1.0
+    return value if value is None or math.isfinite(value) else -1.0
 
 
 def refuse_other_result(run: str, one: Point, one_place: str, other: Point, other_place: str) -> None:
@@ -199,11 +205,11 @@ def kept_points(folder: Path) -> dict[str, KnownPoint]:
         return {}
     try:
         found = [_kept(entry) for entry in json.loads(path.read_text(encoding="utf-8"))["points"]]
+        return {known.run: known for known in found}
     except (KeyError, TypeError, ValueError, DataError) as error:
         raise DataError(
             f"{path} is damaged ({type(error).__name__}: {error}); remove it, and give --known again"
         ) from None
-    return {known.run: known for known in found}
 
 
 def _kept(entry: dict[str, Any]) -> KnownPoint:
