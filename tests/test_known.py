@@ -475,3 +475,22 @@ def test_what_a_folder_keeps_may_be_damaged(place: Place, file: Path, tmp_path: 
     place.run("--known", file, "--seeds", 1, out=out, store=store)
     (out / KNOWN_FILE).write_text('{"points": [{}]}')
     refused(place.run("--seeds", 1, out=out, store=store), f"{out / KNOWN_FILE} is damaged", "give --known again")
+
+
+def test_a_comparison_may_be_known_to_a_study(place: Place, tmp_path: Path) -> None:
+    """A run is a run, whoever asked for it."""
+    fast = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"}
+    front_door.compare(
+        place.root / "task.yaml",
+        [4, 6],
+        strategies=["annotate"],
+        n_initial=20,
+        models=front_door.Models(teacher=place.root / "checkpoint", student="cut:1"),
+        options=front_door.RunOptions(settings=dict.fromkeys(("teacher", "student", "distil"), fast), threads=1),
+        setup=front_door.Setup(store=place.root / "store"),
+        out=tmp_path / "compared",
+    )
+    known = place.run(
+        "--known", tmp_path / "compared", "--dry-run", "--json", out=tmp_path / "out", store=tmp_path / "s"
+    )
+    assert [point["status"] for point in known.json["points"]] == ["known"] * 2 + ["planned"] * (N - 2)
