@@ -22,6 +22,7 @@ from outlay.standalone.runtime import RuntimeOptions
 from outlay.standalone.training import TrainingRequest
 from outlay.storage.paths import expand_path
 from outlay.study.grid import find_study, load_study
+from outlay.study.index import StudyIndex
 from outlay.study.prepare import check_study, prepare_study, refuse_several_processes, study_command
 from outlay.study.progress import OnProgress, ProgressReports
 from outlay.study.request import AnyPath, Dollars, Models, RunOptions, Setup, prepare_runs, request, requests, workplace
@@ -121,6 +122,7 @@ def study(
     scale: str = "cpu",
     seeds: int | None = None,
     precision: str | None = None,
+    known: AnyPath | Sequence[AnyPath] = (),
     setup: Setup | None = None,
     progress: OnProgress | None = None,
 ) -> StudyResult:
@@ -133,6 +135,7 @@ def study(
         scale: one of the study's scales.
         seeds: how many, instead of the study's.
         precision: ``auto``, ``bf16`` or ``fp32``, instead of the study's.
+        known: files of finished points (``points.json``), each with its ``study.json`` beside it; their runs count as done.
         setup: data, store, prices and limits.
         progress: called with each report of progress.
 
@@ -150,8 +153,9 @@ def study(
     unfolded = file.at(scale, named, n_seeds=seeds, precision=precision, price=place.prices.label)
     given = {"--task": ",".join(named) or None, "--scale": scale, "--seeds": seeds, "--precision": precision}
     prices = [expand_path(path) for path in setup.prices]
-    command = study_command(str(study), {**given, "--data": place.data_root}, prices, place.machines)
-    session = prepare_study(unfolded, place, command)
+    files = [expand_path(path) for path in ([known] if isinstance(known, str | Path) else known)]
+    command = study_command(str(study), {**given, "--data": place.data_root}, prices, place.machines, files)
+    session = prepare_study(unfolded, place, command, known=files)
     check_study(session)
     return _result(session, progress)
 
@@ -161,9 +165,10 @@ def _bring_about(session: Session, progress: OnProgress | None) -> list[RunResul
     for line in (*session.builder.notes, *session.remarks) if progress is not None else ():
         listener.say(line)
     points, place = session.run(listener), session.place
+    cells = StudyIndex.read(place.folder).cells
     return [
-        RunResult(place.folder, planned.run_id, point, place.store)
-        for planned, point in zip(session.plan.points, points, strict=True)
+        RunResult(place.folder, planned.run_id, point, place.store, cell.known)
+        for planned, point, cell in zip(session.plan.points, points, cells, strict=True)
     ]
 
 

@@ -38,9 +38,11 @@ def _points_table(planned: StudyPlan) -> RenderableType:
     from rich.text import Text
 
     tasks = ", ".join(dict.fromkeys(point.task for point in planned.points))
-    title = f"{tasks}: {planned.n_points:,} points, {planned.n_na:,} of them N/A"
+    known = f", {planned.n_known:,} known" if planned.n_known else ""
+    title = f"{tasks}: {planned.n_points:,} points, {planned.n_na:,} of them N/A{known}"
     table = Table(title=Text(visible(title)), title_justify="left")
-    for i, name in enumerate(("Task", "Strategy", "N", "Points", "N/A", "Labels", "Pool rows", "Charge at most")):
+    counts = ("Points", "N/A", *(("Known",) if known else ()))
+    for i, name in enumerate(("Task", "Strategy", "N", *counts, "Labels", "Pool rows", "Charge at most")):
         table.add_column(name, justify="left" if i < 2 else "right", no_wrap=i > 1)
     groups: dict[tuple[str, str, int | None], list[PlannedPoint]] = {}
     for point in planned.points:
@@ -51,6 +53,7 @@ def _points_table(planned: StudyPlan) -> RenderableType:
         table.add_row(
             *(Text(visible(task)), Text(visible(name)), "by rule" if n_initial is None else f"{n_initial:,}"),
             *(f"{len(points):,}", f"{sum(point.recipe is None for point in points):,}"),
+            *((f"{sum(point.known is not None for point in points):,}",) if known else ()),
             *(_range([size[i] for size in sizes]) for i in range(2)),
             format_usd(sum(point.charge_micros for point in points)),
         )
@@ -87,7 +90,7 @@ def _closing(planned: StudyPlan) -> list[RenderableType]:
 
     lines = [
         f"Sharing saves {100 * planned.saved:.1f} % of the optimiser steps.",
-        f"Charge of all points at most: {format_usd(planned.charge_micros)}",
+        f"Charge of {'what is left' if planned.n_known else 'all points'} at most: {format_usd(planned.charge_micros)}",
         _cash_words(planned),
         *planned.notes,
     ]

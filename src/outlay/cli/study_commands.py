@@ -21,7 +21,7 @@ from outlay.cli.run_options import (
 )
 from outlay.cli.terminal import console, echo, print_json, table_console
 from outlay.errors import UsageError
-from outlay.storage.paths import command_line
+from outlay.storage.paths import command_line, expand_path
 
 if TYPE_CHECKING:
     from outlay.study.dry_run import StudyPlan
@@ -41,6 +41,12 @@ OtherPrecision = Annotated[
     str | None,
     typer.Option("--precision", help="auto, bf16 or fp32, instead of the study's; auto where it names none."),
 ]
+KnownOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--known", metavar="FILE", help="A points.json with its study.json: its runs count as done; may be repeated."
+    ),
+]
 StudyFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A results folder, as `study run` makes it.")]
 
 
@@ -51,6 +57,7 @@ def run(
     scale: ScaleOption = "cpu",
     seeds: SeedsOption = None,
     precision: OtherPrecision = None,
+    known: KnownOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, its bounds and forecasts; start nothing.")
     ] = False,
@@ -85,11 +92,11 @@ def run(
     if out is None:
         place = replace(place, folder=place.folder / _folder_name(asked, tasks))
     command = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--precision": precision, "--data": data}
-    again = study_command(study, command, prices or (), machines or ())
+    again = study_command(study, command, prices or (), machines or (), known or ())
     pool = _worker_pool(executor, place, workers, asked.threads, ray)
     is_quiet = quiet or as_json
     with console(err=True, quiet=is_quiet).status(f"planning {len(asked.cells):,} points"):
-        session = prepare_study(asked, place, again, pool)
+        session = prepare_study(asked, place, again, pool, [expand_path(path) for path in known or ()])
     say_notes(session.builder.notes, quiet=is_quiet)
     if dry_run:
         _print_plan(session.plan, as_json)

@@ -42,10 +42,11 @@ class StudyScreen(RunsScreen):
         if self._all is not None:
             super().__exit__(kind, error, trace)
 
-    def opened(self, n_points: int, n_finished: int, n_left: int) -> None:
+    def opened(self, n_points: int, n_known: int, n_finished: int, n_left: int) -> None:
         """Print the number of points, and show their bar where some are left."""
-        n_absent = n_points - n_left - n_finished
-        counts = [f"{n_finished:,} there already"] if n_finished else []
+        n_absent = n_points - n_left - n_finished - n_known
+        counts = [f"{n_known:,} known"] if n_known else []
+        counts += [f"{n_finished:,} there already"] if n_finished else []
         counts += [f"{n_absent:,} not available"] if n_absent else []
         counts.append(f"{n_left:,} to do" if n_left else "nothing to do")
         if not self._quiet:
@@ -118,8 +119,10 @@ def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> 
 def status_lines(found: Status) -> list[str]:
     """Return a study's status as lines: points done, money held, missing points with reasons, the command to go on."""
     total = sum(found.n_by_status.values())
+    n_known = sum(found.n_known_by_file.values())
+    of_ok = f" ({n_known:,} known)" if n_known else ""
     counts = ", ".join(
-        f"{found.n_by_status[name]:,} {name}"
+        f"{found.n_by_status[name]:,} {name}{of_ok if name == 'ok' else ''}"
         for name in ("ok", "na", "failed", "waiting", "left")
         if name in found.n_by_status
     )
@@ -127,6 +130,7 @@ def status_lines(found: Status) -> list[str]:
     lines = [
         f"{found.header.name} ({found.header.title}){scale}: {total:,} points: {counts}",
         f"cash so far: {show_usd(found.cash_usd)}",
+        *(f"known: {n:,} {'point' if n == 1 else 'points'} of {file}" for file, n in found.n_known_by_file.items()),
     ]
     for held in found.held:
         state = "cut off" if held.is_cut_off else "under way"

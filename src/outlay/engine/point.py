@@ -144,6 +144,12 @@ class PointRequest:
         by_rule = self.n_initial is None and self.teacher is not None
         return f"{self.strategy} (N by rule)" if by_rule else self.strategy
 
+    @property
+    def id(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON of the request."""
+        text = json.dumps(_request_to_json(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True, slots=True)
 class PointResult:
@@ -200,9 +206,8 @@ class Point:
 
     @cached_property
     def id(self) -> str:
-        """First 16 hex digits of the SHA-256 of the canonical JSON of the request."""
-        text = json.dumps(_request_to_json(self.request), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """Id of the request, `PointRequest.id`, computed once."""
+        return self.request.id
 
     @property
     def is_ok(self) -> bool:

@@ -82,7 +82,7 @@ class Runner:
         for each in asked if known else ():
             if each.precision == AUTO:
                 request = builder.resolve(each)
-                there = replace(request, precision=OTHER[request.precision])
+                there = other_precision(builder, each)
                 if there.run_id in known and request.run_id not in known:
                     before, now = precision_name(there.precision), precision_name(request.precision)
                     raise UsageError(
@@ -100,3 +100,9 @@ class Runner:
                 else:
                     self.results.give_back(hold, "cancelled")
             self.ledger.cancel(run_id)
+
+
+def other_precision(builder: RunBuilder, asked: Request) -> Request:
+    """Return the resolved form of a request in the precision that this machine would not choose for it."""
+    request = builder.resolve(asked)
+    return replace(request, precision=OTHER[request.precision])

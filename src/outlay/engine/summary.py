@@ -36,10 +36,7 @@ class RunSummary:
 
     def asked(self) -> PointRequest:
         """Return the request of the point."""
-        prepared, request = self.prepared, self.prepared.request
-        people = prepared.context.offers.get(HUMAN)
-        added = None if people is None else added_micros(request, people.price, people.redundancy)
-        return _asked(request, request.task, added, prepared.price_book.digest, prepared.pool_parts)
+        return asked_of(self.prepared)
 
     def result(self, status: str, reason: str | None, recipes: Sequence[Recipe], balance: Balance) -> PointResult:
         """Return the result of the point: a pure function of the request within one environment."""
@@ -108,6 +105,13 @@ class RunSummary:
             "point": point,
             "anchor": {"head": anchor.head, "count": anchor.count},
         }
+
+
+def asked_of(prepared: PreparedRun) -> PointRequest:
+    """Return the request of the point that a prepared run will have."""
+    request, people = prepared.request, prepared.context.offers.get(HUMAN)
+    added = None if people is None else added_micros(request, people.price, people.redundancy)
+    return _asked(request, request.task, added, prepared.price_book.digest, prepared.pool_parts)
 
 
 def added_micros(request: Request, price: Price, redundancy: int) -> int | None:

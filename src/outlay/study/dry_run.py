@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 from outlay.engine.point import usd_of
@@ -26,6 +27,7 @@ from outlay.plan.quotes import Quoter
 from outlay.plan.request import Request
 from outlay.plan.steps import Distil, Recipe, Score, Step, Teach, Train, n_carved
 from outlay.plan.strategies import NotAvailable, strategy
+from outlay.study.known import KnownPoint
 
 KINDS = ("buy", "train", "teach", "distil", "score")
 """Kinds of steps, in the order in which they run."""
@@ -38,7 +40,7 @@ class PlannedPoint:
     """A planned point: its ``recipe``, or the ``reason`` why it is not available (``na``).
 
     ``task``: name of the task, as in the point of the run. ``run_id``: ``None`` where the request cannot be built, such as with
-    an unknown model. ``charge_micros``: upper bound of the charge, 0 for ``na``.
+    an unknown model. ``charge_micros``: upper bound of the charge, 0 for ``na`` and for a known point.
     """
 
     request: Request
@@ -49,6 +51,8 @@ class PlannedPoint:
     charge_micros: int
     notes: tuple[str, ...] = ()
     """Limits of the task that its models lower."""
+    known: KnownPoint | None = None
+    """The point that is taken as done; nothing is run, and nothing charged."""
 
     @property
     def sizes(self) -> tuple[int | None, int | None]:
@@ -75,7 +79,7 @@ class PlannedPoint:
             "pool_rows": asked.pool_rows,
             "machine": asked.machine,
             "run": self.run_id,
-            "status": "na" if self.recipe is None else "planned",
+            "status": "na" if self.recipe is None else "planned" if self.known is None else "known",
             "reason": self.reason,
             "n_labels": n_labels,
             "n_pool": n_pool,
@@ -111,6 +115,8 @@ class StudyWork:
 class StudyPlan:
     """A study's plan: its points in the order given, and their distinct steps in topological order (inputs first).
 
+    Steps, work and dollars are those of the points that are left to run: known points have none.
+
     ``distinct``: work with each step done once; ``separate``: work where every point runs on its own; ``cash_micros``: forecast
     of the cash of the distinct steps at the price of this machine, ``None`` without a forecast of their seconds. Replayed labels
     take no cash.
@@ -133,9 +139,14 @@ class StudyPlan:
         return sum(point.recipe is None for point in self.points)
 
     @property
+    def n_known(self) -> int:
+        """Number of points that are taken as done."""
+        return sum(point.known is not None for point in self.points)
+
+    @property
     def available(self) -> list[Request]:
-        """Requests of the points that are available."""
-        return [point.request for point in self.points if point.recipe is not None]
+        """Requests of the points that can be run, known ones left out."""
+        return [point.request for point in self.points if point.recipe is not None and point.known is None]
 
     @property
     def charge_micros(self) -> int:
@@ -158,6 +169,7 @@ class StudyPlan:
         return {
             "n_points": self.n_points,
             "n_na": self.n_na,
+            "n_known": self.n_known,
             "distinct": self.distinct.to_json(),
             "separate": self.separate.to_json(),
             "optimizer_steps_saved": self.saved,
@@ -175,6 +187,7 @@ def plan(
     profile: MachineProfile | None = None,
     here: Price | None = None,
     refuse: bool = False,
+    known: Mapping[str, KnownPoint] = MappingProxyType({}),
 ) -> StudyPlan:
     """Plan many points.
 
@@ -186,6 +199,7 @@ def plan(
         refuse: raise an error in a point's task, models or data, and take as many pool rows as there are. Otherwise such a point,
             and one that asks for more pool rows than its task has, is ``na``, with the line of the error as its reason. A point
             whose strategy is not available is ``na`` in both cases.
+        known: finished points by the ids of their runs, which are taken as done.
 
     Raises:
         OutlayError: an error of `RunBuilder.prepare`, under ``refuse``.
@@ -194,10 +208,12 @@ def plan(
     totals = _WorkTotals(profile, here)
     for each in asked:
         request, absent = each if isinstance(each, tuple) else (each, None)
-        point, known = _planned(builder, request, absent, refuse=refuse)
+        point, context = _planned(builder, request, absent, refuse=refuse)
+        if point.recipe is not None and (there := known.get(point.run_id or "")) is not None:
+            point = replace(point, known=there, charge_micros=0)
         points.append(point)
-        if point.recipe is not None and known is not None:
-            totals.add(point.recipe, known)
+        if point.recipe is not None and context is not None and point.known is None:
+            totals.add(point.recipe, context)
     return StudyPlan(
         tuple(points), tuple(totals.steps.values()), totals.distinct(), totals.separate(), totals.cash_micros()
     )

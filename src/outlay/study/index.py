@@ -34,6 +34,13 @@ class StudyCell:
     point: str | None
     """Id of the point of the cell, once there is one."""
     label: str
+    known: str | None = None
+    """File that the point was taken from; ``None`` for a run of this folder."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cell as JSON values; ``known`` is left out where it is ``None``."""
+        record = asdict(self)
+        return record if self.known is not None else {name: record[name] for name in record if name != "known"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class StudyIndex:
                 "header": asdict(self.header),
                 "store": self.store,
                 "here": {"item": self.here.item, "unit": self.here.unit, "usd": write_usd(self.here.usd)},
-                "cells": [asdict(cell) for cell in self.cells],
+                "cells": [cell.to_json() for cell in self.cells],
             },
         )
         (folder / OLD_FILE).unlink(missing_ok=True)
@@ -69,12 +76,10 @@ class StudyIndex:
         """
         for path, read in ((folder / STUDY_FILE, cls._read), (folder / OLD_FILE, cls._read_old)):
             try:
-                document = json.loads(path.read_text(encoding="utf-8"))
+                return read(path, json.loads(path.read_text(encoding="utf-8")))
             except FileNotFoundError:
                 continue
-            try:
-                return read(path, document)
-            except (KeyError, TypeError, ArithmeticError):
+            except (KeyError, TypeError, ArithmeticError, json.JSONDecodeError, UnicodeDecodeError):
                 raise DataError(
                     f"{path} is no index of a results folder; move it away, or give another --out"
                 ) from None
@@ -122,7 +127,7 @@ def _old_cell(folder: Path, run: str, points: Sequence[Point], place: int) -> St
         point = points[place]
     else:
         return StudyCell(run, None, f"run {run}")
-    return StudyCell(run, point.id, _words(point))
+    return StudyCell(run, point.id, words_of(point))
 
 
 def title_of(tasks: str) -> str:
@@ -181,11 +186,12 @@ def check_nothing_lost(folder: Path, asked: Collection[str | None]) -> None:
     if lost:
         raise UsageError(
             f"{folder} holds the report of another request: this one would drop {len(lost)} of its {len(cells)} points, the "
-            f"first {_words(lost[0])}; ask for those too, give another --out, or add --overwrite"
+            f"first {words_of(lost[0])}; ask for those too, give another --out, or add --overwrite"
         )
 
 
-def _words(point: Point) -> str:
+def words_of(point: Point) -> str:
+    """Return a point in words: its task, strategy, budget and seed."""
     request = point.request
     return f"{request.task}: {request.variant} at {show_usd(request.budget_usd)}, seed {request.seed}"
 

@@ -50,7 +50,7 @@ class ProgressReports(Listener):
         """Report a remark."""
         self._tell(Progress(line))
 
-    def opened(self, n_points: int, n_finished: int, n_left: int) -> None:  # noqa: ARG002
+    def opened(self, n_points: int, n_known: int, n_finished: int, n_left: int) -> None:  # noqa: ARG002
         """Count the points that are over already."""
         self._n_points, self._n_over = n_points, n_points - n_left
 

@@ -26,12 +26,14 @@ class RunResult:
         run_id: id of the run in the ledger; ``None`` for a point that cannot be filled.
         point: request, result and circumstances of the run.
         store: the artifacts, among them the trained models.
+        known: file that the point was taken from, which is then all there is of its run; ``None`` for a run of this folder.
     """
 
     folder: Path
     run_id: str | None
     point: Point = field(repr=False)
     store: Store = field(repr=False)
+    known: str | None = None
 
     @property
     def status(self) -> str:
@@ -80,12 +82,12 @@ class RunResult:
 
     @property
     def cash(self) -> Decimal:
-        """Dollars that left the bank this time: labels bought, and measured seconds of this machine."""
+        """Dollars that left the bank when it was run: labels bought, and measured seconds of the machine."""
         return _dollars(self.point.circumstance.cash_usd or 0.0)
 
     @property
     def receipt(self) -> str:
-        """Text of the receipt: every dollar in the order it was spent; empty where no run was opened."""
+        """Text of the receipt: every dollar in the order it was spent; empty where no run was opened here."""
         path = None if self.run_id is None else receipt_file(self.folder, self.run_id)
         return path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
 
@@ -100,6 +102,8 @@ class RunResult:
         """
         manifest = None if self.run_id is None else manifest_of(self.folder, self.run_id)
         keys = [each["key"] for each in manifest["artifacts"] if each["role"] == "student"] if manifest else []
+        if not keys and self.is_ok and self.known is not None:
+            raise MissingData(f"the model of run {self.run_id} is not here: the run is known from {self.known} alone")
         if not keys:
             raise MissingData(f"the run has no model, since it is {self.status}: {self.reason}")
         artifact = self.store.get(keys[-1])

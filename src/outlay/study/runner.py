@@ -5,6 +5,7 @@ DIR/
 ├── ledger.sqlite     every dollar of every run
 ├── runs/<run id>/    the manifest of a finished run; the steps under way of any other
 ├── points.json       the points so far, in the order of the grid
+├── known.json        points taken from other folders, where there are any
 └── receipts/         one text per run
 """
 
@@ -14,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from outlay.engine.outputs import outputs_of, receipt_file
@@ -38,6 +39,7 @@ from outlay.storage.remote import open_location
 from outlay.storage.store import Store
 from outlay.study.dry_run import StudyPlan, plan
 from outlay.study.index import StudyCell, StudyIndex, check_folder, check_nothing_lost
+from outlay.study.known import keep_points, kept_points
 from outlay.study.scheduler import Scheduler, StepRunnerFactory
 from outlay.text.listener import Listener, Report
 from outlay.workers.local import LocalPool
@@ -72,6 +74,8 @@ class Status:
     cash_usd: float
     again: str | None
     """Command that resumes the study; relative paths count from the folder where it was first given."""
+    n_known_by_file: dict[str, int] = field(default_factory=dict)
+    """Number of the points that were taken as known, by the file they came from; they count as ``ok`` too."""
 
     @property
     def is_done(self) -> bool:
@@ -99,11 +103,16 @@ class StudyRunner:
         """Points by place in the plan: those of finished runs, and those without a run."""
         self.n_finished = len(self.points)
         """Number of finished runs, which are replayed."""
+        self.known = {i: each.known for i, each in enumerate(plan.points) if each.known and i not in self.points}
+        """Known points by place in the plan; a run that is finished here is none of them."""
+        self.points |= {i: known.point for i, known in self.known.items()}
         for i, planned in enumerate(plan.points):
             if self._runs[i] is None:
                 self.points[i] = absent_point(planned.request, builder, "na", planned.reason or "nothing is proposed")
         self.left = [i for i in range(len(self._runs)) if i not in self.points]
         """Places in the plan of the points that are left to run."""
+        # Kept first: from here on the folder needs the files of the known points no more.
+        keep_points(runner.folder, self.known.values())
         self._write()
         for i in self.points:
             self._write_receipt(i, only_missing=True)
@@ -131,15 +140,17 @@ class StudyRunner:
     def _write(self) -> None:
         """Write the index, then the points so far."""
         folder, points = self._runner.folder, self.points
+        files = {i: known.file for i, known in self.known.items()}
         cells = tuple(
-            StudyCell(run, points[i].id if i in points else None, self._labels[i]) for i, run in enumerate(self._runs)
+            StudyCell(run, points[i].id if i in points else None, self._labels[i], files.get(i))
+            for i, run in enumerate(self._runs)
         )
         StudyIndex(self._header, self._runner.store.location, self._runner.here, cells).write(folder)
         write_points(folder / "points.json", [points[i] for i in sorted(points)])
 
     def _write_receipt(self, place: int, *, only_missing: bool = False) -> None:
-        """Write the receipt of a run that is over, also of one that failed."""
-        run = self._runs[place]
+        """Write the receipt of a run that is over, also of one that failed; a known point has none here."""
+        run = None if place in self.known else self._runs[place]
         if run is not None and not (only_missing and receipt_file(self._runner.folder, run).exists()):
             # A run that could not be prepared was never opened in the ledger.
             with suppress(HoldError, MissingData):
@@ -179,9 +190,25 @@ def read_results(folder: Path, store: Store | None = None) -> Results:
     points = read_points(folder / "points.json")
     if not points:
         raise MissingData(f"{folder} holds no finished point yet; run its command again to go on")
-    runs = {cell.point: cell.run for cell in index.cells if cell.point is not None and cell.run is not None}
-    outputs = {point.id: outputs_of(folder, store, runs[point.id]) for point in points if point.id in runs}
-    return Results(index.header, tuple(points), outputs)
+    kept = kept_points(folder)
+    cells = {cell.point: cell for cell in index.cells}
+    outputs = {}
+    for point in points:
+        cell = cells.get(point.id)
+        if cell is not None and cell.run is not None:
+            known = kept.get(cell.run) if cell.known is not None else None
+            outputs[point.id] = outputs_of(folder, store, cell.run) if known is None else known.outputs
+    notes = _known_notes([cell.known for point in points if (cell := cells.get(point.id)) is not None])
+    return Results(replace(index.header, notes=(*index.header.notes, *notes)), tuple(points), outputs)
+
+
+def _known_notes(files: Sequence[str | None]) -> list[str]:
+    """Return the notes of a report on the points that were taken from other folders, a line for each file."""
+    return [
+        f"{n:,} of {len(files):,} points are taken as known from {file}: they were run elsewhere, so they have no receipt and "
+        "no answers to single rows here: paired tests leave them out, and an interval over seeds is made of the seeds' own."
+        for file, n in Counter(file for file in files if file is not None).items()
+    ]
 
 
 def status_of(folder: Path) -> Status:
@@ -196,6 +223,7 @@ def status_of(folder: Path) -> Status:
     ledger = Ledger(folder / "ledger.sqlite")
     known = set(ledger.run_ids()) if ledger.is_begun else set()
     counts: Counter[str] = Counter()
+    files: Counter[str] = Counter()
     held: list[HeldCell] = []
     reasons, cash = [], 0
     for cell in index.cells:
@@ -203,12 +231,15 @@ def status_of(folder: Path) -> Status:
         ended = cell.run is not None and RunDir.of(folder, cell.run).manifest.exists()
         status = point.result.status if point is not None else "ok" if ended else "left"
         counts[status] += 1
+        if point is not None and cell.known is not None:
+            files[cell.known] += 1
         if point is not None and not point.is_ok:
             reasons.append((status, cell.label, point.result.reason or ""))
         if cell.run in known:
             cash += ledger.balance(cell.run).total_cash_micros
             held += [] if ended or status == "waiting" else _held(ledger, folder, cell.run, cell.label)
-    return Status(index.header, dict(counts), tuple(held), tuple(reasons), usd_of(cash), index.again(folder))
+    again = index.again(folder)
+    return Status(index.header, dict(counts), tuple(held), tuple(reasons), usd_of(cash), again, dict(files))
 
 
 def _held(ledger: Ledger, folder: Path, run: str, label: str) -> list[HeldCell]:
@@ -266,7 +297,8 @@ class Workplace:
 class Session:
     """Checked and planned runs with their workers; nothing is bought, and no folder made, before `run`.
 
-    ``jobs``: runner of steps in this process; ``pool``: other workers, not started yet, which take its place.
+    ``jobs``: runner of steps in this process; ``pool``: other workers, not started yet, which take its place; ``known_remarks``:
+    remarks on known points of other settings.
     """
 
     place: Workplace
@@ -276,11 +308,12 @@ class Session:
     runner: Runner
     jobs: JobRunner
     pool: WorkerPool | None = None
+    known_remarks: tuple[str, ...] = ()
 
     @property
     def remarks(self) -> list[str]:
-        """Remarks on the precision of the runs that can be filled."""
-        return precision_remarks(self.builder, self.plan.available)
+        """Remarks on the precision of the runs that can be filled, and on known points that are not of this study."""
+        return [*precision_remarks(self.builder, self.plan.available), *self.known_remarks]
 
     def run(self, listener: Listener | None = None) -> list[Point]:
         """Run what is left of the plan; finished runs are replayed and book nothing.
@@ -295,7 +328,7 @@ class Session:
         """
         listener = listener or Listener()
         study = StudyRunner(self.plan, self.header, self.runner, self.builder)
-        listener.opened(self.plan.n_points, study.n_finished, len(study.left))
+        listener.opened(self.plan.n_points, len(study.known), study.n_finished, len(study.left))
         if study.left:
             with self.pool or self._in_process(listener) as pool:
                 study.run(pool, listener)

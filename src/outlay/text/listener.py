@@ -36,8 +36,8 @@ class Listener:
 
     # --- runs that share their steps and workers ---------------------------------------------------------------------
 
-    def opened(self, n_points: int, n_finished: int, n_left: int) -> None:
-        """Handle the start of a session: its points, those that are finished already, and those left to run."""
+    def opened(self, n_points: int, n_known: int, n_finished: int, n_left: int) -> None:
+        """Handle the start of a session: its points, those taken as known, those finished already, and those left to run."""
 
     def of_run(self, place: int) -> Listener:  # noqa: ARG002
         """Return the listener of the run at a place of the plan."""
