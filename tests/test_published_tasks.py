@@ -1,4 +1,4 @@
-"""The shipped tasks are those of Kang et al. 2023: ``kang_tasks.csv`` holds the figures of Tables 1, 5 and 8."""
+"""Six of the shipped tasks are those of Kang et al. 2023: ``kang_tasks.csv`` holds the figures of Tables 1, 5 and 8."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ LABELS = {
 
 
 def test_all_six_are_shipped() -> None:
-    assert set(shipped_tasks()) == set(ROWS) == {*LABELS, "wlp"}
+    assert set(ROWS) == {*LABELS, "wlp"}
+    assert set(ROWS) < set(shipped_tasks())
 
 
 @pytest.mark.parametrize("name", ROWS)

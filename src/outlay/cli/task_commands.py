@@ -27,8 +27,9 @@ def task_list(as_json: Json = False) -> None:
     if as_json:
         print_json([{"name": t.name, "kind": t.kind, "metric": t.metric, "description": t.description} for t in tasks])
         return
+    width = max(len(task.name) for task in tasks)
     for task in tasks:
-        echo(f"{left(task.name, 16)} {task.kind:16} {task.metric:12} {task.description}")
+        echo(f"{left(task.name, width)} {task.kind:16} {task.metric:12} {task.description}")
 
 
 @task_app.command("check")

@@ -1,4 +1,4 @@
-"""The six published tasks, each compared end to end on its real data with T5-shaped models made on the spot.
+"""The shipped tasks, each compared end to end on its real data with T5-shaped models made on the spot.
 
 Random weights know nothing, so the scores mean nothing; what is shown is that every part works at T5 v1.1's shape.
 """
