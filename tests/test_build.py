@@ -119,7 +119,7 @@ class TestSizes:
                 load_sizes([tmp_path / "broken.yaml"])
         with pytest.raises(UnknownModel, match=r"none\.yaml"):
             load_sizes([tmp_path / "none.yaml"])
-        with pytest.raises(UnknownModel, match=r"'t5-tniy'.*'t5-tiny'.*t5-v1_1-small.*--sizes"):
+        with pytest.raises(UnknownModel, match=r"'t5-tniy'.*t5-tiny.*t5-v1_1-small.*--sizes"):
             find_size("t5-tniy")
 
 
