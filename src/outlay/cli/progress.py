@@ -107,7 +107,7 @@ class Screen(RunsScreen):
     def __init__(self, labels: Sequence[str] = (), *, quiet: bool = False) -> None:
         super().__init__(quiet=quiet)
         self._runs = [RunLines(self, f"{i}. {label}") for i, label in enumerate(labels, start=1)]
-        self._speaker: RunLines | None = None
+        self._shown: RunLines | None = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -128,13 +128,13 @@ class Screen(RunsScreen):
         """Return the listener that prints the steps of the run at a place."""
         return self._runs[place]
 
-    def hand_over(self, speaker: RunLines) -> None:
+    def hand_over(self, lines: RunLines) -> None:
         """Print the lines held back by another run, then this run's name, before this run prints."""
-        if self._speaker is not speaker:
-            if self._speaker is not None:
-                self._speaker.flush()
-            self._speaker = speaker
-            self.headline(speaker.label)
+        if self._shown is not lines:
+            if self._shown is not None:
+                self._shown.flush()
+            self._shown = lines
+            self.headline(lines.label)
 
 
 class RunLines(Listener):

@@ -39,11 +39,11 @@ from outlay.text.listener import Listener
 
 @dataclass(frozen=True, slots=True)
 class ReadyStep:
-    """A step whose inputs are there. ``key``: key of its artifact in the store; ``again``: the step was paid before."""
+    """A step whose inputs are there. ``key``: key of its artifact in the store; ``already_paid``: the step was paid before."""
 
     step: Step
     key: str
-    again: bool
+    already_paid: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ class RunExecution:
         elif (found := self._find(step, self._storage_key(step))) is not None:
             if isinstance(step, Buy):
                 self._purchases.take_over(step, found)
-            self._book_found(step, found, again=is_paid)
+            self._book_found(step, found, already_paid=is_paid)
 
     def _find(self, step: Step, key: str) -> Artifact | None:
         """Return an artifact of the store, or ``None``; of models and targets only the manifest is read."""
@@ -228,12 +228,12 @@ class RunExecution:
     def _hold_purchase(self, step: Buy, need: ReadyStep) -> HeldStep:
         """Hold a purchase: the charge of all its labels, the cash paid already and that of the missing rows."""
         purchase, quote = self._purchases.begin(step), self._quoter.quote(step)
-        cash = self._cash_of(step, need.again) + purchase.seller.quote(purchase.n_missing).cash_micros
-        return HeldStep(need, self._hold(step, replace(quote, cash_micros=cash), need.again), purchase)
+        cash = self._cash_of(step, need.already_paid) + purchase.seller.quote(purchase.n_missing).cash_micros
+        return HeldStep(need, self._hold(step, replace(quote, cash_micros=cash), need.already_paid), purchase)
 
     def _settle_purchase(self, step: Buy, held: HeldStep, reused: bool) -> None:
         """Store the labels of a purchase and settle its hold, which another process may have opened."""
-        quote, again = self._quoter.quote(step), held.need.again
+        quote, already_paid = self._quoter.quote(step), held.need.already_paid
         with self._released_on_error(held.hold):
             files, human_seconds = self._purchases.files(step)
             artifact = self._store.put(
@@ -244,13 +244,13 @@ class RunExecution:
                 usage={"n_labels": step.n, "n_answers": int(quote.quantity)},
                 circumstance={"human_seconds": human_seconds},
             )
-            cash = self._cash_of(step, again)
+            cash = self._cash_of(step, already_paid)
             self._settle(step, held.hold, artifact, quote.quantity, cash, reused)
 
-    def _cash_of(self, step: Buy, again: bool) -> int:
+    def _cash_of(self, step: Buy, already_paid: bool) -> int:
         """Return the cash, in micro-dollars, that this run paid for a purchase; a label of several purchases counts once."""
         before = [each for each in self._settled_steps() if isinstance(each, Buy) and each.key != step.key]
-        return 0 if again else self._purchases.cash_micros(step, before)
+        return 0 if already_paid else self._purchases.cash_micros(step, before)
 
     def _give_back_kept(self) -> None:
         """Release the holds of labels that the run did without."""
@@ -279,7 +279,7 @@ class RunExecution:
             top_up = command_line("outlay", "ledger", "topup", self._results.folder, self.run_id, "DOLLARS")
             way = "raise --cash-cap, which all runs here share" if capped else f"top the run up: `{top_up}`"
             raise BudgetExceeded(f"no cash is left to {describe(step)}; {way}")
-        hold = self._hold(step, replace(self._quoter.quote(step), cash_micros=room), need.again)
+        hold = self._hold(step, replace(self._quoter.quote(step), cash_micros=room), need.already_paid)
         job = Job(
             step=step,
             key=need.key,
@@ -316,7 +316,7 @@ class RunExecution:
         if artifact is None:
             self.release(held, "the artifact was removed from the store before it was settled")
             return
-        self._book(held.need.step, artifact, held.hold, held.need.again, result.reused)
+        self._book(held.need.step, artifact, held.hold, held.need.already_paid, result.reused)
         self._note()
         del self._held[held.need.step.key]
 
@@ -346,21 +346,27 @@ class RunExecution:
         """Return the hours of a compute step at most, by the flops clock."""
         return self._quoter.hours(self._quoter.work(step))
 
-    def _book_found(self, step: Step, artifact: Artifact, again: bool) -> None:
+    def _book_found(self, step: Step, artifact: Artifact, already_paid: bool) -> None:
         """Book a cached artifact: the full charge, and only the cash that this run paid for it."""
         quote = self._quoter.quote(step)
-        cash = self._cash_of(step, again) if isinstance(step, Buy) else 0 if again else self._my_cash(artifact)
-        hold = self._hold(step, replace(quote, cash_micros=cash), again)
+        cash = (
+            self._cash_of(step, already_paid)
+            if isinstance(step, Buy)
+            else 0
+            if already_paid
+            else self._my_cash(artifact)
+        )
+        hold = self._hold(step, replace(quote, cash_micros=cash), already_paid)
         with self._released_on_error(hold):
             if isinstance(step, Buy):
                 self._settle(step, hold, artifact, quote.quantity, cash, reused=True)
             else:
                 self._store.drop_checkpoints(artifact.key)
-                self._book(step, artifact, hold, again, reused=True)
+                self._book(step, artifact, hold, already_paid, reused=True)
 
-    def _book(self, step: Step, artifact: Artifact, hold: Hold, again: bool, reused: bool) -> None:
+    def _book(self, step: Step, artifact: Artifact, hold: Hold, already_paid: bool, reused: bool) -> None:
         quantity = self._quoter.hours(work_of(step, artifact, self._quoter))
-        cash_micros = 0 if again and reused else self._my_cash(artifact)
+        cash_micros = 0 if already_paid and reused else self._my_cash(artifact)
         self._settle(step, hold, artifact, quantity, cash_micros, reused)
         for line in lines_on_cuts(step, artifact.usage, self.prepared.context):
             self._listener.say(line)
@@ -379,19 +385,19 @@ class RunExecution:
 
     # --- money -------------------------------------------------------------------------------------------------------
 
-    def _hold_key(self, step: Step, again: bool) -> str:
+    def _hold_key(self, step: Step, already_paid: bool) -> str:
         """Return the key of a step's hold, a new one at no charge for a step paid before whose artifact was removed."""
-        if not again:
+        if not already_paid:
             return step.key
         n = sum(
             entry.kind == "settle" and entry.key.startswith(step.key) for entry in self._ledger.entries(self.run_id)
         )
         return f"{step.key}/again-{n}"
 
-    def _hold(self, step: Step, quote: Quote, again: bool) -> Hold:
-        if again:
+    def _hold(self, step: Step, quote: Quote, already_paid: bool) -> Hold:
+        if already_paid:
             quote = replace(quote, unit_usd=quote.unit_usd * 0, charge_micros=0)
-        key = self._hold_key(step, again)
+        key = self._hold_key(step, already_paid)
         kept = self._kept_holds.pop(key, None)
         if kept is not None and kept.quote.cash_micros < quote.cash_micros:
             self._ledger.release(kept, note="held anew for more cash")
