@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -35,7 +36,8 @@ def test_the_student_learns_and_there_is_padding_to_count(curves: Curves) -> Non
 
 def test_the_default_objective_is_another_loss(pair: Pair) -> None:
     masked = compare(pair, epochs=1, batch_size=7, learning_rate=2e-3, objective="masked")
-    assert min(abs(b / a - 1) for a, b in zip(masked.reference, masked.outlay, strict=True)) > LIMIT
+    # Two losses may meet at a step by chance.
+    assert median(abs(b / a - 1) for a, b in zip(masked.reference, masked.outlay, strict=True)) > 10 * LIMIT
 
 
 def test_the_program_tells_by_its_exit_code(
