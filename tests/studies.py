@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from outlay.cli import study_commands
 from outlay.engine.point import Point, micros_of
 from outlay.engine.prepare import RunBuilder
 from outlay.engine.runner import Runner
@@ -19,6 +23,35 @@ from outlay.workers.pool import InProcessPool, WorkerPool
 from tests.runs import World
 
 HEADER = Header("toy", "A toy study", "plain", scale="cpu")
+SCALE = """
+  {name}:
+    models: {{teacher: {checkpoint}, student: cut:1}}
+    threads: 1
+    n_seeds: {n_seeds}
+    settings:
+      teacher: &{name} {{epochs: {epochs}, batch_size: 16, lr: 0.001, precision: fp32}}
+      student: *{name}
+      distil: *{name}
+    n_initial: 20
+    added_usd: {{annotate: [0, 2], distill: [2, {most_usd}]}}
+    tasks: {{task.yaml: {{}}}}
+"""
+
+
+def write_toy_study(
+    path: Path, head: str, checkpoint: Path, epochs: Mapping[str, int], *, most_usd: int, n_seeds: int = 1
+) -> None:
+    """Write a study file: ``head``, then a scale for each name, alike but for its epochs; ``most_usd``: for `distill`, over N."""
+    scales = [
+        SCALE.format(name=name, checkpoint=checkpoint, epochs=n, most_usd=most_usd, n_seeds=n_seeds)
+        for name, n in epochs.items()
+    ]
+    path.write_text(head + "".join(scales))
+
+
+def study_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `outlay study run` work in this process: for tests that are not of workers, which take seconds to start."""
+    monkeypatch.setattr(study_commands, "_worker_pool", lambda executor, place, *more: InProcessPool(place.factory()))
 
 
 def toy_cells(world: World, **changes: object) -> list[Request]:

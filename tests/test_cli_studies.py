@@ -17,14 +17,14 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from outlay.cli import study_commands
 from outlay.engine.point import read_points
 from outlay.money.amounts import show_usd
 from outlay.money.ledger import Ledger
 from outlay.study.grid import study_schema
 from outlay.workers.local import usable_cores
-from outlay.workers.pool import THREAD_VARIABLES, InProcessPool
+from outlay.workers.pool import THREAD_VARIABLES
 from tests.runs import World
+from tests.studies import study_in_this_process, write_toy_study
 from tests.test_cli import Ran, outlay, refused
 
 # 20 labels at $0.20 are $4; $2 more buy 10, and $40 more would buy 200 where 100 are left. One teacher serves both budgets.
@@ -36,18 +36,6 @@ layout: budgets
 strategies: [annotate, distill]
 student_training: free
 scales:
-"""
-SCALE = """
-  {name}:
-    models: {{teacher: {checkpoint}, student: cut:1}}
-    threads: 1
-    settings:
-      teacher: &{name} {{epochs: {epochs}, batch_size: 16, lr: 0.001, precision: fp32}}
-      student: *{name}
-      distil: *{name}
-    n_initial: 20
-    added_usd: {{annotate: [0, 2], distill: [2, 40]}}
-    tasks: {{task.yaml: {{}}}}
 """
 
 
@@ -75,19 +63,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root = tmp_path_factory.mktemp("studies")
     world = World(root)
     epochs = {"cpu": 1, "long": 4000, "other": 1}
-    scales = [SCALE.format(name=name, checkpoint=world.checkpoint, epochs=n) for name, n in epochs.items()]
-    (root / "toy.yaml").write_text(STUDY + "".join(scales))
+    write_toy_study(root / "toy.yaml", STUDY, world.checkpoint, epochs, most_usd=40)
     return Place(root)
 
 
 @pytest.fixture(scope="module")
 def ran(place: Place) -> Ran:
     return place.run("--workers", min(2, len(usable_cores()) or 2))
-
-
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that are not of workers, which take seconds to start."""
-    monkeypatch.setattr(study_commands, "_worker_pool", lambda executor, place, *more: InProcessPool(place.factory()))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -217,7 +199,7 @@ def test_a_larger_grid_goes_on_from_the_smaller_one(
     place: Place, ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its command is the one in the header from then on."""
-    in_this_process(monkeypatch)
+    study_in_this_process(monkeypatch)
     out = tmp_path / "out"
     shutil.copytree(place.out, out)
     larger = place.root / "larger.yaml"
@@ -274,7 +256,7 @@ def test_ctrl_c_keeps_what_is_done(place: Place, ran: Ran, tmp_path: Path) -> No
 def test_a_cash_cap_fails_points_and_says_so(
     place: Place, ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_this_process(monkeypatch)
+    study_in_this_process(monkeypatch)
     out = tmp_path / "out"
     poor = place.run("--cash-cap", "0.000001", out=out, store="poor")
     assert poor.code == 1
@@ -317,7 +299,7 @@ def test_wrong_usage(place: Place, ran: Ran, tmp_path: Path) -> None:
 
 def test_models_that_cannot_be(place: Place, ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no point is left there is nothing to run; where some are, the others say why not."""
-    in_this_process(monkeypatch)
+    study_in_this_process(monkeypatch)
     text = place.study.read_text().replace("task.yaml:", f"{place.root / 'task.yaml'}:")
     nine, store = tmp_path / "nine.yaml", ("--store", place.root / "store")
     nine.write_text(text.replace("student: cut:1", "student: cut:9"))

@@ -23,17 +23,16 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outlay.cli import study_commands
 from outlay.cli.failures import line_of
 from outlay.errors import DataError, DiskFull, OutlayError, StoreError, first_line
 from outlay.money.ledger import Ledger
 from outlay.money.ledger.sqlite_file import clear_errors
 from outlay.storage.files import errno_of, replacing, write_text, writing
-from outlay.workers.pool import InProcessPool
 from tests.runs import World, bought_rows
 from tests.steps_world import StepsWorld
+from tests.studies import study_in_this_process, write_toy_study
 from tests.test_cli import Ran, outlay
-from tests.test_cli_studies import SCALE, STUDY, Place
+from tests.test_cli_studies import STUDY, Place
 
 QUICK = ("--epochs", 1, "--batch-size", 8, "--precision", "fp32", "--threads", 1, "--quiet")
 TAGS = ("--kind", "entities", "--labels", "Action, Reagent", "--max-source-tokens", 24, "--max-target-tokens", 16)
@@ -187,10 +186,10 @@ def test_a_run_that_finds_no_room_after_its_labels_were_bought_buys_none_twice(
 
 
 def test_a_study_that_finds_no_room_goes_on(shop: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_commands, "_worker_pool", lambda executor, place, *more: InProcessPool(place.factory()))
+    study_in_this_process(monkeypatch)
     for name in ("task.yaml", *(f"{split}.jsonl" for split in ("train", "dev", "test", "pool"))):
         shutil.copy(shop.task.parent / name, tmp_path / name)
-    (tmp_path / "toy.yaml").write_text(STUDY + SCALE.format(name="cpu", checkpoint=shop.checkpoint, epochs=1))
+    write_toy_study(tmp_path / "toy.yaml", STUDY, shop.checkpoint, {"cpu": 1}, most_usd=40)
     place = Place(tmp_path)
     goes_on(place.run, 40_000, below=tmp_path)
     rows = bought_rows(tmp_path / "store")

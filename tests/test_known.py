@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import outlay as front_door
-from outlay.cli import study_commands
 from outlay.engine.point import Point, read_points
 from outlay.errors import MissingData
 from outlay.money.ledger import Ledger
@@ -22,8 +21,8 @@ from outlay.storage.store import Store
 from outlay.study.index import StudyIndex
 from outlay.study.known import KNOWN_FILE
 from outlay.study.runner import read_results
-from outlay.workers.pool import InProcessPool
 from tests.runs import World
+from tests.studies import study_in_this_process, write_toy_study
 from tests.test_cli import Ran, outlay, refused
 
 # Two strategies at two budgets and two seeds: 8 points, 4 of them of the first seed. `other` differs in one setting alone.
@@ -32,19 +31,6 @@ name: toy
 title: Labels or a teacher
 strategies: [annotate, distill]
 scales:
-"""
-SCALE = """
-  {name}:
-    models: {{teacher: {checkpoint}, student: cut:1}}
-    threads: 1
-    n_seeds: 2
-    settings:
-      teacher: &{name} {{epochs: {epochs}, batch_size: 16, lr: 0.001, precision: fp32}}
-      student: *{name}
-      distil: *{name}
-    n_initial: 20
-    added_usd: {{annotate: [0, 2], distill: [2, 3]}}
-    tasks: {{task.yaml: {{}}}}
 """
 N = 8
 
@@ -87,15 +73,14 @@ def annotated(point: Point) -> bool:
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_commands, "_worker_pool", lambda executor, place, *more: InProcessPool(place.factory()))
+    study_in_this_process(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root = tmp_path_factory.mktemp("known")
     world = World(root)
-    scales = [SCALE.format(name=n, checkpoint=world.checkpoint, epochs=e) for n, e in {"cpu": 1, "other": 2}.items()]
-    (root / "toy.yaml").write_text(STUDY + "".join(scales))
+    write_toy_study(root / "toy.yaml", STUDY, world.checkpoint, {"cpu": 1, "other": 2}, most_usd=3, n_seeds=2)
     ran = Place(root).run("--workers", 1, out=root / "out", store=root / "store")
     assert ran.code == 0, ran.err
     return Place(root)

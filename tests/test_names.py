@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from outlay.cli import study_commands
 from outlay.errors import OutlayError, StudyFileError, TaskFileError, UsageError
 from outlay.models.sizes import load_sizes
 from outlay.money.amounts import PriceBook
@@ -17,8 +16,8 @@ from outlay.money.machines import load_machines
 from outlay.plan.request import Request
 from outlay.study.grid import Grid, load_study
 from outlay.tasks.task import load_task
-from outlay.workers.pool import InProcessPool
 from tests.checkpoints import make_checkpoint
+from tests.studies import study_in_this_process
 from tests.test_cli import Ran, outlay, refused
 
 PRICES = '[[price]]\nitem = "label/t"\nunit = "label"\nusd = "0.1"\nsource = "me"\nchecked = 2024-01-01\n'
@@ -83,7 +82,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_task(tmp_path / "b" / "data", "tk_b")
     (tmp_path / "prices.toml").write_text(PRICES)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study_commands, "_worker_pool", lambda executor, place, *more: InProcessPool(place.factory()))
+    study_in_this_process(monkeypatch)
     return tmp_path
 
 

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import outlay as package
-from outlay.cli import study_commands
 from outlay.cli.app import COMMANDS
 from outlay.errors import OutlayError
 from outlay.models.cost_model import load_profile
@@ -25,8 +24,8 @@ from outlay.storage.paths import as_word, command_line
 from outlay.storage.store import Store
 from outlay.study.index import StudyIndex
 from outlay.study.runner import reopen_study, status_of
-from outlay.workers.pool import InProcessPool
 from tests.checkpoints import make_checkpoint
+from tests.studies import study_in_this_process
 from tests.test_cli import Ran, outlay, refused
 from tests.test_docs import problem
 from tests.test_names import PRICES, STUDY, text, write_task
@@ -133,7 +132,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(made)
-    monkeypatch.setattr(study_commands, "_worker_pool", lambda executor, place, *more: InProcessPool(place.factory()))
+    study_in_this_process(monkeypatch)
     return made
 
 
