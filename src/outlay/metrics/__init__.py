@@ -9,5 +9,16 @@ from outlay.metrics.answers import Answered, Rule
 from outlay.metrics.intervals import ALPHA, Difference, Reading
 from outlay.metrics.scoring import METRICS, STATISTICS, featured, main_score, mean_score, score
 
-__all__ = ["ALPHA", "METRICS", "STATISTICS", "Answered", "Difference", "Reading", "Rule"]
-__all__ += ["featured", "main_score", "mean_score", "score"]
+__all__ = [
+    "ALPHA",
+    "METRICS",
+    "STATISTICS",
+    "Answered",
+    "Difference",
+    "Reading",
+    "Rule",
+    "featured",
+    "main_score",
+    "mean_score",
+    "score",
+]
