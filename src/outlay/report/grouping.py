@@ -25,8 +25,16 @@ class Group:
 
 # Fields that may differ between groups of one variant and budget, in their order in a label.
 _IDENTITY_FIELDS = (
-    *("task", "n_initial", "added_usd", "teacher", "student"),
-    *("machine", "clock", "price_book", "pool", "dev"),
+    "task",
+    "n_initial",
+    "added_usd",
+    "teacher",
+    "student",
+    "machine",
+    "clock",
+    "price_book",
+    "pool",
+    "dev",
 )
 
 
