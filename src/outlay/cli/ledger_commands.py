@@ -108,7 +108,7 @@ def ledger_cancel(folder: ResultsFolder, run: RunArgument, store: StoreOption = 
 
 
 def prices(extra: PricesOption = None, as_json: Json = False) -> None:
-    """Run `outlay prices`."""
+    """Handle `outlay prices`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.money.amounts import PriceBook, write_usd
 
     book = PriceBook.load(extra or [])

@@ -57,7 +57,7 @@ def run(
     n_initial: InitialOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
 ) -> None:
-    """Run `outlay run`."""
+    """Handle `outlay run`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.study.request import request
     from outlay.tasks.task import load_task
 
@@ -80,7 +80,7 @@ def compare(
     n_initial: InitialOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
 ) -> None:
-    """Run `outlay compare`."""
+    """Handle `outlay compare`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.study.request import requests
     from outlay.tasks.task import load_task
 
@@ -100,7 +100,7 @@ def compare(
 
 
 def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = False) -> None:
-    """Run `outlay report`."""
+    """Handle `outlay report`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.cli.study_screen import draw_study
 
     draw_study(folder, None if store is None else open_store(store), as_json=as_json)
@@ -117,7 +117,7 @@ def demo(
     quiet: QuietOption = False,
     as_json: Json = False,
 ) -> None:
-    """Run `outlay demo`."""
+    """Handle `outlay demo`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.money.amounts import write_usd
     from outlay.report.receipt import receipt, render_text
     from outlay.study.grid import Grid

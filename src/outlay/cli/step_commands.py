@@ -79,7 +79,7 @@ def finetune(
     role: Annotated[str, option("--role", panel=TRAINING, says="Whose defaults: student or teacher.")] = "student",
     accumulation: Accumulation = 1,
 ) -> None:
-    """Run `outlay finetune`."""
+    """Handle `outlay finetune`; its help stands in `outlay.cli.app.COMMANDS`."""
 
     def step(screen: StepScreen) -> StepReport:
         from outlay.standalone.request import Data
@@ -133,7 +133,7 @@ def teach(
     ray: Ray = None,
     profile: Profile = False,
 ) -> None:
-    """Run `outlay teach`."""
+    """Handle `outlay teach`; its help stands in `outlay.cli.app.COMMANDS`."""
 
     def step(screen: StepScreen) -> StepReport:
         from outlay.settings import TeachSettings
@@ -173,7 +173,7 @@ def distill(
     max_rows: MaxRows = None,
     accumulation: Accumulation = 1,
 ) -> None:
-    """Run `outlay distill`."""
+    """Handle `outlay distill`; its help stands in `outlay.cli.app.COMMANDS`."""
 
     def step(screen: StepScreen) -> StepReport:
         from outlay.standalone.request import Data
@@ -205,7 +205,7 @@ def predict(
     answers: AnswerOptions,
     launch: Launch,
 ) -> None:
-    """Run `outlay predict`."""
+    """Handle `outlay predict`; its help stands in `outlay.cli.app.COMMANDS`."""
 
     def step(screen: StepScreen) -> StepReport:
         from outlay.standalone.inference import predict as write
@@ -242,7 +242,7 @@ def evaluate(
     metric_layer: MetricLayer = None,
     metric_idf: MetricIdf = None,
 ) -> None:
-    """Run `outlay evaluate`."""
+    """Handle `outlay evaluate`; its help stands in `outlay.cli.app.COMMANDS`."""
 
     def step(screen: StepScreen) -> StepReport:
         from outlay.standalone.evaluator import evaluation_folder

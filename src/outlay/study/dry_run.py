@@ -228,14 +228,14 @@ def _planned(
         run_id = builder.resolve(request).run_id
         reason = absent or (None if refuse else _too_small_a_pool(builder, request))
         if reason is None:
-            known = builder.prepare(request).context
-            proposal = strategy(request.strategy).ask(known, [])
+            context = builder.prepare(request).context
+            proposal = strategy(request.strategy).ask(context, [])
             if isinstance(proposal, Recipe):
-                at_most, notes = Quoter(known).total_micros(proposal.final), tuple(known.lowered)
+                at_most, notes = Quoter(context).total_micros(proposal.final), tuple(context.lowered)
                 if proposal.is_pilot:
                     # The recipe after a pilot is unknown before its score, and may take the rest of the budget.
                     at_most, notes = request.budget_micros, (*notes, PILOT_NOTE)
-                return PlannedPoint(request, name, run_id, proposal, None, at_most, notes), known
+                return PlannedPoint(request, name, run_id, proposal, None, at_most, notes), context
             reason = proposal.reason if isinstance(proposal, NotAvailable) else "the strategy proposes nothing"
     except OutlayError as error:
         if refuse:
@@ -271,12 +271,12 @@ class _WorkTotals:
         self._profile = profile
         self._here = here
 
-    def add(self, recipe: Recipe, known: PlanningContext) -> None:
+    def add(self, recipe: Recipe, context: PlanningContext) -> None:
         """Add the steps of a recipe."""
         for step in recipe.steps():
-            at = step.key, known.machine.name
+            at = step.key, context.machine.name
             if at not in self._work_of_step:
-                self._work_of_step[at] = self._step_work(step, known)
+                self._work_of_step[at] = self._step_work(step, context)
                 self.steps.setdefault(step.key, step)
                 self._first.setdefault(step.key, at)
             self._n_asked[at] += 1
@@ -309,50 +309,52 @@ class _WorkTotals:
             seconds = None if seconds is None or each.seconds_here is None else seconds + n * each.seconds_here
         return StudyWork(n_steps, n_optimizer_steps, charged_hours, seconds)
 
-    def _step_work(self, step: Step, known: PlanningContext) -> StudyWork:
+    def _step_work(self, step: Step, context: PlanningContext) -> StudyWork:
         if not isinstance(step, Train | Teach | Distil | Score):
             return StudyWork({step.kind: 1}, 0, 0.0, 0.0)
-        hours = float(Quoter(known).quote(step).quantity)
-        return StudyWork({step.kind: 1}, _n_optimizer_steps(step, known), hours, self._seconds_here(step, known))
+        hours = float(Quoter(context).quote(step).quantity)
+        return StudyWork({step.kind: 1}, _n_optimizer_steps(step, context), hours, self._seconds_here(step, context))
 
-    def _seconds_here(self, step: Train | Teach | Distil | Score, known: PlanningContext) -> float | None:
+    def _seconds_here(self, step: Train | Teach | Distil | Score, context: PlanningContext) -> float | None:
         """Return the forecast of a step, computed once for steps that differ in seed or labels of the teacher alone."""
         if self._profile is None or self._profile.threads != step.threads:
             return None
-        at = _alike(step, known)
+        at = _alike(step, context)
         if at not in self._foreseen:
             # No label is bought yet, so every answer is forecast at its longest.
-            forecaster = Forecaster(Quoter(known), self._profile, lambda _, model: [known.longest_answer[model.ref]])
+            forecaster = Forecaster(
+                Quoter(context), self._profile, lambda _, model: [context.longest_answer[model.ref]]
+            )
             forecast = forecaster.forecast(step)
             assert forecast is not None, "the profile's threads are the step's"
             self._foreseen[at] = forecast.seconds
         return self._foreseen[at]
 
 
-def _alike(step: Train | Teach | Distil | Score, known: PlanningContext) -> Hashable:
+def _alike(step: Train | Teach | Distil | Score, context: PlanningContext) -> Hashable:
     """Return the fields that determine the seconds of a step, apart from the order of the rows."""
     match step:
         case Train():
             dev = step.dev and (step.dev.how, step.dev.n)
-            return known.task, step.kind, step.model, step.n_labels, dev, replace(step.settings, seed=0)
+            return context.task, step.kind, step.model, step.n_labels, dev, replace(step.settings, seed=0)
         case Teach():
             model, how = step.teacher.model, replace(step.settings, seed=0)
-            return known.task, step.kind, model, step.start, step.stop, step.target, how
+            return context.task, step.kind, model, step.start, step.stop, step.target, how
         case Distil():
             dev = step.dev and (step.dev.how, step.dev.n)
             n_gold = sum(buy.n for buy in step.gold)
             settings = replace(step.settings, seed=0)
-            return known.task, step.kind, step.model, step.n_rows, step.target, n_gold, dev, settings
-    return known.task, step.kind, step.model.model, getattr(step.model, "target", None), step.model.settings.precision
+            return context.task, step.kind, step.model, step.n_rows, step.target, n_gold, dev, settings
+    return context.task, step.kind, step.model.model, getattr(step.model, "target", None), step.model.settings.precision
 
 
-def _n_optimizer_steps(step: Step, known: PlanningContext) -> int:
+def _n_optimizer_steps(step: Step, context: PlanningContext) -> int:
     """Return the number of batches of all epochs; with batches filled by tokens, as many as the tokens fill."""
     if not isinstance(step, Train | Distil):
         return 0
     settings = step.settings
     if settings.batch_tokens is not None:
-        n_tokens = Quoter(known).work(step).n_tokens_trained // settings.epochs
+        n_tokens = Quoter(context).work(step).n_tokens_trained // settings.epochs
         return settings.epochs * -(-n_tokens // settings.batch_tokens)
     n_rows = step.n_labels - n_carved(step.dev) if isinstance(step, Train) else step.n_rows
     return settings.epochs * -(-n_rows // settings.batch_size)
