@@ -16,6 +16,8 @@ TargetKind = Literal["classes", "tags", "tokens", "text"]
 """Kinds of targets a teacher gives: a distribution over the classes, over the tags of each source token, over the
 vocabulary at each token of its answer, or its answer alone.
 """
+Reading = Literal["whole", "joined", "towers"]
+"""How a model reads a row: ``whole`` by its own head, or as pooled vectors, one of its ``joined`` texts or one of each in ``towers``."""
 
 
 @dataclass(frozen=True, slots=True)

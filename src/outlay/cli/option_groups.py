@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from outlay.settings import SettingField, TeachSettings, TrainSettings
 
 
+_OLD_METHOD = "peft"
+"""Option that is now ``--method``, read for one version (`outlay.settings.flat_settings`)."""
+
+
 def option(*names: str, panel: str, says: str) -> Any:
     """Return an option under a heading of the help page."""
     return typer.Option(*names, help=says, rich_help_panel=panel)
@@ -55,10 +59,14 @@ class SettingOptions:
             plain: Any = each.type if default is not None else each.type | None
             name = each.option.replace("-", "_")
             yield name, Annotated[plain, _option_of(each, is_switch=default is False)], default
+        if self.of == "train":
+            yield _OLD_METHOD, Annotated[str | None, typer.Option(f"--{_OLD_METHOD}", hidden=True)], None
 
     def values(self, given: Any) -> dict[str, Any]:
         """Return the settings that were given, by their names."""
         values = {each.name: getattr(given, each.option.replace("-", "_")) for each in self.settings()}
+        if self.of == "train":
+            values[_OLD_METHOD] = getattr(given, _OLD_METHOD)
         return {name: value for name, value in values.items() if value is not None}
 
 

@@ -35,7 +35,7 @@ MetricIdf = Annotated[
     bool | None, option("--metric-idf/--no-metric-idf", panel=QUESTION, says="Weight its tokens by rarity.")
 ]
 
-TrainOptions = Annotated[dict[str, Any], SettingOptions("train", ("Training", "How it is run"))]
+TrainOptions = Annotated[dict[str, Any], SettingOptions("train", ("Method", "Training", "How it is run"))]
 """Given settings of a training on gold answers."""
 DistilOptions = Annotated[dict[str, Any], SettingOptions("train")]
 """Given settings of a training on a teacher's targets."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from outlay.engine.choices import judge_of
 from outlay.errors import UnknownModel, UsageError
+from outlay.models.pooling import Pooling, pooling_of
 from outlay.models.reference import fingerprint, parse_ref
 from outlay.models.shape import ModelShape, shape_of
 from outlay.models.window import Window, check_handover, window_of
@@ -15,8 +16,17 @@ from outlay.plan.cache import Memo, cached
 from outlay.plan.request import Request
 from outlay.plan.steps import Judge, Model
 from outlay.plan.strategies import strategy
-from outlay.settings import TEMPERATURES, TrainSettings, default_settings, role_settings
-from outlay.spec import Family, TargetSpec, TaskSpec, can_answer, target_spec
+from outlay.settings import (
+    AUTO_METHOD,
+    TEMPERATURES,
+    TrainSettings,
+    check_method,
+    default_settings,
+    peft_methods,
+    role_settings,
+    without_auto_method,
+)
+from outlay.spec import Family, Reading, TargetSpec, TaskSpec, can_answer, target_spec
 from outlay.tasks.example import Example
 from outlay.tasks.task import Task
 
@@ -42,7 +52,7 @@ class ModelFacts:
     def __init__(self, memo: Memo, tokens: Path | None) -> None:
         self.memo = memo
         self._tokens = tokens
-        self._source_tokens: dict[tuple[str, str, Window], dict[str, int]] = {}
+        self._source_tokens: dict[tuple[str, str, Window, Reading], dict[str, int]] = {}
 
     def roles(self, task: Task, asked: Request) -> ModelRoles:
         """Return the models of a run by role, and refuse families that cannot do the task.
@@ -84,6 +94,11 @@ class ModelFacts:
         return window_of(model.ref, base=model.base)
 
     @cached()
+    def pooling(self, model: Model) -> Pooling:
+        """Return the pooling that a model declares."""
+        return pooling_of(model.ref, base=model.base)
+
+    @cached()
     def _has_same_tokens(self, one: Model, other: Model) -> bool:
         from outlay.models.loading import same_tokenizer
 
@@ -94,13 +109,18 @@ class ModelFacts:
         teacher, student = self.shape(roles.teacher).family, self.shape(roles.student).family
         return {"teacher": teacher, "student": student, "distil": student}
 
-    def targets(self, task: Task, roles: ModelRoles) -> TargetSpec | None:
+    def targets(self, task: Task, roles: ModelRoles, request: Request) -> TargetSpec | None:
         """Return the kind of targets for the student; ``None`` without a teacher."""
         source, student = roles.target_source, roles.student
         if source is None:
             return None
+        taught = "teacher" if source == roles.teacher else "student"
+        methods = [request.overrides.get(role, {}).get("method", "full") for role in (taught, "distil")]
+        chooses = any(method != "full" and method not in (AUTO_METHOD, *peft_methods()) for method in methods)
         sides = [(shape.family, shape.vocab_size) for shape in map(self.shape, (source, student))]
-        return target_spec(task.kind, sides[0], sides[1], lambda: self._has_same_tokens(source, student))
+        found = target_spec(task.kind, sides[0], sides[1], lambda: self._has_same_tokens(source, student))
+        # A head on pooled vectors, or on words, chooses among classes, whatever family its encoder is of.
+        return TargetSpec("classes") if task.kind == "classification" and chooses else found
 
     def longest_answer(self, task: Task, model: Model) -> int:
         """Return the most tokens of an answer; 0 for an encoder."""
@@ -110,9 +130,11 @@ class ModelFacts:
 
         return longest_answer(model.ref, model.base, task.form)
 
-    def source_tokens(self, name: str, task: Task, model: Model, rows: Sequence[Example]) -> Mapping[str, int]:
+    def source_tokens(
+        self, name: str, task: Task, model: Model, rows: Sequence[Example], reading: Reading = "whole"
+    ) -> Mapping[str, int]:
         """Return the number of tokens by text, counted once per task and checkpoint. ``name``: the task as it was asked for."""
-        known = self._source_tokens.setdefault((name, model.fingerprint, self.window(model)), {})
+        known = self._source_tokens.setdefault((name, model.fingerprint, self.window(model), reading), {})
         missing = {row.text: row for row in rows if row.text not in known}
         if missing:
             from outlay.models.token_cache import keep_in
@@ -120,7 +142,9 @@ class ModelFacts:
 
             keep_in(self._tokens)
             sources = model_inputs(task, list(missing.values()), self.shape(model).family)
-            known.update(zip(missing, count_tokens(model.ref, model.base, task.form, sources), strict=True))
+            pooling = None if reading == "whole" else self.pooling(model)
+            counts = count_tokens(model.ref, model.base, task.form, sources, pooling, reading)
+            known.update(zip(missing, counts, strict=True))
         return known
 
     # --- checks ------------------------------------------------------------------------------------------------------
@@ -137,7 +161,7 @@ class ModelFacts:
         for model, settings in trainings.items():
             n_segments = len(task.segment_names) if self.shape(model).family == "encoder" else 1
             self._check_trainable(model, task.form, n_segments, settings)
-        targets = self.targets(task, roles)
+        targets = self.targets(task, roles, request)
         if targets is None or roles.target_source is None:
             return
         distil = trainings[roles.student][-1]
@@ -164,7 +188,9 @@ class ModelFacts:
         found: dict[Model, tuple[TrainSettings, ...]] = {}
         for model, role in trained:
             defaults = default_settings(families[role], task.kind)[role]
-            found[model] = (*found.get(model, ()), role_settings(defaults, request.overrides.get(role, {})))
+            settings = role_settings(defaults, without_auto_method(request.overrides.get(role, {})))
+            check_method(settings, task.kind, families[role], learns_from="targets" if role == "distil" else "labels")
+            found[model] = (*found.get(model, ()), settings)
         return found
 
     @cached()

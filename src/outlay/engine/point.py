@@ -80,6 +80,7 @@ _TEXT = {"type": "str", "strict": True}
 _COUNT = {"type": "int", "strict": True, "ge": 0}
 _FINITE = {"type": "float", "strict": True, "allow_inf_nan": False}
 _SCALARS = [_TEXT, {"type": "int", "strict": True}, {"type": "bool", "strict": True}, _FINITE, {"type": "none"}]
+_TEXTS = {"type": "dict", "keys_schema": _TEXT, "values_schema": _TEXT}
 _PARTS = {"type": "dict", "keys_schema": _TEXT, "values_schema": _COUNT}
 
 Text = Annotated[str, Rule("a non-empty text", _TEXT | {"min_length": 1})]
@@ -94,10 +95,18 @@ Pool = Annotated[
     tuple[tuple[str, int], ...],
     Rule("an object of whole numbers from 0", _after(lambda parts: tuple(parts.items()), _PARTS)),
 ]
+Methods = Annotated[
+    tuple[tuple[str, str], ...],
+    Rule("an object of texts", _after(lambda each: tuple(each.items()), _TEXTS)),
+]
 Notes = Annotated[
     tuple[str, ...],
     Rule("an array of texts", {"type": "tuple", "items_schema": [_TEXT], "variadic_item_index": 0}),
 ]
+_LATER = ("notes", "methods", "max_labels")
+"""Fields that JSON leaves out where they say nothing, as in points of before."""
+RIVAL = "rival_"
+"""Beginning of the names of the strategies that are rivals."""
 _CONFIG = {"extra": "forbid"}
 """Configuration of pydantic for the classes below."""
 
@@ -137,12 +146,22 @@ class PointRequest:
     price_book: Text
     pool: Pool
     dev: Annotated[str, _one_of(*DEV_KINDS)] | None
+    methods: Methods = ()
+    max_labels: Count | None = None
 
     @property
     def variant(self) -> str:
-        """Name of the strategy in tables, with "(N by rule)" for a strategy that has a teacher and no fixed N."""
-        by_rule = self.n_initial is None and self.teacher is not None
-        return f"{self.strategy} (N by rule)" if by_rule else self.strategy
+        """Name of the strategy in tables, with "(N by rule)" for one that has a teacher and no fixed N, and its methods."""
+        by_rule = ["N by rule"] if self.n_initial is None and self.teacher is not None else []
+        methods = dict(self.methods)
+        named = list(dict.fromkeys(methods.values()))
+        words = [*by_rule, *([" to ".join(named)] if named not in ([], ["auto"]) and not self.is_rival else [])]
+        return f"{self.strategy} ({'; '.join(words)})" if words else self.strategy
+
+    @property
+    def is_rival(self) -> bool:
+        """True for a rival, which learns from labels that other runs have bought."""
+        return self.strategy.startswith(RIVAL)
 
     @property
     def id(self) -> str:
@@ -243,7 +262,8 @@ def _request_to_json(request: PointRequest) -> dict[str, Any]:
     pool = dict(request.pool)
     if len(pool) != len(request.pool):
         raise DataError(f"the pool names a part twice: {', '.join(name for name, _ in request.pool)}")
-    return asdict(request) | {"pool": pool}
+    record = asdict(request) | {"pool": pool, "methods": dict(request.methods)}
+    return {name: value for name, value in record.items() if value or name not in _LATER}
 
 
 def _result_to_json(result: PointResult) -> dict[str, Any]:
@@ -296,7 +316,7 @@ def _check_whole(point: Point, document: Mapping[str, Any], where: str) -> None:
     """Refuse a point without one of its fields; those with a default are optional in Python only."""
     for part in fields(point):
         for each in fields(getattr(point, part.name)):
-            if each.name not in document[part.name] and each.name != "notes":
+            if each.name not in document[part.name] and each.name not in _LATER:
                 raise _left_out(f"{where}.{part.name}.{each.name}")
 
 

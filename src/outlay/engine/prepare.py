@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
@@ -18,11 +19,12 @@ from outlay.labels.annotator import Annotator
 from outlay.money.amounts import PriceBook
 from outlay.money.machines import Machine, machine
 from outlay.plan.cache import Memo, cached
-from outlay.plan.context import Offer, PlanningContext, TokenCounts
+from outlay.plan.context import Offer, PlanningContext, TokenCounts, reading_key
 from outlay.plan.request import Digests, Request, SellerSpec
 from outlay.plan.steps import Buy, Encoding, Model
 from outlay.plan.strategies import strategy
-from outlay.settings import TeachSettings, default_settings
+from outlay.settings import AUTO_METHOD, TeachSettings, default_settings, without_auto_method
+from outlay.spec import Reading
 from outlay.storage.store import key_of
 from outlay.tasks.example import Example
 from outlay.tasks.loading import load_data
@@ -81,6 +83,22 @@ class PreparedRun:
                 f"the request of strategy {self.request.strategy} names no seller {step.seller!r}; name it too"
             )
         return make_seller(spec, self.rows_of(step.split), self.task, self.price_book, self.request.seed)
+
+
+class _Tokens(Mapping[str, TokenCounts]):
+    """Token counts by `reading_key`, each counted when it is asked for."""
+
+    def __init__(self, counts: Mapping[str, Callable[[], TokenCounts]]) -> None:
+        self._counts = counts
+
+    def __getitem__(self, key: str) -> TokenCounts:
+        return self._counts[key]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._counts)
+
+    def __len__(self) -> int:
+        return len(self._counts)
 
 
 class RunBuilder:
@@ -152,10 +170,11 @@ class RunBuilder:
         families, given = self._models.families(roles), asked.overrides
         overrides: dict[str, dict[str, Any]] = {role: without_auto(pairs) for role, pairs in given.items()}
         for each in ROLES_TRAINED:
-            overrides[each] = overrides_of(task.training, families[each], each, given.get(each, {}))
+            named = overrides_of(task.training, families[each], each, given.get(each, {}))
+            overrides[each] = {"method": AUTO_METHOD, **named}
         for role, pairs in overrides.items():
             settings = TeachSettings() if role == "teach" else default_settings(families[role], task.kind)[role]
-            settings.changed(pairs)
+            settings.changed(pairs if role == "teach" else without_auto_method(pairs))
         models = [model.parameters() for model in (roles.teacher, roles.student, roles.judge) if model is not None]
         return replace(
             asked,
@@ -196,7 +215,8 @@ class RunBuilder:
     def _prepare(self, asked: Request, request: Request) -> PreparedRun:
         (task, data), models = self.load(asked.task), self._models
         roles, ordered = models.roles(task, asked), self._ordered(asked.task, request.seed)
-        pool, source, targets = ordered.pool[: request.pool_rows], roles.target_source, models.targets(task, roles)
+        pool, source = ordered.pool[: request.pool_rows], roles.target_source
+        targets = models.targets(task, roles, request)
         chosen = self.machine(request.machine)
         context = PlanningContext(
             request=request,
@@ -205,7 +225,15 @@ class RunBuilder:
             teacher=roles.teacher,
             student=roles.student,
             shapes={model.ref: models.shape(model) for model in (roles.teacher, roles.student)},
-            tokens={model.ref: self._token_counts(asked.task, request.seed, model, len(pool)) for model in roles.used},
+            tokens=_Tokens(
+                {
+                    reading_key(model.ref, reading): partial(
+                        self._token_counts, asked.task, request.seed, model, len(pool), reading
+                    )
+                    for model in roles.used
+                    for reading in get_args(Reading)
+                }
+            ),
             longest_answer={model.ref: models.longest_answer(task, model) for model in roles.used},
             target_specs={(source.ref, roles.student.ref): targets}
             if source is not None and targets is not None
@@ -226,6 +254,7 @@ class RunBuilder:
             },
             teach_defaults=TeachSettings(),
             windows={model.ref: models.window(model) for model in roles.used},
+            poolings={model.ref: models.pooling(model) for model in roles.used},
         )
         parts = _pool_parts(data, len(pool))
         return PreparedRun(
@@ -242,10 +271,10 @@ class RunBuilder:
         return offer_of(spec, make_seller(spec, rows, task, self.price_book, seed))
 
     @cached()
-    def _token_counts(self, name: str, seed: int, model: Model, n_pool: int) -> TokenCounts:
+    def _token_counts(self, name: str, seed: int, model: Model, n_pool: int, reading: Reading) -> TokenCounts:
         (task, data), ordered = self.load(name), self._ordered(name, seed)
         splits = (ordered.train, ordered.pool[:n_pool], ordered.dev, data.test)
-        n_tokens = self._models.source_tokens(name, task, model, [row for split in splits for row in split])
+        n_tokens = self._models.source_tokens(name, task, model, [row for split in splits for row in split], reading)
         return TokenCounts(
             *(array("q", accumulate((n_tokens[row.text] for row in split), initial=0)) for split in splits)
         )

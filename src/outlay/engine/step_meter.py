@@ -64,6 +64,14 @@ class StepMeter:
         """Count an inference batch."""
         self._meter.add(self._infer(n_tokens), train=False)
 
+    def may_fit(self, n_flops: int) -> bool:
+        """Return whether a regression fits into the hold on both clocks."""
+        return self._meter.may_start(n_flops, train=True)
+
+    def fitted(self, n_flops: int) -> None:
+        """Count a regression."""
+        self._meter.add(n_flops, train=True)
+
     def state(self) -> dict[str, Any]:
         """Return the counts and the seconds by payer, for a checkpoint."""
         return {"meter": self._meter.state().to_json(), "seconds_by_payer": self.by_payer()}

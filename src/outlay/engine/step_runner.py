@@ -58,6 +58,7 @@ from outlay.train.progress import TokenCounter, TrainContext, TrainProgress
 if TYPE_CHECKING:
     from outlay.tasks.example import Example
     from outlay.train.api import DevTexts
+    from outlay.train.probe import TaskMetric
 
 
 Files = dict[str, bytes | Path]
@@ -72,11 +73,14 @@ class StepOutput:
 
 
 class StepRunner:
-    """Executor of the compute steps of one prepared run."""
+    """Executor of the compute steps of one prepared run; ``vectors``: folder of frozen vectors, which all runs share."""
 
-    def __init__(self, prepared: PreparedRun, artifact_of: Callable[[Step], Artifact]) -> None:
+    def __init__(
+        self, prepared: PreparedRun, artifact_of: Callable[[Step], Artifact], vectors: Path | None = None
+    ) -> None:
         self._prepared = prepared
         self._artifact_of = artifact_of
+        self._vectors = vectors
         self._answer_lengths: dict[tuple[str, str], list[int]] = {}
 
     def make(self, step: Step, context: TrainContext) -> StepOutput:
@@ -85,9 +89,11 @@ class StepRunner:
         Raises:
             TrainingError: the training cannot go on.
         """
+        from outlay.models.vectors import keep_in as keep_vectors_in
         from outlay.train.api import use_threads
 
         use_threads(self._prepared.request.threads)
+        keep_vectors_in(self._vectors)
         match step:
             case Train():
                 return self._train(step, context)
@@ -128,6 +134,7 @@ class StepRunner:
             dev=self._dev(step),
             out=out,
             context=context,
+            metric=_metric(step.encoding),
         )
         return _trained(out, progress, len(labels) - first, self._dev_floor(step))
 
@@ -215,7 +222,8 @@ class StepRunner:
         rows, golds = self._dev_rows(step.dev)
         texts, scorer = [row.text for row in rows], _scorer(step.encoding)
         sources = self._prepared.sources(rows, step.model.ref)
-        return DevTexts(sources, lambda answers: scorer.main_value(answers, golds, texts))
+        is_choice = step.encoding.form.kind == "classification"
+        return DevTexts(sources, lambda answers: scorer.main_value(answers, golds, texts), golds if is_choice else ())
 
     def _dev_rows(self, dev: Dev) -> tuple[Sequence[Example], list[str]]:
         rows = (self._prepared.train if dev.how == "carved" else self._prepared.dev)[: dev.n]
@@ -258,12 +266,23 @@ def _spec(step: Train | Distil) -> Any:
     from outlay.models.loading import ModelSpec
 
     target = step.target if isinstance(step, Distil) else None
-    return ModelSpec(step.model.ref, step.model.base, step.encoding.form, step.settings.seed, target)
+    form = step.encoding.form
+    return ModelSpec(step.model.ref, step.model.base, form, step.settings.seed, target, step.pooling, step.reading)
+
+
+def _metric(encoding: Encoding) -> TaskMetric | None:
+    """Return the metric that a regression's strength may be chosen by; ``None`` for one that needs an encoder."""
+    from outlay.train.probe import TaskMetric
+
+    if encoding.judge is not None:
+        return None
+    scorer = _scorer(encoding)
+    return TaskMetric(encoding.metric, lambda answers, golds: scorer.main_value(answers, golds, [""] * len(golds)))
 
 
 def _trained(out: Path, progress: TrainProgress, n_rows: int, dev: dict[str, Any]) -> StepOutput:
     files: Files = {path.name: path for path in sorted(out.iterdir()) if path.is_file()}
-    training = {
+    training: dict[str, Any] = {
         "history": progress.history,
         "best_epoch": progress.best_epoch,
         "dev": progress.best_score,
@@ -274,6 +293,10 @@ def _trained(out: Path, progress: TrainProgress, n_rows: int, dev: dict[str, Any
         "n_answers_cut": progress.n_answers_cut,
         "n_unaligned": progress.n_unaligned,
     }
+    # What only a regression has is left out elsewhere, so that the usage of other trainings is what it was.
+    fitted = {"n_flops_fitted": progress.n_flops_fitted, "strength": progress.strength, "notes": progress.notes}
+    training |= fitted if progress.strength is not None else {}
+    training |= {"temperature": progress.temperature} if progress.temperature is not None else {}
     files[TRAINING_FILE] = _json(training)
     usage = _usage(progress.n_tokens_trained, progress.n_tokens_inferred)
     extra = {name: value for name, value in training.items() if name not in ("history", "best_epoch")}
@@ -366,7 +389,8 @@ class JobRunner:
         precision = learner_of(step).settings.precision
         if not job.is_precision_asked:
             check_worker(precision)
-        runner, quoter = StepRunner(prepared, lambda behind: self._artifact(job, behind)), Quoter(prepared.context)
+        runner = StepRunner(prepared, lambda behind: self._artifact(job, behind), self._store.root / "vectors")
+        quoter = Quoter(prepared.context)
         foreseen = Forecaster(quoter, self._profile, runner.answer_lengths).forecast(step)
         meter = StepMeter(
             quoter,

@@ -140,7 +140,17 @@ def _asked(
         price_book=price_book,
         pool=pool,
         dev=None if request.dev == "none" else request.dev,
+        methods=_methods_of(request),
+        max_labels=request.max_labels,
     )
+
+
+def _methods_of(request: Request) -> tuple[tuple[str, str], ...]:
+    """Return the methods of the trainings of a request by role, none where all are ``full``."""
+    taught_by = strategy(request.strategy).taught_by
+    roles = ("student",) if taught_by is None else (taught_by, "distil")
+    named = {role: request.overrides.get(role, {}).get("method", "full") for role in roles}
+    return tuple(named.items()) if set(named.values()) != {"full"} else ()
 
 
 def precision_facts(prepared: PreparedRun) -> dict[str, Any]:
@@ -184,4 +194,5 @@ def _scores(artifact: Artifact) -> dict[str, Reading]:
 def work_of(step: Step, artifact: Artifact, quoter: Quoter) -> Work:
     """Return the tokens that a step really processed, from its artifact: at most its quote."""
     usage = artifact.usage
-    return Work(quoter.work(step).ref, int(usage["n_tokens_trained"]), int(usage["n_tokens_inferred"]))
+    fitted = int(usage.get("n_flops_fitted") or 0)
+    return Work(quoter.work(step).ref, int(usage["n_tokens_trained"]), int(usage["n_tokens_inferred"]), fitted)

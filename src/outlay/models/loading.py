@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ from outlay.errors import UnknownModel, UsageError, first_line
 from outlay.models.generative_heads import GenerationHead, RankClassificationHead
 from outlay.models.heads import ClassificationHead, Head, TaggingHead
 from outlay.models.peft import check, check_layers
+from outlay.models.pooled import PooledHead, PooledModel, load_head, save_pooled
+from outlay.models.pooling import Pooling
 from outlay.models.random_init import output_names, quiet_transformers, tiny_model
-from outlay.models.reference import SINGLE_WEIGHTS, cut_layers, parse_ref, resolve_folder
+from outlay.models.reference import SINGLE_WEIGHTS, cut_layers, fingerprint, parse_ref, resolve_folder
 from outlay.models.shape import N_LAYERS, family_of, read_config
 from outlay.models.window import window_in, window_of
+from outlay.models.words import METHODS as WORDS_METHODS
+from outlay.models.words import WordsHead, load_words, save_words
 from outlay.settings import TrainSettings, check_optimizer
-from outlay.spec import Family, TargetKind, TaskSpec, can_answer
+from outlay.spec import Family, Reading, TargetKind, TaskSpec, can_answer
 from outlay.storage.files import writing
 
 HEAD_FILE = "outlay.json"
@@ -42,7 +46,7 @@ class ModelSpec:
 
     ``ref``: a model reference; ``base``: the checkpoint that ``cut:`` and ``tiny:`` take layers, shapes and tokenizer from;
     ``form``: the task as the model meets it; ``seed``: of a new head (and of a ``tiny:`` model's weights); ``target``: what its
-    teacher gives, ``None`` where it learns from labels.
+    teacher gives, ``None`` where it learns from labels; ``pooling``, ``reading``: of a head that reads pooled vectors.
     """
 
     ref: str
@@ -50,6 +54,8 @@ class ModelSpec:
     form: TaskSpec
     seed: int
     target: TargetKind | None = None
+    pooling: Pooling | None = None
+    reading: Reading = "whole"
 
 
 def load_tokenizer(ref: str, base: str) -> Any:
@@ -117,6 +123,53 @@ def load_model(spec: ModelSpec) -> tuple[nn.Module, Head, Any]:
     return model, head, tokenizer
 
 
+def load_pooled(spec: ModelSpec, method: str) -> tuple[PooledModel, PooledHead, Any]:
+    """Return a model whose head reads pooled vectors, in float32 on the CPU, with its head and its tokenizer.
+
+    ``spec.pooling`` names the pooling. Of a T5 the encoder is loaded alone.
+
+    Raises:
+        UnknownModel: the reference leads nowhere, or to a checkpoint without an encoder of its own.
+    """
+    assert spec.pooling is not None
+    ref, family = parse_ref(spec.ref), family_of(spec.ref, base=spec.base)
+    folder = resolve_folder(spec.ref, base=spec.base)
+    head = pooled_head(spec.ref, spec.base, spec.form, spec.pooling, spec.reading, method)
+    tokenizer, form = head.tokenizer, head.form
+    torch.manual_seed(spec.seed)
+    if ref.kind == "tiny":
+        whole: Any = tiny_model(folder, ref, family, form.labels, per_token=False)
+        encoder = whole.get_encoder() if family == "seq2seq" else whole.base_model
+    else:
+        encoder = _encoder_in(folder, family, spec.ref)
+        encoder = _cut(encoder, ref.n_layers, n_stacks=1) if ref.kind == "cut" else encoder
+    _check_vocabulary(spec.ref, int(encoder.config.vocab_size), len(tokenizer))
+    return PooledModel(encoder, form.n_outputs, spec.pooling, spec.reading), head, tokenizer
+
+
+def pooled_head(
+    ref: str, base: str, form: TaskSpec, pooling: Pooling, reading: Reading, method: str = "probe"
+) -> PooledHead:
+    """Return the head that reads pooled vectors of a model reference; its weights stay where they are."""
+    fitted = replace(form, max_source_tokens=_source_window(ref, base, form))
+    return PooledHead(load_tokenizer(ref, base), fitted, family_of(ref, base=base), pooling, reading, method)
+
+
+def _source_window(ref: str, base: str, form: TaskSpec) -> int:
+    """Return the most tokens of a text for a model that writes no answer."""
+    limit = window_of(ref, base=base).source
+    return form.max_source_tokens if limit is None else min(limit, form.max_source_tokens)
+
+
+def _encoder_in(folder: Path, family: Family, ref: str) -> Any:
+    """Return the part of a checkpoint that gives vectors of tokens."""
+    import transformers
+
+    auto_class = transformers.AutoModelForTextEncoding if family == "seq2seq" else transformers.AutoModel
+    with load_errors(ref, "as an encoder"), quiet_transformers():
+        return auto_class.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+
+
 def check_checkpoint(ref: str, base: str, head: Head, tokenizer: Any, settings: Sequence[TrainSettings] = ()) -> None:
     """Refuse a reference that cannot be loaded and trained with each of ``settings``, as far as its files say without
     the weights.
@@ -144,11 +197,16 @@ def check_checkpoint(ref: str, base: str, head: Head, tokenizer: Any, settings: 
 
 
 def save_model(
-    model: Any, head: Head, tokenizer: Any, folder: Path, state: dict[str, torch.Tensor] | None = None
+    model: Any,
+    head: Head,
+    tokenizer: Any,
+    folder: Path,
+    state: dict[str, torch.Tensor] | None = None,
+    temperature: float | None = None,
 ) -> None:
     """Write weights (safetensors), config, tokenizer and `HEAD_FILE` into ``folder``; any `AutoModel` loader reads it back.
 
-    ``state``: the weights to write, where the model itself does not hold them whole.
+    ``state``: the weights to write, where the model itself does not hold them whole; ``temperature``: as in `write_head_file`.
     """
     with quiet_transformers():
         with writing(folder / SINGLE_WEIGHTS):
@@ -156,7 +214,35 @@ def save_model(
             _record_own_output_layer(model, folder)
         with writing(folder / "tokenizer.json"):
             tokenizer.save_pretrained(folder)
-    document = {"family": head.family, "target": head.target, "form": head.form.to_json()}
+    write_head_file(folder, head, temperature)
+
+
+def save_with_head(
+    model: Any, head: PooledHead | WordsHead, tokenizer: Any, folder: Path, temperature: float | None = None
+) -> None:
+    """Write a model whose head is beside it (`outlay.models.pooled`, `outlay.models.words`) into ``folder``.
+
+    `load_saved` reads it back; `sentence-transformers` loads the encoder of one that has one.
+    """
+    with quiet_transformers(), writing(folder / SINGLE_WEIGHTS):
+        if isinstance(head, PooledHead):
+            save_pooled(model, head, folder)
+            tokenizer.save_pretrained(folder)
+        else:
+            save_words(model, head, folder)
+    write_head_file(folder, head, temperature)
+
+
+def write_head_file(folder: Path, head: Head, temperature: float | None = None) -> None:
+    """Write `HEAD_FILE`: the family, the targets and the task, and what a head of another kind adds.
+
+    ``temperature``: by which logits are divided for probabilities that fit the dev labels.
+    """
+    document: dict[str, Any] = {"family": head.family, "target": head.target, "form": head.form.to_json()}
+    if isinstance(head, PooledHead | WordsHead):
+        document["head"] = head.document()
+    if temperature is not None:
+        document["temperature"] = temperature
     with writing(folder / HEAD_FILE):
         (folder / HEAD_FILE).write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
@@ -175,14 +261,37 @@ def load_saved(folder: Path, *, device_map: str | None = None) -> tuple[nn.Modul
         raise UnknownModel(
             f"{folder} holds no model that `outlay` trained ({HEAD_FILE} is missing); make one with `outlay finetune`"
         ) from error
-    family = document["family"]
-    form = window_in(read_config(folder), family).fit(TaskSpec.from_json(document["form"]), str(folder))
+    family, own = document["family"], document.get("head")
+    if own is not None and own["method"] in WORDS_METHODS:
+        return (*load_words(folder, TaskSpec.from_json(document["form"]), own["method"]), None)
     tokenizer = _tokenizer_in(folder, str(folder))
+    if own is not None:
+        return _load_saved_pooled(folder, family, TaskSpec.from_json(document["form"]), tokenizer, own)
+    form = window_in(read_config(folder), family).fit(TaskSpec.from_json(document["form"]), str(folder))
     head = head_for(str(folder), family, form, tokenizer, document["target"])
     more = {} if device_map is None else {"device_map": device_map}
     with load_errors(str(folder), "as its own config says"), quiet_transformers():
         model: nn.Module = _auto_class(head)[0].from_pretrained(folder, use_safetensors=True, **more)
     return model, head, tokenizer
+
+
+def _load_saved_pooled(
+    folder: Path, family: Family, form: TaskSpec, tokenizer: Any, own: Mapping[str, Any]
+) -> tuple[PooledModel, PooledHead, Any]:
+    pooling = Pooling(**own["pooling"])
+    head = PooledHead(tokenizer, form, family, pooling, own["reading"], own["method"])
+    model = PooledModel(_encoder_in(folder, family, str(folder)), form.n_outputs, pooling, own["reading"])
+    weights = load_head(folder)
+    model.set_head(weights["weight"].numpy(), weights["bias"].numpy())
+    if own["origin"] is not None:
+        head.freeze(own["origin"])
+    return model, head, tokenizer
+
+
+def origin_of(ref: str, base: str) -> str:
+    """Return the identity of an encoder that is not trained: its form, and the fingerprint of its checkpoint."""
+    form = ref if parse_ref(ref).needs_base else "whole"
+    return f"{form} of {fingerprint(ref, base=base)}"
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
@@ -302,8 +411,11 @@ def _check_vocabulary(ref: str, n_rows: int, n_tokens: int) -> None:
         )
 
 
-def _cut(model: nn.Module, n_keep: int) -> nn.Module:
-    """Keep ``n_keep`` evenly spaced layers of each stack, first and last included; embeddings and head stay as they are."""
+def _cut(model: nn.Module, n_keep: int, *, n_stacks: int | None = None) -> nn.Module:
+    """Keep ``n_keep`` evenly spaced layers of each stack, first and last included; embeddings and head stay as they are.
+
+    ``n_stacks``: those of the model, where its config does not say.
+    """
     config: Any = model.config
     depths = {name: getattr(config, name) for name in _DEPTHS if isinstance(getattr(config, name, None), int)}
     stacks: list[tuple[nn.Module, str, nn.ModuleList]] = []
@@ -314,7 +426,7 @@ def _cut(model: nn.Module, n_keep: int) -> nn.Module:
             if isinstance(child, nn.ModuleList) and len(child) in depths.values() and child not in inside:
                 stacks.append((parent, name, child))
                 inside.update(child.modules())
-    n_stacks = 2 if config.is_encoder_decoder else 1
+    n_stacks = n_stacks or (2 if config.is_encoder_decoder else 1)
     if len(stacks) != n_stacks:
         raise UnknownModel(
             f"cut:{n_keep} needs {n_stacks} stack(s) of layers to cut, but {config.model_type} has {len(stacks)}"

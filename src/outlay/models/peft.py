@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from outlay.errors import UsageError
 from outlay.models.peft_methods import METHODS
+from outlay.models.pooled import PooledModel
 from outlay.settings import TrainSettings
 
 
@@ -28,7 +29,7 @@ def check(settings: TrainSettings, *, fsdp: bool = False) -> None:
         if fsdp:
             raise UsageError(
                 f"peft {each.method} cannot be used with FSDP: adapters are merged into whole weights; leave out --fsdp, "
-                "or choose peft none"
+                "or choose method full"
             )
         METHODS[each.method](each).check()
 
@@ -129,7 +130,9 @@ def without_compile(settings: TrainSettings) -> AbstractContextManager[Any]:
 
 
 def _classification_layer(model: Any) -> list[nn.Parameter]:
-    """Return the parameters of an encoder's classification layer: it is new, and adapters alone could not put it right."""
+    """Return the parameters of an encoder's classification layer: adapters alone could not put it right."""
+    if isinstance(model, PooledModel):
+        return list(model.head.parameters())
     if not type(model).__name__.endswith(("ForSequenceClassification", "ForTokenClassification")):
         return []
     inside = f"{model.base_model_prefix}."

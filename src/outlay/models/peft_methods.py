@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from torch import nn
 
 from outlay.errors import UsageError
-from outlay.settings import PEFT_SETTINGS, Ia3Settings, LoraSettings, PeftSettings
+from outlay.settings import METHOD_SETTINGS, Ia3Settings, LoraSettings, PeftSettings
 
 _ATTENTION = (
     *(("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin")),
@@ -86,7 +86,7 @@ class _LibraryMethod(PeftMethod[S]):
         if importlib.util.find_spec("peft") is None:
             raise UsageError(
                 f"peft {self.kind.method} needs the library peft, which is not installed; `pip install 'outlay[peft]'`, "
-                "or choose peft none"
+                "or choose method full"
             )
 
     @abstractmethod
@@ -184,10 +184,10 @@ def register(method: type[PeftMethod[Any]]) -> None:
         ValueError: another method, or other settings, of that name.
     """
     name = method.kind.method
-    if name in METHODS or name == "none" or PEFT_SETTINGS.get(name, method.kind) is not method.kind:
+    if name in METHODS or METHOD_SETTINGS.get(name, method.kind) is not method.kind:
         raise ValueError(f"there is a PEFT method {name!r} already; choose another name")
     METHODS[name] = method
-    PEFT_SETTINGS[name] = method.kind
+    METHOD_SETTINGS[name] = method.kind
 
 
 def type_of(model: Any) -> str:
@@ -219,7 +219,7 @@ def _first(found: Iterable[list[str]], method: str, model: nn.Module) -> list[st
     names = next((each for each in found if each), None)
     if names is None:
         raise UsageError(
-            f"peft {method} does not know the layers of a model of type {type_of(model)!r}; choose peft none, or another model"
+            f"peft {method} does not know the layers of a model of type {type_of(model)!r}; choose method full, or another model"
         )
     return names
 

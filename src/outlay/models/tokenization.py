@@ -17,6 +17,9 @@ from outlay.models import token_cache
 Ids = NDArray[Any]
 """Token ids in int32, uint16 or uint8."""
 
+Rows = NDArray[np.int64]
+"""Numbers of rows, int64."""
+
 _CHUNK_ROWS = 4096
 
 

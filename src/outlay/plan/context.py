@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from outlay.errors import UsageError
+from outlay.models.pooling import Pooling
 from outlay.models.shape import ModelShape
 from outlay.models.window import ENDLESS, Window
 from outlay.money.amounts import Price
@@ -14,8 +15,9 @@ from outlay.money.machines import Machine
 from outlay.plan.cache import Memo, cached
 from outlay.plan.request import Request
 from outlay.plan.steps import HUMAN, Encoding, Model
-from outlay.settings import BLOCK_ROWS, TeachSettings, TrainSettings, role_settings
-from outlay.spec import TargetSpec, TaskSpec
+from outlay.settings import AUTO_METHOD, BLOCK_ROWS, TeachSettings, TrainSettings, role_settings, without_auto_method
+from outlay.settings.auto import ChosenMethod, choose_method
+from outlay.spec import Reading, TargetSpec, TaskSpec
 
 N_MIN_OPEN = 2
 """Fewest labels worth a training where answers are open."""
@@ -30,6 +32,11 @@ class TokenCounts:
     pool: Sequence[int]
     dev: Sequence[int]
     test: Sequence[int]
+
+
+def reading_key(ref: str, reading: Reading) -> str:
+    """Return the key of the token counts of a model that reads rows so."""
+    return ref if reading == "whole" else f"{ref} ({reading})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +61,7 @@ class PlanningContext:
     shapes: Mapping[str, ModelShape]
     """Shapes by model reference."""
     tokens: Mapping[str, TokenCounts]
-    """Token counts by model reference."""
+    """Token counts by `reading_key`."""
     longest_answer: Mapping[str, int]
     """Most tokens of an answer, by model reference; 0 for an encoder, which writes none."""
     target_specs: Mapping[tuple[str, str], TargetSpec]
@@ -78,6 +85,8 @@ class PlanningContext:
     teach_defaults: TeachSettings
     windows: Mapping[str, Window] = field(default_factory=dict)
     """Limits on the tokens that a model reads and writes, by model reference; without an entry the task's own."""
+    poolings: Mapping[str, Pooling] = field(default_factory=dict)
+    """What a model declares of its pooling, by model reference; without an entry it declares nothing."""
 
     def form_of(self, ref: str) -> TaskSpec:
         """Return the form of the task, with its limits lowered to those of a model."""
@@ -135,9 +144,46 @@ class PlanningContext:
 
     @cached()
     def settings(self, role: str) -> TrainSettings:
-        """Return the training settings of a role, with the request's overrides, seed and precision."""
+        """Return the training settings of a role, with the request's overrides, seed and precision; ``full`` in place of ``auto``."""
+        return self._role_settings(role, without_auto_method(self._overrides(role)))
+
+    @cached()
+    def settings_for(self, role: str, model: Model, n_labels: int, method: str | None) -> TrainSettings:
+        """Return the settings of a training of a model, with the method that ``auto`` chooses; ``method``: in place of the role's."""
+        given = self._overrides(role) | ({} if method is None else {"method": method})
+        if (chosen := self.chosen_method(role, model, n_labels)) is not None and method is None:
+            given |= {name: value for name, value in chosen.settings.items() if name == "method" or name not in given}
+        return self._role_settings(role, given)
+
+    @cached()
+    def chosen_method(self, role: str, model: Model, n_labels: int) -> ChosenMethod | None:
+        """Return what ``auto`` chooses for a training, ``None`` where a method is named."""
+        if self._overrides(role).get("method") != AUTO_METHOD:
+            return None
+        return choose_method(
+            kind=self.encoding.form.kind,
+            family=self.shapes[model.ref].family,
+            is_pretrained=not model.ref.startswith("tiny:"),
+            is_pair=len(self.encoding.segments) == 2,
+            learns_from="targets" if role == "distil" else "labels",
+            n_labels=n_labels,
+        )
+
+    def reading(self, model: Model, settings: TrainSettings) -> Reading:
+        """Return how a model reads a row in a training; only an encoder has the task's segments."""
+        n_segments = len(self.encoding.segments) if self.shapes[model.ref].family == "encoder" else 1
+        return settings.reading(self.encoding.form.kind, n_segments)
+
+    def pooling(self, model: Model, settings: TrainSettings) -> Pooling | None:
+        """Return the pooling of a training, ``None`` where the head reads no pooled vectors."""
+        if self.reading(model, settings) == "whole":
+            return None
+        declared = self.poolings.get(model.ref, Pooling())
+        return declared if settings.pooling == "declared" else replace(declared, mode=settings.pooling)
+
+    def _role_settings(self, role: str, given: Mapping[str, Any]) -> TrainSettings:
         seed, precision = self.request.seed, self.request.precision
-        return role_settings(self.defaults[role], self._overrides(role), seed=seed, precision=precision)
+        return role_settings(self.defaults[role], given, seed=seed, precision=precision)
 
     @property
     @cached()

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from outlay.models.cost_model import Lengths, MachineProfile, ModelProfile, answering_load, starting_load, training_load
 from outlay.models.forecast import ANSWERING, lengths_of, profile_of, training_seconds
+from outlay.plan.context import TokenCounts, reading_key
 from outlay.plan.quotes import Quoter
-from outlay.plan.steps import Buy, ComputeStep, Dev, Distil, Model, Score, Step, Teach, Train, learner_of, n_carved
+from outlay.plan.steps import Buy, ComputeStep, Distil, Model, Score, Step, Teach, Train, learner_of, n_carved
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +54,15 @@ class Forecaster:
     def _seconds(self, step: ComputeStep, profile: MachineProfile) -> float:
         match step:
             case Train():
-                return self._trained(step, profile, self._bought(step.labels, step.dev, step.model))
+                return self._trained(step, profile, self._bought(step, step.labels))
             case Distil():
-                rows = self._lengths(step, self._context.tokens[step.model.ref].pool, 0, step.n_rows)
+                rows = self._lengths(step, self._counts(step).pool, 0, step.n_rows)
                 return self._trained(step, profile, rows)
             case Teach():
                 reader = self._reader(step)
                 if self._decodes_labels(step):
                     reader = replace(reader, n_choices=1)
-                pool = self._lengths(step, self._context.tokens[step.teacher.model.ref].pool, step.start, step.stop)
+                pool = self._lengths(step, self._counts(step.teacher).pool, step.start, step.stop)
                 load = answering_load(reader, pool, step.settings, keep=step.target == "tokens")
                 # The model stays loaded from block to block.
                 load += replace(starting_load(reader, pool), models=int(step.start == 0))
@@ -70,24 +71,39 @@ class Forecaster:
             case Score():
                 learner = step.model
                 reader = self._reader(step)
-                counts = self._context.tokens[learner.model.ref].test
+                counts = self._counts(learner).test
                 test = self._lengths(step, counts, 0, len(counts) - 1)
                 load = answering_load(reader, test, ANSWERING) + starting_load(reader, test)
                 return profile.seconds(load, learner.settings.precision)
 
     def _trained(self, step: Train | Distil, profile: MachineProfile, rows: Lengths) -> float:
         reader, settings = self._reader(step), step.settings
+        if settings.chosen.head == "probe" and settings.chosen.reads_vectors:
+            return self._probed(step, profile, rows)
         more = None
         if isinstance(step, Distil) and step.gold and step.target == "tokens":
             # A gold answer is read in a second pass of the same steps.
-            gold = training_load(reader, self._bought(step.gold, step.dev, step.model), settings)
+            gold = training_load(reader, self._bought(step, step.gold), settings)
             more = replace(gold, steps=0, updated=0)
         return training_seconds(profile, reader, rows, self._dev(step), settings, more)
+
+    def _probed(self, step: Train | Distil, profile: MachineProfile, rows: Lengths) -> float:
+        """Return the seconds of a training that begins with a probe: encoding, then its epochs; the regression is left out."""
+        reader, settings, dev = self._reader(step), step.settings, self._dev(step)
+        encoding = answering_load(reader, rows, ANSWERING) + starting_load(reader, rows)
+        seconds = profile.seconds(encoding, "fp32")
+        if settings.chosen.trains == "none":
+            return seconds + (0.0 if dev is None else profile.seconds(answering_load(reader, dev, ANSWERING), "fp32"))
+        evaluated = dev if settings.method == "probe_then_tune" else None
+        return seconds + training_seconds(profile, reader, rows, evaluated, settings)
+
+    def _counts(self, step: Train | Distil) -> TokenCounts:
+        return self._context.tokens[reading_key(step.model.ref, step.reading)]
 
     def _dev(self, step: Train | Distil) -> Lengths | None:
         if step.dev is None:
             return None
-        counts = self._context.tokens[step.model.ref]
+        counts = self._counts(step)
         split = counts.train if step.dev.how == "carved" else counts.dev
         return self._lengths(step, split, 0, step.dev.n)
 
@@ -103,13 +119,13 @@ class Forecaster:
         is_plain = settings.beams == 1 and not settings.sample and settings.answers_from == "labels"
         return is_choice and is_plain and step.target in ("tokens", "text")
 
-    def _bought(self, labels: Sequence[Buy], dev: Dev | None, model: Model) -> Lengths:
+    def _bought(self, step: Train | Distil, labels: Sequence[Buy]) -> Lengths:
         """Return the lengths of the bought rows that are trained on; dev is carved out of the first purchase."""
-        counts, n_left_out = self._context.tokens[model.ref].train, n_carved(dev)
+        counts, n_left_out = self._counts(step).train, n_carved(step.dev)
         sources: list[int] = []
         answers: list[int] = []
         for each in labels:
-            rows = _lengths(counts, each.start + n_left_out, each.stop, self._answers(each, model))
+            rows = _lengths(counts, each.start + n_left_out, each.stop, self._answers(each, step.model))
             sources, answers, n_left_out = [*sources, *rows.sources], [*answers, *rows.answers], 0
         return Lengths(sources, answers)
 

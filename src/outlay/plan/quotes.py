@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from outlay.models.forecast import n_evaluations
+from outlay.models.pooling import n_features
+from outlay.models.regression import N_WORDS_PER_TOKEN, most_flops
 from outlay.models.shape import flops_infer, flops_train
 from outlay.money.amounts import Quote
 from outlay.plan.cache import cached
-from outlay.plan.context import PlanningContext
-from outlay.plan.steps import Buy, Dev, Distil, Score, Step, Teach, Train, n_carved
+from outlay.plan.context import PlanningContext, TokenCounts, reading_key
+from outlay.plan.steps import Buy, Distil, Score, Step, Teach, Train, n_carved
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Tokens a step sends through a model at most: forward and backward, and forward only."""
+    """Tokens a step sends through a model at most, forward and backward, and forward only; and the FLOPs of its regressions."""
 
     ref: str
     n_tokens_trained: int
     n_tokens_inferred: int
+    n_flops_fitted: int = 0
 
 
 class Quoter:
@@ -68,40 +71,70 @@ class Quoter:
         """Return the tokens that a compute step processes at most, evaluations included."""
         match step:
             case Train():
-                n_trained = step.settings.epochs * self._bought_tokens(step.model.ref, step.labels, step.dev)
                 n_rows = step.n_labels - n_carved(step.dev)
-                n_inferred = n_evaluations(step.settings, n_rows) * self.dev_tokens(step)
-                return Work(step.model.ref, n_trained, n_inferred)
+                return self._trained(step, n_rows, self._bought_tokens(step, step.labels))
             case Teach():
                 return Work(step.teacher.model.ref, 0, self._spoken_tokens(step))
             case Distil():
-                n_inferred = n_evaluations(step.settings, step.n_rows) * self.dev_tokens(step)
-                return Work(step.model.ref, step.settings.epochs * self._learnt_tokens(step), n_inferred)
+                return self._trained(step, step.n_rows, self._learnt_tokens(step))
             case Score():
-                test = self.context.tokens[step.model.model.ref].test
+                test = self._counts(step.model).test
                 return Work(step.model.model.ref, 0, self._answered_tokens(step.model, test[-1], len(test) - 1))
         raise TypeError(f"{type(step).__name__} is no compute step")
+
+    def _trained(self, step: Train | Distil, n_rows: int, n_tokens: int) -> Work:
+        """Return the work of a training on rows of so many tokens: its regression, its epochs, its evaluations."""
+        settings, ref = step.settings, step.model.ref
+        method = settings.chosen
+        if not method.reads_vectors:
+            return Work(ref, 0, 0, self._fitted_flops(step, n_rows, n_tokens))
+        if method.head == "random":
+            return Work(ref, settings.epochs * n_tokens, n_evaluations(settings, n_rows) * self.dev_tokens(step))
+        n_trained = 0 if method.trains == "none" else settings.epochs * n_tokens
+        evaluates = settings.method == "probe_then_tune"
+        n_inferred = n_tokens + (n_evaluations(settings, n_rows) if evaluates else 1) * self.dev_tokens(step)
+        return Work(ref, n_trained, n_inferred, self._fitted_flops(step, n_rows, n_tokens))
+
+    def _fitted_flops(self, step: Train | Distil, n_rows: int, n_tokens: int) -> int:
+        """Return the FLOPs of a training's regressions at most."""
+        if step.settings.chosen.head == "random":
+            return 0
+        form, shape = step.encoding.form, self.context.shapes[step.model.ref]
+        n_values, n_examples = n_features(shape.hidden_size, step.reading), n_rows
+        if form.kind == "entities":
+            n_examples = n_tokens
+        elif not step.settings.chosen.reads_vectors:
+            n_values, n_examples = 1, N_WORDS_PER_TOKEN * n_tokens
+        return most_flops(step.settings.of_method("probe"), n_examples, n_values, form.n_outputs)
 
     def dev_tokens(self, step: Train | Distil) -> int:
         """Return the tokens of one evaluation on the dev rows."""
         if step.dev is None:
             return 0
-        counts, n_rows = self.context.tokens[step.model.ref], step.dev.n
+        counts, n_rows = self._counts(step), step.dev.n
         return self._answered_tokens(step, (counts.train if step.dev.how == "carved" else counts.dev)[n_rows], n_rows)
 
     def _answered_tokens(self, step: Train | Distil, n_source_tokens: int, n_rows: int) -> int:
         """Return the tokens of one answer per row; a student trained on classes scores every label instead."""
+        if not step.settings.chosen.reads_vectors:
+            return 0
         ref = step.model.ref
+        if step.reading != "whole":
+            return n_source_tokens
         if isinstance(step, Distil) and step.target == "classes":
             return self._scored_tokens(ref, n_source_tokens, n_rows)
         return n_source_tokens + n_rows * self.context.longest_answer[ref]
 
-    def _bought_tokens(self, ref: str, labels: Sequence[Buy], dev: Dev | None) -> int:
+    def _counts(self, step: Train | Distil) -> TokenCounts:
+        return self.context.tokens[reading_key(step.model.ref, step.reading)]
+
+    def _bought_tokens(self, step: Train | Distil, labels: Sequence[Buy]) -> int:
         """Return the tokens, sources and answers, of the bought rows trained on; dev is carved out of the first purchase."""
-        train, n_tokens, n_left_out = self.context.tokens[ref].train, 0, n_carved(dev)
+        train, n_tokens, n_left_out = self._counts(step).train, 0, n_carved(step.dev)
+        n_answered = self.context.longest_answer[step.model.ref] if step.reading == "whole" else 0
         for each in labels:
             first, n_left_out = each.start + n_left_out, 0
-            n_tokens += train[each.stop] - train[first] + (each.stop - first) * self.context.longest_answer[ref]
+            n_tokens += train[each.stop] - train[first] + (each.stop - first) * n_answered
         return n_tokens
 
     def _spoken_tokens(self, step: Teach) -> int:
@@ -111,8 +144,12 @@ class Quoter:
         Beams, samples and padding leave no logits, so then each answer is read once more.
         """
         ref = step.teacher.model.ref
-        counts, n_rows = self.context.tokens[ref], step.stop - step.start
+        if not step.teacher.settings.chosen.reads_vectors:
+            return 0
+        counts, n_rows = self._counts(step.teacher), step.stop - step.start
         sources = counts.pool[step.stop] - counts.pool[step.start]
+        if step.teacher.reading != "whole":
+            return sources
         if step.target == "classes":
             return self._scored_tokens(ref, sources, n_rows)
         settings = step.settings
@@ -123,13 +160,15 @@ class Quoter:
     def _learnt_tokens(self, step: Distil) -> int:
         """Return the tokens of one epoch over the pool; beside a teacher's tokens, a gold answer takes a pass of its own."""
         ref, n_rows = step.model.ref, step.n_rows
-        sources = self.context.tokens[ref].pool[n_rows]
+        sources = self._counts(step).pool[n_rows]
+        if step.reading != "whole":
+            return sources
         if step.target == "classes":
             return self._scored_tokens(ref, sources, n_rows, trained=True)
         n_tokens = sources + n_rows * self.context.longest_answer[ref]
         if not step.gold or step.target != "tokens":
             return n_tokens
-        return n_tokens + self._bought_tokens(ref, step.gold, step.dev)
+        return n_tokens + self._bought_tokens(step, step.gold)
 
     def _scored_tokens(self, ref: str, n_source_tokens: int, n_rows: int, *, trained: bool = False) -> int:
         """Return the tokens of a distribution over the classes per row.
@@ -147,10 +186,10 @@ class Quoter:
     def flops(self, work: Work) -> tuple[int, int]:
         """Return FLOPs trained and inferred.
 
-        T-Few §4.2: 6N and 2N per token of an encoder or decoder, 3N and N of both together.
+        T-Few §4.2: 6N and 2N per token of an encoder or decoder, 3N and N of both together; those of regressions count as trained.
         """
         shape, n_outputs = self.context.shapes[work.ref], self.context.encoding.form.n_outputs
-        trained = flops_train(shape, work.n_tokens_trained, n_outputs)
+        trained = flops_train(shape, work.n_tokens_trained, n_outputs) + work.n_flops_fitted
         return trained, flops_infer(shape, work.n_tokens_inferred, n_outputs)
 
     def hours(self, work: Work) -> Fraction:

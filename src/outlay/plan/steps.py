@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import TargetKind, TaskSpec
+from outlay.models.pooling import Pooling
+from outlay.settings import TeachSettings, TrainSettings, peft_methods
+from outlay.spec import Reading, TargetKind, TaskSpec
 from outlay.storage.store import key_of
 
 HUMAN = "human"
@@ -182,10 +183,16 @@ class Training(Step):
     encoding: Encoding
     settings: TrainSettings
     threads: int
+    pooling: Pooling | None = None
+    """Pooling of a method whose head reads pooled vectors."""
+    reading: Reading = "whole"
+    """How the model reads a row; settings and segments decide it."""
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters beside the inputs."""
+        pooled = {} if self.pooling is None else {"pooling": self.pooling.to_json(), "reading": self.reading}
         return {
+            **pooled,
             "model": self.model.parameters(),
             "dev": None if self.dev is None else self.dev.parameters(),
             "encoding": self.encoding.parameters(),
@@ -385,14 +392,23 @@ def describe(step: Step) -> str:
         case Buy():
             return f"{step.n:,} {step.split if step.seller == HUMAN else seller_words(step.seller)} labels"
         case Train():
-            return f"fine-tune the {step.role} on {step.n_labels:,} labels"
+            return f"{_train_words(step.settings)} the {step.role} on {step.n_labels:,} labels"
         case Teach():
             return "teacher's targets over the pool"
         case Distil():
-            return f"distil the student over {step.n_rows:,} pool rows"
+            method = "" if step.settings.method in _PLAIN else f" ({step.settings.method})"
+            return f"distil the student over {step.n_rows:,} pool rows{method}"
         case Score():
             return "score the test split"
     raise TypeError(f"no words for {type(step).__name__}")
+
+
+_PLAIN = ("full", *peft_methods())
+"""Methods that need no word beside a training's own."""
+
+
+def _train_words(settings: TrainSettings) -> str:
+    return "fine-tune" if settings.method in _PLAIN else f"train ({settings.method})"
 
 
 def seller_words(name: str) -> str:

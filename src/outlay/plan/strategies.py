@@ -28,6 +28,7 @@ from outlay.plan.steps import (
     Teach,
     Train,
     describe,
+    n_carved,
     seller_words,
 )
 from outlay.text.legible import did_you_mean
@@ -129,7 +130,7 @@ class Annotate:
 
         def final(n: int) -> Score:
             first = ((self.sellers[0], n_first),) if n_first else ()
-            return _score(context, _train(context, "student", context.student, (*first, (seller, n))))
+            return _score(context, _train(context, "student", context.student, (*first, (seller, n)), None))
 
         quoter = Quoter(context)
         n = _largest(n_min, n_left, lambda n: quoter.total_micros(final(n)) <= context.budget_micros)
@@ -174,7 +175,7 @@ class Distill:
         teacher = context.student if self.own_teacher else context.teacher
 
         def final(n: int, n_blocks: int) -> Score:
-            return _score(context, _distil(context, _train(context, "teacher", teacher, ((HUMAN, n),)), n_blocks))
+            return _score(context, _distil(context, _train(context, "teacher", teacher, ((HUMAN, n),), None), n_blocks))
 
         def fits(n: int, n_blocks: int) -> bool:
             return quoter.total_micros(final(n, n_blocks)) <= context.budget_micros
@@ -237,28 +238,47 @@ def _dev(context: PlanningContext, labels: Buy) -> Dev | None:
 
 
 @cached()
-def _train(context: PlanningContext, role: str, model: Model, n_by_seller: tuple[tuple[str, int], ...]) -> Train:
-    """Return a training on the labels of some sellers, in the order of their rows; dev is carved from the first ones."""
+def _train(
+    context: PlanningContext,
+    role: str,
+    model: Model,
+    n_by_seller: tuple[tuple[str, int], ...],
+    method: str | None,
+) -> Train:
+    """Return a training on the labels of some sellers, in the order of their rows; dev is carved from the first ones.
+
+    ``method``: in place of the request's.
+    """
     request, labels, start = context.request, list[Buy](), 0
     for seller, n in n_by_seller:
         identity = context.offer(seller).identity
         labels.append(Buy("train", n, request.seed, context.train_digest, identity, start, seller))
         start += n
+    dev = _dev(context, labels[0])
+    trained_on = start - n_carved(dev)
+    settings = context.settings_for(_settings_role(context, role, model), model, trained_on, method)
     return Train(
         role=role,
         model=model,
         labels=tuple(labels),
-        dev=_dev(context, labels[0]),
+        dev=dev,
         encoding=context.encoding,
-        settings=context.settings("teacher" if role == "teacher" and model == context.teacher else "student"),
+        settings=settings,
         threads=request.threads,
+        pooling=context.pooling(model, settings),
+        reading=context.reading(model, settings),
         free=role == "student" and request.student_training == "free",
     )
 
 
+def _settings_role(context: PlanningContext, role: str, model: Model) -> str:
+    """Return the role whose settings hold: a teacher that is like the student has the student's."""
+    return "teacher" if role == "teacher" and model == context.teacher else "student"
+
+
 @cached()
 def _distil(context: PlanningContext, teacher: Train, n_blocks: int) -> Distil:
-    settings = context.settings("distil")
+    settings = context.settings_for("distil", context.student, teacher.n_labels - n_carved(teacher.dev), None)
     return Distil(
         model=context.student,
         targets=tuple(_block(context, teacher, b) for b in range(n_blocks)),
@@ -266,6 +286,8 @@ def _distil(context: PlanningContext, teacher: Train, n_blocks: int) -> Distil:
         encoding=context.encoding,
         settings=settings,
         threads=context.request.threads,
+        pooling=context.pooling(context.student, settings),
+        reading=context.reading(context.student, settings),
         gold=teacher.labels if settings.gold_weight > 0 else (),
     )
 
@@ -331,7 +353,34 @@ def _derive(context: PlanningContext, quoter: Quoter, final: Score | Train | Dis
     lines = [f"{name}: at most {format_usd(micros)}" for name, micros in sums.items()]
     spent = sum(sums.values())
     left = context.budget_micros - spent
-    return (f"budget: {format_usd(context.budget_micros)}", *context.lowered, *lines, f"left over: {format_usd(left)}")
+    chosen = _methods_chosen(context, final)
+    return (
+        f"budget: {format_usd(context.budget_micros)}",
+        *context.lowered,
+        *chosen,
+        *lines,
+        f"left over: {format_usd(left)}",
+    )
+
+
+def _methods_chosen(context: PlanningContext, final: Score | Train | Distil) -> list[str]:
+    """Return a line on each method that was chosen for the user."""
+    lines = []
+    for step in Recipe(final, ()).steps():
+        if isinstance(step, Train):
+            role, who, n_labels = (
+                _settings_role(context, step.role, step.model),
+                step.role,
+                step.n_labels - n_carved(step.dev),
+            )
+        elif isinstance(step, Distil):
+            teacher = step.targets[0].teacher
+            role, who, n_labels = "distil", "student", teacher.n_labels - n_carved(teacher.dev)
+        else:
+            continue
+        if (chosen := context.chosen_method(role, step.model, n_labels)) is not None:
+            lines.append(f"{who}: {chosen.why}")
+    return lines
 
 
 def _assumed(context: PlanningContext, seller: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from outlay.settings.methods import flat_settings
 from outlay.settings.training import TrainSettings
 from outlay.spec import Family, Kind
 
@@ -55,15 +56,27 @@ def default_settings(family: Family, kind: Kind) -> dict[str, TrainSettings]:
     return _WRITERS[family]
 
 
+_BY_METHOD: dict[str, dict[str, Any]] = {
+    "probe_then_tune": {"learning_rate": 5e-5, "epochs": 5},
+    "contrastive": {"learning_rate": 5e-5, "batch_size": 16, "epochs": 10},
+}
+"""Settings of an encoder by method, where they are others than those of its role; `docs/methods.md` says how they were chosen.
+
+A head that begins well asks for a smaller rate, or the first steps undo what the encoder knows (Kumar et al. 2022, section 3).
+"""
+
+
 def role_settings(
     defaults: TrainSettings, overrides: Mapping[str, Any], *, seed: int = 0, precision: str = "fp32"
 ) -> TrainSettings:
-    """Return the settings of a role in a run: defaults, then the run's seed and precision, then the overrides of the role.
+    """Return the settings of a role in a run: defaults, those of its method, the run's seed and precision, then the overrides.
 
     Raises:
         UsageError: a name that is no setting, or a value outside its limits.
     """
-    return defaults.changed({"seed": seed, "precision": precision, **overrides})
+    given = flat_settings(overrides)
+    of_method = _BY_METHOD.get(given.get("method", defaults.method), {})
+    return defaults.changed({**of_method, "seed": seed, "precision": precision, **given})
 
 
 def is_none_by_default(name: str) -> bool:

@@ -18,13 +18,26 @@ from outlay.settings.declared import (
     check_names,
     own_fields,
 )
-from outlay.settings.peft import PEFT_METHODS, PEFT_SETTINGS, PeftSettings, peft_options
+from outlay.settings.methods import (
+    AUTO_METHOD,
+    METHOD,
+    METHOD_NAMES,
+    METHOD_SETTINGS,
+    MethodSettings,
+    PeftSettings,
+    flat_settings,
+    method_options,
+    peft_methods,
+)
+from outlay.spec import Kind, Reading
 
 OBJECTIVES = ("masked", "published")
 DIVERGENCES = ("forward_kl", "reverse_kl", "js")
 OPTIMIZERS = ("adamw", "adafactor", "adamw_8bit")
 PRECISIONS = ("bf16", "bf16_weights", "fp32")
 ANSWERS_FROM = ("labels", "free")
+POOLINGS = ("declared", "mean", "first", "last")
+PAIRS = ("auto", "towers", "joined")
 TEMPERATURES = (1.0, 2.0, 4.0)
 """Temperatures that a distillation may have; Kang et al. 2023 distil at 2 (their released script)."""
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1
@@ -123,12 +136,36 @@ class TrainSettings:
     compile: Annotated[
         bool, Setting("Compile the model's blocks: a wait at the start, then faster steps.", RUNNING)
     ] = False
-    # LoRA: Hu et al. 2022; (IA)³: Liu et al. 2022, section 3.3.
-    peft: Annotated[str, Setting("``none`` (every weight is trained), ``lora`` or ``ia3``.", choices=PEFT_METHODS)] = (
-        "none"
-    )
+    # ``auto`` is resolved before a step is made, once the number of labels is known (`outlay.settings.auto`).
+    method: Annotated[
+        str,
+        Setting(
+            "``full``, ``probe``, ``probe_then_tune``, ``contrastive``, a PEFT method (``lora``, ``ia3``), ``tfidf``, ``majority``, or "
+            "``auto``: as the number of labels, the task and the model suggest.",
+            METHOD,
+            choices=METHOD_NAMES,
+            asked=(AUTO_METHOD,),
+        ),
+    ] = "full"
+    pooling: Annotated[
+        str,
+        Setting(
+            "One vector of a text: ``declared`` (as the checkpoint says, else ``mean``; ``last`` for causal models), ``mean``, ``first`` "
+            "or ``last``. Not of ``full``.",
+            METHOD,
+            choices=POOLINGS,
+        ),
+    ] = "declared"
+    pair: Annotated[
+        str,
+        Setting(
+            "Two texts of a row: ``joined`` (read as one), ``towers`` (each on its own), or ``auto``: by the method. Not of ``full``.",
+            METHOD,
+            choices=PAIRS,
+        ),
+    ] = "auto"
     # Those that are not at their defaults; `changed` and `to_json` name their fields as ``lora_rank``.
-    peft_settings: tuple[PeftSettings, ...] = ()
+    method_settings: tuple[MethodSettings, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -138,46 +175,89 @@ class TrainSettings:
                 "for its updates are rounded at random"
             )
         # Equal settings compare equal whichever way they were made.
-        given = {each.method: each for each in self.peft_settings if each != type(each)()}
-        object.__setattr__(self, "peft_settings", tuple(given[method] for method in sorted(given)))
+        given = {each.method: each for each in self.method_settings if each != type(each)()}
+        object.__setattr__(self, "method_settings", tuple(given[method] for method in sorted(given)))
 
     def changed(self, overrides: Mapping[str, Any]) -> TrainSettings:
-        """Return these settings with some fields replaced, those of PEFT methods by names such as ``lora_rank``.
+        """Return these settings with some fields replaced, those of methods by names such as ``lora_rank`` (see `flat_settings`).
 
         Raises:
             UsageError: a name that is no setting, or a value outside its limits.
         """
+        overrides = flat_settings(overrides)
         check_names(setting_fields(type(self)), overrides, "training")
-        options = peft_options()
+        options = method_options()
         of_methods: dict[str, dict[str, Any]] = {}
         for name in (each for each in overrides if each in options):
-            method = options[name][0].method
-            of_methods.setdefault(method, {})[name.removeprefix(f"{method}_")] = overrides[name]
+            kind = options[name][0]
+            of_methods.setdefault(kind.method, {})[name.removeprefix(kind.option_prefix())] = overrides[name]
         own = {name: value for name, value in overrides.items() if name not in options}
         new = [replace(self.of_method(method), **values) for method, values in of_methods.items()]
-        kept = (each for each in self.peft_settings if each.method not in of_methods)
-        return replace(self, **own, peft_settings=(*kept, *new))
+        kept = (each for each in self.method_settings if each.method not in of_methods)
+        return replace(self, **own, method_settings=(*kept, *new))
 
-    def of_method(self, method: str) -> PeftSettings:
-        """Return the settings of a PEFT method, chosen or not."""
-        return next((each for each in self.peft_settings if each.method == method), None) or PEFT_SETTINGS[method]()
+    def of_method(self, method: str) -> Any:
+        """Return the settings of a method, chosen or not."""
+        given = next((each for each in self.method_settings if each.method == method), None)
+        return given or METHOD_SETTINGS[method]()
+
+    @property
+    def chosen(self) -> MethodSettings:
+        """Settings of the chosen method."""
+        found: MethodSettings = self.of_method(self.method)
+        return found
+
+    @property
+    def is_pooled(self) -> bool:
+        """True where the head reads pooled vectors."""
+        return self.method != AUTO_METHOD and self.chosen.is_pooled
+
+    def reading(self, kind: Kind, n_segments: int) -> Reading:
+        """Return how the model reads a row of so many texts: ``whole`` by its own head, or pooled, ``joined`` or in ``towers``.
+
+        Where ``pair`` is ``auto``, a method whose encoder learns from whole rows joins their texts.
+        """
+        if not self.is_pooled or kind == "entities":
+            return "whole"
+        towers = self.pair == "towers" or (self.pair == "auto" and self.method != "contrastive")
+        return "towers" if towers and n_segments == 2 else "joined"
 
     def adapters(self) -> tuple[PeftSettings, ...]:
-        """Return the settings of the methods whose adapters are trained, in the order in which they are put into the model.
+        """Return the settings of the PEFT methods whose weights are trained, in the order in which they are put into the model.
 
-        None where every weight is trained. Today a training has one method at most, for all layers; one that has several, or
-        several groups of layers, has a field of its own that the JSON leaves out where it says nothing.
+        None where every weight is trained. Today a training has one at most, for all layers; one that has several, or several groups
+        of layers, has a field of its own that the JSON leaves out where it says nothing.
         """
-        return () if self.peft == "none" else (self.of_method(self.peft),)
+        trains = "all" if self.method == AUTO_METHOD else self.chosen.trains
+        return (self.of_method(trains),) if trains in peft_methods() else ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values, for keys and manifests: of PEFT methods those of the chosen one, and of ``lora`` always."""
+        """Return plain values, for keys and manifests: of methods those of the ones in use, and of ``lora`` always.
+
+        Methods of before have the keys of before: ``peft`` and no ``method``.
+        """
         document = asdict(self)
-        del document["peft_settings"]
-        for method, kind in PEFT_SETTINGS.items():
-            if method == self.peft or kind.is_in_every_key:
-                document |= {f"{method}_{name}": value for name, value in asdict(self.of_method(method)).items()}
+        for name in ("method_settings", "method", "pooling", "pair"):
+            del document[name]
+        used = used_methods(self)
+        document["peft"] = self.method if self.method in peft_methods() else "none"
+        if self.method != "full" and self.method not in peft_methods():
+            document["method"] = self.method
+        if self.is_pooled:
+            document |= {"pooling": self.pooling, "pair": self.pair}
+        for method, kind in METHOD_SETTINGS.items():
+            if method in used or kind.is_in_every_key:
+                prefix = kind.option_prefix()
+                document |= {f"{prefix}{name}": value for name, value in asdict(self.of_method(method)).items()}
         return document
+
+
+def used_methods(settings: TrainSettings) -> set[str]:
+    """Return the methods whose settings a training reads: its own, the regression of its head, the PEFT method that it trains by."""
+    if settings.method == AUTO_METHOD:
+        return set()
+    regression = {"probe"} if settings.chosen.head == "probe" else set()
+    return {settings.method, *regression, *(each.method for each in settings.adapters())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,11 +328,11 @@ class TeachSettings:
 
 
 def setting_fields(settings: type[Any]) -> Mapping[str, SettingField]:
-    """Return the settings that a dataclass declares, by name and in order; for a training, those of every PEFT method too."""
+    """Return the settings that a dataclass declares, by name and in order; for a training, those of every method too."""
     own = own_fields(settings)
     if settings is not TrainSettings:
         return own
-    return {**own, **{name: each for name, (_, each) in peft_options().items()}}
+    return {**own, **{name: each for name, (_, each) in method_options().items()}}
 
 
 BLOCK_ROWS = 1024

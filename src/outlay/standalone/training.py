@@ -14,7 +14,16 @@ from outlay.hardware.precision import AUTO, remarks, resolve
 from outlay.metrics.scorer import Scorer
 from outlay.models.reference import fingerprint, resolve_folder
 from outlay.models.window import check_handover, window_of
-from outlay.settings import TrainSettings, default_settings, peft_options, role_settings
+from outlay.settings import (
+    AUTO_METHOD,
+    TrainSettings,
+    check_method,
+    default_settings,
+    method_options,
+    role_settings,
+    used_methods,
+)
+from outlay.settings.auto import ChosenMethod, choose_method
 from outlay.spec import Family, TargetKind, TaskSpec, cut_lines
 from outlay.standalone.evaluator import MetricAsked, dev_score, notes_on_dev, scorer_of
 from outlay.standalone.forecast import training_seconds
@@ -41,6 +50,7 @@ from outlay.train.progress import TokenCounter, TrainContext, TrainProgress
 if TYPE_CHECKING:
     from outlay.models.loading import ModelSpec
     from outlay.train.api import DevTexts
+    from outlay.train.probe import TaskMetric
     from outlay.train.profiler import Profiler
 
     Train = Callable[[ModelSpec, DevTexts | None, Path, TrainContext], TrainProgress]
@@ -87,8 +97,9 @@ def finetune(request: TrainingRequest, listener: Listener) -> StepReport:
     def train(spec: ModelSpec, dev: DevTexts | None, out: Path, context: TrainContext) -> TrainProgress:
         from outlay.train import api as train_api
 
-        golds = [row.gold or "" for row in rows]
-        return train_api.finetune(spec, plan.sources(rows), golds, plan.settings, dev=dev, out=out, context=context)
+        golds, metric = [row.gold or "" for row in rows], plan.metric()
+        sources = plan.sources(rows)
+        return train_api.finetune(spec, sources, golds, plan.settings, dev=dev, out=out, context=context, metric=metric)
 
     return plan.run(train, listener)
 
@@ -151,6 +162,15 @@ class _Plan:
     def sources(self, rows: Sequence[TaskRow]) -> list[tuple[str, ...]]:
         """Return the inputs of rows for this model, one or two segments each."""
         return sources_of(rows, self.family, self.form.kind)
+
+    def metric(self) -> TaskMetric | None:
+        """Return the metric that a regression's strength may be chosen by; ``None`` without one, or for one that needs an encoder."""
+        from outlay.train.probe import TaskMetric
+
+        scorer = self.scorer
+        if scorer is None or not self.form.labels or "encoder" in scorer.identity():
+            return None
+        return TaskMetric(scorer.main, lambda answers, golds: scorer.main_value(answers, golds, [""] * len(golds)))
 
     def predicted_seconds(self) -> float | None:
         """Return the forecast of wall seconds; ``None`` where this machine's speed was not measured."""
@@ -217,7 +237,8 @@ class _Plan:
         dev: DevTexts | None = None
         if self.scorer is not None:
             scorer, rows = self.scorer, self.dev
-            dev = DevTexts(self.sources(rows), lambda answers: dev_score(scorer, answers, rows))
+            golds = [row.gold or "" for row in rows] if self.form.kind == "classification" else ()
+            dev = DevTexts(self.sources(rows), lambda answers: dev_score(scorer, answers, rows), golds)
         spec = ModelSpec(self.request.model, self.base, self.form, self.settings.seed, self.target)
         tracker = None
         if rank() == 0:
@@ -236,7 +257,7 @@ class _Plan:
     def _report(self, progress: TrainProgress, counter: TokenCounter, profiler: Profiler | None) -> StepReport:
         n_trained, n_inferred = progress.n_tokens_trained, progress.n_tokens_inferred
         flops = flops_of(self.request.model, self.request.base, self.form, n_trained, n_inferred)
-        facts = {
+        facts: dict[str, Any] = {
             "model": str(self.request.out),
             "n_rows": len(self.rows),
             "n_dev": len(self.dev),
@@ -247,6 +268,8 @@ class _Plan:
             "stopped": progress.stopped,
             "n_parameters": progress.n_parameters,
             "n_processes": n_processes(),
+            **({} if progress.strength is None else {"strength": progress.strength}),
+            **({} if progress.temperature is None else {"temperature": progress.temperature}),
             "notes": [] if self.scorer is None else notes_on_dev(self.scorer, progress.best_score, self.dev),
         }
         if profiler is not None:
@@ -264,10 +287,10 @@ class _Plan:
             command=self.command,
             out=str(self.request.out),
             facts=facts,
-            counts=[*self.notes, *self.lowered, *cut],
+            counts=[*self.notes, *self.lowered, *cut, *progress.notes],
             n_tokens_trained=n_trained,
             n_tokens_inferred=n_inferred,
-            flops=flops,
+            flops=None if flops is None else flops + progress.n_flops_fitted,
             seconds=round(counter.seconds, 3),
         )
 
@@ -287,7 +310,17 @@ def _plan(
     resolve_folder(request.model, base=request.base)
     family = family_of(request.model, base=request.base)
     refuse_family(family, form, request.model)
-    settings, asked_precision = _settings(request, family, form, reader)
+    chosen = None
+    if overrides_of(None, family, request.role, request.overrides).get("method") == AUTO_METHOD:
+        chosen = choose_method(
+            kind=form.kind,
+            family=family,
+            is_pretrained=not request.model.startswith("tiny:"),
+            is_pair=bool(rows) and len(sources_of(rows[:1], family, form.kind)[0]) == 2,  # noqa: PLR2004
+            learns_from="targets" if request.role == "distil" else "labels",
+            n_labels=len(rows),
+        )
+    settings, asked_precision = _settings(request, family, form, reader, chosen)
     dev = reader.checked(_dev_rows(request.data, reader, settings.seed), form)
     scorer = scorer_of(request.metric, form, reader.task) if dev else None
     _refuse_unused(request.overrides, settings, has_dev=scorer is not None)
@@ -306,7 +339,7 @@ def _plan(
         lowered=window.lines(form, request.model),
         inputs=inputs,
         target=target,
-        notes=reader.notes,
+        notes=[*reader.notes, *([chosen.why] if chosen is not None else [])],
     )
 
 
@@ -315,23 +348,31 @@ def _refuse_unused(overrides: Mapping[str, Any], settings: TrainSettings, *, has
         if not has_dev and overrides.get(name) is not None:
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} is about the dev score, and there is no dev set; add --dev-file")
-    for name, (kind, _) in peft_options().items():
-        if name in overrides and settings.peft != kind.method:
+    for name, (kind, _) in method_options().items():
+        if name in overrides and kind.method not in used_methods(settings):
             option, method = "--" + name.replace("_", "-"), kind.method
             raise UsageError(
-                f"{option} is about {method}, and peft is {settings.peft}; add --peft {method}, or leave it out"
+                f"{option} is about {method}, and the method is {settings.method}; add --method {method}, or leave it out"
             )
+    if overrides.get("pair", "auto") != "auto" and not settings.is_pooled:
+        raise UsageError(f"--pair is about pooled vectors, and method {settings.method} reads none; leave it out")
 
 
 def _settings(
-    request: TrainingRequest, family: Family, form: TaskSpec, reader: DataReader
+    request: TrainingRequest, family: Family, form: TaskSpec, reader: DataReader, chosen: ChosenMethod | None
 ) -> tuple[TrainSettings, str]:
-    """Return the settings (defaults, then the task's, then the user's, precision resolved) and the precision asked for."""
+    """Return the settings (defaults, then the task's, then the user's, precision resolved) and the precision asked for.
+
+    ``chosen``: the method in the place of ``auto``.
+    """
     task = None if reader.task is None else reader.task.training
     given = overrides_of(task, family, request.role, request.overrides)
     asked = str(given.get("precision", AUTO))
     precision = on_main(lambda: resolve(asked)) if asked == AUTO else asked
+    if given.get("method") == AUTO_METHOD:
+        given |= chosen.settings if chosen is not None else {}
     settings = role_settings(default_settings(family, form.kind)[request.role], given, precision=precision)
+    check_method(settings, form.kind, family, learns_from="targets" if request.role == "distil" else "labels")
     if request.accumulation < 1:
         raise UsageError(f"--accumulation is {request.accumulation}; it must be at least 1")
     if request.accumulation > 1:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import Field, create_model, model_validator
 
+from outlay.errors import UsageError
 from outlay.hardware.precision import without_auto
-from outlay.settings import SettingField, TrainSettings, setting_fields
+from outlay.settings import SettingField, TrainSettings, flat_settings, setting_fields
 from outlay.spec import Family
 from outlay.tasks.yaml_file import YamlBlock
 
@@ -34,6 +35,15 @@ _Keys: Any = create_model("_Keys", __base__=YamlBlock, **{each.key: _key(each) f
 class HyperParameters(_Keys):  # type: ignore[misc]
     """Overrides of training hyper-parameters; what is not given is derived."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, given: Any) -> Any:
+        """Take a method apart that brings its own settings, and read a method under its old name."""
+        try:
+            return flat_settings(given) if isinstance(given, Mapping) else given
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
     def given(self) -> dict[str, Any]:
         """Return the hyper-parameters that were set."""
         return {name: value for name, value in self.model_dump().items() if value is not None}
@@ -57,9 +67,12 @@ class Roles(YamlBlock):
 def overrides_of(
     task: TrainingOverrides | None, family: Family, role: Role, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what is set for a role: by the task, then by the user; ``precision: auto`` leaves that of the run."""
+    """Return what is set for a role: by the task, then by the user; ``precision: auto`` leaves that of the run.
+
+    A method that brings its own settings is taken apart (`outlay.settings.flat_settings`).
+    """
     of_task = {} if task is None else task.settings_for(family, role)
-    return without_auto({**of_task, **given})
+    return without_auto({**of_task, **flat_settings(given)})
 
 
 class TrainingOverrides(Roles):

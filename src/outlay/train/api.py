@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from outlay.errors import UsageError
+from outlay.metrics.calibration import fit_temperature
 from outlay.models.forecast import ANSWERING
 from outlay.models.generative_heads import GenerationHead, RankClassificationHead
 from outlay.models.heads import Generation, Head, LogitSink, Rows, Sources, Texts
@@ -22,20 +23,29 @@ from outlay.models.loading import (
     check_checkpoint,
     head_of,
     load_model,
+    load_pooled,
     load_saved,
+    origin_of,
+    pooled_head,
     read_head,
     save_model,
+    save_with_head,
     set_dropout,
 )
 from outlay.models.peft import add_adapters, cast, check, compiled, merge_adapters
+from outlay.models.pooled import PooledHead
+from outlay.models.pooling import Pooling, pooling_of
+from outlay.models.shape import family_of
 from outlay.models.tokenization import AnswerIds
-from outlay.settings import TeachSettings, TrainSettings
-from outlay.spec import TargetKind, TaskSpec
+from outlay.settings import TeachSettings, TrainSettings, check_method
+from outlay.spec import Reading, TargetKind, TaskSpec
 from outlay.train.batching import inference_batches
 from outlay.train.checkpoints import Checkpoints
+from outlay.train.contrastive import ContrastiveObjective
 from outlay.train.distributed import ProcessGroup, current_process
 from outlay.train.loop import DevScore, Objective, fit
 from outlay.train.objectives import DistillationObjective, SupervisedObjective, gold_units
+from outlay.train.probe import Probe, ProbeReport, TaskMetric, class_numbers, fit_words, note_probe_score
 from outlay.train.profiler import Profiler, part
 from outlay.train.progress import TrainContext, TrainProgress, WorkMeter
 from outlay.train.targets.targets import SparseTargets, TargetsBuilder
@@ -45,10 +55,14 @@ _NO_LIMIT = 2**20
 
 @dataclass(frozen=True, slots=True)
 class DevTexts:
-    """Dev rows, and the function that scores answers to the first rows, as many as it is given."""
+    """Dev rows, and the function that scores answers to the first rows, as many as it is given.
+
+    ``golds``: their answers, for the temperature of a classifier's probabilities; empty = none is fitted.
+    """
 
     sources: Texts
     score: Callable[[Sequence[str]], float]
+    golds: Sequence[str] = ()
 
 
 def finetune(
@@ -60,19 +74,44 @@ def finetune(
     dev: DevTexts | None,
     out: Path,
     context: TrainContext,
+    metric: TaskMetric | None = None,
 ) -> TrainProgress:
-    """Train a model on answers with cross-entropy and write it to ``out``.
+    """Train a model on answers by the method of its settings and write it to ``out``.
+
+    ``metric``: of the task, by which a regression's strength may be chosen.
 
     Raises:
         ValueError: answers and sources differ in number.
         LabelError: an answer outside the label set.
+        UsageError: the method does not suit the task or the model.
     """
     if len(answers) != len(sources):
         raise ValueError(f"{len(sources)} rows to train on but {len(answers)} answers")
+    method = settings.chosen
+    if not method.reads_vectors:
+        check_method(settings, spec.form.kind, "encoder")
+        return fit_words(spec.form, sources, answers, settings, dev=dev, out=out, context=context, metric=metric)
     learner = _Learner.load(spec, sources, settings)
-    units = learner.head.encode_answers(learner.read, answers)
-    objective = SupervisedObjective(learner.head, learner.read, units)
-    return _train(learner, objective, settings, units, dev, out, context)
+    head, read = learner.head, learner.read
+    units = head.encode_answers(read, answers)
+    probe = Probe(learner.model, head, read, settings, context, origin_of(spec.ref, spec.base), metric)
+    if settings.method == "contrastive":
+        assert isinstance(head, PooledHead)
+        contrastive = ContrastiveObjective(head, read, units.ids.astype(np.int64))
+        return _train(
+            learner,
+            contrastive,
+            settings,
+            units,
+            dev,
+            out,
+            context,
+            afterwards=lambda: probe.fit_labels(units, frozen=False),
+        )
+    fitted = probe.fit_labels(units) if method.head == "probe" else None
+    if method.trains == "none":
+        return _keep_probe(learner, fitted, units, settings, dev, out, context)
+    return _train(learner, SupervisedObjective(head, read, units), settings, units, dev, out, context, fitted)
 
 
 def distil(
@@ -97,6 +136,9 @@ def distil(
     """
     if len(targets) != len(sources):
         raise ValueError(f"{len(sources)} pool rows but targets for {len(targets)} rows")
+    check_method(settings, spec.form.kind, "encoder", learns_from="targets")
+    if not settings.chosen.reads_vectors:
+        return fit_words(spec.form, sources, targets, settings, dev=dev, out=out, context=context)
     learner = _Learner.load(spec, sources, settings)
     head, read = learner.head, learner.read
     known = None if settings.gold_weight == 0 else gold
@@ -109,8 +151,14 @@ def distil(
         return _train(learner, SupervisedObjective(head, read, units), settings, units, dev, out, context)
     _check_targets(learner, targets, settings)
     mixed = None if known is None else gold_units(head, read, known)
+    fitted = None
+    if settings.chosen.head == "probe":
+        probe = Probe(learner.model, head, read, settings, context, origin_of(spec.ref, spec.base))
+        fitted = probe.fit_targets(targets, mixed)
+    if settings.chosen.trains == "none":
+        return _keep_probe(learner, fitted, mixed, settings, dev, out, context)
     objective = DistillationObjective(head, read, targets, settings, mixed)
-    return _train(learner, objective, settings, mixed, dev, out, context)
+    return _train(learner, objective, settings, mixed, dev, out, context, fitted)
 
 
 def teach(
@@ -176,9 +224,17 @@ def use_threads(n: int) -> None:
     torch.set_num_threads(n)
 
 
-def count_tokens(ref: str, base: str, form: TaskSpec, sources: Texts) -> list[int]:
+def count_tokens(
+    ref: str,
+    base: str,
+    form: TaskSpec,
+    sources: Texts,
+    pooling: Pooling | None = None,
+    reading: Reading = "whole",
+) -> list[int]:
     """Count the tokens of each row as a model of this reference reads them, after truncation, special tokens included."""
-    return list(map(int, head_of(ref, base, form).tokenize(sources).encoded.lengths))
+    head: Head = head_of(ref, base, form) if pooling is None else pooled_head(ref, base, form, pooling, reading)
+    return list(map(int, head.tokenize(sources).encoded.lengths))
 
 
 def count_cut(ref: str, base: str, form: TaskSpec, sources: Texts) -> int:
@@ -213,6 +269,8 @@ def check_model(
         UnknownModel: files that do not fit each other, or a model whose layers cannot be cut.
     """
     head, tokenizer = read_head(ref, base, form)
+    for each in settings:
+        check_method(each, form.kind, head.family)
     check_checkpoint(ref, base, head, tokenizer, settings)
     _check_room(head, ref, n_segments)
     if isinstance(head, GenerationHead) and form.labels:
@@ -282,6 +340,8 @@ def _generations(
             if meter is not None:
                 meter.inferred(generation.n_tokens)
             yield rows, generation, head.decode(read, rows, generation.units)
+    if isinstance(head, PooledHead) and head.cache is not None:
+        head.cache.flush()
 
 
 def _answers(
@@ -318,9 +378,69 @@ class _Learner:
     @classmethod
     def load(cls, spec: ModelSpec, sources: Texts, settings: TrainSettings) -> _Learner:
         """Load a model that can be trained by these settings."""
-        check(settings, fsdp=current_process().fsdp)
-        model, head, tokenizer = load_model(spec)
+        fsdp = current_process().fsdp
+        check(settings, fsdp=fsdp)
+        n_segments = len(sources[0]) if len(sources) else 1
+        reading = settings.reading(spec.form.kind, n_segments)
+        check_method(settings, spec.form.kind, family_of(spec.ref, base=spec.base))
+        if reading == "whole":
+            whole, own, tokenizer = load_model(spec)
+            return cls(whole, own, tokenizer, own.tokenize(sources))
+        if fsdp:
+            raise UsageError(
+                f"method {settings.method} cannot be used with FSDP; leave out --fsdp, or choose method full"
+            )
+        pooling = spec.pooling or pooling_of(spec.ref, base=spec.base)
+        if spec.pooling is None and settings.pooling != "declared":
+            pooling = replace(pooling, mode=settings.pooling)
+        model, head, tokenizer = load_pooled(replace(spec, pooling=pooling, reading=reading), settings.method)
         return cls(model, head, tokenizer, head.tokenize(sources))
+
+
+def _keep_probe(
+    learner: _Learner,
+    fitted: ProbeReport | None,
+    units: AnswerIds | None,
+    settings: TrainSettings,
+    dev: DevTexts | None,
+    out: Path,
+    context: TrainContext,
+) -> TrainProgress:
+    """Score a probe on dev once, and write it."""
+    assert fitted is not None
+    group = current_process()
+    model, head = learner.model.to(group.device), learner.head
+    progress = TrainProgress(n_truncated=learner.read.encoded.n_truncated, stopped="finished")
+    score = None if dev is None else _dev_score(head, dev, settings, None, group)
+    note_probe_score(model, progress, context, score)
+    return _finish(learner, model, progress, fitted, units, out, group)
+
+
+def _finish(
+    learner: _Learner,
+    model: nn.Module,
+    progress: TrainProgress,
+    fitted: ProbeReport | None,
+    units: AnswerIds | None,
+    out: Path,
+    group: ProcessGroup,
+) -> TrainProgress:
+    """Note the facts of a finished training and write the model."""
+    if fitted is not None:
+        fitted.note(progress)
+    progress.n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if units is not None:
+        progress.n_answers_cut, progress.n_unaligned = units.n_cut, units.n_unaligned
+    head = learner.head
+    state = group.full_state(model.state_dict()) if group.fsdp else None
+    if group.is_main:
+        if isinstance(head, PooledHead):
+            save_with_head(model.to("cpu"), head, learner.tokenizer, out, progress.temperature)
+        else:
+            whole = model if group.fsdp else model.to("cpu")
+            save_model(whole, head, learner.tokenizer, out, state, progress.temperature)
+    group.barrier()
+    return progress
 
 
 def _train(
@@ -331,7 +451,14 @@ def _train(
     dev: DevTexts | None,
     out: Path,
     context: TrainContext,
+    fitted: ProbeReport | None = None,
+    afterwards: Callable[[], ProbeReport] | None = None,
 ) -> TrainProgress:
+    """Train by steps and write the model.
+
+    ``fitted``: the probe that it begins with, which may be the best on dev; ``afterwards``: fits a head to the trained encoder, and dev
+    is scored once then.
+    """
     group = current_process()
     model = learner.model
     if settings.dropout is not None:
@@ -340,37 +467,60 @@ def _train(
     checkpoints = None
     if context.folder is not None:
         checkpoints = Checkpoints(context.folder / "checkpoints", context.save_seconds, context.save_steps)
-    dev_score = None if dev is None else _dev_score(learner.head, dev, settings, objective, group)
-    progress = fit(model, objective, settings, context, dev=dev_score, checkpoints=checkpoints, group=group)
+    dev_score = None if dev is None or afterwards else _dev_score(learner.head, dev, settings, objective, group)
+    progress = fit(
+        model,
+        objective,
+        settings,
+        context,
+        dev=dev_score,
+        checkpoints=checkpoints,
+        group=group,
+        evaluate_first=fitted is not None,
+    )
     model = merge_adapters(model, settings)
-    progress.n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    if units is not None:
-        progress.n_answers_cut, progress.n_unaligned = units.n_cut, units.n_unaligned
-    state = group.full_state(model.state_dict()) if group.fsdp else None
-    if group.is_main:
-        save_model(model if group.fsdp else model.to("cpu"), learner.head, learner.tokenizer, out, state)
-    group.barrier()
-    return progress
+    if afterwards is not None:
+        fitted = afterwards()
+        progress.history.clear()
+        score = None if dev is None else _dev_score(learner.head, dev, settings, None, group)
+        note_probe_score(model, progress, context, score)
+    return _finish(learner, model, progress, fitted, units, out, group)
 
 
 def _dev_score(
-    head: Head, dev: DevTexts, settings: TrainSettings, objective: Objective, group: ProcessGroup
+    head: Head, dev: DevTexts, settings: TrainSettings, objective: Objective | None, group: ProcessGroup
 ) -> DevScore:
-    read = head.tokenize(dev.sources[: _n_sampled(head, dev, settings, objective)])
+    """Return the function that scores a model on dev; ``objective``: whose work limits the dev rows, ``None`` = all rows."""
+    n_rows = len(dev.sources) if objective is None else _n_sampled(head, dev, settings, objective)
+    read = head.tokenize(dev.sources[:n_rows])
     free = TeachSettings(batch_size=ANSWERING.batch_size, answers_from="free")
     # A model that is itself spread over the processes takes all of them for each row.
     shard = None if group.fsdp else group
+    golds = class_numbers(dev.golds[:n_rows], head) if dev.golds and head.target == "classes" else None
 
-    def score(model: nn.Module) -> tuple[float, int]:
+    def score(model: nn.Module) -> tuple[float, int, float | None]:
         numbered: list[tuple[int, str]] = []
+        seen: list[tuple[int, list[float]]] = []
         n_tokens = 0
-        for rows, generation, texts in _generations(model, head, read, free, settings.precision, None, shard=shard):
+
+        def keep(rows: Rows, positions: Rows, logits: torch.Tensor) -> None:  # noqa: ARG001
+            seen.extend(zip(rows.tolist(), logits.float().tolist(), strict=True))
+
+        sink = None if golds is None else keep
+        for rows, generation, texts in _generations(
+            model, head, read, free, settings.precision, None, sink=sink, shard=shard
+        ):
             numbered += zip(rows.tolist(), texts, strict=True)
             n_tokens += generation.n_tokens
         if shard is not None:
             numbered, n_tokens = shard.gather(numbered), sum(shard.gather([n_tokens]))
+            seen = shard.gather(seen)
         answers = dict(numbered)
-        return dev.score([answers[row] for row in range(len(read))]), n_tokens
+        temperature = None
+        if golds is not None:
+            kept = dict(seen)
+            temperature = fit_temperature(np.array([kept[row] for row in range(len(read))]), golds)
+        return dev.score([answers[row] for row in range(len(read))]), n_tokens, temperature
 
     return score
 

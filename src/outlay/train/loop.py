@@ -34,9 +34,10 @@ from outlay.train.schedule import TrainSchedule, micro_batch_seed
 _READ_EVERY = 16
 """Steps between two readings of losses on a GPU, and between two questions of several processes to the work meter."""
 
-DevScore = Callable[[nn.Module], tuple[float, int]]
-"""``model -> (score, tokens that went forward over all processes)``; larger scores are better. Every process calls it, in eval
-mode and without gradients, and gets the same answer; it reports no tokens to a meter, the loop does."""
+DevScore = Callable[[nn.Module], tuple[float, int] | tuple[float, int, float | None]]
+"""``model -> (score, tokens that went forward over all processes)``, and the temperature that fits its probabilities to the dev rows;
+larger scores are better. Every process calls it, in eval mode and without gradients, and gets the same answer; it reports no tokens
+to a meter, the loop does."""
 
 
 class Objective(Protocol):
@@ -77,12 +78,13 @@ def fit(
     dev: DevScore | None = None,
     checkpoints: Checkpoints | None = None,
     group: ProcessGroup | None = None,
+    evaluate_first: bool = False,
 ) -> TrainProgress:
     """Train ``model`` in place and leave in it the best weights by dev score (the last ones where there is no dev set).
 
     Linear warm-up then linear decay to zero over all planned steps, gradient clipping by global norm. A step's gradient is that
     of the loss averaged over the positions of all its rows, however they are split among processes and forward passes. ``group``
-    defaults to this process's; the model is moved to it. Every process must call with the same arguments.
+    defaults to this process's; the model is moved to it. ``evaluate_first``: the weights it begins with may be the best too. Every process must call with the same arguments.
 
     Raises:
         TrainingError: no rows, a loss that is not finite, a meter that refuses the first step, or checkpoints that differ between
@@ -101,7 +103,7 @@ def fit(
         checkpoints.load(training, group)
     if settings.gradient_checkpointing:
         _set_gradient_checkpointing(model, True)
-    _Run(training, objective, schedule, dev, checkpoints, context).run()
+    _Run(training, objective, schedule, dev, checkpoints, context).run(evaluate_first=evaluate_first)
     if settings.gradient_checkpointing:
         _set_gradient_checkpointing(model, False)
     if training.best is not None:
@@ -124,7 +126,7 @@ class _Run:
     n_allowed: int = 0
     """Steps that the meter has allowed and that were not taken yet."""
 
-    def run(self) -> None:
+    def run(self, *, evaluate_first: bool = False) -> None:
         """Take the steps that are left."""
         training, schedule, profiler = self.training, self.schedule, self.context.profiler
         progress = training.progress
@@ -136,6 +138,8 @@ class _Run:
             stack.callback(prefetcher.close)
             if profiler is not None:
                 stack.callback(profiler.stop)
+            if evaluate_first and self.dev is not None and not progress.history:
+                self._evaluate()
             while progress.stopped is None:
                 if not self._may_go_on():
                     progress.stopped = "limit"
@@ -242,21 +246,29 @@ class _Run:
         """Score the dev set where there is one, keep the weights if they are the best so far, and note it."""
         training, progress, dev = self.training, self.training.progress, self.dev
         loss = progress.loss_since / max(1, progress.steps_since)
+        epoch = progress.epoch if progress.step else -1
         score: float | None = None
+        more: list[float | None] = []
         if dev is not None:
             training.model.eval()
             with part(self.context.profiler, "eval"), torch.no_grad(), without_compile(self.schedule.settings):
-                score, n_tokens = dev(training.model)
+                score, n_tokens, *more = dev(training.model)
             training.model.train()
             training.meter.inferred(n_tokens)
             progress.n_tokens_inferred += n_tokens
             if progress.best_score is None or score > progress.best_score:
-                progress.best_score, progress.best_epoch = score, progress.epoch
+                progress.best_score, progress.best_epoch = score, epoch
                 progress.best_evaluation = len(progress.history)
                 training.best = {name: _cpu_copy(tensor) for name, tensor in trained_state(training.model).items()}
             if self.schedule.group.is_main and self.context.tracker is not None:
                 self.context.tracker.log({"dev": score}, progress.step)
-        progress.history.append({"epoch": progress.epoch, "step": progress.step, "loss": round(loss, 6), "dev": score})
+        entry: dict[str, float | int | None] = {
+            "epoch": epoch,
+            "step": progress.step,
+            "loss": round(loss, 6),
+            "dev": score,
+        }
+        progress.history.append(entry | ({"temperature": more[0]} if more and more[0] is not None else {}))
         progress.loss_since, progress.steps_since = 0.0, 0
 
 

@@ -33,6 +33,14 @@ class WorkMeter(Protocol):
         """Count ``n_tokens`` that went forward; 0 says that answering begins now."""
         ...
 
+    def may_fit(self, n_flops: int) -> bool:
+        """Return whether a regression of so many FLOPs still fits."""
+        ...
+
+    def fitted(self, n_flops: int) -> None:
+        """Count the FLOPs of a regression."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """Return the state to keep in a checkpoint (JSON)."""
         ...
@@ -51,6 +59,7 @@ class TokenCounter:
     def __init__(self, meter: WorkMeter | None = None) -> None:
         self.n_trained = 0
         self.n_inferred = 0
+        self.n_flops_fitted = 0
         self._meter = meter
         self._seconds_before = 0.0
         self._began = time.monotonic()
@@ -81,11 +90,22 @@ class TokenCounter:
         if self._meter is not None:
             self._meter.inferred(n_tokens)
 
+    def may_fit(self, n_flops: int) -> bool:
+        """Ask the meter; without one every regression fits."""
+        return self._meter is None or self._meter.may_fit(n_flops)
+
+    def fitted(self, n_flops: int) -> None:
+        """Count a regression."""
+        self.n_flops_fitted += n_flops
+        if self._meter is not None:
+            self._meter.fitted(n_flops)
+
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: the meter's state, without one the counts."""
         if self._meter is not None:
             return self._meter.state()
-        return {"trained": self.n_trained, "inferred": self.n_inferred, "seconds": self.seconds}
+        counts = {"trained": self.n_trained, "inferred": self.n_inferred, "fitted": self.n_flops_fitted}
+        return {**counts, "seconds": self.seconds}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -93,6 +113,7 @@ class TokenCounter:
             self._meter.restore(state)
             return
         self.n_trained, self.n_inferred = int(state["trained"]), int(state["inferred"])
+        self.n_flops_fitted = int(state.get("fitted", 0))
         self._seconds_before = float(state["seconds"])
 
 
@@ -124,8 +145,20 @@ class TrainProgress:
     """Answers to learn that were longer than the limit, and so cut."""
     n_unaligned: int = 0
     """Entities to learn that could not be found in their source."""
+    n_flops_fitted: int = 0
+    """FLOPs of the regressions that gave the head its weights."""
+    strength: float | None = None
+    """C of that regression."""
+    notes: list[str] = field(default_factory=list)
+    """Remarks on that regression, a line each."""
     history: list[dict[str, float | int | None]] = field(default_factory=list)
-    """Per evaluation: epoch and step of the last step before it, mean loss of the steps since the one before, dev score."""
+    """Per evaluation: epoch and step of the last step before it (-1 and 0 before the first), mean loss of the steps since the one
+    before, dev score; and the temperature that fits the probabilities to dev, of a model that chooses among classes."""
+
+    @property
+    def temperature(self) -> float | None:
+        """Temperature of the best evaluation."""
+        return None if self.best_evaluation is None else self.history[self.best_evaluation].get("temperature")
 
 
 OnProgress = Callable[[TrainProgress, int], None]

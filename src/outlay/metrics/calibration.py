@@ -1,0 +1,53 @@
+"""Calibration of probabilities: the temperature that fits dev labels best, and the expected calibration error."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+N_BINS = 15
+"""Bins of confidence, of equal width (Guo et al. 2017, section 2)."""
+TEMPERATURE_RANGE = (0.05, 20.0)
+"""Limits of a temperature: at the first, answers are practically certain, at the last, even."""
+_N_HALVINGS = 60
+
+
+def fit_temperature(logits: NDArray[np.floating], classes: NDArray[np.int64]) -> float:
+    """Return the temperature T at which softmax(logits / T) gives some labels the least log-loss (Guo et al. 2017, section 4.2).
+
+    The loss is convex in 1 / T; its zero slope is found by halving. Where every answer is right, or none, it lies at a limit of
+    `TEMPERATURE_RANGE`.
+
+    Args:
+        logits: float ``[rows, classes]``.
+        classes: of the labels, int64 ``[rows]``.
+    """
+    z = logits.astype(np.float64)
+    own = z[np.arange(len(z)), classes]
+
+    def slope(inverse: float) -> float:
+        """Derivative of the mean log-loss by 1 / T: the mean logit expected, less that of the label."""
+        scaled = inverse * z
+        weights = np.exp(scaled - scaled.max(1, keepdims=True))
+        return float(((weights * z).sum(1) / weights.sum(1) - own).mean())
+
+    low, high = 1.0 / TEMPERATURE_RANGE[1], 1.0 / TEMPERATURE_RANGE[0]
+    for _ in range(_N_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return float(round(2.0 / (low + high), 6))
+
+
+def expected_calibration_error(probabilities: NDArray[np.floating], classes: NDArray[np.int64]) -> float:
+    """Return the expected calibration error in points, 0 to 100 (Guo et al. 2017, equation 3, 15 bins of equal width).
+
+    Args:
+        probabilities: float ``[rows, classes]``, rows that sum to 1.
+        classes: of the labels, int64 ``[rows]``.
+    """
+    confidence = probabilities.max(1).astype(np.float64)
+    is_right = probabilities.argmax(1) == classes
+    # A bin has its upper edge: (0, 1/15], (1/15, 2/15], ...
+    bins = np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)
+    gaps = np.bincount(bins, weights=is_right - confidence, minlength=N_BINS)
+    return float(100.0 * np.abs(gaps).sum() / len(confidence))
