@@ -103,7 +103,7 @@ Notes = Annotated[
     tuple[str, ...],
     Rule("an array of texts", {"type": "tuple", "items_schema": [_TEXT], "variadic_item_index": 0}),
 ]
-_LATER = ("notes", "methods", "max_labels")
+_LATER = ("notes", "methods", "max_labels", "test_rows")
 """Fields that JSON leaves out where they say nothing, as in points of before."""
 RIVAL = "rival_"
 """Beginning of the names of the strategies that are rivals."""
@@ -148,6 +148,7 @@ class PointRequest:
     dev: Annotated[str, _one_of(*DEV_KINDS)] | None
     methods: Methods = ()
     max_labels: Count | None = None
+    test_rows: Count | None = None
 
     @property
     def variant(self) -> str:

@@ -228,7 +228,7 @@ class RunBuilder:
             tokens=_Tokens(
                 {
                     reading_key(model.ref, reading): partial(
-                        self._token_counts, asked.task, request.seed, model, len(pool), reading
+                        self._token_counts, asked.task, request.seed, model, len(pool), request.test_rows, reading
                     )
                     for model in roles.used
                     for reading in get_args(Reading)
@@ -243,7 +243,7 @@ class RunBuilder:
             offers={spec.name: self._offer(asked.task, request.seed, spec) for spec in request.sellers},
             train_digest=ordered.train_digest,
             dev_digest=ordered.dev_digest,
-            test_digest=ordered.test_digest,
+            test_digest=ordered.test_digest(request.test_rows),
             pool_digests=ordered.pool_digests,
             n_carved=task.model_copy(update={"dev": request.dev, "n_dev": request.n_dev}).n_carved,
             n_train=len(ordered.train),
@@ -256,9 +256,9 @@ class RunBuilder:
             windows={model.ref: models.window(model) for model in roles.used},
             poolings={model.ref: models.pooling(model) for model in roles.used},
         )
-        parts = _pool_parts(data, len(pool))
+        parts, test = _pool_parts(data, len(pool)), ordered.first_test(request.test_rows)
         return PreparedRun(
-            request, context, task, ordered.train, pool, ordered.dev, data.test, parts, self.price_book, asked
+            request, context, task, ordered.train, pool, ordered.dev, test, parts, self.price_book, asked
         )
 
     @cached()
@@ -271,9 +271,11 @@ class RunBuilder:
         return offer_of(spec, make_seller(spec, rows, task, self.price_book, seed))
 
     @cached()
-    def _token_counts(self, name: str, seed: int, model: Model, n_pool: int, reading: Reading) -> TokenCounts:
-        (task, data), ordered = self.load(name), self._ordered(name, seed)
-        splits = (ordered.train, ordered.pool[:n_pool], ordered.dev, data.test)
+    def _token_counts(
+        self, name: str, seed: int, model: Model, n_pool: int, n_test: int | None, reading: Reading
+    ) -> TokenCounts:
+        (task, _), ordered = self.load(name), self._ordered(name, seed)
+        splits = (ordered.train, ordered.pool[:n_pool], ordered.dev, ordered.first_test(n_test))
         n_tokens = self._models.source_tokens(name, task, model, [row for split in splits for row in split], reading)
         return TokenCounts(
             *(array("q", accumulate((n_tokens[row.text] for row in split), initial=0)) for split in splits)

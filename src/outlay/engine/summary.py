@@ -142,6 +142,7 @@ def _asked(
         dev=None if request.dev == "none" else request.dev,
         methods=_methods_of(request),
         max_labels=request.max_labels,
+        test_rows=request.test_rows,
     )
 
 
@@ -149,8 +150,18 @@ def _methods_of(request: Request) -> tuple[tuple[str, str], ...]:
     """Return the methods of the trainings of a request by role, none where all are ``full``."""
     taught_by = strategy(request.strategy).taught_by
     roles = ("student",) if taught_by is None else (taught_by, "distil")
-    named = {role: request.overrides.get(role, {}).get("method", "full") for role in roles}
+    named = {role: _method_words(request.overrides.get(role, {})) for role in roles}
     return tuple(named.items()) if set(named.values()) != {"full"} else ()
+
+
+def _method_words(settings: Mapping[str, Any]) -> str:
+    """Return a method with what else decides how its head reads a row, such as "probe, joined"."""
+    more = [
+        str(settings[name])
+        for name in ("tune", "pair", "pooling")
+        if settings.get(name) not in (None, "all", "auto", "declared")
+    ]
+    return ", ".join([str(settings.get("method", "full")), *more])
 
 
 def precision_facts(prepared: PreparedRun) -> dict[str, Any]:

@@ -119,13 +119,15 @@ class Request:
     """``auto`` (by the speed of this machine), ``bf16`` or ``fp32``, where neither task nor ``overrides`` name one for a role."""
     max_labels: int | None = None
     """Labels of train rows at most, whatever the budget pays for: those that other runs have bought, for a rival."""
+    test_rows: int | None = None
+    """Test rows to score at most, the same ones for every seed; ``None`` = all."""
     digests: Digests | None = None
     """``None`` until the request is resolved."""
 
     def __post_init__(self) -> None:
         if self.budget_micros <= 0:
             raise UsageError(f"the budget is {format_usd(self.budget_micros)}; it must be above $0")
-        for name in ("n_initial", "pool_rows", "n_dev", "max_labels"):
+        for name in ("n_initial", "pool_rows", "n_dev", "max_labels", "test_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
@@ -158,6 +160,7 @@ class Request:
             # Before there was a choice, every run was in bf16.
             "precision": None if self.precision == BF16 else self.precision,
             "max_labels": self.max_labels,
+            "test_rows": self.test_rows,
             "auto_methods": TABLE_DIGEST if self._asks_for_auto else None,
         }
         return {

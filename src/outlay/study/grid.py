@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, PrivateAttr
 
@@ -23,8 +23,10 @@ from outlay.plan.request import DEFAULT_GENERAL, DEFAULT_STUDENT, DEFAULT_TEACHE
 from outlay.plan.steps import LLM
 from outlay.plan.strategies import Strategy, strategy
 from outlay.report.results import Layout
+from outlay.settings import AUTO_METHOD
 from outlay.storage.paths import as_word, expand
-from outlay.study.schema import OTHERS, Scale, Strategies, TaskAxes, merged, union_of, values_of
+from outlay.study.schema import OTHERS, Scale, Strategies, TaskAxes, merged, method_settings, union_of, values_of
+from outlay.tasks.overrides import Role
 from outlay.tasks.task import load_task
 from outlay.tasks.yaml_file import Name, NonEmpty, YamlBlock, read_yaml
 from outlay.text.legible import did_you_mean, repeats
@@ -69,6 +71,8 @@ class StudyFile(YamlBlock):
     """Layout of the report; ``plain`` suits any grid."""
     strategies: Strategies
     """Strategies to compare."""
+    method: Literal["auto", "full"] = "auto"
+    """Training method where neither ``methods`` nor ``settings`` name one: ``auto``, or ``full`` fine-tuning as published."""
     student_training: Literal["charged", "free"] = "charged"
     """``charged``: the training of a student on labels is charged; ``free``: it is not, as in the published tables."""
     notes: tuple[NonEmpty, ...] = ()
@@ -215,10 +219,12 @@ class _Grid:
         teachers = values_of(models.teacher or {}, name) or (DEFAULT_TEACHER,)
         students = values_of(models.student or {}, name) or (DEFAULT_STUDENT,)
         pools = values_of(axes.pool_rows or {}, name) or (None,)
-        for teacher, student, pool in product(
+        methods = values_of(axes.methods or {}, name) or (self.file.method,)
+        for teacher, student, pool, method in product(
             teachers if policy.taught_by == "teacher" else (self._origin,),
             students[:1] if policy.starts_general else students,
             (None,) if policy.taught_by is None else pools,
+            methods,
         ):
             needs_base = any(parse_ref(ref).needs_base for ref in (teacher, student))
             yield Request(
@@ -232,13 +238,22 @@ class _Grid:
                 student_training=self.file.student_training,
                 pool_rows=pool,
                 threads=self.scale.threads,
-                overrides=axes.settings or {},
+                overrides=self._settings(method),
+                dev=axes.dev,
+                n_dev=axes.n_dev,
+                test_rows=axes.test_rows,
                 base=self._origin if needs_base and self._origin != teacher else None,
                 metric_model=models.metric_model,
                 general=models.general or DEFAULT_GENERAL,
                 sellers=(SellerSpec(), *(axes.llm.sellers if LLM in policy.sellers else ())),
                 precision=self.scale.precision,
             )
+
+    def _settings(self, method: str) -> dict[str, dict[str, Any]]:
+        """Return the settings by role, with a method for the roles that name none."""
+        named = {} if method == AUTO_METHOD else method_settings(method)
+        given = dict(self.axes.settings or {})
+        return given | {role: {**named, **given.get(role, {})} for role in get_args(Role) if named or role in given}
 
     @property
     def _origin(self) -> str:

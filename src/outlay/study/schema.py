@@ -12,7 +12,15 @@ from outlay.hardware.precision import without_auto
 from outlay.money.amounts import format_usd, parse_usd
 from outlay.plan.request import DEFAULT_MACHINE, ROLES, ReplayOptions, SellerSpec
 from outlay.plan.steps import LLM as LLM_SELLER
-from outlay.settings import DEFAULT_THREADS, LARGEST_SEED, MOST_THREADS, TeachSettings, TrainSettings
+from outlay.settings import (
+    DEFAULT_THREADS,
+    LARGEST_SEED,
+    MOST_THREADS,
+    TeachSettings,
+    TrainSettings,
+    flat_settings,
+    without_auto_method,
+)
 from outlay.tasks.overrides import SETTING_NAMES
 from outlay.tasks.yaml_file import NonEmpty, YamlBlock
 from outlay.text.legible import repeats
@@ -141,6 +149,24 @@ class Axes(YamlBlock):
     """Training settings by role: ``teacher``, ``student``, ``distil``, ``teach``."""
     llm: LLM = LLM()
     """The LLM of strategies that buy labels from one."""
+    methods: Names | None = None
+    """Training methods of every role, such as ``probe``, or ``probe, joined`` with a ``pair``; default ``method`` of the file."""
+    dev: Literal["given", "bought", "carved", "none"] | None = None
+    """Source of the dev labels; default as the task says."""
+    n_dev: int | None = Field(default=None, gt=0, strict=True)
+    """Dev labels; default as the task says."""
+    test_rows: int | None = Field(default=None, gt=0, strict=True)
+    """Test rows to score at most, the same ones for every seed; default all."""
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, methods: dict[str, tuple[str, ...]] | None) -> dict[str, tuple[str, ...]] | None:
+        for each in (each for values in (methods or {}).values() for each in values):
+            try:
+                method_settings(each)
+            except UsageError as error:
+                raise ValueError(str(error)) from None
+        return methods
 
     @field_validator("settings")
     @classmethod
@@ -153,8 +179,12 @@ class Axes(YamlBlock):
                 raise ValueError(f"unknown role {role!r}; known: {', '.join(ROLES)}")
             if twice := sorted(given.keys() & {SETTING_NAMES.get(name) for name in given}):
                 raise ValueError(f"{role}: {twice[0]} is given twice, under its two names; give it once")
-            renamed[role] = {SETTING_NAMES.get(name, name): plain(value) for name, value in given.items()}
-            checked = without_auto(renamed[role])
+            try:
+                flat = flat_settings(given) if role != "teach" else given
+            except UsageError as error:
+                raise ValueError(f"{role}: {error}") from None
+            renamed[role] = {SETTING_NAMES.get(name, name): plain(value) for name, value in flat.items()}
+            checked = without_auto_method(without_auto(renamed[role]))
             known = TeachSettings() if role == "teach" else TrainSettings(epochs=1, batch_size=1, learning_rate=1e-4)
             try:
                 known.changed(checked)
@@ -195,6 +225,18 @@ class Scale(Axes):
     """Axes of each task, by shipped name or by path of a task file beside this one."""
     any_task: TaskAxes | None = None
     """Axes of a task that is not listed; without it only listed tasks may be chosen, or any task where none is listed."""
+
+
+def method_settings(named: str) -> dict[str, Any]:
+    """Return the settings of a method of the axis ``methods``: ``probe, joined`` names a ``pair`` beside it.
+
+    Raises:
+        UsageError: no such method, or another word beside it.
+    """
+    method, _, pair = (part.strip() for part in named.partition(","))
+    settings = {"method": method} | ({"pair": pair} if pair else {})
+    TrainSettings(epochs=1, batch_size=1, learning_rate=1e-4).changed(without_auto_method(settings))
+    return settings
 
 
 def values_of(axis: Mapping[str, Sequence[T]], strategy: str) -> Sequence[T]:

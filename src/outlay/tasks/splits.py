@@ -38,10 +38,15 @@ class SeededOrder:
         """Digest of all dev rows."""
         return _rows_digest(self.dev)
 
-    @cached_property
-    def test_digest(self) -> str:
-        """Digest of all test rows."""
-        return _rows_digest(self.test)
+    def first_test(self, n: int | None) -> list[Example]:
+        """Return the test rows, or ``n`` of them at most: the same ones for every seed."""
+        if n is None or n >= len(self.test):
+            return self.test
+        return _ordered(self.test, 0)[:n]
+
+    def test_digest(self, n: int | None = None) -> str:
+        """Return the digest of `first_test`."""
+        return _rows_digest(self.first_test(n))
 
     def pool_digests(self, start: int, stop: int) -> str:
         """Return the digest of the texts of the pool's rows ``start:stop``; each is computed once."""

@@ -262,7 +262,7 @@ def _split(
     parameters: NDArray[np.float64], n_values: int, n_classes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return weights and intercepts of each class from a vector of parameters, which holds one set where there are two."""
-    n_sets = 1 if n_classes == 2 else n_classes  # noqa: PLR2004
+    n_sets = 1 if n_classes == 2 else n_classes
     weight, bias = parameters[: n_sets * n_values].reshape(n_sets, n_values), parameters[n_sets * n_values :]
     if n_sets == 1:
         return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
@@ -281,7 +281,7 @@ def _fit_soft(
     from scipy.optimize import minimize
 
     n_values, n_classes = vectors.shape[1], targets.shape[1]
-    n_sets = 1 if n_classes == 2 else n_classes  # noqa: PLR2004
+    n_sets = 1 if n_classes == 2 else n_classes
     if not work.allowed(iteration_flops(1, _n_values(vectors), n_classes)):
         raise TrainingError(
             "the regression does not fit into the limit of this step; raise it (a run is topped up with `outlay ledger topup`)"
