@@ -17,7 +17,7 @@ TargetKind = Literal["classes", "tags", "tokens", "text"]
 vocabulary at each token of its answer, or its answer alone.
 """
 Reading = Literal["whole", "joined", "towers"]
-"""How a model reads a row: ``whole`` by its own head, or as pooled vectors, one of its ``joined`` texts or one of each in ``towers``."""
+"""How a model reads a row: ``whole`` by its own head, or pooled, its ``joined`` texts or each in ``towers``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,11 +156,8 @@ def _methods_of(request: Request) -> tuple[tuple[str, str], ...]:
 
 def _method_words(settings: Mapping[str, Any]) -> str:
     """Return a method with what else decides how its head reads a row, such as "probe, joined"."""
-    more = [
-        str(settings[name])
-        for name in ("tune", "pair", "pooling")
-        if settings.get(name) not in (None, "all", "auto", "declared")
-    ]
+    plain = (None, "all", "auto", "declared")
+    more = [str(settings[name]) for name in ("tune", "pair", "pooling") if settings.get(name) not in plain]
     return ", ".join([str(settings.get("method", "full")), *more])
 
 

@@ -1,8 +1,8 @@
 """Classifiers that read pooled vectors: an encoder, one vector of a text's tokens, a linear head.
 
-Vectors are those of `sentence-transformers`: pooled and scaled as the checkpoint declares (`outlay.models.pooling`). Two texts of a
-row are joined, or each has a vector of its own and the head reads u, v, \\|u - v\\| and u * v. Saved, such a model is a folder that
-`sentence-transformers` loads, with the head beside it in ``head.safetensors``.
+Vectors are those of `sentence-transformers`: pooled and scaled as the checkpoint declares (`outlay.models.pooling`). Two texts of
+a row are joined, or each has a vector of its own and the head reads u, v, \\|u - v\\| and u * v. Saved, such a model is a folder
+that `sentence-transformers` loads, with the head beside it in ``head.safetensors``.
 """
 
 from __future__ import annotations

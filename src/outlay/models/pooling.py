@@ -43,7 +43,7 @@ class Pooling:
 
 
 def n_features(hidden_size: int, reading: Reading) -> int:
-    """Return the values of a row that a head reads: of two towers u, v, \\|u - v\\| and u * v (Conneau et al. 2017, section 3.1)."""
+    """Return the values of a row that a head reads: of towers u, v, \\|u - v\\| and u * v (Conneau et al. 2017, section 3.1)."""
     return hidden_size * _FEATURES[reading]
 
 
@@ -85,7 +85,8 @@ def declared_pooling(folder: Path, default: Pooling) -> Pooling:
             found = replace(found, normalize=True)
         elif kind != "Transformer":
             raise UnknownModel(
-                f"{folder / 'modules.json'} declares a module {kind or module!r} behind the encoder; give pooling mean, first or last"
+                f"{folder / 'modules.json'} declares a module {kind or module!r} behind the encoder; give pooling mean, first or "
+                "last"
             )
     limit = (_read(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
     return replace(found, max_tokens=limit if isinstance(limit, int) and limit > 0 else None)
@@ -103,7 +104,8 @@ def _mode_in(path: Path) -> PoolingMode:
     ]
     if len(names) != 1 or names[0] not in _MODES:
         raise UnknownModel(
-            f"{path} declares pooling {' and '.join(names) or 'nothing'}; known are {', '.join(_MODES)}; give pooling mean, first or last"
+            f"{path} declares pooling {' and '.join(names) or 'nothing'}; known are {', '.join(_MODES)}; give pooling mean, "
+            "first or last"
         )
     return _MODES[names[0]]
 

@@ -1,9 +1,9 @@
 """Frozen vectors: each text is encoded once by each encoder, whatever run, seed or budget asks for it.
 
 A vector is a function of the encoder, the number of threads and the text's own tokens: batches hold texts of one length, without
-padding. So the rows of one run are found again by any other. Vectors lie in blocks on disk (`outlay.models.token_cache.TokenStore`:
-written whole or not at all, checked by digest when read, the least recently used removed first); a block that is damaged counts as
-not there. Nothing lies on disk until `keep_in` names a folder.
+padding. So the rows of one run are found again by any other. Vectors lie in blocks on disk, as tokens do
+(`outlay.models.token_cache.TokenStore`: written whole or not at all, checked by digest when read, the least recently used removed
+first); a block that is damaged counts as not there. Nothing lies on disk until `keep_in` names a folder.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class VectorCache:
         self._read_blocks: set[str] = set()
 
     def vectors(self, encoded: Encoded, rows: Rows, compute: Compute) -> NDArray[np.float32]:
-        """Return the vectors of some rows, float32 ``[rows, width]``; those not known yet are computed, in batches of one length."""
+        """Return the vectors of some rows, float32 ``[rows, width]``; new ones are computed in batches of one length."""
         found = self.ragged(encoded, rows, compute)
         return np.stack(found) if found else np.zeros((0, 0), dtype=np.float32)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def new_vectorizer(max_words: int, vocabulary: dict[str, int] | None = None) -> 
 
     def analyze(text: str) -> list[str]:
         words: list[str] = words_of(prepare(text))[:max_words]
-        pairs = [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]
+        pairs = [f"{first} {second}" for first, second in pairwise(words)]
         return [*words, *pairs]
 
     return TfidfVectorizer(analyzer=analyze, sublinear_tf=True, vocabulary=vocabulary)

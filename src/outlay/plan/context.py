@@ -144,12 +144,12 @@ class PlanningContext:
 
     @cached()
     def settings(self, role: str) -> TrainSettings:
-        """Return the training settings of a role, with the request's overrides, seed and precision; ``full`` in place of ``auto``."""
+        """Return the training settings of a role, with the request's overrides; of ``auto`` those of ``full``."""
         return self._role_settings(role, without_auto_method(self._overrides(role)))
 
     @cached()
     def settings_for(self, role: str, model: Model, n_labels: int, method: str | None) -> TrainSettings:
-        """Return the settings of a training of a model, with the method that ``auto`` chooses; ``method``: in place of the role's."""
+        """Return the settings of one training, with the method that ``auto`` chooses; ``method``: in place of the role's."""
         given = self._overrides(role) | ({} if method is None else {"method": method})
         if (chosen := self.chosen_method(role, model, n_labels)) is not None and method is None:
             given |= {name: value for name, value in chosen.settings.items() if name == "method" or name not in given}

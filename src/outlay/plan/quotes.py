@@ -186,7 +186,7 @@ class Quoter:
     def flops(self, work: Work) -> tuple[int, int]:
         """Return FLOPs trained and inferred.
 
-        T-Few §4.2: 6N and 2N per token of an encoder or decoder, 3N and N of both together; those of regressions count as trained.
+        T-Few §4.2: 6N and 2N per token of an encoder or decoder, 3N and N of both together. Regressions count as trained.
         """
         shape, n_outputs = self.context.shapes[work.ref], self.context.encoding.form.n_outputs
         trained = flops_train(shape, work.n_tokens_trained, n_outputs) + work.n_flops_fitted

@@ -201,7 +201,7 @@ class Request:
 
 
 def _as_before(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a role's settings under the names of before, so that run ids stay: full fine-tuning was the only method, PEFT a setting."""
+    """Return a role's settings under the names of before, so that run ids stay: ``full`` had no name, PEFT another."""
     named = dict(settings)
     method = named.pop("method", "full")
     if method == "full":

@@ -1,4 +1,4 @@
-"""The method that ``auto`` stands for: by the number of labels, the kind of task and the model, from a table of measured results."""
+"""The method that ``auto`` stands for: by the number of labels, the kind of task and the model, from a table of results."""
 
 from __future__ import annotations
 

@@ -273,7 +273,9 @@ def _remark_on_old_name() -> None:
 
 
 def check_method(settings: Any, kind: Kind, family: Family, *, learns_from: str = "labels") -> None:
-    """Refuse a method that does not suit a task or a model; ``settings``: of a training, ``learns_from``: ``labels`` or ``targets``.
+    """Refuse a method that does not suit a task or a model.
+
+    ``settings``: of a training; ``learns_from``: ``labels`` or ``targets``.
 
     Raises:
         UsageError: one line, with the methods that do.

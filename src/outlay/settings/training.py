@@ -140,8 +140,8 @@ class TrainSettings:
     method: Annotated[
         str,
         Setting(
-            "``full``, ``probe``, ``probe_then_tune``, ``contrastive``, a PEFT method (``lora``, ``ia3``), ``tfidf``, ``majority``, or "
-            "``auto``: as the number of labels, the task and the model suggest.",
+            "``full``, ``probe``, ``probe_then_tune``, ``contrastive``, a PEFT method (``lora``, ``ia3``), ``tfidf``, "
+            "``majority``, or ``auto``: as the number of labels, the task and the model suggest.",
             METHOD,
             choices=METHOD_NAMES,
             asked=(AUTO_METHOD,),
@@ -150,8 +150,8 @@ class TrainSettings:
     pooling: Annotated[
         str,
         Setting(
-            "One vector of a text: ``declared`` (as the checkpoint says, else ``mean``; ``last`` for causal models), ``mean``, ``first`` "
-            "or ``last``. Not of ``full``.",
+            "One vector of a text: ``declared`` (as the checkpoint says, else ``mean``, of a causal model ``last``), ``mean``, "
+            "``first`` or ``last``. Not of ``full``.",
             METHOD,
             choices=POOLINGS,
         ),
@@ -159,7 +159,8 @@ class TrainSettings:
     pair: Annotated[
         str,
         Setting(
-            "Two texts of a row: ``joined`` (read as one), ``towers`` (each on its own), or ``auto``: by the method. Not of ``full``.",
+            "Two texts of a row: ``joined`` (read as one), ``towers`` (each on its own), or ``auto``: by the method. Not of "
+            "``full``.",
             METHOD,
             choices=PAIRS,
         ),
@@ -225,8 +226,8 @@ class TrainSettings:
     def adapters(self) -> tuple[PeftSettings, ...]:
         """Return the settings of the PEFT methods whose weights are trained, in the order in which they are put into the model.
 
-        None where every weight is trained. Today a training has one at most, for all layers; one that has several, or several groups
-        of layers, has a field of its own that the JSON leaves out where it says nothing.
+        None where every weight is trained. Today a training has one at most, for all layers; one that has several, or several
+        groups of layers, has a field of its own that the JSON leaves out where it says nothing.
         """
         trains = "all" if self.method == AUTO_METHOD else self.chosen.trains
         return (self.of_method(trains),) if trains in peft_methods() else ()
@@ -253,7 +254,7 @@ class TrainSettings:
 
 
 def used_methods(settings: TrainSettings) -> set[str]:
-    """Return the methods whose settings a training reads: its own, the regression of its head, the PEFT method that it trains by."""
+    """Return the methods whose settings a training reads: its own, its head's regression, the PEFT method that it trains by."""
     if settings.method == AUTO_METHOD:
         return set()
     regression = {"probe"} if settings.chosen.head == "probe" else set()

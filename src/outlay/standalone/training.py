@@ -164,7 +164,7 @@ class _Plan:
         return sources_of(rows, self.family, self.form.kind)
 
     def metric(self) -> TaskMetric | None:
-        """Return the metric that a regression's strength may be chosen by; ``None`` without one, or for one that needs an encoder."""
+        """Return the metric that a regression's strength may be chosen by; ``None`` without one, or if it needs an encoder."""
         from outlay.train.probe import TaskMetric
 
         scorer = self.scorer

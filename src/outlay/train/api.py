@@ -456,8 +456,8 @@ def _train(
 ) -> TrainProgress:
     """Train by steps and write the model.
 
-    ``fitted``: the probe that it begins with, which may be the best on dev; ``afterwards``: fits a head to the trained encoder, and dev
-    is scored once then.
+    ``fitted``: the probe that it begins with, which may be the best on dev; ``afterwards``: fits a head to the trained
+    encoder, and dev is scored once then.
     """
     group = current_process()
     model = learner.model

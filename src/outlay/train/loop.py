@@ -35,9 +35,9 @@ _READ_EVERY = 16
 """Steps between two readings of losses on a GPU, and between two questions of several processes to the work meter."""
 
 DevScore = Callable[[nn.Module], tuple[float, int] | tuple[float, int, float | None]]
-"""``model -> (score, tokens that went forward over all processes)``, and the temperature that fits its probabilities to the dev rows;
-larger scores are better. Every process calls it, in eval mode and without gradients, and gets the same answer; it reports no tokens
-to a meter, the loop does."""
+"""``model -> (score, tokens that went forward over all processes)``, and the temperature that fits its probabilities to the dev
+rows; larger scores are better. Every process calls it, in eval mode and without gradients, and gets the same answer; it reports
+no tokens to a meter, the loop does."""
 
 
 class Objective(Protocol):
@@ -84,7 +84,8 @@ def fit(
 
     Linear warm-up then linear decay to zero over all planned steps, gradient clipping by global norm. A step's gradient is that
     of the loss averaged over the positions of all its rows, however they are split among processes and forward passes. ``group``
-    defaults to this process's; the model is moved to it. ``evaluate_first``: the weights it begins with may be the best too. Every process must call with the same arguments.
+    defaults to this process's; the model is moved to it. Every process must call with the same arguments. ``evaluate_first``: the
+    weights it begins with may be the best too.
 
     Raises:
         TrainingError: no rows, a loss that is not finite, a meter that refuses the first step, or checkpoints that differ between

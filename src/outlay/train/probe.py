@@ -110,7 +110,7 @@ class Probe:
         return self._set(found, work)
 
     def fit_targets(self, targets: SparseTargets, gold: AnswerIds | None = None) -> ProbeReport:
-        """Fit the head to a teacher's distributions at temperature 1; ``gold``: answers that are mixed in, empty for rows without."""
+        """Fit the head to a teacher's distributions at temperature 1; ``gold``: answers mixed in, empty for rows without."""
         vectors, _ = self._vectors(frozen=True)
         probabilities = probabilities_of(targets)
         if gold is not None and self._head.target == "classes":
@@ -178,7 +178,7 @@ def class_layer(model: Any) -> nn.Linear:
 def token_vectors(
     model: nn.Module, read: Sources, cache: VectorCache, rows: Rows
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the vectors of the tokens that stand for text, float32 ``[tokens, hidden]``, and the row of each, int64 ``[tokens]``.
+    """Return the vectors of the tokens that stand for text, float32 ``[tokens, hidden]``, and their rows, int64 ``[tokens]``.
 
     Raises:
         UsageError: as `class_layer`.
@@ -268,7 +268,7 @@ def note_probe_score(model: nn.Module, progress: TrainProgress, context: TrainCo
 
 
 def probabilities_of(targets: SparseTargets) -> NDArray[np.float64]:
-    """Return the distributions of a teacher over its classes at temperature 1, one position after the other, ``[positions, classes]``."""
+    """Return a teacher's distributions over its classes at temperature 1, position by position, ``[positions, classes]``."""
     found = []
     for start in range(0, len(targets), _TARGETS_ROWS):
         rows = np.arange(start, min(start + _TARGETS_ROWS, len(targets)), dtype=np.int64)

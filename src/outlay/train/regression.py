@@ -54,8 +54,8 @@ class Work:
 class Regression:
     """A fitted regression: ``weight`` float32 ``[classes, values]``, ``bias`` float32 ``[classes]``.
 
-    ``strength``: the C that was chosen; ``n_folds``: of the choice, 0 where there was none; ``losses``: mean log-loss (or minus the
-    score) on held-out rows by C; ``is_converged``: of the last fit, within 1,000 iterations.
+    ``strength``: the C that was chosen; ``n_folds``: of the choice, 0 where there was none; ``losses``: mean log-loss (or minus
+    the score) on held-out rows by C; ``is_converged``: of the last fit, within 1,000 iterations.
     """
 
     weight: NDArray[np.float32]
@@ -277,7 +277,7 @@ def _log_softmax(vectors: Any, parameters: NDArray[np.float64], n_classes: int) 
 def _fit_soft(
     vectors: Any, targets: Probabilities, c: float, work: Work, start: NDArray[np.float64] | None
 ) -> tuple[NDArray[np.float64], bool]:
-    """Minimise ||W||^2 / 2 + C sum_i CE(p_i, x_i) by lbfgs, as scikit-learn does for labels; return parameters, and if converged."""
+    """Minimise ||W||^2 / 2 + C sum_i CE(p_i, x_i) by lbfgs, as scikit-learn does; return parameters, and whether it converged."""
     from scipy.optimize import minimize
 
     n_values, n_classes = vectors.shape[1], targets.shape[1]
@@ -318,7 +318,7 @@ def _fold_seed(seed: int) -> int:
 def resolved(settings: ProbeSettings, *, is_f1: bool, has_classes: bool) -> tuple[ProbeSettings, bool]:
     """Return settings without ``auto``, and whether the strength is chosen by the task's metric.
 
-    ``is_f1``: of a metric where rare classes count; ``has_classes``: False for tags, which are chosen by log-loss and not weighted.
+    ``is_f1``: of a metric where rare classes count; ``has_classes``: False for tags, which are chosen by log-loss, unweighted.
     """
     from dataclasses import replace
 
