@@ -165,7 +165,7 @@ def _setting_row(setting: SettingField, *, in_task: bool) -> str:
     about = setting.about
     values = (*about.asked, *about.choices)
     limits = ", ".join(f"`{value}`" for value in values) or setting.limit_words or setting.type_words
-    left_open = about.none or f"`{about.asked[0] if about.asked else setting.default}`"
+    left_open = about.none or about.left_open or f"`{about.asked[0] if about.asked else setting.default}`"
     cells = (
         f"`{setting.name}`",
         f"`{setting.key}`" if in_task else "",

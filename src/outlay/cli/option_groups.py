@@ -77,7 +77,7 @@ def _option_of(setting: SettingField, *, is_switch: bool) -> Any:
     names = f"{name}/--no-{setting.option}" if setting.type is bool and not is_switch else name
     default = f" (default: {about.none})" if about.none and is_none_by_default(setting.name) else ""
     if about.asked:
-        default = f" (default: {about.asked[0]})"
+        default = f" (default: {about.left_open or about.asked[0]})"
     return option(names, panel=about.heading, says=_on_the_line(about.says) + default)
 
 

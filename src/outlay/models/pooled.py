@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,11 @@ _ST_MODES = {"mean": "pooling_mode_mean_tokens", "first": "pooling_mode_cls_toke
 
 
 class PooledModel(nn.Module):
-    """An encoder with pooling and a linear head; ``encoder`` and ``head`` are its parts."""
+    """An encoder with pooling and a linear head; ``encoder`` and ``head`` are its parts.
+
+    Vectors of length 1 have small values, so that a head must have large weights, which steps of one size change slowly. The head
+    in training reads them times ``scales``, powers of 2, and has weights divided by them; saved, it has those of the vectors.
+    """
 
     base_model_prefix = "encoder"
 
@@ -55,6 +60,7 @@ class PooledModel(nn.Module):
         self.pooling = pooling
         self.reading = reading
         self.head = nn.Linear(n_features(int(encoder.config.hidden_size), reading), n_outputs)
+        self.register_buffer("scales", _scales(int(encoder.config.hidden_size), pooling, reading), persistent=False)
         self._takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
         # Its output is never read.
         if getattr(encoder, "pooler", None) is not None:
@@ -88,16 +94,26 @@ class PooledModel(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Return the logits of the classes, float32 ``[rows, classes]``."""
-        features = self.features(self.pool(inputs))
+        return self.logits(self.features(self.pool(inputs)))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the logits of what the head reads, float32 ``[rows, classes]``."""
         with torch.autocast(features.device.type, enabled=False):
-            logits: Tensor = self.head(features.to(self.head.weight.dtype))
+            logits: Tensor = self.head((features * self.scales).to(self.head.weight.dtype))
         return logits
 
     @torch.no_grad()
     def set_head(self, weight: NDArray[Any], bias: NDArray[Any]) -> None:
         """Put in the weights of a regression, ``[classes, values]`` and ``[classes]``."""
-        self.head.weight.copy_(torch.from_numpy(weight))
+        self.head.weight.copy_(torch.from_numpy(weight) / self.scales.cpu())
         self.head.bias.copy_(torch.from_numpy(bias))
+
+
+def _scales(hidden_size: int, pooling: Pooling, reading: Reading) -> Tensor:
+    """Return a factor for each value of a row, float32 ``[values]``: of vectors of length 1 about the root of their width."""
+    scale = 2.0 ** round(math.log2(hidden_size) / 2) if pooling.normalize else 1.0
+    parts = [scale] if reading != "towers" else [scale, scale, scale, scale**2]
+    return torch.tensor(parts, dtype=torch.float32).repeat_interleave(hidden_size)
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
@@ -186,7 +202,7 @@ class PooledHead(ClassAnswers):
         """Return the likeliest class; of a frozen encoder, from vectors that are computed once."""
         if self.cache is not None and isinstance(model, PooledModel):
             features = torch.from_numpy(frozen_features(model, self.cache, sources, rows)).to(device_of(model))
-            logits = model.head(features).unsqueeze(1)
+            logits = model.logits(features).unsqueeze(1)
         else:
             logits = logits_of(self, model, sources, rows, torch.empty(0)).float()
         feed_sink(sink, rows, logits, np.ones(len(rows), dtype=np.int64))
@@ -234,7 +250,10 @@ def frozen_features(model: PooledModel, cache: VectorCache, sources: Sources, ro
 def save_pooled(model: PooledModel, head: PooledHead, folder: Path) -> None:
     """Write encoder, head, and the files by which `sentence-transformers` knows the pooling; the tokenizer is not written."""
     model.encoder.save_pretrained(folder)
-    state = {"weight": model.head.weight.detach().contiguous(), "bias": model.head.bias.detach().contiguous()}
+    state = {
+        "weight": (model.head.weight.detach() * model.scales).contiguous(),
+        "bias": model.head.bias.detach().contiguous(),
+    }
     save_file(state, folder / HEAD_WEIGHTS, metadata={"labels": json.dumps(head.form.labels)})
     write_modules(folder, head)
 

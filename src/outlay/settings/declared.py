@@ -22,7 +22,8 @@ class Setting:
     ``says``: one or two sentences, with names of settings and values between double backticks; ``gt``, ``ge``, ``lt``, ``le``:
     bounds of a number; ``choices``: values of a text; ``asked``: choices beside them that are resolved before settings are made;
     ``none``: what ``None`` stands for; ``key``, ``option``: its name in a task file and on the command line where that is
-    another one; ``in_task``, ``on_line``: whether it has one there.
+    another one; ``in_task``, ``on_line``: whether it has one there;
+    ``left_open``: what it is where nobody names it, if that is not its default.
     """
 
     says: str
@@ -38,6 +39,7 @@ class Setting:
     option: str = ""
     in_task: bool = True
     on_line: bool = True
+    left_open: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,14 +56,10 @@ def default_settings(family: Family, kind: Kind) -> dict[str, TrainSettings]:
     return _WRITERS[family]
 
 
-_BY_METHOD: dict[str, dict[str, Any]] = {
-    "probe_then_tune": {"learning_rate": 5e-5, "epochs": 5},
-    "contrastive": {"learning_rate": 5e-5, "batch_size": 16, "epochs": 10},
-}
-"""Settings of an encoder by method, where they are others than those of its role; `docs/methods.md` says how they were chosen.
-
-A head that begins well asks for a smaller rate, or the first steps undo what the encoder knows (Kumar et al. 2022, section 3).
-"""
+_RATE_SHARE = 0.5
+"""Share of a role's learning rate for an encoder whose head begins well: a larger rate would undo what the encoder knows before
+the head fits it (Kumar et al. 2022, section 3). `docs/methods.md` says how this and the settings below were chosen."""
+_CONTRASTIVE = {"batch_size": 16, "epochs": 10}
 
 
 def role_settings(
@@ -75,7 +71,12 @@ def role_settings(
         UsageError: a name that is no setting, or a value outside its limits.
     """
     given = flat_settings(overrides)
-    of_method = _BY_METHOD.get(given.get("method", defaults.method), {})
+    method = given.get("method", defaults.method)
+    of_method: dict[str, Any] = {}
+    if method in ("probe_then_tune", "contrastive"):
+        of_method["learning_rate"] = defaults.learning_rate * _RATE_SHARE
+    if method == "contrastive":
+        of_method |= _CONTRASTIVE
     return defaults.changed({**of_method, "seed": seed, "precision": precision, **given})
 
 

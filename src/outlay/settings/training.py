@@ -145,6 +145,7 @@ class TrainSettings:
             METHOD,
             choices=METHOD_NAMES,
             asked=(AUTO_METHOD,),
+            left_open="full; in runs and studies auto",
         ),
     ] = "full"
     pooling: Annotated[
