@@ -15,10 +15,10 @@ from typing import Any, get_args
 
 from outlay.errors import MissingData, UnknownModel, UsageError
 from outlay.hardware.precision import AUTO, check_asked, check_worker, remarks, resolve
-from outlay.models.reference import fingerprint
+from outlay.models.reference import folder_fingerprint
 from outlay.models.shape import read_config
 from outlay.models.window import check_handover, window_in, window_of
-from outlay.settings import BLOCK_ROWS, TeachSettings, check_seed
+from outlay.settings import BLOCK_ROWS, METHOD_SETTINGS, TeachSettings, check_seed
 from outlay.spec import Family, TargetKind, TargetSpec, TaskSpec, cut_lines, target_spec
 from outlay.standalone.evaluator import MetricAsked, about_scores, answer_remarks, check_scores, scorer_of, write_scores
 from outlay.standalone.inputs import DataReader, TaskRow, rows_digest, sources_of, with_named_gold
@@ -50,13 +50,15 @@ PREDICTIONS = "predictions.jsonl"
 class TrainedModel:
     """Model that `outlay` trained: folder, family and form of the task.
 
-    ``lowered``: a line for each limit of the form that the model cannot keep; ``form``: already lowered to the model's limits.
+    ``lowered``: a line for each limit of the form that the model cannot keep; ``form``: already lowered to the model's limits;
+    ``method``: by which its own head was trained, ``None`` where the checkpoint's class layer or vocabulary answers.
     """
 
     folder: Path
     family: Family
     form: TaskSpec
     lowered: tuple[str, ...] = ()
+    method: str | None = None
 
     @classmethod
     def open(cls, folder: Path) -> TrainedModel:
@@ -68,12 +70,21 @@ class TrainedModel:
         try:
             document = read_object(folder / SAVED)
             family, form = document["family"], TaskSpec.from_json(document["form"])
+            method = document["head"]["method"] if "head" in document else None
         except (OSError, ValueError, KeyError, TypeError):
             raise UnknownModel(
                 f"{folder} holds no model that `outlay` trained ({SAVED} is missing); make one with `outlay finetune`"
             ) from None
+        found = cls(folder, family, form, method=method)
+        if not found.has_encoder:
+            return found
         window = window_in(read_config(folder), family)
-        return cls(folder, family, window.fit(form, str(folder)), tuple(window.lines(form, str(folder))))
+        return replace(found, form=window.fit(form, str(folder)), lowered=tuple(window.lines(form, str(folder))))
+
+    @property
+    def has_encoder(self) -> bool:
+        """Return whether a checkpoint reads the texts: a classifier of words has none."""
+        return self.method is None or METHOD_SETTINGS[self.method].reads_vectors
 
     def sources(self, rows: Sequence[TaskRow]) -> list[tuple[str, ...]]:
         """Return the inputs of rows for this model, one or two segments each."""
@@ -144,7 +155,7 @@ class InferenceOptions:
         return {
             "command": command,
             "model": str(self.model),
-            "model_sha256": on_main(lambda: fingerprint(str(self.model))),
+            "model_sha256": on_main(lambda: folder_fingerprint(self.model)),
             "rows": rows_digest(rows),
             "n_rows": len(rows),
             "precision": self.precision,
@@ -235,7 +246,7 @@ def evaluate(options: InferenceOptions, metric: MetricAsked, listener: Listener)
     form = reader.form(model.form)
     rows = reader.checked(options.rows(reader, needs_target=True), form)
     scorer = scorer_of(metric, form, reader.task)
-    about = {"model_sha256": on_main(lambda: fingerprint(str(options.model))), **about_scores(scorer, rows)}
+    about = {"model_sha256": on_main(lambda: folder_fingerprint(options.model)), **about_scores(scorer, rows)}
     on_main(lambda: check_scores(options.out, about, overwrite=options.runtime.overwrite))
     output = OutputDir.file(options.out / PREDICTIONS)
     predicted = _predict(options.resolved(listener), model, rows, output, reader.notes, listener)
@@ -269,8 +280,10 @@ def _handover(model: TrainedModel, form: TaskSpec, teaching: Teaching) -> Target
     family = family_of(student, base=teaching.base)
     refuse_family(family, form, student)
     teacher, base = str(model.folder), teaching.base or student
-    sides = (model.family, n_logits(teacher, teacher)), (family, n_logits(student, base))
-    found = target_spec(form.kind, *sides, lambda: same_tokenizer(teacher, teacher, student, base))
+    found = TargetSpec("classes")
+    if model.method is None:
+        sides = (model.family, n_logits(teacher, teacher)), (family, n_logits(student, base))
+        found = target_spec(form.kind, *sides, lambda: same_tokenizer(teacher, teacher, student, base))
     if wanted is not None and wanted not in (found.target, "text"):
         raise UsageError(
             f"--target {wanted} does not go from this teacher to {student}; it takes {found.target} or text"
@@ -396,11 +409,12 @@ class _Blocks:
         facts = {"n_rows": len(self.rows), "n_processes": n_processes(), **gather(paths)}
         counts = [read_object(self._count(number)) for number in range(self._n_blocks)]
         n_tokens = sum(int(count["tokens"]) for count in counts)
-        folder, form = str(self.model.folder), self.model.form
-        flops = flops_of(folder, None, form, 0, n_tokens)
+        form = self.model.form
+        # A classifier of words has no token to multiply by, and is charged nothing in a run either.
+        flops = flops_of(str(self.model.folder), None, form, 0, n_tokens) if self.model.has_encoder else 0
         if self.options.runtime.profile:
             facts["profile"] = profile_of_parts([count["parts"] for count in counts], flops, self.options.precision)
-        n_truncated = count_cut(folder, folder, form, self.model.sources(self.rows))
+        n_truncated = count_cut(self.model.folder, self.model.sources(self.rows))
         report = StepReport(
             command=self.request["command"],
             out=str(self.output.out),

@@ -30,6 +30,7 @@ from outlay.models.loading import (
     read_head,
     save_model,
     save_with_head,
+    saved_head,
     set_dropout,
 )
 from outlay.models.peft import add_adapters, cast, check, compiled, merge_adapters
@@ -237,9 +238,9 @@ def count_tokens(
     return list(map(int, head.tokenize(sources).encoded.lengths))
 
 
-def count_cut(ref: str, base: str, form: TaskSpec, sources: Texts) -> int:
-    """Count the rows that are longer than a model of this reference reads."""
-    return head_of(ref, base, form).tokenize(sources).encoded.n_truncated
+def count_cut(folder: Path, sources: Texts) -> int:
+    """Count the rows that are longer than a saved model reads; its weights stay where they are."""
+    return saved_head(folder)[0].tokenize(sources).encoded.n_truncated
 
 
 def longest_answer(ref: str, base: str, form: TaskSpec) -> int:
