@@ -23,7 +23,7 @@ from outlay.spec import Family, TargetKind, TargetSpec, TaskSpec, cut_lines, tar
 from outlay.standalone.evaluator import MetricAsked, about_scores, answer_remarks, check_scores, scorer_of, write_scores
 from outlay.standalone.inputs import DataReader, TaskRow, rows_digest, sources_of, with_named_gold
 from outlay.standalone.output_dir import Document, OutputDir, json_lines, read_object
-from outlay.standalone.prediction_file import read_predictions
+from outlay.standalone.prediction_file import CONFIDENCE, read_confidences, read_predictions
 from outlay.standalone.profiling import new_profiler, profile_of_parts, seconds_of
 from outlay.standalone.request import Data
 from outlay.standalone.runtime import (
@@ -52,6 +52,7 @@ class TrainedModel:
 
     ``lowered``: a line for each limit of the form that the model cannot keep; ``form``: already lowered to the model's limits;
     ``method``: by which its own head was trained, ``None`` where the checkpoint's class layer or vocabulary answers.
+    ``temperature``: of a classifier's probabilities, 1 where it had no dev set; ``None`` for a model without probabilities.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class TrainedModel:
     form: TaskSpec
     lowered: tuple[str, ...] = ()
     method: str | None = None
+    temperature: float | None = None
 
     @classmethod
     def open(cls, folder: Path) -> TrainedModel:
@@ -71,11 +73,12 @@ class TrainedModel:
             document = read_object(folder / SAVED)
             family, form = document["family"], TaskSpec.from_json(document["form"])
             method = document["head"]["method"] if "head" in document else None
+            temperature = float(document.get("temperature", 1.0)) if document.get("target") == "classes" else None
         except (OSError, ValueError, KeyError, TypeError):
             raise UnknownModel(
                 f"{folder} holds no model that `outlay` trained ({SAVED} is missing); make one with `outlay finetune`"
             ) from None
-        found = cls(folder, family, form, method=method)
+        found = cls(folder, family, form, method=method, temperature=temperature)
         if not found.has_encoder:
             return found
         window = window_in(read_config(folder), family)
@@ -207,7 +210,7 @@ def teach(options: InferenceOptions, teaching: Teaching, listener: Listener) -> 
 
 
 def predict(options: InferenceOptions, listener: Listener) -> StepReport:
-    """Write a model's answers as JSON lines: source, prediction, and gold where it is known.
+    """Write a model's answers as JSON lines: source, prediction, a classifier's probability of it, and gold where it is known.
 
     Raises:
         OutlayError: unsuitable model, rows or output; one line.
@@ -253,7 +256,8 @@ def evaluate(options: InferenceOptions, metric: MetricAsked, listener: Listener)
 
     def score() -> tuple[dict[str, Any], list[str]]:
         answers = read_predictions(output.out)
-        return write_scores(scorer, answers, rows, options.out, about), answer_remarks(answers, form)
+        calibration = _calibration(model, output.out, answers, rows)
+        return write_scores(scorer, answers, rows, options.out, about, calibration), answer_remarks(answers, form)
 
     scores, more = on_main(score)
     return replace(
@@ -263,6 +267,19 @@ def evaluate(options: InferenceOptions, metric: MetricAsked, listener: Listener)
         facts={**predicted.facts, **scores},
         counts=[*predicted.counts, *more],
     )
+
+
+def _calibration(
+    model: TrainedModel, predictions: Path, answers: Sequence[str], rows: Sequence[TaskRow]
+) -> dict[str, Any]:
+    """Return the calibration error of a classifier and the temperature of its probabilities; nothing for other models."""
+    from outlay.metrics.calibration import N_BINS, calibration_error_of
+
+    confidences = read_confidences(predictions)
+    if model.temperature is None or confidences is None or not rows:
+        return {}
+    error = calibration_error_of(confidences, answers, [row.gold or "" for row in rows])
+    return {"ece": error, "ece_bins": N_BINS, "temperature": model.temperature}
 
 
 def _handover(model: TrainedModel, form: TaskSpec, teaching: Teaching) -> TargetSpec:
@@ -337,7 +354,7 @@ def _predict_block(model: TrainedModel, options: InferenceOptions, folder: Path,
 
     options.prepare_worker()
     counter = TokenCounter()
-    answers = train_api.predict(
+    predicted = train_api.predict(
         folder,
         model.sources(rows),
         precision=options.precision,
@@ -346,7 +363,13 @@ def _predict_block(model: TrainedModel, options: InferenceOptions, folder: Path,
         batch_size=options.batch_size,
         device_map=options.runtime.device_map,
     )
-    return _Block(json_lines(answer_lines(rows, answers)), counter.n_inferred)
+    lines = answer_lines(rows, predicted.answers)
+    if predicted.probabilities is not None:
+        from outlay.metrics.calibration import confidences_of
+
+        confidences = confidences_of(predicted.probabilities).tolist()
+        lines = [{**line, CONFIDENCE: each} for line, each in zip(lines, confidences, strict=True)]
+    return _Block(json_lines(lines), counter.n_inferred)
 
 
 @dataclass(frozen=True, slots=True)
