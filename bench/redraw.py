@@ -95,6 +95,7 @@ def _document(row: Mapping[str, str]) -> dict[str, Any]:
             "scores": scores,
             "seconds": {name: float(value) for name, value in _part(row, "seconds:")},
             "artifacts": dict(_part(row, "digest:")),
+            **({"ece": float(row["ece"])} if row.get("ece") else {}),
         },
         "circumstance": {
             **{name: number(name) for name in ("cash_usd", "wall_seconds", "latency_ms")},

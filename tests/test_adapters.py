@@ -413,9 +413,9 @@ def test_an_encoder_with_adapters_learns_and_leaves_a_plain_model(
 ) -> None:
     progress = train(encoder_base, TRAIN.changed({"peft": peft, "epochs": 3}), tmp_path)
     texts, golds = rows_of(101, seed=41)
-    assert share_right(predict(tmp_path, texts, precision="fp32", meter=CountingMeter()), golds) > 95
+    assert share_right(predict(tmp_path, texts, precision="fp32", meter=CountingMeter()).answers, golds) > 95
     dev = dev_texts()
-    said = predict(tmp_path, dev.sources, precision="fp32", meter=CountingMeter())
+    said = predict(tmp_path, dev.sources, precision="fp32", meter=CountingMeter()).answers
     assert dev.score(said) == progress.best_score
     assert progress.n_parameters == sum(p.numel() for p in load_saved(tmp_path)[0].parameters())
     before, after = (load_file(folder / "model.safetensors") for folder in (encoder_base, tmp_path))
@@ -516,7 +516,7 @@ def test_a_method_of_ones_own_trains_and_leaves_a_plain_model(
 ) -> None:
     progress = train(encoder_base, shift, tmp_path / "two")
     texts, golds = rows_of(101, seed=41)
-    assert share_right(predict(tmp_path / "two", texts, precision="fp32", meter=CountingMeter()), golds) > 95
+    assert share_right(predict(tmp_path / "two", texts, precision="fp32", meter=CountingMeter()).answers, golds) > 95
     assert progress.n_parameters == sum(p.numel() for p in load_saved(tmp_path / "two")[0].parameters())
     before, after = (load_file(folder / "model.safetensors") for folder in (encoder_base, tmp_path / "two"))
     assert before.keys() == after.keys()
@@ -575,7 +575,7 @@ def test_bf16_weights_learn_what_bf16_autocast_learns(t5_base: Path, tmp_path: P
         dtypes = {tensor.dtype for tensor in load_file(out / "model.safetensors").values()}
         assert dtypes == {torch.bfloat16 if precision == "bf16_weights" else torch.float32}
         texts, golds = rows_of(101, seed=41)
-        scores[precision] = share_right(predict(out, texts, precision="bf16", meter=CountingMeter()), golds)
+        scores[precision] = share_right(predict(out, texts, precision="bf16", meter=CountingMeter()).answers, golds)
     assert min(scores.values()) > 97
     assert abs(scores["bf16"] - scores["bf16_weights"]) <= 3
 

@@ -2,7 +2,8 @@
 
 A change that moves none of them changed no result, no charge and no key. One that means to runs this file with
 ``OUTLAY_GOLDEN=write`` and says in its message what moved. What differs between two runs of the same program, or between two
-CPUs, is left out: cash, seconds, times, heads of the ledger, environments, digests of weights.
+CPUs, is left out: cash, seconds, times, heads of the ledger, environments, digests of weights, and the calibration error, in
+which every probability's last bits count.
 """
 
 from __future__ import annotations
@@ -119,14 +120,21 @@ def check(name: str, out: Path, *, with_scores: bool = True) -> None:
 
 
 def _without_machine(point: dict[str, Any]) -> dict[str, Any]:
-    """A point but for digests of weights, whose last bits are the CPU's, and what it was computed on."""
-    result = {key: value for key, value in point["result"].items() if key != "artifacts"}
+    """A point but for digests of weights and calibration error, whose last bits are the CPU's, and what it was computed on."""
+    assert 0 <= point["result"].get("ece", 0) <= 100
+    result = {key: value for key, value in point["result"].items() if key not in ("artifacts", "ece")}
     return {"request": point["request"], "result": result}
 
 
+_ECE_CELL = re.compile(r"\| \d+\.\d (\| \$[\d.,]+ \| \$0\.\d+ \| \d+ \|)$")
+_CASH_CELL = re.compile(r"\| \$0\.\d+ \| (\d+) \|$")
+
+
 def _without_cash(table: str) -> list[str]:
-    """The lines of a table; the cash, which a row's seconds decide, is the last amount before its seeds."""
-    return [re.sub(r"\| \$0\.\d+ \| (\d+) \|$", r"| CASH | \1 |", line) for line in table.splitlines()]
+    """The lines of a table; the cash, which a row's seconds decide, is the last amount before its seeds, the ECE the cell
+    before the charge."""
+    lines = [_ECE_CELL.sub(r"| ECE \1", line) for line in table.splitlines()]
+    return [_CASH_CELL.sub(r"| CASH | \1 |", line) for line in lines]
 
 
 def _bill(bill: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def share_equal(one: list[str], other: list[str]) -> float:
 
 
 def predictions(folder: Path, texts: Texts) -> list[str]:
-    return predict(folder, texts, precision="fp32", meter=CountingMeter())
+    return predict(folder, texts, precision="fp32", meter=CountingMeter()).answers
 
 
 def speak(folder: Path, texts: Texts) -> SparseTargets:
@@ -107,10 +107,10 @@ def test_finetuning_learns_and_writes_the_best_epoch(teacher: tuple[Path, TrainP
 
 def test_predictions_are_the_saved_models_own(teacher: tuple[Path, TrainProgress], pool: Texts) -> None:
     meter = CountingMeter()
-    names = predict(teacher[0], pool[:17], precision="fp32", meter=meter)
+    names = predict(teacher[0], pool[:17], precision="fp32", meter=meter).answers
     assert names == [LABELS[int(own)] for own in logits_of(teacher[0], pool[:17]).argmax(-1)]
     assert meter.n_inferred == sum(count_tokens(str(teacher[0]), "", FORM, pool[:17]))
-    assert predict(teacher[0], [], precision="fp32", meter=meter) == []
+    assert predict(teacher[0], [], precision="fp32", meter=meter).answers == []
 
 
 def test_targets_are_the_teachers_logits(

@@ -173,7 +173,7 @@ def test_a_distribution_over_the_labels_passes_between_any_two_families(
     expected = torch.where(has_gold, 0.75 * values + 0.25 * nats, values).mean()
     mixed = first_loss(student, texts, targets, tmp_path / "b", ONE_STEP.changed({"gold_weight": 0.25}), gold)
     assert mixed == pytest.approx(float(expected), rel=1e-4)
-    assert set(predict(tmp_path / "a", texts, precision="fp32", meter=CountingMeter())) <= set(LABELS)
+    assert set(predict(tmp_path / "a", texts, precision="fp32", meter=CountingMeter()).answers) <= set(LABELS)
 
 
 def test_tags_pass_between_encoders_and_are_learnt(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_tags_pass_between_encoders_and_are_learnt(bases: dict[str, Path], tmp_p
     assert taught.n_unaligned == 0
     targets = say(tmp_path / "t", unseen, "tags")
     assert targets.vocab_size == 1 + 2 * len(TYPES)
-    assert list(targets.answers) == predict(tmp_path / "t", unseen, precision="fp32", meter=CountingMeter())
+    assert list(targets.answers) == predict(tmp_path / "t", unseen, precision="fp32", meter=CountingMeter()).answers
     student = ModelSpec("tiny:1x32", str(bases["encoder"]), ENTITIES, 2, "tags")
     longer = settings.changed({"epochs": 25})
     progress = distil(
@@ -219,7 +219,7 @@ def test_a_teacher_of_another_tokenizer_hands_over_its_words(
     texts, _, lines = texts_of(12, 10)
     teacher = untrained(spec(bases[teacher_family], ENTITIES, seed=7), tmp_path / "teacher")
     targets = say(teacher, texts, "text")
-    assert list(targets.answers) == predict(teacher, texts, precision="fp32", meter=CountingMeter())
+    assert list(targets.answers) == predict(teacher, texts, precision="fp32", meter=CountingMeter()).answers
     gold = [line if row % 2 else None for row, line in enumerate(lines)]
     words = [said if known is None else known for said, known in zip(targets.answers, gold, strict=True)]
     student = spec(bases[student_family], ENTITIES, "text", seed=1)
@@ -240,7 +240,7 @@ def learnt(base: Path, form: TaskSpec, answers: int, out: Path) -> tuple[TrainPr
     progress = finetune(
         spec(base, form), rows[0], rows[answers], settings, dev=None, out=out, context=TrainContext(CountingMeter())
     )
-    return progress, predict(out, unseen[0], precision="fp32", meter=CountingMeter()), unseen[answers]
+    return progress, predict(out, unseen[0], precision="fp32", meter=CountingMeter()).answers, unseen[answers]
 
 
 @pytest.mark.parametrize("family", ["seq2seq", "causal"])
@@ -248,7 +248,7 @@ def test_models_that_write_learn_to_classify(bases: dict[str, Path], tmp_path: P
     progress, said, golds = learnt(bases[family], CLASSES, 1, tmp_path / "m")
     assert progress.history[-1]["loss"] < progress.history[0]["loss"] / 3
     assert sum(a == b for a, b in zip(said, golds, strict=True)) >= 34
-    beams = predict(tmp_path / "m", texts_of(40, 4)[0], precision="fp32", meter=CountingMeter(), beams=3)
+    beams = predict(tmp_path / "m", texts_of(40, 4)[0], precision="fp32", meter=CountingMeter(), beams=3).answers
     assert sum(a == b for a, b in zip(said, beams, strict=True)) >= 36
 
 
@@ -272,5 +272,5 @@ def test_tokenizers_and_longest_answers_of_models(bases: dict[str, Path]) -> Non
 def test_device_map_spreads_a_model_for_inference(bases: dict[str, Path], tmp_path: Path) -> None:
     texts, _, _ = texts_of(7, 13)
     model = untrained(spec(bases["seq2seq"], ENTITIES, seed=7), tmp_path / "m")
-    plain = predict(model, texts, precision="fp32", meter=CountingMeter())
-    assert predict(model, texts, precision="fp32", meter=CountingMeter(), device_map="auto") == plain
+    plain = predict(model, texts, precision="fp32", meter=CountingMeter()).answers
+    assert predict(model, texts, precision="fp32", meter=CountingMeter(), device_map="auto").answers == plain

@@ -50,6 +50,10 @@ def print_report(report: StepReport) -> None:
     facts = report.facts
     if "scores" in facts:
         _print_scores(facts)
+    if facts.get("ece") is not None:
+        echo(
+            f"ECE: {facts['ece']:.2f} of 100, {facts['ece_bins']} bins, probabilities at temperature {facts['temperature']:g}"
+        )
     for name in ("model", "targets", "predictions"):
         if name in facts:
             echo(f"{name}: {facts[name]}")

@@ -43,6 +43,13 @@ def read_answers(artifact: Artifact) -> tuple[str, Answered]:
     return said["metric"], Answered(said["predictions"], said["golds"], said["labels"], *optional)
 
 
+def calibration_error(artifact: Artifact) -> float | None:
+    """Read the calibration error from the artifact of a scoring; ``None`` for a model without probabilities."""
+    said = json.loads((artifact.path / PREDICTIONS_FILE).read_text(encoding="utf-8"))
+    error: float | None = said.get("ece")
+    return error
+
+
 def outputs_of(folder: Path, store: Store, run: str) -> RunOutputs:
     """Read the outputs of a run beside its point; a missing one is ``None``."""
     manifest = manifest_of(folder, run) or {}

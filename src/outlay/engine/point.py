@@ -103,7 +103,7 @@ Notes = Annotated[
     tuple[str, ...],
     Rule("an array of texts", {"type": "tuple", "items_schema": [_TEXT], "variadic_item_index": 0}),
 ]
-_LATER = ("notes", "methods", "max_labels", "test_rows")
+_LATER = ("notes", "methods", "max_labels", "test_rows", "ece")
 """Fields that JSON leaves out where they say nothing, as in points of before."""
 RIVAL = "rival_"
 """Beginning of the names of the strategies that are rivals."""
@@ -177,7 +177,9 @@ class PointResult:
 
     ``test`` and ``dev`` are scores by the main metric of the task, 0-100. ``scores`` maps "metric/reading" to a score with its
     interval. ``seconds`` maps each machine to its seconds by the ``flops`` clock. ``artifacts`` maps a role to a digest.
-    ``notes`` are warnings about the scores (`outlay.metrics.degenerate`); in JSON they are left out where there are none.
+    ``notes`` are warnings about the scores (`outlay.metrics.degenerate`). ``ece`` is the expected calibration error on the test
+    split, 0-100, of a model that gives probabilities: no score, since smaller is better. In JSON both are left out where there
+    are none.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _CONFIG
@@ -199,11 +201,15 @@ class PointResult:
     student_parameters: Count | None = None
     artifacts: Mapping[str, Text] = field(default_factory=dict)
     notes: Notes = ()
+    ece: Score | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PointCircumstance:
-    """The circumstances of one execution: cash paid, wall time, latency, head of the ledger and environment."""
+    """The circumstances of one execution: cash paid, wall time, latency, head of the ledger and environment.
+
+    ``latency_ms`` is the wall milliseconds of one answer by the final model, a batch of one row.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _CONFIG
 
@@ -271,8 +277,8 @@ def _result_to_json(result: PointResult) -> dict[str, Any]:
     record = asdict(result)
     for name in ("scores", "seconds", "artifacts"):
         record[name] = dict(sorted(record[name].items()))
-    notes = list(record.pop("notes"))
-    return record | ({"notes": notes} if notes else {})
+    notes, ece = list(record.pop("notes")), record.pop("ece")
+    return record | ({"notes": notes} if notes else {}) | ({} if ece is None else {"ece": ece})
 
 
 def _circumstance_to_json(circumstance: PointCircumstance) -> dict[str, Any]:

@@ -461,6 +461,7 @@ class RunExecution:
         circumstance = PointCircumstance(
             cash_usd=usd_of(balance.total_cash_micros),
             wall_seconds=round(time.monotonic() - self._started, 3),
+            latency_ms=summary.latency_ms(recipes),
             ledger_head=self._ledger.anchor().head,
             environment=environment(None, ", ".join(sorted(precisions))),
         )

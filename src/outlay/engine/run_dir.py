@@ -73,8 +73,22 @@ class RunDir:
 
     def notes(self) -> tuple[str, ...]:
         """Read the notes of the run's point; none before the run is finished."""
-        manifest = _read_json(self.manifest) or {}
-        return tuple(manifest.get("point", {}).get("result", {}).get("notes", ()))
+        return tuple(self._point().get("result", {}).get("notes", ()))
+
+    def calibration_error(self) -> float | None:
+        """Read the calibration error of the run's point; ``None`` without one, or before the run is finished."""
+        error: float | None = self._point().get("result", {}).get("ece")
+        return error
+
+    def latency_ms(self) -> float | None:
+        """Read the milliseconds a row of the run's final model; ``None`` where they were not measured, or not yet."""
+        latency: float | None = self._point().get("circumstance", {}).get("latency_ms")
+        return latency
+
+    def _point(self) -> dict[str, Any]:
+        """Read the JSON of the run's point; empty before the run is finished."""
+        point: dict[str, Any] = (_read_json(self.manifest) or {}).get("point", {})
+        return point
 
     def note(self, timings: Sequence[Timing]) -> None:
         """Write the timings of some steps, in place of earlier timings with the same keys."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from outlay.engine.step_meter import StepMeter
 from outlay.errors import SpendError
 from outlay.hardware.precision import check_worker
 from outlay.labels.purchases import parse_label_lines
+from outlay.metrics.calibration import N_DIGITS, calibration_error_of, confidences_of
 from outlay.metrics.degenerate import floor_of
 from outlay.metrics.scorer import Scorer, TextEncoder
 from outlay.models.cost_model import PROFILE_FILE, load_profile
@@ -57,7 +58,7 @@ from outlay.train.progress import TokenCounter, TrainContext, TrainProgress
 
 if TYPE_CHECKING:
     from outlay.tasks.example import Example
-    from outlay.train.api import DevTexts
+    from outlay.train.api import DevTexts, Predictions
     from outlay.train.probe import TaskMetric
 
 
@@ -66,10 +67,11 @@ Files = dict[str, bytes | Path]
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """Output of a step: files by name, and usage (deterministic within one environment)."""
+    """Output of a step: files by name, usage (deterministic within one environment), and measurements of this execution."""
 
     files: Files
     usage: dict[str, Any]
+    measured: dict[str, Any] = field(default_factory=dict)
 
 
 class StepRunner:
@@ -185,16 +187,15 @@ class StepRunner:
         return StepOutput({TARGETS_FILE: targets.to_bytes()}, _usage(0, counter.n_inferred))
 
     def _score(self, step: Score, context: TrainContext) -> StepOutput:
-        from outlay.train.api import predict
+        from outlay.train.api import milliseconds_a_row, predict
 
         counter = TokenCounter(context.meter)
         test, encoding = self._prepared.test, step.model.encoding
-        predictions = predict(
-            self._artifact_of(step.model).path,
-            self._prepared.sources(test, step.model.model.ref),
-            precision=step.model.settings.precision,
-            meter=counter,
-        )
+        folder, sources = self._artifact_of(step.model).path, self._prepared.sources(test, step.model.model.ref)
+        precision = step.model.settings.precision
+        predicted = predict(folder, sources, precision=precision, meter=counter)
+        predictions = predicted.answers
+        latency_ms = milliseconds_a_row(folder, sources, precision=precision)
         golds, texts = [example.label or "" for example in test], [example.text for example in test]
         scorer = _scorer(encoding)
         alike = scorer.similarities(predictions, texts)
@@ -206,11 +207,14 @@ class StepRunner:
             "similarities": alike,
             "metric": encoding.metric,
             "labels": list(encoding.form.labels),
+            **_calibration(predicted, golds),
         }
         readings = scorer.score(predictions, golds, texts, alike)
         scores = {name: asdict(reading) for name, reading in readings.items()}
         return StepOutput(
-            {PREDICTIONS_FILE: _json(document), SCORES_FILE: _json(scores)}, _usage(0, counter.n_inferred)
+            {PREDICTIONS_FILE: _json(document), SCORES_FILE: _json(scores)},
+            _usage(0, counter.n_inferred),
+            {"latency_ms": latency_ms},
         )
 
     def _dev(self, step: Train | Distil) -> DevTexts | None:
@@ -278,6 +282,14 @@ def _metric(encoding: Encoding) -> TaskMetric | None:
         return None
     scorer = _scorer(encoding)
     return TaskMetric(encoding.metric, lambda answers, golds: scorer.main_value(answers, golds, [""] * len(golds)))
+
+
+def _calibration(predicted: Predictions, golds: Sequence[str]) -> dict[str, Any]:
+    """Return the probabilities of a classifier and their calibration error, for its predictions; nothing for other models."""
+    if predicted.probabilities is None:
+        return {}
+    error = calibration_error_of(confidences_of(predicted.probabilities), predicted.answers, golds)
+    return {"probabilities": predicted.probabilities.round(N_DIGITS).tolist(), "ece": error}
 
 
 def _trained(out: Path, progress: TrainProgress, n_rows: int, dev: dict[str, Any]) -> StepOutput:
@@ -418,6 +430,7 @@ class JobRunner:
                     "predicted": foreseen and {"seconds": round(foreseen.seconds, 6), "by": foreseen.by},
                     "seconds_by_payer": meter.by_payer(),
                     "working_seconds": meter.working_seconds(),
+                    **made.measured,
                 },
             )
 

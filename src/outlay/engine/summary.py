@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from outlay.engine.outputs import read_answers
+from outlay.engine.outputs import calibration_error, read_answers
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
 from outlay.engine.prepare import PreparedRun, RunBuilder
 from outlay.errors import OutlayError
@@ -46,7 +46,8 @@ class RunSummary:
             work_of(step, self.artifacts[step.key], self.quoter) for step in self.steps if not isinstance(step, Buy)
         ]
         hours = sum((self.quoter.hours(each) for each in work), Fraction(0))
-        scores = _scores(self.artifacts[recipes[-1].final.key]) if recipes and not recipes[-1].is_pilot else {}
+        scored = self.artifacts[recipes[-1].final.key] if recipes and not recipes[-1].is_pilot else None
+        scores = {} if scored is None else _scores(scored)
         student = self.artifacts[recipes[-1].model.key].usage if recipes else {}
         first_dev = next((step.dev for step in _trains_of(recipes, self.steps) if step.dev is not None), None)
         return PointResult(
@@ -65,7 +66,15 @@ class RunSummary:
             student_parameters=student.get("n_parameters"),
             artifacts=self._digests(recipes),
             notes=self._notes(recipes),
+            ece=None if scored is None else calibration_error(scored),
         )
+
+    def latency_ms(self, recipes: Sequence[Recipe]) -> float | None:
+        """Return the milliseconds a row of the final model, as its scoring measured them; ``None`` where it did not."""
+        if not recipes or recipes[-1].is_pilot:
+            return None
+        measured: float | None = self.artifacts[recipes[-1].final.key].circumstance.get("latency_ms")
+        return measured
 
     def _notes(self, recipes: Sequence[Recipe]) -> tuple[str, ...]:
         """Return warnings about the scores, a line each."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,6 +40,32 @@ def fit_temperature(logits: NDArray[np.floating], classes: NDArray[np.int64]) ->
     return float(round(2.0 / (low + high), 6))
 
 
+def probabilities_at(logits: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
+    """Return softmax(logits / temperature), float64 ``[rows, classes]``."""
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max(1, keepdims=True))
+    probabilities: NDArray[np.float64] = weights / weights.sum(1, keepdims=True)
+    return probabilities
+
+
+N_DIGITS = 6
+"""Decimals of a probability in files; an ECE is that of the probabilities so rounded, and its readers find the same."""
+
+
+def confidences_of(probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the probability of each row's answer as files hold it, float64 ``[rows]``."""
+    confidence: NDArray[np.float64] = probabilities.max(1).astype(np.float64).round(N_DIGITS)
+    return confidence
+
+
+def calibration_error_of(
+    confidences: Sequence[float] | NDArray[np.floating], answers: Sequence[str], golds: Sequence[str]
+) -> float:
+    """Return the expected calibration error of answers, rounded to 4 decimals; an answer other than the gold one is wrong."""
+    is_right = np.array([answer == gold for answer, gold in zip(answers, golds, strict=True)])
+    return round(_gap(np.asarray(confidences, dtype=np.float64), is_right), 4)
+
+
 def expected_calibration_error(probabilities: NDArray[np.floating], classes: NDArray[np.int64]) -> float:
     """Return the expected calibration error in points, 0 to 100 (Guo et al. 2017, equation 3, 15 bins of equal width).
 
@@ -45,8 +73,11 @@ def expected_calibration_error(probabilities: NDArray[np.floating], classes: NDA
         probabilities: float ``[rows, classes]``, rows that sum to 1.
         classes: of the labels, int64 ``[rows]``.
     """
-    confidence = probabilities.max(1).astype(np.float64)
-    is_right = probabilities.argmax(1) == classes
+    return _gap(probabilities.max(1).astype(np.float64), probabilities.argmax(1) == classes)
+
+
+def _gap(confidence: NDArray[np.float64], is_right: NDArray[np.bool_]) -> float:
+    """Return the mean distance of confidence and accuracy over bins, weighted by their rows, in points."""
     # A bin has its upper edge: (0, 1/15], (1/15, 2/15], ...
     bins = np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)
     gaps = np.bincount(bins, weights=is_right - confidence, minlength=N_BINS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -255,37 +255,59 @@ def load_saved(folder: Path, *, device_map: str | None = None) -> tuple[nn.Modul
     Raises:
         UnknownModel: no `HEAD_FILE`, or weights that do not load.
     """
-    try:
-        document = json.loads((folder / HEAD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnknownModel(
-            f"{folder} holds no model that `outlay` trained ({HEAD_FILE} is missing); make one with `outlay finetune`"
-        ) from error
-    family, own = document["family"], document.get("head")
-    if own is not None and own["method"] in WORDS_METHODS:
-        return (*load_words(folder, TaskSpec.from_json(document["form"]), own["method"]), None)
-    tokenizer = _tokenizer_in(folder, str(folder))
-    if own is not None:
-        return _load_saved_pooled(folder, family, TaskSpec.from_json(document["form"]), tokenizer, own)
-    form = window_in(read_config(folder), family).fit(TaskSpec.from_json(document["form"]), str(folder))
-    head = head_for(str(folder), family, form, tokenizer, document["target"])
+    head, tokenizer = saved_head(folder)
+    if isinstance(head, WordsHead):
+        return (*load_words(folder, head.form, head.method), None)
+    if isinstance(head, PooledHead):
+        return _load_saved_pooled(folder, head), head, tokenizer
     more = {} if device_map is None else {"device_map": device_map}
     with load_errors(str(folder), "as its own config says"), quiet_transformers():
         model: nn.Module = _auto_class(head)[0].from_pretrained(folder, use_safetensors=True, **more)
     return model, head, tokenizer
 
 
-def _load_saved_pooled(
-    folder: Path, family: Family, form: TaskSpec, tokenizer: Any, own: Mapping[str, Any]
-) -> tuple[PooledModel, PooledHead, Any]:
-    pooling = Pooling(**own["pooling"])
-    head = PooledHead(tokenizer, form, family, pooling, own["reading"], own["method"])
-    model = PooledModel(_encoder_in(folder, family, str(folder)), form.n_outputs, pooling, own["reading"])
+def saved_head(folder: Path) -> tuple[Head, Any]:
+    """Return the head and tokenizer of a saved model, whose weights stay where they are; words are not read either.
+
+    Raises:
+        UnknownModel: no `HEAD_FILE`, or no readable tokenizer.
+    """
+    document = read_head_file(folder)
+    family, form, own = document["family"], TaskSpec.from_json(document["form"]), document.get("head")
+    if own is not None and own["method"] in WORDS_METHODS:
+        return WordsHead(form, own["method"]), None
+    tokenizer = _tokenizer_in(folder, str(folder))
+    if own is None:
+        fitted = window_in(read_config(folder), family).fit(form, str(folder))
+        return head_for(str(folder), family, fitted, tokenizer, document["target"]), tokenizer
+    head = PooledHead(tokenizer, form, family, Pooling(**own["pooling"]), own["reading"], own["method"])
+    head.origin = own["origin"]
+    return head, tokenizer
+
+
+def read_head_file(folder: Path) -> dict[str, Any]:
+    """Return what `write_head_file` wrote.
+
+    Raises:
+        UnknownModel: no `HEAD_FILE`.
+    """
+    try:
+        document: dict[str, Any] = json.loads((folder / HEAD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnknownModel(
+            f"{folder} holds no model that `outlay` trained ({HEAD_FILE} is missing); make one with `outlay finetune`"
+        ) from error
+    return document
+
+
+def _load_saved_pooled(folder: Path, head: PooledHead) -> PooledModel:
+    encoder = _encoder_in(folder, head.family, str(folder))
+    model = PooledModel(encoder, head.form.n_outputs, head.pooling, head.reading)
     weights = load_head(folder)
     model.set_head(weights["weight"].numpy(), weights["bias"].numpy())
-    if own["origin"] is not None:
-        head.freeze(own["origin"])
-    return model, head, tokenizer
+    if head.origin is not None:
+        head.freeze(head.origin)
+    return model
 
 
 def origin_of(ref: str, base: str) -> str:

@@ -35,12 +35,12 @@ from outlay.models.heads import (
     logits_of,
 )
 from outlay.models.pooling import Pooling, n_features
+from outlay.models.reference import HEAD_WEIGHTS
 from outlay.models.tokenization import AnswerIds, Encoded, collate, encode
 from outlay.models.vectors import VectorCache, cache_of
 from outlay.settings import TeachSettings
 from outlay.spec import Family, Reading, TaskSpec
 
-HEAD_WEIGHTS = "head.safetensors"
 _MODULES = "sentence_transformers.models."
 _ST_MODES = {"mean": "pooling_mode_mean_tokens", "first": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
 

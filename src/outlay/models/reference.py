@@ -30,6 +30,8 @@ RefKind = Literal["folder", "package", "hub", "cut", "tiny"]
 FORMS = "a hub name (org/name), a local folder (./path), package:PKG/SUB, cut:K or tiny:LxH"
 SINGLE_WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
+HEAD_WEIGHTS = "head.safetensors"
+"""Weights of a head that `outlay` fitted, beside those of an encoder or, for a classifier of words, alone."""
 TINY_HEAD_SIZE = 32
 """Width of one attention head of a ``tiny:LxH`` model (one head where H is smaller), as in MiniLM (384 / 12)."""
 
@@ -120,6 +122,8 @@ def resolve_folder(ref: str, *, base: str | None = None) -> Path:
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a checkpoint folder: the single file, or every shard that the index names.
 
+    Of a classifier of words, which has no encoder, those are the weights of its head.
+
     Raises:
         UnknownModel: no safetensors weights, or an index that names a shard which is not there.
     """
@@ -127,6 +131,8 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / SINGLE_WEIGHTS]
     index = folder / SHARDED_WEIGHTS
     if not index.is_file():
+        if (folder / HEAD_WEIGHTS).is_file():
+            return [folder / HEAD_WEIGHTS]
         raise UnknownModel(
             f"no {SINGLE_WEIGHTS} in {folder}; pickled weights are never loaded, convert them to safetensors"
         )
@@ -170,8 +176,17 @@ def fingerprint(ref: str, *, base: str | None = None) -> str:
     Raises:
         UnknownModel: as `resolve_folder`.
     """
+    return folder_fingerprint(resolve_folder(ref, base=base))
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Return `fingerprint` of a checkpoint folder or of a model that `outlay` trained.
+
+    Raises:
+        UnknownModel: as `weight_files`.
+    """
     whole = hashlib.sha256()
-    for path in checkpoint_files(resolve_folder(ref, base=base)):
+    for path in checkpoint_files(folder):
         whole.update(f"{path.name}\0{_file_digest(path)}\n".encode())
     return whole.hexdigest()
 
@@ -184,7 +199,8 @@ def checkpoint_files(folder: Path) -> list[Path]:
     """
     weights = weight_files(folder)
     others = {path for pattern in CHECKPOINT_PATTERNS for path in folder.glob(pattern) if path.suffix != ".safetensors"}
-    return sorted({*weights, *others}, key=lambda path: path.name)
+    heads = [folder / HEAD_WEIGHTS] if (folder / HEAD_WEIGHTS).is_file() else []
+    return sorted({*weights, *heads, *others}, key=lambda path: path.name)
 
 
 def _file_digest(path: Path) -> str:
@@ -256,6 +272,11 @@ def _complete(folder: Path, ref: ModelRef) -> Path:
     if not folder.is_dir():
         raise UnknownModel(f"model {ref.text!r}: no folder {folder}; write {FORMS}")
     if not (folder / "config.json").is_file():
+        if (folder / HEAD_WEIGHTS).is_file():
+            raise UnknownModel(
+                f"model {ref.text!r} is a classifier of words: no encoder is in {folder}; it can teach, predict and be "
+                "evaluated, and no training starts from it"
+            )
         raise UnknownModel(
             f"model {ref.text!r}: no config.json in {folder}; point at the folder that holds the checkpoint"
         )

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from outlay.models.heads import ClassAnswers, Generation, Inputs, LogitSink, Rows, Sources, Texts, feed_sink
+from outlay.models.reference import HEAD_WEIGHTS
 from outlay.models.tokenization import AnswerIds, Encoded
 from outlay.settings import TeachSettings
 from outlay.spec import Family, TaskSpec
 
 METHODS = ("tfidf", "majority")
-_WEIGHTS = "head.safetensors"
 _VOCABULARY = "vocabulary.json"
 
 
@@ -120,12 +120,12 @@ def save_words(model: WordsModel, head: WordsHead, folder: Path) -> None:
         state["idf"] = torch.from_numpy(np.asarray(head.vectorizer.idf_, dtype=np.float64))
         words = sorted(head.vectorizer.vocabulary_, key=head.vectorizer.vocabulary_.__getitem__)
         (folder / _VOCABULARY).write_text(json.dumps(words, ensure_ascii=False) + "\n", encoding="utf-8")
-    save_file(state, folder / _WEIGHTS)
+    save_file(state, folder / HEAD_WEIGHTS)
 
 
 def load_words(folder: Path, form: TaskSpec, method: str) -> tuple[WordsModel, WordsHead]:
     """Return the model and the head that `save_words` wrote."""
-    state = load_file(folder / _WEIGHTS)
+    state = load_file(folder / HEAD_WEIGHTS)
     vectorizer = None
     if "idf" in state:
         words = json.loads((folder / _VOCABULARY).read_text(encoding="utf-8"))

@@ -116,6 +116,8 @@ def _result_fields(points: Sequence[Point]) -> Iterator[Field]:
     for name in (*kinds, *counts, "student_parameters"):
         yield Field(name, kinds.get(name, "int"), _attribute(f"result.{name}"))
     yield Field("notes", "text", lambda point, _: "; ".join(point.result.notes) or None)
+    if any(point.result.ece is not None for point in points):
+        yield Field("ece", "float", _attribute("result.ece"))
     for machine in _names((), (point.result.seconds for point in points)):
         yield Field(f"seconds:{machine}", "float", _item("result.seconds", machine))
     for score in _names((), (point.result.scores for point in points)):

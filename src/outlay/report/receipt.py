@@ -100,6 +100,10 @@ class Receipt:
     """Warnings about the score of the run, see `outlay.metrics.degenerate`."""
     precision: dict[str, Any] | None = None
     """Precision of the run and speed of the machine in bf16; ``None`` for a run of an older version."""
+    ece: float | None = None
+    """Expected calibration error of the final model on the test split, 0-100; ``None`` for one without probabilities."""
+    latency_ms: float | None = None
+    """Wall milliseconds of one answer by the final model, a row at a time; ``None`` where they were not measured."""
 
 
 def receipt(ledger: Ledger, run_id: str) -> Receipt:
@@ -140,6 +144,8 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
         compute=_compute(entries, timings),
         notes=files.notes(),
         precision=files.precision(),
+        ece=files.calibration_error(),
+        latency_ms=files.latency_ms(),
     )
 
 
@@ -302,8 +308,16 @@ def _summary(receipt: Receipt) -> list[str]:
     if receipt.cancelled:
         lines.append("cancelled: this run can spend nothing more")
     lines += [] if receipt.precision is None else [_precision_words(receipt.precision)]
+    lines += _model_lines(receipt)
     lines += [f"note: {_one_line(note)}" for note in receipt.notes]
     return [*lines, f"entry {receipt.anchor.count}, head {receipt.anchor.head}"]
+
+
+def _model_lines(receipt: Receipt) -> list[str]:
+    """Return the line about the final model: its calibration and its milliseconds a row, as far as they are known."""
+    facts = [] if receipt.ece is None else [f"calibration error (ECE) {receipt.ece:.1f} of 100 on the test split"]
+    facts += [] if receipt.latency_ms is None else [f"{receipt.latency_ms:,.3g} ms a row, one row at a time"]
+    return [f"the final model: {'; '.join(facts)}"] if facts else []
 
 
 def _precision_words(facts: dict[str, Any]) -> str:

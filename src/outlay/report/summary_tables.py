@@ -25,8 +25,10 @@ from outlay.report.seed_means import mean_of
 from outlay.report.table import Column, Heading, PlacedCell, Table, TableCell, TableRow, numbered, pivot
 from outlay.report.values import ABSENT, count, money
 
-_COLUMNS = ("Budget", "Labels", "Pool rows", "Teacher dev", "Test", "Charge", "Cash", "Seeds")
+_COLUMNS = ("Budget", "Labels", "Pool rows", "Teacher dev", "Test", "ECE", "Charge", "Cash", "Seeds")
 """Columns of the plain comparison; a column without a value in any row is left out."""
+
+_ECE_LEGEND = "ECE: expected calibration error of the model's probabilities on the test split, 0-100, mean over seeds; smaller is better."
 
 BASELINE = "annotate"
 """The strategy that gains are measured against: the same budget spent on labels."""
@@ -61,7 +63,11 @@ def _plain(title: str, task: str, points: Sequence[PointOutputs]) -> Table:
         ("Strategy",),
         tuple(Column(_COLUMNS[i]) for i in kept),
         tuple(replace(row, cells=tuple(row.cells[i] for i in kept)) for row in rows),
-        (score_legend(points, tested), "Bold: on the frontier, no row is both cheaper and better."),
+        (
+            score_legend(points, tested),
+            *([_ECE_LEGEND] if any(_COLUMNS[i] == "ECE" for i in kept) else []),
+            "Bold: on the frontier, no row is both cheaper and better.",
+        ),
         (task,),
     )
     return numbered(table)
@@ -72,12 +78,15 @@ def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: TableCell) -
     results = [point.result for point in row.ok]
     cash = [point.circumstance.cash_usd for point in row.ok]
     n_pool, dev = mean_of(result.n_pool for result in results), teacher_score(seeds)
+    errors = [result.ece for result in results]
+    ece = None if None in errors else mean_of(error for error in errors if error is not None)
     n_dev = min((result.n_dev for result in results), default=None)
     texts = (
         money(row.budget_usd),
         count(mean_of(result.n_labels for result in results)),
         count(n_pool) if n_pool else ABSENT,
         ABSENT if dev is None else f"{dev:.1f}{of_rows(n_dev)}",
+        ABSENT if ece is None else f"{ece:.1f}",
         money(charge_of(seeds)),
         ABSENT if None in cash else money(mean_of(usd for usd in cash if usd is not None)),
         str(len(seeds)) if len(results) in (0, len(seeds)) else f"{len(results)} of {len(seeds)}",

@@ -140,13 +140,21 @@ def about_scores(scorer: Scorer, rows: Sequence[TaskRow]) -> Document:
 
 
 def write_scores(
-    scorer: Scorer, answers: Sequence[str], rows: Sequence[TaskRow], out: Path, about: Mapping[str, Any]
+    scorer: Scorer,
+    answers: Sequence[str],
+    rows: Sequence[TaskRow],
+    out: Path,
+    about: Mapping[str, Any],
+    calibration: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Score answers, write ``scores.json`` to ``out`` with ``about`` in it, and return the scores without ``about``."""
+    """Score answers, write ``scores.json`` to ``out`` with ``about`` in it, and return the scores without ``about``.
+
+    ``calibration``: facts about a classifier's probabilities, kept with the scores.
+    """
     golds, sources = [row.gold or "" for row in rows], [row.text for row in rows]
     readings = scorer.score(answers, golds, sources)
     scores = {name: {"value": r.value, "low": r.low, "high": r.high} for name, r in readings.items()}
-    facts = {"n_rows": len(rows), **scorer.identity(), "main": scorer.main, "scores": scores}
+    facts = {"n_rows": len(rows), **scorer.identity(), "main": scorer.main, "scores": scores, **(calibration or {})}
     answered = Answered(answers, golds, scorer.labels, sources)
     facts["notes"] = test_remarks(scorer.metric, answered, scores[scorer.main]["value"])
     write_bytes(out / SCORES, json_bytes({**facts, "asked": about}))

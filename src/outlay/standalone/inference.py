@@ -15,15 +15,15 @@ from typing import Any, get_args
 
 from outlay.errors import MissingData, UnknownModel, UsageError
 from outlay.hardware.precision import AUTO, check_asked, check_worker, remarks, resolve
-from outlay.models.reference import fingerprint
+from outlay.models.reference import folder_fingerprint
 from outlay.models.shape import read_config
 from outlay.models.window import check_handover, window_in, window_of
-from outlay.settings import BLOCK_ROWS, TeachSettings, check_seed
+from outlay.settings import BLOCK_ROWS, METHOD_SETTINGS, TeachSettings, check_seed
 from outlay.spec import Family, TargetKind, TargetSpec, TaskSpec, cut_lines, target_spec
 from outlay.standalone.evaluator import MetricAsked, about_scores, answer_remarks, check_scores, scorer_of, write_scores
 from outlay.standalone.inputs import DataReader, TaskRow, rows_digest, sources_of, with_named_gold
 from outlay.standalone.output_dir import Document, OutputDir, json_lines, read_object
-from outlay.standalone.prediction_file import read_predictions
+from outlay.standalone.prediction_file import CONFIDENCE, read_confidences, read_predictions
 from outlay.standalone.profiling import new_profiler, profile_of_parts, seconds_of
 from outlay.standalone.request import Data
 from outlay.standalone.runtime import (
@@ -50,13 +50,17 @@ PREDICTIONS = "predictions.jsonl"
 class TrainedModel:
     """Model that `outlay` trained: folder, family and form of the task.
 
-    ``lowered``: a line for each limit of the form that the model cannot keep; ``form``: already lowered to the model's limits.
+    ``lowered``: a line for each limit of the form that the model cannot keep; ``form``: already lowered to the model's limits;
+    ``method``: by which its own head was trained, ``None`` where the checkpoint's class layer or vocabulary answers.
+    ``temperature``: of a classifier's probabilities, 1 where it had no dev set; ``None`` for a model without probabilities.
     """
 
     folder: Path
     family: Family
     form: TaskSpec
     lowered: tuple[str, ...] = ()
+    method: str | None = None
+    temperature: float | None = None
 
     @classmethod
     def open(cls, folder: Path) -> TrainedModel:
@@ -68,12 +72,22 @@ class TrainedModel:
         try:
             document = read_object(folder / SAVED)
             family, form = document["family"], TaskSpec.from_json(document["form"])
+            method = document["head"]["method"] if "head" in document else None
+            temperature = float(document.get("temperature", 1.0)) if document.get("target") == "classes" else None
         except (OSError, ValueError, KeyError, TypeError):
             raise UnknownModel(
                 f"{folder} holds no model that `outlay` trained ({SAVED} is missing); make one with `outlay finetune`"
             ) from None
+        found = cls(folder, family, form, method=method, temperature=temperature)
+        if not found.has_encoder:
+            return found
         window = window_in(read_config(folder), family)
-        return cls(folder, family, window.fit(form, str(folder)), tuple(window.lines(form, str(folder))))
+        return replace(found, form=window.fit(form, str(folder)), lowered=tuple(window.lines(form, str(folder))))
+
+    @property
+    def has_encoder(self) -> bool:
+        """Return whether a checkpoint reads the texts: a classifier of words has none."""
+        return self.method is None or METHOD_SETTINGS[self.method].reads_vectors
 
     def sources(self, rows: Sequence[TaskRow]) -> list[tuple[str, ...]]:
         """Return the inputs of rows for this model, one or two segments each."""
@@ -144,7 +158,7 @@ class InferenceOptions:
         return {
             "command": command,
             "model": str(self.model),
-            "model_sha256": on_main(lambda: fingerprint(str(self.model))),
+            "model_sha256": on_main(lambda: folder_fingerprint(self.model)),
             "rows": rows_digest(rows),
             "n_rows": len(rows),
             "precision": self.precision,
@@ -196,7 +210,7 @@ def teach(options: InferenceOptions, teaching: Teaching, listener: Listener) -> 
 
 
 def predict(options: InferenceOptions, listener: Listener) -> StepReport:
-    """Write a model's answers as JSON lines: source, prediction, and gold where it is known.
+    """Write a model's answers as JSON lines: source, prediction, a classifier's probability of it, and gold where it is known.
 
     Raises:
         OutlayError: unsuitable model, rows or output; one line.
@@ -235,14 +249,15 @@ def evaluate(options: InferenceOptions, metric: MetricAsked, listener: Listener)
     form = reader.form(model.form)
     rows = reader.checked(options.rows(reader, needs_target=True), form)
     scorer = scorer_of(metric, form, reader.task)
-    about = {"model_sha256": on_main(lambda: fingerprint(str(options.model))), **about_scores(scorer, rows)}
+    about = {"model_sha256": on_main(lambda: folder_fingerprint(options.model)), **about_scores(scorer, rows)}
     on_main(lambda: check_scores(options.out, about, overwrite=options.runtime.overwrite))
     output = OutputDir.file(options.out / PREDICTIONS)
     predicted = _predict(options.resolved(listener), model, rows, output, reader.notes, listener)
 
     def score() -> tuple[dict[str, Any], list[str]]:
         answers = read_predictions(output.out)
-        return write_scores(scorer, answers, rows, options.out, about), answer_remarks(answers, form)
+        calibration = _calibration(model, output.out, answers, rows)
+        return write_scores(scorer, answers, rows, options.out, about, calibration), answer_remarks(answers, form)
 
     scores, more = on_main(score)
     return replace(
@@ -252,6 +267,19 @@ def evaluate(options: InferenceOptions, metric: MetricAsked, listener: Listener)
         facts={**predicted.facts, **scores},
         counts=[*predicted.counts, *more],
     )
+
+
+def _calibration(
+    model: TrainedModel, predictions: Path, answers: Sequence[str], rows: Sequence[TaskRow]
+) -> dict[str, Any]:
+    """Return the calibration error of a classifier and the temperature of its probabilities; nothing for other models."""
+    from outlay.metrics.calibration import N_BINS, calibration_error_of
+
+    confidences = read_confidences(predictions)
+    if model.temperature is None or confidences is None or not rows:
+        return {}
+    error = calibration_error_of(confidences, answers, [row.gold or "" for row in rows])
+    return {"ece": error, "ece_bins": N_BINS, "temperature": model.temperature}
 
 
 def _handover(model: TrainedModel, form: TaskSpec, teaching: Teaching) -> TargetSpec:
@@ -269,8 +297,10 @@ def _handover(model: TrainedModel, form: TaskSpec, teaching: Teaching) -> Target
     family = family_of(student, base=teaching.base)
     refuse_family(family, form, student)
     teacher, base = str(model.folder), teaching.base or student
-    sides = (model.family, n_logits(teacher, teacher)), (family, n_logits(student, base))
-    found = target_spec(form.kind, *sides, lambda: same_tokenizer(teacher, teacher, student, base))
+    found = TargetSpec("classes")
+    if model.method is None:
+        sides = (model.family, n_logits(teacher, teacher)), (family, n_logits(student, base))
+        found = target_spec(form.kind, *sides, lambda: same_tokenizer(teacher, teacher, student, base))
     if wanted is not None and wanted not in (found.target, "text"):
         raise UsageError(
             f"--target {wanted} does not go from this teacher to {student}; it takes {found.target} or text"
@@ -324,7 +354,7 @@ def _predict_block(model: TrainedModel, options: InferenceOptions, folder: Path,
 
     options.prepare_worker()
     counter = TokenCounter()
-    answers = train_api.predict(
+    predicted = train_api.predict(
         folder,
         model.sources(rows),
         precision=options.precision,
@@ -333,7 +363,13 @@ def _predict_block(model: TrainedModel, options: InferenceOptions, folder: Path,
         batch_size=options.batch_size,
         device_map=options.runtime.device_map,
     )
-    return _Block(json_lines(answer_lines(rows, answers)), counter.n_inferred)
+    lines = answer_lines(rows, predicted.answers)
+    if predicted.probabilities is not None:
+        from outlay.metrics.calibration import confidences_of
+
+        confidences = confidences_of(predicted.probabilities).tolist()
+        lines = [{**line, CONFIDENCE: each} for line, each in zip(lines, confidences, strict=True)]
+    return _Block(json_lines(lines), counter.n_inferred)
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,11 +432,12 @@ class _Blocks:
         facts = {"n_rows": len(self.rows), "n_processes": n_processes(), **gather(paths)}
         counts = [read_object(self._count(number)) for number in range(self._n_blocks)]
         n_tokens = sum(int(count["tokens"]) for count in counts)
-        folder, form = str(self.model.folder), self.model.form
-        flops = flops_of(folder, None, form, 0, n_tokens)
+        form = self.model.form
+        # A classifier of words has no token to multiply by, and is charged nothing in a run either.
+        flops = flops_of(str(self.model.folder), None, form, 0, n_tokens) if self.model.has_encoder else 0
         if self.options.runtime.profile:
             facts["profile"] = profile_of_parts([count["parts"] for count in counts], flops, self.options.precision)
-        n_truncated = count_cut(folder, folder, form, self.model.sources(self.rows))
+        n_truncated = count_cut(self.model.folder, self.model.sources(self.rows))
         report = StepReport(
             command=self.request["command"],
             out=str(self.output.out),

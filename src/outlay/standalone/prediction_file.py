@@ -15,12 +15,18 @@ from outlay.standalone.request import Data
 from outlay.standalone.runtime import StepReport
 from outlay.storage.hashing import key_of
 
-PREDICTION, GOLD = "prediction", "gold"
+PREDICTION, GOLD, CONFIDENCE = "prediction", "gold", "confidence"
 
 
 def read_predictions(path: Path) -> list[str]:
     """Return the answers in a file that `outlay.standalone.inference.predict` wrote, in order."""
     return [json.loads(line)[PREDICTION] for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def read_confidences(path: Path) -> list[float] | None:
+    """Return the probabilities of the answers in such a file, in order; ``None`` where a line has none."""
+    found = [json.loads(line).get(CONFIDENCE) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return None if None in found else found
 
 
 def evaluate_file(

@@ -82,18 +82,29 @@ class EvaluationResult(StepResult):
         score: the main score with its 95 % interval, of this model on these rows.
         main: name of the main score, such as ``accuracy/published``.
         scores: every statistic in both readings, by name.
+        ece: expected calibration error of a classifier's probabilities, 0-100; ``None`` for other models and for files.
+        temperature: by which its logits are divided, fitted on dev, 1 without a dev set; ``None`` where there is no ``ece``.
     """
 
     score: Reading
     main: str
     scores: Mapping[str, Reading] = field(repr=False)
+    ece: float | None = None
+    temperature: float | None = None
 
     @classmethod
     def of(cls, report: StepReport) -> EvaluationResult:
         """Read the report of an evaluation."""
         scores = {name: Reading(**reading) for name, reading in report.facts["scores"].items()}
         main = report.facts["main"]
-        return cls(**_shared(report), score=scores[main], main=main, scores=scores)
+        return cls(
+            **_shared(report),
+            score=scores[main],
+            main=main,
+            scores=scores,
+            ece=report.facts.get("ece"),
+            temperature=report.facts.get("temperature"),
+        )
 
 
 def _shared(report: StepReport) -> dict[str, Any]:

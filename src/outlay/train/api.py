@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from outlay.errors import UsageError
-from outlay.metrics.calibration import fit_temperature
+from outlay.metrics.calibration import fit_temperature, probabilities_at
 from outlay.models.forecast import ANSWERING
 from outlay.models.generative_heads import GenerationHead, RankClassificationHead
 from outlay.models.heads import Generation, Head, LogitSink, Rows, Sources, Texts
@@ -28,8 +31,10 @@ from outlay.models.loading import (
     origin_of,
     pooled_head,
     read_head,
+    read_head_file,
     save_model,
     save_with_head,
+    saved_head,
     set_dropout,
 )
 from outlay.models.peft import add_adapters, cast, check, compiled, merge_adapters
@@ -63,6 +68,19 @@ class DevTexts:
     sources: Texts
     score: Callable[[Sequence[str]], float]
     golds: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Answers of a trained model, in row order, and the calibrated probabilities of a classifier.
+
+    ``probabilities``: float64 ``[rows, labels]``, softmax(logits / ``temperature``); ``None`` for a model that writes its answers
+    or tags tokens. ``temperature``: stored with the model where it had a dev set, else 1.
+    """
+
+    answers: list[str]
+    probabilities: NDArray[np.float64] | None = None
+    temperature: float | None = None
 
 
 def finetune(
@@ -212,11 +230,63 @@ def predict(
     beams: int = 1,
     batch_size: int = ANSWERING.batch_size,
     device_map: str | None = None,
-) -> list[str]:
-    """Return a trained model's answers, in row order; a generative model is not held to the labels."""
+) -> Predictions:
+    """Return a trained model's answers, in row order, and a classifier's probabilities.
+
+    A generative model is not held to the labels.
+    """
     model, head = _loaded_model(model_folder, device_map)
     settings = TeachSettings(beams=beams, batch_size=batch_size, answers_from="free")
-    return _answers(model, head, sources, settings, precision, meter)
+    if head.target != "classes":
+        return Predictions(_answers(model, head, sources, settings, precision, meter))
+    seen = np.zeros((len(sources), len(head.form.labels)))
+
+    def keep(rows: Rows, positions: Rows, logits: torch.Tensor) -> None:  # noqa: ARG001
+        seen[rows] = logits.float().cpu().numpy()
+
+    answers = _answers(model, head, sources, settings, precision, meter, sink=keep)
+    temperature = float(read_head_file(model_folder).get("temperature", 1.0))
+    return Predictions(answers, probabilities_at(seen, temperature), temperature)
+
+
+N_TIMED_ROWS = 32
+TIMING_SECONDS = 0.5
+"""Rows that `milliseconds_a_row` times at most, and seconds after which it times no further one."""
+
+
+def milliseconds_a_row(model_folder: Path, sources: Texts, *, precision: str) -> float | None:
+    """Return the median wall milliseconds of one answer by a trained model: a batch of one row, tokenising included.
+
+    Nothing is read from caches: frozen vectors are computed. The first row warms up, and counts only where it takes all the time
+    there is. ``None`` without rows.
+    """
+    model, head = _loaded_model(model_folder, None)
+    settings = TeachSettings(batch_size=1, answers_from="free")
+    taken: list[float] = []
+    with _without_vector_cache(head):
+        began = time.perf_counter()
+        for row in [*sources[:1], *sources[:N_TIMED_ROWS]]:
+            start = time.perf_counter()
+            for _ in _generations(model, head, head.tokenize([row]), settings, precision, None):
+                pass
+            end = time.perf_counter()
+            taken.append(1000 * (end - start))
+            if end - began >= TIMING_SECONDS:
+                break
+    return round(statistics.median(taken[1:] or taken), 3) if taken else None
+
+
+@contextmanager
+def _without_vector_cache(head: Head) -> Iterator[None]:
+    """Compute frozen vectors anew inside this block."""
+    cache = head.cache if isinstance(head, PooledHead) else None
+    if isinstance(head, PooledHead):
+        head.cache = None
+    try:
+        yield
+    finally:
+        if isinstance(head, PooledHead):
+            head.cache = cache
 
 
 def use_threads(n: int) -> None:
@@ -237,9 +307,9 @@ def count_tokens(
     return list(map(int, head.tokenize(sources).encoded.lengths))
 
 
-def count_cut(ref: str, base: str, form: TaskSpec, sources: Texts) -> int:
-    """Count the rows that are longer than a model of this reference reads."""
-    return head_of(ref, base, form).tokenize(sources).encoded.n_truncated
+def count_cut(folder: Path, sources: Texts) -> int:
+    """Count the rows that are longer than a saved model reads; its weights stay where they are."""
+    return saved_head(folder)[0].tokenize(sources).encoded.n_truncated
 
 
 def longest_answer(ref: str, base: str, form: TaskSpec) -> int:
@@ -345,11 +415,18 @@ def _generations(
 
 
 def _answers(
-    model: nn.Module, head: Head, sources: Texts, settings: TeachSettings, precision: str, meter: WorkMeter
+    model: nn.Module,
+    head: Head,
+    sources: Texts,
+    settings: TeachSettings,
+    precision: str,
+    meter: WorkMeter,
+    *,
+    sink: LogitSink | None = None,
 ) -> list[str]:
     read = head.tokenize(sources)
     answers: dict[int, str] = {}
-    for rows, _, texts in _generations(model, head, read, settings, precision, meter):
+    for rows, _, texts in _generations(model, head, read, settings, precision, meter, sink=sink):
         answers.update(zip(rows.tolist(), texts, strict=True))
     return [answers[row] for row in range(len(read))]
 

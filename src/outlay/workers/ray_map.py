@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from outlay.errors import ClusterError, OutlayError, UnknownModel, WorkFailed
-from outlay.models.reference import checkpoint_files, fingerprint
+from outlay.models.reference import checkpoint_files, folder_fingerprint
 from outlay.storage.locks import acquire, release
 from outlay.text.listener import Report
 from outlay.workers.pool import N_TRIES, TaskResult, WorkerFn, WorkerPool
@@ -48,7 +48,7 @@ def run_on_cluster(
         OutlayError: as ``work`` raised it; such a job is not tried again.
     """
     check_address(address)
-    needed = _Folder(folder.absolute(), fingerprint(str(folder)))
+    needed = _Folder(folder.absolute(), folder_fingerprint(folder))
     with connected(address) as ray:
         yield from _Run(ray, address, threads, work, needed).all(jobs)
 
@@ -69,7 +69,7 @@ class _Folder:
     def is_at(self, place: Path) -> bool:
         """Return whether it lies there, byte for byte."""
         try:
-            return fingerprint(str(place)) == self.sha256
+            return folder_fingerprint(place) == self.sha256
         except (OSError, UnknownModel):
             return False
 
