@@ -26,6 +26,8 @@ _OLD_MODES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 """Their keys in the files of versions before it had names."""
+_ENDLESS = 2**20
+"""Tokens from which on a tokenizer names no limit: those without one write 1e30."""
 _FEATURES = {"whole": 1, "joined": 1, "towers": 4}
 
 
@@ -88,8 +90,17 @@ def declared_pooling(folder: Path, default: Pooling) -> Pooling:
                 f"{folder / 'modules.json'} declares a module {kind or module!r} behind the encoder; give pooling mean, first or "
                 "last"
             )
-    limit = (_read(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
-    return replace(found, max_tokens=limit if isinstance(limit, int) and limit > 0 else None)
+    return replace(found, max_tokens=_most_tokens(folder))
+
+
+def _most_tokens(folder: Path) -> int | None:
+    """Return the most tokens of a text that a checkpoint names: since version 6 of `sentence-transformers` its tokenizer does."""
+    for file, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        document = _read(folder / file)
+        limit = document.get(key) if isinstance(document, dict) else None
+        if isinstance(limit, int) and 0 < limit < _ENDLESS:
+            return limit
+    return None
 
 
 def _mode_in(path: Path) -> PoolingMode:
