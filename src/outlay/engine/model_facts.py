@@ -94,9 +94,13 @@ class ModelFacts:
         return window_of(model.ref, base=model.base)
 
     @cached()
-    def pooling(self, model: Model) -> Pooling:
-        """Return the pooling that a model declares."""
-        return pooling_of(model.ref, base=model.base)
+    def pooling(self, model: Model, mode: str) -> Pooling:
+        """Return the pooling of a model; ``mode``: ``declared``, or one in place of that.
+
+        Raises:
+            UnknownModel: the model declares one that is not known here.
+        """
+        return pooling_of(model.ref, base=model.base, mode=mode)
 
     @cached()
     def _has_same_tokens(self, one: Model, other: Model) -> bool:
@@ -142,7 +146,8 @@ class ModelFacts:
 
             keep_in(self._tokens)
             sources = model_inputs(task, list(missing.values()), self.shape(model).family)
-            pooling = None if reading == "whole" else self.pooling(model)
+            # Whatever is pooled, a text is cut at the same place.
+            pooling = None if reading == "whole" else self.pooling(model, "mean")
             counts = count_tokens(model.ref, model.base, task.form, sources, pooling, reading)
             known.update(zip(missing, counts, strict=True))
         return known

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from outlay.engine.choices import dev_choice
 from outlay.engine.model_facts import ModelFacts, model_inputs
@@ -23,7 +23,7 @@ from outlay.plan.context import Offer, PlanningContext, TokenCounts, reading_key
 from outlay.plan.request import Digests, Request, SellerSpec
 from outlay.plan.steps import Buy, Encoding, Model
 from outlay.plan.strategies import strategy
-from outlay.settings import AUTO_METHOD, TeachSettings, default_settings, without_auto_method
+from outlay.settings import AUTO_METHOD, POOLINGS, TeachSettings, default_settings, without_auto_method
 from outlay.spec import Reading
 from outlay.storage.store import key_of
 from outlay.tasks.example import Example
@@ -33,6 +33,9 @@ from outlay.tasks.splits import SeededOrder, TaskData
 from outlay.tasks.task import Task, load_task
 
 ROLES_TRAINED: tuple[Role, ...] = get_args(Role)
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
 _OWN = ("budget_micros", "n_initial")
 """Fields of a request that decide neither rows nor models."""
 
@@ -85,20 +88,20 @@ class PreparedRun:
         return make_seller(spec, self.rows_of(step.split), self.task, self.price_book, self.request.seed)
 
 
-class _Tokens(Mapping[str, TokenCounts]):
-    """Token counts by `reading_key`, each counted when it is asked for."""
+class _OnDemand(Mapping[Key, Value]):
+    """Values by key, each made when it is asked for."""
 
-    def __init__(self, counts: Mapping[str, Callable[[], TokenCounts]]) -> None:
-        self._counts = counts
+    def __init__(self, made: Mapping[Key, Callable[[], Value]]) -> None:
+        self._made = made
 
-    def __getitem__(self, key: str) -> TokenCounts:
-        return self._counts[key]()
+    def __getitem__(self, key: Key) -> Value:
+        return self._made[key]()
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._counts)
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._made)
 
     def __len__(self) -> int:
-        return len(self._counts)
+        return len(self._made)
 
 
 class RunBuilder:
@@ -225,7 +228,7 @@ class RunBuilder:
             teacher=roles.teacher,
             student=roles.student,
             shapes={model.ref: models.shape(model) for model in (roles.teacher, roles.student)},
-            tokens=_Tokens(
+            tokens=_OnDemand(
                 {
                     reading_key(model.ref, reading): partial(
                         self._token_counts, asked.task, request.seed, model, len(pool), request.test_rows, reading
@@ -254,7 +257,9 @@ class RunBuilder:
             },
             teach_defaults=TeachSettings(),
             windows={model.ref: models.window(model) for model in roles.used},
-            poolings={model.ref: models.pooling(model) for model in roles.used},
+            poolings=_OnDemand(
+                {(model.ref, mode): partial(models.pooling, model, mode) for model in roles.used for mode in POOLINGS}
+            ),
         )
         parts, test = _pool_parts(data, len(pool)), ordered.first_test(request.test_rows)
         return PreparedRun(

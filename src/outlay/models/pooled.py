@@ -61,7 +61,9 @@ class PooledModel(nn.Module):
         self.reading = reading
         self.head = nn.Linear(n_features(int(encoder.config.hidden_size), reading), n_outputs)
         self.register_buffer("scales", _scales(int(encoder.config.hidden_size), pooling, reading), persistent=False)
-        self._takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        # GPT-2 takes them too, and adds the embedding of word 0 for each 0.
+        n_types = int(getattr(encoder.config, "type_vocab_size", 0) or 0)
+        self._takes_types = n_types > 0 and "token_type_ids" in inspect.signature(encoder.forward).parameters
         # Its output is never read.
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler.requires_grad_(False)

@@ -26,6 +26,8 @@ _OLD_MODES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 """Their keys in the files of versions before it had names."""
+_ENDLESS = 2**20
+"""Tokens from which on a tokenizer names no limit: those without one write 1e30."""
 _FEATURES = {"whole": 1, "joined": 1, "towers": 4}
 
 
@@ -47,19 +49,19 @@ def n_features(hidden_size: int, reading: Reading) -> int:
     return hidden_size * _FEATURES[reading]
 
 
-def pooling_of(ref: str, *, base: str | None = None) -> Pooling:
+def pooling_of(ref: str, *, base: str | None = None, mode: str = "declared") -> Pooling:
     """Return the pooling of a model reference; ``cut:`` models have their base's, ``tiny:`` models the mean.
 
-    Where nothing is declared: the last token of a causal model, else the mean of all.
+    Where nothing is declared: the last token of a causal model, else the mean of all. ``mode``: in place of the declared one.
 
     Raises:
         UnknownModel: the reference leads nowhere, or to a checkpoint that declares a pooling which is not known here.
     """
     family = family_of(ref, base=base)
-    plain = Pooling("last" if family == "causal" else "mean")
+    plain = default_pooling(family) if mode == "declared" else Pooling(mode)
     if parse_ref(ref).kind == "tiny":
         return plain
-    return declared_pooling(resolve_folder(ref, base=base), plain)
+    return declared_pooling(resolve_folder(ref, base=base), plain, is_mode_given=mode != "declared")
 
 
 def default_pooling(family: Family) -> Pooling:
@@ -67,8 +69,8 @@ def default_pooling(family: Family) -> Pooling:
     return Pooling("last" if family == "causal" else "mean")
 
 
-def declared_pooling(folder: Path, default: Pooling) -> Pooling:
-    """Return the pooling that a checkpoint folder declares, or ``default``.
+def declared_pooling(folder: Path, default: Pooling, *, is_mode_given: bool = False) -> Pooling:
+    """Return the pooling that a checkpoint folder declares, or ``default``; ``is_mode_given``: the mode is that of ``default``.
 
     Raises:
         UnknownModel: a pooling, or a module behind it, that is not known here.
@@ -80,16 +82,25 @@ def declared_pooling(folder: Path, default: Pooling) -> Pooling:
     for module in listed:
         kind, path = str(module.get("type", "")).rpartition(".")[2], str(module.get("path", ""))
         if kind == "Pooling":
-            found = replace(found, mode=_mode_in(folder / path / "config.json"))
+            found = found if is_mode_given else replace(found, mode=_mode_in(folder / path / "config.json"))
         elif kind == "Normalize":
             found = replace(found, normalize=True)
-        elif kind != "Transformer":
+        elif kind != "Transformer" and not is_mode_given:
             raise UnknownModel(
                 f"{folder / 'modules.json'} declares a module {kind or module!r} behind the encoder; give pooling mean, first or "
                 "last"
             )
-    limit = (_read(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
-    return replace(found, max_tokens=limit if isinstance(limit, int) and limit > 0 else None)
+    return replace(found, max_tokens=_most_tokens(folder))
+
+
+def _most_tokens(folder: Path) -> int | None:
+    """Return the most tokens of a text that a checkpoint names: since version 6 of `sentence-transformers` its tokenizer does."""
+    for file, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        document = _read(folder / file)
+        limit = document.get(key) if isinstance(document, dict) else None
+        if isinstance(limit, int) and 0 < limit < _ENDLESS:
+            return limit
+    return None
 
 
 def _mode_in(path: Path) -> PoolingMode:

@@ -85,8 +85,8 @@ class PlanningContext:
     teach_defaults: TeachSettings
     windows: Mapping[str, Window] = field(default_factory=dict)
     """Limits on the tokens that a model reads and writes, by model reference; without an entry the task's own."""
-    poolings: Mapping[str, Pooling] = field(default_factory=dict)
-    """What a model declares of its pooling, by model reference; without an entry it declares nothing."""
+    poolings: Mapping[tuple[str, str], Pooling] = field(default_factory=dict)
+    """Poolings by model reference and setting ``pooling``; without an entry the model declares nothing."""
 
     def form_of(self, ref: str) -> TaskSpec:
         """Return the form of the task, with its limits lowered to those of a model."""
@@ -178,8 +178,8 @@ class PlanningContext:
         """Return the pooling of a training, ``None`` where the head reads no pooled vectors."""
         if self.reading(model, settings) == "whole":
             return None
-        declared = self.poolings.get(model.ref, Pooling())
-        return declared if settings.pooling == "declared" else replace(declared, mode=settings.pooling)
+        plain = Pooling() if settings.pooling == "declared" else Pooling(settings.pooling)
+        return self.poolings.get((model.ref, settings.pooling), plain)
 
     def _role_settings(self, role: str, given: Mapping[str, Any]) -> TrainSettings:
         seed, precision = self.request.seed, self.request.precision

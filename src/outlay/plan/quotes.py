@@ -91,8 +91,9 @@ class Quoter:
         if method.head == "random":
             return Work(ref, settings.epochs * n_tokens, n_evaluations(settings, n_rows) * self.dev_tokens(step))
         n_trained = 0 if method.trains == "none" else settings.epochs * n_tokens
-        evaluates = settings.method == "probe_then_tune"
-        n_inferred = n_tokens + (n_evaluations(settings, n_rows) if evaluates else 1) * self.dev_tokens(step)
+        # The head of a probe is evaluated once, and what begins with it after its own steps too.
+        n_tuned = n_evaluations(settings, n_rows) if settings.method == "probe_then_tune" else 0
+        n_inferred = n_tokens + (1 + n_tuned) * self.dev_tokens(step)
         return Work(ref, n_trained, n_inferred, self._fitted_flops(step, n_rows, n_tokens))
 
     def _fitted_flops(self, step: Train | Distil, n_rows: int, n_tokens: int) -> int:

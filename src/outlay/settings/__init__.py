@@ -37,6 +37,7 @@ from outlay.settings.training import DIVERGENCES as DIVERGENCES
 from outlay.settings.training import LARGEST_SEED as LARGEST_SEED
 from outlay.settings.training import LEAST_SEED as LEAST_SEED
 from outlay.settings.training import MOST_THREADS as MOST_THREADS
+from outlay.settings.training import POOLINGS as POOLINGS
 from outlay.settings.training import SAVE_SECONDS as SAVE_SECONDS
 from outlay.settings.training import TEMPERATURES as TEMPERATURES
 from outlay.settings.training import TeachSettings as TeachSettings

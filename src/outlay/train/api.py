@@ -467,9 +467,7 @@ class _Learner:
             raise UsageError(
                 f"method {settings.method} cannot be used with FSDP; leave out --fsdp, or choose method full"
             )
-        pooling = spec.pooling or pooling_of(spec.ref, base=spec.base)
-        if spec.pooling is None and settings.pooling != "declared":
-            pooling = replace(pooling, mode=settings.pooling)
+        pooling = spec.pooling or pooling_of(spec.ref, base=spec.base, mode=settings.pooling)
         model, head, tokenizer = load_pooled(replace(spec, pooling=pooling, reading=reading), settings.method)
         return cls(model, head, tokenizer, head.tokenize(sources))
 
