@@ -54,6 +54,8 @@ class Study:
     threads: int
     notes: tuple[str, ...]
     cells: tuple[Cell, ...]
+    rivals: bool = True
+    """True where the rivals of the cells are run too."""
 
 
 class StudyFile(YamlBlock):
@@ -71,6 +73,8 @@ class StudyFile(YamlBlock):
     """Strategies to compare."""
     student_training: Literal["charged", "free"] = "charged"
     """``charged``: the training of a student on labels is charged; ``free``: it is not, as in the published tables."""
+    rivals: bool = True
+    """Run cheap models on the labels that the points buy, beside them: the majority class, TF-IDF + regression, a probe."""
     notes: tuple[NonEmpty, ...] = ()
     """Notes of the report."""
     scales: dict[Name, Scale] = Field(min_length=1)
@@ -135,6 +139,7 @@ class StudyFile(YamlBlock):
             threads=chosen.threads,
             notes=(*self.notes, *chosen.notes),
             cells=tuple(cells.values()),
+            rivals=self.rivals,
         )
 
     def _scale(self, name: str) -> Scale:

@@ -182,6 +182,9 @@ class Scheduler:
             self._runner.finish(execution, point)
         elif execution.waits_for is not None and not each.needs and not each.n_begun:
             point = execution.point("waiting", execution.waits_for, [])
+        elif (lacks := execution.lacks) is not None:
+            # Not finished: another command may buy these labels.
+            point = execution.point("na", lacks, [])
         if point is None:
             if each.recipe is not execution.proposal and execution.proposal is not None:
                 each.recipe, each.ranks = execution.proposal, _ranks(execution, execution.proposal)
@@ -238,7 +241,9 @@ class Scheduler:
     def _start(self, each: _Open, need: ReadyStep) -> None:
         execution = each.execution
         # Share of the remaining cash: the step's share of the remaining hours, divided among the free workers.
-        share = execution.hours(need.step) / execution.compute_hours() / self._pool.n_free
+        # The steps of a majority class have no hours.
+        left = execution.compute_hours()
+        share = (execution.hours(need.step) / left if left else Fraction(1)) / self._pool.n_free
         if (begun := self._hold(each, need, share)) is not None:
             self._pool.submit(need.key, begun.job)
             self._listener.submitted(describe(need.step), execution.run_id)
