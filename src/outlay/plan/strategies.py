@@ -220,6 +220,11 @@ class Rival:
     starts_general: ClassVar[bool] = False
     sellers: ClassVar[tuple[str, ...]] = (HUMAN,)
 
+    @property
+    def reads_student(self) -> bool:
+        """True where the model is the student's checkpoint; without one, the student of the request is not what is trained."""
+        return self.method == "probe"
+
     def suits(self, kind: Kind, family: Family) -> bool:
         """Return whether the method can do a kind of task with a model of a family."""
         if kind == "entities":

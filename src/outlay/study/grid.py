@@ -225,6 +225,7 @@ class _Grid:
             students[:1] if policy.starts_general else students,
             (None,) if policy.taught_by is None else pools,
         ):
+            student = student_of(student, teacher)
             needs_base = any(parse_ref(ref).needs_base for ref in (teacher, student))
             yield Request(
                 task=self.task,
@@ -302,6 +303,15 @@ class _Grid:
                 raise StudyFileError(
                     f"{self.where}: `{name}` names {strange!r}, which is not among its strategies: {', '.join(strategies)}"
                 )
+
+
+SAME_AS_TEACHER = "teacher"
+"""In place of a student: the teacher's own checkpoint."""
+
+
+def student_of(student: str, teacher: str) -> str:
+    """Return a student's reference, the teacher's for the word ``teacher``."""
+    return teacher if student == SAME_AS_TEACHER else student
 
 
 def shipped_studies() -> list[str]:
@@ -394,7 +404,8 @@ class Grid:
     """A grid of runs from a command line or a call; ``base``: the request whose other fields all points share.
 
     ``teachers`` and ``students``: sizes to compare (Kang et al. 2023, Figures 4 and 5); empty = the one of ``base``. Under every
-    teacher, ``cut:`` and ``tiny:`` students are made from one checkpoint: the base's, else the first teacher.
+    teacher, ``cut:`` and ``tiny:`` students are made from one checkpoint: the base's, else the first teacher; ``teacher`` as a
+    student is each teacher's own checkpoint.
     """
 
     base: Request
@@ -450,5 +461,9 @@ class Grid:
         policy = strategy(name)
         teachers = self.teachers or (self.base.teacher,)
         students = self.students or (self.base.student,)
-        taught = policy.taught_by == "teacher"
-        return list(product(teachers if taught else teachers[:1], students[:1] if policy.starts_general else students))
+        students = students[:1] if policy.starts_general else students
+        pairs = [(teacher, student_of(student, teacher)) for teacher, student in product(teachers, students)]
+        if policy.taught_by == "teacher":
+            return pairs
+        # The teacher makes a difference where it is the student.
+        return [pair for i, pair in enumerate(pairs) if pair[1] not in [student for _, student in pairs[:i]]]

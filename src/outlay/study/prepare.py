@@ -145,7 +145,7 @@ def study_command(
 
     Args:
         study: name or path of the study.
-        given: values of the other options, by option; those that are ``None`` are left out.
+        given: values of the other options, by option; those that are ``None`` are left out, True is a switch.
         prices: the user's own price files.
         machines: the user's own machine files.
         known: files of known points.
@@ -154,7 +154,7 @@ def study_command(
     named = {"--prices": prices, "--machines": machines, "--known": known}
     files = [(name, path) for name, paths in named.items() for path in paths]
     for name, value in (*given.items(), *files):
-        words += [] if value is None else [name, value]
+        words += [] if value is None else [name] if value is True else [name, value]
     return command_line(*words)
 
 

@@ -10,7 +10,7 @@ from outlay.engine.prepare import RunBuilder
 from outlay.models.reference import parse_ref
 from outlay.plan.request import Request
 from outlay.plan.steps import HUMAN, Buy, Recipe
-from outlay.plan.strategies import RIVAL_METHODS, rival_of, strategy
+from outlay.plan.strategies import RIVAL_METHODS, Rival, rival_of, strategy
 from outlay.settings import flat_settings
 
 
@@ -40,7 +40,7 @@ def rivals_of(runs: Sequence[PlannedRun], builder: RunBuilder) -> list[Request]:
             continue
         for name, method in RIVAL_METHODS.items():
             asked = replace(_alone(run.request), strategy=name, max_labels=n_labels)
-            if method != "probe":
+            if not Rival(name, method).reads_student:
                 student = first.setdefault(_identity(asked, without_models=True), asked)
                 asked = replace(asked, student=student.student, teacher=student.teacher, base=student.base)
             if _suits(asked, builder):

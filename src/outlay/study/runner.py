@@ -31,6 +31,7 @@ from outlay.money.amounts import Price, PriceBook, format_usd
 from outlay.money.ledger import Ledger
 from outlay.plan.request import Request
 from outlay.plan.steps import describe
+from outlay.plan.strategies import rival_of
 from outlay.report.grouping import short_model
 from outlay.report.receipt import receipt, render_text
 from outlay.report.results import Header, Results
@@ -172,9 +173,11 @@ def _labels(plan: StudyPlan) -> list[str]:
     for planned, each in zip(plan.points, asked, strict=True):
         fixed = "" if each.n_initial is None else f", N = {each.n_initial:,}"
         pool = "" if each.pool_rows is None else f", {each.pool_rows:,} pool rows"
+        named = f"{short_model(each.teacher, models)} to {short_model(each.student, models)}, "
+        if (rival := rival_of(each.strategy)) is not None:
+            named = f"of {short_model(each.student, models)}, " if rival.reads_student else ""
         labels.append(
-            f"{planned.task}: {each.strategy}{fixed}{pool}, {format_usd(each.budget_micros)}, "
-            f"{short_model(each.teacher, models)} to {short_model(each.student, models)}, seed {each.seed}"
+            f"{planned.task}: {each.strategy}{fixed}{pool}, {format_usd(each.budget_micros)}, {named}seed {each.seed}"
         )
     return labels
 
