@@ -7,6 +7,7 @@ with the same folder goes on where an earlier one was stopped.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -67,13 +68,17 @@ def run(
         progress: called with each report of progress.
 
     Returns:
-        The score with its receipt. ``status`` and ``reason`` tell of a run that failed or cannot be filled.
+        The score with its receipt, and the results of its ``rivals``. ``status`` and ``reason`` tell of a run that failed or
+        cannot be filled.
 
     Raises:
         OutlayError: a request that is known to fail, before money is spent.
     """
-    asked = request(task, budget, strategy, n_initial, seed, models or Models(), options or RunOptions())
-    return _bring_about(prepare_runs([asked], "run", out, setup or Setup()), progress)[0]
+    options = options or RunOptions()
+    asked = request(task, budget, strategy, n_initial, seed, models or Models(), options)
+    session = prepare_runs([asked], "run", out, setup or Setup(), rivals=options.rivals)
+    own, *rivals = _bring_about(session, progress)
+    return replace(own, rivals=tuple(rivals))
 
 
 def compare(
@@ -104,14 +109,14 @@ def compare(
         progress: called with each report of progress.
 
     Returns:
-        The results in the order of the table, seed by seed.
+        The results, seed by seed, then those of their rivals.
 
     Raises:
         OutlayError: a run that is known to fail, before money is spent.
     """
     models, options = models or Models(), options or RunOptions()
     asked = requests(task, budgets, strategies, n_initial, seeds, models, options)
-    return _result(prepare_runs(asked, "compare", out, setup or Setup()), progress)
+    return _result(prepare_runs(asked, "compare", out, setup or Setup(), rivals=options.rivals), progress)
 
 
 def study(
@@ -123,6 +128,7 @@ def study(
     seeds: int | None = None,
     precision: str | None = None,
     known: AnyPath | Sequence[AnyPath] = (),
+    rivals: bool = True,
     setup: Setup | None = None,
     progress: OnProgress | None = None,
 ) -> StudyResult:
@@ -136,11 +142,12 @@ def study(
         seeds: how many, instead of the study's.
         precision: ``auto``, ``bf16`` or ``fp32``, instead of the study's.
         known: files of finished points (``points.json``), each with its ``study.json`` beside it; their runs count as done.
+        rivals: False to leave out the rivals that the study has.
         setup: data, store, prices and limits.
         progress: called with each report of progress.
 
     Returns:
-        The results in the order of the grid; of points that cannot be filled, the reason.
+        The results in the order of the grid, then those of their rivals; of points that cannot be filled, the reason.
 
     Raises:
         OutlayError: a study, scale or task that is not there, a grid that cannot be, or no point that can be filled.
@@ -154,8 +161,9 @@ def study(
     given = {"--task": ",".join(named) or None, "--scale": scale, "--seeds": seeds, "--precision": precision}
     prices = [expand_path(path) for path in setup.prices]
     files = [expand_path(path) for path in ([known] if isinstance(known, str | Path) else known)]
-    command = study_command(str(study), {**given, "--data": place.data_root}, prices, place.machines, files)
-    session = prepare_study(unfolded, place, command, known=files)
+    switches = {"--no-rivals": None if rivals else True, "--data": place.data_root}
+    command = study_command(str(study), {**given, **switches}, prices, place.machines, files)
+    session = prepare_study(unfolded, place, command, known=files, rivals=rivals)
     check_study(session)
     return _result(session, progress)
 

@@ -28,6 +28,7 @@ from outlay.cli.run_options import (
     ModelOptions,
     PlaceOptions,
     QuietOption,
+    RivalsOption,
     SharedOptions,
     StepOptions,
     StrategyOption,
@@ -65,7 +66,7 @@ def run(
     asked = request(task, budget, strategy, n_initial, seed, shared.models(), shared.options())
     words = ("--budget", budget, "--strategy", strategy, *shared.words(), *where.words())
     folder = Path("outlay-runs") / f"{load_task(task).name}-{strategy}"
-    session = _prepare([asked], "run", (as_word(task), *words), folder, where)
+    session = _prepare([asked], "run", (as_word(task), *words), folder, where, rivals=how.rivals)
     _fail_without_result(_bring_about(session, where, receipts=True))
 
 
@@ -96,7 +97,8 @@ def compare(
     )
     folder = Path("outlay-runs") / f"{load_task(task).name}-compare"
     words = (*grid.words(), *shared.words(), *where.words())
-    _fail_without_result(_bring_about(_prepare(asked, "compare", (as_word(task), *words), folder, where), where))
+    session = _prepare(asked, "compare", (as_word(task), *words), folder, where, rivals=how.rivals)
+    _fail_without_result(_bring_about(session, where))
 
 
 def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = False) -> None:
@@ -113,6 +115,7 @@ def demo(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from --seed on.")] = 1,
     threads: ThreadsOption = 2,
     precision: PrecisionOption = "auto",
+    rivals: RivalsOption = True,
     workers: WorkersOption = 1,
     quiet: QuietOption = False,
     as_json: Json = False,
@@ -127,9 +130,15 @@ def demo(
     shared = _demo_request(task, threads, precision)
     chosen = tuple(range(seed, seed + seeds))
     asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), chosen).requests()
-    options = {"--seed": seed or None, "--threads": threads, "--precision": precision}
+    options = {
+        "--seed": seed or None,
+        "--threads": threads,
+        "--precision": precision,
+        "--no-rivals": None if rivals else True,
+    }
     where = PlaceOptions(out, store, workers=workers, quiet=quiet, as_json=as_json)
-    session = _prepare(asked, "demo", ("--seeds", seeds, *given_words(options)), out, where)
+    words = ("--seeds", seeds, *given_words(options))
+    session = _prepare(asked, "demo", words, out, where, rivals=rivals)
     story = demo_story(len(asked), write_usd(session.builder.price_book.get("label/demo").usd))
     points = _bring_about(session, where, first=story)
     if not as_json:
@@ -156,7 +165,7 @@ def _say_what_next(out: Path, page: Path, again: Mapping[str, Any] | None) -> No
 
 
 def _prepare(
-    asked: Sequence[Request], name: str, words: Sequence[object], folder: Path, where: PlaceOptions
+    asked: Sequence[Request], name: str, words: Sequence[object], folder: Path, where: PlaceOptions, *, rivals: bool
 ) -> Session:
     """Check and plan the runs of a command; refuse a wrong request before a folder is made or a label bought.
 
@@ -165,8 +174,8 @@ def _prepare(
     from outlay.study.request import prepare_runs
 
     command = command_line("outlay", name, *words)
-    session = prepare_runs(asked, name, where.out or folder, where.setup(), command)
-    say_notes(session.builder.notes, quiet=where.quiet)
+    session = prepare_runs(asked, name, where.out or folder, where.setup(), command, rivals=rivals)
+    say_notes([*session.builder.notes, *session.plan.rival_notes], quiet=where.quiet)
     return session
 
 
@@ -187,7 +196,7 @@ def _bring_about(
     ledger = session.runner.ledger
     known = set(ledger.run_ids()) if receipts and not where.as_json and ledger.is_begun else set()
     for planned in session.plan.points:
-        if planned.run_id in known:
+        if planned.run_id in known and not planned.is_rival:
             echo(render_text(receipt(ledger, planned.run_id)))
     draw_study(session.place.folder, session.place.store, as_json=where.as_json, quiet=True)
     return points
@@ -196,12 +205,15 @@ def _bring_about(
 def _names_of(asked: Sequence[Request]) -> list[str]:
     """Return the name of each run, with its models where they differ from run to run."""
     from outlay.money.amounts import format_usd
+    from outlay.plan.strategies import rival_of
 
-    has_models = len({(each.teacher, each.student) for each in asked}) > 1
+    has_models = len({(each.teacher, each.student) for each in asked if rival_of(each.strategy) is None}) > 1
     labels = []
     for each in asked:
         fixed = "" if each.n_initial is None else f", N = {each.n_initial:,}"
         models = f", {each.teacher} to {each.student}" if has_models else ""
+        if (rival := rival_of(each.strategy)) is not None:
+            models = f", of {each.student}" if rival.reads_student else ""
         labels.append(f"{each.strategy}{fixed}, {format_usd(each.budget_micros)}, seed {each.seed}{models}")
     return labels
 
@@ -226,7 +238,10 @@ def _demo_request(task: Path, threads: int, precision: str) -> Request:
 
 def _fail_without_result(points: list[Point]) -> None:
     """Fail in one line: with 1 where a point failed, or none has a score (among others that have one, `na` is an answer), with
-    `WAITING_EXIT` where one waits for labels."""
+    `WAITING_EXIT` where one waits for labels. Rivals count where they failed."""
+    own = [point for point in points if not point.request.is_rival]
+    if not any(point.result.status == "failed" for point in points if point.request.is_rival):
+        points = own
     failed = [point for point in points if point.result.status == "failed"]
     if failed:
         count = f"{len(failed)} of {len(points)} points failed, the first: " if len(points) > 1 else ""

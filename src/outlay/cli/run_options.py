@@ -29,6 +29,13 @@ HereOption = Annotated[
     str, typer.Option("--here", help="Price item of the machine this really runs on; measured seconds are paid at it.")
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads per step; part of every key.")]
+RivalsOption = Annotated[
+    bool,
+    typer.Option(
+        "--rivals/--no-rivals",
+        help="Also the majority class, TF-IDF + regression and a probe of the student, on the same labels.",
+    ),
+]
 StrategyOption = Annotated[
     str,
     typer.Option("--strategy", help="annotate, distill, self_distill, general_distill, llm_annotate or mix."),
@@ -49,7 +56,9 @@ class ModelOptions:
     """Options that name models, under their names on the command line."""
 
     teacher: Annotated[str, typer.Option(help="Hub name, folder, or package:NAME/FOLDER.")] = TEACHER
-    student: Annotated[str, typer.Option(help="As --teacher, or cut:K, or tiny:LxH.")] = STUDENT
+    student: Annotated[str, typer.Option(help="As --teacher, or cut:K, tiny:LxH, or teacher (its own checkpoint).")] = (
+        STUDENT
+    )
     base: Annotated[
         str | None, typer.Option(help="What cut: and tiny: students are made from. (default: the teacher)")
     ] = None
@@ -87,6 +96,7 @@ class StepOptions:
     pool_rows: Annotated[int | None, typer.Option(help="Use only the first so many pool rows.")] = None
     threads: ThreadsOption = 2
     precision: PrecisionOption = "auto"
+    rivals: RivalsOption = True
     set: Annotated[
         list[str] | None,
         typer.Option(help="A setting, such as distil.epochs=4; roles: teacher, student, distil, teach."),
@@ -138,6 +148,7 @@ class SharedOptions:
             precision=how.precision,
             threads=how.threads,
             with_rule=with_rule,
+            rivals=how.rivals,
         )
 
     def words(self) -> list[object]:
@@ -156,7 +167,9 @@ class GridOptions:
     )
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from --seed on.")] = 1
     teachers: Annotated[str | None, typer.Option(help="Several, with commas, instead of one.")] = None
-    students: Annotated[str | None, typer.Option(help="Several, with commas, instead of one.")] = None
+    students: Annotated[str | None, typer.Option(help="Several, with commas, instead of one: cut:2,cut:4,teacher.")] = (
+        None
+    )
     rule: Annotated[bool, typer.Option(help="Beside a fixed N, distill with as many labels as its rule buys.")] = True
 
     def words(self) -> list[object]:
@@ -206,14 +219,19 @@ class PlaceOptions:
 
 
 def given_words(options: Mapping[str, object]) -> list[object]:
-    """Return options as words of a command line, once for each value of a list; without those that are ``None``."""
+    """Return options as words of a command line, once for each value of a list, a switch for True, none for ``None``."""
     words: list[object] = []
     for name, value in options.items():
         for one in value if isinstance(value, list | tuple) else [] if value is None else [value]:
-            words += [name, one]
+            words += [name] if one is True else [name, one]
     return words
 
 
 def _changed(part: ModelOptions | LabelOptions | StepOptions) -> list[object]:
     given = {each.name: getattr(part, each.name) for each in fields(part) if getattr(part, each.name) != each.default}
-    return given_words({f"--{name.replace('_', '-')}": value for name, value in given.items()})
+    return given_words(
+        {
+            f"--no-{name}" if value is False else f"--{name.replace('_', '-')}": value or True
+            for name, value in given.items()
+        }
+    )

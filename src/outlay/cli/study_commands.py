@@ -18,6 +18,7 @@ from outlay.cli.run_options import (
     OutOption,
     PlaceOptions,
     QuietOption,
+    RivalsOption,
 )
 from outlay.cli.terminal import console, echo, print_json, table_console
 from outlay.errors import UsageError
@@ -58,6 +59,7 @@ def run(
     seeds: SeedsOption = None,
     precision: OtherPrecision = None,
     known: KnownOption = None,
+    rivals: RivalsOption = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, its bounds and forecasts; start nothing.")
     ] = False,
@@ -91,13 +93,15 @@ def run(
     asked = file.at(scale, parse_names(tasks), n_seeds=seeds, precision=precision, price=place.prices.label)
     if out is None:
         place = replace(place, folder=place.folder / _folder_name(asked, tasks))
-    command = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--precision": precision, "--data": data}
-    again = study_command(study, command, prices or (), machines or (), known or ())
+    command = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--precision": precision}
+    switches = {"--no-rivals": None if rivals else True, "--data": data}
+    again = study_command(study, {**command, **switches}, prices or (), machines or (), known or ())
     pool = _worker_pool(executor, place, workers, asked.threads, ray)
     is_quiet = quiet or as_json
     with console(err=True, quiet=is_quiet).status(f"planning {len(asked.cells):,} points"):
-        session = prepare_study(asked, place, again, pool, [expand_path(path) for path in known or ()])
-    say_notes(session.builder.notes, quiet=is_quiet)
+        files = [expand_path(path) for path in known or ()]
+        session = prepare_study(asked, place, again, pool, files, rivals=rivals)
+    say_notes([*session.builder.notes, *session.plan.rival_notes], quiet=is_quiet)
     if dry_run:
         _print_plan(session.plan, as_json)
     check_study(session)

@@ -189,6 +189,15 @@ class RunPurchases:
             step, self._prepared.rows_of(step.split), self._prepared.seller_of(step), self._payer, n_missing
         )
 
+    def missing(self, step: Buy) -> set[str]:
+        """Return the rows of a purchase that nobody has bought the label of."""
+        return set(self._ids(step)) - self._log.read(step.series).labels.keys()
+
+    def on_order(self, step: Buy) -> set[str]:
+        """Return the rows of a purchase that some run has ordered and not received."""
+        known = self._log.read(step.series)
+        return {row for order in known.open_orders for row in order.ordered} - known.labels.keys()
+
     def cash_micros(self, step: Buy, before: Sequence[Buy]) -> int:
         """Return the cash, in micro-dollars, that this run paid for a purchase, without rows of the purchases ``before``."""
         known, rows = self._log.read(step.series), set(self._ids(step))

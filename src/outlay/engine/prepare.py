@@ -22,9 +22,9 @@ from outlay.plan.cache import Memo, cached
 from outlay.plan.context import Offer, PlanningContext, TokenCounts, reading_key
 from outlay.plan.request import Digests, Request, SellerSpec
 from outlay.plan.steps import Buy, Encoding, Model
-from outlay.plan.strategies import strategy
+from outlay.plan.strategies import rival_of, strategy
 from outlay.settings import AUTO_METHOD, POOLINGS, TeachSettings, default_settings, without_auto_method
-from outlay.spec import Reading
+from outlay.spec import Family, Reading
 from outlay.storage.store import key_of
 from outlay.tasks.example import Example
 from outlay.tasks.loading import load_data
@@ -36,7 +36,7 @@ ROLES_TRAINED: tuple[Role, ...] = get_args(Role)
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-_OWN = ("budget_micros", "n_initial")
+_OWN = ("budget_micros", "n_initial", "max_labels")
 """Fields of a request that decide neither rows nor models."""
 
 
@@ -161,7 +161,7 @@ class RunBuilder:
         # The presence of N decides what is refused, its number does not.
         at = ("request", asked.n_initial is None, *_shared(asked))
         request = self.memo.once(at, lambda: self._resolved(asked))
-        return replace(request, budget_micros=asked.budget_micros, n_initial=asked.n_initial)
+        return replace(request, **{name: getattr(asked, name) for name in _OWN})
 
     def _resolved(self, asked: Request) -> Request:
         task, data = self.load(asked.task)
@@ -172,9 +172,12 @@ class RunBuilder:
         roles = self._models.roles(task, asked)
         families, given = self._models.families(roles), asked.overrides
         overrides: dict[str, dict[str, Any]] = {role: without_auto(pairs) for role, pairs in given.items()}
+        rival = rival_of(asked.strategy)
         for each in ROLES_TRAINED:
             named = overrides_of(task.training, families[each], each, given.get(each, {}))
             overrides[each] = {"method": AUTO_METHOD, **named}
+            if rival is not None:
+                overrides[each]["method"] = rival.method if each == "student" else "full"
         for role, pairs in overrides.items():
             settings = TeachSettings() if role == "teach" else default_settings(families[role], task.kind)[role]
             settings.changed(pairs if role == "teach" else without_auto_method(pairs))
@@ -198,6 +201,11 @@ class RunBuilder:
             ),
         )
 
+    def family_of(self, asked: Request) -> Family:
+        """Return the family of the student of a request."""
+        task, _ = self.load(asked.task)
+        return self._models.shape(self._models.roles(task, asked).student).family
+
     def check(self, asked: Request) -> None:
         """Refuse a request that the models cannot meet, before money is spent; see `ModelFacts.check`."""
         request = self.resolve(asked)
@@ -208,11 +216,11 @@ class RunBuilder:
         self._models.check(task, self._models.roles(task, asked), request)
 
     def prepare(self, asked: Request) -> PreparedRun:
-        """Return a run with its rows in order, shapes and token counts, which runs that differ in budget and N alone share."""
+        """Return a run with its rows in order, shapes and token counts, shared by runs that differ in `_OWN` alone."""
         self.check(asked)
         request = self.resolve(asked)
         prepared = self.memo.once(("prepare", *_shared(asked)), lambda: self._prepare(asked, request))
-        context = prepared.context.asked(request.budget_micros, request.n_initial)
+        context = prepared.context.asked(request.budget_micros, request.n_initial, request.max_labels)
         return replace(prepared, request=context.request, context=context, asked=asked)
 
     def _prepare(self, asked: Request, request: Request) -> PreparedRun:

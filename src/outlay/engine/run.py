@@ -26,12 +26,12 @@ from outlay.engine.results_dir import ResultsDir
 from outlay.engine.run_dir import Timing
 from outlay.engine.step_runner import Job, JobResult, lines_on_cuts
 from outlay.engine.summary import RunSummary, precision_facts, work_of
-from outlay.errors import BudgetExceeded
+from outlay.errors import BudgetExceeded, SpendError
 from outlay.money.amounts import LABEL_UNIT, Quote, cost_micros
 from outlay.money.ledger import Hold
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Buy, Recipe, Score, Step, describe, graph, learner_of, role_of
-from outlay.plan.strategies import NotAvailable, StrategyOutcome, strategy
+from outlay.plan.strategies import NotAvailable, StrategyOutcome, rival_of, strategy
 from outlay.storage.paths import command_line
 from outlay.storage.store import Artifact, key_of
 from outlay.text.listener import Listener
@@ -68,6 +68,7 @@ class RunExecution:
         self._listener = listener
         self._quoter = Quoter(prepared.context)
         self._policy = strategy(prepared.request.strategy)
+        self._is_rival = rival_of(prepared.request.strategy) is not None
         self._outcomes: list[StrategyOutcome] = []
         self.proposal: Recipe | None = None
         """The recipe under way; ``None`` between recipes."""
@@ -129,6 +130,8 @@ class RunExecution:
                 for line in asked.derivation:
                     self._listener.say(line)
                 self.proposal = asked
+            if any(self._unbought()):
+                return None
             self._obtain_all(self.proposal)
             if self.proposal.final.key not in self._artifacts:
                 return None
@@ -171,7 +174,7 @@ class RunExecution:
         found = []
         for step in steps:
             done = step.key in self._artifacts or step.key in self._held or step.key in self._waiting
-            if done or not self._has_inputs(step):
+            if done or not self._has_inputs(step) or (self._is_rival and isinstance(step, Buy)):
                 continue
             if isinstance(step, Buy) and (step.series in series or any(map(step.overlaps, waiting))):
                 continue
@@ -182,7 +185,10 @@ class RunExecution:
     @property
     def waits_for(self) -> str | None:
         """One line on labels that are ordered and not delivered; ``None`` where the run waits for no labels."""
-        return "waiting for " + "; ".join(dict.fromkeys(self._waiting.values())) if self._waiting else None
+        lines = list(dict.fromkeys(self._waiting.values()))
+        if self.lacks is None:
+            lines += [f"{len(rows):,} labels that another run has ordered" for _, rows, _ in self._unbought()]
+        return "waiting for " + "; ".join(lines) if lines else None
 
     def put_off(self, need: ReadyStep, why: str) -> None:
         """Let a step wait for labels that another run has ordered."""
@@ -210,6 +216,9 @@ class RunExecution:
             if isinstance(step, Buy):
                 self._purchases.take_over(step, found)
             self._book_found(step, found, already_paid=is_paid)
+        elif self._is_rival and isinstance(step, Buy) and not self._purchases.missing(step):
+            quote = replace(self._quoter.quote(step), cash_micros=0)
+            self._settle_purchase(step, self._hold(step, quote, is_paid), already_paid=is_paid, reused=True)
 
     def _find(self, step: Step, key: str) -> Artifact | None:
         """Return an artifact of the store, or ``None``; of models and targets only the manifest is read."""
@@ -225,16 +234,36 @@ class RunExecution:
 
     # --- labels ------------------------------------------------------------------------------------------------------
 
+    @property
+    def lacks(self) -> str | None:
+        """One line on labels that a rival needs and nobody has bought or ordered; ``None`` for any other run."""
+        for step, missing, ordered in self._unbought():
+            if not missing <= ordered:
+                n = f"{len(missing - ordered):,} of the {step.n:,} {step.split} labels"
+                return f"a rival buys no labels, and {n} it would learn from are not bought"
+        return None
+
+    def _unbought(self) -> Iterator[tuple[Buy, set[str], set[str]]]:
+        """Yield the purchases of a rival with a row that has no label, with all such rows and those on order by other runs."""
+        steps = self.proposal.steps() if self._is_rival and self.proposal is not None else []
+        for step in steps:
+            if isinstance(step, Buy) and step.key not in self._artifacts and self._find(step, step.key) is None:
+                missing = self._purchases.missing(step)
+                if missing:
+                    yield step, missing, missing & self._purchases.on_order(step)
+
     def _hold_purchase(self, step: Buy, need: ReadyStep) -> HeldStep:
         """Hold a purchase: the charge of all its labels, the cash paid already and that of the missing rows."""
+        if self._is_rival:
+            raise SpendError(f"a rival buys no labels, and this one would order {describe(step)}; run it without")
         purchase, quote = self._purchases.begin(step), self._quoter.quote(step)
         cash = self._cash_of(step, need.already_paid) + purchase.seller.quote(purchase.n_missing).cash_micros
         return HeldStep(need, self._hold(step, replace(quote, cash_micros=cash), need.already_paid), purchase)
 
-    def _settle_purchase(self, step: Buy, held: HeldStep, reused: bool) -> None:
+    def _settle_purchase(self, step: Buy, hold: Hold, *, already_paid: bool, reused: bool) -> None:
         """Store the labels of a purchase and settle its hold, which another process may have opened."""
-        quote, already_paid = self._quoter.quote(step), held.need.already_paid
-        with self._released_on_error(held.hold):
+        quote = self._quoter.quote(step)
+        with self._released_on_error(hold):
             files, human_seconds = self._purchases.files(step)
             artifact = self._store.put(
                 step.key,
@@ -245,7 +274,7 @@ class RunExecution:
                 circumstance={"human_seconds": human_seconds},
             )
             cash = self._cash_of(step, already_paid)
-            self._settle(step, held.hold, artifact, quote.quantity, cash, reused)
+            self._settle(step, hold, artifact, quote.quantity, cash, reused)
 
     def _cash_of(self, step: Buy, already_paid: bool) -> int:
         """Return the cash, in micro-dollars, that this run paid for a purchase; a label of several purchases counts once."""
@@ -310,7 +339,7 @@ class RunExecution:
                 self._kept_holds[held.hold.key] = held.hold
                 self._waiting[step.key] = result.waits_for
             else:
-                self._settle_purchase(step, held, result.reused)
+                self._settle_purchase(step, held.hold, already_paid=held.need.already_paid, reused=result.reused)
             return
         artifact = self._find(held.need.step, result.key)
         if artifact is None:

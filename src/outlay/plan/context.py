@@ -112,11 +112,12 @@ class PlanningContext:
         return self.offers[seller]
 
     memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
-    """Cache of steps and quotes, shared by contexts that differ in budget and N alone."""
+    """Cache of steps and quotes, shared by contexts that differ in budget, N and limit on labels alone."""
 
-    def asked(self, budget_micros: int, n_initial: int | None) -> PlanningContext:
-        """Return this context under another budget and another N, with the same memo."""
-        context = replace(self, request=replace(self.request, budget_micros=budget_micros, n_initial=n_initial))
+    def asked(self, budget_micros: int, n_initial: int | None, max_labels: int | None = None) -> PlanningContext:
+        """Return this context under another budget, another N and another limit on labels, with the same memo."""
+        request = replace(self.request, budget_micros=budget_micros, n_initial=n_initial, max_labels=max_labels)
+        context = replace(self, request=request)
         object.__setattr__(context, "memo", self.memo)
         return context
 

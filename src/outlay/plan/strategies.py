@@ -31,7 +31,11 @@ from outlay.plan.steps import (
     n_carved,
     seller_words,
 )
+from outlay.spec import Family, Kind
 from outlay.text.legible import did_you_mean
+
+RIVAL_METHODS = {"rival_majority": "majority", "rival_tfidf": "tfidf", "rival_probe": "probe"}
+"""Methods of the rivals, by the names of their strategies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +205,59 @@ class Distill:
         return Recipe(final(n, n_blocks), _derive(context, quoter, final(n, n_blocks)))
 
 
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A cheap model on labels that other runs have bought: a baseline that a strategy must beat to be worth its money.
+
+    Its request says how many labels there are (`outlay.plan.request.Request.max_labels`). It is charged for them as if it were
+    alone, so that its price can be compared, and its run orders none (`outlay.engine.run`). ``method``: of its training.
+    """
+
+    name: str
+    method: str
+
+    taught_by: ClassVar[Teaching | None] = None
+    starts_general: ClassVar[bool] = False
+    sellers: ClassVar[tuple[str, ...]] = (HUMAN,)
+
+    @property
+    def reads_student(self) -> bool:
+        """True where the model is the student's checkpoint; without one, the student of the request is not what is trained."""
+        return self.method == "probe"
+
+    def suits(self, kind: Kind, family: Family) -> bool:
+        """Return whether the method can do a kind of task with a model of a family."""
+        if kind == "entities":
+            return self.method == "probe" and family == "encoder"
+        return kind == "classification"
+
+    def ask(self, context: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
+        """Return the recipe with the most of the bought labels such that labels, training and scoring stay within the budget."""
+        if outcomes:
+            return None
+        kind, ref = context.encoding.form.kind, context.student.ref
+        if not self.suits(kind, context.shapes[ref].family):
+            return NotAvailable(f"{self.name} does no task of kind {kind} with {ref}; leave it out")
+        bought = context.request.max_labels
+        n_most = context.n_train if bought is None else min(context.n_train, bought)
+        if n_most < context.n_min:
+            return NotAvailable(
+                f"{n_most:,} labels are bought, fewer than the {context.n_min:,} that a training needs; raise the budget"
+            )
+
+        def final(n: int) -> Score:
+            return _score(context, _train(context, "student", context.student, ((HUMAN, n),), self.method))
+
+        quoter = Quoter(context)
+        n = _largest(context.n_min, n_most, lambda n: quoter.total_micros(final(n)) <= context.budget_micros)
+        if n is None:
+            return _unaffordable(
+                context, quoter, final(context.n_min), f"{context.n_min:,} labels and the rival's training"
+            )
+        budget, *lines = _derive(context, quoter, final(n))
+        return Recipe(final(n), (budget, "a rival: it buys no labels, and is charged for those of other runs", *lines))
+
+
 STRATEGIES: dict[str, Strategy] = {
     "annotate": Annotate(),
     "distill": Distill(),
@@ -208,7 +265,14 @@ STRATEGIES: dict[str, Strategy] = {
     "general_distill": Annotate(name="general_distill", starts_general=True),
     "llm_annotate": Annotate(name="llm_annotate", sellers=(LLM,)),
     "mix": Annotate(name="mix", sellers=(HUMAN, LLM)),
+    **{name: Rival(name, method) for name, method in RIVAL_METHODS.items()},
 }
+
+
+def rival_of(name: str) -> Rival | None:
+    """Return the rival of a name, ``None`` for a strategy that buys labels or does not exist."""
+    found = STRATEGIES.get(name)
+    return found if isinstance(found, Rival) else None
 
 
 def strategy(name: str) -> Strategy:

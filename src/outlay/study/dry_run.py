@@ -26,8 +26,9 @@ from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import Request
 from outlay.plan.steps import Distil, Recipe, Score, Step, Teach, Train, n_carved
-from outlay.plan.strategies import NotAvailable, strategy
+from outlay.plan.strategies import NotAvailable, rival_of, strategy
 from outlay.study.known import KnownPoint
+from outlay.study.rivals import PlannedRun, rivals_of, tasks_without_rivals
 
 KINDS = ("buy", "train", "teach", "distil", "score")
 """Kinds of steps, in the order in which they run."""
@@ -53,6 +54,11 @@ class PlannedPoint:
     """Limits of the task that its models lower."""
     known: KnownPoint | None = None
     """The point that is taken as done; nothing is run, and nothing charged."""
+
+    @property
+    def is_rival(self) -> bool:
+        """True for a rival, which runs after the others."""
+        return rival_of(self.request.strategy) is not None
 
     @property
     def sizes(self) -> tuple[int | None, int | None]:
@@ -127,6 +133,8 @@ class StudyPlan:
     distinct: StudyWork
     separate: StudyWork
     cash_micros: int | None
+    rival_notes: tuple[str, ...] = ()
+    """Tasks without rivals, a line each."""
 
     @property
     def n_points(self) -> int:
@@ -155,8 +163,9 @@ class StudyPlan:
 
     @property
     def notes(self) -> list[str]:
-        """Limits of the tasks that the models of the points lower, each once."""
-        return list(dict.fromkeys(f"{point.task}: {note}" for point in self.points for note in point.notes))
+        """Limits of the tasks that the models of the points lower, each once, and tasks without rivals."""
+        lowered = dict.fromkeys(f"{point.task}: {note}" for point in self.points for note in point.notes)
+        return [*lowered, *self.rival_notes]
 
     @property
     def saved(self) -> float:
@@ -187,6 +196,7 @@ def plan(
     profile: MachineProfile | None = None,
     here: Price | None = None,
     refuse: bool = False,
+    rivals: bool = False,
     known: Mapping[str, KnownPoint] = MappingProxyType({}),
 ) -> StudyPlan:
     """Plan many points.
@@ -199,6 +209,7 @@ def plan(
         refuse: raise an error in a point's task, models or data, and take as many pool rows as there are. Otherwise such a point,
             and one that asks for more pool rows than its task has, is ``na``, with the line of the error as its reason. A point
             whose strategy is not available is ``na`` in both cases.
+        rivals: add the rivals of the points after them; one with an error is ``na``.
         known: finished points by the ids of their runs, which are taken as done.
 
     Raises:
@@ -206,16 +217,30 @@ def plan(
     """
     points: list[PlannedPoint] = []
     totals = _WorkTotals(profile, here)
-    for each in asked:
-        request, absent = each if isinstance(each, tuple) else (each, None)
+
+    def add(request: Request, absent: str | None, *, refuse: bool) -> None:
         point, context = _planned(builder, request, absent, refuse=refuse)
         if point.recipe is not None and (there := known.get(point.run_id or "")) is not None:
             point = replace(point, known=there, charge_micros=0)
         points.append(point)
         if point.recipe is not None and context is not None and point.known is None:
             totals.add(point.recipe, context)
+
+    for each in asked:
+        add(*(each if isinstance(each, tuple) else (each, None)), refuse=refuse)
+    notes: list[str] = []
+    if rivals:
+        runs = [PlannedRun(point.request, point.recipe) for point in points if point.recipe is not None]
+        notes = tasks_without_rivals(runs, builder)
+        for request in rivals_of(runs, builder):
+            add(request, None, refuse=False)
     return StudyPlan(
-        tuple(points), tuple(totals.steps.values()), totals.distinct(), totals.separate(), totals.cash_micros()
+        tuple(points),
+        tuple(totals.steps.values()),
+        totals.distinct(),
+        totals.separate(),
+        totals.cash_micros(),
+        tuple(notes),
     )
 
 

@@ -56,6 +56,8 @@ class Study:
     threads: int
     notes: tuple[str, ...]
     cells: tuple[Cell, ...]
+    rivals: bool = True
+    """True where the rivals of the cells are run too."""
 
 
 class StudyFile(YamlBlock):
@@ -75,6 +77,8 @@ class StudyFile(YamlBlock):
     """Training method where neither ``methods`` nor ``settings`` name one: ``auto``, or ``full`` fine-tuning as published."""
     student_training: Literal["charged", "free"] = "charged"
     """``charged``: the training of a student on labels is charged; ``free``: it is not, as in the published tables."""
+    rivals: bool = True
+    """Run cheap models on the labels that the points buy, beside them: the majority class, TF-IDF + regression, a probe."""
     notes: tuple[NonEmpty, ...] = ()
     """Notes of the report."""
     scales: dict[Name, Scale] = Field(min_length=1)
@@ -139,6 +143,7 @@ class StudyFile(YamlBlock):
             threads=chosen.threads,
             notes=(*self.notes, *chosen.notes),
             cells=tuple(cells.values()),
+            rivals=self.rivals,
         )
 
     def _scale(self, name: str) -> Scale:
@@ -226,6 +231,7 @@ class _Grid:
             (None,) if policy.taught_by is None else pools,
             methods,
         ):
+            student = student_of(student, teacher)
             needs_base = any(parse_ref(ref).needs_base for ref in (teacher, student))
             yield Request(
                 task=self.task,
@@ -312,6 +318,15 @@ class _Grid:
                 raise StudyFileError(
                     f"{self.where}: `{name}` names {strange!r}, which is not among its strategies: {', '.join(strategies)}"
                 )
+
+
+SAME_AS_TEACHER = "teacher"
+"""In place of a student: the teacher's own checkpoint."""
+
+
+def student_of(student: str, teacher: str) -> str:
+    """Return a student's reference, the teacher's for the word ``teacher``."""
+    return teacher if student == SAME_AS_TEACHER else student
 
 
 def shipped_studies() -> list[str]:
@@ -404,7 +419,8 @@ class Grid:
     """A grid of runs from a command line or a call; ``base``: the request whose other fields all points share.
 
     ``teachers`` and ``students``: sizes to compare (Kang et al. 2023, Figures 4 and 5); empty = the one of ``base``. Under every
-    teacher, ``cut:`` and ``tiny:`` students are made from one checkpoint: the base's, else the first teacher.
+    teacher, ``cut:`` and ``tiny:`` students are made from one checkpoint: the base's, else the first teacher; ``teacher`` as a
+    student is each teacher's own checkpoint.
     """
 
     base: Request
@@ -460,5 +476,9 @@ class Grid:
         policy = strategy(name)
         teachers = self.teachers or (self.base.teacher,)
         students = self.students or (self.base.student,)
-        taught = policy.taught_by == "teacher"
-        return list(product(teachers if taught else teachers[:1], students[:1] if policy.starts_general else students))
+        students = students[:1] if policy.starts_general else students
+        pairs = [(teacher, student_of(student, teacher)) for teacher, student in product(teachers, students)]
+        if policy.taught_by == "teacher":
+            return pairs
+        # The teacher makes a difference where it is the student.
+        return [pair for i, pair in enumerate(pairs) if pair[1] not in [student for _, student in pairs[:i]]]

@@ -182,7 +182,8 @@ def check_nothing_lost(folder: Path, asked: Collection[str | None]) -> None:
             # Points are written at intervals; a run that ended since then has its manifest.
             manifest = None if cell.point in points else manifest_of(folder, cell.run)
             point = points.get(cell.point or "") if manifest is None else Point.from_json(manifest["point"])
-            lost += [point] if point is not None and point.is_ok else []
+            # How many labels a rival has depends on the runs beside it: it is no loss, its steps are in the store.
+            lost += [point] if point is not None and point.is_ok and not point.request.is_rival else []
     if lost:
         raise UsageError(
             f"{folder} holds the report of another request: this one would drop {len(lost)} of its {len(cells)} points, the "

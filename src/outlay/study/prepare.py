@@ -32,6 +32,8 @@ def prepare_study(
     command: str | None = None,
     pool: WorkerPool | None = None,
     known: Sequence[Path] = (),
+    *,
+    rivals: bool = True,
 ) -> Session:
     """Check and plan a study, with a forecast where the speed of this machine was measured; `check_study` goes on.
 
@@ -41,6 +43,7 @@ def prepare_study(
         command: the command that makes the same grid again.
         pool: workers in place of those of ``place``.
         known: files of finished points, each with its `study.json` beside it; those of the study's runs are taken as done.
+        rivals: False to leave out the rivals that the study has.
 
     Raises:
         UsageError: the folder is of another study; a file of known points holds none of the study's runs, or a result that
@@ -53,7 +56,8 @@ def prepare_study(
     asked = [cell.request if cell.absent is None else (cell.request, cell.absent) for cell in study.cells]
     there = KnownPoints(place.folder, known)
     profile = load_profile(store.root.parent / PROFILE_FILE)
-    planned = plan(builder, asked, profile=profile, here=place.here, known=there.by_run)
+    has_rivals = rivals and study.rivals
+    planned = plan(builder, asked, profile=profile, here=place.here, rivals=has_rivals, known=there.by_run)
     remarks = _check_known(there, planned, builder, place.folder)
     jobs = JobRunner(store, builder.prepare)
     return Session(place, header, planned, builder, place.runner(), jobs, pool or place.pool(study.threads), remarks)
@@ -141,7 +145,7 @@ def study_command(
 
     Args:
         study: name or path of the study.
-        given: values of the other options, by option; those that are ``None`` are left out.
+        given: values of the other options, by option; those that are ``None`` are left out, True is a switch.
         prices: the user's own price files.
         machines: the user's own machine files.
         known: files of known points.
@@ -150,7 +154,7 @@ def study_command(
     named = {"--prices": prices, "--machines": machines, "--known": known}
     files = [(name, path) for name, paths in named.items() for path in paths]
     for name, value in (*given.items(), *files):
-        words += [] if value is None else [name, value]
+        words += [] if value is None else [name] if value is True else [name, value]
     return command_line(*words)
 
 

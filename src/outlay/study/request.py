@@ -21,7 +21,7 @@ from outlay.report.results import Header
 from outlay.settings import DEFAULT_THREADS
 from outlay.storage.paths import expand_path
 from outlay.storage.remote import open_named
-from outlay.study.grid import Grid
+from outlay.study.grid import SAME_AS_TEACHER, Grid, student_of
 from outlay.study.index import title_of
 from outlay.study.prepare import refuse_several_processes
 from outlay.study.runner import Session, Workplace, prepare_session
@@ -38,7 +38,7 @@ class Models:
 
     Attributes:
         teacher: trained on labels; several in `compare`.
-        student: the model to obtain; several in `compare`.
+        student: the model to obtain; several in `compare`. ``teacher`` = the teacher's own checkpoint.
         base: checkpoint that ``cut:`` and ``tiny:`` models are made from; ``None`` = the teacher.
         general: the generally distilled checkpoint that ``general_distill`` starts from.
         metric_model: encoder that ``bert_ibleu`` compares texts with; ``None`` = as the task says.
@@ -53,7 +53,7 @@ class Models:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Further options of a run, each part of the request and thus of the run's id.
+    """Further options of a run, each part of the request and thus of the run's id but for ``with_rule`` and ``rivals``.
 
     Attributes:
         settings: training settings by role (``teacher``, ``student``, ``distil``, ``teach``).
@@ -66,6 +66,7 @@ class RunOptions:
         precision: ``auto``, ``bf16`` or ``fp32``.
         threads: number of threads of each step.
         with_rule: beside a fixed N, `compare` also runs ``distill`` with the N that its rule chooses.
+        rivals: run cheap models on the same labels too, as points of their own: the majority class, TF-IDF + regression, a probe.
     """
 
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
@@ -78,6 +79,7 @@ class RunOptions:
     precision: str = "auto"
     threads: int = DEFAULT_THREADS
     with_rule: bool = True
+    rivals: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,7 @@ def request(
         n_initial=n_initial,
         seed=seed,
         teacher=_only(models.teacher, "teachers"),
-        student=_only(models.student, "students"),
+        student=student_of(_only(models.student, "students"), _only(models.teacher, "teachers")),
         machine=options.machine,
         student_training=options.student_training,
         pool_rows=options.pool_rows,
@@ -169,7 +171,7 @@ def requests(
     for axis, values in {"budgets": amounts, "strategies": names, "teachers": teachers, "students": students}.items():
         if not values:
             raise UsageError(f"no {axis} to compare; name at least one")
-    first = replace(models, teacher=teachers[0], student=students[0])
+    first = replace(models, teacher=teachers[0], student=student_of(students[0], teachers[0]))
     shared = request(task, amounts[0], names[0], n_initial, 0, first, options)
     return Grid(
         shared,
@@ -177,7 +179,7 @@ def requests(
         tuple(map(parse_budget, amounts)),
         tuple(chosen),
         teachers if len(teachers) > 1 else (),
-        students if len(students) > 1 else (),
+        students if len(students) > 1 or SAME_AS_TEACHER in students else (),
         options.with_rule,
     ).requests()
 
@@ -204,12 +206,18 @@ def workplace(out: AnyPath, setup: Setup) -> Workplace:
 
 
 def prepare_runs(
-    asked: Sequence[Request], name: str, out: AnyPath, setup: Setup, command: str | None = None
+    asked: Sequence[Request],
+    name: str,
+    out: AnyPath,
+    setup: Setup,
+    command: str | None = None,
+    *,
+    rivals: bool = True,
 ) -> Session:
     """Check and plan runs of one task, under a header with their name and command; see `prepare_session` for errors."""
     refuse_several_processes()
     header = Header(name, title_of(load_task(asked[0].task).name), "plain", command=command)
-    return prepare_session(asked, header, workplace(out, setup), overwrite=setup.overwrite)
+    return prepare_session(asked, header, workplace(out, setup), rivals=rivals, overwrite=setup.overwrite)
 
 
 def _several(named: AnyPath | Sequence[AnyPath]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ class RunResult:
         point: request, result and circumstances of the run.
         store: the artifacts, among them the trained models.
         known: file that the point was taken from, which is then all there is of its run; ``None`` for a run of this folder.
+        rivals: results of the cheap models on the same labels, of `outlay.run`; `outlay.compare` has them among its runs.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class RunResult:
     point: Point = field(repr=False)
     store: Store = field(repr=False)
     known: str | None = None
+    rivals: tuple[RunResult, ...] = field(default=(), repr=False)
 
     @property
     def status(self) -> str:
@@ -49,6 +51,11 @@ class RunResult:
     def is_ok(self) -> bool:
         """True where the run has a score."""
         return self.point.is_ok
+
+    @property
+    def is_rival(self) -> bool:
+        """True for a cheap model on labels that other runs have bought."""
+        return self.point.request.is_rival
 
     def raise_for_status(self) -> RunResult:
         """Return this result, or raise an error where it has no score.
@@ -121,7 +128,7 @@ class StudyResult:
 
     Attributes:
         folder: the results folder.
-        runs: one result for each point.
+        runs: one result for each point, those of rivals last.
         store: the artifacts, among them the trained models.
     """
 

@@ -31,6 +31,7 @@ from outlay.money.amounts import Price, PriceBook, format_usd
 from outlay.money.ledger import Ledger
 from outlay.plan.request import Request
 from outlay.plan.steps import describe
+from outlay.plan.strategies import rival_of
 from outlay.report.grouping import short_model
 from outlay.report.receipt import receipt, render_text
 from outlay.report.results import Header, Results
@@ -96,7 +97,10 @@ class StudyRunner:
         self._plan, self._header, self._runner, self._builder = plan, header, runner, builder
         # A run without a study file has a receipt even where it is not available; a cell of a study is only listed.
         is_study = header.scale is not None
-        self._runs = [None if is_study and planned.recipe is None else planned.run_id for planned in plan.points]
+        self._runs = [
+            None if (is_study or planned.is_rival) and planned.recipe is None else planned.run_id
+            for planned in plan.points
+        ]
         self._labels = _labels(plan)
         finished = runner.all_finished([run for run in self._runs if run is not None])
         self.points = {i: finished[run] for i, run in enumerate(self._runs) if run in finished}
@@ -131,9 +135,12 @@ class StudyRunner:
                 took = time.monotonic() - began
                 due = time.monotonic() + max(WRITE_SECONDS, WRITE_SHARE * took)
 
-        asked = {place: self._plan.points[place].request for place in self.left}
+        scheduler = Scheduler(self._runner, self._builder, pool, listener, done)
         try:
-            Scheduler(self._runner, self._builder, pool, listener, done).run(asked)
+            # Rivals learn from the labels that the others buy.
+            for are_rivals in (False, True):
+                left = {place: self._plan.points[place] for place in self.left}
+                scheduler.run({at: each.request for at, each in left.items() if each.is_rival == are_rivals})
         finally:
             self._write()
 
@@ -166,9 +173,11 @@ def _labels(plan: StudyPlan) -> list[str]:
     for planned, each in zip(plan.points, asked, strict=True):
         fixed = "" if each.n_initial is None else f", N = {each.n_initial:,}"
         pool = "" if each.pool_rows is None else f", {each.pool_rows:,} pool rows"
+        named = f"{short_model(each.teacher, models)} to {short_model(each.student, models)}, "
+        if (rival := rival_of(each.strategy)) is not None:
+            named = f"of {short_model(each.student, models)}, " if rival.reads_student else ""
         labels.append(
-            f"{planned.task}: {each.strategy}{fixed}{pool}, {format_usd(each.budget_micros)}, "
-            f"{short_model(each.teacher, models)} to {short_model(each.student, models)}, seed {each.seed}"
+            f"{planned.task}: {each.strategy}{fixed}{pool}, {format_usd(each.budget_micros)}, {named}seed {each.seed}"
         )
     return labels
 
@@ -352,13 +361,16 @@ class Session:
         return pool
 
 
-def prepare_session(asked: Sequence[Request], header: Header, place: Workplace, *, overwrite: bool = False) -> Session:
+def prepare_session(
+    asked: Sequence[Request], header: Header, place: Workplace, *, rivals: bool = False, overwrite: bool = False
+) -> Session:
     """Check and plan runs; refusals come here, before a folder is made or a label bought.
 
     Args:
         asked: the request of each run; equal requests are run once.
         header: the header of their index and report; without a scale, since there is no study file.
         place: the results folder, with store, prices and data.
+        rivals: run the rivals of these runs after them.
         overwrite: replace the report of other runs in the folder; their ledger and files stay.
 
     Raises:
@@ -368,7 +380,7 @@ def prepare_session(asked: Sequence[Request], header: Header, place: Workplace, 
     builder = place.builder()
     for request in asked:
         builder.check(request)
-    planned = plan(builder, _distinct(builder, asked), refuse=True)
+    planned = plan(builder, _distinct(builder, asked), refuse=True, rivals=rivals)
     runner = place.runner()
     runner.refuse_other_precision(builder, asked)
     check_folder(place.folder, header)

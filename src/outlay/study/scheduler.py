@@ -182,6 +182,9 @@ class Scheduler:
             self._runner.finish(execution, point)
         elif execution.waits_for is not None and not each.needs and not each.n_begun:
             point = execution.point("waiting", execution.waits_for, [])
+        elif (lacks := execution.lacks) is not None:
+            # Not finished: another command may buy these labels.
+            point = execution.point("na", lacks, [])
         if point is None:
             if each.recipe is not execution.proposal and execution.proposal is not None:
                 each.recipe, each.ranks = execution.proposal, _ranks(execution, execution.proposal)
