@@ -96,13 +96,14 @@ class Bag(nn.Module):
 
 
 class CountingMeter:
-    """Counts tokens; refuses the batch that would pass ``limit`` trained tokens."""
+    """Counts tokens and the FLOPs of regressions; refuses the batch that would pass ``limit`` trained tokens."""
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
         self.n_trained = 0
         self.n_inferred = 0
         self.n_batches = 0
+        self.n_flops_fitted = 0
 
     def may_train(self, n_tokens: int) -> bool:
         return self.limit is None or self.n_trained + n_tokens <= self.limit
@@ -114,11 +115,18 @@ class CountingMeter:
     def inferred(self, n_tokens: int) -> None:
         self.n_inferred += n_tokens
 
+    def may_fit(self, n_flops: int) -> bool:
+        return True
+
+    def fitted(self, n_flops: int) -> None:
+        self.n_flops_fitted += n_flops
+
     def state(self) -> dict[str, Any]:
-        return {"trained": self.n_trained, "inferred": self.n_inferred}
+        return {"trained": self.n_trained, "inferred": self.n_inferred, "fitted": self.n_flops_fitted}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.n_trained, self.n_inferred = state["trained"], state["inferred"]
+        self.n_flops_fitted = state["fitted"]
 
 
 def classes_of(model: nn.Module, encoded: Encoded) -> NDArray[np.int64]:

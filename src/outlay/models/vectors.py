@@ -119,7 +119,7 @@ def _batches(missing: Mapping[bytes, int], lengths: NDArray[np.int64]) -> list[l
 
 _folder: Path | None = None
 _caches: dict[str, VectorCache] = {}
-"""Caches of this process by identity and folder: the last few encoders."""
+"""Caches of this process by identity and folder, the one used last at the end."""
 _MOST_CACHES = 4
 
 
@@ -133,8 +133,8 @@ def cache_of(identity: Mapping[str, Any], folder: Path | None = None) -> VectorC
     """Return the cache of an encoder; ``folder``: in place of none where `keep_in` named none."""
     place = _folder or folder
     at = json.dumps([dict(identity), str(place)], sort_keys=True)
-    if at not in _caches:
-        while len(_caches) >= _MOST_CACHES:
-            _caches.pop(next(iter(_caches)))
-        _caches[at] = VectorCache(identity, place)
-    return _caches[at]
+    cache = _caches.pop(at, None) or VectorCache(identity, place)
+    while len(_caches) >= _MOST_CACHES:
+        _caches.pop(next(iter(_caches)))
+    _caches[at] = cache
+    return cache

@@ -156,7 +156,13 @@ def distil(
         raise ValueError(f"{len(sources)} pool rows but targets for {len(targets)} rows")
     check_method(settings, spec.form.kind, "encoder", learns_from="targets")
     if not settings.chosen.reads_vectors:
-        return fit_words(spec.form, sources, targets, settings, dev=dev, out=out, context=context)
+        if targets.kind not in ("classes", "text"):
+            raise UsageError(
+                f"the targets are {targets.kind}, and method {settings.method} learns from classes or text; teach again for "
+                "an encoder"
+            )
+        learnt = targets if targets.kind == "classes" else targets.answers
+        return fit_words(spec.form, sources, learnt, settings, dev=dev, out=out, context=context)
     learner = _Learner.load(spec, sources, settings)
     head, read = learner.head, learner.read
     known = None if settings.gold_weight == 0 else gold
@@ -166,13 +172,15 @@ def distil(
         if known is not None:
             answers = tuple(taught if own is None else own for taught, own in zip(answers, known, strict=True))
         units = head.encode_answers(read, answers)
-        return _train(learner, SupervisedObjective(head, read, units), settings, units, dev, out, context)
+        first = _first_probe(learner, spec, settings, context)
+        fitted = None if first is None else first.fit_labels(units)
+        if settings.chosen.trains == "none":
+            return _keep_probe(learner, fitted, units, settings, dev, out, context)
+        return _train(learner, SupervisedObjective(head, read, units), settings, units, dev, out, context, fitted)
     _check_targets(learner, targets, settings)
     mixed = None if known is None else gold_units(head, read, known)
-    fitted = None
-    if settings.chosen.head == "probe":
-        probe = Probe(learner.model, head, read, settings, context, origin_of(spec.ref, spec.base))
-        fitted = probe.fit_targets(targets, mixed)
+    first = _first_probe(learner, spec, settings, context)
+    fitted = None if first is None else first.fit_targets(targets, mixed)
     if settings.chosen.trains == "none":
         return _keep_probe(learner, fitted, mixed, settings, dev, out, context)
     objective = DistillationObjective(head, read, targets, settings, mixed)
@@ -470,6 +478,13 @@ class _Learner:
         pooling = spec.pooling or pooling_of(spec.ref, base=spec.base, mode=settings.pooling)
         model, head, tokenizer = load_pooled(replace(spec, pooling=pooling, reading=reading), settings.method)
         return cls(model, head, tokenizer, head.tokenize(sources))
+
+
+def _first_probe(learner: _Learner, spec: ModelSpec, settings: TrainSettings, context: TrainContext) -> Probe | None:
+    """Return the probe that a distillation begins with, ``None`` where the head begins at random."""
+    if settings.chosen.head != "probe":
+        return None
+    return Probe(learner.model, learner.head, learner.read, settings, context, origin_of(spec.ref, spec.base))
 
 
 def _keep_probe(
