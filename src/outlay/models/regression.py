@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from outlay.settings import ProbeSettings
 
 MAX_ITERATIONS = 1000
@@ -17,9 +14,13 @@ N_WORDS_PER_TOKEN = 2
 """Features of TF-IDF per token of a text at most: a word, and the pair that it begins."""
 
 
-def strengths(settings: ProbeSettings) -> NDArray[np.float64]:
-    """Return the values of C that are tried, float64, rising; C = 1 alone where one is asked for."""
-    return np.ones(1) if settings.strengths == 1 else np.logspace(*LOG_C_RANGE, settings.strengths)
+def strengths(settings: ProbeSettings) -> list[float]:
+    """Return the values of C that are tried, rising, their logarithms in equal steps; C = 1 alone where one is asked for."""
+    if settings.strengths == 1:
+        return [1.0]
+    low, high = LOG_C_RANGE
+    steps = settings.strengths - 1
+    return [10.0 ** (low + (high - low) * i / steps) for i in range(settings.strengths)]
 
 
 def iteration_flops(n_examples: int, n_values: int, n_outputs: int) -> int:

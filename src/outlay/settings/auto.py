@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +12,7 @@ from typing import Any
 
 from outlay.spec import Family, Kind
 
-_FILE = "auto.yaml"
+_FILE = "auto.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,7 @@ def _text() -> str:
 
 @cache
 def _document() -> Mapping[str, Any]:
-    import yaml
-
-    document: Mapping[str, Any] = yaml.safe_load(_text())
-    return document
+    return tomllib.loads(_text())
 
 
 def _rows(kind: str, texts: str, learns_from: str) -> Sequence[_Row]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from outlay.errors import TrainingError
@@ -152,17 +151,17 @@ def fit_probabilities(
 
 
 def one_pool() -> AbstractContextManager[Any]:
-    """Return a context in which linear algebra has as many threads as torch has, so that sums do not depend on the machine."""
+    """Return a context in which linear algebra has one thread: sums do not depend on the machine, and no thread waits busily."""
     from threadpoolctl import threadpool_limits
 
-    limits: AbstractContextManager[Any] = threadpool_limits(limits=torch.get_num_threads())
+    limits: AbstractContextManager[Any] = threadpool_limits(limits=1)
     return limits
 
 
 def _held_out(
     vectors: Any,
     labels: Labels,
-    grid: NDArray[np.float64],
+    grid: list[float],
     n_folds: int,
     weight: str | None,
     work: Work,
