@@ -59,7 +59,9 @@ def default_settings(family: Family, kind: Kind) -> dict[str, TrainSettings]:
 _RATE_SHARE = 0.5
 """Share of a role's learning rate for an encoder whose head begins well: a larger rate would undo what the encoder knows before
 the head fits it (Kumar et al. 2022, section 3). `docs/methods.md` says how this and the settings below were chosen."""
-_CONTRASTIVE = {"batch_size": 16, "epochs": 10}
+_EPOCHS = 10
+"""Epochs at most of such an encoder, which has less to learn than one whose head is random."""
+_CONTRASTIVE = {"batch_size": 16}
 
 
 def role_settings(
@@ -74,7 +76,7 @@ def role_settings(
     method = given.get("method", defaults.method)
     of_method: dict[str, Any] = {}
     if method in ("probe_then_tune", "contrastive"):
-        of_method["learning_rate"] = defaults.learning_rate * _RATE_SHARE
+        of_method |= {"learning_rate": defaults.learning_rate * _RATE_SHARE, "epochs": min(defaults.epochs, _EPOCHS)}
     if method == "contrastive":
         of_method |= _CONTRASTIVE
     return defaults.changed({**of_method, "seed": seed, "precision": precision, **given})
