@@ -361,15 +361,19 @@ class RunExecution:
             return
         self._results.give_back(held.hold, why, at_least=seconds)
 
-    def compute_hours(self) -> Fraction:
-        """Return the hours, by the flops clock, of the recipe's compute steps that are neither done nor held."""
+    def share_of(self, step: Step) -> Fraction:
+        """Return a step's share of the hours, by the flops clock, of the compute steps that are neither done nor held.
+
+        A step without FLOPs, such as answering by the commonest label, takes time all the same: it counts as one of so many.
+        """
         assert self.proposal is not None
-        left = (
-            step
-            for step in self.proposal.steps()
-            if not isinstance(step, Buy) and step.key not in self._artifacts and step.key not in self._held
-        )
-        return sum((self.hours(step) for step in left), Fraction(0))
+        left = [
+            each
+            for each in self.proposal.steps()
+            if not isinstance(each, Buy) and each.key not in self._artifacts and each.key not in self._held
+        ]
+        own = self.hours(step)
+        return own / sum(map(self.hours, left), Fraction(0)) if own else Fraction(1, len(left))
 
     def hours(self, step: Step) -> Fraction:
         """Return the hours of a compute step at most, by the flops clock."""

@@ -25,18 +25,19 @@ def fit_temperature(logits: NDArray[np.floating], classes: NDArray[np.int64]) ->
         classes: of the labels, int64 ``[rows]``.
     """
     z = logits.astype(np.float64)
-    own = z[np.arange(len(z)), classes]
+    # Of the label itself exactly 0, so that the slope of a sure answer is not lost to rounding.
+    excess = z - z[np.arange(len(z)), classes, None]
 
     def slope(inverse: float) -> float:
         """Derivative of the mean log-loss by 1 / T: the mean logit expected, less that of the label."""
         scaled = inverse * z
         weights = np.exp(scaled - scaled.max(1, keepdims=True))
-        return float(((weights * z).sum(1) / weights.sum(1) - own).mean())
+        return float(((weights * excess).sum(1) / weights.sum(1)).mean())
 
     low, high = 1.0 / TEMPERATURE_RANGE[1], 1.0 / TEMPERATURE_RANGE[0]
     for _ in range(_N_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+        low, high = (middle, high) if slope(middle) <= 0 else (low, middle)
     return float(round(2.0 / (low + high), 6))
 
 

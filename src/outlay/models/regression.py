@@ -10,8 +10,8 @@ LOG_C_RANGE = (-4.0, 4.0)
 """Decimal logarithms of the weakest and the strongest C that is tried."""
 FLOPS_PER_VALUE = 4
 """FLOPs of an iteration for each value and class: a product forward, one for the gradient, 2 FLOPs each."""
-N_WORDS_PER_TOKEN = 2
-"""Features of TF-IDF per token of a text at most: a word, and the pair that it begins."""
+N_FEATURES_PER_WORD = 2
+"""Features of TF-IDF per word of a text at most: the word, and the pair that it begins."""
 
 
 def strengths(settings: ProbeSettings) -> list[float]:

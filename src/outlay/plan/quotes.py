@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from outlay.models.forecast import n_evaluations
 from outlay.models.pooling import n_features
-from outlay.models.regression import N_WORDS_PER_TOKEN, most_flops
+from outlay.models.regression import N_FEATURES_PER_WORD, most_flops
 from outlay.models.shape import flops_infer, flops_train
 from outlay.money.amounts import Quote
 from outlay.plan.cache import cached
@@ -105,7 +105,8 @@ class Quoter:
         if form.kind == "entities":
             n_examples = n_tokens
         elif not step.settings.chosen.reads_vectors:
-            n_values, n_examples = 1, N_WORDS_PER_TOKEN * n_tokens
+            # Words, and not tokens: a model may read fewer of them, or several as one token.
+            n_values, n_examples = 1, N_FEATURES_PER_WORD * form.max_source_tokens * n_rows
         return most_flops(step.settings.of_method("probe"), n_examples, n_values, form.n_outputs)
 
     def dev_tokens(self, step: Train | Distil) -> int:

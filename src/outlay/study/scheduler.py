@@ -241,9 +241,7 @@ class Scheduler:
     def _start(self, each: _Open, need: ReadyStep) -> None:
         execution = each.execution
         # Share of the remaining cash: the step's share of the remaining hours, divided among the free workers.
-        # The steps of a majority class have no hours.
-        left = execution.compute_hours()
-        share = (execution.hours(need.step) / left if left else Fraction(1)) / self._pool.n_free
+        share = execution.share_of(need.step) / self._pool.n_free
         if (begun := self._hold(each, need, share)) is not None:
             self._pool.submit(need.key, begun.job)
             self._listener.submitted(describe(need.step), execution.run_id)
