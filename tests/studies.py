@@ -46,7 +46,7 @@ def write_toy_study(
         SCALE.format(name=name, checkpoint=checkpoint, epochs=n, most_usd=most_usd, n_seeds=n_seeds)
         for name, n in epochs.items()
     ]
-    path.write_text(head + "".join(scales))
+    path.write_text("rivals: false\n" + head + "".join(scales))
 
 
 def study_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

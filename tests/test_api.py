@@ -182,7 +182,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> outlay.Setup:
 @pytest.fixture(scope="module")
 def ran(world: World, setup: outlay.Setup, tmp_path_factory: pytest.TempPathFactory) -> outlay.RunResult:
     out = tmp_path_factory.mktemp("runs") / "one"
-    options = outlay.RunOptions(settings=FAST, threads=1)
+    options = outlay.RunOptions(settings=FAST, threads=1, rivals=False)
     return outlay.run(world.task, 20, n_initial=60, models=models(world), options=options, setup=setup, out=out)
 
 
@@ -221,7 +221,7 @@ def test_the_same_call_replays_its_receipt(world: World, setup: outlay.Setup, ra
         out=str(ran.folder),
         n_initial=60,
         models=models(world),
-        options=outlay.RunOptions(settings=FAST, threads=1),
+        options=outlay.RunOptions(settings=FAST, threads=1, rivals=False),
         setup=setup,
         progress=reports.append,
     )
@@ -235,7 +235,7 @@ def test_nothing_is_printed_and_progress_is_told(
     world: World, setup: outlay.Setup, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reports: list[outlay.Progress] = []
-    options = outlay.RunOptions(settings=FAST, threads=1)
+    options = outlay.RunOptions(settings=FAST, threads=1, rivals=False)
     outlay.run(
         world.task,
         20,
@@ -289,7 +289,7 @@ def test_a_run_without_a_score_says_why(world: World, setup: outlay.Setup, tmp_p
         "1.00",
         n_initial=60,
         models=models(world),
-        options=outlay.RunOptions(settings=FAST, threads=1),
+        options=outlay.RunOptions(settings=FAST, threads=1, rivals=False),
         setup=setup,
         out=tmp_path / "poor",
     )
@@ -301,7 +301,7 @@ def test_a_run_without_a_score_says_why(world: World, setup: outlay.Setup, tmp_p
 
 
 def test_another_request_does_not_replace_a_report(world: World, setup: outlay.Setup, ran: outlay.RunResult) -> None:
-    options = outlay.RunOptions(settings=FAST, threads=1)
+    options = outlay.RunOptions(settings=FAST, threads=1, rivals=False)
     with pytest.raises(outlay.errors.UsageError, match="another request"):
         outlay.run(world.task, 20, seed=3, models=models(world), options=options, setup=setup, out=ran.folder)
 
@@ -318,7 +318,7 @@ def test_a_comparison(world: World, setup: outlay.Setup, tmp_path: Path) -> None
         n_initial=60,
         seeds=[4],
         models=models(world),
-        options=outlay.RunOptions(settings=FAST, threads=1, with_rule=False),
+        options=outlay.RunOptions(settings=FAST, threads=1, rivals=False, with_rule=False),
         setup=setup,
         out=out,
     )
@@ -337,6 +337,7 @@ def test_a_comparison(world: World, setup: outlay.Setup, tmp_path: Path) -> None
 
 STUDY = """
 name: pools
+rivals: false
 strategies: [distill]
 scales:
   cpu:

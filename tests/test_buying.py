@@ -508,6 +508,7 @@ def test_a_study_says_what_it_waits_for(world: World, tmp_path: Path, monkeypatc
 
 STUDY = """
 name: late
+rivals: false
 layout: plain
 strategies: [annotate]
 scales:

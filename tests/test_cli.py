@@ -61,9 +61,21 @@ class Ran:
         return json.loads(self.out)
 
 
+def without_rivals(words: tuple[str, ...]) -> tuple[str, ...]:
+    """A command without rivals, unless it asks for them or for help: nearly all tests are of the runs beside them.
+
+    A test's own study says so itself, in its file.
+    """
+    is_shipped = words[:2] == ("study", "run") and not any(word.endswith(".yaml") for word in words[2:])
+    n_words = 1 if words[:1] in (("run",), ("compare",), ("demo",)) else 2 if is_shipped else 0
+    if not n_words or {"--rivals", "--no-rivals", "--help"} & set(words):
+        return words
+    return (*words[:n_words], "--no-rivals", *words[n_words:])
+
+
 def code_of(out: TextIO, err: TextIO, *arguments: object) -> int:
     """The exit code of one command in this process, as the console script runs it, which prints on these streams."""
-    argv, sys.argv = sys.argv, ["outlay", *map(str, arguments)]
+    argv, sys.argv = sys.argv, ["outlay", *without_rivals(tuple(map(str, arguments)))]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main()

@@ -26,6 +26,7 @@ name: toy
 title: Labels or a teacher
 source: Kang et al. 2023, Table 2
 layout: budgets
+rivals: false
 strategies: [annotate, distill]
 student_training: free
 scales:

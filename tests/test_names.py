@@ -36,6 +36,7 @@ pool:
 """
 STUDY = """
 name: folders
+rivals: false
 strategies: [annotate, distill]
 student_training: free
 scales:

@@ -294,6 +294,7 @@ def test_a_run_is_not_bought_again_in_silence(
 
 STUDY = """
 name: toy
+rivals: false
 strategies: [annotate]
 scales:
   cpu:

@@ -161,8 +161,9 @@ def study(
     given = {"--task": ",".join(named) or None, "--scale": scale, "--seeds": seeds, "--precision": precision}
     prices = [expand_path(path) for path in setup.prices]
     files = [expand_path(path) for path in ([known] if isinstance(known, str | Path) else known)]
-    switches = {"--no-rivals": None if rivals else True, "--data": place.data_root}
-    command = study_command(str(study), {**given, **switches}, prices, place.machines, files)
+    further: dict[str, object] = {"--no-rivals": None if rivals else True, "--data": place.data_root}
+    further |= {"--max-student-mb": setup.max_student_mb, "--max-ms": setup.max_ms}
+    command = study_command(str(study), {**given, **further}, prices, place.machines, files)
     session = prepare_study(unfolded, place, command, known=files, rivals=rivals)
     check_study(session)
     return _result(session, progress)

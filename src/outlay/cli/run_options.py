@@ -45,6 +45,14 @@ OutOption = Annotated[Path | None, typer.Option("--out", help="Results folder. (
 CapOption = Annotated[
     str | None, typer.Option("--cash-cap", help="Dollars of cash that all runs here may take together.")
 ]
+MaxSizeOption = Annotated[
+    float | None,
+    typer.Option("--max-student-mb", help="MB of float32 weights at most of the model that the summary says to take."),
+]
+MaxLatencyOption = Annotated[
+    float | None,
+    typer.Option("--max-ms", help="Milliseconds a row at most of the model that the summary says to take."),
+]
 WorkersOption = Annotated[
     int, typer.Option("--workers", min=1, help="Steps at once: with 2 and more, each in a process of its own.")
 ]
@@ -194,6 +202,8 @@ class PlaceOptions:
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the report of another request in --out; its ledger stays.")
     ] = False
+    max_student_mb: MaxSizeOption = None
+    max_ms: MaxLatencyOption = None
     quiet: QuietOption = False
     as_json: Json = False
 
@@ -211,11 +221,14 @@ class PlaceOptions:
             cash_cap=self.cash_cap,
             workers=self.workers,
             overwrite=self.overwrite,
+            max_student_mb=self.max_student_mb,
+            max_ms=self.max_ms,
         )
 
     def words(self) -> list[object]:
         """Return the options that decide computation and charges, as words of a command line."""
-        return given_words({"--prices": self.prices, "--machines": self.machines, "--data": self.data})
+        files = {"--prices": self.prices, "--machines": self.machines, "--data": self.data}
+        return given_words({**files, "--max-student-mb": self.max_student_mb, "--max-ms": self.max_ms})
 
 
 def given_words(options: Mapping[str, object]) -> list[object]:

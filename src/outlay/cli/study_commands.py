@@ -15,6 +15,8 @@ from outlay.cli.run_options import (
     DataOption,
     HereOption,
     MachinesOption,
+    MaxLatencyOption,
+    MaxSizeOption,
     OutOption,
     PlaceOptions,
     QuietOption,
@@ -77,6 +79,8 @@ def run(
     store: StoreOption = None,
     out: OutOption = None,
     cash_cap: CapOption = None,
+    max_student_mb: MaxSizeOption = None,
+    max_ms: MaxLatencyOption = None,
     quiet: QuietOption = False,
     as_json: Json = False,
 ) -> None:
@@ -87,15 +91,17 @@ def run(
 
     # A wrong request is refused before anything is planned, and before a folder is made.
     refuse_several_processes()
-    setup = PlaceOptions(None, store, here, prices, machines, data, cash_cap).setup()
+    own = PlaceOptions(None, store, here, prices, machines, data, cash_cap)
+    setup = replace(own, max_student_mb=max_student_mb, max_ms=max_ms).setup()
     place = workplace(out or Path("outlay-runs"), setup)
     file = load_study(find_study(study))
     asked = file.at(scale, parse_names(tasks), n_seeds=seeds, precision=precision, price=place.prices.label)
     if out is None:
         place = replace(place, folder=place.folder / _folder_name(asked, tasks))
     command = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--precision": precision}
-    switches = {"--no-rivals": None if rivals else True, "--data": data}
-    again = study_command(study, {**command, **switches}, prices or (), machines or (), known or ())
+    further: dict[str, object] = {"--no-rivals": None if rivals else True, "--data": data}
+    further |= {"--max-student-mb": max_student_mb, "--max-ms": max_ms}
+    again = study_command(study, {**command, **further}, prices or (), machines or (), known or ())
     pool = _worker_pool(executor, place, workers, asked.threads, ray)
     is_quiet = quiet or as_json
     with console(err=True, quiet=is_quiet).status(f"planning {len(asked.cells):,} points"):

@@ -102,12 +102,17 @@ def draw_study(folder: Path, store: Store | None, *, as_json: bool, quiet: bool 
 
 
 def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> None:
-    """Print the tables of a study's folder, and the paths of its files."""
+    """Print the tables of a study's folder, the summary, and the paths of its files."""
     from outlay.report.study_report import StudyReport
     from outlay.study.runner import read_results
 
     results = read_results(folder, store)
-    table_console().print(StudyReport(results).terminal())
+    report = StudyReport(results)
+    table_console().print(report.terminal())
+    if report.summary:
+        echo()
+    for line in report.summary:
+        echo(line)
     if files:
         echo()
     # Users of `run` and `compare` look at receipts, users of a study with thousands of runs at the folder.

@@ -107,6 +107,8 @@ _LATER = ("notes", "methods", "max_labels", "test_rows", "ece")
 """Fields that JSON leaves out where they say nothing, as in points of before."""
 RIVAL = "rival_"
 """Beginning of the names of the strategies that are rivals."""
+PROBE_RIVAL = "rival_probe"
+"""The rival that reads the student's checkpoint."""
 _CONFIG = {"extra": "forbid"}
 """Configuration of pydantic for the classes below."""
 
@@ -163,6 +165,11 @@ class PointRequest:
     def is_rival(self) -> bool:
         """True for a rival, which learns from labels that other runs have bought."""
         return self.strategy.startswith(RIVAL)
+
+    @property
+    def own_student(self) -> str | None:
+        """The student that is trained; None for a rival that reads no checkpoint."""
+        return None if self.is_rival and self.strategy != PROBE_RIVAL else self.student
 
     @property
     def id(self) -> str:

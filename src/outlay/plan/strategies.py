@@ -6,11 +6,11 @@ strategies here propose one recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from outlay.errors import UnknownStrategy
+from outlay.errors import UnknownStrategy, UsageError
 from outlay.money.amounts import format_usd
 from outlay.plan.cache import cached
 from outlay.plan.context import PlanningContext
@@ -265,22 +265,40 @@ STRATEGIES: dict[str, Strategy] = {
     "general_distill": Annotate(name="general_distill", starts_general=True),
     "llm_annotate": Annotate(name="llm_annotate", sellers=(LLM,)),
     "mix": Annotate(name="mix", sellers=(HUMAN, LLM)),
-    **{name: Rival(name, method) for name, method in RIVAL_METHODS.items()},
 }
+"""Strategies to choose from, by name."""
+
+RIVALS = {name: Rival(name, method) for name, method in RIVAL_METHODS.items()}
+"""Rivals by name; a command adds them to its runs (`outlay.study.rivals`), nobody asks for one."""
 
 
 def rival_of(name: str) -> Rival | None:
     """Return the rival of a name, ``None`` for a strategy that buys labels or does not exist."""
-    found = STRATEGIES.get(name)
-    return found if isinstance(found, Rival) else None
+    return RIVALS.get(name)
+
+
+def check_chosen(names: Iterable[str]) -> None:
+    """Refuse a rival among strategies that a user names.
+
+    Raises:
+        UsageError: one line, with the way to train a model by the rival's method.
+    """
+    for name in names:
+        if (rival := RIVALS.get(name)) is not None:
+            raise UsageError(
+                f"{name} is no strategy to choose: rivals run beside the others by themselves; to buy labels for one, choose "
+                f"annotate with --set student.method={rival.method}"
+            )
 
 
 def strategy(name: str) -> Strategy:
-    """Return the strategy of a name.
+    """Return the strategy of a name, or the rival.
 
     Raises:
         UnknownStrategy: lists the known ones.
     """
+    if name in RIVALS:
+        return RIVALS[name]
     if name not in STRATEGIES:
         hint = did_you_mean(name, STRATEGIES)
         raise UnknownStrategy(f"unknown strategy {name!r}{hint}; known: {', '.join(STRATEGIES)}")

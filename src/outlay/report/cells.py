@@ -10,7 +10,7 @@ from typing import Any
 from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, PointRequest
 from outlay.report.frontier import CostScore
-from outlay.report.grouping import short_model
+from outlay.report.grouping import RIVAL_NAMES, rival_name, short_model
 from outlay.report.results import Results
 from outlay.report.scores import covers_words, mean_of_seeds, measure_of
 from outlay.report.seed_means import mean_of
@@ -25,6 +25,7 @@ STRATEGY_NAMES = {
     "planned": "Planned",
     "self_distill": "Self-distill",
     "distill": "Distill",
+    **RIVAL_NAMES,
 }
 """Names of the strategies in tables, in the order of the rows (Kang et al. 2023, Tables 2, 3 and 10)."""
 
@@ -213,6 +214,8 @@ def row_heading(request: PointRequest, names: Mapping[str, str], teacher: float 
     if request.strategy == "general_distill":  # it starts from its own student, not from the one in the request
         return strategy
     student = names[request.student]
+    if request.is_rival:
+        return rival_name(request, student)
     if request.teacher is None:
         return f"{student} ({strategy})"
     score = "" if teacher is None else f" [{teacher:.1f}]"

@@ -49,10 +49,12 @@ def _notes(tests: Sequence[PairedTest]) -> tuple[str, ...]:
     ]
     if 1 in n_seeds:
         notes.append("One seed is no evidence about a strategy: its rows have no test.")
-    if tested := [test for test in tests if test.p_holm is not None]:
-        notes.append(
-            f"p: two-sided, after Holm's correction over all {tested[0].n_comparisons} comparisons. Bold: p is at most 0.05."
-        )
+    tested = [test for test in tests if test.p_holm is not None]
+    of_strategies, of_rivals = ([t.n_comparisons for t in tested if t.has_rival == is_one] for is_one in (False, True))
+    if tested:
+        n = [f"all {of_strategies[0]} comparisons"] if of_strategies else []
+        n += [f"all {of_rivals[0]} with the best rival of a budget"] if of_rivals else []
+        notes.append(f"p: two-sided, after Holm's correction over {', and over '.join(n)}. Bold: p is at most 0.05.")
     return tuple(notes)
 
 

@@ -11,12 +11,12 @@ from outlay.engine.outputs import PARTS
 from outlay.engine.point import PointRequest
 from outlay.metrics import main_score
 from outlay.report.frontier import CostScore, frontier, usd_to_reach
-from outlay.report.grouping import short_model
+from outlay.report.grouping import RIVAL_NAMES, short_model
 from outlay.report.palette import PALETTE, SHAPES, look
 from outlay.report.results import Results
 from outlay.report.scores import bars_words
 from outlay.report.seed_means import SeedMean
-from outlay.report.values import measure_text, money
+from outlay.report.values import latency_text, measure_text, money, size_text
 
 MAX_ROWS = 60
 """Maximum number of rows of a dot plot or bar chart; a dot plot with more becomes score over charge, a bar chart is cut."""
@@ -118,6 +118,8 @@ def lay_out_figures(results: Results, seed_means: Sequence[SeedMean]) -> dict[st
     figures = {}
     for task in results.tasks:
         scored = [mean for mean in seed_means if mean.request.task == task and mean.value is not None]
+        if results.header.layout != "plain":  # a published figure has the series of the paper
+            scored = [mean for mean in scored if not mean.request.is_rival]
         outputs = [results.outputs[each] for mean in scored for each in mean.ids if each in results.outputs]
         metrics = {each.metric for each in outputs if each.metric is not None}
         measure = measure_text(main_score(metrics.pop())) if len(metrics) == 1 else "test score"
@@ -154,13 +156,14 @@ def by_strategy(scored: Sequence[SeedMean]) -> dict[PointRequest, Series]:
 
     One colour and shape per strategy; where models are varied, a colour per models and a shape and dash per strategy.
     """
-    variants = list(dict.fromkeys(mean.request.variant for mean in scored))
+    names = {mean.key: RIVAL_NAMES.get(mean.request.strategy, mean.request.variant) for mean in scored}
+    variants = list(dict.fromkeys(names.values()))
     apart = _varied(scored)
     extras = {mean.key: _extra(mean, apart) for mean in scored}
     varied = list(dict.fromkeys(extra for extra in extras.values() if extra))
     series = {}
     for mean in scored:
-        variant, extra = mean.request.variant, extras[mean.key]
+        variant, extra = names[mean.key], extras[mean.key]
         place = look(variant, variants) % len(SHAPES)
         if not varied:
             series[mean.key] = Series(variant, place, place)
@@ -175,17 +178,23 @@ def by_strategy(scored: Sequence[SeedMean]) -> dict[PointRequest, Series]:
 def _varied(scored: Sequence[SeedMean]) -> dict[str, set[str | None]]:
     """Return the varied fields of the requests with their values: those that distinguish series of one strategy."""
     varying = ("teacher", "student", "machine", "clock", "price_book", "dev")
-    values: dict[str, set[str | None]] = {name: {getattr(mean.request, name) for mean in scored} for name in varying}
+    values: dict[str, set[str | None]] = {name: {_chosen(mean, name) for mean in scored} for name in varying}
     for name in ("teacher", "student"):
         values[name].discard(None)  # the name of a strategy says already that it has no teacher
     return {name: of_name for name, of_name in values.items() if len(of_name) > 1}
+
+
+def _chosen(mean: SeedMean, name: str) -> str | None:
+    """Return a field of a seed mean's request; a rival that reads no checkpoint has no student."""
+    value: str | None = getattr(mean.request, "own_student" if name == "student" else name)
+    return value
 
 
 def _extra(mean: SeedMean, varied: Mapping[str, set[str | None]]) -> str:
     """Return the varied fields of a seed mean as text: "t5-xl → t5-small", "dev carved"; empty without varied fields."""
     models, parts = [], []
     for name, values in varied.items():
-        value = getattr(mean.request, name)
+        value = _chosen(mean, name)
         if name in ("teacher", "student"):
             models += [] if value is None else [short_model(value, [ref for ref in values if ref is not None])]
         else:
@@ -246,6 +255,8 @@ def describe(mean: SeedMean, name: str) -> str:
         None if mean.low is None else f"95 % interval: {mean.low:.2f} to {mean.high:.2f}",
         None if request.n_initial is None else f"N: {request.n_initial:,}",
         None if request.added_usd is None else f"added: {money(request.added_usd)}",
+        None if mean.size_mb is None else f"MB: {size_text(mean.size_mb)}",
+        None if mean.latency_ms is None else f"ms a row: {latency_text(mean.latency_ms)}",
         f"labels: {mean.n_labels:,.0f}",
         f"pool rows: {mean.n_pool:,.0f}" if mean.n_pool else None,
         f"seeds: {mean.n_ok}" if mean.n_ok == mean.n_seeds else f"seeds: {mean.n_ok} of {mean.n_seeds}",

@@ -6,7 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from outlay.engine.point import Point
+from outlay.engine.point import Point, PointRequest
+
+RIVAL_NAMES = {
+    "rival_majority": "Rival: majority class",
+    "rival_tfidf": "Rival: TF-IDF + regression",
+    "rival_probe": "Rival: probe",
+}
+"""Names of the rivals in tables and figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +54,35 @@ def group(points: Iterable[Point], *, unnamed: Sequence[str] = ()) -> list[Group
     members: dict[tuple[str, float, tuple[Any, ...]], list[Point]] = {}
     for point in points:
         request = point.request
-        identity = tuple(getattr(request, name) for name in _IDENTITY_FIELDS)
+        identity = tuple(getattr(request, "own_student" if name == "student" else name) for name in _IDENTITY_FIELDS)
         members.setdefault((request.variant, request.budget_usd, identity), []).append(point)
+    students = {point.request.student for seeds in members.values() for point in seeds}
     twins: dict[tuple[str, float], list[tuple[Any, ...]]] = {}
     for variant, budget_usd, identity in members:
         twins.setdefault((variant, budget_usd), []).append(identity)
     groups = [
         Group(
-            label=", ".join([variant, *_differences(identity, twins[variant, budget_usd], unnamed)]),
+            label=_label(seeds[0], students, _differences(identity, twins[variant, budget_usd], unnamed)),
             budget_usd=budget_usd,
             points=tuple(sorted(seeds, key=lambda point: point.request.seed)),
         )
         for (variant, budget_usd, identity), seeds in members.items()
     ]
     return sorted(groups, key=lambda each: each.budget_usd)
+
+
+def _label(point: Point, students: Iterable[str], differences: Sequence[str]) -> str:
+    request = point.request
+    if not request.is_rival:
+        return ", ".join([request.variant, *differences])
+    others = [each for each in differences if not each.startswith("student ")]
+    return ", ".join([rival_name(request, short_model(request.student, students)), *others])
+
+
+def rival_name(request: PointRequest, student: str) -> str:
+    """Return the name of a rival: "Rival: probe of cut:2"; one that reads no checkpoint is of no student."""
+    name = RIVAL_NAMES.get(request.strategy, request.strategy)
+    return name if request.own_student is None else f"{name} of {student}"
 
 
 def short_model(ref: str, among: Iterable[str]) -> str:

@@ -68,9 +68,11 @@ def lay_out(results: Results) -> tuple[Table, ...]:
 
     There is a mean where there are several tasks, and a table of the paper where it prints more numbers than stand beside ours.
     Every point has exactly one cell of its own; points without a place in the layout (N by rule in a table by N) are in a
-    plain comparison at the end.
+    plain comparison at the end, and rivals too: what is after a published table keeps its published rows.
     """
-    points = point_outputs(results)
+    everything = point_outputs(results)
+    rivals = [each for each in everything if each.request.is_rival]
+    points = [each for each in everything if not each.request.is_rival]
     name = results.header.layout
     tables: list[Table] = []
     if name in ("match", "costs"):
@@ -85,7 +87,7 @@ def lay_out(results: Results) -> tuple[Table, ...]:
         tables += _layout_tables(layout, fit, results.tasks)
     else:
         rest = points
-    tables += plain_tables(rest, is_rest=bool(tables))
+    tables += plain_tables([*rest, *rivals], is_rest=bool(tables))
     if name not in ("match", "costs", "pool", "plain") and len(results.tasks) > 1:
         tables += across_tasks(points)
     return (*tables, *_paper_tables(name, results.tasks, tables))

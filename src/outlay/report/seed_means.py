@@ -11,6 +11,9 @@ from outlay.engine.point import Point, PointRequest
 from outlay.report.results import Results
 from outlay.report.scores import Covers, mean_of_seeds
 
+BYTES_PER_PARAMETER = 4
+"""Bytes of a float32 weight, as models are saved."""
+
 
 @dataclass(frozen=True, slots=True)
 class SeedMean:
@@ -35,11 +38,38 @@ class SeedMean:
     """Charge by part (`outlay.engine.outputs.PARTS`); None unless the parts of every scored seed are known."""
     n_labels: float | None
     n_pool: float | None
+    dev: float | None = None
+    """Mean dev score, 0-100; None unless every scored seed has one."""
+    size_mb: float | None = None
+    latency_ms: float | None = None
 
     @property
     def key(self) -> PointRequest:
         """The request with seed 0, equal for every seed."""
-        return replace(self.request, seed=0)
+        return key_of_seeds(self.request)
+
+
+def key_of_seeds(request: PointRequest) -> PointRequest:
+    """Return a request without its seed, and without how many labels a rival may use, which depends on the seed."""
+    return replace(request, seed=0, max_labels=None)
+
+
+def size_mb(points: Iterable[Point]) -> float | None:
+    """Return the mean size of the models of some points in MB, as float32 weights; None unless all sizes are known."""
+    parameters = [point.result.student_parameters for point in points]
+    mean = mean_of_known(parameters)
+    return None if mean is None else mean * BYTES_PER_PARAMETER / 1e6
+
+
+def latency_ms(points: Iterable[Point]) -> float | None:
+    """Return the mean measured milliseconds a row of some points; None unless all are known."""
+    return mean_of_known([point.circumstance.latency_ms for point in points])
+
+
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Return the mean of some values; None where one is absent, or all are."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
 def means(results: Results) -> list[SeedMean]:
@@ -54,7 +84,7 @@ def by_seed(points: Iterable[Point]) -> list[tuple[Point, ...]]:
     """Group points that differ in their seed alone, by rising seed; groups in order of first appearance."""
     members: dict[PointRequest, list[Point]] = {}
     for point in points:
-        members.setdefault(replace(point.request, seed=0), []).append(point)
+        members.setdefault(key_of_seeds(point.request), []).append(point)
     return [tuple(sorted(seeds, key=lambda point: point.request.seed)) for seeds in members.values()]
 
 
@@ -74,6 +104,9 @@ def _mean(seeds: Sequence[Point], outputs: Mapping[str, RunOutputs]) -> SeedMean
         charges_usd=_parts([outputs.get(point.id) for point in scored]),
         n_labels=mean_of(point.result.n_labels for point in scored),
         n_pool=mean_of(point.result.n_pool for point in scored),
+        dev=mean_of_known([point.result.dev for point in scored]),
+        size_mb=size_mb(scored),
+        latency_ms=latency_ms(scored),
     )
 
 

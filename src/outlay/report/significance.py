@@ -19,6 +19,7 @@ from outlay.metrics.scoring import Side
 from outlay.plan.strategies import STRATEGIES
 from outlay.report.grouping import Group, group
 from outlay.report.results import Results
+from outlay.report.seed_means import mean_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,6 +159,7 @@ class PairedTest:
         n_seeds: Seeds that both have.
         n_examples: Test rows.
         n_apart: Rows that the two sides score differently in some seed.
+        has_rival: True where one of the two is a rival.
     """
 
     task: str
@@ -176,6 +178,7 @@ class PairedTest:
     n_seeds: int
     n_examples: int
     n_apart: int
+    has_rival: bool = False
 
     @property
     def is_significant(self) -> bool:
@@ -193,14 +196,24 @@ class _Pair:
     seeds: tuple[int, ...]
     points: tuple[tuple[str, ...], tuple[str, ...]]
 
+    @property
+    def has_rival(self) -> bool:
+        """True where one of the two is a rival."""
+        return _is_rival(self.first) or _is_rival(self.second)
+
+
+def _is_rival(group: Group) -> bool:
+    return group.points[0].request.is_rival
+
 
 def family(results: Results) -> tuple[PairedTest, ...]:
-    """Return every paired test between the points of some results, corrected as one family.
+    """Return every paired test between the points of some results, corrected as one family, and as another with rivals.
 
     Within a task two variants are compared at equal budget, initial labels, pool, machine, prices and dev labels, on the seeds
     that both answered, where they differ in one choice: the strategy, with the same models; or, within a strategy, one model.
     A field that a strategy does not use (the pool of one that distils nothing) is no difference. A point without kept answers
-    is in no pair.
+    is in no pair. Of rivals, the one with the highest mean is compared with each of the others at its budget, whatever their
+    models; these tests are a family of their own, so that a rival takes nothing from the tests between strategies.
 
     Args:
         results: Points of one or several tasks with the outputs of their runs.
@@ -216,9 +229,14 @@ def family(results: Results) -> tuple[PairedTest, ...]:
     tested: dict[int, tuple[Difference, float]] = {}
     for batch in _batches(results, pairs):
         tested.update(zip(batch, _tested(results, [pairs[i] for i in batch]), strict=True))
-    p_values = {i: p for i in range(len(pairs)) if (p := tested[i][0].p) is not None}
-    by_holm = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    return tuple(_row(pair, *tested[i], by_holm.get(i), len(by_holm)) for i, pair in enumerate(pairs))
+    by_holm: dict[int, float] = {}
+    sizes: dict[int, int] = {}
+    for has_rival in (False, True):
+        own = [i for i, pair in enumerate(pairs) if pair.has_rival == has_rival]
+        p_values = {i: p for i in own if (p := tested[i][0].p) is not None}
+        by_holm |= dict(zip(p_values, holm(list(p_values.values())), strict=True))
+        sizes |= dict.fromkeys(own, len(p_values))
+    return tuple(_row(pair, *tested[i], by_holm.get(i), sizes[i]) for i, pair in enumerate(pairs))
 
 
 def _row(pair: _Pair, found: Difference, p_permuted: float, p_holm: float | None, n_comparisons: int) -> PairedTest:
@@ -240,6 +258,7 @@ def _row(pair: _Pair, found: Difference, p_permuted: float, p_holm: float | None
         n_seeds=found.n_seeds,
         n_examples=found.n_examples,
         n_apart=found.n_apart,
+        has_rival=pair.has_rival,
     )
 
 
@@ -264,9 +283,13 @@ def _pairs(results: Results) -> list[_Pair]:
 
 
 def _paired(task: str, bucket: Sequence[tuple[Group, dict[int, str]]]) -> Iterator[_Pair]:
-    for (second, others), (first, ones) in combinations(bucket, 2):
+    rivals = [each for each, _ in bucket if _is_rival(each)]
+    best = max(rivals, key=lambda each: mean_of(point.result.test or 0.0 for point in each.ok) or 0.0, default=None)
+    kept = [(each, of_seed) for each, of_seed in bucket if each is best or not _is_rival(each)]
+    for (second, others), (first, ones) in combinations(kept, 2):
         seeds = tuple(sorted(set(ones) & set(others)))
-        if seeds and differs_in_one_choice(first.points[0].request, second.points[0].request):
+        has_rival = _is_rival(first) or _is_rival(second)
+        if seeds and (has_rival or differs_in_one_choice(first.points[0].request, second.points[0].request)):
             yield _Pair(task, first, second, seeds, (tuple(ones[s] for s in seeds), tuple(others[s] for s in seeds)))
 
 

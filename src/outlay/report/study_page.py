@@ -8,7 +8,7 @@ from html import escape
 from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import STATUSES, Point
 from outlay.report.figures import Spec, figure_svg
-from outlay.report.grouping import short_model
+from outlay.report.grouping import RIVAL_NAMES, short_model
 from outlay.report.results import Results
 from outlay.report.seed_means import by_seed
 from outlay.report.style import STYLE
@@ -22,6 +22,7 @@ def render_study(
     results: Results,
     tables_html: Sequence[str],
     figures: Mapping[str, Spec],
+    summary: Sequence[str] = (),
 ) -> str:
     """Return the page of a study as HTML without scripts or external files, with its figures inlined as SVG.
 
@@ -32,11 +33,14 @@ def render_study(
         results: the results of the study.
         tables_html: the tables as HTML, inserted unchanged.
         figures: specifications by name, from `outlay.report.figures.figures`.
+        summary: lines of the summary, from `outlay.report.recommendation`.
     """
     header = results.header
     parts = [f"<h1>{escape(header.title)}</h1>", _facts(results)]
     if header.notes:
         parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in header.notes) + "</ul>")
+    if summary:
+        parts.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in summary) + "</ul>")
     parts.append("<h2>Figures</h2>" if figures else '<p class="quiet">No point has a test score: nothing to draw.</p>')
     if figures:
         hint = "Each mark links to its point below, and shows its values when pointed at. Charge is what a run would cost alone."
@@ -113,8 +117,8 @@ def _name(point: Point, short: Mapping[str, str]) -> str:
     is_pooled = point.result.n_pool > 0
     parts = [
         request.task,
-        request.variant,
-        " → ".join(short[ref] for ref in (request.teacher, request.student) if ref is not None),
+        RIVAL_NAMES.get(request.strategy, request.variant),
+        " → ".join(short[ref] for ref in (request.teacher, request.own_student) if ref is not None),
         None if request.n_initial is None else f"N = {request.n_initial:,}",
         f"{money(request.budget_usd)} in all" if request.added_usd is None else None,
         f"{money(request.added_usd)} added" if request.added_usd else None,

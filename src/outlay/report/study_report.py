@@ -15,6 +15,7 @@ from outlay.report.figures import Spec, figures, save
 from outlay.report.flat_files import write_points_csv, write_points_parquet
 from outlay.report.frontier import CostScore, frontier
 from outlay.report.layouts import lay_out
+from outlay.report.recommendation import summary_lines
 from outlay.report.results import Results
 from outlay.report.scores import ONE_SEED
 from outlay.report.seed_means import SeedMean, means
@@ -57,6 +58,11 @@ class StudyReport:
         return (*lay_out(self.results), *(table for table in own if table is not None))
 
     @cached_property
+    def summary(self) -> tuple[str, ...]:
+        """Lines on the model to take, and on rows that are not worth more than a rival."""
+        return tuple(summary_lines(self.means, self.results.header.bounds))
+
+    @cached_property
     def figures(self) -> dict[str, Spec]:
         """Specifications of the figures by name, one per task."""
         return figures(self.results, self.means)
@@ -70,6 +76,7 @@ class StudyReport:
         lines += [" ".join(facts), ""] if facts else []
         lines += ["```", header.command, "```", ""] if header.command else []
         lines += [*(f"- {note}" for note in header.notes), ""] if header.notes else []
+        lines += [*(f"- {line}" for line in self.summary), ""] if self.summary else []
         return "\n".join(lines) + "\n" + "\n".join(render_markdown(table) for table in self.tables)
 
     def terminal(self) -> RenderableType:
@@ -81,7 +88,8 @@ class StudyReport:
 
     def page(self) -> str:
         """Return the self-contained page as HTML."""
-        return render_study(self.results, [render_html(table) for table in self.tables], self.figures)
+        tables = [render_html(table) for table in self.tables]
+        return render_study(self.results, tables, self.figures, self.summary)
 
 
 def write_study_report(folder: Path, results: Results) -> dict[str, Path]:

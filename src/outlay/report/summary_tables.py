@@ -21,15 +21,19 @@ from outlay.report.cells import (
 )
 from outlay.report.frontier import frontier
 from outlay.report.grouping import Group, group
-from outlay.report.seed_means import mean_of
+from outlay.report.seed_means import latency_ms, mean_of, size_mb
 from outlay.report.table import Column, Heading, PlacedCell, Table, TableCell, TableRow, numbered, pivot
-from outlay.report.values import ABSENT, count, money
+from outlay.report.values import ABSENT, count, latency_text, money, size_text
 
-_COLUMNS = ("Budget", "Labels", "Pool rows", "Teacher dev", "Test", "ECE", "Charge", "Cash", "Seeds")
+_COLUMNS = ("Budget", "Labels", "Pool rows", "Teacher dev", "Test", "ECE", "Charge", "Cash", "MB", "ms a row", "Seeds")
 """Columns of the plain comparison; a column without a value in any row is left out."""
 
-_ECE_LEGEND = "ECE: expected calibration error of the model's probabilities on the test split, 0-100, mean over seeds; smaller is better."
-
+_ECE_LEGEND = (
+    "ECE: expected calibration error of the model's probabilities on the test split, 0-100, mean over seeds; smaller is better."
+)
+RIVAL_NOTE = (
+    "A rival is a cheap model on labels that other rows have bought, charged as if alone. MB: of float32 weights."
+)
 BASELINE = "annotate"
 """The strategy that gains are measured against: the same budget spent on labels."""
 
@@ -41,8 +45,13 @@ def plain_tables(points: Sequence[PointOutputs], *, is_rest: bool) -> list[Table
         points: points of one or several tasks.
         is_rest: True for points without a place in the layout of the study.
     """
-    title = "points that the layout has no place for" if is_rest else "test score by strategy and budget"
-    return [_plain(f"{task}: {title}", task, of_task) for task, of_task in by_task(points).items()]
+    tables = []
+    for task, of_task in by_task(points).items():
+        title = "points that the layout has no place for" if is_rest else "test score by strategy and budget"
+        if is_rest and all(each.request.is_rival for each in of_task):
+            title = "rivals on the same labels"
+        tables.append(_plain(f"{task}: {title}", task, of_task))
+    return tables
 
 
 def _plain(title: str, task: str, points: Sequence[PointOutputs]) -> Table:
@@ -67,6 +76,7 @@ def _plain(title: str, task: str, points: Sequence[PointOutputs]) -> Table:
             score_legend(points, tested),
             *([_ECE_LEGEND] if any(_COLUMNS[i] == "ECE" for i in kept) else []),
             "Bold: on the frontier, no row is both cheaper and better.",
+            *([RIVAL_NOTE] if any(each.request.is_rival for each in points) else []),
         ),
         (task,),
     )
@@ -89,6 +99,8 @@ def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: TableCell) -
         ABSENT if ece is None else f"{ece:.1f}",
         money(charge_of(seeds)),
         ABSENT if None in cash else money(mean_of(usd for usd in cash if usd is not None)),
+        size_text(size_mb(row.ok)),
+        latency_text(latency_ms(row.ok)),
         str(len(seeds)) if len(results) in (0, len(seeds)) else f"{len(results)} of {len(seeds)}",
     )
     words = [None if text == ABSENT else TableCell(unit="words", words=text) for text in texts]

@@ -21,6 +21,20 @@ def count(number: float | None) -> str:
     return ABSENT if number is None else f"{number:,.0f}"
 
 
+def size_text(size_mb: float | None) -> str:
+    """Return megabytes as text: "45.2", "1,102"; "under 0.1" for less."""
+    if size_mb is None:
+        return ABSENT
+    return "under 0.1" if size_mb < 0.05 else f"{size_mb:.1f}" if size_mb < 999.5 else f"{size_mb:,.0f}"
+
+
+def latency_text(milliseconds: float | None) -> str:
+    """Return milliseconds a row as text, with two digits: "0.031", "1.4", "120"."""
+    if milliseconds is None:
+        return ABSENT
+    return f"{milliseconds:.2g}" if 0.0001 <= milliseconds < 99.5 else f"{milliseconds:,.0f}"
+
+
 def signed(points: float) -> str:
     """Return a difference as text with its sign: "+4.2", "−0.3"; "0.0" has none."""
     text = f"{abs(points):.1f}"

@@ -58,7 +58,7 @@ class StudyIndex:
             folder / STUDY_FILE,
             {
                 "format": FORMAT,
-                "header": asdict(self.header),
+                "header": self.header.to_json(),
                 "store": self.store,
                 "here": {"item": self.here.item, "unit": self.here.unit, "usd": write_usd(self.here.usd)},
                 "cells": [cell.to_json() for cell in self.cells],
@@ -88,7 +88,7 @@ class StudyIndex:
 
     @classmethod
     def _read(cls, path: Path, document: dict[str, Any]) -> StudyIndex:
-        header = Header(**{**document["header"], "notes": tuple(document["header"]["notes"])})
+        header = Header.from_json(document["header"])
         cells = tuple(StudyCell(**cell) for cell in document["cells"])
         return cls(header, document["store"], _hour(document["here"], path), cells)
 

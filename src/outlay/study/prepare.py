@@ -50,7 +50,9 @@ def prepare_study(
             another place contradicts.
         DataError: a file of known points that cannot be read, or that contradicts its index.
     """
-    header = Header(study.name, study.title, study.layout, study.source, study.scale, command, study.notes)
+    header = Header(
+        study.name, study.title, study.layout, study.source, study.scale, command, study.notes, place.bounds
+    )
     check_folder(place.folder, header)
     builder, store = place.builder(), place.store
     asked = [cell.request if cell.absent is None else (cell.request, cell.absent) for cell in study.cells]

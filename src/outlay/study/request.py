@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -17,7 +18,8 @@ from outlay.plan.request import (
     Request,
     SellerSpec,
 )
-from outlay.report.results import Header
+from outlay.plan.strategies import check_chosen
+from outlay.report.results import Bounds, Header
 from outlay.settings import DEFAULT_THREADS
 from outlay.storage.paths import expand_path
 from outlay.storage.remote import open_named
@@ -95,6 +97,8 @@ class Setup:
         cash_cap: dollars of cash that all runs of a folder may take together.
         workers: steps at once; 1 = in this process.
         overwrite: replace the report of other runs in the folder; their ledger and files stay.
+        max_student_mb: size of a model at most, in MB of float32 weights, that the summary may say to take.
+        max_ms: milliseconds a row at most, likewise.
     """
 
     data: AnyPath | None = None
@@ -105,10 +109,20 @@ class Setup:
     cash_cap: Dollars | None = None
     workers: int = 1
     overwrite: bool = False
+    max_student_mb: float | None = None
+    max_ms: float | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UsageError(f"workers is {self.workers}; it must be at least 1")
+        for name in ("max_student_mb", "max_ms"):
+            if (most := getattr(self, name)) is not None and not 0 < most < math.inf:
+                raise UsageError(f"{name} is {most}; it must be above 0")
+
+    @property
+    def bounds(self) -> Bounds:
+        """Limits on the models that the summary may say to take."""
+        return Bounds(self.max_student_mb, self.max_ms)
 
 
 def request(
@@ -123,9 +137,10 @@ def request(
     """Return the request of one run; see `outlay.api.run`.
 
     Raises:
-        UsageError: several teachers or students, or an unknown precision.
+        UsageError: several teachers or students, an unknown precision, or a rival for a strategy.
         MoneyError: a budget that cannot be read, or is zero.
     """
+    check_chosen([strategy])
     return Request(
         task=str(task),
         strategy=strategy,
@@ -164,6 +179,7 @@ def requests(
         UsageError: an axis without values, or a value that is named twice.
         MoneyError: a budget that cannot be read, or is zero.
     """
+    check_chosen((strategies,) if isinstance(strategies, str) else strategies)
     amounts = [budgets] if isinstance(budgets, str | int | float | Decimal) else list(budgets)
     names = (strategies,) if isinstance(strategies, str) else tuple(strategies)
     chosen = range(seeds) if isinstance(seeds, int) else seeds
@@ -202,6 +218,7 @@ def workplace(out: AnyPath, setup: Setup) -> Workplace:
         machines=tuple(expand_path(path) for path in setup.machines),
         cash_cap_micros=None if setup.cash_cap is None else parse_budget(setup.cash_cap),
         n_workers=setup.workers,
+        bounds=setup.bounds,
     )
 
 
@@ -216,7 +233,8 @@ def prepare_runs(
 ) -> Session:
     """Check and plan runs of one task, under a header with their name and command; see `prepare_session` for errors."""
     refuse_several_processes()
-    header = Header(name, title_of(load_task(asked[0].task).name), "plain", command=command)
+    title = title_of(load_task(asked[0].task).name)
+    header = Header(name, title, "plain", command=command, bounds=setup.bounds)
     return prepare_session(asked, header, workplace(out, setup), rivals=rivals, overwrite=setup.overwrite)
 
 

@@ -145,6 +145,15 @@ class StudyResult:
         """
         return StudyReport(read_results(self.folder, self.store)).markdown()
 
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """Lines on the model to take at the largest budget, and on rows that are not worth more than a rival.
+
+        Raises:
+            MissingData: no run has a point yet.
+        """
+        return StudyReport(read_results(self.folder, self.store)).summary
+
     def write_report(self) -> dict[str, Path]:
         """Write tables, figures, one page and flat files into the results folder.
 

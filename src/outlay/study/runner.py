@@ -34,7 +34,7 @@ from outlay.plan.steps import describe
 from outlay.plan.strategies import rival_of
 from outlay.report.grouping import short_model
 from outlay.report.receipt import receipt, render_text
-from outlay.report.results import Header, Results
+from outlay.report.results import ANY_SIZE, Bounds, Header, Results
 from outlay.storage.files import write_text
 from outlay.storage.remote import open_location
 from outlay.storage.store import Store
@@ -276,6 +276,7 @@ class Workplace:
     machines: tuple[Path, ...] = ()
     cash_cap_micros: int | None = None
     n_workers: int = 1
+    bounds: Bounds = ANY_SIZE
 
     def builder(self) -> RunBuilder:
         """Return a new builder of runs at these prices, on these data and machines."""
