@@ -27,6 +27,7 @@ from outlay.report.flat_files import fields
 from outlay.report.layouts import lay_out
 from outlay.report.receipt import receipt, render_text
 from outlay.settings import TeachSettings
+from outlay.train import answering
 from outlay.train import api as train_api
 from tests.runs import FAST, World, runner
 from tests.steps_world import StepsWorld
@@ -263,8 +264,8 @@ def test_timing_computes_frozen_vectors_and_leaves_their_cache(
     steps: StepsWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = trained(steps, tmp_path / "model", "probe")
-    monkeypatch.setattr(train_api, "_loaded", {})
-    _, head = train_api._loaded_model(model, None)
+    monkeypatch.setattr(answering, "_loaded", {})
+    _, head = answering.loaded_model(model, None)
     assert isinstance(head, PooledHead)
     cache = head.cache
     assert cache is not None
@@ -280,9 +281,9 @@ def test_timing_ends_after_its_seconds(steps: StepsWorld, tmp_path: Path, monkey
     """Of a model that takes longer than all the time there is, the first row is all that is timed."""
     model = trained(steps, tmp_path / "model", "majority")
     clock, n_rows = iter(range(0, 10_000, 1)), []
-    monkeypatch.setattr(train_api.time, "perf_counter", lambda: next(clock))
-    real = train_api._generations
-    monkeypatch.setattr(train_api, "_generations", lambda *given, **more: n_rows.append(1) or real(*given, **more))
+    monkeypatch.setattr(answering.time, "perf_counter", lambda: next(clock))
+    real = answering.generations
+    monkeypatch.setattr(answering, "generations", lambda *given, **more: n_rows.append(1) or real(*given, **more))
     assert train_api.milliseconds_a_row(model, texts_of(steps), precision="fp32") == 1000.0
     assert len(n_rows) == 1
 

@@ -28,6 +28,7 @@ from outlay.models.vectors import VectorCache
 from outlay.settings import METHOD_NAMES, METHOD_SETTINGS, TeachSettings, TrainSettings, check_method, flat_settings
 from outlay.settings import methods as methods_settings
 from outlay.spec import Family, Kind, TaskSpec
+from outlay.train import answering
 from outlay.train import api as train_api
 from outlay.train.api import DevTexts, TrainContext, distil, finetune, predict, teach
 from outlay.train.contrastive import ContrastiveObjective, PairBatch
@@ -98,12 +99,12 @@ def trained(
 
 
 def said(folder: Path, texts: Texts) -> list[str]:
-    train_api._loaded.clear()
+    answering._loaded.clear()
     return predict(folder, texts, precision="fp32", meter=CountingMeter())
 
 
 def taught(folder: Path, texts: Texts, target: Any = "classes") -> SparseTargets:
-    train_api._loaded.clear()
+    answering._loaded.clear()
     return teach(folder, texts, target=target, settings=TeachSettings(), precision="fp32", meter=CountingMeter())
 
 

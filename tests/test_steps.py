@@ -17,6 +17,7 @@ from outlay.models.loading import ModelSpec, load_model, load_saved, load_tokeni
 from outlay.models.tokenization import encode
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TaskSpec
+from outlay.train import answering
 from outlay.train import api as train_api
 from outlay.train.api import DevTexts, TrainContext, count_tokens, distil, finetune, longest_answer, predict, teach
 from outlay.train.profiler import Profiler
@@ -133,7 +134,7 @@ def test_a_block_is_bit_equal_whenever_it_is_taught(
     # another order, each in a process that has just loaded the teacher
     again = []
     for block in reversed(blocks):
-        monkeypatch.setattr(train_api, "_loaded", {})
+        monkeypatch.setattr(answering, "_loaded", {})
         torch.manual_seed(len(again))
         again.append(speak(teacher[0], block).to_bytes())
     assert again[::-1] == as_one_run

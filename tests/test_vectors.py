@@ -20,6 +20,7 @@ from outlay.models.tokenization import Encoded
 from outlay.models.vectors import VectorCache, cache_of, keep_in
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TaskSpec
+from outlay.train import answering
 from outlay.train import api as train_api
 from outlay.train.api import DevTexts, TrainContext, distil, finetune, predict, teach
 from tests.checkpoints import make_checkpoint
@@ -44,7 +45,7 @@ def alone() -> Iterator[None]:
 def forget() -> None:
     """Let this process know nothing, as a new one."""
     cache_module._caches.clear()
-    train_api._loaded.clear()
+    answering._loaded.clear()
     keep_in(None)
 
 
