@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 import statistics
 import sys
@@ -15,7 +16,7 @@ import pytest
 from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading
 from outlay.metrics import Answered
-from outlay.report import values
+from outlay.report import summary_tables, values
 from outlay.report.difference_table import verdict
 from outlay.report.figures import figures, save
 from outlay.report.layouts import lay_out
@@ -114,7 +115,7 @@ def test_a_row_holds_the_means_over_its_seeds(compared: Results) -> None:
     # t interval by hand: 4.302653 * 0.6 / sqrt(3)
     assert tested.high == pytest.approx(80.0 + 4.302653 * 0.6 / 3**0.5)
     assert (tested.covers, tested.n_ok, tested.n_seeds) == ("seeds", 3, 3)
-    assert texts(row) == ["$300.00", "1,000", "16,905", "83.7", "80.0 ± 1.5", "$200.35", "$12.25", "3"]
+    assert texts(row) == ["$300.00", "1,000", "16,905", "83.7", "80.0 ± 1.5", "$200.35", "$12.25", "61.3", "3"]
 
 
 def test_rows_come_budget_by_budget_in_the_order_asked(compared: Results) -> None:
@@ -141,7 +142,7 @@ def test_a_seed_that_failed_is_counted_and_kept_out_of_the_mean() -> None:
     row = row_of(
         plain(results([point("distill", 300.0, 0, 80.0), point("distill", 300.0, 1, None, charge_usd=0.0)])), "distill"
     )
-    assert [texts(row)[i] for i in (-4, -3, -1)] == ["80.0", "$299.50", "1 of 2"]
+    assert [texts(row)[i] for i in (-5, -4, -1)] == ["80.0", "$299.50", "1 of 2"]
 
 
 def test_the_measure_is_said_wherever_a_score_is_shown() -> None:
@@ -223,16 +224,82 @@ def test_how_values_are_written() -> None:
 
 def test_markdown(compared: Results) -> None:
     lines = render_markdown(plain(compared)).splitlines()
-    assert lines[2] == "| Strategy | Budget | Labels | Pool rows | Teacher dev | Test | Charge | Cash | Seeds |"
-    assert lines[4] == "| annotate | $300.00 | 1,499 | – | – | 73.0 ± 1.5 | $299.50 | $12.25 | 3 |"
-    assert "| distill (N by rule) | $300.00 | 1,499 | 16,905 | 83.7 | **81.0 ± 1.5** | $299.50 | $12.25 | 3 |" in lines
+    assert lines[2] == "| Strategy | Budget | Labels | Pool rows | Teacher dev | Test | Charge | Cash | MB | Seeds |"
+    assert lines[4] == "| annotate | $300.00 | 1,499 | – | – | 73.0 ± 1.5 | $299.50 | $12.25 | 61.3 | 3 |"
+    assert (
+        "| distill (N by rule) | $300.00 | 1,499 | 16,905 | 83.7 | **81.0 ± 1.5** | $299.50 | $12.25 | 61.3 | 3 |"
+        in lines
+    )
     assert "needs $412.00" in lines[-1]
 
 
 def test_columns_nobody_fills_are_left_out() -> None:
     table = plain(results([point("annotate", 300.0, 0, 73.0)]))
-    assert [column.text for column in table.columns] == ["Budget", "Labels", "Test", "Charge", "Cash", "Seeds"]
-    assert texts(row_of(table, "annotate")) == ["$300.00", "1,499", "73.0", "$299.50", "$12.25", "1"]
+    assert [column.text for column in table.columns] == ["Budget", "Labels", "Test", "Charge", "Cash", "MB", "Seeds"]
+    assert texts(row_of(table, "annotate")) == ["$300.00", "1,499", "73.0", "$299.50", "$12.25", "61.3", "1"]
+
+
+def test_rivals_come_after_the_others_of_their_budget_with_names_sizes_and_speeds() -> None:
+    def rival(name: str, usd: float, **changes: Any) -> Point:
+        one = point(name, usd, 0, 70.0, teacher=None, n_initial=None, max_labels=9, **changes)
+        return dataclasses.replace(one, circumstance=PointCircumstance(cash_usd=0.0, latency_ms=0.0312))
+
+    own = [point("annotate", usd, 0, 73.0) for usd in (300.0, 400.0)]
+    cheap = [
+        rival(name, usd, student=student, student_parameters=parameters)
+        for usd in (300.0, 400.0)
+        for name, student, parameters in (
+            ("rival_majority", "cut:2", 3),
+            ("rival_tfidf", "cut:2", 250_000),
+            ("rival_probe", "cut:2", 15_330_000),
+            ("rival_probe", "org/other", 15_330_000),
+        )
+    ]
+    table = plain(results([*own, *cheap]))
+    names = [
+        "annotate",
+        "Rival: majority class",
+        "Rival: TF-IDF + regression",
+        "Rival: probe of cut:2",
+        "Rival: probe of other",
+    ]
+    assert [row.heads[0] for row in table.rows] == names * 2
+    assert [column.text for column in table.columns][-3:] == ["MB", "ms a row", "Seeds"]
+    assert [texts(row_of(table, name))[-3:-1] for name in names[:4]] == [
+        ["61.3", "–"],
+        ["under 0.1", "0.031"],
+        ["1.0", "0.031"],
+        ["61.3", "0.031"],
+    ]
+    assert summary_tables.RIVAL_NOTE in table.notes
+
+
+def test_a_published_layout_keeps_its_cells_and_its_figure_and_has_rivals_beside_them() -> None:
+    own = [point(name, 300.0, 0, 80.0, n_initial=100, added_usd=100.0) for name in ("annotate", "distill")]
+    cheap = [point("rival_tfidf", 300.0, 0, 70.0, teacher=None, n_initial=None, max_labels=9)]
+    alone, beside = (Results(Header("t2", "Table 2", "budgets"), tuple(points), {}) for points in (own, [*own, *cheap]))
+    first, *others = lay_out(beside)
+    assert first == lay_out(alone)[0]
+    (rivals,) = [table for table in others if "rivals on the same labels" in table.title]
+    assert [row.heads for row in rivals.rows] == [("Rival: TF-IDF + regression",)]
+    assert StudyReport(beside).figures == StudyReport(alone).figures
+
+
+def test_the_figure_and_the_page_have_rivals_by_name() -> None:
+    cheap = [
+        point(name, 300.0, 0, 70.0, teacher=None, n_initial=None, charge_usd=100.0)
+        for name in ("rival_majority", "rival_tfidf", "rival_probe")
+    ]
+    report = StudyReport(results([point("annotate", 300.0, 0, 73.0), point("distill", 300.0, 0, 60.0), *cheap]))
+    (spec,) = report.figures.values()
+    for name in ("Rival: majority class", "Rival: TF-IDF + regression", "Rival: probe"):
+        assert name in json.dumps(spec)
+    page = report.page()
+    assert "Rival: probe, cut:2, $300.00 in all" in page
+    assert "Rival: TF-IDF + regression, $300.00 in all" in page
+    assert f"<li>{report.summary[0]}</li>" in page
+    assert report.summary[-1] in report.markdown()
+    assert report.summary[-1].endswith("distill (60.0)")
 
 
 def test_the_terminal_table_holds_what_the_markdown_holds(compared: Results) -> None:

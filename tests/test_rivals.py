@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
+import outlay as outlay_api
 from outlay.engine.point import Point, micros_of
 from outlay.engine.run import ReadyStep, RunExecution
 from outlay.engine.runner import Runner
@@ -20,12 +22,16 @@ from outlay.plan.steps import HUMAN, Buy, Recipe
 from outlay.plan.strategies import RIVAL_METHODS, NotAvailable, rival_of, strategy
 from outlay.storage.store import Store
 from outlay.study.dry_run import StudyPlan, plan
+from outlay.study.grid import Grid
+from outlay.study.index import StudyIndex
 from outlay.study.runner import StudyRunner
 from outlay.text.listener import Listener
 from outlay.workers.pool import InProcessPool
-from tests.runs import FamilyWorld, PayingReplay, World
+from tests.checkpoints import kept_checkpoint
+from tests.runs import FAST, FamilyWorld, PayingReplay, World
 from tests.slow_seller import slow_seller
-from tests.studies import HEADER, worker_factory
+from tests.studies import HEADER, study_in_this_process, worker_factory, write_toy_study
+from tests.test_cli import Shop, outlay, refused, write_task
 
 HOUR = PriceBook.load().hour("cpu")
 
@@ -273,6 +279,96 @@ def test_a_rival_waits_for_labels_that_another_run_has_ordered(
         for entry in one.ledger.entries(each.run_id or "")
         if entry.unit == "label"
     )
+
+
+def test_commands_have_rivals_unless_they_say_otherwise(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, write_task(tmp_path / "task"), kept_checkpoint(tmp_path / "checkpoint"))
+    whole = shop.run(tmp_path / "whole", "--strategy", "annotate", "--rivals", "--max-student-mb", 500)
+    assert whole.code == 0, whole.err
+    assert [each["request"]["strategy"] for each in json.loads((tmp_path / "whole" / "points.json").read_text())] == [
+        "annotate",
+        *RIVAL_METHODS,
+    ]
+    assert "Rival: TF-IDF + regression" in whole.out
+    assert "take ($6.00 in all, within 500 MB): " in whole.out
+    assert whole.out.count("Receipt of run") == 1
+    again = shop.run(tmp_path / "whole", "--strategy", "annotate", "--no-rivals", "--json")
+    assert [each["request"]["strategy"] for each in again.json] == ["annotate"], "leaving rivals out loses no score"
+    named = shop.run(tmp_path / "named", "--strategy", "rival_tfidf", "--rivals")
+    refused(named, "rival_tfidf is no strategy to choose", "student.method=tfidf")
+    grid = ("compare", shop.task, "--budgets", "5,6", "--strategies", "annotate,rival_probe", "--out", tmp_path / "x")
+    refused(outlay(*grid, "--store", shop.store, *shop.models()), "rival_probe is no strategy to choose")
+
+
+def test_a_study_counts_its_rivals_and_a_key_or_an_option_leaves_them_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study_in_this_process(monkeypatch)
+    write_task(tmp_path / "task")
+    head = "name: toy\nstrategies: [annotate, distill]\nscales:\n"
+    file = tmp_path / "task" / "toy.yaml"
+    write_toy_study(file, head, kept_checkpoint(tmp_path / "checkpoint"), {"cpu": 1}, most_usd=3)
+    without = file.read_text()
+    words = ("study", "run", file, "--dry-run", "--json", "--store", tmp_path / "store", "--out", tmp_path / "out")
+    assert {each["strategy"] for each in outlay(*words).json["points"]} == {"annotate", "distill"}
+    file.write_text(without.replace("rivals: false", "rivals: true"))
+    found = outlay(*words).json
+    n_rivals = sum(each["strategy"] in RIVAL_METHODS for each in found["points"])
+    budgets = {each["budget_usd"] for each in found["points"] if each["status"] == "planned"}
+    assert n_rivals == 3 * len(budgets)
+    assert found["n_points"] == 4 + n_rivals
+    assert outlay(*words, "--no-rivals").json["n_points"] == 4
+    ran = outlay("study", "run", file, "--no-rivals", "--store", tmp_path / "store", "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert (StudyIndex.read(tmp_path / "out").header.command or "").endswith("--scale cpu --no-rivals")
+
+
+def test_from_python(world: World, tmp_path: Path) -> None:
+    options = outlay_api.RunOptions(settings=FAST, threads=1)
+    models = outlay_api.Models(teacher=world.checkpoint, student=["cut:2", "teacher"])
+    setup = outlay_api.Setup(store=tmp_path / "store")
+    found = outlay_api.compare(
+        world.task, 16, strategies=["annotate"], models=models, options=options, setup=setup, out=tmp_path / "compared"
+    )
+    named = [(each.point.request.strategy, each.point.request.own_student, each.is_rival) for each in found]
+    checkpoint = str(world.checkpoint)
+    assert named == [
+        ("annotate", "cut:2", False),
+        ("annotate", checkpoint, False),
+        ("rival_majority", None, True),
+        ("rival_tfidf", None, True),
+        ("rival_probe", "cut:2", True),
+        ("rival_probe", checkpoint, True),
+    ]
+    assert found.raise_for_status() is found
+    assert found.summary[0].startswith("take ($16.00 in all): ")
+    one = outlay_api.run(
+        world.task,
+        16,
+        strategy="annotate",
+        models=outlay_api.Models(teacher=world.checkpoint, student="teacher"),
+        options=options,
+        setup=setup,
+        out=tmp_path / "one",
+    )
+    assert one.point.request.student == checkpoint
+    assert [each.point.request.strategy for each in one.rivals] == list(RIVAL_METHODS)
+    assert all(each.charge > 0 and each.model.is_dir() for each in one.rivals)
+
+
+def test_teacher_as_a_student_is_each_teachers_own_checkpoint() -> None:
+    base = Request("t", "distill", 1_000_000, teacher="org/big")
+    grid = Grid(base, ("annotate", "distill"), (1_000_000,), (0,), ("org/big", "org/small"), ("cut:2", "teacher"))
+    found = [(each.strategy, each.teacher, each.student) for each in grid.requests()]
+    assert found == [
+        ("annotate", "org/big", "cut:2"),
+        ("annotate", "org/big", "org/big"),
+        ("annotate", "org/small", "org/small"),
+        ("distill", "org/big", "cut:2"),
+        ("distill", "org/big", "org/big"),
+        ("distill", "org/small", "cut:2"),
+        ("distill", "org/small", "org/small"),
+    ]
 
 
 def test_a_purchase_of_a_rival_is_refused_whoever_begins_it(world: World, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from outlay.engine.point import Point
 from outlay.errors import DataError
 from outlay.metrics import METRICS, Answered
 from outlay.report import significance
+from outlay.report.difference_table import lay_out_differences
 from outlay.report.results import Header, Results
 from outlay.report.significance import PairedTest, differs_in_one_choice, family, holm, permutation_test
 from tests.test_report import point as scored_point
@@ -241,6 +242,32 @@ def test_a_family_is_corrected_as_one_over_tasks_and_budgets() -> None:
     assert verdicts == {(True, True), (False, True), (False, False)}, "a correction that changes some verdict"
     assert all(row.smallest is not None and row.smallest > (row.high - row.low) / 2 for row in rows)
     assert rows == family(results(chosen))
+
+
+def test_each_strategy_is_compared_with_the_best_rival_alone_in_a_family_of_its_own() -> None:
+    own = [
+        (point(name, seed=s), answers(share, 10 * s + i))
+        for i, (name, share) in enumerate((("annotate", 0.9), ("distill", 0.6)))
+        for s in range(2)
+    ]
+    cheap = [
+        (
+            scored_point(name, 300.0, s, test, teacher=None, student="other", n_initial=None, max_labels=90 + s),
+            answers(share, 77 + 10 * s + i),
+        )
+        for i, (name, share, test) in enumerate((("rival_majority", 0.3, 30.0), ("rival_tfidf", 0.75, 75.0)))
+        for s in range(2)
+    ]
+    alone, rows = family(results(own)), family(results([*own, *cheap]))
+    best = "Rival: TF-IDF + regression"
+    assert pairs(rows) == [("distill", "annotate"), ("annotate", best), ("distill", best)]
+    assert rows[0] == alone[0]
+    assert [row.n_comparisons for row in rows] == [1, 2, 2]
+    assert [row.has_rival for row in rows] == [False, True, True]
+    assert rows[1].mean > 0 > rows[2].mean
+    table = lay_out_differences(rows)
+    assert table is not None
+    assert "over all 1 comparisons, and over all 2 with the best rival of a budget. Bold" in table.notes[-1]
 
 
 def test_one_seed_is_no_evidence_about_a_method() -> None:

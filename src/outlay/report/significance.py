@@ -219,7 +219,8 @@ def family(results: Results) -> tuple[PairedTest, ...]:
         results: Points of one or several tasks with the outputs of their runs.
 
     Returns:
-        One row per pair: by task, budget and the order of the points, the later variant minus the earlier.
+        One row per pair: by task, budget and the order of the points, the later variant minus the earlier, a strategy minus a
+        rival.
 
     Raises:
         LabelError: A gold answer is outside its label set.
@@ -287,8 +288,10 @@ def _paired(task: str, bucket: Sequence[tuple[Group, dict[int, str]]]) -> Iterat
     best = max(rivals, key=lambda each: mean_of(point.result.test or 0.0 for point in each.ok) or 0.0, default=None)
     kept = [(each, of_seed) for each, of_seed in bucket if each is best or not _is_rival(each)]
     for (second, others), (first, ones) in combinations(kept, 2):
+        if _is_rival(first):
+            (first, ones), (second, others) = (second, others), (first, ones)
         seeds = tuple(sorted(set(ones) & set(others)))
-        has_rival = _is_rival(first) or _is_rival(second)
+        has_rival = _is_rival(second)
         if seeds and (has_rival or differs_in_one_choice(first.points[0].request, second.points[0].request)):
             yield _Pair(task, first, second, seeds, (tuple(ones[s] for s in seeds), tuple(others[s] for s in seeds)))
 
