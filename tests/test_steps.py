@@ -18,7 +18,6 @@ from outlay.models.tokenization import encode
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TaskSpec
 from outlay.train import answering
-from outlay.train import api as train_api
 from outlay.train.api import DevTexts, TrainContext, count_tokens, distil, finetune, longest_answer, predict, teach
 from outlay.train.profiler import Profiler
 from outlay.train.progress import TrainProgress

@@ -21,7 +21,6 @@ from outlay.models.vectors import VectorCache, cache_of, keep_in
 from outlay.settings import TeachSettings, TrainSettings
 from outlay.spec import TaskSpec
 from outlay.train import answering
-from outlay.train import api as train_api
 from outlay.train.api import DevTexts, TrainContext, distil, finetune, predict, teach
 from tests.checkpoints import make_checkpoint
 from tests.toys import CountingMeter, encoded_rows, sentences
