@@ -230,7 +230,7 @@ def teacher_tasks(world: World) -> Iterator[Task]:
         optimizer="adafactor",
         gradient_checkpointing=world.is_tight,
     )
-    for settings in (full, replace(full, peft="lora", learning_rate=1e-4)):
+    for settings in (full, replace(full, method="lora", learning_rate=1e-4)):
         yield Task(
             "fine-tune teacher",
             told(settings),
@@ -324,7 +324,7 @@ def stepped(
     finally:
         model.zero_grad(set_to_none=True)
     flops = flops_train(shape_of_size(size), clock.n_tokens, 0)
-    if settings.peft != "none":
+    if settings.method != "full":
         # The gradients of the frozen weights, a third of the work, are not computed.
         flops = flops * 2 // 3
     return Measured(clock.n_timed * settings.batch_size, clock.n_tokens, spent, flops, peak_bytes(world))
@@ -333,7 +333,7 @@ def stepped(
 def told(settings: TrainSettings) -> str:
     """What sets a row apart from the others."""
     words = [f"batch {settings.batch_size:,}", settings.precision.replace("_", " "), settings.optimizer]
-    words += [settings.peft] if settings.peft != "none" else []
+    words += [settings.method] if settings.method != "full" else []
     words += ["checkpointed"] if settings.gradient_checkpointing else []
     words += ["compiled"] if settings.compile else []
     return ", ".join(words)

@@ -28,9 +28,9 @@ from outlay.workers.pool import InProcessPool, Report
 from tests.checkpoints import make_checkpoint, make_gpt2, make_t5
 
 FAST = {
-    "teacher": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"},
-    "student": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"},
-    "distil": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"},
+    "teacher": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32", "method": "full"},
+    "student": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32", "method": "full"},
+    "distil": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32", "method": "full"},
 }
 
 
@@ -156,7 +156,7 @@ pool:
 
     def family_request(self, task: str, teacher: str, student: str, **changes: object) -> Request:
         """One epoch on a few rows; what ``changes`` says of ``overrides`` comes on top."""
-        fast = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
+        fast = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32", "method": "full"}
         more: dict[str, dict[str, object]] = changes.pop("overrides", {})  # type: ignore[assignment]
         base = Request(
             task=str(self.tasks[task]),

@@ -42,7 +42,7 @@ from outlay.models.peft import (
     without_compile,
 )
 from outlay.models.peft_methods import METHODS, PeftMethod, register
-from outlay.settings import PEFT_SETTINGS, PeftSettings, Setting, TrainSettings
+from outlay.settings import METHOD_SETTINGS, PeftSettings, Setting, TrainSettings
 from outlay.spec import TaskSpec
 from outlay.train.api import DevTexts, TrainContext, finetune, predict
 from outlay.train.progress import TrainProgress
@@ -52,7 +52,7 @@ from tests.toys import CountingMeter, sentences
 SETTINGS = TrainSettings(epochs=1, batch_size=8, learning_rate=1e-3, seed=5).changed(
     {"lora_rank": 3, "lora_alpha": 6.0}
 )
-LORA, IA3 = SETTINGS.changed({"peft": "lora"}), SETTINGS.changed({"peft": "ia3"})
+LORA, IA3 = SETTINGS.changed({"method": "lora"}), SETTINGS.changed({"method": "ia3"})
 N_WORDS, N_LABELS = 31, 3
 
 
@@ -151,7 +151,7 @@ def test_adapters_sit_where_their_papers_put_them(make: Make, peft: str, attenti
     plain = drawn(make)
     names = {name for name, _ in plain.named_modules()}
     wanted = {n for n in names if f".{n}".endswith(tuple(f".{end}" for end in attention | inner))}
-    found = adapted(add_adapters(plain, SETTINGS.changed({"peft": peft})))
+    found = adapted(add_adapters(plain, SETTINGS.changed({"method": peft})))
     assert found.keys() == wanted
     for name, module in found.items():
         assert getattr(module, "is_feedforward", False) == name.endswith(tuple(inner) or ("no",))
@@ -290,7 +290,7 @@ class Odd(nn.Module):
 
 def test_what_cannot_be_had_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for settings in (LORA, IA3):
-        with pytest.raises(UsageError, match=f"{settings.peft} .*'odd'.*peft none") as error:
+        with pytest.raises(UsageError, match=f"{settings.method} .*'odd'.*method full") as error:
             add_adapters(Odd(), settings)
         assert "\n" not in str(error.value)
     with pytest.raises(UsageError, match=r"lora .*--fsdp"):
@@ -411,7 +411,7 @@ def encoder_base(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_an_encoder_with_adapters_learns_and_leaves_a_plain_model(
     encoder_base: Path, tmp_path: Path, peft: str
 ) -> None:
-    progress = train(encoder_base, TRAIN.changed({"peft": peft, "epochs": 3}), tmp_path)
+    progress = train(encoder_base, TRAIN.changed({"method": peft, "epochs": 3}), tmp_path)
     texts, golds = rows_of(101, seed=41)
     assert share_right(predict(tmp_path, texts, precision="fp32", meter=CountingMeter()).answers, golds) > 95
     dev = dev_texts()
@@ -483,13 +483,13 @@ class Shift(PeftMethod[ShiftSettings]):
 def shift() -> Iterator[TrainSettings]:
     """Settings of a training by a method that the package does not know."""
     register(Shift)
-    yield TRAIN.changed({"peft": "shift", "shift_scale": 2.0, "epochs": 3})
-    del METHODS["shift"], PEFT_SETTINGS["shift"]
+    yield TRAIN.changed({"method": "shift", "shift_scale": 2.0, "epochs": 3})
+    del METHODS["shift"], METHOD_SETTINGS["shift"]
 
 
 def test_every_method_has_settings_and_a_name_of_its_own(shift: TrainSettings) -> None:
-    assert METHODS.keys() == PEFT_SETTINGS.keys() == {"lora", "ia3", "shift"}
-    assert all(METHODS[name].kind is kind and kind.method == name for name, kind in PEFT_SETTINGS.items())
+    assert METHODS.keys() == METHOD_SETTINGS.keys() == {"lora", "ia3", "shift"}
+    assert all(METHODS[name].kind is kind and kind.method == name for name, kind in METHOD_SETTINGS.items())
     with pytest.raises(ValueError, match="shift"):
         register(Shift)
 
@@ -533,7 +533,7 @@ def test_a_method_of_ones_own_trains_and_leaves_a_plain_model(
 def test_a_killed_training_with_adapters_goes_on_with_the_same_bits(
     t5_base: Path, tmp_path: Path, precision: str
 ) -> None:
-    settings = TRAIN.changed({"peft": "lora", "epochs": 2, "optimizer": "adafactor", "precision": precision})
+    settings = TRAIN.changed({"method": "lora", "epochs": 2, "optimizer": "adafactor", "precision": precision})
     train(t5_base, settings, tmp_path / "whole")
 
     def kill(progress: TrainProgress, n_steps: int) -> None:
@@ -559,7 +559,7 @@ def test_a_killed_training_with_adapters_goes_on_with_the_same_bits(
 
 
 def test_adapters_learn_the_same_where_activations_are_computed_twice(t5_base: Path, tmp_path: Path) -> None:
-    settings = TRAIN.changed({"peft": "lora", "epochs": 1, "dropout": 0.1})
+    settings = TRAIN.changed({"method": "lora", "epochs": 1, "dropout": 0.1})
     once = train(t5_base, settings, tmp_path / "once")
     twice = train(t5_base, settings.changed({"gradient_checkpointing": True}), tmp_path / "twice")
     assert once.history[0]["loss"] == pytest.approx(twice.history[0]["loss"], rel=1e-5)

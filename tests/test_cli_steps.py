@@ -134,7 +134,7 @@ def test_every_option_of_a_training_reaches_its_settings(world: StepsWorld, tmp_
 
 def test_every_option_of_a_large_models_training_reaches_its_settings(world: StepsWorld, tmp_path: Path) -> None:
     options = {
-        "--peft": ("peft", "lora"),
+        "--method": ("peft", "lora"),
         "--lora-rank": ("lora_rank", 5),
         "--lora-alpha": ("lora_alpha", 7.5),
         "--optimizer": ("optimizer", "adafactor"),
@@ -191,8 +191,8 @@ def test_a_tracker_gets_figures(world: StepsWorld, tmp_path: Path) -> None:
         (("--patience", 2), ("--patience", "add --dev-file")),
         (("--eval-steps", 2), ("--eval-steps", "add --dev-file")),
         (("--eval-share", 0.5), ("--eval-share", "add --dev-file")),
-        (("--peft", "prefix"), ("peft is 'prefix'", "none, lora or ia3")),
-        (("--lora-rank", 4), ("--lora-rank", "peft is none", "add --peft lora")),
+        (("--method", "prefix"), ("method is 'prefix'", "lora or ia3")),
+        (("--lora-rank", 4), ("--lora-rank", "method is full", "add --method lora")),
         (("--precision", "bf16_weights"), ("optimizer is 'adamw'", "adafactor")),
         (("--processes", 0), ("--processes is 0", "at least 1")),
         (("--threads", 0), ("--threads is 0", "at least 1")),

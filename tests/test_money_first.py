@@ -262,7 +262,7 @@ def test_adapters_for_layers_nobody_knows_are_refused_first(
     town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("outlay.models.peft_methods.importlib.util.find_spec", lambda name: None)
-    refused(town.run(town.task(tmp_path), "--set", "student.peft=lora"), "pip install 'outlay[peft]'")
+    refused(town.run(town.task(tmp_path), "--set", "student.method=lora"), "pip install 'outlay[peft]'")
     assert not bought(tmp_path)
 
 

@@ -17,7 +17,7 @@ from outlay.settings import (
     TrainSettings,
     default_settings,
     is_none_by_default,
-    peft_options,
+    method_options,
     role_settings,
     setting_fields,
 )
@@ -80,12 +80,12 @@ def test_weights_in_bf16_need_the_optimiser_that_rounds_at_random() -> None:
 
 
 def test_an_unknown_setting_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="'peft_settings'"):
-        GOOD.changed({"peft_settings": ()})
+    with pytest.raises(UsageError, match="'method_settings'"):
+        GOOD.changed({"method_settings": ()})
     with pytest.raises(UsageError) as refused:
         GOOD.changed({"lr": 0.1})
     known = str(refused.value).partition("known: ")[2].split(", ")
-    assert known == sorted(GOOD.to_json())
+    assert known == sorted(setting_fields(TrainSettings))
 
 
 def test_changing_nothing_changes_nothing_and_the_original_stays() -> None:
@@ -96,10 +96,8 @@ def test_changing_nothing_changes_nothing_and_the_original_stays() -> None:
 
 def test_plain_values_hold_every_field_and_survive_json() -> None:
     plain = GOOD.to_json()
-    assert set(plain) == {field.name for field in fields(TrainSettings)} - {"peft_settings"} | {
-        "lora_rank",
-        "lora_alpha",
-    }
+    new = {"method_settings", "method", "pooling", "pair"}
+    assert set(plain) == {field.name for field in fields(TrainSettings)} - new | {"peft", "lora_rank", "lora_alpha"}
     assert TrainSettings(1, 1, 0.5).changed(json.loads(json.dumps(plain))) == GOOD
 
 
@@ -127,7 +125,7 @@ def test_settings_of_peft_methods_stand_in_the_json_as_they_did(peft: str, rank:
 def test_a_tasks_file_takes_every_setting_of_every_peft_method() -> None:
     from outlay.tasks.overrides import HyperParameters
 
-    assert peft_options().keys() <= HyperParameters.model_fields.keys()
+    assert method_options().keys() <= HyperParameters.model_fields.keys()
 
 
 @pytest.mark.parametrize(

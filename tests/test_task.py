@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from outlay.errors import DataError, TaskFileError, UnknownTask
 from outlay.metrics import METRICS
-from outlay.settings import TrainSettings
+from outlay.settings import TrainSettings, method_options
 from outlay.spec import TaskSpec
 from outlay.tasks.example import Example
 from outlay.tasks.overrides import HyperParameters
@@ -179,13 +179,25 @@ def test_every_hyper_parameter_is_a_training_setting() -> None:
         **{"patience": 3, "dropout": 0.1, "precision": "fp32", "optimizer": "adafactor", "micro_batch_size": 2},
         **{"gradient_checkpointing": True, "eval_steps": 11, "temperature": 2.5, "objective": "published"},
         **{"divergence": "js", "js_beta": 0.3, "gold_weight": 0.4, "batch_tokens": 640, "eval_share": 0.04},
-        **{"compile": True, "peft": "lora", "lora_rank": 4, "lora_alpha": 9.5},
+        **{
+            "compile": True,
+            "method": "lora",
+            "lora_rank": 4,
+            "lora_alpha": 9.5,
+            "tune": "ia3",
+            "pooling": "first",
+            "pair": "joined",
+        },
+        **{"probe_folds": 3, "probe_strengths": 4, "probe_choose_by": "metric", "probe_class_weight": "balanced"},
     }
     assert set(content) == set(HyperParameters.model_fields)
     task = Task.model_validate({**MINIMAL, "training": {"causal": {"distil": content}}})
     given = task.training.settings_for("causal", "distil")
-    changed = TrainSettings(1, 1, 0.5).changed(given).to_json()
-    assert {name: changed[name] for name in given} == given
+    changed, options = TrainSettings(1, 1, 0.5).changed(given), method_options()
+    for name, value in given.items():
+        kind = options[name][0] if name in options else None
+        own = name if kind is None else name.removeprefix(kind.option_prefix())
+        assert getattr(changed if kind is None else changed.of_method(kind.method), own) == value
 
 
 @pytest.mark.parametrize(
