@@ -200,13 +200,21 @@ def parser(doc: str | None, repeats: int) -> argparse.ArgumentParser:
     return made
 
 
-def run(given: argparse.Namespace, bench: Callable[[argparse.Namespace, Work], Report]) -> int:
-    """Run a bench as the command line asks, print and write what it says; its exit code."""
+def run(
+    given: argparse.Namespace, bench: Callable[[argparse.Namespace, Work], Report], *, needs_data: bool = True
+) -> int:
+    """Run a bench as the command line asks, print and write what it says; its exit code.
+
+    ``needs_data``: it is skipped where the public data sets are not there; for one that does without, ``given.data`` is ``None``
+    then.
+    """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     use_threads(given.threads)
     data = given.data or (Path(os.environ["OUTLAY_DATA"]) if os.environ.get("OUTLAY_DATA") else None)
-    if not given.toy and (data is None or not data.is_dir()):
+    if not needs_data and (data is None or not data.is_dir()):
+        data = None
+    elif not given.toy and (data is None or not data.is_dir()):
         print(f"skipped: no public data sets in {data or '$OUTLAY_DATA, which is not set'}; --data FOLDER, or --toy")
         return 0
     given.data = data

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from bench import common, distill_vs_online, loop_vs_trainer, report_study, study_workers, targets
+from bench import common, distill_vs_online, loop_vs_trainer, probe, report_study, study_workers, targets
 from bench.common import Clock, Work, interleaved, median, toy_rows
 from bench.distill_vs_online import (
     COMPLETE,
@@ -279,6 +279,23 @@ def test_targets_runs_through(main: Main) -> None:
         plain, ours = runs["generate, fp32"], runs["outlay, as it is set"]
         assert plain["ratio"] == pytest.approx(ours["rows_per_second"] / plain["rows_per_second"])
         assert each["targets"]["bytes_per_token"] > 8
+
+
+def test_probe_runs_through(main: Main) -> None:
+    code, figures, out = main(probe, "--toy")
+    assert code == 0
+    (case,) = figures["cases"].values()
+    ours, theirs = case[probe.OURS], case[probe.BY_HAND]
+    assert theirs["ratio"] == pytest.approx(theirs["seconds"] / ours["seconds"])
+    assert f"{theirs['ratio']:.2f}x" in out
+    assert {fit["n_fits"] for fit in (*ours["runs"], *theirs["runs"])} == {51}
+    assert case["encoding"]["again"] < case["encoding"]["first"]
+
+
+def test_a_probe_of_another_loss_is_a_failure() -> None:
+    fits = [probe.Fit(1.0, 2.0, 51, 70.0, loss) for loss in (0.5, 0.6)]
+    assert probe.report("a", {probe.OURS: fits[:1], probe.BY_HAND: fits[1:]}).failures
+    assert not probe.report("a", {probe.OURS: fits[:1], probe.BY_HAND: fits[:1]}).failures
 
 
 @pytest.mark.parametrize("bench", [distill_vs_online, loop_vs_trainer, targets], ids=lambda bench: bench.__name__)
