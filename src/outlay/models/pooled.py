@@ -106,7 +106,8 @@ class PooledModel(nn.Module):
 
     @torch.no_grad()
     def set_head(self, weight: NDArray[Any], bias: NDArray[Any]) -> None:
-        """Put in the weights of a regression, ``[classes, values]`` and ``[classes]``."""
+        """Put in the weights of a regression, ``[classes, values]`` and ``[classes]``, in float32."""
+        self.head.float()
         self.head.weight.copy_(torch.from_numpy(weight) / self.scales.cpu())
         self.head.bias.copy_(torch.from_numpy(bias))
 
@@ -289,8 +290,8 @@ def write_modules(folder: Path, head: PooledHead) -> None:
 
 
 def load_head(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a saved head by name."""
-    return load_file(folder / HEAD_WEIGHTS)
+    """Return the weights of a saved head by name, float32."""
+    return {name: weight.float() for name, weight in load_file(folder / HEAD_WEIGHTS).items()}
 
 
 def _write_json(path: Path, document: Sequence[Any] | dict[str, Any]) -> None:
