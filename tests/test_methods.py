@@ -309,6 +309,28 @@ def test_contrastive_training_changes_the_encoder_and_ends_with_a_probe(small: s
     assert head.origin is None, "vectors of an encoder that was trained are nobody else's"
 
 
+@pytest.mark.parametrize("method", ["probe_then_tune", "contrastive"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bf16_weights", "optimizer": "adafactor"},
+        {"precision": "bf16"},
+        {"gradient_checkpointing": True, "micro_batch_size": 3},
+    ],
+    ids=["bf16_weights", "bf16", "checkpointing"],
+)
+def test_other_ways_to_compute_bring_a_model_that_answers(
+    small: str, tmp_path: Path, method: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh, _ = rows_of(23, seed=5)
+    seen = answers_before_saving(monkeypatch, fresh)
+    trained(small, method, tmp_path, epochs=1, dev=False, **changes)
+    agree = np.mean([a == b for a, b in zip(seen[0], said(tmp_path, fresh), strict=True)])
+    assert agree > 0.8, "but for the rounding of weights that are saved in float32 or bf16"
+    if method == "contrastive":
+        assert load_file(tmp_path / "head.safetensors")["weight"].dtype == torch.float32
+
+
 # --- the contrastive loss ---------------------------------------------------------------------------------------------
 
 
@@ -430,14 +452,12 @@ def attempt(folder: Path, meter: CountingMeter, ref: str, method: str, targets: 
 
 
 KILLS = {
-    "probe_then_tune": [("fitted", 3), ("trained", 1), ("trained", 3), ("trained", 4), ("inferred", 3)],
-    "contrastive": [("trained", 1), ("trained", 4), ("trained", 5), ("fitted", 2), ("inferred", 2), ("fitted", 16)],
+    "probe_then_tune": [("fitted", 3), ("trained", 3), ("trained", 5), ("inferred", 3)],
+    "contrastive": [("trained", 4), ("trained", 5), ("fitted", 2), ("inferred", 2), ("fitted", 16)],
 }
 
 
-@pytest.mark.parametrize(
-    ("method", "from_targets"), [("probe_then_tune", False), ("probe_then_tune", True), ("contrastive", False)]
-)
+@pytest.mark.parametrize(("method", "from_targets"), [("probe_then_tune", True), ("contrastive", False)])
 def test_killed_again_and_again_it_ends_with_the_bytes_of_an_undisturbed_one(
     small: str, tmp_path: Path, method: str, from_targets: bool, targets: SparseTargets
 ) -> None:
