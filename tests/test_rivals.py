@@ -15,6 +15,7 @@ from outlay.engine.run import ReadyStep, RunExecution
 from outlay.engine.runner import Runner
 from outlay.errors import SpendError
 from outlay.labels.annotator import Order
+from outlay.models.cost_model import TERMS, MachineProfile
 from outlay.money.amounts import PriceBook
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import Request
@@ -195,6 +196,19 @@ def test_too_few_labels_are_not_available(world: World) -> None:
     found = ask(world, strategy="rival_tfidf", max_labels=1)
     assert isinstance(found, NotAvailable)
     assert "1 labels are bought, fewer than the" in found.reason
+
+
+def test_a_plan_counts_no_optimiser_steps_of_rivals_and_no_seconds_of_words(world: World) -> None:
+    profile = MachineProfile(
+        "here", "2026-11-21", "a device", "2.13.0", 1, 10**11, {"fp32": dict.fromkeys(TERMS, 0.01)}
+    )
+    asked = world.request(strategy="annotate", overrides=FAST | {"student": FAST["student"] | {"method": "full"}})
+    alone, whole = (plan(world.workbench, [asked], profile=profile, rivals=each) for each in (False, True))
+    assert alone.separate.n_optimizer_steps == whole.separate.n_optimizer_steps > 0
+    assert whole.separate.charged_hours > alone.separate.charged_hours
+    words = plan(world.workbench, [each for each in rivals(whole) if each.strategy != "rival_probe"], profile=profile)
+    assert words.separate.seconds_here == 0
+    assert (whole.separate.seconds_here or 0) > (alone.separate.seconds_here or 0)
 
 
 def test_a_limit_on_labels_changes_no_other_strategy(world: World) -> None:

@@ -51,7 +51,8 @@ def _points_table(planned: StudyPlan) -> RenderableType:
     for (task, name, n_initial), points in groups.items():
         sizes = [point.sizes for point in points]
         table.add_row(
-            *(Text(visible(task)), Text(visible(name)), "by rule" if n_initial is None else f"{n_initial:,}"),
+            *(Text(visible(task)), Text(visible(name))),
+            "-" if points[0].is_rival else "by rule" if n_initial is None else f"{n_initial:,}",
             *(f"{len(points):,}", f"{sum(point.recipe is None for point in points):,}"),
             *((f"{sum(point.known is not None for point in points):,}",) if known else ()),
             *(_range([size[i] for size in sizes]) for i in range(2)),

@@ -27,7 +27,8 @@ class Forecast:
 class Forecaster:
     """Forecaster of the steps of one run.
 
-    ``answers``: the lengths in tokens of some bought labels, as a model writes them (0 for an encoder).
+    Methods that count words take no seconds, since the profile knows none of theirs. ``answers``: the lengths in tokens of some
+    bought labels, as a model writes them (0 for an encoder).
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class Forecaster:
                 return profile.seconds(load, step.teacher.settings.precision)
             case Score():
                 learner = step.model
+                if not learner.settings.chosen.reads_vectors:
+                    return 0.0
                 reader = self._reader(step)
                 counts = self._counts(learner).test
                 test = self._lengths(step, counts, 0, len(counts) - 1)
@@ -81,6 +84,8 @@ class Forecaster:
 
     def _trained(self, step: Train | Distil, profile: MachineProfile, rows: Lengths) -> float:
         reader, settings = self._reader(step), step.settings
+        if not settings.chosen.reads_vectors:
+            return 0.0
         if settings.chosen.head == "probe" and settings.chosen.reads_vectors:
             return self._probed(step, profile, rows)
         more = None

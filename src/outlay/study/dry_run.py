@@ -374,8 +374,11 @@ def _alike(step: Train | Teach | Distil | Score, context: PlanningContext) -> Ha
 
 
 def _n_optimizer_steps(step: Step, context: PlanningContext) -> int:
-    """Return the number of batches of all epochs; with batches filled by tokens, as many as the tokens fill."""
-    if not isinstance(step, Train | Distil):
+    """Return the number of batches of all epochs, as many as the tokens fill where they are filled by tokens.
+
+    A method that trains no weights by them has none.
+    """
+    if not isinstance(step, Train | Distil) or step.settings.chosen.trains == "none":
         return 0
     settings = step.settings
     if settings.batch_tokens is not None:
