@@ -42,7 +42,7 @@ from outlay.models.peft import (
     without_compile,
 )
 from outlay.models.peft_methods import METHODS, PeftMethod, register
-from outlay.settings import METHOD_SETTINGS, PeftSettings, Setting, TrainSettings
+from outlay.settings import METHOD_SETTINGS, PeftSettings, Setting, TrainSettings, peft_methods
 from outlay.spec import TaskSpec
 from outlay.train.api import DevTexts, TrainContext, finetune, predict
 from outlay.train.progress import TrainProgress
@@ -488,8 +488,9 @@ def shift() -> Iterator[TrainSettings]:
 
 
 def test_every_method_has_settings_and_a_name_of_its_own(shift: TrainSettings) -> None:
-    assert METHODS.keys() == METHOD_SETTINGS.keys() == {"lora", "ia3", "shift"}
-    assert all(METHODS[name].kind is kind and kind.method == name for name, kind in METHOD_SETTINGS.items())
+    assert set(METHODS) == set(peft_methods()) == {"lora", "ia3", "shift"}
+    assert all(METHODS[name].kind is METHOD_SETTINGS[name] for name in METHODS)
+    assert all(kind.method == name for name, kind in METHOD_SETTINGS.items())
     with pytest.raises(ValueError, match="shift"):
         register(Shift)
 

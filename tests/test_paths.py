@@ -146,6 +146,8 @@ WORDS = {
         "pooling",
         "pair",
         "tune",
+        "probe_choose_by",
+        "probe_class_weight",
         "precision",
         "prediction_column",
         "prefix",

@@ -26,6 +26,7 @@ FOREIGN = {
     "GKDTrainer",
     "Infinity",
     "LoRA",
+    "SetFit",
     "MPNetEmbeddings",
     "MiB",
     "MiniLLM",
