@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from outlay.engine.prepare import PreparedRun
-from outlay.errors import SellerError, UnknownOrder
+from outlay.errors import SellerError, SpendError, UnknownOrder
 from outlay.labels.annotator import Annotator, Delivery, Order, Pending
 from outlay.labels.purchases import OrderRecord, PurchaseLog, PurchaseRecord, SellerLog, label_lines
-from outlay.plan.steps import LABELS_FILE, Buy
+from outlay.plan.steps import LABELS_FILE, Buy, describe
+from outlay.plan.strategies import rival_of
 from outlay.storage.store import Artifact, key_of
 from outlay.tasks.example import Example
 
@@ -169,6 +170,30 @@ def _keep(purchases: SellerLog, record: OrderRecord, delivery: Delivery) -> None
         purchases.add(PurchaseRecord(record.order, record.payer, cash, seconds, labels))
 
 
+@dataclass(frozen=True, slots=True)
+class Unbought:
+    """Purchases with rows that nobody has labelled, each with the number of these rows, and of those that nobody has ordered."""
+
+    purchases: tuple[tuple[Buy, int, int], ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.purchases)
+
+    @property
+    def lacks(self) -> str | None:
+        """One line on labels that nobody has ordered; ``None`` where there are none."""
+        for step, _, n in self.purchases:
+            if n:
+                what = f"{n:,} of the {step.n:,} {step.split} labels"
+                return f"a rival buys no labels, and {what} it would learn from are not bought"
+        return None
+
+    @property
+    def on_order(self) -> list[str]:
+        """Lines on labels that are ordered, where nothing else is missing."""
+        return [] if self.lacks else [f"{n:,} labels that another run has ordered" for _, n, _ in self.purchases]
+
+
 class RunPurchases:
     """The purchases of one run: missing rows, cash paid and labels, as read from the log."""
 
@@ -181,22 +206,26 @@ class RunPurchases:
         """Return a purchase with its rows and its seller.
 
         Raises:
+            SpendError: the run is a rival's.
             TaskFileError: a row without a gold label to replay.
         """
+        if rival_of(self._prepared.request.strategy) is not None:
+            raise SpendError(f"a rival buys no labels, and this one would order {describe(step)}")
         known = self._log.read(step.series).labels
         n_missing = sum(row not in known for row in self._ids(step))
         return Purchase(
             step, self._prepared.rows_of(step.split), self._prepared.seller_of(step), self._payer, n_missing
         )
 
-    def missing(self, step: Buy) -> set[str]:
-        """Return the rows of a purchase that nobody has bought the label of."""
-        return set(self._ids(step)) - self._log.read(step.series).labels.keys()
-
-    def on_order(self, step: Buy) -> set[str]:
-        """Return the rows of a purchase that some run has ordered and not received."""
-        known = self._log.read(step.series)
-        return {row for order in known.open_orders for row in order.ordered} - known.labels.keys()
+    def unbought(self, steps: Sequence[Buy]) -> Unbought:
+        """Return what the log lacks of some purchases."""
+        found = []
+        for step in steps:
+            known = self._log.read(step.series)
+            missing = set(self._ids(step)) - known.labels.keys()
+            ordered = {row for order in known.open_orders for row in order.ordered}
+            found += [(step, len(missing), len(missing - ordered))] if missing else []
+        return Unbought(tuple(found))
 
     def cash_micros(self, step: Buy, before: Sequence[Buy]) -> int:
         """Return the cash, in micro-dollars, that this run paid for a purchase, without rows of the purchases ``before``."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Self
 
-from outlay.engine.buying import Purchase, PurchaseResult, RunPurchases
+from outlay.engine.buying import Purchase, PurchaseResult, RunPurchases, Unbought
 from outlay.engine.environment import environment
 from outlay.engine.point import Point, PointCircumstance, usd_of
 from outlay.engine.prepare import PreparedRun
@@ -26,7 +26,7 @@ from outlay.engine.results_dir import ResultsDir
 from outlay.engine.run_dir import Timing
 from outlay.engine.step_runner import Job, JobResult, lines_on_cuts
 from outlay.engine.summary import RunSummary, precision_facts, work_of
-from outlay.errors import BudgetExceeded, SpendError
+from outlay.errors import BudgetExceeded
 from outlay.money.amounts import LABEL_UNIT, Quote, cost_micros
 from outlay.money.ledger import Hold
 from outlay.plan.quotes import Quoter
@@ -130,9 +130,8 @@ class RunExecution:
                 for line in asked.derivation:
                     self._listener.say(line)
                 self.proposal = asked
-            if any(self._unbought()):
-                return None
-            self._obtain_all(self.proposal)
+            if not self.unbought():
+                self._obtain_all(self.proposal)
             if self.proposal.final.key not in self._artifacts:
                 return None
             dev = self._artifacts[self.proposal.model.key].usage.get("dev")
@@ -185,9 +184,7 @@ class RunExecution:
     @property
     def waits_for(self) -> str | None:
         """One line on labels that are ordered and not delivered; ``None`` where the run waits for no labels."""
-        lines = list(dict.fromkeys(self._waiting.values()))
-        if self.lacks is None:
-            lines += [f"{len(rows):,} labels that another run has ordered" for _, rows, _ in self._unbought()]
+        lines = dict.fromkeys((*self._waiting.values(), *self.unbought().on_order))
         return "waiting for " + "; ".join(lines) if lines else None
 
     def put_off(self, need: ReadyStep, why: str) -> None:
@@ -216,7 +213,7 @@ class RunExecution:
             if isinstance(step, Buy):
                 self._purchases.take_over(step, found)
             self._book_found(step, found, already_paid=is_paid)
-        elif self._is_rival and isinstance(step, Buy) and not self._purchases.missing(step):
+        elif self._is_rival and isinstance(step, Buy):
             quote = replace(self._quoter.quote(step), cash_micros=0)
             self._settle_purchase(step, self._hold(step, quote, is_paid), already_paid=is_paid, reused=True)
 
@@ -234,28 +231,14 @@ class RunExecution:
 
     # --- labels ------------------------------------------------------------------------------------------------------
 
-    @property
-    def lacks(self) -> str | None:
-        """One line on labels that a rival needs and nobody has bought or ordered; ``None`` for any other run."""
-        for step, missing, ordered in self._unbought():
-            if not missing <= ordered:
-                n = f"{len(missing - ordered):,} of the {step.n:,} {step.split} labels"
-                return f"a rival buys no labels, and {n} it would learn from are not bought"
-        return None
-
-    def _unbought(self) -> Iterator[tuple[Buy, set[str], set[str]]]:
-        """Yield the purchases of a rival with a row that has no label, with all such rows and those on order by other runs."""
+    def unbought(self) -> Unbought:
+        """Return the labels that a rival's recipe needs and nobody has; none for any other run, which buys them."""
         steps = self.proposal.steps() if self._is_rival and self.proposal is not None else []
-        for step in steps:
-            if isinstance(step, Buy) and step.key not in self._artifacts and self._find(step, step.key) is None:
-                missing = self._purchases.missing(step)
-                if missing:
-                    yield step, missing, missing & self._purchases.on_order(step)
+        open_steps = [step for step in steps if isinstance(step, Buy) and step.key not in self._artifacts]
+        return self._purchases.unbought([step for step in open_steps if self._find(step, step.key) is None])
 
     def _hold_purchase(self, step: Buy, need: ReadyStep) -> HeldStep:
         """Hold a purchase: the charge of all its labels, the cash paid already and that of the missing rows."""
-        if self._is_rival:
-            raise SpendError(f"a rival buys no labels, and this one would order {describe(step)}; run it without")
         purchase, quote = self._purchases.begin(step), self._quoter.quote(step)
         cash = self._cash_of(step, need.already_paid) + purchase.seller.quote(purchase.n_missing).cash_micros
         return HeldStep(need, self._hold(step, replace(quote, cash_micros=cash), need.already_paid), purchase)

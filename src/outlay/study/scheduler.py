@@ -182,7 +182,7 @@ class Scheduler:
             self._runner.finish(execution, point)
         elif execution.waits_for is not None and not each.needs and not each.n_begun:
             point = execution.point("waiting", execution.waits_for, [])
-        elif (lacks := execution.lacks) is not None:
+        elif (lacks := execution.unbought().lacks) is not None:
             # Not finished: another command may buy these labels.
             point = execution.point("na", lacks, [])
         if point is None:
