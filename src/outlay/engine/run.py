@@ -365,13 +365,9 @@ class RunExecution:
     def _book_found(self, step: Step, artifact: Artifact, already_paid: bool) -> None:
         """Book a cached artifact: the full charge, and only the cash that this run paid for it."""
         quote = self._quoter.quote(step)
-        cash = (
-            self._cash_of(step, already_paid)
-            if isinstance(step, Buy)
-            else 0
-            if already_paid
-            else self._my_cash(artifact)
-        )
+        cash = 0 if already_paid else self._my_cash(artifact)
+        if isinstance(step, Buy):
+            cash = self._cash_of(step, already_paid)
         hold = self._hold(step, replace(quote, cash_micros=cash), already_paid)
         with self._released_on_error(hold):
             if isinstance(step, Buy):
