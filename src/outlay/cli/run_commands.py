@@ -112,7 +112,12 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Results folder.")] = Path("outlay-runs/demo"),
     store: StoreOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from --seed on.")] = 1,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--seeds", min=1, help="How many seeds, from --seed on. (default: 3 of what takes seconds, else 1)"
+        ),
+    ] = None,
     threads: ThreadsOption = 2,
     precision: PrecisionOption = "auto",
     rivals: RivalsOption = True,
@@ -123,13 +128,11 @@ def demo(
     """Handle `outlay demo`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.money.amounts import write_usd
     from outlay.report.receipt import receipt, render_text
-    from outlay.study.grid import Grid
     from outlay.tasks.demo import demo_story, write_demo
 
     task = write_demo(out / "task")
     shared = _demo_request(task, threads, precision)
-    chosen = tuple(range(seed, seed + seeds))
-    asked = Grid(shared, ("annotate", "distill", "self_distill"), (shared.budget_micros,), chosen).requests()
+    asked = _demo_requests(shared, seed, seeds)
     options = {
         "--seed": seed or None,
         "--threads": threads,
@@ -137,15 +140,18 @@ def demo(
         "--no-rivals": None if rivals else True,
     }
     where = PlaceOptions(out, store, workers=workers, quiet=quiet, as_json=as_json)
-    words = ("--seeds", seeds, *given_words(options))
+    words = (*given_words({"--seeds": seeds}), *given_words(options))
     session = _prepare(asked, "demo", words, out, where, rivals=rivals)
-    story = demo_story(len(asked), write_usd(session.builder.price_book.get("label/demo").usd))
+    price = session.builder.price_book.get("label/demo")
+    story = demo_story(len({(each.strategy, each.n_initial) for each in asked}), write_usd(price.usd))
     points = _bring_about(session, where, first=story)
     if not as_json:
         taught = [point for point in session.plan.points if point.request.strategy == "distill"]
         if taught[0].run_id is not None and taught[0].recipe is not None:
             echo("\n" + render_text(receipt(session.runner.ledger, taught[0].run_id)), nl=False)
-        _say_what_next(out, out / "report.html", None if seeds > 1 else {**options, "--store": store})
+        _say_what_next(
+            out, out / "report.html", None if seeds is not None and seeds > 1 else {**options, "--store": store}
+        )
     _fail_without_result(points)
 
 
@@ -234,6 +240,18 @@ def _demo_request(task: Path, threads: int, precision: str) -> Request:
         threads=threads,
         precision=precision,
     )
+
+
+def _demo_requests(shared: Request, seed: int, seeds: int | None) -> list[Request]:
+    """Return the requests of the demo: a teacher takes a minute, so without a number of seeds it has one; the rest takes seconds."""
+    from outlay.study.grid import Grid
+    from outlay.tasks.demo import DEMO_SEEDS
+
+    asked: list[Request] = []
+    for name, n_seeds in (("annotate", DEMO_SEEDS), ("distill", 1)):
+        chosen = tuple(range(seed, seed + (seeds or n_seeds)))
+        asked += Grid(shared, (name,), (shared.budget_micros,), chosen).requests()
+    return asked
 
 
 def _fail_without_result(points: list[Point]) -> None:

@@ -28,7 +28,9 @@ from outlay.report.values import ABSENT, count, latency_text, money, size_text
 _COLUMNS = ("Budget", "Labels", "Pool rows", "Teacher dev", "Test", "ECE", "Charge", "Cash", "MB", "ms a row", "Seeds")
 """Columns of the plain comparison; a column without a value in any row is left out."""
 
-_ECE_LEGEND = "ECE: expected calibration error of the probabilities on the test split, 0-100, mean over seeds; less is better."
+_ECE_LEGEND = (
+    "ECE: expected calibration error of the probabilities on the test split, 0-100, mean over seeds; less is better."
+)
 RIVAL_NOTE = (
     "A rival is a cheap model on labels that other rows have bought, charged as if alone. MB: of float32 weights."
 )

@@ -37,6 +37,8 @@ DEMO_N_INITIAL = 180
 DEMO_POOL_ROWS = 2048
 DEMO_N_DEV = 96
 DEMO_STUDENT = "tiny:1x192"
+DEMO_SEEDS = 3
+"""Seeds of what takes seconds."""
 
 P_OPENER = 0.4
 P_CLOSER = 0.35
