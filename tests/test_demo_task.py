@@ -189,7 +189,7 @@ def test_the_demo_stays_small(tmp_path: Path) -> None:
         if not isinstance(step, Buy):
             quoter = next(each for each in quoters if step.key in _keys(each.context))
             flops += sum(quoter.flops(quoter.work(step)))
-    assert planned.distinct.n_optimizer_steps < 1_700
+    assert planned.distinct.n_optimizer_steps < 1_750
     assert flops < 7.2e12
     # It reaches for what it says it does.
     labels = max(point.recipe.steps()[0].n for point in planned.points if point.recipe is not None)  # type: ignore[attr-defined]
@@ -233,4 +233,5 @@ def test_the_demo_runs_to_its_end_and_says_what_comes_next(tmp_path: Path, monke
     again = shlex.split(said["test over 5 seeds"])
     assert again[:4] == ["outlay", "demo", "--seeds", "5"]
     assert {"--seed", "--store", str(tmp_path / "store"), f"{out}-5-seeds"} <= set(again)
-    assert len(json.loads((out / "points.json").read_text())) == 4
+    points = [each["request"] for each in json.loads((out / "points.json").read_text())]
+    assert Counter(point["strategy"] for point in points) == {"annotate": 3, "distill": 2}

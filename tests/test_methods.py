@@ -28,8 +28,7 @@ from outlay.models.vectors import VectorCache
 from outlay.settings import METHOD_NAMES, METHOD_SETTINGS, TeachSettings, TrainSettings, check_method, flat_settings
 from outlay.settings import methods as methods_settings
 from outlay.spec import Family, Kind, TaskSpec
-from outlay.train import answering
-from outlay.train import api as train_api
+from outlay.train import answering, learners
 from outlay.train.api import DevTexts, TrainContext, distil, finetune, predict, teach
 from outlay.train.contrastive import ContrastiveObjective, PairBatch
 from outlay.train.progress import TrainProgress
@@ -100,7 +99,7 @@ def trained(
 
 def said(folder: Path, texts: Texts) -> list[str]:
     answering._loaded.clear()
-    return predict(folder, texts, precision="fp32", meter=CountingMeter())
+    return predict(folder, texts, precision="fp32", meter=CountingMeter()).answers
 
 
 def taught(folder: Path, texts: Texts, target: Any = "classes") -> SparseTargets:
@@ -136,8 +135,8 @@ def answers_before_saving(monkeypatch: pytest.MonkeyPatch, texts: Texts) -> list
         return saved
 
     for place in (
-        "outlay.train.api.save_with_head",
-        "outlay.train.api.save_model",
+        "outlay.train.learners.save_with_head",
+        "outlay.train.learners.save_model",
         "outlay.train.probe.save_with_head",
     ):
         module, name = place.rsplit(".", 1)
@@ -278,8 +277,8 @@ def test_tuning_by_adapters_freezes_the_rest(
         seen.append({name for name, parameter in model.named_parameters() if parameter.requires_grad})
         return fit(model, *args, **more)
 
-    fit = train_api.fit
-    monkeypatch.setattr(train_api, "fit", look)
+    fit = learners.fit
+    monkeypatch.setattr(learners, "fit", look)
     trained(small, "probe_then_tune", tmp_path, tune=tune, dev=False)
     assert {name for name in seen[0] if tune not in name} == {"head.weight", "head.bias"}
     assert any(tune in name for name in seen[0])

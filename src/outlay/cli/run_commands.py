@@ -243,7 +243,7 @@ def _demo_request(task: Path, threads: int, precision: str) -> Request:
 
 
 def _demo_requests(shared: Request, seed: int, seeds: int | None) -> list[Request]:
-    """Return the requests of the demo: a teacher takes a minute, so without a number of seeds it has one; the rest takes seconds."""
+    """Return the requests of the demo; without a number of seeds, one of what a teacher makes a minute long, some of the rest."""
     from outlay.study.grid import Grid
     from outlay.tasks.demo import DEMO_SEEDS
 
