@@ -116,7 +116,7 @@ def _section(words: tuple[str, ...], command: Any) -> str:
     required = [f"{p.opts[0]} {p.name.upper()}" for p in command.params if p.param_type_name == "option" and p.required]
     lines = [f"\n## {' '.join(words)}\n", " ".join((command.help or "").split()) + "\n"]
     lines.append(f"```\n{' '.join((usage, *required))} [OPTIONS]\n```\n")
-    rows = [_row(p) for p in command.params if p.name != "help"]
+    rows = [_row(p) for p in command.params if p.name != "help" and not getattr(p, "hidden", False)]
     if rows:
         lines += ["| option | what it does | default |\n|---|---|---|", *rows, ""]
     return "\n".join(lines)
