@@ -117,6 +117,21 @@ def test_n_teacher_and_pool_make_no_other_rival(world: World) -> None:
     assert all(each.n_initial is None and each.pool_rows is None and each.max_labels == 50 for each in found)
 
 
+def test_methods_of_runs_make_no_other_rival(world: World) -> None:
+    methods = (
+        {},
+        {"method": "full"},
+        {"method": "probe", "pair": "joined"},
+        {"method": "probe_then_tune", "tune": "lora"},
+    )
+    asked = [
+        world.request(strategy="annotate", overrides={"student": settings} if settings else {}) for settings in methods
+    ]
+    found = rivals(planned(world, *asked))
+    assert [each.strategy for each in found] == list(RIVAL_METHODS)
+    assert {role for each in found for role in each.overrides} == set()
+
+
 def test_the_probe_reads_the_general_checkpoint_of_a_run_that_starts_from_it(world: World) -> None:
     asked = world.request(strategy="general_distill", general=str(world.checkpoint))
     found = {each.strategy: each.student for each in rivals(planned(world, asked))}

@@ -86,12 +86,16 @@ def _alone(asked: Request) -> Request:
         teacher=origin if parse_ref(student).needs_base else student,
         base=None,
         sellers=tuple(seller for seller in asked.sellers if seller.name == HUMAN),
-        overrides={role: _methodless(pairs) for role, pairs in kept.items() if pairs},
+        overrides={role: left for role, pairs in kept.items() if (left := _methodless(pairs))},
     )
 
 
 def _methodless(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flat_settings(settings).items() if name != "method"}
+    """Return settings without the method and what it reads: a rival has its own, whatever those of the run are."""
+    return {name: value for name, value in flat_settings(settings).items() if name not in _OF_METHODS}
+
+
+_OF_METHODS = ("method", "pair", "pooling", "tune")
 
 
 def _identity(asked: Request, *, without_models: bool = False) -> Hashable:
