@@ -384,7 +384,7 @@ def test_without_ray_the_way_out_is_named(model: Path, monkeypatch: pytest.Monke
 
 
 def test_a_folder_without_a_model_is_refused_before_anybody_is_asked(tmp_path: Path) -> None:
-    with pytest.raises(UnknownModel, match=r"no config\.json"):
+    with pytest.raises(UnknownModel, match=r"no model\.safetensors"):
         list(run_on_cluster("127.0.0.1:1", 1, process_id, payloads(1), tmp_path))
 
 

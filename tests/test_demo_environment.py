@@ -87,9 +87,7 @@ def run(program: str, *arguments: object) -> str:
     of_others = {name: {canonicalize_name(each) for each in owners} - kept for name, owners in modules.items()}
     missing = sorted(name for name, owners in of_others.items() if owners and not name.startswith(("_", "tests")))
     missing = [name for name in missing if not {canonicalize_name(each) for each in modules[name]} & kept]
-    assert {"ray", "pyarrow", "moto", "ruff", "pytest", "scipy", "sklearn", "sentence_transformers"} <= set(missing) | {
-        "ruff"
-    }
+    assert {"ray", "pyarrow", "moto", "ruff", "pytest", "sentence_transformers"} <= set(missing) | {"ruff"}
     gone = sorted({owner for name in missing for owner in of_others[name]})
     command = [sys.executable, "-c", WITHOUT + program, json.dumps(missing), json.dumps(gone), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)

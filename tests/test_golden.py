@@ -28,6 +28,7 @@ source: Kang et al. 2023, Table 2
 layout: budgets
 rivals: false
 strategies: [annotate, distill]
+method: full
 student_training: free
 scales:
   cpu:
@@ -58,7 +59,7 @@ def beside_the_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_comparison(tmp_path: Path) -> None:
-    settings = ("epochs=16", "batch_size=16", "learning_rate=0.005", "precision=fp32")
+    settings = ("method=full", "epochs=16", "batch_size=16", "learning_rate=0.005", "precision=fp32")
     more = [
         part for role in ("teacher", "student", "distil") for each in settings for part in ("--set", f"{role}.{each}")
     ]

@@ -105,7 +105,7 @@ def untouched(folder: Path) -> dict[str, bytes]:
 def scores(folder: Path) -> list[list[str]]:
     """The cells of the first table, row by row; intervals left out."""
     table = StudyReport(read_results(folder)).tables[0]
-    wanted = [i for i, column in enumerate(table.columns) if column.text not in ("Test", "Cash")]
+    wanted = [i for i, column in enumerate(table.columns) if column.text not in ("Test", "Cash", "ms a row")]
     values = [[cell.text if cell else "" for i, cell in enumerate(row.cells) if i in wanted] for row in table.rows]
     tests = [
         next(c for c, column in zip(row.cells, table.columns, strict=True) if column.text == "Test")

@@ -114,7 +114,8 @@ def test_a_run_that_was_cut_short_is_replayed_without_paying_again(
     dear = Price("cpu", "hour", Decimal(2_000), "a test", None)
     one = OneByOne(Path("out"), Store(Path("store")), here=dear)
     quick = {"batch_size": 8, "learning_rate": 0.005, "precision": "fp32"}
-    roles = {"student": {**quick, "epochs": 4000}, "teacher": {"precision": "fp32"}, "distil": {"precision": "fp32"}}
+    plain = {"precision": "fp32", "method": "full"}
+    roles = {"student": {**quick, **plain, "epochs": 4000}, "teacher": plain, "distil": plain}
     request = Request("task.yaml", "annotate", 2 * USD, student="./checkpoint", threads=1, overrides=roles)
     prepared = RunBuilder(PriceBook.load()).prepare(request)
     assert prepared.request.run_id == run_id

@@ -34,9 +34,11 @@ OTHER: dict[str, Any] = {
     "base": "other",
     "metric_model": "other",
     "precision": "fp32",
+    "max_labels": 7,
+    "test_rows": 7,
     **{f"digests.{each.name}": "other" for each in fields(Digests)},
 }
-LATER = {"base", "metric_model", "precision", "general"}
+LATER = {"base", "metric_model", "precision", "general", "max_labels", "test_rows"}
 """Fields that old requests did not have: they are said only where they say something, so that run ids stay."""
 LLM = SellerSpec("llm", ReplayOptions(0.3, price_item="x"))
 CROWD = SellerSpec("crowd", ReplayOptions(0.1, 3, 2.0, "label/demo"))
@@ -111,7 +113,7 @@ def test_the_same_request_is_the_same_run_in_every_process() -> None:
     whole = replace(full, sellers=(SellerSpec(), LLM), precision="fp32")
     assert whole.run_id == "d4afbf9e6342c7a8"
     of_sellers = {"seller", "llm_error_rate", "llm_price_item"}
-    assert set(whole.to_json()) == told - {"sellers", "general"} | of_sellers
+    assert set(whole.to_json()) == told - {"sellers", "general", "max_labels", "test_rows"} | of_sellers
 
 
 def test_the_order_in_which_settings_are_named_does_not_matter() -> None:

@@ -214,7 +214,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def old_command(out: Path, budgets: str = "6.1") -> tuple[object, ...]:
-    settings = ("epochs=1", "batch_size=16", "learning_rate=0.005", "precision=fp32")
+    settings = ("method=full", "epochs=1", "batch_size=16", "learning_rate=0.005", "precision=fp32")
     more = [f"--set={role}.{each}" for role in ("teacher", "student", "distil") for each in settings]
     return (
         *("compare", "task.yaml", "--teacher", "./checkpoint", "--students", "cut:1", "--budgets", budgets),

@@ -23,6 +23,7 @@ from outlay.report.receipt import receipt, render_text, to_json
 from outlay.standalone.runtime import StepReport
 from outlay.standalone.training import finetune
 from outlay.train import api as train_api
+from outlay.train import learners
 from tests.listeners import Silent
 from tests.runs import World, runner
 from tests.steps_world import StepsWorld
@@ -168,8 +169,8 @@ def test_what_the_charge_leaves_out_stands_on_the_receipt_with_its_figures(
         time.sleep(slow)
         return load(*given, **named)
 
-    load = train_api.load_model
-    monkeypatch.setattr(train_api, "load_model", load_slowly)
+    load = learners.load_model
+    monkeypatch.setattr(learners, "load_model", load_slowly)
     bare = runner(tmp_path / "bare", tmp_path / "store")
     bare.execute(world.prepared())
     paper = receipt(bare.ledger, run_id)

@@ -105,8 +105,7 @@ def run(
     pool = _worker_pool(executor, place, workers, asked.threads, ray)
     is_quiet = quiet or as_json
     with console(err=True, quiet=is_quiet).status(f"planning {len(asked.cells):,} points"):
-        files = [expand_path(path) for path in known or ()]
-        session = prepare_study(asked, place, again, pool, files, rivals=rivals)
+        session = prepare_study(asked, place, again, pool, list(map(expand_path, known or ())), rivals=rivals)
     say_notes([*session.builder.notes, *session.plan.rival_notes], quiet=is_quiet)
     if dry_run:
         _print_plan(session.plan, as_json)

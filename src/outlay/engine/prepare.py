@@ -104,6 +104,12 @@ class _OnDemand(Mapping[Key, Value]):
         return len(self._made)
 
 
+def _readings(task: Task, family: Family) -> tuple[Reading, ...]:
+    """Return how a model may read the rows of a task: only an encoder has its segments, and only two of them make towers."""
+    whole: tuple[Reading, ...] = ("whole", "joined")
+    return (*whole, "towers") if family == "encoder" and len(task.segment_names) > 1 else whole
+
+
 class RunBuilder:
     """Builder of runs that loads tasks, reads checkpoints and counts tokens once, for all runs of one command.
 
@@ -242,7 +248,7 @@ class RunBuilder:
                         self._token_counts, asked.task, request.seed, model, len(pool), request.test_rows, reading
                     )
                     for model in roles.used
-                    for reading in get_args(Reading)
+                    for reading in _readings(task, models.shape(model).family)
                 }
             ),
             longest_answer={model.ref: models.longest_answer(task, model) for model in roles.used},

@@ -50,9 +50,6 @@ class Forecaster:
         profile = self._profile
         if profile is None or profile.threads != step.threads:
             return None
-        if not learner_of(step).settings.chosen.reads_vectors:
-            # Words are counted in no time that would be worth foreseeing.
-            return None
         return Forecast(self._seconds(step, profile), f"the profile of {profile.measured}")
 
     def _seconds(self, step: ComputeStep, profile: MachineProfile) -> float:

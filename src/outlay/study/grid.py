@@ -117,10 +117,10 @@ class StudyFile(YamlBlock):
             chosen = chosen.model_copy(update={"precision": precision})
         if n_seeds is not None and n_seeds < 1:
             raise UsageError(f"--seeds is {n_seeds}; study at least 1")
-        named = self._tasks(scale, chosen, tasks)
+        named, where = self._tasks(scale, chosen, tasks), f"{self.name}, scale {scale}"
         loaded = [load_task(name) for name, _ in named]
-        _refuse_equal_names([name for name, _ in named], [task.name for task in loaded], f"{self.name}, scale {scale}")
-        grids = [_Grid(self, f"{self.name}, scale {scale}, task {name}", chosen, name, axes) for name, axes in named]
+        _refuse_equal_names([name for name, _ in named], [task.name for task in loaded], where)
+        grids = [_Grid(self, f"{where}, task {name}", chosen, name, axes) for name, axes in named]
         cells: dict[tuple[Any, ...], Cell] = {}
         by_task = [tuple(grid.points(price(task.price_item), price)) for grid, task in zip(grids, loaded, strict=True)]
         for seed in range(chosen.first_seed, chosen.first_seed + (n_seeds or chosen.n_seeds)):
@@ -129,9 +129,7 @@ class StudyFile(YamlBlock):
                     cell = Cell(replace(point, seed=seed), grid.axes.absent)
                     cells.setdefault(_identity(cell.request), cell)
         if not cells:
-            raise StudyFileError(
-                f"study {self.name}, scale {scale}: no point is left; a teacher needs `added_usd` above 0"
-            )
+            raise StudyFileError(f"study {where}: no point is left; a teacher needs `added_usd` above 0")
         return Study(
             name=self.name,
             title=self.title or self.name,
