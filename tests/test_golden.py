@@ -128,15 +128,22 @@ def _without_machine(point: dict[str, Any]) -> dict[str, Any]:
     return {"request": point["request"], "result": result}
 
 
-_ECE_CELL = re.compile(r"\| \d+\.\d (\| \$[\d.,]+ \| \$0\.\d+ \| \d+ \|)$")
-_CASH_CELL = re.compile(r"\| \$0\.\d+ \| (\d+) \|$")
+_OF_THE_MACHINE = ("ECE", "Cash", "ms a row")
+_MILLISECONDS = re.compile(r", [\d.,]+ ms a row")
 
 
 def _without_cash(table: str) -> list[str]:
-    """The lines of a table; the cash, which a row's seconds decide, is the last amount before its seeds, the ECE the cell
-    before the charge."""
-    lines = [_ECE_CELL.sub(r"| ECE \1", line) for line in table.splitlines()]
-    return [_CASH_CELL.sub(r"| CASH | \1 |", line) for line in lines]
+    """The lines of a table, without the cells that a machine's seconds or last bits decide."""
+    lines: list[str] = []
+    head: list[str] | None = None
+    for line in table.splitlines():
+        cells = line.split("|")
+        head = (head or [cell.strip() for cell in cells]) if line.startswith("|") else None
+        for i, name in enumerate(head or ()):
+            if name in _OF_THE_MACHINE and cells[i].strip() not in ("", name) and not cells[i].startswith("-"):
+                cells[i] = f" {name.upper()} "
+        lines.append(_MILLISECONDS.sub(", MS a row", "|".join(cells)))
+    return lines
 
 
 def _bill(bill: dict[str, Any], out: Path) -> dict[str, Any]:

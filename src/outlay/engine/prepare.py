@@ -28,7 +28,7 @@ from outlay.spec import Family, Reading
 from outlay.storage.store import key_of
 from outlay.tasks.example import Example
 from outlay.tasks.loading import load_data
-from outlay.tasks.overrides import Role, overrides_of
+from outlay.tasks.overrides import Role, overrides_of, settings_as_before
 from outlay.tasks.splits import SeededOrder, TaskData
 from outlay.tasks.task import Task, load_task
 
@@ -325,7 +325,7 @@ def _shared(asked: Request) -> tuple[Hashable, ...]:
 def _task_digest(task: Task, data: TaskData) -> str:
     """Return the digest of a task file and of every example, without description and published results."""
     told = task.model_dump(mode="json", exclude={"description", "published"})
-    return key_of({"task": told, "data": data.digest})
+    return key_of({"task": {**told, "training": settings_as_before(told["training"])}, "data": data.digest})
 
 
 def _pool_parts(data: TaskData, n_rows: int) -> tuple[tuple[str, int], ...]:

@@ -9,7 +9,16 @@ from pydantic import Field, create_model, model_validator
 
 from outlay.errors import UsageError
 from outlay.hardware.precision import without_auto
-from outlay.settings import SettingField, TrainSettings, flat_settings, setting_fields
+from outlay.settings import (
+    OLD_METHOD_KEY,
+    PeftSettings,
+    SettingField,
+    TrainSettings,
+    flat_settings,
+    method_options,
+    peft_methods,
+    setting_fields,
+)
 from outlay.spec import Family
 from outlay.tasks.yaml_file import YamlBlock
 
@@ -62,6 +71,25 @@ class Roles(YamlBlock):
     def of(self, role: Role) -> dict[str, Any]:
         """Return what is set for one role."""
         return {"teacher": self.teacher, "student": self.student, "distil": self.distil}[role].given()
+
+
+_LATER = {"pooling", "pair"} | {
+    name for name, (kind, _) in method_options().items() if not issubclass(kind, PeftSettings)
+}
+"""Settings that came with the methods; a task that sets none of them has the digest it had before."""
+
+
+def settings_as_before(blocks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dumped settings of a task as they were before there were methods, as far as it names none of what is new."""
+    found: dict[str, Any] = {}
+    for name, value in blocks.items():
+        if name == "method":
+            found |= {OLD_METHOD_KEY: value} if value is None or value in peft_methods() else {name: value}
+        elif isinstance(value, Mapping):
+            found[name] = settings_as_before(value)
+        elif value is not None or name not in _LATER:
+            found[name] = value
+    return found
 
 
 def overrides_of(
