@@ -422,7 +422,7 @@ def test_a_run_ends_with_a_receipt_and_a_table(shop: Shop, first: tuple[Path, Ra
         "Receipt of run",
         "29 train labels",
         "fine-tune the",
-        "by rule",
+        "(N by",
         "figure tickets:",
         "receipts: outlay",
     ):

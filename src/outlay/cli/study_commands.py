@@ -89,7 +89,6 @@ def run(
     from outlay.study.prepare import check_study, prepare_study, refuse_several_processes, study_command
     from outlay.study.request import workplace
 
-    # A wrong request is refused before anything is planned, and before a folder is made.
     refuse_several_processes()
     own = PlaceOptions(None, store, here, prices, machines, data, cash_cap)
     setup = replace(own, max_student_mb=max_student_mb, max_ms=max_ms).setup()
@@ -98,10 +97,10 @@ def run(
     asked = file.at(scale, parse_names(tasks), n_seeds=seeds, precision=precision, price=place.prices.label)
     if out is None:
         place = replace(place, folder=place.folder / _folder_name(asked, tasks))
-    command = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--precision": precision}
-    further: dict[str, object] = {"--no-rivals": None if rivals else True, "--data": data}
-    further |= {"--max-student-mb": max_student_mb, "--max-ms": max_ms}
-    again = study_command(study, {**command, **further}, prices or (), machines or (), known or ())
+    given: dict[str, object] = {"--task": tasks, "--scale": scale, "--seeds": seeds, "--precision": precision}
+    given |= {"--no-rivals": None if rivals else True, "--data": data}
+    given |= {"--max-student-mb": max_student_mb, "--max-ms": max_ms}
+    again = study_command(study, given, prices or (), machines or (), known or ())
     pool = _worker_pool(executor, place, workers, asked.threads, ray)
     is_quiet = quiet or as_json
     with console(err=True, quiet=is_quiet).status(f"planning {len(asked.cells):,} points"):
