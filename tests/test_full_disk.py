@@ -43,11 +43,14 @@ def file_limit(n_bytes: int) -> Iterator[None]:
     """No file of this process, nor of those it starts, may grow beyond so many bytes. Python ignores SIGXFSZ."""
     assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A module that is first imported in here would leave half of its bytecode, and no later process could import it.
+    writes_bytecode, sys.dont_write_bytecode = not sys.dont_write_bytecode, True
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = not writes_bytecode
 
 
 def goes_on(command: Callable[[], Ran], n_bytes: int, *, below: Path) -> Ran:
