@@ -44,13 +44,14 @@ def file_limit(n_bytes: int) -> Iterator[None]:
     assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # A module that is first imported in here would leave half of its bytecode, and no later process could import it.
-    writes_bytecode, sys.dont_write_bytecode = not sys.dont_write_bytecode, True
+    kept = os.environ.get("PYTHONDONTWRITEBYTECODE"), sys.dont_write_bytecode
+    os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "1", True
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        sys.dont_write_bytecode = not writes_bytecode
+        os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = kept[0] or "", kept[1]
 
 
 def goes_on(command: Callable[[], Ran], n_bytes: int, *, below: Path) -> Ran:
