@@ -17,12 +17,15 @@ from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading
 from outlay.metrics import Answered
 from outlay.report import summary_tables, values
+from outlay.report.cells import point_outputs
 from outlay.report.difference_table import verdict
+from outlay.report.figure_data import by_strategy
 from outlay.report.figures import figures, save
 from outlay.report.layouts import lay_out
 from outlay.report.palette import KNOWN, PALETTE, SHAPES, TEXT_PALETTE
 from outlay.report.results import Header, Results
 from outlay.report.scores import ONE_SEED, mean_of_seeds
+from outlay.report.seed_means import means
 from outlay.report.significance import PairedTest
 from outlay.report.study_report import StudyReport, write_study_report
 from outlay.report.table import Table, TableCell
@@ -231,6 +234,29 @@ def test_markdown(compared: Results) -> None:
         in lines
     )
     assert "needs $412.00" in lines[-1]
+
+
+def test_methods_are_never_mixed() -> None:
+    methods = {"full": (), "auto": (("student", "auto"), ("teacher", "auto")), "probe": (("student", "probe"),)}
+    gains = {"full": 10.0, "auto": 4.0, "probe": 3.0}
+    points = [
+        point(strategy, 300.0, seed, 60.0 + seed + gains[name] * (strategy == "distill"), methods=methods[name])
+        for name in methods
+        for strategy in ("annotate", "distill")
+        for seed in range(3)
+    ]
+    found = results(points)
+    rows = {row.heads[0]: row for row in plain(found).rows}
+    assert list(rows) == [
+        *("annotate, method full", "distill, method full", "annotate, method auto", "distill, method auto"),
+        *("annotate (probe)", "distill (probe)"),
+    ]
+    assert {row.cells[-1].text for row in rows.values() if row.cells[-1] is not None} == {"3"}
+    assert len({series.name for series in by_strategy(means(found)).values()}) == 6
+    # A strategy is ahead of annotating by the same method.
+    (gain,) = [row for row in summary_tables.across_tasks(point_outputs(found))[0].rows if "Distill" in row.heads[0]]
+    assert gain.cells[0] is not None
+    assert (gain.cells[0].value, gain.cells[0].bracket) == (pytest.approx(17 / 3), "(3 of 3)")
 
 
 def test_columns_nobody_fills_are_left_out() -> None:

@@ -328,6 +328,9 @@ def test_equal_models_of_one_seed_are_never_significant_and_seldom_permuted_apar
     assert n_apart <= (0 if n <= 5 else n_worlds * (0.05 + 3 * (0.05 * 0.95 / n_worlds) ** 0.5))
 
 
+AUTO = (("student", "auto"), ("teacher", "auto"))
+
+
 def test_pairs_differ_in_one_thing() -> None:
     chosen = [
         point("annotate"),
@@ -343,6 +346,8 @@ def test_pairs_differ_in_one_thing() -> None:
         point("self_distill", student="smaller", teacher="smaller"),
         point("general_distill", student="general"),
         point("mix", teacher="large"),
+        point("distill", methods=AUTO),
+        point("annotate", methods=AUTO),
     ]
     told = {
         (i, j)
@@ -360,6 +365,8 @@ def test_pairs_differ_in_one_thing() -> None:
         (12, 11),
         # One model within a strategy.
         *((7, 1), (8, 1), (9, 0), (9, 6)),
+        # One method within a strategy; strategies with the same method.
+        *((13, 1), (14, 0), (14, 6), (14, 13)),
     }
 
 

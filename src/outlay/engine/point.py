@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from outlay.errors import DataError, MissingData
 from outlay.money.amounts import MICROS_PER_USD
+from outlay.plan.strategies import RIVAL_METHODS
 from outlay.storage.files import plain_number, plain_numbers, write_text
 
 if TYPE_CHECKING:
@@ -105,10 +106,6 @@ Notes = Annotated[
 ]
 _LATER = ("notes", "methods", "max_labels", "test_rows", "ece")
 """Fields that JSON leaves out where they say nothing, as in points of before."""
-RIVAL = "rival_"
-"""Beginning of the names of the strategies that are rivals."""
-PROBE_RIVAL = "rival_probe"
-"""The rival that reads the student's checkpoint."""
 _CONFIG = {"extra": "forbid"}
 """Configuration of pydantic for the classes below."""
 
@@ -153,23 +150,48 @@ class PointRequest:
     test_rows: Count | None = None
 
     @property
+    def method(self) -> str:
+        """Method of the trainings in words: "full", "auto", "probe", or those of teacher and student, "full to probe"."""
+        return " to ".join(dict.fromkeys(dict(self.methods).values())) or "full"
+
+    @property
+    def student_method(self) -> str:
+        """Method by which the student is trained."""
+        return self.methods[-1][1] if self.methods else "full"
+
+    @property
+    def teacher_method(self) -> str | None:
+        """Method by which the teacher is trained; None without one."""
+        if self.teacher is None:
+            return None
+        return self.methods[0][1] if self.methods else "full"
+
+    @property
+    def policy(self) -> str:
+        """Name of the strategy, with "(N by rule)" for one that has a teacher and no fixed N."""
+        by_rule = self.n_initial is None and self.teacher is not None
+        return f"{self.strategy} (N by rule)" if by_rule else self.strategy
+
+    @property
     def variant(self) -> str:
-        """Name of the strategy in tables, with "(N by rule)" for one that has a teacher and no fixed N, and its methods."""
-        by_rule = ["N by rule"] if self.n_initial is None and self.teacher is not None else []
-        methods = dict(self.methods)
-        named = list(dict.fromkeys(methods.values()))
-        words = [*by_rule, *([" to ".join(named)] if named not in ([], ["auto"]) and not self.is_rival else [])]
-        return f"{self.strategy} ({'; '.join(words)})" if words else self.strategy
+        """Name of the strategy in tables: its policy, with a method that is neither published nor the default."""
+        if self.is_rival or self.method in ("full", "auto"):
+            return self.policy
+        return (
+            f"{self.policy.removesuffix(')')}; {self.method})"
+            if ")" in self.policy
+            else f"{self.policy} ({self.method})"
+        )
 
     @property
     def is_rival(self) -> bool:
         """True for a rival, which learns from labels that other runs have bought."""
-        return self.strategy.startswith(RIVAL)
+        return self.strategy in RIVAL_METHODS
 
     @property
     def own_student(self) -> str | None:
         """The student that is trained; None for a rival that reads no checkpoint."""
-        return None if self.is_rival and self.strategy != PROBE_RIVAL else self.student
+        return self.student if not self.is_rival or RIVAL_METHODS[self.strategy] == "probe" else None
 
     @property
     def id(self) -> str:

@@ -80,6 +80,7 @@ def _identity_fields(request: PointRequest, tasks: Sequence[str]) -> IdentityFie
         "variant": request.variant,
         "teacher": request.teacher,
         "student": request.student,
+        "method": request.method,
         "n_initial": request.n_initial,
         "initial_usd": None if request.added_usd is None else round(request.budget_usd - request.added_usd, 6),
         "added_usd": request.added_usd,
@@ -90,6 +91,7 @@ def _identity_fields(request: PointRequest, tasks: Sequence[str]) -> IdentityFie
         "clock": request.clock,
         "price_book": request.price_book,
         "dev": request.dev,
+        "test_rows": request.test_rows,
     }
 
 

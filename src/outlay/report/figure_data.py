@@ -11,7 +11,7 @@ from outlay.engine.outputs import PARTS
 from outlay.engine.point import PointRequest
 from outlay.metrics import main_score
 from outlay.report.frontier import CostScore, frontier, usd_to_reach
-from outlay.report.grouping import RIVAL_NAMES, short_model
+from outlay.report.grouping import short_model, variant_names
 from outlay.report.palette import PALETTE, SHAPES, look
 from outlay.report.results import Results
 from outlay.report.scores import bars_words
@@ -156,7 +156,7 @@ def by_strategy(scored: Sequence[SeedMean]) -> dict[PointRequest, Series]:
 
     One colour and shape per strategy; where models are varied, a colour per models and a shape and dash per strategy.
     """
-    names = {mean.key: RIVAL_NAMES.get(mean.request.strategy, mean.request.variant) for mean in scored}
+    names = variant_names(mean.key for mean in scored)
     variants = list(dict.fromkeys(names.values()))
     apart = _varied(scored)
     extras = {mean.key: _extra(mean, apart) for mean in scored}

@@ -37,11 +37,13 @@ _IDENTITY_FIELDS = (
     "added_usd",
     "teacher",
     "student",
+    "method",
     "machine",
     "clock",
     "price_book",
     "pool",
     "dev",
+    "test_rows",
 )
 
 
@@ -85,6 +87,19 @@ def rival_name(request: PointRequest, student: str) -> str:
     return name if request.own_student is None else f"{name} of {student}"
 
 
+def variant_names(requests: Iterable[PointRequest]) -> dict[PointRequest, str]:
+    """Return the name of each request's variant, with its method where one variant has several; a rival's has none."""
+    methods: dict[str, set[str]] = {}
+    among = list(requests)
+    for request in among:
+        methods.setdefault(request.variant, set()).add(request.method)
+    return {
+        request: RIVAL_NAMES.get(request.strategy)
+        or request.variant + (f", method {request.method}" if len(methods[request.variant]) > 1 else "")
+        for request in among
+    }
+
+
 def short_model(ref: str, among: Iterable[str]) -> str:
     """Return the shortest end of a model reference that is distinct among others; the name of a package for a packaged model."""
     package = ref.removeprefix("package:").split("/")[0]
@@ -107,5 +122,5 @@ def _differences(identity: tuple[Any, ...], twins: Sequence[tuple[Any, ...]], un
                 value = f"{sum(n_rows for _, n_rows in value)} rows"
             elif name in ("teacher", "student") and value is not None:
                 value = short_model(value, among - {None})
-            shown.append(f"{name} {'none' if value is None else value}")
+            shown.append(f"{name.replace('_', ' ')} {'none' if value is None else value}")
     return shown

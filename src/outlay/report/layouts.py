@@ -173,6 +173,8 @@ def _field_words(name: str, value: Any, names: Mapping[str, str]) -> str:
         return "pool " + "+".join(f"{part} {thousands(n)}" for part, n in value)
     if name == "price_book":
         return f"prices {value[:8]}"
+    if name == "test_rows":
+        return f"{value:,} test rows"
     return f"{name} {names.get(value, value)}" if name in ("teacher", "student") else f"{name} {value}"
 
 

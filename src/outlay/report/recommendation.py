@@ -109,11 +109,12 @@ def _names(seed_means: Sequence[SeedMean]) -> dict[PointRequest, str]:
             continue
         twins = [each for each in alike if each.variant == request.variant]
         parts = [request.variant]
-        for name in ("teacher", "student", "n_initial"):
+        for name in ("teacher", "student", "method", "n_initial"):
             value = getattr(request, name)
             if value is not None and len({getattr(each, name) for each in twins}) > 1:
                 refs = [ref for each in alike if (ref := getattr(each, name)) is not None]
-                parts.append(f"N = {value:,}" if name == "n_initial" else f"{name} {short_model(value, refs)}")
+                shown = short_model(value, refs) if name in ("teacher", "student") else value
+                parts.append(f"N = {value:,}" if name == "n_initial" else f"{name} {shown}")
         if len({each.pool for each in twins}) > 1:
             parts.append(f"{sum(n for _, n in request.pool):,} pool rows")
         found[mean.key] = ", ".join(parts)

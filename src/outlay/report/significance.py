@@ -210,7 +210,7 @@ def family(results: Results) -> tuple[PairedTest, ...]:
     """Return every paired test between the points of some results, corrected as one family, and as another with rivals.
 
     Within a task two variants are compared at equal budget, initial labels, pool, machine, prices and dev labels, on the seeds
-    that both answered, where they differ in one choice: the strategy, with the same models; or, within a strategy, one model.
+    that both answered, where they differ in one choice: the strategy; or, within a strategy, one model or the method.
     A field that a strategy does not use (the pool of one that distils nothing) is no difference. A point without kept answers
     is in no pair. Of rivals, the one with the highest mean is compared with each of the others at its budget, whatever their
     models; these tests are a family of their own, so that a rival takes nothing from the tests between strategies.
@@ -297,7 +297,7 @@ def _paired(task: str, bucket: Sequence[tuple[Group, dict[int, str]]]) -> Iterat
 
 
 def differs_in_one_choice(one: PointRequest, other: PointRequest) -> bool:
-    """Return True where two requests differ in one choice: the strategy with the same models, or one model within a strategy.
+    """Return True where two requests differ in one choice: the strategy, or within a strategy one model or the method.
 
     Initial labels and pool must be equal where both requests have them.
     """
@@ -306,8 +306,16 @@ def differs_in_one_choice(one: PointRequest, other: PointRequest) -> bool:
     for a, b in ((one.n_initial, other.n_initial), pools):
         if a is not None and b is not None and a != b:
             return False
-    n_others = sum(a != b for a, b in zip(_models(one), _models(other), strict=True) if a is not None and b is not None)
-    return n_others == (1 if one.variant == other.variant else 0)
+    n_models = _n_apart(_models(one), _models(other))
+    methods = ((each.teacher_method, each.student_method) for each in (one, other))
+    # A method is chosen for teacher and student together.
+    n_others = n_models + min(1, _n_apart(*methods))
+    return n_others == (1 if one.policy == other.policy else 0)
+
+
+def _n_apart(one: Sequence[str | None], other: Sequence[str | None]) -> int:
+    """Return the number of places at which two sequences have different values."""
+    return sum(a != b for a, b in zip(one, other, strict=True) if a is not None and b is not None)
 
 
 def _models(request: PointRequest) -> tuple[str | None, str | None]:

@@ -8,7 +8,7 @@ from html import escape
 from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import STATUSES, Point
 from outlay.report.figures import Spec, figure_svg
-from outlay.report.grouping import RIVAL_NAMES, short_model
+from outlay.report.grouping import short_model, variant_names
 from outlay.report.results import Results
 from outlay.report.seed_means import by_seed
 from outlay.report.style import STYLE
@@ -94,7 +94,8 @@ def _named_points(results: Results) -> list[_NamedPoint]:
     refs = {ref for request in requests for ref in (request.teacher, request.student) if ref is not None}
     short = {ref: short_model(ref, refs) for ref in refs}
     points = [point for seeds in by_seed(results.points) for point in seeds]
-    return [(point, _name(point, short), results.outputs.get(point.id)) for point in points]
+    names = variant_names(requests)
+    return [(point, _name(point, names[point.request], short), results.outputs.get(point.id)) for point in points]
 
 
 def _points(named: Sequence[_NamedPoint], *, is_folded: bool) -> str:
@@ -112,12 +113,12 @@ def _points(named: Sequence[_NamedPoint], *, is_folded: bool) -> str:
     )
 
 
-def _name(point: Point, short: Mapping[str, str]) -> str:
+def _name(point: Point, variant: str, short: Mapping[str, str]) -> str:
     request = point.request
     is_pooled = point.result.n_pool > 0
     parts = [
         request.task,
-        RIVAL_NAMES.get(request.strategy, request.variant),
+        variant,
         " → ".join(short[ref] for ref in (request.teacher, request.own_student) if ref is not None),
         None if request.n_initial is None else f"N = {request.n_initial:,}",
         f"{money(request.budget_usd)} in all" if request.added_usd is None else None,

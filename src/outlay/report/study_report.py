@@ -14,6 +14,7 @@ from outlay.report.difference_table import lay_out_differences
 from outlay.report.figures import Spec, figures, save
 from outlay.report.flat_files import write_points_csv, write_points_parquet
 from outlay.report.frontier import CostScore, frontier
+from outlay.report.grouping import variant_names
 from outlay.report.layouts import lay_out
 from outlay.report.recommendation import summary_lines
 from outlay.report.results import Results
@@ -119,9 +120,10 @@ def lay_out_frontiers(seed_means: Sequence[SeedMean]) -> Table | None:
     to the highest charge of all tasks, above a score of 0.
     """
     by_task: dict[str, list[CostScore]] = {}
+    names = variant_names(mean.request for mean in seed_means)
     for mean in seed_means:
         if mean.value is not None and mean.charge_usd:
-            words = f"{mean.request.variant} at {dollars(mean.charge_usd)}"
+            words = f"{names[mean.request]} at {dollars(mean.charge_usd)}"
             by_task.setdefault(mean.request.task, []).append(
                 CostScore(words, mean.charge_usd, mean.value, mean.low, mean.high)
             )

@@ -111,7 +111,7 @@ def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: TableCell) -
 
 
 def across_tasks(points: Sequence[PointOutputs]) -> list[Table]:
-    """Lay out the mean gain of each strategy over annotating at equal N, budget and student, by task and over the tasks.
+    """Lay out the mean gain of each strategy over annotating at equal N, budget, student and method, by task and over the tasks.
 
     Each task has equal weight in the mean over tasks. Without a pair on any task there is no table.
     """
@@ -128,27 +128,28 @@ def across_tasks(points: Sequence[PointOutputs]) -> list[Table]:
         return []
     table = pivot("Over the tasks: what a strategy gains over annotating", ("Strategy",), items, tasks=tuple(tasks))
     notes = (
-        "Points of each task's own test score, at equal N, budget and student, averaged over such cells; ( ): cells in which the "
-        "strategy is ahead.",
+        "Points of each task's own test score, at equal N, budget, student and method, averaged over such cells; ( ): cells in "
+        "which the strategy is ahead.",
         "Mean over tasks: each task counts once; ± half of the 95 % t-interval over tasks. Their metrics may differ.",
     )
     return [replace(table, notes=(*notes, *table.notes))]
 
 
 def _gains(points: Sequence[PointOutputs]) -> dict[str, dict[str, list[float]]]:
-    """Return the gains over annotating by strategy variant and task: one per cell of N, budget and student, over its seeds."""
+    """Return the gains over annotating by policy and task: one per cell of N, budget, student and method, over its seeds."""
     tests: dict[tuple[str, str, tuple[object, ...]], list[float]] = {}
     for each in points:
         request, test = each.request, each.point.result.test
         if test is not None:
-            cell = (request.n_initial, request.budget_usd, request.student, request.machine, request.price_book)
-            tests.setdefault((request.task, request.variant, cell), []).append(test)
+            own = (request.n_initial, request.budget_usd, request.student, request.student_method)
+            cell = (*own, request.machine, request.price_book, request.test_rows)
+            tests.setdefault((request.task, request.policy, cell), []).append(test)
     gains: dict[str, dict[str, list[float]]] = {}
-    for (task, variant, place), values in tests.items():
+    for (task, policy, place), values in tests.items():
         baseline = tests.get((task, BASELINE, place))
-        if variant != BASELINE and baseline is not None:
+        if policy != BASELINE and baseline is not None:
             gain = statistics.fmean(values) - statistics.fmean(baseline)
-            gains.setdefault(variant, {}).setdefault(task, []).append(gain)
+            gains.setdefault(policy, {}).setdefault(task, []).append(gain)
     return gains
 
 
