@@ -363,6 +363,40 @@ def test_finetune_leaves_a_model_its_history_and_what_it_took(world: StepsWorld,
         finetune(replace(recipe, overrides={**recipe.overrides, "epochs": 3}), Silent())
 
 
+def test_a_task_may_leave_the_choice_of_its_method_open(world: StepsWorld, tmp_path: Path) -> None:
+    for split in ("train", "dev", "test", "pool"):
+        found = [
+            {"first": f"{split} {i} {each['source']}", "second": "x", "label": each["target"]}
+            for i, each in enumerate(rows("classification", 9))
+        ]
+        write_rows(tmp_path / f"{split}.jsonl", found)
+    task = tmp_path / "task.yaml"
+    task.write_text(f"{TASK}training:\n  encoder:\n    student: {{method: auto}}\n")
+    recipe = world.recipe("classification", "bert", tmp_path / "out")
+    by_task = finetune(replace(recipe, data=Data(task=str(task))), Silent())
+    task.write_text(TASK)
+    asked = {**recipe.overrides, "method": "auto"}
+    by_user = finetune(replace(recipe, out=tmp_path / "asked", data=Data(task=str(task)), overrides=asked), Silent())
+    assert by_task.counts == by_user.counts != []
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "asked/model.safetensors").read_bytes()
+
+
+def test_a_probe_is_chosen_by_the_metric_with_and_without_a_dev_set(world: StepsWorld, tmp_path: Path) -> None:
+    train = rows("classification", 40, seed=2)
+    rare = [each for each in train if each["target"] == "bad"][:6]
+    few = write_rows(tmp_path / "few.jsonl", [*rare, *(each for each in train if each["target"] == "good")])
+    heads = {}
+    for metric in ("f1", "accuracy"):
+        for dev_file in (world.file("classification", "dev"), None):
+            recipe = world.recipe(
+                "classification", "bert", tmp_path / f"{metric} {dev_file is None}", file=few, method="probe"
+            )
+            data = replace(recipe.data, dev_file=dev_file)
+            finetune(replace(recipe, data=data, metric=MetricAsked(metric)), Silent())
+            heads[metric, dev_file is None] = (recipe.out / "head.safetensors").read_bytes()
+    assert heads["f1", True] == heads["f1", False] != heads["accuracy", False] == heads["accuracy", True]
+
+
 def test_the_best_dev_score_is_that_of_the_model_that_is_left(world: StepsWorld, tagger: Path, tmp_path: Path) -> None:
     outcome = evaluate(answering(world, tagger, tmp_path / "out", "dev"), MetricAsked(), Silent())
     training = json.loads((tagger / "training.json").read_text())

@@ -59,7 +59,6 @@ from outlay.train.progress import TokenCounter, TrainContext, TrainProgress
 if TYPE_CHECKING:
     from outlay.tasks.example import Example
     from outlay.train.api import DevTexts, Predictions
-    from outlay.train.probe import TaskMetric
 
 
 Files = dict[str, bytes | Path]
@@ -123,6 +122,7 @@ class StepRunner:
 
     def _train(self, step: Train, context: TrainContext) -> StepOutput:
         from outlay.train.api import finetune
+        from outlay.train.probe import TaskMetric
 
         labels = [label for buy in step.labels for label in self.read_labels(buy)]
         rows = [row for buy in step.labels for row in self._prepared.train[buy.start : buy.stop]]
@@ -136,7 +136,7 @@ class StepRunner:
             dev=self._dev(step),
             out=out,
             context=context,
-            metric=_metric(step.encoding),
+            metric=TaskMetric.of(_scorer(step.encoding)),
         )
         return _trained(out, progress, len(labels) - first, self._dev_floor(step))
 
@@ -272,16 +272,6 @@ def _spec(step: Train | Distil) -> Any:
     target = step.target if isinstance(step, Distil) else None
     form = step.encoding.form
     return ModelSpec(step.model.ref, step.model.base, form, step.settings.seed, target, step.pooling, step.reading)
-
-
-def _metric(encoding: Encoding) -> TaskMetric | None:
-    """Return the metric that a regression's strength may be chosen by; ``None`` for one that needs an encoder."""
-    from outlay.train.probe import TaskMetric
-
-    if encoding.judge is not None:
-        return None
-    scorer = _scorer(encoding)
-    return TaskMetric(encoding.metric, lambda answers, golds: scorer.main_value(answers, golds, [""] * len(golds)))
 
 
 def _calibration(predicted: Predictions, golds: Sequence[str]) -> dict[str, Any]:

@@ -50,7 +50,6 @@ from outlay.train.progress import TokenCounter, TrainContext, TrainProgress
 if TYPE_CHECKING:
     from outlay.models.loading import ModelSpec
     from outlay.train.api import DevTexts
-    from outlay.train.probe import TaskMetric
     from outlay.train.profiler import Profiler
 
     Train = Callable[[ModelSpec, DevTexts | None, Path, TrainContext], TrainProgress]
@@ -96,8 +95,10 @@ def finetune(request: TrainingRequest, listener: Listener) -> StepReport:
 
     def train(spec: ModelSpec, dev: DevTexts | None, out: Path, context: TrainContext) -> TrainProgress:
         from outlay.train import api as train_api
+        from outlay.train.probe import TaskMetric
 
-        golds, metric = [row.gold or "" for row in rows], plan.metric()
+        golds = [row.gold or "" for row in rows]
+        metric = None if plan.metric is None else TaskMetric.of(plan.metric)
         sources = plan.sources(rows)
         return train_api.finetune(spec, sources, golds, plan.settings, dev=dev, out=out, context=context, metric=metric)
 
@@ -136,7 +137,8 @@ class _Plan:
     """Training with all options resolved, before a model is loaded.
 
     ``fitted``: the form lowered to the limits of the model; ``lowered``: a line for each limit it cannot keep; ``inputs``: the
-    training data as the request on disk names them; ``target``: as in `outlay.train.api.ModelSpec`.
+    training data as the request on disk names them; ``scorer``: of the dev set, ``None`` without one; ``metric``: of the task,
+    which a regression's strength may be chosen by, ``None`` for other methods; ``target``: as in `outlay.train.api.ModelSpec`.
     """
 
     command: str
@@ -148,6 +150,7 @@ class _Plan:
     rows: Sequence[TaskRow]
     dev: Sequence[TaskRow]
     scorer: Scorer | None
+    metric: Scorer | None
     fitted: TaskSpec
     lowered: Sequence[str]
     inputs: Mapping[str, Any]
@@ -162,15 +165,6 @@ class _Plan:
     def sources(self, rows: Sequence[TaskRow]) -> list[tuple[str, ...]]:
         """Return the inputs of rows for this model, one or two segments each."""
         return sources_of(rows, self.family, self.form.kind)
-
-    def metric(self) -> TaskMetric | None:
-        """Return the metric that a regression's strength may be chosen by; ``None`` without one, or if it needs an encoder."""
-        from outlay.train.probe import TaskMetric
-
-        scorer = self.scorer
-        if scorer is None or not self.form.labels or "encoder" in scorer.identity():
-            return None
-        return TaskMetric(scorer.main, lambda answers, golds: scorer.main_value(answers, golds, [""] * len(golds)))
 
     def predicted_seconds(self) -> float | None:
         """Return the forecast of wall seconds; ``None`` where this machine's speed was not measured."""
@@ -217,6 +211,7 @@ class _Plan:
             "settings": {**settings, "accumulation": self.request.accumulation},
             **self.inputs,
             "dev": None if self.scorer is None else {"rows": rows_digest(self.dev), **self.scorer.identity()},
+            **({} if self.metric is None else {"chosen_by": self.metric.identity()}),
             "threads": self.request.runtime.threads,
         }
 
@@ -311,7 +306,8 @@ def _plan(
     family = family_of(request.model, base=request.base)
     refuse_family(family, form, request.model)
     chosen = None
-    if overrides_of(None, family, request.role, request.overrides).get("method") == AUTO_METHOD:
+    task = None if reader.task is None else reader.task.training
+    if overrides_of(task, family, request.role, request.overrides).get("method") == AUTO_METHOD:
         chosen = choose_method(
             kind=form.kind,
             family=family,
@@ -323,6 +319,8 @@ def _plan(
     settings, asked_precision = _settings(request, family, form, reader, chosen)
     dev = reader.checked(_dev_rows(request.data, reader, settings.seed), form)
     scorer = scorer_of(request.metric, form, reader.task) if dev else None
+    is_chosen = target is None and bool(form.labels) and settings.chosen.head == "probe"
+    metric = scorer_of(request.metric, form, reader.task) if is_chosen else None
     _refuse_unused(request.overrides, settings, has_dev=scorer is not None)
     window = window_of(request.model, base=request.base)
     return _Plan(
@@ -335,6 +333,7 @@ def _plan(
         rows=rows,
         dev=dev,
         scorer=scorer,
+        metric=metric,
         fitted=window.fit(form, request.model),
         lowered=window.lines(form, request.model),
         inputs=inputs,

@@ -14,6 +14,7 @@ from torch import nn
 
 from outlay.errors import UsageError
 from outlay.metrics.calibration import fit_temperature
+from outlay.metrics.scorer import Scorer
 from outlay.models.heads import Head, Rows, Sources, Texts, device_of
 from outlay.models.loading import save_with_head
 from outlay.models.pooled import PooledHead, PooledModel, frozen_features
@@ -39,6 +40,13 @@ class TaskMetric:
 
     name: str
     score: Callable[[Sequence[str], Sequence[str]], float]
+
+    @classmethod
+    def of(cls, scorer: Scorer) -> TaskMetric | None:
+        """Return the main metric of a scorer; ``None`` for one that compares meanings by an encoder."""
+        if scorer.encoder is not None:
+            return None
+        return cls(scorer.metric, lambda answers, golds: scorer.main_value(answers, golds, [""] * len(golds)))
 
     @property
     def is_f1(self) -> bool:
