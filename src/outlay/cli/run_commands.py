@@ -192,8 +192,9 @@ def _bring_about(
     from outlay.cli.progress import Screen
     from outlay.cli.study_screen import draw_study
     from outlay.report.receipt import receipt, render_text
+    from outlay.study.run_names import run_names
 
-    with Screen(_names_of([point.request for point in session.plan.points]), quiet=where.quiet) as screen:
+    with Screen(run_names([point.request for point in session.plan.points]), quiet=where.quiet) as screen:
         for line in session.remarks:
             screen.say(line)
         if first is not None:
@@ -206,22 +207,6 @@ def _bring_about(
             echo(render_text(receipt(ledger, planned.run_id)))
     draw_study(session.place.folder, session.place.store, as_json=where.as_json, quiet=True)
     return points
-
-
-def _names_of(asked: Sequence[Request]) -> list[str]:
-    """Return the name of each run, with its models where they differ from run to run."""
-    from outlay.money.amounts import format_usd
-    from outlay.plan.strategies import rival_of
-
-    has_models = len({(each.teacher, each.student) for each in asked if rival_of(each.strategy) is None}) > 1
-    labels = []
-    for each in asked:
-        fixed = "" if each.n_initial is None else f", N = {each.n_initial:,}"
-        models = f", {each.teacher} to {each.student}" if has_models else ""
-        if (rival := rival_of(each.strategy)) is not None:
-            models = f", of {each.student}" if rival.reads_student else ""
-        labels.append(f"{each.strategy}{fixed}, {format_usd(each.budget_micros)}, seed {each.seed}{models}")
-    return labels
 
 
 def _demo_request(task: Path, threads: int, precision: str) -> Request:

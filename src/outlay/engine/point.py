@@ -110,6 +110,11 @@ _CONFIG = {"extra": "forbid"}
 """Configuration of pydantic for the classes below."""
 
 
+def method_words(methods: Sequence[tuple[str, str]]) -> str:
+    """Return the methods of trainings, given by role, in words: those of teacher and student, such as "full to probe"."""
+    return " to ".join(dict.fromkeys(method for _, method in methods)) or "full"
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """A score by one metric and reading, with its 95 % interval, each 0-100."""
@@ -152,7 +157,7 @@ class PointRequest:
     @property
     def method(self) -> str:
         """Method of the trainings in words: "full", "auto", "probe", or those of teacher and student, "full to probe"."""
-        return " to ".join(dict.fromkeys(dict(self.methods).values())) or "full"
+        return method_words(self.methods)
 
     @property
     def student_method(self) -> str:

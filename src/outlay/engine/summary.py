@@ -149,13 +149,13 @@ def _asked(
         price_book=price_book,
         pool=pool,
         dev=None if request.dev == "none" else request.dev,
-        methods=_methods_of(request),
+        methods=methods_of(request),
         max_labels=request.max_labels,
         test_rows=request.test_rows,
     )
 
 
-def _methods_of(request: Request) -> tuple[tuple[str, str], ...]:
+def methods_of(request: Request) -> tuple[tuple[str, str], ...]:
     """Return the methods of the trainings of a request by role, none where all are ``full``."""
     taught_by = strategy(request.strategy).taught_by
     roles = ("student",) if taught_by is None else (taught_by, "distil")

@@ -27,12 +27,10 @@ from outlay.engine.step_meter import seconds_at
 from outlay.engine.step_runner import Job, JobResult, JobRunner
 from outlay.engine.summary import absent_point
 from outlay.errors import HoldError, MissingData
-from outlay.money.amounts import Price, PriceBook, format_usd
+from outlay.money.amounts import Price, PriceBook
 from outlay.money.ledger import Ledger
 from outlay.plan.request import Request
 from outlay.plan.steps import describe
-from outlay.plan.strategies import rival_of
-from outlay.report.grouping import short_model
 from outlay.report.receipt import receipt, render_text
 from outlay.report.results import ANY_SIZE, Bounds, Header, Results
 from outlay.storage.files import write_text
@@ -41,6 +39,7 @@ from outlay.storage.store import Store
 from outlay.study.dry_run import StudyPlan, plan
 from outlay.study.index import StudyCell, StudyIndex, check_folder, check_nothing_lost
 from outlay.study.known import keep_points, kept_points
+from outlay.study.run_names import run_names
 from outlay.study.scheduler import Scheduler, StepRunnerFactory
 from outlay.text.listener import Listener, Report
 from outlay.workers.local import LocalPool
@@ -101,7 +100,8 @@ class StudyRunner:
             None if (is_study or planned.is_rival) and planned.recipe is None else planned.run_id
             for planned in plan.points
         ]
-        self._labels = _labels(plan)
+        names = run_names([each.request for each in plan.points])
+        self._labels = [f"{each.task}: {name}" for each, name in zip(plan.points, names, strict=True)]
         finished = runner.all_finished([run for run in self._runs if run is not None])
         self.points = {i: finished[run] for i, run in enumerate(self._runs) if run in finished}
         """Points by place in the plan: those of finished runs, and those without a run."""
@@ -163,23 +163,6 @@ class StudyRunner:
             with suppress(HoldError, MissingData):
                 text = render_text(receipt(self._runner.ledger, run))
                 write_text(receipt_file(self._runner.folder, run), text)
-
-
-def _labels(plan: StudyPlan) -> list[str]:
-    """Return the labels of the cells, with the shortest names that keep their models apart."""
-    asked = [planned.request for planned in plan.points]
-    models = tuple(dict.fromkeys(ref for each in asked for ref in (each.teacher, each.student)))
-    labels = []
-    for planned, each in zip(plan.points, asked, strict=True):
-        fixed = "" if each.n_initial is None else f", N = {each.n_initial:,}"
-        pool = "" if each.pool_rows is None else f", {each.pool_rows:,} pool rows"
-        named = f"{short_model(each.teacher, models)} to {short_model(each.student, models)}, "
-        if (rival := rival_of(each.strategy)) is not None:
-            named = f"of {short_model(each.student, models)}, " if rival.reads_student else ""
-        labels.append(
-            f"{planned.task}: {each.strategy}{fixed}{pool}, {format_usd(each.budget_micros)}, {named}seed {each.seed}"
-        )
-    return labels
 
 
 def reopen_study(folder: Path, store: Store | None = None) -> Runner:
