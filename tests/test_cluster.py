@@ -106,6 +106,7 @@ class TestRayPool(ProcessPoolContract):
         return lambda factory, n_workers: RayPool(factory, "local", 1, max_workers=n_workers, logs=tmp_path / "logs")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 class TestStudiesOnACluster(StudyContract):
     @pytest.fixture(scope="class")
@@ -145,6 +146,7 @@ def test_a_folder_that_is_not_there_is_sent_and_removed_again(
     assert list(temporary.glob("outlay-*")) == []
 
 
+@pytest.mark.slow
 def test_a_folder_of_that_name_with_another_model_is_not_taken_for_it(
     ray: None, model: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -179,6 +181,7 @@ class Stumble:
         return payload
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [False, True])
 def test_a_failed_job_is_tried_twice_more(ray: None, model: Path, tmp_path: Path, kills: bool) -> None:
     done = dict(run_on_cluster("local", 1, Stumble(tmp_path, N_TRIES - 1, kills), payloads(3), model))
@@ -186,6 +189,7 @@ def test_a_failed_job_is_tried_twice_more(ray: None, model: Path, tmp_path: Path
     assert (tmp_path / "3").read_text() == "x" * 3
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_for_good_is_named(ray: None, model: Path, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"^job 7 .* 3 tries.*ValueError \(try of 7\).*--ray$"):
         list(run_on_cluster("local", 1, Stumble(tmp_path, 99, False), payloads(7), model))
@@ -206,6 +210,7 @@ class Dawdle:
         return os.getpid()
 
 
+@pytest.mark.slow
 def test_closing_ends_what_is_under_way(ray: None, model: Path, tmp_path: Path) -> None:
     with closing(run_on_cluster("local", 1, Dawdle(tmp_path), payloads(*range(1, 30)), model)) as made:
         assert next(made)[0] == "job 1"
@@ -243,6 +248,7 @@ class Look:
         return lambda payload, report: (os.getpid(), {name: os.environ.get(name) for name in THREAD_VARIABLES}, heavy)
 
 
+@pytest.mark.slow
 def test_workers_have_the_studys_threads_and_start_when_they_are_needed(ray: None) -> None:
     import ray
 
@@ -263,6 +269,7 @@ def test_workers_have_the_studys_threads_and_start_when_they_are_needed(ray: Non
         assert one(pool).value[1]["OMP_NUM_THREADS"] == "2"
 
 
+@pytest.mark.slow
 def test_what_a_worker_cannot_read_is_told(ray: None, tmp_path: Path) -> None:
     with RayPool(Look(), "local", 1, logs=tmp_path) as pool:
         pool.submit("odd", Unreadable())
@@ -312,6 +319,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> StepsWorld:
     return StepsWorld.make(tmp_path_factory.mktemp("world"))
 
 
+@pytest.mark.slow
 def test_a_cluster_writes_the_bytes_of_one_process_and_goes_on_where_it_was(
     ray: None, world: StepsWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[
     return points
 
 
+@pytest.mark.slow
 def test_results_are_those_of_each_run_by_itself(world: World, undisturbed: list[Point], tmp_path: Path) -> None:
     one = runner(tmp_path, tmp_path / "store")
     points, listener = scheduled(one, world, grid(world), LocalPool(worker_factory(one), 2, 1, logs=tmp_path / "logs"))
