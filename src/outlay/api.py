@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from outlay.errors import UsageError
+from outlay.export.model_dir import model_folder
 from outlay.settings import TeachSettings
 from outlay.standalone import inference, training
 from outlay.standalone.evaluator import MetricAsked, evaluation_folder
@@ -20,9 +21,11 @@ from outlay.standalone.prediction_file import evaluate_file
 from outlay.standalone.request import Data
 from outlay.standalone.results import EvaluationResult, PredictionResult, TargetsResult, TrainingResult
 from outlay.standalone.runtime import RuntimeOptions
+from outlay.standalone.trained_model import TrainedModel
 from outlay.standalone.training import TrainingRequest
 from outlay.storage.paths import expand_path
 from outlay.study.grid import find_study, load_study
+from outlay.study.handover import hand_over
 from outlay.study.index import StudyIndex
 from outlay.study.prepare import check_study, prepare_study, refuse_several_processes, study_command
 from outlay.study.progress import OnProgress, ProgressReports
@@ -174,6 +177,7 @@ def _bring_about(session: Session, progress: OnProgress | None) -> list[RunResul
     for line in (*session.builder.notes, *session.remarks) if progress is not None else ():
         listener.say(line)
     points, place = session.run(listener), session.place
+    hand_over(session)
     cells = StudyIndex.read(place.folder).cells
     return [
         RunResult(place.folder, planned.run_id, point, place.store, cell.known)
@@ -329,19 +333,21 @@ def predict(
     batch_size: int = 64,
     precision: str = "auto",
     seed: int = 0,
+    probabilities: bool = False,
     runtime: RuntimeOptions | None = None,
     progress: OnProgress | None = None,
 ) -> PredictionResult:
-    """Write a model's answers to rows as JSON lines: source, prediction, and gold where it is known.
+    """Write a model's answers to rows, with the columns of their file, and gold where it is known.
 
     Args:
-        model: a folder that `finetune` or `distill` wrote.
-        data: the test split of a task (another one by ``split``), or a file.
-        out: file of the predictions; the same call goes on there.
+        model: a folder that `run`, `compare`, `finetune` or `distill` wrote.
+        data: the test split of a task (another one by ``split``), or a file; rows without text are answered with nothing.
+        out: file of the predictions, ``.jsonl``, ``.csv`` or ``.tsv``; the same call goes on there.
         beams: of the search for an answer; 1 is greedy.
         batch_size: rows per forward pass.
         precision: ``auto``, ``bf16`` or ``fp32``.
         seed: of the order of a split that is not the test split.
+        probabilities: also a classifier's probability of each label.
         runtime: threads, several GPUs.
         progress: called with each report of progress.
 
@@ -358,7 +364,22 @@ def predict(
         beams=beams,
         runtime=runtime or RuntimeOptions(),
     )
-    return PredictionResult.of(inference.predict(options, ProgressReports(progress)))
+    return PredictionResult.of(inference.predict(options, ProgressReports(progress), probabilities=probabilities))
+
+
+def load_model(model: AnyPath) -> TrainedModel:
+    """Open a trained model, to ask it in this process.
+
+    Args:
+        model: a folder that `run`, `compare`, `finetune` or `distill` wrote.
+
+    Returns:
+        The model: ``predict(rows)`` and ``predict_proba(rows)``.
+
+    Raises:
+        UnknownModel: there is no model of `outlay`.
+    """
+    return TrainedModel.open(model_folder(expand_path(model)))
 
 
 def evaluate(

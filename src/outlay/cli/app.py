@@ -51,7 +51,7 @@ COMMANDS = {
     ),
     "predict": Later(
         "step_commands.predict",
-        "Write a model's answers as JSON lines: source, prediction, and gold where it is known.",
+        "Write a model's answers to new rows, with the columns of their file, and gold where it is known.",
         _STEPS,
         Command,
     ),

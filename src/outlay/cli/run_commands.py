@@ -192,6 +192,7 @@ def _bring_about(
     from outlay.cli.progress import Screen
     from outlay.cli.study_screen import draw_study
     from outlay.report.receipt import receipt, render_text
+    from outlay.study.handover import hand_over, lines_about
     from outlay.study.run_names import run_names
 
     with Screen(run_names([point.request for point in session.plan.points]), quiet=where.quiet) as screen:
@@ -205,7 +206,10 @@ def _bring_about(
     for planned in session.plan.points:
         if planned.run_id in known and not planned.is_rival:
             echo(render_text(receipt(ledger, planned.run_id)))
+    found = hand_over(session)
     draw_study(session.place.folder, session.place.store, as_json=where.as_json, quiet=True)
+    for line in lines_about(found) if found is not None and not where.as_json else ():
+        echo(line)
     return points
 
 

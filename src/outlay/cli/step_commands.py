@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ import typer
 from outlay.cli.common import parse_labels
 from outlay.cli.option_groups import grouped, option
 from outlay.cli.step_options import (
+    ANSWERING,
     ROWS,
     TRAINING,
     Accumulation,
@@ -32,19 +34,21 @@ from outlay.cli.step_options import (
     MetricLayer,
     MetricOptions,
     ModelArgument,
+    ModelOrResults,
     Out,
     PoolRows,
     Precision,
     Profile,
     Ray,
     RowsToAnswer,
+    RowsToPredict,
     Student,
     TaskData,
     TeachOptions,
     TrainingRun,
     TrainOptions,
 )
-from outlay.cli.terminal import print_json
+from outlay.cli.terminal import echo, print_json
 from outlay.errors import OutlayError, UsageError
 
 if TYPE_CHECKING:
@@ -197,24 +201,49 @@ def distill(
 
 @grouped
 def predict(
-    model: ModelArgument,
-    out: Annotated[Path, typer.Option("--out", help="File of predictions; the same command goes on there.")],
+    model: ModelOrResults,
     source: TaskData,
-    rows: RowsToAnswer,
+    rows: RowsToPredict,
     columns: Columns,
     answers: AnswerOptions,
     launch: Launch,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="File of predictions, .jsonl, .csv or .tsv; the same command goes on there. (default: beside --file, or for "
+            "standard input standard output)",
+        ),
+    ] = None,
+    probabilities: Annotated[
+        bool, option("--proba", panel=ANSWERING, says="Also a classifier's probability of each label.")
+    ] = False,
 ) -> None:
     """Handle `outlay predict`; its help stands in `outlay.cli.app.COMMANDS`."""
+    from outlay.standalone.prediction_table import STDIN, default_output, standard_input
 
-    def step(screen: StepScreen) -> StepReport:
-        from outlay.standalone.inference import predict as write
-        from outlay.standalone.request import Data
+    if rows.file == STDIN and launch.processes is not None:
+        raise UsageError("standard input is read by one process; leave --processes out")
+    with TemporaryDirectory() as temporary:
+        file = standard_input(sys.stdin.read(), Path(temporary)) if rows.file == STDIN else rows.file
+        if out is None and file is None:
+            raise UsageError("predictions of a task's split need a place; name it with --out")
+        shown = rows.file == STDIN and out is None
+        target = out or (Path(temporary) / "predictions.jsonl" if shown or file is None else default_output(file))
+        given = replace(rows, file=file)
 
-        data = Data(**_fields_of(source, rows, columns))
-        return write(_inference(model, out, data, answers, launch), screen)
+        def step(screen: StepScreen) -> StepReport:
+            from outlay.standalone.inference import predict as write
+            from outlay.standalone.request import Data
 
-    _run(launch, step)
+            data = Data(**_fields_of(source, given, columns))
+            return write(_inference(model, target, data, answers, launch), screen, probabilities=probabilities)
+
+        if not shown:
+            _run(launch, step)
+            return
+        _run(replace(launch, quiet=True), step, prints=False)
+        echo(target.read_text(encoding="utf-8"), nl=False)
 
 
 @grouped
@@ -226,7 +255,8 @@ def evaluate(
     answers: AnswerOptions,
     launch: Launch,
     model: Annotated[
-        Path | None, typer.Argument(metavar="MODEL", help="A folder that finetune or distill wrote.")
+        Path | None,
+        typer.Argument(metavar="MODEL", help="A folder that run, compare, finetune or distill wrote."),
     ] = None,
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Score a file of predictions instead of a model.")
@@ -269,8 +299,8 @@ def evaluate(
     _run(launch, step)
 
 
-def _run(launch: Launch, step: Callable[[StepScreen], StepReport]) -> None:
-    """Run one step in this process, or the command again as several; the main process prints the report."""
+def _run(launch: Launch, step: Callable[[StepScreen], StepReport], *, prints: bool = True) -> None:
+    """Run one step in this process, or the command again as several; the main process prints the report, if ``prints``."""
     from outlay.cli.step_screen import StepScreen, print_report
     from outlay.standalone.launch import is_ours, needs_launch, relaunch
     from outlay.standalone.runtime import rank
@@ -289,9 +319,11 @@ def _run(launch: Launch, step: Callable[[StepScreen], StepReport]) -> None:
         if is_main and not is_ours():
             raise
         raise SystemExit(1) from None
-    if is_main and launch.as_json:
+    if not (is_main and prints):
+        return
+    if launch.as_json:
         print_json(report.to_json())
-    elif is_main:
+    else:
         print_report(report)
 
 

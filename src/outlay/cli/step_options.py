@@ -18,6 +18,9 @@ ANSWERING, RUNNING = "Answers", "How it is run"
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes; the same command goes on there.")]
 Base = Annotated[str | None, typer.Option("--base", help="Checkpoint that cut:K and tiny:LxH are made from.")]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that finetune or distill wrote.")]
+ModelOrResults = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A folder that run, compare, finetune or distill wrote.")
+]
 Student = Annotated[str | None, typer.Option("--student", help="The student model to write targets for.")]
 
 Task = Annotated[str | None, option("--task", panel=ROWS, says="A shipped task, or the path of a task.yaml.")]
@@ -92,6 +95,18 @@ class RowsToAnswer:
         Path | None, option("--file", panel=ROWS, says="Rows: .jsonl, .json, .csv, .tsv, .txt (also .gz), .parquet.")
     ] = None
     max_rows: MaxRows = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowsToPredict(RowsToAnswer):
+    """Rows for a trained model to answer, also from standard input."""
+
+    file: Annotated[
+        Path | None,
+        option(
+            "--file", panel=ROWS, says="Rows: .jsonl, .json, .csv, .tsv, .txt (also .gz), .parquet; - = standard input."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from outlay.models.peft import check, check_layers
 from outlay.models.pooled import PooledHead, PooledModel, load_head, save_pooled
 from outlay.models.pooling import Pooling
 from outlay.models.random_init import output_names, quiet_transformers, tiny_model
-from outlay.models.reference import SINGLE_WEIGHTS, cut_layers, fingerprint, parse_ref, resolve_folder
+from outlay.models.reference import HEAD_FILE, SINGLE_WEIGHTS, cut_layers, fingerprint, parse_ref, resolve_folder
 from outlay.models.shape import N_LAYERS, family_of, read_config
 from outlay.models.window import window_in, window_of
 from outlay.models.words import METHODS as WORDS_METHODS
@@ -32,8 +32,6 @@ from outlay.settings import TrainSettings, check_optimizer
 from outlay.spec import Family, Reading, TargetKind, TaskSpec, can_answer
 from outlay.storage.files import writing
 
-HEAD_FILE = "outlay.json"
-"""File beside the weights of a trained model: its head, and the task as the model meets it."""
 _DEPTHS = (*N_LAYERS, "num_decoder_layers", "decoder_layers")
 """Entries of a config that say how many layers there are."""
 _N_LETTERS = 160

@@ -264,8 +264,8 @@ def save_pooled(model: PooledModel, head: PooledHead, folder: Path) -> None:
 def write_modules(folder: Path, head: PooledHead) -> None:
     """Write ``modules.json`` and what it names, as `sentence-transformers` reads them."""
     pooling = head.pooling
-    hidden = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    width = hidden.get("hidden_size") or hidden.get("d_model")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    width = next(config[name] for name in ("hidden_size", "d_model", "n_embd") if config.get(name))
     modules: list[tuple[str, str, dict[str, Any] | None]] = [
         ("Transformer", "", None),
         (

@@ -30,6 +30,8 @@ RefKind = Literal["folder", "package", "hub", "cut", "tiny"]
 FORMS = "a hub name (org/name), a local folder (./path), package:PKG/SUB, cut:K or tiny:LxH"
 SINGLE_WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
+HEAD_FILE = "outlay.json"
+"""File beside the weights of a trained model: its head, and the task as the model meets it."""
 HEAD_WEIGHTS = "head.safetensors"
 """Weights of a head that `outlay` fitted, beside those of an encoder or, for a classifier of words, alone."""
 TINY_HEAD_SIZE = 32

@@ -41,9 +41,30 @@ def summary_lines(seed_means: Sequence[SeedMean], bounds: Bounds = ANY_SIZE) -> 
     return lines
 
 
+def model_to_take(seed_means: Sequence[SeedMean], bounds: Bounds = ANY_SIZE) -> SeedMean | None:
+    """Return the row with the best mean dev score at the largest budget, within the bounds; then the cheaper, the smaller one.
+
+    ``None`` where no row within the bounds has a dev score: test scores choose no model.
+    """
+    names = _names(seed_means)
+    rows = [_Row(names[mean.key], mean, mean.value) for mean in seed_means if mean.value is not None]
+    fit = [row for row in _at_most_money(rows) if _fits(row.mean, bounds) and row.mean.dev is not None]
+    return min(fit, key=_rank).mean if fit else None
+
+
+def _at_most_money(rows: Sequence[_Row]) -> list[_Row]:
+    budget = max((row.mean.request.budget_usd for row in rows), default=0.0)
+    return [row for row in rows if row.mean.request.budget_usd == budget]
+
+
+def _rank(row: _Row) -> tuple[float, float, float]:
+    """Return the key by which the best row comes first."""
+    return -_chosen_by(row), row.mean.charge_usd or 0.0, row.mean.size_mb or 0.0
+
+
 def _take(at: str, rows: Sequence[_Row], bounds: Bounds) -> str:
-    budget = max(row.mean.request.budget_usd for row in rows)
-    dearest = [row for row in rows if row.mean.request.budget_usd == budget]
+    dearest = _at_most_money(rows)
+    budget = dearest[0].mean.request.budget_usd
     fit = [row for row in dearest if _fits(row.mean, bounds)]
     head = f"take ({', '.join(part for part in (f'{at}{money(budget)} in all', bounds.words) if part)}): "
     if not fit:
@@ -52,8 +73,7 @@ def _take(at: str, rows: Sequence[_Row], bounds: Bounds) -> str:
         way = "no size is known" if smallest is None else f"the smallest is {_words(smallest)}"
         return f"{head}nothing; {way}"
     with_dev = [row for row in fit if row.mean.dev is not None]
-    best = min(with_dev or fit, key=lambda row: (-_chosen_by(row), row.mean.charge_usd or 0.0, row.mean.size_mb or 0.0))
-    return head + _words(best)
+    return head + _words(min(with_dev or fit, key=_rank))
 
 
 def _chosen_by(row: _Row) -> float:

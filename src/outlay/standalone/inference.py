@@ -5,25 +5,27 @@ A written block is not made again, so a killed step goes on where it was; of sev
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from outlay.errors import MissingData, UnknownModel, UsageError
+from outlay.errors import MissingData, UsageError
+from outlay.export.model_dir import handed_over, model_folder
 from outlay.hardware.precision import AUTO, check_asked, check_worker, remarks, resolve
 from outlay.models.reference import folder_fingerprint
-from outlay.models.shape import read_config
-from outlay.models.window import check_handover, window_in, window_of
-from outlay.settings import BLOCK_ROWS, METHOD_SETTINGS, TeachSettings, check_seed
-from outlay.spec import Family, TargetKind, TargetSpec, TaskSpec, cut_lines, target_spec
+from outlay.models.window import check_handover, window_of
+from outlay.settings import BLOCK_ROWS, TeachSettings, check_seed
+from outlay.spec import TargetKind, TargetSpec, TaskSpec, cut_lines, target_spec
 from outlay.standalone.evaluator import MetricAsked, about_scores, answer_remarks, check_scores, scorer_of, write_scores
-from outlay.standalone.inputs import DataReader, TaskRow, rows_digest, sources_of, with_named_gold
+from outlay.standalone.inputs import DataReader, TaskRow, rows_digest, with_named_gold
 from outlay.standalone.output_dir import Document, OutputDir, json_lines, read_object
 from outlay.standalone.prediction_file import CONFIDENCE, read_confidences, read_predictions
+from outlay.standalone.prediction_table import PROBABILITIES, check_output, other_columns, table_of
 from outlay.standalone.profiling import new_profiler, profile_of_parts, seconds_of
 from outlay.standalone.request import Data
 from outlay.standalone.runtime import (
@@ -38,60 +40,12 @@ from outlay.standalone.runtime import (
     wait_for_all,
 )
 from outlay.standalone.targets_dir import answer_lines, block_name, index_of, write_index
-from outlay.storage.hashing import digest_of_file
+from outlay.standalone.trained_model import TrainedModel
+from outlay.storage.hashing import digest_of_file, key_of
 from outlay.text.listener import Listener
 from outlay.train.progress import TokenCounter
 
-SAVED = "outlay.json"
 PREDICTIONS = "predictions.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedModel:
-    """Model that `outlay` trained: folder, family and form of the task.
-
-    ``lowered``: a line for each limit of the form that the model cannot keep; ``form``: already lowered to the model's limits;
-    ``method``: by which its own head was trained, ``None`` where the checkpoint's class layer or vocabulary answers.
-    ``temperature``: of a classifier's probabilities, 1 where it had no dev set; ``None`` for a model without probabilities.
-    """
-
-    folder: Path
-    family: Family
-    form: TaskSpec
-    lowered: tuple[str, ...] = ()
-    method: str | None = None
-    temperature: float | None = None
-
-    @classmethod
-    def open(cls, folder: Path) -> TrainedModel:
-        """Read the description beside the weights.
-
-        Raises:
-            UnknownModel: no such folder, or no model of ours in it.
-        """
-        try:
-            document = read_object(folder / SAVED)
-            family, form = document["family"], TaskSpec.from_json(document["form"])
-            method = document["head"]["method"] if "head" in document else None
-            temperature = float(document.get("temperature", 1.0)) if document.get("target") == "classes" else None
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UnknownModel(
-                f"{folder} holds no model that `outlay` trained ({SAVED} is missing); make one with `outlay finetune`"
-            ) from None
-        found = cls(folder, family, form, method=method, temperature=temperature)
-        if not found.has_encoder:
-            return found
-        window = window_in(read_config(folder), family)
-        return replace(found, form=window.fit(form, str(folder)), lowered=tuple(window.lines(form, str(folder))))
-
-    @property
-    def has_encoder(self) -> bool:
-        """Return whether a checkpoint reads the texts: a classifier of words has none."""
-        return self.method is None or METHOD_SETTINGS[self.method].reads_vectors
-
-    def sources(self, rows: Sequence[TaskRow]) -> list[tuple[str, ...]]:
-        """Return the inputs of rows for this model, one or two segments each."""
-        return sources_of(rows, self.family, self.form.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +93,14 @@ class InferenceOptions:
             check_worker(self.precision)
         use_threads(self.runtime.threads)
 
-    def rows(self, reader: DataReader, *, split: str = "test", needs_target: bool = False) -> list[TaskRow]:
-        """Return the rows asked for; ``split``: of the task, where none is named.
+    def on_model(self) -> InferenceOptions:
+        """Return these options with the model that a results folder handed over in the place of that folder."""
+        return replace(self, model=model_folder(self.model))
+
+    def rows(
+        self, reader: DataReader, *, split: str = "test", needs_target: bool = False, takes_empty: bool = False
+    ) -> list[TaskRow]:
+        """Return the rows asked for; ``split``: of the task, where none is named; ``takes_empty``: of a file, those without text.
 
         Raises:
             UsageError: neither task nor file.
@@ -148,7 +108,8 @@ class InferenceOptions:
         """
         data = self.data
         if data.file is not None:
-            return reader.file(Path(data.file), n=data.max_rows, needs_target=needs_target)
+            file, n = Path(data.file), data.max_rows
+            return reader.file(file, n=n, needs_target=needs_target, takes_empty=takes_empty)
         if reader.task is None:
             raise UsageError("there are no rows; name a --task or a --file")
         return reader.split(data.split or split, n=data.max_rows, seed=self.seed, n_gold=data.max_train_rows)
@@ -183,6 +144,7 @@ def teach(options: InferenceOptions, teaching: Teaching, listener: Listener) -> 
     Raises:
         OutlayError: unsuitable teacher, student, rows or output; one line.
     """
+    options = options.on_model()
     model, reader = TrainedModel.open(options.model), DataReader(options.data)
     form, settings = reader.form(model.form), teaching.settings
     options = replace(options.resolved(listener), seed=settings.seed)
@@ -209,34 +171,55 @@ def teach(options: InferenceOptions, teaching: Teaching, listener: Listener) -> 
     return blocks.run(partial(_teach_block, model, options, handed, settings), gather, listener)
 
 
-def predict(options: InferenceOptions, listener: Listener) -> StepReport:
-    """Write a model's answers as JSON lines: source, prediction, a classifier's probability of it, and gold where it is known.
+def predict(options: InferenceOptions, listener: Listener, *, probabilities: bool = False) -> StepReport:
+    """Write a model's answers as JSON lines, CSV or TSV, with the columns of the rows, a classifier's probability of the answer
+    (``probabilities``: of each label), and gold where it is known. Rows without text are answered with nothing.
 
     Raises:
         OutlayError: unsuitable model, rows or output; one line.
     """
-    model, reader = TrainedModel.open(options.model), DataReader(options.data)
+    check_output(options.out)
+    options = options.on_model()
+    model = TrainedModel.open(options.model)
+    if probabilities and model.temperature is None:
+        raise UsageError(f"{options.model} has no probabilities of labels, since it is no classifier; leave them out")
+    reader = DataReader(options.data, model.rows)
     reader.form(model.form)
-    rows = options.rows(reader)
-    return _predict(options.resolved(listener), model, rows, OutputDir.file(options.out), reader.notes, listener)
+    rows = options.rows(reader, takes_empty=True)
+    columns = other_columns(rows, reader.columns, reader.used, options.out)
+    n_empty = sum(not row.text for row in rows)
+    notes = [*reader.notes, f"{n_empty:,} of {len(rows):,} rows have no text and are answered with nothing"]
+    output = OutputDir.file(options.out)
+    answering = _Answering(model, options.resolved(listener), columns, probabilities)
+    return _predict(answering, rows, output, notes if n_empty else reader.notes, listener)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answering:
+    """Options of the answers of a model; ``columns``: of each row, to be kept in the file."""
+
+    model: TrainedModel
+    options: InferenceOptions
+    columns: Sequence[Mapping[str, Any]] = ()
+    probabilities: bool = False
 
 
 def _predict(
-    options: InferenceOptions,
-    model: TrainedModel,
-    rows: Sequence[TaskRow],
-    output: OutputDir,
-    notes: Sequence[str],
-    listener: Listener,
+    answering: _Answering, rows: Sequence[TaskRow], output: OutputDir, notes: Sequence[str], listener: Listener
 ) -> StepReport:
-    request = options.request("predict", rows, {"batch_size": options.batch_size, "beams": options.beams})
+    options, columns = answering.options, answering.columns
+    more: Document = {"batch_size": options.batch_size, "beams": options.beams}
+    more |= {"columns": key_of([dict(row) for row in columns])} if columns else {}
+    more |= {"probabilities": True} if answering.probabilities else {}
+    request = options.request("predict", rows, more)
 
     def gather(blocks: Sequence[Path]) -> dict[str, Any]:
-        output.write(output.out, b"".join(path.read_bytes() for path in blocks))
+        lines = [json.loads(line) for path in blocks for line in path.read_text(encoding="utf-8").split("\n") if line]
+        output.write(output.out, table_of(lines, columns, output.out))
         return {"predictions": str(output.out)}
 
-    blocks = _Blocks(options, model, rows, output, request, "{:05d}.jsonl".format, notes)
-    return blocks.run(partial(_predict_block, model, options), gather, listener)
+    blocks = _Blocks(options, answering.model, rows, output, request, "{:05d}.jsonl".format, notes)
+    return blocks.run(partial(_predict_block, answering), gather, listener)
 
 
 def evaluate(options: InferenceOptions, metric: MetricAsked, listener: Listener) -> StepReport:
@@ -245,14 +228,16 @@ def evaluate(options: InferenceOptions, metric: MetricAsked, listener: Listener)
     Raises:
         OutlayError: as `predict`; rows without gold answers; a metric that does not fit.
     """
-    model, reader = TrainedModel.open(options.model), DataReader(options.data)
+    options = options.on_model()
+    model = TrainedModel.open(options.model)
+    reader = DataReader(_own_task(options), model.rows)
     form = reader.form(model.form)
     rows = reader.checked(options.rows(reader, needs_target=True), form)
     scorer = scorer_of(metric, form, reader.task)
     about = {"model_sha256": on_main(lambda: folder_fingerprint(options.model)), **about_scores(scorer, rows)}
     on_main(lambda: check_scores(options.out, about, overwrite=options.runtime.overwrite))
     output = OutputDir.file(options.out / PREDICTIONS)
-    predicted = _predict(options.resolved(listener), model, rows, output, reader.notes, listener)
+    predicted = _predict(_Answering(model, options.resolved(listener)), rows, output, reader.notes, listener)
 
     def score() -> tuple[dict[str, Any], list[str]]:
         answers = read_predictions(output.out)
@@ -267,6 +252,14 @@ def evaluate(options: InferenceOptions, metric: MetricAsked, listener: Listener)
         facts={**predicted.facts, **scores},
         counts=[*predicted.counts, *more],
     )
+
+
+def _own_task(options: InferenceOptions) -> Data:
+    """Return the data asked for; where none is named, the task that a handed-over model was made for."""
+    data, known = options.data, handed_over(options.model)
+    if data.task is not None or data.file is not None or known is None:
+        return data
+    return replace(data, task=known["task"])
 
 
 def _calibration(
@@ -349,27 +342,36 @@ def _teach_block(
     return _Block(targets.to_bytes(), counter.n_inferred, seconds_of(profiler))
 
 
-def _predict_block(model: TrainedModel, options: InferenceOptions, folder: Path, rows: Sequence[TaskRow]) -> _Block:
+def _predict_block(answering: _Answering, folder: Path, rows: Sequence[TaskRow]) -> _Block:
     from outlay.train import api as train_api
 
+    model, options = answering.model, answering.options
     options.prepare_worker()
     counter = TokenCounter()
+    asked = [row for row in rows if row.text]
     predicted = train_api.predict(
         folder,
-        model.sources(rows),
+        model.sources(asked),
         precision=options.precision,
         meter=counter,
         beams=options.beams,
         batch_size=options.batch_size,
         device_map=options.runtime.device_map,
     )
-    lines = answer_lines(rows, predicted.answers)
+    lines = answer_lines(asked, predicted.answers)
     if predicted.probabilities is not None:
-        from outlay.metrics.calibration import confidences_of
+        from outlay.metrics.calibration import N_DIGITS, confidences_of
 
         confidences = confidences_of(predicted.probabilities).tolist()
         lines = [{**line, CONFIDENCE: each} for line, each in zip(lines, confidences, strict=True)]
-    return _Block(json_lines(lines), counter.n_inferred)
+        if answering.probabilities:
+            shares = predicted.probabilities.astype(float).round(N_DIGITS).tolist()
+            named = [dict(zip(model.form.labels, row, strict=True)) for row in shares]
+            lines = [{**line, PROBABILITIES: each} for line, each in zip(lines, named, strict=True)]
+    answered = iter(lines)
+    empty = answer_lines([row for row in rows if not row.text], [""] * (len(rows) - len(asked)))
+    unanswered = iter(empty)
+    return _Block(json_lines([next(answered if row.text else unanswered) for row in rows]), counter.n_inferred)
 
 
 @dataclass(frozen=True, slots=True)

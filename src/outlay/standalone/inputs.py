@@ -18,6 +18,7 @@ from outlay.text.legible import alike, label_problem, likeness, listed, named, r
 
 if TYPE_CHECKING:
     from outlay.tasks.readers import SourceRow
+    from outlay.tasks.row_form import RowForm
     from outlay.tasks.task import Task
 
 SPLITS = ("train", "dev", "test", "pool")
@@ -83,13 +84,20 @@ class DataReader:
         UnknownTask: there is no such task.
     """
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: Data, row_form: RowForm | None = None) -> None:
         self.data = data
+        self.row_form = row_form
+        """Form of the rows of the model that reads them, or of the task; ``None`` where a row is one text."""
+        self.columns: list[Mapping[str, Any]] = []
+        """All columns of the rows of the file that was read last, row by row."""
+        self.used: tuple[str, ...] = ()
+        """Columns of that file that texts and answers were read from."""
         self.task: Task | None = None
         if data.task is not None:
             from outlay.tasks.task import load_task
 
             self.task = load_task(str(data.task))
+            self.row_form = _row_form(self.task)
         self.notes: list[str] = []
         """Sentences on decisions about the form of files and labels that could have been otherwise."""
 
@@ -157,36 +165,63 @@ class DataReader:
             TaskRow(each.text, segments(each), gold, each.origin) for each, gold in zip(examples, golds, strict=True)
         ]
 
-    def file(self, path: Path, *, n: int | None, needs_target: bool) -> list[TaskRow]:
-        """Return the first ``n`` rows of a file, in file order.
+    def file(self, path: Path, *, n: int | None, needs_target: bool, takes_empty: bool = False) -> list[TaskRow]:
+        """Return the first ``n`` rows of a file, in file order; ``takes_empty``: rows without text too, with the text "".
 
         Raises:
             MissingData: the file is absent, empty or breaks off.
             DataError: it lacks a column, or a source is empty.
         """
-        return self.rows_of(path, self.table(path), n=n, needs_target=needs_target)
+        return self.rows_of(path, self.table(path), n=n, needs_target=needs_target, takes_empty=takes_empty)
 
-    def rows_of(self, path: Path, found: Sequence[SourceRow], *, n: int | None, needs_target: bool) -> list[TaskRow]:
+    def rows_of(
+        self, path: Path, found: Sequence[SourceRow], *, n: int | None, needs_target: bool, takes_empty: bool = False
+    ) -> list[TaskRow]:
         """Return the first ``n`` rows of a table that was read; ``found``: every row of the file at ``path``.
+
+        The text is made of the task's own columns where all of them are there, else it is read from one column.
 
         Raises:
             DataError: it lacks a column, or a source is empty.
         """
+        target, fields = self._target_column(path, found, needs_target), self._fields_in(found[0].columns)
+        source = self._source_column(path, found[0].columns)
+        self.used = (*((source,) if fields is None else fields.values()), *(() if target is None else (target,)))
+        taken = found[: check_count(n)]
+        self.columns = [row.columns for row in taken]
+        rows = []
+        for number, row in enumerate(taken, start=1):
+            origin = f"{row.origin} (row {number})"
+            read = self._text(row, source) if fields is None else self._text_of_fields(row, fields)
+            if read is None and not takes_empty:
+                raise DataError(f"{origin} has an empty source; remove the row")
+            text, segments = ("", ("",)) if read is None else read
+            gold = None if target is None or row.columns.get(target) is None else cell(row, target, "--target-column")
+            rows.append(TaskRow(text, segments, gold, origin))
+        return rows
+
+    def _source_column(self, path: Path, columns: Mapping[str, Any]) -> str:
+        """Return the column of whole texts: the one that is named, or the lines of a text file."""
         from outlay.tasks.readers import TEXT_COLUMN
         from outlay.text.text_file import suffix_of
 
-        target, source = self._target_column(path, found, needs_target), self.data.source_column
-        if suffix_of(path) == ".txt" and source not in found[0].columns:
-            source = TEXT_COLUMN
-        rows = []
-        for number, row in enumerate(found[: check_count(n)], start=1):
-            origin = f"{row.origin} (row {number})"
-            text = cell(row, source, "--source-column")
-            if text is None or not text.strip():
-                raise DataError(f"{origin} has an empty source; remove the row")
-            gold = None if target is None or row.columns.get(target) is None else cell(row, target, "--target-column")
-            rows.append(TaskRow(text, self.segments(text), gold, origin))
-        return rows
+        source = self.data.source_column
+        return TEXT_COLUMN if suffix_of(path) == ".txt" and source not in columns else source
+
+    def _fields_in(self, columns: Mapping[str, Any]) -> dict[str, str] | None:
+        """Return the column of each field of the task; ``None`` where a column of whole texts is named, or a field has none."""
+        if self.row_form is None or self.data.source_column != SOURCE:
+            return None
+        return self.row_form.columns_in(columns)
+
+    def _text(self, row: SourceRow, source: str) -> tuple[str, tuple[str, ...]] | None:
+        text = cell(row, source, "--source-column")
+        return None if text is None or not text.strip() else (text, self.segments(text))
+
+    def _text_of_fields(self, row: SourceRow, fields: Mapping[str, str]) -> tuple[str, tuple[str, ...]] | None:
+        assert self.row_form is not None
+        values = {field: row.text(column) or "" for field, column in fields.items()}
+        return self.row_form.read(values) if any(value.strip() for value in values.values()) else None
 
     def table(self, path: Path) -> list[SourceRow]:
         """Read every row of a file with its columns; adds decisions about the file's form to ``notes``.
@@ -246,13 +281,12 @@ class DataReader:
 
     def segments(self, text: str) -> tuple[str, ...]:
         """Return the text's segments by the task's template; the whole text where the template does not fit."""
-        if self.task is None:
+        if self.row_form is None:
             return (text,)
         try:
-            fields = {**self.task.format.parse(text), "text": text}
+            return self.row_form.parse(text)
         except DataError:
             return (text,)
-        return tuple(fields[name] for name in self.task.segment_names)
 
     def _target_column(self, path: Path, found: Sequence[SourceRow], needs_target: bool) -> str | None:
         name = self.data.target_column or TARGET
@@ -272,6 +306,12 @@ class DataReader:
         self.notes += data.notes
         pool = [example for part in data.pool for example in part.examples]
         return {"train": data.train, "dev": data.dev, "test": data.test, "pool": pool}
+
+
+def _row_form(task: Task) -> RowForm:
+    from outlay.tasks.row_form import RowForm
+
+    return RowForm.of(task)
 
 
 def with_named_gold(row: TaskRow, form: TaskSpec) -> TaskRow:

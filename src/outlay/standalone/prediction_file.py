@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from dataclasses import replace
@@ -14,12 +15,18 @@ from outlay.standalone.inputs import CUSTOM_ID, DataReader, TaskRow, cell, check
 from outlay.standalone.request import Data
 from outlay.standalone.runtime import StepReport
 from outlay.storage.hashing import key_of
+from outlay.text.text_file import suffix_of
 
 PREDICTION, GOLD, CONFIDENCE = "prediction", "gold", "confidence"
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+"""Separators of files of predictions that are no JSON lines, by suffix."""
 
 
 def read_predictions(path: Path) -> list[str]:
     """Return the answers in a file that `outlay.standalone.inference.predict` wrote, in order."""
+    if suffix_of(path) in SEPARATORS:
+        with path.open(encoding="utf-8", newline="") as stream:
+            return [row[PREDICTION] for row in csv.DictReader(stream, delimiter=SEPARATORS[suffix_of(path)])]
     return [json.loads(line)[PREDICTION] for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 

@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from outlay.errors import UsageError
+from outlay.export.model_dir import MODEL_DIR, check_place
 from outlay.money.amounts import PriceBook, parse_budget
 from outlay.plan.request import (
     DEFAULT_GENERAL,
@@ -235,6 +236,7 @@ def prepare_runs(
     refuse_several_processes()
     title = title_of(load_task(asked[0].task).name)
     header = Header(name, title, "plain", command=command, bounds=setup.bounds)
+    check_place(expand_path(out) / MODEL_DIR)
     return prepare_session(asked, header, workplace(out, setup), rivals=rivals, overwrite=setup.overwrite)
 
 

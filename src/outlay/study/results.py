@@ -10,6 +10,7 @@ from pathlib import Path
 from outlay.engine.outputs import manifest_of, receipt_file
 from outlay.engine.point import Point, Reading, micros_of
 from outlay.errors import MissingData, RunFailed
+from outlay.export.model_dir import MODEL_DIR, handed_over
 from outlay.metrics import STATISTICS, main_score
 from outlay.money.amounts import MICROS_PER_USD
 from outlay.report.study_report import StudyReport, write_study_report
@@ -99,10 +100,22 @@ class RunResult:
         return path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
 
     @property
-    def model(self) -> Path:
-        """The folder of the trained student, as `outlay.predict` and ``AutoModel`` read it.
+    def model_path(self) -> Path:
+        """The folder of the model that the run handed over, with its card: ``OUT/model``, which nothing removes.
 
-        The folder lies in the store, where ``outlay store gc`` may remove it: copy it to keep it.
+        Raises:
+            MissingData: the run handed none over, such as a run of a comparison that handed over another one's.
+        """
+        folder = self.folder / MODEL_DIR
+        if self.run_id is None or (handed_over(folder) or {}).get("run") != self.run_id:
+            raise MissingData(f"run {self.run_id} handed over no model in {folder}; `model` is the one in the store")
+        return folder
+
+    @property
+    def model(self) -> Path:
+        """The folder of the trained student in the store, as `outlay.predict` reads it.
+
+        ``outlay store gc`` may remove it there: `model_path` is the one to keep.
 
         Raises:
             MissingData: the run has no model, or it was removed from the store.
@@ -153,6 +166,20 @@ class StudyResult:
             MissingData: no run has a point yet.
         """
         return StudyReport(read_results(self.folder, self.store)).summary
+
+    @property
+    def model_path(self) -> Path:
+        """The folder of the model that the comparison handed over, with its card: ``OUT/model``.
+
+        That is the first seed of the row with the best mean dev score at the largest budget.
+
+        Raises:
+            MissingData: none was handed over: it is a study, or no row has a dev score.
+        """
+        folder = self.folder / MODEL_DIR
+        if handed_over(folder) is None:
+            raise MissingData(f"no model was handed over in {folder}; the `model` of a run is the one in the store")
+        return folder
 
     def write_report(self) -> dict[str, Path]:
         """Write tables, figures, one page and flat files into the results folder.
