@@ -192,7 +192,7 @@ def _bring_about(
     from outlay.cli.progress import Screen
     from outlay.cli.study_screen import draw_study
     from outlay.report.receipt import receipt, render_text
-    from outlay.study.handover import hand_over, lines_about
+    from outlay.study.handover import hand_over
     from outlay.study.run_names import run_names
 
     with Screen(run_names([point.request for point in session.plan.points]), quiet=where.quiet) as screen:
@@ -208,8 +208,8 @@ def _bring_about(
             echo(render_text(receipt(ledger, planned.run_id)))
     found = hand_over(session)
     draw_study(session.place.folder, session.place.store, as_json=where.as_json, quiet=True)
-    for line in lines_about(found) if found is not None and not where.as_json else ():
-        echo(line)
+    if found is not None and found.folder is None and not where.as_json:
+        echo(found.why)
     return points
 
 

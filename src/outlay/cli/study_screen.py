@@ -104,6 +104,7 @@ def draw_study(folder: Path, store: Store | None, *, as_json: bool, quiet: bool 
 def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> None:
     """Print the tables of a study's folder, the summary, and the paths of its files."""
     from outlay.report.study_report import StudyReport
+    from outlay.study.handover import lines_on_model
     from outlay.study.runner import read_results
 
     results = read_results(folder, store)
@@ -119,6 +120,8 @@ def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> 
     own = {} if results.header.scale else {"receipts": command_line("outlay", "ledger", "show", folder)}
     for name, path in files.items():
         echo(f"{name}: {own.get(name, path)}")
+    for line in lines_on_model(folder):
+        echo(line)
 
 
 def status_lines(found: Status) -> list[str]:

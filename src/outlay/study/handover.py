@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,7 +100,7 @@ def _write(session: Session, point: Point, cell: StudyCell, why: str) -> HandedO
     asked = next(planned.request for planned in session.plan.points if planned.run_id == cell.run)
     task = session.builder.prepare(asked).task
     identity = {"run": cell.run, "artifact": key, "digest": artifact.digest, "outlay": outlay.__version__}
-    identity["task"] = str(task.reference)
+    identity |= {"task": str(task.reference), "why": why}
     if handed_over(target) != identity:
         rows = RowForm.of(task)
         facts = _facts(session, point, task, rows, manifest, artifact)
@@ -203,13 +202,14 @@ def _licences(task: Task, manifest: Mapping[str, Any]) -> list[str]:
 def _lines_to_reproduce(header: Header, point: Point) -> list[str]:
     where = point.circumstance.environment or {}
     packages = [f"{name}=={where[name]}" for name in ("torch", "transformers") if where.get(name)]
-    lines = [f"pip install outlay=={outlay.__version__} {shlex.join(packages)}".strip()]
+    lines = [command_line("pip", "install", f"outlay=={outlay.__version__}", *packages)]
     return [*lines, header.command] if header.command else lines
 
 
-def lines_about(found: HandedOver) -> list[str]:
-    """Return the lines that a command prints: where the model is, and how it is used."""
-    if found.folder is None:
-        return [found.why]
-    use = command_line("outlay", "predict", found.folder.parent, "--file", "new.csv")
-    return [f"model: {found.folder} ({found.why})", f"predict: {use}"]
+def lines_on_model(folder: Path) -> list[str]:
+    """Return the lines on the model that a results folder handed over: where it is, and how it is used; none without one."""
+    known = handed_over(folder / MODEL_DIR)
+    if known is None:
+        return []
+    use = command_line("outlay", "predict", folder, "--file", "new.csv")
+    return [f"model: {folder / MODEL_DIR} ({known['why']})", f"predict: {use}"]
