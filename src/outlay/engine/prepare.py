@@ -264,6 +264,7 @@ class RunBuilder:
             pool_digests=ordered.pool_digests,
             n_carved=task.model_copy(update={"dev": request.dev, "n_dev": request.n_dev}).n_carved,
             n_train=len(ordered.train),
+            n_owned=ordered.n_owned,
             n_pool=len(pool),
             n_dev=len(ordered.dev) if request.n_dev is None else request.n_dev,
             defaults={
@@ -324,8 +325,15 @@ def _shared(asked: Request) -> tuple[Hashable, ...]:
 
 def _task_digest(task: Task, data: TaskData) -> str:
     """Return the digest of a task file and of every example, without description and published results."""
-    told = task.model_dump(mode="json", exclude={"description", "published"})
+    told = _without_unowned(task.model_dump(mode="json", exclude={"description", "published"}))
     return key_of({"task": {**told, "training": settings_as_before(told["training"])}, "data": data.digest})
+
+
+def _without_unowned(told: Any) -> Any:
+    """Return a dumped task without ``owned: false``, as it was before labels could be owned."""
+    if isinstance(told, dict):
+        return {name: _without_unowned(value) for name, value in told.items() if (name, value) != ("owned", False)}
+    return [_without_unowned(each) for each in told] if isinstance(told, list) else told
 
 
 def _pool_parts(data: TaskData, n_rows: int) -> tuple[tuple[str, int], ...]:

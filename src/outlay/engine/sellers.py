@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from outlay.errors import TaskFileError, UsageError
 from outlay.labels.replay import Replay
-from outlay.money.amounts import PriceBook
+from outlay.money.amounts import OWNED_LABEL, PriceBook
 from outlay.plan.context import Offer
-from outlay.plan.request import SellerSpec
-from outlay.plan.steps import HUMAN, LLM
+from outlay.plan.request import ReplayOptions, SellerSpec
+from outlay.plan.steps import HUMAN, LLM, OWNED
 from outlay.plan.strategies import Strategy
 from outlay.storage.store import canonical_json, key_of
 from outlay.tasks.example import Example
@@ -45,7 +45,7 @@ def make_seller(spec: SellerSpec, rows: Sequence[Example], task: Task, book: Pri
         redundancy=options.redundancy,
         seconds_per_label=options.seconds_per_label,
         # The hash of a name and a seed is no seed that a user gives, so no two sellers ever err alike.
-        seed=seed if spec.name == HUMAN else int(key_of([spec.name, seed])[:12], 16),
+        seed=seed if spec.name in (HUMAN, OWNED) else int(key_of([spec.name, seed])[:12], 16),
     )
 
 
@@ -57,7 +57,8 @@ def offer_of(spec: SellerSpec, seller: Replay) -> Offer:
 def chosen_sellers(
     policy: Strategy, task: Task, book: PriceBook, asked: Sequence[SellerSpec], n_initial: int | None
 ) -> tuple[SellerSpec, ...]:
-    """Return the sellers that a strategy buys from, and `HUMAN`, each with its price item; others are left out.
+    """Return the sellers that a strategy buys from, and `HUMAN`, each with its price item; others are left out. A task with owned
+    labels has `OWNED` too.
 
     Raises:
         UsageError: a seller of the strategy is not named, or the first of several sellers has no N.
@@ -73,7 +74,9 @@ def chosen_sellers(
                 name, f"buys labels of seller {name!r}, and nobody of that name is among the sellers; add it"
             )
             raise UsageError(f"strategy {policy.name} {way}")
-    return tuple(_priced(seller, task, book) for seller in asked if seller.name in (HUMAN, *policy.sellers))
+    found = tuple(_priced(seller, task, book) for seller in asked if seller.name in (HUMAN, *policy.sellers))
+    owns = any(source.owned for source in task.data.sources_of("train"))
+    return (*found, SellerSpec(OWNED, ReplayOptions(price_item=OWNED_LABEL.item))) if owns else found
 
 
 def _priced(seller: SellerSpec, task: Task, book: PriceBook) -> SellerSpec:

@@ -119,15 +119,19 @@ class RunSummary:
 def asked_of(prepared: PreparedRun) -> PointRequest:
     """Return the request of the point that a prepared run will have."""
     request, people = prepared.request, prepared.context.offers.get(HUMAN)
-    added = None if people is None else added_micros(request, people.price, people.redundancy)
+    n_owned = prepared.context.n_owned
+    added = None if people is None else added_micros(request, people.price, people.redundancy, n_owned)
     return _asked(request, request.task, added, prepared.price_book.digest, prepared.pool_parts)
 
 
-def added_micros(request: Request, price: Price, redundancy: int) -> int | None:
-    """Return the budget beyond the initial labels, in micro-dollars; ``None`` where N is chosen by a rule."""
+def added_micros(request: Request, price: Price, redundancy: int, n_owned: int) -> int | None:
+    """Return the budget beyond the initial labels, in micro-dollars; ``None`` where N is chosen by a rule.
+
+    ``n_owned``: labels that cost nothing.
+    """
     if request.n_initial is None:
         return None
-    return max(0, request.budget_micros - price.cost_micros(request.n_initial * redundancy))
+    return max(0, request.budget_micros - price.cost_micros(max(0, request.n_initial - n_owned) * redundancy))
 
 
 def _asked(
@@ -188,9 +192,9 @@ def absent_point(request: Request, builder: RunBuilder, status: str, reason: str
     A task that cannot be read either has the name that was asked for.
     """
     try:
-        task, _ = builder.load(request.task)
-        people = request.seller(HUMAN) or SellerSpec()
-        added = added_micros(request, builder.price_book.label(task.price_item), people.replay.redundancy)
+        task, data = builder.load(request.task)
+        people, price = request.seller(HUMAN) or SellerSpec(), builder.price_book.label(task.price_item)
+        added = added_micros(request, price, people.replay.redundancy, len(data.owned))
     except OutlayError:
         added = None
     pool = () if request.pool_rows is None else (("pool", request.pool_rows),)

@@ -206,6 +206,10 @@ class Price:
         return cost_micros(quantity, self.usd)
 
 
+OWNED_LABEL = Price("label/owned", "label", Decimal(0), "your own labels", None)
+"""The price of a label that one owns already; every price book has it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quote:
     """Upper bounds for one purchase: `quantity` units of `item`, its charge, and the cash that may leave the bank."""
@@ -282,8 +286,8 @@ class PriceBook:
         return price
 
     def label(self, item: str) -> Price:
-        """Return the price of one label. Raises UnknownItem as `get`, MoneyError as `Price.per`."""
-        return self.get(item).per("label")
+        """Return the price of one label, nothing for those one owns. Raises UnknownItem as `get`, MoneyError as `Price.per`."""
+        return OWNED_LABEL if item == OWNED_LABEL.item else self.get(item).per("label")
 
     def hour(self, item: str) -> Price:
         """Return the price of a machine's hour. Raises UnknownItem as `get`, MoneyError as `Price.per`."""

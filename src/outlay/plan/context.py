@@ -87,6 +87,8 @@ class PlanningContext:
     """Limits on the tokens that a model reads and writes, by model reference; without an entry the task's own."""
     poolings: Mapping[tuple[str, str], Pooling] = field(default_factory=dict)
     """Poolings by model reference and setting ``pooling``; without an entry the model declares nothing."""
+    n_owned: int = 0
+    """Train rows whose labels are owned; they are the first ones."""
 
     def form_of(self, ref: str) -> TaskSpec:
         """Return the form of the task, with its limits lowered to those of a model."""

@@ -22,7 +22,10 @@ HUMAN = "human"
 LLM = "llm"
 """Name of the large language model whose labels the published strategies buy."""
 
-_SELLER_WORDS = {LLM: "LLM"}
+OWNED = "owned"
+"""Name of the seller of labels that one owns already: nothing is paid for them, and they come first."""
+
+_SELLER_WORDS = {LLM: "LLM", OWNED: "owned train"}
 """Words for a seller before the word labels, for names that are not written as they are."""
 
 LABELS_FILE = "labels.jsonl"

@@ -18,6 +18,7 @@ from outlay.plan.quotes import Quoter
 from outlay.plan.steps import (
     HUMAN,
     LLM,
+    OWNED,
     Buy,
     Dev,
     Distil,
@@ -333,9 +334,10 @@ def _train(
     """
     request, labels, start = context.request, list[Buy](), 0
     for seller, n in n_by_seller:
-        identity = context.offer(seller).identity
-        labels.append(Buy("train", n, request.seed, context.train_digest, identity, start, seller))
-        start += n
+        for name, part in _owned_first(context, seller, start, n):
+            identity = context.offer(name).identity
+            labels.append(Buy("train", part, request.seed, context.train_digest, identity, start, name))
+            start += part
     dev = _dev(context, labels[0])
     trained_on = start - n_carved(dev)
     settings = context.settings_for(_settings_role(context, role, model), model, trained_on, method)
@@ -351,6 +353,12 @@ def _train(
         reading=context.reading(model, settings),
         free=role == "student" and request.student_training == "free",
     )
+
+
+def _owned_first(context: PlanningContext, seller: str, start: int, n: int) -> list[tuple[str, int]]:
+    """Return who labels ``n`` train rows from row ``start`` on: labels of people are taken from the owned ones first."""
+    n_owned = min(n, max(0, context.n_owned - start)) if seller == HUMAN else 0
+    return [(name, part) for name, part in ((OWNED, n_owned), (seller, n - n_owned)) if part]
 
 
 def _settings_role(context: PlanningContext, role: str, model: Model) -> str:
@@ -435,6 +443,7 @@ def _derive(context: PlanningContext, quoter: Quoter, final: Score | Train | Dis
     lines = [f"{name}: at most {format_usd(micros)}" for name, micros in sums.items()]
     spent = sum(sums.values())
     left = context.budget_micros - spent
+    lines += _owned_lines(context, final, left)
     chosen = _methods_chosen(context, final)
     return (
         f"budget: {format_usd(context.budget_micros)}",
@@ -443,6 +452,17 @@ def _derive(context: PlanningContext, quoter: Quoter, final: Score | Train | Dis
         *lines,
         f"left over: {format_usd(left)}",
     )
+
+
+def _owned_lines(context: PlanningContext, final: Score | Train | Distil, left: int) -> list[str]:
+    """Return a line where no row is left whose label could be bought, of a task with owned labels."""
+    n = max((step.n_labels for step in Recipe(final, ()).steps() if isinstance(step, Train)), default=0)
+    if not context.n_owned or n < context.n_train:
+        return []
+    rows = f"; {context.n_pool:,} pool rows could be labelled" if context.n_pool else ""
+    return [
+        f"all {n:,} labels used, {format_usd(left)} left: more labels would have to be bought{rows}, and nobody sells them"
+    ]
 
 
 def _methods_chosen(context: PlanningContext, final: Score | Train | Distil) -> list[str]:

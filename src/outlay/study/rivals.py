@@ -9,7 +9,7 @@ from typing import Any
 from outlay.engine.prepare import RunBuilder
 from outlay.models.reference import parse_ref
 from outlay.plan.request import Request
-from outlay.plan.steps import HUMAN, Buy, Recipe
+from outlay.plan.steps import HUMAN, OWNED, Buy, Recipe
 from outlay.plan.strategies import RIVAL_METHODS, Rival, rival_of, strategy
 from outlay.settings import flat_settings
 
@@ -66,9 +66,9 @@ def _money(asked: Request) -> Hashable:
 
 
 def _n_bought(recipe: Recipe) -> int:
-    """Return how many train rows, from the first on, people label for a recipe."""
+    """Return how many train rows, from the first on, have owned labels in a recipe, or labels of people."""
     bought = [step for step in recipe.steps() if isinstance(step, Buy)]
-    return max((step.stop for step in bought if step.split == "train" and step.seller == HUMAN), default=0)
+    return max((step.stop for step in bought if step.split == "train" and step.seller in (HUMAN, OWNED)), default=0)
 
 
 def _alone(asked: Request) -> Request:

@@ -77,7 +77,7 @@ def load_data(task: Task, root: Path | None = None) -> TaskData:
     if task.dev == "bought" and task.n_dev is not None:
         dev = [dev[i] for i in seeded_order([example.id for example in dev], 0)[: task.n_dev]]
     pool = reader.pool()
-    data = TaskData(train, dev, test, pool, notes=tuple(reader.notes()))
+    data = TaskData(train, dev, test, pool, notes=tuple(reader.notes()), owned=frozenset(reader.owned))
     leaks = find_leaks(task, data)
     if leaks and not task.drop_leaks:
         raise leak_error(task, leaks)
@@ -110,6 +110,8 @@ class _Reader:
         self._number_coded: dict[str, tuple[str, str]] = {}
         self._derived_notes: list[str] = []
         self._splits: dict[Split, list[Example]] = {}
+        self.owned: set[str] = set()
+        """Ids of the rows of the training split, once it is read, whose labels are owned."""
         self._orders: dict[tuple[str, int], list[int]] = {}
 
     def notes(self) -> list[str]:
@@ -125,7 +127,11 @@ class _Reader:
             sources = self._task.data.sources_of(name)
             if not sources:
                 raise DataError(f"task {self._task.name} has no {name} split; add `data.{name}` or name another split")
-            self._splits[name] = number_repeats(example for source in sources for example in self._examples(source))
+            found = [list(self._examples(source)) for source in sources]
+            numbered = number_repeats(example for examples in found for example in examples)
+            are_owned = [source.owned for source, examples in zip(sources, found, strict=True) for _ in examples]
+            self._splits[name] = numbered
+            self.owned |= {each.id for each, is_owned in zip(numbered, are_owned, strict=True) if is_owned}
         return self._splits[name]
 
     def pool(self) -> list[PoolPart]:

@@ -118,6 +118,8 @@ class Source(_FileKeys):
     """Task field → column; a field that is not named here is read from the column of its own name."""
     target: NonEmpty | None = None
     """Column of the gold label."""
+    owned: bool = False
+    """The labels are yours already: they cost nothing, and come before those that are bought; of train rows alone."""
     label_names: dict[Annotated[str, BeforeValidator(written_text)], Value] = Field(default_factory=dict)
     """Label as written in the rows → label of the task; labels not named here stay as they are."""
     where: dict[str, Value | tuple[Value, ...]] = Field(default_factory=dict)
@@ -141,6 +143,12 @@ class Source(_FileKeys):
             if self.source is None:
                 raise ValueError("`template` takes the `source` column apart; name that column")
             compiled(self.template)
+        return self
+
+    @model_validator(mode="after")
+    def _owned_labels(self) -> Source:
+        if self.owned and self.target is None:
+            raise ValueError("`owned` labels stand in a column; name it by `target`, or remove `owned`")
         return self
 
     @property

@@ -20,13 +20,18 @@ class SeededOrder:
     dev: list[Example]
     pool: list[Example]
     test: list[Example]
+    n_owned: int = 0
+    """Train rows whose labels are owned: the first ones, in the seed's order among themselves."""
     _slices: dict[tuple[int, int], str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, data: TaskData, seed: int) -> SeededOrder:
         """Return the rows of ``data`` in the order of ``seed``."""
         pool = _ordered([example for part in data.pool for example in part.examples], seed)
-        return cls(_ordered(data.train, seed), _ordered(data.dev, seed), pool, data.test)
+        owned = [row for row in data.train if row.id in data.owned]
+        others = [row for row in data.train if row.id not in data.owned] if owned else data.train
+        train = [*_ordered(owned, seed), *_ordered(others, seed)]
+        return cls(train, _ordered(data.dev, seed), pool, data.test, len(owned))
 
     @cached_property
     def train_digest(self) -> str:
@@ -82,6 +87,7 @@ class TaskData:
         test: Rows that are scored once, at the end.
         pool: Parts of the unlabelled pool, in the order of the task file; ids are unique over all parts.
         dropped: Split or ``pool.NAME`` → rows that ``drop_leaks`` left out; empty where none was.
+        owned: Ids of the train rows whose labels are owned, and cost nothing.
         notes: What was decided about the form of files and labels and could have been otherwise, a sentence each.
     """
 
@@ -91,6 +97,7 @@ class TaskData:
     pool: list[PoolPart]
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    owned: frozenset[str] = frozenset()
 
     @cached_property
     def digest(self) -> str:

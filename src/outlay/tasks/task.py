@@ -200,6 +200,10 @@ class Task(YamlBlock):
         for name, source in (("dev", self.data.dev), ("test", self.data.test)):
             if source is not None and source.target is None:
                 raise ValueError(f"`data.{name}` needs `target`, the column of its gold label")
+            if source is not None and source.owned:
+                raise ValueError(
+                    f"`owned` is about train rows, whose labels are for sale else; remove it from `data.{name}`"
+                )
 
     @property
     def folder(self) -> Path | None:
