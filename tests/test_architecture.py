@@ -37,7 +37,7 @@ FLOORS: dict[str, set[str]] = {
     "export": {"metrics", "models", "settings", "spec", "storage", "tasks"},
     "standalone": {"export", "metrics", "models", "settings", "spec", "storage", "tasks", "text", "train", "workers"},
     "engine": {"labels", "metrics", "models", "money", "plan", "settings", "spec", "storage", "tasks", "text", "train"},
-    "report": {"engine", "metrics", "money", "plan", "storage", "text"},
+    "report": {"engine", "export", "metrics", "money", "plan", "storage", "text"},
     "study": {
         "engine",
         "export",

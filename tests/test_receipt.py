@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from outlay.engine.run_dir import about_lines
 from outlay.errors import HoldError
 from outlay.money.amounts import Price, Quote, format_usd
 from outlay.money.ledger import Ledger
@@ -61,6 +62,29 @@ def ledger(tmp_path: Path) -> Ledger:
     buy(ledger, "k4", TOKENS, 20, Fraction(23, 10), 0, "")
     ledger.hold("distill", "k5", Quote.of(HOUR, 10))
     return ledger
+
+
+def test_it_says_what_was_run_with_which_models_and_what_it_scored() -> None:
+    scores = {"accuracy/published": {"value": 71.25, "low": 68.0, "high": 74.5}}
+    asked = {
+        "task": "tickets",
+        "strategy": "distill",
+        "n_initial": 1000,
+        "seed": 3,
+        "teacher": "big",
+        "student": "cut:2",
+    }
+    asked |= {"methods": {"teacher": "full", "distil": "probe, towers"}, "dev": "given"}
+    result = {"status": "ok", "reason": None, "test": 71.25, "dev": 64.6, "n_dev": 240, "scores": scores}
+    assert about_lines(asked, result) == (
+        "tickets: distill, N = 1,000, seed 3",
+        "teacher big by full; student cut:2 by probe, towers",
+        "dev labels: 240 given",
+        "test score 71.2 (accuracy/published, 95 %: 68.0 to 74.5); dev score 64.6",
+    )
+    plain = asked | {"strategy": "annotate", "n_initial": None, "teacher": None, "methods": None, "dev": None}
+    failed = result | {"status": "failed", "reason": "no room", "test": None, "n_dev": 0}
+    assert about_lines(plain, failed) == ("tickets: annotate, seed 3", "student cut:2 by full", "no score: no room")
 
 
 def test_every_dollar_is_on_it(ledger: Ledger) -> None:

@@ -201,12 +201,12 @@ def _bring_about(
         if first is not None:
             screen.headline(first)
         points = session.run(screen)
+    found = hand_over(session)
     ledger = session.runner.ledger
     known = set(ledger.run_ids()) if receipts and not where.as_json and ledger.is_begun else set()
     for planned in session.plan.points:
         if planned.run_id in known and not planned.is_rival:
             echo(render_text(receipt(ledger, planned.run_id)))
-    found = hand_over(session)
     draw_study(session.place.folder, session.place.store, as_json=where.as_json, quiet=True)
     if found is not None and found.folder is None and not where.as_json:
         echo(found.why)

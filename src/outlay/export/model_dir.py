@@ -6,13 +6,15 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outlay.errors import UnknownModel, UsageError
 from outlay.models.reference import HEAD_FILE
 from outlay.storage.artifact import MANIFEST
 from outlay.storage.files import write_json, write_text
-from outlay.tasks.row_form import RowForm
+
+if TYPE_CHECKING:
+    from outlay.tasks.row_form import RowForm
 
 MODEL_DIR = "model"
 """Name of the folder below a results folder."""
@@ -25,12 +27,6 @@ def model_folder(path: Path) -> Path:
     """Return the folder of the model that a path names: itself, or the model that was handed over in a results folder."""
     inside = path / MODEL_DIR
     return inside if not (path / HEAD_FILE).exists() and (inside / HEAD_FILE).exists() else path
-
-
-def row_form_of(folder: Path) -> RowForm | None:
-    """Return the form of the rows that a handed-over model reads; ``None`` for a model of a single step."""
-    document = _head_file(folder).get("rows")
-    return None if document is None else RowForm.from_json(document)
 
 
 def handed_over(folder: Path) -> dict[str, Any] | None:

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import groupby, zip_longest
+from pathlib import Path
 from typing import Any
 
 from outlay.engine.run_dir import RunDir, Timing
 from outlay.errors import HoldError
+from outlay.export.model_dir import MODEL_DIR, handed_over
 from outlay.hardware.precision import precision_name, ratio_words
 from outlay.money.amounts import format_usd
 from outlay.money.ledger import Anchor, Entry, Ledger
@@ -102,6 +104,10 @@ class Receipt:
     """Precision of the run and speed of the machine in bf16; ``None`` for a run of an older version."""
     ece: float | None = None
     """Expected calibration error of the final model on the test split, 0-100; ``None`` for one without probabilities."""
+    about: tuple[str, ...] = ()
+    """What was run, with which models, and what it scored, a line each; none for a run that is not finished."""
+    model: str | None = None
+    """Folder of the model that was handed over from this run; ``None`` without one."""
     latency_ms: float | None = None
     """Wall milliseconds of one answer by the final model, a row at a time; ``None`` where they were not measured."""
 
@@ -145,6 +151,8 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
         notes=files.notes(),
         precision=files.precision(),
         ece=files.calibration_error(),
+        about=files.about(),
+        model=_handed_over(ledger.path.parent / MODEL_DIR, run_id),
         latency_ms=files.latency_ms(),
     )
 
@@ -156,10 +164,17 @@ def render_text(receipt: Receipt) -> str:
     budget, total = ("budget", "", "", "", "", opened), ("total", "", "", charge, cash, left)
     rows = [_HEADINGS, budget, *(_row(line) for line in _merge_blocks(receipt.lines)), total]
     title = f"Receipt of run {_one_line(receipt.run_id)}"
-    head = [*wrap(title, WIDTH), f"opened {receipt.opened_at[:10]} {receipt.opened_at[11:16]} UTC", ""]
+    about = [*receipt.about, *([] if receipt.model is None else [f"model: {receipt.model}"])]
+    told = [wrapped for line in about for wrapped in wrap(_one_line(line), WIDTH)]
+    head = [*wrap(title, WIDTH), f"opened {receipt.opened_at[:10]} {receipt.opened_at[11:16]} UTC", *told, ""]
     seconds = [*_table_lines([_SECONDS, *_seconds_rows(receipt.timings)]), ""] if receipt.timings else []
     summary = [wrapped for line in _summary(receipt) for wrapped in wrap(line, WIDTH)]
     return "\n".join([*head, *_table_lines(rows), "", *seconds, *summary]) + "\n"
+
+
+def _handed_over(folder: Path, run_id: str) -> str | None:
+    """Return the folder of the model that was handed over, where it is that of a run."""
+    return str(folder) if (handed_over(folder) or {}).get("run") == run_id else None
 
 
 def to_json(receipt: Receipt) -> str:

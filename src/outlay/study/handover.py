@@ -17,10 +17,12 @@ from outlay.export.model_dir import MODEL_DIR, export_model, handed_over
 from outlay.metrics import Reading, main_score
 from outlay.metrics.per_class import label_scores
 from outlay.models.reference import HEAD_FILE, parse_ref
+from outlay.report.receipt import receipt, render_text
 from outlay.report.recommendation import model_to_take
 from outlay.report.results import Header
 from outlay.report.seed_means import SeedMean, means, size_mb
 from outlay.report.values import latency_text, money, size_text
+from outlay.storage.files import write_text
 from outlay.storage.paths import command_line
 from outlay.storage.store import Artifact
 from outlay.study.index import StudyCell, StudyIndex
@@ -105,6 +107,9 @@ def _write(session: Session, point: Point, cell: StudyCell, why: str) -> HandedO
         rows = RowForm.of(task)
         facts = _facts(session, point, task, rows, manifest, artifact)
         export_model(artifact.path, target, rows, {**identity}, card_text(facts))
+        # The receipt says where the model is.
+        text = render_text(receipt(session.runner.ledger, cell.run))
+        write_text(receipt_file(folder, cell.run), text)
     return HandedOver(target, why)
 
 
@@ -115,7 +120,7 @@ def _facts(
     request, result = point.request, point.result
     head_file = json.loads((artifact.path / HEAD_FILE).read_text(encoding="utf-8"))
     metric, answered = answers_of(session.place.store, manifest) or (task.metric, None)
-    receipt = receipt_file(session.place.folder, manifest["run_id"])
+    paper = receipt_file(session.place.folder, manifest["run_id"])
     main = main_score(task.metric)
     statistic = main.split("/")[0]
     ordered = sorted(result.scores, key=lambda name: (name != main, not name.startswith(statistic), name))
@@ -134,7 +139,7 @@ def _facts(
         notes=result.notes,
         licences=_licences(task, manifest),
         reproduce=_lines_to_reproduce(session.header, point),
-        receipt=receipt.read_text(encoding="utf-8") if receipt.exists() else "",
+        receipt=paper.read_text(encoding="utf-8") if paper.exists() else "",
         loading=loading_lines(head_file, rows),
     )
 
