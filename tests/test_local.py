@@ -84,18 +84,28 @@ class Look:
 def test_workers_have_cores_of_their_own_and_the_studys_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "17")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with LocalPool(Look(), 2, 1) as pool:
-        pool.submit("a", None)
-        pool.submit("b", None)
-        found = {each.name: each.value for _ in range(2) for each in pool.wait(60)}
-    is_quota = len(CORES) < len(core_numbers())
-    assert [found[name][0] for name in "ab"] == ([list(core_numbers())] * 2 if is_quota else [[CORES[0]], [CORES[1]]])
+    names = [f"w{core}" for core in CORES]
+    with LocalPool(Look(), len(CORES), 1) as pool:
+        for name in names:
+            pool.submit(name, None)
+        found = {each.name: each.value for _ in names for each in pool.wait(60)}
+    is_quota, every = len(CORES) < len(core_numbers()), list(core_numbers())
+    assert [found[name][0] for name in names] == [every if is_quota else [core] for core in CORES]
     for _, environment, heavy, (on_interrupt, blocked) in found.values():
         assert {environment[name] for name in THREAD_VARIABLES} == {"1"}
         assert heavy == []
         assert (on_interrupt, blocked) == (signal.SIG_IGN, set())
     assert os.environ["OMP_NUM_THREADS"] == "17"
     assert usable_cores() == CORES
+
+
+@pytest.mark.skipif(len(CORES) == 1, reason="one core: run on two")
+def test_a_pool_that_leaves_cores_to_others_does_not_choose_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two studies of one worker each would both be on the first core, and the second one idle."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with LocalPool(Look(), len(CORES) - 1, 1) as pool:
+        pool.submit("a", None)
+        assert [each.value[0] for each in pool.wait(60)] == [list(core_numbers())]
 
 
 @pytest.mark.skipif(len(core_numbers()) == 1, reason="one core: run on two")

@@ -1,8 +1,8 @@
 """A pool of worker processes on this machine, each with its own cores or its own GPU.
 
-Workers are pinned: two of two threads each on the same two cores take many times as long as one after the other. A worker is
-a fresh process, not a fork: it has the environment's thread counts before it imports anything, and nothing of what the driver
-has open.
+Workers that take all cores are pinned: two of two threads each on the same two cores take many times as long as one after the
+other. A worker is a fresh process, not a fork: it has the environment's thread counts before it imports anything, and nothing
+of what the driver has open.
 """
 
 from __future__ import annotations
@@ -145,9 +145,11 @@ class LocalPool:
 
     def __init__(self, factory: WorkerFactory, n_workers: int, threads: int, *, logs: Path | None = None) -> None:
         slots = worker_slots(n_workers, threads, usable_cores(), usable_gpus(os.environ))
-        # A quota is time on any core: the first ones may be those of every container on the host.
+        # A quota is time on any core: the first ones may be those of every container on the host. And who leaves cores to others
+        # must not insist on the first ones: a second study beside this one would do the same.
         is_quota = n_usable_cores() < len(core_numbers())
-        self._slots = tuple(replace(slot, cores=None) for slot in slots) if is_quota else slots
+        is_pinned = not is_quota and n_workers * threads >= len(usable_cores())
+        self._slots = slots if is_pinned else tuple(replace(slot, cores=None) for slot in slots)
         self._factory = bytes(ForkingPickler.dumps(factory))
         self._logs = logs
         self._workers: list[_Worker] = []
