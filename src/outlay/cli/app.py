@@ -23,6 +23,10 @@ COMMANDS = {
         "run_commands.demo",
         "Show the whole story in minutes, on a laptop CPU, with no network: is the money better spent on labels or on a teacher?",
     ),
+    "init": Later(
+        "init_command.init",
+        "Make a task of your own files: columns are guessed, test and dev set aside, every guess is said.",
+    ),
     "run": Later(
         "run_commands.run", "Spend a budget by one strategy: buy, train, score, and print the result with its receipt."
     ),

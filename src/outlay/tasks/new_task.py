@@ -1,0 +1,384 @@
+"""A task from files as people have them: columns are guessed, duplicates and conflicts left out, test and dev set aside."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from outlay.errors import DataError, MissingData, UsageError
+from outlay.spec import Kind
+from outlay.tasks.columns import MOST_LABELS, cell_text, entity_types, guess_columns, is_entity_line
+from outlay.tasks.leaks import fold
+from outlay.tasks.readers import TEXT_COLUMN, read_file
+from outlay.tasks.sources import DataFile
+from outlay.text.legible import named
+
+LEAST_TEST, MOST_TEST = 100, 1000
+LEAST_FOR_DEV = 500
+"""Labels that are left for training below which no dev set is put aside: a tenth of the labels is carved by each run."""
+TEST_SHARE, DEV_SHARE = 5, 10
+"""One row in so many is for test, and of the rest for dev."""
+ALIKE = 0.9
+"""Cosine of the 5-grams of two texts from which on they are near duplicates, and stay on one side."""
+MOST_ALIKE = 0.05
+"""Share of the texts that one group of near duplicates may have."""
+_SMALL_GROUP = 5
+MOST_COMPARED = 20_000
+"""Rows beyond which texts are compared as they are written alone."""
+_LIMITS = (32, 64, 128, 256, 512)
+_TOKENS_A_WORD = 1.4
+"""Tokens for a word, where the limit of a text's tokens is guessed."""
+_LEAST_CLASS = 2
+_COMPARED_AT_ONCE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user says of a new task; what is ``None`` is guessed, and said."""
+
+    name: str | None = None
+    texts: tuple[str, ...] = ()
+    label: str | None = None
+    kind: Kind | None = None
+    group: str | None = None
+    n_test: int | None = None
+    n_dev: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the new task: its texts, its label ("" = none), its group and where it was read."""
+
+    texts: tuple[str, ...]
+    label: str
+    group: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """A task that is not written yet.
+
+    ``fields``: names of the texts in the task; ``columns``: in the files; ``decided``: what was guessed or left out, a sentence
+    each; ``labels``: the classes or types, the commonest first.
+    """
+
+    name: str
+    kind: Kind
+    fields: tuple[str, ...]
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    max_source_tokens: int
+    train: list[Row]
+    dev: list[Row]
+    test: list[Row]
+    pool: list[Row]
+    decided: list[str] = field(default_factory=list)
+
+    @property
+    def half_of_test(self) -> float:
+        """Half of the 95 % interval of a score of 50 % on the test rows, in points: no score has a wider one."""
+        return 100 * 1.96 * math.sqrt(0.25 / max(1, len(self.test)))
+
+
+def new_task(paths: Sequence[Path], asked: Asked) -> NewTask:
+    """Read files and make a task of them; the first holds labelled rows, others may hold texts alone.
+
+    Raises:
+        MissingData: a file that is absent, empty or damaged.
+        DataError: no labelled rows, or columns that cannot be told.
+        UsageError: sizes of test or dev that leave nothing to train on.
+    """
+    tables = [_read(path) for path in paths]
+    decided = [note for _, notes in tables for note in notes]
+    guess = guess_columns([columns for columns, _ in tables[0][0]], asked.texts, asked.label)
+    decided += guess.why
+    rows = _rows(paths, tables, guess.texts, guess.label, asked.group)
+    kind, labels, why = _kind_of([row.label for row in rows if row.label], asked.kind)
+    decided += why
+    labelled = _without_repeats([row for row in rows if row.label], decided)
+    if kind == "classification":
+        labelled, labels = _without_rare(labelled, labels, decided)
+    if len(labelled) < 2 * len(labels) or len(labelled) < 10:
+        raise DataError(
+            f"{len(labelled):,} rows have a label, too few to set a test part aside; label more rows, or name their column with "
+            "--label"
+        )
+    test, rest = _set_aside(labelled, _n_test(len(labelled), asked.n_test), asked.seed, decided, "test")
+    n_dev = _n_dev(len(rest), asked.n_dev)
+    dev, train = _set_aside(rest, n_dev, asked.seed + 1, decided, "dev") if n_dev else ([], rest)
+    pool = _pool([row for row in rows if not row.label], [*test, *dev], train, decided)
+    limit = _limit_of([*labelled, *pool])
+    decided.append(
+        f"texts longer than {limit} tokens are cut, by the lengths of the texts; `max_source_tokens` in task.yaml"
+    )
+    return NewTask(
+        name=asked.name or _name_of(paths[0]),
+        kind=kind,
+        fields=_field_names(guess.texts),
+        columns=guess.texts,
+        labels=labels,
+        max_source_tokens=limit,
+        train=train,
+        dev=dev,
+        test=test,
+        pool=pool,
+        decided=decided,
+    )
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+_Table = tuple[list[tuple[Mapping[str, Any], str]], list[str]]
+
+
+def _read(path: Path) -> _Table:
+    """Return the rows of a file, or of a folder with a folder of text files for each label, and notes on its form."""
+    if path.is_dir():
+        found: list[tuple[Mapping[str, Any], str]] = [
+            ({TEXT_COLUMN: file.read_text(encoding="utf-8", errors="strict"), "label": file.parent.name}, str(file))
+            for file in sorted(path.glob("*/*.txt"))
+        ]
+        if not found:
+            raise MissingData(f"{path} is a folder without LABEL/*.txt; give such a folder, or a file of rows")
+        return found, [f"{path}: the name of a folder is the label of the texts in it"]
+    if not path.exists():
+        raise MissingData(f"{path} is not there; check the path")
+    read = read_file(DataFile(file=str(path)), path)
+    return [(row.columns, row.origin) for row in read.rows], list(read.notes)
+
+
+def _rows(
+    paths: Sequence[Path], tables: Sequence[_Table], texts: tuple[str, ...], label: str | None, group: str | None
+) -> list[Row]:
+    """Return the rows of all files that have text."""
+    found = []
+    for number, (path, (table, _)) in enumerate(zip(paths, tables, strict=True)):
+        there = {name for columns, _ in table for name in columns}
+        own = texts if set(texts) <= there else ()
+        if not own and there == {TEXT_COLUMN} and len(texts) == 1:
+            own = (TEXT_COLUMN,)
+        if not own:
+            raise DataError(f"{path} has no column {named(texts)}; its columns are {named(there)}")
+        if number == 0 and group is not None and group not in there:
+            raise DataError(f"{path} has no column {group!r} to group rows by; its columns are {named(there)}")
+        for columns, origin in table:
+            cells = tuple(" ".join(cell_text(columns.get(name)).split()) for name in own)
+            if any(cells):
+                answer = "" if label is None else cell_text(columns.get(label)).strip()
+                found.append(Row(cells, answer, cell_text(columns.get(group)) if group else "", origin))
+    return found
+
+
+def _name_of(path: Path) -> str:
+    letters = "".join(c if c.isalnum() or c in "_-" else "-" for c in path.name.split(".")[0])
+    return letters.strip("-_") or "task"
+
+
+def _field_names(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return names that a template can have: a field that is called ``text`` must be alone."""
+    found: list[str] = []
+    for number, column in enumerate(columns, start=1):
+        letters = "".join(c if c.isalnum() or c == "_" else "_" for c in column)
+        name = letters if letters.isidentifier() else f"text_{number}"
+        found.append(f"text_{number}" if name in found or (name == "text" and len(columns) > 1) else name)
+    return tuple(found)
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def _kind_of(answers: Sequence[str], asked: Kind | None) -> tuple[Kind, tuple[str, ...], list[str]]:
+    """Return the kind of task, its labels, and a sentence where it was guessed."""
+    if not answers:
+        raise DataError("no row has a label; name the column of the labels with --label")
+    counts = Counter(answers)
+    n_entities = sum(map(is_entity_line, answers))
+    guessed: Kind = "classification"
+    if n_entities > len(answers) / 2:
+        guessed = "entities"
+    elif len(counts) > MOST_LABELS or len(counts) > len(answers) / 2:
+        guessed = "generation"
+    kind = asked or guessed
+    why = {
+        "classification": f"the kind is classification, since there are {len(counts):,} different labels",
+        "entities": "the kind is entities, since labels are written `text [Type]`",
+        "generation": f"the kind is generation, since {len(counts):,} of {len(answers):,} answers are different",
+    }[kind]
+    labels = entity_types(answers) if kind == "entities" else tuple(name for name, _ in counts.most_common())
+    told = [] if asked else [f"{why}; --kind says it otherwise"]
+    return kind, () if kind == "generation" else labels, told
+
+
+def _without_rare(rows: list[Row], labels: tuple[str, ...], decided: list[str]) -> tuple[list[Row], tuple[str, ...]]:
+    """Leave out classes with so few rows that one could not be in both train and test."""
+    counts = Counter(row.label for row in rows)
+    rare = [label for label in labels if counts[label] < _LEAST_CLASS]
+    if rare:
+        decided.append(f"left out: {_count(len(rare), 'label')} of one row each: {named(rare)}")
+    kept = [row for row in rows if row.label not in rare]
+    return kept, tuple(label for label in labels if label not in rare)
+
+
+# --- repeats ---------------------------------------------------------------------------------------------------------
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return tuple(map(fold, row.texts))
+
+
+def _without_repeats(rows: Sequence[Row], decided: list[str]) -> list[Row]:
+    """Keep one row of each text; of a text with several labels, none."""
+    by_text: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        by_text[_key(row)].append(row)
+    kept = [alike[0] for alike in by_text.values() if len({row.label for row in alike}) == 1]
+    in_conflict = [alike for alike in by_text.values() if len({row.label for row in alike}) > 1]
+    n_repeats = sum(len(alike) - 1 for alike in by_text.values() if len({row.label for row in alike}) == 1)
+    if n_repeats:
+        decided.append(f"left out: {_count(n_repeats, 'labelled row')} with a text of an earlier one")
+    if in_conflict:
+        first, n_rows = in_conflict[0], sum(map(len, in_conflict))
+        decided.append(
+            f"left out: {_count(n_rows, 'row')} of {_count(len(in_conflict), 'text')} with several labels, the first at "
+            f"{first[0].origin} ({named({row.label for row in first})})"
+        )
+    return kept
+
+
+def near_duplicate_groups(texts: Sequence[str]) -> list[int]:
+    """Return the number of each text's group: texts whose 5-grams have a cosine of `ALIKE` or more are in one, and theirs too.
+
+    Texts made by a pattern may all be near to the next one: where a group would be larger than `MOST_ALIKE` of the texts, and of
+    very many texts, groups are the texts that are equal but for case and punctuation.
+    """
+    if 1 < len(texts) <= MOST_COMPARED:
+        (vectors,) = _vectors(texts, texts)
+        found = _components(len(texts), [(row, column) for row, column in _alike(vectors, vectors) if row < column])
+        if max(Counter(found).values()) <= max(_SMALL_GROUP, MOST_ALIKE * len(texts)):
+            return found
+    first: dict[str, int] = {}
+    return [first.setdefault(_letters(text), i) for i, text in enumerate(texts)]
+
+
+def _vectors(known: Sequence[str], *others: Sequence[str]) -> list[Any]:
+    import numpy as np
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    made = TfidfVectorizer(
+        preprocessor=_letters, analyzer="char_wb", ngram_range=(5, 5), use_idf=False, dtype=np.float32
+    )
+    made.fit(known)
+    return [made.transform(texts) for texts in others]
+
+
+def _letters(text: str) -> str:
+    """Return a text without case and punctuation."""
+    return " ".join(re.findall(r"\w+", text.casefold())) or text
+
+
+def _alike(vectors: Any, others: Any) -> Iterator[tuple[int, int]]:
+    """Yield the rows of two matrices of unit vectors that are near duplicates."""
+    for start in range(0, vectors.shape[0], _COMPARED_AT_ONCE):
+        near = (vectors[start : start + _COMPARED_AT_ONCE] @ others.T).tocoo()
+        is_near = near.data >= ALIKE
+        yield from zip((start + near.row[is_near]).tolist(), near.col[is_near].tolist(), strict=True)
+
+
+def _components(n: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the number of the connected component of each of ``n`` nodes."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    rows, columns = zip(*pairs, strict=True) if pairs else ((), ())
+    graph = coo_array(([1] * len(pairs), (rows, columns)), shape=(n, n))
+    numbers: list[int] = connected_components(graph, directed=False)[1].tolist()
+    return numbers
+
+
+# --- splits ----------------------------------------------------------------------------------------------------------
+
+
+def _n_test(n: int, asked: int | None) -> int:
+    if asked is None:
+        return min(max(n // TEST_SHARE, min(LEAST_TEST, n // 2)), MOST_TEST)
+    if not 1 <= asked < n:
+        raise UsageError(f"--test {asked} of {n:,} labelled rows leaves none to train on; give 1 to {n - 1:,}")
+    return asked
+
+
+def _n_dev(n: int, asked: int | None) -> int:
+    if asked is None:
+        return min(n // DEV_SHARE, MOST_TEST) if n >= LEAST_FOR_DEV else 0
+    if not 0 <= asked < n:
+        raise UsageError(f"--dev {asked} of {n:,} rows leaves none to train on; give 0 to {n - 1:,}")
+    return asked
+
+
+def _set_aside(rows: list[Row], n: int, seed: int, decided: list[str], what: str) -> tuple[list[Row], list[Row]]:
+    """Split about ``n`` rows off, label by label alike; rows of one group, or near duplicates, stay on one side."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    groups = _groups(rows)
+    n_folds = max(2, round(len(rows) / n))
+    folds = StratifiedGroupKFold(min(n_folds, len(set(groups))), shuffle=True, random_state=seed)
+    counts = Counter(row.label for row in rows)
+    # Answers that are all different are no classes to spread.
+    classes = [row.label if counts[row.label] > 1 else "" for row in rows]
+    with warnings.catch_warnings():
+        # Classes with fewer rows than folds are spread as far as they go.
+        warnings.simplefilter("ignore")
+        rest, aside = next(iter(folds.split(rows, classes, groups)))
+    if len(set(groups)) < len(rows):
+        n_alike = sum(size for size in Counter(groups).values() if size > 1)
+        if what == "test":
+            decided.append(f"{n_alike:,} rows are near duplicates or of one group, and stay on one side of a split")
+    decided.append(f"{what}: {len(aside):,} of {len(rows):,} labelled rows, seed {seed}; --{what} says how many")
+    return [rows[i] for i in aside], [rows[i] for i in rest]
+
+
+def _groups(rows: Sequence[Row]) -> list[int]:
+    """Return the number of each row's group: near duplicates, and rows of one named group."""
+    near = near_duplicate_groups([" ".join(row.texts) for row in rows])
+    first: dict[object, int] = {}
+    keys = [(i, key) for i, row in enumerate(rows) for key in (("near", near[i]), ("group", row.group)) if key[1] != ""]
+    return _components(len(rows), [(first.setdefault(key, i), i) for i, key in keys])
+
+
+def _pool(rows: Sequence[Row], held: Sequence[Row], train: Sequence[Row], decided: list[str]) -> list[Row]:
+    """Return the rows without a label that are new: no repeats, and nothing that is, or nearly is, in dev or test."""
+    seen = {_key(row) for row in (*held, *train)}
+    kept: list[Row] = []
+    for row in rows:
+        if _key(row) not in seen:
+            seen.add(_key(row))
+            kept.append(row)
+    n_known = len(rows) - len(kept)
+    near: set[int] = set()
+    if kept and held:
+        texts, of_held = ([" ".join(row.texts) for row in each] for each in (kept, held))
+        near = {row for row, _ in _alike(*_vectors(of_held, texts, of_held))}
+    if n_known or near:
+        decided.append(
+            f"left out: of the rows without a label {n_known:,} with a text of another row, and {len(near):,} that are nearly a "
+            "dev or test row"
+        )
+    return [row for i, row in enumerate(kept) if i not in near]
+
+
+def _limit_of(rows: Sequence[Row]) -> int:
+    """Return a limit of tokens that cuts few texts: 95 % of them by their words."""
+    words = sorted(sum(len(text.split()) for text in row.texts) for row in rows)
+    tokens = _TOKENS_A_WORD * words[-(-len(words) * 95 // 100) - 1] + 4
+    return next((limit for limit in _LIMITS if tokens <= limit), _LIMITS[-1])
