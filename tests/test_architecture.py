@@ -68,7 +68,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "storage": {"fsspec"},
     "hardware": {"torch"},
     "models": {"huggingface_hub", "numpy", "peft", "safetensors", "sklearn", "tokenizers", "torch", "transformers"},
-    "tasks": {"datasets", "pyarrow", "pydantic", "scipy", "sklearn"},
+    "tasks": {"datasets", "numpy", "pyarrow", "pydantic", "scipy", "sklearn"},
     "metrics": {"numpy", "sacrebleu", "torch", "transformers"},
     "workers": {"ray"},
     "train": {

@@ -239,7 +239,8 @@ def _wrong_parameters(command: Any, words: list[str], *, whole: bool) -> str | N
         takes_value = options[name] is not None and not options[name].is_flag
         if takes_value and not equals and next(rest, None) is None and whole:
             return f"{name!r} needs a value"
-    if n_arguments > len(arguments_of(command)):
+    takes_any = any(each.nargs == -1 for each in arguments_of(command))
+    if n_arguments > len(arguments_of(command)) and not takes_any:
         return f"{n_arguments} arguments, it takes {len(arguments_of(command))}"
     if whole and not {"--help", "-h"} & given:
         required = [p for p in command.params if p.required]

@@ -83,7 +83,7 @@ def _yaml(new: NewTask, written: dict[str, Path], item: str) -> str:
 
 def _prices(item: str, usd: str, labeller: str) -> str:
     return f"""\
-# What one label costs you; `outlay run ... --prices {PRICES_FILE}` reads it.
+# What one label costs you; the option --prices of a run reads it.
 [[price]]
 item = {json.dumps(item)}
 unit = "label"
