@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import outlay
 from outlay.engine.outputs import answers_of, manifest_of, receipt_file
-from outlay.engine.point import Point
+from outlay.engine.point import Point, read_points
 from outlay.export.loading_lines import loading_lines
 from outlay.export.model_card import CardFacts, card_text
 from outlay.export.model_dir import MODEL_DIR, export_model, handed_over
@@ -50,30 +50,25 @@ def hand_over(session: Session) -> HandedOver | None:
         DiskFull: no room for it.
     """
     place, header = session.place, session.header
-    if header.scale is not None or not any(point.is_ok for point in _points(session)):
+    path = place.folder / "points.json"
+    if header.scale is not None or not path.exists() or not any(point.is_ok for point in read_points(path)):
         return None
     results = read_results(place.folder, place.store)
-    index = StudyIndex.read(place.folder)
-    chosen = [mean for mean in means(results) if not mean.request.is_rival]
+    rows = means(results)
+    chosen = [mean for mean in rows if not mean.request.is_rival]
     if header.name != "run":
-        found = model_to_take(means(results), header.bounds)
-        if found is None and len(chosen) > 1:
-            return HandedOver(
-                None,
-                "no model is handed over: without dev scores only the test split could choose one"
-                + (f", or none is {header.bounds.words}" if header.bounds.words else ""),
-            )
+        found = model_to_take(rows, header.bounds)
+        if found is None and (len(chosen) > 1 or header.bounds.words):
+            within = f" {header.bounds.words}" if header.bounds.words else ""
+            why = f"no model is handed over: no row{within} has a dev score, and test scores choose none"
+            return HandedOver(None, why)
         chosen = chosen if found is None else [found]
     points = {point.id: point for point in results.points if point.is_ok}
     own = next((points[name] for name in chosen[0].ids if name in points), None)
     if own is None:
         return None
-    cell = next(cell for cell in index.cells if cell.point == own.id)
+    cell = next(cell for cell in StudyIndex.read(place.folder).cells if cell.point == own.id)
     return _write(session, own, cell, _reason(header, chosen[0], own))
-
-
-def _points(session: Session) -> Sequence[Point]:
-    return read_results(session.place.folder, session.place.store).points
 
 
 def _reason(header: Header, mean: SeedMean, point: Point) -> str:
