@@ -167,6 +167,7 @@ class PlanningContext:
             kind=self.encoding.form.kind,
             family=self.shapes[model.ref].family,
             is_pretrained=not model.ref.startswith("tiny:"),
+            is_cut=model.ref.startswith("cut:"),
             is_pair=len(self.encoding.segments) == 2,
             learns_from="targets" if role == "distil" else "labels",
             n_labels=n_labels,

@@ -13,6 +13,8 @@ from typing import Any
 from outlay.spec import Family, Kind
 
 _FILE = "auto.toml"
+CONDITIONS = ("up_to", "of")
+"""Keys of a row of the table that say when it holds; the others are its settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +32,25 @@ class ChosenMethod:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """Row of the table: up to so many labels (``None`` = any number), for a role, these settings."""
+    """Row of the table: these settings, up to so many labels and for a cut or a whole model (``None`` = any)."""
 
     up_to: int | None
+    of: str | None
     settings: Mapping[str, Any]
+
+    def holds(self, n_labels: int, size: str) -> bool:
+        return (self.up_to is None or n_labels <= self.up_to) and self.of in (None, size)
 
 
 def choose_method(
-    *, kind: Kind, family: Family, is_pretrained: bool, is_pair: bool, learns_from: str, n_labels: int
+    *,
+    kind: Kind,
+    family: Family,
+    is_pretrained: bool,
+    is_pair: bool,
+    learns_from: str,
+    n_labels: int,
+    is_cut: bool = False,
 ) -> ChosenMethod:
     """Return the method for a training.
 
@@ -48,6 +61,7 @@ def choose_method(
         is_pair: whether a row has two texts.
         learns_from: ``labels``, or ``targets`` of a teacher.
         n_labels: labels that the training, or its teacher, learns from.
+        is_cut: whether the model is some layers of a pretrained one.
     """
     if kind == "generation" or family != "encoder":
         return ChosenMethod({"method": "full"}, f"method auto: full, since a {family} model writes its answers")
@@ -55,11 +69,13 @@ def choose_method(
         return ChosenMethod({"method": "full"}, "method auto: full, since the model begins with random weights")
     document = _document()
     rows = _rows(kind, "pair" if is_pair and kind == "classification" else "single", learns_from)
-    row = next((each for each in rows if each.up_to is None or n_labels <= each.up_to), rows[-1])
+    size = "cut" if is_cut else "whole"
+    row = next((each for each in rows if each.holds(n_labels, size)), rows[-1])
     most, least = document["most_labels"], document["least_labels"]
     beyond = "" if least <= n_labels <= most else f", extrapolated: the table goes from {least:,} to {most:,} labels"
     named = ", ".join(f"{name} {value}" for name, value in row.settings.items() if name != "method")
     method = str(row.settings["method"]) + (f" ({named})" if named else "")
+    method += "" if row.of is None else f" of a {row.of} model"
     return ChosenMethod(row.settings, f"method auto: {method} for {n_labels:,} labels ({document['source']}{beyond})")
 
 
@@ -76,7 +92,10 @@ def _document() -> Mapping[str, Any]:
 def _rows(kind: str, texts: str, learns_from: str) -> Sequence[_Row]:
     table = _document()["methods"][kind]
     found = table.get(texts, table["single"])[learns_from]
-    return [_Row(row.get("up_to"), {name: value for name, value in row.items() if name != "up_to"}) for row in found]
+    return [
+        _Row(row.get("up_to"), row.get("of"), {name: row[name] for name in row if name not in CONDITIONS})
+        for row in found
+    ]
 
 
 TABLE_DIGEST = hashlib.sha256(_text().encode()).hexdigest()[:16]

@@ -312,6 +312,7 @@ def _plan(
             kind=form.kind,
             family=family,
             is_pretrained=not request.model.startswith("tiny:"),
+            is_cut=request.model.startswith("cut:"),
             is_pair=bool(rows) and len(sources_of(rows[:1], family, form.kind)[0]) == 2,
             learns_from="targets" if request.role == "distil" else "labels",
             n_labels=len(rows),
