@@ -12,7 +12,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ def kind_of(task: str) -> str:
     return "pair" if task in PAIRS else "entities" if task in ENTITIES else "single"
 
 
-def read(paths: Iterable[Path] = FEW_LABELS) -> Scores:
-    """Return the scores of the points that are there."""
+def read(paths: Iterable[Path] = FEW_LABELS, *, of: Callable[[Any], float] = lambda result: result["test"]) -> Scores:
+    """Return the scores of the points that are there, or something else ``of`` their results."""
     found: dict[Cell, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for path in paths:
         for point in json.loads(path.read_text(encoding="utf-8")) if path.exists() else ():
@@ -58,7 +58,7 @@ def read(paths: Iterable[Path] = FEW_LABELS) -> Scores:
             if result["status"] == "ok":
                 method = request.get("methods", {}).get("student", "full")
                 size = "cut" if request["student"].startswith("cut:") else "whole"
-                found[request["task"], result["n_labels"], size][method].append(result["test"])
+                found[request["task"], result["n_labels"], size][method].append(of(result))
     return found
 
 
@@ -87,6 +87,20 @@ def few_labels_table(scores: Scores, kind: str, size: str) -> str:
         shown = [score_text(of[each], is_best=each == best) if each in of else "–" for each in methods]
         rows.append([cell[0], f"{cell[1]:,}", *shown])
     return table(["set", "labels", *(f"`{each}`" for each in methods)], rows, n_words=1)
+
+
+def seconds_table(kind: str, n_labels: int = 250) -> str:
+    """Return the table of the seconds that are charged for a training and its scoring."""
+    seconds = read(of=lambda result: result["seconds"]["cpu"])
+    cells = sorted(
+        (cell for cell in seconds if kind_of(cell[0]) == kind and cell[1] == n_labels), key=lambda cell: cell[2]
+    )
+    rows = []
+    for cell in cells:
+        of = {name: statistics.fmean(values) for name, values in seconds[cell].items()}
+        shown = [f"{of[each]:.1f}" if each in of else "–" for each in METHODS[kind]]
+        rows.append([STUDENTS[cell[2]], cell[0], *shown])
+    return table(["student", "set", *(f"`{each}`" for each in METHODS[kind])], rows, n_words=2)
 
 
 RIVALS = {
@@ -202,6 +216,8 @@ def main(name: str) -> None:
         for kind in KINDS:
             if any(kind_of(cell[0]) == kind and cell[2] == size for cell in scores):
                 print(f"{student}, {kind}\n\n{few_labels_table(scores, kind, size)}\n")
+    for kind in KINDS:
+        print(f"seconds, 250 labels, {kind}\n\n{seconds_table(kind)}\n")
 
 
 if __name__ == "__main__":

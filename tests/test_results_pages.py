@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.auto_methods import RULES, judge, mean_loss
+from bench.method_tables import KINDS, few_labels_table, kind_of, read, seconds_table
 from bench.redraw import (
     COMPARISONS,
     RESULTS,
@@ -34,6 +36,18 @@ def test_the_tables_of_a_study_are_drawn_from_its_points(folder: Path) -> None:
 @pytest.mark.parametrize(("name", "page"), [(name, page) for name, pages in COMPARISONS.items() for page in pages])
 def test_the_tables_of_a_comparison_are_drawn_from_its_points(name: str, page: str) -> None:
     assert (ROOT / page).read_text(encoding="utf-8") == comparison_page(name, ROOT / page), "run bench/redraw.py"
+
+
+def test_the_tables_of_methods_are_drawn_from_their_points() -> None:
+    page, scores = (RESULTS / "few_labels.md").read_text(encoding="utf-8"), read()
+    drawn = {(kind_of(cell[0]), cell[2]) for cell in scores}
+    assert len(drawn) == 5
+    tables = [few_labels_table(scores, kind, size) for kind, size in drawn]
+    for drawn_table in [*tables, *map(seconds_table, KINDS)]:
+        assert drawn_table in page, "run bench/method_tables.py few_labels"
+    losses = judge(scores, RULES["by size of the student"])
+    assert f"{mean_loss(losses):.2f} points on average to the best of all methods in hindsight" in page
+    assert all(len(seeds) == 3 for of in scores.values() for seeds in of.values())
 
 
 def test_a_changed_figure_is_found(tmp_path: Path) -> None:
