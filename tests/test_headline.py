@@ -7,6 +7,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from bench.method_tables import differences_table, headline, headline_table
 from outlay.metrics.intervals import half_of_means
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,9 @@ def text_of(values: list[float]) -> str:
 def test_the_table_of_the_readme_is_that_of_the_points() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").replace("*", "").splitlines()
     assert len(scores()) == 5
+    page = (FOLDER.parent / "headline.md").read_text(encoding="utf-8")
+    assert headline_table(headline()) in page, "run bench/method_tables.py headline"
+    assert differences_table(headline()) in page, "run bench/method_tables.py headline"
     for (task, budget), of in scores().items():
         (line,) = (line for line in lines if line.startswith(f"| `{task}`") and f"| ${budget:.0f} |" in line)
         cells = [cell.strip() for cell in line.strip("|").split("|")][2:]
