@@ -512,7 +512,12 @@ def blocks(page: Path, kind: str) -> list[str]:
     return [part.removeprefix(kind + "\n") for part in parts if part.startswith(kind + "\n")]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "python.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    # Every function once, with two threads: a minute on two cores that other tests want too.
+    [ROOT / "README.md", pytest.param(ROOT / "docs" / "python.md", marks=pytest.mark.slow)],
+    ids=lambda page: page.name,
+)
 def test_the_examples_run(page: Path, world: World, tmp_path: Path) -> None:
     examples = blocks(page, "python")
     assert examples

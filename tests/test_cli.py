@@ -421,7 +421,7 @@ def test_a_run_ends_with_a_receipt_and_a_table(shop: Shop, first: tuple[Path, Ra
     for words in (
         "Receipt of run",
         "29 train labels",
-        "fine-tune the",
+        "train (contrastive) the",
         "(N by",
         "figure tickets:",
         "receipts: outlay",
@@ -607,7 +607,7 @@ def test_every_text_is_text(shop: Shop, first: tuple[Path, Ran]) -> None:
     assert "nothing to warn about" in outlay("task", "check", shop.task).out
     assert "Receipt of run" in outlay("ledger", "show", out).out
     assert "agree" in outlay("ledger", "verify", out).out
-    assert "fine-tune the teacher on 29 labels" in outlay("store", "show", "--store", shop.store).out
+    assert "train (contrastive) the teacher on 29 labels" in outlay("store", "show", "--store", shop.store).out
     assert outlay("--version").out == f"outlay {__version__}\n"
 
 

@@ -339,7 +339,10 @@ def several(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 # Blocks of at most 1,024 rows: one for each process, and three, of which one process takes two.
-@pytest.mark.parametrize(("n_rows", "n_blocks"), [(1040, 2), pytest.param(2100, 3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("n_rows", "n_blocks"),
+    [pytest.param(1040, 2, marks=pytest.mark.slow), pytest.param(2100, 3, marks=pytest.mark.slow)],
+)
 def test_two_processes_write_the_targets_of_one(
     world: StepsWorld, teacher: Path, tmp_path: Path, n_rows: int, n_blocks: int
 ) -> None:

@@ -270,7 +270,7 @@ def test_a_cash_cap_fails_points_and_says_so(
     assert "4 points: 4 failed" in status
     # Two of the four points fail for the same reason.
     assert status.count("failed: ") == 3
-    assert " and 1 more: no cash is left to fine-tune the teacher on 20 labels" in status
+    assert " and 1 more: no cash is left to train (contrastive) the teacher on 20 labels" in status
     assert "to try what failed again: outlay study run" in status
     # What was made elsewhere costs no cash.
     rich = place.run("--cash-cap", "0.000001", out=out)

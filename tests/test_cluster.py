@@ -97,6 +97,7 @@ class TestCluster(RunJobsContract):
         return model
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 class TestRayPool(ProcessPoolContract):
     n_workers = N_CPUS
@@ -131,6 +132,7 @@ def only_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("/proc/self/cwd") / folder.name
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_there_is_sent_and_removed_again(
     ray: None, model: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +227,7 @@ def process_id(folder: Path, payload: int) -> int:
     return os.getpid()
 
 
+@pytest.mark.slow
 def test_workers_are_kept_from_job_to_job(ray: None, model: Path) -> None:
     workers = {pid for _, pid in run_on_cluster("local", 1, process_id, payloads(*range(17)), model)}
     assert 1 <= len(workers) <= N_CPUS

@@ -119,7 +119,7 @@ def scores(folder: Path) -> list[list[str]]:
 # --- going on elsewhere ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", [first_seed, annotated])
+@pytest.mark.parametrize("which", [pytest.param(first_seed, marks=pytest.mark.slow), annotated])
 def test_a_study_goes_on_elsewhere(place: Place, tmp_path: Path, which: Callable[[Point], bool]) -> None:
     file, out, store = place.kept(tmp_path / "results", which), tmp_path / "out", tmp_path / "empty"
     ran = place.run("--known", file, out=out, store=store)

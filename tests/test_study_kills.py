@@ -191,6 +191,7 @@ def kill(world: World, root: Path, whom: Sequence[str], seed: int) -> list[Kill]
     return killer.kills
 
 
+@pytest.mark.slow
 def test_a_study_survives_three_kills(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pay_for_labels(monkeypatch)
     seed = int.from_bytes(os.urandom(4), "big")

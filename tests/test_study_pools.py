@@ -39,6 +39,7 @@ class Locally(StudyContract):
         return lambda factory: LocalPool(factory, cls.n_workers, 1, logs=logs)
 
 
+@pytest.mark.slow
 class TestOneWorker(Locally):
     pass
 

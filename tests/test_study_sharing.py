@@ -34,7 +34,7 @@ from tests.studies import check_books, conducted, worker_factory
 LABEL_MICROS = 200_000
 BLOCK = 64
 ONE_EPOCH = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
-SETTINGS = {"teacher": {**ONE_EPOCH, "epochs": 2}, "student": ONE_EPOCH, "distil": ONE_EPOCH}
+SETTINGS = {"teacher": {**ONE_EPOCH, "epochs": 2, "method": "full"}, "student": ONE_EPOCH, "distil": ONE_EPOCH}
 
 
 @pytest.fixture(scope="module", autouse=True)

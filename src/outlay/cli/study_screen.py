@@ -120,7 +120,7 @@ def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> 
     own = {} if results.header.scale else {"receipts": command_line("outlay", "ledger", "show", folder)}
     for name, path in files.items():
         echo(f"{name}: {own.get(name, path)}")
-    for line in lines_on_model(folder):
+    for line in lines_on_model(folder) if files else ():
         echo(line)
 
 
