@@ -484,6 +484,7 @@ def test_a_command_whose_labels_are_on_order_ends_with_75_and_goes_on(
     assert outlay("ledger", "verify", tmp_path / "out").code == 0
 
 
+@pytest.mark.slow
 def test_a_study_says_what_it_waits_for(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     far = tmp_path / "far"
     far.mkdir()

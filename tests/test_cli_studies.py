@@ -217,6 +217,7 @@ def test_a_larger_grid_goes_on_from_the_smaller_one(
 # --- what stops it ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done(place: Place, ran: Ran, tmp_path: Path) -> None:
     """Labels are there, the teacher is under way, and somebody stops it; 130, one line, and how to go on."""
     out = tmp_path / "out"

@@ -25,31 +25,31 @@ from tests.test_method_runs import Settings, families, overrides
 __all__ = ["families"]
 
 # Task, student, method of the student; a student that learns from targets where there is a teacher too.
-CASES: list[tuple[str, str | None, str, str | Settings]] = [
+CASES: list[Any] = [
     ("classes", None, "encoder", "full"),
     ("classes", None, "encoder", "probe"),
-    ("classes", None, "encoder", {"method": "probe", "pooling": "first"}),
-    ("classes", None, "encoder", "probe_then_tune"),
+    pytest.param("classes", None, "encoder", {"method": "probe", "pooling": "first"}, marks=pytest.mark.slow),
+    pytest.param("classes", None, "encoder", "probe_then_tune", marks=pytest.mark.slow),
     ("classes", None, "encoder", "contrastive"),
     ("classes", None, "encoder", "lora"),
-    ("classes", None, "encoder", "ia3"),
+    pytest.param("classes", None, "encoder", "ia3", marks=pytest.mark.slow),
     ("classes", None, "encoder", "tfidf"),
     ("classes", None, "encoder", "majority"),
-    ("classes", None, "seq2seq", "full"),
+    pytest.param("classes", None, "seq2seq", "full", marks=pytest.mark.slow),
     ("classes", None, "causal", "full"),
     ("classes", None, "seq2seq", "probe"),
-    ("classes", None, "causal", "probe"),
+    pytest.param("classes", None, "causal", "probe", marks=pytest.mark.slow),
     ("classes", "encoder", "seq2seq", "full"),
     ("classes", "encoder", "causal", "full"),
     ("pairs", None, "encoder", "full"),
     ("pairs", None, "encoder", "probe"),
     ("pairs", None, "encoder", {"method": "probe", "pair": "joined"}),
-    ("pairs", None, "encoder", "contrastive"),
-    ("pairs", None, "encoder", "tfidf"),
+    pytest.param("pairs", None, "encoder", "contrastive", marks=pytest.mark.slow),
+    pytest.param("pairs", None, "encoder", "tfidf", marks=pytest.mark.slow),
     ("entities", None, "encoder", "full"),
     ("entities", None, "encoder", "probe"),
     ("questions", None, "seq2seq", "full"),
-    ("questions", None, "causal", "full"),
+    pytest.param("questions", None, "causal", "full", marks=pytest.mark.slow),
 ]
 
 

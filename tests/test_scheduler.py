@@ -68,6 +68,7 @@ def test_results_are_those_of_each_run_by_itself(world: World, undisturbed: list
     assert one.ledger.verify().ok
 
 
+@pytest.mark.slow
 def test_one_worker_in_this_process_is_enough(world: World, undisturbed: list[Point], tmp_path: Path) -> None:
     one = runner(tmp_path, tmp_path / "store")
     points, _ = scheduled(one, world, grid(world), InProcessPool(worker_factory(one)))

@@ -114,6 +114,7 @@ def test_what_was_stopped_says_how_to_go_on_and_does(
     assert status_of(out).is_done
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(n_workers_here(1) < 2, reason="two workers of one thread need two cores")
 def test_two_workers_come_to_the_same(shop: Shop, compared: tuple[Path, Ran], tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -13,17 +13,18 @@ from outlay.report.grouping import short_model
 
 
 def run_names(asked: Sequence[Request]) -> list[str]:
-    """Return the name of each run: its strategy, budget and seed, then models and methods where runs differ in them."""
+    """Return the name of each run: its strategy, budget and seed, then pools, models and methods where runs differ in them."""
     models = tuple(dict.fromkeys(ref for each in asked for ref in (each.teacher, each.student)))
     others = [each for each in asked if rival_of(each.strategy) is None]
     has_models = len({(each.teacher, each.student) for each in others}) > 1
+    has_pools = len({each.pool_rows for each in others}) > 1
     has_methods = len({method_words(methods_of(each)) for each in others}) > 1
     names = []
     for each in asked:
         rival = rival_of(each.strategy)
         parts = [each.strategy]
         parts += [] if each.n_initial is None else [f"N = {each.n_initial:,}"]
-        parts += [] if each.pool_rows is None else [f"{each.pool_rows:,} pool rows"]
+        parts += [f"{each.pool_rows:,} pool rows"] if has_pools and each.pool_rows is not None else []
         parts += [format_usd(each.budget_micros), f"seed {each.seed}"]
         if rival is None and has_models:
             parts.append(f"{short_model(each.teacher, models)} to {short_model(each.student, models)}")
