@@ -16,7 +16,9 @@ from outlay.errors import DataError, MissingData, UsageError
 from outlay.money.amounts import PriceBook
 from outlay.tasks.columns import guess_columns
 from outlay.tasks.loading import load_data
-from outlay.tasks.new_task import Asked, NewTask, near_duplicate_groups, new_task
+from outlay.tasks.new_task import NewTask, NewTaskOptions, near_duplicate_groups, new_task
+from outlay.tasks.readers import SourceRow
+from outlay.tasks.row_form import RowForm
 from outlay.tasks.task import load_task
 from outlay.tasks.task_files import write_task
 from tests.checkpoints import make_checkpoint
@@ -50,6 +52,10 @@ def table(path: Path, n: int = 300, seed: int = 0) -> Path:
     return written(path, ["id", "message", "topic"], [[f"T{i}", *row] for i, row in enumerate(messages(n, seed))])
 
 
+def source_rows(rows: Sequence[dict[str, Any]]) -> list[SourceRow]:
+    return [SourceRow(f"rows:{number}", row) for number, row in enumerate(rows, start=1)]
+
+
 def texts_of(new: NewTask, part: str) -> set[str]:
     return {" ".join(row.texts) for row in getattr(new, part)}
 
@@ -58,7 +64,7 @@ def texts_of(new: NewTask, part: str) -> set[str]:
 
 
 def test_a_spreadsheet_becomes_a_task_that_loads(tmp_path: Path) -> None:
-    new = new_task([table(tmp_path / "help desk.csv")], Asked())
+    new = new_task([table(tmp_path / "help desk.csv")], NewTaskOptions())
     assert (new.name, new.kind, new.fields) == ("help-desk", "classification", ("message",))
     assert sorted(new.labels) == sorted(TOPICS)
     files = write_task(new, tmp_path / "task")
@@ -80,7 +86,7 @@ def test_a_spreadsheet_becomes_a_task_that_loads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("n", "n_test", "n_dev"), [(120, 60, 0), (300, 100, 0), (1000, 200, 80), (1500, 300, 120)])
 def test_sizes_by_default(tmp_path: Path, n: int, n_test: int, n_dev: int) -> None:
-    new = new_task([table(tmp_path / "rows.csv", n)], Asked())
+    new = new_task([table(tmp_path / "rows.csv", n)], NewTaskOptions())
     assert len(new.test) == pytest.approx(n_test, abs=0.02 * n)
     assert len(new.dev) == pytest.approx(n_dev, abs=0.02 * n)
     assert len(new.train) + len(new.dev) + len(new.test) == n
@@ -94,7 +100,7 @@ def _counts(n: int) -> Counter[str]:
 
 def test_the_same_seed_gives_the_same_splits_and_another_does_not(tmp_path: Path) -> None:
     path = table(tmp_path / "rows.csv")
-    one, again, other = (new_task([path], Asked(seed=seed)) for seed in (3, 3, 4))
+    one, again, other = (new_task([path], NewTaskOptions(seed=seed)) for seed in (3, 3, 4))
     assert one.test == again.test
     assert one.test != other.test
 
@@ -115,7 +121,7 @@ def test_the_same_seed_gives_the_same_splits_and_another_does_not(tmp_path: Path
 def test_columns_are_told_by_their_names_and_what_is_in_them(
     rows: list[dict[str, Any]], texts: tuple[str, ...], label: str | None
 ) -> None:
-    found = guess_columns(rows)
+    found = guess_columns(source_rows(rows))
     assert (found.texts, found.label) == (texts, label)
     assert all("--text says it otherwise" in line or "--label says it otherwise" in line for line in found.why)
 
@@ -136,20 +142,40 @@ def test_columns_are_told_by_their_names_and_what_is_in_them(
 )
 def test_what_cannot_be_told_is_asked(rows: list[dict[str, Any]], says: str) -> None:
     with pytest.raises(DataError, match=says):
-        guess_columns(rows)
+        guess_columns(source_rows(rows))
     with pytest.raises(DataError, match="there is no column 'nowhere'; the columns are"):
-        guess_columns(rows, label="nowhere")
+        guess_columns(source_rows(rows), label="nowhere")
 
 
 def test_entities_and_free_answers_are_told_by_the_answers(tmp_path: Path) -> None:
     tagged = [[f"mix the salt {i}", "mix [Action] salt [Reagent]"] for i in range(40)]
-    new = new_task([written(tmp_path / "lab.csv", ["text", "label"], tagged)], Asked())
+    new = new_task([written(tmp_path / "lab.csv", ["text", "label"], tagged)], NewTaskOptions())
     assert (new.kind, set(new.labels)) == ("entities", {"Action", "Reagent"})
     free = [[f"who wrote book number {i}?", f"author {i}"] for i in range(40)]
-    new = new_task([written(tmp_path / "qa.csv", ["question", "target"], free)], Asked())
+    new = new_task([written(tmp_path / "qa.csv", ["question", "target"], free)], NewTaskOptions())
     assert (new.kind, new.labels) == ("generation", ())
     for each, name in ((new, "free"),):
         load_data(load_task(write_task(each, tmp_path / name)[0]))
+
+
+def test_columns_keep_their_names_so_that_new_files_are_read_as_the_first(tmp_path: Path) -> None:
+    rows = [[text, topic, text[::-1]] for text, topic in messages(60)]
+    path = written(tmp_path / "rows.csv", ["label", "my topic", "the text"], rows)
+    new = new_task([path], NewTaskOptions(texts=("the text", "label"), label="my topic"))
+    assert new.fields == ("the_text", "label")
+    task = load_task(write_task(new, tmp_path / "task")[0])
+    assert len(load_data(task).train) + len(load_data(task).test) == 60
+    form = RowForm.of(task)
+    assert form.columns_in(["id", "label", "the text"]) == {"the_text": "the text", "label": "label"}
+
+
+def test_numbers_that_a_program_wrote_with_a_fraction_are_labels_without(tmp_path: Path) -> None:
+    lines = [
+        {"text": text, "label": float(sorted(TOPICS).index(topic)), "tags": ["a", i]}
+        for i, (text, topic) in enumerate(messages(60))
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert sorted(new_task([tmp_path / "rows.jsonl"], NewTaskOptions()).labels) == ["0", "1", "2"]
 
 
 # --- what is left out, and what stays together -----------------------------------------------------------------------
@@ -160,7 +186,7 @@ def test_repeats_and_conflicts_are_left_out_and_said(tmp_path: Path) -> None:
     first, second = rows[0], rows[1]
     other = next(topic for topic in TOPICS if topic != second[1])
     more = [*rows, (first[0].upper(), first[1]), (second[0], other), ("only one", "rare")]
-    new = new_task([written(tmp_path / "rows.csv", ["message", "topic"], more)], Asked())
+    new = new_task([written(tmp_path / "rows.csv", ["message", "topic"], more)], NewTaskOptions())
     kept = texts_of(new, "train") | texts_of(new, "dev") | texts_of(new, "test")
     assert len(kept) == 199
     assert second[0] not in kept
@@ -179,7 +205,7 @@ def test_near_duplicates_and_groups_stay_on_one_side(tmp_path: Path, seed: int) 
         if rng.random() < 0.2:
             rows.append([text + "!", topic, f"author {i % 97}" if seed % 2 else ""])
     path = written(tmp_path / "rows.csv", ["message", "topic", "author"], rows)
-    new = new_task([path], Asked(seed=seed, group="author" if seed % 2 else None))
+    new = new_task([path], NewTaskOptions(seed=seed, group="author" if seed % 2 else None))
     sides = {part: getattr(new, part) for part in ("train", "dev", "test")}
     side_of: dict[str, str] = {}
     for part, found in sides.items():
@@ -211,7 +237,9 @@ def test_rows_without_a_label_and_other_files_are_the_pool(tmp_path: Path) -> No
     (tmp_path / "more.txt").write_text(
         "\n".join(["one new text here", "one new text here", known, ""]), encoding="utf-8"
     )
-    new = new_task([written(tmp_path / "rows.csv", ["message", "topic"], rows), tmp_path / "more.txt"], Asked())
+    new = new_task(
+        [written(tmp_path / "rows.csv", ["message", "topic"], rows), tmp_path / "more.txt"], NewTaskOptions()
+    )
     assert len(new.train) + len(new.dev) + len(new.test) == 200
     assert texts_of(new, "pool") == {row[0] for row in rows if not row[1]} | {"one new text here"}
     held = texts_of(new, "test") | texts_of(new, "dev")
@@ -223,7 +251,7 @@ def test_a_folder_of_labels(tmp_path: Path) -> None:
         folder = tmp_path / "texts" / topic
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{i}.txt").write_text(text, encoding="utf-8")
-    new = new_task([tmp_path / "texts"], Asked())
+    new = new_task([tmp_path / "texts"], NewTaskOptions())
     assert sorted(new.labels) == sorted(TOPICS)
     assert len(new.train) + len(new.test) == 60
 
@@ -231,19 +259,24 @@ def test_a_folder_of_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "asked", "error", "says"),
     [
-        (None, Asked(), MissingData, "is not there"),
-        ("message,topic\na b,x\n", Asked(), DataError, "too few to set a test part aside"),
+        (None, NewTaskOptions(), MissingData, "is not there"),
+        ("message,topic\na b,x\n", NewTaskOptions(), DataError, "too few to set a test part aside"),
         (
             "message,topic\n" + "".join(f"a b {i},x\n" for i in range(30)),
-            Asked(n_test=30),
+            NewTaskOptions(n_test=30),
             UsageError,
             "leaves none to train on",
         ),
-        ("message,topic\n" + "".join(f"a b {i},\n" for i in range(30)), Asked(), DataError, "no row has a label"),
+        (
+            "message,topic\n" + "".join(f"a b {i},\n" for i in range(30)),
+            NewTaskOptions(),
+            DataError,
+            "no row has a label",
+        ),
     ],
 )
 def test_what_cannot_be_a_task_is_refused(
-    tmp_path: Path, content: str | None, asked: Asked, error: type[Exception], says: str
+    tmp_path: Path, content: str | None, asked: NewTaskOptions, error: type[Exception], says: str
 ) -> None:
     if content is not None:
         (tmp_path / "rows.csv").write_text(content)

@@ -101,6 +101,16 @@ def test_the_same_command_goes_on_and_other_columns_are_another_request(out: Pat
         outlay.predict(out, data, out=tmp_path / "said.csv", precision="fp32", probabilities=True)
 
 
+def test_rows_without_any_text_are_answered_with_nothing(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.jsonl").write_text('{"note": ""}\n{"note": "  "}\n')
+    outlay.predict(out, outlay.Data(file=tmp_path / "new.jsonl"), out=tmp_path / "said.jsonl", probabilities=True)
+    assert [json.loads(line)["prediction"] for line in (tmp_path / "said.jsonl").read_text().splitlines()] == ["", ""]
+    model = outlay.load_model(out)
+    assert model.predict(["", {"note": ""}]) == ["", ""]
+    assert model.predict([]) == []
+    assert np.isnan(model.predict_proba([""])).all()
+
+
 @pytest.mark.parametrize("name", ["said.parquet", "said.txt", "said.csv.gz"])
 def test_other_formats_are_refused(out: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"written as \.jsonl, \.csv or \.tsv"):

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from outlay.engine.run_dir import about_lines
 from outlay.errors import HoldError
 from outlay.money.amounts import Price, Quote, format_usd
 from outlay.money.ledger import Ledger
-from outlay.report.receipt import WIDTH, receipt, render_text, to_json
+from outlay.report.receipt import WIDTH, about_lines, receipt, render_text, to_json
 
 LABEL = Price("label/multipit_id", "label", Decimal("0.2"), "here", None)
 HOUR = Price("a40", "hour", Decimal("1.875"), "here", None)

@@ -95,7 +95,8 @@ def target_spec(
     return TargetSpec("classes" if kind == "classification" else "text")
 
 
-def _without_fraction(text: str) -> str:
+def without_fraction(text: str) -> str:
+    """Return a whole number without its fraction of zeros, 1 for 1.0; any other text as it is."""
     return re.sub(r"\A(-?[0-9]+)\.0+\Z", r"\1", text)
 
 
@@ -106,8 +107,8 @@ def named_class(answer: str, labels: Sequence[str]) -> str:
     """
     if answer in labels:
         return answer
-    whole = _without_fraction(answer)
-    same = [label for label in labels if _without_fraction(label) == whole]
+    whole = without_fraction(answer)
+    same = [label for label in labels if without_fraction(label) == whole]
     return same[0] if len(same) == 1 else answer
 
 

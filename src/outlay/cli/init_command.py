@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
 from outlay.cli.common import Json, fail
 from outlay.cli.option_groups import grouped
 from outlay.cli.terminal import echo, print_json
+from outlay.spec import Kind
 from outlay.storage.paths import command_line
 
 Files = Annotated[
@@ -58,14 +59,14 @@ def init(
 ) -> None:
     """Handle `outlay init`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.money.amounts import parse_usd
-    from outlay.tasks.new_task import Asked, new_task
+    from outlay.tasks.new_task import NewTaskOptions, new_task
     from outlay.tasks.task_files import write_task
 
     if label_price is not None:
         parse_usd(label_price)
-    if kind not in (None, "classification", "entities", "generation"):
-        fail(f"--kind {kind!r} is unknown; choose one of classification, entities, generation", code=2)
-    asked = Asked(name, tuple(text or ()), label, kind, group, n_test, n_dev, seed)  # type: ignore[arg-type]
+    if kind is not None and kind not in get_args(Kind):
+        fail(f"--kind {kind!r} is unknown; choose one of {', '.join(get_args(Kind))}", code=2)
+    asked = NewTaskOptions(name, tuple(text or ()), label, cast(Kind | None, kind), group, n_test, n_dev, seed)
     found = new_task(files, asked)
     folder = out or Path(found.name)
     asks = not yes and not as_json and sys.stdin.isatty()

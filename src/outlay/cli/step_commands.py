@@ -34,7 +34,6 @@ from outlay.cli.step_options import (
     MetricLayer,
     MetricOptions,
     ModelArgument,
-    ModelOrResults,
     Out,
     PoolRows,
     Precision,
@@ -201,7 +200,7 @@ def distill(
 
 @grouped
 def predict(
-    model: ModelOrResults,
+    model: ModelArgument,
     source: TaskData,
     rows: RowsToPredict,
     columns: Columns,

@@ -17,8 +17,7 @@ ANSWERING, RUNNING = "Answers", "How it is run"
 
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes; the same command goes on there.")]
 Base = Annotated[str | None, typer.Option("--base", help="Checkpoint that cut:K and tiny:LxH are made from.")]
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that finetune or distill wrote.")]
-ModelOrResults = Annotated[
+ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A folder that run, compare, finetune or distill wrote.")
 ]
 Student = Annotated[str | None, typer.Option("--student", help="The student model to write targets for.")]

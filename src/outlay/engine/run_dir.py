@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,24 +73,19 @@ class RunDir:
 
     def notes(self) -> tuple[str, ...]:
         """Read the notes of the run's point; none before the run is finished."""
-        return tuple(self._point().get("result", {}).get("notes", ()))
+        return tuple(self.point().get("result", {}).get("notes", ()))
 
     def calibration_error(self) -> float | None:
         """Read the calibration error of the run's point; ``None`` without one, or before the run is finished."""
-        error: float | None = self._point().get("result", {}).get("ece")
+        error: float | None = self.point().get("result", {}).get("ece")
         return error
 
     def latency_ms(self) -> float | None:
         """Read the milliseconds a row of the run's final model; ``None`` where they were not measured, or not yet."""
-        latency: float | None = self._point().get("circumstance", {}).get("latency_ms")
+        latency: float | None = self.point().get("circumstance", {}).get("latency_ms")
         return latency
 
-    def about(self) -> tuple[str, ...]:
-        """Read what was run, with which models, and what it scored, a line each; none before the run is finished."""
-        point = self._point()
-        return about_lines(point["request"], point["result"]) if point else ()
-
-    def _point(self) -> dict[str, Any]:
+    def point(self) -> dict[str, Any]:
         """Read the JSON of the run's point; empty before the run is finished."""
         point: dict[str, Any] = (_read_json(self.manifest) or {}).get("point", {})
         return point
@@ -129,24 +124,6 @@ class RunDir:
         busy = SpendError(f"run {self.path.name} is being executed by another process; wait for it to end")
         with exclusive(self.path / "lock", busy):
             yield
-
-
-def about_lines(request: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return lines on the run of a point, given as JSON: task and strategy; models with their methods; dev labels and scores."""
-    methods = dict(request.get("methods") or {})
-    by = list(dict.fromkeys(methods.values())) or ["full"]
-    student = f"student {request['student']} by {by[-1]}"
-    teacher = "" if request["teacher"] is None else f"teacher {request['teacher']} by {by[0]}; "
-    fixed = "" if request["n_initial"] is None else f", N = {request['n_initial']:,}"
-    lines = [f"{request['task']}: {request['strategy']}{fixed}, seed {request['seed']}", teacher + student]
-    if result["n_dev"]:
-        lines.append(f"dev labels: {result['n_dev']:,} {request['dev']}")
-    if (test := result["test"]) is None:
-        return (*lines, f"no score: {result['reason']}")
-    dev = "" if result["dev"] is None else f"; dev score {result['dev']:.1f}"
-    name, score = next(((n, each) for n, each in result["scores"].items() if each["value"] == test), ("score", None))
-    interval = "" if score is None else f", 95 %: {score['low']:.1f} to {score['high']:.1f}"
-    return (*lines, f"test score {test:.1f} ({name}{interval}){dev}")
 
 
 def _read_json(path: Path) -> Any:

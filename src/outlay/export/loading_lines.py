@@ -100,9 +100,15 @@ def answer(row):
 def _words(form: TaskSpec, rows: RowForm, method: str) -> str:
     if method == "majority":
         return f"""\
+from safetensors.numpy import load_file
+
+{_labels(form)}
+head = load_file("{MODEL}/head.safetensors")
+
+
 def answer(row):
-    return labels[int(load_file("{MODEL}/head.safetensors")["bias"].argmax())]
-""".replace("def answer", f"from safetensors.numpy import load_file\n\n{_labels(form)}\n\n\ndef answer", 1)
+    return labels[int(head["bias"].argmax())]
+"""
     text = " + '\\n' + ".join(_segments(rows))
     return f"""\
 import json

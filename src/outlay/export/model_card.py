@@ -30,7 +30,6 @@ class CardFacts:
     task: str
     description: str
     kind: Kind
-    metric: str
     labels: tuple[str, ...]
     library: str
     base_model: str | None
@@ -52,7 +51,7 @@ def card_text(facts: CardFacts) -> str:
     data = ModelCardData(**_metadata(facts))
     parts = [
         f"---\n{data.to_yaml()}\n---\n",
-        f"# {facts.task}: {_article(facts)}\n",
+        f"# {facts.task}: {_summary(facts)}\n",
         *([facts.description + "\n"] if facts.description else []),
         _table(("", ""), list(facts.facts.items())),
         "## Use\n",
@@ -107,13 +106,12 @@ def _metadata(facts: CardFacts) -> dict[str, Any]:
         "library_name": facts.library,
         "pipeline_tag": _PIPELINES[facts.kind],
         "tags": ["outlay"],
-        "datasets": None,
         "base_model": facts.base_model,
         "eval_results": results,
     }
 
 
-def _article(facts: CardFacts) -> str:
+def _summary(facts: CardFacts) -> str:
     return f"a model of {len(facts.labels):,} labels" if facts.kind == "classification" else f"a model for {facts.kind}"
 
 

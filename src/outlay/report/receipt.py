@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import groupby, zip_longest
@@ -151,7 +151,7 @@ def receipt(ledger: Ledger, run_id: str) -> Receipt:
         notes=files.notes(),
         precision=files.precision(),
         ece=files.calibration_error(),
-        about=files.about(),
+        about=about_lines(point["request"], point["result"]) if (point := files.point()) else (),
         model=_handed_over(ledger.path.parent / MODEL_DIR, run_id),
         latency_ms=files.latency_ms(),
     )
@@ -170,6 +170,24 @@ def render_text(receipt: Receipt) -> str:
     seconds = [*_table_lines([_SECONDS, *_seconds_rows(receipt.timings)]), ""] if receipt.timings else []
     summary = [wrapped for line in _summary(receipt) for wrapped in wrap(line, WIDTH)]
     return "\n".join([*head, *_table_lines(rows), "", *seconds, *summary]) + "\n"
+
+
+def about_lines(request: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return lines on the run of a point, given as JSON: task and strategy; models with their methods; dev labels and scores."""
+    methods = [method for _, method in sorted((request.get("methods") or {}).items(), reverse=True)] or ["full"]
+    teacher = "" if request["teacher"] is None else f"teacher {request['teacher']} by {methods[0]}; "
+    fixed = "" if request["n_initial"] is None else f", N = {request['n_initial']:,}"
+    lines = [
+        f"{request['task']}: {request['strategy']}{fixed}, seed {request['seed']}",
+        f"{teacher}student {request['student']} by {methods[-1]}",
+    ]
+    if result["n_dev"]:
+        lines.append(f"dev labels: {result['n_dev']:,} {request['dev']}")
+    if (test := result["test"]) is None:
+        return (*lines, f"no score: {result['reason']}")
+    dev = "" if result["dev"] is None else f"; dev score {result['dev']:.1f}"
+    name, score = next((name, each) for name, each in result["scores"].items() if each["value"] == test)
+    return (*lines, f"test score {test:.1f} ({name}, 95 %: {score['low']:.1f} to {score['high']:.1f}){dev}")
 
 
 def _handed_over(folder: Path, run_id: str) -> str | None:

@@ -186,7 +186,7 @@ def predict(options: InferenceOptions, listener: Listener, *, probabilities: boo
     reader = DataReader(options.data, model.rows)
     reader.form(model.form)
     rows = options.rows(reader, takes_empty=True)
-    columns = other_columns(rows, reader.columns, reader.used, options.out)
+    columns = other_columns(reader.columns, reader.used, options.out)
     n_empty = sum(not row.text for row in rows)
     notes = [*reader.notes, f"{n_empty:,} of {len(rows):,} rows have no text and are answered with nothing"]
     output = OutputDir.file(options.out)
@@ -369,8 +369,7 @@ def _predict_block(answering: _Answering, folder: Path, rows: Sequence[TaskRow])
             named = [dict(zip(model.form.labels, row, strict=True)) for row in shares]
             lines = [{**line, PROBABILITIES: each} for line, each in zip(lines, named, strict=True)]
     answered = iter(lines)
-    empty = answer_lines([row for row in rows if not row.text], [""] * (len(rows) - len(asked)))
-    unanswered = iter(empty)
+    unanswered = iter(answer_lines([row for row in rows if not row.text], [""] * (len(rows) - len(asked))))
     return _Block(json_lines([next(answered if row.text else unanswered) for row in rows]), counter.n_inferred)
 
 

@@ -221,7 +221,7 @@ class DataReader:
     def _text_of_fields(self, row: SourceRow, fields: Mapping[str, str]) -> tuple[str, tuple[str, ...]] | None:
         assert self.row_form is not None
         values = {field: row.text(column) or "" for field, column in fields.items()}
-        return self.row_form.read(values) if any(value.strip() for value in values.values()) else None
+        return self.row_form.read(values)
 
     def table(self, path: Path) -> list[SourceRow]:
         """Read every row of a file with its columns; adds decisions about the file's form to ``notes``.
@@ -281,12 +281,7 @@ class DataReader:
 
     def segments(self, text: str) -> tuple[str, ...]:
         """Return the text's segments by the task's template; the whole text where the template does not fit."""
-        if self.row_form is None:
-            return (text,)
-        try:
-            return self.row_form.parse(text)
-        except DataError:
-            return (text,)
+        return (text,) if self.row_form is None else self.row_form.segments_of(text)
 
     def _target_column(self, path: Path, found: Sequence[SourceRow], needs_target: bool) -> str | None:
         name = self.data.target_column or TARGET

@@ -18,15 +18,15 @@ from outlay.storage.hashing import key_of
 from outlay.text.text_file import suffix_of
 
 PREDICTION, GOLD, CONFIDENCE = "prediction", "gold", "confidence"
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-"""Separators of files of predictions that are no JSON lines, by suffix."""
 
 
 def read_predictions(path: Path) -> list[str]:
     """Return the answers in a file that `outlay.standalone.inference.predict` wrote, in order."""
-    if suffix_of(path) in SEPARATORS:
+    from outlay.tasks.readers import DELIMITER_OF
+
+    if (delimiter := DELIMITER_OF.get(suffix_of(path))) is not None:
         with path.open(encoding="utf-8", newline="") as stream:
-            return [row[PREDICTION] for row in csv.DictReader(stream, delimiter=SEPARATORS[suffix_of(path)])]
+            return [row[PREDICTION] for row in csv.DictReader(stream, delimiter=delimiter)]
     return [json.loads(line)[PREDICTION] for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 

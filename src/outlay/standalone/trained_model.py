@@ -21,6 +21,8 @@ from outlay.tasks.row_form import RowForm
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from outlay.train.answering import Predictions
+
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
@@ -79,7 +81,9 @@ class TrainedModel:
         Raises:
             DataError: a row lacks a field.
         """
-        return self._ask(rows, precision)[0]
+        read = self._rows(rows)
+        answers = iter(self._predictions(read, precision).answers)
+        return [next(answers) if row.text else "" for row in read]
 
     def predict_proba(self, rows: Sequence[str | Mapping[str, str]], *, precision: str = AUTO) -> NDArray[Any]:
         """Return a classifier's probabilities, float64 ``[rows, labels]`` in the order of ``form.labels``; NaN without text.
@@ -92,43 +96,31 @@ class TrainedModel:
             raise UsageError(f"{self.folder} has no probabilities of labels, since it is no classifier; use predict")
         import numpy as np
 
-        asked, found = np.full((len(rows), len(self.form.labels)), np.nan), self._ask(rows, precision)
-        if found[1] is not None:
-            asked[[place for place, row in enumerate(found[2]) if row.text]] = found[1]
-        return asked
+        read = self._rows(rows)
+        found, known = np.full((len(read), len(self.form.labels)), np.nan), self._predictions(read, precision)
+        found[[bool(row.text) for row in read]] = known.probabilities
+        return found
 
-    def _ask(
-        self, rows: Sequence[str | Mapping[str, str]], precision: str
-    ) -> tuple[list[str], NDArray[Any] | None, list[TaskRow]]:
-        """Return the answers, the probabilities of rows with text, and the rows as the model reads them."""
+    def _predictions(self, rows: Sequence[TaskRow], precision: str) -> Predictions:
+        """Return the predictions for the rows that have text."""
         from outlay.train import api as train_api
         from outlay.train.progress import TokenCounter
 
-        read = [self._read(row, number) for number, row in enumerate(rows, start=1)]
-        asked = [row for row in read if row.text]
-        if not asked:
-            return [""] * len(read), None, read
-        sources = self.sources(asked)
-        predicted = train_api.predict(self.folder, sources, precision=resolve(precision), meter=TokenCounter())
-        answers = iter(predicted.answers)
-        return [next(answers) if row.text else "" for row in read], predicted.probabilities, read
+        sources = self.sources([row for row in rows if row.text])
+        return train_api.predict(self.folder, sources, precision=resolve(precision), meter=TokenCounter())
 
-    def _read(self, row: str | Mapping[str, str], number: int) -> TaskRow:
-        origin = f"row {number}"
+    def _rows(self, rows: Sequence[str | Mapping[str, str]]) -> list[TaskRow]:
+        return [self._row(row, f"row {number}") for number, row in enumerate(rows, start=1)]
+
+    def _row(self, row: str | Mapping[str, str], origin: str) -> TaskRow:
+        """Return a row as the model reads it; one without text has the text ""."""
         if isinstance(row, str):
-            return TaskRow(row if row.strip() else "", self._segments(row), None, origin)
-        columns = None if self.rows is None else self.rows.columns_in(row)
-        if self.rows is None or columns is None:
-            needed = "one text" if self.rows is None else ", ".join(self.rows.columns)
-            raise DataError(f"{origin} has the fields {', '.join(row)}; the model reads {needed}")
-        values = {field: row[column] or "" for field, column in columns.items()}
-        text, segments = self.rows.read(values)
-        return TaskRow(text if any(value.strip() for value in values.values()) else "", segments, None, origin)
-
-    def _segments(self, text: str) -> tuple[str, ...]:
-        if self.rows is None:
-            return (text,)
-        try:
-            return self.rows.parse(text)
-        except DataError:
-            return (text,)
+            known = (row, (row,) if self.rows is None else self.rows.segments_of(row)) if row.strip() else None
+        else:
+            columns = None if self.rows is None else self.rows.columns_in(row)
+            if self.rows is None or columns is None:
+                needed = "one text" if self.rows is None else ", ".join(self.rows.columns)
+                raise DataError(f"{origin} has the fields {', '.join(row)}; the model reads {needed}")
+            known = self.rows.read({field: row[column] or "" for field, column in columns.items()})
+        text, segments = ("", ("",)) if known is None else known
+        return TaskRow(text, segments, None, origin)

@@ -123,7 +123,6 @@ def _facts(
         task=task.name,
         description=task.description,
         kind=task.kind,
-        metric=task.metric,
         labels=task.labels,
         library=_library(head_file),
         base_model=_hub_name(request.teacher, request.student, manifest),

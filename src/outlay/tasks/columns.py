@@ -6,9 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from outlay.errors import DataError
+from outlay.spec import without_fraction
+from outlay.tasks.readers import SourceRow
 from outlay.text.legible import named
 
 LABEL_NAMES = (
@@ -65,28 +66,23 @@ class ColumnGuess:
     why: tuple[str, ...]
 
 
-def cell_text(value: Any) -> str:
-    """Return a cell as text, "" where it is missing; numbers are written without a fraction of zeros."""
-    if value is None or (isinstance(value, float) and value != value):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
+def cell_text(row: SourceRow, column: str) -> str:
+    """Return a value as text, "" where it is missing or no text; a whole number has no fraction of zeros."""
+    value = row.columns.get(column)
+    return without_fraction(row.text(column) or "") if isinstance(value, str | int | float) else ""
 
 
-def guess_columns(
-    rows: Sequence[Mapping[str, Any]], texts: Sequence[str] = (), label: str | None = None
-) -> ColumnGuess:
+def guess_columns(rows: Sequence[SourceRow], texts: Sequence[str] = (), label: str | None = None) -> ColumnGuess:
     """Return the columns of text and label; ``texts``, ``label``: those that the user names.
 
     Raises:
         DataError: a column that is named is not there, or none can be told from the others; one line with the option to give.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for row in rows for name in row.columns))
     for name in (*texts, *([] if label is None else [label])):
         if name not in names:
             raise DataError(f"there is no column {name!r}; the columns are {named(names)}")
-    cells = {name: [cell_text(row.get(name)) for row in rows] for name in names}
+    cells = {name: [cell_text(row, name) for row in rows] for name in names}
     why: list[str] = []
     found_label = label if label is not None else _label_column(cells, texts, why)
     others = [name for name in names if name != found_label]

@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from outlay.errors import DataError, MissingData, UsageError
 from outlay.spec import Kind
 from outlay.tasks.columns import MOST_LABELS, cell_text, entity_types, guess_columns, is_entity_line
 from outlay.tasks.leaks import fold
-from outlay.tasks.readers import TEXT_COLUMN, read_file
+from outlay.tasks.readers import TEXT_COLUMN, FileRows, SourceRow, read_file
 from outlay.tasks.sources import DataFile
 from outlay.text.legible import named
+from outlay.text.text_file import read_text
 
 LEAST_TEST, MOST_TEST = 100, 1000
 LEAST_FOR_DEV = 500
@@ -39,7 +40,7 @@ _COMPARED_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class NewTaskOptions:
     """What the user says of a new task; what is ``None`` is guessed, and said."""
 
     name: str | None = None
@@ -88,7 +89,7 @@ class NewTask:
         return 100 * 1.96 * math.sqrt(0.25 / max(1, len(self.test)))
 
 
-def new_task(paths: Sequence[Path], asked: Asked) -> NewTask:
+def new_task(paths: Sequence[Path], asked: NewTaskOptions) -> NewTask:
     """Read files and make a task of them; the first holds labelled rows, others may hold texts alone.
 
     Raises:
@@ -97,8 +98,8 @@ def new_task(paths: Sequence[Path], asked: Asked) -> NewTask:
         UsageError: sizes of test or dev that leave nothing to train on.
     """
     tables = [_read(path) for path in paths]
-    decided = [note for _, notes in tables for note in notes]
-    guess = guess_columns([columns for columns, _ in tables[0][0]], asked.texts, asked.label)
+    decided = [note for table in tables for note in table.notes]
+    guess = guess_columns(tables[0].rows, asked.texts, asked.label)
     decided += guess.why
     rows = _rows(paths, tables, guess.texts, guess.label, asked.group)
     kind, labels, why = _kind_of([row.label for row in rows if row.label], asked.kind)
@@ -136,32 +137,29 @@ def new_task(paths: Sequence[Path], asked: Asked) -> NewTask:
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
-_Table = tuple[list[tuple[Mapping[str, Any], str]], list[str]]
 
-
-def _read(path: Path) -> _Table:
+def _read(path: Path) -> FileRows:
     """Return the rows of a file, or of a folder with a folder of text files for each label, and notes on its form."""
-    if path.is_dir():
-        found: list[tuple[Mapping[str, Any], str]] = [
-            ({TEXT_COLUMN: file.read_text(encoding="utf-8", errors="strict"), "label": file.parent.name}, str(file))
-            for file in sorted(path.glob("*/*.txt"))
-        ]
-        if not found:
-            raise MissingData(f"{path} is a folder without LABEL/*.txt; give such a folder, or a file of rows")
-        return found, [f"{path}: the name of a folder is the label of the texts in it"]
-    if not path.exists():
-        raise MissingData(f"{path} is not there; check the path")
-    read = read_file(DataFile(file=str(path)), path)
-    return [(row.columns, row.origin) for row in read.rows], list(read.notes)
+    if not path.is_dir():
+        if not path.exists():
+            raise MissingData(f"{path} is not there; check the path")
+        return read_file(DataFile(file=str(path)), path)
+    found = [
+        SourceRow(str(file), {TEXT_COLUMN: read_text(file), "label": file.parent.name})
+        for file in sorted(path.glob("*/*.txt"))
+    ]
+    if not found:
+        raise MissingData(f"{path} is a folder without LABEL/*.txt; give such a folder, or a file of rows")
+    return FileRows(found, (f"{path}: the name of a folder is the label of the texts in it",))
 
 
 def _rows(
-    paths: Sequence[Path], tables: Sequence[_Table], texts: tuple[str, ...], label: str | None, group: str | None
+    paths: Sequence[Path], tables: Sequence[FileRows], texts: tuple[str, ...], label: str | None, group: str | None
 ) -> list[Row]:
     """Return the rows of all files that have text."""
     found = []
-    for number, (path, (table, _)) in enumerate(zip(paths, tables, strict=True)):
-        there = {name for columns, _ in table for name in columns}
+    for number, (path, table) in enumerate(zip(paths, tables, strict=True)):
+        there = {name for row in table.rows for name in row.columns}
         own = texts if set(texts) <= there else ()
         if not own and there == {TEXT_COLUMN} and len(texts) == 1:
             own = (TEXT_COLUMN,)
@@ -169,11 +167,11 @@ def _rows(
             raise DataError(f"{path} has no column {named(texts)}; its columns are {named(there)}")
         if number == 0 and group is not None and group not in there:
             raise DataError(f"{path} has no column {group!r} to group rows by; its columns are {named(there)}")
-        for columns, origin in table:
-            cells = tuple(" ".join(cell_text(columns.get(name)).split()) for name in own)
+        for row in table.rows:
+            cells = tuple(" ".join(cell_text(row, name).split()) for name in own)
             if any(cells):
-                answer = "" if label is None else cell_text(columns.get(label)).strip()
-                found.append(Row(cells, answer, cell_text(columns.get(group)) if group else "", origin))
+                answer = "" if label is None else cell_text(row, label).strip()
+                found.append(Row(cells, answer, "" if group is None else cell_text(row, group), row.origin))
     return found
 
 

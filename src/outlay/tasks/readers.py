@@ -29,7 +29,8 @@ EXTRA = "pip install 'outlay[data]'"
 
 TEXT_COLUMN = "text"
 """Column of the lines of a ``.txt`` file."""
-_DELIMITER_OF = {".csv": ",", ".tsv": "\t"}
+DELIMITER_OF = {".csv": ",", ".tsv": "\t"}
+"""The usual character between columns, by suffix."""
 _PARQUET_BATCH = 256
 """Rows of a Parquet file that are unpacked together where it is read as a stream."""
 
@@ -126,7 +127,7 @@ def _refuse_empty(path: Path) -> None:
 def _rows_of(path: Path, delimiter: str | None, notes: list[str]) -> _Numbered:
     """Read rows by the file's suffix; ``notes`` takes decisions that could have been otherwise."""
     kind = suffix_of(path)
-    if delimiter is not None and kind not in _DELIMITER_OF:
+    if delimiter is not None and kind not in DELIMITER_OF:
         raise DataError(f"`delimiter` is about .csv and .tsv files, and {path} is none; leave it out")
     if kind == ".parquet":
         yield from _parquet_batches(path)
@@ -135,8 +136,8 @@ def _rows_of(path: Path, delimiter: str | None, notes: list[str]) -> _Numbered:
         known = f"{', '.join(SUFFIXES[:-1])} (each also with .gz) and {SUFFIXES[-1]}"
         raise DataError(f"{path} has an unknown suffix; outlay reads {known}")
     with open_text(path) as stream:
-        if kind in _DELIMITER_OF:
-            yield from _separated(path, stream, _DELIMITER_OF[kind], delimiter, notes)
+        if kind in DELIMITER_OF:
+            yield from _separated(path, stream, DELIMITER_OF[kind], delimiter, notes)
         else:
             read = {".jsonl": _json_lines, ".json": _json_list, ".txt": _lines}[kind]
             yield from read(path, stream)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from outlay.errors import DataError
 from outlay.tasks.example import TextFormat
 from outlay.tasks.sources import Column, Source
 from outlay.tasks.task import Task
@@ -43,18 +44,20 @@ class RowForm:
         known = {field: column for field, column in found.items() if column is not None}
         return known if len(known) == len(fields) else None
 
-    def read(self, fields: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-        """Return the text of a row, and the one or two segments of it."""
+    def read(self, fields: Mapping[str, str]) -> tuple[str, tuple[str, ...]] | None:
+        """Return the text of a row and its one or two segments; ``None`` where no field has text."""
+        if not any(value.strip() for value in fields.values()):
+            return None
         text = TextFormat(self.text).render(fields)
         return text, tuple(text if name == "text" else fields[name] for name in self.segments)
 
-    def parse(self, text: str) -> tuple[str, ...]:
-        """Return the segments of a whole text.
-
-        Raises:
-            DataError: the text does not fit the template.
-        """
-        return self.read(TextFormat(self.text).parse(text))[1]
+    def segments_of(self, text: str) -> tuple[str, ...]:
+        """Return the segments of a whole text; the text itself where it does not fit the template."""
+        try:
+            read = self.read(TextFormat(self.text).parse(text))
+        except DataError:
+            read = None
+        return (text,) if read is None else read[1]
 
 
 def _columns(source: Source, fields: Collection[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from outlay.tasks.new_task import NewTask, Row
 
 TASK_FILE, PRICES_FILE = "task.yaml", "prices.toml"
 OWNED_ITEM = "label/owned"
+"""Price item of labels one owns, `outlay.money.amounts.OWNED_LABEL`."""
 
 
 def write_task(new: NewTask, folder: Path, *, usd_per_label: str | None = None, labeller: str = "people") -> list[Path]:
@@ -39,10 +40,14 @@ def write_task(new: NewTask, folder: Path, *, usd_per_label: str | None = None, 
 def _write_rows(path: Path, new: NewTask, rows: Sequence[Row]) -> Path:
     lines = []
     for row in rows:
-        line = dict(zip(new.fields, row.texts, strict=True))
-        lines.append(json.dumps(line | ({"label": row.label} if row.label else {}), ensure_ascii=False) + "\n")
+        line = dict(zip(new.columns, row.texts, strict=True)) | ({_label_column(new): row.label} if row.label else {})
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))
     return path
+
+
+def _label_column(new: NewTask) -> str:
+    return "gold_label" if "label" in new.columns else "label"
 
 
 def _yaml(new: NewTask, written: dict[str, Path], item: str) -> str:
@@ -54,7 +59,11 @@ def _yaml(new: NewTask, written: dict[str, Path], item: str) -> str:
     def source(name: str, more: str = "") -> str:
         path = written[name]
         n_rows = path.read_text(encoding="utf-8").count("\n")
-        return f"{{file: {path.name}{more}, rows: {n_rows}, sha256: {digest_of_file(path)}}}"
+        return f"{{file: {path.name}{fields}{more}, rows: {n_rows}, sha256: {digest_of_file(path)}}}"
+
+    # Columns keep the names they have in the user's files, so that new files are read as these.
+    renamed = {name: column for name, column in zip(new.fields, new.columns, strict=True) if name != column}
+    fields, target = f", fields: {value(renamed)}" if renamed else "", f", target: {_label_column(new)}"
 
     template = (
         f"{{{new.fields[0]}}}" if len(new.fields) == 1 else " ".join(f"{name}: {{{name}}}" for name in new.fields)
@@ -71,9 +80,9 @@ def _yaml(new: NewTask, written: dict[str, Path], item: str) -> str:
         f"dev: {'given' if new.dev else 'carved'}",
         "data:",
         "  # Your own labels: they cost nothing, and come before those that are bought.",
-        f"  train: {source('train', ', target: label, owned: true')}",
-        *([f"  dev: {source('dev', ', target: label')}"] if new.dev else []),
-        f"  test: {source('test', ', target: label')}",
+        f"  train: {source('train', target + ', owned: true')}",
+        *([f"  dev: {source('dev', target)}"] if new.dev else []),
+        f"  test: {source('test', target)}",
         "pool:",
         "  - {name: train, split: train}",
         *([f"  - {{name: unlabelled, {source('pool')[1:]}"] if new.pool else []),
