@@ -413,3 +413,16 @@ def test_a_purchase_of_a_rival_is_refused_whoever_begins_it(world: World, tmp_pa
             execution.begin(ReadyStep(step, step.key, already_paid=False))
     finally:
         execution.close()
+
+
+def test_the_majority_class_is_not_remarked_on_for_what_it_is() -> None:
+    from outlay.report.cells import remarks_of
+    from tests.test_report import point
+
+    notes = ("the student gives one and the same answer, 'a', to all 9 rows",)
+    rows = {
+        name: [point(name, 300.0, seed, 50.0, notes=notes) for seed in (0, 1)]
+        for name in ("annotate", "rival_majority")
+    }
+    assert remarks_of(rows["annotate"]) == notes
+    assert remarks_of(rows["rival_majority"]) == ()

@@ -9,6 +9,7 @@ from typing import Any
 
 from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point, PointRequest
+from outlay.plan.strategies import RIVAL_METHODS
 from outlay.report.frontier import CostScore
 from outlay.report.grouping import RIVAL_NAMES, rival_name, short_model
 from outlay.report.results import Results
@@ -128,9 +129,12 @@ def score_cell(points: Sequence[PointOutputs], bracket: str = "", published: flo
 
 
 def remarks_of(seeds: Sequence[Point]) -> tuple[str, ...]:
-    """Return the notes of the seeds of a row, each once; with its seeds where it does not hold for all."""
+    """Return the notes of the seeds of a row, each once; with its seeds where it does not hold for all.
+
+    None of the majority class: that it gives one answer, and is no better than that, is what it is.
+    """
     about: dict[str, list[int]] = {}
-    for point in seeds:
+    for point in (each for each in seeds if RIVAL_METHODS.get(each.request.strategy) != "majority"):
         for note in point.result.notes:
             about.setdefault(note, []).append(point.request.seed)
     return tuple(

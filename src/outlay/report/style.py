@@ -11,7 +11,7 @@ _BASE = """
   :root { --ink: #ececf0; --quiet: #a2a2ab; --paper: #17171a; --line: #3a3a40; --front: #1d2b38; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 60rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 68rem; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; }
 h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
