@@ -29,7 +29,7 @@ from outlay.plan import context
 from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import ReplayOptions, Request, SellerSpec
-from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train
+from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train, graph
 from outlay.plan.strategies import NotAvailable, strategy
 from outlay.storage.hashing import key_of
 from outlay.study.dry_run import StudyPlan, plan
@@ -174,7 +174,7 @@ def test_keys_and_derivations_are_those_of_every_point_alone() -> None:
                 knows = shared.asked(budget, n)
                 asked = strategy(name).ask(knows, [])
                 said[str((name, None if dev == "none" else dev, n, budget, seed))] = (
-                    [[s.key for s in asked.steps()], asked.derivation, Quoter(knows).total_micros(asked.final)]
+                    [[s.key for s in graph([asked.final])], asked.derivation, Quoter(knows).total_micros(asked.final)]
                     if isinstance(asked, Recipe)
                     else asked.reason  # type: ignore[union-attr]
                 )

@@ -325,15 +325,19 @@ def _shared(asked: Request) -> tuple[Hashable, ...]:
 
 def _task_digest(task: Task, data: TaskData) -> str:
     """Return the digest of a task file and of every example, without description and published results."""
-    told = _without_unowned(task.model_dump(mode="json", exclude={"description", "published"}))
+    told = _as_before(task.model_dump(mode="json", exclude={"description", "published"}))
     return key_of({"task": {**told, "training": settings_as_before(told["training"])}, "data": data.digest})
 
 
-def _without_unowned(told: Any) -> Any:
-    """Return a dumped task without ``owned: false``, as it was before labels could be owned."""
+_LATER_KEYS = (("owned", False), ("group", None))
+"""Keys of a source, with their defaults, that came after run ids were first made."""
+
+
+def _as_before(told: Any) -> Any:
+    """Return a dumped task without the keys that came later, where they say nothing: run ids stay what they were."""
     if isinstance(told, dict):
-        return {name: _without_unowned(value) for name, value in told.items() if (name, value) != ("owned", False)}
-    return [_without_unowned(each) for each in told] if isinstance(told, list) else told
+        return {name: _as_before(value) for name, value in told.items() if (name, value) not in _LATER_KEYS}
+    return [_as_before(each) for each in told] if isinstance(told, list) else told
 
 
 def _pool_parts(data: TaskData, n_rows: int) -> tuple[tuple[str, int], ...]:

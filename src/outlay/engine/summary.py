@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from outlay.engine.outputs import calibration_error, read_answers
+from outlay.engine.outputs import calibration_error, read_answers, read_label_errors, read_quality
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
 from outlay.engine.prepare import PreparedRun, RunBuilder
 from outlay.errors import OutlayError
 from outlay.hardware.precision import AUTO, kept_bf16_speed
 from outlay.metrics import main_score
 from outlay.metrics.degenerate import Floor, dev_remarks, test_remarks
+from outlay.metrics.quality import DoubtfulRow
 from outlay.money.amounts import Price
 from outlay.money.ledger import Anchor, Balance
 from outlay.money.machines import SECONDS_PER_HOUR
 from outlay.plan.quotes import Quoter, Work
 from outlay.plan.request import Request, SellerSpec
-from outlay.plan.steps import HUMAN, LLM, SCORES_FILE, Buy, Distil, Recipe, Step, Train, describe, role_of
+from outlay.plan.steps import HUMAN, LLM, SCORES_FILE, Buy, Distil, Recipe, Score, Step, Train, describe, role_of
 from outlay.plan.strategies import strategy
 from outlay.storage.store import Artifact, digest_of
 
@@ -42,18 +43,21 @@ class RunSummary:
         """Return the result of the point: a pure function of the request within one environment."""
         trains = [step for step in self.steps if isinstance(step, Train)]
         distils = [step for step in self.steps if isinstance(step, Distil)]
-        work = [
-            work_of(step, self.artifacts[step.key], self.quoter) for step in self.steps if not isinstance(step, Buy)
-        ]
+        # Scoring the teacher is told beside the run, and is no part of what it took.
+        own = [step for step in self.steps if not isinstance(step, Buy) and not _is_of_teacher(step)]
+        work = [work_of(step, self.artifacts[step.key], self.quoter) for step in own]
         hours = sum((self.quoter.hours(each) for each in work), Fraction(0))
         scored = self.artifacts[recipes[-1].final.key] if recipes and not recipes[-1].is_pilot else None
         scores = {} if scored is None else _scores(scored)
         student = self.artifacts[recipes[-1].model.key].usage if recipes else {}
+        beside = recipes[-1].teacher_score if recipes else None
+        teacher = None if beside is None else self.artifacts[beside.key]
+        main = main_score(self.prepared.task.metric)
         first_dev = next((step.dev for step in _trains_of(recipes, self.steps) if step.dev is not None), None)
         return PointResult(
             status=status,
             reason=reason,
-            test=scores[main_score(self.prepared.task.metric)].value if scores else None,
+            test=scores[main].value if scores else None,
             dev=student.get("dev"),
             scores=scores,
             charge_usd=usd_of(balance.total_charge_micros),
@@ -67,7 +71,18 @@ class RunSummary:
             artifacts=self._digests(recipes),
             notes=self._notes(recipes),
             ece=None if scored is None else calibration_error(scored),
+            quality=None if scored is None else read_quality(scored),
+            teacher_test=None if teacher is None else _scores(teacher)[main],
+            teacher_ece=None if teacher is None else calibration_error(teacher),
+            teacher_quality=None if teacher is None else read_quality(teacher),
+            label_errors=self._label_errors(recipes),
         )
+
+    def _label_errors(self, recipes: Sequence[Recipe]) -> tuple[DoubtfulRow, ...]:
+        """Return the training labels that are likely wrong, by the first training of the last recipe that held rows out."""
+        classes = self.prepared.task.labels
+        found = (read_label_errors(self.artifacts[step.key], classes) for step in _trains_of(recipes, self.steps))
+        return next((errors for errors in found if errors), ())
 
     def latency_ms(self, recipes: Sequence[Recipe]) -> float | None:
         """Return the milliseconds a row of the final model, as its scoring measured them; ``None`` where it did not."""
@@ -205,6 +220,10 @@ def absent_point(request: Request, builder: RunBuilder, status: str, reason: str
 def _trains_of(recipes: Sequence[Recipe], steps: Sequence[Step]) -> list[Train]:
     """Return the trainings on labels of the last recipe, or of all steps where there is no recipe."""
     return [step for step in (recipes[-1].steps() if recipes else steps) if isinstance(step, Train)]
+
+
+def _is_of_teacher(step: Step) -> bool:
+    return isinstance(step, Score) and step.of_teacher
 
 
 def _scores(artifact: Artifact) -> dict[str, Reading]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.errors import UnknownModel, UsageError
-from outlay.models.reference import HEAD_FILE
+from outlay.models.reference import HEAD_FILE, HELD_OUT_FILE
 from outlay.storage.artifact import MANIFEST
 from outlay.storage.files import write_json, write_text
 
@@ -19,14 +19,19 @@ if TYPE_CHECKING:
 MODEL_DIR = "model"
 """Name of the folder below a results folder."""
 CARD_FILE = "README.md"
-_OURS_ALONE = (MANIFEST, "used", "training.json")
-"""Files of an artifact that are of no use elsewhere."""
+_OURS_ALONE = (MANIFEST, "used", "training.json", HELD_OUT_FILE)
+"""Files of an artifact that are of no use elsewhere; the last one holds training texts, which a model must not carry."""
 
 
 def model_folder(path: Path) -> Path:
     """Return the folder of the model that a path names: itself, or the model that was handed over in a results folder."""
     inside = path / MODEL_DIR
     return inside if not (path / HEAD_FILE).exists() and (inside / HEAD_FILE).exists() else path
+
+
+def bytes_of(folder: Path) -> int:
+    """Return the bytes of the files of a model."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def handed_over(folder: Path) -> dict[str, Any] | None:

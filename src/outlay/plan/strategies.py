@@ -185,6 +185,10 @@ class Distill:
         def fits(n: int, n_blocks: int) -> bool:
             return quoter.total_micros(final(n, n_blocks)) <= context.budget_micros
 
+        def recipe(n: int, n_blocks: int) -> Recipe:
+            last, trained = final(n, n_blocks), _train(context, "teacher", teacher, ((HUMAN, n),), None)
+            return Recipe(last, _derive(context, quoter, last), _teacher_score(context, trained))
+
         n_all = context.n_blocks
         if n_all == 0:
             return NotAvailable(f"task {context.task} has no pool to distil over; give it a `pool:`")
@@ -196,14 +200,14 @@ class Distill:
             if n is None:
                 what = f"the whole pool ({context.n_pool:,} rows) and {context.n_min} labels for the teacher"
                 return _unaffordable(context, quoter, final(context.n_min, n_all), what)
-            return Recipe(final(n, n_all), _derive(context, quoter, final(n, n_all)))
+            return recipe(n, n_all)
         if n > context.n_train:
             return _too_many_labels(context, n)
         n_blocks = _largest(1, n_all, lambda b: fits(n, b))
         if n_blocks is None:
             what = f"{n:,} labels, the teacher and {context.block(0)[1]:,} pool rows"
             return _unaffordable(context, quoter, final(n, 1), what)
-        return Recipe(final(n, n_blocks), _derive(context, quoter, final(n, n_blocks)))
+        return recipe(n, n_blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,6 +404,11 @@ def _block(context: PlanningContext, teacher: Train, block: int) -> Teach:
 @cached()
 def _score(context: PlanningContext, model: Train | Distil) -> Score:
     return Score(model, context.test_digest, context.request.threads)
+
+
+@cached()
+def _teacher_score(context: PlanningContext, teacher: Train) -> Score:
+    return Score(teacher, context.test_digest, context.request.threads, of_teacher=True)
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:

@@ -23,6 +23,7 @@ def render_study(
     tables_html: Sequence[str],
     figures: Mapping[str, Spec],
     summary: Sequence[str] = (),
+    quality: Sequence[str] = (),
 ) -> str:
     """Return the page of a study as HTML without scripts or external files, with its figures inlined as SVG.
 
@@ -34,6 +35,7 @@ def render_study(
         tables_html: the tables as HTML, inserted unchanged.
         figures: specifications by name, from `outlay.report.figures.figures`.
         summary: lines of the summary, from `outlay.report.recommendation`.
+        quality: sections on where models are right and wrong, from `outlay.report.quality_section`, as HTML.
     """
     header = results.header
     parts = [f"<h1>{escape(header.title)}</h1>", _facts(results)]
@@ -51,6 +53,7 @@ def render_study(
         parts.append(f'<div class="charts">{charts}</div>')
     if tables_html:
         parts += ["<h2>Tables</h2>", *(f'<div class="wide" tabindex="0">{table}</div>' for table in tables_html)]
+    parts += quality
     named = _named_points(results)
     is_folded = len(named) <= MAX_FOLDED
     parts += ["<h2>Points</h2>", _points(named, is_folded=is_folded)]

@@ -16,6 +16,7 @@ from outlay.report.flat_files import write_points_csv, write_points_parquet
 from outlay.report.frontier import CostScore, frontier
 from outlay.report.grouping import variant_names
 from outlay.report.layouts import lay_out
+from outlay.report.quality_section import quality_sections
 from outlay.report.recommendation import summary_lines
 from outlay.report.results import Results
 from outlay.report.scores import ONE_SEED
@@ -90,7 +91,8 @@ class StudyReport:
     def page(self) -> str:
         """Return the self-contained page as HTML."""
         tables = [render_html(table) for table in self.tables]
-        return render_study(self.results, tables, self.figures, self.summary)
+        quality = quality_sections(self.results, self.means)
+        return render_study(self.results, tables, self.figures, self.summary, quality)
 
 
 def write_study_report(folder: Path, results: Results) -> dict[str, Path]:
