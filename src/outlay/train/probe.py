@@ -146,7 +146,7 @@ class Probe:
         if self._settings.method != "probe" and isinstance(self._head, PooledHead):
             self._head.cache = self._head.origin = None
         n_tokens = int(self._read.encoded.lengths.sum())
-        return ProbeReport(n_tokens, work.n_flops, found.strength, _notes(found, work), _held_out(found, golds))
+        return ProbeReport(n_tokens, work.n_flops, found.strength, _notes(found, work), held_out_answers(found, golds))
 
     def _vectors(self, frozen: bool) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
         """Return the vectors of the training rows, and for tokens the row of each."""
@@ -345,8 +345,11 @@ def _work(context: TrainContext, n_fits: int) -> regression.Work:
     return regression.Work(meter.may_fit, counted)
 
 
-def _held_out(found: Regression, golds: Labels | None) -> list[tuple[int, float, float]]:
-    """Return the answer to each row that was held out, with its probability and that of the row's label."""
+def held_out_answers(found: Regression, golds: Labels | None) -> list[tuple[int, float, float]]:
+    """Return the answer to each row by the fold that left it out, with its probability and that of the row's label.
+
+    Empty where no row was held out, or ``golds``, the classes of the rows, are not known.
+    """
     if found.held_out is None or golds is None:
         return []
     said = found.held_out
