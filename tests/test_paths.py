@@ -136,7 +136,7 @@ PLACES = {
 """Options of text that may hold a path: each is read by a function that is tested below."""
 WORDS = {
     *("amount", "answers_from", "budget", "budgets", "cash_cap", "closing", "delimiter", "dev", "device_map"),
-    *("divergence", "group", "label", "label_price", "labeller", "text"),
+    *("divergence", "endpoint", "group", "label", "label_price", "labeller", "message", "repo", "revision", "text"),
     *("executor", "here", "kind", "labels", "llm_price_item", "machine", "match", "max_size", "metric", "name"),
     *(
         "objective",

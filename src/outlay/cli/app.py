@@ -70,7 +70,9 @@ COMMANDS = {
     "prices": Later("ledger_commands.prices", "Print the price book: item, price, unit, source, when it was read."),
     "task": Later("task_commands.task_app", "Check a task before money is spent."),
     "data": Later("task_commands.data_app", "Fetch the data of a task, checked by sha256."),
-    "model": Later("model_commands.model_app", "What models weigh, and models of random weights to try things with."),
+    "model": Later(
+        "model_commands.model_app", "What models weigh, models of random weights to try things with, a push to a hub."
+    ),
     "store": Later("ledger_commands.store_app", "Artifacts kept on disk."),
     "machine": Later("machine_commands.machine_app", "What machines cost, and how fast they are."),
 }

@@ -37,7 +37,7 @@ def bytes_of(folder: Path) -> int:
 def handed_over(folder: Path) -> dict[str, Any] | None:
     """Return what `export_model` noted of the model in a folder: its run, its artifact; ``None`` where there is none."""
     try:
-        found: dict[str, Any] | None = _head_file(folder).get("handed_over")
+        found: dict[str, Any] | None = head_file(folder).get("handed_over")
     except UnknownModel:
         return None
     return found
@@ -71,7 +71,7 @@ def export_model(artifact: Path, folder: Path, rows: RowForm, identity: Mapping[
         for path in sorted(artifact.iterdir()):
             if path.is_file() and path.name not in _OURS_ALONE:
                 shutil.copyfile(path, new / path.name)
-        document = _head_file(new)
+        document = head_file(new)
         write_json(new / HEAD_FILE, {**document, "rows": rows.to_json(), "handed_over": dict(identity)})
         _fit_to_other_libraries(new, document)
         write_text(new / CARD_FILE, card)
@@ -106,7 +106,12 @@ def _fit_to_other_libraries(folder: Path, document: Mapping[str, Any]) -> None:
         write_json(path, {**tokenizer, "model_max_length": limit})
 
 
-def _head_file(folder: Path) -> dict[str, Any]:
+def head_file(folder: Path) -> dict[str, Any]:
+    """Return the content of a model's ``outlay.json``.
+
+    Raises:
+        UnknownModel: there is none.
+    """
     try:
         document: dict[str, Any] = json.loads((folder / HEAD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
