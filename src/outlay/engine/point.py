@@ -211,9 +211,9 @@ class PointResult:
 
     ``test`` and ``dev`` are scores by the main metric of the task, 0-100. ``scores`` maps "metric/reading" to a score with its
     interval. ``seconds`` maps each machine to its seconds by the ``flops`` clock. ``artifacts`` maps a role to a digest.
-    ``notes`` are warnings about the scores (`outlay.metrics.degenerate`). ``ece`` is the expected calibration error on the test
-    split, 0-100, of a model that gives probabilities: no score, since smaller is better. In JSON both are left out where there
-    are none.
+    ``notes`` are warnings about the scores (`outlay.metrics.degenerate`), and lines on a budget that outlasts the rows to label
+    (`outlay.plan.labels_left`). ``ece`` is the expected calibration error on the test split, 0-100, of a model that gives
+    probabilities: no score, since smaller is better. In JSON both are left out where there are none.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _CONFIG
