@@ -498,7 +498,7 @@ def test_every_setting_of_a_training_may_be_named(steps: StepsWorld, tmp_path: P
     """As the dataclass names it: a wrong name lists them all."""
     with pytest.raises(outlay.errors.UsageError) as refused:
         outlay.finetune(
-            steps.model("bert"), data(steps, labels=("bad", "good")), out=tmp_path / "never", settings={"lr": 1e-3}
+            steps.model("bert"), data(steps, labels=("bad", "good")), out=tmp_path / "never", settings={"rate": 1e-3}
         )
     assert set(setting_fields(TrainSettings)) <= set(str(refused.value).replace(",", " ").split())
 

@@ -217,10 +217,11 @@ class PointResult:
 
     ``test`` and ``dev`` are scores by the main metric of the task, 0-100. ``scores`` maps "metric/reading" to a score with its
     interval. ``seconds`` maps each machine to its seconds by the ``flops`` clock. ``artifacts`` maps a role to a digest.
-    ``notes`` are warnings about the scores (`outlay.metrics.degenerate`). ``ece`` is the expected calibration error on the test
-    split, 0-100, of a model that gives probabilities: no score, since smaller is better. ``quality`` says where the final model
-    is right and wrong on the test split. ``teacher_test``, ``teacher_ece`` and ``teacher_quality`` are of the teacher, which is
-    scored beside, at no charge. ``label_errors`` are training labels that are likely wrong, where a probe learned from them
+    ``notes`` are warnings about the scores (`outlay.metrics.degenerate`), and lines on a budget that outlasts the rows to label
+    (`outlay.plan.labels_left`). ``ece`` is the expected calibration error on the test split, 0-100, of a model that gives
+    probabilities: no score, since smaller is better. ``quality`` says where the final model is right and wrong on the test split.
+    ``teacher_test``, ``teacher_ece`` and ``teacher_quality`` are of the teacher, which is scored beside, at no charge.
+    ``label_errors`` are training labels that are likely wrong, where a probe learned from them
     (`outlay.metrics.quality.label_errors`). In JSON these are left out where there are none.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -265,6 +265,7 @@ class RunBuilder:
             n_carved=task.model_copy(update={"dev": request.dev, "n_dev": request.n_dev}).n_carved,
             n_train=len(ordered.train),
             n_owned=ordered.n_owned,
+            n_unlabelled=cache(partial(_n_unlabelled, ordered.train, pool)),
             n_pool=len(pool),
             n_dev=len(ordered.dev) if request.n_dev is None else request.n_dev,
             defaults={
@@ -300,6 +301,12 @@ class RunBuilder:
         return TokenCounts(
             *(array("q", accumulate((n_tokens[row.text] for row in split), initial=0)) for split in splits)
         )
+
+
+def _n_unlabelled(train: Sequence[Example], pool: Sequence[Example]) -> int:
+    """Return the number of pool rows without a gold label whose text is no train row's."""
+    known = {row.text for row in train}
+    return sum(row.label is None and row.text not in known for row in pool)
 
 
 def precision_remarks(builder: RunBuilder, asked: Sequence[Request]) -> list[str]:

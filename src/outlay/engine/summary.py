@@ -19,10 +19,11 @@ from outlay.metrics.quality import DoubtfulRow
 from outlay.money.amounts import Price
 from outlay.money.ledger import Anchor, Balance
 from outlay.money.machines import SECONDS_PER_HOUR
+from outlay.plan.labels_left import lines_on_used_up
 from outlay.plan.quotes import Quoter, Work
 from outlay.plan.request import Request, SellerSpec
 from outlay.plan.steps import HUMAN, LLM, SCORES_FILE, Buy, Distil, Recipe, Score, Step, Train, describe, role_of
-from outlay.plan.strategies import strategy
+from outlay.plan.strategies import rival_of, strategy
 from outlay.storage.store import Artifact, digest_of
 
 
@@ -69,7 +70,7 @@ class RunSummary:
             flops=sum(sum(self.quoter.flops(each)) for each in work),
             student_parameters=student.get("n_parameters"),
             artifacts=self._digests(recipes),
-            notes=self._notes(recipes),
+            notes=(*self._notes(recipes), *self._lines_on_used_up(recipes, balance)),
             ece=None if scored is None else calibration_error(scored),
             quality=None if scored is None else read_quality(scored),
             teacher_test=None if teacher is None else _scores(teacher)[main],
@@ -105,6 +106,14 @@ class RunSummary:
         floor = None if first.get("dev_floor") is None else Floor(**first["dev_floor"])
         dev_scores = {who: usage["dev"] for who, usage in usages.items()}
         return (*notes, *dev_remarks(first.get("n_dev", 0), dev_scores, floor))
+
+    def _lines_on_used_up(self, recipes: Sequence[Recipe], balance: Balance) -> tuple[str, ...]:
+        """Return lines on a budget that outlasts the rows to label; none for a rival, which buys nothing."""
+        request = self.prepared.request
+        if not recipes or rival_of(request.strategy) is not None:
+            return ()
+        left = request.budget_micros - balance.total_charge_micros
+        return lines_on_used_up(self.prepared.context, recipes[-1].final, left)
 
     def _digests(self, recipes: Sequence[Recipe]) -> dict[str, str]:
         """Return digests by role for the last recipe; several of one role (blocks of targets, labels of two splits) become the

@@ -8,7 +8,7 @@ from html import escape
 from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import STATUSES, Point
 from outlay.report.figures import Spec, figure_svg
-from outlay.report.grouping import short_model, variant_names
+from outlay.report.grouping import lines_on_strategies, short_model, variant_names
 from outlay.report.results import Results
 from outlay.report.seed_means import by_seed
 from outlay.report.style import STYLE
@@ -43,6 +43,8 @@ def render_study(
         parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in header.notes) + "</ul>")
     if summary:
         parts.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in summary) + "</ul>")
+    if told := lines_on_strategies(point.request for point in results.points):
+        parts.append('<ul class="notes">' + "".join(f"<li>{escape(line)}</li>" for line in told) + "</ul>")
     parts.append("<h2>Figures</h2>" if figures else '<p class="quiet">No point has a test score: nothing to draw.</p>')
     if figures:
         hint = "Each mark links to its point below, and shows its values when pointed at. Charge is what a run would cost alone."
