@@ -15,8 +15,9 @@ import pytest
 from outlay.errors import DataError, MissingData, UsageError
 from outlay.money.amounts import PriceBook
 from outlay.tasks.columns import guess_columns
+from outlay.tasks.groups import near_duplicate_groups
 from outlay.tasks.loading import load_data
-from outlay.tasks.new_task import NewTask, NewTaskOptions, near_duplicate_groups, new_task
+from outlay.tasks.new_task import NewTask, NewTaskOptions, new_task
 from outlay.tasks.readers import SourceRow
 from outlay.tasks.row_form import RowForm
 from outlay.tasks.task import load_task
@@ -67,10 +68,9 @@ def test_a_spreadsheet_becomes_a_task_that_loads(tmp_path: Path) -> None:
     new = new_task([table(tmp_path / "help desk.csv")], NewTaskOptions())
     assert (new.name, new.kind, new.fields) == ("help-desk", "classification", ("message",))
     assert sorted(new.labels) == sorted(TOPICS)
-    files = write_task(new, tmp_path / "task")
-    data = load_data(task := load_task(files[0]))
+    data = load_data(task := load_task(write_task(new, tmp_path / "task").task))
     assert (len(data.train), len(data.dev), len(data.test)) == (200, 0, 100)
-    assert task.dev == "carved"
+    assert (task.dev, task.folds) == ("folds", 5)
     assert len(data.owned) == len(data.train)
     assert task.price_item == "label/owned"
     said = "\n".join(new.decided)
@@ -155,7 +155,7 @@ def test_entities_and_free_answers_are_told_by_the_answers(tmp_path: Path) -> No
     new = new_task([written(tmp_path / "qa.csv", ["question", "target"], free)], NewTaskOptions())
     assert (new.kind, new.labels) == ("generation", ())
     for each, name in ((new, "free"),):
-        load_data(load_task(write_task(each, tmp_path / name)[0]))
+        load_data(load_task(write_task(each, tmp_path / name).task))
 
 
 def test_columns_keep_their_names_so_that_new_files_are_read_as_the_first(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_columns_keep_their_names_so_that_new_files_are_read_as_the_first(tmp_pa
     path = written(tmp_path / "rows.csv", ["label", "my topic", "the text"], rows)
     new = new_task([path], NewTaskOptions(texts=("the text", "label"), label="my topic"))
     assert new.fields == ("the_text", "label")
-    task = load_task(write_task(new, tmp_path / "task")[0])
+    task = load_task(write_task(new, tmp_path / "task").task)
     assert len(load_data(task).train) + len(load_data(task).test) == 60
     form = RowForm.of(task)
     assert form.columns_in(["id", "label", "the text"]) == {"the_text": "the text", "label": "label"}
@@ -297,7 +297,7 @@ def test_six_commands_from_a_csv_to_predictions(tmp_path: Path, monkeypatch: pyt
     made = command("init", "tickets.csv", "inbox.txt", "--yes", "--label-price", "0.20", "--labeller", "our agents")
     assert made.code == 0, made.err
     next_command = made.out.splitlines()[-1]
-    assert next_command.startswith("next: outlay compare tickets/task.yaml --budgets 10 --prices tickets/prices.toml")
+    assert next_command.startswith("next: outlay compare tickets/task.yaml --budgets 10 --seeds 5 --prices tickets/prices.toml")
     assert PriceBook.load([tmp_path / "tickets" / "prices.toml"]).label("label/tickets").source == "our agents"
     assert command("task", "check", "tickets/task.yaml", "--prices", "tickets/prices.toml").code == 0
     words = next_command.removeprefix("next: outlay ").split()

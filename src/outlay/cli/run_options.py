@@ -91,7 +91,7 @@ class LabelOptions:
     llm_price_item: Annotated[
         str | None, typer.Option(help="What an LLM label is charged as. (default: gpt-3.5-label/ and the task)")
     ] = None
-    dev: Annotated[str | None, typer.Option(help="Dev labels: given, bought, carved or none.")] = None
+    dev: Annotated[str | None, typer.Option(help="Dev labels: given, bought, carved, folds or none.")] = None
     n_dev: Annotated[int | None, typer.Option(help="How many dev labels.")] = None
 
 

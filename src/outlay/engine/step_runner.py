@@ -230,7 +230,7 @@ class StepRunner:
         return DevTexts(sources, lambda answers: scorer.main_value(answers, golds, texts), golds if is_choice else ())
 
     def _dev_rows(self, dev: Dev) -> tuple[Sequence[Example], list[str]]:
-        rows = (self._prepared.train if dev.how == "carved" else self._prepared.dev)[: dev.n]
+        rows = (self._prepared.train if dev.is_of_train else self._prepared.dev)[: dev.n]
         golds = [row.label or "" for row in rows] if dev.labels is None else self.read_labels(dev.labels)[: dev.n]
         return rows, golds
 

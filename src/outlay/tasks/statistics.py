@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from outlay.tasks.example import Example
+from outlay.tasks.folds import Folds
 from outlay.tasks.leaks import find_leaks, fold, source_key
 from outlay.tasks.splits import TaskData
 from outlay.tasks.task import Task
@@ -122,13 +123,17 @@ _DESCRIBED = ("description", "text", "kind", "metric", "price_item", "dev", "max
 
 @dataclass(frozen=True, slots=True)
 class TaskStatistics:
-    """Statistics of a task: its splits, how many test rows are also dev rows, and what was decided about its files."""
+    """Statistics of a task: its splits, how many test rows are also dev rows, and what was decided about its files.
+
+    ``folds``: rows of each fold of ``dev: folds``, empty for another dev.
+    """
 
     task: Task
     digest: str
     splits: tuple[SplitProfile, ...]
     n_test_in_dev: int
     notes: tuple[str, ...]
+    folds: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the statistics as plain JSON values, with their warnings."""
@@ -139,6 +144,7 @@ class TaskStatistics:
             "splits": [asdict(split) for split in self.splits],
             "n_test_in_dev": self.n_test_in_dev,
             "notes": self.notes,
+            **({"folds": list(self.folds)} if self.folds else {}),
             "warnings": self.warnings(),
         }
 
@@ -154,10 +160,11 @@ class TaskStatistics:
     def lines(self) -> list[str]:
         """Return the statistics as plain text lines; lengths are median/95th percentile/maximum."""
         task = self.task
+        folds = f" ({len(self.folds)} of {min(self.folds):,} to {max(self.folds):,} rows)" if self.folds else ""
         head = [
             f"{task.name}: {task.description}" if task.description else task.name,
             f"  text   {task.text}",
-            f"  kind   {task.kind} · metric {task.metric} · price {task.price_item} per label · dev {task.dev}",
+            f"  kind   {task.kind} · metric {task.metric} · price {task.price_item} per label · dev {task.dev}{folds}",
             f"  limits {task.max_source_tokens} tokens a text, {task.max_target_tokens} an answer · digest {self.digest[:12]}",
         ]
         names = [visible(split.name) for split in self.splits]
@@ -192,7 +199,11 @@ def _answers_shown(split: SplitProfile) -> str:
 
 
 def profile(task: Task, data: TaskData) -> TaskStatistics:
-    """Count what a task's data holds: rows, lengths, labels, repeats, conflicts, and what both sides share."""
+    """Count what a task's data holds: rows, lengths, labels, repeats, conflicts, and what both sides share.
+
+    Raises:
+        UsageError: fewer owned labels than folds, of ``dev: folds``.
+    """
     leaked = {leak.split: leak.n_leaked for leak in find_leaks(task, data)}
     held = [*data.dev, *data.test]
     parts = _parts(task, held)
@@ -218,7 +229,8 @@ def profile(task: Task, data: TaskData) -> TaskStatistics:
         )
     dev_keys = {source_key(task, example) for example in data.dev}
     n_test_in_dev = sum(source_key(task, example) in dev_keys for example in data.test)
-    return TaskStatistics(task, data.digest, tuple(splits), n_test_in_dev, data.notes)
+    folds = tuple(map(len, Folds.of(task, data).rows)) if task.dev == "folds" else ()
+    return TaskStatistics(task, data.digest, tuple(splits), n_test_in_dev, data.notes, folds)
 
 
 def _parts(task: Task, examples: Sequence[Example]) -> set[tuple[str, str]]:
