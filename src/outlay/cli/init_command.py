@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated
 
 import typer
 
-from outlay.cli.common import Json, fail
+from outlay.cli.common import Json
 from outlay.cli.option_groups import grouped
 from outlay.cli.terminal import echo, print_json
-from outlay.spec import Kind
 
 Files = Annotated[
     list[Path],
@@ -61,32 +60,20 @@ def init(
 ) -> None:
     """Handle `outlay init`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.money.amounts import plain_usd
-    from outlay.tasks.new_task import NewTaskOptions, new_task
-    from outlay.tasks.task_files import PEOPLE, check_new_folder, write_task
+    from outlay.tasks.new_task import NewTaskOptions, SplitOptions, new_task
+    from outlay.tasks.task_files import check_new_folder, write_task
 
     price = None if label_price is None else plain_usd(label_price)
-    if kind is not None and kind not in get_args(Kind):
-        fail(f"--kind {kind!r} is unknown; choose one of {', '.join(get_args(Kind))}", code=2)
-    asked = NewTaskOptions(name, tuple(text or ()), label, cast(Kind | None, kind), group, n_test, n_dev, seed)
     if out is not None:
         check_new_folder(out)
-    found = new_task(files, asked)
+    splits = SplitOptions(test=n_test, dev=n_dev, group=group, seed=seed)
+    found = new_task(files, NewTaskOptions(name, tuple(text or ()), label, kind, splits))
     folder = out or Path(found.name)
     check_new_folder(folder)
-    asks = not yes and not as_json and sys.stdin.isatty()
     if not as_json:
         echo("\n".join(found.decided))
-    if asks and price is None:
-        price = typer.prompt(
-            "dollars that one more label costs (empty: no more can be bought)",
-            default="",
-            show_default=False,
-            value_proc=_price,
-        )
-    if asks and price is not None and labeller is None:
-        labeller = typer.prompt("who labels", default=PEOPLE)
-    if asks and not typer.confirm(f"write the task into {folder}?", default=True):
-        raise typer.Exit(1)
+    if not yes and not as_json and is_terminal():
+        price, labeller = _asked(folder, price, labeller)
     written = write_task(found, folder, usd_per_label=price, labeller=labeller)
     if as_json:
         document = {"files": list(map(str, written.files)), "decided": list(written.decided)}
@@ -94,6 +81,25 @@ def init(
         return
     echo("\n".join(["", *written.statistics.lines(), "", *written.decided[len(found.decided) :]]))
     echo(f"next: {written.next_command}")
+
+
+def is_terminal() -> bool:
+    """Return whether somebody can be asked."""
+    return sys.stdin.isatty()
+
+
+def _asked(folder: Path, price: str | None, labeller: str | None) -> tuple[str | None, str | None]:
+    """Ask for the price of a label and who labels, where they are not given, and whether to write; return the first two."""
+    from outlay.tasks.task_files import PEOPLE
+
+    if price is None:
+        what = "dollars that one more label costs (empty: no more can be bought)"
+        price = typer.prompt(what, default="", show_default=False, value_proc=_price)
+    if price is not None and labeller is None:
+        labeller = typer.prompt("who labels", default=PEOPLE)
+    if not typer.confirm(f"write the task into {folder}?", default=True):
+        raise typer.Exit(1)
+    return price, labeller
 
 
 def _price(given: str) -> str | None:

@@ -239,10 +239,10 @@ class RunBuilder:
         (task, data), models = self.load(asked.task), self._models
         is_folded = request.dev == "folds"
         roles, ordered = models.roles(task, asked), self._ordered(asked.task, request.seed, is_folded)
-        carved = task.model_copy(update={"dev": request.dev, "n_dev": request.n_dev}).n_carved
         pool, source = ordered.pool[: request.pool_rows], roles.target_source
         targets = models.targets(task, roles, request)
         chosen = self.machine(request.machine)
+        counts = partial(self._token_counts, asked.task, request.seed, is_folded, len(pool), request.test_rows)
         context = PlanningContext(
             request=request,
             task=task.name,
@@ -252,16 +252,7 @@ class RunBuilder:
             shapes={model.ref: models.shape(model) for model in (roles.teacher, roles.student)},
             tokens=_OnDemand(
                 {
-                    reading_key(model.ref, reading): partial(
-                        self._token_counts,
-                        asked.task,
-                        request.seed,
-                        is_folded,
-                        model,
-                        len(pool),
-                        request.test_rows,
-                        reading,
-                    )
+                    reading_key(model.ref, reading): partial(counts, model, reading)
                     for model in roles.used
                     for reading in _readings(task, models.shape(model).family)
                 }
@@ -277,7 +268,7 @@ class RunBuilder:
             dev_digest=ordered.dev_digest,
             test_digest=ordered.test_digest(request.test_rows),
             pool_digests=ordered.pool_digests,
-            n_carved=partial(self._folds(asked.task).n_dev, request.seed) if is_folded else carved,
+            n_carved=self._n_carved(asked.task, request),
             n_train=len(ordered.train),
             n_owned=ordered.n_owned,
             n_pool=len(pool),
@@ -300,6 +291,12 @@ class RunBuilder:
     def _folds(self, name: str) -> Folds:
         return Folds.of(*self.load(name))
 
+    def _n_carved(self, name: str, request: Request) -> Callable[[int], int]:
+        """Return the function that says how many of so many labels are kept for dev."""
+        if request.dev == "folds":
+            return partial(self._folds(name).n_dev, request.seed)
+        return self.load(name)[0].model_copy(update={"dev": request.dev, "n_dev": request.n_dev}).n_carved
+
     @cached()
     def _ordered(self, name: str, seed: int, is_folded: bool) -> SeededOrder:
         fold = self._folds(name).of_seed(seed) if is_folded else frozenset[str]()
@@ -316,9 +313,9 @@ class RunBuilder:
         name: str,
         seed: int,
         is_folded: bool,
-        model: Model,
         n_pool: int,
         n_test: int | None,
+        model: Model,
         reading: Reading,
     ) -> TokenCounts:
         (task, _), ordered = self.load(name), self._ordered(name, seed, is_folded)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import cast, get_args
 
 from outlay.errors import DataError, MissingData, UsageError
 from outlay.spec import Kind
@@ -30,6 +32,25 @@ _LIMITS = (32, 64, 128, 256, 512)
 _TOKENS_A_WORD = 1.4
 """Tokens for a word, where the limit of a text's tokens is guessed."""
 _LEAST_CLASS = 2
+_MOST_FOLDS = 20
+"""Most folds that rows are dealt into to set some aside; a smaller share is a fold that gives rows back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitOptions:
+    """The splits of a new task.
+
+    Attributes:
+        test: rows to score on; ``None`` = a fifth, 100 to 1,000.
+        dev: rows to choose models by; ``None`` = a tenth, of fewer than 500 labels none: each seed keeps another fold.
+        group: column whose equal values stay on one side of a split.
+        seed: of the splits.
+    """
+
+    test: int | None = None
+    dev: int | None = None
+    group: str | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +60,8 @@ class NewTaskOptions:
     name: str | None = None
     texts: tuple[str, ...] = ()
     label: str | None = None
-    kind: Kind | None = None
-    group: str | None = None
-    n_test: int | None = None
-    n_dev: int | None = None
-    seed: int = 0
+    kind: str | None = None
+    splits: SplitOptions = SplitOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +107,17 @@ def new_task(paths: Sequence[Path], asked: NewTaskOptions) -> NewTask:
     Raises:
         MissingData: a file that is absent, empty or damaged.
         DataError: no labelled rows, or columns that cannot be told.
-        UsageError: sizes of test or dev that leave nothing to train on.
+        UsageError: an unknown kind, or sizes of test or dev that leave nothing to train on.
     """
+    if asked.kind is not None and asked.kind not in get_args(Kind):
+        raise UsageError(f"kind {asked.kind!r} is unknown; choose one of {', '.join(get_args(Kind))}")
+    splits = asked.splits
     tables = [_read(path) for path in paths]
     decided = [note for table in tables for note in table.notes]
     guess = guess_columns(tables[0].rows, asked.texts, asked.label)
     decided += guess.why
-    rows = _rows(paths, tables, guess.texts, guess.label, asked.group)
-    kind, labels, why = _kind_of([row.label for row in rows if row.label], asked.kind)
+    rows = _rows(paths, tables, guess.texts, guess.label, splits.group)
+    kind, labels, why = _kind_of([row.label for row in rows if row.label], cast(Kind | None, asked.kind))
     decided += why
     labelled = _without_repeats([row for row in rows if row.label], decided)
     if kind == "classification":
@@ -106,12 +127,16 @@ def new_task(paths: Sequence[Path], asked: NewTaskOptions) -> NewTask:
             f"{len(labelled):,} rows have a label, too few to set a test part aside; label more rows, or name their column with "
             "--label"
         )
-    labelled = _grouped(labelled, asked.group, decided)
-    test, rest = _set_aside(labelled, _n_test(len(labelled), asked.n_test), asked.seed, decided, "test")
-    n_dev = _n_dev(len(rest), asked.n_dev)
-    dev, train = _set_aside(rest, n_dev, asked.seed + 1, decided, "dev") if n_dev else ([], rest)
+    labelled = _grouped(labelled, splits.group, decided)
+    test, rest = _set_aside(labelled, _n_test(len(labelled), splits.test), splits.seed, decided, "test")
+    n_dev = _n_dev(len(rest), splits.dev)
+    dev, train = _set_aside(rest, n_dev, splits.seed + 1, decided, "dev") if n_dev else ([], rest)
     n_folds = 0 if dev else _n_folds(train, decided)
     pool = _pool([row for row in rows if not row.label], [*test, *dev], train, decided)
+    if pool:
+        decided.append(
+            f"{len(pool):,} rows have no label and are the pool; the labels of the others are yours, and cost nothing"
+        )
     limit = _limit_of([*labelled, *pool])
     decided.append(
         f"texts longer than {limit} tokens are cut, by the lengths of the texts; `max_source_tokens` in task.yaml"
@@ -291,7 +316,7 @@ def _grouped(rows: Sequence[Row], column: str | None, decided: list[str]) -> lis
 
 
 def _set_aside(rows: list[Row], n: int, seed: int, decided: list[str], what: str) -> tuple[list[Row], list[Row]]:
-    """Split about ``n`` rows off, label by label alike; rows of one group stay on one side."""
+    """Split ``n`` rows off, about as many where groups do not add up to it: label by label alike, a group on one side."""
     groups = joined_groups(len(rows), range(len(rows)), [row.group for row in rows])
     n_groups = len(set(groups))
     if n_groups == 1:
@@ -300,28 +325,41 @@ def _set_aside(rows: list[Row], n: int, seed: int, decided: list[str], what: str
         )
     share = _simple_share(n, len(rows), n_groups)
     numbers = fold_numbers([row.label for row in rows], groups, share.denominator, seed=seed)
-    aside = [row for row, number in zip(rows, numbers, strict=True) if number < share.numerator]
-    rest = [row for row, number in zip(rows, numbers, strict=True) if number >= share.numerator]
+    is_aside = [number < share.numerator for number in numbers]
+    _even_out(rows, is_aside, n, seed)
+    aside = [row for row, is_there in zip(rows, is_aside, strict=True) if is_there]
     decided.append(
         f"{what}: {len(aside):,} of {len(rows):,} labelled rows, seed {seed}, on which a score is known to ± "
         f"{half_interval(len(aside)):.1f} points or better; --{what} says how many"
     )
-    return aside, rest
+    return aside, [row for row, is_there in zip(rows, is_aside, strict=True) if not is_there]
 
 
 def _simple_share(n: int, n_rows: int, n_groups: int) -> Fraction:
-    """Return the simplest share within 2 % of ``n`` of the rows: so many of so many folds, at most one for each group."""
-    wanted = Fraction(n, n_rows)
-    found = next(
-        share
-        for most in range(2, n_rows + 1)
-        if abs((share := wanted.limit_denominator(most)) - wanted) <= wanted / 50 and 0 < share < 1
-    )
-    return (
-        found
-        if found.denominator <= n_groups
-        else Fraction(min(max(1, round(wanted * n_groups)), n_groups - 1), n_groups)
-    )
+    """Return the simplest share within a tenth of ``n`` of the rows: so many of so many folds, at most one for each group."""
+    wanted, most = Fraction(n, n_rows), min(_MOST_FOLDS, n_groups)
+    shares = (wanted.limit_denominator(n_folds) for n_folds in range(2, most + 1))
+    near = (share for share in shares if abs(share - wanted) <= wanted / 10 and share < 1)
+    return next(near, Fraction(min(max(1, round(wanted * most)), most - 1), most))
+
+
+def _even_out(rows: Sequence[Row], is_aside: list[bool], n: int, seed: int) -> None:
+    """Move rows that stand alone until ``n`` are aside, each of the label with the most rows too many where it comes from."""
+    totals, there = Counter(row.label for row in rows), Counter[str]()
+    alone: dict[tuple[bool, str], list[int]] = defaultdict(list)
+    for i in random.Random(seed).sample(range(len(rows)), len(rows)):
+        there[rows[i].label] += is_aside[i]
+        if not rows[i].group:
+            alone[is_aside[i], rows[i].label].append(i)
+    surplus = there.total() - n
+    is_surplus, sign = surplus > 0, 1 if surplus > 0 else -1
+    for _ in range(abs(surplus)):
+        movable = [label for label in totals if alone[is_surplus, label]]
+        if not movable:
+            return
+        label = max(movable, key=lambda name: sign * (there[name] - totals[name] * n / len(rows)))
+        is_aside[alone[is_surplus, label].pop()] = not is_surplus
+        there[label] -= sign
 
 
 def _n_folds(train: Sequence[Row], decided: list[str]) -> int:

@@ -104,7 +104,8 @@ class SplitProfile:
         ]
         absent = [label for label, n in self.labels.items() if not n]
         if self.answers is None:
-            lacking = [f"no row has the label {label}" for label in absent]
+            which = "the label" if len(absent) == 1 else "one of the labels"
+            lacking = [f"no row has {which} {', '.join(absent)}"] if absent else []
         else:
             counted += [
                 (f"answers longer than {task.max_target_tokens} words, to be cut", self.answers.n_over_length),
@@ -117,6 +118,8 @@ class SplitProfile:
         return [f"{self.name}: {line}" for line in [*(f"{what}: {n:,}" for what, n in counted if n), *lacking]]
 
 
+_MOST_SHOWN = 12
+"""Most labels that a line of the table counts; of more, the first ones of the label set."""
 _DESCRIBED = ("description", "text", "kind", "metric", "price_item", "dev", "max_source_tokens", "max_target_tokens")
 """Keys of a task that its statistics repeat."""
 
@@ -167,11 +170,13 @@ class TaskStatistics:
             f"  kind   {task.kind} · metric {task.metric} · price {task.price_item} per label · dev {task.dev}{folds}",
             f"  limits {task.max_source_tokens} tokens a text, {task.max_target_tokens} an answer · digest {self.digest[:12]}",
         ]
-        names = [visible(split.name) for split in self.splits]
+        # Without a dev split there is nothing to say of it.
+        splits = [split for split in self.splits if split.n_rows or split.name != "dev"]
+        names = [visible(split.name) for split in splits]
         n_cells = max(map(width, ["split", *names]))
         title = "labels" if task.kind == "classification" else "answers (words)"
         table = [f"  {left('split', n_cells)} {'rows':>9}  {'words':>13}  {'characters':>16}  {title}"]
-        for name, split in zip(names, self.splits, strict=True):
+        for name, split in zip(names, splits, strict=True):
             numbers = f"{split.n_rows:>9,}  {split.words!s:>13}  {split.chars!s:>16}"
             table.append(f"  {left(name, n_cells)} {numbers}  {_answers_shown(split)}")
         said = [f"  note: {note}" for note in self.notes]
@@ -193,7 +198,11 @@ class TaskStatistics:
 
 def _answers_shown(split: SplitProfile) -> str:
     if split.answers is None:
-        return " · ".join(f"{label} {n:,}" for label, n in split.labels.items()) or "none"
+        shown = list(split.labels.items())
+        rest = shown[_MOST_SHOWN - 1 :] if len(shown) > _MOST_SHOWN else []
+        words = [f"{label} {n:,}" for label, n in shown[: len(shown) - len(rest)]]
+        words += [f"{len(rest):,} others {sum(n for _, n in rest):,}"] if rest else []
+        return " · ".join(words) or "none"
     n_entities = f" · {split.answers.n_entities:,} entities" if split.labels else ""
     return f"{split.answers.words}{n_entities}"
 
