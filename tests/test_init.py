@@ -19,8 +19,8 @@ from outlay.cli import init_command
 from outlay.cli.app import app
 from outlay.errors import DataError, MissingData, UsageError
 from outlay.money.amounts import PriceBook
-from outlay.tasks.columns import guess_columns
 from outlay.tasks import new_task as new_task_module
+from outlay.tasks.columns import guess_columns
 from outlay.tasks.folds import Folds
 from outlay.tasks.groups import near_duplicate_groups
 from outlay.tasks.loading import load_data
