@@ -528,6 +528,9 @@ def test_the_examples_run(page: Path, world: World, tmp_path: Path) -> None:
     shutil.copytree(world.checkpoint, tmp_path / "encoder")
     if page.name == "python.md":
         (tmp_path / "study.yaml").write_text(blocks(page, "yaml")[0], encoding="utf-8")
+        rows = map(json.loads, (world.task.parent / "train.jsonl").read_text(encoding="utf-8").splitlines())
+        lines = [f"{row['message']};{row['label']}\n" for row in rows]
+        (tmp_path / "tickets.csv").write_text("".join(["message;topic\n", *lines]), encoding="utf-8")
     script = tmp_path / "script.py"
     script.write_text("\n".join([*examples, "assert result.is_ok", "print('the end')"]), encoding="utf-8")
     # Steps of two threads: where other programs want the cores too, threads that spin while they wait take many times as long.

@@ -261,7 +261,8 @@ def test_a_larger_budget_only_adds_steps() -> None:
     before = {step.key: step for step in recipe("distill", small).steps()}
     after = {step.key: step for step in recipe("distill", large).steps()}
     shared = [describe(before[key]) for key in before if key in after]
-    assert shared == ["50 train labels", "fine-tune the teacher on 50 labels", "teacher's targets over the pool"]
+    taught = ["50 train labels", "fine-tune the teacher on 50 labels", "teacher's targets over the pool"]
+    assert shared == [*taught, "score the teacher on the test split"]
     few, many = (of_kind(recipe("annotate", known(budget)), Buy)[0] for budget in (10_000_000, 30_000_000))
     assert isinstance(few, Buy)
     assert isinstance(many, Buy)

@@ -6,9 +6,9 @@
     print(result.score, result.charge)
     print(result.receipt)
 
-`run`, `compare` and `study` spend a budget against the `Ledger` of a results folder; `finetune`, `teach`, `distill`, `predict`
-and `evaluate` are single steps without money. ``docs/python.md`` describes each with an example. A name is loaded when it is
-first used, so that the import itself loads nothing.
+`init` makes a task of files; `run`, `compare` and `study` spend a budget against the `Ledger` of a results folder; `finetune`,
+`teach`, `distill`, `predict` and `evaluate` are single steps without money. ``docs/python.md`` describes each with an example. A
+name is loaded when it is first used, so that the import itself loads nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from outlay import errors as errors
-    from outlay.api import compare, distill, evaluate, finetune, load_model, predict, push_model, run, study, teach
+    from outlay.api import (
+        compare,
+        distill,
+        evaluate,
+        finetune,
+        init,
+        load_model,
+        predict,
+        push_model,
+        run,
+        study,
+        teach,
+    )
     from outlay.errors import OutlayError
     from outlay.money.ledger import Ledger
     from outlay.plan.request import ReplayOptions, SellerSpec
@@ -31,13 +43,16 @@ if TYPE_CHECKING:
     from outlay.study.progress import Progress
     from outlay.study.request import Models, RunOptions, Setup
     from outlay.study.results import RunResult, StudyResult
+    from outlay.tasks.new_task import SplitOptions
     from outlay.tasks.task import load_task
+    from outlay.tasks.task_files import InitResult
 
 __version__ = "0.2.0.dev0"
 
 __all__ = [
     "Data",
     "EvaluationResult",
+    "InitResult",
     "Ledger",
     "MetricAsked",
     "Models",
@@ -50,6 +65,7 @@ __all__ = [
     "RuntimeOptions",
     "SellerSpec",
     "Setup",
+    "SplitOptions",
     "StudyResult",
     "TargetsResult",
     "TrainingResult",
@@ -58,6 +74,7 @@ __all__ = [
     "errors",
     "evaluate",
     "finetune",
+    "init",
     "load_model",
     "load_task",
     "predict",
@@ -70,6 +87,7 @@ __all__ = [
 _ELSEWHERE = {
     "Data": "outlay.standalone.request",
     "EvaluationResult": "outlay.standalone.results",
+    "InitResult": "outlay.tasks.task_files",
     "Ledger": "outlay.money.ledger",
     "MetricAsked": "outlay.standalone.evaluator",
     "Models": "outlay.study.request",
@@ -82,6 +100,7 @@ _ELSEWHERE = {
     "RuntimeOptions": "outlay.standalone.runtime",
     "SellerSpec": "outlay.plan.request",
     "Setup": "outlay.study.request",
+    "SplitOptions": "outlay.tasks.new_task",
     "StudyResult": "outlay.study.results",
     "TargetsResult": "outlay.standalone.results",
     "TrainingResult": "outlay.standalone.results",

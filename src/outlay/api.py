@@ -14,6 +14,7 @@ from typing import Literal
 from outlay.errors import UsageError
 from outlay.export.hub import PushRequest, push
 from outlay.export.model_dir import model_folder
+from outlay.money.amounts import plain_usd
 from outlay.settings import TeachSettings
 from outlay.standalone import inference, training
 from outlay.standalone.evaluator import MetricAsked, evaluation_folder
@@ -33,12 +34,58 @@ from outlay.study.progress import OnProgress, ProgressReports
 from outlay.study.request import AnyPath, Dollars, Models, RunOptions, Setup, prepare_runs, request, requests, workplace
 from outlay.study.results import RunResult, StudyResult
 from outlay.study.runner import Session
+from outlay.tasks.new_task import NewTaskOptions, SplitOptions, new_task
+from outlay.tasks.task_files import InitResult, check_new_folder, write_task
 
 Settings = Mapping[str, object]
 """Training or teaching settings by name, such as ``{"epochs": 4}``; ``docs/training.md`` lists them."""
 
 _LENGTHS = ("prefix", "max_source_tokens", "max_target_tokens")
 """Fields of `Data` that decide how a training puts the question."""
+
+
+# --- a task ----------------------------------------------------------------------------------------------------------
+
+
+def init(
+    files: AnyPath | Sequence[AnyPath],
+    *,
+    out: AnyPath | None = None,
+    name: str | None = None,
+    text: str | Sequence[str] = (),
+    label: str | None = None,
+    kind: str | None = None,
+    splits: SplitOptions | None = None,
+    label_price: Dollars | None = None,
+    labeller: str | None = None,
+) -> InitResult:
+    """Make a task of files as people have them: columns are guessed, repeats left out, test and dev set aside.
+
+    Args:
+        files: labelled rows (``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``, or a folder ``LABEL/*.txt``); then files of texts.
+        out: folder of the task, new or empty; ``None`` = its name.
+        name: of the task; ``None`` = that of the first file.
+        text: column of the text, or two of them; empty = guessed.
+        label: column of the label; ``None`` = guessed.
+        kind: ``classification``, ``entities`` or ``generation``; ``None`` = guessed.
+        splits: sizes of test and dev, groups, seed.
+        label_price: dollars that one more label costs; ``None`` = none can be bought.
+        labeller: who labels, for the price list; ``None`` = people.
+
+    Returns:
+        The task file, all files, and a sentence for each guess.
+
+    Raises:
+        OutlayError: files or columns that make no task, or a folder that holds something.
+    """
+    price = None if label_price is None else plain_usd(label_price)
+    paths = [expand_path(path) for path in ([files] if isinstance(files, str | Path) else files)]
+    texts = (text,) if isinstance(text, str) else tuple(text)
+    if out is not None:
+        check_new_folder(expand_path(out))
+    found = new_task(paths, NewTaskOptions(name, texts, label, kind, splits or SplitOptions()))
+    folder = expand_path(found.name if out is None else out)
+    return write_task(found, folder, usd_per_label=price, labeller=labeller)
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

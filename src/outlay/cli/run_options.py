@@ -161,7 +161,9 @@ class LabelOptions:
     ] = None
     dev: Annotated[
         str | None,
-        option("--dev", panel=LABELS, says="Dev labels: given, bought, carved or none. (default: as the task says)"),
+        option(
+            "--dev", panel=LABELS, says="Dev labels: given, bought, carved, folds or none. (default: as the task says)"
+        ),
     ] = None
     n_dev: Annotated[
         int | None, option("--n-dev", panel=LABELS, says="How many dev labels. (default: as the task says)")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 STATUSES = ("ok", "na", "failed", "waiting")
 """Statuses of a point; ``waiting``: labels are ordered and not delivered, and the same command resumes the run."""
 CLOCKS = ("flops", "measured")
-DEV_KINDS = ("given", "bought", "carved")
+DEV_KINDS = ("given", "bought", "carved", "folds")
 LOWEST_SCORE, HIGHEST_SCORE = -0.1, 100.1
 """Limits of a score: 0 to 100, with a margin because the published BERT-iBLEU of a copied source lies just below 0."""
 

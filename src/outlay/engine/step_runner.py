@@ -22,6 +22,7 @@ from outlay.hardware.precision import check_worker
 from outlay.labels.purchases import parse_label_lines
 from outlay.metrics.calibration import N_DIGITS, calibration_error_of, confidences_of
 from outlay.metrics.degenerate import floor_of
+from outlay.metrics.quality import NO_GROUP
 from outlay.metrics.scorer import Scorer, TextEncoder
 from outlay.models.cost_model import PROFILE_FILE, load_profile
 from outlay.models.forecast import N_SAMPLED
@@ -218,7 +219,7 @@ class StepRunner:
             "similarities": alike,
             "metric": encoding.metric,
             "labels": list(encoding.form.labels),
-            **({} if test[0].group is None else {"groups": [row.group or "" for row in test]}),
+            **({"groups": [row.group or NO_GROUP for row in test]} if any(row.group for row in test) else {}),
             **_calibration(predicted, golds),
         }
         readings = scorer.score(predictions, golds, texts, alike)
@@ -242,7 +243,7 @@ class StepRunner:
         return DevTexts(sources, lambda answers: scorer.main_value(answers, golds, texts), golds if is_choice else ())
 
     def _dev_rows(self, dev: Dev) -> tuple[Sequence[Example], list[str]]:
-        rows = (self._prepared.train if dev.how == "carved" else self._prepared.dev)[: dev.n]
+        rows = (self._prepared.train if dev.is_of_train else self._prepared.dev)[: dev.n]
         golds = [row.label or "" for row in rows] if dev.labels is None else self.read_labels(dev.labels)[: dev.n]
         return rows, golds
 

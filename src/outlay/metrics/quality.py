@@ -19,6 +19,8 @@ N_SHOWN = 10
 """Number of rows in a list of the surest wrong answers, and of likely label errors."""
 MOST_GROUPS = 50
 """Number of groups at most whose scores are told, those with the most rows."""
+NO_GROUP = "(none)"
+"""Stands for the group of a row without one."""
 OTHER = "(other)"
 """Stands for an answer outside the label set in a table of confusions."""
 

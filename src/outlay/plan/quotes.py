@@ -115,7 +115,7 @@ class Quoter:
         if step.dev is None:
             return 0
         counts, n_rows = self._counts(step), step.dev.n
-        return self._answered_tokens(step, (counts.train if step.dev.how == "carved" else counts.dev)[n_rows], n_rows)
+        return self._answered_tokens(step, (counts.train if step.dev.is_of_train else counts.dev)[n_rows], n_rows)
 
     def _answered_tokens(self, step: Train | Distil, n_source_tokens: int, n_rows: int) -> int:
         """Return the tokens of one answer per row; a student trained on classes scores every label instead."""

@@ -22,6 +22,9 @@ HUMAN = "human"
 LLM = "llm"
 """Name of the large language model whose labels the published strategies buy."""
 
+OF_TRAIN = ("carved", "folds")
+"""Sources of dev labels that take them from the labels of the training."""
+
 OWNED = "owned"
 """Name of the seller of labels that one owns already: nothing is paid for them, and they come first."""
 
@@ -112,13 +115,18 @@ class Buy(Step):
 
 @dataclass(frozen=True)
 class Dev:
-    """Source of the dev labels: ``given`` (free), ``bought`` (``labels`` are of the dev split), or ``carved`` (the first
-    ``n`` of the labels bought)."""
+    """Source of the dev labels: ``given`` (free), ``bought`` (``labels`` are of the dev split), or ``carved`` or ``folds`` (the
+    first ``n`` of ``labels``, which are the training's own)."""
 
     how: str
     n: int
     rows_digest: str = ""
     labels: Buy | None = None
+
+    @property
+    def is_of_train(self) -> bool:
+        """True where the dev rows are train rows that are not trained on."""
+        return self.how in OF_TRAIN
 
     def parameters(self) -> dict[str, Any]:
         """Return plain values for a key."""
@@ -399,8 +407,8 @@ def steps_of(recipes: Iterable[Recipe]) -> list[Step]:
 
 
 def n_carved(dev: Dev | None) -> int:
-    """Return the number of bought labels that are set aside for dev."""
-    return dev.n if dev is not None and dev.how == "carved" else 0
+    """Return the number of labels of a training that are set aside for dev."""
+    return dev.n if dev is not None and dev.is_of_train else 0
 
 
 def describe(step: Step) -> str:

@@ -19,6 +19,7 @@ from outlay.plan.quotes import Quoter
 from outlay.plan.steps import (
     HUMAN,
     LLM,
+    OF_TRAIN,
     OWNED,
     Buy,
     Dev,
@@ -314,8 +315,8 @@ def _dev(context: PlanningContext, labels: Buy) -> Dev | None:
     how = context.request.dev
     if how == "none":
         return None
-    if how == "carved":
-        # A single label is never carved: then there is no dev set, and the steps are fixed.
+    if how in OF_TRAIN:
+        # A single label is never set aside: then there is no dev set, and the steps are fixed.
         n_carved = context.n_carved(labels.n)
         return Dev(how, n_carved, labels=labels) if n_carved else None
     if how == "bought":

@@ -182,7 +182,8 @@ def about_lines(request: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[
         f"{teacher}student {request['student']} by {methods[-1]}",
     ]
     if result["n_dev"]:
-        lines.append(f"dev labels: {result['n_dev']:,} {request['dev']}")
+        source = "of the seed's fold" if request["dev"] == "folds" else request["dev"]
+        lines.append(f"dev labels: {result['n_dev']:,} {source}")
     if (test := result["test"]) is None:
         return (*lines, f"no score: {result['reason']}")
     dev = "" if result["dev"] is None else f"; dev score {result['dev']:.1f}"

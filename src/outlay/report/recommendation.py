@@ -88,7 +88,7 @@ def _fits(mean: SeedMean, bounds: Bounds) -> bool:
 
 def _words(row: _Row) -> str:
     mean = row.mean
-    dev = [] if mean.dev is None else [f"dev {mean.dev:.1f}"]
+    dev = [] if mean.dev is None else [f"dev {mean.dev_words}"]
     size = [] if mean.size_mb is None else [f"{size_text(mean.size_mb)} MB"]
     speed = [] if mean.latency_ms is None else [f"{latency_text(mean.latency_ms)} ms a row"]
     return f"{row.name}: " + ", ".join(

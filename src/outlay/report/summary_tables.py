@@ -90,7 +90,9 @@ def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: TableCell) -
     n_pool, dev = mean_of(result.n_pool for result in results), teacher_score(seeds)
     errors = [result.ece for result in results]
     ece = None if None in errors else mean_of(error for error in errors if error is not None)
-    n_dev = min((result.n_dev for result in results), default=None)
+    # Folds are other rows for every seed, so that their mean rests on all of them.
+    sizes = [point.result.n_dev for point in row.ok]
+    n_dev = sum(sizes) if seeds[0].request.dev == "folds" else min(sizes, default=None)
     texts = (
         money(row.budget_usd),
         count(mean_of(result.n_labels for result in results)),

@@ -78,7 +78,7 @@ def _reason(header: Header, mean: SeedMean, point: Point) -> str:
     if header.name == "run":
         return name
     by = (
-        f"best mean dev score at {money(request.budget_usd)}, {mean.dev:.1f}"
+        f"best mean dev score at {money(request.budget_usd)}, {mean.dev_words}"
         if mean.dev is not None
         else "the only row"
     )

@@ -61,7 +61,7 @@ class RunOptions:
     Attributes:
         settings: training settings by role (``teacher``, ``student``, ``distil``, ``teach``).
         pool_rows: unlabelled rows to use at most; ``None`` = the whole pool.
-        dev: ``given``, ``bought``, ``carved`` or ``none``; ``None`` = as the task says.
+        dev: ``given``, ``bought``, ``carved``, ``folds`` or ``none``; ``None`` = as the task says.
         n_dev: dev labels; ``None`` = as the task says.
         sellers: sellers of labels by name, each with its options; ``llm_annotate`` and ``mix`` need one that is called ``llm``.
         machine: machine at whose price compute is charged.

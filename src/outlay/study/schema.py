@@ -150,7 +150,7 @@ class Axes(YamlBlock):
     """The LLM of strategies that buy labels from one."""
     methods: Names | None = None
     """Training methods of every role, such as ``probe``, or ``probe, joined`` with a ``pair``; default ``method`` of the file."""
-    dev: Literal["given", "bought", "carved", "none"] | None = None
+    dev: Literal["given", "bought", "carved", "folds", "none"] | None = None
     """Source of the dev labels; default as the task says."""
     n_dev: int | None = Field(default=None, gt=0, strict=True)
     """Dev labels; default as the task says."""

@@ -27,7 +27,8 @@ class Example:
         text: The task's template filled with ``fields``.
         label: The gold label, or None for unlabelled text.
         origin: Where it was read, ``file:line``.
-        group: The group of the row, by which scores are told; None where the task names none.
+        group: Group of the row: of train rows, which stay in one fold, or of test rows, by which scores are told; None for a row
+            that stands alone.
     """
 
     id: str
