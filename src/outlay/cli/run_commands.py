@@ -21,6 +21,7 @@ from outlay.cli.common import (
     say_notes,
 )
 from outlay.cli.option_groups import grouped
+from outlay.cli.plan_screen import print_plan
 from outlay.cli.run_options import (
     GridOptions,
     InitialOption,
@@ -67,7 +68,10 @@ def run(
     words = ("--budget", budget, "--strategy", strategy, *shared.words(), *where.words())
     folder = Path("outlay-runs") / f"{load_task(task).name}-{strategy}"
     session = _prepare([asked], "run", (as_word(task), *words), folder, where, rivals=how.rivals)
-    _fail_without_result(_bring_about(session, where, receipts=True))
+    if where.dry_run:
+        print_plan(session, where.store, as_json=where.as_json)
+    else:
+        _fail_without_result(_bring_about(session, where, receipts=True))
 
 
 @grouped
@@ -98,7 +102,10 @@ def compare(
     folder = Path("outlay-runs") / f"{load_task(task).name}-compare"
     words = (*grid.words(), *shared.words(), *where.words())
     session = _prepare(asked, "compare", (as_word(task), *words), folder, where, rivals=how.rivals)
-    _fail_without_result(_bring_about(session, where))
+    if where.dry_run:
+        print_plan(session, where.store, as_json=where.as_json)
+    else:
+        _fail_without_result(_bring_about(session, where))
 
 
 def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = False) -> None:

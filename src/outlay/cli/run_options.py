@@ -56,6 +56,9 @@ MaxLatencyOption = Annotated[
 WorkersOption = Annotated[
     int, typer.Option("--workers", min=1, help="Steps at once: with 2 and more, each in a process of its own.")
 ]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan, its bounds and forecasts; start nothing.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
@@ -204,6 +207,7 @@ class PlaceOptions:
     ] = False
     max_student_mb: MaxSizeOption = None
     max_ms: MaxLatencyOption = None
+    dry_run: DryRunOption = False
     quiet: QuietOption = False
     as_json: Json = False
 

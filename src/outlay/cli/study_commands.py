@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outlay.cli.common import WAITING_EXIT, Json, PricesOption, StoreOption, fail, open_store, parse_names, say_notes
+from outlay.cli.plan_screen import print_plan
 from outlay.cli.run_options import (
     CapOption,
     DataOption,
+    DryRunOption,
     HereOption,
     MachinesOption,
     MaxLatencyOption,
@@ -27,7 +29,6 @@ from outlay.errors import UsageError
 from outlay.storage.paths import command_line, expand_path
 
 if TYPE_CHECKING:
-    from outlay.study.dry_run import StudyPlan
     from outlay.study.grid import Study
     from outlay.study.runner import Session, Workplace
     from outlay.workers.pool import WorkerPool
@@ -62,9 +63,7 @@ def run(
     precision: OtherPrecision = None,
     known: KnownOption = None,
     rivals: RivalsOption = True,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan, its bounds and forecasts; start nothing.")
-    ] = False,
+    dry_run: DryRunOption = False,
     executor: Annotated[str, typer.Option("--executor", help="local, or ray.")] = "local",
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Steps at once. (default: as many as cores or GPUs allow)")
@@ -107,7 +106,7 @@ def run(
         session = prepare_study(asked, place, again, pool, list(map(expand_path, known or ())), rivals=rivals)
     say_notes([*session.builder.notes, *session.plan.rival_notes], quiet=is_quiet)
     if dry_run:
-        _print_plan(session.plan, as_json)
+        print_plan(session, store, as_json=as_json)
     check_study(session)
     for line in () if is_quiet else session.remarks:
         echo(line, err=True)
@@ -195,15 +194,6 @@ def schema() -> None:
     from outlay.study.grid import study_schema
 
     print_json(study_schema())
-
-
-def _print_plan(planned: StudyPlan, as_json: bool) -> None:
-    from outlay.cli.plan_table import render
-
-    if as_json:
-        print_json(planned.to_json())
-    else:
-        table_console().print(render(planned))
 
 
 def _worker_pool(executor: str, place: Workplace, workers: int | None, threads: int, ray: str) -> WorkerPool:

@@ -1,0 +1,32 @@
+"""Printing of a plan, in place of running it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from outlay.cli.terminal import print_json, table_console
+
+if TYPE_CHECKING:
+    from outlay.study.runner import Session
+
+
+def print_plan(session: Session, store: str | None, *, as_json: bool) -> None:
+    """Print the plan of a session, of runs or of a study; ``store``: the store as it was named."""
+    from outlay.cli.plan_table import render
+
+    planned = session.plan
+    if as_json:
+        print_json(planned.to_json())
+        return
+    table_console().print(render(planned, by_run=session.header.scale is None, calibrate=_calibrate(session, store)))
+
+
+def _calibrate(session: Session, store: str | None) -> str:
+    """Return the command that measures this machine for the runs of a session."""
+    from outlay.cli.run_options import given_words
+    from outlay.settings import DEFAULT_THREADS
+    from outlay.storage.paths import command_line
+
+    threads = max((point.request.threads for point in session.plan.points), default=DEFAULT_THREADS)
+    options = {"--threads": None if threads == DEFAULT_THREADS else threads, "--store": store}
+    return command_line("outlay", "machine", "calibrate", *given_words(options))
