@@ -12,6 +12,7 @@ from outlay.cli import study_commands
 from outlay.engine.point import Point, micros_of
 from outlay.engine.prepare import RunBuilder
 from outlay.engine.runner import Runner
+from outlay.models.cost_model import MachineProfile
 from outlay.money.amounts import PriceBook
 from outlay.plan.request import Request
 from outlay.report.results import Header
@@ -76,10 +77,16 @@ class Idle(InProcessPool):
 
 
 def conducted(
-    workbench: RunBuilder, asked: Sequence[Request], one: Runner, pool: WorkerPool, listener: Listener | None = None
+    workbench: RunBuilder,
+    asked: Sequence[Request],
+    one: Runner,
+    pool: WorkerPool,
+    listener: Listener | None = None,
+    profile: MachineProfile | None = None,
 ) -> list[Point]:
     """By a pool that is entered already."""
-    study = StudyRunner(plan(workbench, asked), HEADER, one, workbench)
+    planned = plan(workbench, asked, profile=profile, is_in_store=one.store.holds)
+    study = StudyRunner(planned, HEADER, one, workbench)
     study.run(pool, listener or Listener())
     return [study.points[i] for i in range(len(asked))]
 

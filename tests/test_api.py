@@ -76,7 +76,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_no_public_function_takes_more_than_ten_parameters() -> None:
     functions = [name for name in outlay.__all__ if name[0].islower() and name != "errors"]
-    assert len(functions) == 10
+    assert len(functions) == 11
     for name in functions:
         assert len(inspect.signature(getattr(outlay, name)).parameters) <= 10, name
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from outlay import errors as errors
-    from outlay.api import compare, distill, evaluate, finetune, load_model, predict, run, study, teach
+    from outlay.api import compare, distill, dry_run, evaluate, finetune, load_model, predict, run, study, teach
     from outlay.errors import OutlayError
     from outlay.money.ledger import Ledger
     from outlay.plan.request import ReplayOptions, SellerSpec
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from outlay.standalone.runtime import RuntimeOptions
     from outlay.study.progress import Progress
     from outlay.study.request import Models, RunOptions, Setup
-    from outlay.study.results import RunResult, StudyResult
+    from outlay.study.results import DryRun, RunResult, StudyResult
     from outlay.tasks.task import load_task
 
 __version__ = "0.2.0.dev0"
 
 __all__ = [
     "Data",
+    "DryRun",
     "EvaluationResult",
     "Ledger",
     "MetricAsked",
@@ -55,6 +56,7 @@ __all__ = [
     "TrainingResult",
     "compare",
     "distill",
+    "dry_run",
     "errors",
     "evaluate",
     "finetune",
@@ -68,6 +70,7 @@ __all__ = [
 
 _ELSEWHERE = {
     "Data": "outlay.standalone.request",
+    "DryRun": "outlay.study.results",
     "EvaluationResult": "outlay.standalone.results",
     "Ledger": "outlay.money.ledger",
     "MetricAsked": "outlay.standalone.evaluator",

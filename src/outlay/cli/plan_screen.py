@@ -18,7 +18,10 @@ def print_plan(session: Session, store: str | None, *, as_json: bool) -> None:
     if as_json:
         print_json(planned.to_json())
         return
-    table_console().print(render(planned, by_run=session.header.scale is None, calibrate=_calibrate(session, store)))
+    by_run, n_workers = session.header.scale is None, session.pool.n_workers if session.pool is not None else 1
+    table_console().print(
+        render(planned, by_run=by_run, calibrate=_calibrate(session, store), n_workers=max(1, n_workers))
+    )
 
 
 def _calibrate(session: Session, store: str | None) -> str:

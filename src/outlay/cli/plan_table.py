@@ -10,6 +10,7 @@ from outlay.money.amounts import format_usd
 from outlay.storage.files import plain_number
 from outlay.study.dry_run import KINDS, PlannedPoint, StudyPlan, StudyWork, total_work
 from outlay.study.run_names import run_names
+from outlay.study.time_left import TimeLeft
 from outlay.text.display import visible
 from outlay.text.durations import duration
 
@@ -30,16 +31,20 @@ MAX_REASONS = 12
 CALIBRATE = "outlay machine calibrate"
 
 
-def render(planned: StudyPlan, *, by_run: bool = False, calibrate: str = CALIBRATE) -> RenderableType:
+def render(
+    planned: StudyPlan, *, by_run: bool = False, calibrate: str = CALIBRATE, n_workers: int = 1
+) -> RenderableType:
     """Draw a plan: its points, the work, hours and dollars.
 
     ``by_run``: a row for each run and its seeds, in place of one for each task, strategy and N; ``calibrate``: the command that
-    measures this machine.
+    measures this machine; ``n_workers``: number of steps that run at once.
     """
     from rich.console import Group
 
     table = _runs_table(planned) if by_run else _points_table(planned)
-    return Group(table, _work_table(planned), *_closing(planned, calibrate))
+    if planned.points and not any(point.is_left for point in planned.points):
+        return Group(table, *_texts(["Nothing to do.", *_reasons(planned)]))
+    return Group(table, _work_table(planned), *_texts(_closing(planned, calibrate, n_workers)))
 
 
 def _title(planned: StudyPlan) -> str:
@@ -73,7 +78,7 @@ def _runs_table(planned: StudyPlan) -> RenderableType:
         columns.append(("Owned", lambda some: _range([point.labels.n_owned for point in some if point.recipe])))
     if any(point.sizes[1] for point in points):
         columns.append(("Pool rows", lambda some: _range([point.sizes[1] for point in some])))
-    columns.append(("Steps", lambda some: f"{_work(some).n_optimizer_steps:,}"))
+    columns.append(("Optimiser steps", lambda some: f"{_work(some).n_optimizer_steps:,}"))
     if planned.separate.seconds_here is not None:
         columns.append(("Minutes", lambda some: _decimals((_work(some).seconds_here or 0.0) / 60)))
     columns.append(("Charge at most", lambda some: format_usd(sum(point.charge_micros for point in some))))
@@ -157,24 +162,33 @@ def _two_digits(value: float) -> str:
     return plain_number(f"{value:.2g}")
 
 
-def _closing(planned: StudyPlan, calibrate: str) -> list[RenderableType]:
+def _texts(lines: Iterable[str]) -> list[RenderableType]:
     from rich.text import Text
 
+    return [Text(line) for line in lines]
+
+
+def _closing(planned: StudyPlan, calibrate: str, n_workers: int) -> list[str]:
     is_part = planned.n_known or planned.n_finished
     saved = f"Sharing saves {100 * planned.saved:.1f} % of the optimiser steps."
-    lines = [
+    return [
         *([saved] if planned.separate.n_steps != planned.distinct.n_steps else []),
         _label_words(planned),
         f"Charge of {'what is left' if is_part else 'all points'} at most: {format_usd(planned.charge_micros)}",
-        *_forecast_words(planned, calibrate),
+        *_forecast_words(planned, calibrate, n_workers),
         _limit_words(planned),
         *planned.notes,
+        *_reasons(planned),
     ]
+
+
+def _reasons(planned: StudyPlan) -> list[str]:
+    """Return lines on the reasons for ``na``."""
     reasons = Counter(point.reason for point in planned.points if point.reason is not None).most_common()
-    lines += [f"N/A: {n:,} x {reason}" for reason, n in reasons[:MAX_REASONS]]
+    lines = [f"N/A: {n:,} x {reason}" for reason, n in reasons[:MAX_REASONS]]
     if len(reasons) > MAX_REASONS:
         lines.append(f"N/A: {len(reasons) - MAX_REASONS:,} further reasons; --json lists every point's")
-    return [Text(line) for line in lines]
+    return lines
 
 
 def _label_words(planned: StudyPlan) -> str:
@@ -185,18 +199,23 @@ def _label_words(planned: StudyPlan) -> str:
     return f"Labels to buy: {labels.n_bought:,}{shared}{owned}"
 
 
-def _forecast_words(planned: StudyPlan, calibrate: str) -> list[str]:
+def _forecast_words(planned: StudyPlan, calibrate: str, n_workers: int) -> list[str]:
     """Return the forecasts of time and cash in words, or the reason for having none."""
     seconds = planned.left.seconds_here
     if seconds is None:
-        measures = f"`{calibrate}` measures this machine"
+        measured = ""
         if planned.profile is not None:
-            measures = f"its speed was measured with {_threads(planned.profile.threads)} alone; {measures} anew"
+            measured = f"this machine was measured with {_threads(planned.profile.threads)} alone; "
         return [
-            f"Hours and cash here: no forecast; {measures}. "
-            "A charge counts arithmetic only, so its hours say nothing of that."
+            f"Hours and cash here: no forecast; {measured}`{calibrate}` measures this machine, in under a minute where nothing "
+            "else runs. A charge counts arithmetic only, so its hours say nothing of that."
         ]
-    lines = [f"Time on this machine, forecast: {duration(seconds)}, one step after the other"]
+    how = "one step after the other"
+    if n_workers > 1:
+        left = [place for place, point in enumerate(planned.points) if point.is_left]
+        _, soonest = TimeLeft(planned, left, n_workers=lambda: n_workers).ahead()
+        seconds, how = (seconds, how) if soonest is None else (soonest, f"{n_workers} steps at once")
+    lines = [f"Time on this machine, forecast: {duration(seconds)}, {how}"]
     if planned.cash_micros is None:
         return [*lines, "Cash for compute here: no forecast without the price of this machine"]
     return [*lines, f"Cash for compute here, forecast: {format_usd(planned.cash_micros)}"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +25,7 @@ from outlay.cli.common import (
 from outlay.cli.option_groups import grouped
 from outlay.cli.plan_screen import print_plan
 from outlay.cli.run_options import (
+    DryRunOption,
     GridOptions,
     InitialOption,
     LabelOptions,
@@ -129,6 +132,7 @@ def demo(
     precision: PrecisionOption = "auto",
     rivals: RivalsOption = True,
     workers: WorkersOption = 1,
+    dry_run: DryRunOption = False,
     quiet: QuietOption = False,
     as_json: Json = False,
 ) -> None:
@@ -137,9 +141,7 @@ def demo(
     from outlay.report.receipt import receipt, render_text
     from outlay.tasks.demo import demo_story, write_demo
 
-    task = write_demo(out / "task")
-    shared = _demo_request(task, threads, precision)
-    asked = _demo_requests(shared, seed, seeds)
+    scratch = TemporaryDirectory(prefix="outlay-demo-") if dry_run else nullcontext(out / "task")
     options = {
         "--seed": seed or None,
         "--threads": threads,
@@ -148,7 +150,12 @@ def demo(
     }
     where = PlaceOptions(out, store, workers=workers, quiet=quiet, as_json=as_json)
     words = (*given_words({"--seeds": seeds}), *given_words(options))
-    session = _prepare(asked, "demo", words, out, where, rivals=rivals)
+    with scratch as folder:
+        asked = _demo_requests(_demo_request(write_demo(Path(folder)), threads, precision), seed, seeds)
+        session = _prepare(asked, "demo", words, out, where, rivals=rivals)
+    if dry_run:
+        print_plan(session, store, as_json=as_json)
+        return
     price = session.builder.price_book.get("label/demo")
     story = demo_story(len({(each.strategy, each.n_initial) for each in asked}), write_usd(price.usd))
     points = _bring_about(session, where, first=story)

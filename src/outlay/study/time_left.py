@@ -2,9 +2,9 @@
 
 Each step has a *size*: its forecast seconds where the speed of this machine was measured, else the hours it is charged at most.
 Its *pace* is the seconds of one unit of size. Paces are learnt from finished steps and from the progress of those under way, for
-each kind of step and method. With little seen of a kind its pace is near that of all, and that near a forecast with little seen of
-any. Steps that several runs share count once; those that the store has, or that no run waits for any more, do not count. Purchases
-have no size: how long sellers take is not known.
+each kind of step and method; with little seen of a kind its pace is near that of all, and that near the forecast if there is one.
+Steps that several runs share count once; those that the store has, or that no run waits for any more, do not count. Purchases are
+left out: how long sellers take is not known.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
-from outlay.plan.steps import Score, Step, learner_of
+from outlay.plan.steps import Buy, Score, Step, learner_of
 from outlay.study.dry_run import StudyPlan
 from outlay.text.listener import Advance, Ahead
 
@@ -80,7 +80,7 @@ class TimeLeft:
     ) -> None:
         self.n_workers = n_workers
         self._clock = clock
-        self._steps = {step.key: step for step in planned.steps}
+        self._steps = {step.key: step for step in planned.steps if not isinstance(step, Buy)}
         points = {place: planned.points[place] for place in places}
         self._keys_of = {
             place: [step.key for step in point.recipe.steps() if step.key in self._steps]
@@ -93,11 +93,11 @@ class TimeLeft:
         """True for the steps of rivals alone, which run after the others."""
         self._n_waiting = Counter(key for keys in self._keys_of.values() for key in keys)
         self._done = set(planned.in_store)
-        works = {key: planned.work_of[key] for key in self._steps}
         self._has_forecast = planned.distinct.seconds_here is not None
         self._size = {
             key: work.charged_hours if work.seconds_here is None or not self._has_forecast else work.seconds_here
-            for key, work in works.items()
+            for key, work in planned.work_of.items()
+            if key in self._steps
         }
         self._total = sum(self._size[key] for key in self._left())
         self._total_of: dict[Hashable, float] = {}
@@ -167,14 +167,12 @@ class TimeLeft:
         seen, every = self._seen_so_far(), _Seen()
         for each in seen.values():
             every.add(each.size, each.seconds)
-        if self._unknown or not left:
+        if self._unknown or not any(self._size[key] for key in left):
             return None
         if not self._has_forecast and (share < LEAST_SHARE or every.seconds < LEAST_SECONDS):
             return None
         common = every.pace(1.0, TRUST * self._total if self._has_forecast else 0.0)
-        paces = {
-            kind: seen.get(kind, _Seen()).pace(common, TRUST * size) for kind, size in self._total_of.items() if size
-        }
+        paces = {kind: seen.get(kind, _Seen()).pace(common, TRUST * size) for kind, size in self._total_of.items()}
         seconds = {key: self._rest(key, paces[self._kind(key)]) for key in left}
         parts = [[key for key in left if self._is_last[key] == is_last] for is_last in (False, True)]
         return sum(self._makespan(part, seconds) for part in parts)
@@ -203,8 +201,8 @@ class TimeLeft:
         return step.kind, learner_of(step).settings.method
 
     def _left(self) -> list[str]:
-        """Return the keys of the steps with a size that a point waits for and that are not done, inputs first."""
-        return [key for key in self._steps if self._size[key] and self._n_waiting[key] > 0 and key not in self._done]
+        """Return the keys of the steps that a point waits for and that are not done, inputs first."""
+        return [key for key in self._steps if self._n_waiting[key] > 0 and key not in self._done]
 
     def _share(self, key: str) -> float:
         step = self._under_way.get(key)
@@ -242,7 +240,11 @@ def makespan(
     ranks: dict[str, float] = {}
     for key in reversed(left):
         ranks[key] = seconds[key] + max((ranks[each] for each in behind[key]), default=0.0)
-    order = {key: (key not in under_way, not isinstance(step, Score), -ranks[key]) for key, step in left.items()}
+    # Paths that differ by rounding alone are alike, and taken in the order of the steps.
+    order = {
+        key: (key not in under_way, not isinstance(step, Score), -float(f"{ranks[key]:.6g}"), place)
+        for place, (key, step) in enumerate(left.items())
+    }
     ready = [(order[key], key) for key in left if not n_missing[key]]
     heapq.heapify(ready)
     running: list[tuple[float, str]] = []
