@@ -16,7 +16,7 @@ from outlay.models.cost_model import MachineProfile
 from outlay.money.amounts import PriceBook
 from outlay.plan.request import Request
 from outlay.report.results import Header
-from outlay.study.dry_run import plan
+from outlay.study.dry_run import AlreadyThere, plan
 from outlay.study.runner import StudyRunner
 from outlay.study.scheduler import StepRunnerFactory
 from outlay.text.listener import Listener
@@ -85,7 +85,8 @@ def conducted(
     profile: MachineProfile | None = None,
 ) -> list[Point]:
     """By a pool that is entered already."""
-    planned = plan(workbench, asked, profile=profile, is_in_store=one.store.holds)
+    there = AlreadyThere(lambda _: False, one.store.holds)
+    planned = plan(workbench, asked, profile=profile, there=there)
     study = StudyRunner(planned, HEADER, one, workbench)
     study.run(pool, listener or Listener())
     return [study.points[i] for i in range(len(asked))]

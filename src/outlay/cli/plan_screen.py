@@ -11,16 +11,26 @@ if TYPE_CHECKING:
 
 
 def print_plan(session: Session, store: str | None, *, as_json: bool) -> None:
-    """Print the plan of a session, of runs or of a study; ``store``: the store as it was named."""
+    """Print the plan of a session, of runs or of a study; ``store``: the store as it was named.
+
+    Raises:
+        UsageError: no point can be filled.
+    """
+    from outlay.study.prepare import check_study
+
+    if as_json:
+        print_json(session.plan.to_json())
+    else:
+        _print_tables(session, store)
+    check_study(session)
+
+
+def _print_tables(session: Session, store: str | None) -> None:
     from outlay.cli.plan_table import render
 
-    planned = session.plan
-    if as_json:
-        print_json(planned.to_json())
-        return
     by_run, n_workers = session.header.scale is None, session.pool.n_workers if session.pool is not None else 1
     table_console().print(
-        render(planned, by_run=by_run, calibrate=_calibrate(session, store), n_workers=max(1, n_workers))
+        render(session.plan, by_run=by_run, calibrate=_calibrate(session, store), n_workers=max(1, n_workers))
     )
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from outlay.money.amounts import format_usd
 from outlay.storage.files import plain_number
-from outlay.study.dry_run import KINDS, PlannedPoint, StudyPlan, StudyWork, total_work
+from outlay.study.dry_run import PlannedPoint, StudyPlan
 from outlay.study.run_names import run_names
 from outlay.study.time_left import TimeLeft
+from outlay.study.work import KINDS, StudyWork, total_work
 from outlay.text.display import visible
 from outlay.text.durations import duration
 

@@ -24,13 +24,11 @@ from outlay.plan.context import PlanningContext
 from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import Request
-from outlay.plan.steps import OWNED, Buy, Distil, Recipe, Score, Step, Teach, Train, n_carved
+from outlay.plan.steps import Distil, Recipe, Score, Step, Teach, Train, n_carved
 from outlay.plan.strategies import NotAvailable, rival_of, strategy
 from outlay.study.known import KnownPoint
 from outlay.study.rivals import PlannedRun, rivals_of, tasks_without_rivals
-
-KINDS = ("buy", "train", "teach", "distil", "score")
-"""Kinds of steps, in the order in which they run."""
+from outlay.study.work import LabelCount, StudyWork, count_labels, total_work
 
 PILOT_NOTE = "only the pilot is planned here: what follows depends on its dev score, so the charge is bounded by the budget alone"
 
@@ -109,67 +107,6 @@ class PlannedPoint:
             "wall_seconds_forecast": None if self.work is None else self.work.seconds_here,
             "charge_at_most_usd": usd_of(self.charge_micros),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class LabelCount:
-    """Numbers of labels, each counted once: ``n_bought`` from sellers, ``n_owned`` that cost nothing."""
-
-    n_bought: int
-    n_owned: int
-
-
-def count_labels(steps: Iterable[Step]) -> LabelCount:
-    """Count the labels of some steps; purchases that share rows share their labels."""
-    spans: dict[tuple[bool, str], list[tuple[int, int]]] = {}
-    for step in steps:
-        if isinstance(step, Buy):
-            spans.setdefault((step.seller == OWNED, step.series), []).append((step.start, step.stop))
-    counts = dict.fromkeys((False, True), 0)
-    for (is_owned, _), rows in spans.items():
-        end = 0
-        for start, stop in sorted(rows):
-            counts[is_owned] += max(0, stop - max(start, end))
-            end = max(end, stop)
-    return LabelCount(counts[False], counts[True])
-
-
-@dataclass(frozen=True, slots=True)
-class StudyWork:
-    """The work of some steps: their number, optimiser steps, hours and seconds.
-
-    ``n_steps``: number of steps by kind; ``n_optimizer_steps``: batches trained, with every epoch run to its end;
-    ``charged_hours``: hours by the flops clock of the machines they are charged as, a bound of the charge and not of wall time;
-    ``seconds_here``: forecast of wall seconds on this machine, ``None`` where no profile was measured with their threads.
-    """
-
-    n_steps: Mapping[str, int]
-    n_optimizer_steps: int
-    charged_hours: float
-    seconds_here: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the work as JSON values."""
-        return {
-            "steps": {kind: self.n_steps.get(kind, 0) for kind in KINDS},
-            "optimizer_steps": self.n_optimizer_steps,
-            "charged_hours_at_most": self.charged_hours,
-            "wall_seconds_forecast": self.seconds_here,
-        }
-
-
-def total_work(works: Iterable[StudyWork]) -> StudyWork:
-    """Return the sum of some work; without a forecast of all of it there is none."""
-    n_steps = dict.fromkeys(KINDS, 0)
-    n_optimizer_steps, charged_hours = 0, 0.0
-    seconds: float | None = 0.0
-    for each in works:
-        for kind, n in each.n_steps.items():
-            n_steps[kind] += n
-        n_optimizer_steps += each.n_optimizer_steps
-        charged_hours += each.charged_hours
-        seconds = None if seconds is None or each.seconds_here is None else seconds + each.seconds_here
-    return StudyWork(n_steps, n_optimizer_steps, charged_hours, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +230,22 @@ class StudyPlan:
         }
 
 
+@dataclass(frozen=True)
+class AlreadyThere:
+    """The state of a results folder and its store.
+
+    ``is_finished``: tells by its id whether the folder has the result of a run; ``is_in_store``: tells by its key whether the
+    store has the artifact of a step; ``cash_cap_micros``: cash that all runs of the folder may take together.
+    """
+
+    is_finished: Callable[[str], bool]
+    is_in_store: Callable[[str], bool]
+    cash_cap_micros: int | None = None
+
+
+NOTHING_THERE = AlreadyThere(lambda _: False, lambda _: False)
+
+
 def plan(
     builder: RunBuilder,
     asked: Iterable[Request | tuple[Request, str]],
@@ -302,9 +255,7 @@ def plan(
     refuse: bool = False,
     rivals: bool = False,
     known: Mapping[str, KnownPoint] = MappingProxyType({}),
-    is_finished: Callable[[str], bool] = lambda _: False,
-    is_in_store: Callable[[str], bool] = lambda _: False,
-    cash_cap_micros: int | None = None,
+    there: AlreadyThere = NOTHING_THERE,
 ) -> StudyPlan:
     """Plan many points.
 
@@ -318,9 +269,7 @@ def plan(
             whose strategy is not available is ``na`` in both cases.
         rivals: add the rivals of the points after them; one with an error is ``na``.
         known: finished points by the ids of their runs, which are taken as done.
-        is_finished: tells by its id whether the results folder has the result of a run.
-        is_in_store: tells by its key whether the store has the artifact of a step.
-        cash_cap_micros: cash that all runs of the results folder may take together.
+        there: what the results folder and the store have, and the limit of the folder.
 
     Raises:
         OutlayError: an error of `RunBuilder.prepare`, under ``refuse``.
@@ -331,7 +280,7 @@ def plan(
     def add(request: Request, absent: str | None, *, refuse: bool) -> None:
         point, context = _planned(builder, request, absent, refuse=refuse)
         if (recipe := point.recipe) is not None and point.run_id is not None and context is not None:
-            point = replace(point, known=known.get(point.run_id), is_finished=is_finished(point.run_id))
+            point = replace(point, known=known.get(point.run_id), is_finished=there.is_finished(point.run_id))
             changed = {"work": totals.add(recipe, context)} if point.is_left else {"charge_micros": 0}
             point = replace(point, **changed)
         points.append(point)
@@ -351,8 +300,8 @@ def plan(
         totals.separate(),
         profile,
         here,
-        frozenset(filter(is_in_store, totals.steps)),
-        cash_cap_micros,
+        frozenset(filter(there.is_in_store, totals.steps)),
+        there.cash_cap_micros,
         tuple(notes),
     )
 

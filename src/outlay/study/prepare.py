@@ -63,9 +63,7 @@ def prepare_study(
         here=place.here,
         rivals=rivals and study.rivals,
         known=there.by_run,
-        is_finished=place.is_finished,
-        is_in_store=store.holds,
-        cash_cap_micros=place.cash_cap_micros,
+        there=place.already_there(),
     )
     remarks = _check_known(there, planned, builder, place.folder)
     jobs = JobRunner(store, builder.prepare)

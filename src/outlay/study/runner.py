@@ -37,7 +37,7 @@ from outlay.report.results import ANY_SIZE, Bounds, Header, Results
 from outlay.storage.files import write_text
 from outlay.storage.remote import open_location
 from outlay.storage.store import Store
-from outlay.study.dry_run import StudyPlan, plan
+from outlay.study.dry_run import AlreadyThere, StudyPlan, plan
 from outlay.study.index import StudyCell, StudyIndex, check_folder, check_nothing_lost
 from outlay.study.known import keep_points, kept_points
 from outlay.study.run_names import run_names
@@ -294,9 +294,11 @@ class Workplace:
         """
         return load_profile(self.store.root.parent / PROFILE_FILE)
 
-    def is_finished(self, run_id: str) -> bool:
-        """Return whether the folder has the result of a run."""
-        return RunDir.of(self.folder, run_id).manifest.exists()
+    def already_there(self) -> AlreadyThere:
+        """Return the state of the folder and the store, for a plan."""
+        return AlreadyThere(
+            lambda run_id: RunDir.of(self.folder, run_id).manifest.exists(), self.store.holds, self.cash_cap_micros
+        )
 
     @property
     def logs(self) -> Path:
@@ -394,9 +396,7 @@ def prepare_session(
         here=place.here,
         refuse=True,
         rivals=rivals,
-        is_finished=place.is_finished,
-        is_in_store=place.store.holds,
-        cash_cap_micros=place.cash_cap_micros,
+        there=place.already_there(),
     )
     runner.refuse_other_precision(builder, asked)
     check_folder(place.folder, header)
