@@ -12,10 +12,11 @@ from outlay.cli import study_commands
 from outlay.engine.point import Point, micros_of
 from outlay.engine.prepare import RunBuilder
 from outlay.engine.runner import Runner
+from outlay.models.cost_model import MachineProfile
 from outlay.money.amounts import PriceBook
 from outlay.plan.request import Request
 from outlay.report.results import Header
-from outlay.study.dry_run import plan
+from outlay.study.dry_run import AlreadyThere, plan
 from outlay.study.runner import StudyRunner
 from outlay.study.scheduler import StepRunnerFactory
 from outlay.text.listener import Listener
@@ -76,10 +77,17 @@ class Idle(InProcessPool):
 
 
 def conducted(
-    workbench: RunBuilder, asked: Sequence[Request], one: Runner, pool: WorkerPool, listener: Listener | None = None
+    workbench: RunBuilder,
+    asked: Sequence[Request],
+    one: Runner,
+    pool: WorkerPool,
+    listener: Listener | None = None,
+    profile: MachineProfile | None = None,
 ) -> list[Point]:
     """By a pool that is entered already."""
-    study = StudyRunner(plan(workbench, asked), HEADER, one, workbench)
+    there = AlreadyThere(lambda _: False, one.store.holds)
+    planned = plan(workbench, asked, profile=profile, there=there)
+    study = StudyRunner(planned, HEADER, one, workbench)
     study.run(pool, listener or Listener())
     return [study.points[i] for i in range(len(asked))]
 

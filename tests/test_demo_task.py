@@ -218,10 +218,15 @@ def test_the_demo_runs_to_its_end_and_says_what_comes_next(tmp_path: Path, monke
     for name, value in sizes.items():
         monkeypatch.setattr(demo, name, value)
     out = tmp_path / "a demo"
-    ran = outlay(
-        *("demo", "--out", out, "--store", tmp_path / "store", "--threads", 1, "--precision", "fp32", "--seed", 1)
-    )
+    words = ("demo", "--out", out, "--store", tmp_path / "store", "--threads", 1, "--precision", "fp32", "--seed", 1)
+    planned = outlay(*words, "--dry-run", "--json").json
+    assert not out.exists()
+    ran = outlay(*words)
     assert ran.code == 0, ran.err
+    # The task of a dry run lies elsewhere for a moment, and is the same.
+    again = outlay(*words, "--dry-run", "--json").json
+    assert [point["run"] for point in again["points"]] == [point["run"] for point in planned["points"]]
+    assert {point["status"] for point in again["points"]} == {"finished"}
     assert "30 labels at $0.20 for it, or 24 for a larger teacher" in " ".join(ran.err.split())
     assert "the charge counts arithmetic only" in " ".join(ran.out.split())
     said = dict(line.strip().split("  ", 1) for line in ran.out.split("\nnext\n")[1].splitlines())

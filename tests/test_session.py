@@ -14,6 +14,7 @@ from outlay.engine.outputs import receipt_file
 from outlay.engine.point import read_points
 from outlay.engine.run_dir import STUDY_FILE
 from outlay.errors import UsageError
+from outlay.models.cost_model import TERMS, MachineProfile
 from outlay.money.amounts import PriceBook
 from outlay.report.results import Header
 from outlay.storage.store import Store
@@ -140,6 +141,100 @@ def test_a_run_that_is_not_available_has_its_receipt(shop: Shop, tmp_path: Path)
     (bill,) = outlay("ledger", "show", tmp_path / "out", "--json").json
     assert (bill["budget_micros"], bill["lines"], bill["charge_micros"]) == (100_000, [], 0)
     assert status_of(tmp_path / "out").n_by_status == {"na": 1}
+
+
+# --- before it runs --------------------------------------------------------------------------------------------------
+
+
+def lines_of(ran: Ran) -> list[str]:
+    return [" ".join(line.replace("│", " ").split()) for line in ran.out.splitlines()]
+
+
+def test_a_dry_run_says_what_it_takes_and_buys_nothing(shop: Shop, tmp_path: Path) -> None:
+    ran = compare(shop, tmp_path / "out", "--dry-run", "--seeds", 2, "--rivals", store=tmp_path / "store")
+    assert (ran.code, ran.err) == (0, "")
+    lines = lines_of(ran)
+    assert lines[0].endswith("points, 0 of them N/A")
+    # At $0.20 a label: of $4 and $6 all go into labels, but for one that computing takes, of both seeds.
+    assert "annotate, $4.00 2 19 0 2 $7.600004" in lines
+    assert "annotate, $6.00 2 29 0 2 $11.600004" in lines
+    assert any(line.startswith("distill, $6.00 2 29 140 ") for line in lines)
+    assert any(line.startswith("rival_tfidf, $6.00 2 29 0 0 ") for line in lines)
+    assert "Labels to buy: 58, where separate runs would buy 192" in lines
+    assert "Cash limit: $100.00, by the budgets of all runs" in lines
+    # Nobody has measured this machine: the way to it is said, and no number.
+    hint = " ".join(lines)
+    assert f"no forecast; `outlay machine calibrate --threads 1 --store {tmp_path / 'store'}`" in hint
+    assert "Minutes" not in hint
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "store" / "bought").exists()
+    assert not (tmp_path / "store" / "objects").exists()
+
+
+def test_a_dry_run_forecasts_by_the_speed_of_this_machine(shop: Shop, tmp_path: Path) -> None:
+    profile = MachineProfile(
+        "here", "2026-11-21", "a device", "2.13.0", 1, 10**11, {"fp32": dict.fromkeys(TERMS, 0.0) | {"steps": 30.0}}
+    )
+    (tmp_path / "machine.toml").write_text(profile.to_toml(), encoding="utf-8")
+    more = ("--dry-run", "--cash-cap", "3", "--n-initial", "15", "--no-rule")
+    document = compare(shop, tmp_path / "out", *more, "--json", store=tmp_path / "store").json
+    n_steps = document["left"]["optimizer_steps"]
+    assert document["left"]["wall_seconds_forecast"] == 30 * n_steps
+    assert [point["wall_seconds_forecast"] for point in document["points"]] == [
+        30 * point["optimizer_steps"] for point in document["points"]
+    ]
+    # One teacher and its targets serve both budgets.
+    assert n_steps < sum(point["optimizer_steps"] for point in document["points"])
+    assert document["cash_limit_usd"] == 3
+    lines = lines_of(compare(shop, tmp_path / "out", *more, store=tmp_path / "store"))
+    assert f"Time on this machine, forecast: about {round(n_steps / 2)} min, one step after the other" in lines
+    assert any(line.startswith("annotate, N = 15, $4.00 19 0 1 0.5 ") for line in lines)
+    assert "Cash limit: $3.00, by --cash-cap" in lines
+    # With as many threads as nobody has measured there is none.
+    other = compare(shop, tmp_path / "out", *more, "--threads", 2, store=tmp_path / "store")
+    assert "no forecast; this machine was measured with 1 thread alone; `outlay machine calibrate" in " ".join(
+        lines_of(other)
+    )
+
+
+def test_a_dry_run_counts_what_is_left(compared: tuple[Path, Ran], shop: Shop, tmp_path: Path) -> None:
+    out, _ = compared
+    before = entries(out)
+    done = compare(shop, out, "--dry-run")
+    assert "4 points, 0 of them N/A, 4 there already" in done.out
+    assert done.out.endswith("Nothing to do.\n")
+    more = outlay(
+        *("compare", shop.task, "--budgets", "4,6,8", "--strategies", "annotate,distill", "--out", out),
+        *("--store", shop.store, *shop.models(), "--dry-run", "--json"),
+    ).json
+    status = {(point["strategy"], point["budget_usd"]): point["status"] for point in more["points"]}
+    assert [name for name, each in status.items() if each == "planned"] == [("annotate", 8.0), ("distill", 8.0)]
+    assert more["n_finished"] == 4
+    assert more["charge_at_most_usd"] == pytest.approx(sum(p["charge_at_most_usd"] for p in more["points"]))
+    assert 8 < more["charge_at_most_usd"] <= 16
+    # In another folder every run is charged again, and nothing is computed or bought.
+    elsewhere = compare(shop, tmp_path / "out", "--dry-run", "--json").json
+    assert (elsewhere["n_finished"], elsewhere["n_labels_bought"]) == (0, 0)
+    assert sum(elsewhere["left"]["steps"].values()) == elsewhere["left"]["wall_seconds_forecast"] == 0
+    assert elsewhere["charge_at_most_usd"] > 16
+    assert entries(out) == before
+
+
+def test_a_dry_run_refuses_what_cannot_be_filled(shop: Shop, tmp_path: Path) -> None:
+    asked = ("run", shop.task, "--budget", "0.1", "--out", tmp_path / "out", "--store", shop.store, *shop.models())
+    ran = outlay(*asked, "--dry-run")
+    assert ran.code == 1
+    assert "1 point, 1 of them N/A" in ran.out
+    assert ran.err.startswith("outlay: none of the 1 points can be filled, the first: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_one_run_shows_one(shop: Shop, tmp_path: Path) -> None:
+    ran = shop.run(tmp_path / "out", "--dry-run", store=tmp_path / "store")
+    assert ran.code == 0, ran.err
+    assert "Separate" not in ran.out
+    assert "Sharing" not in ran.out
+    assert any(line.startswith("distill, $6.00 ") for line in lines_of(ran))
 
 
 # --- from Python -----------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from outlay.api import (
         compare,
         distill,
+        dry_run,
         evaluate,
         finetune,
         init,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from outlay.standalone.runtime import RuntimeOptions
     from outlay.study.progress import Progress
     from outlay.study.request import Models, RunOptions, Setup
-    from outlay.study.results import RunResult, StudyResult
+    from outlay.study.results import DryRun, RunResult, StudyResult
     from outlay.tasks.new_task import SplitOptions
     from outlay.tasks.task import load_task
     from outlay.tasks.task_files import InitResult
@@ -51,6 +52,7 @@ __version__ = "0.2.0.dev0"
 
 __all__ = [
     "Data",
+    "DryRun",
     "EvaluationResult",
     "InitResult",
     "Ledger",
@@ -71,6 +73,7 @@ __all__ = [
     "TrainingResult",
     "compare",
     "distill",
+    "dry_run",
     "errors",
     "evaluate",
     "finetune",
@@ -86,6 +89,7 @@ __all__ = [
 
 _ELSEWHERE = {
     "Data": "outlay.standalone.request",
+    "DryRun": "outlay.study.results",
     "EvaluationResult": "outlay.standalone.results",
     "InitResult": "outlay.tasks.task_files",
     "Ledger": "outlay.money.ledger",

@@ -32,7 +32,7 @@ from outlay.study.index import StudyIndex
 from outlay.study.prepare import check_study, prepare_study, refuse_several_processes, study_command
 from outlay.study.progress import OnProgress, ProgressReports
 from outlay.study.request import AnyPath, Dollars, Models, RunOptions, Setup, prepare_runs, request, requests, workplace
-from outlay.study.results import RunResult, StudyResult
+from outlay.study.results import DryRun, RunResult, StudyResult
 from outlay.study.runner import Session
 from outlay.tasks.new_task import NewTaskOptions, SplitOptions, new_task
 from outlay.tasks.task_files import InitResult, check_new_folder, write_task
@@ -168,6 +168,39 @@ def compare(
     models, options = models or Models(), options or RunOptions()
     asked = requests(task, budgets, strategies, n_initial, seeds, models, options)
     return _result(prepare_runs(asked, "compare", out, setup or Setup(), rivals=options.rivals), progress)
+
+
+def dry_run(
+    task: AnyPath,
+    budgets: Dollars | Sequence[Dollars],
+    *,
+    out: AnyPath,
+    strategies: str | Sequence[str] = ("annotate", "distill", "self_distill"),
+    n_initial: int | None = None,
+    seeds: int | Sequence[int] = 1,
+    models: Models | None = None,
+    options: RunOptions | None = None,
+    setup: Setup | None = None,
+) -> DryRun:
+    """Plan the runs that `compare` would make, or `run` with one budget and one strategy: nothing is bought, no folder is made.
+
+    Args:
+        task: as in `run`.
+        budgets: as in `compare`.
+        out: the results folder; what it holds is done.
+        strategies: as in `compare`.
+        n_initial: as in `run`.
+        seeds: as in `compare`.
+        models: as in `compare`.
+        options: as in `compare`.
+        setup: as in `compare`.
+
+    Raises:
+        OutlayError: a run that is known to fail.
+    """
+    models, options = models or Models(), options or RunOptions()
+    asked = requests(task, budgets, strategies, n_initial, seeds, models, options)
+    return DryRun(prepare_runs(asked, "compare", out, setup or Setup(), rivals=options.rivals).plan)
 
 
 def study(

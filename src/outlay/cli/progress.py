@@ -9,19 +9,24 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from outlay.cli.terminal import console
 from outlay.money.amounts import format_usd
 from outlay.text.display import visible
-from outlay.text.listener import Advance, Listener
+from outlay.text.durations import time_left
+from outlay.text.listener import Advance, Ahead, Listener
 
 QUIET_SECONDS = 15.0
 """Seconds between plain lines of one step where there is no terminal."""
 
+WIDE = 90
+"""Columns of a terminal with room for long bars."""
+
 
 class Words(ProgressColumn):
-    """Column with a task's description, or one of its fields, as plain text."""
+    """Column with a task's description, or one of its fields, as plain text on one line, cut where there is no room."""
 
     def __init__(self, field: str | None = None) -> None:
         super().__init__()
@@ -29,17 +34,33 @@ class Words(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Return the text of one task."""
-        return Text(visible(task.description if self._field is None else str(task.fields[self._field])))
+        words = task.description if self._field is None else str(task.fields[self._field])
+        return Text(visible(words), no_wrap=True, overflow="ellipsis")
+
+
+class LeftColumn(TimeRemainingColumn):
+    """Column with the time that is left: of a task with the field ``end`` until that time, else as fast as it went so far.
+
+    ``end``: seconds of `time.monotonic`, ``None`` where they are not known yet.
+    """
+
+    def render(self, task: Task) -> Text:
+        """Return the time left of one task."""
+        if "end" not in task.fields:
+            return super().render(task)
+        end = task.fields["end"]
+        return Text("" if end is None else time_left(end - time.monotonic()), style="progress.remaining")
 
 
 def live_bars(console: Console, fields: tuple[str, ...], *, quiet: bool) -> Progress:
     """Return bars that show fields of their task as plain text, on a terminal only, and vanish at the end."""
+    # On a narrow terminal the words give way, and not the times.
     return Progress(
         Words(),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=24 if console.width >= WIDE else 10, table_column=Column(no_wrap=True)),
         *map(Words, fields),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        LeftColumn(table_column=Column(no_wrap=True)),
         console=console,
         transient=True,
         disable=quiet or not console.is_terminal,
@@ -77,6 +98,21 @@ class RunsScreen(BarScreen):
     def __init__(self, *, quiet: bool = False) -> None:
         super().__init__(quiet=quiet)
         self._tasks: dict[str, TaskID] = {}
+        self._ahead: Ahead = (0.0, None)
+        self._all: TaskID | None = None
+
+    def ahead(self, far: Ahead) -> None:
+        """Move the bar of all work, which stands above those of the steps, and set its end."""
+        self._ahead = share, seconds = far
+        if self._all is None:
+            self._all = self._bars.add_task("all steps", total=1.0, detail="", end=None)
+        end = None if seconds is None else time.monotonic() + seconds
+        self._bars.update(self._all, end=end)
+        self._move(self._all, share)
+
+    def _move(self, whole: TaskID, share: float) -> None:
+        """Move the bar of all work to the share that is done."""
+        self._bars.update(whole, completed=share, detail=f"{100 * share:.0f} %")
 
     def ended(self, what: str, seconds: float, problem: str | None) -> None:  # noqa: ARG002
         """Print a step's problem, if any."""
@@ -95,6 +131,9 @@ class RunsScreen(BarScreen):
             for name, (done, total, words) in under_way.items():
                 far = f": {done:,} of {total:,}, {words}" if total else ""
                 self._console.print(f"    {name}{far}", soft_wrap=True)
+            share, seconds = self._ahead
+            if seconds is not None:
+                self._console.print(f"    {100 * share:.0f} % of the work done, {time_left(seconds)}", soft_wrap=True)
 
 
 class Screen(RunsScreen):

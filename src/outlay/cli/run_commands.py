@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +22,9 @@ from outlay.cli.common import (
     say_notes,
 )
 from outlay.cli.option_groups import grouped
+from outlay.cli.plan_screen import print_plan
 from outlay.cli.run_options import (
+    DryRunOption,
     GridOptions,
     InitialOption,
     JsonOption,
@@ -70,7 +74,10 @@ def run(
     words = ("--budget", budget, "--strategy", strategy, *shared.words(), *where.words())
     folder = Path("outlay-runs") / f"{load_task(task).name}-{strategy}"
     session = _prepare([asked], "run", (as_word(task), *words), folder, where, rivals=how.rivals)
-    _fail_without_result(_bring_about(session, where, receipts=True))
+    if where.dry_run:
+        print_plan(session, where.store, as_json=where.as_json)
+    else:
+        _fail_without_result(_bring_about(session, where, receipts=True))
 
 
 @grouped
@@ -102,7 +109,10 @@ def compare(
     folder = Path("outlay-runs") / f"{load_task(task).name}-compare"
     words = (*grid.words(), *shared.words(), *where.words())
     session = _prepare(asked, "compare", (as_word(task), *words), folder, where, rivals=how.rivals)
-    _fail_without_result(_bring_about(session, where))
+    if where.dry_run:
+        print_plan(session, where.store, as_json=where.as_json)
+    else:
+        _fail_without_result(_bring_about(session, where))
 
 
 def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = False) -> None:
@@ -126,6 +136,7 @@ def demo(
     precision: RunPrecision = "auto",
     workers: WorkersOption = 1,
     store: RunStore = None,
+    dry_run: DryRunOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -134,9 +145,7 @@ def demo(
     from outlay.report.receipt import receipt, render_text
     from outlay.tasks.demo import demo_story, write_demo
 
-    task = write_demo(out / "task")
-    shared = _demo_request(task, threads, precision)
-    asked = _demo_requests(shared, seed, seeds)
+    scratch = TemporaryDirectory(prefix="outlay-demo-") if dry_run else nullcontext(out / "task")
     options = {
         "--seed": seed or None,
         "--threads": threads,
@@ -145,7 +154,12 @@ def demo(
     }
     where = PlaceOptions(out=out, store=store, workers=workers, quiet=quiet, as_json=as_json)
     words = (*given_words({"--seeds": seeds}), *given_words(options))
-    session = _prepare(asked, "demo", words, out, where, rivals=rivals)
+    with scratch as folder:
+        asked = _demo_requests(_demo_request(write_demo(Path(folder)), threads, precision), seed, seeds)
+        session = _prepare(asked, "demo", words, out, where, rivals=rivals)
+    if dry_run:
+        print_plan(session, store, as_json=as_json)
+        return
     price = session.builder.price_book.get("label/demo")
     story = demo_story(len({(each.strategy, each.n_initial) for each in asked}), write_usd(price.usd))
     points = _bring_about(session, where, first=story)

@@ -86,6 +86,9 @@ MaxLatencyOption = Annotated[
     float | None,
     option("--max-ms", panel=OUTPUT, says="Milliseconds a row at most of the model that the summary says to take."),
 ]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan, its bounds and forecasts; start nothing.")
+]
 QuietOption = Annotated[bool, option("--quiet", "-q", panel=OUTPUT, says="No progress.")]
 JsonOption = Annotated[bool, option("--json", panel=OUTPUT, says=JSON_SAYS)]
 
@@ -301,6 +304,7 @@ class PlaceOptions:
     ] = False
     max_student_mb: MaxSizeOption = None
     max_ms: MaxLatencyOption = None
+    dry_run: DryRunOption = False
     quiet: QuietOption = False
     as_json: JsonOption = False
 

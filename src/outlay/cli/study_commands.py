@@ -11,11 +11,13 @@ import typer
 
 from outlay.cli.common import WAITING_EXIT, Json, PricesOption, StoreOption, fail, open_store, parse_names, say_notes
 from outlay.cli.option_groups import option
+from outlay.cli.plan_screen import print_plan
 from outlay.cli.run_options import (
     PLACES,
     TRAINING,
     CapOption,
     DataOption,
+    DryRunOption,
     JsonOption,
     MachinesOption,
     MaxLatencyOption,
@@ -32,7 +34,6 @@ from outlay.errors import UsageError
 from outlay.storage.paths import command_line, expand_path
 
 if TYPE_CHECKING:
-    from outlay.study.dry_run import StudyPlan
     from outlay.study.grid import Study
     from outlay.study.runner import Session, Workplace
     from outlay.workers.pool import WorkerPool
@@ -78,9 +79,7 @@ def run(
     data: DataOption = None,
     prices: PricesOption = None,
     out: OutOption = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan, its bounds and forecasts; start nothing.")
-    ] = False,
+    dry_run: DryRunOption = False,
     rivals: RivalsOption = True,
     this_machine: ThisMachineOption = "cpu",
     machines: MachinesOption = None,
@@ -119,7 +118,7 @@ def run(
         session = prepare_study(asked, place, again, pool, list(map(expand_path, known or ())), rivals=rivals)
     say_notes([*session.builder.notes, *session.plan.rival_notes], quiet=is_quiet)
     if dry_run:
-        _print_plan(session.plan, as_json)
+        print_plan(session, store, as_json=as_json)
     check_study(session)
     for line in () if is_quiet else session.remarks:
         echo(line, err=True)
@@ -207,15 +206,6 @@ def schema() -> None:
     from outlay.study.grid import study_schema
 
     print_json(study_schema())
-
-
-def _print_plan(planned: StudyPlan, as_json: bool) -> None:
-    from outlay.cli.plan_table import render
-
-    if as_json:
-        print_json(planned.to_json())
-    else:
-        table_console().print(render(planned))
 
 
 def _worker_pool(executor: str, place: Workplace, workers: int | None, threads: int, ray: str) -> WorkerPool:

@@ -29,7 +29,6 @@ class StudyScreen(RunsScreen):
         super().__init__(quiet=quiet)
         self._folder, self._quiet = folder, quiet
         self._n_points = self._n_over = self._n_steps = 0
-        self._all: TaskID | None = None
         self._charge = 0.0
         self._cash = 0.0
 
@@ -54,7 +53,10 @@ class StudyScreen(RunsScreen):
         self._n_points, self._n_over = n_points, n_points - n_left
         if n_left:
             self._bars.start()
-            self._all = self._bars.add_task("points", total=n_points, completed=self._n_over, detail="")
+            self._all = self._bars.add_task("points", total=n_points, completed=self._n_over, detail="", end=None)
+
+    def _move(self, whole: TaskID, share: float) -> None:
+        """Leave the bar of all work alone: it counts the points."""
 
     def ended(self, what: str, seconds: float, problem: str | None) -> None:
         """Count a step, and print its problem if any."""

@@ -106,6 +106,14 @@ class Store:
         """
         return self.get(key, verify=False)
 
+    def holds(self, key: str) -> bool:
+        """Return whether an artifact of a key lies in the folder; nothing is read, verified or fetched, nor is it a use."""
+        return (self.root / "objects" / key[:2] / key / MANIFEST).exists()
+
+    def has_checkpoints(self, key: str) -> bool:
+        """Return whether checkpoints of a key, whose artifact is not made yet, lie in the folder."""
+        return (self.root / "making" / key / "work" / "checkpoints").exists()
+
     def check(self, key: str) -> Artifact | None:
         """Return the artifact of a key if it is there, its files verified if they lie here; what is kept elsewhere is
         not fetched.

@@ -1,4 +1,4 @@
-"""The dry run of a study: the recipe of each point, the distinct steps of all points, and their work, hours and dollars.
+"""The dry run of runs and studies: the recipe of each point, the distinct steps of all points, and their work, hours and dollars.
 
 Charges, and their hours by the flops clock, are upper bounds. Wall seconds and cash are forecasts from the measured profile of
 this machine; without a profile there are none.
@@ -9,8 +9,7 @@ first is planned with the first recipe alone; those of `outlay.plan.strategies` 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
@@ -29,9 +28,7 @@ from outlay.plan.steps import Distil, Recipe, Score, Step, Teach, Train, n_carve
 from outlay.plan.strategies import NotAvailable, rival_of, strategy
 from outlay.study.known import KnownPoint
 from outlay.study.rivals import PlannedRun, rivals_of, tasks_without_rivals
-
-KINDS = ("buy", "train", "teach", "distil", "score")
-"""Kinds of steps, in the order in which they run."""
+from outlay.study.work import LabelCount, StudyWork, count_labels, total_work
 
 PILOT_NOTE = "only the pilot is planned here: what follows depends on its dev score, so the charge is bounded by the budget alone"
 
@@ -41,7 +38,7 @@ class PlannedPoint:
     """A planned point: its ``recipe``, or the ``reason`` why it is not available (``na``).
 
     ``task``: name of the task, as in the point of the run. ``run_id``: ``None`` where the request cannot be built, such as with
-    an unknown model. ``charge_micros``: upper bound of the charge, 0 for ``na`` and for a known point.
+    an unknown model. ``charge_micros``: upper bound of the charge, 0 for ``na`` and for a known or finished point.
     """
 
     request: Request
@@ -54,6 +51,15 @@ class PlannedPoint:
     """Limits of the task that its models lower."""
     known: KnownPoint | None = None
     """The point that is taken as done; nothing is run, and nothing charged."""
+    is_finished: bool = False
+    """True where the results folder has the result of this run: nothing is run, and nothing charged."""
+    work: StudyWork | None = None
+    """Work of the point's steps, as if it ran alone; ``None`` without a recipe, and for a known or finished point."""
+
+    @property
+    def is_left(self) -> bool:
+        """True where the point is to be run."""
+        return self.recipe is not None and self.known is None and not self.is_finished
 
     @property
     def is_rival(self) -> bool:
@@ -70,10 +76,16 @@ class PlannedPoint:
             return model.targets[0].teacher.n_labels, model.n_rows
         return model.n_labels, 0
 
+    @property
+    def labels(self) -> LabelCount:
+        """Labels of the recipe, dev labels included, each once."""
+        return count_labels([] if self.recipe is None else self.recipe.steps())
+
     def to_json(self) -> dict[str, Any]:
         """Return the planned point as JSON values; absent values are null."""
         asked = self.request
         n_labels, n_pool = self.sizes
+        status = "na" if self.recipe is None else "known" if self.known is not None else "planned"
         return {
             "task": self.task,
             "strategy": asked.strategy,
@@ -85,56 +97,74 @@ class PlannedPoint:
             "pool_rows": asked.pool_rows,
             "machine": asked.machine,
             "run": self.run_id,
-            "status": "na" if self.recipe is None else "planned" if self.known is None else "known",
+            "status": "finished" if self.is_finished and status == "planned" else status,
             "reason": self.reason,
             "n_labels": n_labels,
+            "n_labels_bought": self.labels.n_bought,
+            "n_labels_owned": self.labels.n_owned,
             "n_pool": n_pool,
+            "optimizer_steps": 0 if self.work is None else self.work.n_optimizer_steps,
+            "wall_seconds_forecast": None if self.work is None else self.work.seconds_here,
             "charge_at_most_usd": usd_of(self.charge_micros),
         }
 
 
 @dataclass(frozen=True, slots=True)
-class StudyWork:
-    """The work of some steps: their number, optimiser steps, hours and seconds.
-
-    ``n_steps``: number of steps by kind; ``n_optimizer_steps``: batches trained, with every epoch run to its end;
-    ``charged_hours``: hours by the flops clock of the machines they are charged as, a bound of the charge and not of wall time;
-    ``seconds_here``: forecast of wall seconds on this machine, ``None`` where no profile was measured with their threads.
-    """
-
-    n_steps: Mapping[str, int]
-    n_optimizer_steps: int
-    charged_hours: float
-    seconds_here: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the work as JSON values."""
-        return {
-            "steps": {kind: self.n_steps.get(kind, 0) for kind in KINDS},
-            "optimizer_steps": self.n_optimizer_steps,
-            "charged_hours_at_most": self.charged_hours,
-            "wall_seconds_forecast": self.seconds_here,
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class StudyPlan:
-    """A study's plan: its points in the order given, and their distinct steps in topological order (inputs first).
+    """A plan of runs: its points in the order given, and their distinct steps in topological order (inputs first).
 
-    Steps, work and dollars are those of the points that are left to run: known points have none.
+    Steps, work and dollars are those of the points that are left to run: known and finished points have none.
 
-    ``distinct``: work with each step done once; ``separate``: work where every point runs on its own; ``cash_micros``: forecast
-    of the cash of the distinct steps at the price of this machine, ``None`` without a forecast of their seconds. Replayed labels
-    take no cash.
+    ``work_of``: work of each distinct step by its key; ``separate``: work where every point runs on its own; ``in_store``: keys
+    of distinct steps whose artifacts are in the store; ``profile``: the measured speed of this machine; ``here``: its price.
     """
 
     points: tuple[PlannedPoint, ...]
     steps: tuple[Step, ...]
-    distinct: StudyWork
+    work_of: Mapping[str, StudyWork]
     separate: StudyWork
-    cash_micros: int | None
+    profile: MachineProfile | None = None
+    here: Price | None = None
+    in_store: frozenset[str] = frozenset()
+    cash_cap_micros: int | None = None
+    """Cash that all runs of the folder may take together."""
     rival_notes: tuple[str, ...] = ()
     """Tasks without rivals, a line each."""
+
+    @property
+    def distinct(self) -> StudyWork:
+        """Work with each step done once, wherever it is done."""
+        return total_work(self.work_of.values())
+
+    @property
+    def left(self) -> StudyWork:
+        """Work of the distinct steps that are not in the store."""
+        return total_work(work for key, work in self.work_of.items() if key not in self.in_store)
+
+    @property
+    def cash_micros(self) -> int | None:
+        """Forecast of the cash of the steps left, rounded up once; ``None`` without a price of this machine or a forecast of the
+        seconds. Replayed labels take no cash."""
+        seconds = self.left.seconds_here
+        if self.here is None or seconds is None:
+            return None
+        return cost_micros(Fraction(seconds) / 3600, self.here.usd)
+
+    @property
+    def cash_limit_micros(self) -> int:
+        """Limit of the cash of the points left: their budgets together, or the cap of the folder where it is lower."""
+        budgets = sum(point.request.budget_micros for point in self.points if point.is_left)
+        return budgets if self.cash_cap_micros is None else min(budgets, self.cash_cap_micros)
+
+    @property
+    def labels(self) -> LabelCount:
+        """Labels of the points left, each once: those that are in the store are bought no more."""
+        return count_labels(step for step in self.steps if step.key not in self.in_store)
+
+    @property
+    def n_labels_separate(self) -> int:
+        """Number of labels that the points left would buy if each bought its own; rivals buy none."""
+        return sum(point.labels.n_bought for point in self.points if point.is_left and not point.is_rival)
 
     @property
     def n_points(self) -> int:
@@ -152,8 +182,13 @@ class StudyPlan:
         return sum(point.known is not None for point in self.points)
 
     @property
+    def n_finished(self) -> int:
+        """Number of points whose results are in the folder."""
+        return sum(point.is_finished and point.known is None for point in self.points)
+
+    @property
     def available(self) -> list[Request]:
-        """Requests of the points that can be run, known ones left out."""
+        """Requests of the points that can be run, known ones left out, finished ones not."""
         return [point.request for point in self.points if point.recipe is not None and point.known is None]
 
     @property
@@ -179,14 +214,36 @@ class StudyPlan:
             "n_points": self.n_points,
             "n_na": self.n_na,
             "n_known": self.n_known,
+            "n_finished": self.n_finished,
+            "n_labels_bought": self.labels.n_bought,
+            "n_labels_owned": self.labels.n_owned,
+            "n_labels_separate": self.n_labels_separate,
+            "left": self.left.to_json(),
             "distinct": self.distinct.to_json(),
             "separate": self.separate.to_json(),
             "optimizer_steps_saved": self.saved,
             "charge_at_most_usd": usd_of(self.charge_micros),
             "cash_forecast_usd": None if self.cash_micros is None else usd_of(self.cash_micros),
+            "cash_limit_usd": usd_of(self.cash_limit_micros),
             "notes": self.notes,
             "points": [point.to_json() for point in self.points],
         }
+
+
+@dataclass(frozen=True)
+class AlreadyThere:
+    """The state of a results folder and its store.
+
+    ``is_finished``: tells by its id whether the folder has the result of a run; ``is_in_store``: tells by its key whether the
+    store has the artifact of a step; ``cash_cap_micros``: cash that all runs of the folder may take together.
+    """
+
+    is_finished: Callable[[str], bool]
+    is_in_store: Callable[[str], bool]
+    cash_cap_micros: int | None = None
+
+
+NOTHING_THERE = AlreadyThere(lambda _: False, lambda _: False)
 
 
 def plan(
@@ -198,6 +255,7 @@ def plan(
     refuse: bool = False,
     rivals: bool = False,
     known: Mapping[str, KnownPoint] = MappingProxyType({}),
+    there: AlreadyThere = NOTHING_THERE,
 ) -> StudyPlan:
     """Plan many points.
 
@@ -211,20 +269,21 @@ def plan(
             whose strategy is not available is ``na`` in both cases.
         rivals: add the rivals of the points after them; one with an error is ``na``.
         known: finished points by the ids of their runs, which are taken as done.
+        there: what the results folder and the store have, and the limit of the folder.
 
     Raises:
         OutlayError: an error of `RunBuilder.prepare`, under ``refuse``.
     """
     points: list[PlannedPoint] = []
-    totals = _WorkTotals(profile, here)
+    totals = _WorkTotals(profile)
 
     def add(request: Request, absent: str | None, *, refuse: bool) -> None:
         point, context = _planned(builder, request, absent, refuse=refuse)
-        if point.recipe is not None and (there := known.get(point.run_id or "")) is not None:
-            point = replace(point, known=there, charge_micros=0)
+        if (recipe := point.recipe) is not None and point.run_id is not None and context is not None:
+            point = replace(point, known=known.get(point.run_id), is_finished=there.is_finished(point.run_id))
+            changed = {"work": totals.add(recipe, context)} if point.is_left else {"charge_micros": 0}
+            point = replace(point, **changed)
         points.append(point)
-        if point.recipe is not None and context is not None and point.known is None:
-            totals.add(point.recipe, context)
 
     for each in asked:
         add(*(each if isinstance(each, tuple) else (each, None)), refuse=refuse)
@@ -237,9 +296,12 @@ def plan(
     return StudyPlan(
         tuple(points),
         tuple(totals.steps.values()),
-        totals.distinct(),
+        totals.work_of,
         totals.separate(),
-        totals.cash_micros(),
+        profile,
+        here,
+        frozenset(filter(there.is_in_store, totals.steps)),
+        there.cash_cap_micros,
         tuple(notes),
     )
 
@@ -287,52 +349,30 @@ _ChargedStep = tuple[str, str]
 class _WorkTotals:
     """Totals over the steps of recipes: with each distinct step once, and with each as often as it is used."""
 
-    def __init__(self, profile: MachineProfile | None, here: Price | None) -> None:
+    def __init__(self, profile: MachineProfile | None) -> None:
         self.steps: dict[str, Step] = {}
-        self._first: dict[str, _ChargedStep] = {}
-        self._work_of_step: dict[_ChargedStep, StudyWork] = {}
-        self._n_asked: Counter[_ChargedStep] = Counter()
+        self.work_of: dict[str, StudyWork] = {}
+        self._work_of_charged: dict[_ChargedStep, StudyWork] = {}
+        self._used: list[StudyWork] = []
         self._foreseen: dict[Hashable, float] = {}
         self._profile = profile
-        self._here = here
 
-    def add(self, recipe: Recipe, context: PlanningContext) -> None:
-        """Add the steps of a recipe."""
+    def add(self, recipe: Recipe, context: PlanningContext) -> StudyWork:
+        """Add the steps of a recipe, and return their work."""
+        works = []
         for step in recipe.steps():
             at = step.key, context.machine.name
-            if at not in self._work_of_step:
-                self._work_of_step[at] = self._step_work(step, context)
+            if at not in self._work_of_charged:
+                self._work_of_charged[at] = self._step_work(step, context)
                 self.steps.setdefault(step.key, step)
-                self._first.setdefault(step.key, at)
-            self._n_asked[at] += 1
-
-    def distinct(self) -> StudyWork:
-        """Return the work with each step once."""
-        return self._work(dict.fromkeys(self._first.values(), 1))
+                self.work_of.setdefault(step.key, self._work_of_charged[at])
+            works.append(self._work_of_charged[at])
+        self._used.append(total_work(works))
+        return self._used[-1]
 
     def separate(self) -> StudyWork:
         """Return the work with each step as often as it is used."""
-        return self._work(self._n_asked)
-
-    def cash_micros(self) -> int | None:
-        """Return the forecast cash of the distinct steps, rounded up once; None without a price or a forecast."""
-        seconds = self.distinct().seconds_here
-        if self._here is None or seconds is None:
-            return None
-        return cost_micros(Fraction(seconds) / 3600, self._here.usd)
-
-    def _work(self, counts: Mapping[_ChargedStep, int]) -> StudyWork:
-        n_steps = dict.fromkeys(KINDS, 0)
-        n_optimizer_steps, charged_hours = 0, 0.0
-        seconds: float | None = 0.0
-        for at, n in counts.items():
-            each = self._work_of_step[at]
-            for kind, n_alike in each.n_steps.items():
-                n_steps[kind] += n * n_alike
-            n_optimizer_steps += n * each.n_optimizer_steps
-            charged_hours += n * each.charged_hours
-            seconds = None if seconds is None or each.seconds_here is None else seconds + n * each.seconds_here
-        return StudyWork(n_steps, n_optimizer_steps, charged_hours, seconds)
+        return total_work(self._used)
 
     def _step_work(self, step: Step, context: PlanningContext) -> StudyWork:
         if not isinstance(step, Train | Teach | Distil | Score):

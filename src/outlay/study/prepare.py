@@ -15,7 +15,6 @@ from outlay.engine.step_runner import JobRunner
 from outlay.engine.summary import asked_of
 from outlay.errors import DataError, UsageError
 from outlay.hardware.precision import AUTO, OTHER, bf16_speed, precision_name
-from outlay.models.cost_model import PROFILE_FILE, load_profile
 from outlay.report.results import Header
 from outlay.storage.paths import as_word, command_line
 from outlay.study.dry_run import StudyPlan, plan
@@ -57,9 +56,15 @@ def prepare_study(
     builder, store = place.builder(), place.store
     asked = [cell.request if cell.absent is None else (cell.request, cell.absent) for cell in study.cells]
     there = KnownPoints(place.folder, known)
-    profile = load_profile(store.root.parent / PROFILE_FILE)
-    has_rivals = rivals and study.rivals
-    planned = plan(builder, asked, profile=profile, here=place.here, rivals=has_rivals, known=there.by_run)
+    planned = plan(
+        builder,
+        asked,
+        profile=place.profile,
+        here=place.here,
+        rivals=rivals and study.rivals,
+        known=there.by_run,
+        there=place.already_there(),
+    )
     remarks = _check_known(there, planned, builder, place.folder)
     jobs = JobRunner(store, builder.prepare)
     return Session(place, header, planned, builder, place.runner(), jobs, pool or place.pool(study.threads), remarks)

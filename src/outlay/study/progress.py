@@ -6,21 +6,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from outlay.engine.point import Point
-from outlay.text.listener import Advance, Listener
+from outlay.text.durations import time_left
+from outlay.text.listener import Advance, Ahead, Listener
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A report of progress: name of the work, parts done and in all (0 where unknown), and details in words."""
+    """A report of progress: name of the work, parts done and in all (0 where unknown), and details in words.
+
+    ``seconds_left``: an estimate for all that the call does, ``None`` where there is none yet.
+    """
 
     what: str
     n_done: int = 0
     n_total: int = 0
     detail: str = ""
+    seconds_left: float | None = None
 
     def __str__(self) -> str:
         parts = [f"{self.n_done:,} of {self.n_total:,}"] if self.n_total else []
         parts += [self.detail] if self.detail else []
+        parts += [] if self.seconds_left is None else [f"{time_left(self.seconds_left)} in all"]
         return f"{self.what}: {', '.join(parts)}" if parts else self.what
 
 
@@ -36,6 +42,7 @@ class ProgressReports(Listener):
         self._n_points = self._n_over = 0
         self._what = ""
         self._last: dict[str, Advance] = {}
+        self._seconds_left: float | None = None
 
     def begin(self, what: str) -> None:
         """Report that a part of a single step began."""
@@ -69,9 +76,13 @@ class ProgressReports(Listener):
         what = f"{request.task}: {request.variant}, seed {request.seed}, {said}"
         self._tell(Progress(what, self._n_over + n_done, self._n_points))
 
+    def ahead(self, far: Ahead) -> None:
+        """Keep the estimate of the time left for the next reports of steps."""
+        self._seconds_left = far[1]
+
     def tick(self, under_way: Mapping[str, Advance]) -> None:
         """Report the steps that went on since the last tick."""
         for what, far in under_way.items():
             if self._last.get(what) != far:
-                self._tell(Progress(what, *far))
+                self._tell(Progress(what, *far, seconds_left=self._seconds_left))
         self._last = dict(under_way)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from outlay.engine.outputs import manifest_of, receipt_file
 from outlay.engine.point import Point, Reading, micros_of
@@ -15,6 +16,7 @@ from outlay.metrics import STATISTICS, main_score
 from outlay.money.amounts import MICROS_PER_USD
 from outlay.report.study_report import StudyReport, write_study_report
 from outlay.storage.store import Store
+from outlay.study.dry_run import StudyPlan
 from outlay.study.runner import read_results
 
 
@@ -133,6 +135,61 @@ class RunResult:
                 "makes it anew"
             )
         return artifact.path
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What runs would take, before they start: of those alone that are not in the results folder yet.
+
+    Attributes:
+        plan: every run with its recipe, and the distinct steps of all.
+    """
+
+    plan: StudyPlan = field(repr=False)
+
+    @property
+    def n_runs(self) -> int:
+        """Number of runs, rivals included."""
+        return self.plan.n_points
+
+    @property
+    def n_finished(self) -> int:
+        """Number of runs that are in the folder already."""
+        return self.plan.n_finished
+
+    @property
+    def n_labels(self) -> int:
+        """Number of labels to buy, each once."""
+        return self.plan.labels.n_bought
+
+    @property
+    def n_optimizer_steps(self) -> int:
+        """Number of batches to train at most, of each distinct step once; those of the store are done."""
+        return self.plan.left.n_optimizer_steps
+
+    @property
+    def seconds(self) -> float | None:
+        """Forecast of the wall seconds of the steps, one after the other; ``None`` before `outlay machine calibrate`."""
+        return self.plan.left.seconds_here
+
+    @property
+    def charge_at_most(self) -> Decimal:
+        """Upper bound of the dollars charged."""
+        return Decimal(self.plan.charge_micros) / MICROS_PER_USD
+
+    @property
+    def cash(self) -> Decimal | None:
+        """Forecast of the dollars of cash that compute takes here; ``None`` without one of the seconds."""
+        return None if self.plan.cash_micros is None else Decimal(self.plan.cash_micros) / MICROS_PER_USD
+
+    @property
+    def cash_limit(self) -> Decimal:
+        """Dollars of cash at which the runs are stopped: their budgets together, or ``cash_cap``."""
+        return Decimal(self.plan.cash_limit_micros) / MICROS_PER_USD
+
+    def to_json(self) -> dict[str, Any]:
+        """Return totals and every run as JSON values, as `outlay compare --dry-run --json` prints them."""
+        return self.plan.to_json()
 
 
 @dataclass(frozen=True, slots=True)

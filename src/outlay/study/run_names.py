@@ -12,8 +12,11 @@ from outlay.plan.strategies import rival_of
 from outlay.report.grouping import short_model
 
 
-def run_names(asked: Sequence[Request]) -> list[str]:
-    """Return the name of each run: its strategy, budget and seed, then pools, models and methods where runs differ in them."""
+def run_names(asked: Sequence[Request], *, with_seeds: bool = True) -> list[str]:
+    """Return the name of each run: its strategy, budget and seed, then pools, models and methods where runs differ in them.
+
+    ``with_seeds``: False names runs alike that differ in their seeds alone.
+    """
     models = tuple(dict.fromkeys(ref for each in asked for ref in (each.teacher, each.student)))
     others = [each for each in asked if rival_of(each.strategy) is None]
     has_models = len({(each.teacher, each.student) for each in others}) > 1
@@ -25,7 +28,7 @@ def run_names(asked: Sequence[Request]) -> list[str]:
         parts = [each.strategy]
         parts += [] if each.n_initial is None else [f"N = {each.n_initial:,}"]
         parts += [f"{each.pool_rows:,} pool rows"] if has_pools and each.pool_rows is not None else []
-        parts += [format_usd(each.budget_micros), f"seed {each.seed}"]
+        parts += [format_usd(each.budget_micros), *([f"seed {each.seed}"] if with_seeds else [])]
         if rival is None and has_models:
             parts.append(f"{short_model(each.teacher, models)} to {short_model(each.student, models)}")
         if rival is not None and rival.reads_student:

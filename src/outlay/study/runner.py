@@ -28,6 +28,7 @@ from outlay.engine.step_runner import Job, JobResult, JobRunner
 from outlay.engine.summary import absent_point
 from outlay.errors import HoldError, MissingData
 from outlay.export.model_dir import MODEL_DIR, bytes_of, handed_over
+from outlay.models.cost_model import PROFILE_FILE, MachineProfile, load_profile
 from outlay.money.amounts import Price, PriceBook
 from outlay.money.ledger import Ledger
 from outlay.plan.request import Request
@@ -37,11 +38,12 @@ from outlay.report.results import ANY_SIZE, Bounds, Header, Results
 from outlay.storage.files import write_text
 from outlay.storage.remote import open_location
 from outlay.storage.store import Store
-from outlay.study.dry_run import StudyPlan, plan
+from outlay.study.dry_run import AlreadyThere, StudyPlan, plan
 from outlay.study.index import StudyCell, StudyIndex, check_folder, check_nothing_lost
 from outlay.study.known import keep_points, kept_points
 from outlay.study.run_names import run_names
 from outlay.study.scheduler import Scheduler, StepRunnerFactory
+from outlay.study.time_left import TimeLeft
 from outlay.text.listener import Listener, Report
 from outlay.workers.local import LocalPool
 from outlay.workers.pool import InProcessPool, WorkerPool
@@ -116,6 +118,8 @@ class StudyRunner:
                 self.points[i] = absent_point(planned.request, builder, "na", planned.reason or "nothing is proposed")
         self.left = [i for i in range(len(self._runs)) if i not in self.points]
         """Places in the plan of the points that are left to run."""
+        self.time_left = TimeLeft(plan, self.left)
+        """Estimate of the time that they take."""
         # Kept first: from here on the folder needs the files of the known points no more.
         keep_points(runner.folder, self.known.values())
         self._write()
@@ -136,7 +140,8 @@ class StudyRunner:
                 took = time.monotonic() - began
                 due = time.monotonic() + max(WRITE_SECONDS, WRITE_SHARE * took)
 
-        scheduler = Scheduler(self._runner, self._builder, pool, listener, done)
+        self.time_left.n_workers = lambda: pool.n_workers
+        scheduler = Scheduler(self._runner, self._builder, pool, listener, done, self.time_left)
         try:
             # Rivals learn from the labels that the others buy.
             for are_rivals in (False, True):
@@ -284,6 +289,21 @@ class Workplace:
         return LocalPool(self.factory(), self.n_workers, threads, logs=self.logs) if self.n_workers > 1 else None
 
     @property
+    def profile(self) -> MachineProfile | None:
+        """Return the measured speed of this machine, ``None`` before it was measured.
+
+        Raises:
+            UsageError: the file beside the store holds none.
+        """
+        return load_profile(self.store.root.parent / PROFILE_FILE)
+
+    def already_there(self) -> AlreadyThere:
+        """Return the state of the folder and the store, for a plan."""
+        return AlreadyThere(
+            lambda run_id: RunDir.of(self.folder, run_id).manifest.exists(), self.store.holds, self.cash_cap_micros
+        )
+
+    @property
     def logs(self) -> Path:
         """Folder of the logs of worker processes."""
         return self.folder / "logs"
@@ -326,23 +346,28 @@ class Session:
         study = StudyRunner(self.plan, self.header, self.runner, self.builder)
         listener.opened(self.plan.n_points, len(study.known), study.n_finished, len(study.left))
         if study.left:
-            with self.pool or self._in_process(listener) as pool:
+            with self.pool or self._in_process(listener, study.time_left) as pool:
                 study.run(pool, listener)
         return [study.points[i] for i in range(self.plan.n_points)]
 
-    def _in_process(self, listener: Listener) -> InProcessPool:
+    def _in_process(self, listener: Listener, time_left: TimeLeft) -> InProcessPool:
         """Return a pool that works in this process and passes progress and waits to the listener."""
         # The pool and its callbacks refer to each other: they must not keep the ledger of this session open.
-        jobs, names = self.jobs, dict[str, str]()
+        jobs, names, steps = self.jobs, dict[str, str](), dict[str, str]()
         places = {point.run_id: i for i, point in enumerate(self.plan.points)}
 
         def make(job: Job, report: Report) -> JobResult:
             names[job.key] = f"{describe(job.step)} ({job.run_id[:6]})"
+            steps[job.key] = job.step.key
             of_run = listener.of_run(places[job.run_id])
             return jobs.make(job, report, lambda who: of_run.say(f"waiting: {who}"))
 
         def tell() -> None:
-            listener.tick({names[key]: far for key, far in pool.progress().items()})
+            progress = pool.progress()
+            for key, far in progress.items():
+                time_left.reported(steps[key], far)
+            listener.ahead(time_left.ahead())
+            listener.tick({names[key]: far for key, far in progress.items()})
 
         pool = InProcessPool(lambda: make, logs=self.place.logs, on_report=tell)
         return pool
@@ -364,11 +389,18 @@ def prepare_session(
         OutlayError: an error in a request, its data or models; a folder of another study, or one whose report would lose scores;
             more workers than the machine has room for.
     """
-    builder = place.builder()
+    builder, runner = place.builder(), place.runner()
     for request in asked:
         builder.check(request)
-    planned = plan(builder, _distinct(builder, asked), refuse=True, rivals=rivals)
-    runner = place.runner()
+    planned = plan(
+        builder,
+        _distinct(builder, asked),
+        profile=place.profile,
+        here=place.here,
+        refuse=True,
+        rivals=rivals,
+        there=place.already_there(),
+    )
     runner.refuse_other_precision(builder, asked)
     check_folder(place.folder, header)
     if not overwrite:

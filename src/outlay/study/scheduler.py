@@ -29,6 +29,7 @@ from outlay.plan.request import Request
 from outlay.plan.steps import Buy, Recipe, Score, Step, describe
 from outlay.storage.remote import open_location
 from outlay.study.buyers import Buyers
+from outlay.study.time_left import TimeLeft
 from outlay.text.listener import Advance, Listener, Report
 from outlay.workers.pool import N_TRIES, TaskResult, WorkerFn, WorkerPool
 
@@ -97,12 +98,14 @@ class Scheduler:
         pool: WorkerPool,
         listener: Listener,
         done: Callable[[int, Point], None],
+        time_left: TimeLeft | None = None,
     ) -> None:
         self._runner = runner
         self._builder = builder
         self._pool = pool
         self._listener = listener
         self._done = done
+        self._time_left = time_left
         self._open: dict[int, _Open] = {}
         self._making: dict[str, tuple[_Open, HeldStep]] = {}
         self._buyers = Buyers(runner.results.buy)
@@ -126,7 +129,7 @@ class Scheduler:
                         self._hand_out()
                 self._hand_out()
                 if self._making:
-                    self._listener.tick(self._progress())
+                    self._tell()
                     self._wait()
         finally:
             for each in self._open.values():
@@ -194,6 +197,8 @@ class Scheduler:
         self._close(each.place, point)
 
     def _close(self, place: int, point: Point) -> None:
+        if self._time_left is not None:
+            self._time_left.over(place)
         self._n_done += 1
         self._done(place, point)
         self._listener.point(point, self._n_done)
@@ -243,6 +248,8 @@ class Scheduler:
         # Share of the remaining cash: the step's share of the remaining hours, divided among the free workers.
         share = execution.share_of(need.step) / self._pool.n_free
         if (begun := self._hold(each, need, share)) is not None:
+            if self._time_left is not None:
+                self._time_left.began(need.step.key, is_resumed=self._runner.store.has_checkpoints(need.key))
             self._pool.submit(need.key, begun.job)
             self._listener.submitted(describe(need.step), execution.run_id)
 
@@ -264,6 +271,9 @@ class Scheduler:
         what, problem = describe(begun.need.step), None
         is_bought = isinstance(begun.job, Purchase)
         each.n_begun -= 1
+        if self._time_left is not None and not is_bought:
+            is_made = isinstance(ended.value, JobResult) and not ended.value.reused
+            self._time_left.ended(begun.need.step.key, is_done=ended.value is not None, is_made=is_made)
         if ended.lost is not None:
             problem = f"its worker was lost: {ended.lost}"
             each.execution.release(begun, problem, seconds=ended.seconds)
@@ -296,6 +306,14 @@ class Scheduler:
                 raise
             self._failed[ended.name] = str(error)
         return self._failed.get(ended.name)
+
+    def _tell(self) -> None:
+        """Tell the listener how far the steps under way are, and what is left."""
+        if self._time_left is not None:
+            for key, far in self._pool.progress().items():
+                self._time_left.reported(self._making[key][1].need.step.key, far)
+            self._listener.ahead(self._time_left.ahead())
+        self._listener.tick(self._progress())
 
     def _progress(self) -> dict[str, Advance]:
         reported = self._pool.progress() | self._buyers.progress()

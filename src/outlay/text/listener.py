@@ -8,6 +8,9 @@ from typing import Any
 Advance = tuple[int, int, str]
 """Progress of the work under way: done, of how many (0 where unknown), in words."""
 
+Ahead = tuple[float, float | None]
+"""Share of all work that is done (0-1), and an estimate of the wall seconds left (``None`` where there is none yet)."""
+
 Report = Callable[[int, int, str], None]
 """Callback of progress, with the parts of an `Advance`."""
 
@@ -51,6 +54,9 @@ class Listener:
 
     def point(self, point: Any, n_done: int) -> None:
         """Handle the end of a run; ``point``: its `outlay.engine.point.Point`."""
+
+    def ahead(self, far: Ahead) -> None:
+        """Take a new estimate of what is left of a session; comes before each tick."""
 
     def tick(self, under_way: Mapping[str, Advance]) -> None:
         """Show the last progress of the steps under way by their description, at regular intervals."""
