@@ -15,6 +15,7 @@ from outlay.metrics import STATISTICS, main_score
 from outlay.money.amounts import MICROS_PER_USD
 from outlay.report.study_report import StudyReport, write_study_report
 from outlay.storage.store import Store
+from outlay.study.handover import lines_on_model
 from outlay.study.runner import read_results
 
 
@@ -187,7 +188,7 @@ class StudyResult:
         Returns:
             The files by kind: ``table``, ``page``, ``points``, ``receipts`` and the figures.
         """
-        return write_study_report(self.folder, read_results(self.folder, self.store))
+        return write_study_report(self.folder, read_results(self.folder, self.store), lines_on_model(self.folder))
 
     def __len__(self) -> int:
         return len(self.runs)
