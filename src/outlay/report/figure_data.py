@@ -10,7 +10,7 @@ from outlay.engine.outputs import PARTS
 from outlay.engine.point import PointRequest
 from outlay.metrics import main_score
 from outlay.report.axes import have_overlap
-from outlay.report.figure_parts import Axis, Bar, DataPoint, Figure, Panel, ReferenceLine, Series
+from outlay.report.figure_parts import CROWD, Axis, Bar, DataPoint, Figure, Panel, ReferenceLine, Series
 from outlay.report.frontier import CostScore, frontier, usd_to_reach
 from outlay.report.grouping import short_model, variant_names
 from outlay.report.palette import PALETTE, SHAPES, look
@@ -242,7 +242,7 @@ def _over_charge(
     notes = (*legend, *_omission_note(scored, [panel], _NO_COST))
     figure = Figure("scatter", title, notes, "charge", (panel,), is_log=True, is_joined=is_joined)
     # Labels are placed beside the costs themselves.
-    if labels_note or not have_overlap(figure):
+    if labels_note or len(data_points) > CROWD or not have_overlap(figure):
         return figure
     return replace(figure, notes=(*notes, "series side by side, a little off their cost"), is_dodged=True)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+CROWD = 150
+"""Maximum number of points drawn in full size; with more, points are small and have no error bars and labels."""
+
 Axis = Literal["charge", "added", "budget", "labels", "score", "part"]
 
 

@@ -27,7 +27,7 @@ from outlay.report.axes import (
     x_axis,
 )
 from outlay.report.figure_data import lay_out_figures
-from outlay.report.figure_parts import Bar, DataPoint, Figure, Panel, Series
+from outlay.report.figure_parts import CROWD, Bar, DataPoint, Figure, Panel, Series
 from outlay.report.palette import GRID, INK, PALETTE, QUIET, SHAPES, TEXT_PALETTE
 from outlay.report.results import Results
 from outlay.report.seed_means import SeedMean, means
@@ -40,8 +40,6 @@ PANEL_HEIGHT, ROW_HEIGHT, LINE_HEIGHT = 190, 30, 17
 NOTE_LETTERS, ROW_LETTERS = 54, 28
 MAX_LEGEND = 16
 """Maximum number of series in a legend; with more, colours repeat and the tooltip of a point names its series."""
-CROWD = 150
-"""Maximum number of points drawn in full size; with more, points are small and have no error bars and labels."""
 DASHES = ((1, 0), (7, 3), (2, 3))
 
 _BASE = "https://page.invalid/"

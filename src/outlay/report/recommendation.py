@@ -16,7 +16,7 @@ from outlay.report.scores import with_interval
 from outlay.report.seed_means import SeedMean
 from outlay.report.significance import PairedTest
 from outlay.report.summary_tables import BASELINE
-from outlay.report.values import latency_text, money, signed, size_text
+from outlay.report.values import MINUS, latency_text, money, signed, size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ def _gap_words(gap: _Gap, other: str) -> str:
     if not gap.is_told_apart:
         text = signed(gap.mean)
         if gap.low is not None and gap.high is not None:
-            text = with_interval(text, gap.mean, gap.low, gap.high)
+            text = with_interval(text, gap.mean, gap.low, gap.high).replace("-", MINUS)
         return f"not told apart from {other}: {text} points"
     size, side = (gap.mean, "over") if gap.mean >= 0 else (-gap.mean, "under")
     text = f"{size:.1f}"

@@ -161,7 +161,7 @@ class StudyResult:
 
     @property
     def summary(self) -> tuple[str, ...]:
-        """Lines on the model to take at the largest budget, and on rows that are not worth more than a rival.
+        """Lines on the model to take at the largest budget, task by task, and on rows that are not worth more than a rival.
 
         Raises:
             MissingData: no run has a point yet.
