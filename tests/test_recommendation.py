@@ -9,7 +9,7 @@ from operator import eq
 
 import pytest
 
-from outlay.engine.point import Point
+from outlay.engine.point import Point, Reading
 from outlay.errors import UsageError
 from outlay.metrics import featured, mean_score
 from outlay.metrics.scoring import Side
@@ -172,6 +172,18 @@ def test_without_answers_the_difference_has_the_interval_over_its_seeds() -> Non
         made("distill", 75.0, dev=75.0),
     ]
     assert summary(*apart)[0].endswith("; 5.0 points over annotating on the seed that both have.")
+
+
+def test_the_teacher_is_told_where_its_score_is_known_of_every_seed() -> None:
+    seeds = [made("distill", 80.0 + seed, dev=80.0, seed=seed) for seed in (0, 1)]
+    taught = [
+        replace(each, result=replace(each.result, teacher_test=Reading(84.0 + 2 * i, 80.0, 90.0)))
+        for i, each in enumerate(seeds)
+    ]
+    assert summary(*taught)[0].endswith("; the teacher itself scores 85.0.")
+    assert "teacher" not in summary(taught[0], seeds[1])[0]
+    (sentence, *_) = summary(*taught, *(made("annotate", 70.0, dev=70.0, seed=seed) for seed in (0, 1)))
+    assert sentence.endswith("points over annotating; the teacher itself scores 85.0.")
 
 
 def test_what_annotates_is_held_against_the_next_by_dev() -> None:

@@ -6,9 +6,13 @@ import io
 import math
 import re
 from dataclasses import replace
+from html import escape
 
 import pytest
 
+from outlay.plan.strategies import STRATEGIES
+from outlay.plan.strategy_words import BY_RULE, NEEDS, STRATEGY_WORDS
+from outlay.report.grouping import lines_on_strategies
 from outlay.report.results import Layout
 from outlay.report.seed_means import SeedMean, means
 from outlay.report.study_report import LEAST_SPAN, N_CHARGES, StudyReport, lay_out_frontiers
@@ -26,10 +30,26 @@ def test_every_layout_has_its_tables_figures_and_page(layout: Layout) -> None:
         assert f"### {table.title}" in markdown
         for note in table.notes:
             assert f"- {note}" in markdown
+    # Once, below the first table, and on the page.
+    told = lines_on_strategies(point.request for point in report.results.points)
+    assert told
+    assert all(f"- {line}" in markdown.partition(f"### {report.tables[1].title}")[0] for line in told)
+    assert all(markdown.count(f"- {line}\n") == page.count(f"<li>{escape(line)}</li>") == 1 for line in told)
     assert set(report.figures) == {f"figure-{task}" for task in report.results.tasks}
     assert page.count("<svg") == len(report.figures)
     assert all(f'id="point-{point.id}"' in page for point in report.results.points)
     assert [test for test in report.tests if test.n_seeds != 3] == []
+
+
+def test_strategies_that_occur_are_told_and_no_others() -> None:
+    assert set(STRATEGY_WORDS) == set(STRATEGIES)
+    assert set(NEEDS) < set(STRATEGIES)
+    requests = [point.request for point in made("budgets").points]
+    only = [request for request in requests if request.strategy == "annotate"]
+    assert lines_on_strategies(only) == [f"annotate: {STRATEGY_WORDS['annotate']}"]
+    taught = [replace(request, strategy="distill", teacher="t", n_initial=None) for request in only]
+    assert lines_on_strategies([*taught, *only])[1:] == [f"distill: {STRATEGY_WORDS['distill']}", BY_RULE]
+    assert lines_on_strategies([replace(request, strategy="rival_probe") for request in only]) == []
 
 
 def scores_at(marks: list[SeedMean], task: str, usd: float) -> float | None:

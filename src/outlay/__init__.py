@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from outlay import errors as errors
-    from outlay.api import compare, distill, evaluate, finetune, load_model, predict, run, study, teach
+    from outlay.api import compare, distill, evaluate, finetune, load_model, predict, push_model, run, study, teach
     from outlay.errors import OutlayError
     from outlay.money.ledger import Ledger
     from outlay.plan.request import ReplayOptions, SellerSpec
@@ -61,6 +61,7 @@ __all__ = [
     "load_model",
     "load_task",
     "predict",
+    "push_model",
     "run",
     "study",
     "teach",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from outlay.errors import UsageError
+from outlay.export.hub import PushRequest, push
 from outlay.export.model_dir import model_folder
 from outlay.settings import TeachSettings
 from outlay.standalone import inference, training
@@ -380,6 +381,36 @@ def load_model(model: AnyPath) -> TrainedModel:
         UnknownModel: there is no model of `outlay`.
     """
     return TrainedModel.open(model_folder(expand_path(model)))
+
+
+def push_model(
+    model: AnyPath,
+    repo: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    message: str | None = None,
+    endpoint: str | None = None,
+) -> str:
+    """Push the model that a run or a comparison handed over to a Hugging Face hub, with its card, in one commit.
+
+    Args:
+        model: a folder that `run` or `compare` wrote, or the ``model`` in it.
+        repo: OWNER/NAME, or NAME for the account of the token that `huggingface_hub` finds (``HF_TOKEN``, or a login).
+        private: False to let all read it, with the prices in its card; True refuses a repository that is public.
+        revision: a branch, new or there; ``None`` = the main one.
+        message: of the commit; ``None`` = which model it is.
+        endpoint: URL of the hub; ``None`` = ``HF_ENDPOINT``, or https://huggingface.co.
+
+    Returns:
+        The URL of its page.
+
+    Raises:
+        UsageError: no token, offline, or a repository that is public, holds another model, or has no such name.
+        UnknownModel: there is no model with a card.
+        HubError: the hub cannot be reached, or refuses.
+    """
+    return push(PushRequest(expand_path(model), repo, private, revision, message, endpoint)).url
 
 
 def evaluate(

@@ -11,7 +11,6 @@ import typer
 from outlay.cli.common import (
     WAITING_EXIT,
     Json,
-    PrecisionOption,
     ResultsFolder,
     StoreOption,
     fail,
@@ -24,11 +23,14 @@ from outlay.cli.option_groups import grouped
 from outlay.cli.run_options import (
     GridOptions,
     InitialOption,
+    JsonOption,
     LabelOptions,
     ModelOptions,
     PlaceOptions,
     QuietOption,
     RivalsOption,
+    RunPrecision,
+    RunStore,
     SharedOptions,
     StepOptions,
     StrategyOption,
@@ -50,13 +52,14 @@ if TYPE_CHECKING:
 def run(
     task: TaskArgument,
     budget: Annotated[str, typer.Option("--budget", help="Dollars in total.")],
-    models: ModelOptions,
-    how: StepOptions,
-    labels: LabelOptions,
-    where: PlaceOptions,
+    *,
     strategy: StrategyOption = "distill",
+    models: ModelOptions,
     n_initial: InitialOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of order and initialisation.")] = 0,
+    labels: LabelOptions,
+    how: StepOptions,
+    where: PlaceOptions,
 ) -> None:
     """Handle `outlay run`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.study.request import request
@@ -75,11 +78,12 @@ def compare(
     task: TaskArgument,
     grid: GridOptions,
     models: ModelOptions,
-    how: StepOptions,
-    labels: LabelOptions,
-    where: PlaceOptions,
+    *,
     n_initial: InitialOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed, of order and initialisation.")] = 0,
+    labels: LabelOptions,
+    how: StepOptions,
+    where: PlaceOptions,
 ) -> None:
     """Handle `outlay compare`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.study.request import requests
@@ -110,20 +114,20 @@ def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = Fal
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Results folder.")] = Path("outlay-runs/demo"),
-    store: StoreOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of order and initialisation.")] = 0,
     seeds: Annotated[
         int | None,
         typer.Option(
             "--seeds", min=1, help="How many seeds, from --seed on. (default: 3 of what takes seconds, else 1)"
         ),
     ] = None,
-    threads: ThreadsOption = 2,
-    precision: PrecisionOption = "auto",
     rivals: RivalsOption = True,
+    threads: ThreadsOption = 2,
+    precision: RunPrecision = "auto",
     workers: WorkersOption = 1,
+    store: RunStore = None,
     quiet: QuietOption = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Handle `outlay demo`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.money.amounts import write_usd
@@ -139,7 +143,7 @@ def demo(
         "--precision": precision,
         "--no-rivals": None if rivals else True,
     }
-    where = PlaceOptions(out, store, workers=workers, quiet=quiet, as_json=as_json)
+    where = PlaceOptions(out=out, store=store, workers=workers, quiet=quiet, as_json=as_json)
     words = (*given_words({"--seeds": seeds}), *given_words(options))
     session = _prepare(asked, "demo", words, out, where, rivals=rivals)
     price = session.builder.price_book.get("label/demo")

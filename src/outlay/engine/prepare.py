@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -265,6 +265,7 @@ class RunBuilder:
             n_carved=task.model_copy(update={"dev": request.dev, "n_dev": request.n_dev}).n_carved,
             n_train=len(ordered.train),
             n_owned=ordered.n_owned,
+            n_unlabelled=cache(partial(_n_unlabelled, ordered.train, pool)),
             n_pool=len(pool),
             n_dev=len(ordered.dev) if request.n_dev is None else request.n_dev,
             defaults={
@@ -302,6 +303,12 @@ class RunBuilder:
         )
 
 
+def _n_unlabelled(train: Sequence[Example], pool: Sequence[Example]) -> int:
+    """Return the number of pool rows without a gold label whose text is no train row's."""
+    known = {row.text for row in train}
+    return sum(row.label is None and row.text not in known for row in pool)
+
+
 def precision_remarks(builder: RunBuilder, asked: Sequence[Request]) -> list[str]:
     """Return remarks on the precision of runs; see `outlay.hardware.precision.remarks`."""
     wanted: set[str] = set()
@@ -325,15 +332,19 @@ def _shared(asked: Request) -> tuple[Hashable, ...]:
 
 def _task_digest(task: Task, data: TaskData) -> str:
     """Return the digest of a task file and of every example, without description and published results."""
-    told = _without_unowned(task.model_dump(mode="json", exclude={"description", "published"}))
+    told = _as_before(task.model_dump(mode="json", exclude={"description", "published"}))
     return key_of({"task": {**told, "training": settings_as_before(told["training"])}, "data": data.digest})
 
 
-def _without_unowned(told: Any) -> Any:
-    """Return a dumped task without ``owned: false``, as it was before labels could be owned."""
+_LATER_KEYS = (("owned", False), ("group", None))
+"""Keys of a source, with their defaults, that came after run ids were first made."""
+
+
+def _as_before(told: Any) -> Any:
+    """Return a dumped task without the keys that came later, where they say nothing: run ids stay what they were."""
     if isinstance(told, dict):
-        return {name: _without_unowned(value) for name, value in told.items() if (name, value) != ("owned", False)}
-    return [_without_unowned(each) for each in told] if isinstance(told, list) else told
+        return {name: _as_before(value) for name, value in told.items() if (name, value) not in _LATER_KEYS}
+    return [_as_before(each) for each in told] if isinstance(told, list) else told
 
 
 def _pool_parts(data: TaskData, n_rows: int) -> tuple[tuple[str, int], ...]:

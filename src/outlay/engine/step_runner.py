@@ -25,6 +25,7 @@ from outlay.metrics.degenerate import floor_of
 from outlay.metrics.scorer import Scorer, TextEncoder
 from outlay.models.cost_model import PROFILE_FILE, load_profile
 from outlay.models.forecast import N_SAMPLED
+from outlay.models.reference import HELD_OUT_FILE
 from outlay.money.amounts import Price, Quote
 from outlay.plan.context import PlanningContext
 from outlay.plan.forecast import Forecaster
@@ -138,7 +139,17 @@ class StepRunner:
             context=context,
             metric=TaskMetric.of(_scorer(step.encoding)),
         )
-        return _trained(out, progress, len(labels) - first, self._dev_floor(step))
+        trained = _trained(out, progress, len(labels) - first, self._dev_floor(step))
+        if progress.held_out:
+            trained.files[HELD_OUT_FILE] = _json(
+                {
+                    "rows": [row.id for row in rows[first:]],
+                    "sources": [row.text for row in rows[first:]],
+                    "labels": labels[first:],
+                    "held_out": progress.held_out,
+                }
+            )
+        return trained
 
     def _distil(self, step: Distil, context: TrainContext) -> StepOutput:
         from outlay.train.api import distil
@@ -207,6 +218,7 @@ class StepRunner:
             "similarities": alike,
             "metric": encoding.metric,
             "labels": list(encoding.form.labels),
+            **({} if test[0].group is None else {"groups": [row.group or "" for row in test]}),
             **_calibration(predicted, golds),
         }
         readings = scorer.score(predictions, golds, texts, alike)

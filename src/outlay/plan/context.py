@@ -89,6 +89,8 @@ class PlanningContext:
     """Poolings by model reference and setting ``pooling``; without an entry the model declares nothing."""
     n_owned: int = 0
     """Train rows whose labels are owned; they are the first ones."""
+    n_unlabelled: Callable[[], int] = field(default=lambda: 0, compare=False)
+    """Number of pool rows that have no gold label and are no train rows."""
 
     def form_of(self, ref: str) -> TaskSpec:
         """Return the form of the task, with its limits lowered to those of a model."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from outlay.engine.outputs import PARTS
 from outlay.errors import UsageError
+from outlay.metrics.quality import ReliabilityBin
 from outlay.report.axes import (
     FONT_PX,
     HEIGHT,
@@ -396,6 +397,30 @@ def _drawn(spec: str) -> str:
 
 
 _NAMED_MARK = re.compile(r'<path aria-label="([^"]*)" role="graphics-symbol"([^>]*)/>')
+
+
+def draw_reliability(own: Sequence[ReliabilityBin], of_teacher: Sequence[ReliabilityBin] = ()) -> Spec:
+    """Draw the reliability curves of a student and its teacher: how many answers are right, over their confidence."""
+    import altair as alt
+
+    whose = {"student": own, **({"teacher": of_teacher} if of_teacher else {})}
+    records = [
+        {
+            **{"who": who, "sure": each.confidence, "right": each.accuracy, "n": each.n},
+            "words": f"{who}: {each.n:,} answers {each.confidence:.0f} % sure, {each.accuracy:.0f} % right",
+        }
+        for who, bins in whose.items()
+        for each in bins
+    ]
+    scale = alt.Scale(domain=[0, 100], nice=False)
+    x, y = alt.X("sure:Q", title="Confidence (%)", scale=scale), alt.Y("right:Q", title="Right (%)", scale=scale)
+    color = alt.Color("who:N", title=None, scale=alt.Scale(domain=list(whose), range=list(PALETTE[: len(whose)])))
+    even = _chart([{"sure": 0, "right": 0}, {"sure": 100, "right": 100}]).mark_line(color="#999999", strokeDash=[4, 4])
+    curves = _chart(records).encode(x=x, y=y, color=color)
+    marks = curves.mark_point(filled=True, opacity=1, size=60).encode(description="words:N")
+    chart = alt.layer(even.encode(x=x, y=y), curves.mark_line(), marks).properties(width=WIDTH // 2, height=WIDTH // 2)
+    spec: Spec = chart.configure(**_config()).to_dict(validate=False)
+    return spec
 
 
 def figure_svg(spec: Spec, page: str = "") -> str:

@@ -13,7 +13,7 @@ from outlay.metrics.intervals import half_of_means
 from outlay.report.grouping import rival_name, short_model
 from outlay.report.results import ANY_SIZE, Bounds, Results
 from outlay.report.scores import with_interval
-from outlay.report.seed_means import SeedMean
+from outlay.report.seed_means import SeedMean, mean_of_known
 from outlay.report.significance import PairedTest
 from outlay.report.summary_tables import BASELINE
 from outlay.report.values import MINUS, latency_text, money, signed, size_text
@@ -144,6 +144,8 @@ def _take(at: str, rows: Sequence[_Row], bounds: Bounds, facts: _Facts) -> tuple
         is_part = gap.n_seeds < max(best.mean.n_ok, other.mean.n_ok)
         shared = f" on the {'seed' if gap.n_seeds == 1 else f'{gap.n_seeds} seeds'} that both have" if is_part else ""
         clauses.append(_gap_words(gap, _name_in_sentence(other, dearest)) + shared)
+    if (taught := _teacher_test(best.mean, facts)) is not None:
+        clauses.append(f"the teacher itself scores {taught:.1f}")
     by_dev = [] if best.mean.dev is None or len(dearest) == 1 else [f"chosen by its dev score, {best.mean.dev:.1f}"]
     return f"{head}{best.name}. {'; '.join(clauses)}.", ["; ".join([*by_dev, _costs(best.mean)])]
 
@@ -164,6 +166,12 @@ def _score(mean: SeedMean, facts: _Facts) -> str:
     rows = f"{n_rows.pop():,} test rows" if len(n_rows) == 1 else "test"
     seeds = " (one seed)" if mean.n_ok == 1 else ""
     return f"{text} on {rows}{seeds}"
+
+
+def _teacher_test(mean: SeedMean, facts: _Facts) -> float | None:
+    """Return the mean test score of the teachers of a row; None unless that of every scored seed is known."""
+    scored = [point.result.teacher_test for name in mean.ids if (point := facts.points.get(name)) is not None]
+    return mean_of_known([None if each is None else each.value for each in scored])
 
 
 def _next_choice(best: _Row, rows: Sequence[_Row]) -> _Row | None:

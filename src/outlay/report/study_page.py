@@ -36,6 +36,7 @@ def render_study(
     figures: Mapping[str, Spec],
     summaries: Sequence[TaskSummary] = (),
     model: Sequence[str] = (),
+    quality: Sequence[Section] = (),
 ) -> str:
     """Return the page of a study as HTML without scripts or external files, with its figures inlined as SVG.
 
@@ -48,6 +49,7 @@ def render_study(
         figures: specifications by name, from `outlay.report.figures.figures`.
         summaries: the summary of each task, from `outlay.report.recommendation.summarise`.
         model: lines on the model that was handed over, "what: words".
+        quality: sections on where models are right and wrong, from `outlay.report.quality_section`.
     """
     title = escape(results.header.title)
     named, shared = _named_points(results)
@@ -55,13 +57,14 @@ def render_study(
     sections = [
         Section("Tables" if len(tables_html) > 1 else "Table", "\n".join(tables_html)),
         Section("Figures" if len(figures) > 1 else "Figure", _figures(figures)),
+        *quality,
         Section("How it was made", _facts(results)),
         Section("Points", _points(named, shared, is_folded=is_folded)),
         Section("Receipts", _receipts(named, is_folded=is_folded)),
     ]
     body = [
         f"<header>\n<h1>{title}</h1>\n{_summary(summaries)}{_model(model)}</header>",
-        *(f"<section>\n<h2>{each.heading}</h2>\n{each.html}\n</section>" for each in sections if each.html),
+        *(f"<section>\n<h2>{escape(each.heading)}</h2>\n{each.html}\n</section>" for each in sections if each.html),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +14,9 @@ from outlay.report.difference_table import lay_out_differences
 from outlay.report.figures import Spec, figures, save
 from outlay.report.flat_files import write_points_csv, write_points_parquet
 from outlay.report.frontier import CostScore, frontier
-from outlay.report.grouping import variant_names
+from outlay.report.grouping import lines_on_strategies, variant_names
 from outlay.report.layouts import lay_out
+from outlay.report.quality_section import quality_sections
 from outlay.report.recommendation import TaskSummary, summarise, summary_lines
 from outlay.report.results import Results
 from outlay.report.scores import ONE_SEED
@@ -68,6 +69,12 @@ class StudyReport:
         """The summaries as lines."""
         return summary_lines(self.summaries)
 
+    @property
+    def _explained_tables(self) -> list[Table]:
+        """The tables, with a line on each strategy below the first one."""
+        told = lines_on_strategies(point.request for point in self.results.points)
+        return [replace(table, notes=(*told, *table.notes)) if i == 0 else table for i, table in enumerate(self.tables)]
+
     @cached_property
     def figures(self) -> dict[str, Spec]:
         """Specifications of the figures by name, one per task."""
@@ -83,19 +90,20 @@ class StudyReport:
         lines += [" ".join(facts), ""] if facts else []
         lines += ["```", header.command, "```", ""] if header.command else []
         lines += [*(f"- {note}" for note in header.notes), ""] if header.notes else []
-        return "\n".join(lines) + "\n" + "\n".join(render_markdown(table) for table in self.tables)
+        return "\n".join(lines) + "\n" + "\n".join(map(render_markdown, self._explained_tables))
 
     def terminal(self) -> RenderableType:
         """Return all tables for a terminal."""
         from rich.console import Group
 
-        drawn = [part for table in self.tables for part in ("", render_rich(table))]
+        drawn = [part for table in self._explained_tables for part in ("", render_rich(table))]
         return Group(*drawn[1:])
 
     def page(self, model: Sequence[str] = ()) -> str:
         """Return the self-contained page as HTML; ``model``: lines on the model that was handed over."""
-        tables = [render_html(table) for table in self.tables]
-        return render_study(self.results, tables, self.figures, self.summaries, model)
+        tables = [render_html(table) for table in self._explained_tables]
+        quality = quality_sections(self.results, self.means)
+        return render_study(self.results, tables, self.figures, self.summaries, model, quality)
 
 
 def write_study_report(folder: Path, results: Results, model: Sequence[str] = ()) -> dict[str, Path]:

@@ -26,7 +26,7 @@ from outlay.engine.summary import absent_point
 from outlay.errors import OutlayError
 from outlay.money.amounts import PriceBook
 from outlay.plan.request import Request
-from outlay.plan.steps import Buy, Recipe, Step, describe
+from outlay.plan.steps import Buy, Recipe, Score, Step, describe
 from outlay.storage.remote import open_location
 from outlay.study.buyers import Buyers
 from outlay.text.listener import Advance, Listener, Report
@@ -220,8 +220,8 @@ class Scheduler:
                     rank = each.ranks.get(need.step.key, Fraction(0))
                     known = ready.get(key)
                     ready[key] = (rank, each, need) if known is None else (max(rank, known[0]), *known[1:])
-        # Scoring is short and completes a point: it goes before the longest path.
-        urgent = sorted(ready.values(), key=lambda one: (one[2].step.kind != "score", -one[0], one[1].place))
+        # Scoring is short and completes a point: it goes before the longest path. Nothing waits for a teacher's scores.
+        urgent = sorted(ready.values(), key=lambda one: (not _completes(one[2].step), -one[0], one[1].place))
         for _, each, need in urgent[: self._pool.n_free]:
             self._start(each, need)
 
@@ -303,6 +303,11 @@ class Scheduler:
             f"{describe(begun.need.step)} ({each.execution.run_id[:6]})": reported.get(key, (0, 0, ""))
             for key, (each, begun) in self._making.items()
         }
+
+
+def _completes(step: Step) -> bool:
+    """Return whether a step gives a point its score."""
+    return isinstance(step, Score) and not step.of_teacher
 
 
 def _ranks(execution: RunExecution, recipe: Recipe) -> dict[str, Fraction]:

@@ -27,6 +27,7 @@ class Example:
         text: The task's template filled with ``fields``.
         label: The gold label, or None for unlabelled text.
         origin: Where it was read, ``file:line``.
+        group: The group of the row, by which scores are told; None where the task names none.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Example:
     text: str
     label: str | None
     origin: str
+    group: str | None = None
 
     def field(self, name: str) -> str:
         """Return the value of one field; the name ``text`` is the whole rendered text.

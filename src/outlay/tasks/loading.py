@@ -180,7 +180,8 @@ class _Reader:
             if not any(value.strip() for _, value in fields):
                 raise DataError(f"{origin} is an empty text; remove the row")
             text = self._task.format.render(dict(fields))
-            yield Example("", tuple(fields), text, self._label(source, table, index), origin)
+            group = None if source.group is None else table.value(index, source.group).strip()
+            yield Example("", tuple(fields), text, self._label(source, table, index), origin, group)
 
     def _columns(self, source: Source) -> dict[str, Column]:
         """Return the column of each field; the only field of a task is the line of a text file."""

@@ -118,6 +118,8 @@ class Source(_FileKeys):
     """Task field → column; a field that is not named here is read from the column of its own name."""
     target: NonEmpty | None = None
     """Column of the gold label."""
+    group: NonEmpty | None = None
+    """Column of the group of a row, by which test scores are told too; of test rows alone."""
     owned: bool = False
     """The labels are yours already: they cost nothing, and come before those that are bought; of train rows alone."""
     label_names: dict[Annotated[str, BeforeValidator(written_text)], Value] = Field(default_factory=dict)

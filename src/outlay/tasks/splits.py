@@ -65,8 +65,9 @@ def _ordered(examples: Sequence[Example], seed: int) -> list[Example]:
 
 
 def _rows_digest(rows: Sequence[Example]) -> str:
-    """Return the digest of ids, texts and gold labels: replayed answers depend on them, and so does a score."""
-    return key_of([[row.id, row.text, row.label] for row in rows])
+    """Return the digest of ids, texts, gold labels and groups: replayed answers depend on them, and so does a score."""
+    grouped = [[] if row.group is None else [row.group] for row in rows]
+    return key_of([[row.id, row.text, row.label, *group] for row, group in zip(rows, grouped, strict=True)])
 
 
 @dataclass(frozen=True, slots=True)

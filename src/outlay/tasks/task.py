@@ -185,7 +185,15 @@ class Task(YamlBlock):
                 f"`data.more_train.{again - 1}` takes rows that train has already, to be bought twice; remove it"
             )
         self._check_dev()
+        self._check_groups()
         return self
+
+    def _check_groups(self) -> None:
+        for where, source in self.sources():
+            if source.group is not None and where != "data.test":
+                raise ValueError(
+                    f"`group` names groups of test rows, by which scores are told; remove it from `{where}`"
+                )
 
     def _check_dev(self) -> None:
         needs_split = self.dev in ("given", "bought")
