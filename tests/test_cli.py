@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import io
 import json
 import os
@@ -443,6 +444,12 @@ def test_a_run_ends_with_a_receipt_and_a_table(shop: Shop, first: tuple[Path, Ra
     assert 0 <= point.result.charge_usd <= 6
     left = {"study.json", "report.html", "table.md", "points.csv", "figure-tickets.png", "points.json", "receipts"}
     assert left <= {path.name for path in out.iterdir()}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    said = [line for line in ran.out.splitlines() if line.startswith(("For $", "predict: "))]
+    assert len(said) == 2
+    for line in said:
+        assert html.escape(line.removeprefix("predict: ")).replace(" ± ", "\u00a0±\u00a0") in page
+    assert f"{out / 'model'} (" in page
 
 
 def test_the_same_command_again_prints_the_same_and_pays_nothing(shop: Shop, first: tuple[Path, Ran]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from dataclasses import replace
 from html import escape
 
@@ -14,6 +16,8 @@ from outlay.report.grouping import lines_on_strategies
 from outlay.report.results import Layout
 from outlay.report.seed_means import SeedMean, means
 from outlay.report.study_report import LEAST_SPAN, N_CHARGES, StudyReport, lay_out_frontiers
+from outlay.report.table import Table
+from outlay.report.table_formats import UNBROKEN_LETTERS, render_rich
 from tests.made_results import LAYOUTS, made
 
 
@@ -100,3 +104,39 @@ def test_charges_that_are_all_alike_make_no_frontier() -> None:
     apart = [replace(mark, charge_usd=100 * LEAST_SPAN**i) for i, mark in enumerate(marks)]
     assert lay_out_frontiers(apart) is not None
     assert lay_out_frontiers([]) is None
+
+
+# --- narrow terminals -------------------------------------------------------------------------------------------------
+
+
+def printed(table: Table, n_columns: int) -> list[str]:
+    from rich.console import Console
+
+    console = Console(width=n_columns, file=io.StringIO(), color_system=None)
+    console.print(render_rich(replace(table, notes=())))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("n_columns", [60, 80, 118])
+def test_no_value_is_broken_or_cut_in_a_terminal(layout: Layout, n_columns: int) -> None:
+    for table in StudyReport(made(layout)).tables:
+        lines = printed(table, n_columns)
+        assert max(map(len, lines)) <= n_columns
+        assert "…" not in "".join(lines)
+        shown = {part.strip() for line in lines for part in re.split("[│┃]", line)}
+        for cell in table.cells:
+            if len(cell.text) <= UNBROKEN_LETTERS:
+                assert cell.text + cell.note_signs in shown, "\n".join(lines)
+        assert {column.text for column in table.columns if " " not in column.text} <= shown
+
+
+def test_a_table_that_fits_is_one_and_a_wider_one_has_its_names_in_every_part() -> None:
+    (table, *_) = StudyReport(made("plain")).tables
+    names = [row.heads[0] for row in table.rows]
+    for n_columns, n_parts in ((200, 1), (60, 2)):
+        lines = printed(table, n_columns)
+        n_found = sum("Strategy" in line for line in lines)
+        assert (n_found == 1) if n_parts == 1 else (n_found >= n_parts)
+        assert sum(any(line.startswith(f"│ {name} ") for name in names) for line in lines) == n_found * len(names)

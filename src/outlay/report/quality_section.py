@@ -10,6 +10,7 @@ from outlay.engine.outputs import RunOutputs
 from outlay.metrics.quality import OTHER, DoubtfulRow, GroupScore, Quality, ReliabilityBin, widest_gap
 from outlay.report.figures import draw_reliability, figure_svg
 from outlay.report.recommendation import model_to_take
+from outlay.report.study_page import Section
 from outlay.report.values import ABSENT, latency_text, size_text
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ N_TEXT = 300
 """Letters of a text at most."""
 
 
-def quality_sections(results: Results, seed_means: Sequence[SeedMean]) -> list[str]:
-    """Return the section of each task on the model to take, as HTML; none where nothing is known of its answers.
+def quality_sections(results: Results, seed_means: Sequence[SeedMean]) -> list[Section]:
+    """Return the section of each task on the model to take; none where nothing is known of its answers.
 
     It is the first seed of the row that `outlay.report.recommendation.model_to_take` chooses, else of the first row.
     """
@@ -37,7 +38,7 @@ def quality_sections(results: Results, seed_means: Sequence[SeedMean]) -> list[s
         point = None if taken is None else next((p for p in results.points if p.id in taken.ids and p.is_ok), None)
         if point is not None and point.result.quality is not None:
             words = "Is it any good?" if len(results.tasks) == 1 else f"Is it any good? {task}"
-            found.append(f"<h2>{escape(words)}</h2>\n" + "\n".join(_parts(results, point, point.result.quality)))
+            found.append(Section(words, "\n".join(_parts(results, point, point.result.quality))))
     return found
 
 

@@ -17,7 +17,7 @@ from outlay.report.frontier import CostScore, frontier
 from outlay.report.grouping import lines_on_strategies, variant_names
 from outlay.report.layouts import lay_out
 from outlay.report.quality_section import quality_sections
-from outlay.report.recommendation import summary_lines
+from outlay.report.recommendation import TaskSummary, summarise, summary_lines
 from outlay.report.results import Results
 from outlay.report.scores import ONE_SEED
 from outlay.report.seed_means import SeedMean, means
@@ -60,9 +60,14 @@ class StudyReport:
         return (*lay_out(self.results), *(table for table in own if table is not None))
 
     @cached_property
+    def summaries(self) -> tuple[TaskSummary, ...]:
+        """The summary of each task: the model to take, and rows that are not worth more than a rival."""
+        return summarise(self.results, self.means, self.tests)
+
+    @property
     def summary(self) -> tuple[str, ...]:
-        """Lines on the model to take, and on rows that are not worth more than a rival."""
-        return tuple(summary_lines(self.means, self.results.header.bounds))
+        """The summaries as lines."""
+        return summary_lines(self.summaries)
 
     @property
     def _explained_tables(self) -> list[Table]:
@@ -81,10 +86,10 @@ class StudyReport:
         facts = [f"Follows {header.source}."] if header.source else []
         facts += [f"Scale: {header.scale}."] if header.scale else []
         lines = [f"# {header.title}", ""]
+        lines += [*(f"- {line}" for line in self.summary), ""] if self.summary else []
         lines += [" ".join(facts), ""] if facts else []
         lines += ["```", header.command, "```", ""] if header.command else []
         lines += [*(f"- {note}" for note in header.notes), ""] if header.notes else []
-        lines += [*(f"- {line}" for line in self.summary), ""] if self.summary else []
         return "\n".join(lines) + "\n" + "\n".join(map(render_markdown, self._explained_tables))
 
     def terminal(self) -> RenderableType:
@@ -94,15 +99,18 @@ class StudyReport:
         drawn = [part for table in self._explained_tables for part in ("", render_rich(table))]
         return Group(*drawn[1:])
 
-    def page(self) -> str:
-        """Return the self-contained page as HTML."""
-        tables = [render_html(table) for table in self.tables]
+    def page(self, model: Sequence[str] = ()) -> str:
+        """Return the self-contained page as HTML; ``model``: lines on the model that was handed over."""
+        tables = [render_html(table) for table in self._explained_tables]
         quality = quality_sections(self.results, self.means)
-        return render_study(self.results, tables, self.figures, self.summary, quality)
+        return render_study(self.results, tables, self.figures, self.summaries, model, quality)
 
 
-def write_study_report(folder: Path, results: Results) -> dict[str, Path]:
-    """Write the files of a study's report into its folder; return their paths by kind."""
+def write_study_report(folder: Path, results: Results, model: Sequence[str] = ()) -> dict[str, Path]:
+    """Write the files of a study's report into its folder; return their paths by kind.
+
+    ``model``: lines on the model that was handed over, for the page.
+    """
     report = StudyReport(results)
     files = {"table": folder / "table.md", "page": folder / "report.html"}
     write_text(files["table"], report.markdown())
@@ -111,7 +119,7 @@ def write_study_report(folder: Path, results: Results) -> dict[str, Path]:
             path = save(spec, folder / f"{name}.{ending}")
             if ending == "png":
                 files[name.replace("-", " ", 1)] = path
-    write_text(files["page"], report.page())
+    write_text(files["page"], report.page(model))
     files["points"] = write_points_csv(folder / "points.csv", report.results)
     if (receipts := folder / "receipts").is_dir():
         files["receipts"] = receipts
