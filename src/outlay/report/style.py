@@ -40,7 +40,7 @@ pre { overflow-x: auto; font: 13px/1.45 ui-monospace, "SF Mono", Menlo, Consolas
   body { max-width: none; padding: 0; font-size: 10pt; }
   .verdict { font-size: 14pt; }
   figure, table, details { break-inside: avoid; }
-  h2 { break-after: avoid; }
+  h2, h3 { break-after: avoid; }
   pre { white-space: pre-wrap; font-size: 8pt; }
 }
 """
@@ -87,7 +87,7 @@ code {{ font: .92em/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }}
 .laid .best {{ font-weight: 700; }}
 .laid .front {{ background: var(--front); }}
 .notes {{ color: var(--quiet); font-size: .88rem; margin-top: .5rem; padding-left: 1.1rem; }}
-.points td.name, .points td.reason {{ white-space: normal; text-align: left; }}
+.points .name, .points td.reason {{ white-space: normal; text-align: left; }}
 .points td.reason {{ color: var(--quiet); }}
 tr:target td {{ background: var(--front); font-weight: 600; }}
 tr:target, pre:target {{ scroll-margin-top: 4rem; }}
