@@ -52,6 +52,7 @@ FLOORS: dict[str, set[str]] = {
         "text",
         "workers",
     },
+    "api_steps": {"engine", "export", "money", "plan", "report", "settings", "standalone", "storage", "study", "tasks"},
     "api": {"engine", "export", "money", "plan", "report", "settings", "standalone", "storage", "study", "tasks"},
     "cli": set(),
     "__main__": {"cli"},

@@ -20,20 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from outlay import errors as errors
-    from outlay.api import (
-        compare,
-        distill,
-        dry_run,
-        evaluate,
-        finetune,
-        init,
-        load_model,
-        predict,
-        push_model,
-        run,
-        study,
-        teach,
-    )
+    from outlay.api import compare, dry_run, init, push_model, run, study
+    from outlay.api_steps import distill, evaluate, finetune, load_model, predict, teach
     from outlay.errors import OutlayError
     from outlay.money.ledger import Ledger
     from outlay.plan.request import ReplayOptions, SellerSpec
@@ -109,6 +97,12 @@ _ELSEWHERE = {
     "TargetsResult": "outlay.standalone.results",
     "TrainingResult": "outlay.standalone.results",
     "load_task": "outlay.tasks.task",
+    "distill": "outlay.api_steps",
+    "evaluate": "outlay.api_steps",
+    "finetune": "outlay.api_steps",
+    "load_model": "outlay.api_steps",
+    "predict": "outlay.api_steps",
+    "teach": "outlay.api_steps",
 }
 """Public names that are not of `outlay.api`."""
 
