@@ -179,6 +179,7 @@ def _rows_of_facts(point: Point, manifest: Mapping[str, Any]) -> dict[str, str]:
         "pool rows": f"{result.n_pool:,}" if result.n_pool else None,
         "dev labels": f"{result.n_dev:,}" if result.n_dev else None,
         "dev score": None if result.dev is None else f"{result.dev:.1f}",
+        "teacher's own test score": None if result.teacher_test is None else f"{result.teacher_test.value:.1f}",
         "budget": money(request.budget_usd),
         "charged": money(result.charge_usd),
         "size": None if (size := size_mb([point])) is None else f"{size_text(size)} MB",
