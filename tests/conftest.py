@@ -20,6 +20,8 @@ __all__ = ["pytest_configure", "pytest_runtest_setup", "pytest_terminal_summary"
 
 # What `auto` means must not depend on the machine that the tests run on; those of `auto` itself take it away again.
 os.environ["OUTLAY_PRECISION"] = "fp32"
+# Output in a pipe is as wide as it needs to be, unless somebody says how wide it is.
+os.environ.pop("COLUMNS", None)
 
 
 LONGEST = (

@@ -245,7 +245,6 @@ def test_texts_of_the_fold_are_not_distilled_over(world: FoldedWorld, tmp_path: 
     [
         (", owned: true, group: author", "", "`dev: folds` shares out labels that are owned"),
         ("dev: folds", "dev: carved\nfolds: 3", "`folds` belongs to `dev: folds`"),
-        ("test: {", "test: {group: author, ", "`group` is about train rows"),
         ("dev: folds", "dev: folds\nfolds: 1", "greater than 1"),
         ("file: pool.jsonl", "file: pool.jsonl, group: author", "a pool is not shared out"),
     ],

@@ -134,7 +134,10 @@ def test_a_run_that_was_cut_short_is_replayed_without_paying_again(
 
     monkeypatch.setattr(StepRunner, "make", refuse)
     point = one.execute(prepared)
-    assert json.loads(point.result_bytes()) == expected["point"]
+    result = json.loads(point.result_bytes())
+    # What is told of a model's answers came later; it is read from the same artifacts.
+    assert result.pop("quality")["labels"]
+    assert result == expected["point"]
     assert one.ledger.entries() == before
     assert one.ledger.verify([Anchor(*expected["out"]["anchor"])]).ok
     document = json.loads(one.run_folder(run_id).manifest.read_text())

@@ -125,8 +125,10 @@ def test_what_goes_through_a_model_row_by_row(
         once += sum(r + writes for r in STUDENT_ROWS["train"][first:N])
     assert quoter.work(distil).n_tokens_trained == EPOCHS["distil"] * once
     assert quoter.work(distil).n_tokens_inferred == EPOCHS["distil"] * chosen(dev_rows(STUDENT_ROWS), writes)
-    (score,) = found["score"]
+    score, of_teacher = found["score"]
     assert quoter.work(score).n_tokens_inferred == chosen(STUDENT_ROWS["test"], writes)
+    assert quoter.work(of_teacher).n_tokens_inferred == sum(r + spells for r in ROWS["test"])
+    assert quoter.quote(of_teacher).charge_micros == 0
 
 
 def test_a_pair_of_stacks_takes_half_of_what_one_stack_takes_per_token() -> None:
@@ -157,7 +159,7 @@ def test_evaluations_are_never_more_than_quoted(epochs: int, batch_size: int, ev
 
 def test_blocks_and_scores_are_steps_of_their_own() -> None:
     found = steps(knows("seq2seq", "seq2seq", "tokens"))
-    assert [len(found[kind]) for kind in ("buy", "train", "teach", "distil", "score")] == [1, 1, N_BLOCKS, 1, 1]
+    assert [len(found[kind]) for kind in ("buy", "train", "teach", "distil", "score")] == [1, 1, N_BLOCKS, 1, 2]
     assert isinstance(found["score"][0], Score)
     for block in found["teach"]:
         assert isinstance(block, Teach)

@@ -126,7 +126,7 @@ def test_the_receipt_shows_predicted_and_measured_seconds(world: World, done: Pa
     one = runner(done / "made", done / "store")
     paper = receipt(one.ledger, run_id)
     by_what = {each.what.split()[0]: each for each in paper.timings}
-    assert [each.predicted for each in paper.timings] == [2.0, 0.0, 8.5, 0.0]
+    assert [each.predicted for each in paper.timings] == [2.0, 0.0, 8.5, 0.0, 0.0]
     assert all(each.measured is not None and each.measured > 0 for each in paper.timings)
     # What was measured is what the cash was booked by.
     cash = sum(line.cash_micros for line in paper.lines if line.unit == "hour")
@@ -136,7 +136,7 @@ def test_the_receipt_shows_predicted_and_measured_seconds(world: World, done: Pa
     text = render_text(paper)
     assert "the profile of 2026-11-21" in " ".join(text.split())
     assert f"total 10.5 {total:,.1f}" in " ".join(text.split())
-    assert [each["predicted"] for each in json.loads(to_json(paper))["timings"]] == [2.0, 0.0, 8.5, 0.0]
+    assert [each["predicted"] for each in json.loads(to_json(paper))["timings"]] == [2.0, 0.0, 8.5, 0.0, 0.0]
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -213,7 +213,7 @@ def test_seconds_of_the_flops_clock_are_no_forecast_on_any_receipt(world: World,
         text = render_text(paper)
         table = text[text.index("forecast by") : text.index("charged $")]
         rows = [line.split() for line in table.splitlines() if line[:1].isalpha() and " s " not in line]
-        assert len(rows) == 5  # four steps and the total
+        assert len(rows) == 6  # five steps and the total
         assert all(row[-2] == "–" for row in rows), table
         assert "by the flops clock" not in table
         assert "no forecast of seconds: `outlay machine calibrate`" in text
@@ -228,7 +228,7 @@ def test_what_was_reused_says_so_and_takes_no_seconds(world: World, done: Path) 
     run_id = world.prepared().request.run_id
     paper = receipt(runner(done / "reused", done / "store").ledger, run_id)
     assert paper.compute is None
-    assert [(each.predicted, each.measured, each.by) for each in paper.timings] == [(None, None, None)] * 4
+    assert [(each.predicted, each.measured, each.by) for each in paper.timings] == [(None, None, None)] * 5
     text = " ".join(render_text(paper).split())
     assert text.count(" reused") >= 4
 

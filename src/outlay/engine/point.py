@@ -327,7 +327,8 @@ def _result_to_json(result: PointResult) -> dict[str, Any]:
         record[name] = dict(sorted(record[name].items()))
     for name in ("quality", "teacher_quality"):
         if record[name] is not None:
-            record[name] = {part: value for part, value in record[name].items() if value}
+            told = {part: value for part, value in record[name].items() if value}
+            record[name] = {part: list(each) if isinstance(each, tuple) else each for part, each in told.items()}
     record |= {"notes": list(record["notes"]), "label_errors": list(record["label_errors"])}
     return {name: value for name, value in record.items() if name not in _LATER or value not in (None, [])}
 
