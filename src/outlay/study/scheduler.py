@@ -311,7 +311,8 @@ class Scheduler:
         """Tell the listener how far the steps under way are, and what is left."""
         if self._time_left is not None:
             for key, far in self._pool.progress().items():
-                self._time_left.reported(self._making[key][1].need.step.key, far)
+                if key in self._making:
+                    self._time_left.reported(self._making[key][1].need.step.key, far)
             self._listener.ahead(self._time_left.ahead())
         self._listener.tick(self._progress())
 
