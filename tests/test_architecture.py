@@ -52,7 +52,8 @@ FLOORS: dict[str, set[str]] = {
         "text",
         "workers",
     },
-    "api": {"engine", "export", "plan", "report", "settings", "standalone", "storage", "study", "tasks"},
+    "api_steps": {"engine", "export", "money", "plan", "report", "settings", "standalone", "storage", "study", "tasks"},
+    "api": {"engine", "export", "money", "plan", "report", "settings", "standalone", "storage", "study", "tasks"},
     "cli": set(),
     "__main__": {"cli"},
 }

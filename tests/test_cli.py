@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import io
 import json
 import os
+import re
 import shutil
 import sqlite3
 import struct
@@ -22,6 +24,7 @@ from outlay import __version__
 from outlay.cli.app import main
 from outlay.cli.progress import Screen
 from outlay.engine.point import read_points
+from outlay.plan.strategies import STRATEGIES
 from outlay.storage import store as store_module
 from outlay.storage.store import Store
 from tests.checkpoints import make_checkpoint
@@ -190,7 +193,7 @@ def test_a_budget_that_cannot_be_spent(shop: Shop, tmp_path: Path, budget: str, 
     [
         (("--strategy", "distil"), ("'distil'", "annotate, distill, self_distill", "did you mean distill")),
         (("--machine", "b300"), ("'b300'", "known: cpu", "machine file of your own")),
-        (("--here", "b300"), ("no price for 'b300'", "known: a100-40gb", "price file of your own")),
+        (("--this-machine", "b300"), ("no price for 'b300'", "known: a100-40gb", "price file of your own")),
         (("--teacher", "./no-such-folder"), ("'./no-such-folder'", "no folder", "write a hub name")),
         (("--teacher", "package:not_installed/model"), ("not installed", "pip install not-installed")),
         (("--teacher", "nobody/no-such-model"), ("'nobody/no-such-model'", "check the name and the network")),
@@ -204,7 +207,12 @@ def test_a_budget_that_cannot_be_spent(shop: Shop, tmp_path: Path, budget: str, 
         (("--set", "distil.objective=published"), ("published objective", "hand over classes", "objective=masked")),
         (("--metric-model", "./no-such-folder"), ("accuracy", "no --metric-model")),
         (("--base", "./no-such-folder"), ("'./no-such-folder'", "no folder")),
-        (("--set", "teacher.lr=2"), ("'lr'", "known:", "learning_rate")),
+        (("--set", "teacher.rate=2"), ("'rate'", "known:", "learning_rate")),
+        (("--set", "teacher.lr=2"), ("learning_rate is 2", "between 0 and 1")),
+        (
+            ("--set", "teacher.lr=0.1", "--set", "teacher.learning_rate=0.2"),
+            ("teacher.learning_rate is given twice", "once"),
+        ),
         (("--set", "teacher.epochs"), ("'teacher.epochs'", "write ROLE.NAME=VALUE")),
         (("--set", "teacher.epochs=many"), ("'teacher.epochs=many'", "a whole number")),
         (("--set", "teacher.epochs=1.5"), ("'teacher.epochs=1.5'", "a whole number")),
@@ -218,7 +226,7 @@ def test_a_budget_that_cannot_be_spent(shop: Shop, tmp_path: Path, budget: str, 
         (("--n-initial", "0"), ("n_initial is 0", "at least 1")),
         (("--pool-rows", "0"), ("pool_rows is 0", "at least 1")),
         (("--n-dev", "31"), ("31 dev labels", "30", "at most that many")),
-        (("--dev", "found"), ("'found'", "given, bought, carved or none")),
+        (("--dev", "found"), ("'found'", "given, bought, carved, folds or none")),
         (("--student-training", "gratis"), ("'gratis'", "charged or free")),
         (("--redundancy", "2"), ("redundancy is 2", "odd number")),
         (("--seconds-per-label", "inf"), ("inf", "0 or more")),
@@ -436,6 +444,12 @@ def test_a_run_ends_with_a_receipt_and_a_table(shop: Shop, first: tuple[Path, Ra
     assert 0 <= point.result.charge_usd <= 6
     left = {"study.json", "report.html", "table.md", "points.csv", "figure-tickets.png", "points.json", "receipts"}
     assert left <= {path.name for path in out.iterdir()}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    said = [line for line in ran.out.splitlines() if line.startswith(("For $", "predict: "))]
+    assert len(said) == 2
+    for line in said:
+        assert html.escape(line.removeprefix("predict: ")).replace(" ± ", "\u00a0±\u00a0") in page
+    assert f"{out / 'model'} (" in page
 
 
 def test_the_same_command_again_prints_the_same_and_pays_nothing(shop: Shop, first: tuple[Path, Ran]) -> None:
@@ -748,6 +762,32 @@ def test_words_in_brackets_are_words_and_not_markup(capsys: pytest.CaptureFixtur
     ran = outlay("prices", "--prices", tmp_path / "mine.toml")
     assert ran.code == 0
     assert "see [/notes]" in ran.out
+
+
+FIRST = {
+    "run": ("budget", "strategy", "teacher", "student", "n-initial", "seed", "data", "prices", "out"),
+    "compare": ("budgets", "strategies", "seeds", "teacher", "student", "n-initial", "seed", "data", "prices", "out"),
+}
+HEADINGS = [
+    *("Arguments", "Options", "Strategies", "Models", "Labels and sellers", "Price and machine"),
+    *("Training and settings", "Where things lie", "Output"),
+]
+
+
+@pytest.mark.parametrize("command", FIRST)
+@pytest.mark.parametrize("width", ["60", "80"])
+def test_help_begins_with_what_most_people_need(command: str, width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    page = outlay(command, "--help").out
+    assert max(map(len, page.splitlines())) < int(width)
+    sections = re.split(r"^(\w[\w ]*):$", page, flags=re.M)
+    assert sections[1::2] == HEADINGS
+    first, told = sections[4], sections[6]
+    named = re.findall(r"^  (?:-\w, )?--([\w-]+)", first, re.M)
+    assert [name for name in named if name not in ("help", "dry-run")] == list(FIRST[command])
+    assert re.findall(r"^  (\w+)  ", told, re.M) == list(STRATEGIES)
+    assert "--this-machine" in page
+    assert "--here" not in page
 
 
 def test_help_shows_defaults_that_stand_in_words() -> None:

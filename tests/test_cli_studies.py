@@ -139,7 +139,8 @@ def test_what_lies_in_the_folder(place: Place, ran: Ran) -> None:
     ]
     assert all(p.is_ok for p in points)
     text = (place.out / "table.md").read_text()
-    assert text.startswith("# Labels or a teacher\n\nFollows Kang et al. 2023, Table 2. Scale: cpu.\n")
+    assert text.startswith("# Labels or a teacher\n\n- For $44: distill. ")
+    assert "\n\nFollows Kang et al. 2023, Table 2. Scale: cpu.\n" in text
     assert f"```\noutlay study run {place.study} --scale cpu\n```" in text
     for ending, start in ((".png", b"\x89PNG"), (".svg", b"<svg"), (".pdf", b"%PDF")):
         assert (place.out / f"figure-small{ending}").read_bytes().startswith(start)

@@ -17,6 +17,7 @@ import pytest
 import typer
 
 from outlay.cli.app import app
+from outlay.cli.lazy_help import NOT_SHOWN
 from outlay.settings import SettingField, TeachSettings, TrainSettings, setting_fields
 
 ROOT = Path(__file__).parent.parent
@@ -116,17 +117,30 @@ def _section(words: tuple[str, ...], command: Any) -> str:
     required = [f"{p.opts[0]} {p.name.upper()}" for p in command.params if p.param_type_name == "option" and p.required]
     lines = [f"\n## {' '.join(words)}\n", " ".join((command.help or "").split()) + "\n"]
     lines.append(f"```\n{' '.join((usage, *required))} [OPTIONS]\n```\n")
-    rows = [_row(p) for p in command.params if p.name != "help" and not getattr(p, "hidden", False)]
+    shown = [p for p in command.params if p.name != "help" and not getattr(p, "hidden", False)]
+    # As on the help page: arguments, options without a heading, then heading by heading.
+    headings = dict.fromkeys(_heading(p) for p in sorted(shown, key=lambda p: _heading(p) is not None))
+    rows = []
+    for heading in headings:
+        rows += [] if heading is None else [f"| **{heading}** | | |"]
+        rows += [_row(p) for p in shown if _heading(p) == heading]
     if rows:
         lines += ["| option | what it does | default |\n|---|---|---|", *rows, ""]
     return "\n".join(lines)
+
+
+def _heading(parameter: Any) -> str | None:
+    """The heading of an option on the help page."""
+    heading = getattr(parameter, "rich_help_panel", None)
+    return heading if isinstance(heading, str) else None
 
 
 def _row(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         name = f"`{parameter.metavar or parameter.name.upper()}`"
     else:
-        name = ", ".join(f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts))
+        names = (*parameter.opts, *parameter.secondary_opts)
+        name = ", ".join(f"`{option}`" for option in names if option not in NOT_SHOWN)
     # One that is needed has no default, and an empty one or a switch that is off need not be said.
     has_default = not parameter.required and parameter.default is not None and parameter.default is not False
     default = "required" if parameter.required else f"`{parameter.default}`" if has_default else ""
@@ -151,7 +165,7 @@ SETTINGS = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- end of settings -->)"
 
 def settings_tables() -> str:
     """Both tables, from the declarations."""
-    head = "| setting | task file | option | what it decides | value | default |\n|---|---|---|---|---|---|\n"
+    head = "| setting | in a task file | option | what it decides | value | default |\n|---|---|---|---|---|---|\n"
     train, teach = (setting_fields(each).values() for each in (TrainSettings, TeachSettings))
     of_tasks = {each.name for each in train if each.about.in_task}
     tables = (
@@ -168,7 +182,7 @@ def _setting_row(setting: SettingField, *, in_task: bool) -> str:
     left_open = about.none or about.left_open or f"`{about.asked[0] if about.asked else setting.default}`"
     cells = (
         f"`{setting.name}`",
-        f"`{setting.key}`" if in_task else "",
+        "yes" if in_task else "",
         f"`--{setting.option}`" if about.on_line else "",
         about.says.replace("``", "`"),
         limits,

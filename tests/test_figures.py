@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from outlay.errors import UsageError
-from outlay.report import figure_data, figures
+from outlay.report import figures
 from outlay.report.axes import HEIGHT, LETTER_PX, Box, log_ticks, place_labels, score_axis, x_axis
-from outlay.report.figure_data import DataPoint, Panel, ReferenceLine, Series, lay_out_figures
+from outlay.report.figure_data import lay_out_figures
+from outlay.report.figure_parts import DataPoint, Figure, Panel, ReferenceLine, Series
 from outlay.report.figures import figure_svg, save
 from outlay.report.palette import PALETTE, SHAPES
 from outlay.report.results import Header, Layout, Results
@@ -99,7 +100,7 @@ def test_the_frontier_of_figure_2_is_drawn_through_what_nothing_beats() -> None:
 
 
 def test_panels_and_axes_of_tables_and_figures() -> None:
-    def drawn(layout: Layout) -> figure_data.Figure:
+    def drawn(layout: Layout) -> Figure:
         results = made(layout)
         return lay_out_figures(results, means(results))["fever"]
 
@@ -216,7 +217,90 @@ def test_a_level_is_written_above_or_below_its_line() -> None:
     series = Series("annotate", 1, 1)
     data_points = tuple(DataPoint(series, x, y, y - 1, y + 1, None, "", "") for x, y in ((10.0, 50.0), (1000.0, 70.0)))
     panel = Panel(None, data_points, reference_lines=(ReferenceLine(60.0, 20.0, 500.0, "matched at $500.00"),))
-    figure = figure_data.Figure("scatter", "t", (), "charge", (panel,), is_log=True)
+    figure = Figure("scatter", "t", (), "charge", (panel,), is_log=True)
     (label,) = place_labels(figure, panel, HEIGHT)
     assert label.x == pytest.approx(100.0)
     assert (label.y, label.dx, abs(label.dy)) == (60.0, 0.0, 12.0)
+
+
+# --- marks that would hide each other ---------------------------------------------------------------------------------
+
+PLACED = re.compile(r'#point-(\w+)"><path aria-label="[^"]*"[^>]*transform="translate\(([-\d.]+),([-\d.]+)\)')
+MARK_PX = 11
+"""Width of a mark."""
+
+
+def at_one_budget(usd: tuple[float, ...] = (229.0,)) -> Results:
+    """Strategies and rivals that all spend what they may, but for cents."""
+    points = [
+        point(strategy, budget, seed, 60.0 + i + seed, charge_usd=budget - 0.01 * i)
+        for budget in usd
+        for i, strategy in enumerate(("annotate", "distill", "self_distill", "rival_tfidf", "rival_probe"))
+        for seed in range(3)
+    ]
+    return Results(Header("compare", "x", "plain"), tuple(points), {})
+
+
+def closest(spec: dict[str, Any]) -> float:
+    """The least distance between the middles of two marks of a drawing with one panel, in pixels."""
+    found = [(float(x), float(y)) for _, x, y in PLACED.findall(figure_svg(spec))]
+    assert len(found) == 5
+    return min(math.dist(one, other) for one, other in combinations(found, 2))
+
+
+def test_at_one_budget_every_strategy_has_a_row_of_its_own() -> None:
+    results = at_one_budget()
+    figure = lay_out_figures(results, means(results))["multipit_id"]
+    assert (figure.kind, len(figure.panels), figure.title) == ("dots", 1, "multipit_id: test score at $229.00")
+    spec = figures.draw(figure)
+    assert closest(spec) > MARK_PX
+    rows = [record["row"] for record in spec["layer"][1]["data"]["values"]]
+    assert len(set(rows)) == len(rows) == 5
+    assert spec["layer"][0]["encoding"]["x2"]["field"] == "high"
+
+
+def test_marks_that_would_hide_each_other_get_rows_by_budget() -> None:
+    results = at_one_budget(usd=(229.0, 458.0))
+    figure = lay_out_figures(results, means(results))["multipit_id"]
+    assert [panel.title for panel in figure.panels] == ["$229.00 in all", "$458.00 in all"]
+    drawn = figures.draw(figure)
+    for panel in drawn["vconcat"]:
+        ids = [record["row"] for record in panel["layer"][1]["data"]["values"]]
+        assert ids == ["annotate", "distill", "self_distill", "Rival: TF-IDF + regression", "Rival: probe"]
+    # One scale, so that budgets can be compared down the page.
+    assert len({str(panel["layer"][1]["encoding"]["x"]["scale"]) for panel in drawn["vconcat"]}) == 1
+    many = at_one_budget(usd=(100.0, 200.0, 300.0, 400.0, 500.0))
+    figure = lay_out_figures(many, means(many))["multipit_id"]
+    assert (figure.kind, figure.is_dodged) == ("scatter", True)
+    offsets = {layer["mark"]["xOffset"] for layer in figures.draw(figure)["layer"] if "xOffset" in layer["mark"]}
+    assert len(offsets) == 5
+
+
+def test_charges_that_differ_at_one_budget_are_told_in_the_rows() -> None:
+    points = [
+        *(point(name, 300.0, 0, 70.0, charge_usd=299.0) for name in ("annotate", "self_distill")),
+        point("distill", 300.0, 0, 79.0, charge_usd=200.0),
+    ]
+    results = Results(Header("compare", "x", "plain"), tuple(points), {})
+    figure = lay_out_figures(results, means(results))["multipit_id"]
+    assert [mark.label for mark in figure.data_points] == [
+        "annotate: $299.00",
+        "self_distill: $299.00",
+        "distill: $200.00",
+    ]
+    apart = Results(results.header, (points[0], points[2]), {})
+    assert lay_out_figures(apart, means(apart))["multipit_id"].kind == "scatter"
+
+
+def test_long_names_of_rows_are_broken_between_words() -> None:
+    results = made("self", tasks=("fever",))
+    (panel,) = lay_out_figures(results, means(results))["fever"].panels
+    long = tuple(
+        dataclasses.replace(each, label=f"{each.series.name}, with a name that no phone is wide enough for")
+        for each in panel.data_points
+    )
+    drawn = figures.draw(Figure("dots", "t", (), "score", (dataclasses.replace(panel, data_points=long),)))
+    lines = [record["text"] for layer in drawn["layer"][3:] for record in layer["data"]["values"]]
+    assert max(map(len, lines)) <= figures.ROW_LETTERS
+    assert sorted(" ".join(lines).split()) == sorted(" ".join(each.label or "" for each in long).split())
+    assert drawn["width"] > 150

@@ -107,7 +107,7 @@ def check(name: str, out: Path, *, with_scores: bool = True) -> None:
     if not with_scores:
         del found["table.md"]
         for each in found["points.json"]:
-            for part in ("test", "dev", "scores", "notes"):
+            for part in ("test", "dev", "scores", "notes", "quality", "teacher_test", "teacher_quality"):
                 each["result"].pop(part, None)
         for bill in found["receipts"].values():
             del bill["notes"]
@@ -122,9 +122,13 @@ def check(name: str, out: Path, *, with_scores: bool = True) -> None:
 
 
 def _without_machine(point: dict[str, Any]) -> dict[str, Any]:
-    """A point but for digests of weights and calibration error, whose last bits are the CPU's, and what it was computed on."""
+    """A point but for digests of weights and probabilities, whose last bits are the CPU's, and what it was computed on."""
     assert 0 <= point["result"].get("ece", 0) <= 100
-    result = {key: value for key, value in point["result"].items() if key not in ("artifacts", "ece")}
+    of_machine = ("artifacts", "ece", "teacher_ece", "label_errors")
+    result = {key: value for key, value in point["result"].items() if key not in of_machine}
+    for name in ("quality", "teacher_quality"):
+        if name in result:
+            result[name] = {key: value for key, value in result[name].items() if key in ("labels", "confusion")}
     return {"request": point["request"], "result": result}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -109,19 +110,19 @@ def test_the_derivation_says_what_is_assumed_and_where_the_rows_end() -> None:
     knows = known(61_000_000, n_initial=N_HUMAN, sellers=(SellerSpec("llm", ReplayOptions(0.3)),))
     found = strategy("mix").ask(knows, [])
     assert isinstance(found, Recipe)
-    budget, assumed, people, hired, training, _, end, left = found.derivation
+    budget, assumed, people, hired, training, _, end, sellers, left = found.derivation
     assert budget == "budget: $61.00"
     assert "30 % wrong" in assumed
     assert "$0.046 each (a model)" in assumed
     assert people == "50 train labels: at most $10.00"
     assert hired == "240 LLM labels: at most $11.04"
     assert training.startswith("fine-tune the student on 290 labels: at most $")
-    assert "240" in end
-    assert "add train rows" in end
+    assert re.fullmatch(r"all 290 labels used, \$\d+\.\d\d left: more labels would have to be bought", end)
+    assert "human at $0.20 a label, llm (strategies llm_annotate, mix)" in sellers
     assert left.startswith("left over: $")
     fewer = strategy("mix").ask(known(14_000_000, n_initial=N_HUMAN, student_training="free"), [])
     assert isinstance(fewer, Recipe)
-    assert not [line for line in fewer.derivation if "no train row" in line]
+    assert not [line for line in fewer.derivation if "labels used" in line]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import pytest
 import typer
 
-from outlay.cli.lazy_help import click_command, places_of
+from outlay.cli.lazy_help import NOT_SHOWN, click_command, places_of
 from outlay.cli.option_groups import SettingOptions, grouped, option
 from outlay.settings import TeachSettings, TrainSettings, setting_fields
 
@@ -59,6 +59,19 @@ def test_a_command_gets_what_was_given_and_defaults_of_the_rest() -> None:
     assert given == [(Path("m"), Rows(None, ["a", "b"]), settings, False)]
     assert run(work, "m", "--file", "f", "--quiet") == 0
     assert given == [(Path("m"), Rows(Path("f"), None), {}, True)]
+
+
+def test_short_names_are_options_and_stand_on_no_help_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {f"--{short}" for each in setting_fields(TrainSettings).values() for short in each.short_options} < set(
+        NOT_SHOWN
+    )
+    for rate, warmup in (("--lr", "--warmup"), ("--learning-rate", "--warmup-fraction")):
+        assert run(work, "m", rate, "0.5", warmup, "0.25") == 0
+        assert given[0][2] == {"learning_rate": 0.5, "warmup_fraction": 0.25}
+    assert run(work, "--help") == 0
+    page = capsys.readouterr().out
+    assert "--learning-rate <float> " in page
+    assert not [name for name in NOT_SHOWN if f"{name} " in page]
 
 
 def test_a_teacher_s_options_have_its_defaults() -> None:

@@ -307,6 +307,27 @@ def test_bars_show_a_text_as_it_stands() -> None:
     assert "[/b] 100 %" in out.getvalue()
 
 
+def test_tables_of_a_pipe_are_as_wide_as_columns_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        monkeypatch.delenv("COLUMNS", raising=False)
+        assert terminal.table_console().width == 118
+        monkeypatch.setenv("COLUMNS", "60")
+        assert terminal.table_console().width == 60
+
+
+def test_a_sentence_is_broken_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "For $300: distill. 79.7 ± 1.3 on 1,000 test rows"
+    lines = {}
+    for is_terminal in (False, True):
+        out = io.StringIO()
+        console = PlainConsole(file=out, force_terminal=is_terminal, color_system=None, width=20, markup=False)
+        monkeypatch.setattr(terminal, "console", lambda console=console: console)
+        terminal.echo_prose(text)
+        lines[is_terminal] = out.getvalue().splitlines()
+    assert lines[False] == [text]
+    assert [line.rstrip() for line in lines[True]] == ["For $300: distill.", "79.7 ± 1.3 on 1,000", "test rows"]
+
+
 def test_only_the_terminal_prints() -> None:
     """Whatever is printed past it would not be escaped, nor fit every encoding; a worker's standard error never fails."""
     printing = {"print", "typer.echo", "click.echo", "Console", "sys.stdout.write", "sys.stderr.write"}

@@ -69,9 +69,18 @@ def test_owned_labels_are_all_used_and_cost_nothing(all_owned: Path, tmp_path: P
     assert re.search(
         r"120 owned train labels +label/owned +120 labels at \$0\.00 +\$0\.00 +\$0\.00 +\$5\.00", result.receipt
     )
-    told = json.loads(next((tmp_path / "out" / "runs").glob("*/manifest.json")).read_text())["derivation"]
-    line = next(line for line in told if line.startswith("all 120 labels used"))
-    assert "more labels would have to be bought; 270 pool rows could be labelled, and nobody sells them" in line
+    manifest = tmp_path / "out" / "runs" / str(result.run_id) / "manifest.json"
+    told = json.loads(manifest.read_text())["derivation"]
+    used, sellers = (line for line in told if line.startswith(("all 120 labels used", "sellers: ")))
+    assert used == "all 120 labels used, $5.00 left: more labels would have to be bought"
+    assert sellers == (
+        "sellers: human at $0.20 a label, llm (strategies llm_annotate, mix); so far they replay gold labels, which 150 "
+        "pool rows lack: label those and add them to `data.train`"
+    )
+    assert result.point.result.notes[-2:] == (used, sellers)
+    assert f"note: {used}\n" in result.receipt
+    # A rival buys nothing.
+    assert not [note for each in result.rivals for note in each.point.result.notes if "labels used" in note]
     assert all(each.point.result.n_labels == 120 for each in result.rivals if each.is_ok)
     assert any(each.is_ok for each in result.rivals)
 

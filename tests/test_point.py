@@ -149,7 +149,7 @@ def test_every_field_is_required_and_no_other_is_taken(part: str) -> None:
         ("result.flops", 1e15, "whole number"),
         ("result.scores", {"accuracy/strict": {"value": 70, "low": 71, "high": 72}}, "low <= value <= high"),
         ("request.clock", "sundial", "flops or measured"),
-        ("request.dev", "none", "given or bought or carved"),
+        ("request.dev", "none", "given or bought or carved or folds"),
         ("request.task", "", "non-empty"),
         ("request.pool", [["train", 1]], "an object"),
         ("request.pool", {"train": -1}, "from 0"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from outlay.models.shape import ModelShape
 from outlay.plan.context import PlanningContext, TokenCounts
 from outlay.plan.quotes import Quoter
-from outlay.plan.steps import Distil, Score, Step, Teach, Train
+from outlay.plan.steps import OF_TRAIN, Distil, Score, Step, Teach, Train
 from outlay.plan.strategies import strategy
 from outlay.spec import Family, TargetKind, TargetSpec, TaskSpec
 from tests.knowledge import (
@@ -83,7 +83,7 @@ def steps(of: PlanningContext) -> dict[str, list[Step]]:
     return found
 
 
-@pytest.mark.parametrize("dev", ["given", "carved", "none"])
+@pytest.mark.parametrize("dev", ["given", "carved", "folds", "none"])
 @pytest.mark.parametrize(("teacher", "student", "target"), CASES)
 @pytest.mark.parametrize(
     ("speaks", "gold_weight"),
@@ -99,14 +99,14 @@ def test_what_goes_through_a_model_row_by_row(
     found, quoter = steps(of), Quoter(of)
     spells, writes = (0 if teacher == "encoder" else LIMIT), (0 if student == "encoder" else LIMIT)
     choices = len(LABELS) if target == "classes" else 1
-    first = carved(N) if dev == "carved" else 0
+    first = carved(N) if dev in OF_TRAIN else 0
 
     def chosen(rows: list[int], answer: int, copies: int = 1) -> int:
         """Each label is read behind the source, where labels are words."""
         return sum(row if not answer else copies * row + choices * answer for row in rows)
 
     def dev_rows(rows: dict[str, list[int]]) -> list[int]:
-        return [] if dev == "none" else rows["train"][:first] if dev == "carved" else rows["dev"]
+        return [] if dev == "none" else rows["train"][:first] if dev in OF_TRAIN else rows["dev"]
 
     (train,) = found["train"]
     assert quoter.work(train).n_tokens_trained == EPOCHS["teacher"] * sum(r + spells for r in ROWS["train"][first:N])

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from dataclasses import replace
+from html import escape
 
 import pytest
 
+from outlay.plan.strategies import STRATEGIES
+from outlay.plan.strategy_words import BY_RULE, NEEDS, STRATEGY_WORDS
+from outlay.report.grouping import lines_on_strategies
 from outlay.report.results import Layout
 from outlay.report.seed_means import SeedMean, means
 from outlay.report.study_report import LEAST_SPAN, N_CHARGES, StudyReport, lay_out_frontiers
+from outlay.report.table import Table
+from outlay.report.table_formats import UNBROKEN_LETTERS, render_rich
 from tests.made_results import LAYOUTS, made
 
 
@@ -22,10 +30,26 @@ def test_every_layout_has_its_tables_figures_and_page(layout: Layout) -> None:
         assert f"### {table.title}" in markdown
         for note in table.notes:
             assert f"- {note}" in markdown
+    # Once, below the first table, and on the page.
+    told = lines_on_strategies(point.request for point in report.results.points)
+    assert told
+    assert all(f"- {line}" in markdown.partition(f"### {report.tables[1].title}")[0] for line in told)
+    assert all(markdown.count(f"- {line}\n") == page.count(f"<li>{escape(line)}</li>") == 1 for line in told)
     assert set(report.figures) == {f"figure-{task}" for task in report.results.tasks}
     assert page.count("<svg") == len(report.figures)
     assert all(f'id="point-{point.id}"' in page for point in report.results.points)
     assert [test for test in report.tests if test.n_seeds != 3] == []
+
+
+def test_strategies_that_occur_are_told_and_no_others() -> None:
+    assert set(STRATEGY_WORDS) == set(STRATEGIES)
+    assert set(NEEDS) < set(STRATEGIES)
+    requests = [point.request for point in made("budgets").points]
+    only = [request for request in requests if request.strategy == "annotate"]
+    assert lines_on_strategies(only) == [f"annotate: {STRATEGY_WORDS['annotate']}"]
+    taught = [replace(request, strategy="distill", teacher="t", n_initial=None) for request in only]
+    assert lines_on_strategies([*taught, *only])[1:] == [f"distill: {STRATEGY_WORDS['distill']}", BY_RULE]
+    assert lines_on_strategies([replace(request, strategy="rival_probe") for request in only]) == []
 
 
 def scores_at(marks: list[SeedMean], task: str, usd: float) -> float | None:
@@ -80,3 +104,39 @@ def test_charges_that_are_all_alike_make_no_frontier() -> None:
     apart = [replace(mark, charge_usd=100 * LEAST_SPAN**i) for i, mark in enumerate(marks)]
     assert lay_out_frontiers(apart) is not None
     assert lay_out_frontiers([]) is None
+
+
+# --- narrow terminals -------------------------------------------------------------------------------------------------
+
+
+def printed(table: Table, n_columns: int) -> list[str]:
+    from rich.console import Console
+
+    console = Console(width=n_columns, file=io.StringIO(), color_system=None)
+    console.print(render_rich(replace(table, notes=())))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("n_columns", [60, 80, 118])
+def test_no_value_is_broken_or_cut_in_a_terminal(layout: Layout, n_columns: int) -> None:
+    for table in StudyReport(made(layout)).tables:
+        lines = printed(table, n_columns)
+        assert max(map(len, lines)) <= n_columns
+        assert "…" not in "".join(lines)
+        shown = {part.strip() for line in lines for part in re.split("[│┃]", line)}
+        for cell in table.cells:
+            if len(cell.text) <= UNBROKEN_LETTERS:
+                assert cell.text + cell.note_signs in shown, "\n".join(lines)
+        assert {column.text for column in table.columns if " " not in column.text} <= shown
+
+
+def test_a_table_that_fits_is_one_and_a_wider_one_has_its_names_in_every_part() -> None:
+    (table, *_) = StudyReport(made("plain")).tables
+    names = [row.heads[0] for row in table.rows]
+    for n_columns, n_parts in ((200, 1), (60, 2)):
+        lines = printed(table, n_columns)
+        n_found = sum("Strategy" in line for line in lines)
+        assert (n_found == 1) if n_parts == 1 else (n_found >= n_parts)
+        assert sum(any(line.startswith(f"│ {name} ") for name in names) for line in lines) == n_found * len(names)

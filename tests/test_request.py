@@ -133,7 +133,7 @@ def test_the_order_in_which_settings_are_named_does_not_matter() -> None:
         ({"precision": "fp16"}, "--precision is 'fp16'; it must be auto, bf16 or fp32"),
         ({"student_training": "gratis"}, "student_training is 'gratis'; it must be charged or free"),
         ({"sellers": (CROWD, SellerSpec(), CROWD)}, "seller 'crowd' is named twice; name each once"),
-        ({"dev": "test"}, "dev is 'test'; it must be given, bought, carved or none"),
+        ({"dev": "test"}, "dev is 'test'; it must be given, bought, carved, folds or none"),
     ],
 )
 def test_an_impossible_request_is_refused(change: dict[str, Any], says: str) -> None:

@@ -319,7 +319,7 @@ def test_commands_have_rivals_unless_they_say_otherwise(tmp_path: Path) -> None:
         *RIVAL_METHODS,
     ]
     assert "Rival: TF-IDF + regression" in whole.out
-    assert "take ($6.00 in all, within 500 MB): " in whole.out
+    assert "For $6 within 500 MB: " in whole.out
     assert whole.out.count("Receipt of run") == 1
     again = shop.run(tmp_path / "whole", "--strategy", "annotate", "--no-rivals", "--json")
     assert [each["request"]["strategy"] for each in again.json] == ["annotate"], "leaving rivals out loses no score"
@@ -370,7 +370,7 @@ def test_from_python(world: World, tmp_path: Path) -> None:
         ("rival_probe", checkpoint, True),
     ]
     assert found.raise_for_status() is found
-    assert found.summary[0].startswith("take ($16.00 in all): ")
+    assert found.summary[0].startswith("For $16: ")
     one = outlay_api.run(
         world.task,
         16,

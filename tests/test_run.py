@@ -89,8 +89,8 @@ def test_point_says_what_was_done(world: World, distilled: tuple[OneByOne, Point
     one, point = distilled
     assert (point.result.status, point.result.n_labels, point.result.n_dev, point.result.n_pool) == ("ok", 60, 30, 270)
     assert point.request.added_usd == 8.0
-    assert set(point.result.artifacts) == {"labels", "teacher", "targets", "student", "scores"}
-    key = next(a["key"] for a in _manifest(one, world)["artifacts"] if a["step"] == "score")
+    assert set(point.result.artifacts) == {"labels", "teacher", "targets", "student", "scores", "teacher_scores"}
+    key = next(a["key"] for a in _manifest(one, world)["artifacts"] if a["role"] == "scores")
     artifact = one.store.get(key)
     assert artifact is not None
     said = json.loads((artifact.path / PREDICTIONS_FILE).read_text())
@@ -382,7 +382,7 @@ def test_two_processes_make_a_key_once_and_both_are_charged(world: World, tmp_pa
     assert one.result_bytes() == two.result_bytes()
     made = [[note for note, _, _ in settled(r, run_id) if not note.endswith("(reused)")] for r in (a, b)]
     compute = [note for side in made for note in side]
-    assert len(compute) == len(set(compute)) == 5
+    assert len(compute) == len(set(compute)) == 6
     rows = bought_rows(tmp_path / "store")
     assert len(rows) == len(set(rows)) == 60
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from outlay.errors import UsageError
 from outlay.settings import (
+    SHORT_NAMES,
     Ia3Settings,
     LoraSettings,
     TeachSettings,
@@ -21,7 +22,7 @@ from outlay.settings import (
     role_settings,
     setting_fields,
 )
-from outlay.tasks.overrides import HyperParameters, TrainingOverrides, overrides_of
+from outlay.tasks.overrides import HyperParameters, TrainingOverrides, overrides_of, settings_as_before
 
 GOOD = TrainSettings(epochs=3, batch_size=8, learning_rate=1e-3)
 GOOD_TEACHING = TeachSettings()
@@ -83,9 +84,22 @@ def test_an_unknown_setting_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match="'method_settings'"):
         GOOD.changed({"method_settings": ()})
     with pytest.raises(UsageError) as refused:
-        GOOD.changed({"lr": 0.1})
+        GOOD.changed({"rate": 0.1})
     known = str(refused.value).partition("known: ")[2].split(", ")
     assert known == sorted(setting_fields(TrainSettings))
+
+
+def test_short_names_are_read_and_never_written() -> None:
+    """In settings, a task file and a task's digest alike; digests hold the name that task files of before had."""
+    assert GOOD.changed({"lr": 0.1, "warmup": 0.5}) == GOOD.changed({"learning_rate": 0.1, "warmup_fraction": 0.5})
+    for given in ({"lr": 0.1}, {"learning_rate": 0.1}):
+        task = TrainingOverrides.model_validate({"student": given})
+        assert overrides_of(task, "encoder", "student", {}) == {"learning_rate": 0.1}
+        assert settings_as_before(task.model_dump())["student"]["lr"] == 0.1
+        assert overrides_of(None, "encoder", "student", given) == {"learning_rate": 0.1}
+    with pytest.raises(UsageError, match="learning_rate is given twice, under its two names"):
+        GOOD.changed({"lr": 0.1, "learning_rate": 0.1})
+    assert not set(SHORT_NAMES) & set(setting_fields(TrainSettings))
 
 
 def test_changing_nothing_changes_nothing_and_the_original_stays() -> None:
@@ -179,7 +193,7 @@ def test_a_task_file_and_the_settings_accept_the_same_values(name: str) -> None:
         except UsageError:
             ours = False
         try:
-            HyperParameters(**{each.key: value})
+            HyperParameters(**{each.name: value})
             theirs = True
         except ValidationError:
             theirs = False

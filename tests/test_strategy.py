@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outlay.errors import UnknownStrategy
-from outlay.money.amounts import parse_usd
-from outlay.plan.context import PlanningContext
+from outlay.money.amounts import OWNED_LABEL, parse_usd
+from outlay.plan.context import Offer, PlanningContext
+from outlay.plan.labels_left import lines_on_used_up
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import ReplayOptions, SellerSpec
-from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train, describe
+from outlay.plan.steps import HUMAN, Buy, Distil, Recipe, Score, Step, Teach, Train, describe
 from outlay.plan.strategies import STRATEGIES, NotAvailable, StrategyOutcome, strategy
 from outlay.settings import TeachSettings
 from outlay.spec import TaskSpec
@@ -260,7 +261,8 @@ def test_a_larger_budget_only_adds_steps() -> None:
     before = {step.key: step for step in recipe("distill", small).steps()}
     after = {step.key: step for step in recipe("distill", large).steps()}
     shared = [describe(before[key]) for key in before if key in after]
-    assert shared == ["50 train labels", "fine-tune the teacher on 50 labels", "teacher's targets over the pool"]
+    taught = ["50 train labels", "fine-tune the teacher on 50 labels", "teacher's targets over the pool"]
+    assert shared == [*taught, "score the teacher on the test split"]
     few, many = (of_kind(recipe("annotate", known(budget)), Buy)[0] for budget in (10_000_000, 30_000_000))
     assert isinstance(few, Buy)
     assert isinstance(many, Buy)
@@ -284,6 +286,29 @@ def test_the_student_of_a_teacher_is_asked_for_once() -> None:
     for name in STRATEGIES:
         found = recipe(name, knows)
         assert strategy(name).ask(knows, [StrategyOutcome(found, 50.0, 1)]) is None
+
+
+@pytest.mark.parametrize("name", ["annotate", "distill"])
+def test_rows_that_run_out_are_told_where_money_for_a_label_is_left(name: str) -> None:
+    """With all rows labelled: from the money for one more label on, who sells it and which rows have none."""
+    whole = recipe(name, known(90_000_000, strategy=name))
+    assert n_labels(whole) == N_TRAIN
+    least = total(known(90_000_000, strategy=name), whole)
+    for left, redundancy, is_told in ((199_999, 1, False), (200_000, 1, True), (599_999, 3, False), (600_000, 3, True)):
+        knows = known(90_000_000, strategy=name, sellers=(SellerSpec(replay=ReplayOptions(redundancy=redundancy)),))
+        assert bool(lines_on_used_up(knows, whole.final, left)) == is_told
+    knows = known(
+        least + 1_230_000, strategy=name, offers={HUMAN: people(known(1).request)}, n_unlabelled=lambda: 1_200
+    )
+    told = recipe(name, knows).derivation[-3:-1]
+    assert told == (
+        f"all {N_TRAIN} labels used, $1.23 left: more labels would have to be bought",
+        "sellers: human at $0.20 a label, llm (strategies llm_annotate, mix); so far they replay gold labels, which 1,200 "
+        "pool rows lack: label those and add them to `data.train`",
+    )
+    assert "no pool row is without one" in recipe(name, replace(knows, n_unlabelled=lambda: 0)).derivation[-2]
+    free = replace(knows, offers={HUMAN: Offer(OWNED_LABEL, "seller")})
+    assert "sellers: human at a price that the task must name" in lines_on_used_up(free, whole.final, 0)[1]
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))

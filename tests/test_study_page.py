@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from outlay.report.figures import figures
 from outlay.report.results import Results
 from outlay.report.seed_means import means
 from outlay.report.study_page import render_study
+from outlay.report.study_report import StudyReport
 from outlay.storage.files import write_text
 from tests.browser import Chromium, find_chromium
 from tests.made_results import made
@@ -119,6 +121,8 @@ def test_nothing_leaves_the_screen_and_words_can_be_read(
     browser.resize(width, 900, is_dark=is_dark)
     browser.open(page.as_uri())
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    # Beside what scrolls in a frame of its own.
+    assert browser.evaluate(WIDER) == []
     smallest = browser.evaluate(
         "Math.min(...[...document.querySelectorAll('.charts svg text')].filter(t => t.textContent)"
         ".map(t => parseFloat(t.getAttribute('font-size')) * Math.hypot(t.getScreenCTM().a, t.getScreenCTM().b)))"
@@ -130,6 +134,33 @@ def test_nothing_leaves_the_screen_and_words_can_be_read(
     )
     assert (brightness(dark) < 40) == is_dark
     assert abs(brightness(dark) - brightness(ink)) > 100
+
+
+WIDER = (
+    "[...document.body.querySelectorAll('*')].filter(e => !e.closest('svg, .wide > *, pre'))"
+    ".filter(e => e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.outerHTML.slice(0, 80))"
+)
+"""What is wider than the window, as a JavaScript expression."""
+
+
+@needs_browser
+def test_a_phone_shows_the_names_and_the_scores_of_a_wide_table(browser: Chromium, tmp_path: Path) -> None:
+    report = StudyReport(made("plain", tasks=("fever",), missing=False))
+    (tmp_path / "report.html").write_text(report.page(), encoding="utf-8")
+    browser.resize(390, 900)
+    browser.open((tmp_path / "report.html").as_uri())
+    assert browser.evaluate(WIDER) == []
+    column = [column.text for column in report.tables[0].columns].index("Test") + 2
+    assert (
+        browser.evaluate(f"document.querySelector('.laid tbody td:nth-child({column})').getBoundingClientRect().right")
+        <= 390
+    )
+    left = "document.querySelector('.laid tbody th').getBoundingClientRect().left"
+    before = browser.evaluate(left)
+    browser.evaluate("document.querySelector('.wide').scrollLeft = 200")
+    assert browser.evaluate("document.querySelector('.wide').scrollLeft") > 100
+    assert browser.evaluate(left) == before
+    assert browser.evaluate("parseFloat(getComputedStyle(document.querySelector('.verdict')).fontSize)") >= 18
 
 
 def brightness(color: str) -> float:
@@ -186,6 +217,40 @@ def test_the_page_is_one_file_whose_links_lead_somewhere(page: Path, results: Re
     for after in results.outputs.values():
         assert after.receipt is not None
         assert after.receipt in reader.text
+
+
+def test_the_page_begins_with_what_to_do(results: Results) -> None:
+    report = StudyReport(results)
+    model = ["model: out/model (distill, seed 0)", "predict: outlay predict out --file new.csv"]
+    html = unescape(report.page(model))
+    (first, *others) = report.summaries
+    order = [
+        "<h1>",
+        first.sentence.replace(" ± ", "\u00a0±\u00a0"),
+        first.lines[0],
+        others[-1].sentence.replace(" ± ", "\u00a0±\u00a0"),
+        "out/model (distill, seed 0)",
+        "outlay predict out --file new.csv",
+        "<h2>Tables</h2>",
+        "<h2>Figures</h2>",
+        "<h2>How it was made</h2>",
+        str(results.header.command),
+        results.header.notes[0],
+        "<h2>Points</h2>",
+        "<h2>Receipts</h2>",
+    ]
+    places = [html.index(text) for text in order]
+    assert places == sorted(places)
+    assert "out/model" not in report.page()
+
+
+def test_what_all_points_share_is_said_once() -> None:
+    results = made("plain", tasks=("fever",), missing=False)
+    html = StudyReport(results).page()
+    assert "All: fever, N = 1,000." in html
+    names = re.findall(r'<td class="name">([^<]*)</td>', html)
+    assert len(set(names)) == len(results.points)
+    assert not [name for name in names if "fever" in name or "N = " in name]
 
 
 def test_a_page_without_figures_and_tables_has_its_receipts(results: Results) -> None:

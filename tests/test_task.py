@@ -82,7 +82,7 @@ def test_a_minimal_task_has_sensible_defaults(tmp_path: Path) -> None:
         ("training.t5", {}, ["training.t5", "unknown key", "seq2seq"]),
         ("training.seq2seq.teacher.epoch", 3, ["training.seq2seq.teacher.epoch", "did you mean epochs?"]),
         ("training.distil.objective", "token", ["training.distil.objective", "'masked' or 'published'"]),
-        ("training.encoder.student.lr", 1.0, ["training.encoder.student.lr", "less than 1"]),
+        ("training.encoder.student.lr", 1.0, ["training.encoder.student.learning_rate", "less than 1"]),
         ("published", {"usd_per_label": 0.1, "n_train": 5}, ["published.source", "required"]),
         ("data.more_train", [{"target": "label"}], ["data.more_train.0", "exactly one"]),
         ("max_source_tokens", 0, ["max_source_tokens", "greater than 0", "not 0"]),
@@ -175,7 +175,8 @@ def test_hyper_parameters_of_a_family_win() -> None:
 def test_every_hyper_parameter_is_a_training_setting() -> None:
     """What a task may set, the settings take under the names `settings_for` gives: no key leads nowhere."""
     content: dict[str, Any] = {
-        **{"epochs": 7, "lr": 0.01, "batch_size": 5, "warmup_fraction": 0.2, "weight_decay": 0.3, "max_grad_norm": 2.0},
+        **{"epochs": 7, "learning_rate": 0.01, "batch_size": 5, "warmup_fraction": 0.2, "weight_decay": 0.3},
+        "max_grad_norm": 2.0,
         **{"patience": 3, "dropout": 0.1, "precision": "fp32", "optimizer": "adafactor", "micro_batch_size": 2},
         **{"gradient_checkpointing": True, "eval_steps": 11, "temperature": 2.5, "objective": "published"},
         **{"divergence": "js", "js_beta": 0.3, "gold_weight": 0.4, "batch_tokens": 640, "eval_share": 0.04},

@@ -6,9 +6,9 @@
     print(result.score, result.charge)
     print(result.receipt)
 
-`run`, `compare` and `study` spend a budget against the `Ledger` of a results folder; `finetune`, `teach`, `distill`, `predict`
-and `evaluate` are single steps without money. ``docs/python.md`` describes each with an example. A name is loaded when it is
-first used, so that the import itself loads nothing.
+`init` makes a task of files; `run`, `compare` and `study` spend a budget against the `Ledger` of a results folder; `finetune`,
+`teach`, `distill`, `predict` and `evaluate` are single steps without money. ``docs/python.md`` describes each with an example. A
+name is loaded when it is first used, so that the import itself loads nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from outlay import errors as errors
-    from outlay.api import compare, distill, dry_run, evaluate, finetune, load_model, predict, run, study, teach
+    from outlay.api import compare, dry_run, init, push_model, run, study
+    from outlay.api_steps import distill, evaluate, finetune, load_model, predict, teach
     from outlay.errors import OutlayError
     from outlay.money.ledger import Ledger
     from outlay.plan.request import ReplayOptions, SellerSpec
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from outlay.study.progress import Progress
     from outlay.study.request import Models, RunOptions, Setup
     from outlay.study.results import DryRun, RunResult, StudyResult
+    from outlay.tasks.new_task import SplitOptions
     from outlay.tasks.task import load_task
+    from outlay.tasks.task_files import InitResult
 
 __version__ = "0.2.0.dev0"
 
@@ -39,6 +42,7 @@ __all__ = [
     "Data",
     "DryRun",
     "EvaluationResult",
+    "InitResult",
     "Ledger",
     "MetricAsked",
     "Models",
@@ -51,6 +55,7 @@ __all__ = [
     "RuntimeOptions",
     "SellerSpec",
     "Setup",
+    "SplitOptions",
     "StudyResult",
     "TargetsResult",
     "TrainingResult",
@@ -60,9 +65,11 @@ __all__ = [
     "errors",
     "evaluate",
     "finetune",
+    "init",
     "load_model",
     "load_task",
     "predict",
+    "push_model",
     "run",
     "study",
     "teach",
@@ -72,6 +79,7 @@ _ELSEWHERE = {
     "Data": "outlay.standalone.request",
     "DryRun": "outlay.study.results",
     "EvaluationResult": "outlay.standalone.results",
+    "InitResult": "outlay.tasks.task_files",
     "Ledger": "outlay.money.ledger",
     "MetricAsked": "outlay.standalone.evaluator",
     "Models": "outlay.study.request",
@@ -84,10 +92,17 @@ _ELSEWHERE = {
     "RuntimeOptions": "outlay.standalone.runtime",
     "SellerSpec": "outlay.plan.request",
     "Setup": "outlay.study.request",
+    "SplitOptions": "outlay.tasks.new_task",
     "StudyResult": "outlay.study.results",
     "TargetsResult": "outlay.standalone.results",
     "TrainingResult": "outlay.standalone.results",
     "load_task": "outlay.tasks.task",
+    "distill": "outlay.api_steps",
+    "evaluate": "outlay.api_steps",
+    "finetune": "outlay.api_steps",
+    "load_model": "outlay.api_steps",
+    "predict": "outlay.api_steps",
+    "teach": "outlay.api_steps",
 }
 """Public names that are not of `outlay.api`."""
 

@@ -8,7 +8,7 @@
     ├── SpendError: BudgetExceeded, AlreadyPaid, HoldError, LedgerDamaged
     ├── StoreError: ArtifactDamaged, QuotaExceeded, DiskFull
     ├── SellerError: UnknownOrder
-    └── ClusterError, WorkFailed, RunFailed, TrainingError
+    └── ClusterError, HubError, WorkFailed, RunFailed, TrainingError
 
 The command line exits with 1 on each of them; 2 is click's. Nothing here imports anything.
 """
@@ -123,6 +123,10 @@ class UnknownOrder(SellerError):
 
 class ClusterError(OutlayError):
     """Machines that cannot be reached, or do not get a job done."""
+
+
+class HubError(OutlayError):
+    """A model hub that cannot be reached, or refuses."""
 
 
 class WorkFailed(OutlayError):

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from outlay import __version__
-from outlay.cli.lazy_help import Command, Later, root
+from outlay.cli.lazy_help import Later, StrategyCommand, root
 from outlay.cli.terminal import PIPE_CLOSED, abandon_output, echo, prepare_streams
 from outlay.hardware.openmp import waiting_variables
 from outlay.hardware.supported import unsupported, untested
@@ -28,11 +28,14 @@ COMMANDS = {
         "Make a task of your own files: columns are guessed, test and dev set aside, every guess is said.",
     ),
     "run": Later(
-        "run_commands.run", "Spend a budget by one strategy: buy, train, score, and print the result with its receipt."
+        "run_commands.run",
+        "Spend a budget by one strategy: buy, train, score, and print the result with its receipt.",
+        cls=StrategyCommand,
     ),
     "compare": Later(
         "run_commands.compare",
         "Run every strategy at the same budgets and seeds: one table, one frontier, every dollar in a receipt.",
+        cls=StrategyCommand,
     ),
     "study": Later("study_commands.study_app", "Grids of runs: every table and figure as something to run."),
     "report": Later(
@@ -42,35 +45,31 @@ COMMANDS = {
         "step_commands.finetune",
         "Train a model on labelled rows; with a dev set the best evaluation is kept.",
         _STEPS,
-        Command,
     ),
-    "teach": Later(
-        "step_commands.teach", "Write a teacher's targets for a student, in blocks of 1,024 rows.", _STEPS, Command
-    ),
+    "teach": Later("step_commands.teach", "Write a teacher's targets for a student, in blocks of 1,024 rows.", _STEPS),
     "distill": Later(
         "step_commands.distill",
         "Train a student on a teacher's targets; with a dev set the best evaluation is kept.",
         _STEPS,
-        Command,
     ),
     "predict": Later(
         "step_commands.predict",
         "Write a model's answers to new rows, with the columns of their file, and gold where it is known.",
         _STEPS,
-        Command,
     ),
     "evaluate": Later(
         "step_commands.evaluate",
         "Score a model or a file of predictions: every statistic in both readings with its 95 % interval.",
         _STEPS,
-        Command,
     ),
     "targets": Later("target_commands.targets_app", "A teacher's targets: look at them, hand them over."),
     "ledger": Later("ledger_commands.ledger_app", "Receipts, and proof of them."),
     "prices": Later("ledger_commands.prices", "Print the price book: item, price, unit, source, when it was read."),
     "task": Later("task_commands.task_app", "Check a task before money is spent."),
     "data": Later("task_commands.data_app", "Fetch the data of a task, checked by sha256."),
-    "model": Later("model_commands.model_app", "What models weigh, and models of random weights to try things with."),
+    "model": Later(
+        "model_commands.model_app", "What models weigh, models of random weights to try things with, a push to a hub."
+    ),
     "store": Later("ledger_commands.store_app", "Artifacts kept on disk."),
     "machine": Later("machine_commands.machine_app", "What machines cost, and how fast they are."),
 }

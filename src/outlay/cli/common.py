@@ -15,24 +15,18 @@ from outlay.errors import MissingData, MoneyError, UsageError
 if TYPE_CHECKING:
     from outlay.storage.store import Store
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
+JSON_SAYS = "Print JSON for machines instead of text."
+STORE_FORM = "DIR|URL"
+STORE_SAYS = "Folder or URL (s3://bucket/prefix) of kept artifacts. (default: $OUTLAY_STORE or ~/.cache/outlay/store)"
+PRECISION_SAYS = "auto (bf16 where this machine is faster in it, else float32), bf16 or fp32; part of every key."
+
+Json = Annotated[bool, typer.Option("--json", help=JSON_SAYS)]
 StoreOption = Annotated[
     str | None,  # not a Path, which would make s3:/bucket of s3://bucket
-    typer.Option(
-        "--store",
-        metavar="DIR|URL",
-        help="Folder or URL (s3://bucket/prefix) of kept artifacts. (default: $OUTLAY_STORE or ~/.cache/outlay/store)",
-    ),
+    typer.Option("--store", metavar=STORE_FORM, help=STORE_SAYS),
 ]
 PricesOption = Annotated[
     list[Path] | None, typer.Option("--prices", help="Your own price file (TOML); may be repeated.")
-]
-PrecisionOption = Annotated[
-    str,
-    typer.Option(
-        "--precision",
-        help="auto (bf16 where this machine is faster in it, else float32), bf16 or fp32; part of every key.",
-    ),
 ]
 ResultsFolder = Annotated[
     Path, typer.Argument(metavar="DIR", help="A results folder, as `run`, `compare` and `study run` make it.")
@@ -100,19 +94,22 @@ def parse_settings(pairs: list[str] | None) -> dict[str, dict[str, Any]]:
     Raises:
         UsageError: not of that form, or a value of another type than the setting has.
     """
+    from outlay.settings import SHORT_NAMES
+
     by_role: dict[str, dict[str, Any]] = {}
     for pair in pairs or []:
         name, equals, value = pair.partition("=")
-        role, dot, field = name.partition(".")
-        if not (equals and dot and role and field):
+        role, dot, written = name.partition(".")
+        if not (equals and dot and role and written):
             raise UsageError(f"--set {pair!r} cannot be read; write ROLE.NAME=VALUE, such as distil.epochs=4")
+        field = SHORT_NAMES.get(written, written)
         try:
             read = json.loads(value)
         except (ValueError, RecursionError):
             read = None if value == "none" else value
         _check_setting_type(pair, role, field, read)
         if field in by_role.get(role, {}):
-            raise UsageError(f"--set {name} is given twice, last as {pair!r}; give each setting once")
+            raise UsageError(f"--set {role}.{field} is given twice, last as {pair!r}; give each setting once")
         by_role.setdefault(role, {})[field] = read
     return by_role
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated
 
 import typer
 
-from outlay.cli.common import Json, fail
+from outlay.cli.common import Json
 from outlay.cli.option_groups import grouped
 from outlay.cli.terminal import echo, print_json
-from outlay.spec import Kind
-from outlay.storage.paths import command_line
 
 Files = Annotated[
     list[Path],
@@ -46,62 +44,70 @@ def init(
         int | None, typer.Option("--test", help="Rows to score on. (default: a fifth, 100 to 1,000)")
     ] = None,
     n_dev: Annotated[
-        int | None, typer.Option("--dev", help="Rows to choose models by. (default: a tenth, none below 500 labels)")
+        int | None, typer.Option("--dev", help="Rows to choose models by. (default: a tenth; folds below 500 labels)")
     ] = None,
     label_price: Annotated[
         str | None,
         typer.Option("--label-price", help="Dollars that one more label costs. (default: asked; none with --yes)"),
     ] = None,
-    labeller: Annotated[str, typer.Option("--labeller", help="Who labels, for the price list.")] = "people",
+    labeller: Annotated[
+        str | None,
+        typer.Option("--labeller", help="Who labels, for the price list. (default: asked; people with --yes)"),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the splits.")] = 0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take guesses and defaults.")] = False,
     as_json: Json = False,
 ) -> None:
     """Handle `outlay init`; its help stands in `outlay.cli.app.COMMANDS`."""
-    from outlay.money.amounts import parse_usd
-    from outlay.tasks.new_task import NewTaskOptions, new_task
-    from outlay.tasks.task_files import write_task
+    from outlay.money.amounts import plain_usd
+    from outlay.tasks.new_task import NewTaskOptions, SplitOptions, new_task
+    from outlay.tasks.task_files import check_new_folder, write_task
 
-    if label_price is not None:
-        parse_usd(label_price)
-    if kind is not None and kind not in get_args(Kind):
-        fail(f"--kind {kind!r} is unknown; choose one of {', '.join(get_args(Kind))}", code=2)
-    asked = NewTaskOptions(name, tuple(text or ()), label, cast(Kind | None, kind), group, n_test, n_dev, seed)
-    found = new_task(files, asked)
+    price = None if label_price is None else plain_usd(label_price)
+    if out is not None:
+        check_new_folder(out)
+    splits = SplitOptions(test=n_test, dev=n_dev, group=group, seed=seed)
+    found = new_task(files, NewTaskOptions(name, tuple(text or ()), label, kind, splits))
     folder = out or Path(found.name)
-    asks = not yes and not as_json and sys.stdin.isatty()
+    check_new_folder(folder)
     if not as_json:
         echo("\n".join(found.decided))
-    if asks and label_price is None:
-        given = typer.prompt(
-            "dollars that one more label costs (empty: no more can be bought)", default="", show_default=False
-        )
-        label_price = given.strip() or None
-        if label_price is not None:
-            parse_usd(label_price)
-    if asks and not typer.confirm(f"write the task into {folder}?", default=True):
-        raise typer.Exit(1)
-    written = write_task(found, folder, usd_per_label=label_price, labeller=labeller)
-    _report(folder, written, found.decided, has_price=label_price is not None, half=found.half_of_test, as_json=as_json)
-
-
-def _report(
-    folder: Path, written: list[Path], decided: list[str], *, has_price: bool, half: float, as_json: bool
-) -> None:
-    """Print the profile of the task, and the next command."""
-    from outlay.tasks.loading import load_data
-    from outlay.tasks.statistics import profile
-    from outlay.tasks.task import load_task
-
-    task = load_task(written[0])
-    found = profile(task, load_data(task))
-    prices = ("--prices", folder / "prices.toml") if has_price else ()
-    command = command_line("outlay", "compare", written[0], "--budgets", 10, *prices, "--out", folder / "results")
+    if not yes and not as_json and is_terminal():
+        price, labeller = _asked(folder, price, labeller)
+    written = write_task(found, folder, usd_per_label=price, labeller=labeller)
     if as_json:
-        print_json({"files": list(map(str, written)), "decided": decided, "profile": found.to_json(), "next": command})
+        document = {"files": list(map(str, written.files)), "decided": list(written.decided)}
+        print_json(document | {"profile": written.statistics.to_json(), "next": written.next_command})
         return
-    echo("\n" + "\n".join(found.lines()))
-    echo(f"\na score on the test rows is known to ± {half:.1f} points or better")
-    if not has_price:
-        echo("no price of a label: the budget buys compute for the labels that there are; --label-price names one")
-    echo(f"next: {command}")
+    echo("\n".join(["", *written.statistics.lines(), "", *written.decided[len(found.decided) :]]))
+    echo(f"next: {written.next_command}")
+
+
+def is_terminal() -> bool:
+    """Return whether somebody can be asked."""
+    return sys.stdin.isatty()
+
+
+def _asked(folder: Path, price: str | None, labeller: str | None) -> tuple[str | None, str | None]:
+    """Ask for the price of a label and who labels, where they are not given, and whether to write; return the first two."""
+    from outlay.tasks.task_files import PEOPLE
+
+    if price is None:
+        what = "dollars that one more label costs (empty: no more can be bought)"
+        price = typer.prompt(what, default="", show_default=False, value_proc=_price)
+    if price is not None and labeller is None:
+        labeller = typer.prompt("who labels", default=PEOPLE)
+    if not typer.confirm(f"write the task into {folder}?", default=True):
+        raise typer.Exit(1)
+    return price, labeller
+
+
+def _price(given: str) -> str | None:
+    """Return what was typed as plain dollars, ``None`` for nothing; what is no amount is asked for again."""
+    from outlay.errors import MoneyError
+    from outlay.money.amounts import plain_usd
+
+    try:
+        return plain_usd(given) if given.strip() else None
+    except MoneyError as error:
+        raise typer.BadParameter(str(error)) from None

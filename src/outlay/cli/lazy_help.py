@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,9 +23,12 @@ GIVEN_ONCE = frozenset(
 )
 """Options with one value that decide the request: a second one would silently replace the first."""
 
+NOT_SHOWN = ("--here", "--lr", "--warmup")
+"""Further names of options, older or shorter, that are read and stand on no help page."""
 
-class Plain(TyperCommand):
-    """Command that refuses a second value of a single-valued option."""
+
+class Command(TyperCommand):
+    """Command that refuses a second value of a single-valued option, with a help page that lists options under headings."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Parse arguments as click does, and refuse some options that are given twice.
@@ -50,13 +53,23 @@ class Plain(TyperCommand):
             ctx.params[name] = _expanded(ctx.params[name])
         return super().invoke(ctx)
 
-
-class Command(Plain):
-    """Command with a help page that lists options under headings."""
-
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, options without a heading, then heading by heading."""
         _write_parameters(self.get_params(ctx), ctx, formatter)
+
+
+class StrategyCommand(Command):
+    """Command that takes strategies, which its help page explains behind the options without a heading."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments, options without a heading, the strategies, then heading by heading."""
+        from outlay.plan.strategy_words import NEEDS, STRATEGY_WORDS
+
+        rows = [
+            (name, f"{words[0].upper()}{words[1:]}" + (f" ({', '.join(NEEDS[name])})." if name in NEEDS else "."))
+            for name, words in STRATEGY_WORDS.items()
+        ]
+        _write_parameters(self.get_params(ctx), ctx, formatter, second=("Strategies", rows))
 
 
 class Group(TyperGroup):
@@ -85,7 +98,7 @@ class Later:
     place: str
     says: str
     heading: str | None = None
-    cls: type[Plain] = Plain
+    cls: type[Command] = Command
 
     def load(self) -> Any:
         """Return the command's function, or the group's `typer.Typer`."""
@@ -97,7 +110,7 @@ class Later:
         return click_command(self.load(), name, self.says, self.cls)
 
 
-def click_command(found: Any, name: str, says: str, cls: type[Plain] = Plain) -> Any:
+def click_command(found: Any, name: str, says: str, cls: type[Command] = Command) -> Any:
     """Return the click command of a function, or of a group's `typer.Typer`; ``says``: text of its help page."""
     plain = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False)
     plain.rich_markup_mode = None
@@ -105,7 +118,7 @@ def click_command(found: Any, name: str, says: str, cls: type[Plain] = Plain) ->
     if plain is found:
         plain.info.cls, plain.info.help = Group, says
         for each in plain.registered_commands:
-            each.cls = Plain
+            each.cls = Command
         command: Any = typer.main.get_group(plain)
     else:
         plain.command(name, cls=cls, help=says)(found)
@@ -174,15 +187,25 @@ def root(laters: Mapping[str, Later]) -> type[Group]:
     return Root
 
 
-def _write_parameters(parameters: Iterable[Any], ctx: Any, formatter: Any) -> None:
-    rows = []
+def _write_parameters(
+    parameters: Iterable[Any],
+    ctx: Any,
+    formatter: Any,
+    second: tuple[str, Sequence[tuple[str, str]]] = ("", ()),
+) -> None:
+    """Write arguments, options without a heading, a ``second`` list under its heading, then the options under theirs."""
+    rows: list[tuple[Any, tuple[str, str]]] = []
     for parameter in parameters:
         record = parameter.get_help_record(ctx)
         if record is not None:
             plain = "Arguments" if parameter.param_type_name == "argument" else None
-            rows.append((plain or getattr(parameter, "rich_help_panel", None), record))
-    # Arguments first, then options without a heading.
-    rows.sort(key=lambda row: (row[0] != "Arguments", row[0] is not None))
+            names, says = record
+            for name in NOT_SHOWN:
+                names = names.replace(f", {name} ", " ")
+            rows.append((plain or getattr(parameter, "rich_help_panel", None), (names, says)))
+    rows += [(second[0], row) for row in second[1]]
+    order = ("Arguments", None, second[0])
+    rows.sort(key=lambda row: order.index(row[0]) if row[0] in order else len(order))
     _write_sections(rows, "Options", formatter)
 
 

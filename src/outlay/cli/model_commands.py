@@ -1,4 +1,4 @@
-"""`outlay model`: sizes, size and FLOPs of a model reference, and models of random weights."""
+"""`outlay model`: sizes, size and FLOPs of a model reference, models of random weights, and a handed-over one onto a hub."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outlay.cli.common import Json, parse_labels
-from outlay.cli.terminal import echo, print_json, table_console
+from outlay.cli.common import Json, parse_labels, say_notes
+from outlay.cli.run_options import QuietOption
+from outlay.cli.terminal import console, echo, print_json, table_console
 
 if TYPE_CHECKING:
+    from outlay.export.hub import Pushed, PushRequest
+    from outlay.export.hub_files import HubFiles
     from outlay.models.random_init import Corpus
     from outlay.models.shape import ModelShape
 
@@ -141,6 +144,89 @@ def model_make(
         f"{built.folder}: {chosen.name} with {built.n_parameters:,} parameters, {built.n_tokens:,} tokens learnt from "
         f"{len(corpus.texts):,} texts\nIts weights are random: it knows nothing. It is for trying things and for measuring speed."
     )
+
+
+@model_app.command("push")
+def model_push(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A results folder, as `run` and `compare` make it, or its model.")
+    ],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME, or NAME for the account of the token.")],
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Who may read it: you and your organisation, or all.")
+    ] = True,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="BRANCH", help="Branch, new or there. (default: main)")
+    ] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", help="Of the commit. (default: which model it is)")
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", metavar="URL", help="The hub. (default: $HF_ENDPOINT or https://huggingface.co)"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, bytes and place; send nothing.")] = False,
+    quiet: QuietOption = False,
+    as_json: Json = False,
+) -> None:
+    """Push the model that a run or a comparison handed over to a Hugging Face hub, with its card, in one commit."""
+    from outlay.export.hub import PushRequest, push
+
+    asked = PushRequest(out, repo, private=private, revision=revision, message=message, endpoint=endpoint)
+    files, is_quiet = asked.files(), quiet or as_json
+    if dry_run:
+        _show_push(asked, files, as_json=as_json)
+        return
+    say_notes(files.notes, quiet=is_quiet)
+    screen = console(err=True, quiet=is_quiet)
+    screen.print(f"sending {_count(files)}, to {asked.place}", style="dim", soft_wrap=True)
+    pushed = push(asked, bars=screen.is_terminal and not is_quiet)
+    if as_json:
+        print_json(_push_json(asked, pushed.files, pushed))
+        return
+    _say_pushed(asked, pushed)
+
+
+def _say_pushed(asked: PushRequest, pushed: Pushed) -> None:
+    files, readers = pushed.files, "private" if pushed.is_private else "public"
+    done = f"pushed {_count(files)}" if pushed.is_changed else "nothing to push, the same files are there"
+    lines = [f"{done}: {pushed.url} ({readers}, commit {pushed.commit[:7]})"]
+    lines += [f"removed, of the model before: {', '.join(pushed.removed)}"] if pushed.removed else []
+    lines += [f"hub: export HF_ENDPOINT={asked.hub}"] if asked.endpoint is not None else []
+    echo("\n".join([*lines, f"fetch: {files.fetch}", f"predict: {files.predict}", "", files.loading]), nl=False)
+
+
+def _show_push(asked: PushRequest, files: HubFiles, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_push_json(asked, files, None))
+        return
+    for name, n_bytes in files.sizes.items():
+        echo(f"{n_bytes:15,} {name}")
+    echo(f"{sum(files.sizes.values()):15,} bytes in {len(files.sizes):,} files to {asked.place}; nothing was sent")
+    say_notes(files.notes)
+
+
+def _push_json(asked: PushRequest, files: HubFiles, pushed: Pushed | None) -> dict[str, Any]:
+    done = (
+        None if pushed is None else {"commit": pushed.commit, "changed": pushed.is_changed, "removed": pushed.removed}
+    )
+    return {
+        "url": pushed.url if pushed is not None else asked.place if "/" in files.repo else None,
+        "repo": files.repo,
+        "revision": asked.revision,
+        "private": asked.private if pushed is None else pushed.is_private,
+        "folder": str(files.folder),
+        "files": [{"name": name, "n_bytes": n_bytes} for name, n_bytes in files.sizes.items()],
+        "n_bytes": sum(files.sizes.values()),
+        "notes": files.notes,
+        "pushed": done,
+    }
+
+
+def _count(files: HubFiles) -> str:
+    from outlay.report.values import size_text
+
+    return f"{len(files.sizes):,} files, {size_text(sum(files.sizes.values()) / 1e6)} MB"
 
 
 def _weighed(shape: ModelShape, n_labels: int) -> dict[str, Any]:

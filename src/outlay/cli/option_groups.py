@@ -18,9 +18,16 @@ _OLD_METHOD = "peft"
 """Option that is now ``--method``, read for one version (`outlay.settings.flat_settings`)."""
 
 
-def option(*names: str, panel: str, says: str) -> Any:
-    """Return an option under a heading of the help page."""
-    return typer.Option(*names, help=says, rich_help_panel=panel)
+def option(
+    *names: str,
+    panel: str,
+    says: str,
+    least: float | None = None,
+    most: float | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """Return an option under a heading of the help page; ``least`` and ``most``: limits of a number."""
+    return typer.Option(*names, help=says, rich_help_panel=panel, min=least, max=most, metavar=metavar)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +81,12 @@ def _option_of(setting: SettingField, *, is_switch: bool) -> Any:
     from outlay.settings import is_none_by_default
 
     about, name = setting.about, f"--{setting.option}"
-    names = f"{name}/--no-{setting.option}" if setting.type is bool and not is_switch else name
+    names = [f"{name}/--no-{setting.option}" if setting.type is bool and not is_switch else name]
+    names += [f"--{short}" for short in setting.short_options]
     default = f" (default: {about.none})" if about.none and is_none_by_default(setting.name) else ""
     if about.asked:
         default = f" (default: {about.left_open or about.asked[0]})"
-    return option(names, panel=about.heading, says=_on_the_line(about.says) + default)
+    return option(*names, panel=about.heading, says=_on_the_line(about.says) + default)
 
 
 def _on_the_line(says: str) -> str:

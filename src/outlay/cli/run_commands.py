@@ -13,7 +13,6 @@ import typer
 from outlay.cli.common import (
     WAITING_EXIT,
     Json,
-    PrecisionOption,
     ResultsFolder,
     StoreOption,
     fail,
@@ -28,11 +27,14 @@ from outlay.cli.run_options import (
     DryRunOption,
     GridOptions,
     InitialOption,
+    JsonOption,
     LabelOptions,
     ModelOptions,
     PlaceOptions,
     QuietOption,
     RivalsOption,
+    RunPrecision,
+    RunStore,
     SharedOptions,
     StepOptions,
     StrategyOption,
@@ -54,13 +56,14 @@ if TYPE_CHECKING:
 def run(
     task: TaskArgument,
     budget: Annotated[str, typer.Option("--budget", help="Dollars in total.")],
-    models: ModelOptions,
-    how: StepOptions,
-    labels: LabelOptions,
-    where: PlaceOptions,
+    *,
     strategy: StrategyOption = "distill",
+    models: ModelOptions,
     n_initial: InitialOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of order and initialisation.")] = 0,
+    labels: LabelOptions,
+    how: StepOptions,
+    where: PlaceOptions,
 ) -> None:
     """Handle `outlay run`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.study.request import request
@@ -82,11 +85,12 @@ def compare(
     task: TaskArgument,
     grid: GridOptions,
     models: ModelOptions,
-    how: StepOptions,
-    labels: LabelOptions,
-    where: PlaceOptions,
+    *,
     n_initial: InitialOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed, of order and initialisation.")] = 0,
+    labels: LabelOptions,
+    how: StepOptions,
+    where: PlaceOptions,
 ) -> None:
     """Handle `outlay compare`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.study.request import requests
@@ -120,21 +124,21 @@ def report(folder: ResultsFolder, store: StoreOption = None, as_json: Json = Fal
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Results folder.")] = Path("outlay-runs/demo"),
-    store: StoreOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of order and initialisation.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of order and initialisation.")] = 0,
     seeds: Annotated[
         int | None,
         typer.Option(
             "--seeds", min=1, help="How many seeds, from --seed on. (default: 3 of what takes seconds, else 1)"
         ),
     ] = None,
-    threads: ThreadsOption = 2,
-    precision: PrecisionOption = "auto",
     rivals: RivalsOption = True,
+    threads: ThreadsOption = 2,
+    precision: RunPrecision = "auto",
     workers: WorkersOption = 1,
+    store: RunStore = None,
     dry_run: DryRunOption = False,
     quiet: QuietOption = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Handle `outlay demo`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.money.amounts import write_usd
@@ -148,7 +152,7 @@ def demo(
         "--precision": precision,
         "--no-rivals": None if rivals else True,
     }
-    where = PlaceOptions(out, store, workers=workers, quiet=quiet, as_json=as_json)
+    where = PlaceOptions(out=out, store=store, workers=workers, quiet=quiet, as_json=as_json)
     words = (*given_words({"--seeds": seeds}), *given_words(options))
     with scratch as folder:
         asked = _demo_requests(_demo_request(write_demo(Path(folder)), threads, precision), seed, seeds)

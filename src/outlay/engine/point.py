@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache, cached_property
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from outlay.errors import DataError, MissingData
+from outlay.metrics.quality import DoubtfulRow, Quality
 from outlay.money.amounts import MICROS_PER_USD
 from outlay.plan.strategies import RIVAL_METHODS
 from outlay.storage.files import plain_number, plain_numbers, write_text
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 STATUSES = ("ok", "na", "failed", "waiting")
 """Statuses of a point; ``waiting``: labels are ordered and not delivered, and the same command resumes the run."""
 CLOCKS = ("flops", "measured")
-DEV_KINDS = ("given", "bought", "carved")
+DEV_KINDS = ("given", "bought", "carved", "folds")
 LOWEST_SCORE, HIGHEST_SCORE = -0.1, 100.1
 """Limits of a score: 0 to 100, with a margin because the published BERT-iBLEU of a copied source lies just below 0."""
 
@@ -104,7 +106,11 @@ Notes = Annotated[
     tuple[str, ...],
     Rule("an array of texts", {"type": "tuple", "items_schema": [_TEXT], "variadic_item_index": 0}),
 ]
-_LATER = ("notes", "methods", "max_labels", "test_rows", "ece")
+_LATER = (
+    *("notes", "methods", "max_labels", "test_rows", "ece"),
+    *("quality", "teacher_test", "teacher_ece", "teacher_quality", "label_errors"),
+)
+_TABLES = {"quality", "teacher_quality", "label_errors"}
 """Fields that JSON leaves out where they say nothing, as in points of before."""
 _CONFIG = {"extra": "forbid"}
 """Configuration of pydantic for the classes below."""
@@ -211,9 +217,12 @@ class PointResult:
 
     ``test`` and ``dev`` are scores by the main metric of the task, 0-100. ``scores`` maps "metric/reading" to a score with its
     interval. ``seconds`` maps each machine to its seconds by the ``flops`` clock. ``artifacts`` maps a role to a digest.
-    ``notes`` are warnings about the scores (`outlay.metrics.degenerate`). ``ece`` is the expected calibration error on the test
-    split, 0-100, of a model that gives probabilities: no score, since smaller is better. In JSON both are left out where there
-    are none.
+    ``notes`` are warnings about the scores (`outlay.metrics.degenerate`), and lines on a budget that outlasts the rows to label
+    (`outlay.plan.labels_left`). ``ece`` is the expected calibration error on the test split, 0-100, of a model that gives
+    probabilities: no score, since smaller is better. ``quality`` says where the final model is right and wrong on the test split.
+    ``teacher_test``, ``teacher_ece`` and ``teacher_quality`` are of the teacher, which is scored beside, at no charge.
+    ``label_errors`` are training labels that are likely wrong, where a probe learned from them
+    (`outlay.metrics.quality.label_errors`). In JSON these are left out where there are none.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _CONFIG
@@ -236,6 +245,11 @@ class PointResult:
     artifacts: Mapping[str, Text] = field(default_factory=dict)
     notes: Notes = ()
     ece: Score | None = None
+    quality: Quality | None = None
+    teacher_test: Reading | None = None
+    teacher_ece: Score | None = None
+    teacher_quality: Quality | None = None
+    label_errors: tuple[DoubtfulRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,8 +325,11 @@ def _result_to_json(result: PointResult) -> dict[str, Any]:
     record = asdict(result)
     for name in ("scores", "seconds", "artifacts"):
         record[name] = dict(sorted(record[name].items()))
-    notes, ece = list(record.pop("notes")), record.pop("ece")
-    return record | ({"notes": notes} if notes else {}) | ({} if ece is None else {"ece": ece})
+    for name in ("quality", "teacher_quality"):
+        if record[name] is not None:
+            record[name] = {part: value for part, value in record[name].items() if value}
+    record |= {"notes": list(record["notes"]), "label_errors": list(record["label_errors"])}
+    return {name: value for name, value in record.items() if name not in _LATER or value not in (None, [])}
 
 
 def _circumstance_to_json(circumstance: PointCircumstance) -> dict[str, Any]:
@@ -409,6 +426,15 @@ def write_points(path: Path, points: Sequence[Point]) -> None:
     Raises:
         DataError: a point that :func:`parse_points` would refuse to read back.
     """
-    text = plain_numbers(json.dumps([point.to_json() for point in points], indent=2, ensure_ascii=False))
+    documents = [point.to_json() for point in points]
+    # A part of a result that is a table of its own has one line: it would have more of them than all the rest.
+    on_a_line: list[str] = []
+    for result in (document["result"] for document in documents):
+        for name in _TABLES & result.keys():
+            on_a_line.append(json.dumps(result[name], ensure_ascii=False))
+            result[name] = f"\x00{len(on_a_line) - 1}"
+    text = json.dumps(documents, indent=2, ensure_ascii=False)
+    text = re.sub(r'"\\u0000(\d+)"', lambda found: on_a_line[int(found[1])], text)
+    text = plain_numbers(text)
     parse_points(json.loads(text), path.name)
     write_text(path, text + "\n", sync=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -27,6 +27,7 @@ from outlay.settings import AUTO_METHOD, POOLINGS, TeachSettings, default_settin
 from outlay.spec import Family, Reading
 from outlay.storage.store import key_of
 from outlay.tasks.example import Example
+from outlay.tasks.folds import Folds
 from outlay.tasks.loading import load_data
 from outlay.tasks.overrides import Role, overrides_of, settings_as_before
 from outlay.tasks.splits import SeededOrder, TaskData
@@ -38,6 +39,9 @@ Value = TypeVar("Value")
 
 _OWN = ("budget_micros", "n_initial", "max_labels")
 """Fields of a request that decide neither rows nor models."""
+
+_LATER = (("owned", False), ("group", None), ("folds", None))
+"""Keys of a task file, with their defaults, that came after tasks had digests."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,8 @@ class RunBuilder:
         self.price_book.hour(chosen.price_item)
         self.price_book.label(task.price_item)
         dev, n_dev = dev_choice(task, data, asked.dev, asked.n_dev)
+        if dev == "folds":
+            self._folds(asked.task)
         roles = self._models.roles(task, asked)
         families, given = self._models.families(roles), asked.overrides
         overrides: dict[str, dict[str, Any]] = {role: without_auto(pairs) for role, pairs in given.items()}
@@ -231,10 +237,12 @@ class RunBuilder:
 
     def _prepare(self, asked: Request, request: Request) -> PreparedRun:
         (task, data), models = self.load(asked.task), self._models
-        roles, ordered = models.roles(task, asked), self._ordered(asked.task, request.seed)
+        is_folded = request.dev == "folds"
+        roles, ordered = models.roles(task, asked), self._ordered(asked.task, request.seed, is_folded)
         pool, source = ordered.pool[: request.pool_rows], roles.target_source
         targets = models.targets(task, roles, request)
         chosen = self.machine(request.machine)
+        counts = partial(self._token_counts, asked.task, request.seed, is_folded, len(pool), request.test_rows)
         context = PlanningContext(
             request=request,
             task=task.name,
@@ -244,9 +252,7 @@ class RunBuilder:
             shapes={model.ref: models.shape(model) for model in (roles.teacher, roles.student)},
             tokens=_OnDemand(
                 {
-                    reading_key(model.ref, reading): partial(
-                        self._token_counts, asked.task, request.seed, model, len(pool), request.test_rows, reading
-                    )
+                    reading_key(model.ref, reading): partial(counts, model, reading)
                     for model in roles.used
                     for reading in _readings(task, models.shape(model).family)
                 }
@@ -257,14 +263,15 @@ class RunBuilder:
             else {},
             machine=chosen,
             machine_price=self.price_book.hour(chosen.price_item),
-            offers={spec.name: self._offer(asked.task, request.seed, spec) for spec in request.sellers},
+            offers={spec.name: self._offer(asked.task, request.seed, is_folded, spec) for spec in request.sellers},
             train_digest=ordered.train_digest,
             dev_digest=ordered.dev_digest,
             test_digest=ordered.test_digest(request.test_rows),
             pool_digests=ordered.pool_digests,
-            n_carved=task.model_copy(update={"dev": request.dev, "n_dev": request.n_dev}).n_carved,
+            n_carved=self._n_carved(asked.task, request),
             n_train=len(ordered.train),
             n_owned=ordered.n_owned,
+            n_unlabelled=cache(partial(_n_unlabelled, ordered.train, pool)),
             n_pool=len(pool),
             n_dev=len(ordered.dev) if request.n_dev is None else request.n_dev,
             defaults={
@@ -281,25 +288,49 @@ class RunBuilder:
             request, context, task, ordered.train, pool, ordered.dev, test, parts, self.price_book, asked
         )
 
-    @cached()
-    def _ordered(self, name: str, seed: int) -> SeededOrder:
-        return SeededOrder.of(self.load(name)[1], seed)
+    @cached(keep=OutlayError)
+    def _folds(self, name: str) -> Folds:
+        return Folds.of(*self.load(name))
+
+    def _n_carved(self, name: str, request: Request) -> Callable[[int], int]:
+        """Return the function that says how many of so many labels are kept for dev."""
+        if request.dev == "folds":
+            return partial(self._folds(name).n_dev, request.seed)
+        return self.load(name)[0].model_copy(update={"dev": request.dev, "n_dev": request.n_dev}).n_carved
 
     @cached()
-    def _offer(self, name: str, seed: int, spec: SellerSpec) -> Offer:
-        task, rows = self.load(name)[0], self._ordered(name, seed).train
+    def _ordered(self, name: str, seed: int, is_folded: bool) -> SeededOrder:
+        fold = self._folds(name).of_seed(seed) if is_folded else frozenset[str]()
+        return SeededOrder.of(self.load(name)[1], seed, fold)
+
+    @cached()
+    def _offer(self, name: str, seed: int, is_folded: bool, spec: SellerSpec) -> Offer:
+        task, rows = self.load(name)[0], self._ordered(name, seed, is_folded).train
         return offer_of(spec, make_seller(spec, rows, task, self.price_book, seed))
 
     @cached()
     def _token_counts(
-        self, name: str, seed: int, model: Model, n_pool: int, n_test: int | None, reading: Reading
+        self,
+        name: str,
+        seed: int,
+        is_folded: bool,
+        n_pool: int,
+        n_test: int | None,
+        model: Model,
+        reading: Reading,
     ) -> TokenCounts:
-        (task, _), ordered = self.load(name), self._ordered(name, seed)
+        (task, _), ordered = self.load(name), self._ordered(name, seed, is_folded)
         splits = (ordered.train, ordered.pool[:n_pool], ordered.dev, ordered.first_test(n_test))
         n_tokens = self._models.source_tokens(name, task, model, [row for split in splits for row in split], reading)
         return TokenCounts(
             *(array("q", accumulate((n_tokens[row.text] for row in split), initial=0)) for split in splits)
         )
+
+
+def _n_unlabelled(train: Sequence[Example], pool: Sequence[Example]) -> int:
+    """Return the number of pool rows without a gold label whose text is no train row's."""
+    known = {row.text for row in train}
+    return sum(row.label is None and row.text not in known for row in pool)
 
 
 def precision_remarks(builder: RunBuilder, asked: Sequence[Request]) -> list[str]:
@@ -325,15 +356,15 @@ def _shared(asked: Request) -> tuple[Hashable, ...]:
 
 def _task_digest(task: Task, data: TaskData) -> str:
     """Return the digest of a task file and of every example, without description and published results."""
-    told = _without_unowned(task.model_dump(mode="json", exclude={"description", "published"}))
+    told = _as_before(task.model_dump(mode="json", exclude={"description", "published"}))
     return key_of({"task": {**told, "training": settings_as_before(told["training"])}, "data": data.digest})
 
 
-def _without_unowned(told: Any) -> Any:
-    """Return a dumped task without ``owned: false``, as it was before labels could be owned."""
+def _as_before(told: Any) -> Any:
+    """Return a dumped task without later keys that say nothing, so that run ids stay."""
     if isinstance(told, dict):
-        return {name: _without_unowned(value) for name, value in told.items() if (name, value) != ("owned", False)}
-    return [_without_unowned(each) for each in told] if isinstance(told, list) else told
+        return {name: _as_before(value) for name, value in told.items() if (name, value) not in _LATER}
+    return [_as_before(each) for each in told] if isinstance(told, list) else told
 
 
 def _pool_parts(data: TaskData, n_rows: int) -> tuple[tuple[str, int], ...]:

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from outlay.engine.buying import Purchase, PurchaseResult, RunPurchases, Unbought
 from outlay.engine.environment import environment
+from outlay.engine.outputs import PARTS
 from outlay.engine.point import Point, PointCircumstance, usd_of
 from outlay.engine.prepare import PreparedRun
 from outlay.engine.results_dir import ResultsDir
@@ -30,7 +31,7 @@ from outlay.errors import BudgetExceeded
 from outlay.money.amounts import LABEL_UNIT, Quote, cost_micros
 from outlay.money.ledger import Hold
 from outlay.plan.quotes import Quoter
-from outlay.plan.steps import Buy, Recipe, Score, Step, describe, graph, learner_of, role_of
+from outlay.plan.steps import Buy, Recipe, Score, Step, describe, graph, learner_of, role_of, steps_of
 from outlay.plan.strategies import NotAvailable, StrategyOutcome, rival_of, strategy
 from outlay.storage.paths import command_line
 from outlay.storage.store import Artifact, key_of
@@ -132,7 +133,7 @@ class RunExecution:
                 self.proposal = asked
             if not self.unbought():
                 self._obtain_all(self.proposal)
-            if self.proposal.final.key not in self._artifacts:
+            if any(step.key not in self._artifacts for step in self.proposal.finals):
                 return None
             dev = self._artifacts[self.proposal.model.key].usage.get("dev")
             charge_micros = self._charged_micros([*self._recipes, self.proposal])
@@ -148,7 +149,7 @@ class RunExecution:
 
     def _charged_micros(self, recipes: Sequence[Recipe]) -> int:
         """Return the charge, in micro-dollars, of the steps of some recipes; the same in a resumed run."""
-        keys = {step.key for step in graph(recipe.final for recipe in recipes)}
+        keys = {step.key for step in steps_of(recipes)}
         return sum(micros for key, micros in self._charges().items() if key in keys)
 
     def _charges(self) -> Counter[str]:
@@ -485,7 +486,8 @@ class RunExecution:
         roles = {step.key: role_of(step) for step in summary.steps}
         charges: Counter[str] = Counter()
         for key, micros in self._charges().items():
-            charges[roles[key]] += micros
+            if roles[key] in PARTS:
+                charges[roles[key]] += micros
         return summary.manifest(self._recipes, point.to_json(), self._ledger.anchor()) | {"charges_micros": charges}
 
     def _summary(self) -> RunSummary:
@@ -494,4 +496,4 @@ class RunExecution:
     def _settled_steps(self) -> list[Step]:
         """Return the settled steps of every recipe, the one under way included."""
         recipes = [*self._recipes, *([self.proposal] if self.proposal else [])]
-        return [step for step in graph(recipe.final for recipe in recipes) if step.key in self._artifacts]
+        return [step for step in steps_of(recipes) if step.key in self._artifacts]

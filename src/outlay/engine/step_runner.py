@@ -22,9 +22,11 @@ from outlay.hardware.precision import check_worker
 from outlay.labels.purchases import parse_label_lines
 from outlay.metrics.calibration import N_DIGITS, calibration_error_of, confidences_of
 from outlay.metrics.degenerate import floor_of
+from outlay.metrics.quality import NO_GROUP
 from outlay.metrics.scorer import Scorer, TextEncoder
 from outlay.models.cost_model import PROFILE_FILE, load_profile
 from outlay.models.forecast import N_SAMPLED
+from outlay.models.reference import HELD_OUT_FILE
 from outlay.money.amounts import Price, Quote
 from outlay.plan.context import PlanningContext
 from outlay.plan.forecast import Forecaster
@@ -138,7 +140,17 @@ class StepRunner:
             context=context,
             metric=TaskMetric.of(_scorer(step.encoding)),
         )
-        return _trained(out, progress, len(labels) - first, self._dev_floor(step))
+        trained = _trained(out, progress, len(labels) - first, self._dev_floor(step))
+        if progress.held_out:
+            trained.files[HELD_OUT_FILE] = _json(
+                {
+                    "rows": [row.id for row in rows[first:]],
+                    "sources": [row.text for row in rows[first:]],
+                    "labels": labels[first:],
+                    "held_out": progress.held_out,
+                }
+            )
+        return trained
 
     def _distil(self, step: Distil, context: TrainContext) -> StepOutput:
         from outlay.train.api import distil
@@ -207,6 +219,7 @@ class StepRunner:
             "similarities": alike,
             "metric": encoding.metric,
             "labels": list(encoding.form.labels),
+            **({"groups": [row.group or NO_GROUP for row in test]} if any(row.group for row in test) else {}),
             **_calibration(predicted, golds),
         }
         readings = scorer.score(predictions, golds, texts, alike)
@@ -230,7 +243,7 @@ class StepRunner:
         return DevTexts(sources, lambda answers: scorer.main_value(answers, golds, texts), golds if is_choice else ())
 
     def _dev_rows(self, dev: Dev) -> tuple[Sequence[Example], list[str]]:
-        rows = (self._prepared.train if dev.how == "carved" else self._prepared.dev)[: dev.n]
+        rows = (self._prepared.train if dev.is_of_train else self._prepared.dev)[: dev.n]
         golds = [row.label or "" for row in rows] if dev.labels is None else self.read_labels(dev.labels)[: dev.n]
         return rows, golds
 

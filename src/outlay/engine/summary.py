@@ -8,20 +8,22 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from outlay.engine.outputs import calibration_error, read_answers
+from outlay.engine.outputs import calibration_error, read_answers, read_label_errors, read_quality
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
 from outlay.engine.prepare import PreparedRun, RunBuilder
 from outlay.errors import OutlayError
 from outlay.hardware.precision import AUTO, kept_bf16_speed
 from outlay.metrics import main_score
 from outlay.metrics.degenerate import Floor, dev_remarks, test_remarks
+from outlay.metrics.quality import DoubtfulRow
 from outlay.money.amounts import Price
 from outlay.money.ledger import Anchor, Balance
 from outlay.money.machines import SECONDS_PER_HOUR
+from outlay.plan.labels_left import lines_on_used_up
 from outlay.plan.quotes import Quoter, Work
 from outlay.plan.request import Request, SellerSpec
-from outlay.plan.steps import HUMAN, LLM, SCORES_FILE, Buy, Distil, Recipe, Step, Train, describe, role_of
-from outlay.plan.strategies import strategy
+from outlay.plan.steps import HUMAN, LLM, SCORES_FILE, Buy, Distil, Recipe, Score, Step, Train, describe, role_of
+from outlay.plan.strategies import rival_of, strategy
 from outlay.storage.store import Artifact, digest_of
 
 
@@ -42,18 +44,21 @@ class RunSummary:
         """Return the result of the point: a pure function of the request within one environment."""
         trains = [step for step in self.steps if isinstance(step, Train)]
         distils = [step for step in self.steps if isinstance(step, Distil)]
-        work = [
-            work_of(step, self.artifacts[step.key], self.quoter) for step in self.steps if not isinstance(step, Buy)
-        ]
+        # Scoring the teacher is told beside the run, and is no part of what it took.
+        own = [step for step in self.steps if not isinstance(step, Buy) and not _is_of_teacher(step)]
+        work = [work_of(step, self.artifacts[step.key], self.quoter) for step in own]
         hours = sum((self.quoter.hours(each) for each in work), Fraction(0))
         scored = self.artifacts[recipes[-1].final.key] if recipes and not recipes[-1].is_pilot else None
         scores = {} if scored is None else _scores(scored)
         student = self.artifacts[recipes[-1].model.key].usage if recipes else {}
+        beside = recipes[-1].teacher_score if recipes else None
+        teacher = None if beside is None else self.artifacts[beside.key]
+        main = main_score(self.prepared.task.metric)
         first_dev = next((step.dev for step in _trains_of(recipes, self.steps) if step.dev is not None), None)
         return PointResult(
             status=status,
             reason=reason,
-            test=scores[main_score(self.prepared.task.metric)].value if scores else None,
+            test=scores[main].value if scores else None,
             dev=student.get("dev"),
             scores=scores,
             charge_usd=usd_of(balance.total_charge_micros),
@@ -65,9 +70,20 @@ class RunSummary:
             flops=sum(sum(self.quoter.flops(each)) for each in work),
             student_parameters=student.get("n_parameters"),
             artifacts=self._digests(recipes),
-            notes=self._notes(recipes),
+            notes=(*self._notes(recipes), *self._lines_on_used_up(recipes, balance)),
             ece=None if scored is None else calibration_error(scored),
+            quality=None if scored is None else read_quality(scored),
+            teacher_test=None if teacher is None else _scores(teacher)[main],
+            teacher_ece=None if teacher is None else calibration_error(teacher),
+            teacher_quality=None if teacher is None else read_quality(teacher),
+            label_errors=self._label_errors(recipes),
         )
+
+    def _label_errors(self, recipes: Sequence[Recipe]) -> tuple[DoubtfulRow, ...]:
+        """Return the training labels that are likely wrong, by the first training of the last recipe that held rows out."""
+        classes = self.prepared.task.labels
+        found = (read_label_errors(self.artifacts[step.key], classes) for step in _trains_of(recipes, self.steps))
+        return next((errors for errors in found if errors), ())
 
     def latency_ms(self, recipes: Sequence[Recipe]) -> float | None:
         """Return the milliseconds a row of the final model, as its scoring measured them; ``None`` where it did not."""
@@ -90,6 +106,14 @@ class RunSummary:
         floor = None if first.get("dev_floor") is None else Floor(**first["dev_floor"])
         dev_scores = {who: usage["dev"] for who, usage in usages.items()}
         return (*notes, *dev_remarks(first.get("n_dev", 0), dev_scores, floor))
+
+    def _lines_on_used_up(self, recipes: Sequence[Recipe], balance: Balance) -> tuple[str, ...]:
+        """Return lines on a budget that outlasts the rows to label; none for a rival, which buys nothing."""
+        request = self.prepared.request
+        if not recipes or rival_of(request.strategy) is not None:
+            return ()
+        left = request.budget_micros - balance.total_charge_micros
+        return lines_on_used_up(self.prepared.context, recipes[-1].final, left)
 
     def _digests(self, recipes: Sequence[Recipe]) -> dict[str, str]:
         """Return digests by role for the last recipe; several of one role (blocks of targets, labels of two splits) become the
@@ -205,6 +229,10 @@ def absent_point(request: Request, builder: RunBuilder, status: str, reason: str
 def _trains_of(recipes: Sequence[Recipe], steps: Sequence[Step]) -> list[Train]:
     """Return the trainings on labels of the last recipe, or of all steps where there is no recipe."""
     return [step for step in (recipes[-1].steps() if recipes else steps) if isinstance(step, Train)]
+
+
+def _is_of_teacher(step: Step) -> bool:
+    return isinstance(step, Score) and step.of_teacher
 
 
 def _scores(artifact: Artifact) -> dict[str, Reading]:

@@ -9,7 +9,7 @@ from outlay.spec import TaskSpec
 from outlay.tasks.row_form import RowForm
 
 MODEL = "MODEL"
-"""Name in the lines of the folder of the model, or of its repository on a hub."""
+"""Name in the lines of the folder of the model."""
 
 
 def loading_lines(head_file: Mapping[str, Any], rows: RowForm) -> str:
@@ -25,6 +25,22 @@ def loading_lines(head_file: Mapping[str, Any], rows: RowForm) -> str:
     if family == "encoder":
         return _tagger(rows) if form.kind == "entities" else _classifier(rows)
     return (_ranked if head_file["target"] == "classes" else _written)(form, rows, family)
+
+
+def hub_lines(lines: str, repo: str, revision: str | None = None) -> str:
+    """Return lines of `loading_lines` for a model on a hub.
+
+    ``repo``: OWNER/NAME in the place of ``MODEL``; lines that read files of the model, or of another branch (``revision``), fetch
+    it first.
+    """
+    if revision is None and f"{MODEL}/" not in lines:
+        return lines.replace(f'"{MODEL}"', f'"{repo}"')
+    branch = "" if revision is None else f', revision="{revision}"'
+    written = lines.splitlines()
+    n_imports = 1 + max(i for i, line in enumerate(written) if line.startswith(("import ", "from ")))
+    fetched = ["from huggingface_hub import snapshot_download", "", f'folder = snapshot_download("{repo}"{branch})']
+    whole = "\n".join([*written[:n_imports], *fetched, *written[n_imports:]]) + "\n"
+    return whole.replace(f'"{MODEL}"', "folder").replace(f'"{MODEL}/', 'f"{folder}/')
 
 
 def _field(name: str) -> str:

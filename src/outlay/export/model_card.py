@@ -54,10 +54,7 @@ def card_text(facts: CardFacts) -> str:
         f"# {facts.task}: {_summary(facts)}\n",
         *([facts.description + "\n"] if facts.description else []),
         _table(("", ""), list(facts.facts.items())),
-        "## Use\n",
-        "With `outlay`: `outlay predict FOLDER --file new.csv`, or in Python `outlay.load_model(FOLDER)`. Without it, where "
-        "`MODEL` is this folder:\n",
-        f"```python\n{facts.loading}```\n",
+        use_section(facts.loading),
         "## Scores\n",
         f"On {facts.n_test:,} test rows, with the 95 % interval of this model over such rows.\n",
         _table(("score", "0-100", "95 %"), [_score_row(*each) for each in facts.scores.items()]),
@@ -83,6 +80,14 @@ def card_text(facts: CardFacts) -> str:
     parts += ["## What it cost\n", f"```\n{facts.receipt}```\n"]
     parts += ["## How to make it again\n", "```\n" + "\n".join(facts.reproduce) + "\n```\n"]
     return "\n".join(parts)
+
+
+def use_section(loading: str, fetch: str | None = None) -> str:
+    """Return the section of a card on using the model; ``fetch``: the command that gets it from a hub, where it lies on one."""
+    first = "" if fetch is None else f"`{fetch}`, then "
+    where = "" if fetch is not None else ", where `MODEL` is this folder"
+    how = f"With `outlay`: {first}`outlay predict FOLDER --file new.csv`, or in Python `outlay.load_model(FOLDER)`."
+    return "\n".join(["## Use\n", f"{how} Without it{where}:\n", f"```python\n{loading}```\n"])
 
 
 def _metadata(facts: CardFacts) -> dict[str, Any]:

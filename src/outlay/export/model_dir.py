@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.errors import UnknownModel, UsageError
-from outlay.models.reference import HEAD_FILE
+from outlay.models.reference import HEAD_FILE, HELD_OUT_FILE
 from outlay.storage.artifact import MANIFEST
 from outlay.storage.files import write_json, write_text
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 MODEL_DIR = "model"
 """Name of the folder below a results folder."""
 CARD_FILE = "README.md"
-_OURS_ALONE = (MANIFEST, "used", "training.json")
-"""Files of an artifact that are of no use elsewhere."""
+_OURS_ALONE = (MANIFEST, "used", "training.json", HELD_OUT_FILE)
+"""Files of an artifact that are of no use elsewhere; the last one holds training texts, which a model must not carry."""
 
 
 def model_folder(path: Path) -> Path:
@@ -29,10 +29,15 @@ def model_folder(path: Path) -> Path:
     return inside if not (path / HEAD_FILE).exists() and (inside / HEAD_FILE).exists() else path
 
 
+def bytes_of(folder: Path) -> int:
+    """Return the bytes of the files of a model."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def handed_over(folder: Path) -> dict[str, Any] | None:
     """Return what `export_model` noted of the model in a folder: its run, its artifact; ``None`` where there is none."""
     try:
-        found: dict[str, Any] | None = _head_file(folder).get("handed_over")
+        found: dict[str, Any] | None = head_file(folder).get("handed_over")
     except UnknownModel:
         return None
     return found
@@ -66,7 +71,7 @@ def export_model(artifact: Path, folder: Path, rows: RowForm, identity: Mapping[
         for path in sorted(artifact.iterdir()):
             if path.is_file() and path.name not in _OURS_ALONE:
                 shutil.copyfile(path, new / path.name)
-        document = _head_file(new)
+        document = head_file(new)
         write_json(new / HEAD_FILE, {**document, "rows": rows.to_json(), "handed_over": dict(identity)})
         _fit_to_other_libraries(new, document)
         write_text(new / CARD_FILE, card)
@@ -101,7 +106,12 @@ def _fit_to_other_libraries(folder: Path, document: Mapping[str, Any]) -> None:
         write_json(path, {**tokenizer, "model_max_length": limit})
 
 
-def _head_file(folder: Path) -> dict[str, Any]:
+def head_file(folder: Path) -> dict[str, Any]:
+    """Return the content of a model's ``outlay.json``.
+
+    Raises:
+        UnknownModel: there is none.
+    """
     try:
         document: dict[str, Any] = json.loads((folder / HEAD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -59,6 +59,11 @@ def confidences_of(probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
     return confidence
 
 
+def given_probabilities(rows: Sequence[Sequence[float]] | None) -> NDArray[np.float64] | None:
+    """Return probabilities as a file holds them, float64 ``[rows, classes]``; ``None`` for a model without."""
+    return None if rows is None else np.array(rows, dtype=np.float64)
+
+
 def calibration_error_of(
     confidences: Sequence[float] | NDArray[np.floating], answers: Sequence[str], golds: Sequence[str]
 ) -> float:
@@ -77,9 +82,25 @@ def expected_calibration_error(probabilities: NDArray[np.floating], classes: NDA
     return _gap(probabilities.max(1).astype(np.float64), probabilities.argmax(1) == classes)
 
 
+def reliability(
+    confidences: Sequence[float] | NDArray[np.floating], answers: Sequence[str], golds: Sequence[str]
+) -> list[tuple[int, float, float]]:
+    """Return the rows, mean confidence and accuracy (0-1) of each bin that is not empty, from the least sure on."""
+    confidence = np.asarray(confidences, dtype=np.float64)
+    is_right = np.array([answer == gold for answer, gold in zip(answers, golds, strict=True)])
+    bins = _bins(confidence)
+    counts = np.bincount(bins, minlength=N_BINS)
+    sure, right = (np.bincount(bins, weights=each, minlength=N_BINS) for each in (confidence, is_right))
+    return [(int(n), float(sure[i] / n), float(right[i] / n)) for i, n in enumerate(counts) if n]
+
+
 def _gap(confidence: NDArray[np.float64], is_right: NDArray[np.bool_]) -> float:
     """Return the mean distance of confidence and accuracy over bins, weighted by their rows, in points."""
-    # A bin has its upper edge: (0, 1/15], (1/15, 2/15], ...
-    bins = np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)
-    gaps = np.bincount(bins, weights=is_right - confidence, minlength=N_BINS)
+    gaps = np.bincount(_bins(confidence), weights=is_right - confidence, minlength=N_BINS)
     return float(100.0 * np.abs(gaps).sum() / len(confidence))
+
+
+def _bins(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the bin of each confidence; a bin has its upper edge: (0, 1/15], (1/15, 2/15], ..."""
+    found: NDArray[np.int64] = np.clip(np.ceil(confidence * N_BINS).astype(np.int64) - 1, 0, N_BINS - 1)
+    return found

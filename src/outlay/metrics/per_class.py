@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from outlay.metrics.answers import Answered
 from outlay.metrics.classes import class_counts
@@ -12,6 +13,8 @@ from outlay.metrics.spans import entity_counts
 @dataclass(frozen=True, slots=True)
 class LabelScore:
     """Scores of one label, 0-100, and the rows (or entities) that have it; a share of nothing is 0, as in scikit-learn."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     label: str
     precision: float

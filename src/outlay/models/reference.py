@@ -32,6 +32,8 @@ SINGLE_WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
 HEAD_FILE = "outlay.json"
 """File beside the weights of a trained model: its head, and the task as the model meets it."""
+HELD_OUT_FILE = "held_out.json"
+"""Answers of a probe's folds to the training rows that they left out, with the texts of these rows."""
 HEAD_WEIGHTS = "head.safetensors"
 """Weights of a head that `outlay` fitted, beside those of an encoder or, for a classifier of words, alone."""
 TINY_HEAD_SIZE = 32

@@ -80,6 +80,11 @@ def parse_usd(text: str | int | float | Decimal) -> int:
     return int(micros)
 
 
+def plain_usd(text: str | int | float | Decimal) -> str:
+    """Return an amount as a plain number of dollars, ``"0.20"`` for ``"$0.20"``. Raises MoneyError, as `parse_usd`."""
+    return format_usd(parse_usd(text)).removeprefix("$").replace(",", "")
+
+
 def parse_budget(text: str | int | float | Decimal) -> int:
     """Read a budget as micro-dollars: `parse_usd`, and more than zero. Raises MoneyError."""
     micros = parse_usd(text)

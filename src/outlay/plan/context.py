@@ -14,7 +14,7 @@ from outlay.money.amounts import Price
 from outlay.money.machines import Machine
 from outlay.plan.cache import Memo, cached
 from outlay.plan.request import Request
-from outlay.plan.steps import HUMAN, Encoding, Model
+from outlay.plan.steps import HUMAN, OF_TRAIN, Encoding, Model
 from outlay.settings import AUTO_METHOD, BLOCK_ROWS, TeachSettings, TrainSettings, role_settings, without_auto_method
 from outlay.settings.auto import ChosenMethod, choose_method
 from outlay.spec import Reading, TargetSpec, TaskSpec
@@ -76,7 +76,7 @@ class PlanningContext:
     pool_digests: Callable[[int, int], str]
     """Digest of the pool rows ``start:stop`` of the seeded order."""
     n_carved: Callable[[int], int]
-    """Number of dev labels among so many bought ones: the first ones, so that they stay when more are bought."""
+    """Number of dev labels among so many of a training: the first ones, so that they stay when more are bought."""
     n_train: int
     n_pool: int
     n_dev: int
@@ -89,6 +89,8 @@ class PlanningContext:
     """Poolings by model reference and setting ``pooling``; without an entry the model declares nothing."""
     n_owned: int = 0
     """Train rows whose labels are owned; they are the first ones."""
+    n_unlabelled: Callable[[], int] = field(default=lambda: 0, compare=False)
+    """Number of pool rows that have no gold label and are no train rows."""
 
     def form_of(self, ref: str) -> TaskSpec:
         """Return the form of the task, with its limits lowered to those of a model."""
@@ -131,10 +133,10 @@ class PlanningContext:
     @property
     def n_min(self) -> int:
         """Fewest labels worth a training: one per class, two where answers are no classes (and as many again where some are
-        carved for dev)."""
+        kept for dev)."""
         form = self.encoding.form
         least = len(form.labels) if form.kind == "classification" else N_MIN_OPEN
-        return least * (2 if self.request.dev == "carved" else 1)
+        return least * (2 if self.request.dev in OF_TRAIN else 1)
 
     @property
     def n_blocks(self) -> int:

@@ -109,7 +109,7 @@ class Forecaster:
         if step.dev is None:
             return None
         counts = self._counts(step)
-        split = counts.train if step.dev.how == "carved" else counts.dev
+        split = counts.train if step.dev.is_of_train else counts.dev
         return self._lengths(step, split, 0, step.dev.n)
 
     def _reader(self, step: ComputeStep) -> ModelProfile:

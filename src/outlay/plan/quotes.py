@@ -36,14 +36,15 @@ class Quoter:
 
     @cached()
     def quote(self, step: Step) -> Quote:
-        """Return the upper bound of a step's cost; where the student's training is free, scoring the test split is too."""
+        """Return the upper bound of a step's cost; where the student's training is free, scoring the test split is too, and
+        scoring the teacher always."""
         context = self.context
         if isinstance(step, Buy):
             offer = context.offer(step.seller)
             return Quote.of(offer.price, Fraction(step.n * offer.redundancy))
         price = context.machine_price
         quantity = self.hours(self.work(step))
-        scores_free = isinstance(step, Score) and context.request.student_training == "free"
+        scores_free = isinstance(step, Score) and (step.of_teacher or context.request.student_training == "free")
         if scores_free or (isinstance(step, Train) and step.free):
             return Quote(f"{price.item} (free)", price.unit, quantity, price.usd * 0, 0, price.cost_micros(quantity))
         return Quote.of(price, quantity)
@@ -114,7 +115,7 @@ class Quoter:
         if step.dev is None:
             return 0
         counts, n_rows = self._counts(step), step.dev.n
-        return self._answered_tokens(step, (counts.train if step.dev.how == "carved" else counts.dev)[n_rows], n_rows)
+        return self._answered_tokens(step, (counts.train if step.dev.is_of_train else counts.dev)[n_rows], n_rows)
 
     def _answered_tokens(self, step: Train | Distil, n_source_tokens: int, n_rows: int) -> int:
         """Return the tokens of one answer per row; a student trained on classes scores every label instead."""

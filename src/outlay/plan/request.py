@@ -102,7 +102,7 @@ class Request:
     """``charged``, or ``free``: neither the student's training on labels nor the scoring of the test split is charged."""
     pool_rows: int | None = None
     dev: str | None = None
-    """``given``, ``bought``, ``carved`` or ``none``; ``None`` = as the task says."""
+    """``given``, ``bought``, ``carved``, ``folds`` or ``none``; ``None`` = as the task says."""
     n_dev: int | None = None
     threads: int = DEFAULT_THREADS
     sellers: tuple[SellerSpec, ...] = (SellerSpec(),)
@@ -139,8 +139,8 @@ class Request:
         names = [seller.name for seller in self.sellers]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UsageError(f"seller {twice[0]!r} is named twice; name each once")
-        if self.dev not in (None, "given", "bought", "carved", "none"):
-            raise UsageError(f"dev is {self.dev!r}; it must be given, bought, carved or none")
+        if self.dev not in (None, "given", "bought", "carved", "folds", "none"):
+            raise UsageError(f"dev is {self.dev!r}; it must be given, bought, carved, folds or none")
         for role in self.overrides:
             if role not in ROLES:
                 raise UsageError(f"unknown role {role!r} for training settings; known: {', '.join(ROLES)}")

@@ -22,6 +22,9 @@ HUMAN = "human"
 LLM = "llm"
 """Name of the large language model whose labels the published strategies buy."""
 
+OF_TRAIN = ("carved", "folds")
+"""Sources of dev labels that take them from the labels of the training."""
+
 OWNED = "owned"
 """Name of the seller of labels that one owns already: nothing is paid for them, and they come first."""
 
@@ -112,13 +115,18 @@ class Buy(Step):
 
 @dataclass(frozen=True)
 class Dev:
-    """Source of the dev labels: ``given`` (free), ``bought`` (``labels`` are of the dev split), or ``carved`` (the first
-    ``n`` of the labels bought)."""
+    """Source of the dev labels: ``given`` (free), ``bought`` (``labels`` are of the dev split), or ``carved`` or ``folds`` (the
+    first ``n`` of ``labels``, which are the training's own)."""
 
     how: str
     n: int
     rows_digest: str = ""
     labels: Buy | None = None
+
+    @property
+    def is_of_train(self) -> bool:
+        """True where the dev rows are train rows that are not trained on."""
+        return self.how in OF_TRAIN
 
     def parameters(self) -> dict[str, Any]:
         """Return plain values for a key."""
@@ -311,6 +319,8 @@ class Score(Step):
     rows_digest: str
     """Digest of the test split, gold labels included."""
     threads: int
+    of_teacher: bool = False
+    """True for the scores of a teacher, which are told and not charged; not part of the key."""
 
     @property
     def inputs(self) -> tuple[Step, ...]:
@@ -336,6 +346,8 @@ class Recipe:
 
     final: Score | Train | Distil
     derivation: tuple[str, ...]
+    teacher_score: Score | None = None
+    """Scores of the teacher on the test split, which the report tells; no strategy sees them, and they are not charged."""
 
     @property
     def model(self) -> Train | Distil:
@@ -349,7 +361,12 @@ class Recipe:
 
     def steps(self) -> list[Step]:
         """Return every distinct step once, inputs first; the order is a pure function of the recipe."""
-        return graph([self.final])
+        return graph(self.finals)
+
+    @property
+    def finals(self) -> tuple[Step, ...]:
+        """Steps that nothing else of the recipe reads."""
+        return (self.final,) if self.teacher_score is None else (self.final, self.teacher_score)
 
 
 def learner_of(step: Step) -> Train | Distil:
@@ -384,9 +401,14 @@ def graph(finals: Iterable[Step]) -> list[Step]:
     return list(ordered.values())
 
 
+def steps_of(recipes: Iterable[Recipe]) -> list[Step]:
+    """Return the distinct steps of recipes, each once, inputs first."""
+    return graph(final for recipe in recipes for final in recipe.finals)
+
+
 def n_carved(dev: Dev | None) -> int:
-    """Return the number of bought labels that are set aside for dev."""
-    return dev.n if dev is not None and dev.how == "carved" else 0
+    """Return the number of labels of a training that are set aside for dev."""
+    return dev.n if dev is not None and dev.is_of_train else 0
 
 
 def describe(step: Step) -> str:
@@ -402,7 +424,7 @@ def describe(step: Step) -> str:
             method = "" if step.settings.method in _PLAIN else f" ({step.settings.method})"
             return f"distil the student over {step.n_rows:,} pool rows{method}"
         case Score():
-            return "score the test split"
+            return "score the teacher on the test split" if step.of_teacher else "score the test split"
     raise TypeError(f"no words for {type(step).__name__}")
 
 
@@ -420,7 +442,9 @@ def seller_words(name: str) -> str:
 
 
 def role_of(step: Step) -> str:
-    """Return the role of a step's artifact in a point: labels, teacher, targets, student or scores."""
+    """Return the role of a step's artifact in a point: labels, teacher, targets, student, scores or teacher_scores."""
     if isinstance(step, Train):
         return step.role
+    if isinstance(step, Score) and step.of_teacher:
+        return "teacher_scores"
     return {"buy": "labels", "teach": "targets", "distil": "student", "score": "scores"}[step.kind]

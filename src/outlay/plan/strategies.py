@@ -14,10 +14,12 @@ from outlay.errors import UnknownStrategy, UsageError
 from outlay.money.amounts import format_usd
 from outlay.plan.cache import cached
 from outlay.plan.context import PlanningContext
+from outlay.plan.labels_left import lines_on_used_up
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import (
     HUMAN,
     LLM,
+    OF_TRAIN,
     OWNED,
     Buy,
     Dev,
@@ -148,7 +150,6 @@ class Annotate:
             lines.insert(0, f"start from {context.student.ref}: free, since it is publicly available: $0.00")
         if seller != HUMAN:
             lines.insert(0, _assumed(context, seller))
-            lines += [_all_labelled(seller, n)] if n == n_left else []
         return Recipe(final(n), (budget, *lines, left))
 
 
@@ -185,6 +186,10 @@ class Distill:
         def fits(n: int, n_blocks: int) -> bool:
             return quoter.total_micros(final(n, n_blocks)) <= context.budget_micros
 
+        def recipe(n: int, n_blocks: int) -> Recipe:
+            last, trained = final(n, n_blocks), _train(context, "teacher", teacher, ((HUMAN, n),), None)
+            return Recipe(last, _derive(context, quoter, last), _teacher_score(context, trained))
+
         n_all = context.n_blocks
         if n_all == 0:
             return NotAvailable(f"task {context.task} has no pool to distil over; give it a `pool:`")
@@ -196,14 +201,14 @@ class Distill:
             if n is None:
                 what = f"the whole pool ({context.n_pool:,} rows) and {context.n_min} labels for the teacher"
                 return _unaffordable(context, quoter, final(context.n_min, n_all), what)
-            return Recipe(final(n, n_all), _derive(context, quoter, final(n, n_all)))
+            return recipe(n, n_all)
         if n > context.n_train:
             return _too_many_labels(context, n)
         n_blocks = _largest(1, n_all, lambda b: fits(n, b))
         if n_blocks is None:
             what = f"{n:,} labels, the teacher and {context.block(0)[1]:,} pool rows"
             return _unaffordable(context, quoter, final(n, 1), what)
-        return Recipe(final(n, n_blocks), _derive(context, quoter, final(n, n_blocks)))
+        return recipe(n, n_blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +260,7 @@ class Rival:
             return _unaffordable(
                 context, quoter, final(context.n_min), f"{context.n_min:,} labels and the rival's training"
             )
-        budget, *lines = _derive(context, quoter, final(n))
+        budget, *lines = _derive(context, quoter, final(n), buys=False)
         return Recipe(final(n), (budget, "a rival: it buys no labels, and is charged for those of other runs", *lines))
 
 
@@ -310,8 +315,8 @@ def _dev(context: PlanningContext, labels: Buy) -> Dev | None:
     how = context.request.dev
     if how == "none":
         return None
-    if how == "carved":
-        # A single label is never carved: then there is no dev set, and the steps are fixed.
+    if how in OF_TRAIN:
+        # A single label is never set aside: then there is no dev set, and the steps are fixed.
         n_carved = context.n_carved(labels.n)
         return Dev(how, n_carved, labels=labels) if n_carved else None
     if how == "bought":
@@ -402,6 +407,11 @@ def _score(context: PlanningContext, model: Train | Distil) -> Score:
     return Score(model, context.test_digest, context.request.threads)
 
 
+@cached()
+def _teacher_score(context: PlanningContext, teacher: Train) -> Score:
+    return Score(teacher, context.test_digest, context.request.threads, of_teacher=True)
+
+
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
     """Return the largest n in ``low..high`` that fits, for a predicate that only ever turns from True to False; None if none."""
     if low > high or not fits(low):
@@ -434,8 +444,13 @@ def _unaffordable(context: PlanningContext, quoter: Quoter, least: Step, what: s
     )
 
 
-def _derive(context: PlanningContext, quoter: Quoter, final: Score | Train | Distil) -> tuple[str, ...]:
-    """Return the budget line by line, in the order it is spent; quotes are upper bounds (every epoch run, none stopped early)."""
+def _derive(
+    context: PlanningContext, quoter: Quoter, final: Score | Train | Distil, *, buys: bool = True
+) -> tuple[str, ...]:
+    """Return the budget line by line, in the order it is spent; quotes are upper bounds (every epoch run, none stopped early).
+
+    ``buys``: False for a rival, whose labels others buy.
+    """
     sums: dict[str, int] = {}
     for step in Recipe(final, ()).steps():
         name = describe(step)
@@ -443,7 +458,7 @@ def _derive(context: PlanningContext, quoter: Quoter, final: Score | Train | Dis
     lines = [f"{name}: at most {format_usd(micros)}" for name, micros in sums.items()]
     spent = sum(sums.values())
     left = context.budget_micros - spent
-    lines += _owned_lines(context, final, left)
+    lines += lines_on_used_up(context, final, left) if buys else ()
     chosen = _methods_chosen(context, final)
     return (
         f"budget: {format_usd(context.budget_micros)}",
@@ -452,17 +467,6 @@ def _derive(context: PlanningContext, quoter: Quoter, final: Score | Train | Dis
         *lines,
         f"left over: {format_usd(left)}",
     )
-
-
-def _owned_lines(context: PlanningContext, final: Score | Train | Distil, left: int) -> list[str]:
-    """Return a line where no row is left whose label could be bought, of a task with owned labels."""
-    n = max((step.n_labels for step in Recipe(final, ()).steps() if isinstance(step, Train)), default=0)
-    if not context.n_owned or n < context.n_train:
-        return []
-    rows = f"; {context.n_pool:,} pool rows could be labelled" if context.n_pool else ""
-    return [
-        f"all {n:,} labels used, {format_usd(left)} left: more labels would have to be bought{rows}, and nobody sells them"
-    ]
 
 
 def _methods_chosen(context: PlanningContext, final: Score | Train | Distil) -> list[str]:
@@ -491,8 +495,3 @@ def _assumed(context: PlanningContext, seller: str) -> str:
     rate = 0.0 if spec is None else spec.replay.error_rate
     wrong = f"replayed gold with {100 * rate:g} % wrong answers, which is an assumption"
     return f"{seller_words(seller)} labels: {wrong}, ${price.usd:f} each ({price.note or price.source})"
-
-
-def _all_labelled(seller: str, n: int) -> str:
-    labels = f"{seller_words(seller)} labels"
-    return f"{labels}: no more than {n:,}, since no train row is left; add train rows to buy more"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 
-from outlay.report.figure_data import DataPoint, Figure, Panel
+from outlay.report.figure_parts import DataPoint, Figure, Panel
 from outlay.report.palette import QUIET, TEXT_PALETTE
 
 WIDTH, HEIGHT = 400, 270
@@ -96,6 +96,23 @@ class Label:
     color: str
 
 
+def _mark_box(data_point: DataPoint, x_span: AxisScale, y_span: AxisScale) -> Box:
+    """Return the box that a mark and its error bar cover."""
+    x, y = x_span.px(data_point.x), y_span.px(data_point.y)
+    ends = [y_span.px(end) for end in (data_point.low, data_point.high) if end is not None]
+    return Box(x - 7, min([y - 7, *ends]), x + 7, max([y + 7, *ends]))
+
+
+def have_overlap(figure: Figure) -> bool:
+    """Return True where a mark or error bar covers that of another result, as a scatter in one panel would be drawn."""
+    x_span, y_span = x_axis(figure), score_axis(figure)
+    boxes = {}
+    for each in figure.data_points:
+        # A run that a larger budget leaves as it was is one result, drawn twice at one place.
+        boxes[each.series, round(each.x, 6), each.y] = _mark_box(each, x_span, y_span)
+    return any(one.meets(other) for one, other in combinations(boxes.values(), 2))
+
+
 def place_labels(figure: Figure, panel: Panel, height: float) -> list[Label]:
     """Place each label greedily at the first position where it covers nothing; leave it out where there is none."""
     x_span, y_span = x_axis(figure), score_axis(figure, height)
@@ -103,16 +120,11 @@ def place_labels(figure: Figure, panel: Panel, height: float) -> list[Label]:
     def px_of(x: float, y: float) -> tuple[float, float]:
         return x_span.px(x), y_span.px(y)
 
-    def box_of(data_point: DataPoint) -> Box:
-        x, y = px_of(data_point.x, data_point.y)
-        ends = [y_span.px(end) for end in (data_point.low, data_point.high) if end is not None]
-        return Box(x - 7, min([y - 7, *ends]), x + 7, max([y + 7, *ends]))
-
     wanted = []
     for line in panel.reference_lines:
         middle = math.sqrt(line.start * line.end), line.y  # on a logarithmic axis
         wanted.append(_candidates(line.text, middle, px_of(*middle), _LINE_OFFSETS, QUIET))
-    boxes = [box_of(data_point) for data_point in panel.data_points]
+    boxes = [_mark_box(data_point, x_span, y_span) for data_point in panel.data_points]
     for data_point, box in zip(panel.data_points, boxes, strict=True):
         if data_point.label is not None:
             at, color = (data_point.x, data_point.y), TEXT_PALETTE[data_point.series.color]

@@ -1,15 +1,16 @@
-"""Data of the figures of a study: series, points and panels. Drawn by `outlay.report.figures`."""
+"""Data of the figures of a study: which series, points and panels each layout has. Drawn by `outlay.report.figures`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 from outlay.engine.outputs import PARTS
 from outlay.engine.point import PointRequest
 from outlay.metrics import main_score
+from outlay.report.axes import have_overlap
+from outlay.report.figure_parts import CROWD, Axis, Bar, DataPoint, Figure, Panel, ReferenceLine, Series
 from outlay.report.frontier import CostScore, frontier, usd_to_reach
 from outlay.report.grouping import short_model, variant_names
 from outlay.report.palette import PALETTE, SHAPES, look
@@ -22,95 +23,12 @@ MAX_ROWS = 60
 """Maximum number of rows of a dot plot or bar chart; a dot plot with more becomes score over charge, a bar chart is cut."""
 MAX_PANELS = 8
 """Maximum number of panels of a figure; a study with more is drawn as score over charge in one panel."""
+MAX_DOT_PANELS = 4
+"""Maximum number of budgets of a dot plot in a panel each; with more, marks of a plot over charge stand side by side."""
+LEAST_SPAN = 1.05
+"""Least ratio of two charges that a dot plot tells apart."""
 MAX_REFERENCE_LINES = 3
 """Maximum number of reference lines of a panel."""
-
-Axis = Literal["charge", "added", "budget", "labels", "score", "part"]
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """A series of points: its name in the legend, and the indices of its colour, shape and dash."""
-
-    name: str
-    color: int
-    shape: int
-    dash: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class DataPoint:
-    """A seed mean in a figure: ``x`` in the units of the axis; ``y``, ``low`` and ``high`` scores, 0-100."""
-
-    series: Series
-    x: float
-    y: float
-    low: float | None
-    high: float | None
-    label: str | None
-    """Text beside the point, or the name of the row in a dot plot."""
-    description: str
-    """Every value of the point in words, for the tooltip and for screen readers."""
-    point: str
-    """Id of the point (`outlay.engine.point.Point`) of the first seed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A part of a charge: from ``start`` to ``end`` dollars in the stacked bar ``row``."""
-
-    row: str
-    part: str
-    start: float
-    end: float
-    description: str
-    point: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceLine:
-    """A horizontal line at a score, from one charge to another, with its text."""
-
-    y: float
-    start: float
-    end: float
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """A panel of a figure; ``front`` is the Pareto frontier as (charge, score) by rising charge."""
-
-    title: str | None
-    data_points: tuple[DataPoint, ...]
-    front: tuple[tuple[float, float], ...] = ()
-    reference_lines: tuple[ReferenceLine, ...] = ()
-
-    @property
-    def series(self) -> list[Series]:
-        """Series of the points, in order of appearance."""
-        return list(dict.fromkeys(data_point.series for data_point in self.data_points))
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A figure of one task: a ``scatter`` over an axis, a dot plot (``dots``), or stacked ``bars``."""
-
-    kind: Literal["scatter", "dots", "bars"]
-    title: str
-    notes: tuple[str, ...]
-    """Lines of the subtitle."""
-    axis: Axis
-    panels: tuple[Panel, ...] = ()
-    bars: tuple[Bar, ...] = ()
-    is_log: bool = False
-    is_joined: bool = False
-    """True where a line joins the points of a series."""
-
-    @property
-    def data_points(self) -> list[DataPoint]:
-        """Points of all panels."""
-        return [data_point for panel in self.panels for data_point in panel.data_points]
 
 
 def lay_out_figures(results: Results, seed_means: Sequence[SeedMean]) -> dict[str, Figure]:
@@ -180,7 +98,11 @@ def _varied(scored: Sequence[SeedMean]) -> dict[str, set[str | None]]:
     varying = ("teacher", "student", "machine", "clock", "price_book", "dev")
     values: dict[str, set[str | None]] = {name: {_chosen(mean, name) for mean in scored} for name in varying}
     for name in ("teacher", "student"):
-        values[name].discard(None)  # the name of a strategy says already that it has no teacher
+        # The name of a strategy says already that it has no teacher, or teaches itself.
+        of_variant: dict[str, set[str | None]] = {}
+        for mean in scored:
+            of_variant.setdefault(mean.request.variant, set()).add(_chosen(mean, name))
+        values[name] = set().union(*(of_one for of_one in of_variant.values() if len(of_one) > 1)) - {None}
     return {name: of_name for name, of_name in values.items() if len(of_name) > 1}
 
 
@@ -225,12 +147,20 @@ def _n_unlabelled(mean: SeedMean) -> int:
     return sum(n_rows for _, n_rows in mean.request.pool) if mean.n_pool else 0
 
 
-def row_names(scored: Sequence[SeedMean]) -> dict[PointRequest, str]:
-    """Return the row name of each seed mean: its series, with N, budget and pool where these vary within the series."""
+def row_names(scored: Sequence[SeedMean], *, with_budget: bool = True) -> dict[PointRequest, str]:
+    """Return the row name of each seed mean: its series, with N, budget and pool where these vary within the series.
+
+    ``with_budget``: False for rows of panels by budget, which differ by what varies within the series at a budget.
+    """
     series = by_strategy(scored)
     names = {}
     for mean in scored:
-        own = [other.request for other in scored if series[other.key] == series[mean.key]]
+        own = [
+            other.request
+            for other in scored
+            if series[other.key] == series[mean.key]
+            and (with_budget or other.request.budget_usd == mean.request.budget_usd)
+        ]
         parts = [series[mean.key].name]
         if len({request.n_initial for request in own}) > 1 and mean.request.n_initial is not None:
             parts.append(f"N = {short_count(mean.request.n_initial)}")
@@ -310,7 +240,11 @@ def _over_charge(
     legend = [labels_note] if labels_note else []
     legend += ["dashed: Pareto frontier, interpolated on log cost"] if len(front) > 1 else []
     notes = (*legend, *_omission_note(scored, [panel], _NO_COST))
-    return Figure("scatter", title, notes, "charge", (panel,), is_log=True, is_joined=is_joined)
+    figure = Figure("scatter", title, notes, "charge", (panel,), is_log=True, is_joined=is_joined)
+    # Labels are placed beside the costs themselves.
+    if labels_note or len(data_points) > CROWD or not have_overlap(figure):
+        return figure
+    return replace(figure, notes=(*notes, "series side by side, a little off their cost"), is_dodged=True)
 
 
 def _n_label(mean: SeedMean) -> str | None:
@@ -373,6 +307,29 @@ def _reference_line(data_point: DataPoint, curve: Sequence[tuple[float, float]])
     return ReferenceLine(data_point.y, data_point.x, max(dearest, data_point.x), text)
 
 
+def _plain(scored: Sequence[SeedMean]) -> Figure | None:
+    """Lay out a plain comparison: score over charge where charges differ and no mark hides another, else a dot plot by budget."""
+    figure = _over_charge(scored, "what a score costs", has_front=True)
+    budgets = sorted({mean.request.budget_usd for mean in scored})
+    charges = [mean.charge_usd or 0.0 for mean in scored]
+    have_span = max(charges) > LEAST_SPAN * min(charges)
+    if figure is not None and have_span and not figure.is_dodged:
+        return figure
+    if len(budgets) > MAX_DOT_PANELS or len(scored) > MAX_ROWS:
+        return figure
+    series, names = by_strategy(scored), row_names(scored, with_budget=False)
+    has_charges = len(budgets) == 1 and have_span
+    rows = {mean.key: names[mean.key] + (f": {money(mean.charge_usd)}" if has_charges else "") for mean in scored}
+    panels = []
+    for usd in budgets:
+        of_budget = [mean for mean in scored if mean.request.budget_usd == usd]
+        data_points = _data_points(of_budget, series, lambda mean: mean.value, lambda mean: rows[mean.key])
+        panels.append(Panel(f"{money(usd)} in all" if len(budgets) > 1 else None, data_points))
+    title = f"test score at {money(budgets[0])}" if len(budgets) == 1 else "test score by budget"
+    notes = ("behind a name: its charge",) if has_charges else ()
+    return Figure("dots", title, notes, "score", tuple(panels))
+
+
 def _dots(scored: Sequence[SeedMean], title: str) -> Figure | None:
     if len(scored) > MAX_ROWS:
         return _over_charge(scored, title)
@@ -417,5 +374,5 @@ _LAYOUTS: dict[str, Callable[[Sequence[SeedMean]], Figure | None]] = {
     "llm": partial(
         _over_charge, title="labels of people and of a language model", is_joined=True, labels_note=_LABELS_NOTE
     ),
-    "plain": partial(_over_charge, title="what a score costs", has_front=True),
+    "plain": _plain,
 }

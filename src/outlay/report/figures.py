@@ -7,12 +7,14 @@ import json
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from outlay.engine.outputs import PARTS
 from outlay.errors import UsageError
+from outlay.metrics.quality import ReliabilityBin
 from outlay.report.axes import (
     FONT_PX,
     HEIGHT,
@@ -25,7 +27,8 @@ from outlay.report.axes import (
     score_axis,
     x_axis,
 )
-from outlay.report.figure_data import Bar, DataPoint, Figure, Panel, Series, lay_out_figures
+from outlay.report.figure_data import lay_out_figures
+from outlay.report.figure_parts import CROWD, Bar, DataPoint, Figure, Panel, Series
 from outlay.report.palette import GRID, INK, PALETTE, QUIET, SHAPES, TEXT_PALETTE
 from outlay.report.results import Results
 from outlay.report.seed_means import SeedMean, means
@@ -34,12 +37,10 @@ from outlay.storage.files import write_bytes
 Spec = dict[str, Any]
 """A Vega-Lite specification."""
 
-PANEL_HEIGHT, ROW_HEIGHT = 190, 30
-NOTE_LETTERS = 54
+PANEL_HEIGHT, ROW_HEIGHT, LINE_HEIGHT = 190, 30, 17
+NOTE_LETTERS, ROW_LETTERS = 54, 28
 MAX_LEGEND = 16
 """Maximum number of series in a legend; with more, colours repeat and the tooltip of a point names its series."""
-CROWD = 150
-"""Maximum number of points drawn in full size; with more, points are small and have no error bars and labels."""
 DASHES = ((1, 0), (7, 3), (2, 3))
 
 _BASE = "https://page.invalid/"
@@ -223,7 +224,7 @@ def _layers(figure: Figure, panel: Panel, height: float) -> list[Any]:
 
 def _asides(figure: Figure, panel: Panel) -> dict[Series, float]:
     """Return the horizontal offset of each series in pixels, so that intervals at the same x do not cover each other."""
-    step = 5.0 if figure.axis in ("added", "budget", "labels") else 0.0
+    step = 5.0 if figure.is_dodged or figure.axis in ("added", "budget", "labels") else 0.0
     return {series: step * (i - (len(panel.series) - 1) / 2) for i, series in enumerate(panel.series)}
 
 
@@ -251,34 +252,83 @@ def _text(label: Label, x: Any, y: Any) -> Any:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _row_encoding(rows: Sequence[str]) -> tuple[Any, int]:
-    """Return the encoding of the rows in their order, and the remaining width of the plot in pixels."""
-    import altair as alt
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows of a plot in their order: names, broken into lines of `ROW_LETTERS`, and the room that they leave."""
 
-    label_px = min(230, int(max(map(len, rows)) * LETTER_PX))
-    axis = alt.Axis(labelLimit=label_px + 20, title=None, grid=True, ticks=False, domain=False, labelPadding=8)
-    return alt.Y("row:N", sort=None, scale=alt.Scale(domain=list(rows)), axis=axis), WIDTH + 50 - label_px
+    names: tuple[str, ...]
+
+    def lines(self, name: str) -> list[str]:
+        """Return the lines of a name."""
+        return textwrap.wrap(name, ROW_LETTERS) or [name]
+
+    @property
+    def width(self) -> int:
+        """Width that the names leave of a plot, in pixels."""
+        return WIDTH + 50 - int(max(len(line) for name in self.names for line in self.lines(name)) * LETTER_PX)
+
+    @property
+    def height(self) -> int:
+        """Height of a row in pixels."""
+        return max(ROW_HEIGHT, LINE_HEIGHT * max(len(self.lines(name)) for name in self.names) + 10)
+
+    def encoding(self) -> Any:
+        """Return the encoding of the rows."""
+        import altair as alt
+
+        axis = alt.Axis(title=None, labels=False, grid=True, ticks=False, domain=False)
+        return alt.Y("row:N", sort=None, scale=alt.Scale(domain=list(self.names)), axis=axis)
+
+    def labels(self) -> list[Any]:
+        """Return the layers of the names left of the plot; labels of an axis would hang from the middle of their row."""
+        import altair as alt
+
+        records = [
+            {"row": name, "text": line, "dy": LINE_HEIGHT * (i - (len(lines) - 1) / 2)}
+            for name in self.names
+            for lines in [self.lines(name)]
+            for i, line in enumerate(lines)
+        ]
+        layers = []
+        for dy in dict.fromkeys(record["dy"] for record in records):
+            base = _chart(record for record in records if record["dy"] == dy)
+            texts = base.mark_text(aria=False, align="right", dy=dy, baseline="middle", fontSize=FONT_PX, color=QUIET)
+            layers.append(texts.encode(x=alt.value(-8), y=self.encoding(), text="text:N"))
+        return layers
 
 
 def _draw_dots(figure: Figure) -> Any:
     import altair as alt
 
-    (panel,) = figure.panels
-    rows = list(dict.fromkeys(data_point.label or "" for data_point in panel.data_points))
-    row, width = _row_encoding(rows)
-    scale = _score_scale(figure, HEIGHT)
-    x = alt.X("y:Q", title=_AXIS_TITLES["score"], scale=scale, axis=alt.Axis(tickCount=5, format=".4~g", grid=False))
+    plots = []
+    for panel in figure.panels:
+        layers = _dots(figure, panel)
+        title = {} if panel.title is None else {"title": alt.TitleParams(panel.title, fontSize=FONT_PX, offset=6)}
+        plots.append(layers.properties(**title))
+    return plots[0] if len(plots) == 1 else alt.vconcat(*plots, spacing=14)
+
+
+def _dots(figure: Figure, panel: Panel) -> Any:
+    """Draw a panel of a dot plot: a row per mark, with its interval and its score above it."""
+    import altair as alt
+
+    rows = _Rows(tuple(dict.fromkeys(data_point.label or "" for data_point in panel.data_points)))
+    of_all = _Rows(tuple(data_point.label or "" for data_point in figure.data_points))
+    title = _AXIS_TITLES["score"] if panel is figure.panels[-1] else None
+    row, scale = rows.encoding(), _score_scale(figure, HEIGHT)
+    x = alt.X("y:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5, format=".4~g", grid=False))
     color, shape, _ = _looks(figure, has_legend=False)
     base = _chart(map(_record, panel.data_points))
     bars = base.transform_filter("isValid(datum.low)").mark_rule(aria=False, strokeWidth=2)
     points = base.mark_point(filled=True, opacity=1, size=120)
     texts = base.mark_text(aria=False, dy=-13, fontSize=SMALL_PX, color=INK)
     layers = alt.layer(
-        bars.encode(x=alt.X("low:Q", title=_AXIS_TITLES["score"], scale=scale), x2="high:Q", y=row, color=color),
+        bars.encode(x=alt.X("low:Q", title=title, scale=scale), x2="high:Q", y=row, color=color),
         points.encode(x=x, y=row, color=color, shape=shape, href="href:N", description="what:N"),
         texts.encode(x=x, y=row, text=alt.Text("y:Q", format=".1f")),
+        *rows.labels(),
     )
-    return layers.properties(width=width, height=max(90, (ROW_HEIGHT + 6) * len(rows)))
+    return layers.properties(width=of_all.width, height=max(90, (rows.height + 6) * len(rows.names)))
 
 
 # Dark enough for white text (contrast 4.5 and more), in the order of `PARTS`.
@@ -288,8 +338,8 @@ _PART_COLORS = tuple(TEXT_PALETTE[i] for i in (0, 1, 2, 3, 5))
 def _draw_bars(figure: Figure) -> Any:
     import altair as alt
 
-    rows = list(dict.fromkeys(bar.row for bar in figure.bars))
-    row, width = _row_encoding(rows)
+    rows = _Rows(tuple(dict.fromkeys(bar.row for bar in figure.bars)))
+    row, width = rows.encoding(), rows.width
     high = max(bar.end for bar in figure.bars)
     parts = [part for part in PARTS if any(bar.part == part for bar in figure.bars)]
     colors = [_PART_COLORS[PARTS.index(part)] for part in parts]
@@ -310,8 +360,9 @@ def _draw_bars(figure: Figure) -> Any:
             description="what:N",
         ),
         texts.encode(x=alt.X("middle:Q", title=_AXIS_TITLES["part"], scale=scale), y=row, text="text:N"),
+        *rows.labels(),
     )
-    return layers.properties(width=width, height=max(60, ROW_HEIGHT * len(rows)))
+    return layers.properties(width=width, height=max(60, rows.height * len(rows.names)))
 
 
 def _bar_record(bar: Bar, usd_per_px: float) -> dict[str, Any]:
@@ -346,6 +397,30 @@ def _drawn(spec: str) -> str:
 
 
 _NAMED_MARK = re.compile(r'<path aria-label="([^"]*)" role="graphics-symbol"([^>]*)/>')
+
+
+def draw_reliability(own: Sequence[ReliabilityBin], of_teacher: Sequence[ReliabilityBin] = ()) -> Spec:
+    """Draw the reliability curves of a student and its teacher: how many answers are right, over their confidence."""
+    import altair as alt
+
+    whose = {"student": own, **({"teacher": of_teacher} if of_teacher else {})}
+    records = [
+        {
+            **{"who": who, "sure": each.confidence, "right": each.accuracy, "n": each.n},
+            "words": f"{who}: {each.n:,} answers {each.confidence:.0f} % sure, {each.accuracy:.0f} % right",
+        }
+        for who, bins in whose.items()
+        for each in bins
+    ]
+    scale = alt.Scale(domain=[0, 100], nice=False)
+    x, y = alt.X("sure:Q", title="Confidence (%)", scale=scale), alt.Y("right:Q", title="Right (%)", scale=scale)
+    color = alt.Color("who:N", title=None, scale=alt.Scale(domain=list(whose), range=list(PALETTE[: len(whose)])))
+    even = _chart([{"sure": 0, "right": 0}, {"sure": 100, "right": 100}]).mark_line(color="#999999", strokeDash=[4, 4])
+    curves = _chart(records).encode(x=x, y=y, color=color)
+    marks = curves.mark_point(filled=True, opacity=1, size=60).encode(description="words:N")
+    chart = alt.layer(even.encode(x=x, y=y), curves.mark_line(), marks).properties(width=WIDTH // 2, height=WIDTH // 2)
+    spec: Spec = chart.configure(**_config()).to_dict(validate=False)
+    return spec
 
 
 def figure_svg(spec: Spec, page: str = "") -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from outlay.engine.point import Point, PointRequest
+from outlay.plan.strategy_words import strategy_lines
 
 RIVAL_NAMES = {
     "rival_majority": "Rival: majority class",
@@ -85,6 +86,14 @@ def rival_name(request: PointRequest, student: str) -> str:
     """Return the name of a rival: "Rival: probe of cut:2"; one that reads no checkpoint is of no student."""
     name = RIVAL_NAMES.get(request.strategy, request.strategy)
     return name if request.own_student is None else f"{name} of {student}"
+
+
+def lines_on_strategies(requests: Iterable[PointRequest]) -> list[str]:
+    """Return a line on each strategy of some requests, and one on N by rule where a name has it."""
+    among = [request for request in requests if not request.is_rival]
+    return strategy_lines(
+        (request.strategy for request in among), by_rule=any(request.policy != request.strategy for request in among)
+    )
 
 
 def variant_names(requests: Iterable[PointRequest]) -> dict[PointRequest, str]:

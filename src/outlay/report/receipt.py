@@ -182,12 +182,18 @@ def about_lines(request: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[
         f"{teacher}student {request['student']} by {methods[-1]}",
     ]
     if result["n_dev"]:
-        lines.append(f"dev labels: {result['n_dev']:,} {request['dev']}")
+        source = "of the seed's fold" if request["dev"] == "folds" else request["dev"]
+        lines.append(f"dev labels: {result['n_dev']:,} {source}")
     if (test := result["test"]) is None:
         return (*lines, f"no score: {result['reason']}")
     dev = "" if result["dev"] is None else f"; dev score {result['dev']:.1f}"
     name, score = next((name, each) for name, each in result["scores"].items() if each["value"] == test)
-    return (*lines, f"test score {test:.1f} ({name}, 95 %: {score['low']:.1f} to {score['high']:.1f}){dev}")
+    lines.append(f"test score {test:.1f} ({name}, 95 %: {score['low']:.1f} to {score['high']:.1f}){dev}")
+    if (taught := result.get("teacher_test")) is not None:
+        lines.append(
+            f"the teacher's own test score {taught['value']:.1f} (95 %: {taught['low']:.1f} to {taught['high']:.1f})"
+        )
+    return tuple(lines)
 
 
 def _handed_over(folder: Path, run_id: str) -> str | None:

@@ -44,6 +44,14 @@ class SeedMean:
     latency_ms: float | None = None
 
     @property
+    def dev_words(self) -> str:
+        """The mean dev score in words, and over how many seeds it is cross-validated; empty without a score."""
+        if self.dev is None:
+            return ""
+        over = f" cross-validated over {self.n_ok} seeds" if self.request.dev == "folds" and self.n_ok > 1 else ""
+        return f"{self.dev:.1f}{over}"
+
+    @property
     def key(self) -> PointRequest:
         """The request with seed 0, equal for every seed."""
         return key_of_seeds(self.request)

@@ -160,6 +160,7 @@ class PairedTest:
         n_examples: Test rows.
         n_apart: Rows that the two sides score differently in some seed.
         has_rival: True where one of the two is a rival.
+        sides: Point ids of the first and of the second, a point for each seed that both have.
     """
 
     task: str
@@ -179,6 +180,7 @@ class PairedTest:
     n_examples: int
     n_apart: int
     has_rival: bool = False
+    sides: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     @property
     def is_significant(self) -> bool:
@@ -260,6 +262,7 @@ def _row(pair: _Pair, found: Difference, p_permuted: float, p_holm: float | None
         n_examples=found.n_examples,
         n_apart=found.n_apart,
         has_rival=pair.has_rival,
+        sides=pair.points,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +14,10 @@ from outlay.report.difference_table import lay_out_differences
 from outlay.report.figures import Spec, figures, save
 from outlay.report.flat_files import write_points_csv, write_points_parquet
 from outlay.report.frontier import CostScore, frontier
-from outlay.report.grouping import variant_names
+from outlay.report.grouping import lines_on_strategies, variant_names
 from outlay.report.layouts import lay_out
-from outlay.report.recommendation import summary_lines
+from outlay.report.quality_section import quality_sections
+from outlay.report.recommendation import TaskSummary, summarise, summary_lines
 from outlay.report.results import Results
 from outlay.report.scores import ONE_SEED
 from outlay.report.seed_means import SeedMean, means
@@ -59,9 +60,20 @@ class StudyReport:
         return (*lay_out(self.results), *(table for table in own if table is not None))
 
     @cached_property
+    def summaries(self) -> tuple[TaskSummary, ...]:
+        """The summary of each task: the model to take, and rows that are not worth more than a rival."""
+        return summarise(self.results, self.means, self.tests)
+
+    @property
     def summary(self) -> tuple[str, ...]:
-        """Lines on the model to take, and on rows that are not worth more than a rival."""
-        return tuple(summary_lines(self.means, self.results.header.bounds))
+        """The summaries as lines."""
+        return summary_lines(self.summaries)
+
+    @property
+    def _explained_tables(self) -> list[Table]:
+        """The tables, with a line on each strategy below the first one."""
+        told = lines_on_strategies(point.request for point in self.results.points)
+        return [replace(table, notes=(*told, *table.notes)) if i == 0 else table for i, table in enumerate(self.tables)]
 
     @cached_property
     def figures(self) -> dict[str, Spec]:
@@ -74,27 +86,31 @@ class StudyReport:
         facts = [f"Follows {header.source}."] if header.source else []
         facts += [f"Scale: {header.scale}."] if header.scale else []
         lines = [f"# {header.title}", ""]
+        lines += [*(f"- {line}" for line in self.summary), ""] if self.summary else []
         lines += [" ".join(facts), ""] if facts else []
         lines += ["```", header.command, "```", ""] if header.command else []
         lines += [*(f"- {note}" for note in header.notes), ""] if header.notes else []
-        lines += [*(f"- {line}" for line in self.summary), ""] if self.summary else []
-        return "\n".join(lines) + "\n" + "\n".join(render_markdown(table) for table in self.tables)
+        return "\n".join(lines) + "\n" + "\n".join(map(render_markdown, self._explained_tables))
 
     def terminal(self) -> RenderableType:
         """Return all tables for a terminal."""
         from rich.console import Group
 
-        drawn = [part for table in self.tables for part in ("", render_rich(table))]
+        drawn = [part for table in self._explained_tables for part in ("", render_rich(table))]
         return Group(*drawn[1:])
 
-    def page(self) -> str:
-        """Return the self-contained page as HTML."""
-        tables = [render_html(table) for table in self.tables]
-        return render_study(self.results, tables, self.figures, self.summary)
+    def page(self, model: Sequence[str] = ()) -> str:
+        """Return the self-contained page as HTML; ``model``: lines on the model that was handed over."""
+        tables = [render_html(table) for table in self._explained_tables]
+        quality = quality_sections(self.results, self.means)
+        return render_study(self.results, tables, self.figures, self.summaries, model, quality)
 
 
-def write_study_report(folder: Path, results: Results) -> dict[str, Path]:
-    """Write the files of a study's report into its folder; return their paths by kind."""
+def write_study_report(folder: Path, results: Results, model: Sequence[str] = ()) -> dict[str, Path]:
+    """Write the files of a study's report into its folder; return their paths by kind.
+
+    ``model``: lines on the model that was handed over, for the page.
+    """
     report = StudyReport(results)
     files = {"table": folder / "table.md", "page": folder / "report.html"}
     write_text(files["table"], report.markdown())
@@ -103,7 +119,7 @@ def write_study_report(folder: Path, results: Results) -> dict[str, Path]:
             path = save(spec, folder / f"{name}.{ending}")
             if ending == "png":
                 files[name.replace("-", " ", 1)] = path
-    write_text(files["page"], report.page())
+    write_text(files["page"], report.page(model))
     files["points"] = write_points_csv(folder / "points.csv", report.results)
     if (receipts := folder / "receipts").is_dir():
         files["receipts"] = receipts

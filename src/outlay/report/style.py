@@ -13,8 +13,11 @@ _BASE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 68rem; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; }
+h1 { font-size: 1rem; font-weight: 500; color: var(--quiet); margin: 0 0 .6rem; }
 h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
+.verdict { font-size: 1.55rem; line-height: 1.3; font-weight: 600; max-width: 52rem; margin: 1.2rem 0 .5rem; text-wrap: pretty; }
+.verdict.short { font-size: 1.2rem; }
+.verdict ~ .quiet { margin-bottom: .3rem; }
 p, li { max-width: 44rem; }
 .quiet { color: var(--quiet); margin-top: 0; }
 figure { margin: 1.5rem 0 0; padding: .5rem; background: #ffffff; border: 1px solid var(--line); border-radius: .6rem; }
@@ -29,12 +32,15 @@ tr.next td { border-top: 2px solid var(--line); }
 details { border-top: 1px solid var(--line); padding: .5rem 0; }
 summary { cursor: pointer; font-weight: 500; }
 pre { overflow-x: auto; font: 13px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace; margin: .6rem 0; }
-@media (max-width: 40rem) { body { padding: 1.25rem .8rem 3rem; } th, td { padding: .35rem .5rem; font-size: .85rem; } }
+@media (max-width: 40rem) {
+  body { padding: 1.25rem .8rem 3rem; } .verdict { font-size: 1.3rem; } th, td { padding: .35rem .5rem; font-size: .85rem; }
+}
 @media print {
-  :root { --ink: #000; --quiet: #444; --paper: #fff; --line: #bbb; --front: #f2f2f2; }
+  :root { color-scheme: light; --ink: #000; --quiet: #444; --paper: #fff; --line: #bbb; --front: #f2f2f2; }
   body { max-width: none; padding: 0; font-size: 10pt; }
+  .verdict { font-size: 14pt; }
   figure, table, details { break-inside: avoid; }
-  h2 { break-after: avoid; }
+  h2, h3 { break-after: avoid; }
   pre { white-space: pre-wrap; font-size: 8pt; }
 }
 """
@@ -58,7 +64,8 @@ STYLE = f"""{_BASE}
 h3 {{ font-size: 1rem; margin: 1.6rem 0 .4rem; }}
 a {{ color: #0b61a4; }}
 a:focus-visible, summary:focus-visible, .wide:focus-visible {{ outline: 3px solid #d55e00; outline-offset: 2px; }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem; margin-top: 1rem; }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem; margin-top: 1rem;
+  align-items: start; }}
 .charts figure {{ margin: 0; }}
 .charts figure svg {{ max-width: 32rem; }}
 .charts a:hover path, .charts a:focus-visible path {{ stroke: {INK}; stroke-width: 3; }}
@@ -71,12 +78,16 @@ code {{ font: .92em/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }}
 .laid tbody th, .laid thead th[rowspan] {{ text-align: left; vertical-align: top; }}
 .laid tbody th {{ color: var(--ink); border-bottom-width: 1px; white-space: normal; }}
 .laid thead th[colspan] {{ text-align: center; }}
+.laid thead th {{ text-align: right; }}
+.laid thead .stub {{ text-align: left; }}
+.laid tbody th {{ min-width: 6.5rem; }}
+.kept .stub, .kept tbody th {{ position: sticky; left: 0; background: var(--paper); }}
 .laid tbody tr:last-child > * {{ border-bottom-color: var(--quiet); }}
 .laid .beneath {{ display: block; color: var(--quiet); font-size: .85em; font-weight: 400; }}
 .laid .best {{ font-weight: 700; }}
 .laid .front {{ background: var(--front); }}
 .notes {{ color: var(--quiet); font-size: .88rem; margin-top: .5rem; padding-left: 1.1rem; }}
-.points td.name, .points td.reason {{ white-space: normal; text-align: left; }}
+.points .name, .points td.reason {{ white-space: normal; text-align: left; }}
 .points td.reason {{ color: var(--quiet); }}
 tr:target td {{ background: var(--front); font-weight: 600; }}
 tr:target, pre:target {{ scroll-margin-top: 4rem; }}
@@ -98,7 +109,10 @@ pre:target {{ outline: 2px solid #d55e00; outline-offset: 4px; }}
   table {{ break-inside: auto; font-size: 8.5pt; }}
   tr {{ break-inside: avoid; }}
   thead {{ display: table-header-group; }}
-  th, td {{ padding: .25rem .4rem; white-space: normal; }}
+  th, td {{ padding: .25rem .4rem; }}
+  th, .laid td.prose {{ white-space: normal; font-size: inherit; }}
+  .kept .stub, .kept tbody th {{ position: static; }}
+  section > .quiet {{ break-after: avoid; }}
   .receipts details:not([open]), td.link, th.link {{ display: none; }}
 }}
 """

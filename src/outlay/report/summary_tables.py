@@ -25,8 +25,8 @@ from outlay.report.seed_means import latency_ms, mean_of, size_mb
 from outlay.report.table import Column, Heading, PlacedCell, Table, TableCell, TableRow, numbered, pivot
 from outlay.report.values import ABSENT, count, latency_text, money, size_text
 
-_COLUMNS = ("Budget", "Labels", "Pool rows", "Teacher dev", "Test", "ECE", "Charge", "Cash", "MB", "ms a row", "Seeds")
-"""Columns of the plain comparison; a column without a value in any row is left out."""
+_COLUMNS = ("Budget", "Test", "Charge", "Labels", "Pool rows", "Teacher dev", "ECE", "Cash", "MB", "ms a row", "Seeds")
+"""Columns of the plain comparison, the score first; a column without a value in any row is left out."""
 
 _ECE_LEGEND = (
     "ECE: expected calibration error of the probabilities on the test split, 0-100, mean over seeds; less is better."
@@ -90,21 +90,24 @@ def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: TableCell) -
     n_pool, dev = mean_of(result.n_pool for result in results), teacher_score(seeds)
     errors = [result.ece for result in results]
     ece = None if None in errors else mean_of(error for error in errors if error is not None)
-    n_dev = min((result.n_dev for result in results), default=None)
-    texts = (
-        money(row.budget_usd),
-        count(mean_of(result.n_labels for result in results)),
-        count(n_pool) if n_pool else ABSENT,
-        ABSENT if dev is None else f"{dev:.1f}{of_rows(n_dev)}",
-        ABSENT if ece is None else f"{ece:.1f}",
-        money(charge_of(seeds)),
-        ABSENT if None in cash else money(mean_of(usd for usd in cash if usd is not None)),
-        size_text(size_mb(row.ok)),
-        latency_text(latency_ms(row.ok)),
-        str(len(seeds)) if len(results) in (0, len(seeds)) else f"{len(results)} of {len(seeds)}",
-    )
-    words = [None if text == ABSENT else TableCell(unit="words", words=text) for text in texts]
-    return (*words[:4], tested, *words[4:])
+    # Folds are other rows for every seed, so that their mean rests on all of them.
+    sizes = [result.n_dev for result in results]
+    n_dev = sum(sizes) if seeds[0].request.dev == "folds" else min(sizes, default=None)
+    texts = {
+        "Budget": money(row.budget_usd),
+        "Charge": money(charge_of(seeds)),
+        "Labels": count(mean_of(result.n_labels for result in results)),
+        "Pool rows": count(n_pool) if n_pool else ABSENT,
+        "Teacher dev": ABSENT if dev is None else f"{dev:.1f}{of_rows(n_dev)}",
+        "ECE": ABSENT if ece is None else f"{ece:.1f}",
+        "Cash": ABSENT if None in cash else money(mean_of(usd for usd in cash if usd is not None)),
+        "MB": size_text(size_mb(row.ok)),
+        "ms a row": latency_text(latency_ms(row.ok)),
+        "Seeds": str(len(seeds)) if len(results) in (0, len(seeds)) else f"{len(results)} of {len(seeds)}",
+    }
+    cells = {name: None if text == ABSENT else TableCell(unit="words", words=text) for name, text in texts.items()}
+    cells["Test"] = tested
+    return tuple(cells[name] for name in _COLUMNS)
 
 
 # --- over tasks ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ effect. Checks, keys of a task file, options of the command line and the tables 
 
 from outlay.settings.declared import ANSWERS as ANSWERS
 from outlay.settings.declared import RUNNING as RUNNING
+from outlay.settings.declared import SHORT_NAMES as SHORT_NAMES
 from outlay.settings.declared import TRAINING as TRAINING
 from outlay.settings.declared import Setting as Setting
 from outlay.settings.declared import SettingField as SettingField

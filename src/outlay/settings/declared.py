@@ -12,6 +12,9 @@ from outlay.errors import UsageError
 TRAINING, DISTILLATION, ANSWERS, RUNNING = "Training", "Distillation", "Answers", "How it is run"
 """Headings of settings on a help page."""
 
+SHORT_NAMES = {"lr": "learning_rate", "warmup": "warmup_fraction"}
+"""Settings by names that are read in the place of their own wherever settings are given, and never written."""
+
 _TYPE_WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
 
 
@@ -21,8 +24,7 @@ class Setting:
 
     ``says``: one or two sentences, with names of settings and values between double backticks; ``gt``, ``ge``, ``lt``, ``le``:
     bounds of a number; ``choices``: values of a text; ``asked``: choices beside them that are resolved before settings are made;
-    ``none``: what ``None`` stands for; ``key``, ``option``: its name in a task file and on the command line where that is
-    another one; ``in_task``, ``on_line``: whether it has one there;
+    ``none``: what ``None`` stands for; ``in_task``, ``on_line``: whether a task file and the command line have it;
     ``left_open``: what it is where nobody names it, if that is not its default.
     """
 
@@ -35,8 +37,6 @@ class Setting:
     choices: Sequence[str] = ()
     asked: tuple[str, ...] = ()
     none: str = ""
-    key: str = ""
-    option: str = ""
     in_task: bool = True
     on_line: bool = True
     left_open: str = ""
@@ -53,14 +53,14 @@ class SettingField:
     about: Setting
 
     @property
-    def key(self) -> str:
-        """Return the setting's name in a task file."""
-        return self.about.key or self.name
-
-    @property
     def option(self) -> str:
         """Return the setting's name on the command line, without dashes before it."""
-        return (self.about.option or self.key).replace("_", "-")
+        return self.name.replace("_", "-")
+
+    @property
+    def short_options(self) -> tuple[str, ...]:
+        """Return further names on the command line that help pages leave out, without dashes before them."""
+        return tuple(short.replace("_", "-") for short, name in SHORT_NAMES.items() if name == self.name)
 
     @property
     def type_words(self) -> str:

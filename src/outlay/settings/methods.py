@@ -9,7 +9,7 @@ from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
 from outlay.errors import UsageError
-from outlay.settings.declared import Setting, SettingField, check_fields, own_fields
+from outlay.settings.declared import SHORT_NAMES, Setting, SettingField, check_fields, own_fields
 from outlay.spec import Family, Kind
 
 METHOD = "Method"
@@ -239,13 +239,14 @@ def method_options() -> Mapping[str, tuple[type[MethodSettings], SettingField]]:
 
 
 def flat_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings by name, with a method that brings its own settings taken apart.
+    """Return settings under their own names, with a method that brings its own settings taken apart.
 
     ``method: {probe_then_tune: {tune: lora}}`` and ``probe_then_tune: {tune: lora}`` are ``method: probe_then_tune, tune: lora``;
-    ``peft: lora``, as it was called once, is ``method: lora``, and ``peft: none`` is ``method: full``.
+    ``peft: lora``, as it was called once, is ``method: lora``, and ``peft: none`` is ``method: full``. ``lr`` is
+    ``learning_rate`` (`SHORT_NAMES`).
 
     Raises:
-        UsageError: two methods, or a method's settings that are no mapping.
+        UsageError: two methods, a method's settings that are no mapping, or a setting under two names.
     """
     flat: dict[str, Any] = {}
     methods: list[str] = []
@@ -259,8 +260,10 @@ def flat_settings(given: Mapping[str, Any]) -> dict[str, Any]:
             methods.append(value)
         elif name in METHOD_SETTINGS:
             methods += _taken_apart({name: value}, flat)
+        elif name in SHORT_NAMES and SHORT_NAMES[name] in given:
+            raise UsageError(f"{SHORT_NAMES[name]} is given twice, under its two names; give it once")
         else:
-            flat[name] = value
+            flat[SHORT_NAMES.get(name, name)] = value
     if len(set(methods)) > 1:
         raise UsageError(f"two methods are named, {' and '.join(map(str, methods))}; name one")
     return flat | ({"method": methods[0]} if methods else {})

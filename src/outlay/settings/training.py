@@ -50,10 +50,10 @@ class TrainSettings:
 
     epochs: Annotated[int, Setting("Passes over the training rows.", gt=0)]
     batch_size: Annotated[int, Setting("Rows per optimiser step, over all processes.", gt=0)]
-    learning_rate: Annotated[float, Setting("Peak learning rate.", key="lr", gt=0, lt=1)]
-    warmup_fraction: Annotated[
-        float, Setting("Share of the steps in which the learning rate rises.", option="warmup", ge=0, lt=1)
-    ] = 0.06
+    learning_rate: Annotated[float, Setting("Peak learning rate.", gt=0, lt=1)]
+    warmup_fraction: Annotated[float, Setting("Share of the steps in which the learning rate rises.", ge=0, lt=1)] = (
+        0.06
+    )
     weight_decay: Annotated[float, Setting("Decoupled weight decay.", ge=0)] = 0.01
     max_grad_norm: Annotated[
         float, Setting("Largest norm of a step's gradient; a larger one is scaled down.", gt=0)

@@ -259,7 +259,8 @@ def _own_task(options: InferenceOptions) -> Data:
     data, known = options.data, handed_over(options.model)
     if data.task is not None or data.file is not None or known is None:
         return data
-    return replace(data, task=known["task"])
+    # A model that was fetched from a hub names no task file.
+    return replace(data, task=known.get("task"))
 
 
 def _calibration(

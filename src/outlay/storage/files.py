@@ -146,9 +146,14 @@ def csv_text(value: object) -> str:
     return plain_number(repr(value)) if isinstance(value, float) else str(value)
 
 
+def json_text(document: Any) -> str:
+    """Return a document as the text of a JSON file."""
+    return plain_numbers(json.dumps(document, ensure_ascii=False, indent=1))
+
+
 def write_json(path: Path, document: Any) -> None:
     """Write a document as JSON, synced, as `replacing` does."""
-    write_text(path, plain_numbers(json.dumps(document, ensure_ascii=False, indent=1)), sync=True)
+    write_text(path, json_text(document), sync=True)
 
 
 def sync_folder(folder: Path) -> None:

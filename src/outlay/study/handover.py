@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from outlay.export.model_dir import MODEL_DIR, export_model, handed_over
 from outlay.metrics import Reading, main_score
 from outlay.metrics.per_class import label_scores
 from outlay.models.reference import HEAD_FILE, parse_ref
-from outlay.report.receipt import receipt, render_text
+from outlay.report.receipt import about_lines, receipt, render_text
 from outlay.report.recommendation import model_to_take
 from outlay.report.results import Header
 from outlay.report.seed_means import SeedMean, means, size_mb
 from outlay.report.values import latency_text, money, size_text
 from outlay.storage.files import write_text
-from outlay.storage.paths import command_line
+from outlay.storage.paths import command_line, expand
 from outlay.storage.store import Artifact
 from outlay.study.index import StudyCell, StudyIndex
 from outlay.study.runner import Session, read_results
@@ -77,7 +78,7 @@ def _reason(header: Header, mean: SeedMean, point: Point) -> str:
     if header.name == "run":
         return name
     by = (
-        f"best mean dev score at {money(request.budget_usd)}, {mean.dev:.1f}"
+        f"best mean dev score at {money(request.budget_usd)}, {mean.dev_words}"
         if mean.dev is not None
         else "the only row"
     )
@@ -115,7 +116,6 @@ def _facts(
     request, result = point.request, point.result
     head_file = json.loads((artifact.path / HEAD_FILE).read_text(encoding="utf-8"))
     metric, answered = answers_of(session.place.store, manifest) or (task.metric, None)
-    paper = receipt_file(session.place.folder, manifest["run_id"])
     main = main_score(task.metric)
     statistic = main.split("/")[0]
     ordered = sorted(result.scores, key=lambda name: (name != main, not name.startswith(statistic), name))
@@ -133,9 +133,22 @@ def _facts(
         notes=result.notes,
         licences=_licences(task, manifest),
         reproduce=_lines_to_reproduce(session.header, point),
-        receipt=paper.read_text(encoding="utf-8") if paper.exists() else "",
+        receipt=_receipt(session, manifest),
         loading=loading_lines(head_file, rows),
     )
+
+
+def _receipt(session: Session, manifest: Mapping[str, Any]) -> str:
+    """Return the receipt of a run without the paths of its models."""
+    found = receipt(session.runner.ledger, manifest["run_id"])
+    asked, result = manifest["point"]["request"], manifest["point"]["result"]
+    named = {role: None if asked[role] is None else _name_of(asked[role]) for role in ("teacher", "student")}
+    return render_text(replace(found, about=about_lines({**asked, **named}, result), model=None))
+
+
+def _name_of(ref: str) -> str:
+    """Return a model reference for a card: of a local folder the name alone, which is all that others can make use of."""
+    return Path(os.path.abspath(expand(ref))).name if parse_ref(ref).kind == "folder" else ref  # noqa: PTH100
 
 
 def _library(head_file: Mapping[str, Any]) -> str:
@@ -158,14 +171,15 @@ def _rows_of_facts(point: Point, manifest: Mapping[str, Any]) -> dict[str, str]:
     request, result = point.request, point.result
     labels = f"{result.n_labels:,}" + (f" of people, {result.n_llm_labels:,} of an LLM" if result.n_llm_labels else "")
     found = {
-        "student": request.student,
-        "teacher": request.teacher,
+        "student": _name_of(request.student),
+        "teacher": None if request.teacher is None else _name_of(request.teacher),
         "strategy": request.policy,
         "method": request.method,
         "labels": labels,
         "pool rows": f"{result.n_pool:,}" if result.n_pool else None,
         "dev labels": f"{result.n_dev:,}" if result.n_dev else None,
         "dev score": None if result.dev is None else f"{result.dev:.1f}",
+        "teacher's own test score": None if result.teacher_test is None else f"{result.teacher_test.value:.1f}",
         "budget": money(request.budget_usd),
         "charged": money(result.charge_usd),
         "size": None if (size := size_mb([point])) is None else f"{size_text(size)} MB",
@@ -188,10 +202,10 @@ def _licences(task: Task, manifest: Mapping[str, Any]) -> list[str]:
     """Return a line for the checkpoints and for each source of rows, with the licence that its origin states."""
     asked = manifest["request"]
     refs = dict.fromkeys(ref for ref in (asked.get("base"), asked.get("teacher"), asked.get("student")) if ref)
-    lines = [f"checkpoint {ref}: see its own licence" for ref in refs if not parse_ref(ref).needs_base]
+    lines = [f"checkpoint {_name_of(ref)}: see its own licence" for ref in refs if not parse_ref(ref).needs_base]
     for path, source in task.sources():
         origin = source.origin
-        name = source.file or (source.hub.name if source.hub is not None else None)
+        name = Path(source.file).name if source.file else (source.hub.name if source.hub is not None else None)
         if name is not None:
             licence = "not stated" if origin is None or origin.licence is None else origin.licence
             lines.append(f"{path}, {name}{'' if origin is None else f' ({origin.url})'}: licence {licence}")

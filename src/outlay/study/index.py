@@ -109,7 +109,7 @@ class StudyIndex:
             return None
         words = [self.header.command]
         if self.here.item != DEFAULT_MACHINE:
-            words.append(command_line("--here", self.here.item))
+            words.append(command_line("--this-machine", self.here.item))
         if self.store != open_location(default_location()).location:
             words.append(command_line("--store", self.store))
         return " ".join((*words, command_line("--out", folder)))

@@ -61,7 +61,7 @@ class RunOptions:
     Attributes:
         settings: training settings by role (``teacher``, ``student``, ``distil``, ``teach``).
         pool_rows: unlabelled rows to use at most; ``None`` = the whole pool.
-        dev: ``given``, ``bought``, ``carved`` or ``none``; ``None`` = as the task says.
+        dev: ``given``, ``bought``, ``carved``, ``folds`` or ``none``; ``None`` = as the task says.
         n_dev: dev labels; ``None`` = as the task says.
         sellers: sellers of labels by name, each with its options; ``llm_annotate`` and ``mix`` need one that is called ``llm``.
         machine: machine at whose price compute is charged.
@@ -94,7 +94,7 @@ class Setup:
         store: folder or URL of kept artifacts; ``None`` = ``OUTLAY_STORE``, else the user's cache.
         prices: price files (TOML) on top of the shipped one.
         machines: machine files (TOML) on top of the shipped one.
-        here: price item of the machine that computes; its measured seconds are paid in cash.
+        this_machine: price item of the machine that computes; its measured seconds are paid in cash.
         cash_cap: dollars of cash that all runs of a folder may take together.
         workers: steps at once; 1 = in this process.
         overwrite: replace the report of other runs in the folder; their ledger and files stay.
@@ -106,7 +106,7 @@ class Setup:
     store: AnyPath | None = None
     prices: Sequence[AnyPath] = ()
     machines: Sequence[AnyPath] = ()
-    here: str = DEFAULT_MACHINE
+    this_machine: str = DEFAULT_MACHINE
     cash_cap: Dollars | None = None
     workers: int = 1
     overwrite: bool = False
@@ -214,7 +214,7 @@ def workplace(out: AnyPath, setup: Setup) -> Workplace:
         folder=expand_path(out),
         store=open_named(setup.store),
         prices=book,
-        here=book.hour(setup.here),
+        here=book.hour(setup.this_machine),
         data_root=None if setup.data is None else expand_path(setup.data),
         machines=tuple(expand_path(path) for path in setup.machines),
         cash_cap_micros=None if setup.cash_cap is None else parse_budget(setup.cash_cap),

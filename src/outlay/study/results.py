@@ -17,6 +17,7 @@ from outlay.money.amounts import MICROS_PER_USD
 from outlay.report.study_report import StudyReport, write_study_report
 from outlay.storage.store import Store
 from outlay.study.dry_run import StudyPlan
+from outlay.study.handover import lines_on_model
 from outlay.study.runner import read_results
 
 
@@ -217,7 +218,7 @@ class StudyResult:
 
     @property
     def summary(self) -> tuple[str, ...]:
-        """Lines on the model to take at the largest budget, and on rows that are not worth more than a rival.
+        """Lines on the model to take at the largest budget, task by task, and on rows that are not worth more than a rival.
 
         Raises:
             MissingData: no run has a point yet.
@@ -244,7 +245,7 @@ class StudyResult:
         Returns:
             The files by kind: ``table``, ``page``, ``points``, ``receipts`` and the figures.
         """
-        return write_study_report(self.folder, read_results(self.folder, self.store))
+        return write_study_report(self.folder, read_results(self.folder, self.store), lines_on_model(self.folder))
 
     def __len__(self) -> int:
         return len(self.runs)

@@ -27,6 +27,7 @@ from outlay.engine.step_meter import seconds_at
 from outlay.engine.step_runner import Job, JobResult, JobRunner
 from outlay.engine.summary import absent_point
 from outlay.errors import HoldError, MissingData
+from outlay.export.model_dir import MODEL_DIR, bytes_of, handed_over
 from outlay.models.cost_model import PROFILE_FILE, MachineProfile, load_profile
 from outlay.money.amounts import Price, PriceBook
 from outlay.money.ledger import Ledger
@@ -187,7 +188,7 @@ def read_results(folder: Path, store: Store | None = None) -> Results:
     points = read_points(folder / "points.json")
     if not points:
         raise MissingData(f"{folder} holds no finished point yet; run its command again to go on")
-    kept = kept_points(folder)
+    kept, given = kept_points(folder), handed_over(folder / MODEL_DIR) or {}
     cells = {cell.point: cell for cell in index.cells}
     outputs = {}
     for point in points:
@@ -195,6 +196,8 @@ def read_results(folder: Path, store: Store | None = None) -> Results:
         if cell is not None and cell.run is not None:
             known = kept.get(cell.run) if cell.known is not None else None
             outputs[point.id] = outputs_of(folder, store, cell.run) if known is None else known.outputs
+            if cell.run == given.get("run"):
+                outputs[point.id] = replace(outputs[point.id], model_bytes=bytes_of(folder / MODEL_DIR))
     notes = _known_notes([cell.known for point in points if (cell := cells.get(point.id)) is not None])
     return Results(replace(index.header, notes=(*index.header.notes, *notes)), tuple(points), outputs)
 

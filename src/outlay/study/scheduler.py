@@ -29,7 +29,7 @@ from outlay.plan.request import Request
 from outlay.plan.steps import Buy, Recipe, Step, describe
 from outlay.storage.remote import open_location
 from outlay.study.buyers import Buyers
-from outlay.study.time_left import TimeLeft
+from outlay.study.time_left import TimeLeft, is_urgent
 from outlay.text.listener import Advance, Listener, Report
 from outlay.workers.pool import N_TRIES, TaskResult, WorkerFn, WorkerPool
 
@@ -225,8 +225,8 @@ class Scheduler:
                     rank = each.ranks.get(need.step.key, Fraction(0))
                     known = ready.get(key)
                     ready[key] = (rank, each, need) if known is None else (max(rank, known[0]), *known[1:])
-        # Scoring is short and completes a point: it goes before the longest path.
-        urgent = sorted(ready.values(), key=lambda one: (one[2].step.kind != "score", -one[0], one[1].place))
+        # Scoring is short and completes a point: it goes before the longest path. Nothing waits for a teacher's scores.
+        urgent = sorted(ready.values(), key=lambda one: (not is_urgent(one[2].step), -one[0], one[1].place))
         for _, each, need in urgent[: self._pool.n_free]:
             self._start(each, need)
 

@@ -21,7 +21,6 @@ from outlay.settings import (
     flat_settings,
     without_auto_method,
 )
-from outlay.tasks.overrides import SETTING_NAMES
 from outlay.tasks.yaml_file import NonEmpty, YamlBlock
 from outlay.text.legible import repeats
 from outlay.text.yaml_text import plain
@@ -151,7 +150,7 @@ class Axes(YamlBlock):
     """The LLM of strategies that buy labels from one."""
     methods: Names | None = None
     """Training methods of every role, such as ``probe``, or ``probe, joined`` with a ``pair``; default ``method`` of the file."""
-    dev: Literal["given", "bought", "carved", "none"] | None = None
+    dev: Literal["given", "bought", "carved", "folds", "none"] | None = None
     """Source of the dev labels; default as the task says."""
     n_dev: int | None = Field(default=None, gt=0, strict=True)
     """Dev labels; default as the task says."""
@@ -177,13 +176,11 @@ class Axes(YamlBlock):
         for role, given in settings.items():
             if role not in ROLES:
                 raise ValueError(f"unknown role {role!r}; known: {', '.join(ROLES)}")
-            if twice := sorted(given.keys() & {SETTING_NAMES.get(name) for name in given}):
-                raise ValueError(f"{role}: {twice[0]} is given twice, under its two names; give it once")
             try:
                 flat = flat_settings(given) if role != "teach" else given
             except UsageError as error:
                 raise ValueError(f"{role}: {error}") from None
-            renamed[role] = {SETTING_NAMES.get(name, name): plain(value) for name, value in flat.items()}
+            renamed[role] = {name: plain(value) for name, value in flat.items()}
             checked = without_auto_method(without_auto(renamed[role]))
             known = TeachSettings() if role == "teach" else TrainSettings(epochs=1, batch_size=1, learning_rate=1e-4)
             try:

@@ -223,13 +223,18 @@ class TimeLeft:
         return makespan([self._steps[key] for key in keys], seconds, n_workers, under_way=self._under_way)
 
 
+def is_urgent(step: Step) -> bool:
+    """Return whether a step gives a point its score: it is short, and goes before the longest path."""
+    return isinstance(step, Score) and not step.of_teacher
+
+
 def makespan(
     steps: Iterable[Step], seconds: Mapping[str, float], n_workers: int, *, under_way: Collection[str] = ()
 ) -> float:
     """Return the seconds that steps take on several workers, handed out as `outlay.study.scheduler.Scheduler` does.
 
-    A free worker takes a scoring first, else the step with the longest path to the end (list scheduling, Graham 1969, by the
-    upward rank of Topcuoglu et al. 2002).
+    A free worker takes the scoring of a point first, else the step with the longest path to the end (list scheduling, Graham
+    1969, by the upward rank of Topcuoglu et al. 2002).
 
     Args:
         steps: the steps, inputs first; those that are not among them are done.
@@ -249,7 +254,7 @@ def makespan(
         ranks[key] = seconds[key] + max((ranks[each] for each in behind[key]), default=0.0)
     # Paths that differ by rounding alone are alike, and taken in the order of the steps.
     order = {
-        key: (key not in under_way, not isinstance(step, Score), -float(f"{ranks[key]:.6g}"), place)
+        key: (key not in under_way, not is_urgent(step), -float(f"{ranks[key]:.6g}"), place)
         for place, (key, step) in enumerate(left.items())
     }
     ready = [(order[key], key) for key in left if not n_missing[key]]

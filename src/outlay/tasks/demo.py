@@ -237,9 +237,9 @@ pool:
   - {{name: train, split: train}}
   - {{name: messages, file: pool.jsonl, rows: {n_pool}, sha256: {pool}}}
 training:
-  teacher: {{epochs: 6, lr: 3.0e-4, batch_size: 8}}
-  student: {{epochs: 20, lr: 2.0e-3, batch_size: 16}}
-  distil: {{epochs: 4, lr: 2.0e-3, batch_size: 32}}
+  teacher: {{epochs: 6, learning_rate: 3.0e-4, batch_size: 8}}
+  student: {{epochs: 20, learning_rate: 2.0e-3, batch_size: 16}}
+  distil: {{epochs: 4, learning_rate: 2.0e-3, batch_size: 32}}
 """
 
 

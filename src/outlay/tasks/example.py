@@ -27,6 +27,8 @@ class Example:
         text: The task's template filled with ``fields``.
         label: The gold label, or None for unlabelled text.
         origin: Where it was read, ``file:line``.
+        group: Group of the row: of train rows, which stay in one fold, or of test rows, by which scores are told; None for a row
+            that stands alone.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Example:
     text: str
     label: str | None
     origin: str
+    group: str | None = None
 
     def field(self, name: str) -> str:
         """Return the value of one field; the name ``text`` is the whole rendered text.

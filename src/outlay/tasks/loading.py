@@ -99,6 +99,10 @@ def _answer_problem(task: Task, answer: str) -> str | None:
     return None
 
 
+def _group(source: Source, table: SourceTable, index: int) -> str | None:
+    return None if source.group is None else table.value_or_none(index, source.group) or None
+
+
 class _Reader:
     """Reads the sources of one task; a file that several sources name is read once."""
 
@@ -169,6 +173,13 @@ class _Reader:
                 f"task {self._task.name}: {source.target!r} is a column of the rows and a part of the text in "
                 f"{source.source!r}; name the field of the template otherwise"
             )
+        if source.group is not None and not any(source.group in row.columns for row in table.rows):
+            table.value(0, source.group)  # refuses the column
+        if source.group is not None and not any(source.group in row.columns for row in table.rows):
+            columns_there = named({name for row in table.rows for name in row.columns})
+            raise DataError(
+                f"task {self._task.name}: no row has the column {source.group!r} of `group`; its columns are {columns_there}"
+            )
         columns = self._columns(source)
         others = {name: SourceTable(self._file(c.other)) for name, c in columns.items() if c.other is not None}
         for index in self._chosen(source, table, to_the_end):
@@ -180,7 +191,9 @@ class _Reader:
             if not any(value.strip() for _, value in fields):
                 raise DataError(f"{origin} is an empty text; remove the row")
             text = self._task.format.render(dict(fields))
-            yield Example("", tuple(fields), text, self._label(source, table, index), origin)
+            yield Example(
+                "", tuple(fields), text, self._label(source, table, index), origin, _group(source, table, index)
+            )
 
     def _columns(self, source: Source) -> dict[str, Column]:
         """Return the column of each field; the only field of a task is the line of a text file."""

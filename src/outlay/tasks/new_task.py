@@ -3,40 +3,54 @@
 from __future__ import annotations
 
 import math
-import re
-import warnings
+import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import cast, get_args
 
 from outlay.errors import DataError, MissingData, UsageError
 from outlay.spec import Kind
 from outlay.tasks.columns import MOST_LABELS, cell_text, entity_types, guess_columns, is_entity_line
+from outlay.tasks.folds import fold_numbers
+from outlay.tasks.groups import joined_groups, near_duplicate_groups, near_duplicates_of, shared_text_groups
 from outlay.tasks.leaks import fold
 from outlay.tasks.readers import TEXT_COLUMN, FileRows, SourceRow, read_file
 from outlay.tasks.sources import DataFile
+from outlay.tasks.task import DEFAULT_FOLDS
 from outlay.text.legible import named
 from outlay.text.text_file import read_text
 
 LEAST_TEST, MOST_TEST = 100, 1000
 LEAST_FOR_DEV = 500
-"""Labels that are left for training below which no dev set is put aside: a tenth of the labels is carved by each run."""
+"""Labels that are left for training below which no dev set is put aside: each seed keeps another fold of them for dev."""
 TEST_SHARE, DEV_SHARE = 5, 10
 """One row in so many is for test, and of the rest for dev."""
-ALIKE = 0.9
-"""Cosine of the 5-grams of two texts from which on they are near duplicates, and stay on one side."""
-MOST_ALIKE = 0.05
-"""Share of the texts that one group of near duplicates may have."""
-_SMALL_GROUP = 5
-MOST_COMPARED = 20_000
-"""Rows beyond which texts are compared as they are written alone."""
 _LIMITS = (32, 64, 128, 256, 512)
 _TOKENS_A_WORD = 1.4
 """Tokens for a word, where the limit of a text's tokens is guessed."""
 _LEAST_CLASS = 2
-_COMPARED_AT_ONCE = 512
+_MOST_FOLDS = 20
+"""Most folds that rows are dealt into to set some aside; a smaller share is a fold that gives rows back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitOptions:
+    """The splits of a new task.
+
+    Attributes:
+        test: rows to score on; ``None`` = a fifth, 100 to 1,000.
+        dev: rows to choose models by; ``None`` = a tenth, of fewer than 500 labels none: each seed keeps another fold.
+        group: column whose equal values stay on one side of a split.
+        seed: of the splits.
+    """
+
+    test: int | None = None
+    dev: int | None = None
+    group: str | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +60,13 @@ class NewTaskOptions:
     name: str | None = None
     texts: tuple[str, ...] = ()
     label: str | None = None
-    kind: Kind | None = None
-    group: str | None = None
-    n_test: int | None = None
-    n_dev: int | None = None
-    seed: int = 0
+    kind: str | None = None
+    splits: SplitOptions = SplitOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the new task: its texts, its label ("" = none), its group and where it was read."""
+    """A row of the new task: its texts, its label ("" = none), its group ("" = it stands alone) and where it was read."""
 
     texts: tuple[str, ...]
     label: str
@@ -68,7 +79,7 @@ class NewTask:
     """A task that is not written yet.
 
     ``fields``: names of the texts in the task; ``columns``: in the files; ``decided``: what was guessed or left out, a sentence
-    each; ``labels``: the classes or types, the commonest first.
+    each; ``labels``: the classes or types, the commonest first; ``n_folds``: of ``dev: folds``, 0 for another dev.
     """
 
     name: str
@@ -82,11 +93,12 @@ class NewTask:
     test: list[Row]
     pool: list[Row]
     decided: list[str] = field(default_factory=list)
+    n_folds: int = 0
 
-    @property
-    def half_of_test(self) -> float:
-        """Half of the 95 % interval of a score of 50 % on the test rows, in points: no score has a wider one."""
-        return 100 * 1.96 * math.sqrt(0.25 / max(1, len(self.test)))
+
+def half_interval(n_rows: int) -> float:
+    """Return half of the 95 % interval of a score of 50 % on so many rows, in points: no score has a wider one."""
+    return 100 * 1.96 * math.sqrt(0.25 / n_rows)
 
 
 def new_task(paths: Sequence[Path], asked: NewTaskOptions) -> NewTask:
@@ -95,14 +107,17 @@ def new_task(paths: Sequence[Path], asked: NewTaskOptions) -> NewTask:
     Raises:
         MissingData: a file that is absent, empty or damaged.
         DataError: no labelled rows, or columns that cannot be told.
-        UsageError: sizes of test or dev that leave nothing to train on.
+        UsageError: an unknown kind, or sizes of test or dev that leave nothing to train on.
     """
+    if asked.kind is not None and asked.kind not in get_args(Kind):
+        raise UsageError(f"kind {asked.kind!r} is unknown; choose one of {', '.join(get_args(Kind))}")
+    splits = asked.splits
     tables = [_read(path) for path in paths]
     decided = [note for table in tables for note in table.notes]
     guess = guess_columns(tables[0].rows, asked.texts, asked.label)
     decided += guess.why
-    rows = _rows(paths, tables, guess.texts, guess.label, asked.group)
-    kind, labels, why = _kind_of([row.label for row in rows if row.label], asked.kind)
+    rows = _rows(paths, tables, guess.texts, guess.label, splits.group)
+    kind, labels, why = _kind_of([row.label for row in rows if row.label], cast(Kind | None, asked.kind))
     decided += why
     labelled = _without_repeats([row for row in rows if row.label], decided)
     if kind == "classification":
@@ -112,10 +127,16 @@ def new_task(paths: Sequence[Path], asked: NewTaskOptions) -> NewTask:
             f"{len(labelled):,} rows have a label, too few to set a test part aside; label more rows, or name their column with "
             "--label"
         )
-    test, rest = _set_aside(labelled, _n_test(len(labelled), asked.n_test), asked.seed, decided, "test")
-    n_dev = _n_dev(len(rest), asked.n_dev)
-    dev, train = _set_aside(rest, n_dev, asked.seed + 1, decided, "dev") if n_dev else ([], rest)
+    labelled = _grouped(labelled, splits.group, decided)
+    test, rest = _set_aside(labelled, _n_test(len(labelled), splits.test), splits.seed, decided, "test")
+    n_dev = _n_dev(len(rest), splits.dev)
+    dev, train = _set_aside(rest, n_dev, splits.seed + 1, decided, "dev") if n_dev else ([], rest)
+    n_folds = 0 if dev else _n_folds(train, decided)
     pool = _pool([row for row in rows if not row.label], [*test, *dev], train, decided)
+    if pool:
+        decided.append(
+            f"{len(pool):,} rows have no label and are the pool; the labels of the others are yours, and cost nothing"
+        )
     limit = _limit_of([*labelled, *pool])
     decided.append(
         f"texts longer than {limit} tokens are cut, by the lengths of the texts; `max_source_tokens` in task.yaml"
@@ -132,6 +153,7 @@ def new_task(paths: Sequence[Path], asked: NewTaskOptions) -> NewTask:
         test=test,
         pool=pool,
         decided=decided,
+        n_folds=n_folds,
     )
 
 
@@ -255,56 +277,6 @@ def _without_repeats(rows: Sequence[Row], decided: list[str]) -> list[Row]:
     return kept
 
 
-def near_duplicate_groups(texts: Sequence[str]) -> list[int]:
-    """Return the number of each text's group: texts whose 5-grams have a cosine of `ALIKE` or more are in one, and theirs too.
-
-    Texts made by a pattern may all be near to the next one: where a group would be larger than `MOST_ALIKE` of the texts, and of
-    very many texts, groups are the texts that are equal but for case and punctuation.
-    """
-    if 1 < len(texts) <= MOST_COMPARED:
-        (vectors,) = _vectors(texts, texts)
-        found = _components(len(texts), [(row, column) for row, column in _alike(vectors, vectors) if row < column])
-        if max(Counter(found).values()) <= max(_SMALL_GROUP, MOST_ALIKE * len(texts)):
-            return found
-    first: dict[str, int] = {}
-    return [first.setdefault(_letters(text), i) for i, text in enumerate(texts)]
-
-
-def _vectors(known: Sequence[str], *others: Sequence[str]) -> list[Any]:
-    import numpy as np
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    made = TfidfVectorizer(
-        preprocessor=_letters, analyzer="char_wb", ngram_range=(5, 5), use_idf=False, dtype=np.float32
-    )
-    made.fit(known)
-    return [made.transform(texts) for texts in others]
-
-
-def _letters(text: str) -> str:
-    """Return a text without case and punctuation."""
-    return " ".join(re.findall(r"\w+", text.casefold())) or text
-
-
-def _alike(vectors: Any, others: Any) -> Iterator[tuple[int, int]]:
-    """Yield the rows of two matrices of unit vectors that are near duplicates."""
-    for start in range(0, vectors.shape[0], _COMPARED_AT_ONCE):
-        near = (vectors[start : start + _COMPARED_AT_ONCE] @ others.T).tocoo()
-        is_near = near.data >= ALIKE
-        yield from zip((start + near.row[is_near]).tolist(), near.col[is_near].tolist(), strict=True)
-
-
-def _components(n: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the number of the connected component of each of ``n`` nodes."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    rows, columns = zip(*pairs, strict=True) if pairs else ((), ())
-    graph = coo_array(([1] * len(pairs), (rows, columns)), shape=(n, n))
-    numbers: list[int] = connected_components(graph, directed=False)[1].tolist()
-    return numbers
-
-
 # --- splits ----------------------------------------------------------------------------------------------------------
 
 
@@ -324,34 +296,88 @@ def _n_dev(n: int, asked: int | None) -> int:
     return asked
 
 
-def _set_aside(rows: list[Row], n: int, seed: int, decided: list[str], what: str) -> tuple[list[Row], list[Row]]:
-    """Split about ``n`` rows off, label by label alike; rows of one group, or near duplicates, stay on one side."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    groups = _groups(rows)
-    n_folds = max(2, round(len(rows) / n))
-    folds = StratifiedGroupKFold(min(n_folds, len(set(groups))), shuffle=True, random_state=seed)
-    counts = Counter(row.label for row in rows)
-    # Answers that are all different are no classes to spread.
-    classes = [row.label if counts[row.label] > 1 else "" for row in rows]
-    with warnings.catch_warnings():
-        # Classes with fewer rows than folds are spread as far as they go.
-        warnings.simplefilter("ignore")
-        rest, aside = next(iter(folds.split(rows, classes, groups)))
-    if len(set(groups)) < len(rows):
-        n_alike = sum(size for size in Counter(groups).values() if size > 1)
-        if what == "test":
-            decided.append(f"{n_alike:,} rows are near duplicates or of one group, and stay on one side of a split")
-    decided.append(f"{what}: {len(aside):,} of {len(rows):,} labelled rows, seed {seed}; --{what} says how many")
-    return [rows[i] for i in aside], [rows[i] for i in rest]
-
-
-def _groups(rows: Sequence[Row]) -> list[int]:
-    """Return the number of each row's group: near duplicates, and rows of one named group."""
+def _grouped(rows: Sequence[Row], column: str | None, decided: list[str]) -> list[Row]:
+    """Return the rows with the number of their group: near duplicates, rows of one named group, and pairs that share a text."""
     near = near_duplicate_groups([" ".join(row.texts) for row in rows])
-    first: dict[object, int] = {}
-    keys = [(i, key) for i, row in enumerate(rows) for key in (("near", near[i]), ("group", row.group)) if key[1] != ""]
-    return _components(len(rows), [(first.setdefault(key, i), i) for i, key in keys])
+    shared, n_split = shared_text_groups([row.texts for row in rows]) if len(rows[0].texts) > 1 else (near, 0)
+    numbers = joined_groups(len(rows), near, [row.group for row in rows], shared)
+    sizes = Counter(numbers)
+    n_together = sum(size for size in sizes.values() if size > 1)
+    if n_together:
+        why = ["near duplicates"] + ([] if column is None else [f"of one {column!r}"])
+        why += ["rows that share a text"] if len(rows[0].texts) > 1 else []
+        decided.append(f"{n_together:,} rows are {' or '.join(why)}, and stay on one side of a split")
+    if n_split:
+        decided.append(
+            f"{n_split:,} rows hang together by texts that they share, too many for one side of a split: these texts may be on "
+            "both"
+        )
+    return [replace(row, group=str(n) if sizes[n] > 1 else "") for row, n in zip(rows, numbers, strict=True)]
+
+
+def _set_aside(rows: list[Row], n: int, seed: int, decided: list[str], what: str) -> tuple[list[Row], list[Row]]:
+    """Split ``n`` rows off, about as many where groups do not add up to it: label by label alike, a group on one side."""
+    groups = joined_groups(len(rows), range(len(rows)), [row.group for row in rows])
+    n_groups = len(set(groups))
+    if n_groups == 1:
+        raise DataError(
+            f"all {len(rows):,} labelled rows are of one group, so that none can be set aside; leave --group out"
+        )
+    share = _simple_share(n, len(rows), n_groups)
+    numbers = fold_numbers([row.label for row in rows], groups, share.denominator, seed=seed)
+    is_aside = [number < share.numerator for number in numbers]
+    _even_out(rows, is_aside, n, seed)
+    aside = [row for row, is_there in zip(rows, is_aside, strict=True) if is_there]
+    decided.append(
+        f"{what}: {len(aside):,} of {len(rows):,} labelled rows, seed {seed}, on which a score is known to ± "
+        f"{half_interval(len(aside)):.1f} points or better; --{what} says how many"
+    )
+    return aside, [row for row, is_there in zip(rows, is_aside, strict=True) if not is_there]
+
+
+def _simple_share(n: int, n_rows: int, n_groups: int) -> Fraction:
+    """Return the simplest share within a tenth of ``n`` of the rows: so many of so many folds, at most one for each group."""
+    wanted, most = Fraction(n, n_rows), min(_MOST_FOLDS, n_groups)
+    shares = (wanted.limit_denominator(n_folds) for n_folds in range(2, most + 1))
+    near = (share for share in shares if abs(share - wanted) <= wanted / 10 and share < 1)
+    return next(near, Fraction(min(max(1, round(wanted * most)), most - 1), most))
+
+
+def _even_out(rows: Sequence[Row], is_aside: list[bool], n: int, seed: int) -> None:
+    """Move rows that stand alone until ``n`` are aside, each of the label with the most rows too many where it comes from."""
+    totals, there = Counter(row.label for row in rows), Counter[str]()
+    alone: dict[tuple[bool, str], list[int]] = defaultdict(list)
+    for i in random.Random(seed).sample(range(len(rows)), len(rows)):
+        there[rows[i].label] += is_aside[i]
+        if not rows[i].group:
+            alone[is_aside[i], rows[i].label].append(i)
+    surplus = there.total() - n
+    is_surplus, sign = surplus > 0, 1 if surplus > 0 else -1
+    for _ in range(abs(surplus)):
+        movable = [label for label in totals if alone[is_surplus, label]]
+        if not movable:
+            return
+        label = max(movable, key=lambda name: sign * (there[name] - totals[name] * n / len(rows)))
+        is_aside[alone[is_surplus, label].pop()] = not is_surplus
+        there[label] -= sign
+
+
+def _n_folds(train: Sequence[Row], decided: list[str]) -> int:
+    """Return the number of folds that seeds keep for dev; 0 where there are too few rows, and each run carves some."""
+    n_alone = sum(not row.group for row in train)
+    n_groups = n_alone + len({row.group for row in train if row.group})
+    if n_groups < DEFAULT_FOLDS:
+        decided.append(
+            f"dev: none set aside; {n_groups} groups of rows are fewer than {DEFAULT_FOLDS} folds, so each run keeps a tenth "
+            "of its labels for it (`dev: carved`)"
+        )
+        return 0
+    decided.append(
+        f"dev: none set aside; each of {DEFAULT_FOLDS} seeds keeps another fold of the {len(train):,} labels for it "
+        f"(`dev: folds`), so that over {DEFAULT_FOLDS} seeds a score is known to ± {half_interval(len(train)):.1f} points or "
+        "better; --dev sets rows aside"
+    )
+    return DEFAULT_FOLDS
 
 
 def _pool(rows: Sequence[Row], held: Sequence[Row], train: Sequence[Row], decided: list[str]) -> list[Row]:
@@ -363,16 +389,21 @@ def _pool(rows: Sequence[Row], held: Sequence[Row], train: Sequence[Row], decide
             seen.add(_key(row))
             kept.append(row)
     n_known = len(rows) - len(kept)
-    near: set[int] = set()
-    if kept and held:
-        texts, of_held = ([" ".join(row.texts) for row in each] for each in (kept, held))
-        near = {row for row, _ in _alike(*_vectors(of_held, texts, of_held))}
-    if n_known or near:
+    texts, of_held = ([" ".join(row.texts) for row in each] for each in (kept, held))
+    near = near_duplicates_of(of_held, texts)
+    held_texts = {fold(text) for row in held for text in row.texts if text}
+    sharing = {
+        i for i, row in enumerate(kept) if len(row.texts) > 1 and not held_texts.isdisjoint(map(fold, row.texts))
+    }
+    # Where most rows share a text with a held one, as those of a few claims do, they stay and the profile warns of them.
+    left_out = near | (sharing if 2 * len(sharing) <= len(kept) else set())
+    if n_known or left_out:
+        what = "nearly are, or share a text with," if left_out - near else "nearly are"
         decided.append(
-            f"left out: of the rows without a label {n_known:,} with a text of another row, and {len(near):,} that are nearly a "
+            f"left out: of the rows without a label {n_known:,} with a text of another row, and {len(left_out):,} that {what} a "
             "dev or test row"
         )
-    return [row for i, row in enumerate(kept) if i not in near]
+    return [row for i, row in enumerate(kept) if i not in left_out]
 
 
 def _limit_of(rows: Sequence[Row]) -> int:

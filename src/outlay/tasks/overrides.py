@@ -26,9 +26,6 @@ Role = Literal["teacher", "student", "distil"]
 
 _SETTINGS = tuple(each for each in setting_fields(TrainSettings).values() if each.about.in_task)
 
-SETTING_NAMES = {each.key: each.name for each in _SETTINGS if each.key != each.name}
-"""Where a key of the task file has another name among the training settings."""
-
 
 def _key(setting: SettingField) -> Any:
     """Return type and default of a setting's key, as `pydantic.create_model` takes them."""
@@ -38,7 +35,7 @@ def _key(setting: SettingField) -> Any:
     return Annotated[plain | None, Field(description=about.says, **bounds)], None
 
 
-_Keys: Any = create_model("_Keys", __base__=YamlBlock, **{each.key: _key(each) for each in _SETTINGS})
+_Keys: Any = create_model("_Keys", __base__=YamlBlock, **{each.name: _key(each) for each in _SETTINGS})
 
 
 class HyperParameters(_Keys):  # type: ignore[misc]
@@ -47,7 +44,7 @@ class HyperParameters(_Keys):  # type: ignore[misc]
     @model_validator(mode="before")
     @classmethod
     def _flat(cls, given: Any) -> Any:
-        """Take a method apart that brings its own settings, and read a method under its old name."""
+        """Take a method apart that brings its own settings, and read what has another name under that too."""
         try:
             return flat_settings(given) if isinstance(given, Mapping) else given
         except UsageError as error:
@@ -80,7 +77,10 @@ _LATER = {"pooling", "pair"} | {
 
 
 def settings_as_before(blocks: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the dumped settings of a task as they were before there were methods, as far as it names none of what is new."""
+    """Return the dumped settings of a task under the names of before, without the settings of methods where it names none.
+
+    A digest of a task is made of these, so that it stays what it was.
+    """
     found: dict[str, Any] = {}
     for name, value in blocks.items():
         if name == "method":
@@ -88,7 +88,7 @@ def settings_as_before(blocks: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, Mapping):
             found[name] = settings_as_before(value)
         elif value is not None or name not in _LATER:
-            found[name] = value
+            found["lr" if name == "learning_rate" else name] = value
     return found
 
 
@@ -116,5 +116,4 @@ class TrainingOverrides(Roles):
     def settings_for(self, family: Family, role: Role) -> dict[str, Any]:
         """Return the overrides of a role of a family, under the names of the training settings."""
         families = {"encoder": self.encoder, "seq2seq": self.seq2seq, "causal": self.causal}
-        merged = without_auto({**self.of(role), **families[family].of(role)})
-        return {SETTING_NAMES.get(name, name): value for name, value in merged.items()}
+        return without_auto({**self.of(role), **families[family].of(role)})

@@ -120,6 +120,8 @@ class Source(_FileKeys):
     """Column of the gold label."""
     owned: bool = False
     """The labels are yours already: they cost nothing, and come before those that are bought; of train rows alone."""
+    group: NonEmpty | None = None
+    """Column of the group of a row: train rows of one group stay in one fold, and test scores are told by group too."""
     label_names: dict[Annotated[str, BeforeValidator(written_text)], Value] = Field(default_factory=dict)
     """Label as written in the rows → label of the task; labels not named here stay as they are."""
     where: dict[str, Value | tuple[Value, ...]] = Field(default_factory=dict)
@@ -173,6 +175,12 @@ class PoolSource(Source):
     """``train``: the sources of the training split."""
     distinct: bool = False
     """Leave out rows whose whole source came before in the pool; ``n`` then counts the rows that are left."""
+
+    @field_validator("group")
+    @classmethod
+    def _no_groups(cls, group: str | None) -> None:
+        if group is not None:
+            raise ValueError("a pool is not shared out; remove `group`")
 
     @field_validator("target")
     @classmethod

@@ -25,12 +25,13 @@ class SeededOrder:
     _slices: dict[tuple[int, int], str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, data: TaskData, seed: int) -> SeededOrder:
-        """Return the rows of ``data`` in the order of ``seed``."""
+    def of(cls, data: TaskData, seed: int, fold: frozenset[str] = frozenset()) -> SeededOrder:
+        """Return the rows of ``data`` in the order of ``seed``; ``fold``: ids of the owned rows that come before the others."""
         pool = _ordered([example for part in data.pool for example in part.examples], seed)
         owned = [row for row in data.train if row.id in data.owned]
         others = [row for row in data.train if row.id not in data.owned] if owned else data.train
-        train = [*_ordered(owned, seed), *_ordered(others, seed)]
+        kept, rest = [row for row in owned if row.id in fold], [row for row in owned if row.id not in fold]
+        train = [*_ordered(kept, seed), *_ordered(rest, seed), *_ordered(others, seed)]
         return cls(train, _ordered(data.dev, seed), pool, data.test, len(owned))
 
     @cached_property
@@ -51,7 +52,10 @@ class SeededOrder:
 
     def test_digest(self, n: int | None = None) -> str:
         """Return the digest of `first_test`."""
-        return _rows_digest(self.first_test(n))
+        rows = self.first_test(n)
+        groups = [row.group for row in rows]
+        # Scores are told by groups too.
+        return key_of([_rows_digest(rows), groups]) if any(groups) else _rows_digest(rows)
 
     def pool_digests(self, start: int, stop: int) -> str:
         """Return the digest of the texts of the pool's rows ``start:stop``; each is computed once."""
@@ -83,7 +87,7 @@ class TaskData:
 
     Attributes:
         train: Rows whose labels are for sale.
-        dev: Rows to choose models on; empty for ``dev: carved`` and ``dev: none``.
+        dev: Rows to choose models on; empty for ``dev: carved``, ``dev: folds`` and ``dev: none``.
         test: Rows that are scored once, at the end.
         pool: Parts of the unlabelled pool, in the order of the task file; ids are unique over all parts.
         dropped: Split or ``pool.NAME`` → rows that ``drop_leaks`` left out; empty where none was.
@@ -101,11 +105,13 @@ class TaskData:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of split, id, label and text of every example."""
+        """Digest of split, id, label and text of every example, and of its group where it has one."""
         digest = hashlib.sha256()
         for name, examples in self.splits():
             for example in examples:
-                digest.update(json.dumps([name, example.id, example.label, example.text]).encode())
+                told = [name, example.id, example.label, example.text]
+                told += [] if example.group is None else [example.group]
+                digest.update(json.dumps(told).encode())
                 digest.update(b"\n")
         return digest.hexdigest()
 

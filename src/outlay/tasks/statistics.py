@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from outlay.tasks.example import Example
+from outlay.tasks.folds import Folds
 from outlay.tasks.leaks import find_leaks, fold, source_key
 from outlay.tasks.splits import TaskData
 from outlay.tasks.task import Task
@@ -103,7 +104,8 @@ class SplitProfile:
         ]
         absent = [label for label, n in self.labels.items() if not n]
         if self.answers is None:
-            lacking = [f"no row has the label {label}" for label in absent]
+            which = "the label" if len(absent) == 1 else "one of the labels"
+            lacking = [f"no row has {which} {', '.join(absent)}"] if absent else []
         else:
             counted += [
                 (f"answers longer than {task.max_target_tokens} words, to be cut", self.answers.n_over_length),
@@ -116,19 +118,25 @@ class SplitProfile:
         return [f"{self.name}: {line}" for line in [*(f"{what}: {n:,}" for what, n in counted if n), *lacking]]
 
 
+_MOST_SHOWN = 12
+"""Most labels that a line of the table counts; of more, the first ones of the label set."""
 _DESCRIBED = ("description", "text", "kind", "metric", "price_item", "dev", "max_source_tokens", "max_target_tokens")
 """Keys of a task that its statistics repeat."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskStatistics:
-    """Statistics of a task: its splits, how many test rows are also dev rows, and what was decided about its files."""
+    """Statistics of a task: its splits, how many test rows are also dev rows, and what was decided about its files.
+
+    ``folds``: rows of each fold of ``dev: folds``, empty for another dev.
+    """
 
     task: Task
     digest: str
     splits: tuple[SplitProfile, ...]
     n_test_in_dev: int
     notes: tuple[str, ...]
+    folds: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the statistics as plain JSON values, with their warnings."""
@@ -139,6 +147,7 @@ class TaskStatistics:
             "splits": [asdict(split) for split in self.splits],
             "n_test_in_dev": self.n_test_in_dev,
             "notes": self.notes,
+            **({"folds": list(self.folds)} if self.folds else {}),
             "warnings": self.warnings(),
         }
 
@@ -154,17 +163,20 @@ class TaskStatistics:
     def lines(self) -> list[str]:
         """Return the statistics as plain text lines; lengths are median/95th percentile/maximum."""
         task = self.task
+        folds = f" ({len(self.folds)} of {min(self.folds):,} to {max(self.folds):,} rows)" if self.folds else ""
         head = [
             f"{task.name}: {task.description}" if task.description else task.name,
             f"  text   {task.text}",
-            f"  kind   {task.kind} · metric {task.metric} · price {task.price_item} per label · dev {task.dev}",
+            f"  kind   {task.kind} · metric {task.metric} · price {task.price_item} per label · dev {task.dev}{folds}",
             f"  limits {task.max_source_tokens} tokens a text, {task.max_target_tokens} an answer · digest {self.digest[:12]}",
         ]
-        names = [visible(split.name) for split in self.splits]
+        # Without a dev split there is nothing to say of it.
+        splits = [split for split in self.splits if split.n_rows or split.name != "dev"]
+        names = [visible(split.name) for split in splits]
         n_cells = max(map(width, ["split", *names]))
         title = "labels" if task.kind == "classification" else "answers (words)"
         table = [f"  {left('split', n_cells)} {'rows':>9}  {'words':>13}  {'characters':>16}  {title}"]
-        for name, split in zip(names, self.splits, strict=True):
+        for name, split in zip(names, splits, strict=True):
             numbers = f"{split.n_rows:>9,}  {split.words!s:>13}  {split.chars!s:>16}"
             table.append(f"  {left(name, n_cells)} {numbers}  {_answers_shown(split)}")
         said = [f"  note: {note}" for note in self.notes]
@@ -186,13 +198,21 @@ class TaskStatistics:
 
 def _answers_shown(split: SplitProfile) -> str:
     if split.answers is None:
-        return " · ".join(f"{label} {n:,}" for label, n in split.labels.items()) or "none"
+        shown = list(split.labels.items())
+        rest = shown[_MOST_SHOWN - 1 :] if len(shown) > _MOST_SHOWN else []
+        words = [f"{label} {n:,}" for label, n in shown[: len(shown) - len(rest)]]
+        words += [f"{len(rest):,} others {sum(n for _, n in rest):,}"] if rest else []
+        return " · ".join(words) or "none"
     n_entities = f" · {split.answers.n_entities:,} entities" if split.labels else ""
     return f"{split.answers.words}{n_entities}"
 
 
 def profile(task: Task, data: TaskData) -> TaskStatistics:
-    """Count what a task's data holds: rows, lengths, labels, repeats, conflicts, and what both sides share."""
+    """Count what a task's data holds: rows, lengths, labels, repeats, conflicts, and what both sides share.
+
+    Raises:
+        UsageError: fewer owned labels than folds, of ``dev: folds``.
+    """
     leaked = {leak.split: leak.n_leaked for leak in find_leaks(task, data)}
     held = [*data.dev, *data.test]
     parts = _parts(task, held)
@@ -218,7 +238,8 @@ def profile(task: Task, data: TaskData) -> TaskStatistics:
         )
     dev_keys = {source_key(task, example) for example in data.dev}
     n_test_in_dev = sum(source_key(task, example) in dev_keys for example in data.test)
-    return TaskStatistics(task, data.digest, tuple(splits), n_test_in_dev, data.notes)
+    folds = tuple(map(len, Folds.of(task, data).rows)) if task.dev == "folds" else ()
+    return TaskStatistics(task, data.digest, tuple(splits), n_test_in_dev, data.notes, folds)
 
 
 def _parts(task: Task, examples: Sequence[Example]) -> set[tuple[str, str]]:

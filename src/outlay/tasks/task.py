@@ -27,6 +27,8 @@ from outlay.text.legible import alike, did_you_mean, likeness, outer_blanks, quo
 SHIPPED = Path(__file__).parent / "shipped"
 DEFAULT_DEV_FRACTION = 0.1
 """Share of the bought labels that ``dev: carved`` sets aside when the task names none."""
+DEFAULT_FOLDS = 5
+"""Folds of ``dev: folds`` when the task names none."""
 
 Metric = Literal["accuracy", "f1", "entity_f1", "qa_f1", "bert_ibleu"]
 METRICS_OF: dict[Kind, tuple[Metric, ...]] = {
@@ -97,12 +99,15 @@ class Task(YamlBlock):
     """Longest answer, in tokens, for models that write their answer; default 128 for entities, 32 for generation."""
     symmetric: bool = False
     """The label does not depend on the order of the fields, so a swapped pair is the same source."""
-    dev: Literal["given", "bought", "carved", "none"] = "given"
-    """Dev labels: free, bought like any label, carved out of the bought training labels, or none (fixed steps)."""
+    dev: Literal["given", "bought", "carved", "folds", "none"] = "given"
+    """Dev labels: free, bought like any label, carved out of the bought training labels, for each seed another fold of the owned
+    ones, or none (fixed steps)."""
     n_dev: int | None = Field(default=None, gt=0)
     """Number of dev labels that are bought or carved; for ``bought`` the default is the whole dev split."""
     dev_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Share of the bought labels that is carved; default 0.1."""
+    folds: int | None = Field(default=None, gt=1)
+    """Number of folds of ``dev: folds``: seed s keeps fold s modulo it for dev; default 5."""
     drop_leaks: bool = False
     """Leave train and pool rows out that are also dev or test rows, instead of refusing the data."""
     data: Data
@@ -190,11 +195,17 @@ class Task(YamlBlock):
     def _check_dev(self) -> None:
         needs_split = self.dev in ("given", "bought")
         if needs_split and self.data.dev is None:
-            raise ValueError(f"`dev: {self.dev}` needs `data.dev`; add it, or choose carved or none")
+            raise ValueError(f"`dev: {self.dev}` needs `data.dev`; add it, or choose carved, folds or none")
         if not needs_split and self.data.dev is not None:
             raise ValueError(f"`dev: {self.dev}` does not read `data.dev`; remove it, or choose given or bought")
         if self.n_dev is not None and self.dev not in ("bought", "carved"):
             raise ValueError(f"`n_dev` belongs to `dev: bought` or `dev: carved`, not {self.dev}")
+        if self.folds is not None and self.dev != "folds":
+            raise ValueError(f"`folds` belongs to `dev: folds`, not {self.dev}")
+        if self.dev == "folds" and not any(source.owned for source in self.data.sources_of("train")):
+            raise ValueError(
+                "`dev: folds` shares out labels that are owned; say `owned: true` of train rows, or choose carved"
+            )
         if self.dev_fraction is not None and (self.dev != "carved" or self.n_dev is not None):
             raise ValueError("`dev_fraction` belongs to `dev: carved` and excludes `n_dev`")
         for name, source in (("dev", self.data.dev), ("test", self.data.test)):
@@ -204,6 +215,10 @@ class Task(YamlBlock):
                 raise ValueError(
                     f"`owned` is about train rows, whose labels are for sale else; remove it from `data.{name}`"
                 )
+        if self.data.dev is not None and self.data.dev.group is not None:
+            raise ValueError(
+                "`group` is about train rows, which are shared out, and test rows; remove it from `data.dev`"
+            )
 
     @property
     def folder(self) -> Path | None:
@@ -237,6 +252,11 @@ class Task(YamlBlock):
     def segments_of(self, example: Example) -> tuple[str, ...]:
         """Return the one or two texts an encoder reads for an example."""
         return tuple(example.field(name) for name in self.segment_names)
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds of ``dev: folds``."""
+        return self.folds or DEFAULT_FOLDS
 
     def n_carved(self, n_labels: int) -> int:
         """Return how many of ``n_labels`` bought labels are set aside for dev: 0 unless ``dev: carved``.

@@ -4,46 +4,115 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 
 from outlay.errors import UsageError
 from outlay.storage.files import write_text
 from outlay.storage.hashing import digest_of_file
+from outlay.storage.paths import command_line
+from outlay.tasks.loading import load_data
 from outlay.tasks.new_task import NewTask, Row
+from outlay.tasks.statistics import TaskStatistics, profile
+from outlay.tasks.task import load_task
 
 TASK_FILE, PRICES_FILE = "task.yaml", "prices.toml"
 OWNED_ITEM = "label/owned"
 """Price item of labels one owns, `outlay.money.amounts.OWNED_LABEL`."""
+PEOPLE = "people"
+"""Who labels where nobody says it."""
 
 
-def write_task(new: NewTask, folder: Path, *, usd_per_label: str | None = None, labeller: str = "people") -> list[Path]:
-    """Write a task into a folder that is new or empty, and return its files; ``usd_per_label``: of labels to be bought.
+@dataclass(frozen=True)
+class InitResult:
+    """A task that `init` wrote.
+
+    Attributes:
+        task: the ``task.yaml``.
+        prices: the file with the price of a label; ``None`` without a price.
+        files: all files, these two among them.
+        decided: guesses, defaults and rows left out, a sentence each.
+        n_folds: folds of ``dev: folds``, 0 for another dev.
+    """
+
+    task: Path
+    prices: Path | None
+    files: tuple[Path, ...]
+    decided: tuple[str, ...]
+    n_folds: int
+
+    @cached_property
+    def statistics(self) -> TaskStatistics:
+        """Statistics of the task, from its files."""
+        task = load_task(self.task)
+        return profile(task, load_data(task))
+
+    @property
+    def next_command(self) -> str:
+        """The command that compares models on the task; with folds it has as many seeds."""
+        prices = () if self.prices is None else ("--prices", self.prices)
+        seeds = ("--seeds", self.n_folds) if self.n_folds else ()
+        out = self.task.parent / "results"
+        return command_line("outlay", "compare", self.task, "--budgets", 10, *seeds, *prices, "--out", out)
+
+
+def write_task(
+    new: NewTask, folder: Path, *, usd_per_label: str | None = None, labeller: str | None = None
+) -> InitResult:
+    """Write a task into a folder that is new or empty.
+
+    Args:
+        new: the task.
+        folder: of its files.
+        usd_per_label: dollars of a label to be bought, as a plain number; ``None`` = none can be bought.
+        labeller: who labels; ``None`` = people.
 
     Raises:
         UsageError: the folder holds something.
     """
+    check_new_folder(folder)
+    parts = {"train": new.train, "dev": new.dev, "test": new.test, "pool": new.pool}
+    written = {name: _write_rows(folder / f"{name}.jsonl", new, name, rows) for name, rows in parts.items() if rows}
+    item = OWNED_ITEM if usd_per_label is None else f"label/{new.name}"
+    task, prices = folder / TASK_FILE, None if usd_per_label is None else folder / PRICES_FILE
+    write_text(task, _yaml(new, written, item))
+    decided = list(new.decided)
+    if prices is None or usd_per_label is None:
+        decided.append(
+            "no price of a label: the budget buys compute for the labels that there are; --label-price names one"
+        )
+    else:
+        write_text(prices, _prices(item, usd_per_label, labeller or PEOPLE))
+        decided += [f"labels are by {PEOPLE}; --labeller says it otherwise"] if labeller is None else []
+    files = (task, *([] if prices is None else [prices]), *written.values())
+    return InitResult(task, prices, files, tuple(decided), new.n_folds)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        UsageError: with the way out.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already and not empty; choose another folder with --out")
-    parts = {"train": new.train, "dev": new.dev, "test": new.test, "pool": new.pool}
-    written = {name: _write_rows(folder / f"{name}.jsonl", new, rows) for name, rows in parts.items() if rows}
-    item = OWNED_ITEM if usd_per_label is None else f"label/{new.name}"
-    task = folder / TASK_FILE
-    write_text(task, _yaml(new, written, item))
-    if usd_per_label is None:
-        return [task, *written.values()]
-    prices = folder / PRICES_FILE
-    write_text(prices, _prices(item, usd_per_label, labeller))
-    return [task, prices, *written.values()]
 
 
-def _write_rows(path: Path, new: NewTask, rows: Sequence[Row]) -> Path:
+def _write_rows(path: Path, new: NewTask, name: str, rows: Sequence[Row]) -> Path:
+    """Write the rows of a split; those that are shared out into folds have their group."""
     lines = []
     for row in rows:
         line = dict(zip(new.columns, row.texts, strict=True)) | ({_label_column(new): row.label} if row.label else {})
+        line |= {_group_column(new): row.group} if row.group and new.n_folds and name == "train" else {}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))
     return path
+
+
+def _group_column(new: NewTask) -> str:
+    return "fold_group" if "group" in (*new.columns, _label_column(new)) else "group"
 
 
 def _label_column(new: NewTask) -> str:
@@ -55,6 +124,9 @@ def _yaml(new: NewTask, written: dict[str, Path], item: str) -> str:
 
     def value(content: object) -> str:
         return json.dumps(content, ensure_ascii=False)
+
+    is_grouped = new.n_folds > 0 and any(row.group for row in new.train)
+    group = f", group: {_group_column(new)}" if is_grouped else ""
 
     def source(name: str, more: str = "") -> str:
         path = written[name]
@@ -77,10 +149,11 @@ def _yaml(new: NewTask, written: dict[str, Path], item: str) -> str:
         *([f"labels: {value(list(new.labels))}"] if new.labels else []),
         f"price_item: {value(item)}",
         f"max_source_tokens: {new.max_source_tokens}",
-        f"dev: {'given' if new.dev else 'carved'}",
+        f"dev: {'given' if new.dev else 'folds' if new.n_folds else 'carved'}",
+        *([f"folds: {new.n_folds}"] if new.n_folds else []),
         "data:",
         "  # Your own labels: they cost nothing, and come before those that are bought.",
-        f"  train: {source('train', target + ', owned: true')}",
+        f"  train: {source('train', target + ', owned: true' + group)}",
         *([f"  dev: {source('dev', target)}"] if new.dev else []),
         f"  test: {source('test', target)}",
         "pool:",

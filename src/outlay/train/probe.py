@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from outlay.errors import UsageError
-from outlay.metrics.calibration import fit_temperature
+from outlay.metrics.calibration import N_DIGITS, fit_temperature
 from outlay.metrics.scorer import Scorer
 from outlay.models.heads import Head, Rows, Sources, Texts, device_of
 from outlay.models.loading import save_with_head
@@ -62,6 +62,8 @@ class ProbeReport:
     n_flops: int
     strength: float
     notes: tuple[str, ...]
+    held_out: list[tuple[int, float, float]]
+    """As `outlay.train.progress.TrainProgress.held_out`."""
 
     def note(self, progress: TrainProgress) -> None:
         """Add them to a training's progress."""
@@ -69,6 +71,7 @@ class ProbeReport:
         progress.n_flops_fitted += self.n_flops
         progress.strength = self.strength
         progress.notes += self.notes
+        progress.held_out = self.held_out
 
 
 class Probe:
@@ -115,7 +118,7 @@ class Probe:
             score=score,
             groups=groups,
         )
-        return self._set(found, work)
+        return self._set(found, work, golds if has_classes else None)
 
     def fit_targets(self, targets: SparseTargets, gold: AnswerIds | None = None) -> ProbeReport:
         """Fit the head to a teacher's distributions at temperature 1; ``gold``: answers mixed in, empty for rows without."""
@@ -131,7 +134,7 @@ class Probe:
         found = regression.fit_probabilities(vectors, probabilities, chosen, work, seed=self._settings.seed)
         return self._set(found, work)
 
-    def _set(self, found: Regression, work: regression.Work) -> ProbeReport:
+    def _set(self, found: Regression, work: regression.Work, golds: Labels | None = None) -> ProbeReport:
         """Put the weights into the model; keep vectors only for an encoder that stays as it is."""
         if isinstance(self._model, PooledModel):
             self._model.set_head(found.weight, found.bias)
@@ -143,7 +146,7 @@ class Probe:
         if self._settings.method != "probe" and isinstance(self._head, PooledHead):
             self._head.cache = self._head.origin = None
         n_tokens = int(self._read.encoded.lengths.sum())
-        return ProbeReport(n_tokens, work.n_flops, found.strength, _notes(found, work))
+        return ProbeReport(n_tokens, work.n_flops, found.strength, _notes(found, work), held_out_answers(found, golds))
 
     def _vectors(self, frozen: bool) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
         """Return the vectors of the training rows, and for tokens the row of each."""
@@ -255,7 +258,7 @@ def fit_words(
         scored = _words_score(model, head, dev)
         progress.best_score, progress.best_epoch, progress.best_evaluation = scored[0], 0, 0
         progress.history.append({"epoch": 0, "step": 0, "loss": 0.0, "dev": scored[0], "temperature": scored[1]})
-    ProbeReport(0, work.n_flops, found.strength, _notes(found, work)).note(progress)
+    ProbeReport(0, work.n_flops, found.strength, _notes(found, work), []).note(progress)
     progress.n_parameters = sum(parameter.numel() for parameter in model.parameters())
     if group.is_main:
         save_with_head(model, head, None, out, progress.temperature)
@@ -340,6 +343,19 @@ def _work(context: TrainContext, n_fits: int) -> regression.Work:
             context.on_progress(progress, max(n_fits, progress.step))
 
     return regression.Work(meter.may_fit, counted)
+
+
+def held_out_answers(found: Regression, golds: Labels | None) -> list[tuple[int, float, float]]:
+    """Return the answer to each row by the fold that left it out, with its probability and that of the row's label.
+
+    Empty where no row was held out, or ``golds``, the classes of the rows, are not known.
+    """
+    if found.held_out is None or golds is None:
+        return []
+    said = found.held_out
+    answers, rows = said.argmax(1), np.arange(len(said))
+    sure, own = said[rows, answers].round(N_DIGITS), said[rows, golds].round(N_DIGITS)
+    return list(zip(answers.tolist(), sure.tolist(), own.tolist(), strict=True))
 
 
 def _notes(found: Regression, work: regression.Work) -> tuple[str, ...]:

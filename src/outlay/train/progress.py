@@ -151,6 +151,9 @@ class TrainProgress:
     """C of that regression."""
     notes: list[str] = field(default_factory=list)
     """Remarks on that regression, a line each."""
+    held_out: list[tuple[int, float, float]] = field(default_factory=list)
+    """Of each training row, by the regression of the fold that left it out: its answer as a class, the probability of that and of
+    its own label; empty without folds."""
     history: list[dict[str, float | int | None]] = field(default_factory=list)
     """Per evaluation: epoch and step of the last step before it (-1 and 0 before the first), mean loss of the steps since the one
     before, dev score; and the temperature that fits the probabilities to dev, of a model that chooses among classes."""

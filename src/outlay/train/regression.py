@@ -63,6 +63,9 @@ class Regression:
     n_folds: int
     is_converged: bool
     losses: dict[float, float] = field(default_factory=dict)
+    held_out: NDArray[np.float64] | None = None
+    """Probabilities of each example's classes by the model of its fold at the chosen C, which did not learn from it, ``[examples,
+    classes]``; ``None`` where not every example was held out."""
 
 
 def fit_labels(
@@ -104,9 +107,12 @@ def fit_labels(
     grid = strengths(settings)
     n_folds = min(settings.folds, int(counts[seen].min()))
     losses: dict[float, float] = {}
+    said: dict[float, NDArray[np.float64]] = {}
     with one_pool():
         if n_folds >= _LEAST_FOLDS and len(grid) > 1:
-            losses = _held_out(vectors, labels, grid, n_folds, weight, work, seed=seed, score=score, groups=groups)
+            losses, said = _held_out(
+                vectors, labels, grid, n_folds, weight, work, seed=seed, score=score, groups=groups
+            )
         best = min(losses, key=lambda c: (losses[c], c)) if losses else 1.0
         model = _logistic(weight).set_params(C=best)
         is_converged = _fit(model, vectors, labels, work)
@@ -115,7 +121,11 @@ def fit_labels(
     bias[seen] = intercepts
     full = np.zeros((n_classes, vectors.shape[1]), dtype=np.float32)
     full[seen] = coefficients
-    return Regression(full, bias, float(best), n_folds if losses else 0, is_converged, losses)
+    held_out = None
+    if best in said:
+        held_out = np.zeros((len(labels), n_classes))
+        held_out[:, : said[best].shape[1]] = np.exp(said[best])
+    return Regression(full, bias, float(best), n_folds if losses else 0, is_converged, losses, held_out)
 
 
 def fit_probabilities(
@@ -170,11 +180,17 @@ def _held_out(
     seed: int,
     score: Score | None,
     groups: NDArray[np.int64] | None,
-) -> dict[float, float]:
-    """Return the loss on held-out rows by C, the mean over all rows; each fold goes from weak to strong, from fit to fit."""
+) -> tuple[dict[float, float], dict[float, NDArray[np.float64]]]:
+    """Return the loss on held-out rows by C, the mean over all rows; each fold goes from weak to strong, from fit to fit.
+
+    The second value has the log-probabilities of each row's classes by C, float64 ``[rows, classes]``; nothing where ``groups``
+    leaves rows that are in no fold.
+    """
     from sklearn.model_selection import GroupKFold, StratifiedKFold
 
     answers = np.zeros((len(grid), len(labels)), dtype=np.int64)
+    n_classes = int(labels.max()) + 1
+    said = {} if groups is not None else {float(c): np.zeros((len(labels), n_classes)) for c in grid}
     totals = np.zeros(len(grid))
     if groups is None:
         folds = StratifiedKFold(n_folds, shuffle=True, random_state=_fold_seed(seed)).split(labels, labels)
@@ -182,7 +198,7 @@ def _held_out(
         # One fold is held out: an example of tokens is a fraction of a row, and there are many.
         n_groups = min(n_folds, len(np.unique(groups)))
         if n_groups < _LEAST_FOLDS:
-            return {}
+            return {}, {}
         folds = [next(iter(GroupKFold(n_groups).split(labels, labels, groups)))]
     held: list[NDArray[np.int64]] = []
     for train, held_out in folds:
@@ -190,13 +206,15 @@ def _held_out(
         model = _logistic(weight).set_params(warm_start=True)
         for i, c in enumerate(grid):
             _fit(model.set_params(C=float(c)), vectors[train], labels[train], work)
-            logits = _logits(model, vectors[held_out], int(labels.max()) + 1)
+            logits = _logits(model, vectors[held_out], n_classes)
+            if said:
+                said[float(c)][held_out] = logits
             answers[i, held_out] = logits.argmax(1)
             totals[i] -= logits[np.arange(len(held_out)), labels[held_out]].sum()
     rows = np.concatenate(held)
     if score is not None:
-        return {float(c): -score(answers[i, rows], labels[rows]) for i, c in enumerate(grid)}
-    return dict(zip(map(float, grid), (totals / len(rows)).tolist(), strict=True))
+        return {float(c): -score(answers[i, rows], labels[rows]) for i, c in enumerate(grid)}, said
+    return dict(zip(map(float, grid), (totals / len(rows)).tolist(), strict=True)), said
 
 
 def _logistic(weight: str | None) -> Any:
