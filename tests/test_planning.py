@@ -29,10 +29,11 @@ from outlay.plan import context
 from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import ReplayOptions, Request, SellerSpec
-from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train, graph
+from outlay.plan.steps import OWNED, Buy, Distil, Recipe, Score, Step, Teach, Train, graph
 from outlay.plan.strategies import NotAvailable, strategy
 from outlay.storage.hashing import key_of
 from outlay.study.dry_run import StudyPlan, plan
+from outlay.study.work import LabelCount, count_labels
 from tests.knowledge import LABELS, N_TRAIN, Bill, known
 from tests.runs import World
 
@@ -324,6 +325,14 @@ def test_a_checkpoint_that_changed_is_seen_by_the_next_command(tmp_path: Path) -
     config.write_text(config.read_text() + "\n")
     assert own.workbench.resolve(own.request()).run_id == before.run_id
     assert RunBuilder(PriceBook.load()).resolve(own.request()).digests != before.digests
+
+
+def test_labels_of_several_purchases_count_once() -> None:
+    first, longer, later = (Buy("train", n, 0, "rows", "people", start=start) for start, n in ((0, 5), (0, 8), (12, 3)))
+    other = Buy("dev", 4, 0, "rows", "people")
+    owned = Buy("train", 6, 0, "rows", "mine", seller=OWNED)
+    assert count_labels([first, later, longer, other, first, owned]) == LabelCount(8 + 3 + 4, 6)
+    assert count_labels([]) == LabelCount(0, 0)
 
 
 # --- here, and for people --------------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def test_a_dry_run_says_what_it_takes_and_buys_nothing(shop: Shop, tmp_path: Pat
     # Nobody has measured this machine: the way to it is said, and no number.
     hint = " ".join(lines)
     assert f"no forecast; `outlay machine calibrate --threads 1 --store {tmp_path / 'store'}`" in hint
-    assert "Minutes" not in hint
+    assert "Min." not in hint
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "store" / "bought").exists()
     assert not (tmp_path / "store" / "objects").exists()

@@ -48,6 +48,19 @@ class TestStoreOnDisk(StoreContract):
         os.utime(artifact.path / "used", (seconds, seconds))
 
 
+def test_a_look_at_what_is_there_writes_nothing(tmp_path: Path) -> None:
+    store, key = Store(tmp_path / "store"), key_of("asked")
+    assert not store.holds(key)
+    assert not store.has_checkpoints(key)
+    assert not store.root.exists()
+    with store.making(key) as workspace:
+        (workspace.path / "checkpoints").mkdir()
+        assert (store.holds(key), store.has_checkpoints(key)) == (False, True)
+        workspace.clear()
+    artifact = store.put(key, "kind", {"file": b"bytes"}, meta={}, usage={}, circumstance={})
+    assert (store.holds(artifact.key), store.has_checkpoints(key)) == (True, False)
+
+
 class TestCanonicalJson:
     @staticmethod
     def slow_equal(a: Any, b: Any) -> bool:

@@ -78,17 +78,16 @@ def _runs_table(planned: StudyPlan) -> RenderableType:
     if any(point.labels.n_owned for point in points):
         columns.append(("Owned", lambda some: _range([point.labels.n_owned for point in some if point.recipe])))
     if any(point.sizes[1] for point in points):
-        columns.append(("Pool rows", lambda some: _range([point.sizes[1] for point in some])))
-    columns.append(("Optimiser steps", lambda some: f"{_work(some).n_optimizer_steps:,}"))
+        columns.append(("Pool\nrows", lambda some: _range([point.sizes[1] for point in some])))
+    columns.append(("Optim.\nsteps", lambda some: f"{_work(some).n_optimizer_steps:,}"))
     if planned.separate.seconds_here is not None:
-        columns.append(("Minutes", lambda some: _decimals((_work(some).seconds_here or 0.0) / 60)))
-    columns.append(("Charge at most", lambda some: format_usd(sum(point.charge_micros for point in some))))
+        columns.append(("Min.", lambda some: _decimals((_work(some).seconds_here or 0.0) / 60)))
+    columns.append(("Charge\nat most", lambda some: format_usd(sum(point.charge_micros for point in some))))
     cells = {name: [cell(some) for _, cell in columns] for name, some in groups.items()}
-    table = Table(title=Text(visible(_title(planned))), title_justify="left", box=None, pad_edge=False)
-    table.add_column("Run")
-    for i, (heading, _) in enumerate(columns):
-        widths = [len(word) for word in heading.split()] + [len(row[i]) for row in cells.values()]
-        table.add_column(heading, justify="right", min_width=max(widths))
+    table = Table(title=Text(visible(_title(planned))), title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("Run", overflow="fold", vertical="bottom")
+    for heading, _ in columns:
+        table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
     for name, row in cells.items():
         table.add_row(Text(visible(name)), *row)
     return table

@@ -26,10 +26,10 @@ from outlay.engine.summary import absent_point
 from outlay.errors import OutlayError
 from outlay.money.amounts import PriceBook
 from outlay.plan.request import Request
-from outlay.plan.steps import Buy, Recipe, Score, Step, describe
+from outlay.plan.steps import Buy, Recipe, Step, describe
 from outlay.storage.remote import open_location
 from outlay.study.buyers import Buyers
-from outlay.study.time_left import TimeLeft
+from outlay.study.time_left import TimeLeft, is_urgent
 from outlay.text.listener import Advance, Listener, Report
 from outlay.workers.pool import N_TRIES, TaskResult, WorkerFn, WorkerPool
 
@@ -226,7 +226,7 @@ class Scheduler:
                     known = ready.get(key)
                     ready[key] = (rank, each, need) if known is None else (max(rank, known[0]), *known[1:])
         # Scoring is short and completes a point: it goes before the longest path. Nothing waits for a teacher's scores.
-        urgent = sorted(ready.values(), key=lambda one: (not _completes(one[2].step), -one[0], one[1].place))
+        urgent = sorted(ready.values(), key=lambda one: (not is_urgent(one[2].step), -one[0], one[1].place))
         for _, each, need in urgent[: self._pool.n_free]:
             self._start(each, need)
 
@@ -311,7 +311,8 @@ class Scheduler:
         """Tell the listener how far the steps under way are, and what is left."""
         if self._time_left is not None:
             for key, far in self._pool.progress().items():
-                self._time_left.reported(self._making[key][1].need.step.key, far)
+                if key in self._making:
+                    self._time_left.reported(self._making[key][1].need.step.key, far)
             self._listener.ahead(self._time_left.ahead())
         self._listener.tick(self._progress())
 
@@ -321,11 +322,6 @@ class Scheduler:
             f"{describe(begun.need.step)} ({each.execution.run_id[:6]})": reported.get(key, (0, 0, ""))
             for key, (each, begun) in self._making.items()
         }
-
-
-def _completes(step: Step) -> bool:
-    """Return whether a step gives a point its score."""
-    return isinstance(step, Score) and not step.of_teacher
 
 
 def _ranks(execution: RunExecution, recipe: Recipe) -> dict[str, Fraction]:

@@ -26,7 +26,10 @@ LEAST_SECONDS = 10.0
 """Seconds that steps must have taken before there is an estimate without a forecast."""
 
 EVERY_SECONDS = 1.0
-"""Seconds between two estimates: with thousands of steps one takes tens of milliseconds."""
+"""Seconds between two estimates, but for those after a step that began or ended."""
+
+DEAR_SECONDS = 0.01
+"""CPU seconds of an estimate from which on it is made at those intervals alone, as with thousands of steps."""
 
 TRUST = 0.1
 """Weight of a pace that is assumed, beside the measured one: that of so much of all work."""
@@ -104,6 +107,7 @@ class TimeLeft:
         for key in self._left():
             self._total_of[self._kind(key)] = self._total_of.get(self._kind(key), 0.0) + self._size[key]
         self._last: tuple[float, Ahead] | None = None
+        self._is_stale, self._took = False, 0.0
         self._under_way: dict[str, _UnderWay] = {}
         self._seen: dict[Hashable, _Seen] = {}
 
@@ -111,7 +115,7 @@ class TimeLeft:
 
     def began(self, key: str, *, is_resumed: bool = False) -> None:
         """Note that a step began; ``is_resumed``: at a checkpoint of an earlier attempt."""
-        self._last = None
+        self._is_stale = True
         self._done.discard(key)
         self._under_way[key] = _UnderWay(self._clock(), is_resumed)
 
@@ -133,7 +137,7 @@ class TimeLeft:
             is_done: False where it has no artifact, since it failed or its worker was lost.
             is_made: False where another process made it.
         """
-        self._last = None
+        self._is_stale = True
         step = self._under_way.pop(key, None)
         if not is_done or step is None:
             return
@@ -145,20 +149,23 @@ class TimeLeft:
 
     def over(self, place: int) -> None:
         """Note that a point is over: its steps are waited for by other points alone."""
-        self._last = None
+        self._is_stale = True
         self._unknown.discard(place)
         self._n_waiting.subtract(self._keys_of.pop(place, ()))
 
     # --- what is estimated -------------------------------------------------------------------------------------------
 
     def ahead(self) -> Ahead:
-        """Return the share of the work that is done, and the seconds left; worked out anew once a second, and after each step."""
+        """Return the share of the work that is done, and the seconds left."""
         now = self._clock()
-        if self._last is None or now - self._last[0] >= EVERY_SECONDS:
+        is_stale = self._is_stale and self._took < DEAR_SECONDS
+        if self._last is None or is_stale or now - self._last[0] >= EVERY_SECONDS:
+            began = time.thread_time()
             left = self._left()
             size = sum(self._size[key] * (1 - self._share(key)) for key in left)
             share = max(0.0, 1 - size / self._total) if self._total else 0.0
-            self._last = now, (share, self._seconds(left, share))
+            self._last, self._is_stale = (now, (share, self._seconds(left, share))), False
+            self._took = time.thread_time() - began
         then, (share, seconds) = self._last
         return share, None if seconds is None else max(0.0, seconds - (now - then))
 
@@ -173,7 +180,7 @@ class TimeLeft:
             return None
         common = every.pace(1.0, TRUST * self._total if self._has_forecast else 0.0)
         paces = {kind: seen.get(kind, _Seen()).pace(common, TRUST * size) for kind, size in self._total_of.items()}
-        seconds = {key: self._rest(key, paces[self._kind(key)]) for key in left}
+        seconds = {key: self._rest(key, paces.get(self._kind(key), common)) for key in left}
         parts = [[key for key in left if self._is_last[key] == is_last] for is_last in (False, True)]
         return sum(self._makespan(part, seconds) for part in parts)
 
@@ -216,13 +223,18 @@ class TimeLeft:
         return makespan([self._steps[key] for key in keys], seconds, n_workers, under_way=self._under_way)
 
 
+def is_urgent(step: Step) -> bool:
+    """Return whether a step gives a point its score: it is short, and goes before the longest path."""
+    return isinstance(step, Score) and not step.of_teacher
+
+
 def makespan(
     steps: Iterable[Step], seconds: Mapping[str, float], n_workers: int, *, under_way: Collection[str] = ()
 ) -> float:
     """Return the seconds that steps take on several workers, handed out as `outlay.study.scheduler.Scheduler` does.
 
-    A free worker takes a scoring first, else the step with the longest path to the end (list scheduling, Graham 1969, by the
-    upward rank of Topcuoglu et al. 2002).
+    A free worker takes the scoring of a point first, else the step with the longest path to the end (list scheduling, Graham
+    1969, by the upward rank of Topcuoglu et al. 2002).
 
     Args:
         steps: the steps, inputs first; those that are not among them are done.
@@ -242,7 +254,7 @@ def makespan(
         ranks[key] = seconds[key] + max((ranks[each] for each in behind[key]), default=0.0)
     # Paths that differ by rounding alone are alike, and taken in the order of the steps.
     order = {
-        key: (key not in under_way, not isinstance(step, Score), -float(f"{ranks[key]:.6g}"), place)
+        key: (key not in under_way, not is_urgent(step), -float(f"{ranks[key]:.6g}"), place)
         for place, (key, step) in enumerate(left.items())
     }
     ready = [(order[key], key) for key in left if not n_missing[key]]
