@@ -17,7 +17,7 @@ import pytest
 import typer
 
 from outlay.cli.app import app
-from outlay.cli.lazy_help import NOT_SHOWN
+from outlay.cli.lazy_help import NOT_SHOWN, StrategyCommand, strategy_rows
 from outlay.settings import SettingField, TeachSettings, TrainSettings, setting_fields
 
 ROOT = Path(__file__).parent.parent
@@ -124,6 +124,8 @@ def _section(words: tuple[str, ...], command: Any) -> str:
     for heading in headings:
         rows += [] if heading is None else [f"| **{heading}** | | |"]
         rows += [_row(p) for p in shown if _heading(p) == heading]
+        if heading is None and isinstance(command, StrategyCommand):
+            rows += ["| **Strategies** | | |", *(f"| `{name}` | {says} |  |" for name, says in strategy_rows())]
     if rows:
         lines += ["| option | what it does | default |\n|---|---|---|", *rows, ""]
     return "\n".join(lines)

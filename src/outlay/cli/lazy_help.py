@@ -63,13 +63,17 @@ class StrategyCommand(Command):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, options without a heading, the strategies, then heading by heading."""
-        from outlay.plan.strategy_words import NEEDS, STRATEGY_WORDS
+        _write_parameters(self.get_params(ctx), ctx, formatter, second=("Strategies", strategy_rows()))
 
-        rows = [
-            (name, f"{words[0].upper()}{words[1:]}" + (f" ({', '.join(NEEDS[name])})." if name in NEEDS else "."))
-            for name, words in STRATEGY_WORDS.items()
-        ]
-        _write_parameters(self.get_params(ctx), ctx, formatter, second=("Strategies", rows))
+
+def strategy_rows() -> list[tuple[str, str]]:
+    """Return names and sentences of the strategies, with the options that a strategy reads beside those of all."""
+    from outlay.plan.strategy_words import NEEDS, STRATEGY_WORDS
+
+    return [
+        (name, f"{words[0].upper()}{words[1:]}" + (f" ({', '.join(NEEDS[name])})." if name in NEEDS else "."))
+        for name, words in STRATEGY_WORDS.items()
+    ]
 
 
 class Group(TyperGroup):
