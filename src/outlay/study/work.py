@@ -21,11 +21,15 @@ class LabelCount:
 
 
 def count_labels(steps: Iterable[Step]) -> LabelCount:
-    """Count the labels of some steps; purchases that share rows share their labels."""
+    """Count the labels of some steps; purchases that share rows share their labels.
+
+    Labels that are owned are the same rows whatever the seed, which only orders them.
+    """
     spans: dict[tuple[bool, str], list[tuple[int, int]]] = {}
     for step in steps:
         if isinstance(step, Buy):
-            spans.setdefault((step.seller == OWNED, step.series), []).append((step.start, step.stop))
+            is_owned = step.seller == OWNED
+            spans.setdefault((is_owned, step.rows_digest if is_owned else step.series), []).append((step.start, step.stop))
     counts = dict.fromkeys((False, True), 0)
     for (is_owned, _), rows in spans.items():
         end = 0
