@@ -15,7 +15,17 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from bench import common, distill_vs_online, loop_vs_trainer, probe, report_study, study_workers, targets
+from bench import (
+    common,
+    distill_vs_online,
+    label_errors,
+    latency,
+    loop_vs_trainer,
+    probe,
+    report_study,
+    study_workers,
+    targets,
+)
 from bench.common import Clock, Work, interleaved, median, toy_rows
 from bench.distill_vs_online import (
     COMPLETE,
@@ -290,6 +300,20 @@ def test_probe_runs_through(main: Main) -> None:
     assert f"{theirs['ratio']:.2f}x" in out
     assert {fit["n_fits"] for fit in (*ours["runs"], *theirs["runs"])} == {51}
     assert case["encoding"]["again"] < case["encoding"]["first"]
+
+
+def test_label_errors_run_through(main: Main) -> None:
+    code, figures, out = main(label_errors, "--toy", "--repeats", "2")
+    assert code == 0, out
+    ((_, shares),) = figures["shares"].items()
+    assert all(len(each) == 2 and 0 <= min(each) <= max(each) <= 1 for each in shares.values())
+
+
+def test_latency_runs_through_and_times_the_same_answers(main: Main) -> None:
+    code, figures, out = main(latency, "--toy", "--repeats", "1")
+    assert code == 0, out
+    assert set(figures["methods"]) == set(latency.METHODS)
+    assert all(min(runs) > 0 for each in figures["methods"].values() for runs in each.values())
 
 
 def test_a_probe_of_another_loss_is_a_failure() -> None:
