@@ -27,6 +27,8 @@ MAX_DOT_PANELS = 4
 """Maximum number of budgets of a dot plot in a panel each; with more, marks of a plot over charge stand side by side."""
 LEAST_SPAN = 1.05
 """Least ratio of two charges that a dot plot tells apart."""
+LEAST_CHARGE = 0.01
+"""Dollars below which charges are not told apart: where all labels are owned, fractions of a cent of compute are left."""
 MAX_REFERENCE_LINES = 3
 """Maximum number of reference lines of a panel."""
 
@@ -312,7 +314,7 @@ def _plain(scored: Sequence[SeedMean]) -> Figure | None:
     figure = _over_charge(scored, "what a score costs", has_front=True)
     budgets = sorted({mean.request.budget_usd for mean in scored})
     charges = [mean.charge_usd or 0.0 for mean in scored]
-    have_span = max(charges) > LEAST_SPAN * min(charges)
+    have_span = max(charges) >= LEAST_CHARGE and max(charges) > LEAST_SPAN * min(charges)
     if figure is not None and have_span and not figure.is_dodged:
         return figure
     if len(budgets) > MAX_DOT_PANELS or len(scored) > MAX_ROWS:

@@ -418,7 +418,7 @@ def draw_reliability(own: Sequence[ReliabilityBin], of_teacher: Sequence[Reliabi
     even = _chart([{"sure": 0, "right": 0}, {"sure": 100, "right": 100}]).mark_line(color="#999999", strokeDash=[4, 4])
     curves = _chart(records).encode(x=x, y=y, color=color)
     marks = curves.mark_point(filled=True, opacity=1, size=60).encode(description="words:N")
-    chart = alt.layer(even.encode(x=x, y=y), curves.mark_line(), marks).properties(width=WIDTH // 2, height=WIDTH // 2)
+    chart = alt.layer(even.encode(x=x, y=y), curves.mark_line(), marks).properties(width=HEIGHT, height=HEIGHT)
     spec: Spec = chart.configure(**_config()).to_dict(validate=False)
     return spec
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from outlay.report.cells import dollars
 from outlay.report.difference_table import lay_out_differences
+from outlay.report.figure_data import LEAST_CHARGE
 from outlay.report.figures import Spec, figures, save
 from outlay.report.flat_files import write_points_csv, write_points_parquet
 from outlay.report.frontier import CostScore, frontier
@@ -34,7 +35,7 @@ N_CHARGES = 5
 """Number of charges at which frontiers are averaged over tasks: a geometric grid from the least to the highest charge."""
 
 LEAST_SPAN = 1.05
-"""Least ratio of the highest to the lowest charge for a table of frontiers."""
+"""Least ratio of the highest to the lowest charge for a table of frontiers; the highest is at least `LEAST_CHARGE`."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def write_study_report(folder: Path, results: Results, model: Sequence[str] = ()
 
 
 def lay_out_frontiers(seed_means: Sequence[SeedMean]) -> Table | None:
-    """Lay out the Pareto frontier of each task and the mean over tasks at equal charges; None where all charges are alike.
+    """Lay out the Pareto frontier of each task and the mean over tasks at equal charges.
+
+    None where charges are alike, or below a cent.
 
     The share is the hypervolume: the share of the rectangle of log charge and score that the frontier dominates, from the lowest
     to the highest charge of all tasks, above a score of 0.
@@ -144,7 +147,7 @@ def lay_out_frontiers(seed_means: Sequence[SeedMean]) -> Table | None:
                 CostScore(words, mean.charge_usd, mean.value, mean.low, mean.high)
             )
     charges = sorted({candidate.charge_usd for candidates in by_task.values() for candidate in candidates})
-    if not charges or charges[-1] < LEAST_SPAN * charges[0]:
+    if not charges or charges[-1] < max(LEAST_CHARGE, LEAST_SPAN * charges[0]):
         return None
     fronts = {task: frontier(candidates) for task, candidates in by_task.items()}
     grid = [charges[0] * (charges[-1] / charges[0]) ** (i / (N_CHARGES - 1)) for i in range(N_CHARGES)]

@@ -29,7 +29,9 @@ def count_labels(steps: Iterable[Step]) -> LabelCount:
     for step in steps:
         if isinstance(step, Buy):
             is_owned = step.seller == OWNED
-            spans.setdefault((is_owned, step.rows_digest if is_owned else step.series), []).append((step.start, step.stop))
+            spans.setdefault((is_owned, step.rows_digest if is_owned else step.series), []).append(
+                (step.start, step.stop)
+            )
     counts = dict.fromkeys((False, True), 0)
     for (is_owned, _), rows in spans.items():
         end = 0
