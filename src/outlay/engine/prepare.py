@@ -271,7 +271,7 @@ class RunBuilder:
             n_carved=self._n_carved(asked.task, request),
             n_train=len(ordered.train),
             n_owned=ordered.n_owned,
-            n_unlabelled=cache(partial(_n_unlabelled, ordered.train, pool)),
+            n_unlabelled=cache(partial(_n_unlabelled, ordered.train, ordered.pool)),
             n_pool=len(pool),
             n_dev=len(ordered.dev) if request.n_dev is None else request.n_dev,
             defaults={
@@ -328,7 +328,7 @@ class RunBuilder:
 
 
 def _n_unlabelled(train: Sequence[Example], pool: Sequence[Example]) -> int:
-    """Return the number of pool rows without a gold label whose text is no train row's."""
+    """Return the number of rows of the whole pool without a gold label whose text is no train row's: the same for every seed."""
     known = {row.text for row in train}
     return sum(row.label is None and row.text not in known for row in pool)
 

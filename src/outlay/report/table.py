@@ -231,7 +231,9 @@ def numbered(table: Table) -> Table:
     def with_numbers(cell: TableCell | None) -> TableCell | None:
         if cell is None or not cell.reasons:
             return cell
-        return replace(cell, note_numbers=tuple(numbers.setdefault(each, len(numbers) + 1) for each in cell.reasons))
+        return replace(
+            cell, note_numbers=tuple(sorted(numbers.setdefault(each, len(numbers) + 1) for each in cell.reasons))
+        )
 
     rows = tuple(replace(row, cells=tuple(map(with_numbers, row.cells))) for row in table.rows)
     notes = (f"{str(number).translate(_SUPERSCRIPTS)} {reason}" for reason, number in numbers.items())
