@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from outlay.engine.outputs import PARTS, RunOutputs
-from outlay.engine.point import Point
+from outlay.engine.point import Point, Reading
 from outlay.report.results import Results
 from outlay.storage.files import csv_text, replacing
 
@@ -54,6 +54,11 @@ def fields(results: Results) -> tuple[Field, ...]:
         *(Field(f"charge_usd:{name}", "float", _part(name)) for name in parts),
         *_circumstance_fields(points),
     )
+
+
+def _value_of(score: Reading | None) -> float | None:
+    """Return the value of a score; ``None`` without one."""
+    return None if score is None else score.value
 
 
 def rows(results: Results) -> tuple[tuple[Field, ...], list[tuple[Value, ...]]]:
@@ -118,6 +123,9 @@ def _result_fields(points: Sequence[Point]) -> Iterator[Field]:
     yield Field("notes", "text", lambda point, _: "; ".join(point.result.notes) or None)
     if any(point.result.ece is not None for point in points):
         yield Field("ece", "float", _attribute("result.ece"))
+    if any(point.result.teacher_test is not None for point in points):
+        yield Field("teacher_test", "float", lambda point, _: _value_of(point.result.teacher_test))
+        yield Field("teacher_ece", "float", _attribute("result.teacher_ece"))
     for machine in _names((), (point.result.seconds for point in points)):
         yield Field(f"seconds:{machine}", "float", _item("result.seconds", machine))
     for score in _names((), (point.result.scores for point in points)):
