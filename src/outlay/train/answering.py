@@ -27,6 +27,7 @@ from outlay.models.loading import (
 from outlay.models.pooled import PooledHead
 from outlay.settings import TeachSettings
 from outlay.spec import TargetKind
+from outlay.train import timing
 from outlay.train.batching import inference_batches
 from outlay.train.distributed import ProcessGroup, current_process
 from outlay.train.profiler import Profiler, part
@@ -117,14 +118,6 @@ def predict(
     return Predictions(answers, probabilities_at(seen, temperature), temperature)
 
 
-N_TIMED_ROWS = 32
-"""Rows that `milliseconds_a_row` times at most."""
-TIMING_ROUNDS = 4
-"""How often it times each of them."""
-TIMING_SECONDS = 1.0
-"""Seconds after which it times no further row."""
-
-
 def milliseconds_a_row(model_folder: Path, sources: Texts, *, precision: str) -> float | None:
     """Return the wall milliseconds of one answer by a trained model: a batch of one row, tokenising included.
 
@@ -134,16 +127,16 @@ def milliseconds_a_row(model_folder: Path, sources: Texts, *, precision: str) ->
     """
     model, head = loaded_model(model_folder, None)
     settings = TeachSettings(batch_size=1, answers_from="free")
-    timed = range(min(len(sources), N_TIMED_ROWS))
+    timed = range(min(len(sources), timing.N_TIMED_ROWS))
     fastest: dict[int, float] = {}
     with _without_vector_cache(head):
         began = time.perf_counter()
-        for count, at in enumerate([*timed[:1], *(list(timed) * TIMING_ROUNDS)]):
+        for count, at in enumerate([*timed[:1], *(list(timed) * timing.TIMING_ROUNDS)]):
             start = time.perf_counter()
             for _ in generations(model, head, head.tokenize([sources[at]]), settings, precision, None):
                 pass
             end = time.perf_counter()
-            is_late = end - began >= TIMING_SECONDS
+            is_late = end - began >= timing.TIMING_SECONDS
             if count or is_late:
                 fastest[at] = min(1000 * (end - start), fastest.get(at, math.inf))
             if is_late:
