@@ -30,7 +30,9 @@ os.environ.pop("COLUMNS", None)
 LONGEST = (
     *("test_cluster", "test_scheduler", "test_cli_steps", "test_cli_studies", "test_remote", "test_kill_single"),
     *("test_study_kills", "test_kill", "test_study_sharing", "test_processes", "test_benches", "test_study_pools"),
-    *("test_compare", "test_full_disk", "test_demo_task", "test_install", "test_place"),
+    *("test_compare", "test_full_disk", "test_demo_task", "test_install", "test_place", "test_golden", "test_api"),
+    *("test_known", "test_cli", "test_handover", "test_run", "test_rivals", "test_session", "test_init", "test_push"),
+    *("test_folds", "test_quality", "test_buying", "test_owned", "test_public_tasks", "test_time_left"),
 )
 """Files that take the longest, which begin first: one that begins last is waited for alone."""
 
