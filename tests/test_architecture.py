@@ -52,8 +52,8 @@ FLOORS: dict[str, set[str]] = {
         "text",
         "workers",
     },
-    "api_steps": {"engine", "export", "money", "plan", "report", "settings", "standalone", "storage", "study", "tasks"},
-    "api": {"engine", "export", "money", "plan", "report", "settings", "standalone", "storage", "study", "tasks"},
+    "api_steps": {"export", "settings", "standalone", "storage", "study"},
+    "api": {"engine", "export", "plan", "report", "settings", "standalone", "storage", "study", "tasks"},
     "cli": set(),
     "__main__": {"cli"},
 }

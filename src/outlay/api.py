@@ -11,14 +11,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from outlay.export.hub import PushRequest, push
-from outlay.money.amounts import plain_usd
 from outlay.storage.paths import expand_path
 from outlay.study.grid import find_study, load_study
 from outlay.study.handover import hand_over
 from outlay.study.index import StudyIndex
 from outlay.study.prepare import check_study, prepare_study, refuse_several_processes, study_command
 from outlay.study.progress import OnProgress, ProgressReports
-from outlay.study.request import AnyPath, Dollars, Models, RunOptions, Setup, prepare_runs, request, requests, workplace
+from outlay.study.request import (
+    AnyPath,
+    Dollars,
+    Models,
+    RunOptions,
+    Setup,
+    plain_price,
+    prepare_runs,
+    request,
+    requests,
+    workplace,
+)
 from outlay.study.results import DryRun, RunResult, StudyResult
 from outlay.study.runner import Session
 from outlay.tasks.new_task import NewTaskOptions, SplitOptions, new_task
@@ -58,7 +68,7 @@ def init(
     Raises:
         OutlayError: files or columns that make no task, or a folder that holds something.
     """
-    price = None if label_price is None else plain_usd(label_price)
+    price = plain_price(label_price)
     paths = [expand_path(path) for path in ([files] if isinstance(files, str | Path) else files)]
     texts = (text,) if isinstance(text, str) else tuple(text)
     if out is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,29 +42,38 @@ class RunOutputs:
     """Bytes on disk of the model that was handed over from this run; ``None`` for any other."""
 
 
-def read_answers(artifact: Artifact) -> tuple[str, Answered]:
-    """Read the metric and the answers to the test split from the artifact of a scoring."""
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """The answers of a model to the test split, as the artifact of its scoring holds them."""
+
+    metric: str
+    """Metric of the task, one of `outlay.metrics.METRICS`."""
+    answered: Answered
+    rows: tuple[str, ...]
+    """Ids of the rows."""
+    ece: float | None
+    """Expected calibration error, 0-100; ``None`` for a model without probabilities."""
+    probabilities: Sequence[Sequence[float]] | None
+    """Of each row's labels; ``None`` for a model without."""
+    groups: tuple[str, ...]
+    """The group of each row; empty where the task names none."""
+
+    def quality(self) -> Quality | None:
+        """Return where the model is right and wrong; ``None`` where nothing is told of free answers."""
+        from outlay.metrics.calibration import given_probabilities
+
+        sure = given_probabilities(self.probabilities)
+        found = quality_of(self.metric, self.answered, self.rows, sure, self.groups)
+        return found if found != Quality() else None
+
+
+def read_scoring(artifact: Artifact) -> Scoring:
+    """Read the answers to the test split from the artifact of a scoring."""
     said = json.loads((artifact.path / PREDICTIONS_FILE).read_text(encoding="utf-8"))
     optional = said.get("sources", ()), said.get("similarities", ())
-    return said["metric"], Answered(said["predictions"], said["golds"], said["labels"], *optional)
-
-
-def calibration_error(artifact: Artifact) -> float | None:
-    """Read the calibration error from the artifact of a scoring; ``None`` for a model without probabilities."""
-    said = json.loads((artifact.path / PREDICTIONS_FILE).read_text(encoding="utf-8"))
-    error: float | None = said.get("ece")
-    return error
-
-
-def read_quality(artifact: Artifact) -> Quality | None:
-    """Read where a model is right and wrong from the artifact of its scoring; ``None`` where nothing is told of free answers."""
-    from outlay.metrics.calibration import given_probabilities
-
-    said = json.loads((artifact.path / PREDICTIONS_FILE).read_text(encoding="utf-8"))
-    metric, answered = read_answers(artifact)
-    sure = given_probabilities(said.get("probabilities"))
-    found = quality_of(metric, answered, said["rows"], sure, said.get("groups", ()))
-    return found if found != Quality() else None
+    answered = Answered(said["predictions"], said["golds"], said["labels"], *optional)
+    more = said.get("ece"), said.get("probabilities"), tuple(said.get("groups", ()))
+    return Scoring(said["metric"], answered, tuple(said["rows"]), *more)
 
 
 def read_label_errors(artifact: Artifact, classes: Sequence[str]) -> tuple[DoubtfulRow, ...]:
@@ -79,36 +88,37 @@ def read_label_errors(artifact: Artifact, classes: Sequence[str]) -> tuple[Doubt
 def outputs_of(folder: Path, store: Store, run: str) -> RunOutputs:
     """Read the outputs of a run beside its point; a missing one is ``None``."""
     manifest = manifest_of(folder, run) or {}
-    metric, answered = answers_of(store, manifest) or (None, None)
+    scoring = scoring_of(store, manifest)
     path, charges = receipt_file(folder, run), manifest.get("charges_micros")
     return RunOutputs(
         run=run,
-        metric=metric,
-        answered=answered,
+        metric=None if scoring is None else scoring.metric,
+        answered=None if scoring is None else scoring.answered,
         teacher_dev=manifest.get("teacher_dev"),
         charges_usd=None if charges is None else {part: usd_of(micros) for part, micros in charges.items()},
         receipt=path.read_text(encoding="utf-8") if path.exists() else None,
-        texts=_texts(store, manifest),
+        texts=_texts(store, manifest, scoring),
     )
 
 
-def _texts(store: Store, manifest: Mapping[str, Any]) -> dict[str, str]:
+def _texts(store: Store, manifest: Mapping[str, Any], scoring: Scoring | None) -> dict[str, str]:
     """Return the texts of the rows that a run's result names, by their ids; those of artifacts that are still there."""
     result = manifest.get("point", {}).get("result", {})
-    named = {
-        PREDICTIONS_FILE: [each["row"] for each in (result.get("quality") or {}).get("wrong", ())],
-        HELD_OUT_FILE: [each["row"] for each in result.get("label_errors", ())],
-    }
+    wrong = {each["row"] for each in (result.get("quality") or {}).get("wrong", ())}
+    likely = {each["row"] for each in result.get("label_errors", ())}
     found: dict[str, str] = {}
-    for each in manifest.get("artifacts", ()):
-        file = PREDICTIONS_FILE if each["role"] == "scores" else HELD_OUT_FILE if each["step"] == "train" else None
-        if file is None or not named[file] or (artifact := store.check(each["key"])) is None:
-            continue
-        if (path := artifact.path / file).exists():
+    if scoring is not None and wrong:
+        found |= _named(wrong, scoring.rows, scoring.answered.sources)
+    for each in manifest.get("artifacts", ()) if likely else ():
+        artifact = store.check(each["key"]) if each["step"] == "train" else None
+        if artifact is not None and (path := artifact.path / HELD_OUT_FILE).exists():
             kept = json.loads(path.read_text(encoding="utf-8"))
-            texts = dict(zip(kept["rows"], kept["sources"], strict=True))
-            found |= {row: texts[row] for row in named[file] if row in texts}
+            found |= _named(likely, kept["rows"], kept["sources"])
     return found
+
+
+def _named(wanted: Set[str], rows: Sequence[str], texts: Sequence[str]) -> dict[str, str]:
+    return {row: text for row, text in zip(rows, texts, strict=True) if row in wanted}
 
 
 def manifest_of(folder: Path, run: str) -> dict[str, Any] | None:
@@ -120,11 +130,11 @@ def manifest_of(folder: Path, run: str) -> dict[str, Any] | None:
     return document
 
 
-def answers_of(store: Store, manifest: Mapping[str, Any]) -> tuple[str, Answered] | None:
-    """Read the metric and the answers to the test split; ``None`` where the artifact was removed from the store."""
+def scoring_of(store: Store, manifest: Mapping[str, Any]) -> Scoring | None:
+    """Read the answers to the test split; ``None`` where the artifact was removed from the store."""
     key = next((each["key"] for each in manifest.get("artifacts", ())[::-1] if each["role"] == "scores"), None)
     artifact = store.get(key) if key is not None else None
-    return None if artifact is None else read_answers(artifact)
+    return None if artifact is None else read_scoring(artifact)
 
 
 def receipt_file(folder: Path, run: str) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from outlay.engine.outputs import calibration_error, read_answers, read_label_errors, read_quality
+from outlay.engine.outputs import Scoring, read_label_errors, read_scoring
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
 from outlay.engine.prepare import PreparedRun, RunBuilder
 from outlay.errors import OutlayError
@@ -53,6 +53,7 @@ class RunSummary:
         student = self.artifacts[recipes[-1].model.key].usage if recipes else {}
         beside = recipes[-1].teacher_score if recipes else None
         teacher = None if beside is None else self.artifacts[beside.key]
+        said, taught = (None if each is None else read_scoring(each) for each in (scored, teacher))
         main = main_score(self.prepared.task.metric)
         first_dev = next((step.dev for step in _trains_of(recipes, self.steps) if step.dev is not None), None)
         return PointResult(
@@ -70,12 +71,12 @@ class RunSummary:
             flops=sum(sum(self.quoter.flops(each)) for each in work),
             student_parameters=student.get("n_parameters"),
             artifacts=self._digests(recipes),
-            notes=(*self._notes(recipes), *self._lines_on_used_up(recipes, balance)),
-            ece=None if scored is None else calibration_error(scored),
-            quality=None if scored is None else read_quality(scored),
+            notes=(*self._notes(recipes, said), *self._lines_on_used_up(recipes, balance)),
+            ece=None if said is None else said.ece,
+            quality=None if said is None else said.quality(),
             teacher_test=None if teacher is None else _scores(teacher)[main],
-            teacher_ece=None if teacher is None else calibration_error(teacher),
-            teacher_quality=None if teacher is None else read_quality(teacher),
+            teacher_ece=None if taught is None else taught.ece,
+            teacher_quality=None if taught is None else taught.quality(),
             label_errors=self._label_errors(recipes),
         )
 
@@ -92,13 +93,12 @@ class RunSummary:
         measured: float | None = self.artifacts[recipes[-1].final.key].circumstance.get("latency_ms")
         return measured
 
-    def _notes(self, recipes: Sequence[Recipe]) -> tuple[str, ...]:
-        """Return warnings about the scores, a line each."""
-        if not recipes or recipes[-1].is_pilot:
+    def _notes(self, recipes: Sequence[Recipe], said: Scoring | None) -> tuple[str, ...]:
+        """Return warnings about the scores, a line each; ``said``: the answers to the test split."""
+        if said is None:
             return ()
-        final = recipes[-1].final
-        metric, answered = read_answers(self.artifacts[final.key])
-        notes = test_remarks(metric, answered, _scores(self.artifacts[final.key])[main_score(metric)].value)
+        value = _scores(self.artifacts[recipes[-1].final.key])[main_score(said.metric)].value
+        notes = test_remarks(said.metric, said.answered, value)
         teachers = [step for step in _trains_of(recipes, self.steps) if step.role == "teacher"]
         models = {**({"the teacher": teachers[0]} if teachers else {}), "the student": recipes[-1].model}
         usages = {who: self.artifacts[step.key].usage for who, step in models.items()}

@@ -149,13 +149,12 @@ def label_errors(
         classes: the label set.
         held_out: of each row, as `outlay.train.progress.TrainProgress.held_out`.
     """
-    found = [
-        DoubtfulRow(rows[i], labels[i], classes[answer], round(100 * sure, 2))
-        for i in by_self_confidence(held_out)
-        for answer, sure, _ in held_out[i : i + 1]
-        if classes[answer] != labels[i]
-    ]
-    return tuple(found[:N_SHOWN])
+    found: list[DoubtfulRow] = []
+    for i in by_self_confidence(held_out):
+        answer, sure, _ = held_out[i]
+        if classes[answer] != labels[i] and len(found) < N_SHOWN:
+            found.append(DoubtfulRow(rows[i], labels[i], classes[answer], round(100 * sure, 2)))
+    return tuple(found)
 
 
 def by_self_confidence(held_out: Sequence[tuple[int, float, float]]) -> list[int]:

@@ -26,7 +26,7 @@ MAX_PANELS = 8
 MAX_DOT_PANELS = 4
 """Maximum number of budgets of a dot plot in a panel each; with more, marks of a plot over charge stand side by side."""
 LEAST_SPAN = 1.05
-"""Least ratio of two charges that a dot plot tells apart."""
+"""Least ratio of two charges that a dot plot, or a table of frontiers, tells apart."""
 LEAST_CHARGE = 0.01
 """Dollars below which charges are not told apart: where all labels are owned, fractions of a cent of compute are left."""
 MAX_REFERENCE_LINES = 3

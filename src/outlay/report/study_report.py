@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from outlay.report.cells import dollars
 from outlay.report.difference_table import lay_out_differences
-from outlay.report.figure_data import LEAST_CHARGE
+from outlay.report.figure_data import LEAST_CHARGE, LEAST_SPAN
 from outlay.report.figures import Spec, figures, save
 from outlay.report.flat_files import write_points_csv, write_points_parquet
 from outlay.report.frontier import CostScore, frontier
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 N_CHARGES = 5
 """Number of charges at which frontiers are averaged over tasks: a geometric grid from the least to the highest charge."""
-
-LEAST_SPAN = 1.05
-"""Least ratio of the highest to the lowest charge for a table of frontiers; the highest is at least `LEAST_CHARGE`."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import outlay
-from outlay.engine.outputs import answers_of, manifest_of, receipt_file
+from outlay.engine.outputs import manifest_of, receipt_file, scoring_of
 from outlay.engine.point import Point, read_points
 from outlay.export.loading_lines import loading_lines
 from outlay.export.model_card import CardFacts, card_text
@@ -115,7 +115,7 @@ def _facts(
     """Gather the facts of the card."""
     request, result = point.request, point.result
     head_file = json.loads((artifact.path / HEAD_FILE).read_text(encoding="utf-8"))
-    metric, answered = answers_of(session.place.store, manifest) or (task.metric, None)
+    scoring = scoring_of(session.place.store, manifest)
     main = main_score(task.metric)
     statistic = main.split("/")[0]
     ordered = sorted(result.scores, key=lambda name: (name != main, not name.startswith(statistic), name))
@@ -128,8 +128,8 @@ def _facts(
         base_model=_hub_name(request.teacher, request.student, manifest),
         facts=_rows_of_facts(point, manifest),
         scores={name: Reading(**asdict(result.scores[name])) for name in ordered},
-        n_test=0 if answered is None else len(answered.golds),
-        label_scores=[] if answered is None else label_scores(metric, answered),
+        n_test=0 if scoring is None else len(scoring.answered.golds),
+        label_scores=[] if scoring is None else label_scores(scoring.metric, scoring.answered),
         notes=result.notes,
         licences=_licences(task, manifest),
         reproduce=_lines_to_reproduce(session.header, point),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from outlay.errors import UsageError
 from outlay.export.model_dir import MODEL_DIR, check_place
-from outlay.money.amounts import PriceBook, parse_budget
+from outlay.money.amounts import PriceBook, parse_budget, plain_usd
 from outlay.plan.request import (
     DEFAULT_GENERAL,
     DEFAULT_MACHINE,
@@ -33,6 +33,11 @@ from outlay.tasks.task import load_task
 AnyPath = str | Path
 Dollars = str | int | float | Decimal
 """An amount such as ``300``, ``"0.35"`` or ``Decimal("1000.50")``; at most 6 decimals."""
+
+
+def plain_price(usd: Dollars | None) -> str | None:
+    """Return a price as plain dollars, "0.20" for "$0.2", and ``None`` as it is. Raises MoneyError."""
+    return None if usd is None else plain_usd(usd)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

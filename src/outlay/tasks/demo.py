@@ -34,7 +34,7 @@ DEFAULT_NOISE = 0.03
 # minutes on two cores that have neither AVX-512 nor bf16.
 DEMO_BUDGET = "48"
 DEMO_N_INITIAL = 180
-DEMO_POOL_ROWS = 2048
+DEMO_POOL_ROWS = 1536
 DEMO_N_DEV = 96
 DEMO_STUDENT = "tiny:1x192"
 DEMO_SEEDS = 3
