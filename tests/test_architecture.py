@@ -71,6 +71,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "models": {"huggingface_hub", "numpy", "peft", "safetensors", "sklearn", "tokenizers", "torch", "transformers"},
     "tasks": {"datasets", "numpy", "pyarrow", "pydantic", "scipy", "sklearn"},
     "metrics": {"numpy", "sacrebleu", "torch", "transformers"},
+    "money": {"genai_prices"},
+    "labels": {"openai"},
     "workers": {"ray"},
     "train": {
         *("accelerate", "bitsandbytes", "numpy", "safetensors", "torch", "transformers"),
