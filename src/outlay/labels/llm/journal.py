@@ -1,14 +1,14 @@
 """The journal of an endpoint and a model: what was asked and what came, so that nothing received is ever asked again.
 
-One append-only JSONL file. Before a byte of a request leaves, ``sent`` is on the disk; before a reply is used, ``received`` is, with
-its bytes as they came. Attempts are numbered by question; each ends as one of
+One append-only JSONL file. Before a byte of a request leaves, ``sent`` is on the disk; before a reply is used, ``received``
+is, with its bytes as they came. Attempts are numbered by question; each ends as one of
 
 - ``received``: a reply came whole; it is paid for, whether it can be read or not;
 - ``failed``: the endpoint answered with an error, or the request never left; nothing is paid;
 - ``lost``: sent, and no whole reply came. It may have been billed, so it is booked at its worst case.
 
-What a killed process sent and did not receive is found on opening, and noted as lost, once. ``used`` notes a reply that another
-order paid for. One process at a time has a journal open for writing; a line that a crash cut short is dropped.
+What a killed process sent and did not receive is found on opening, and noted as lost, once. ``used`` notes that an order takes over
+the attempts that others paid for. One process at a time has a journal open for writing; a line that a crash cut short is dropped.
 
 Threads write at once and wait until their line is durable: whoever finds nobody syncing syncs for all that wait.
 """
@@ -58,14 +58,6 @@ class Attempt:
     """Place of the received line in the file: offset and length."""
 
 
-@dataclass(frozen=True, slots=True)
-class OrderNote:
-    """An order that was accepted: a digest of its rows."""
-
-    order: str
-    rows: str
-
-
 class Journal:
     """What one endpoint was asked about one model. Open it with `open_journal`, or `read_journal` to look."""
 
@@ -94,18 +86,20 @@ class Journal:
         """Return the attempts at a question, in the order they were made."""
         return tuple(self._attempts.get(key, ()))
 
-    def used_by(self, order: str) -> list[tuple[str, Attempt]]:
-        """Return the attempts whose replies an order uses and another one paid for, each with the row it is used for."""
-        return [
-            (row, self._attempts[key][number - 1])
-            for (user, key), (row, number) in self._used.items()
-            if user == order
-        ]
+    def bill(self, order: str) -> list[tuple[str, Attempt]]:
+        """Return what is billed in an order, each attempt with its row: those that it paid for and those it took over."""
+        found = []
+        for key, attempts in self._attempts.items():
+            row, upto = self._used.get((order, key), ("", 0))
+            for attempt in attempts:
+                if attempt.state != "failed" and (attempt.order == order or attempt.number <= upto):
+                    found.append((attempt.row if attempt.order == order else row, attempt))
+        return found
 
-    def paid_by(self, order: str) -> list[Attempt]:
-        """Return the attempts that an order paid for, or may have to."""
-        every = (attempt for attempts in self._attempts.values() for attempt in attempts)
-        return [attempt for attempt in every if attempt.order == order and attempt.state != "failed"]
+    @property
+    def n_received(self) -> int:
+        """Number of replies that have come."""
+        return sum(attempt.state == "received" for attempts in self._attempts.values() for attempt in attempts)
 
     def reply(self, attempt: Attempt) -> Reply:
         """Return the reply of a received attempt, read from the file."""
@@ -147,11 +141,19 @@ class Journal:
         self._append({state: attempt.key, "n": attempt.number, "why": why})
         attempt.state, attempt.why = state, why
 
-    def use(self, order: str, row: str, attempt: Attempt) -> None:
-        """Note that an order uses a reply that another one paid for; a second note changes nothing."""
-        if attempt.order != order and (order, attempt.key) not in self._used:
-            self._append({"used": attempt.key, "n": attempt.number, "order": order, "row": row})
-            self._used[order, attempt.key] = row, attempt.number
+    def take_over(self, order: str, rows: Mapping[str, str]) -> None:
+        """Note that an order takes over what others paid for its questions; what is noted already stays.
+
+        ``rows``: the row of each question by key.
+        """
+        records = []
+        for key, row in rows.items():
+            upto = max((each.number for each in self._attempts.get(key, ()) if each.order != order), default=0)
+            if upto > self._used.get((order, key), ("", 0))[1]:
+                records.append({"used": key, "n": upto, "order": order, "row": row})
+        if records:
+            self._append(*records)
+        self._used |= {(order, str(each["used"])): (str(each["row"]), int(each["n"])) for each in records}
 
     def close(self) -> None:
         """Close the file; whoever writes later gets a StoreError."""
@@ -162,9 +164,10 @@ class Journal:
             self._changed.notify_all()
             os.close(self._file)
 
-    def _append(self, record: Mapping[str, object]) -> tuple[int, int]:
-        """Write one line, wait until it is durable, and return its place."""
-        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
+    def _append(self, *records: Mapping[str, object]) -> tuple[int, int]:
+        """Write lines, wait until they are durable, and return their place."""
+        text = "".join(json.dumps(each, ensure_ascii=False, separators=(",", ":")) + "\n" for each in records)
+        line = text.encode("utf-8", "surrogatepass")
         with self._changed:
             self._check()
             place = self._end, len(line)
@@ -242,10 +245,11 @@ class Journal:
 
     def note_lost(self) -> None:
         """Note every attempt without an end as lost: the process that sent it is gone."""
-        for attempts in self._attempts.values():
-            for attempt in attempts:
-                if attempt.state == "sent":
-                    self.end(attempt, "lost", KILLED)
+        open_ones = [each for attempts in self._attempts.values() for each in attempts if each.state == "sent"]
+        if open_ones:
+            self._append(*({"lost": each.key, "n": each.number, "why": KILLED} for each in open_ones))
+        for attempt in open_ones:
+            attempt.state, attempt.why = "lost", KILLED
 
 
 def journal_path(folder: Path, base_url: str, model: str) -> Path:
@@ -253,12 +257,12 @@ def journal_path(folder: Path, base_url: str, model: str) -> Path:
     return folder / f"{key_of([base_url.rstrip('/'), model])[:32]}.jsonl"
 
 
-def _silent(line: str) -> None:
+def silent(line: str) -> None:
     """Say nothing."""
 
 
 @contextmanager
-def open_journal(path: Path, tell: Callable[[str], None] = _silent) -> Iterator[Journal]:
+def open_journal(path: Path, tell: Callable[[str], None] = silent) -> Iterator[Journal]:
     """Open a journal for writing; while another process has it, wait, and tell so in one line.
 
     Raises:

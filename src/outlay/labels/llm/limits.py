@@ -1,7 +1,7 @@
 """Limits of an endpoint: requests and tokens per minute, as two buckets that refill steadily.
 
-A bucket holds one second's worth, so that no 60 seconds see more than the limit and that much. A request larger than a bucket waits
-until it is full and leaves it in debt. What an endpoint says of its limits (``x-ratelimit-*``, ``Retry-After``) only ever slows
+A bucket holds one second's worth, so that no 60 seconds see more than the limit and that much. A request larger than a bucket
+waits until it is full and leaves it in debt. What an endpoint says of its limits (``x-ratelimit-*``, ``Retry-After``) only ever slows
 down what the user asked for.
 """
 
@@ -127,10 +127,9 @@ def seconds_of(text: str | None) -> float | None:
 
 
 def retry_after(headers: Mapping[str, str], wall: float) -> float | None:
-    """Return the seconds that a reply asks to wait, by ``retry-after-ms`` or ``retry-after`` (seconds or a date); ``None`` where it
-    asks for none.
+    """Return the seconds that a reply asks to wait, by ``retry-after-ms`` or ``retry-after`` (seconds or a date).
 
-    ``wall``: the time, in seconds since 1970.
+    ``None`` where it asks for none; ``wall``: the time, in seconds since 1970.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:

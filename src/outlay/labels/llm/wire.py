@@ -1,7 +1,7 @@
 """One request to a language model: the question, its key, and the reply as the bytes that came.
 
 The client of `openai` sends the request, once: what is asked again, and when, is decided in `outlay.labels.llm.asking`, which
-knows what an attempt costs. The API key is read from the environment when the first request is sent; nothing written or raised here
+knows what an attempt costs. The API key is read from the environment when an endpoint is opened; nothing written or raised here
 holds it.
 """
 
@@ -30,7 +30,9 @@ _N_REASON = 300
 """Characters of a server's own words that a reason quotes."""
 _SHORTEST_SECRET = 6
 
-NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol", "InvalidURL"})
+NOT_SENT = frozenset(
+    {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol", "InvalidURL"}
+)
 """Errors of the client's transport that come before a byte of the request has left."""
 
 
@@ -38,8 +40,8 @@ NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyErr
 class Question:
     """One request about one row.
 
-    ``sample``: number of the sample, from 0; ``path``: below the endpoint's URL, as ``/chat/completions``; ``body``: the whole body,
-    plain JSON values; ``most``: tokens that it is billed at most.
+    ``sample``: number of the sample, from 0; ``path``: below the endpoint's URL, as ``/chat/completions``; ``body``: the whole
+    body, plain JSON values; ``most``: tokens that it is billed at most.
     """
 
     row: str
@@ -198,9 +200,7 @@ class Endpoint:
         finally:
             response.close()
         seconds = round(clock() - start, 6)
-        return Received(
-            response.status_code, self._key.scrub_bytes(bytes(body)), seconds, _headers(response.headers)
-        )
+        return Received(response.status_code, self._key.scrub_bytes(bytes(body)), seconds, _headers(response.headers))
 
     def _refused(self, status: int, body: bytes, headers: Mapping[str, str]) -> Failed:
         code, said = error_of(body)
@@ -226,7 +226,10 @@ def _headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def error_of(body: bytes) -> tuple[str, str]:
-    """Return the name and the words of an error, as servers write them: ``{"error": {"code": …, "message": …}}``; "" where absent."""
+    """Return the name and the words of an error in a server's reply; "" where absent.
+
+    Servers write ``{"error": {"code": …, "message": …}}``, flatter forms of it, or a page.
+    """
     text = body.decode("utf-8", "replace")
     try:
         found = parse_json(text)
