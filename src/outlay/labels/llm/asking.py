@@ -15,7 +15,7 @@ from typing import Protocol
 from outlay.labels.allowance import Allowance
 from outlay.labels.llm.journal import Journal, silent
 from outlay.labels.llm.limits import Limits
-from outlay.labels.llm.schedule import Due, Retries, Schedule, Settled
+from outlay.labels.llm.schedule import DEFAULT_FATAL, Due, Fatal, Retries, Schedule, Settled
 from outlay.labels.llm.wire import Exchange, Failed, Question, Received, Reply
 
 GRACE_SECONDS = 10.0
@@ -50,7 +50,8 @@ class Clock:
 class Asking:
     """Asks questions of one endpoint for one order, as many at once as ``concurrency`` says.
 
-    ``settle`` says what a received reply is worth. ``tell`` is told of long waits in one line.
+    ``settle`` says what a received reply is worth. ``tell`` is told of long waits in one line. ``fatal``: errors after which nothing
+    more leaves.
     """
 
     endpoint: Asked
@@ -63,11 +64,12 @@ class Asking:
     tell: Callable[[str], None] = silent
     clock: Clock = field(default_factory=Clock)
     rng: random.Random = field(default_factory=random.Random)
+    fatal: Fatal = DEFAULT_FATAL
     _changed: Condition = field(default_factory=Condition)
     _n_ended: int = 0
 
     def ask(
-        self, questions: Sequence[Due], allowance: Allowance, n_received: int, report: Callable[[], None]
+        self, questions: Sequence[Due], allowance: Allowance, n_received: int, report: Callable[[Schedule], None]
     ) -> Schedule:
         """Ask until nothing is left, the money has ended or the endpoint refuses; return the schedule with what came of it.
 
@@ -86,6 +88,7 @@ class Asking:
             self.rng,
             self.tell,
             self.clock.wall,
+            self.fatal,
             n_received=n_received,
         )
         n_threads = min(self.concurrency, len(questions))
@@ -94,7 +97,7 @@ class Asking:
         try:
             for thread in threads:
                 thread.start()
-            self._watch(threads, report)
+            self._watch(threads, schedule, report)
         except BaseException as error:
             with self._changed:
                 schedule.stop(error)
@@ -105,7 +108,7 @@ class Asking:
             raise schedule.error
         return schedule
 
-    def _watch(self, threads: Sequence[Thread], report: Callable[[], None]) -> None:
+    def _watch(self, threads: Sequence[Thread], schedule: Schedule, report: Callable[[Schedule], None]) -> None:
         """Report what has come until every thread has ended."""
         seen = 0
         while any(thread.is_alive() for thread in threads):
@@ -114,8 +117,8 @@ class Asking:
                     self._changed.wait(0.1)
                 came, seen = self._n_ended != seen, self._n_ended
             if came:
-                report()
-        report()
+                report(schedule)
+        report(schedule)
 
     def _join(self, threads: Sequence[Thread]) -> None:
         until = time.monotonic() + GRACE_SECONDS
@@ -153,5 +156,8 @@ class Asking:
         if isinstance(exchange, Received):
             reply = self.journal.receive(attempt, exchange)
             return exchange, self.settle(question, reply)
-        self.journal.end(attempt, "failed" if isinstance(exchange, Failed) else "lost", exchange.why)
+        if isinstance(exchange, Failed):
+            self.journal.fail(attempt, exchange)
+        else:
+            self.journal.lose(attempt, exchange.why)
         return exchange, None

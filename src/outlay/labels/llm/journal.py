@@ -7,8 +7,8 @@ is, with its bytes as they came. Attempts are numbered by question; each ends as
 - ``failed``: the endpoint answered with an error, or the request never left; nothing is paid;
 - ``lost``: sent, and no whole reply came. It may have been billed, so it is booked at its worst case.
 
-What a killed process sent and did not receive is found on opening, and noted as lost, once. ``used`` notes that an order takes over
-the attempts that others paid for. One process at a time has a journal open for writing; a line that a crash cut short is dropped.
+What a killed process sent and did not receive is found on opening, and noted as lost, once. ``used`` notes that an order takes
+over the attempts that others paid for. One process at a time has a journal open for writing; a line that a crash cut short is dropped.
 
 Threads write at once and wait until their line is durable: whoever finds nobody syncing syncs for all that wait.
 """
@@ -28,7 +28,7 @@ from threading import Condition
 from typing import TYPE_CHECKING, Any, Literal
 
 from outlay.errors import StoreError
-from outlay.labels.llm.wire import Received, Reply
+from outlay.labels.llm.wire import Failed, Received, Reply
 from outlay.storage.files import refused, sync_folder, writing
 from outlay.storage.hashing import key_of
 
@@ -54,8 +54,8 @@ class Attempt:
     most: Mapping[str, int]
     state: State = "sent"
     why: str = ""
-    _at: tuple[int, int] = (0, 0)
-    """Place of the received line in the file: offset and length."""
+    place: tuple[int, int] = (0, 0)
+    """Place in the file of the line that ended it: offset and length."""
 
 
 class Journal:
@@ -101,12 +101,14 @@ class Journal:
         """Number of replies that have come."""
         return sum(attempt.state == "received" for attempts in self._attempts.values() for attempt in attempts)
 
-    def reply(self, attempt: Attempt) -> Reply:
-        """Return the reply of a received attempt, read from the file."""
-        offset, length = attempt._at
-        record = json.loads(os.pread(self._file, length, offset))
+    def reply(self, attempt: Attempt) -> Reply | None:
+        """Return the reply of an attempt, read from the file: an error too; ``None`` where nothing came."""
+        offset, length = attempt.place
+        record = json.loads(os.pread(self._file, length, offset)) if length else {}
+        if "status" not in record:
+            return None
         body = base64.b64decode(record["base64"]) if "base64" in record else record["text"].encode()
-        return Reply(attempt.key, record["status"], body, record["seconds"])
+        return Reply(attempt.key, record["status"], body, record.get("seconds", 0.0))
 
     # --- writing: each returns when its line is on the disk ------------------------------------------------------------
 
@@ -126,20 +128,23 @@ class Journal:
 
     def receive(self, attempt: Attempt, received: Received) -> Reply:
         """Note what came for an attempt, byte for byte, and return it."""
-        record: dict[str, Any] = {"received": attempt.key, "n": attempt.number, "status": received.status}
-        record["seconds"] = received.seconds
-        try:
-            record["text"] = received.body.decode()
-        except UnicodeDecodeError:
-            record["base64"] = base64.b64encode(received.body).decode()
-        attempt._at = self._append(record)
+        record = {"received": attempt.key, "n": attempt.number, "status": received.status, "seconds": received.seconds}
+        attempt.place = self._append(record | _written(received.body))
         attempt.state = "received"
         return Reply(attempt.key, received.status, received.body, received.seconds)
 
-    def end(self, attempt: Attempt, state: Literal["failed", "lost"], why: str) -> None:
-        """Note that an attempt got no reply."""
-        self._append({state: attempt.key, "n": attempt.number, "why": why})
-        attempt.state, attempt.why = state, why
+    def fail(self, attempt: Attempt, failed: Failed) -> None:
+        """Note that an attempt ended with an error and is not billed, and what the endpoint said."""
+        record: dict[str, object] = {"failed": attempt.key, "n": attempt.number, "why": failed.why}
+        if failed.status is not None:
+            record |= {"status": failed.status} | _written(failed.body)
+        attempt.place = self._append(record)
+        attempt.state, attempt.why = "failed", failed.why
+
+    def lose(self, attempt: Attempt, why: str) -> None:
+        """Note that an attempt got no whole reply, and may be billed."""
+        self._append({"lost": attempt.key, "n": attempt.number, "why": why})
+        attempt.state, attempt.why = "lost", why
 
     def take_over(self, order: str, rows: Mapping[str, str]) -> None:
         """Note that an order takes over what others paid for its questions; what is noted already stays.
@@ -241,7 +246,7 @@ class Journal:
             state: State = next(name for name in ("received", "failed", "lost") if name in record)
             attempt = self._attempts[record[state]][record["n"] - 1]
             attempt.state, attempt.why = state, record.get("why", "")
-            attempt._at = place
+            attempt.place = place
 
     def note_lost(self) -> None:
         """Note every attempt without an end as lost: the process that sent it is gone."""
@@ -317,6 +322,14 @@ def read_journal(path: Path) -> Iterator[Journal]:
 def _sent_record(attempt: Attempt) -> dict[str, object]:
     record = {"sent": attempt.key, "n": attempt.number, "order": attempt.order, "row": attempt.row}
     return {**record, "most": attempt.most, "at": round(time.time(), 3)}
+
+
+def _written(body: bytes) -> dict[str, object]:
+    """Return a body as a line holds it: text where it is UTF-8, so that the file can be read, else base64."""
+    try:
+        return {"text": body.decode()}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(body).decode()}
 
 
 def _write_all(file: int, data: bytes) -> None:

@@ -1,8 +1,8 @@
 """Limits of an endpoint: requests and tokens per minute, as two buckets that refill steadily.
 
 A bucket holds one second's worth, so that no 60 seconds see more than the limit and that much. A request larger than a bucket
-waits until it is full and leaves it in debt. What an endpoint says of its limits (``x-ratelimit-*``, ``Retry-After``) only ever slows
-down what the user asked for.
+waits until it is full and leaves it in debt. What an endpoint says of its limits (``x-ratelimit-*``, ``Retry-After``) only ever
+slows down what the user asked for.
 """
 
 from __future__ import annotations

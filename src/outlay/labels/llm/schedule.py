@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -28,11 +29,23 @@ if TYPE_CHECKING:
 
 LONG_WAIT = 120.0
 """Seconds from which a wait is told."""
-_ENDS_AT_ONCE = frozenset({"insufficient_quota", "billing_hard_limit_reached", "invalid_api_key", "model_not_found"})
-_FORBIDDEN = frozenset({401, 402, 403, 404, 405})
 _BUSY = frozenset({408, 409, 425, 429})
 N_ALIKE = 5
 """Requests in a row that fail for good before the endpoint, not the rows, counts as the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fatal:
+    """Errors of which no other request will be spared: by status, and by the name that the endpoint gives."""
+
+    statuses: frozenset[int]
+    codes: frozenset[str]
+
+
+_OUT_OF_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "invalid_api_key"})
+DEFAULT_FATAL = Fatal(frozenset({401, 402, 403, 404, 405}), _OUT_OF_MONEY | {"model_not_found"})
+PROBE_FATAL = Fatal(frozenset({401, 402}), _OUT_OF_MONEY)
+"""Of a request that tries what an endpoint has: that it has it not is an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +89,22 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a received reply is worth: dollars that it is billed, tokens it used, and why it cannot be read (``None``: it can)."""
+    """What a received reply is worth: dollars that it is billed, tokens it used, and why it cannot be read (``None``: it can).
+
+    ``declined``: asking again is of no use.
+    """
 
     usd: Fraction
     n_tokens: int
     problem: str | None = None
+    declined: bool = False
 
 
 @dataclass
 class Schedule:
     """Questions that are due, in order, and those that wait to be asked again.
 
-    ``refused``: reasons by key of questions that will not be asked again; ``error``: why nothing more leaves; ``n_received``:
+    ``finished``: keys of questions that are answered or refused; ``refused``: reasons of those refused; ``error``: why nothing more leaves; ``n_received``:
     replies that have come, earlier ones included.
     """
 
@@ -97,7 +114,9 @@ class Schedule:
     retries: Retries
     rng: random.Random
     tell: Callable[[str], None] = silent
-    wall: Callable[[], float] = lambda: 0.0
+    wall: Callable[[], float] = time.time
+    fatal: Fatal = DEFAULT_FATAL
+    finished: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     error: BaseException | None = None
     n_received: int = 0
@@ -152,11 +171,11 @@ class Schedule:
         self._told = None
         self.n_received += 1
         self._refuse_alike()
+        due.n_unreadable += settled.problem is not None
         if settled.problem is None:
-            return
-        due.n_unreadable += 1
-        if due.n_unreadable > self.retries.unreadable:
-            self.refused[due.key] = settled.problem
+            self.finished.append(due.key)
+        elif settled.declined or due.n_unreadable > self.retries.unreadable:
+            self._refuse(due, settled.problem)
         else:
             self._ask_again(due, now)
 
@@ -170,12 +189,12 @@ class Schedule:
         self._ended(due.most)
         self.limits.give_back(due.n_tokens, now)
         self.limits.learn(failed.headers, now)
-        if failed.code in _ENDS_AT_ONCE or failed.status in _FORBIDDEN:
+        if failed.code in self.fatal.codes or failed.status in self.fatal.statuses:
             self.stop(SellerError(f"the endpoint refuses: {failed.why}; nothing is lost: put it right, then run again"))
         elif failed.status is None or failed.status in _BUSY or failed.status >= 500:
             self._busy(due, failed, now)
         elif self.n_received:
-            self.refused[due.key] = failed.why
+            self._refuse(due, failed.why)
         else:
             self._fail_for_good(due, failed.why)
 
@@ -233,9 +252,14 @@ class Schedule:
         rows = "every request" if n > 1 else "the request"
         self.stop(SellerError(f"the endpoint fails {rows} of the last {n}: {why}; nothing is lost: run again later"))
 
+    def _refuse(self, due: Due, why: str) -> None:
+        self.refused[due.key] = why
+        self.finished.append(due.key)
+
     def _refuse_alike(self) -> None:
         """Refuse the rows whose requests failed: others are answered."""
-        self.refused |= {due.key: why for due, why in self._failed_alike}
+        for due, why in self._failed_alike:
+            self._refuse(due, why)
         self._failed_alike.clear()
 
     def _end(self) -> None:

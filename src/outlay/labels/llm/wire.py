@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 16 << 20
 """Longest reply that is read; a longer one counts as cut short."""
+MAX_ERROR_BYTES = 4000
+"""Bytes of an error that are kept."""
 _N_REASON = 300
 """Characters of a server's own words that a reason quotes."""
 _SHORTEST_SECRET = 6
@@ -79,12 +81,14 @@ class Received:
 class Failed:
     """A request that was answered with an error, or never left: it is not billed.
 
-    ``status``: ``None`` where it never left; ``code``: the error's own name, such as ``insufficient_quota``; ``why``: one line.
+    ``status``: ``None`` where it never left; ``code``: the error's own name, such as ``insufficient_quota``; ``why``: one line;
+    ``body``: the beginning of what the endpoint said.
     """
 
     why: str
     status: int | None = None
     code: str = ""
+    body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -205,7 +209,7 @@ class Endpoint:
     def _refused(self, status: int, body: bytes, headers: Mapping[str, str]) -> Failed:
         code, said = error_of(body)
         why = f"status {status}" + (f": {self._key.scrub(said)}" if said else "")
-        return Failed(why, status, code, headers)
+        return Failed(why, status, code, self._key.scrub_bytes(body)[:MAX_ERROR_BYTES], headers)
 
 
 def _client(base_url: str, key: Secret, timeout: float) -> OpenAI:
