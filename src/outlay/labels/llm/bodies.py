@@ -52,7 +52,7 @@ _OWN_FIELDS = {
 class Way:
     """A way of answering, and which optional fields of a body the endpoint takes.
 
-    ``top_logprobs``: tokens listed at each place of an answer, 0 for no log-probabilities; ``temperature``: whether one may be sent.
+    ``top_logprobs``: tokens listed at each place of an answer, 0 for no log-probabilities; ``temperature``: whether it may be sent.
     """
 
     name: WayName
@@ -88,8 +88,8 @@ class Way:
 class Settings:
     """The model that is asked, and how.
 
-    ``max_answer_tokens``: longest answer in tokens, reasoning included; ``temperature``: 0 for one sample per row, more where several
-    are to differ; ``extra``: more fields of chat bodies, as the provider names them (``reasoning_effort``, ``service_tier``, ``seed``).
+    ``max_answer_tokens``: longest answer in tokens, reasoning included; ``temperature``: 0 for one sample per row, more where
+    several are to differ; ``extra``: more fields of chat bodies, as the provider names them (``reasoning_effort``, ``seed``).
 
     Raises SellerError for a field in ``extra`` that has a setting of its own, and for an answer of no token.
     """
@@ -150,8 +150,8 @@ def most_tokens(body: Mapping[str, Any], count: Callable[[str], int] | None = No
 
     All input is counted as ``input``: part of it may be read from a cache or written to one, so the bound in dollars takes the
     dearest of the three prices. A token holds at least one byte of UTF-8, so without ``count`` (tokens of a text) the bytes of
-    what is sent are the bound; what the server adds is `REQUEST_TOKENS` and, per message, `MESSAGE_TOKENS`. The output is bound by
-    ``max_completion_tokens``.
+    what is sent are the bound; to it come `REQUEST_TOKENS` and, per message, `MESSAGE_TOKENS` for what the server adds. The output
+    is bound by ``max_completion_tokens``.
     """
     texts = [message["content"] for part in ("messages", "input") for message in body.get(part, ())]
     n_messages = len(texts)
@@ -167,9 +167,7 @@ def _n_bytes(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def _decision_body(
-    guideline: Guideline, example: Example, shots: Sequence[Shot], settings: Settings
-) -> dict[str, Any]:
+def _decision_body(guideline: Guideline, example: Example, shots: Sequence[Shot], settings: Settings) -> dict[str, Any]:
     meaning = dict(guideline.descriptions)
     choices = [
         {"value": label, "description": meaning[label]} if meaning.get(label) else {"value": label}

@@ -69,7 +69,7 @@ def nearest_examples(shots: Sequence[Shot], n: int) -> Choose:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     known = _drawn(shots, len(shots), seed=0, at_least=n)
-    # A row whose words nobody knows has similarity 0 with all; the word of the example beside them keeps a vocabulary of none away.
+    # The word "example" beside the rows: a vocabulary without any word is refused.
     vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b|[^\w\s]")
     matrix = vectorizer.fit_transform([*map(_words, (shot.fields for shot in known)), "example"])[:-1]
 

@@ -35,7 +35,9 @@ def label_probabilities(
     at = -b"".join(token for token, _ in places).find(content)  # what is before the text was trimmed off it
     if not places or at > 0:
         return ()
-    spelled = {each: content[:start] + json.dumps(each, ensure_ascii=False).encode("utf-8", "surrogatepass") for each in labels}
+    spelled = {
+        each: content[:start] + json.dumps(each, ensure_ascii=False).encode("utf-8", "surrogatepass") for each in labels
+    }
     spelled[label] = content[:stop]
     weights = dict.fromkeys(labels, 0.0)
     live, carried = list(labels), 1.0
@@ -79,7 +81,7 @@ def _places(logprobs: Any) -> list[tuple[bytes, dict[bytes, float]]]:
         for other in listed:
             name, value = _token(other), other.get("logprob") if isinstance(other, Mapping) else None
             if name and isinstance(value, int | float) and not isinstance(value, bool) and value <= 1e-3:
-                found[name] = min(1.0, found.get(name, 0.0) + math.exp(min(0.0, value)))
+                found[name] = min(1.0, found.get(name, 0.0) + math.exp(max(-1e6, min(0.0, value))))
         places.append((token, found))
     return places
 

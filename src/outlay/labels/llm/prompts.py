@@ -1,8 +1,8 @@
 """Prompts for labels: the guideline in the system's words, rows and examples as data.
 
-A row's text travels as a JSON object of its fields. Inside it every beginning of what a chat template could take for a control
-token (``<|im_start|>``, ``</s>``, ``[INST]``) is written as an escape, ``\\u003c|im_start|>``: the same text to whoever reads JSON,
-and no control token to a tokenizer, so that a text changes neither roles nor schema nor label set. Nothing here knows of HTTP.
+A row's text travels as a JSON object of its fields. Inside it every beginning of what a tokenizer could take for a control token
+of a chat (``<|im_start|>``, ``</s>``, ``[INST]``) is written as an escape, ``\\u003c|im_start|>``: the same text to whoever reads
+JSON, and no control token, so that a text changes neither roles nor schema nor label set. Nothing here knows of HTTP.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ DEFAULT_INSTRUCTION: dict[Kind, str] = {
 """Words for a task without an ``instruction`` of its own."""
 
 _CONTROL = re.compile(r"<(?=[^\s\d=])|\[(?=/?[A-Z_]+\])")
-"""Beginnings of control tokens of chat templates: ``<`` of ``<|im_end|>``, ``<start_of_turn>``, ``<<SYS>>``, ``<｜User｜>``, ``</s>``,
-and ``[`` of ``[/INST]``; a ``<`` before a blank, a digit or ``=`` is none.
+"""Beginnings of control tokens: ``<`` of ``<|im_end|>``, ``<start_of_turn>``, ``<<SYS>>``, ``<｜User｜>`` and ``</s>``, ``[`` of
+``[/INST]``; a ``<`` before a blank, a digit or ``=`` is none.
 """
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 

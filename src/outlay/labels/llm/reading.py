@@ -1,7 +1,7 @@
 """Answers read: bytes of a reply -> a label, or the reason why there is none. Nothing here raises, whatever the bytes are.
 
-An answer is a label only where it is exactly one: outer blanks, quotes and case are forgiven, nothing else. What is cut, filtered,
-declined or ambiguous is none.
+An answer is a label only where it is exactly one: outer blanks, quotes and case are forgiven, nothing else. One that is cut,
+filtered, declined or ambiguous is none.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _LABEL_OBJECT = re.compile(r'\s*\{\s*"label"\s*:\s*("(?:[^"\\]|\\.)*")\s*\}\s*',
 class Reading:
     """One answer as it was read: a ``label``, or the ``problem`` why there is none.
 
-    ``text``: the answer as the model gave it, empty where there was none; ``probabilities``: of every label in the order of the set,
-    summing to 1, empty where the endpoint gave none; ``confidence``: the probability of the label, 0 to 1; ``declined``: the model
-    or a filter refused, so that asking again is of no use.
+    ``text``: the answer as the model gave it, empty where there was none; ``probabilities``: of every label in the order of the
+    set, summing to 1, empty where the endpoint gave none; ``confidence``: the probability of the label, 0 to 1; ``declined``: the
+    model or a filter refused, so that asking again is of no use.
     """
 
     label: str | None
@@ -83,8 +83,8 @@ def usage_of(body: bytes | Mapping[str, Any]) -> TokenUsage | None:
     """Return what a reply says it is billed for; None where it is missing or cannot be.
 
     Both namings are read (``prompt_tokens`` of chat, ``input_tokens`` of decisions). Numbers must be whole and between 0 and
-    `MAX_TOKENS`, the cached and written tokens no more than the input. Output includes reasoning: where a provider counts it beside
-    the output, so that only their sum makes ``total_tokens``, it is added.
+    `MAX_TOKENS`, the cached and written tokens no more than the input. Output includes reasoning: where a provider counts it
+    beside the output, so that only their sum makes ``total_tokens``, it is added.
     """
     try:
         usage = (_document(body) if isinstance(body, bytes) else body).get("usage")
@@ -119,8 +119,8 @@ def error_of(body: bytes) -> str:
     for part in (document.get("error"), document.get("detail"), document.get("message")):
         said = part.get("message") if isinstance(part, Mapping) else part
         if said:
-            return quoted(said if isinstance(said, str) else json.dumps(said), 200)
-    return quoted(json.dumps(document), 200)
+            return _shown(said)
+    return _shown(document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def agree(readings: Sequence[Reading], labels: Sequence[str] = ()) -> Agreed:
     listed = [reading.probabilities for reading in given if reading.probabilities]
     means = tuple(math.fsum(column) / len(listed) for column in zip(*listed, strict=True))
     confidence = votes / len(readings) if len(readings) > 1 else None
-    if means and label in labels:
+    if means and label is not None and label in labels:
         confidence = means[list(labels).index(label)]
     return Agreed(label, None, votes, len(readings), means, confidence)
 
@@ -251,7 +251,9 @@ def _read_object(choice: Mapping[str, Any], text: str, labels: Sequence[str]) ->
     label = _one_label(said, text, labels)
     found = _LABEL_OBJECT.fullmatch(text)
     span = (0, 0) if found is None else found.span(1)
-    return _with_probabilities(label, text, label_probabilities(choice.get("logprobs"), text, span, label, labels), labels)
+    return _with_probabilities(
+        label, text, label_probabilities(choice.get("logprobs"), text, span, label, labels), labels
+    )
 
 
 def _with_probabilities(label: str, text: str, values: Sequence[float], labels: Sequence[str]) -> Reading:
@@ -290,7 +292,11 @@ def _entity_line(text: str, types: Sequence[str], source: str) -> str:
 
 
 def _entity(item: Any, types: Sequence[str], text: str) -> Entity:
-    if not isinstance(item, dict) or set(item) != {"type", "text"} or not all(isinstance(v, str) for v in item.values()):
+    if (
+        not isinstance(item, dict)
+        or set(item) != {"type", "text"}
+        or not all(isinstance(v, str) for v in item.values())
+    ):
         raise _Unread(f"{_shown(item)} is no entity: a type and a text", text)
     if not item["text"].strip():
         raise _Unread("an entity is empty", text)
@@ -350,4 +356,8 @@ def _tokens(usage: Mapping[str, Any], name: str, default: int | None = None) -> 
 
 
 def _shown(value: Any) -> str:
-    return quoted(value if isinstance(value, str) else json.dumps(value), 200)
+    """Quote the beginning of a JSON value."""
+    try:
+        return quoted(value if isinstance(value, str) else json.dumps(value), 200)
+    except RecursionError:
+        return "something nested deep"
