@@ -31,7 +31,7 @@ FLOORS: dict[str, set[str]] = {
     "metrics": {"models", "text"},
     "money": {"storage", "text"},
     "workers": {"library_warnings", "models", "storage", "text"},
-    "labels": {"money", "tasks", "text"},
+    "labels": {"money", "spec", "tasks", "text"},
     "train": {"library_warnings", "metrics", "models", "settings", "spec", "storage"},
     "plan": {"models", "money", "settings", "spec", "storage", "text"},
     "export": {"metrics", "models", "settings", "spec", "storage", "tasks"},
@@ -72,7 +72,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "tasks": {"datasets", "numpy", "pyarrow", "pydantic", "scipy", "sklearn"},
     "metrics": {"numpy", "sacrebleu", "torch", "transformers"},
     "money": {"genai_prices"},
-    "labels": {"openai"},
+    "labels": {"openai", "sklearn"},
     "workers": {"ray"},
     "train": {
         *("accelerate", "bitsandbytes", "numpy", "safetensors", "torch", "transformers"),
