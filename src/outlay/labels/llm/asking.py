@@ -50,8 +50,8 @@ class Clock:
 class Asking:
     """Asks questions of one endpoint for one order, as many at once as ``concurrency`` says.
 
-    ``settle`` says what a received reply is worth. ``tell`` is told of long waits in one line. ``fatal``: errors after which nothing
-    more leaves.
+    ``settle`` says what a received reply is worth. ``tell`` is told of long waits in one line. ``fatal``: errors after which
+    nothing more leaves.
     """
 
     endpoint: Asked

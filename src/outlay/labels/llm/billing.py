@@ -1,7 +1,7 @@
 """What an endpoint bills, from the bytes that it sent: exact dollars per attempt, row and order.
 
-A reply is billed what its ``usage`` says, where that can be believed and is within the bound of its request; else the bound. A lost
-request is billed its bound, one that failed nothing.
+A reply is billed what its ``usage`` says, where that can be believed and is within the bound of its request; else the bound. A
+lost request is billed its bound, one that failed nothing.
 """
 
 from __future__ import annotations

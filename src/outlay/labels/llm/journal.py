@@ -8,7 +8,8 @@ is, with its bytes as they came. Attempts are numbered by question; each ends as
 - ``lost``: sent, and no whole reply came. It may have been billed, so it is booked at its worst case.
 
 What a killed process sent and did not receive is found on opening, and noted as lost, once. ``used`` notes that an order takes
-over the attempts that others paid for. One process at a time has a journal open for writing; a line that a crash cut short is dropped.
+over the attempts that others paid for, ``refused`` that it gives up a question. One process at a time has a journal open for
+writing; a line that a crash cut short is dropped.
 
 Threads write at once and wait until their line is durable: whoever finds nobody syncing syncs for all that wait.
 """
@@ -72,6 +73,7 @@ class Journal:
         self._orders: dict[str, str] = {}
         self._attempts: dict[str, list[Attempt]] = {}
         self._used: dict[tuple[str, str], tuple[str, int]] = {}
+        self._refused: dict[tuple[str, str], str] = {}
         self._end = self._load(writable)
         self._durable_end = self._end
 
@@ -96,10 +98,26 @@ class Journal:
                     found.append((attempt.row if attempt.order == order else row, attempt))
         return found
 
+    def untaken(self, order: str, key: str) -> list[Attempt]:
+        """Return the attempts of others at a question that an order has not taken over, and that are billed."""
+        upto = self._used.get((order, key), ("", 0))[1]
+        every = self._attempts.get(key, ())
+        return [each for each in every if each.order != order and each.number > upto and each.state != "failed"]
+
+    def refusal(self, order: str, key: str) -> str | None:
+        """Return why an order will get no answer to a question; ``None`` where it may."""
+        return self._refused.get((order, key))
+
+    @property
+    def received(self) -> list[Attempt]:
+        """Attempts whose replies have come, in the order in which they came."""
+        every = (attempt for attempts in self._attempts.values() for attempt in attempts)
+        return sorted((each for each in every if each.state == "received"), key=lambda each: each.place)
+
     @property
     def n_received(self) -> int:
         """Number of replies that have come."""
-        return sum(attempt.state == "received" for attempts in self._attempts.values() for attempt in attempts)
+        return len(self.received)
 
     def reply(self, attempt: Attempt) -> Reply | None:
         """Return the reply of an attempt, read from the file: an error too; ``None`` where nothing came."""
@@ -151,14 +169,16 @@ class Journal:
 
         ``rows``: the row of each question by key.
         """
-        records = []
-        for key, row in rows.items():
-            upto = max((each.number for each in self._attempts.get(key, ()) if each.order != order), default=0)
-            if upto > self._used.get((order, key), ("", 0))[1]:
-                records.append({"used": key, "n": upto, "order": order, "row": row})
-        if records:
-            self._append(*records)
-        self._used |= {(order, str(each["used"])): (str(each["row"]), int(each["n"])) for each in records}
+        upto = {key: others[-1].number for key in rows if (others := self.untaken(order, key))}
+        if upto:
+            self._append(*({"used": key, "n": n, "order": order, "row": rows[key]} for key, n in upto.items()))
+        self._used |= {(order, key): (rows[key], n) for key, n in upto.items()}
+
+    def refuse(self, order: str, reasons: Mapping[str, str]) -> None:
+        """Note the questions, by key, that an order gives up, each with its reason."""
+        if reasons:
+            self._append(*({"refused": key, "order": order, "why": why} for key, why in reasons.items()))
+        self._refused |= {(order, key): why for key, why in reasons.items()}
 
     def close(self) -> None:
         """Close the file; whoever writes later gets a StoreError."""
@@ -240,6 +260,8 @@ class Journal:
             attempts.sort(key=lambda each: each.number)
         elif "used" in record:
             self._used[record["order"], record["used"]] = record["row"], record["n"]
+        elif "refused" in record:
+            self._refused[record["order"], record["refused"]] = record["why"]
         elif "order" in record:
             self._orders[record["order"]] = record["rows"]
         else:

@@ -26,6 +26,7 @@ from outlay.text.durations import duration
 
 if TYPE_CHECKING:
     from outlay.labels.allowance import Allowance
+    from outlay.money.prices.tokens import TokenUsage
 
 LONG_WAIT = 120.0
 """Seconds from which a wait is told."""
@@ -83,8 +84,12 @@ class Due:
     @property
     def n_tokens(self) -> int:
         """Tokens that it may need."""
-        most = self.question.most
-        return most.input + most.cached + most.cache_write + most.output
+        return n_of(self.question.most)
+
+
+def n_of(usage: TokenUsage) -> int:
+    """Return the tokens of a usage, of every kind."""
+    return usage.input + usage.cached + usage.cache_write + usage.output
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +109,8 @@ class Settled:
 class Schedule:
     """Questions that are due, in order, and those that wait to be asked again.
 
-    ``finished``: keys of questions that are answered or refused; ``refused``: reasons of those refused; ``error``: why nothing more leaves; ``n_received``:
-    replies that have come, earlier ones included.
+    ``finished``: keys of questions that are answered or refused; ``refused``: reasons of those refused; ``error``: why nothing more
+    leaves; ``n_received``: replies that have come, earlier ones included.
     """
 
     questions: Iterable[Due]

@@ -8,16 +8,15 @@ holds it.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from outlay.errors import SellerError
+from outlay.labels.llm.reading import error_of
 from outlay.storage.hashing import canonical_json, key_of
 from outlay.text.json_text import BadJson, parse_json
-from outlay.text.legible import quoted
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -28,8 +27,6 @@ MAX_BODY_BYTES = 16 << 20
 """Longest reply that is read; a longer one counts as cut short."""
 MAX_ERROR_BYTES = 4000
 """Bytes of an error that are kept."""
-_N_REASON = 300
-"""Characters of a server's own words that a reason quotes."""
 _SHORTEST_SECRET = 6
 
 NOT_SENT = frozenset(
@@ -207,9 +204,9 @@ class Endpoint:
         return Received(response.status_code, self._key.scrub_bytes(bytes(body)), seconds, _headers(response.headers))
 
     def _refused(self, status: int, body: bytes, headers: Mapping[str, str]) -> Failed:
-        code, said = error_of(body)
-        why = f"status {status}" + (f": {self._key.scrub(said)}" if said else "")
-        return Failed(why, status, code, self._key.scrub_bytes(body)[:MAX_ERROR_BYTES], headers)
+        body = self._key.scrub_bytes(body)[:MAX_ERROR_BYTES]
+        why = f"status {status}" + (f": {error_of(body)}" if body.strip() else "")
+        return Failed(why, status, _code_of(body), body, headers)
 
 
 def _client(base_url: str, key: Secret, timeout: float) -> OpenAI:
@@ -229,22 +226,16 @@ def _headers(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
-def error_of(body: bytes) -> tuple[str, str]:
-    """Return the name and the words of an error in a server's reply; "" where absent.
-
-    Servers write ``{"error": {"code": …, "message": …}}``, flatter forms of it, or a page.
-    """
-    text = body.decode("utf-8", "replace")
+def _code_of(body: bytes) -> str:
+    """Return the name in an error, as in ``{"error": {"code": "insufficient_quota"}}``; "" where it has none."""
     try:
-        found = parse_json(text)
+        found = parse_json(body.decode("utf-8", "replace"))
     except BadJson:
-        return "", quoted(_line(re.sub(r"<[^>]*>", " ", text)), _N_REASON) if text.strip() else ""
-    error = found.get("error", found) if isinstance(found, Mapping) else found
+        return ""
+    error = found.get("error", found) if isinstance(found, Mapping) else None
     if not isinstance(error, Mapping):
-        return "", quoted(_line(str(error)), _N_REASON)
-    code = next((str(error[name]) for name in ("code", "type") if isinstance(error.get(name), str)), "")
-    said = next((error[name] for name in ("message", "detail", "msg") if isinstance(error.get(name), str)), "")
-    return code, quoted(_line(said), _N_REASON) if said else code
+        return ""
+    return next((str(error[name]) for name in ("code", "type") if isinstance(error.get(name), str)), "")
 
 
 def _line(text: str) -> str:
