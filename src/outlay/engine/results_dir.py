@@ -12,7 +12,7 @@ from outlay.engine.run_dir import RunDir
 from outlay.engine.step_meter import lost_seconds
 from outlay.engine.step_runner import kept_seconds
 from outlay.labels.purchases import PurchaseLog
-from outlay.money.amounts import LABEL_UNIT, Price
+from outlay.money.amounts import PURCHASE_UNITS, Price
 from outlay.money.ledger import Hold, Ledger
 from outlay.storage.store import Store
 
@@ -44,7 +44,7 @@ class ResultsDir:
         booked = sum(
             entry.cash_micros
             for entry in self.ledger.entries(run_id)
-            if entry.unit == LABEL_UNIT and entry.kind in ("settle", "overrun", "lost")
+            if entry.unit in PURCHASE_UNITS and entry.kind in ("settle", "overrun", "lost")
         )
         return max(0, self.book.paid_by(self.payer(run_id)) - booked)
 

@@ -28,7 +28,7 @@ from outlay.engine.run_dir import Timing
 from outlay.engine.step_runner import Job, JobResult, lines_on_cuts
 from outlay.engine.summary import RunSummary, precision_facts, work_of
 from outlay.errors import BudgetExceeded
-from outlay.money.amounts import LABEL_UNIT, Quote, cost_micros
+from outlay.money.amounts import PURCHASE_UNITS, Quote, cost_micros
 from outlay.money.ledger import Hold
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Buy, Recipe, Score, Step, describe, graph, learner_of, role_of, steps_of
@@ -108,7 +108,7 @@ class RunExecution:
         """Release the holds of an attempt that died, and book its unsaved work as lost; holds of labels, which may be on order,
         stay open."""
         for hold in self._ledger.open_holds(self.run_id):
-            if hold.quote.unit == LABEL_UNIT:
+            if hold.quote.unit in PURCHASE_UNITS:
                 self._kept_holds[hold.key] = hold
             elif note := self._results.give_back(hold, "the process that held it ended"):
                 self._listener.say(f"an earlier attempt was cut off: {note}")
