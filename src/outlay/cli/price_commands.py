@@ -131,9 +131,8 @@ def _document(price: Price) -> dict[str, Any]:
 
 def _print_book(extra: list[Path] | None, *, as_json: bool) -> None:
     from outlay.money.amounts import PriceBook, write_usd
-    from outlay.storage.paths import expand_path
 
-    book = PriceBook.load([expand_path(path) for path in extra or ()])
+    book = PriceBook.load(extra or [])
     if as_json:
         print_json({"digest": book.digest, "prices": [_document(price) for price in book.items()]})
         return
