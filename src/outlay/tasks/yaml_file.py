@@ -66,12 +66,20 @@ def _first_problem(error: ValidationError, schema: dict[str, Any], whole: str) -
     """Say the first problem of a file in one line: key path, what is wrong, the value that is there."""
     problems = error.errors()
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    where = ".".join(str(part) for part in first["loc"] if part not in _UNION_CHOICES) or whole
+    keys, here = _followed(first["loc"], schema)
+    where = ".".join(keys) or whole
     if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1], schema)
+        known = sorted(_followed(first["loc"][:-1], schema)[1].get("properties", {}))
         text = f"{where}: unknown key{did_you_mean(str(first['loc'][-1]), known)}; allowed here are {', '.join(known)}"
     elif first["type"] == "missing":
         text = f"{where}: is required and missing"
+    elif first["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        chooser = here["discriminator"]
+        key, kinds = chooser["propertyName"], list(chooser["mapping"])
+        given = first["input"].get(key) if isinstance(first["input"], dict) else None
+        hint = did_you_mean(str(given), kinds)
+        text = f"{where}.{key}: {'is required and missing' if given is None else f'must be one of the known kinds, not {_shown(given)}{hint}'}"
+        text += f"; choose {', '.join(kinds[:-1])} or {kinds[-1]}"
     elif first["type"] == "value_error":
         text = f"{where}: {first['msg'].removeprefix('Value error, ')}"
     else:
@@ -94,10 +102,16 @@ def _shown(value: object) -> str:
     return shorten(_REPR.repr(value))
 
 
-def _known_keys(path: tuple[int | str, ...], schema: dict[str, Any]) -> list[str]:
-    """Return the keys allowed at a key path of the task file."""
-    here = schema
+def _followed(path: tuple[int | str, ...], schema: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Return the keys of a pydantic key path, without the choices of unions in it, and the schema of what lies there."""
+    here, keys = schema, list[str]()
     for part in path:
+        kinds = here.get("discriminator", {}).get("mapping", {})
+        if part in kinds:
+            here = schema["$defs"][kinds[part].rsplit("/", 1)[1]]
+            continue
+        if part not in _UNION_CHOICES:
+            keys.append(str(part))
         if part in schema["$defs"]:
             here = schema["$defs"][part]
         elif isinstance(part, int):
@@ -108,4 +122,4 @@ def _known_keys(path: tuple[int | str, ...], schema: dict[str, Any]) -> list[str
         options = [option for option in here.get("anyOf", [here]) if "$ref" in option]
         if options:
             here = schema["$defs"][options[0]["$ref"].rsplit("/", 1)[1]]
-    return sorted(here.get("properties", {}))
+    return keys, here
