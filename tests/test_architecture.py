@@ -31,7 +31,7 @@ FLOORS: dict[str, set[str]] = {
     "metrics": {"models", "text"},
     "money": {"storage", "text"},
     "workers": {"library_warnings", "models", "storage", "text"},
-    "labels": {"money", "tasks", "text"},
+    "labels": {"money", "spec", "storage", "tasks", "text"},
     "train": {"library_warnings", "metrics", "models", "settings", "spec", "storage"},
     "plan": {"models", "money", "settings", "spec", "storage", "text"},
     "export": {"metrics", "models", "settings", "spec", "storage", "tasks"},
