@@ -81,9 +81,9 @@ def write_model(path: Path, seed: int = 0) -> Path:
     embedding, output = weights(len(tokens), WIDTH), 2 * weights(len(tokens), WIDTH)
     embedding[:, 0] = 1
     output[:n_unsaid, 0] = -40
-    output[n_unsaid:, 0] = [2 * len(text) for text in texts]
+    output[n_unsaid:, 0] = [5 * len(text) for text in texts]
     output[n_unsaid, 0] = -20  # a blank, or it would fill JSON with them
-    output[control.index("<|im_end|>"), 0] = 4
+    output[control.index("<|im_end|>"), 0] = 20
 
     out = gguf.GGUFWriter(path, "llama")
     out.add_name(ALIAS)
