@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,13 +16,15 @@ from outlay.engine.point import Point
 from outlay.engine.prepare import PreparedRun, RunBuilder
 from outlay.engine.runner import Runner
 from outlay.engine.step_runner import Job, JobResult, JobRunner
-from outlay.labels.annotator import Delivery, Order
+from outlay.labels.allowance import Allowance
+from outlay.labels.annotator import Delivery, Order, no_report
 from outlay.labels.replay import Replay
 from outlay.money.amounts import PriceBook, Quote
 from outlay.plan.request import Request
 from outlay.storage.store import Store
 from outlay.study.scheduler import Scheduler
 from outlay.tasks.demo import generate
+from outlay.tasks.example import Example
 from outlay.text.listener import Listener
 from outlay.workers.pool import InProcessPool, Report
 from tests.checkpoints import make_checkpoint, make_gpt2, make_t5
@@ -37,13 +39,13 @@ FAST = {
 class PayingReplay(Replay):
     """Replay, but every label leaves the bank: what a human or an API seller does."""
 
-    def quote(self, n: int) -> Quote:
-        quote = super().quote(n)
+    def quote(self, examples: Sequence[Example]) -> Quote:
+        quote = super().quote(examples)
         return replace(quote, cash_micros=quote.charge_micros)
 
-    def collect(self, order: Order) -> Delivery:
-        delivery = super().collect(order)
-        return replace(delivery, cash_micros=delivery.charge_micros)
+    def collect(self, order: Order, allowance: Allowance, report: Callable[[int], None] = no_report) -> Delivery:
+        delivery = super().collect(order, allowance)
+        return replace(delivery, cash_micros=self.price.cost_micros(delivery.quantity))
 
 
 class World:

@@ -6,15 +6,18 @@ import hashlib
 import json
 import os
 import signal
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from outlay.errors import SellerError, UnknownOrder
-from outlay.labels.annotator import Delivery, Order, Pending
+from outlay.labels.allowance import Allowance
+from outlay.labels.annotator import Delivery, Order, no_report
 from outlay.labels.replay import Replay
 from outlay.money.amounts import Quote
+from outlay.tasks.example import Example
 
 
 class SlowSeller(Replay):
@@ -28,8 +31,8 @@ class SlowSeller(Replay):
     slow_item: ClassVar[str | None] = None
     dies: ClassVar[str | None] = None
 
-    def quote(self, n: int) -> Quote:
-        quote = super().quote(n)
+    def quote(self, examples: Sequence[Example]) -> Quote:
+        quote = super().quote(examples)
         return replace(quote, cash_micros=quote.charge_micros)
 
     def submit(self, order: Order) -> None:
@@ -45,13 +48,13 @@ class SlowSeller(Replay):
             self._write(order, {"rows": list(order.rows), "answered": 0, "item": self.price.item})
         self._die("after sending")
 
-    def collect(self, order: Order) -> Delivery | Pending:  # type: ignore[override]
+    def collect(self, order: Order, allowance: Allowance, report: Callable[[int], None] = no_report) -> Delivery:
         state = self._read(order)
         if state is None:
             raise UnknownOrder(f"order {order.id!r} was never submitted")
         super().submit(order)
-        whole = super().collect(order)
-        whole = replace(whole, cash_micros=whole.charge_micros)
+        whole = super().collect(order, allowance)
+        whole = replace(whole, cash_micros=self.price.cost_micros(whole.quantity))
         if self.slow_item not in (None, self.price.item):
             return whole
         n_before = state["answered"]
@@ -65,20 +68,14 @@ class SlowSeller(Replay):
         if state["answered"] == len(order.rows) and "rounds" in state:
             return whole
         by_hash = sorted(range(len(order.rows)), key=lambda i: _hash(order.rows[i]))[: state["answered"]]
-        return Pending(order.id, "people have not answered all", self._part(whole, by_hash) if by_hash else None)
-
-    def _part(self, whole: Delivery, places: list[int]) -> Delivery:
-        share = Fraction(len(places), len(whole.rows))
-        quote = self.quote(len(places))
-        return Delivery(
-            whole.order_id,
-            tuple(whole.rows[i] for i in places),
-            tuple(whole.labels[i] for i in places),
-            tuple(whole.answers[i] for i in places),
-            quote.quantity,
-            quote.charge_micros,
-            quote.cash_micros,
-            float(share) * whole.human_seconds,
+        rows = {order.rows[i] for i in by_hash}
+        part = replace(whole, results=tuple(each for each in whole.results if each.row in rows))
+        return replace(
+            part,
+            answers=tuple(each for each in whole.answers if each.row in rows),
+            cash_micros=self.price.cost_micros(part.quantity),
+            human_seconds=float(Fraction(len(rows), max(1, len(order.rows)))) * whole.human_seconds,
+            waits_for="people have not answered all",
         )
 
     def _read(self, order: Order) -> dict[str, Any] | None:

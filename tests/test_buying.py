@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from outlay.engine import buying, sellers
+from outlay.engine import sellers
 from outlay.engine.point import Point, micros_of
 from outlay.engine.prepare import PreparedRun
 from outlay.engine.runner import Runner
 from outlay.errors import SellerError
+from outlay.labels import replay
 from outlay.labels.annotator import Order
 from outlay.labels.purchases import OrderRecord
 from outlay.plan.context import PlanningContext
@@ -45,7 +46,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(autouse=True)
 def small_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several orders for a few labels."""
-    monkeypatch.setattr(buying, "DELIVERY_ROWS", 6)
+    monkeypatch.setattr(replay, "ORDER_ROWS", 6)
 
 
 def annotating(world: World, **changes: object) -> PreparedRun:

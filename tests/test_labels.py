@@ -12,9 +12,17 @@ from typing import Any, ClassVar
 import pytest
 
 from outlay.errors import LabelError, OutlayError, SellerError
-from outlay.labels import Annotator, Order, Pending, Replay
+from outlay.labels import Annotator, Order, Replay
 from outlay.money.amounts import Price
-from tests.contracts.annotator_contract import AnnotatorContract, TestOrder, delivered, example
+from tests.contracts.annotator_contract import (
+    DeterministicContract,
+    TestOrder,
+    answers_of,
+    collected,
+    delivered,
+    example,
+    labels_of,
+)
 from tests.slow_seller import SlowSeller, slow_seller
 
 __all__ = ["TestOrder"]  # the contract's own tests of orders run from here
@@ -40,7 +48,7 @@ class BilledReplay(Replay):
 
     def submit(self, order: Order) -> None:
         super().submit(order)
-        self.bills[order.id] = self.collect(order).charge_micros
+        self.bills[order.id] = self.price.cost_micros(collected(self, order).quantity)
 
 
 def lines(n: int) -> dict[str, str]:
@@ -48,7 +56,7 @@ def lines(n: int) -> dict[str, str]:
     return {example(number).id: ("", "mix [Action]", "a b", "c", "d e f")[number % 5] for number in range(n)}
 
 
-class TestReplayKeepsTheContract(AnnotatorContract):
+class TestReplayKeepsTheContract(DeterministicContract):
     GOLD, LABELS = staticmethod(gold), LABELS
     SETTINGS: ClassVar[dict[str, Any]] = {}
 
@@ -72,7 +80,7 @@ class TestNoisyOpenReplayKeepsTheContract(TestOpenReplayKeepsTheContract):
     SETTINGS: ClassVar = {"error_rate": 0.4, "redundancy": 3, "seed": 5}
 
 
-class TestALateSellerKeepsTheContract(AnnotatorContract):
+class TestALateSellerKeepsTheContract(DeterministicContract):
     """Late, in parts and out of order; every seller of this class has a far side of its own."""
 
     @pytest.fixture(autouse=True)
@@ -85,35 +93,33 @@ class TestALateSellerKeepsTheContract(AnnotatorContract):
     def billed_micros(self, seller: Annotator) -> int:
         assert isinstance(seller, SlowSeller)
         states = [json.loads(path.read_text()) for path in seller.far.glob("*.json")]
-        return sum(seller.quote(len(state["rows"])).charge_micros for state in states)
+        return sum(seller.price.cost_micros(len(state["rows"])) for state in states)
 
     def test_it_is_late_and_delivers_in_parts_and_out_of_order(self) -> None:
         seller = self.make_seller()
         seller.submit(self.order(20))
-        first, second = seller.collect(self.order(20)), seller.collect(self.order(20))
-        assert isinstance(first, Pending)
-        assert first.so_far is None
-        assert isinstance(second, Pending)
-        assert second.so_far is not None
+        first, second = collected(seller, self.order(20)), collected(seller, self.order(20))
+        assert first.waits_for
+        assert not first.results
+        assert second.waits_for
         rows = self.order(20).rows
-        assert 0 < len(second.so_far.rows) < 20
-        assert [rows.index(row) for row in second.so_far.rows] != list(range(len(second.so_far.rows)))
+        assert 0 < len(second.results) < 20
+        assert {rows.index(each.row) for each in second.results} != set(range(len(second.results)))
 
     def test_an_order_is_found_again_by_a_seller_made_anew(self) -> None:
         seller = self.make_seller()
         seller.submit(self.order(20))
-        seller.collect(self.order(20))
+        collected(seller, self.order(20))
         assert isinstance(seller, SlowSeller)
         again = type(seller)(gold(self.N_KNOWN), LABELS, PRICE)
-        seen = again.collect(self.order(20))
-        assert isinstance(seen, Pending)
+        assert collected(again, self.order(20)).waits_for
         assert delivered(again, self.order(20)).labels == delivered(self.make_seller(), self.order(20)).labels
 
 
 def test_a_wrong_free_answer_is_the_gold_of_another_row() -> None:
     n, rate = 5_000, 0.3
     gold_lines = lines(n)
-    answers = delivered(Replay(gold_lines, (), PRICE, error_rate=rate, seed=2), order(n)).answers
+    answers = answers_of(delivered(Replay(gold_lines, (), PRICE, error_rate=rate, seed=2), order(n)), order(n))
     wrong = Counter(
         (gold_lines[example(number).id], given[0])
         for number, given in enumerate(answers)
@@ -122,7 +128,7 @@ def test_a_wrong_free_answer_is_the_gold_of_another_row() -> None:
     assert abs(sum(wrong.values()) - n * rate) <= 4 * (n * rate * (1 - rate)) ** 0.5
     assert len(wrong) == 20  # every text is taken for every other one
     assert all(abs(count - n * rate / 20) < 5 * (n * rate / 20) ** 0.5 for count in wrong.values())
-    small = delivered(Replay(gold_lines, (), PRICE, error_rate=rate, seed=2), order(50)).answers
+    small = answers_of(delivered(Replay(gold_lines, (), PRICE, error_rate=rate, seed=2), order(50)), order(50))
     assert small == answers[:50]
 
 
@@ -130,7 +136,7 @@ def test_the_majority_of_free_answers_is_mostly_the_gold() -> None:
     n, rate = 3_000, 0.3
     rows = {example(number).id: f"answer {number}" for number in range(n)}
     delivery = delivered(Replay(rows, (), PRICE, error_rate=rate, redundancy=3, seed=4), order(n))
-    wrong = sum(label != f"answer {number}" for number, label in enumerate(delivery.labels)) / n
+    wrong = sum(label != f"answer {number}" for number, label in enumerate(labels_of(delivery, order(n)))) / n
     # Errors hardly ever agree, so the gold loses to the first answer only where that is wrong and at most one is right:
     # first wrong and not both others right, with ties going to the first.
     expected = rate * (1 - (1 - rate) ** 2)
@@ -139,22 +145,23 @@ def test_the_majority_of_free_answers_is_mostly_the_gold() -> None:
 
 def test_without_errors_it_says_the_gold() -> None:
     delivery = delivered(Replay(gold(30), LABELS, PRICE, redundancy=5), order(30))
-    assert delivery.labels == tuple(LABELS[number % 3] for number in range(30))
-    assert all(set(answers) == {label} for label, answers in zip(delivery.labels, delivery.answers, strict=True))
+    assert labels_of(delivery, order(30)) == tuple(LABELS[number % 3] for number in range(30))
+    answers = answers_of(delivery, order(30))
+    assert all(each == (label,) * 5 for label, each in zip(labels_of(delivery, order(30)), answers, strict=True))
 
 
 def test_the_price_is_per_answer_and_replayed_labels_cost_no_cash() -> None:
     seller = Replay(gold(30), LABELS, PRICE, redundancy=3, seconds_per_label=2.5)
-    quote, delivery = seller.quote(10), delivered(seller, order(10))
+    quote, delivery = seller.quote(order(10).examples), delivered(seller, order(10))
     assert (quote.quantity, quote.charge_micros, quote.cash_micros) == (30, 30 * 129_000, 0)
-    assert (delivery.quantity, delivery.charge_micros, delivery.cash_micros) == (Fraction(30), 30 * 129_000, 0)
+    assert (delivery.quantity, delivery.cash_micros) == (Fraction(30), 0)
     assert delivery.human_seconds == 75.0
 
 
 @pytest.mark.parametrize("error_rate", [0.1, 0.5, 1.0])
 def test_errors_come_at_their_rate_and_evenly(error_rate: float) -> None:
     n = 6_000
-    answers = delivered(Replay(gold(n), LABELS, PRICE, error_rate=error_rate, seed=3), order(n)).answers
+    answers = answers_of(delivered(Replay(gold(n), LABELS, PRICE, error_rate=error_rate, seed=3), order(n)), order(n))
     wrong = Counter(
         (LABELS[number % 3], given[0]) for number, given in enumerate(answers) if given[0] != LABELS[number % 3]
     )
@@ -169,7 +176,7 @@ def test_a_majority_makes_fewer_errors_as_binomial_arithmetic_says() -> None:
     n, rate, labels = 6_000, 0.2, ("yes", "no")
     binary = {example(number).id: labels[number % 2] for number in range(n)}
     delivery = delivered(Replay(binary, labels, PRICE, error_rate=rate, redundancy=3, seed=1), order(n))
-    wrong = sum(label != labels[number % 2] for number, label in enumerate(delivery.labels))
+    wrong = sum(label != labels[number % 2] for number, label in enumerate(labels_of(delivery, order(n))))
     expected = 3 * rate**2 * (1 - rate) + rate**3
     assert abs(wrong / n - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
 
@@ -177,7 +184,7 @@ def test_a_majority_makes_fewer_errors_as_binomial_arithmetic_says() -> None:
 def test_answers_depend_on_seed_and_row_alone() -> None:
     def answers(seed: int, redundancy: int = 1, rows: int = 200) -> tuple[tuple[str, ...], ...]:
         seller = Replay(gold(rows), LABELS, PRICE, error_rate=0.5, redundancy=redundancy, seed=seed)
-        return delivered(seller, order(100)).answers
+        return answers_of(delivered(seller, order(100)), order(100))
 
     assert answers(0) == answers(0, rows=150)
     assert answers(0) != answers(1)
@@ -221,7 +228,8 @@ def test_a_setting_outside_its_limits_is_refused(
 def test_a_label_is_the_most_frequent_answer_and_ties_go_to_the_first() -> None:
     delivery = delivered(Replay(lines(500), (), PRICE, error_rate=0.7, redundancy=5, seed=6), order(500))
     n_ties = 0
-    for label, answers in zip(delivery.labels, delivery.answers, strict=True):
+    given = answers_of(delivery, order(500))
+    for label, answers in zip(labels_of(delivery, order(500)), given, strict=True):
         best = max(map(answers.count, answers))
         commonest = [answer for answer in dict.fromkeys(answers) if answers.count(answer) == best]
         assert label == commonest[0]

@@ -22,7 +22,7 @@ from outlay.plan.request import ReplayOptions, SellerSpec
 from outlay.plan.steps import LABELS_FILE, Buy, Recipe, Train, describe
 from outlay.plan.strategies import NotAvailable, strategy
 from outlay.report.receipt import receipt, render_text
-from tests.contracts.annotator_contract import delivered
+from tests.contracts.annotator_contract import delivered, labels_of
 from tests.knowledge import LABELS, N_TRAIN, STUDENT, Bill, carved, known
 from tests.runs import OneByOne, World, bought_rows, pay_for_labels, runner
 
@@ -319,7 +319,7 @@ def test_the_errors_of_an_llm_are_a_stream_of_their_own(world: World) -> None:
     def wrong(labels: tuple[str, ...]) -> set[int]:
         return {i for i, (label, row) in enumerate(zip(labels, prepared.train, strict=True)) if label != row.label}
 
-    by_people, by_llm = (wrong(delivered(seller, order).labels) for seller in (people, llm))
+    by_people, by_llm = (wrong(labels_of(delivered(seller, order), order)) for seller in (people, llm))
     n = len(prepared.train)
     for each in (by_people, by_llm):
         assert abs(len(each) - 0.3 * n) <= 4 * (0.3 * 0.7 * n) ** 0.5

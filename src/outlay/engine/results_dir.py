@@ -11,9 +11,11 @@ from outlay.engine.buying import Purchase, PurchaseResult, buy
 from outlay.engine.run_dir import RunDir
 from outlay.engine.step_meter import lost_seconds
 from outlay.engine.step_runner import kept_seconds
+from outlay.errors import BudgetExceeded
 from outlay.labels.purchases import PurchaseLog
-from outlay.money.amounts import LABEL_UNIT, Price
+from outlay.money.amounts import PURCHASE_UNITS, Price
 from outlay.money.ledger import Hold, Ledger
+from outlay.storage.paths import command_line
 from outlay.storage.store import Store
 
 
@@ -44,7 +46,7 @@ class ResultsDir:
         booked = sum(
             entry.cash_micros
             for entry in self.ledger.entries(run_id)
-            if entry.unit == LABEL_UNIT and entry.kind in ("settle", "overrun", "lost")
+            if entry.unit in PURCHASE_UNITS and entry.kind in ("settle", "overrun", "lost")
         )
         return max(0, self.book.paid_by(self.payer(run_id)) - booked)
 
@@ -56,6 +58,13 @@ class ResultsDir:
         """Release the hold of a purchase for good, and book the cash of its delivered labels as lost."""
         lost = self.unbooked_micros(hold.run_id)
         self.ledger.release(hold, lost_cash_micros=lost, note=f"{why}; labels that had come" if lost else why)
+
+    def no_cash(self, run_id: str, what: str) -> BudgetExceeded:
+        """Return the error of a step that no cash is left for, with the way to more."""
+        capped = self.ledger.balance(run_id).available_cash_micros > 0
+        top_up = command_line("outlay", "ledger", "topup", self.folder, run_id, "DOLLARS")
+        way = "raise --cash-cap, which all runs here share" if capped else f"top the run up: `{top_up}`"
+        return BudgetExceeded(f"no cash is left to {what}; {way}")
 
     def give_back(self, hold: Hold, why: str, *, at_least: float = 0.0) -> str:
         """Release a hold, book the cash of unsaved work as lost, and return a note on it, or "".

@@ -18,22 +18,21 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Self
 
-from outlay.engine.buying import Purchase, PurchaseResult, RunPurchases, Unbought
+from outlay.engine.buying import Purchase, PurchaseResult
 from outlay.engine.environment import environment
 from outlay.engine.outputs import PARTS
 from outlay.engine.point import Point, PointCircumstance, usd_of
 from outlay.engine.prepare import PreparedRun
 from outlay.engine.results_dir import ResultsDir
-from outlay.engine.run_dir import Timing
+from outlay.engine.run_dir import Timing, timing_of
+from outlay.engine.run_purchases import RunPurchases, Unbought, as_billed, bounded, words_on_short
 from outlay.engine.step_runner import Job, JobResult, lines_on_cuts
 from outlay.engine.summary import RunSummary, precision_facts, work_of
-from outlay.errors import BudgetExceeded
-from outlay.money.amounts import LABEL_UNIT, Quote, cost_micros
+from outlay.money.amounts import PURCHASE_UNITS, Quote, cost_micros
 from outlay.money.ledger import Hold
 from outlay.plan.quotes import Quoter
 from outlay.plan.steps import Buy, Recipe, Score, Step, describe, graph, learner_of, role_of, steps_of
 from outlay.plan.strategies import NotAvailable, StrategyOutcome, rival_of, strategy
-from outlay.storage.paths import command_line
 from outlay.storage.store import Artifact, key_of
 from outlay.text.listener import Listener
 
@@ -108,7 +107,7 @@ class RunExecution:
         """Release the holds of an attempt that died, and book its unsaved work as lost; holds of labels, which may be on order,
         stay open."""
         for hold in self._ledger.open_holds(self.run_id):
-            if hold.quote.unit == LABEL_UNIT:
+            if hold.quote.unit in PURCHASE_UNITS:
                 self._kept_holds[hold.key] = hold
             elif note := self._results.give_back(hold, "the process that held it ended"):
                 self._listener.say(f"an earlier attempt was cut off: {note}")
@@ -117,7 +116,6 @@ class RunExecution:
 
     @property
     def _recipes(self) -> list[Recipe]:
-        """Finished recipes of the strategy, in order."""
         return [outcome.recipe for outcome in self._outcomes]
 
     def advance(self) -> Point | None:
@@ -126,7 +124,8 @@ class RunExecution:
             if self.proposal is None:
                 asked = self._policy.ask(self.prepared.context, self._outcomes)
                 if asked is None or isinstance(asked, NotAvailable):
-                    self._give_back_kept()
+                    while self._kept_holds:
+                        self._results.give_back(self._kept_holds.popitem()[1], "the run did without these labels")
                     return self.point("na", asked.reason, []) if asked is not None else self._last_point()
                 for line in asked.derivation:
                     self._listener.say(line)
@@ -223,7 +222,7 @@ class RunExecution:
         return self._store.get(key) if isinstance(step, Buy | Score) else self._store.check(key)
 
     def _find_paid(self, step: Step) -> Artifact | None:
-        """Return the artifact that this run paid for; one that a limit cut short has another key than its step."""
+        """Return the artifact that this run paid for; what was cut short has another key than its step."""
         keys = self._ledger.artifact_keys(self.run_id, step.key) or [self._storage_key(step)]
         return next((found for key in keys if (found := self._find(step, key)) is not None), None)
 
@@ -239,36 +238,47 @@ class RunExecution:
         return self._purchases.unbought([step for step in open_steps if self._find(step, step.key) is None])
 
     def _hold_purchase(self, step: Buy, need: ReadyStep) -> HeldStep:
-        """Hold a purchase: the charge of all its labels, the cash paid already and that of the missing rows."""
+        """Hold a purchase: the charge of all its labels, the cash paid already and that of the missing rows.
+
+        Where a label has no fixed price, the hold is what the labels cost at most, and no more than the other steps leave.
+        """
         purchase, quote = self._purchases.begin(step), self._quoter.quote(step)
-        cash = self._cash_of(step, need.already_paid) + purchase.seller.quote(purchase.n_missing).cash_micros
-        return HeldStep(need, self._hold(step, replace(quote, cash_micros=cash), need.already_paid), purchase)
+        cash = self._cash_of(step, need.already_paid) + purchase.seller.quote(purchase.missing).cash_micros
+        if not purchase.seller.is_deterministic and not need.already_paid:
+            quote = self._bound(step, quote, need)
+            cash = min(cash, quote.charge_micros, self._ledger.cash_room_micros(self.run_id))
+        hold = self._hold(step, replace(quote, cash_micros=cash), need.already_paid)
+        return HeldStep(need, hold, purchase.held(hold))
+
+    def _bound(self, step: Buy, quote: Quote, need: ReadyStep) -> Quote:
+        assert self.proposal is not None
+        if (kept := self._kept_holds.get(self._hold_key(step, need.already_paid))) is not None:
+            return kept.quote
+        done = self._artifacts.keys() | self._held.keys() | {step.key}
+        others = sum(self._quoter.quote(each).charge_micros for each in self.proposal.steps() if each.key not in done)
+        room = self._ledger.balance(self.run_id).available_charge_micros - others
+        return bounded(quote, self._quoter.most(step), room)
 
     def _settle_purchase(self, step: Buy, hold: Hold, *, already_paid: bool, reused: bool) -> None:
         """Store the labels of a purchase and settle its hold, which another process may have opened."""
-        quote = self._quoter.quote(step)
         with self._released_on_error(hold):
-            files, human_seconds = self._purchases.files(step)
+            most = None if already_paid or self._is_rival else hold.quote.quantity
+            bought = self._purchases.content(step, self._quoter.quote(step), most)
             artifact = self._store.put(
-                step.key,
+                bought.key,
                 step.kind,
-                files,
+                bought.files,
                 meta={"request": step.request(), "series": step.series, "what": describe(step)},
-                usage={"n_labels": step.n, "n_answers": int(quote.quantity)},
-                circumstance={"human_seconds": human_seconds},
+                usage=dict(bought.usage),
+                circumstance={"human_seconds": bought.human_seconds},
             )
             cash = self._cash_of(step, already_paid)
-            self._settle(step, hold, artifact, quote.quantity, cash, reused)
+            self._settle(step, hold, artifact, bought.quantity, cash, reused)
 
     def _cash_of(self, step: Buy, already_paid: bool) -> int:
         """Return the cash, in micro-dollars, that this run paid for a purchase; a label of several purchases counts once."""
         before = [each for each in self._settled_steps() if isinstance(each, Buy) and each.key != step.key]
         return 0 if already_paid else self._purchases.cash_micros(step, before)
-
-    def _give_back_kept(self) -> None:
-        """Release the holds of labels that the run did without."""
-        while self._kept_holds:
-            self._results.give_back(self._kept_holds.popitem()[1], "the run did without these labels")
 
     # --- compute steps -----------------------------------------------------------------------------------------------
 
@@ -288,10 +298,7 @@ class RunExecution:
         here = self._results.here
         room = int(self._ledger.cash_room_micros(self.run_id) * cash_share)
         if room == 0 and here.usd > 0:
-            capped = self._ledger.balance(self.run_id).available_cash_micros > 0
-            top_up = command_line("outlay", "ledger", "topup", self._results.folder, self.run_id, "DOLLARS")
-            way = "raise --cash-cap, which all runs here share" if capped else f"top the run up: `{top_up}`"
-            raise BudgetExceeded(f"no cash is left to {describe(step)}; {way}")
+            raise self._results.no_cash(self.run_id, describe(step))
         hold = self._hold(step, replace(self._quoter.quote(step), cash_micros=room), need.already_paid)
         job = Job(
             step=step,
@@ -369,6 +376,7 @@ class RunExecution:
         cash = 0 if already_paid else self._my_cash(artifact)
         if isinstance(step, Buy):
             cash = self._cash_of(step, already_paid)
+            quote = as_billed(quote, artifact)
         hold = self._hold(step, replace(quote, cash_micros=cash), already_paid)
         with self._released_on_error(hold):
             if isinstance(step, Buy):
@@ -426,7 +434,7 @@ class RunExecution:
     ) -> None:
         note = describe(step) + (" (reused)" if reused else "")
         if artifact.key != self._storage_key(step):
-            note += " (cut short by its hold)"
+            note += words_on_short(step, artifact) if isinstance(step, Buy) else " (cut short by its hold)"
         self._ledger.settle(
             hold,
             quantity=quantity,
@@ -437,7 +445,7 @@ class RunExecution:
         )
         self._artifacts[step.key] = artifact
         if not isinstance(step, Buy):
-            self._timings.append(self._timing(hold.key, describe(step), artifact))
+            self._timings.append(timing_of(hold.key, describe(step), artifact, self._payer))
         self._files.step(hold.key).unlink(missing_ok=True)
         balance = self._ledger.balance(self.run_id)
         self._listener.settled(describe(step), reused, balance.charged_micros, balance.available_charge_micros)
@@ -447,14 +455,6 @@ class RunExecution:
         timings, self._timings = self._timings, []
         if timings:
             self._files.note(timings)
-
-    def _timing(self, key: str, what: str, artifact: Artifact) -> Timing:
-        measured = artifact.circumstance.get("seconds_by_payer", {}).get(self._payer)
-        if measured is None:
-            return Timing(key, what, None, None, None)
-        seen = artifact.circumstance.get("predicted") or {}
-        working = artifact.circumstance.get("working_seconds")
-        return Timing(key, what, seen.get("seconds"), seen.get("by"), measured, working)
 
     @contextmanager
     def _released_on_error(self, hold: Hold) -> Iterator[None]:

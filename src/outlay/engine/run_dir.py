@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from outlay.errors import SpendError
+from outlay.storage.artifact import Artifact
 from outlay.storage.files import write_json
 from outlay.storage.locks import exclusive
 
@@ -129,3 +130,13 @@ class RunDir:
 def _read_json(path: Path) -> Any:
     """Read a JSON file; ``None`` where it does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def timing_of(key: str, what: str, artifact: Artifact, payer: str) -> Timing:
+    """Return the timing of a step whose artifact a run settles; without seconds where another run has made it."""
+    measured = artifact.circumstance.get("seconds_by_payer", {}).get(payer)
+    if measured is None:
+        return Timing(key, what, None, None, None)
+    seen = artifact.circumstance.get("predicted") or {}
+    working = artifact.circumstance.get("working_seconds")
+    return Timing(key, what, seen.get("seconds"), seen.get("by"), measured, working)

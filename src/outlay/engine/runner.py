@@ -15,7 +15,7 @@ from outlay.engine.run_dir import RunDir
 from outlay.errors import LedgerDamaged, UsageError
 from outlay.hardware.precision import AUTO, OTHER, bf16_speed, precision_name
 from outlay.labels.purchases import PurchaseLog
-from outlay.money.amounts import LABEL_UNIT, Price
+from outlay.money.amounts import PURCHASE_UNITS, Price
 from outlay.money.ledger import Anchor, Ledger
 from outlay.plan.request import Request
 from outlay.storage.files import write_json
@@ -95,7 +95,7 @@ class Runner:
         """Cancel a run: release its open holds, and book the cash of labels delivered and compute done."""
         with self.run_folder(run_id).alone():
             for hold in self.ledger.open_holds(run_id):
-                if hold.quote.unit == LABEL_UNIT:
+                if hold.quote.unit in PURCHASE_UNITS:
                     self.results.end_purchase(hold, "cancelled")
                 else:
                     self.results.give_back(hold, "cancelled")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from outlay.engine.environment import environment
 from outlay.engine.prepare import PreparedRun
 from outlay.engine.step_meter import StepMeter
-from outlay.errors import SpendError
+from outlay.errors import SpendError, TrainingError
 from outlay.hardware.precision import check_worker
 from outlay.labels.purchases import parse_label_lines
 from outlay.metrics.calibration import N_DIGITS, calibration_error_of, confidences_of
@@ -108,9 +108,19 @@ class StepRunner:
                 return self._score(step, context)
         raise TypeError(f"a {type(step).__name__} step is not made here")
 
-    def read_labels(self, buy: Buy) -> list[str]:
-        """Read the labels of a purchase, in the split's seeded order."""
-        return parse_label_lines(self._file(buy, LABELS_FILE).read_bytes())
+    def read_labels(self, *purchases: Buy, first: int = 0, stop: int | None = None) -> tuple[list[Example], list[str]]:
+        """Read the rows that some purchases got labels for, in their order, and the labels.
+
+        Of the rows ordered only ``first`` to ``stop`` count, whether they got a label or not, so that what is set aside for dev
+        does not depend on refusals.
+        """
+        found: list[tuple[Example, str]] = []
+        places = [(buy, row) for buy in purchases for row in self._prepared.rows_of(buy.split)[buy.start : buy.stop]]
+        labels = {buy.key: parse_label_lines(self._file(buy, LABELS_FILE).read_bytes()) for buy in purchases}
+        for buy, row in places[first:stop]:
+            if (label := labels[buy.key].get(row.id)) is not None:
+                found.append((row, label))
+        return [row for row, _ in found], [label for _, label in found]
 
     def answer_lengths(self, labels: Buy, model: Model) -> list[int]:
         """Return the lengths of some bought labels in tokens of ``model``; 0 for an encoder."""
@@ -118,7 +128,7 @@ class StepRunner:
         if at not in self._answer_lengths:
             from outlay.train.api import answer_lengths
 
-            said = self.read_labels(labels)[:N_SAMPLED]
+            said = self.read_labels(labels)[1][:N_SAMPLED]
             self._answer_lengths[at] = answer_lengths(model.ref, model.base, self._prepared.task.form, said)
         return self._answer_lengths[at]
 
@@ -126,27 +136,30 @@ class StepRunner:
         from outlay.train.api import finetune
         from outlay.train.probe import TaskMetric
 
-        labels = [label for buy in step.labels for label in self.read_labels(buy)]
-        rows = [row for buy in step.labels for row in self._prepared.train[buy.start : buy.stop]]
-        first = n_carved(step.dev)
+        rows, labels = self.read_labels(*step.labels, first=n_carved(step.dev))
+        if not labels:
+            raise TrainingError(
+                f"{describe(step)}: none of the rows got a label; see why with `outlay labels verify`, raise the budget or "
+                "take another seller"
+            )
         out = _fresh(context)
         progress = finetune(
             _spec(step),
-            self._prepared.sources(rows[first:], step.model.ref),
-            labels[first:],
+            self._prepared.sources(rows, step.model.ref),
+            labels,
             step.settings,
             dev=self._dev(step),
             out=out,
             context=context,
             metric=TaskMetric.of(_scorer(step.encoding)),
         )
-        trained = _trained(out, progress, len(labels) - first, self._dev_floor(step))
+        trained = _trained(out, progress, len(labels), self._dev_floor(step))
         if progress.held_out:
             trained.files[HELD_OUT_FILE] = _json(
                 {
-                    "rows": [row.id for row in rows[first:]],
-                    "sources": [row.text for row in rows[first:]],
-                    "labels": labels[first:],
+                    "rows": [row.id for row in rows],
+                    "sources": [row.text for row in rows],
+                    "labels": labels,
                     "held_out": progress.held_out,
                 }
             )
@@ -176,10 +189,7 @@ class StepRunner:
 
     def _gold(self, bought: Sequence[Buy], rows: Sequence[Example]) -> list[str | None]:
         """Return the bought label of each pool row that is a train row too (same hash of the text), ``None`` for others."""
-        known: dict[str, str] = {}
-        for each in bought:
-            labelled = self._prepared.train[each.start : each.stop]
-            known |= {row.id: label for row, label in zip(labelled, self.read_labels(each), strict=True)}
+        known = {row.id: label for row, label in zip(*self.read_labels(*bought), strict=True)}
         return [known.get(row.id) for row in rows]
 
     def _teach(self, step: Teach, context: TrainContext) -> StepOutput:
@@ -243,9 +253,10 @@ class StepRunner:
         return DevTexts(sources, lambda answers: scorer.main_value(answers, golds, texts), golds if is_choice else ())
 
     def _dev_rows(self, dev: Dev) -> tuple[Sequence[Example], list[str]]:
-        rows = (self._prepared.train if dev.is_of_train else self._prepared.dev)[: dev.n]
-        golds = [row.label or "" for row in rows] if dev.labels is None else self.read_labels(dev.labels)[: dev.n]
-        return rows, golds
+        if dev.labels is not None:
+            return self.read_labels(dev.labels, stop=dev.n)
+        rows = self._prepared.dev[: dev.n]
+        return rows, [row.label or "" for row in rows]
 
     def _dev_floor(self, step: Train | Distil) -> dict[str, Any]:
         """Return the number of dev rows and the score of their commonest answer, for a model's usage."""

@@ -13,21 +13,60 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from outlay.errors import StoreError
+from outlay.labels.annotator import Answer
 
 
 @dataclass(frozen=True, slots=True)
 class PurchaseRecord:
     """One delivery in the log: the order, the payer (a run in a ledger), the cash paid, the human seconds, and the labels
-    by row id."""
+    by row id.
+
+    Of a seller whose answers cannot be had again also the reasons by refused row, the quantity billed for each row so far, exact
+    and in the unit of the seller's price, and the new answers.
+    """
 
     order: str
     payer: str
     cash_micros: int
     human_seconds: float
     labels: tuple[tuple[str, str], ...]
+    refused: tuple[tuple[str, str], ...] = ()
+    quantities: tuple[tuple[str, Fraction], ...] = ()
+    answers: tuple[Answer, ...] = ()
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> PurchaseRecord:
+        """Return the record of a line."""
+        return cls(
+            record["order"],
+            record["payer"],
+            record["cash_micros"],
+            record["human_seconds"],
+            tuple((row, label) for row, label in record["labels"]),
+            tuple((row, reason) for row, reason in record.get("refused", ())),
+            tuple((row, Fraction(quantity)) for row, quantity in record.get("quantities", ())),
+            tuple(read_answer(answer) for answer in record.get("answers", ())),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line of the record; what it has not is left out."""
+        plain = {name: getattr(self, name) for name in ("order", "payer", "cash_micros", "human_seconds", "labels")}
+        later = {
+            "refused": self.refused,
+            "quantities": [(row, str(quantity)) for row, quantity in self.quantities],
+            "answers": [answer_json(answer) for answer in self.answers],
+        }
+        return plain | {name: value for name, value in later.items() if value}
+
+    @property
+    def rows(self) -> set[str]:
+        """Rows that the delivery says something about."""
+        return {row for row, _ in (*self.labels, *self.refused, *self.quantities)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +128,8 @@ class PurchaseLog:
 
 
 class SellerLog:
-    """The log of one series: ``labels`` by row id, ``receipts`` in the order they came, ``orders`` by their ids."""
+    """The log of one series: ``labels``, ``refused`` (reasons), ``quantities`` and ``answers`` by row id, ``receipts`` in the
+    order they came, ``orders`` by their ids."""
 
     def __init__(self, data: bytes, file: int | None = None) -> None:
         lines = data[: data.rfind(b"\n") + 1]
@@ -97,6 +137,9 @@ class SellerLog:
             os.ftruncate(file, len(lines))
         self._file = file
         self.labels: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
+        self.quantities: dict[str, Fraction] = {}
+        self.answers: dict[str, list[Answer]] = {}
         self.receipts: list[PurchaseRecord] = []
         self.orders: dict[str, OrderRecord] = {}
         for line in lines.splitlines():
@@ -104,13 +147,16 @@ class SellerLog:
             if "ordered" in record:
                 self.orders[record["order"]] = OrderRecord(**{**record, "ordered": tuple(record["ordered"])})
             else:
-                labels = tuple((row, label) for row, label in record["labels"])
-                self._keep(PurchaseRecord(**{**record, "labels": labels}))
+                self._keep(PurchaseRecord.read(record))
+
+    def is_settled(self, row: str) -> bool:
+        """Return whether a row has its label, or never will."""
+        return row in self.labels or row in self.refused
 
     @property
     def open_orders(self) -> list[OrderRecord]:
-        """Orders that may be at the seller: those with a row that has no label yet, in the order of the log."""
-        return [each for each in self.orders.values() if not self.labels.keys() >= set(each.ordered)]
+        """Orders that may be at the seller: those with a row that is not settled, in the order of the log."""
+        return [each for each in self.orders.values() if not all(map(self.is_settled, each.ordered))]
 
     def receipts_of(self, order: str) -> list[PurchaseRecord]:
         """Return the deliveries of one order, in the order they came."""
@@ -126,7 +172,7 @@ class SellerLog:
         Raises:
             StoreError: no room, or the disk refuses.
         """
-        self._write([asdict(receipt)])
+        self._write([receipt.to_json()])
         self._keep(receipt)
 
     def note(self, orders: Sequence[OrderRecord]) -> None:
@@ -151,6 +197,46 @@ class SellerLog:
     def _keep(self, receipt: PurchaseRecord) -> None:
         self.receipts.append(receipt)
         self.labels.update(receipt.labels)
+        self.refused.update(receipt.refused)
+        self.quantities.update(receipt.quantities)
+        for answer in receipt.answers:
+            self.answers.setdefault(answer.row, []).append(answer)
+
+
+def answer_json(answer: Answer) -> dict[str, Any]:
+    """Return an answer as JSON values; what it has not is left out."""
+    told = {"row": answer.row, "by": answer.by, "text": answer.text, "label": answer.label}
+    later = {"seconds": answer.seconds, "confidence": answer.confidence, "probabilities": answer.probabilities}
+    return told | {name: value for name, value in later.items() if value not in (None, (), 0.0)}
+
+
+def read_answer(record: Mapping[str, Any]) -> Answer:
+    """Return the answer that `answer_json` wrote."""
+    return Answer(**{**record, "probabilities": tuple(record.get("probabilities", ()))})
+
+
+def answer_lines(answers: Iterable[Answer]) -> bytes:
+    """Return the bytes of the answers of a labels artifact: one JSON object per line."""
+    return _json_lines(answer_json(answer) for answer in answers)
+
+
+def parse_answer_lines(lines: bytes) -> list[Answer]:
+    """Return the answers that `answer_lines` wrote."""
+    return [read_answer(json.loads(line)) for line in lines.split(b"\n") if line]
+
+
+def bill_lines(rows: Iterable[tuple[str, Fraction, str | None]]) -> bytes:
+    """Return the bytes of a purchase's bill: for each row the exact quantity billed, and the reason where it was refused."""
+    return _json_lines(
+        {"row": row, "quantity": str(quantity), **({} if why is None else {"refused": why})}
+        for row, quantity, why in rows
+    )
+
+
+def parse_bill_lines(lines: bytes) -> list[tuple[str, Fraction, str | None]]:
+    """Return the rows that `bill_lines` wrote."""
+    records = [json.loads(line) for line in lines.split(b"\n") if line]
+    return [(record["row"], Fraction(record["quantity"]), record.get("refused")) for record in records]
 
 
 def label_lines(rows: Sequence[tuple[str, str]]) -> bytes:
@@ -158,9 +244,10 @@ def label_lines(rows: Sequence[tuple[str, str]]) -> bytes:
     return _json_lines({"row": row, "label": label} for row, label in rows)
 
 
-def parse_label_lines(lines: bytes) -> list[str]:
-    """Return the labels that `label_lines` wrote; a label may hold any character, line separators of Unicode too."""
-    return [json.loads(line)["label"] for line in lines.split(b"\n") if line]
+def parse_label_lines(lines: bytes) -> dict[str, str]:
+    """Return the labels that `label_lines` wrote, by row; a label may hold any character, line separators of Unicode too."""
+    records = [json.loads(line) for line in lines.split(b"\n") if line]
+    return {record["row"]: record["label"] for record in records}
 
 
 def _json_lines(records: Iterable[Mapping[str, object]]) -> bytes:

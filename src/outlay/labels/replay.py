@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from fractions import Fraction
 from statistics import mode
 
 from outlay.errors import LabelError, SellerError, UnknownOrder
-from outlay.labels.annotator import Delivery, Order
+from outlay.labels.allowance import Allowance
+from outlay.labels.annotator import Answer, Delivery, Order, RowCost, RowResult, no_report
 from outlay.money.amounts import Price, Quote
+from outlay.tasks.example import Example
 from outlay.text.legible import label_problem
+
+ORDER_ROWS = 100
+"""Rows per order: the most that must be collected again after a crash between delivery and booking."""
 
 
 @dataclass(eq=False)
@@ -55,11 +61,23 @@ class Replay:
         self._rows = [] if self.labels else sorted(self.gold)
         self._sold: dict[str, tuple[Order, Delivery]] = {}
 
-    def quote(self, n: int) -> Quote:
-        """Quote `n` rows at `redundancy` answers each: a charge, but no cash. Raises SellerError for a negative number."""
-        if n < 0:
-            raise SellerError(f"{n} labels were asked for; ask for 0 or more")
-        return Quote.of(self.price, n * self.redundancy, cash_micros=0)
+    @property
+    def order_rows(self) -> int:
+        """Maximum number of rows of an order: the most that must be collected again after a crash."""
+        return ORDER_ROWS
+
+    @property
+    def is_deterministic(self) -> bool:
+        """True: answers are drawn by the row and the seed."""
+        return True
+
+    def costs(self, examples: Sequence[Example]) -> Sequence[RowCost]:
+        """Return the answers of each row: as many as the redundancy, expected and at most."""
+        return [RowCost(Fraction(self.redundancy), Fraction(self.redundancy))] * len(examples)
+
+    def quote(self, examples: Sequence[Example]) -> Quote:
+        """Quote rows at `redundancy` answers each: a charge, but no cash."""
+        return Quote.of(self.price, len(examples) * self.redundancy, cash_micros=0)
 
     def identity(self) -> Mapping[str, object]:
         """Return the parameters that decide the labels; the price and the human seconds do not."""
@@ -74,7 +92,7 @@ class Replay:
             "seed": self.seed,
         }
 
-    def collect(self, order: Order) -> Delivery:
+    def collect(self, order: Order, allowance: Allowance, report: Callable[[int], None] = no_report) -> Delivery:
         """Return the delivery of an accepted order; replayed labels are never pending. Raises UnknownOrder."""
         if order.id not in self._sold:
             raise UnknownOrder(f"order {order.id!r} was never submitted; submit it first")
@@ -89,19 +107,16 @@ class Replay:
         for row in order.rows:
             if row not in self.gold:
                 raise SellerError(f"row {row} of order {order.id!r} has no gold label to replay; leave it out")
-        answers = tuple(tuple(self._answer(row, i) for i in range(self.redundancy)) for row in order.rows)
-        quote = self.quote(len(answers))
-        delivery = Delivery(
-            order_id=order.id,
-            rows=order.rows,
-            labels=tuple(mode(given) for given in answers),  # among equally frequent answers, the first one
-            answers=answers,
-            quantity=quote.quantity,
-            charge_micros=quote.charge_micros,
-            cash_micros=0,
-            human_seconds=float(quote.quantity) * self.seconds_per_label,
+        given = {row: [self._answer(row, i) for i in range(self.redundancy)] for row in order.rows}
+        # The mode is the first one among equally frequent answers.
+        results = tuple(RowResult(row, mode(each), quantity=Fraction(self.redundancy)) for row, each in given.items())
+        answers = tuple(
+            Answer(row, f"replay {i}", text, text, self.seconds_per_label)
+            for row, each in given.items()
+            for i, text in enumerate(each)
         )
-        self._sold[order.id] = (order, delivery)
+        seconds = float(len(answers)) * self.seconds_per_label
+        self._sold[order.id] = (order, Delivery(order.id, results, answers, human_seconds=seconds))
 
     def _answer(self, row: str, number: int) -> str:
         """Return one of a row's answers: its gold, or where a draw makes it wrong another answer."""

@@ -35,6 +35,10 @@ _SCIENTIFIC = re.compile(r"\$?\s*(?P<number>[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,
 """Forms of a price in a price file beside `_AMOUNT`: as spreadsheets write it, 1.5E-7, or with any number of decimals."""
 LABEL_UNIT = "label"
 """Unit of the prices that labels are sold at, by answer."""
+USD_UNIT = "dollar"
+"""Unit of what is billed in dollars itself, such as tokens of several prices: its price is $1."""
+PURCHASE_UNITS = frozenset((LABEL_UNIT, USD_UNIT))
+"""Units that purchases of labels are held and charged in."""
 
 _LATER = frozenset(
     (f"label/{task}", LABEL_UNIT, "1/5")

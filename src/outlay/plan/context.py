@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 from outlay.errors import UsageError
@@ -40,13 +41,40 @@ def reading_key(ref: str, reading: Reading) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningCosts:
+    """Running sums of what the rows of a split cost in their seeded order, each starting with 0, in the unit of a seller's price:
+    the expected quantity, and the most it can be."""
+
+    expected: Sequence[Fraction]
+    most: Sequence[Fraction]
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
-    """Terms of a seller: the price of one answer, the seller's identity, and the answers per label (``redundancy``)."""
+    """Terms of a seller: the price of what is billed, the seller's identity, and what rows cost.
+
+    ``redundancy``: answers per label, where a label costs so many units of the price; ``costs``: running costs by split, where it
+    costs as much as it takes.
+    """
 
     price: Price
     identity: str
     """Canonical JSON of the seller's identity."""
     redundancy: int = 1
+    costs: Mapping[str, RunningCosts] = field(default_factory=dict)
+
+    def expected(self, split: str, start: int, stop: int) -> Fraction:
+        """Return the quantity that rows ``start`` to ``stop`` of a split are expected to be billed for."""
+        return self._sum(split, start, stop, lambda costs: costs.expected)
+
+    def most(self, split: str, start: int, stop: int) -> Fraction:
+        """Return the quantity that rows ``start`` to ``stop`` of a split are billed for at most."""
+        return self._sum(split, start, stop, lambda costs: costs.most)
+
+    def _sum(self, split: str, start: int, stop: int, sums: Callable[[RunningCosts], Sequence[Fraction]]) -> Fraction:
+        if (costs := self.costs.get(split)) is None:
+            return Fraction((stop - start) * self.redundancy)
+        return sums(costs)[stop] - sums(costs)[start]
 
 
 @dataclass(frozen=True)

@@ -37,17 +37,25 @@ class Quoter:
     @cached()
     def quote(self, step: Step) -> Quote:
         """Return the upper bound of a step's cost; where the student's training is free, scoring the test split is too, and
-        scoring the teacher always."""
+        scoring the teacher always.
+
+        Labels without a fixed price are quoted at what is expected of them; `most` bounds them.
+        """
         context = self.context
         if isinstance(step, Buy):
             offer = context.offer(step.seller)
-            return Quote.of(offer.price, Fraction(step.n * offer.redundancy))
+            return Quote.of(offer.price, offer.expected(step.split, step.start, step.stop))
         price = context.machine_price
         quantity = self.hours(self.work(step))
         scores_free = isinstance(step, Score) and (step.of_teacher or context.request.student_training == "free")
         if scores_free or (isinstance(step, Train) and step.free):
             return Quote(f"{price.item} (free)", price.unit, quantity, price.usd * 0, 0, price.cost_micros(quantity))
         return Quote.of(price, quantity)
+
+    def most(self, step: Buy) -> Quote:
+        """Return the upper bound of the cost of a purchase."""
+        offer = self.context.offer(step.seller)
+        return Quote.of(offer.price, offer.most(step.split, step.start, step.stop))
 
     @cached()
     def total_micros(self, final: Step) -> int:

@@ -32,6 +32,8 @@ _SELLER_WORDS = {LLM: "LLM", OWNED: "owned train"}
 """Words for a seller before the word labels, for names that are not written as they are."""
 
 LABELS_FILE = "labels.jsonl"
+ANSWERS_FILE = "answers.jsonl"
+BILL_FILE = "bill.jsonl"
 TARGETS_FILE = "targets.safetensors"
 PREDICTIONS_FILE = "predictions.json"
 SCORES_FILE = "scores.json"
