@@ -72,7 +72,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "tasks": {"datasets", "numpy", "pyarrow", "pydantic", "scipy", "sklearn"},
     "metrics": {"numpy", "sacrebleu", "torch", "transformers"},
     "money": {"genai_prices"},
-    "labels": {"openai"},
+    "labels": {"openai", "sklearn"},
     "workers": {"ray"},
     "train": {
         *("accelerate", "bitsandbytes", "numpy", "safetensors", "torch", "transformers"),
