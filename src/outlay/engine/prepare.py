@@ -40,8 +40,12 @@ Value = TypeVar("Value")
 _OWN = ("budget_micros", "n_initial", "max_labels")
 """Fields of a request that decide neither rows nor models."""
 
-_LATER = (("owned", False), ("group", None), ("folds", None))
+_LATER = (("owned", False), ("group", None), ("folds", None), ("test", "given"), ("eval_seller", "people"))
 """Keys of a task file, with their defaults, that came after tasks had digests."""
+
+_TOLD = {"description", "published", "instruction", "descriptions", "sellers"}
+"""Keys of a task file that no digest holds: words for people, and sellers, which are in a request and in the keys of what they
+sold, an annotator's instruction with them."""
 
 
 @dataclass(frozen=True)
@@ -355,8 +359,8 @@ def _shared(asked: Request) -> tuple[Hashable, ...]:
 
 
 def _task_digest(task: Task, data: TaskData) -> str:
-    """Return the digest of a task file and of every example, without description and published results."""
-    told = _as_before(task.model_dump(mode="json", exclude={"description", "published"}))
+    """Return the digest of a task file and of every example, without the keys of `_TOLD`."""
+    told = _as_before(task.model_dump(mode="json", exclude=_TOLD))
     return key_of({"task": {**told, "training": settings_as_before(told["training"])}, "data": data.digest})
 
 

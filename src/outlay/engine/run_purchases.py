@@ -23,7 +23,7 @@ from outlay.labels.purchases import (
     parse_bill_lines,
     parse_label_lines,
 )
-from outlay.money.amounts import MICROS_PER_USD, USD_UNIT, Quote, cost_micros
+from outlay.money.amounts import DOLLAR_UNIT, MICROS_PER_USD, Quote, cost_micros
 from outlay.plan.steps import ANSWERS_FILE, BILL_FILE, LABELS_FILE, Buy, describe
 from outlay.plan.strategies import rival_of
 from outlay.storage.store import Artifact, key_of
@@ -186,7 +186,7 @@ def bounded(quote: Quote, most: Quote, room_micros: int) -> Quote:
     if most.charge_micros <= room_micros:
         return most
     units = Fraction(max(0, room_micros), MICROS_PER_USD) / Fraction(quote.unit_usd)
-    quantity = units if quote.unit == USD_UNIT else Fraction(int(units))
+    quantity = units if quote.unit == DOLLAR_UNIT else Fraction(int(units))
     return replace(quote, quantity=quantity, charge_micros=cost_micros(quantity, quote.unit_usd))
 
 

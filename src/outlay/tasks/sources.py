@@ -117,7 +117,7 @@ class Source(_FileKeys):
     fields: dict[str, NonEmpty | Column] = Field(default_factory=dict)
     """Task field → column; a field that is not named here is read from the column of its own name."""
     target: NonEmpty | None = None
-    """Column of the gold label."""
+    """Column of the gold label; without it labels are bought of a seller that does not replay."""
     owned: bool = False
     """The labels are yours already: they cost nothing, and come before those that are bought; of train rows alone."""
     group: NonEmpty | None = None
@@ -190,7 +190,7 @@ class PoolSource(Source):
 
 
 class Data(YamlBlock):
-    """The three labelled splits."""
+    """The three splits that have labels, or get them."""
 
     train: Source
     """Rows whose labels are for sale; without ``target`` a seller other than `replay` has to know them."""
@@ -199,7 +199,7 @@ class Data(YamlBlock):
     dev: Source | None = None
     """Rows to choose models on; see the task's ``dev``."""
     test: Source
-    """Rows that are scored once, at the end."""
+    """Rows that are scored once, at the end; see the task's ``test``."""
 
     def sources_of(self, split: Split) -> list[Source]:
         """Return the sources of one split in the order they are read; none where the split is not given."""

@@ -11,18 +11,20 @@ import json
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from outlay.errors import UnknownTask
 from outlay.spec import Kind, TaskSpec
 from outlay.storage.paths import expand
 from outlay.tasks.example import Example, TextFormat
 from outlay.tasks.overrides import TrainingOverrides
+from outlay.tasks.seller_blocks import PEOPLE, SellerBlock
 from outlay.tasks.sources import Data, PoolSource, Source, compiled
 from outlay.tasks.yaml_file import Name, NonEmpty, Value, YamlBlock, read_yaml
-from outlay.text.legible import alike, did_you_mean, likeness, outer_blanks, quoted, repeats
+from outlay.text.legible import alike, did_you_mean, likeness, named, outer_blanks, quoted, repeats
+from outlay.text.yaml_text import written_text
 
 SHIPPED = Path(__file__).parent / "shipped"
 DEFAULT_DEV_FRACTION = 0.1
@@ -39,6 +41,11 @@ METRICS_OF: dict[Kind, tuple[Metric, ...]] = {
 """Main metrics a kind of task may have; the first one is its default."""
 MAX_TARGET_TOKENS: dict[Kind, int] = {"classification": 8, "entities": 128, "generation": 32}
 """Longest answer where the task does not say, as in Kang et al. 2023, Table 8."""
+RESERVED_SELLERS = {
+    "human": f"who are called {PEOPLE!r} here; rename them",
+    "owned": "the name of labels that are yours already, which `owned: true` marks; choose another name",
+}
+"""Names that no seller of a task file may have, with what to do about it."""
 MIN_LABELS: dict[Kind, int] = {"classification": 2, "entities": 1, "generation": 0}
 
 
@@ -77,6 +84,8 @@ class Task(YamlBlock):
     """Short name of at most 100 characters: letters, digits, ``_``, ``.`` and ``-``, the last two not first."""
     description: str = ""
     """One line for people."""
+    instruction: str = ""
+    """Words that tell an annotator, a person or a language model, what to do with a text."""
     kind: Kind = "classification"
     """Kind of answer: one of ``labels``, a line of entities of the types ``labels``, or free text (``generation``)."""
     text: NonEmpty
@@ -87,6 +96,8 @@ class Task(YamlBlock):
     """Put before the text for models that write their answer, such as ``nq: ``; encoders do not read it."""
     labels: tuple[Value, ...] = Field(default=(), validate_default=True)
     """Label set, or entity types; none for ``generation``. The published reading counts an unknown one as the first."""
+    descriptions: dict[Annotated[str, BeforeValidator(written_text)], NonEmpty] = Field(default_factory=dict)
+    """Label → words on what it stands for, which an annotator is told; labels without are told by their names."""
     metric: Metric = "accuracy"
     """``accuracy`` or ``f1`` (micro-averaged); ``entity_f1`` for entities; ``qa_f1`` or ``bert_ibleu`` for generation."""
     bertscore: MetricModel | None = None
@@ -108,6 +119,12 @@ class Task(YamlBlock):
     """Share of the bought labels that is carved; default 0.1."""
     folds: int | None = Field(default=None, gt=1)
     """Number of folds of ``dev: folds``: seed s keeps fold s modulo it for dev; default 5."""
+    test: Literal["given", "bought"] = "given"
+    """Test labels: those of the rows, which cost nothing, or bought; they are never trained on."""
+    eval_seller: NonEmpty = PEOPLE
+    """Name of the seller of bought dev and test labels."""
+    sellers: dict[Name, SellerBlock] = Field(default_factory=dict)
+    """Sellers of labels by name; without ``people`` these replay the gold labels at the price of ``price_item``."""
     drop_leaks: bool = False
     """Leave train and pool rows out that are also dev or test rows, instead of refusing the data."""
     data: Data
@@ -189,8 +206,47 @@ class Task(YamlBlock):
             raise ValueError(
                 f"`data.more_train.{again - 1}` takes rows that train has already, to be bought twice; remove it"
             )
+        if strange := next((name for name in self.descriptions if name not in self.labels), None):
+            known = (
+                f"; the labels are {named(self.labels)}"
+                if self.labels
+                else f", and a task of kind {self.kind} has none"
+            )
+            raise ValueError(
+                f"`descriptions` names {quoted(strange)}, which is no label{did_you_mean(strange, self.labels)}{known}"
+            )
         self._check_dev()
+        self._check_sellers()
         return self
+
+    def _check_sellers(self) -> None:
+        for name in self.sellers:
+            if instead := RESERVED_SELLERS.get(name):
+                raise ValueError(f"`sellers` names {name!r}, {instead}")
+        known = (PEOPLE, *(name for name in self.sellers if name != PEOPLE))
+        if self.eval_seller not in known:
+            raise ValueError(
+                f"`eval_seller` is {self.eval_seller!r}{did_you_mean(self.eval_seller, known)}, and the sellers are "
+                f"{', '.join(known)}; name one, or add it to `sellers`"
+            )
+        for name, how, source in (("dev", self.dev, self.data.dev), ("test", self.test, self.data.test)):
+            if source is None or source.target is not None:
+                continue
+            if how != "bought":
+                raise ValueError(
+                    f"`data.{name}` needs `target`, the column of its gold label; where there is none, say `{name}: bought` to "
+                    "buy the labels"
+                )
+            if self.replays(self.eval_seller):
+                raise ValueError(
+                    f"`data.{name}` has no `target`, and {self.eval_seller} replay gold labels; name a seller of another kind "
+                    f"as `eval_seller`, such as `sellers: {{{PEOPLE}: {{kind: files}}}}`"
+                )
+
+    def replays(self, seller: str) -> bool:
+        """Return whether a seller replays gold labels, as people do where the file says nothing of them."""
+        block = self.sellers.get(seller)
+        return block is None or block.kind == "replay"
 
     def _check_dev(self) -> None:
         needs_split = self.dev in ("given", "bought")
@@ -209,8 +265,6 @@ class Task(YamlBlock):
         if self.dev_fraction is not None and (self.dev != "carved" or self.n_dev is not None):
             raise ValueError("`dev_fraction` belongs to `dev: carved` and excludes `n_dev`")
         for name, source in (("dev", self.data.dev), ("test", self.data.test)):
-            if source is not None and source.target is None:
-                raise ValueError(f"`data.{name}` needs `target`, the column of its gold label")
             if source is not None and source.owned:
                 raise ValueError(
                     f"`owned` is about train rows, whose labels are for sale else; remove it from `data.{name}`"

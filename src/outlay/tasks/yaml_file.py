@@ -53,9 +53,21 @@ def read_yaml(
     if not isinstance(content, dict):
         raise error_type(f"{path}: holds {type(content).__name__}, not keys and values; see {page}")
     try:
+        return checked(content, model, whole)
+    except ValueError as error:
+        raise error_type(f"{path}: {error}") from None
+
+
+def checked(content: dict[str, Any], model: type[Model], whole: str = "the task") -> Model:
+    """Return keys and values as ``model``; ``whole``: what they describe.
+
+    Raises:
+        ValueError: They do not fit the model; one line, of the first problem.
+    """
+    try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise error_type(f"{path}: {_first_problem(error, model.model_json_schema(), whole)}") from None
+        raise ValueError(_first_problem(error, model.model_json_schema(), whole)) from None
 
 
 _UNION_CHOICES = ("constrained-str", "str", "Column")
@@ -66,12 +78,15 @@ def _first_problem(error: ValidationError, schema: dict[str, Any], whole: str) -
     """Say the first problem of a file in one line: key path, what is wrong, the value that is there."""
     problems = error.errors()
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    where = ".".join(str(part) for part in first["loc"] if part not in _UNION_CHOICES) or whole
+    keys, here = _followed(first["loc"], schema)
+    where = ".".join(keys) or whole
     if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1], schema)
+        known = sorted(_followed(first["loc"][:-1], schema)[1].get("properties", {}))
         text = f"{where}: unknown key{did_you_mean(str(first['loc'][-1]), known)}; allowed here are {', '.join(known)}"
     elif first["type"] == "missing":
         text = f"{where}: is required and missing"
+    elif first["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        text = f"{where}.{here['discriminator']['propertyName']}: {_wrong_kind(first['input'], here['discriminator'])}"
     elif first["type"] == "value_error":
         text = f"{where}: {first['msg'].removeprefix('Value error, ')}"
     else:
@@ -79,6 +94,15 @@ def _first_problem(error: ValidationError, schema: dict[str, Any], whole: str) -
         if first["type"] == "string_type" and not isinstance(first["input"], list | tuple | dict):
             text += "; write it in quotes"
     return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def _wrong_kind(block: object, chooser: dict[str, Any]) -> str:
+    """Say what is wrong with the key that tells of which kind a block is; ``chooser``: the schema's discriminator."""
+    kinds = list(chooser["mapping"])
+    given = block.get(chooser["propertyName"]) if isinstance(block, dict) else None
+    hint = did_you_mean(str(given), kinds)
+    what = "is required and missing" if given is None else f"is none of the known kinds: {_shown(given)}{hint}"
+    return f"{what}; choose {', '.join(kinds[:-1])} or {kinds[-1]}"
 
 
 _REPR = reprlib.Repr()
@@ -94,10 +118,16 @@ def _shown(value: object) -> str:
     return shorten(_REPR.repr(value))
 
 
-def _known_keys(path: tuple[int | str, ...], schema: dict[str, Any]) -> list[str]:
-    """Return the keys allowed at a key path of the task file."""
-    here = schema
+def _followed(path: tuple[int | str, ...], schema: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Return the keys of a pydantic key path, without the choices of unions in it, and the schema of what lies there."""
+    here, keys = schema, list[str]()
     for part in path:
+        kinds = here.get("discriminator", {}).get("mapping", {})
+        if part in kinds:
+            here = schema["$defs"][kinds[part].rsplit("/", 1)[1]]
+            continue
+        if part not in _UNION_CHOICES:
+            keys.append(str(part))
         if part in schema["$defs"]:
             here = schema["$defs"][part]
         elif isinstance(part, int):
@@ -108,4 +138,4 @@ def _known_keys(path: tuple[int | str, ...], schema: dict[str, Any]) -> list[str
         options = [option for option in here.get("anyOf", [here]) if "$ref" in option]
         if options:
             here = schema["$defs"][options[0]["$ref"].rsplit("/", 1)[1]]
-    return sorted(here.get("properties", {}))
+    return keys, here

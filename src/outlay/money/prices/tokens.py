@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 from outlay.errors import MoneyError, UnknownItem
-from outlay.money.amounts import Price, PriceBook
+from outlay.money.amounts import DOLLAR_UNIT, Price, PriceBook
 from outlay.text.legible import did_you_mean
 
 Tier = Literal["standard", "batch", "flex"]
@@ -23,10 +23,8 @@ TIERS: tuple[Tier, ...] = get_args(Tier)
 KINDS = {"input": "input", "cached": "cached input", "cache_write": "cache write", "output": "output"}
 """Names of the kinds of tokens in price items, by field of `TokenUsage` and `TokenPrices`."""
 
-DOLLAR_UNIT = "dollar"
-"""Unit of a purchase that is paid by tokens: its quantity is the exact sum of tokens times their prices."""
-
-TOKEN_UNIT, TOKENS_PER_UNIT = "1000 tokens", 1000
+TOKEN_UNIT = "1000 tokens"
+"""Unit that a price book keeps prices of tokens in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +117,7 @@ def priced_model(book: PriceBook, model: str, tier: Tier = "standard") -> str:
             f"no {tier} price of {model!r}; take tier standard, or add {token_item(known, 'input', tier)!r} and "
             f"{token_item(known, 'output', tier)!r} per 1M tokens to a price file"
         )
-    ends = tuple(f" {tier} {kind}" for tier in TIERS[1:] for kind in KINDS.values())
-    models = {item.removesuffix(" input"): None for item in ours if item.endswith(" input") and not item.endswith(ends)}
-    hint = did_you_mean(model, [name for name in models if not name.endswith(" cached")])
+    hint = did_you_mean(model, {item.removesuffix(" output") for item in ours if item.endswith(" output")})
     raise UnknownItem(
         f"no price of the tokens of {model!r}{hint}; run `outlay prices fetch {model}`, or add {end!r} and "
         f"{token_item(model, 'output', tier)!r} per 1M tokens to a price file, usd 0 for a model of your own"
@@ -156,8 +152,14 @@ def token_prices(book: PriceBook, model: str, tier: Tier = "standard") -> TokenP
         price = book.get(item if item in book else token_item(name, "input", tier))
         if price.unit != TOKEN_UNIT:
             raise MoneyError(f"{price.item!r} is sold per {price.unit}, but it prices tokens; give it per 1M tokens")
-        per_token[kind] = price.usd.scaleb(-3)
+        per_token[kind] = shifted(price.usd, -3)
     return TokenPrices(**per_token)
+
+
+def shifted(usd: Decimal, n_places: int) -> Decimal:
+    """Return ``usd`` times 10 to the power of ``n_places``, with all its digits."""
+    sign, digits, exponent = usd.as_tuple()
+    return Decimal((sign, digits, int(exponent) + n_places))
 
 
 def token_bill(model: str) -> Price:
