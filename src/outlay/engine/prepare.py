@@ -269,10 +269,7 @@ class RunBuilder:
             machine=chosen,
             machine_price=self.price_book.hour(chosen.price_item),
             offers=_OnDemand(
-                {
-                    spec.name: partial(self._offer, asked.task, request.seed, is_folded, spec)
-                    for spec in request.sellers
-                }
+                {spec.name: partial(self._offer, asked.task, request.seed, is_folded, spec) for spec in request.sellers}
             ),
             train_digest=ordered.train_digest,
             dev_digest=ordered.dev_digest,

@@ -259,9 +259,5 @@ def _later_sellers(sellers: Sequence[SellerSpec]) -> dict[str, Any]:
     for seller in sellers:
         if _is_second(seller):
             found |= {"llm_error_rate": seller.replay.error_rate, "llm_price_item": seller.replay.price_item}
-    others = {
-        seller.name: seller.to_json()
-        for seller in sellers
-        if not _is_first(seller) and not _is_second(seller)
-    }
+    others = {seller.name: seller.to_json() for seller in sellers if not _is_first(seller) and not _is_second(seller)}
     return found | {"sellers": others or None}
